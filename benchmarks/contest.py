@@ -46,7 +46,7 @@ class Result(NamedTuple):
     versions: dict[str, str]
 
     def startup(self) -> dict[str, Any]:
-        """What is spent once: to get ready, to compile (what the first round takes longer), and memory."""
+        """The costs that come once: to get ready, to compile (what the first round takes longer), and memory."""
         return {
             'init_s': round(self.init_s, 1),
             'compile_s': round(self.first_s - statistics.median(self.seconds), 1),
@@ -55,7 +55,7 @@ class Result(NamedTuple):
         }
 
     def best(self) -> dict[str, float]:
-        """What the fastest round told."""
+        """The figures of the fastest round."""
         return self.told[self.seconds.index(min(self.seconds))]
 
 
@@ -145,7 +145,7 @@ def _environment() -> dict[str, str]:
 
 
 def ratios(ours: Result, theirs: Result) -> dict[str, float]:
-    """How many times faster we are: by the fastest rounds, and by the median over rounds. They agree where the machine
+    """Their time over ours: by the fastest rounds, and by the median over rounds. They agree where the machine
     is quiet; where they do not, neither is to be quoted."""
     rounds = [them / us for us, them in zip(ours.seconds, theirs.seconds, strict=True)]
     fastest = min(theirs.seconds) / min(ours.seconds)
@@ -153,7 +153,7 @@ def ratios(ours: Result, theirs: Result) -> dict[str, float]:
 
 
 def surroundings(*packages: str) -> dict[str, Any]:
-    """What a number depends on besides the program: the machine's own limits, the allocator, our versions."""
+    """The surroundings that a number depends on: the machine's own limits, the allocator, our versions."""
     command = [sys.executable, '-m', 'benchmarks.machine']
     limits = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT, env=_environment()).stdout
     return {

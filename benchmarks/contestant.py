@@ -47,7 +47,7 @@ def timed(take: Round) -> dict[str, Any]:
 
 
 def jax_peak() -> int | None:
-    """Of the device; None where that is the process's own."""
+    """The peak bytes of the device's memory; None where that is the process's own."""
     import jax
 
     return (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')

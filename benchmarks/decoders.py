@@ -90,7 +90,7 @@ def make_local(model: str, dtype: str, batch: int, prompt: int, new: int) -> Rou
 
 
 def make_jetstream(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
-    """The same through JetStream's driver in this process."""
+    """A round of decoding through JetStream's driver in this process."""
     from pal_jax.decode.jetstream.decoder import JetStreamDecoder
     from pal_jax.decode.jetstream.engine import JetStreamEngine
 
@@ -101,7 +101,7 @@ def make_jetstream(model: str, dtype: str, batch: int, prompt: int, new: int) ->
 
 
 def make_grpc(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
-    """The same asked for over gRPC, of a server of this machine; it runs in this process too."""
+    """A round of decoding asked for over gRPC, of a server that runs in this process too."""
     from pal_jax.decode.jetstream.driver import JetStreamDriver
     from pal_jax.decode.jetstream.engine import JetStreamEngine
     from pal_jax.decode.jetstream.remote import RemoteDecoder

@@ -1,4 +1,4 @@
-"""What this machine can do at best: the peak of matrix products and the memory bandwidth, measured in-process.
+"""The limits of this machine: the peak of matrix products and the memory bandwidth, measured in-process.
 
   python -m benchmarks.machine
 Prints one JSON object. On a shared machine the numbers fall with its load: quote a program's speed as a share of the

@@ -1,4 +1,4 @@
-"""How well the embedding matcher tells facts apart, by threshold.
+"""The accuracy with which the embedding matcher tells facts apart, by threshold.
 
   python -m benchmarks.matcher
 

@@ -1,4 +1,4 @@
-"""What the rule judge pays replies that it should not, with and without a language model that reads them too.
+"""The pay by the rule judge for replies that should have none, with and without a language model that reads them too.
 
   python -m benchmarks.naturalness                                        the embedded model
   python -m benchmarks.naturalness --source=hf:Qwen/Qwen2.5-0.5B-Instruct --dialogues=40

@@ -1,4 +1,4 @@
-"""What an update of PAL costs: by the number of users in the table, or beside torch and the machine's matrix products.
+"""The cost of an update of PAL: by the number of users in the table, or beside torch and the machine's matrix products.
 
   python -m benchmarks.pal_step
   python -m benchmarks.pal_step --users=1000,1000000 --width=512 --batch=4096 --projector=mlp2-gelu-dropout0
@@ -33,7 +33,7 @@ PRODUCT = (1024, 576, 1536)  # where a CPU reaches its peak, see machine.py
 
 
 def flops(batch: int) -> float:
-    """Of the products of an update: chosen, rejected and the prompt by K functions; inputs have no gradient."""
+    """Operations of an update's products: chosen, rejected and the prompt by K functions; inputs have no gradient."""
     projections = 2 + K
     return 2.0 * batch * WIDTH**2 * projections * (3 * LAYERS - 1)
 
@@ -72,7 +72,7 @@ def make_pal_jax(batch: int, updates: int, dtype: str) -> Round:
 
 
 def make_torch(batch: int, updates: int, dtype: str) -> Round:
-    """The same in torch; bfloat16 is autocast over float32 weights, users' rows are moved by its sparse Adam."""
+    """An update in torch; bfloat16 is autocast over float32 weights, users' rows are moved by its sparse Adam."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -115,7 +115,7 @@ def make_torch(batch: int, updates: int, dtype: str) -> Round:
 
 
 def make_products(batch: int, updates: int, dtype: str) -> Round:
-    """As many operations as the updates have, in products of matrices and nothing else."""
+    """Products of matrices alone, with as many operations as the updates have."""
     import jax
     import jax.numpy as jnp
 

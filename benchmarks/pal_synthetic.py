@@ -37,7 +37,7 @@ BATCH, UPDATES, STEPS = 512, 150, 10
 
 
 class Outcome(NamedTuple):
-    """By seed; `new` by number of comparisons first. `found`: purity of clusters, or correlation of weights.
+    """Figures by seed; `new` by number of comparisons first. `found`: purity of clusters, or correlation of weights.
 
     `asked`: twice as `new`, with a pull of 1 to the middle: comparisons at random, and those that tell most.
     """

@@ -43,6 +43,7 @@ from pal_jax.types import Sampling
 
 WIDTH, KNOWN, PAIRS = 16, 20, 40  # coordinates of replies, known choices of a new person, choices of a seen one
 CEILING = 0.75  # the accuracy of the true utilities on choices
+ASKED = 3  # takes the place of a number in the seed of the choices on held-out prompts
 WARM = re.compile(r'\b(thank\w*|glad|happy|great|love\w*|hope|wonderful|welcome|please|sure|enjoy)\b|!', re.IGNORECASE)
 BEST = 1, 4, 16
 KEYS = 'prompt', 'instruction', 'text'
@@ -182,6 +183,23 @@ def draw_choices(
     return choices, np.where(won[:, None], gaps, -gaps)
 
 
+class Drawn(NamedTuple):
+    """The choices of the seen people and those that are known of new ones, on learning prompts; the choices that new
+    people are asked on held-out prompts, with the differences of their attributes."""
+
+    train: Choices
+    known: Choices
+    asked: Choices
+    gaps: np.ndarray
+
+
+def draw_all(learning: Replies, held: Replies, people: People, seed: int) -> Drawn:
+    """The choices of all people, which the seed determines."""
+    train, _ = draw_choices(learning, people.seen, people.scale, PAIRS, [seed, 1])
+    known, _ = draw_choices(learning, people.new, people.scale, KNOWN, [seed, 2])
+    return Drawn(train, known, *draw_choices(held, people.new, people.scale, PAIRS, [seed, ASKED]))
+
+
 def learn(name: str, train: Choices, known: Choices, seed: int) -> Learnt:
     """A method of the bench, or LoRe with one reward for all (`shared`) or with shuffled people (`shuffled`)."""
     method = METHODS['lore' if name in ('shared', 'shuffled') else name]
@@ -194,9 +212,7 @@ def learn(name: str, train: Choices, known: Choices, seed: int) -> Learnt:
 
 def behave(learning: Replies, held: Replies, people: People, seed: int, names: Sequence[str]) -> dict[str, Behaviour]:
     """The figures of each reward on held-out prompts, over new people."""
-    train, _ = draw_choices(learning, people.seen, people.scale, PAIRS, [seed, 1])
-    known, _ = draw_choices(learning, people.new, people.scale, KNOWN, [seed, 2])
-    asked, gaps = draw_choices(held, people.new, people.scale, PAIRS, [seed, 3])
+    train, known, asked, gaps = draw_all(learning, held, people, seed)
     Q, N, H = held.x.shape
     utility = np.einsum('qna,pa->pqn', held.attributes, people.new)
 

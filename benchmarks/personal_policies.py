@@ -37,7 +37,7 @@ from scipy.special import softmax
 
 from benchmarks import personal_behaviour as behaviour
 from benchmarks import shapes
-from benchmarks.personal_behaviour import KNOWN, PAIRS, Learnt, People, Reader, Replies
+from benchmarks.personal_behaviour import ASKED, PAIRS, Learnt, People, Reader, Replies
 from pal_jax.data import chats
 from pal_jax.data.packing import Branch, Group, lay_out_groups, most_actions, pack_groups, pack_rollouts, round_up
 from pal_jax.decode.requests import Request
@@ -430,9 +430,7 @@ def prepared(
     learning, held = (Replies(*(side[part] for side in whole)) for part in (slice(first), slice(first, None)))
     people = behaviour.draw_people(sizes.seen, learning, seed)
     people = people._replace(new=people.new[: sizes.new])
-    train, _ = behaviour.draw_choices(learning, people.seen, people.scale, PAIRS, [seed, 1])
-    known, _ = behaviour.draw_choices(learning, people.new, people.scale, KNOWN, [seed, 2])
-    asked, gaps = behaviour.draw_choices(held, people.new, people.scale, PAIRS, [seed, 3])
+    train, known, asked, gaps = behaviour.draw_all(learning, held, people, seed)
     learnt, rows = {}, Rows()
     for name in [*names, 'oracle']:
         if name != 'oracle':
@@ -446,7 +444,7 @@ def prepared(
     def hold(policies: Sequence[Any]) -> Held:
         # The same choices once more, by the numbers of their replies.
         numbers = held._replace(x=np.arange(held.x.shape[0] * n, dtype=np.float32).reshape(-1, n, 1))
-        choices, _ = behaviour.draw_choices(numbers, people.new, people.scale, PAIRS, [seed, 3])
+        choices, _ = behaviour.draw_choices(numbers, people.new, people.scale, PAIRS, [seed, ASKED])
         pairs = np.hstack([choices.chosen, choices.rejected]).astype(int).reshape(-1, PAIRS, 2)
         read = models.logprobs(policies, None, prompts[first:], texts[first * n :])
         return Held(prompts[first:], texts[first * n :], pairs, *read)

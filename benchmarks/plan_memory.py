@@ -1,4 +1,4 @@
-"""What the planner says an update needs on this CPU, beside what one takes.
+"""The memory that the planner says an update needs on this CPU, beside what one takes.
 
   python -m benchmarks.plan_memory --prompt=288
 Two rows of a prompt and four answers, SmolLM2-135M's shape with random weights. Plan and update have a process each.

@@ -1,4 +1,4 @@
-"""Where the time of a training step of RLPA goes: the first steps of a configuration, its warm-up left out.
+"""The parts of a training step's time in RLPA: the first steps of a configuration, its warm-up left out.
 
   python -m benchmarks.rlpa_step --steps=6
 Prints one JSON object. The steps are taken twice from the same start: the first pass compiles what the steps need, the

@@ -69,7 +69,7 @@ class Run(NamedTuple):
 
 
 def commands(run: Run, steps: int, variant: str = '') -> list[list[str]]:
-    """What makes the run, in order."""
+    """The commands that make the run, in order."""
     rlpa, sft, dpo = (f'--config=configs/{name}.py{variant and f":{variant}"}' for name in ('rlpa', 'sft', 'dpo'))
     seed, quiet = f'--config.seed={run.seed}', ['--config.export=False', '--config.eval.people=2']
     place = [f'--workdir={run.workdir}', seed]
@@ -150,7 +150,7 @@ def row(records: Sequence[dict[str, Any]], split: str) -> dict[str, tuple[float,
 
 
 def standard_error(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> float:
-    """Of the mean of runs: the spread of the runs, or what people make of it, whichever is the larger."""
+    """The error of the mean of runs: the spread of the runs, or what people make of it, whichever is the larger."""
     people = np.sqrt(np.sum([((high - low) / 3.92) ** 2 for low, high in intervals])) / len(values)
     runs = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
     return float(max(people, runs))

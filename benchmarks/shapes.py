@@ -23,7 +23,7 @@ SHAPES = {
 
 
 def as_llama(cfg: ModelConfig) -> LlamaConfig:
-    """The same shape for transformers."""
+    """The shape as a config of transformers."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -41,7 +41,7 @@ def as_llama(cfg: ModelConfig) -> LlamaConfig:
 
 
 def as_tunix(cfg: ModelConfig) -> Any:
-    """The same shape for Tunix."""
+    """The shape as a config of Tunix."""
     from tunix.models.llama3.model import ModelConfig as TunixConfig
 
     return TunixConfig(

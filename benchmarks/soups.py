@@ -1,4 +1,4 @@
-"""What it costs that every request of a batch mixes adapters of its own, with random weights of SmolLM2-135M's shape.
+"""The cost of a batch whose requests mix adapters of their own, with random weights of SmolLM2-135M's shape.
 
   python benchmarks/soups.py --batch=32 --adapters=3,8 --targets=attn/(q|v) --json=out.json
 Prints one JSON object; see `contest.py` for how the numbers come about. Contestants decode `--new` tokens after each of

@@ -23,7 +23,7 @@ PROMPTS, NEW = (16, 512), (8, 256)  # tokens, from and to
 
 
 class Lengths(NamedTuple):
-    """Of each request: tokens of its prompt, and new ones."""
+    """The tokens of each request's prompt, and the new ones."""
 
     prompt: np.ndarray
     new: np.ndarray
@@ -35,7 +35,7 @@ def mixed(requests: int) -> Lengths:
 
 
 def equal(requests: int) -> Lengths:
-    """As many requests, of the mean lengths of the mixed ones."""
+    """Lengths of as many requests, all the mean of the mixed ones."""
     return Lengths(*(np.full(requests, round(x.mean())) for x in mixed(requests)))
 
 

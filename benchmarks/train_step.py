@@ -122,7 +122,7 @@ def make_tunix(model: str, batch: int, length: int, dtype: str) -> Round:
 
 
 def flops(shape: ModelConfig, batch: int, length: int) -> float:
-    """Of the matrix products of a step, forward and backward, with the visible half of attention."""
+    """The operations of a step's matrix products, forward and backward, with the visible half of attention."""
     heads, inner = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     layer = shape.width * (2 * heads + 2 * inner + 3 * shape.mlp) + heads * length
     return 6.0 * batch * length * (shape.layers * layer + shape.vocab * shape.width)

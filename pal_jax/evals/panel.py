@@ -126,7 +126,7 @@ def newcomers(data: Comparisons, trials: Sequence[Trial]) -> Newcomers:
 
 
 def questions(learner: IdealPointLearner, state: PALState, new: Newcomers, prior: Array, most: int) -> Newcomers:
-    """The same people, whose comparisons become known in the order of the information expected of them.
+    """The new people, whose comparisons become known in the order of the information expected of them.
 
     Up to `most` are asked in that order; the others are known after them.
     """

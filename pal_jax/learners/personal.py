@@ -93,15 +93,21 @@ class Method(NamedTuple):
     personal: bool = True
 
 
+def counted(choices: Choices) -> tuple[np.ndarray, np.ndarray]:
+    """The differences `[n, H]` and users `[n]` of the choices that count; padding and unknown choices weigh nothing."""
+    there = choices.weight > 0
+    return choices.difference[there], choices.users[there]
+
+
 def by_person(choices: Choices) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of each person's choices as rows `[people, T]`, and a mask of the entries that exist.
 
     Choices that weigh nothing are in no row. `T` is the largest number of choices of a person that count.
     """
-    counted = np.flatnonzero(choices.weight > 0)
-    users = choices.users[counted]
+    numbers = np.flatnonzero(choices.weight > 0)
+    users = choices.users[numbers]
     rank = rank_within(users, np.arange(len(users)))
     index = np.zeros((choices.people, int(rank.max(initial=-1)) + 1), np.int64)
     exists = np.zeros(index.shape, bool)
-    index[users, rank], exists[users, rank] = counted, True
+    index[users, rank], exists[users, rank] = numbers, True
     return index, exists

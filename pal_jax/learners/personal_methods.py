@@ -21,7 +21,7 @@ from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.learners.in_context import InContextLearner, scale_of
 from pal_jax.learners.meta import Meta
 from pal_jax.learners.pal_options import Bases, Loss, NewUsers, Rates
-from pal_jax.learners.personal import Choices, Fitted, Method, by_person
+from pal_jax.learners.personal import Choices, Fitted, Method, by_person, counted
 from pal_jax.learners.variational import VariationalLearner
 from pal_jax.models.ideal_point import PAL, Mixture
 from pal_jax.models.set_transformer import SetTransformer
@@ -313,12 +313,6 @@ class Draw:
 def width_of(choices: Choices) -> int:
     """The width of an item's vector."""
     return choices.chosen.shape[1]
-
-
-def counted(choices: Choices) -> tuple[np.ndarray, np.ndarray]:
-    """The differences `[n, H]` and users `[n]` of the choices that count."""
-    there = choices.weight > 0
-    return choices.difference[there], choices.users[there]
 
 
 def pairs_of(choices: Choices) -> PairBatch:

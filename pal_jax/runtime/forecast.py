@@ -38,7 +38,7 @@ class Left(NamedTuple):
 
     @property
     def brief(self) -> str:
-        """The same for a line of every step, which says that phases are not measured and leaves their names out."""
+        """The time for a line of every step, which says that phases are not measured and leaves their names out."""
         if not self.unmeasured:
             return str(self)
         if not self.measured:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pal_jax.evals import accuracy, mixed_logit
 from pal_jax.learners import personal_methods
-from pal_jax.learners.personal import Choices, Fitted, Method
+from pal_jax.learners.personal import Choices, Fitted, Method, counted
 from pal_jax.recipes.bench import vpl
 
 
@@ -22,13 +22,6 @@ class LogitPeople(NamedTuple):
 
     model: mixed_logit.MixedLogit
     seen: Choices
-
-
-# Padding and choices that are not known have weight 0 and are left out before anything is fitted.
-def counted(choices: Choices) -> tuple[np.ndarray, np.ndarray]:
-    """The differences `[n, H]` and users `[n]` of the choices that count."""
-    index = choices.weight > 0
-    return choices.difference[index], choices.users[index]
 
 
 def fit_majority(train: Choices, seed: int) -> Fitted:

@@ -98,7 +98,7 @@ def _asked(panel: Panel, state: States, name: str, new: Newcomers) -> Newcomers:
 
 
 def _strangers(panel: Panel, new: Newcomers) -> Newcomers:
-    """The same people, whose known choices are shuffled among them."""
+    """The new people, whose known choices are shuffled among them."""
     users = np.array(new.fit.users)
     for r, trial in enumerate(panel.trials):
         n = len(trial.split.fit)
