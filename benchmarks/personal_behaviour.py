@@ -6,7 +6,8 @@
 Prompts are JSON lines of `prompt`, `instruction` or `text`. The embedded model samples replies. Made-up people, half of
 them seen and half new, have utilities `theta . attributes(reply)` of length, questions, warmth, formality and lists.
 Each method of the bench learns from the seen people's noisy choices between replies and reads 20 of each new person's;
-nobody's utility is computed by a reward, and the direction of lists is taken out of all that rewards read.
+nobody's utility is computed by a reward. Rewards read the states of replies, less the mean of the states of the model's
+replies to the same prompt, without the direction of lists.
 
 For each reward it prints, on prompts that nothing was learnt from and over new people: reward accuracy on choices (with
 the same noise, so `ceiling` is the truth's), the utility of the best of 1, 4 and 16 replies in standard deviations of
@@ -77,7 +78,7 @@ class Reader(NamedTuple):
 
     Attributes:
       mean, std: the mean and the deviation of each attribute, `[A]`.
-      axes: the principal coordinates of states.
+      axes: the principal coordinates of states, which are less their prompt's mean.
       way: the direction of lists in these, which is taken out.
     """
 
@@ -91,7 +92,7 @@ class Reader(NamedTuple):
         return (counts(texts) - self.mean) / self.std
 
     def coordinates(self, table: np.ndarray) -> np.ndarray:
-        """The coordinates `[n, H]` that rewards read of replies, by their states."""
+        """The coordinates `[n, H]` that rewards read of replies, by their states less their prompt's mean."""
         return less(states.in_frame(table, self.axes), self.way)
 
 
@@ -130,7 +131,7 @@ def counts(texts: Sequence[str]) -> np.ndarray:
 
 
 def make_reader(texts: Sequence[str], table: np.ndarray) -> Reader:
-    """The scales and axes of these replies, by their states `[n, H]`."""
+    """The scales and axes of these replies, by their states `[n, H]` less their prompt's mean."""
     raw, axes = counts(texts), states.frame(table, min(WIDTH, table.shape[1]))
     std = np.where(raw.std(axis=0) > 1e-9, raw.std(axis=0), 1.0)  # an attribute that no reply has is in its own unit
     reader = Reader(raw.mean(axis=0), std, axes, np.zeros(axes.basis.shape[1]))
@@ -271,13 +272,28 @@ def read_states(
 
 def in_halves(texts: Sequence[str], table: np.ndarray, n: int) -> tuple[Replies, Replies]:
     """The replies to learn from, and those to prompts that are held out, in few coordinates without that of lists."""
+    table = centred(table, prompt_means(table, n))
     whole = by_prompt(make_reader(texts, table), texts, table, n)
     half = len(whole.x) // 2
     return Replies(*(side[:half] for side in whole)), Replies(*(side[half:] for side in whole))
 
 
+def prompt_means(table: np.ndarray, n: int) -> np.ndarray:
+    """The mean `[Q, H]` of the states `[Q * n, H]` of the `n` replies to each prompt, which stand side by side."""
+    return table.reshape(-1, n, table.shape[1]).mean(axis=1)
+
+
+def centred(table: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """The states `[Q * n, H]` of replies less their prompt's mean `[Q, H]`: a state mostly tells the prompt, which two
+    replies to it share."""
+    return table - np.repeat(means, len(table) // len(means), axis=0)
+
+
 def by_prompt(reader: Reader, texts: Sequence[str], table: np.ndarray, n: int) -> Replies:
-    """The `n` replies to each prompt, which stand side by side, as rewards and people read them."""
+    """The `n` replies to each prompt, which stand side by side, as rewards and people read them.
+
+    `table [Q * n, H]` has the replies' states, less their prompt's mean.
+    """
     x, marks = reader.coordinates(table), reader.attributes(texts)
     return Replies(x.reshape(-1, n, x.shape[1]), marks.reshape(-1, n, marks.shape[1]))
 

@@ -203,10 +203,14 @@ def make_models(source: str, sizes: Sizes, seed: int) -> Models:
 
 @dataclasses.dataclass(frozen=True)
 class Rewards:
-    """The rewards by their names, of which `oracle` is the true utility, and the people whose they are."""
+    """The rewards by their names, of which `oracle` is the true utility, and the people whose they are.
+
+    `means` has for each prompt the mean of the states of the base's replies, `[H]`.
+    """
 
     models: Models
     reader: Reader
+    means: Mapping[str, np.ndarray]
     people: People
     learnt: Mapping[str, Learnt]
 
@@ -221,7 +225,8 @@ class Rewards:
         return self.learnt[name].rewards(x, users)
 
     def coordinates(self, asked: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-        return self.reader.coordinates(self.models.read(asked, texts))
+        table = self.models.read(asked, texts) - np.stack([self.means[prompt] for prompt in asked])
+        return self.reader.coordinates(table)
 
     def score(self, name: str, person: int) -> Score:
         """The reward of one person, by which PPO pays."""
@@ -425,6 +430,8 @@ def prepared(
     texts = models.base_replies(prompts, n)
     watch.begin('their states are read, and methods learn from choices')
     table = models.read([prompt for prompt in prompts for _ in range(n)], texts)
+    means = behaviour.prompt_means(table, n)
+    table = behaviour.centred(table, means)
     reader = behaviour.make_reader(texts, table)
     whole = behaviour.by_prompt(reader, texts, table, n)
     learning, held = (Replies(*(side[part] for side in whole)) for part in (slice(first), slice(first, None)))
@@ -449,7 +456,7 @@ def prepared(
         read = models.logprobs(policies, None, prompts[first:], texts[first * n :])
         return Held(prompts[first:], texts[first * n :], pairs, *read)
 
-    return Rewards(models, reader, people, learnt), rows, hold
+    return Rewards(models, reader, dict(zip(prompts, means, strict=True)), people, learnt), rows, hold
 
 
 def main(argv: Sequence[str] | None = None, make: Callable[[str, Sizes, int], Models] = make_models) -> None:
