@@ -42,7 +42,7 @@ from pal_jax.recipes.bench.methods import FOR_TABLES, METHODS
 from pal_jax.runtime import devices, sharding
 from pal_jax.types import Sampling
 
-WIDTH, KNOWN, PAIRS = 16, 20, 40  # coordinates of replies, known choices of a new person, choices of a seen one
+WIDTH, KNOWN, PAIRS = 32, 20, 200  # coordinates of replies, known choices of a new person, choices of a seen one
 CEILING = 0.75  # the accuracy of the true utilities on choices
 ASKED = 3  # takes the place of a number in the seed of the choices on held-out prompts
 WARM = re.compile(r'\b(thank\w*|glad|happy|great|love\w*|hope|wonderful|welcome|please|sure|enjoy)\b|!', re.IGNORECASE)
@@ -78,12 +78,14 @@ class Reader(NamedTuple):
 
     Attributes:
       mean, std: the mean and the deviation of each attribute, `[A]`.
-      axes: the principal coordinates of states, which are less their prompt's mean.
+      spread: the deviation of each number of a state, `[D]`; some numbers would outweigh all others.
+      axes: the principal coordinates of states, which are less their prompt's mean and over the spread.
       way: the direction of lists in these, which is taken out.
     """
 
     mean: np.ndarray
     std: np.ndarray
+    spread: np.ndarray
     axes: states.Frame
     way: np.ndarray
 
@@ -93,7 +95,7 @@ class Reader(NamedTuple):
 
     def coordinates(self, table: np.ndarray) -> np.ndarray:
         """The coordinates `[n, H]` that rewards read of replies, by their states less their prompt's mean."""
-        return less(states.in_frame(table, self.axes), self.way)
+        return less(states.in_frame(table / self.spread, self.axes), self.way)
 
 
 class Learnt(NamedTuple):
@@ -132,10 +134,12 @@ def counts(texts: Sequence[str]) -> np.ndarray:
 
 def make_reader(texts: Sequence[str], table: np.ndarray) -> Reader:
     """The scales and axes of these replies, by their states `[n, H]` less their prompt's mean."""
-    raw, axes = counts(texts), states.frame(table, min(WIDTH, table.shape[1]))
-    std = np.where(raw.std(axis=0) > 1e-9, raw.std(axis=0), 1.0)  # an attribute that no reply has is in its own unit
-    reader = Reader(raw.mean(axis=0), std, axes, np.zeros(axes.basis.shape[1]))
-    return reader._replace(way=direction(states.in_frame(table, axes), reader.attributes(texts)[:, -1]))
+    raw = counts(texts)
+    # An attribute that no reply has, and a number that is the same in all states, are in their own unit.
+    std, spread = (np.where(x.std(axis=0) > 1e-9, x.std(axis=0), 1.0) for x in (raw, table))
+    axes = states.frame(table / spread, min(WIDTH, table.shape[1]))
+    reader = Reader(raw.mean(axis=0), std, spread, axes, np.zeros(axes.basis.shape[1]))
+    return reader._replace(way=direction(reader.coordinates(table), reader.attributes(texts)[:, -1]))
 
 
 def direction(x: np.ndarray, attribute: np.ndarray) -> np.ndarray:
@@ -337,7 +341,7 @@ def main(argv: Sequence[str] | None = None, sample: Callable[..., Any] = sampled
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--methods', default='', help='names of the bench, by commas; default all')
     args = parser.parse_args(argv)
-    count, n, people, tokens = (12, 6, 20, 32) if args.quick else (40, 16, 40, 64)
+    count, n, people, tokens = (12, 6, 20, 32) if args.quick else (40, 16, 100, 64)
     names = args.methods.split(',') if args.methods else [name for name in METHODS if name not in FOR_TABLES]
     texts, table = sample(read_prompts(args.prompts, count), n, tokens)
     learning, held = in_halves(texts, table, n)

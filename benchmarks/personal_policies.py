@@ -82,7 +82,7 @@ class Sizes(NamedTuple):
     held: int = 8  # prompts held out
     replies: int = 6  # replies of the base to each
     tokens: int = 32  # of a reply
-    seen: int = 40  # people that methods learn from
+    seen: int = 100  # people that methods learn from
     new: int = 8  # people that soups are made for
     paid: int = 2  # the first of them, by whose rewards PPO pays
     poles: tuple[str, ...] = POLES  # attributes that have a policy
