@@ -14,6 +14,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 ROOT = Path(__file__).parents[1]
+# How XLA compiles in this session; a user's command has one device, not the eight that `conftest.py` adds.
+FLAGS = os.environ.get('XLA_FLAGS', '').partition(' --xla_force_host_platform_device_count')[0]
 
 # A process that has imported what all commands import and forks for every one. No device is started before the fork.
 PARENT = """
@@ -68,8 +70,7 @@ def run(module: str, *flags: str, text: str = '', environment: Mapping[str, str]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / 'in').write_text(text, encoding='utf-8')
-        environment = {**environment, 'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': ''}
-        environment.pop('XLA_FLAGS', None)  # one device, as a user's command has it
+        environment = {**environment, 'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': '', 'XLA_FLAGS': FLAGS}
         process.stdin.write(json.dumps([module, flags, environment, name]) + '\n')
         process.stdin.flush()
         code = int(process.stdout.readline())

@@ -19,7 +19,7 @@ import pytest
 
 from pal_jax import __main__ as command
 from pal_jax.runtime import shipped
-from tests import pages
+from tests import commands, pages
 from tests.pages import DOCS
 
 ROOT = DOCS.parent
@@ -90,8 +90,9 @@ def test_commands_of_a_page_run(page, tmp_path):
     bin_.mkdir()
     (bin_ / 'pal-jax').write_text(f'#!/bin/sh\nexec {sys.executable} -m pal_jax "$@"\n')
     (bin_ / 'pal-jax').chmod(0o755)
-    environment = {key: value for key, value in os.environ.items() if key not in ('XLA_FLAGS', 'PYTHONPATH')}
-    environment |= {'PATH': f'{bin_}:{os.environ["PATH"]}', 'PYTHONPATH': str(ROOT)}
+    environment = os.environ | {
+        'PATH': f'{bin_}:{os.environ["PATH"]}', 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': commands.FLAGS,
+    }  # fmt: skip
     for block in pages.blocks(page):
         if block.kind == 'bash':
             done = subprocess.run(

@@ -24,6 +24,7 @@ import pytest
 from pal_jax.runtime import processes, rollcall
 from pal_jax.runtime.processes import Place, Shares, locate
 from pal_jax.runtime.rollcall import RollCall
+from tests.commands import FLAGS
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,7 +64,7 @@ def environment(cache, devices):
     env = {key: value for key, value in os.environ.items() if not key.startswith(('SLURM_', 'JAX_', 'XLA_'))}
     return env | {
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'XLA_FLAGS': f'{FLAGS} --xla_force_host_platform_device_count={devices}',
         'JAX_COMPILATION_CACHE_DIR': str(cache),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'GLIBC_TUNABLES': '',

@@ -18,7 +18,7 @@ from pal_jax.evals import cmdp as evals
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes import cmdp
 from pal_jax.runtime import devices
-from tests import configs
+from tests import commands, configs
 
 ROOT = Path(__file__).parents[2]
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]))
@@ -140,7 +140,7 @@ cli.run(train.main, '')
 
 
 def python(*args):
-    env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
+    env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': commands.FLAGS}
     return subprocess.run([sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
 
 

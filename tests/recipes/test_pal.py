@@ -29,7 +29,7 @@ from pal_jax.recipes.pal import recipe as pal
 from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.recipes.pal import text as pal_text
 from pal_jax.runtime import devices
-from tests import configs
+from tests import commands, configs
 from tests.choices import two_kinds
 
 ROOT = Path(__file__).parents[2]
@@ -310,7 +310,7 @@ cli.run(train.main, '')
 
 
 def python(*args):
-    env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
+    env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': commands.FLAGS}
     if cache := jax.config.values['jax_compilation_cache_dir']:  # this session's
         env |= {'JAX_COMPILATION_CACHE_DIR': cache, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2'}
     return subprocess.run([sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
