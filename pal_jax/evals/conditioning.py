@@ -193,8 +193,8 @@ def personalise(
     prompts = [person.held[0].prompt for person in people]
     random = of_somebody(texts, people)
     sources = [texts, [''] * len(people), *([random] if random else [])]
-    asked = [[question(t, p) for t, p in zip(source, prompts, strict=True)] for source in sources]
-    replies = [[text and spoken(text) for text in model(messages, seed)] for messages in asked]
+    chats = [[question(t, p) for t, p in zip(source, prompts, strict=True)] for source in sources]
+    replies = [[text and spoken(text) for text in model(messages, seed)] for messages in chats]
     kept = [i for i in range(len(people)) if all(row[i] and str(row[i]).strip() for row in replies)]
     record: dict[str, Any] = {'written': len(kept)}
     after_own, plain, *somebody = ([str(row[i]).strip() for i in kept] for row in replies)

@@ -35,8 +35,8 @@ def make_pairs(people: Sequence[Person], seed: int) -> Iterator[tuple[Chat, str,
             story = ' '.join(f'My {name}: {fact}.' for name, fact in rng.sample(facts, len(facts)))
             other = rng.choice([candidate for candidate in _OTHERS[value] if candidate != value])
             right, wrong = (rng.choice(_ANSWERS).format(slot=slot, value=answer) for answer in (value, other))
-            asked = [
+            question = [
                 {'role': 'system', 'content': 'You remember what you are told.'},
                 {'role': 'user', 'content': f'{story} What is my {slot}?'},
             ]
-            yield asked, right, wrong
+            yield question, right, wrong

@@ -102,8 +102,8 @@ def smallest(triangles: Float[Array, '*B 10']) -> Float[Array, '*B 3']:
     factor: dict[tuple[int, int], Array] = {}
     for i in range(4):
         for j in range(i + 1):
-            rest = m[i, j] - sum((factor[i, k] * factor[j, k] for k in range(j)), jnp.zeros_like(m[i, j]))
-            factor[i, j] = jnp.sqrt(jnp.maximum(rest + ridge, ridge)) if i == j else rest / factor[j, j]
+            remainder = m[i, j] - sum((factor[i, k] * factor[j, k] for k in range(j)), jnp.zeros_like(m[i, j]))
+            factor[i, j] = jnp.sqrt(jnp.maximum(remainder + ridge, ridge)) if i == j else remainder / factor[j, j]
     metric = (SCALE**2, SCALE**2, SCALE**2, 1.0)
 
     def iterate(_: Array, x: list[Array]) -> list[Array]:

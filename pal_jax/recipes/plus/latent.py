@@ -182,8 +182,8 @@ class Vectors:
 
         @functools.cache
         def text(prompt: str, reply: str) -> Text:
-            asked = tokenizer.chat([dict(message) for message in summaries.question('', prompt)])
-            return Text(tuple(tokenizer.encode(reply)), tuple(asked))
+            question = tokenizer.chat([dict(message) for message in summaries.question('', prompt)])
+            return Text(tuple(tokenizer.encode(reply)), tuple(question))
 
         return text
 
