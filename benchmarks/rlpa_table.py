@@ -204,9 +204,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     texts = {'json': json.dumps(splits, indent=2), 'md': (table := '\n'.join(map(as_markdown, splits.values())))}
     for suffix, text in texts.items():
-        with whole_file(folder / f'table.{suffix}', own=True) as partial:
+        with whole_file(folder / f'table.{suffix}', named_here=True) as partial:
             partial.write_text(text + '\n', encoding='utf-8')
-    with whole_file(folder / 'table.png', own=True) as partial:
+    with whole_file(folder / 'table.png', named_here=True) as partial:
         plot(records, partial)
     print(table)
 
