@@ -139,14 +139,14 @@ def _result(start: dict[str, Any], rounds: list[dict[str, Any]], peak: int) -> R
 
 
 def _environment() -> dict[str, str]:
-    """That of processes under our allocator: the C library reads its setting as they start. On a GPU jax takes memory
-    as it needs it: the others have theirs on the same card."""
+    """The environment of processes under our allocator: the C library reads its setting as they start. On a GPU jax
+    takes memory as it needs it: the others have theirs on the same card."""
     return os.environ | {SETTING: ALLOCATOR, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
 
 
 def ratios(ours: Result, theirs: Result) -> dict[str, float]:
-    """Their time over ours: by the fastest rounds, and by the median over rounds. They agree where the machine
-    is quiet; where they do not, neither is to be quoted."""
+    """The ratios of their time over ours: by the fastest rounds, and by the median over rounds. The two agree where the
+    machine is quiet; where they do not, neither is to be quoted."""
     rounds = [them / us for us, them in zip(ours.seconds, theirs.seconds, strict=True)]
     fastest = min(theirs.seconds) / min(ours.seconds)
     return {'fastest': round(fastest, 2), 'median': round(statistics.median(rounds), 2)}

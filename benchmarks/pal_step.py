@@ -136,7 +136,7 @@ def make_products(batch: int, updates: int, dtype: str) -> Round:
 
 
 def race(batch: int, updates: int, rounds: int, dtype: str, against: Sequence[str]) -> dict[str, Any]:
-    """Ours beside products alone and torch in both precisions: ratios by round."""
+    """Race our update with products alone and with torch in both precisions: ratios by round."""
     settings = {'batch': batch, 'updates': updates}
     makers = {'pal_jax': ('make_pal_jax', dtype, 'jax'), 'products': ('make_products', dtype, 'jax')}
     if 'torch' in against:

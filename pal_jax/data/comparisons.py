@@ -259,7 +259,7 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
 
 
 def same_texts(data: Comparisons) -> np.ndarray:
-    """For each item of a table, the number of the first item with the same text (`holdouts.normal`).
+    """The number `[items]` of the first item with the same text (`holdouts.normal`), for each item of a table.
 
     An item without words keeps its own number.
     """

@@ -125,7 +125,7 @@ class RedTeam:
         return attack._replace(request=said.answer) if role == ATTACKER else attack._replace(answer=said.answer)
 
     def rewards(self, attack: Attack) -> tuple[float, ...]:
-        """Nothing: samples are paid by `paid` once a judge has labelled all games at once."""
+        """No rewards: `paid` pays samples, once a judge has labelled all games at once."""
         return ()
 
     def end(self, groups: Sequence[Group]) -> Attack:

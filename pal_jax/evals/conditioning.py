@@ -114,8 +114,8 @@ def standard_error(values: np.ndarray) -> float | None:
 
 
 def of_somebody(texts: Sequence[Any], people: Sequence[History] = ()) -> list[Any] | None:
-    """For each person the text of somebody else at random, the same in every evaluation; None where there is nobody
-    else.
+    """The text of somebody else for each person, drawn at random but alike in every evaluation; None where there is
+    nobody else.
 
     People of the same content are one person; without `people`, each text has a person of its own.
     """

@@ -27,7 +27,7 @@ _OTHERS = {value: values for slot in SCHEMA for values in (slot.known, slot.unse
 
 
 def make_pairs(people: Sequence[Person], seed: int) -> Iterator[tuple[Chat, str, str]]:
-    """For each fact of each person the question, the right answer and an answer with another value of the same kind."""
+    """The question for each fact of each person, the right answer, and one with another value of the same kind."""
     rng = random.Random(f'recall {seed}')
     for person in people:
         facts = [split_fact(fact) for fact in person.facts]

@@ -21,7 +21,7 @@ class Places(NamedTuple):
     positions: Int[Array, 'R T']
 
     def padded(self, missing: int) -> Places:
-        """These places with `missing` columns of padding more."""
+        """The places with `missing` further columns of padding."""
         return Places(*(jnp.pad(x, ((0, 0), (0, missing))) for x in self))
 
 

@@ -456,7 +456,7 @@ def explained(names: Iterable[str]) -> dict[str, str]:
 
 
 def _written(name: str) -> Meaning | None:
-    """As it stands in `FIGURES`: in full, else by a name with parts for any word, or for one of the vocabulary."""
+    """The meaning that `FIGURES` has: by the full name, else by one with parts for any word or for a known one."""
     if meant := _in_full(name):
         return meant
     for group, pattern, words in _patterns():

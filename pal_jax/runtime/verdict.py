@@ -76,7 +76,7 @@ def limits_of(record: Record) -> dict[str, Record]:
 
 
 def _kept(limits: Mapping[str, Record]) -> tuple[str, str]:
-    """Whether limits are kept, in words, and a sentence with the costs of groups that are not clearly within theirs.
+    """The verdict on limits in words, and a sentence with the costs of groups that are not clearly within theirs.
 
     Below a limit, or above it, is what differs from it by `WIDTH` standard errors.
     """

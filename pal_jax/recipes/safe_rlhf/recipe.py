@@ -250,7 +250,7 @@ class SafeRLHF:
 
 
 def sentences(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
-    """After how many tokens a sentence ends that is not the last one."""
+    """The numbers of tokens after which a sentence ends that is not the last one."""
     marks = [any(mark in decode([token]) for mark in '.!?') for token in tokens]
     return [k for k in range(1, len(tokens)) if marks[k - 1] and not marks[k] and any(marks[k:])]
 
