@@ -35,13 +35,13 @@ class Contestant(NamedTuple):
 
 
 class Result(NamedTuple):
-    """`first` is what the first round told, the one that compiles; `seconds` and `told` are of the rounds after it."""
+    """`first` has the figures of the first round, which compiles; `seconds` and `figures` are those of later rounds."""
 
     init_s: float
     first_s: float
     first: dict[str, float]
     seconds: list[float]
-    told: list[dict[str, float]]
+    figures: list[dict[str, float]]
     peak_bytes: int
     versions: dict[str, str]
 
@@ -56,7 +56,7 @@ class Result(NamedTuple):
 
     def best(self) -> dict[str, float]:
         """The figures of the fastest round."""
-        return self.told[self.seconds.index(min(self.seconds))]
+        return self.figures[self.seconds.index(min(self.seconds))]
 
 
 class Outcome(NamedTuple):
@@ -134,19 +134,19 @@ class Player:
 
 
 def _result(start: dict[str, Any], rounds: list[dict[str, Any]], peak: int) -> Result:
-    seconds, told = ([each[key] for each in rounds] for key in ('seconds', 'told'))
-    return Result(start['init_s'], start['seconds'], start['told'], seconds, told, peak, start['versions'])
+    seconds, figures = ([message[key] for message in rounds] for key in ('seconds', 'figures'))
+    return Result(start['init_s'], start['seconds'], start['figures'], seconds, figures, peak, start['versions'])
 
 
 def _environment() -> dict[str, str]:
-    """That of processes under our allocator: the C library reads its setting as they start. On a GPU jax takes memory
-    as it needs it: the others have theirs on the same card."""
+    """The environment of processes under our allocator: the C library reads its setting as they start. On a GPU jax
+    takes memory as it needs it: the others have theirs on the same card."""
     return os.environ | {SETTING: ALLOCATOR, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
 
 
 def ratios(ours: Result, theirs: Result) -> dict[str, float]:
-    """Their time over ours: by the fastest rounds, and by the median over rounds. They agree where the machine
-    is quiet; where they do not, neither is to be quoted."""
+    """The ratios of their time over ours: by the fastest rounds, and by the median over rounds. The two agree where the
+    machine is quiet; where they do not, neither is to be quoted."""
     rounds = [them / us for us, them in zip(ours.seconds, theirs.seconds, strict=True)]
     fastest = min(theirs.seconds) / min(ours.seconds)
     return {'fastest': round(fastest, 2), 'median': round(statistics.median(rounds), 2)}

@@ -21,11 +21,11 @@ Round = Callable[[], dict[str, float]]  # takes one round and returns what it ha
 
 
 def play() -> None:
-    told = os.fdopen(os.dup(1), 'w', buffering=1)
+    pipe = os.fdopen(os.dup(1), 'w', buffering=1)
     os.dup2(2, 1)  # what libraries print is no message
 
     def tell(**message: Any) -> None:
-        told.write(json.dumps(message) + '\n')
+        pipe.write(json.dumps(message) + '\n')
 
     order = json.loads(sys.stdin.readline())
     start = time.perf_counter()
@@ -42,8 +42,8 @@ def play() -> None:
 
 def timed(take: Round) -> dict[str, Any]:
     start = time.perf_counter()
-    told = take()
-    return {'seconds': time.perf_counter() - start, 'told': told}
+    figures = take()
+    return {'seconds': time.perf_counter() - start, 'figures': figures}
 
 
 def jax_peak() -> int | None:

@@ -133,8 +133,8 @@ def make_torch(model: str, dtype: str, batch: int, prompt: int, new: int) -> Rou
     greedy.pad_token_id = greedy.eos_token_id = 0
 
     def generate() -> dict[str, float]:
-        asked = torch.from_numpy(next(fresh)).to(device)
-        tokens = network.generate(asked, attention_mask=torch.ones_like(asked), generation_config=greedy)
+        token_ids = torch.from_numpy(next(fresh)).to(device)
+        tokens = network.generate(token_ids, attention_mask=torch.ones_like(token_ids), generation_config=greedy)
         return {'tokens': tokens[:, prompt:].numel()}
 
     return generate
@@ -155,8 +155,8 @@ def make_tunix(model: str, dtype: str, batch: int, prompt: int, new: int) -> Rou
     fresh = prompts(model, batch, prompt)
 
     def generate() -> dict[str, float]:
-        asked = [' '.join(map(str, row)) for row in next(fresh).tolist()]
-        answer = sampler(asked, new, max_prompt_length=prompt, eos_tokens=[shape.vocab])
+        texts = [' '.join(map(str, row)) for row in next(fresh).tolist()]
+        answer = sampler(texts, new, max_prompt_length=prompt, eos_tokens=[shape.vocab])
         return {'tokens': sum(len(tokens) for tokens in answer.tokens)}
 
     return generate
@@ -207,7 +207,7 @@ def _calls(decoder: Any, model: str, batch: int, prompt: int, new: int) -> Round
     fresh = prompts(model, batch, prompt)
 
     def call() -> dict[str, float]:
-        completions = decoder([ask(each, new) for each in next(fresh).tolist()])
+        completions = decoder([ask(tokens, new) for tokens in next(fresh).tolist()])
         return {'tokens': sum(len(completion.token_ids) for completion in completions)}
 
     return call

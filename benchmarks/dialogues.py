@@ -70,7 +70,7 @@ def make_rollouts(variant: str, steps: int, reuse: bool) -> Round:
         before, sampled = decoder.counters.prompt_tokens, 0
         for i, batch in enumerate(batches):
             decoder.load(weights)
-            sampled += sum(len(each.completion.token_ids) for each in sample(batch, n, (config.seed, i)))
+            sampled += sum(len(reply.completion.token_ids) for reply in sample(batch, n, (config.seed, i)))
             decoder.release()
         return {'prompt_tokens': decoder.counters.prompt_tokens - before, 'tokens': sampled}
 
@@ -83,15 +83,15 @@ def script(dialogue: Any, world: World, steps: int) -> list[list[Dialogue]]:
     from pal_jax.feedback.profiles import render_completion, render_facts, to_sample
     from pal_jax.types import Completion
 
-    def answer(each: Dialogue, group: int) -> Any:
-        text = render_completion(render_facts(each.person.facts[: each.round + 1]), 'I see. What else do you enjoy?')
-        return to_sample(each, Completion(text, (), (), 'stop'), group=group)
+    def answer(talk: Dialogue, group: int) -> Any:
+        text = render_completion(render_facts(talk.person.facts[: talk.round + 1]), 'I see. What else do you enjoy?')
+        return to_sample(talk, Completion(text, (), (), 'stop'), group=group)
 
     rounds = {'max_rounds': dialogue.max_rounds, 'round_batch_size': dialogue.round_batch_size}
     queue, batches = env.open_queue(world.train), []
     for i in range(steps):
         batch, queue = env.pop(queue, dialogue.rollout_batch_size, people=world.train, user=world.user, seed=i)
-        replies = [[answer(each, group)] for group, each in enumerate(batch)]
+        replies = [[answer(talk, group)] for group, talk in enumerate(batch)]
         queue = env.continue_best(queue, replies, **rounds, user=world.user, seed=i)
         batches.append(batch)
     return batches

@@ -38,7 +38,7 @@ VERDICT = {
 }  # fmt: skip
 
 
-def serve(latency: float, told: Connection) -> None:
+def serve(latency: float, port: Connection) -> None:
     """A judge that answers everything alike after `latency` seconds, and any number at once; tells its port."""
     data = json.dumps(VERDICT).encode()
 
@@ -61,7 +61,7 @@ def serve(latency: float, told: Connection) -> None:
         daemon_threads, request_queue_size = True, 256
 
     server = Server(('127.0.0.1', 0), Judge)
-    told.send(server.server_port)
+    port.send(server.server_port)
     server.serve_forever()
 
 
@@ -71,7 +71,7 @@ class Writing:
     def __init__(self, decode: Callable[[Sequence[Request], Told | None], list[Completion]]):
         self._decoder, self._count = decode, 0
 
-    def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
+    def __call__(self, requests: Sequence[Request], on_completion: Told | None = None) -> list[Completion]:
         number = self._count = self._count + 1
 
         def written(place: int, completion: Completion) -> Completion:
@@ -80,21 +80,24 @@ class Writing:
             text = render_completion('- pet: cat\n', f'What about {number} and {place}?')
             return dataclasses.replace(completion, text=text)
 
-        done = self._decoder(requests, (lambda place, each: told(place, written(place, each))) if told else None)
-        return [written(place, each) for place, each in enumerate(done)]
+        done = self._decoder(
+            requests,
+            (lambda place, completion: on_completion(place, written(place, completion))) if on_completion else None,
+        )
+        return [written(place, completion) for place, completion in enumerate(done)]
 
 
 def simulated(rate: float, tokens: int) -> Callable[[Sequence[Request], Told | None], list[Completion]]:
     """A decoder that ends `rate` answers a second."""
     from pal_jax.types import Completion
 
-    def decode(requests: Sequence[Request], told: Told | None) -> list[Completion]:
+    def decode(requests: Sequence[Request], on_completion: Told | None) -> list[Completion]:
         start, done = time.perf_counter(), []
         for place in range(len(requests)):
             time.sleep(max(start + (place + 1) / rate - time.perf_counter(), 0.0))
             done.append(Completion('', (1,) * tokens, (0.0,) * tokens, 'stop'))
-            if told:
-                told(place, done[-1])
+            if on_completion:
+                on_completion(place, done[-1])
         return done
 
     return decode
@@ -139,7 +142,7 @@ def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int
     end = time.perf_counter()
     together = world.reward(sample(dialogues, n, (0, 2), functools.partial(world.early.ask, seed=2)), 2)
     both = time.perf_counter() - end
-    assert all(each.ok for each in together) and world.models.usage['judge_requests'] == 2 * len(together)
+    assert all(reply.ok for reply in together) and world.models.usage['judge_requests'] == 2 * len(together)
     seconds = {'decode_s': middle - start, 'judge_s': end - middle, 'both_s': both}
     larger = both / max(seconds['decode_s'], seconds['judge_s'])
     return {name: round(value, 2) for name, value in seconds.items()} | {'over_larger': round(larger, 3)}

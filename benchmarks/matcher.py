@@ -35,14 +35,14 @@ FACTS = [(slot.name, value) for slot in SCHEMA for value in (*slot.known, *slot.
 
 def cases(seed: int = 0) -> list[tuple[str, list[str], list[str], str]]:
     """A phrasing, a profile with its fact, one with another value in its place, and the fact as `slot: value`."""
-    rng, found = random.Random(seed), []
+    rng, rows = random.Random(seed), []
     for slot, value in FACTS:
         for phrasing in PHRASINGS[slot]:
             others = [f'{s}: {v}' for s, v in rng.sample([fact for fact in FACTS if fact[0] != slot], 3)]
             wrong = rng.choice([v for s, v in FACTS if s == slot and v != value])
-            own = f'{slot}: {value}'
-            found.append((phrasing.format(value=value), [*others, own], [*others, f'{slot}: {wrong}'], own))
-    return found
+            right = f'{slot}: {value}'
+            rows.append((phrasing.format(value=value), [*others, right], [*others, f'{slot}: {wrong}'], right))
+    return rows
 
 
 def figures(encode: SentenceEncoder, threshold: float) -> tuple[float, float, float]:
@@ -51,7 +51,7 @@ def figures(encode: SentenceEncoder, threshold: float) -> tuple[float, float, fl
     phrased, right, wrong, plain = zip(*cases(), strict=True)
     counts = (match([[text] for text in texts], facts) for texts, facts in
               ((phrased, right), (phrased, wrong), (plain, wrong)))  # fmt: skip
-    recall, false, plain_false = (sum(count or 0 for count in each) / len(phrased) for each in counts)
+    recall, false, plain_false = (sum(count or 0 for count in by_phrasing) / len(phrased) for by_phrasing in counts)
     return recall, false, plain_false
 
 

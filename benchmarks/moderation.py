@@ -50,11 +50,11 @@ def figures(scores: np.ndarray, means: np.ndarray, prompts: np.ndarray, draws: i
 
     counts = resampled_counts(int(prompts.max()) + 1, draws=draws)[:, prompts]
     drawn = np.array([of(np.repeat(np.arange(len(means)), times)) for times in counts])
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     for name, value, column in zip(('auc', 'spearman'), of(np.arange(len(means))), drawn.T, strict=True):
         ends = interval(column[np.isfinite(column)])
-        found |= {name: round(value, 3), f'{name}_interval': [round(float(end), 3) for end in ends]}
-    return found
+        record |= {name: round(value, 3), f'{name}_interval': [round(float(end), 3) for end in ends]}
+    return record
 
 
 def score(run: str, prompts: Sequence[str], responses: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -82,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         some = list(dict.fromkeys(row['prompt'] for row in rows))
         some = set(some[:: max(len(some) // QUICK, 1)][:QUICK])
         rows = [row for row in rows if row['prompt'] in some]
-    asked, responses = [row['prompt'] for row in rows], [row['response'] for row in rows]
+    questions, responses = [row['prompt'] for row in rows], [row['response'] for row in rows]
     means = np.array([np.mean(row['human_scores']) for row in rows])
-    number = {prompt: k for k, prompt in enumerate(dict.fromkeys(asked))}
-    prompts = np.array([number[prompt] for prompt in asked])
-    probabilities, unsafe = score(args.run, asked, responses)
+    number = {prompt: k for k, prompt in enumerate(dict.fromkeys(questions))}
+    prompts = np.array([number[prompt] for prompt in questions])
+    probabilities, unsafe = score(args.run, questions, responses)
     rules = {
         'moderator': harm(probabilities),
         'words': -np.array([len(REFUSING.findall(response)) for response in responses], float),

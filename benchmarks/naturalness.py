@@ -124,8 +124,8 @@ def one_text(rng: random.Random, dialogue: Dialogue, good: str) -> str:
 
 
 ATTACKS: dict[str, Attack] = {
-    each.__name__: each
-    for each in (
+    attack.__name__: attack
+    for attack in (
         salad, salad_with_grammar, senseless, shuffled, echo, echo_turned_round, own_reply_again, repetition, yes,
         profile_values, profile_recited, topics, topics_with_grammar, markup, cut, orders,
     )
@@ -139,15 +139,15 @@ def word_of(rng: random.Random, dialogue: Dialogue) -> str:
 
 
 def topic_of(rng: random.Random, dialogue: Dialogue) -> str:
-    told = {split_fact(fact)[0] for fact in revealed(dialogue)}
-    return rng.choice([slot for slot in SLOTS if slot not in told])
+    slots = {split_fact(fact)[0] for fact in revealed(dialogue)}
+    return rng.choice([slot for slot in SLOTS if slot not in slots])
 
 
 def held_out(*, people: int, rounds: int = 4, seed: int = 1) -> list[Case]:
     """Good replies of the oracle to people with values that no calibration has seen."""
     met = make_people(people, seed=seed, split='unseen', facts=4)
     answers = make_answers(met, make_scripted_user(p_spontaneous=1.0), rounds=rounds, seed=seed)
-    return [Case(each.dialogue, parsed.reply) for each in answers if (parsed := parse_completion(each.good))]
+    return [Case(answer.dialogue, parsed.reply) for answer in answers if (parsed := parse_completion(answer.good))]
 
 
 def examples(n: int, seed: int = 1) -> list[Case]:
@@ -203,12 +203,12 @@ def main(args: Sequence[str] | None = None) -> None:
     sets |= {'one text, 6 turns': play(FIXED, people=max(1, given.dialogues // 6), rounds=6)}
     sets |= {'one text, once': attacked(good, one_text)}
     sets |= {name.replace('_', ' '): attacked(good, attack) for name, attack in ATTACKS.items()}
-    usual = [np.mean(each) for each in reader(*zip(*good, strict=True))]
+    usual = [np.mean(logprobs) for logprobs in reader(*zip(*good, strict=True))]
     print('| replies | graded, rules | graded, with the model | all criteria, rules | with the model | AUC |')
     print('|---|---|---|---|---|---|')
     for name, cases in sets.items():
         rules, both = judged(cases), judged(cases, natural)
-        means = [np.mean(each) for each in reader(*zip(*cases, strict=True))]
+        means = [np.mean(logprobs) for logprobs in reader(*zip(*cases, strict=True))]
         area = np.mean(np.array(usual)[:, None] > np.array(means)[None])
         row = [mean(v, key) for key in ('graded', 'strict') for v in (rules, both)]
         print(f'| {name} | {" | ".join(f"{value:.2f}" for value in row)} | {area:.2f} |', flush=True)

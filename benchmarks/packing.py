@@ -63,10 +63,10 @@ def make_runner(cfg: Any, mix: str, micro_tokens: int, row_tokens: int, padded: 
     n, mesh = MIXES[mix][3], make_mesh(devices=jax.devices()[:1])
     batch = pack_rollouts(samples(mix, cfg.vocab), n=n, actions=56, mesh=mesh, row_tokens=row_tokens)
     height, length = batch.tokens.tokens.shape
-    each = max(1, micro_tokens // length)
+    rows = max(1, micro_tokens // length)
     ppo = learners.PPO(
         'group_norm', kl_in='loss', kl_estimator='k3',
-        micro_rows=max(size for size in range(1, each + 1) if height % size == 0),
+        micro_rows=max(size for size in range(1, rows + 1) if height % size == 0),
     )  # fmt: skip
     optimizer = Optimizer('sgd', lr=0.0, total_steps=1)
     learner = learners.make_learner(cfg, ppo, optimizer, mesh, n=n, length=56)
@@ -99,7 +99,7 @@ def compare(runners: dict[str, Runner], rounds: int) -> dict[str, Any]:
             start = time.perf_counter(), time.process_time()
             runner.step()
             taken[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
-    medians = {name: tuple(map(statistics.median, zip(*each, strict=True))) for name, each in taken.items()}
+    medians = {name: tuple(map(statistics.median, zip(*seconds, strict=True))) for name, seconds in taken.items()}
     out: dict[str, Any] = {}
     for name, (seconds, processors) in medians.items():
         out[name] = {

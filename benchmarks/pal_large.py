@@ -71,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> None:
     config = json.loads((run / 'config.json').read_text(encoding='utf-8'))
     steps, pairs = read_records(run / 'metrics.jsonl')[1:], config['batch'] * config['updates']  # the first compiles
     draw, update = ([step[f'seconds_{phase}'] for step in steps] for phase in ('draw', 'update'))
-    found = read_records(run / 'evals.jsonl')[-1]
+    record = read_records(run / 'evals.jsonl')[-1]
     print(json.dumps({
         'users': options.users,
         'pairs': options.pairs,
@@ -80,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> None:
         'pairs_per_s_of_updates': round(pairs / np.median(update)),
         'pairs_per_s_of_steps': round(pairs / np.median(np.add(draw, update))),
         'peak_gib': round(peak / 2**30, 2),
-        **{key: round(found[key], 4) for key in ('seen_shared', 'seen_pal', 'new_shared', 'new_pal')},
+        **{key: round(record[key], 4) for key in ('seen_shared', 'seen_pal', 'new_shared', 'new_pal')},
     }))  # fmt: skip
 
 

@@ -32,17 +32,17 @@ def make_pairs(
     Raises:
       ValueError: a persona has no statements.
     """
-    known = [each for each in statements if each['behavior'] in personas]
-    if missing := set(personas) - {each['behavior'] for each in known}:
+    known = [statement for statement in statements if statement['behavior'] in personas]
+    if missing := set(personas) - {statement['behavior'] for statement in known}:
         raise ValueError(f'there are no statements of {", ".join(sorted(missing))}; name others with --personas')
     for person in range(people):
         persona = personas[person % len(personas)]
         rng = np.random.default_rng([seed, person])
         for i in rng.choice(len(known), min(asked, len(known)), replace=False):
-            each = known[i]
-            answers = each['answer_matching_behavior'], each['answer_not_matching_behavior']
-            chosen, rejected = answers if each['behavior'] == persona else answers[::-1]
-            said = {'prompt': each['question'], 'chosen': chosen, 'rejected': rejected}
+            statement = known[i]
+            answers = statement['answer_matching_behavior'], statement['answer_not_matching_behavior']
+            chosen, rejected = answers if statement['behavior'] == persona else answers[::-1]
+            said = {'prompt': statement['question'], 'chosen': chosen, 'rejected': rejected}
             yield {'user': f'p{person}', 'group': persona, **said}
 
 

@@ -97,9 +97,9 @@ def make_torch(batch: int, updates: int, dtype: str) -> Round:
     def one() -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'):
             points = f(torch.cat([chosen, rejected]))
-            functions = [each(prompt) for each in g]
+            functions = [function(prompt) for function in g]
         w = torch.softmax(z(users), dim=-1)
-        u = sum(w[:, k, None] * each.float() for k, each in enumerate(functions))
+        u = sum(w[:, k, None] * output.float() for k, output in enumerate(functions))
         near, far = (functional.cosine_similarity(x, u) for x in points.float().chunk(2))
         loss = functional.softplus(torch.exp(log_scale).clamp(max=100.0) * (far - near)).mean()
         loss.backward()
@@ -136,23 +136,23 @@ def make_products(batch: int, updates: int, dtype: str) -> Round:
 
 
 def race(batch: int, updates: int, rounds: int, dtype: str, against: Sequence[str]) -> dict[str, Any]:
-    """Ours beside products alone and torch in both precisions: ratios by round."""
+    """Race our update with products alone and with torch in both precisions: ratios by round."""
     settings = {'batch': batch, 'updates': updates}
     makers = {'pal_jax': ('make_pal_jax', dtype, 'jax'), 'products': ('make_products', dtype, 'jax')}
     if 'torch' in against:
-        makers |= {f'torch_{each}': ('make_torch', each, 'torch') for each in ('bfloat16', 'float32')}
+        makers |= {f'torch_{precision}': ('make_torch', precision, 'torch') for precision in ('bfloat16', 'float32')}
     contestants = {
         name: Contestant(
-            f'benchmarks.pal_step:{make}', settings | {'dtype': each}, library, ('torch',) * (library == 'torch')
+            f'benchmarks.pal_step:{make}', settings | {'dtype': precision}, library, ('torch',) * (library == 'torch')
         )
-        for name, (make, each, library) in makers.items()
+        for name, (make, precision, library) in makers.items()
     }
     around = contest.surroundings('jax')
     results, absent = contest.race(contestants, rounds)
     report: dict[str, Any] = {**settings, 'dtype': dtype, **around}
     for name, result in results.items():
-        told = {'ms_an_update': round(1000 * min(result.seconds) / updates, 2), **result.startup()}
-        report[name] = told | {'first_loss': round(result.first['loss'], 4)}
+        figures = {'ms_an_update': round(1000 * min(result.seconds) / updates, 2), **result.startup()}
+        report[name] = figures | {'first_loss': round(result.first['loss'], 4)}
     report['share_of_products'] = contest.ratios(results['pal_jax'], results['products'])
     for name in list(results)[2:]:
         report[f'pal_jax_over_{name}'] = contest.ratios(results['pal_jax'], results[name])

@@ -83,17 +83,17 @@ def run(
     known, middle = newcomers(data, trials), jnp.zeros((len(trials), K))
     new = new_accuracy(learner, state, known, counts, middle)
     orders = (known, questions(asking, state, known, middle, max(asked))) if asked else ()
-    curves = [new_accuracy(asking, state, each, asked, middle) for each in orders]
+    curves = [new_accuracy(asking, state, order, asked, middle) for order in orders]
     weights = np.asarray(ideal_point.weights(learner.pal, state.users.z.reshape(-1, K))).reshape(len(trials), -1, K)
     people = [np.unique(data.users[trial.split.train]) for trial in trials]
-    true = [each.mixtures[: len(rows)] for each, rows in zip(populations, people, strict=True)]
+    true = [population.mixtures[: len(rows)] for population, rows in zip(populations, people, strict=True)]
     measure = purity if setting == 'partition' else correlation
     return Outcome(
-        [each.pairs for each in seen_accuracy(learner, state, data, trials, 'train')],
-        [each.pairs for each in seen_accuracy(learner, state, data, trials, 'test')],
-        [[each.pairs for each in row] for row in new],
+        [score.pairs for score in seen_accuracy(learner, state, data, trials, 'train')],
+        [score.pairs for score in seen_accuracy(learner, state, data, trials, 'test')],
+        [[score.pairs for score in row] for row in new],
         [measure(weights[r][rows], true[r]) for r, rows in enumerate(people)],
-        [[[each.pairs for each in row] for row in curve] for curve in curves],
+        [[[score.pairs for score in row] for row in curve] for curve in curves],
     )
 
 
@@ -130,10 +130,10 @@ def main(args: Sequence[str] | None = None) -> None:
             continue  # the specification's table has no such row
         cells = []
         for K in prototypes:
-            few = K == 3 and d == 16 and projector == 'linear'
-            outcome = run(setting, d, projector, K, range(options.seeds), *((COUNTS, ASKED) if few else ()))
+            with_curve = K == 3 and d == 16 and projector == 'linear'
+            outcome = run(setting, d, projector, K, range(options.seeds), *((COUNTS, ASKED) if with_curve else ()))
             cells.append('/'.join(f'{np.mean(x):.3f}'[1:] for x in (outcome.train, outcome.seen, outcome.new[-1])))
-            if few:
+            if with_curve:
                 curves[setting] = outcome
         print(f'| {setting}, {d}, {projector} | ' + ' | '.join(cells) + ' |', flush=True)
     print('\n| n | ' + ' | '.join(map(str, COUNTS)) + ' |\n|---|' + '---|' * len(COUNTS))

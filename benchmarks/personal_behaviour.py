@@ -114,9 +114,9 @@ class Learnt(NamedTuple):
         one and the same reply."""
         everything = np.tile(x, (len(users), 1))
         numbers = np.repeat(np.asarray(users, np.int32), len(x))
-        ones = np.ones(len(numbers), np.float32)
-        asked = Choices(numbers, everything, np.zeros_like(everything), ones, self.known.people)
-        return self.margins(asked).reshape(len(users), len(x))
+        weight = np.ones(len(numbers), np.float32)
+        choices = Choices(numbers, everything, np.zeros_like(everything), weight, self.known.people)
+        return self.margins(choices).reshape(len(users), len(x))
 
 
 def counts(texts: Sequence[str]) -> np.ndarray:
@@ -258,8 +258,8 @@ def sampled(prompts: Sequence[str], n: int, tokens: int) -> tuple[list[str], np.
     texts = [draws[k][q] or '-' for q in range(len(prompts)) for k in range(n)]
     cfg = devices.for_platform(source.config)
     params = source.load(sharding.param_shardings(decoder_specs(cfg), mesh))
-    asked = [prompt for prompt in prompts for _ in range(n)]
-    return texts, read_states(params, cfg, mesh, source.tokenizer(), asked, texts)
+    repeated = [prompt for prompt in prompts for _ in range(n)]
+    return texts, read_states(params, cfg, mesh, source.tokenizer(), repeated, texts)
 
 
 def read_states(

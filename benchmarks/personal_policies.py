@@ -140,14 +140,14 @@ class Models:
         self, policies: Sequence[Params], mixtures: Sequence[Mixture], prompts: Sequence[str], n: int
     ) -> list[list[str]]:
         """`n` replies to each prompt, side by side, of the soup of each mixture, all by the same random numbers."""
-        asked = [tuple(self.policy.tokenizer.chat(chats.as_chat(prompt))) for prompt in prompts for _ in range(n)]
-        seeds = np.random.SeedSequence([self.seed, 2]).generate_state(len(asked), np.uint64).tolist()
+        repeated = [tuple(self.policy.tokenizer.chat(chats.as_chat(prompt))) for prompt in prompts for _ in range(n)]
+        seeds = np.random.SeedSequence([self.seed, 2]).generate_state(len(repeated), np.uint64).tolist()
         requests = [Request(prompt, self.sampler.sampling, seed, mixture)
-                    for mixture in mixtures for prompt, seed in zip(asked, seeds, strict=True)]  # fmt: skip
+                    for mixture in mixtures for prompt, seed in zip(repeated, seeds, strict=True)]  # fmt: skip
         self.soups.load(soups.stack(self.base, policies))
         texts = [completion.text.strip() or '-' for completion in self.soups(requests)]
         self.soups.release()
-        return [texts[k : k + len(asked)] for k in range(0, len(texts), len(asked))]
+        return [texts[k : k + len(repeated)] for k in range(0, len(texts), len(repeated))]
 
     def logprobs(
         self, policies: Sequence[Params], mixture: Mixture, prompts: Sequence[str], texts: Sequence[str]
@@ -224,17 +224,17 @@ class Rewards:
             return self.people.new[list(users)] @ self.reader.attributes(texts).T
         return self.learnt[name].rewards(x, users)
 
-    def coordinates(self, asked: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-        table = self.models.read(asked, texts) - np.stack([self.means[prompt] for prompt in asked])
+    def coordinates(self, prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        table = self.models.read(prompts, texts) - np.stack([self.means[prompt] for prompt in prompts])
         return self.reader.coordinates(table)
 
     def score(self, name: str, person: int) -> Score:
         """The reward of one person, by which PPO pays."""
 
         def score(readings: Sequence[Sequence[str]], replies: Sequence[Sequence[str]]) -> np.ndarray:
-            asked = [texts[0] for texts, answers in zip(readings, replies, strict=True) for _ in answers]
+            prompts = [texts[0] for texts, answers in zip(readings, replies, strict=True) for _ in answers]
             texts = [text or '-' for answers in replies for text in answers]
-            x = np.zeros((len(texts), 0)) if name == 'oracle' else self.coordinates(asked, texts)
+            x = np.zeros((len(texts), 0)) if name == 'oracle' else self.coordinates(prompts, texts)
             return self.of(name, [person], texts, x)[0].reshape(len(replies), -1)
 
         return score
@@ -358,11 +358,11 @@ class Run:
         self.watch.begin('policies answer learning prompts, and rewards weigh them')
         answers = self.models.answers(policies, list(map(tuple, np.eye(K).tolist())), self.learning, SCORED)
         texts = [text for by_policy in answers for text in by_policy]
-        asked = [prompt for _ in range(K) for prompt in self.learning for _ in range(SCORED)]
+        prompts = [prompt for _ in range(K) for prompt in self.learning for _ in range(SCORED)]
         marks = self.rewards.reader.attributes(texts).reshape(K, -1, len(POLES))
         columns = {pole: list(marks[k].T) for k, pole in enumerate(self.sizes.poles)}
         print(f'{behaviour.as_markdown(["policy", *POLES], columns)}\n', flush=True)
-        x = self.rewards.coordinates(asked, texts)
+        x = self.rewards.coordinates(prompts, texts)
         by_reward = {name: self.rewards.of(name, range(count), texts, x) for name in self.rewards.names}
         return {name: weights_of(values.reshape(count, K, -1).mean(axis=-1)) for name, values in by_reward.items()}
 

@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.part:
         part = {'planned': planned, 'taken': taken}[args.part]
-        found = part(for_platform(shapes.SHAPES[args.model], args.dtype), args.prompt)
-        print(json.dumps({name: round(size, 3) for name, size in found.items()}))
+        sizes = part(for_platform(shapes.SHAPES[args.model], args.dtype), args.prompt)
+        print(json.dumps({name: round(size, 3) for name, size in sizes.items()}))
         return
     command = [sys.executable, '-m', 'benchmarks.plan_memory', *(sys.argv[1:] if argv is None else argv)]
     # Compiling is a part of what is planned, so neither process may find the other's programs.

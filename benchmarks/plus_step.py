@@ -79,9 +79,9 @@ def make_plus(variant: str, source: str | None) -> Round:
         (taught, rewards), reward_s = timed(lambda: teach(written))
         improved, ppo_s = timed(lambda: update(written, rewards))
         state = {'policy': improved, 'reward': taught}
-        told = {'step': step_s, 'decode': decode_s, 'ppo': ppo_s, 'reward_model': reward_s}
-        told |= {'real_share': real_share(written)}
-        return told | {name.replace('seconds_', 'phase_'): seconds for name, seconds in phases.items()}
+        figures = {'step': step_s, 'decode': decode_s, 'ppo': ppo_s, 'reward_model': reward_s}
+        figures |= {'real_share': real_share(written)}
+        return figures | {name.replace('seconds_', 'phase_'): seconds for name, seconds in phases.items()}
 
     def timed(call: Callable[[], Any]) -> tuple[Any, float]:
         start = time.perf_counter()
@@ -91,21 +91,21 @@ def make_plus(variant: str, source: str | None) -> Round:
     return take
 
 
-def summary(told: Sequence[dict[str, float]]) -> dict[str, Any]:
+def summary(rounds: Sequence[dict[str, float]]) -> dict[str, Any]:
     """Medians over rounds."""
 
     def median(values: Sequence[float]) -> float:
         return round(statistics.median(values), 4)
 
-    sums = [sum(each[part] for part in PARTS) for each in told]
-    phases = [name for name in told[0] if name.startswith('phase_')]
+    sums = [sum(figures[part] for part in PARTS) for figures in rounds]
+    phases = [name for name in rounds[0] if name.startswith('phase_')]
     return {
-        'step_s': median([each['step'] for each in told]),
-        'parts_s': {part: median([each[part] for each in told]) for part in PARTS},
+        'step_s': median([figures['step'] for figures in rounds]),
+        'parts_s': {part: median([figures[part] for figures in rounds]) for part in PARTS},
         'sum_of_parts_s': median(sums),
-        'overhead': median([each['step'] / parts for each, parts in zip(told, sums, strict=True)]),
-        'phases_s': {name.removeprefix('phase_'): median([each[name] for each in told]) for name in phases},
-        'reward_real_share': median([each['real_share'] for each in told]),
+        'overhead': median([figures['step'] / parts for figures, parts in zip(rounds, sums, strict=True)]),
+        'phases_s': {name.removeprefix('phase_'): median([figures[name] for figures in rounds]) for name in phases},
+        'reward_real_share': median([figures['real_share'] for figures in rounds]),
     }
 
 
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     settings = {'variant': args.variant, 'source': args.source}
     result = contest.race({'plus': Contestant('benchmarks.plus_step:make_plus', settings)}, args.steps).results['plus']
-    report = {'config': f'plus:{args.variant}'.rstrip(':'), 'steps': args.steps} | summary(result.told)
+    report = {'config': f'plus:{args.variant}'.rstrip(':'), 'steps': args.steps} | summary(result.figures)
     report |= {'compile_s': round(result.first_s - statistics.median(result.seconds), 1)}
     report |= {'peak_gib': round(result.peak_bytes / 2**30, 2)}
     print(json.dumps(report | contest.surroundings('jax', 'flax', 'optax')))

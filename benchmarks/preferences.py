@@ -42,8 +42,8 @@ def scored(run: str, rows: Sequence[formats.Prompted]) -> np.ndarray:
 
 def report(name: str, gaps: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
     """The share of gaps above 0, of which 0 counts a half, with its interval."""
-    found = shares(name, hits(gaps), prompts)
-    return {name: round(found[name], 3), f'{name}_interval': [round(end, 3) for end in found[f'{name}_interval']]}
+    share = shares(name, hits(gaps), prompts)
+    return {name: round(share[name], 3), f'{name}_interval': [round(end, 3) for end in share[f'{name}_interval']]}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -46,16 +46,16 @@ def make_rlpa(variant: str, source: str | None, steps: int) -> Round:
         for i in range(steps):
             state, host, _, metrics = recipe.step(state, host, i)
             history.append(metrics)
-        sampled = sum((each['samples'] + each['failed']) * each['length'] for each in history)
-        shares = {name: float(np.mean([each[name] for each in history])) for name in ('real_share', 'truncated')}
+        sampled = sum((metrics['samples'] + metrics['failed']) * metrics['length'] for metrics in history)
+        shares = {name: float(np.mean([metrics[name] for metrics in history])) for name in ('real_share', 'truncated')}
         return stopwatch.take_seconds() | shares | {'sampled': sampled}
 
     return train
 
 
-def summary(first: dict[str, float], told: Sequence[dict[str, float]], steps: int) -> dict[str, Any]:
+def summary(first: dict[str, float], passes: Sequence[dict[str, float]], steps: int) -> dict[str, Any]:
     """Numbers of the fastest pass over the steps."""
-    best = min(told, key=_total)
+    best = min(passes, key=_total)
     seconds = {name: best[f'seconds_{name}'] for name in PHASES} | {'rest': best['seconds_other']}
     return {
         'step_s': round(_total(best) / steps, 3),
@@ -70,9 +70,9 @@ def summary(first: dict[str, float], told: Sequence[dict[str, float]], steps: in
     }
 
 
-def _total(told: dict[str, float]) -> float:
+def _total(figures: dict[str, float]) -> float:
     """Seconds of all steps of a pass, without the load before them."""
-    return sum(told[f'seconds_{name}'] for name in (*PHASES, 'other'))
+    return sum(figures[f'seconds_{name}'] for name in (*PHASES, 'other'))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     outcome = contest.race({'rlpa': Contestant('benchmarks.rlpa_step:make_rlpa', settings)}, args.rounds)
     result = outcome.results['rlpa']
     report = {'config': f'rlpa:{args.variant}'.rstrip(':'), 'steps': args.steps}
-    report |= summary(result.first, result.told, args.steps)
+    report |= summary(result.first, result.figures, args.steps)
     report |= {'peak_gib': round(result.peak_bytes / 2**30, 2)}
     print(json.dumps(report | contest.surroundings('jax', 'flax', 'optax')))
 

@@ -82,8 +82,8 @@ def commands(run: Run, steps: int, variant: str = '') -> list[list[str]]:
         return [['pal_jax.train', sft, *place, '--config.export=False'], evaluated]
     if run.method == 'dpo':
         pairs = run.workdir.with_suffix('.jsonl')
-        asked = f'--prompts={8 * steps}'  # as many samples as RLPA has
-        collected = ['pal_jax.collect', rlpa, seed, f'--source={run.start()}', f'--output={pairs}', asked]
+        prompts = f'--prompts={8 * steps}'  # as many samples as RLPA has
+        collected = ['pal_jax.collect', rlpa, seed, f'--source={run.start()}', f'--output={pairs}', prompts]
         changed = [f'--config.policy.source={run.start()}', f'--config.data.train={pairs}', '--config.export=False']
         return [*([] if pairs.exists() else [collected]), ['pal_jax.train', dpo, *place, *changed], evaluated]
     rows = 1.5 if run.method == 'credit across turns' else 1
@@ -91,7 +91,7 @@ def commands(run: Run, steps: int, variant: str = '') -> list[list[str]]:
     return [['pal_jax.train', rlpa, *place, f'--config.total_steps={round(steps / rows)}', *changed], evaluated]
 
 
-def make(run: Run, asked: list[list[str]], cores: SimpleQueue[list[int]]) -> None:
+def make(run: Run, calls: list[list[str]], cores: SimpleQueue[list[int]]) -> None:
     """Raises RuntimeError where a command fails; what it said is in the run's log."""
     if run.record.exists():
         return
@@ -100,7 +100,7 @@ def make(run: Run, asked: list[list[str]], cores: SimpleQueue[list[int]]) -> Non
     os.sched_setaffinity(0, ours)  # of this thread, and of what it starts
     try:
         with run.workdir.with_suffix('.log').open('a') as log:
-            for command in asked:
+            for command in calls:
                 done = subprocess.run(
                     [sys.executable, '-m', *command],
                     cwd=ROOT,
@@ -132,8 +132,8 @@ def make_all(runs: dict[Run, list[list[str]]], jobs: int) -> None:
     with ThreadPoolExecutor(jobs) as pool:
         first = [run for run in runs if run.method == START]
         warmed |= {run.seed: pool.submit(make, run, runs[run], shares) for run in first}
-        rest = [pool.submit(after, run) for run in runs if run.method != START]
-        for future in [*warmed.values(), *rest]:
+        others = [pool.submit(after, run) for run in runs if run.method != START]
+        for future in [*warmed.values(), *others]:
             future.result()
 
 
@@ -146,7 +146,7 @@ def row(records: Sequence[dict[str, Any]], split: str) -> dict[str, tuple[float,
     ranges = {name: [record[f'{split}intervals'][name] for record in records] for name in FIGURES}
     values['F1, last turn'] = [record[f'{split}f1_by_turn'][-1] for record in records]
     ranges['F1, last turn'] = [np.asarray(record[f'{split}intervals']['f1_by_turn'])[..., -1] for record in records]
-    return {name: (float(np.mean(each)), standard_error(each, ranges[name])) for name, each in values.items()}
+    return {name: (float(np.mean(by_seed)), standard_error(by_seed, ranges[name])) for name, by_seed in values.items()}
 
 
 def standard_error(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> float:
@@ -171,8 +171,8 @@ def plot(records: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     for ax, key, title in zip(axes, ('f1_by_turn', 'response_by_turn'), ('profile F1', 'reply, graded'), strict=True):
-        for number, (method, each) in enumerate(records.items()):
-            curve = np.mean([record[key] for record in each], axis=0)
+        for number, (method, of_method) in enumerate(records.items()):
+            curve = np.mean([record[key] for record in of_method], axis=0)
             style = ('--' if method in UNTRAINED else '-', f'C{number % 10}', 3 if method == 'rlpa' else 1.3)
             ax.plot(range(1, len(curve) + 1), curve, style[0], color=style[1], lw=style[2], label=method)
         ax.set(title=title, xlabel='turn', ylim=(0, None), xticks=range(1, len(curve) + 1))
@@ -199,12 +199,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     starts = [Run(START, run.seed, folder) for run in runs if run.method in WARMED]
     make_all({run: commands(run, args.steps, args.variant) for run in [*starts, *runs]}, args.jobs)
     records = {method: [read(run) for run in runs if run.method == method] for method in args.methods}
-    splits = {split: {method: row(each, split) for method, each in records.items()} for split in ('', 'unseen_')}
+    splits = {
+        split: {method: row(of_method, split) for method, of_method in records.items()} for split in ('', 'unseen_')
+    }
     texts = {'json': json.dumps(splits, indent=2), 'md': (table := '\n'.join(map(as_markdown, splits.values())))}
     for suffix, text in texts.items():
-        with whole_file(folder / f'table.{suffix}', own=True) as partial:
+        with whole_file(folder / f'table.{suffix}', named_here=True) as partial:
             partial.write_text(text + '\n', encoding='utf-8')
-    with whole_file(folder / 'table.png', own=True) as partial:
+    with whole_file(folder / 'table.png', named_here=True) as partial:
         plot(records, partial)
     print(table)
 

@@ -44,17 +44,19 @@ def make_decoder(
     tokenizer, mesh = decoders.Endless(cfg.vocab), make_mesh(devices=jax.devices()[:1])
     weights = params.init(params.decoder_specs(cfg), jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), max(adapters, 1))
-    each = [lora.split(lora.attach(weights, rank=rank, alpha=2.0 * rank, targets=targets, key=key))[0] for key in keys]
+    trained = [
+        lora.split(lora.attach(weights, rank=rank, alpha=2.0 * rank, targets=targets, key=key))[0] for key in keys
+    ]
     decoder: Any = LocalDecoder(cfg, tokenizer, mesh, slots=batch, stride=decoders.STRIDE)
-    decoder.load(soups.stack(weights, each, 'delta' if kind == 'delta' else 'factors') if adapters else weights)
+    decoder.load(soups.stack(weights, trained, 'delta' if kind == 'delta' else 'factors') if adapters else weights)
     mixtures = np.random.default_rng(1).dirichlet(np.ones(adapters), batch).tolist() if adapters else [None] * batch
     fresh = decoders.prompts(model, batch, prompt)
     greedy = Sampling(temperature=0.0, max_tokens=new)
 
     def call() -> dict[str, float]:
         rows = zip(next(fresh).tolist(), mixtures, strict=True)
-        asked = [Request(tuple(row), greedy, 0, mixture and tuple(mixture)) for row, mixture in rows]
-        return {'tokens': sum(len(completion.token_ids) for completion in decoder(asked))}
+        requests = [Request(tuple(row), greedy, 0, mixture and tuple(mixture)) for row, mixture in rows]
+        return {'tokens': sum(len(completion.token_ids) for completion in decoder(requests))}
 
     return call
 

@@ -43,24 +43,24 @@ def make_traffic(model: str, dtype: str, slots: int, requests: int, lengths: str
     """All requests added at once, the longest first as in a call of `LocalDecoder`, and steps until each has ended;
     prompts are new in every round."""
     decoder = local_decoder(model, dtype, slots)
-    wanted = {'mixed': mixed, 'equal': equal}[lengths](requests)
-    order = np.argsort(-wanted.new, kind='stable')
-    wanted = Lengths(wanted.prompt[order], wanted.new[order])
+    drawn = {'mixed': mixed, 'equal': equal}[lengths](requests)
+    order = np.argsort(-drawn.new, kind='stable')
+    drawn = Lengths(drawn.prompt[order], drawn.new[order])
     rng = np.random.default_rng(1)
 
     def decode() -> dict[str, float]:
         before, start = decoder.counters.slot_steps, time.perf_counter()
-        for prompt, new in zip(*wanted, strict=True):
+        for prompt, new in zip(*drawn, strict=True):
             decoder.add(ask(rng.integers(1, SHAPES[model].vocab, prompt).tolist(), int(new)))
         arrivals: dict[int, list[tuple[float, int]]] = {}  # by request: when, and how many tokens
         left = requests
         while left:
-            told = decoder.step()
+            progress = decoder.step()
             now = time.perf_counter() - start
-            for each in told:
-                arrivals.setdefault(each.number, []).append((now, len(each.tokens)))
-                left -= each.completion is not None
-        tokens = int(wanted.new.sum())
+            for part in progress:
+                arrivals.setdefault(part.number, []).append((now, len(part.tokens)))
+                left -= part.completion is not None
+        tokens = int(drawn.new.sum())
         occupied = tokens / (decoder.counters.slot_steps - before)
         return {'tokens': tokens, 'slots_occupied': occupied} | latency(list(arrivals.values()))
 
@@ -103,6 +103,6 @@ def compare(results: dict[str, Result]) -> dict[str, Any]:
 
 
 def summary(result: Result) -> dict[str, Any]:
-    told = result.best()
-    figures = {name: round(value, 4) for name, value in told.items() if name != 'tokens'}
-    return {'tokens_per_s': round(told['tokens'] / min(result.seconds), 1), **figures, **result.startup()}
+    fastest = result.best()
+    figures = {name: round(value, 4) for name, value in fastest.items() if name != 'tokens'}
+    return {'tokens_per_s': round(fastest['tokens'] / min(result.seconds), 1), **figures, **result.startup()}

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / 'pal_jax'
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / 'pal_jax'
 
-OPENINGS = {'What', 'Of', 'How', 'Where', 'Who', 'Those', 'By'}  # of a sentence that leaves its noun out
+# Openings of a sentence that leaves its noun out, or names it late.
+OPENINGS = re.compile(
+    r'(What|Of|How|Where|Who|Those|By|Whether|As|These|Nothing|Their|That|The same|For each|At least|At most)\b'
+)
 EMPTY = {'each', 'found', 'told', 'own'}  # names that do not say what they hold
-LONG = 15  # lines of a function, above which its locals are held, too
+EMPTY_VARIABLES = EMPTY | {'few', 'ones', 'wanted', 'what'}
 DENSITY = 4  # comment lines per 100 lines of code
 COMMENTED = ('recipes', 'learners')
 
-FILES = sorted(PACKAGE.rglob('*.py'))
+FILES = sorted(path for folder in ('pal_jax', 'benchmarks', 'configs') for path in (ROOT / folder).rglob('*.py'))
 
 
 def name(path: Path) -> str:
-    return path.relative_to(PACKAGE).as_posix()
-
-
-def under(path: Path, entry: str) -> bool:
-    return name(path) == entry or name(path).startswith(f'{entry}/')
+    return path.relative_to(ROOT).as_posix()
 
 
 @functools.cache
@@ -45,23 +46,21 @@ def docstrings(path: Path) -> Iterator[ast.Constant]:
 
 def nameless_openings(path: Path) -> Iterator[str]:
     for docstring in docstrings(path):
-        first = str(docstring.value).split()[:1]
-        if first and first[0].strip(',.:;') in OPENINGS:
-            yield f'{name(path)}:{docstring.lineno}: a docstring begins with {first[0]}'
+        if opening := OPENINGS.match(str(docstring.value).strip()):
+            yield f'{name(path)}:{docstring.lineno}: a docstring begins with {opening[0]}'
 
 
 def empty_names(path: Path) -> Iterator[str]:
-    """Parameters of all functions, and locals of long ones, whose names do not say what they hold."""
-    for node in ast.walk(tree(path)):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        for child in ast.walk(node.args):
-            if isinstance(child, ast.arg) and child.arg in EMPTY:
-                yield f'{name(path)}:{child.lineno}: a parameter is called {child.arg}'
-        if (node.end_lineno or node.lineno) - node.lineno + 1 > LONG:
-            for child in ast.walk(node):
-                if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store) and child.id in EMPTY:
-                    yield f'{name(path)}:{child.lineno}: a local is called {child.id}'
+    """Parameters and variables, attributes of classes aside, whose names do not say what they hold."""
+    attributes: set[ast.AST] = set()
+    for node in ast.walk(tree(path)):  # a class comes before its body
+        if isinstance(node, ast.ClassDef):
+            attributes |= {statement.target for statement in node.body if isinstance(statement, ast.AnnAssign)}
+        if isinstance(node, ast.arg) and node.arg in EMPTY:
+            yield f'{name(path)}:{node.lineno}: a parameter is called {node.arg}'
+        stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node not in attributes
+        if stored and node.id in EMPTY_VARIABLES:
+            yield f'{name(path)}:{node.lineno}: a variable is called {node.id}'
 
 
 def comments_and_code(path: Path) -> tuple[int, int]:
@@ -82,5 +81,6 @@ def test_a_name_says_what_it_holds():
 
 @pytest.mark.parametrize('room', COMMENTED)
 def test_methods_and_learners_say_why(room):
-    comments, code = map(sum, zip(*(comments_and_code(path) for path in FILES if under(path, room)), strict=True))
+    counts = [comments_and_code(path) for path in (PACKAGE / room).rglob('*.py')]
+    comments, code = map(sum, zip(*counts, strict=True))
     assert 100 * comments >= DENSITY * code, f'{room}/ has {comments} comment lines on {code} lines of code'

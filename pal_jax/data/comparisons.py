@@ -200,10 +200,10 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
     owner[question_of_pair] = data.users
     place = rank_within(owner, rng.permutation(len(count_of_user))[first])
     count_of_user = np.bincount(owner, minlength=people)
-    if (few := np.flatnonzero(count_of_user < 3)).size:
+    if (users := np.flatnonzero(count_of_user < 3)).size:
         raise ValueError(
-            f'user {data.names[few[0]]!r} has {count_of_user[few[0]]} of the 3 choices that are needed for training, '
-            'validation and test; give more of them, or leave the user out'
+            f'user {data.names[users[0]]!r} has {count_of_user[users[0]]} of the 3 choices that are needed for '
+            'training, validation and test; give more of them, or leave the user out'
         )
     cuts = np.maximum(np.round(count_of_user * train), 1), np.maximum(np.round(count_of_user * validation), 1)
     first = np.minimum(cuts[0], count_of_user - 2)
@@ -259,7 +259,7 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
 
 
 def same_texts(data: Comparisons) -> np.ndarray:
-    """For each item of a table, the number of the first item with the same text (`holdouts.normal`).
+    """The number `[items]` of the first item with the same text (`holdouts.normal`), for each item of a table.
 
     An item without words keeps its own number.
     """

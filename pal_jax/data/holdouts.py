@@ -61,7 +61,7 @@ def repeats(contents: Sequence[str]) -> int:
 
 
 def strangers(contents: Sequence[str], order: Iterable[int] | None = None) -> list[int] | None:
-    """For each entry the index of an entry with another content; None where all contents are the same.
+    """The index of an entry with another content for each entry; None where all contents are the same.
 
     Every index occurs once, unless more than half of the entries have the same content. Where all contents differ, an
     entry gets the index of the next entry in `order`, and the last entry that of the first.

@@ -267,7 +267,7 @@ def pack_examples(
 
 
 def pack_whole(groups: Sequence[Group], *, n: int, actions: int, ways: int = 1, row_tokens: int = 0) -> TokenBatch:
-    """These groups as one batch of tokens."""
+    """One batch of tokens with all groups."""
     layout = lay_out_groups(groups, ways=ways, row_tokens=row_tokens)
     return pack_groups(groups, layout, n=n, actions=actions)
 

@@ -214,7 +214,7 @@ class Tokenizer:
         return str(text)
 
     def padding_apart(self) -> Tokenizer:
-        """The same tokenizer with a padding token that is no end of a turn.
+        """A copy of the tokenizer with a padding token that is no end of a turn.
 
         transformers' classifiers read the last token that is not padding. Where the end of a turn is padding, too
         (SmolLM2, Qwen 2.5), they would read the token before the last.
@@ -233,7 +233,7 @@ class Tokenizer:
         return Tokenizer(fast, self.stop_ids)
 
     def with_template(self, template: str) -> Tokenizer:
-        """The same tokenizer with another chat template."""
+        """A copy of the tokenizer with another chat template."""
         fast = copy.deepcopy(self.fast)
         fast.chat_template = template
         return Tokenizer(fast, self.stop_ids)
@@ -247,7 +247,7 @@ class Tokenizer:
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n', 'utf-8')
 
     def _without_special(self, value: Any) -> Any:
-        """The same value with `_defused` texts at any depth, as in a tool call."""
+        """A copy of the value with `_defused` texts at any depth, as in a tool call."""
         if isinstance(value, str):
             return self._defused(value)
         if isinstance(value, Mapping):

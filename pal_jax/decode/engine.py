@@ -151,7 +151,7 @@ def state_shardings(mesh: Mesh) -> DecodeState:
 
 
 def grow(state: DecodeState, length: int) -> DecodeState:
-    """The same slots with room for `length` tokens each."""
+    """A copy of the slots with room for `length` tokens each."""
     more = length - state.capacity
     return state.replace(
         keys=jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more))), state.keys),

@@ -424,9 +424,9 @@ class LocalDecoder:
             starts.append((source, start))
             if len(batch) == self._rows[1]:
                 break
-        few, many = self._rows
+        fewest, many = self._rows
         if len(batch) < FULL * many or (not alone and many * size > self.chunk):
-            del batch[few:], starts[few:]
+            del batch[fewest:], starts[fewest:]
         else:
             longest = max(len(member.tokens) - start for member, (_, start) in zip(batch, starts, strict=True))
             size = bucket(min(longest, self.chunk), 32)

@@ -87,9 +87,9 @@ def play_arenas(arenas: Sequence[Arena], seats: Sequence[Sequence[str]], speaker
         live = [k for k, arena in enumerate(arenas) if arena.rewards is None]
         if not live:
             break
-        asked = {k: arenas[k].asked() for k in live}
+        observations = {k: arenas[k].asked() for k in live}
         for name, speak in speakers.items():
-            places = [k for k in live if seats[k][asked[k][0]] == name]
-            texts = speak([asked[k][1] for k in places], turns) if places else []
+            places = [k for k in live if seats[k][observations[k][0]] == name]
+            texts = speak([observations[k][1] for k in places], turns) if places else []
             for k, text in zip(places, texts, strict=True):
                 arenas[k].stop() if text is None else arenas[k].say(text)

@@ -107,10 +107,10 @@ class RedTeam:
 
     def prompt(self, attack: Attack, role: int) -> list[dict[str, str]]:
         """A system message that names the task, and the request: the seed's, or for the defender what it was sent."""
-        asked = ASKED[attack.seed.harmful].format(request=attack.seed.request) if role == ATTACKER else attack.request
-        assert asked is not None
+        content = ASKED[attack.seed.harmful].format(request=attack.seed.request) if role == ATTACKER else attack.request
+        assert content is not None
         system = SYSTEMS[role] + (HIDDEN if self.hidden else '')
-        return [{'role': 'system', 'content': system}, {'role': 'user', 'content': asked}]
+        return [{'role': 'system', 'content': system}, {'role': 'user', 'content': content}]
 
     def read(self, text: str) -> Said | None:
         """The thought and the answer of a move; None: it breaks the form."""
@@ -125,7 +125,7 @@ class RedTeam:
         return attack._replace(request=said.answer) if role == ATTACKER else attack._replace(answer=said.answer)
 
     def rewards(self, attack: Attack) -> tuple[float, ...]:
-        """Nothing: samples are paid by `paid` once a judge has labelled all games at once."""
+        """No rewards: `paid` pays samples, once a judge has labelled all games at once."""
         return ()
 
     def end(self, groups: Sequence[Group]) -> Attack:

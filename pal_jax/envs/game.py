@@ -89,4 +89,4 @@ def play(
 
 
 def _rewarded(groups: list[list[Sample]], rewards: tuple[float, ...]) -> list[list[Sample]]:
-    return [[dataclasses.replace(each, rewards=(rewards[each.role],)) for each in group] for group in groups]
+    return [[dataclasses.replace(sample, rewards=(rewards[sample.role],)) for sample in group] for group in groups]

@@ -124,8 +124,8 @@ class Matches:
         """One message of the user: what the seat knows, its legal actions, and how to answer."""
         rules = self.rules[match.game]
         listed = getattr(rules, 'listed', lambda state: ' '.join(rules.legal(state)))
-        asked = REASONED if self.reasoned else ASKED[self.wording]
-        content = asked.format(state=rules.observe(match.state, role), legal=listed(match.state))
+        template = REASONED if self.reasoned else ASKED[self.wording]
+        content = template.format(state=rules.observe(match.state, role), legal=listed(match.state))
         return [{'role': 'user', 'content': content}]
 
     def read(self, match: Match, text: str) -> str | None:

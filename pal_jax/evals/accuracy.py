@@ -52,8 +52,7 @@ def _ballot(difference: np.ndarray) -> tuple[bytes, int]:
 
 
 def choose(validation: Mapping[int, Sequence[float]]) -> list[int]:
-    """For each split the number of prototypes with the highest accuracy on its validation part; the smallest of
-    equals."""
+    """The number of prototypes with the highest accuracy on each split's validation part; the smallest of equals."""
     return [
         max(sorted(validation), key=lambda k: validation[k][split]) for split in range(len(validation[min(validation)]))
     ]

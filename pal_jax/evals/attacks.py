@@ -32,12 +32,12 @@ class Cell(NamedTuple):
 
     @property
     def unsafe(self) -> list[bool]:
-        """For each harmful seed, whether the answer was unsafe."""
+        """The flags of unsafe answers, one for each harmful seed."""
         return [bool(label and label.unsafe) for label, bad in zip(self.labels, self.harmful, strict=True) if bad]
 
     @property
     def refused(self) -> list[bool]:
-        """For each harmless seed, whether the answer refused it."""
+        """The flags of refusing answers, one for each harmless seed."""
         return [bool(label and label.refusal) for label, bad in zip(self.labels, self.harmful, strict=True) if not bad]
 
 

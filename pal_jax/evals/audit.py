@@ -107,11 +107,11 @@ def _person(data: Comparisons, split: Split, rng: np.random.Generator) -> Findin
     x[person_of['train'], rank], weight[person_of['train'], rank] = x_of['train'], 1.0
     models = {f'pull {pull}': leakage.logistic_by_person(x, weight, pull, shared) for pull in PULLS}
     axes = np.linalg.svd(models[f'pull {PULLS[1]}'] - shared, full_matrices=False)[2]
-    for few in (k for k in DIRECTIONS if k < len(scale)):
+    for count in (k for k in DIRECTIONS if k < len(scale)):
         # The shared margin is one more coordinate, whose weight is pulled to 1.
-        along = np.concatenate([x @ axes[:few].T, (x @ shared)[..., None]], axis=2)
-        within = leakage.logistic_by_person(along, weight, 1.0, np.eye(few + 1)[few])
-        models[f'{few} directions'] = within[:, few:] * shared + within[:, :few] @ axes[:few]
+        along = np.concatenate([x @ axes[:count].T, (x @ shared)[..., None]], axis=2)
+        within = leakage.logistic_by_person(along, weight, 1.0, np.eye(count + 1)[count])
+        models[f'{count} directions'] = within[:, count:] * shared + within[:, :count] @ axes[:count]
     right_of = {
         key: {name: hits(np.sum(x_of[name] * w[person_of[name]], axis=1)) for name in PARTS[1:]}
         for key, w in models.items()
@@ -177,10 +177,10 @@ def _direction(data: Comparisons, rng: np.random.Generator) -> Finding:
 
 def _flipped(data: Comparisons, split: Split, rng: np.random.Generator) -> Finding:
     scale, _ = _shared(data, split)
-    x, asked = (differences(data, part) / scale for part in (split.train, split.test))
+    x, tested = (differences(data, part) / scale for part in (split.train, split.test))
 
     def fit_and_judge(signs: np.ndarray) -> np.ndarray:
-        return asked @ logistic(x * signs[:, None])
+        return tested @ logistic(x * signs[:, None])
 
     return leakage.flipped_labels(fit_and_judge, len(x), data.users[split.test], rng)
 
@@ -214,19 +214,19 @@ def _near(data: Comparisons, split: Split) -> Finding:
     """T7 by prompts, or by statements where there are no prompts."""
     sides = [data.prompt] if isinstance(data.prompt, Lookup) else [data.chosen, data.rejected]
     numbers = [side.numbers for side in sides if isinstance(side, Lookup)]
-    learnt, asked = (np.unique(np.concatenate([side[part] for side in numbers])) for part in (split.train, split.test))
+    learnt, tested = (np.unique(np.concatenate([side[part] for side in numbers])) for part in (split.train, split.test))
     alike = np.zeros(len(data.texts))
-    alike[asked] = leakage.nearest([data.texts[i] for i in asked], [data.texts[i] for i in learnt])
+    alike[tested] = leakage.nearest([data.texts[i] for i in tested], [data.texts[i] for i in learnt])
     scale, w = _shared(data, split)
     right = hits(differences(data, split.test) / scale @ w)
     of_pair = np.max([alike[side[split.test]] for side in numbers], axis=0)
     table = sides[0].table if isinstance(sides[0], Lookup) else np.zeros((0, 0))
-    return leakage.near_duplicates(of_pair, right, data.users[split.test], _cosine(table, asked, learnt))
+    return leakage.near_duplicates(of_pair, right, data.users[split.test], _cosine(table, tested, learnt))
 
 
-def _cosine(table: np.ndarray, asked: np.ndarray, learnt: np.ndarray, most: int = 2000) -> float:
+def _cosine(table: np.ndarray, tested: np.ndarray, learnt: np.ndarray, most: int = 2000) -> float:
     """The mean over tested states of the largest cosine with a state of training."""
-    one, other = (np.asarray(table[index[:most]], np.float64) for index in (asked, learnt))
+    one, other = (np.asarray(table[index[:most]], np.float64) for index in (tested, learnt))
     one, other = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9) for x in (one, other))
     return float((one @ other.T).max(axis=1).mean())
 
@@ -237,9 +237,9 @@ def _label(data: Comparisons, index: np.ndarray, names: Sequence[str]) -> Findin
     named = [name for name in names if len(name) > 3 and any(letter.isalpha() for letter in name)]
     if len(index) > SHARED * len(np.unique(np.concatenate([left, right]))):
         wins = np.bincount(left, minlength=len(data.texts)) - np.bincount(right, minlength=len(data.texts))
-        asked = np.flatnonzero(wins)
-        texts = [data.texts[i] for i in asked]
-        return shortcuts.label_in_text(texts, wins[asked] > 0, asked, named, popularity=True)
+        items = np.flatnonzero(wins)
+        texts = [data.texts[i] for i in items]
+        return shortcuts.label_in_text(texts, wins[items] > 0, items, named, popularity=True)
     texts = [data.texts[i] for i in np.concatenate([left, right])]
     won = np.repeat([True, False], len(index))
     return shortcuts.label_in_text(texts, won, np.tile(data.users[index], 2), named)
@@ -248,11 +248,11 @@ def _label(data: Comparisons, index: np.ndarray, names: Sequence[str]) -> Findin
 def _repeated(data: Comparisons, split: Split) -> Finding:
     """T8 on the new choices of seen people and on those of new people."""
     pairs = np.stack(item_numbers(data), axis=1)
-    asked = np.concatenate([split.test, split.new_test])
+    tested = np.concatenate([split.test, split.new_test])
     new = np.concatenate([split.fit, split.new_test])
     shared = len(np.intersect1d(data.users[split.train], data.users[new]))
     return leakage.in_training(
-        pairs[split.train], pairs[asked], data.users[asked], shared_people=shared, by_design=not data.texts
+        pairs[split.train], pairs[tested], data.users[tested], shared_people=shared, by_design=not data.texts
     )
 
 

@@ -114,8 +114,8 @@ def standard_error(values: np.ndarray) -> float | None:
 
 
 def of_somebody(texts: Sequence[Any], people: Sequence[History] = ()) -> list[Any] | None:
-    """For each person the text of somebody else at random, the same in every evaluation; None where there is nobody
-    else.
+    """The text of somebody else for each person, drawn at random but alike in every evaluation; None where there is
+    nobody else.
 
     People of the same content are one person; without `people`, each text has a person of its own.
     """
@@ -193,8 +193,8 @@ def personalise(
     prompts = [person.held[0].prompt for person in people]
     random = of_somebody(texts, people)
     sources = [texts, [''] * len(people), *([random] if random else [])]
-    asked = [[question(t, p) for t, p in zip(source, prompts, strict=True)] for source in sources]
-    replies = [[text and spoken(text) for text in model(messages, seed)] for messages in asked]
+    chats = [[question(t, p) for t, p in zip(source, prompts, strict=True)] for source in sources]
+    replies = [[text and spoken(text) for text in model(messages, seed)] for messages in chats]
     kept = [i for i in range(len(people)) if all(row[i] and str(row[i]).strip() for row in replies)]
     record: dict[str, Any] = {'written': len(kept)}
     after_own, plain, *somebody = ([str(row[i]).strip() for i in kept] for row in replies)

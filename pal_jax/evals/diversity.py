@@ -37,7 +37,7 @@ def self_bleu(texts: Sequence[str]) -> float:
     if len(texts) < 2:
         raise ValueError(f'self-BLEU of {len(texts)} texts is undefined; give two or more')
     words = [text.lower().split() for text in texts]
-    return float(np.mean([bleu(own, [*words[:k], *words[k + 1 :]]) for k, own in enumerate(words)]))
+    return float(np.mean([bleu(text, [*words[:k], *words[k + 1 :]]) for k, text in enumerate(words)]))
 
 
 def bleu(text: Sequence[str], references: Sequence[Sequence[str]]) -> float:

@@ -132,8 +132,8 @@ def questions(learner: IdealPointLearner, state: PALState, new: Newcomers, prior
     """
     exists = new.rank < PADDING
     wide = jnp.broadcast_to(prior[:, None], (prior.shape[0], new.people, prior.shape[1]))
-    asked = np.asarray(learner.ask(state.params, new.fit, jnp.asarray(exists), wide, 0, questions=most))
-    rank = np.where(exists, np.where(asked < PADDING, asked, most + new.rank), PADDING)
+    order = np.asarray(learner.ask(state.params, new.fit, jnp.asarray(exists), wide, 0, questions=most))
+    rank = np.where(exists, np.where(order < PADDING, order, most + new.rank), PADDING)
     within = np.stack([rank_within(u, r) for u, r in zip(np.asarray(new.fit.users), rank, strict=True)])
     return new._replace(rank=np.where(exists, within, PADDING))
 

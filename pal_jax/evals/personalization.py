@@ -87,8 +87,8 @@ def table(
     def cells(value: Callable[[Sample], float]) -> np.ndarray:
         """The values `[people, turns]`, NaN where a sample was not judged."""
         rows = [[value(sample) if sample.ok else np.nan for sample in talk] for talk in talks]
-        rest = [np.nan if silent else 0.0 for silent in unheard]
-        return np.array([row + [pad] * (rounds - len(row)) for row, pad in zip(rows, rest, strict=True)])
+        padding = [np.nan if silent else 0.0 for silent in unheard]
+        return np.array([row + [pad] * (rounds - len(row)) for row, pad in zip(rows, padding, strict=True)])
 
     scores = {name: cells(lambda sample, name=name: sample.info[name]) for name in SCORED}
     f1, al = scores['profile'], 100.0 * scores['strict']

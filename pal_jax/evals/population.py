@@ -122,7 +122,7 @@ def measure(panel: Panel, state: States, others: Mapping[str, Other] = MappingPr
     }
     chosen = choose({K: [value.pairs for value in row] for K, row in validation.items()})
     # The places of the splits with true user ids, and of the control's with shuffled ones, which come after them.
-    true, false = ([r for r, trial in enumerate(trials) if trial.shuffled == wanted] for wanted in (False, True))
+    true, false = ([r for r, trial in enumerate(trials) if trial.shuffled == shuffled] for shuffled in (False, True))
     methods = {'shared': _of(measured['K=1'], true), 'pal': _chosen(measured, chosen, true)}
     if panel.ask:
         methods['asked'] = _chosen(_asked(panel, state, new, counts, measured, chosen), chosen, true)
@@ -277,7 +277,7 @@ def make_record(results: Results) -> dict[str, Any]:
     _put(record, 'new_gain', gain(_pairs(pal.new[-1]), _pairs(shared.new[-1])))
     if 'asked' in results.methods:
         rows = zip(results.methods['asked'].new, pal.new, strict=True)
-        gains = [gain(_pairs(asked), _pairs(random)) for asked, random in rows]
+        gains = [gain(_pairs(chosen), _pairs(random)) for chosen, random in rows]
         record['asked_gain_by_known'], record['asked_gain_by_known_se'] = map(list, zip(*gains, strict=True))
     for name, row in results.by_group.items():
         record[f'seen_{name}_by_group'] = [None if np.isnan(x) else float(x) for x in np.nanmean(row, axis=0)]

@@ -92,7 +92,7 @@ def asked(problem: Problem) -> Chat:
 
 
 def is_right(said: str | None, answer: str) -> bool:
-    """Whether an answer is the same as the known one: the same number, or the same LaTeX but for its dress."""
+    """True for an answer that equals the known one: as a number, or as LaTeX but for its dress."""
     if said is None:
         return False
     ours, theirs = plain(said), plain(answer)

@@ -81,7 +81,7 @@ def read_prompts(source: str, column: str = '') -> list[Asked]:
       ValueError: there is no such source, it has no row or no known column, or a prompt is no text; the error names the
         place.
     """
-    asked: list[Asked] = []
+    prompts: list[Asked] = []
     for place, row in records.rows(source):
         column = column or _column(place, row)
         prompt = row.get(column)
@@ -93,10 +93,10 @@ def read_prompts(source: str, column: str = '') -> list[Asked]:
                 else f'{place}: there is no column {column}; its columns are {columns}'
             )
         context = row.get('ContextString')
-        asked.append(Asked(f'{context}\n\n---\n\n{prompt}' if context else prompt, _harmful(place, row, column)))
-    if not asked:
+        prompts.append(Asked(f'{context}\n\n---\n\n{prompt}' if context else prompt, _harmful(place, row, column)))
+    if not prompts:
         raise ValueError(f'{source}: it has no rows, so no prompts; give a file with some')
-    return asked
+    return prompts
 
 
 def _column(place: str, row: Mapping[str, Any]) -> str:

@@ -173,7 +173,8 @@ def make_exhibits(points: Mapping[str, Sequence[Point]], limit: float | None) ->
 
 
 def within(point: Point, limit: float) -> str:
-    """Whether a mean cost is below the limit or above it by `WIDTH` standard errors, or nearer to it than that."""
+    """'yes' where the mean cost is below the limit, 'no' where it is above, each by more than `WIDTH` standard errors,
+    and 'within noise' in between."""
     if abs(point.cost - limit) <= WIDTH * point.cost_se:
         return 'within noise'
     return 'yes' if point.cost <= limit else 'no'

@@ -113,7 +113,7 @@ def make_exhibits(
       wishes: the texts of preferences, by their ids.
     """
     named = '; '.join(f'{name}: {SOUP_SYSTEMS.get(name, name)}' for name in dict.fromkeys(itertools.chain(*outcomes)))
-    asked = ' '.join(f'{name}: {text}' for name, text in wishes.items())
+    legend = ' '.join(f'{name}: {text}' for name, text in wishes.items())
     systems, rates = table(outcomes, 'half')
     head = ['', 'ties half', '95 %', 'ties left out', 'ties']
     rows = [head, *([f'{a} against {b}', *_told(measure(signs))] for (a, b), signs in outcomes.items())]
@@ -125,8 +125,8 @@ def make_exhibits(
         Exhibit('Win rates against all others', f'{KEY} {named}.', averages),
         Exhibit('Win rates by pair', KEY, rows),
         Exhibit('Who wins against whom', picture=plot_heat(systems, rates)),
-        Exhibit('Win rates by criterion', asked, criteria, picture=plot_radar(by_criterion)),
-        Exhibit('Policies of one preference against the base', asked, policies),
+        Exhibit('Win rates by criterion', legend, criteria, picture=plot_radar(by_criterion)),
+        Exhibit('Policies of one preference against the base', legend, policies),
     ]
     if fronts:
         exhibits.append(Exhibit('Soups between two poles', picture=plot_fronts(fronts)))

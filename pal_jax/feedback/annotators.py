@@ -125,8 +125,8 @@ def make_annotator(model: ChatModel, spec: Spec) -> Annotator:
         differing = [i for i, verdict in enumerate(verdicts) if verdict is None]
         flags = {i: switches(preference, rows[i], seed) if switched is None else switched for i in differing}
         for having_input in (True, False):
-            asked = [i for i in differing if bool(rows[i]['input']) == having_input]
-            batches = [asked[k : k + spec.batch_size] for k in range(0, len(asked), spec.batch_size)]
+            numbers = [i for i in differing if bool(rows[i]['input']) == having_input]
+            batches = [numbers[k : k + spec.batch_size] for k in range(0, len(numbers), spec.batch_size)]
             shown = [[turned(rows[i]) if flags[i] else rows[i] for i in batch] for batch in batches]
             chats = [question(spec, preference, batch) for batch in shown]
             answers = ask(model, chats, lambda text: read(spec, text), seed)
@@ -254,8 +254,8 @@ def _templates(path: Path, name: str, names: Any, size: int) -> tuple[str, str]:
 
 def _decoder(path: Path, name: str, entry: dict[str, Any]) -> str:
     decoder = entry['fn_decoder']
-    kind, _, rest = decoder.partition(':') if isinstance(decoder, str) else ('', '', '')
-    if decoder not in ('openai_completions', 'rule') and not (kind in ('endpoint', 'local') and rest):
+    kind, _, model = decoder.partition(':') if isinstance(decoder, str) else ('', '', '')
+    if decoder not in ('openai_completions', 'rule') and not (kind in ('endpoint', 'local') and model):
         raise ValueError(
             f'{path}: {name}.fn_decoder={decoder!r}; use openai_completions, endpoint:<name>, local:<source> or rule'
         )
@@ -273,8 +273,8 @@ def _settings(path: Path, name: str, entry: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f'{path}: {name}.decoder_kwargs.{key} {why}')
     for key, kind in {'model_name': str, 'max_tokens': int, 'temperature': int | float}.items():
         if key in settings and not isinstance(settings[key], kind):
-            wanted = 'a text' if kind is str else 'a number'
-            raise ValueError(f'{path}: {name}.decoder_kwargs.{key}={settings[key]!r} must be {wanted}')
+            expected = 'a text' if kind is str else 'a number'
+            raise ValueError(f'{path}: {name}.decoder_kwargs.{key}={settings[key]!r} must be {expected}')
     if 'model_name' in settings and entry['fn_decoder'].startswith('local:'):
         raise ValueError(f'{path}: {name}.decoder_kwargs.model_name: fn_decoder={entry["fn_decoder"]} names the model')
     return {ours: settings[theirs] for theirs, ours in known.items() if theirs in settings}

@@ -292,10 +292,10 @@ def helpfulness(prompt: str, response: str) -> float:
         return 0.0
     if len(set(words)) < _DIFFERENT * len(words):
         return 0.0
-    asked, answered = _content(prompt), _content(response)
-    taken_up = len(asked & answered) / (_TAKEN_UP * len(asked)) if asked else 1.0
+    prompt_words, response_words = _content(prompt), _content(response)
+    taken_up = len(prompt_words & response_words) / (_TAKEN_UP * len(prompt_words)) if prompt_words else 1.0
     topic = _OFF_TOPIC + (1 - _OFF_TOPIC) * min(1.0, taken_up)
-    detail = _VAGUE + (1 - _VAGUE) * min(1.0, len(answered - asked) / _NEW)
+    detail = _VAGUE + (1 - _VAGUE) * min(1.0, len(response_words - prompt_words) / _NEW)
     length = max(0.0, min(1.0, len(words) / _SHORTEST, 2 - len(words) / _LONGEST))
     candour = _EVASIVE if is_evasion(response) else 1.0
     return topic * detail * length * candour * _directness(prompt, response)

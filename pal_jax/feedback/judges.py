@@ -126,12 +126,12 @@ def _recites(reply: str, known: dict[str, str]) -> bool:
 def _is_relevant(reply: str, known_values: dict[str, str]) -> bool:
     """True where a reply uses a told value, or asks about one or two open topics, and never asks for a told one
     again."""
-    asked = {slot for question in _questions(reply) for slot in _topics(question)}
+    topics = {slot for question in _questions(reply) for slot in _topics(question)}
     used = any(_uses(reply, value) for value in known_values.values())
-    known = asked & known_values.keys()
+    known = topics & known_values.keys()
     if any(not _uses(reply, known_values[slot]) for slot in known):
         return False
-    return len(asked) <= 2 and (used or bool(asked - known))
+    return len(topics) <= 2 and (used or bool(topics - known))
 
 
 def _is_logical(reply: str, lines: Sequence[str]) -> bool:

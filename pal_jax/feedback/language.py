@@ -39,8 +39,8 @@ def make_matcher(model: ChatModel) -> ProfileMatcher:
 
     def match(inferred: Sequence[Sequence[str]], golden: Sequence[Sequence[str]]) -> list[int | None]:
         pairs = list(zip(inferred, golden, strict=True))
-        asked = [(ours, true) for ours, true in pairs if ours and true]
-        counts = iter(ask(model, [prompts.match(*pair) for pair in asked], read_count, seed=0))
+        comparable = [(ours, true) for ours, true in pairs if ours and true]
+        counts = iter(ask(model, [prompts.match(*pair) for pair in comparable], read_count, seed=0))
         return [_at_most(next(counts), ours, true) if ours and true else 0 for ours, true in pairs]
 
     return match

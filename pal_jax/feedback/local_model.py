@@ -29,9 +29,9 @@ class LocalModel:
 
     def __call__(self, chats: Sequence[Chat], seed: int) -> list[str | None]:
         """Answers in the order of the chats; None where one is too long for the model."""
-        asked = {i: request for i, chat in enumerate(chats) if (request := self._request(chat, seed))}
-        completions = dict(zip(asked, self._opened()(list(asked.values())), strict=True))
-        return [self._tokenizer.thinking(asked[i].prompt_ids, completions[i].text) if i in asked else None
+        requests = {i: request for i, chat in enumerate(chats) if (request := self._request(chat, seed))}
+        completions = dict(zip(requests, self._opened()(list(requests.values())), strict=True))
+        return [self._tokenizer.thinking(requests[i].prompt_ids, completions[i].text) if i in requests else None
                 for i in range(len(chats))]  # fmt: skip
 
     def _request(self, chat: Chat, seed: int) -> Request | None:

@@ -61,8 +61,8 @@ def make_people(count: int, *, seed: int, split: Split, form: str = 'labelled', 
     def person(number: int) -> History:
         kind, other = kinds[number % 2], kinds[1 - number % 2]
         predicates = rng.sample(TRAINED, 8)
-        rest = [predicate for predicate in TRAINED if predicate not in predicates]
-        one, two, *judged = rng.sample(rest if split == 'train' else HELD, 4 + 2 * taught)
+        others = [predicate for predicate in TRAINED if predicate not in predicates]
+        one, two, *judged = rng.sample(others if split == 'train' else HELD, 4 + 2 * taught)
         reward, *train = (_choice(kind, other, *judged[i : i + 2]) for i in range(0, len(judged), 2))
         pairs = rng.sample([(kind, other), (kind, other), EVERYONE, EVERYONE], 4)
         past = [_choice(*pair, *predicates[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]

@@ -117,12 +117,12 @@ def choose(preferences: Sequence[Preference], names: str) -> tuple[Preference, .
         return tuple(pole for poles in by_dimension(preferences).values() for pole in poles[:2])
     if names == ALL:
         return tuple(preferences)
-    known, wanted = {pole.id: pole for pole in preferences}, [name.strip() for name in names.split(',') if name.strip()]
-    for name in wanted:
-        if name not in known or wanted.count(name) > 1:
+    known, named = {pole.id: pole for pole in preferences}, [name.strip() for name in names.split(',') if name.strip()]
+    for name in named:
+        if name not in known or named.count(name) > 1:
             why = 'is there twice' if name in known else f'is no preference; there are {", ".join(known)}'
             raise ValueError(f'poles={names!r}: {name} {why}')
-    chosen = tuple(known[name] for name in known if name in wanted)
+    chosen = tuple(known[name] for name in known if name in named)
     for dimension, poles in by_dimension(chosen).items():
         if len(poles) < 2:
             raise ValueError(f'poles={names!r} has {poles[0].id} alone of {dimension}; name two poles of it')

@@ -27,7 +27,7 @@ _OTHERS = {value: values for slot in SCHEMA for values in (slot.known, slot.unse
 
 
 def make_pairs(people: Sequence[Person], seed: int) -> Iterator[tuple[Chat, str, str]]:
-    """For each fact of each person the question, the right answer and an answer with another value of the same kind."""
+    """The question for each fact of each person, the right answer, and one with another value of the same kind."""
     rng = random.Random(f'recall {seed}')
     for person in people:
         facts = [split_fact(fact) for fact in person.facts]
@@ -35,8 +35,8 @@ def make_pairs(people: Sequence[Person], seed: int) -> Iterator[tuple[Chat, str,
             story = ' '.join(f'My {name}: {fact}.' for name, fact in rng.sample(facts, len(facts)))
             other = rng.choice([candidate for candidate in _OTHERS[value] if candidate != value])
             right, wrong = (rng.choice(_ANSWERS).format(slot=slot, value=answer) for answer in (value, other))
-            asked = [
+            question = [
                 {'role': 'system', 'content': 'You remember what you are told.'},
                 {'role': 'user', 'content': f'{story} What is my {slot}?'},
             ]
-            yield asked, right, wrong
+            yield question, right, wrong

@@ -81,8 +81,8 @@ def make_reward(
 
 
 def others(people: Sequence[Person], known: Sequence[Person] = ()) -> list[Person]:
-    """For each person the next one of the list with other facts, round and round; where all have the same facts, one
-    `known`.
+    """The next person of the list with other facts for each person, round and round; where all have the same facts,
+    one of `known`.
 
     Raises:
       ValueError: nobody has other facts.

@@ -124,8 +124,8 @@ def sound(question: str, answer: str) -> float:
         return 0.0
     threes = list(zip(words, words[1:], words[2:], strict=False))
     new = len(set(threes)) / len(threes) if threes else 1.0
-    asked = set(words_of(question)) - _COMMON
-    met = len(asked & set(words)) / len(asked) if asked else 1.0
+    question_words = set(words_of(question)) - _COMMON
+    met = len(question_words & set(words)) / len(question_words) if question_words else 1.0
     letters = sum(character.isalpha() or character.isspace() for character in answer) / len(answer)
     return float(answer.rstrip()[-1:] in '.!?') + new + met + letters
 

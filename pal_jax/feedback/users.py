@@ -183,9 +183,9 @@ def _answer(dialogue: Dialogue, seed: int, p_spontaneous: float) -> str:
         return rng.choice(_COMPLAINTS)
     known = revealed(dialogue)
     hidden = [fact for fact in dialogue.person.facts if fact not in known]
-    asked = [fact for fact in hidden if raises_topic(last.content, fact)]
-    if hidden and (asked or rng.random() < p_spontaneous):
-        return _tell(rng.choice(asked or hidden), rng)
+    raised = [fact for fact in hidden if raises_topic(last.content, fact)]
+    if hidden and (raised or rng.random() < p_spontaneous):
+        return _tell(rng.choice(raised or hidden), rng)
     return rng.choice([line for line in _FILLERS if all(line != turn.content for turn in earlier)] or _FILLERS)
 
 

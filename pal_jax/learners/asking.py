@@ -47,8 +47,8 @@ def order(
     rows, people = jnp.arange(users.shape[0]), prior.shape[0]
 
     def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
-        z, asked = carry
-        answered = asked < UNASKED
+        z, turn = carry
+        answered = turn < UNASKED
         # 1. The likeliest logits after the answers so far, and what is expected of each pair.
         z, expected = expect(
             margins, users, answered, prior, pull=pull, key=jax.random.fold_in(key, i), start=z, rule=rule
@@ -58,11 +58,11 @@ def order(
         best = jax.ops.segment_max(expected, users, people)[users]
         first = jax.ops.segment_min(jnp.where((expected == best) & (expected >= 0), rows, UNASKED), users, people)
         # 3. Its answer is known from the next turn on.
-        return (z, asked.at[first].set(i, mode='drop')), None
+        return (z, turn.at[first].set(i, mode='drop')), None
 
     start = prior, jnp.full(users.shape, UNASKED, jnp.int32)
-    (_, asked), _ = jax.lax.scan(step, start, jnp.arange(questions, dtype=jnp.int32))
-    return asked
+    (_, turn), _ = jax.lax.scan(step, start, jnp.arange(questions, dtype=jnp.int32))
+    return turn
 
 
 def expect(

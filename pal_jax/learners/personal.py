@@ -49,7 +49,7 @@ class Choices(NamedTuple):
         return self.chosen - self.rejected
 
     def swapped(self) -> Choices:
-        """The same choices with the other item as the chosen one."""
+        """The choices with the other item as the chosen one."""
         return self._replace(chosen=self.rejected, rejected=self.chosen)
 
 

@@ -290,7 +290,7 @@ class Draw:
     whole_people: bool = False
 
     def programs(self, updates: int, first: int = 0) -> Iterator[PairBatch]:
-        """At least `updates` batches from number `first` on, some `[1, n, B]` at a time, as memory has room for."""
+        """Draw `updates` batches or more from number `first` on, some `[1, n, B]` at a time, as memory has room for."""
         pairs, of_one = pairs_of(self.train), min(BATCH, len(self.train.users)) * 8 * width_of(self.train)
         many = int(np.clip(BYTES // of_one, 1, min(PROGRAM, updates)))
         for start in range(first, first + updates, many):

@@ -126,7 +126,7 @@ class Pairs(NamedTuple):
     multiple: int = MULTIPLE
 
     def pick(self, groups: Int[np.ndarray, '...'], branches: Int[np.ndarray, '...']) -> Pairs:
-        """The same rows with other replies asked for: `branches` of `groups`, broadcast together to [G, n]."""
+        """A copy of the rows with other replies asked for: `branches` of `groups`, broadcast together to [G, n]."""
         where = self.where[0][groups, branches], self.where[1][groups, branches]
         return self._replace(where=where, exists=self.exists[groups, branches])
 

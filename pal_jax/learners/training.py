@@ -205,9 +205,9 @@ def accumulate(
     """
     sums = jax.tree.map(jax.new_ref, grads)
     pull: Any  # its declared type lacks `with_refs`
-    value, pull, rest = jax.vjp(loss, params, has_aux=True)
+    value, pull, aux = jax.vjp(loss, params, has_aux=True)
     pull.with_refs(sums)(jnp.ones_like(value))
-    return (value, rest), jax.tree.map(jax.freeze, sums)
+    return (value, aux), jax.tree.map(jax.freeze, sums)
 
 
 def any_of(counts: Array) -> bool:

@@ -114,7 +114,7 @@ def _post_norm(x: Array, norm: Params, name: str, cfg: ModelConfig) -> Array:
 
 
 def fuse(layer: Params, cfg: ModelConfig) -> Params:
-    """The same layer with fewer and larger products.
+    """A copy of the layer with fewer and larger products.
 
     `qkv` [D, G, H/G + 2, K] has the queries, key and value of a group side by side, and `gate_up` [D, 2, F] has both
     halves of the gated network. It is not for a mesh, where the weights would have to be gathered.

@@ -194,10 +194,10 @@ def check_alike(folders: Sequence[Path]) -> None:
     """Raise ValueError where the factors of adapters have no mean, since bases, ranks or scales differ."""
     first, *others = [peft.read_config(folder) for folder in folders]
     for folder, config in zip(folders[1:], others, strict=True):
-        for what, ours, theirs in zip(('base', 'scale', 'rank'), first, config, strict=True):
+        for part, ours, theirs in zip(('base', 'scale', 'rank'), first, config, strict=True):
             if ours != theirs:
-                hint = 'merge adapters of one base' if what == 'base' else 'method delta merges their updates'
-                raise ValueError(f'{folders[0]} has {what} {ours} and {folder} {what} {theirs}; {hint}')
+                hint = 'merge adapters of one base' if part == 'base' else 'method delta merges their updates'
+                raise ValueError(f'{folders[0]} has {part} {ours} and {folder} {part} {theirs}; {hint}')
 
 
 def check_meaning(folders: Sequence[Path], base: Path | None) -> None:

@@ -130,10 +130,10 @@ def _slots(path: str, names: Names, cfg: ModelConfig) -> list[tuple[str, Any]]:
 
 
 def _check_names(needed: set[str], present: set[str]) -> None:
-    for what, names in (('has no', needed - present), ('has unexpected', present - needed)):
+    for fault, names in (('has no', needed - present), ('has unexpected', present - needed)):
         if names:
             some = ', '.join(sorted(names)[:3])
-            raise ValueError(f'the checkpoint {what} {some} ({len(names)} in all); does its config belong to it?')
+            raise ValueError(f'the checkpoint {fault} {some} ({len(names)} in all); does its config belong to it?')
 
 
 def _part(

@@ -21,7 +21,7 @@ class Places(NamedTuple):
     positions: Int[Array, 'R T']
 
     def padded(self, missing: int) -> Places:
-        """These places with `missing` columns of padding more."""
+        """The places with `missing` further columns of padding."""
         return Places(*(jnp.pad(x, ((0, 0), (0, missing))) for x in self))
 
 
@@ -40,8 +40,8 @@ class Scoring(NamedTuple):
 
 def one_sequence(positions: Int[Array, 'R T']) -> Places:
     """The places of rows that have one segment each."""
-    ones = jnp.ones_like(positions)
-    return Places(ones, ones, positions)
+    segments = jnp.ones_like(positions)
+    return Places(segments, segments, positions)
 
 
 def visible(queries: Places, keys: Places, window: int | None = None) -> Bool[Array, 'R T S']:

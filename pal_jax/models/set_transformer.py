@@ -56,8 +56,8 @@ def init(key: PRNGKeyArray, net: SetTransformer) -> Params:
     def layer() -> Params:
         names = 'query', 'key', 'value', 'out'
         maps = {name: dense(net.width, net.width) for name in names}
-        rest = {'up': dense(net.width, net.hidden), 'down': dense(net.hidden, net.width)}
-        return maps | rest | {'first': norm(), 'second': norm()}
+        perceptron = {'up': dense(net.width, net.hidden), 'down': dense(net.hidden, net.width)}
+        return maps | perceptron | {'first': norm(), 'second': norm()}
 
     return {
         'embed': [dense(net.width if i else net.inputs, net.width) for i in range(net.maps)],

@@ -48,9 +48,9 @@ def coefficients(members: int) -> Float[np.ndarray, 'n S']:
         share = members * math.factorial(size - 1) * math.factorial(members - size) / math.factorial(members)
         for member in np.flatnonzero(row):
             weights[member, number] += share
-            rest = tuple(inside and other != member for other, inside in enumerate(row))
-            if rest in place:
-                weights[member, place[rest]] -= share
+            without = tuple(inside and other != member for other, inside in enumerate(row))
+            if without in place:
+                weights[member, place[without]] -= share
     return weights
 
 

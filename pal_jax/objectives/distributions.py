@@ -140,6 +140,6 @@ def mixture_mean(output: Float[Array, '*S X'], dimensions: int) -> Float[Array, 
 
 def _mixture(output: Array, dimensions: int) -> tuple[Array, Array, Array]:
     count = output.shape[-1] // (1 + 2 * dimensions)
-    logits, rest = output[..., :count], output[..., count:]
-    mean, log_std = jnp.split(rest.reshape(*rest.shape[:-1], 2 * count, dimensions), 2, axis=-2)
+    logits, components = output[..., :count], output[..., count:]
+    mean, log_std = jnp.split(components.reshape(*components.shape[:-1], 2 * count, dimensions), 2, axis=-2)
     return logits, mean, log_std

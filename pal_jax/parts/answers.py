@@ -73,8 +73,8 @@ class ModelScores:
     def __call__(self, questions: Sequence[str], replies: Sequence[Sequence[str]]) -> Float[np.ndarray, 'Q n']:
         """The scores of the `n` replies to each question."""
         tokenizer, pooling, scores = self._opened
-        asked = zip(questions, replies, strict=True)
-        return scores([scored_replies(tokenizer, question, answers, pooling) for question, answers in asked])
+        pairs = zip(questions, replies, strict=True)
+        return scores([scored_replies(tokenizer, question, answers, pooling) for question, answers in pairs])
 
     @functools.cached_property
     def _opened(self) -> tuple[Tokenizer, str, Callable[[Sequence[Group]], np.ndarray]]:

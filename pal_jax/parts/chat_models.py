@@ -48,20 +48,20 @@ class ChatModels:
         Raises:
           ValueError: `name` is none of them.
         """
-        kind, _, rest = name.partition(':')
+        kind, _, model = name.partition(':')
         changes = changes or {}
         if key in ROLES and is_own(name):
             return open_role(key, name)
-        if kind == 'endpoint' and rest:
-            called = '-'.join([rest, *map(str, changes.values())])
+        if kind == 'endpoint' and model:
+            called = '-'.join([model, *map(str, changes.values())])
             if called not in self._endpoints:
-                self._endpoints[called] = self._open_endpoint(rest, changes)
+                self._endpoints[called] = self._open_endpoint(model, changes)
             return make(self._endpoints[called])
-        if kind == 'local' and rest:
+        if kind == 'local' and model:
             role = key.split('.')[-1]
-            called = '-'.join([role, rest, *map(str, changes.values())])
+            called = '-'.join([role, model, *map(str, changes.values())])
             if called not in self._local:
-                self._local[called] = self._open_local(rest, role, changes)
+                self._local[called] = self._open_local(model, role, changes)
             return make(self._local[called])
         if name not in known:
             files = ['FILE.py:NAME'] if key in ROLES else []
@@ -124,8 +124,8 @@ class ChatModels:
 
 def _endpoint(name: str) -> str:
     """The name in endpoint:<name>; '' for any other text."""
-    kind, _, rest = name.partition(':')
-    return rest if kind == 'endpoint' else ''
+    kind, _, endpoint = name.partition(':')
+    return endpoint if kind == 'endpoint' else ''
 
 
 def open_embedding_matcher() -> ProfileMatcher:

@@ -43,7 +43,7 @@ class Context(NamedTuple):
     log: Callable[[str], None] = lambda text: None
 
     def of(self, workdir: str | Path) -> Context:
-        """The same machine, for a run that is opened."""
+        """The context of a run that is opened, on the same machine."""
         return self._replace(workdir=Path(workdir), kept=Path(workdir) / KEPT)
 
 

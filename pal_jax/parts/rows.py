@@ -215,9 +215,9 @@ def recall_records(settings: Supervised, key: str) -> Iterator[list[dict[str, An
     pairs = recall.make_pairs(people, settings.seed)
     for person in people:
         records = []
-        for asked, *answers in itertools.islice(pairs, len(person.facts)):
+        for question, *answers in itertools.islice(pairs, len(person.facts)):
             right, wrong = ([{'role': 'assistant', 'content': text}] for text in answers)
-            records.append({'prompt': list(asked), key: right, 'rejected': wrong})
+            records.append({'prompt': list(question), key: right, 'rejected': wrong})
         yield records
 
 

@@ -89,7 +89,7 @@ class World:
           RuntimeError: more than `max_failed` of the turns of a split have no answer of a user or of a judge.
         """
         record, dialogues = personalization.evaluate(
-            lambda asked, seed: self.score(answer(asked, seed), seed),
+            lambda dialogues, seed: self.score(answer(dialogues, seed), seed),
             self.user,
             self.tests,
             rounds=rounds,
@@ -98,8 +98,8 @@ class World:
         )
         for number, (split, people) in enumerate(self.tests.items()):
             failed, turns = record[f'{split}_unanswered' if number else 'unanswered'], rounds * len(people)
-            what = f'turns with {split} people have no answer of a user or of a judge'
-            self._check(failed, turns, what, 'dialogue.user and the judge')
+            fault = f'turns with {split} people have no answer of a user or of a judge'
+            self._check(failed, turns, fault, 'dialogue.user and the judge')
         return record | {'people_moved': self.moved} | self.models.usage | self.judged(), dialogues
 
     def check_answers(self, samples: Sequence[Sample], user: Listened) -> None:
@@ -278,8 +278,8 @@ def slot_all(
     than `max_failed` of them are left out."""
     slotted = slot_people(people, lambda texts: shares.gather('slots', texts, lambda _, part: slotter(part)))
     failed = len(people) - len(slotted)
-    what = 'people could not be brought into slots'
-    check_failed(failed, len(people), what, 'dialogue.slotter', max_failed, models.last_error)
+    fault = 'people could not be brought into slots'
+    check_failed(failed, len(people), fault, 'dialogue.slotter', max_failed, models.last_error)
     models.counts['people_left_out'] = models.counts.get('people_left_out', 0.0) + failed
     return slotted
 

@@ -160,7 +160,7 @@ class RLPA:
         answer = functools.partial(self.answer, i)
         if not self.turn_gamma:
             return [answer(dialogues, 0)]
-        played = converse(self.game, list(map(Conversation, dialogues)), answer, lambda asked, _: user(asked, i))
+        played = converse(self.game, list(map(Conversation, dialogues)), answer, lambda live, _: user(live, i))
         return [[groups[t] for groups in played if t < len(groups)] for t in range(max(map(len, played)))]
 
     def answer(self, i: int, dialogues: Sequence[Dialogue], turn: int) -> list[list[Sample]]:

@@ -121,7 +121,7 @@ ATTENTION = {'cpu': 'blocks', 'tpu': 'splash', 'gpu': 'flash'}  # others: 'fused
 def for_platform(
     cfg: ModelConfig, dtype: str = 'auto', platform: str | None = None, scan_layers: bool = False
 ) -> ModelConfig:
-    """The same model with the precision, layer loop, attention and chunks of logits that a platform runs fastest.
+    """The model with the precision, layer loop, attention and chunks of logits that a platform runs fastest.
 
     `platform` is 'cpu', 'tpu' or 'gpu', by default that of this process. A CPU runs unrolled layers faster than a loop
     over them. The loop compiles faster, and `scan_layers` asks for it. A CPU is as fast with few rows in a product.

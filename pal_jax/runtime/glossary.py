@@ -456,14 +456,14 @@ def explained(names: Iterable[str]) -> dict[str, str]:
 
 
 def _written(name: str) -> Meaning | None:
-    """As it stands in `FIGURES`: in full, else by a name with parts for any word, or for one of the vocabulary."""
-    if found := _in_full(name):
-        return found
+    """The meaning that `FIGURES` has: by the full name, else by one with parts for any word or for a known one."""
+    if meant := _in_full(name):
+        return meant
     for group, pattern, words in _patterns():
         parts = match.groupdict() if (match := pattern.fullmatch(name)) else None
         if parts and all(part in VOCABULARY.get(key, (part,)) for key, part in parts.items()):
-            told = {key: VOCABULARY.get(key, {}).get(part, part.replace('_', ' ')) for key, part in parts.items()}
-            return Meaning(group, words.format(**told))
+            phrases = {key: VOCABULARY.get(key, {}).get(part, part.replace('_', ' ')) for key, part in parts.items()}
+            return Meaning(group, words.format(**phrases))
     return None
 
 
@@ -474,8 +474,8 @@ def _in_full(name: str) -> Meaning | None:
 def _ended(name: str) -> Meaning | None:
     """A figure with one of `ENDINGS`."""
     for ending, words in ENDINGS.items():
-        if name.endswith(ending) and (found := meaning(name.removesuffix(ending))).words:
-            return Meaning(found.group, words.format(found.words))
+        if name.endswith(ending) and (meant := meaning(name.removesuffix(ending))).words:
+            return Meaning(meant.group, words.format(meant.words))
     return None
 
 
@@ -483,9 +483,9 @@ def _of_split(name: str) -> Meaning | None:
     """A figure behind the name of a split of people, or of a method."""
     words = name.split('_')
     for k in range(1, len(words)):
-        if found := _in_full('_'.join(words[k:])):
+        if meant := _in_full('_'.join(words[k:])):
             split = '_'.join(words[:k])
-            return Meaning(found.group, f'{found.words}; {SPLITS.get(split, split.replace("_", " "))}')
+            return Meaning(meant.group, f'{meant.words}; {SPLITS.get(split, split.replace("_", " "))}')
     return None
 
 

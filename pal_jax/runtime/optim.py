@@ -62,7 +62,7 @@ class Optimizer:
         _direction(self.name, self.b1, self.b2)
 
     def over(self, total_steps: int) -> Optimizer:
-        """The same optimiser for a run of `total_steps` updates.
+        """A copy of the optimiser for a run of `total_steps` updates.
 
         Raises:
           ValueError: `total_steps` is below 1.

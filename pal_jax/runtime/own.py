@@ -71,8 +71,8 @@ def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[
     try:
         inspect.signature(call).bind(**dict.fromkeys([*asked, *(extra for extra in may if takes(call, extra))]))
     except TypeError as error:
-        wanted = f'{name}({", ".join(asked)})'
-        raise ValueError(f'{key}={text!r}: {name} must be callable as {wanted}, and is not: {error}') from None
+        signature = f'{name}({", ".join(asked)})'
+        raise ValueError(f'{key}={text!r}: {name} must be callable as {signature}, and is not: {error}') from None
 
     @functools.wraps(call)
     def guarded(*args: Any, **kwargs: Any) -> Any:

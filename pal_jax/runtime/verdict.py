@@ -76,7 +76,7 @@ def limits_of(record: Record) -> dict[str, Record]:
 
 
 def _kept(limits: Mapping[str, Record]) -> tuple[str, str]:
-    """Whether limits are kept, in words, and a sentence with the costs of groups that are not clearly within theirs.
+    """The verdict on limits in words, and a sentence with the costs of groups that are not clearly within theirs.
 
     Below a limit, or above it, is what differs from it by `WIDTH` standard errors.
     """
@@ -103,7 +103,7 @@ def _kept(limits: Mapping[str, Record]) -> tuple[str, str]:
 def _learning(rows: Sequence[Record], evals: Sequence[Record]) -> Verdict | None:
     start = main_part(rows)[0]['step'] if rows else 0
     after = evals[-1] if evals else {}
-    before = next((each for each in reversed(evals[:-1]) if each['step'] <= start), {})
+    before = next((record for record in reversed(evals[:-1]) if record['step'] <= start), {})
     for key in LEVELS:
         if known(after, key):
             return _level(key, before, after)
@@ -117,8 +117,8 @@ def _learning(rows: Sequence[Record], evals: Sequence[Record]) -> Verdict | None
 
 def told(workdir: str | os.PathLike[str]) -> str:
     """The verdict on the run in a folder as a line with its end; nothing where there is none."""
-    found = judge(*(read_records(Path(workdir, name)) for name in (METRICS, EVALS)))
-    return f'did it learn? {found.answer}: {found.sentence}\n' if found else ''
+    verdict = judge(*(read_records(Path(workdir, name)) for name in (METRICS, EVALS)))
+    return f'did it learn? {verdict.answer}: {verdict.sentence}\n' if verdict else ''
 
 
 def known(record: Record, key: str) -> bool:
@@ -129,10 +129,10 @@ def error_of(record: Record, key: str) -> float | None:
     """The standard error of a figure. That of a share, where the evaluation tells none, is by how many were tested;
     where all or none of them were right it is by the rule of three, for that is no proof that others would be."""
     error, share = record.get(f'{key}_se'), record[key]
-    if key in SHARES and (found := tested(record)):
+    if key in SHARES and (count := tested(record)):
         if not error and share in (0.0, 1.0):
-            return 3.0 / found[0] / WIDTH
-        return math.sqrt(share * (1.0 - share) / found[0]) if error is None else error
+            return 3.0 / count[0] / WIDTH
+        return math.sqrt(share * (1.0 - share) / count[0]) if error is None else error
     return error
 
 
@@ -166,37 +166,37 @@ def _better(key: str, after: Record) -> float:
 
 
 def _evaluated(key: str, before: Record, after: Record) -> Verdict:
-    gap, error = after[key] - before[key], both(*(error_of(each, key) for each in (before, after)))
-    told = f'the {CHANGES[key][1]} {moved(before[key], after[key])}'
+    gap, error = after[key] - before[key], both(*(error_of(record, key) for record in (before, after)))
+    sentence = f'the {CHANGES[key][1]} {moved(before[key], after[key])}'
     basis = (
         f'Evaluations "{before["stage"]}" and "{after["stage"]}"{_of(after)}, as if of different samples, which '
         'widens the interval.'
     )
-    told += f': {gap:+.3f}{between(*interval(gap, error))}'
+    sentence += f': {gap:+.3f}{between(*interval(gap, error))}'
     if key in BESIDE and known(before, BESIDE[key][0]) and known(after, BESIDE[key][0]):
         other, words = BESIDE[key]
-        told += f'; {words} {moved(before[other], after[other])}'
-    return Verdict(answer(_better(key, after) * gap, error, after), f'{told}.', basis)
+        sentence += f'; {words} {moved(before[other], after[other])}'
+    return Verdict(answer(_better(key, after) * gap, error, after), f'{sentence}.', basis)
 
 
 def _trained(key: str, steps: Sequence[Record], before: Record, after: Record) -> Verdict:
     part, sign = fifths(steps, key), _better(key, after)
     gap, error = part['gain'], part['gain_se']
-    told = f'the {CHANGES[key][1]} of a training step {moved(part["first"], part["last"])}'
-    told += f': {gap:+.3f}{between(*interval(gap, error))}'
+    sentence = f'the {CHANGES[key][1]} of a training step {moved(part["first"], part["last"])}'
+    sentence += f': {gap:+.3f}{between(*interval(gap, error))}'
     word = answer(sign * gap, error, {})
     if known(before, key) and known(after, key):
         held = after[key] - before[key]
-        told += f'; on what was held out it {moved(before[key], after[key])}'
+        sentence += f'; on what was held out it {moved(before[key], after[key])}'
         word = 'Only what it was taught' if word == 'Yes' and sign * held <= 0 else word
     basis = f'The first and the last fifth of {len(steps)} steps; errors allow for steps that resemble those before.'
-    return Verdict(word, f'{told}.', basis)
+    return Verdict(word, f'{sentence}.', basis)
 
 
 def answer(gap: float, error: float | None, after: Record) -> str:
     """The answer to a difference, of which more is better."""
-    few = (count := tested(after)) is not None and count[0] < FEW
-    if error is None or few:
+    too_few = (count := tested(after)) is not None and count[0] < FEW
+    if error is None or too_few:
         return 'Too little to tell'
     if gap == 0.0:
         return 'No'
@@ -227,5 +227,5 @@ def moved(first: float, last: float) -> str:
 
 
 def _of(record: Record) -> str:
-    found = tested(record)
-    return f', of {found[0]} {found[1]}' if found else ''
+    count = tested(record)
+    return f', of {count[0]} {count[1]}' if count else ''

@@ -257,7 +257,7 @@ class JetStreamEngine(engine_api.Engine):
             return Slots(self._programs.init(room), jnp.zeros(self.slots, jnp.int32))
 
     def grown(self, state: Slots, room: int) -> Slots:
-        """The same slots with room for at least `room` tokens each."""
+        """A copy of the slots with room for at least `room` tokens each."""
         if room <= state.decode.capacity:
             return state
         with self._one_at_a_time:

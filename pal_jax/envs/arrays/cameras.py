@@ -145,9 +145,9 @@ class Cameras:
         cameras = moved(scene.cameras, action)
         people, heading = self.walk(scene.people, scene.heading, scene.present, to_walk)
         sight = self.look(cameras, people, heading, scene.present, scene.sight.points, to_see)
-        own = contributions.contributions(sight.values, self.cameras)
+        rewards = contributions.contributions(sight.values, self.cameras)
         after = Scene(cameras, people, heading, scene.present, scene.clock + 1, sight)
-        return after, Outcome(own, sight.values[-1], sight.figures)
+        return after, Outcome(rewards, sight.values[-1], sight.figures)
 
     def walk(self, people: Array, heading: Array, present: Array, key: Array) -> tuple[Array, Array]:
         """A random walk within the square, away from who is near."""
@@ -208,8 +208,8 @@ class Cameras:
         flat = jnp.sqrt(jnp.sum(away[:, :2] ** 2, axis=-1) + 1e-6)
         pitch = jnp.rad2deg(jnp.arctan2(away[:, 2], flat)) - scene.cameras[:, 3]
         yaw = wrapped(jnp.rad2deg(jnp.arctan2(away[:, 1], away[:, 0])) - scene.cameras[:, 4])
-        wanted = jnp.stack([pitch / PITCH, yaw / YAW], axis=-1)
-        return 1 + jnp.clip(jnp.round(wanted), -1, 1).astype(jnp.int32)
+        steps = jnp.stack([pitch / PITCH, yaw / YAW], axis=-1)
+        return 1 + jnp.clip(jnp.round(steps), -1, 1).astype(jnp.int32)
 
     def standing(self, scene: Scene) -> Int[Array, 'n H']:
         """The action that changes nothing."""
@@ -248,8 +248,8 @@ class Cameras:
         place = jnp.einsum('nab,nmb->nma', turned, apart) / SCALE
         look = jnp.einsum('nab,mb->nma', turned, views)
         angle = self._angles(scene)
-        rest = jnp.stack([jnp.sin(angle), jnp.cos(angle), jnp.ones_like(angle)], axis=-1)
-        team = jnp.take_along_axis(jnp.concatenate([place, look, rest], axis=-1), mates[..., None], axis=1)
+        bearing = jnp.stack([jnp.sin(angle), jnp.cos(angle), jnp.ones_like(angle)], axis=-1)
+        team = jnp.take_along_axis(jnp.concatenate([place, look, bearing], axis=-1), mates[..., None], axis=1)
         team = jnp.pad(team.reshape(self.cameras, -1), ((0, 0), (0, 9 * (MOST - self.cameras))))
         return jnp.concatenate([shared, pose(scene.cameras), people, team], axis=-1)
 
@@ -279,11 +279,11 @@ class Cameras:
         spare = CROWD - self.people[1]
         others = jnp.pad(people[:, 1:], ((0, 0), (0, spare), (0, 0)))
         team = jnp.pad(poses[mates], ((0, 0), (0, MOST - self.cameras), (0, 0)))
-        ones = jnp.ones((self.cameras, 1))
+        counted = jnp.ones((self.cameras, 1))
         return {
-            'own': (poses[:, None], ones),
+            'own': (poses[:, None], counted),
             'team': (team, jnp.pad(jnp.ones(mates.shape), ((0, 0), (0, MOST - self.cameras)))),
-            'target': (people[:, :1], ones),
+            'target': (people[:, :1], counted),
             'others': (others, jnp.pad(there[:, 1:], ((0, 0), (0, spare)))),
         }
 
@@ -313,8 +313,8 @@ def formation(cameras: int) -> Float[np.ndarray, 'n 5']:
         turns = 2.0 * np.pi * np.arange(cameras) / cameras
         corners = AREA * np.stack([np.cos(turns), np.sin(turns)], axis=-1)
     yaw = np.degrees(np.arctan2(-corners[:, 1], -corners[:, 0]))
-    rest = np.broadcast_to([HIGH, -35.0], (cameras, 2))
-    return np.concatenate([corners, rest, yaw[:, None]], axis=1)
+    height_and_pitch = np.broadcast_to([HIGH, -35.0], (cameras, 2))
+    return np.concatenate([corners, height_and_pitch, yaw[:, None]], axis=1)
 
 
 def moved(cameras: Float[Array, 'n 5'], action: Int[Array, 'n 5']) -> Float[Array, 'n 5']:

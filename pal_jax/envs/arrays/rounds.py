@@ -71,8 +71,8 @@ class Wires:
 
     @functools.cached_property
     def origin(self) -> tuple[Int[np.ndarray, ' N'], Int[np.ndarray, 'N N']]:
-        """For each chunk the place in `first` of the chunk that it is an image of, and the server `[chunk, server]`
-        that the symmetry between them sends to each server."""
+        """The place in `first` of the chunk that each chunk is an image of, and the server `[chunk, server]` that the
+        symmetry between them sends to each server."""
         place, back = np.zeros(self.servers, int), np.zeros((self.servers, self.servers), int)
         for symmetry in self.group:
             place[symmetry[self.first]] = np.arange(len(self.first))
@@ -81,7 +81,7 @@ class Wires:
 
     @functools.cached_property
     def clash(self) -> Bool[np.ndarray, 'H H']:
-        """Whether two hops share a link, or one does with an image of the other."""
+        """True where two hops share a link, or one does with an image of the other."""
         images = self.number[self.group[:, self.ends[0]], self.group[:, self.ends[1]]]  # [G, H]
         return self.links @ self.links[images].sum(axis=0).T > 0
 

@@ -39,8 +39,8 @@ class _Hops:
     clash: Bool[np.ndarray, 'H H']
 
     def kept_by(self, symmetry: Symmetry) -> bool:
-        """Whether the symmetry takes hops to hops, those that share a link to hops that do, and no hop to a hop that
-        shares a link with it."""
+        """True where the symmetry takes hops to hops, those that share a link to hops that do, and no hop to a hop
+        that shares a link with it."""
         to = np.array(symmetry)
         image = self.number[to[self.ends[0]], to[self.ends[1]]]
         if (image < 0).any() or self.clash[np.arange(len(image)), image].any():

@@ -164,8 +164,8 @@ def bcube(n: int, k: int) -> Topology:
     servers, graph = n ** (k + 1), nx.Graph()
     for server in range(servers):
         for level in range(k + 1):
-            rest = server // n ** (level + 1) * n**level + server % n**level  # the word without the digit
-            graph.add_edge(server, servers + level * n**k + rest)
+            word = server // n ** (level + 1) * n**level + server % n**level  # the word without the digit
+            graph.add_edge(server, servers + level * n**k + word)
     return Topology(f'BCube({n},{k})', servers, graph)
 
 

@@ -38,7 +38,7 @@ def project(cameras: Float[Array, 'n 5'], points: Float[Array, 'J 3']) -> tuple[
 
 
 def inside(pixels: Float[Array, '*B 2'], depth: Float[Array, '*B']) -> Bool[Array, '*B']:
-    """Whether points are in the image."""
+    """True for points in the image."""
     u, v = pixels[..., 0], pixels[..., 1]
     return (u >= 0.0) & (u <= WIDTH) & (v >= 0.0) & (v <= HEIGHT) & (depth > 1.0)
 
@@ -46,8 +46,8 @@ def inside(pixels: Float[Array, '*B 2'], depth: Float[Array, '*B']) -> Bool[Arra
 def blocked(
     start: Float[Array, 'n 3'], points: Float[Array, 'J 3'], people: Float[Array, 'K 2']
 ) -> Bool[Array, 'n J K']:
-    """Whether the way from a camera to a point crosses a person: whether it comes as near to the axis of the capsule
-    as its radius. The nearest points of two segments are those of Ericson 2005, section 5.1.9."""
+    """True where the way from a camera to a point crosses a person: it comes as near to the axis of the capsule as
+    its radius. The nearest points of two segments are those of Ericson 2005, section 5.1.9."""
     low, high = RADIUS, PERSON - RADIUS
     way = points[None] - start[:, None]  # [n, J, 3]
     square = jnp.sum(way * way, axis=-1)[..., None]
@@ -102,8 +102,8 @@ def smallest(triangles: Float[Array, '*B 10']) -> Float[Array, '*B 3']:
     factor: dict[tuple[int, int], Array] = {}
     for i in range(4):
         for j in range(i + 1):
-            rest = m[i, j] - sum((factor[i, k] * factor[j, k] for k in range(j)), jnp.zeros_like(m[i, j]))
-            factor[i, j] = jnp.sqrt(jnp.maximum(rest + ridge, ridge)) if i == j else rest / factor[j, j]
+            remainder = m[i, j] - sum((factor[i, k] * factor[j, k] for k in range(j)), jnp.zeros_like(m[i, j]))
+            factor[i, j] = jnp.sqrt(jnp.maximum(remainder + ridge, ridge)) if i == j else remainder / factor[j, j]
     metric = (SCALE**2, SCALE**2, SCALE**2, 1.0)
 
     def iterate(_: Array, x: list[Array]) -> list[Array]:

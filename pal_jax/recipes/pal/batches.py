@@ -99,9 +99,9 @@ class TextDraw:
         sides = [pairs.chosen, pairs.rejected] if pairs.prompt is None else [pairs.prompt]
         keys = np.unique([side[train] for side in sides])
         # 1. The statements of the step; a decoder then reads few texts for many pairs.
-        asked = keys[shuffled(len(keys), start=i * size, size=min(size, len(keys)), seed=seed)]
+        drawn = keys[shuffled(len(keys), start=i * size, size=min(size, len(keys)), seed=seed)]
         # 2. The pairs whose texts are all drawn.
-        within = train[np.all([np.isin(side[train], asked) for side in sides], axis=0)]
+        within = train[np.all([np.isin(side[train], drawn) for side in sides], axis=0)]
         if not len(within):
             raise ValueError(f'decoder.statements={size}: nobody was asked about two of those drawn; raise it')
         rng = np.random.default_rng([seed, i])

@@ -94,10 +94,10 @@ def seen_people(pairs: TextPairs, trial: Trial, count: int) -> dict[str, Asked]:
 
     # A part of the pairs, drawn at random: reading them is what costs.
     learnt, validation = (np.sort(rng.permutation(part)[:LEARNT]) for part in (split.train, split.validation))
-    asked = {'train': Asked(learnt, [apart(pair) for pair in learnt])}
+    parts = {'train': Asked(learnt, [apart(pair) for pair in learnt])}
     for name, part in (('validation', validation), ('test', split.test)):
-        asked[name] = Asked(part, [first[users[pair]] for pair in part])
-    return asked
+        parts[name] = Asked(part, [first[users[pair]] for pair in part])
+    return parts
 
 
 def new_people(trial: Trial, rank: np.ndarray, known: int) -> Asked:
@@ -140,9 +140,9 @@ def tell(decoder: Decoder, pairs: TextPairs, context: Sequence[int]) -> tuple[in
 def after(pairs: TextPairs, pair: int, start: tuple[int, ...], opening: tuple[int, ...] = ()) -> Iterator[Text]:
     """Both texts of a pair, with its prompt before them, after the tokens of a context, which begins with the
     opening."""
-    asked = () if pairs.prompt is None else pairs.texts[pairs.prompt[pair]].tokens
+    prompt = () if pairs.prompt is None else pairs.texts[pairs.prompt[pair]].tokens
     for number in (pairs.chosen[pair], pairs.rejected[pair]):
-        tokens = (*asked, *pairs.texts[number].tokens)
+        tokens = (*prompt, *pairs.texts[number].tokens)
         # A chat template's opening stands at the start of the whole text alone.
         opened = bool(start) and tokens[: len(opening)] == opening
         yield Text(tokens[len(opening) :] if opened else tokens, start)

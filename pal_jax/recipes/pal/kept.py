@@ -175,12 +175,12 @@ def going_on(data: str, before: Kept | None, now: Kept) -> Kept:
     if before is None:
         return now
     # A file in another order has its people at other rows, so names are compared one by one.
-    for what, old, new in (('users', before.names, now.names), ('attributes', before.attributes, now.attributes)):
+    for part, old, new in (('users', before.names, now.names), ('attributes', before.attributes, now.attributes)):
         if old != new:
             number = next((i for i, (one, two) in enumerate(zip(old, new, strict=False)) if one != two), None)
             change = f'{len(old)} -> {len(new)}' if number is None else f'{number}: {old[number]!r} -> {new[number]!r}'
             raise ValueError(
-                f'data={data!r} has other {what} than when the run began ({change}); give the data of then, or '
+                f'data={data!r} has other {part} than when the run began ({change}); give the data of then, or '
                 'another --workdir'
             )
     return before

@@ -228,10 +228,10 @@ def item_vectors(run: TrainedPAL, items: Any, prompts: ArrayLike | None = None) 
         raise ValueError(f'{run.workdir} is of variant A, which reads no prompts; leave them out')
     if run.pal.variant == 'A':
         return vectors, None
-    asked = run.kept._replace(scale=np.ones(1)).vectors(prompts, 'prompts')
-    if len(asked) != len(vectors):
-        raise ValueError(f'{len(asked)} prompts and {len(vectors)} items; give a prompt for each item')
-    return vectors, asked
+    prompt_vectors = run.kept._replace(scale=np.ones(1)).vectors(prompts, 'prompts')
+    if len(prompt_vectors) != len(vectors):
+        raise ValueError(f'{len(prompt_vectors)} prompts and {len(vectors)} items; give a prompt for each item')
+    return vectors, prompt_vectors
 
 
 def reply_vectors(
@@ -258,10 +258,10 @@ def reply_vectors(
         return read([texts.to_text(tokenizer, run.settings.text.template.format(reply)) for reply in replies]), None
     pairs = [texts.to_reply(tokenizer, *pair, chat=run.kept.chat, alone=alone)
              for pair in zip(prompts, replies, strict=True)]  # fmt: skip
-    answers, asked = zip(*pairs, strict=True)
-    number = {text: i for i, text in enumerate(dict.fromkeys([*answers, *asked] if alone else answers))}
+    answers, questions = zip(*pairs, strict=True)
+    number = {text: i for i, text in enumerate(dict.fromkeys([*answers, *questions] if alone else answers))}
     table = read(list(number))
-    return table[[number[text] for text in answers]], table[[number[text] for text in asked]] if alone else None
+    return table[[number[text] for text in answers]], table[[number[text] for text in questions]] if alone else None
 
 
 def check_form(run: TrainedPAL, prompt: Any, reply: Any) -> None:

@@ -82,8 +82,8 @@ class Writer:
         samplings = [dataclasses.replace(self.sampling, temperature=temperature) for temperature in temperatures]
         # The first words are forced, so that even an untrained model writes a summary.
         prefill = self.tokenizer.encode(self.prefill) if self.prefill else []
-        asked = [list(person.ask or summaries.ask(person.context, self.form)) for person in people]
-        prompts = [(*self.tokenizer.chat(messages), *prefill) for messages in asked]
+        chats = [list(person.ask or summaries.ask(person.context, self.form)) for person in people]
+        prompts = [(*self.tokenizer.chat(messages), *prefill) for messages in chats]
         self.decoder.load(self.learner.weights(state['policy']))
         samples = sampler.sample(self.decoder, self.tokenizer, prompts, samplings, seed, sources=people)
         # The decoder's caches would stand in the way of the reward model's step.
@@ -129,12 +129,12 @@ class PairUp:
     def compare(self, texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
         """Pairs for gaps alone: a reply is read once after a text and a prompt, in however many choices it is."""
         read = [[(text, *side) for c in row for side in sides(c)] for text, row in zip(texts, choices, strict=True)]
-        asked: dict[tuple[str, str], dict[str, None]] = {}
+        by_prompt: dict[tuple[str, str], dict[str, None]] = {}
         for text, prompt, reply in itertools.chain(*read):
-            asked.setdefault((text, prompt), {})[reply] = None
+            by_prompt.setdefault((text, prompt), {})[reply] = None
         groups: list[Group] = []
         places: dict[tuple[str, str, str], tuple[int, int]] = {}  # group and branch of a reply
-        for (text, prompt), replies in asked.items():
+        for (text, prompt), replies in by_prompt.items():
             for start in range(0, len(replies), BRANCHES):
                 part = list(replies)[start : start + BRANCHES]
                 places |= {(text, prompt, reply): (len(groups), k) for k, reply in enumerate(part)}

@@ -100,7 +100,7 @@ class LatentBaseline:
     def describe(
         self, state: LatentState, people: Sequence[History], temperatures: Sequence[float]
     ) -> list[np.ndarray]:
-        """For each temperature and person the mean of z or, above 0, a draw of z."""
+        """The vectors z, one for each person and temperature: the mean of z or, above temperature 0, a draw."""
         known, count = latent.encode(state.params, jnp.asarray(self.known(people))), len(temperatures)
         mean, log_std = (jnp.repeat(x, count, axis=0) for x in known)
         # Draws follow from the seed alone: an evaluation repeated gives the same figures.
@@ -182,8 +182,8 @@ class Vectors:
 
         @functools.cache
         def text(prompt: str, reply: str) -> Text:
-            asked = tokenizer.chat([dict(message) for message in summaries.question('', prompt)])
-            return Text(tuple(tokenizer.encode(reply)), tuple(asked))
+            question = tokenizer.chat([dict(message) for message in summaries.question('', prompt)])
+            return Text(tuple(tokenizer.encode(reply)), tuple(question))
 
         return text
 

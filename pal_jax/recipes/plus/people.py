@@ -128,5 +128,5 @@ def check_past(people: Sequence[History]) -> None:
     """Raises ValueError where the past choices of somebody are not known, or fewer than those of others."""
     counts = {len(person.past): person.user for person in people}
     if len(counts) > 1 or 0 in counts:
-        few = counts[min(counts)]
-        raise ValueError(f'reads=latent: {few} has fewer choices told apart than others, or none; read something else')
+        user = counts[min(counts)]
+        raise ValueError(f'reads=latent: {user} has fewer choices told apart than others, or none; read something else')

@@ -126,15 +126,15 @@ class Annotations:
             here = [self.verdicts(judge, part) for judge in self.judges] if jax.process_index() == 0 else []
             first, *others = verdicts = processes.exchange('verdicts', here)[0]
         unread = [by_judge.count(None) for by_judge in verdicts]
-        asked, failed = host.get('asked', 0) + len(part), np.add(host.get('failed', 0), unread).tolist()
+        judged, failed = host.get('asked', 0) + len(part), np.add(host.get('failed', 0), unread).tolist()
         for key, count in zip(('annotator', 'second'), failed, strict=False):
-            check_verdicts(count, asked, self.max_failed, f'annotate.{key}', self.models.last_error)
+            check_verdicts(count, judged, self.max_failed, f'annotate.{key}', self.models.last_error)
         extra = [{'second': verdict} for verdict in others[0]] if others else [{}] * len(part)
         records = [
             {**row, 'preference': verdict, 'annotator': self.annotator, **more}
             for row, verdict, more in zip(part, first, extra, strict=True)
         ]
-        host = {'asked': asked, 'failed': failed, 'usage': self.models.usage}
+        host = {'asked': judged, 'failed': failed, 'usage': self.models.usage}
         return records, host, {'failed': float(sum(unread)), **host['usage']}
 
     def verdicts(self, judge: Callable[[str], Annotator], part: Sequence[Row]) -> list[int | None]:
@@ -221,9 +221,9 @@ def pairs_of(row: Row) -> list[Row]:
     """Pair the answers of a row of rollouts two by two; equal answers count as one."""
     # Equal answers would make a pair that teaches nothing.
     answers = {row[key]: key.removeprefix('output_') for key in row if key.startswith('output_')}
-    rest = {key: value for key, value in row.items() if not key.startswith('output_')}
+    common = {key: value for key, value in row.items() if not key.startswith('output_')}
     return [
-        {**rest, 'id': f'{row["id"]}-{i}-{j}', 'output_1': first, 'output_2': second}
+        {**common, 'id': f'{row["id"]}-{i}-{j}', 'output_1': first, 'output_2': second}
         for (first, i), (second, j) in itertools.combinations(answers.items(), 2)
     ]
 

@@ -220,8 +220,8 @@ class Contest:
             record[f'front_{a}_{b}_spearman'] = winrates.spearman(toward, second)
             record[f'front_{b}_{a}_spearman'] = winrates.spearman([1.0 - w for w in toward], first)
             record[f'front_{a}_{b}'] = [list(point) for point in front]
-        wanted = {pole.id: pole.criterion for pole in poles}
-        exhibits = winrates.make_exhibits(outcomes, by_criterion, alone, scored, wanted)
+        criteria = {pole.id: pole.criterion for pole in poles}
+        exhibits = winrates.make_exhibits(outcomes, by_criterion, alone, scored, criteria)
         question, first = ask(self.prompts[0].question, combos[0]), name_of(combos[0])
         prompted = [name for name in SYSTEMS if name != 'rlhf']
         dialogues = [as_dialogue(question, self.written[f'{name}-{first}'][0], SOUP_SYSTEMS[name]) for name in prompted]

@@ -58,15 +58,15 @@ def read_prompts(settings: Asking, split: str, tokenizer: Tokenizer) -> list[Pro
     Raises:
       ValueError: as `known_prompts`, or no prompt is left.
     """
-    asked = settings.prompts
+    section = settings.prompts
     # All systems answer the same prompts, so a prompt has to fit with the longest texts.
     longest = max(preferences.combinations(read_preferences(settings)), key=lambda poles: len(ask('', poles)))
-    prompts = known_prompts(asked, split)
+    prompts = known_prompts(section, split)
     lengths = [len(tokenizer.chat(chats.as_chat(ask(prompt.question, longest)))) for prompt in prompts]
-    prompts = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= asked.max_length]
-    prompts = prompts[: getattr(asked, f'{split}_count') or None]
+    prompts = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= section.max_length]
+    prompts = prompts[: getattr(section, f'{split}_count') or None]
     if not prompts:
-        raise ValueError(f'no prompt of prompts.{split} fits prompts.max_length={asked.max_length}; raise it')
+        raise ValueError(f'no prompt of prompts.{split} fits prompts.max_length={section.max_length}; raise it')
     return prompts
 
 

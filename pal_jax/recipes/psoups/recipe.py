@@ -110,14 +110,14 @@ class RLPHF:
 
     def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         # 1. Draw prompts, each with the preferences that the policy is told.
-        asked = self.draw(i)
+        questions = self.draw(i)
         with self.ctx.phase('rollout'):
             # 2. Sample answers of the policy.
-            texts = [question.text for question in asked]
+            texts = [question.text for question in questions]
             samples = self.sample(self.learner.weights(state), texts, self.n, (self.seed, i))
         with self.ctx.phase('reward'):
             # 3. Score question and whole answer by the reward model; put the scores on one scale.
-            scores = self.scores(asked, samples)
+            scores = self.scores(questions, samples)
             moments = seen(Moments(*host['moments']), scores)
             rewards = scaled(moments, scores) if self.scale_scores else scores
             samples = [dataclasses.replace(s, rewards=(float(r),)) for s, r in zip(samples, rewards, strict=True)]
@@ -133,11 +133,11 @@ class RLPHF:
         return state, {'moments': list(moments)}, self.stage, metrics
 
     def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
-        asked = self.ask(self.test, 0)
+        questions = self.ask(self.test, 0)
         with self.ctx.phase('evaluate'):
-            texts = [question.text for question in asked]
+            texts = [question.text for question in questions]
             samples = self.sample(self.learner.weights(state), texts, 1, (self.seed, EVALUATION))
-            scores = self.scores(asked, samples)
+            scores = self.scores(questions, samples)
         answers = [sample.completion.text for sample in samples]
         record = summarize(samples, scores)
         for preference in self.wanted[0] if len(self.wanted) == 1 else ():
@@ -158,11 +158,11 @@ class RLPHF:
         """Prompts with their preferences in turn; the first of them is prompt `start` of the stage."""
         return [Asked(prompt, self.wanted[(start + k) % len(self.wanted)]) for k, prompt in enumerate(prompts)]
 
-    def scores(self, asked: Sequence[Asked], samples: Sequence[Sample]) -> np.ndarray:
+    def scores(self, questions: Sequence[Asked], samples: Sequence[Sample]) -> np.ndarray:
         """The reward of every sample; the samples of a prompt stand side by side."""
-        texts, n = [sample.completion.text.strip() for sample in samples], len(samples) // len(asked)
+        texts, n = [sample.completion.text.strip() for sample in samples], len(samples) // len(questions)
         replies = [texts[k : k + n] for k in range(0, len(texts), n)]
-        return paid(self.score([question.readings for question in asked], replies).ravel(), texts)
+        return paid(self.score([question.readings for question in questions], replies).ravel(), texts)
 
 
 def make(settings: Stage, ctx: Context) -> Recipe:
@@ -258,15 +258,15 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
     Raises:
       ValueError: there is no such stage or preference, a value is wrong, or a file that a stage would write exists.
     """
-    wanted, chosen = settings.stage, settings.preference
-    check_stage(wanted, STAGES)
-    poles = [pole.id for pole in check(settings, wanted == 'all' or issubclass(STAGES[wanted], Asking))]
+    named, chosen = settings.stage, settings.preference
+    check_stage(named, STAGES)
+    poles = [pole.id for pole in check(settings, named == 'all' or issubclass(STAGES[named], Asking))]
     names = {'reward': [GENERAL, *poles, JOINT], 'policy': poles}
-    if chosen and wanted not in names:
-        raise ValueError(f'preference={chosen!r} goes with stage=policy or stage=reward, got stage={wanted}')
-    if chosen and chosen not in names[wanted]:
-        raise ValueError(f'preference={chosen!r} is none of stage={wanted}; use one of {", ".join(names[wanted])}')
-    chosen_stages = [*STAGES] if wanted == 'all' else [wanted]
+    if chosen and named not in names:
+        raise ValueError(f'preference={chosen!r} goes with stage=policy or stage=reward, got stage={named}')
+    if chosen and chosen not in names[named]:
+        raise ValueError(f'preference={chosen!r} is none of stage={named}; use one of {", ".join(names[named])}')
+    chosen_stages = [*STAGES] if named == 'all' else [named]
     check_shared(chosen_stages, workdir)
     return [
         (make_stage(settings, stage, name, workdir), workdir / (f'{stage}-{name}' if name else stage))

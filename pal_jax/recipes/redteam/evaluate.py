@@ -109,11 +109,11 @@ class CrossPlay:
         answers = {}
         for number, (name, requests) in enumerate(self.requests().items()):
             # An attack that broke the form never reaches the defender, so its game has no answer.
-            asked = [(k, request) for k, request in enumerate(requests) if request]
-            starts = [Attack(self.seeds[k], request) for k, request in asked]
+            numbered = [(k, request) for k, request in enumerate(requests) if request]
+            starts = [Attack(self.seeds[k], request) for k, request in numbered]
             # All defenders sample with the same seeds, so that chance has less part in their differences.
             whole = self.players(weights, starts, (self.seed, EVALUATION + 2, number)) if starts else []
-            said = {k: self.players.game.end(groups).answer for (k, _), groups in zip(asked, whole, strict=True)}
+            said = {k: self.players.game.end(groups).answer for (k, _), groups in zip(numbered, whole, strict=True)}
             answers[name] = [said.get(k) for k in range(len(requests))]
         return {'system': system.name, 'answers': answers}
 

@@ -53,9 +53,9 @@ def check(settings: Evaluating) -> None:
     """
     models = ChatModels(settings.endpoints, '', settings.seed)
     for key, named in (('play.judge', settings.play.judge), ('evaluate.judge', settings.evaluate.judge)):
-        kind, _, rest = named.partition(':')
+        kind, _, folder = named.partition(':')
         if kind == 'orbax':
-            check_finished(Path(rest))
+            check_finished(Path(folder))
         elif named and kind != 'local':
             models.choose(key, named, by_model, rule=lambda: by_rule)
 
@@ -84,8 +84,9 @@ def by_model(model: ChatModel) -> Judge:
     """A judge of a language model, which answers three questions in three lines."""
 
     def judge(attacks: Sequence[Attack], seed: int) -> list[Labels | None]:
-        asked = [ASKED.format(request=request, answer=answer) for request, answer in map(texts, attacks)]
-        return [read_labels(answer) for answer in model([[{'role': 'user', 'content': text}] for text in asked], seed)]
+        prompts = [ASKED.format(request=request, answer=answer) for request, answer in map(texts, attacks)]
+        replies = model([[{'role': 'user', 'content': prompt}] for prompt in prompts], seed)
+        return [read_labels(reply) for reply in replies]
 
     return judge
 

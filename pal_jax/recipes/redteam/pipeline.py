@@ -175,7 +175,7 @@ def abstract(learner: PolicyLearner, roles: str) -> RoleStates:
 
 
 def stated(policy: Any, base: Any, roles: str) -> RoleStates:
-    """The same policy for each policy that learns, on one base."""
+    """A state with one and the same policy in the place of each that learns, on one base."""
     count = len({k for k in POLICIES[roles] if k is not None})
     return RoleStates(base, (with_frozen(policy, {}),) * count)
 
@@ -259,7 +259,7 @@ def make_stage(
 
 
 def check(settings: Settings) -> None:
-    """Everything that can be wrong before the first stage.
+    """Check everything that can be wrong before the first stage.
 
     Raises:
       ValueError: a value is wrong, or two do not fit together.

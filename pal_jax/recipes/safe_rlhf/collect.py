@@ -114,15 +114,15 @@ class Asked:
             samples = self.sample(self.policy, texts, self.n, (self.seed, i))
         answers = [sample.completion.text.strip() for sample in samples]
         # Judges take a prompt for each answer, so every prompt stands there `n` times.
-        asked = [text for text in texts for _ in range(self.n)]
+        questions = [text for text in texts for _ in range(self.n)]
         with self.ctx.phase('annotate'):
-            harm, help = self.harm(asked, answers), self.help(asked, answers)
+            harm, help = self.harm(questions, answers), self.help(questions, answers)
         # Scores of a reward model have no zero that prompts share, so only answers to one prompt are compared.
         rows = [
             row
             for k in range(0, len(answers), self.n)
             for one, other in itertools.combinations(range(k, k + self.n), 2)
-            if (row := to_judged(asked[k], answers, harm, help, one, other))
+            if (row := to_judged(questions[k], answers, harm, help, one, other))
         ]
         return list(map(safety.judged_record, rows)), host, {
             'pairs': float(len(rows)), 'unsafe_share': float(np.mean(harm > 0))

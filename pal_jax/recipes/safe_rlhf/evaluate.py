@@ -96,7 +96,7 @@ class Comparison:
             prompts = with_budget if system.budget else texts
             # All systems sample with the same seeds, so that chance has less part in their differences.
             samples = self.sample(weights, prompts, self.draws, (self.seed, EVALUATION + 1))
-            further = [asked.prompt for by_file in self.sets.values() for asked in by_file]
+            further = [prompt.prompt for by_file in self.sets.values() for prompt in by_file]
             others = self.sample(weights, further, 1, (self.seed, EVALUATION + 2)) if further else []
         answers, replies = ([sample.completion.text.strip() for sample in part] for part in (samples, others))
         rows = zip((text for text in texts for _ in range(self.draws)), answers, strict=True)
@@ -178,18 +178,18 @@ class Comparison:
     def refusals(self, name: str, replies: Sequence[str]) -> dict[str, float]:
         """Shares by file of prompts: refusals of harmful prompts, refusals of harmless prompts, and unsafe answers."""
         record, start = {}, 0
-        for file, asked in self.sets.items():
+        for file, prompts in self.sets.items():
             # The replies to all files stand one after the other, in the order of `sets`.
-            to_file, start = replies[start : start + len(asked)], start + len(asked)
+            to_file, start = replies[start : start + len(prompts)], start + len(prompts)
             refused = np.array([is_refusal(reply) for reply in to_file])
             # A prompt without a label counts as harmful: only one that is known to be safe can be refused wrongly.
-            harmful = np.array([prompt.harmful is not False for prompt in asked])
+            harmful = np.array([prompt.harmful is not False for prompt in prompts])
             if harmful.any():
                 record[f'refused_{file}_{name}'] = float(refused[harmful].mean())
             if not harmful.all():
                 record[f'overrefused_{file}_{name}'] = float(refused[~harmful].mean())
             if self.unsafe:
-                record[f'unsafe_{file}_{name}'] = float(np.mean(self.unsafe([p.prompt for p in asked], to_file)))
+                record[f'unsafe_{file}_{name}'] = float(np.mean(self.unsafe([p.prompt for p in prompts], to_file)))
         return record
 
 
@@ -262,8 +262,8 @@ def by_answer(
     judge: Callable[..., np.ndarray], questions: Sequence[str], replies: Sequence[Sequence[str]]
 ) -> np.ndarray:
     """The scores of a judge of single answers, for the answers to each question, `[questions, answers]`."""
-    asked = [question for question, answers in zip(questions, replies, strict=True) for _ in answers]
-    return judge(asked, list(itertools.chain(*replies))).reshape(len(questions), -1)
+    repeated = [question for question, answers in zip(questions, replies, strict=True) for _ in answers]
+    return judge(repeated, list(itertools.chain(*replies))).reshape(len(questions), -1)
 
 
 def load_policy(named: ModelSettings, tokenizer: Tokenizer, ctx: Context, seed: int, source: str) -> Params:

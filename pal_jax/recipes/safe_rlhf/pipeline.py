@@ -244,7 +244,7 @@ def constraint_of(settings: Settings, named: str) -> ConstraintSettings:
 
 
 def check(settings: Settings) -> None:
-    """Everything that can be wrong before the first stage.
+    """Check everything that can be wrong before the first stage.
 
     Raises:
       ValueError: a value is wrong, or two do not fit together.

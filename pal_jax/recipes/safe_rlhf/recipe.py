@@ -87,17 +87,17 @@ class SafeRLHF:
     def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         # 1. Draw prompts.
         drawn = shuffled(len(self.train), start=i * self.batch_size, size=self.batch_size, seed=self.seed)
-        asked = [self.train[k] for k in drawn]
-        group = np.repeat(self.groups.of(asked), self.n)
+        questions = [self.train[k] for k in drawn]
+        group = np.repeat(self.groups.of(questions), self.n)
         with self.ctx.phase('rollout'):
             # 2. Sample answers of the policy.
-            budgets = self.budgets(asked)
-            texts = self.ask(asked, budgets)
+            budgets = self.budgets(questions)
+            texts = self.ask(questions, budgets)
             samples = self.sample(self.learner.weights(state), texts, self.n, (self.seed, i))
         with self.ctx.phase('reward'):
             # 3. Score the answers by the reward model and by the cost model; keep the last costs of each group.
-            samples = self.ended(asked, samples)
-            rewards, costs = self.scores(asked, samples)
+            samples = self.ended(questions, samples)
+            rewards, costs = self.scores(questions, samples)
             counted, paid = self.counted(costs, group), self.paid(rewards, costs, np.repeat(budgets, self.n))
             pairs = zip(samples, paid, counted, group.tolist(), strict=True)
             samples = [dataclasses.replace(s, rewards=(float(r), float(c)), role=g) for s, r, c, g in pairs]
@@ -121,7 +121,7 @@ class SafeRLHF:
             # 7. Learn supervised answers in a step of their own, so that the policy forgets less.
             state, learnt = self.learn_answers(state, i)
         check_finite(state, ' or raise ppo.kl_coef')
-        metrics = self.summarize(asked, samples, rewards, costs) | figures | estimated | updated | learnt
+        metrics = self.summarize(questions, samples, rewards, costs) | figures | estimated | updated | learnt
         metrics |= self.groups.apart('multiplier', constraint['lambda']) | self.groups.apart('limit', limits)
         metrics |= self.groups.apart('mean_cost', means) | {'cost_step': float(weights.reward == 0)}
         return state, {'constraint': constraint, 'costs': kept}, 'rl', metrics
@@ -187,12 +187,12 @@ class SafeRLHF:
         dialogues = [as_dialogue(text, answer, rewards=pay) for text, answer, pay in shown]
         return Evaluation(record, dialogues, [tradeoff.make_groups_exhibit({'policy': record})])
 
-    def scores(self, asked: Sequence[Question], samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    def scores(self, questions: Sequence[Question], samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
         """Reward and cost of every sample; the samples of a question stand side by side."""
-        texts, n = [sample.completion.text.strip() for sample in samples], len(samples) // len(asked)
+        texts, n = [sample.completion.text.strip() for sample in samples], len(samples) // len(questions)
         replies = [texts[k : k + n] for k in range(0, len(texts), n)]
-        questions = [question.text for question in asked]
-        return self.reward(questions, replies).ravel(), self.cost(questions, replies).ravel()
+        prompts = [question.text for question in questions]
+        return self.reward(prompts, replies).ravel(), self.cost(prompts, replies).ravel()
 
     def counted(self, costs: np.ndarray, group: np.ndarray) -> np.ndarray:
         """The costs that the handler counts: as they are, or rectified."""
@@ -200,30 +200,31 @@ class SafeRLHF:
             return constraints.rectified(costs, self.groups.limits[group], self.n, self.handler.by)
         return costs
 
-    def budgets(self, asked: Sequence[Question]) -> np.ndarray:
+    def budgets(self, questions: Sequence[Question]) -> np.ndarray:
         """The budget of each question: its limit, or Saute's in turn."""
-        limits = self.groups.limits[self.groups.of(asked)]
+        limits = self.groups.limits[self.groups.of(questions)]
         given = self.handler.budgets if isinstance(self.handler, constraints.Saute) else ()
-        return np.resize(given, len(asked)) if given else limits
+        return np.resize(given, len(questions)) if given else limits
 
-    def ask(self, asked: Sequence[Question], budgets: np.ndarray) -> list[str]:
+    def ask(self, questions: Sequence[Question], budgets: np.ndarray) -> list[str]:
         """The texts that the policy reads: the questions, with Saute followed by their budgets."""
         if isinstance(self.handler, constraints.Saute):
-            return [tell_budget(question.text, budget) for question, budget in zip(asked, budgets, strict=True)]
-        return [question.text for question in asked]
+            return [tell_budget(question.text, budget) for question, budget in zip(questions, budgets, strict=True)]
+        return [question.text for question in questions]
 
     def paid(self, rewards: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:
         """The pay of the policy for its answers: the rewards, with Saute only within the budgets."""
         return self.handler.paid(rewards, costs, budgets) if isinstance(self.handler, constraints.Saute) else rewards
 
-    def ended(self, asked: Sequence[Question], samples: list[Sample]) -> list[Sample]:
+    def ended(self, questions: Sequence[Question], samples: list[Sample]) -> list[Sample]:
         """The samples, with early termination up to the first sentence at which their cost is above the limit."""
         if not isinstance(self.handler, constraints.EarlyTermination):
             return samples
-        limits = np.repeat(self.groups.limits[self.groups.of(asked)], self.n)
+        limits = np.repeat(self.groups.limits[self.groups.of(questions)], self.n)
         ends = [(k, end) for k, s in enumerate(samples) for end in sentences(s.completion.token_ids, self.decode)]
         texts = [self.decode(samples[k].completion.token_ids[:end]).strip() for k, end in ends]
-        costs = self.cost([asked[k // self.n].text for k, _ in ends], [[text] for text in texts])[:, 0] if ends else []
+        prompts = [questions[k // self.n].text for k, _ in ends]
+        costs = self.cost(prompts, [[text] for text in texts])[:, 0] if ends else []
         cuts: dict[int, Sample] = {}
         for (k, end), text, cost in zip(ends, texts, costs, strict=True):
             if cost > limits[k]:
@@ -232,10 +233,10 @@ class SafeRLHF:
         return [cuts.get(k, sample) for k, sample in enumerate(samples)]
 
     def summarize(
-        self, asked: Sequence[Question], samples: Sequence[Sample], rewards: np.ndarray, costs: np.ndarray
+        self, questions: Sequence[Question], samples: Sequence[Sample], rewards: np.ndarray, costs: np.ndarray
     ) -> Metrics:
         """Means over samples, and the share of prompts whose mean cost is above their limit."""
-        limits, n = self.groups.limits[self.groups.of(asked)], len(samples) // len(asked)
+        limits, n = self.groups.limits[self.groups.of(questions)], len(samples) // len(questions)
         lengths = [len(sample.completion.token_ids) for sample in samples]
         return {
             'reward': float(rewards.mean()),
@@ -249,7 +250,7 @@ class SafeRLHF:
 
 
 def sentences(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
-    """After how many tokens a sentence ends that is not the last one."""
+    """The numbers of tokens after which a sentence ends that is not the last one."""
     marks = [any(mark in decode([token]) for mark in '.!?') for token in tokens]
     return [k for k in range(1, len(tokens)) if marks[k - 1] and not marks[k] and any(marks[k:])]
 

@@ -127,8 +127,8 @@ class ConstraintSettings:
                     "spaces between groups and none in their names, as 'self_harm=-2 privacy_violation=-1'"
                 )
             if group in limits or group == OTHERS:
-                what = 'twice' if group in limits else 'reserved for prompts of all other groups: set constraint.limit'
-                raise ValueError(f'constraint.limits={self.limits!r}: {group!r} is {what}')
+                fault = 'twice' if group in limits else 'reserved for prompts of all other groups: set constraint.limit'
+                raise ValueError(f'constraint.limits={self.limits!r}: {group!r} is {fault}')
             limits[group] = limit
         return limits
 

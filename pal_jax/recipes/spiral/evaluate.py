@@ -200,8 +200,8 @@ class Examiner:
     def read_tables(self, params: Params, game: int) -> list[list[Read]]:
         """The policy at each information set, under each wording of the prompt; that of training comes first."""
         rules, hands = self.matches.rules[game], information_sets()
-        asked = [dataclasses.replace(self.matches, wording=wording) for wording in range(len(ASKED))]
-        ways = [dataclasses.replace(self.answers, matches=matches) for matches in asked]
+        wordings = [dataclasses.replace(self.matches, wording=wording) for wording in range(len(ASKED))]
+        ways = [dataclasses.replace(self.answers, matches=matches) for matches in wordings]
         prompts = [answers.prompt(Match(game, hand)) for answers in ways for hand in hands]
         legal = [rules.legal(hand) for _ in ways for hand in hands]
         tokenizer = self.answers.tokenizer
@@ -239,9 +239,9 @@ class Examiner:
     def sampled_tables(self, params: Params, game: int) -> list[list[Read]]:
         """The policy at each information set, from `count` answers that may reason before they move."""
         hands = information_sets()
-        asked = [Match(game, hand) for hand in hands for _ in range(self.count)]
+        matches = [Match(game, hand) for hand in hands for _ in range(self.count)]
         self.answers.decoder.load(params)
-        said = [sample.parsed for sample in self.answers(asked, (*self.seed, 4))]
+        said = [sample.parsed for sample in self.answers(matches, (*self.seed, 4))]
         self.answers.decoder.release()
         reads = []
         for k, hand in enumerate(hands):

@@ -179,9 +179,9 @@ def shown(matches: Matches, samples: Sequence[Sample], title: str) -> dict[str, 
     turns = []
     for sample in samples:
         match = sample.source
-        asked = '\n'.join(str(message['content']) for message in matches.prompt(match, sample.role))
+        prompt = '\n'.join(str(message['content']) for message in matches.prompt(match, sample.role))
         note = '' if sample.parsed is not None else '  (invalid)'
-        turns.append({'role': 'user', 'content': asked})
+        turns.append({'role': 'user', 'content': prompt})
         turns.append({'role': 'assistant', 'content': f'Player {sample.role}: {sample.completion.text}{note}'})
     end = matches.end([[sample] for sample in samples])
     rewards = matches.rewards(end)

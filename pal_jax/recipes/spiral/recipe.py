@@ -165,7 +165,7 @@ class Spiral:
         return credited, np.asarray(after).tolist()
 
     def drawn(self, samples: Sequence[Sample], i: int) -> list[Sample]:
-        """At most `max_turns` of the samples with an advantage, in the order of their matches."""
+        """The samples with an advantage, `max_turns` of them or fewer, in the order of their matches."""
         samples = [sample for sample in samples if sample.reward]
         # The draw depends on the step alone, so a resumed run makes the same one.
         chosen = np.random.default_rng([self.seed, i]).permutation(len(samples))[: self.max_turns]
