@@ -80,7 +80,7 @@ class Sizes(NamedTuple):
 
     learning: int = 24  # prompts that rewards and policies learn from
     held: int = 8  # prompts held out
-    replies: int = 6  # replies of the base to each
+    replies: int = 16  # replies of the base to each
     tokens: int = 32  # of a reply
     seen: int = 100  # people that methods learn from
     new: int = 8  # people that soups are made for
