@@ -18,6 +18,8 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + (
 # Where a device has as many programs under way as XLA's CPU client lets it, the next one waits in a thread that those
 # need: with as many threads as devices all then wait for each other.
 os.environ.setdefault('PJRT_NPROC', '32')
+# torch's threads spin while they wait for each other, which takes the cores from the other workers.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'  # XLA logs a page per program it finds in the cache below
 
 import jax
