@@ -1,4 +1,8 @@
-"""Continuous batching in the trainer's own process. A slot takes the next request when its request has ended."""
+"""Continuous batching in the trainer's own process.
+
+A slot is a row of the cache of keys and values and decodes one request at a time. It takes the next request of the
+queue when its own has ended.
+"""
 
 from __future__ import annotations
 
@@ -201,8 +205,8 @@ class LocalDecoder:
     def step(self) -> list[Progress]:
         """Fill free slots and decode `stride` tokens in each slot. The result is the progress of the requests.
 
-        Requests that decode already wait for about one chunk of prompts at most, unless more prompts than an eighth of
-        the slots are to come.
+        A request that is decoding waits in a step for about `chunk` tokens of prompts at most, unless more prompts than
+        an eighth of the slots are to come.
 
         Raises:
           RuntimeError: no weights are loaded.
@@ -333,7 +337,8 @@ class LocalDecoder:
                 prompt.slots.append(slot)
 
     def _choose(self, free: Sequence[int], tokens: Sequence[int], mixture: tuple[float, ...] | None) -> int:
-        """A free slot for a prompt: the slot that the prompt can start from, if no other prompt loses its prefix."""
+        """A free slot for a prompt. The slot that the prompt can start from is taken if it holds nothing more, or if no
+        free slot is empty; otherwise the slot that was not used for longest."""
         slot, count = self._start(tokens, mixture)
         oldest = self._prefixes.oldest(free)
         goes_on = count > 0 and count == self._prefixes.held(slot)
@@ -360,15 +365,15 @@ class LocalDecoder:
             self._state = self._programs.grow(self._state, room)
 
     def _at_hand(self) -> list[Request]:
-        """The requests in slots and in line."""
+        """The requests in slots and in the queue."""
         return [live.request for live in self._live.values()] + [request for _, request in self._waiting]
 
     # --- prompts into the cache --------------------------------------------------------------------------------------
 
     def _prefill_batch(self, alone: bool) -> int:
-        """Prefill the next chunk of a few prompts, and return the number of tokens computed.
+        """Prefill the next chunk of a few prompts, and return the number of tokens computed, padding included.
 
-        Prompts that are complete then start to decode.
+        Prompts that are complete then start to decode. `alone` says that no request is decoding.
         """
         batch, size = self._next_batch(alone)
         rows = self._rows[len(batch) > self._rows[0]]
@@ -404,9 +409,9 @@ class LocalDecoder:
     def _next_batch(self, alone: bool) -> tuple[list[Prompt], int]:
         """The prompts whose next chunks are computed together, and the length that the chunks are padded to.
 
-        The chunks of a batch would be padded to the same length. They are computed together, padded less, if they
-        nearly fill a batch and are alone, or no request would wait long for them. Otherwise they are computed a few at
-        a time. A prompt that shares a beginning with another of the batch waits, since it can start from that one.
+        All chunks of a batch are padded to the same length. If the next chunks nearly fill a batch, and either no
+        request is decoding or they have few tokens, they are computed together. Otherwise they are computed a few at a
+        time. A prompt that shares a beginning with another of the batch waits, since it can start from that one.
         """
         batch: list[Prompt] = []
         starts: list[tuple[int, int]] = []

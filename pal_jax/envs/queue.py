@@ -4,9 +4,9 @@ A step calls `pop` for the dialogues to be answered, samples and rewards n compl
 `continue_best`: each dialogue goes on with its best reply, the person answers it, and the dialogue queues up for its
 next round.
 
-`round_batch_size` says when and where. Once so many best replies wait, their people answer together, and the dialogues
-join the queue at the front (> 0, depth-first: the same people go on) or at the end (< 0, breadth-first: everyone's
-round t comes before t + 1). 0 stands for 128, depth-first. The order is always that of arrival.
+`round_batch_size` is the number of best replies that are collected before their people answer together. The dialogues
+then join the queue at the front (> 0, depth-first: the same people go on) or at the end (< 0, breadth-first:
+everyone's round t comes before t + 1). 0 stands for 128, depth-first. The order is always that of arrival.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DEFAULT_ROUND_BATCH = 128
 @dataclasses.dataclass(frozen=True)
 class Queue:
     """Open conversations: `pending` ones end with the person's message, `waiting` ones with a best reply that nobody
-    has answered yet."""
+    has answered yet. `episode` counts the passes over all people before this one."""
 
     pending: tuple[Dialogue, ...]
     waiting: tuple[Dialogue, ...] = ()

@@ -171,7 +171,7 @@ def _direction(data: Comparisons, rng: np.random.Generator) -> Finding:
     if not data.texts:
         return not_applied('T10', 'attributes have a meaning, and so has a random weighing of them')
     left, right = item_numbers(data)
-    index = leakage.disjoint(left, right, rng, most=leakage.DIRECTED)
+    index = leakage.disjoint(left, right, rng, most=leakage.MOST_PAIRS)
     return leakage.random_direction(differences(data, index), rng)
 
 

@@ -1,9 +1,10 @@
 """Leakage tests of choices and splits, T1 to T12, which run before any method: could a number be high for another
 reason than that a method knows what a person likes?
 
-Each test is a pure function and returns a `Finding`. An interval is the 95 % bootstrap over people. A finding is a
-warning where the interval excludes chance, and a flag where its end passes the test's threshold. Tests of one-sided
-shortcuts of texts (T3, T4, T6, T9) are in `shortcuts.py`; `audit.py` runs all tests on a data set.
+Each test is a pure function and returns a `Finding`; its docstring says when it flags. An interval is the 95 %
+bootstrap over people, but in T1 and T11 the mean ± 1.96 standard errors and in T5 the exact binomial one. T10 and T12
+have none.
+Tests of one-sided shortcuts of texts (T3, T4, T6, T9) are in `shortcuts.py`; `audit.py` runs all tests on a data set.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ POSITION_P, POSITION_SHARE = 0.01, 0.02  # T5: the two-sided p, and the distance
 ASYMMETRY = 1e-5  # T5: of margins when the sides are swapped
 ALIKE, ALIKE_SHARE, SHINGLE = 0.8, 0.01, 5  # T7: Jaccard's index, the share of test pairs, characters of a shingle
 MEMORY, MEMORY_SHARE = 0.55, 0.05  # T8: the accuracy of memory, and the share of test pairs it speaks about
-DIRECTIONS, DIRECTED, RATIO = 200, 400, 2.0  # T10: directions, pairs at most, and the ratio to random signs
+DIRECTIONS, MOST_PAIRS, RATIO = 200, 400, 2.0  # T10: directions, pairs at most, and the ratio to random signs
 FLIPPED = 0.03  # T11: the distance from a half
 
 Verdict = Literal['pass', 'warn', 'flag', 'none']  # none: the test does not apply, and its words say why
@@ -39,7 +40,7 @@ class Finding(NamedTuple):
       name: the test in words.
       figure: the measured value; NaN where the test does not apply.
       low, high: the 95 % interval of the figure; NaN where there is none.
-      chance: the figure of data without the leak.
+      chance: the figure of a model that knows nothing, or of no effect: 0 in T1 and T2, which flag figures near it.
       words: the reason for the verdict.
     """
 
@@ -181,7 +182,10 @@ def blind_to_person(
     shared: np.ndarray, personal: np.ndarray, people: np.ndarray, bound: float = np.nan,
     bounded: np.ndarray | None = None,
 ) -> Finding:  # fmt: skip
-    """T1: a model of everybody against the bound of such models, and against a personal model.
+    """T1: the gain in accuracy of a personal model over a model of everybody.
+
+    It is a flag where the gain is within `ERRORS` standard errors of 0, or where the model of everybody is above the
+    bound of models that do not know the person.
 
     Args:
       shared, personal: the hits `[n]` of both models on the same test pairs.
@@ -206,7 +210,12 @@ def blind_to_person(
 def blind_to_prompt(
     full: np.ndarray, alone: np.ndarray, people: np.ndarray, mismatched: np.ndarray | None = None
 ) -> Finding:
-    """T2: the hits `[n]` of a model that reads prompts, of one that does not, and with prompts of other pairs."""
+    """T2: the accuracy that is lost without the prompt, a flag below `PROMPT_LOSS`.
+
+    Args:
+      full, alone: the hits `[n]` (1 right, 0 wrong, 1/2 a tie) of a model that reads prompts, and of one that does not.
+      mismatched: the hits of the first model after prompts of other pairs.
+    """
     loss = full - alone
     mean, ends = _mean(loss, people)
     words = f'with the prompt {full.mean():.3f}, the reply alone {alone.mean():.3f}'
@@ -230,7 +239,10 @@ def _mean(values: np.ndarray, people: np.ndarray) -> tuple[float, list[float]]:
 
 
 def position(first_won: int, pairs: int) -> Finding:
-    """T5: the number of pairs whose item that was shown first won."""
+    """T5: the share of pairs in which the item that was shown first won, `first_won` of `pairs`.
+
+    It is a flag where the two-sided p is below `POSITION_P` and the share farther than `POSITION_SHARE` from a half.
+    """
     p, share = float(stats.binomtest(first_won, pairs).pvalue), first_won / pairs
     ci = stats.binomtest(first_won, pairs).proportion_ci()
     flagged = p < POSITION_P and abs(share - 0.5) > POSITION_SHARE
@@ -310,14 +322,17 @@ def in_training(
     train: np.ndarray, asked: np.ndarray, people: np.ndarray, *, shared_people: int, shared_dialogues: int = 0,
     by_design: bool = False,
 ) -> Finding:  # fmt: skip
-    """T8: people, dialogues or texts of the test that stand in training.
+    """T8: the accuracy of memory, wins less losses in training, on the test pairs with a text of training.
+
+    It is a flag where new people or dialogues of the test are in training, and its figure is then the share of test
+    pairs with a text of training; also where the interval is above `MEMORY` and the share above `MEMORY_SHARE`.
 
     Args:
       train, asked: see `memory`.
       people: the person of each pair of `asked`.
       shared_people: the number of new people who have a choice in training.
       shared_dialogues: the number of dialogues in training and in the test.
-      by_design: items are shared by all people, as tariffs are; memory is then a row of the table and no fault.
+      by_design: items are shared by all people, as tariffs are; memory is then a row of the bench's table and no flag.
     """
     margins, known = memory(train, asked)
     share = float(known.mean()) if len(known) else 0.0
@@ -353,8 +368,8 @@ def known_and_tested(
 
 
 def random_direction(x: np.ndarray, rng: np.random.Generator) -> Finding:
-    """T10: the mean distance from 1/2 of the accuracies of random rewards on differences `[n, H]`, as a ratio to that
-    with the pairs' signs drawn at random.
+    """T10: the mean distance from 1/2 of the accuracies of random rewards on differences `[n, H]`, over that with the
+    pairs' signs drawn at random; a flag above `RATIO`.
 
     Pairs must be independent: no text may be in two of them.
     """

@@ -3,7 +3,7 @@
     state = learner.init(seeds)                      # a replica a seed, side by side on the leading axis
     batches = put(batches, mesh)                     # once, for all learners that update on them
     state, metrics = learner.update(state, batches)  # many updates of each replica, one program
-    z = learner.fit(state.params, pairs, weight)     # new users: their logits alone, nothing else moves
+    z = learner.fit(state.params, pairs, weight, prior)    # the logits of new users, `[R, U, K]`; nothing else moves
     rank = learner.ask(state.params, pairs, exists, prior, seed, questions=5)      # the order of questions to new users
     margins = learner.margins(state.params, z, pairs)
 

@@ -90,14 +90,14 @@ class PAL:
     width: int
     prototypes: int
     variant: Literal['A', 'B'] = 'A'
-    dim: int = 0  # width of the space of preferences; 0: `width`
+    dim: int = 0  # D, the width of the space of preferences; 0: `width`
     projector: str = 'identity'
     rule: Rule = 'dist'
     scaled: bool = False
     temperature: float = 1.0
     point: Point = 'f(Pw)'
     mixture: Mixture = 'softmax'
-    tau: float = 1.0
+    tau: float = 1.0  # the temperature of the softmax of z
     prototype_init: Literal['unit', 'expected'] = 'unit'  # rows of norm 1, or N(0, 1/width)
     dtype: str = 'float32'  # of the inputs of a projector's products; `act_dtype` is of their results
     act_dtype: str = 'float32'

@@ -67,8 +67,11 @@ def geman(error: Float[Array, '*B']) -> Float[Array, '*B']:
 
 
 def value(error: Float[Array, '*B'], kind: Value = 'unit') -> Float[Array, '*B']:
-    """The value of a mean error in cm: `geman` is the paper's, from 1 down to -1; `unit` the same from 1 down to 0;
-    `error` the negative error. Where values can be negative, who joins any pair is punished, for a team of one has 0.
+    """The value of a mean error in cm. `geman` is the paper's, minus the loss: from 1 at no error to -1. `unit` is the
+    same from 1 to 0, and `error` the negative error.
+
+    Where values can be negative, a pair can be worth less than a member alone, which is worth 0. Then contributions
+    punish whoever joins.
 
     Raises:
       ValueError: there is no such kind.

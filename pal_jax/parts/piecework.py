@@ -61,7 +61,8 @@ def make(
 ) -> Piecework:  # fmt: skip
     """A recipe of `steps` parts in the run's folder, whose one evaluation comes after the last part.
 
-    `phases` has the numbers of parts that take about as long, in their order, by which the time left is forecast.
+    `phases` has the number of parts of each phase by its name, in their order. The parts of a phase take about the same
+    time, by which the time left is forecast.
     """
     abstract = {'parts': jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(ctx.mesh))}
     stage = {steps: 'final'}.get

@@ -186,7 +186,7 @@ def check_stage(wanted: str, known: Iterable[str]) -> None:
         raise ValueError(f'stage={wanted!r} is unknown; use all or one of {", ".join(known)}')
 
 
-def check_finite(state: Any, advice: str = '') -> None:
+def check_finite(state: Any, advice: str = 'lower optimizer.lr') -> None:
     """Raises RuntimeError after three updates in a row that were left out since they were not finite."""
     if int(state.skipped) >= 3:
-        raise RuntimeError(f'three updates in a row were not finite; lower optimizer.lr{advice}')
+        raise RuntimeError(f'three updates in a row were not finite; {advice}')

@@ -51,7 +51,7 @@ from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch, UserSimulator
 
-SHOWN = 'reward', 'format', 'profile', 'strict'  # of an evaluation on the console; strict: all five criteria are met
+SHOWN = 'reward', 'format', 'profile', 'strict'  # the figures of an evaluation that the console shows
 # Keys that may change when a run goes on.
 MAY_CHANGE = 'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'reward.max_failed'
 
@@ -76,10 +76,10 @@ class RLPA:
     pack: samples of a step, those of a prompt together, as the batch of an update.
     game: the dialogue, of `game.rounds` turns.
     dialogues, n: conversations that a step answers, and samples of each.
-    round_batch_size: the best samples that wait until users answer; below 0 they queue up last (`envs/queue.py`).
+    round_batch_size: the number of best replies that are collected before their users answer (`envs/queue.py`).
     shuffle: the seed of the order of people; None: the order of the data.
     turn_gamma: the discount from turn to turn; 0: a step plays one turn of each conversation.
-    min_std: a step whose rewards deviate less makes no update.
+    min_std: PPO makes no update in a step whose rewards have a smaller standard deviation; 0: it always does.
     warmup: supervised steps before PPO. ptx: minibatches learn demonstrations too. shown: a step's samples in a report.
     test_rounds, test_shown: turns of a dialogue in evaluations, and how many dialogues a report shows.
     """
@@ -137,13 +137,13 @@ class RLPA:
             batch, scored = self.learner.score(state, self.pack(with_returns(turns, gamma=self.turn_gamma)))
             batch, estimated = self.learner.advantages(state, batch, world.estimate)
         metrics |= scored | estimated | {'flat': float(metrics.get('reward_std', 0.0) < self.min_std)}
-        # 5. Update actor and critic by PPO on all answers, unless no answer is better than another.
+        # 5. Update actor and critic by PPO on all answers, unless their rewards deviate by less than `min_std`.
         if not metrics['flat']:
             with self.ctx.phase('update'):
                 key = jax.random.fold_in(jax.random.key(self.seed), i)
                 state, updated = self.learner.update(state, batch, key, self.supervised(i) if self.ptx else None)
             metrics |= updated
-        check_finite(state, ' or raise ppo.kl_coef')
+        check_finite(state, 'lower optimizer.lr or raise ppo.kl_coef')
         world.check_answers(samples, user)
         usage = world.models.usage
         return state, {'queue': queue, 'usage': usage}, 'rlpa', metrics | usage
@@ -152,11 +152,11 @@ class RLPA:
         """A step of the warm-up; the policy after the last of these steps is the reference."""
         with self.ctx.phase('update'):
             state, metrics = self.learner.imitate(state, self.supervised(i))
-        check_finite(state, ' or raise ppo.kl_coef')
+        check_finite(state, 'lower warmup.optimizer.lr')
         return self.learner.anchor(state) if i == self.warmup - 1 else state, metrics
 
     def roll_out(self, dialogues: Sequence[Dialogue], user: UserSimulator, i: int) -> list[list[list[Sample]]]:
-        """The groups of samples by turn: one turn of each dialogue, or with `turn_gamma` all its turns."""
+        """The samples as `[turn][dialogue][sample]`: one turn of each dialogue, or with `turn_gamma` all its turns."""
         answer = functools.partial(self.answer, i)
         if not self.turn_gamma:
             return [answer(dialogues, 0)]

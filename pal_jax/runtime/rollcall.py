@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 SILENCE = 30  # seconds after which a machine that does not answer counts as gone
-GONE = 75  # exit status of the others: EX_TEMPFAIL, the same command again goes on
+GONE = 75  # EX_TEMPFAIL: the exit status of a process that ends since another one has; the same command goes on
 _LAST_WORDS = 1.0  # seconds in which process 0 still passes on why it leaves
 
 Message = dict[str, Any]

@@ -132,7 +132,7 @@ class PLUS:
         with self.ctx.phase('update'):
             # 2. The clipped update.
             state, updated = self.learner.update(state, batch, jax.random.fold_in(jax.random.key(self.seed), i))
-        check_finite(state, ' or raise ppo.kl_coef')
+        check_finite(state, 'lower optimizer.lr or raise ppo.kl_coef')
         return state, scored | estimated | updated
 
     def texts(self, state: State, people: Sequence[History], temperatures: Sequence[float] = (0.0,)) -> list[str]:

@@ -128,7 +128,7 @@ class RLPHF:
         with self.ctx.phase('update'):
             # 5. Update policy and critic in epochs of minibatches.
             state, updated = self.learner.update(state, batch, jax.random.fold_in(jax.random.key(self.seed), i))
-        check_finite(state, ' or raise ppo.kl_coef')
+        check_finite(state, 'lower optimizer.lr or raise ppo.kl_coef')
         metrics = summarize(samples, scores) | figures | estimated | updated
         return state, {'moments': list(moments)}, self.stage, metrics
 

@@ -43,13 +43,13 @@ class SafeRLHF:
     Attributes:
       load: loads the policy's weights.
       before: the folders of the stages that must be finished.
-      critics: reads the weights and the head that each critic starts from; none without critics.
-      reward, cost: score the answers to questions.
+      critics: reads the weights and the head that each critic (reward, cost) starts from.
+      reward, cost: score the answers to questions; a cost is above 0 for what is unsafe.
       decode: the text of tokens.
       pack: makes a batch of samples, which has the `n` samples of a prompt side by side.
       train: questions to learn from, in shuffled passes; test: those of an evaluation.
       handler: keeps the limit of each of the `groups`, by the mean of the last `window` costs of the group.
-      estimate: makes advantages of both channels.
+      estimate: makes advantages of both channels, reward and cost.
       ptx: the supervised batch of a step; None: there is none. `ptx_coef` times its loss is learnt.
     """
 
@@ -99,11 +99,12 @@ class SafeRLHF:
             samples = self.ended(questions, samples)
             rewards, costs = self.scores(questions, samples)
             counted, paid = self.counted(costs, group), self.paid(rewards, costs, np.repeat(budgets, self.n))
-            pairs = zip(samples, paid, counted, group.tolist(), strict=True)
-            samples = [dataclasses.replace(s, rewards=(float(r), float(c)), role=g) for s, r, c, g in pairs]
+            # The policy learns from what is paid and counted; metrics report the models' own scores.
+            rows = zip(samples, paid, counted, group.tolist(), strict=True)
+            samples = [dataclasses.replace(s, rewards=(float(r), float(c)), role=g) for s, r, c, g in rows]
             past = enumerate(host['costs'])
             kept = [[*costs_of, *counted[group == g].tolist()][-self.window :] for g, costs_of in past]
-        # 4. Move the multiplier by how far the mean cost is above its limit.
+        # 4. Update the handler by the mean costs: a multiplier moves by how far the mean is above its limit.
         names, limits = self.groups
         # A group without costs so far counts as at its limit, which gives its multiplier no reason to move.
         means = np.array([np.mean(last) if last else limit for last, limit in zip(kept, limits, strict=True)])
@@ -120,7 +121,7 @@ class SafeRLHF:
             state, updated = self.update(state, batch, key, constraint)
             # 7. Learn supervised answers in a step of their own, so that the policy forgets less.
             state, learnt = self.learn_answers(state, i)
-        check_finite(state, ' or raise ppo.kl_coef')
+        check_finite(state, 'lower optimizer.lr or raise ppo.kl_coef')
         metrics = self.summarize(questions, samples, rewards, costs) | figures | estimated | updated | learnt
         metrics |= self.groups.apart('multiplier', constraint['lambda']) | self.groups.apart('limit', limits)
         metrics |= self.groups.apart('mean_cost', means) | {'cost_step': float(weights.reward == 0)}
@@ -136,18 +137,19 @@ class SafeRLHF:
             case FOCOPS(temperature=temperature, eta=eta):
                 return learner.update(state, batch, key, loss=FOCOPSLoss(temperature, eta, kl))
             case P3O(kappa=kappa):
-                costs = learner.advantages(state, batch, self.estimate, COST)[0].advantages
-                # The excess is of an answer and the costs are of tokens, so it is divided by the tokens of an answer.
+                cost_advantages = learner.advantages(state, batch, self.estimate, COST)[0].advantages
+                # Limits of groups are refused, so there is one excess. It is of an answer and the costs are of tokens, so
+                # it is divided by the tokens of an answer.
                 excess = constraint['excess'][0] / float(batch.tokens.acts.sum() / batch.ok.sum())
                 gate = functools.partial(self.gate, excess, kappa)
                 loss = P3OLoss(ppo.clip, ppo.clip_high or None, kl)
-                return learner.update(state, batch.replace(costs=costs), key, loss=loss, before=gate)
+                return learner.update(state, batch.replace(costs=cost_advantages), key, loss=loss, before=gate)
             case CUP():
                 state, figures = learner.update(state, batch, key)
                 # The second update of CUP lowers the cost, held near the policy that the first one has made.
                 weights = constraints.projection(self.handler, constraint)
-                costs, _ = learner.advantages(state, batch, self.estimate, weights)
-                anchored = costs.replace(ref_logprobs=learner.actor.score(state.actor, batch.tokens).logprobs)
+                projected, _ = learner.advantages(state, batch, self.estimate, weights)
+                anchored = projected.replace(ref_logprobs=learner.actor.score(state.actor, batch.tokens).logprobs)
                 # The critics have learnt from this batch in the first update.
                 policy = dataclasses.replace(learner, critics=())
                 moved, _ = policy.update(state.replace(critics=()), anchored, key, loss=CUPLoss())
@@ -155,7 +157,7 @@ class SafeRLHF:
         return learner.update(state, batch, key)
 
     def gate(self, excess: float, kappa: float, state: PolicyState, batch: RolloutBatch, weight: Array) -> RolloutBatch:
-        """A minibatch with the costs that P3O's gate lets through; at the first step of a rollout ratios are 1."""
+        """A minibatch with the costs that P3O's gate lets through. Where a rollout has one update, all ratios are 1."""
         assert batch.costs is not None and batch.logprobs is not None
         if self.learner.ppo.epochs * self.learner.ppo.minibatches == 1:
             ratio = jnp.ones_like(batch.costs)
