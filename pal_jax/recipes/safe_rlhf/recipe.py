@@ -138,8 +138,8 @@ class SafeRLHF:
                 return learner.update(state, batch, key, loss=FOCOPSLoss(temperature, eta, kl))
             case P3O(kappa=kappa):
                 cost_advantages = learner.advantages(state, batch, self.estimate, COST)[0].advantages
-                # Limits of groups are refused, so there is one excess. It is of an answer and the costs are of tokens, so
-                # it is divided by the tokens of an answer.
+                # Limits of groups are refused, so there is one excess. The excess is of an answer and the costs are of
+                # tokens, so it is divided by the tokens of an answer.
                 excess = constraint['excess'][0] / float(batch.tokens.acts.sum() / batch.ok.sum())
                 gate = functools.partial(self.gate, excess, kappa)
                 loss = P3OLoss(ppo.clip, ppo.clip_high or None, kl)
