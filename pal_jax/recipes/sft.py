@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from pal_jax.data import chats
@@ -23,6 +24,7 @@ from pal_jax.parts.models import keeping, make_adapters, make_policy, trained_ac
 from pal_jax.parts.recipe import Context, Evaluation, Host, Plan, Trained, check_finite, stage_before
 from pal_jax.parts.rows import Rows
 from pal_jax.parts.settings import Supervised
+from pal_jax.runtime import sharding
 from pal_jax.types import Metrics
 
 
@@ -59,13 +61,14 @@ class SFT:
 
     def evaluate(self, state: ActorState, stage: str) -> Evaluation:
         """The mean cross-entropy of held-out rows, in nats a token, and its standard error over rows."""
-        sums, counts = [], []
+        by_row, everywhere = [], sharding.replicated(self.ctx.mesh)
         with self.ctx.phase('evaluate'):
             for _, batch in self.rows.tests(self.ctx.mesh):
                 logprobs = self.actor.logprobs(state.whole, batch)
-                sums.append(np.ravel(-(logprobs * batch.acts).sum(axis=-1)))
-                counts.append(np.ravel(batch.acts.sum(axis=-1)))
-        total, tokens = np.concatenate(sums), np.concatenate(counts)
+                sums = -(logprobs * batch.acts).sum(axis=-1), batch.acts.sum(axis=-1)
+                # The rows of a batch lie on the devices of all processes, and every process reads all of them.
+                by_row.append(jax.tree.map(np.ravel, jax.device_put(sums, everywhere)))
+        total, tokens = map(np.concatenate, zip(*by_row, strict=True))
         # A mean over tokens, whatever row they stand in: sums are kept, and divided once.
         loss = float(total.sum() / tokens.sum())
         # The error of a ratio of sums: rows are independent, and their tokens are not.
