@@ -81,8 +81,14 @@ def test_every_tutorial_has_commands_that_a_test_runs():
                 assert ':smoke' in block.text
 
 
-@pytest.mark.long
-@pytest.mark.parametrize('page', RUN, ids=name)
+# The page of several machines runs with every change: no other test trains on two processes by a supervised method.
+SOONER = DOCS / 'tutorials' / 'machines.md'
+
+
+@pytest.mark.parametrize(
+    'page',
+    [pytest.param(p, id=name(p), marks=pytest.mark.slow if p == SOONER else pytest.mark.long) for p in RUN],
+)
 def test_commands_of_a_page_run(page, tmp_path):
     """All blocks marked bash, one after the other in one empty folder with the files that the page shows."""
     pages.write_files(page, tmp_path)
