@@ -110,10 +110,10 @@ def test_eight_devices_are_one():
     results = []
     for mesh in (ONE, devices.make_mesh(data=2, fsdp=4)):
         learner = make(mesh, memory=4, mixtures=2)
-        state, _, figure = trained(learner, 0.5, 3)
+        # The rounding of sums over devices grows a hundredfold an iteration at this rate: 2e-7, 2e-5, 4e-3.
+        state, _, figure = trained(learner, 0.5, 2)
         assert state.running.sharding.num_devices == mesh.size
         results.append((jax.tree.map(np.asarray, (state.policy, state.critic, state.running)), figure))
-    # Adam divides small gradients by their own size, so rounding moves a weight by a part of the learning rate.
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-3), *results)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4), *results)
     with pytest.raises(ValueError, match='8 devices'):
         make(devices.make_mesh(data=2, fsdp=4), environments=12)
