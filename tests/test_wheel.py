@@ -24,7 +24,7 @@ def run(*command: object, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_installed_wheel_trains_outside_the_repository(tmp_path):
     pip = ('-m', 'pip', '--quiet', '--disable-pip-version-check')
     # The wheel is built from the tracked files alone, so that nothing of a checkout stands in for what it lacks.
