@@ -70,7 +70,7 @@ def test_updates_follow_from_the_key_and_the_step():
     assert not np.array_equal(first[2], second[2])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_population_of_rank_three():
     """On one seed: known choices are worth something, and as answers by a coin they are worth nothing."""
     population = people.draw(1)

@@ -92,7 +92,7 @@ def test_one_basis_or_one_group_is_bradley_and_terrys_model():
             np.testing.assert_allclose(margins, x @ theta, atol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_people_who_are_all_alike_need_one_reward():
     """With one of its options every method is within .04 of one model for all, PReF within .08."""
     rng = np.random.default_rng(0)

@@ -152,7 +152,7 @@ def test_a_forgotten_persons_row_is_gone_and_all_else_stays(workdir, tmp_path, c
         personalize.forget_file(path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_clicks_against_none_on_people_of_rank_three(tmp_path):
     """The share of pairs of which a person truly likes the one better that the reward puts first: three seeds."""
     shares = []

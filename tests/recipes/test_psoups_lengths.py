@@ -115,6 +115,7 @@ def test_lengths_follow_what_is_paid_and_nothing_moves_without(trained):
             assert sign * (np.mean([row['length'] for row in rows[-8:]]) - unpaid) >= 0.25 * unpaid
 
 
+@pytest.mark.long
 def test_soups_of_a_brief_and_a_long_policy_are_as_long_as_they_are_mixed(trained):
     (recipe, brief, _), (_, long, _) = trained[-1], trained[1]
     weights, lengths = (0.0, 0.25, 0.5, 0.75, 1.0), []
