@@ -276,8 +276,7 @@ def read_states(
 
 def in_halves(texts: Sequence[str], table: np.ndarray, n: int) -> tuple[Replies, Replies]:
     """The replies to learn from, and those to prompts that are held out, in few coordinates without that of lists."""
-    table = centred(table, prompt_means(table, n))
-    whole = by_prompt(make_reader(texts, table), texts, table, n)
+    _, whole = read_replies(texts, table, prompt_means(table, n))
     half = len(whole.x) // 2
     return Replies(*(side[:half] for side in whole)), Replies(*(side[half:] for side in whole))
 
@@ -287,19 +286,14 @@ def prompt_means(table: np.ndarray, n: int) -> np.ndarray:
     return table.reshape(-1, n, table.shape[1]).mean(axis=1)
 
 
-def centred(table: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """The states `[Q * n, H]` of replies less their prompt's mean `[Q, H]`: a state mostly tells the prompt, which two
-    replies to it share."""
-    return table - np.repeat(means, len(table) // len(means), axis=0)
-
-
-def by_prompt(reader: Reader, texts: Sequence[str], table: np.ndarray, n: int) -> Replies:
-    """The `n` replies to each prompt, which stand side by side, as rewards and people read them.
-
-    `table [Q * n, H]` has the replies' states, less their prompt's mean.
-    """
-    x, marks = reader.coordinates(table), reader.attributes(texts)
-    return Replies(x.reshape(-1, n, x.shape[1]), marks.reshape(-1, n, marks.shape[1]))
+def read_replies(texts: Sequence[str], table: np.ndarray, means: np.ndarray) -> tuple[Reader, Replies]:
+    """The reader of replies, and the replies to each prompt as rewards and people read them, by their states
+    `[Q * n, H]` and the `means [Q, H]` of prompts."""
+    # A state mostly tells the prompt, which two replies to it share.
+    table = table - np.repeat(means, len(table) // len(means), axis=0)
+    reader = make_reader(texts, table)
+    sides = reader.coordinates(table), reader.attributes(texts)
+    return reader, Replies(*(side.reshape(len(means), -1, side.shape[1]) for side in sides))
 
 
 def table_of(rows: dict[str, Behaviour]) -> str:

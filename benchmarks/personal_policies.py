@@ -394,17 +394,16 @@ class Run:
 
     def ppo(self, held: Held, policies: Sequence[Any], names: Sequence[str]) -> None:
         """Short PPO by the rewards of a few new people."""
-        shared, alone = None, (1.0, *[0.0] * (len(policies) - 1))
+        results, alone = dict[Any, Measured](), (1.0, *[0.0] * (len(policies) - 1))
         for person, theta in enumerate(self.rewards.people.new[: self.sizes.paid]):
             for name in names:
-                result = shared if name == 'shared' else None  # which all people share
-                if result is None:
+                key = name if name == 'shared' else (name, person)  # one policy for all people, or one of a person
+                if key not in results:
                     tell = self._tell(f'PPO of person {person + 1} by {name}')
                     policy = self.models.train(self.rewards.score(name, person), self.learning, tell)
                     # In the place of the first policy, with all the weight, so that no other program is compiled.
-                    (result,) = self.measured(held, [policy, *policies[1:]], [alone])
-                shared = result if name == 'shared' else shared
-                self.rows.add(name, FIGURES[4:], result.figures(held, theta, person))
+                    (results[key],) = self.measured(held, [policy, *policies[1:]], [alone])
+                self.rows.add(name, FIGURES[4:], results[key].figures(held, theta, person))
             self.tell_person(person, FIGURES[4], names)
 
     def tell_person(self, person: int, figure: str, names: Sequence[str]) -> None:
@@ -431,9 +430,7 @@ def prepared(
     watch.begin('their states are read, and methods learn from choices')
     table = models.read([prompt for prompt in prompts for _ in range(n)], texts)
     means = behaviour.prompt_means(table, n)
-    table = behaviour.centred(table, means)
-    reader = behaviour.make_reader(texts, table)
-    whole = behaviour.by_prompt(reader, texts, table, n)
+    reader, whole = behaviour.read_replies(texts, table, means)
     learning, held = (Replies(*(side[part] for side in whole)) for part in (slice(first), slice(first, None)))
     people = behaviour.draw_people(sizes.seen, learning, seed)
     people = people._replace(new=people.new[: sizes.new])

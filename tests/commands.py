@@ -16,6 +16,7 @@ from subprocess import CompletedProcess
 ROOT = Path(__file__).parents[1]
 # How XLA compiles in this session; a user's command has one device, not the eight that `conftest.py` adds.
 FLAGS = os.environ.get('XLA_FLAGS', '').partition(' --xla_force_host_platform_device_count')[0]
+PLAIN = {'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': '', 'XLA_FLAGS': FLAGS}  # what a command's environment has
 
 # A process that has imported what all commands import and forks for every one. No device is started before the fork.
 PARENT = """
@@ -70,8 +71,7 @@ def run(module: str, *flags: str, text: str = '', environment: Mapping[str, str]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / 'in').write_text(text, encoding='utf-8')
-        environment = {**environment, 'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': '', 'XLA_FLAGS': FLAGS}
-        process.stdin.write(json.dumps([module, flags, environment, name]) + '\n')
+        process.stdin.write(json.dumps([module, flags, {**environment, **PLAIN}, name]) + '\n')
         process.stdin.flush()
         code = int(process.stdout.readline())
         out, err = ((folder / part).read_text(encoding='utf-8') for part in ('out', 'err'))

@@ -28,10 +28,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def serve(*args: str, **env: str) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if k != 'PAL_JAX_TOKEN'} | {'XLA_FLAGS': commands.FLAGS}
+    environment = {k: v for k, v in os.environ.items() if k != 'PAL_JAX_TOKEN'}
     return subprocess.Popen(
         [sys.executable, '-m', 'pal_jax.serve', '--source=random:tiny', *args],
-        cwd=ROOT, env=environment | {'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': ''} | env,
+        cwd=ROOT, env=environment | commands.PLAIN | env,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -57,9 +57,7 @@ def test_it_speaks_jetstreams_protocol_and_samples_for_a_trainer(tmp_path):
         assert process.stdout is not None
         (address,) = re.findall(r'at (\S+:\d+)', process.stdout.readline())
         train = [sys.executable, '-m', 'pal_jax.train', '--config=configs/rlpa.py:smoke', '--config.total_steps=2']
-        environment = os.environ | {
-            'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': commands.FLAGS, 'GLIBC_TUNABLES': '', 'PAL_JAX_TOKEN': 'wonderland',
-        }  # fmt: skip
+        environment = os.environ | commands.PLAIN | {'PAL_JAX_TOKEN': 'wonderland'}
         rewards = {}
         for name, flags in (
             ('here', []),

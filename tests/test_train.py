@@ -45,7 +45,7 @@ cli.run(train.main, '')
 
 
 def python(*args, cache=None):
-    env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': commands.FLAGS, 'GLIBC_TUNABLES': ''}
+    env = os.environ | commands.PLAIN
     if cache:
         env |= {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
     return subprocess.run([sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)

@@ -51,7 +51,7 @@ from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch, UserSimulator
 
-SHOWN = 'reward', 'format', 'profile', 'strict'  # the figures of an evaluation that the console shows
+SHOWN = 'reward', 'format', 'profile', 'strict'  # the console's figures; strict: a reply meets all five criteria
 # Keys that may change when a run goes on.
 MAY_CHANGE = 'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'reward.max_failed'
 

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from pal_jax.data import chats
@@ -61,13 +60,12 @@ class SFT:
 
     def evaluate(self, state: ActorState, stage: str) -> Evaluation:
         """The mean cross-entropy of held-out rows, in nats a token, and its standard error over rows."""
-        by_row, everywhere = [], sharding.replicated(self.ctx.mesh)
+        by_row = []
         with self.ctx.phase('evaluate'):
             for _, batch in self.rows.tests(self.ctx.mesh):
                 logprobs = self.actor.logprobs(state.whole, batch)
                 sums = -(logprobs * batch.acts).sum(axis=-1), batch.acts.sum(axis=-1)
-                # The rows of a batch lie on the devices of all processes, and every process reads all of them.
-                by_row.append(jax.tree.map(np.ravel, jax.device_put(sums, everywhere)))
+                by_row.append(map(np.ravel, sharding.to_every_host(sums, self.ctx.mesh)))
         total, tokens = map(np.concatenate, zip(*by_row, strict=True))
         # A mean over tokens, whatever row they stand in: sums are kept, and divided once.
         loss = float(total.sum() / tokens.sum())

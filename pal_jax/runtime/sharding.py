@@ -85,6 +85,11 @@ def put_batch(tree: Any, mesh: Mesh, axes: Sequence[str | None] = ('batch',)) ->
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda index: x[index]), tree)
 
 
+def to_every_host(tree: Any, mesh: Mesh) -> Any:
+    """Arrays of the mesh as arrays of numpy, whole in every process. All processes take part."""
+    return jax.tree.map(np.asarray, jax.device_put(tree, replicated(mesh)))
+
+
 def to_host(tree: Any) -> Any:
     """Arrays that process 0 can read: as they are, or gathered leaf by leaf to its memory where there are several.
 

@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from pal_jax.data.packing import Branch, Group, lay_out_groups, most_actions, pack_groups
@@ -227,7 +226,7 @@ class Examiner:
         layout = lay_out_groups(groups, **shape)
         batch = pack_groups(groups, layout, n=n, actions=most_actions(groups))
         logprobs = self.actor.logprobs(params, sharding.put_batch(batch, mesh))
-        by_row = np.asarray(jax.device_put(logprobs, sharding.replicated(mesh)))  # which every process reads
+        by_row = sharding.to_every_host(logprobs, mesh)
         by_group: dict[int, list[np.ndarray]] = {}
         # A layout takes the groups in an order of its own, so results are put back into theirs.
         for r, row in enumerate(layout.rows):
