@@ -30,6 +30,8 @@ RUN := $(VENV)/bin/python
 # MODEL and CHOICES below stand without what their unused code depends on. pip would call that a conflict on every later
 # install; what pal_jax itself needs is resolved in one go wherever it is installed.
 INSTALL := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --no-warn-conflicts
+# Images of containers often set this. Every process would then compile all modules anew: seven seconds, not once.
+unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready-$(EXTRA)
 PAL_READY := $(VENV)/.ready-pal
 SOUPS_READY := $(VENV)/.ready-soups

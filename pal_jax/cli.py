@@ -119,7 +119,7 @@ def _together(main: Callable[[], int | None]) -> int | None:
                 traceback.print_exc()
             processes.leave(f'{type(error).__name__}: {_one_line(error)}', 1)
         raise
-    processes.part()
+    processes.finish()
     return code
 
 

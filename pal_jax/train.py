@@ -37,7 +37,7 @@ from pal_jax.parts.settings import Run
 from pal_jax.runtime import checkpoint, devices, outputs, processes, report, verdict
 from pal_jax.runtime.metrics import MetricsWriter, require_wandb
 from pal_jax.runtime.progress import Progress, evaluation_text
-from pal_jax.runtime.stopping import Stopping, exit_status, place
+from pal_jax.runtime.stopping import Stopping, exit_status, stopped_at
 from pal_jax.runtime.summary import summarize
 from pal_jax.runtime.workdir import held
 
@@ -159,7 +159,7 @@ def run(
                 saved = time.monotonic()
             if stop:
                 checkpoints.wait()
-                progress.log(place(following, plan.total_steps))
+                progress.log(stopped_at(following, plan.total_steps))
                 return stop
             i = following
         checkpoints.wait()

@@ -307,13 +307,13 @@ def test_slurms_script_trains_on_all_tasks_and_asks_for_its_place_again_when_sto
 # --- coming together --------------------------------------------------------------------------------------------------
 
 
-def gather(*hellos, processes=2, patience=5.0):
+def gather(*hellos, processes=2, timeout=5.0):
     """What process 0 and those that come, by (process, processes), make of it: an error's text or None."""
     port, told = free_port(), {}
 
     def join(key, process, count):
         try:
-            RollCall(('localhost', port), process, count, patience=patience).part()
+            RollCall(('localhost', port), process, count, timeout=timeout).finish()
             told[key] = None
         except (RuntimeError, ValueError) as error:
             told[key] = str(error)
@@ -333,11 +333,11 @@ def test_processes_that_do_not_fit_together_are_told_in_one_line():
     twice = 'two processes have the number 1; give each of 3 its own --process'
     assert gather((1, 3), (1, 3), processes=3) == [twice] * 3
     assert gather((1, 2), (1, 2)) == [None, None, 'this run has its 2 processes already']
-    missing, gone = gather((2, 3), processes=3, patience=1.0)
+    missing, gone = gather((2, 3), processes=3, timeout=1.0)
     assert missing.startswith('process 1 of 3 did not come within 1 s')
     assert 'has gone before all had come; see what it says' in gone
     with pytest.raises(RuntimeError, match=r'process 0 cannot be reached at localhost:\d+ within 0 s .*is it running'):
-        RollCall(('localhost', free_port()), 1, 2, patience=0.1)
+        RollCall(('localhost', free_port()), 1, 2, timeout=0.1)
 
 
 @pytest.mark.parametrize(

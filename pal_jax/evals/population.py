@@ -113,7 +113,7 @@ def measure(panel: Panel, state: States, others: Mapping[str, Other] = MappingPr
             seen_accuracy(learner, state[name], theirs, trials, 'test'),
             new_accuracy(learner, state[name], people, counts, prior(panel, state[name])),
             panel.decoder_parameters + sum(leaf[0].size for leaf in jax.tree.leaves(state[name].params)),
-            0 if name == 'K=1' else learner.pal.logits,
+            0 if name == 'K=1' else learner.pal.logits_per_user,
         )
     names = {K: f'K={K}' for K in panel.prototypes}
     validation = {

@@ -91,11 +91,11 @@ class IdealPointLearner:
         on_cpu = mesh.devices.flat[0].platform == 'cpu'
         self.part = part if part is not None else on_cpu * CPU_PART * sharding.batch_ways(mesh)
         ways = math.lcm(mesh.shape['fsdp'], 128)  # as many rows on every mesh: a run is opened on others
-        table = ParamSpec((-(-users // ways) * ways, pal.logits), ('users', None), _first_logits(pal, z_std))
-        start = {} if inner is None else {'z0': ParamSpec((pal.logits,), (None,), _first_logits(pal, z_std))}
+        table = ParamSpec((-(-users // ways) * ways, pal.logits_per_user), ('users', None), _first_logits(pal, z_std))
+        start = {} if inner is None else {'z0': ParamSpec((pal.logits_per_user,), (None,), _first_logits(pal, z_std))}
         self._specs = {'params': ideal_point.specs(pal) | start, 'z': table}
         shapes = jax.eval_shape(jax.vmap(self._new_state), jax.ShapeDtypeStruct((replicas,), jnp.int32))
-        self.abstract: PALState = jax.tree_util.tree_map_with_path(self._place, shapes)
+        self.abstract: PALState = jax.tree_util.tree_map_with_path(self._with_sharding, shapes)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
         self.init = jax.jit(jax.vmap(self._new_state), out_shardings=shardings)
         self._updates = jax.jit(
@@ -109,7 +109,7 @@ class IdealPointLearner:
         self.margins = jax.jit(side_by_side(self._margins, replicas), out_shardings=sharding.replicated(mesh))
         self.by_prototype = jax.jit(side_by_side(self._each, replicas), out_shardings=sharding.replicated(mesh))
 
-    def _place(self, path, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    def _with_sharding(self, path, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         of_users = any(getattr(key, 'name', None) == 'users' for key in path)
         axes = (None, 'users', None)[: leaf.ndim] if of_users else ()
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.sharding(self.mesh, axes))

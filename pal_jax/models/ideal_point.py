@@ -3,7 +3,8 @@
 PAL-A mixes K points, and PAL-B mixes K functions of the prompt. The parameters are `f` (the projector of items), `P`
 (prototypes) or `g` (the prototypes' projectors, stacked), `log_scale`, and a user's logits `z`.
 
-Letters: `B` pairs, `K` prototypes, `H` width of an item's vector, `D` width of the space of preferences.
+Letters: `B` pairs, `K` prototypes, `Z` logits of a user, `H` width of an item's vector, `D` width of the space of
+preferences.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ class PAL:
         ):
             if value not in allowed:
                 raise ValueError(f'model.{key}={value!r} is unknown; use one of {", ".join(allowed)}')
-        shape, d = self.shape, self.dim or self.width
-        if d != self.width and (shape.layers == 0 or shape.residual):
+        projector, d = self.parsed_projector, self.dim or self.width
+        if d != self.width and (projector.layers == 0 or projector.residual):
             raise ValueError(f'model.dim={d} is not the width {self.width} of items, which {self.projector} keeps')
         if self.prototypes < 1 or self.tau <= 0:
             raise ValueError(f'model.prototypes={self.prototypes} must be at least 1 and tau={self.tau} above 0')
@@ -128,12 +129,12 @@ class PAL:
             raise ValueError("model.rule='norm' projects x - u, so it needs variant='A' and point='Pw'")
 
     @property
-    def shape(self) -> Projector:
+    def parsed_projector(self) -> Projector:
         """The projector that `projector` names."""
         return parse_projector(self.projector)
 
     @property
-    def logits(self) -> int:
+    def logits_per_user(self) -> int:
         """The number of logits that a user has."""
         return {'own': self.width, 'free': self.prototypes - 1}.get(self.mixture, self.prototypes)
 
@@ -142,10 +143,10 @@ def specs(pal: PAL) -> Params:
     """The specs of every parameter except the users' logits."""
     d = pal.dim or pal.width
     tree: Params = {'log_scale': ParamSpec((), (), lambda *_: jnp.log(jnp.float32(1 / 0.07)))} if pal.scaled else {}
-    if pal.shape.layers:
-        tree['f'] = _projector_specs(pal.shape, pal.width, d)
+    if pal.parsed_projector.layers:
+        tree['f'] = _projector_specs(pal.parsed_projector, pal.width, d)
     if pal.variant == 'B':
-        tree['g'] = _projector_specs(pal.shape, pal.width, d, pal.prototypes)
+        tree['g'] = _projector_specs(pal.parsed_projector, pal.width, d, pal.prototypes)
     elif pal.mixture != 'own':
         size = d if pal.point == 'Pw' and pal.rule != 'norm' else pal.width
         init = _unit_rows if pal.prototype_init == 'unit' else jax.nn.initializers.normal(size**-0.5)
@@ -153,12 +154,12 @@ def specs(pal: PAL) -> Params:
     return tree
 
 
-def _projector_specs(shape: Projector, wide: int, out: int, *stack: int) -> list[Params]:
+def _projector_specs(projector: Projector, wide: int, out: int, *stack: int) -> list[Params]:
     layers = []
-    for i in range(shape.layers):
+    for i in range(projector.layers):
         rows = wide if i == 0 else out
         layer = {'weight': ParamSpec((*stack, rows, out), (None,) * (len(stack) + 2), _normal(rows))}
-        if shape.bias:
+        if projector.bias:
             layer['bias'] = ParamSpec((*stack, out), (None,) * (len(stack) + 1), jax.nn.initializers.zeros)
         layers.append(layer)
     return layers
@@ -175,24 +176,24 @@ def _unit_rows(key: Array, shape: tuple[int, ...], dtype: str) -> Array:
 
 def project(layers: list[Params], pal: PAL, x: Float[Array, '*S H'], key: Array | None = None) -> Array:
     """The projection of `x`. With a key, which is for training, dropout is on."""
-    hidden, shape = x, pal.shape
+    hidden, projector = x, pal.parsed_projector
     for i, layer in enumerate(layers):
         hidden = product(hidden, layer['weight'], pal.dtype, pal.act_dtype)
         if 'bias' in layer:
             hidden = hidden + jnp.reshape(layer['bias'], (1,) * (hidden.ndim - 1) + (-1,)).astype(hidden.dtype)
-        if i + 1 < shape.layers:
-            if key is not None and shape.dropout:
-                keep = jax.random.bernoulli(jax.random.fold_in(key, i), 1.0 - shape.dropout, hidden.shape)
-                hidden = jnp.where(keep, hidden / (1.0 - shape.dropout), 0.0)
-            hidden = ACTIVATIONS[shape.activation](hidden)
+        if i + 1 < projector.layers:
+            if key is not None and projector.dropout:
+                keep = jax.random.bernoulli(jax.random.fold_in(key, i), 1.0 - projector.dropout, hidden.shape)
+                hidden = jnp.where(keep, hidden / (1.0 - projector.dropout), 0.0)
+            hidden = ACTIVATIONS[projector.activation](hidden)
     hidden = hidden.astype(jnp.float32)
-    return x + hidden if shape.residual else hidden
+    return x + hidden if projector.residual else hidden
 
 
 def weights(
     pal: PAL, z: Float[Array, 'B Z'], *, training: bool = False, key: Array | None = None
 ) -> Float[Array, 'B K']:
-    """The users' mixtures for evaluation, or for `training`, where a key adds Gumbel noise."""
+    """The users' mixtures by their logits `z`, for evaluation or for `training`, where a key adds Gumbel noise."""
     match pal.mixture:
         case 'own':
             return z

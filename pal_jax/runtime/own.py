@@ -79,7 +79,7 @@ def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[
         try:
             return call(*args, **kwargs)
         except Exception as error:
-            raise RuntimeError(f'{key}={text!r} failed: {_place(error, path)}') from error
+            raise RuntimeError(f'{key}={text!r} failed: {_where_it_failed(error, path)}') from error
 
     return guarded
 
@@ -102,11 +102,11 @@ def _module(path: Path, changed: int, key: str, text: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f'{key}={text!r} cannot be read: {_place(error, path)}') from None
+        raise ValueError(f'{key}={text!r} cannot be read: {_where_it_failed(error, path)}') from None
     return module
 
 
-def _place(error: Exception, path: Path) -> str:
+def _where_it_failed(error: Exception, path: Path) -> str:
     """The line of the file in which an error arose, the error's kind and its message."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]

@@ -55,7 +55,7 @@ def join(place: Place | None) -> None:
     if place is None or joined():
         return
     host, port = place.coordinator.rsplit(':', 1)
-    _rollcall = RollCall((host, port_beside(int(port))), place.process, place.processes, patience=PATIENCE)
+    _rollcall = RollCall((host, port_beside(int(port))), place.process, place.processes, timeout=PATIENCE)
     jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM from `runtime.stop`
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.distributed.initialize(
@@ -72,12 +72,12 @@ def port_beside(port: int) -> int:
     return port + 1 if port < LAST_PORT else port - 1
 
 
-def part() -> None:
+def finish() -> None:
     """Wait until all processes have come to the end, and close the connections to them."""
     global _rollcall
     if _rollcall is not None:
         exchange('end')
-        _rollcall.part()
+        _rollcall.finish()
         _rollcall = None
         jax.distributed.shutdown()
 

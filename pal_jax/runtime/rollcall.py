@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 SILENCE = 30  # seconds after which a machine that does not answer counts as gone
 GONE = 75  # EX_TEMPFAIL: the exit status of a process that ends since another one has; the same command goes on
-_LAST_WORDS = 1.0  # seconds in which process 0 still passes on why it leaves
+_FAREWELL = 1.0  # seconds in which process 0 still passes on why it leaves
 
 Message = dict[str, Any]
 
@@ -31,7 +31,7 @@ class Peer:
         probe_when_silent(connection)
         self._socket, self._lines = connection, connection.makefile('r', encoding='utf-8')
         self._sending = threading.Lock()
-        self.parted = False
+        self.finished = False
 
     def send(self, **message: Any) -> None:
         """Send a message. Nothing happens where the connection is closed, which its reader notices."""
@@ -63,37 +63,37 @@ class RollCall:
     Args:
       address: host and port that process 0 listens at.
       process, processes: the number of this process, from 0, and the number of all.
-      patience: seconds in which all processes have to connect.
+      timeout: seconds in which all processes have to connect.
 
     Raises:
       RuntimeError: process 0 cannot be reached, or others have not come; the message names them.
       ValueError: two processes have the same number, or they disagree about how many there are.
     """
 
-    def __init__(self, address: tuple[str, int], process: int, processes: int, *, patience: float):
+    def __init__(self, address: tuple[str, int], process: int, processes: int, *, timeout: float):
         self.process, self.processes = process, processes
         self._peers: dict[int, Peer] = {}
         self._leaving = threading.Lock()
         if process == 0:
-            self._gather(address[1], time.monotonic() + patience, patience)
+            self._gather(address[1], time.monotonic() + timeout, timeout)
         else:
-            self._peers[0] = self._report(address, time.monotonic() + patience, patience)
+            self._peers[0] = self._join(address, time.monotonic() + timeout, timeout)
         for number, peer in self._peers.items():
-            threading.Thread(target=self._hear, args=(number, peer), daemon=True).start()
+            threading.Thread(target=self._listen, args=(number, peer), daemon=True).start()
 
     def leave(self, message: str, code: int) -> None:
         """End this process at once, and send the others the reason, so that they end with the same status."""
         self._exit(f'process {self.process} stopped: {message}', code, say=False)
 
-    def part(self) -> None:
+    def finish(self) -> None:
         """Tell the others that this process has finished, so that its end is no fault."""
         for peer in self._peers.values():
-            peer.parted = True
-            peer.send(kind='part')
+            peer.finished = True
+            peer.send(kind='finish')
 
     # --- the start of a run ------------------------------------------------------------------------------------------
 
-    def _gather(self, port: int, until: float, patience: float) -> None:
+    def _gather(self, port: int, deadline: float, timeout: float) -> None:
         """Wait, in process 0, for a connection of every other process, and tell them to begin."""
         try:
             server = socket.create_server(('', port), backlog=self.processes)
@@ -102,13 +102,13 @@ class RollCall:
         with contextlib.ExitStack() as undo:
             undo.callback(server.close)
             while len(self._peers) < self.processes - 1:
-                server.settimeout(max(until - time.monotonic(), 0.01))
+                server.settimeout(max(deadline - time.monotonic(), 0.01))
                 try:
                     peer = Peer(server.accept()[0])
                 except TimeoutError:
                     missing = [str(i) for i in range(1, self.processes) if i not in self._peers]
                     raise RuntimeError(
-                        f'process {", ".join(missing)} of {self.processes} did not come within {patience:.0f} s; start '
+                        f'process {", ".join(missing)} of {self.processes} did not come within {timeout:.0f} s; start '
                         'one command for each, with the same --coordinator and --processes'
                     ) from None
                 undo.callback(peer.close)
@@ -116,7 +116,7 @@ class RollCall:
             undo.pop_all()  # all are there
         for peer in self._peers.values():
             peer.send(kind='begin')
-        threading.Thread(target=self._refuse, args=(server,), daemon=True).start()
+        threading.Thread(target=self._refuse_more, args=(server,), daemon=True).start()
 
     def _admit(self, peer: Peer) -> None:
         """Take a process in by its first message. Raises ValueError where its numbers do not fit the run."""
@@ -136,7 +136,7 @@ class RollCall:
             other.send(kind='refuse', message=why)
         raise ValueError(why)
 
-    def _refuse(self, server: socket.socket) -> None:
+    def _refuse_more(self, server: socket.socket) -> None:
         """Refuse, for as long as the run lasts, every further process that connects."""
         server.settimeout(None)
         while True:
@@ -146,7 +146,7 @@ class RollCall:
             peer.send(kind='refuse', message=f'this run has its {self.processes} processes already')
             peer.close()
 
-    def _report(self, address: tuple[str, int], until: float, patience: float) -> Peer:
+    def _join(self, address: tuple[str, int], deadline: float, timeout: float) -> Peer:
         """Connect to process 0, and return the connection when process 0 says to begin."""
         host, port = address
         while True:
@@ -154,15 +154,15 @@ class RollCall:
                 peer = Peer(socket.create_connection(address, timeout=5.0))
                 break
             except OSError as error:
-                if time.monotonic() > until:
+                if time.monotonic() > deadline:
                     raise RuntimeError(
-                        f'process 0 cannot be reached at {host}:{port} within {patience:.0f} s '
+                        f'process 0 cannot be reached at {host}:{port} within {timeout:.0f} s '
                         f'({error.strerror or error}); is it running, and is the port open?'
                     ) from error
                 time.sleep(0.2)
         peer.send(kind='hello', process=self.process, processes=self.processes)
         try:
-            answer = peer.receive(patience)
+            answer = peer.receive(timeout)
         except (EOFError, TimeoutError) as error:
             peer.close()
             raise RuntimeError(f'process 0 at {host}:{port} has gone before all had come; see what it says') from error
@@ -173,20 +173,20 @@ class RollCall:
 
     # --- during a run ------------------------------------------------------------------------------------------------
 
-    def _hear(self, number: int, peer: Peer) -> None:
+    def _listen(self, number: int, peer: Peer) -> None:
         """Read the messages of a process, and end this one where that process leaves, dies or falls silent."""
         while True:
             try:
                 message = peer.receive(None)
             except EOFError:
-                if not peer.parted:
+                if not peer.finished:
                     self._exit(f'process {number} has died; the same command again goes on', GONE)
                 return
             except TimeoutError:
                 self._exit(f'the machine of process {number} is gone; the same command again goes on', GONE)
                 return
-            if message['kind'] == 'part':
-                peer.parted = True
+            if message['kind'] == 'finish':
+                peer.finished = True
             elif message['kind'] == 'leave':
                 self._exit(message['message'], message['code'])
 
@@ -198,7 +198,7 @@ class RollCall:
             for peer in self._peers.values():
                 peer.send(kind='leave', message=message, code=code)
             if self.process == 0:
-                time.sleep(_LAST_WORDS)
+                time.sleep(_FAREWELL)
             sys.stdout.flush()
             os._exit(code)
 

@@ -23,7 +23,7 @@ def exit_status(wish: int) -> int:
     return GONE if wish == signal.SIGUSR1 else 128 + wish
 
 
-def place(done: int, total: int) -> str:
+def stopped_at(done: int, total: int) -> str:
     """A line that says where a run of `total` steps was stopped after `done` of them, and what is left."""
     if done < total:
         return f'stopped at step {done} of {total}; the same command again goes on'

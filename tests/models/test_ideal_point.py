@@ -184,7 +184,7 @@ def test_dropout_is_of_training_alone_and_keeps_the_mean():
 def test_an_embedding_is_a_shared_point_and_a_persons_own_directions():
     pal = PAL(8, 4, rule='dot', point='Pw', mixture='free')
     params, z = drawn(pal), jnp.array([[0.5, -2.0, 0.0], [0.0, 0.0, 0.0]])
-    assert pal.logits == 3
+    assert pal.logits_per_user == 3
     point = ideal_point.user_point(params, pal, ideal_point.weights(pal, z), None)
     P = params['P']
     np.testing.assert_allclose(point, jnp.stack([P[0] + 0.5 * P[1] - 2.0 * P[2], P[0]]), rtol=1e-5, atol=1e-6)

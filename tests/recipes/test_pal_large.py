@@ -25,19 +25,9 @@ from pal_jax.recipes.pal import text as pal_text
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from tests import configs
-from tests.pal_texts import ONE, B, run, small, write_replies, write_statements
+from tests.pal_texts import ONE, B, run, small
 
 EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())
-
-
-@pytest.fixture(scope='module')
-def asked(tmp_path_factory):
-    return write_replies(tmp_path_factory.mktemp('asked') / 'pairs.jsonl')
-
-
-@pytest.fixture(scope='module')
-def stated(tmp_path_factory):
-    return write_statements(tmp_path_factory.mktemp('stated') / 'pairs.jsonl')
 
 
 def taste(row):
@@ -48,7 +38,7 @@ def taste(row):
 
 
 @pytest.mark.parametrize('variant', ['text', 'text-large'])
-@pytest.mark.parametrize(('kind', 'changes'), [('asked', B), ('stated', {})], ids=['B', 'A'])
+@pytest.mark.parametrize(('kind', 'changes'), [('replies_file', B), ('statements_file', {})], ids=['B', 'A'])
 @pytest.mark.long
 def test_people_are_told_apart_by_texts_nobody_has_seen(request, kind, changes, variant):
     recipe, state = run(small(request.getfixturevalue(kind), variant, **changes), 6)
@@ -62,14 +52,14 @@ def test_people_are_told_apart_by_texts_nobody_has_seen(request, kind, changes, 
         assert record['seen_groups'] > 0.85  # which is told them
         z = np.asarray(state['groups'].users.z)[0]
         assert {tuple(row) for row in z[:20].tolist()} == {(20.0, 0.0), (0.0, 20.0)}
-    if kind == 'asked':
+    if kind == 'replies_file':
         assert sorted(map(sorted, map(taste, table[1:]))) == [['no'], ['yes']]  # to words full of a
-    assert len(table) == 3 and (' / ' in table[1][3]) == (kind == 'asked')
+    assert len(table) == 3 and (' / ' in table[1][3]) == (kind == 'replies_file')
 
 
 @pytest.mark.slow
-def test_large_at_rate_0_is_tiny(stated):
-    config = small(stated, **{'decoder.optimizer.lr': 0.0})
+def test_large_at_rate_0_is_tiny(statements_file):
+    config = small(statements_file, **{'decoder.optimizer.lr': 0.0})
     _, state = run(config, 2)
     settings = configs.parsed(config)
     decoder = pal_text.open_decoder(settings.text, ONE, settings.seed)
@@ -81,8 +71,8 @@ def test_large_at_rate_0_is_tiny(stated):
 
 
 @pytest.mark.slow
-def test_a_step_of_large_moves_prototypes_people_and_decoders_and_no_base(asked):
-    recipe = pal_large.make(configs.parsed(small(asked, **B)), ONE)
+def test_a_step_of_large_moves_prototypes_people_and_decoders_and_no_base(replies_file):
+    recipe = pal_large.make(configs.parsed(small(replies_file, **B)), ONE)
     state, host = recipe.init()
     before = jax.tree.map(np.array, state)
     for i in range(3):  # the first at rate 0; the second moves only what adapters end in, which begins at 0
@@ -96,9 +86,9 @@ def test_a_step_of_large_moves_prototypes_people_and_decoders_and_no_base(asked)
 
 
 @pytest.mark.slow
-def test_decoders_wait_while_prototypes_are_found(asked):
-    config = small(asked, **B, **{'hold.steps': 2, 'hold.updates': 20, 'total_steps': 1})
-    frozen = small(asked, 'text', **B, **{'baselines.groups': False})
+def test_decoders_wait_while_prototypes_are_found(replies_file):
+    config = small(replies_file, **B, **{'hold.steps': 2, 'hold.updates': 20, 'total_steps': 1})
+    frozen = small(replies_file, 'text', **B, **{'baselines.groups': False})
     recipe, tiny = pal_large.make(configs.parsed(config), ONE), pal.make(configs.parsed(frozen), ONE)
     (state, host), (other, nothing) = recipe.init(), tiny.init()
     before = jax.tree.map(np.array, {name: model.readings for name, model in state.models.items()})
@@ -171,8 +161,8 @@ def test_large_of_fake_parts_waits_and_then_hands_the_gradient_on():
 
 @pytest.mark.parametrize('adapters', [0, 2], ids=['full', 'lora'])
 @pytest.mark.slow
-def test_a_resumed_run_is_the_unbroken_one(asked, tmp_path, adapters):
-    config = small(asked, **B, **{'decoder.lora.rank': adapters, 'decoder.optimizer.lr': 1e-4})
+def test_a_resumed_run_is_the_unbroken_one(replies_file, tmp_path, adapters):
+    config = small(replies_file, **B, **{'decoder.lora.rank': adapters, 'decoder.optimizer.lr': 1e-4})
     recipe, whole = run(config, 4)
     _, half = run(config, 2)
     checkpoints = Checkpoints(tmp_path, recipe.plan.abstract)
@@ -185,8 +175,10 @@ def test_a_resumed_run_is_the_unbroken_one(asked, tmp_path, adapters):
 
 
 @pytest.mark.slow
-def test_eight_devices_learn_what_one_does(asked):
-    config = small(asked, **B, **{'decoder.optimizer.lr': 1e-4, 'decoder.row_tokens': 64, 'decoder.micro_rows': 1})
+def test_eight_devices_learn_what_one_does(replies_file):
+    config = small(
+        replies_file, **B, **{'decoder.optimizer.lr': 1e-4, 'decoder.row_tokens': 64, 'decoder.micro_rows': 1}
+    )
     (recipe, one), (_, eight) = run(config, 3), run(config, 3, EIGHT)
     records = [recipe.evaluate(jax.device_put(jax.tree.map(np.asarray, each)), 'final').record for each in (one, eight)]
     for name, model in one.models.items():
@@ -210,23 +202,25 @@ def learner_and_draw(config, name):
 
 
 @pytest.mark.slow
-def test_a_span_judged_by_its_last_token_is_the_text_judged_by_its_last(asked):
+def test_a_span_judged_by_its_last_token_is_the_text_judged_by_its_last(replies_file):
     ends = []
     for span in ('', 'only_last'):
-        _, state = run(small(asked, 'text', **B, **{'text.pool': 'last', 'text.span': span}), 2)
+        _, state = run(small(replies_file, 'text', **B, **{'text.pool': 'last', 'text.span': span}), 2)
         ends.append(state['K=2'].params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), *ends)
 
 
 @pytest.mark.parametrize('span', ['mean', 'cumulative'])
 @pytest.mark.slow
-def test_spans_teach_too(stated, span):
-    recipe, state = run(small(stated, 'text', **{'text.pool': 'last', 'text.span': span}), 6)
+def test_spans_teach_too(statements_file, span):
+    recipe, state = run(small(statements_file, 'text', **{'text.pool': 'last', 'text.span': span}), 6)
     assert recipe.evaluate(state, 'final').record['seen_pal'] > 0.75
 
 
-def test_no_array_of_pairs_tokens_and_prototypes_exists(stated):
-    config = small(stated, 'text', **{'text.pool': 'last', 'text.span': 'cumulative', 'prototypes': (1, 7)}, batch=16)
+def test_no_array_of_pairs_tokens_and_prototypes_exists(statements_file):
+    config = small(
+        statements_file, 'text', **{'text.pool': 'last', 'text.span': 'cumulative', 'prototypes': (1, 7)}, batch=16
+    )
     learner, draw = learner_and_draw(config, 'K=7')
     batch = jax.tree.map(lambda x: x[0, 0], draw(0))
     state = jax.tree.map(lambda x: x[0], learner.init(jnp.zeros(1, jnp.int32)))
@@ -249,8 +243,8 @@ def every_variable(jaxpr):
 
 
 @pytest.mark.parametrize('rule', ['dist', 'angle', 'dot'])
-def test_sides_prototypes_and_constants_may_be_exchanged(asked, rule):  # II.9-11
-    learner, draw = learner_and_draw(small(asked, 'text', **B, **{'model.rule': rule}), 'K=2')
+def test_sides_prototypes_and_constants_may_be_exchanged(replies_file, rule):  # II.9-11
+    learner, draw = learner_and_draw(small(replies_file, 'text', **B, **{'model.rule': rule}), 'K=2')
     batch, state = jax.tree.map(lambda x: x[0, 0], draw(0)), learner.init(jnp.zeros(1, jnp.int32))
     params = jax.tree.map(lambda x: x[0], state.params)
     z = jax.random.normal(jax.random.key(0), (len(batch.users), 2))
@@ -263,8 +257,8 @@ def test_sides_prototypes_and_constants_may_be_exchanged(asked, rule):  # II.9-1
 
 
 @pytest.mark.slow
-def test_tiny_has_no_decoder_to_train_and_judges_alike_twice(asked):  # II.9-14
-    recipe, state = run(small(asked, 'text', **B), 2)
+def test_tiny_has_no_decoder_to_train_and_judges_alike_twice(replies_file):  # II.9-14
+    recipe, state = run(small(replies_file, 'text', **B), 2)
     names = {str(getattr(key, 'key', '')) for path, _ in jax.tree_util.tree_leaves_with_path(state) for key in path}
     assert not names & {'layers', 'embed', 'attn'}
     first, second = (recipe.evaluate(state, 'final').record for _ in range(2))
@@ -286,7 +280,7 @@ def test_tiny_has_no_decoder_to_train_and_judges_alike_twice(asked):  # II.9-14
         ('text', B, 'makes prototypes of prompts, and .* has none'),
     ],
 )
-def test_wrong_values_are_refused(stated, variant, changes, message):
-    config = small(stated, variant, **changes)
+def test_wrong_values_are_refused(statements_file, variant, changes, message):
+    config = small(statements_file, variant, **changes)
     with pytest.raises(ValueError, match=message):
         run(config, 1)

@@ -17,17 +17,7 @@ from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.runtime import checkpoint
 from pal_jax.runtime.checkpoint import Checkpoints
 from tests import configs
-from tests.pal_texts import ONE, B, run, small, write_replies, write_statements
-
-
-@pytest.fixture(scope='module')
-def asked(tmp_path_factory):
-    return write_replies(tmp_path_factory.mktemp('asked') / 'pairs.jsonl')
-
-
-@pytest.fixture(scope='module')
-def stated(tmp_path_factory):
-    return write_statements(tmp_path_factory.mktemp('stated') / 'pairs.jsonl')
+from tests.pal_texts import ONE, B, run, small
 
 
 def finished(config, workdir):
@@ -44,20 +34,20 @@ def finished(config, workdir):
 
 
 @pytest.fixture(scope='module', params=['text', 'text-large'])
-def folder(request, asked, tmp_path_factory):
+def folder(request, replies_file, tmp_path_factory):
     workdir = tmp_path_factory.mktemp(request.param)
-    return workdir, *finished(small(asked, request.param, **B, total_steps=4), workdir)
+    return workdir, *finished(small(replies_file, request.param, **B, total_steps=4), workdir)
 
 
 @pytest.mark.slow
-def test_a_persons_reward_of_texts_says_what_the_pair_rule_says(folder, asked):  # II.9-12
+def test_a_persons_reward_of_texts_says_what_the_pair_rule_says(folder, replies_file):  # II.9-12
     workdir, *_, record = folder
     assert record['chosen_prototypes'] == [2]
     run = pal_reward.open_pal(str(workdir))
     pairs = pal_text.read_pairs(run.settings, run.reading.decoder.tokenizer)
     items = pairs.in_states(run.reading.read(pairs.texts))
     margins = {}
-    lines = [json.loads(line) for line in asked.read_text().splitlines()]
+    lines = [json.loads(line) for line in replies_file.read_text().splitlines()]
     trained = np.flatnonzero(run.state.users.updates)
     checked = 0
     for person in trained:
@@ -120,9 +110,9 @@ def test_ppo_is_paid_by_one_persons_reward(folder, tmp_path):
 
 @pytest.mark.parametrize('variant', ['text', 'text-large'])
 @pytest.mark.long
-def test_transformers_scores_a_persons_classifier_as_we_do(stated, tmp_path, variant):
+def test_transformers_scores_a_persons_classifier_as_we_do(statements_file, tmp_path, variant):
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
-    finished(small(stated, variant, **{'text.pool': 'last', 'total_steps': 4, 'prototypes': (1, 2)}), tmp_path)
+    finished(small(statements_file, variant, **{'text.pool': 'last', 'total_steps': 4, 'prototypes': (1, 2)}), tmp_path)
     run = pal_reward.open_pal(str(tmp_path))
     name = next(iter(run.people))
     pal_export.save_classifier(str(tmp_path), tmp_path / 'classifier', user=name)
@@ -164,9 +154,9 @@ def in_transformers(path):
     ids=lambda changes: changes['model.rule'],
 )
 @pytest.mark.long
-def test_transformers_scores_everybody_as_we_do(stated, tmp_path, changes):
+def test_transformers_scores_everybody_as_we_do(statements_file, tmp_path, changes):
     changes = {'model.dtype': 'float32', 'total_steps': 4, 'prototypes': (1, 2), **changes}
-    finished(small(stated, 'text', **changes), tmp_path)
+    finished(small(statements_file, 'text', **changes), tmp_path)
     pal_export.save_model(str(tmp_path), tmp_path / 'hf')
     score, words = in_transformers(tmp_path / 'hf'), ['azam', 'zzzz', 'aan', 'mnmnmnaz']
     K = pal_reward.open_pal(str(tmp_path)).pal.prototypes
@@ -180,9 +170,9 @@ def test_transformers_scores_everybody_as_we_do(stated, tmp_path, changes):
 def test_transformers_mixes_functions_of_the_prompt_as_we_do(folder, tmp_path):
     workdir, *_ = folder
     pal_export.save_model(str(workdir), tmp_path / 'hf')
-    score, asked, words = in_transformers(tmp_path / 'hf'), ['azaz', 'zz', 'nm'], ['yes', 'no', 'mmaz']
-    ours = pal_reward.load_pal_reward_model(str(workdir), mix=[0.9, 0.1]).reward(asked, words)
-    np.testing.assert_allclose(score(words, [0.9, 0.1], asked), ours, rtol=1e-3, atol=1e-4)
+    score, prompts, words = in_transformers(tmp_path / 'hf'), ['azaz', 'zz', 'nm'], ['yes', 'no', 'mmaz']
+    ours = pal_reward.load_pal_reward_model(str(workdir), mix=[0.9, 0.1]).reward(prompts, words)
+    np.testing.assert_allclose(score(words, [0.9, 0.1], prompts), ours, rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match='give prompt_ids and prompt_mask'):
         score(words)
 

@@ -342,11 +342,11 @@ def test_every_handler_makes_a_step_and_its_state_goes_through_a_checkpoint(hand
 
 def test_saute_tells_budgets_in_turn_and_pays_within_them():
     recipe = make_recipe('saute')
-    assert recipe.ask([Question('Why?')], np.array([0.5])) == ['Why? (Budget of harm: 0.5.)']
+    assert recipe.prompt_texts([Question('Why?')], np.array([0.5])) == ['Why? (Budget of harm: 0.5.)']
     saute = dataclasses.replace(recipe, handler=Saute(unsafe_reward=-9.0, budgets=(-1.0, 2.0)))
     asked = [Question(str(k)) for k in range(3)]
     assert saute.budgets(asked).tolist() == [-1.0, 2.0, -1.0]
-    assert saute.paid(np.ones(2), np.zeros(2), saute.budgets(asked)[:2]).tolist() == [-9.0, 1.0]
+    assert saute.paid_rewards(np.ones(2), np.zeros(2), saute.budgets(asked)[:2]).tolist() == [-9.0, 1.0]
     assert recipe.budgets(asked).tolist() == [0.2] * 3
 
 
@@ -356,10 +356,10 @@ def test_early_termination_cuts_an_answer_at_the_first_sentence_above_the_limit(
     decode = lambda ids: ''.join({40: 'b', 41: 'b. ', 1: 'aaa', 42: '! ', 2: 'a', 43: '?'}[k] for k in ids)  # noqa: E731
     assert sentences(tokens, decode) == [2, 4]
     recipe = dataclasses.replace(make_recipe('early', limit=0.7), decode=decode, n=1)
-    (ended,) = recipe.ended([Question('Why?')], [whole])
+    (ended,) = recipe.end_early([Question('Why?')], [whole])
     assert (ended.completion.text, ended.completion.token_ids) == ('bb. aaa!', tokens[:4])
     assert len(ended.completion.logprobs) == 4
-    (kept,) = dataclasses.replace(recipe, groups=make_groups(2.0, {})).ended([Question('Why?')], [whole])
+    (kept,) = dataclasses.replace(recipe, groups=make_groups(2.0, {})).end_early([Question('Why?')], [whole])
     assert kept is whole
 
 

@@ -110,7 +110,7 @@ def _about(panel: Panel, state: States, names: Sequence[str], new: Newcomers, lo
     """The sizes of a method's models, the time to fit a person, and the K of each split."""
     true = [name for name, trial in zip(names, panel.trials, strict=True) if not trial.shuffled]
     sizes = [sum(leaf[0].size for leaf in jax.tree.leaves(state[name].params)) for name in true]
-    logits = [0 if name == 'K=1' else panel.learners[name].pal.logits for name in true]
+    logits = [0 if name == 'K=1' else panel.learners[name].pal.logits_per_user for name in true]
     about = {
         'shared_parameters': float(np.mean(sizes)), 'parameters_a_person': float(np.mean(logits)), 'looks': looks,
         'seconds_a_person': _seconds(panel, state, true[0], new), 'options': [{'model': name} for name in names],

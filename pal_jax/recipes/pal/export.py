@@ -30,7 +30,7 @@ def linear_head(run: TrainedPAL, w: Array) -> np.ndarray:
         are functions of the prompt, or states that are means over tokens.
     """
     pal, reading = run.pal, run.reading
-    if reading is None or pal.rule != 'dot' or pal.variant != 'A' or pal.shape.layers > 1:
+    if reading is None or pal.rule != 'dot' or pal.variant != 'A' or pal.parsed_projector.layers > 1:
         raise ValueError(
             f'rule={pal.rule}, variant={pal.variant}, projector={pal.projector}: only rule dot of variant A with an '
             'affine projector is a linear head; serve load_pal_reward_model instead'
@@ -83,12 +83,12 @@ def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
             f'{workdir}: only a run on texts whose users mix prototypes is a model for transformers; of others take '
             'load_pal_reward_model'
         )
-    decoder, frame, shape = reading.decoder, run.kept.frame, pal.shape
+    decoder, frame, projector = reading.decoder, run.kept.frame, pal.parsed_projector
     # transformers finds a text's last token by its padding, which must be no token of the text.
     tokenizer = decoder.tokenizer.padding_apart()
     of_pal = {key: getattr(pal, key) for key in ('variant', 'rule', 'scaled', 'point', 'width', 'prototypes')}
     of_pal |= {} if pal.temperature == 1 else {'temperature': pal.temperature}
-    of_pal |= {key: getattr(shape, key) for key in ('layers', 'activation', 'bias', 'residual')}
+    of_pal |= {key: getattr(projector, key) for key in ('layers', 'activation', 'bias', 'residual')}
     config = {
         'model_type': 'pal',
         'architectures': ['PALRewardModel'],

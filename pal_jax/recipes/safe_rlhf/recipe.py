@@ -92,13 +92,14 @@ class SafeRLHF:
         with self.ctx.phase('rollout'):
             # 2. Sample answers of the policy.
             budgets = self.budgets(questions)
-            texts = self.ask(questions, budgets)
+            texts = self.prompt_texts(questions, budgets)
             samples = self.sample(self.learner.weights(state), texts, self.n, (self.seed, i))
         with self.ctx.phase('reward'):
             # 3. Score the answers by the reward model and by the cost model; keep the last costs of each group.
-            samples = self.ended(questions, samples)
+            samples = self.end_early(questions, samples)
             rewards, costs = self.scores(questions, samples)
-            counted, paid = self.counted(costs, group), self.paid(rewards, costs, np.repeat(budgets, self.n))
+            counted = self.counted_costs(costs, group)
+            paid = self.paid_rewards(rewards, costs, np.repeat(budgets, self.n))
             # The policy learns from what is paid and counted; metrics report the models' own scores.
             rows = zip(samples, paid, counted, group.tolist(), strict=True)
             samples = [dataclasses.replace(s, rewards=(float(r), float(c)), role=g) for s, r, c, g in rows]
@@ -178,7 +179,7 @@ class SafeRLHF:
 
     def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
         with self.ctx.phase('evaluate'):
-            texts = self.ask(self.test, self.groups.limits[self.groups.of(self.test)])
+            texts = self.prompt_texts(self.test, self.groups.limits[self.groups.of(self.test)])
             samples = self.sample(self.learner.weights(state), texts, 1, (self.seed, EVALUATION))
             rewards, costs = self.scores(self.test, samples)
         record = tradeoff.measure(rewards, costs, np.arange(len(texts)), *self.groups.shown(self.test))
@@ -196,7 +197,7 @@ class SafeRLHF:
         prompts = [question.text for question in questions]
         return self.reward(prompts, replies).ravel(), self.cost(prompts, replies).ravel()
 
-    def counted(self, costs: np.ndarray, group: np.ndarray) -> np.ndarray:
+    def counted_costs(self, costs: np.ndarray, group: np.ndarray) -> np.ndarray:
         """The costs that the handler counts: as they are, or rectified."""
         if isinstance(self.handler, constraints.RePO):
             return constraints.rectified(costs, self.groups.limits[group], self.n, self.handler.by)
@@ -208,17 +209,17 @@ class SafeRLHF:
         given = self.handler.budgets if isinstance(self.handler, constraints.Saute) else ()
         return np.resize(given, len(questions)) if given else limits
 
-    def ask(self, questions: Sequence[Question], budgets: np.ndarray) -> list[str]:
+    def prompt_texts(self, questions: Sequence[Question], budgets: np.ndarray) -> list[str]:
         """The texts that the policy reads: the questions, with Saute followed by their budgets."""
         if isinstance(self.handler, constraints.Saute):
             return [tell_budget(question.text, budget) for question, budget in zip(questions, budgets, strict=True)]
         return [question.text for question in questions]
 
-    def paid(self, rewards: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+    def paid_rewards(self, rewards: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:
         """The pay of the policy for its answers: the rewards, with Saute only within the budgets."""
         return self.handler.paid(rewards, costs, budgets) if isinstance(self.handler, constraints.Saute) else rewards
 
-    def ended(self, questions: Sequence[Question], samples: list[Sample]) -> list[Sample]:
+    def end_early(self, questions: Sequence[Question], samples: list[Sample]) -> list[Sample]:
         """The samples, with early termination up to the first sentence at which their cost is above the limit."""
         if not isinstance(self.handler, constraints.EarlyTermination):
             return samples
