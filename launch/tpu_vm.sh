@@ -2,8 +2,8 @@
 # Runs one command on every host of a TPU VM: of a single host (v5e-8) or of a whole slice (v5e-16, v5p-128).
 #   launch/tpu_vm.sh <vm> <zone> <command ...>
 #   launch/tpu_vm.sh my-slice us-west4-a 'git clone <url> pal_jax && make -C pal_jax setup EXTRA=tpu'
-#   launch/tpu_vm.sh my-slice us-west4-a 'cd pal_jax && .venv/bin/python -m pal_jax.train --config=configs/rlpa.py --workdir=/mnt/shared/rlpa'
-# The hosts find each other through the TPU's own environment; --workdir is a folder that all of them see.
+#   launch/tpu_vm.sh my-slice us-west4-a 'cd pal_jax && .venv/bin/python -m pal_jax.train --config=configs/rlpa.py --coordinator=auto --workdir=/mnt/shared/rlpa'
+# --coordinator=auto has the hosts of a slice find each other; --workdir is a folder that all of them see.
 # The same line again goes on from the last checkpoint.
 set -euo pipefail
 vm=${1:?name of the TPU VM} zone=${2:?its zone}

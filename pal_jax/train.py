@@ -10,7 +10,7 @@ Options:
   --workdir=FOLDER          where checkpoints, metrics, report and export go; default runs/<name of the config>
   --coordinator=HOST:PORT --processes=N --process=I
                             one of N commands that train together, numbered from 0, which is on HOST; Slurm's tasks and
-                            TPU pods need none of the three (docs/pods.md)
+                            pods on GKE need none of the three, hosts of a TPU VM --coordinator=auto alone
 
 The same command again resumes, also after SIGTERM or Ctrl-C, which save a checkpoint first; a larger
 --config.total_steps goes on from a finished run. The folder then holds report.html, summary.json, *.jsonl,
