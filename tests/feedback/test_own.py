@@ -56,7 +56,7 @@ def test_functions_of_an_example_add_to_the_reward_of_a_run(examples):
         (world.score(samples, 0), plain.score(samples, 0)),
     ):
         gains = [new.reward - old.reward for new, old in zip(scored, before, strict=True)]
-        assert gains == pytest.approx([2.5, 0.5, 0.5])
+        assert gains == pytest.approx([2.5, 0.5, 0.0])
         assert [sample.info['own_asks_back'] for sample in scored] == [1.0, 0.0, 0.0]
         assert all(sample.ok and len(sample.rewards) == 1 for sample in scored)
     assert world.estimate is None
