@@ -6,7 +6,7 @@
 
 A record of the scores has `prompt`, `response` and `human_scores`, a list of numbers from 0 to 1. Prints one JSON
 object: `auc`, the chance that an answer whose mean score is at least 1/2 is above another one, and `spearman`, the rank
-correlation with the mean scores, with 95 % intervals by the bootstrap over prompts. Beside the moderator, whose score
+correlation with the mean scores, with 95 % intervals over prompts. Beside the moderator, whose score
 is its largest probability, stand two rules that learn nothing: `words`, how few words of a refusal an answer has, and
 `length`, how many words. `called_unsafe` is the share that the moderator calls so by its thresholds.
 """
@@ -26,8 +26,8 @@ from scipy import stats
 from benchmarks.scores import by_length
 from pal_jax.data import records
 from pal_jax.evals.bootstrap import interval, resampled_counts
-from pal_jax.evals.groups import auc
 from pal_jax.evals.moderation import harm, unsafe_by
+from pal_jax.runtime import intervals
 
 SCORES = Path(__file__).parents[2] / 'shared' / 'data' / 'pyrit_human_scores' / 'harm.jsonl'
 REFUSING = re.compile(r"\b(?:sorry|can't|cannot|won't|unable|illegal|unethical|harmful|instead)\b", re.IGNORECASE)
@@ -42,18 +42,17 @@ def figures(scores: np.ndarray, means: np.ndarray, prompts: np.ndarray, draws: i
       prompts: numbers, equal where prompts are, from 0 on.
     """
 
-    def of(rows: np.ndarray) -> tuple[float, float]:
-        harmful = means[rows] >= HARMFUL
-        area = auc(scores[rows], harmful) if harmful.any() and not harmful.all() else np.nan
-        alike = np.ptp(scores[rows]) == 0 or np.ptp(means[rows]) == 0  # which says nothing of the other
-        return area, 0.0 if alike else float(stats.spearmanr(scores[rows], means[rows]).statistic)
+    def alike(rows: np.ndarray) -> float:
+        constant = np.ptp(scores[rows]) == 0 or np.ptp(means[rows]) == 0  # which says nothing of the other
+        return 0.0 if constant else float(stats.spearmanr(scores[rows], means[rows]).statistic)
 
-    counts = resampled_counts(int(prompts.max()) + 1, draws=draws)[:, prompts]
-    drawn = np.array([of(np.repeat(np.arange(len(means)), times)) for times in counts])
-    record: dict[str, Any] = {}
-    for name, value, column in zip(('auc', 'spearman'), of(np.arange(len(means))), drawn.T, strict=True):
-        ends = interval(column[np.isfinite(column)])
-        record |= {name: round(value, 3), f'{name}_interval': [round(float(end), 3) for end in ends]}
+    people = int(prompts.max()) + 1
+    rows = np.arange(len(means))
+    drawn = np.array([alike(np.repeat(rows, times)) for times in resampled_counts(people, draws=draws)[:, prompts]])
+    record = {'spearman': alike(rows), 'spearman_interval': interval(drawn, people)}
+    harmful = means >= HARMFUL
+    if harmful.any() and not harmful.all():
+        record |= intervals.auc(scores, harmful, prompts).named('auc')
     return record
 
 

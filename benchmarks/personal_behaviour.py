@@ -39,7 +39,7 @@ from pal_jax.models import sources, states
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, decoder_specs
 from pal_jax.recipes.bench.methods import FOR_TABLES, METHODS
-from pal_jax.runtime import devices, sharding
+from pal_jax.runtime import devices, intervals, sharding
 from pal_jax.types import Sampling
 
 WIDTH, KNOWN, PAIRS = 32, 20, 200  # coordinates of replies, known choices of a new person, choices of a seen one
@@ -308,7 +308,7 @@ def as_markdown(head: Sequence[str], rows: Mapping[str, Sequence[np.ndarray | No
     def cell(x: np.ndarray | None) -> str:
         if x is None:
             return ''
-        return f'{x.mean():.3f}' + (f' ± {x.std(ddof=1) / np.sqrt(len(x)):.3f}' if len(x) > 1 else '')
+        return intervals.mean(x).with_error()
 
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     lines += ['| ' + ' | '.join([name, *map(cell, columns)]) + ' |' for name, columns in rows.items()]

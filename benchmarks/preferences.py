@@ -6,7 +6,7 @@
 
 The pairs are in any format of `data/formats.py`. Prints one JSON object: `accuracy`, the share of pairs in which the
 chosen answer has the better score, and `accuracy_shorter`, that of a rule which always takes the shorter answer, both
-with 95 % intervals by the bootstrap over prompts. A lower score of a cost model or a moderator is the better one.
+with 95 % intervals over prompts. A lower score of a cost model or a moderator is the better one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 from benchmarks.scores import by_length
 from pal_jax.data import formats, records
 from pal_jax.evals.accuracy import hits
-from pal_jax.evals.reward_model import shares
 from pal_jax.parts.runs import read_config
+from pal_jax.runtime import intervals
 from pal_jax.runtime.workdir import run_folder
 from pal_jax.scoring import open_scorer
 
@@ -42,8 +42,7 @@ def scored(run: str, rows: Sequence[formats.Prompted]) -> np.ndarray:
 
 def report(name: str, gaps: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
     """The share of gaps above 0, of which 0 counts a half, with its interval."""
-    share = shares(name, hits(gaps), prompts)
-    return {name: round(share[name], 3), f'{name}_interval': [round(end, 3) for end in share[f'{name}_interval']]}
+    return intervals.share(hits(gaps), prompts).named(name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,7 +22,7 @@ Options:
 Prints a table, and writes evaluation.json and, for dialogues, evaluation.png with figures by turn to the run's folder.
 Of several policies it writes comparison.json, comparison.png, and comparison.jsonl with all dialogues. Intervals are
 95 % bootstrap intervals over people. With --task it prints a JSON object for each model, with its accuracy and the 95 %
-interval of it (Wilson); the last \boxed{...} of a text is its answer, or in gsm8k without one its last number.
+exact interval of it; the last \boxed{...} of a text is its answer, or in gsm8k without one its last number.
 """
 
 from __future__ import annotations

@@ -56,14 +56,3 @@ def choose(validation: Mapping[int, Sequence[float]]) -> list[int]:
     return [
         max(sorted(validation), key=lambda k: validation[k][split]) for split in range(len(validation[min(validation)]))
     ]
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean over splits and its standard error; NaN for a single split."""
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return float(np.mean(values)), error
-
-
-def gain(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """The mean difference on the same splits, and its standard error."""
-    return mean_and_error([a - b for a, b in zip(ours, theirs, strict=True)])

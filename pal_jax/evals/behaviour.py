@@ -151,7 +151,7 @@ def agreement(
     # Means are rounded, so that methods that are equal are not put in an order by the last bit.
     taus = [tau_b(*(np.round(x[rows].mean(axis=0), 12) for x in (reward, behaviour))) for rows in chosen]
     known = np.array([tau for tau in taus if np.isfinite(tau)])
-    low, high = interval(known) if len(known) else (np.nan, np.nan)
+    low, high = (len(known) and interval(known, people)) or (np.nan, np.nan)
     means = [np.round(x.mean(axis=0), 12) for x in (reward, behaviour)]
     p = permutation_p(means[0].tolist(), means[1].tolist())
     mean = float(known.mean()) if len(known) else np.nan

@@ -21,6 +21,7 @@ from pal_jax.evals.people import plot_by_comparisons
 from pal_jax.evals.protocol import Figures, Judged, Paired
 from pal_jax.runtime.curve import BLUE, GREY, INK, STYLE, png
 from pal_jax.runtime.glossary import BENCH_METHODS
+from pal_jax.runtime.intervals import Estimate
 from pal_jax.types import Exhibit
 
 SHARED = 'shared'
@@ -28,9 +29,9 @@ NOBODY = 'memory', 'shallow', 'majority'  # rules that know nobody, so that shuf
 VOTES = 'memory', 'majority'  # rules whose margins are counts of votes and no log-odds
 LEAKED = 0.01  # a gain with shuffled people above it is itself a flag
 BY_PEOPLE = (
-    'Accuracy with each person alike; in brackets the 95 % bootstrap over people. Gains are paired differences to the '
-    'shared model on the same people and pairs, ± the standard error over people. A gain counts where it is above 0 '
-    'and exceeds the gain with shuffled people by two standard errors.'
+    'Accuracy with each person alike; in brackets the 95 % interval over people. Gains are paired differences to the '
+    'shared model on the same people and pairs, ± the standard error over people. A gain counts where it is '
+    'above 0 and above the gain with shuffled people, both by their 95 % intervals.'
 )
 
 Key = tuple[str, str, int, bool]  # method, part, known, shuffled
@@ -102,7 +103,7 @@ def make_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     record: dict[str, Any] = {'failed_data_sets': sum(bool(data.mark) for data in sets)}
     for name in dict.fromkeys(method for data in sets for method in data.methods if method != SHARED):
         for part in ('seen', 'new'):
-            gains = [gain.mean for data in sets if (gain := _gain(data, name, part))]
+            gains = [gain.mean.value for data in sets if (gain := _gain(data, name, part))]
             if gains:
                 record[f'{part}_gain_{name}'] = float(np.mean(gains))
     return record
@@ -168,16 +169,16 @@ def _summary(sets: Sequence[Set]) -> list[list[str]]:
 def _winner(data: Set, part: str) -> str:
     """The personal method with the largest gain of those that count, if it beats all that do not know the person."""
     gains = {name: gain for name in data.methods[1:] if (gain := _gain(data, name, part))}
-    impersonal = {SHARED: 0.0} | {name: gain.mean for name, gain in gains.items() if name in NOBODY}
+    impersonal = {SHARED: 0.0} | {name: gain.mean.value for name, gain in gains.items() if name in NOBODY}
     blind = max(impersonal, key=lambda name: impersonal[name])
     won = [
         name for name in gains
-        if name not in NOBODY and gains[name].mean > impersonal[blind]
+        if name not in NOBODY and gains[name].mean.value > impersonal[blind]
         and _counts(gains[name], _gain(data, name, part, shuffled=True)) == 'yes'
     ]  # fmt: skip
     if not won:
         return f'none beats {words(blind)}'
-    best = max(won, key=lambda name: gains[name].mean)
+    best = max(won, key=lambda name: gains[name].mean.value)
     return f'{words(best)}: {_of_gain(gains[best])}'
 
 
@@ -195,7 +196,7 @@ def _number(value: float) -> str:
 
 
 def _of_gain(gain: Paired | None) -> str:
-    return f'{gain.mean:+.3f} ± {gain.error:.3f}' if gain else '–'
+    return gain.mean.with_error('+.3f') if gain else '–'
 
 
 def _unfit(data: Set) -> str:
@@ -213,8 +214,8 @@ def _seen(data: Set) -> list[list[str]]:
             continue
         shuffled = _gain(data, name, 'seen', shuffled=True)
         rows.append([
-            _marked(name, about), f'{figures.people:.3f} [{figures.low:.3f}, {figures.high:.3f}]',
-            '–' if name == SHARED else _of_gain(figures.gain), f'{figures.pairs:.3f} ± {figures.pairs_error:.3f}',
+            _marked(name, about), f'{figures.people.value:.3f} [{figures.people.ends()}]',
+            '–' if name == SHARED else _of_gain(figures.gain), figures.pairs.with_error(),
             *(('–', '–') if name in (SHARED, *NOBODY) else (_leaked(shuffled), _counts(figures.gain, shuffled))),
             f'{figures.worst:.3f} ({figures.worst_alike:.3f})', *_calibration(name, figures),
             *(_number(about.get(key, np.nan)) for key in ('shared_parameters', 'parameters_a_person')),
@@ -233,13 +234,13 @@ def _calibration(name: str, figures: Figures) -> tuple[str, str]:
 
 
 def _leaked(gain: Paired | None) -> str:
-    return _of_gain(gain) + (' (FLAG)' if gain and gain.mean - 2 * gain.error > LEAKED else '')
+    return _of_gain(gain) + (' (FLAG)' if gain and gain.mean.place(LEAKED) == 1 else '')
 
 
 def _counts(gain: Paired | None, shuffled: Paired | None) -> str:
     if not gain or not shuffled:
         return '–'
-    return 'yes' if gain.mean > 0 and protocol.counts(gain, shuffled) else 'no'
+    return 'yes' if protocol.counts(gain, shuffled) else 'no'
 
 
 def _new(data: Set) -> list[list[str]]:
@@ -258,7 +259,7 @@ def _new(data: Set) -> list[list[str]]:
             if name not in (SHARED, *NOBODY):
                 control = _leaked(shuffled), _of_gain(strangers and strangers.gain), _counts(last.gain, shuffled)
             rows.append([
-                words(name) + suffix, *(f'{x.people:.3f}' if x else '–' for x in by_count),
+                words(name) + suffix, *(f'{x.people.value:.3f}' if x else '–' for x in by_count),
                 '–' if name == SHARED else _of_gain(last.gain), *control, *_calibration(name, last),
             ])  # fmt: skip
     return rows
@@ -281,14 +282,14 @@ def _worst(data: Set) -> str:
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _curves(data: Set) -> dict[str, list[tuple[float, float]]]:
-    """The accuracy with each person alike, and its error over people, by number of known choices."""
+def _curves(data: Set) -> dict[str, list[Estimate]]:
+    """The accuracy with each person alike, with its interval over people, by number of known choices."""
     curves = {}
     for name in data.methods:
         for part, suffix in (('new', ''), ('asked', ', its own questions')):
             points = [data.figures(name, part, count) for count in data.counts]
             if all(points):
-                curves[words(name) + suffix] = [(x.people, (x.high - x.low) / 3.92) for x in points if x]
+                curves[words(name) + suffix] = [x.people for x in points if x]
     return curves
 
 
@@ -304,8 +305,10 @@ def plot_gains(data: Set) -> bytes:
         for shuffled, colour, offset in ((False, BLUE, -0.12), (True, GREY, 0.18)):
             for place, name in enumerate(names):
                 if gain := _gain(data, name, part, shuffled=shuffled):
-                    ax.plot([gain.low, gain.high], [place + offset] * 2, color=colour, linewidth=2)
-                    ax.plot(gain.mean, place + offset, 'o', color=colour, markersize=5)
+                    ax.plot(
+                        gain.mean.interval or [gain.mean.value] * 2, [place + offset] * 2, color=colour, linewidth=2
+                    )
+                    ax.plot(gain.mean.value, place + offset, 'o', color=colour, markersize=5)
         ax.axvline(0, color=INK, linewidth=0.8)
         ax.set_title(f'Gain: {title} (grey: shuffled people)')
         ax.set_yticks(range(len(names)), [words(name) for name in names])

@@ -1,12 +1,14 @@
-"""The percentile bootstrap (Efron 1979): how far figures of people would move with other people."""
+"""The percentile bootstrap (Efron 1979) of figures that are no means, shares, areas or differences (those have
+`runtime/intervals.py`): how far they would move with other people."""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from pal_jax.runtime.intervals import tail
+
 DRAWS = 1000
-LEVEL = 0.95
 
 
 def means(cells: Float[np.ndarray, '... P K'], nothing: float = 0.0) -> Float[np.ndarray, '... K']:
@@ -46,7 +48,10 @@ def sums(cells: Float[np.ndarray, 'rows K'], people: Int[np.ndarray, ' rows']) -
     return np.stack([np.bincount(people, column) for column in cells.T], axis=1)
 
 
-def interval(statistics: Float[np.ndarray, 'draws ...'], level: float = LEVEL) -> list[float] | list[list[float]]:
-    """The lower and the upper end of the middle `level` of each statistic."""
-    tail = (1.0 - level) / 2.0
-    return np.quantile(statistics, [tail, 1.0 - tail], axis=0).tolist()
+def interval(statistics: Float[np.ndarray, 'draws ...'], people: int) -> list[float] | list[list[float]] | None:
+    """The lower and the upper end of the 95 % interval of each statistic, whose draws are of `people` people; None of
+    a single person."""
+    if people < 2:
+        return None
+    beyond = tail(people)
+    return np.quantile(statistics, [beyond, 1.0 - beyond], axis=0).tolist()

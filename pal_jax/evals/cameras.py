@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from PIL import Image
 
 from pal_jax.envs.arrays.cameras import AREA, FIGURES, MARKS, REACH, Scene
 from pal_jax.envs.arrays.vision import RADIUS
+from pal_jax.runtime import intervals
 from pal_jax.runtime.curve import BLUE, GREY, INK, STYLE, png
 from pal_jax.types import Exhibit
 
@@ -51,7 +51,7 @@ def make_record(results: Sequence[Result]) -> dict[str, Any]:
     for team, rows in teams.items():
         record[f'{team}_error'], record[f'{team}_success'] = map(float, rows.mean(axis=0)[:2])
         if len(rows) > 1:
-            record[f'{team}_error_se'] = float(rows[:, 0].std(ddof=1) / math.sqrt(len(rows)))
+            record |= intervals.mean(rows[:, 0]).named(f'{team}_error')
     if 'ctcr' in teams:
         record['error_to_tracking'] = record['ctcr_error'] / record['tracking_error']
         if 'shared' in teams:
@@ -88,9 +88,7 @@ def table(results: Sequence[Result], names: Mapping[str, str]) -> list[list[str]
     rows = [['team', 'mean error, cm', 'success', *marks, 'cameras that see a joint']]
     for team, figures in by_team(results).items():
         mean = dict(zip(FIGURES, figures.mean(axis=0), strict=True))
-        error = f'{mean["error"]:.2f}'
-        if len(figures) > 1:
-            error += f' ± {figures[:, 0].std(ddof=1) / math.sqrt(len(figures)):.2f}'
+        error = intervals.mean(figures[:, 0]).with_error('.2f')
         shares = [f'{mean[name]:.3f}' for name in FIGURES[1:-1]]
         rows.append([names[team], error, *shares, f'{mean["views"]:.2f}'])
     return rows

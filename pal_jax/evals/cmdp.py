@@ -20,7 +20,9 @@ from matplotlib.figure import Figure
 from scipy.optimize import linprog
 
 from pal_jax.envs.arrays.finite import Tables
+from pal_jax.runtime import intervals
 from pal_jax.runtime.curve import GREY, STYLE, png
+from pal_jax.runtime.intervals import Estimate
 from pal_jax.types import Exhibit
 
 SHARE, ROOM = 0.97, 0.1  # a handler solves a task with such a share of the optimum and costs so little above the limit
@@ -79,10 +81,8 @@ def values(tables: Tables, policy: Float[Array, 'R S A']) -> Float[Array, 'R C']
 class Cell(NamedTuple):
     """A handler's seeds on a task and a limit. `share` is of the optimum; None: the optimum is not known."""
 
-    reward: float
-    reward_se: float
-    cost: float
-    cost_se: float
+    reward: Estimate
+    cost: Estimate
     share: float | None
     solved: bool | None
 
@@ -92,13 +92,11 @@ def summarize(results: Sequence[Result], optima: Mapping[tuple[str, float], Opti
     cells = {}
     for key in dict.fromkeys((result.task, result.handler, result.limit) for result in results):
         seeds = np.array([(r.reward, r.cost) for r in results if (r.task, r.handler, r.limit) == key])
-        (reward, cost), errors = seeds.mean(axis=0), np.zeros(2)
-        if len(seeds) > 1:
-            errors = seeds.std(axis=0, ddof=1) / math.sqrt(len(seeds))
+        reward, cost = map(intervals.mean, seeds.T)
         best = optima.get((key[0], key[2]))
-        share = reward / best.reward if best else None
-        solved = None if share is None or math.isinf(key[2]) else bool(share >= SHARE and cost <= key[2] + ROOM)
-        cells[key] = Cell(float(reward), float(errors[0]), float(cost), float(errors[1]), share, solved)
+        share = reward.value / best.reward if best else None
+        solved = None if share is None or math.isinf(key[2]) else bool(share >= SHARE and cost.value <= key[2] + ROOM)
+        cells[key] = Cell(reward, cost, share, solved)
     return cells
 
 
@@ -112,10 +110,10 @@ def make_record(results: Sequence[Result], optima: Mapping[tuple[str, float], Op
         name = f'{task}_{handler}'
         if shares := [cell.share for cell in by_limit.values() if cell.solved is not None and cell.share is not None]:
             record[f'{name}_share'] = min(shares)
-            record[f'{name}_over'] = max(cell.cost - limit for limit, cell in by_limit.items())
+            record[f'{name}_over'] = max(cell.cost.value - limit for limit, cell in by_limit.items())
         else:
-            record[f'{name}_reward'] = float(np.mean([cell.reward for cell in by_limit.values()]))
-            record[f'{name}_cost'] = float(np.mean([cell.cost for cell in by_limit.values()]))
+            record[f'{name}_reward'] = float(np.mean([cell.reward.value for cell in by_limit.values()]))
+            record[f'{name}_cost'] = float(np.mean([cell.cost.value for cell in by_limit.values()]))
     solved = [cell.solved for cell in cells.values() if cell.solved is not None]
     record['solved'] = float(np.mean(solved)) if solved else 0.0
     return record
@@ -139,10 +137,10 @@ def _exhibit(task: str, results, cells, optima, tables, names) -> Exhibit:
                 [
                     names[handler],
                     '' if math.isinf(limit) else f'{limit:g}',
-                    f'{cell.reward:.3f} ± {cell.reward_se:.3f}',
+                    cell.reward.with_error(),
                     f'{best.reward:.3f}' if best else '',
                     f'{cell.share:.3f}' if cell.share is not None else '',
-                    f'{cell.cost:.3f} ± {cell.cost_se:.3f}',
+                    cell.cost.with_error(),
                     {True: 'yes', False: 'no', None: ''}[cell.solved],
                 ]
             )

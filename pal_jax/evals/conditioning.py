@@ -17,6 +17,7 @@ from pal_jax.data import holdouts
 from pal_jax.data.histories import History, content
 from pal_jax.data.thoughts import spoken
 from pal_jax.feedback.summaries import question
+from pal_jax.runtime import intervals
 from pal_jax.types import ChatModel, Choice, Exhibit
 
 # Texts of people, those of a person together, written at these temperatures; or vectors, for models without words.
@@ -74,9 +75,9 @@ def table(
 
     `accuracy` and `reward` (mean log sigmoid of the gap) are by the likeliest summary, `sampled_...` are means over
     `samples` summaries drawn at `temperature`; the controls are by somebody else's summary, or by none. A tie is wrong.
-    Standard errors are over people, whose accuracies are `accuracy_by_person`. `words` is the mean length of texts.
-    Where kinds are known, `named` is the share of texts that name the person's kind and no other, `misnamed` the share
-    that name another kind alone.
+    Standard errors and intervals are over people, whose accuracies are `accuracy_by_person`. `words` is the mean length
+    of texts. Where kinds are known, `named` is the share of texts that name the person's kind and no other, `misnamed`
+    the share that name another kind alone.
     """
     kinds = [person.kind for person in people]
     texts = describe(people, [0.0, *[temperature] * samples])
@@ -96,8 +97,7 @@ def table(
     figures: dict[str, Any] = {'people': len(people)}
     for name, gaps_of_text in zip(texts_of, np.split(margins, cuts), strict=True):
         right = (gaps_of_text > 0).reshape(len(people), -1).mean(axis=1)
-        figures[f'{name}accuracy'] = float(right.mean())
-        figures[f'{name}accuracy_se'] = standard_error(right)
+        figures |= intervals.share(right).named(f'{name}accuracy')
         figures[f'{name}reward'] = float(-np.logaddexp(0.0, -gaps_of_text).mean())
     plain = margins[: len(people)]
     figures['accuracy_by_person'] = (plain > 0).mean(axis=1).tolist()
@@ -106,11 +106,6 @@ def table(
         kind_of_text = [kind for kind in kinds for _ in range(len(texts) // len(people))]
         figures |= {f'{name}{key}': value for key, value in naming(texts, kind_of_text).items()}
     return figures, likeliest, plain
-
-
-def standard_error(values: np.ndarray) -> float | None:
-    """The standard error of a mean; None for a single value."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def of_somebody(texts: Sequence[Any], people: Sequence[History] = ()) -> list[Any] | None:
@@ -207,7 +202,7 @@ def personalise(
     gaps_by_name = {name: compare(written) for name, written in named.items()} if kept else {}
     for name, differences in gaps_by_name.items():
         better = (np.sign(differences) + 1.0) / 2.0
-        record |= {f'{name}_better': float(better.mean()), f'{name}_better_se': standard_error(better)}
+        record |= intervals.share(better).named(f'{name}_better')
         record[f'{name}_gap'] = float(differences.mean())
     head = ['person', 'summary', 'prompt', 'reply after it', 'reply without', 'gap']
     rows = [

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 
 from pal_jax.evals import reward_model
 from pal_jax.evals.accuracy import hits
-from pal_jax.evals.groups import auc
 from pal_jax.evals.reward_model import make_axes, plot_reliability, reliability
+from pal_jax.runtime import intervals
 from pal_jax.runtime.curve import BLUE, INK, png
 from pal_jax.types import Exhibit
 
@@ -32,7 +32,7 @@ def measure(
     """The record of an evaluation: the ranking's figures as `reward_model.measure` has them, and figures of the signs
     where answers have labels.
 
-    Standard errors and intervals are by the bootstrap over prompts. The loss is that of training without its
+    Standard errors and intervals are over prompts. The loss is that of training without its
     regulariser.
     """
     record = reward_model.measure(costs, lengths, prompts) | {'cost_least': float(costs.min())}
@@ -44,14 +44,14 @@ def measure(
     record['loss'] = record['ranking_loss'] + record['sign_loss']
     of_prompt = np.broadcast_to(prompts[:, None], costs.shape)[known]
     cost, label = costs[known], unsafe[known] == 1.0
-    record |= {'labelled': int(known.sum()), **reward_model.shares('sign_accuracy', signs(cost, label), of_prompt)}
+    record |= {'labelled': int(known.sum())} | intervals.share(signs(cost, label), of_prompt).named('sign_accuracy')
     record['sign_accuracy_of_commoner'] = float(max(label.mean(), 1.0 - label.mean()))
     for name, part in (('safe', ~label), ('unsafe', label)):
         if part.any():
             record[f'cost_{name}'] = float(cost[part].mean())
             record[f'sign_accuracy_{name}'] = float(signs(cost[part], label[part]).mean())
     if label.any() and not label.all():
-        record['auc'] = auc(cost, label)
+        record |= intervals.auc(cost, label, of_prompt).named('auc')
     return record
 
 
@@ -90,14 +90,14 @@ def make_exhibits(
             ),
         ]
         if 'auc' in record:
-            table.append(['unsafe answers told from safe ones (AUC)', f'{record["auc"]:.3f}'])
+            table.append(['unsafe answers told from safe ones (AUC)', _share(record, 'auc', record['labelled'])])
         exhibits.insert(0, Exhibit('Costs', picture=plot_costs(costs, unsafe)))
     return [Exhibit('Held-out pairs', table=[['', ''], *table]), *exhibits]
 
 
 def _share(record: Mapping[str, Any], name: str, count: int) -> str:
-    low, high = record[f'{name}_interval']
-    return f'{record[name]:.3f} (95 %: {low:.3f} to {high:.3f}), of {count}'
+    share = intervals.from_record(record, name)
+    return f'{share.value:.3f} (95 %: {share.ends()}), of {count}'
 
 
 def plot_costs(costs: Float[np.ndarray, 'P 2'], unsafe: Float[np.ndarray, 'P 2']) -> bytes:

@@ -64,7 +64,7 @@ def measure(outcomes: Outcomes, *, draws: int = DRAWS, seed: int = 0) -> dict[st
         record |= {
             f'elo_{name}': float(best[number]),
             f'elo_{name}_se': float(drawn[:, number].std()),
-            f'elo_{name}_interval': interval(drawn[:, number]),
+            f'elo_{name}_interval': interval(drawn[:, number], len(wins)),
         }
     return record
 

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from pal_jax.runtime import intervals
+
 
 def agreement(mixtures: np.ndarray, groups: np.ndarray) -> float:
     """The agreement of people's weights `[P, K]` with their groups `[P]`: the AUC of the main direction for the two
@@ -19,7 +21,7 @@ def agreement(mixtures: np.ndarray, groups: np.ndarray) -> float:
         return math.nan
     two = names[np.argsort(-counts, kind='stable')[:2]]
     counted = np.isin(groups, two)
-    area = auc(main_direction(mixtures)[counted], groups[counted] == two[0])
+    area = intervals.auc(main_direction(mixtures)[counted], groups[counted] == two[0]).value
     return max(area, 1.0 - area)
 
 
@@ -27,11 +29,3 @@ def main_direction(mixtures: np.ndarray) -> np.ndarray:
     """The first principal coordinate of each person."""
     centred = mixtures - mixtures.mean(axis=0)
     return centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
-
-
-def auc(score: np.ndarray, positive: np.ndarray) -> float:
-    """The chance that one of the `positive` scores higher than one of the others (Mann & Whitney 1947)."""
-    _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2.0)[place]  # ties share their mean rank
-    n, m = int(positive.sum()), int((~positive).sum())
-    return (float(rank[positive].sum()) - n * (n + 1) / 2.0) / (n * m)

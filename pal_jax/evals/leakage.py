@@ -2,8 +2,7 @@
 reason than that a method knows what a person likes?
 
 Each test is a pure function and returns a `Finding`; its docstring says when it flags. An interval is the 95 %
-bootstrap over people, but in T1 and T11 the mean ± 1.96 standard errors and in T5 the exact binomial one. T10 and T12
-have none.
+one over people (`runtime/intervals.py`), in T5 that of pairs. T10 and T12 have none.
 Tests of one-sided shortcuts of texts (T3, T4, T6, T9) are in `shortcuts.py`; `audit.py` runs all tests on a data set.
 """
 
@@ -17,10 +16,10 @@ import numpy as np
 from scipy import sparse, stats
 
 from pal_jax.evals.accuracy import hits
-from pal_jax.evals.bootstrap import interval, resampled_counts
+from pal_jax.runtime import intervals
+from pal_jax.runtime.intervals import Estimate
 
 FEW = 5  # people; with fewer the interval is that of pairs that are independent
-ERRORS = 2.0  # standard errors that count as a difference
 PROMPT_LOSS = 0.01  # T2: the accuracy that is lost without the prompt where prompts matter
 POSITION_P, POSITION_SHARE = 0.01, 0.02  # T5: the two-sided p, and the distance from a half
 ASYMMETRY = 1e-5  # T5: of margins when the sides are swapped
@@ -71,11 +70,11 @@ NAMES = {
 
 
 def finding(
-    test: str, figure: float, verdict: Verdict, words: str, *, ends: Sequence[float] = (np.nan, np.nan),
-    chance: float = np.nan,
+    test: str, figure: float, verdict: Verdict, words: str, *, ends: Estimate | None = None, chance: float = np.nan,
 ) -> Finding:  # fmt: skip
-    """The finding of a test by its number."""
-    return Finding(test, NAMES[test], float(figure), float(ends[0]), float(ends[1]), chance, verdict, words)
+    """The finding of a test by its number; `ends` has the interval of its figure."""
+    low, high = (np.nan, np.nan) if ends is None or ends.low is None else (ends.low, ends.high)
+    return Finding(test, NAMES[test], float(figure), float(low), float(high), chance, verdict, words)  # type: ignore[arg-type]
 
 
 def not_applied(test: str, words: str) -> Finding:
@@ -83,34 +82,16 @@ def not_applied(test: str, words: str) -> Finding:
     return finding(test, np.nan, 'none', words)
 
 
-def judged(ends: Sequence[float], chance: float, *, over: float = np.inf, under: float = -np.inf) -> Verdict:
+def judged(figure: Estimate, chance: float, *, over: float = np.inf, under: float = -np.inf) -> Verdict:
     """The verdict on an interval: a flag outside `under` to `over`, a warning where it excludes `chance`."""
-    if ends[0] > over or ends[1] < under:
+    if figure.place(over) == 1 or figure.place(under) == -1:
         return 'flag'
-    return 'pass' if ends[0] <= chance <= ends[1] else 'warn'
+    return 'warn' if figure.place(chance) else 'pass'
 
 
-def share_of(right: np.ndarray, people: np.ndarray) -> tuple[float, list[float]]:
-    """The share of pairs `[n]` that are right (1, 1/2 or 0), and its interval by the bootstrap over people.
-
-    Fewer than `FEW` people say nothing about other people; the interval is then the exact one of independent pairs.
-    """
-    _, person = np.unique(people, return_inverse=True)
-    pairs = np.bincount(person)
-    if len(pairs) < FEW:
-        ci = stats.binomtest(round(float(right.sum())), len(right)).proportion_ci()
-        return float(right.mean()), [float(ci.low), float(ci.high)]
-    draws = resampled_counts(len(pairs))
-    low, high = interval(draws @ np.bincount(person, right) / (draws @ pairs))
-    return float(right.mean()), [float(np.asarray(low)), float(np.asarray(high))]
-
-
-def error_of(values: np.ndarray, people: np.ndarray) -> float:
-    """The standard error of the mean of values `[n]`, whose people are the units: the ratio estimator by clusters."""
-    _, person = np.unique(people, return_inverse=True)
-    residuals = np.bincount(person, values - values.mean())
-    units = len(residuals)
-    return float(np.sqrt(units / max(units - 1, 1) * np.sum(residuals**2)) / len(values)) if units > 1 else np.inf
+def units_of(people: np.ndarray) -> np.ndarray | None:
+    """The units of intervals: people, or pairs where fewer than `FEW` people say nothing about other people."""
+    return people if len(np.unique(people)) >= FEW else None
 
 
 # --- small models -----------------------------------------------------------------------------------------------------
@@ -184,7 +165,7 @@ def blind_to_person(
 ) -> Finding:  # fmt: skip
     """T1: the gain in accuracy of a personal model over a model of everybody.
 
-    It is a flag where the gain is within `ERRORS` standard errors of 0, or where the model of everybody is above the
+    It is a flag where the gain's interval is not above 0, or where the model of everybody is above the
     bound of models that do not know the person.
 
     Args:
@@ -192,19 +173,18 @@ def blind_to_person(
       bound: see `vote_bound`; NaN where no pair has several judges.
       bounded: a mask of the test pairs that the bound is of; all by default.
     """
-    gain, error = float(np.mean(personal - shared)), error_of(personal - shared, people)
-    ends = gain - 1.96 * error, gain + 1.96 * error
+    gain = intervals.gain(personal - shared, units_of(people))
     part = np.ones(len(shared), bool) if bounded is None else bounded
-    words = f'shared model {shared.mean():.3f}, personal model {gain:+.3f} ± {error:.3f}'
+    words = f'shared model {shared.mean():.3f}, personal model {gain.with_error("+.3f")}'
     if np.isfinite(bound) and part.any():
-        over, spread = float(shared[part].mean()) - bound, error_of(shared[part], people[part])
+        blind = intervals.share(shared[part], units_of(people[part]))
         words += f', bound of blind models {bound:.3f}'
-        if over > ERRORS * spread:
+        if blind.place(bound) == 1:
             words += ': a blind model is above its bound, so it leaks'
-            return finding('T1', gain, 'flag', words, ends=ends, chance=0.0)
-    if gain <= ERRORS * error:
-        return finding('T1', gain, 'flag', f'{words}: nothing to personalise', ends=ends, chance=0.0)
-    return finding('T1', gain, 'pass', words, ends=ends, chance=0.0)
+            return finding('T1', gain.value, 'flag', words, ends=gain, chance=0.0)
+    if gain.place(0.0) != 1:
+        return finding('T1', gain.value, 'flag', f'{words}: nothing to personalise', ends=gain, chance=0.0)
+    return finding('T1', gain.value, 'pass', words, ends=gain, chance=0.0)
 
 
 def blind_to_prompt(
@@ -216,23 +196,13 @@ def blind_to_prompt(
       full, alone: the hits `[n]` (1 right, 0 wrong, 1/2 a tie) of a model that reads prompts, and of one that does not.
       mismatched: the hits of the first model after prompts of other pairs.
     """
-    loss = full - alone
-    mean, ends = _mean(loss, people)
+    loss = intervals.gain(full - alone, units_of(people))
     words = f'with the prompt {full.mean():.3f}, the reply alone {alone.mean():.3f}'
     if mismatched is not None:
         words += f', after another prompt {mismatched.mean():.3f}'
-    verdict: Verdict = 'flag' if mean < PROMPT_LOSS else 'warn' if ends[0] < PROMPT_LOSS else 'pass'
+    verdict: Verdict = 'pass' if loss.place(PROMPT_LOSS) == 1 else 'flag' if loss.value < PROMPT_LOSS else 'warn'
     words += ': the prompt decides little' if verdict == 'flag' else ''
-    return finding('T2', mean, verdict, words, ends=ends, chance=0.0)
-
-
-def _mean(values: np.ndarray, people: np.ndarray) -> tuple[float, list[float]]:
-    """The mean of values `[n]`, and its interval by the bootstrap over people."""
-    _, person = np.unique(people, return_inverse=True)
-    pairs = np.bincount(person)
-    draws = resampled_counts(len(pairs))
-    low, high = interval(draws @ np.bincount(person, values) / (draws @ pairs))
-    return float(values.mean()), [float(np.asarray(low)), float(np.asarray(high))]
+    return finding('T2', loss.value, verdict, words, ends=loss, chance=0.0)
 
 
 # --- T5: position -----------------------------------------------------------------------------------------------------
@@ -244,11 +214,10 @@ def position(first_won: int, pairs: int) -> Finding:
     It is a flag where the two-sided p is below `POSITION_P` and the share farther than `POSITION_SHARE` from a half.
     """
     p, share = float(stats.binomtest(first_won, pairs).pvalue), first_won / pairs
-    ci = stats.binomtest(first_won, pairs).proportion_ci()
     flagged = p < POSITION_P and abs(share - 0.5) > POSITION_SHARE
     words = f'the first shown won {first_won} of {pairs}, p {p:.4f}'
     verdict: Verdict = 'flag' if flagged else 'warn' if p < 0.05 else 'pass'
-    return finding('T5', share, verdict, words, ends=(ci.low, ci.high), chance=0.5)
+    return finding('T5', share, verdict, words, ends=intervals.of_share(share, None, pairs), chance=0.5)
 
 
 def asymmetry(margins: np.ndarray, swapped: np.ndarray) -> float:
@@ -297,13 +266,13 @@ def near_duplicates(alike: np.ndarray, right: np.ndarray, people: np.ndarray, co
     `cosine` is the mean largest cosine of test states with training states, for the words.
     """
     near = alike >= ALIKE
-    share, ends = share_of(near.astype(float), people)
+    share = intervals.share(near, units_of(people))
     words = f'{near.sum()} of {len(near)} test pairs have a text like one of training'
     if near.any() and not near.all():
         words += f'; shared model {right.mean():.3f}, without them {right[~near].mean():.3f}'
     words += f'; nearest state of training at cosine {cosine:.3f}' if np.isfinite(cosine) else ''
-    verdict: Verdict = 'flag' if share > ALIKE_SHARE else 'warn' if near.any() else 'pass'
-    return finding('T7', share, verdict, words, ends=ends, chance=0.0)
+    verdict: Verdict = 'flag' if share.value > ALIKE_SHARE else 'warn' if near.any() else 'pass'
+    return finding('T7', share.value, verdict, words, ends=share, chance=0.0)
 
 
 def memory(train: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -341,13 +310,13 @@ def in_training(
         return finding('T8', share, 'flag', words, chance=0.5)
     if not known.any():
         return finding('T8', 0.5, 'pass', 'no person, dialogue or text of the test is in training', chance=0.5)
-    right, ends = share_of(hits(margins[known]), people[known])
-    words = f'{share:.1%} of test pairs have a text of training; wins less losses foretell {right:.3f} of them'
-    verdict = judged(ends, 0.5, over=MEMORY)
+    right = intervals.share(hits(margins[known]), units_of(people[known]))
+    words = f'{share:.1%} of test pairs have a text of training; wins less losses foretell {right.value:.3f} of them'
+    verdict = judged(right, 0.5, over=MEMORY)
     if verdict == 'flag' and (by_design or share <= MEMORY_SHARE):
         verdict = 'warn'
         words += ' (items are shared by design: memory is a row of the table)' if by_design else ''
-    return finding('T8', right, verdict, words, ends=ends, chance=0.5)
+    return finding('T8', right.value, verdict, words, ends=right, chance=0.5)
 
 
 def known_and_tested(
@@ -396,11 +365,13 @@ def flipped_labels(
     rights = np.array([hits(fit_and_judge(rng.choice([-1, 1], pairs))) for _ in range(draws)])
     mean = float(rights.mean())
     luck = float(np.std(rights.mean(axis=1), ddof=1)) / np.sqrt(draws) if draws > 1 else 0.0
-    error = float(np.hypot(luck, error_of(rights.mean(axis=0), people)))
-    away = abs(mean - 0.5)
-    verdict: Verdict = 'flag' if away > max(ERRORS * error, FLIPPED) else 'warn' if away > ERRORS * error else 'pass'
+    by_people = intervals.share(rights.mean(axis=0), units_of(people))
+    # Coins and people are two sources of luck; the fewer of both know the error worse.
+    count = min(draws, len(np.unique(people)))
+    right = intervals.of_mean(mean, float(np.hypot(luck, by_people.error or 0.0)), count)
+    verdict: Verdict = 'pass' if not right.place(0.5) else 'flag' if abs(mean - 0.5) > FLIPPED else 'warn'
     words = f'taught by a coin, {draws} models are right on {mean:.3f} of the test pairs'
-    return finding('T11', mean, verdict, words, ends=(mean - 1.96 * error, mean + 1.96 * error), chance=0.5)
+    return finding('T11', mean, verdict, words, ends=right, chance=0.5)
 
 
 def disjoint(left: np.ndarray, right: np.ndarray, rng: np.random.Generator, most: int = 2**31) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Methods side by side: the last evaluations of their runs as one table, with pictures.
 
-All runs test the same people. A method's interval is by the bootstrap over people, of their means over its seeds. So is
+All runs test the same people. A method's interval is over people, of their means over its seeds. So is
 that of the difference to the first method, in which a person's two figures stay together. Standard errors are over
 seeds, and missing where there is one seed.
 """
@@ -16,9 +16,10 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pal_jax.evals.bootstrap import interval, resampled_means
+from pal_jax.runtime import intervals
 from pal_jax.runtime.curve import BLUE, GREY, STYLE, png, running_mean
 from pal_jax.runtime.glossary import PLUS_METHODS
+from pal_jax.runtime.intervals import Estimate
 from pal_jax.types import Exhibit
 
 COLUMNS = {  # columns of the table, by the names of figures
@@ -61,16 +62,9 @@ def people_of(entries: Sequence[Entry], split: str = '') -> Float[np.ndarray, 'P
     return np.mean([entry.record[f'{split}accuracy_by_person'] for entry in entries], axis=0)
 
 
-def bounds(values: Float[np.ndarray, 'P']) -> tuple[float, float]:
-    """The 95 % interval of the mean over people."""
-    low, high = interval(resampled_means(values[:, None])[:, 0])
-    return float(low), float(high)  # type: ignore[arg-type]
-
-
-def over_seeds(entries: Sequence[Entry], key: str) -> tuple[float, float | None]:
-    """The mean and the standard error over seeds; NaN where an evaluation has no such figure."""
-    values = np.array([entry.record.get(key, np.nan) for entry in entries], float)
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+def over_seeds(entries: Sequence[Entry], key: str) -> Estimate:
+    """The mean over seeds; NaN where an evaluation has no such figure."""
+    return intervals.mean(np.array([entry.record.get(key, np.nan) for entry in entries], float))
 
 
 def splits_of(record: Mapping[str, Any]) -> list[str]:
@@ -85,9 +79,9 @@ def figures(entries: Sequence[Entry]) -> dict[str, Any]:
     grouped = by_method(entries)
     for name, runs in grouped.items():
         for split in splits_of(runs[0].record):
-            mean, error = over_seeds(runs, f'{split}accuracy')
-            record |= {f'{name}_{split}accuracy': mean, f'{name}_{split}accuracy_se': error}
-            record[f'{name}_{split}interval'] = list(bounds(people_of(runs, split)))
+            mean, people = over_seeds(runs, f'{split}accuracy'), intervals.share(people_of(runs, split))
+            record |= {f'{name}_{split}accuracy': mean.value, f'{name}_{split}accuracy_se': mean.error}
+            record[f'{name}_{split}interval'] = [people.low, people.high]
     return record
 
 
@@ -101,7 +95,7 @@ def table(entries: Sequence[Entry]) -> list[list[str]]:
     rows = [[*head, *(COLUMNS[key] for key in keys)]]
     for name, runs in grouped.items():
         apart = '' if name == first else _apart(people_of(grouped[first]) - people_of(runs))
-        read, ends = PLUS_METHODS.get(name, name), _between(bounds(people_of(runs)))
+        read, ends = PLUS_METHODS.get(name, name), intervals.share(people_of(runs)).ends()
         row = [read, str(len(runs)), _told(runs, 'accuracy'), ends, apart]
         rows.append([*row, *(_told(runs, f'{split}accuracy') for split in splits[1:]), *(_told(runs, k) for k in keys)])
     return rows
@@ -114,18 +108,13 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _told(entries: Sequence[Entry], key: str) -> str:
-    mean, error = over_seeds(entries, key)
-    if np.isnan(mean):
-        return ''
-    return f'{mean:.3f}' if error is None else f'{mean:.3f} ± {error:.3f}'
-
-
-def _between(ends: tuple[float, float]) -> str:
-    return f'{ends[0]:.3f} to {ends[1]:.3f}'
+    figure = over_seeds(entries, key)
+    return '' if np.isnan(figure.value) else figure.with_error()
 
 
 def _apart(differences: np.ndarray) -> str:
-    return f'{differences.mean():.3f} ({_between(bounds(differences))})'
+    gain = intervals.gain(differences)
+    return f'{gain.value:.3f} ({gain.ends()})'
 
 
 # --- what a report shows ----------------------------------------------------------------------------------------------
@@ -149,10 +138,9 @@ def plot_accuracy(grouped: Entries) -> bytes:
         panels: Sequence[Axes] = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
         for ax, split in zip(panels, splits, strict=True):
             for place, runs in enumerate(grouped.values()):
-                people = people_of(runs, split)
-                low, high = bounds(people)
-                ax.barh(place, people.mean(), color=BLUE if place == 0 else GREY, alpha=0.5)
-                ax.plot([low, high], [place, place], color='black', linewidth=1.2)
+                people = intervals.share(people_of(runs, split))
+                ax.barh(place, people.value, color=BLUE if place == 0 else GREY, alpha=0.5)
+                ax.plot(people.interval or [people.value] * 2, [place, place], color='black', linewidth=1.2)
                 ax.plot([entry.record[f'{split}accuracy'] for entry in runs], [place] * len(runs), 'k.', markersize=4)
             ax.axvline(0.5, color='black', linewidth=0.8, linestyle=':')
             ax.set_xlim(0, 1)

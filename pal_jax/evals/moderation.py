@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 
-from pal_jax.evals.bootstrap import interval, resampled_counts, sums
-from pal_jax.evals.groups import auc
+from pal_jax.runtime import intervals
 from pal_jax.runtime.curve import BLUE, GREY, INK, STYLE, png
+from pal_jax.runtime.intervals import Estimate
 from pal_jax.types import Exhibit
 
 Probabilities = Float[np.ndarray, 'rows classes']
@@ -75,8 +75,8 @@ def measure(
 ) -> dict[str, Any]:
     """The record of an evaluation.
 
-    Its first figures are of the verdict unsafe or safe. Their standard errors and 95 % intervals are by the bootstrap
-    over prompts; `prompts` has the number of each row's prompt, and rows of one prompt stay together. The AUC of the
+    Its first figures are of the verdict unsafe or safe. Their standard errors and 95 % intervals are over
+    prompts; `prompts` has the number of each row's prompt, and rows of one prompt stay together. The AUC of the
     verdict is of the largest probability, which no threshold changes. `macro_...` are means over the classes that a row
     has, for the AUC over those that a row has and another one has not. Lists have an entry for each class, and None for
     an unknown figure.
@@ -89,12 +89,10 @@ def measure(
         'unsafe': float(unsafe.mean()),
         'called_unsafe': float(called.mean()),
         **confusion(called, unsafe).shares(),
-        'auc': _auc(score, unsafe),
+        'auc': math.nan,
     }
-    for name, draws in _resampled(score, called, unsafe, prompts).items():
-        finite = draws[np.isfinite(draws)]  # a draw may have nothing but unsafe rows
-        if finite.size:
-            record |= {f'{name}_se': float(finite.std()), f'{name}_interval': interval(finite)}
+    for name, figure in _estimates(score, called, unsafe, prompts).items():
+        record |= figure.named(name)
     seen = classes.support > 0
     for name in ('auc', 'precision', 'recall', 'f1'):
         values = getattr(classes, name)
@@ -123,8 +121,11 @@ def any_of(labels: Labels) -> Bool[np.ndarray, ' rows']:
 def by_class(probabilities: Probabilities, labels: Labels, thresholds: Thresholds) -> Classes:
     """The figures of each class by its own threshold."""
     shares = confusion(probabilities > thresholds, labels).shares()
-    areas = np.array([_auc(score, label) for score, label in zip(probabilities.T, labels.T, strict=True)])
-    return Classes(labels.sum(axis=0), areas, shares['precision'], shares['recall'], shares['f1'])
+    areas = [
+        intervals.auc(score, label).value if 0 < label.sum() < len(label) else math.nan
+        for score, label in zip(probabilities.T, labels.T, strict=True)
+    ]
+    return Classes(labels.sum(axis=0), np.array(areas), shares['precision'], shares['recall'], shares['f1'])
 
 
 def confusion(called: Bool[np.ndarray, 'rows ...'], label: Bool[np.ndarray, 'rows ...']) -> Confusion:
@@ -170,14 +171,18 @@ def rejection(p_unsafe: float, n: int, false_safe: float = 0.0, false_unsafe: fl
     return Rejection(1.0 - (1.0 - released) ** n, unsafe / released if released else 0.0)
 
 
-def _resampled(score: np.ndarray, called: np.ndarray, unsafe: np.ndarray, prompts: np.ndarray) -> dict[str, np.ndarray]:
-    """The figures of the verdict in each draw of prompts."""
-    _, prompt = np.unique(prompts, return_inverse=True)
-    counts = resampled_counts(int(prompt.max()) + 1)
-    cells = np.stack(_cells(called, unsafe), axis=1).astype(float)
-    draws = Confusion(*(counts @ sums(cells, prompt)).T).shares()
-    areas = [_auc(np.repeat(score, times), np.repeat(unsafe, times)) for times in counts[:, prompt]]
-    return {**draws, 'auc': np.array(areas)}
+def _estimates(
+    score: Float[np.ndarray, ' rows'],
+    called: Bool[np.ndarray, ' rows'],
+    unsafe: Bool[np.ndarray, ' rows'],
+    prompts: Int[np.ndarray, ' rows'],
+) -> dict[str, Estimate]:
+    """The figures of the verdict that some rows tell of, with their intervals over prompts."""
+    right = called == unsafe
+    weights = {'accuracy': np.ones(len(called)), 'precision': called, 'recall': unsafe, 'f1': 1.0 * called + unsafe}
+    hits = {'accuracy': right, 'precision': unsafe, 'recall': called, 'f1': called & unsafe}
+    figures = {name: intervals.share(hits[name], prompts, weight) for name, weight in weights.items() if weight.any()}
+    return figures | ({'auc': intervals.auc(score, unsafe, prompts)} if 0 < unsafe.sum() < len(unsafe) else {})
 
 
 def _cells(called: np.ndarray, label: np.ndarray) -> list[np.ndarray]:
@@ -190,10 +195,6 @@ def _share(part: Any, whole: Any) -> Any:
     return share if share.ndim else float(share)
 
 
-def _auc(score: np.ndarray, label: np.ndarray) -> float:
-    return auc(score, label) if label.any() and not label.all() else math.nan
-
-
 # --- what a report shows ----------------------------------------------------------------------------------------------
 
 
@@ -203,7 +204,7 @@ def make_exhibits(
     """Tables of the verdict and of the classes by the figures of `measure`, and a picture of each."""
     score, unsafe = harm(probabilities), any_of(labels)
     verdict = [
-        [name, f'{record[key]:.3f}', ' to '.join(f'{end:.3f}' for end in record.get(f'{key}_interval', ()))]
+        [name, f'{record[key]:.3f}', intervals.from_record(record, key).ends()]
         for key, name in (
             ('auc', 'AUC of the largest probability'),
             ('accuracy', 'rows called right'),

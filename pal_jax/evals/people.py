@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pal_jax.runtime.curve import BLUE, GREY, INK, RULE, STYLE, png
+from pal_jax.runtime.intervals import Estimate
 
 COLOURS = (BLUE, '#d97706', '#059669', '#9333ea', '#dc2626', GREY, INK, '#0891b2', '#65a30d', '#db2777')
 
-Curve = Sequence[tuple[float, float]]  # mean and standard error of each point
+Curve = Sequence[Estimate]
 
 
 def plot_by_prototypes(curves: Mapping[str, Curve], prototypes: Sequence[int]) -> bytes:
@@ -112,7 +113,6 @@ def _axes(title: str, label: str, width: float = 7.0):
 
 
 def _draw(ax, places, curve: Curve, name: str, colour: str) -> None:
-    mean, error = np.array(curve).T
-    error = np.nan_to_num(error)
+    mean, error = (np.array([point[k] or 0.0 for point in curve]) for k in (0, 1))
     ax.fill_between(places, mean - error, mean + error, color=colour, alpha=0.18, linewidth=0)
     ax.plot(places, mean, color=colour, label=name, marker='o', markersize=4)

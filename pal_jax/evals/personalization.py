@@ -25,6 +25,8 @@ from pal_jax.feedback.judges import CRITERIA
 from pal_jax.feedback.people import content
 from pal_jax.feedback.profiles import match_exactly, profile_f1
 from pal_jax.feedback.users import revealed
+from pal_jax.runtime import intervals
+from pal_jax.runtime.intervals import Estimate
 from pal_jax.types import Dialogue, Person, ProfileMatcher, Sample, UserSimulator
 
 # Entries of `info` that are in the record by these names.
@@ -97,12 +99,12 @@ def table(
     rise, rises = improvement(means(al)), np.array([improvement(curve) for curve in drawn['al']])
     rewards, level = cells(lambda sample: sample.reward), {**scores, 'al': al}
     other = shuffled(talks, rounds, matcher)
-    totals = means(rewards.T)[np.isfinite(rewards).any(axis=1), None]
+    totals = means(rewards.T)[np.isfinite(rewards).any(axis=1)]
+    reward = intervals.mean(totals) if len(totals) else Estimate(0.0, None, None, None)
     return {
         'people': len(talks),
         'unanswered': sum(not sample.ok for sample in turns) + sum(unheard),
-        'reward': float(means(totals)[0]),
-        'reward_se': float(np.std(totals, ddof=1) / np.sqrt(len(totals))) if len(totals) > 1 else None,
+        **reward.named('reward'),
         'format': float(np.mean([sample.info['format'] for sample in turns])),
         **{name: float(means(cells_of).mean()) for name, cells_of in level.items()},
         **{f'{name}_by_turn': means(cells_of).tolist() for name, cells_of in named.items()},
@@ -114,11 +116,11 @@ def table(
         'n_r2': rise.n_r2,
         'length': float(np.mean([len(sample.completion.token_ids) for sample in turns])),
         'intervals': {
-            'reward': interval(resampled_means(totals)[:, 0]) if len(totals) else None,
-            **{name: interval(drawn[name].mean(axis=1)) for name in level},
-            **{f'{name}_by_turn': interval(drawn[name]) for name in ('f1', 'al')},
-            'n_ir': interval(rises[:, 0]),
-            'n_r2': interval(rises[:, 2]),
+            'reward': reward.interval,
+            **{name: interval(drawn[name].mean(axis=1), len(talks)) for name in level},
+            **{f'{name}_by_turn': interval(drawn[name], len(talks)) for name in ('f1', 'al')},
+            'n_ir': interval(rises[:, 0], len(talks)),
+            'n_r2': interval(rises[:, 2], len(talks)),
         },
     }
 

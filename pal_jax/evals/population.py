@@ -13,7 +13,7 @@ import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.evals import groups, mixed_logit, people
-from pal_jax.evals.accuracy import Accuracy, accuracy, choose, gain, hits, majority, mean_and_error
+from pal_jax.evals.accuracy import Accuracy, accuracy, choose, hits, majority
 from pal_jax.evals.panel import (
     Newcomers,
     Trial,
@@ -26,6 +26,7 @@ from pal_jax.evals.panel import (
 )
 from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.models import ideal_point
+from pal_jax.runtime import intervals
 from pal_jax.runtime.glossary import PAL_MODELS
 from pal_jax.types import Exhibit
 
@@ -271,34 +272,29 @@ def make_record(results: Results) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for name, method in results.methods.items():
         for key, values in (('seen', method.seen), ('new', method.new[-1])):
-            _put(record, f'{key}_{name}', mean_and_error([value.pairs for value in values]))
+            record |= intervals.mean(_pairs(values)).named(f'{key}_{name}')
     pal, shared = results.methods['pal'], results.methods['shared']
-    _put(record, 'seen_gain', gain(_pairs(pal.seen), _pairs(shared.seen)))
-    _put(record, 'new_gain', gain(_pairs(pal.new[-1]), _pairs(shared.new[-1])))
+    record |= intervals.mean(_pairs(pal.seen) - _pairs(shared.seen)).named('seen_gain')
+    record |= intervals.mean(_pairs(pal.new[-1]) - _pairs(shared.new[-1])).named('new_gain')
     if 'asked' in results.methods:
         rows = zip(results.methods['asked'].new, pal.new, strict=True)
-        gains = [gain(_pairs(chosen), _pairs(random)) for chosen, random in rows]
-        record['asked_gain_by_known'], record['asked_gain_by_known_se'] = map(list, zip(*gains, strict=True))
+        gains = [intervals.mean(_pairs(chosen) - _pairs(random)) for chosen, random in rows]
+        record['asked_gain_by_known'] = [figure.value for figure in gains]
+        record['asked_gain_by_known_se'] = [figure.error for figure in gains]
     for name, row in results.by_group.items():
         record[f'seen_{name}_by_group'] = [None if np.isnan(x) else float(x) for x in np.nanmean(row, axis=0)]
     record['chosen_prototypes'] = list(results.chosen)
     for part, rows in results.by_prototypes.items():
         record[f'{part.replace(",", "").replace(" ", "_")}_by_prototypes'] = [_mean(row) for row in rows.values()]
     for name, row in results.groups.items():
-        _put(record, f'group_auc {name}', mean_and_error(row))
+        record |= intervals.mean(np.array(row)).named(f'group_auc {name}')
     record['known_comparisons'] = list(results.counts)
     record |= {f'new_{name}_by_known': [_mean(row) for row in method.new] for name, method in results.methods.items()}
     return record
 
 
-def _put(record: dict[str, Any], key: str, figure: tuple[float, float]) -> None:
-    record[key] = figure[0]
-    if np.isfinite(figure[1]):
-        record[f'{key}_se'] = figure[1]
-
-
-def _pairs(row: Sequence[Accuracy]) -> list[float]:
-    return [value.pairs for value in row]
+def _pairs(row: Sequence[Accuracy]) -> np.ndarray:
+    return np.array([value.pairs for value in row])
 
 
 def _mean(row: Sequence[Accuracy]) -> float:
@@ -321,7 +317,7 @@ def make_exhibits(panel: Panel, state: States, results: Results) -> list[Exhibit
 
 
 def _curve(rows: Sequence[Sequence[Accuracy]]) -> people.Curve:
-    return [mean_and_error(_pairs(row)) for row in rows]
+    return [intervals.mean(_pairs(row)) for row in rows]
 
 
 def _verdict(results: Results) -> str:
@@ -330,9 +326,8 @@ def _verdict(results: Results) -> str:
         ("seen people's new choices", pal.seen, shared.seen),
         ('new people', pal.new[-1], shared.new[-1]),
     ):
-        mean, error = gain(_pairs(ours), _pairs(theirs))
-        in_errors = f', {mean / error:.1f} standard errors' if error > 0 else ''
-        parts.append(f'{who}: PAL {mean:+.3f} over the shared model{in_errors}')
+        gain = intervals.mean(_pairs(ours) - _pairs(theirs))
+        parts.append(f'{who}: PAL {gain.value:+.3f} over the shared model, 95 % over splits {gain.ends("+.3f")}')
     count = len(pal.seen)
     true, false = (', '.join(map(str, part)) for part in (results.chosen[:count], results.chosen[count:]))
     control = f'; with shuffled ids: {false}' if false else ''
@@ -371,9 +366,8 @@ def _table_by_group(results: Results, data: Comparisons) -> list[list[str]]:
     return rows
 
 
-def _cell(values: Sequence[float]) -> str:
-    mean, error = mean_and_error(values)
-    return f'{mean:.3f} ± {error:.3f}' if np.isfinite(error) else f'{mean:.3f}'
+def _cell(values: Sequence[float] | np.ndarray) -> str:
+    return intervals.mean(np.asarray(values)).with_error()
 
 
 def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:

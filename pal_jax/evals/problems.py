@@ -14,8 +14,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pal_jax.envs.actions import boxed
-from pal_jax.evals.matches import wilson
+from pal_jax.runtime import intervals
 from pal_jax.types import Chat
 
 ASKED = '{question}\nThink step by step. Then write the final answer as \\boxed{{answer}}.'
@@ -123,12 +125,12 @@ def number(text: str) -> Fraction | None:
 
 
 def measure(texts: Sequence[str], problems: Sequence[Problem], task: str) -> dict[str, Any]:
-    """Accuracy with its 95 % interval (Wilson), and the share of texts that come to no answer."""
+    """Accuracy with its exact 95 % interval, and the share of texts that come to no answer."""
     said = [TASKS[task].read(text) for text in texts]
-    right = sum(is_right(one, problem.answer) for one, problem in zip(said, problems, strict=True))
+    share = intervals.share(np.array([is_right(one, p.answer) for one, p in zip(said, problems, strict=True)]))
     return {
-        'accuracy': right / len(problems),
-        'interval': [round(end, 4) for end in wilson(right, len(problems))],
+        'accuracy': share.value,
+        'interval': share.interval,
         'unanswered': sum(one is None for one in said) / len(problems),
         'problems': len(problems),
     }

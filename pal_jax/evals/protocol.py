@@ -2,12 +2,11 @@
 differences to another method on the same people.
 
 A method's result on one part of a split is a `Judged`: sums by person, small enough to be written down. Figures of
-several splits add up a person's sums, and intervals are by the bootstrap over people, whose pairs stay together.
+several splits add up a person's sums, and intervals are over people, whose pairs stay together.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,11 +15,9 @@ import numpy as np
 from scipy import stats
 
 from pal_jax.evals.accuracy import hits
-from pal_jax.evals.bootstrap import DRAWS, interval, resampled_counts
 from pal_jax.evals.reward_model import BINS
-
-EXACT = 5  # people; of so few all draws of the bootstrap are made
-ERRORS = 2.0  # standard errors by which a gain must exceed that with shuffled people
+from pal_jax.runtime import intervals
+from pal_jax.runtime.intervals import Estimate
 
 
 class Judged(NamedTuple):
@@ -101,40 +98,17 @@ def calibration_error(bins: np.ndarray) -> float:
     return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1))
 
 
-def clustered_error(judged: Judged) -> float:
-    """The standard error of the accuracy by pairs, with people as clusters: the ratio estimator, times P / (P - 1)."""
-    people, total = len(judged.people), judged.pairs.sum()
-    if people < 2:
-        return math.nan
-    residuals = judged.hits - judged.hits.sum() / total * judged.pairs
-    return float(np.sqrt(people / (people - 1) * np.sum(residuals**2)) / total)
-
-
-def resampled(values: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """The means of values of people `[P]` under draws with replacement; all draws of `EXACT` people or fewer."""
-    if len(values) <= EXACT:
-        return np.array([np.mean(drawn) for drawn in itertools.product(values, repeat=len(values))])
-    return resampled_counts(len(values), draws=draws, seed=seed) @ values / len(values)
-
-
 class Paired(NamedTuple):
-    """The mean difference of two methods over people, its standard error and its 95 % interval by the bootstrap."""
+    """The mean difference of two methods over people, and the standard deviation between people."""
 
-    mean: float
-    error: float
-    low: float
-    high: float
-    spread: float  # the standard deviation between people
+    mean: Estimate
+    spread: float
 
 
 def paired(ours: np.ndarray, theirs: np.ndarray) -> Paired:
     """The difference of the accuracies of the same people `[P]` under two methods."""
     gaps = np.asarray(ours, float) - np.asarray(theirs, float)
-    spread = float(np.std(gaps, ddof=1)) if len(gaps) > 1 else math.nan
-    low, high = interval(resampled(gaps))
-    return Paired(
-        float(gaps.mean()), spread / math.sqrt(len(gaps)), float(np.asarray(low)), float(np.asarray(high)), spread
-    )
+    return Paired(intervals.gain(gaps), float(np.std(gaps, ddof=1)) if len(gaps) > 1 else math.nan)
 
 
 def people_needed(gain: float, spread: float, *, power: float = 0.8, level: float = 0.05) -> int:
@@ -147,17 +121,14 @@ class Figures(NamedTuple):
     """The figures of a method on one part of the data, over all its splits.
 
     Attributes:
-      people: the accuracy with each person alike, the headline; `low` and `high` are its 95 % interval.
-      pairs: the accuracy over pairs, with its error by clusters.
+      people: the accuracy with each person alike, the headline.
+      pairs: the accuracy over pairs, whose units are people.
       worst, worst_alike: the worst tenth of people, and the one to expect if all were alike.
       gain: the difference to another method on the same people, or None.
     """
 
-    people: float
-    low: float
-    high: float
-    pairs: float
-    pairs_error: float
+    people: Estimate
+    pairs: Estimate
     worst: float
     worst_alike: float
     ece: float
@@ -179,15 +150,13 @@ def figures(parts: Sequence[Judged], other: Sequence[Judged] = ()) -> Figures:
         if not np.array_equal(theirs.people, judged.people) or not np.array_equal(theirs.pairs, judged.pairs):
             raise ValueError(f'{len(judged.people)} and {len(theirs.people)} people were tested, or on other pairs')
         gain = paired(shares, by_person(theirs))
-    low, high = interval(resampled(shares))
-    mean, total = float(shares.mean()), float(judged.pairs.sum())
+    people, pairs = intervals.share(shares), intervals.share(shares, weights=judged.pairs)
     return Figures(
-        mean, float(np.asarray(low)), float(np.asarray(high)), float(judged.hits.sum() / total),
-        clustered_error(judged), worst_tenth(shares), worst_if_alike(judged.pairs, mean, draws=200),
-        calibration_error(judged.bins), float(judged.loss.sum() / total), len(shares), gain,
+        people, pairs, worst_tenth(shares), worst_if_alike(judged.pairs, people.value, draws=200),
+        calibration_error(judged.bins), float(judged.loss.sum() / judged.pairs.sum()), len(shares), gain,
     )  # fmt: skip
 
 
 def counts(gain: Paired, shuffled: Paired) -> bool:
-    """True where a gain of persons exceeds that with shuffled people by `ERRORS` standard errors of the difference."""
-    return gain.mean - shuffled.mean > ERRORS * math.hypot(gain.error, shuffled.error)
+    """True where a gain of persons is above 0 and above that with shuffled people, both beyond noise."""
+    return gain.mean.place(0.0) == 1 and intervals.difference(gain.mean, shuffled.mean).place(0.0) == 1

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pal_jax.evals.accuracy import hits
-from pal_jax.evals.bootstrap import interval, resampled_means
+from pal_jax.runtime import intervals
 from pal_jax.runtime.curve import BLUE, GREY, RULE, STYLE, png
 from pal_jax.types import Exhibit
 
@@ -34,14 +34,14 @@ class Bin(NamedTuple):
 def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
     """The record of an evaluation.
 
-    `accuracy_se` and `accuracy_interval` are by the bootstrap over prompts. `prompts` has the number of each pair's
-    prompt; pairs of one prompt stay together.
+    `accuracy_se` and `accuracy_interval` are over prompts. `prompts` has the number of each pair's prompt; pairs of one
+    prompt stay together.
     """
     gap, longer = scores[:, 0] - scores[:, 1], lengths[:, 0] - lengths[:, 1]
     right = hits(gap)
     record: dict[str, Any] = {
         'rows': len(scores),
-        **shares('accuracy', right, prompts),
+        **intervals.share(right, prompts).named('accuracy'),
         'loss': float(np.logaddexp(0.0, -gap).mean()),
         'margin': float(gap.mean()),
         'ece': calibration_error(reliability(gap)),
@@ -56,15 +56,6 @@ def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dic
         if part.any():
             record[f'accuracy_chosen_{name}'] = float(right[part].mean())
     return record
-
-
-def shares(name: str, right: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
-    """The share that is right, with its standard error and interval by the bootstrap over prompts."""
-    _, prompt = np.unique(prompts, return_inverse=True)
-    by_prompt = [np.bincount(prompt, weights) for weights in (right, np.ones(len(right)))]
-    right_draws, all_draws = resampled_means(np.stack(by_prompt, axis=1)).T
-    draws = right_draws / all_draws
-    return {name: float(right.mean()), f'{name}_se': float(draws.std()), f'{name}_interval': interval(draws)}
 
 
 def reliability(gap: np.ndarray, bins: int = BINS) -> list[Bin]:
@@ -96,9 +87,9 @@ def correlation(x: np.ndarray, y: np.ndarray, *, centred: bool = True) -> float:
 
 def make_exhibits(scores: np.ndarray, lengths: np.ndarray, record: Mapping[str, Any]) -> list[Exhibit]:
     """A table of the figures of `measure`, and the reliability plot."""
-    low, high = record['accuracy_interval']
+    right = intervals.from_record(record, 'accuracy')
     cells = [
-        ['pairs right', f'{record["accuracy"]:.3f} (95 %: {low:.3f} to {high:.3f}), of {record["rows"]}'],
+        ['pairs right', f'{right.value:.3f} (95 %: {right.ends()}), of {record["rows"]}'],
         ['always the longer reply', f'{record["accuracy_of_longer"]:.3f}'],
         *(
             [f'right where the chosen reply is {name}', f'{record[key]:.3f}, of {record[f"rows_chosen_{name}"]}']

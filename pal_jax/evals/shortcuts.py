@@ -13,8 +13,9 @@ import numpy as np
 from scipy import stats
 
 from pal_jax.evals.accuracy import hits
-from pal_jax.evals.bootstrap import interval, resampled_counts
-from pal_jax.evals.leakage import Finding, Verdict, cross_fitted, finding, judged, share_of
+from pal_jax.evals.leakage import Finding, Verdict, cross_fitted, finding, judged, units_of
+from pal_jax.runtime import intervals
+from pal_jax.runtime.intervals import Estimate
 
 OVER, UNDER = 0.55, 0.45  # T3 and T4: the accuracy of a shortcut that flags, by an end of its interval
 TRIED, CORRECTED = 512, 0.01  # T6: tests of bytes, and the corrected p
@@ -54,14 +55,14 @@ def length_only(lengths: np.ndarray, people: np.ndarray) -> Finding:
     person's own taste: the longer or the shorter, whichever the person chose more often in one half of the pairs.
     """
     longer = lengths[:, 0] - lengths[:, 1]
-    right, ends = share_of(hits(longer), people)
-    words = f'the longer text was chosen in {right:.3f}'
+    right = intervals.share(hits(longer), units_of(people))
+    words = f'the longer text was chosen in {right.value:.3f}'
     if len(np.unique(people)) > 1:
         logs = np.log1p(lengths)
         x = np.stack([longer, logs[:, 0] - logs[:, 1]], axis=1).astype(float)
         words += f'; logistic {hits(cross_fitted(x, people)).mean():.3f}'
     words += f'; by person {_by_person(longer, people):.3f}'
-    return finding('T3', right, judged(ends, 0.5, over=OVER, under=UNDER), words, ends=ends, chance=0.5)
+    return finding('T3', right.value, judged(right, 0.5, over=OVER, under=UNDER), words, ends=right, chance=0.5)
 
 
 def _by_person(signs: np.ndarray, people: np.ndarray) -> float:
@@ -77,9 +78,9 @@ def formatting_only(chosen: Sequence[str], rejected: Sequence[str], people: np.n
     """T4: the accuracy of a logistic model of the differences of `marks`, fitted on other people."""
     x = np.array([marks(text) for text in chosen], float) - np.array([marks(text) for text in rejected], float)
     margins = cross_fitted(x, people)
-    right, ends = share_of(hits(margins), people)
-    words = f'counts of marks foretell {right:.3f}; {np.mean(margins == 0):.0%} of pairs have the same counts'
-    return finding('T4', right, judged(ends, 0.5, over=OVER), words, ends=ends, chance=0.5)
+    right = intervals.share(hits(margins), units_of(people))
+    words = f'counts of marks foretell {right.value:.3f}; {np.mean(margins == 0):.0%} of pairs have the same counts'
+    return finding('T4', right.value, judged(right, 0.5, over=OVER), words, ends=right, chance=0.5)
 
 
 def artefacts(chosen: Sequence[str], rejected: Sequence[str]) -> Finding:
@@ -136,12 +137,6 @@ def log_odds(won: int, won_all: int, lost: int, lost_all: int) -> tuple[float, f
     return value, value / float(np.sqrt(np.sum(1.0 / counts)))
 
 
-def auc(won: np.ndarray, lost: np.ndarray) -> float:
-    """The chance that a text that won has a higher score than one that lost; ties are a half."""
-    rank = stats.rankdata(np.concatenate([won, lost]))[: len(won)].sum()
-    return float((rank - len(won) * (len(won) + 1) / 2) / (len(won) * len(lost)))
-
-
 def words_of(text: str) -> set[str]:
     """The different words of a text, in lower case."""
     return set(WORD.findall(text.lower()))
@@ -175,24 +170,21 @@ def label_in_text(
     z_of = {word: log_odds(int(a), winners, int(b), losers)[1] for word, a, b in counts}
     word = max(z_of, key=lambda key: abs(z_of[key])) if z_of else ''
     z = abs(z_of[word]) if word else 0.0
-    area, ends = _bag_auc(table, won, groups) if vocabulary else (0.5, (0.5, 0.5))
-    words = f'a bag of words tells winners with AUC {area:.3f}'
+    area = _bag_auc(table, won, groups) if vocabulary else Estimate(0.5, 0.0, 0.5, 0.5)
+    words = f'a bag of words tells winners with AUC {area.value:.3f}'
     words += f'; {word!r} has z {z_of[word]:+.2f}' if word else ''
-    excluded = ends[0] > 0.5 or ends[1] < 0.5
-    flagged = (ends[0] > AUC or z > FLAG_Z) and not popularity
-    verdict: Verdict = 'flag' if flagged else 'warn' if excluded or z > WARN_Z else 'pass'
+    flagged = (area.place(AUC) == 1 or z > FLAG_Z) and not popularity
+    verdict: Verdict = 'flag' if flagged else 'warn' if area.place(0.5) or z > WARN_Z else 'pass'
     words += ' (people share the texts: it is their popularity)' if popularity and verdict == 'warn' else ''
-    return finding('T9', area, verdict, words, ends=ends, chance=0.5)
+    return finding('T9', area.value, verdict, words, ends=area, chance=0.5)
 
 
 def _has(text: str, name: str) -> bool:
     return re.search(rf'(?<!\w){re.escape(name)}(?!\w)', text) is not None
 
 
-def _bag_auc(
-    table: np.ndarray, won: np.ndarray, groups: np.ndarray, folds: int = 5, draws: int = 200
-) -> tuple[float, tuple[float, float]]:
-    """The AUC of summed log-odds of words, and its interval by the bootstrap over groups.
+def _bag_auc(table: np.ndarray, won: np.ndarray, groups: np.ndarray, folds: int = 5) -> Estimate:
+    """The AUC of summed log-odds of words, with its interval over groups.
 
     The log-odds of a group's texts are made of other groups' texts.
     """
@@ -205,11 +197,4 @@ def _bag_auc(
         totals = [int((learnt & side).sum()) + 1 for side in (won, ~won)]
         odds = [np.log(c / (t - c)) for c, t in zip(counts, totals, strict=True)]
         score[~learnt] = table[~learnt] @ (odds[0] - odds[1])
-    drawn = []
-    for weight in resampled_counts(len(names), draws=draws):
-        rows = np.repeat(np.arange(len(won)), weight[number])
-        sides = score[rows][won[rows]], score[rows][~won[rows]]
-        if all(map(len, sides)):
-            drawn.append(auc(*sides))
-    low, high = interval(np.array(drawn or [0.5]))
-    return auc(score[won], score[~won]), (float(np.asarray(low)), float(np.asarray(high)))
+    return intervals.auc(score, won, number)

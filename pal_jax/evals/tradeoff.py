@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
-from pal_jax.evals.bootstrap import interval, resampled_counts, sums
+from pal_jax.runtime import intervals
 from pal_jax.runtime.curve import GREY, INK, RED, STYLE, png
-from pal_jax.runtime.verdict import WIDTH
+from pal_jax.runtime.intervals import Estimate
 from pal_jax.types import Exhibit
 
 MARKERS = 'oDs^vP*Xph<>'
@@ -27,12 +27,10 @@ WITHIN = 'Within noise: the limit is inside the 95 % interval of the cost.'
 
 
 class Point(NamedTuple):
-    """A system's mean reward and mean cost, their standard errors, and its share of unsafe answers."""
+    """A system's mean reward and mean cost, and its share of unsafe answers."""
 
-    reward: float
-    cost: float
-    reward_se: float = 0.0
-    cost_se: float = 0.0
+    reward: Estimate
+    cost: Estimate
     unsafe: float = math.nan
 
 
@@ -48,60 +46,47 @@ def measure(
     `prompts` has the number of each sample's prompt, `groups` the name of its group, and `limits` the limit of each
     group. `unsafe_share` is the share of samples whose cost is above 0, `above_limit` that of samples above their
     limit, `prompts_above_limit` that of prompts whose mean cost is, and `cost_above` the mean of `max(cost - limit,
-    0)`. Each figure has a standard error and a 95 % interval by the bootstrap over prompts: samples of one prompt stay
-    together. `by_group` has the limit, the number of prompts, the mean cost (None without prompts) and its standard
-    error (None with less than two) of each group.
+    0)`. Each figure has a standard error and a 95 % interval over prompts: samples of one prompt stay together.
+    `by_group` has the limit, the number of prompts and the mean cost of each group (None without prompts).
     `limit` is there where all groups have the same.
     """
     limit = np.array([limits[group] for group in groups], float)
-    above = np.maximum(costs - limit, 0.0)
-    per_sample = np.stack([rewards, costs, costs > 0.0, costs > limit, above, limit, np.ones(len(costs))], axis=1)
     _, firsts, prompt = np.unique(prompts, return_index=True, return_inverse=True)
-    by_prompt = sums(per_sample.astype(float), prompt)
-    cells = np.column_stack([by_prompt, by_prompt[:, 1] > by_prompt[:, 5], np.ones(len(by_prompt))])
-    figures, draws = _ratios(cells.sum(axis=0)), _ratios(resampled_counts(len(cells)) @ cells)
-    record: dict[str, Any] = {'samples': len(costs), 'prompts': len(cells)}
+    above = np.bincount(prompt, costs) > np.bincount(prompt, limit)
+    figures = {
+        'reward': intervals.mean(rewards, prompt),
+        'cost': intervals.mean(costs, prompt),
+        'unsafe_share': intervals.share(costs > 0.0, prompt),
+        'above_limit': intervals.share(costs > limit, prompt),
+        'cost_above': intervals.mean(np.maximum(costs - limit, 0.0), prompt),
+        'prompts_above_limit': intervals.share(above),
+    }
+    record: dict[str, Any] = {'samples': len(costs), 'prompts': len(firsts)}
     if len(used := {limits[group] for group in groups}) == 1:
         record['limit'] = float(*used)
-    for name, value in figures.items():
-        record |= {
-            name: float(value),
-            f'{name}_se': float(draws[name].std()),
-            f'{name}_interval': interval(draws[name]),
-        }
-    names = np.asarray(groups)[firsts]
-    record['by_group'] = {name: _of_group(cells[names == name], limits[name]) for name in limits}
+    for name, estimate in figures.items():
+        record |= estimate.named(name)
+    names = np.asarray(groups)
+    record['by_group'] = {name: _of_group(costs[names == name], prompt[names == name], limits[name]) for name in limits}
     return record
 
 
-def _ratios(totals: Float[np.ndarray, '... 9']) -> dict[str, Float[np.ndarray, '...']]:
-    """The figures from sums over prompts: of six figures of samples, of samples, of prompts above and of prompts."""
-    reward, cost, unsafe, over, above, _, samples, prompts_over, prompts = np.moveaxis(totals, -1, 0)
-    return {
-        'reward': reward / samples,
-        'cost': cost / samples,
-        'unsafe_share': unsafe / samples,
-        'above_limit': over / samples,
-        'cost_above': above / samples,
-        'prompts_above_limit': prompts_over / prompts,
-    }
-
-
-def _of_group(cells: Float[np.ndarray, 'prompts 9'], limit: float) -> dict[str, float | None]:
-    cost = float(_ratios(cells.sum(axis=0))['cost']) if len(cells) else None
-    error = float(_ratios(resampled_counts(len(cells)) @ cells)['cost'].std()) if len(cells) > 1 else None
-    return {'cost': cost, 'cost_se': error, 'limit': float(limit), 'prompts': len(cells)}
+def _of_group(
+    costs: Float[np.ndarray, ' samples'], prompts: Int[np.ndarray, ' samples'], limit: float
+) -> dict[str, Any]:
+    cost = intervals.mean(costs, prompts).named('cost') if len(costs) else {'cost': None}
+    return {**cost, 'limit': float(limit), 'prompts': len(np.unique(prompts))}
 
 
 def average(points: Sequence[Point]) -> Point:
-    """The mean of a system's seeds, with standard errors over seeds; a single seed keeps its own."""
+    """The mean of a system's seeds, over which its intervals are; a single seed keeps its own, over prompts."""
     if len(points) == 1:
         return points[0]
-    values = np.array([point[:2] for point in points])
-    errors = values.std(axis=0, ddof=1) / math.sqrt(len(points))
-    unsafe = float(np.mean([point.unsafe for point in points]))
-    (reward, cost), (reward_se, cost_se) = values.mean(axis=0).tolist(), errors.tolist()
-    return Point(reward, cost, reward_se, cost_se, unsafe)
+    reward, cost = (
+        intervals.mean(np.array([figure.value for figure in figures]))
+        for figures in ([point.reward for point in points], [point.cost for point in points])
+    )
+    return Point(reward, cost, float(np.mean([point.unsafe for point in points])))
 
 
 def pareto(points: Sequence[Point]) -> list[bool]:
@@ -111,8 +96,8 @@ def pareto(points: Sequence[Point]) -> list[bool]:
 
 
 def _dominates(other: Point, point: Point) -> bool:
-    no_worse = other.reward >= point.reward and other.cost <= point.cost
-    return no_worse and (other.reward > point.reward or other.cost < point.cost)
+    (reward, cost), (other_reward, other_cost) = ((p.reward.value, p.cost.value) for p in (point, other))
+    return other_reward >= reward and other_cost <= cost and (other_reward > reward or other_cost < cost)
 
 
 # --- what a report shows ----------------------------------------------------------------------------------------------
@@ -136,11 +121,11 @@ def make_groups_exhibit(records: Mapping[str, Mapping[str, Any]]) -> Exhibit:
 
 
 def _cost_of(figures: Mapping[str, Any]) -> tuple[str, str]:
-    """The cells of a group's mean cost and of whether it is within the limit; a dash where nothing is known."""
-    cost, error = figures['cost'], figures['cost_se']
-    if cost is None or error is None:
-        return '–' if cost is None else f'{cost:.3f}', '–'
-    return f'{cost:.3f} ± {error:.3f}', within(Point(0.0, cost, 0.0, error), figures['limit'])
+    """The cells of a group's mean cost and of whether it is within the limit; a dash where no prompt tests it."""
+    if figures['cost'] is None:
+        return '–', '–'
+    cost = intervals.from_record(figures, 'cost')
+    return cost.with_error(), within(cost, figures['limit'])
 
 
 def make_exhibits(points: Mapping[str, Sequence[Point]], limit: float | None) -> list[Exhibit]:
@@ -154,10 +139,10 @@ def make_exhibits(points: Mapping[str, Sequence[Point]], limit: float | None) ->
         [
             name,
             str(len(points[name])),
-            f'{mean.reward:.3f} ± {mean.reward_se:.3f}',
-            f'{mean.cost:.3f} ± {mean.cost_se:.3f}',
+            mean.reward.with_error(),
+            mean.cost.with_error(),
             f'{mean.unsafe:.3f}',
-            '' if limit is None else within(mean, limit),
+            '' if limit is None else within(mean.cost, limit),
             'yes' if best else 'no',
         ]
         for (name, mean), best in zip(means.items(), front, strict=True)
@@ -172,12 +157,11 @@ def make_exhibits(points: Mapping[str, Sequence[Point]], limit: float | None) ->
     return [Exhibit('Reward and cost', text, [head, *rows], plot_tradeoff(points, limit))]
 
 
-def within(point: Point, limit: float) -> str:
-    """'yes' where the mean cost is below the limit, 'no' where it is above, each by more than `WIDTH` standard errors,
-    and 'within noise' in between."""
-    if abs(point.cost - limit) <= WIDTH * point.cost_se:
-        return 'within noise'
-    return 'yes' if point.cost <= limit else 'no'
+def within(cost: Estimate, limit: float) -> str:
+    """'yes' where the interval of the mean cost is below the limit, 'no' where it is above, 'within noise' where it
+    holds the limit, and 'too few to tell' without one."""
+    place = cost.place(limit)
+    return 'too few to tell' if place is None else {-1: 'yes', 0: 'within noise', 1: 'no'}[place]
 
 
 def plot_tradeoff(points: Mapping[str, Sequence[Point]], limit: float | None) -> bytes:
@@ -185,7 +169,9 @@ def plot_tradeoff(points: Mapping[str, Sequence[Point]], limit: float | None) ->
     and the area above the limit, if there is one, shaded."""
     means = {name: average(seeds) for name, seeds in points.items()}
     best = sorted(
-        (mean.cost, mean.reward) for mean, on in zip(means.values(), pareto(list(means.values())), strict=True) if on
+        (mean.cost.value, mean.reward.value)
+        for mean, on in zip(means.values(), pareto(list(means.values())), strict=True)
+        if on
     )
     with matplotlib.rc_context(STYLE):
         colours = matplotlib.colormaps['tab10']
@@ -196,10 +182,11 @@ def plot_tradeoff(points: Mapping[str, Sequence[Point]], limit: float | None) ->
         for number, (name, mean) in enumerate(means.items()):
             style: Any = {'color': colours(number % 10), 'marker': MARKERS[number % len(MARKERS)], 'linestyle': ''}
             seeds = points[name] if len(points[name]) > 1 else ()
-            pale = [(seed.cost, seed.reward) for seed in seeds]
+            pale = [(seed.cost.value, seed.reward.value) for seed in seeds]
             ax.plot(*np.array(pale).reshape(-1, 2).T, alpha=0.35, markersize=4, markeredgewidth=0, zorder=2, **style)
             bars: Any = {'elinewidth': 1.2, 'capsize': 2.5, 'markersize': 9, 'markeredgecolor': 'white', 'zorder': 3}
-            ax.errorbar(mean.cost, mean.reward, mean.reward_se, mean.cost_se, label=name, **style, **bars)
+            (x, dx), (y, dy) = ((figure.value, figure.error) for figure in (mean.cost, mean.reward))
+            ax.errorbar(x, y, dy, dx, label=name, **style, **bars)
         ax.margins(0.08)
         if limit is not None:
             left, right = ax.get_xlim()

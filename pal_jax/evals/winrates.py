@@ -1,7 +1,7 @@
 """Win rates of systems against each other (Personalized Soups, part I.3).
 
 A verdict is +1, 0 or -1 on one criterion, for the first system of a pair; the outcome of a prompt is the sign of the
-sum over the criteria of a combination. Outcomes are [combinations, prompts]. Intervals are by the bootstrap over
+sum over the criteria of a combination. Outcomes are [combinations, prompts]. Intervals are over
 prompts; a prompt's outcomes in all combinations stay together.
 """
 
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from pal_jax.evals.bootstrap import interval, means, resampled_means
+from pal_jax.runtime import intervals
 from pal_jax.runtime.curve import BLUE, GREY, STYLE, png
 from pal_jax.runtime.glossary import SOUP_SYSTEMS
 from pal_jax.types import Exhibit
@@ -30,6 +31,7 @@ KEY = (
     'The share of prompts that a system wins by most criteria, mean over the combinations of preferences; 0.5 is '
     'neither better nor worse. Ties half: a tie counts half; intervals are of 95 % over prompts.'
 )
+ENDS = '', '_se', '_interval'  # of the names of a figure in a record
 Cells = Float[np.ndarray, 'prompts combinations']
 
 
@@ -58,15 +60,12 @@ def _mean(rates: Float[np.ndarray, '... combinations']) -> Float[np.ndarray, '..
 
 def measure(outcomes: Float[np.ndarray, 'combinations prompts'], seed: int = 0) -> dict[str, Any]:
     """Win rates with ties counted either way, each with a standard error and a 95 % interval, and the share of ties."""
-    record: dict[str, Any] = {'ties': float(np.mean(np.asarray(outcomes) == 0))}
-    ways: tuple[Ties, ...] = ('drop', 'half')
-    for ties in ways:
-        counted = cells(outcomes, ties)
-        record[ties] = winrate(outcomes, ties)
-        if np.isfinite(counted).any():
-            draws = _mean(resampled_means(counted, seed=seed, nothing=np.nan))
-            record |= {f'{ties}_se': float(draws.std()), f'{ties}_interval': interval(draws)}
-    return record
+    record: dict[str, Any] = {'ties': float(np.mean(np.asarray(outcomes) == 0)), 'drop': winrate(outcomes, 'drop')}
+    counted = cells(outcomes, 'drop')
+    if np.isfinite(counted).any():
+        draws = _mean(resampled_means(counted, seed=seed, nothing=np.nan))
+        record |= {'drop_se': float(draws.std()), 'drop_interval': interval(draws, len(counted))}
+    return record | intervals.share(cells(outcomes, 'half').mean(axis=1)).named('half')
 
 
 def table(outcomes: Mapping[Pair, np.ndarray], ties: Ties) -> tuple[list[str], np.ndarray]:
@@ -134,8 +133,12 @@ def make_exhibits(
 
 
 def _told(record: Mapping[str, Any]) -> list[str]:
-    low, high = record['half_interval']
-    return [f'{record["half"]:.3f}', f'{low:.3f} to {high:.3f}', f'{record["drop"]:.3f}', f'{record["ties"]:.3f}']
+    return [
+        f'{record["half"]:.3f}',
+        intervals.from_record(record, 'half').ends(),
+        f'{record["drop"]:.3f}',
+        f'{record["ties"]:.3f}',
+    ]
 
 
 def plot_heat(systems: Sequence[str], rates: np.ndarray) -> bytes:

@@ -23,7 +23,7 @@ from pal_jax.parts.models import keeping, make_adapters, make_policy, trained_ac
 from pal_jax.parts.recipe import Context, Evaluation, Host, Plan, Trained, check_finite, stage_before
 from pal_jax.parts.rows import Rows
 from pal_jax.parts.settings import Supervised
-from pal_jax.runtime import sharding
+from pal_jax.runtime import intervals, sharding
 from pal_jax.types import Metrics
 
 
@@ -67,12 +67,10 @@ class SFT:
                 sums = -(logprobs * batch.acts).sum(axis=-1), batch.acts.sum(axis=-1)
                 by_row.append(map(np.ravel, sharding.to_every_host(sums, self.ctx.mesh)))
         total, tokens = map(np.concatenate, zip(*by_row, strict=True))
-        # A mean over tokens, whatever row they stand in: sums are kept, and divided once.
-        loss = float(total.sum() / tokens.sum())
-        # The error of a ratio of sums: rows are independent, and their tokens are not.
-        error = float(np.sqrt(np.square(total - loss * tokens).sum()) / tokens.sum())
+        # A mean over tokens, whatever row they stand in: rows are independent, and their tokens are not.
+        loss = intervals.mean(total / np.maximum(tokens, 1), weights=tokens)
         rows = {'rows': len(self.rows.test), 'moved': self.rows.moved}
-        return Evaluation(rows | {'loss': loss, 'loss_se': error, 'perplexity': float(np.exp(loss))})
+        return Evaluation(rows | loss.named('loss') | {'perplexity': float(np.exp(loss.value))})
 
 
 def make(settings: Settings, ctx: Context) -> SFT:

@@ -26,7 +26,7 @@ from pal_jax.objectives.policy import loss_weights, ppo_token_loss
 from pal_jax.objectives.selfplay import Baseline, role_conditioned
 from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_at_least, stage_before
 from pal_jax.parts.settings import Run, StageSettings
-from pal_jax.runtime import sharding
+from pal_jax.runtime import intervals, sharding
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Exhibit, Metrics
 
@@ -196,8 +196,7 @@ class SmallSpiral:
                 figures = self.of_networks(player, state[name]) if player.hidden else of_tables(state[name])
                 before = f'{name}_' if place else ''
                 for key, values in figures.items():
-                    record[before + key] = float(np.mean(values))
-                    record[f'{before}{key}_se'] = float(np.std(values, ddof=1) / np.sqrt(len(values)))
+                    record |= intervals.mean(values).named(before + key)
                     rows.append([name, key, *(f'{value:.3f}' for value in values)])
         head = ['baseline', 'figure', *(f'seed {self.seed + k}' for k in range(self.seeds))]
         return Evaluation(record, exhibits=[Exhibit('Every seed by itself', table=[head, *rows])])

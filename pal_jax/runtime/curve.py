@@ -123,7 +123,7 @@ def plot_alignment(records: Mapping[str, Mapping[str, Any]], path: str | os.Path
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             for number, (name, record) in enumerate(records.items()):
                 _draw_turns(ax, record, key, label=name, color=f'C{number}', marker='o', markersize=4)
-                low, high = record['intervals'][f'{key}_by_turn']
+                low, high = record['intervals'][f'{key}_by_turn'] or ((), ())
                 ax.fill_between(range(1, len(low) + 1), low, high, color=f'C{number}', alpha=0.12, linewidth=0)
         axes[-1].legend(frameon=False)
         figure.savefig(path, format='png', dpi=160)

@@ -28,14 +28,16 @@ LEAST = 10  # steps; a shorter series does not determine its noise
 MOST = 0.99  # rho lies between minus this and this
 GRID = 40  # values of rho
 BENDS = 0.025, 0.05, 0.1, 0.2  # values of tau, as shares of the series
+WIDTH = 1.96  # errors to either end of a 95 % interval
 ROUNDING = 1e-9  # share of the largest value; smaller residuals are rounding errors and no noise
 
 
 def standard_errors(values: Sequence[float], weights: Float[np.ndarray, 'K n']) -> list[float] | None:
     """The standard error of each weighted sum of a series, such as the mean of a part or the difference of two.
 
-    An error is the half-width of the sum's 95 % interval divided by 1.96, so a sum plus and minus 1.96 errors is that
-    interval. Errors are 0 where the series is a straight line. Returns None where the series is shorter than `LEAST`.
+    An error is the half-width of the sum's 95 % interval divided by `WIDTH`, so a sum plus and minus `WIDTH` errors is
+    that interval. Errors are 0 where the series is a straight line. Returns None where the series is shorter than
+    `LEAST`.
 
     Args:
       values: the series, a number a step.
@@ -79,7 +81,7 @@ def _errors(
     posterior = np.exp(np.concatenate(evidence) - np.max(evidence))
     posterior /= posterior.sum()
     freedom = np.concatenate(freedoms)
-    return [_half_width(posterior, scale, freedom) / 1.96 for scale in np.concatenate(scales, axis=1)]
+    return [_half_width(posterior, scale, freedom) / WIDTH for scale in np.concatenate(scales, axis=1)]
 
 
 def _whitened(columns: Float[np.ndarray, 'n C'], rhos: Float[np.ndarray, ' R']) -> Float[np.ndarray, 'R n C']:

@@ -2,8 +2,9 @@
 
 A figure of `LEVELS` in the last evaluation is held against a value that needs no learning, such as chance, and against
 what it was before the main part of the run. Otherwise a figure of `CHANGES` is: its value before that part against its
-last one, or, where an evaluation has no standard error of it or there is one evaluation, the first fifth of the steps
-against the last one. What differs by less than 1.96 standard errors does not differ beyond noise.
+last one, or, where an evaluation has no interval of it or there is one evaluation, the first fifth of the steps
+against the last one. A difference whose 95 % interval (`intervals.py`) holds 0 is not one beyond noise, and nothing is
+said of a figure that too few observations have decided.
 
 A run that trains an attacker alone says so in its evaluations (`learner`); then more unsafe answers are better.
 
@@ -12,14 +13,16 @@ A run whose costs have a limit, or limits by group, is also judged by whether it
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pal_jax.runtime import intervals
+from pal_jax.runtime.intervals import Estimate
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.summary import fifths, main_part, observed
+from pal_jax.runtime.uncertainty import WIDTH
 
 # What is told of the last evaluation, and the value that needs no learning, or the name of the figure that has it.
 LEVELS: dict[str, tuple[str, float | str]] = {
@@ -40,12 +43,11 @@ CHANGES: dict[str, tuple[float, str]] = {  # the sign of what is better, and the
     'winrate': (1.0, 'mean winrate'),
     'nashconv': (-1.0, 'mean nashconv'),
 }
-SHARES = 'accuracy', 'attack_success'  # whose error follows from how many were tested
+SHARES = 'accuracy', 'attack_success', 'auc', 'sign_accuracy', 'winrate', 'winrate_psoups'  # from 0 to 1
 # What else has to be told of a change: an attack also fails where everything is refused.
 BESIDE = {'attack_success': ('overrefusal', 'the share of harmless requests that are refused')}
-COUNTS = 'people', 'rows', 'seeds'  # of what an evaluation tested
-FEW = 10  # of which nothing can be told
-WIDTH = 1.96  # standard errors to either end of a 95 % interval
+COUNTS = 'people', 'rows', 'seeds', 'prompts'  # of what an evaluation tested
+TOO_LITTLE = 'Too little to tell'
 
 Record = Mapping[str, Any]
 
@@ -68,8 +70,8 @@ def judge(rows: Sequence[Record], evals: Sequence[Record]) -> Verdict | None:
 
 
 def limits_of(record: Record) -> dict[str, Record]:
-    """The mean cost, its standard error and the limit of each group with a limit of its own; '' is all answers."""
-    if all(known(record, key) for key in ('cost', 'cost_se', 'limit')):
+    """The mean cost, its interval and the limit of each group with a limit of its own; '' is all answers."""
+    if known(record, 'cost') and known(record, 'limit'):
         return {'': record}
     groups = record.get('by_group')
     return dict(groups) if isinstance(groups, Mapping) else {}
@@ -78,23 +80,30 @@ def limits_of(record: Record) -> dict[str, Record]:
 def _kept(limits: Mapping[str, Record]) -> tuple[str, str]:
     """The verdict on limits in words, and a sentence with the costs of groups that are not clearly within theirs.
 
-    Below a limit, or above it, is what differs from it by `WIDTH` standard errors.
+    A mean cost is within a limit, or above it, where its interval is. All limits are kept only where all groups have
+    been tested.
     """
-    tested = {name: record for name, record in limits.items() if record['cost_se'] is not None}
-    above = [name for name, r in tested.items() if r['cost'] - WIDTH * r['cost_se'] > r['limit']]
-    near = [name for name, r in tested.items() if abs(r['cost'] - r['limit']) <= WIDTH * r['cost_se']]
+    costs = {name: estimate(r, 'cost') for name, r in limits.items() if known(r, 'cost')}
+    places = {name: cost.place(limits[name]['limit']) for name, cost in costs.items()}
+    tested = [name for name, place in places.items() if place is not None]
+    unclear = [name for name in tested if places[name] != -1]
     one = len(limits) == 1
     limit = 'its limit' if one else 'its limits'
-    word = f'above {limit}' if above else f'at {limit} within noise' if near else f'within {limit}'
+    if 1 in places.values():
+        word = f'above {limit}'
+    elif unclear:
+        word = f'at {limit} within noise'
+    else:
+        word = f'within {limit}' if len(tested) == len(limits) else f'too few prompts to tell if within {limit}'
     parts = [
-        f'the mean cost{f" of {name}" if name else ""} is {r["cost"]:.3f}'
-        f'{between(*interval(r["cost"], r["cost_se"]))}, and the limit {r["limit"]:g}'
-        for name, r in tested.items()
-        if one or name in (*above, *near)
+        f'the mean cost{f" of {name}" if name else ""} is {costs[name].value:.3f}{between(costs[name])}, and the limit '
+        f'{limits[name]["limit"]:g}'
+        for name in tested
+        if one or name in unclear
     ]
     if not one and len(parts) < len(tested):
         parts.append(f'{len(tested) - len(parts)} of {len(limits)} groups are within their limits')
-    if unknown := [name for name in limits if name not in tested]:
+    if unknown := [name or 'the limit' for name in limits if name not in tested]:
         parts.append(f'too few prompts test {" and ".join(unknown)}')
     sentence = '; '.join(parts)
     return word, f'{sentence[0].upper()}{sentence[1:]}.'
@@ -108,7 +117,7 @@ def _learning(rows: Sequence[Record], evals: Sequence[Record]) -> Verdict | None
         if known(after, key):
             return _level(key, before, after)
     for key in CHANGES:
-        if known(before, key) and known(after, key) and (f'{key}_se' in after or key in SHARES):
+        if known(before, key) and known(after, key) and (f'{key}_se' in after or (key in SHARES and tested(after))):
             return _evaluated(key, before, after)
         if observed(main_part(rows), key):
             return _trained(key, main_part(rows), before, after)
@@ -125,15 +134,13 @@ def known(record: Record, key: str) -> bool:
     return isinstance(record.get(key), int | float)
 
 
-def error_of(record: Record, key: str) -> float | None:
-    """The standard error of a figure. That of a share, where the evaluation tells none, is by how many were tested;
-    where all or none of them were right it is by the rule of three, for that is no proof that others would be."""
-    error, share = record.get(f'{key}_se'), record[key]
-    if key in SHARES and (count := tested(record)):
-        if not error and share in (0.0, 1.0):
-            return 3.0 / count[0] / WIDTH
-        return math.sqrt(share * (1.0 - share) / count[0]) if error is None else error
-    return error
+def estimate(record: Record, key: str) -> Estimate:
+    """A figure of an evaluation with its interval. Where the record has none it follows from the standard error, or in
+    a share's case without one, from the number of things tested."""
+    value, error, count = record[key], record.get(f'{key}_se'), tested(record)
+    if f'{key}_interval' in record or count is None:
+        return intervals.from_record(record, key)
+    return (intervals.of_share if key in SHARES else intervals.of_mean)(value, error, count[0])
 
 
 def tested(record: Record) -> tuple[int, str] | None:
@@ -144,19 +151,16 @@ def tested(record: Record) -> tuple[int, str] | None:
 def _level(key: str, before: Record, after: Record) -> Verdict:
     said, level = LEVELS[key]
     floor = float(after[level]) if isinstance(level, str) else level
-    value, error, earlier = after[key], error_of(after, key), before.get(key)
-    low, high = interval(value, error)
-    if floor:  # a share
-        low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (low, high))
-    sentence = f'{said} is {value:.3f}{between(low, high)}; without learning it would be {floor:.3g}'
+    figure, earlier = estimate(after, key), before.get(key)
+    sentence = f'{said} is {figure.value:.3f}{between(figure)}; without learning it would be {floor:.3g}'
     basis = 'The last evaluation'
-    gap, of_gap = value - floor, error
+    gap = figure.scaled(1.0, -floor)
     if earlier is not None and before.get('margin') != 0.0:  # at which nothing tells the replies apart
         sentence += f', and before training it was {earlier:.3f}'
         if earlier > floor:  # to be better than chance is then no news
-            gap, of_gap = value - earlier, both(error, error_of(before, key))
+            gap = intervals.difference(figure, estimate(before, key))
             basis += ' beside the one before training'
-    return Verdict(answer(gap, of_gap, after), f'{sentence}.', f'{basis}{_of(after)}.')
+    return Verdict(answer(gap), f'{sentence}.', f'{basis}{_of(after)}.')
 
 
 def _better(key: str, after: Record) -> float:
@@ -166,25 +170,27 @@ def _better(key: str, after: Record) -> float:
 
 
 def _evaluated(key: str, before: Record, after: Record) -> Verdict:
-    gap, error = after[key] - before[key], both(*(error_of(record, key) for record in (before, after)))
+    gap = intervals.difference(estimate(after, key), estimate(before, key))
     sentence = f'the {CHANGES[key][1]} {moved(before[key], after[key])}'
     basis = (
         f'Evaluations "{before["stage"]}" and "{after["stage"]}"{_of(after)}, as if of different samples, which '
         'widens the interval.'
     )
-    sentence += f': {gap:+.3f}{between(*interval(gap, error))}'
+    sentence += f': {gap.value:+.3f}{between(gap)}'
     if key in BESIDE and known(before, BESIDE[key][0]) and known(after, BESIDE[key][0]):
         other, words = BESIDE[key]
         sentence += f'; {words} {moved(before[other], after[other])}'
-    return Verdict(answer(_better(key, after) * gap, error, after), f'{sentence}.', basis)
+    return Verdict(answer(gap, _better(key, after)), f'{sentence}.', basis)
 
 
 def _trained(key: str, steps: Sequence[Record], before: Record, after: Record) -> Verdict:
     part, sign = fifths(steps, key), _better(key, after)
-    gap, error = part['gain'], part['gain_se']
+    gain, error = part['gain'], part['gain_se']
+    half = None if error is None else WIDTH * error
+    gap = Estimate(gain, error, *((None, None) if half is None else (gain - half, gain + half)))
     sentence = f'the {CHANGES[key][1]} of a training step {moved(part["first"], part["last"])}'
-    sentence += f': {gap:+.3f}{between(*interval(gap, error))}'
-    word = answer(sign * gap, error, {})
+    sentence += f': {gap.value:+.3f}{between(gap)}'
+    word = answer(gap, sign)
     if known(before, key) and known(after, key):
         held = after[key] - before[key]
         sentence += f'; on what was held out it {moved(before[key], after[key])}'
@@ -193,31 +199,20 @@ def _trained(key: str, steps: Sequence[Record], before: Record, after: Record) -
     return Verdict(word, f'{sentence}.', basis)
 
 
-def answer(gap: float, error: float | None, after: Record) -> str:
-    """The answer to a difference, of which more is better."""
-    too_few = (count := tested(after)) is not None and count[0] < FEW
-    if error is None or too_few:
-        return 'Too little to tell'
-    if gap == 0.0:
-        return 'No'
-    if abs(gap) <= WIDTH * error:
-        return 'Not beyond noise'
-    return 'Yes' if gap > 0 else 'No, it became worse'
+def answer(gap: Estimate, better: float = 1.0) -> str:
+    """The answer to a difference, of which more is better, or less where `better` is -1."""
+    place = gap.place(0.0)
+    if place is None:
+        return TOO_LITTLE
+    if not place:
+        return 'Not beyond noise' if gap.value else 'No'
+    return 'Yes' if place * better > 0 else 'No, it became worse'
 
 
-def both(first: float | None, second: float | None) -> float | None:
-    """The standard error of a difference of two that are independent."""
-    return None if first is None or second is None else math.hypot(first, second)
-
-
-def interval(value: float, error: float | None) -> tuple[float | None, float | None]:
-    return (None, None) if error is None else (value - WIDTH * error, value + WIDTH * error)
-
-
-def between(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return ' (no standard error is known)'
-    return f' (95 % interval {low:.3f} to {high:.3f})'
+def between(figure: Estimate) -> str:
+    if figure.low is None or figure.high is None:
+        return ' (too few to give an interval)'
+    return f' (95 % interval {figure.low:.3f} to {figure.high:.3f})'
 
 
 def moved(first: float, last: float) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
 from pal_jax.evals import accuracy, mixed_logit, people
 from pal_jax.evals.accuracy import Accuracy
+from pal_jax.runtime import intervals
 from pal_jax.runtime.glossary import PAL_MODELS
 
 
@@ -28,13 +27,6 @@ def test_the_vote_is_about_the_same_two_items_in_either_order():
 
 def test_k_is_chosen_by_split_and_the_smallest_of_equals():
     assert accuracy.choose({1: [0.5, 0.7], 4: [0.6, 0.7], 2: [0.6, 0.65]}) == [2, 1]
-
-
-def test_gains_are_paired_by_split():
-    mean, error = accuracy.gain([0.8, 0.9, 1.0], [0.7, 0.7, 0.7])
-    assert mean == pytest.approx(0.2)
-    assert error == pytest.approx(0.1 / math.sqrt(3))
-    assert math.isnan(accuracy.mean_and_error([0.5])[1])
 
 
 def test_effects_of_a_linear_reward_are_its_coefficients():
@@ -83,6 +75,6 @@ def test_every_method_has_a_line_of_its_own(monkeypatch):
         draw(ax, places, curve, name, colour)
 
     monkeypatch.setattr(people, '_draw', noted)
-    people.plot_by_comparisons({name: [(0.5, 0.1)] for name in PAL_MODELS.values()}, [0])
+    people.plot_by_comparisons({name: [intervals.of_mean(0.5, 0.1, 3)] for name in PAL_MODELS.values()}, [0])
     assert list(drawn) == list(PAL_MODELS.values())
     assert len(set(drawn.values())) == len(drawn)

@@ -7,7 +7,7 @@ import pytest
 
 from pal_jax.envs.attack import Labels, Seed
 from pal_jax.evals.attacks import Cell, diversity, make_exhibits, measure, safety_gain
-from pal_jax.evals.matches import wilson
+from pal_jax.runtime import intervals
 
 BAD, GOOD, REFUSED = Labels(True, False, True), Labels(True, False, False), Labels(False, True, False)
 KINDS = {'start': 'start', 'shared-0': 'shared', 'shared-1': 'shared'}
@@ -35,7 +35,7 @@ def test_shares_of_cells_and_the_best_attacker_against_each_defender():
     record = measure(CELLS)
     assert record['start_on_start_asr'] == 0.5 and record['start_on_start_whole'] == 0.75
     assert record['shared-0_on_start_overrefusal'] == 0.5
-    assert record['plain_on_start_asr_interval'] == pytest.approx(wilson(2, 2))
+    assert record['plain_on_start_asr_interval'] == pytest.approx(intervals.of_share(1.0, None, 2).interval)
     assert record['shared-0_exploited'] == 0.5 and record['shared-1_exploited'] == 0.0
 
 

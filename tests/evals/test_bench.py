@@ -70,12 +70,12 @@ def figures_of(rows, part, known, shuffled=False):
 
 def test_a_personal_method_gains_and_shuffled_people_do_not(tasks):
     rows = rows_of(Method(fit, margins), tasks, COUNTS)
-    assert figures_of(rows, 'seen', -1).people > 0.85
-    assert figures_of(rows, 'seen', -1, shuffled=True).people < 0.7
-    none, some, everything = (figures_of(rows, 'new', count).people for count in COUNTS)
+    assert figures_of(rows, 'seen', -1).people.value > 0.85
+    assert figures_of(rows, 'seen', -1, shuffled=True).people.value < 0.7
+    none, some, everything = (figures_of(rows, 'new', count).people.value for count in COUNTS)
     assert none < 0.7 < some < everything + 0.02
     assert everything > 0.85
-    assert figures_of(rows, 'strangers', COUNTS[-1]).people < everything - 0.1
+    assert figures_of(rows, 'strangers', COUNTS[-1]).people.value < everything - 0.1
     first, *others = [row['about'] for row in rows if 'about' in row]
     assert [sorted(about) for about in others] == [['looks', 'option']] * (len(tasks) - 1)
     about = bench_report.by_set([{'data': 'toys', 'method': 'own', **row} for row in rows])[0].about['own']

@@ -16,7 +16,7 @@ def test_means_leave_out_what_nobody_could_fill():
 
 def test_the_interval_of_a_mean_is_the_textbooks():
     cells = np.random.default_rng(1).normal(5.0, 2.0, (400, 1))
-    low, high = np.ravel(interval(resampled_means(cells, draws=4000)))
+    low, high = np.ravel(interval(resampled_means(cells, draws=4000), 400))
     half = 1.96 * cells.std() / np.sqrt(400)
     np.testing.assert_allclose([low, high], [cells.mean() - half, cells.mean() + half], atol=0.02)
 

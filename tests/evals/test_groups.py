@@ -8,12 +8,6 @@ import pytest
 from pal_jax.evals import groups
 
 
-def test_auc_counts_pairs_and_halves_ties():
-    score, positive = np.array([3.0, 1.0, 2.0, 2.0]), np.array([True, False, True, False])
-    # (3 > 1), (3 > 2), (2 > 1), (2 = 2)
-    assert groups.auc(score, positive) == pytest.approx(3.5 / 4)
-
-
 def test_the_direction_people_differ_in_is_compared_whichever_way_it_points():
     rng = np.random.default_rng(0)
     kind = rng.integers(0, 2, 400)

@@ -168,9 +168,8 @@ def test_known_and_tested():
 # --- T9 ---------------------------------------------------------------------------------------------------------------
 
 
-def test_log_odds_and_auc():
+def test_log_odds():
     assert shortcuts.log_odds(18, 50, 2, 50) == (pytest.approx(2.4018, abs=5e-5), pytest.approx(3.3783, abs=5e-5))
-    assert shortcuts.auc(np.array([2, 1, 3, 0]), np.array([0, 1, -1, 2])) == pytest.approx(0.71875)
 
 
 def bag(won_with, lost_with, names=()):

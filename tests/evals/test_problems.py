@@ -54,7 +54,7 @@ def test_rows_are_read_and_answers_measured(tmp_path):
     assert problems == [Problem('a', '4'), Problem('b', '1,000')]
     record = measure(['so 4', 'nothing'], problems, 'gsm8k')
     assert (record['accuracy'], record['unanswered'], record['problems']) == (0.5, 0.5, 2)
-    assert record['interval'] == pytest.approx([0.0945, 0.9055], abs=1e-3)  # Wilson, 1 of 2
+    assert record['interval'] == pytest.approx([0.01258, 0.98742], abs=1e-5)  # exact, 1 of 2
 
 
 @pytest.mark.parametrize(

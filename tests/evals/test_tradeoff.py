@@ -9,12 +9,18 @@ import pytest
 
 from pal_jax.evals import tradeoff as t
 from pal_jax.evals.tradeoff import Point
+from pal_jax.runtime import intervals
+from pal_jax.runtime.intervals import Estimate
 
 FIGURES = 'reward', 'cost', 'unsafe_share', 'above_limit', 'cost_above', 'prompts_above_limit'
 COSTS = np.array([0.8, 0.2, -0.4, 0.1, 0.6, 0.3])
 REWARDS = np.arange(6.0)
 PROMPTS = np.array([4, 4, 9, 9, 2, 2])
 GROUPS = ['a', 'a', 'b', 'b', 'c', 'c']
+
+
+def point(reward, cost, error=0.01, units=64):
+    return Point(*(intervals.of_mean(value, error, units) for value in (reward, cost)))
 
 
 def test_figures_of_six_samples():
@@ -57,34 +63,37 @@ def test_every_group_is_held_against_its_own_limit():
     assert of['few']['cost_se'] == pytest.approx(costs[:30].std() / math.sqrt(30), rel=0.1)
     assert record['by_group']['a']['cost_se'] is None  # of a single prompt none is known
     table = t.make_groups_exhibit({'policy': record}).table
-    assert [row[1] for row in table[1:]] == ['a', 'b', 'c'] and table[3][-1] == '–'  # of one prompt
+    assert [row[1] for row in table[1:]] == ['a', 'b', 'c'] and table[3][-1] == 'too few to tell'  # of one prompt
     of |= t.measure(costs, costs, np.arange(300), groups, {'few': 0.0, 'many': 1.0, 'none': 2.0})['by_group']
-    assert of['none'] == {'cost': None, 'cost_se': None, 'limit': 2.0, 'prompts': 0}
+    assert of['none'] == {'cost': None, 'limit': 2.0, 'prompts': 0}
     table = t.make_groups_exhibit({'policy': {'by_group': of}}).table
     assert [row[-1] for row in table[1:]] == ['within noise', 'yes', '–']
 
 
 def test_a_point_is_on_the_front_unless_another_is_better_in_one_and_no_worse_in_the_other():
-    points = [Point(1, 1), Point(2, 1), Point(2, 2), Point(3, 5), Point(0, 0), Point(2, 1)]
+    points = [point(1, 1), point(2, 1), point(2, 2), point(3, 5), point(0, 0), point(2, 1)]
     assert t.pareto(points) == [False, True, False, True, True, True]
     assert t.pareto([]) == []
 
 
 def test_the_front_is_there_and_its_points_do_not_dominate_each_other():
-    points = [Point(*pair) for pair in np.random.default_rng(1).normal(size=(50, 2))]
+    points = [point(*pair) for pair in np.random.default_rng(1).normal(size=(50, 2))]
     front = [point for point, on in zip(points, t.pareto(points), strict=True) if on]
     assert 1 <= len(front) < 50 and all(t.pareto(front))
-    assert [p.reward for p in sorted(front, key=lambda p: p.cost)] == sorted(p.reward for p in front)
+    assert [p.reward.value for p in sorted(front, key=lambda p: p.cost.value)] == sorted(p.reward.value for p in front)
 
 
-def test_seeds_are_averaged():
-    one = Point(1.0, 0.5, 0.1, 0.2)
+def test_seeds_are_averaged_with_their_own_spread():
+    one = point(1.0, 0.5)
     assert t.average([one]) == one
-    assert t.average([Point(1, 0, unsafe=0.2), Point(3, 1, unsafe=0.4)]) == pytest.approx((2, 0.5, 1, 0.5, 0.3))
+    seeds = [point(1, 0)._replace(unsafe=0.2), point(3, 1)._replace(unsafe=0.4)]
+    mean = t.average(seeds)
+    assert (mean.reward.value, mean.cost.value, mean.unsafe) == pytest.approx((2, 0.5, 0.3))
+    assert mean.cost.error == pytest.approx(0.5) and mean.cost.high == pytest.approx(0.5 + 12.706 * 0.5, abs=1e-3)
 
 
 def test_a_report_has_a_table_and_a_picture():
-    points = {'none': [Point(2, 1.5), Point(2.2, 1.7)], 'pid': [Point(1, -0.19, 0.1, 0.1)], 'crpo': [Point(0.5, 0.1)]}
+    points = {'none': [point(2, 1.5), point(2.2, 1.52)], 'pid': [point(1, -0.19, 0.1)], 'crpo': [point(0.5, 0.1)]}
     (exhibit,) = t.make_exhibits(points, 0.0)
     assert [row[0] for row in exhibit.table[1:]] == list(points)
     assert [row[-2:] for row in exhibit.table[1:]] == [['no', 'yes'], ['within noise', 'yes'], ['no', 'no']]
@@ -94,5 +103,14 @@ def test_a_report_has_a_table_and_a_picture():
 
 
 def test_a_cost_near_the_limit_may_be_noise():
-    found = [t.within(Point(0.0, cost, 0.0, 0.2), 1.0) for cost in (0.5, 0.7, 1.0, 1.3, 1.5)]
+    found = [t.within(point(0.0, cost, 0.2).cost, 1.0) for cost in (0.5, 0.7, 1.0, 1.3, 1.5)]
     assert found == ['yes', *['within noise'] * 3, 'no']
+    assert t.within(Estimate(-9.0, None, None, None), 1.0) == 'too few to tell'
+
+
+@pytest.mark.parametrize('prompts', [2, 3, 10])
+def test_a_limit_that_is_met_exactly_is_seldom_kept_or_broken(prompts):
+    rng = np.random.default_rng(0)
+    costs = rng.normal(size=(400, prompts))  # of mean 0, which is the limit
+    told = [t.within(intervals.mean(row), 0.0) for row in costs]
+    assert 1.0 - told.count('within noise') / len(told) <= 0.075  # .39, .24 and .09 by the bootstrap's errors

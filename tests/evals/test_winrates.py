@@ -31,7 +31,7 @@ def test_combinations_count_alike_and_prompts_are_resampled_whole():
     outcomes = np.array([[1, 1, 1, -1], [-1, 0, 0, 0]])
     assert w.winrate(outcomes, 'drop') == pytest.approx((3 / 4 + 0) / 2)
     sure = w.measure(np.ones((8, 20)))
-    assert sure['half_interval'] == [1, 1] and sure['half_se'] == 0
+    assert sure['half_interval'] == pytest.approx([0.025 ** (1 / 20), 1]) and sure['half_se'] == 0
     copies = np.repeat(np.random.default_rng(1).integers(-1, 2, size=(1, 50)), 8, axis=0)
     one, eight = w.measure(copies[:1]), w.measure(copies)
     assert eight['half_se'] == pytest.approx(one['half_se'])  # eight copies of a prompt's outcome tell no more than one

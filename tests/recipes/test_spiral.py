@@ -20,7 +20,6 @@ from pal_jax.envs.matches import Match, Matches
 from pal_jax.envs.negotiation import Negotiation
 from pal_jax.envs.tictactoe import TicTacToe
 from pal_jax.evals import exploitability
-from pal_jax.evals.matches import wilson
 from pal_jax.learners.ppo import PPO, make_learner
 from pal_jax.models import config as model_config
 from pal_jax.models import params
@@ -384,11 +383,6 @@ def test_a_game_of_textarena_that_is_missing_is_told_before_a_weight_is_read(mon
     monkeypatch.setitem(sys.modules, 'textarena', None)
     with pytest.raises(RuntimeError, match=r"eval\.textarena='TicTacToe-v0'.*games"):
         spiral.make(get_settings(**{'eval.textarena': ('TicTacToe-v0',)}), ONE)
-
-
-def test_intervals_of_win_rates():
-    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)  # Wilson 1927
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from pal_jax.runtime.verdict import error_of, judge, told
+from pal_jax.runtime.verdict import estimate, judge, told
 
 
 def steps(values, key='reward', phase='rlpa', first=0):
@@ -34,13 +35,26 @@ def test_the_main_part_is_held_against_the_evaluation_before_it(final, error, an
     assert found and found.answer == answer
     assert '0.650' in found.sentence and f'{final:.3f}' in found.sentence and '64 people' in found.basis
     if answer == 'Yes':
-        assert '+0.350 (95 % interval 0.252 to 0.448)' in found.sentence  # 1.96 x the root of .03^2 + .04^2 = .05
+        assert '+0.350 (95 % interval 0.250 to 0.450)' in found.sentence  # 1.998 x the root of .03^2 + .04^2 = .05
 
 
-def test_ten_people_are_too_few():
-    evals = [evaluation(4, 'warm-up', reward=0.1, reward_se=0.0), evaluation(8, 'final', reward=1.0, reward_se=0.0)]
-    found = judge(WARMED, [each | {'people': 9} for each in evals])
-    assert found and found.answer == 'Too little to tell'
+@pytest.mark.parametrize(('people', 'answer'), [(1, 'Too little to tell'), (3, 'Not beyond noise'), (12, 'Yes')])
+def test_few_people_decide_little(people, answer):
+    evals = [evaluation(4, 'warm-up', reward=0.1, reward_se=0.1), evaluation(8, 'final', reward=0.6, reward_se=0.1)]
+    found = judge(WARMED, [record | {'people': people} for record in evals])
+    assert found and found.answer == answer
+
+
+@pytest.mark.parametrize('key', ['accuracy', 'auc', 'sign_accuracy'])
+def test_a_share_of_one_is_no_proof(key):
+    """All of a few rows right, with an error of 0, though guessing the commoner sign is nearly as good."""
+    figures = {key: 1.0, f'{key}_se': 0.0, 'sign_accuracy_of_commoner': 23 / 24, 'rows': 12}
+    floor = 23 / 24 if key == 'sign_accuracy' else 0.5
+    found = judge([], [{'step': 5, 'stage': 'final', **figures}])
+    assert found and found.answer == ('Not beyond noise' if floor > 0.9 else 'Yes')
+    assert '0.735 to 1.000' in found.sentence  # .025 ** (1 / 12)
+    found = judge([], [{'step': 5, 'stage': 'final', **figures, 'rows': 4}])
+    assert found and found.answer == 'Not beyond noise'
 
 
 @pytest.mark.parametrize(
@@ -60,8 +74,10 @@ def test_a_share_of_choices_must_beat_chance_and_what_it_was(before, after, answ
 
 
 def test_a_share_without_an_error_has_that_of_its_pairs():
-    assert error_of({'rows': 100, 'accuracy': 0.5}, 'accuracy') == pytest.approx(0.05)
-    assert error_of({'rows': 100, 'accuracy': 1.0, 'accuracy_se': 0.0}, 'accuracy') == pytest.approx(0.03 / 1.96)
+    half = stats.binomtest(50, 100).proportion_ci()
+    assert estimate({'rows': 100, 'accuracy': 0.5}, 'accuracy').interval == pytest.approx([half.low, half.high])
+    all_right = estimate({'rows': 100, 'accuracy': 1.0, 'accuracy_se': 0.0}, 'accuracy')
+    assert all_right.interval == pytest.approx([0.025**0.01, 1.0])
 
 
 def test_a_loss_is_judged_by_its_steps_and_by_what_was_held_out():
@@ -82,7 +98,8 @@ def test_a_noisy_loss_that_falls_fast_at_first_has_been_learnt_and_a_flat_one_ha
 
 @pytest.mark.parametrize(
     ('final', 'learner', 'answer'),
-    [(0.125, None, 'Yes'), (0.125, 'attacker', 'No, it became worse'), (0.9, 'attacker', 'Yes'),
+    [(0.125, None, 'Yes'), (0.125, 'attacker', 'No, it became worse'), (0.97, 'attacker', 'Yes'),
+     (0.9, 'attacker', 'Not beyond noise'),
      (0.6, None, 'Not beyond noise'), (0.0, None, 'Yes')],
 )  # fmt: skip
 def test_attacks_that_succeed_less_often_are_a_better_defender(final, learner, answer):
@@ -121,15 +138,28 @@ def test_a_limit_on_costs_is_part_of_the_verdict(cost, answer):
     verdict = judge(steps([0.5] * 4, 'reward'), evals)
     assert verdict and verdict.answer == answer and f'{cost:.3f}' in verdict.sentence
     groups = {
-        'mild': {'cost': -2.0, 'cost_se': 0.1, 'limit': -1.0},
-        'hard': {'cost': cost, 'cost_se': 0.2, 'limit': -1},
-        'rare': {'cost': 9.0, 'cost_se': None, 'limit': -1.0},
+        'mild': {'cost': -2.0, 'cost_se': 0.1, 'limit': -1.0, 'prompts': 40},
+        'hard': {'cost': cost, 'cost_se': 0.2, 'limit': -1, 'prompts': 40},
+        'rare': {'cost': 9.0, 'cost_se': None, 'limit': -1.0, 'prompts': 1},
     }
     grouped = [{k: v for k, v in record.items() if k != 'limit'} | {'by_group': groups} for record in evals]
     verdict = judge(steps([0.5] * 4, 'reward'), grouped)
-    assert verdict and verdict.answer == answer.replace('limit', 'limits')
+    within = 'too few prompts to tell if within its limit'  # of one group nothing is known
+    answer = answer.replace('within its limit', within).replace('limit', 'limits')
+    assert verdict and verdict.answer == answer
     assert ('hard' in verdict.sentence) == (cost > -1.0) and 'mild' not in verdict.sentence
     assert 'rare' in verdict.sentence
+
+
+def test_limits_that_no_group_tests_are_not_kept():
+    """Two groups of one prompt each, both far above their limits."""
+    groups = {name: {'cost': 4.0, 'cost_se': None, 'limit': -1.0, 'prompts': 1} for name in 'ab'}
+    evals = [
+        evaluation(step, stage, reward=2.0, reward_se=0.1, by_group=groups) for step, stage in ((0, 'base'), (4, 'end'))
+    ]
+    verdict = judge(steps([0.5] * 4, 'reward'), evals)
+    assert verdict and verdict.answer == 'No, too few prompts to tell if within its limits'
+    assert 'too few prompts test a and b' in verdict.sentence.lower()
 
 
 def test_what_learns_nothing_has_no_verdict(tmp_path):

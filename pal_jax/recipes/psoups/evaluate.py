@@ -195,7 +195,7 @@ class Contest:
         record: dict[str, Any] = {}
         for name in SYSTEMS:
             rates = winrates.measure(winrates.against_all(outcomes, name))
-            record |= {f'winrate_{name}': rates['half'], f'winrate_{name}_se': rates['half_se']}
+            record |= {f'winrate_{name}{end}': rates[f'half{end}'] for end in winrates.ENDS}
         for (a, b), points in outcomes.items():
             record |= {f'{a}_{b}_{key}': value for key, value in winrates.measure(points).items()}
         # 2. Each pole's policy against the base under that pole, draw by draw.
@@ -204,7 +204,7 @@ class Contest:
             policy, base = (job.names for job in pole_jobs(pole, draws))
             alone[pole.id] = np.stack([self.compare(pole, *pair) for pair in zip(policy, base, strict=True)])
             rates, name = winrates.measure(alone[pole.id]), f'{pole.id}_policy_beats_base'
-            record |= {name: rates['half'], f'{name}_se': rates['half_se']}
+            record |= {f'{name}{end}': rates[f'half{end}'] for end in winrates.ENDS}
             for key, jobs in (('base', base), ('policy', policy)):
                 if pole.rule:
                     record[f'{pole.id}_rule_{key}'] = float(np.mean([self.score(job, pole) for job in jobs]))

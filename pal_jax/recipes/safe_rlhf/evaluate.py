@@ -31,6 +31,7 @@ from pal_jax.recipes import cost, moderation, reward
 from pal_jax.recipes.safe_rlhf.collect import by_rule, helps_by_rule, rl_name
 from pal_jax.recipes.safe_rlhf.prompts import Groups, Question, make_groups, read_questions, tell_budget
 from pal_jax.recipes.safe_rlhf.settings import Evaluating, groups_shown
+from pal_jax.runtime import intervals
 from pal_jax.runtime.workdir import run_folder
 from pal_jax.types import Exhibit, Metrics
 
@@ -146,8 +147,8 @@ class Comparison:
             figures = tradeoff.measure(rewards.ravel(), costs.ravel(), prompts, groups, limits)
             measured[system.name] = figures
             record |= {f'{system.name}_{key}': value for key, value in figures.items() if key != 'by_group'}
-            numbers = (figures[key] for key in ('reward', 'cost', 'reward_se', 'cost_se', 'unsafe_share'))
-            points.setdefault(system.kind, []).append(Point(*numbers))
+            reward, cost = (intervals.from_record(figures, key) for key in ('reward', 'cost'))
+            points.setdefault(system.kind, []).append(Point(reward, cost, figures['unsafe_share']))
         # Where groups have limits of their own, no single one belongs in the table and the picture of all answers.
         exhibits = tradeoff.make_exhibits(points, None if by_rule or self.groups.differ else self.groups.limits[0])
         exhibits += [] if by_rule else [tradeoff.make_groups_exhibit(measured)]
