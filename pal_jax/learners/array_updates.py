@@ -142,7 +142,7 @@ def within_trust_region(
     """CPO's or PCPO's update, and the scale that the line search has left of its step.
 
     The search takes a step whose KL is at most `delta`, whose cost rises by no more than the limit leaves, and whose
-    reward does not fall where the limit could be kept. Where it cannot be kept the cost alone has to fall.
+    reward does not fall. Above the limit the reward may fall if the cost does.
     """
     flat, unravel = ravel_pytree(params)
     old = model.apply(params, chosen.observations)
@@ -170,11 +170,9 @@ def within_trust_region(
 
     def accept(scale: Array) -> Array:
         x = flat + scale * x_step
-        kept = surrogate(x, chosen.cost) - cost <= jnp.maximum(-excess, 0.0)
-        better = (surrogate(x, chosen.advantage) >= reward) | ~step.feasible
-        # PCPO gives reward away to come back below the limit.
-        better |= (excess > 0.0) if rule.rule == 'pcpo' else False
-        return (distance(x) <= rule.delta) & kept & better
+        rise = surrogate(x, chosen.cost) - cost
+        better = (surrogate(x, chosen.advantage) >= reward) | ((excess > 0.0) & (rise < 0.0))
+        return (distance(x) <= rule.delta) & (rise <= jnp.maximum(-excess, 0.0)) & better
 
     scale, _ = trust_region.line_search(accept, rule.decay, rule.tries)
     return unravel(flat + scale * x_step), {'step_scale': scale}
