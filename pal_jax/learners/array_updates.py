@@ -26,6 +26,7 @@ from pal_jax.objectives.constraints import (
     P3OLoss,
     Unconstrained,
     gated,
+    mean_by,
 )
 from pal_jax.objectives.distributions import Distribution
 from pal_jax.objectives.policy import ClippedSurrogate, TokenLoss, Tokens
@@ -97,7 +98,8 @@ def policy_loss(
     # The gate of P3O only weighs the costs, so no gradient goes through its ratio.
     if kappa:
         ratio = jax.lax.stop_gradient(jnp.exp(logprobs - chosen.logprobs))
-        cost = gated(cost, ratio, chosen.share, excess, kappa)
+        # A part of the rollout has a mean of its own before the update has changed anything, which is chance.
+        cost = gated(cost, ratio, chosen.share, excess - mean_by(chosen.share, cost), kappa)
     tokens = Tokens(chosen.logprobs, chosen.advantage, chosen.reference, jnp.zeros_like(logprobs), cost)
     share = chosen.share / jnp.sum(chosen.share)
     loss = token_loss(logprobs, tokens) - entropy * model.actions.entropy(output, chosen.legal)
