@@ -354,12 +354,16 @@ def test_saute_tells_budgets_in_turn_and_pays_within_them():
 def test_early_termination_cuts_an_answer_at_the_first_sentence_above_the_limit():
     tokens = 40, 41, 1, 42, 2, 43  # b b a b a b, a sentence a token but where marks follow each other
     whole = Sample(PROMPT, Completion('', tokens, (-1.0,) * 6, 'length'))
-    decode = lambda ids: ''.join({40: 'b', 41: 'b. ', 1: 'aaa', 42: '! ', 2: 'a', 43: '?'}[k] for k in ids)  # noqa: E731
+    decode = lambda ids: ''.join({40: 'b', 41: 'b. ', 1: 'aaa', 42: '! ', 2: 'a', 43: '?', 44: '\n'}[k] for k in ids)  # noqa: E731
     assert sentences(tokens, decode) == [2, 4]
+    assert sentences(tokens[:5], decode) == [2, 4]  # an answer that is cut within a sentence
+    assert sentences(tokens[:4], decode) == sentences((40, 41, 1, 42, 44), decode) == [2]  # nothing follows the last
     recipe = dataclasses.replace(make_recipe('early', limit=0.7), decode=decode, n=1)
     (ended,) = recipe.end_early([Question('Why?')], [whole])
     assert (ended.completion.text, ended.completion.token_ids) == ('bb. aaa!', tokens[:4])
     assert len(ended.completion.logprobs) == 4
+    partly = dataclasses.replace(whole.completion, token_ids=tokens[:5], logprobs=(-1.0,) * 5)
+    assert recipe.end_early([Question('Why?')], [dataclasses.replace(whole, completion=partly)]) == [ended]
     (kept,) = dataclasses.replace(recipe, groups=make_groups(2.0, {})).end_early([Question('Why?')], [whole])
     assert kept is whole
 

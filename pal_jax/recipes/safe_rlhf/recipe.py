@@ -46,7 +46,7 @@ class SafeRLHF:
       before: the folders of the stages that must be finished.
       critics: reads the weights and the head that each critic (reward, cost) starts from.
       reward, cost: score the answers to questions; a cost is above 0 for what is unsafe.
-      decode: the text of tokens.
+      decode: the text of tokens, without special ones.
       pack: makes a batch of samples, which has the `n` samples of a prompt side by side.
       train: questions to learn from, in shuffled passes; test: those of an evaluation.
       handler: keeps the limit of each of the `groups`, by the mean of the last `window` costs of the group.
@@ -263,9 +263,10 @@ class SafeRLHF:
 
 
 def sentences(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
-    """The numbers of tokens after which a sentence ends that is not the last one."""
+    """The numbers of tokens after which a sentence ends and words follow, a whole sentence or not."""
     marks = [any(mark in decode([token]) for mark in '.!?') for token in tokens]
-    return [k for k in range(1, len(tokens)) if marks[k - 1] and not marks[k] and any(marks[k:])]
+    ends = [k for k in range(1, len(tokens)) if marks[k - 1] and not marks[k]]
+    return [k for k in ends if any(sign.isalnum() for sign in decode(tokens[k:]))]
 
 
 def cut(sample: Sample, end: int, text: str) -> Sample:
