@@ -213,8 +213,7 @@ def hold_back(rows: Rows, tokenizer: Tokenizer, settings: Settings) -> tuple[Row
 def balanced(labels: Float[np.ndarray, 'rows K']) -> tuple[float, ...]:
     """The weight of a positive answer by category: the number of negative answers for each positive one.
 
-    It is between 1 / `HEAVIEST` and `HEAVIEST`, and 1 in a category that no answer has or every one: with a weight of 0
-    nothing would be learnt there.
+    It is between 1 / `HEAVIEST` and `HEAVIEST`, and 1 in a category that no answer has or every one.
     """
     has, lacks = (labels == 1.0).sum(axis=0), (labels == 0.0).sum(axis=0)
     weights = np.where((has > 0) & (lacks > 0), lacks / np.maximum(has, 1), 1.0)
