@@ -14,7 +14,7 @@ import pytest
 from pal_jax.envs.arrays.finite import Bandit, Grid
 from pal_jax.envs.arrays.point import PointGoal
 from pal_jax.learners.array_ppo import ArrayPPO, Mix
-from pal_jax.learners.array_updates import Chosen, Model, within_trust_region
+from pal_jax.learners.array_updates import Chosen, Model, policy_loss, within_trust_region
 from pal_jax.objectives import constraints as c
 from pal_jax.objectives.distributions import Categorical
 from pal_jax.objectives.trust_region import TrustRegion
@@ -124,6 +124,17 @@ def test_a_trust_region_is_kept_and_a_passed_limit_lowers_costs(rule):
     policy, metrics = trained(region, mix(2, excess=100.0), iterations=12)
     assert (policy[:, 2] > 0.5).all(), policy
     assert (np.asarray(metrics['approx_kl']) <= 0.0201).all()
+
+
+def test_the_gate_of_p3o_follows_the_limit_in_a_part_of_the_rollout_too():
+    model = Model(lambda params, seen: jnp.broadcast_to(params, (*seen.shape[:-1], 3)), Categorical((3,)))
+    old, ones = np.full((4, 1), -np.log(3.0), np.float32), np.ones((4, 1), np.float32)
+    # Advantages of the cost that are centred over the rollout, of which this part happens to have the dear actions.
+    actions = np.ones((4, 1, 1)), np.ones((4, 1, 3), bool), np.zeros((4, 1, 1), int)
+    part = Chosen(*actions, old, ones / 8, 0 * ones, 5 * ones, old)
+    loss = jax.jit(functools.partial(policy_loss, model, c.P3OLoss(0.2), 0.0, 20.0))
+    below, above = (float(loss(np.zeros(3, np.float32), part, np.float32(excess))) for excess in (-0.1, 0.1))
+    assert (below, above) == (0.0, pytest.approx(100.0))
 
 
 def test_cpo_comes_back_from_slightly_above_its_limit():
