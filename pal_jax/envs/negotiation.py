@@ -62,7 +62,9 @@ class Negotiation:
             return ()
         answers = ('[Accept]',) if state.pending and holds(state.goods[seat], state.pending.takes) else ()
         give, take = GOODS if state.goods[seat][0] else GOODS[::-1]
-        return (*answers, *(('[Deny]',) if state.pending else ()), f'[Offer: 1 {give} -> 1 {take}]')
+        # A seat that has given everything away can still ask.
+        count = int(any(state.goods[seat]))
+        return (*answers, *(('[Deny]',) if state.pending else ()), f'[Offer: {count} {give} -> 1 {take}]')
 
     def read(self, state: Market, text: str) -> str | None:
         """The words of an answer that has one valid action, else None.

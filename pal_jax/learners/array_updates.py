@@ -26,6 +26,7 @@ from pal_jax.objectives.constraints import (
     P3OLoss,
     Unconstrained,
     gated,
+    mean_by,
 )
 from pal_jax.objectives.distributions import Distribution
 from pal_jax.objectives.policy import ClippedSurrogate, TokenLoss, Tokens
@@ -97,7 +98,8 @@ def policy_loss(
     # The gate of P3O only weighs the costs, so no gradient goes through its ratio.
     if kappa:
         ratio = jax.lax.stop_gradient(jnp.exp(logprobs - chosen.logprobs))
-        cost = gated(cost, ratio, chosen.share, excess, kappa)
+        # A part of the rollout has a mean of its own before the update has changed anything, which is chance.
+        cost = gated(cost, ratio, chosen.share, excess - mean_by(chosen.share, cost), kappa)
     tokens = Tokens(chosen.logprobs, chosen.advantage, chosen.reference, jnp.zeros_like(logprobs), cost)
     share = chosen.share / jnp.sum(chosen.share)
     loss = token_loss(logprobs, tokens) - entropy * model.actions.entropy(output, chosen.legal)
@@ -142,7 +144,7 @@ def within_trust_region(
     """CPO's or PCPO's update, and the scale that the line search has left of its step.
 
     The search takes a step whose KL is at most `delta`, whose cost rises by no more than the limit leaves, and whose
-    reward does not fall where the limit could be kept. Where it cannot be kept the cost alone has to fall.
+    reward does not fall. Above the limit the reward may fall if the cost does.
     """
     flat, unravel = ravel_pytree(params)
     old = model.apply(params, chosen.observations)
@@ -170,11 +172,9 @@ def within_trust_region(
 
     def accept(scale: Array) -> Array:
         x = flat + scale * x_step
-        kept = surrogate(x, chosen.cost) - cost <= jnp.maximum(-excess, 0.0)
-        better = (surrogate(x, chosen.advantage) >= reward) | ~step.feasible
-        # PCPO gives reward away to come back below the limit.
-        better |= (excess > 0.0) if rule.rule == 'pcpo' else False
-        return (distance(x) <= rule.delta) & kept & better
+        rise = surrogate(x, chosen.cost) - cost
+        better = (surrogate(x, chosen.advantage) >= reward) | ((excess > 0.0) & (rise < 0.0))
+        return (distance(x) <= rule.delta) & (rise <= jnp.maximum(-excess, 0.0)) & better
 
     scale, _ = trust_region.line_search(accept, rule.decay, rule.tries)
     return unravel(flat + scale * x_step), {'step_scale': scale}

@@ -330,7 +330,7 @@ class PolicyLearner:
             for index in np.split(order, parts):
                 part = take(batch, index, self.actor.mesh) if parts > 1 else batch
                 # 2. Weights are decided for the minibatch as a whole, so micro-batches do not change the mean.
-                weight = self._loss_weights(part)
+                weight = self.loss_weights(part)
                 if any_of(weight):
                     part = before(state, part, weight) if before else part
                     # 3. One step on the clipped surrogate and on the values' error.
@@ -395,7 +395,8 @@ class PolicyLearner:
         return adapted_kl(self.ppo, batch, kl_coef)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def _loss_weights(self, batch: RolloutBatch) -> Float[Array, 'R N A']:
+    def loss_weights(self, batch: RolloutBatch) -> Float[Array, 'R N A']:
+        """The weight of each action in the loss, were the batch one minibatch."""
         return loss_weights(self.ppo, batch, self.length)
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -1,7 +1,7 @@
 """Constraint handlers: how a limit on the cost of answers changes what a policy learns from their rewards.
 
     state = handler.init(groups)                       # before the first rollout
-    state = handler.update(state, costs, limits)       # once a rollout, before the policy's step
+    state = updated(handler, state, costs, limits, present)  # once a rollout, before the policy's step
     weights = weights_of(handler, state, shares)       # what rewards and costs count in the advantages
 
 `costs` and `limits` are numbers by group of prompts: the mean cost of a sample, and what it may be. Without groups
@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from pal_jax.objectives import advantages as adv
 from pal_jax.objectives.advantages import Discounts, Estimates, Rollout
@@ -49,10 +49,31 @@ def weights_of(handler: Handler, state: State, shares: ByGroup | Sequence[float]
     multipliers = np.array(state['lambda'], float)
     match handler:
         case CRPO():
+            # A group without samples keeps its choice of an earlier step, which has nothing to learn from now.
+            multipliers = multipliers * (np.asarray(shares) > 0)
             return Weights(float(not multipliers.any()), multipliers)
         case P3O() | CUP():
             return Weights(1.0, np.zeros_like(multipliers))
     return Weights(1.0, multipliers, 1.0 + float(np.dot(multipliers, shares)))
+
+
+def updated(handler: Handler, state: State, costs: ByGroup, limits: ByGroup, present: Bool[np.ndarray, ' G']) -> State:
+    """The handler's state after a rollout in which the groups `present` had costs.
+
+    Of the others everything stays as it was, sums and rises included: a multiplier that moves on old costs is wound up
+    by the time that its group comes back, and one without any costs has no reason to move.
+    """
+    if not present.any():
+        return state
+    table = {key: np.reshape(values, (-1, len(present))) for key, values in state.items()}
+    had = {key: rows[:, present].ravel().tolist() for key, rows in table.items()}
+    after = {}
+    for key, values in handler.update(had, costs[present], limits[present]).items():
+        rows = np.reshape(values, (-1, present.sum()))
+        # A record of past rollouts gets longer at first; 0 stands there for those before the first.
+        after[key] = np.pad(table[key].astype(float), ((len(rows) - len(table[key]), 0), (0, 0)))
+        after[key][:, present] = rows
+    return {key: rows.ravel().tolist() for key, rows in after.items()}
 
 
 # --- handlers -------------------------------------------------------------------------------------------------------
@@ -332,12 +353,15 @@ class Constrained:
 
     Attributes:
       estimator: 'gae', from the values of a critic for each channel, or 'dr_grpo', less the prompt's mean.
+      kl_of_cost: by how much of itself the KL is added to the cost: 1 where both channels are mixed, as then its weight
+        does not depend on the multiplier; 0 where the cost stands by itself, as with P3O.
     Raises:
       ValueError: another estimator, which would divide each channel by a deviation of its own.
     """
 
     estimator: str
     constants: Discounts
+    kl_of_cost: float = 1.0
 
     def __post_init__(self):
         if self.estimator not in ('gae', 'dr_grpo'):
@@ -353,19 +377,26 @@ class Constrained:
         return (weights.reward * advantages[..., 0] - counts * advantages[..., 1]) / weights.divisor, returns
 
     def by_channel(self, rollout: Rollout) -> tuple[Float[Array, 'B A 2'], Float[Array, 'B A 2']]:
-        """Advantages and returns of reward and cost. The KL is taken off the reward and added to the cost (3.3)."""
+        """Advantages and returns of reward and cost. The KL is taken off the reward, and `kl_of_cost` of it is added to
+        the cost (3.3)."""
         gamma, lam, clip, _ = self.constants
         gae = self.estimator == 'gae'
         rewards = rollout.rewards if gae else adv.less_mean(rollout.rewards, rollout.ok, rollout.n)
-        paid = adv.token_rewards(rewards, rollout.penalty, rollout.acts, clip=clip, signs=(-1.0, 1.0))
+        paid = adv.token_rewards(rewards, rollout.penalty, rollout.acts, clip=clip, signs=(-1.0, self.kl_of_cost))
         if gae:
             assert rollout.values is not None
             return adv.gae(paid, rollout.values, rollout.acts, gamma=gamma, lam=lam)
         returns = adv.reward_to_go(paid, rollout.acts, gamma=gamma)
         return returns, returns
 
+    def of_cost(self, rollout: Rollout, weight: Float[Array, 'B A']) -> Estimates:
+        """Advantages of the cost less their mean by `weight`, the weights of actions in the loss, and all returns.
 
-COST = Weights(0.0, np.array([-1.0]))  # the advantages of the cost alone, where there is one group
+        A mean that an estimator or a critic leaves says nothing of the limit, and would open or shut P3O's gate.
+        """
+        advantages, returns = self.by_channel(rollout)
+        cost = advantages[..., 1]
+        return jnp.where(rollout.acts, cost - mean_by(weight, cost), 0.0), returns
 
 
 def rectified(
@@ -446,9 +477,12 @@ def gated(
     Args:
       excess: mean cost less its limit, over the mean length of answers, since A_c is of a token.
     """
-    used = weight > 0
-    mean = jnp.sum(weight * jnp.where(used, ratio * cost, 0.0)) / jnp.maximum(jnp.sum(weight), 1e-9)
-    return jnp.where(mean + excess > 0, kappa * cost, 0.0)
+    return jnp.where(mean_by(weight, ratio * cost) + excess > 0, kappa * cost, 0.0)
+
+
+def mean_by(weight: Float[Array, '*S'], values: Float[Array, '*S']) -> Float[Array, '']:
+    """The mean by the weights of actions in the loss, which are 0 where a value may be undefined."""
+    return jnp.sum(weight * jnp.where(weight > 0, values, 0.0)) / jnp.maximum(jnp.sum(weight), 1e-9)
 
 
 def _reference_loss(logprob: Array, tokens: Tokens, kl: KLEstimator | None) -> Array | float:

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from pal_jax.objectives.constraints import ByGroup, State
 
 SMALL = 1e-10  # a squared length below it is that of no gradient
+PARALLEL = 1e-5  # the squared sine of the angle between two gradients below which they point the same way, or opposite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,9 @@ def cpo(
     c, q = jnp.asarray(c, q.dtype), jnp.maximum(q, SMALL)
     steep = s > SMALL  # a cost without a gradient cannot be moved
     s = jnp.where(steep, s, 1.0)
-    gain, room = jnp.maximum(q - r**2 / s, 0.0), 2.0 * delta - c**2 / s
+    # What is left of the reward's gradient along the limit; of gradients in parallel that is a rounding error.
+    gain, room = q - r**2 / s, 2.0 * delta - c**2 / s
+    gain = jnp.where(gain > PARALLEL * q, gain, 0.0)
     free = ~steep | ((c < 0.0) & (room <= 0.0))  # the limit lies outside of the region
     lost = steep & (c >= 0.0) & (room <= 0.0)  # the limit cannot be reached: lower the cost alone
     # The dual's two branches, each on its side of lam * c = r: with the limit in force, and without.
@@ -116,12 +119,15 @@ def cpo(
     lam_loose = jnp.clip(jnp.sqrt(q / (2.0 * delta)), *loose_where)
     lam_bound = jnp.where(c == 0.0, jnp.sqrt(gain / room), lam_bound)
     value_bound = -0.5 * (gain / jnp.maximum(lam_bound, SMALL) + room * lam_bound) - r * c / s
+    # A reward that falls with the cost never puts a limit in force that is kept, so there the branch is empty.
+    value_bound = jnp.where((c < 0.0) & (r >= 0.0), -jnp.inf, value_bound)
     value_loose = -0.5 * (q / jnp.maximum(lam_loose, SMALL) + 2.0 * delta * lam_loose)
     in_force = jnp.where(c == 0.0, r < 0.0, value_bound >= value_loose)
     lam = jnp.maximum(jnp.where(in_force, lam_bound, lam_loose), SMALL)
     nu = jnp.maximum(0.0, lam * c - r) / s
     length_g = jnp.sqrt(2.0 * delta / q)
-    x = (natural_g - nu * natural_b) / lam
+    # As lam falls to 0, what is left of the step goes straight to the limit.
+    x = jnp.where(in_force & (gain == 0.0), -c / s * natural_b, (natural_g - nu * natural_b) / lam)
     x = jnp.where(free, length_g * natural_g, jnp.where(lost, -jnp.sqrt(2.0 * delta / s) * natural_b, x))
     return Solved(x, jnp.where(free, 1.0 / length_g, lam), jnp.where(free, 0.0, nu), ~lost)
 

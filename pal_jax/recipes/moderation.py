@@ -54,7 +54,7 @@ from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.types import Chat, Metrics
 
-HEAVIEST = 10.0  # the largest weight of an answer in a category that it has
+HEAVIEST = 10.0  # the largest weight of an answer in a category that it has; 1 / HEAVIEST is the least
 THRESHOLDS = 'pal_jax_thresholds'  # the key of an export's config.json
 CHUNK = 64  # answers packed at once
 SHOWN = 'loss', 'auc', 'f1', 'recall', 'precision'
@@ -213,11 +213,11 @@ def hold_back(rows: Rows, tokenizer: Tokenizer, settings: Settings) -> tuple[Row
 def balanced(labels: Float[np.ndarray, 'rows K']) -> tuple[float, ...]:
     """The weight of a positive answer by category: the number of negative answers for each positive one.
 
-    It is at most `HEAVIEST`, and 1 in a category that no answer has.
+    It is between 1 / `HEAVIEST` and `HEAVIEST`, and 1 in a category that no answer has or every one.
     """
-    has = (labels == 1.0).sum(axis=0)
-    weights = np.where(has > 0, (len(labels) - has) / np.maximum(has, 1), 1.0)
-    return tuple(np.minimum(weights, HEAVIEST).tolist())
+    has, lacks = (labels == 1.0).sum(axis=0), (labels == 0.0).sum(axis=0)
+    weights = np.where((has > 0) & (lacks > 0), lacks / np.maximum(has, 1), 1.0)
+    return tuple(np.clip(weights, 1.0 / HEAVIEST, HEAVIEST).tolist())
 
 
 def labels_of(groups: Sequence[Group]) -> Float[np.ndarray, 'rows K']:

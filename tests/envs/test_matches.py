@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from pal_jax.envs.kuhn_poker import KuhnPoker
@@ -25,6 +27,23 @@ def test_rewards_of_valid_games_sum_to_zero(games):  # golden 1.7-6
         assert sum(rewards) == 0
         assert all(sample.reward == rewards[sample.role] for sample in samples)
     assert {match.game for match in starts} == set(range(len(RULES)))
+
+
+@pytest.mark.parametrize('rules', RULES, ids=lambda rules: rules.name)
+def test_every_listed_action_is_read_and_played(rules):
+    rng = random.Random(0)
+    for seed in range(60):
+        state = rules.start(seed)
+        while rules.turn(state) is not None:
+            listed = rules.legal(state)
+            assert listed
+            for action in listed:
+                assert rules.read(state, action) == action
+                rules.move(state, action)
+            # The numbers of an offer are examples: here a whole stock is given away, too.
+            gift = f'[Offer: 10 {rng.choice(("Wood", "Gold"))} -> 0 Wood]'
+            state = rules.move(state, rng.choice([*listed, gift] if rules.read(state, gift) else listed))
+        assert rules.legal(state) == ()
 
 
 @pytest.mark.parametrize('text', [r'\boxed{9}', '', 'I do not know which of them I should take'])

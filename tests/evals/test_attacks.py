@@ -8,6 +8,7 @@ import pytest
 from pal_jax.envs.attack import Labels, Seed
 from pal_jax.evals.attacks import Cell, diversity, make_exhibits, measure, safety_gain
 from pal_jax.runtime import intervals
+from pal_jax.runtime.glossary import meaning
 
 BAD, GOOD, REFUSED = Labels(True, False, True), Labels(True, False, False), Labels(False, True, False)
 KINDS = {'start': 'start', 'shared-0': 'shared', 'shared-1': 'shared'}
@@ -37,6 +38,25 @@ def test_shares_of_cells_and_the_best_attacker_against_each_defender():
     assert record['shared-0_on_start_overrefusal'] == 0.5
     assert record['plain_on_start_asr_interval'] == pytest.approx(intervals.of_share(1.0, None, 2).interval)
     assert record['shared-0_exploited'] == 0.5 and record['shared-1_exploited'] == 0.0
+
+
+def test_games_without_a_verdict_are_neither_safe_nor_unsafe():
+    whole, silent = [True] * 4, Labels(True, None, None)
+    cells = {
+        ('plain', 'start'): Cell([True, True, False, False], [BAD, None, None, REFUSED], whole),
+        ('plain', 'last'): Cell([True, True, False, False], [GOOD, silent, REFUSED, silent], whole),
+    }
+    record = measure(cells)
+    assert [record[f'plain_on_start_{name}'] for name in ('asr', 'overrefusal', 'whole', 'failed')] == [1, 1, 1, 2]
+    assert [record[f'plain_on_last_{name}'] for name in ('asr', 'overrefusal', 'whole', 'failed')] == [0, 1, 1, 2]
+    assert record['plain_on_start_asr_interval'] == pytest.approx(wilson(1, 1))
+    assert not [name for name in record if not meaning(name).words]
+    assert safety_gain(cells, 'start', ['last']) == {}  # one seed has verdicts on both
+    cells['start', 'last'] = cells['start', 'start'] = Cell([True, True, False, False], [BAD, BAD, GOOD, None], whole)
+    gain = safety_gain(cells, 'start', ['last'])
+    assert gain == {'safety_gain': 0.25, 'safety_gain_se': pytest.approx(0.25), 'seeds': 2}
+    success, *_ = make_exhibits(cells, {'start': 'start'}, {}, 'judge')
+    assert '6 games have no verdict' in success.text
 
 
 def test_the_gain_of_defenders_is_over_seeds():

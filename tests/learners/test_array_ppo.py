@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 from pal_jax.envs.arrays.finite import Bandit, Grid
 from pal_jax.envs.arrays.point import PointGoal
 from pal_jax.learners.array_ppo import ArrayPPO, Mix
+from pal_jax.learners.array_updates import Chosen, Model, policy_loss, within_trust_region
 from pal_jax.objectives import constraints as c
 from pal_jax.objectives.distributions import Categorical
 from pal_jax.objectives.trust_region import TrustRegion
@@ -122,6 +124,38 @@ def test_a_trust_region_is_kept_and_a_passed_limit_lowers_costs(rule):
     policy, metrics = trained(region, mix(2, excess=100.0), iterations=12)
     assert (policy[:, 2] > 0.5).all(), policy
     assert (np.asarray(metrics['approx_kl']) <= 0.0201).all()
+
+
+def test_the_gate_of_p3o_follows_the_limit_in_a_part_of_the_rollout_too():
+    model = Model(lambda params, seen: jnp.broadcast_to(params, (*seen.shape[:-1], 3)), Categorical((3,)))
+    old, ones = np.full((4, 1), -np.log(3.0), np.float32), np.ones((4, 1), np.float32)
+    # Advantages of the cost that are centred over the rollout, of which this part happens to have the dear actions.
+    actions = np.ones((4, 1, 1)), np.ones((4, 1, 3), bool), np.zeros((4, 1, 1), int)
+    part = Chosen(*actions, old, ones / 8, 0 * ones, 5 * ones, old)
+    loss = jax.jit(functools.partial(policy_loss, model, c.P3OLoss(0.2), 0.0, 20.0))
+    below, above = (float(loss(np.zeros(3, np.float32), part, np.float32(excess))) for excess in (-0.1, 0.1))
+    assert (below, above) == (0.0, pytest.approx(100.0))
+
+
+def test_cpo_comes_back_from_slightly_above_its_limit():
+    # A bandit in exact expectation. At a limit of .7 half of each of the dearer arms is best (an LP), and pays .8.
+    pays, costs, limit = np.array([1.0, 0.6, 0.2]), np.array([1.0, 0.4, 0.0]), 0.7
+    model = Model(lambda params, seen: jnp.broadcast_to(params, (*seen.shape[:-1], 3)), Categorical((3,)))
+    update = jax.jit(functools.partial(within_trust_region, model, TrustRegion(damping=1e-3)))
+    params = np.log([0.58, 0.40, 0.02]).astype(np.float32)
+    for _ in range(10):
+        policy = np.exp(params) / np.exp(params).sum()
+        shares, rewards, dearer = (
+            x[None].astype(np.float32) for x in (policy, pays - policy @ pays, costs - policy @ costs)
+        )
+        chosen = Chosen(
+            np.ones((1, 3, 1)), np.ones((1, 3, 3), bool), np.arange(3)[None, :, None], np.log(shares), shares, rewards,
+            dearer, np.log(shares),
+        )  # fmt: skip
+        params, _ = update(params, chosen, np.float32(policy @ costs - limit))
+        params = np.asarray(params)
+    policy = np.exp(params) / np.exp(params).sum()
+    assert (policy @ costs, policy @ pays) == (pytest.approx(limit, abs=0.003), pytest.approx(0.8, abs=0.003))
 
 
 def test_continuous_actions_and_minibatches_run():

@@ -134,6 +134,49 @@ def test_p3o_has_one_gate_for_a_minibatch(limit, loss, slope):
         assert not np.any(jax.jit(jax.grad(penalty))(NEW))
 
 
+@pytest.mark.parametrize('estimator', ['gae', 'dr_grpo'])
+def test_the_gate_of_p3o_follows_the_limit_and_no_error_of_a_critic(estimator):
+    estimate = c.Constrained(estimator, Discounts(), kl_of_cost=0.0)
+
+    @jax.jit
+    def gate(paid, weight, excess):
+        cost, _ = estimate.of_cost(paid._replace(n=2), weight)
+        return jnp.any(c.gated(cost, jnp.ones_like(cost), weight, excess, 20.0) > 0)
+
+    for seed in range(8):
+        paid = rollout([0] * 16, np.random.default_rng(seed))
+        # A penalty of 1 a token, and a critic that is off by 3: each by itself would hold the gate open.
+        paid = paid._replace(penalty=np.ones_like(paid.penalty), values=paid.values - 3.0)
+        weight = paid.acts / paid.acts.sum(axis=1, keepdims=True) / 16
+        assert [bool(gate(paid, weight, excess)) for excess in (-0.5, -0.01, 0.01, 0.5)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize('handler', HANDLERS, ids=lambda handler: type(handler).__name__)
+def test_what_a_group_pays_moves_by_its_own_new_costs_alone(handler):
+    rng = np.random.default_rng(0)
+    limits, state, alone = np.array([0.0, 0.3]), handler.init(2), [handler.init(1), handler.init(1)]
+    for step in range(40):
+        present = rng.random(2) < (0.9, 0.0 if step < 5 else 0.2)
+        costs = rng.normal(size=2) + 1.0
+        state = c.updated(handler, state, costs, limits, present)
+        for k in np.flatnonzero(present):
+            one = slice(k, k + 1)
+            alone[k] = handler.update(alone[k], costs[one], limits[one])
+        if not isinstance(handler, c.CRPO):  # which chooses one of the groups
+            assert state['lambda'] == pytest.approx([one['lambda'][0] for one in alone], abs=1e-12)
+        if step == 4:
+            assert state['lambda'][1] == handler.init(2)['lambda'][1]
+
+
+def test_crpo_lowers_the_costs_of_a_group_that_has_samples():
+    handler, limits = c.CRPO(), np.zeros(2)
+    state = c.updated(handler, handler.init(2), np.array([0.2, 9.0]), limits, np.array([True, True]))
+    assert c.weights_of(handler, state, (0.5, 0.5))[:1] == (0.0,)
+    state = c.updated(handler, state, np.array([-1.0, 9.0]), limits, np.array([True, False]))
+    weights = c.weights_of(handler, state, (1.0, 0.0))
+    assert (weights.reward, *weights.cost) == (1.0, 0.0, 0.0)
+
+
 def rollout(groups, rng=None):
     rng = rng or np.random.default_rng(0)
     size, length = len(groups), 4

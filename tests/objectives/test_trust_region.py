@@ -63,6 +63,18 @@ def test_cpo_agrees_with_a_general_solver():
     assert kept > 20
 
 
+def test_cpo_goes_straight_to_the_limit_where_the_gradients_are_parallel():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        b, scale = rng.normal(size=20), rng.uniform(0.1, 3)
+        reach = np.sqrt(2 * DELTA * b @ b)  # by which a step within the region changes the cost at most
+        c = rng.choice([-1, 1]) * rng.uniform(0.1, 0.9) * reach
+        # A reward that grows with the cost stops at the limit; one that falls with it goes as far as the region does.
+        for g, change in ((scale * b, -c), (-scale * b, -reach)):
+            x = cpo(*(np.float32(array) for array in (g, b, c, g, b)), DELTA).x
+            np.testing.assert_allclose(x, change * b / (b @ b), rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ('c', 'g', 'b'), [(0.0, G, B), (0.0, G, -B), (-0.1, G, 0 * B), (0.1, G, 0 * B), (-0.1, 0 * G, B)]
 )

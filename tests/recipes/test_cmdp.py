@@ -8,15 +8,20 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 from pal_jax.evals import cmdp as evals
+from pal_jax.learners.array_ppo import Episodes
+from pal_jax.objectives import constraints as c
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes import cmdp
+from pal_jax.recipes.cmdp.groups import Group, Member
 from pal_jax.runtime import devices
 from tests import commands, configs
 
@@ -49,6 +54,19 @@ def test_a_step_tells_of_every_handler(run):
         metrics
     )
     assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_a_rollout_in_which_no_episode_has_ended_moves_no_handler():
+    sums, ended = np.array([[0.0, 5.0], [0.0, 5.0]]), np.array([0, 3])
+    learner: Any = types.SimpleNamespace(
+        mesh=CONTEXT.mesh, update=lambda state, steps, mix: (state, {}),
+        rollout=lambda state: (state, None, Episodes(sums, np.ones(2), ended)),
+    )  # fmt: skip
+    handlers = (c.LinearLagrangian(),) * 2
+    group = Group('point', learner, tuple(Member('linear', 3.0, seed) for seed in (0, 1)), handlers, None)
+    start = [handler.init(1) for handler in handlers]
+    _, (still, moved), _, _ = group.iterate(None, start)
+    assert still == start[0] and moved['lambda'][0] > start[1]['lambda'][0]
 
 
 def test_a_run_goes_on_bit_by_bit(run):

@@ -106,6 +106,7 @@ def test_a_category_counts_as_much_where_it_is_as_where_it_is_not():
     labels = np.array([[1, 0, 1]] + [[0, 0, 1]] * 3 + [[0, 0, 0]] * 96, np.float32)
     assert moderation.balanced(labels) == pytest.approx((10.0, 1.0, 10.0))  # 99 and 24 for each, and nobody
     assert moderation.balanced(labels[:5]) == pytest.approx((4.0, 1.0, 0.25))
+    assert moderation.balanced(1 - labels) == pytest.approx((0.1, 1.0, 0.1))  # the second has every answer
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

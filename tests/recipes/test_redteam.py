@@ -28,7 +28,7 @@ from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.recipe import Context, Plan
 from pal_jax.recipes import redteam
 from pal_jax.recipes.redteam import judges, pipeline
-from pal_jax.recipes.redteam.games import Played, Players, play_judged, summarize
+from pal_jax.recipes.redteam.games import Played, Players, play_judged, shown, summarize
 from pal_jax.recipes.redteam.recipe import SelfRedTeam
 from pal_jax.recipes.redteam.seeds import by_kind, kinds_of, read_seeds
 from pal_jax.recipes.redteam.settings import POLICIES, EvaluationSettings, PlaySettings, SeedSettings
@@ -169,8 +169,13 @@ def test_figures_of_games():
         game(plain, Labels(True, True, False)), game(kind, Labels(True, True, False)), game(kind, None),
     ]  # fmt: skip
     figures = summarize(games)
-    assert (figures['attack_success'], figures['plain_success'], figures['overrefusal']) == (0.5, 0.0, 0.5)
+    assert (figures['attack_success'], figures['plain_success'], figures['overrefusal']) == (0.5, 0.0, 1.0)
     assert (figures['attacks_kept'], figures['failed'], figures['length']) == (0.5, 1.0, 2.0)
+    # A judge that fails, or that says n/a, makes no game safe: it does not count.
+    silent = [*games, *[game(harmful, None)] * 3, game(plain, Labels(True, None, None))]
+    assert summarize(silent) == figures | {'games': 9.0, 'failed': 4.0, 'defender_form': 1.0}
+    assert 'attack_success' not in summarize([game(harmful, None)])
+    assert 'no verdict' in shown(silent[-2], 'one')['facts']
     assert (figures['attacker_form'], figures['defender_form']) == (0.0, 1.0)
 
 

@@ -20,6 +20,7 @@ from pal_jax.feedback import dilemmas
 from pal_jax.learners.ppo import PPO, make_learner
 from pal_jax.models import config as model_config
 from pal_jax.models import params, sources
+from pal_jax.objectives import constraints
 from pal_jax.objectives.advantages import Discounts
 from pal_jax.objectives.constraints import Constrained, Saute
 from pal_jax.parts import piecework
@@ -353,12 +354,16 @@ def test_saute_tells_budgets_in_turn_and_pays_within_them():
 def test_early_termination_cuts_an_answer_at_the_first_sentence_above_the_limit():
     tokens = 40, 41, 1, 42, 2, 43  # b b a b a b, a sentence a token but where marks follow each other
     whole = Sample(PROMPT, Completion('', tokens, (-1.0,) * 6, 'length'))
-    decode = lambda ids: ''.join({40: 'b', 41: 'b. ', 1: 'aaa', 42: '! ', 2: 'a', 43: '?'}[k] for k in ids)  # noqa: E731
+    decode = lambda ids: ''.join({40: 'b', 41: 'b. ', 1: 'aaa', 42: '! ', 2: 'a', 43: '?', 44: '\n'}[k] for k in ids)  # noqa: E731
     assert sentences(tokens, decode) == [2, 4]
+    assert sentences(tokens[:5], decode) == [2, 4]  # an answer that is cut within a sentence
+    assert sentences(tokens[:4], decode) == sentences((40, 41, 1, 42, 44), decode) == [2]  # nothing follows the last
     recipe = dataclasses.replace(make_recipe('early', limit=0.7), decode=decode, n=1)
     (ended,) = recipe.end_early([Question('Why?')], [whole])
     assert (ended.completion.text, ended.completion.token_ids) == ('bb. aaa!', tokens[:4])
     assert len(ended.completion.logprobs) == 4
+    partly = dataclasses.replace(whole.completion, token_ids=tokens[:5], logprobs=(-1.0,) * 5)
+    assert recipe.end_early([Question('Why?')], [dataclasses.replace(whole, completion=partly)]) == [ended]
     (kept,) = dataclasses.replace(recipe, groups=make_groups(2.0, {})).end_early([Question('Why?')], [whole])
     assert kept is whole
 
@@ -375,16 +380,32 @@ def test_without_a_multiplier_a_step_is_that_of_ppo_bit_for_bit():
 
 
 def test_critics_of_reward_and_cost_learn_from_their_own_channel():
-    rows, state, _ = steps(make_recipe('cup', estimator='gae'), 1)  # which updates the policy twice, its critics once
+    recipe = make_recipe('cup', estimator='gae', kl_target=1.0)  # which updates the policy twice, its critics once
+    rows, state, _ = steps(recipe, 1)
+    # So does the KL coefficient: the rollout's 16 samples were drawn from the reference, which is far below the target.
+    assert float(state.kl_coef) == pytest.approx(0.01 * (1 - 0.2 * 16 / 10_000), rel=1e-6)
     assert {'value_loss', 'value_loss_1', 'explained_variance_1', 'critic_grad_norm_1'} <= rows[0].keys()
     assert rows[0]['value_loss_1'] > 2 * rows[0]['value_loss']  # costs are twice the rewards
     assert len(state.critics) == 2
 
 
 @pytest.mark.slow
-def test_the_gate_of_p3o_is_that_of_each_minibatch():
-    rows, *_ = steps(make_recipe('p3o', minibatches=2, epochs=2), 1)
+def test_the_gate_of_p3o_is_that_of_each_minibatch(monkeypatch):
+    opened, gated = [], constraints.gated
+
+    def spy(*args):
+        opened.append(bool((costs := gated(*args)).any()))
+        return costs
+
+    monkeypatch.setattr(constraints, 'gated', spy)
+    recipe = make_recipe('p3o', estimator='gae', limit=3.0, minibatches=2, epochs=2)
+    rng = np.random.default_rng(0)
+    noise = lambda questions, replies: 3.0 + rng.normal(size=(len(replies), N))  # noqa: E731
+    rows, *_ = steps(dataclasses.replace(recipe, cost=noise, window=ASKED * N), 4)
     assert np.isfinite(list(rows[0].values())).all()
+    above = [row['mean_cost'] > 3.0 for row in rows]
+    # The first gate of a step is at the ratio 1. The critic, which knows nothing yet, would open all of them.
+    assert opened[::4] == above and set(above) == {True, False}
 
 
 def test_a_group_above_its_own_limit_is_penalised_alone():

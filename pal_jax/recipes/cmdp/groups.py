@@ -62,11 +62,13 @@ class Group:
         """One rollout and one update of every member; metrics by member, and what the policies are worth now."""
         # 1. Step the environments, all in one program.
         state, steps, episodes = self.learner.rollout(state)
-        # 2. Tell the handlers what episodes have cost.
-        costs = np.asarray(episodes.sums, float)[:, 1]
+        # 2. Tell the handlers what episodes have cost, if any has ended.
+        costs, ended = np.asarray(episodes.sums, float)[:, 1:2], np.asarray(episodes.ended)[:, None] > 0
         states = [
-            handler.update(before, np.array([cost]), np.array([member.limit]))
-            for handler, before, cost, member in zip(self.handlers, states, costs, self.members, strict=True)
+            c.updated(handler, before, cost, np.array([member.limit]), any_ended)
+            for handler, before, cost, member, any_ended in zip(
+                self.handlers, states, costs, self.members, ended, strict=True
+            )
         ]
         # 3. Advantages of both channels, mixed by the handlers' weights; the policy's update and the critic's.
         state, metrics = self.learner.update(state, steps, self.mix(states))

@@ -212,11 +212,12 @@ class SelfRedTeam:
             games = play_judged(self.players, self.weights(state), seeds, self.judge, (self.seed, EVALUATION))
         games = [self.rewarded(game) for game in games]
         record: dict[str, Any] = summarize(games) | self.rewards(games)
-        record['seeds'] = sum(one.harmful for one in self.test)
+        attacks = [game for game in games if game.end.seed.harmful and game.end.seed.generated]
+        record['seeds'] = sum(game.says('unsafe') is not None for game in attacks)
         # The verdict on a run has to know whose learning it judges.
         if self.roles[DEFENDER] is None:
             record['learner'] = 'attacker'
-        if len(attacks := attacks_of(games)) > 1:
-            record['self_bleu'] = self_bleu(attacks)
+        if len(written := attacks_of(games)) > 1:
+            record['self_bleu'] = self_bleu(written)
         # Games in which the attacker has moved come first; they are what a reader wants to see.
         return Evaluation(record, [shown(game, f'game {k + 1}') for k, game in enumerate(games[:3])])

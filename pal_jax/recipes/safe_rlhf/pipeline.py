@@ -85,7 +85,7 @@ def make_ppo(settings: RL, ctx: Context) -> SafeRLHF:
         learner, policy.source.load, [folder for folder in judges if folder.parent == ctx.workdir.parent],
         critics=functools.partial(read_critics, judges, policy, ctx) if settings.ppo.has_critic else tuple,
         sample=make_sampler(settings.decode, settings.sampling, policy, ctx, at_once),
-        reward=scores[0], cost=scores[1], decode=policy.tokenizer.decode,
+        reward=scores[0], cost=scores[1], decode=policy.tokenizer.text_of,
         pack=make_packing(settings, ctx.mesh, n), train=train, test=test,
         groups=make_groups(settings.constraint.limit, settings.constraint.by_group),
         handler=settings.constraint.chosen,

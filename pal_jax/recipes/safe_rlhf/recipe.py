@@ -26,10 +26,11 @@ from jaxtyping import Array
 from pal_jax.data.passes import shuffled
 from pal_jax.evals import tradeoff
 from pal_jax.learners.actor import evenly
+from pal_jax.learners.forward import by_sample
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
 from pal_jax.objectives import constraints
-from pal_jax.objectives.constraints import COST, CUP, FOCOPS, P3O, Constrained, CUPLoss, FOCOPSLoss, Handler, P3OLoss
+from pal_jax.objectives.constraints import CUP, FOCOPS, P3O, Constrained, CUPLoss, FOCOPSLoss, Handler, P3OLoss
 from pal_jax.parts.answers import ModelScores, Sampler, as_dialogue, check_finished
 from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite
 from pal_jax.recipes.safe_rlhf.prompts import Groups, Question, tell_budget
@@ -45,7 +46,7 @@ class SafeRLHF:
       before: the folders of the stages that must be finished.
       critics: reads the weights and the head that each critic (reward, cost) starts from.
       reward, cost: score the answers to questions; a cost is above 0 for what is unsafe.
-      decode: the text of tokens.
+      decode: the text of tokens, without special ones.
       pack: makes a batch of samples, which has the `n` samples of a prompt side by side.
       train: questions to learn from, in shuffled passes; test: those of an evaluation.
       handler: keeps the limit of each of the `groups`, by the mean of the last `window` costs of the group.
@@ -107,15 +108,15 @@ class SafeRLHF:
             kept = [[*costs_of, *counted[group == g].tolist()][-self.window :] for g, costs_of in past]
         # 4. Update the handler by the mean costs: a multiplier moves by how far the mean is above its limit.
         names, limits = self.groups
-        # A group without costs so far counts as at its limit, which gives its multiplier no reason to move.
+        # A group without costs so far is shown as at its limit.
         means = np.array([np.mean(last) if last else limit for last, limit in zip(kept, limits, strict=True)])
-        constraint = self.handler.update(host['constraint'], means, limits)
         shares = np.bincount(group, minlength=len(names)) / len(group)
+        constraint = constraints.updated(self.handler, host['constraint'], means, limits, shares > 0)
         weights = constraints.weights_of(self.handler, constraint, shares)
         with self.ctx.phase('annotate'):
             # 5. Score tokens by policy, reference and critics; estimate advantages of both channels and mix them.
             batch, figures = self.learner.score(state, self.pack(samples))
-            batch, estimated = self.learner.advantages(state, batch, self.estimate, weights)
+            batch, estimated = self.learner.advantages(state, batch, self.estimator, weights)
         with self.ctx.phase('update'):
             # 6. Update the policy and both critics.
             key = jax.random.fold_in(jax.random.key(self.seed), i)
@@ -128,6 +129,11 @@ class SafeRLHF:
         metrics |= self.groups.apart('mean_cost', means) | {'cost_step': float(weights.reward == 0)}
         return state, {'constraint': constraint, 'costs': kept}, 'rl', metrics
 
+    @functools.cached_property
+    def estimator(self) -> Constrained:
+        """The estimate of both channels. With P3O the reward alone pays the KL, since nothing is mixed."""
+        return dataclasses.replace(self.estimate, kl_of_cost=0.0) if isinstance(self.handler, P3O) else self.estimate
+
     def update(
         self, state: PolicyState, batch: RolloutBatch, key: Array, constraint: constraints.State
     ) -> tuple[PolicyState, Metrics]:
@@ -138,7 +144,8 @@ class SafeRLHF:
             case FOCOPS(temperature=temperature, eta=eta):
                 return learner.update(state, batch, key, loss=FOCOPSLoss(temperature, eta, kl))
             case P3O(kappa=kappa):
-                cost_advantages = learner.advantages(state, batch, self.estimate, COST)[0].advantages
+                weight = by_sample(learner.loss_weights(batch))
+                cost_advantages = learner.advantages(state, batch, self.estimator.of_cost, weight)[0].advantages
                 # Limits of groups are refused, so there is one excess. The excess is of an answer and the costs are of
                 # tokens, so it is divided by the tokens of an answer.
                 excess = constraint['excess'][0] / float(batch.tokens.acts.sum() / batch.ok.sum())
@@ -146,15 +153,16 @@ class SafeRLHF:
                 loss = P3OLoss(ppo.clip, ppo.clip_high or None, kl)
                 return learner.update(state, batch.replace(costs=cost_advantages), key, loss=loss, before=gate)
             case CUP():
-                state, figures = learner.update(state, batch, key)
-                # The second update of CUP lowers the cost, held near the policy that the first one has made.
+                # Both updates have the KL coefficient of the rollout, which the first one adapts for the next.
                 weights = constraints.projection(self.handler, constraint)
                 projected, _ = learner.advantages(state, batch, self.estimate, weights)
+                state, figures = learner.update(state, batch, key)
+                # The second update of CUP lowers the cost, held near the policy that the first one has made.
                 anchored = projected.replace(ref_logprobs=learner.actor.score(state.actor, batch.tokens).logprobs)
                 # The critics have learnt from this batch in the first update.
                 policy = dataclasses.replace(learner, critics=())
                 moved, _ = policy.update(state.replace(critics=()), anchored, key, loss=CUPLoss())
-                return moved.replace(critics=state.critics), figures
+                return moved.replace(critics=state.critics, kl_coef=state.kl_coef), figures
         return learner.update(state, batch, key)
 
     def gate(self, excess: float, kappa: float, state: PolicyState, batch: RolloutBatch, weight: Array) -> RolloutBatch:
@@ -166,7 +174,9 @@ class SafeRLHF:
             new = self.learner.actor.score(state.actor, batch.tokens).logprobs
             assert new is not None
             ratio = jnp.exp(new - batch.logprobs)
-        return batch.replace(costs=constraints.gated(batch.costs, ratio, weight, excess, kappa))
+        # Of a part of the rollout the mean at the ratio 1 is chance: the gate reads how much the update has moved it.
+        change = excess - constraints.mean_by(weight, batch.costs)
+        return batch.replace(costs=constraints.gated(batch.costs, ratio, weight, change, kappa))
 
     def learn_answers(self, state: PolicyState, i: int) -> tuple[PolicyState, Metrics]:
         """The supervised step, if there is one."""
@@ -253,9 +263,10 @@ class SafeRLHF:
 
 
 def sentences(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
-    """The numbers of tokens after which a sentence ends that is not the last one."""
+    """The numbers of tokens after which a sentence ends and words follow, a whole sentence or not."""
     marks = [any(mark in decode([token]) for mark in '.!?') for token in tokens]
-    return [k for k in range(1, len(tokens)) if marks[k - 1] and not marks[k] and any(marks[k:])]
+    ends = [k for k in range(1, len(tokens)) if marks[k - 1] and not marks[k]]
+    return [k for k in ends if any(sign.isalnum() for sign in decode(tokens[k:]))]
 
 
 def cut(sample: Sample, end: int, text: str) -> Sample:
