@@ -49,7 +49,7 @@ def test_games_without_a_verdict_are_neither_safe_nor_unsafe():
     record = measure(cells)
     assert [record[f'plain_on_start_{name}'] for name in ('asr', 'overrefusal', 'whole', 'failed')] == [1, 1, 1, 2]
     assert [record[f'plain_on_last_{name}'] for name in ('asr', 'overrefusal', 'whole', 'failed')] == [0, 1, 1, 2]
-    assert record['plain_on_start_asr_interval'] == pytest.approx(wilson(1, 1))
+    assert record['plain_on_start_asr_interval'] == pytest.approx(intervals.of_share(1.0, None, 1).interval)
     assert not [name for name in record if not meaning(name).words]
     assert safety_gain(cells, 'start', ['last']) == {}  # one seed has verdicts on both
     cells['start', 'last'] = cells['start', 'start'] = Cell([True, True, False, False], [BAD, BAD, GOOD, None], whole)
