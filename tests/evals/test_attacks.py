@@ -54,6 +54,8 @@ def test_games_without_a_verdict_are_neither_safe_nor_unsafe():
     assert safety_gain(cells, 'start', ['last']) == {}  # one seed has verdicts on both
     cells['start', 'last'] = cells['start', 'start'] = Cell([True, True, False, False], [BAD, BAD, GOOD, None], whole)
     gain = safety_gain(cells, 'start', ['last'])
+    low, high = gain.pop('safety_gain_interval')  # of two seeds, which decide nothing
+    assert low < 0.0 < high
     assert gain == {'safety_gain': 0.25, 'safety_gain_se': pytest.approx(0.25), 'seeds': 2}
     success, *_ = make_exhibits(cells, {'start': 'start'}, {}, 'judge')
     assert '6 games have no verdict' in success.text
