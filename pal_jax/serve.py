@@ -24,7 +24,7 @@ Options:
   --questions=FILE    pairs to ask about, as pal_jax.personalize --ask reads them
   --people=FOLDER     where people who save their taste are kept, a file each; default people
   --moderation=orbax:FOLDER   a run of configs/moderation.py judges answers: an unsafe one is drawn again, and at last a
-                      fixed refusal is told (finish_reason content_filter); /v1/chat/completions alone is then answered,
+                      fixed refusal is told (finish_reason content_filter); chats and /v1/responses alone are answered,
                       and a stream comes once its answer is judged; HTTP only
   --moderation_draws=N        draws of an answer at most; default 4
   --moderation_threshold=P    an answer is unsafe where the probability of a category is above it, 1: never; default the
@@ -32,9 +32,9 @@ Options:
   --cors_origins=A,B  web pages that may ask from a browser, as https://page.example or http://localhost:3000; default
                       none but the chat page; HTTP only
 
-HTTP answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus), and shows a chat page
-at / to browsers. gRPC has the services jetstream_proto.Orchestrator and pal_jax.Rollout. SIGTERM ends the server once
-the answers under way have ended.
+HTTP answers /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /health and /metrics (Prometheus), and
+shows a chat page at / to browsers. gRPC has the services jetstream_proto.Orchestrator and pal_jax.Rollout. Either listens
+once the weights are loaded. SIGTERM ends the server once the answers under way have ended.
 """
 
 from __future__ import annotations

@@ -135,8 +135,8 @@ class Service:
     def about_model(self, name: str) -> dict[str, Any]:
         """The entry of a model. Raises Refusal for another name than the served model's."""
         if name != self.model:
-            told = f'there is no model {name!r} here; this server has {self.model!r}'
-            raise Refusal(404, told, param='model', code='model_not_found')
+            message = f'there is no model {name!r} here; this server has {self.model!r}'
+            raise Refusal(404, message, param='model', code='model_not_found')
         return {'id': name, 'object': 'model', 'created': self.created, 'owned_by': 'pal_jax'}
 
     def about_chat(self) -> dict[str, Any]:
@@ -256,13 +256,13 @@ class Service:
                 DecodeRequest(tuple(prompt), sampling, (seed + i) % 2**63, mixture, form.alternatives) for i in range(n)
             ]
             which = f'{form.asks}.{number}' if len(prompts) > 1 else form.asks
-            told = f'{which}: ' if len(prompts) > 1 else ''
+            place = f'{which}: ' if len(prompts) > 1 else ''
             try:
                 decoder.check(of_prompt[0], prompt_only=limit == 0)
             except TooLong as error:
-                raise Refusal(400, f'{told}{error}', param=which, code='context_length_exceeded') from None
+                raise Refusal(400, f'{place}{error}', param=which, code='context_length_exceeded') from None
             except ValueError as error:
-                raise Refusal(400, f'{told}{error}', param=None if prompt else which) from None
+                raise Refusal(400, f'{place}{error}', param=None if prompt else which) from None
             requests += of_prompt
         return requests
 
@@ -336,7 +336,7 @@ def make_app(
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a Host header is localhost or a loopback address, with or without a port. A malformed one is neither."""
+    """True where a Host header is localhost or a loopback address, with or without a port. A malformed one is none."""
     if not (parts := HOST.fullmatch(host)):
         return False
     name = parts[1].lower().strip('[]')

@@ -255,7 +255,7 @@ class Answers:
 
 
 def _is_url(address: str) -> bool:
-    """Whether an address names a server: a scheme, a host, and a port of 1 to 65535 or none."""
+    """True where an address names a server: a scheme, a host, and a port of 1 to 65535 or none."""
     try:
         parts = urllib.parse.urlsplit(address)
         return parts.scheme in ('http', 'https') and bool(parts.hostname) and parts.port != 0
