@@ -33,7 +33,7 @@ Options:
                       none but the chat page; HTTP only
 
 HTTP answers /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /health and /metrics (Prometheus), and
-shows a chat page at / to browsers. gRPC has the services jetstream_proto.Orchestrator and pal_jax.Rollout. Either listens
+shows a chat page at / to browsers. gRPC has the services jetstream_proto.Orchestrator and pal_jax.Rollout. Both listen
 once the weights are loaded. SIGTERM ends the server once the answers under way have ended.
 """
 
