@@ -24,7 +24,7 @@ Options:
   --questions=FILE    pairs to ask about, as pal_jax.personalize --ask reads them
   --people=FOLDER     where people who save their taste are kept, a file each; default people
   --moderation=orbax:FOLDER   a run of configs/moderation.py judges answers: an unsafe one is drawn again, and at last a
-                      fixed refusal is told (finish_reason content_filter); /v1/chat/completions alone is then answered,
+                      fixed refusal is told (finish_reason content_filter); chats and /v1/responses alone are answered,
                       and a stream comes once its answer is judged; HTTP only
   --moderation_draws=N        draws of an answer at most; default 4
   --moderation_threshold=P    an answer is unsafe where the probability of a category is above it, 1: never; default the
@@ -32,16 +32,15 @@ Options:
   --cors_origins=A,B  web pages that may ask from a browser, as https://page.example or http://localhost:3000; default
                       none but the chat page; HTTP only
 
-HTTP answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus), and shows a chat page
-at / to browsers. gRPC has the services jetstream_proto.Orchestrator and pal_jax.Rollout. SIGTERM ends the server once
-the answers under way have ended.
+HTTP answers /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /health and /metrics (Prometheus), and
+shows a chat page at / to browsers. gRPC has the services jetstream_proto.Orchestrator and pal_jax.Rollout. Both listen
+once the weights are loaded. SIGTERM ends the server once the answers under way have ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 import queue
 import signal
 import socket
@@ -71,13 +70,15 @@ from pal_jax.parts.recipe import Context
 from pal_jax.recipes.moderation import open_moderator
 from pal_jax.recipes.pal.interview import Interview, open_interview
 from pal_jax.runtime import devices
+from pal_jax.runtime.credentials import secret
+from pal_jax.runtime.processes import host_port
 from pal_jax.runtime.workdir import run_folder
 from pal_jax.talking import SOURCE, chat_preset, open_model
 from pal_jax.types import Sampling
 
 DRIVER = flags.DEFINE_enum('driver', 'local', ['local', 'jetstream'], 'HTTP or gRPC.')
 HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
-PORT = flags.DEFINE_integer('port', 8000, 'Port to listen on.')
+PORT = flags.DEFINE_integer('port', 8000, 'Port to listen on.', lower_bound=0, upper_bound=65535)
 NAME = flags.DEFINE_string('name', None, 'Name of the model; the source by default.')
 SLOTS = flags.DEFINE_integer('slots', 16, 'Requests decoded at once.', lower_bound=1)
 LINE = flags.DEFINE_integer('line', 256, 'Requests that may wait.', lower_bound=0)
@@ -95,6 +96,7 @@ MODERATION_DRAWS = flags.DEFINE_integer('moderation_draws', 4, 'Draws of an answ
 MODERATION_THRESHOLD = flags.DEFINE_float(
     'moderation_threshold', None, 'Above which an answer is unsafe.', lower_bound=0.0, upper_bound=1.0
 )
+KEEP_ALIVE = 75  # seconds that a connection may rest, longer than the minute of most clients and load balancers
 CACHE_GRAIN = 512  # a conversation grows every turn, and each size of the cache is a program to compile
 GRACE = 60  # seconds that answers under way have when the server is told to stop
 
@@ -110,28 +112,39 @@ def serve_http() -> None:
     listener, token = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
         app = cli.faults(make_http, token)
-        listener.listen(2048)  # before it is announced: who calls from now on waits and is not refused
-        address = f'http://{HOST.value}:{listener.getsockname()[1]}'
+        cli.faults(listener.listen, 2048)  # before it is announced: who calls from now on waits and is not refused
+        address = f'http://{host_port(HOST.value, listener.getsockname()[1])}'
         print(f'serving {SOURCE.value} at {address}/v1, and a page to talk with it at {address}', flush=True)
-        config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=GRACE)
+        config = uvicorn.Config(
+            app, log_level='warning', timeout_graceful_shutdown=GRACE, timeout_keep_alive=KEEP_ALIVE
+        )
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has drained
-        uvicorn.Server(config).run(sockets=[listener])
+        HttpServer(config).run(sockets=[listener])
+
+
+class HttpServer(uvicorn.Server):
+    """A server that tells the application when it is about to end: only answers under way have time to do so."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the server once the answers under way have ended."""
+        self.config.app.state.closing.set()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
 
 
 def serve_grpc() -> None:
-    """Serve over gRPC. The port is taken before the weights are read."""
+    """Serve over gRPC. The port is taken before the weights are read, and nobody is let in before they are there."""
     from pal_jax.decode.jetstream.rpc import GrpcServer
 
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     listener, token = cli.faults(listen, HOST.value, PORT.value)
-    with contextlib.closing(listener):  # gRPC takes no socket, only the address of a free one
+    with contextlib.closing(listener):  # gRPC takes no socket, only the address of a free one, and listens at once
         host, port, *_ = listener.getsockname()
+        driver = cli.faults(make_driver)
     server = cli.faults(GrpcServer, host, port, requests=SLOTS.value + LINE.value, token=token)
-    driver = cli.faults(make_driver)
     server.start(driver, NAME.value or SOURCE.value)
-    print(f'serving {SOURCE.value} at {HOST.value}:{server.port} (gRPC)', flush=True)
+    print(f'serving {SOURCE.value} at {host_port(HOST.value, server.port)} (gRPC)', flush=True)
     stopping.wait()
     server.stop(GRACE)
     driver.stop()
@@ -141,10 +154,10 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
     """A bound socket and the token that callers must send. The socket is taken before a weight is read.
 
     Raises:
-      ValueError: other machines can reach the address, and there is no token.
+      ValueError: other machines can reach the address, and there is no token or none that can be sent.
       OSError: the port is taken.
     """
-    token = os.environ.get(TOKEN, '')
+    token = secret(TOKEN)
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     if not token and not ipaddress.ip_address(address[0]).is_loopback:
         raise ValueError(f'--host={host} can be reached by others; set {TOKEN} to a secret that callers must send')
@@ -153,7 +166,7 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
     try:
         listener.bind(address)
     except OSError as error:
-        raise OSError(f'cannot listen on {host}:{port} ({error.strerror}); choose another --port') from error
+        raise OSError(f'cannot listen on {host_port(host, port)} ({error.strerror}); choose another --port') from error
     return listener, token
 
 

@@ -26,6 +26,7 @@ class Server(ThreadingHTTPServer):
         self.answer, self.reply = answer, reply
         self.seen: Counter[str] = Counter()
         self.asked: list[dict[str, Any]] = []
+        self.keys: set[str] = set()
         self.lock = threading.Lock()
 
     @property
@@ -38,6 +39,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers['content-length'])))
+        self.server.keys.add(self.headers['authorization'])
         if self.server.reply:
             with self.server.lock:
                 self.server.asked.append(body)

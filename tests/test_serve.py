@@ -46,9 +46,12 @@ def test_it_answers_and_ends_what_is_under_way_when_told_to_stop():
         with httpx.stream('POST', f'{address}/completions', json=ask, timeout=60) as answer:
             lines = answer.iter_lines()
             next(lines)
-            process.send_signal(signal.SIGTERM)
-            assert [line for line in lines if line][-1] == 'data: [DONE]'
-        assert process.wait(timeout=30) == 0
+            place = '127.0.0.1', int(address.split(':')[2].split('/')[0])
+            with socket.create_connection(place) as half:  # a body that does not come is no answer under way
+                half.sendall(b'POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{')
+                process.send_signal(signal.SIGTERM)
+                assert [line for line in lines if line][-1] == 'data: [DONE]'
+                assert process.wait(timeout=30) == 0
 
 
 @pytest.mark.long
@@ -109,11 +112,60 @@ def test_the_page_of_a_run_of_rlpa_has_what_its_training_had(tmp_path):
         (['--moderation=orbax:gone'], 'gone is no run'),
         (['--moderation=orbax:gone', '--driver=jetstream'], '--moderation'),
         (['--prot=9'], 'prot'),
+        (['--port=74651'], '--port=74651'),
+        (['--port=-1'], '--port=-1'),
+        (['--port=true'], '--port=true'),
     ],
 )
 def test_what_is_wrong_is_one_line(args, told, monkeypatch):
     monkeypatch.delenv('PAL_JAX_TOKEN', raising=False)
     assert told in commands.refusal('pal_jax.serve', '--source=random:tiny', '--port=0', *args)
+
+
+@pytest.mark.parametrize('driver', ['local', 'jetstream'])
+def test_an_ipv6_address_is_told_in_brackets_and_a_token_may_end_with_a_newline(driver):
+    with serve('--port=0', '--host=::1', f'--driver={driver}', PAL_JAX_TOKEN='wonderland\n') as process:
+        assert process.stdout is not None
+        address = re.search(r' at ((http://)?\[::1\]:\d+)', process.stdout.readline())
+        assert address
+        key = {'authorization': 'Bearer wonderland'}
+        if driver == 'local':
+            assert httpx.get(f'{address[1]}/v1/models', headers=key).status_code == 200
+        else:
+            with grpc.insecure_channel(address[1]) as channel:
+                status = channel.unary_unary('/pal_jax.Rollout/Status')
+                assert status(b'', metadata=tuple(key.items()), timeout=30)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
+KNOCK = """
+import socket
+from pal_jax import cli, serve
+
+def make_driver():
+    place = '127.0.0.1', serve.PORT.value
+    for act in (lambda: socket.create_connection(place, 5), lambda: socket.socket().bind(place)):
+        try:
+            act()
+        except OSError as error:
+            print(type(error).__name__)
+    raise ValueError('that is all')
+
+serve.make_driver = make_driver
+cli.run(serve.main, '', needs_config=False)
+"""
+
+
+def test_over_grpc_the_port_is_taken_and_nobody_let_in_before_the_weights_are_there():
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = f'--port={free.getsockname()[1]}'
+    done = subprocess.run(
+        [sys.executable, '-c', KNOCK, '--driver=jetstream', port],
+        cwd=ROOT, env=os.environ | commands.PLAIN, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.split() == ['ConnectionRefusedError', 'OSError']
+    assert 'that is all' in done.stderr
 
 
 @pytest.mark.parametrize('driver', ['local', 'jetstream'])

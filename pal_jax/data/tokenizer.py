@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -144,6 +145,12 @@ class Tokenizer:
         if self._marked:
             return self._text([i for i in ids if i not in self._silent], skip_special=False)
         return self._text(ids, skip_special=True)
+
+    def last_text(self, ids: Sequence[int], count: int) -> str:
+        """The text of the last `count` of the `ids` that show in a text, as `text_of` has it."""
+        known = self.fast.convert_ids_to_tokens
+        showing = (i for i in reversed(ids) if i not in self._silent and known(i) is not None)
+        return self.text_of([*itertools.islice(showing, count)][::-1])
 
     def thinking(self, prompt: Sequence[int], text: str) -> str:
         """The text of a completion, with the mark of a thought that `prompt` opens and the text does not end before it.

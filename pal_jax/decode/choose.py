@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,7 +14,8 @@ from pal_jax.decode.requests import Request, Told
 from pal_jax.decode.shares import SharedDecoder
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
-from pal_jax.runtime.processes import ALONE, Shares
+from pal_jax.runtime.credentials import secret
+from pal_jax.runtime.processes import ALONE, LAST_PORT, Shares
 from pal_jax.types import Completion
 
 TOKEN = 'PAL_JAX_TOKEN'  # the environment variable that a server's secret is in
@@ -54,8 +55,8 @@ def make_decoder(
     """The decoder that `config.decode` names.
 
     Raises:
-      ValueError: the driver is unknown, or does not support an address or several shares, or `int8` is set with an
-        address.
+      ValueError: the driver is unknown, or does not support an address or several shares, the address is no host:port,
+        `int8` is set with an address, or the token of the environment cannot be sent.
     """
     if driver not in ('local', 'jetstream'):
         raise ValueError(f"decode.driver={driver!r} is unknown; use 'local' or 'jetstream'")
@@ -71,9 +72,12 @@ def make_decoder(
     if address and int8:
         raise ValueError(f'decode.address={address!r} decodes as its server was started; leave decode.int8 off')
     if address:
+        host, _, port = address.rpartition(':')
+        if not host or not re.fullmatch('[0-9]{1,5}', port) or not 0 < int(port) <= LAST_PORT:
+            raise ValueError(f'decode.address={address!r} is no host:port, such as 127.0.0.1:9000')
         from pal_jax.decode.jetstream.remote import RemoteDecoder
 
-        return RemoteDecoder(cfg, tokenizer, address, os.environ.get(TOKEN, ''))
+        return RemoteDecoder(cfg, tokenizer, address, secret(TOKEN))
     from pal_jax.decode.jetstream.decoder import JetStreamDecoder
     from pal_jax.decode.jetstream.engine import JetStreamEngine
 

@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal, Protocol
 from fastapi import APIRouter
 from pydantic import Field
 
-from pal_jax.decode.http import Refusal
 from pal_jax.decode.openai_api import Asked
+from pal_jax.decode.refusals import Refusal
 
 Click = tuple[Annotated[int, Field(ge=0, lt=1 << 31)], Literal['left', 'right']]
 

@@ -7,11 +7,12 @@ stop string, and the tokens that made the string are counted.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.requests import ALTERNATIVES, Alternatives, Progress, Scored
@@ -24,7 +25,10 @@ HALF = '\ufffd'  # stands in decoded text for a character that is not complete y
 
 
 def _encodable(text: str) -> str:
-    text.encode()  # fails for half of a surrogate pair, which Python allows in a str
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # Python allows half of a surrogate pair in a str
+        raise ValueError(f'half of a surrogate pair, {ascii(text[error.start])[1:-1]}, is no character') from None
     return text
 
 
@@ -40,6 +44,9 @@ Text = Annotated[str, AfterValidator(_encodable)]
 Word = Annotated[Text, Field(min_length=1, max_length=256)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Tokens = Annotated[list[Token], Field(min_length=1)]
+# The description of the API has bounds as floats, and this is the last one below 2**63.
+SEEDS = {'type': 'integer', 'minimum': -(2**63), 'maximum': 2**63 - 1024}
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), WithJsonSchema(SEEDS)]
 Limit = Annotated[int, Field(ge=1, le=1 << 20)]
 Nothing = Annotated[list[Any], Field(max_length=0)]  # a list that asks for nothing
 
@@ -47,7 +54,7 @@ Nothing = Annotated[list[Any], Field(max_length=0)]  # a list that asks for noth
 class Asked(BaseModel):
     """A record that a caller sends. Other keys are refused, and null stands for the default of a key."""
 
-    model_config = ConfigDict(extra='forbid', json_schema_extra=_nullable)
+    model_config = ConfigDict(extra='forbid', allow_inf_nan=False, json_schema_extra=_nullable)
 
     @model_validator(mode='before')
     @classmethod
@@ -58,6 +65,30 @@ class Asked(BaseModel):
         return {key: value for key, value in record.items() if value is not None or key not in optional}
 
 
+class Sampled(Asked):
+    """The options of sampling, which every kind of request shares. Those that OpenAI lacks are other servers'."""
+
+    model: str = ''
+    temperature: float = Field(1.0, ge=0.0, le=100.0)
+    top_p: float = Field(1.0, ge=0.0, le=1.0)
+    top_k: int = Field(0, ge=-1, le=1 << 20)  # 0 and -1 keep all tokens
+    seed: Seed | None = None
+    stop: Word | Annotated[list[Word], Field(max_length=16)] | None = None
+    stream: bool = False
+    user: str | None = None
+    mixture: Annotated[list[float], Field(max_length=1024)] | None = None  # weights of a soup's adapters
+    # Only values that ask for nothing:
+    frequency_penalty: Literal[0] = 0
+    presence_penalty: Literal[0] = 0
+    repetition_penalty: Literal[1] = 1
+    min_p: Literal[0] = 0
+    logit_bias: dict[str, Literal[0]] = {}
+
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
 class StreamOptions(Asked):
     """The options of a streamed answer."""
 
@@ -65,28 +96,11 @@ class StreamOptions(Asked):
     include_obfuscation: Literal[False] = False
 
 
-class Options(Asked):
+class Options(Sampled):
     """The options that both kinds of completion share, under OpenAI's names."""
 
-    model: str = ''
     n: int = Field(1, ge=1, le=MAX_CHOICES)
-    temperature: float = Field(1.0, ge=0.0, le=100.0)
-    top_p: float = Field(1.0, ge=0.0, le=1.0)
-    top_k: int = Field(0, ge=0, le=1 << 20)  # OpenAI lacks it, and other servers have it
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Word | Annotated[list[Word], Field(max_length=16)] | None = None
-    stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    user: str | None = None
-    mixture: Annotated[list[float], Field(max_length=1024)] | None = None  # weights of a soup's adapters
-    # Only values that ask for nothing:
-    frequency_penalty: Literal[0] = 0
-    presence_penalty: Literal[0] = 0
-    logit_bias: dict[str, Literal[0]] = {}
-
-    def stops(self) -> tuple[str, ...]:
-        """The stop strings as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 class Part(Asked):
@@ -332,6 +346,8 @@ class Form:
     """The form of an answer's JSON: its id and model, and whether it has log-probs and how many alternatives."""
 
     kind = chunk = ''
+    asks = 'messages'  # the key of a request that has its prompt
+    done = 'data: [DONE]\n\n'  # ends a stream
 
     def __init__(self, id: str, model: str, tokenizer: Tokenizer, logprobs: bool, alternatives: int = 0):
         self.id, self.model, self.tokenizer, self.logprobs = id, model, tokenizer, logprobs
@@ -352,34 +368,53 @@ class Form:
     def whole(self, choices: Sequence[Choice], ended: Sequence[FinishReason], prompt: int) -> dict[str, Any]:
         """The whole answer, with `prompt` tokens of prompts in its usage."""
         listed = [
-            self._entry(i, choice, [*choice.echo.rows, *choice.rows(0)] if choice.echo else choice.rows(0),
-                        self.content((choice.echo.text if choice.echo else '') + choice.text, False), end)
+            {'index': i, **self.content((choice.echo.text if choice.echo else '') + choice.text)}
+            | self._entry(choice, [*choice.echo.rows, *choice.rows(0)] if choice.echo else choice.rows(0), end)
             for i, (choice, end) in enumerate(zip(choices, ended, strict=True))
-        ]  # fmt: skip
+        ]
         return self.head(_versions(choices), whole=True) | {'choices': listed, 'usage': usage_of(prompt, choices)}
 
     def piece(
-        self, index: int, choice: Choice, rows: Sequence[Row], text: str, ended: FinishReason | None
+        self, index: int, choice: Choice, rows: Sequence[Row], text: str, ended: FinishReason | None, *, first: bool
     ) -> dict[str, Any]:
-        """One event of a streamed answer: a text of one choice, and the rows of its tokens."""
-        entry = self._entry(index, choice, rows, self.content(text, True), ended)
+        """One event of a streamed answer: a text of one choice, its `first` or a later one, and the rows of its tokens.
+
+        A client puts the texts of a choice together, and so it does with all else that an event says of it.
+        """
+        entry = {'index': index, **self.delta(text, first)} | self._entry(choice, rows, ended)
         return self.head(choice.versions) | {'choices': [entry]}
 
-    def last(self, choices: Sequence[Choice], prompt: int) -> dict[str, Any]:
-        """The last event of a stream whose caller wants the count of tokens."""
-        return self.head(_versions(choices)) | {'choices': [], 'usage': usage_of(prompt, choices)}
+    def opening(self) -> Sequence[dict[str, Any]]:
+        """The events before the first piece."""
+        return ()
 
-    def _entry(
-        self, index: int, choice: Choice, rows: Sequence[Row], content: dict[str, Any], ended: FinishReason | None
-    ) -> dict[str, Any]:
+    def closing(
+        self, choices: Sequence[Choice], ended: Sequence[FinishReason], prompt: int, usage: bool
+    ) -> Sequence[dict[str, Any]]:
+        """The events after the last piece: the counts of tokens, where the caller wants these."""
+        return [self.head(_versions(choices)) | {'choices': [], 'usage': usage_of(prompt, choices)}] if usage else ()
+
+    def failure(self, error: dict[str, Any]) -> dict[str, Any]:
+        """The event that ends a stream with OpenAI's error JSON."""
+        return {'error': error}
+
+    def event(self, record: dict[str, Any]) -> str:
+        """An event as the server sends it."""
+        return f'data: {json.dumps(record)}\n\n'
+
+    def _entry(self, choice: Choice, rows: Sequence[Row], ended: FinishReason | None) -> dict[str, Any]:
         scores = self.scores(rows) if self.logprobs else None
         reason = 'length' if ended == 'aborted' else ended  # OpenAI has no word for an answer that was aborted
-        entry = {'index': index, **content, 'logprobs': scores, 'finish_reason': reason}
-        return entry | {'stop_reason': choice.stop_reason}  # the stop string, if any, which OpenAI's API lacks
+        # OpenAI's API lacks the stop string.
+        return {'logprobs': scores, 'finish_reason': reason, 'stop_reason': choice.stop_reason}
 
-    def content(self, text: str, streamed: bool) -> dict[str, Any]:
-        """The keys of a choice that have its text."""
+    def content(self, text: str) -> dict[str, Any]:
+        """The keys of a choice that have its whole text."""
         raise NotImplementedError
+
+    def delta(self, text: str, first: bool) -> dict[str, Any]:
+        """The keys of a choice that have a piece of its text."""
+        return self.content(text)
 
     def scores(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The log-probs of a choice's tokens in the API's form."""
@@ -391,9 +426,11 @@ class ChatForm(Form):
 
     kind, chunk = 'chat.completion', 'chat.completion.chunk'
 
-    def content(self, text: str, streamed: bool) -> dict[str, Any]:
-        message = {'role': 'assistant', 'content': text}
-        return {'delta': message} if streamed else {'message': message | {'refusal': None}}
+    def content(self, text: str) -> dict[str, Any]:
+        return {'message': {'role': 'assistant', 'content': text, 'refusal': None}}
+
+    def delta(self, text: str, first: bool) -> dict[str, Any]:
+        return {'delta': {'role': 'assistant', 'content': text} if first else {'content': text}}
 
     def scores(self, rows: Sequence[Row]) -> dict[str, Any]:
         def entry(raw: bytes, logprob: float | None) -> dict[str, Any]:
@@ -411,8 +448,9 @@ class TextForm(Form):
     """The form of answers to texts."""
 
     kind = chunk = 'text_completion'
+    asks = 'prompt'
 
-    def content(self, text: str, streamed: bool) -> dict[str, Any]:
+    def content(self, text: str) -> dict[str, Any]:
         return {'text': text}
 
     def scores(self, rows: Sequence[Row]) -> dict[str, Any]:

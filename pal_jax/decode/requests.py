@@ -17,6 +17,10 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.types import Completion, FinishReason, Sampling
 
 
+class TooLong(ValueError):
+    """The error of a prompt that has, with its completion, more tokens than the model has room for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """A request for one completion. The result depends on these fields and the weights, never on other requests.
@@ -104,7 +108,7 @@ def for_slots(cfg: ModelConfig, slots: int) -> tuple[ModelConfig, int]:
 def check(request: Request, cfg: ModelConfig, adapters: int = 0, prompt_only: bool = False) -> None:
     """Raise ValueError where a model, whose weights have `adapters` adapters to mix, cannot meet a request.
 
-    With `prompt_only`, no tokens are to follow the prompt.
+    It is TooLong where the model has too little room. With `prompt_only`, no tokens are to follow the prompt.
     """
     mixture = request.mixture
     if mixture is not None and not (adapters == len(mixture) and abs(sum(mixture) - 1) <= 1e-6):
@@ -113,11 +117,13 @@ def check(request: Request, cfg: ModelConfig, adapters: int = 0, prompt_only: bo
             'mix; give one weight each, with sum 1'
         )
     length, vocab = len(request.prompt_ids), cfg.vocab
-    if not length or min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab:
+    if not length:
+        raise ValueError(f'the prompt is empty; a prompt has one or more token ids from 0 to {vocab - 1}')
+    if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab:
         raise ValueError(f'a prompt has one or more token ids from 0 to {vocab - 1}')
     room = length + (0 if prompt_only else request.sampling.max_tokens)
     if room > cfg.max_len:
-        raise ValueError(
+        raise TooLong(
             f'a prompt and its completion need {room} tokens, the model has room for {cfg.max_len}; '
             'shorten the prompt (fewer rounds of a dialogue) or max_tokens'
         )
@@ -161,7 +167,7 @@ def advance(
             return 'stop'
         if settings.stop:
             longest = max(len(stop.encode()) for stop in settings.stop)  # in tokens it is no longer than in bytes
-            tail = tokenizer.text_of(live.tokens[-longest:])
+            tail = tokenizer.last_text(live.tokens, longest + 1)  # some tokenizers drop the space of the first one
             if any(stop in tail for stop in settings.stop):
                 return 'stop'
         if len(live.tokens) == settings.max_tokens:

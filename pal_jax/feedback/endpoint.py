@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import sqlite3
 import threading
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import openai
 
 from pal_jax.data.thoughts import closes, spoken
+from pal_jax.runtime.credentials import secret
 from pal_jax.types import Chat
 
 _ADAPTATIONS = {'max_tokens': 'max_completion_tokens', 'temperature': ''}  # of settings that servers refuse
@@ -74,7 +75,8 @@ class Endpoint:
       prices: the prices of a million tokens of prompts and of completions.
       cache: an SQLite file of answers by their whole request.
     Raises:
-      ValueError: no address or model, or the variable is not set.
+      ValueError: no address or model, an address that is none, or the variable is not set or holds what no header can
+        carry.
     """
 
     def __init__(
@@ -87,7 +89,13 @@ class Endpoint:
                 f'endpoint {name!r} has address={address!r} and model={model!r}; give both, as in '
                 f'--config.endpoints.{name}.address=http://127.0.0.1:8000/v1 --config.endpoints.{name}.model=...'
             )
-        if key_env and not os.environ.get(key_env):
+        if not _is_url(address):
+            raise ValueError(
+                f'endpoint {name!r} has address={address!r}, which is no address of a server; give scheme, host and '
+                'port, as http://127.0.0.1:8000/v1'
+            )
+        key = secret(key_env) if key_env else 'none'
+        if not key:
             raise ValueError(f'endpoint {name!r} takes its key from {key_env}, which is not set')
         self.name, self.usage, self.last_error = name, Usage(), ''
         self._address, self._prices = address, prices
@@ -97,9 +105,7 @@ class Endpoint:
         self._waiting: dict[str, Future[Reply]] = {}  # asked early, for the call that will ask the same
         self._adaptations: dict[str, str] = {}  # settings that the server refuses, and what is sent in their place
         self._opens = False  # its template begins a thought
-        self._client = openai.OpenAI(
-            base_url=address, api_key=os.environ[key_env] if key_env else 'none', timeout=timeout, max_retries=retries
-        )
+        self._client = openai.OpenAI(base_url=address, api_key=key, timeout=timeout, max_retries=retries)
         self._answers = Answers(cache) if cache else None
 
     def __call__(self, chats: Sequence[Chat], seed: int) -> list[str | None]:
@@ -246,6 +252,15 @@ class Answers:
 
     def put(self, request: str, answer: str) -> None:
         self._table.execute('insert or replace into answers values (?, ?)', (request, answer))
+
+
+def _is_url(address: str) -> bool:
+    """True where an address names a server: a scheme, a host, and a port of 1 to 65535 or none."""
+    try:
+        parts = urllib.parse.urlsplit(address)
+        return parts.scheme in ('http', 'https') and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _content(message: Any) -> tuple[str, bool]:

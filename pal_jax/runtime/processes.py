@@ -88,6 +88,11 @@ def leave(message: str, code: int) -> None:
         _rollcall.leave(message, code)
 
 
+def host_port(host: str, port: int) -> str:
+    """Host and port as an address has them, with an IPv6 address in brackets."""
+    return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+
+
 def joined() -> bool:
     """True where other processes wait for this one."""
     return _rollcall is not None

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gzip
 import json
+import logging
+import re
+import socket
 import time
 
 import httpx
@@ -13,6 +17,7 @@ import openai
 import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.decode import http
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.http import BODY_LIMIT, make_app
 from pal_jax.decode.local import LocalDecoder
@@ -85,6 +90,25 @@ def test_n_answers_come_from_seeds_that_follow_each_other(client, lone):
     assert len({c.message.content for c in answer.choices}) > 1
 
 
+def test_prompts_of_a_list_are_answered_as_each_alone_with_the_seed(client):
+    ask = dict(model='', n=2, seed=2**63 - 1, max_tokens=8)
+    several = client.completions.create(prompt=['The sea', 'A dog'], **ask)
+    alone = [client.completions.create(prompt=prompt, **ask) for prompt in ('The sea', 'A dog')]
+    assert [c.text for c in several.choices] == [c.text for answer in alone for c in answer.choices]
+
+
+def test_the_official_client_gathers_a_stream_into_a_message_that_can_be_sent_back(client):
+    with client.chat.completions.stream(model='', messages=HELLO, n=2, seed=4, max_tokens=30) as stream:
+        pieces = [event.chunk for event in stream if event.type == 'chunk']
+        choices = stream.current_completion_snapshot.choices
+    roles = [choice.delta.role for piece in pieces for choice in piece.choices]
+    assert (roles.count('assistant'), roles.count(None)) == (2, len(roles) - 2)
+    said = choices[0].message
+    assert said.role == 'assistant'
+    again = [*HELLO, {'role': said.role, 'content': said.content}, *HELLO]
+    assert client.chat.completions.create(model='', messages=again, max_tokens=1).choices
+
+
 def test_text_ends_before_a_stop_string(client, lone):
     text = expected(lone, 12).text
     stop = text[4:6]
@@ -106,6 +130,13 @@ def test_a_text_completion_takes_text_or_tokens(client, lone):
 
 def test_what_the_server_is(client, address):
     assert [model.id for model in client.models.list()] == ['tiny']
+    assert client.models.retrieve('tiny').id == 'tiny'
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve('another/model')
+    assert caught.value.body['code'] == 'model_not_found'
+    for path in ('', 'health'):
+        head = httpx.head(f'{address}/{path}')
+        assert (head.status_code, head.content) == (200, b'')
     assert httpx.get(f'{address}/health').json() == {'status': 'ok', 'model': 'tiny', 'weights_version': 7}
     client.completions.create(model='', prompt='a', max_tokens=3)
     metrics = httpx.get(f'{address}/metrics').text
@@ -122,6 +153,7 @@ def test_what_the_server_is(client, address):
         ({'temperature': -1}, 'temperature'),
         ({'max_tokens': 0}, 'max_tokens'),
         ({'max_tokens': 5000}, 'the model has room for'),
+        ({'extra_body': {'repetition_penalty': 1.2}}, 'repetition_penalty'),
         ({'n': 1000}, 'n: '),
         ({'tools': [{'type': 'function', 'function': {'name': 'f'}}]}, 'tools'),
         ({'top_logprobs': 21}, 'top_logprobs'),
@@ -133,6 +165,7 @@ def test_a_wrong_request_gets_openais_error(client, change, told):
         client.chat.completions.create(**{'model': '', 'messages': HELLO, 'max_tokens': 4, **change})
     assert told in caught.value.body['message']
     assert caught.value.body['type'] == 'invalid_request_error'
+    assert (caught.value.body['code'] == 'context_length_exceeded') == ('the model has room for' in told)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +197,55 @@ def test_rubbish_is_refused_and_the_server_goes_on(address, client, body):
     assert client.completions.create(model='', prompt='a', max_tokens=1).usage.completion_tokens == 1
 
 
+@pytest.mark.parametrize(
+    ('headers', 'body', 'status', 'told'),
+    [
+        ({}, b'{"prompt": "a"}', 415, 'content-type none; send JSON'),
+        ({'content-type': 'text/plain'}, b'{"prompt": "a"}', 415, 'content-type text/plain'),
+        ({'content-encoding': 'gzip'}, gzip.compress(b'{"prompt": "a"}'), 415, "content-encoding 'gzip'"),
+        (None, b'{"prompt": "\xff"}', 400, 'UTF-8'),
+        (None, b'{"prompt": "\\ud83d"}', 400, 'half of a surrogate pair'),
+        (None, b'{"prompt": }', 400, 'not valid JSON: Expecting value at character 11'),
+        (None, b'[' * 100_000, 400, 'nested too deeply'),
+        (None, b'{"prompt": "a", "seed": ' + b'9' * 5000 + b'}', 400, 'too many digits'),
+        (None, b'{"prompt": "a", "top_p": NaN}', 400, 'finite'),
+        (None, b'[]', 400, 'body: should be a JSON object'),
+        (None, b'', 400, 'body: is required'),
+        (None, b'{"prompt": ""}', 400, 'the prompt is empty'),
+        (None, b'{"prompt": ["a", ""]}', 400, 'prompt.1: the prompt is empty'),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_a_line(address, headers, body, status, told):
+    given = {'content-type': 'application/json'} | (headers or {}) if headers != {} else {}
+    answer = httpx.post(f'{address}/v1/completions', content=body, headers=given)
+    error = answer.json()['error']
+    assert (answer.status_code, error['type']) == (status, 'invalid_request_error')
+    assert told in error['message']
+    assert '\n' not in error['message']
+
+
+def test_a_body_that_does_not_come_is_given_up_and_holds_no_server_that_closes(driver, serve, monkeypatch):
+    app = make_app(driver, TOKENIZER, model='tiny')
+    half = b'POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{'
+
+    def status(sock: socket.socket) -> bytes:
+        return sock.recv(1000).split(b'\r\n')[0]
+
+    monkeypatch.setattr(app.router, 'lifespan_context', lambda _: contextlib.nullcontext())  # the driver stays
+    with serve(app) as address:
+        place = '127.0.0.1', int(address.rpartition(':')[2])
+        with socket.create_connection(place) as sock:
+            sock.sendall(half)
+            time.sleep(0.3)
+            app.state.closing.set()  # as `pal_jax.serve` does when it is told to end
+            assert status(sock) == b'HTTP/1.1 503 Service Unavailable'
+        app.state.closing.clear()
+        monkeypatch.setattr(http, 'BODY_SECONDS', 0.2)
+        with socket.create_connection(place) as sock:
+            sock.sendall(half)
+            assert status(sock) == b'HTTP/1.1 408 Request Timeout'
+
+
 def test_a_large_body_and_an_unknown_route_are_refused(address):
     assert httpx.post(f'{address}/v1/completions', content=b'x' * (BODY_LIMIT + 1)).status_code == 413
     chunked = (b'x' * 65536 for _ in range(2 * BODY_LIMIT // 65536))
@@ -172,8 +254,9 @@ def test_a_large_body_and_an_unknown_route_are_refused(address):
     assert (answer.status_code, answer.json()['error']['message']) == (404, 'Not Found')
 
 
-def test_a_full_line_gets_429_and_those_who_leave_free_their_slots(client, address, driver, monkeypatch):
+def test_a_full_line_gets_429_and_those_who_leave_free_their_slots(client, address, driver, monkeypatch, caplog):
     decode = driver.decoder._decode
+    monkeypatch.setattr(logging.getLogger('uvicorn'), 'propagate', True)
     monkeypatch.setattr(TOKENIZER, 'stop_ids', ())  # nothing ends by itself
     monkeypatch.setattr(driver.decoder, '_decode', lambda: (time.sleep(0.02), decode())[1])
     endless = {'messages': HELLO, 'max_tokens': 900, 'temperature': 0, 'stream': True, 'n': 6}
@@ -188,9 +271,18 @@ def test_a_full_line_gets_429_and_those_who_leave_free_their_slots(client, addre
         with pytest.raises(openai.RateLimitError):
             client.completions.create(model='', prompt='a', max_tokens=1)
     until(lambda: driver.accepted == 0)
+    assert left(address) == 12
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f'{address}/v1/chat/completions', json=endless | {'stream': False}, timeout=0.5)
     until(lambda: driver.accepted == 0)
+    until(lambda: left(address) == 18)
+    assert [record for record in caplog.records if record.levelname == 'ERROR'] == []  # nobody's fault
+
+
+def left(address: str) -> float:
+    """How many answers nobody waited for."""
+    found = re.search(r'requests_total{ended="client_left"} (.*)', httpx.get(f'{address}/metrics').text)
+    return float(found[1]) if found else 0.0
 
 
 def until(condition, seconds: float = 30.0) -> None:
@@ -211,8 +303,12 @@ def test_a_token_is_asked_for(serve):
 
 def test_a_page_under_another_name_is_not_answered(client):
     address = f'{client.base_url}models'
-    assert httpx.get(address, headers={'host': 'evil.example:8000'}).status_code == 403
-    assert httpx.get(address, headers={'host': '[::1]:8000'}).status_code == 200
+    for host in ('evil.example:8000', 'evil.example:', 'evil.example:0x50', 'a b', '127.0.0.1@evil.example',
+                 'evil.example#127.0.0.1', 'evil.example/127.0.0.1', 'b\xf6se.example', '[::1', '127.0.0.1:abc', '',
+                 '127.0.0.1.evil.example', '0.0.0.0:8000'):  # fmt: skip
+        assert httpx.get(address, headers={'host': host.encode('latin1')}).status_code == 403, host
+    for host in ('[::1]:8000', 'LOCALHOST:8000', '127.0.0.1'):
+        assert httpx.get(address, headers={'host': host}).status_code == 200, host
 
 
 def test_a_decoder_that_fails_is_an_error_and_not_the_end(client, driver, monkeypatch):

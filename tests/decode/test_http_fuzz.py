@@ -23,7 +23,7 @@ from pal_jax.runtime import devices
 
 TOKENIZER = byte_tokenizer()
 CFG = dataclasses.replace(config.tiny(vocab=TOKENIZER.vocab_size), unroll=True, max_len=64)
-PATHS = ('chat/completions', 'completions')
+PATHS = ('chat/completions', 'completions', 'responses')
 OF_THIS_MODEL = 'token ids from 0 to|the model has room for|mixture has'  # no description says what it can take
 FUZZ = settings(
     max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -91,8 +91,12 @@ def test_random_bytes(address, path, body, kind):
 @FUZZ
 @given(change=st.dictionaries(st.sampled_from([
     'messages', 'prompt', 'n', 'seed', 'stop', 'temperature', 'top_p', 'top_k', 'max_tokens', 'stream', 'logprobs',
-    'stream_options', 'user', 'model',
+    'stream_options', 'user', 'model', 'input', 'text', 'include', 'top_logprobs', 'max_output_tokens',
 ]), JSON, max_size=4))  # fmt: skip
 def test_right_requests_with_wrong_values(address, path, change):
-    right = {'prompt': 'a'} if path == 'completions' else {'messages': [{'role': 'user', 'content': 'a'}]}
-    post(address, path, json.dumps({**right, 'max_tokens': 3, **change}).encode())
+    right = {
+        'completions': {'prompt': 'a', 'max_tokens': 3},
+        'chat/completions': {'messages': [{'role': 'user', 'content': 'a'}], 'max_tokens': 3},
+        'responses': {'input': 'a', 'max_output_tokens': 3},
+    }
+    post(address, path, json.dumps({**right[path], **change}).encode())

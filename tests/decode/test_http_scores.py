@@ -164,7 +164,7 @@ def test_several_prompts_have_their_choices_in_order(client, stream):
             told, usage = [choice.text for choice in answer.choices], answer.usage
         assert [text.startswith(texts[i // 2]) for i, text in enumerate(told)] == [True] * 6
         assert usage.prompt_tokens == 13
-        alone = client.completions.create(model='', prompt='b c', n=2, seed=8, max_tokens=5)
+        alone = client.completions.create(model='', prompt='b c', n=2, seed=4, max_tokens=5)
         assert told[4:] == [f'b c{choice.text}' for choice in alone.choices]
 
 

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from pal_jax.data.tokenizer import Tokenizer, byte_tokenizer
 from pal_jax.decode.openai_api import ChatForm, ChatRequest, Choice, TextForm, TextRequest
-from pal_jax.decode.requests import Progress
+from pal_jax.decode.requests import Live, Progress, Request, advance
+from pal_jax.types import Sampling
 
 BYTES = byte_tokenizer()
 SPECIALS = len(BYTES.fast.all_special_ids)
@@ -68,6 +69,37 @@ def test_token_by_token_is_the_whole_text(name, data):
     assert len(choice.offsets) == len(tokens)
 
 
+SILENT = next(i for i in BYTES.fast.all_special_ids if i not in BYTES.stop_ids)
+BEYOND = BYTES.vocab_size + 9  # a row of the model that no token has
+
+
+def stopped(tokenizer: Tokenizer, tokens: list[int], stop: str) -> list[int]:
+    """The tokens up to the one at which the engine ends the request."""
+    live = Live(0, Request((0,), Sampling(max_tokens=len(tokens) + 1, stop=(stop,)), 0))
+    for token in tokens:
+        if advance(live, tokenizer, 0, [token], [0.0], [0.0]) == 'stop':
+            break
+    return live.tokens
+
+
+@pytest.mark.parametrize(
+    ('name', 'tokens', 'stop', 'end'),
+    [
+        ('bytes', [*BYTES.encode('a'), SILENT, *BYTES.encode('bxxx')], 'ab', 3),
+        ('bytes', [*BYTES.encode('a'), *[SILENT] * 40, *BYTES.encode('bxxx')], 'ab', 42),
+        ('bytes', [*BYTES.encode('a'), BEYOND, BEYOND, *BYTES.encode('bxxx')], 'ab', 4),
+        ('bytes', [*BYTES.encode('aé')[:2], SILENT, *BYTES.encode('é')[1:], *BYTES.encode('xx')], 'é', 4),
+        ('spaced', [1, 4, 7, 7, 7], ' x', 3),  # the tail's first word has no space
+    ],
+)
+def test_the_engine_notices_a_stop_string_that_the_text_shows(name, tokens, stop, end):
+    tokenizer = TOKENIZERS[name]
+    choice = Choice(tokenizer, [stop])
+    choice.take(Progress(0, tuple(tokens), (0.0,) * len(tokens), None))
+    assert choice.stop_reason == stop
+    assert stopped(tokenizer, tokens, stop) == tokens[:end]
+
+
 def test_a_long_answer_decodes_each_token_once(monkeypatch):
     decoded, text_of = [], BYTES.text_of
     monkeypatch.setattr(BYTES, 'text_of', lambda ids: (decoded.append(len(ids)), text_of(ids))[1])
@@ -98,6 +130,7 @@ NEUTRAL = [
     {'stream_options': {'include_usage': True, 'include_obfuscation': False}}, {'top_logprobs': 0},
     {'frequency_penalty': 0.0, 'presence_penalty': 0}, {'safety_identifier': 'x'}, {'prompt_cache_key': 'x'},
     {'prompt_cache_retention': 'in_memory'}, {'verbosity': 'medium'}, {'top_p': 0}, {'n': 128}, {'seed': -1},
+    {'top_k': -1}, {'repetition_penalty': 1}, {'repetition_penalty': 1.0}, {'min_p': 0.0},
 ]  # fmt: skip
 REFUSED = [
     {'tools': [{'type': 'function'}]}, {'tool_choice': 'required'}, {'functions': [{'name': 'f'}]},
@@ -106,7 +139,7 @@ REFUSED = [
     {'audio': {'voice': 'alloy'}}, {'prediction': {'type': 'content', 'content': 'x'}}, {'web_search_options': {}},
     {'verbosity': 'low'}, {'frequency_penalty': 0.5}, {'stream_options': {'include_obfuscation': True}},
     {'moderation': {'model': 'x'}}, {'prompt_cache_retention': '24h'}, {'top_logprobs': 21}, {'max_tokens': 0},
-    {'something': None},
+    {'repetition_penalty': 1.1}, {'min_p': 0.1}, {'top_k': -2}, {'something': None},
 ]  # fmt: skip
 
 

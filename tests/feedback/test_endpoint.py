@@ -79,9 +79,22 @@ def test_a_locked_cache_costs_an_answer_asked_again_and_is_counted(server, tmp_p
     assert 'database is locked' in endpoint.last_error
 
 
+def test_a_key_is_sent_without_the_newline_of_its_file(server, monkeypatch):
+    monkeypatch.setenv('KEY_OF_A_TEST', 'wonderland\n')
+    assert make(server, key_env='KEY_OF_A_TEST', retries=0)([chat('a')], 0) == ['a']
+    assert server.keys == {'Bearer wonderland'}
+    monkeypatch.setenv('KEY_OF_A_TEST', 'wonder\nland')
+    with pytest.raises(ValueError, match='KEY_OF_A_TEST holds') as error:
+        make(server, key_env='KEY_OF_A_TEST')
+    assert 'wonder' not in str(error.value)
+
+
 def test_what_is_missing_is_told_before_anything_is_asked(monkeypatch):
     with pytest.raises(ValueError, match=r'--config\.endpoints\.judge\.address='):
         Endpoint('judge', address='', model='m')
+    for wrong in ('127.0.0.1:8000/v1', 'http://127.0.0.1:74651/v1', 'http://127.0.0.1:-1', 'http://[::1/v1', 'http://'):
+        with pytest.raises(ValueError, match="'judge' has address=.*which is no address"):
+            Endpoint('judge', address=wrong, model='m')
     monkeypatch.delenv('NO_SUCH_KEY', raising=False)
     with pytest.raises(ValueError, match='NO_SUCH_KEY, which is not set'):
         Endpoint('judge', address='http://127.0.0.1:1/v1', model='m', key_env='NO_SUCH_KEY')

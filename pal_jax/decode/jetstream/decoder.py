@@ -38,9 +38,15 @@ class Answers:
 
     def abandon(self) -> None:
         """Take back the requests that have not ended, and end the iteration. Any thread may call this."""
-        for number in list(self._left):
+        left, self._left = self._left, set()
+        for number in left:
             self._driver.cancel(self._tickets[number])
         self._inbox.put((0, Closed('nobody waits for the answer any more')))
+
+    def leave(self) -> None:
+        """Abandon the requests, and count those that have not ended as requests whose caller has left."""
+        self._driver.count_left(len(self._left))
+        self.abandon()
 
     def __iter__(self) -> Iterator[list[tuple[int, Progress]]]:
         try:

@@ -100,6 +100,7 @@ class JetStreamDriver(orchestrator.Driver):
         # From generate's thread to detokenize's; `_ahead` bounds it, where JetStream's own queue may block for ever.
         self._outbox: queue.SimpleQueue[dict[int, Ticket] | Stride | Exception | None] = queue.SimpleQueue()
         self._accepted, self._closing = 0, False
+        self.left = 0  # requests so far whose caller did not wait for their end
         super().__init__([engine], [engine], [engine.weights], [engine.weights], interleaved_mode=True)
 
     # --- from any thread ---------------------------------------------------------------------------------------------
@@ -148,6 +149,11 @@ class JetStreamDriver(orchestrator.Driver):
                 self._line.remove(ticket)
         if waited:
             self._end(ticket, Closed('cancelled before it started'))
+
+    def count_left(self, requests: int) -> None:
+        """Count requests whose caller does not wait for their end."""
+        with self._lock:
+            self.left += requests
 
     def swap(self, params: Params, version: int, policy: SwapPolicy = 'drain') -> Future[int]:
         """Load new weights for all requests that start from now on. The future has their version once they are loaded.

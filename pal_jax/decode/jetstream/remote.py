@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import secrets
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,6 +23,9 @@ from pal_jax.models.params import Params
 from pal_jax.types import Completion
 
 PATIENCE = 600.0  # seconds in which requests to a full server are repeated
+START = 300.0  # seconds in which a server starts: it listens once it has read its weights
+SOON = 2.0  # seconds after which a trainer says that it waits
+RETRY = (('grpc.max_reconnect_backoff_ms', 2000),)
 HINTS = {
     grpc.StatusCode.UNAVAILABLE: 'it cannot be reached; start python -m pal_jax.serve --driver=jetstream there',
     grpc.StatusCode.UNIMPLEMENTED: 'it is no server of this package; start python -m pal_jax.serve --driver=jetstream',
@@ -40,19 +44,35 @@ class RemoteDecoder:
     def load(self, params: Params, version: int | None = None) -> None:
         """Decode with these (plain, merged) parameters from now on. Requests under way end on the old ones.
 
-        Without a version the parameters get a random one, so that a call notices weights from another trainer.
+        The first call waits for a server that is still starting. Without a version the parameters get a random one, so
+        that a call notices weights from another trainer.
 
         Raises:
           RuntimeError: the server cannot be reached, or refuses.
           ValueError: the server has another model.
         """
         if self._channel is None:
-            self._channel = grpc.insecure_channel(self.address, options=wire.OPTIONS)
+            self._channel = grpc.insecure_channel(self.address, options=(*wire.OPTIONS, *RETRY))
+            self._wait(self._channel)
             with self._told():
                 self._check(wire.unpack(wire.Status, self._method('unary_unary', 'Status')(b'')))
         self.version = secrets.randbits(31) if version is None else version
         with self._told():
             self._method('stream_unary', 'Update')(wire.update(params, self.version, 'drain'))
+
+    def _wait(self, channel: grpc.Channel) -> None:
+        """Wait until the server answers. Raises RuntimeError where it does not within `START` seconds."""
+        ready = grpc.channel_ready_future(channel)
+        try:
+            with contextlib.suppress(grpc.FutureTimeoutError):
+                return ready.result(min(SOON, START))
+            print(f'waiting for the decode server at {self.address}, {START:.0f} seconds at most', file=sys.stderr)
+            ready.result(START)
+        except grpc.FutureTimeoutError:
+            self.release()
+            raise RuntimeError(f'the decode server at {self.address}: {HINTS[grpc.StatusCode.UNAVAILABLE]}') from None
+        finally:
+            ready.cancel()
 
     def release(self) -> None:
         """Close the connection. The server keeps the weights and answers other clients with them."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any, NoReturn
@@ -26,14 +27,18 @@ from pal_jax.decode.jetstream.driver import JetStreamDriver
 from pal_jax.decode.jetstream.engine import protocol, protocol_grpc
 from pal_jax.decode.openai_api import Choice
 from pal_jax.decode.requests import Request
+from pal_jax.runtime.processes import host_port
 from pal_jax.types import Sampling
 
+PARTING = 2.0  # seconds in which the last messages of answers leave
 SPARE = 16  # threads for calls that are no requests to the model
 METHODS = ('Generate', 'Update', 'Status')
 
 
 class GrpcServer:
-    """A gRPC server that takes its port at once and answers from `start` on. Every caller must send the `token`.
+    """A gRPC server that listens at once and answers from `start` on, which is to follow soon.
+
+    Every caller must send the `token`.
 
     Raises:
       OSError: the port is taken.
@@ -45,7 +50,8 @@ class GrpcServer:
             interceptors=[BearerToken(token)] if token else [],
             options=(*wire.OPTIONS, ('grpc.so_reuseport', 0)),
         )
-        address = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+        self._driver: JetStreamDriver | None = None
+        address = host_port(host, port)
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError:
@@ -53,6 +59,7 @@ class GrpcServer:
 
     def start(self, driver: JetStreamDriver, name: str) -> None:
         """Answer calls from now on with this driver. `name` is the model's name in `Status`."""
+        self._driver = driver
         protocol_grpc.add_OrchestratorServicer_to_server(Orchestrator(driver), self._server)
         rollout = Rollout(driver, name)
         handlers = {
@@ -64,8 +71,15 @@ class GrpcServer:
         self._server.start()
 
     def stop(self, grace: float) -> None:
-        """Take no more calls, give those under way `grace` seconds, and cut the others."""
-        self._server.stop(grace).wait()
+        """Take no more calls, give answers under way `grace` seconds, and cut the others.
+
+        A call that has not come whole by now is no answer under way, and is given `PARTING` seconds alone.
+        """
+        stopped, end = self._server.stop(grace), time.monotonic() + grace
+        while self._driver is not None and self._driver.accepted and time.monotonic() < end:
+            if stopped.wait(0.05):
+                return
+        self._server.stop(min(grace, PARTING)).wait()
 
 
 class BearerToken(grpc.ServerInterceptor):
@@ -98,8 +112,8 @@ class Orchestrator(protocol_grpc.OrchestratorServicer):
         """Decode a prompt greedily, and yield a message for each stride."""
         try:
             answers = Answers(self._driver, [self._request(request)], stream=True)
-            if not context.add_callback(answers.abandon):  # the caller is gone already
-                answers.abandon()
+            if not context.add_callback(answers.leave):  # the caller is gone already
+                answers.leave()
             choice = Choice(self._tokenizer, ())
             for _, progress in itertools.chain.from_iterable(answers):
                 choice.take(progress)
@@ -145,8 +159,8 @@ class Rollout:
             batch: wire.Batch = wire.unpack(wire.Batch, data)
             requests = [wire.request_of(ask, self._driver.engine.tokenizer) for ask in batch.requests]
             answers = Answers(self._driver, requests)
-            if not context.add_callback(answers.abandon):  # the caller is gone already
-                answers.abandon()
+            if not context.add_callback(answers.leave):  # the caller is gone already
+                answers.leave()
             for stride in answers:
                 ended = [wire.answer(index, news.completion) for index, news in stride if news.completion is not None]
                 yield wire.pack(wire.Answers(answers=ended))
@@ -180,6 +194,7 @@ class Rollout:
                 free=self._driver.free,
                 accepted=self._driver.accepted,
                 room=self._driver.room,
+                left=self._driver.left,
             )
         )
 

@@ -121,6 +121,7 @@ class Status(Message):
     free: int
     accepted: int
     room: int
+    left: int  # the requests so far whose caller did not wait for their end
 
 
 def pack(message: Message) -> bytes:

@@ -419,6 +419,8 @@ def test_a_trainers_decoder_starts_and_stops_with_its_weights(local):
     ('chosen', 'message'),
     [
         ({'driver': 'vllm'}, "decode.driver='vllm' is unknown; use 'local' or 'jetstream'"),
+        ({'driver': 'jetstream', 'address': 'a:74651'}, "decode.address='a:74651' is no host:port"),
+        ({'driver': 'jetstream', 'address': 'a'}, "decode.address='a' is no host:port"),
         ({'driver': 'local', 'address': 'a:1'}, "decode.address='a:1' needs decode.driver='jetstream'"),
     ],
 )

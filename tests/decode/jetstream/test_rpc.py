@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import functools
 import random
+import socket
 import threading
 import time
+from concurrent import futures
 
 import grpc
 import jax
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.decode.jetstream import wire
+from pal_jax.decode.jetstream import remote, rpc, wire
 from pal_jax.decode.jetstream.driver import JetStreamDriver
 from pal_jax.decode.jetstream.engine import JetStreamEngine, protocol, protocol_grpc
 from pal_jax.decode.jetstream.remote import RemoteDecoder
@@ -168,13 +170,18 @@ def test_a_request_that_ends_a_stock_server_or_is_nonsense_there_is_told_and_the
     assert len(list(stub.Decode(stock(ids=[7], max_tokens=2), timeout=60))) == 1
 
 
-def test_a_client_that_goes_away_frees_its_slot(channel, driver):
+def test_a_client_that_goes_away_frees_its_slot_and_is_counted(channel, driver, caplog):
+    before = status(channel).left
     calls = [protocol_grpc.OrchestratorStub(channel).Decode(stock(ids=[i], max_tokens=1000)) for i in range(12)]
     next(calls[0])
     for call in calls:
         call.cancel()
     wait_until(lambda: driver.accepted == 0)
     assert driver.free == 8
+    assert before < status(channel).left <= before + 12
+    assert list(protocol_grpc.OrchestratorStub(channel).Decode(stock(ids=[1], max_tokens=2)))
+    assert status(channel).left <= before + 12
+    assert [record for record in caplog.records if record.levelname == 'ERROR'] == []  # nobody's fault
 
 
 # --- our service ------------------------------------------------------------------------------------------------------
@@ -316,7 +323,24 @@ def test_an_update_whose_sender_vanishes_leaves_room_for_the_next(channel):
     assert status(channel).version == 12
 
 
-def test_a_trainer_is_told_what_is_wrong_with_a_server(address):
+def test_a_trainer_waits_for_a_server_that_reads_its_weights(local, monkeypatch, capsys):
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setattr(remote, 'SOON', 0.1)
+    decoder = RemoteDecoder(CFG, TOKENIZER, f'127.0.0.1:{port}')
+    with futures.ThreadPoolExecutor(1) as pool:
+        loaded = pool.submit(decoder.load, weights(0), 5)
+        driver = make_driver(engine_of_its_own())
+        assert not loaded.done()
+        with serving(driver, port=port) as address:
+            loaded.result(60)
+            assert decoder([request(1)])[0].token_ids == alone(local, [request(1)])[0].token_ids
+            decoder.release()
+    assert f'waiting for the decode server at {address}' in capsys.readouterr().err
+
+
+def test_a_trainer_is_told_what_is_wrong_with_a_server(address, monkeypatch):
+    monkeypatch.setattr(remote, 'START', 0.3)
     wider = dataclasses.replace(CFG, mlp=256)
     with pytest.raises(ValueError, match=f'the server at {address} has another model .tiny.: its mlp is 128, ours 256'):
         RemoteDecoder(wider, TOKENIZER, address).load(weights(0))
@@ -392,6 +416,23 @@ def test_a_server_stops_with_calls_under_way_and_starts_again_on_its_port():
         assert set(codes) != {CODE.OK}
         channel.close()
         assert (driver.free, driver.accepted) == (8, 0)
+
+
+def test_a_call_that_does_not_come_whole_holds_no_server_that_stops(monkeypatch):
+    monkeypatch.setattr(rpc, 'PARTING', 0.1)
+    release, sent = threading.Event(), threading.Event()
+
+    def half():
+        yield next(wire.update(weights(0), 1, 'drain'))
+        sent.set()
+        release.wait(60)
+
+    with serving(make_driver(engine_of_its_own()), grace=1e6) as address, grpc.insecure_channel(address) as channel:
+        call = method(channel, 'Update').future(half())
+        assert sent.wait(60)
+        status(channel)
+    release.set()
+    assert isinstance(call.exception(60), grpc.RpcError)
 
 
 # --- all at once ------------------------------------------------------------------------------------------------------
