@@ -1,8 +1,7 @@
-"""Lower bounds of the rounds of an AllReduce on a network, by cuts and a linear programme (ForestColl, 2402.06787).
+"""Lower bounds of the rounds of an AllReduce on a network, by cuts, ways and the number of sends.
 
-A directed link carries a chunk a round, the buffer is N chunks, and switches neither copy nor add. All bounds but the
-last are of the fluid limit, in which chunks may be cut as finely as one likes; a schedule of whole chunks takes at
-least as many rounds, rounded up.
+A directed link carries a chunk a round, the buffer is N chunks, and switches neither copy nor add. No bound supposes
+that a chunk has a root: two servers may exchange partial sums in one round, and each then has the total of both.
 """
 
 from __future__ import annotations
@@ -13,43 +12,43 @@ from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
+from jaxtyping import Int
 from scipy.optimize import linprog
-from scipy.sparse import coo_matrix
 
 from pal_jax.envs.arrays.topology import Topology
 
-SOURCE = -1  # the node that feeds every server in flow problems
+SOURCE, SINK = -1, -2  # the nodes that feed and drain servers in flow problems
 
 
 class Bounds(NamedTuple):
     """Lower bounds of the number of rounds.
 
     gather: of an AllGather, by the tightest cut; two of them are no bound of an AllReduce in general.
-    programme: of an AllReduce that reduces every chunk and then broadcasts it, by linear programme.
-    cut: of any AllReduce, by the narrowest cut between servers.
-    hops: twice the hops from the root of a chunk to the server that is furthest away.
+    sends: of an AllReduce, by the number of all its sends.
+    cut: of an AllReduce, by a cut between servers and the ways to it.
+    hops: of an AllReduce, by the hops between the two servers that are furthest apart.
     """
 
     gather: Fraction
-    programme: float
-    cut: Fraction
+    sends: float
+    cut: int
     hops: int
 
     @property
     def rounds(self) -> int:
-        """The rounds that a schedule of whole chunks needs at least, if each chunk has a root server of its own."""
-        return max(math.ceil(self.programme - 1e-6), math.ceil(self.cut), self.hops)
+        """The rounds that any schedule of whole chunks needs at least, with partial sums added wherever they meet."""
+        return max(math.ceil(self.sends - 1e-6), self.cut, self.hops)
 
 
 def bounds(topology: Topology) -> Bounds:
     """All bounds of a network."""
-    hops = 2 * int(topology.hops().max())
-    return Bounds(gather_rounds(topology), programme_rounds(topology), cut_rounds(topology), hops)
+    hops = int(topology.hops().max())
+    return Bounds(gather_rounds(topology), send_rounds(topology), cut_rounds(topology), hops)
 
 
 def gather_rounds(topology: Topology) -> Fraction:
     """The rounds of an AllGather in the fluid limit, exactly: the largest ratio of servers in a set of nodes, which has
-    not all of them, to the links that leave it.
+    not all of them, to the links that leave it (ForestColl, arXiv 2402.06787).
 
     The search begins with the ports of a server. It asks by max-flow whether every server can receive a unit from every
     server in so many rounds. Where one cannot, the minimal cut is a set of nodes with a larger ratio.
@@ -74,65 +73,43 @@ def gather_rounds(topology: Topology) -> Fraction:
         rounds = larger
 
 
-def cut_rounds(topology: Topology) -> Fraction:
-    """The rounds that `N` chunks take over the narrowest cut between two servers."""
+def cut_rounds(topology: Topology) -> int:
+    """The rounds that a cut between servers asks for, the largest number over cuts that are likely to be narrow.
+
+    Every chunk crosses a cut with what the server that is furthest from it contributes, which takes `a` rounds to come
+    there, and needs `b` more to the furthest server on the other side. So all N chunks cross within `T - a - b` rounds.
+    Cuts are around each server, as far as so many hops, and between a server and all others.
+    """
+    hops, count = topology.hops(), topology.servers
+    sides = {frozenset(np.flatnonzero(hops[s] <= far).tolist()) for s in range(count) for far in range(hops[s].max())}
     graph = nx.DiGraph()
     graph.add_edges_from(topology.links, capacity=1)
-    narrowest = min(nx.minimum_cut_value(graph, 0, server) for server in range(1, topology.servers))
-    return Fraction(topology.servers, int(narrowest))
+    for server in range(1, count):
+        _, (side, _) = nx.minimum_cut(graph, 0, server)
+        sides.add(frozenset(node for node in side if node < count))
+    return max(_crossing(topology, graph, hops, sorted(side)) for side in sides)
 
 
-def programme_rounds(topology: Topology) -> float:
-    """The least `T` with capacities `b` to broadcast and `r` to reduce, `b + r <= T` on every link.
+def _crossing(topology: Topology, graph: nx.DiGraph, hops: Int[np.ndarray, 'N N'], side: list[int]) -> int:
+    """The rounds that the cut of some servers from all others asks for."""
+    other = [server for server in range(topology.servers) if server not in side]
+    graph.add_edges_from(((SOURCE, server) for server in side), capacity=len(topology.links))
+    graph.add_edges_from(((server, SINK) for server in other), capacity=len(topology.links))
+    width = nx.maximum_flow_value(graph, SOURCE, SINK)
+    graph.remove_nodes_from([SOURCE, SINK])
+    start, end = np.nonzero(topology.number[np.ix_(side, other)] >= 0)  # hops that cross
+    ways = hops[np.ix_(side, side)][:, start].min(axis=1), hops[np.ix_(other, other)][:, end].min(axis=1)
+    return math.ceil(topology.servers / width) + int(sum(way.max() for way in ways))
 
-    Every server receives N units from the source, one by way of each server, within `b`, and sends N within `r`, which
-    is a flow on the reversed links. At a switch as much comes in as goes out, of `b` and of `r`.
 
-    The variables are T, then b and r by link, then for each server the flows within b and within r, by link.
+def send_rounds(topology: Topology) -> float:
+    """The rounds that all sends take if every round has as many as links allow at most.
+
+    A chunk takes `2 (N - 1)` sends: when the first server has its sum, `N - 1` have brought the contributions of the
+    others, and every other server needs one more (Harary & Schwenk 1974, for calls of one way).
     """
-    count, links = topology.servers, topology.links
-    size, nodes = len(links), len(topology.graph)
-    number = 1 + 2 * size + 2 * count * size
-    equal, below = _Rows(), _Rows()
-    for e in range(size):
-        below.add({1 + e: 1.0, 1 + size + e: 1.0, 0: -1.0}, 0.0)
-    for kind in range(2):
-        capacity = 1 + kind * size
-        for switch in range(count, nodes):
-            row = {capacity + e: float((v == switch) - (u == switch)) for e, (u, v) in enumerate(links)}
-            equal.add({key: value for key, value in row.items() if value}, 0.0)
-        for server in range(count):
-            first = 1 + 2 * size + (kind * count + server) * size
-            for e in range(size):
-                below.add({first + e: 1.0, capacity + e: -1.0}, 0.0)
-            # The source gives a unit to every server; the receiver keeps all N.
-            for node in range(nodes):
-                if node != server:
-                    ends = ((v, u) for u, v in links) if kind else iter(links)
-                    row = {first + e: float((u == node) - (v == node)) for e, (u, v) in enumerate(ends)}
-                    equal.add({key: value for key, value in row.items() if value}, float(node < count))
-    objective = np.zeros(number)
-    objective[0] = 1.0
-    solution = linprog(
-        objective, A_ub=below.matrix(number), b_ub=below.right, A_eq=equal.matrix(number), b_eq=equal.right,
-        method='highs',
-    )  # fmt: skip
-    assert solution.success, solution.message
-    return float(solution.fun)
-
-
-class _Rows:
-    """Rows of a sparse matrix and their right-hand sides."""
-
-    def __init__(self):
-        self.rows: list[dict[int, float]] = []
-        self.right: list[float] = []
-
-    def add(self, row: dict[int, float], right: float) -> None:
-        self.rows.append(row)
-        self.right.append(right)
-
-    def matrix(self, columns: int) -> coo_matrix:
-        at = [(i, j, value) for i, row in enumerate(self.rows) for j, value in row.items()]
-        i, j, values = zip(*at, strict=True)
-        return coo_matrix((values, (i, j)), shape=(len(self.rows), columns))
+    count, hops = topology.servers, len(topology.ends)
+    links = topology.taken.T.astype(float)
+    most = linprog(-np.ones(hops), A_ub=links, b_ub=np.ones(len(links)), method='highs')
+    assert most.success, most.message
+    return 2 * count * (count - 1) / -float(most.fun)

@@ -19,6 +19,7 @@ RULES = {  # as docs/methods/allreduce.md names them
     'spread': 'spread',
     'back': 'there and back',
     'symmetric': 'symmetric',
+    'exchange': 'exchange',
     'programme': 'programme',
 }
 
@@ -45,12 +46,13 @@ def make_exhibits(records: Sequence[Mapping[str, Any]]) -> list[Exhibit]:
             ]
         )
     text = (
-        'Rounds of an AllReduce. At least: no schedule that reduces every chunk to a server of its own and then '
-        'broadcasts it has fewer. Server: without merging. Ring: nothing stands there where a search saw no circle of '
-        'all servers whose hops share no link. Random: breadth-first trees, sends at random. Greedy: the same trees, '
-        'the longest chains first. Spread: trees that are made together, the longest chains first. There and back: '
-        'an AllGather on such trees, and before it the same backwards. Symmetric: one plan for every chunk, only where '
-        'the network has symmetries. Programme: a shortest AllGather by integer programme, mirrored.'
+        'Rounds of an AllReduce. At least: no schedule has fewer. Server: without merging. Ring: nothing stands there '
+        'where a search saw no circle of all servers whose hops share no link. Random: breadth-first trees, sends at '
+        'random. Greedy: the same trees, the longest chains first. Spread: trees that are made together, the longest '
+        'chains first. There and back: an AllGather on such trees, and before it the same backwards. Symmetric: one '
+        'plan for every chunk, only where the network has symmetries. Exchange: a chunk is summed towards both ends of '
+        'a hop, which exchange their sums, and goes back. Programme: a shortest AllGather by integer programme, '
+        'mirrored.'
     )
     table = Exhibit('Rounds by network', text, rows)
     return [table, *(Exhibit(title(record), picture=plot(record)) for record in records)]

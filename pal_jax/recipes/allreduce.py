@@ -2,10 +2,11 @@
 
 A step plans for one network:
 
-1. bound the rounds from below by cuts and a linear programme;
+1. bound the rounds from below by cuts and by the number of sends;
 2. schedule random breadth-first trees, at random and deepest first (the greedy baseline, best of `tries`);
 3. schedule trees that are made together, so that they share the links evenly, deepest first, there and back, and
-   by the network's symmetries, so that the plan is the same for every chunk;
+   by the network's symmetries, so that the plan is the same for every chunk, and with roots that exchange sums with
+   partners;
 4. look for a ring whose hops share no link, and where time is given for a shortest AllGather by integer programme,
    which is mirrored;
 5. check the shortest of these and write it as JSON: rounds of sends (src, dst, chunk, op).
@@ -34,6 +35,7 @@ from pal_jax.parts.recipe import Context, Evaluation, Host, Recipe, check_at_lea
 from pal_jax.parts.settings import Run
 from pal_jax.types import Metrics
 
+EXCHANGES = 10  # schedules with partners for each one by another rule; they need no search for an order of sends
 SCHEDULES = 'schedules'  # the folder of the schedules that `runtime/collective.py` can run
 
 
@@ -102,6 +104,8 @@ def plan(network: Topology, gather: Any, settings: Settings) -> dict[str, Schedu
     if len(group) > 1:
         symmetric = functools.partial(allreduce.spread, network, group=group)
         tried['symmetric'] = [allreduce.best_of(symmetric, settings.tries, settings.seed)]
+    exchange = functools.partial(allreduce.exchanged, network, group=group)
+    tried['exchange'] = [allreduce.best_of(exchange, EXCHANGES * settings.tries, settings.seed)]
     if order := allreduce.ring_order(network, np.random.default_rng(settings.seed)):
         tried['ring'] = [allreduce.ring_schedule(order)]
     plans = {name: min(schedules, key=len) for name, schedules in tried.items()}

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from pal_jax.envs.arrays import allreduce as a
+from pal_jax.envs.arrays import symmetry
 from pal_jax.envs.arrays import topology as t
 from pal_jax.runtime import collective
 
@@ -29,6 +30,8 @@ def schedules():
     yield cube, a.deepest_first(a.workloads(cube, a.random_trees(cube, rng)), rng)
     grid = t.torus(2, 4)
     yield grid, a.there_and_back(grid, a.spread_trees(grid, rng), rng)
+    switch = t.bcube(8, 0)  # one switch, whose servers exchange sums
+    yield switch, a.exchanged(switch, rng, symmetry.free_group(switch))
 
 
 SCHEDULES = {network.name: (network, rounds) for network, rounds in schedules()}

@@ -4,6 +4,9 @@ The buffer of each of N servers is cut into N chunks. Chunk j is reduced up a tr
 broadcast down. A send moves one chunk over one hop, takes the hop's directed links for a round, and no link carries
 two chunks in a round. A server sends its partial sum once all its children's sums have come, and merges what comes;
 what comes in a round can be sent from the next on. The number of rounds is to be small.
+
+A root may have a partner among its children. Both then collect the sums of their sides of the tree, exchange them in
+one round and broadcast the total to their sides, which takes a round less than a reduction to the root alone.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from pal_jax.envs.arrays.symmetry import subgroup
 from pal_jax.envs.arrays.topology import Topology, used
 
 SEARCH = 200  # steps for each server after which the search for a ring gives up
 
 Parents = Int[np.ndarray, 'N N']  # of each chunk's tree, by server; the root's is -1
 Group = Int[np.ndarray, 'G N']  # the server that each symmetry sends each server to (`symmetry.py`)
+Partners = Int[np.ndarray, ' N']  # of each chunk's root; -1 where there is none
 
 Op = Literal['reduce', 'copy']
 
@@ -72,19 +77,25 @@ def random_trees(topology: Topology, rng: np.random.Generator) -> Parents:
     return parents
 
 
-def spread_trees(topology: Topology, rng: np.random.Generator, group: Group | None = None) -> Parents:
-    """Trees made together: round by round every chunk is sent on from where it is to where it is not, over links that
-    are free, the rarest chunk and the neediest server first. Trees that are made together share the links evenly.
+def spread_gather(
+    topology: Topology, rng: np.random.Generator, group: Group | None = None, partners: Partners | None = None
+) -> Schedule:
+    """An AllGather whose chunks go on together: round by round every chunk is sent from where it is to where it is not,
+    over links that are free, the rarest chunk and the neediest server first, so that chunks share the links evenly.
 
-    Under a free group of symmetries the images of every choice are chosen with it, so the trees are images of a few.
+    Under a free group of symmetries the images of every choice are chosen with it. Where a root has a partner its chunk
+    is at both from the start.
     """
     count = topology.servers
     group = np.arange(count)[None] if group is None else group
     has = np.eye(count, dtype=bool)  # [server, chunk]
-    parents = np.full((count, count), -1)
+    if partners is not None:
+        roots = np.flatnonzero(partners >= 0)
+        has[partners[roots], roots] = True
+    rounds: Schedule = []
     links, (src, dst) = topology.taken, np.array(topology.ends).T
     while not has.all():
-        new = has.copy()
+        new, sends = has.copy(), []
         free = np.ones(len(topology.links), bool)
         while True:
             open_hops = ~np.any(links & ~free, axis=1)
@@ -99,9 +110,19 @@ def spread_trees(topology: Topology, rng: np.random.Generator, group: Group | No
             for symmetry in group:
                 start, end = int(symmetry[src[hop]]), int(symmetry[dst[hop]])
                 new[end, symmetry[chunk]] = True
-                parents[symmetry[chunk], end] = start
+                sends.append(Send(start, end, int(symmetry[chunk]), 'copy'))
                 free &= ~links[topology.number[start, end]]
         has = new
+        rounds.append(sends)
+    return rounds
+
+
+def spread_trees(topology: Topology, rng: np.random.Generator, group: Group | None = None) -> Parents:
+    """The trees of `spread_gather`, whose chunks share the links evenly."""
+    parents = np.full((topology.servers, topology.servers), -1)
+    for sends in spread_gather(topology, rng, group):
+        for send in sends:
+            parents[send.chunk, send.dst] = send.src
     return parents
 
 
@@ -214,11 +235,54 @@ def there_and_back(topology: Topology, parents: Parents, rng: np.random.Generato
     return mirrored(deepest_first(gather, rng))
 
 
-def mirrored(gather: Schedule) -> Schedule:
-    """An AllReduce made of an AllGather: its sends backwards from the last round to the first, which reduce, and then
-    the AllGather itself. Links backwards are as free as the links were."""
+def mirrored(gather: Schedule, middle: Sequence[list[Send]] = ()) -> Schedule:
+    """An AllReduce made of an AllGather: its sends backwards from the last round to the first, which reduce, the rounds
+    of the `middle`, and then the AllGather itself. Links backwards are as free as the links were."""
     back = [[Send(send.dst, send.src, send.chunk, 'reduce') for send in sends] for sends in reversed(gather)]
-    return back + gather
+    return [*back, *middle, *gather]
+
+
+def choose_partners(topology: Topology, rng: np.random.Generator, group: Group) -> Partners:
+    """A partner of each root among its neighbours, at random, so that symmetries take partners to partners.
+
+    The roots that symmetries take to each other must be able to exchange sums in one round, if possible in the round of
+    those before them; where no neighbour fits, they have no partner.
+    """
+    partners, used = np.full(topology.servers, -1), np.zeros(len(topology.links), int)
+    for root in range(topology.servers):
+        if root != group[:, root].min():
+            continue
+        pairs = [group[:, [root, other]] for other in rng.permutation(topology.neighbours[root])]
+        takes = [topology.taken[topology.number[pair, pair[:, ::-1]].ravel()].sum(axis=0) for pair in pairs]
+        if fits := [k for k in range(len(pairs)) if takes[k].max() == 1]:
+            best = min(fits, key=lambda k: (used + takes[k]).max())
+            partners[pairs[best][:, 0]] = pairs[best][:, 1]
+            used += takes[best]
+    return partners
+
+
+def exchanges(topology: Topology, partners: Partners) -> Schedule:
+    """The rounds in which roots and partners exchange sums, each pair in the first one that has its links free."""
+    rounds: Schedule = []
+    free: list[Bool[np.ndarray, ' L']] = []
+    for root, other in enumerate(partners.tolist()):
+        if other >= 0:
+            links = np.any(topology.taken[topology.number[[root, other], [other, root]]], axis=0)
+            at = next((t for t in range(len(free)) if free[t][links].all()), len(free))
+            if at == len(free):
+                free.append(np.ones(len(topology.links), bool))
+                rounds.append([])
+            free[at] &= ~links
+            rounds[at] += [Send(root, other, root, 'reduce'), Send(other, root, root, 'reduce')]
+    return rounds
+
+
+def exchanged(topology: Topology, rng: np.random.Generator, group: Group) -> Schedule:
+    """An AllGather made together from roots and partners, before it their exchange, and before that the AllGather
+    backwards; all of it by some of a free group of symmetries."""
+    group = subgroup(group, rng)
+    partners = choose_partners(topology, rng, group)
+    return mirrored(spread_gather(topology, rng, group, partners), exchanges(topology, partners))
 
 
 def ring_schedule(order: Sequence[int]) -> Schedule:

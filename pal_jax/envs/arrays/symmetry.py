@@ -68,6 +68,17 @@ def free_group(topology: Topology, seed: int = 0) -> Int[np.ndarray, 'G N']:
     return np.array(sorted(best))
 
 
+def subgroup(group: Int[np.ndarray, 'G N'], rng: np.random.Generator) -> Int[np.ndarray, 'S N']:
+    """The group that one, two or three members of a free group generate, which are drawn at random."""
+    row = {int(place): number for number, place in enumerate(group[:, 0])}  # a symmetry is known by one place
+    generators = rng.integers(len(group), size=rng.integers(1, 4))
+    kept, front = {0}, [0]
+    while front:
+        front = list({row[int(group[g, group[k, 0]])] for g in generators for k in front} - kept)
+        kept.update(front)
+    return group[sorted(kept)]
+
+
 def _hops(topology: Topology) -> _Hops:
     ends, takes = np.array(topology.ends).T, topology.taken.astype(np.float32)
     # A kind is the distance in hops times more than any hop has links, plus the number of links.

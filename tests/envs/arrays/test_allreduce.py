@@ -13,6 +13,7 @@ import pytest
 from pal_jax.envs.arrays import allreduce as a
 from pal_jax.envs.arrays import gather_programme, symmetry
 from pal_jax.envs.arrays import topology as t
+from pal_jax.evals import allreduce_bounds
 from pal_jax.parts.keys import meanings
 from pal_jax.recipes import allreduce, allreduce_learned
 
@@ -233,6 +234,33 @@ def test_the_known_optimum_of_a_bcube_is_a_schedule():
     rounds = a.mirrored(gather)
     assert len(rounds) == 8
     a.check(t.bcube(3, 1), rounds)
+
+
+@pytest.mark.parametrize(
+    ('network', 'rounds'), [(t.ring(4), 3), (t.ring(6), 5), (t.ring(8), 7), (t.bcube(4, 1), 15)],
+    ids=lambda value: getattr(value, 'name', ''),
+)  # fmt: skip
+def test_an_exchange_of_sums_saves_the_round_in_which_a_root_waits(network, rounds):
+    """Rings of an even number of servers, and BCube(4,1), in the least rounds; with roots alone 4, 6, 8 and 16."""
+    group = symmetry.free_group(network)
+    found = a.best_of(functools.partial(a.exchanged, network, group=group), 100, 0)
+    assert len(found) == rounds == allreduce_bounds.bounds(network).rounds
+    a.check(network, found)
+    middle = found[len(found) // 2]
+    assert all(a.Send(send.dst, send.src, send.chunk, 'reduce') in middle for send in middle)
+
+
+def test_partners_fit_into_a_round_wherever_symmetries_take_them():
+    for network in (t.dcell(3, 1), t.torus(4, 4), t.jellyfish(10, 3)):
+        rng, whole = np.random.default_rng(0), symmetry.free_group(network)
+        for _ in range(5):
+            group = symmetry.subgroup(whole, rng)
+            assert len(whole) % len(group) == 0 and {tuple(row) for row in group} <= {tuple(row) for row in whole}
+            partners = a.choose_partners(network, rng, group)
+            paired = np.flatnonzero(partners >= 0)
+            np.testing.assert_array_equal(partners[group[:, paired]], group[:, partners[paired]])
+            for sends in a.exchanges(network, partners):
+                t.used(network, [(send.src, send.dst) for send in sends])
 
 
 @pytest.mark.parametrize(
