@@ -206,7 +206,7 @@ def to_reply(tokenizer: Tokenizer, prompt: Any, reply: Any, *, chat: bool, alone
 
 def to_text(tokenizer: Tokenizer, words: str) -> Text:
     """A statement by itself. Raises ValueError where it is empty."""
-    tokens = tuple(tokenizer.fast.encode(words))
+    tokens = tuple(tokenizer.statement(words))
     if not words.strip() or not tokens:
         raise ValueError('a text is empty; delete the row')
     return Text(tokens)

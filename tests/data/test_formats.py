@@ -197,7 +197,8 @@ def test_a_call_can_end_no_turn():
     example = chats.to_imitate(
         {'messages': [USER, said('assistant', '', tool_calls=[call])]}, with_template(KNOWS_TOOLS)
     )
-    assert learnt(example).count('<|im_end|>') == 1
+    assert learnt(example) == '<call>{"name": "look", "arguments": {"at": "a<|im_end|>b"}}</call><|im_end|>'
+    assert [*example.completion].count(TOKENIZER.stop_ids[0]) == 1
 
 
 @pytest.mark.parametrize(
