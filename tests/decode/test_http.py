@@ -164,6 +164,15 @@ def test_rubbish_is_refused_and_the_server_goes_on(address, client, body):
     assert client.completions.create(model='', prompt='a', max_tokens=1).usage.completion_tokens == 1
 
 
+def test_a_token_that_the_model_does_not_embed_is_refused(client, monkeypatch):
+    monkeypatch.setattr(TOKENIZER, 'rows', 263)
+    with pytest.raises(
+        openai.BadRequestError, match='reserved_3.*of id 263, and the model embeds 263 tokens'
+    ) as caught:
+        client.completions.create(model='', prompt='a <|reserved_3|>', max_tokens=1)
+    assert caught.value.body['param'] == 'prompt'
+
+
 def test_a_large_body_and_an_unknown_route_are_refused(address):
     assert httpx.post(f'{address}/v1/completions', content=b'x' * (BODY_LIMIT + 1)).status_code == 413
     chunked = (b'x' * 65536 for _ in range(2 * BODY_LIMIT // 65536))
