@@ -267,9 +267,7 @@ def test_the_default_and_the_published_settings_are_complete(variant):
 
 
 def test_a_row_that_the_template_refuses_is_named_by_file_and_line(tmp_path):
-    refusing = (
-        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('no word') }}{% endfor %}"
-    )
+    refusing = "{% for m in messages if m.content == 'no' %}{{ raise_exception('no word') }}{% endfor %}"
     tokenizer = byte_tokenizer().with_template(refusing + CHATML)
     path = write(tmp_path / 'a.jsonl', [record(0), record(1), record(2, response_1='no')])
     with pytest.raises(ValueError, match=r'a.jsonl, line 3: .* no word'):
