@@ -21,7 +21,7 @@ WANTED = 'label', 'kto_tag', 'kto_label', 'desirable'
 OF_ROWS = *WANTED, *LEARNT, *LEFT_OUT
 PARTIAL = 'mask', 'train_detail', 'training_detail', 'loss_masks', 'token_mask'  # marks of parts, or of unclear sense
 
-_VALUES = dict.fromkeys(('true', 'yes', '1', '1.0', 'desirable', 'wanted', 'chosen'), True)
+_VALUES: dict[str, bool] = dict.fromkeys(('true', 'yes', '1', '1.0', 'desirable', 'wanted', 'chosen'), True)
 _VALUES |= dict.fromkeys(('false', 'no', '0', '0.0', '-1', '-1.0', 'undesirable', 'unwanted', 'rejected'), False)
 
 

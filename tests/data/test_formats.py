@@ -353,8 +353,8 @@ def test_a_row_of_a_table_has_no_members_of_other_rows(tmp_path):
     def read(name):
         return chats.read(tmp_path / name, lambda record: chats.to_imitate(record, tokenizer))
 
-    assert [tokenizer.decode(row.prompt + row.completion) for row in read('rows.parquet')] == [
-        tokenizer.decode(row.prompt + row.completion) for row in read('rows.jsonl')
+    assert [tokenizer.decode([*row.prompt, *row.completion]) for row in read('rows.parquet')] == [
+        tokenizer.decode([*row.prompt, *row.completion]) for row in read('rows.jsonl')
     ]
     assert 'null' not in tokenizer.decode(read('rows.parquet')[0].completion)
 
