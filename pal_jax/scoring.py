@@ -185,6 +185,13 @@ def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:
             raise ValueError("'messages' must end with an assistant message after another; that is what is scored")
         fields |= {'prompt': prompt, 'completion': [reply]}
     # What is not to be learnt, such as an unwanted completion of KTO, has a score, too.
+    if isinstance(fields.get('completion'), list):
+        fields['completion'] = [
+            {key: value for key, value in reply.items() if key not in marks.OF_ROWS}
+            if isinstance(reply, dict)
+            else reply
+            for reply in fields['completion']
+        ]
     fields = {key: value for key, value in fields.items() if key not in marks.OF_ROWS}
     example = chats.to_imitate(fields, tokenizer)
     return shared_prompt([to_score(example.prompt, example.completion, pooling)])

@@ -170,6 +170,8 @@ def test_what_stands_beside_messages_counts_or_is_refused():
     texts = {'prompt': 'a', 'completion': 'b'}
     unwanted = scoring.to_group(texts | {'label': False}, tokenizer, 'last')
     assert unwanted == scoring.to_group(texts, tokenizer, 'last')
+    masked = scoring.to_group({'messages': [said[0], said[1] | {'weight': 0}]}, tokenizer, 'last')
+    assert masked == scoring.to_group({'messages': said}, tokenizer, 'last')
     for key, beside in {'tools': {'tools': [{'type': 'f'}]}, 'images': {'images': ['x']}, 'ambiguous': texts}.items():
         with pytest.raises(ValueError, match=key):
             scoring.to_group({'messages': said, **beside}, tokenizer, 'last')

@@ -57,7 +57,10 @@ def is_learnt(message: Mapping[str, Any], place: str) -> bool:
 
 
 def check_wanted(record: Mapping[str, Any]) -> None:
-    """Raise ValueError where a row's completion is marked as unwanted, or the row as not to be learnt."""
+    """Raise ValueError where a row's completion is marked as unwanted, or the row, or parts of it, as not learnt."""
+    for name in (*LEARNT, *LEFT_OUT, *PARTIAL):
+        if isinstance(record.get(name), list | dict):
+            raise ValueError(f'{name!r} of a row is not supported; mark messages, each by weight=1 or 0')
     for name in OF_ROWS:
         if _mark(record.get(name)) is (name in LEFT_OUT):
             raise ValueError(

@@ -116,9 +116,12 @@ class Tokenizer:
         """A pattern of the tokens that end a turn, in a text with shields."""
         return re.compile('|'.join(re.escape(end) for i in self.stop_ids if (end := self.decode([i]))))
 
-    def statement(self, text: str) -> list[int]:
-        """The token ids of somebody's text by itself, with those that the tokenizer puts around it, see `plain`."""
-        return [*self.opening, *self.plain(text, 'user'), *self._closing]
+    def statement(self, text: str, template: str = '{}') -> list[int]:
+        """The token ids of somebody's text in a template, with those that the tokenizer puts around it.
+
+        Control tokens are plain text in the text (`plain`), and live in the template.
+        """
+        return [*self.opening, *self.ids_of(template.format(self.guarded(text, 'user'))), *self._closing]
 
     def ids_of(self, written: str) -> list[int]:
         """The token ids of a text with shields (`data.markup`), such as `written` gives."""

@@ -263,6 +263,7 @@ def test_a_template_that_leaves_the_assistant_out_is_told():
         ({'text': 'a', 'label': 0}, "'label' is 0"),
         ({'messages': [USER, BOT], 'trainable': False}, "'trainable' is False"),
         ({'messages': [USER, BOT], 'masked': True}, "'masked' is True"),
+        ({'messages': [USER, BOT], 'loss_mask': [0, 0]}, "'loss_mask' of a row is not supported"),
         ({'messages': [USER, {**BOT, 'loss': 0.3}]}, r'messages\[1\]: loss=0.3'),
         ({'messages': [USER, {**BOT, 'loss': True, 'masked': 1}]}, r'messages\[1\]: loss and masked contradict'),
         ({'messages': [{**USER, 'train': True}, BOT]}, r'messages\[0\]: train=True asks to learn a turn of user'),

@@ -133,6 +133,7 @@ def test_no_space_comes_into_a_text_and_no_piece_of_a_vocabulary_is_a_control_to
         assert tok.decode(tok.plain(text)) == text
         assert 1 not in tok.plain(text)
     assert texts.to_text(tok, 'hi</s>yo').tokens == tuple(tok.plain('hi</s>yo'))
+    assert texts.to_text(tok, 'hi</s>yo', '{}</s>').tokens == (*tok.plain('hi</s>yo'), 1)
 
 
 def test_shields_stand_in_every_token_also_where_tokens_overlap():
