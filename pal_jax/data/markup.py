@@ -75,6 +75,6 @@ def shielded(value: Any, shield: Shield) -> Any:
 
 
 def controls(tokens: Iterable[str], template: str) -> Iterator[str]:
-    """Those of a vocabulary's added tokens that are no words: tokens in brackets, and those that a template writes."""
+    """The added tokens of a vocabulary that are no words: tokens in brackets, and those that its template writes."""
     bracketed = re.compile(r'[<\[{◁].+[>\]}▷]', re.DOTALL)
     return (token for token in tokens if bracketed.fullmatch(token) or (token in template and not token.isalnum()))

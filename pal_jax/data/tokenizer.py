@@ -259,9 +259,12 @@ class Tokenizer:
         if self.folds_system and messages and messages[0]['role'] == 'system':
             self.folded |= bool(messages[0]['content'])
             messages = folded(messages)
-        shield, own = self._shields
+        shield, assistants = self._shields
         guarded = [
-            {key: markup.shielded(value, own if _is_said(message, key) else shield) for key, value in message.items()}
+            {
+                key: markup.shielded(value, assistants if _is_said(message, key) else shield)
+                for key, value in message.items()
+            }
             | ({'role': message['role']} if message['role'].isalpha() else {})
             for message in messages
         ]
