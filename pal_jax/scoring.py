@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pal_jax.data import chats, records
+from pal_jax.data import chats, marks, records
 from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.safety import CATEGORIES
 from pal_jax.data.tables import LARGEST
@@ -184,6 +184,15 @@ def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:
         if not prompt or not isinstance(reply, dict) or reply.get('role') != 'assistant':
             raise ValueError("'messages' must end with an assistant message after another; that is what is scored")
         fields |= {'prompt': prompt, 'completion': [reply]}
+    # What is not to be learnt, such as an unwanted completion of KTO, has a score, too.
+    if isinstance(fields.get('completion'), list):
+        fields['completion'] = [
+            {key: value for key, value in reply.items() if key not in marks.OF_ROWS}
+            if isinstance(reply, dict)
+            else reply
+            for reply in fields['completion']
+        ]
+    fields = {key: value for key, value in fields.items() if key not in marks.OF_ROWS}
     example = chats.to_imitate(fields, tokenizer)
     return shared_prompt([to_score(example.prompt, example.completion, pooling)])
 

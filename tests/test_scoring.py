@@ -168,6 +168,10 @@ def test_what_stands_beside_messages_counts_or_is_refused():
     ]
     assert alike[0] == alike[1] != scoring.to_group({'messages': said, 'note': 1}, tokenizer, 'last')
     texts = {'prompt': 'a', 'completion': 'b'}
+    unwanted = scoring.to_group(texts | {'label': False}, tokenizer, 'last')
+    assert unwanted == scoring.to_group(texts, tokenizer, 'last')
+    masked = scoring.to_group({'messages': [said[0], said[1] | {'weight': 0}]}, tokenizer, 'last')
+    assert masked == scoring.to_group({'messages': said}, tokenizer, 'last')
     for key, beside in {'tools': {'tools': [{'type': 'f'}]}, 'images': {'images': ['x']}, 'ambiguous': texts}.items():
         with pytest.raises(ValueError, match=key):
             scoring.to_group({'messages': said, **beside}, tokenizer, 'last')

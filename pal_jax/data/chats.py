@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pal_jax.data import formats, records
+from pal_jax.data import formats, records, thoughts
 from pal_jax.data.formats import Message, TextOrMessages
 from pal_jax.data.packing import Example
 from pal_jax.data.tokenizer import Tokenizer
@@ -92,7 +92,8 @@ def _chat(
 ) -> Example:
     """The example of a conversation.
 
-    The assistant's turns in the reply are learnt, from their first token to their last. A turn of weight 0 is not.
+    The assistant's turns in the reply are learnt, from their first token to their last, and continue the tokens before
+    them as if they were sampled. A turn of weight 0 is not learnt.
     """
     if not reply or reply[0]['role'] != 'assistant':
         raise ValueError('what is learnt must begin with an assistant message')
@@ -101,40 +102,79 @@ def _chat(
         raise ValueError('every assistant message has weight 0; nothing in it can be learnt')
     messages = [{key: value for key, value in message.items() if key != 'weight'} for message in (*prompt, *reply)]
     _check_tools(tokenizer, messages, tools)
-    tokens = _render(tokenizer, messages, tools, whole=True)
-    start = len(_render(tokenizer, messages[: len(prompt)], tools))
-    acts = [False] * len(tokens)
+    done = tokenizer.written(messages[: len(prompt)], tools=tools)
+    tokens, acts, closed = tokenizer.ids_of(done), [], True
     for k in (len(prompt) + i for i, acted in enumerate(learnt) if acted):
-        first, end = _turn(tokenizer, messages, k, tokens, tools)
-        acts[first:end] = [True] * (end - first)
-    if not any(acts):
-        raise ValueError("the model's chat template writes nothing of what the assistant says; take another")
-    end = len(tokens) - acts[::-1].index(True)
-    return Example(tokens[:start], tokens[start:end], acts[start:end])
+        before, through, closed = _turn(tokenizer, messages, k, tools)
+        for text, act in ((before, False), (through, True)):
+            if not text.startswith(done):
+                raise ValueError(CHANGED)
+            ids = tokenizer.continued(tokens, done, text[len(done) :]) if text != done else []
+            done, tokens, acts = text, [*tokens, *ids], [*acts, *[act] * len(ids)]
+    if not closed:
+        tokens, acts = [*tokens, tokenizer.stop_ids[0]], [*acts, True]
+    start = len(tokens) - len(acts)
+    return Example(tokens[:start], tokens[start:], acts)
 
 
-def _render(
-    tokenizer: Tokenizer, messages: Sequence[Message], tools: list[Message] | None, *, whole: bool = False
-) -> list[int]:
-    """The tokens of a `whole` conversation, or of one that the assistant's next turn follows."""
-    return tokenizer.chat(messages, add_generation_prompt=not whole, tools=tools)
+CHANGED = "the model's chat template writes a turn otherwise once others follow; give a row for each answer"
+SILENT = "the model's chat template writes nothing of what the assistant says; take another"
 
 
-def _turn(
-    tokenizer: Tokenizer, messages: Sequence[Message], k: int, tokens: Sequence[int], tools: list[Message] | None
-) -> tuple[int, int]:
-    """The first token of the assistant's message `k` in the conversation, and the index after the token that ends it.
+class _Turn(NamedTuple):
+    """The texts of a conversation before a turn of the assistant and through its end, and whether the template closes
+    it, that is, writes a token that ends it."""
+
+    before: str
+    through: str
+    closed: bool
+
+
+def _turn(tokenizer: Tokenizer, messages: Sequence[Message], k: int, tools: list[Message] | None) -> _Turn:
+    """The assistant's message `k` as the template writes it after its prompt for the turn.
 
     Raises:
-      ValueError: the template writes this turn otherwise once other turns follow.
+      ValueError: the template writes nothing of it, or does not close it though other messages follow.
     """
-    before, through = _render(tokenizer, messages[:k], tools), _render(tokenizer, messages[: k + 1], tools, whole=True)
-    if tokens[: len(through)] != through or through[: len(before)] != before:
+    before = tokenizer.written(messages[:k], tools=tools)
+    through = tokenizer.written(messages[: k + 1], False, tools)
+    if not through.startswith(before):
+        return _answered(tokenizer, messages[: k + 1], before, through)
+    if end := tokenizer.ends.search(through, len(before)):
+        return _Turn(before, through[: end.end()], True)
+    if k + 1 < len(messages):  # some templates (GLM's) close a turn when the next one begins
+        following = tokenizer.written(messages[: k + 2], False, tools)
+        end = tokenizer.ends.search(following, len(through))
+        if end and following.startswith(through) and not following[len(through) : end.start()].strip():
+            return _Turn(before, following[: end.end()], True)
         raise ValueError(
-            "the model's chat template writes a turn otherwise once others follow; give a row for each answer"
+            f"the model's chat template writes no token that ends message {k + 1}, and others follow it; give a row "
+            'for each answer, or take a template that ends turns'
         )
-    ends = (i + 1 for i in range(len(before), len(through)) if through[i] in tokenizer.stop_ids)
-    return len(before), next(ends, len(through))
+    answer, content = through[len(before) :], tokenizer.guarded(messages[k]['content'])
+    said = content if answer.startswith(content) and 'tool_calls' not in messages[k] else answer.rstrip()
+    if not answer and content.strip():
+        raise ValueError(SILENT)
+    return _Turn(before, before + said, False)
+
+
+def _answered(tokenizer: Tokenizer, messages: Sequence[Message], before: str, through: str) -> _Turn:
+    """The last of these messages right after its prompt, where the template writes it otherwise than it asks for it.
+
+    Most such templates open a thought at the end of a prompt, and leave it out of messages.
+
+    Raises:
+      ValueError: the message has calls or a thought of its own, which templates alone can write; or the template writes
+        nothing of it.
+    """
+    message = messages[-1]
+    if set(message) - {'role', 'content', 'name'}:
+        raise ValueError(CHANGED)
+    if message['content'].strip() and through == tokenizer.written(messages[:-1], False):
+        raise ValueError(SILENT)
+    answer = tokenizer.guarded(thoughts.resumed(before, message['content']))
+    ends = [end for end in tokenizer.ends.finditer(through) if not through[end.end() :].strip()]
+    return _Turn(before, before + answer + (ends[0][0] if ends else ''), bool(ends))
 
 
 def _check_tools(tokenizer: Tokenizer, messages: Sequence[Message], tools: list[Message] | None) -> None:
@@ -143,9 +183,9 @@ def _check_tools(tokenizer: Tokenizer, messages: Sequence[Message], tools: list[
     if not tools and not called and all(message['role'] != 'tool' for message in messages):
         return
     plain = [{key: value for key, value in message.items() if key != 'tool_calls'} for message in messages]
-    tokens = _render(tokenizer, messages, tools, whole=True)
-    left_out = (tools and tokens == _render(tokenizer, messages, None, whole=True)) or (
-        called and tokens == _render(tokenizer, plain, tools, whole=True)
+    text = tokenizer.written(messages, False, tools)
+    left_out = (tools and text == tokenizer.written(messages, False)) or (
+        called and text == tokenizer.written(plain, False, tools)
     )
     if left_out or 'tool' not in str(tokenizer.fast.get_chat_template(tools=tools)):
         raise ValueError("the model's chat template knows no tools, and the row has some; take another model or row")

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pal_jax.data import marks
 from pal_jax.data.holdouts import normal
 
 Message = dict[str, Any]
@@ -62,9 +63,12 @@ def imitated(record: Any) -> Prompted:
     """The prompt and the reply of a record to imitate. A pair gives its chosen reply.
 
     Raises:
-      ValueError: the record has no known format, or several, or a field is wrong.
+      ValueError: the record has no known format, or several, a field is wrong, or its reply is marked as unwanted.
     """
-    row = _format(record, IMITATED, PREFERRED, (WHOLE,)).read(_known(record))
+    format_ = _format(record, IMITATED, PREFERRED, (WHOLE,))
+    if format_ not in PREFERRED:
+        marks.check_wanted(record)
+    row = format_.read(_known(record))
     return _rendered(record, row._replace(replies=row.replies[:1]))
 
 
@@ -165,8 +169,6 @@ def _sharegpt(record: Mapping[str, Any]) -> Prompted:
 
 
 def _completion(record: Mapping[str, Any]) -> Prompted:
-    if isinstance(record.get('label'), bool):
-        raise ValueError("'label' says whether a completion is wanted, which nothing here learns from; take it out")
     return _after(record['prompt'], [record['completion']], ['completion'])
 
 
@@ -336,7 +338,9 @@ _ROLES = {
 
 
 def messages_of(record: Mapping[str, Any], key: str) -> list[Message]:
-    """The messages of a record, with roles and contents that are texts. `weight` is kept where it is 0.
+    """The messages of a record, with roles and contents that are texts.
+
+    Those that are marked as not to be learnt (`marks.is_learnt`) have the weight 0.
 
     Raises:
       ValueError: there is no message, or one is wrong. The error names its key and number.
@@ -364,7 +368,7 @@ def _message(record: Any, place: str) -> Message:
     read |= {key: message[key] for key in _PASSED if key in message}
     if 'tool_calls' in read:
         read['tool_calls'] = _calls(read['tool_calls'], place)
-    return read | _weight(message, place)
+    return read if marks.is_learnt(message, place) else read | {'weight': 0}
 
 
 def _from_sharegpt(message: Message, place: str) -> Message:
@@ -406,14 +410,6 @@ def _calls(calls: Any, place: str) -> list[Message]:
         fields = {key: value for key, value in call.items() if 'function' in call and value is not None}
         read.append({'type': 'function'} | fields | {'function': {**function, 'arguments': arguments}})
     return read
-
-
-def _weight(message: Message, place: str) -> Message:
-    """The `weight` of a message where it is 0, which in OpenAI's fine-tuning files says that it is not learnt."""
-    weight = message.get('weight', 1)
-    if weight not in (0, 1) or (weight == 0 and message['role'] != 'assistant'):
-        raise ValueError(f'{place}: weight={_short(weight)} must be 0 or 1, and 0 is for the assistant alone')
-    return {} if weight else {'weight': 0}
 
 
 def _text(value: Any, place: str) -> str:

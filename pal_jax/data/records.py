@@ -279,7 +279,18 @@ def _parquet(path: Path) -> Iterator[Row]:
             return
         for row in batch_rows:
             number += 1
-            yield f'{path}, row {number}', row
+            yield f'{path}, row {number}', {name: _without_gaps(value) for name, value in row.items()}
+
+
+def _without_gaps(value: Any) -> Any:
+    """A value of a table without the members of objects that are null, at any depth.
+
+    All objects of a column have the same members, and where a row has written none there stands null. So a call of one
+    tool gets the arguments of all others.
+    """
+    if isinstance(value, dict):
+        return {key: _without_gaps(member) for key, member in value.items() if member is not None}
+    return [_without_gaps(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _first(error: Exception) -> str:

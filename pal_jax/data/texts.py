@@ -168,7 +168,7 @@ def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '
     user, group = records.identity('', record, 'user'), records.known('', record, 'group')
     if is_of_statements(record):
         sides: Sequence[formats.TextOrMessages] = [record[side] for side in formats.SIDES]
-        texts, prompt = [to_text(tokenizer, template.format(side)) for side in sides], None
+        texts, prompt = [to_text(tokenizer, side, template) for side in sides], None
     else:
         pair, read = chats.to_prefer(record, tokenizer), formats.preferred(record)
         texts, before = replies(tokenizer, pair.chosen.prompt, [side.completion for side in pair], alone=alone)
@@ -204,10 +204,10 @@ def to_reply(tokenizer: Tokenizer, prompt: Any, reply: Any, *, chat: bool, alone
     return text, prompt_text
 
 
-def to_text(tokenizer: Tokenizer, words: str) -> Text:
-    """A statement by itself. Raises ValueError where it is empty."""
-    tokens = tuple(tokenizer.fast.encode(words))
-    if not words.strip() or not tokens:
+def to_text(tokenizer: Tokenizer, words: str, template: str = '{}') -> Text:
+    """A statement by itself, put in the template. Raises ValueError where both are empty."""
+    tokens = tuple(tokenizer.statement(words, template))
+    if not template.format(words).strip() or not tokens:
         raise ValueError('a text is empty; delete the row')
     return Text(tokens)
 
@@ -224,7 +224,7 @@ def from_votes(votes: Votes, tokenizer: Tokenizer, *, template: str, most: int, 
 
     Statements with the same tokens have one number, and make no pair.
     """
-    statements = tuple(to_text(tokenizer, template.format(text)) for text in votes.texts)
+    statements = tuple(to_text(tokenizer, text, template) for text in votes.texts)
     first = {text: s for s, text in reversed([*enumerate(statements)])}
     number = np.array([first[text] for text in statements], np.int32)
     users, *sides = draw_pairs(votes, most=most, seed=seed)

@@ -108,3 +108,19 @@ def after(prompt: str, text: str) -> str:
     """
     opened = _OPENED.search(prompt)
     return opened.group() + text if opened and not closes(text) else text
+
+
+def resumed(prompt: str, text: str) -> str:
+    """A reply as it goes on after `prompt`, so that its words are no thought that the prompt has opened.
+
+    A mark at the beginning of the reply that is the prompt's own is not repeated, and a reply that has no thought ends
+    an empty one.
+    """
+    opened = _OPENED.search(prompt)
+    if not opened or closes(text):
+        return text
+    mark, space = opened.group().strip(), opened.group()[len(opened.group().rstrip()) :]
+    if text.lstrip().startswith(mark):
+        return text.lstrip().removeprefix(mark).removeprefix(space)
+    closing = f'{mark[0]}/{mark[1:]}'
+    return f'\n{closing}\n\n{text}' if closes(closing) else text

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Split
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from pal_jax.data import thoughts
+from pal_jax.data import markup, thoughts, vocabularies
 from pal_jax.runtime import files
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ FILES = (
     'chat_template.jinja',
 )  # fmt: skip
 PROBE = 'Heed these words.'  # a system prompt that shows whether a template takes any
+_HELLO: tuple[Message, ...] = {'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hi'}
+_FRAMES = [*_HELLO, _HELLO[0]], [{'role': 'system', 'content': PROBE}, *_HELLO]  # show what stands around messages
 
 # Byte-level tokenizers write printable bytes as themselves, and the others as characters from U+0100 on.
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -58,11 +60,13 @@ class Tokenizer:
     `pad_id` is its padding token, or its first stop where it has none. `vocab_size` counts added tokens; a model's
     vocabulary may be padded beyond it. `opening` has the ids that the tokenizer puts before a text: a
     beginning-of-sequence token, or nothing. `fast` is the wrapped tokenizer. `folded` is True once a system prompt was
-    put into a user message, see `chat`.
+    put into a user message, see `chat`. `rows` is the number of tokens that the model embeds, where the vocabulary has
+    more.
     """
 
-    def __init__(self, fast: PreTrainedTokenizerFast, ends: Sequence[int] = ()):
+    def __init__(self, fast: PreTrainedTokenizerFast, ends: Sequence[int] = (), rows: int | None = None):
         self.fast = fast
+        self.rows = rows
         self.folded = False
         self.vocab_size = len(fast)
         self.stop_ids = _stop_ids(fast, ends)
@@ -70,7 +74,7 @@ class Tokenizer:
         self._silent = {i for i, token in special.items() if not thoughts.is_mark(token)}
         self._marked = len(self._silent) < len(special)
         self.pad_id = fast.get_vocab().get(str(fast.pad_token), self.stop_ids[0])
-        self.opening = _opening(fast, self.stop_ids[0])
+        self.opening, self._closing = _around(fast, self.stop_ids[0])
         self._added = {number: str(token) for number, token in fast.added_tokens_decoder.items()}
         decoder = fast.backend_tokenizer.decoder
         self._decoder = decoder.__getstate__().decode() if decoder else ''  # as JSON
@@ -84,15 +88,86 @@ class Tokenizer:
         """The token ids of `text`, without any around them. Special tokens written out in `text` are recognised.
 
         Raises:
-          ValueError: the text holds half a surrogate pair.
+          ValueError: the text holds half a surrogate pair, or a token that the model does not embed.
         """
         try:
-            return self.fast.encode(text, add_special_tokens=False)
+            ids = self.fast.encode(text, add_special_tokens=False)
         except TypeError:  # the library raises it for a str that is no UTF-8
             half = next((character for character in text if '\ud800' <= character <= '\udfff'), '')
             if not half:
                 raise
             raise ValueError(f'a text holds half of a surrogate pair, \\u{ord(half):04x}; delete it') from None
+        if self.rows is not None and (last := max(ids, default=0)) >= self.rows:
+            raise ValueError(
+                f'a text has the token {self.fast.convert_ids_to_tokens(last)!r} of id {last}, and the model embeds '
+                f'{self.rows} tokens, 0 to {self.rows - 1}; take it out of the text'
+            )
+        return ids
+
+    def plain(self, text: str, role: str = 'assistant') -> list[int]:
+        """The token ids of what somebody of this role says. Control tokens written out in it are plain text."""
+        return self.ids_of(self.guarded(text, role))
+
+    def guarded(self, text: str, role: str = 'assistant') -> str:
+        """The text with shields in what somebody of this role says, as it stands in what `written` gives."""
+        return self._shields[role == 'assistant'](text)
+
+    @functools.cached_property
+    def ends(self) -> re.Pattern[str]:
+        """A pattern of the tokens that end a turn, in a text with shields."""
+        return re.compile('|'.join(re.escape(end) for i in self.stop_ids if (end := self.decode([i]))))
+
+    def statement(self, text: str, template: str = '{}') -> list[int]:
+        """The token ids of somebody's text in a template, with those that the tokenizer puts around it.
+
+        Control tokens are plain text in the text (`plain`), and live in the template.
+        """
+        return [*self.opening, *self.ids_of(template.format(self.guarded(text, 'user'))), *self._closing]
+
+    def ids_of(self, written: str) -> list[int]:
+        """The token ids of a text with shields (`data.markup`), such as `written` gives."""
+        first, *others = markup.pieces(written)
+        return [*self.encode(first), *(i for piece in others for i in self._following(piece))]
+
+    def continued(self, tokens: Sequence[int], before: str, text: str) -> list[int]:
+        """The token ids of a text with shields after `before`, whose ids are `tokens` and stay as they are.
+
+        They are the ids of both together after those tokens. Where a token would span both, as of the last line end of
+        a prompt and the first of an answer, the text is encoded apart, as a model samples it.
+        """
+        together = self.ids_of(before + text)
+        if together[: len(tokens)] == list(tokens):
+            return together[len(tokens) :]
+        return [i for piece in markup.pieces(text) for i in self._following(piece)]
+
+    def _following(self, text: str) -> list[int]:
+        """The token ids of a text by itself, without the space that some tokenizers put before it."""
+        starts = ('\n', 'a') if self._spaces else ()
+        return next((ids for start in starts if (ids := self._rest(start, text))), None) or self.encode(text)
+
+    @functools.cached_property
+    def _spaces(self) -> bool:
+        """True where the tokenizer puts a space before a text."""
+        return self.decode([*self.encode('a'), *self.encode('a')]) != 'aa'
+
+    @functools.cached_property
+    def _shields(self) -> tuple[markup.Shield, markup.Shield]:
+        """Two functions that put shields into texts: into those of users, files and tools, and into the assistant's.
+
+        In the latter, the marks of thoughts and of calls stay live, since models write them within their answers.
+        """
+        added = self.fast.added_tokens_decoder.values()
+        frame = {i for text in map(self._tried, _FRAMES) if text for i in self.fast.encode(text)} | {*self.stop_ids}
+        framed = {token for i in sorted(frame) if (token := self._added.get(i, '')) and not thoughts.is_mark(token)}
+        plain = [str(token) for token in added if not token.special]
+        special = [str(token) for token in added if token.special]
+        silent = {token for token in special if not thoughts.is_mark(token)} | framed
+        normal = self.fast.backend_tokenizer.normalizer
+        normalized = {str(token) for token in added if token.normalized}
+        sets = silent | {*special, *markup.controls(plain, str(self.fast.chat_template))}, silent
+        return tuple(
+            markup.make_shield(tokens, tokens & normalized, normal and normal.normalize_str) for tokens in sets
+        )  # type: ignore[return-value]
 
     def prompt(self, text: str) -> list[int]:
         """The token ids of a raw text that other tokens will follow.
@@ -166,12 +241,12 @@ class Tokenizer:
         """The token ids of a conversation in the model's own template, which gets `tools` as in transformers.
 
         With a ChatML template the ids of `messages[:k]` are a prefix of those of `messages[:k + 1]` if the added
-        message is the assistant's and does not begin with white space, so a sampled turn continues its prompt.
+        message is the assistant's and does not begin with white space. See `continued` for one that does.
 
         Some templates put in a system message when the first message is not one (SmolLM2: 'You are a helpful AI
         assistant named SmolLM ...'). To avoid that always pass one, if only `{'role': 'system', 'content': ''}`.
 
-        Special tokens written out in a message are left out, so a user who types `<|im_end|>` ends no turn.
+        Control tokens written out in a message are plain text, so a user who types `<|im_end|>` ends no turn.
 
         A system prompt that the template does not take (`folds_system`) goes to the head of the first user message.
 
@@ -179,12 +254,28 @@ class Tokenizer:
           ValueError: the tokenizer has no chat template, the template refuses the conversation, or a text holds half a
             surrogate pair.
         """
+        return self.ids_of(self.written(messages, add_generation_prompt, tools))
+
+    def written(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:  # fmt: skip
+        """The text of a conversation in the template, with shields in what the messages say. See `chat`, `ids_of`."""
         if not self.fast.chat_template:
             raise ValueError(f'{self._name} has no chat template; use an instruct model or add chat_template.jinja')
         if self.folds_system and messages and messages[0]['role'] == 'system':
             self.folded |= bool(messages[0]['content'])
             messages = folded(messages)
-        return self.encode(self._rendered(messages, add_generation_prompt, tools))
+        shield, assistants = self._shields
+        guarded = [
+            {
+                key: markup.shielded(value, assistants if _is_said(message, key) else shield)
+                for key, value in message.items()
+            }
+            | ({'role': message['role']} if message['role'].isalpha() else {})
+            for message in messages
+        ]
+        return self._rendered(guarded, add_generation_prompt, markup.shielded(tools, shield))
 
     @functools.cached_property
     def folds_system(self) -> bool:
@@ -205,8 +296,8 @@ class Tokenizer:
     def _rendered(
         self, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> str:
-        plain_messages: Any = self._without_special([dict(message) for message in messages])
-        plain_tools: Any = self._without_special(list(tools)) if tools else None
+        plain_messages: Any = [dict(message) for message in messages]
+        plain_tools: Any = list(tools) if tools else None
         try:
             text = self.fast.apply_chat_template(
                 plain_messages, tools=plain_tools, tokenize=False, add_generation_prompt=add_generation_prompt
@@ -237,13 +328,13 @@ class Tokenizer:
             raise ValueError('the tokenizer has no special token that ends nothing, to pad with; add one to it')
         fast = copy.deepcopy(self.fast)
         fast.pad_token = fast.convert_ids_to_tokens(pad_id)
-        return Tokenizer(fast, self.stop_ids)
+        return Tokenizer(fast, self.stop_ids, self.rows)
 
     def with_template(self, template: str) -> Tokenizer:
         """A copy of the tokenizer with another chat template."""
         fast = copy.deepcopy(self.fast)
         fast.chat_template = template
-        return Tokenizer(fast, self.stop_ids)
+        return Tokenizer(fast, self.stop_ids, self.rows)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and the chat template, for `from_folder` and `AutoTokenizer`."""
@@ -252,21 +343,6 @@ class Tokenizer:
         # transformers 5 writes a class name that 4 (and libraries built on it) does not know; both know this one.
         config = json.loads(path.read_text('utf-8')) | {'tokenizer_class': 'PreTrainedTokenizerFast'}
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n', 'utf-8')
-
-    def _without_special(self, value: Any) -> Any:
-        """A copy of the value with `_defused` texts at any depth, as in a tool call."""
-        if isinstance(value, str):
-            return self._defused(value)
-        if isinstance(value, Mapping):
-            return {key: self._without_special(item) for key, item in value.items()}
-        return [self._without_special(entry) for entry in value] if isinstance(value, list) else value
-
-    def _defused(self, content: str) -> str:
-        """The text without special tokens that are written out in it."""
-        while specials := [token for token in self.fast.all_special_tokens if token in content]:
-            for token in specials:  # repeated until none is left, since taking one out may put another together
-                content = content.replace(token, '')
-        return content
 
     def _text(self, ids: Sequence[int], skip_special: bool) -> str:
         text = self.fast.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
@@ -289,10 +365,17 @@ def folded(messages: Sequence[Message]) -> list[Message]:
     return [{'role': 'user', 'content': system}, *others]
 
 
-def _opening(fast: PreTrainedTokenizerFast, token: int) -> list[int]:
-    """The ids that the tokenizer puts before a text, found by encoding the text of one token."""
+def _is_said(message: Message, key: str) -> bool:
+    """True for a text of the assistant, in which a model writes marks of thoughts and of calls."""
+    return message['role'] == 'assistant' and key in ('content', 'reasoning_content', 'thinking')
+
+
+def _around(fast: PreTrainedTokenizerFast, token: int) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before a text and after it, found by encoding the text of one token."""
     probe: Any = fast(str(fast.convert_ids_to_tokens(token)), return_special_tokens_mask=True)
-    return probe['input_ids'][: [*probe['special_tokens_mask'], 0].index(0)]
+    ids, mask = probe['input_ids'], probe['special_tokens_mask']
+    before, after = [*mask, 0].index(0), [*reversed(mask), 0].index(0)
+    return ids[:before], ids[max(len(ids) - after, before) :]
 
 
 def _stop_ids(fast: PreTrainedTokenizerFast, ends: Sequence[int]) -> tuple[int, ...]:
@@ -360,26 +443,24 @@ def byte_tokenizer() -> Tokenizer:
 
 # --- from a GGUF file -----------------------------------------------------------------------------------------------
 
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # values of tokenizer.ggml.token_type
-
 
 def from_gguf(reader: GGUFReader) -> Tokenizer:
     """The tokenizer and chat template in a GGUF file, which is byte-level BPE or SentencePiece's BPE.
 
     Raises:
-      ValueError: the tokenizer is of another kind, or its pre-tokenizer is not in `_pre_tokenizer`.
+      ValueError: the tokenizer is of another kind, or its pre-tokenizer is unknown.
     """
     tokens, types = _field(reader, 'ggml.tokens'), _field(reader, 'ggml.token_type')
     match _field(reader, 'ggml.model'):
         case 'gpt2':
-            backend = _byte_level_bpe(tokens, _field(reader, 'ggml.merges'), _field(reader, 'ggml.pre'))
+            backend = vocabularies.byte_level_bpe(tokens, _field(reader, 'ggml.merges'), _field(reader, 'ggml.pre'))
         case 'llama':
             prefix = _field(reader, 'ggml.add_space_prefix') is not False
-            backend = _sentencepiece_bpe(tokens, _field(reader, 'ggml.scores'), types, prefix)
+            backend = vocabularies.sentencepiece_bpe(tokens, _field(reader, 'ggml.scores'), types, prefix)
         case kind:
             supported = 'gpt2 (byte-level BPE) and llama (SentencePiece BPE)'
             raise ValueError(f'tokenizer.ggml.model={kind} is not supported, only {supported}; use hf:<folder>')
-    _mark_added(backend, tokens, types)
+    vocabularies.mark_added(backend, tokens, types)
     keys = {'bos_token': 'bos', 'eos_token': 'eos', 'unk_token': 'unknown', 'pad_token': 'padding'}
     ids = {name: _field(reader, f'ggml.{key}_token_id') for name, key in keys.items()}
     fast = PreTrainedTokenizerFast(
@@ -396,76 +477,3 @@ def from_gguf(reader: GGUFReader) -> Tokenizer:
 def _field(reader: GGUFReader, key: str) -> Any:
     field = reader.get_field(f'tokenizer.{key}')
     return None if field is None else field.contents()
-
-
-def _byte_level_bpe(tokens: Sequence[str], merges: Sequence[str], pre: str) -> tokenizers.Tokenizer:
-    vocab = {token: i for i, token in enumerate(tokens)}
-    pairs = [(left, right) for left, right in (merge.split(' ') for merge in merges)]
-    # Llama 3 encodes a word that is a token as this token, even where no chain of merges leads to it.
-    backend = tokenizers.Tokenizer(BPE(vocab=vocab, merges=pairs, ignore_merges=pre == 'llama-bpe'))
-    backend.pre_tokenizer = _pre_tokenizer(pre)
-    backend.decoder = decoders.ByteLevel()
-    if pre == 'qwen2':
-        backend.normalizer = normalizers.NFC()
-    return backend
-
-
-def _sentencepiece_bpe(
-    tokens: Sequence[str], scores: Sequence[float], types: Sequence[int], prefix: bool
-) -> tokenizers.Tokenizer:
-    """The tokenizer of a SentencePiece model.
-
-    SentencePiece joins the two neighbours that make the piece with the highest score. As a list of merges this is every
-    way to cut a piece in two, best pieces first. Characters without a piece become bytes.
-    """
-    vocab = {token: i for i, token in enumerate(tokens)}
-    best = {token: 0.0 for token, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED}
-    best |= {token: score for token, score, kind in zip(tokens, scores, types, strict=True) if kind == NORMAL}
-    merges = [
-        (token[:cut], token[cut:])
-        for token in sorted(best, key=lambda token: (-best[token], vocab[token]))
-        for cut in range(1, len(token))
-        if token[:cut] in best and token[cut:] in best
-    ]
-    backend = tokenizers.Tokenizer(BPE(vocab=vocab, merges=merges, byte_fallback=True, fuse_unk=True))
-    spaces: list[Any] = [normalizers.Replace(' ', '▁')]
-    joined: list[Any] = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
-    if prefix:  # the first word has a space before it, too
-        spaces.insert(0, normalizers.Prepend('▁'))
-        joined.append(decoders.Strip(' ', 1, 0))
-    backend.normalizer = normalizers.Sequence(spaces)
-    backend.decoder = decoders.Sequence(joined)
-    return backend
-
-
-def _pre_tokenizer(pre: str) -> PreTokenizer:
-    """The pre-tokenizer, which cuts text into words before merging, by its name in `tokenizer.ggml.pre`."""
-    gpt2 = ByteLevel(add_prefix_space=False, use_regex=True)
-    match pre:
-        case 'gpt-2':
-            return gpt2
-        case 'smollm':
-            return pre_tokenizers.Sequence([Digits(individual_digits=True), gpt2])
-        case 'llama-bpe':
-            return _split(digits=r'\p{N}{1,3}')
-        case 'qwen2':
-            return _split(digits=r'\p{N}')
-    raise ValueError(
-        f'tokenizer.ggml.pre={pre} is not supported, only gpt-2, smollm, llama-bpe, qwen2; use hf:<folder>'
-    )
-
-
-def _split(digits: str) -> PreTokenizer:
-    """GPT-4's pre-tokenizer: contractions, words with one leading mark, digits, punctuation with line ends, spaces."""
-    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-    other_runs = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-    cut = Split(Regex(f'{words}|{digits}|{other_runs}'), behavior='isolated')
-    return pre_tokenizers.Sequence([cut, ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def _mark_added(backend: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
-    """Add the tokens that are matched whole before any splitting. Control tokens are special, user-defined ones not."""
-    for kind, add in ((CONTROL, backend.add_special_tokens), (USER_DEFINED, backend.add_tokens)):
-        special = kind == CONTROL
-        of_kind = (token for token, type_ in zip(tokens, types, strict=True) if type_ == kind)
-        add([AddedToken(token, special=special, normalized=False) for token in of_kind])

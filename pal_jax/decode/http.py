@@ -176,7 +176,10 @@ class Service:
         if self.guard is not None:
             raise Refusal(400, 'this server has --moderation, which judges chats alone; ask /v1/chat/completions')
         raw_prompts, n = body.prompts(), body.n
-        prompts = await asyncio.to_thread(lambda: [self._ids(prompt) for prompt in raw_prompts])
+        try:
+            prompts = await asyncio.to_thread(lambda: [self._ids(prompt) for prompt in raw_prompts])
+        except ValueError as error:
+            raise Refusal(400, str(error), param='prompt') from None
         with_logprobs, others = body.logprobs is not None, body.logprobs or 0
         form = TextForm(f'cmpl-{uuid.uuid4().hex}', self.model, self.tokenizer, with_logprobs, others)
         requests = self._wanted(form, body, prompts, body.max_tokens, n)

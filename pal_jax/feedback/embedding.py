@@ -33,6 +33,7 @@ class SentenceEncoder:
     def __init__(self, folder: Path):
         self._cfg, self._weights = bert.load(folder)
         self._tokenizer = Tokenizer.from_file(str(folder / 'tokenizer.json'))
+        self._tokenizer.encode_special_tokens = True  # as plain text, where somebody writes one out
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(min(_LONGEST, self._cfg.max_len))
         self._known: dict[str, np.ndarray] = {}

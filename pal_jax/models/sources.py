@@ -133,7 +133,7 @@ def _fitting(read: Callable[[], Tokenizer], cfg: ModelConfig) -> Tokenizer:
     """The tokenizer that `read` gives. Raises ValueError where one of its tokens has no embedding in the model.
 
     Special tokens that neither end nor pad a text need none: Gemma 3's text models have the image token of its other
-    models.
+    models. A text that holds one is refused where it is encoded.
     """
     tok = read()
     beyond = {i for i in tok.fast.get_vocab().values() if i >= cfg.vocab}
@@ -148,6 +148,7 @@ def _fitting(read: Callable[[], Tokenizer], cfg: ModelConfig) -> Tokenizer:
             f'generation_config.json (or config.json) has eos_token_id={last}, the model embeds {cfg.vocab} tokens; '
             'correct the id'
         )
+    tok.rows = cfg.vocab if beyond else None
     return tok
 
 

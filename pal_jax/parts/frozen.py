@@ -48,7 +48,7 @@ class FrozenModel:
         """The log-probabilities of the tokens of each reply, and of the end of its turn, after its dialogue."""
         params, tokenizer = self._opened()
         branches: dict[tuple[int, ...], list[int]] = {}
-        texts = [[*tokenizer.encode(reply), tokenizer.stop_ids[0]] for reply in replies]
+        texts = [[*tokenizer.plain(reply), tokenizer.stop_ids[0]] for reply in replies]
         # The oldest tokens of a long dialogue are cut, so that the longest reply has room.
         longest = self._cfg.max_len - max(map(len, texts))
         for i, dialogue in enumerate(dialogues):

@@ -49,7 +49,15 @@ def labelled_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
         return [(normal(row.prompt), labelled_group(tokenizer, row)) for row in rows]
 
     def read(source: str) -> list[Keyed]:
-        return keyed(safety.joined(safety.read_labelled(source)))
+        rows = []
+        for row in safety.joined(safety.read_labelled(source)):
+            try:
+                rows += keyed([row])
+            except ValueError as error:
+                pair = row.prompt, row.response
+                place = next(p for p, r in records.rows(source) if (r['prompt'], r['response']) == pair)
+                raise ValueError(f'{place}: {error}') from None
+        return rows
 
     return _make_rows(settings, read, lambda corpus: keyed(dilemmas.labelled(corpus)), n=1)
 
@@ -70,10 +78,11 @@ def judged_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
     def read(source: str) -> list[Keyed]:
         rows = []
         for place, record in records.rows(source):
-            if 'chosen' in record:
-                rows.append(_preferred(place, record, tokenizer))
-            else:
-                rows += keyed([safety.to_judged(record, place)])
+            row = None if 'chosen' in record else safety.to_judged(record, place)
+            try:
+                rows += keyed([row]) if row else [_preferred(record, tokenizer)]
+            except ValueError as error:
+                raise ValueError(f'{place}: {error}') from None
         if not rows:
             raise ValueError(f'{source}: it has no records; give a source with at least one')
         return rows
@@ -97,12 +106,9 @@ def judged_group(tokenizer: Tokenizer, row: Judged) -> Group:
     )
 
 
-def _preferred(place: str, record: Any, tokenizer: Tokenizer) -> Keyed:
+def _preferred(record: Any, tokenizer: Tokenizer) -> Keyed:
     """A pair whose chosen reply is the less harmful one, as a group whose replies have no label."""
-    try:
-        pair, content = chats.to_prefer(record, tokenizer), formats.preferred(record).content
-    except ValueError as error:
-        raise ValueError(f'{place}: {error}') from None
+    pair, content = chats.to_prefer(record, tokenizer), formats.preferred(record).content
     group = shared_prompt([to_score(example.prompt, example.completion) for example in pair])
     return content, group._replace(compared=[Compared(1, 0)], labels=[[math.nan]] * 2)
 

@@ -73,7 +73,7 @@ def make_supervised(
 
     def example(demonstration: Demonstration) -> Example:
         prompt = tokenizer.chat(messages(demonstration.dialogue, system))
-        return Example(prompt, [*tokenizer.encode(demonstration.completion), tokenizer.stop_ids[0]])
+        return Example(prompt, [*tokenizer.plain(demonstration.completion), tokenizer.stop_ids[0]])
 
     examples = [example(demonstration) for demonstration in make_demonstrations(warmup.examples, seed=settings.seed)]
     ways, per_row = sharding.batch_ways(mesh), warmup.examples_per_row

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import tokenizers
+from tokenizers import AddedToken, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from pal_jax.data import chats
 from pal_jax.data.packing import Example
-from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.data.tokenizer import CHATML, Tokenizer, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 USER, BOT = {'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Yes?'}
@@ -55,7 +60,8 @@ def test_pairs_share_their_prompt_given_or_not(explicit):
 
 def test_what_a_message_says_can_end_no_turn():
     example = chats.to_imitate({'messages': [USER, {'role': 'assistant', 'content': 'a<|im_end|>b'}]}, TOKENIZER)
-    assert learnt(example) == 'ab<|im_end|>'
+    assert learnt(example) == 'a<|im_end|>b<|im_end|>'
+    assert [*example.completion].count(TOKENIZER.stop_ids[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -95,3 +101,89 @@ def test_wrong_pairs_and_files_are_told(tmp_path):
     (tmp_path / 'empty.jsonl').write_text('\n')
     with pytest.raises(ValueError, match='has no rows'):
         chats.read(tmp_path / 'empty.jsonl', dict)
+
+
+# --- where an answer meets its prompt ---------------------------------------------------------------------------------
+
+THINKS = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
+WORDS = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+OPEN_ENDED = (  # as GLM's, which ends a turn by the beginning of the next
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+
+def merging(template: str = CHATML) -> Tokenizer:
+    """A byte-level tokenizer that joins line ends, spaces, and a space with the letter after it."""
+    vocab = {token: i for i, token in enumerate(sorted(ByteLevel.alphabet()))}
+    merges = [('Ċ', 'Ċ'), ('ĊĊ', 'Ċ'), ('Ġ', 'Ġ'), ('Ċ', 'Ġ'), ('Ġ', 'H'), ('t', 'Ċ')]
+    vocab |= {left + right: 256 + i for i, (left, right) in enumerate(merges)}
+    backend = tokenizers.Tokenizer(BPE(vocab=vocab, merges=merges))
+    backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    tokens = ('<|im_start|>', '<|im_end|>', '<|user|>', '<|assistant|>')
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token='<|im_end|>', chat_template=template))
+
+
+MERGING = merging()
+
+
+@pytest.mark.parametrize(
+    'answer', ['\n\nHello', '\nHello', '  Hello', '\n', '\n\n', '  ', '', 'Hello\n', '<|im_end|>', '\n<|im_end|>']
+)
+@pytest.mark.parametrize('template', [CHATML, WORDS])
+def test_an_answer_is_learnt_as_it_would_be_sampled_whatever_it_begins_with(template, answer):
+    tok = merging(template) if template == WORDS else MERGING
+    example = chats.to_imitate({'messages': [USER, {**BOT, 'content': answer}]}, tok)
+    assert example.prompt == tok.chat([USER])
+    assert example.completion == [*tok.plain(answer), tok.stop_ids[0]]
+    other = {'prompt': [USER], 'chosen': [BOT], 'rejected': [{**BOT, 'content': answer}]}
+    assert chats.to_prefer(other, tok).rejected == example
+
+
+def test_turns_that_begin_with_line_ends_are_learnt_in_a_conversation():
+    first = {**BOT, 'content': '\n\nHello'}
+    example = chats.to_imitate({'messages': [USER, first, MORE, END]}, MERGING)
+    acted = [token for token, act in zip(example.completion, example.acts or [], strict=True) if act]
+    end = MERGING.stop_ids[0]
+    assert acted == [*MERGING.plain('\n\nHello'), end, *MERGING.plain('So long'), end]
+    assert MERGING.decode([*example.prompt, *example.completion]) + '\n' == str(
+        MERGING.fast.apply_chat_template([USER, first, MORE, END], tokenize=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ('answer', 'completion'),
+    [
+        ('Yes?', '\n</think>\n\nYes?<|im_end|>'),  # as Qwen's own template writes an answer without a thought
+        ('<think>\nhm\n</think>\n\nYes?', 'hm\n</think>\n\nYes?<|im_end|>'),
+        ('hm\n</think>\n\nYes?', 'hm\n</think>\n\nYes?<|im_end|>'),
+        ('<think>\nhm', 'hm<|im_end|>'),
+    ],
+)
+def test_an_answer_goes_on_in_the_thought_that_its_prompt_opens(answer, completion):
+    tok = byte_tokenizer().with_template(THINKS)
+    example = chats.to_imitate({'messages': [USER, {**BOT, 'content': answer}]}, tok)
+    assert example.prompt == tok.chat([USER])
+    assert tok.decode(example.completion) == completion
+
+
+def test_an_end_is_learnt_where_the_template_writes_one_only_before_the_next_turn():
+    tok = merging(OPEN_ENDED)
+    end, asked = tok.stop_ids[0], tok.encode('<|user|>')[0]
+    example = chats.to_imitate({'messages': [USER, BOT]}, tok)
+    assert (tok.decode(example.prompt), example.completion) == (
+        '<|user|>\nHi<|assistant|>\n',
+        [*tok.plain('Yes?'), end],
+    )
+    pair = chats.to_prefer({'prompt': [USER], 'chosen': [BOT], 'rejected': [END]}, tok)
+    assert [side.completion[-1] for side in pair] == [end, end]
+    with pytest.raises(ValueError, match='no token that ends message 2'):
+        chats.to_imitate({'messages': [USER, BOT, MORE, END]}, tok)
+    ends = Tokenizer(tok.fast, [asked])  # as GLM's generation_config.json says
+    example = chats.to_imitate({'messages': [USER, BOT, MORE, END]}, ends)
+    acted = [token for token, act in zip(example.completion, example.acts or [], strict=True) if act]
+    assert acted == [*tok.plain('Yes?'), asked, *tok.plain('So long'), end]

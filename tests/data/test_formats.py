@@ -157,6 +157,25 @@ def test_what_weighs_nothing_is_not_learnt():
         chats.to_imitate({'messages': given[:2]}, TOKENIZER)
 
 
+@pytest.mark.parametrize(
+    'mark',
+    [{'weight': 0}, {'loss': False}, {'trainable': False}, {'train': 'False'}, {'loss_mask': 0}, {'masked': True},
+     {'training': 0.0}, {'loss': False, 'weight': 0}],
+)  # fmt: skip
+def test_a_turn_with_a_mark_is_read_and_not_learnt(mark):
+    learns = {name: not value if name == 'masked' else 1 for name, value in mark.items()}
+    given = [{**USER, 'loss': False}, {**BOT, **mark}, said('user', 'Sure?'), {**OTHER, **learns}]
+    assert learnt(chats.to_imitate({'messages': given}, TOKENIZER)) == 'Away.<|im_end|>'
+    pair = {'prompt': [USER], 'chosen': given[1:], 'rejected': [{**BOT, 'loss': None}]}
+    assert [learnt(side) for side in chats.to_prefer(pair, TOKENIZER)] == ['Away.<|im_end|>', 'Home.<|im_end|>']
+
+
+@pytest.mark.parametrize('label', [True, 1, 'True', 'sport', 5, None])
+def test_a_wanted_completion_is_learnt(label):
+    assert formats.imitated({'prompt': 'a', 'completion': 'b', 'label': label}).replies == ('b',)
+    assert formats.preferred({'prompt': 'a', 'chosen': 'b', 'rejected': 'c', 'label': 0}).replies == ('b', 'c')
+
+
 def test_of_a_whole_text_all_is_learnt_but_its_first_token():
     example = chats.to_imitate({'text': 'Once upon'}, TOKENIZER)
     assert (TOKENIZER.decode(example.prompt), learnt(example)) == ('O', 'nce upon<|im_end|>')
@@ -197,7 +216,8 @@ def test_a_call_can_end_no_turn():
     example = chats.to_imitate(
         {'messages': [USER, said('assistant', '', tool_calls=[call])]}, with_template(KNOWS_TOOLS)
     )
-    assert learnt(example).count('<|im_end|>') == 1
+    assert learnt(example) == '<call>{"name": "look", "arguments": {"at": "a<|im_end|>b"}}</call><|im_end|>'
+    assert [*example.completion].count(TOKENIZER.stop_ids[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -235,7 +255,19 @@ def test_a_template_that_leaves_the_assistant_out_is_told():
         ({'question': 'a', 'answer': 'b'}, 'got keys question, answer'),
         ({'prompt': 'a', 'messages': [USER, BOT], 'completion': 'b'}, 'ambiguous: .*messages.*prompt and completion'),
         ({'messages': [USER, BOT], 'conversations': [USER, BOT]}, 'ambiguous'),
-        ({'prompt': 'a', 'completion': 'b', 'label': False}, "'label'"),
+        *(({'prompt': 'a', 'completion': 'b', 'label': label}, "'label' is .* not learnt")
+          for label in (False, 0, 0.0, 'False', 'false', '0', 'undesirable')),
+        ({'messages': [USER, BOT], 'label': False}, "'label' is False"),
+        ({'instruction': 'a', 'output': 'b', 'kto_tag': False}, "'kto_tag' is False"),
+        ({'conversations': [USER, BOT], 'kto_tag': 0}, "'kto_tag' is 0"),
+        ({'text': 'a', 'label': 0}, "'label' is 0"),
+        ({'messages': [USER, BOT], 'trainable': False}, "'trainable' is False"),
+        ({'messages': [USER, BOT], 'masked': True}, "'masked' is True"),
+        ({'messages': [USER, BOT], 'loss_mask': [0, 0]}, "'loss_mask' of a row is not supported"),
+        ({'messages': [USER, {**BOT, 'loss': 0.3}]}, r'messages\[1\]: loss=0.3'),
+        ({'messages': [USER, {**BOT, 'loss': True, 'masked': 1}]}, r'messages\[1\]: loss and masked contradict'),
+        ({'messages': [{**USER, 'train': True}, BOT]}, r'messages\[0\]: train=True asks to learn a turn of user'),
+        ({'messages': [USER, {**BOT, 'train_detail': []}]}, r"messages\[1\]: 'train_detail' is not supported"),
         ({'conversations': [{'from': 'narrator', 'value': 'a'}]}, r'conversations\[0\]: from="narrator" .* human'),
         ({'conversations': [{'from': 'human'}]}, r"conversations\[0\] must have 'role' and 'content'"),
         ({'conversations': [{'from': 'human', 'value': 'a'}, {'from': 'function_call', 'value': 'look()'}]},
@@ -301,6 +333,31 @@ def test_a_file_of_lines_an_array_and_a_table_are_alike(tmp_path, kind):
     else:
         path.write_text(json.dumps(PAIRS, indent=1) if kind == '.json' else lines)
     assert chats.read(path, formats.preferred) == [Prompted([USER], ([BOT], [OTHER]))] * 2
+
+
+def test_a_row_of_a_table_has_no_members_of_other_rows(tmp_path):
+    """All objects of a Parquet column have the same members, null where a row has none."""
+    pyarrow, parquet = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+
+    def row(name, arguments):
+        properties = {key: {'type': 'string', 'enum': [value]} for key, value in arguments.items()}
+        tool = {'type': 'function', 'function': {'name': name, 'parameters': {'properties': properties}}}
+        call = {'type': 'function', 'function': {'name': name, 'arguments': arguments}}
+        turns = [USER, said('assistant', '', tool_calls=[call]), said('tool', 'a map'), BOT]
+        return {'messages': turns, 'tools': [tool]}
+
+    rows = [row('look', {'at': 'map'}), row('go', {'to': 'x', 'by': 'y'}), row('stop', {})]
+    tokenizer = with_template(KNOWS_TOOLS)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / 'rows.parquet')
+    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+    def read(name):
+        return chats.read(tmp_path / name, lambda record: chats.to_imitate(record, tokenizer))
+
+    assert [tokenizer.decode([*row.prompt, *row.completion]) for row in read('rows.parquet')] == [
+        tokenizer.decode([*row.prompt, *row.completion]) for row in read('rows.jsonl')
+    ]
+    assert 'null' not in tokenizer.decode(read('rows.parquet')[0].completion)
 
 
 def test_a_fault_in_an_array_is_told_by_its_number(tmp_path):

@@ -246,6 +246,15 @@ def test_a_body_that_does_not_come_is_given_up_and_holds_no_server_that_closes(d
             assert status(sock) == b'HTTP/1.1 408 Request Timeout'
 
 
+def test_a_token_that_the_model_does_not_embed_is_refused(client, monkeypatch):
+    monkeypatch.setattr(TOKENIZER, 'rows', 263)
+    with pytest.raises(
+        openai.BadRequestError, match='reserved_3.*of id 263, and the model embeds 263 tokens'
+    ) as caught:
+        client.completions.create(model='', prompt='a <|reserved_3|>', max_tokens=1)
+    assert caught.value.body['param'] == 'prompt'
+
+
 def test_a_large_body_and_an_unknown_route_are_refused(address):
     assert httpx.post(f'{address}/v1/completions', content=b'x' * (BODY_LIMIT + 1)).status_code == 413
     chunked = (b'x' * 65536 for _ in range(2 * BODY_LIMIT // 65536))

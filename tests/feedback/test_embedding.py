@@ -47,6 +47,11 @@ def test_our_phrasings_are_told_apart(minilm):
 
 
 @pytest.mark.slow
+def test_control_tokens_in_a_text_are_plain_text(minilm):
+    np.testing.assert_allclose(*minilm(['says [MASK] to [SEP]', 'says [ mask ] to [ sep ]']), atol=1e-6)
+
+
+@pytest.mark.slow
 def test_minilm_is_that_of_transformers_on_torch(minilm):
     torch = pytest.importorskip('torch')
     from transformers import BertModel, BertTokenizerFast

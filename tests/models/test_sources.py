@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from pal_jax.data import chats
 from pal_jax.models import hf, params, sources
 from pal_jax.runtime.sharding import param_shardings
 
@@ -33,7 +34,16 @@ def test_a_tokenizer_beyond_the_embeddings_is_refused(saved):
     tok = sources.from_hf(str(saved)).tokenizer()
     tok.fast.add_special_tokens({'additional_special_tokens': ['<image>']})
     tok.save(saved)
-    assert sources.from_hf(str(saved)).tokenizer().vocab_size == 265
+    lacking = sources.from_hf(str(saved)).tokenizer()
+    assert lacking.vocab_size == 265
+    # Its embedding would be that of the last token.
+    for read in (lacking.prompt, lacking.padding_apart().prompt, lacking.with_template('').encode):
+        with pytest.raises(ValueError, match="'<image>' of id 264, and the model embeds 264 tokens, 0 to 263"):
+            read('see <image> now')
+    assert lacking.decode(lacking.plain('see <image> now')) == 'see <image> now'
+    (saved / 'rows.jsonl').write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "<image>", "completion": "b"}\n')
+    with pytest.raises(ValueError, match="rows.jsonl, line 2: .*'<image>' of id 264"):
+        chats.read(saved / 'rows.jsonl', lambda row: chats.to_imitate(row, lacking))
     tok.fast.add_tokens(['<user>'])
     tok.save(saved)
     with pytest.raises(ValueError, match='ids up to 265, the model embeds 264 tokens'):

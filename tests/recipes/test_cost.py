@@ -10,11 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.data.safety import CATEGORIES
+from pal_jax.data.tokenizer import CHATML, byte_tokenizer
 from pal_jax.learners.labelled import LabelLesson, SignedCost
 from pal_jax.learners.scorer import Lesson
 from pal_jax.models import sources
 from pal_jax.models.families import classifier_to_hf
+from pal_jax.parts import safety
 from pal_jax.parts.recipe import Context
 from pal_jax.parts.runs import write_exports
 from pal_jax.parts.settings import keys_of
@@ -262,3 +264,15 @@ def test_the_default_and_the_published_settings_are_complete(variant):
     settings = get_config(variant)
     cost.data.check(settings)
     assert settings.cost.regularization == 1e-3
+
+
+def test_a_row_that_the_template_refuses_is_named_by_file_and_line(tmp_path):
+    refusing = "{% for m in messages if m.content == 'no' %}{{ raise_exception('no word') }}{% endfor %}"
+    tokenizer = byte_tokenizer().with_template(refusing + CHATML)
+    path = write(tmp_path / 'a.jsonl', [record(0), record(1), record(2, response_1='no')])
+    with pytest.raises(ValueError, match=r'a.jsonl, line 3: .* no word'):
+        cost.judged_rows(get_config(**{'data.train': path}), tokenizer)
+    labelled = {'prompt': 'a', 'response': 'yes', 'category': dict.fromkeys(CATEGORIES, False), 'is_safe': True}
+    path = write(tmp_path / 'b.jsonl', [labelled, labelled, labelled | {'response': 'no'}])
+    with pytest.raises(ValueError, match=r'b.jsonl, line 3: .* no word'):
+        safety.labelled_rows(configs.settings('moderation', **{'data.train': path}), tokenizer)

@@ -134,7 +134,7 @@ def tell(decoder: Decoder, pairs: TextPairs, context: Sequence[int]) -> tuple[in
 
     past = [Choice(words_of(pairs.prompt, k), words_of(pairs.chosen, k), words_of(pairs.rejected, k)) for k in context]
     words = context_of(past, random.Random(str(context)), 'labelled', asked=pairs.prompt is not None)
-    return tuple(decoder.tokenizer.prompt(f'{words}\n\n'))
+    return (*decoder.tokenizer.opening, *decoder.tokenizer.plain(f'{words}\n\n', 'user'))
 
 
 def after(pairs: TextPairs, pair: int, start: tuple[int, ...], opening: tuple[int, ...] = ()) -> Iterator[Text]:

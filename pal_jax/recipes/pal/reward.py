@@ -255,7 +255,7 @@ def reply_vectors(
     for prompt, reply in zip(prompts, replies, strict=True):
         check_form(run, prompt, reply)
     if not run.kept.prompted:
-        return read([texts.to_text(tokenizer, run.settings.text.template.format(reply)) for reply in replies]), None
+        return read([texts.to_text(tokenizer, reply, run.settings.text.template) for reply in replies]), None
     pairs = [texts.to_reply(tokenizer, *pair, chat=run.kept.chat, alone=alone)
              for pair in zip(prompts, replies, strict=True)]  # fmt: skip
     answers, questions = zip(*pairs, strict=True)

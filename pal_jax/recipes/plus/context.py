@@ -160,7 +160,7 @@ def to_group(tokenizer: Tokenizer, summary: str, asked: Iterable[tuple[str, str]
 
     def example(prompt: str, reply: str) -> Example:
         question = tokenizer.chat([dict(message) for message in summaries.question(summary, prompt)])
-        return to_score(question, [*tokenizer.encode(reply), tokenizer.stop_ids[0]])
+        return to_score(question, [*tokenizer.plain(reply), tokenizer.stop_ids[0]])
 
     return shared_prompt([example(*pair) for pair in asked])
 

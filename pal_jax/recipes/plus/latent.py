@@ -183,7 +183,7 @@ class Vectors:
         @functools.cache
         def text(prompt: str, reply: str) -> Text:
             question = tokenizer.chat([dict(message) for message in summaries.question('', prompt)])
-            return Text(tuple(tokenizer.encode(reply)), tuple(question))
+            return Text(tuple(tokenizer.plain(reply)), tuple(question))
 
         return text
 

@@ -1,0 +1,74 @@
+"""Marks in rows that say what is not to be learnt.
+
+A turn of the assistant is not learnt where one of `LEARNT` is false, as `weight` in OpenAI's files, `loss` in
+ms-swift's, `train` or `training` in Axolotl's, or one of `LEFT_OUT` is true. A row is not learnt where one of these
+marks it, or where `label` (TRL's KTO) or `kto_tag` (LLaMA-Factory's) says that its completion is unwanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pal_jax.runtime import files
+
+LEARNT = (
+    'weight', 'loss', 'loss_mask', 'loss_scale', 'loss_weight', 'learn', 'train', 'training', 'trainable', 'train_on',
+    'compute_loss',
+)  # fmt: skip
+LEFT_OUT = 'masked', 'ignore', 'ignored', 'no_loss'
+WANTED = 'label', 'kto_tag', 'kto_label', 'desirable'
+OF_ROWS = *WANTED, *LEARNT, *LEFT_OUT
+PARTIAL = 'mask', 'train_detail', 'training_detail', 'loss_masks', 'token_mask'  # marks of parts, or of unclear sense
+
+_VALUES: dict[str, bool] = dict.fromkeys(('true', 'yes', '1', '1.0', 'desirable', 'wanted', 'chosen'), True)
+_VALUES |= dict.fromkeys(('false', 'no', '0', '0.0', '-1', '-1.0', 'undesirable', 'unwanted', 'rejected'), False)
+
+
+def is_learnt(message: Mapping[str, Any], place: str) -> bool:
+    """False for an assistant's message that is marked as not to be learnt.
+
+    Raises:
+      ValueError: a mark is neither true nor false (1 or 0), two contradict each other, or one says that a turn of
+        another than the assistant is learnt.
+    """
+    for name in PARTIAL:
+        if message.get(name) is not None:
+            raise ValueError(f'{place}: {name!r} is not supported; whole turns are learnt or not, by weight=1 or 0')
+    marks = {name: _mark(message[name]) for name in (*LEARNT, *LEFT_OUT) if message.get(name) is not None}
+    for name, mark in marks.items():
+        if mark is None:
+            raise ValueError(f'{place}: {name}={files.shown(message[name])} must be 0 or 1, true or false')
+    learnt = {name: mark == (name in LEARNT) for name, mark in marks.items()}
+    if len(set(learnt.values())) > 1:
+        raise ValueError(f'{place}: {" and ".join(learnt)} contradict each other; leave one of them')
+    if message.get('role') != 'assistant':
+        if marks.get('weight') is False:
+            raise ValueError(
+                f'{place}: weight={files.shown(message["weight"])} is for the assistant alone; take it out'
+            )
+        if wrong := [name for name, value in learnt.items() if value and name != 'weight']:
+            raise ValueError(
+                f'{place}: {wrong[0]}={files.shown(message[wrong[0]])} asks to learn a turn of {message.get("role")}, '
+                "and the assistant's turns alone are learnt; take it out"
+            )
+        return True
+    return all(learnt.values())
+
+
+def check_wanted(record: Mapping[str, Any]) -> None:
+    """Raise ValueError where a row's completion is marked as unwanted, or the row, or parts of it, as not learnt."""
+    for name in (*LEARNT, *LEFT_OUT, *PARTIAL):
+        if isinstance(record.get(name), list | dict):
+            raise ValueError(f'{name!r} of a row is not supported; mark messages, each by weight=1 or 0')
+    for name in OF_ROWS:
+        if _mark(record.get(name)) is (name in LEFT_OUT):
+            raise ValueError(
+                f'{name!r} is {files.shown(record[name])}, which marks the row as one that is not learnt, and nothing '
+                'here learns from unwanted completions; delete the row, or the mark if it means something else'
+            )
+
+
+def _mark(value: Any) -> bool | None:
+    """A mark as True or False; None for a value that is neither."""
+    return _VALUES.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
