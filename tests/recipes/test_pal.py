@@ -20,7 +20,6 @@ from benchmarks import pal_synthetic
 from pal_jax.data import columns, synthetic
 from pal_jax.data.comparisons import PairBatch
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.evals.accuracy import gain
 from pal_jax.evals.panel import Trial
 from pal_jax.evals.population import Panel
 from pal_jax.parts.recipe import Context, Plan
@@ -28,7 +27,7 @@ from pal_jax.parts.runs import open_run
 from pal_jax.recipes.pal import recipe as pal
 from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.recipes.pal import text as pal_text
-from pal_jax.runtime import devices
+from pal_jax.runtime import devices, intervals
 from tests import commands, configs
 from tests.choices import two_kinds
 
@@ -395,8 +394,8 @@ def test_known_prototypes_are_found_by_accuracy():  # II.9, checks 8 to 10
     one = pal_synthetic.run('partition', 16, 'linear', 1, range(5))
     three = pal_synthetic.run('partition', 16, 'linear', 3, range(5), (5, 20, 50), (2, 5, 10))
     for random, asked in zip(*three.asked, strict=True):
-        mean, error = gain(asked, random)
-        assert mean > 2 * error  # questions that are chosen tell more
+        gain = intervals.mean(np.subtract(asked, random))
+        assert gain.value > 2 * gain.error  # questions that are chosen tell more
     assert np.mean(one.seen) <= 0.82
     assert min(three.seen) >= 0.92
     assert np.mean(three.seen) - np.mean(one.seen) >= 0.12
