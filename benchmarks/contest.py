@@ -106,7 +106,7 @@ class Player:
                 stdout=subprocess.PIPE,
                 text=True,
                 cwd=ROOT,
-                env=_environment(),
+                env=environment(),
             )
         )
         stack.callback(self._process.kill)  # before the process is waited for; no news to one that ended
@@ -138,7 +138,7 @@ def _result(start: dict[str, Any], rounds: list[dict[str, Any]], peak: int) -> R
     return Result(start['init_s'], start['seconds'], start['figures'], seconds, figures, peak, start['versions'])
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The environment of processes under our allocator: the C library reads its setting as they start. On a GPU jax
     takes memory as it needs it: the others have theirs on the same card."""
     return os.environ | {SETTING: ALLOCATOR, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
@@ -155,7 +155,7 @@ def ratios(ours: Result, theirs: Result) -> dict[str, float]:
 def surroundings(*packages: str) -> dict[str, Any]:
     """The surroundings that a number depends on: the machine's own limits, the allocator, our versions."""
     command = [sys.executable, '-m', 'benchmarks.machine']
-    limits = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT, env=_environment()).stdout
+    limits = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT, env=environment()).stdout
     return {
         'machine': json.loads(limits),
         'malloc': ALLOCATOR,

@@ -42,7 +42,11 @@ class Endless:
 
 def make_engine(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
     """Steps of the engine from a full prompt on, in as many rows as `LocalDecoder` has for them, tokens fetched every
-    `STRIDE` steps as it does."""
+    `STRIDE` steps as it does.
+
+    A round's figures are its tokens, the bytes that a step reads at least, the kernels of a step, and how often its
+    compiled text speaks of command buffers, which are XLA's CUDA graphs.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -50,6 +54,7 @@ def make_engine(model: str, dtype: str, batch: int, prompt: int, new: int) -> Ro
     from pal_jax.decode.programs import Programs
     from pal_jax.decode.requests import for_slots
     from pal_jax.models import decoder, params
+    from pal_jax.planning import hlo
     from pal_jax.runtime.devices import for_platform, make_mesh
 
     cfg, rows = for_slots(for_platform(SHAPES[model], dtype), batch)
@@ -59,6 +64,8 @@ def make_engine(model: str, dtype: str, batch: int, prompt: int, new: int) -> Ro
     states = [engine.init_state(cfg, rows, -(-(prompt + new) // 128) * 128)]
     read = (weights['layers'], decoder.unembed_weight(weights, cfg), states[0].keys, states[0].values)
     step_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
+    text = generate.lower(weights, states[0]).compile().as_text()
+    program = {'kernels': hlo.traffic(text).kernels, 'graphs': text.count('command_buffer')}
 
     def decode() -> dict[str, float]:
         state, sampled = states.pop().replace(length=jnp.full(rows, prompt - 1)), []
@@ -69,7 +76,7 @@ def make_engine(model: str, dtype: str, batch: int, prompt: int, new: int) -> Ro
                 jax.device_get(sampled[-STRIDE:])
         jax.block_until_ready(state)
         states.append(state)
-        return {'tokens': len(sampled) * batch, 'step_bytes': step_bytes}
+        return {'tokens': len(sampled) * batch, 'step_bytes': step_bytes, **program}
 
     return decode
 
@@ -119,8 +126,8 @@ def make_grpc(model: str, dtype: str, batch: int, prompt: int, new: int) -> Roun
     return _calls(decoder, model, batch, prompt, new)
 
 
-def make_torch(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
-    """Calls of transformers' `generate`."""
+def make_torch(model: str, dtype: str, batch: int, prompt: int, new: int, cache: str | None = None) -> Round:
+    """Calls of transformers' `generate`, with a `cache` of its kinds, such as 'static'; by default its own choice."""
     import torch
     from transformers import GenerationConfig, LlamaForCausalLM
 
@@ -131,6 +138,7 @@ def make_torch(model: str, dtype: str, batch: int, prompt: int, new: int) -> Rou
     fresh = prompts(model, batch, prompt)
     greedy: Any = GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=new, min_new_tokens=new)
     greedy.pad_token_id = greedy.eos_token_id = 0
+    greedy.cache_implementation = cache
 
     def generate() -> dict[str, float]:
         token_ids = torch.from_numpy(next(fresh)).to(device)

@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks import shapes
@@ -21,52 +21,73 @@ N, COMPLETION, ROWS = 4, 56, 2
 GIB = 2**30
 
 
-def make_learner(cfg: Any, mesh: Any) -> Any:
+def make_learner(cfg: Any, mesh: Any, completion: int) -> Any:
     from pal_jax.learners import ppo as learners
     from pal_jax.runtime.optim import Optimizer
 
     ppo = learners.PPO('group_norm', kl_in='loss', kl_estimator='k3', micro_rows=ROWS)
     optimizer = Optimizer('adamw', lr=1e-5, total_steps=10)
-    return learners.make_learner(cfg, ppo, optimizer, mesh, n=N, length=COMPLETION)
+    return learners.make_learner(cfg, ppo, optimizer, mesh, n=N, length=completion)
 
 
-def planned(cfg: Any, prompt: int) -> dict[str, float]:
-    """GiB that stay, and the peak of the largest program."""
+def request(cfg: Any, prompt: int, completion: int) -> Any:
+    """What the planner is asked for: an update of `ROWS` prompts with `N` answers each, on one device."""
     import jax
 
     from pal_jax.planning import chips, estimate, programs
 
     devices = jax.devices()[:1]
-    request = estimate.Request(
-        cfg=cfg, make_learner=lambda cfg, mesh, _: make_learner(cfg, mesh),
-        work=programs.Work(ROWS, N, prompt, COMPLETION, 1, 1, N), devices=devices, chip=chips.chip(devices[0]),
+    return estimate.Request(
+        cfg=cfg, make_learner=lambda cfg, mesh, _: make_learner(cfg, mesh, completion),
+        work=programs.Work(ROWS, N, prompt, completion, 1, 1, N), devices=devices, chip=chips.chip(devices[0]),
         decode=False, int8=False, efficiency=1.0,
     )  # fmt: skip
-    plan = estimate.make_plan(request, estimate.Choice(1, 1, 1, cfg.remat, ROWS), lambda _: None)
+
+
+def planned(cfg: Any, prompt: int) -> dict[str, float]:
+    """GiB that stay, and the peak of the largest program."""
+    from pal_jax.planning import estimate
+
+    choice = estimate.Choice(1, 1, 1, cfg.remat, ROWS)
+    plan = estimate.make_plan(request(cfg, prompt, COMPLETION), choice, lambda _: None)
     return {name: size / GIB for name, size in plan.memory.items()} | {'peak': plan.worst.peak / GIB}
 
 
-def taken(cfg: Any, prompt: int) -> dict[str, float]:
-    """The most memory of a process that made two updates."""
+def updates(cfg: Any, prompt: int, completion: int) -> Callable[[], None]:
+    """A function that scores and learns from answers to `ROWS` prompts, each time from the state of the last."""
     import jax
     import numpy as np
 
     from pal_jax.data.packing import pack_rollouts
     from pal_jax.models import params
-    from pal_jax.runtime import devices, memory
+    from pal_jax.runtime import devices
     from pal_jax.types import Completion, Sample
 
-    memory.give_back_when_compiling()
     mesh = devices.make_mesh(devices=jax.devices()[:1])
-    learner, rng = make_learner(cfg, mesh), np.random.default_rng(0)
-    ids = [tuple(rng.integers(0, cfg.vocab, size).tolist()) for size in (prompt, COMPLETION)]
-    completion = Completion('', ids[1], (0.0,) * COMPLETION, 'stop')
-    samples = [Sample(ids[0], completion, i // N, rewards=(float(i),)) for i in range(N * ROWS)]
-    state = learner.init(params.init(params.decoder_specs(cfg), jax.random.key(0)))
-    for i in range(2):
-        batch, _ = learner.score(state, pack_rollouts(samples, n=N, actions=COMPLETION, mesh=mesh))
+    learner, rng = make_learner(cfg, mesh, completion), np.random.default_rng(0)
+    ids = [tuple(rng.integers(0, cfg.vocab, size).tolist()) for size in (prompt, completion)]
+    answer = Completion('', ids[1], (0.0,) * completion, 'stop')
+    samples = [Sample(ids[0], answer, i // N, rewards=(float(i),)) for i in range(N * ROWS)]
+    states = [learner.init(params.init(params.decoder_specs(cfg), jax.random.key(0)))]
+
+    def update() -> None:
+        state = states.pop()
+        batch, _ = learner.score(state, pack_rollouts(samples, n=N, actions=completion, mesh=mesh))
         batch, _ = learner.advantages(state, batch)
-        state, _ = learner.update(state, batch, jax.random.key(i))
+        states.append(learner.update(state, batch, jax.random.key(0))[0])
+        jax.block_until_ready(states)
+
+    return update
+
+
+def taken(cfg: Any, prompt: int) -> dict[str, float]:
+    """The most memory of a process that made two updates."""
+    from pal_jax.runtime import memory
+
+    memory.give_back_when_compiling()
+    update = updates(cfg, prompt, COMPLETION)
+    for _ in range(2):
+        update()
         memory.give_back()
     return {'peak': memory.peak_bytes() / GIB}
 

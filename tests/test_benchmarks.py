@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks import (
+    card,
+    card_tasks,
     contest,
     decode,
     dialogues,
@@ -29,6 +31,7 @@ from benchmarks import (
 )
 from benchmarks.contest import Contestant, Outcome, Result
 from benchmarks.shapes import SHAPES
+from pal_jax.models.places import visible
 
 STARTUP = {'init_s', 'compile_s', 'peak_gib'}
 LIMITS = {'float32_gflops': 400.0, 'bfloat16_gflops': 800.0, 'memory_gbytes_per_s': 40.0}
@@ -352,3 +355,34 @@ def test_preferences_compares_scores_with_peoples_choices(monkeypatch, capsys, t
     low, high = out['accuracy_interval']
     assert 0 <= low < out['accuracy'] < high <= 1
     assert out['accuracy_shorter'] == 0.5  # lengths 1, 2 and 3 beside 2
+
+
+@pytest.mark.slow
+def test_all_that_a_card_is_asked_runs_in_tiny_shapes(report, known_machine, tmp_path):
+    out = report(card, '--size=tiny', f'--json={tmp_path / "card.json"}', f'--cache={tmp_path}')
+    assert out == json.loads((tmp_path / 'card.json').read_text())
+    assert list(card.PARTS) == [name for name in out if name in card.PARTS]  # in the order of their worth
+    for part, tasks in card.PARTS.items():
+        for task in tasks:
+            assert out[part][task] and 'failed' not in out[part][task], (part, task, out[part][task])
+    for figures in out['attention']['pal_jax'].values():
+        assert max(value for name, value in figures.items() if name.startswith('error')) < 0.02  # of bfloat16
+    assert out['equality']['pal_jax']['tiny, float32']['largest'] < 1e-5
+    assert out['train']['ratios'].keys() == {'tiny: over torch (tokens_per_s)'}
+    assert {'tiny, gradients', 'tiny, apply', 'tiny, score'} <= out['plan']['pal_jax'].keys()
+
+
+def test_a_card_tells_of_a_task_that_fails(tmp_path):
+    noted = {}
+    args = card._parse(['--size=tiny', '--seconds=60', f'--cache={tmp_path}'])
+    card.run('attention', 'nobody', args, noted.__setitem__)
+    assert noted == {'failed': "KeyError: 'nobody'"}
+    card.run('attention', 'pal_jax', card._parse(['--size=tiny', '--seconds=0']), noted.__setitem__)
+    assert noted['failed'] == 'it took more than --seconds=0'
+
+
+def test_pairs_of_tokens_that_see_each_other_are_those_of_the_mask():
+    for heads in card_tasks.SIZES['tiny'].attention.values():
+        places = card_tasks.places_of(heads)
+        causal = np.tril(np.ones((heads.length, heads.length), bool))
+        assert card_tasks.pairs_of(heads) == int(np.sum(visible(places, places, heads.window) & causal))
