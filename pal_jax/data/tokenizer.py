@@ -221,11 +221,16 @@ class Tokenizer:
             return self._text([i for i in ids if i not in self._silent], skip_special=False)
         return self._text(ids, skip_special=True)
 
-    def last_text(self, ids: Sequence[int], count: int) -> str:
-        """The text of the last `count` of the `ids` that show in a text, as `text_of` has it."""
+    def last_text(self, ids: Sequence[int], count: int, before: Sequence[int] = ()) -> str:
+        """The text of the last `count` of the `ids` that show in a text, as `text_of` has it.
+
+        Where these are all that show, their text goes on with that of the ids `before`, and so keeps its first space.
+        """
         known = self.fast.convert_ids_to_tokens
         showing = (i for i in reversed(ids) if i not in self._silent and known(i) is not None)
-        return self.text_of([*itertools.islice(showing, count)][::-1])
+        last = [*itertools.islice(showing, count)][::-1]
+        before = before if len(last) < count else ()
+        return self.text_of([*before, *last])[len(self.text_of(before)) :]
 
     def thinking(self, prompt: Sequence[int], text: str) -> str:
         """The text of a completion, with the mark of a thought that `prompt` opens and the text does not end before it.

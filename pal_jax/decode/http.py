@@ -256,7 +256,8 @@ class Service:
             sampling = Sampling(body.temperature, max(body.top_k, 0), body.top_p or LEAST, most, body.stops())
             seed = secrets.randbits(63) if body.seed is None else body.seed
             of_prompt = [
-                DecodeRequest(tuple(prompt), sampling, (seed + i) % 2**63, mixture, form.alternatives) for i in range(n)
+                DecodeRequest(tuple(prompt), sampling, (seed + i) % 2**63, mixture, form.alternatives, form.continues)
+                for i in range(n)
             ]
             which = f'{form.asks}.{number}' if len(prompts) > 1 else form.asks
             place = f'{which}: ' if len(prompts) > 1 else ''

@@ -15,12 +15,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.requests import ALTERNATIVES, Alternatives, Progress, Scored
+from pal_jax.decode.requests import ALTERNATIVES, CONTEXT, Alternatives, Progress, Scored
 from pal_jax.types import FinishReason
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 2048
-CONTEXT = 16  # last tokens of a prompt with which the text of its completion is decoded
 HALF = '\ufffd'  # stands in decoded text for a character that is not complete yet
 
 
@@ -348,6 +347,7 @@ class Form:
     kind = chunk = ''
     asks = 'messages'  # the key of a request that has its prompt
     done = 'data: [DONE]\n\n'  # ends a stream
+    continues = False  # True where an answer goes on with the text of its prompt
 
     def __init__(self, id: str, model: str, tokenizer: Tokenizer, logprobs: bool, alternatives: int = 0):
         self.id, self.model, self.tokenizer, self.logprobs = id, model, tokenizer, logprobs
@@ -449,6 +449,7 @@ class TextForm(Form):
 
     kind = chunk = 'text_completion'
     asks = 'prompt'
+    continues = True
 
     def content(self, text: str) -> dict[str, Any]:
         return {'text': text}

@@ -73,9 +73,10 @@ SILENT = next(i for i in BYTES.fast.all_special_ids if i not in BYTES.stop_ids)
 BEYOND = BYTES.vocab_size + 9  # a row of the model that no token has
 
 
-def stopped(tokenizer: Tokenizer, tokens: list[int], stop: str) -> list[int]:
-    """The tokens up to the one at which the engine ends the request."""
-    live = Live(0, Request((0,), Sampling(max_tokens=len(tokens) + 1, stop=(stop,)), 0))
+def stopped(tokenizer: Tokenizer, tokens: list[int], stop: str, before: tuple[int, ...] = ()) -> list[int]:
+    """The tokens up to the one at which the engine ends the request, which goes on with the text `before`."""
+    settings = Sampling(max_tokens=len(tokens) + 1, stop=(stop,))
+    live = Live(0, Request(before or (0,), settings, 0, continues=bool(before)))
     for token in tokens:
         if advance(live, tokenizer, 0, [token], [0.0], [0.0]) == 'stop':
             break
@@ -98,6 +99,15 @@ def test_the_engine_notices_a_stop_string_that_the_text_shows(name, tokens, stop
     choice.take(Progress(0, tuple(tokens), (0.0,) * len(tokens), None))
     assert choice.stop_reason == stop
     assert stopped(tokenizer, tokens, stop) == tokens[:end]
+
+
+@pytest.mark.parametrize('before', [(), (2,)])
+def test_the_engine_notices_a_stop_string_that_begins_with_the_space_of_the_first_word(before):
+    tokenizer, tokens = TOKENIZERS['spaced'], [1, 7, 7, 7]
+    choice = Choice(tokenizer, [' ax'], before=before)
+    choice.take(Progress(0, tuple(tokens), (0.0,) * len(tokens), None))
+    assert choice.text == ('' if before else 'axxx')
+    assert stopped(tokenizer, tokens, ' ax', before) == tokens[: 2 if before else 4]
 
 
 def test_a_long_answer_decodes_each_token_once(monkeypatch):
