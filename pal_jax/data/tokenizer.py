@@ -246,7 +246,8 @@ class Tokenizer:
         """The token ids of a conversation in the model's own template, which gets `tools` as in transformers.
 
         With a ChatML template the ids of `messages[:k]` are a prefix of those of `messages[:k + 1]` if the added
-        message is the assistant's and does not begin with white space. See `continued` for one that does.
+        message is the assistant's. An answer that begins with white space is encoded after its prompt (`continued`), as
+        it was sampled or learnt.
 
         Some templates put in a system message when the first message is not one (SmolLM2: 'You are a helpful AI
         assistant named SmolLM ...'). To avoid that always pass one, if only `{'role': 'system', 'content': ''}`.
@@ -259,7 +260,16 @@ class Tokenizer:
           ValueError: the tokenizer has no chat template, the template refuses the conversation, or a text holds half a
             surrogate pair.
         """
-        return self.ids_of(self.written(messages, add_generation_prompt, tools))
+        text = self.written(messages, add_generation_prompt, tools)
+        cuts = [0, len(text)]
+        for k, message in enumerate(messages):
+            if message['role'] == 'assistant' and (message.get('content') or '')[:1].isspace():
+                before = self.written(messages[:k], tools=tools)
+                cuts[-1:-1] = [len(before)] if text.startswith(before) else []
+        tokens: list[int] = []
+        for start, end in itertools.pairwise(cuts):
+            tokens += self.continued(tokens, text[:start], text[start:end])
+        return tokens
 
     def written(
         self, messages: Sequence[Message], add_generation_prompt: bool = True,

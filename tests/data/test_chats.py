@@ -150,6 +150,8 @@ def test_turns_that_begin_with_line_ends_are_learnt_in_a_conversation():
     acted = [token for token, act in zip(example.completion, example.acts or [], strict=True) if act]
     end = MERGING.stop_ids[0]
     assert acted == [*MERGING.plain('\n\nHello'), end, *MERGING.plain('So long'), end]
+    asked = MERGING.chat([USER, first, MORE])  # the history of a sampled answer has the tokens that were learnt
+    assert asked == [*example.prompt, *example.completion][: len(asked)]
     assert MERGING.decode([*example.prompt, *example.completion]) + '\n' == str(
         MERGING.fast.apply_chat_template([USER, first, MORE, END], tokenize=False)
     )
