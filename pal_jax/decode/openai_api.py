@@ -81,6 +81,14 @@ class Sampled(Asked):
     presence_penalty: Literal[0] = 0
     repetition_penalty: Literal[1] = 1
     min_p: Literal[0] = 0
+    typical_p: Literal[1] = 1
+    min_tokens: Literal[0] = 0
+    length_penalty: Literal[1] = 1
+    use_beam_search: Literal[False] = False
+    ignore_eos: Literal[False] = False
+    stop_token_ids: Nothing = Field([])
+    skip_special_tokens: Literal[True] = True
+    include_stop_str_in_output: Literal[False] = False
     logit_bias: dict[str, Literal[0]] = {}
 
     def stops(self) -> tuple[str, ...]:

@@ -141,6 +141,8 @@ NEUTRAL = [
     {'frequency_penalty': 0.0, 'presence_penalty': 0}, {'safety_identifier': 'x'}, {'prompt_cache_key': 'x'},
     {'prompt_cache_retention': 'in_memory'}, {'verbosity': 'medium'}, {'top_p': 0}, {'n': 128}, {'seed': -1},
     {'top_k': -1}, {'repetition_penalty': 1}, {'repetition_penalty': 1.0}, {'min_p': 0.0},
+    {'typical_p': 1.0, 'length_penalty': 1, 'use_beam_search': False, 'ignore_eos': False, 'min_tokens': 0},
+    {'stop_token_ids': [], 'skip_special_tokens': True, 'include_stop_str_in_output': False},
 ]  # fmt: skip
 REFUSED = [
     {'tools': [{'type': 'function'}]}, {'tool_choice': 'required'}, {'functions': [{'name': 'f'}]},
@@ -150,6 +152,7 @@ REFUSED = [
     {'verbosity': 'low'}, {'frequency_penalty': 0.5}, {'stream_options': {'include_obfuscation': True}},
     {'moderation': {'model': 'x'}}, {'prompt_cache_retention': '24h'}, {'top_logprobs': 21}, {'max_tokens': 0},
     {'repetition_penalty': 1.1}, {'min_p': 0.1}, {'top_k': -2}, {'something': None},
+    {'ignore_eos': True}, {'min_tokens': 3}, {'stop_token_ids': [2]}, {'skip_special_tokens': False},
 ]  # fmt: skip
 
 
