@@ -110,7 +110,7 @@ def _chat(
     messages = [{key: value for key, value in message.items() if key != 'weight'} for message in (*prompt, *reply)]
     _check_tools(tokenizer, messages, tools)
     done = tokenizer.written(messages[: len(prompt)], tools=tools)
-    tokens, acts, closed = tokenizer.ids_of(done), [], True
+    tokens, acts, closed = tokenizer.chat(messages[: len(prompt)], tools=tools), [], True
     for k in (len(prompt) + i for i, acted in enumerate(learnt) if acted):
         before, through, closed = _turn(tokenizer, messages, k, tools)
         for text, act in ((before, False), (through, True)):

@@ -151,6 +151,13 @@ class Tokenizer:
         return self.decode([*self.encode('a'), *self.encode('a')]) != 'aa'
 
     @functools.cached_property
+    def _joins(self) -> bool:
+        """True where even an answer that begins with a letter changes the last tokens of its prompt."""
+        before = self._tried(_HELLO[:1]) or ''
+        ids = self.encode(before)
+        return before.endswith(' ') or self.encode(f'{before}a')[: len(ids)] != ids
+
+    @functools.cached_property
     def _shields(self) -> tuple[markup.Shield, markup.Shield]:
         """Two functions that put shields into texts: into those of users, files and tools, and into the assistant's.
 
@@ -246,15 +253,13 @@ class Tokenizer:
         """The token ids of a conversation in the model's own template, which gets `tools` as in transformers.
 
         With a ChatML template the ids of `messages[:k]` are a prefix of those of `messages[:k + 1]` if the added
-        message is the assistant's. An answer that begins with white space is encoded after its prompt (`continued`), as
-        it was sampled or learnt.
+        message is the assistant's. Where a token might span the end of a prompt and the beginning of an answer, both
+        are encoded apart (`continued`), as the answer was sampled or learnt.
 
-        Some templates put in a system message when the first message is not one (SmolLM2: 'You are a helpful AI
-        assistant named SmolLM ...'). To avoid that always pass one, if only `{'role': 'system', 'content': ''}`.
-
-        Control tokens written out in a message are plain text, so a user who types `<|im_end|>` ends no turn.
-
-        A system prompt that the template does not take (`folds_system`) goes to the head of the first user message.
+        Control tokens written out in a message are plain text, so a user who types `<|im_end|>` ends no turn. Some
+        templates put in a system message of their own (SmolLM2: 'You are a helpful AI assistant named SmolLM ...'); to
+        avoid that pass one, if only `{'role': 'system', 'content': ''}`. A system prompt that the template does not
+        take (`folds_system`) goes to the head of the first user message.
 
         Raises:
           ValueError: the tokenizer has no chat template, the template refuses the conversation, or a text holds half a
@@ -263,7 +268,7 @@ class Tokenizer:
         text = self.written(messages, add_generation_prompt, tools)
         cuts = [0, len(text)]
         for k, message in enumerate(messages):
-            if message['role'] == 'assistant' and (message.get('content') or '')[:1].isspace():
+            if message['role'] == 'assistant' and (self._joins or (message.get('content') or '')[:1].isspace()):
                 before = self.written(messages[:k], tools=tools)
                 cuts[-1:-1] = [len(before)] if text.startswith(before) else []
         tokens: list[int] = []

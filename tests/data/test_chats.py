@@ -150,11 +150,21 @@ def test_turns_that_begin_with_line_ends_are_learnt_in_a_conversation():
     acted = [token for token, act in zip(example.completion, example.acts or [], strict=True) if act]
     end = MERGING.stop_ids[0]
     assert acted == [*MERGING.plain('\n\nHello'), end, *MERGING.plain('So long'), end]
-    asked = MERGING.chat([USER, first, MORE])  # the history of a sampled answer has the tokens that were learnt
-    assert asked == [*example.prompt, *example.completion][: len(asked)]
     assert MERGING.decode([*example.prompt, *example.completion]) + '\n' == str(
         MERGING.fast.apply_chat_template([USER, first, MORE, END], tokenize=False)
     )
+
+
+@pytest.mark.parametrize('answer', ['Hello', '\n\nHello', ' '])
+@pytest.mark.parametrize('template', [CHATML, WORDS])
+def test_an_answer_keeps_its_tokens_once_others_follow(template, answer):
+    tok, said = merging(template) if template == WORDS else MERGING, {**BOT, 'content': answer}
+    asked, sampled = tok.chat([USER, said, MORE]), [*tok.chat([USER]), *tok.plain(answer)]
+    assert asked[: len(sampled)] == sampled
+    assert chats.to_imitate({'prompt': [USER, said, MORE], 'completion': [END]}, tok).prompt == asked
+    if template == CHATML:
+        example = chats.to_imitate({'messages': [USER, said, MORE, END]}, tok)
+        assert [*example.prompt, *example.completion][: len(asked)] == asked
 
 
 @pytest.mark.parametrize(
