@@ -7,7 +7,7 @@ added to a completion that does not end with one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,14 +33,21 @@ def read(path: str | Path, convert: Callable[[Any], Row]) -> list[Row]:
     Raises:
       ValueError: a record is wrong, or there is none. The message names file and line.
     """
+    rows = converted(_records(path), convert)
+    if not rows:
+        raise ValueError(f'{path} has no rows; write one JSON record a line')
+    return rows
+
+
+def converted(records: Iterable[tuple[str, Any]], convert: Callable[[Any], Row]) -> list[Row]:
+    """The results of `convert` for records that come with their places. Raises ValueError with the place of a wrong
+    one."""
     rows = []
-    for place, record in _records(path):
+    for place, record in records:
         try:
             rows.append(convert(record))
         except ValueError as error:
             raise ValueError(f'{place}: {error}') from None
-    if not rows:
-        raise ValueError(f'{path} has no rows; write one JSON record a line')
     return rows
 
 
@@ -103,7 +110,7 @@ def _chat(
     messages = [{key: value for key, value in message.items() if key != 'weight'} for message in (*prompt, *reply)]
     _check_tools(tokenizer, messages, tools)
     done = tokenizer.written(messages[: len(prompt)], tools=tools)
-    tokens, acts, closed = tokenizer.ids_of(done), [], True
+    tokens, acts, closed = tokenizer.chat(messages[: len(prompt)], tools=tools), [], True
     for k in (len(prompt) + i for i, acted in enumerate(learnt) if acted):
         before, through, closed = _turn(tokenizer, messages, k, tools)
         for text, act in ((before, False), (through, True)):

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pal_jax.data import marks
+from pal_jax.data import marks, records
 from pal_jax.data.holdouts import normal
 
 Message = dict[str, Any]
@@ -66,15 +66,17 @@ def imitated(record: Any) -> Prompted:
       ValueError: the record has no known format, or several, a field is wrong, or its reply is marked as unwanted.
     """
     format_ = _format(record, IMITATED, PREFERRED, (WHOLE,))
-    if format_ not in PREFERRED:
-        marks.check_wanted(record)
-    row = format_.read(_known(record))
-    return _rendered(record, row._replace(replies=row.replies[:1]))
+    marks.check_row(record, () if format_ in PREFERRED else marks.KTO if format_ is WHOLE else marks.WANTED)
+    known = _known(record)
+    row = format_.read(known)
+    return _rendered(known, row._replace(replies=row.replies[:1]))
 
 
 def preferred(record: Any) -> Prompted:
     """The prompt and both replies of a pair, the better one first. Raises ValueError as `imitated` does."""
-    row = _rendered(record, _format(record, PREFERRED).read(_known(record)))
+    format_, known = _format(record, PREFERRED), _known(record)
+    marks.check_row(known)
+    row = _rendered(known, format_.read(known))
     if row.replies[0] == row.replies[1]:
         raise ValueError(SAME)
     return row
@@ -112,12 +114,13 @@ def _named(format_: Format) -> str:
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record without keys whose value is None, as a table has for missing values.
+    """The record without keys whose value is None at any depth, as a table has, or a file written from one, for missing
+    values. A call's arguments that are JSON in a text keep theirs.
 
     Raises:
       ValueError: the record has images, videos or another field that is not supported.
     """
-    fields = {key: value for key, value in record.items() if value is not None}
+    fields = records.without_gaps(record)
     for key in ('images', 'image', 'videos', 'video', 'audios', 'audio', 'functions', 'chat_template_kwargs'):
         if fields.get(key):
             raise ValueError(f'{key!r} of a row is not supported; texts and tools are')
@@ -354,7 +357,7 @@ def messages_of(record: Mapping[str, Any], key: str) -> list[Message]:
 def _message(record: Any, place: str) -> Message:
     if not isinstance(record, dict):
         raise ValueError(f"{place} must have 'role' and 'content' as text, got {_short(record)}")
-    message = {key: value for key, value in record.items() if value is not None}  # a table has every key in every row
+    message = dict(record)
     if 'from' in message and 'role' not in message:
         message = _from_sharegpt(message, place)
     if 'function_call' in message:
@@ -390,6 +393,7 @@ def _joined(parts: list[Any], place: str) -> str:
         kind = part.get('type') if isinstance(part, dict) else type(part).__name__
         if kind != 'text':
             raise ValueError(f'{place}.content[{i}] is of type {_short(kind)}, which is not supported; only text is')
+        marks.check_part(part, f'{place}.content[{i}]')
         _text(part.get('text'), f'{place}.content[{i}].text')
     return ''.join(part['text'] for part in parts)
 
@@ -405,9 +409,10 @@ def _calls(calls: Any, place: str) -> list[Message]:
         arguments = function.get('arguments', {})
         if isinstance(arguments, str):
             arguments = _json(arguments or '{}', f'{where}.function.arguments')
+            arguments = {} if arguments is None else arguments
         if not isinstance(arguments, dict):
             raise ValueError(f'{where}.function.arguments must be an object, got {_short(arguments)}')
-        fields = {key: value for key, value in call.items() if 'function' in call and value is not None}
+        fields = call if 'function' in call else {}
         read.append({'type': 'function'} | fields | {'function': {**function, 'arguments': arguments}})
     return read
 

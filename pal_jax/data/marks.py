@@ -2,12 +2,13 @@
 
 A turn of the assistant is not learnt where one of `LEARNT` is false, as `weight` in OpenAI's files, `loss` in
 ms-swift's, `train` or `training` in Axolotl's, or one of `LEFT_OUT` is true. A row is not learnt where one of these
-marks it, or where `label` (TRL's KTO) or `kto_tag` (LLaMA-Factory's) says that its completion is unwanted.
+marks it, or where `label` (TRL's KTO) or `kto_tag` (LLaMA-Factory's) says that its completion is unwanted. The `label`
+of a row that is one text is its class, and says nothing of a completion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pal_jax.runtime import files
@@ -17,9 +18,13 @@ LEARNT = (
     'compute_loss',
 )  # fmt: skip
 LEFT_OUT = 'masked', 'ignore', 'ignored', 'no_loss'
-WANTED = 'label', 'kto_tag', 'kto_label', 'desirable'
+KTO = 'kto_tag', 'kto_label', 'desirable'
+WANTED = 'label', *KTO  # say of a row with a completion that it is wanted
 OF_ROWS = *WANTED, *LEARNT, *LEFT_OUT
-PARTIAL = 'mask', 'train_detail', 'training_detail', 'loss_masks', 'token_mask'  # marks of parts, or of unclear sense
+PARTIAL = (  # marks of parts, or of unclear sense
+    'mask', 'train_detail', 'training_detail', 'loss_masks', 'token_mask', 'completion_mask', 'assistant_mask',
+    'assistant_masks', 'assistant_tokens_mask',
+)  # fmt: skip
 
 _VALUES: dict[str, bool] = dict.fromkeys(('true', 'yes', '1', '1.0', 'desirable', 'wanted', 'chosen'), True)
 _VALUES |= dict.fromkeys(('false', 'no', '0', '0.0', '-1', '-1.0', 'undesirable', 'unwanted', 'rejected'), False)
@@ -56,17 +61,24 @@ def is_learnt(message: Mapping[str, Any], place: str) -> bool:
     return all(learnt.values())
 
 
-def check_wanted(record: Mapping[str, Any]) -> None:
-    """Raise ValueError where a row's completion is marked as unwanted, or the row, or parts of it, as not learnt."""
+def check_row(record: Mapping[str, Any], wanted: Sequence[str] = ()) -> None:
+    """Raise ValueError where a row, or parts of it, are marked as not learnt, or its completion as unwanted, by one of
+    the keys `wanted`."""
     for name in (*LEARNT, *LEFT_OUT, *PARTIAL):
         if isinstance(record.get(name), list | dict):
             raise ValueError(f'{name!r} of a row is not supported; mark messages, each by weight=1 or 0')
-    for name in OF_ROWS:
+    for name in (*wanted, *LEARNT, *LEFT_OUT):
         if _mark(record.get(name)) is (name in LEFT_OUT):
             raise ValueError(
                 f'{name!r} is {files.shown(record[name])}, which marks the row as one that is not learnt, and nothing '
                 'here learns from unwanted completions; delete the row, or the mark if it means something else'
             )
+
+
+def check_part(part: Mapping[str, Any], place: str) -> None:
+    """Raise ValueError where a part of a message's content has a mark of its own."""
+    if marked := [name for name in (*LEARNT, *LEFT_OUT, *PARTIAL) if part.get(name) is not None]:
+        raise ValueError(f'{place}: {marked[0]!r} of a part is not supported; whole turns are learnt, by weight=1 or 0')
 
 
 def _mark(value: Any) -> bool | None:

@@ -210,6 +210,17 @@ def array(path: Path) -> Iterator[tuple[str, Any]]:
         yield from ((f'{path}, line {number}', record) for number, record in lines(path))
 
 
+def without_gaps(value: Any) -> Any:
+    """A value of a table without the members of objects that are null, at any depth.
+
+    All objects of a column have the same members, and where a row has written none there stands null, also in a file
+    that is written from the table. So a call of one tool gets the arguments of all others.
+    """
+    if isinstance(value, dict):
+        return {key: without_gaps(member) for key, member in value.items() if member is not None}
+    return [without_gaps(entry) for entry in value] if isinstance(value, list) else value
+
+
 def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
     """The rows of a CSV file under its header, with their places. The header must have these columns.
 
@@ -279,18 +290,7 @@ def _parquet(path: Path) -> Iterator[Row]:
             return
         for row in batch_rows:
             number += 1
-            yield f'{path}, row {number}', {name: _without_gaps(value) for name, value in row.items()}
-
-
-def _without_gaps(value: Any) -> Any:
-    """A value of a table without the members of objects that are null, at any depth.
-
-    All objects of a column have the same members, and where a row has written none there stands null. So a call of one
-    tool gets the arguments of all others.
-    """
-    if isinstance(value, dict):
-        return {key: _without_gaps(member) for key, member in value.items() if member is not None}
-    return [_without_gaps(entry) for entry in value] if isinstance(value, list) else value
+            yield f'{path}, row {number}', {name: without_gaps(value) for name, value in row.items()}
 
 
 def _first(error: Exception) -> str:

@@ -151,6 +151,13 @@ class Tokenizer:
         return self.decode([*self.encode('a'), *self.encode('a')]) != 'aa'
 
     @functools.cached_property
+    def _joins(self) -> bool:
+        """True where even an answer that begins with a letter changes the last tokens of its prompt."""
+        before = self._tried(_HELLO[:1]) or ''
+        ids = self.encode(before)
+        return before.endswith(' ') or self.encode(f'{before}a')[: len(ids)] != ids
+
+    @functools.cached_property
     def _shields(self) -> tuple[markup.Shield, markup.Shield]:
         """Two functions that put shields into texts: into those of users, files and tools, and into the assistant's.
 
@@ -221,11 +228,16 @@ class Tokenizer:
             return self._text([i for i in ids if i not in self._silent], skip_special=False)
         return self._text(ids, skip_special=True)
 
-    def last_text(self, ids: Sequence[int], count: int) -> str:
-        """The text of the last `count` of the `ids` that show in a text, as `text_of` has it."""
+    def last_text(self, ids: Sequence[int], count: int, before: Sequence[int] = ()) -> str:
+        """The text of the last `count` of the `ids` that show in a text, as `text_of` has it.
+
+        Where these are all that show, their text goes on with that of the ids `before`, and so keeps its first space.
+        """
         known = self.fast.convert_ids_to_tokens
         showing = (i for i in reversed(ids) if i not in self._silent and known(i) is not None)
-        return self.text_of([*itertools.islice(showing, count)][::-1])
+        last = [*itertools.islice(showing, count)][::-1]
+        before = before if len(last) < count else ()
+        return self.text_of([*before, *last])[len(self.text_of(before)) :]
 
     def thinking(self, prompt: Sequence[int], text: str) -> str:
         """The text of a completion, with the mark of a thought that `prompt` opens and the text does not end before it.
@@ -241,20 +253,28 @@ class Tokenizer:
         """The token ids of a conversation in the model's own template, which gets `tools` as in transformers.
 
         With a ChatML template the ids of `messages[:k]` are a prefix of those of `messages[:k + 1]` if the added
-        message is the assistant's and does not begin with white space. See `continued` for one that does.
+        message is the assistant's. Where a token might span the end of a prompt and the beginning of an answer, both
+        are encoded apart (`continued`), as the answer was sampled or learnt.
 
-        Some templates put in a system message when the first message is not one (SmolLM2: 'You are a helpful AI
-        assistant named SmolLM ...'). To avoid that always pass one, if only `{'role': 'system', 'content': ''}`.
-
-        Control tokens written out in a message are plain text, so a user who types `<|im_end|>` ends no turn.
-
-        A system prompt that the template does not take (`folds_system`) goes to the head of the first user message.
+        Control tokens written out in a message are plain text, so a user who types `<|im_end|>` ends no turn. Some
+        templates put in a system message of their own (SmolLM2: 'You are a helpful AI assistant named SmolLM ...'); to
+        avoid that pass one, if only `{'role': 'system', 'content': ''}`. A system prompt that the template does not
+        take (`folds_system`) goes to the head of the first user message.
 
         Raises:
           ValueError: the tokenizer has no chat template, the template refuses the conversation, or a text holds half a
             surrogate pair.
         """
-        return self.ids_of(self.written(messages, add_generation_prompt, tools))
+        text = self.written(messages, add_generation_prompt, tools)
+        cuts = [0, len(text)]
+        for k, message in enumerate(messages):
+            if message['role'] == 'assistant' and (self._joins or (message.get('content') or '')[:1].isspace()):
+                before = self.written(messages[:k], tools=tools)
+                cuts[-1:-1] = [len(before)] if text.startswith(before) else []
+        tokens: list[int] = []
+        for start, end in itertools.pairwise(cuts):
+            tokens += self.continued(tokens, text[:start], text[start:end])
+        return tokens
 
     def written(
         self, messages: Sequence[Message], add_generation_prompt: bool = True,

@@ -39,7 +39,7 @@ MAX_TOKENS = 512  # tokens of an answer whose request names no limit
 BODY_LIMIT = 1 << 20  # bytes
 BODY_SECONDS = 30.0  # in which a body comes
 LEAST = 1e-6  # stands for a top_p of 0, with which the likeliest token is drawn
-HOST = re.compile(r'(localhost|[0-9.]+|\[[0-9a-f:]+\])(:[0-9]+)?', re.IGNORECASE)  # of a machine's own addresses
+HOST = re.compile(r'(localhost|[0-9.]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?', re.IGNORECASE)  # a machine's own
 
 
 class LimitBody:
@@ -256,7 +256,8 @@ class Service:
             sampling = Sampling(body.temperature, max(body.top_k, 0), body.top_p or LEAST, most, body.stops())
             seed = secrets.randbits(63) if body.seed is None else body.seed
             of_prompt = [
-                DecodeRequest(tuple(prompt), sampling, (seed + i) % 2**63, mixture, form.alternatives) for i in range(n)
+                DecodeRequest(tuple(prompt), sampling, (seed + i) % 2**63, mixture, form.alternatives, form.continues)
+                for i in range(n)
             ]
             which = f'{form.asks}.{number}' if len(prompts) > 1 else form.asks
             place = f'{which}: ' if len(prompts) > 1 else ''
@@ -322,25 +323,25 @@ def make_app(
     if origins:  # this middleware is the outermost, so that other pages can read refusals, too
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=['GET', 'POST'], allow_headers=['*'])
     _answer_errors(app)
-    app.get('/', include_in_schema=False)(chat_page)
-    app.head('/', include_in_schema=False)(chat_page)
-    app.get('/chat.json', dependencies=[Depends(known)])(service.about_chat)
-    app.get('/health')(service.health)
-    app.head('/health', include_in_schema=False)(service.health)
-    app.get('/metrics')(service.scrape)
-    app.get('/v1/models', dependencies=[Depends(known)])(service.models)
-    app.get('/v1/models/{name:path}', dependencies=[Depends(known)])(service.about_model)
-    app.post('/v1/chat/completions', dependencies=[Depends(known)])(service.chat)
-    app.post('/v1/completions', dependencies=[Depends(known)])(service.text)
-    app.post('/v1/responses', dependencies=[Depends(known)])(service.response)
+    guarded = [Depends(known)]
+    for path, answer, dependencies in (
+        ('/', chat_page, []), ('/health', service.health, []), ('/metrics', service.scrape, []),
+        ('/chat.json', service.about_chat, guarded), ('/v1/models', service.models, guarded),
+        ('/v1/models/{name:path}', service.about_model, guarded),
+    ):  # fmt: skip
+        app.get(path, dependencies=dependencies, include_in_schema=path != '/')(answer)
+        app.head(path, dependencies=dependencies, include_in_schema=False)(answer)
+    app.post('/v1/chat/completions', dependencies=guarded)(service.chat)
+    app.post('/v1/completions', dependencies=guarded)(service.text)
+    app.post('/v1/responses', dependencies=guarded)(service.response)
     if routes:
-        app.include_router(routes, dependencies=[Depends(known)])
+        app.include_router(routes, dependencies=guarded)
     return app
 
 
 def _is_loopback(host: str) -> bool:
     """True where a Host header is localhost or a loopback address, with or without a port. A malformed one is none."""
-    if not (parts := HOST.fullmatch(host)):
+    if not (parts := HOST.fullmatch(host)) or int(parts[2] or 0) >= 2**16:
         return False
     name = parts[1].lower().strip('[]')
     try:
@@ -375,7 +376,7 @@ def _answer_errors(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = _telling(error.errors())
         if first['type'] == 'json_invalid':
-            where = f'{first["ctx"]["error"]} at character {first["loc"][-1]}'
+            where = f'{first["ctx"]["error"].removesuffix(" at")} at character {first["loc"][-1]}'
             return Refusal(400, f'the body is not valid JSON: {where}').response()
         steps = [str(part) for part in first['loc'][1:]]
         where = '.'.join(step for step in steps if '[' not in step) or None  # pydantic also names the types it tried

@@ -15,12 +15,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.requests import ALTERNATIVES, Alternatives, Progress, Scored
+from pal_jax.decode.requests import ALTERNATIVES, CONTEXT, Alternatives, Progress, Scored
 from pal_jax.types import FinishReason
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 2048
-CONTEXT = 16  # last tokens of a prompt with which the text of its completion is decoded
 HALF = '\ufffd'  # stands in decoded text for a character that is not complete yet
 
 
@@ -82,6 +81,14 @@ class Sampled(Asked):
     presence_penalty: Literal[0] = 0
     repetition_penalty: Literal[1] = 1
     min_p: Literal[0] = 0
+    typical_p: Literal[1] = 1
+    min_tokens: Literal[0] = 0
+    length_penalty: Literal[1] = 1
+    use_beam_search: Literal[False] = False
+    ignore_eos: Literal[False] = False
+    stop_token_ids: Nothing = Field([])
+    skip_special_tokens: Literal[True] = True
+    include_stop_str_in_output: Literal[False] = False
     logit_bias: dict[str, Literal[0]] = {}
 
     def stops(self) -> tuple[str, ...]:
@@ -348,6 +355,7 @@ class Form:
     kind = chunk = ''
     asks = 'messages'  # the key of a request that has its prompt
     done = 'data: [DONE]\n\n'  # ends a stream
+    continues = False  # True where an answer goes on with the text of its prompt
 
     def __init__(self, id: str, model: str, tokenizer: Tokenizer, logprobs: bool, alternatives: int = 0):
         self.id, self.model, self.tokenizer, self.logprobs = id, model, tokenizer, logprobs
@@ -449,6 +457,7 @@ class TextForm(Form):
 
     kind = chunk = 'text_completion'
     asks = 'prompt'
+    continues = True
 
     def content(self, text: str) -> dict[str, Any]:
         return {'text': text}

@@ -28,6 +28,8 @@ class Request:
     `mixture`: the weights of a soup's adapters (see `models.soups`), with sum 1; None is their base alone.
     `alternatives`: the number of likeliest tokens, up to `ALTERNATIVES`, that come with each token. `LocalDecoder`
     alone has them.
+    `continues`: True where the completion is read as going on with the prompt's text, with the space of its first word,
+    in which a stop string may begin.
     """
 
     prompt_ids: tuple[int, ...]
@@ -35,10 +37,12 @@ class Request:
     seed: int
     mixture: tuple[float, ...] | None = None
     alternatives: int = 0
+    continues: bool = False
 
 
 Alternatives = tuple[tuple[int, float], ...]  # tokens and their log-probs, the likeliest first
 ALTERNATIVES = 20  # at most, as in OpenAI's API
+CONTEXT = 16  # last tokens of a prompt with which the text of its completion is decoded
 Told = Callable[[int, Completion], None]  # takes the place of a request, and its completion
 
 
@@ -167,7 +171,8 @@ def advance(
             return 'stop'
         if settings.stop:
             longest = max(len(stop.encode()) for stop in settings.stop)  # in tokens it is no longer than in bytes
-            tail = tokenizer.last_text(live.tokens, longest + 1)  # some tokenizers drop the space of the first one
+            before = live.request.prompt_ids[-CONTEXT:] if live.request.continues else ()
+            tail = tokenizer.last_text(live.tokens, longest + 1, before)  # the first one's space may be dropped
             if any(stop in tail for stop in settings.stop):
                 return 'stop'
         if len(live.tokens) == settings.max_tokens:

@@ -132,12 +132,13 @@ def from_hf(name: str) -> Source:
 def _fitting(read: Callable[[], Tokenizer], cfg: ModelConfig) -> Tokenizer:
     """The tokenizer that `read` gives. Raises ValueError where one of its tokens has no embedding in the model.
 
-    Special tokens that neither end nor pad a text need none: Gemma 3's text models have the image token of its other
+    Special tokens that neither open, end nor pad a text need none: Gemma 3's text models have the image token of its other
     models. A text that holds one is refused where it is encoded.
     """
     tok = read()
     beyond = {i for i in tok.fast.get_vocab().values() if i >= cfg.vocab}
-    idle = {i for i, token in tok.fast.added_tokens_decoder.items() if token.special} - {*tok.stop_ids, tok.pad_id}
+    special = {i for i, token in tok.fast.added_tokens_decoder.items() if token.special}
+    idle = special - {*tok.opening, *tok.stop_ids, tok.pad_id}
     if beyond - idle:
         raise ValueError(
             f'the tokenizer has ids up to {max(beyond)}, the model embeds {cfg.vocab} tokens; use the tokenizer of the '

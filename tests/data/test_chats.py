@@ -155,6 +155,18 @@ def test_turns_that_begin_with_line_ends_are_learnt_in_a_conversation():
     )
 
 
+@pytest.mark.parametrize('answer', ['Hello', '\n\nHello', ' '])
+@pytest.mark.parametrize('template', [CHATML, WORDS])
+def test_an_answer_keeps_its_tokens_once_others_follow(template, answer):
+    tok, said = merging(template) if template == WORDS else MERGING, {**BOT, 'content': answer}
+    asked, sampled = tok.chat([USER, said, MORE]), [*tok.chat([USER]), *tok.plain(answer)]
+    assert asked[: len(sampled)] == sampled
+    assert chats.to_imitate({'prompt': [USER, said, MORE], 'completion': [END]}, tok).prompt == asked
+    if template == CHATML:
+        example = chats.to_imitate({'messages': [USER, said, MORE, END]}, tok)
+        assert [*example.prompt, *example.completion][: len(asked)] == asked
+
+
 @pytest.mark.parametrize(
     ('answer', 'completion'),
     [

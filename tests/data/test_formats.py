@@ -174,6 +174,12 @@ def test_a_turn_with_a_mark_is_read_and_not_learnt(mark):
 def test_a_wanted_completion_is_learnt(label):
     assert formats.imitated({'prompt': 'a', 'completion': 'b', 'label': label}).replies == ('b',)
     assert formats.preferred({'prompt': 'a', 'chosen': 'b', 'rejected': 'c', 'label': 0}).replies == ('b', 'c')
+    assert formats.imitated({'text': 'b', 'label': 0}).replies == ('b',)  # the class of a text
+
+
+def test_a_row_that_is_marked_as_not_learnt_is_no_pair():
+    with pytest.raises(ValueError, match="'train' is False"):
+        formats.preferred({'prompt': 'a', 'chosen': 'b', 'rejected': 'c', 'train': False})
 
 
 def test_of_a_whole_text_all_is_learnt_but_its_first_token():
@@ -260,8 +266,12 @@ def test_a_template_that_leaves_the_assistant_out_is_told():
         ({'messages': [USER, BOT], 'label': False}, "'label' is False"),
         ({'instruction': 'a', 'output': 'b', 'kto_tag': False}, "'kto_tag' is False"),
         ({'conversations': [USER, BOT], 'kto_tag': 0}, "'kto_tag' is 0"),
-        ({'text': 'a', 'label': 0}, "'label' is 0"),
+        ({'text': 'a', 'kto_tag': 0}, "'kto_tag' is 0"),
         ({'messages': [USER, BOT], 'trainable': False}, "'trainable' is False"),
+        ({'prompt': 'a', 'chosen': 'b', 'rejected': 'c', 'train': False}, "'train' is False"),
+        ({'prompt': 'a', 'completion': 'b', 'completion_mask': [0, 1]}, "'completion_mask' of a row"),
+        ({'messages': [USER, said('assistant', [{'type': 'text', 'text': 'a', 'train': False}])]},
+         r"messages\[1\].content\[0\]: 'train' of a part"),
         ({'messages': [USER, BOT], 'masked': True}, "'masked' is True"),
         ({'messages': [USER, BOT], 'loss_mask': [0, 0]}, "'loss_mask' of a row is not supported"),
         ({'messages': [USER, {**BOT, 'loss': 0.3}]}, r'messages\[1\]: loss=0.3'),
@@ -348,16 +358,22 @@ def test_a_row_of_a_table_has_no_members_of_other_rows(tmp_path):
 
     rows = [row('look', {'at': 'map'}), row('go', {'to': 'x', 'by': 'y'}), row('stop', {})]
     tokenizer = with_template(KNOWS_TOOLS)
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / 'rows.parquet')
-    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    table = pyarrow.Table.from_pylist(rows)
+    parquet.write_table(table, tmp_path / 'rows.parquet')
+    for name, lines in (('rows.jsonl', rows), ('written.jsonl', table.to_pylist())):
+        (tmp_path / name).write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    assert 'null' in (tmp_path / 'written.jsonl').read_text()
 
     def read(name):
         return chats.read(tmp_path / name, lambda record: chats.to_imitate(record, tokenizer))
 
-    assert [tokenizer.decode([*row.prompt, *row.completion]) for row in read('rows.parquet')] == [
-        tokenizer.decode([*row.prompt, *row.completion]) for row in read('rows.jsonl')
-    ]
-    assert 'null' not in tokenizer.decode(read('rows.parquet')[0].completion)
+    texts = {name: [tokenizer.decode([*row.prompt, *row.completion]) for row in read(name)] for name in
+             ('rows.jsonl', 'rows.parquet', 'written.jsonl')}  # fmt: skip
+    assert texts['rows.parquet'] == texts['written.jsonl'] == texts['rows.jsonl']
+    assert 'null' not in texts['rows.jsonl'][0]
+    json_arguments = {'function': {'name': 'look', 'arguments': '{"at": null}'}}
+    kept = chats.to_imitate({'messages': [USER, said('assistant', '', tool_calls=[json_arguments])]}, tokenizer)
+    assert '"at": null' in tokenizer.decode(kept.completion)
 
 
 def test_a_fault_in_an_array_is_told_by_its_number(tmp_path):

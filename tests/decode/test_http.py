@@ -134,7 +134,7 @@ def test_what_the_server_is(client, address):
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve('another/model')
     assert caught.value.body['code'] == 'model_not_found'
-    for path in ('', 'health'):
+    for path in ('', 'health', 'metrics', 'chat.json', 'v1/models', 'v1/models/tiny'):
         head = httpx.head(f'{address}/{path}')
         assert (head.status_code, head.content) == (200, b'')
     assert httpx.get(f'{address}/health').json() == {'status': 'ok', 'model': 'tiny', 'weights_version': 7}
@@ -206,6 +206,7 @@ def test_rubbish_is_refused_and_the_server_goes_on(address, client, body):
         (None, b'{"prompt": "\xff"}', 400, 'UTF-8'),
         (None, b'{"prompt": "\\ud83d"}', 400, 'half of a surrogate pair'),
         (None, b'{"prompt": }', 400, 'not valid JSON: Expecting value at character 11'),
+        (None, b'{"prompt": "a', 400, 'JSON: Unterminated string starting at character 11'),
         (None, b'[' * 100_000, 400, 'nested too deeply'),
         (None, b'{"prompt": "a", "seed": ' + b'9' * 5000 + b'}', 400, 'too many digits'),
         (None, b'{"prompt": "a", "top_p": NaN}', 400, 'finite'),
@@ -314,7 +315,7 @@ def test_a_page_under_another_name_is_not_answered(client):
     address = f'{client.base_url}models'
     for host in ('evil.example:8000', 'evil.example:', 'evil.example:0x50', 'a b', '127.0.0.1@evil.example',
                  'evil.example#127.0.0.1', 'evil.example/127.0.0.1', 'b\xf6se.example', '[::1', '127.0.0.1:abc', '',
-                 '127.0.0.1.evil.example', '0.0.0.0:8000'):  # fmt: skip
+                 '127.0.0.1.evil.example', '0.0.0.0:8000', 'localhost:65536'):  # fmt: skip
         assert httpx.get(address, headers={'host': host.encode('latin1')}).status_code == 403, host
     for host in ('[::1]:8000', 'LOCALHOST:8000', '127.0.0.1'):
         assert httpx.get(address, headers={'host': host}).status_code == 200, host

@@ -73,9 +73,10 @@ SILENT = next(i for i in BYTES.fast.all_special_ids if i not in BYTES.stop_ids)
 BEYOND = BYTES.vocab_size + 9  # a row of the model that no token has
 
 
-def stopped(tokenizer: Tokenizer, tokens: list[int], stop: str) -> list[int]:
-    """The tokens up to the one at which the engine ends the request."""
-    live = Live(0, Request((0,), Sampling(max_tokens=len(tokens) + 1, stop=(stop,)), 0))
+def stopped(tokenizer: Tokenizer, tokens: list[int], stop: str, before: tuple[int, ...] = ()) -> list[int]:
+    """The tokens up to the one at which the engine ends the request, which goes on with the text `before`."""
+    settings = Sampling(max_tokens=len(tokens) + 1, stop=(stop,))
+    live = Live(0, Request(before or (0,), settings, 0, continues=bool(before)))
     for token in tokens:
         if advance(live, tokenizer, 0, [token], [0.0], [0.0]) == 'stop':
             break
@@ -98,6 +99,15 @@ def test_the_engine_notices_a_stop_string_that_the_text_shows(name, tokens, stop
     choice.take(Progress(0, tuple(tokens), (0.0,) * len(tokens), None))
     assert choice.stop_reason == stop
     assert stopped(tokenizer, tokens, stop) == tokens[:end]
+
+
+@pytest.mark.parametrize('before', [(), (2,)])
+def test_the_engine_notices_a_stop_string_that_begins_with_the_space_of_the_first_word(before):
+    tokenizer, tokens = TOKENIZERS['spaced'], [1, 7, 7, 7]
+    choice = Choice(tokenizer, [' ax'], before=before)
+    choice.take(Progress(0, tuple(tokens), (0.0,) * len(tokens), None))
+    assert choice.text == ('' if before else 'axxx')
+    assert stopped(tokenizer, tokens, ' ax', before) == tokens[: 2 if before else 4]
 
 
 def test_a_long_answer_decodes_each_token_once(monkeypatch):
@@ -131,6 +141,8 @@ NEUTRAL = [
     {'frequency_penalty': 0.0, 'presence_penalty': 0}, {'safety_identifier': 'x'}, {'prompt_cache_key': 'x'},
     {'prompt_cache_retention': 'in_memory'}, {'verbosity': 'medium'}, {'top_p': 0}, {'n': 128}, {'seed': -1},
     {'top_k': -1}, {'repetition_penalty': 1}, {'repetition_penalty': 1.0}, {'min_p': 0.0},
+    {'typical_p': 1.0, 'length_penalty': 1, 'use_beam_search': False, 'ignore_eos': False, 'min_tokens': 0},
+    {'stop_token_ids': [], 'skip_special_tokens': True, 'include_stop_str_in_output': False},
 ]  # fmt: skip
 REFUSED = [
     {'tools': [{'type': 'function'}]}, {'tool_choice': 'required'}, {'functions': [{'name': 'f'}]},
@@ -140,6 +152,7 @@ REFUSED = [
     {'verbosity': 'low'}, {'frequency_penalty': 0.5}, {'stream_options': {'include_obfuscation': True}},
     {'moderation': {'model': 'x'}}, {'prompt_cache_retention': '24h'}, {'top_logprobs': 21}, {'max_tokens': 0},
     {'repetition_penalty': 1.1}, {'min_p': 0.1}, {'top_k': -2}, {'something': None},
+    {'ignore_eos': True}, {'min_tokens': 3}, {'stop_token_ids': [2]}, {'skip_special_tokens': False},
 ]  # fmt: skip
 
 

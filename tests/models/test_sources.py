@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from tokenizers import processors
 
 from pal_jax.data import chats
 from pal_jax.models import hf, params, sources
@@ -47,6 +48,16 @@ def test_a_tokenizer_beyond_the_embeddings_is_refused(saved):
     tok.fast.add_tokens(['<user>'])
     tok.save(saved)
     with pytest.raises(ValueError, match='ids up to 265, the model embeds 264 tokens'):
+        sources.from_hf(str(saved)).tokenizer()
+
+
+def test_a_text_does_not_open_with_a_token_beyond_the_embeddings(saved):
+    tok = sources.from_hf(str(saved)).tokenizer()
+    tok.fast.add_special_tokens({'bos_token': '<begin>'})
+    opened = processors.TemplateProcessing(single='<begin> $A', special_tokens=[('<begin>', 264)])
+    tok.fast.backend_tokenizer.post_processor = opened
+    tok.save(saved)
+    with pytest.raises(ValueError, match='ids up to 264, the model embeds 264 tokens'):
         sources.from_hf(str(saved)).tokenizer()
 
 

@@ -9,6 +9,8 @@ import itertools
 import json
 import re
 import signal
+import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -360,6 +362,16 @@ def test_a_wrong_record_is_named(row, named, tmp_path):
     path = rows_of(tmp_path, row)
     with pytest.raises(ValueError, match=named):
         read_seeds(SeedSettings(train=path, test=path), 0, 0, byte_tokenizer())
+
+
+def test_a_finished_answer_that_cannot_be_learnt_is_named():
+    settings: Any = types.SimpleNamespace(
+        stream=None, ppo=types.SimpleNamespace(ptx_coef=1.0), play=types.SimpleNamespace(roles='shared'),
+        seeds=types.SimpleNamespace(train='seeds.jsonl'),
+    )  # fmt: skip
+    silent = byte_tokenizer().with_template('x')
+    with pytest.raises(ValueError, match=r'seeds\.train=seeds\.jsonl, .*This is harmle.* writes nothing'):
+        pipeline.make_stream(settings, [Seed('hi', False, False, completion='yes')], RedTeam(), silent, ONE)
 
 
 # --- settings and stages ----------------------------------------------------------------------------------------------

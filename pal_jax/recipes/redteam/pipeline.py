@@ -53,7 +53,7 @@ from pal_jax.recipes.redteam.settings import (
     Settings,
     Stage,
 )
-from pal_jax.runtime import sharding
+from pal_jax.runtime import files, sharding
 from pal_jax.types import Metrics, TokenBatch
 
 RECORDS = 'records'  # the folder of the examples, beside the stages
@@ -136,7 +136,7 @@ def make_stream(
     """The supervised batch of a step: finished answers to harmless seeds, with thoughts written afterwards.
 
     Raises:
-      ValueError: no harmless seed has a finished answer.
+      ValueError: no harmless seed has a finished answer, or one cannot be learnt; the message shows that answer.
     """
     stream, rows = settings.stream, chat_records(seeds, game)
     # Without a weight, or without a defender that learns, there is nothing to teach.
@@ -147,14 +147,15 @@ def make_stream(
             f'ppo.ptx_coef={settings.ppo.ptx_coef} teaches finished answers, and no harmless seed of seeds.train='
             f'{settings.seeds.train} has a completion; give some, or set ppo.ptx_coef=0'
         )
-    examples, ways = [chats.to_imitate(row, tokenizer) for row in rows], sharding.batch_ways(ctx.mesh)
+    placed = ((f'seeds.train={settings.seeds.train}, {files.shown(row["completion"])}', row) for row in rows)
+    examples = chats.converted(placed, functools.partial(chats.to_imitate, tokenizer=tokenizer))
 
     def batch(i: int) -> TokenBatch | None:
         if i % stream.every:
             return None
         packed = pack_examples(
-            examples, groups=stream.batch_size, n=1, i=i // stream.every, seed=settings.seed, ways=ways,
-            row_tokens=settings.ppo.row_tokens,
+            examples, groups=stream.batch_size, n=1, i=i // stream.every, seed=settings.seed,
+            ways=sharding.batch_ways(ctx.mesh), row_tokens=settings.ppo.row_tokens,
         )  # fmt: skip
         return sharding.put_batch(packed, ctx.mesh)
 
