@@ -7,7 +7,7 @@ added to a completion that does not end with one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,7 +15,6 @@ from pal_jax.data import formats, records
 from pal_jax.data.formats import Message, TextOrMessages
 from pal_jax.data.packing import Example
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.runtime import files
 
 Row = TypeVar('Row')
 
@@ -28,13 +27,13 @@ class Pair(NamedTuple):
 
 
 def read(path: str | Path, convert: Callable[[Any], Row]) -> list[Row]:
-    """The results of `convert` for all records of a file of JSON lines, a JSON array (`.json`) or Parquet (`.parquet`).
+    """The results of `convert` for all records of a source (`records.values`).
 
     Raises:
       ValueError: a record is wrong, or there is none. The message names file and line.
     """
     rows = []
-    for place, record in _records(path):
+    for place, record in records.values(str(path)):
         try:
             rows.append(convert(record))
         except ValueError as error:
@@ -42,14 +41,6 @@ def read(path: str | Path, convert: Callable[[Any], Row]) -> list[Row]:
     if not rows:
         raise ValueError(f'{path} has no rows; write one JSON record a line')
     return rows
-
-
-def _records(path: str | Path) -> Iterator[tuple[str, Any]]:
-    if Path(path).suffix == '.parquet':
-        return records.rows(str(path))
-    if files.format_of(Path(path)) == '.json':
-        return records.array(Path(path))
-    return ((f'{path}, line {number}', record) for number, record in records.lines(path))
 
 
 def to_imitate(record: Any, tokenizer: Tokenizer) -> Example:

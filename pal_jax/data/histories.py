@@ -169,7 +169,7 @@ def load_told(path: str | Path) -> list[tuple[Told, Choice | None]]:
 
 def _records(path: str | Path) -> list[Row]:
     """The records of a file with their places. Raises ValueError where there are none."""
-    rows = list(records.jsonl(Path(path)))
+    rows = list(records.rows(str(path)))
     if not rows:
         raise ValueError(f'{path} has no person; give a JSON object a line')
     return rows

@@ -1,6 +1,8 @@
 """Records of people's choices between texts, from files, the hub or TensorFlow Datasets.
 
-    my.jsonl, my.csv, my.parquet     a record a row; the first two also compressed, as my.jsonl.gz and my.jsonl.xz
+    my.jsonl, my.csv, my.parquet     a record a row; all but the last also compressed, as my.jsonl.gz and my.jsonl.xz
+    my.json                          an array of records
+    a.jsonl,b.jsonl  my-*.parquet    several files, one after the other; likewise the shards in a folder (`shards.py`)
     hf:owner/name/path.parquet       one file of a data set on the hub (huggingface_hub downloads it once)
     tfds:name/config:split           of TensorFlow Datasets, which is imported for this alone
 
@@ -17,6 +19,7 @@ write it) is no id. Neither are true, 1.5 or a list. A row without an id is refu
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import re
@@ -27,6 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pal_jax.data import shards
 from pal_jax.runtime import files
 from pal_jax.runtime.outputs import whole_file
 
@@ -160,21 +164,64 @@ def rows(source: str) -> Iterator[Row]:
     """The records of a source with their places. Their fields are not checked.
 
     Raises:
+      ValueError: there is no such source, or a row cannot be read or is no object.
+    """
+    return map(_row, values(source))
+
+
+def _row(placed: tuple[str, Any]) -> Row:
+    place, record = placed
+    if not isinstance(record, dict):
+        raise ValueError(f'{place}: expected an object, got {str(record)[:40]!r}')
+    return place, record
+
+
+def values(source: str) -> Iterator[tuple[str, Any]]:
+    """The values of a source with their places; those of JSON may be of any type. All rows are read here.
+
+    Raises:
       ValueError: there is no such source, or a row cannot be read.
     """
     if source.startswith('hf:'):
         return _hub(source)
     if source.startswith('tfds:'):
         return _tfds(source)
-    path = Path(source)
-    readers = {'.jsonl': jsonl, '.csv': table, '.parquet': _parquet}
+    return itertools.chain.from_iterable([_values(path) for path in shards.files_of(source)])
+
+
+def _values(path: Path) -> Iterator[tuple[str, Any]]:
+    readers = {'.csv': table, '.parquet': _parquet, '': _json, **dict.fromkeys(('.jsonl', '.ndjson', '.json'), _json)}
     if files.format_of(path) not in readers:
-        raise ValueError(
-            f'{source} is no source; give a .jsonl, .csv or .parquet file, hf:owner/name/file or tfds:name'
-        )
+        raise ValueError(f'{path} is no source; give {shards.READ}, hf:owner/name/file or tfds:name')
     if not path.exists():
-        raise ValueError(f'there is no file {source}')
+        raise ValueError(f'{path} is no file; check the path')
     return readers[files.format_of(path)](path)
+
+
+def _json(path: Path) -> Iterator[tuple[str, Any]]:
+    """The values in a file of JSON: of its array, of its lines, or the one object that it holds over several lines."""
+    with files.opened(path) as file:
+        start = next((line.strip() for line in file if line.strip()), '')
+    if start.startswith('['):
+        parsed = enumerate(files.parse(files.read_text(path), path), 1)
+        placed = ((f'{path}, record {number}', record) for number, record in parsed)
+    elif start == '{':
+        placed = iter([(f'{path}, record 1', files.parse(files.read_text(path), path))])
+    else:
+        placed = ((f'{path}, line {number}', record) for number, record in lines(path))
+    for place, record in placed:
+        if isinstance(record, dict) and record and all(map(_holds_rows, record.values())):
+            raise ValueError(
+                f'{place}: an object with rows in {", ".join(map(repr, record))}; write the rows of one of these as '
+                f'{shards.READ}'
+            )
+        yield place, record
+
+
+def _holds_rows(value: Any) -> bool:
+    """True for a list of objects that are no messages."""
+    is_list = isinstance(value, list) and bool(value)
+    return is_list and all(isinstance(entry, dict) and not entry.keys() & {'role', 'from'} for entry in value)
 
 
 def lines(path: str | Path) -> Iterator[tuple[int, Any]]:
@@ -187,27 +234,6 @@ def lines(path: str | Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, files.parse(line.rstrip('\r\n'), path, number)
-
-
-def jsonl(path: Path) -> Iterator[Row]:
-    """The objects of a file of JSON lines with their places. Raises ValueError where a line has no object."""
-    for number, record in lines(path):
-        if not isinstance(record, dict):
-            raise ValueError(f'{path}, line {number}: expected an object, got {str(record)[:40]!r}')
-        yield f'{path}, line {number}', record
-
-
-def array(path: Path) -> Iterator[tuple[str, Any]]:
-    """The entries of a JSON array with their places. Where the file has no array, they are the values of its lines.
-
-    Raises:
-      ValueError: as `files.read_text` and `files.parse`.
-    """
-    text = files.read_text(path)
-    if text.lstrip().startswith('['):
-        yield from ((f'{path}, record {number}', record) for number, record in enumerate(files.parse(text, path), 1))
-    else:
-        yield from ((f'{path}, line {number}', record) for number, record in lines(path))
 
 
 def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
@@ -256,8 +282,6 @@ def _parquet(path: Path) -> Iterator[Row]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    if path.is_dir():
-        raise ValueError(f'{path} is a folder; name one of its files')
     number = 0
     try:
         # ArrowException is a class of its own, whose subclasses are ValueErrors, TypeErrors, KeyErrors and others.
@@ -292,8 +316,12 @@ def _hub(source: str) -> Iterator[Row]:
     if not parts:
         raise ValueError(f'{source} names no file; give hf:owner/name/path, such as hf:me/choices/data/train.parquet')
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
 
-    return rows(hf_hub_download(parts[1], parts[2], repo_type='dataset'))
+    try:
+        return rows(hf_hub_download(parts[1], parts[2], repo_type='dataset'))
+    except (HFValidationError, OSError) as error:
+        raise ValueError(f'{source} cannot be had from the hub ({_first(error)}); check name and network') from None
 
 
 def _tfds(source: str) -> Iterator[Row]:

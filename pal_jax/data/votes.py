@@ -118,7 +118,7 @@ def _statements(path: Path) -> Iterator[tuple[str, str]]:
     if not path.is_file():
         raise ValueError(f'there is no file {path}; give a conversation as <folder>/<name> of its files')
     keys_before = set()
-    for place, record in records.jsonl(path):
+    for place, record in records.rows(str(path)):
         if 'comment_id' not in record or not isinstance(record.get('text'), str):
             raise ValueError(f'{place}: give comment_id and a text, got {str(record)[:60]}')
         key, text = records.identity(place, record, 'comment_id'), record['text'].strip()

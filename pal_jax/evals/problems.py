@@ -7,7 +7,6 @@ last `\boxed{...}`; in GSM8K, where it has none, its last number.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pal_jax.data import records
 from pal_jax.envs.actions import boxed
 from pal_jax.runtime import intervals
 from pal_jax.types import Chat
@@ -61,27 +61,18 @@ TASKS: Mapping[str, Task] = {
 
 
 def read_problems(path: str | Path, task: str) -> list[Problem]:
-    """The problems of a JSONL file.
+    """The problems of a source (`records.rows`).
 
     Raises:
-      ValueError: a line is no JSON object, or lacks the question or the answer of the task, or the file has no line.
-      OSError: the file cannot be read.
+      ValueError: there is no such source, a row lacks the question or the answer of the task, or there is no row.
     """
     kind, problems = TASKS[task], []
-    for number, line in enumerate(Path(path).read_text(encoding='utf-8').splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{path}, line {number}: no JSON, {error}') from None
-        if not isinstance(row, dict):
-            raise ValueError(f'{path}, line {number}: {type(row).__name__} instead of an object')
+    for place, row in records.rows(str(path)):
         for key in (kind.question, kind.answer):
             if not isinstance(row.get(key), str) or not row[key]:
-                raise ValueError(f'{path}, line {number}: {key}={row.get(key)!r} must be a text in a row of {task}')
+                raise ValueError(f'{place}: {key}={row.get(key)!r} must be a text in a row of {task}')
         if (answer := kind.final(row[kind.answer])) is None:
-            raise ValueError(f'{path}, line {number}: answer has no {MARK} before its number, as a row of {task} has')
+            raise ValueError(f'{place}: answer has no {MARK} before its number, as a row of {task} has')
         problems.append(Problem(row[kind.question], answer))
     if not problems:
         raise ValueError(f'{path} has no problems')

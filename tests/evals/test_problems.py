@@ -61,8 +61,9 @@ def test_rows_are_read_and_answers_measured(tmp_path):
     ('text', 'named'),
     [
         ('', 'no problems'),
+        ('1', 'line 1: expected an object'),
         ('{', 'line 1'),
-        ('[1]', 'line 1: list'),
+        ('[1]', 'record 1: expected an object'),
         ('{"question": "a"}', r'line 1: answer=None'),
         ('{"question": "a", "answer": "4"}', r'line 1: answer has no ####'),
     ],
