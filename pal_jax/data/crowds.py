@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.data.records import TextChoice, field, identity, listed, rows, text_of
+from pal_jax.data.records import TextChoice, field, first_spelling, identity, listed, rows, text_of
 from pal_jax.runtime import files
 
 PAIRS = 40  # pairs of a person, at most, where pairs are drawn or dealt
@@ -122,8 +122,9 @@ def dices(source: str) -> Iterator[TextChoice]:
       ValueError: a field is missing, or an answer has another value. The message names the row.
     """
     answers: dict[str, dict[str, list[str]]] = {}
+    who = first_spelling()
     for place, row in rows(source):
-        answer, rater = field(place, row, 'Q_overall'), identity(place, row, 'rater_id')
+        answer, rater = field(place, row, 'Q_overall'), who(identity(place, row, 'rater_id'))
         if answer not in ('Yes', 'No', 'Unsure'):
             raise ValueError(f'{place}: Q_overall is {files.shown(answer)}; give Yes, No or Unsure')
         words = f'{_text(row, "context")}\n\n{text_of(place, row, "response")}'.strip()

@@ -145,8 +145,10 @@ def load(path: str | Path) -> list[list[History]]:
       ValueError: a line is no such record, or its held-out choice occurs in the context. The message names the line.
     """
     people: dict[str, list[History]] = {}
+    who = records.first_spelling()
     for where, record in _records(path):
         person = _person(where, record)
+        person = dataclasses.replace(person, user=who(person.user))
         histories = people.setdefault(person.user, [])
         histories.append(person)
         check_disjoint(

@@ -24,7 +24,7 @@ import numpy as np
 from pal_jax.data import crowds, records
 from pal_jax.data.columns import read_arrays
 from pal_jax.data.comparisons import Comparisons, Lookup, alike, row_keys
-from pal_jax.data.records import TextChoice, field, identity, listed, rows, text_of
+from pal_jax.data.records import TextChoice, field, first_spelling, identity, listed, rows, text_of
 from pal_jax.runtime import files
 
 PAIRS = 40  # pairs of a person, at most, where pairs are drawn
@@ -48,7 +48,8 @@ def read(data: str) -> Iterator[TextChoice]:
       ValueError: a file is missing, or a row is wrong.
     """
     name, _, where = data.partition(':')
-    return SOURCES[name](where)
+    who = first_spelling()
+    return (choice._replace(user=who(choice.user)) for choice in SOURCES[name](where))
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -109,10 +110,11 @@ def rated(
       ValueError: an item has no text.
     """
     ratings_of: dict[str, list[Rating]] = {}
+    who = first_spelling()
     for rating in ratings:
         if rating.item not in texts:
             raise ValueError(f'item {rating.item!r}, rated by {rating.user!r}, has no text')
-        ratings_of.setdefault(rating.user, []).append(rating)
+        ratings_of.setdefault(who(rating.user), []).append(rating)
     for number, (user, user_ratings) in enumerate(ratings_of.items()):
         values = np.array([rating.value for rating in user_ratings])
         above, below = np.nonzero(values[:, None] - values[None] >= gap)

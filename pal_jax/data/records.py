@@ -12,8 +12,9 @@ a time is in memory.
 
 Files are UTF-8, with a byte order mark or without, and with any line ends. The id of a person is a text or a whole
 number: 1, 1.0, "1" and " 1 " are one person, since a column of numbers with a gap in it is written as 1.0; "01" is
-another person. A missing value (null, NaN, an empty text, or the texts nan, NaN, null, NULL, None and <NA>, as programs
-write it) is no id. Neither are true, 1.5 or a list. A row without an id is refused.
+another person. Two spellings of an id (`holdouts.normal`: case, forms of accents and marks, invisible characters) are
+one person, who is called as written first. A missing value (null, NaN, an empty text, or the texts nan, NaN, null,
+NULL, None and <NA>, as programs write it) is no id. Neither are true, 1.5 or a list. A row without an id is refused.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.data import shards
+from pal_jax.data import holdouts, shards
 from pal_jax.runtime import files
 from pal_jax.runtime.outputs import whole_file
 
@@ -85,16 +86,28 @@ def identity(place: str, row: Mapping[str, Any], name: str) -> str:
     """
     value = row.get(name)
     if isinstance(value, str):
-        text = value.strip()
-        if not _is_missing(value):
-            return text.partition('.')[0] if re.fullmatch(r'-?\d+\.0+', text) else text
+        plain = holdouts.normal(value)
+        if plain and not _is_missing(value):
+            return plain.partition('.')[0] if re.fullmatch(r'-?\d+\.0+', plain) else value.strip()
     elif isinstance(value, float) and value.is_integer() and abs(value) <= EXACT:
         return str(int(value))
     elif isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**30:
         return str(value)
-    fault = f'no {name}' if _is_missing(value) else f'{name!r} is {files.shown(value)}'
+    fault = f'no {name}' if _is_missing(value) or isinstance(value, str) else f'{name!r} is {files.shown(value)}'
     at = f'{place}: ' if place else ''
     raise ValueError(f'{at}{fault}; give a text or a whole number that says who or what it is')
+
+
+def first_spelling() -> Callable[[str], str]:
+    """A function of an id that gives the spelling of it that was written first (`holdouts.normal` compares them)."""
+    first: dict[str, str] = {}
+    return lambda id: first.setdefault(holdouts.normal(id), id)
+
+
+def spelled(id: str, names: Iterable[str]) -> str:
+    """The id as it is spelled among `names`; as it is where none of them is the same id."""
+    spellings = {holdouts.normal(name): name for name in names}
+    return spellings.get(holdouts.normal(id), id) if id not in spellings.values() else id
 
 
 def field(place: str, row: Mapping[str, Any], name: str) -> Any:

@@ -139,11 +139,12 @@ def _options(rows: list[records.Row]) -> Iterator[tuple[str, tuple[str, ...], Pr
     situations: dict[tuple[str, str], list[tuple[str, choices.Option]]] = {}
     if '' in names:
         raise ValueError(f'{rows[0][0]}: a column has no name; name the attribute, or delete the column of row numbers')
+    who = records.first_spelling()
     for place, row in rows:
         if row['chosen'] not in ('0', '1'):
             raise ValueError(f'{place}: chosen is {row["chosen"]!r}; give 0 or 1')
         option = row['chosen'] == '1', _numbers([row[name] for name in names], place)
-        key = records.identity(place, row, 'user'), _situation(place, row)
+        key = who(records.identity(place, row, 'user')), _situation(place, row)
         situations.setdefault(key, []).append((place, option))
     for (user, key), placed in situations.items():
         (place, _), options = placed[0], [option for _, option in placed]

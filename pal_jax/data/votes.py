@@ -44,6 +44,7 @@ def read(conversation: str | Path) -> Votes:
     stem = str(conversation)
     texts = dict(_statements(Path(f'{stem}.statements.jsonl')))
     number = {key: i for i, key in enumerate(texts)}
+    who = records.first_spelling()
     cast: list[tuple[str, int, bool]] = []
     for place, row in _rows(Path(f'{stem}.votes.csv'), ('participant', 'comment_id', 'vote')):
         if row['vote'] not in ('1', '0', '-1'):
@@ -52,13 +53,14 @@ def read(conversation: str | Path) -> Votes:
         if statement not in number:
             raise ValueError(f'{place}: comment_id {statement!r} is not in {stem}.statements.jsonl')
         if row['vote'] != '0':
-            cast.append((person, number[statement], row['vote'] == '1'))
+            cast.append((who(person), number[statement], row['vote'] == '1'))
     if not cast:
         raise ValueError(f'{stem}.votes.csv holds no agreement and no disagreement')
     names = tuple(dict.fromkeys(name for name, *_ in cast))
     place_of = {name: i for i, name in enumerate(names)}
     people, statements, agree = zip(*((place_of[name], s, agreed) for name, s, agreed in cast), strict=True)
     group_of = _groups(Path(f'{stem}.people.csv'))
+    group_of = {who(name): group for name, group in group_of.items()}
     groups = np.array([group_of.get(name, '') for name in names])
     group_names = [group for group in np.unique(groups) if group]
     return Votes(

@@ -171,11 +171,11 @@ def load_people(path: str | Path, *, input_key: str = 'input', label_key: str = 
         try:
             named = _renamed(record, {input_key: 'input', label_key: 'profile'})
             person = _person(named, _default_id(place))
-            if person.id in people:
+            if holdouts.normal(person.id) in people:
                 raise ValueError(f'the id {person.id!r} is taken by an earlier line; make ids unique or leave them out')
         except ValueError as error:
             raise ValueError(f'{place}: {error}') from None
-        people[person.id] = person
+        people[holdouts.normal(person.id)] = person
     if not people:
         raise ValueError(f'{path}: no people in this file; write one JSON record a line')
     return list(people.values())
