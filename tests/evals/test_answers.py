@@ -50,7 +50,8 @@ def test_another_answer_is_wrong(said, answer):
 def test_numbers_are_the_same_only_where_their_values_are():
     forms = [
         '1', '-1', '0', '10', '100', '1000', '1,000', '1 000', '1.000', '0.1', '.1', '1/10', r'\frac{1}{10}', '11/10',
-        '1 1/10', r'1\frac{1}{10}', '1.1', '12', '1e1', '1e-1', '-0.1', '1,000.5', '2001/2', '1000001', '1,000,001', '0.10000001',
+        '1 1/10', r'1\frac{1}{10}', '1.1', '12', '1e1', '1e-1', '-0.1', '1,000.5', '2001/2', '1000001', '1,000,001',
+        '0.10000001',
     ]  # fmt: skip
     spelled = {text: text.replace(',', '').replace('1 000', '1000') for text in forms if '\\' not in text}
     value = {text: sum(map(Fraction, digits.split())) for text, digits in spelled.items()}

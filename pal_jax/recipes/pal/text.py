@@ -83,7 +83,8 @@ def read_pairs(settings: Settings, tokenizer: Tokenizer) -> TextPairs:
     if opinions.is_source(settings.data):
         answers = opinions.read(settings.data)
         return _prompted(settings, texts.from_choices(answers, tokenizer, **how, name=settings.data))
-    if all(files.format_of(file) in shards.KINDS for file in shards.files_of(settings.data)):
+    is_votes = votes.is_export(settings.data)
+    if not is_votes and all(files.format_of(file) in shards.KINDS for file in shards.files_of(settings.data)):
         return _prompted(settings, texts.read(settings.data, tokenizer, **how))
     if alone:
         raise ValueError("model.variant='B' needs prompts, and statements that are voted on have none; use variant A")
