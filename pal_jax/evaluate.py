@@ -13,7 +13,8 @@ Options:
                             plainly, to be personal, and told who the user is; any other is the source of a model that
                             writes profile and reply, such as orbax:<workdir>
   --task=gsm8k|math500      the accuracy of the model --source, or of each of --sources, on the problems of --rows
-  --rows=FILE               a JSONL file with question and answer (gsm8k), or problem and answer (math500)
+  --rows=FILE               rows of question and answer (gsm8k), or of problem and answer (math500): .jsonl, .json,
+                            .csv or .parquet, also packed (.gz), several with commas, a glob or a folder of shards
   --limit=N                 its first N problems; default all
   --answer_tokens=N         tokens of an answer, at temperature 0; default 512
   --slots=N                 problems that are worked on at once; default 16
@@ -73,7 +74,7 @@ from pal_jax.types import Chat, ChatModel, Completion, Sampling
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
 TASK = flags.DEFINE_enum('task', None, [*TASKS], 'Problems of mathematics instead of people.')
-ROWS = flags.DEFINE_string('rows', '', 'A JSONL file of problems.')
+ROWS = flags.DEFINE_string('rows', '', 'Problems: a file, several with commas, a glob or a folder.')
 LIMIT = flags.DEFINE_integer('limit', None, 'How many of its problems; all by default.', lower_bound=1)
 ANSWER_TOKENS = flags.DEFINE_integer('answer_tokens', 512, 'Tokens of an answer.', lower_bound=1)
 SLOTS = flags.DEFINE_integer('slots', 16, 'Problems at once.', lower_bound=1)

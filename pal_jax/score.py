@@ -61,7 +61,7 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
     Raises:
       ValueError: the source, the person, a line of the file or the output is wrong.
     """
-    rows = list(records.jsonl(Path(path)))
+    rows = list(records.rows(str(path)))
     if not rows:
         raise ValueError(f'{path} has no records; write one JSON object a line')
     scorer = scoring.open_scorer(source, person)

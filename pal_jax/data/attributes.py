@@ -14,7 +14,6 @@ import itertools
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,7 +49,7 @@ def read(path: str, attributes: Sequence[str] = (), *, max_words: int) -> tuple[
     """
     pairs: list[Pair] = []
     kinds = tuple(attributes)
-    for place, record in records.jsonl(Path(path)):
+    for place, record in records.rows(str(path)):
         prompt, rated = _checked(place, record)
         kinds = kinds or tuple(rated[0][1])
         if len(set(kinds)) < max(len(kinds), 2):

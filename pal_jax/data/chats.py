@@ -7,7 +7,7 @@ added to a completion that does not end with one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,7 +15,6 @@ from pal_jax.data import formats, records, thoughts
 from pal_jax.data.formats import Message, TextOrMessages
 from pal_jax.data.packing import Example
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.runtime import files
 
 Row = TypeVar('Row')
 
@@ -28,35 +27,27 @@ class Pair(NamedTuple):
 
 
 def read(path: str | Path, convert: Callable[[Any], Row]) -> list[Row]:
-    """The results of `convert` for all records of a file of JSON lines, a JSON array (`.json`) or Parquet (`.parquet`).
+    """The results of `convert` for all records of a source (`records.values`).
 
     Raises:
       ValueError: a record is wrong, or there is none. The message names file and line.
     """
-    rows = converted(_records(path), convert)
+    rows = converted(records.values(str(path)), convert)
     if not rows:
         raise ValueError(f'{path} has no rows; write one JSON record a line')
     return rows
 
 
-def converted(records: Iterable[tuple[str, Any]], convert: Callable[[Any], Row]) -> list[Row]:
+def converted(placed: Iterable[tuple[str, Any]], convert: Callable[[Any], Row]) -> list[Row]:
     """The results of `convert` for records that come with their places. Raises ValueError with the place of a wrong
     one."""
     rows = []
-    for place, record in records:
+    for place, record in placed:
         try:
             rows.append(convert(record))
         except ValueError as error:
             raise ValueError(f'{place}: {error}') from None
     return rows
-
-
-def _records(path: str | Path) -> Iterator[tuple[str, Any]]:
-    if Path(path).suffix == '.parquet':
-        return records.rows(str(path))
-    if files.format_of(Path(path)) == '.json':
-        return records.array(Path(path))
-    return ((f'{path}, line {number}', record) for number, record in records.lines(path))
 
 
 def to_imitate(record: Any, tokenizer: Tokenizer) -> Example:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup, alike, row_keys
+from pal_jax.data.holdouts import normal
 from pal_jax.data.records import identity
 from pal_jax.runtime import files
 from pal_jax.runtime.outputs import whole_folder
@@ -139,11 +140,12 @@ def _names(path: Path, people: int) -> tuple[str, ...]:
     if not path.is_file():
         return tuple(map(str, range(people)))
     text = files.read_text(path).strip('\r\n')
-    line_of: dict[str, int] = {}
+    names, line_of = list[str](), dict[str, int]()
     for number, line in enumerate(text.split('\n') if text else (), 1):
         name = identity(f'{path}, line {number}', {'name': line}, 'name')
-        if line_of.setdefault(name, number) < number:
-            raise ValueError(f'{path}, line {number}: {name!r} is the name in line {line_of[name]}, too')
+        if line_of.setdefault(normal(name), number) < number:
+            raise ValueError(f'{path}, line {number}: {name!r} is the name in line {line_of[normal(name)]}, too')
+        names.append(name)
     if len(line_of) < people:
         raise ValueError(f'{path} has {len(line_of)} names, there are {people} users; give each a line')
-    return tuple(line_of)
+    return tuple(names)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from pal_jax.data.holdouts import normal
+from pal_jax.data.records import first_spelling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,16 +102,19 @@ class Split(NamedTuple):
 
 
 def from_pairs(pairs: Sequence[PreferencePair], attributes: Sequence[str] = ()) -> Comparisons:
-    """The columns of these pairs. Users are numbered in the order in which they come."""
-    names = tuple(dict.fromkeys(pair.user for pair in pairs))
+    """The columns of these pairs. Users are numbered in the order in which they come, and called as written first."""
+    who = first_spelling()
+    users = [who(pair.user) for pair in pairs]
+    names = tuple(dict.fromkeys(users))
     number = {name: i for i, name in enumerate(names)}
-    situations = {key: i for i, key in enumerate(dict.fromkeys((pair.user, pair.situation) for pair in pairs))}
+    keys = [(user, pair.situation) for user, pair in zip(users, pairs, strict=True)]
+    situations = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     chosen, rejected = (
         np.array([getattr(pair, side) for pair in pairs], np.float32) for side in ('chosen', 'rejected')
     )
     return Comparisons(
-        users=np.array([number[pair.user] for pair in pairs], np.int32),
-        situations=np.array([situations[pair.user, pair.situation] for pair in pairs], np.int32),
+        users=np.array([number[user] for user in users], np.int32),
+        situations=np.array([situations[key] for key in keys], np.int32),
         chosen=chosen,
         rejected=rejected,
         prompt=np.array([pair.prompt for pair in pairs], np.float32) if pairs[0].prompt else None,

@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.data.records import TextChoice, field, identity, listed, rows, text_of
+from pal_jax.data import judgements
+from pal_jax.data.judgements import Judgement
+from pal_jax.data.records import TextChoice, field, first_spelling, identity, listed, rows, text_of
 from pal_jax.runtime import files
 
 PAIRS = 40  # pairs of a person, at most, where pairs are drawn or dealt
@@ -121,13 +123,16 @@ def dices(source: str) -> Iterator[TextChoice]:
     Raises:
       ValueError: a field is missing, or an answer has another value. The message names the row.
     """
-    answers: dict[str, dict[str, list[str]]] = {}
+    who, said = first_spelling(), list[Judgement]()
     for place, row in rows(source):
-        answer, rater = field(place, row, 'Q_overall'), identity(place, row, 'rater_id')
+        answer, rater = field(place, row, 'Q_overall'), who(identity(place, row, 'rater_id'))
         if answer not in ('Yes', 'No', 'Unsure'):
             raise ValueError(f'{place}: Q_overall is {files.shown(answer)}; give Yes, No or Unsure')
         words = f'{_text(row, "context")}\n\n{text_of(place, row, "response")}'.strip()
-        answers.setdefault(rater, {'Yes': [], 'No': []}).setdefault(str(answer), []).append(words)
+        said.append(Judgement(place, rater, words, answer, judgements.time_of(place, row)))
+    answers: dict[str, dict[str, list[str]]] = {}
+    for one in judgements.settled(said):
+        answers.setdefault(one.person, {'Yes': [], 'No': []}).setdefault(one.value, []).append(one.thing)
     for number, (rater, by_answer) in enumerate(answers.items()):
         safe, unsafe = by_answer['No'], by_answer['Yes']
         for k in np.random.default_rng([0, number]).permutation(len(safe) * len(unsafe))[:PAIRS]:

@@ -145,8 +145,10 @@ def load(path: str | Path) -> list[list[History]]:
       ValueError: a line is no such record, or its held-out choice occurs in the context. The message names the line.
     """
     people: dict[str, list[History]] = {}
+    who = records.first_spelling()
     for where, record in _records(path):
         person = _person(where, record)
+        person = dataclasses.replace(person, user=who(person.user))
         histories = people.setdefault(person.user, [])
         histories.append(person)
         check_disjoint(
@@ -169,7 +171,7 @@ def load_told(path: str | Path) -> list[tuple[Told, Choice | None]]:
 
 def _records(path: str | Path) -> list[Row]:
     """The records of a file with their places. Raises ValueError where there are none."""
-    rows = list(records.jsonl(Path(path)))
+    rows = list(records.rows(str(path)))
     if not rows:
         raise ValueError(f'{path} has no person; give a JSON object a line')
     return rows

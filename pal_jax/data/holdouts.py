@@ -1,29 +1,44 @@
 """Splits of entries into training and test, which keep entries of the same content on one side.
 
 Entries are rows, people or questions. Contents are compared in a form (`normal`) in which Unicode's compatibility
-forms, case, quotation marks and white space are made alike and invisible characters are taken out. So no content is
-learnt that is tested in another spelling.
+forms, case, quotation marks, dashes and white space are made alike and invisible characters are taken out. So no
+content is learnt that is tested in another spelling. Facts of profiles, ids of people and refusals are compared in this
+form, too.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-_QUOTES = str.maketrans(dict.fromkeys('‘’‚‛', "'") | dict.fromkeys('“”„‟', '"'))
+_ALIKE = str.maketrans({
+    **dict.fromkeys('`´‘’‚‛‹›ʹʻʼʽˈ′‵❛❜ꞌ', "'"), **dict.fromkeys('“”„‟«»″〝〞〟❝❞', '"'),
+    **dict.fromkeys('\u2010\u2011‒–—―−⁃﹘﹣－', '-'),
+})  # fmt: skip
+_CONTROL = re.compile('[\x00-\x08\x0e-\x1b\x7f]')
+_UNSEEN = re.compile(  # letters and marks without a shape: joiners, fillers and selectors of variants
+    '[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]'
+)
 
 
+@functools.lru_cache(maxsize=1024)  # facts and ids are compared again and again
 def normal(text: str) -> str:
-    """The text in the form in which contents are compared.
+    """The text in the form in which texts are compared.
 
-    It is in lower case and in Unicode's compatibility forms, with straight quotation marks, with single spaces and none
-    at its ends, and without format characters such as a soft hyphen or a space of no width.
+    It is in lower case and in Unicode's compatibility forms, with straight quotation marks, with hyphens for dashes and
+    minus signs, with single spaces and none at its ends, and without characters that nobody sees, such as a soft hyphen
+    or a space of no width.
     """
-    text = unicodedata.normalize('NFKC', text).casefold().translate(_QUOTES)
-    visible = ''.join(character for character in text if character.isascii() or unicodedata.category(character) != 'Cf')
-    return ' '.join(visible.split())
+    if text.isascii():
+        text = _CONTROL.sub('', text)
+    else:
+        text = unicodedata.normalize('NFKC', _UNSEEN.sub('', text.translate(_ALIKE)))
+        text = ''.join(c for c in text if c.isspace() or unicodedata.category(c) not in ('Cc', 'Cf'))
+    return ' '.join(unicodedata.normalize('NFKC', text.casefold()).translate(_ALIKE).split())
 
 
 def together(parts: Iterable[str]) -> str:

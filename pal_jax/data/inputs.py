@@ -13,11 +13,12 @@ source that is no file here (a hub id, a data set of TFDS, a model inside a pack
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import json
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
-from os.path import exists  # False, and no error, for a text that is too long for a path
+from os.path import exists, isfile  # False, and no error, for a text that is too long for a path
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +67,9 @@ def look(config: dict[str, Any]) -> Inputs:
         if functions := own.named_in(value):  # a user's own files, one entry for each
             for number, (text, file) in enumerate(functions):
                 inputs[f'{key}.{number}'] = Input(text, '', str(file.absolute()), hashes(file))
+        elif files := _several(value):
+            for number, file in enumerate(files):
+                inputs[f'{key}.{number}'] = Input(str(file), '', str(file.absolute()), hashes(file))
         elif path := path_of(value):
             inputs[key] = Input(value, value[: -len(_ending(value))], str(path.absolute()), hashes(path))
     return inputs
@@ -78,6 +82,15 @@ def _entries(flat: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f'{key}.{number}', entry) for number, entry in enumerate(value))
         else:
             yield key, value
+
+
+def _several(value: Any) -> list[Path]:
+    """The files of a list with commas or of a glob, by itself or behind `kind:`; empty for any other value."""
+    if not isinstance(value, str) or path_of(value) or not set(value) & set(',*?['):
+        return []
+    *_, names = value.split(':')
+    files = [file for name in names.split(',') for file in glob.glob(name.strip(), recursive=True)]
+    return sorted(Path(file) for file in files if isfile(file))
 
 
 def path_of(value: Any) -> Path | None:

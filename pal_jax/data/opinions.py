@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.data import crowds, records
+from pal_jax.data import crowds, judgements, records
 from pal_jax.data.columns import read_arrays
 from pal_jax.data.comparisons import Comparisons, Lookup, alike, row_keys
-from pal_jax.data.records import TextChoice, field, identity, listed, rows, text_of
+from pal_jax.data.judgements import Judgement
+from pal_jax.data.records import Row, TextChoice, field, first_spelling, identity, listed, rows, text_of
 from pal_jax.runtime import files
 
 PAIRS = 40  # pairs of a person, at most, where pairs are drawn
@@ -48,7 +49,8 @@ def read(data: str) -> Iterator[TextChoice]:
       ValueError: a file is missing, or a row is wrong.
     """
     name, _, where = data.partition(':')
-    return SOURCES[name](where)
+    who = first_spelling()
+    return (choice._replace(user=who(choice.user)) for choice in SOURCES[name](where))
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -74,6 +76,7 @@ def arguments(folder: str | Path) -> Iterator[TextChoice]:
     for place, row in rows(str(Path(folder) / 'arguments.jsonl')):
         debate, stance, text = (text_of(place, row, name) for name in ('debate', 'stance', 'text'))
         argument_of[identity(place, row, 'id')] = Argument(f'{debate}: {stance}\n', text)
+    said, pair_of = list[Judgement](), dict[str, list[str]]()
     for place, row in rows(str(Path(folder) / 'judgements.jsonl')):
         choice, worker = field(place, row, 'choice'), identity(place, row, 'worker')
         if choice not in ('a1', 'a2', 'equal'):
@@ -81,10 +84,14 @@ def arguments(folder: str | Path) -> Iterator[TextChoice]:
         pair = [identity(place, row, name) for name in ('arg1', 'arg2')]
         if unknown := [argument for argument in pair if argument not in argument_of]:
             raise ValueError(f'{place}: argument {unknown[0]!r} is not in arguments.jsonl')
-        left, right = (argument_of[argument] for argument in pair)
-        if choice != 'equal' and left.text != right.text:
-            chosen, rejected = (left, right) if choice == 'a1' else (right, left)
-            yield TextChoice(worker, left.topic, chosen.text, rejected.text)
+        chosen, thing = '' if choice == 'equal' else pair[choice == 'a2'], ' and '.join(sorted(pair))
+        pair_of.setdefault(thing, pair)
+        said.append(Judgement(place, worker, thing, chosen, judgements.time_of(place, row)))
+    for one in judgements.settled(said):
+        left, right = (argument_of[argument] for argument in pair_of[one.thing])
+        if one.value and left.text != right.text:
+            chosen, rejected = (left, right) if one.value == pair_of[one.thing][0] else (right, left)
+            yield TextChoice(one.person, left.topic, chosen.text, rejected.text)
 
 
 # --- ratings ----------------------------------------------------------------------------------------------------------
@@ -109,10 +116,11 @@ def rated(
       ValueError: an item has no text.
     """
     ratings_of: dict[str, list[Rating]] = {}
+    who = first_spelling()
     for rating in ratings:
         if rating.item not in texts:
             raise ValueError(f'item {rating.item!r}, rated by {rating.user!r}, has no text')
-        ratings_of.setdefault(rating.user, []).append(rating)
+        ratings_of.setdefault(who(rating.user), []).append(rating)
     for number, (user, user_ratings) in enumerate(ratings_of.items()):
         values = np.array([rating.value for rating in user_ratings])
         above, below = np.nonzero(values[:, None] - values[None] >= gap)
@@ -126,7 +134,7 @@ def rated(
 def jester(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
     """The ratings in `ratings.csv` (user, joke, rating), and the jokes in `jokes.jsonl` (joke, text) by id."""
     folder = Path(folder)
-    ratings = [_rating(place, row, ('user', 'joke', 'rating')) for place, row in rows(str(folder / 'ratings.csv'))]
+    ratings = _ratings(rows(str(folder / 'ratings.csv')), ('user', 'joke', 'rating'), (-10, 10))
     return ratings, {identity(p, row, 'joke'): text_of(p, row, 'text') for p, row in rows(str(folder / 'jokes.jsonl'))}
 
 
@@ -137,14 +145,14 @@ def movielens(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
     """
     folder = Path(folder)
     if (folder / 'ml-100k.inter').is_file():
-        ratings = [_rating(*row, ('user_id', 'item_id', 'rating')) for row in _columns(folder / 'ml-100k.inter')]
+        ratings = _ratings(_columns(folder / 'ml-100k.inter'), ('user_id', 'item_id', 'rating'), (0.5, 5))
         films = {
             identity(place, row, 'item_id'): (field(place, row, 'movie_title'), row.get('class'))
             for place, row in _columns(folder / 'ml-100k.item')
         }
         return ratings, {key: f'{title} ({genres})' if genres else title for key, (title, genres) in films.items()}
     names = 'user', 'item', 'rating', 'time'
-    ratings = [_rating(*row, names[:3]) for row in _lines(folder / 'u.data', '\t', names)]
+    ratings = _ratings(_lines(folder / 'u.data', '\t', names), names[:3], (0.5, 5))
     texts = {}
     for place, row in _lines(folder / 'u.item', '|', ('item', 'title')):
         if len(row['rest']) < len(GENRES):
@@ -176,15 +184,28 @@ def _lines(path: Path, between: str, names: Sequence[str]) -> Iterator[tuple[str
         yield f'{path}, row {number}', {**dict(zip(names, cells, strict=False)), 'rest': cells[len(names) :]}
 
 
-def _rating(place: str, row: Mapping[str, Any], names: Sequence[str]) -> Rating:
+def _ratings(placed: Iterable[Row], names: Sequence[str], scale: tuple[float, float]) -> list[Rating]:
+    """The last rating of each item by each user, from rows with these three fields. An empty one is left out.
+
+    Raises:
+      ValueError: a rating is no number on the scale, or as `judgements.settled`.
+    """
+    said = (_rating(place, row, names, scale) for place, row in placed if row.get(names[2]) not in (None, ''))
+    return [Rating(one.person, one.thing, one.value) for one in judgements.settled(said)]
+
+
+def _rating(place: str, row: Mapping[str, Any], names: Sequence[str], scale: tuple[float, float]) -> Judgement:
     (user, item), value = (identity(place, row, name) for name in names[:2]), field(place, row, names[2])
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f'{place}: the rating is {files.shown(value)}; give a number') from None
-    if not np.isfinite(number):
-        raise ValueError(f'{place}: the rating is {value!r}; give a finite number')
-    return Rating(user, item, number)
+    if not scale[0] <= number <= scale[1]:
+        raise ValueError(
+            f'{place}: the rating is {value!r}, which is not from {scale[0]:g} to {scale[1]:g}; where it stands for a '
+            'missing rating, leave it empty or delete the row'
+        )
+    return Judgement(place, user, item, number, judgements.time_of(place, row))
 
 
 GENRES = (

@@ -1,6 +1,8 @@
 """Records of people's choices between texts, from files, the hub or TensorFlow Datasets.
 
-    my.jsonl, my.csv, my.parquet     a record a row; the first two also compressed, as my.jsonl.gz and my.jsonl.xz
+    my.jsonl, my.csv, my.parquet     a record a row; all but the last also compressed, as my.jsonl.gz and my.jsonl.xz
+    my.json                          an array of records
+    a.jsonl,b.jsonl  my-*.parquet    several files, one after the other; likewise the shards in a folder (`shards.py`)
     hf:owner/name/path.parquet       one file of a data set on the hub (huggingface_hub downloads it once)
     tfds:name/config:split           of TensorFlow Datasets, which is imported for this alone
 
@@ -10,23 +12,26 @@ a time is in memory.
 
 Files are UTF-8, with a byte order mark or without, and with any line ends. The id of a person is a text or a whole
 number: 1, 1.0, "1" and " 1 " are one person, since a column of numbers with a gap in it is written as 1.0; "01" is
-another person. A missing value (null, NaN, an empty text, or the texts nan, NaN, null, NULL, None and <NA>, as programs
-write it) is no id. Neither are true, 1.5 or a list. A row without an id is refused.
+another person. Two spellings of an id (`holdouts.normal`: case, forms of accents and marks, invisible characters) are
+one person, who is called as written first. A missing value (null, NaN, an empty text, or the texts nan, NaN, null,
+NULL, None and <NA>, as programs write it) is no id. Neither are true, 1.5 or a list. A row without an id is refused.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pal_jax.data import holdouts, shards
 from pal_jax.runtime import files
 from pal_jax.runtime.outputs import whole_file
 
@@ -81,16 +86,28 @@ def identity(place: str, row: Mapping[str, Any], name: str) -> str:
     """
     value = row.get(name)
     if isinstance(value, str):
-        text = value.strip()
-        if not _is_missing(value):
-            return text.partition('.')[0] if re.fullmatch(r'-?\d+\.0+', text) else text
+        plain = holdouts.normal(value)
+        if plain and not _is_missing(value):
+            return plain.partition('.')[0] if re.fullmatch(r'-?\d+\.0+', plain) else value.strip()
     elif isinstance(value, float) and value.is_integer() and abs(value) <= EXACT:
         return str(int(value))
     elif isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**30:
         return str(value)
-    fault = f'no {name}' if _is_missing(value) else f'{name!r} is {files.shown(value)}'
+    fault = f'no {name}' if _is_missing(value) or isinstance(value, str) else f'{name!r} is {files.shown(value)}'
     at = f'{place}: ' if place else ''
     raise ValueError(f'{at}{fault}; give a text or a whole number that says who or what it is')
+
+
+def first_spelling() -> Callable[[str], str]:
+    """A function of an id that gives the spelling of it that was written first (`holdouts.normal` compares them)."""
+    first: dict[str, str] = {}
+    return lambda id: first.setdefault(holdouts.normal(id), id)
+
+
+def spelled(id: str, names: Iterable[str]) -> str:
+    """The id as it is spelled among `names`; as it is where none of them is the same id."""
+    spellings = {holdouts.normal(name): name for name in names}
+    return spellings.get(holdouts.normal(id), id) if id not in spellings.values() else id
 
 
 def field(place: str, row: Mapping[str, Any], name: str) -> Any:
@@ -160,21 +177,64 @@ def rows(source: str) -> Iterator[Row]:
     """The records of a source with their places. Their fields are not checked.
 
     Raises:
+      ValueError: there is no such source, or a row cannot be read or is no object.
+    """
+    return map(_row, values(source))
+
+
+def _row(placed: tuple[str, Any]) -> Row:
+    place, record = placed
+    if not isinstance(record, dict):
+        raise ValueError(f'{place}: expected an object, got {str(record)[:40]!r}')
+    return place, record
+
+
+def values(source: str) -> Iterator[tuple[str, Any]]:
+    """The values of a source with their places; those of JSON may be of any type. All rows are read here.
+
+    Raises:
       ValueError: there is no such source, or a row cannot be read.
     """
     if source.startswith('hf:'):
         return _hub(source)
     if source.startswith('tfds:'):
         return _tfds(source)
-    path = Path(source)
-    readers = {'.jsonl': jsonl, '.csv': table, '.parquet': _parquet}
+    return itertools.chain.from_iterable([_values(path) for path in shards.files_of(source)])
+
+
+def _values(path: Path) -> Iterator[tuple[str, Any]]:
+    readers = {'.csv': table, '.parquet': _parquet, '': _json, **dict.fromkeys(('.jsonl', '.ndjson', '.json'), _json)}
     if files.format_of(path) not in readers:
-        raise ValueError(
-            f'{source} is no source; give a .jsonl, .csv or .parquet file, hf:owner/name/file or tfds:name'
-        )
+        raise ValueError(f'{path} is no source; give {shards.READ}, hf:owner/name/file or tfds:name')
     if not path.exists():
-        raise ValueError(f'there is no file {source}')
+        raise ValueError(f'{path} is no file; check the path')
     return readers[files.format_of(path)](path)
+
+
+def _json(path: Path) -> Iterator[tuple[str, Any]]:
+    """The values in a file of JSON: of its array, of its lines, or the one object that it holds over several lines."""
+    with files.opened(path) as file:
+        start = next((line.strip() for line in file if line.strip()), '')
+    if start.startswith('['):
+        parsed = enumerate(files.parse(files.read_text(path), path), 1)
+        placed = ((f'{path}, record {number}', record) for number, record in parsed)
+    elif start == '{':
+        placed = iter([(f'{path}, record 1', files.parse(files.read_text(path), path))])
+    else:
+        placed = ((f'{path}, line {number}', record) for number, record in lines(path))
+    for place, record in placed:
+        if isinstance(record, dict) and record and all(map(_holds_rows, record.values())):
+            raise ValueError(
+                f'{place}: an object with rows in {", ".join(map(repr, record))}; write the rows of one of these as '
+                f'{shards.READ}'
+            )
+        yield place, record
+
+
+def _holds_rows(value: Any) -> bool:
+    """True for a list of objects that are no messages."""
+    is_list = isinstance(value, list) and bool(value)
+    return is_list and all(isinstance(entry, dict) and not entry.keys() & {'role', 'from'} for entry in value)
 
 
 def lines(path: str | Path) -> Iterator[tuple[int, Any]]:
@@ -187,27 +247,6 @@ def lines(path: str | Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, files.parse(line.rstrip('\r\n'), path, number)
-
-
-def jsonl(path: Path) -> Iterator[Row]:
-    """The objects of a file of JSON lines with their places. Raises ValueError where a line has no object."""
-    for number, record in lines(path):
-        if not isinstance(record, dict):
-            raise ValueError(f'{path}, line {number}: expected an object, got {str(record)[:40]!r}')
-        yield f'{path}, line {number}', record
-
-
-def array(path: Path) -> Iterator[tuple[str, Any]]:
-    """The entries of a JSON array with their places. Where the file has no array, they are the values of its lines.
-
-    Raises:
-      ValueError: as `files.read_text` and `files.parse`.
-    """
-    text = files.read_text(path)
-    if text.lstrip().startswith('['):
-        yield from ((f'{path}, record {number}', record) for number, record in enumerate(files.parse(text, path), 1))
-    else:
-        yield from ((f'{path}, line {number}', record) for number, record in lines(path))
 
 
 def without_gaps(value: Any) -> Any:
@@ -267,8 +306,6 @@ def _parquet(path: Path) -> Iterator[Row]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    if path.is_dir():
-        raise ValueError(f'{path} is a folder; name one of its files')
     number = 0
     try:
         # ArrowException is a class of its own, whose subclasses are ValueErrors, TypeErrors, KeyErrors and others.
@@ -303,8 +340,12 @@ def _hub(source: str) -> Iterator[Row]:
     if not parts:
         raise ValueError(f'{source} names no file; give hf:owner/name/path, such as hf:me/choices/data/train.parquet')
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
 
-    return rows(hf_hub_download(parts[1], parts[2], repo_type='dataset'))
+    try:
+        return rows(hf_hub_download(parts[1], parts[2], repo_type='dataset'))
+    except (HFValidationError, OSError) as error:
+        raise ValueError(f'{source} cannot be had from the hub ({_first(error)}); check name and network') from None
 
 
 def _tfds(source: str) -> Iterator[Row]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.data import choices, records
+from pal_jax.data import choices, records, shards
 from pal_jax.data.comparisons import Comparisons, PreferencePair, from_pairs
 from pal_jax.runtime import files
 
@@ -29,7 +29,7 @@ FORMS = (
 
 
 def load(path: str | Path, *, answered: bool = True) -> Comparisons:
-    """The choices in a file that ends in `.jsonl` or `.csv`.
+    """The choices of a source, which are those of `records.values`.
 
     Args:
       answered: False where nobody has chosen yet. The row of a pair then needs neither `choice` nor `user`, its left
@@ -38,13 +38,8 @@ def load(path: str | Path, *, answered: bool = True) -> Comparisons:
     Raises:
       ValueError: the file is missing or of another kind, or a row is wrong.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f'there is no file {path}; check the path')
-    if files.format_of(path) not in ('.jsonl', '.csv'):
-        raise ValueError(f'{path} ends in neither .jsonl nor .csv; see pal_jax/data/tables.py for both')
-    read = _jsonl if files.format_of(path) == '.jsonl' else _csv
-    rows = list(read(path, answered))
+    kinds = {files.format_of(file) for file in shards.files_of(str(path))}
+    rows = list((_csv if kinds == {'.csv'} else _jsonl)(path, answered))
     if not rows:
         raise ValueError(f'{path} holds no {"choices" if answered else "pairs"}')
     _, attributes, first = rows[0]
@@ -70,11 +65,11 @@ def _checked(pair: PreferencePair, place: str, first: PreferencePair) -> Prefere
     return pair
 
 
-def _jsonl(path: Path, answered: bool) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
+def _jsonl(path: str | Path, answered: bool) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
     names: tuple[str, ...] = ()
     kinds: set[bool] = set()
-    for number, line in records.lines(path):
-        place, record = f'{path}, line {number}', line if answered else records.unanswered(line)
+    for place, line in records.values(str(path)):
+        record = line if answered else records.unanswered(line)
         if not isinstance(record, dict) or not {'user', 'chosen', 'rejected'} <= set(record):
             keys = 'user, chosen and rejected' if answered else 'left and right'
             raise ValueError(f'{place}: expected an object with {keys}, got {files.shown(line)}')
@@ -111,8 +106,8 @@ def _number(value: Any, place: str) -> float:
         raise ValueError(f'{place}: expected a list of numbers, got {files.shown(value)}') from None
 
 
-def _csv(path: Path, answered: bool) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
-    rows = list(records.table(path))
+def _csv(path: str | Path, answered: bool) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
+    rows = list(records.rows(str(path)))
     if not rows:
         return
     columns = set(rows[0][1])
@@ -144,11 +139,12 @@ def _options(rows: list[records.Row]) -> Iterator[tuple[str, tuple[str, ...], Pr
     situations: dict[tuple[str, str], list[tuple[str, choices.Option]]] = {}
     if '' in names:
         raise ValueError(f'{rows[0][0]}: a column has no name; name the attribute, or delete the column of row numbers')
+    who = records.first_spelling()
     for place, row in rows:
         if row['chosen'] not in ('0', '1'):
             raise ValueError(f'{place}: chosen is {row["chosen"]!r}; give 0 or 1')
         option = row['chosen'] == '1', _numbers([row[name] for name in names], place)
-        key = records.identity(place, row, 'user'), _situation(place, row)
+        key = who(records.identity(place, row, 'user')), _situation(place, row)
         situations.setdefault(key, []).append((place, option))
     for (user, key), placed in situations.items():
         (place, _), options = placed[0], [option for _, option in placed]

@@ -133,7 +133,9 @@ def from_choices(
 
 
 def to_pairs(converted: Sequence[Said], name: str | Path) -> TextPairs:
-    """The pairs of converted records, with each text once. Raises ValueError where only some have a prompt."""
+    """The pairs of converted records, with each text and user once. Raises ValueError where only some have a prompt."""
+    who = records.first_spelling()
+    converted = [pair._replace(user=who(pair.user)) for pair in converted]
     prompted = [pair.prompt is not None for pair in converted]
     if any(prompted) and not all(prompted):
         raise ValueError(f'{name}: row {prompted.index(False) + 1} has no prompt, others have one; give all or none')

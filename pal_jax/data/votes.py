@@ -1,27 +1,34 @@
 """Votes on statements as pairs. A statement that a person agreed with is preferred to one they disagreed with.
 
-A conversation `folder/NAME` is three files, as in the open data of https://pol.is (votes to pass are left out):
+A conversation `folder/NAME` is three files (votes to pass are left out):
 
-    NAME.votes.csv          participant, comment_id, vote (1 agree, -1 disagree, 0 pass)
+    NAME.votes.csv          participant, comment_id, vote (1 agree, -1 disagree, 0 pass), and optionally timestamp
     NAME.statements.jsonl   {"comment_id": 3, "text": "..."}
     NAME.people.csv         participant, group (may be empty); optional. No model reads the groups.
 
-`records.identity` reads the ids of participants, statements and groups.
+or what https://pol.is exports, as it is: `folder` with votes.csv (timestamp, comment-id, voter-id, vote) and
+comments.csv (comment-id, comment-body, agrees, disagrees). Its counts of agreement tell the sign of the votes. Where
+nobody's vote differs from them, 1 is agreement in exports and -1 in the tables of Polis' data base (pid, tid).
+
+Of two votes of a person on a statement the last counts (`judgements.settled`). `records.identity` reads the ids of
+participants, statements and groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.data import records
-from pal_jax.data.records import Row
+from pal_jax.data import judgements, records
+from pal_jax.data.judgements import Judgement
 from pal_jax.types import Choice
 
-PARTS = '.votes.csv', '.statements.jsonl', '.people.csv'
+PARTS = '.votes.csv', '.statements.jsonl', '.people.csv', '.comments.csv'
+PERSON, STATEMENT = ('participant', 'voter-id', 'pid'), ('comment_id', 'comment-id', 'tid')  # names of columns
+TEXT = 'text', 'comment-body', 'txt'
 
 
 class Votes(NamedTuple):
@@ -41,28 +48,39 @@ def read(conversation: str | Path) -> Votes:
     Raises:
       ValueError: a file is missing, or a row is wrong. The message names file and row.
     """
-    stem = str(conversation)
-    texts = dict(_statements(Path(f'{stem}.statements.jsonl')))
-    number = {key: i for i, key in enumerate(texts)}
-    cast: list[tuple[str, int, bool]] = []
-    for place, row in _rows(Path(f'{stem}.votes.csv'), ('participant', 'comment_id', 'vote')):
-        if row['vote'] not in ('1', '0', '-1'):
+    stem, who = str(conversation), records.first_spelling()
+    named, agreed = _statements(stem)
+    shown = [key for key, text in named.items() if text]
+    number = {key: i for i, key in enumerate(shown)}
+    said: list[Judgement] = []
+    flipped = False
+    for place, row in records.rows(str(_file(stem, 'votes.csv'))):
+        person, statement = (records.identity(place, row, _column(place, row, names)) for names in (PERSON, STATEMENT))
+        flipped = flipped or 'tid' in row
+        vote = records.identity(place, row, 'vote')
+        if vote not in ('1', '0', '-1'):
             raise ValueError(f'{place}: vote is {row["vote"]!r}; give 1 (agree), -1 (disagree) or 0 (pass)')
-        person, statement = (records.identity(place, row, name) for name in ('participant', 'comment_id'))
+        if statement in named and not named[statement]:
+            continue
         if statement not in number:
-            raise ValueError(f'{place}: comment_id {statement!r} is not in {stem}.statements.jsonl')
-        if row['vote'] != '0':
-            cast.append((person, number[statement], row['vote'] == '1'))
+            raise ValueError(f'{place}: {_column(place, row, STATEMENT)} {statement!r} is no statement of {stem}')
+        said.append(Judgement(place, who(person), statement, int(vote), judgements.time_of(place, row)))
+    balance = sum(vote.value * agreed.get(vote.thing, 0) for vote in said)
+    sign = -1 if balance < 0 or (balance == 0 and flipped) else 1
+    votes = judgements.settled(said)
+    cast = [(vote.person, number[vote.thing], vote.value == sign) for vote in votes if vote.value]
     if not cast:
-        raise ValueError(f'{stem}.votes.csv holds no agreement and no disagreement')
+        raise ValueError(f'{_file(stem, "votes.csv")} holds no agreement and no disagreement')
     names = tuple(dict.fromkeys(name for name, *_ in cast))
     place_of = {name: i for i, name in enumerate(names)}
     people, statements, agree = zip(*((place_of[name], s, agreed) for name, s, agreed in cast), strict=True)
-    group_of = _groups(Path(f'{stem}.people.csv'))
+    group_of = _groups(_file(stem, 'people.csv'))
+    group_of = {who(name): group for name, group in group_of.items()}
     groups = np.array([group_of.get(name, '') for name in names])
     group_names = [group for group in np.unique(groups) if group]
     return Votes(
-        np.array(people, np.int32), np.array(statements, np.int32), np.array(agree), names, tuple(texts.values()),
+        np.array(people, np.int32), np.array(statements, np.int32), np.array(agree), names,
+        tuple(named[key] for key in shown),
         np.array([group_names.index(group) if group else -1 for group in groups], np.int32),
     )  # fmt: skip
 
@@ -114,26 +132,44 @@ def to_choices(votes: Votes, prompt: str, *, disputed: float, seed: int) -> dict
     return choices
 
 
-def _statements(path: Path) -> Iterator[tuple[str, str]]:
-    if not path.is_file():
-        raise ValueError(f'there is no file {path}; give a conversation as <folder>/<name> of its files')
-    keys_before = set()
-    for place, record in records.jsonl(path):
-        if 'comment_id' not in record or not isinstance(record.get('text'), str):
-            raise ValueError(f'{place}: give comment_id and a text, got {str(record)[:60]}')
-        key, text = records.identity(place, record, 'comment_id'), record['text'].strip()
-        if not text:
+def is_export(path: str | Path) -> bool:
+    """True for a folder of a conversation as Polis exports it."""
+    return all((Path(path) / name).is_file() for name in ('votes.csv', 'comments.csv'))
+
+
+def _file(stem: str, part: str) -> Path:
+    return Path(stem) / part if is_export(stem) else Path(f'{stem}.{part}')
+
+
+def _column(place: str, row: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """The one of some names that a row has. Raises ValueError where it has none of them."""
+    if known := [name for name in names if name in row]:
+        return known[0]
+    raise ValueError(f'{place}: there is no column {" or ".join(names)}; there are {", ".join(map(str, row))}')
+
+
+def _statements(stem: str) -> tuple[dict[str, str], dict[str, int]]:
+    """The text of each statement, and how many more people agreed than disagreed, where a file tells that."""
+    files = [path for path in (_file(stem, 'statements.jsonl'), _file(stem, 'comments.csv')) if path.is_file()]
+    if not files:
+        raise ValueError(
+            f'there is no file {stem}.statements.jsonl; give a conversation as <folder>/<name> of its files, or the '
+            'folder of an export with votes.csv and comments.csv'
+        )
+    texts, agreed = dict[str, str](), dict[str, int]()
+    for place, record in records.rows(str(files[0])):
+        key = records.identity(place, record, _column(place, record, STATEMENT))
+        text = record[_column(place, record, TEXT)]
+        text = text.strip() if isinstance(text, str) else records.text_of(place, record, _column(place, record, TEXT))
+        if not text and files[0].suffix != '.csv':  # exports have such statements, which nobody could read
             raise ValueError(f'{place}: the text is empty; delete the row and its votes')
-        if key in keys_before:
-            raise ValueError(f'{place}: comment_id {key!r} stood in a row before')
-        keys_before.add(key)
-        yield key, text
-
-
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
-    if not path.is_file():
-        raise ValueError(f'there is no file {path}; give a conversation as <folder>/<name> of its files')
-    return records.table(path, columns)
+        if key in texts:
+            raise ValueError(f'{place}: statement {key!r} stood in a row before')
+        texts[key] = text
+        if records.known(place, record, 'agrees') and records.known(place, record, 'disagrees'):
+            counts = (records.identity(place, record, name) for name in ('agrees', 'disagrees'))
+            agreed[key] = int.__sub__(*map(int, counts))
+    return texts, agreed
 
 
 def _groups(path: Path) -> dict[str, str]:
@@ -142,5 +178,5 @@ def _groups(path: Path) -> dict[str, str]:
         return {}
     return {
         records.identity(place, row, 'participant'): records.known(place, row, 'group')
-        for place, row in _rows(path, ('participant', 'group'))
+        for place, row in records.table(path, ('participant', 'group'))
     }

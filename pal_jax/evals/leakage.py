@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import sparse, stats
 
+from pal_jax.data.holdouts import normal
 from pal_jax.evals.accuracy import hits
 from pal_jax.runtime import intervals
 from pal_jax.runtime.intervals import Estimate
@@ -230,8 +231,8 @@ def asymmetry(margins: np.ndarray, swapped: np.ndarray) -> float:
 
 
 def shingles(text: str) -> set[str]:
-    """The pieces of five characters of a text in lower case, whose blanks are squeezed."""
-    squeezed = ' '.join(text.lower().split())
+    """The pieces of five characters of a text in normal form (`holdouts.normal`)."""
+    squeezed = normal(text)
     return {squeezed[i : i + SHINGLE] for i in range(max(len(squeezed) - SHINGLE + 1, 1))}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pal_jax.data import records
+from pal_jax.data.holdouts import normal
 from pal_jax.runtime import files
 
 SENTENCES, OPENING = 3, 600  # a refusal is looked for in so many sentences of a reply, and in so many characters
@@ -65,7 +66,7 @@ def is_refusal(reply: str) -> bool:
     one asked, which those labels count as refusals. Of the 603 answers of gpt-3.5-turbo to AlpacaFarm's instructions it
     calls 7 refusals, and all of them decline.
     """
-    text = ' '.join(reply[: 2 * OPENING].replace('’', "'").split())
+    text = normal(reply[: 2 * OPENING])
     opening = ' '.join(re.split(r'(?<=[.!?]) ', text)[:SENTENCES])
     return bool(REFUSALS.search(opening[:OPENING]))
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from tokenizers import Tokenizer
 
+from pal_jax.data.holdouts import normal
 from pal_jax.feedback.profiles import split_fact
 from pal_jax.models import bert
 from pal_jax.types import ProfileMatcher
@@ -82,7 +83,7 @@ def _excess(
         np.stack([vectors[text] for text in left]) @ np.stack([vectors[text] for text in right]).T
         for left, right in ((ours, true), (values, true_values))
     )
-    same = np.array([[bool(a) and a.lower() == b.lower() for b in true_slots] for a in slots])
+    same = np.array([[bool(a) and normal(a) == normal(b) for b in true_slots] for a in slots])
     return np.where(same, value - SAME_SLOT, whole - threshold)
 
 

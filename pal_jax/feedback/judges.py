@@ -20,6 +20,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 
+from pal_jax.data.holdouts import normal
 from pal_jax.feedback.people import SCHEMA
 from pal_jax.feedback.profiles import mentions, split_fact
 from pal_jax.feedback.wording import is_copy, listed
@@ -119,7 +120,7 @@ def _is_natural(reply: str) -> bool:
 
 def _recites(reply: str, known: dict[str, str]) -> bool:
     """True where a reply lists values, told ones or those of the schema, instead of taking up one or two."""
-    values = {value.lower() for value in (*known.values(), *(value for _, value in _SCHEMA_VALUES))}
+    values = {normal(value) for value in (*known.values(), *(value for _, value in _SCHEMA_VALUES))}
     return sum(mentions(reply, value) for value in values) >= _RECITED
 
 
@@ -164,7 +165,7 @@ def _told_values(lines: Sequence[str], inferred: Sequence[str]) -> dict[str, str
     itself, and is confirmed when two of its content words were said.
     """
     text = '\n'.join(lines)
-    facts = [(slot.lower() or value, value) for slot, value in map(split_fact, inferred) if _content_words(value)]
+    facts = [(normal(slot) or value, value) for slot, value in map(split_fact, inferred) if _content_words(value)]
     confirmed = {slot: value for slot, value in facts if _uses(text, value)}
     return confirmed | {slot: value for slot, value in _SCHEMA_VALUES if mentions(text, value)}
 
@@ -188,7 +189,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+", text.lower())
+    return re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+", normal(text))
 
 
 def _stem(word: str) -> str:

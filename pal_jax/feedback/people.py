@@ -167,15 +167,15 @@ def load_people(path: str | Path, *, input_key: str = 'input', label_key: str = 
       ValueError: a line is wrong, with file, line and fault.
     """
     people: dict[str, Person] = {}
-    for number, record in records.lines(path):
+    for place, record in records.values(str(path)):
         try:
             named = _renamed(record, {input_key: 'input', label_key: 'profile'})
-            person = _person(named, default_id=f'{Path(path).stem}-{number}')
-            if person.id in people:
+            person = _person(named, _default_id(place))
+            if holdouts.normal(person.id) in people:
                 raise ValueError(f'the id {person.id!r} is taken by an earlier line; make ids unique or leave them out')
         except ValueError as error:
-            raise ValueError(f'{path}, line {number}: {error}') from None
-        people[person.id] = person
+            raise ValueError(f'{place}: {error}') from None
+        people[holdouts.normal(person.id)] = person
     if not people:
         raise ValueError(f'{path}: no people in this file; write one JSON record a line')
     return list(people.values())
@@ -183,11 +183,17 @@ def load_people(path: str | Path, *, input_key: str = 'input', label_key: str = 
 
 def place_of(path: str | Path, person: Person, *, input_key: str = 'input', label_key: str = 'profile') -> str:
     """The file and line of a person whom `load_people` has read; the file alone for any other person."""
-    for number, record in records.lines(path):
+    for place, record in records.values(str(path)):
         named = _renamed(record, {input_key: 'input', label_key: 'profile'})
-        if _person(named, default_id=f'{Path(path).stem}-{number}').id == person.id:
-            return f'{path}, line {number}'
+        if _person(named, _default_id(place)).id == person.id:
+            return place
     return str(path)
+
+
+def _default_id(place: str) -> str:
+    """The id of a person without one: the file and the number of a place such as 'folder/people.jsonl, line 3'."""
+    path, _, line = place.rpartition(', ')
+    return f'{Path(path).stem}-{line.split()[-1]}'
 
 
 def _renamed(record: Any, names: Mapping[str, str]) -> Any:

@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pal_jax.data.holdouts import normal
 from pal_jax.data.thoughts import spoken
 from pal_jax.types import Completion, Dialogue, Sample
 
@@ -124,14 +125,14 @@ def split_fact(fact: str) -> tuple[str, str]:
 
 
 def fact_key(fact: str) -> tuple[str, str]:
-    """A key that is the same for two spellings of one fact: lower case, no bullet, article or end punctuation, single
-    spaces."""
-    slot, value = split_fact(_BULLET.sub('', fact.strip()))
-    return _normalize(slot), _normalize(value)
+    """A key that is the same for two spellings of one fact: in `holdouts.normal` form, without bullet, article or end
+    punctuation."""
+    slot, value = split_fact(_BULLET.sub('', normal(fact)))
+    return _bare(slot), _bare(value)
 
 
-def _normalize(text: str) -> str:
-    return _ARTICLE.sub('', ' '.join(text.lower().split()).strip(' .,;:!?"\'()[]'))
+def _bare(text: str) -> str:
+    return _ARTICLE.sub('', text.strip(' .,;:!?"\'()[]'))
 
 
 def match_exactly(inferred: Sequence[Sequence[str]], golden: Sequence[Sequence[str]]) -> list[int | None]:
@@ -157,8 +158,9 @@ def profile_f1(matched: int, inferred: int, golden: int) -> float:
 
 
 def mentions(text: str, phrase: str) -> bool:
-    """True where `text` has `phrase` as whole words in any case; a plural `s` at its end is ignored."""
-    return re.search(rf'(?<!\w){re.escape(phrase)}s?(?!\w)', text, re.IGNORECASE) is not None
+    """True where `text` has `phrase` as whole words in any spelling (`holdouts.normal`); a plural `s` at its end is
+    ignored."""
+    return re.search(rf'(?<!\w){re.escape(normal(phrase))}s?(?!\w)', normal(text)) is not None
 
 
 def plain_history(dialogue: Dialogue) -> Dialogue:

@@ -24,6 +24,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from pal_jax.data.holdouts import normal
 from pal_jax.feedback.wording import words_of
 
 LEXICA = {
@@ -103,7 +104,7 @@ def lix(text: str) -> float:
 
 def markers(text: str, lexicon: Sequence[str]) -> float:
     """The number of different entries of a lexicon that stand in the text, over the square root of its words."""
-    text = text.lower().replace('’', "'")
+    text = normal(text)
     count = sum(bool(re.search(_bounded(entry), text)) for entry in lexicon)
     return count / math.sqrt(max(len(words_of(text)), 8))
 
@@ -132,7 +133,7 @@ def sound(question: str, answer: str) -> float:
 
 def _bounded(entry: str) -> str:
     """A pattern that finds an entry as whole words; a mark such as ! stands anywhere."""
-    pattern = re.escape(entry.lower().replace('’', "'"))
+    pattern = re.escape(normal(entry))
     return rf'(?<!\w){pattern}(?!\w)' if entry[0].isalnum() and entry[-1].isalnum() else pattern
 
 

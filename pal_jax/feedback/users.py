@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Sequence
 
+from pal_jax.data.holdouts import normal
 from pal_jax.feedback.people import SCHEMA
 from pal_jax.feedback.profiles import mentions, split_fact
 from pal_jax.types import Dialogue, UserSimulator
@@ -165,7 +166,7 @@ def revealed(dialogue: Dialogue) -> frozenset[str]:
 def raises_topic(reply: str, fact: str) -> bool:
     """True where `reply` names the slot of `fact`, or a keyword of it, or a longer word of a free sentence."""
     slot, sentence = split_fact(fact)
-    known = (slot_of.keywords for slot_of in SCHEMA if slot_of.name == slot.lower())
+    known = (slot_of.keywords for slot_of in SCHEMA if slot_of.name == normal(slot))
     keywords = next(known, (slot,)) if slot else re.findall(r'\w{5,}', sentence)
     return any(mentions(reply, keyword) for keyword in keywords)
 
@@ -190,7 +191,7 @@ def _answer(dialogue: Dialogue, seed: int, p_spontaneous: float) -> str:
 
 
 def _same(reply: str, other: str) -> bool:
-    return re.findall(r'\w+', reply.lower()) == re.findall(r'\w+', other.lower())
+    return re.findall(r'\w+', normal(reply)) == re.findall(r'\w+', normal(other))
 
 
 def _tell(fact: str, rng: random.Random) -> str:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
+from pal_jax.data.holdouts import normal
+
 GRAMMAR = frozenset(  # words that make sentences of other words
     """
     a about after all am an and any are as at be because been before being both but by can could did do does doing done
@@ -29,7 +31,7 @@ _PERSONS = {
 
 def words_of(text: str) -> list[str]:
     """The words of a text in lower case; words with an apostrophe or a hyphen are whole."""
-    return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())
+    return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", normal(text))
 
 
 def sentences_of(text: str) -> list[str]:

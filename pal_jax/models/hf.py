@@ -70,9 +70,12 @@ def load_params(
     """The parameters in a folder's safetensors, one file or many. `shardings` is a tree like the parameters.
 
     Raises:
-      ValueError: there are no safetensors, their names or shapes are not those of `cfg`, or a number is not finite.
+      ValueError: there are no safetensors, they are quantised, their names or shapes are not those of `cfg`, or a
+        number is not finite.
     """
     files, names = tensors.files(Path(folder)), FAMILIES[cfg.family].names
+    for path in set(files.values()):
+        tensors.check_kinds(path)
     optional = {names['unembed']} if cfg.tie_embed else set()
     extra = {name for name in files if not name.endswith('rotary_emb.inv_freq')} - optional
     if cfg.tie_embed and {names['embed'], names['unembed']} <= files.keys():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -73,14 +74,7 @@ class Stored:
     def __init__(self, file: Any):
         self._file = file
         self.shape: tuple[int, ...] = tuple(file.get_shape())
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The dtype of the tensor. Raises ValueError for a dtype that numpy does not have."""
-        kind = self._file.get_dtype()
-        if kind not in DTYPES:
-            raise ValueError(f'tensors of {kind} cannot be computed with; save the model in bfloat16 or float32')
-        return jnp.dtype(DTYPES[kind])
+        self.dtype: np.dtype = jnp.dtype(DTYPES[file.get_dtype()])
 
     def __getitem__(self, index: Any) -> np.ndarray:
         return self._file[index]
@@ -105,9 +99,26 @@ def files(folder: Path) -> dict[str, Path]:
             raise ValueError(f'{folder / INDEX} has no weight_map of tensors and their files; download it again')
         return {name: folder / file for name, file in shards.items()}
     path = folder / SINGLE
+    if not path.exists() and (shards := sorted(folder.glob('model-*-of-*.safetensors'))):
+        return _without_index(shards)
     if not path.exists():
         raise ValueError(f'no {SINGLE} in {folder}; give the folder of a model, or orbax:{folder} of a run')
     return dict.fromkeys(names(path), path)
+
+
+def _without_index(shards: list[Path]) -> dict[str, Path]:
+    """The file of every tensor of shards that have no index. Raises ValueError where one is missing or has a name of
+    another one."""
+    parts = [re.fullmatch(r'model-(\d+)-of-(\d+)', path.stem) for path in shards]
+    numbers = [tuple(map(int, part.groups())) for part in parts if part]
+    if numbers != [(k + 1, len(shards)) for k in range(len(shards))]:
+        raise ValueError(f'{shards[0].parent} has {len(shards)} shards such as {shards[0].name}; get those missing')
+    file_of: dict[str, Path] = {}
+    for path in shards:
+        for name in names(path):
+            if file_of.setdefault(name, path) != path:
+                raise ValueError(f'{path} has {name}, which {file_of[name].name} has, too; download the model again')
+    return file_of
 
 
 def names(path: Path) -> list[str]:
@@ -117,16 +128,36 @@ def names(path: Path) -> list[str]:
 
 
 def stored(path: Path, name: str) -> Stored:
-    """A tensor of a file. Raises ValueError where the file has no tensor of this name."""
+    """A tensor of a file. Raises ValueError where the file has no tensor of this name, or as `check_kinds`."""
     with opened(path) as f:
         try:
-            return Stored(f.get_slice(name))
+            file = f.get_slice(name)
         except SafetensorError as error:
             raise ValueError(f'{path} has no tensor {name} ({error}); download it again') from None
+        _check_kind(path, name, file.get_dtype())
+        return Stored(file)
+
+
+def check_kinds(path: Path) -> None:
+    """Raise ValueError where a tensor of a file is quantised, or of a kind of numbers that numpy does not have."""
+    with opened(path) as f:
+        for name in list(f.keys()):
+            _check_kind(path, name, f.get_slice(name).get_dtype())
+
+
+def _check_kind(path: Path, name: str, kind: str) -> None:
+    """Raise ValueError for a weight of quantised numbers, whose scales stand in other tensors, and for kinds of numbers
+    that numpy does not have."""
+    if kind not in DTYPES or (name.endswith(('weight', 'bias')) and kind[0] in 'IUB' and kind != 'BF16'):
+        raise ValueError(
+            f'{path}: {name} is of {kind}, and quantised weights are not read; save the model in bfloat16 or float32, '
+            'or take a GGUF file of it'
+        )
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file by name. Raises ValueError where the file cannot be read."""
+    """All tensors of a file by name. Raises ValueError where the file cannot be read, or as `check_kinds`."""
+    check_kinds(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

@@ -84,8 +84,8 @@ def read_bytes(path: Name) -> bytes:
 
 
 def format_of(path: Path) -> str:
-    """The suffix that names a file's format, without that of its compression: `.jsonl` of `train.jsonl.gz`."""
-    return (path.with_suffix('') if path.suffix in PACKED else path).suffix
+    """The suffix that names a file's format, without that of its compression: `.jsonl` of `Train.JSONL.gz`."""
+    return (path.with_suffix('') if path.suffix.lower() in PACKED else path).suffix.lower()
 
 
 def decoded(data: bytes, path: Name) -> str:
@@ -115,7 +115,7 @@ def opened(path: Name) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _opened(path: Name) -> Iterator[BinaryIO]:
-    unpack = PACKED.get(Path(path).suffix)
+    unpack = PACKED.get(Path(path).suffix.lower())
     try:
         with _file(path) as file:
             yield cast(BinaryIO, unpack(file)) if unpack else file

@@ -240,7 +240,7 @@ PAIRS = 'user,choice,left_x,right_x\n'
         ('a.csv', 'who,x\na,1\n', 'its columns are who, x'),
         ('a.csv', 'user,situation,chosen,x\na,1,1,1\na,1,1,2\n', "row 2: situation '1' of 'a' has 2 chosen of 2"),
         ('a.csv', 'user,situation,chosen,x\na,1,yes,1\n', "row 2: chosen is 'yes'; give 0 or 1"),
-        ('a.parquet', '', 'neither .jsonl nor .csv'),
+        ('a.parquet', '', 'is no Parquet file'),
     ],
 )
 def test_what_is_wrong_in_a_file_is_told_with_its_row(tmp_path, name, text, message):

@@ -299,10 +299,10 @@ def test_a_file_of_the_hub_is_one_of_its_data_sets(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('name', 'text', 'message'),
     [
-        ('a.txt', '', 'is no source; give a .jsonl, .csv or .parquet file'),
+        ('a.txt', '', 'is no source; give JSON lines'),
         ('a.jsonl', '{"user": 1}\n', 'line 1: no chosen and no rejected'),
         ('a.jsonl', '{"user": "x", "chosen": "a", "rejected": "b"}\n{\n', 'line 2: not valid JSON'),
-        ('a.jsonl', '[]\n', 'line 1: expected an object'),
+        ('a.jsonl', '1\n', 'line 1: expected an object'),
         ('a.jsonl', '{"user": "x", "chosen": "a", "rejected": "a"}\n', 'line 1: chosen and rejected are identical'),
         ('a.jsonl', '{"user": "x", "chosen": 1, "rejected": "a"}\n', "line 1: chosen is '1', give a text"),
         ('a.csv', 'user,chosen,rejected\nx,a\n', 'row 2: it has another number of cells'),

@@ -50,7 +50,7 @@ def test_a_statement_agreed_with_is_preferred_to_one_disagreed_with(tmp_path):
     ('changes', 'message'),
     [
         ({'rows': [('ana', '7', '2')]}, 'votes.csv, row 2: vote is .2.; give 1'),
-        ({'rows': [('ana', '9', '1')]}, "votes.csv, row 2: comment_id '9' is not in"),
+        ({'rows': [('ana', '9', '1')]}, "votes.csv, row 2: comment_id '9' is no statement of"),
         ({'rows': [('ana', '7')]}, 'row 2: it has another number of cells'),
         ({'rows': [('ana', '7', '0')]}, 'no agreement and no disagreement'),
         ({'texts': {'7': ' '}}, 'statements.jsonl, line 1: the text is empty'),
@@ -140,3 +140,50 @@ def test_choices_are_of_statements_apart_on_which_people_differ(tmp_path):
     kept = {text for own in disputed.values() for c in own for text in (c.chosen, c.rejected)}
     assert kept <= {f'Statement {i}.' for i in (1, 2, 3, 4)}  # of 0 and 5 they think alike
     assert {name: len(own) for name, own in disputed.items()} == {'ana': 1, 'bo': 1}
+
+
+# --- second votes, and Polis' own files -------------------------------------------------------------------------------
+
+LATER = ['1,0,ana,1', '9,0,ana,-1', '2,1,ana,1', '3,0,bo,1', '3,0,bo,1', '3,1,bo,-1', '7,1,ana,0']
+
+
+def cast(read):
+    return sorted(
+        (read.names[p], read.texts[s], bool(a))
+        for p, s, a in zip(read.people, read.statements, read.agree, strict=True)
+    )
+
+
+def test_the_last_vote_on_a_statement_counts_and_without_times_a_second_one_is_refused(tmp_path):
+    stem = conversation(tmp_path, texts={'0': 's0', '1': 's1'}, people='')
+    body = ''.join(f'{row}\n' for row in LATER)
+    (tmp_path / 'town.votes.csv').write_text(f'timestamp,comment_id,participant,vote\n{body}')
+    assert cast(votes.read(stem)) == [('ana', 's0', False), ('bo', 's0', True), ('bo', 's1', False)]
+    with pytest.raises(ValueError, match=r"town.votes.csv, row 4: 'ana' judges '7' a second time.*row 2"):
+        votes.read(conversation(tmp_path, rows=[('ana', '7', '1'), ('ana', '3', '1'), ('ana', '7', '-1')]))
+    twice = [('ana', '7', '1'), ('ana', '7', '1'), ('ana', '3', '-1'), ('ana', '3', '-1.0')]
+    users, *_ = votes.draw_pairs(votes.read(conversation(tmp_path, rows=twice)), most=9, seed=0)
+    assert len(users) == 1
+
+
+@pytest.mark.parametrize(
+    ('header', 'counts', 'sign'),
+    [
+        ('timestamp,datetime,comment-id,voter-id,vote', True, 1),
+        ('timestamp,datetime,comment-id,voter-id,vote', True, -1),
+        ('timestamp,datetime,comment-id,voter-id,vote', False, 1),
+        ('created,zid,tid,pid,vote', False, -1),
+    ],
+)
+def test_what_polis_exports_is_read_as_it_is_with_the_sign_that_its_counts_tell(tmp_path, header, counts, sign):
+    votes_cast = [(0, 'a', 1), (0, 'b', 1), (1, 'a', -1), (1, 'b', 0), (2, 'a', 1)]
+    rows = ''.join(f'{k},x,{s},{person},{sign * vote}\n' for k, (s, person, vote) in enumerate(votes_cast))
+    (tmp_path / 'votes.csv').write_text(f'{header}\n{rows}')
+    agreed = ('5,0', '0,1', '2,0') if counts else ('0,0', '0,0', '0,0')
+    texts = ('"one, two"', 'three', '')
+    comments = ''.join(f'1,x,{k},7,{agreed[k]},1,{text}\n' for k, text in enumerate(texts))
+    head = 'timestamp,datetime,comment-id,author-id,agrees,disagrees,moderated,comment-body'
+    (tmp_path / 'comments.csv').write_text(f'{head}\n{comments}')
+    read = votes.read(tmp_path)
+    assert cast(read) == [('a', 'one, two', True), ('a', 'three', False), ('b', 'one, two', True)]
+    assert read.texts == ('one, two', 'three')

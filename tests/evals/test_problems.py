@@ -6,38 +6,14 @@ import json
 
 import pytest
 
-from pal_jax.evals.problems import TASKS, Problem, is_right, measure, read_problems
-
-
-@pytest.mark.parametrize(
-    ('said', 'answer', 'right'),
-    [
-        ('18', '18', True),
-        ('18.0', '18', True),
-        ('1,000', '1000', True),
-        ('-3', '3', False),
-        (None, '3', False),
-        (r'\left( 3, \frac{\pi}{2} \right)', r'(3,\frac{\pi}{2})', True),
-        (r'\dfrac12', '0.5', True),
-        (r'\frac{3}{4}', r'\frac34', True),
-        (r'-\frac{1}{2}', '-0.5', True),
-        (r'5\text{ cm}', '5', True),
-        (r'90^\circ', '90', True),
-        ('x=5', '5', True),
-        (r'\frac{1}{0}', '0', False),
-        (r'\sqrt{2}', r'\sqrt{3}', False),
-        (r'(3, 4)', '(4,3)', False),
-    ],
-)
-def test_the_same_answer_in_other_dress_is_right(said, answer, right):
-    assert is_right(said, answer) is right
+from pal_jax.evals.problems import TASKS, Problem, measure, read_problems
 
 
 @pytest.mark.parametrize(
     ('text', 'gsm8k', 'math500'),
     [
         (r'So it is \boxed{18}.', '18', '18'),
-        (r'First \boxed{3}, no, \boxed{\frac{1}{2}}', '2', r'\frac{1}{2}'),
+        (r'First \boxed{3}, no, \boxed{\frac{1}{2}}', r'\frac{1}{2}', r'\frac{1}{2}'),
         ('16 - 3 - 4 = 9, and 9 * 2 = $18.', '18', None),
         ('I do not know', None, None),
     ],
@@ -61,8 +37,9 @@ def test_rows_are_read_and_answers_measured(tmp_path):
     ('text', 'named'),
     [
         ('', 'no problems'),
+        ('1', 'line 1: expected an object'),
         ('{', 'line 1'),
-        ('[1]', 'line 1: list'),
+        ('[1]', 'record 1: expected an object'),
         ('{"question": "a"}', r'line 1: answer=None'),
         ('{"question": "a", "answer": "4"}', r'line 1: answer has no ####'),
     ],

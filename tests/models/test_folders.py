@@ -305,3 +305,42 @@ def test_what_is_refused_before_a_tensor_is_read(place, tmp_path):
     (tmp_path / 'notes' / 'plan.txt').write_text('mine')
     refused('notes exists and holds plan.txt', [base, base], linear, tmp_path / 'notes')
     assert json.loads((base / 'config.json').read_text())  # a source is left as it was
+
+
+@pytest.mark.parametrize('kind', ['F8_E4M3', 'F8_E5M2', 'I8', 'U8'])
+def test_quantised_weights_are_refused_in_one_line_by_everything_that_reads_weights(place, tmp_path, kind):
+    """They ended in a traceback (float8), or were loaded as numbers without their scales (int8)."""
+    weights = load_file(place / 'base' / 'model.safetensors')
+    name = next(name for name in weights if name.endswith('q_proj.weight'))
+    for path in (place / 'base').iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    numbers = {**weights, name: weights[name].astype(np.uint8), f'{name}_scale_inv': np.ones((1, 1), np.float32)}
+    save_file(numbers, tmp_path / 'model.safetensors')
+    data = (tmp_path / 'model.safetensors').read_bytes()
+    size = int.from_bytes(data[:8], 'little')
+    header = json.loads(data[8 : 8 + size])
+    header[name]['dtype'] = kind
+    text = json.dumps(header).encode()
+    (tmp_path / 'model.safetensors').write_bytes(len(text).to_bytes(8, 'little') + text + data[8 + size :])
+    readers = [
+        lambda: load(tmp_path),
+        lambda: sources.from_hf(str(tmp_path)).load(),
+        lambda: folders.of_folder(tmp_path),
+        lambda: tensors.read(tmp_path / 'model.safetensors'),
+    ]
+    for read in readers:
+        with pytest.raises(ValueError, match=rf'model.safetensors: {name} is of {kind}, .*save the model in') as told:
+            read()
+        assert '\n' not in str(told.value)
+
+
+def test_shards_without_an_index_are_read_and_missing_ones_told(place, tmp_path):
+    for path in (place / 'model_0').iterdir():
+        if path.name != tensors.INDEX:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert len(list(tmp_path.glob('model-*.safetensors'))) > 1
+    assert set(tensors.files(tmp_path)) == set(tensors.files(place / 'model_0'))
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path), load(place / 'model_0'))
+    next(tmp_path.glob('model-00002-of-*.safetensors')).unlink()
+    with pytest.raises(ValueError, match='get those missing'):
+        load(tmp_path)

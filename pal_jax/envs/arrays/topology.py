@@ -11,13 +11,16 @@ import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
 from jaxtyping import Bool, Int
 
+from pal_jax.runtime import files
+
 MOST = 1000  # servers of a network by name; bounds and plans take hours for fewer
+NAMES = frozenset({'id', 'key', 'label', 'name', 'color', 'colour', 'graphics', 'comment'})  # of links in files
 DIRECT = 3  # links of the longest hop where these connect all servers: server, switch, switch, server
 
 
@@ -228,34 +231,76 @@ def fat_tree(k: int) -> Topology:
 
 
 def from_file(path: Path) -> Topology:
-    """A graph in a format of networkx, by the ending: .gml, .graphml, .adjlist, .edgelist. Nodes with the attribute
-    `kind` 'switch' are switches; without any, as in the last two formats, all nodes are servers. Servers are numbered
-    in the order in which the file names them.
+    """A graph in a format of networkx, by the ending: .gml, .graphml, .adjlist, .edgelist.
+
+    Nodes with the attribute `kind` or `type` 'switch', in any case, are switches; without any, as in the last two
+    formats, all nodes are servers. Servers are numbered in the order in which the file names them. All links are
+    equally fast in both directions, so a file that says otherwise is refused.
 
     Raises:
-      ValueError: the ending is unknown, the file cannot be read, it has parallel links, or as `Topology`.
+      ValueError: the ending is unknown, the file cannot be read, it has parallel links, one direction of a link alone,
+        links that differ or nodes of other kinds, or as `Topology`.
     """
     readers = {
-        '.gml': nx.read_gml, '.graphml': nx.read_graphml, '.adjlist': nx.read_adjlist, '.edgelist': nx.read_edgelist,
+        '.gml': nx.parse_gml, '.graphml': nx.parse_graphml, '.adjlist': nx.parse_adjlist, '.edgelist': _edges,
     }  # fmt: skip
-    if path.suffix not in readers:
+    ending = files.format_of(path)
+    if ending not in readers:
         raise ValueError(f'{path} has an unknown ending; use one of {", ".join(readers)}')
+    text = files.read_text(path)
     try:
-        read = readers[path.suffix](path)
+        read = readers[ending](text if ending == '.graphml' else [line.rstrip('\r') for line in text.split('\n')])
     except (nx.NetworkXException, SyntaxError, TypeError, ValueError, KeyError) as error:
         raise ValueError(
-            f'{path} is not read as {path.suffix}: {error}; the lines of .edgelist are the two ends of a link and no '
+            f'{path} is not read as {ending}: {error}; the lines of .edgelist are the two ends of a link and no '
             'more, since all links are equally fast'
         ) from None
     if read.is_multigraph():
         raise ValueError(f'{path} has parallel links between two nodes, which are not modelled; give each link once')
+    if lone := [(u, v) for u, v in read.edges if read.is_directed() and not read.has_edge(v, u)]:
+        raise ValueError(
+            f'{path} has a link from {lone[0][0]} to {lone[0][1]} and none back; links go both ways: give both, or '
+            'make the graph undirected'
+        )
+    _check_alike(path, read)
     graph = nx.Graph(read)
-    kinds = [graph.nodes[node].get('kind', 'server') for node in graph]
+    kinds = [_kind(path, node, graph.nodes[node]) for node in graph]
     order = [*(n for n, kind in zip(graph, kinds, strict=True) if kind != 'switch')]
     servers = len(order)
     order += [node for node, kind in zip(graph, kinds, strict=True) if kind == 'switch']
     numbered = nx.relabel_nodes(graph, {node: i for i, node in enumerate(order)})
     return Topology(path.stem, servers, numbered, tuple(map(str, order[:servers])))
+
+
+def _edges(lines: list[str]) -> nx.Graph:
+    """The graph of the lines of an .edgelist. Raises ValueError for a line with one end, which networkx would skip."""
+    for number, line in enumerate(lines, 1):
+        if len(line.partition('#')[0].split()) == 1:
+            raise ValueError(f'line {number} is {line!r}, which has one end; write two with a space between')
+    return nx.parse_edgelist(lines)
+
+
+def _check_alike(path: Path, graph: nx.Graph) -> None:
+    """Raise ValueError where links differ in an attribute that is no name, such as a weight or a bandwidth."""
+    for key in dict.fromkeys(key for *_, data in graph.edges(data=True) for key in data):
+        first, *others = [(u, v, data.get(key)) for u, v, data in graph.edges(data=True)]
+        other = next((link for link in others if link[2] != first[2]), None)
+        if other and key.lower() not in NAMES:
+            (a, b, one), (u, v, two) = first, other
+            raise ValueError(
+                f'{path} has links of different {key}, {one} from {a} to {b} and {two} from {u} to {v}; all links are '
+                'equally fast here: leave it out, or give all the same'
+            )
+
+
+def _kind(path: Path, node: Any, attributes: dict[str, Any]) -> str:
+    """Whether a node is a server or a switch. Raises ValueError where it is of another kind."""
+    said = {key.lower(): value for key, value in attributes.items()}
+    key = next((key for key in ('kind', 'type') if key in said), '')
+    kind = str(said.get(key, 'server')).strip().lower()
+    if kind not in ('server', 'switch'):
+        raise ValueError(f'{path}: node {node} has {key} {said[key]!r}; give server or switch')
+    return kind
 
 
 # --- networks by name -------------------------------------------------------------------------------------------------

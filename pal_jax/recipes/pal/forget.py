@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from pal_jax.data import records
 from pal_jax.learners.ideal_point import UserTable
 from pal_jax.parts.recipe import Context
 from pal_jax.parts.runs import read_config, read_settings
@@ -60,6 +61,7 @@ def forget(workdir: str, name: str) -> Forgotten:
     if not isinstance(settings, Settings):
         raise ValueError(f'{workdir} is a run of {settings.recipe}; give one of pal or pal_large')
     kept = pal_kept.load(folder / KEPT)
+    name = records.spelled(name, kept.names)
     if name not in kept.rows:
         raise ValueError(f'{name!r} is not among the {len(kept.names)} people of {workdir}')
     row = kept.rows[name]

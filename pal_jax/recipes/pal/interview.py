@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pal_jax.data import records
 from pal_jax.models import ideal_point
 from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.pal.person import Choices, Fitted
@@ -136,7 +137,7 @@ class Interview:
         self._record(path)
         path.unlink()
         words = [f'{name} is forgotten: weights and answers are deleted. No shared parameter has learnt from them.']
-        if name in self.run.people:
+        if (name := records.spelled(name, self.run.people)) in self.run.people:
             words.append(
                 f'A person of this name is among those that {self.run.workdir} was trained on; python -m '
                 f'pal_jax.personalize --source=orbax:{self.run.workdir} --forget={name} drops that row.'
@@ -231,7 +232,8 @@ class Interview:
     def _path(self, name: str) -> Path:
         if not NAME.fullmatch(name):
             raise ValueError(f'{files.shown(name)} is no name; use up to 64 letters, digits, - and _')
-        return self.folder / f'{name}.json'
+        path = self.folder / f'{name}.json'
+        return path.with_stem(records.spelled(name, (kept.stem for kept in self.folder.glob('*.json'))))
 
     def _record(self, path: Path) -> dict[str, Any]:
         if not path.is_file():

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons
+from pal_jax.data.holdouts import normal
 from pal_jax.models.states import Frame
 from pal_jax.parts import models
 from pal_jax.recipes.pal import text as pal_text
@@ -109,8 +110,8 @@ def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> K
     Raises:
       ValueError: two users have one name.
     """
-    if len(set(data.names)) < len(data.names):
-        name = next(name for name, count in Counter(data.names).items() if count > 1)
+    if len(counts := Counter(map(normal, data.names))) < len(data.names):
+        name = next(name for name, count in counts.items() if count > 1)
         raise ValueError(f'data={settings.data!r} has two users called {name!r}; give each a name of their own')
     # The scale is kept: a new person's items have to be divided by the same numbers.
     scale = comparisons.scales(data) if settings.standardize else np.ones(data.chosen.shape[1])

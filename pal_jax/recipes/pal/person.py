@@ -238,6 +238,7 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
     """
     if not is_file(person):
         run = open_pal(workdir)
+        person = records.spelled(person, run.people)
         if person and person not in run.people:
             raise ValueError(
                 f'person={person!r} is no file, and not among the {len(run.people)} people that {workdir} was trained '

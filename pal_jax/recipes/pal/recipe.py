@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pal_jax.data import choices, columns, comparisons, opinions, tables
+from pal_jax.data import choices, columns, comparisons, opinions, shards, tables
 from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.evals import mixed_logit, panel
 from pal_jax.evals.panel import Trial
@@ -179,7 +179,7 @@ def read(settings: Settings, ctx: Context) -> Comparisons:
         data = opinions.pictures(path)
     elif on_disk:
         data = columns.load(path)
-    elif not path.exists():
+    elif not any(file.exists() for file in shards.files_of(settings.data)):
         raise ValueError(f'there is no file {path}; give one of choices, or one of {", ".join(choices.TABLES)}')
     else:
         data = tables.load(path)

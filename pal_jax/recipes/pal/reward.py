@@ -29,7 +29,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 from numpy.typing import ArrayLike
 
-from pal_jax.data import texts
+from pal_jax.data import records, texts
 from pal_jax.data.texts import Pool, Text
 from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.learners.reader import Reader
@@ -117,12 +117,13 @@ class TrainedPAL(NamedTuple):
         people, mixtures = self.people, ideal_point.weights(self.pal, self.state.users.z)
         if user in (None, ''):
             return jnp.mean(mixtures[np.array(list(people.values()))], axis=0)
-        if str(user) not in people:
+        user = records.spelled(str(user), people)
+        if user not in people:
             raise ValueError(
                 f'user {user!r} is not among the {len(people)} that split {self.split} of {self.workdir} was trained '
                 "on; leave user out for the population's mixture, or give mix=[...]"
             )
-        return mixtures[people[str(user)]]
+        return mixtures[people[user]]
 
 
 def load_pal_reward_model(

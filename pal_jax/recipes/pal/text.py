@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pal_jax.data import inputs, opinions, texts, votes
+from pal_jax.data import inputs, opinions, shards, texts, votes
 from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.data.texts import Spans, TextPairs
 from pal_jax.data.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ from pal_jax.models.states import Frame
 from pal_jax.parts.models import Policy, make_source
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes.pal.settings import Settings, TextSettings
-from pal_jax.runtime import devices, sharding
+from pal_jax.runtime import devices, files, sharding
 from pal_jax.runtime.processes import exchange
 
 Decoder = Policy  # a decoder that reads, cut to the layers that are used
@@ -83,7 +83,8 @@ def read_pairs(settings: Settings, tokenizer: Tokenizer) -> TextPairs:
     if opinions.is_source(settings.data):
         answers = opinions.read(settings.data)
         return _prompted(settings, texts.from_choices(answers, tokenizer, **how, name=settings.data))
-    if settings.data.endswith('.jsonl'):
+    is_votes = votes.is_export(settings.data)
+    if not is_votes and all(files.format_of(file) in shards.KINDS for file in shards.files_of(settings.data)):
         return _prompted(settings, texts.read(settings.data, tokenizer, **how))
     if alone:
         raise ValueError("model.variant='B' needs prompts, and statements that are voted on have none; use variant A")
