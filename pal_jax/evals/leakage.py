@@ -16,6 +16,7 @@ import numpy as np
 from scipy import sparse, stats
 
 from pal_jax.evals.accuracy import hits
+from pal_jax.learners import bradley_terry
 from pal_jax.runtime import intervals
 from pal_jax.runtime.intervals import Estimate
 
@@ -103,41 +104,9 @@ def sizes(x: np.ndarray) -> np.ndarray:
 
 
 def logistic(x: np.ndarray, ridge: float = 1.0, toward: np.ndarray | None = None) -> np.ndarray:
-    """The weights `[H]` of a Bradley-Terry model of differences chosen - rejected `[n, H]`, by Newton's method.
-
-    The loss is the sum over pairs of `log(1 + exp(-x w))`, and `ridge / 2 |w - toward|²`; `toward` is 0 by default.
-    """
+    """Weights `[H]` of a Bradley-Terry model of differences chosen - rejected `[n, H]`, pulled to `toward` (or 0)."""
     centre = np.zeros(x.shape[1]) if toward is None else toward
-    w = centre.copy()
-    for _ in range(25):
-        p = 0.5 * (1.0 + np.tanh(-0.5 * (x @ w)))  # the probability of the other choice
-        gradient = ridge * (w - centre) - x.T @ p
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + ridge * np.eye(len(w)), gradient)
-        # A step of Newton's method can overshoot on separable data, so its length is bounded.
-        w = w - step * min(1.0, 10.0 / max(float(np.linalg.norm(step)), 1e-12))
-        if np.abs(step).max() < 1e-8:
-            break
-    return w
-
-
-def logistic_by_person(
-    x: np.ndarray, weight: np.ndarray, ridge: float, toward: np.ndarray, steps: int = 12
-) -> np.ndarray:
-    """The weights `[P, H]` of a model for each person, pulled to `toward` `[H]`, as `logistic` fits one.
-
-    Args:
-      x: differences `[P, T, H]`.
-      weight: 1 for pairs that exist, 0 for others `[P, T]`.
-    """
-    w = np.tile(toward, (len(x), 1))
-    for _ in range(steps):
-        p = 0.5 * (1.0 + np.tanh(-0.5 * np.einsum('pth,ph->pt', x, w)))
-        gradient = ridge * (w - toward) - np.einsum('pth,pt->ph', x, weight * p)
-        curved = np.matmul(np.swapaxes(x * (weight * p * (1 - p))[..., None], 1, 2), x)
-        step = np.linalg.solve(curved + ridge * np.eye(x.shape[2]), gradient[..., None])[..., 0]
-        # A step of Newton's method can overshoot on separable data, so its length is bounded.
-        w = w - step * np.minimum(1.0, 10.0 / np.maximum(np.linalg.norm(step, axis=1, keepdims=True), 1e-12))
-    return w
+    return bradley_terry.fit(x[None], np.ones((1, len(x))), ridge, centre).weights[0]
 
 
 def cross_fitted(x: np.ndarray, groups: np.ndarray, folds: int = 5, ridge: float = 1.0) -> np.ndarray:

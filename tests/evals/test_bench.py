@@ -10,7 +10,8 @@ import pytest
 from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.evals import bench, bench_report, mixed_logit, panel, protocol
-from pal_jax.evals.leakage import ASYMMETRY, logistic, logistic_by_person
+from pal_jax.evals.leakage import ASYMMETRY, logistic
+from pal_jax.learners import bradley_terry
 from pal_jax.learners.personal import Choices, Fitted, Method, Unfit, by_person
 
 COUNTS = 0, 3, 9
@@ -41,7 +42,7 @@ def weights(choices: Choices, shared, pull):
     index, exists = by_person(choices)
     if not index.size:
         return np.tile(shared, (choices.people, 1))
-    return logistic_by_person(choices.difference[index].astype(float), exists.astype(float), pull, shared)
+    return bradley_terry.fit(choices.difference[index].astype(float), exists.astype(float), pull, shared).weights
 
 
 def fit(train, seed, pull=1.0):
