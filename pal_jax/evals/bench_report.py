@@ -226,7 +226,7 @@ def _unfit(data: Set) -> str:
 def _seen(data: Set) -> list[list[str]]:
     rows = [[
         'method', 'each person alike', 'gain', 'by pairs', 'gain, shuffled people', 'counts',
-        'worst tenth (if all were alike)', 'ECE', 'log loss', 'parameters', 'a person', 'ms a person',
+        'worst tenth (if all were alike)', 'ECE', 'too sure', 'log loss', 'parameters', 'a person', 'ms a person',
     ]]  # fmt: skip
     for name in data.methods:
         figures, about = data.figures(name, 'seen', -1), data.about.get(name, {})
@@ -249,8 +249,12 @@ def _marked(name: str, about: Mapping[str, Any]) -> str:
     return words(name) + (' (FAILS T5)' if about.get('asymmetry', 0.0) > ASYMMETRY else '')
 
 
-def _calibration(name: str, figures: Figures) -> tuple[str, str]:
-    return ('–', '–') if name in VOTES else (f'{figures.ece:.3f}', f'{figures.log_loss:.3f}')
+def _calibration(name: str, figures: Figures) -> tuple[str, str, str]:
+    return (
+        ('–', '–', '–')
+        if name in VOTES
+        else (f'{figures.ece:.3f}', f'{figures.overconfidence:+.3f}', f'{figures.log_loss:.3f}')
+    )
 
 
 def _leaked(gain: Paired | None) -> str:
@@ -267,7 +271,19 @@ def _new(data: Set) -> list[list[str]]:
     counts = data.counts
     shown = [count for count in counts if count in (0, 1, 5, 20)] + [counts[-1]]
     head = [f'{count} known' for count in dict.fromkeys(shown)]
-    rows = [['method', *head, 'gain, all known', 'shuffled people', "strangers' choices", 'counts', 'ECE', 'log loss']]
+    rows = [
+        [
+            'method',
+            *head,
+            'gain, all known',
+            'shuffled people',
+            "strangers' choices",
+            'counts',
+            'ECE',
+            'too sure',
+            'log loss',
+        ]
+    ]
     for name in data.methods:
         for part, suffix in (('new', ''), ('asked', ', its own questions')):
             by_count = [data.figures(name, part, count) for count in dict.fromkeys(shown)]
