@@ -1,6 +1,6 @@
 """How often does each leakage test of the bench flag or warn clean data, and how often a planted leak?
 
-  python -m benchmarks.audit_power             100 made-up data sets of each size: some 30 minutes
+  python -m benchmarks.audit_power             100 made-up data sets of each size: some ten minutes
   python -m benchmarks.audit_power --quick     5 of each: a minute
 
 Prints a line for each test and size, and one JSON object: by test and size the shares of data sets that are flagged and
@@ -29,7 +29,7 @@ ZIPF = (lambda p: p / p.sum())(1.0 / (np.arange(len(VOCABULARY)) + 11.0))
 Trial = Callable[[np.random.Generator, int, bool], Finding]  # (draws, size, whether there is a leak)
 
 
-def chosen(rng: np.random.Generator, x: np.ndarray, margins: np.ndarray) -> np.ndarray:
+def turned(rng: np.random.Generator, x: np.ndarray, margins: np.ndarray) -> np.ndarray:
     """The differences `x` turned so that the side chosen by a Bradley-Terry model of these margins is the first."""
     return np.where((rng.random(margins.shape) < 1 / (1 + np.exp(-margins)))[..., None], x, -x)
 
@@ -38,7 +38,7 @@ def tastes(rng: np.random.Generator, people: int, personal: float, width: int = 
     """Differences `[people, pairs, width]` of choices by a common taste and by each person's own."""
     x, own = rng.normal(size=(people, TRAIN + TEST, width)), personal * rng.normal(size=(people, width))
     weights = (rng.normal(size=width) + own) * 3 / np.sqrt(width)
-    return chosen(rng, x, np.einsum('pth,ph->pt', x, weights))
+    return turned(rng, x, np.einsum('pth,ph->pt', x, weights))
 
 
 def blind_to_person(rng: np.random.Generator, people: int, leak: bool, personal: float = 0.0) -> Finding:
@@ -73,8 +73,8 @@ def length_only(rng: np.random.Generator, people: int, leak: bool) -> Finding:
     """T3; the leak is that the longer text is chosen in seven of ten."""
     lengths = np.sort(rng.integers(20, 300, (people * 20, 2)), axis=1)
     longer = rng.random(len(lengths)) < (0.7 if leak else 0.5)
-    turned = np.where(longer[:, None], lengths[:, ::-1], lengths)
-    return shortcuts.length_only(turned, np.repeat(np.arange(people), 20))
+    sides = np.where(longer[:, None], lengths[:, ::-1], lengths)
+    return shortcuts.length_only(sides, np.repeat(np.arange(people), 20))
 
 
 def formatting_only(rng: np.random.Generator, people: int, leak: bool) -> Finding:
@@ -82,9 +82,8 @@ def formatting_only(rng: np.random.Generator, people: int, leak: bool) -> Findin
     bullets = np.sort(rng.integers(0, 5, (people * 20, 2)), axis=1)
     longer = rng.random(len(bullets)) < (0.7 if leak else 0.5)
     sides = np.where(longer[:, None], bullets[:, ::-1], bullets)
-    return shortcuts.formatting_only(
-        *(['- x\n' * n for n in side] for side in sides.T), np.repeat(np.arange(people), 20)
-    )
+    chosen, rejected = (['- x\n' * n for n in side] for side in sides.T)
+    return shortcuts.formatting_only(chosen, rejected, np.repeat(np.arange(people), 20))
 
 
 def position(rng: np.random.Generator, pairs: int, leak: bool) -> Finding:
@@ -130,7 +129,7 @@ def label_in_text(rng: np.random.Generator, people: int, leak: bool) -> Finding:
 def random_direction(rng: np.random.Generator, width: int, leak: bool) -> Finding:
     """T10; a common taste, and with a leak a mark that all winners have, twice as far as coordinates vary."""
     x, taste = rng.normal(size=(400, width)), rng.normal(size=width)
-    x = chosen(rng, x, 2 * x @ taste / np.linalg.norm(taste))
+    x = turned(rng, x, 2 * x @ taste / np.linalg.norm(taste))
     x[:, 0] += 2.0 * leak
     return leakage.random_direction(x, rng)
 

@@ -85,8 +85,8 @@ def temperature(margins: np.ndarray) -> float:
         m = np.exp(log_factor) * margins / largest
         return float(np.mean(right * np.logaddexp(0.0, -m) + (1 - right) * np.logaddexp(0.0, m)))
 
-    factor = np.exp(optimize.minimize_scalar(loss, bounds=(-8.0, 12.0), method='bounded').x)
-    return float(factor / largest)
+    best: Any = optimize.minimize_scalar(loss, bounds=(-8.0, 12.0), method='bounded')
+    return float(np.exp(best.x) / largest)
 
 
 def together(parts: Sequence[Judged]) -> Judged:
