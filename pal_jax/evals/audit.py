@@ -15,6 +15,7 @@ from pal_jax.data.holdouts import normal
 from pal_jax.evals import leakage, shortcuts
 from pal_jax.evals.accuracy import hits
 from pal_jax.evals.leakage import Finding, logistic, not_applied
+from pal_jax.learners import bradley_terry
 
 MOST = 20_000  # pairs of a part that are read; more say the same
 PEOPLE = 300  # people who have a model of their own in T1
@@ -105,12 +106,12 @@ def _person(data: Comparisons, split: Split, rng: np.random.Generator) -> Findin
     rank = rank_within(person_of['train'], np.arange(len(train)))
     x, weight = np.zeros((len(people), rank.max() + 1, len(scale))), np.zeros((len(people), rank.max() + 1))
     x[person_of['train'], rank], weight[person_of['train'], rank] = x_of['train'], 1.0
-    models = {f'pull {pull}': leakage.logistic_by_person(x, weight, pull, shared) for pull in PULLS}
+    models = {f'pull {pull}': bradley_terry.fit(x, weight, pull, shared).weights for pull in PULLS}
     axes = np.linalg.svd(models[f'pull {PULLS[1]}'] - shared, full_matrices=False)[2]
     for count in (k for k in DIRECTIONS if k < len(scale)):
         # The shared margin is one more coordinate, whose weight is pulled to 1.
         along = np.concatenate([x @ axes[:count].T, (x @ shared)[..., None]], axis=2)
-        within = leakage.logistic_by_person(along, weight, 1.0, np.eye(count + 1)[count])
+        within = bradley_terry.fit(along, weight, 1.0, np.eye(count + 1)[count]).weights
         models[f'{count} directions'] = within[:, count:] * shared + within[:, :count] @ axes[:count]
     right_of = {
         key: {name: hits(np.sum(x_of[name] * w[person_of[name]], axis=1)) for name in PARTS[1:]}

@@ -2,6 +2,9 @@
 
     rows = run(method, task, counts)        # task, ... = make_tasks(data, trials)
 
+A method's margins are multiplied by one factor, which is chosen by log loss on seen people's validation choices. It
+changes no accuracy and makes confidence that of a forecast.
+
 A row is the `Judged` of one part of the split as JSON, with the keys
 
     part     seen (people's new choices), new (people), asked (new people who answer the method's own questions), or
@@ -22,8 +25,8 @@ import numpy as np
 from pal_jax.data.comparisons import Comparisons, rank_within
 from pal_jax.evals.leakage import asymmetry
 from pal_jax.evals.panel import PADDING, Trial, newcomers, padded
-from pal_jax.evals.protocol import by_person, judge
-from pal_jax.learners.personal import Choices, Fitted, Method
+from pal_jax.evals.protocol import by_person, judge, temperature
+from pal_jax.learners.personal import Choices, Fitted, Margins, Method
 
 HELD = 5  # every fifth seen person is held out to choose a method's option
 TIMES = 5  # fits of a person that are timed
@@ -91,6 +94,10 @@ def run(method: Method, task: Task, counts: Sequence[int], *, measured: bool = T
     # 1. Choose the option on people who are left out, and fit all seen people with it.
     option = choose(method, task)
     fitted = method.fit(task.train, task.trial.seed, **option)
+    # Margins are made log-odds on validation choices, which the method has not learnt from.
+    known = task.validation.weight > 0
+    factor = temperature(np.asarray(method.margins(fitted, None, task.validation))[known])
+    method = method._replace(margins=_times(method.margins, factor))
     # 2. Seen people's new choices, and new people by the number of their known choices.
     margins = method.margins(fitted, None, task.test)
     rows = [row(task, 'seen', -1, margins)]
@@ -108,7 +115,12 @@ def run(method: Method, task: Task, counts: Sequence[int], *, measured: bool = T
                 known = after(task, count, rank)
                 rows.append(row(task, 'asked', count, method.margins(fitted, known, task.asked)))
     about = _about(method, fitted, task, margins) if measured else {}
-    return [{'about': about | {'option': dict(option), 'looks': len(rows)}}, *rows]
+    return [{'about': about | {'option': dict(option), 'looks': len(rows), 'factor': factor}}, *rows]
+
+
+def _times(margins: Margins, factor: float) -> Margins:
+    """Margins times a factor."""
+    return lambda fitted, known, asked: factor * np.asarray(margins(fitted, known, asked), np.float64)
 
 
 def in_order(task: Task, asked: np.ndarray, most: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from pal_jax.evals import protocol
 from pal_jax.evals.audit import ROWS, fails
-from pal_jax.evals.leakage import ASYMMETRY, Finding
+from pal_jax.evals.leakage import ASYMMETRY, NOTHING, Finding
 from pal_jax.evals.people import plot_by_comparisons
 from pal_jax.evals.protocol import Figures, Judged, Paired
 from pal_jax.runtime.curve import BLUE, GREY, INK, STYLE, png
@@ -59,9 +59,19 @@ class Set(NamedTuple):
         return sorted({known for method, part, known, _ in self.rows if (method, part) == (SHARED, 'new')})
 
     @property
+    def audited(self) -> Sequence[Finding]:
+        """The findings; what T1's simple models do not find is there where a method of the tables wins by it."""
+        first = next((row for row in self.findings if row.words.endswith(NOTHING)), None)
+        won = [name for part in ('seen', 'new') if (name := _best(self, part))] if first else []
+        if not first or not won:
+            return self.findings
+        found = first._replace(verdict='warn', words=f'{first.words} by simple models, but {words(won[0])} gains')
+        return [found if row is first else row for row in self.findings]
+
+    @property
     def mark(self) -> str:
         """Words behind the name of a data set that failed a test; empty for one that did not."""
-        flagged = fails(self.findings)
+        flagged = fails(self.audited)
         return f' (FAILS {", ".join(flagged)})' if flagged else ''
 
     def figures(self, method: str, part: str, known: int, *, shuffled: bool = False) -> Figures | None:
@@ -156,10 +166,10 @@ def _summary(sets: Sequence[Set]) -> list[list[str]]:
     rows = [['data', 'people tested', 'flags', 'warnings', 'shortcuts', 'wins on seen people', 'wins on new people']]
     for data in sets:
         seen = data.figures(SHARED, 'seen', -1)
-        by_verdict = {v: [row.test for row in data.findings if row.verdict == v] for v in ('flag', 'warn')}
+        by_verdict = {v: [row.test for row in data.audited if row.verdict == v] for v in ('flag', 'warn')}
         shortcuts = [test for test in by_verdict['flag'] if test in ROWS]
         rows.append([
-            data.name, str(seen.tested if seen else 0), ', '.join(fails(data.findings)) or '–',
+            data.name, str(seen.tested if seen else 0), ', '.join(fails(data.audited)) or '–',
             ', '.join(by_verdict['warn']) or '–', ', '.join(shortcuts) or '–', _winner(data, 'seen'),
             _winner(data, 'new'),
         ])  # fmt: skip
@@ -167,24 +177,34 @@ def _summary(sets: Sequence[Set]) -> list[list[str]]:
 
 
 def _winner(data: Set, part: str) -> str:
+    """The best method of `_best` with its gain."""
+    if best := _best(data, part):
+        return f'{words(best)}: {_of_gain(_gain(data, best, part))}'
+    impersonal = _impersonal(data, part)
+    return f'none beats {words(max(impersonal, key=lambda name: impersonal[name]))}'
+
+
+def _best(data: Set, part: str) -> str | None:
     """The personal method with the largest gain of those that count, if it beats all that do not know the person."""
     gains = {name: gain for name in data.methods[1:] if (gain := _gain(data, name, part))}
-    impersonal = {SHARED: 0.0} | {name: gain.mean.value for name, gain in gains.items() if name in NOBODY}
-    blind = max(impersonal, key=lambda name: impersonal[name])
+    blind = max(_impersonal(data, part).values())
     won = [
         name for name in gains
-        if name not in NOBODY and gains[name].mean.value > impersonal[blind]
+        if name not in NOBODY and gains[name].mean.value > blind
         and _counts(gains[name], _gain(data, name, part, shuffled=True)) == 'yes'
     ]  # fmt: skip
-    if not won:
-        return f'none beats {words(blind)}'
-    best = max(won, key=lambda name: gains[name].mean.value)
-    return f'{words(best)}: {_of_gain(gains[best])}'
+    return max(won, key=lambda name: gains[name].mean.value, default=None)
+
+
+def _impersonal(data: Set, part: str) -> dict[str, float]:
+    """The gains of the rules that do not know the person."""
+    gains = {name: gain for name in NOBODY if (gain := _gain(data, name, part))}
+    return {SHARED: 0.0} | {name: gain.mean.value for name, gain in gains.items()}
 
 
 def _audit(data: Set) -> list[list[str]]:
     rows = [['test', 'verdict', 'figure', '95 %', 'chance', 'why']]
-    for row in data.findings:
+    for row in data.audited:
         verdict = {'none': 'not applied', 'warn': 'WARN', 'flag': 'FLAG', 'pass': 'pass'}[row.verdict]
         ends = f'{row.low:.3f} to {row.high:.3f}' if np.isfinite(row.low) else '–'
         rows.append([f'{row.test} {row.name}', verdict, _number(row.figure), ends, _number(row.chance), row.words])
@@ -206,7 +226,7 @@ def _unfit(data: Set) -> str:
 def _seen(data: Set) -> list[list[str]]:
     rows = [[
         'method', 'each person alike', 'gain', 'by pairs', 'gain, shuffled people', 'counts',
-        'worst tenth (if all were alike)', 'ECE', 'log loss', 'parameters', 'a person', 'ms a person',
+        'worst tenth (if all were alike)', 'ECE', 'too sure', 'log loss', 'parameters', 'a person', 'ms a person',
     ]]  # fmt: skip
     for name in data.methods:
         figures, about = data.figures(name, 'seen', -1), data.about.get(name, {})
@@ -229,8 +249,12 @@ def _marked(name: str, about: Mapping[str, Any]) -> str:
     return words(name) + (' (FAILS T5)' if about.get('asymmetry', 0.0) > ASYMMETRY else '')
 
 
-def _calibration(name: str, figures: Figures) -> tuple[str, str]:
-    return ('–', '–') if name in VOTES else (f'{figures.ece:.3f}', f'{figures.log_loss:.3f}')
+def _calibration(name: str, figures: Figures) -> tuple[str, str, str]:
+    return (
+        ('–', '–', '–')
+        if name in VOTES
+        else (f'{figures.ece:.3f}', f'{figures.overconfidence:+.3f}', f'{figures.log_loss:.3f}')
+    )
 
 
 def _leaked(gain: Paired | None) -> str:
@@ -247,7 +271,19 @@ def _new(data: Set) -> list[list[str]]:
     counts = data.counts
     shown = [count for count in counts if count in (0, 1, 5, 20)] + [counts[-1]]
     head = [f'{count} known' for count in dict.fromkeys(shown)]
-    rows = [['method', *head, 'gain, all known', 'shuffled people', "strangers' choices", 'counts', 'ECE', 'log loss']]
+    rows = [
+        [
+            'method',
+            *head,
+            'gain, all known',
+            'shuffled people',
+            "strangers' choices",
+            'counts',
+            'ECE',
+            'too sure',
+            'log loss',
+        ]
+    ]
     for name in data.methods:
         for part, suffix in (('new', ''), ('asked', ', its own questions')):
             by_count = [data.figures(name, part, count) for count in dict.fromkeys(shown)]

@@ -17,16 +17,20 @@ from scipy import sparse, stats
 
 from pal_jax.data.holdouts import normal
 from pal_jax.evals.accuracy import hits
+from pal_jax.learners import bradley_terry
 from pal_jax.runtime import intervals
 from pal_jax.runtime.intervals import Estimate
 
 FEW = 5  # people; with fewer the interval is that of pairs that are independent
+WORTH = 0.02  # T1: the smallest gain worth a personal model
+NOTHING, TOO_FEW = 'nothing to personalise', 'not enough people to tell'
 PROMPT_LOSS = 0.01  # T2: the accuracy that is lost without the prompt where prompts matter
 POSITION_P, POSITION_SHARE = 0.01, 0.02  # T5: the two-sided p, and the distance from a half
 ASYMMETRY = 1e-5  # T5: of margins when the sides are swapped
 ALIKE, ALIKE_SHARE, SHINGLE = 0.8, 0.01, 5  # T7: Jaccard's index, the share of test pairs, characters of a shingle
 MEMORY, MEMORY_SHARE = 0.55, 0.05  # T8: the accuracy of memory, and the share of test pairs it speaks about
 DIRECTIONS, MOST_PAIRS, RATIO = 200, 400, 2.0  # T10: directions, pairs at most, and the ratio to random signs
+TASTES, TABLES, TASTE_P = 1000, 10, 0.01  # T10: random tastes on so many drawn tables of pairs, and the p
 FLIPPED = 0.03  # T11: the distance from a half
 
 Verdict = Literal['pass', 'warn', 'flag', 'none']  # none: the test does not apply, and its words say why
@@ -104,41 +108,9 @@ def sizes(x: np.ndarray) -> np.ndarray:
 
 
 def logistic(x: np.ndarray, ridge: float = 1.0, toward: np.ndarray | None = None) -> np.ndarray:
-    """The weights `[H]` of a Bradley-Terry model of differences chosen - rejected `[n, H]`, by Newton's method.
-
-    The loss is the sum over pairs of `log(1 + exp(-x w))`, and `ridge / 2 |w - toward|²`; `toward` is 0 by default.
-    """
+    """Weights `[H]` of a Bradley-Terry model of differences chosen - rejected `[n, H]`, pulled to `toward` (or 0)."""
     centre = np.zeros(x.shape[1]) if toward is None else toward
-    w = centre.copy()
-    for _ in range(25):
-        p = 0.5 * (1.0 + np.tanh(-0.5 * (x @ w)))  # the probability of the other choice
-        gradient = ridge * (w - centre) - x.T @ p
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + ridge * np.eye(len(w)), gradient)
-        # A step of Newton's method can overshoot on separable data, so its length is bounded.
-        w = w - step * min(1.0, 10.0 / max(float(np.linalg.norm(step)), 1e-12))
-        if np.abs(step).max() < 1e-8:
-            break
-    return w
-
-
-def logistic_by_person(
-    x: np.ndarray, weight: np.ndarray, ridge: float, toward: np.ndarray, steps: int = 12
-) -> np.ndarray:
-    """The weights `[P, H]` of a model for each person, pulled to `toward` `[H]`, as `logistic` fits one.
-
-    Args:
-      x: differences `[P, T, H]`.
-      weight: 1 for pairs that exist, 0 for others `[P, T]`.
-    """
-    w = np.tile(toward, (len(x), 1))
-    for _ in range(steps):
-        p = 0.5 * (1.0 + np.tanh(-0.5 * np.einsum('pth,ph->pt', x, w)))
-        gradient = ridge * (w - toward) - np.einsum('pth,pt->ph', x, weight * p)
-        curved = np.matmul(np.swapaxes(x * (weight * p * (1 - p))[..., None], 1, 2), x)
-        step = np.linalg.solve(curved + ridge * np.eye(x.shape[2]), gradient[..., None])[..., 0]
-        # A step of Newton's method can overshoot on separable data, so its length is bounded.
-        w = w - step * np.minimum(1.0, 10.0 / np.maximum(np.linalg.norm(step, axis=1, keepdims=True), 1e-12))
-    return w
+    return bradley_terry.fit(x[None], np.ones((1, len(x))), ridge, centre).weights[0]
 
 
 def cross_fitted(x: np.ndarray, groups: np.ndarray, folds: int = 5, ridge: float = 1.0) -> np.ndarray:
@@ -164,17 +136,18 @@ def blind_to_person(
     shared: np.ndarray, personal: np.ndarray, people: np.ndarray, bound: float = np.nan,
     bounded: np.ndarray | None = None,
 ) -> Finding:  # fmt: skip
-    """T1: the gain in accuracy of a personal model over a model of everybody.
+    """T1: the gain in accuracy of a personal model over a model of everybody, with each person alike.
 
-    It is a flag where the gain's interval is not above 0, or where the model of everybody is above the
-    bound of models that do not know the person.
+    It passes where the gain's interval is above 0. It is a flag where the interval ends below `WORTH`: there is nothing
+    to personalise. In between there are too few people to tell, a warning. It is also a flag where the model of
+    everybody is above the bound of models that do not know the person.
 
     Args:
       shared, personal: the hits `[n]` of both models on the same test pairs.
       bound: see `vote_bound`; NaN where no pair has several judges.
       bounded: a mask of the test pairs that the bound is of; all by default.
     """
-    gain = intervals.gain(personal - shared, units_of(people))
+    gain = _gain(personal - shared, people)
     part = np.ones(len(shared), bool) if bounded is None else bounded
     words = f'shared model {shared.mean():.3f}, personal model {gain.with_error("+.3f")}'
     if np.isfinite(bound) and part.any():
@@ -183,26 +156,39 @@ def blind_to_person(
         if blind.place(bound) == 1:
             words += ': a blind model is above its bound, so it leaks'
             return finding('T1', gain.value, 'flag', words, ends=gain, chance=0.0)
-    if gain.place(0.0) != 1:
-        return finding('T1', gain.value, 'flag', f'{words}: nothing to personalise', ends=gain, chance=0.0)
-    return finding('T1', gain.value, 'pass', words, ends=gain, chance=0.0)
+    if gain.place(0.0) == 1:
+        return finding('T1', gain.value, 'pass', words, ends=gain, chance=0.0)
+    if gain.place(WORTH) == -1:
+        return finding('T1', gain.value, 'flag', f'{words}, below {WORTH}: {NOTHING}', ends=gain, chance=0.0)
+    return finding('T1', gain.value, 'warn', f'{words}: {TOO_FEW}', ends=gain, chance=0.0)
+
+
+def _gain(differences: np.ndarray, people: np.ndarray) -> Estimate:
+    """The mean difference of two models' hits `[n]` with each person alike; of pairs where people are few."""
+    if units_of(people) is None:
+        return intervals.gain(differences)
+    _, unit = np.unique(people, return_inverse=True)
+    return intervals.gain(np.bincount(unit, differences) / np.bincount(unit))
 
 
 def blind_to_prompt(
     full: np.ndarray, alone: np.ndarray, people: np.ndarray, mismatched: np.ndarray | None = None
 ) -> Finding:
-    """T2: the accuracy that is lost without the prompt, a flag below `PROMPT_LOSS`.
+    """T2: the accuracy that is lost without the prompt, with each person alike.
+
+    It passes where the loss's interval is above `PROMPT_LOSS`, is a flag where it is below, and else a warning.
 
     Args:
       full, alone: the hits `[n]` (1 right, 0 wrong, 1/2 a tie) of a model that reads prompts, and of one that does not.
       mismatched: the hits of the first model after prompts of other pairs.
     """
-    loss = intervals.gain(full - alone, units_of(people))
+    loss = _gain(full - alone, people)
     words = f'with the prompt {full.mean():.3f}, the reply alone {alone.mean():.3f}'
     if mismatched is not None:
         words += f', after another prompt {mismatched.mean():.3f}'
-    verdict: Verdict = 'pass' if loss.place(PROMPT_LOSS) == 1 else 'flag' if loss.value < PROMPT_LOSS else 'warn'
-    words += ': the prompt decides little' if verdict == 'flag' else ''
+    place = loss.place(PROMPT_LOSS)
+    verdict: Verdict = 'pass' if place == 1 else 'flag' if place == -1 else 'warn'
+    words += {'flag': ': the prompt decides little', 'warn': f': {TOO_FEW}', 'pass': ''}[verdict]
     return finding('T2', loss.value, verdict, words, ends=loss, chance=0.0)
 
 
@@ -339,7 +325,11 @@ def known_and_tested(
 
 def random_direction(x: np.ndarray, rng: np.random.Generator) -> Finding:
     """T10: the mean distance from 1/2 of the accuracies of random rewards on differences `[n, H]`, over that with the
-    pairs' signs drawn at random; a flag above `RATIO`.
+    pairs' signs drawn at random.
+
+    It is a flag above `RATIO` where random rewards also agree with people more than they do with people who have a
+    random reward themselves and make no error, at a p below `TASTE_P`. In few coordinates any two rewards agree, so
+    that people's taste alone makes the ratio large.
 
     Pairs must be independent: no text may be in two of them.
     """
@@ -347,9 +337,24 @@ def random_direction(x: np.ndarray, rng: np.random.Generator) -> Finding:
     signs = rng.choice([-1, 1], len(x))
     won = x @ v.T > 0
     distance, by_luck = (float(np.abs(right.mean(axis=0) - 0.5).mean()) for right in (won, won == (signs > 0)[:, None]))
-    ratio = distance / max(by_luck, 1e-12)
+    ratio, p = distance / max(by_luck, 1e-12), _p_of_taste(x, v, distance, rng.spawn(1)[0])
     words = f'random rewards are {distance:.4f} from a half on {len(x)} pairs, {by_luck:.4f} with random signs'
-    return finding('T10', ratio, 'flag' if ratio > RATIO else 'pass', words, chance=1.0)
+    words += f'; p {p:.3f} that a taste does it'
+    return finding('T10', ratio, 'flag' if ratio > RATIO and p < TASTE_P else 'pass', words, chance=1.0)
+
+
+def _p_of_taste(x: np.ndarray, v: np.ndarray, distance: float, rng: np.random.Generator) -> float:
+    """The share of random tastes from whose choices the rewards `v` are as far from a half, or farther.
+
+    The pairs of these tastes have no winner's mean, and the second moments of `x`.
+    """
+    mean, farther = x.mean(axis=0), 1
+    for _ in range(TABLES):
+        pairs = rng.choice([-1.0, 1.0], (len(x), 1)) * (x - mean) + rng.normal(size=(len(x), 1)) * mean
+        tastes = rng.normal(size=(TASTES // TABLES, x.shape[1]))
+        agree = np.sign(pairs @ v.T).T @ np.sign(pairs @ tastes.T) / (2 * len(x))
+        farther += int(np.sum(np.abs(agree).mean(axis=0) >= distance))
+    return farther / (TASTES + 1)
 
 
 def flipped_labels(

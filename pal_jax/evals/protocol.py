@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from pal_jax.evals.accuracy import hits
 from pal_jax.evals.reward_model import BINS
@@ -52,15 +52,41 @@ def judge(margins: np.ndarray, users: np.ndarray) -> Judged:
     Raises:
       ValueError: a margin is not finite.
     """
-    margins = np.asarray(margins, np.float64)
-    if not np.isfinite(margins).all():
-        raise ValueError(f'{int((~np.isfinite(margins)).sum())} of {len(margins)} margins are not finite')
+    margins = _finite(margins)
     people, person = np.unique(users, return_inverse=True)
     right, confidence = hits(margins), 1.0 / (1.0 + np.exp(-np.abs(margins)))
     place = np.minimum((2.0 * (confidence - 0.5) * BINS).astype(int), BINS - 1)
     bins = np.stack([np.bincount(place, w, BINS) for w in (np.ones(len(margins)), confidence, right)], axis=1)
     pairs, total, loss = (np.bincount(person, w) for w in (np.ones(len(margins)), right, np.logaddexp(0.0, -margins)))
     return Judged(people, pairs, total, loss, bins)
+
+
+def _finite(margins: np.ndarray) -> np.ndarray:
+    margins = np.asarray(margins, np.float64)
+    if not np.isfinite(margins).all():
+        raise ValueError(f'{int((~np.isfinite(margins)).sum())} of {len(margins)} margins are not finite')
+    return margins
+
+
+def temperature(margins: np.ndarray) -> float:
+    """The factor above 0 that makes the mean log loss of margins `[n]` least, to make them log-odds.
+
+    One pair more on either side (Platt 1999) keeps it finite where all are right. 1 where there are no margins.
+
+    Raises:
+      ValueError: a margin is not finite.
+    """
+    margins = _finite(margins)
+    if not np.any(margins):
+        return 1.0
+    largest, right = np.abs(margins).max(), (len(margins) + 1) / (len(margins) + 2)
+
+    def loss(log_factor: float) -> float:
+        m = np.exp(log_factor) * margins / largest
+        return float(np.mean(right * np.logaddexp(0.0, -m) + (1 - right) * np.logaddexp(0.0, m)))
+
+    best: Any = optimize.minimize_scalar(loss, bounds=(-8.0, 12.0), method='bounded')
+    return float(np.exp(best.x) / largest)
 
 
 def together(parts: Sequence[Judged]) -> Judged:
@@ -98,6 +124,11 @@ def calibration_error(bins: np.ndarray) -> float:
     return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1))
 
 
+def overconfidence(bins: np.ndarray) -> float:
+    """The mean confidence less the accuracy, above 0 where a method is too sure, from `Judged.bins`."""
+    return float((bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1))
+
+
 class Paired(NamedTuple):
     """The mean difference of two methods over people, and the standard deviation between people."""
 
@@ -124,6 +155,7 @@ class Figures(NamedTuple):
       people: the accuracy with each person alike, the headline.
       pairs: the accuracy over pairs, whose units are people.
       worst, worst_alike: the worst tenth of people, and the one to expect if all were alike.
+      ece, overconfidence: the mean distance of confidence from accuracy, and the mean confidence less accuracy.
       gain: the difference to another method on the same people, or None.
     """
 
@@ -132,6 +164,7 @@ class Figures(NamedTuple):
     worst: float
     worst_alike: float
     ece: float
+    overconfidence: float
     log_loss: float
     tested: int
     gain: Paired | None
@@ -153,7 +186,8 @@ def figures(parts: Sequence[Judged], other: Sequence[Judged] = ()) -> Figures:
     people, pairs = intervals.share(shares), intervals.share(shares, weights=judged.pairs)
     return Figures(
         people, pairs, worst_tenth(shares), worst_if_alike(judged.pairs, people.value, draws=200),
-        calibration_error(judged.bins), float(judged.loss.sum() / judged.pairs.sum()), len(shares), gain,
+        calibration_error(judged.bins), overconfidence(judged.bins), float(judged.loss.sum() / judged.pairs.sum()),
+        len(shares), gain,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from pal_jax.runtime.intervals import Estimate
 OVER, UNDER = 0.55, 0.45  # T3 and T4: the accuracy of a shortcut that flags, by an end of its interval
 TRIED, CORRECTED = 512, 0.01  # T6: tests of bytes, and the corrected p
 ONE_WAY = 0.9  # T6: the share of pairs on one side from which lengths are no excuse
-AUC, FLAG_Z, WARN_Z = 0.60, 4.0, 3.0  # T9: of a bag of words, and of a word's log-odds
+AUC, WORD_FLAG, WORD_WARN = 0.60, 0.001, 0.025  # T9: of a bag of words, and p of a word times the number of words
 WORDS = 2000  # T9: the most frequent words that are read
 RARE = 5  # T9: texts that a word must stand in
 
@@ -148,7 +148,9 @@ def label_in_text(
     """T9: one text alone, without the other side: did it win?
 
     A bag of words is fitted on other groups (people, or the texts themselves where people share them), and each word
-    has its log-odds. `names` are ids of people, personas or stated preferences that no text may have.
+    has its log-odds and an exact p. It warns where the AUC's interval is above 1/2 or a word's p times the number of
+    words (Bonferroni) below `WORD_WARN`; it is a flag where the interval is above `AUC` or that p below `WORD_FLAG`.
+    `names` are ids of people, personas or stated preferences that no text may have.
 
     Args:
       won: bools `[n]`, True for a text that was chosen.
@@ -166,17 +168,26 @@ def label_in_text(
         return finding('T9', 1.0, 'flag', f'texts name {", ".join(named[:5])}', chance=0.5)
     winners, losers = int(won.sum()), int((~won).sum())
     in_won, in_lost = table[won].sum(axis=0), table[~won].sum(axis=0)
-    counts = zip(vocabulary, in_won, in_lost, strict=True)
-    z_of = {word: log_odds(int(a), winners, int(b), losers)[1] for word, a, b in counts}
-    word = max(z_of, key=lambda key: abs(z_of[key])) if z_of else ''
-    z = abs(z_of[word]) if word else 0.0
+    # Of two thousand words some stand on one side by chance.
+    p_of = np.minimum(_p_of_words(in_won, in_lost, winners / len(won)) * len(vocabulary), 1.0)
+    best = int(np.argmin(p_of)) if vocabulary else -1
+    p = float(p_of[best]) if vocabulary else 1.0
     area = _bag_auc(table, won, groups) if vocabulary else Estimate(0.5, 0.0, 0.5, 0.5)
     words = f'a bag of words tells winners with AUC {area.value:.3f}'
-    words += f'; {word!r} has z {z_of[word]:+.2f}' if word else ''
-    flagged = (area.place(AUC) == 1 or z > FLAG_Z) and not popularity
-    verdict: Verdict = 'flag' if flagged else 'warn' if area.place(0.5) or z > WARN_Z else 'pass'
+    if vocabulary:
+        z = log_odds(int(in_won[best]), winners, int(in_lost[best]), losers)[1]
+        words += f'; {vocabulary[best]!r} has z {z:+.2f}, p {p:.2g} among {len(vocabulary)} words'
+    flagged = (area.place(AUC) == 1 or p < WORD_FLAG) and not popularity
+    warned = area.place(0.5) == 1 or p < WORD_WARN
+    verdict: Verdict = 'flag' if flagged else 'warn' if warned else 'pass'
     words += ' (people share the texts: it is their popularity)' if popularity and verdict == 'warn' else ''
     return finding('T9', area.value, verdict, words, ends=area, chance=0.5)
+
+
+def _p_of_words(won: np.ndarray, lost: np.ndarray, share: float) -> np.ndarray:
+    """The two-sided binomial p of words that stand in so many winners and losers, if `share` of all texts win."""
+    below, above = stats.binom.cdf(won, won + lost, share), stats.binom.sf(won - 1, won + lost, share)
+    return np.minimum(2.0 * np.minimum(below, above), 1.0)
 
 
 def _has(text: str, name: str) -> bool:
@@ -186,7 +197,8 @@ def _has(text: str, name: str) -> bool:
 def _bag_auc(table: np.ndarray, won: np.ndarray, groups: np.ndarray, folds: int = 5) -> Estimate:
     """The AUC of summed log-odds of words, with its interval over groups.
 
-    The log-odds of a group's texts are made of other groups' texts.
+    The log-odds of a group's texts are made of other groups' texts. So what two groups have in common by luck counts
+    twice, in the scores of the one and of the other, by which the variance is twice that of scores made elsewhere.
     """
     names, number = np.unique(groups, return_inverse=True)
     fold = np.random.default_rng(0).permutation(len(names))[number] % min(folds, max(len(names), 2))
@@ -197,4 +209,8 @@ def _bag_auc(table: np.ndarray, won: np.ndarray, groups: np.ndarray, folds: int 
         totals = [int((learnt & side).sum()) + 1 for side in (won, ~won)]
         odds = [np.log(c / (t - c)) for c, t in zip(counts, totals, strict=True)]
         score[~learnt] = table[~learnt] @ (odds[0] - odds[1])
-    return intervals.auc(score, won, number)
+    area = intervals.auc(score, won, number)
+    if area.error is None or area.low is None or area.high is None:
+        return area
+    low, high = (area.value + np.sqrt(2.0) * (end - area.value) for end in (area.low, area.high))
+    return Estimate(area.value, float(np.sqrt(2.0)) * area.error, max(float(low), 0.0), min(float(high), 1.0))

@@ -17,14 +17,16 @@ The other rule has no draws: it is the gain in the logarithm of that determinant
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 DRAWS = 64  # draws of a person's logits, to average over
-NEWTON = 4  # steps of Newton's method to the likeliest logits after an answer
+NEWTON = 50  # damped steps to the likeliest logits, at most
+NEAR = 1e-5  # nats from the likeliest logits, by the quadratic about them, from which one more step is enough
+ROUNDING = 1e-6  # of a loss in float32, by which it may seem to grow
 UNASKED = 2**30
 
 
@@ -32,6 +34,17 @@ Question = Literal['information', 'ellipsoid']
 Form = Literal['determinant', 'variance', 'slope', 'squared_slope']
 
 Margins = Callable[[Float[Array, 'B K']], Float[Array, ' B']]  # logits by pair to margins by pair
+
+
+class Posterior(NamedTuple):
+    """The negative logarithm of users' posteriors, but for a constant, its gradient and its Gauss-Newton matrix."""
+
+    loss: Float[Array, ' U']
+    gradient: Float[Array, 'U K']
+    precision: Float[Array, 'U K K']
+
+
+Carry = tuple[Array, Array, Posterior, Array, Array]  # steps, logits, posteriors, dampings, the farthest one's nats
 
 
 def order(
@@ -86,16 +99,41 @@ def expect(
 
 
 def mode(
-    margins: Margins, users: Int[Array, ' B'], answered: Bool[Array, ' B'], prior: Float[Array, 'U K'], *, pull: float,
+    margins: Margins, users: Int[Array, ' B'], answered: Array, prior: Float[Array, 'U K'], *, pull: float,
     start: Float[Array, 'U K'], steps: int = NEWTON,
 ) -> tuple[Float[Array, 'U K'], Float[Array, 'U K K']]:  # fmt: skip
-    """Each user's likeliest logits given the answered pairs, after so many steps of Newton's method, and the precision
-    there."""
-    known, z = answered.astype(jnp.float32), start
-    for _ in range(steps):
-        gradient, precision = _posterior(margins, z, users, known, prior, pull)
-        z = z - jnp.linalg.solve(precision, gradient[..., None])[..., 0]
-    return z, _posterior(margins, z, users, known, prior, pull)[1]
+    """Each user's likeliest logits given the pairs that are answered, or by weights `[B]` of pairs, and the precision
+    there.
+
+    The steps are Newton's, with a damping by user that grows where a step would not be downhill and shrinks where one
+    was (Levenberg 1944, Marquardt 1963). Without it a surprising answer throws a person far away: where the sigmoid is
+    flat, only the weak prior bounds a step. The steps end with the first before which nobody was `NEAR` away, or after
+    `steps` of them.
+    """
+    known = answered.astype(jnp.float32)
+
+    def newton(now: Posterior, damping: Array) -> Array:
+        curved = now.precision + damping[:, None, None] * jnp.eye(prior.shape[1])[None]
+        return jnp.linalg.solve(curved, now.gradient[..., None])[..., 0]
+
+    def step(carry: Carry) -> Carry:
+        i, z, now, damping, _ = carry
+        far = jnp.max(jnp.sum(now.gradient * newton(now, jnp.zeros_like(damping)), axis=1)) / 2
+        tried = z - newton(now, damping)
+        then = _posterior(margins, tried, users, known, prior, pull)
+        # 1. A step that is not downhill is not taken, and the next one is shorter.
+        lower = then.loss <= now.loss * (1 + ROUNDING)
+        z, now = jax.tree.map(
+            lambda new, old: jnp.where(lower.reshape(-1, *(1,) * (old.ndim - 1)), new, old), (tried, then), (z, now)
+        )
+        # 2. Near the mode there is no damping, so the steps converge as Newton's do.
+        damping = jnp.where(lower, damping / 8, jnp.maximum(4 * damping, pull))
+        return i + 1, z, now, jnp.where(damping < pull / 8, 0.0, damping), far
+
+    first = _posterior(margins, start, users, known, prior, pull)
+    carry = jnp.zeros((), jnp.int32), start, first, jnp.zeros(prior.shape[0]), jnp.array(jnp.inf)
+    _, z, now, _, _ = jax.lax.while_loop(lambda carry: (carry[0] < steps) & (carry[4] > NEAR), step, carry)
+    return z, now.precision
 
 
 def ellipsoid(
@@ -139,17 +177,17 @@ def _entropy(p: Array) -> Array:
     return jax.scipy.special.entr(p) + jax.scipy.special.entr(1.0 - p)
 
 
-def _posterior(
-    margins: Margins, z: Array, users: Array, known: Array, prior: Array, pull: float
-) -> tuple[Float[Array, 'U K'], Float[Array, 'U K K']]:
-    """The gradient and the Gauss-Newton matrix of the negative logarithm of users' posteriors at `z`."""
-    mine, people = z[users], z.shape[0]
-    margin, slopes = _with_slopes(margins, mine)
+def _posterior(margins: Margins, z: Array, users: Array, known: Array, prior: Array, pull: float) -> Posterior:
+    """Users' posteriors at `z`."""
+    people = z.shape[0]
+    margin, slopes = _with_slopes(margins, z[users])
     wrong = jax.nn.sigmoid(-margin)  # the probability of the other answer
+    loss = jax.ops.segment_sum(known * jax.nn.softplus(-margin), users, people)
     gradient = jax.ops.segment_sum((-known * wrong)[:, None] * slopes, users, people) + pull * (z - prior)
     weight = known * wrong * (1.0 - wrong)
     squares = jax.ops.segment_sum(weight[:, None, None] * slopes[:, :, None] * slopes[:, None], users, people)
-    return gradient, squares + pull * jnp.eye(z.shape[1])[None]
+    apart = pull / 2 * jnp.sum(jnp.square(z - prior), axis=1)
+    return Posterior(loss + apart, gradient, squares + pull * jnp.eye(z.shape[1])[None])
 
 
 def _with_slopes(margins: Margins, z: Float[Array, 'B K']) -> tuple[Float[Array, ' B'], Float[Array, 'B K']]:

@@ -20,12 +20,12 @@ import jax
 import numpy as np
 
 from pal_jax.data.comparisons import PairBatch
+from pal_jax.learners import bradley_terry
 from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 
 Belonging = Literal['hard', 'soft']
 
 CERTAIN = 20.0  # a logit beside which the other groups have no weight
-NEWTON = 12  # steps of Newton's method to a group's linear reward
 
 
 class Groups(NamedTuple):
@@ -99,20 +99,12 @@ def run_linear(
     """Groups with linear rewards `[G, H]` of the differences `x` `[n, H]` of pairs, with `ridge |theta|² / 2` each."""
 
     def fit(people: np.ndarray, _: Any) -> np.ndarray:
-        return np.stack([_logistic(x, people[users, group], ridge) for group in range(start.shape[1])])
+        return np.concatenate([
+            bradley_terry.fit(x[None], people[users, group][None], ridge, np.zeros(x.shape[1])).weights
+            for group in range(start.shape[1])
+        ])  # fmt: skip
 
     return run(start, fit, lambda theta: x @ theta.T, users, rounds=rounds, belonging=belonging)
-
-
-def _logistic(x: np.ndarray, weight: np.ndarray, ridge: float) -> np.ndarray:
-    """The minimum of `sum weight l(x . theta) + ridge |theta|² / 2`, by Newton's method."""
-    # The loss is convex and the ridge bounds its curve, so full steps converge.
-    theta = np.zeros(x.shape[1])
-    for _ in range(NEWTON):
-        wrong = 1.0 / (1.0 + np.exp(np.clip(x @ theta, -50, 50)))
-        curve = x.T @ (x * (weight * wrong * (1.0 - wrong))[:, None]) + ridge * np.eye(x.shape[1])
-        theta = theta - np.linalg.solve(curve, ridge * theta - x.T @ (weight * wrong))
-    return theta
 
 
 def run_prototypes(

@@ -267,6 +267,8 @@ class IdealPointLearner:
     ) -> Float[Array, 'U K']:
         """The logits of new users, numbered from 0 in `pairs`; they are pulled to `prior`, see `NewUsers`."""
         new = self.new
+        if new.optimizer == 'newton':
+            return self._mode(params, pairs, weight, prior)[0]
         rule = optax.adam(new.lr) if new.optimizer == 'adam' else optax.sgd(new.lr)
 
         def loss(z: Array) -> Array:

@@ -73,7 +73,8 @@ class NewUsers(NamedTuple):
 
     Attributes:
       start: where the steps begin, at z = 0 or at the prior.
-      optimizer: Adam, or plain gradient descent (`sgd`).
+      optimizer: Adam, plain gradient descent (`sgd`), or Newton's method (`asking.mode`) to the mode of a Bradley-Terry
+        model, which has no steps or rate of its own and needs a pull.
       average: the loss is the sum over the user's pairs, or their mean.
       question: the rule by which the next question is chosen, see `asking`.
     """
@@ -82,7 +83,7 @@ class NewUsers(NamedTuple):
     lr: float = 5e-2
     pull: float = 1.0
     start: Literal['zero', 'prior'] = 'zero'
-    optimizer: Literal['adam', 'sgd'] = 'adam'
+    optimizer: Literal['adam', 'sgd', 'newton'] = 'adam'
     average: Literal['sum', 'mean'] = 'sum'
     question: Question = 'information'
 

@@ -92,7 +92,7 @@ def fit_pref(
     Where most pairs were judged by several people, rewards and weights start from a decomposition of the judgements.
     New people's weights are pulled to the mean of seen ones by the ridge.
     """
-    new = NewUsers(300, 0.05, ridge, start='prior', question='ellipsoid')
+    new = NewUsers(pull=ridge, optimizer='newton', question='ellipsoid')
     learner = make_learner(width_of(train), train.people, K, 'linear', 1.0, Loss(pull=ridge), new, None, lr)
     state = learner.init(jnp.array([seed]))
     x, users = counted(train)

@@ -106,7 +106,13 @@ def of_share(value: float, error: float | None, units: int) -> Estimate:
 
 
 def gain(differences: Rows, units: Units | None = None) -> Estimate:
-    """The mean of paired differences of shares, from -1 to 1."""
+    """The mean of paired differences of shares, from -1 to 1.
+
+    Where no unit differs, differences are at most as frequent as a share of 0 may be.
+    """
+    if not np.any(differences):
+        none = share(differences, units)
+        return Estimate(0.0, none.error, None if none.high is None else -none.high, none.high)
     return share((np.asarray(differences, float) + 1.0) / 2.0, units).scaled(2.0, -1.0)
 
 

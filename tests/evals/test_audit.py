@@ -7,7 +7,7 @@ import pytest
 
 from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons, Lookup
-from pal_jax.evals import audit
+from pal_jax.evals import audit, leakage
 
 
 def by_test(data, split, **options):
@@ -66,7 +66,7 @@ def test_nearly_the_same_statement_in_training_flags(clean):
     assert by_test(data._replace(texts=tuple(words)), split)['T7'].verdict == 'flag'
 
 
-def test_people_who_are_all_alike_leave_nothing_to_personalise():
+def test_few_people_who_are_all_alike_do_not_void_a_data_set():
     data = statements()
     same = np.where(np.arange(len(data.users)) % 10 < 8, True, False)  # eight of ten like what camp 1 likes
     one, other = (np.where(data.users % 2, a.numbers, b.numbers) for a, b in
@@ -76,7 +76,8 @@ def test_people_who_are_all_alike_leave_nothing_to_personalise():
         chosen=Lookup(table, np.where(same, one, other)), rejected=Lookup(table, np.where(same, other, one))
     )
     split = comparisons.split_items(data, seed=0, seen=0.8, train=0.5, validation=0.2)
-    assert 'nothing to personalise' in by_test(data, split)['T1'].words
+    first = by_test(data, split)['T1']
+    assert (first.verdict, leakage.TOO_FEW in first.words) == ('warn', True)
 
 
 def test_many_coordinates_are_made_few(clean):

@@ -10,7 +10,8 @@ import pytest
 from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.evals import bench, bench_report, mixed_logit, panel, protocol
-from pal_jax.evals.leakage import ASYMMETRY, logistic, logistic_by_person
+from pal_jax.evals.leakage import ASYMMETRY, logistic
+from pal_jax.learners import bradley_terry
 from pal_jax.learners.personal import Choices, Fitted, Method, Unfit, by_person
 
 COUNTS = 0, 3, 9
@@ -41,7 +42,7 @@ def weights(choices: Choices, shared, pull):
     index, exists = by_person(choices)
     if not index.size:
         return np.tile(shared, (choices.people, 1))
-    return logistic_by_person(choices.difference[index].astype(float), exists.astype(float), pull, shared)
+    return bradley_terry.fit(choices.difference[index].astype(float), exists.astype(float), pull, shared).weights
 
 
 def fit(train, seed, pull=1.0):
@@ -77,11 +78,23 @@ def test_a_personal_method_gains_and_shuffled_people_do_not(tasks):
     assert everything > 0.85
     assert figures_of(rows, 'strangers', COUNTS[-1]).people.value < everything - 0.1
     first, *others = [row['about'] for row in rows if 'about' in row]
-    assert [sorted(about) for about in others] == [['looks', 'option']] * (len(tasks) - 1)
+    assert [sorted(about) for about in others] == [['factor', 'looks', 'option']] * (len(tasks) - 1)
     about = bench_report.by_set([{'data': 'toys', 'method': 'own', **row} for row in rows])[0].about['own']
     assert (about['shared_parameters'], about['parameters_a_person'], about['asymmetry']) == (2, 2, pytest.approx(0))
     assert about['looks'] == len(rows) - len(tasks) > first['looks']
     assert about['seconds_a_person'] == first['seconds_a_person'] > 0
+
+
+def test_margins_that_are_too_sure_become_log_odds_by_validation_choices(tasks):
+    """Five times too large margins are .1 more sure than right, and after the factor as sure as the model's own."""
+    plain, sure = (
+        figures_of(rows_of(Method(fit, lambda *args, by=by: by * margins(*args)), tasks[:1], (9,)), 'seen', -1)
+        for by in (1.0, 5.0)
+    )
+    assert abs(sure.overconfidence) < 0.05
+    np.testing.assert_allclose([sure.log_loss, sure.people.value], [plain.log_loss, plain.people.value], rtol=1e-3)
+    right = np.random.default_rng(0).random(20000) < 1 / (1 + np.exp(-0.7))
+    assert protocol.temperature(np.where(right, 2.0, -2.0)) == pytest.approx(0.35, abs=0.01)
 
 
 def test_tests_have_true_people_where_training_has_shuffled_ones(tasks):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks import audit_power
 from pal_jax.evals import leakage, shortcuts
 
 CHOSEN = [120, 80, 200, 50, 90, 150, 60, 110, 75, 300]
@@ -35,9 +36,11 @@ def test_a_blind_model_above_its_bound_flags():
     assert (clean.verdict, clean.figure) == ('pass', pytest.approx(0.4))
     leaky, _, _ = camps(leak=True)
     assert leakage.blind_to_person(leaky, knowing, people, bound=0.6).verdict == 'flag'
-    nothing = leakage.blind_to_person(blind, blind, people, bound=0.6)
-    assert nothing.verdict == 'flag'
-    assert 'nothing to personalise' in nothing.words
+    few = leakage.blind_to_person(blind, blind, people, bound=0.6)
+    assert (few.verdict, leakage.TOO_FEW in few.words) == ('warn', True)
+    many = [np.tile(blind, 8)] * 2
+    nothing = leakage.blind_to_person(*many, np.repeat(np.arange(400), 10), bound=0.6)
+    assert (nothing.verdict, leakage.NOTHING in nothing.words) == ('flag', True)
 
 
 def test_a_prompt_that_decides_nothing_flags():
@@ -46,7 +49,8 @@ def test_a_prompt_that_decides_nothing_flags():
     full, alone = np.ones(200), longer_won.astype(float)
     fits = leakage.blind_to_prompt(full, alone, people)
     assert (fits.verdict, fits.figure) == ('pass', pytest.approx(0.5))
-    always_long = leakage.blind_to_prompt(full, full, people)
+    assert leakage.blind_to_prompt(full, full, people).verdict == 'warn'  # twenty people cannot tell .01
+    always_long = leakage.blind_to_prompt(np.ones(800), np.ones(800), np.arange(800))
     assert (always_long.verdict, always_long.figure) == ('flag', 0.0)
 
 
@@ -243,3 +247,21 @@ def test_the_small_logistic_model_is_at_its_optimum():
     w = leakage.logistic(x, 0.7, toward)
     gradient = 0.7 * (w - toward) - x.T @ (1 / (1 + np.exp(x @ w)))
     np.testing.assert_allclose(gradient, 0.0, atol=1e-8)
+
+
+def verdicts(trial, sizes, leak, sets):
+    return [trial(np.random.default_rng([size, seed]), size, leak).verdict for size in sizes for seed in range(sets)]
+
+
+def test_tastes_are_neither_a_leak_nor_nothing_and_leaks_are_flagged():
+    """Before, T10 flagged 37 of 40 such tables, and T1 most sets of few people whose tastes differ."""
+    assert verdicts(audit_power.random_direction, (2, 8), False, 10).count('flag') <= 1
+    assert verdicts(audit_power.random_direction, (2, 8), True, 4).count('flag') >= 7
+    assert verdicts(audit_power.differing, (10, 30), False, 10).count('flag') <= 1
+
+
+def test_words_of_clean_texts_warn_rarely_and_a_tenth_of_winners_with_one_word_flag():
+    """Before, T9 warned of nearly all clean texts: one of their words had a z above 3."""
+    clean = verdicts(audit_power.label_in_text, (20,), False, 20)
+    assert clean.count('warn') <= 3 and 'flag' not in clean
+    assert verdicts(audit_power.label_in_text, (40,), True, 3) == ['flag'] * 3

@@ -75,27 +75,49 @@ def test_what_is_asked_depends_on_no_answer_that_was_not_given_yet():
     np.testing.assert_array_equal(np.argsort(rank)[:7], np.argsort(again)[:7])
 
 
-def test_the_likeliest_logits_are_those_of_a_general_optimiser():
-    rng = np.random.default_rng(2)
-    differences, prior = rng.normal(size=(9, 2)), np.array([0.5, -0.2])
-    users, known = jnp.zeros(9, jnp.int32), jnp.ones(9)
+def softmax(z):
+    return np.exp(z - z.max(-1, keepdims=True)) / np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize('mixture', ['linear', 'softmax'])
+def test_the_likeliest_logits_are_those_of_a_general_optimiser(mixture):
+    """People of strong tastes and a weak prior: without damping 40 % of steps end hundreds of nats away."""
+    rng = np.random.default_rng(0)
+    point, pull, scale = (softmax, 2.0, 10.0) if mixture == 'softmax' else (np.asarray, 0.1, 4.0)
+    users, tastes, prior = np.repeat(np.arange(20), 12), 1.5 * rng.normal(size=(20, 3)), np.zeros(3)
+    x = scale * rng.normal(size=(240, 3))
+    x *= np.sign(rng.random(240) - 1 / (1 + np.exp(np.sum(x * point(tastes)[users], axis=1))))[:, None]
+
+    def margins(z):
+        return jnp.sum(jnp.asarray(x, jnp.float32) * (jax.nn.softmax(z) if mixture == 'softmax' else z), axis=1)
+
+    everybody = jnp.tile(jnp.asarray(prior, jnp.float32), (20, 1))
+    z, _ = jax.jit(
+        lambda answered: asking.mode(margins, jnp.asarray(users), answered, everybody, pull=pull, start=everybody)
+    )(jnp.asarray(np.arange(240) % 12 < 10))
+    for user in range(20):
+        own = x[(users == user) & (np.arange(240) % 12 < 10)]
+
+        def loss(z, own=own):
+            return np.logaddexp(0, -own @ point(z)).sum() + pull / 2 * np.sum((z - prior) ** 2)
+
+        best = min(minimize(loss, start).fun for start in (prior, tastes[user]))
+        assert loss(np.asarray(z[user], float)) < best + 0.01
+
+
+def test_the_fit_of_pref_is_the_mode_of_the_answers_that_weigh():
+    """Strong attributes under a ridge of .1, where 300 steps of Adam at .05 end up to .15 nats above."""
+    rng = np.random.default_rng(0)
+    x, weight, prior = 30 * rng.normal(size=(12, 2)), np.arange(12) < 9, np.array([0.5, -0.2])
+    pal = PAL(2, 3, rule='dot', point='Pw', mixture='free')
+    learner = IdealPointLearner(pal, Loss(), Rates(), ONE, users=4, new=NewUsers(pull=0.1, optimizer='newton'))
+    rows = jnp.asarray(weight, jnp.float32)[None], jnp.asarray(prior, jnp.float32)[None, None]
+    z = np.asarray(learner.fit(PARAMS, pairs_of(x, [0] * 12), *rows), float)[0, 0]
 
     def loss(z):
-        return np.logaddexp(0, -differences @ z).sum() + 0.35 * np.sum((z - prior) ** 2)
+        return np.logaddexp(0, -x[weight] @ z).sum() + 0.05 * np.sum((z - prior) ** 2)
 
-    best = minimize(loss, prior).x
-    z = jnp.asarray(prior, jnp.float32)[None]
-    for _ in range(asking.NEWTON):
-        gradient, precision = asking._posterior(
-            lambda z: jnp.sum(jnp.asarray(differences, jnp.float32) * z, axis=1),
-            z,
-            users,
-            known,
-            jnp.array([prior]),
-            0.7,
-        )
-        z = z - jnp.linalg.solve(precision, gradient[..., None])[..., 0]
-    np.testing.assert_allclose(z[0], best, atol=1e-3)
+    assert loss(z) < minimize(loss, prior, method='Nelder-Mead', options={'xatol': 1e-6}).fun + 1e-3
 
 
 def test_no_question_without_a_prior():

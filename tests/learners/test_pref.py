@@ -96,7 +96,7 @@ def precision(z, ridge):
         return jnp.sum(ASKED * z, axis=1)
 
     users, known = jnp.zeros(2, jnp.int32), jnp.ones(2)
-    return asking._posterior(margins, z, users, known, jnp.zeros((1, 2)), ridge)[1][0]
+    return asking._posterior(margins, z, users, known, jnp.zeros((1, 2)), ridge).precision[0]
 
 
 @pytest.mark.parametrize(

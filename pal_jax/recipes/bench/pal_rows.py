@@ -14,7 +14,7 @@ from pal_jax.evals.accuracy import choose
 from pal_jax.evals.bench import TIMES, Row, row_of
 from pal_jax.evals.panel import Newcomers, new_margins, newcomers, questions, seen_accuracy, seen_margins
 from pal_jax.evals.population import Panel, States, prior
-from pal_jax.evals.protocol import judge
+from pal_jax.evals.protocol import judge, temperature
 from pal_jax.recipes.pal.recipe import PAL
 
 BASELINES = 'embedding', 'own', 'groups'  # PAL's baselines with a learner
@@ -48,15 +48,18 @@ def rows(recipe: PAL, state: States) -> dict[str, list[Row]]:
     # 2. Margins on new choices of seen people, and on new people.
     seen = {name: seen_margins(panel.learners[name], state[name], panel.data, trials, 'test') for name in used}
     by_model = {name: _new(panel, state, name, new, counts) for name in used}
-    lines = {method: _rows(panel, 'seen', [-1], names, {name: [seen[name]] for name in used})
-             + _rows(panel, 'new', counts, names, by_model) for method, names in models.items()}  # fmt: skip
+    # As `bench.run` does, margins are made log-odds on validation choices.
+    valid = {name: seen_margins(panel.learners[name], state[name], panel.data, trials, 'validation') for name in used}
+    factors = {name: [temperature(m) for m, _ in row] for name, row in valid.items()}
+    lines = {method: _rows(panel, 'seen', [-1], names, factors, {name: [seen[name]] for name in used})
+             + _rows(panel, 'new', counts, names, factors, by_model) for method, names in models.items()}  # fmt: skip
     # 3. New people who are asked, and those by strangers' choices.
     of_pal = sorted(set(models['pal']))
     if panel.ask:
         asked = {name: _new(panel, state, name, _asked(panel, state, name, new), counts) for name in of_pal}
-        lines['pal'] += _rows(panel, 'asked', counts, models['pal'], asked, shuffled=False)
+        lines['pal'] += _rows(panel, 'asked', counts, models['pal'], factors, asked, shuffled=False)
     strangers = {name: _new(panel, state, name, _strangers(panel, new), counts[-1:]) for name in of_pal}
-    lines['pal'] += _rows(panel, 'strangers', counts[-1:], models['pal'], strangers, shuffled=False)
+    lines['pal'] += _rows(panel, 'strangers', counts[-1:], models['pal'], factors, strangers, shuffled=False)
     return {method: [_about(panel, state, names, new, len(lines[method])), *lines[method]]
             for method, names in models.items()}  # fmt: skip
 
@@ -79,15 +82,19 @@ def _new(panel: Panel, state: States, name: str, new: Newcomers, counts: Sequenc
 
 
 def _rows(
-    panel: Panel, part: str, counts: Iterable[int], names: Sequence[str], margins: Mapping[str, Any], *,
-    shuffled: bool = True,
+    panel: Panel, part: str, counts: Iterable[int], names: Sequence[str], factors: Mapping[str, Sequence[float]],
+    margins: Mapping[str, Any], *, shuffled: bool = True,
 ) -> list[Row]:  # fmt: skip
-    """The rows of a method whose model on split `r` is `names[r]`; without `shuffled`, of the true people alone."""
+    """The rows of a method whose model on split `r` is `names[r]`, by margins times its `factors`.
+
+    Without `shuffled` they are those of the true people alone.
+    """
     return [
-        row_of(trial, part, count, judge(*margins[names[r]][k][r]).to_json())
+        row_of(trial, part, count, judge(factors[names[r]][r] * m, users).to_json())
         for k, count in enumerate(counts)
         for r, trial in enumerate(panel.trials)
         if shuffled or not trial.shuffled
+        for m, users in [margins[names[r]][k][r]]
     ]
 
 
