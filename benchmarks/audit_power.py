@@ -1,4 +1,4 @@
-"""How often does each leakage test of the bench flag or warn clean data, and how often a planted leak?
+"""False alarms and power: the rates at which leakage tests of the bench flag or warn clean data and planted leaks.
 
   python -m benchmarks.audit_power             100 made-up data sets of each size: some ten minutes
   python -m benchmarks.audit_power --quick     5 of each: a minute
@@ -36,8 +36,8 @@ def turned(rng: np.random.Generator, x: np.ndarray, margins: np.ndarray) -> np.n
 
 def tastes(rng: np.random.Generator, people: int, personal: float, width: int = 6) -> np.ndarray:
     """Differences `[people, pairs, width]` of choices by a common taste and by each person's own."""
-    x, own = rng.normal(size=(people, TRAIN + TEST, width)), personal * rng.normal(size=(people, width))
-    weights = (rng.normal(size=width) + own) * 3 / np.sqrt(width)
+    x, mine = rng.normal(size=(people, TRAIN + TEST, width)), personal * rng.normal(size=(people, width))
+    weights = (rng.normal(size=width) + mine) * 3 / np.sqrt(width)
     return turned(rng, x, np.einsum('pth,ph->pt', x, weights))
 
 
@@ -46,9 +46,9 @@ def blind_to_person(rng: np.random.Generator, people: int, leak: bool, personal:
     x = tastes(rng, people, personal)
     train, test = x[:, :TRAIN], x[:, TRAIN:].reshape(-1, x.shape[2])
     shared = leakage.logistic(train.reshape(-1, x.shape[2]))
-    own = bradley_terry.fit(train, np.ones(train.shape[:2]), 10.0, shared).weights
+    mine = bradley_terry.fit(train, np.ones(train.shape[:2]), 10.0, shared).weights
     right, number = hits(test @ shared), np.repeat(np.arange(people), TEST)
-    personal_right = hits(np.sum(test * own[number], axis=1))
+    personal_right = hits(np.sum(test * mine[number], axis=1))
     if leak:
         return leakage.blind_to_person(right, personal_right, number, bound=right.mean() - 0.1)
     return leakage.blind_to_person(right, personal_right, number)

@@ -65,8 +65,8 @@ class Set(NamedTuple):
         won = [name for part in ('seen', 'new') if (name := _best(self, part))] if first else []
         if not first or not won:
             return self.findings
-        found = first._replace(verdict='warn', words=f'{first.words} by simple models, but {words(won[0])} gains')
-        return [found if row is first else row for row in self.findings]
+        milder = first._replace(verdict='warn', words=f'{first.words} by simple models, but {words(won[0])} gains')
+        return [milder if row is first else row for row in self.findings]
 
     @property
     def mark(self) -> str:

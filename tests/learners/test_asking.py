@@ -96,10 +96,10 @@ def test_the_likeliest_logits_are_those_of_a_general_optimiser(mixture):
         lambda answered: asking.mode(margins, jnp.asarray(users), answered, everybody, pull=pull, start=everybody)
     )(jnp.asarray(np.arange(240) % 12 < 10))
     for user in range(20):
-        own = x[(users == user) & (np.arange(240) % 12 < 10)]
+        pairs = x[(users == user) & (np.arange(240) % 12 < 10)]
 
-        def loss(z, own=own):
-            return np.logaddexp(0, -own @ point(z)).sum() + pull / 2 * np.sum((z - prior) ** 2)
+        def loss(z, pairs=pairs):
+            return np.logaddexp(0, -pairs @ point(z)).sum() + pull / 2 * np.sum((z - prior) ** 2)
 
         best = min(minimize(loss, start).fun for start in (prior, tastes[user]))
         assert loss(np.asarray(z[user], float)) < best + 0.01
