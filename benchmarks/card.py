@@ -1,4 +1,4 @@
-"""What a graphics card has to tell about us, in minutes: parts in the order of worth, each result written at once.
+"""Measurements on a graphics card in minutes: parts in the order of their worth, each result written at once.
 
   python -m benchmarks.card --json=card.json                 # on a card: under ten minutes, a second call is quicker
   python -m benchmarks.card --quick --json=card.json         # fewer shapes, about half the time
@@ -77,14 +77,14 @@ def ratios(part: str, tasks: Report) -> Report:
     if part not in RATIOS:
         return {}
     (task, figure), peers, less = RATIOS[part]
-    found = {}
+    over = {}
     for shape, ours in tasks.get(task, {}).items():
         for peer, theirs in peers:
             other = tasks.get(peer, {}).get(shape)
             if isinstance(ours, dict) and isinstance(other, dict) and theirs in other:
                 ratio = other[theirs] / ours[figure] if less else ours[figure] / other[theirs]
-                found[f'{shape}: over {peer} ({theirs})'] = round(ratio, 3)
-    return found
+                over[f'{shape}: over {peer} ({theirs})'] = round(ratio, 3)
+    return over
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 write()
 
             run(part, task, args, note)
-        report[part] |= {'ratios': found} if (found := ratios(part, tasks)) else {}
+        report[part] |= {'ratios': over} if (over := ratios(part, tasks)) else {}
         write()
     print(json.dumps(report))
     return None
