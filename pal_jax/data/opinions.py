@@ -254,7 +254,7 @@ def conversations(path: str | Path) -> Iterator[TextChoice]:
 
 
 def _was_chosen(place: str, message: Mapping[str, Any]) -> bool:
-    """Whether a message was chosen. Raises ValueError where `if_chosen` is neither true, false nor missing."""
+    """True for a message that was chosen. Raises ValueError where `if_chosen` is neither true, false nor missing."""
     said = str(message.get('if_chosen')).strip().lower()
     if said not in ('true', 'false', '1', '0', '1.0', '0.0', 'none', 'nan', '', '<na>'):
         raise ValueError(f'{place}: if_chosen is {files.shown(message["if_chosen"])}; give true or false')
