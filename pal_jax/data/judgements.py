@@ -22,7 +22,7 @@ class Judgement(NamedTuple):
 
 
 def time_of(place: str, row: Mapping[str, Any]) -> float | None:
-    """The time at which a row was written, None where no field says so. Raises ValueError where a field has another content."""
+    """The time of a row, None where no field says it. Raises ValueError where a field has another content."""
     name = next((name for name in TIMES if row.get(name) not in (None, '')), '')
     if not name:
         return None
