@@ -38,6 +38,11 @@ HELP = '-h', '--help', '-help', 'help'
 def main() -> None:
     """Run the command that the first argument names with the other arguments."""
     interrupts.end_plainly()
+    with interrupts.until_closed():
+        _run()
+
+
+def _run() -> None:
     name, *arguments = sys.argv[1:] or ['--help']
     if name in HELP:
         show_help()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict, config_flags
@@ -69,6 +70,11 @@ def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True
     A `Fault` becomes one line on stderr and an exit status, and so does a Ctrl-C that `main` does not take. Where
     several processes train together, a fault of one process ends them all. `usage` is the text of --help.
     """
+    with interrupts.until_closed():
+        _run(main, usage, needs_config)
+
+
+def _run(main: Callable[[], int | None], usage: str, needs_config: bool) -> None:
     argv = sys.argv
     interrupts.raise_again()
     print_anything()
@@ -82,8 +88,11 @@ def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True
         if needs_config or flags.FLAGS['config'].present:
             _find_config()
             _expand(CONFIG.value)
+        _check_bits()
         app.run(lambda _: _together(main), argv=argv[:1])
     except Fault as fault:
+        if isinstance(fault.__cause__, BrokenPipeError):
+            raise fault.__cause__ from None
         if isinstance(fault.__cause__, JaxRuntimeError) and processes.joined():
             time.sleep(SETTLE)
         print(f'error: {fault}', file=sys.stderr)
@@ -114,6 +123,7 @@ def _together(main: Callable[[], int | None]) -> int | None:
     try:
         code = main()
     except Exception as error:
+        _of_devices(error)
         if not isinstance(error, Fault):  # an error of the program, which Python shows where there is one process
             if processes.joined():
                 traceback.print_exc()
@@ -121,6 +131,26 @@ def _together(main: Callable[[], int | None]) -> int | None:
         raise
     processes.finish()
     return code
+
+
+def _check_bits() -> None:
+    """Raise Fault where jax is to compute in 64 bits, which no program of this package does."""
+    if jax.config.read('jax_enable_x64'):
+        raise Fault('JAX_ENABLE_X64 is set, and everything here computes in 32 bits or fewer; unset it')
+
+
+def _of_devices(error: Exception) -> None:
+    """Raise Fault where jax has not found the devices that it was to use. Its own error may be a bare assertion."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not any(frame.name == 'backends' and frame.filename.endswith('xla_bridge.py') for frame in frames):
+        return
+    platforms = os.environ.get('JAX_PLATFORMS', '')
+    reason = f' ({_one_line(error)})' if str(error) else ''
+    raise Fault(
+        f'JAX_PLATFORMS={platforms}: there is no such device, or its plugin is not installed{reason}; unset it, or '
+        "install the plugin, such as pip install 'pal_jax[cuda]'",
+        1,
+    ) from None
 
 
 def _parse(argv: Sequence[str]) -> None:

@@ -234,6 +234,8 @@ def _last(place: str, row: Mapping[str, Any], name: str) -> str:
     """The text of a field, or of the last message of a list; a text that is a list in words is refused by its kind."""
     value = field(place, row, name)
     if isinstance(value, list | tuple) and value and isinstance(value[-1], Mapping):
+        if value[-1].get('role', 'assistant') != 'assistant':
+            raise ValueError(f'{place}: the last message of {name} is of {value[-1]["role"]!r}; end with the reply')
         return text_of(place, value[-1], 'content')
     return text_of(place, row, name)
 

@@ -1,4 +1,4 @@
-"""What people said of things, one judgement of a thing by a person: of several the last one by time counts."""
+"""Judgements of things by people, one for each thing and person: of several the last one by time counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TIMES = 'timestamp', 'time', 'modified', 'created', 'created_at'  # fields that 
 
 
 class Judgement(NamedTuple):
-    """What a person said of a thing, at a time where that is known; `place` is the row's, for messages."""
+    """A value that a person gave a thing, with its time where that is known; `place` is the row's, for messages."""
 
     place: str
     person: str
@@ -22,7 +22,7 @@ class Judgement(NamedTuple):
 
 
 def time_of(place: str, row: Mapping[str, Any]) -> float | None:
-    """When a row was written, None where no field says so. Raises ValueError where a field has another content."""
+    """The time of a row, None where no field says it. Raises ValueError where a field has another content."""
     name = next((name for name in TIMES if row.get(name) not in (None, '')), '')
     if not name:
         return None

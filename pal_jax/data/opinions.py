@@ -241,7 +241,7 @@ def conversations(path: str | Path) -> Iterator[TextChoice]:
                 raise ValueError(f'{place}: turn {number} has no message of the user')
             models = (entry for entry in turn_messages if entry.get('role') != 'user')
             replies = [
-                (text_of(place, entry, 'content') if entry.get('content') else '', entry.get('if_chosen'))
+                (text_of(place, entry, 'content') if entry.get('content') else '', _was_chosen(place, entry))
                 for entry in models
             ]
             chosen = [text for text, was_chosen in replies if was_chosen and text]
@@ -251,6 +251,14 @@ def conversations(path: str | Path) -> Iterator[TextChoice]:
                 if not was_chosen and reply not in ('', chosen[0]):
                     yield TextChoice(user, before + questions[0], chosen[0], reply)
             before += f'{questions[0]}\n\n{chosen[0]}\n\n'
+
+
+def _was_chosen(place: str, message: Mapping[str, Any]) -> bool:
+    """True for a message that was chosen. Raises ValueError where `if_chosen` is neither true, false nor missing."""
+    said = str(message.get('if_chosen')).strip().lower()
+    if said not in ('true', 'false', '1', '0', '1.0', '0.0', 'none', 'nan', '', '<na>'):
+        raise ValueError(f'{place}: if_chosen is {files.shown(message["if_chosen"])}; give true or false')
+    return said in ('true', '1', '1.0')
 
 
 # --- personas ---------------------------------------------------------------------------------------------------------

@@ -343,7 +343,8 @@ def _hub(source: str) -> Iterator[Row]:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return rows(hf_hub_download(parts[1], parts[2], repo_type='dataset'))
+        local = hf_hub_download(parts[1], parts[2], repo_type='dataset')
+        return ((place.replace(local, source), row) for place, row in rows(local))
     except (HFValidationError, OSError) as error:
         raise ValueError(f'{source} cannot be had from the hub ({_first(error)}); check name and network') from None
 

@@ -110,7 +110,8 @@ def to_judged(record: Mapping[str, Any], place: str = PLACE) -> Judged:
     """A record of PKU-SafeRLHF as a row. `place` is the record's place, for messages.
 
     Raises:
-      ValueError: a field is missing or wrong, or one response alone is unsafe and `safer_response_id` names it.
+      ValueError: a field is missing or wrong, one response alone is unsafe and `safer_response_id` names it, or one
+        text is safe and unsafe.
     """
     row = Judged(
         _text(place, record, 'prompt'),
@@ -119,6 +120,11 @@ def to_judged(record: Mapping[str, Any], place: str = PLACE) -> Judged:
         better=_number(place, record, 'better_response_id'),
         safer=_number(place, record, 'safer_response_id'),
     )
+    if row.unsafe[0] != row.unsafe[1] and normal(row.responses[0]) == normal(row.responses[1]):
+        raise ValueError(
+            f'{place}: response_0 and response_1 are the same text, and one is safe and the other is not; correct '
+            'is_response_0_safe or is_response_1_safe, or delete the row'
+        )
     if row.unsafe[row.safer] and not row.unsafe[1 - row.safer]:
         raise ValueError(
             f'{place}: safer_response_id is {row.safer}, but is_response_{row.safer}_safe is False and '

@@ -27,10 +27,10 @@ def files_of(source: str) -> list[Path]:
     if ',' in source:
         return [path for part in source.split(',') for path in files_of(part.strip())]
     if glob.has_magic(source):
-        found = sorted(map(Path, glob.glob(source, recursive=True)))
-        if not found:
+        matching = sorted(map(Path, glob.glob(source, recursive=True)))
+        if not matching:
             raise ValueError(f'{source} is no file; check the pattern')
-        return found
+        return matching
     return [Path(source)]
 
 

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from pal_jax.runtime.curve import PANELS, STYLE, column, running_mean
 from pal_jax.runtime.files import at_home
+from pal_jax.runtime.interrupts import until_closed
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.outputs import check_file, whole_file
 from pal_jax.runtime.progress import print_anything
@@ -110,4 +111,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with until_closed():
+        main()

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command with one line and exit status 130 in place of a traceback.
+"""Ctrl-C, and a reader who closes the pipe, end a command with one line in place of a traceback.
 
 A command imports libraries for seconds before it can catch anything. It uses the standard library alone, for it is the
 first thing that a command imports.
@@ -6,12 +6,16 @@ first thing that a command imports.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 STATUS = 128 + signal.SIGINT
 SAID = 'stopped by Ctrl-C'
+UNREAD, CLOSED = 128 + signal.SIGPIPE, 'stopped, since nobody reads the output any more'
 
 
 def end_plainly() -> None:
@@ -28,6 +32,20 @@ def raise_again() -> None:
     """Have a Ctrl-C raise KeyboardInterrupt, as it does in every Python program, after `end_plainly`."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def until_closed() -> Iterator[None]:
+    """End the process with `CLOSED` on stderr and the status `UNREAD` where the reader of its output has gone."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        print(CLOSED, file=sys.stderr)
+        sys.exit(UNREAD)
 
 
 def _end(*_: object) -> NoReturn:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pal_jax.data import opinions
+from pal_jax.data import opinions, records, safety
 from pal_jax.data.judgements import Judgement, settled
 
 
@@ -66,3 +66,51 @@ def test_the_last_by_time_counts_and_equal_judgements_are_one():
     assert of((1,), (1,)) == [(1, '0')]
     with pytest.raises(ValueError, match=r"1: 'p' judges 't' a second time, .* 0; delete"):
         of((1,), (2, 3.0))
+
+
+@pytest.mark.parametrize(
+    'flags', [(True, False), ('True', 'False'), ('true', 'false'), (1, 0), (1.0, None), ('1', 'nan')]
+)
+def test_whether_a_reply_was_chosen_may_be_a_text(tmp_path, flags):
+    turn = [{'turn': 0, 'role': 'user', 'content': 'Q', 'if_chosen': None}]
+    turn += [
+        {'turn': 0, 'role': 'model', 'content': text, 'if_chosen': flag} for text, flag in zip('AB', flags, strict=True)
+    ]
+    path = tmp_path / 'conversations.jsonl'
+    path.write_text(json.dumps({'user_id': 'u', 'conversation_history': turn}))
+    assert [choice[2:4] for choice in opinions.read(f'prism:{tmp_path}')] == [('A', 'B')]
+    path.write_text(
+        json.dumps({'user_id': 'u', 'conversation_history': [*turn[:2], {**turn[2], 'if_chosen': 'maybe'}]})
+    )
+    with pytest.raises(ValueError, match="line 1: if_chosen is 'maybe'"):
+        list(opinions.read(f'prism:{tmp_path}'))
+
+
+def test_a_pair_that_ends_with_the_users_message_is_refused(tmp_path):
+    sides = {
+        side: [{'role': 'assistant', 'content': side}, {'role': 'user', 'content': f'{side}!'}]
+        for side in ('chosen', 'rejected')
+    }
+    (tmp_path / 'a.jsonl').write_text(json.dumps({'data_subset': '8', 'prompt': 'Q', **sides}))
+    with pytest.raises(ValueError, match="line 1: the last message of chosen is of 'user'"):
+        list(opinions.read(f'uf_p:{tmp_path / "a.jsonl"}'))
+
+
+def test_one_text_is_not_safe_and_unsafe():
+    row = {
+        'prompt': 'p', 'response_0': 'a', 'response_1': 'A ', 'is_response_0_safe': True, 'is_response_1_safe': False,
+        'better_response_id': 0, 'safer_response_id': 0,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match='response_0 and response_1 are the same text'):
+        safety.to_judged(row)
+    assert safety.to_judged({**row, 'is_response_1_safe': True}).unsafe == (False, False)
+
+
+def test_a_row_of_the_hub_is_told_with_its_source(tmp_path, monkeypatch):
+    path = tmp_path / 'train.jsonl'
+    path.write_text('{"user": "a"}')
+    monkeypatch.setattr('huggingface_hub.hf_hub_download', lambda *_, **__: str(path))
+    with pytest.raises(ValueError, match='^hf:me/x/train.jsonl, line 1: no chosen'):
+        list(records.read('hf:me/x/train.jsonl'))
+    with pytest.raises(ValueError, match='hf:me/x names no file'):
+        records.rows('hf:me/x')

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pal_jax.data import safety
+from pal_jax.data.holdouts import normal
 from pal_jax.data.safety import CATEGORIES, Judged, Labelled
 
 NONE = dict.fromkeys(CATEGORIES, False)
@@ -129,7 +130,10 @@ def test_judged_rows_come_back_unless_the_safer_one_is_the_unsafe_one(
     prompt, responses, unsafe, better, safer
 ):  # 4.4-4
     row = Judged(prompt, responses, unsafe, better, safer)
-    if unsafe[safer] and not unsafe[1 - safer]:
+    if unsafe[0] != unsafe[1] and normal(responses[0]) == normal(responses[1]):
+        with pytest.raises(ValueError, match='are the same text'):
+            safety.to_judged(safety.judged_record(row))
+    elif unsafe[safer] and not unsafe[1 - safer]:
         with pytest.raises(ValueError, match=f'{safety.PLACE}: safer_response_id is {safer}'):
             safety.to_judged(safety.judged_record(row))
     else:

@@ -294,7 +294,7 @@ def _check_alike(path: Path, graph: nx.Graph) -> None:
 
 
 def _kind(path: Path, node: Any, attributes: dict[str, Any]) -> str:
-    """Whether a node is a server or a switch. Raises ValueError where it is of another kind."""
+    """The kind of a node, server or switch. Raises ValueError where it is of another kind."""
     said = {key.lower(): value for key, value in attributes.items()}
     key = next((key for key in ('kind', 'type') if key in said), '')
     kind = str(said.get(key, 'server')).strip().lower()
