@@ -73,7 +73,7 @@ def tell(name: str, size: str) -> None:
 
 
 def ratios(part: str, tasks: Report) -> Report:
-    """How many times faster ours is than each peer, for each shape that both have measured."""
+    """The ratios of our speed to that of each peer, for each shape that both have measured."""
     if part not in RATIOS:
         return {}
     (task, figure), peers, less = RATIOS[part]

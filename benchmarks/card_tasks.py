@@ -243,7 +243,7 @@ def rlpa_pal_jax(size: Size) -> Results:
 
 
 def equality_pal_jax(size: Size) -> Results:
-    """How far the log-probs that sampling reported are from those of training, over the tokens of eight answers."""
+    """The distance of the log-probs that sampling reported from those of training, over the tokens of eight answers."""
     import jax
     import numpy as np
 
@@ -273,7 +273,7 @@ def equality_pal_jax(size: Size) -> Results:
 
 
 def plan_pal_jax(size: Size) -> Results:
-    """What the planner foretells of each program of a PPO update, beside the time of a run on zeros."""
+    """The planner's memory and time of each program of a PPO update, beside the time of a run on zeros."""
     import jax
 
     from pal_jax.planning import estimate

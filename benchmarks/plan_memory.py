@@ -31,7 +31,7 @@ def make_learner(cfg: Any, mesh: Any, completion: int) -> Any:
 
 
 def request(cfg: Any, prompt: int, completion: int) -> Any:
-    """What the planner is asked for: an update of `ROWS` prompts with `N` answers each, on one device."""
+    """The planner's request for an update of `ROWS` prompts with `N` answers each, on one device."""
     import jax
 
     from pal_jax.planning import chips, estimate, programs
