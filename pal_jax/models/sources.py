@@ -132,8 +132,8 @@ def from_hf(name: str) -> Source:
 def _fitting(read: Callable[[], Tokenizer], cfg: ModelConfig) -> Tokenizer:
     """The tokenizer that `read` gives. Raises ValueError where one of its tokens has no embedding in the model.
 
-    Special tokens that neither open, end nor pad a text need none: Gemma 3's text models have the image token of its other
-    models. A text that holds one is refused where it is encoded.
+    Special tokens that neither open, end nor pad a text need none: Gemma 3's text models have the image token of its
+    other models. A text that holds one is refused where it is encoded.
     """
     tok = read()
     beyond = {i for i in tok.fast.get_vocab().values() if i >= cfg.vocab}
