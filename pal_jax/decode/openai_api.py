@@ -126,6 +126,8 @@ class ChatMessage(Asked):
     name: Text | None = None
     # Keys that an answer has beside its text, for answers that are sent back:
     refusal: None = None
+    parsed: None = None
+    reasoning_content: None = None
     annotations: Nothing = []
     audio: None = None
     tool_calls: Nothing = []

@@ -33,6 +33,7 @@ class InputPart(Asked):
     logprobs: list[Any] = Field([])
     # Only values that ask for nothing:
     annotations: Nothing = Field([])
+    parsed: None = None
     prompt_cache_breakpoint: None = None
 
 

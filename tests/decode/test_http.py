@@ -105,7 +105,7 @@ def test_the_official_client_gathers_a_stream_into_a_message_that_can_be_sent_ba
     assert (roles.count('assistant'), roles.count(None)) == (2, len(roles) - 2)
     said = choices[0].message
     assert said.role == 'assistant'
-    again = [*HELLO, {'role': said.role, 'content': said.content}, *HELLO]
+    again = [*HELLO, said, *HELLO]
     assert client.chat.completions.create(model='', messages=again, max_tokens=1).choices
 
 

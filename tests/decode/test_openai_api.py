@@ -9,7 +9,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types import completion_create_params as text_api
-from openai.types.chat import ChatCompletionMessage
+from openai.types.chat import ParsedChatCompletionMessage
 from openai.types.chat import completion_create_params as chat_api
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
@@ -195,7 +195,7 @@ def test_text_completions_take_neutral_values_and_four_kinds_of_prompts():
 
 def test_an_answer_can_be_sent_back_as_openais_client_has_it():
     said = ChatForm('id', 'model', BYTES, False).whole([Choice(BYTES, [])], ['stop'], 1)['choices'][0]['message']
-    nulls = dict.fromkeys(ChatCompletionMessage.model_fields)
+    nulls = dict.fromkeys(ParsedChatCompletionMessage.model_fields)
     for message in (said, nulls | {'annotations': [], 'tool_calls': []} | said, nulls | said):
         ChatRequest.model_validate({'messages': [*CHAT['messages'], message]})
 

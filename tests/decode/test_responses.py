@@ -76,7 +76,10 @@ def test_a_stream_has_the_events_and_the_text_of_the_whole(talking, guard, text,
 def test_the_clients_own_stream_gathers_a_response_and_a_cut_one_is_incomplete(talking):
     with talking('Once upon a time.') as (client, _):
         with client.responses.stream(model='', input='Hello') as stream:
-            assert stream.get_final_response().output_text == 'Once upon a time.'
+            final = stream.get_final_response()
+        assert final.output_text == 'Once upon a time.'
+        again = ResponseRequest.model_validate({'input': [item.to_dict() for item in final.output]})
+        assert again.messages() == [{'role': 'assistant', 'content': 'Once upon a time.'}]
         with pytest.raises(openai.BadRequestError) as caught:
             client.responses.create(model='', input='Hello', max_output_tokens=1 << 19, tools=[{'type': 'web_search'}])
         assert caught.value.body['param'].startswith('tools')
