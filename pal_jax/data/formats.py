@@ -79,6 +79,9 @@ def preferred(record: Any) -> Prompted:
     row = _rendered(known, format_.read(known))
     if row.replies[0] == row.replies[1]:
         raise ValueError(SAME)
+    for side, reply in zip(('chosen', 'rejected'), row.replies, strict=True):
+        if not isinstance(reply, str) and reply and reply[-1]['role'] != 'assistant':
+            raise ValueError(f"the {side} reply ends with a {reply[-1]['role']}'s message; take that out")
     return row
 
 

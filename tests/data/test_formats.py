@@ -318,6 +318,8 @@ def test_what_cannot_be_imitated_is_told_in_a_line(record, message):
         ({'chosen': 'The cat', 'rejected': 'The cat'}, 'are the same'),
         ({'prompt': 'a', 'chosen': 'b', 'rejected': 'b'}, 'are the same'),
         ({'chosen': [USER, BOT], 'rejected': [USER, BOT]}, 'are the same'),
+        ({'chosen': [USER, BOT, USER], 'rejected': [USER, BOT]}, "chosen reply ends with a user's"),
+        ({'chosen': [USER, BOT], 'rejected': [USER, BOT, USER]}, "rejected reply ends with a user's"),
         ({'chosen': DIALOGUE + ' Yes.', 'rejected': DIALOGUE + '  Yes. '}, 'are the same'),
         ({'prompt': [USER], 'chosen': 'b', 'rejected': 'c'}, 'all be texts or all lists'),
         ({'input': 'a', 'preferred_output': [BOT], 'non_preferred_output': [OTHER]}, "'input' must be an object"),
