@@ -318,7 +318,7 @@ def as_markdown(head: Sequence[str], rows: Mapping[str, Sequence[np.ndarray | No
 def read_prompts(path: Path, count: int) -> list[str]:
     """The first prompts of a file of JSON lines. Raises ValueError where a row has none, or there are too few."""
     prompts: list[str] = []
-    for place, row in records.jsonl(path):
+    for place, row in records.rows(str(path)):
         text = next((row[key] for key in KEYS if isinstance(row.get(key), str) and row[key].strip()), None)
         if text is None:
             raise ValueError(f'{place} has no text in {", ".join(KEYS)}')
