@@ -15,7 +15,7 @@ from fractions import Fraction
 from pal_jax.data.holdouts import normal
 from pal_jax.envs import actions
 
-LONGEST, SECONDS, DIGITS = 300, 2, 12  # characters that the library reads; its time limit; digits of rounded values
+LONGEST, SECONDS, DIGITS = 300, 10, 12  # characters that the library reads; its time limit; digits of rounded values
 SIGNS = str.maketrans({
     **dict.fromkeys('−–‒﹣－', '-'), **dict.fromkeys('°€£¥', ''), '\u2044': '/', '×': r'\times ', '·': r'\cdot ',
     'π': r'\pi ', '∞': r'\infty ', '∪': r'\cup ', '√': r'\sqrt ',

@@ -253,6 +253,7 @@ def verdicts(trial, sizes, leak, sets):
     return [trial(np.random.default_rng([size, seed]), size, leak).verdict for size in sizes for seed in range(sets)]
 
 
+@pytest.mark.slow
 def test_tastes_are_neither_a_leak_nor_nothing_and_leaks_are_flagged():
     """Before, T10 flagged 37 of 40 such tables, and T1 most sets of few people whose tastes differ."""
     assert verdicts(audit_power.random_direction, (2, 8), False, 10).count('flag') <= 1
@@ -260,6 +261,7 @@ def test_tastes_are_neither_a_leak_nor_nothing_and_leaks_are_flagged():
     assert verdicts(audit_power.differing, (10, 30), False, 10).count('flag') <= 1
 
 
+@pytest.mark.slow
 def test_words_of_clean_texts_warn_rarely_and_a_tenth_of_winners_with_one_word_flag():
     """Before, T9 warned of nearly all clean texts: one of their words had a z above 3."""
     clean = verdicts(audit_power.label_in_text, (20,), False, 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from pal_jax.evals import mixed_logit
 from pal_jax.evals.mixed_logit import MixedLogit
@@ -22,6 +23,7 @@ def test_one_attribute_is_as_quadrature_has_it():
     np.testing.assert_allclose(1 / (1 + np.exp(-margin)), expected, atol=0.01)
 
 
+@pytest.mark.slow
 def test_no_draw_has_all_weight_on_twelve_attributes():
     """Of 1,000 draws of everybody's distribution one had weight: accuracy .754 and log loss .744, for .843 and .323."""
     rng = np.random.default_rng(0)
