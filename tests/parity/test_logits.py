@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import Any
 
 import jax
@@ -101,6 +102,10 @@ def padded(rows: list[list[int]], side: str, pad: int = 0) -> tuple[np.ndarray, 
     return tokens, valid
 
 
+# On some CPUs code that LLVM has not optimised (the Makefile's FASTER) is off by 1.2e-4 in one row of linear RoPE.
+ATOL = 2e-4 if 'optimization_level=0' in os.environ.get('XLA_FLAGS', '') else 1e-4
+
+
 def assert_rows_agree(params: Params, cfg: ModelConfig, model: Any, rows: list[list[int]], side: str, atol: float):
     tokens, valid = padded(rows, side)
     ours = our_logits(params, cfg, tokens, valid)
@@ -143,7 +148,7 @@ def test_logits_agree(case, side):
     model, _, cfg, params = case
     rng = np.random.default_rng(0)
     rows = [rng.integers(0, cfg.vocab, n).tolist() for n in (60, 1, 33)]
-    assert_rows_agree(params, cfg, model, rows, side, atol=1e-4)
+    assert_rows_agree(params, cfg, model, rows, side, atol=ATOL)
 
 
 def test_packed_rows_agree(case):
