@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -26,10 +27,8 @@ def time_of(place: str, row: Mapping[str, Any]) -> float | None:
     name = next((name for name in TIMES if row.get(name) not in (None, '')), '')
     if not name:
         return None
-    try:
+    with contextlib.suppress(TypeError, ValueError):  # it may be a date
         return float(row[name])
-    except (TypeError, ValueError):
-        pass
     try:
         return datetime.datetime.fromisoformat(str(row[name])).timestamp()
     except (ValueError, OverflowError):

@@ -250,11 +250,9 @@ def _marked(name: str, about: Mapping[str, Any]) -> str:
 
 
 def _calibration(name: str, figures: Figures) -> tuple[str, str, str]:
-    return (
-        ('–', '–', '–')
-        if name in VOTES
-        else (f'{figures.ece:.3f}', f'{figures.overconfidence:+.3f}', f'{figures.log_loss:.3f}')
-    )
+    if name in VOTES:
+        return '–', '–', '–'
+    return f'{figures.ece:.3f}', f'{figures.overconfidence:+.3f}', f'{figures.log_loss:.3f}'
 
 
 def _leaked(gain: Paired | None) -> str:

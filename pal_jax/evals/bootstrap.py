@@ -43,11 +43,6 @@ def resampled_counts(people: int, *, draws: int = DRAWS, seed: int = 0) -> Int[n
     return np.stack([np.bincount(row, minlength=people) for row in chosen])
 
 
-def sums(cells: Float[np.ndarray, 'rows K'], people: Int[np.ndarray, ' rows']) -> Float[np.ndarray, 'P K']:
-    """The sums of the rows of each person; `people` has each row's person as a number."""
-    return np.stack([np.bincount(people, column) for column in cells.T], axis=1)
-
-
 def interval(statistics: Float[np.ndarray, 'draws ...'], people: int) -> list[float] | list[list[float]] | None:
     """The lower and the upper end of the 95 % interval of each statistic, whose draws are of `people` people; None of
     a single person."""

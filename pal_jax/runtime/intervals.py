@@ -54,8 +54,9 @@ class Estimate(NamedTuple):
 
     def scaled(self, factor: float, shift: float = 0.0) -> Estimate:
         """`factor * figure + shift`, for a factor above 0."""
-        value, low, high = (None if x is None else factor * x + shift for x in (self.value, self.low, self.high))
-        return Estimate(value or 0.0, None if self.error is None else factor * self.error, low, high)
+        low, high = (None if end is None else factor * end + shift for end in (self.low, self.high))
+        error = None if self.error is None else factor * self.error
+        return Estimate(factor * self.value + shift, error, low, high)
 
     def place(self, level: float) -> int | None:
         """1 where the interval is above a level, -1 where it is below, 0 where it holds it; None without interval."""
