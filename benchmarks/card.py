@@ -3,6 +3,7 @@
   python -m benchmarks.card --json=card.json                 # on a card: under ten minutes, a second call is quicker
   python -m benchmarks.card --quick --json=card.json         # fewer shapes, about half the time
   python -m benchmarks.card --size=tiny --json=card.json     # the same programs in tiny shapes, on a CPU too
+  python -m benchmarks.card --compile=h100                   # compiles all for a card that is not there, and runs none
 
 Weights are random, in the shapes of SmolLM2-135M and Llama-3.2-1B, so no file is needed. Parts, for --parts:
   attention  our kernels against float32 and their time, beside torch's scaled_dot_product_attention
@@ -27,7 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks import contest, shapes
+from benchmarks import card_programs, contest, shapes
 from benchmarks.card_tasks import PARTS, SIZES
 from pal_jax.runtime.files import write_whole
 
@@ -43,9 +44,13 @@ RATIOS = {
 def run(part: str, task: str, args: argparse.Namespace, note: Callable[[str, Any], None]) -> None:
     """Runs a task in a process of its own, and notes its results by name as they come. `failed` says why it ended."""
     command = [sys.executable, '-m', 'benchmarks.card', f'--size={args.size}', f'--task={part}.{task}']
+    command += [f'--compile={args.compile}'] if args.compile else []
     folder = os.path.abspath(args.cache)
     environment = contest.environment() | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5'}
-    environment.setdefault('JAX_COMPILATION_CACHE_DIR', folder)
+    if args.compile:
+        environment['JAX_PLATFORMS'] = 'cpu'
+    else:
+        environment.setdefault('JAX_COMPILATION_CACHE_DIR', folder)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=contest.ROOT, env=environment) as process:
         assert process.stdout
         late = threading.Timer(args.seconds, process.kill)
@@ -60,14 +65,16 @@ def run(part: str, task: str, args: argparse.Namespace, note: Callable[[str, Any
         late.cancel()
 
 
-def tell(name: str, size: str) -> None:
+def tell(name: str, size: str, card: str) -> None:
     """A task as a process: a line of JSON for each result, and for an exception that ends it."""
     part, _, task = name.partition('.')
     pipe = os.fdopen(os.dup(1), 'w', buffering=1)
     os.dup2(2, 1)  # what libraries print is no result
     try:
-        for result in PARTS[part][task](SIZES[size]):
-            pipe.write(json.dumps(result) + '\n')
+        results = card_programs.compiled(part, SIZES[size], card) if card else PARTS[part][task](SIZES[size])
+        for result, figures in results:
+            rounded = {key: float(f'{x:.4g}') if isinstance(x, float) else x for key, x in figures.items()}
+            pipe.write(json.dumps((result, rounded)) + '\n')
     except Exception as error:
         pipe.write(json.dumps(('failed', f'{type(error).__name__}: {error}'.splitlines()[0])) + '\n')
 
@@ -92,17 +99,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--parts', type=shapes.listed(str, tuple(PARTS)), default=list(PARTS), help='what to measure')
     parser.add_argument('--size', choices=SIZES, default='full', help='of shapes')
     parser.add_argument('--quick', dest='size', action='store_const', const='quick', help='--size=quick')
-    parser.add_argument('--seconds', type=int, default=150, help='after which a task is ended')
+    parser.add_argument('--compile', metavar='CARD', default='', help='that is not there: h100, a100, h200, b200')
+    parser.add_argument('--seconds', type=int, help='after which a task is ended; default 150, with --compile 3600')
     parser.add_argument('--cache', default='runs/card', help='the folder of compiled programs')
     parser.add_argument('--json', type=shapes.new_file, help='a new file that gets the report after every result')
     parser.add_argument('--task', help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.seconds = args.seconds if args.seconds is not None else 3600 if args.compile else 150
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     if args.task:
-        return tell(args.task, args.size)
+        return tell(args.task, args.size, args.compile)
     start, report = time.perf_counter(), {'size': args.size}
 
     def write() -> None:
@@ -110,12 +120,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.json:
             write_whole(args.json, json.dumps(report, indent=1) + '\n')
 
-    print('measuring the machine', file=sys.stderr, flush=True)
-    report |= contest.surroundings('jax', 'jaxlib')
+    if args.compile:
+        report['compile'] = args.compile
+    else:
+        print('measuring the machine', file=sys.stderr, flush=True)
+        report |= contest.surroundings('jax', 'jaxlib')
     write()
     for part in args.parts:
         tasks: Report = report.setdefault(part, {})
-        for task in PARTS[part]:
+        for task in ('compile',) if args.compile else PARTS[part]:
             results = tasks.setdefault(task, {})
 
             def note(name: str, figures: Any, where: Report = results, what: str = f'{part}.{task}') -> None:

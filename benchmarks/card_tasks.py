@@ -85,31 +85,47 @@ def attention_pal_jax(size: Size) -> Results:
     import jax
     import jax.numpy as jnp
 
-    from pal_jax.models.blockwise import blockwise_attention
-    from pal_jax.models.flash import flash_attention
-    from pal_jax.models.places import Scoring
-
     for name, heads in size.attention.items():
-        places, scoring = places_of(heads), Scoring(heads.size**-0.5, heads.window, heads.cap)
-        shapes = [(heads.rows, heads.length, count, heads.size) for count in (heads.heads, heads.kv_heads)]
-        inputs = [jax.random.normal(jax.random.key(i), shapes[n], jnp.bfloat16) for i, n in enumerate((0, 1, 1, 0))]
-        kernels = functools.partial(
-            flash_attention, places=places, scoring=scoring, interpret=jax.default_backend() != 'gpu'
-        )
-        blocks = functools.partial(blockwise_attention, queries=places, keys=places, scoring=scoring, causal=True)
-        alone = best(jax.jit(kernels), size.times, *inputs[:3])
-        both = jax.jit(functools.partial(_pulled, kernels))
-        got, seconds = both(*inputs), best(both, size.times, *inputs)
-        with jax.default_matmul_precision('highest'):
-            want = jax.jit(functools.partial(_pulled, blocks))(*(x.astype(jnp.float32) for x in inputs))
+        kernels, both, exact = attentions(heads, interpret=jax.default_backend() != 'gpu')
+        keys = jax.random.split(jax.random.key(0), 4)
+        inputs = [jax.random.normal(*x, jnp.bfloat16) for x in zip(keys, inputs_of(heads), strict=True)]
+        alone = best(kernels, size.times, *inputs[:3])
+        results, seconds = both(*inputs), best(both, size.times, *inputs)
+        references = exact(*(x.astype(jnp.float32) for x in inputs))
         errors = {
             f'error_{part}': float(jnp.max(jnp.abs(a.astype(jnp.float32) - b)) / jnp.max(jnp.abs(b)))
-            for part, a, b in zip(('out', 'dq', 'dk', 'dv'), got, want, strict=True)
+            for part, a, b in zip(('out', 'dq', 'dk', 'dv'), results, references, strict=True)
         }
         work = 4.0 * heads.heads * heads.size * pairs_of(heads)
         yield name, {
             'forward_ms': 1e3 * alone, 'both_ms': 1e3 * seconds, 'both_tflops': 3.5 * work / seconds / 1e12, **errors,
         }  # fmt: skip
+
+
+def attentions(heads: Heads, interpret: bool = False) -> tuple[Any, Any, Any]:
+    """Jitted functions of queries, keys and values: the output of our kernels; with a cotangent beside, their output
+    and gradients; the same by a loop with products in full float32."""
+    import jax
+
+    from pal_jax.models.blockwise import blockwise_attention
+    from pal_jax.models.flash import flash_attention
+    from pal_jax.models.places import Scoring
+
+    places, scoring = places_of(heads), Scoring(heads.size**-0.5, heads.window, heads.cap)
+    kernels = functools.partial(flash_attention, places=places, scoring=scoring, interpret=interpret)
+    loop = functools.partial(blockwise_attention, queries=places, keys=places, scoring=scoring, causal=True)
+
+    def exact(*inputs: Any) -> tuple[Any, ...]:
+        with jax.default_matmul_precision('highest'):
+            return _pulled(loop, *inputs)
+
+    return jax.jit(kernels), jax.jit(functools.partial(_pulled, kernels)), jax.jit(exact)
+
+
+def inputs_of(heads: Heads) -> list[tuple[int, ...]]:
+    """The shapes of queries, keys, values and cotangents."""
+    q, k = ((heads.rows, heads.length, count, heads.size) for count in (heads.heads, heads.kv_heads))
+    return [q, k, k, q]
 
 
 def attention_torch(size: Size) -> Results:
@@ -195,14 +211,11 @@ def _trained(size: Size, make: Callable[..., Any]) -> Results:
 
 def ppo_pal_jax(size: Size) -> Results:
     """An update by PPO with its scores, of two prompts with four answers each, and the most memory that it took."""
-    import jax
-
     prompt, completion = size.ppo
     for model in size.models:
         seconds = best(plan_memory.updates(_for_platform(model), prompt, completion), size.times)
         tokens = plan_memory.ROWS * (prompt + plan_memory.N * completion)
-        peak = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
-        yield model, {'tokens_per_s': tokens / seconds, 'peak_gib': peak and peak / 2**30}
+        yield model, {'tokens_per_s': tokens / seconds, 'gib': _peak_gib()}
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -273,27 +286,48 @@ def equality_pal_jax(size: Size) -> Results:
 
 
 def plan_pal_jax(size: Size) -> Results:
-    """The planner's memory and time of each program of a PPO update, beside the time of a run on zeros."""
+    """The planner's memory and time of each program of a PPO update, beside those of a run on zeros.
+
+    A device tells the most memory that a process has taken since its start. So the programs run in the order of the
+    memory that they are said to need, and no arrays are kept from one to the next.
+    """
     import jax
 
     from pal_jax.planning import estimate
     from pal_jax.runtime.devices import make_mesh
 
     for model in size.models:
-        request = plan_memory.request(_for_platform(model), *size.ppo)
+        request = plan_memory.request(_for_platform(model), *size.ppo, jax.devices()[:1])
         learner = request.make_learner(request.cfg, make_mesh(devices=request.devices), plan_memory.ROWS)
-        for program in estimate.hot_functions(request, learner, estimate.resident(learner)):
-            figures = estimate.measure(program, request.chip, request.efficiency)
+        programs = list(estimate.hot_functions(request, learner, {}))
+        planned = [(program, estimate.measure(program, request.chip, request.efficiency)) for program in programs]
+        for program, figures in sorted(planned, key=lambda pair: pair[1].peak - pair[1].beside):
             fastest = math.inf
             for _ in range(size.times + 1):  # arguments may be donated, so every run has its own
                 arguments = jax.block_until_ready(jax.tree.map(_zeros, program.arguments))
                 start = time.perf_counter()
                 jax.block_until_ready(program.function(*arguments))
                 fastest = min(fastest, time.perf_counter() - start)
-            yield f'{model}, {program.name}', {
-                'foretold_ms': None if figures.seconds is None else 1e3 * figures.seconds, 'ms': 1e3 * fastest,
-                'peak_gib': figures.peak / 2**30, 'kernels': figures.kernels, 'refused': figures.refused,
-            }  # fmt: skip
+                del arguments
+            yield f'{model}, {program.name}', {**foretold(figures), 'ms': 1e3 * fastest, 'gib': _peak_gib()}
+
+
+def foretold(figures: Any) -> dict[str, Any]:
+    """What the compiler says of a program: milliseconds, where the rates of the device are known, GiB of arguments,
+    results and temporaries, kernels, GB read and written, and '' or the reason of a refusal."""
+    return {
+        'foretold_ms': None if figures.seconds is None else 1e3 * figures.seconds,
+        'foretold_gib': (figures.peak - figures.beside) / 2**30, 'kernels': figures.kernels,
+        'gbytes': figures.moved / 1e9, 'refused': figures.refused,
+    }  # fmt: skip
+
+
+def _peak_gib() -> float | None:
+    """GiB of the most memory that this process has taken of the device; None where the device does not tell."""
+    import jax
+
+    peak = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+    return peak and peak / 2**30
 
 
 def _zeros(x: Any) -> Any:

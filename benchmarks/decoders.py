@@ -50,27 +50,25 @@ def make_engine(model: str, dtype: str, batch: int, prompt: int, new: int) -> Ro
     import jax
     import jax.numpy as jnp
 
-    from pal_jax.decode import engine
     from pal_jax.decode.programs import Programs
-    from pal_jax.decode.requests import for_slots
+    from pal_jax.decode.requests import bucket, for_slots
     from pal_jax.models import decoder, params
     from pal_jax.planning import hlo
     from pal_jax.runtime.devices import for_platform, make_mesh
 
     cfg, rows = for_slots(for_platform(SHAPES[model], dtype), batch)
-    one = make_mesh(devices=jax.devices()[:1])
-    weights = Programs(cfg, one, slots=rows).publish(params.init(params.decoder_specs(cfg), jax.random.key(0)))
-    generate = jax.jit(lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1)
-    states = [engine.init_state(cfg, rows, -(-(prompt + new) // 128) * 128)]
+    programs = Programs(cfg, make_mesh(devices=jax.devices()[:1]), slots=rows)
+    weights, generate = programs.publish(params.init(params.decoder_specs(cfg), jax.random.key(0))), programs.generate
+    states = [programs.init(bucket(prompt + new, 128))]
     read = (weights['layers'], decoder.unembed_weight(weights, cfg), states[0].keys, states[0].values)
     step_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
-    text = generate.lower(weights, states[0]).compile().as_text()
+    text = generate.lower(weights, states[0], None).compile().as_text()
     program = {'kernels': hlo.traffic(text).kernels, 'graphs': text.count('command_buffer')}
 
     def decode() -> dict[str, float]:
         state, sampled = states.pop().replace(length=jnp.full(rows, prompt - 1)), []
         for i in range(new):
-            state, step = generate(weights, state)
+            state, step = generate(weights, state, None)
             sampled.append(step)
             if i % STRIDE == STRIDE - 1:
                 jax.device_get(sampled[-STRIDE:])

@@ -30,13 +30,10 @@ def make_learner(cfg: Any, mesh: Any, completion: int) -> Any:
     return learners.make_learner(cfg, ppo, optimizer, mesh, n=N, length=completion)
 
 
-def request(cfg: Any, prompt: int, completion: int) -> Any:
+def request(cfg: Any, prompt: int, completion: int, devices: Sequence[Any]) -> Any:
     """The planner's request for an update of `ROWS` prompts with `N` answers each, on one device."""
-    import jax
-
     from pal_jax.planning import chips, estimate, programs
 
-    devices = jax.devices()[:1]
     return estimate.Request(
         cfg=cfg, make_learner=lambda cfg, mesh, _: make_learner(cfg, mesh, completion),
         work=programs.Work(ROWS, N, prompt, completion, 1, 1, N), devices=devices, chip=chips.chip(devices[0]),
@@ -46,10 +43,12 @@ def request(cfg: Any, prompt: int, completion: int) -> Any:
 
 def planned(cfg: Any, prompt: int) -> dict[str, float]:
     """GiB that stay, and the peak of the largest program."""
+    import jax
+
     from pal_jax.planning import estimate
 
     choice = estimate.Choice(1, 1, 1, cfg.remat, ROWS)
-    plan = estimate.make_plan(request(cfg, prompt, COMPLETION), choice, lambda _: None)
+    plan = estimate.make_plan(request(cfg, prompt, COMPLETION, jax.devices()[:1]), choice, lambda _: None)
     return {name: size / GIB for name, size in plan.memory.items()} | {'peak': plan.worst.peak / GIB}
 
 

@@ -28,30 +28,39 @@ PEERS = {'torch': ('torch', 'transformers'), 'tunix': ('google-tunix', 'jax', 'f
 def make_pal_jax(model: str, batch: int, length: int, dtype: str) -> Round:
     """Our step, computed as `for_platform` has it."""
     import jax
-    import optax
 
     from pal_jax.models import params
     from pal_jax.runtime.devices import for_platform
 
     cfg = for_platform(SHAPES[model], dtype)
-    optimizer = optax.adamw(LEARNING_RATE)
+    update, optimizer = supervised(cfg)
     tokens = jax.random.randint(jax.random.key(1), (batch, length), 0, cfg.vocab)
     weights = params.init(params.decoder_specs(cfg), jax.random.key(0))
     state = [weights, optimizer.init(weights)]
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(weights: params.Params, opt_state: optax.OptState):
-        loss, grads = jax.value_and_grad(_cross_entropy)(weights, cfg, tokens)
-        updates, opt_state = optimizer.update(grads, opt_state, weights)
-        return optax.apply_updates(weights, updates), opt_state, loss
-
     def step() -> dict[str, float]:
-        state[0], state[1], loss = update(*state)
+        state[0], state[1], loss = update(*state, tokens)
         jax.block_until_ready(state)
         return {'loss': float(loss)}
 
     del weights
     return step
+
+
+def supervised(cfg: ModelConfig) -> tuple[Any, Any]:
+    """The jitted step on weights, the optimiser's state and tokens `[R, T]`, and its optimiser."""
+    import jax
+    import optax
+
+    optimizer = optax.adamw(LEARNING_RATE)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def update(weights: Any, opt_state: optax.OptState, tokens: jax.Array):
+        loss, grads = jax.value_and_grad(_cross_entropy)(weights, cfg, tokens)
+        updates, opt_state = optimizer.update(grads, opt_state, weights)
+        return optax.apply_updates(weights, updates), opt_state, loss
+
+    return update, optimizer
 
 
 def _cross_entropy(weights: Any, cfg: Any, tokens: Any) -> Any:

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import (
     card,
+    card_programs,
     card_tasks,
     contest,
     decode,
@@ -32,6 +33,7 @@ from benchmarks import (
 from benchmarks.contest import Contestant, Outcome, Result
 from benchmarks.shapes import SHAPES
 from pal_jax.models.places import visible
+from tests.test_plan_cuda import needs_compiler
 
 STARTUP = {'init_s', 'compile_s', 'peak_gib'}
 LIMITS = {'float32_gflops': 400.0, 'bfloat16_gflops': 800.0, 'memory_gbytes_per_s': 40.0}
@@ -370,6 +372,22 @@ def test_all_that_a_card_is_asked_runs_in_tiny_shapes(report, known_machine, tmp
     assert out['equality']['pal_jax']['tiny, float32']['largest'] < 1e-5
     assert out['train']['ratios'].keys() == {'tiny: over torch (tokens_per_s)'}
     assert {'tiny, gradients', 'tiny, apply', 'tiny, score'} <= out['plan']['pal_jax'].keys()
+    needs = [program['foretold_gib'] for program in out['plan']['pal_jax'].values()]
+    assert needs == sorted(needs)  # a device tells the most that was taken since the process began
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_all_that_a_card_is_asked_is_compiled_for_one_that_is_not_there(report):
+    out = report(card, '--size=tiny', '--compile=h100')
+    for part in card.PARTS:
+        assert 'failed' not in out[part]['compile'], (part, out[part]['compile'])
+        assert [name for name, program in out[part]['compile'].items() if program['refused']] == []
+        assert out[part]['compile'] or part == 'plan'
+
+
+def test_every_part_of_a_card_has_programs_to_compile_without_one():
+    assert card_programs.PARTS.keys() == card.PARTS.keys()
 
 
 def test_a_card_tells_of_a_task_that_fails(tmp_path):

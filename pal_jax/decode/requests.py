@@ -95,16 +95,13 @@ class Live:
     versions: list[int] = dataclasses.field(default_factory=list)
 
 
-def for_slots(cfg: ModelConfig, slots: int) -> tuple[ModelConfig, int]:
-    """The config and the number of slots that decode fastest for `slots` requests.
+def for_slots(cfg: ModelConfig, slots: int, platform: str | None = None) -> tuple[ModelConfig, int]:
+    """The config and the number of slots that decode fastest for `slots` requests, by default on this process' platform.
 
     A CPU multiplies rows in groups of eight, so that 25 rows take more time than 32. It multiplies a single row fastest
     in float32.
     """
-    cfg = (
-        dataclasses.replace(cfg, attention='fused') if cfg.attention in ('splash', 'flash') else cfg
-    )  # prompts are no packed rows
-    if jax.default_backend() != 'cpu':
+    if (platform or jax.default_backend()) != 'cpu':
         return cfg, slots
     return (dataclasses.replace(cfg, dtype='float32'), 1) if slots == 1 else (cfg, round_up(slots, 8))
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from pal_jax.data.packing import round_up
 from pal_jax.decode import engine
 from pal_jax.decode.programs import Programs
-from pal_jax.decode.requests import bucket
+from pal_jax.decode.requests import bucket, for_slots
 from pal_jax.learners.actor import Actor
 from pal_jax.learners.critic import Critic
 from pal_jax.learners.dpo import PreferenceLearner
@@ -240,7 +240,8 @@ def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool
     shares = work.shares_on(actor.mesh)
     wide, mesh = spread(actor.mesh, shares)
     ways = sharding.batch_ways(mesh)
-    slots, rows, room = round_up(-(-work.slots // shares), ways), round_up(PREFILL_ROWS, ways), work.room
+    cfg, slots = for_slots(cfg, -(-work.slots // shares), mesh.devices.flat[0].platform)
+    slots, rows, room = round_up(slots, ways), round_up(PREFILL_ROWS, ways), work.room
     publish, functions = (Programs(cfg, place, slots=slots, int8=int8) for place in (wide, mesh))
     ordered = Mesh(wide.devices.reshape(actor.mesh.devices.shape), wide.axis_names, axis_types=wide.axis_types)
     places = sharding.param_shardings(params.decoder_specs(cfg), ordered)

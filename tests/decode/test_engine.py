@@ -206,6 +206,14 @@ def test_misuse_is_told_plainly(driver):
 
 def test_a_cpu_decodes_by_eights_or_alone():
     assert [for_slots(CFG, slots)[1] for slots in (1, 2, 8, 25)] == [1, 8, 8, 32]
+    assert for_slots(CFG, 25, 'gpu') == (CFG, 25)
+
+
+@pytest.mark.parametrize('platform', ['gpu', 'tpu'])
+def test_a_decoder_reads_prompts_with_the_attention_of_the_training(platform):
+    cfg = devices.for_platform(CFG, platform=platform)
+    decoder = LocalDecoder(cfg, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]))
+    assert decoder.cfg.attention == devices.ATTENTION[platform]
 
 
 def test_a_decoder_of_one_slot_decodes_the_same_one_after_the_other(weights, driver):
