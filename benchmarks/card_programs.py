@@ -135,7 +135,7 @@ def _program(name: str, function: Any, shapes: Any, devices: Any) -> Any:
 
 
 def plan(size: Size, devices: Any) -> Programs:
-    """Nothing: the planner's part runs the programs of an update by PPO, which are among those of `train`."""
+    """No programs: the planner's part runs those of an update by PPO, which `train` has."""
     yield from ()
 
 

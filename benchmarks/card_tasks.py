@@ -313,7 +313,7 @@ def plan_pal_jax(size: Size) -> Results:
 
 
 def foretold(figures: Any) -> dict[str, Any]:
-    """What the compiler says of a program: milliseconds, where the rates of the device are known, GiB of arguments,
+    """The compiler's figures of a program: milliseconds, where the rates of the device are known, GiB of arguments,
     results and temporaries, kernels, GB read and written, and '' or the reason of a refusal."""
     return {
         'foretold_ms': None if figures.seconds is None else 1e3 * figures.seconds,
