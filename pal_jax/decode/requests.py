@@ -96,7 +96,7 @@ class Live:
 
 
 def for_slots(cfg: ModelConfig, slots: int, platform: str | None = None) -> tuple[ModelConfig, int]:
-    """The config and the number of slots that decode fastest for `slots` requests, by default on this process' platform.
+    """The config and the number of slots that decode fastest for `slots` requests; by default on this platform.
 
     A CPU multiplies rows in groups of eight, so that 25 rows take more time than 32. It multiplies a single row fastest
     in float32.
