@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.machine import best_seconds, gemm_flops, gemm_size
-from pal_jax.envs.arrays import allreduce, rounds, topology
-from pal_jax.envs.arrays.cameras import Cameras
-from pal_jax.envs.arrays.finite import MOVES, Grid
+from pal_jax.recipes.allreduce import rounds, topology
+from pal_jax.recipes.allreduce import schedules as allreduce
+from pal_jax.recipes.cameras.scene import Cameras
+from pal_jax.recipes.cmdp.finite import MOVES, Grid
 
 
 def grid_steps(environments: int, steps: int, repeats: int) -> float:

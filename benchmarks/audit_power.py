@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from pal_jax.evals import leakage, shortcuts
-from pal_jax.evals.accuracy import hits
-from pal_jax.evals.leakage import Finding
-from pal_jax.learners import bradley_terry
+from pal_jax.recipes.personal import bradley_terry
+from pal_jax.recipes.personal.bench import leakage, shortcuts
+from pal_jax.recipes.personal.bench.leakage import Finding
+from pal_jax.run.accuracy import hits
 
 SETS, QUICK = 100, 5
 TRAIN, TEST = 12, 8  # pairs of a person

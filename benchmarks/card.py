@@ -30,7 +30,7 @@ from typing import Any
 
 from benchmarks import card_programs, contest, shapes
 from benchmarks.card_tasks import PARTS, SIZES
-from pal_jax.runtime.files import write_whole
+from pal_jax.run.files import write_whole
 
 Report = dict[str, Any]
 # Figures of ours over a peer's, by part: the task and the figure of each, and whether less is better.

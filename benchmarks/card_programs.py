@@ -14,7 +14,7 @@ from benchmarks import card_tasks, plan_memory, rlpa_step, train_step
 from benchmarks.card_tasks import Results, Size
 from benchmarks.shapes import SHAPES
 
-Programs = Iterator[tuple[str, Any]]  # a name, and a `planning.programs.Program`
+Programs = Iterator[tuple[str, Any]]  # a name, and a `commands.planning.programs.Program`
 PROMPT = 1024  # tokens of RLPA's prompts, as `python -m pal_jax.plan` has them
 
 
@@ -24,7 +24,7 @@ def compiled(part: str, size: Size, card: str) -> Results:
     Raises:
       RuntimeError: the compiler is not installed.
     """
-    from pal_jax.planning import chips, estimate
+    from pal_jax.commands.planning import chips, estimate
 
     devices = chips.topology_devices(f'{card}:1')
     chip, start = chips.chip(devices[0]), time.perf_counter()
@@ -64,9 +64,9 @@ def train(size: Size, devices: Any) -> Programs:
 
 def decode(size: Size, devices: Any) -> Programs:
     """The programs of a decoder of each batch, among them that which begins prompts in no cache."""
+    from pal_jax.commands.planning import programs
     from pal_jax.decode.programs import Programs as Functions
-    from pal_jax.planning import programs
-    from pal_jax.runtime.devices import make_mesh
+    from pal_jax.run.devices import make_mesh
 
     mesh = make_mesh(devices=devices)
     for model in size.models:
@@ -87,10 +87,10 @@ def rlpa(size: Size, devices: Any) -> Programs:
     """The programs of a step of RLPA and of its decoder."""
     import dataclasses
 
-    from pal_jax.parts.runs import read_settings
-    from pal_jax.planning import programs
-    from pal_jax.planning.methods import method_of
-    from pal_jax.runtime.devices import make_mesh
+    from pal_jax.commands.planning import programs
+    from pal_jax.commands.planning.methods import method_of
+    from pal_jax.run.devices import make_mesh
+    from pal_jax.run.runs import read_settings
 
     settings = read_settings(runpy.run_path(str(rlpa_step.CONFIG))['get_config'](size.variant))
     method = method_of(settings, PROMPT)
@@ -108,8 +108,8 @@ def equality(size: Size, devices: Any) -> Programs:
 
 
 def _updates(model: str, dtype: str, lengths: tuple[int, int], devices: Any, decode: bool = False) -> Programs:
-    from pal_jax.planning import estimate
-    from pal_jax.runtime.devices import make_mesh
+    from pal_jax.commands.planning import estimate
+    from pal_jax.run.devices import make_mesh
 
     request = plan_memory.request(_shape(model, dtype), *lengths, devices)._replace(decode=decode)
     learner = request.make_learner(request.cfg, make_mesh(devices=devices), plan_memory.ROWS)
@@ -118,16 +118,16 @@ def _updates(model: str, dtype: str, lengths: tuple[int, int], devices: Any, dec
 
 
 def _shape(model: str, dtype: str) -> Any:
-    from pal_jax.runtime.devices import for_platform
+    from pal_jax.run.devices import for_platform
 
     return for_platform(SHAPES[model], dtype, 'gpu')
 
 
 def _program(name: str, function: Any, shapes: Any, devices: Any) -> Any:
     """A program whose arguments lie whole on the first device."""
-    from pal_jax.planning import programs
-    from pal_jax.runtime.devices import make_mesh
-    from pal_jax.runtime.sharding import replicated
+    from pal_jax.commands.planning import programs
+    from pal_jax.run.devices import make_mesh
+    from pal_jax.run.sharding import replicated
 
     return programs.Program(
         name, function, programs.placed(tuple(shapes), replicated(make_mesh(devices=devices))), 1, (), 1

@@ -263,7 +263,7 @@ def equality_pal_jax(size: Size) -> Results:
     from pal_jax.data.packing import pack_rollouts
     from pal_jax.decode.requests import Request
     from pal_jax.models import params
-    from pal_jax.runtime.devices import make_mesh
+    from pal_jax.run.devices import make_mesh
     from pal_jax.types import Sample, Sampling
 
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -293,8 +293,8 @@ def plan_pal_jax(size: Size) -> Results:
     """
     import jax
 
-    from pal_jax.planning import estimate
-    from pal_jax.runtime.devices import make_mesh
+    from pal_jax.commands.planning import estimate
+    from pal_jax.run.devices import make_mesh
 
     for model in size.models:
         request = plan_memory.request(_for_platform(model), *size.ppo, jax.devices()[:1])
@@ -347,7 +347,8 @@ def random_model(model: str, folder: Path) -> str:
     import jax
 
     from pal_jax.data.tokenizer import byte_tokenizer
-    from pal_jax.models import hf, params
+    from pal_jax.models import params
+    from pal_jax.models.files import hf
 
     cfg = SHAPES[model]
     hf.save(params.init(params.decoder_specs(cfg), jax.random.key(0)), cfg, byte_tokenizer(), folder / model)
@@ -355,7 +356,7 @@ def random_model(model: str, folder: Path) -> str:
 
 
 def _for_platform(model: str, dtype: str = 'bfloat16') -> Any:
-    from pal_jax.runtime.devices import for_platform
+    from pal_jax.run.devices import for_platform
 
     return for_platform(SHAPES[model], dtype)
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pal_jax.runtime.memory import ALLOCATOR, SETTING
+from pal_jax.run.memory import ALLOCATOR, SETTING
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pal_jax.runtime import memory
+from pal_jax.run import memory
 
 Round = Callable[[], dict[str, float]]  # takes one round and returns what it has to tell; it is over when it returns
 

@@ -33,8 +33,8 @@ from jax import Array
 from pal_jax.learners.array_ppo import ArrayPPO, Mix
 from pal_jax.objectives import constraints as c
 from pal_jax.objectives.distributions import Gaussian
-from pal_jax.runtime.devices import make_mesh
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run.devices import make_mesh
+from pal_jax.run.optim import Optimizer
 
 TASK, HORIZON, LIMIT = 'safe_velocity_hopper', 200, 20.0  # steps of an episode, and its limit of cost
 ENVIRONMENTS, STEPS, EPOCHS, MINIBATCHES = 64, 50, 4, 4

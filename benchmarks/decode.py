@@ -26,7 +26,7 @@ if not __package__:
 
 from benchmarks import contest, dialogues, shapes, traffic
 from benchmarks.contest import Contestant, Result
-from pal_jax.runtime.outputs import whole_file
+from pal_jax.run.outputs import whole_file
 
 PEERS = {'torch': ('torch', 'transformers'), 'tunix': ('google-tunix', 'jax', 'flax')}  # and whose versions count
 DRIVERS = ('jetstream', 'grpc')

@@ -50,11 +50,11 @@ def make_engine(model: str, dtype: str, batch: int, prompt: int, new: int) -> Ro
     import jax
     import jax.numpy as jnp
 
+    from pal_jax.commands.planning import hlo
     from pal_jax.decode.programs import Programs
     from pal_jax.decode.requests import bucket, for_slots
     from pal_jax.models import decoder, params
-    from pal_jax.planning import hlo
-    from pal_jax.runtime.devices import for_platform, make_mesh
+    from pal_jax.run.devices import for_platform, make_mesh
 
     cfg, rows = for_slots(for_platform(SHAPES[model], dtype), batch)
     programs = Programs(cfg, make_mesh(devices=jax.devices()[:1]), slots=rows)
@@ -96,8 +96,8 @@ def make_local(model: str, dtype: str, batch: int, prompt: int, new: int) -> Rou
 
 def make_jetstream(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
     """A round of decoding through JetStream's driver in this process."""
-    from pal_jax.decode.jetstream.decoder import JetStreamDecoder
-    from pal_jax.decode.jetstream.engine import JetStreamEngine
+    from pal_jax.decode.serve.jetstream.decoder import JetStreamDecoder
+    from pal_jax.decode.serve.jetstream.engine import JetStreamEngine
 
     cfg, tokenizer, mesh = _parts(model, dtype)
     decoder = JetStreamDecoder(JetStreamEngine(cfg, tokenizer, mesh, slots=batch, stride=STRIDE))
@@ -107,10 +107,10 @@ def make_jetstream(model: str, dtype: str, batch: int, prompt: int, new: int) ->
 
 def make_grpc(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
     """A round of decoding asked for over gRPC, of a server that runs in this process too."""
-    from pal_jax.decode.jetstream.driver import JetStreamDriver
-    from pal_jax.decode.jetstream.engine import JetStreamEngine
-    from pal_jax.decode.jetstream.remote import RemoteDecoder
-    from pal_jax.decode.jetstream.rpc import GrpcServer
+    from pal_jax.decode.serve.jetstream.driver import JetStreamDriver
+    from pal_jax.decode.serve.jetstream.engine import JetStreamEngine
+    from pal_jax.decode.serve.jetstream.remote import RemoteDecoder
+    from pal_jax.decode.serve.jetstream.rpc import GrpcServer
 
     cfg, tokenizer, mesh = _parts(model, dtype)
     engine, weights = JetStreamEngine(cfg, tokenizer, mesh, slots=batch, stride=STRIDE), _weights(cfg)
@@ -187,7 +187,7 @@ def _parts(model: str, dtype: str) -> tuple[Any, Any, Any]:
     """The model as this machine computes it, its tokenizer and a mesh of one device."""
     import jax
 
-    from pal_jax.runtime.devices import for_platform, make_mesh
+    from pal_jax.run.devices import for_platform, make_mesh
 
     return for_platform(SHAPES[model], dtype), Endless(SHAPES[model].vocab), make_mesh(devices=jax.devices()[:1])
 

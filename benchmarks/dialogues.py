@@ -15,7 +15,7 @@ from benchmarks.decoders import ask, local_decoder
 from benchmarks.shapes import SHAPES
 
 if TYPE_CHECKING:
-    from pal_jax.parts.world import World
+    from pal_jax.recipes.rlpa.world import World
     from pal_jax.types import Dialogue
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'rlpa.py'
@@ -52,11 +52,11 @@ def make_rollouts(variant: str, steps: int, reuse: bool) -> Round:
     """The first rollouts of configs/rlpa.py as a policy meets them that writes its format, sampled by the one that the
     config starts from. What is sampled goes nowhere: both sides read the same dialogues."""
     from pal_jax.decode.local import LocalDecoder
-    from pal_jax.models import sources
-    from pal_jax.parts import turns
-    from pal_jax.parts.runs import read_settings
-    from pal_jax.parts.world import make_world
-    from pal_jax.runtime import devices
+    from pal_jax.models.files import sources
+    from pal_jax.recipes.rlpa import turns
+    from pal_jax.recipes.rlpa.world import make_world
+    from pal_jax.run import devices
+    from pal_jax.run.runs import read_settings
 
     config = read_settings(runpy.run_path(str(CONFIG))['get_config'](variant))
     source, mesh, n = sources.resolve(config.policy.source), devices.make_mesh(), config.dialogue.n_samples_per_prompt
@@ -79,8 +79,8 @@ def make_rollouts(variant: str, steps: int, reuse: bool) -> Round:
 
 def script(dialogue: Any, world: World, steps: int) -> list[list[Dialogue]]:
     """The dialogues of the first steps, where the policy notes a fact a round and asks for more."""
-    from pal_jax.envs import queue as env
-    from pal_jax.feedback.profiles import render_completion, render_facts, to_sample
+    from pal_jax.recipes.rlpa import queue as env
+    from pal_jax.recipes.rlpa.profiles import render_completion, render_facts, to_sample
     from pal_jax.types import Completion
 
     def answer(talk: Dialogue, group: int) -> Any:

@@ -75,7 +75,7 @@ class Writing:
         number = self._count = self._count + 1
 
         def written(place: int, completion: Completion) -> Completion:
-            from pal_jax.feedback.profiles import render_completion
+            from pal_jax.recipes.rlpa.profiles import render_completion
 
             text = render_completion('- pet: cat\n', f'What about {number} and {place}?')
             return dataclasses.replace(completion, text=text)
@@ -106,13 +106,13 @@ def simulated(rate: float, tokens: int) -> Callable[[Sequence[Request], Told | N
 def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int, address: str) -> dict[str, Any]:
     """Seconds of each part."""
     from pal_jax.decode.choose import make_decoder
-    from pal_jax.envs.queue import open_queue
-    from pal_jax.models import sources
-    from pal_jax.parts import turns
-    from pal_jax.parts.runs import read_settings
-    from pal_jax.parts.world import make_world
-    from pal_jax.runtime import devices
-    from pal_jax.runtime.processes import ALONE
+    from pal_jax.models.files import sources
+    from pal_jax.recipes.rlpa import turns
+    from pal_jax.recipes.rlpa.queue import open_queue
+    from pal_jax.recipes.rlpa.world import make_world
+    from pal_jax.run import devices
+    from pal_jax.run.processes import ALONE
+    from pal_jax.run.runs import read_settings
 
     config = runpy.run_path(str(CONFIG))['get_config']('smoke')
     config.dialogue.people, n = -(-samples // 4), 4

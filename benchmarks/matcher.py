@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import random
 
-from pal_jax.feedback.embedding import SentenceEncoder, make_matcher
-from pal_jax.feedback.people import SCHEMA
+from pal_jax.judges.embedding import SentenceEncoder, make_matcher
 from pal_jax.models import bert
+from pal_jax.recipes.rlpa.people import SCHEMA
 
 PHRASINGS = {
     'food': ('favorite dish is {value}', 'loves to eat {value}'),

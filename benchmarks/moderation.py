@@ -25,9 +25,9 @@ from scipy import stats
 
 from benchmarks.scores import by_length
 from pal_jax.data import records
-from pal_jax.evals.bootstrap import interval, resampled_counts
-from pal_jax.evals.moderation import harm, unsafe_by
-from pal_jax.runtime import intervals
+from pal_jax.recipes.moderation.evaluation import harm, unsafe_by
+from pal_jax.run import intervals
+from pal_jax.run.bootstrap import interval, resampled_counts
 
 SCORES = Path(__file__).parents[2] / 'shared' / 'data' / 'pyrit_human_scores' / 'harm.jsonl'
 REFUSING = re.compile(r"\b(?:sorry|can't|cannot|won't|unable|illegal|unethical|harmful|instead)\b", re.IGNORECASE)
@@ -60,9 +60,9 @@ def score(run: str, prompts: Sequence[str], responses: Sequence[str]) -> tuple[n
     """The probabilities of the categories by the moderator of a run, and its verdicts."""
     import jax
 
-    from pal_jax.parts.recipe import Context
-    from pal_jax.recipes.moderation import open_moderator
-    from pal_jax.runtime.devices import make_mesh
+    from pal_jax.recipes.moderation.recipe import open_moderator
+    from pal_jax.run.devices import make_mesh
+    from pal_jax.run.recipe import Context
 
     moderator = open_moderator(run, Context(make_mesh(devices=jax.local_devices()[:1])))
     sizes = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]

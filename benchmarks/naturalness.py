@@ -20,17 +20,17 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from pal_jax.feedback import naturalness
-from pal_jax.feedback.demonstrations import make_demonstrations
-from pal_jax.feedback.judges import judge_by_rules
-from pal_jax.feedback.naturalness import Case, Naturalness
-from pal_jax.feedback.oracle import make_answers
-from pal_jax.feedback.people import SLOTS, make_people
-from pal_jax.feedback.profiles import parse_completion, plain_history, split_fact
-from pal_jax.feedback.users import make_scripted_user, revealed
-from pal_jax.models import sources
-from pal_jax.parts.frozen import FrozenModel
-from pal_jax.runtime import devices
+from pal_jax.models.files import sources
+from pal_jax.recipes.rlpa import naturalness
+from pal_jax.recipes.rlpa.criteria import judge_by_rules
+from pal_jax.recipes.rlpa.demonstrations import make_demonstrations
+from pal_jax.recipes.rlpa.frozen import FrozenModel
+from pal_jax.recipes.rlpa.naturalness import Case, Naturalness
+from pal_jax.recipes.rlpa.oracle import make_answers
+from pal_jax.recipes.rlpa.people import SLOTS, make_people
+from pal_jax.recipes.rlpa.profiles import parse_completion, plain_history, split_fact
+from pal_jax.recipes.rlpa.users import make_scripted_user, revealed
+from pal_jax.run import devices
 from pal_jax.types import Dialogue, Person, Turn, Verdict
 
 NOUNS = (

@@ -57,8 +57,8 @@ def make_runner(cfg: Any, mix: str, micro_tokens: int, row_tokens: int, padded: 
     from pal_jax.data.packing import pack_rollouts
     from pal_jax.learners import ppo as learners
     from pal_jax.models import params
-    from pal_jax.runtime.devices import make_mesh
-    from pal_jax.runtime.optim import Optimizer
+    from pal_jax.run.devices import make_mesh
+    from pal_jax.run.optim import Optimizer
 
     n, mesh = MIXES[mix][3], make_mesh(devices=jax.devices()[:1])
     batch = pack_rollouts(samples(mix, cfg.vocab), n=n, actions=56, mesh=mesh, row_tokens=row_tokens)
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--rounds', type=int, default=5, help='timed updates of each')
     args: argparse.Namespace = parser.parse_args(argv)
 
-    from pal_jax.runtime.devices import for_platform
+    from pal_jax.run.devices import for_platform
 
     cfg = for_platform(SHAPES[args.model], args.dtype)
     cfg = dataclasses.replace(cfg, layers=args.layers or cfg.layers)

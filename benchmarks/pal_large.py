@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pal_jax.data import columns
-from pal_jax.runtime.metrics import read_records
+from pal_jax.data.readers import columns
+from pal_jax.run.metrics import read_records
 
 TASTES, WIDTH, CHUNK = 4, 32, 1 << 18
 ROOT = Path(__file__).parents[1]

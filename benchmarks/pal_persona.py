@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.runtime.outputs import whole_file
+from pal_jax.run.outputs import whole_file
 
 INTERESTS = 'interest-in-art,interest-in-literature,interest-in-music,interest-in-science'
 

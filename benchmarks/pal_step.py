@@ -50,9 +50,9 @@ def make_pal_jax(batch: int, updates: int, dtype: str) -> Round:
     import jax.numpy as jnp
 
     from pal_jax.data.comparisons import PairBatch
-    from pal_jax.learners.ideal_point import IdealPointLearner, Loss, Rates, put
-    from pal_jax.models.ideal_point import PAL
-    from pal_jax.runtime import devices
+    from pal_jax.recipes.personal.ideal_point import PAL
+    from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, Rates, put
+    from pal_jax.run import devices
 
     pal = PAL(
         WIDTH, K, variant='B', projector='mlp2-gelu-dropout0', rule='angle', scaled=True, **devices.precision(dtype)
@@ -119,7 +119,7 @@ def make_products(batch: int, updates: int, dtype: str) -> Round:
     import jax
     import jax.numpy as jnp
 
-    from pal_jax.runtime import devices
+    from pal_jax.run import devices
 
     precision = devices.precision(dtype)
     m, k, n = PRODUCT if jax.default_backend() == 'cpu' else (8192, 8192, 8192)
@@ -172,11 +172,11 @@ def measure(users: int, options: argparse.Namespace) -> tuple[float, float]:
     import jax.numpy as jnp
 
     from pal_jax.data.comparisons import PairBatch
-    from pal_jax.learners.ideal_point import IdealPointLearner, Loss, Rates, put
-    from pal_jax.learners.meta import Meta
-    from pal_jax.learners.pal_options import Bases
-    from pal_jax.models.ideal_point import PAL
-    from pal_jax.runtime import devices
+    from pal_jax.recipes.personal.ideal_point import PAL
+    from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, Rates, put
+    from pal_jax.recipes.personal.meta import Meta
+    from pal_jax.recipes.personal.options import Bases
+    from pal_jax.run import devices
 
     plain: dict[str, Any] = {'rule': 'dot', 'point': 'Pw'}
     model, loss, inner = {

@@ -23,12 +23,12 @@ from scipy.optimize import linear_sum_assignment
 
 from pal_jax.data.comparisons import shares, take
 from pal_jax.data.passes import shuffled
-from pal_jax.data.synthetic import Setting, make_population, side_by_side
-from pal_jax.evals.panel import Trial, new_accuracy, newcomers, questions, seen_accuracy
-from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, Rates, put
-from pal_jax.models import ideal_point
-from pal_jax.models.ideal_point import PAL
-from pal_jax.runtime import devices
+from pal_jax.recipes.personal import ideal_point
+from pal_jax.recipes.personal.ideal_point import PAL
+from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, NewUsers, Rates, put
+from pal_jax.recipes.personal.pal.synthetic import Setting, make_population, side_by_side
+from pal_jax.recipes.personal.panel import Trial, new_accuracy, newcomers, questions, seen_accuracy
+from pal_jax.run import devices
 
 PROJECTORS = {'linear': 'mlp0-linear-nobias', 'mlp': 'mlp1-gelu-residual'}
 COUNTS = (0, 1, 2, 5, 10, 20, 50)

@@ -12,7 +12,7 @@ replies to the same prompt, without the direction of lists.
 For each reward it prints, on prompts that nothing was learnt from and over new people: reward accuracy on choices (with
 the same noise, so `ceiling` is the truth's), the utility of the best of 1, 4 and 16 replies in standard deviations of
 the person's utility, and the regret. `tau` is Kendall's tau-b between accuracy and utility over methods, with its 95 %
-bootstrap over people and its p by permuting methods (`evals/behaviour.py`).
+bootstrap over people and its p by permuting methods (`recipes/personal/behaviour.py`).
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ from jax.sharding import Mesh
 from pal_jax.data import records
 from pal_jax.data.texts import to_reply
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.evals.accuracy import hits
-from pal_jax.evals.behaviour import Agreement, agreement, best_of_n, regret
-from pal_jax.feedback.local_model import LocalModel
-from pal_jax.learners.personal import Choices, Fitted, Method
-from pal_jax.models import sources, states
+from pal_jax.judges.local_model import LocalModel
+from pal_jax.models import states
 from pal_jax.models.config import ModelConfig
+from pal_jax.models.files import sources
 from pal_jax.models.params import Params, decoder_specs
-from pal_jax.recipes.bench.methods import FOR_TABLES, METHODS
-from pal_jax.runtime import devices, intervals, sharding
+from pal_jax.recipes.personal.behaviour import Agreement, agreement, best_of_n, regret
+from pal_jax.recipes.personal.bench.methods import FOR_TABLES, METHODS
+from pal_jax.recipes.personal.interface import Choices, Fitted, Method
+from pal_jax.run import devices, intervals, sharding
+from pal_jax.run.accuracy import hits
 from pal_jax.types import Sampling
 
 WIDTH, KNOWN, PAIRS = 32, 20, 200  # coordinates of replies, known choices of a new person, choices of a seen one

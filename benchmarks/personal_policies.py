@@ -40,26 +40,27 @@ from benchmarks import shapes
 from benchmarks.personal_behaviour import ASKED, PAIRS, Learnt, People, Reader, Replies
 from pal_jax.data import chats
 from pal_jax.data.packing import Branch, Group, lay_out_groups, most_actions, pack_groups, pack_rollouts, round_up
+from pal_jax.decode.answers import PolicySampler, load_base
 from pal_jax.decode.requests import Request
-from pal_jax.evals.accuracy import hits
-from pal_jax.evals.behaviour import agreement, policy_accuracy
+from pal_jax.decode.sampler import make_decoder
 from pal_jax.learners import ppo
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.training import Lora
-from pal_jax.models import lora, merging, soups, sources
+from pal_jax.models import lora, merging, soups
+from pal_jax.models.files import sources
 from pal_jax.models.params import Params
-from pal_jax.parts.answers import PolicySampler, load_base
-from pal_jax.parts.models import Policy, make_policy
-from pal_jax.parts.recipe import Context, Plan
-from pal_jax.parts.sampler import make_decoder
-from pal_jax.parts.settings import DecodeSettings, ModelSettings
-from pal_jax.recipes.bench.methods import FOR_TABLES, METHODS
+from pal_jax.recipes.personal.behaviour import agreement, policy_accuracy
+from pal_jax.recipes.personal.bench.methods import FOR_TABLES, METHODS
 from pal_jax.recipes.psoups.judges import Score
 from pal_jax.recipes.psoups.prompts import Prompt
 from pal_jax.recipes.psoups.recipe import RLPHF
-from pal_jax.runtime import devices, sharding
-from pal_jax.runtime.forecast import Forecast
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run import devices, sharding
+from pal_jax.run.accuracy import hits
+from pal_jax.run.forecast import Forecast
+from pal_jax.run.models import Policy, make_policy
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.recipe import Context, Plan
+from pal_jax.run.settings import DecodeSettings, ModelSettings
 from pal_jax.types import Metrics, Sampling
 
 POLES = 'length', 'questions', 'warmth', 'formality', 'lists'  # the columns of `personal_behaviour.counts`

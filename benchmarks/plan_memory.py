@@ -23,7 +23,7 @@ GIB = 2**30
 
 def make_learner(cfg: Any, mesh: Any, completion: int) -> Any:
     from pal_jax.learners import ppo as learners
-    from pal_jax.runtime.optim import Optimizer
+    from pal_jax.run.optim import Optimizer
 
     ppo = learners.PPO('group_norm', kl_in='loss', kl_estimator='k3', micro_rows=ROWS)
     optimizer = Optimizer('adamw', lr=1e-5, total_steps=10)
@@ -32,7 +32,7 @@ def make_learner(cfg: Any, mesh: Any, completion: int) -> Any:
 
 def request(cfg: Any, prompt: int, completion: int, devices: Sequence[Any]) -> Any:
     """The planner's request for an update of `ROWS` prompts with `N` answers each, on one device."""
-    from pal_jax.planning import chips, estimate, programs
+    from pal_jax.commands.planning import chips, estimate, programs
 
     return estimate.Request(
         cfg=cfg, make_learner=lambda cfg, mesh, _: make_learner(cfg, mesh, completion),
@@ -45,7 +45,7 @@ def planned(cfg: Any, prompt: int) -> dict[str, float]:
     """GiB that stay, and the peak of the largest program."""
     import jax
 
-    from pal_jax.planning import estimate
+    from pal_jax.commands.planning import estimate
 
     choice = estimate.Choice(1, 1, 1, cfg.remat, ROWS)
     plan = estimate.make_plan(request(cfg, prompt, COMPLETION, jax.devices()[:1]), choice, lambda _: None)
@@ -59,7 +59,7 @@ def updates(cfg: Any, prompt: int, completion: int) -> Callable[[], None]:
 
     from pal_jax.data.packing import pack_rollouts
     from pal_jax.models import params
-    from pal_jax.runtime import devices
+    from pal_jax.run import devices
     from pal_jax.types import Completion, Sample
 
     mesh = devices.make_mesh(devices=jax.devices()[:1])
@@ -81,7 +81,7 @@ def updates(cfg: Any, prompt: int, completion: int) -> Callable[[], None]:
 
 def taken(cfg: Any, prompt: int) -> dict[str, float]:
     """The most memory of a process that made two updates."""
-    from pal_jax.runtime import memory
+    from pal_jax.run import memory
 
     memory.give_back_when_compiling()
     update = updates(cfg, prompt, COMPLETION)
@@ -97,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--part', choices=('planned', 'taken'), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
 
-    from pal_jax.runtime import memory
-    from pal_jax.runtime.devices import for_platform
+    from pal_jax.run import memory
+    from pal_jax.run.devices import for_platform
 
     if args.part:
         part = {'planned': planned, 'taken': taken}[args.part]

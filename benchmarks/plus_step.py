@@ -34,12 +34,12 @@ def make_plus(variant: str, source: str | None) -> Round:
     """A round: a step, and its parts one by one."""
     import jax
 
-    from pal_jax.parts.recipe import Context
-    from pal_jax.parts.settings import parse
     from pal_jax.recipes.plus import recipe as plus
     from pal_jax.recipes.plus.context import Written
-    from pal_jax.runtime import devices
-    from pal_jax.runtime.progress import Stopwatch
+    from pal_jax.run import devices
+    from pal_jax.run.progress import Stopwatch
+    from pal_jax.run.recipe import Context
+    from pal_jax.run.settings import parse
 
     config = runpy.run_path(str(CONFIG))['get_config'](variant)
     config.hold.steps = 0

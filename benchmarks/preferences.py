@@ -4,9 +4,9 @@
   python -m benchmarks.preferences --run=runs/cost --quick               100 of them: a minute
   python -m benchmarks.preferences --run=runs/reward --pairs=mine.jsonl
 
-The pairs are in any format of `data/formats.py`. Prints one JSON object: `accuracy`, the share of pairs in which the
-chosen answer has the better score, and `accuracy_shorter`, that of a rule which always takes the shorter answer, both
-with 95 % intervals over prompts. A lower score of a cost model or a moderator is the better one.
+The pairs are in any format of `data/readers/formats.py`. Prints one JSON object: `accuracy`, the share of pairs in
+which the chosen answer has the better score, and `accuracy_shorter`, that of a rule which always takes the shorter
+answer, both with 95 % intervals over prompts. A lower score of a cost model or a moderator is the better one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scores import by_length
-from pal_jax.data import formats, records
-from pal_jax.evals.accuracy import hits
-from pal_jax.parts.runs import read_config
-from pal_jax.runtime import intervals
-from pal_jax.runtime.workdir import run_folder
+from pal_jax.data import records
+from pal_jax.data.readers import formats
+from pal_jax.run import intervals
+from pal_jax.run.accuracy import hits
+from pal_jax.run.runs import read_config
+from pal_jax.run.workdir import run_folder
 from pal_jax.scoring import open_scorer
 
 PAIRS = Path(__file__).parents[2] / 'shared' / 'data' / 'hh_rlhf_harmless' / 'test.jsonl'

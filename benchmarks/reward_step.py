@@ -36,7 +36,7 @@ def make_learner(kind: str, model: str, dtype: str, micro_rows: int, sizes: Sequ
     import jax
 
     from pal_jax.models import params
-    from pal_jax.runtime.devices import for_platform, make_mesh
+    from pal_jax.run.devices import for_platform, make_mesh
 
     cfg = for_platform(SHAPES[model], dtype)
     weights = params.init(params.decoder_specs(cfg), jax.random.key(0))
@@ -57,7 +57,7 @@ def make_learner(kind: str, model: str, dtype: str, micro_rows: int, sizes: Sequ
 def _reward(cfg: Any, weights: Any, mesh: Any, micro_rows: int, said: Any) -> tuple[Callable[[Any], Any], Any]:
     from pal_jax.data.packing import shared_prompt
     from pal_jax.learners.scorer import Scorer, pack_replies, to_score
-    from pal_jax.runtime.optim import Optimizer
+    from pal_jax.run.optim import Optimizer
 
     learner = Scorer(cfg, Optimizer('adamw', lr=1e-5, total_steps=1000), mesh, micro_rows=micro_rows)
     groups = [shared_prompt([to_score(p, reply) for reply in replies]) for p, replies in said]
@@ -73,8 +73,8 @@ def _reward(cfg: Any, weights: Any, mesh: Any, micro_rows: int, said: Any) -> tu
 def _language(cfg: Any, weights: Any, mesh: Any, micro_rows: int, said: Any) -> tuple[Callable[[Any], Any], Any]:
     from pal_jax.data.packing import Example, lay_out, pack_groups, shared_prompt
     from pal_jax.learners.actor import Actor
-    from pal_jax.runtime import sharding
-    from pal_jax.runtime.optim import Optimizer
+    from pal_jax.run import sharding
+    from pal_jax.run.optim import Optimizer
 
     optimizer = Optimizer('adamw', lr=1e-5, total_steps=1000)
     length = len(said[0][1][0])

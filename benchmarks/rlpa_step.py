@@ -27,11 +27,11 @@ PHASES = ('rollout', 'annotate', 'update')
 
 def make_rlpa(variant: str, source: str | None, steps: int) -> Round:
     """The first `steps` steps from the start, timed by phase; `load` is the start itself."""
-    from pal_jax.parts.recipe import Context
-    from pal_jax.parts.runs import read_settings
-    from pal_jax.recipes import rlpa
-    from pal_jax.runtime import devices
-    from pal_jax.runtime.progress import Stopwatch
+    from pal_jax.recipes.rlpa import recipe as rlpa
+    from pal_jax.run import devices
+    from pal_jax.run.progress import Stopwatch
+    from pal_jax.run.recipe import Context
+    from pal_jax.run.runs import read_settings
 
     config = runpy.run_path(str(CONFIG))['get_config'](variant)
     config.warmup.steps = 0

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import shapes
-from pal_jax.evals import methods
-from pal_jax.runtime.outputs import whole_file
+from pal_jax.recipes.plus import methods
+from pal_jax.run.outputs import whole_file
 
 ROOT = Path(__file__).parents[1]
 START = 'warm-up'

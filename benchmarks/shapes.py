@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pal_jax.commands.planning.shapes import SHAPES as PUBLISHED
 from pal_jax.models.config import ModelConfig, tiny
-from pal_jax.planning.shapes import SHAPES as PUBLISHED
-from pal_jax.runtime.files import at_home
-from pal_jax.runtime.outputs import check_file
+from pal_jax.run.files import at_home
+from pal_jax.run.outputs import check_file
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig

@@ -23,7 +23,7 @@ if not __package__:
 from benchmarks import contest, decoders, shapes
 from benchmarks.contest import Contestant, Result
 from benchmarks.contestant import Round
-from pal_jax.runtime.outputs import whole_file
+from pal_jax.run.outputs import whole_file
 
 TASK = ('model', 'dtype', 'batch', 'prompt', 'new', 'rank', 'targets', 'kind')  # what is the same for all
 
@@ -37,7 +37,7 @@ def make_decoder(
     from pal_jax.decode.local import LocalDecoder
     from pal_jax.decode.requests import Request
     from pal_jax.models import lora, params, soups
-    from pal_jax.runtime.devices import for_platform, make_mesh
+    from pal_jax.run.devices import for_platform, make_mesh
     from pal_jax.types import Sampling
 
     cfg = for_platform(shapes.SHAPES[model], dtype)

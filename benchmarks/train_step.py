@@ -30,7 +30,7 @@ def make_pal_jax(model: str, batch: int, length: int, dtype: str) -> Round:
     import jax
 
     from pal_jax.models import params
-    from pal_jax.runtime.devices import for_platform
+    from pal_jax.run.devices import for_platform
 
     cfg = for_platform(SHAPES[model], dtype)
     update, optimizer = supervised(cfg)

@@ -11,11 +11,11 @@ The shortest schedule of each network is in schedules/ of the run's folder, as J
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
-from pal_jax.parts.settings import CheckpointSettings
-from pal_jax.recipes import allreduce_learned
-from pal_jax.recipes.allreduce import Settings
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.recipes.allreduce import learned as allreduce_learned
+from pal_jax.recipes.allreduce.recipe import Settings
+from pal_jax.run import presets as p
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.settings import CheckpointSettings
 
 ALL = 'bcube:3,1', 'bcube:4,1', 'dcell:3,1', 'jellyfish:10,3', 'ring:8', 'torus:4,4', 'fat_tree:4'
 SMALL = 'bcube:2,1', 'bcube:3,1', 'dcell:2,1', 'ring:8'
@@ -41,7 +41,7 @@ def learn() -> ConfigDict:
     """The policies of which trees and which transfers."""
     return p.to_config(
         allreduce_learned.Settings(
-            recipe='allreduce_learned', total_steps=24, networks=('bcube:3,1', 'bcube:4,1', 'dcell:3,1'),
+            recipe='allreduce.learned', total_steps=24, networks=('bcube:3,1', 'bcube:4,1', 'dcell:3,1'),
             larger=('bcube:5,1', 'dcell:4,1'), optimizer=Optimizer('adam', lr=0.01, warmup_ratio=0.0, b2=0.999),
             checkpoint=CheckpointSettings(every=4), export=False,
         )

@@ -8,8 +8,8 @@ r"""The audited bench of personalised rewards: leakage tests of the data, then a
   python -m pal_jax.train --config=configs/bench.py --config.methods="('majority','mixed_logit')"
 
 The sections pal and pal_text are configs/pal.py and configs/pal.py:text; all methods have their splits, their numbers
-of known choices and the vectors that their decoder makes of texts. The keys: pal_jax/recipes/bench/settings.py.
-"""
+of known choices and the vectors that their decoder makes of texts. The keys:
+pal_jax/recipes/personal/bench/settings.py."""
 
 import runpy
 from pathlib import Path
@@ -17,9 +17,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
-from pal_jax.parts.settings import CheckpointSettings, parse
-from pal_jax.recipes import bench, pal
+from pal_jax.recipes.personal import bench, pal
+from pal_jax.run import presets as p
+from pal_jax.run.settings import CheckpointSettings, parse
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -31,7 +31,7 @@ def get_config(variant: str = '') -> ConfigDict:
     # A checkpoint after each part, so that a run that was killed does no finished part again.
     every = CheckpointSettings(every=1)
     config = p.to_config(
-        bench.Settings(recipe='bench', total_steps=0, export=False, checkpoint=every, pal=table, pal_text=text)
+        bench.Settings(recipe='personal.bench', total_steps=0, export=False, checkpoint=every, pal=table, pal_text=text)
     )
     return {'': lambda: config, 'quick': lambda: quick(config), 'smoke': lambda: smoke(config)}[variant]()
 

@@ -11,10 +11,10 @@ r"""Flying cameras that reconstruct a person in a crowd: contributions of camera
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
-from pal_jax.parts.settings import CheckpointSettings
 from pal_jax.recipes.cameras.settings import Settings
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run import presets as p
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.settings import CheckpointSettings
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -10,11 +10,11 @@ Handlers: none, fixed, linear, log, pid, ipo, crpo, focops, p3o, cup, cpo, pcpo.
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
 from pal_jax.objectives import constraints as c
 from pal_jax.objectives.trust_region import TrustRegion
 from pal_jax.recipes.cmdp.settings import ConstraintSettings, Settings, TaskSettings
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run import presets as p
+from pal_jax.run.optim import Optimizer
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -9,11 +9,11 @@ python -m pal_jax.train --config=configs/cost.py:paper                          
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
+from pal_jax.data.safety import SafetyRows
 from pal_jax.learners.training import Lora
-from pal_jax.parts.safety import SafetyRows
-from pal_jax.parts.settings import ModelSettings
-from pal_jax.recipes import cost
+from pal_jax.recipes.cost import recipe as cost
+from pal_jax.run import presets as p
+from pal_jax.run.settings import ModelSettings
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -13,9 +13,9 @@ RLPA's baseline: the best against the worst of n samples of a policy that writes
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
-from pal_jax.parts.settings import RowSettings
 from pal_jax.recipes import dpo
+from pal_jax.run import presets as p
+from pal_jax.run.settings import RowSettings
 
 
 def get_config(variant: str = '') -> ConfigDict:

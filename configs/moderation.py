@@ -8,12 +8,12 @@ python -m pal_jax.train --config=configs/moderation.py:smoke                    
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
+from pal_jax.data.safety import SafetyRows
 from pal_jax.learners.training import Lora
-from pal_jax.parts.safety import SafetyRows
-from pal_jax.parts.settings import ModelSettings
-from pal_jax.recipes import moderation
-from pal_jax.recipes.moderation import LabelSettings
+from pal_jax.recipes.moderation import recipe as moderation
+from pal_jax.recipes.moderation.recipe import LabelSettings
+from pal_jax.run import presets as p
+from pal_jax.run.settings import ModelSettings
 
 
 def get_config(variant: str = '') -> ConfigDict:

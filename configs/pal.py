@@ -2,30 +2,30 @@ r"""PAL: preferences of many people as mixtures of a few prototypes, new people 
 
   python -m pal_jax.train --config=configs/pal.py                        # 361 people's choices of electricity tariffs
   python -m pal_jax.train --config=configs/pal.py --config.data=train    # 235 people's of train journeys
-  python -m pal_jax.train --config=configs/pal.py --config.data=my.csv   # your people's (pal_jax/data/tables.py)
+  python -m pal_jax.train --config=configs/pal.py --config.data=my.csv   # your people's (data/readers/tables.py)
   python -m pal_jax.train --config=configs/pal.py:text --config.data=polis/bowling_green    # votes on statements
   python -m pal_jax.train --config=configs/pal.py:text --config.data=jester:jester5k   # choices between texts, by name
   python -m pal_jax.train --config=configs/pal.py:text-large --config.data=polis/bowling_green  # the decoder learns
-  python -m pal_jax.train --config=configs/pal.py:large --config.data=folder    # pairs on disk (data/columns.py)
+  python -m pal_jax.train --config=configs/pal.py:large --config.data=folder  # pairs on disk (data/readers/columns.py)
   python -m pal_jax.train --config=configs/pal.py:smoke                  # a tenth of the steps and two splits
 
 A minute or two on two CPU cores. Any value can be changed: --config.loss.pull=0.1 --config.model.rule=dist. The keys,
-what they mean and their defaults: pal_jax/recipes/pal/settings.py. A run writes all of them to its config.json.
-"""
+what they mean and their defaults: pal_jax/recipes/personal/pal/settings.py. A run writes all of them to its
+config.json."""
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
-from pal_jax.learners.ideal_point import Rates
 from pal_jax.learners.training import Lora
-from pal_jax.recipes import pal
-from pal_jax.recipes.pal.settings import DecoderSettings, HoldSettings
+from pal_jax.recipes.personal import pal
+from pal_jax.recipes.personal.learner import Rates
+from pal_jax.recipes.personal.pal.settings import DecoderSettings, HoldSettings
+from pal_jax.run import presets as p
 
 
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'smoke', 'text', 'text-large', 'large')
     rates = Rates(projector=1e-3, projector_decay=0.0, prototypes=2e-2, users=2e-2)
-    config = p.to_config(pal.Settings(recipe='pal', total_steps=20, optimizer=rates))
+    config = p.to_config(pal.Settings(recipe='personal.pal', total_steps=20, optimizer=rates))
     return {
         '': lambda: config,
         'smoke': lambda: smoke(config),
@@ -59,9 +59,10 @@ def text(config: ConfigDict) -> ConfigDict:
 
 
 def text_large(config: ConfigDict) -> ConfigDict:
-    """PAL-Large: the decoder is trained too, each model's own (pal_jax/recipes/pal/large.py). Give --config.data."""
+    """PAL-Large: the decoder is trained too, each model's own (pal_jax/recipes/personal/pal/large.py). Give
+    --config.data."""
     config = text(config)
-    config.recipe = 'pal_large'
+    config.recipe = 'personal.pal_large'
     config.total_steps = 24
     config.hold = p.to_config(HoldSettings())
     config.updates = 8

@@ -11,13 +11,13 @@ Any value can be changed: --config.preferences=mine.yaml --config.annotate.annot
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.training import Lora
-from pal_jax.parts.settings import DecodeSettings, ModelSettings, RowSettings, to_config
 from pal_jax.recipes.psoups.settings import MultitaskSettings, RewardSettings, Settings
 from pal_jax.recipes.reward import PairSettings
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run import presets as p
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.settings import DecodeSettings, ModelSettings, RowSettings, to_config
 from pal_jax.types import Sampling
 
 

@@ -12,10 +12,10 @@ Stages, each in a folder of its own: examples, sft, play-<who learns>-<seed>, ev
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
 from pal_jax.learners.training import Lora
-from pal_jax.parts.settings import DecodeSettings, ModelSettings, RowSettings, StageSettings
 from pal_jax.recipes.redteam.settings import EvaluationSettings, PlaySettings, SeedSettings, Settings, StartSettings
+from pal_jax.run import presets as p
+from pal_jax.run.settings import DecodeSettings, ModelSettings, RowSettings, StageSettings
 from pal_jax.types import Sampling
 
 

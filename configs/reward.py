@@ -8,9 +8,9 @@ python -m pal_jax.train --config=configs/reward.py:smoke                        
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
 from pal_jax.recipes import reward
 from pal_jax.recipes.reward import PairSettings
+from pal_jax.run import presets as p
 
 
 def get_config(variant: str = '') -> ConfigDict:

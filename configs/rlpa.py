@@ -9,9 +9,9 @@ Any value can be changed: --config.ppo.kl_coef=0.1 --config.dialogue.profiles=pe
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
-from pal_jax.parts.turns import WarmupSettings
-from pal_jax.recipes import rlpa
+from pal_jax.recipes.rlpa import recipe as rlpa
+from pal_jax.recipes.rlpa.turns import WarmupSettings
+from pal_jax.run import presets as p
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -13,12 +13,10 @@ none, fixed, linear, log, pid, p3o, ipo, crpo, focops, cup, repo, saute, early. 
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
+from pal_jax.data.safety import SafetyRows
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.training import Lora
 from pal_jax.objectives.constraints import LinearLagrangian, LogLagrangian, PIDLagrangian
-from pal_jax.parts.safety import SafetyRows
-from pal_jax.parts.settings import DecodeSettings, ModelSettings, RowSettings, to_config
 from pal_jax.recipes.reward import PairSettings
 from pal_jax.recipes.safe_rlhf.settings import (
     CollectSettings,
@@ -28,7 +26,9 @@ from pal_jax.recipes.safe_rlhf.settings import (
     Settings,
     StartSettings,
 )
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run import presets as p
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.settings import DecodeSettings, ModelSettings, RowSettings, to_config
 from pal_jax.types import Sampling
 
 HANDLERS = 'none', 'fixed-0.3', 'fixed-1', 'fixed-3', 'linear', 'log', 'pid', 'crpo', 'p3o', 'repo'

@@ -8,9 +8,9 @@ python -m pal_jax.train --config=configs/sft.py:paper                          #
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
-from pal_jax.parts.settings import RowSettings
 from pal_jax.recipes import sft
+from pal_jax.run import presets as p
+from pal_jax.run.settings import RowSettings
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -13,11 +13,12 @@ r"""SPIRAL: a policy learns zero-sum games against itself, with a baseline for e
 
 from ml_collections import ConfigDict
 
-from pal_jax import presets as p
 from pal_jax.learners.training import Lora
-from pal_jax.parts.settings import DecodeSettings, ModelSettings
-from pal_jax.recipes import spiral, spiral_small
+from pal_jax.recipes import spiral
+from pal_jax.recipes.spiral import small as spiral_small
 from pal_jax.recipes.spiral.settings import EvalSettings, PlaySettings, WarmupSettings
+from pal_jax.run import presets as p
+from pal_jax.run.settings import DecodeSettings, ModelSettings
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -80,7 +81,7 @@ def tabular() -> ConfigDict:
     """Seat by seat self-play of a table on 200,000 hands, three seeds."""
     return p.to_config(
         spiral_small.Settings(
-            recipe='spiral_small',
+            recipe='spiral.small',
             total_steps=25,
             # Each update also takes a thousandth off the logits, which keeps self-play from circling the equilibrium.
             optimizer=p.Optimizer('sgd', lr=0.9, weight_decay=0.0011, warmup_ratio=0.0, min_ratio=1.0),
@@ -93,7 +94,7 @@ def mlp() -> ConfigDict:
     """Self-play of a network with a hidden layer of 128 on 102,400 matches of tic-tac-toe, three seeds."""
     return p.to_config(
         spiral_small.Settings(
-            recipe='spiral_small',
+            recipe='spiral.small',
             total_steps=20,
             game='tictactoe',
             hidden=128,

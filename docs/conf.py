@@ -38,11 +38,15 @@ suppress_warnings = ['misc.highlighting_failure', 'myst.header']
 
 def commands_page() -> str:
     """The help of every command."""
-    lines = ['# Commands', '', '`pal-jax NAME` and `python -m MODULE` are the same. `--help` prints what stands here.']
+    lines = [
+        '# Commands',
+        '',
+        '`pal-jax NAME` and `python -m pal_jax.NAME` are the same. `--help` prints what stands here.',
+    ]
     for name, module in COMMANDS.items():
         path = DOCS.parent / f'{module.replace(".", "/")}.py'
         usage = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
-        lines += ['', f'## {name}', '', f'`python -m {module}`', '', '```text', usage, '```']
+        lines += ['', f'## {name}', '', f'`python -m pal_jax.{name}`', '', '```text', usage, '```']
     return '\n'.join(lines) + '\n'
 
 
@@ -50,9 +54,9 @@ def keys_page(config: Path) -> str:
     """Every key of a config with its default, its meaning and its choices."""
     import runpy
 
-    from pal_jax.parts import keys
-    from pal_jax.parts.runs import recipe_module
-    from pal_jax.parts.settings import parse
+    from pal_jax.run import keys
+    from pal_jax.run.runs import recipe_module
+    from pal_jax.run.settings import parse
 
     values = runpy.run_path(str(config))['get_config']('')
     settings = parse(recipe_module(values).Settings, values)

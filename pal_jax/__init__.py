@@ -3,9 +3,11 @@
 import os
 import sys
 
-from pal_jax.runtime import interrupts, memory
+from pal_jax.run import interrupts, memory
 
 __version__ = '0.1.0'
+
+__path__.append(f'{__path__[0]}/commands')  # `python -m pal_jax.serve` runs commands/serve.py
 
 # Only tokenizers of transformers are used; that torch is missing is no news.
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')

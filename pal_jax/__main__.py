@@ -14,23 +14,23 @@ import sys
 from pathlib import Path
 
 import pal_jax
-from pal_jax.runtime import interrupts, memory
-from pal_jax.runtime.shipped import CONFIGS, LAUNCH
+from pal_jax.run import interrupts, memory
+from pal_jax.run.shipped import CONFIGS, LAUNCH
 
 COMMANDS = {  # the modules that are commands, in the order in which a newcomer meets them
     'train': 'pal_jax.train',
-    'evaluate': 'pal_jax.evaluate',
-    'chat': 'pal_jax.chat',
-    'serve': 'pal_jax.serve',
-    'export': 'pal_jax.export',
-    'collect': 'pal_jax.collect',
-    'score': 'pal_jax.score',
-    'personalize': 'pal_jax.personalize',
-    'summarize': 'pal_jax.summarize',
-    'merge': 'pal_jax.merge',
-    'plan': 'pal_jax.plan',
-    'compare': 'pal_jax.runtime.compare',
-    'report': 'pal_jax.runtime.report',
+    'evaluate': 'pal_jax.commands.evaluate',
+    'chat': 'pal_jax.commands.chat',
+    'serve': 'pal_jax.commands.serve',
+    'export': 'pal_jax.commands.export',
+    'collect': 'pal_jax.commands.collect',
+    'score': 'pal_jax.commands.score',
+    'personalize': 'pal_jax.commands.personalize',
+    'summarize': 'pal_jax.commands.summarize',
+    'merge': 'pal_jax.commands.merge',
+    'plan': 'pal_jax.commands.plan',
+    'compare': 'pal_jax.commands.compare',
+    'report': 'pal_jax.commands.report',
 }
 HELP = '-h', '--help', '-help', 'help'
 

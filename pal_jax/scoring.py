@@ -21,25 +21,27 @@ import numpy as np
 
 from pal_jax.data import chats, marks, records
 from pal_jax.data.packing import Group, shared_prompt
-from pal_jax.data.safety import CATEGORIES
-from pal_jax.data.tables import LARGEST
+from pal_jax.data.readers.safety import CATEGORIES
+from pal_jax.data.readers.tables import LARGEST
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.evals.moderation import harm, unsafe_by
 from pal_jax.learners.scorer import pack_replies, to_score
-from pal_jax.parts.recipe import Context
-from pal_jax.parts.runs import read_config, read_settings
-from pal_jax.parts.scorers import OpenScores
-from pal_jax.parts.settings import Run
-from pal_jax.recipes import cost, moderation, plus, reward
-from pal_jax.recipes.pal import person as pal_person
-from pal_jax.recipes.pal import reward as pal_reward
-from pal_jax.recipes.pal.reward import TrainedPAL
+from pal_jax.recipes import plus, reward
+from pal_jax.recipes.cost import recipe as cost
+from pal_jax.recipes.moderation import recipe as moderation
+from pal_jax.recipes.moderation.evaluation import harm, unsafe_by
+from pal_jax.recipes.personal.pal import person as pal_person
+from pal_jax.recipes.personal.pal import reward as pal_reward
+from pal_jax.recipes.personal.pal.reward import TrainedPAL
 from pal_jax.recipes.plus import context as plus_context
 from pal_jax.recipes.plus import parts as plus_parts
 from pal_jax.recipes.plus.settings import WRITTEN
-from pal_jax.runtime import devices, files, sharding
-from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.runtime.workdir import run_folder
+from pal_jax.run import devices, files, sharding
+from pal_jax.run.checkpoint import Checkpoints
+from pal_jax.run.recipe import Context
+from pal_jax.run.runs import read_config, read_settings
+from pal_jax.run.scorers import OpenScores
+from pal_jax.run.settings import Run
+from pal_jax.run.workdir import run_folder
 
 KINDS = (
     'a reward model (configs/reward.py), a cost model (configs/cost.py), a moderator (configs/moderation.py), PLUS '
@@ -121,7 +123,7 @@ def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[
             return _open_moderator(workdir, person)
         case 'plus':
             return _open_plus(read_settings(config), workdir, person)
-        case 'pal' | 'pal_large':
+        case 'personal.pal' | 'personal.pal_large':
             return _open_pal(workdir, person)
     raise ValueError(f'{source} is a run of {config.recipe}, which scores nothing; give one of {KINDS}')
 

@@ -29,17 +29,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from pal_jax import cli
-from pal_jax.data import inputs
-from pal_jax.parts.recipe import Context, Recipe
-from pal_jax.parts.runs import folders_read, read_settings, recipe_module, write_exports
-from pal_jax.parts.settings import Run
-from pal_jax.runtime import checkpoint, devices, outputs, processes, report, verdict
-from pal_jax.runtime.metrics import MetricsWriter, require_wandb
-from pal_jax.runtime.progress import Progress, evaluation_text
-from pal_jax.runtime.stopping import Stopping, exit_status, stopped_at
-from pal_jax.runtime.summary import summarize
-from pal_jax.runtime.workdir import held
+from pal_jax.run import checkpoint, cli, devices, inputs, outputs, processes, report, verdict
+from pal_jax.run.metrics import MetricsWriter, require_wandb
+from pal_jax.run.progress import Progress, evaluation_text
+from pal_jax.run.recipe import Context, Recipe
+from pal_jax.run.runs import folders_read, read_settings, recipe_module, write_exports
+from pal_jax.run.settings import Run
+from pal_jax.run.stopping import Stopping, exit_status, stopped_at
+from pal_jax.run.summary import summarize
+from pal_jax.run.workdir import held
 
 FOLDED = "The model's chat template takes no system prompt: it stands at the head of the first user message."
 

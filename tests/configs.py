@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pal_jax.parts.runs import read_settings, recipe_module
-from pal_jax.parts.settings import parse
+from pal_jax.run.runs import read_settings, recipe_module
+from pal_jax.run.settings import parse
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 

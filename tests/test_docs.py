@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from pal_jax import __main__ as command
-from pal_jax.runtime import shipped
-from tests import commands, pages
+from pal_jax.run import shipped
+from tests import pages, shell
 from tests.pages import DOCS
 
 ROOT = DOCS.parent
@@ -97,7 +97,7 @@ def test_commands_of_a_page_run(page, tmp_path):
     (bin_ / 'pal-jax').write_text(f'#!/bin/sh\nexec {sys.executable} -m pal_jax "$@"\n')
     (bin_ / 'pal-jax').chmod(0o755)
     environment = os.environ | {
-        'PATH': f'{bin_}:{os.environ["PATH"]}', 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': commands.FLAGS,
+        'PATH': f'{bin_}:{os.environ["PATH"]}', 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': shell.FLAGS,
     }  # fmt: skip
     for block in pages.blocks(page):
         if block.kind == 'bash':

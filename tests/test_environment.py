@@ -8,10 +8,9 @@ import sys
 import jax
 import pytest
 
-from pal_jax import cli
-from pal_jax.runtime import interrupts
+from pal_jax.run import cli, interrupts
 
-BODY = 'from pal_jax.runtime import interrupts\nwith interrupts.until_closed():\n    {}'
+BODY = 'from pal_jax.run import interrupts\nwith interrupts.until_closed():\n    {}'
 
 
 @pytest.mark.parametrize(

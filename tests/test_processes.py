@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pytest
 
-from pal_jax.runtime import processes, rollcall
-from pal_jax.runtime.processes import Place, Shares, locate
-from pal_jax.runtime.rollcall import RollCall
-from tests.commands import FLAGS
+from pal_jax.run import processes, rollcall
+from pal_jax.run.processes import Place, Shares, locate
+from pal_jax.run.rollcall import RollCall
+from tests.shell import FLAGS
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,11 +32,12 @@ ROOT = Path(__file__).parents[1]
 # best replies and queues differ between dialogues and steps.
 TRAIN = """
 import zlib
-from pal_jax import cli, train
-from pal_jax.feedback import judges
-from pal_jax.feedback.profiles import Parsed
-from pal_jax.parts import world
-from pal_jax.parts import turns
+from pal_jax.run import cli
+from pal_jax import train
+from pal_jax.recipes.rlpa import criteria as judges
+from pal_jax.recipes.rlpa.profiles import Parsed
+from pal_jax.recipes.rlpa import world
+from pal_jax.recipes.rlpa import turns
 from pal_jax.types import Verdict
 def parse(text):
     return Parsed('- tea: green\\n', ('tea: green',), text or 'Hm.')
@@ -223,7 +224,9 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint(unbroken, cache, t
 
 @pytest.mark.slow
 def test_a_fault_of_one_process_ends_all_with_its_line_and_status(cache, tmp_path):
-    fault = "import jax\nif '--process=1' in __import__('sys').argv:\n    from pal_jax.parts.world import World\n"
+    fault = (
+        "import jax\nif '--process=1' in __import__('sys').argv:\n    from pal_jax.recipes.rlpa.world import World\n"
+    )
     fault += "    def check(*_): raise RuntimeError('no judge answers')\n    World.check_answers = check\n"
     (first, said), (second, err) = finish(start(tmp_path, cache, '--config.warmup.steps=0', script=fault + TRAIN))
     assert (first, second) == (1, 1)

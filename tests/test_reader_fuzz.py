@@ -18,12 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from pal_jax.data import attributes, chats, columns, histories, opinions, records, tables, texts, tokenizer, votes
-from pal_jax.feedback import annotators, people, preferences
-from pal_jax.models import bert, config, families, hf, peft, sources, tensors
-from pal_jax.parts import piecework, runs
-from pal_jax.recipes.pal import person as pal_person
-from pal_jax.runtime import checkpoint, metrics
+from pal_jax.data import chats, histories, records, texts, tokenizer
+from pal_jax.data.readers import columns, opinions, tables, votes
+from pal_jax.models import bert, config
+from pal_jax.models.files import families, hf, peft, sources, tensors
+from pal_jax.recipes.personal.pal import person as pal_person
+from pal_jax.recipes.plus import attributes
+from pal_jax.recipes.psoups import annotators, preferences
+from pal_jax.recipes.rlpa import people
+from pal_jax.run import checkpoint, metrics, piecework, runs
 
 TOKENIZER = tokenizer.byte_tokenizer()
 Reader = Callable[[Path], Any]  # of a folder

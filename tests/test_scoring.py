@@ -8,17 +8,20 @@ import jax
 import numpy as np
 import pytest
 
-from pal_jax import score, scoring
-from pal_jax.data.safety import CATEGORIES
+from pal_jax import scoring
+from pal_jax.commands import score
+from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.feedback.dilemmas import judged, make_dilemmas
-from pal_jax.parts.answers import ModelScores
-from pal_jax.parts.recipe import Context
-from pal_jax.recipes import cost, moderation, reward
+from pal_jax.decode.answers import ModelScores
+from pal_jax.judges.dilemmas import judged, make_dilemmas
+from pal_jax.recipes import reward
+from pal_jax.recipes.cost import recipe as cost
+from pal_jax.recipes.moderation import recipe as moderation
 from pal_jax.recipes.plus import parts as plus_parts
 from pal_jax.recipes.plus import recipe as plus
 from pal_jax.recipes.psoups import judges
-from pal_jax.runtime import checkpoint, devices
+from pal_jax.run import checkpoint, devices
+from pal_jax.run.recipe import Context
 from pal_jax.types import Choice
 from tests import configs
 

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pal_jax import cli, train
-from pal_jax.parts.recipe import Evaluation, Plan
-from pal_jax.runtime.glossary import told
-from pal_jax.runtime.metrics import MetricsWriter
-from pal_jax.runtime.progress import Progress
-from tests import commands
+from pal_jax import train
+from pal_jax.run import cli
+from pal_jax.run.glossary import told
+from pal_jax.run.metrics import MetricsWriter
+from pal_jax.run.progress import Progress
+from pal_jax.run.recipe import Evaluation, Plan
+from tests import shell
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,7 +30,7 @@ KILLER = """
 import os, signal, sys
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.learners.ppo import PolicyLearner
-from pal_jax.runtime.checkpoint import Checkpoints
+from pal_jax.run.checkpoint import Checkpoints
 owner, name, count = {owner}, {name!r}, {count}
 original, calls = getattr(owner, name), []
 def deadly(*args, **kwargs):
@@ -39,13 +40,14 @@ def deadly(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return out
 setattr(owner, name, deadly)
-from pal_jax import cli, train
+from pal_jax.run import cli
+from pal_jax import train
 cli.run(train.main, '')
 """
 
 
 def python(*args, cache=None):
-    env = os.environ | commands.PLAIN
+    env = os.environ | shell.PLAIN
     if cache:
         env |= {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
     return subprocess.run([sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
@@ -114,7 +116,7 @@ def assert_refused(result, message):
     ],
 )
 def test_wrong_commands_end_with_one_line_and_status_2(flags, message, tmp_path):
-    assert message in commands.refusal('pal_jax.train', *flags, f'--workdir={tmp_path}')
+    assert message in shell.refusal('pal_jax.train', *flags, f'--workdir={tmp_path}')
     assert not (tmp_path / 'checkpoints').exists()
 
 
@@ -130,7 +132,7 @@ def test_wrong_commands_end_with_one_line_and_status_2(flags, message, tmp_path)
 def test_a_config_file_that_is_none_is_named(text, message, tmp_path):
     (tmp_path / 'own.py').write_text(text)
     flags = f'--config={tmp_path}/own.py', f'--workdir={tmp_path}/run'
-    assert message in commands.refusal('pal_jax.train', *flags)
+    assert message in shell.refusal('pal_jax.train', *flags)
 
 
 def test_processes_agree_on_when_to_stop_and_the_first_ones_clock_says_when_to_save(monkeypatch):
@@ -183,7 +185,7 @@ def test_an_evaluation_is_announced_before_it_is_made(tmp_path):
 
 
 def test_help_tells_how_to_start():
-    result = commands.run('pal_jax.train', '--help')
+    result = shell.run('pal_jax.train', '--help')
     assert result.returncode == 0
     assert '--config=configs/rlpa.py' in result.stdout
 

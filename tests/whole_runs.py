@@ -9,9 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pal_jax import cli, train
-from pal_jax.runtime import devices
-from pal_jax.runtime.metrics import read_records
+from pal_jax import train
+from pal_jax.run import cli, devices
+from pal_jax.run.metrics import read_records
 
 
 def run(monkeypatch, workdir: Path, config: ConfigDict) -> int:

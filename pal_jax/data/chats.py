@@ -1,4 +1,4 @@
-"""Files of replies to imitate or to prefer, as tokens. `data/formats.py` has the formats of their records.
+"""Files of replies to imitate or to prefer, as tokens. `data/readers/formats.py` has the formats of their records.
 
 Messages go through the model's chat template. The assistant's words are learnt, with the token that ends its turn. A
 text stays as it is, after the tokenizer's opening (a beginning-of-sequence token). The model's end-of-sequence token is
@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pal_jax.data import formats, records, thoughts
-from pal_jax.data.formats import Message, TextOrMessages
+from pal_jax.data import records, thoughts
 from pal_jax.data.packing import Example
+from pal_jax.data.readers import formats
+from pal_jax.data.readers.formats import Message, TextOrMessages
 from pal_jax.data.tokenizer import Tokenizer
 
 Row = TypeVar('Row')

@@ -12,7 +12,7 @@ from typing import Any
 from pal_jax.data import records
 from pal_jax.data.holdouts import normal, together
 from pal_jax.data.records import Row
-from pal_jax.runtime import files
+from pal_jax.run import files
 from pal_jax.types import Choice
 
 FORMS = 'labelled', 'chosen', 'guide'

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pal_jax.runtime import files
+from pal_jax.run import files
 
 LEARNT = (
     'weight', 'loss', 'loss_mask', 'loss_scale', 'loss_weight', 'learn', 'train', 'training', 'trainable', 'train_on',

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pal_jax.data.passes import shuffled
-from pal_jax.runtime import sharding
+from pal_jax.run import sharding
 from pal_jax.types import OPENING, RolloutBatch, Sample, TokenBatch
 
 

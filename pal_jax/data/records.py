@@ -6,9 +6,9 @@
     hf:owner/name/path.parquet       one file of a data set on the hub (huggingface_hub downloads it once)
     tfds:name/config:split           of TensorFlow Datasets, which is imported for this alone
 
-A record has the fields user, chosen and rejected, and optionally prompt and group. `opinions.py` brings public sets
-with other fields into this form. Every reader yields the place of a record, for messages about it. One batch of rows at
-a time is in memory.
+A record has the fields user, chosen and rejected, and optionally prompt and group. `readers/opinions.py` brings public
+sets with other fields into this form. Every reader yields the place of a record, for messages about it. One batch of
+rows at a time is in memory.
 
 Files are UTF-8, with a byte order mark or without, and with any line ends. The id of a person is a text or a whole
 number: 1, 1.0, "1" and " 1 " are one person, since a column of numbers with a gap in it is written as 1.0; "01" is
@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pal_jax.data import holdouts, shards
-from pal_jax.runtime import files
-from pal_jax.runtime.outputs import whole_file
+from pal_jax.run import files
+from pal_jax.run.outputs import whole_file
 
 Row = tuple[str, Mapping[str, Any]]  # the place of a row, and its fields
 

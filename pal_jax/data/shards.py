@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from pal_jax.runtime import files
+from pal_jax.run import files
 
 KINDS = '.jsonl', '.ndjson', '.json', '.csv', '.parquet'
 READ = 'JSON lines (.jsonl), a JSON array (.json), CSV with a header (.csv) and Parquet (.parquet)'  # for messages

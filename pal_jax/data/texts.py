@@ -1,6 +1,6 @@
 """People's choices between two texts, and the texts as tokens. Each text is there once, and pairs have its number.
 
-A file of pairs has records in the formats of `data/formats.py`, with a user beside; texts may also be messages:
+A file of pairs has records in the formats of `data/readers/formats.py`, with a user beside; texts may also be messages:
 
     {"user": "ana", "prompt": "...", "chosen": "...", "rejected": "..."}                  replies to a prompt
     {"user": "ana", "chosen": "...", "rejected": "...", "group": "north"}                 statements, without a prompt
@@ -20,14 +20,15 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from pal_jax.data import chats, formats, records
+from pal_jax.data import chats, records
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.packing import Example, Group, Layout, lay_out, pack_groups, round_up, shared_prompt
+from pal_jax.data.readers import formats
+from pal_jax.data.readers.votes import Votes, draw_pairs
 from pal_jax.data.records import TextChoice
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.data.votes import Votes, draw_pairs
 from pal_jax.objectives.preference import TokenWeighting, differing_span, token_weights
-from pal_jax.runtime import files
+from pal_jax.run import files
 from pal_jax.types import TokenBatch
 
 Pool = Literal['mean', 'last']

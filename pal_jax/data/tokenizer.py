@@ -22,7 +22,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from pal_jax.data import markup, thoughts, vocabularies
-from pal_jax.runtime import files
+from pal_jax.run import files
 
 if TYPE_CHECKING:
     from gguf import GGUFReader

@@ -14,8 +14,8 @@ from pal_jax.decode.requests import Request, Told
 from pal_jax.decode.shares import SharedDecoder
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
-from pal_jax.runtime.credentials import secret
-from pal_jax.runtime.processes import ALONE, LAST_PORT, Shares
+from pal_jax.run.credentials import secret
+from pal_jax.run.processes import ALONE, LAST_PORT, Shares
 from pal_jax.types import Completion
 
 TOKEN = 'PAL_JAX_TOKEN'  # the environment variable that a server's secret is in
@@ -75,10 +75,10 @@ def make_decoder(
         host, _, port = address.rpartition(':')
         if not host or not re.fullmatch('[0-9]{1,5}', port) or not 0 < int(port) <= LAST_PORT:
             raise ValueError(f'decode.address={address!r} is no host:port, such as 127.0.0.1:9000')
-        from pal_jax.decode.jetstream.remote import RemoteDecoder
+        from pal_jax.decode.serve.jetstream.remote import RemoteDecoder
 
         return RemoteDecoder(cfg, tokenizer, address, secret(TOKEN))
-    from pal_jax.decode.jetstream.decoder import JetStreamDecoder
-    from pal_jax.decode.jetstream.engine import JetStreamEngine
+    from pal_jax.decode.serve.jetstream.decoder import JetStreamDecoder
+    from pal_jax.decode.serve.jetstream.engine import JetStreamEngine
 
     return JetStreamDecoder(JetStreamEngine(cfg, tokenizer, mesh, slots=slots, stride=stride, int8=int8))

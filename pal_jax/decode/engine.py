@@ -26,7 +26,7 @@ from pal_jax.models import attention, decoder, places, soups
 from pal_jax.models.config import LayerKind, ModelConfig
 from pal_jax.models.linear import SoupWeight, output_major, quantize
 from pal_jax.models.params import Params
-from pal_jax.runtime import sharding
+from pal_jax.run import sharding
 
 # Letters: `B` slots, `N` prompts, `M` entries of an admission, `T` tokens, `S` columns of a cache, `H` query heads, `G`
 # heads of keys and values, `K` the width of a head, `D` that of the model, `V` the size of the vocabulary.

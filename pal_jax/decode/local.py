@@ -38,7 +38,7 @@ from pal_jax.decode.requests import (
 from pal_jax.models import soups
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
-from pal_jax.runtime import sharding
+from pal_jax.run import sharding
 from pal_jax.types import Completion, FinishReason
 
 FULL = 0.75  # share of a prefill's rows; with fewer prompts, one at a time costs less than the padding

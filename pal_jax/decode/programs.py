@@ -13,7 +13,7 @@ from pal_jax.models import params as model_params
 from pal_jax.models import soups
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
-from pal_jax.runtime import sharding
+from pal_jax.run import sharding
 
 
 class Programs:

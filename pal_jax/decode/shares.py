@@ -21,8 +21,8 @@ from pal_jax.decode.requests import Request, Told
 from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
-from pal_jax.runtime import devices, sharding
-from pal_jax.runtime.processes import Shares
+from pal_jax.run import devices, sharding
+from pal_jax.run.processes import Shares
 from pal_jax.types import Completion
 
 

@@ -53,8 +53,8 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives.masked import keep
 from pal_jax.objectives.policy import TokenLoss, Tokens
-from pal_jax.runtime import sharding
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run import sharding
+from pal_jax.run.optim import Optimizer
 from pal_jax.types import Metrics, TokenBatch
 
 

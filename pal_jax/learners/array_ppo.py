@@ -31,15 +31,15 @@ from pal_jax.objectives.advantages import gae
 from pal_jax.objectives.distributions import Distribution
 from pal_jax.objectives.policy import value_token_loss
 from pal_jax.objectives.trust_region import TrustRegion
-from pal_jax.runtime import sharding
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run import sharding
+from pal_jax.run.optim import Optimizer
 
 START, ROLLOUT, UPDATE = range(3)  # uses of a replica's randomness
 
 
 class ArrayEnv(Protocol):
-    """Rules of an environment (`envs/arrays/`): a frozen dataclass of numbers whose functions are pure and of a single
-    episode. `D` is the width of an observation, `K` that of a mask.
+    """Rules of an environment (as `recipes/cmdp/finite.py`): a frozen dataclass of numbers whose functions are pure and
+    of a single episode. `D` is the width of an observation, `K` that of a mask.
 
     Channel 0 of the rewards is the reward, the others are costs.
     """

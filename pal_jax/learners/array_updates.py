@@ -31,7 +31,7 @@ from pal_jax.objectives.constraints import (
 from pal_jax.objectives.distributions import Distribution
 from pal_jax.objectives.policy import ClippedSurrogate, TokenLoss, Tokens
 from pal_jax.objectives.trust_region import TrustRegion
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run.optim import Optimizer
 
 Params = Any
 Rule = Unconstrained | FOCOPS | P3O | CUP | TrustRegion  # the handlers whose updates differ; others have the first's

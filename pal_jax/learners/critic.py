@@ -35,7 +35,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives.masked import keep
 from pal_jax.objectives.policy import value_token_loss
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run.optim import Optimizer
 from pal_jax.types import TokenBatch
 
 

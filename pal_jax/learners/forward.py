@@ -20,7 +20,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives import logprobs as lp
 from pal_jax.objectives.masked import keep
-from pal_jax.runtime.sharding import constrain
+from pal_jax.run.sharding import constrain
 from pal_jax.types import TokenBatch
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from pal_jax.data.packing import Group
 from pal_jax.learners.scorer import BradleyTerry, Lesson, Pairs, pack_replies
 from pal_jax.objectives.labels import label_loss, sign_loss
-from pal_jax.runtime import sharding
+from pal_jax.run import sharding
 
 
 class LabelLesson(NamedTuple):

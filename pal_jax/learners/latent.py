@@ -23,7 +23,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from pal_jax.models.params import Params
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run.optim import Optimizer
 
 
 @dataclasses.dataclass(frozen=True)

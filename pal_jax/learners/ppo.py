@@ -33,8 +33,8 @@ from pal_jax.objectives import policy as losses
 from pal_jax.objectives.advantages import Discounts, Estimates, Rollout
 from pal_jax.objectives.masked import masked_mean, masked_sum, masked_var
 from pal_jax.objectives.policy import ClippedSurrogate, TokenLoss, Tokens
-from pal_jax.runtime import sharding
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run import sharding
+from pal_jax.run.optim import Optimizer
 from pal_jax.types import Metrics, RolloutBatch, TokenBatch, derived
 
 Estimate = Callable[..., Estimates]  # makes advantages of a `Rollout` and further arrays; static under `jit`

@@ -52,8 +52,8 @@ from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives.preference import centring, logistic
-from pal_jax.runtime import sharding
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run import sharding
+from pal_jax.run.optim import Optimizer
 from pal_jax.types import Metrics, TokenBatch
 
 SHORT = 4  # tokens of short replies: rows that groups share have places for so many, so that one program reads all

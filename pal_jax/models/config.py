@@ -40,10 +40,10 @@ class LayerKind:
 class ModelConfig:
     """A decoder-only transformer. Frozen and hashable, so it is static under `jit`.
 
-    The fields from `dtype` on say how the model is computed, and not what it is: see `runtime.devices.for_platform`.
+    The fields from `dtype` on say how the model is computed, and not what it is: see `run.devices.for_platform`.
     """
 
-    family: str  # a row of the table in models/families.py
+    family: str  # a row of the table in models/files/families.py
     vocab: int
     width: int
     layers: int

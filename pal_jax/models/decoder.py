@@ -16,7 +16,7 @@ from pal_jax.models.attention import Places, attention, rope
 from pal_jax.models.config import LayerKind, ModelConfig
 from pal_jax.models.linear import by_output, linear
 from pal_jax.models.params import Params, split, unstack
-from pal_jax.runtime.sharding import constrain
+from pal_jax.run.sharding import constrain
 
 ROWS = ('batch', None, None)  # axes of activations, whose rows are spread over the devices
 

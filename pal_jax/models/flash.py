@@ -26,7 +26,7 @@ from pal_jax.models.places import MASKED, Places, Scoring, alibi_slopes, blocks_
 from pal_jax.types import OPENING
 
 BLOCK = 64  # queries and keys of a block
-BATCH, HEADS = ('data', 'fsdp'), 'tensor'  # mesh axes of rows and of heads, see runtime.sharding
+BATCH, HEADS = ('data', 'fsdp'), 'tensor'  # mesh axes of rows and of heads, see run.sharding
 
 
 class Settings(NamedTuple):
@@ -62,7 +62,7 @@ def flash_attention(
     """Softmax attention in which token `t` sees columns `s <= t` that `places.visible` lets it see.
 
     Head `h` reads kv head `h // (H / G)`; the softmax is in float32, and products take the dtype of `q`. Outputs of
-    padding mean nothing. Where a mesh is in context, rows and heads are spread over it as `runtime.sharding.RULES`
+    padding mean nothing. Where a mesh is in context, rows and heads are spread over it as `run.sharding.RULES`
     spreads them.
 
     Args:

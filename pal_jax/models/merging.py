@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from pal_jax.models.files.tensors import Tensor
 from pal_jax.models.lora import Adapter
 from pal_jax.models.params import Params
-from pal_jax.models.tensors import Tensor
 
 BLOCK = 1 << 20  # numbers of a tensor that are computed at once
 TOLERANCE = 1e-6

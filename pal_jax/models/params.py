@@ -16,7 +16,7 @@ Params = dict[str, Any]
 
 
 class ParamSpec(NamedTuple):
-    """Shape, logical axes (see `runtime.sharding.RULES`) and initial value of one parameter."""
+    """Shape, logical axes (see `run.sharding.RULES`) and initial value of one parameter."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]

@@ -27,7 +27,7 @@ from pal_jax.types import OPENING
 BLOCK = 512  # queries and columns of a block, where a row is that long
 LANES = 128
 MASKED = -1e30  # finite, so that a difference of two of them is 0 and not NaN
-BATCH, HEADS = ('data', 'fsdp'), 'tensor'  # mesh axes of rows and of heads, see runtime.sharding
+BATCH, HEADS = ('data', 'fsdp'), 'tensor'  # mesh axes of rows and of heads, see run.sharding
 
 
 class Settings(NamedTuple):
@@ -67,7 +67,7 @@ def splash_attention(
     The result is that of `attention.attention`: head `h` reads kv head `h // (H / G)`, and the softmax is in float32.
     Segment 0 is padding, and a token of it sees itself alone. Products take the dtype of `q`.
 
-    Where a mesh is in context, rows and heads are spread over it as `runtime.sharding.RULES` spreads them.
+    Where a mesh is in context, rows and heads are spread over it as `run.sharding.RULES` spreads them.
 
     Args:
       scale: of the scores; `1 / sqrt(K)` by default.

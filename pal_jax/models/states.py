@@ -30,8 +30,8 @@ from pal_jax.data.texts import Text
 from pal_jax.models import decoder
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
-from pal_jax.runtime import sharding
-from pal_jax.runtime.processes import exchange
+from pal_jax.run import sharding
+from pal_jax.run.processes import exchange
 
 Pool = Literal['mean', 'last', 'tokens']
 

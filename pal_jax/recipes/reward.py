@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from pal_jax.data import chats
+from pal_jax.data import rows as data
 from pal_jax.data.packing import Compared, Group, shared_prompt
+from pal_jax.data.rows import Rows
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.evals import reward_model
 from pal_jax.learners.scorer import BradleyTerry, Pairs, Scorer, ScorerState, gaps, pack_replies, to_score
-from pal_jax.models.families import classifier_to_hf
+from pal_jax.models.files.families import classifier_to_hf
 from pal_jax.models.params import Params
-from pal_jax.parts import rows as data
-from pal_jax.parts import scorers
-from pal_jax.parts.models import Policy, keeping, make_policy
-from pal_jax.parts.recipe import (
+from pal_jax.run import reward_model, scorers, sharding
+from pal_jax.run.models import Policy, keeping, make_policy
+from pal_jax.run.recipe import (
     Context,
     Evaluation,
     Export,
@@ -37,11 +37,9 @@ from pal_jax.parts.recipe import (
     check_finite,
     stage_before,
 )
-from pal_jax.parts.rows import Rows
-from pal_jax.parts.runs import read_config, read_settings
-from pal_jax.parts.scorers import OpenScores
-from pal_jax.parts.settings import RowSettings, Supervised
-from pal_jax.runtime import sharding
+from pal_jax.run.runs import read_config, read_settings
+from pal_jax.run.scorers import OpenScores
+from pal_jax.run.settings import RowSettings, Supervised
 from pal_jax.types import Metrics
 
 
@@ -55,7 +53,7 @@ class PairSettings(RowSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Supervised):
-    """The keys of a reward model's run; those that every supervised method has are in `parts/settings.py`."""
+    """The keys of a reward model's run; those that every supervised method has are in `run/settings.py`."""
 
     data: PairSettings
     reward: BradleyTerry = BradleyTerry()

@@ -20,7 +20,7 @@ from pal_jax.data.packing import (
     pack_rollouts,
     shared_prompt,
 )  # fmt: skip
-from pal_jax.runtime import devices
+from pal_jax.run import devices
 from pal_jax.types import OPENING, Completion, Sample
 
 GROUPS = [

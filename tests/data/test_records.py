@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from pal_jax.data import histories, opinions, records, tables, texts, votes
+from pal_jax.data import histories, records, texts
+from pal_jax.data.readers import opinions, tables, votes
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.feedback.people import load_people
+from pal_jax.recipes.rlpa.people import load_people
 
 PAIR = {'chosen': 'a', 'rejected': 'b'}
 NOBODY = [None, float('nan'), '', ' ', 'nan', 'None', '<NA>', True, 1.5, float('inf'), 1e300, [], ['ana'], {'id': 1}]

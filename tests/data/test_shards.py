@@ -7,9 +7,11 @@ import json
 
 import pytest
 
-from pal_jax.data import chats, histories, inputs, records, tables
-from pal_jax.evals.problems import read_problems
-from pal_jax.feedback.people import load_people
+from pal_jax.data import chats, histories, records
+from pal_jax.data.readers import tables
+from pal_jax.judges.problems import read_problems
+from pal_jax.recipes.rlpa.people import load_people
+from pal_jax.run import inputs
 
 ROW = {'question': 'one\u2028line', 'answer': '#### 18'}
 TEXT = json.dumps(ROW, ensure_ascii=False)

@@ -7,12 +7,13 @@ import unicodedata
 
 import pytest
 
-from pal_jax.data import columns, histories, opinions, records, tables, texts, votes
+from pal_jax.data import histories, records, texts
 from pal_jax.data.holdouts import normal
+from pal_jax.data.readers import columns, opinions, tables, votes
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.evals.refusals import is_refusal
-from pal_jax.feedback.people import load_people
-from pal_jax.feedback.profiles import match_exactly, mentions, parse_facts
+from pal_jax.judges.refusals import is_refusal
+from pal_jax.recipes.rlpa.people import load_people
+from pal_jax.recipes.rlpa.profiles import match_exactly, mentions, parse_facts
 
 SAME = [
     ("mom's", 'mom’s'), ("mom's", 'momʼs'), ("mom's", 'mom´s'), ("mom's", 'mom＇s'), ('"a"', '“a”'), ('"a"', '«a»'),

@@ -17,7 +17,7 @@ from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.programs import programs_of
 from pal_jax.decode.requests import Request, bucket, for_slots
 from pal_jax.models import config, decoder, lora, params
-from pal_jax.runtime import devices
+from pal_jax.run import devices
 from pal_jax.types import Sampling
 
 TOKENIZER = byte_tokenizer()

@@ -14,7 +14,7 @@ from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.prefixes import Prefixes, common
 from pal_jax.decode.requests import Progress, Request
 from pal_jax.models import config, params
-from pal_jax.runtime import devices
+from pal_jax.run import devices
 from pal_jax.types import Completion, Sampling
 
 TOKENIZER = byte_tokenizer()

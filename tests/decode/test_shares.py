@@ -13,11 +13,12 @@ from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.programs import Programs
 from pal_jax.decode.requests import Request
 from pal_jax.decode.shares import SharedDecoder, completion, on_mesh
-from pal_jax.models import params, sources
+from pal_jax.models import params
 from pal_jax.models.config import tiny
+from pal_jax.models.files import sources
 from pal_jax.models.params import decoder_specs
-from pal_jax.runtime import devices, sharding
-from pal_jax.runtime.processes import Shares
+from pal_jax.run import devices, sharding
+from pal_jax.run.processes import Shares
 from pal_jax.types import Completion, Sampling
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.driver import Driver
-from pal_jax.decode.http import make_app
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Request
+from pal_jax.decode.serve.http import make_app
 from pal_jax.models import config, lora, merging, params, soups
-from pal_jax.runtime import devices
+from pal_jax.run import devices
 from pal_jax.types import Sampling
 
 TOKENIZER = byte_tokenizer()

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.envs.arrays.finite import Bandit, Grid
-from pal_jax.envs.arrays.point import PointGoal
 from pal_jax.learners.array_ppo import ArrayPPO, Mix
 from pal_jax.learners.array_updates import Chosen, Model, policy_loss, within_trust_region
 from pal_jax.objectives import constraints as c
 from pal_jax.objectives.distributions import Categorical
 from pal_jax.objectives.trust_region import TrustRegion
-from pal_jax.runtime import devices
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.recipes.cmdp.finite import Bandit, Grid
+from pal_jax.recipes.cmdp.point import PointGoal
+from pal_jax.run import devices
+from pal_jax.run.optim import Optimizer
 
 ONE = devices.make_mesh(devices=jax.devices()[:1])
 ADAM = Optimizer('adam', lr=0.05, warmup_ratio=0.0, b2=0.999, total_steps=1000)

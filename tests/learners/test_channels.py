@@ -13,8 +13,8 @@ from pal_jax.data.packing import pack_rollouts
 from pal_jax.learners.ppo import PPO, make_learner
 from pal_jax.models import config, params
 from pal_jax.objectives import advantages as adv
-from pal_jax.runtime import devices
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run import devices
+from pal_jax.run.optim import Optimizer
 from pal_jax.types import Completion, Sample
 
 CFG = dataclasses.replace(config.tiny(vocab=64), unroll=True)

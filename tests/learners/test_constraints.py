@@ -19,8 +19,8 @@ from pal_jax.models import config, decoder, params
 from pal_jax.objectives import constraints as c
 from pal_jax.objectives.advantages import Discounts
 from pal_jax.objectives.constraints import Constrained
-from pal_jax.runtime import devices
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run import devices
+from pal_jax.run.optim import Optimizer
 from pal_jax.types import Completion, Sample
 
 CFG = dataclasses.replace(config.tiny(vocab=64), unroll=True)

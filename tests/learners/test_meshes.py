@@ -17,11 +17,12 @@ from pal_jax.learners.actor import Actor
 from pal_jax.learners.ppo import PPO, PolicyLearner
 from pal_jax.learners.ppo import make_learner as make
 from pal_jax.learners.training import Lora, apply
-from pal_jax.models import config, families, params
+from pal_jax.models import config, params
 from pal_jax.models.config import LayerKind
+from pal_jax.models.files import families
 from pal_jax.objectives.policy import Tokens
-from pal_jax.runtime import devices, sharding
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run import devices, sharding
+from pal_jax.run.optim import Optimizer
 from pal_jax.types import Completion, RolloutBatch, Sample, TokenBatch
 
 N, A = 2, 32

@@ -17,9 +17,9 @@ from pal_jax.learners.ppo import make_learner as make
 from pal_jax.learners.training import Lora, accumulate, join, micro_batches
 from pal_jax.models import config, params
 from pal_jax.models.lora import merge
-from pal_jax.runtime import devices, sharding
-from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run import devices, sharding
+from pal_jax.run.checkpoint import Checkpoints
+from pal_jax.run.optim import Optimizer
 from pal_jax.types import Completion, Sample
 
 CFG = dataclasses.replace(config.tiny(vocab=64), unroll=True)

@@ -13,8 +13,8 @@ from pal_jax.data.packing import Compared, shared_prompt
 from pal_jax.learners.scorer import BradleyTerry, Scorer, pack_replies, to_score, whole
 from pal_jax.learners.training import Lora
 from pal_jax.models import config, decoder, params
-from pal_jax.runtime import devices
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run import devices
+from pal_jax.run.optim import Optimizer
 from pal_jax.types import OPENING
 
 CFG = dataclasses.replace(config.tiny(vocab=64), unroll=True)

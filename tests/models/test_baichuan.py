@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pal_jax.models import decoder, families, hf
+from pal_jax.models import decoder
 from pal_jax.models.config import ModelConfig
+from pal_jax.models.files import families, hf
 from pal_jax.objectives.logprobs import max_z_loss, token_loss
 
 FORWARD = jax.jit(decoder.forward, static_argnums=1)

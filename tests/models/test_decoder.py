@@ -13,8 +13,8 @@ from pal_jax.learners.training import accumulate
 from pal_jax.models import decoder, lora, params
 from pal_jax.models.config import LayerKind, ModelConfig, shortest_pattern, tiny
 from pal_jax.objectives.logprobs import token_loss
-from pal_jax.runtime.devices import make_mesh
-from pal_jax.runtime.sharding import param_shardings, sharding
+from pal_jax.run.devices import make_mesh
+from pal_jax.run.sharding import param_shardings, sharding
 
 pytestmark = pytest.mark.usefixtures('strict_promotion')
 

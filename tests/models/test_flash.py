@@ -1,5 +1,5 @@
 """Attention by blocks, as a loop and as kernels for GPUs (interpreted), against its definition; that CUDA's compiler
-takes the kernels is in tests/test_plan_cuda.py."""
+takes the kernels is in tests/commands/planning/test_cuda.py."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pal_jax.models.blockwise import blockwise_attention
 from pal_jax.models.config import LayerKind, tiny
 from pal_jax.models.flash import flash_attention
 from pal_jax.models.places import Places, Scoring, alibi_slopes, blocks_seen, one_sequence
-from pal_jax.runtime.devices import make_mesh
-from pal_jax.runtime.sharding import sharding
+from pal_jax.run.devices import make_mesh
+from pal_jax.run.sharding import sharding
 from tests.models.packed_rows import definition, heads, out_and_gradients, packed
 
 LENGTH = 220

@@ -13,7 +13,7 @@ import pytest
 from pal_jax.models import lora, params
 from pal_jax.models.config import tiny
 from pal_jax.models.linear import LoraWeight, linear
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run.optim import Optimizer
 
 CFG = dataclasses.replace(tiny(vocab=32), qkv_bias=True)
 SPECS = params.decoder_specs(CFG)

@@ -14,8 +14,8 @@ from jax.experimental.topologies import get_topology_desc
 from pal_jax.models import attention, splash
 from pal_jax.models.config import LayerKind, tiny
 from pal_jax.models.splash import splash_attention
-from pal_jax.runtime.devices import make_mesh
-from pal_jax.runtime.sharding import sharding
+from pal_jax.run.devices import make_mesh
+from pal_jax.run.sharding import sharding
 from tests.models.packed_rows import definition, heads, out_and_gradients, packed
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pal_jax.data.texts import Text
 from pal_jax.models import config, decoder, params, states
-from pal_jax.runtime import devices
+from pal_jax.run import devices
 
 CFG = dataclasses.replace(config.tiny(vocab=64), layers=3)
 TEXTS = [Text(tuple(np.random.default_rng(i).integers(1, 64, n).tolist())) for i, n in enumerate((5, 40, 1, 12, 33, 7))]

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.feedback.judges import SCORES
-from pal_jax.feedback.profiles import to_sample
-from pal_jax.feedback.rewards import make_reward
 from pal_jax.objectives.advantages import gae, less_mean, less_others, reward_to_go, standardised, token_rewards
 from pal_jax.objectives.kl import adapt_kl, token_kl
 from pal_jax.objectives.masked import masked_mean, masked_var, whiten
 from pal_jax.objectives.policy import loss_weights, ppo_token_loss, value_token_loss
-from pal_jax.runtime.optim import make_schedule
+from pal_jax.recipes.rlpa.criteria import SCORES
+from pal_jax.recipes.rlpa.profiles import to_sample
+from pal_jax.recipes.rlpa.rewards import make_reward
+from pal_jax.run.optim import make_schedule
 from pal_jax.types import Completion, Dialogue, Person, Turn, Verdict
 
 ACTS = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)

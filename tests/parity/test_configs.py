@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pal_jax.models import families
 from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig, RopeScaling
+from pal_jax.models.files import families
 
 transformers = pytest.importorskip('transformers')
 

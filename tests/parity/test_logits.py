@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.models import hf, sources
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.decoder import forward, unembed
+from pal_jax.models.files import hf, sources
 from pal_jax.models.params import Params
 
 torch = pytest.importorskip('torch')

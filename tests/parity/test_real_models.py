@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.models import hf, sources
 from pal_jax.models.decoder import forward, unembed
-from pal_jax.runtime.devices import for_platform
+from pal_jax.models.files import hf, sources
+from pal_jax.run.devices import for_platform
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')

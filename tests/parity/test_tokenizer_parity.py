@@ -11,7 +11,7 @@ import unicodedata
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
-from pal_jax.models import sources
+from pal_jax.models.files import sources
 
 pytestmark = [
     pytest.mark.slow,

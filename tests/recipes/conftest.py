@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.pal_texts import write_replies, write_statements
+from tests.recipes.personal.texts import write_replies, write_statements
 
 
 @pytest.fixture(scope='session')

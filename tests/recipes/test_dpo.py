@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import Example, shared_prompt
-from pal_jax.parts.recipe import Context, Plan
-from pal_jax.parts.rows import Rows
+from pal_jax.data.rows import Rows
 from pal_jax.recipes import dpo
-from pal_jax.runtime import devices
+from pal_jax.run import devices
+from pal_jax.run.recipe import Context, Plan
 from tests import configs
 
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())

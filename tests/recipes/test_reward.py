@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import Compared, shared_prompt
+from pal_jax.data.rows import Rows
 from pal_jax.learners.scorer import to_score
-from pal_jax.models import sources
-from pal_jax.parts.recipe import Context, Plan
-from pal_jax.parts.rows import Rows
-from pal_jax.parts.runs import write_exports
+from pal_jax.models.files import sources
 from pal_jax.recipes import reward
-from pal_jax.runtime import devices
-from pal_jax.runtime.checkpoint import Checkpoints
+from pal_jax.run import devices
+from pal_jax.run.checkpoint import Checkpoints
+from pal_jax.run.recipe import Context, Plan
+from pal_jax.run.runs import write_exports
 from tests import configs
 
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
@@ -247,7 +247,7 @@ def test_wrong_records_are_told_with_their_line(tmp_path, changes, message):
 
 
 def test_a_family_without_a_classifier_is_refused_before_it_is_trained(monkeypatch, tmp_path):
-    monkeypatch.setattr('pal_jax.models.families.CLASSIFIERS', {'mistral': 'MistralForSequenceClassification'})
+    monkeypatch.setattr('pal_jax.models.files.families.CLASSIFIERS', {'mistral': 'MistralForSequenceClassification'})
     changes = {'data.train': pairs_file(tmp_path / 'a.jsonl')}
     with pytest.raises(ValueError, match='no classifier of family llama; use one of mistral'):
         reward.make(get_config(**changes), ONE)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import Example, shared_prompt
-from pal_jax.parts.recipe import Context, Plan
-from pal_jax.parts.rows import Rows, hold_out
+from pal_jax.data.rows import Rows, hold_out
 from pal_jax.recipes import sft
-from pal_jax.runtime import devices
+from pal_jax.run import devices
+from pal_jax.run.recipe import Context, Plan
 from tests import configs
 
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())

@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pal_jax.envs.arrays.cameras import FIGURES, Cameras
-from pal_jax.evals import cameras as evals
-from pal_jax.evals.cameras import Result
-from pal_jax.learners.array_team import TeamPPO, TeamState
-from pal_jax.parts.recipe import Context, Evaluation, Host, Plan, check_at_least
+from pal_jax.recipes.cameras import pictures as evals
+from pal_jax.recipes.cameras.pictures import Result
+from pal_jax.recipes.cameras.scene import FIGURES, Cameras
 from pal_jax.recipes.cameras.settings import METHODS, Settings
-from pal_jax.runtime import glossary, sharding
+from pal_jax.recipes.cameras.team import TeamPPO, TeamState
+from pal_jax.run import glossary, sharding
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least
 from pal_jax.types import Metrics
 
 RULES = 'standing', 'tracking'  # baselines: functions of the task

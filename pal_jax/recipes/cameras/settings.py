@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from pal_jax.envs.arrays.cameras import Cameras
-from pal_jax.parts.settings import Run
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.recipes.cameras.scene import Cameras
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.settings import Run
 
 METHODS = 'ctcr', 'shared', 'ctcr_dynamics', 'shared_dynamics'  # what pays a camera, and whether it predicts
 

@@ -13,16 +13,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from pal_jax.envs.arrays.finite import Bandit, Grid, Tables
-from pal_jax.envs.arrays.point import PointGoal
-from pal_jax.evals import cmdp
-from pal_jax.evals.cmdp import Result
 from pal_jax.learners.array_ppo import ArrayPPO, ArrayState, Mix
 from pal_jax.objectives import constraints as c
 from pal_jax.objectives.constraints import State
 from pal_jax.objectives.trust_region import TrustRegion
+from pal_jax.recipes.cmdp import optimum as cmdp
+from pal_jax.recipes.cmdp.finite import Bandit, Grid, Tables
+from pal_jax.recipes.cmdp.optimum import Result
+from pal_jax.recipes.cmdp.point import PointGoal
 from pal_jax.recipes.cmdp.settings import WITHOUT_LIMIT, Settings
-from pal_jax.runtime import sharding
+from pal_jax.run import sharding
 
 TASKS: dict[str, Any] = {'bandit': Bandit(), 'grid': Grid(), 'point': PointGoal()}
 OWN_UPDATE = c.FOCOPS, c.P3O, c.CUP, TrustRegion  # handlers whose update of the policy is not PPO's

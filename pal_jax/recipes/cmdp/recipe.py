@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pal_jax.evals import cmdp
-from pal_jax.evals.cmdp import Optimum
-from pal_jax.parts.recipe import Context, Evaluation, Host, Plan, check_at_least
+from pal_jax.recipes.cmdp import optimum as cmdp
 from pal_jax.recipes.cmdp.groups import TASKS, Group, make_groups
+from pal_jax.recipes.cmdp.optimum import Optimum
 from pal_jax.recipes.cmdp.settings import HANDLERS, LAGRANGIAN, REFUSED, Settings
-from pal_jax.runtime import glossary, sharding
+from pal_jax.run import glossary, sharding
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least
 from pal_jax.types import Metrics
 
 States = dict[str, Any]

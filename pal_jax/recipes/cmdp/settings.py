@@ -1,4 +1,4 @@
-"""The keys of a run that compares constraint handlers on arrays; those of every run are in `parts/settings.py`."""
+"""The keys of a run that compares constraint handlers on arrays; those of every run are in `run/settings.py`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 
 from pal_jax.objectives import constraints as c
 from pal_jax.objectives.trust_region import TrustRegion
-from pal_jax.parts.settings import Run
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.settings import Run
 
 HANDLERS = (
     'none', 'fixed', 'linear', 'log', 'pid', 'ipo', 'crpo', 'focops', 'p3o', 'cup', 'cpo', 'pcpo',

@@ -16,20 +16,19 @@ from jaxtyping import Float
 from pal_jax.data.histories import History, Told
 from pal_jax.data.packing import Example, Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
-from pal_jax.evals import conditioning
-from pal_jax.feedback import summaries
-from pal_jax.feedback.sharing import share_model
+from pal_jax.judges.chat_models import ChatModels
+from pal_jax.judges.sharing import share_model
 from pal_jax.learners.ppo import PolicyLearner
 from pal_jax.learners.scorer import Pairs, Scorer, ScorerState, pack_replies, to_score
 from pal_jax.learners.scorer import gaps as gaps_of
 from pal_jax.learners.training import MULTIPLE
-from pal_jax.parts import sampler
-from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.models import Policy
-from pal_jax.parts.recipe import Context
+from pal_jax.recipes.plus import conditioning, summaries
 from pal_jax.recipes.plus.settings import WRITTEN, RewardModelSettings, Settings
-from pal_jax.runtime import sharding
+from pal_jax.run import sharding
+from pal_jax.run.models import Policy
+from pal_jax.run.recipe import Context
 from pal_jax.types import ChatModel, Choice, Exhibit, Metrics, Sample, Sampling
 
 State = dict[str, Any]  # 'reward', and 'policy' where a model writes

@@ -22,21 +22,20 @@ from jaxtyping import Array
 from pal_jax.data.histories import History
 from pal_jax.data.passes import shuffled
 from pal_jax.data.texts import Text
-from pal_jax.evals import conditioning
-from pal_jax.feedback import summaries
 from pal_jax.learners import latent
 from pal_jax.learners.latent import Latent, LatentState
 from pal_jax.models import params as model_params
 from pal_jax.models import states
-from pal_jax.parts.models import Policy, keeping, make_policy
-from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host, Plan, stage_before
+from pal_jax.recipes.plus import conditioning, summaries
 from pal_jax.recipes.plus.people import of_whom
 from pal_jax.recipes.plus.settings import Settings
-from pal_jax.runtime import sharding
-from pal_jax.runtime.checkpoint import KEPT
-from pal_jax.runtime.files import write_whole
-from pal_jax.runtime.optim import Optimizer
-from pal_jax.runtime.processes import exchange
+from pal_jax.run import sharding
+from pal_jax.run.checkpoint import KEPT
+from pal_jax.run.files import write_whole
+from pal_jax.run.models import Policy, keeping, make_policy
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.processes import exchange
+from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, stage_before
 from pal_jax.types import Choice, Metrics
 
 UNITS = 'latent.json'
@@ -52,7 +51,7 @@ class LatentBaseline:
       update: one step on people's past choices, their other choices and a key, see `learners.latent.make_update`.
       updates: the number of updates of a step, which is a pass over the people to learn from.
       tests: people to test on, by the name of their split.
-      measure: figures of such people, see `evals.conditioning.evaluate`.
+      measure: figures of such people, see `recipes.plus.conditioning.evaluate`.
       shuffled: whether, for the control, somebody else's choices go with each person.
     """
 

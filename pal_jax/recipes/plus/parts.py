@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 from pal_jax.learners.ppo import PolicyLearner
 from pal_jax.learners.scorer import Scorer
 from pal_jax.models.config import ModelConfig
-from pal_jax.parts.models import Policy, make_adapters, make_learner, make_policy
-from pal_jax.parts.recipe import Context
 from pal_jax.recipes.plus.context import Describe, PairUp, make_pairs, make_writer
 from pal_jax.recipes.plus.settings import RewardModelSettings, Settings
-from pal_jax.runtime.optim import make_schedule
+from pal_jax.run.models import Policy, make_adapters, make_learner, make_policy
+from pal_jax.run.optim import make_schedule
+from pal_jax.run.recipe import Context
 
 
 class Models(NamedTuple):

@@ -11,8 +11,8 @@ import numpy as np
 
 from pal_jax.data.histories import History, content
 from pal_jax.data.passes import shuffled
-from pal_jax.feedback import histories
-from pal_jax.feedback.histories import Splits
+from pal_jax.recipes.plus import histories
+from pal_jax.recipes.plus.histories import Splits
 from pal_jax.recipes.plus.settings import Settings
 
 

@@ -22,13 +22,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pal_jax.data.histories import History
-from pal_jax.evals import conditioning
-from pal_jax.feedback.histories import Splits
+from pal_jax.decode.sampler import make_packing
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.learners.training import MULTIPLE
 from pal_jax.models.params import Params
-from pal_jax.parts.models import keeping, trained_policy
-from pal_jax.parts.recipe import (
+from pal_jax.recipes.plus import conditioning, latent, table
+from pal_jax.recipes.plus.context import Describe, RewardModel, State, make_replies, make_reward_model, summarize
+from pal_jax.recipes.plus.histories import Splits
+from pal_jax.recipes.plus.parts import Models, Parts, make_models, make_parts, make_rate
+from pal_jax.recipes.plus.people import Draw, check_reads, make_draw, of_whom, read_people
+from pal_jax.recipes.plus.settings import READS, WRITTEN, Settings, TableSettings
+from pal_jax.run.checkpoint import CONFIG
+from pal_jax.run.models import keeping, trained_policy
+from pal_jax.run.recipe import (
     EVALUATION,
     Context,
     Evaluation,
@@ -40,14 +46,7 @@ from pal_jax.parts.recipe import (
     check_finite,
     stage_before,
 )
-from pal_jax.parts.sampler import make_packing
-from pal_jax.parts.settings import to_config
-from pal_jax.recipes.plus import latent, table
-from pal_jax.recipes.plus.context import Describe, RewardModel, State, make_replies, make_reward_model, summarize
-from pal_jax.recipes.plus.parts import Models, Parts, make_models, make_parts, make_rate
-from pal_jax.recipes.plus.people import Draw, check_reads, make_draw, of_whom, read_people
-from pal_jax.recipes.plus.settings import READS, WRITTEN, Settings, TableSettings
-from pal_jax.runtime.checkpoint import CONFIG
+from pal_jax.run.settings import to_config
 from pal_jax.types import Exhibit, Metrics, RolloutBatch, Sample
 
 STAGES: dict[str, type] = {table.TABLE: TableSettings}  # the other stages are runs, which have `Settings`
@@ -68,7 +67,7 @@ class PLUS:
       rate: a factor of the reward model's rate, by the number of the step.
       pack: lays samples out as a batch.
       tests: people to test on, by the name of their split.
-      measure: figures of such people, see `evals.conditioning.evaluate`.
+      measure: figures of such people, see `recipes.plus.conditioning.evaluate`.
       replies: figures of the replies that another model writes after a summary.
       waiting: the name of a step that does not pay.
       trains: whether the summariser is updated where it is paid.

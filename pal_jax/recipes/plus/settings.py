@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from pal_jax.feedback.histories import Made
 from pal_jax.learners.latent import Latent
-from pal_jax.parts.settings import ANSWERS, EndpointSettings, ModelSettings, Reinforced, Run, StageSettings
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.recipes.plus.histories import Made
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.settings import ANSWERS, EndpointSettings, ModelSettings, Reinforced, Run, StageSettings
 
 WRITTEN = 'summary', 'untrained'  # values of `reads` with which a model writes the text
 READS = *WRITTEN, 'context', 'kind', 'nothing', 'latent'
@@ -80,8 +80,8 @@ class Settings(Reinforced):
     """
 
     # pets; or a JSONL file of people (pal_jax/data/histories.py); or choices that histories are made of:
-    # votes:<folder>/<name>, or a public set as ukp:<folder> or choices:<source> (pal_jax/data/opinions.py); or
-    # rated:<file>, replies rated by attributes that made-up people want (pal_jax/data/attributes.py)
+    # votes:<folder>/<name>, or a public set as ukp:<folder> or choices:<source> (pal_jax/data/readers/opinions.py); or
+    # rated:<file>, replies rated by attributes that made-up people want (pal_jax/recipes/plus/attributes.py)
     data: str = 'pets'
     people: int = 200  # the number of people to learn from, or its limit where the data name the people
     form: str = 'labelled'  # labelled: both sides of past choices; chosen: those they liked; guide: 'I prefer dogs.'

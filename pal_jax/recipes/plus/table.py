@@ -23,15 +23,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pal_jax.evals import methods
-from pal_jax.parts import piecework
-from pal_jax.parts.recipe import Context, Evaluation, Host, Recipe, check_at_least
-from pal_jax.parts.settings import to_config
+from pal_jax.recipes.plus import methods
 from pal_jax.recipes.plus.settings import Settings, TableSettings
-from pal_jax.runtime import files
-from pal_jax.runtime.metrics import EVALS, METRICS, read_records
-from pal_jax.runtime.report import REPORT, duration, gigabytes
-from pal_jax.runtime.summary import SUMMARY
+from pal_jax.run import files, piecework
+from pal_jax.run.metrics import EVALS, METRICS, read_records
+from pal_jax.run.recipe import Context, Evaluation, Host, Recipe, check_at_least
+from pal_jax.run.report import REPORT, duration, gigabytes
+from pal_jax.run.settings import to_config
+from pal_jax.run.summary import SUMMARY
 from pal_jax.types import Exhibit, Metrics
 
 TABLE, MARKDOWN = 'table', 'table.md'

@@ -6,21 +6,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pal_jax.feedback.preferences import Preference, combinations
+from pal_jax.judges.chat_models import ChatModels
 from pal_jax.learners.ppo import check_samples
 from pal_jax.learners.scorer import check_dropout, check_pooling
-from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.models import make_adapters
-from pal_jax.parts.recipe import check_at_least
-from pal_jax.recipes.pal import person as pal_person
+from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.psoups.data import ANNOTATIONS, PAIRS, ROLLOUTS
 from pal_jax.recipes.psoups.evaluate import GENERATIONS
 from pal_jax.recipes.psoups.jobs import make_fronts
 from pal_jax.recipes.psoups.judges import open_annotators, read_annotators
 from pal_jax.recipes.psoups.merge import MERGED, soup_weights
+from pal_jax.recipes.psoups.preferences import Preference, combinations
 from pal_jax.recipes.psoups.prompts import known_prompts, read_preferences
 from pal_jax.recipes.psoups.settings import Settings
-from pal_jax.runtime.workdir import CONFIG
+from pal_jax.run.models import make_adapters
+from pal_jax.run.recipe import check_at_least
+from pal_jax.run.workdir import CONFIG
 
 WRITES = {  # files that stages write beside their folders
     'rollout': (ROLLOUTS,),

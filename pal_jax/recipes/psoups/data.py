@@ -24,20 +24,19 @@ import numpy as np
 from pal_jax.data import chats
 from pal_jax.data.holdouts import normal
 from pal_jax.data.passes import shuffled
-from pal_jax.feedback import annotators, preferences
-from pal_jax.feedback.annotators import Annotator, Row
-from pal_jax.feedback.preferences import BEST, JOINT, Preference
+from pal_jax.decode.answers import Sampler, load_base, make_sampler
+from pal_jax.judges.chat_models import ChatModels
 from pal_jax.models.params import Params
-from pal_jax.parts import piecework
-from pal_jax.parts.answers import Sampler, load_base, make_sampler
-from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.models import make_policy
-from pal_jax.parts.piecework import Piecework, Records
-from pal_jax.parts.recipe import Context, Evaluation, Host
+from pal_jax.recipes.psoups import annotators, preferences
+from pal_jax.recipes.psoups.annotators import Annotator, Row
 from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators
+from pal_jax.recipes.psoups.preferences import BEST, JOINT, Preference
 from pal_jax.recipes.psoups.prompts import Prompt, prompts_moved, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import Annotation, Rollout, Stage
-from pal_jax.runtime import processes
+from pal_jax.run import piecework, processes
+from pal_jax.run.models import make_policy
+from pal_jax.run.piecework import Piecework, Records
+from pal_jax.run.recipe import Context, Evaluation, Host
 from pal_jax.types import Metrics
 
 T = TypeVar('T')

@@ -16,25 +16,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from pal_jax.evals import winrates
-from pal_jax.feedback.annotators import COMPARING, Annotator
-from pal_jax.feedback.preferences import Combination, Preference, ask, combinations, name_of
+from pal_jax.decode.answers import Sampler, as_dialogue, load_base, make_sampler
+from pal_jax.judges import winrates
+from pal_jax.judges.chat_models import ChatModels
 from pal_jax.models import merging
 from pal_jax.models.params import Params
-from pal_jax.parts import piecework
-from pal_jax.parts.answers import Sampler, as_dialogue, load_base, make_sampler
-from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.models import make_policy
-from pal_jax.parts.piecework import Piecework, Records
-from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host
 from pal_jax.recipes.psoups import merge
+from pal_jax.recipes.psoups.annotators import COMPARING, Annotator
 from pal_jax.recipes.psoups.jobs import SYSTEMS, Fronts, Job, make_fronts, make_jobs, pole_jobs
 from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators
 from pal_jax.recipes.psoups.policies import check_trained, open_adapters
+from pal_jax.recipes.psoups.preferences import Combination, Preference, ask, combinations, name_of
 from pal_jax.recipes.psoups.prompts import Prompt, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import Evaluating
-from pal_jax.runtime import processes
-from pal_jax.runtime.glossary import SOUP_SYSTEMS
+from pal_jax.run import piecework, processes
+from pal_jax.run.glossary import SOUP_SYSTEMS
+from pal_jax.run.models import make_policy
+from pal_jax.run.piecework import Piecework, Records
+from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host
 from pal_jax.types import Metrics
 
 GENERATIONS = 'generations'

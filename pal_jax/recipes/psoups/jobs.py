@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pal_jax.feedback.preferences import Preference, by_dimension, combinations, name_of
 from pal_jax.recipes.psoups.merge import soup_weights
+from pal_jax.recipes.psoups.preferences import Preference, by_dimension, combinations, name_of
 from pal_jax.recipes.psoups.settings import Evaluating, EvaluationSettings
 
 SYSTEMS: tuple[str, ...] = ('base', 'rlhf', 'multitask', 'morl', 'psoups')

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from pal_jax.feedback import annotators, preferences
-from pal_jax.feedback.annotators import Annotator, Spec
-from pal_jax.parts.answers import ModelScores
-from pal_jax.parts.chat_models import ChatModels
+from pal_jax.decode.answers import ModelScores
+from pal_jax.judges.chat_models import ChatModels
+from pal_jax.recipes.psoups import annotators, preferences
+from pal_jax.recipes.psoups.annotators import Annotator, Spec
 from pal_jax.recipes.psoups.prompts import known_preferences
 
 # Takes the readings of every question, and the replies to every question; returns scores `[questions, replies]`.

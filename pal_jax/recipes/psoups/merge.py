@@ -12,18 +12,19 @@ from pathlib import Path
 
 import jax
 
-from pal_jax.feedback import preferences
-from pal_jax.feedback.preferences import Combination
-from pal_jax.models import lora, merging, peft
+from pal_jax.models import lora, merging
 from pal_jax.models.config import ModelConfig
+from pal_jax.models.files import peft
 from pal_jax.models.params import Params
-from pal_jax.parts import piecework
-from pal_jax.parts.models import make_policy
-from pal_jax.parts.piecework import Piecework, Records
-from pal_jax.parts.recipe import Context, Evaluation, Host
+from pal_jax.recipes.psoups import preferences
 from pal_jax.recipes.psoups.policies import check_trained, open_adapters
+from pal_jax.recipes.psoups.preferences import Combination
 from pal_jax.recipes.psoups.prompts import read_preferences
 from pal_jax.recipes.psoups.settings import MergeSettings, Merging
+from pal_jax.run import piecework
+from pal_jax.run.models import make_policy
+from pal_jax.run.piecework import Piecework, Records
+from pal_jax.run.recipe import Context, Evaluation, Host
 from pal_jax.types import Metrics
 
 MERGED = 'merged'

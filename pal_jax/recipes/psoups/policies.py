@@ -7,15 +7,14 @@ from typing import Any
 
 import jax
 
-from pal_jax.data import inputs
+from pal_jax.decode.answers import check_finished
 from pal_jax.models.params import Params
-from pal_jax.parts.answers import check_finished
-from pal_jax.parts.recipe import Context
-from pal_jax.parts.runs import read_config, trained_in
-from pal_jax.parts.settings import to_config
 from pal_jax.recipes.psoups.settings import Stage
-from pal_jax.runtime import sharding
-from pal_jax.runtime.checkpoint import Checkpoints
+from pal_jax.run import inputs, sharding
+from pal_jax.run.checkpoint import Checkpoints
+from pal_jax.run.recipe import Context
+from pal_jax.run.runs import read_config, trained_in
+from pal_jax.run.settings import to_config
 
 
 def check_trained(folder: Path, settings: Stage) -> None:

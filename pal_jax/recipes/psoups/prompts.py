@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from pal_jax.data import chats
 from pal_jax.data.holdouts import normal
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.feedback import preferences
-from pal_jax.feedback.preferences import Preference, ask
-from pal_jax.feedback.questions import make_questions
+from pal_jax.recipes.psoups import preferences
+from pal_jax.recipes.psoups.preferences import Preference, ask
+from pal_jax.recipes.psoups.questions import make_questions
 from pal_jax.recipes.psoups.settings import Asking, PromptSettings, Stage
 
 

@@ -27,32 +27,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pal_jax.data.passes import shuffled
-from pal_jax.feedback.preferences import BEST, GENERAL, JOINT, Preference, combinations
+from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_finished, make_sampler
+from pal_jax.decode.sampler import make_packing
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
-from pal_jax.objectives.moments import Moments, scaled, seen
-from pal_jax.parts.answers import ModelScores, Sampler, as_dialogue, check_finished, make_sampler
-from pal_jax.parts.models import keeping, make_learner, make_policy, trained_policy
-from pal_jax.parts.recipe import (
-    EVALUATION,
-    Context,
-    Evaluation,
-    Host,
-    Plan,
-    Recipe,
-    Trained,
-    check_finite,
-    check_stage,
-    stage_before,
-)
-from pal_jax.parts.sampler import make_packing
-from pal_jax.parts.settings import keys_of, to_config
 from pal_jax.recipes import reward
-from pal_jax.recipes.pal import person as pal_person
+from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.psoups import data, merge
 from pal_jax.recipes.psoups.check import check, check_shared
 from pal_jax.recipes.psoups.evaluate import make_evaluation
 from pal_jax.recipes.psoups.judges import RewardModel, Score
+from pal_jax.recipes.psoups.moments import Moments, scaled, seen
+from pal_jax.recipes.psoups.preferences import BEST, GENERAL, JOINT, Preference, combinations
 from pal_jax.recipes.psoups.prompts import Asked, Prompt, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import (
     RL,
@@ -65,6 +51,20 @@ from pal_jax.recipes.psoups.settings import (
     Settings,
     Stage,
 )
+from pal_jax.run.models import keeping, make_learner, make_policy, trained_policy
+from pal_jax.run.recipe import (
+    EVALUATION,
+    Context,
+    Evaluation,
+    Host,
+    Plan,
+    Recipe,
+    Trained,
+    check_finite,
+    check_stage,
+    stage_before,
+)
+from pal_jax.run.settings import keys_of, to_config
 from pal_jax.types import Metrics, RolloutBatch, Sample
 
 MAY_CHANGE = 'annotate.max_failed', 'evaluate.max_failed'  # keys that may change when a run goes on

@@ -10,7 +10,10 @@ import dataclasses
 from collections.abc import Mapping
 
 from pal_jax.learners.scorer import BradleyTerry
-from pal_jax.parts.settings import (
+from pal_jax.recipes import reward, sft
+from pal_jax.recipes.reward import PairSettings
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.settings import (
     ANSWERS,
     DecodeSettings,
     EndpointSettings,
@@ -20,9 +23,6 @@ from pal_jax.parts.settings import (
     Run,
     StageSettings,
 )
-from pal_jax.recipes import reward, sft
-from pal_jax.recipes.reward import PairSettings
-from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Sampling
 
 # --- sections -------------------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ class RolloutSettings:
 class AnnotationSettings:
     """The judge that compares answers."""
 
-    annotator: str = 'rule'  # or endpoint:<name>, local:<source>, or a YAML file (pal_jax/feedback/annotators.py)
+    annotator: str = 'rule'  # or endpoint:<name>, local:<source>, or a YAML file (pal_jax/recipes/psoups/annotators.py)
     second: str = ''  # another annotator, to see how far the two agree
     batch_size: int = 100  # rows of a step
     max_failed: float = 0.1  # share of rows without a verdict at which the stage stops
@@ -126,7 +126,7 @@ class Stage(Run):
 
     stage: str
     preference: str = ''  # in stages reward and policy; '': all of them
-    preferences: str = 'embedded'  # or a YAML or JSON file (pal_jax/feedback/preferences.py)
+    preferences: str = 'embedded'  # or a YAML or JSON file (pal_jax/recipes/psoups/preferences.py)
     poles: str = ''  # a list such as P1A,P1B; '': the first two of each dimension; all
 
 

@@ -16,25 +16,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.envs.attack import DEFENDER, Attack, Labels, Payment, RedTeam, Seed
-from pal_jax.envs.attack_seeds import framed
-from pal_jax.evals import attacks as figures
-from pal_jax.evals.attacks import Cell
-from pal_jax.feedback.embedding import SentenceEncoder
+from pal_jax.decode import sampler
+from pal_jax.decode.answers import check_finished, load_base
+from pal_jax.judges.chat_models import ChatModels
+from pal_jax.judges.embedding import SentenceEncoder
 from pal_jax.models import bert
 from pal_jax.models.params import Params
-from pal_jax.parts import piecework, sampler
-from pal_jax.parts.answers import check_finished, load_base
-from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.models import make_policy
-from pal_jax.parts.piecework import Piecework, Records
-from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host
-from pal_jax.parts.runs import trained_in
+from pal_jax.recipes.redteam import attacks as figures
+from pal_jax.recipes.redteam.attack import DEFENDER, Attack, Labels, Payment, RedTeam, Seed
+from pal_jax.recipes.redteam.attacks import Cell
 from pal_jax.recipes.redteam.games import Players, judge_ends, play_judged, rewarded, shown
 from pal_jax.recipes.redteam.judges import Judge, make_judge
 from pal_jax.recipes.redteam.seeds import read_seeds
 from pal_jax.recipes.redteam.settings import EMBEDDED, POLICIES, Evaluating
-from pal_jax.runtime.checkpoint import Checkpoints
+from pal_jax.recipes.redteam.stand_ins import framed
+from pal_jax.run import piecework
+from pal_jax.run.checkpoint import Checkpoints
+from pal_jax.run.models import make_policy
+from pal_jax.run.piecework import Piecework, Records
+from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host
+from pal_jax.run.runs import trained_in
 from pal_jax.types import Exhibit, Metrics
 
 PLAIN, FRAMES = 'plain', 'frames'  # requests that no policy has written

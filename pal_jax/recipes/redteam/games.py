@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
-from pal_jax.envs.attack import ATTACKER, DEFENDER, OPENED, Attack, Labels, Payment, RedTeam, Seed, paid
-from pal_jax.envs.game import Sampler, play
+from pal_jax.games.game import Sampler, play
 from pal_jax.models.params import Params
-from pal_jax.parts import sampler
+from pal_jax.recipes.redteam.attack import ATTACKER, DEFENDER, OPENED, Attack, Labels, Payment, RedTeam, Seed, paid
 from pal_jax.recipes.redteam.judges import Judge
 from pal_jax.types import Metrics, Sample, Sampling
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from pal_jax.envs.attack import Attack, Labels
-from pal_jax.envs.attack_seeds import asks_harm, does_harm
-from pal_jax.evals.refusals import is_refusal
-from pal_jax.feedback import dilemmas
-from pal_jax.parts.answers import check_finished
-from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.recipe import Context
-from pal_jax.recipes import moderation
+from pal_jax.decode.answers import check_finished
+from pal_jax.judges import dilemmas
+from pal_jax.judges.chat_models import ChatModels
+from pal_jax.judges.refusals import is_refusal
+from pal_jax.recipes.moderation import recipe as moderation
+from pal_jax.recipes.redteam.attack import Attack, Labels
 from pal_jax.recipes.redteam.settings import Evaluating
+from pal_jax.recipes.redteam.stand_ins import asks_harm, does_harm
+from pal_jax.run.recipe import Context
 from pal_jax.types import ChatModel
 
 # Takes finished games and a seed. A verdict is None where it could not be had.

@@ -13,30 +13,13 @@ from ml_collections import ConfigDict
 from pal_jax.data import chats
 from pal_jax.data.packing import pack_examples
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.envs.attack import RedTeam, Seed
-from pal_jax.envs.attack_seeds import chat_records, make_examples
+from pal_jax.decode import sampler
+from pal_jax.judges.chat_models import ChatModels
 from pal_jax.learners.ppo import PolicyLearner
 from pal_jax.models.config import ModelConfig
-from pal_jax.parts import models, piecework, sampler
-from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.models import Policy, keeping, make_policy
-from pal_jax.parts.piecework import Piecework, Records
-from pal_jax.parts.recipe import (
-    Adapters,
-    Context,
-    Evaluation,
-    Export,
-    Host,
-    Plan,
-    Recipe,
-    Trained,
-    check_at_least,
-    check_stage,
-    stage_before,
-)
-from pal_jax.parts.settings import StageSettings, keys_of, to_config
 from pal_jax.recipes.redteam import judges
 from pal_jax.recipes.redteam import seeds as seed_sources
+from pal_jax.recipes.redteam.attack import RedTeam, Seed
 from pal_jax.recipes.redteam.evaluate import make_evaluation
 from pal_jax.recipes.redteam.games import Players
 from pal_jax.recipes.redteam.judges import make_judge
@@ -53,7 +36,24 @@ from pal_jax.recipes.redteam.settings import (
     Settings,
     Stage,
 )
-from pal_jax.runtime import files, sharding
+from pal_jax.recipes.redteam.stand_ins import chat_records, make_examples
+from pal_jax.run import files, models, piecework, sharding
+from pal_jax.run.models import Policy, keeping, make_policy
+from pal_jax.run.piecework import Piecework, Records
+from pal_jax.run.recipe import (
+    Adapters,
+    Context,
+    Evaluation,
+    Export,
+    Host,
+    Plan,
+    Recipe,
+    Trained,
+    check_at_least,
+    check_stage,
+    stage_before,
+)
+from pal_jax.run.settings import StageSettings, keys_of, to_config
 from pal_jax.types import Metrics, TokenBatch
 
 RECORDS = 'records'  # the folder of the examples, beside the stages

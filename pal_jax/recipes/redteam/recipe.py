@@ -23,17 +23,17 @@ from flax import struct
 from jax import Array
 
 from pal_jax.data.passes import shuffled
-from pal_jax.envs.attack import ATTACKER, DEFENDER, Payment, Seed
-from pal_jax.evals.diversity import self_bleu
+from pal_jax.decode.answers import check_finished
+from pal_jax.judges.chat_models import ChatModels
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
 from pal_jax.objectives.advantages import Discounts
 from pal_jax.objectives.selfplay import ByRole
-from pal_jax.parts.answers import check_finished
-from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite
+from pal_jax.recipes.redteam.attack import ATTACKER, DEFENDER, Payment, Seed
+from pal_jax.recipes.redteam.diversity import self_bleu
 from pal_jax.recipes.redteam.games import Played, Players, attacks_of, play_judged, rewarded, shown, summarize
 from pal_jax.recipes.redteam.judges import Judge
+from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite
 from pal_jax.types import Metrics, RolloutBatch, Sample, TokenBatch
 
 NAMES = 'attacker', 'defender'

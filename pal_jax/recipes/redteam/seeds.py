@@ -9,11 +9,11 @@ import numpy as np
 from pal_jax.data import chats, records
 from pal_jax.data.holdouts import normal
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.envs.attack import Seed
-from pal_jax.envs.attack_seeds import make_seeds
-from pal_jax.feedback.dilemmas import Split
+from pal_jax.judges.dilemmas import Split
+from pal_jax.recipes.redteam.attack import Seed
 from pal_jax.recipes.redteam.settings import EMBEDDED, SeedSettings
-from pal_jax.runtime import files
+from pal_jax.recipes.redteam.stand_ins import make_seeds
+from pal_jax.run import files
 
 KINDS = {'vanilla_harmful': True, 'vanilla_benign': False}  # values of `data_type`, and whether the request is harmful
 

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from pal_jax.envs.attack import Payment
-from pal_jax.parts.settings import (
+from pal_jax.recipes import sft
+from pal_jax.recipes.redteam.attack import Payment
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.settings import (
     ANSWERS,
     DecodeSettings,
     EndpointSettings,
@@ -17,8 +19,6 @@ from pal_jax.parts.settings import (
     Run,
     StageSettings,
 )
-from pal_jax.recipes import sft
-from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Sampling
 
 EMBEDDED = 'embedded'

@@ -21,23 +21,24 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from pal_jax.data import chats, holdouts, safety
+from pal_jax.data import chats, holdouts
 from pal_jax.data.holdouts import normal
 from pal_jax.data.packing import pack_examples
 from pal_jax.data.passes import shuffled
-from pal_jax.data.safety import Judged
+from pal_jax.data.readers import safety
+from pal_jax.data.readers.safety import Judged
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.feedback import dilemmas
+from pal_jax.decode.answers import ModelScores, Sampler, load_base, make_sampler
+from pal_jax.judges import dilemmas
 from pal_jax.models.params import Params
-from pal_jax.parts import piecework
-from pal_jax.parts.answers import ModelScores, Sampler, load_base, make_sampler
-from pal_jax.parts.models import make_policy
-from pal_jax.parts.piecework import Piecework, Records
-from pal_jax.parts.recipe import Context, Evaluation, Host
-from pal_jax.recipes import moderation, reward
+from pal_jax.recipes import reward
+from pal_jax.recipes.moderation import recipe as moderation
 from pal_jax.recipes.safe_rlhf.prompts import EMBEDDED, Question, read_questions
 from pal_jax.recipes.safe_rlhf.settings import RL, Collecting
-from pal_jax.runtime import sharding
+from pal_jax.run import piecework, sharding
+from pal_jax.run.models import make_policy
+from pal_jax.run.piecework import Piecework, Records
+from pal_jax.run.recipe import Context, Evaluation, Host
 from pal_jax.types import Metrics, TokenBatch
 
 JUDGED, PAIRS, SFT = 'judged', 'pairs', 'sft'

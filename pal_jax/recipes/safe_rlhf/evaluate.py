@@ -17,22 +17,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.evals import elo, tradeoff, winrates
-from pal_jax.evals.refusals import Asked, is_refusal, read_prompts
-from pal_jax.evals.tradeoff import Point
+from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_finished, load_base, make_sampler
+from pal_jax.judges import winrates
+from pal_jax.judges.refusals import Asked, is_refusal, read_prompts
 from pal_jax.models.params import Params
-from pal_jax.parts import piecework
-from pal_jax.parts.answers import ModelScores, Sampler, as_dialogue, check_finished, load_base, make_sampler
-from pal_jax.parts.models import make_policy
-from pal_jax.parts.piecework import Piecework, Records
-from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host
-from pal_jax.parts.settings import ModelSettings
-from pal_jax.recipes import cost, moderation, reward
+from pal_jax.recipes import reward
+from pal_jax.recipes.cost import recipe as cost
+from pal_jax.recipes.moderation import recipe as moderation
+from pal_jax.recipes.safe_rlhf import elo, tradeoff
 from pal_jax.recipes.safe_rlhf.collect import by_rule, helps_by_rule, rl_name
 from pal_jax.recipes.safe_rlhf.prompts import Groups, Question, make_groups, read_questions, tell_budget
 from pal_jax.recipes.safe_rlhf.settings import Evaluating, groups_shown
-from pal_jax.runtime import intervals
-from pal_jax.runtime.workdir import run_folder
+from pal_jax.recipes.safe_rlhf.tradeoff import Point
+from pal_jax.run import intervals, piecework
+from pal_jax.run.models import make_policy
+from pal_jax.run.piecework import Piecework, Records
+from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host
+from pal_jax.run.settings import ModelSettings
+from pal_jax.run.workdir import run_folder
 from pal_jax.types import Exhibit, Metrics
 
 GENERATIONS = 'generations'

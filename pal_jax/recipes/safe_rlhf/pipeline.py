@@ -12,19 +12,16 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from pal_jax.evals.refusals import read_prompts
+from pal_jax.decode.answers import ModelScores, make_sampler
+from pal_jax.decode.sampler import make_packing
+from pal_jax.judges.refusals import read_prompts
 from pal_jax.learners.ppo import PolicyLearner, check_samples
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, abstract, decoder_specs
 from pal_jax.objectives.advantages import Discounts
 from pal_jax.objectives.constraints import P3O, Constrained, FixedPenalty
-from pal_jax.parts.answers import ModelScores, make_sampler
-from pal_jax.parts.models import Policy, keeping, make_learner, make_policy, trained_policy
-from pal_jax.parts.recipe import Context, Plan, Recipe, Trained, check_at_least, check_stage, stage_before
-from pal_jax.parts.runs import trained_in
-from pal_jax.parts.sampler import make_packing
-from pal_jax.parts.settings import keys_of, to_config
-from pal_jax.recipes import cost, reward
+from pal_jax.recipes import reward
+from pal_jax.recipes.cost import recipe as cost
 from pal_jax.recipes.safe_rlhf import collect
 from pal_jax.recipes.safe_rlhf.collect import make_collect, records_folder, rl_name, round_name
 from pal_jax.recipes.safe_rlhf.evaluate import make_evaluation
@@ -41,9 +38,13 @@ from pal_jax.recipes.safe_rlhf.settings import (
     Stage,
     groups_shown,
 )
-from pal_jax.runtime import files
-from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.runtime.summary import SUMMARY
+from pal_jax.run import files
+from pal_jax.run.checkpoint import Checkpoints
+from pal_jax.run.models import Policy, keeping, make_learner, make_policy, trained_policy
+from pal_jax.run.recipe import Context, Plan, Recipe, Trained, check_at_least, check_stage, stage_before
+from pal_jax.run.runs import trained_in
+from pal_jax.run.settings import keys_of, to_config
+from pal_jax.run.summary import SUMMARY
 
 SHOWN = 'reward', 'cost', 'limit', 'prompts_above_limit', 'unsafe_share'  # of stage rl, on the console
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from pal_jax.data import chats, records
 from pal_jax.data.holdouts import held_out, normal
-from pal_jax.data.safety import CATEGORIES
+from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.feedback import dilemmas
+from pal_jax.judges import dilemmas
 from pal_jax.recipes.safe_rlhf.settings import OTHERS, PromptSettings
-from pal_jax.runtime import files
+from pal_jax.run import files
 
 EMBEDDED = 'embedded'
 

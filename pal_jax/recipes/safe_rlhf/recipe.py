@@ -24,16 +24,16 @@ import numpy as np
 from jaxtyping import Array
 
 from pal_jax.data.passes import shuffled
-from pal_jax.evals import tradeoff
+from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_finished
 from pal_jax.learners.actor import evenly
 from pal_jax.learners.forward import by_sample
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
 from pal_jax.objectives import constraints
 from pal_jax.objectives.constraints import CUP, FOCOPS, P3O, Constrained, CUPLoss, FOCOPSLoss, Handler, P3OLoss
-from pal_jax.parts.answers import ModelScores, Sampler, as_dialogue, check_finished
-from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite
+from pal_jax.recipes.safe_rlhf import tradeoff
 from pal_jax.recipes.safe_rlhf.prompts import Groups, Question, tell_budget
+from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite
 from pal_jax.types import Metrics, RolloutBatch, Sample, TokenBatch
 
 

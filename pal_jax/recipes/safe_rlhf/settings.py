@@ -11,14 +11,15 @@ import dataclasses
 import math
 from typing import Literal
 
+from pal_jax.data.safety import SafetyRows
 from pal_jax.learners.labelled import SignedCost
 from pal_jax.learners.scorer import BradleyTerry
 from pal_jax.objectives import constraints as c
-from pal_jax.parts.safety import SafetyRows
-from pal_jax.parts.settings import DecodeSettings, ModelSettings, Reinforced, RowSettings, Run, StageSettings
-from pal_jax.recipes import cost, reward, sft
+from pal_jax.recipes import reward, sft
+from pal_jax.recipes.cost import recipe as cost
 from pal_jax.recipes.reward import PairSettings
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.settings import DecodeSettings, ModelSettings, Reinforced, RowSettings, Run, StageSettings
 from pal_jax.types import Sampling
 
 OTHERS = 'others'  # the name, in tables, of the prompts of groups without a limit of their own

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from pal_jax.data.thoughts import spoken
-from pal_jax.envs.arena import Arena, play_arenas
-from pal_jax.envs.matches import POLICY, SEATS
+from pal_jax.decode import sampler
 from pal_jax.models.params import Params
-from pal_jax.parts import sampler
-from pal_jax.parts.recipe import Evaluation
+from pal_jax.recipes.spiral.matches import POLICY, SEATS
 from pal_jax.recipes.spiral.players import Answers
+from pal_jax.recipes.spiral.textarena import Arena, play_arenas
+from pal_jax.run.recipe import Evaluation
 from pal_jax.types import Chat, ChatModel, Exhibit
 
 Speaker = Callable[[Sequence[Chat], int], Sequence[str | None]]  # of chats and the number of turns taken

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pal_jax.envs.matches import SEATS, play_matches
-from pal_jax.evals import crossplay
 from pal_jax.models.params import Params
-from pal_jax.parts.recipe import Evaluation
+from pal_jax.recipes.spiral import crossplay
+from pal_jax.recipes.spiral.matches import SEATS, play_matches
 from pal_jax.recipes.spiral.players import Answers
+from pal_jax.run.recipe import Evaluation
 
 END = 'end'  # the policy of now
 

@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 
 from pal_jax.data.packing import Branch, Group, lay_out_groups, most_actions, pack_groups
-from pal_jax.envs.kuhn_poker import KuhnPoker
-from pal_jax.envs.matches import ASKED, EVALUATION, POLICY, SEATS, Match, Matches, play_matches
-from pal_jax.evals import exploitability, matches
-from pal_jax.evals.exploitability import SETS, Read
 from pal_jax.learners.actor import Actor
 from pal_jax.models.params import Params
-from pal_jax.parts.recipe import Context, Evaluation
-from pal_jax.recipes.spiral import arena
+from pal_jax.recipes.spiral import arena, exploitability
+from pal_jax.recipes.spiral import winrates as matches
 from pal_jax.recipes.spiral.crossing import cross
+from pal_jax.recipes.spiral.exploitability import SETS, Read
+from pal_jax.recipes.spiral.kuhn_poker import KuhnPoker
+from pal_jax.recipes.spiral.matches import ASKED, EVALUATION, POLICY, SEATS, Match, Matches, play_matches
 from pal_jax.recipes.spiral.players import (
     OTHERS,
     Answers,
@@ -35,7 +34,8 @@ from pal_jax.recipes.spiral.players import (
     shown,
     tabled,
 )
-from pal_jax.runtime import sharding
+from pal_jax.run import sharding
+from pal_jax.run.recipe import Context, Evaluation
 from pal_jax.types import ChatModel, Exhibit, Sample
 
 RANDOM, MINIMAX, NASH, BEST, START = 'random', 'minimax', 'nash', 'best', 'start'

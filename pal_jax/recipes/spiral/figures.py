@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pal_jax.envs.matches import POLICY, SEATS, Matches
+from pal_jax.recipes.spiral.matches import POLICY, SEATS, Matches
 from pal_jax.types import Metrics, Sample
 
 

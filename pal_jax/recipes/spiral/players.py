@@ -11,15 +11,15 @@ import numpy as np
 
 from pal_jax.data.thoughts import spoken
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
-from pal_jax.envs.kuhn_poker import CARDS, Hand
-from pal_jax.envs.matches import Match, Matches
-from pal_jax.envs.tictactoe import best_cells
-from pal_jax.evals.exploitability import SETS, Table, equilibrium
+from pal_jax.judges.chat_models import ChatModels
 from pal_jax.models.params import Params
-from pal_jax.parts import sampler
-from pal_jax.parts.chat_models import ChatModels
+from pal_jax.recipes.spiral.exploitability import SETS, Table, equilibrium
+from pal_jax.recipes.spiral.kuhn_poker import CARDS, Hand
+from pal_jax.recipes.spiral.matches import Match, Matches
 from pal_jax.recipes.spiral.settings import Settings
+from pal_jax.recipes.spiral.tictactoe import best_cells
 from pal_jax.types import ChatModel, Completion, Sample, Sampling
 
 Player = Callable[[Sequence[Match], int], list[Sample]]  # of matches and the number of moves made in each

@@ -17,22 +17,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pal_jax.envs.arena import Arena
-from pal_jax.envs.matches import POLICY, SEATS, TRAINING, Match, Matches, play_matches
+from pal_jax.decode import sampler
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, decoder_specs
 from pal_jax.objectives.selfplay import Baseline, as_given, role_conditioned
-from pal_jax.parts import models, sampler
-from pal_jax.parts.models import keeping, make_policy, trained_policy
-from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host, Plan, Trained, check_finite, stage_before
 from pal_jax.recipes.spiral.evaluate import Examiner, make_examiner
 from pal_jax.recipes.spiral.figures import is_policys, named, policys, summarize
+from pal_jax.recipes.spiral.matches import POLICY, SEATS, TRAINING, Match, Matches, play_matches
 from pal_jax.recipes.spiral.past import Keeper, Selves
 from pal_jax.recipes.spiral.players import Answers, Player, at_random, expert, make_models, shown
 from pal_jax.recipes.spiral.settings import Settings, check, make_rules
+from pal_jax.recipes.spiral.textarena import Arena
 from pal_jax.recipes.spiral.warmup import make_supervised
-from pal_jax.runtime import sharding
+from pal_jax.run import models, sharding
+from pal_jax.run.models import keeping, make_policy, trained_policy
+from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, Trained, check_finite, stage_before
 from pal_jax.types import Metrics, RolloutBatch, Sample, TokenBatch
 
 SHOWN = 'legal', 'winrate', 'nashconv'

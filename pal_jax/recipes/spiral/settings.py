@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pal_jax.envs.kuhn_poker import KuhnPoker
-from pal_jax.envs.matches import Rules
-from pal_jax.envs.negotiation import Negotiation
-from pal_jax.envs.tictactoe import TicTacToe
 from pal_jax.objectives.selfplay import Baseline
-from pal_jax.parts.recipe import check_at_least
-from pal_jax.parts.settings import EndpointSettings, Reinforced, StageSettings
-from pal_jax.runtime import own
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.recipes.spiral.kuhn_poker import KuhnPoker
+from pal_jax.recipes.spiral.matches import Rules
+from pal_jax.recipes.spiral.negotiation import Negotiation
+from pal_jax.recipes.spiral.tictactoe import TicTacToe
+from pal_jax.run import own
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.recipe import check_at_least
+from pal_jax.run.settings import EndpointSettings, Reinforced, StageSettings
 
 GAMES: Mapping[str, Callable[[int], Rules[Any]]] = {  # by the rounds of a match of Kuhn poker
     'tictactoe': lambda rounds: TicTacToe(),
@@ -29,7 +29,7 @@ SOLVED = 'tictactoe', 'kuhn'  # games that an expert plays
 class PlaySettings:
     """The matches of a step."""
 
-    # Played in turn; 'negotiation' is another, and FILE.py:NAME a class of your own (`envs.matches.Rules`).
+    # Played in turn; 'negotiation' is another, and FILE.py:NAME a class of your own (`recipes.spiral.matches.Rules`).
     games: tuple[str, ...] = ('tictactoe', 'kuhn')
     matches: int = 32  # the number of matches
     shares: tuple[int, ...] = ()  # matches of each game before the games begin anew; (): one of each

@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pal_jax.data.packing import Branch, Group, most_actions, pack_whole
-from pal_jax.envs.matches import POLICY, Match, Matches, play_matches
+from pal_jax.recipes.spiral.matches import POLICY, Match, Matches, play_matches
 from pal_jax.recipes.spiral.players import Answers, at_random
 from pal_jax.recipes.spiral.settings import Settings
-from pal_jax.runtime import sharding
+from pal_jax.run import sharding
 from pal_jax.types import TokenBatch
 
 WARMUP = 2**31 + 1  # stands in place of a step's number in seeds

@@ -1,0 +1,115 @@
+"""Comparison of runs from their files, such as seeds of one config, or a method and its controls.
+
+  python -m pal_jax.compare runs/rlpa runs/rlpa-1 runs/rlpa-2 --output=seeds.png
+draws their rewards into one picture and prints two tables in Markdown: the rise of the reward, and the evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from pal_jax.run.curve import PANELS, STYLE, column, running_mean
+from pal_jax.run.files import at_home
+from pal_jax.run.interrupts import until_closed
+from pal_jax.run.metrics import EVALS, METRICS, read_records
+from pal_jax.run.outputs import check_file, whole_file
+from pal_jax.run.progress import print_anything
+from pal_jax.run.summary import fifths, first_last_fifth, main_part
+
+COLOURS = ('#2563eb', '#d97706', '#059669', '#9333ea', '#dc2626', '#4b5563')
+KEYS = ('reward', 'profile', 'response', 'format')
+
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # records by the run's name
+
+
+def draw(runs: Runs, path: str | os.PathLike[str]) -> None:
+    """Write a PNG with a panel for each of `KEYS` and a colour for each run: steps are dots, running means lines."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 6), layout='constrained')
+        for key, ax in zip(KEYS, figure.subplots(2, 2).flat, strict=True):
+            ax.set_title({'reward': 'Mean reward of a step', **PANELS}[key], fontweight='bold')
+            for (name, rows), colour in zip(runs.items(), itertools.cycle(COLOURS), strict=False):
+                part = main_part(rows)
+                steps, values = column(part, 'step'), column(part, key)
+                mean, _ = running_mean(values, values * 0, max(3, len(part) // 5))
+                ax.plot(steps, values, 'o', color=colour, alpha=0.35, markersize=3, markeredgewidth=0)
+                ax.plot(steps, mean, color=colour, label=name)
+        figure.axes[0].legend(frameon=False)
+        figure.savefig(path, format='png', dpi=160)
+
+
+def rise_table(runs: Runs) -> str:
+    """A table of the mean reward over the first and the last fifth of each run's steps.
+
+    Standard errors stand beside the means where the steps are enough for them.
+    """
+    lines = [
+        '| run | first fifth | last fifth | gain | standard errors | format at the end |',
+        '|---|---|---|---|---|---|',
+    ]
+    for name, rows in runs.items():
+        part = main_part(rows)
+        rise, ending = first_last_fifth(part), fifths(part, 'format')['last']
+        cells = (_pm(rise[end], rise[f'{end}_se']) for end in ('first', 'last'))
+        in_se = f'{rise["gain_in_se"]:.1f}' if rise['gain_in_se'] is not None else ''
+        lines.append(f'| {name} | {" | ".join(cells)} | {rise["gain"]:+.3f} | {in_se} | {ending:.2f} |')
+    return '\n'.join(lines)
+
+
+def stage_table(evals: Runs) -> str:
+    """A table of the evaluations of each run: numbers, and the profile F1 by turn beside its bound and controls."""
+    columns = ('reward', 'format', 'response', 'strict', 'profile')
+    turns = ('f1_by_turn', 'bound_by_turn', 'guesser_by_turn', 'shuffled_by_turn')
+    names = [*columns, *[turn.replace('_by_turn', ' by turn') for turn in turns]]
+    lines = ['| run | stage | people | ' + ' | '.join(names) + ' |', '|---|---|---|' + '---|' * len(names)]
+    for run, records in evals.items():
+        for record in records:
+            for people, prefix in (('known values', ''), ('unseen values', 'unseen_')):
+                if f'{prefix}reward' in record:
+                    cells = [_cell(record.get(prefix + key)) for key in (*columns, *turns)]
+                    lines.append(f'| {run} | {record["stage"]} | {people} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def _pm(mean: float, error: float | None) -> str:
+    """A mean with its standard error, or the mean alone where the steps are too few for an error."""
+    return f'{mean:.3f}' if error is None else f'{mean:.3f} ± {error:.3f}'
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ' '.join(f'{number:.2f}' for number in value)
+    return '' if value is None else f'{value:.3f}'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('runs', nargs='+', type=Path, help='folders of runs')
+    parser.add_argument('--output', type=Path, default=Path('compared.png'), help='picture to write, a new file')
+    print_anything()
+    arguments = parser.parse_args(list(map(at_home, sys.argv[1:])))
+    try:
+        check_file(arguments.output)
+    except ValueError as error:
+        parser.error(f'--output: {error}')
+    runs = {str(folder): read_records(folder / METRICS) for folder in arguments.runs}
+    if empty := [name for name, rows in runs.items() if not rows]:
+        parser.error(f'no steps in {", ".join(empty)}; name folders of runs')
+    with whole_file(arguments.output) as partial:
+        draw(runs, partial)
+    evals = {str(folder): read_records(folder / EVALS) for folder in arguments.runs}
+    print(rise_table(runs), stage_table(evals), sep='\n\n')
+
+
+if __name__ == '__main__':
+    with until_closed():
+        main()

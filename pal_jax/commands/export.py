@@ -1,0 +1,66 @@
+"""Writes a checkpoint as a Hugging Face folder, which `AutoModelForCausalLM.from_pretrained` loads.
+
+  python -m pal_jax.export --workdir=runs/rlpa                               its last checkpoint
+  python -m pal_jax.export --workdir=runs/rlpa --step=30 --output=my_model
+
+No accelerator is needed (JAX_PLATFORMS=cpu), on whatever machine the run was trained.
+
+Options:
+  --workdir=FOLDER          the run; with --config=FILE[:VARIANT] instead, runs/<name of the config>
+  --step=N                  which checkpoint; default the last
+  --output=FOLDER           default <workdir>/export; replaced where this program wrote all that is in it
+  --adapter                 of a run with LoRA: only the adapter, in a folder that the library peft loads; default
+                            <workdir>/adapter
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from pal_jax.models.files import peft
+from pal_jax.run import cli
+from pal_jax.run.outputs import check_folder
+from pal_jax.run.recipe import Export
+from pal_jax.run.runs import folders_read, load_trained, read_config, write_exports
+from pal_jax.train import initialize
+
+STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
+ADAPTER = flags.DEFINE_bool('adapter', False, 'Only the adapter, as the library peft has it.')
+
+
+def main() -> None:
+    """Write the checkpoint of a run as folders of Hugging Face, or its adapters."""
+    if cli.WORKDIR.value is None and cli.config() is None:
+        raise cli.Fault('no run; give its folder, such as --workdir=runs/rlpa')
+    workdir = cli.workdir()
+    config = cli.faults(read_config, str(workdir))
+    output = cli.output(str(workdir / ('adapter' if ADAPTER.value else 'export')))
+    cli.faults(check_folder, output, [workdir, *folders_read(config)])
+    cli.faults(initialize, config, workdir)
+    exports, step = cli.faults(load_trained, str(workdir), STEP.value)
+
+    def folder(name: str) -> Path:
+        return output / name if len(exports) > 1 else output
+
+    if ADAPTER.value:
+        for name, export in exports.items():
+            cli.faults(save_adapter, export, folder(name))
+    else:
+        cli.faults(write_exports, exports, folder)
+    for name in exports:
+        print(f'step {step} -> {folder(name)}')
+
+
+def save_adapter(export: Export, folder: Path) -> None:
+    """Write the adapter of a run in the format of the library peft. Raises ValueError where the run has no adapter."""
+    if export.adapters is None:
+        raise ValueError(
+            'this run exports no adapter; leave out --adapter, or train a policy with --config.policy.lora.rank=16'
+        )
+    peft.save(export.adapters.params, export.model, export.adapters.base, folder, export.adapters.dropout)
+
+
+if __name__ == '__main__':
+    cli.run(main, __doc__ or '', needs_config=False)

@@ -1,0 +1,100 @@
+"""Learns a new person from a few choices: a mixture of a trained PAL's prototypes, and the pair to ask about next.
+
+  python -m pal_jax.personalize --source=orbax:runs/pal --choices=ana.csv --output=ana.json
+  python -m pal_jax.personalize --source=orbax:runs/pal --choices=ana.csv --ask=pairs.csv
+  python -m pal_jax.score       --source=orbax:runs/pal --person=ana.json --texts=items.jsonl
+  python -m pal_jax.personalize --source=orbax:runs/pal --forget=17
+  python -m pal_jax.personalize --forget=people/ana.json
+
+Options:
+  --source=orbax:FOLDER   a finished run of configs/pal.py
+  --choices=FILE          one person's choices, in the format the run learnt from (docs/howto/choices.md)
+  --output=FILE           where the person is written, as a line of JSON; a file that exists is refused
+  --ask=FILE              pairs that nobody has answered, in the same format without user and choice: left_<attribute>
+                          and right_<attribute>, or JSON lines of left and right
+  --forget=ID             drop the row of a person whom the run was trained on, and say what has learnt from the person
+                          and stays; or delete the file of a person (.json)
+  --split=N               the split of the run whose model is taken, default 0; from 0 to split.seeds - 1
+
+Without --output the person is printed. With --ask the pairs are printed instead, a JSON object a line, the most
+informative first: `pair` is the number in the file, from 1, and `information` the nats that the answer is expected to
+give about the person. --ask without --choices ranks pairs for a person without choices.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from pal_jax.commands.talking import CACHE, SOURCE
+from pal_jax.recipes.personal.pal import forget as pal_forget
+from pal_jax.recipes.personal.pal import person as pal_person
+from pal_jax.recipes.personal.pal import reward as pal_reward
+from pal_jax.run import cli, devices
+
+CHOICES = flags.DEFINE_string('choices', '', "One person's choices.")
+ASK = flags.DEFINE_string('ask', '', 'Pairs that could be asked.')
+FORGET = flags.DEFINE_string('forget', '', 'A person to be forgotten.')
+SPLIT = flags.DEFINE_integer('split', 0, "The run's split.", lower_bound=0)
+
+
+def main() -> None:
+    """Fit a person to choices, rank pairs to ask about, or forget a person."""
+    if FORGET.value and (CHOICES.value or ASK.value):
+        raise cli.Fault(f'--forget={FORGET.value} goes with neither --choices nor --ask; give it alone')
+    if pal_person.is_file(FORGET.value):
+        print(cli.faults(forget_file, Path(FORGET.value)))
+        return
+    workdir = SOURCE.value.removeprefix('orbax:')
+    if not workdir or (':' in workdir and not Path(workdir).is_dir()):
+        raise cli.Fault(f'--source={SOURCE.value}: give a run of configs/pal.py, as orbax:runs/pal')
+    if not CHOICES.value and not ASK.value and not FORGET.value:
+        raise cli.Fault('nothing to learn from and nothing to ask; give --choices=FILE, --ask=FILE or --forget=ID')
+    output = cli.output_file()
+    if output and not CHOICES.value:
+        raise cli.Fault(f'--output={output} is a person, who is made of choices; give them with --choices')
+    devices.initialize(Path(CACHE).expanduser())
+    if FORGET.value:
+        print(cli.faults(pal_forget.forget, workdir, FORGET.value).in_words(workdir, FORGET.value))
+        return
+    cli.faults(personalize, workdir, CHOICES.value, ASK.value, output, SPLIT.value)
+
+
+def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | None, split: int) -> None:
+    """Fit a person and write or print it, then print the pairs of `ask_file` by their expected information.
+
+    Raises:
+      ValueError: the run, a row of a file or the output is wrong.
+    """
+    run = pal_reward.open_pal(workdir, split)
+    choices = pal_person.read_choices(run, choices_file) if choices_file else None
+    if choices and (output or not ask_file):
+        record = pal_person.to_record(run, choices, pal_person.fit(run, choices))
+        if output:
+            pal_person.save(output, record)
+            print(
+                f'{choices.user}: {record["choices"]} choices, {record["agreement"]:.0%} of them as fitted -> {output}'
+            )
+        else:
+            cli.print_json(record)
+    if ask_file:
+        pairs = pal_person.read_choices(run, ask_file, answered=False)
+        expected = pal_person.information(run, pairs, choices)
+        for i in np.argsort(-expected, kind='stable'):
+            left, right = pairs.shown[i]
+            cli.print_json({'pair': int(i) + 1, 'information': float(expected[i]), 'left': left, 'right': right})
+
+
+def forget_file(path: Path) -> str:
+    """Delete the file of a person, and say so. Raises ValueError where it is none."""
+    if not path.is_file():
+        raise ValueError(f'--forget={path}: there is no such file')
+    pal_person.read_person(path)
+    path.unlink()
+    return f'{path} is deleted. No shared parameter has learnt from these choices.'
+
+
+if __name__ == '__main__':
+    cli.run(main, __doc__ or '', needs_config=False)

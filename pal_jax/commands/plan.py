@@ -1,0 +1,196 @@
+"""Plans a run: says by the chips' own compiler if the run fits them, what it needs and how long a step takes.
+
+  python -m pal_jax.plan --config=configs/rlpa.py:paper --topology=v5e:4x4     no TPU is needed, no weight is read
+  python -m pal_jax.plan --config=configs/rlpa.py:paper --topology=h100:8      and no GPU: a node of eight H100s
+  python -m pal_jax.plan --config=configs/rlpa.py --platform=cpu               this machine (or cuda)
+  python -m pal_jax.plan --config=configs/rlpa.py:paper --topology=v5p:4x4x4 --model=meta-llama/Llama-3.1-8B
+
+Options:
+  --config=FILE[:VARIANT]   the run; --config.KEY=VALUE changes one value, such as --config.mesh.tensor=2
+  --topology=SLICE          a TPU slice: v5e:4x4, v6e:2x4, v5p:4x4x4; needs pip install 'pal_jax[plan]'
+                            or GPUs, a100, h100, h200 or b200, a node of eight or eight such nodes: h100:8, h100:8x8;
+                            needs pip install 'pal_jax[plan-cuda]'
+  --platform=cpu|cuda       the devices of this machine instead
+  --model=NAME              another model: a hub id, or a folder with a config.json; default config.policy.source
+  --prompt=TOKENS           length of a prompt with its dialogue; default 1024
+  --nodecode                leaves decoding out, as config.decode.address does: another machine samples
+  --efficiency=SHARE        of the chip's peak that a step is taken to reach; default 0.4
+  --json                    one JSON object in place of tables
+
+Known without a network, by their hub ids with any suffix: SmolLM2-135M, Qwen2.5-0.5B, 3B and 7B, Llama-3.2-1B,
+Llama-3.1-8B and 70B. Every completion is taken to be as long as it may become. What does not fit is refused (exit
+status 1), with the cheapest mesh, remat and micro_rows that do. docs/tpu.md explains the tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from pal_jax.commands.planning import chips, estimate, shapes
+from pal_jax.commands.planning.chips import GIB
+from pal_jax.commands.planning.estimate import Plan, Request
+from pal_jax.commands.planning.methods import Method, method_of
+from pal_jax.run import cli, devices
+from pal_jax.run.settings import Run
+
+TOPOLOGY = flags.DEFINE_string('topology', '', 'A TPU slice such as v5e:4x4, or GPUs such as h100:8.')
+PLATFORM = flags.DEFINE_enum('platform', '', ['', 'cpu', 'cuda'], 'The devices of this machine.')
+MODEL = flags.DEFINE_string('model', '', 'Another model: a hub id, or a folder with a config.json.')
+PROMPT = flags.DEFINE_integer('prompt', 1024, 'Tokens of a prompt with its dialogue.', lower_bound=1)
+DECODE = flags.DEFINE_boolean('decode', True, 'Plan decoding too.')
+EFFICIENCY = flags.DEFINE_float('efficiency', 0.4, "Share of the chip's peak.", lower_bound=0.01, upper_bound=1.0)
+JSON = flags.DEFINE_boolean('json', False, 'Print one JSON object.')
+
+
+def main() -> None:
+    """Plan the run of --config, and print the plan. The exit status is 1 where it does not fit."""
+    if bool(TOPOLOGY.value) == bool(PLATFORM.value):
+        raise cli.Fault('name either a slice (--topology=v5e:4x4) or the devices of this machine (--platform=cpu)')
+    console = Console(stderr=True)
+    settings = cli.settings()
+    method = cli.faults(method_of, settings, PROMPT.value)
+    request = cli.faults(make_request, settings, method)
+    run_plan = cli.faults(plan, settings, method, request, lambda line: console.print(f'compiling {line}', style='dim'))
+    nearest = None
+    if not JSON.value:
+        show(run_plan, request)
+    if not run_plan.fits:
+        everything = estimate.choices(request.cfg, len(request.devices), method.micro_rows)
+        others = [choice for choice in everything if choice != run_plan.choice]
+        nearest = cli.faults(estimate.search, request, others, lambda line: console.print(line, style='dim'))
+    if JSON.value:
+        print(json.dumps(as_json(run_plan, nearest, request)))
+    elif not run_plan.fits:
+        show_nearest(nearest, request)
+    if not run_plan.fits:
+        sys.exit(1)
+
+
+def make_request(settings: Run, method: Method) -> Request:
+    """The request that the command line makes: model, devices, learner and work of a step.
+
+    Raises:
+      ValueError, RuntimeError: an unknown slice, model or device.
+    """
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu' if TOPOLOGY.value else PLATFORM.value)
+    policy, decode = method.policy, method.decode
+    cfg = shapes.shape(MODEL.value or policy.source)
+    slice_devices = chips.topology_devices(TOPOLOGY.value) if TOPOLOGY.value else chips.local_devices(PLATFORM.value)
+    hosts = len({device.process_index for device in slice_devices})
+    return Request(
+        cfg=devices.for_platform(cfg, policy.dtype, slice_devices[0].platform, policy.scan_layers),
+        make_learner=method.make_learner,
+        work=method.work,
+        devices=slice_devices,
+        chip=chips.chip(slice_devices[0], len(slice_devices) // hosts if hosts > 1 else 0),
+        decode=DECODE.value and decode is not None and not decode.address,
+        int8=decode is not None and decode.int8,
+        efficiency=EFFICIENCY.value,
+        rows=method.rows,
+    )
+
+
+def plan(settings: Run, method: Method, request: Request, log: Any) -> Plan:
+    """The plan of the mesh, remat and micro-rows that the settings name; `log` takes a line for each compilation."""
+    mesh, count = dataclasses.asdict(settings.mesh), len(request.devices)
+    choice = estimate.settled(mesh, count, method.policy.remat, method.micro_rows)
+    return estimate.make_plan(request, choice, log)
+
+
+# --- what is printed ------------------------------------------------------------------------------------------------
+
+
+def show(run_plan: Plan, request: Request) -> None:
+    """Print the tables of a plan, and its verdict."""
+    console = cli.console()
+    console.print(
+        f'{len(request.devices)} x {request.devices[0].device_kind}, {run_plan.chip.memory / GIB:.2f} GiB each'
+    )
+    for table in (memory_table(run_plan), bytes_table(run_plan), work_table(run_plan)):
+        console.print(table)
+    console.print(verdict(run_plan, request), soft_wrap=True)
+
+
+def show_nearest(nearest: Plan | None, request: Request) -> None:
+    """Print the nearest plan that fits, or that there is none."""
+    console = cli.console()
+    nothing = f'no mesh of these devices fits, with any remat or {request.rows}'
+    console.print(f'nearest that fits: {nearest.choice.flags(request.rows)}' if nearest else nothing, soft_wrap=True)
+    for table in (bytes_table(nearest), work_table(nearest)) if nearest else ():
+        console.print(table)
+
+
+def memory_table(run_plan: Plan) -> Table:
+    """A table of the GiB that stay on each device."""
+    table = Table('stays on each device', 'GiB')
+    for name, size in run_plan.memory.items():
+        table.add_row(name, gib(size))
+    return table
+
+
+def bytes_table(run_plan: Plan) -> Table:
+    """A table with a row for each hot function: the GiB in a device's memory while it runs."""
+    table = Table('program', 'given', 'temporary', 'beside', 'peak GiB')
+    for program in run_plan.figures:
+        sizes = program.arguments, program.temporaries, program.beside, program.peak
+        table.add_row(program.name, *map(gib, sizes), *([program.refused] if program.refused else []))
+    return table
+
+
+def work_table(run_plan: Plan) -> Table:
+    """A table with a row for each hot function: the operations, bytes and seconds of one run on one device."""
+    table = Table('program', 'runs', 'TFLOP', 'GB moved', 'GB received', 'overlapped', 'kernels', 's a run')
+    for program in run_plan.figures:
+        received = [f'{kind} {size / 1e9:.3g}' for kind, size in program.collectives.items()]
+        if between := sum(program.between.values()):
+            received.append(f'of it between nodes {between / 1e9:.3g}')
+        numbers = [f'{program.flops / 1e12:.3g}', f'{program.moved / 1e9:.3g}', '\n'.join(received)]
+        overlap, seconds = f'{program.overlapped} of {program.started + program.waiting}', program.seconds
+        counts = overlap, str(program.kernels)
+        table.add_row(program.name, str(program.calls), *numbers, *counts, '' if seconds is None else f'{seconds:.3g}')
+    return table
+
+
+def verdict(run_plan: Plan, request: Request) -> str:
+    """One line of text that says if the plan fits, which program needs most memory, and how long a step takes."""
+    worst, limit = run_plan.worst, run_plan.chip.memory
+    text = f'{"fits" if run_plan.fits else "does not fit"}: {run_plan.choice.flags(request.rows)}'
+    text += f'; {worst.name} needs {gib(worst.peak)} of {gib(limit)} GiB'
+    if run_plan.fits and run_plan.step_seconds is not None:
+        text += f'; a step of full length takes {run_plan.step_seconds:.0f} s at {EFFICIENCY.value:.0%} of the peak'
+    return text
+
+
+def gib(size: float) -> str:
+    """A number of bytes as the text of GiB."""
+    return f'{size / GIB:.3f}'
+
+
+def as_json(run_plan: Plan, nearest: Plan | None, request: Request) -> dict[str, Any]:
+    """The plan, and the nearest one that fits, as values for JSON."""
+
+    def fields(some_plan: Plan) -> dict[str, Any]:
+        return {
+            'mesh': some_plan.choice._asdict(),
+            'fits': some_plan.fits,
+            'memory': some_plan.memory,
+            'limit': some_plan.chip.memory,
+            'step_seconds': some_plan.step_seconds,
+            'programs': [dataclasses.asdict(figures) for figures in some_plan.figures],
+        }
+
+    kind = request.devices[0].device_kind
+    head = {'devices': len(request.devices), 'device': kind, 'model': dataclasses.asdict(request.cfg)}
+    return {**head, **fields(run_plan), 'nearest': fields(nearest) if nearest else None}
+
+
+if __name__ == '__main__':
+    cli.run(main, __doc__ or '')

@@ -1,0 +1,283 @@
+"""The cost of a plan, that is, of a mesh and a remat choice, whose programs the devices' own compiler compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.errors import JaxRuntimeError
+from jax.sharding import Mesh
+
+from pal_jax.commands.planning import hlo, programs
+from pal_jax.commands.planning.chips import GIB, Chip
+from pal_jax.commands.planning.flops import flops
+from pal_jax.commands.planning.programs import Learner, Program, Work
+from pal_jax.learners.ppo import PolicyLearner
+from pal_jax.models.config import ModelConfig
+from pal_jax.run import devices, sharding
+from pal_jax.run.memory import peak_bytes
+
+MakeLearner = Callable[[ModelConfig, Mesh, int], Learner]  # the number is ppo.micro_rows or data.micro_rows
+REMAT = ('none', 'dots', 'full')  # cheapest first
+
+
+class Choice(NamedTuple):
+    """The settings that can be changed so that a config fits its devices."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    remat: str
+    micro_rows: int  # rows of an update that a device computes at once
+
+    def flags(self, rows: str = 'ppo.micro_rows') -> str:
+        """The flags of a command line that make this choice, where `rows` is the key of the number of rows."""
+        sizes = ' '.join(f'--config.mesh.{axis}={getattr(self, axis)}' for axis in devices.AXES)
+        return f'{sizes} --config.policy.remat={self.remat} --config.{rows}={self.micro_rows}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """The cost of one program on one device: bytes of memory, and operations, bytes and seconds of one run.
+
+    calls: runs of the program in a step.
+    beside: bytes that are in memory while it runs and are none of its arguments.
+    peak: bytes of arguments, results, temporaries and `beside` together.
+    moved: bytes between the device and its large memory.
+    collectives, started, overlapped, waiting, kernels, between: as `hlo.Traffic` has them.
+    seconds: at the requested efficiency; None where a rate of the device is unknown.
+    refused: the reason why the compiler refused the program, '' where it did not.
+    """
+
+    name: str
+    calls: int
+    arguments: int = 0
+    temporaries: int = 0
+    beside: int = 0
+    peak: int = 0
+    flops: float = 0.0
+    moved: float = 0.0
+    collectives: dict[str, float] = dataclasses.field(default_factory=dict)
+    started: int = 0
+    overlapped: int = 0
+    waiting: int = 0
+    kernels: int = 0
+    between: dict[int, float] = dataclasses.field(default_factory=dict)
+    seconds: float | None = None
+    refused: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A choice with the figures of its programs. `memory` has the bytes of everything that stays on a device."""
+
+    choice: Choice
+    chip: Chip
+    memory: dict[str, int]
+    figures: list[Figures]
+
+    @property
+    def worst(self) -> Figures:
+        """The program that needs most memory."""
+        return max(self.figures, key=lambda program: program.peak)
+
+    @property
+    def fits(self) -> bool:
+        """True where the compiler refuses no program and each fits the memory of the device."""
+        return self.worst.peak <= self.chip.memory and not any(program.refused for program in self.figures)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Seconds of a step in which every completion is as long as it may become; None where a rate is unknown."""
+        seconds = [program.seconds for program in self.figures]
+        if None in seconds:
+            return None
+        return sum(program.calls * (program.seconds or 0.0) for program in self.figures)
+
+
+class Request(NamedTuple):
+    """A model, the work of its step and the devices to plan for. `decode` is False where another machine samples.
+
+    `int8` decodes with weights of eight bits. `efficiency` is the share of the chip's peak that a step reaches.
+    """
+
+    cfg: ModelConfig
+    make_learner: MakeLearner
+    work: Work
+    devices: Sequence[Any]
+    chip: Chip
+    decode: bool
+    int8: bool
+    efficiency: float
+    rows: str = 'ppo.micro_rows'  # the key of the rows that a device computes at once
+
+
+def make_plan(request: Request, choice: Choice, log: Callable[[str], None], stop_early: bool = False) -> Plan:
+    """The plan of a choice, for which every hot function is compiled. `log` takes the name of each.
+
+    With `stop_early`, the functions after the first that does not fit are left out.
+
+    Raises:
+      ValueError: the model does not divide over this mesh.
+    """
+    sizes = {axis: getattr(choice, axis) for axis in devices.AXES}
+    mesh = devices.make_mesh(**sizes, devices=request.devices)
+    cfg = dataclasses.replace(request.cfg, remat=choice.remat)
+    learner = request.make_learner(cfg, mesh, choice.micro_rows)
+    memory, figures = resident(learner), []
+    if (bound := least(request, learner, choice, memory)) > request.chip.memory:
+        reason = f'at least {bound / GIB:.1f} GiB a device: not compiled'
+        return Plan(choice, request.chip, memory, [Figures('all', 1, peak=bound, refused=reason)])
+    for program in hot_functions(request, learner, memory):
+        log(program.name)
+        figures.append(measure(program, request.chip, request.efficiency))
+        if stop_early and (figures[-1].refused or figures[-1].peak > request.chip.memory):
+            break
+    if request.devices[0].platform == 'cpu':
+        # A run compiles the same programs, so it needs the memory that this process needed: for Python, for jax, for
+        # compiled code, and for the compiler, which leaves the heap in pieces.
+        memory['process'] = peak_bytes() // len(request.devices)
+        figures = [beside(figure, memory['process']) for figure in figures]
+    return Plan(choice, request.chip, memory, figures)
+
+
+def beside(figures: Figures, size: int) -> Figures:
+    """The figures with `size` bytes more beside the program."""
+    return dataclasses.replace(figures, beside=figures.beside + size, peak=figures.peak + size)
+
+
+def resident(learner: Learner) -> dict[str, int]:
+    """Bytes on a device of the arrays that training keeps through an update, by kind."""
+    parts = programs.parts_of(learner)
+    models = parts.models
+    return {
+        'parameters': programs.bytes_of(([(m.params, m.frozen) for m in models], parts.reference)),
+        'optimiser': programs.bytes_of([model.opt_state for model in models]),
+        'gradients': max(programs.bytes_of(programs.gradients(model.params)) for model in models),  # one at a time
+    }
+
+
+def least(request: Request, learner: Learner, choice: Choice, memory: dict[str, int]) -> int:
+    """A lower bound of the bytes on a device, whatever the compiler does.
+
+    An update needs its state and the activations that layers keep for the backward pass. Decoding needs parameters and
+    optimiser state of the training, the weights that decode, and the caches.
+    """
+    cfg, mesh, *_ = programs.parts_of(learner)
+    work, ways = request.work, sharding.batch_ways(mesh)
+    rows = min(choice.micro_rows, -(-work.prompts // work.minibatches // ways))
+    saved_width = cfg.width if choice.remat == 'full' else 3 * cfg.width + 3 * cfg.mlp // choice.tensor
+    activations = rows * work.row * cfg.layers * saved_width * jnp.dtype(cfg.act_dtype).itemsize
+    update = sum(memory.values()) + activations
+    if not request.decode:
+        return update
+    weights, caches = programs.decoding_memory(cfg, mesh, work, int8=request.int8)
+    return max(update, memory['parameters'] + memory['optimiser'] + weights + caches)
+
+
+def hot_functions(request: Request, learner: Learner, memory: dict[str, int]) -> Iterator[Program]:
+    """The programs of training, then those of decoding. The bytes that decoding keeps are added to `memory`."""
+    yield from programs.training(learner, request.work)
+    if request.decode:
+        assert isinstance(learner, PolicyLearner)
+        parts = programs.decoding(learner.actor.cfg, learner, request.work, int8=request.int8)
+        weights, caches = parts[-1].arguments
+        memory |= {'decode weights': programs.bytes_of(weights), 'KV cache': programs.bytes_of(caches)}
+        yield from parts
+
+
+def measure(program: Program, chip: Chip, efficiency: float) -> Figures:
+    """Compile a program, and read its figures off the compiled code."""
+    argument_bytes, beside = programs.bytes_of(program.arguments), programs.bytes_of(program.beside)
+    traced = program.function.trace(*program.arguments)
+    work = flops(traced.jaxpr.jaxpr) / program.ways
+    try:
+        compiled = traced.lower().compile()
+    except JaxRuntimeError as error:
+        needed = over_memory(str(error))
+        reason = f'needs {needed / GIB:.1f} GiB' if needed else str(error).strip().splitlines()[0]
+        return Figures(
+            program.name,
+            program.calls,
+            beside=beside,
+            arguments=argument_bytes,
+            peak=needed + beside,
+            flops=work,
+            refused=reason,
+        )
+    stats, traffic = compiled.memory_analysis(), hlo.traffic(compiled.as_text(), chip.host)
+    results = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    received = sum(traffic.collectives.values())
+    seconds = None
+    if chip.flops and chip.bandwidth and chip.links:
+        transfer = chip.transfer(received, traffic.between)
+        seconds = max(work / chip.flops, traffic.moved / chip.bandwidth, transfer) / efficiency
+    return Figures(
+        program.name, program.calls,
+        arguments=argument_bytes,
+        temporaries=stats.temp_size_in_bytes + results,
+        beside=beside,
+        peak=argument_bytes + results + stats.temp_size_in_bytes + beside,
+        flops=work, seconds=seconds, **traffic._asdict(),
+    )  # fmt: skip
+
+
+def over_memory(message: str) -> int:
+    """The bytes that a program would need, from the compiler's error; 0 where the error says nothing of memory."""
+    used = re.search(r'Used ([\d.]+)([KMG])', message)
+    return int(float(used[1]) * {'K': 2**10, 'M': 2**20, 'G': 2**30}[used[2]]) if used else 0
+
+
+def search(request: Request, choices: Iterable[Choice], log: Callable[[str], None]) -> Plan | None:
+    """The first choice that fits; None if none does."""
+    for choice in choices:
+        try:
+            plan = make_plan(
+                request, choice, lambda name, c=choice: log(f'{c.flags(request.rows)}: {name}'), stop_early=True
+            )
+        except ValueError:
+            continue  # the model does not divide over this mesh
+        if plan.fits:
+            return plan
+    return None
+
+
+def choices(cfg: ModelConfig, count: int, micro_rows: int) -> list[Choice]:
+    """All meshes of `count` devices over which a model divides, with each remat and number of rows, cheapest first.
+
+    Layers that are computed twice cost a third more arithmetic. A tensor axis sends activations in every layer, where
+    fsdp sends weights. A data axis repeats the state that fsdp would cut. Fewer rows at a time gather the weights more
+    often.
+    """
+    meshes = []
+    for tensor in divisors(count):
+        for data in divisors(count // tensor):
+            fsdp = count // tensor // data
+            divides = not any(size % tensor for size in (cfg.kv_heads, cfg.heads, cfg.mlp, cfg.vocab))
+            if divides and cfg.width % fsdp == 0:
+                rows = [micro_rows >> halving for halving in range(micro_rows.bit_length())]
+                meshes += [Choice(data, fsdp, tensor, *pair) for pair in itertools.product(REMAT, rows)]
+    return sorted(meshes, key=lambda choice: (_cost(choice.remat), choice.tensor, choice.data, -choice.micro_rows))
+
+
+def _cost(remat: str) -> int:
+    """The rank of a remat choice by its arithmetic, 0 the cheapest."""
+    return REMAT.index(remat) if remat in REMAT else len(REMAT)
+
+
+def divisors(count: int) -> list[int]:
+    """The divisors of a number, in rising order."""
+    return [divisor for divisor in range(1, count + 1) if count % divisor == 0]
+
+
+def settled(mesh: dict[str, int], count: int, remat: str, micro_rows: int) -> Choice:
+    """The choice that a config makes. An axis of size -1 gets the devices that the others leave."""
+    sizes = dict(mesh)
+    if -1 in sizes.values():
+        name = next(name for name, size in sizes.items() if size == -1)
+        sizes[name] = max(count // -(sizes['data'] * sizes['fsdp'] * sizes['tensor']), 1)
+    return Choice(**sizes, remat=remat, micro_rows=micro_rows)

@@ -1,0 +1,38 @@
+"""Makes the report of a run again, at any time, from the files of the run alone.
+
+  python -m pal_jax.report runs/rlpa
+
+The report is report.html in the run's folder, with learning_curve.png beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pal_jax.run.files import at_home
+from pal_jax.run.progress import print_anything
+from pal_jax.run.report import write_report
+from pal_jax.run.workdir import read_run
+
+
+def main() -> None:
+    """Write the report of the run that the one argument names, and print its path."""
+    print_anything()
+    if sys.argv[1:] in (['-h'], ['--help']):
+        print((__doc__ or '').strip())
+        sys.exit(0)
+    if len(sys.argv) != 2:
+        print('error: give the folder of one run, as in python -m pal_jax.report runs/rlpa', file=sys.stderr)
+        sys.exit(2)
+    folder = Path(at_home(sys.argv[1]))
+    try:
+        read_run(folder)
+        print(write_report(folder))
+    except ValueError as fault:
+        print(f'error: {fault}', file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,89 @@
+"""Scores texts with the model of a run: a reward model, a cost model, a moderator, PLUS or PAL.
+
+  python -m pal_jax.score --source=orbax:runs/reward --texts=replies.jsonl
+  python -m pal_jax.score --source=orbax:runs/pal --person=ana.json --texts=replies.jsonl --output=scored.jsonl
+
+Options:
+  --source=orbax:FOLDER   a run of configs/reward.py, cost.py, moderation.py, plus.py or pal.py
+  --person=FILE|ID        who prefers: for PAL a file of `pal_jax.personalize`, or the id of a person of the training,
+                          or nothing for the mean over them; for PLUS a file with the person's summary, such as a line
+                          that `pal_jax.summarize` printed; others take none. What exists as a file is one
+  --texts=FILE            JSON lines, a record a line:
+                          {"prompt": ..., "completion": ...}    both texts, or both lists of messages
+                          {"messages": [...]}                   the last one, the assistant's, is scored
+                          {"prompt": ..., "response": ...}      for a moderator or a cost model; both texts
+                          {"text": ...}                         for a PAL of statements
+                          {"item": [...] or {...}}              for a PAL of a table, with "prompt": [...] in variant B
+  --output=FILE           where the records are written, each with its `score`; a file that exists is refused
+
+Without --output the records are printed. Scores can be compared within one run and one person alone, and a text with a
+higher score is preferred. The sigmoid of the difference of two scores is the probability that the first text is chosen.
+A cost model gives costs. An answer with a higher cost is less safe, and a cost above 0 says that the answer is unsafe.
+A moderator's score is the largest of 14 probabilities, which stand beside it in `categories`. An answer with a higher
+score is less safe, and `unsafe` says if a probability is above its threshold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.progress import track
+
+from pal_jax import scoring
+from pal_jax.commands.talking import CACHE, SOURCE
+from pal_jax.data import records
+from pal_jax.run import cli, devices
+from pal_jax.run.outputs import whole_file
+from pal_jax.scoring import Scorer
+
+PERSON = flags.DEFINE_string('person', '', 'Who prefers.')
+TEXTS = flags.DEFINE_string('texts', '', 'A JSONL file of what is scored.')
+CHUNK = 64  # records scored at once
+
+
+def main() -> None:
+    """Score the records of --texts."""
+    if not TEXTS.value:
+        raise cli.Fault('nothing to score; give a file with --texts=replies.jsonl')
+    output = cli.output_file()
+    devices.initialize(Path(CACHE).expanduser())
+    cli.faults(score, SOURCE.value, PERSON.value, TEXTS.value, output)
+
+
+def score(source: str, person: str, path: str, output: Path | None) -> None:
+    """Write the records of a file with their scores, or print them.
+
+    Raises:
+      ValueError: the source, the person, a line of the file or the output is wrong.
+    """
+    rows = list(records.rows(str(path)))
+    if not rows:
+        raise ValueError(f'{path} has no records; write one JSON object a line')
+    scorer = scoring.open_scorer(source, person)
+    if clash := next(((place, key) for place, record in rows for key in scorer.keys if key in record), None):
+        raise ValueError(f'{clash[0]}: the record has a key {clash[1]} already; rename it')
+    read = scorer.read_all(rows)
+    scored = ({**record, **fields} for (_, record), fields in zip(rows, in_chunks(scorer, read), strict=True))
+    if not output:
+        for record in scored:
+            cli.print_json(record)
+        return
+    with whole_file(output) as partial, partial.open('w', encoding='utf-8') as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in scored)
+    print(f'{len(rows)} records -> {output}')
+
+
+def in_chunks(scorer: Scorer, read: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """The scores and other fields of records, in the records' order, with a progress bar on stderr."""
+    starts = range(0, len(read), CHUNK)
+    for start in track(starts, 'scoring', console=Console(stderr=True), transient=True, disable=len(starts) < 2):
+        yield from scorer.told(read[start : start + CHUNK])
+
+
+if __name__ == '__main__':
+    cli.run(main, __doc__ or '', needs_config=False)

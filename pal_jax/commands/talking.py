@@ -1,0 +1,72 @@
+"""Opens a model to talk with, and finds the system prompt and the sampling that it was trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from absl import flags
+from jax.sharding import Mesh
+
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.choose import Decoder
+from pal_jax.decode.sampler import make_decoder
+from pal_jax.decode.serve.page import PLAIN, Preset
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.files import sources
+from pal_jax.models.files.sources import Source
+from pal_jax.models.params import decoder_specs
+from pal_jax.recipes.rlpa.profiles import render_completion
+from pal_jax.recipes.rlpa.settings import Dialogues
+from pal_jax.recipes.rlpa.world import make_system
+from pal_jax.run import devices, sharding
+from pal_jax.run.checkpoint import KEPT
+from pal_jax.run.models import Policy
+from pal_jax.run.recipe import Context
+from pal_jax.run.runs import open_run, read_config, read_settings
+
+SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
+SOURCES = flags.DEFINE_list('sources', [], 'Several models, of commands that take them.')
+CACHE = '~/.cache/pal_jax/compiled'
+
+
+def open_model(source: str, dtype: str, max_len: int) -> tuple[Source, ModelConfig, Tokenizer, Mesh]:
+    """The source of a model, its config for this machine, its tokenizer, and a mesh of all devices.
+
+    Raises:
+      ValueError, RuntimeError: as `sources.resolve`.
+    """
+    devices.initialize(Path(CACHE).expanduser())
+    mesh = devices.make_mesh()
+    model = sources.resolve(source, open_run=lambda run: open_run(run, Context(mesh)))
+    cfg = devices.for_platform(model.config, dtype)
+    return model, dataclasses.replace(cfg, max_len=min(cfg.max_len, max_len)), model.tokenizer(), mesh
+
+
+def open_decoder(settings: Dialogues, source: str) -> tuple[Decoder, Tokenizer]:
+    """A decoder of the source's model, with its weights, that samples as a run of these settings would; its tokenizer.
+
+    Raises:
+      ValueError, RuntimeError: as `sources.resolve`.
+    """
+    mesh = devices.make_mesh(**dataclasses.asdict(settings.mesh))
+    context = Context(mesh)
+    model = sources.resolve(source, seed=settings.seed, open_run=lambda run: open_run(run, context))
+    cfg, tokenizer = devices.for_platform(model.config, settings.policy.dtype), model.tokenizer()
+    decode = dataclasses.replace(settings.decode, shares=1)
+    decoder = make_decoder(decode, Policy(cfg, tokenizer, model), context)
+    decoder.load(model.load(sharding.param_shardings(decoder_specs(cfg), mesh)))
+    return decoder, tokenizer
+
+
+def chat_preset(source: str) -> Preset:
+    """The system prompt, layout and sampling to talk with a model.
+
+    A run of RLPA is talked with as in its training, any other model plainly.
+    """
+    kind, _, workdir = source.partition(':')
+    settings = read_settings(read_config(workdir)) if kind == 'orbax' else None
+    if not isinstance(settings, Dialogues):
+        return PLAIN
+    system = make_system(settings, Path(workdir) / KEPT)
+    return Preset(system, render_completion('{profile}', '{reply}'), settings.sampling)

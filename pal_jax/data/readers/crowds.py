@@ -1,0 +1,251 @@
+"""Sets of choices by person that people bring from the hub, as choices between texts (`records.TextChoice`).
+
+    multipref:<source>     MultiPref (Miranda et al. 2024, arXiv 2410.19133): four workers a pair, without ties
+    community:<source>     Community Alignment (arXiv 2507.09650): the reply that an annotator preferred, by turn
+    tldr_workers:<folder>  Reddit TL;DR as the workers chose (Stiennon et al. 2020); `tldr:` labels by length
+    dices:<source>         DICES (Aroyo et al. 2023, arXiv 2306.11247): a conversation rated safe and one rated unsafe
+    personalllm:<source>   PersonalLLM (arXiv 2409.20296): made-up people who weigh ten reward models
+    vpl:<source>           VPL's pairs relabelled for kinds of user (arXiv 2408.10075): made-up people of each kind
+    uf_p:<source>          UltraFeedback-P, likewise (arXiv 2408.10075)
+
+A source is a file, or `hf:owner/name/file` (`records.rows`). The forms are those of the sets as published, and a row
+that lacks a field is refused by name. The people of the last three are made up: pairs of a kind are dealt to them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pal_jax.data.readers import judgements
+from pal_jax.data.readers.judgements import Judgement
+from pal_jax.data.records import TextChoice, field, first_spelling, identity, listed, rows, text_of
+from pal_jax.run import files
+
+PAIRS = 40  # pairs of a person, at most, where pairs are drawn or dealt
+HOLDERS = 200  # made-up people
+ALPHA = 0.1  # of the Dirichlet distribution of their weights on reward models
+TURNS = 'first', 'second', 'third', 'fourth'
+LETTERS = 'abcd'
+
+
+def multipref(source: str) -> Iterator[TextChoice]:
+    """The choices in MultiPref: text, completion_a, completion_b, and the annotations of two kinds of workers.
+
+    An annotation has evaluator and overall_pref: A-is-clearly-better, A-is-slightly-better, Tie, or the same of B. The
+    group is the kind of worker.
+
+    Raises:
+      ValueError: a field is missing, or a preference has another value. The message names the row.
+    """
+    for place, row in rows(source):
+        prompt, *replies = (text_of(place, row, name) for name in ('text', 'completion_a', 'completion_b'))
+        for group in ('normal', 'expert'):
+            for entry in listed(place, row, f'{group}_worker_annotations'):
+                if not isinstance(entry, Mapping):
+                    raise ValueError(f'{place}: an annotation is {files.shown(entry)}; give an object')
+                worker, preference = identity(place, entry, 'evaluator'), field(place, entry, 'overall_pref')
+                match = re.fullmatch(r'([AB])-is-(?:clearly|slightly)-better', str(preference))
+                if not match and preference != 'Tie':
+                    raise ValueError(f'{place}: overall_pref is {files.shown(preference)}; give A-is-... or Tie')
+                if match and replies[0] != replies[1]:
+                    chosen, rejected = replies if match[1] == 'A' else replies[::-1]
+                    yield TextChoice(worker, prompt, chosen, rejected, group)
+
+
+def community(source: str) -> Iterator[TextChoice]:
+    """The choices in Community Alignment: the preferred reply of a turn against each other reply.
+
+    A row has annotator_id and, for `first` to `fourth`, <turn>_turn_prompt, <turn>_turn_response_a to d and
+    <turn>_turn_preferred_response (response_a to d). The prompt is the conversation before the replies, with the
+    preferred earlier ones. A conversation ends at its first turn without a preference.
+
+    Raises:
+      ValueError: a preferred reply is none of the turn's. The message names the row.
+    """
+    for place, row in rows(source):
+        user, before = identity(place, row, 'annotator_id'), ''
+        for turn in TURNS:
+            prompt, preferred = (_text(row, f'{turn}_turn_{name}') for name in ('prompt', 'preferred_response'))
+            if not prompt or not preferred:
+                break
+            replies = {f'response_{letter}': _text(row, f'{turn}_turn_response_{letter}') for letter in LETTERS}
+            chosen = replies.get(preferred, '')
+            if not chosen:
+                raise ValueError(
+                    f'{place}: {turn}_turn_preferred_response is {preferred!r}, and there is no such reply'
+                )
+            for reply in dict.fromkeys(replies.values()):
+                if reply not in ('', chosen):
+                    yield TextChoice(user, before + prompt, chosen, reply)
+            before += f'{prompt}\n\n{chosen}\n\n'
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    """The text of an optional field, '' where it is missing."""
+    value = row.get(name)
+    return value.strip() if isinstance(value, str) else ''
+
+
+def tldr_workers(folder: str) -> Iterator[TextChoice]:
+    """The workers' own choices in `train.jsonl` and, where it is there, `validation.jsonl`.
+
+    A row has worker, info.post (or info.article), two summaries with a text, and choice: 0 or 1.
+
+    Raises:
+      ValueError: a field is missing, or a choice has another value. The message names the row.
+    """
+    paths = [Path(folder) / f'{name}.jsonl' for name in ('train', 'validation')]
+    for path in (paths[0], *(path for path in paths[1:] if path.is_file())):
+        for place, row in rows(str(path)):
+            info, pair = field(place, row, 'info'), listed(place, row, 'summaries')
+            choice, worker = row.get('choice'), identity(place, row, 'worker')
+            if len(pair) != 2 or not all(isinstance(entry, Mapping) for entry in (*pair, info)):
+                raise ValueError(f'{place}: give two summaries and info as objects, got {str([*pair, info])[:60]}')
+            if isinstance(choice, bool) or choice not in (0, 1):
+                raise ValueError(f'{place}: choice is {files.shown(choice)}; give 0 or 1')
+            post = text_of(place, info, 'post' if info.get('post') else 'article')
+            texts = [text_of(place, summary, 'text').strip() for summary in pair]
+            if texts[0] != texts[1]:
+                yield TextChoice(worker, post, texts[int(choice)], texts[1 - int(choice)])
+
+
+def dices(source: str) -> Iterator[TextChoice]:
+    """Pairs of a conversation that a rater called safe and one that the same rater called unsafe, drawn at random.
+
+    A row has rater_id, context, response and Q_overall, whether anything is unsafe: Yes, No or Unsure. The safe
+    conversation is the chosen one; Unsure is left out.
+
+    Raises:
+      ValueError: a field is missing, or an answer has another value. The message names the row.
+    """
+    who, said = first_spelling(), list[Judgement]()
+    for place, row in rows(source):
+        answer, rater = field(place, row, 'Q_overall'), who(identity(place, row, 'rater_id'))
+        if answer not in ('Yes', 'No', 'Unsure'):
+            raise ValueError(f'{place}: Q_overall is {files.shown(answer)}; give Yes, No or Unsure')
+        words = f'{_text(row, "context")}\n\n{text_of(place, row, "response")}'.strip()
+        said.append(Judgement(place, rater, words, answer, judgements.time_of(place, row)))
+    answers: dict[str, dict[str, list[str]]] = {}
+    for one in judgements.settled(said):
+        answers.setdefault(one.person, {'Yes': [], 'No': []}).setdefault(one.value, []).append(one.thing)
+    for number, (rater, by_answer) in enumerate(answers.items()):
+        safe, unsafe = by_answer['No'], by_answer['Yes']
+        for k in np.random.default_rng([0, number]).permutation(len(safe) * len(unsafe))[:PAIRS]:
+            chosen, rejected = safe[int(k) // len(unsafe)], unsafe[int(k) % len(unsafe)]
+            if chosen != rejected:
+                yield TextChoice(rater, '', chosen, rejected)
+
+
+def personalllm(source: str) -> Iterator[TextChoice]:
+    """The choices of `HOLDERS` made-up people between two of the eight replies to a prompt.
+
+    A row has prompt, response_1 to response_8, and for each of them response_1_<model> and so on, the rewards of some
+    reward models. A person weighs these by a draw from Dirichlet(.1). Rewards are in standard deviations of their
+    model, so that no model decides by its scale, and the two replies are drawn at random, not the best and the worst.
+
+    Raises:
+      ValueError: a field is missing, or a reward is no number. The message names the row.
+    """
+    table = list(rows(source))
+    if not table:
+        raise ValueError(f'{source} has no rows')
+    pattern = re.compile(r'response_1_(.+)')
+    models = [match[1] for name in table[0][1] if (match := pattern.fullmatch(name)) and match[1] != 'model']
+    if not models:
+        raise ValueError(
+            f'{table[0][0]}: no reward such as response_1_gemma_2b; its fields are {", ".join(table[0][1])}'
+        )
+    size = 1 + max(number for number in range(1, 9) if f'response_{number}' in table[0][1])
+    rewards = np.array([
+        [[_number(place, row, f'response_{k}_{model}') for model in models] for k in range(1, size)]
+        for place, row in table
+    ])  # fmt: skip
+    flat = rewards.reshape(-1, len(models))
+    rewards = (rewards - flat.mean(axis=0)) / np.maximum(flat.std(axis=0), 1e-9)
+    for person in range(HOLDERS):
+        rng = np.random.default_rng([0, person])
+        taste = rng.dirichlet([ALPHA] * len(models))
+        for i in rng.permutation(len(table))[:PAIRS]:
+            place, row = table[int(i)]
+            a, b = rng.choice(size - 1, 2, replace=False)
+            a, b = (a, b) if rewards[i, a] @ taste > rewards[i, b] @ taste else (b, a)
+            chosen, rejected = (text_of(place, row, f'response_{k + 1}') for k in (a, b))
+            if chosen != rejected:
+                yield TextChoice(f'p{person}', text_of(place, row, 'prompt'), chosen, rejected)
+
+
+def _number(place: str, row: Mapping[str, Any], name: str) -> float:
+    value = field(place, row, name)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f'{place}: {name} is {files.shown(value)}; give a number') from None
+
+
+def vpl(source: str) -> Iterator[TextChoice]:
+    """VPL's relabelled pairs, dealt to made-up people of each kind, `PAIRS` to each, in the order of the file.
+
+    A row has objective (the kind of user), prompt, two responses and label, the number of the one this kind prefers.
+
+    Raises:
+      ValueError: a field is missing, or a label has another value. The message names the row.
+    """
+    dealt: dict[str, int] = {}
+    for place, row in rows(source):
+        kind, pair, label = identity(place, row, 'objective'), listed(place, row, 'responses'), row.get('label')
+        if len(pair) != 2 or isinstance(label, bool) or label not in (0, 1):
+            raise ValueError(
+                f'{place}: give two responses and a label of 0 or 1, got {len(pair)} and {files.shown(label)}'
+            )
+        if not all(isinstance(text, str) for text in pair):
+            raise ValueError(f'{place}: responses are {files.shown(pair)}; give two texts')
+        texts = list(pair)
+        if texts[0] != texts[1] and all(texts):
+            person = dealt.get(kind, 0)
+            dealt[kind] = person + 1
+            name = f'{kind}-{person // PAIRS}'
+            yield TextChoice(name, text_of(place, row, 'prompt'), texts[int(label)], texts[1 - int(label)], kind)
+
+
+def uf_p(source: str) -> Iterator[TextChoice]:
+    """The pairs of UltraFeedback-P, dealt to made-up people of each kind, `PAIRS` to each, in the order of the file.
+
+    A row has data_subset (the kind of user), prompt, chosen and rejected. Of messages the last one is the reply.
+
+    Raises:
+      ValueError: a field is missing. The message names the row.
+    """
+    dealt: dict[str, int] = {}
+    for place, row in rows(source):
+        kind = identity(place, row, 'data_subset')
+        chosen, rejected = (_last(place, row, name) for name in ('chosen', 'rejected'))
+        if chosen != rejected:
+            person = dealt.get(kind, 0)
+            dealt[kind] = person + 1
+            yield TextChoice(f'{kind}-{person // PAIRS}', text_of(place, row, 'prompt'), chosen, rejected, kind)
+
+
+def _last(place: str, row: Mapping[str, Any], name: str) -> str:
+    """The text of a field, or of the last message of a list; a text that is a list in words is refused by its kind."""
+    value = field(place, row, name)
+    if isinstance(value, list | tuple) and value and isinstance(value[-1], Mapping):
+        if value[-1].get('role', 'assistant') != 'assistant':
+            raise ValueError(f'{place}: the last message of {name} is of {value[-1]["role"]!r}; end with the reply')
+        return text_of(place, value[-1], 'content')
+    return text_of(place, row, name)
+
+
+SOURCES: Mapping[str, Callable[[str], Iterator[TextChoice]]] = {
+    'multipref': multipref,
+    'community': community,
+    'tldr_workers': tldr_workers,
+    'dices': dices,
+    'personalllm': personalllm,
+    'vpl': vpl,
+    'uf_p': uf_p,
+}

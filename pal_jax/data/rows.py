@@ -1,0 +1,245 @@
+"""The rows that supervised methods learn from: lines of files, the oracle's answers to RLPA's training people, or
+answers to questions about facts that people told."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import grain
+import numpy as np
+from jax.sharding import Mesh
+
+from pal_jax.data import chats, holdouts
+from pal_jax.data.packing import Group, most_actions, pack_whole, shared_prompt
+from pal_jax.data.readers import formats
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.learners.scorer import to_score
+from pal_jax.recipes.rlpa import dialogue as env
+from pal_jax.recipes.rlpa import recall
+from pal_jax.recipes.rlpa.oracle import make_answers
+from pal_jax.recipes.rlpa.people import SLOTS, make_people
+from pal_jax.recipes.rlpa.users import make_scripted_user
+from pal_jax.run import sharding
+from pal_jax.run.recipe import check_at_least
+from pal_jax.run.settings import FromRows, RowSettings, Supervised
+from pal_jax.types import TokenBatch
+
+Keyed = tuple[str, Group]  # the content of a prompt (`Prompted.content`), and a group with that prompt
+Entry = TypeVar('Entry')
+
+
+class Rows(NamedTuple):
+    """Rows to learn from and to test on, and their batches; a row is a group of `n` branches, such as a prompt with
+    answers.
+
+    Attributes:
+      actions: the largest number of actions of a branch.
+      left_out: the number of rows that were longer than `data.max_length`.
+      moved: the number of rows that are not where a split of single rows would have put them, or are left out, because
+        another row has their prompt.
+      batch_size: the number of rows of an update.
+      row_tokens: the length in tokens of a row of the device batch, which several rows share; 0: each row has its own.
+      seed: the seed of the order in which rows are drawn.
+    """
+
+    train: list[Group]
+    test: list[Group]
+    n: int
+    actions: int
+    left_out: int
+    moved: int = 0
+    batch_size: int = 1
+    row_tokens: int = 0
+    seed: int = 0
+
+    @property
+    def told(self) -> str:
+        """The split of the rows, in a line."""
+        rows = f'{len(self.train)} rows to learn from, {len(self.test)} to test on, of other prompts'
+        return f'{rows} ({self.moved} kept from testing for it)'
+
+    def draw(self, i: int) -> list[Group]:
+        """The rows of step `i`, in shuffled passes over all rows.
+
+        They follow from the step's number, so a run that resumes needs to remember no position.
+        """
+        passes = grain.MapDataset.source(self.train).seed(self.seed).shuffle().repeat()
+        batches: Any = passes.batch(self.batch_size, batch_fn=list)
+        return batches[i]
+
+    def batch(self, i: int, mesh: Mesh) -> TokenBatch:
+        """The rows of step `i` on the devices."""
+        return self._packed(self.draw(i), mesh)
+
+    def tests(self, mesh: Mesh) -> Iterator[tuple[int, TokenBatch]]:
+        """All test rows on the devices, in batches with their number of rows."""
+        for groups in self.test_groups():
+            yield len(groups), self._packed(groups, mesh)
+
+    def test_groups(self) -> Iterator[list[Group]]:
+        """All test rows, as many at once as a step has."""
+        for start in range(0, len(self.test), self.batch_size):
+            yield self.test[start : start + self.batch_size]
+
+    def _packed(self, groups: list[Group], mesh: Mesh) -> TokenBatch:
+        ways = sharding.batch_ways(mesh)
+        packed = pack_whole(groups, n=self.n, actions=self.actions, ways=ways, row_tokens=self.row_tokens)
+        return sharding.put_batch(packed, mesh)
+
+
+def apart(rows: Sequence[Group]) -> list[list[Group]]:
+    """Groups of one row each, for methods that gather none."""
+    return [[row] for row in rows]
+
+
+def make_rows(
+    settings: Supervised, convert: Callable[[Any], Group], key: str, n: int,
+    gather: Callable[[Sequence[Group]], list[list[Group]]] = apart,
+) -> Rows:  # fmt: skip
+    """The rows of every record, made by `convert`: of a file, or of the records that `MADE` has by that name.
+
+    The good answers of made records stand at `key`. `gather` makes groups to learn from of the rows of one prompt. All
+    rows of a prompt are learnt, or all are tested on.
+
+    Raises:
+      ValueError: a line of a file is no record, or there is nothing to learn from or to test on.
+    """
+    data, read = settings.data, formats.imitated if key == 'completion' else formats.preferred
+
+    def keyed(rows: Sequence[tuple[str, Group]]) -> list[Keyed]:
+        by_prompt: dict[str, list[Group]] = {}
+        for content, row in rows:
+            by_prompt.setdefault(content, []).append(row)
+        return [(content, group) for content, rows in by_prompt.items() for group in itertools.chain(*gather(rows))]
+
+    def contained(record: Any) -> tuple[str, Group]:
+        return read(record).content, convert(record)
+
+    if maker := MADE.get(data.train):
+        parts = [keyed(list(map(contained, records))) for records in maker(settings, key)]
+    else:
+        parts = [keyed(chats.read(data.train, contained))]
+    if data.test:
+        train, test, moved = beside(list(itertools.chain(*parts)), keyed(chats.read(data.test, contained)), data)
+    elif maker:
+        train, test, moved = of_people(parts, data.test_rows)
+    else:
+        train, test, moved = by_prompt(parts[0], data)
+    kept, tested = ([group for _, group in part if group.length <= data.max_length] for part in (train, test))
+    if not kept or not tested:
+        raise ValueError(
+            f'{len(kept)} rows to learn from and {len(tested)} to test on, of {len(train)} and {len(test)}, are of at '
+            f'most data.max_length={data.max_length} tokens; give more rows, a data.test file, or raise it'
+        )
+    left_out = len(train) + len(test) - len(kept) - len(tested)
+    actions, batching = most_actions([*kept, *tested]), (data.batch_size, data.row_tokens, settings.seed)
+    return Rows(kept, tested, n, actions, left_out, moved, *batching)
+
+
+def by_prompt(rows: list[Keyed], data: RowSettings) -> tuple[list[Keyed], list[Keyed], int]:
+    """Rows to learn from and to test on, split by a hash of their prompts, and the number of rows that follow an
+    earlier row with their prompt. Raises ValueError where all rows have one prompt."""
+    contents = [content for content, _ in rows]
+    try:
+        tested = holdouts.held_out(contents, data.test_rows)
+    except ValueError as error:
+        raise ValueError(f'{data.train}: {error}; give rows of other prompts, or a data.test file') from None
+    train, test = ([row for row, held in zip(rows, tested, strict=True) if held == way] for way in (False, True))
+    return train, test, holdouts.repeats(contents)
+
+
+def beside(rows: list[Keyed], test: list[Keyed], data: RowSettings) -> tuple[list[Keyed], list[Keyed], int]:
+    """The rows of `data.train` whose prompts are not in `data.test`, all rows of `data.test`, and the number of rows of
+    `data.train` that were left out. Raises ValueError where all of them were."""
+    tested = {content for content, _ in test}
+    train = [row for row in rows if row[0] not in tested]
+    if not train:
+        raise ValueError(f'all prompts of data.train={data.train} are in data.test={data.test}; give others to test on')
+    return train, test, len(rows) - len(train)
+
+
+def of_people(parts: list[list[Keyed]], most: int) -> tuple[list[Keyed], list[Keyed], int]:
+    """The rows of made-up people as `hold_out` splits them, and the number of rows that moved.
+
+    A row to test on whose prompt is also learnt moves to the learnt rows. Raises ValueError where no row to test on is
+    left.
+    """
+    train, test = hold_out(parts, most)
+    learnt = {content for content, _ in train}
+    moved = [row for row in test if row[0] in learnt]
+    if len(moved) == len(test):
+        raise ValueError(f'all {len(test)} rows to test on have prompts that are learnt; raise oracle.rounds')
+    return [*train, *moved], [row for row in test if row[0] not in learnt], len(moved)
+
+
+def hold_out(parts: list[list[Entry]], most: int) -> tuple[list[Entry], list[Entry]]:
+    """The entries to learn from and those to test on, the last parts.
+
+    The tested parts have up to `most` entries and a fifth of all, but there is one part at least. A part stays
+    together: a person who is tested on has said nothing to learn from.
+    """
+    sizes = np.cumsum([len(part) for part in reversed(parts)])
+    held = max(int(np.sum(sizes <= min(most, sizes[-1] // 5))), 1)
+    cut = len(parts) - held
+    return list(itertools.chain(*parts[:cut])), list(itertools.chain(*parts[cut:]))
+
+
+def scored_replies(tokenizer: Tokenizer, question: str, replies: Sequence[str], pooling: str = 'last') -> Group:
+    """The replies to a question as a group that scorers read, each up to the token that ends its turn."""
+    turns = [
+        {'prompt': chats.as_chat(question), 'completion': [{'role': 'assistant', 'content': reply}]}
+        for reply in replies
+    ]
+    examples = [chats.to_imitate(turn, tokenizer) for turn in turns]
+    return shared_prompt([to_score(example.prompt, example.completion, pooling) for example in examples])
+
+
+def oracle_records(settings: Supervised, key: str) -> Iterator[list[dict[str, Any]]]:
+    """The oracle's answers to each person in the format of files: the good answer as `key`, the other one as
+    `rejected`."""
+    oracle, system = settings.oracle, env.actor_prompt(SLOTS)
+    people = make_people(oracle.people, seed=settings.seed, facts=oracle.facts)
+    user = make_scripted_user(p_spontaneous=oracle.p_spontaneous)
+    by_person: dict[str, list[dict[str, Any]]] = {}
+    for dialogue, good, worse in make_answers(people, user, rounds=oracle.rounds, seed=settings.seed):
+        replies = [[{'role': 'assistant', 'content': text}] for text in (good, worse)]
+        record = {'prompt': env.messages(dialogue, system), key: replies[0], 'rejected': replies[1]}
+        by_person.setdefault(dialogue.person.id, []).append(record)
+    yield from by_person.values()
+
+
+def recall_records(settings: Supervised, key: str) -> Iterator[list[dict[str, Any]]]:
+    """Right and wrong answers to questions about the facts that the same people told."""
+    people = make_people(settings.oracle.people, seed=settings.seed, facts=settings.oracle.facts)
+    pairs = recall.make_pairs(people, settings.seed)
+    for person in people:
+        records = []
+        for question, *answers in itertools.islice(pairs, len(person.facts)):
+            right, wrong = ([{'role': 'assistant', 'content': text}] for text in answers)
+            records.append({'prompt': list(question), key: right, 'rejected': wrong})
+        yield records
+
+
+MADE = {'oracle': oracle_records, 'recall': recall_records}
+
+
+def steps_of(settings: FromRows, rows: Rows) -> int:
+    """The number of steps: `total_steps`, or as many as `data.epochs` passes over the rows take."""
+    data = settings.data
+    return settings.total_steps or -(-round(data.epochs * len(rows.train)) // data.batch_size)
+
+
+def check(settings: FromRows) -> None:
+    """Raises ValueError where a size is wrong, before a file is read."""
+    data = settings.data
+    check_at_least(settings, 0, 'total_steps', 'data.row_tokens')
+    check_at_least(
+        settings, 1, 'data.batch_size', 'data.micro_rows', 'data.max_length', 'data.test_rows', 'checkpoint.every'
+    )
+    if isinstance(settings, Supervised) and data.train in MADE:
+        check_at_least(settings, 2, 'oracle.people')
+        check_at_least(settings, 1, 'oracle.rounds')
+    if not settings.total_steps and data.epochs <= 0:
+        raise ValueError(f'data.epochs={data.epochs} must be above 0, or give total_steps')

@@ -1,0 +1,162 @@
+"""Rollouts in another process or on another machine, by `python -m pal_jax.serve --driver=jetstream`.
+
+`load` sends the weights over gRPC, and the server samples and returns tokens and log-probs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grpc
+
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.requests import Request, Told, check
+from pal_jax.decode.serve.jetstream import wire
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
+from pal_jax.types import Completion
+
+PATIENCE = 600.0  # seconds in which requests to a full server are repeated
+START = 300.0  # seconds in which a server starts: it listens once it has read its weights
+SOON = 2.0  # seconds after which a trainer says that it waits
+RETRY = (('grpc.max_reconnect_backoff_ms', 2000),)
+HINTS = {
+    grpc.StatusCode.UNAVAILABLE: 'it cannot be reached; start python -m pal_jax.serve --driver=jetstream there',
+    grpc.StatusCode.UNIMPLEMENTED: 'it is no server of this package; start python -m pal_jax.serve --driver=jetstream',
+    grpc.StatusCode.UNAUTHENTICATED: 'it asks for another token; set PAL_JAX_TOKEN to its secret',
+}
+
+
+class RemoteDecoder:
+    """A decoder on a server. Nothing is sent before the first `load`; a connection lives from there to `release`."""
+
+    def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer, address: str, token: str = ''):
+        self.cfg, self.tokenizer, self.address, self.version = cfg, tokenizer, address, 0
+        self._metadata = (('authorization', f'Bearer {token}'),) if token else ()
+        self._channel: grpc.Channel | None = None
+
+    def load(self, params: Params, version: int | None = None) -> None:
+        """Decode with these (plain, merged) parameters from now on. Requests under way end on the old ones.
+
+        The first call waits for a server that is still starting. Without a version the parameters get a random one, so
+        that a call notices weights from another trainer.
+
+        Raises:
+          RuntimeError: the server cannot be reached, or refuses.
+          ValueError: the server has another model.
+        """
+        if self._channel is None:
+            self._channel = grpc.insecure_channel(self.address, options=(*wire.OPTIONS, *RETRY))
+            self._wait(self._channel)
+            with self._told():
+                self._check(wire.unpack(wire.Status, self._method('unary_unary', 'Status')(b'')))
+        self.version = secrets.randbits(31) if version is None else version
+        with self._told():
+            self._method('stream_unary', 'Update')(wire.update(params, self.version, 'drain'))
+
+    def _wait(self, channel: grpc.Channel) -> None:
+        """Wait until the server answers. Raises RuntimeError where it does not within `START` seconds."""
+        ready = grpc.channel_ready_future(channel)
+        try:
+            with contextlib.suppress(grpc.FutureTimeoutError):
+                return ready.result(min(SOON, START))
+            print(f'waiting for the decode server at {self.address}, {START:.0f} seconds at most', file=sys.stderr)
+            ready.result(START)
+        except grpc.FutureTimeoutError:
+            self.release()
+            raise RuntimeError(f'the decode server at {self.address}: {HINTS[grpc.StatusCode.UNAVAILABLE]}') from None
+        finally:
+            ready.cancel()
+
+    def release(self) -> None:
+        """Close the connection. The server keeps the weights and answers other clients with them."""
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
+
+    def __call__(self, requests: Sequence[Request], on_completion: Told | None = None) -> list[Completion]:
+        """The completions, in the order of the requests.
+
+        `on_completion(place, completion)` is called when a completion has arrived.
+
+        Raises:
+          ValueError: a request does not fit the model's context.
+          RuntimeError: no weights are loaded, the server cannot be reached, or it refuses.
+        """
+        if self._channel is None:
+            raise RuntimeError('the decoder has no weights; call load(params) first')
+        for request in requests:
+            check(request, self.cfg)
+        if not requests:
+            return []
+        batch = wire.pack(wire.Batch(requests=[wire.ask(request) for request in requests]))
+        if len(batch) > wire.LIMIT:
+            raise ValueError(
+                f'{len(requests)} requests take {len(batch) >> 20} MiB, a message at most {wire.LIMIT >> 20}; lower '
+                'dialogue.rollout_batch_size'
+            )
+        give_up = time.monotonic() + PATIENCE
+        with self._told():
+            while True:
+                try:
+                    done = self._receive(batch, on_completion)
+                    break
+                except grpc.RpcError as error:
+                    if _status(error)[0] != grpc.StatusCode.RESOURCE_EXHAUSTED or time.monotonic() > give_up:
+                        raise
+                    time.sleep(1.0)  # requests of other clients fill the server's line
+        versions = {version for completion in done.values() for version in completion.versions}
+        if versions - {self.version}:
+            raise RuntimeError(
+                f'the server at {self.address} got weights from elsewhere: asked version {self.version}, got '
+                f'{sorted(versions)}; give every trainer a server of its own'
+            )
+        return [done[number] for number in range(len(requests))]
+
+    def _receive(self, batch: bytes, on_completion: Told | None) -> dict[int, Completion]:
+        done: dict[int, Completion] = {}
+        answers = self._method('unary_stream', 'Generate')(batch)
+        for answer in itertools.chain.from_iterable(wire.unpack(wire.Answers, data).answers for data in answers):
+            done[answer.index] = wire.completion_of(answer)
+            if on_completion:
+                on_completion(answer.index, done[answer.index])
+        return done
+
+    def _method(self, kind: str, name: str) -> Any:
+        method = getattr(self._channel, kind)(f'/{wire.SERVICE}/{name}')
+        return lambda message: method(message, metadata=self._metadata)
+
+    def _check(self, status: wire.Status) -> None:
+        ours, theirs = wire.identity(self.cfg), status.model
+        for key in ours:
+            if ours[key] != theirs.get(key):
+                raise ValueError(
+                    f'the server at {self.address} has another model ({status.name}): its {key} is {theirs.get(key)}, '
+                    f'ours {ours[key]}; start it with the --source and --dtype of this run'
+                )
+        if list(self.tokenizer.stop_ids) != status.stop_ids:
+            raise ValueError(
+                f'the server at {self.address} has another tokenizer: its answers end with {status.stop_ids}, ours '
+                f'with {list(self.tokenizer.stop_ids)}; start it with the --source of this run'
+            )
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """A context in which errors of gRPC become a RuntimeError with one line."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            code, details = _status(error)
+            hint = HINTS.get(code, details)
+            raise RuntimeError(f'the decode server at {self.address}: {hint}') from error
+
+
+def _status(error: Any) -> tuple[grpc.StatusCode, str]:
+    """The code and the details of an error of gRPC, whose type does not declare them."""
+    return error.code(), error.details()

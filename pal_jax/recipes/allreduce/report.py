@@ -1,0 +1,101 @@
+"""The report of AllReduce schedules: rounds by rule beside the least number, and the chunk of each link by round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from pal_jax.run.curve import STYLE, png
+from pal_jax.types import Exhibit
+
+RULES = {  # as docs/methods/allreduce.md names them
+    'ring': 'ring',
+    'random': 'random',
+    'greedy': 'greedy',
+    'spread': 'spread',
+    'back': 'there and back',
+    'symmetric': 'symmetric',
+    'exchange': 'exchange',
+    'programme': 'programme',
+}
+
+
+def make_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Over all networks the mean ratio of the shortest schedule and of the greedy one to the least rounds."""
+    best = [min(record['rounds'].values()) / record['least'] for record in records]
+    greedy = [record['rounds']['greedy'] / record['least'] for record in records]
+    return {'to_least': float(np.mean(best)), 'greedy_to_least': float(np.mean(greedy)), 'networks': len(records)}
+
+
+def make_exhibits(records: Sequence[Mapping[str, Any]]) -> list[Exhibit]:
+    """A table of networks by rule, and a picture of each network's shortest schedule."""
+    rules = [rule for rule in RULES if any(rule in record['rounds'] for record in records)]
+    rows = [['network', 'servers', 'at least', 'server', *(RULES[rule] for rule in rules), 'best to least']]
+    for record in records:
+        rounds = record['rounds']
+        rows.append(
+            [
+                record['network'],
+                *(str(record[key]) for key in ('servers', 'least', 'server')),
+                *(str(rounds.get(rule, '')) for rule in rules),
+                f'{min(rounds.values()) / record["least"]:.2f}',
+            ]
+        )
+    text = (
+        'Rounds of an AllReduce. At least: no schedule has fewer. Server: without merging. Ring: nothing stands there '
+        'where a search saw no circle of all servers whose hops share no link. Random: breadth-first trees, sends at '
+        'random. Greedy: the same trees, the longest chains first. Spread: trees that are made together, the longest '
+        'chains first. There and back: an AllGather on such trees, and before it the same backwards. Symmetric: one '
+        'plan for every chunk, only where the network has symmetries. Exchange: a chunk is summed towards both ends of '
+        'a hop, which exchange their sums, and goes back. Programme: a shortest AllGather by integer programme, '
+        'mirrored.'
+    )
+    table = Exhibit('Rounds by network', text, rows)
+    return [table, *(Exhibit(title(record), picture=plot(record)) for record in records)]
+
+
+def learned_exhibit(records: Sequence[Mapping[str, Any]]) -> Exhibit:
+    """A table of the learned policies' plans by network."""
+    counts = 'servers', 'symmetries', 'least', 'best'
+    rows = [['network', 'trained on it', 'servers', 'symmetries', 'at least', 'learned, best', 'learned, mean',
+             'unlearned, best', 'unlearned, mean', 'greedy', 'spread', 'best to least']]  # fmt: skip
+    for record in records:
+        rows.append([
+            record['network'], 'yes' if record['trained'] else 'no', *(str(record[key]) for key in counts),
+            f'{record["mean"]:.2f}', str(record['unlearned']), f'{record["unlearned_mean"]:.2f}',
+            str(record['greedy']), str(record['spread']), f'{record["best"] / record["least"]:.2f}',
+        ])  # fmt: skip
+    text = (
+        'Rounds of an AllReduce. Symmetries: by so many a plan for some chunks is moved to the others; 1 for none. '
+        'Learned: trees by one policy and transfers by the other. Unlearned: all picks at random, by the same '
+        'symmetries. Greedy: breadth-first trees, the longest chains first. Spread: trees made together by rule. '
+        'Best: the shortest of as many plans of each.'
+    )
+    return Exhibit('Rounds by learned policies', text, rows)
+
+
+def title(record: Mapping[str, Any]) -> str:
+    return f'{record["network"]}: {len(record["used"])} rounds by {RULES[record["rule"]]}'
+
+
+def plot(record: Mapping[str, Any]) -> bytes:
+    """Links by rounds, each cell in the colour of the chunk that the link carries; white: free."""
+    used = np.array(record['used']).T
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 1.5 + 0.06 * len(used)), layout='constrained')
+        ax = figure.subplots()
+        ax.set_title(title(record))
+        ax.grid(False)
+        shown = np.ma.masked_less(used, 0)
+        picture = ax.imshow(
+            shown, aspect='auto', cmap='turbo', vmin=0, vmax=record['servers'] - 1, interpolation='none'
+        )
+        ax.set_xticks(range(used.shape[1]), [str(number + 1) for number in range(used.shape[1])])
+        ax.set_xlabel(f'round ({np.mean(used >= 0):.0%} of the links are busy)')
+        ax.set_ylabel('directed link')
+        figure.colorbar(picture, ax=ax, label='chunk')
+    return png(figure)

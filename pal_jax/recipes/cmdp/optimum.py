@@ -1,0 +1,202 @@
+"""Constrained MDPs against their exact optimum: linear programme, exact values of policies, and what a report shows.
+
+The optimum is over occupancy measures (Altman 1999, chapter 3): `x[s, a]` is the discounted number of visits, whose
+rewards and costs are linear in it, so a linear programme finds the best policy under a limit, and the multiplier that
+the limit has there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib.figure import Figure
+from scipy.optimize import linprog
+
+from pal_jax.recipes.cmdp.finite import Tables
+from pal_jax.run import intervals
+from pal_jax.run.curve import GREY, STYLE, png
+from pal_jax.run.intervals import Estimate
+from pal_jax.types import Exhibit
+
+SHARE, ROOM = 0.97, 0.1  # a handler solves a task with such a share of the optimum and costs so little above the limit
+MARKERS = 'oDs^vP*Xph<>d'
+
+
+class Optimum(NamedTuple):
+    """The best discounted reward under a limit, its cost, and the multiplier of the limit."""
+
+    reward: float
+    cost: float
+    multiplier: float
+
+
+class Result(NamedTuple):
+    """The discounted reward and cost of an episode by a handler's policy, on a task with a limit (inf: none)."""
+
+    task: str
+    handler: str
+    limit: float
+    seed: int
+    reward: float
+    cost: float
+
+
+def optimum(tables: Tables, limit: float) -> Optimum:
+    """Solve `max sum x r` over occupancies `x >= 0` with `sum x c <= limit` by HiGHS. A limit of inf is none.
+
+    Raises:
+      ValueError: no policy keeps the limit.
+    """
+    states, actions, _ = tables.transition.shape
+    leaves = np.repeat(np.eye(states), actions, axis=0)
+    flow = (leaves - tables.gamma * tables.transition.reshape(-1, states)).T
+    paid = tables.rewards.reshape(-1, 2)
+    within: dict[str, Any] = {} if math.isinf(limit) else {'A_ub': paid[None, :, 1], 'b_ub': [limit]}
+    solution = linprog(-paid[:, 0], A_eq=flow, b_eq=tables.start, method='highs', **within)
+    if not solution.success:
+        raise ValueError(f'no policy keeps a cost of {limit:g} ({solution.message}); raise the limit')
+    multiplier = -float(solution.ineqlin.marginals[0]) if within else 0.0
+    return Optimum(-float(solution.fun), float(solution.x @ paid[:, 1]), multiplier)
+
+
+def values(tables: Tables, policy: Float[Array, 'R S A']) -> Float[Array, 'R C']:
+    """The exact discounted sums of policies from the start, by channel: a linear system each."""
+    moved = jnp.einsum('rsa,sat->rst', policy, jnp.asarray(tables.transition, jnp.float32))
+    paid = jnp.einsum('rsa,sac->rsc', policy, jnp.asarray(tables.rewards, jnp.float32))
+    stays = jnp.eye(moved.shape[-1])[None] - tables.gamma * moved
+    start = jnp.asarray(tables.start, jnp.float32)
+    return jnp.einsum('s,rsc->rc', start, jnp.linalg.solve(stays, paid))
+
+
+# --- what a report shows ----------------------------------------------------------------------------------------------
+
+
+class Cell(NamedTuple):
+    """A handler's seeds on a task and a limit. `share` is of the optimum; None: the optimum is not known."""
+
+    reward: Estimate
+    cost: Estimate
+    share: float | None
+    solved: bool | None
+
+
+def summarize(results: Sequence[Result], optima: Mapping[tuple[str, float], Optimum]) -> dict[tuple, Cell]:
+    """Means over seeds by task, handler and limit."""
+    cells = {}
+    for key in dict.fromkeys((result.task, result.handler, result.limit) for result in results):
+        seeds = np.array([(r.reward, r.cost) for r in results if (r.task, r.handler, r.limit) == key])
+        reward, cost = map(intervals.mean, seeds.T)
+        best = optima.get((key[0], key[2]))
+        share = reward.value / best.reward if best else None
+        solved = None if share is None or math.isinf(key[2]) else bool(share >= SHARE and cost.value <= key[2] + ROOM)
+        cells[key] = Cell(reward, cost, share, solved)
+    return cells
+
+
+def make_record(results: Sequence[Result], optima: Mapping[tuple[str, float], Optimum]) -> dict[str, Any]:
+    """Figures of each handler on each task: the share of the optimum and the cost above the limit, each at the limit
+    where it is worst; reward and cost where there is no limit or no optimum."""
+    record: dict[str, Any] = {}
+    cells = summarize(results, optima)
+    for task, handler in dict.fromkeys(key[:2] for key in cells):
+        by_limit = {key[2]: cell for key, cell in cells.items() if key[:2] == (task, handler)}
+        name = f'{task}_{handler}'
+        if shares := [cell.share for cell in by_limit.values() if cell.solved is not None and cell.share is not None]:
+            record[f'{name}_share'] = min(shares)
+            record[f'{name}_over'] = max(cell.cost.value - limit for limit, cell in by_limit.items())
+        else:
+            record[f'{name}_reward'] = float(np.mean([cell.reward.value for cell in by_limit.values()]))
+            record[f'{name}_cost'] = float(np.mean([cell.cost.value for cell in by_limit.values()]))
+    solved = [cell.solved for cell in cells.values() if cell.solved is not None]
+    record['solved'] = float(np.mean(solved)) if solved else 0.0
+    return record
+
+
+def make_exhibits(
+    results: Sequence[Result], optima: Mapping[tuple[str, float], Optimum], tables: Mapping[str, Tables],
+    names: Mapping[str, str],
+) -> list[Exhibit]:  # fmt: skip
+    """A table and a picture for each task; `names` are handlers' names for readers."""
+    cells = summarize(results, optima)
+    return [_exhibit(task, results, cells, optima, tables, names) for task in dict.fromkeys(r.task for r in results)]
+
+
+def _exhibit(task: str, results, cells, optima, tables, names) -> Exhibit:
+    rows = [['handler', 'limit', 'reward', 'optimum', 'share', 'cost', 'solved']]
+    for (of, handler, limit), cell in cells.items():
+        if of == task:
+            best = optima.get((task, limit))
+            rows.append(
+                [
+                    names[handler],
+                    '' if math.isinf(limit) else f'{limit:g}',
+                    cell.reward.with_error(),
+                    f'{best.reward:.3f}' if best else '',
+                    f'{cell.share:.3f}' if cell.share is not None else '',
+                    cell.cost.with_error(),
+                    {True: 'yes', False: 'no', None: ''}[cell.solved],
+                ]
+            )
+    text = 'Discounted sums of an episode, means over seeds with their standard errors.'
+    if task in tables:
+        text += (
+            f' Policies are valued exactly. Solved: at least {SHARE:.0%} of the optimum by linear programme, and a '
+            f'cost of at most the limit and {ROOM:g}. A share above 1 is bought by a cost above the limit.'
+        )
+    on_task = [result for result in results if result.task == task]
+    return Exhibit(f'Handlers on the {task}', text, rows, plot(on_task, tables.get(task), names))
+
+
+def plot(results: Sequence[Result], tables: Tables | None, names: Mapping[str, str]) -> bytes:
+    """Results by cost and reward, a colour a handler, beside the best reward for each cost where that is known. A
+    dotted line leads from a result to its limit."""
+    with matplotlib.rc_context(STYLE):
+        colours = matplotlib.colormaps['tab20']
+        figure = Figure(figsize=(8, 4.8), layout='constrained')
+        ax = figure.subplots()
+        ax.set_title('Reward and what it costs', fontsize=13, fontweight='bold')
+        if tables is not None:
+            top = optimum(tables, math.inf)
+            costs = np.linspace(0.02 * top.cost, top.cost, 60)
+            best = [front for limit in costs if (front := _reachable(tables, float(limit)))]
+            ax.plot([at.cost for at in best], [at.reward for at in best], color=GREY, label='exact optimum')
+        for number, handler in enumerate(dict.fromkeys(result.handler for result in results)):
+            runs = [result for result in results if result.handler == handler]
+            style: Any = {'color': colours(number % 20), 'zorder': 3}
+            marker = MARKERS[number % len(MARKERS)]
+            ax.plot([r.cost for r in runs], [r.reward for r in runs], marker, label=names[handler], alpha=0.8, **style)
+            for result in runs:
+                if not math.isinf(result.limit):
+                    ax.plot(
+                        [result.limit, result.cost],
+                        [result.reward] * 2,
+                        ':',
+                        color=style['color'],
+                        linewidth=1,
+                        alpha=0.6,
+                    )
+        for limit in dict.fromkeys(result.limit for result in results if not math.isinf(result.limit)):
+            ax.axvline(limit, color='#dc2626', linewidth=1, linestyle=(0, (4, 3)))
+        ax.set_xlabel('cost of an episode (dashed: the limits)')
+        ax.set_ylabel('reward of an episode')
+        figure.legend(frameon=False, loc='outside right upper')
+    return png(figure)
+
+
+def _reachable(tables: Tables, limit: float) -> Optimum | None:
+    try:
+        return optimum(tables, limit)
+    except ValueError:
+        return None
+
+
+def probabilities(outputs: Float[Array, 'R S A']) -> Float[Array, 'R S A']:
+    """A categorical policy's probabilities from its logits."""
+    return jax.nn.softmax(outputs, axis=-1)

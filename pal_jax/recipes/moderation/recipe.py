@@ -1,0 +1,300 @@
+"""Moderation of questions with their answers (BeaverTails, arXiv 2307.04657): a decoder with a head of 14 numbers, one
+for each kind of harm, read at the last token of an answer.
+
+A step scores `batch_size` answers and updates once on the mean binary cross-entropy over the categories. An answer is
+called unsafe where a probability is above its category's threshold. Thresholds are chosen anew before an evaluation, on
+answers to training prompts that are not learnt. They are part of the state, so a checkpoint and an export have them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
+from scipy.special import expit
+
+from pal_jax.data import chats, holdouts
+from pal_jax.data import rows as data
+from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.readers.safety import CATEGORIES
+from pal_jax.data.rows import Rows
+from pal_jax.data.safety import SafetyRows, labelled_rows
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.learners.labelled import Labels, pack_labelled
+from pal_jax.learners.scorer import Pairs, Scorer, ScorerState, pack_replies, to_score
+from pal_jax.models.files.families import classifier_to_hf
+from pal_jax.models.params import Params
+from pal_jax.objectives.labels import label_loss
+from pal_jax.recipes.moderation import evaluation as evals
+from pal_jax.run import sharding
+from pal_jax.run.checkpoint import Checkpoints
+from pal_jax.run.models import Policy, keeping, make_policy
+from pal_jax.run.recipe import (
+    Context,
+    Evaluation,
+    Export,
+    Host,
+    Plan,
+    Trained,
+    check_at_least,
+    check_finite,
+    stage_before,
+)
+from pal_jax.run.runs import read_config, read_settings
+from pal_jax.run.scorers import make_scorer
+from pal_jax.run.settings import FromRows
+from pal_jax.types import Chat, Metrics
+
+HEAVIEST = 10.0  # the largest weight of an answer in a category that it has; 1 / HEAVIEST is the least
+THRESHOLDS = 'pal_jax_thresholds'  # the key of an export's config.json
+CHUNK = 64  # answers packed at once
+SHOWN = 'loss', 'auc', 'f1', 'recall', 'precision'
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSettings:
+    """The weights of labels in the loss, and the answers by which thresholds are chosen."""
+
+    # A category's positive and negative answers weigh alike, up to HEAVIEST.
+    weights: Literal['balanced', 'none'] = 'balanced'
+    validation: int = 192  # answers to prompts of train that choose thresholds, a fifth at most
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(FromRows):
+    """The keys of a moderator's run."""
+
+    data: SafetyRows
+    labels: LabelSettings = LabelSettings()
+
+
+class ModeratorState(struct.PyTreeNode):
+    """A scorer and the thresholds that were last chosen; before the first choice they are 1/2."""
+
+    scorer: ScorerState
+    thresholds: Float[Array, ' K']
+
+
+@dataclasses.dataclass(frozen=True)
+class Moderation:
+    """A scorer that learns labels.
+
+    `load` reads its decoder's weights before training; `validation` are the answers by which thresholds are chosen.
+    """
+
+    plan: Plan
+    ctx: Context
+    scorer: Scorer
+    rows: Rows
+    validation: list[Group]
+    micro_rows: int
+    load: Callable[[Params], Params]
+
+    def init(self) -> tuple[ModeratorState, Host]:
+        scorer = self.scorer.init(self.load(self.scorer.param_shardings))
+        return ModeratorState(scorer, everywhere(np.full(len(CATEGORIES), evals.MIDDLE), self.ctx.mesh)), {}
+
+    def step(self, state: ModeratorState, host: Host, i: int) -> tuple[ModeratorState, Host, str, Metrics]:
+        # 1. Draw the answers of the step.
+        groups = self.rows.draw(i)
+        with self.ctx.phase('update'):
+            # 2. Score them, and descend the cross-entropy over the categories once.
+            scorer, _, figures = self.scorer.learn(state.scorer, self.pack(groups))
+        check_finite(scorer)
+        state = state.replace(scorer=scorer)
+        if self.plan.stage(i + 1):
+            # 3. Choose thresholds for the evaluation that follows, on answers that are neither learnt nor tested.
+            state = self.with_thresholds(state)
+        metrics = {name.removeprefix('reward_'): value for name, value in figures.items()}
+        metrics |= {'tokens': float(sum(group.length for group in groups)), 'left_out': float(self.rows.left_out)}
+        return state, host, 'moderation', metrics
+
+    def with_thresholds(self, state: ModeratorState) -> ModeratorState:
+        """The state with the thresholds by which its scorer does best on the validation answers."""
+        with self.ctx.phase('evaluate'):
+            probabilities = expit(self.logits(state, self.validation))
+        chosen = evals.choose_thresholds(probabilities, labels_of(self.validation) == 1.0)
+        return state.replace(thresholds=everywhere(chosen, self.ctx.mesh))
+
+    def evaluate(self, state: ModeratorState, stage: str) -> Evaluation:
+        """Figures of held-out answers: which are called unsafe by the thresholds, and how well probabilities rank
+        them."""
+        with self.ctx.phase('evaluate'):
+            logits = self.logits(state, self.rows.test)
+        labels, number = labels_of(self.rows.test), dict[tuple[int, ...], int]()
+        # Answers to one prompt are not independent: intervals are over prompts.
+        prompts = [number.setdefault(tuple(group.prompt), len(number)) for group in self.rows.test]
+        probabilities, has = expit(logits), labels == 1.0
+        record = evals.measure(probabilities, has, np.array(prompts), np.asarray(state.thresholds))
+        exhibits = evals.make_exhibits(probabilities, has, record, CATEGORIES)
+        assert isinstance(self.scorer.loss, Labels)
+        weights = self.scorer.loss.positive_weights or (1.0,)
+        loss = float(label_loss(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(weights)).mean())
+        return Evaluation({'loss': loss} | record | {'moved': self.rows.moved}, exhibits=exhibits)
+
+    def logits(self, state: ModeratorState, groups: Sequence[Group]) -> Float[np.ndarray, 'rows K']:
+        size = self.rows.batch_size
+        chunks = (groups[start : start + size] for start in range(0, len(groups), size))
+        return np.concatenate([self.scorer.scores(state.scorer, self.pack(chunk))[:, 0] for chunk in chunks])
+
+    def pack(self, groups: Sequence[Group]) -> Pairs:
+        """Answers as a batch with their labels."""
+        mesh, row_tokens = self.ctx.mesh, self.rows.row_tokens
+        ways = sharding.batch_ways(mesh)
+        return pack_labelled(groups, mesh, ways=ways, micro_rows=self.micro_rows, row_tokens=row_tokens, n=1)
+
+
+def make(settings: Settings, ctx: Context) -> Moderation:
+    """Check the config, read the answers and build the parts; weights are read by `init`.
+
+    Raises:
+      ValueError: a value or a record is wrong, or transformers has no classifier for the export.
+      RuntimeError: the model cannot be had.
+    """
+    data.check(settings)
+    check_at_least(settings, 1, 'labels.validation', 'data.dilemmas')
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    if settings.export:
+        classifier_to_hf(policy.cfg, policy.tokenizer.padding_apart(), labels=CATEGORIES)
+    rows, validation = hold_back(labelled_rows(settings, policy.tokenizer), policy.tokenizer, settings)
+    ctx.log(f'{rows.told}, {len(validation)} more to choose thresholds')
+    weights = balanced(labels_of(rows.train)) if settings.labels.weights == 'balanced' else ()
+    steps = data.steps_of(settings, rows)
+    scorer = make_scorer(settings, policy.cfg, ctx, Labels(weights), outputs=len(CATEGORIES), steps=steps)
+    stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
+    abstract = ModeratorState(scorer.abstract, abstract_thresholds(ctx.mesh))
+    plan = Plan(steps, abstract, stage, trained_by(policy, scorer), SHOWN, keep=keeping(policy=policy))
+    return Moderation(plan, ctx, scorer, rows, validation, settings.data.micro_rows, policy.source.load)
+
+
+def make_trained(settings: Settings, ctx: Context) -> Trained:
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    return trained_by(policy, make_scorer(settings, policy.cfg, ctx, Labels(), outputs=len(CATEGORIES)))
+
+
+def trained_by(policy: Policy, scorer: Scorer) -> Trained:
+    def exports(state: ModeratorState) -> dict[str, Export]:
+        params, head = scorer.weights(state.scorer)
+        more = {THRESHOLDS: dict(zip(CATEGORIES, np.asarray(state.thresholds).tolist(), strict=True))}
+        export = Export(params, policy.cfg, policy.tokenizer, head=head, labels=CATEGORIES, more=more)
+        return {'export': export}
+
+    exported = ModeratorState(scorer.abstract_weights, abstract_thresholds(scorer.mesh))
+    return Trained(exports, exported, policy.cfg, policy.tokenizer)
+
+
+# --- what is learnt ---------------------------------------------------------------------------------------------------
+
+
+def hold_back(rows: Rows, tokenizer: Tokenizer, settings: Settings) -> tuple[Rows, list[Group]]:
+    """The rows without the answers to some of their training prompts, and these answers.
+
+    Raises:
+      ValueError: all answers to learn from are to one prompt.
+    """
+    prompts = [holdouts.normal(tokenizer.text_of(group.prompt)) for group in rows.train]
+    try:
+        held = holdouts.held_out(prompts, settings.labels.validation, seed=settings.seed)
+    except ValueError as error:
+        raise ValueError(f'data.train={settings.data.train}: {error}; give answers to other prompts, too') from None
+    learnt, validation = ([row for row, h in zip(rows.train, held, strict=True) if h == way] for way in (False, True))
+    return rows._replace(train=learnt), validation
+
+
+def balanced(labels: Float[np.ndarray, 'rows K']) -> tuple[float, ...]:
+    """The weight of a positive answer by category: the number of negative answers for each positive one.
+
+    It is between 1 / `HEAVIEST` and `HEAVIEST`, and 1 in a category that no answer has or every one.
+    """
+    has, lacks = (labels == 1.0).sum(axis=0), (labels == 0.0).sum(axis=0)
+    weights = np.where((has > 0) & (lacks > 0), lacks / np.maximum(has, 1), 1.0)
+    return tuple(np.clip(weights, 1.0 / HEAVIEST, HEAVIEST).tolist())
+
+
+def labels_of(groups: Sequence[Group]) -> Float[np.ndarray, 'rows K']:
+    return np.array([group.labels[0] for group in groups], np.float32)
+
+
+def everywhere(thresholds: Float[np.ndarray, ' K'], mesh: Mesh) -> Any:
+    """Thresholds as an array that every device has."""
+    return sharding.put_batch(thresholds.astype(np.float32), mesh, axes=())
+
+
+def abstract_thresholds(mesh: Mesh) -> Any:
+    return jax.ShapeDtypeStruct((len(CATEGORIES),), jnp.float32, sharding=sharding.replicated(mesh))
+
+
+# --- a trained moderator ----------------------------------------------------------------------------------------------
+
+
+class Moderator(NamedTuple):
+    """A trained moderator: `moderator(prompts, responses)` are the probabilities of the categories.
+
+    A prompt is a question or the messages of a chat. `read` makes a group of a prompt with its response, and
+    `probabilities` scores groups, for callers that read first and score many groups later.
+    """
+
+    thresholds: Float[np.ndarray, ' K']
+    read: Callable[[str | Chat, str], Group]
+    probabilities: Callable[[Sequence[Group]], Float[np.ndarray, 'N K']]
+
+    def __call__(self, prompts: Sequence[str | Chat], responses: Sequence[str]) -> Float[np.ndarray, 'N K']:
+        """Raises ValueError where a prompt with its response is too long for the model, or is no chat of its
+        template."""
+        return self.probabilities([self.read(*pair) for pair in zip(prompts, responses, strict=True)])
+
+    def unsafe(self, prompts: Sequence[str | Chat], responses: Sequence[str]) -> Bool[np.ndarray, ' N']:
+        """True where a probability is above the threshold of its category. Raises ValueError as a call does."""
+        return evals.unsafe_by(self(prompts, responses), self.thresholds)
+
+
+def open_moderator(folder: str | Path, ctx: Context) -> Moderator:
+    """Open the moderator of a run. It reads `CHUNK` answers at once, so its memory is bounded by the longest of them.
+
+    Raises:
+      ValueError, RuntimeError: the folder is no such run, or its model or checkpoint cannot be read.
+    """
+    settings = read_settings(read_config(str(folder)))
+    if not isinstance(settings, Settings):
+        raise ValueError(f'{folder} is a run of {settings.recipe}; give one of moderation')
+    model = make_policy(settings.policy, ctx.of(folder), settings.seed)
+    scorer = make_scorer(settings, model.cfg, ctx, Labels(), outputs=len(CATEGORIES))
+    exported = trained_by(model, scorer).exported
+    state, *_ = Checkpoints(folder, exported, read_only=True).read()
+    ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), settings.data.micro_rows, settings.data.row_tokens
+
+    def probabilities(groups: Sequence[Group]) -> np.ndarray:
+        # Without any group the result still has a column for each category.
+        parts = [np.zeros((0, len(CATEGORIES)))]
+        for start in range(0, len(groups), CHUNK):
+            chunk = groups[start : start + CHUNK]
+            pairs = pack_replies(chunk, ctx.mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, n=1)
+            parts.append(expit(scorer.scores(state.scorer, pairs)[:, 0]))
+        return np.concatenate(parts)
+
+    read = functools.partial(to_group, model.tokenizer, model.cfg.max_len)
+    return Moderator(np.asarray(state.thresholds), read, probabilities)
+
+
+def to_group(tokenizer: Tokenizer, longest: int, prompt: str | Chat, response: str) -> Group:
+    """A prompt and a response as a group of one reply, as they are learnt.
+
+    Raises:
+      ValueError: they have more than `longest` tokens, or the model's chat template refuses them.
+    """
+    messages = chats.as_chat(prompt) if isinstance(prompt, str) else [dict(message) for message in prompt]
+    answer = [{'role': 'assistant', 'content': response}]
+    example = chats.to_imitate({'prompt': messages, 'completion': answer}, tokenizer)
+    group = shared_prompt([to_score(example.prompt, example.completion)])
+    if group.length > longest:
+        raise ValueError(f'a prompt with its response has {group.length} tokens, the moderator reads {longest} at most')
+    return group

@@ -1,7 +1,0 @@
-"""The module of PAL-Large that its config (`configs/pal.py:text-large`) and its runs name; see
-`recipes/pal/large.py`."""
-
-from pal_jax.recipes.pal.large import make
-from pal_jax.recipes.pal.settings import LargeSettings as Settings
-
-__all__ = ['Settings', 'make']

@@ -1,0 +1,196 @@
+"""Figures of a bench of personal rewards, by person: accuracy with each person alike, the worst tenth, calibration, and
+differences to another method on the same people.
+
+A method's result on one part of a split is a `Judged`: sums by person, small enough to be written down. Figures of
+several splits add up a person's sums, and intervals are over people, whose pairs stay together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import optimize, stats
+
+from pal_jax.run import intervals
+from pal_jax.run.accuracy import hits
+from pal_jax.run.intervals import Estimate
+from pal_jax.run.reward_model import BINS
+
+
+class Judged(NamedTuple):
+    """The sums over a person's test pairs, and over bins of confidence.
+
+    Attributes:
+      people: numbers of the people.
+      pairs, hits: the number of pairs, and of those predicted right; a tie is 1/2.
+      loss: the sum of log losses in nats.
+      bins: for each of ten equal bins of confidence from 1/2 to 1: pairs, the sum of confidences, and of hits.
+    """
+
+    people: np.ndarray  # [P]
+    pairs: np.ndarray  # [P]
+    hits: np.ndarray  # [P]
+    loss: np.ndarray  # [P]
+    bins: np.ndarray  # [10, 3]
+
+    def to_json(self) -> dict[str, Any]:
+        """The sums as lists, rounded to eight decimals."""
+        return {name: np.round(value, 8).tolist() for name, value in self._asdict().items()}
+
+
+def from_json(record: Mapping[str, Any]) -> Judged:
+    """The inverse of `to_json`."""
+    return Judged(*(np.array(record[name]) for name in Judged._fields))
+
+
+def judge(margins: np.ndarray, users: np.ndarray) -> Judged:
+    """The sums of margins `[n]` by their users.
+
+    Raises:
+      ValueError: a margin is not finite.
+    """
+    margins = _finite(margins)
+    people, person = np.unique(users, return_inverse=True)
+    right, confidence = hits(margins), 1.0 / (1.0 + np.exp(-np.abs(margins)))
+    place = np.minimum((2.0 * (confidence - 0.5) * BINS).astype(int), BINS - 1)
+    bins = np.stack([np.bincount(place, w, BINS) for w in (np.ones(len(margins)), confidence, right)], axis=1)
+    pairs, total, loss = (np.bincount(person, w) for w in (np.ones(len(margins)), right, np.logaddexp(0.0, -margins)))
+    return Judged(people, pairs, total, loss, bins)
+
+
+def _finite(margins: np.ndarray) -> np.ndarray:
+    margins = np.asarray(margins, np.float64)
+    if not np.isfinite(margins).all():
+        raise ValueError(f'{int((~np.isfinite(margins)).sum())} of {len(margins)} margins are not finite')
+    return margins
+
+
+def temperature(margins: np.ndarray) -> float:
+    """The factor above 0 that makes the mean log loss of margins `[n]` least, to make them log-odds.
+
+    One pair more on either side (Platt 1999) keeps it finite where all are right. 1 where there are no margins.
+
+    Raises:
+      ValueError: a margin is not finite.
+    """
+    margins = _finite(margins)
+    if not np.any(margins):
+        return 1.0
+    largest, right = np.abs(margins).max(), (len(margins) + 1) / (len(margins) + 2)
+
+    def loss(log_factor: float) -> float:
+        m = np.exp(log_factor) * margins / largest
+        return float(np.mean(right * np.logaddexp(0.0, -m) + (1 - right) * np.logaddexp(0.0, m)))
+
+    best: Any = optimize.minimize_scalar(loss, bounds=(-8.0, 12.0), method='bounded')
+    return float(np.exp(best.x) / largest)
+
+
+def together(parts: Sequence[Judged]) -> Judged:
+    """The sums of several splits; a person who was tested in several has the sums of all."""
+    people, person = np.unique(np.concatenate([part.people for part in parts]), return_inverse=True)
+    pairs, total, loss = (
+        np.bincount(person, np.concatenate([getattr(part, name) for part in parts]), len(people))
+        for name in ('pairs', 'hits', 'loss')
+    )
+    return Judged(people, pairs, total, loss, np.sum([part.bins for part in parts], axis=0))
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def by_person(judged: Judged) -> np.ndarray:
+    """The accuracy of each person `[P]`."""
+    return judged.hits / judged.pairs
+
+
+def worst_tenth(shares: np.ndarray) -> float:
+    """The mean of the lowest tenth of people, rounded up."""
+    return float(np.sort(shares)[: math.ceil(len(shares) / 10)].mean())
+
+
+def worst_if_alike(pairs: np.ndarray, share: float, *, draws: int = 2000, seed: int = 0) -> float:
+    """The worst tenth to expect if all people were predicted right on the same share of their `pairs` `[P]`."""
+    rng = np.random.default_rng(seed)
+    shares = rng.binomial(np.asarray(pairs, int), share, (draws, len(pairs))) / pairs
+    return float(np.sort(shares, axis=1)[:, : math.ceil(len(pairs) / 10)].mean())
+
+
+def calibration_error(bins: np.ndarray) -> float:
+    """The mean distance of confidence from accuracy over bins (Guo et al. 2017), from `Judged.bins`."""
+    return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1))
+
+
+def overconfidence(bins: np.ndarray) -> float:
+    """The mean confidence less the accuracy, above 0 where a method is too sure, from `Judged.bins`."""
+    return float((bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1))
+
+
+class Paired(NamedTuple):
+    """The mean difference of two methods over people, and the standard deviation between people."""
+
+    mean: Estimate
+    spread: float
+
+
+def paired(ours: np.ndarray, theirs: np.ndarray) -> Paired:
+    """The difference of the accuracies of the same people `[P]` under two methods."""
+    gaps = np.asarray(ours, float) - np.asarray(theirs, float)
+    return Paired(intervals.gain(gaps), float(np.std(gaps, ddof=1)) if len(gaps) > 1 else math.nan)
+
+
+def people_needed(gain: float, spread: float, *, power: float = 0.8, level: float = 0.05) -> int:
+    """The number of people that show a gain at a level with a power, if gains have a deviation of `spread`."""
+    quantiles = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
+    return math.ceil((quantiles * spread / gain) ** 2)
+
+
+class Figures(NamedTuple):
+    """The figures of a method on one part of the data, over all its splits.
+
+    Attributes:
+      people: the accuracy with each person alike, the headline.
+      pairs: the accuracy over pairs, whose units are people.
+      worst, worst_alike: the worst tenth of people, and the one to expect if all were alike.
+      ece, overconfidence: the mean distance of confidence from accuracy, and the mean confidence less accuracy.
+      gain: the difference to another method on the same people, or None.
+    """
+
+    people: Estimate
+    pairs: Estimate
+    worst: float
+    worst_alike: float
+    ece: float
+    overconfidence: float
+    log_loss: float
+    tested: int
+    gain: Paired | None
+
+
+def figures(parts: Sequence[Judged], other: Sequence[Judged] = ()) -> Figures:
+    """The figures of a method's results by split, and the difference to another method's results on the same splits.
+
+    Raises:
+      ValueError: the two methods were not tested on the same people.
+    """
+    judged = together(parts)
+    shares, gain = by_person(judged), None
+    if other:
+        theirs = together(other)
+        if not np.array_equal(theirs.people, judged.people) or not np.array_equal(theirs.pairs, judged.pairs):
+            raise ValueError(f'{len(judged.people)} and {len(theirs.people)} people were tested, or on other pairs')
+        gain = paired(shares, by_person(theirs))
+    people, pairs = intervals.share(shares), intervals.share(shares, weights=judged.pairs)
+    return Figures(
+        people, pairs, worst_tenth(shares), worst_if_alike(judged.pairs, people.value, draws=200),
+        calibration_error(judged.bins), overconfidence(judged.bins), float(judged.loss.sum() / judged.pairs.sum()),
+        len(shares), gain,
+    )  # fmt: skip
+
+
+def counts(gain: Paired, shuffled: Paired) -> bool:
+    """True where a gain of persons is above 0 and above that with shuffled people, both beyond noise."""
+    return gain.mean.place(0.0) == 1 and intervals.difference(gain.mean, shuffled.mean).place(0.0) == 1

@@ -1,0 +1,363 @@
+"""The report of the bench: the audit of each data set at its head, tables of methods with intervals by people, and
+pictures.
+
+Records are the lines that the parts of a run wrote: `{'data': ..., 'method': ..., ...}` with a row of `bench.run`, or
+with `findings` of the audit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from pal_jax.recipes.personal.bench import protocol
+from pal_jax.recipes.personal.bench.audit import ROWS, fails
+from pal_jax.recipes.personal.bench.leakage import ASYMMETRY, NOTHING, Finding
+from pal_jax.recipes.personal.bench.protocol import Figures, Judged, Paired
+from pal_jax.recipes.personal.pictures import plot_by_comparisons
+from pal_jax.run.curve import BLUE, GREY, INK, STYLE, png
+from pal_jax.run.glossary import BENCH_METHODS
+from pal_jax.run.intervals import Estimate
+from pal_jax.types import Exhibit
+
+SHARED = 'shared'
+NOBODY = 'memory', 'shallow', 'majority'  # rules that know nobody, so that shuffled people change nothing
+VOTES = 'memory', 'majority'  # rules whose margins are counts of votes and no log-odds
+LEAKED = 0.01  # a gain with shuffled people above it is itself a flag
+BY_PEOPLE = (
+    'Accuracy with each person alike; in brackets the 95 % interval over people. Gains are paired differences to the '
+    'shared model on the same people and pairs, ± the standard error over people. A gain counts where it is '
+    'above 0 and above the gain with shuffled people, both by their 95 % intervals.'
+)
+
+Key = tuple[str, str, int, bool]  # method, part, known, shuffled
+Rows = Mapping[Key, Sequence[Judged]]
+
+
+class Set(NamedTuple):
+    """The records of one data set."""
+
+    name: str
+    findings: Sequence[Finding]
+    rows: Rows
+    about: Mapping[str, Mapping[str, Any]]  # by method
+    unfit: Mapping[str, str]  # reasons, by method
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods in their order, the shared model first."""
+        names = list(dict.fromkeys(method for method, *_ in self.rows))
+        return [name for name in names if name == SHARED] + [name for name in names if name != SHARED]
+
+    @property
+    def counts(self) -> list[int]:
+        """The numbers of known choices of new people."""
+        return sorted({known for method, part, known, _ in self.rows if (method, part) == (SHARED, 'new')})
+
+    @property
+    def audited(self) -> Sequence[Finding]:
+        """The findings; what T1's simple models do not find is there where a method of the tables wins by it."""
+        first = next((row for row in self.findings if row.words.endswith(NOTHING)), None)
+        won = [name for part in ('seen', 'new') if (name := _best(self, part))] if first else []
+        if not first or not won:
+            return self.findings
+        milder = first._replace(verdict='warn', words=f'{first.words} by simple models, but {words(won[0])} gains')
+        return [milder if row is first else row for row in self.findings]
+
+    @property
+    def mark(self) -> str:
+        """Words behind the name of a data set that failed a test; empty for one that did not."""
+        flagged = fails(self.audited)
+        return f' (FAILS {", ".join(flagged)})' if flagged else ''
+
+    def figures(self, method: str, part: str, known: int, *, shuffled: bool = False) -> Figures | None:
+        """The figures of a method with its gain over the shared model; None where it was not measured."""
+        rows = self.rows.get((method, part, known, shuffled))
+        base = self.rows.get((SHARED, 'seen' if part == 'seen' else 'new', known, shuffled))
+        return protocol.figures(rows, base or ()) if rows else None
+
+
+def by_set(records: Sequence[Mapping[str, Any]]) -> list[Set]:
+    """The records by data set, in their order."""
+    sets: dict[str, Set] = {}
+    for record in records:
+        data = sets.setdefault(record['data'], Set(record['data'], [], {}, {}, {}))
+        rows, about, findings, unfit = dict(data.rows), dict(data.about), list(data.findings), dict(data.unfit)
+        if 'findings' in record:
+            findings += [Finding(**row) for row in record['findings']]
+        elif 'unfit' in record:
+            unfit[record['method']] = record['unfit']
+        elif 'about' in record:
+            about[record['method']] = _joined(about.get(record['method'], {}), record['about'])
+        else:
+            key = record['method'], record['part'], record['known'], record['shuffled']
+            rows[key] = [*rows.get(key, ()), protocol.from_json(record)]
+        # A method that could not be fitted on one split is compared on none.
+        rows = {key: value for key, value in rows.items() if key[0] not in unfit}
+        sets[record['data']] = Set(data.name, findings, rows, about, unfit)
+    return list(sets.values())
+
+
+def _joined(before: Mapping[str, Any], split: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's `about` after one more split: sizes are those of the first split, looks add up."""
+    return {**split, **before, 'looks': before.get('looks', 0) + split['looks']}
+
+
+def make_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over data sets of each method's gains over the shared model, and the number of sets that fail the audit."""
+    sets = by_set(records)
+    record: dict[str, Any] = {'failed_data_sets': sum(bool(data.mark) for data in sets)}
+    for name in dict.fromkeys(method for data in sets for method in data.methods if method != SHARED):
+        for part in ('seen', 'new'):
+            gains = [gain.mean.value for data in sets if (gain := _gain(data, name, part))]
+            if gains:
+                record[f'{part}_gain_{name}'] = float(np.mean(gains))
+    return record
+
+
+def _gain(data: Set, method: str, part: str, *, shuffled: bool = False) -> Paired | None:
+    figures = data.figures(method, part, -1 if part == 'seen' else data.counts[-1], shuffled=shuffled)
+    return figures.gain if figures else None
+
+
+def make_exhibits(records: Sequence[Mapping[str, Any]], missing: Sequence[str] = ()) -> list[Exhibit]:
+    """The exhibits of the report; `missing` names kinds of data that were not given."""
+    sets = by_set(records)
+    absent = f' Not given: {", ".join(missing)}.' if missing else ''
+    exhibits = [Exhibit('Data and their audit', f'{_told(sets)}{absent}', _summary(sets))]
+    exhibits += [Exhibit(f'Audit: {data.name}', table=_audit(data)) for data in sets]
+    for data in sets:
+        exhibits += [
+            Exhibit(f'Seen people: {data.name}{data.mark}', BY_PEOPLE + _unfit(data), _seen(data)),
+            Exhibit(f'New people: {data.name}{data.mark}', _worst(data), _new(data)),
+            Exhibit(f'Gains: {data.name}{data.mark}', picture=plot_gains(data)),
+            Exhibit(
+                f'By known choices: {data.name}{data.mark}', picture=plot_by_comparisons(_curves(data), data.counts)
+            ),
+        ]
+    return exhibits
+
+
+def words(method: str) -> str:
+    """The method in words, or its name where the glossary has none."""
+    return BENCH_METHODS.get(method, method)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _told(sets: Sequence[Set]) -> str:
+    flagged = [f'{data.name}{data.mark}' for data in sets if data.mark]
+    looks = sum(int(about.get('looks', 0)) for data in sets for about in data.about.values())
+    verdict = f'Marked in every table: {"; ".join(flagged)}.' if flagged else 'No data set failed the audit.'
+    return (
+        f'{verdict} A method wins where its gain over one model for all counts and is the largest, and where no rule '
+        f'that does not know the person gains as much. {looks} results were read off test parts. Scales and '
+        'coordinates of items are those of all items, labels unread. T3 and T4 are shortcuts that anybody may use; '
+        f'they are the row "{words("shallow")}" and void no data set.'
+    )
+
+
+def _summary(sets: Sequence[Set]) -> list[list[str]]:
+    rows = [['data', 'people tested', 'flags', 'warnings', 'shortcuts', 'wins on seen people', 'wins on new people']]
+    for data in sets:
+        seen = data.figures(SHARED, 'seen', -1)
+        by_verdict = {v: [row.test for row in data.audited if row.verdict == v] for v in ('flag', 'warn')}
+        shortcuts = [test for test in by_verdict['flag'] if test in ROWS]
+        rows.append([
+            data.name, str(seen.tested if seen else 0), ', '.join(fails(data.audited)) or '–',
+            ', '.join(by_verdict['warn']) or '–', ', '.join(shortcuts) or '–', _winner(data, 'seen'),
+            _winner(data, 'new'),
+        ])  # fmt: skip
+    return rows
+
+
+def _winner(data: Set, part: str) -> str:
+    """The best method of `_best` with its gain."""
+    if best := _best(data, part):
+        return f'{words(best)}: {_of_gain(_gain(data, best, part))}'
+    impersonal = _impersonal(data, part)
+    return f'none beats {words(max(impersonal, key=lambda name: impersonal[name]))}'
+
+
+def _best(data: Set, part: str) -> str | None:
+    """The personal method with the largest gain of those that count, if it beats all that do not know the person."""
+    gains = {name: gain for name in data.methods[1:] if (gain := _gain(data, name, part))}
+    blind = max(_impersonal(data, part).values())
+    won = [
+        name for name in gains
+        if name not in NOBODY and gains[name].mean.value > blind
+        and _counts(gains[name], _gain(data, name, part, shuffled=True)) == 'yes'
+    ]  # fmt: skip
+    return max(won, key=lambda name: gains[name].mean.value, default=None)
+
+
+def _impersonal(data: Set, part: str) -> dict[str, float]:
+    """The gains of the rules that do not know the person."""
+    gains = {name: gain for name in NOBODY if (gain := _gain(data, name, part))}
+    return {SHARED: 0.0} | {name: gain.mean.value for name, gain in gains.items()}
+
+
+def _audit(data: Set) -> list[list[str]]:
+    rows = [['test', 'verdict', 'figure', '95 %', 'chance', 'why']]
+    for row in data.audited:
+        verdict = {'none': 'not applied', 'warn': 'WARN', 'flag': 'FLAG', 'pass': 'pass'}[row.verdict]
+        ends = f'{row.low:.3f} to {row.high:.3f}' if np.isfinite(row.low) else '–'
+        rows.append([f'{row.test} {row.name}', verdict, _number(row.figure), ends, _number(row.chance), row.words])
+    return rows
+
+
+def _number(value: float) -> str:
+    return f'{value:.3g}' if np.isfinite(value) else '–'
+
+
+def _of_gain(gain: Paired | None) -> str:
+    return gain.mean.with_error('+.3f') if gain else '–'
+
+
+def _unfit(data: Set) -> str:
+    return ''.join(f' Without a row: {words(name)}, since {reason}.' for name, reason in data.unfit.items())
+
+
+def _seen(data: Set) -> list[list[str]]:
+    rows = [[
+        'method', 'each person alike', 'gain', 'by pairs', 'gain, shuffled people', 'counts',
+        'worst tenth (if all were alike)', 'ECE', 'too sure', 'log loss', 'parameters', 'a person', 'ms a person',
+    ]]  # fmt: skip
+    for name in data.methods:
+        figures, about = data.figures(name, 'seen', -1), data.about.get(name, {})
+        if not figures:
+            continue
+        shuffled = _gain(data, name, 'seen', shuffled=True)
+        rows.append([
+            _marked(name, about), f'{figures.people.value:.3f} [{figures.people.ends()}]',
+            '–' if name == SHARED else _of_gain(figures.gain), figures.pairs.with_error(),
+            *(('–', '–') if name in (SHARED, *NOBODY) else (_leaked(shuffled), _counts(figures.gain, shuffled))),
+            f'{figures.worst:.3f} ({figures.worst_alike:.3f})', *_calibration(name, figures),
+            *(_number(about.get(key, np.nan)) for key in ('shared_parameters', 'parameters_a_person')),
+            _number(1000 * about.get('seconds_a_person', np.nan)),
+        ])  # fmt: skip
+    return rows
+
+
+def _marked(name: str, about: Mapping[str, Any]) -> str:
+    """The method in words; one whose margins change with the order of the sides is marked by T5."""
+    return words(name) + (' (FAILS T5)' if about.get('asymmetry', 0.0) > ASYMMETRY else '')
+
+
+def _calibration(name: str, figures: Figures) -> tuple[str, str, str]:
+    if name in VOTES:
+        return '–', '–', '–'
+    return f'{figures.ece:.3f}', f'{figures.overconfidence:+.3f}', f'{figures.log_loss:.3f}'
+
+
+def _leaked(gain: Paired | None) -> str:
+    return _of_gain(gain) + (' (FLAG)' if gain and gain.mean.place(LEAKED) == 1 else '')
+
+
+def _counts(gain: Paired | None, shuffled: Paired | None) -> str:
+    if not gain or not shuffled:
+        return '–'
+    return 'yes' if protocol.counts(gain, shuffled) else 'no'
+
+
+def _new(data: Set) -> list[list[str]]:
+    counts = data.counts
+    shown = [count for count in counts if count in (0, 1, 5, 20)] + [counts[-1]]
+    head = [f'{count} known' for count in dict.fromkeys(shown)]
+    rows = [
+        [
+            'method',
+            *head,
+            'gain, all known',
+            'shuffled people',
+            "strangers' choices",
+            'counts',
+            'ECE',
+            'too sure',
+            'log loss',
+        ]
+    ]
+    for name in data.methods:
+        for part, suffix in (('new', ''), ('asked', ', its own questions')):
+            by_count = [data.figures(name, part, count) for count in dict.fromkeys(shown)]
+            if not by_count[-1]:
+                continue
+            last, shuffled = by_count[-1], _gain(data, name, 'new', shuffled=True)
+            strangers = data.figures(name, 'strangers', counts[-1])
+            control = ('–', '–', '–')
+            if name not in (SHARED, *NOBODY):
+                control = _leaked(shuffled), _of_gain(strangers and strangers.gain), _counts(last.gain, shuffled)
+            rows.append([
+                words(name) + suffix, *(f'{x.people.value:.3f}' if x else '–' for x in by_count),
+                '–' if name == SHARED else _of_gain(last.gain), *control, *_calibration(name, last),
+            ])  # fmt: skip
+    return rows
+
+
+def _worst(data: Set) -> str:
+    figures = data.figures(SHARED, 'new', data.counts[-1])
+    if not figures:
+        return ''
+    gain = [x for name in data.methods[1:] if (x := _gain(data, name, 'new'))]
+    spread = float(np.median([x.spread for x in gain])) if gain else np.nan
+    needed = protocol.people_needed(0.02, spread) if np.isfinite(spread) and spread else 0
+    return (
+        f'Accuracy with each of {figures.tested} new people alike, by the number of their known choices. "Strangers\' '
+        'choices": the true model reads known choices that were shuffled among people.'
+        + (f' A gain of .02 needs {needed} people here.' if needed else '')
+    )
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _curves(data: Set) -> dict[str, list[Estimate]]:
+    """The accuracy with each person alike, with its interval over people, by number of known choices."""
+    curves = {}
+    for name in data.methods:
+        for part, suffix in (('new', ''), ('asked', ', its own questions')):
+            points = [data.figures(name, part, count) for count in data.counts]
+            if all(points):
+                curves[words(name) + suffix] = [x.people for x in points if x]
+    return curves
+
+
+def plot_gains(data: Set) -> bytes:
+    """A picture of the gains over the shared model with their 95 % intervals, beside those with shuffled people."""
+    names = data.methods[1:]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 1.4 + 0.34 * len(names)), layout='constrained')
+        axes = figure.subplots(1, 2, sharey=True)
+    for ax, part, title in zip(
+        axes, ('seen', 'new'), ("seen people's new choices", 'new people, all known'), strict=True
+    ):
+        for shuffled, colour, offset in ((False, BLUE, -0.12), (True, GREY, 0.18)):
+            for place, name in enumerate(names):
+                if gain := _gain(data, name, part, shuffled=shuffled):
+                    ax.plot(
+                        gain.mean.interval or [gain.mean.value] * 2, [place + offset] * 2, color=colour, linewidth=2
+                    )
+                    ax.plot(gain.mean.value, place + offset, 'o', color=colour, markersize=5)
+        ax.axvline(0, color=INK, linewidth=0.8)
+        ax.set_title(f'Gain: {title} (grey: shuffled people)')
+        ax.set_yticks(range(len(names)), [words(name) for name in names])
+    axes[0].invert_yaxis()
+    return png(figure)
+
+
+def markdown(exhibits: Sequence[Exhibit], title: str, picture_names: Sequence[str]) -> str:
+    """The exhibits as Markdown; pictures are links to files of these names, in order."""
+    names, parts = iter(picture_names), [f'# {title}']
+    for exhibit in exhibits:
+        parts += [f'## {exhibit.title}', *([exhibit.text] if exhibit.text else [])]
+        if exhibit.table:
+            head, *rows = ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in exhibit.table]
+            parts.append('\n'.join([head, '|' + '---|' * len(exhibit.table[0]), *rows]))
+        if exhibit.picture:
+            parts.append(f'![{exhibit.title}]({next(names)})')
+    return '\n\n'.join(parts) + '\n'

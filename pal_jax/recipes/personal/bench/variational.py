@@ -1,0 +1,133 @@
+"""People as normal distributions, and bases that are distributions, too: a form of variational reward factorisation.
+
+[own]; no method section could be read. VRF (arXiv 2604.00997) is known by its abstract: an encoder gives each person a
+distribution in a shared space, weights come from Wasserstein distances to shared bases, and uncertain margins count
+less. All formulas below are this project's own, and no run of them is a run of VRF.
+
+    mean, std = encode(past choices)                         # of a person, learners/latent.py
+    w_k = softmax_k(-W2²((mean, std), (M_k, S_k)) / tau)     # bases N(M_k, diag S_k²) are learnt
+    m = x . V w
+    v = the variance of m over points drawn from N(mean, std²) in the distribution's place
+    loss = attenuated(m, v) + kl_coef KL(N(mean, std²) || N(0, 1))
+
+A new person is one pass of the encoder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from pal_jax.learners import latent
+from pal_jax.learners.latent import Latent, LatentState
+from pal_jax.models.params import Params
+from pal_jax.objectives.masked import masked_mean
+from pal_jax.recipes.personal.bench.in_context import draw_choices
+from pal_jax.recipes.personal.losses import Attenuation, attenuated
+
+ENCODER = 'pair', 'person', 'mean', 'log_std'  # the parts of VPL's network that encode
+
+
+def w2_squared(
+    mean: Float[Array, '*S 1 Z'], std: Float[Array, '*S 1 Z'], M: Float[Array, '*S K Z'], S: Float[Array, '*S K Z']
+) -> Float[Array, '*S K']:
+    """The squared Wasserstein distance of normal distributions with diagonal covariances."""
+    return jnp.sum(jnp.square(mean - M) + jnp.square(std - S), axis=-1)
+
+
+def weights(params: Params, mean: Float[Array, '*S Z'], std: Float[Array, '*S Z'], tau: float) -> Float[Array, '*S K']:
+    """The weights of the bases: the nearer the more."""
+    apart = (1,) * (mean.ndim - 1)
+    M, S = (x.reshape(*apart, *x.shape) for x in (params['M'], jnp.exp(params['log_S'])))
+    return jax.nn.softmax(-w2_squared(mean[..., None, :], std[..., None, :], M, S) / tau, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class VariationalLearner:
+    """Updates on meta-batches of people, and margins with their variances.
+
+    width: of an item's vector. bases: K. dim, hidden: widths of the encoder. draws: points of a person, for `v`.
+    people, context, targets: a meta-batch, as `InContextLearner` has it.
+    """
+
+    width: int
+    bases: int = 4
+    dim: int = 4
+    hidden: int = 32
+    tau: float = 1.0
+    attenuate: Attenuation = 'probit'
+    kl_coef: float = 1e-4
+    draws: int = 8
+    people: int = 32
+    context: int = 20
+    targets: int = 20
+    lr: float = 3e-3
+
+    def init(self, key: PRNGKeyArray) -> LatentState:
+        """The state before the first update."""
+        encoder, places, rewards = jax.random.split(key, 3)
+        whole = latent.init(encoder, self.width, Latent(self.dim, self.hidden))
+        params = {name: whole[name] for name in ENCODER} | {
+            'M': jax.random.normal(places, (self.bases, self.dim)),
+            'log_S': jnp.zeros((self.bases, self.dim)),
+            'V': jax.random.normal(rewards, (self.bases, self.width)) * self.width**-0.5,
+        }
+        return LatentState(params, optax.adam(self.lr).init(params))
+
+    def read(self, params: Params, known: Float[Array, 'B N H'], exists: Bool[Array, 'B N']) -> tuple[Array, Array]:
+        """The mean and standard deviation `[B, Z]` of people, from differences of their known choices."""
+        mean, log_std = latent.encode(params, jnp.stack([known, -known], axis=2), exists, nothing=1.0)
+        return mean, jnp.exp(log_std)
+
+    def judge(
+        self, params: Params, mean: Array, std: Array, asked: Float[Array, 'B M H'], key: PRNGKeyArray
+    ) -> tuple[Float[Array, 'B M'], Float[Array, 'B M']]:
+        """The margins of questions and their variances over points of the person."""
+        by_base = asked @ params['V'].T
+        m = jnp.einsum('bmk,bk->bm', by_base, weights(params, mean, std, self.tau))
+        # A point is a distribution without spread, so the same distance serves.
+        points = mean[None] + std[None] * jax.random.normal(key, (self.draws, *mean.shape))
+        drawn = weights(params, points, jnp.zeros_like(points), self.tau)
+        return m, jnp.var(jnp.einsum('bmk,sbk->sbm', by_base, drawn), axis=0)
+
+    def loss(
+        self, params: Params, known: Array, exists: Array, asked: Array, counted: Array, key: PRNGKeyArray
+    ) -> tuple[Array, dict[str, Array]]:
+        """The mean loss of the questions and the divergence from the prior, with metrics."""
+        mean, std = self.read(params, known, exists)
+        m, v = self.judge(params, mean, std, asked, key)
+        kl = latent.divergence(mean, jnp.log(std)).mean()
+        total = masked_mean(attenuated(m, v, self.attenuate), counted) + self.kl_coef * kl
+        right = masked_mean((jnp.sign(m) + 1) / 2, counted)
+        return total, {'loss': total, 'accuracy': right, 'variance': masked_mean(v, counted), 'kl': kl}
+
+    @functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=1)
+    def update(
+        self, state: LatentState, x: Float[Array, 'n H'], index: Int[Array, 'U T'], exists: Bool[Array, 'U T'],
+        key: PRNGKeyArray, first: Int[Array, ''], updates: int,
+    ) -> tuple[LatentState, dict[str, Array]]:  # fmt: skip
+        """`updates` updates from number `first` on, whose draws follow from the key and the number."""
+
+        def one(state: LatentState, i: Array) -> tuple[LatentState, dict[str, Array]]:
+            people, points = jax.random.split(jax.random.fold_in(key, i))
+            known, there, asked, counted = draw_choices(people, index, exists, self.people, self.context, self.targets)
+            grads, metrics = jax.grad(self.loss, has_aux=True)(state.params, x[known], there, x[asked], counted, points)
+            moved, opt_state = optax.adam(self.lr).update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, moved)
+            return LatentState(params, opt_state), metrics  # type: ignore[arg-type]
+
+        state, metrics = jax.lax.scan(one, state, first + jnp.arange(updates))
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def margins(
+        self, params: Params, known: Float[Array, 'B N H'], exists: Bool[Array, 'B N'], asked: Float[Array, 'B M H']
+    ) -> tuple[Float[Array, 'B M'], Float[Array, 'B M']]:
+        """The margins of questions given known choices, and their variances."""
+        mean, std = self.read(params, known, exists)
+        return self.judge(params, mean, std, asked, jax.random.key(0))

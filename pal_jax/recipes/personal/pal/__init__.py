@@ -1,0 +1,6 @@
+"""PAL: people's preferences as mixtures of prototypes."""
+
+from pal_jax.recipes.personal.pal.recipe import make
+from pal_jax.recipes.personal.pal.settings import Settings
+
+__all__ = ['Settings', 'make']

@@ -1,0 +1,114 @@
+"""Forgets a person of a finished run: drops the row from the table of users of every model and split, and the name.
+
+What all people share has learnt from the person too, and stays as it is: `forget` says which parameters these are. A
+run is rid of a person's choices altogether only by training again without them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pal_jax.data import records
+from pal_jax.recipes.personal.learner import UserTable
+from pal_jax.recipes.personal.pal import kept as pal_kept
+from pal_jax.recipes.personal.pal import large as pal_large
+from pal_jax.recipes.personal.pal import text as pal_text
+from pal_jax.recipes.personal.pal.reward import abstract_state
+from pal_jax.recipes.personal.pal.settings import LargeSettings, Settings
+from pal_jax.run import devices
+from pal_jax.run.checkpoint import FOLDER, KEPT, Checkpoints
+from pal_jax.run.recipe import Context
+from pal_jax.run.runs import read_config, read_settings
+from pal_jax.run.workdir import held, run_folder
+
+FRESH, OLD = 'forgetting', 'old'  # the folder in which the new checkpoint is made, and the old ones meanwhile
+
+
+class Forgotten(NamedTuple):
+    """The traces of a person in a run: the number of splits that learnt from the person, of how many, the most updates
+    in which a model did so, and the names of the parameters that all people share."""
+
+    splits: int
+    of: int
+    updates: int
+    shared: tuple[str, ...]
+
+    def in_words(self, workdir: str, name: str) -> str:
+        """A sentence about what was dropped, and what has learnt from the person and stays."""
+        dropped = f'{name}: the row and the name are dropped from {workdir}.'
+        if not self.updates:
+            return f'{dropped} No parameter has learnt from this person, who was new to all {self.of} splits.'
+        return (
+            f'{dropped} What all people share ({", ".join(self.shared)}) has learnt from this person in up to '
+            f'{self.updates} updates in {self.splits} of {self.of} splits, and stays; so do the figures of the report. '
+            'To be rid of that, delete the rows of this person in the data and train again in another --workdir.'
+        )
+
+
+def forget(workdir: str, name: str) -> Forgotten:
+    """Drop a person's row from the last checkpoint of a run, and delete the earlier checkpoints.
+
+    Raises:
+      ValueError: the folder is of no run of PAL, a run is under way in it, or it has no such person.
+    """
+    workdir = run_folder(workdir)
+    settings, folder = read_settings(read_config(workdir)), Path(workdir)
+    if not isinstance(settings, Settings):
+        raise ValueError(f'{workdir} is a run of {settings.recipe}; give one of pal or pal_large')
+    kept = pal_kept.load(folder / KEPT)
+    name = records.spelled(name, kept.names)
+    if name not in kept.rows:
+        raise ValueError(f'{name!r} is not among the {len(kept.names)} people of {workdir}')
+    row = kept.rows[name]
+    ctx = Context(devices.make_mesh(devices=jax.local_devices()[:1])).of(workdir)
+    decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
+    large = decoder and isinstance(settings, LargeSettings)
+    reader = pal_large.make_reader(settings, decoder, kept.frame, ctx) if large else None  # type: ignore[arg-type]
+    abstract = abstract_state(settings, kept, ctx, reader)
+    with held(folder):
+        _put_back(folder)
+        state, host, step = Checkpoints(workdir, abstract, read_only=True).read()
+        # 1. The row of the person is that of nobody: no logits, no moments, no updates.
+        learnt: list[np.ndarray] = []
+
+        def cleared(table: Any) -> Any:
+            if not isinstance(table, UserTable):
+                return table
+            learnt.append(np.asarray(table.updates)[:, row])
+            return jax.tree.map(lambda x: jax.device_put(x.at[:, row].set(0), x.sharding), table)
+
+        state = jax.tree.map(cleared, state, is_leaf=lambda x: isinstance(x, UserTable))
+        # 2. A new checkpoint takes the place of all earlier ones, which still have the row.
+        fresh = Checkpoints(folder / FRESH, abstract)
+        fresh.save(step, state, host)
+        fresh.wait()
+        fresh.close()
+        names = tuple(f'forgotten {row}' if known == name else known for known in kept.names)
+        pal_kept.save(folder / KEPT, kept._replace(names=names))
+        (folder / FOLDER).rename(folder / FRESH / OLD)
+        (folder / FRESH / FOLDER).rename(folder / FOLDER)
+        shutil.rmtree(folder / FRESH)
+    by_split = np.max(learnt, axis=0)[: settings.split.seeds]
+    return Forgotten(int(np.sum(by_split > 0)), len(by_split), int(by_split.max()), _shared(state))
+
+
+def _put_back(folder: Path) -> None:
+    """Undo a forgetting that was stopped half-way, so that the run has its checkpoints."""
+    if (folder / FRESH / OLD).exists() and not (folder / FOLDER).exists():
+        (folder / FRESH / OLD).rename(folder / FOLDER)
+    shutil.rmtree(folder / FRESH, ignore_errors=True)
+
+
+def _shared(state: Any) -> tuple[str, ...]:
+    """The names of what people share, over all models of a state, and the decoder's adapters of PAL-Large."""
+    words = {'P': 'prototypes', 'f': 'the map of items', 'g': 'the maps of prompts', 'log_scale': 'the scale'}
+    large = isinstance(state, pal_large.LargeState)
+    models: Any = (model.pal for model in state.models.values()) if large else state.values()
+    names = {name for model in models for name in model.params}
+    known = [words[name] for name in words if name in names] + sorted(names - words.keys())
+    return (*known, *(['the decoder'] if large else []))

@@ -1,0 +1,186 @@
+"""The record that a run of PAL keeps of its data, in its folder: the people of the table of users by row, the meaning
+of an item's numbers, and how a text becomes a vector. With it the run can be opened after the data are gone.
+
+    kept = load(Path(workdir) / KEPT)
+    kept.rows['ana']                                           # the row of her mixture in the table of users
+    items = kept.in_units(prices_and_times)                    # from the table's own units to those of the model
+
+Principal axes have arbitrary signs and depend on the machine that computes them, so they are never computed twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pal_jax.data import comparisons
+from pal_jax.data.comparisons import Comparisons
+from pal_jax.data.holdouts import normal
+from pal_jax.models.states import Frame
+from pal_jax.recipes.personal.pal import text as pal_text
+from pal_jax.recipes.personal.pal.settings import Settings
+from pal_jax.recipes.personal.pal.text import TextData
+from pal_jax.run import files, models
+from pal_jax.run.files import write_whole
+
+FILE = 'pal.json'
+
+
+class Kept(NamedTuple):
+    """The record that `Recipe.keep` writes for a run of PAL.
+
+    Attributes:
+      names: users, by their rows in the table of users.
+      attributes: columns of an item's vector, in their order.
+      scale: `[H]`, the divisor of each attribute before the model sees it.
+      frame: the coordinates in which vectors of texts are given; None: the decoder's states as they are, or no texts.
+      groups: the number of groups of people that are known.
+      prompted: whether texts are replies to prompts.
+      chat: whether prompts and replies are messages.
+    """
+
+    names: tuple[str, ...]
+    attributes: tuple[str, ...]
+    scale: np.ndarray
+    frame: Frame | None = None
+    groups: int = 0
+    prompted: bool = False
+    chat: bool = False
+
+    @property
+    def width(self) -> int:
+        return len(self.attributes)
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """The rows of users by name."""
+        return {name: row for row, name in enumerate(self.names)}
+
+    def in_units(self, items: ArrayLike) -> np.ndarray:
+        """Items `[..., H]` in the table's own units, as the model sees them."""
+        return comparisons.in_units(np.asarray(items), self.scale)
+
+    def vectors(self, items: Any, what: str = 'items') -> np.ndarray:
+        """Items `[B, H]`, or B objects of attributes, in the table's own units, as the model sees them.
+
+        Raises:
+          ValueError: an item has other attributes than the run, or a value that is no finite number in float32; `what`
+            names the items in the message.
+        """
+        if isinstance(items, Sequence) and any(isinstance(item, Mapping) for item in items):
+            items = [self.numbers(item) for item in items]
+        try:
+            table = np.asarray(items)
+        except ValueError:  # rows of several lengths
+            table = np.empty(0)
+        fits = table.dtype.kind in 'iuf' and table.ndim == 2 and table.shape[1:] == (self.width,)
+        vectors = self.in_units(table.astype(np.float64)) if fits else np.empty(0)
+        if not fits or not np.isfinite(vectors).all():
+            raise ValueError(
+                f'{what} {files.shown(items)} are not of finite numbers for the {self.width} attributes of the run '
+                f'({", ".join(self.attributes[:8])}); give [B, {self.width}]'
+            )
+        return vectors
+
+    def numbers(self, item: Any) -> list[Any]:
+        """The values of an item that is an object of attributes, in the run's order.
+
+        Raises:
+          ValueError: an attribute of the run is missing, or another one is there.
+        """
+        if not isinstance(item, Mapping):
+            raise ValueError(f'an item is {files.shown(item)}, others are objects; give all alike')
+        if missing := [name for name in self.attributes if name not in item]:
+            raise ValueError(f'an item has no {missing[0]!r}; it has {", ".join(map(str, item)) or "nothing"}')
+        if unknown := [name for name in item if name not in self.attributes]:
+            raise ValueError(f'an item has {unknown[0]!r}, of which the run knows nothing; leave it out')
+        return [item[name] for name in self.attributes]
+
+
+def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> Kept:
+    """The record of a run on these pairs; `text` is their source, where they are pairs of texts.
+
+    Raises:
+      ValueError: two users have one name.
+    """
+    if len(counts := Counter(map(normal, data.names))) < len(data.names):
+        name = next(name for name, count in counts.items() if count > 1)
+        raise ValueError(f'data={settings.data!r} has two users called {name!r}; give each a name of their own')
+    # The scale is kept: a new person's items have to be divided by the same numbers.
+    scale = comparisons.scales(data) if settings.standardize else np.ones(data.chosen.shape[1])
+    groups = 0 if data.groups is None else int(data.groups.max()) + 1
+    if text is None:
+        return Kept(data.names, data.attributes, scale, groups=groups)
+    return Kept(
+        data.names, data.attributes, scale, text.frame, groups,
+        prompted=text.pairs.prompt is not None, chat=text.pairs.chat,
+    )  # fmt: skip
+
+
+def keeping(kept: Kept, decoder: pal_text.Decoder | None = None) -> Callable[[Path], None]:
+    """A function that writes into a folder the record of a run, and of the decoder that reads its texts."""
+
+    def keep(folder: Path) -> None:
+        save(folder, kept)
+        if decoder:
+            models.keeping(text=decoder)(folder)
+
+    return keep
+
+
+def save(folder: Path, kept: Kept) -> None:
+    """Write the record into a run's folder, in one piece."""
+    record = kept._asdict() | {'scale': kept.scale.tolist()}
+    record['frame'] = kept.frame and {name: x.tolist() for name, x in kept.frame._asdict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / FILE, json.dumps(record) + '\n')
+
+
+def load(folder: Path) -> Kept:
+    """Read the record that a run has kept.
+
+    Raises:
+      ValueError: the file is missing or damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise ValueError(
+            f'{path} is missing: the run is of an earlier version, which kept neither its people nor its coordinates; '
+            'train it again in another --workdir'
+        )
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+        frame = record['frame'] and Frame(**{name: np.array(x) for name, x in record['frame'].items()})
+        columns: dict[str, Any] = {name: tuple(record[name]) for name in ('names', 'attributes')}
+        return Kept(**record | columns | {'scale': np.array(record['scale']), 'frame': frame})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path} cannot be read ({error}); copy the folder of the run again') from None
+
+
+def going_on(data: str, before: Kept | None, now: Kept) -> Kept:
+    """The record from the beginning of a run, or the one of now where the run begins (`before` is None).
+
+    Args:
+      data: the name of the data.
+
+    Raises:
+      ValueError: the data have other people or attributes than when the run began.
+    """
+    if before is None:
+        return now
+    # A file in another order has its people at other rows, so names are compared one by one.
+    for part, old, new in (('users', before.names, now.names), ('attributes', before.attributes, now.attributes)):
+        if old != new:
+            number = next((i for i, (one, two) in enumerate(zip(old, new, strict=False)) if one != two), None)
+            change = f'{len(old)} -> {len(new)}' if number is None else f'{number}: {old[number]!r} -> {new[number]!r}'
+            raise ValueError(
+                f'data={data!r} has other {part} than when the run began ({change}); give the data of then, or '
+                'another --workdir'
+            )
+    return before

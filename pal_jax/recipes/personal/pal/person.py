@@ -1,0 +1,299 @@
+"""A new person in a trained PAL: a mixture from a few choices, and the pair to ask about next.
+
+    run = open_pal('runs/pal')
+    choices = read_choices(run, 'ana.csv')                     # the run's own format, one person
+    ana = fit(run, choices)                                    # ana.mixture is all that is kept of her
+    reward = reward_of_items(run, ana.mixture)                 # or reward_of_replies
+    pairs = read_choices(run, 'pairs.csv', answered=False)
+    nats = information(run, pairs, choices)                    # of each open pair, given her choices
+
+Prototypes and the map of items stay as they were trained: only the person's K logits are fitted (arXiv 2406.08469,
+"generalisation to unseen users"), pulled to the population's mean as the run's evaluation of new people does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from pal_jax.data import comparisons, records, texts
+from pal_jax.data.comparisons import Comparisons, Lookup, PairBatch
+from pal_jax.data.readers import opinions, tables
+from pal_jax.data.texts import TextPairs
+from pal_jax.recipes.personal import ideal_point
+from pal_jax.recipes.personal.pal.reward import Reading, TrainedPAL, open_pal, reward_of_replies
+from pal_jax.recipes.personal.pal.settings import Settings
+from pal_jax.recipes.personal.panel import population
+from pal_jax.run import files
+from pal_jax.run.outputs import whole_file
+from pal_jax.run.runs import read_config, read_settings
+
+
+class Choices(NamedTuple):
+    """One person's pairs as a trained run sees them; `shown` has both sides of each pair in the file's own words, and
+    `prompts` the texts that they answer, where they answer some."""
+
+    user: str
+    batch: PairBatch  # of one replica: `[1, n]`
+    shown: tuple[tuple[Any, Any], ...]
+    prompts: tuple[str, ...] = ()
+
+
+class Fitted(NamedTuple):
+    """A person's mixture `[K]`, and the share of the person's own choices that the mixture gives."""
+
+    mixture: Array
+    agreement: float
+
+
+# --- choices ----------------------------------------------------------------------------------------------------------
+
+
+def read_choices(run: TrainedPAL, path: str | Path, *, answered: bool = True) -> Choices:
+    """Read one person's choices from a file in the format that the run learnt from; no other file is read.
+
+    Args:
+      answered: whether somebody has chosen. Pairs that wait for an answer need no user, and no choice.
+
+    Raises:
+      ValueError: a row is wrong, the file has choices of several people, or other attributes than the run.
+    """
+    path = os.fspath(path)
+    data, shown = _of_texts(run, run.reading, path, answered) if run.reading else _of_table(run, path, answered)
+    if answered and len(data.names) > 1:
+        named = ', '.join([*data.names[:3], *(['...'] if len(data.names) > 3 else [])])
+        raise ValueError(f'{path} has choices of {len(data.names)} people ({named}); give a file for each')
+    index = np.arange(len(data.users))[None]
+    nothing = np.zeros(index.shape, np.int32)
+    batch = comparisons.take(data, index, nothing, nothing.astype(np.float32))
+    prompts = [data.texts[i] for i in data.prompt.numbers] if isinstance(data.prompt, Lookup) and data.texts else []
+    return Choices(next(iter(data.names)), batch, shown, tuple(prompts))
+
+
+def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
+    data, kept = tables.load(path, answered=answered), run.kept
+    if data.attributes == comparisons.unnamed(kept.width):  # vectors, in the run's order
+        data = data._replace(attributes=kept.attributes)
+    if data.attributes == comparisons.unnamed(len(data.attributes)) and kept.attributes != data.attributes:
+        raise ValueError(
+            f'{path} has vectors of {len(data.attributes)} numbers, and {run.workdir} learnt from {kept.width}: '
+            f'{", ".join(kept.attributes)}'
+        )
+    if missing := [name for name in kept.attributes if name not in data.attributes]:
+        raise ValueError(f'{path} has no attribute {missing[0]!r}; it has {", ".join(data.attributes)}')
+    if unknown := [name for name in data.attributes if name not in kept.attributes]:
+        raise ValueError(f'{path} has {unknown[0]!r}, of which {run.workdir} has learnt nothing; delete the attribute')
+    if run.pal.variant == 'B' and (data.prompt is None or data.prompt.shape[1] != kept.width):
+        raise ValueError(
+            f'{path} has no prompts of {kept.width} numbers, and {run.workdir} makes prototypes of prompts; give them '
+            'as vectors'
+        )
+    order = [data.attributes.index(name) for name in kept.attributes]
+    sides = [side[:][:, order].tolist() for side in (data.chosen, data.rejected)]
+    shown = tuple(
+        tuple(dict(zip(kept.attributes, item, strict=True)) for item in pair) for pair in zip(*sides, strict=True)
+    )
+    chosen, rejected = (kept.in_units(side) for side in sides)
+    return data._replace(chosen=chosen, rejected=rejected, attributes=kept.attributes), shown  # type: ignore[return-value]
+
+
+def _of_texts(
+    run: TrainedPAL, reading: Reading, path: str, answered: bool
+) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
+    tokenizer = reading.decoder.tokenizer
+    how: Any = {'template': run.settings.text.template, 'alone': run.pal.variant == 'B'}
+    if path.startswith('choices:') and not answered:
+        answers = records.read(path.removeprefix('choices:'), answered=False)
+        pairs = texts.from_choices(answers, tokenizer, **how, name=path)
+    elif opinions.is_source(path):
+        pairs = texts.from_choices(opinions.read(path), tokenizer, **how, name=path)
+    else:
+        pairs = texts.read(path, tokenizer, **how, answered=answered)
+    _check_prompts(run, pairs, path)
+    data = pairs.in_states(reading.read(pairs.texts))
+    shown = tuple((pairs.words[a], pairs.words[b]) for a, b in zip(pairs.chosen, pairs.rejected, strict=True))
+    return data, shown
+
+
+def _check_prompts(run: TrainedPAL, pairs: TextPairs, path: str) -> None:
+    if (pairs.prompt is not None, pairs.chat) != (run.kept.prompted, run.kept.chat):
+        forms = {
+            (False, False): 'statements without prompts', (True, False): 'texts with prompts', (True, True): 'messages',
+        }  # fmt: skip
+        raise ValueError(
+            f'{path} has {forms[pairs.prompt is not None, pairs.chat]}, and {run.workdir} learnt from '
+            f'{forms[run.kept.prompted, run.kept.chat]}; give these'
+        )
+
+
+# --- the person -------------------------------------------------------------------------------------------------------
+
+
+def fit(run: TrainedPAL, choices: Choices) -> Fitted:
+    """Fit the mixture of a person to the person's choices, with everything else as it was trained."""
+    batch, state = choices.batch, _with_replicas(run)
+    # The learner has an axis of replicas; a person is one user of one replica.
+    z = run.learner.fit(state.params, batch, jnp.ones(batch.users.shape, jnp.float32), prior(run))
+    margins = np.asarray(run.learner.margins(state.params, z, batch))[0]
+    return Fitted(ideal_point.weights(run.pal, z[0, 0]), float(np.mean((np.sign(margins) + 1) / 2)))
+
+
+def information(run: TrainedPAL, open_pairs: Choices, choices: Choices | None = None, *, seed: int = 0) -> np.ndarray:
+    """The information in nats `[n]` that is expected of the answer to each open pair, given a person's choices.
+
+    Which side of an open pair is called chosen does not matter.
+
+    Raises:
+      ValueError: the run's `new.pull` is 0, so nobody can say who a new person could be.
+    """
+    parts = [open_pairs.batch, choices.batch] if choices else [open_pairs.batch]
+    # Open and answered pairs go through one program; a mask says which are answered.
+    both = jax.tree.map(lambda *sides: np.concatenate(sides, axis=1), *parts)
+    count = open_pairs.batch.users.shape[1]
+    answered = jnp.arange(both.users.shape[1])[None] >= count
+    expected = run.learner.expect(_with_replicas(run).params, both, answered, prior(run), seed)
+    return np.asarray(expected)[0, :count]
+
+
+def prior(run: TrainedPAL) -> Array:
+    """The logits `[1, 1, K]` that a new person is pulled to: the population's mean, or zero, as `new.toward` says."""
+    mean = population(_with_replicas(run))[:, None]
+    return mean if run.settings.new.toward == 'population' else jnp.zeros_like(mean)
+
+
+def _with_replicas(run: TrainedPAL):
+    return jax.tree.map(lambda x: x[None], run.state)
+
+
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+
+class Person(NamedTuple):
+    """The content of a person's file: a mixture, the split of the run whose prototypes it mixes, and that split's
+    `TrainedPAL.fingerprint`, which is '' in a file that was written by hand."""
+
+    mixture: list[float]
+    split: int = 0
+    fingerprint: str = ''
+
+
+def to_record(run: TrainedPAL, choices: Choices, person: Fitted) -> dict[str, Any]:
+    """A person as JSON, with the run whose prototypes the mixture is of."""
+    return {
+        'user': choices.user,
+        'mixture': np.asarray(person.mixture).tolist(),
+        'run': str(Path(run.workdir).resolve()),
+        'split': run.split,
+        'fingerprint': run.fingerprint,
+        'choices': len(choices.shown),
+        'agreement': person.agreement,
+    }
+
+
+def save(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Write a person's record as one line of JSON.
+
+    Raises:
+      ValueError: the file exists.
+    """
+    with whole_file(Path(path)) as file:
+        file.write_text(json.dumps(record, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def read_person(path: str | Path) -> Person:
+    """The person whom a file describes. Raises ValueError where the file holds no mixture."""
+    record = files.read_object(path)
+    mixture, split, fingerprint = record.get('mixture'), record.get('split', 0), record.get('fingerprint', '')
+    if (
+        not isinstance(mixture, list)
+        or not mixture
+        or not all(type(w) in (int, float) and abs(w) < 1e30 for w in mixture)
+    ):
+        raise ValueError(f'{path} holds no mixture such as {{"mixture": [0.2, 0.8]}}, got {files.shown(mixture)}')
+    if type(split) is not int or split < 0 or not isinstance(fingerprint, str):
+        raise ValueError(f'{path} has split={split!r} and fingerprint={fingerprint!r}; leave both as they were written')
+    return Person([float(weight) for weight in mixture], split, fingerprint)
+
+
+def is_file(person: str) -> bool:
+    """True where a person is named by a file: one that exists, or a name that ends as a person's file does."""
+    return person.endswith(('.json', '.jsonl')) or (os.path.exists(person) and not os.path.isdir(person))
+
+
+def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
+    """A run and a person's mixture `[K]` of its prototypes.
+
+    Args:
+      person: a file of a mixture, the id of a person of the training, or '' for the population's mean.
+
+    Raises:
+      ValueError: as `open_pal`; the person is unknown, or the file's mixture is of another run's prototypes.
+    """
+    if not is_file(person):
+        run = open_pal(workdir)
+        person = records.spelled(person, run.people)
+        if person and person not in run.people:
+            raise ValueError(
+                f'person={person!r} is no file, and not among the {len(run.people)} people that {workdir} was trained '
+                f'on, such as {", ".join(list(run.people)[:3])}; give a file that python -m pal_jax.personalize '
+                'wrote, the id of one of these people, or leave person out for the mean over them'
+            )
+        return run, run.mixture(user=person)
+    known = read_person(person)
+    try:
+        run = open_pal(workdir, known.split)
+    except ValueError as error:
+        raise ValueError(f'{person}: {error}' if known.split else f'{error}') from None
+    if known.fingerprint and known.fingerprint != run.fingerprint:
+        raise ValueError(
+            f'{person} is a mixture of the prototypes of another run than {workdir}, or of this run before it was '
+            'trained on; make it again with python -m pal_jax.personalize'
+        )
+    try:
+        return run, run.mixture(mix=known.mixture)
+    except ValueError as error:
+        raise ValueError(f'{person}: {error}') from None
+
+
+# --- for others' training ---------------------------------------------------------------------------------------------
+
+
+def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]:
+    """Scores of replies to questions by `pal:<workdir>`, as `psoups.judges.Score` has them; read at the first call.
+
+    `person` is a seen user, a file of a mixture, or '' for the population's mixture.
+
+    Raises:
+      ValueError: the source is no run of PAL, or a run on vectors.
+    """
+    kind, _, workdir = source.partition(':')
+    if kind != 'pal' or not workdir:
+        raise ValueError(f'reward model {source!r} is unknown; use pal:<workdir>')
+    settings = read_settings(read_config(workdir))
+    if not isinstance(settings, Settings) or not settings.text.source:
+        raise ValueError(f'{source} is no run of PAL on texts, and replies are texts; name one of configs/pal.py:text')
+    if is_file(person):
+        read_person(person)
+    opened: list[Callable[..., np.ndarray]] = []
+
+    def score(readings: Sequence[Sequence[str]], replies: Sequence[Sequence[str]]) -> np.ndarray:
+        if not opened:
+            opened.append(reward_of_replies(*open_person(workdir, person)))
+        flat = [
+            (text, reply)
+            for texts_of_one, replies_to_it in zip(readings, replies, strict=True)
+            for text in texts_of_one
+            for reply in replies_to_it
+        ]
+        rewards = opened[0](*zip(*flat, strict=True))
+        return rewards.reshape(len(readings), -1, len(replies[0])).mean(axis=1)
+
+    return score

@@ -1,0 +1,280 @@
+"""PAL (arXiv 2406.08469): people's preferences as mixtures of K prototypes, new people from a few comparisons.
+
+A step takes the next batches of seen people's pairs and makes `updates` updates of every model with them: of PAL for
+each K of `prototypes` (K = 1 is the one model that all share), of the baselines that are trained, and of each of these
+once for every split of people and choices. So all that the table at the end compares has met the same pairs.
+
+An evaluation chooses K on each split's validation part, tests seen people on new choices, and fits new people's weights
+from n of their comparisons, with everything else as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from pal_jax.data import comparisons, shards
+from pal_jax.data.comparisons import Comparisons, PairBatch
+from pal_jax.data.readers import choices, columns, opinions, tables
+from pal_jax.recipes.personal import ideal_point, mixed_logit, panel
+from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, NewUsers, PALState, Rates, put
+from pal_jax.recipes.personal.options import Bases
+from pal_jax.recipes.personal.pal import context as pal_context
+from pal_jax.recipes.personal.pal import kept as pal_kept
+from pal_jax.recipes.personal.pal import text as pal_text
+from pal_jax.recipes.personal.pal.batches import make_draw
+from pal_jax.recipes.personal.pal.kept import Kept
+from pal_jax.recipes.personal.pal.settings import NewSettings, Settings
+from pal_jax.recipes.personal.panel import Trial
+from pal_jax.recipes.personal.population import OTHERS, Other, Panel, make_exhibits, make_record, measure
+from pal_jax.run import devices, sharding
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, stage_before
+from pal_jax.types import Metrics
+
+CERTAIN = 20.0  # a logit beside which the other prototypes have no weight
+SHOWN = 'seen_shared', 'seen_pal', 'new_shared', 'new_pal'
+OPTIONS = {'logistic': ('margin', 'label_smoothing'), 'hinge': ('margin',), 'smooth_hinge': ('margin', 'gamma')}
+
+States = dict[str, PALState]
+
+
+@dataclasses.dataclass(frozen=True)
+class PAL:
+    """Updates all models that a panel compares, on the same pairs.
+
+    Attributes:
+      panel: the data, its splits, and the learners by the names of their models.
+      draw: the pairs of a step, by its number.
+      others: methods without a learner, which the evaluation compares too.
+    """
+
+    plan: Plan
+    ctx: Context
+    panel: Panel
+    draw: Callable[[int], PairBatch]
+    others: Mapping[str, Other] = dataclasses.field(default_factory=dict)
+
+    def init(self) -> tuple[States, Host]:
+        seeds = jnp.array([trial.seed for trial in self.panel.trials], jnp.int32)
+        return {name: start(name, learner, self.panel.data, seeds) for name, learner in self.panel.learners.items()}, {}
+
+    def step(self, state: States, host: Host, i: int) -> tuple[States, Host, str, Metrics]:
+        # 1. Draw `updates` batches of the seen people's training pairs, on every split.
+        with self.ctx.phase('draw'):
+            pairs = self.draw(i)
+        # 2. Update prototypes, projectors and the rows of the people in a batch, of every model on the same batches.
+        with self.ctx.phase('update'):
+            pairs = put(pairs, self.ctx.mesh)
+            done = {name: learner.update(state[name], pairs) for name, learner in self.panel.learners.items()}
+            metrics = summarize({name: metrics for name, (_, metrics) in done.items()}, self.panel.trials)
+        return {name: new for name, (new, _) in done.items()}, host, 'pal', metrics
+
+    def evaluate(self, state: States, stage: str) -> Evaluation:
+        with self.ctx.phase('evaluate'):
+            results = measure(self.panel, state, self.others)
+            return Evaluation(make_record(results), exhibits=make_exhibits(self.panel, state, results))
+
+
+def make(settings: Settings, ctx: Context) -> PAL:
+    """Check the settings, read the choices and build the models.
+
+    Raises:
+      ValueError: a value or a row of the file is wrong.
+      RuntimeError: the wheel that holds the choices is not installed.
+    """
+    check(settings, sharding.batch_ways(ctx.mesh))
+    # A run that goes on keeps its people, scales and axes: computed again they could differ.
+    before = pal_kept.load(ctx.kept) if ctx.kept else None
+    decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
+    text = pal_text.read(settings, ctx, decoder, before and before.frame) if decoder else None
+    data = text.items if text else read(settings, ctx)
+    kept = pal_kept.going_on(settings.data, before, pal_kept.of(settings, data, text))
+    data = comparisons.standardized(data, kept.scale) if settings.standardize else data
+    ctx.log(
+        f'{comparisons.repeats(data)} {"texts" if data.texts else "situations"} stay with the same ones in every split'
+    )
+    trials = make_trials(settings, data)
+    learners = make_learners(settings, kept, ctx, len(trials))
+    # Methods without a learner are fitted in the evaluation, from the same training pairs.
+    others = {name: other for name, other in OTHERS.items() if getattr(settings.baselines, name)}
+    if decoder and text and settings.baselines.context:
+        others['context'] = pal_context.make_method(settings.text, ctx, decoder, text.pairs, settings.baselines.context)
+    abstract = {name: learner.abstract for name, learner in learners.items()}
+    stage = functools.partial(stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every, base=False)
+    return PAL(
+        Plan(settings.total_steps, abstract, stage, shown=SHOWN, keep=pal_kept.keeping(kept, decoder)), ctx,
+        make_panel(settings, data, trials, learners)._replace(ask=settings.new.ask),
+        make_draw(settings, data, trials, text), others,
+    )  # fmt: skip
+
+
+def check(settings: Settings, ways: int) -> None:
+    """Raises ValueError for everything that can be wrong before a file is read."""
+    check_at_least(
+        settings, 1, 'total_steps', 'batch', 'updates', 'split.seeds', 'new.steps', 'checkpoint.every',
+    )  # fmt: skip
+    split = settings.split
+    if not (split.train > 0 and split.validation > 0 and split.train + split.validation < 1):
+        raise ValueError(
+            f'split.train={split.train} and split.validation={split.validation} leave nothing for the test'
+        )
+    if settings.batch % ways:
+        raise ValueError(f'batch={settings.batch} does not divide over {ways} devices')
+    if 1 not in settings.prototypes or len(set(settings.prototypes)) != len(settings.prototypes):
+        raise ValueError(f'prototypes={settings.prototypes} needs 1, the shared model, and each K once')
+    if settings.model.mixture in ('free', 'linear', 'own'):
+        raise ValueError(
+            f'model.mixture={settings.model.mixture!r} has no model that all people share; use softmax, gumbel or '
+            'partition'
+        )
+    if settings.model.temperature <= 0 or (settings.model.scaled and settings.model.temperature != 1):
+        raise ValueError(
+            f'model.temperature={settings.model.temperature} must be above 0, and 1 with model.scaled, which has a '
+            'scale of its own'
+        )
+    if settings.loss.prototype_pull < 0 or (settings.loss.prototype_pull and settings.model.variant == 'B'):
+        raise ValueError(
+            f'loss.prototype_pull={settings.loss.prototype_pull} must be at least 0, and 0 with model.variant=B, whose '
+            'prototypes are functions'
+        )
+    check_new(settings.new)
+    if settings.baselines.mixed_logit:
+        mixed_logit.require()
+    check_at_least(settings, 0, 'baselines.context')
+    if settings.text.source:
+        pal_text.check(settings)
+    elif settings.baselines.context:
+        count = settings.baselines.context
+        raise ValueError(f'baselines.context={count} is of texts; take --config=configs/pal.py:text')
+
+
+def check_new(new: NewSettings) -> None:
+    """Raises ValueError where questions are to be chosen, and new people have no prior."""
+    if new.ask < 0 or (new.ask and new.pull <= 0):
+        raise ValueError(
+            f'new.ask={new.ask} questions need new.pull={new.pull} above 0, which says who new people could be; '
+            'new.ask=0 chooses none'
+        )
+
+
+def read(settings: Settings, ctx: Context) -> Comparisons:
+    """The choices in their own units. Raises ValueError where the model cannot use them."""
+    if settings.text.source:
+        return pal_text.read(settings, ctx, pal_text.open_decoder(settings.text, ctx, settings.seed)).items
+    if opinions.is_source(settings.data):
+        raise ValueError(f'data={settings.data!r} are texts; take --config=configs/pal.py:text')
+    known, path = settings.data in choices.TABLES, Path(settings.data)
+    pictures, on_disk = path.suffix == '.npz', not known and path.is_dir()
+    if known:
+        data = choices.load(settings.data)
+    elif pictures:
+        data = opinions.pictures(path)
+    elif on_disk:
+        data = columns.load(path)
+    elif not any(file.exists() for file in shards.files_of(settings.data)):
+        raise ValueError(f'there is no file {path}; give one of choices, or one of {", ".join(choices.TABLES)}')
+    else:
+        data = tables.load(path)
+    baselines = settings.baselines
+    if (on_disk or pictures) and (settings.standardize or baselines.majority or baselines.mixed_logit):
+        raise ValueError(
+            'standardize, baselines.majority and baselines.mixed_logit need all items in memory; for a folder of pairs '
+            'and for embeddings set them to False, or take --config=configs/pal.py:large'
+        )
+    if settings.model.variant == 'B' and data.prompt is None:
+        raise ValueError(f"model.variant='B' needs the vectors of prompts, and {settings.data} has none")
+    return data
+
+
+def make_trials(settings: Settings, data: Comparisons) -> list[Trial]:
+    """The random splits of the run: by statements and prompts where there is text, else by choice situations."""
+    parts, cut = settings.split, comparisons.split_items if settings.text.source else comparisons.split
+    # A statement of the test must stand in no training pair, or the test would measure memory.
+    split = functools.partial(cut, data, seen=parts.seen, train=parts.train, validation=parts.validation)
+    return panel.make_trials(data, parts.seeds, parts.control, settings.seed, lambda seed: split(seed=seed))
+
+
+def make_learners(settings: Settings, kept: Kept, ctx: Context, replicas: int) -> dict[str, IdealPointLearner]:
+    """The learners: PAL for each K, named `K=...`, and the baselines that are trained in the same way."""
+    baselines, loss, rates = settings.baselines, settings.loss, settings.optimizer
+    model: dict[str, Any] = dataclasses.asdict(settings.model) | devices.precision(settings.model.dtype)
+    z_std = model.pop('z_std')
+    options = tuple((name, getattr(loss, name)) for name in OPTIONS[loss.name])
+    bases = Bases(loss.prototype_pull)
+
+    def learner(pull: float, new_pull: float, rates: Rates = rates, **changes: Any) -> IdealPointLearner:
+        pulled = changes.get('mixture') != 'own'  # whose users have no prototypes
+        return IdealPointLearner(
+            ideal_point.PAL(kept.width, **model | changes),
+            Loss(loss.name, options, pull, loss.bound, loss.bound_coef, loss.by, bases=bases if pulled else Bases()),
+            rates,
+            ctx.mesh,
+            users=len(kept.names),
+            replicas=replicas,
+            z_std=z_std,
+            new=NewUsers(settings.new.steps, settings.new.lr, new_pull, question=settings.new.question),
+        )
+
+    learners = {f'K={K}': learner(loss.pull, settings.new.pull, prototypes=K) for K in settings.prototypes}
+    # A free vector for each user: the weights of prototypes are 1 and the vector, without bounds.
+    if baselines.embedding:
+        pull = baselines.embedding_pull
+        learners['embedding'] = learner(pull, pull, prototypes=baselines.embedding + 1, mixture='free')
+    if baselines.own and model['variant'] == 'A' and model['point'] == 'Pw':
+        learners['own'] = learner(baselines.own_pull, baselines.own_pull, prototypes=1, mixture='own')
+    if baselines.groups and kept.groups > 1:
+        known_groups = dataclasses.replace(rates, users=0.0)  # people stay where `start` puts them
+        learners['groups'] = learner(0.0, settings.new.pull, known_groups, prototypes=kept.groups)
+    return learners
+
+
+def start(name: str, learner: IdealPointLearner, data: Comparisons, seeds: Array) -> PALState:
+    """The state before the first step.
+
+    In the model with known groups, people stand at the prototype of their group, and in the middle without a known
+    group.
+    """
+    state = learner.init(seeds)
+    # All models but the one with known groups begin with people in the middle, or near it.
+    if name != 'groups':
+        return state
+    assert data.groups is not None
+    z = np.zeros(state.users.z.shape, np.float32)
+    z[:, : len(data.groups)] = CERTAIN * (data.groups[:, None] == np.arange(learner.pal.prototypes))
+    place = learner.abstract.users.z.sharding
+    return state.replace(users=state.users.replace(z=jax.make_array_from_callback(z.shape, place, lambda i: z[i])))
+
+
+def make_panel(
+    settings: Settings, data: Comparisons, trials: Sequence[Trial], learners: Mapping[str, IdealPointLearner]
+) -> Panel:
+    """The panel that an evaluation compares; new people are asked nothing."""
+    return Panel(data, trials, learners, settings.prototypes, settings.new.counts, settings.new.toward)
+
+
+def summarize(metrics: dict[str, dict[str, Any]], trials: Sequence[Trial]) -> Metrics:
+    """Means over the splits with true users; `loss` and `accuracy` are of PAL with the most prototypes.
+
+    Raises:
+      RuntimeError: a loss is not finite.
+    """
+    # Splits with shuffled users are the control: their figures say nothing about people.
+    true = [r for r, trial in enumerate(trials) if not trial.shuffled]
+    means = {
+        name: {key: float(np.mean(np.asarray(x)[true])) for key, x in row.items()} for name, row in metrics.items()
+    }
+    if bad := [name for name, row in means.items() if not np.isfinite(row['loss'])]:
+        raise RuntimeError(f'the loss of {bad[0]} is not finite; lower the rates in optimizer')
+    # The most prototypes: the loss of the model that can fit best shows whether training works.
+    largest = [name for name in means if name.startswith('K=')][-1]
+    spread = float(np.std(np.asarray(metrics[largest]['accuracy'])[true]))
+    named = {f'{key} {name}': value for name, row in means.items() for key, value in row.items()}
+    return means[largest] | {'accuracy_std': spread, 'samples': float(len(true))} | named

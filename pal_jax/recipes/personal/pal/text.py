@@ -1,0 +1,138 @@
+"""The source of PAL's pairs of texts, and the vectors that a frozen decoder makes of them. PAL-Tiny's items are these
+vectors, and PAL-Large begins with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pal_jax.data import shards, texts
+from pal_jax.data.comparisons import Comparisons, PairBatch
+from pal_jax.data.readers import opinions, votes
+from pal_jax.data.texts import Spans, TextPairs
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.models import states
+from pal_jax.models.params import Params, decoder_specs
+from pal_jax.models.states import Frame
+from pal_jax.recipes.personal.pal.settings import Settings, TextSettings
+from pal_jax.run import devices, files, inputs, sharding
+from pal_jax.run.models import Policy, make_source
+from pal_jax.run.processes import exchange
+from pal_jax.run.recipe import Context
+
+Decoder = Policy  # a decoder that reads, cut to the layers that are used
+
+
+class TextData(NamedTuple):
+    """Pairs of texts with their vectors.
+
+    Attributes:
+      items: the pairs by the vectors of whole texts, as the frozen decoder makes them, in the coordinates of `frame`.
+      spans: the states of all tokens, where `text.span` asks for them.
+    """
+
+    pairs: TextPairs
+    items: Comparisons
+    frame: Frame | None
+    spans: Spans | None
+
+    def by_token(self, batch: PairBatch, where: np.ndarray) -> PairBatch:
+        """The pairs at `where` with the states of all their tokens, and the weight of each token."""
+        assert self.spans
+        chosen, rejected, weight = self.spans.take(self.pairs.chosen[where], self.pairs.rejected[where])
+        columns: Any = {'chosen': chosen, 'rejected': rejected, 'weight': weight}
+        return batch.replace(**columns)
+
+
+def check(settings: Settings) -> None:
+    """Raises ValueError for everything that can be wrong before a file is read."""
+    text = settings.text
+    if '{}' not in text.template or text.pairs < 1:
+        raise ValueError(
+            f'text.pairs={text.pairs} must be at least 1, and text.template={text.template!r} needs {{}} where a '
+            'statement goes'
+        )
+    if text.span and text.pool != 'last':
+        raise ValueError(f"text.span={text.span!r} judges by the last token, so text.pool={text.pool!r} must be 'last'")
+    if settings.standardize or settings.baselines.majority or settings.baselines.mixed_logit:
+        raise ValueError(
+            'standardize, baselines.majority and baselines.mixed_logit are for attributes; where text.source is given '
+            'set them to False'
+        )
+
+
+def open_decoder(text: TextSettings, ctx: Context, seed: int) -> Decoder:
+    """The decoder that the section `text` names; `seed` is that of the run. No weights are read."""
+    source = make_source(text.source, ctx, seed, 'text')
+    cfg = states.first_layers(devices.for_platform(source.config, text.dtype), text.layers)
+    # A tied embedding asks for no output matrix, which a reader does not need.
+    return Decoder(dataclasses.replace(cfg, tie_embed=True), source.tokenizer(), source)  # nothing is unembedded
+
+
+def read_pairs(settings: Settings, tokenizer: Tokenizer) -> TextPairs:
+    """The pairs of the file, of the public set (`opinions.read`) or of the votes that `data` names.
+
+    Raises:
+      ValueError: a row is wrong, or prototypes are to be functions of prompts that are missing or always the same.
+    """
+    text, alone = settings.text, settings.model.variant == 'B'
+    how = {'alone': alone, 'template': text.template}
+    if opinions.is_source(settings.data):
+        answers = opinions.read(settings.data)
+        return _prompted(settings, texts.from_choices(answers, tokenizer, **how, name=settings.data))
+    is_votes = votes.is_export(settings.data)
+    if not is_votes and all(files.format_of(file) in shards.KINDS for file in shards.files_of(settings.data)):
+        return _prompted(settings, texts.read(settings.data, tokenizer, **how))
+    if alone:
+        raise ValueError("model.variant='B' needs prompts, and statements that are voted on have none; use variant A")
+    voted = votes.read(settings.data)
+    return texts.from_votes(voted, tokenizer, template=text.template, most=text.pairs, seed=settings.seed)
+
+
+def _prompted(settings: Settings, pairs: TextPairs) -> TextPairs:
+    """The pairs as they are. Raises ValueError where prototypes are to be functions of prompts that tell nothing."""
+    if settings.model.variant == 'B' and (pairs.prompt is None or len(np.unique(pairs.prompt)) == 1):
+        prompts = 'none' if pairs.prompt is None else 'the same for all'
+        raise ValueError(
+            f"model.variant='B' makes prototypes of prompts, and {settings.data} has {prompts}, which is variant A"
+        )
+    return pairs
+
+
+def read(settings: Settings, ctx: Context, decoder: Decoder, frame: Frame | None = None) -> TextData:
+    """The pairs by the vectors of their texts, which the frozen decoder computes once; they are kept in `text.folder`.
+
+    The vectors are in the coordinates of `frame`, or in those that the first process computes for them.
+    """
+    text, pairs = settings.text, read_pairs(settings, decoder.tokenizer)
+    pool: states.Pool = 'tokens' if text.span else text.pool
+    starts = states.token_starts(pairs.texts)
+    lengths = np.array([len(sequence.tokens) for sequence in pairs.texts])
+
+    def compute() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return states.hidden_states(load(decoder, ctx), decoder.cfg, ctx.mesh, pairs.texts, pool=pool)
+
+    # A change of any of these makes other states, so it names another file.
+    made_by = {'source': text.source, 'layers': decoder.cfg.layers, 'pool': pool, 'dtype': decoder.cfg.dtype}
+    if place := inputs.path_of(text.source):  # other weights under one name make other states
+        made_by |= inputs.hashes(place)
+    rows = int(lengths.sum()) if text.span else len(pairs.texts)
+    table = states.stored(text.folder, pairs.texts, made_by, compute, (rows, decoder.cfg.width))
+    ends = starts + lengths - 1
+    # One process computes the axes: their signs depend on the machine.
+    if text.width and frame is None:
+        axes = states.frame(table[ends] if text.span else table, text.width) if jax.process_index() == 0 else None
+        frame = Frame(*map(np.array, exchange('frame', axes and [x.tolist() for x in axes])[0]))
+    table = states.in_frame(table, frame) if frame else table
+    spans = Spans(table, starts, pairs.texts, text.span) if text.span else None
+    return TextData(pairs, pairs.in_states(table[ends] if text.span else table), frame, spans)
+
+
+def load(decoder: Decoder, ctx: Context) -> Params:
+    """The decoder's weights, up to the layers that are used."""
+    shardings = sharding.param_shardings(decoder_specs(decoder.source.config), ctx.mesh)
+    return states.first_weights(decoder.source.load(shardings), decoder.cfg)

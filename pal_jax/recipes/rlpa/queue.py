@@ -1,0 +1,133 @@
+"""RLPA's queue of open conversations (appendix and published code), as pure functions over a frozen record.
+
+A step calls `pop` for the dialogues to be answered, samples and rewards n completions of each dialogue, and calls
+`continue_best`: each dialogue goes on with its best reply, the person answers it, and the dialogue queues up for its
+next round.
+
+`round_batch_size` is the number of best replies that are collected before their people answer together. The dialogues
+then join the queue at the front (> 0, depth-first: the same people go on) or at the end (< 0, breadth-first:
+everyone's round t comes before t + 1). 0 stands for 128, depth-first. The order is always that of arrival.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pal_jax.recipes.rlpa.dialogue import heard, opened, said, with_best_reply
+from pal_jax.types import Dialogue, Person, Sample, Turn, UserSimulator
+
+_DEFAULT_ROUND_BATCH = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Queue:
+    """Open conversations: `pending` ones end with the person's message, `waiting` ones with a best reply that nobody
+    has answered yet. `episode` counts the passes over all people before this one."""
+
+    pending: tuple[Dialogue, ...]
+    waiting: tuple[Dialogue, ...] = ()
+    episode: int = 0
+
+
+def open_queue(people: Sequence[Person], *, episode: int = 0, shuffle: int | None = None) -> Queue:
+    """Every person's conversation at its first message, in the order of the data.
+
+    With `shuffle`, a seed, every episode has another order.
+
+    Raises:
+      ValueError: there are no people.
+    """
+    if not people:
+        raise ValueError('there are no people to talk to; give at least one')
+    if shuffle is not None:
+        people = random.Random(f'order {shuffle} {episode}').sample(people, len(people))
+    return Queue(tuple(map(opened, people)), episode=episode)
+
+
+def pop(
+    queue: Queue,
+    n: int,
+    *,
+    people: Sequence[Person],
+    user: UserSimulator,
+    seed: int,
+    shuffle: int | None = None,
+) -> tuple[list[Dialogue], Queue]:
+    """Up to `n` dialogues to answer, and the rest of the queue.
+
+    Where fewer than `n` are pending, the waiting ones are answered first; an episode may end with a short batch. Only
+    where none is left does the next episode open with `people`, as `open_queue` does.
+
+    Raises:
+      ValueError: `n` is below 1.
+    """
+    if n < 1:
+        raise ValueError(f'cannot pop {n} dialogues; the rollout batch must be at least 1')
+    if len(queue.pending) < n and queue.waiting:
+        answered = _answer(queue.waiting, user, seed)
+        queue = dataclasses.replace(queue, pending=queue.pending + answered, waiting=())
+    if not queue.pending:
+        queue = open_queue(people, episode=queue.episode + 1, shuffle=shuffle)
+    return list(queue.pending[:n]), dataclasses.replace(queue, pending=queue.pending[n:])
+
+
+def continue_best(
+    queue: Queue,
+    groups: Sequence[Sequence[Sample]],
+    *,
+    max_rounds: int,
+    round_batch_size: int,
+    user: UserSimulator,
+    seed: int,
+) -> Queue:
+    """Take each group's dialogue on with its best reply, unless that was the last of `max_rounds`.
+
+    `max_rounds=1` is ordinary single-turn training: nothing is continued and no user is asked.
+
+    Raises:
+      ValueError: `max_rounds` is below 1.
+    """
+    if max_rounds < 1:
+        raise ValueError(f'max_rounds={max_rounds} leaves nothing to say; use at least 1')
+    replied = (with_best_reply(group) for group in groups)
+    waiting = queue.waiting + tuple(dialogue for dialogue in replied if dialogue and dialogue.round < max_rounds)
+    size = abs(round_batch_size) or _DEFAULT_ROUND_BATCH
+    full = len(waiting) - len(waiting) % size
+    answered = _answer(waiting[:full], user, seed)
+    pending = answered + queue.pending if round_batch_size >= 0 else queue.pending + answered
+    return dataclasses.replace(queue, pending=pending, waiting=waiting[full:])
+
+
+def _answer(dialogues: tuple[Dialogue, ...], user: UserSimulator, seed: int) -> tuple[Dialogue, ...]:
+    """The dialogues with their people's next messages; a dialogue that nobody answers has ended and is left out."""
+    lines = heard(dialogues, user, seed)
+    return tuple(said(dialogue, line) for dialogue, line in zip(dialogues, lines, strict=True) if line is not None)
+
+
+# --- what a checkpoint keeps ----------------------------------------------------------------------------------------
+
+
+def to_json(queue: Queue) -> dict[str, Any]:
+    """The queue as plain dicts, lists, strings and integers; the inverse of `from_json`."""
+    return dataclasses.asdict(queue)
+
+
+def from_json(record: Mapping[str, Any]) -> Queue:
+    """The queue that `to_json` gave, also after it went through JSON text. Raises ValueError where a field is
+    missing."""
+    try:
+        pending, waiting = (tuple(map(_dialogue, record[name])) for name in ('pending', 'waiting'))
+        return Queue(pending, waiting, int(record['episode']))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'this is no saved queue ({error!r}); it must come from to_json') from None
+
+
+def _dialogue(record: Mapping[str, Any]) -> Dialogue:
+    person = record['person']
+    return Dialogue(
+        Person(person['id'], tuple(person['facts']), person['opening']),
+        tuple(Turn(turn['role'], turn['content'], turn['profile']) for turn in record['turns']),
+    )

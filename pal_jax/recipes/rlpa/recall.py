@@ -1,0 +1,42 @@
+"""Made-up pairs on which a reward model is tried first: a question about a told fact, with the right answer and a wrong
+one.
+
+A person tells some facts and asks for one of them. Both answers are equally likely to be short or long, and to be
+worded in any of the ways. Only the value tells them apart, and the prompt alone tells which one is right.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from pal_jax.recipes.rlpa.people import SCHEMA
+from pal_jax.recipes.rlpa.profiles import split_fact
+from pal_jax.types import Chat, Person
+
+_ANSWERS = (
+    '{value}.',
+    'It is {value}.',
+    'Your {slot} is {value}.',
+    'You told me: {value}.',
+    'If I remember well, your {slot} is {value}.',
+    'That was easy to keep in mind, since you said it yourself just now: {value}.',
+)
+# The values that may stand in the place of a value. A wrong answer is the right one of somebody else.
+_OTHERS = {value: values for slot in SCHEMA for values in (slot.known, slot.unseen) for value in values}
+
+
+def make_pairs(people: Sequence[Person], seed: int) -> Iterator[tuple[Chat, str, str]]:
+    """The question for each fact of each person, the right answer, and one with another value of the same kind."""
+    rng = random.Random(f'recall {seed}')
+    for person in people:
+        facts = [split_fact(fact) for fact in person.facts]
+        for slot, value in facts:
+            story = ' '.join(f'My {name}: {fact}.' for name, fact in rng.sample(facts, len(facts)))
+            other = rng.choice([candidate for candidate in _OTHERS[value] if candidate != value])
+            right, wrong = (rng.choice(_ANSWERS).format(slot=slot, value=answer) for answer in (value, other))
+            question = [
+                {'role': 'system', 'content': 'You remember what you are told.'},
+                {'role': 'user', 'content': f'{story} What is my {slot}?'},
+            ]
+            yield question, right, wrong

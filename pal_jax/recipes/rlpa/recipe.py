@@ -1,0 +1,300 @@
+"""RLPA (arXiv 2505.15456): a policy learns its user's profile while it talks with the user.
+
+A step answers the open conversations at the head of a queue with `n` samples each. It rewards every sample for the
+profile it infers and for its reply, lets the best sample of each conversation go on to the user, and makes PPO's update
+on all of them. A turn is one PPO sequence. The reward of a turn does not reach earlier turns, as in the published code.
+With `turn_gamma` it does, as in the paper's decision process: a step then holds whole conversations with all their
+turns.
+
+Small models do not write the format by themselves. So `warmup` steps of supervised learning come first, on made-up
+people who share no topic and no value with those of the training. The reference policy is the model after the warm-up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from pal_jax.data.packing import round_up
+from pal_jax.decode import sampler
+from pal_jax.decode.choose import Decoder
+from pal_jax.learners.ppo import PolicyLearner, PolicyState
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
+from pal_jax.recipes.rlpa.dialogue import Conversation, DialogueGame, converse, with_returns
+from pal_jax.recipes.rlpa.queue import continue_best, from_json, open_queue, pop, to_json
+from pal_jax.recipes.rlpa.rollouts import shown, spread, summarize
+from pal_jax.recipes.rlpa.settings import Dialogues
+from pal_jax.recipes.rlpa.turns import Sampler, WarmupSettings, make_sampler, make_supervised
+from pal_jax.recipes.rlpa.users import Listened
+from pal_jax.recipes.rlpa.world import SYSTEM, World, check_openings, make_world
+from pal_jax.run import models, sharding
+from pal_jax.run.files import write_whole
+from pal_jax.run.models import Policy, keeping, make_policy, trained_policy
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.recipe import (
+    EVALUATION,
+    Context,
+    Evaluation,
+    Host,
+    Plan,
+    Recipe,
+    Trained,
+    check_at_least,
+    check_finite,
+    stage_before,
+)
+from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch, UserSimulator
+
+SHOWN = 'reward', 'format', 'profile', 'strict'  # the console's figures; strict: a reply meets all five criteria
+# Keys that may change when a run goes on.
+MAY_CHANGE = 'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'reward.max_failed'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Dialogues):
+    """The keys of a run of RLPA; those of every run in dialogues are in `recipes/rlpa/settings.py`.
+
+    `total_steps` counts PPO's steps; the steps of the warm-up come before them.
+    """
+
+    warmup: WarmupSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class RLPA:
+    """PPO on the turns of open conversations, each of which goes on with the best of its samples.
+
+    load: reads the weights before training.
+    sample_turns: samples the next turn of dialogues with the weights that `decoder` has loaded.
+    supervised: the batch of demonstrations of a step.
+    pack: samples of a step, those of a prompt together, as the batch of an update.
+    game: the dialogue, of `game.rounds` turns.
+    dialogues, n: conversations that a step answers, and samples of each.
+    round_batch_size: the number of best replies that are collected before their users answer (`recipes/rlpa/queue.py`).
+    shuffle: the seed of the order of people; None: the order of the data.
+    turn_gamma: the discount from turn to turn; 0: a step plays one turn of each conversation.
+    min_std: PPO makes no update in a step whose rewards have a smaller standard deviation; 0: it always does.
+    warmup: supervised steps before PPO. ptx: minibatches learn demonstrations too. shown: a step's samples in a report.
+    test_rounds, test_shown: turns of a dialogue in evaluations, and how many dialogues a report shows.
+    """
+
+    plan: Plan
+    ctx: Context
+    world: World
+    learner: PolicyLearner
+    load: Callable[..., Params]
+    decoder: Decoder
+    sample_turns: Sampler
+    supervised: Callable[[int], TokenBatch]
+    pack: Callable[[Sequence[Sample]], RolloutBatch]
+    game: DialogueGame
+    dialogues: int
+    n: int
+    round_batch_size: int
+    shuffle: int | None
+    turn_gamma: float
+    min_std: float
+    warmup: int
+    ptx: bool
+    seed: int
+    shown: int
+    test_rounds: int
+    test_shown: int
+
+    def init(self) -> tuple[PolicyState, Host]:
+        queue = open_queue(self.world.train, shuffle=self.shuffle)
+        return self.learner.init(self.load(self.learner.actor.param_shardings)), {'queue': queue}
+
+    def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+        if i < self.warmup:
+            state, metrics = self.imitate(state, i)
+            return state, host, 'warm-up', metrics
+        user, world = Listened(self.world.user), self.world
+        with self.ctx.phase('rollout'):
+            self.decoder.load(self.learner.weights(state))
+            # 1. Take open conversations from the queue.
+            open_dialogues, queue = pop(
+                host['queue'], self.dialogues, people=world.train, user=user, seed=i, shuffle=self.shuffle
+            )
+            # 2. Sample n answers to each and reward every answer.
+            turns = self.roll_out(open_dialogues, user, i)
+            self.decoder.release()
+            # 3. The user replies to the best answer of each conversation, which queues up unless its rounds are over.
+            queue = continue_best(
+                queue, turns[-1], max_rounds=self.game.rounds, round_batch_size=self.round_batch_size, user=user, seed=i
+            )
+        samples = [sample for groups in turns for group in groups for sample in group]
+        metrics = summarize(samples) | {'silent': float(user.silent)}
+        self.ctx.show(map(shown, spread(samples, self.shown)))
+        with self.ctx.phase('annotate'):
+            # 4. Log-probabilities and values of all answers, and from them and the rewards their advantages.
+            batch, scored = self.learner.score(state, self.pack(with_returns(turns, gamma=self.turn_gamma)))
+            batch, estimated = self.learner.advantages(state, batch, world.estimate)
+        metrics |= scored | estimated | {'flat': float(metrics.get('reward_std', 0.0) < self.min_std)}
+        # 5. Update actor and critic by PPO on all answers, unless their rewards deviate by less than `min_std`.
+        if not metrics['flat']:
+            with self.ctx.phase('update'):
+                key = jax.random.fold_in(jax.random.key(self.seed), i)
+                state, updated = self.learner.update(state, batch, key, self.supervised(i) if self.ptx else None)
+            metrics |= updated
+        check_finite(state, 'lower optimizer.lr or raise ppo.kl_coef')
+        world.check_answers(samples, user)
+        usage = world.models.usage
+        return state, {'queue': queue, 'usage': usage}, 'rlpa', metrics | usage
+
+    def imitate(self, state: PolicyState, i: int) -> tuple[PolicyState, Metrics]:
+        """A step of the warm-up; the policy after the last of these steps is the reference."""
+        with self.ctx.phase('update'):
+            state, metrics = self.learner.imitate(state, self.supervised(i))
+        check_finite(state, 'lower warmup.optimizer.lr')
+        return self.learner.anchor(state) if i == self.warmup - 1 else state, metrics
+
+    def roll_out(self, dialogues: Sequence[Dialogue], user: UserSimulator, i: int) -> list[list[list[Sample]]]:
+        """The samples as `[turn][dialogue][sample]`: one turn of each dialogue, or with `turn_gamma` all its turns."""
+        answer = functools.partial(self.answer, i)
+        if not self.turn_gamma:
+            return [answer(dialogues, 0)]
+        played = converse(self.game, list(map(Conversation, dialogues)), answer, lambda live, _: user(live, i))
+        return [[groups[t] for groups in played if t < len(groups)] for t in range(max(map(len, played)))]
+
+    def answer(self, i: int, dialogues: Sequence[Dialogue], turn: int) -> list[list[Sample]]:
+        """A group of `n` rewarded samples for each dialogue."""
+        # A judge behind an address reads finished answers while the decoder still samples others.
+        early = self.world.early and functools.partial(self.world.early.ask, seed=i)
+        samples = self.world.reward(self.sample_turns(dialogues, self.n, (self.seed, i, turn), early), i)
+        return [samples[k : k + self.n] for k in range(0, len(samples), self.n)]
+
+    def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
+        def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
+            return self.sample_turns(dialogues, 1, (self.seed, EVALUATION, seed))
+
+        with self.ctx.phase('evaluate'):
+            self.decoder.load(self.learner.weights(state))
+            record, dialogues = self.world.evaluate(respond, rounds=self.test_rounds)
+            self.decoder.release()
+        return Evaluation(record, dialogues[: self.test_shown])
+
+
+def make(settings: Settings, ctx: Context) -> Recipe:
+    """Check the config and build the parts; weights are read by `init`.
+
+    Raises:
+      ValueError: a value is wrong, or two values do not fit together.
+      RuntimeError: a model or a file cannot be had.
+    """
+    check(settings, ctx.mesh)
+    world = make_world(settings, sampler.make_shares(settings.decode), ctx.kept)
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    check_openings(settings, world, policy.tokenizer, policy.cfg.max_len)
+    learner, tokenizer, dialogue = make_learner(settings, policy.cfg, ctx), policy.tokenizer, settings.dialogue
+    decoder, rounds = sampler.make_decoder(settings.decode, policy, ctx), dialogue.rounds
+    ctx.log(world.told)
+    return RLPA(
+        plan=make_plan(settings, policy, learner, world),
+        ctx=ctx,
+        world=world,
+        learner=learner,
+        load=policy.source.load,
+        decoder=decoder,
+        sample_turns=make_sampler(settings, world.system, tokenizer, decoder),
+        supervised=make_supervised(settings, settings.warmup, tokenizer, ctx.mesh),
+        pack=sampler.make_packing(settings, ctx.mesh, dialogue.n_samples_per_prompt),
+        game=DialogueGame(world.train, rounds, world.system),
+        dialogues=dialogue.rollout_batch_size,
+        n=dialogue.n_samples_per_prompt,
+        round_batch_size=dialogue.round_batch_size,
+        shuffle=settings.seed if dialogue.shuffle else None,
+        turn_gamma=dialogue.turn_gamma,
+        min_std=0.0 if settings.reference_compatible else settings.reward.min_std,
+        warmup=settings.warmup.steps,
+        ptx=bool(settings.ppo.ptx_coef),
+        seed=settings.seed,
+        shown=dialogue.shown,
+        test_rounds=settings.eval.rounds or rounds,
+        test_shown=settings.eval.shown,
+    )
+
+
+def make_plan(settings: Settings, policy: Policy, learner: PolicyLearner, world: World) -> Plan:
+    """The plan of a run, whose checkpoints keep the queue of conversations and the usage of endpoints."""
+    steps = settings.warmup.steps + settings.total_steps
+    stage = functools.partial(stage_before, warmup=settings.warmup.steps, steps=steps, every=settings.eval.every)
+
+    def keep(folder: Path) -> None:
+        keeping(policy=policy)(folder)
+        write_whole(folder / SYSTEM, world.system)
+
+    def pack(host: Host) -> Host:
+        return host | {'queue': to_json(host['queue'])}
+
+    def resume(host: Host) -> Host:
+        return world.models.count_on(host) | {'queue': from_json(host['queue'])}
+
+    trained = trained_policy(settings.policy, policy, learner)
+    phases = {'warm-up': settings.warmup.steps, 'PPO': settings.total_steps}
+    return Plan(
+        steps, learner.abstract, stage, trained, SHOWN, pack, resume, keep=keep,
+        phases={name: count for name, count in phases.items() if count},
+    )  # fmt: skip
+
+
+def make_trained(settings: Settings, ctx: Context) -> Trained:
+    """The model that a run trains, without its people and judges, which may be gone."""
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    return trained_policy(settings.policy, policy, make_learner(settings, policy.cfg, ctx))
+
+
+# --- parts from the settings ----------------------------------------------------------------------------------------
+
+
+def check(settings: Settings, mesh: Mesh) -> None:
+    """Raises ValueError for everything that can be wrong before a file is read."""
+    dialogue, rows = settings.dialogue, settings.dialogue.rollout_batch_size
+    if settings.total_steps + settings.warmup.steps < 1:
+        steps = f'total_steps={settings.total_steps} and warmup.steps={settings.warmup.steps}'
+        raise ValueError(f'{steps} leave nothing to do')
+    named = settings.warmup.optimizer.name
+    if named not in (Optimizer.name, settings.optimizer.name):
+        raise ValueError(f'warmup.optimizer.name={named!r}: the warm-up shares the state of optimizer.name; set that')
+    check_at_least(
+        settings, 1, 'dialogue.rollout_batch_size', 'dialogue.n_samples_per_prompt', 'dialogue.max_rounds',
+        'sampling.max_tokens', 'ppo.epochs', 'ppo.minibatches', 'ppo.micro_rows', 'warmup.rows',
+        'warmup.examples_per_row', 'warmup.examples', 'dialogue.people', 'decode.stride', 'eval.people',
+        'checkpoint.every',
+    )  # fmt: skip
+    if dialogue.profile_format == 'json' and (settings.warmup.steps or settings.ppo.ptx_coef):
+        raise ValueError(
+            "dialogue.profile_format='json': the warm-up's examples are in lines; set warmup.steps=0 and ppo.ptx_coef=0"
+        )
+    check_at_least(settings, 0, 'dialogue.shown')
+    if not 0 <= dialogue.turn_gamma <= 1:
+        raise ValueError(f'dialogue.turn_gamma={dialogue.turn_gamma} must be from 0 (off) to 1')
+    if rows % settings.ppo.minibatches:
+        raise ValueError(
+            f'dialogue.rollout_batch_size={rows} does not divide into ppo.minibatches={settings.ppo.minibatches}'
+        )
+    ways, micro = sharding.batch_ways(mesh), settings.ppo.micro_rows
+    for key, size in (
+        ('rollout_batch_size / minibatches', rows // settings.ppo.minibatches),
+        ('rollout_batch_size', round_up(rows, ways * settings.ppo.minibatches)),
+        ('warmup.rows', settings.warmup.rows),
+    ):
+        height = round_up(size, ways)
+        if height % min(micro * ways, height):
+            raise ValueError(f'{key}={height} does not divide into ppo.micro_rows={micro} on each of {ways} devices')
+
+
+def make_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
+    """PPO's learner with the warm-up's imitation, which shares the state of the policy's optimiser."""
+    if settings.reference_compatible:
+        settings = dataclasses.replace(settings, ppo=dataclasses.replace(settings.ppo, loss_agg='micro_token_mean'))
+    warmup = settings.warmup
+    imitation = dataclasses.replace(warmup.optimizer, name=settings.optimizer.name).over(max(warmup.steps, 1))
+    n = settings.dialogue.n_samples_per_prompt
+    return models.make_learner(settings, cfg, ctx, n=n, imitation=imitation, warmup=warmup.steps > 0)

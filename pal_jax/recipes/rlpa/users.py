@@ -1,0 +1,225 @@
+"""The scripted user: a person who gets to know the other one slowly, one fact a message.
+
+It keeps no state. The facts that it has told are read off its own lines of the dialogue, and its next line depends on
+that dialogue and the seed alone, so dialogues may be batched, split and replayed in any way.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+
+from pal_jax.data.holdouts import normal
+from pal_jax.recipes.rlpa.people import SCHEMA
+from pal_jax.recipes.rlpa.profiles import mentions, split_fact
+from pal_jax.types import Dialogue, UserSimulator
+
+# Each sentence names its own value and no other, so that a message gives away one fact at most.
+_TELLING = {
+    'food': (
+        'Honestly, I could eat {value} every single day.',
+        'My favorite food has to be {value}.',
+        'I just came back from lunch, they had {value}.',
+        'On Fridays I always cook {value} at home.',
+        'Nothing beats a plate of {value} after a long day.',
+    ),
+    'pet': (
+        'I have a {value} at home.',
+        'My pet is a {value}, and a stubborn one.',
+        'My {value} woke me up early this morning.',
+        'I share my flat with a {value}.',
+        'Sorry, my {value} is making a mess again.',
+    ),
+    'job': (
+        'I work as a {value}.',
+        'My job is {value}, so the days are long.',
+        'I have been a {value} for six years now.',
+        'For a living I am a {value}.',
+        'I trained to be a {value} and never looked back.',
+    ),
+    'city': (
+        'I live in {value}.',
+        'I moved to {value} two years ago.',
+        'The city I call home is {value}.',
+        'It is raining here in {value}, as usual.',
+        'I grew up in {value} and I am still here.',
+    ),
+    'instrument': (
+        'I play the {value}, though badly.',
+        'I have been taking lessons on the {value}.',
+        'My instrument is the {value}.',
+        'My neighbors complain when I practice the {value}.',
+        'I found an old {value} in the attic and kept it.',
+    ),
+    'sport': (
+        'I do {value} twice a week.',
+        'My sport is {value}.',
+        'My legs hurt, I was at {value} yesterday.',
+        'I got into {value} through a friend.',
+        'Saturday mornings are for {value}.',
+    ),
+    'drink': (
+        'I am sitting here with a glass of {value}.',
+        'My favorite drink is {value}.',
+        'I never start a morning without {value}.',
+        'If you invite me, have some {value} ready.',
+        'I drink far too much {value}.',
+    ),
+    'month': (
+        'I was born in {value}.',
+        'My favorite month is {value}.',
+        'I always take my holidays in {value}.',
+        'I am counting the days until {value}.',
+        'For me the best month is {value}, no question.',
+    ),
+    'language': (
+        'I am learning {value} at the moment.',
+        'The language I study is {value}.',
+        'I take evening classes in {value}.',
+        'I try to read a page of {value} before bed.',
+        'I want to speak {value} by next year.',
+    ),
+    'color': (
+        'I painted my whole room {value}.',
+        'My favorite color is {value}.',
+        'Nearly all my clothes are {value}.',
+        'I bought a bicycle, and of course it is {value}.',
+        'If I could choose, everything would be {value}.',
+    ),
+    'music': (
+        'I listen to {value} all evening.',
+        'The music I love is {value}.',
+        'I went to a {value} concert last week.',
+        'My headphones are full of {value}.',
+        'I collect old {value} records.',
+    ),
+    'hobby': (
+        'I spend my evenings on {value}.',
+        'My hobby is {value}.',
+        'I got hooked on {value} during the winter.',
+        'Lately I have been doing a lot of {value}.',
+        'My sister got me into {value}.',
+    ),
+}
+_TELLING_SLOT = (
+    'Since we are talking, my {slot}: {value}.',
+    'You may want to know my {slot}. It is {value}.',
+    'When it comes to my {slot}, the answer is {value}.',
+    'My {slot}? That would be {value}.',
+)
+_TELLING_SENTENCE = ('{value}.', 'Well, {value}.', 'One thing about me: {value}.', 'Since you ask: {value}.')
+_FILLERS = (
+    'It has been a slow week so far.',
+    'Not much is going on, I am just resting on the sofa.',
+    'I do not open up to strangers that fast.',
+    'Let me think about that for a moment.',
+    'The weather has been strange these days.',
+    'I slept badly and my head feels heavy.',
+    'My phone battery is nearly empty, but go on.',
+    'I am waiting for a train, so I have some minutes.',
+)
+_COMPLAINTS = ('You said that already.', 'Hm, you said that already.', 'I think you said that already.')
+
+_FIRST_PERSON = {'is': 'am', 'has': 'have', 'does': 'do', 'was': 'was', 'goes': 'go'}
+_SUBJECT = re.compile(r"^(?:he|she)('s)?\b(?:\s+((?:also|often|always|currently|really|recently|\w+ly)\b))?\s*", re.I)
+_OWN = {'his': 'my', 'her': 'my', 'himself': 'myself', 'herself': 'myself'}
+
+
+def make_scripted_user(*, p_spontaneous: float = 0.3) -> UserSimulator:
+    """A user who greets, then tells at most one new fact a message (IV.2 of the specification of the toy world).
+
+    It tells a fact whose topic the last reply names; else any fact with probability `p_spontaneous`; else it fills the
+    silence. It complains about a reply that it has heard before.
+
+    Raises:
+      ValueError: `p_spontaneous` is not in [0, 1].
+    """
+    if not 0 <= p_spontaneous <= 1:
+        raise ValueError(f'p_spontaneous={p_spontaneous} is not a probability; use a number from 0 to 1')
+
+    def answer(dialogues: Sequence[Dialogue], seed: int) -> list[str]:
+        return [_answer(dialogue, seed, p_spontaneous) for dialogue in dialogues]
+
+    return answer
+
+
+class Listened:
+    """A user simulator with counts of the answers it was asked for and of those it could not give."""
+
+    def __init__(self, user: UserSimulator):
+        self._user, self.asked, self.silent = user, 0, 0
+
+    def __call__(self, dialogues: Sequence[Dialogue], seed: int) -> Sequence[str | None]:
+        lines = self._user(dialogues, seed)
+        self.asked += len(lines)
+        self.silent += sum(line is None for line in lines)
+        return lines
+
+
+def revealed(dialogue: Dialogue) -> frozenset[str]:
+    """The facts that the person has told: those whose value (or sentence) stands in a user turn."""
+    lines = '\n'.join(turn.content for turn in dialogue.turns if turn.role == 'user')
+    return frozenset(fact for fact in dialogue.person.facts if mentions(lines, _telling_words(fact)))
+
+
+def raises_topic(reply: str, fact: str) -> bool:
+    """True where `reply` names the slot of `fact`, or a keyword of it, or a longer word of a free sentence."""
+    slot, sentence = split_fact(fact)
+    known = (slot_of.keywords for slot_of in SCHEMA if slot_of.name == normal(slot))
+    keywords = next(known, (slot,)) if slot else re.findall(r'\w{5,}', sentence)
+    return any(mentions(reply, keyword) for keyword in keywords)
+
+
+def _answer(dialogue: Dialogue, seed: int, p_spontaneous: float) -> str:
+    if not dialogue.turns:
+        return dialogue.person.opening
+    *earlier, last = dialogue.turns
+    if last.role != 'assistant':
+        raise ValueError(
+            f'the user answers a reply, but the dialogue of {dialogue.person.id!r} ends with {last.role!r}'
+        )
+    rng = random.Random('\n'.join((str(seed), dialogue.person.id, *(turn.content for turn in dialogue.turns))))
+    if any(turn.role == 'assistant' and _same(turn.content, last.content) for turn in earlier):
+        return rng.choice(_COMPLAINTS)
+    known = revealed(dialogue)
+    hidden = [fact for fact in dialogue.person.facts if fact not in known]
+    raised = [fact for fact in hidden if raises_topic(last.content, fact)]
+    if hidden and (raised or rng.random() < p_spontaneous):
+        return _tell(rng.choice(raised or hidden), rng)
+    return rng.choice([line for line in _FILLERS if all(line != turn.content for turn in earlier)] or _FILLERS)
+
+
+def _same(reply: str, other: str) -> bool:
+    return re.findall(r'\w+', normal(reply)) == re.findall(r'\w+', normal(other))
+
+
+def _tell(fact: str, rng: random.Random) -> str:
+    slot, _ = split_fact(fact)
+    phrasings = _TELLING.get(slot, _TELLING_SLOT) if slot else _TELLING_SENTENCE
+    return rng.choice(phrasings).format(slot=slot, value=_telling_words(fact))
+
+
+def _telling_words(fact: str) -> str:
+    """The words that give a fact away: its value, or a sentence of the person's own without its full stop."""
+    slot, value = split_fact(fact)
+    return value if slot else _first_person(value).rstrip('.!?')
+
+
+def _first_person(sentence: str) -> str:
+    """`She often knits with her sister` -> `I often knit with my sister`; other sentences are left as they are."""
+    subject = _SUBJECT.match(sentence)
+    if subject is None:
+        return sentence
+    contraction, adverb = subject.groups()
+    first, *rest = sentence[subject.end() :].split(' ')
+    verb = f'am {first}' if contraction else _FIRST_PERSON.get(first) or _plain_verb(first)
+    return ' '.join(word for word in ('I', adverb, verb, *(_OWN.get(word, word) for word in rest)) if word)
+
+
+def _plain_verb(verb: str) -> str:
+    if verb.endswith('ies'):
+        return f'{verb[:-3]}y'
+    if re.search(r'(?:sh|ch|ss|x|o)es$', verb):
+        return verb[:-2]
+    return verb[:-1] if re.search(r'[^s]s$', verb) else verb

@@ -1,0 +1,255 @@
+"""The files that a run reads from outside its folder. Their hashes when the run began are compared with those of now.
+
+    now = look(config)                                # hashes by key and file
+    save(workdir / KEPT, now)                         # when a run begins
+    check(load(workdir / KEPT), now, workdir)         # when it goes on, before a weight is read
+
+A file of up to `WHOLE` bytes is hashed whole. For a larger file, its size and `BLOCKS` blocks evenly apart are hashed.
+So weights and columns of many gigabytes take a moment, and a change of single bytes between the blocks is not noticed.
+A folder stands for the files in it, and a run of this package for its config and the sums of its last checkpoint. A
+source that is no file here (a hub id, a data set of TFDS, a model inside a package) is not watched.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from os.path import exists, isfile  # False, and no error, for a text that is too long for a path
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pal_jax.data.readers import choices, votes
+from pal_jax.run import own, processes
+from pal_jax.run.checkpoint import CONFIG, FOLDER, KEPT, flatten, kept_in
+from pal_jax.run.files import write_whole
+
+FILE = 'inputs.json'
+KEYS = (  # keys of a config whose values name files that may not change while a run goes on
+    'data', 'data.train', 'data.test', 'dialogue.profiles', 'dialogue.personalities', 'dialogue.system',
+    'dialogue.user', 'dialogue.slotter', 'reward.matcher', 'reward.judge', 'reward.function', 'play.games',
+    'preferences', 'prompts.train', 'prompts.test', 'annotate.annotator', 'annotate.second', 'evaluate.judge',
+    'rl.reward', 'rl.person', '*.source', 'texts.*', 'tables.*',
+)  # fmt: skip
+LISTS = 'texts', 'tables'  # keys whose values are lists of such names
+MADE = {'oracle', 'recall', 'pets', 'embedded', 'rule', *choices.TABLES}  # names of data made here, and of no file
+ELSEWHERE = 'random:', 'gguf:package:', 'tfds:', 'endpoint:'
+WHOLE, BLOCKS, BLOCK = 1 << 28, 64, 1 << 16
+
+
+class Input(NamedTuple):
+    """A file or folder that a config names.
+
+    value: the config's text, such as hf:models/tiny.
+    kind: the part of it before the path, such as hf:.
+    path: the absolute path.
+    files: hashes of the files there, by name.
+    """
+
+    value: str
+    kind: str
+    path: str
+    files: dict[str, str]
+
+
+Inputs = dict[str, Input]  # the inputs by their keys in the config
+
+
+def look(config: dict[str, Any]) -> Inputs:
+    """The files that a config names under `KEYS`."""
+    inputs: Inputs = {}
+    for key, value in _entries(flatten(config)):
+        if not any(fnmatch(key, pattern) for pattern in KEYS):
+            continue
+        if functions := own.named_in(value):  # a user's own files, one entry for each
+            for number, (text, file) in enumerate(functions):
+                inputs[f'{key}.{number}'] = Input(text, '', str(file.absolute()), hashes(file))
+        elif files := _several(value):
+            for number, file in enumerate(files):
+                inputs[f'{key}.{number}'] = Input(str(file), '', str(file.absolute()), hashes(file))
+        elif path := path_of(value):
+            inputs[key] = Input(value, value[: -len(_ending(value))], str(path.absolute()), hashes(path))
+    return inputs
+
+
+def _entries(flat: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The keys and values of a config; those of `LISTS` have a key for each entry, such as texts.0."""
+    for key, value in flat.items():
+        if key in LISTS and isinstance(value, list | tuple):
+            yield from ((f'{key}.{number}', entry) for number, entry in enumerate(value))
+        else:
+            yield key, value
+
+
+def _several(value: Any) -> list[Path]:
+    """The files of a list with commas or of a glob, by itself or behind `kind:`; empty for any other value."""
+    if not isinstance(value, str) or path_of(value) or not set(value) & set(',*?['):
+        return []
+    *_, names = value.split(':')
+    files = [file for name in names.split(',') for file in glob.glob(name.strip(), recursive=True)]
+    return sorted(Path(file) for file in files if isfile(file))
+
+
+def path_of(value: Any) -> Path | None:
+    """The path that a value names, by itself or behind `kind:`, as in jester:<folder>; None where nothing is there."""
+    if not isinstance(value, str) or value in MADE or value.startswith(ELSEWHERE):
+        return None
+    return Path(ending) if (ending := _ending(value)) else None
+
+
+def _ending(value: str) -> str:
+    """The path at the end of a value, after as many `kind:` as it takes until a path exists; '' where none does."""
+    while value and not (exists(value) or any(exists(f'{value}{part}') for part in votes.PARTS)):
+        value = value.partition(':')[2]
+    return value
+
+
+def find(began: Inputs, key: str, value: str) -> str:
+    """The source that `value` named when a run began. It is looked for at the path of now, then at that of then.
+
+    Raises:
+      ValueError: the source is at neither path, or has changed.
+    """
+    if key not in began:
+        if path := path_of(value):
+            raise ValueError(f'{key}={value!r} was no folder when the run began, and {path.absolute()} is one; move it')
+        return value
+    then, faults = began[key], []
+    for path in dict.fromkeys([path_of(value) or Path(then.path), Path(then.path)]):
+        now = hashes(path) if path.exists() else {}
+        if not now:
+            faults.append(f'{path} is missing')
+        elif changed := [name for name, old in then.files.items() if now.get(name) != old]:
+            faults.append(f'{path.parent / changed[0]} has changed')
+        else:
+            return f'{then.kind}{path}'
+    raise ValueError(f'{key}={value!r} is needed as it was when the run began, and {", ".join(faults)}; put it back')
+
+
+def hashes(path: Path) -> dict[str, str]:
+    """The hashes of the files at a path, by name, see `digest`."""
+    return {file.relative_to(path.parent).as_posix(): digest(file) for file in files_of(path)}
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a path stands for.
+
+    They are the file itself, the files of a conversation, the files of a folder that are not hidden, or, for a run, its
+    config and the sums of its last checkpoint.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return _votes(path)
+    if not (path / FOLDER).is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith('.'))
+    last = max((int(step.name) for step in (path / FOLDER).iterdir() if step.name.isdigit()), default=0)
+    return [file for file in (path / CONFIG, path / FOLDER / str(last) / 'host' / 'metadata') if file.is_file()]
+
+
+def _votes(path: Path) -> list[Path]:
+    return [file for part in votes.PARTS if (file := Path(f'{path}{part}')).is_file()]
+
+
+def digest(path: Path) -> str:
+    """The hash of a file, over all its bytes or over blocks, see the head of this module."""
+    stat = path.stat()
+    return _digest(path.absolute(), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)  # stages of one run read the same files
+def _digest(path: Path, size: int, changed: int) -> str:
+    with path.open('rb') as file:
+        if size <= WHOLE:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+        hasher = hashlib.sha256(str(size).encode())
+        for block in range(BLOCKS):
+            file.seek((size - BLOCK) * block // (BLOCKS - 1))
+            hasher.update(file.read(BLOCK))
+        return hasher.hexdigest()
+
+
+def save(folder: Path, inputs: Inputs) -> None:
+    """Write the inputs of a run that begins."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / FILE, json.dumps({key: entry._asdict() for key, entry in inputs.items()}, indent=2) + '\n')
+
+
+def load(folder: Path) -> Inputs | None:
+    """The inputs of a run when it began; None where its folder has no such file.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        return {key: Input(**entry) for key, entry in json.loads(path.read_text(encoding='utf-8')).items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f'{path} cannot be read ({error}); copy the folder of the run again') from None
+
+
+def watched(config: dict[str, Any], workdir: Path, log: Callable[[str], None]) -> Inputs:
+    """The files that a run of this config reads, the same in all its processes.
+
+    Raises:
+      ValueError: another process reads other files, or a file has changed since the run began, see `check`.
+    """
+    now = look(config)
+    first, *others = processes.exchange('inputs', {key: entry.files for key, entry in now.items()})
+    for number, theirs in enumerate(others, 1):
+        if differing := [key for key in sorted(first.keys() | theirs.keys()) if first.get(key) != theirs.get(key)]:
+            raise ValueError(f'process {number} reads another {differing[0]} than process 0; give all the same files')
+    compare(now, workdir, log)
+    return now
+
+
+def compare(now: Inputs, workdir: Path, log: Callable[[str], None] = print) -> None:
+    """Compare the inputs of a run now with those when it began, if it has begun. Raises ValueError as `check` does."""
+    if not (folder := kept_in(workdir)):
+        return
+    if (before := load(folder)) is None:
+        log(f'{folder / FILE} is missing, so it is not known whether the files that {workdir} reads have changed')
+        return
+    check(before, now, workdir)
+
+
+def check_shared(now: Inputs, run: Path) -> None:
+    """Compare inputs with those of another run when it began, for the keys that have the same value in both configs.
+
+    Raises:
+      ValueError: see `check`.
+    """
+    began = load(run / KEPT) or {}
+    shared = [key for key, then in began.items() if key in now and now[key].value == then.value]
+    check({key: began[key] for key in shared}, {key: now[key] for key in shared}, run)
+
+
+def check(before: Inputs, now: Inputs, run: Path) -> None:
+    """Compare the inputs of a run now with those when it began.
+
+    Further files in a folder are no change. A model's source that is missing is no change either: where its weights are
+    needed, `find` looks for it and names it.
+
+    Raises:
+      ValueError: a file has changed or is gone. The message names its key and the file.
+    """
+    for key, (value, _, path, files) in before.items():
+        if key not in now:
+            if not key.endswith('source'):
+                raise ValueError(f'{key}={value!r} is not there; it was {path} when {run} began: put it back')
+            continue
+        place = Path(now[key].path).parent
+        for name, old in files.items():
+            if old != (new := now[key].files.get(name, '')):
+                how = f'has other content than when {run} began (sha256 {old[:8]} -> {new[:8]})' if new else 'is gone'
+                raise ValueError(
+                    f'{key}={value!r}: {place / name} {how}; put the file of then back, or give another --workdir'
+                )
+    if new := [key for key in now if key not in before]:
+        value, _, path, _ = now[new[0]]
+        raise ValueError(f'{new[0]}={value!r} was no file when {run} began, and {path} is one; give another --workdir')

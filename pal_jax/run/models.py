@@ -1,0 +1,117 @@
+"""Models that a config names: their source, their adapters, and the export of a trained one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.learners import ppo
+from pal_jax.learners.actor import Actor, ActorState
+from pal_jax.learners.ppo import PolicyLearner
+from pal_jax.learners.training import Lora
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.files import sources
+from pal_jax.models.files.sources import Source
+from pal_jax.run import devices, inputs
+from pal_jax.run.recipe import Adapters, Context, Export, Trained
+from pal_jax.run.runs import open_run
+from pal_jax.run.settings import ModelSettings, Reinforced
+
+
+class Policy(NamedTuple):
+    """A model that the config names, as this machine computes it; its weights are read by `load`."""
+
+    cfg: ModelConfig
+    tokenizer: Tokenizer
+    source: Source
+
+
+def make_policy(named: ModelSettings, ctx: Context, seed: int, of: str = 'policy') -> Policy:
+    """The model that the section `of` of a config names.
+
+    Raises:
+      ValueError, RuntimeError: the model cannot be had.
+    """
+    source = make_source(named.source, ctx, seed, of)
+    cfg = devices.for_platform(source.config, named.dtype, scan_layers=named.scan_layers)
+    return Policy(dataclasses.replace(cfg, remat=named.remat), source.tokenizer(), source)
+
+
+def make_source(named: str, ctx: Context, seed: int, of: str) -> Source:
+    """The model that `source` of the section `of` of a config names.
+
+    A run that goes on or is opened has kept the model's tokenizer and config, and these count. The weights are found by
+    the same name, or where they were when the run began.
+
+    Raises:
+      ValueError, RuntimeError: the model cannot be had; where it is kept, when its weights are loaded.
+    """
+    began = inputs.load(ctx.kept) if ctx.kept else None
+
+    def find() -> Source:
+        name = named if began is None else inputs.find(began, f'{of}.source', named)
+        return sources.resolve(name, seed=seed, open_run=lambda run: open_run(run, ctx))
+
+    folder = ctx.kept / of if ctx.kept else None
+    return sources.kept(folder, find) if folder and (folder / 'config.json').exists() else find()
+
+
+def keeping(**models: Policy) -> Callable[[Path], None]:
+    """A function that writes the record of a run's models, given by their sections of the config: see `Recipe.keep`,
+    `make_source`."""
+
+    def keep(folder: Path) -> None:
+        for name, model in models.items():
+            sources.keep(folder / name, model.source, model.tokenizer)
+
+    return keep
+
+
+def make_adapters(lora: Lora) -> Lora | None:
+    """The adapters of a model; None where all of its parameters are trained."""
+    return lora if lora.rank else None
+
+
+def make_learner(settings: Reinforced, cfg: ModelConfig, ctx: Context, *, n: int, **more: Any) -> PolicyLearner:
+    """The PPO learner of a policy and its critic.
+
+    Args:
+      n: the number of samples of a prompt.
+      more: further arguments of `learners.ppo.make_learner`.
+    """
+    updates = max(settings.total_steps, 1) * settings.ppo.epochs * settings.ppo.minibatches
+    return ppo.make_learner(
+        cfg,
+        dataclasses.replace(settings.ppo, temperature=settings.sampling.temperature or 1.0),
+        settings.optimizer.over(updates),
+        ctx.mesh,
+        critic=settings.critic.over(updates),
+        n=n,
+        length=settings.sampling.max_tokens,
+        adapters=make_adapters(settings.policy.lora),
+        seed=settings.seed,
+        **more,
+    )
+
+
+def trained_actor(named: ModelSettings, policy: Policy, actor: Actor) -> Trained:
+    """The export of a method whose state is an actor's: the model, and its adapters if it has any."""
+    base, lora = named.source.removeprefix('hf:'), named.lora
+
+    def exports(state: ActorState) -> dict[str, Export]:
+        adapters = Adapters(state.model.params, base, lora.dropout) if lora.rank else None
+        return {'export': Export(actor.weights(state), policy.cfg, policy.tokenizer, adapters)}
+
+    return Trained(exports, actor.abstract_weights, policy.cfg, policy.tokenizer)
+
+
+def trained_policy(named: ModelSettings, policy: Policy, learner: PolicyLearner) -> Trained:
+    """The export of a method whose state is a policy's."""
+    trained = trained_actor(named, policy, learner.actor)
+    exports = trained.exports
+    return trained._replace(
+        exports=lambda state: exports(state.actor), exported=learner.abstract_weights, actor=lambda state: state.actor
+    )

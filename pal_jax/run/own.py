@@ -1,0 +1,116 @@
+"""Functions and classes of a user's own files, which a config names as `FILE.py:NAME`.
+
+  --config.reward.function=my_rewards.py:score
+
+The file's folder is searched for what the file imports. A run remembers the hash of the file (`run/inputs.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+NAMED = re.compile(r'(?P<file>[^,:]+\.py):(?P<name>[A-Za-z_]\w*)')
+
+
+def is_own(text: Any) -> bool:
+    """True for a text `FILE.py:NAME`."""
+    return isinstance(text, str) and bool(NAMED.fullmatch(text.strip()))
+
+
+def split(key: str, text: str) -> list[str]:
+    """The parts of `FILE.py:NAME,FILE.py:NAME,...`.
+
+    Raises:
+      ValueError: a part has another form; `key` is the config's key that has the text.
+    """
+    parts = [part.strip() for part in text.split(',')]
+    for part in parts:
+        if not is_own(part):
+            raise ValueError(f'{key}={text!r}: {part!r} is no function; write FILE.py:NAME, with commas between')
+    return parts
+
+
+def named_in(value: Any) -> list[tuple[str, Path]]:
+    """The texts FILE.py:NAME in a config's value and the files that they name, of those that exist."""
+    texts = value if isinstance(value, list | tuple) else value.split(',') if isinstance(value, str) else ()
+    matches = [NAMED.fullmatch(text.strip()) for text in texts if isinstance(text, str)]
+    return [(match[0], Path(match['file'])) for match in matches if match and Path(match['file']).is_file()]
+
+
+def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[..., Any]:
+    """The function or class that `FILE.py:NAME` names.
+
+    Its errors become a RuntimeError of one line with the place in the file.
+
+    Args:
+      key: the config's key that names it, for messages.
+      asked: names of the parameters that it is called with; it must take them all.
+      may: names of further parameters, of which it may take some.
+    Raises:
+      ValueError: the file or the name is missing, the file fails, or the function takes other parameters.
+    """
+    match = NAMED.fullmatch(text.strip())
+    assert match, text
+    path, name = Path(match['file']), match['name']
+    if not path.is_file():
+        raise ValueError(f'{key}={text!r}: there is no file {path}')
+    module = _module(path.absolute(), path.stat().st_mtime_ns, key, text)
+    call = getattr(module, name, None)
+    if not callable(call):
+        public = [n for n, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
+        raise ValueError(f'{key}={text!r}: {path} has no function {name}; it has {", ".join(public) or "none"}')
+    try:
+        inspect.signature(call).bind(**dict.fromkeys([*asked, *(extra for extra in may if takes(call, extra))]))
+    except TypeError as error:
+        signature = f'{name}({", ".join(asked)})'
+        raise ValueError(f'{key}={text!r}: {name} must be callable as {signature}, and is not: {error}') from None
+
+    @functools.wraps(call)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            raise RuntimeError(f'{key}={text!r} failed: {_where_it_failed(error, path)}') from error
+
+    return guarded
+
+
+def takes(call: Callable[..., Any], name: str) -> bool:
+    """True where a function has a parameter of this name, or takes any."""
+    parameters = inspect.signature(call).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+@functools.cache
+def _module(path: Path, changed: int, key: str, text: str) -> ModuleType:
+    """The module of a file, read once. Raises ValueError where the file fails."""
+    spec = importlib.util.spec_from_file_location(f'own_{path.stem}', path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f'{key}={text!r} cannot be read: {_where_it_failed(error, path)}') from None
+    return module
+
+
+def _where_it_failed(error: Exception, path: Path) -> str:
+    """The line of the file in which an error arose, the error's kind and its message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
+    if isinstance(error, SyntaxError):
+        lines = [error.lineno]
+    place = f'{path}, line {lines[-1]}' if lines else str(path)
+    return f'{place}: {type(error).__name__}: {" ".join(str(error).split())}'

@@ -1,0 +1,229 @@
+"""Several processes as one run: they find each other, share the text that their hosts have, and end together.
+
+Arrays cross processes inside programs, on the mesh. Text does not. The texts that a process has sampled and the scores
+that it has judged go through the key-value store of JAX's coordinator, so that every host has the same ones and decides
+the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+from pal_jax.run.rollcall import RollCall
+
+LAST_PORT = 65535
+PATIENCE = 300.0  # seconds in which all processes have to come
+_FOREVER = 7 * 24 * 3600 * 1000  # milliseconds; the roll call ends a process that waits in vain much earlier
+
+T = TypeVar('T')
+R = TypeVar('R')
+
+
+class Place(NamedTuple):
+    """The number `process` of this process, from 0, among `processes`.
+
+    `coordinator` is host:port of process 0, which also listens at the port beside it.
+    """
+
+    coordinator: str
+    processes: int
+    process: int
+
+
+_rollcall: RollCall | None = None
+_count = itertools.count()
+
+
+# --- coming and going -------------------------------------------------------------------------------------------------
+
+
+def join(place: Place | None) -> None:
+    """Wait for the other processes, the first time it is called. `place` is None where there are no others.
+
+    Raises:
+      RuntimeError: a process cannot be reached in time; the message names it.
+      ValueError: two processes have one number, or they disagree about how many there are.
+    """
+    global _rollcall
+    if place is None or joined():
+        return
+    host, port = place.coordinator.rsplit(':', 1)
+    _rollcall = RollCall((host, port_beside(int(port))), place.process, place.processes, timeout=PATIENCE)
+    jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM from `run.stop`
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    jax.distributed.initialize(
+        place.coordinator,
+        place.processes,
+        place.process,
+        local_device_ids=local_devices(os.environ),
+        cluster_detection_method='deactivate',
+    )
+
+
+def port_beside(port: int) -> int:
+    """The port after a port, or before the last one. Slurm's jobs get ports up to the last, by their number."""
+    return port + 1 if port < LAST_PORT else port - 1
+
+
+def finish() -> None:
+    """Wait until all processes have come to the end, and close the connections to them."""
+    global _rollcall
+    if _rollcall is not None:
+        exchange('end')
+        _rollcall.finish()
+        _rollcall = None
+        jax.distributed.shutdown()
+
+
+def leave(message: str, code: int) -> None:
+    """End this process and the others at once, with the same status. Return where there are no others."""
+    if _rollcall is not None:
+        _rollcall.leave(message, code)
+
+
+def host_port(host: str, port: int) -> str:
+    """Host and port as an address has them, with an IPv6 address in brackets."""
+    return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+
+
+def joined() -> bool:
+    """True where other processes wait for this one."""
+    return _rollcall is not None
+
+
+def locate(coordinator: str, processes: int | None, process: int | None) -> Place | None:
+    """The place of this process, by its arguments or, where there are none, by its environment; None if it is alone.
+
+    Slurm's tasks and TPU pods are recognised; `coordinator='auto'` has JAX look for other clusters.
+
+    Raises:
+      ValueError: the arguments are incomplete, or contradict each other.
+    """
+    present = (bool(coordinator), processes is not None, process is not None)
+    if coordinator == 'auto' or (not any(present) and in_cluster(os.environ)):
+        return _detect()
+    if not any(present):
+        return None
+    if not all(present) or processes is None or process is None:
+        raise ValueError(
+            f'--coordinator={coordinator} --processes={processes} --process={process}: give all three, as in '
+            '--coordinator=host:8476 --processes=2 --process=0'
+        )
+    host, _, port = coordinator.rpartition(':')
+    if not host or not port.isdigit() or not 0 < int(port) <= LAST_PORT:
+        raise ValueError(f'--coordinator={coordinator} is no host:port, such as node0:8476')
+    if not 0 <= process < processes:
+        raise ValueError(f'--process={process} is not one of --processes={processes}: they count from 0')
+    return Place(coordinator, processes, process)
+
+
+def in_cluster(env: Any) -> bool:
+    """True where this is one of several tasks of a Slurm step, or one of several hosts of a TPU slice."""
+    task = all(name in env for name in ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_PROCID', 'SLURM_LOCALID'))
+    return (task and env.get('SLURM_NTASKS', '1') != '1') or ',' in env.get('TPU_WORKER_HOSTNAMES', '')
+
+
+def _detect() -> Place | None:
+    """The place of this process as JAX detects it. Raises ValueError where there is no cluster that JAX knows."""
+    from jax._src.clusters import ClusterEnv  # `jax.distributed.initialize` asks it, too, but later
+
+    coordinator, processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
+        None, None, None, None, None, int(PATIENCE)
+    )
+    if coordinator is None or processes is None or process is None:
+        raise ValueError('--coordinator=auto found no cluster; give --coordinator=host:port --processes=N --process=I')
+    return Place(coordinator, processes, process)
+
+
+def local_devices(env: Any) -> list[int] | None:
+    """The numbers of the GPUs of a Slurm task: one GPU where a node has several tasks; None for all GPUs."""
+    tasks = env.get('SLURM_STEP_TASKS_PER_NODE', '1').partition('(')[0].partition(',')[0]
+    visible = env.get('CUDA_VISIBLE_DEVICES', '').count(',') + 1
+    return [int(env['SLURM_LOCALID'])] if tasks != '1' and 'SLURM_LOCALID' in env and visible > 1 else None
+
+
+# --- values that hosts exchange ---------------------------------------------------------------------------------------
+
+
+def exchange(what: str, value: Any = None) -> list[Any]:
+    """The `value` of every process, in the order of their numbers. A value is anything that JSON can hold.
+
+    All processes have to call this in the same order, with the same `what`, which names the exchange.
+
+    Raises:
+      RuntimeError: another process is at another exchange.
+    """
+    count = jax.process_count()
+    if count == 1:
+        return [value]
+    from jax._src import distributed  # there is no public way to the store; Orbax takes the same
+
+    store: Any = distributed.global_state.client
+    turn, here = next(_count), jax.process_index()
+    store.key_value_set_bytes(_key(turn, here), zlib.compress(json.dumps([what, value]).encode(), 1))
+    values = []
+    for process in range(count):
+        text = zlib.decompress(store.blocking_key_value_get_bytes(_key(turn, process), _FOREVER))
+        name, their_value = json.loads(text)
+        if name != what:
+            raise RuntimeError(f'process {process} is at {name!r}, this one at {what!r}; start all with one command')
+        values.append(their_value)
+    if turn:  # all processes have come here, so all have read the values of the exchange before
+        store.key_value_delete(_key(turn - 1, here))
+    return values
+
+
+def _key(turn: int, process: int) -> str:
+    return f'pal_jax/{turn}/{process}'
+
+
+class Shares(NamedTuple):
+    """Work on many items, cut into `parts` parts of which each is done by one process.
+
+    Items of one part are worked on together, so the same parts give the same results in any number of processes.
+    """
+
+    parts: int
+
+    @property
+    def own(self) -> list[int]:
+        """The numbers of the parts that this process does."""
+        here, count = jax.process_index(), self.parts // jax.process_count()
+        return list(range(here * count, (here + 1) * count))
+
+    def part(self, items: Sequence[T], number: int) -> Sequence[T]:
+        """The items of part `number`: neighbours, and as evenly many in each part as possible."""
+        return items[self.start(len(items), number) : self.start(len(items), number + 1)]
+
+    def start(self, count: int, number: int) -> int:
+        """The index at which part `number` of `count` items begins."""
+        return count * number // self.parts
+
+    def gather(
+        self,
+        what: str,
+        items: Sequence[T],
+        work: Callable[[int, Sequence[T]], Sequence[R]],
+        *,
+        pack: Callable[[R], Any] = lambda result: result,
+        unpack: Callable[[Any], R] = lambda packed: packed,
+    ) -> list[R]:
+        """The results of all parts, in the order of the items. This process calls `work(number, part)` for its parts.
+
+        `pack` turns a result into a value for JSON, and `unpack` turns it back. `what` names the exchange.
+        """
+        results_here = [list(work(number, self.part(items, number))) for number in self.own]
+        if jax.process_count() == 1:
+            return [result for part in results_here for result in part]
+        results = exchange(what, [[pack(result) for result in part] for part in results_here])
+        return [unpack(result) for parts in results for part in parts for result in part]
+
+
+ALONE = Shares(1)

@@ -1,0 +1,209 @@
+"""The progress of a run: a bar in a terminal, plain lines in a log, and the wall seconds of each phase.
+
+The time that is left comes from the first step of each phase and then from the last steps (`run/forecast.py`).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
+
+from pal_jax.run import glossary, memory
+from pal_jax.run.forecast import Forecast, once, seconds_of, spoken
+from pal_jax.types import Exhibit, Metrics
+
+OTHER = 'other'  # the phase of all time outside the named phases
+# The figures of a step that the console shows.
+DESCRIBED = (
+    'loss', 'accuracy', 'reward', 'format', 'legal', 'attack_success', 'plain_success', 'overrefusal', 'cost',
+    'mean_cost', 'limit', 'multiplier', 'kl',
+)  # fmt: skip
+
+
+class Stopwatch:
+    """A timer that splits wall time into named phases; the package has no other.
+
+    Every moment belongs to exactly one phase, the innermost open one, so the seconds add up to the time that passed.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
+        self._seconds: dict[str, float] = collections.defaultdict(float)
+        self._current, self._since = OTHER, clock()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside the `with` block as `name`, less that of phases opened within it."""
+        outer = self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def claim(self, name: str, seconds: float) -> None:
+        """Count the last `seconds` of the current phase as `name` instead."""
+        self._seconds[name] += seconds
+        self._seconds[self._current] -= seconds
+
+    def take_seconds(self) -> Metrics:
+        """Wall time by phase since the last call, as metrics `seconds_<phase>`."""
+        self._switch(self._current)
+        seconds_by_phase, self._seconds = self._seconds, collections.defaultdict(float)
+        return {f'seconds_{name}': seconds for name, seconds in seconds_by_phase.items()}
+
+    def _switch(self, name: str) -> str:
+        now, outer = self._clock(), self._current
+        self._seconds[outer] += now - self._since
+        self._current, self._since = name, now
+        return outer
+
+
+def print_anything() -> None:
+    """Print letters that the terminal does not have, and halves of surrogate pairs in texts of models, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')
+
+
+def describe(metrics: Metrics) -> str:
+    """A short text with the latest values of a step: `reward 0.412  format 0.98`."""
+    return '  '.join(f'{key} {metrics[key]:.3g}' for key in DESCRIBED if key in metrics)
+
+
+def evaluation_text(stage: str, record: Mapping[str, Any], exhibits: Iterable[Exhibit], shown: Sequence[str]) -> str:
+    """An evaluation as lines of the console.
+
+    `shown` has the names of its figures and the titles of its exhibits whose tables belong there; others are left to
+    the report.
+    """
+    lines = [glossary.told(key, value, record.get(f'{key}_se')) for key, value in record.items() if key in shown]
+    for exhibit in exhibits:
+        if exhibit.title in shown:
+            lines += [exhibit.title, *_columns(exhibit.table)]
+    return '\n  '.join([f'evaluation ({stage}):', *lines])
+
+
+def _columns(table: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table with cells of equal width in a column."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+class Progress:
+    """A display of how far a run is. It is silent on every process but the first.
+
+    Phases are timed from the beginning; the bar appears inside `with progress.start(total, first):`. No device is
+    touched before the first line or bar is shown, so that the processes of a pod can still find each other.
+
+    Args:
+      describe: the text shown for the latest metrics.
+      console: where to write; a bar if it is a terminal, else a line per step.
+      clock: seconds, from any origin.
+    """
+
+    def __init__(
+        self,
+        describe: Callable[[Metrics], str] = describe,
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._describe, self._console, self._stopwatch = describe, console or Console(), Stopwatch(clock)
+        self._title, self._forecast, self._total = '', Forecast({}), 0
+        self._bar: Bar | None = None
+        self._task = TaskID(0)
+
+    def announce(
+        self, title: str, phases: Mapping[str, int], evaluations: Sequence[int] = (), notes: Iterable[str] = ()
+    ) -> None:
+        """Log the steps of a run by phase and its evaluations, which come before the given steps; then `notes`, lines.
+
+        The time that the run takes is logged when the first step of a phase has been made, and after every step.
+        """
+        self._title, self._forecast = title, Forecast(phases, evaluations)
+        for line in (f'{title}: {self._forecast}; how long they take is measured by the first of each', *notes):
+            self.log(line)
+
+    @contextlib.contextmanager
+    def start(self, total: int, first: int = 0) -> Iterator[Self]:
+        """Show a run of `total` steps that starts or resumes at step `first`, for as long as the block lasts."""
+        self._total = total
+        if not self._title:
+            self._forecast = Forecast({'': total})
+        if self._console.is_terminal and jax.process_index() == 0:
+            self._bar = _make_bar(self._console)
+            self._task = self._bar.add_task('', total=total, completed=first, phase='', latest='', eta='')
+        try:
+            with self._bar or contextlib.nullcontext():
+                yield self
+        finally:
+            self._bar = None
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Show and time a part of the work: rollout, annotate, update, evaluate, save.
+
+        At its end a large heap gives back its free pages, since the next part wants other sizes.
+        """
+        if self._bar:
+            self._bar.update(self._task, phase=name)
+        with self._stopwatch.phase(name):
+            yield
+            memory.give_back(beyond=memory.LARGE_HEAP)
+
+    def time_compilation(self) -> None:
+        """Count the seconds of compiling, from now on, as a phase of their own, `compile`."""
+        jax.monitoring.register_event_duration_secs_listener(self._after_stage)
+
+    def _after_stage(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event.endswith(memory.STAGES):
+            self._stopwatch.claim('compile', duration_secs)
+
+    def take_seconds(self) -> Metrics:
+        """Wall time by phase since the last call, as metrics `seconds_<phase>`."""
+        return self._stopwatch.take_seconds()
+
+    def evaluated(self, metrics: Metrics) -> None:
+        """Note how long an evaluation took, by its `seconds_` metrics."""
+        self._forecast.evaluated(metrics)
+
+    def done(self, step: int, stage: str, metrics: Metrics) -> None:
+        """Show that step number `step` (from 0) of part `stage` is done. Its `seconds_` metrics have its time."""
+        began = self._forecast.stepped(step, metrics)
+        left, seconds = self._forecast.left(step), sum(seconds_of(metrics))
+        if began is not None and self._title:
+            paid = f', of which {spoken(once(metrics))} of compiling comes once' if once(metrics) >= 0.5 else ''
+            first = f'the first step{f" of {began}" if began else ""} took {spoken(seconds)}{paid}'
+            self.log(f'{self._title}: {self._forecast}; {first}; {left}')
+        latest = self._describe(metrics)
+        if self._bar:
+            self._bar.update(self._task, completed=step + 1, description=stage, latest=latest, eta=left.brief)
+        else:
+            self.log(f'{stage} {step + 1}/{self._total}  {latest}  {seconds:.1f} s  {left.brief}')
+
+    def log(self, text: str) -> None:
+        """Write a line, above the bar if there is one. The text is printed as it is, without markup."""
+        if jax.process_index() == 0:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _make_bar(console: Console) -> Bar:
+    return Bar(
+        SpinnerColumn(),
+        TextColumn('{task.description} {task.fields[phase]}', markup=False),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn('{task.fields[latest]}', markup=False),
+        TextColumn('{task.fields[eta]}', markup=False),
+        console=console,
+    )

@@ -1,0 +1,192 @@
+"""The interface between the training loop and a method: the protocol `Recipe`, and the records that both exchange."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from operator import attrgetter
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.learners.actor import ActorState
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
+from pal_jax.run.checkpoint import KEPT
+from pal_jax.run.settings import Run
+from pal_jax.types import Exhibit, Metrics
+
+Host = dict[str, Any]
+
+
+class Context(NamedTuple):
+    """The machine and the folder of a run.
+
+    Attributes:
+      phase: `phase('rollout')` times and shows a part of the work.
+      show: keeps samples of a step for the run's report.
+      workdir: the run's folder; the folders of other stages are beside it.
+      kept: the folder with the record that `Recipe.keep` wrote when the run began; None: the run begins now.
+      log: writes a line on the console.
+    """
+
+    mesh: Mesh
+    phase: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
+    show: Callable[[Iterable[Mapping[str, Any]]], None] = lambda records: None
+    workdir: Path = Path()
+    kept: Path | None = None
+    log: Callable[[str], None] = lambda text: None
+
+    def of(self, workdir: str | Path) -> Context:
+        """The context of a run that is opened, on the same machine."""
+        return self._replace(workdir=Path(workdir), kept=Path(workdir) / KEPT)
+
+
+class Evaluation(NamedTuple):
+    """One record of numbers and lists of numbers, some dialogues to look at, and further exhibits of a report."""
+
+    record: Mapping[str, Any]
+    dialogues: Sequence[Mapping[str, Any]] = ()
+    exhibits: Sequence[Exhibit] = ()
+
+
+class Adapters(NamedTuple):
+    """The trained part of an adapted model: the trainable tree (see `models.lora.split`) and its base's source."""
+
+    params: Params
+    base: str
+    dropout: float
+
+
+class Export(NamedTuple):
+    """A model in the form of Hugging Face, with its adapters merged, and the adapters by themselves if it has any.
+
+    Attributes:
+      head: the head of a scorer, which stands in place of the unembedding.
+      labels: the names of the head's outputs.
+      more: further keys of the config.json.
+    """
+
+    params: Params
+    model: ModelConfig
+    tokenizer: Tokenizer
+    adapters: Adapters | None = None
+    head: jax.Array | None = None
+    labels: Sequence[str] = ('reward',)
+    more: Mapping[str, Any] = MappingProxyType({})
+
+
+class Trained(NamedTuple):
+    """The language model that a method trains: all that it takes to open, export or merge a run.
+
+    A recipe's `make_trained(settings, ctx)` makes it without people, judges or rows, which may be gone or elsewhere.
+
+    Attributes:
+      exports: models by the name of their folder.
+      exported: shapes and shardings of the part of the state that `exports` reads; the rest is `...`.
+      model, tokenizer: those of the first export.
+      actor: the part of a state that is an actor's, where there is one.
+    """
+
+    exports: Callable[[Any], dict[str, Export]]
+    exported: Any
+    model: ModelConfig
+    tokenizer: Tokenizer
+    actor: Callable[[Any], ActorState] = lambda state: state
+
+
+class Plan(NamedTuple):
+    """The facts that the training loop needs of a method beside its steps.
+
+    Attributes:
+      total_steps: the number of steps of all phases together.
+      abstract: the state's shapes and shardings, for a restore.
+      stage: the name of the evaluation that is due before step `i` ('base', 'final', ...), or None.
+      trained: the language model that is trained, if there is one.
+      shown: figures of an evaluation that the console shows, if it has them.
+      pack: makes the host item JSON for a checkpoint.
+      resume: the inverse of `pack`, called once, before a run goes on from a checkpoint or evaluates it.
+      after: the step that comes after step `i`, by the host item. It is not the next one where steps are skipped; no
+        evaluation comes before a skipped step.
+      keep: writes into a folder the meaning of the trained parameters, such as the users that their rows belong to.
+      phases: the number of steps of each part of the run by the part's name, in their order; none: the run has one
+        part.
+    """
+
+    total_steps: int
+    abstract: Any
+    stage: Callable[[int], str | None]
+    trained: Trained | None = None
+    shown: Sequence[str] = ('reward', 'loss', 'accuracy')
+    pack: Callable[[Host], Host] = lambda host: host
+    resume: Callable[[Host], Host] = lambda host: host
+    after: Callable[[Host, int], int] = lambda host, i: i + 1
+    keep: Callable[[Path], Any] = lambda folder: None
+    phases: Mapping[str, int] = {}
+
+    @property
+    def evaluations(self) -> list[int]:
+        """The steps before which the run is evaluated."""
+        return [i for i in range(self.total_steps + 1) if self.stage(i)]
+
+
+class Recipe(Protocol):
+    """A method: a frozen dataclass of its parts. Its state is a pytree of arrays.
+
+    Its `host` item holds records on the host, which `plan.pack` makes JSON-able.
+    """
+
+    @property
+    def plan(self) -> Plan: ...
+
+    def init(self) -> tuple[Any, Host]:
+        """The state and the host item before step 0."""
+        ...
+
+    def step(self, state: Any, host: Host, i: int, /) -> tuple[Any, Host, str, Metrics]:
+        """The next state, host item, the name of the phase, and figures.
+
+        Randomness is a function of `i` and the seed of the config.
+        """
+        ...
+
+    def evaluate(self, state: Any, stage: str, /) -> Evaluation:
+        """Figures of a state, which stays as it is."""
+        ...
+
+
+EVALUATION = 2**31  # stands in place of a training step's number in seeds
+
+
+def stage_before(i: int, *, warmup: int, steps: int, every: int, base: bool = True) -> str | None:
+    """The evaluation due before step `i`: of the base model unless it is left out, the warmed-up one, the last one, and
+    after every `every` steps in between."""
+    if not (i or base):
+        return None
+    named = {0: 'base', warmup: 'warm-up' if warmup else 'base', steps: 'final'}
+    return named.get(i) or ('step' if every and i > warmup and (i - warmup) % every == 0 else None)
+
+
+def check_at_least(settings: Run, least: int, *keys: str) -> None:
+    """Raises ValueError where one of the named values of the settings, such as `eval.people`, is below `least`."""
+    for key in keys:
+        value = attrgetter(key)(settings)
+        if value < least:
+            raise ValueError(f'{key}={value} must be at least {least}')
+
+
+def check_stage(wanted: str, known: Iterable[str]) -> None:
+    """Raise ValueError where a config's `stage` is neither `all` nor the name of a stage."""
+    if wanted != 'all' and wanted not in known:
+        raise ValueError(f'stage={wanted!r} is unknown; use all or one of {", ".join(known)}')
+
+
+def check_finite(state: Any, advice: str = 'lower optimizer.lr') -> None:
+    """Raises RuntimeError after three updates in a row that were left out since they were not finite."""
+    if int(state.skipped) >= 3:
+        raise RuntimeError(f'three updates in a row were not finite; {advice}')

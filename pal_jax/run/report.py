@@ -1,0 +1,253 @@
+"""The report of a run: one HTML page without further files, made from the files of the run alone.
+
+The page opens with the verdict on the run's learning (`run/verdict.py`), an example before and after, and the
+learning curve. Figures are folded away, each with its meaning (`run/glossary.py`).
+
+`commands/report.py` makes it (and `learning_curve.png`) again at any time.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+
+from pal_jax.run import files
+from pal_jax.run.curve import HEADLINES, learning_curve
+from pal_jax.run.files import write_whole
+from pal_jax.run.glossary import GROUPS, PHASES, STEPS, explained, meaning
+from pal_jax.run.metrics import DIALOGUES, EVALS, EXHIBITS, METRICS, PICTURES, ROLLOUTS, read_records
+from pal_jax.run.summary import SUMMARY, by_stage, fifths, headline, observed, scalars
+from pal_jax.run.verdict import judge
+
+REPORT, CURVE = 'report.html', 'learning_curve.png'
+SHOWN_DIALOGUES = 3
+ROOM, LONGEST = 400_000, 1200  # characters of all of the training's samples, and of a text
+
+Record = Mapping[str, Any]
+
+
+def write_report(workdir: str | os.PathLike[str]) -> Path:
+    """Write `report.html` and, where a figure has a curve, `learning_curve.png` into a run's folder.
+
+    The result is the path of the page.
+
+    Raises:
+      ValueError: the folder has no training steps to report on.
+    """
+    workdir = Path(workdir)
+    rows, evals, dialogues = (read_records(workdir / name) for name in (METRICS, EVALS, DIALOGUES))
+    if not rows:
+        raise ValueError(f'{workdir / METRICS}: no steps to report on; train first, or name the folder of a run')
+    curve = learning_curve(rows) if any(observed(rows, key) for key in HEADLINES) else b''
+    if curve:
+        (workdir / CURVE).write_bytes(curve)
+    summary = files.read_object(path) if (path := workdir / SUMMARY).exists() else {}
+    rollouts = read_records(workdir / ROLLOUTS)
+    folder = workdir.resolve()
+    name = f'{folder.parent.name}: {folder.name}' if 'stage' in summary.get('config', {}) else folder.name
+    page = render(name, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts)
+    return write_whole(workdir / REPORT, page, 'xmlcharrefreplace')  # a run counts as finished when its report exists
+
+
+def exhibits(workdir: Path) -> tuple[Sequence[Record], Sequence[Record]]:
+    """The exhibits of the first and of the last evaluation that had any; none of the first where both are one.
+
+    Pictures of the last are base64, those of the first are left out.
+    """
+    records = read_records(workdir / EXHIBITS)
+    if not records:
+        return [], []
+    first, last = (
+        [record for record in records if _moment(record) == _moment(end)] for end in (records[0], records[-1])
+    )
+
+    def encoded(name: str) -> str:
+        return base64.b64encode((workdir / PICTURES / name).read_bytes()).decode() if name else ''
+
+    earlier = [] if _moment(records[0]) == _moment(records[-1]) else [{**record, 'picture': ''} for record in first]
+    return earlier, [{**record, 'picture': encoded(record['picture'])} for record in last]
+
+
+def render(
+    name: str,
+    rows: Sequence[Record],
+    evals: Sequence[Record],
+    dialogues: Sequence[Record],
+    summary: Record,
+    curve: bytes,
+    exhibits: tuple[Sequence[Record], Sequence[Record]] = ((), ()),
+    rollouts: Sequence[Record] = (),
+) -> str:
+    """The page as HTML. Every text in it comes from models, users or files, so every text is escaped."""
+    env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    env.policies['json.dumps_kwargs'] = {'sort_keys': False}  # scores in their own order, the reward first
+    env.filters |= {'number': number, 'duration': duration, 'gigabytes': gigabytes, 'flat': flatten, 'digest': digest}
+    env.filters |= {'meaning': meaning, 'explained': explained}
+    template = env.from_string(_text_of('report.html.jinja'))
+    evaluations, (earlier, last) = by_stage(evals), exhibits
+    by_turn = [(stage, lists) for stage, record in evaluations.items() if (lists := turn_lists(record))]
+    pairs = before_and_after(dialogues) or side_by_side(dialogues)
+    return template.render(
+        name=name,
+        facts=headline(rows, evals),
+        verdict=judge(rows, evals),
+        evaluations=evaluations,
+        numbers=grouped(number_rows(list(evaluations.values()))),
+        phases=[(phase, len(steps), grouped(step_rows(steps))) for phase, steps in phases(rows).items()],
+        by_turn=by_turn,
+        turns=max((len(values) for _, lists in by_turn for values in lists.values()), default=0),
+        pairs=pairs,
+        dialogues=[] if pairs else of_last_evaluation(dialogues)[:SHOWN_DIALOGUES],
+        exhibit=None if pairs else lead(earlier, last),
+        exhibits=last,
+        rollouts=few(rollouts),
+        script=markupsafe.Markup(_text_of('report.js')),
+        times=PHASES,
+        steps=STEPS,
+        summary=summary,
+        curve=base64.b64encode(curve).decode(),
+    )
+
+
+def grouped(rows: Sequence[tuple[str, Any]]) -> list[tuple[str, list[tuple[str, str, Any]]]]:
+    """Figures with their meaning, by group (`run/glossary.py`). A group without figures is left out."""
+    explained_rows = [(meaning(name), name, cells) for name, cells in rows]
+    of = {group: [(name, m.words, cells) for m, name, cells in explained_rows if m.group == group] for group in GROUPS}
+    return [(group, figures) for group, figures in of.items() if figures]
+
+
+def phases(rows: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of steps by the phase that they belong to."""
+    return {name: [row for row in rows if row['phase'] == name] for name in dict.fromkeys(row['phase'] for row in rows)}
+
+
+def step_rows(steps: Sequence[Record]) -> list[tuple[str, list[tuple[Any, Any]]]]:
+    """The mean of each figure over the first and over the last fifth of the steps, and the difference, with errors."""
+    names = [name for name in dict.fromkeys(key for row in steps for key in scalars(row)) if observed(steps, name)]
+    parts = {name: fifths(steps, name) for name in names}
+    return [
+        (name, [(part[end], part[f'{end}_se']) for end in ('first', 'last', 'gain')]) for name, part in parts.items()
+    ]
+
+
+def lead(earlier: Sequence[Record], last: Sequence[Record]) -> tuple[Record | None, Record] | None:
+    """The exhibit that a page without dialogues opens with: a table before and after training, or else a picture.
+
+    The table is the first that both the first and the last evaluation have. None where there is neither.
+    """
+    for before in earlier:
+        if after := next(
+            (exhibit for exhibit in last if exhibit['table'] and exhibit['title'] == before['title']), None
+        ):
+            return before, after
+    picture = next((exhibit for exhibit in last if exhibit['picture']), None)
+    return (None, picture) if picture else None
+
+
+def number_rows(evals: Sequence[Record]) -> list[tuple[str, list[tuple[Any, Any]]]]:
+    """The value of each number and its standard error (`<name>_se`), None where it has none, in each evaluation."""
+    keys = dict.fromkeys(key for record in evals for key in scalars(record) if not key.endswith('_se'))
+    return [(key, [(record.get(key), record.get(f'{key}_se')) for record in evals]) for key in keys]
+
+
+def turn_lists(record: Record) -> Record:
+    """The lists by turn of an evaluation: `f1_by_turn`, its bound and its controls. A list that is None is empty."""
+    return {key.removesuffix('_by_turn'): value or [] for key, value in record.items() if key.endswith('_by_turn')}
+
+
+def before_and_after(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Pairs of dialogues with the same person at the first and at the last evaluation that had any, at most three."""
+    if not dialogues or _moment(dialogues[0]) == _moment(dialogues[-1]):
+        return []
+    first, last = (
+        {record['person']: record for record in dialogues if _moment(record) == _moment(end)}
+        for end in (dialogues[0], dialogues[-1])
+    )
+    return [(first[person], last[person]) for person in first if person in last][:SHOWN_DIALOGUES]
+
+
+def side_by_side(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """The first and the last dialogue that answer the same message, of the last evaluation, at most three such pairs.
+
+    There are some where the evaluation is of several systems.
+    """
+    by_message: dict[str, list[Record]] = {}
+    for record in of_last_evaluation(dialogues):
+        by_message.setdefault(json.dumps(record['turns'][0]), []).append(record)
+    pairs = [(same[0], same[-1]) for same in by_message.values()]
+    return [(one, other) for one, other in pairs if one['person'] != other['person']][:SHOWN_DIALOGUES]
+
+
+def of_last_evaluation(dialogues: Sequence[Record]) -> list[Record]:
+    """The dialogues of the last evaluation that had any."""
+    return [record for record in dialogues if _moment(record) == _moment(dialogues[-1])]
+
+
+def few(rollouts: Sequence[Record], room: int = ROOM, longest: int = LONGEST) -> list[Record]:
+    """Samples of the training for a page that stays small.
+
+    Texts are cut at `longest` characters. Steps are left out at even distances until the rest has about `room`
+    characters; at least two steps stay.
+    """
+    cut: list[Record] = [{**record, 'turns': [_cut(turn, longest) for turn in record['turns']]} for record in rollouts]
+    steps = sorted({record['step'] for record in cut})
+    fitting = len(steps) * room // max(len(json.dumps(cut)), 1)
+    if fitting >= len(steps):
+        return cut
+    places = max(fitting, 2)
+    kept_steps = {steps[i * (len(steps) - 1) // (places - 1)] for i in range(places)}
+    return [record for record in cut if record['step'] in kept_steps]
+
+
+def _cut(turn: Record, longest: int) -> Record:
+    texts = {key: text for key, text in turn.items() if isinstance(text, str)}
+    return {**turn, **{key: f'{text[:longest]} …' for key, text in texts.items() if len(text) > longest}}
+
+
+def digest(script: str) -> str:
+    """The name of a script in a content security policy, which is a hash of its text."""
+    return f'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'
+
+
+def _text_of(file: str) -> str:
+    return resources.files('pal_jax.run').joinpath(file).read_text(encoding='utf-8')
+
+
+def _moment(record: Record) -> tuple[int, str]:
+    return record['step'], record['stage']
+
+
+def number(value: Any) -> str:
+    """A number with three significant digits, a whole number in full, or a dash for None."""
+    if value is None:
+        return '–'
+    return f'{value:,}' if isinstance(value, int) else f'{value:.3g}' if abs(value) < 1000 else f'{value:,.0f}'
+
+
+def duration(seconds: float) -> str:
+    """A duration as `1:02:03`, or as `7.3 s` below a minute."""
+    return f'{seconds:.1f} s' if seconds < 60 else str(datetime.timedelta(seconds=round(seconds)))
+
+
+def gigabytes(count: int | None) -> str:
+    """A number of bytes as the text of gigabytes, or a dash for None."""
+    return '–' if count is None else f'{count / 1e9:.1f} GB'
+
+
+def flatten(tree: Record, prefix: str = '') -> Iterable[tuple[str, Any]]:
+    """The values of nested settings with their keys, such as `ppo.clip`."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f'{prefix}{key}.')
+        else:
+            yield prefix + key, value

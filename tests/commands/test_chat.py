@@ -1,0 +1,72 @@
+"""The terminal chat: what the model reads at each turn, and what is shown of its answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pal_jax.commands.chat import talk
+from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.decode.serve.page import PLAIN, Preset
+from pal_jax.recipes.rlpa.profiles import render_completion
+from pal_jax.types import Completion
+from tests import shell
+
+TOKENIZER = byte_tokenizer()
+TRAINED = Preset('Note what you learn.', render_completion('{profile}', '{reply}'))
+
+
+class Scripted:
+    """A decoder that answers what it was told to, and keeps what it was asked."""
+
+    def __init__(self, *answers: str):
+        self.answers, self.read = list(answers), []
+
+    def __call__(self, requests: Any) -> list[Completion]:
+        self.read.append(TOKENIZER.text_of(requests[0].prompt_ids))
+        return [Completion(self.answers.pop(0), (), (), 'stop')]
+
+
+def screen(decoder: Any, preset: Preset, *said: str) -> str:
+    console = Console(width=100)
+    with console.capture() as capture:
+        for answer in talk(decoder, TOKENIZER, preset, said, seed=0):
+            console.print(answer)
+    return capture.get()
+
+
+def test_a_trained_policy_shows_its_profile_and_reads_its_last_one():
+    first = render_completion('- pet: cat\n', 'A cat! [bold]What[/bold] is its name?')
+    decoder = Scripted(first, render_completion('- pet: cat\n- name: Kiki\n', 'Nice.'), 'no blocks', 'no blocks')
+    shown = screen(decoder, TRAINED, 'I have a cat', '', 'Kiki', 'and?', '/quit', 'never read')
+    assert 'pet: cat' in shown and 'name: Kiki' in shown
+    assert '[bold]What[/bold]' in shown  # what a model writes is no markup
+    assert 'not in the format' in shown
+    assert len(decoder.read) == 3
+    assert first in decoder.read[1]
+    assert 'pet: cat\n- name' in decoder.read[2] and first not in decoder.read[2]
+
+
+def test_again_forgets_and_a_plain_model_reads_plain_turns():
+    decoder = Scripted('One.', 'Two.', 'Three.')
+    shown = screen(decoder, PLAIN, 'a question', 'more', '/again', 'another')
+    assert [word for word in shown.split() if word[0].isupper()] == ['One.', 'Two.', 'Three.']
+    assert 'One.' in decoder.read[1] and '<profile>' not in decoder.read[1]
+    assert 'One.' not in decoder.read[2] and 'a question' not in decoder.read[2]
+
+
+def test_a_conversation_that_is_too_long_says_so():
+    class Full(Scripted):
+        def __call__(self, requests):
+            raise ValueError('the model has room for 2')
+
+    assert 'room for 2; /again starts anew' in screen(Full(), PLAIN, 'hello')
+
+
+@pytest.mark.slow
+def test_the_command_talks():
+    done = shell.run('pal_jax.chat', '--source=random:tiny', '--max_tokens=4', text='hello\n/quit\n')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('random:tiny: /again starts anew')

@@ -1,0 +1,159 @@
+"""Which rows are learnt and which are tested on: no prompt stands on both sides, in whatever clothes."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import jax
+import pytest
+
+from pal_jax.data import rows
+from pal_jax.data.holdouts import held_out, normal
+from pal_jax.data.readers import formats
+from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.recipes import dpo, reward, sft
+from pal_jax.run import devices
+from pal_jax.run.recipe import Context
+from tests import configs
+
+TOKENIZER = byte_tokenizer()
+GATHER = functools.partial(reward.gather, replies=2, length=1000)
+
+
+def write(path, records):
+    path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+    return str(path)
+
+
+def pair(question, chosen='yes', rejected='no'):
+    said = {key: [{'role': 'assistant', 'content': text}] for key, text in (('chosen', chosen), ('rejected', rejected))}
+    return {'prompt': [{'role': 'user', 'content': question}], **said}
+
+
+def chat(question, answer='yes'):
+    return {'messages': [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]}
+
+
+def make(method, path, **changes):
+    changes = {'data.train': path, 'data.test_rows': 64} | changes
+    recipe, key, extra = {
+        'sft': (sft, 'completion', ()), 'dpo': (dpo, 'chosen', ()), 'reward': (reward, 'chosen', (GATHER,))
+    }[method]  # fmt: skip
+    convert = functools.partial(recipe.to_group, TOKENIZER)
+    return rows.make_rows(configs.settings(method, **changes), convert, key, 1 if method == 'sft' else 2, *extra)
+
+
+def asked(groups):
+    """What is asked in each group, as it is compared."""
+    found = (TOKENIZER.decode(group.prompt).split('user\n')[-1].split('<|im_end|>')[0] for group in groups)
+    return [normal(text) for text in found]
+
+
+METHODS = pytest.mark.parametrize(
+    ('method', 'record'), [('sft', chat), ('dpo', pair), ('reward', pair)], ids=['sft', 'dpo', 'reward']
+)
+
+
+@METHODS
+def test_a_prompt_is_learnt_or_tested_on_in_whatever_clothes(tmp_path, method, record):
+    forms = '{}', '  {}', '{}\n', '{}'
+    lines = [
+        record(forms[k % 4].format(f'Question  {i}' if k == 1 else f'QUESTION {i}'), f'answer {i} {k}')
+        for k in range(5)
+        for i in range(40)
+    ]
+    found = make(method, write(tmp_path / 'a.jsonl', lines))
+    train, test = asked(found.train), asked(found.test)
+    assert (len(train), len(test), found.moved) == (160, 40, 160)
+    assert not set(train) & set(test) and len(set(test)) == 8
+    assert '160 rows to learn from, 40 to test on' in found.told and '160 kept from testing' in found.told
+    again = make(method, write(tmp_path / 'b.jsonl', lines[::-1]))
+    assert sorted(asked(again.test)) == sorted(test)  # the order says nothing
+    more = make(method, write(tmp_path / 'c.jsonl', [*lines, record('Another')]))
+    assert set(asked(more.test)) == set(test)  # nobody else changes sides
+
+
+@METHODS
+def test_one_prompt_alone_cannot_be_held_out(tmp_path, method, record):
+    path = write(tmp_path / 'a.jsonl', [record('Why?', f'so {i}') for i in range(10)])
+    with pytest.raises(ValueError, match=r'a.jsonl: 10 of the same content'):
+        make(method, path)
+
+
+@pytest.mark.parametrize('method', ['dpo', 'reward'])
+def test_a_pair_and_its_mirror_stand_on_one_side(tmp_path, method):
+    lines = [pair(f'{i}', *sides) for i in range(20) for sides in (('a', 'b'), ('a', 'b'), ('b', 'a'))]
+    found = make(method, write(tmp_path / 'a.jsonl', lines))
+    assert not set(asked(found.train)) & set(asked(found.test))
+    assert len(found.test) == 12  # of 60 a fifth
+
+
+@METHODS
+def test_what_a_test_file_asks_is_not_learnt(tmp_path, method, record):
+    path = write(tmp_path / 'a.jsonl', [record(f'Question {i}') for i in range(10)])
+    test = write(tmp_path / 'test.jsonl', [record(f' question  {i}') for i in range(7, 12)])
+    found = make(method, path, **{'data.test': test})
+    assert (len(found.train), len(found.test), found.moved) == (7, 5, 3)
+    assert not set(asked(found.train)) & set(asked(found.test))
+    with pytest.raises(ValueError, match='all prompts of data.train=.*a.jsonl are in data.test=.*a.jsonl'):
+        make(method, path, **{'data.test': path})
+
+
+@METHODS
+def test_made_people_ask_nothing_in_the_test_that_others_ask(method, record):
+    found = make(method, 'oracle', **{'oracle.people': 20, 'oracle.rounds': 2})
+    assert not {tuple(group.prompt) for group in found.train} & {tuple(group.prompt) for group in found.test}
+    assert (len(found.train), len(found.test), found.moved) == (36, 4, 4)  # all begin with the same words
+    with pytest.raises(ValueError, match='oracle.rounds'):
+        make(method, 'oracle', **{'oracle.rounds': 1})
+
+
+@METHODS
+def test_a_run_begins_with_a_line_about_it(tmp_path, method, record):
+    path, told = write(tmp_path / 'a.jsonl', [record(f'{i % 5}') for i in range(10)]), []
+    recipe = {'sft': sft, 'dpo': dpo, 'reward': reward}[method]
+    mesh = devices.make_mesh(devices=jax.devices()[:1])
+    recipe.make(configs.settings(method, **{'data.train': path, 'export': False}), Context(mesh, log=told.append))
+    assert told == ['8 rows to learn from, 2 to test on, of other prompts (5 kept from testing for it)']
+
+
+def test_the_same_answer_twice_is_no_pair(tmp_path):
+    path = write(tmp_path / 'a.jsonl', [pair('a'), pair('b', 'same', 'same')])
+    with pytest.raises(ValueError, match=r'a.jsonl, line 2: the chosen and the rejected reply are the same'):
+        make('dpo', path)
+
+
+def test_contents_are_drawn_by_their_hash_and_no_more_than_there_is_room_for():
+    contents = [f'{i % 30}' for i in range(60)]
+    tested = held_out(contents, 7)
+    assert sum(tested) == 6
+    assert {c for c, held in zip(contents, tested, strict=True) if held}.isdisjoint(
+        c for c, held in zip(contents, tested, strict=True) if not held
+    )
+    assert held_out(contents, 7, seed=1) != tested
+    assert held_out(['a'] * 9 + ['b'], 64) == [False] * 9 + [True]
+    assert held_out(['a'] * 3 + ['b'] * 4, 1) == [True] * 3 + [False] * 4  # one at least, the smallest
+    assert held_out(['a', 'b', 'c', 'b', 'd', 'a'], 1, last=True) == [False] * 4 + [True, False]
+
+
+@pytest.mark.parametrize('clothes', ['don’t\u200b  go', '\ufeffDon\u2018t go', "do\u00adn't\u00a0go\u200d"])
+def test_marks_that_nobody_sees_and_quotes_make_no_other_content(clothes):
+    assert normal(clothes) == normal("don't go")
+
+
+def test_an_empty_system_prompt_and_ids_of_calls_make_no_other_prompt():
+    def asked(*messages):
+        return formats.imitated({'messages': [*messages, {'role': 'assistant', 'content': 'b'}]}).content
+
+    user = {'role': 'user', 'content': 'a'}
+    assert asked({'role': 'system', 'content': ' '}, user) == asked(user)
+    systems = [{'role': role, 'content': 'be kind'} for role in ('system', 'developer')]
+    assert asked(systems[0], user) == asked(systems[1], user) != asked(user)
+
+    def called(**ids):
+        call = {'function': {'name': 'f', 'arguments': '{"x": 1}'}, **({'id': '7'} if ids else {})}
+        before = [user, {'role': 'assistant', 'tool_calls': [call]}, {'role': 'tool', 'content': '1', **ids}]
+        return formats.imitated({'prompt': before, 'completion': [{'role': 'assistant', 'content': 'b'}]}).content
+
+    assert called() == called(tool_call_id='7')

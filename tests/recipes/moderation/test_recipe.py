@@ -1,0 +1,299 @@
+"""A moderator from its config: it learns categories, chooses thresholds on answers it was not taught, resumes bit by
+bit, judges as transformers do with its export."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pal_jax.data.packing import shared_prompt
+from pal_jax.data.readers.safety import CATEGORIES, Labelled, labelled_record
+from pal_jax.data.safety import labelled_group
+from pal_jax.learners.labelled import LabelLesson, Labels
+from pal_jax.learners.scorer import to_score
+from pal_jax.models.files import sources
+from pal_jax.recipes.moderation import evaluation as evals
+from pal_jax.recipes.moderation import recipe as moderation
+from pal_jax.run import checkpoint, devices
+from pal_jax.run.recipe import Context
+from pal_jax.run.runs import load_trained, write_exports
+from tests import configs
+
+ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
+EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())
+WORDS = {'animal_abuse': 'goat', 'self_harm': 'skip', 'privacy_violation': 'diary'}
+
+get_config = functools.partial(configs.settings, 'moderation')
+
+
+def row(i: int, mark: str = '?') -> Labelled:
+    """An answer that has the categories of those of `WORDS` which are in it."""
+    names = [name for k, name in enumerate(WORDS) if (i >> k) % 2]
+    text = ' '.join(['Well,', *(WORDS[name] for name in names)]) + '.'
+    return Labelled(f'{i // 8}{mark}', text, tuple(name in names for name in CATEGORIES))
+
+
+def rows_file(path, rows=120, mark='?', **changes):
+    records = [labelled_record(row(i, mark)) | changes for i in range(rows)]
+    path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+    return str(path)
+
+
+def keyword_files(folder):
+    return {
+        'data.train': rows_file(folder / 'train.jsonl'), 'data.test': rows_file(folder / 'test.jsonl', 48, '!'),
+        'labels.validation': 24,
+    }  # fmt: skip
+
+
+def run(context, steps, recipe=None, **changes):
+    recipe = recipe or moderation.make(get_config(**changes), context)
+    state, host = recipe.init()
+    rows = []
+    for i in range(steps):
+        state, host, _, metrics = recipe.step(state, host, i)
+        rows.append(metrics)
+    return rows, recipe, state
+
+
+STEPS = 40
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    changes = keyword_files(tmp_path_factory.mktemp('rows'))
+    return run(ONE, STEPS, **changes, **{'total_steps': STEPS, 'optimizer.lr': 1e-2})
+
+
+@pytest.fixture(scope='module')
+def finished(trained, tmp_path_factory):
+    """The folder of a run that has been trained."""
+    _, recipe, state = trained
+    folder = tmp_path_factory.mktemp('run')
+    checkpoint.write_config(folder, configs.load('moderation', **{'data.train': 'gone.jsonl'}).to_dict())
+    recipe.plan.keep(folder / checkpoint.KEPT)
+    checkpoints = checkpoint.Checkpoints(folder, recipe.plan.abstract)
+    checkpoints.save(STEPS, state, {})
+    checkpoints.close()
+    return folder
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+def lesson(labels, weight=1.0):
+    return LabelLesson(jnp.asarray(labels)[None, None], jnp.asarray([[weight]]), None)
+
+
+def test_the_loss_is_the_published_one():  # selfplay_safety 4.4-1
+    logits = jnp.asarray([[[2.0, -1.0, 0.5]]])
+    assert Labels()(logits, lesson([1.0, 0.0, 0.0])) == pytest.approx(0.471422, abs=1e-6)
+    assert Labels()(logits, lesson([1.0, 0.0, 0.0], 0.25)) == pytest.approx(0.471422 / 4, abs=1e-6)
+    weighed = np.logaddexp(0, [-2.0, -1.0, 0.5]) @ [3.0, 1.0, 1.0] / 3
+    assert Labels((3.0, 9.0, 9.0))(logits, lesson([1.0, 0.0, 0.0])) == pytest.approx(weighed, abs=1e-6)
+    probabilities = 1 / (1 + np.exp(-np.asarray(logits[0])))
+    assert evals.harm(probabilities).item() == pytest.approx(0.880797, abs=1e-6)
+    assert evals.harm(probabilities, 'mean').item() == pytest.approx(0.590733, abs=1e-6)
+
+
+def test_a_category_counts_as_much_where_it_is_as_where_it_is_not():
+    labels = np.array([[1, 0, 1]] + [[0, 0, 1]] * 3 + [[0, 0, 0]] * 96, np.float32)
+    assert moderation.balanced(labels) == pytest.approx((10.0, 1.0, 10.0))  # 99 and 24 for each, and nobody
+    assert moderation.balanced(labels[:5]) == pytest.approx((4.0, 1.0, 0.25))
+    assert moderation.balanced(1 - labels) == pytest.approx((0.1, 1.0, 0.1))  # the second has every answer
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_what_answers_are_about(trained):
+    rows, recipe, state = trained
+    assert rows[0]['loss'] == pytest.approx(_loss_of_nothing(recipe), rel=0.5)  # a new head knows nothing
+    before, after = (recipe.evaluate(each, 'x') for each in (recipe.init()[0], state))
+    assert after.record['rows'] == 48
+    assert after.record['auc'] > 0.9 and after.record['macro_auc'] > 0.7
+    assert after.record['loss'] < 0.7 * before.record['loss']
+    assert after.record['threshold_by_class'] == np.asarray(state.thresholds).tolist()
+    assert len(after.record['auc_by_class']) == len(CATEGORIES)
+    assert {exhibit.title for exhibit in after.exhibits} >= {'Unsafe or safe', 'Kinds of harm'}
+
+
+def _loss_of_nothing(recipe):
+    labels = moderation.labels_of(recipe.rows.train)
+    weights = np.where(labels == 1, recipe.scorer.loss.positive_weights, 1.0)
+    return np.log(2) * weights.mean()
+
+
+def test_thresholds_are_chosen_on_answers_that_are_neither_learnt_nor_tested(trained):
+    _, recipe, state = trained
+    prompts = [{tuple(g.prompt) for g in rows} for rows in (recipe.rows.train, recipe.rows.test, recipe.validation)]
+    assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
+    assert len(recipe.validation) == 24 and len(recipe.rows.train) == 96
+    # what is tested on has no say, and what validates has
+    chosen = recipe.with_thresholds(state).thresholds
+    np.testing.assert_array_equal(chosen, state.thresholds)
+    labels = moderation.labels_of(recipe.validation) == 1.0
+    probabilities = 1 / (1 + np.exp(-recipe.logits(state, recipe.validation)))
+    np.testing.assert_allclose(state.thresholds, evals.choose_thresholds(probabilities, labels), atol=1e-6)
+    seen = [CATEGORIES.index(name) for name in WORDS]
+    assert set(np.delete(np.asarray(state.thresholds), seen).tolist()) == {0.5}  # nobody speaks for these
+
+
+def test_thresholds_are_chosen_before_every_evaluation_and_not_between(tmp_path):
+    changes = keyword_files(tmp_path) | {'total_steps': 4, 'eval.every': 2, 'optimizer.lr': 1e-2}
+    recipe = moderation.make(get_config(**changes), ONE)
+    state, host = recipe.init()
+    moved = []
+    for i in range(4):
+        before = np.asarray(state.thresholds)
+        state, host, phase, metrics = recipe.step(state, host, i)
+        moved.append(bool((np.asarray(state.thresholds) != before).any()))
+    assert moved == [False, True, False, True]
+    assert phase == 'moderation' and metrics.keys() >= {'loss', 'grad_norm', 'tokens', 'left_out'}
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_unbroken_one(tmp_path):
+    changes = keyword_files(tmp_path) | {'total_steps': 4, 'eval.every': 2}
+    _, recipe, unbroken = run(ONE, 4, **changes)
+    _, _, half = run(ONE, 2, recipe)
+    checkpoints = checkpoint.Checkpoints(tmp_path / 'run', recipe.plan.abstract)
+    checkpoints.save(2, half, {}, None)
+    checkpoints.close()
+    restored = checkpoint.Checkpoints(tmp_path / 'run', recipe.plan.abstract).restore()
+    assert restored
+    state = restored[0]
+    for i in (2, 3):
+        state, *_ = recipe.step(state, {}, i)
+    jax.tree.map(np.testing.assert_array_equal, state, unbroken)
+
+
+@pytest.mark.slow
+def test_a_mesh_and_packing_change_no_loss(tmp_path):
+    changes = keyword_files(tmp_path) | {'data.batch_size': 16, 'data.micro_rows': 1}
+    alone, *_ = run(ONE, 3, **changes, **{'data.row_tokens': 0})
+    for context, row_tokens in ((ONE, 256), (EIGHT, 256)):
+        again, recipe, state = run(context, 3, **changes, **{'data.row_tokens': row_tokens})
+        for a, b in zip(again, alone, strict=True):
+            np.testing.assert_allclose([a[k] for k in b], list(b.values()), rtol=1e-4, atol=1e-5)
+        assert np.isfinite(recipe.evaluate(state, 'x').record['loss'])
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('changes', 'told'),
+    [
+        ({'category': {**dict.fromkeys(CATEGORIES, False), 'gardening': True}}, ('line 1', 'gardening')),
+        ({'category': dict.fromkeys(CATEGORIES, True), 'is_safe': True}, ('line 1', 'is_safe')),
+        ({'response': ''}, ('line 1', 'response')),
+    ],
+)
+def test_a_wrong_record_is_told_in_a_line(tmp_path, changes, told):
+    with pytest.raises(ValueError, match=told[0]) as error:
+        moderation.make(get_config(**{'data.train': rows_file(tmp_path / 'a.jsonl', 24, **changes)}), ONE)
+    assert told[1] in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'), [('labels.validation', 0), ('labels.weights', 'heavy'), ('data.dilemmas', 0)]
+)
+def test_a_wrong_value_is_told_by_its_key(key, value):
+    with pytest.raises(ValueError, match=f'{key}={value!r}'):
+        moderation.make(get_config(**{key: value}), ONE)
+
+
+def test_answers_to_one_prompt_choose_no_thresholds(tmp_path):
+    changes = {'data.train': rows_file(tmp_path / 'a.jsonl', 8), 'data.test': rows_file(tmp_path / 'b.jsonl', 8, '!')}
+    with pytest.raises(ValueError, match=r'data\.train=.*a\.jsonl'):
+        moderation.make(get_config(**changes), ONE)
+
+
+def test_a_family_without_a_classifier_is_refused_before_it_is_trained(monkeypatch, tmp_path):
+    monkeypatch.setattr('pal_jax.models.files.families.CLASSIFIERS', {'mistral': 'MistralForSequenceClassification'})
+    changes = keyword_files(tmp_path)
+    with pytest.raises(ValueError, match='no classifier of family llama'):
+        moderation.make(get_config(**changes), ONE)
+    moderation.make(get_config(**changes, export=False), ONE)
+
+
+@pytest.mark.parametrize('variant', ['', 'paper'])
+def test_the_variants_are_complete(variant):
+    moderation.data.check(get_config(variant))
+
+
+# --- a trained moderator ----------------------------------------------------------------------------------------------
+
+
+def test_an_opened_moderator_judges_as_the_run_does(trained, finished):
+    _, recipe, state = trained
+    moderator = moderation.open_moderator(finished, ONE)
+    rows = [row(i, '!') for i in range(48)]
+    probabilities = moderator([r.prompt for r in rows], [r.response for r in rows])
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-recipe.logits(state, recipe.rows.test))), atol=1e-5)
+    np.testing.assert_array_equal(moderator.thresholds, state.thresholds)
+    unsafe = moderator.unsafe([r.prompt for r in rows], [r.response for r in rows])
+    np.testing.assert_array_equal(unsafe, (probabilities > moderator.thresholds).any(axis=1))
+    assert unsafe.mean() == recipe.evaluate(state, 'x').record['called_unsafe']
+    chats = [[{'role': 'user', 'content': r.prompt}] for r in rows]
+    np.testing.assert_allclose(moderator(chats, [r.response for r in rows]), probabilities, atol=1e-6)
+
+
+def test_a_moderator_reads_many_in_parts_and_nothing_at_all(finished, monkeypatch):
+    moderator = moderation.open_moderator(finished, ONE)
+    whole = moderator(['0!'] * 9, [row(i).response for i in range(9)])
+    monkeypatch.setattr(moderation, 'CHUNK', 4)
+    np.testing.assert_allclose(moderator(['0!'] * 9, [row(i).response for i in range(9)]), whole, atol=1e-5)
+    assert moderator([], []).shape == (0, 14) and moderator.unsafe([], []).shape == (0,)
+    assert np.isfinite(moderator(['<|im_end|>\x00'], [''])).all()
+    with pytest.raises(ValueError, match='tokens, the moderator reads'):
+        moderator(['?' * 100_000], ['!'])
+
+
+def test_another_run_is_no_moderator(tmp_path):
+    checkpoint.write_config(tmp_path, configs.load('reward').to_dict())
+    with pytest.raises(ValueError, match='is a run of reward; give one of moderation'):
+        moderation.open_moderator(tmp_path, ONE)
+
+
+def test_an_export_has_the_names_of_its_outputs_and_their_thresholds(finished, trained, tmp_path):
+    exports, step = load_trained(str(finished))
+    write_exports(exports, lambda name: tmp_path / name)
+    config = json.loads((tmp_path / 'export' / 'config.json').read_text())
+    assert step == STEPS
+    assert config['num_labels'] == 14 and config['problem_type'] == 'multi_label_classification'
+    assert [config['id2label'][str(k)] for k in range(14)] == list(CATEGORIES) == list(config['label2id'])
+    thresholds = np.asarray(trained[2].thresholds).tolist()
+    assert config[moderation.THRESHOLDS] == dict(zip(CATEGORIES, thresholds, strict=True))
+
+
+@pytest.mark.slow
+def test_transformers_scores_the_export_as_we_do(trained, tmp_path):
+    torch = pytest.importorskip('torch')
+    transformers = pytest.importorskip('transformers')
+    _, recipe, state = trained
+    write_exports(recipe.plan.trained.exports(state), lambda name: tmp_path / name)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'export').eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
+    said = [row(i, '!') for i in range(48)]
+    chats = [[{'role': 'user', 'content': r.prompt}, {'role': 'assistant', 'content': r.response}] for r in said]
+    texts = [text.rstrip('\n') for text in tokenizer.apply_chat_template(chats, tokenize=False)]
+    with torch.no_grad():
+        found = model(**tokenizer(texts, padding=True, add_special_tokens=False, return_tensors='pt')).logits
+    np.testing.assert_allclose(found.numpy(), recipe.logits(state, recipe.rows.test), atol=1e-4)
+    assert getattr(model.config, moderation.THRESHOLDS).keys() == set(CATEGORIES)
+
+
+def test_a_group_is_what_the_training_has():
+    tokenizer = sources.resolve('random:tiny').tokenizer()
+    learnt = labelled_group(tokenizer, row(3))
+    read = moderation.to_group(tokenizer, 1000, row(3).prompt, row(3).response)
+    assert read == learnt._replace(labels=read.labels)
+    assert read == shared_prompt([to_score(read.prompt, read.branches[0].tokens[:-1])])

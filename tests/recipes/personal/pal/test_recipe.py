@@ -1,0 +1,412 @@
+"""PAL from its config: what it finds, what it leaves alone, what it refuses, and runs that are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import pal_synthetic
+from pal_jax.data.comparisons import PairBatch
+from pal_jax.data.readers import columns
+from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.recipes.personal.pal import recipe as pal
+from pal_jax.recipes.personal.pal import reward as pal_reward
+from pal_jax.recipes.personal.pal import synthetic
+from pal_jax.recipes.personal.pal import text as pal_text
+from pal_jax.recipes.personal.panel import Trial
+from pal_jax.recipes.personal.population import Panel
+from pal_jax.run import devices, intervals
+from pal_jax.run.recipe import Context, Plan
+from pal_jax.run.runs import open_run
+from tests import configs, shell
+from tests.choices import two_kinds
+
+ROOT = Path(__file__).parents[4]
+
+
+@contextlib.contextmanager
+def no_phase(name):
+    yield
+
+
+CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
+
+
+get_config = functools.partial(configs.load, 'pal')
+get_settings = functools.partial(configs.settings, 'pal')
+
+
+@pytest.fixture(scope='session')
+def table(tmp_path_factory):
+    """Sixty people of two kinds who want opposite things of two attributes, fifteen choices each."""
+    return two_kinds(tmp_path_factory.mktemp('table') / 'choices.jsonl', 60)
+
+
+def small(table, **changes):
+    few = {'baselines.embedding': 0, 'baselines.own': False, 'baselines.majority': False, 'new.counts': (0, 5)}
+    return get_config(**{'data': str(table), 'updates': 40, **few, **changes})
+
+
+@pytest.fixture(scope='module')
+def trained(table):
+    config = small(table)
+    recipe = pal.make(configs.parsed(config), CONTEXT)
+    state, host = recipe.init()
+    for i in range(config.total_steps):
+        state, host, _, metrics = recipe.step(state, host, i)
+    before = jax.tree.map(np.asarray, state)
+    return recipe, state, before, metrics, recipe.evaluate(state, 'final')
+
+
+def test_two_kinds_of_people_are_told_apart_and_new_ones_placed(trained):
+    record = trained[-1].record
+    assert record['seen_pal'] > 0.9 > 0.7 > record['seen_shared']
+    assert record['new_pal'] > 0.85 > 0.7 > record['new_shared']
+    assert record['chosen_prototypes'][:2] == [2, 2]
+    assert record['seen_shuffled'] < 0.7
+    assert record['new_pal_by_known'][0] < record['new_pal_by_known'][1]
+    asked, random = record['new_asked_by_known'], record['new_pal_by_known']
+    assert (asked[0], asked[-1]) == (random[0], random[-1])  # nothing known, and everything
+    assert asked[1] > random[1] - 0.02
+    assert record['asked_gain_by_known'][1] == pytest.approx(asked[1] - random[1])
+
+
+def test_an_evaluation_moves_nothing(trained):
+    _, state, before, *_ = trained
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, state))
+
+
+def test_new_people_have_not_moved_while_the_seen_were_trained(trained):
+    _, _, before, *_ = trained
+    users = jax.tree.map(lambda x: x[:, :60], before['K=2'].users)  # rows past the people fill the table up
+    never = users.updates == 0
+    assert never.sum(axis=1).tolist() == [12] * 4  # a fifth of sixty, in every trial
+    np.testing.assert_array_equal(users.z[never], 0.0)
+
+
+def test_exhibits_tell_the_story(trained):
+    exhibits = {exhibit.title: exhibit for exhibit in trained[-1].exhibits}
+    assert '95 % over splits' in exhibits['Who is foretold how well'].text
+    assert [row[0] for row in exhibits['Who is foretold how well'].table][1:5] == [
+        'one model for all (K = 1)',
+        'PAL, K chosen on validation',
+        'PAL, new people asked what tells most',
+        'PAL, shuffled user ids',
+    ]
+    prototypes = exhibits['The prototypes'].table
+    assert len(prototypes) == 3
+    assert {prototypes[1][3].split()[0], prototypes[1][4].split()[0]} & {'x0'}  # what the two kinds disagree about
+    assert all(exhibits[title].picture for title in ('By prototypes', 'New people', 'The people', 'The prototypes'))
+
+
+class Learner(NamedTuple):
+    """A learner whose state is how many updates it has had."""
+
+    seen: list
+
+    def init(self, seeds):
+        return 0
+
+    def update(self, state, batches):
+        self.seen.append(batches)
+        return state + 1, {'loss': np.zeros(2), 'accuracy': np.array([0.75, 0.25])}
+
+
+def test_fake_learners_update_on_the_same_pairs_which_are_put_on_the_device_once():
+    learners = {'K=1': Learner([]), 'K=2': Learner([])}
+    trials = [Trial(None, None, seed, shuffled) for seed, shuffled in ((0, False), (1, True))]
+    columns = np.zeros((2, 1, 4), np.int32), np.zeros((2, 1, 4, 3)), np.ones((2, 1, 4, 3)), np.ones((2, 1, 4))
+    panel = Panel(None, trials, learners, (1, 2), (0,), 'zero')
+    recipe = pal.PAL(Plan(1, None, lambda i: None), CONTEXT, panel, lambda i: PairBatch(*columns))
+    state, host, phase, metrics = recipe.step(*recipe.init(), 0)
+    assert (state, host, phase) == ({'K=1': 1, 'K=2': 1}, {}, 'pal')
+    assert metrics['accuracy K=2'] == 0.75  # the shuffled split is left out
+    (one,), (two,) = (learner.seen for learner in learners.values())
+    assert one is two
+    assert isinstance(one.chosen, jax.Array)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'prototypes': (2, 3)}, r'prototypes=\(2, 3\) needs 1'),
+        ({'prototypes': (1, 100)}, 'model.prototypes=100 is more than the 60 users'),
+        ({'batch': 0}, 'batch=0 must be at least 1'),
+        ({'split.train': 0.9}, 'leave nothing for the test'),
+        ({'split.seen': 1.0}, 'leaves nobody seen or nobody new'),
+        ({'loss.name': 'hing'}, "loss.name='hing'; use one of logistic, hinge, smooth_hinge"),
+        ({'model.variant': 'B'}, 'needs the vectors of prompts'),
+        ({'model.rule': 'dots'}, "model.rule='dots'; use one of dist"),
+        ({'model.mixture': 'free'}, "model.mixture='free'"),
+        ({'model.mixture': 'linear'}, "model.mixture='linear'"),
+        ({'model.temperature': 0.0}, 'model.temperature=0.0'),
+        ({'model.temperature': 2.0, 'model.scaled': True}, 'model.temperature=2.0'),
+        ({'loss.prototype_pull': -1.0}, 'loss.prototype_pull=-1.0'),
+        ({'loss.prototype_pull': 1.0, 'model.variant': 'B'}, 'loss.prototype_pull=1.0'),
+        ({'loss.by': 'persons'}, "loss.by='persons'"),
+        ({'new.question': 'entropy'}, "new.question='entropy'"),
+        ({'new.toward': 'mean'}, "new.toward='mean'; use one of population, zero"),
+        ({'new.pull': 0.0}, r'new.ask=20 questions need new.pull=0.0 above 0'),
+        ({'model.dtype': 'float16'}, "dtype='float16' is unknown"),
+        ({'data': 'nowhere.csv'}, r'nowhere\.csv.* electricity, train, swissmetro'),
+    ],
+)
+def test_wrong_values_are_refused(table, changes, message):
+    with pytest.raises(ValueError, match=message):
+        pal.make(configs.parsed(small(table, **changes)), CONTEXT)
+
+
+# --- statements that people vote on -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def conversation(tmp_path_factory):
+    """Thirty statements full of a, thirty full of z; half of forty people agree with the ones, half with the others."""
+    rng, stem = np.random.default_rng(0), tmp_path_factory.mktemp('votes') / 'letters'
+    texts = [''.join(rng.choice(list('az'[i % 2] * 4 + 'mn'), 24)) for i in range(60)]
+    lines = (json.dumps({'comment_id': i, 'text': text}) + '\n' for i, text in enumerate(texts))
+    stem.with_suffix('.statements.jsonl').write_text(''.join(lines))
+    said = (f'p{p},{s},{1 if s % 2 == p % 2 else -1}\n' for p in range(40) for s in range(60))
+    stem.with_suffix('.votes.csv').write_text('participant,comment_id,vote\n' + ''.join(said))
+    people = (f'p{p},{p % 2}\n' for p in range(40))
+    stem.with_suffix('.people.csv').write_text('participant,group\n' + ''.join(people))
+    return stem
+
+
+def text_settings(conversation, **changes):
+    small = {
+        'text.source': 'random:tiny', 'text.layers': 0, 'text.dtype': 'float32', 'text.width': 4, 'text.pairs': 60,
+        'total_steps': 4,
+        'text.folder': str(conversation.parent / 'states'), 'split.seeds': 2, 'prototypes': (1, 2), 'new.steps': 50,
+        'baselines.own': False, 'new.counts': (0, 5), 'updates': 40,
+    }  # fmt: skip
+    return get_settings('text', **{'data': str(conversation), **small, **changes})
+
+
+@pytest.mark.long
+def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monkeypatch):
+    recipe = pal.make(text_settings(conversation), CONTEXT)
+    state, host = recipe.init()
+    for i in range(4):
+        state, host, *_ = recipe.step(state, host, i)
+    evaluation = recipe.evaluate(state, 'final')
+    record = evaluation.record
+    assert record['seen_pal'] > 0.9 > 0.7 > record['seen_shared']
+    assert record['new_pal'] > 0.9
+    assert record['group_auc K=2'] > 0.95  # of groups that no model was told
+    assert record['group_auc K=2, shuffled ids'] < 0.9
+    for mine, all_alike in zip(record['seen_pal_by_group'], record['seen_shared_by_group'], strict=True):
+        assert mine > 0.9  # of both groups
+        assert all_alike < 0.9
+    exhibits = {exhibit.title: exhibit for exhibit in evaluation.exhibits}
+    assert [row[:2] for row in exhibits['Each group'].table[1:]] == [['0', '20'], ['1', '20']]
+    _, one, two = exhibits['The prototypes'].table
+    letters = [max('az', key=row[3].count) for row in (one, two)]  # of the statements that each likes most
+    assert sorted(letters) == ['a', 'z']
+    # the states are there: no weights are read again
+    monkeypatch.setattr(pal_text.states, 'hidden_states', None)
+    pal.make(text_settings(conversation), CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'data': 'nowhere'}, 'there is no file nowhere.statements.jsonl'),
+        ({'text.layers': 3}, r'text.layers=3 must be between 0 \(all\) and 2'),
+        ({'text.pool': 'max'}, "text.pool='max'; use one of mean, last"),
+        ({'model.variant': 'B'}, 'needs prompts, and statements that are voted on have none'),
+        ({'baselines.majority': True}, 'where text.source is given set them to False'),
+        ({'baselines.context': -1}, 'baselines.context=-1 must be at least 0'),
+        ({'baselines.context': 2, 'text.source': ''}, 'is of texts; take --config=configs/pal.py:text'),
+    ],
+)
+def test_wrong_values_for_statements_are_refused(conversation, changes, message):
+    with pytest.raises(ValueError, match=message):
+        pal.make(text_settings(conversation, **changes), CONTEXT)
+
+
+def test_choices_between_texts_are_read_by_their_name(conversation, tmp_path):
+    path = tmp_path / 'choices.csv'
+    path.write_text('user,prompt,chosen,rejected\nana,Tea?,yes,no\nbo,Milk?,no,yes\n')
+    pairs = pal_text.read_pairs(text_settings(conversation, data=f'choices:{path}'), byte_tokenizer())
+    assert pairs.names == ('ana', 'bo') and pairs.prompt is not None
+    assert [pairs.words[i] for i in (*pairs.chosen, *pairs.prompt)] == ['yes', 'no', 'Tea?', 'Milk?']
+    with pytest.raises(ValueError, match=r'are texts; take --config=configs/pal.py:text'):
+        pal.make(get_settings(data=f'choices:{path}'), CONTEXT)
+
+
+def test_a_run_of_pal_is_no_language_model(table, tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps(small(table).to_dict()))
+    with pytest.raises(ValueError, match='trains no language model'):
+        open_run(str(tmp_path), CONTEXT)
+
+
+@pytest.mark.long
+def test_a_persons_reward_says_what_the_pair_rule_says(table, tmp_path):
+    flags = [f'--config.data={table}', '--config.baselines.own=False', '--config.baselines.embedding=0']
+    done = python('-m', 'pal_jax.train', '--config=configs/pal.py:smoke', *flags, f'--workdir={tmp_path}')
+    assert done.returncode == 0, done.stderr
+    taste = {'p0': [-3.0, 1.0], 'p1': [3.0, 1.0]}
+    items = np.random.default_rng(1).normal(size=(1000, 2)).astype(np.float32)
+    known = 0
+    for split in range(2):
+        for user, wants in taste.items():
+            with contextlib.suppress(ValueError):  # new in this split
+                found = pal_reward.load_pal_reward_model(str(tmp_path), user=user, split=split)
+                assert np.corrcoef(found.reward(items), items @ np.array(wants))[0, 1] > 0.8
+                carried = json.loads(json.dumps(found.mixture))
+                again = pal_reward.load_pal_reward_model(str(tmp_path), mix=carried, split=split)
+                np.testing.assert_allclose(again.reward(items), found.reward(items), rtol=1e-5)
+                known += 1
+    assert known
+    with pytest.raises(ValueError, match="user 'nobody' is not among the 48"):
+        pal_reward.load_pal_reward_model(str(tmp_path), user='nobody')
+    with pytest.raises(ValueError, match='sum to 1'):
+        pal_reward.load_pal_reward_model(str(tmp_path), mix=[0.5, 0.6])
+    before = table.read_text()
+    table.write_text(''.join(sorted(before.splitlines(keepends=True))))
+    flags += [f'--workdir={tmp_path}', '--config.total_steps=5']
+    longer = python('-m', 'pal_jax.train', '--config=configs/pal.py:smoke', *flags)
+    table.write_text(before)
+    assert longer.returncode == 2 and longer.stderr.count('\n') == 1
+    assert f"data='{table}': {table} has other content" in longer.stderr
+
+
+def test_a_synthetic_person_prefers_the_nearer_item():
+    people = synthetic.make_population('partition', 0, d=4, seen=6, new=3, pairs=5)
+    assert people.mixtures.tolist()[:3] == np.eye(3).tolist()
+    assert [len(part) for part in people.split] == [30, 30, 30, 15, 15]
+    assert set(people.data.users[people.split.train]) == set(range(6))
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+KILLER = """
+import os, signal
+from pal_jax.recipes.personal.learner import IdealPointLearner
+from pal_jax.run.checkpoint import Checkpoints
+original, calls = {owner}.{name}, []
+def deadly(*args, **kwargs):
+    calls.append(1)
+    out = original(*args, **kwargs)
+    if len(calls) == {count}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return out
+{owner}.{name} = deadly
+from pal_jax.run import cli
+from pal_jax import train
+cli.run(train.main, '')
+"""
+
+
+def python(*args):
+    env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': shell.FLAGS}
+    if cache := jax.config.values['jax_compilation_cache_dir']:  # this session's
+        env |= {'JAX_COMPILATION_CACHE_DIR': cache, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2'}
+    return subprocess.run([sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def records(workdir, name):
+    lines = (workdir / name).read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith('seconds_')} for line in lines]
+
+
+@pytest.mark.long
+def test_a_run_killed_in_update_and_save_ends_as_an_unbroken_one(table, tmp_path):
+    flags = ['--config=configs/pal.py:smoke', f'--config.data={table}', '--config.checkpoint.every=1']
+    flags += ['--config.baselines.own=False', '--config.baselines.embedding=0']
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    result = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}')
+    assert result.returncode == 0, result.stderr
+    for owner, name, count in (('IdealPointLearner', 'update', 3), ('Checkpoints', 'save', 2)):
+        killed = python('-c', KILLER.format(owner=owner, name=name, count=count), *flags, f'--workdir={broken}')
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = python('-m', 'pal_jax.train', *flags, f'--workdir={broken}')
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'resuming' in resumed.stdout
+    for name in ('metrics.jsonl', 'evals.jsonl', 'exhibits.jsonl'):
+        assert records(broken, name) == records(whole, name)
+    last = Path('checkpoints') / '4' / 'host' / 'metadata'  # with the sum of every leaf's bits
+    assert json.loads((broken / last).read_text()) == json.loads((whole / last).read_text())
+    page = (whole / 'report.html').read_text()
+    assert page.count('data:image/png') == 5
+    assert 'PAL, K chosen on validation' in page
+    exported = python('-m', 'pal_jax.export', f'--workdir={whole}')
+    assert exported.returncode == 2
+    assert 'trains no language model; name another' in exported.stderr
+
+
+@pytest.mark.long
+def test_a_run_from_disk_killed_in_an_update_ends_as_an_unbroken_one(tmp_path):
+    rng, users, pairs = np.random.default_rng(0), 3000, 30_000
+    items = rng.standard_normal((500, 4)).astype(np.float32)
+    left = rng.integers(0, 500, pairs)
+    right = (left + rng.integers(1, 500, pairs)) % 500
+    who = np.arange(pairs) % users
+    better = (items[left, 0] > items[right, 0]) == (who % 2 == 0)
+    part = who, np.where(better, left, right), np.where(better, right, left)
+    columns.write(tmp_path / 'pairs', items, [part], pairs)
+    flags = ['--config=configs/pal.py:large', f'--config.data={tmp_path / "pairs"}', '--config.checkpoint.every=1']
+    flags += ['--config.batch=1024', '--config.updates=40', '--config.total_steps=4', '--config.optimizer.users=0.1']
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    result = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}')
+    assert result.returncode == 0, result.stderr
+    killed = python(
+        '-c', KILLER.format(owner='IdealPointLearner', name='update', count=5), *flags, f'--workdir={broken}'
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = python('-m', 'pal_jax.train', *flags, f'--workdir={broken}')
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'resuming' in resumed.stdout
+    for name in ('metrics.jsonl', 'evals.jsonl'):
+        assert records(broken, name) == records(whole, name)
+    last = Path('checkpoints') / '4' / 'host' / 'metadata'  # with the sum of every leaf's bits
+    assert json.loads((broken / last).read_text()) == json.loads((whole / last).read_text())
+    (found,) = records(whole, 'evals.jsonl')
+    assert found['seen_pal'] > 0.8 > 0.6 > found['seen_shared']
+
+
+def test_a_folder_of_pairs_needs_what_it_can_do(tmp_path):
+    columns.write(tmp_path, np.eye(2, dtype=np.float32), [([0] * 3, [0] * 3, [1] * 3)], 3)
+    with pytest.raises(ValueError, match='need all items in memory'):
+        pal.make(get_settings(data=str(tmp_path)), CONTEXT)
+
+
+def test_embeddings_are_pairs_too(tmp_path):
+    path, numbers = tmp_path / 'pick.npz', {'users': [0, 1], 'prompt': [0, 1], 'chosen': [0, 2], 'rejected': [1, 3]}
+    np.savez(path, images=np.eye(4, dtype=np.float32), prompts=np.ones((2, 4), np.float32), **numbers)
+    assert pal.read(get_settings('large', data=str(path)), CONTEXT).names == ('0', '1')
+    with pytest.raises(ValueError, match='need all items in memory'):
+        pal.read(get_settings(data=str(path)), CONTEXT)
+
+
+@pytest.mark.long
+def test_known_prototypes_are_found_by_accuracy():  # II.9, checks 8 to 10
+    one = pal_synthetic.run('partition', 16, 'linear', 1, range(5))
+    three = pal_synthetic.run('partition', 16, 'linear', 3, range(5), (5, 20, 50), (2, 5, 10))
+    for random, asked in zip(*three.asked, strict=True):
+        gain = intervals.mean(np.subtract(asked, random))
+        assert gain.value > 2 * gain.error  # questions that are chosen tell more
+    assert np.mean(one.seen) <= 0.82
+    assert min(three.seen) >= 0.92
+    assert np.mean(three.seen) - np.mean(one.seen) >= 0.12
+    five, twenty, fifty = (np.mean(row) for row in three.new)
+    assert five >= 0.84
+    assert twenty >= 0.91
+    assert fifty >= max(0.92, np.mean(three.seen) - 0.015)
+    assert np.median(three.found) >= 0.97
+    four = pal_synthetic.run('partition', 16, 'linear', 4, range(5))
+    assert np.mean(four.seen) >= np.mean(three.seen) - 0.015
+    low = pal_synthetic.run('partition', 2, 'linear', 3, range(5))
+    assert np.mean(low.seen) >= 0.96

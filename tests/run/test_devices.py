@@ -1,0 +1,35 @@
+"""Meshes: sizes that fit, and the parts of a mesh that decode by themselves."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pal_jax.run import devices
+
+
+def test_the_parts_of_a_mesh_are_whole_rows_of_it():
+    mesh = devices.make_mesh(fsdp=4, tensor=2)
+    parts = devices.divide(mesh, 2)
+    assert dict(parts.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+    assert parts.devices.reshape(-1, 2).tolist() == mesh.devices.reshape(-1, 2).tolist()
+    # A part of one device holds the model by itself, whatever the mesh does.
+    assert dict(devices.divide(mesh, 8).shape) == {'data': 8, 'fsdp': 1, 'tensor': 1}
+
+
+def test_parts_that_do_not_fit_are_told(monkeypatch):
+    with pytest.raises(ValueError, match='decode.shares=3 does not divide 8 devices of 1 processes'):
+        devices.divide(devices.make_mesh(), 3)
+    monkeypatch.setattr(devices.jax, 'process_count', lambda: 4)
+    with pytest.raises(ValueError, match='decode.shares=2 does not divide 8 devices of 4 processes'):
+        devices.divide(devices.make_mesh(), 2)
+
+
+def test_flags_of_the_tpu_compiler_are_ours_unless_the_environment_has_others(monkeypatch):
+    monkeypatch.delenv('LIBTPU_INIT_ARGS', raising=False)
+    devices.overlap_on_tpu()
+    assert os.environ['LIBTPU_INIT_ARGS'].split() == list(devices.LIBTPU_ARGS)
+    monkeypatch.setenv('LIBTPU_INIT_ARGS', '--xla_tpu_scoped_vmem_limit_kib=98304')
+    devices.overlap_on_tpu()
+    assert os.environ['LIBTPU_INIT_ARGS'] == '--xla_tpu_scoped_vmem_limit_kib=98304'

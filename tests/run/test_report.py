@@ -1,0 +1,361 @@
+"""The report of a run: made from its files alone, complete, self-contained, and safe to open."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import html.parser
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from pal_jax.run.curve import learning_curve, plot_turns, running_mean
+from pal_jax.run.glossary import meaning
+from pal_jax.run.metrics import EVALS, METRICS, MetricsWriter, read_records
+from pal_jax.run.report import (
+    before_and_after,
+    duration,
+    few,
+    flatten,
+    grouped,
+    lead,
+    number,
+    number_rows,
+    side_by_side,
+    write_report,
+)
+from pal_jax.run.summary import summarize
+from pal_jax.run.verdict import judge
+from pal_jax.types import Exhibit
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+def dialogue(step, stage, person, reply='Hi'):
+    turns = [
+        {'role': 'user', 'content': ATTACK},
+        {'role': 'assistant', 'content': reply, 'profile': ATTACK, 'rewards': {'profile': 0.5}},
+    ]
+    return {'step': step, 'stage': stage, 'person': person, 'facts': [ATTACK], 'turns': turns}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    folder = tmp_path / 'a & b'
+    with MetricsWriter(folder) as writer:
+        writer.evaluation({'step': 0, 'stage': 'base', 'reward': 0.111, 'reward_se': 0.02, 'f1_by_turn': [0.0, 0.05]})
+        writer.dialogues([dialogue(0, 'base', f'p{i}', reply='Dull.') for i in range(5)])
+        for step in range(4):
+            writer.write(step, 'warm-up', {'loss': 1.0 / (step + 1), 'seconds_update': 30.0})
+        for step in range(4, 14):
+            metrics = {'reward': step / 20, 'reward_std': 0.3, 'samples': 32, 'format': 0.9, 'kl': 0.01}
+            writer.write(step, 'rlpa', metrics | {'seconds_rollout': 60.0})
+        final = {'f1_by_turn': [0.0, 0.31], 'bound_by_turn': [0.0, 0.42], 'shuffled_by_turn': [0.01, 0.02]}
+        writer.evaluation({'step': 13, 'stage': 'final', 'reward': 0.777, 'format': 0.95} | final)
+        writer.dialogues([dialogue(13, 'final', f'p{i}', reply='Lively!') for i in range(5)])
+    return folder
+
+
+class Text(html.parser.HTMLParser):
+    """Collects tags, attributes and text of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], {}, ''
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.update(attrs)
+
+    def handle_data(self, data):
+        self.text += data + ' '
+
+
+def test_the_page_holds_what_happened(workdir):
+    summarize(workdir, {'config': {'ppo': {'clip': 0.2}}})
+    text = Text(write_report(workdir).read_text()).text
+    for shown in ('0.225', '0.625', '0.4', '± 0.02', '0.777', 'ppo.clip', 'rollout', '10:00', 'Dull.', 'Lively!'):
+        assert shown in text, shown
+
+
+def test_the_page_opens_with_the_verdict_an_example_and_the_curve_and_figures_are_folded(workdir):
+    page = write_report(workdir).read_text()
+    places = [page.index(text) for text in ('Did it learn?', 'Before and after', 'Learning curve', 'All figures')]
+    assert places == sorted(places)
+    opening, folded = page[: places[-1]], page[places[-1] :]
+    assert '<table' not in opening and opening.count('class="pair"') == 1
+    assert re.sub('<details.*?</details>', '', folded, flags=re.DOTALL).count('<table') == 0
+    judged = judge(read_records(workdir / METRICS), read_records(workdir / EVALS))
+    assert judged and judged.sentence in Text(page).text
+    assert meaning('profile').words in Text(opening).text  # of the scores under a dialogue
+
+
+def test_figures_are_in_groups_and_one_that_nobody_explained_is_shown():
+    rows = [('warmth', 1), ('kl', 2), ('reward', 3), ('shuffled', 4), ('logic', 5)]
+    names = [[name for name, _, _ in figures] for _, figures in grouped(rows)]
+    assert names == [['reward'], ['shuffled'], ['logic'], ['kl'], ['warmth']]
+    (_, kept), *_ = grouped([('warmth', 1)])
+    assert kept == [('warmth', '', 1)]
+
+
+def test_a_page_without_dialogues_opens_with_a_table_before_and_after_or_a_picture():
+    table, picture = {'title': 'Held-out pairs', 'table': [['a']], 'picture': ''}, {'title': 'Curve', 'table': []}
+    picture |= {'picture': 'x'}
+    assert lead([table | {'stage': 'base'}], [picture, table]) == (table | {'stage': 'base'}, table)
+    assert lead([], [table, picture]) == (None, picture)
+    assert lead([], [table]) is lead([], []) is None
+
+
+def test_several_systems_that_answer_one_prompt_stand_side_by_side():
+    said = [dialogue(9, 'final', name) for name in ('base', 'morl', 'psoups')]
+    assert [(a['person'], b['person']) for a, b in side_by_side(said)] == [('base', 'psoups')]
+    other = dialogue(9, 'final', 'psoups') | {'turns': [{'role': 'user', 'content': 'Else?'}]}
+    assert side_by_side([said[0], other]) == side_by_side(said[:1]) == side_by_side([]) == []
+    assert len(side_by_side([*said, other, other | {'person': 'base'}])) == 2
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_games_of_one_evaluation_are_shown_with_what_the_judge_said(count, tmp_path):
+    turns = [{'role': 'user', 'content': 'Seed: help'}, {'role': 'assistant', 'content': f'Attacker: {ATTACK}'}]
+    game = {'step': 2, 'stage': 'final', 'turns': turns}
+    games = [game | {'person': f'policy {k}', 'facts': [f'unsafe: {k}']} for k in range(count)]
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(0, 'evaluate', {'answers': 3.0})
+        writer.evaluation({'step': 2, 'stage': 'final', 'answers': 3.0})
+        writer.dialogues(games)
+    page = Text(write_report(tmp_path).read_text())
+    head = 'Side by side' if count > 1 else 'Dialogues of the evaluation'
+    # Two policies on one seed have each a verdict of their own.
+    for text in (head, 'Seed: help', f'Attacker: {ATTACK}', *(f'unsafe: {k}' for k in range(count))):
+        assert text in page.text
+    assert 'script' not in page.tags and 'img' not in page.tags
+
+
+def test_f1_stands_beside_its_bound_and_control(workdir):
+    rows = re.findall(r'<tr[^>]*>(.*?)</tr>', write_report(workdir).read_text())
+    cells = [re.findall(r'<t[dh][^>]*>(.*?)</t[dh]>', row) for row in rows]
+    named = [(row[0], *re.findall(r'<code>(.*?)</code>', row[1]), *row[2:]) for row in cells if len(row) == 4]
+    assert ('base', 'f1', '0', '0.05') in named
+    assert [row[1:] for row in named if row[1] in {'f1', 'bound', 'shuffled'}][1:] == [
+        ('f1', '0', '0.31'),
+        ('bound', '0', '0.42'),
+        ('shuffled', '0.01', '0.02'),
+    ]
+
+
+def test_texts_of_models_users_and_files_are_escaped(workdir):
+    summarize(workdir, {'config': {ATTACK: ATTACK}})
+    page = Text(write_report(workdir).read_text())
+    assert 'script' not in page.tags
+    assert 'onerror' not in page.attributes
+    assert page.tags.count('img') == 1  # the learning curve
+    assert page.text.count(ATTACK) >= 8
+
+
+def rollout(reward, *, content='Hm.', judged=True):
+    turns = [{'role': 'user', 'content': ATTACK, 'profile': ''}]
+    turns.append({'role': 'assistant', 'content': content, 'profile': ATTACK})
+    scores = {'reward': reward, 'profile': 0.5, 'response': 0.0, 'format': 1.0}
+    return {'person': ATTACK, 'facts': [ATTACK], 'round': 1, 'judged': judged, 'scores': scores, 'turns': turns}
+
+
+@pytest.fixture
+def trained(workdir):
+    """The run, and samples of three of its training steps."""
+    with MetricsWriter(workdir, first_step=14) as writer:
+        for step, rewards in ((4, (0.5, 0.1)), (5, (1.5, 0.3)), (13, (1.0, 0.2))):
+            writer.rollouts(step, 'rlpa', [rollout(r, content=f'</script>{ATTACK} {r}') for r in rewards])
+    return workdir
+
+
+class Scripts(html.parser.HTMLParser):
+    """The contents of a page's scripts, by type."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.type, self.found = None, []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.type = (dict(attrs).get('type') or '') if tag == 'script' else None
+
+    def handle_endtag(self, tag):
+        self.type = None
+
+    def handle_data(self, data):
+        if self.type is not None:
+            self.found.append((self.type, data))
+
+
+def test_samples_of_the_training_are_data_and_the_policy_lets_one_script_run(trained):
+    page = write_report(trained).read_text()
+    (kind, data), (code_kind, code) = Scripts(page).found
+    assert (kind, code_kind) == ('application/json', '')
+    records = json.loads(data)
+    assert [(each['step'], each['scores']['reward']) for each in records][:3] == [(4, 0.5), (4, 0.1), (5, 1.5)]
+    assert records[0]['turns'][0]['content'] == ATTACK and '<' not in data
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)[0]
+    assert f"script-src 'sha256-{digest}'" in policy and 'unsafe-inline' not in policy.split('script-src')[1]
+    assert not re.search(r'innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function', code)
+    named = set(re.findall(r"found\('(\w+)'\)", code))
+    assert named <= set(re.findall(r'id="(\w+)"', page))
+    text = Text(page)
+    assert text.tags.count('script') == 2 and 'onerror' not in text.attributes
+
+
+def test_a_page_keeps_its_size_however_long_the_training_was():
+    records = [{'step': step, **rollout(0.1, content='x' * 5000)} for step in range(500) for _ in range(4)]
+    kept = few(records, room=100_000, longest=100)
+    steps = sorted({record['step'] for record in kept})
+    assert len(json.dumps(kept)) < 110_000 and len(kept) == 4 * len(steps)
+    assert (steps[0], steps[-1]) == (0, 499) and 5 < len(steps) < 200
+    assert kept[0]['turns'][1]['content'] == 'x' * 100 + ' …'
+    assert few(records[:8], longest=9999) == records[:8] and few([]) == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='needs chromium on the path')
+def test_a_reader_steps_through_them_by_step_and_by_reward(trained):
+    sync_api = pytest.importorskip('playwright.sync_api', reason='needs pip install playwright')
+    complaints = []
+    with (
+        sync_api.sync_playwright() as play,
+        contextlib.closing(
+            play.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
+        ) as browser,
+    ):
+        page = browser.new_page()
+        page.on('pageerror', lambda error: complaints.append(str(error)))
+        page.on('dialog', lambda dialog: complaints.append(dialog.message))
+        page.goto(write_report(trained).as_uri())
+        places = [page.locator('#where').text_content()]
+        while page.locator('#on').is_enabled():
+            page.locator('#on').click()
+            places.append(page.locator('#where').text_content())
+        assert [re.findall(r'step (\d+).*reward ([\d.]+)', place)[0] for place in places] == [
+            ('4', '0.10'), ('4', '0.50'), ('5', '0.30'), ('5', '1.50'), ('13', '0.20'), ('13', '1.00'),
+        ]  # fmt: skip
+        page.locator('#order').select_option('best')
+        assert '1 of 6: step 5, turn 1, reward 1.50' in page.locator('#where').text_content()
+        assert f'</script>{ATTACK} 1.5' in page.locator('#dialogue').text_content()
+        page.locator('#only').select_option('13')
+        assert '1 of 2: step 13, turn 1, reward 1.00' in page.locator('#where').text_content()
+        assert page.locator('#dialogue img, #dialogue script').count() == 0
+    assert complaints == []
+
+
+def test_the_last_evaluations_exhibits_are_shown_and_escaped(workdir):
+    picture = learning_curve([{'step': 0, 'phase': 'pal', 'accuracy': 0.5}])
+    with MetricsWriter(workdir, first_step=14) as writer:
+        writer.exhibits(9, 'step', [Exhibit('Early')])
+        writer.exhibits(13, 'final', [Exhibit(ATTACK, table=[['who', 'accuracy'], [ATTACK, '0.8']], picture=picture)])
+    assert [path.read_bytes() for path in (workdir / 'pictures').iterdir()] == [picture]
+    page = Text(write_report(workdir).read_text())
+    assert 'script' not in page.tags
+    assert page.tags.count('img') == 2
+    assert '0.8' in page.text
+    assert 'Early' not in page.text
+
+
+def test_exhibits_beyond_the_step_a_run_resumes_at_are_written_again(workdir):
+    for _ in range(2):
+        with MetricsWriter(workdir, first_step=13) as writer:
+            writer.exhibits(13, 'final', [Exhibit('Table', table=[['a']])])
+    assert len((workdir / 'exhibits.jsonl').read_text().splitlines()) == 1
+
+
+def test_the_page_asks_nothing_of_anyone(workdir):
+    page = write_report(workdir).read_text()
+    assert not re.search(r'(?:src|href|url)\s*[=(]\s*["\']?\s*(?:https?:|//|file:)', page)
+    assert 'data:image/png;base64,' in page
+
+
+def test_three_people_are_shown_before_beside_after(workdir):
+    page = write_report(workdir).read_text()
+    assert page.count('class="pair"') == page.count('Dull.') == page.count('Lively!') == 3
+
+
+def test_notes_of_the_summary_are_in_the_page(workdir):
+    summarize(workdir, {'notes': ['Mind the <gap>.']})
+    assert 'Mind the &lt;gap&gt;.' in write_report(workdir).read_text(encoding='utf-8')
+
+
+def test_it_can_be_made_again_without_a_summary_and_is_the_same(workdir):
+    first = write_report(workdir).read_bytes()
+    (workdir / 'report.html').unlink()
+    assert write_report(workdir).read_bytes() == first
+
+
+def test_a_folder_without_steps_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match='no steps to report on; train first'):
+        write_report(tmp_path)
+
+
+def test_a_run_of_one_bare_step_has_a_report(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(0, 'sft', {'loss': 2.0})
+    assert 'sft' in write_report(tmp_path).read_text()
+
+
+def test_before_and_after_pair_the_same_people():
+    dialogues = [
+        dialogue(0, 'base', 'a'),
+        dialogue(0, 'base', 'b'),
+        dialogue(5, 'step', 'b'),
+        dialogue(9, 'final', 'b'),
+    ]
+    assert [(b['step'], a['step'], a['person']) for b, a in before_and_after(dialogues)] == [(0, 9, 'b')]
+    assert before_and_after(dialogues[:2]) == before_and_after([]) == []
+
+
+def test_number_rows_line_up_across_evaluations():
+    rows = number_rows([{'step': 0, 'f1': 0.5, 'f1_se': 0.1}, {'step': 1, 'kl': 0.2, 'f1': 0.75}])
+    assert rows == [('f1', [(0.5, 0.1), (0.75, None)]), ('kl', [(None, None), (0.2, None)])]
+
+
+@pytest.mark.parametrize(
+    ('value', 'shown'), [(None, '–'), (0.12345, '0.123'), (12, '12'), (12345, '12,345'), (12345.6, '12,346')]
+)
+def test_numbers_are_shown_short(value, shown):
+    assert number(value) == shown
+
+
+def test_durations_and_nested_settings():
+    assert [duration(s) for s in (7.26, 61, 3723)] == ['7.3 s', '0:01:01', '1:02:03']
+    assert list(flatten({'a': 1, 'b': {'c': {'d': 2}}})) == [('a', 1), ('b.c.d', 2)]
+
+
+def test_running_mean_against_numpy_and_over_gaps():
+    values, errors = np.array([1.0, 2.0, np.nan, 6.0]), np.array([0.3, 0.4, np.nan, 1.2])
+    mean, error = running_mean(values, errors, window=2)
+    np.testing.assert_allclose(mean, [1.0, 1.5, 2.0, 6.0])
+    np.testing.assert_allclose(error, [0.3, 0.25, 0.4, 1.2])
+
+
+def test_the_curve_is_a_picture_that_changes_with_the_reward(workdir):
+    rows = [{'step': i, 'phase': 'rlpa', 'reward': float(i)} for i in range(6)]
+    picture = learning_curve(rows)
+    assert picture.startswith(b'\x89PNG')
+    assert picture == learning_curve(rows)
+    assert picture != learning_curve(rows[:-1])
+
+
+def test_a_step_of_which_no_sample_was_judged_has_no_error():
+    rows = [{'step': i, 'phase': 'rlpa', 'reward': 0.0, 'reward_std': 0.0, 'samples': float(i)} for i in range(4)]
+    assert learning_curve(rows).startswith(b'\x89PNG')
+
+
+def test_turns_are_drawn_for_every_stage_and_control(tmp_path):
+    stages = {'base': {'f1_by_turn': [0.0, 0.1]}, 'trained': {'f1_by_turn': [0.0, 0.3], 'bound_by_turn': [0.0, 0.4]}}
+    pictures = []
+    for shown in ({}, {'base': stages['base']}, stages):
+        plot_turns(shown, tmp_path / 'turns.png')
+        pictures.append((tmp_path / 'turns.png').read_bytes())
+    assert all(picture.startswith(b'\x89PNG') for picture in pictures)
+    assert len(set(pictures)) == 3

@@ -1,0 +1,170 @@
+"""Whether a run has learnt, by figures whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pal_jax.run.verdict import estimate, judge, told
+
+
+def steps(values, key='reward', phase='rlpa', first=0):
+    return [{'step': first + i, 'phase': phase, key: value} for i, value in enumerate(values)]
+
+
+def evaluation(step, stage, **figures):
+    return {'step': step, 'stage': stage, 'people': 64, **figures}
+
+
+WARMED = [*steps([0.0] * 4, 'loss', 'warm-up'), *steps([0.7] * 4, first=4)]
+
+
+@pytest.mark.parametrize(
+    ('final', 'error', 'answer'),
+    [
+        (1.0, 0.03, 'Yes'),
+        (0.7, 0.03, 'Not beyond noise'),
+        (0.3, 0.03, 'No, it became worse'),
+        (1.0, None, 'Too little to tell'),
+    ],
+)
+def test_the_main_part_is_held_against_the_evaluation_before_it(final, error, answer):
+    evals = [evaluation(0, 'base', reward=0.0, reward_se=0.0), evaluation(4, 'warm-up', reward=0.65, reward_se=0.04)]
+    found = judge(WARMED, [*evals, evaluation(8, 'final', reward=final, reward_se=error)])
+    assert found and found.answer == answer
+    assert '0.650' in found.sentence and f'{final:.3f}' in found.sentence and '64 people' in found.basis
+    if answer == 'Yes':
+        assert '+0.350 (95 % interval 0.250 to 0.450)' in found.sentence  # 1.998 x the root of .03^2 + .04^2 = .05
+
+
+@pytest.mark.parametrize(('people', 'answer'), [(1, 'Too little to tell'), (3, 'Not beyond noise'), (12, 'Yes')])
+def test_few_people_decide_little(people, answer):
+    evals = [evaluation(4, 'warm-up', reward=0.1, reward_se=0.1), evaluation(8, 'final', reward=0.6, reward_se=0.1)]
+    found = judge(WARMED, [record | {'people': people} for record in evals])
+    assert found and found.answer == answer
+
+
+@pytest.mark.parametrize('key', ['accuracy', 'auc', 'sign_accuracy'])
+def test_a_share_of_one_is_no_proof(key):
+    """All of a few rows right, with an error of 0, though guessing the commoner sign is nearly as good."""
+    figures = {key: 1.0, f'{key}_se': 0.0, 'sign_accuracy_of_commoner': 23 / 24, 'rows': 12}
+    floor = 23 / 24 if key == 'sign_accuracy' else 0.5
+    found = judge([], [{'step': 5, 'stage': 'final', **figures}])
+    assert found and found.answer == ('Not beyond noise' if floor > 0.9 else 'Yes')
+    assert '0.735 to 1.000' in found.sentence  # .025 ** (1 / 12)
+    found = judge([], [{'step': 5, 'stage': 'final', **figures, 'rows': 4}])
+    assert found and found.answer == 'Not beyond noise'
+
+
+@pytest.mark.parametrize(
+    ('before', 'after', 'answer'),
+    [
+        (0.4, 0.9, 'Yes'),
+        (0.4, 0.55, 'Not beyond noise'),
+        (0.85, 0.9, 'Not beyond noise'),
+        (0.4, 0.2, 'No, it became worse'),
+    ],
+)
+def test_a_share_of_choices_must_beat_chance_and_what_it_was(before, after, answer):
+    evals = [evaluation(0, 'base', accuracy=before, accuracy_se=0.04), evaluation(4, 'final', accuracy=after)]
+    evals[1]['accuracy_se'] = 0.04
+    found = judge(steps([0.5] * 4, 'accuracy'), evals)
+    assert found and found.answer == answer
+
+
+def test_a_share_without_an_error_has_that_of_its_pairs():
+    half = stats.binomtest(50, 100).proportion_ci()
+    assert estimate({'rows': 100, 'accuracy': 0.5}, 'accuracy').interval == pytest.approx([half.low, half.high])
+    all_right = estimate({'rows': 100, 'accuracy': 1.0, 'accuracy_se': 0.0}, 'accuracy')
+    assert all_right.interval == pytest.approx([0.025**0.01, 1.0])
+
+
+def test_a_loss_is_judged_by_its_steps_and_by_what_was_held_out():
+    falling = steps([2.0 - 0.05 * i + 0.01 * (-1) ** i for i in range(20)], 'loss', 'sft')
+    for held, answer in ((1.2, 'Yes'), (2.2, 'Only what it was taught')):
+        found = judge(falling, [evaluation(0, 'base', loss=2.1), evaluation(20, 'final', loss=held)])
+        assert found and found.answer == answer and f'{held:.3f}' in found.sentence
+    found = judge(falling[:4], [])
+    assert found and found.answer == 'Too little to tell'
+
+
+def test_a_noisy_loss_that_falls_fast_at_first_has_been_learnt_and_a_flat_one_has_not():
+    noise = 0.2 * np.random.default_rng(0).normal(size=40)
+    for fall, answer in ((1.5, 'Yes'), (0.0, 'Not beyond noise')):
+        found = judge(steps((2.0 + fall * np.exp(-np.arange(40) / 4) + noise).tolist(), 'loss', 'sft'), [])
+        assert found and found.answer == answer
+
+
+@pytest.mark.parametrize(
+    ('final', 'learner', 'answer'),
+    [(0.125, None, 'Yes'), (0.125, 'attacker', 'No, it became worse'), (0.97, 'attacker', 'Yes'),
+     (0.9, 'attacker', 'Not beyond noise'),
+     (0.6, None, 'Not beyond noise'), (0.0, None, 'Yes')],
+)  # fmt: skip
+def test_attacks_that_succeed_less_often_are_a_better_defender(final, learner, answer):
+    rows = steps([0.5] * 12, 'attack_success', 'redteam')
+    who = {'learner': learner} if learner else {}
+    evals = [
+        {'step': 0, 'stage': 'base', 'seeds': 32, 'attack_success': 0.6875, 'overrefusal': 0.03},
+        {'step': 12, 'stage': 'final', 'seeds': 32, 'attack_success': final, 'overrefusal': 0.09, **who},
+    ]
+    found = judge(rows, evals)
+    assert found and found.answer == answer
+    assert f'{final:.3f}' in found.sentence and '0.090' in found.sentence and '32 seeds' in found.basis
+
+
+def test_a_run_without_evaluations_of_attacks_is_judged_by_its_steps():
+    falling = [0.7 - 0.02 * i + 0.05 * (-1) ** i for i in range(24)]
+    found = judge(steps(falling, 'attack_success', 'redteam'), [])
+    assert found and found.answer == 'Yes'
+
+
+def test_methods_that_compare_in_one_evaluation():
+    found = judge(steps([0.5] * 4, 'accuracy', 'pal'), [evaluation(4, 'final', seen_gain=0.04, seen_gain_se=0.03)])
+    assert found and found.answer == 'Not beyond noise'
+    won = evaluation(4, 'final', winrate_psoups=0.63, winrate_psoups_se=0.015)
+    found = judge([{'step': 0, 'phase': 'evaluate', 'answers': 3.0}], [won])
+    assert found and found.answer == 'Yes'
+
+
+@pytest.mark.parametrize(('cost', 'answer'), [
+    (-2.0, 'Yes, within its limit'), (-0.9, 'Yes, at its limit within noise'), (0.0, 'Yes, above its limit')
+])  # fmt: skip
+def test_a_limit_on_costs_is_part_of_the_verdict(cost, answer):
+    rewards = {'reward_se': 0.1, 'cost_se': 0.2}
+    evals = [evaluation(0, 'base', reward=0.0, cost=-3.0, limit=-1.0, **rewards)]
+    evals.append(evaluation(4, 'final', reward=2.0, cost=cost, limit=-1.0, **rewards))
+    verdict = judge(steps([0.5] * 4, 'reward'), evals)
+    assert verdict and verdict.answer == answer and f'{cost:.3f}' in verdict.sentence
+    groups = {
+        'mild': {'cost': -2.0, 'cost_se': 0.1, 'limit': -1.0, 'prompts': 40},
+        'hard': {'cost': cost, 'cost_se': 0.2, 'limit': -1, 'prompts': 40},
+        'rare': {'cost': 9.0, 'cost_se': None, 'limit': -1.0, 'prompts': 1},
+    }
+    grouped = [{k: v for k, v in record.items() if k != 'limit'} | {'by_group': groups} for record in evals]
+    verdict = judge(steps([0.5] * 4, 'reward'), grouped)
+    within = 'too few prompts to tell if within its limit'  # of one group nothing is known
+    answer = answer.replace('within its limit', within).replace('limit', 'limits')
+    assert verdict and verdict.answer == answer
+    assert ('hard' in verdict.sentence) == (cost > -1.0) and 'mild' not in verdict.sentence
+    assert 'rare' in verdict.sentence
+
+
+def test_limits_that_no_group_tests_are_not_kept():
+    """Two groups of one prompt each, both far above their limits."""
+    groups = {name: {'cost': 4.0, 'cost_se': None, 'limit': -1.0, 'prompts': 1} for name in 'ab'}
+    evals = [
+        evaluation(step, stage, reward=2.0, reward_se=0.1, by_group=groups) for step, stage in ((0, 'base'), (4, 'end'))
+    ]
+    verdict = judge(steps([0.5] * 4, 'reward'), evals)
+    assert verdict and verdict.answer == 'No, too few prompts to tell if within its limits'
+    assert 'too few prompts test a and b' in verdict.sentence.lower()
+
+
+def test_what_learns_nothing_has_no_verdict(tmp_path):
+    assert judge([], []) is None
+    assert judge([{'step': 0, 'phase': 'annotate', 'failed': 0.0}], [evaluation(1, 'final', rows=3)]) is None
+    assert told(tmp_path) == ''
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 0, "phase": "sft", "loss": 2.0}\n')
+    assert told(tmp_path).startswith('did it learn? Too little to tell') and told(tmp_path).endswith('.\n')

@@ -1,0 +1,105 @@
+"""Whose folder a run's is, and that one run at a time has it."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from pal_jax.run.workdir import LOCK, NAMES, check_workdir, held, read_run
+
+HOLDER = """
+import pathlib, sys, time
+from pal_jax.run.workdir import held
+with held(pathlib.Path(sys.argv[1])):
+    print('held', flush=True)
+    time.sleep(600)
+"""
+
+
+def elsewhere(path, beat=0):
+    """The line of a process on another machine."""
+    line = {'process': 7, 'host': 'pod-1', 'machine': 'another', 'since': 'yesterday', 'beat': beat}
+    path.write_text(json.dumps(line) + '\n')
+
+
+def hold(workdir, **changes):
+    with held(workdir, **changes):
+        return (workdir / LOCK).read_text()
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_folder_with_files_of_a_runs_names_and_no_config_is_no_runs(name, tmp_path):
+    for other in ('log.txt', 'compiled', '.git'):  # may be anybody's
+        (tmp_path / other).mkdir()
+    (tmp_path / 'checkpoints').mkdir()  # a run that was killed early
+    check_workdir(tmp_path)
+    path = tmp_path / name if '.' in name or name == 'wandb_id' else tmp_path / name / 'mine'
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('mine')
+    with pytest.raises(ValueError, match=name):
+        check_workdir(tmp_path)
+    (tmp_path / 'config.json').write_text('{"recipe": "sft"}')
+    check_workdir(tmp_path)
+
+
+def test_the_folder_of_all_stages_names_them(tmp_path):
+    for stage in ('rl', 'cost'):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / 'config.json').write_text('{"recipe": "safe_rlhf"}')
+    with pytest.raises(ValueError, match='cost, rl'):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize('config', ['{"model_type": "llama"}', '[]', 'not JSON', ''])
+def test_a_config_of_something_else_is_no_runs(config, tmp_path):
+    (tmp_path / 'config.json').write_text(config)
+    with pytest.raises(ValueError, match=r'config\.json is not the config of a run'):
+        check_workdir(tmp_path)
+    with pytest.raises(ValueError, match=r'config\.json is a file'):
+        check_workdir(tmp_path / 'config.json' / 'run')
+
+
+def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path):
+    workdir = tmp_path / 'runs' / 'x'
+    with subprocess.Popen([sys.executable, '-c', HOLDER, str(workdir)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b'held\n'
+        with pytest.raises(ValueError, match=f'x is in use by process {holder.pid} on '):
+            hold(workdir)
+        assert json.loads((workdir / LOCK).read_text())['process'] == holder.pid
+        holder.send_signal(signal.SIGKILL)
+    assert str(holder.pid) not in hold(workdir)
+    assert (workdir / LOCK).read_text() == ''
+    assert hold(workdir)
+
+
+def test_one_process_holds_a_folder_once_and_several_folders_at_a_time(tmp_path):
+    with held(tmp_path / 'a'), held(tmp_path / 'b'), pytest.raises(ValueError, match='in use by process'):
+        hold(tmp_path / 'a')
+    assert hold(tmp_path / 'a')
+
+
+def test_the_line_of_another_machine_counts_as_long_as_it_changes(tmp_path):
+    elsewhere(path := tmp_path / LOCK)
+    told = []
+    assert 'pod-1' not in hold(tmp_path, silence=0.3, log=told.append)
+    assert len(told) == 1
+    assert 'pod-1' in told[0]
+    elsewhere(path)
+    change = threading.Thread(target=lambda: (time.sleep(0.2), elsewhere(path, 1)))
+    change.start()
+    with pytest.raises(ValueError, match='process 7 on pod-1 since yesterday'):
+        hold(tmp_path, silence=20.0, log=told.append)
+    change.join()
+    assert json.loads(path.read_text())['process'] == 7
+
+
+def test_who_holds_a_folder_goes_on_saying_so(tmp_path):
+    with held(tmp_path, beat=0.01):
+        beats = set()
+        while len(beats) < 3:
+            beats.add(json.loads((tmp_path / LOCK).read_text())['beat'])
