@@ -57,10 +57,10 @@ from pal_jax.recipes.psoups.recipe import RLPHF
 from pal_jax.run import devices, sharding
 from pal_jax.run.accuracy import hits
 from pal_jax.run.forecast import Forecast
+from pal_jax.run.language import DecodeSettings, ModelSettings
 from pal_jax.run.models import Policy, make_policy
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.recipe import Context, Plan
-from pal_jax.run.settings import DecodeSettings, ModelSettings
 from pal_jax.types import Metrics, Sampling
 
 POLES = 'length', 'questions', 'warmth', 'formality', 'lists'  # the columns of `personal_behaviour.counts`

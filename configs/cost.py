@@ -13,7 +13,7 @@ from pal_jax.data.safety import SafetyRows
 from pal_jax.learners.training import Lora
 from pal_jax.recipes.cost import recipe as cost
 from pal_jax.run import presets as p
-from pal_jax.run.settings import ModelSettings
+from pal_jax.run.language import ModelSettings
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -13,7 +13,7 @@ from pal_jax.learners.training import Lora
 from pal_jax.recipes.moderation import recipe as moderation
 from pal_jax.recipes.moderation.recipe import LabelSettings
 from pal_jax.run import presets as p
-from pal_jax.run.settings import ModelSettings
+from pal_jax.run.language import ModelSettings
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -9,14 +9,15 @@ r"""PLUS: summaries of people learnt by reinforcement, with the reward model tha
 
 Any value can be changed: --config.ppo.kl_coef=0.05 --config.reward_model.train=False. The keys, what they mean and
 their defaults: pal_jax/recipes/plus/settings.py for people, summaries and the reward model, pal_jax/learners/ppo.py for
-PPO, pal_jax/run/settings.py for all else. A run writes all of them to its config.json.
+PPO, pal_jax/run/settings.py and run/language.py for all else. A run writes all of them to its config.json.
 """
 
 from ml_collections import ConfigDict
 
 from pal_jax.recipes import plus
 from pal_jax.run import presets as p
-from pal_jax.run.settings import CheckpointSettings, EndpointSettings
+from pal_jax.run.language import EndpointSettings
+from pal_jax.run.settings import CheckpointSettings
 
 
 def get_config(variant: str = '') -> ConfigDict:

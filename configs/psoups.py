@@ -16,8 +16,9 @@ from pal_jax.learners.training import Lora
 from pal_jax.recipes.psoups.settings import MultitaskSettings, RewardSettings, Settings
 from pal_jax.recipes.reward import PairSettings
 from pal_jax.run import presets as p
+from pal_jax.run.language import DecodeSettings, ModelSettings, RowSettings
 from pal_jax.run.optim import Optimizer
-from pal_jax.run.settings import DecodeSettings, ModelSettings, RowSettings, to_config
+from pal_jax.run.settings import to_config
 from pal_jax.types import Sampling
 
 

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from pal_jax.learners.training import Lora
 from pal_jax.recipes.redteam.settings import EvaluationSettings, PlaySettings, SeedSettings, Settings, StartSettings
 from pal_jax.run import presets as p
-from pal_jax.run.settings import DecodeSettings, ModelSettings, RowSettings, StageSettings
+from pal_jax.run.language import DecodeSettings, ModelSettings, RowSettings
+from pal_jax.run.settings import StageSettings
 from pal_jax.types import Sampling
 
 

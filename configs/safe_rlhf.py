@@ -27,8 +27,9 @@ from pal_jax.recipes.safe_rlhf.settings import (
     StartSettings,
 )
 from pal_jax.run import presets as p
+from pal_jax.run.language import DecodeSettings, ModelSettings, RowSettings
 from pal_jax.run.optim import Optimizer
-from pal_jax.run.settings import DecodeSettings, ModelSettings, RowSettings, to_config
+from pal_jax.run.settings import to_config
 from pal_jax.types import Sampling
 
 HANDLERS = 'none', 'fixed-0.3', 'fixed-1', 'fixed-3', 'linear', 'log', 'pid', 'crpo', 'p3o', 'repo'

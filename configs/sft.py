@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from pal_jax.recipes import sft
 from pal_jax.run import presets as p
-from pal_jax.run.settings import RowSettings
+from pal_jax.run.language import RowSettings
 
 
 def get_config(variant: str = '') -> ConfigDict:

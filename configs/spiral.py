@@ -18,7 +18,7 @@ from pal_jax.recipes import spiral
 from pal_jax.recipes.spiral import small as spiral_small
 from pal_jax.recipes.spiral.settings import EvalSettings, PlaySettings, WarmupSettings
 from pal_jax.run import presets as p
-from pal_jax.run.settings import DecodeSettings, ModelSettings
+from pal_jax.run.language import DecodeSettings, ModelSettings
 
 
 def get_config(variant: str = '') -> ConfigDict:

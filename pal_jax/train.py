@@ -32,14 +32,13 @@ from ml_collections import ConfigDict
 from pal_jax.run import checkpoint, cli, devices, inputs, outputs, processes, report, verdict
 from pal_jax.run.metrics import MetricsWriter, require_wandb
 from pal_jax.run.progress import Progress, evaluation_text
-from pal_jax.run.recipe import Context, Recipe
-from pal_jax.run.runs import folders_read, read_settings, recipe_module, write_exports
+from pal_jax.run.recipe import KEPT, Context, Recipe
+from pal_jax.run.runs import read_settings, recipe_module
 from pal_jax.run.settings import Run
 from pal_jax.run.stopping import Stopping, exit_status, stopped_at
 from pal_jax.run.summary import summarize
+from pal_jax.run.trained import folders_read
 from pal_jax.run.workdir import held
-
-FOLDED = "The model's chat template takes no system prompt: it stands at the head of the first user message."
 
 Show = Callable[[Iterable[Mapping[str, Any]]], None]
 Log = Callable[[str], None]
@@ -120,7 +119,7 @@ def run(
     """Make the steps that remain, then the report and the exports. The result is the signal that came, or 0."""
     plan = recipe.plan
     if not restored and jax.process_index() == 0:
-        plan.keep(workdir / checkpoint.KEPT)
+        plan.keep(workdir / KEPT)
     checkpoint.write_config(workdir, config)  # for which all processes wait
     if jax.process_index() == 0:
         (workdir / report.REPORT).unlink(missing_ok=True)  # a report says that a run is finished
@@ -185,9 +184,9 @@ def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, p
 def finish(settings: Run, config: dict[str, Any], workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
     """Write exports, summary and report from the run's last state and its files."""
     if settings.export and recipe.plan.trained:
-        write_exports(recipe.plan.trained.exports(state), lambda name: workdir / name)
+        recipe.plan.trained.write(state, workdir)
     if jax.process_index() == 0:
-        notes = [FOLDED] if recipe.plan.trained and recipe.plan.trained.tokenizer.folded else []
+        notes = list(recipe.plan.trained.notes) if recipe.plan.trained else []
         summarize(workdir, {'config': config, 'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'notes': notes})
         report.write_report(workdir)
         progress.log(f'{verdict.told(workdir)}report: {workdir / report.REPORT}')

@@ -64,9 +64,9 @@ from pal_jax.run.metrics import EVALS, plain, read_records
 from pal_jax.run.outputs import check_file, whole_file
 from pal_jax.run.progress import Progress
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation
-from pal_jax.run.runs import open_run
 from pal_jax.run.settings import Run, to_config
 from pal_jax.run.summary import by_stage
+from pal_jax.run.trained import open_run
 from pal_jax.train import initialize, prepare
 from pal_jax.types import Chat, ChatModel, Completion, Sampling
 

@@ -22,8 +22,8 @@ from absl import flags
 from pal_jax.models.files import peft
 from pal_jax.run import cli
 from pal_jax.run.outputs import check_folder
-from pal_jax.run.recipe import Export
-from pal_jax.run.runs import folders_read, load_trained, read_config, write_exports
+from pal_jax.run.runs import read_config
+from pal_jax.run.trained import Export, folders_read, load_trained, write_exports
 from pal_jax.train import initialize
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')

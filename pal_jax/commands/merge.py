@@ -44,7 +44,7 @@ from pal_jax.models.files.folders import METHODS, Settings, Watch
 from pal_jax.models.merging import checked
 from pal_jax.run import cli
 from pal_jax.run.outputs import check_folder
-from pal_jax.run.runs import folders_read, load_trained
+from pal_jax.run.trained import folders_read, load_trained
 
 WEIGHTS = flags.DEFINE_list('weights', [], 'One for each source.')
 METHOD = flags.DEFINE_enum('method', 'linear', METHODS, 'How they are merged.')

@@ -20,10 +20,10 @@ from pal_jax.recipes.rlpa.profiles import render_completion
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.recipes.rlpa.world import make_system
 from pal_jax.run import devices, sharding
-from pal_jax.run.checkpoint import KEPT
 from pal_jax.run.models import Policy
-from pal_jax.run.recipe import Context
-from pal_jax.run.runs import open_run, read_config, read_settings
+from pal_jax.run.recipe import KEPT, Context
+from pal_jax.run.runs import read_config, read_settings
+from pal_jax.run.trained import open_run
 
 SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
 SOURCES = flags.DEFINE_list('sources', [], 'Several models, of commands that take them.')

@@ -22,8 +22,8 @@ from pal_jax.recipes.rlpa.oracle import make_answers
 from pal_jax.recipes.rlpa.people import SLOTS, make_people
 from pal_jax.recipes.rlpa.users import make_scripted_user
 from pal_jax.run import sharding
+from pal_jax.run.language import FromRows, RowSettings, Supervised
 from pal_jax.run.recipe import check_at_least
-from pal_jax.run.settings import FromRows, RowSettings, Supervised
 from pal_jax.types import TokenBatch
 
 Keyed = tuple[str, Group]  # the content of a prompt (`Prompted.content`), and a group with that prompt

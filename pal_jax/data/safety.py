@@ -18,7 +18,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.judges import dilemmas
 from pal_jax.judges.dilemmas import Dilemma
 from pal_jax.learners.scorer import to_score
-from pal_jax.run.settings import FromRows, RowSettings
+from pal_jax.run.language import FromRows, RowSettings
 
 EMBEDDED = 'embedded'  # the corpus of `judges/dilemmas.py`
 ANSWERS = 3  # the number of rows that a dilemma makes, with labels or in pairs

@@ -22,10 +22,10 @@ from pal_jax.decode.choose import Decoder
 from pal_jax.models import params as model_params
 from pal_jax.models.params import Params
 from pal_jax.run import sharding
+from pal_jax.run.language import DecodeSettings
 from pal_jax.run.models import Policy
 from pal_jax.run.recipe import Context
 from pal_jax.run.report import REPORT
-from pal_jax.run.settings import DecodeSettings
 from pal_jax.types import Sample, Sampling
 
 # Takes weights, questions, the number of samples of each, and a seed; see `PolicySampler`.

@@ -17,10 +17,10 @@ from pal_jax.decode.choose import Decoder
 from pal_jax.decode.choose import make_decoder as choose_decoder
 from pal_jax.decode.requests import Request
 from pal_jax.run import sharding
+from pal_jax.run.language import DecodeSettings, Reinforced
 from pal_jax.run.models import Policy
 from pal_jax.run.processes import Shares
 from pal_jax.run.recipe import Context
-from pal_jax.run.settings import DecodeSettings, Reinforced
 from pal_jax.types import Completion, RolloutBatch, Sample, Sampling
 
 

@@ -15,11 +15,11 @@ from pal_jax.judges.own import ROLES, open_role
 from pal_jax.models import bert
 from pal_jax.models.files import sources
 from pal_jax.run import devices
+from pal_jax.run.language import EndpointSettings
 from pal_jax.run.own import is_own
 from pal_jax.run.processes import exchange
 from pal_jax.run.recipe import Context, Host
-from pal_jax.run.runs import open_run
-from pal_jax.run.settings import EndpointSettings
+from pal_jax.run.trained import open_run
 from pal_jax.types import ChatModel, Metrics, ProfileMatcher, Sampling
 
 if TYPE_CHECKING:

@@ -25,21 +25,12 @@ from pal_jax.learners.scorer import BradleyTerry, Pairs, Scorer, ScorerState, ga
 from pal_jax.models.files.families import classifier_to_hf
 from pal_jax.models.params import Params
 from pal_jax.run import reward_model, scorers, sharding
+from pal_jax.run.language import RowSettings, Supervised
 from pal_jax.run.models import Policy, keeping, make_policy
-from pal_jax.run.recipe import (
-    Context,
-    Evaluation,
-    Export,
-    Host,
-    Plan,
-    Trained,
-    check_at_least,
-    check_finite,
-    stage_before,
-)
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
 from pal_jax.run.runs import read_config, read_settings
 from pal_jax.run.scorers import OpenScores
-from pal_jax.run.settings import RowSettings, Supervised
+from pal_jax.run.trained import Export, Trained
 from pal_jax.types import Metrics
 
 
@@ -53,7 +44,7 @@ class PairSettings(RowSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Supervised):
-    """The keys of a reward model's run; those that every supervised method has are in `run/settings.py`."""
+    """The keys of a reward model's run; those that every supervised method has are in `run/language.py`."""
 
     data: PairSettings
     reward: BradleyTerry = BradleyTerry()

@@ -21,15 +21,16 @@ from pal_jax.learners.actor import Actor, ActorState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.run import intervals, sharding
+from pal_jax.run.language import Supervised
 from pal_jax.run.models import keeping, make_adapters, make_policy, trained_actor
-from pal_jax.run.recipe import Context, Evaluation, Host, Plan, Trained, check_finite, stage_before
-from pal_jax.run.settings import Supervised
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite, stage_before
+from pal_jax.run.trained import Trained
 from pal_jax.types import Metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Supervised):
-    """The keys of a run of SFT; those that every supervised method has are in `run/settings.py`."""
+    """The keys of a run of SFT; those that every supervised method has are in `run/language.py`."""
 
     max_z_coef: float = 0.0  # the weight of the squares of the largest logits (Baichuan 2: 2e-4)
 

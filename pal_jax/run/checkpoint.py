@@ -25,10 +25,11 @@ from orbax.checkpoint import checkpoint_managers
 
 from pal_jax.run import files, processes
 from pal_jax.run.files import write_whole
+from pal_jax.run.recipe import KEPT
 from pal_jax.run.workdir import CONFIG
 
 SEEN = 30.0  # seconds after which all processes see a file that one of them wrote to a shared file system
-FOLDER, KEPT = 'checkpoints', 'kept'
+FOLDER = 'checkpoints'
 
 
 class Unreadable(RuntimeError):

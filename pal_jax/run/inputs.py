@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 
 from pal_jax.data.readers import choices, votes
 from pal_jax.run import own, processes
-from pal_jax.run.checkpoint import CONFIG, FOLDER, KEPT, flatten, kept_in
+from pal_jax.run.checkpoint import CONFIG, FOLDER, flatten, kept_in
 from pal_jax.run.files import write_whole
+from pal_jax.run.recipe import KEPT
 
 FILE = 'inputs.json'
 KEYS = (  # keys of a config whose values name files that may not change while a run goes on

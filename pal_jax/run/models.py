@@ -16,9 +16,9 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.files import sources
 from pal_jax.models.files.sources import Source
 from pal_jax.run import devices, inputs
-from pal_jax.run.recipe import Adapters, Context, Export, Trained
-from pal_jax.run.runs import open_run
-from pal_jax.run.settings import ModelSettings, Reinforced
+from pal_jax.run.language import ModelSettings, Reinforced
+from pal_jax.run.recipe import Context
+from pal_jax.run.trained import Adapters, Export, Trained, open_run
 
 
 class Policy(NamedTuple):

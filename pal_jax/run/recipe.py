@@ -7,21 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-import jax
 from jax.sharding import Mesh
 
-from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.actor import ActorState
-from pal_jax.models.config import ModelConfig
-from pal_jax.models.params import Params
-from pal_jax.run.checkpoint import KEPT
 from pal_jax.run.settings import Run
 from pal_jax.types import Exhibit, Metrics
 
 Host = dict[str, Any]
+KEPT = 'kept'  # the folder of a run in which its recipe's `keep` writes
 
 
 class Context(NamedTuple):
@@ -55,49 +49,17 @@ class Evaluation(NamedTuple):
     exhibits: Sequence[Exhibit] = ()
 
 
-class Adapters(NamedTuple):
-    """The trained part of an adapted model: the trainable tree (see `models.lora.split`) and its base's source."""
+class Exportable(Protocol):
+    """A model that the training loop writes when a run ends, such as `run.trained.Trained`."""
 
-    params: Params
-    base: str
-    dropout: float
+    @property
+    def notes(self) -> Sequence[str]:
+        """Remarks on the model for the report of the run."""
+        ...
 
-
-class Export(NamedTuple):
-    """A model in the form of Hugging Face, with its adapters merged, and the adapters by themselves if it has any.
-
-    Attributes:
-      head: the head of a scorer, which stands in place of the unembedding.
-      labels: the names of the head's outputs.
-      more: further keys of the config.json.
-    """
-
-    params: Params
-    model: ModelConfig
-    tokenizer: Tokenizer
-    adapters: Adapters | None = None
-    head: jax.Array | None = None
-    labels: Sequence[str] = ('reward',)
-    more: Mapping[str, Any] = MappingProxyType({})
-
-
-class Trained(NamedTuple):
-    """The language model that a method trains: all that it takes to open, export or merge a run.
-
-    A recipe's `make_trained(settings, ctx)` makes it without people, judges or rows, which may be gone or elsewhere.
-
-    Attributes:
-      exports: models by the name of their folder.
-      exported: shapes and shardings of the part of the state that `exports` reads; the rest is `...`.
-      model, tokenizer: those of the first export.
-      actor: the part of a state that is an actor's, where there is one.
-    """
-
-    exports: Callable[[Any], dict[str, Export]]
-    exported: Any
-    model: ModelConfig
-    tokenizer: Tokenizer
-    actor: Callable[[Any], ActorState] = lambda state: state
+    def write(self, state: Any, workdir: Path) -> None:
+        """Write the models of a state below `workdir`; all processes take part."""
+        ...
 
 
 class Plan(NamedTuple):
@@ -107,7 +69,7 @@ class Plan(NamedTuple):
       total_steps: the number of steps of all phases together.
       abstract: the state's shapes and shardings, for a restore.
       stage: the name of the evaluation that is due before step `i` ('base', 'final', ...), or None.
-      trained: the language model that is trained, if there is one.
+      trained: the model that is written at the end, if there is one.
       shown: figures of an evaluation that the console shows, if it has them.
       pack: makes the host item JSON for a checkpoint.
       resume: the inverse of `pack`, called once, before a run goes on from a checkpoint or evaluates it.
@@ -121,7 +83,7 @@ class Plan(NamedTuple):
     total_steps: int
     abstract: Any
     stage: Callable[[int], str | None]
-    trained: Trained | None = None
+    trained: Exportable | None = None
     shown: Sequence[str] = ('reward', 'loss', 'accuracy')
     pack: Callable[[Host], Host] = lambda host: host
     resume: Callable[[Host], Host] = lambda host: host

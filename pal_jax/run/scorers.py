@@ -15,9 +15,10 @@ from pal_jax.learners.scorer import Pairs, ScoreLoss, Scorer, ScorerState, pack_
 from pal_jax.models.config import ModelConfig
 from pal_jax.run import sharding
 from pal_jax.run.checkpoint import Checkpoints
+from pal_jax.run.language import FromRows
 from pal_jax.run.models import Policy, make_adapters, make_policy
-from pal_jax.run.recipe import Context, Export, Trained
-from pal_jax.run.settings import FromRows
+from pal_jax.run.recipe import Context
+from pal_jax.run.trained import Export, Trained
 
 ScoreGroups = Callable[[Sequence[Group]], Float[np.ndarray, 'G n']]
 

@@ -10,7 +10,7 @@ import pytest
 from pal_jax.run import checkpoint, devices
 from pal_jax.run.models import make_policy
 from pal_jax.run.recipe import Context
-from pal_jax.run.runs import open_run
+from pal_jax.run.trained import open_run
 from tests import configs
 
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]))

@@ -24,7 +24,7 @@ from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.run import cli
 from pal_jax.run.files import at_home
 from pal_jax.run.progress import print_anything
-from pal_jax.run.runs import folders_read
+from pal_jax.run.trained import folders_read
 from tests import configs, shell
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pal_jax.run import cli, inputs
-from pal_jax.run.checkpoint import KEPT
+from pal_jax.run.recipe import KEPT
 from tests import configs
 
 

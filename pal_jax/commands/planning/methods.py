@@ -26,9 +26,10 @@ from pal_jax.recipes.safe_rlhf import settings as safe_rlhf
 from pal_jax.recipes.safe_rlhf.pipeline import make_policy_learner
 from pal_jax.recipes.spiral.recipe import make_learner as make_player
 from pal_jax.run import models
+from pal_jax.run.language import DecodeSettings, FromRows, ModelSettings, Reinforced
 from pal_jax.run.recipe import Context
 from pal_jax.run.scorers import make_scorer
-from pal_jax.run.settings import DecodeSettings, FromRows, ModelSettings, Reinforced, Run
+from pal_jax.run.settings import Run
 
 
 class Method(NamedTuple):

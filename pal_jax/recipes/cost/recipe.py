@@ -25,11 +25,12 @@ from pal_jax.models.files.families import classifier_to_hf
 from pal_jax.models.params import Params
 from pal_jax.recipes.cost import evaluation as cost_model
 from pal_jax.run import scorers, sharding
+from pal_jax.run.language import FromRows
 from pal_jax.run.models import keeping, make_policy
-from pal_jax.run.recipe import Context, Evaluation, Host, Plan, Trained, check_finite, stage_before
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite, stage_before
 from pal_jax.run.runs import read_config, read_settings
 from pal_jax.run.scorers import OpenScores
-from pal_jax.run.settings import FromRows
+from pal_jax.run.trained import Trained
 from pal_jax.types import Metrics
 
 LABELS = ('cost',)  # the names of the export's outputs
@@ -38,7 +39,7 @@ SHOWN = 'loss', 'accuracy', 'sign_accuracy', 'sign_accuracy_of_commoner'  # on t
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(FromRows):
-    """The keys of a cost model's run; those that every supervised method has are in `run/settings.py`."""
+    """The keys of a cost model's run; those that every supervised method has are in `run/language.py`."""
 
     data: SafetyRows
     cost: SignedCost = SignedCost()

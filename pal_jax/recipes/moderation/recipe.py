@@ -37,21 +37,12 @@ from pal_jax.objectives.labels import label_loss
 from pal_jax.recipes.moderation import evaluation as evals
 from pal_jax.run import sharding
 from pal_jax.run.checkpoint import Checkpoints
+from pal_jax.run.language import FromRows
 from pal_jax.run.models import Policy, keeping, make_policy
-from pal_jax.run.recipe import (
-    Context,
-    Evaluation,
-    Export,
-    Host,
-    Plan,
-    Trained,
-    check_at_least,
-    check_finite,
-    stage_before,
-)
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
 from pal_jax.run.runs import read_config, read_settings
 from pal_jax.run.scorers import make_scorer
-from pal_jax.run.settings import FromRows
+from pal_jax.run.trained import Export, Trained
 from pal_jax.types import Chat, Metrics
 
 HEAVIEST = 10.0  # the largest weight of an answer in a category that it has; 1 / HEAVIEST is the least

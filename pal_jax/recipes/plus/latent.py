@@ -30,12 +30,11 @@ from pal_jax.recipes.plus import conditioning, summaries
 from pal_jax.recipes.plus.people import of_whom
 from pal_jax.recipes.plus.settings import Settings
 from pal_jax.run import sharding
-from pal_jax.run.checkpoint import KEPT
 from pal_jax.run.files import write_whole
 from pal_jax.run.models import Policy, keeping, make_policy
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.processes import exchange
-from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, stage_before
+from pal_jax.run.recipe import EVALUATION, KEPT, Context, Evaluation, Host, Plan, stage_before
 from pal_jax.types import Choice, Metrics
 
 UNITS = 'latent.json'

@@ -41,12 +41,12 @@ from pal_jax.run.recipe import (
     Host,
     Plan,
     Recipe,
-    Trained,
     check_at_least,
     check_finite,
     stage_before,
 )
 from pal_jax.run.settings import to_config
+from pal_jax.run.trained import Trained
 from pal_jax.types import Exhibit, Metrics, RolloutBatch, Sample
 
 STAGES: dict[str, type] = {table.TABLE: TableSettings}  # the other stages are runs, which have `Settings`

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from pal_jax.learners.latent import Latent
 from pal_jax.recipes.plus.histories import Made
+from pal_jax.run.language import ANSWERS, EndpointSettings, ModelSettings, Reinforced
 from pal_jax.run.optim import Optimizer
-from pal_jax.run.settings import ANSWERS, EndpointSettings, ModelSettings, Reinforced, Run, StageSettings
+from pal_jax.run.settings import Run, StageSettings
 
 WRITTEN = 'summary', 'untrained'  # values of `reads` with which a model writes the text
 READS = *WRITTEN, 'context', 'kind', 'nothing', 'latent'

@@ -13,8 +13,9 @@ from pal_jax.recipes.psoups.settings import Stage
 from pal_jax.run import inputs, sharding
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.recipe import Context
-from pal_jax.run.runs import read_config, trained_in
+from pal_jax.run.runs import read_config
 from pal_jax.run.settings import to_config
+from pal_jax.run.trained import trained_in
 
 
 def check_trained(folder: Path, settings: Stage) -> None:

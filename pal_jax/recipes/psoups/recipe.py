@@ -59,12 +59,12 @@ from pal_jax.run.recipe import (
     Host,
     Plan,
     Recipe,
-    Trained,
     check_finite,
     check_stage,
     stage_before,
 )
 from pal_jax.run.settings import keys_of, to_config
+from pal_jax.run.trained import Trained
 from pal_jax.types import Metrics, RolloutBatch, Sample
 
 MAY_CHANGE = 'annotate.max_failed', 'evaluate.max_failed'  # keys that may change when a run goes on

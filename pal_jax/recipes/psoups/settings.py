@@ -12,17 +12,9 @@ from collections.abc import Mapping
 from pal_jax.learners.scorer import BradleyTerry
 from pal_jax.recipes import reward, sft
 from pal_jax.recipes.reward import PairSettings
+from pal_jax.run.language import ANSWERS, DecodeSettings, EndpointSettings, ModelSettings, Reinforced, RowSettings
 from pal_jax.run.optim import Optimizer
-from pal_jax.run.settings import (
-    ANSWERS,
-    DecodeSettings,
-    EndpointSettings,
-    ModelSettings,
-    Reinforced,
-    RowSettings,
-    Run,
-    StageSettings,
-)
+from pal_jax.run.settings import Run, StageSettings
 from pal_jax.types import Sampling
 
 # --- sections -------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.models import make_policy
 from pal_jax.run.piecework import Piecework, Records
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host
-from pal_jax.run.runs import trained_in
+from pal_jax.run.trained import trained_in
 from pal_jax.types import Exhibit, Metrics
 
 PLAIN, FRAMES = 'plain', 'frames'  # requests that no policy has written

@@ -40,20 +40,9 @@ from pal_jax.recipes.redteam.stand_ins import chat_records, make_examples
 from pal_jax.run import files, models, piecework, sharding
 from pal_jax.run.models import Policy, keeping, make_policy
 from pal_jax.run.piecework import Piecework, Records
-from pal_jax.run.recipe import (
-    Adapters,
-    Context,
-    Evaluation,
-    Export,
-    Host,
-    Plan,
-    Recipe,
-    Trained,
-    check_at_least,
-    check_stage,
-    stage_before,
-)
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, Recipe, check_at_least, check_stage, stage_before
 from pal_jax.run.settings import StageSettings, keys_of, to_config
+from pal_jax.run.trained import Adapters, Export, Trained
 from pal_jax.types import Metrics, TokenBatch
 
 RECORDS = 'records'  # the folder of the examples, beside the stages

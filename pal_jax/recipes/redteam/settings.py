@@ -8,17 +8,9 @@ from typing import Literal
 
 from pal_jax.recipes import sft
 from pal_jax.recipes.redteam.attack import Payment
+from pal_jax.run.language import ANSWERS, DecodeSettings, EndpointSettings, ModelSettings, Reinforced, RowSettings
 from pal_jax.run.optim import Optimizer
-from pal_jax.run.settings import (
-    ANSWERS,
-    DecodeSettings,
-    EndpointSettings,
-    ModelSettings,
-    Reinforced,
-    RowSettings,
-    Run,
-    StageSettings,
-)
+from pal_jax.run.settings import Run, StageSettings
 from pal_jax.types import Sampling
 
 EMBEDDED = 'embedded'

@@ -44,11 +44,11 @@ from pal_jax.run.recipe import (
     Host,
     Plan,
     Recipe,
-    Trained,
     check_at_least,
     check_finite,
     stage_before,
 )
+from pal_jax.run.trained import Trained
 from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch, UserSimulator
 
 SHOWN = 'reward', 'format', 'profile', 'strict'  # the console's figures; strict: a reply meets all five criteria

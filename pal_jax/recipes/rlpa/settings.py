@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from pal_jax.run.settings import ANSWERS, EndpointSettings, Reinforced, Run
+from pal_jax.run.language import ANSWERS, EndpointSettings, Reinforced
+from pal_jax.run.settings import Run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,10 +30,10 @@ from pal_jax.recipes.safe_rlhf.prompts import Groups, Question, make_groups, rea
 from pal_jax.recipes.safe_rlhf.settings import Evaluating, groups_shown
 from pal_jax.recipes.safe_rlhf.tradeoff import Point
 from pal_jax.run import intervals, piecework
+from pal_jax.run.language import ModelSettings
 from pal_jax.run.models import make_policy
 from pal_jax.run.piecework import Piecework, Records
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host
-from pal_jax.run.settings import ModelSettings
 from pal_jax.run.workdir import run_folder
 from pal_jax.types import Exhibit, Metrics
 

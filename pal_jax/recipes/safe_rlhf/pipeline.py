@@ -41,10 +41,10 @@ from pal_jax.recipes.safe_rlhf.settings import (
 from pal_jax.run import files
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.models import Policy, keeping, make_learner, make_policy, trained_policy
-from pal_jax.run.recipe import Context, Plan, Recipe, Trained, check_at_least, check_stage, stage_before
-from pal_jax.run.runs import trained_in
+from pal_jax.run.recipe import Context, Plan, Recipe, check_at_least, check_stage, stage_before
 from pal_jax.run.settings import keys_of, to_config
 from pal_jax.run.summary import SUMMARY
+from pal_jax.run.trained import Trained, trained_in
 
 SHOWN = 'reward', 'cost', 'limit', 'prompts_above_limit', 'unsafe_share'  # of stage rl, on the console
 

@@ -18,8 +18,9 @@ from pal_jax.objectives import constraints as c
 from pal_jax.recipes import reward, sft
 from pal_jax.recipes.cost import recipe as cost
 from pal_jax.recipes.reward import PairSettings
+from pal_jax.run.language import DecodeSettings, ModelSettings, Reinforced, RowSettings
 from pal_jax.run.optim import Optimizer
-from pal_jax.run.settings import DecodeSettings, ModelSettings, Reinforced, RowSettings, Run, StageSettings
+from pal_jax.run.settings import Run, StageSettings
 from pal_jax.types import Sampling
 
 OTHERS = 'others'  # the name, in tables, of the prompts of groups without a limit of their own

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
-from pal_jax.run.recipe import Trained
+from pal_jax.run.trained import Trained
 
 
 class Selves(struct.PyTreeNode):

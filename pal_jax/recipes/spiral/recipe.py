@@ -32,7 +32,8 @@ from pal_jax.recipes.spiral.textarena import Arena
 from pal_jax.recipes.spiral.warmup import make_supervised
 from pal_jax.run import models, sharding
 from pal_jax.run.models import keeping, make_policy, trained_policy
-from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, Trained, check_finite, stage_before
+from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite, stage_before
+from pal_jax.run.trained import Trained
 from pal_jax.types import Metrics, RolloutBatch, Sample, TokenBatch
 
 SHOWN = 'legal', 'winrate', 'nashconv'

@@ -12,9 +12,10 @@ from pal_jax.recipes.spiral.matches import Rules
 from pal_jax.recipes.spiral.negotiation import Negotiation
 from pal_jax.recipes.spiral.tictactoe import TicTacToe
 from pal_jax.run import own
+from pal_jax.run.language import EndpointSettings, Reinforced
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.recipe import check_at_least
-from pal_jax.run.settings import EndpointSettings, Reinforced, StageSettings
+from pal_jax.run.settings import StageSettings
 
 GAMES: Mapping[str, Callable[[int], Rules[Any]]] = {  # by the rounds of a match of Kuhn poker
     'tictactoe': lambda rounds: TicTacToe(),

@@ -21,8 +21,8 @@ from pal_jax.recipes.cost import recipe as cost
 from pal_jax.run import devices
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.recipe import Context
-from pal_jax.run.runs import write_exports
 from pal_jax.run.settings import keys_of
+from pal_jax.run.trained import write_exports
 from tests import configs
 
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())

@@ -21,8 +21,8 @@ from pal_jax.models.files import sources
 from pal_jax.recipes.moderation import evaluation as evals
 from pal_jax.recipes.moderation import recipe as moderation
 from pal_jax.run import checkpoint, devices
-from pal_jax.run.recipe import Context
-from pal_jax.run.runs import load_trained, write_exports
+from pal_jax.run.recipe import KEPT, Context
+from pal_jax.run.trained import load_trained, write_exports
 from tests import configs
 
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
@@ -77,7 +77,7 @@ def finished(trained, tmp_path_factory):
     _, recipe, state = trained
     folder = tmp_path_factory.mktemp('run')
     checkpoint.write_config(folder, configs.load('moderation', **{'data.train': 'gone.jsonl'}).to_dict())
-    recipe.plan.keep(folder / checkpoint.KEPT)
+    recipe.plan.keep(folder / KEPT)
     checkpoints = checkpoint.Checkpoints(folder, recipe.plan.abstract)
     checkpoints.save(STEPS, state, {})
     checkpoints.close()

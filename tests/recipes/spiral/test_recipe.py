@@ -31,10 +31,10 @@ from pal_jax.recipes.spiral.warmup import make_supervised, positions
 from pal_jax.run import devices, sharding
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.glossary import meaning
+from pal_jax.run.language import EndpointSettings
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.recipe import Context, Plan
-from pal_jax.run.settings import EndpointSettings
 from pal_jax.types import Completion, Sample
 from tests import configs
 from tests.whole_runs import run, stop_once, timeless

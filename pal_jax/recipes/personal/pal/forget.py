@@ -21,8 +21,8 @@ from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.reward import abstract_state
 from pal_jax.recipes.personal.pal.settings import LargeSettings, Settings
 from pal_jax.run import devices
-from pal_jax.run.checkpoint import FOLDER, KEPT, Checkpoints
-from pal_jax.run.recipe import Context
+from pal_jax.run.checkpoint import FOLDER, Checkpoints
+from pal_jax.run.recipe import KEPT, Context
 from pal_jax.run.runs import read_config, read_settings
 from pal_jax.run.workdir import held, run_folder
 

@@ -43,9 +43,9 @@ from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.reader import Reader
 from pal_jax.recipes.personal.pal.settings import LargeSettings, Settings
 from pal_jax.run import devices, files
-from pal_jax.run.checkpoint import KEPT, Checkpoints
+from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.metrics import EVALS, read_records
-from pal_jax.run.recipe import Context
+from pal_jax.run.recipe import KEPT, Context
 from pal_jax.run.runs import read_config, read_settings
 from pal_jax.run.workdir import run_folder
 

@@ -15,8 +15,8 @@ from pal_jax.recipes.personal.pal import large as pal_large
 from pal_jax.recipes.personal.pal import recipe as pal
 from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.run import checkpoint, devices
-from pal_jax.run.checkpoint import KEPT, Checkpoints
-from pal_jax.run.recipe import Context
+from pal_jax.run.checkpoint import Checkpoints
+from pal_jax.run.recipe import KEPT, Context
 from tests import configs
 
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]))

@@ -18,11 +18,11 @@ from pal_jax.recipes.plus import latent as plus_latent
 from pal_jax.recipes.rlpa import recipe as rlpa
 from pal_jax.recipes.rlpa.frozen import open_naturalness
 from pal_jax.run import checkpoint, devices
-from pal_jax.run.checkpoint import KEPT, Checkpoints
+from pal_jax.run.checkpoint import Checkpoints
+from pal_jax.run.language import ModelSettings
 from pal_jax.run.models import keeping, make_policy
-from pal_jax.run.recipe import Context
-from pal_jax.run.runs import load_trained, open_run
-from pal_jax.run.settings import ModelSettings
+from pal_jax.run.recipe import KEPT, Context
+from pal_jax.run.trained import load_trained, open_run
 from tests import configs
 from tests.recipes.personal.pal.test_kept import finished, on_texts, say
 

@@ -28,7 +28,7 @@ from pal_jax.recipes.personal.panel import Trial
 from pal_jax.recipes.personal.population import Panel
 from pal_jax.run import devices, intervals
 from pal_jax.run.recipe import Context, Plan
-from pal_jax.run.runs import open_run
+from pal_jax.run.trained import open_run
 from tests import configs, shell
 from tests.choices import two_kinds
 

@@ -16,6 +16,7 @@ from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.run import checkpoint
 from pal_jax.run.checkpoint import Checkpoints
+from pal_jax.run.recipe import KEPT
 from tests import configs
 from tests.recipes.personal.texts import ONE, B, run, small
 
@@ -24,7 +25,7 @@ def finished(config, workdir):
     """A run's folder as the training loop leaves it."""
     recipe, state = run(config, config.total_steps)
     checkpoint.write_config(workdir, config.to_dict())
-    recipe.plan.keep(workdir / checkpoint.KEPT)
+    recipe.plan.keep(workdir / KEPT)
     checkpoints = Checkpoints(workdir, recipe.plan.abstract)
     checkpoints.save(config.total_steps, state, {})
     checkpoints.wait()

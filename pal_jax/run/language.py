@@ -1,0 +1,112 @@
+"""Settings of runs with a language model: sections of several methods, and the keys that runs of one kind share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pal_jax.learners.ppo import PPO
+from pal_jax.learners.training import Lora
+from pal_jax.models.files.sources import EMBEDDED
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.settings import Run, StageSettings
+from pal_jax.types import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """A model, its precision and its adapters."""
+
+    source: str = EMBEDDED  # hf:, gguf:, orbax:, peft: or random:tiny, see `models/files/sources.py`
+    dtype: str = 'auto'  # the type of matrix products: bfloat16 where the machine has it
+    remat: str = 'none'  # 'full' or 'dots' computes layers again in the backward pass, to save memory
+    scan_layers: bool = False  # on a CPU too: compiles in a quarter of the time, but steps take up to a third longer
+    lora: Lora = Lora()
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeSettings:
+    """The decoder that samples."""
+
+    slots: int = 32  # completions sampled at once
+    stride: int = 4  # tokens that are made in a round trip between device and host
+    driver: str = 'local'  # local, or jetstream: the same tokens through google-jetstream's driver
+    address: str = ''  # host:port of a pal_jax.serve --driver=jetstream that samples instead; see docs/serving.md
+    reuse: bool = True  # prompts start from the parts of them that caches hold
+    int8: bool = False  # sample with weights of eight bits
+    shares: int = 0  # the number of decoders side by side, each on its share of devices and prompts; 0: one a process
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EndpointSettings:
+    """A chat model of an OpenAI-compatible server, for a role that is set to `endpoint:<name>`.
+
+    A role that is set to `local:<source>` reads `temperature`, `max_tokens` and `slots`.
+    """
+
+    temperature: float  # of its answers; 0: greedy
+    max_tokens: int  # of an answer
+    address: str = ''  # http://host:port/v1
+    model: str = ''  # the name of the model at that address
+    key_env: str = ''  # the environment variable that holds the key
+    concurrency: int = 64  # requests under way at once
+    timeout: float = 60.0  # seconds of an attempt
+    retries: int = 5  # further attempts of a request that failed
+    prompt_price: float = 0.0  # the price of a million tokens, for the metrics
+    completion_price: float = 0.0  # likewise of what it writes
+    slots: int = 16  # completions that a `local:` model decodes at once
+
+
+ANSWERS = '~/.cache/pal_jax/answers.sqlite'  # the answers of endpoints, which are not asked again
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowSettings:
+    """The rows of a supervised method (formats: `data/readers/formats.py`) and their batches."""
+
+    batch_size: int  # the number of rows, pairs or groups of pairs of an update
+    train: str = 'oracle'  # oracle, recall (recipes/rlpa/recall.py), or a file: .jsonl, .json, .parquet
+    test: str = ''  # a file of prompts that are not learnt; '': rows of some prompts of train, a fifth at most
+    test_rows: int = 64  # the largest number of rows of an evaluation
+    max_length: int = 1024  # tokens; longer rows are left out
+    epochs: float = 1.0  # passes over the rows where total_steps is 0
+    micro_rows: int = 2  # rows in a device's memory at once
+    row_tokens: int = 1024  # the length in tokens of rows that several share; 0: each has its own
+
+
+@dataclasses.dataclass(frozen=True)
+class OracleSettings:
+    """The people, all of RLPA's training, whom the oracle answers where `data.train` is 'oracle'."""
+
+    people: int = 240  # the number of people
+    facts: int = 4  # facts of each of them
+    rounds: int = 3  # turns of a dialogue
+    p_spontaneous: float = 1.0  # the chance that a user tells something unasked
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FromRows(Run):
+    """The keys of a run that learns from rows; `total_steps=0` makes `data.epochs` passes over them."""
+
+    policy: ModelSettings = ModelSettings()
+    optimizer: Optimizer
+    data: RowSettings
+    eval: StageSettings = StageSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Supervised(FromRows):
+    """The keys of a run that may learn from the answers of the oracle."""
+
+    oracle: OracleSettings = OracleSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reinforced(Run):
+    """The keys of a run that improves a policy by PPO on its own samples."""
+
+    policy: ModelSettings = ModelSettings()
+    optimizer: Optimizer
+    critic: Optimizer  # used by the estimator that has a critic (gae)
+    ppo: PPO
+    sampling: Sampling
+    decode: DecodeSettings = DecodeSettings()
