@@ -80,7 +80,9 @@ def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
         manual = jax.shard_map(
             function, in_specs=specs, out_specs=spread, axis_names={'data', 'fsdp'}, check_vma=False
         )  # fmt: skip
-        return manual(unembed, *rows)
+        # jax 0.12 refuses to add to the Ref of `training.accumulate` what is still to be summed over devices. The
+        # gradient of a copy, which compiles to nothing, is added after the sum.
+        return manual(jnp.copy(unembed), *rows)
 
     return mapped
 

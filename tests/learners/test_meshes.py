@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import pack_rollouts
-from pal_jax.learners import actor
+from pal_jax.learners import actor, forward
 from pal_jax.learners.actor import Actor
 from pal_jax.learners.ppo import PPO, PolicyLearner
 from pal_jax.learners.ppo import make_learner as make
-from pal_jax.learners.training import Lora, apply
+from pal_jax.learners.training import Lora, accumulate, apply
 from pal_jax.models import config, params
 from pal_jax.models.config import LayerKind
 from pal_jax.models.files import families
@@ -97,6 +97,22 @@ def test_every_mesh_of_eight_learns_what_one_device_does(family, adapters, row_t
 
 
 @pytest.mark.slow
+def test_a_gradient_is_added_to_the_sum_after_it_is_summed_over_devices():
+    """The gradient of an output matrix that is whole on every device, by hand in float64."""
+    rng = np.random.default_rng(0)
+    matrix, rows = rng.standard_normal((7, 3)), rng.standard_normal((8, 3))
+
+    def loss(weights):
+        squares = forward.by_rows(lambda m, x: (jnp.tanh(x @ m.T) ** 2).sum()[None])
+        return squares(weights['head'], jnp.float32(rows)).sum(), None
+
+    with jax.set_mesh(devices.make_mesh(data=4, fsdp=2)):
+        add = jax.jit(lambda weights, sums: accumulate(loss, weights, sums)[1])
+        got = add({'head': jnp.float32(matrix)}, {'head': jnp.ones((7, 3))})['head']
+    bent = np.tanh(rows @ matrix.T)
+    np.testing.assert_allclose(got, 1 + (2 * bent * (1 - bent**2)).T @ rows, rtol=1e-5, atol=1e-5)
+
+
 def test_gradients_are_summed_where_their_parameters_lie(monkeypatch):
     mesh, summed = devices.make_mesh(1, 4, 2), []
 
