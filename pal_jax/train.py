@@ -30,6 +30,7 @@ import jax
 from ml_collections import ConfigDict
 
 from pal_jax.run import checkpoint, cli, devices, inputs, outputs, processes, report, verdict
+from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.metrics import MetricsWriter, require_wandb
 from pal_jax.run.progress import Progress, evaluation_text
 from pal_jax.run.recipe import KEPT, Context, Recipe
@@ -137,7 +138,7 @@ def run(
         saved, i = time.monotonic(), first
         while i <= plan.total_steps:
             if stage := plan.stage(i):
-                evaluate(recipe, state, stage, i, writer, progress)
+                evaluate(recipe, state, stage, i, writer, progress, words_of(config['recipe']))
             if i == plan.total_steps:
                 break
             state, host, phase, metrics = recipe.step(state, host, i)
@@ -170,7 +171,9 @@ def agree(stop: int, late: bool) -> tuple[int, bool]:
     return next((wish for wish, _ in wishes if wish), 0), wishes[0][1]
 
 
-def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, progress: Progress) -> None:
+def evaluate(
+    recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, progress: Progress, words: Words
+) -> None:
     """Evaluate once, and write the figures to the run's files and to the console."""
     progress.log(f'evaluating ({stage})')
     evaluation = recipe.evaluate(state, stage)
@@ -178,7 +181,7 @@ def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, p
     writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **seconds})
     writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)
     writer.exhibits(i, stage, evaluation.exhibits)
-    progress.log(evaluation_text(stage, evaluation.record, evaluation.exhibits, recipe.plan.shown))
+    progress.log(evaluation_text(stage, evaluation.record, evaluation.exhibits, recipe.plan.shown, words))
 
 
 def finish(settings: Run, config: dict[str, Any], workdir: Path, recipe: Recipe, state, progress: Progress) -> None:

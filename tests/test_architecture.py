@@ -65,8 +65,6 @@ NAMED = {
     'judges/chat_models': {'rlpa'},
     'judges/embedding': {'rlpa'},
     'judges/own': {'rlpa'},
-    'run/glossary': {'cameras', 'cmdp', 'plus', 'psoups', 'redteam', 'rlpa', 'spiral'},
-    'run/metrics': {'rlpa'},
     'scoring': {'moderation', 'personal', 'plus'},
 }
 WORDS = {'cost', 'reward'}  # names of methods that are words of the field as well
@@ -208,6 +206,13 @@ def test_the_core_names_no_method():
                 if re.search(rf"""['"]{found}['"/:]|recipes\.{found}\b|recipes import {found}\b""", text):
                     named[name(path).removesuffix('.py')].add(found)
     assert named == NAMED
+
+
+def test_the_words_of_a_methods_figures_are_data():
+    for path in PACKAGE.glob('recipes/*/figures.py'):
+        assert read_by(path) == {'run/glossary.py'}, name(path)
+        kinds = {type(node) for node in tree(path).body[1:]}
+        assert kinds <= {ast.ImportFrom, ast.Assign}, name(path)
 
 
 def test_what_one_method_alone_needs_lies_with_it():

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from pal_jax import train
 from pal_jax.run import cli
-from pal_jax.run.glossary import told
+from pal_jax.run.glossary import CORE, told
 from pal_jax.run.metrics import MetricsWriter
 from pal_jax.run.progress import Progress
 from pal_jax.run.recipe import Evaluation, Plan
@@ -180,8 +180,8 @@ def test_an_evaluation_is_announced_before_it_is_made(tmp_path):
 
     recipe: Any = SimpleNamespace(plan=Plan(1, None, lambda i: None), evaluate=evaluated)
     with MetricsWriter(tmp_path, 0) as writer:
-        train.evaluate(recipe, None, 'final', 1, writer, Progress(console=Console(file=shown)))
-    assert shown.getvalue().splitlines()[1:] == ['evaluation (final):', f'  {told("loss", 0.5)}']
+        train.evaluate(recipe, None, 'final', 1, writer, Progress(console=Console(file=shown)), CORE)
+    assert shown.getvalue().splitlines()[1:] == ['evaluation (final):', f'  {told("loss", 0.5, CORE)}']
 
 
 def test_help_tells_how_to_start():

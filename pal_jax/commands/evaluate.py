@@ -59,7 +59,7 @@ from pal_jax.recipes.rlpa.world import make_world
 from pal_jax.run import cli, devices, inputs
 from pal_jax.run.checkpoint import FOLDER, Checkpoints
 from pal_jax.run.curve import plot_alignment, plot_turns
-from pal_jax.run.glossary import meaning
+from pal_jax.run.glossary import Words, meaning, words_of
 from pal_jax.run.metrics import EVALS, plain, read_records
 from pal_jax.run.outputs import check_file, whole_file
 from pal_jax.run.progress import Progress
@@ -67,6 +67,7 @@ from pal_jax.run.recipe import EVALUATION, Context, Evaluation
 from pal_jax.run.settings import Run, to_config
 from pal_jax.run.summary import by_stage
 from pal_jax.run.trained import open_run
+from pal_jax.run.workdir import read_run
 from pal_jax.train import initialize, prepare
 from pal_jax.types import Chat, ChatModel, Completion, Sampling
 
@@ -97,7 +98,7 @@ def main() -> None:
         cli.faults(write, stages, workdir / 'evaluation.json')
         if any('f1_by_turn' in record for record in stages.values()):
             cli.faults(draw, plot_turns, stages, workdir / 'evaluation.png')
-        cli.console().print(as_table(stages))
+        cli.console().print(as_table(stages, words_of(read_run(workdir)['recipe'])))
     return None
 
 
@@ -132,7 +133,7 @@ def compare(workdir: Path) -> None:
     dialogues = ({'source': name, **talk} for name, evaluation in evaluations.items() for talk in evaluation.dialogues)
     cli.faults(write_lines, dialogues, workdir / 'comparison.jsonl')
     cli.faults(draw, plot_alignment, records, workdir / 'comparison.png')
-    cli.console().print(as_comparison(records))
+    cli.console().print(as_comparison(records, words_of(cli.settings().recipe)))
 
 
 def evaluate_sources(settings: Run, names: Sequence[str]) -> dict[str, Evaluation]:
@@ -255,17 +256,17 @@ def draw(plot: Callable[[Records, Path], None], records: Records, path: Path) ->
     print(path)
 
 
-def as_table(stages: Records) -> Table:
+def as_table(stages: Records, words: Words) -> Table:
     """A table with a column for each stage and a row for each figure and its meaning. Lists are figures by turn."""
     table = Table('figure', *stages, 'what it is')
     names = dict.fromkeys(name for record in stages.values() for name in record)
     for name in names:
         if not name.startswith('seconds_') and name != 'stage' and not name.endswith('intervals'):
-            table.add_row(name, *(cell(record.get(name)) for record in stages.values()), meaning(name).words)
+            table.add_row(name, *(cell(record.get(name)) for record in stages.values()), meaning(name, words).words)
     return table
 
 
-def as_comparison(records: Records) -> Table:
+def as_comparison(records: Records, words: Words) -> Table:
     """A table with a column for each policy and a row for each figure, its interval below it, by split of people.
 
     Alignment (AL) and F1 of the profile have a row for each turn.
@@ -277,14 +278,17 @@ def as_comparison(records: Records) -> Table:
             intervals = (record[f'{split}intervals'][key] for record in records.values())
             values = (record[split + key] for record in records.values())
             cells = [f'{cell(v)}\n{cell(i)}' for v, i in zip(values, intervals, strict=True)]
-            table.add_row('' if number else split.rstrip('_') or 'heldout', key, *cells, meaning(key).words)
+            table.add_row('' if number else split.rstrip('_') or 'heldout', key, *cells, meaning(key, words).words)
         unanswered = (cell(record[f'{split}unanswered']) for record in records.values())
-        table.add_row('', 'unanswered', *unanswered, meaning('unanswered').words)
+        table.add_row('', 'unanswered', *unanswered, meaning('unanswered', words).words)
         for key, title in (('al', 'AL'), ('f1', 'F1')):
             curves = [record[f'{split}{key}_by_turn'] for record in records.values()]
             for turn, levels in enumerate(zip(*curves, strict=True), 1):
                 table.add_row(
-                    '', f'{title}({turn})', *map(cell, levels), '' if turn > 1 else meaning(f'{key}_by_turn').words
+                    '',
+                    f'{title}({turn})',
+                    *map(cell, levels),
+                    '' if turn > 1 else meaning(f'{key}_by_turn', words).words,
                 )
         table.add_section()
     return table

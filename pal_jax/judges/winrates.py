@@ -21,7 +21,6 @@ from scipy import stats
 from pal_jax.run import intervals
 from pal_jax.run.bootstrap import interval, means, resampled_means
 from pal_jax.run.curve import BLUE, GREY, STYLE, png
-from pal_jax.run.glossary import SOUP_SYSTEMS
 from pal_jax.types import Exhibit
 
 Ties = Literal['drop', 'half']
@@ -101,6 +100,7 @@ def make_exhibits(
     alone: Mapping[str, np.ndarray],
     fronts: Mapping[Pair, Front],
     wishes: Mapping[str, str] = MappingProxyType({}),
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Exhibit]:
     """Win rates as a table with intervals and as a heat map, systems by criterion, policies of one preference against
     the base, and soups between two poles.
@@ -110,8 +110,9 @@ def make_exhibits(
       alone: the outcomes `[draws, prompts]` of each preference's policy against the base.
       fronts: soups between two poles, by their ids.
       wishes: the texts of preferences, by their ids.
+      names: the systems in words, by their names.
     """
-    named = '; '.join(f'{name}: {SOUP_SYSTEMS.get(name, name)}' for name in dict.fromkeys(itertools.chain(*outcomes)))
+    named = '; '.join(f'{name}: {names.get(name, name)}' for name in dict.fromkeys(itertools.chain(*outcomes)))
     legend = ' '.join(f'{name}: {text}' for name, text in wishes.items())
     systems, rates = table(outcomes, 'half')
     head = ['', 'ties half', '95 %', 'ties left out', 'ties']

@@ -71,7 +71,7 @@ class MetricsWriter:
         self.close()
 
     def write(self, step: int, phase: str, metrics: Metrics) -> None:
-        """Write the metrics of one training step. `phase` names the part of the run: `'warm-up'`, `'rlpa'`, ..."""
+        """Write the metrics of one training step. `phase` names the part of the run: `'warm-up'`, `'ppo'`, ..."""
         if self._active:
             self._append(METRICS, {'step': step, 'phase': phase, **metrics})
             self._scalars(step, metrics, prefix='')

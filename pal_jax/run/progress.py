@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
-from pal_jax.run import glossary, memory
+from pal_jax.run import memory
 from pal_jax.run.forecast import Forecast, once, seconds_of, spoken
+from pal_jax.run.glossary import Words, told
 from pal_jax.types import Exhibit, Metrics
 
 OTHER = 'other'  # the phase of all time outside the named phases
@@ -80,13 +81,15 @@ def describe(metrics: Metrics) -> str:
     return '  '.join(f'{key} {metrics[key]:.3g}' for key in DESCRIBED if key in metrics)
 
 
-def evaluation_text(stage: str, record: Mapping[str, Any], exhibits: Iterable[Exhibit], shown: Sequence[str]) -> str:
-    """An evaluation as lines of the console.
+def evaluation_text(
+    stage: str, record: Mapping[str, Any], exhibits: Iterable[Exhibit], shown: Sequence[str], words: Words
+) -> str:
+    """An evaluation as lines of the console, in the words of the run's method.
 
     `shown` has the names of its figures and the titles of its exhibits whose tables belong there; others are left to
     the report.
     """
-    lines = [glossary.told(key, value, record.get(f'{key}_se')) for key, value in record.items() if key in shown]
+    lines = [told(key, value, words, record.get(f'{key}_se')) for key, value in record.items() if key in shown]
     for exhibit in exhibits:
         if exhibit.title in shown:
             lines += [exhibit.title, *_columns(exhibit.table)]

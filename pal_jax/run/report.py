@@ -1,7 +1,7 @@
 """The report of a run: one HTML page without further files, made from the files of the run alone.
 
 The page opens with the verdict on the run's learning (`run/verdict.py`), an example before and after, and the
-learning curve. Figures are folded away, each with its meaning (`run/glossary.py`).
+learning curve. Figures are folded away, each with its meaning in the words of the run's method (`run/glossary.py`).
 
 `commands/report.py` makes it (and `learning_curve.png`) again at any time.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -24,10 +25,11 @@ import markupsafe
 from pal_jax.run import files
 from pal_jax.run.curve import HEADLINES, learning_curve
 from pal_jax.run.files import write_whole
-from pal_jax.run.glossary import GROUPS, PHASES, STEPS, explained, meaning
+from pal_jax.run.glossary import GROUPS, PHASES, Words, explained, meaning, words_of
 from pal_jax.run.metrics import DIALOGUES, EVALS, EXHIBITS, METRICS, PICTURES, ROLLOUTS, read_records
 from pal_jax.run.summary import SUMMARY, by_stage, fifths, headline, observed, scalars
 from pal_jax.run.verdict import judge
+from pal_jax.run.workdir import read_run
 
 REPORT, CURVE = 'report.html', 'learning_curve.png'
 SHOWN_DIALOGUES = 3
@@ -42,12 +44,13 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     The result is the path of the page.
 
     Raises:
-      ValueError: the folder has no training steps to report on.
+      ValueError: the folder has no training steps to report on, or is that of no run, or of no method.
     """
     workdir = Path(workdir)
     rows, evals, dialogues = (read_records(workdir / name) for name in (METRICS, EVALS, DIALOGUES))
     if not rows:
         raise ValueError(f'{workdir / METRICS}: no steps to report on; train first, or name the folder of a run')
+    words = words_of(read_run(workdir)['recipe'])
     curve = learning_curve(rows) if any(observed(rows, key) for key in HEADLINES) else b''
     if curve:
         (workdir / CURVE).write_bytes(curve)
@@ -55,7 +58,7 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     rollouts = read_records(workdir / ROLLOUTS)
     folder = workdir.resolve()
     name = f'{folder.parent.name}: {folder.name}' if 'stage' in summary.get('config', {}) else folder.name
-    page = render(name, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts)
+    page = render(name, words, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts)
     return write_whole(workdir / REPORT, page, 'xmlcharrefreplace')  # a run counts as finished when its report exists
 
 
@@ -80,6 +83,7 @@ def exhibits(workdir: Path) -> tuple[Sequence[Record], Sequence[Record]]:
 
 def render(
     name: str,
+    words: Words,
     rows: Sequence[Record],
     evals: Sequence[Record],
     dialogues: Sequence[Record],
@@ -92,7 +96,7 @@ def render(
     env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     env.policies['json.dumps_kwargs'] = {'sort_keys': False}  # scores in their own order, the reward first
     env.filters |= {'number': number, 'duration': duration, 'gigabytes': gigabytes, 'flat': flatten, 'digest': digest}
-    env.filters |= {'meaning': meaning, 'explained': explained}
+    env.filters |= {f.__name__: functools.partial(f, words=words) for f in (meaning, explained)}
     template = env.from_string(_text_of('report.html.jinja'))
     evaluations, (earlier, last) = by_stage(evals), exhibits
     by_turn = [(stage, lists) for stage, record in evaluations.items() if (lists := turn_lists(record))]
@@ -100,10 +104,10 @@ def render(
     return template.render(
         name=name,
         facts=headline(rows, evals),
-        verdict=judge(rows, evals),
+        verdict=judge(rows, evals, words),
         evaluations=evaluations,
-        numbers=grouped(number_rows(list(evaluations.values()))),
-        phases=[(phase, len(steps), grouped(step_rows(steps))) for phase, steps in phases(rows).items()],
+        numbers=grouped(number_rows(list(evaluations.values())), words),
+        phases=[(phase, len(steps), grouped(step_rows(steps), words)) for phase, steps in phases(rows).items()],
         by_turn=by_turn,
         turns=max((len(values) for _, lists in by_turn for values in lists.values()), default=0),
         pairs=pairs,
@@ -113,15 +117,15 @@ def render(
         rollouts=few(rollouts),
         script=markupsafe.Markup(_text_of('report.js')),
         times=PHASES,
-        steps=STEPS,
+        steps=words.steps,
         summary=summary,
         curve=base64.b64encode(curve).decode(),
     )
 
 
-def grouped(rows: Sequence[tuple[str, Any]]) -> list[tuple[str, list[tuple[str, str, Any]]]]:
+def grouped(rows: Sequence[tuple[str, Any]], words: Words) -> list[tuple[str, list[tuple[str, str, Any]]]]:
     """Figures with their meaning, by group (`run/glossary.py`). A group without figures is left out."""
-    explained_rows = [(meaning(name), name, cells) for name, cells in rows]
+    explained_rows = [(meaning(name, words), name, cells) for name, cells in rows]
     of = {group: [(name, m.words, cells) for m, name, cells in explained_rows if m.group == group] for group in GROUPS}
     return [(group, figures) for group, figures in of.items() if figures]
 

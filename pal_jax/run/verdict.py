@@ -1,10 +1,11 @@
 """Did a run learn? One sentence from the figures of its files, with how far chance may have moved them.
 
-A figure of `LEVELS` in the last evaluation is held against a value that needs no learning, such as chance, and against
-what it was before the main part of the run. Otherwise a figure of `CHANGES` is: its value before that part against its
-last one, or, where an evaluation has no interval of it or there is one evaluation, the first fifth of the steps
-against the last one. A difference whose 95 % interval (`intervals.py`) holds 0 is not one beyond noise, and nothing is
-said of a figure that too few observations have decided.
+A method's words (`run/glossary.py`) say which figures tell of learning. One of its `levels` in the last evaluation is
+held against a value that needs no learning, such as chance, and against what it was before the main part of the run.
+Otherwise one of its `changes` is: its value before that part against its last one, or, where an evaluation has no
+interval of it or there is one evaluation, the first fifth of the steps against the last one. A difference whose 95 %
+interval (`intervals.py`) holds 0 is not one beyond noise, and nothing is said of a figure that too few observations
+have decided.
 
 A run that trains an attacker alone says so in its evaluations (`learner`); then more unsafe answers are better.
 
@@ -19,33 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pal_jax.run import intervals
+from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.intervals import Estimate
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.summary import fifths, main_part, observed
 from pal_jax.run.uncertainty import WIDTH
+from pal_jax.run.workdir import read_run
 
-# What is told of the last evaluation, and the value that needs no learning, or the name of the figure that has it.
-LEVELS: dict[str, tuple[str, float | str]] = {
-    'sign_accuracy': ('the share of answers whose cost has the right sign', 'sign_accuracy_of_commoner'),
-    'auc': ('the chance that it has an unsafe held-out answer above a safe one (AUC)', 0.5),
-    'seen_gain': ("PAL's accuracy on new choices of people it knows, less that of one model for all", 0.0),
-    'winrate_psoups': ('the share of prompts that merged policies win against all other systems', 0.5),
-    'safety_gain': (
-        'the fall of the share of unsafe answers, from the start to those that learnt to defend,',
-        0.0,
-    ),
-    'accuracy': ('the share of held-out choices that it gets right', 0.5),
-}
-CHANGES: dict[str, tuple[float, str]] = {  # the sign of what is better, and the words
-    'attack_success': (-1.0, 'share of unsafe answers to attacks on harmful requests'),
-    'reward': (1.0, 'mean reward'),
-    'loss': (-1.0, 'mean loss'),
-    'winrate': (1.0, 'mean winrate'),
-    'nashconv': (-1.0, 'mean nashconv'),
-}
-SHARES = 'accuracy', 'attack_success', 'auc', 'sign_accuracy', 'winrate', 'winrate_psoups'  # from 0 to 1
-# What else has to be told of a change: an attack also fails where everything is refused.
-BESIDE = {'attack_success': ('overrefusal', 'the share of harmless requests that are refused')}
 COUNTS = 'people', 'rows', 'seeds', 'prompts'  # of what an evaluation tested
 TOO_LITTLE = 'Too little to tell'
 
@@ -60,9 +41,9 @@ class Verdict(NamedTuple):
     basis: str
 
 
-def judge(rows: Sequence[Record], evals: Sequence[Record]) -> Verdict | None:
+def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> Verdict | None:
     """The verdict on a run's steps and evaluations; None where it has no figure that tells of learning."""
-    verdict, limits = _learning(rows, evals), limits_of(evals[-1] if evals else {})
+    verdict, limits = _learning(rows, evals, words), limits_of(evals[-1] if evals else {})
     if verdict is None or not limits:
         return verdict
     kept, sentence = _kept(limits)
@@ -83,7 +64,7 @@ def _kept(limits: Mapping[str, Record]) -> tuple[str, str]:
     A mean cost is within a limit, or above it, where its interval is. All limits are kept only where all groups have
     been tested.
     """
-    costs = {name: estimate(r, 'cost') for name, r in limits.items() if known(r, 'cost')}
+    costs = {name: estimate(r, 'cost', ()) for name, r in limits.items() if known(r, 'cost')}
     places = {name: cost.place(limits[name]['limit']) for name, cost in costs.items()}
     tested = [name for name, place in places.items() if place is not None]
     unclear = [name for name in tested if places[name] != -1]
@@ -109,24 +90,26 @@ def _kept(limits: Mapping[str, Record]) -> tuple[str, str]:
     return word, f'{sentence[0].upper()}{sentence[1:]}.'
 
 
-def _learning(rows: Sequence[Record], evals: Sequence[Record]) -> Verdict | None:
+def _learning(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> Verdict | None:
     start = main_part(rows)[0]['step'] if rows else 0
     after = evals[-1] if evals else {}
     before = next((record for record in reversed(evals[:-1]) if record['step'] <= start), {})
-    for key in LEVELS:
+    for key in words.levels:
         if known(after, key):
-            return _level(key, before, after)
-    for key in CHANGES:
-        if known(before, key) and known(after, key) and (f'{key}_se' in after or (key in SHARES and tested(after))):
-            return _evaluated(key, before, after)
+            return _level(key, before, after, words)
+    for key in words.changes:
+        measured = f'{key}_se' in after or (key in words.shares and tested(after))
+        if known(before, key) and known(after, key) and measured:
+            return _evaluated(key, before, after, words)
         if observed(main_part(rows), key):
-            return _trained(key, main_part(rows), before, after)
+            return _trained(key, main_part(rows), before, after, words)
     return None
 
 
 def told(workdir: str | os.PathLike[str]) -> str:
     """The verdict on the run in a folder as a line with its end; nothing where there is none."""
-    verdict = judge(*(read_records(Path(workdir, name)) for name in (METRICS, EVALS)))
+    rows, evals = (read_records(Path(workdir, name)) for name in (METRICS, EVALS))
+    verdict = judge(rows, evals, words_of(read_run(Path(workdir))['recipe']))
     return f'did it learn? {verdict.answer}: {verdict.sentence}\n' if verdict else ''
 
 
@@ -134,13 +117,13 @@ def known(record: Record, key: str) -> bool:
     return isinstance(record.get(key), int | float)
 
 
-def estimate(record: Record, key: str) -> Estimate:
+def estimate(record: Record, key: str, shares: Sequence[str]) -> Estimate:
     """A figure of an evaluation with its interval. Where the record has none it follows from the standard error, or in
-    a share's case without one, from the number of things tested."""
+    the case of one of `shares` without one, from the number of things tested."""
     value, error, count = record[key], record.get(f'{key}_se'), tested(record)
     if f'{key}_interval' in record or count is None:
         return intervals.from_record(record, key)
-    return (intervals.of_share if key in SHARES else intervals.of_mean)(value, error, count[0])
+    return (intervals.of_share if key in shares else intervals.of_mean)(value, error, count[0])
 
 
 def tested(record: Record) -> tuple[int, str] | None:
@@ -148,47 +131,48 @@ def tested(record: Record) -> tuple[int, str] | None:
     return next(((int(record[key]), key) for key in COUNTS if known(record, key)), None)
 
 
-def _level(key: str, before: Record, after: Record) -> Verdict:
-    said, level = LEVELS[key]
+def _level(key: str, before: Record, after: Record, words: Words) -> Verdict:
+    said, level = words.levels[key]
     floor = float(after[level]) if isinstance(level, str) else level
-    figure, earlier = estimate(after, key), before.get(key)
+    figure, earlier = estimate(after, key, words.shares), before.get(key)
     sentence = f'{said} is {figure.value:.3f}{between(figure)}; without learning it would be {floor:.3g}'
     basis = 'The last evaluation'
     gap = figure.scaled(1.0, -floor)
     if earlier is not None and before.get('margin') != 0.0:  # at which nothing tells the replies apart
         sentence += f', and before training it was {earlier:.3f}'
         if earlier > floor:  # to be better than chance is then no news
-            gap = intervals.difference(figure, estimate(before, key))
+            gap = intervals.difference(figure, estimate(before, key, words.shares))
             basis += ' beside the one before training'
     return Verdict(answer(gap), f'{sentence}.', f'{basis}{_of(after)}.')
 
 
-def _better(key: str, after: Record) -> float:
+def _better(sign: float, after: Record) -> float:
     """1 where a larger figure is better, -1 where a smaller one is. An attacker by itself wants attacks to succeed."""
-    sign = CHANGES[key][0]
     return -sign if after.get('learner') == 'attacker' else sign
 
 
-def _evaluated(key: str, before: Record, after: Record) -> Verdict:
-    gap = intervals.difference(estimate(after, key), estimate(before, key))
-    sentence = f'the {CHANGES[key][1]} {moved(before[key], after[key])}'
+def _evaluated(key: str, before: Record, after: Record, words: Words) -> Verdict:
+    sign, said = words.changes[key]
+    gap = intervals.difference(*(estimate(record, key, words.shares) for record in (after, before)))
+    sentence = f'the {said} {moved(before[key], after[key])}'
     basis = (
         f'Evaluations "{before["stage"]}" and "{after["stage"]}"{_of(after)}, as if of different samples, which '
         'widens the interval.'
     )
     sentence += f': {gap.value:+.3f}{between(gap)}'
-    if key in BESIDE and known(before, BESIDE[key][0]) and known(after, BESIDE[key][0]):
-        other, words = BESIDE[key]
-        sentence += f'; {words} {moved(before[other], after[other])}'
-    return Verdict(answer(gap, _better(key, after)), f'{sentence}.', basis)
+    other, said = words.beside.get(key, ('', ''))
+    if known(before, other) and known(after, other):
+        sentence += f'; {said} {moved(before[other], after[other])}'
+    return Verdict(answer(gap, _better(sign, after)), f'{sentence}.', basis)
 
 
-def _trained(key: str, steps: Sequence[Record], before: Record, after: Record) -> Verdict:
-    part, sign = fifths(steps, key), _better(key, after)
+def _trained(key: str, steps: Sequence[Record], before: Record, after: Record, words: Words) -> Verdict:
+    part, (sign, said) = fifths(steps, key), words.changes[key]
+    sign = _better(sign, after)
     gain, error = part['gain'], part['gain_se']
     half = None if error is None else WIDTH * error
     gap = Estimate(gain, error, *((None, None) if half is None else (gain - half, gain + half)))
-    sentence = f'the {CHANGES[key][1]} of a training step {moved(part["first"], part["last"])}'
+    sentence = f'the {said} of a training step {moved(part["first"], part["last"])}'
     sentence += f': {gap.value:+.3f}{between(gap)}'
     word = answer(gap, sign)
     if known(before, key) and known(after, key):

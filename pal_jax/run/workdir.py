@@ -74,7 +74,7 @@ def read_run(workdir: Path) -> dict[str, Any]:
         config = files.read_object(path)
     except ValueError as error:
         raise ValueError(f'{path} is not the config of a run ({error}); name another folder') from None
-    if 'recipe' not in config:
+    if not isinstance(config.get('recipe'), str):
         raise ValueError(f'{path} is not the config of a run: it names no recipe; name another folder')
     return config
 

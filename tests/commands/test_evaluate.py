@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pal_jax.commands import evaluate
 from pal_jax.run.curve import plot_alignment
+from pal_jax.run.glossary import words_of
 from tests import configs
 
 
@@ -30,7 +31,7 @@ def test_policies_stand_side_by_side(tmp_path):
     assert len(records['base']['al_by_turn']) == 3 and records['base']['extended_people'] == 2
     console = Console(width=120)
     with console.capture() as shown:
-        console.print(evaluate.as_comparison(records))
+        console.print(evaluate.as_comparison(records, words_of('rlpa')))
     rows = [[part.strip() for part in line.split('│')[1:3]] for line in shown.get().splitlines() if '│' in line]
     assert [people for people, _ in rows if people] == ['heldout', 'unseen', 'extended']
     assert [figure for _, figure in rows].count('AL(3)') == 3

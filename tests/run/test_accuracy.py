@@ -7,9 +7,9 @@ import pytest
 
 from pal_jax.recipes.personal import mixed_logit
 from pal_jax.recipes.personal import pictures as people
+from pal_jax.recipes.personal.figures import MODELS
 from pal_jax.run import accuracy, intervals
 from pal_jax.run.accuracy import Accuracy
-from pal_jax.run.glossary import PAL_MODELS
 
 
 def test_accuracy_by_pair_and_by_person():
@@ -76,6 +76,6 @@ def test_every_method_has_a_line_of_its_own(monkeypatch):
         draw(ax, places, curve, name, colour)
 
     monkeypatch.setattr(people, '_draw', noted)
-    people.plot_by_comparisons({name: [intervals.of_mean(0.5, 0.1, 3)] for name in PAL_MODELS.values()}, [0])
-    assert list(drawn) == list(PAL_MODELS.values())
+    people.plot_by_comparisons({name: [intervals.of_mean(0.5, 0.1, 3)] for name in MODELS.values()}, [0])
+    assert list(drawn) == list(MODELS.values())
     assert len(set(drawn.values())) == len(drawn)

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from pal_jax.run.forecast import Forecast, spoken
+from pal_jax.run.glossary import CORE
 from pal_jax.run.progress import Progress, Stopwatch, describe, evaluation_text
 from pal_jax.types import Exhibit
 
@@ -164,7 +165,8 @@ def test_making_one_touches_no_device(monkeypatch):
 
 def test_an_evaluation_shows_its_figures_with_their_errors_and_its_tables():
     table = Exhibit('Costs', table=[['', 'limit'], ['policy', '-1'], ['a', '-10']])
-    text = evaluation_text('final', {'reward': 1.0, 'reward_se': 0.25, 'other': 3.0}, [table], ('reward', 'Costs'))
+    record = {'reward': 1.0, 'reward_se': 0.25, 'other': 3.0}
+    text = evaluation_text('final', record, [table], ('reward', 'Costs'), CORE)
     first, reward, *rows = text.splitlines()
     assert 'final' in first and '1.000 ± 0.250' in reward
     assert [row.strip() for row in rows] == ['Costs', 'limit', 'policy  -1', 'a       -10']

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pal_jax.run.curve import learning_curve, plot_turns, running_mean
-from pal_jax.run.glossary import meaning
+from pal_jax.run.glossary import CORE, meaning, words_of
 from pal_jax.run.metrics import EVALS, METRICS, MetricsWriter, read_records
 from pal_jax.run.report import (
     before_and_after,
@@ -44,6 +44,11 @@ def dialogue(step, stage, person, reply='Hi'):
     return {'step': step, 'stage': stage, 'person': person, 'facts': [ATTACK], 'turns': turns}
 
 
+def run_of(recipe, folder):
+    (folder / 'config.json').write_text(json.dumps({'recipe': recipe}))
+    return folder
+
+
 @pytest.fixture
 def workdir(tmp_path):
     folder = tmp_path / 'a & b'
@@ -58,7 +63,7 @@ def workdir(tmp_path):
         final = {'f1_by_turn': [0.0, 0.31], 'bound_by_turn': [0.0, 0.42], 'shuffled_by_turn': [0.01, 0.02]}
         writer.evaluation({'step': 13, 'stage': 'final', 'reward': 0.777, 'format': 0.95} | final)
         writer.dialogues([dialogue(13, 'final', f'p{i}', reply='Lively!') for i in range(5)])
-    return folder
+    return run_of('rlpa', folder)
 
 
 class Text(html.parser.HTMLParser):
@@ -91,16 +96,16 @@ def test_the_page_opens_with_the_verdict_an_example_and_the_curve_and_figures_ar
     opening, folded = page[: places[-1]], page[places[-1] :]
     assert '<table' not in opening and opening.count('class="pair"') == 1
     assert re.sub('<details.*?</details>', '', folded, flags=re.DOTALL).count('<table') == 0
-    judged = judge(read_records(workdir / METRICS), read_records(workdir / EVALS))
+    judged = judge(read_records(workdir / METRICS), read_records(workdir / EVALS), words_of('rlpa'))
     assert judged and judged.sentence in Text(page).text
-    assert meaning('profile').words in Text(opening).text  # of the scores under a dialogue
+    assert meaning('profile', words_of('rlpa')).words in Text(opening).text  # of the scores under a dialogue
 
 
 def test_figures_are_in_groups_and_one_that_nobody_explained_is_shown():
     rows = [('warmth', 1), ('kl', 2), ('reward', 3), ('shuffled', 4), ('logic', 5)]
-    names = [[name for name, _, _ in figures] for _, figures in grouped(rows)]
+    names = [[name for name, _, _ in figures] for _, figures in grouped(rows, words_of('rlpa'))]
     assert names == [['reward'], ['shuffled'], ['logic'], ['kl'], ['warmth']]
-    (_, kept), *_ = grouped([('warmth', 1)])
+    (_, kept), *_ = grouped([('warmth', 1)], CORE)
     assert kept == [('warmth', '', 1)]
 
 
@@ -129,7 +134,7 @@ def test_games_of_one_evaluation_are_shown_with_what_the_judge_said(count, tmp_p
         writer.write(0, 'evaluate', {'answers': 3.0})
         writer.evaluation({'step': 2, 'stage': 'final', 'answers': 3.0})
         writer.dialogues(games)
-    page = Text(write_report(tmp_path).read_text())
+    page = Text(write_report(run_of('redteam', tmp_path)).read_text())
     head = 'Side by side' if count > 1 else 'Dialogues of the evaluation'
     # Two policies on one seed have each a verdict of their own.
     for text in (head, 'Seed: help', f'Attacker: {ATTACK}', *(f'unsafe: {k}' for k in range(count))):
@@ -300,7 +305,7 @@ def test_a_folder_without_steps_is_an_error(tmp_path):
 def test_a_run_of_one_bare_step_has_a_report(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         writer.write(0, 'sft', {'loss': 2.0})
-    assert 'sft' in write_report(tmp_path).read_text()
+    assert 'sft' in write_report(run_of('sft', tmp_path)).read_text()
 
 
 def test_before_and_after_pair_the_same_people():
@@ -359,3 +364,12 @@ def test_turns_are_drawn_for_every_stage_and_control(tmp_path):
         pictures.append((tmp_path / 'turns.png').read_bytes())
     assert all(picture.startswith(b'\x89PNG') for picture in pictures)
     assert len(set(pictures)) == 3
+
+
+def test_a_run_of_no_method_is_refused(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(0, 'sft', {'loss': 2.0})
+    with pytest.raises(ValueError, match="recipe='nothing' is no method"):
+        write_report(run_of('nothing', tmp_path))
+    with pytest.raises(ValueError, match='names no recipe'):
+        write_report(run_of(3, tmp_path))

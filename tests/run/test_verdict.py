@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pal_jax.run.verdict import estimate, judge, told
+from pal_jax.run import verdict
+from pal_jax.run.glossary import words_of
+from pal_jax.run.verdict import estimate, told
+
+
+def judge(rows, evals, recipe='sft'):
+    return verdict.judge(rows, evals, words_of(recipe))
 
 
 def steps(values, key='reward', phase='rlpa', first=0):
@@ -50,10 +56,10 @@ def test_a_share_of_one_is_no_proof(key):
     """All of a few rows right, with an error of 0, though guessing the commoner sign is nearly as good."""
     figures = {key: 1.0, f'{key}_se': 0.0, 'sign_accuracy_of_commoner': 23 / 24, 'rows': 12}
     floor = 23 / 24 if key == 'sign_accuracy' else 0.5
-    found = judge([], [{'step': 5, 'stage': 'final', **figures}])
+    found = judge([], [{'step': 5, 'stage': 'final', **figures}], 'cost')
     assert found and found.answer == ('Not beyond noise' if floor > 0.9 else 'Yes')
     assert '0.735 to 1.000' in found.sentence  # .025 ** (1 / 12)
-    found = judge([], [{'step': 5, 'stage': 'final', **figures, 'rows': 4}])
+    found = judge([], [{'step': 5, 'stage': 'final', **figures, 'rows': 4}], 'cost')
     assert found and found.answer == 'Not beyond noise'
 
 
@@ -74,9 +80,10 @@ def test_a_share_of_choices_must_beat_chance_and_what_it_was(before, after, answ
 
 
 def test_a_share_without_an_error_has_that_of_its_pairs():
-    half = stats.binomtest(50, 100).proportion_ci()
-    assert estimate({'rows': 100, 'accuracy': 0.5}, 'accuracy').interval == pytest.approx([half.low, half.high])
-    all_right = estimate({'rows': 100, 'accuracy': 1.0, 'accuracy_se': 0.0}, 'accuracy')
+    half, shares = stats.binomtest(50, 100).proportion_ci(), ('accuracy',)
+    found = estimate({'rows': 100, 'accuracy': 0.5}, 'accuracy', shares)
+    assert found.interval == pytest.approx([half.low, half.high])
+    all_right = estimate({'rows': 100, 'accuracy': 1.0, 'accuracy_se': 0.0}, 'accuracy', shares)
     assert all_right.interval == pytest.approx([0.025**0.01, 1.0])
 
 
@@ -109,22 +116,23 @@ def test_attacks_that_succeed_less_often_are_a_better_defender(final, learner, a
         {'step': 0, 'stage': 'base', 'seeds': 32, 'attack_success': 0.6875, 'overrefusal': 0.03},
         {'step': 12, 'stage': 'final', 'seeds': 32, 'attack_success': final, 'overrefusal': 0.09, **who},
     ]
-    found = judge(rows, evals)
+    found = judge(rows, evals, 'redteam')
     assert found and found.answer == answer
     assert f'{final:.3f}' in found.sentence and '0.090' in found.sentence and '32 seeds' in found.basis
 
 
 def test_a_run_without_evaluations_of_attacks_is_judged_by_its_steps():
     falling = [0.7 - 0.02 * i + 0.05 * (-1) ** i for i in range(24)]
-    found = judge(steps(falling, 'attack_success', 'redteam'), [])
+    found = judge(steps(falling, 'attack_success', 'redteam'), [], 'redteam')
     assert found and found.answer == 'Yes'
 
 
 def test_methods_that_compare_in_one_evaluation():
-    found = judge(steps([0.5] * 4, 'accuracy', 'pal'), [evaluation(4, 'final', seen_gain=0.04, seen_gain_se=0.03)])
+    gained = evaluation(4, 'final', seen_gain=0.04, seen_gain_se=0.03)
+    found = judge(steps([0.5] * 4, 'accuracy', 'pal'), [gained], 'personal.pal')
     assert found and found.answer == 'Not beyond noise'
     won = evaluation(4, 'final', winrate_psoups=0.63, winrate_psoups_se=0.015)
-    found = judge([{'step': 0, 'phase': 'evaluate', 'answers': 3.0}], [won])
+    found = judge([{'step': 0, 'phase': 'evaluate', 'answers': 3.0}], [won], 'psoups')
     assert found and found.answer == 'Yes'
 
 
@@ -165,6 +173,7 @@ def test_limits_that_no_group_tests_are_not_kept():
 def test_what_learns_nothing_has_no_verdict(tmp_path):
     assert judge([], []) is None
     assert judge([{'step': 0, 'phase': 'annotate', 'failed': 0.0}], [evaluation(1, 'final', rows=3)]) is None
+    (tmp_path / 'config.json').write_text('{"recipe": "sft"}')
     assert told(tmp_path) == ''
     (tmp_path / 'metrics.jsonl').write_text('{"step": 0, "phase": "sft", "loss": 2.0}\n')
     assert told(tmp_path).startswith('did it learn? Too little to tell') and told(tmp_path).endswith('.\n')

@@ -22,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.recipes.cameras import pictures as evals
+from pal_jax.recipes.cameras.figures import TEAMS
 from pal_jax.recipes.cameras.pictures import Result
 from pal_jax.recipes.cameras.scene import FIGURES, Cameras
 from pal_jax.recipes.cameras.settings import METHODS, Settings
 from pal_jax.recipes.cameras.team import TeamPPO, TeamState
-from pal_jax.run import glossary, sharding
+from pal_jax.run import sharding
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least
 from pal_jax.types import Metrics
 
@@ -108,7 +109,7 @@ class Team:
             ]
             curve = dict(zip(sorted(state['runs']), np.asarray(state['curve']), strict=True))
             samples = settings.environments * settings.rollout * settings.updates
-            exhibits = evals.make_exhibits(results, others, curve, samples, pairs, glossary.CAMERA_TEAMS,
+            exhibits = evals.make_exhibits(results, others, curve, samples, pairs, TEAMS,
                                            settings.eval.frames)  # fmt: skip
         return Evaluation(evals.make_record(results), exhibits=exhibits)
 

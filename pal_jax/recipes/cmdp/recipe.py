@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pal_jax.recipes.cmdp import figures
 from pal_jax.recipes.cmdp import optimum as cmdp
 from pal_jax.recipes.cmdp.groups import TASKS, Group, make_groups
 from pal_jax.recipes.cmdp.optimum import Optimum
 from pal_jax.recipes.cmdp.settings import HANDLERS, LAGRANGIAN, REFUSED, Settings
-from pal_jax.run import glossary, sharding
+from pal_jax.run import sharding
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least
 from pal_jax.types import Metrics
 
@@ -99,7 +100,7 @@ class CMDP:
         # Groups follow the updates, but a report lists tasks and handlers in one order for all runs.
         results.sort(key=lambda result: (list(TASKS).index(result.task), HANDLERS.index(result.handler)))
         tables = {group.task: group.tables for group in self.groups.values() if group.tables}
-        exhibits = cmdp.make_exhibits(results, self.optima, tables, glossary.CMDP_HANDLERS)
+        exhibits = cmdp.make_exhibits(results, self.optima, tables, figures.HANDLERS)
         return Evaluation(cmdp.make_record(results, self.optima), exhibits=exhibits)
 
 

@@ -6,7 +6,7 @@
     rank = method.ask(fitted, pool, questions)           # optional: the order of questions to new people
 
 To add a method of your own, write these functions in a file and a line in the table `METHODS` of
-`recipes/personal/bench/methods.py`, with the method's name in words in `run/glossary.py` (`BENCH_METHODS`):
+`recipes/personal/bench/methods.py`, with the method's name in words in `recipes/personal/figures.py` (`METHODS`):
 
     'mine': Method(mine.fit, mine.margins, options=({'pull': 0.1}, {'pull': 1.0})),
 

@@ -14,6 +14,7 @@ import numpy as np
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.recipes.personal import groups, ideal_point, mixed_logit
 from pal_jax.recipes.personal import pictures as people
+from pal_jax.recipes.personal.figures import MODELS
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
 from pal_jax.recipes.personal.panel import (
     Newcomers,
@@ -27,7 +28,6 @@ from pal_jax.recipes.personal.panel import (
 )
 from pal_jax.run import intervals
 from pal_jax.run.accuracy import Accuracy, accuracy, choose, hits, majority
-from pal_jax.run.glossary import PAL_MODELS
 from pal_jax.types import Exhibit
 
 GROUPS = (
@@ -47,7 +47,7 @@ States = Mapping[str, PALState]
 
 
 class Panel(NamedTuple):
-    """The models and data that are compared: PAL's models are named `K=...`, others as in `glossary.PAL_MODELS`.
+    """The models and data that are compared: PAL's models are named `K=...`, others as in `figures.MODELS`.
 
     Where models have decoders of their own, `by_model` is the data as each decoder reads them, and `decoder_parameters`
     is the number of a decoder's trained parameters. `prototypes` has the values of K, `counts` the numbers of known
@@ -303,7 +303,7 @@ def _mean(row: Sequence[Accuracy]) -> float:
 
 def make_exhibits(panel: Panel, state: States, results: Results) -> list[Exhibit]:
     """The exhibits of a report; its people and prototypes are those of the first split."""
-    curves = {PAL_MODELS[name]: _curve(method.new) for name, method in results.methods.items()}
+    curves = {MODELS[name]: _curve(method.new) for name, method in results.methods.items()}
     by_prototypes = {part: _curve(list(rows.values())) for part, rows in results.by_prototypes.items()}
     K = results.chosen[0]
     return [
@@ -348,7 +348,7 @@ def _table(results: Results) -> list[list[str]]:
         seen, none, some, known = (_cell(_pairs(row)) for row in cells)
         alike, worst = (_cell([getattr(value, key) for value in method.seen]) for key in ('people', 'worst'))
         sizes = (f'{size:.3g}' for size in (method.shared_parameters, method.parameters_a_user))
-        rows.append([PAL_MODELS[name], seen, alike, worst, none, some, known, *sizes])
+        rows.append([MODELS[name], seen, alike, worst, none, some, known, *sizes])
     return rows
 
 
@@ -358,7 +358,7 @@ def _group_table(results: Results) -> list[list[str]]:
 
 def _table_by_group(results: Results, data: Comparisons) -> list[list[str]]:
     assert data.groups is not None
-    rows = [['group', 'people', *(PAL_MODELS[name] for name in results.by_group)]]
+    rows = [['group', 'people', *(MODELS[name] for name in results.by_group)]]
     for group in range(data.groups.max() + 1):
         values = [[float(values_of_split[group]) for values_of_split in row] for row in results.by_group.values()]
         cells = [_cell([x for x in row if np.isfinite(x)]) if np.isfinite(row).any() else '–' for row in values]

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pal_jax.recipes.plus.figures import METHODS
 from pal_jax.run import intervals
 from pal_jax.run.curve import BLUE, GREY, STYLE, png, running_mean
-from pal_jax.run.glossary import PLUS_METHODS
 from pal_jax.run.intervals import Estimate
 from pal_jax.types import Exhibit
 
@@ -95,7 +95,7 @@ def table(entries: Sequence[Entry]) -> list[list[str]]:
     rows = [[*head, *(COLUMNS[key] for key in keys)]]
     for name, runs in grouped.items():
         apart = '' if name == first else _apart(people_of(grouped[first]) - people_of(runs))
-        read, ends = PLUS_METHODS.get(name, name), intervals.share(people_of(runs)).ends()
+        read, ends = METHODS.get(name, name), intervals.share(people_of(runs)).ends()
         row = [read, str(len(runs)), _told(runs, 'accuracy'), ends, apart]
         rows.append([*row, *(_told(runs, f'{split}accuracy') for split in splits[1:]), *(_told(runs, k) for k in keys)])
     return rows

@@ -21,7 +21,7 @@ from pal_jax.judges import winrates
 from pal_jax.judges.chat_models import ChatModels
 from pal_jax.models import merging
 from pal_jax.models.params import Params
-from pal_jax.recipes.psoups import merge
+from pal_jax.recipes.psoups import figures, merge
 from pal_jax.recipes.psoups.annotators import COMPARING, Annotator
 from pal_jax.recipes.psoups.jobs import SYSTEMS, Fronts, Job, make_fronts, make_jobs, pole_jobs
 from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators
@@ -30,7 +30,6 @@ from pal_jax.recipes.psoups.preferences import Combination, Preference, ask, com
 from pal_jax.recipes.psoups.prompts import Prompt, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import Evaluating
 from pal_jax.run import piecework, processes
-from pal_jax.run.glossary import SOUP_SYSTEMS
 from pal_jax.run.models import make_policy
 from pal_jax.run.piecework import Piecework, Records
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host
@@ -220,10 +219,10 @@ class Contest:
             record[f'front_{b}_{a}_spearman'] = winrates.spearman([1.0 - w for w in toward], first)
             record[f'front_{a}_{b}'] = [list(point) for point in front]
         criteria = {pole.id: pole.criterion for pole in poles}
-        exhibits = winrates.make_exhibits(outcomes, by_criterion, alone, scored, criteria)
+        exhibits = winrates.make_exhibits(outcomes, by_criterion, alone, scored, criteria, figures.SYSTEMS)
         question, first = ask(self.prompts[0].question, combos[0]), name_of(combos[0])
-        prompted = [name for name in SYSTEMS if name != 'rlhf']
-        dialogues = [as_dialogue(question, self.written[f'{name}-{first}'][0], SOUP_SYSTEMS[name]) for name in prompted]
+        prompted = {name: said for name, said in figures.SYSTEMS.items() if name != 'rlhf'}
+        dialogues = [as_dialogue(question, self.written[f'{name}-{first}'][0], said) for name, said in prompted.items()]
         return Evaluation(record, dialogues, exhibits)
 
     def verdicts(self, combo: Combination, first: str, second: str) -> np.ndarray:

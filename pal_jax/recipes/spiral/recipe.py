@@ -22,8 +22,8 @@ from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, decoder_specs
 from pal_jax.objectives.selfplay import Baseline, as_given, role_conditioned
+from pal_jax.recipes.spiral.counts import is_policys, named, policys, summarize
 from pal_jax.recipes.spiral.evaluate import Examiner, make_examiner
-from pal_jax.recipes.spiral.figures import is_policys, named, policys, summarize
 from pal_jax.recipes.spiral.matches import POLICY, SEATS, TRAINING, Match, Matches, play_matches
 from pal_jax.recipes.spiral.past import Keeper, Selves
 from pal_jax.recipes.spiral.players import Answers, Player, at_random, expert, make_models, shown

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from pal_jax.recipes import cameras
+from pal_jax.recipes.cameras.figures import TEAMS
 from pal_jax.recipes.cameras.recipe import Team
-from pal_jax.run import devices, glossary
+from pal_jax.run import devices
 from pal_jax.run.recipe import Context
 from tests import configs, whole_runs
 
@@ -68,7 +69,7 @@ def test_an_evaluation_has_tables_pictures_and_an_animation(run):
     teams, others, scene, motion = evaluation.exhibits
     assert teams.picture.startswith(b'\x89PNG') and scene.picture.startswith(b'\x89PNG')
     assert motion.picture.startswith(b'GIF8')
-    names = [glossary.CAMERA_TEAMS[team] for team in ('ctcr', 'shared', 'standing', 'tracking')]
+    names = [TEAMS[team] for team in ('ctcr', 'shared', 'standing', 'tracking')]
     assert [row[0] for row in teams.table[1:]] == names
     assert [row[:2] for row in others.table[1:]] == [['2', '3']]
     record = evaluation.record

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from pal_jax.recipes.plus import methods
+from pal_jax.recipes.plus.figures import METHODS
 from pal_jax.recipes.plus.methods import Entry
-from pal_jax.run.glossary import PLUS_METHODS
 
 RNG = np.random.default_rng(0)
 RIGHT = {'plus': RNG.binomial(1, 0.9, (3, 64)), 'context': RNG.binomial(1, 0.7, (3, 64))}
@@ -43,7 +43,7 @@ def test_differences_are_of_the_same_people():
     head, plus, context = methods.table(ENTRIES)
     assert head[:6] == ['what the reward model reads', 'seeds', 'accuracy', '95 %', 'plus is better by', 'animals']
     assert 'names the kind' not in head  # nobody's kind is known
-    assert plus[:2] == [PLUS_METHODS['plus'], '3']
+    assert plus[:2] == [METHODS['plus'], '3']
     assert plus[4] == ''
     difference = RIGHT['plus'].mean(axis=0) - RIGHT['context'].mean(axis=0)
     mean, low, _, high = context[4].replace('(', '').replace(')', '').split()
@@ -65,7 +65,7 @@ def test_markdown_has_a_line_a_method():
     lines = text.splitlines()
     assert len(lines) == 4
     assert len({line.count('|') for line in lines}) == 1
-    assert lines[2].startswith(f'| {PLUS_METHODS["plus"]} | 3 |')
+    assert lines[2].startswith(f'| {METHODS["plus"]} | 3 |')
 
 
 def test_pictures_are_drawn():

@@ -8,7 +8,7 @@ import pytest
 from pal_jax.recipes.redteam.attack import Labels, Seed
 from pal_jax.recipes.redteam.attacks import Cell, diversity, make_exhibits, measure, safety_gain
 from pal_jax.run import intervals
-from pal_jax.run.glossary import meaning
+from pal_jax.run.glossary import meaning, words_of
 
 BAD, GOOD, REFUSED = Labels(True, False, True), Labels(True, False, False), Labels(False, True, False)
 KINDS = {'start': 'start', 'shared-0': 'shared', 'shared-1': 'shared'}
@@ -50,7 +50,7 @@ def test_games_without_a_verdict_are_neither_safe_nor_unsafe():
     assert [record[f'plain_on_start_{name}'] for name in ('asr', 'overrefusal', 'whole', 'failed')] == [1, 1, 1, 2]
     assert [record[f'plain_on_last_{name}'] for name in ('asr', 'overrefusal', 'whole', 'failed')] == [0, 1, 1, 2]
     assert record['plain_on_start_asr_interval'] == pytest.approx(intervals.of_share(1.0, None, 1).interval)
-    assert not [name for name in record if not meaning(name).words]
+    assert not [name for name in record if not meaning(name, words_of('redteam')).words]
     assert safety_gain(cells, 'start', ['last']) == {}  # one seed has verdicts on both
     cells['start', 'last'] = cells['start', 'start'] = Cell([True, True, False, False], [BAD, BAD, GOOD, None], whole)
     gain = safety_gain(cells, 'start', ['last'])

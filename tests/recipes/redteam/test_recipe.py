@@ -34,7 +34,7 @@ from pal_jax.recipes.redteam.seeds import by_kind, kinds_of, read_seeds
 from pal_jax.recipes.redteam.settings import POLICIES, EvaluationSettings, PlaySettings, SeedSettings
 from pal_jax.recipes.redteam.stand_ins import make_seeds
 from pal_jax.run import devices, sharding
-from pal_jax.run.glossary import meaning
+from pal_jax.run.glossary import meaning, words_of
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.recipe import Context, Plan
@@ -202,7 +202,7 @@ def test_a_step_of_one_policy_for_both_roles():
     assert phase == 'redteam' and host == {} and len(state.policies) == 1
     assert np.isfinite(list(metrics.values())).all() and metrics['grad_norm'] > 0
     assert metrics['attacker_reward'] != metrics['defender_reward']
-    assert not [name for name in metrics if not meaning(name).words]
+    assert not [name for name in metrics if not meaning(name, words_of('redteam')).words]
     assert recipe.players.given[0][0]
 
 
@@ -215,7 +215,7 @@ def test_adapters_stand_on_one_base_and_neither_role_moves_the_other(monkeypatch
     state, host, _, metrics = recipe.step(state, host, 0)
     assert equal(state.base, base)
     assert metrics['attacker_grad_norm'] > 0 and metrics['grad_norm'] > 0
-    assert not [name for name in metrics if not meaning(name).words]
+    assert not [name for name in metrics if not meaning(name, words_of('redteam')).words]
     for policy, old in zip(state.policies, before.policies, strict=True):
         assert not equal(policy.actor.model.params, old.actor.model.params)
     assert not recipe.players.given[0][0]
@@ -443,7 +443,8 @@ def test_a_run_that_is_stopped_between_steps_goes_on_bit_by_bit(tmp_path, monkey
             assert timeless(tmp_path / 'again' / stage / name) == timeless(tmp_path / 'whole' / stage / name)
     final = read_records(tmp_path / 'whole' / 'evaluate' / EVALS)[-1]
     assert {'plain_on_start_asr', 'adapters-0@1_on_adapters-0_asr', 'frames_on_adapters-0_overrefusal'} <= final.keys()
-    assert not [name for name in final if not meaning(name).words and name not in ('step', 'stage')]
+    words = words_of('redteam')
+    assert not [name for name in final if not meaning(name, words).words and name not in ('step', 'stage')]
 
 
 @pytest.mark.long

@@ -29,7 +29,7 @@ from pal_jax.recipes.safe_rlhf.prompts import Question, make_groups
 from pal_jax.recipes.safe_rlhf.recipe import SafeRLHF, sentences
 from pal_jax.recipes.safe_rlhf.settings import HANDLERS, ConstraintSettings
 from pal_jax.run import checkpoint, cli, devices, piecework, sharding
-from pal_jax.run.glossary import meaning
+from pal_jax.run.glossary import meaning, words_of
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.recipe import Context, Plan
@@ -266,7 +266,7 @@ def test_policies_are_compared_by_reward_by_cost_and_by_what_they_refuse(tmp_pat
         'Reward and cost (model)',
         'Who is more helpful (model)',
     }
-    assert not [name for name in record if not meaning(name).words]
+    assert not [name for name in record if not meaning(name, words_of('safe_rlhf')).words]
 
 
 # --- a step with every handler ----------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from pal_jax.recipes.spiral.tictactoe import TicTacToe
 from pal_jax.recipes.spiral.warmup import make_supervised, positions
 from pal_jax.run import devices, sharding
 from pal_jax.run.checkpoint import Checkpoints
-from pal_jax.run.glossary import meaning
+from pal_jax.run.glossary import meaning, words_of
 from pal_jax.run.language import EndpointSettings
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.optim import Optimizer
@@ -194,7 +194,7 @@ def test_a_step_updates_the_policy_and_writes_figures_that_are_explained():
     rows, state, host = steps(make_recipe())
     assert int(state.skipped) == 0 and state.policy.critics == () and state.past == ()
     assert all(np.isfinite(list(row.values())).all() for row in rows)
-    assert not [name for name in rows[0] if not meaning(name).words]
+    assert not [name for name in rows[0] if not meaning(name, words_of('spiral')).words]
     assert rows[0]['samples'] <= rows[0]['turns'] and 0 < rows[0]['legal'] < 1
     assert rows[1]['baseline_kuhn_first'] == pytest.approx(host['baselines'][1][0])
 
@@ -294,7 +294,7 @@ def test_an_evaluation_reads_the_table_of_kuhn_poker_and_plays_all_opponents():
     assert set(names) <= record.keys() and 'tictactoe_best_win' not in record
     assert record['tictactoe_minimax_win'] == 0.0  # nobody beats it
     assert 0 < record['legal'] < 1 and 0 <= record['winrate'] <= 1
-    assert not [name for name in record if not meaning(name).words]
+    assert not [name for name in record if not meaning(name, words_of('spiral')).words]
     assert record['kuhn_model1_win'] >= 0 and 'tictactoe_model1_first_win' in record
     assert len(dialogues) == 2 and exhibits[0].title == 'Matches against fixed opponents'
     assert 'kuhn_start_win' not in examiner({}, 'base').record
@@ -427,4 +427,4 @@ def test_a_run_that_is_stopped_between_steps_goes_on_bit_by_bit(tmp_path, monkey
         assert timeless(tmp_path / 'again' / name) == timeless(tmp_path / 'whole' / name)
     final = read_records(tmp_path / 'whole' / EVALS)[-1]
     assert {'nashconv', 'legal_mass', 'winrate', 'negotiation_random_win'} <= final.keys()
-    assert not [name for name in final if not meaning(name).words and name not in ('step', 'stage')]
+    assert not [name for name in final if not meaning(name, words_of('spiral')).words and name not in ('step', 'stage')]

@@ -16,7 +16,7 @@ from pal_jax.recipes.spiral.small import Player
 from pal_jax.recipes.spiral.vector import KuhnArrays, play_arrays
 from pal_jax.run import devices
 from pal_jax.run.checkpoint import Checkpoints
-from pal_jax.run.glossary import meaning
+from pal_jax.run.glossary import meaning, words_of
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.recipe import Context
 from tests import configs
@@ -75,7 +75,7 @@ def test_a_run_goes_on_from_its_checkpoint_and_its_figures_are_explained(variant
     jax.tree.map(np.testing.assert_array_equal, state, again)
     record = recipe.evaluate(state, 'final').record
     assert {'nashconv' if variant == 'tabular' else 'winrate'} <= record.keys()
-    assert not [name for name in (*record, *metrics) if not meaning(name).words]
+    assert not [name for name in (*record, *metrics) if not meaning(name, words_of('spiral.small')).words]
     assert record == recipe.evaluate(state, 'final').record
 
 

@@ -18,9 +18,9 @@ from pal_jax.recipes.personal.bench import protocol
 from pal_jax.recipes.personal.bench.audit import ROWS, fails
 from pal_jax.recipes.personal.bench.leakage import ASYMMETRY, NOTHING, Finding
 from pal_jax.recipes.personal.bench.protocol import Figures, Judged, Paired
+from pal_jax.recipes.personal.figures import METHODS
 from pal_jax.recipes.personal.pictures import plot_by_comparisons
 from pal_jax.run.curve import BLUE, GREY, INK, STYLE, png
-from pal_jax.run.glossary import BENCH_METHODS
 from pal_jax.run.intervals import Estimate
 from pal_jax.types import Exhibit
 
@@ -143,8 +143,8 @@ def make_exhibits(records: Sequence[Mapping[str, Any]], missing: Sequence[str] =
 
 
 def words(method: str) -> str:
-    """The method in words, or its name where the glossary has none."""
-    return BENCH_METHODS.get(method, method)
+    """The method in words, or its name where it has none."""
+    return METHODS.get(method, method)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

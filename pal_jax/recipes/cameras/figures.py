@@ -1,0 +1,27 @@
+"""The words of the figures of the camera teams."""
+
+from __future__ import annotations
+
+from pal_jax.run.glossary import MACHINE, OPTIMISED, Words
+
+TEAMS = {  # who flies the cameras, and what pays them
+    'standing': 'fixed formation',
+    'tracking': 'fixed formation that turns to the target',
+    'shared': 'MAPPO, shared reward',
+    'ctcr': 'MAPPO, contributions (CTCR)',
+    'shared_dynamics': 'MAPPO, shared reward, with dynamics',
+    'ctcr_dynamics': 'MAPPO, contributions (CTCR), with dynamics',
+}
+WORDS = Words(
+    figures={
+        OPTIMISED: {
+            '{team}_error': 'mean error of a joint in cm: {team}',
+            '{team}_success': 'share of moments with a mean error below 15 cm: {team}',
+            'error_to_tracking': 'error with contributions over that of a fixed formation that turns to the target',
+            'error_to_shared': 'error with contributions over that with a shared reward',
+        },
+        MACHINE: {'dynamics_nll': 'how unlikely what came next was to the dynamics heads (nats)'},
+    },
+    vocabulary={'team': TEAMS},
+    steps={'cameras': 'cameras fly, and their policy learns'},
+)

@@ -1,0 +1,24 @@
+"""The words of the figures of cost models."""
+
+from __future__ import annotations
+
+from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, PARTS, Words
+
+WORDS = Words(
+    figures={
+        OPTIMISED: {'sign_accuracy': 'share of answers on the right side of 0: a cost above it says unsafe'},
+        COMPARED: {'sign_accuracy_of_commoner': 'control: share of signs right of always giving the commoner one'},
+        PARTS: {
+            'ranking_loss': 'the part of the loss that is of the order in pairs',
+            'sign_loss': 'the part of the loss that is of the signs of costs',
+            'sign_accuracy_safe': 'share of safe answers with a cost below 0',
+            'sign_accuracy_unsafe': 'share of unsafe answers with a cost above 0',
+            'cost_safe': 'mean cost of safe answers',
+            'cost_least': 'lowest cost of an answer',
+            'cost_unsafe': 'mean cost of unsafe answers',
+        },
+        MACHINE: {'labelled': 'answers that have a label'},
+    },
+    levels={'sign_accuracy': ('the share of answers whose cost has the right sign', 'sign_accuracy_of_commoner')},
+    shares=('sign_accuracy',),
+)

@@ -1,0 +1,57 @@
+"""The words of the figures of rewards by person."""
+
+from __future__ import annotations
+
+from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, Words
+
+MODELS = {  # what PAL is compared with
+    'shared': 'one model for all (K = 1)', 'pal': 'PAL, K chosen on validation',
+    'asked': 'PAL, new people asked what tells most', 'shuffled': 'PAL, shuffled user ids',
+    'embedding': 'user embedding',
+    'own': 'a model of their own each',
+    'groups': 'PAL that is told the groups of seen people',
+    'majority': 'majority vote on the same pair',
+    'mixed_logit': 'mixed logit (xlogit)',
+    'context': 'in context: earlier choices before the pair',
+}  # fmt: skip
+METHODS = MODELS | {  # what the bench of personal rewards compares
+    'memory': 'wins less losses of the items in training', 'variational': 'people as distributions (own form of VRF)',
+    'shallow': 'length and formatting alone', 'lore': 'mixture of bases (LoRe)', 'maxmin': 'groups by EM (MaxMin-RLHF)',
+    'vpl': 'a latent vector read from choices (VPL)', 'gpo': 'choices in context, a transformer (GPO)',
+    'pref': 'free weights of features, ridge (PReF)', 'mrm': 'a start of the weights and a few steps (MRM)',
+}  # fmt: skip
+WORDS = Words(
+    figures={
+        OPTIMISED: {
+            'seen_gain': 'accuracy of PAL less that of one model for all, new choices of known people',
+            'new_gain': 'accuracy of PAL less that of one model for all, new people',
+            'seen_gain_{bench}': 'accuracy over that of one model for all, new choices of seen people: {bench}',
+            'new_gain_{bench}': 'accuracy over that of one model for all, new people: {bench}',
+            'failed_data_sets': 'the number of data sets that a leakage test flags',
+            'seen_pal': 'accuracy on new choices of known people: PAL, K chosen on validation',
+            'new_pal': 'accuracy on new people: PAL, K chosen on validation',
+            'accuracy K={K}': 'share of choices right: PAL, K={K} prototypes',
+            'loss K={K}': 'loss of: PAL, K={K} prototypes',
+            'interval': '95 % interval over people of the share of choices right',
+        },
+        COMPARED: {
+            'seen_{pal}': 'accuracy on new choices of known people: {pal}',
+            'new_{pal}': 'accuracy on new people: {pal}',
+            'asked_gain': 'accuracy gained by choosing what to ask over asking at random',
+            'accuracy {pal}': 'share of choices right: {pal}',
+            'loss {pal}': 'loss of: {pal}',
+            'seen_people_{part}': 'accuracy on known people, {part}',
+            'new_people_{part}': 'accuracy on new people, {part}',
+            'group_auc {model}': 'how well {model} tells known groups apart that it was not told (AUC; .5 is chance)',
+            'chosen_prototypes': 'number of prototypes K chosen on validation, by split',
+            'known_comparisons': 'numbers of known choices of a new person',
+        },
+        MACHINE: {'decoder_grad_norm': 'size of the gradient of the decoder'},
+    },
+    vocabulary={'pal': MODELS, 'bench': METHODS},
+    steps={
+        'bench': 'data sets are audited, and methods are fitted, a part a step',
+        'hold': 'people and prototypes learn, and the decoders wait',
+    },
+    levels={'seen_gain': ("PAL's accuracy on new choices of people it knows, less that of one model for all", 0.0)},
+)

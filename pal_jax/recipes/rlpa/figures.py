@@ -1,0 +1,45 @@
+"""The words of the figures of RLPA."""
+
+from __future__ import annotations
+
+from pal_jax.run.glossary import COMPARED, MACHINE, PARTS, Words
+
+WORDS = Words(
+    figures={
+        COMPARED: {
+            'bound': 'bound: the best F1 from what the person has told so far; above it is guessing',
+            'guesser': 'control: F1 of one fixed guess, the commonest facts of the training people',
+            'shuffled': 'control: F1 against the profile of somebody else, not about the person',
+        },
+        PARTS: {
+            'total': 'reward of this turn',
+            'format': 'share of answers in the asked format: a profile, then a reply',
+            'profile': 'F1 of the profile it wrote against the true one, from 0 to 1',
+            'response': "the judge's score of the reply, from 0 to 1",
+            'strict': 'share of replies that meet all five criteria at once',
+            'graded': 'naturalness times the mean of the other criteria, from 0 to 1',
+            'naturalness': 'judge: reads as a person would write',
+            'relevance': 'judge: uses what this person told, or asks for what is open',
+            'logic': "judge: picks up the person's last message",
+            'engagement': 'judge: asks or invites',
+            'informativeness': 'judge: says something new',
+            'al': 'AL, alignment level: percentage of replies that meet all criteria',
+            'n_ir': 'N-IR: rise of AL from turn to turn, normalised (slope of a line)',
+            'n_r2': 'N-R²: how well that line fits AL, rising or falling, from 0 to 1',
+            'facts': 'facts in a written profile',
+            'matched': 'facts in a written profile that are true',
+            'naturalness_judged': 'whether a language model judged naturalness beside the rules (1: yes)',
+            'naturalness_auc': 'how well that model tells good replies from spoilt ones (1: always)',
+        },
+        MACHINE: {
+            'people_moved': 'people kept from testing because training knows them',
+            'people_left_out': 'people left out because they could not be read',
+            'unanswered': 'turns without an answer or a verdict',
+            'silent': 'users without an answer',
+            'flat': '1: all samples were alike, so nothing was learnt in the step',
+            'round': 'turn of the dialogue',
+        },
+    },
+    splits={'unseen': 'people with new values', 'extended': 'people with facts of other kinds'},
+    steps={'rlpa': 'PPO on dialogues'},
+)
