@@ -64,7 +64,6 @@ PAIRS = {
 }
 # The core names no method, but for these, which are to be turned round.
 NAMED = {
-    'data/rows': {'rlpa'},
     'judges/chat_models': {'rlpa'},
     'judges/embedding': {'rlpa'},
     'judges/own': {'rlpa'},
