@@ -64,9 +64,6 @@ PAIRS = {
 }
 # The core names no method, but for these, which are to be turned round.
 NAMED = {
-    'judges/chat_models': {'rlpa'},
-    'judges/embedding': {'rlpa'},
-    'judges/own': {'rlpa'},
     'run/glossary': {'cameras', 'cmdp', 'plus', 'psoups', 'redteam', 'rlpa', 'spiral'},
     'run/metrics': {'rlpa'},
     'scoring': {'moderation', 'personal', 'plus'},
