@@ -28,9 +28,11 @@ MEETING = {
     'run/inputs',
     'run/keys',
     'run/models',
+    'run/moderator',
     'run/piecework',
     'run/presets',
     'run/recipe',
+    'run/record_scorer',
     'run/reward_model',
     'run/runs',
     'run/scorers',
@@ -59,14 +61,13 @@ FLOORS = (
 # A method imports another one only where it stands here. The goal is eight at most.
 PAIRS = {
     'psoups': {'personal', 'reward', 'sft'},
-    'redteam': {'moderation', 'sft'},
-    'safe_rlhf': {'cost', 'moderation', 'reward', 'sft'},
+    'redteam': {'sft'},
+    'safe_rlhf': {'cost', 'reward', 'sft'},
 }
 # The core names no method, but for these, which are to be turned round.
 NAMED = {
     'run/glossary': {'cameras', 'cmdp', 'plus', 'psoups', 'redteam', 'rlpa', 'spiral'},
     'run/metrics': {'rlpa'},
-    'scoring': {'moderation', 'personal', 'plus'},
     'run/settings': {'sft'},
 }
 WORDS = {'cost', 'reward'}  # names of methods that are words of the field as well
