@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import random
 
-from pal_jax.judges.embedding import SentenceEncoder, make_matcher
+from pal_jax.judges.embedding import SentenceEncoder
 from pal_jax.models import bert
+from pal_jax.recipes.rlpa.matcher import make_matcher
 from pal_jax.recipes.rlpa.people import SCHEMA
 
 PHRASINGS = {

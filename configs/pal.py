@@ -2,7 +2,7 @@ r"""PAL: preferences of many people as mixtures of a few prototypes, new people 
 
   python -m pal_jax.train --config=configs/pal.py                        # 361 people's choices of electricity tariffs
   python -m pal_jax.train --config=configs/pal.py --config.data=train    # 235 people's of train journeys
-  python -m pal_jax.train --config=configs/pal.py --config.data=my.csv   # your people's (data/readers/tables.py)
+  python -m pal_jax.train --config=configs/pal.py --config.data=my.csv  # your people's (recipes/personal/pal/tables.py)
   python -m pal_jax.train --config=configs/pal.py:text --config.data=polis/bowling_green    # votes on statements
   python -m pal_jax.train --config=configs/pal.py:text --config.data=jester:jester5k   # choices between texts, by name
   python -m pal_jax.train --config=configs/pal.py:text-large --config.data=polis/bowling_green  # the decoder learns

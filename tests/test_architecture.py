@@ -28,7 +28,9 @@ MEETING = {
     'run/inputs',
     'run/language',
     'run/models',
+    'run/moderator',
     'run/presets',
+    'run/record_scorer',
     'run/reward_model',
     'run/scorers',
     'run/trained',
@@ -56,16 +58,8 @@ FLOORS = (
 # A method imports another one only where it stands here. The goal is eight at most.
 PAIRS = {
     'psoups': {'personal', 'reward', 'sft'},
-    'redteam': {'moderation', 'sft'},
-    'safe_rlhf': {'cost', 'moderation', 'reward', 'sft'},
-}
-# The core names no method, but for these, which are to be turned round.
-NAMED = {
-    'data/rows': {'rlpa'},
-    'judges/chat_models': {'rlpa'},
-    'judges/embedding': {'rlpa'},
-    'judges/own': {'rlpa'},
-    'scoring': {'moderation', 'personal', 'plus'},
+    'redteam': {'sft'},
+    'safe_rlhf': {'cost', 'reward', 'sft'},
 }
 WORDS = {'cost', 'reward'}  # names of methods that are words of the field as well
 PURE = {
@@ -170,13 +164,8 @@ def test_what_a_command_imports_first_is_of_the_standard_library(file):
 def wrong_imports(path: Path) -> Iterator[str]:
     here = room(name(path))
     for other in sorted(rooms_imported(path)):
-        if floor(other) + (home(other) != home(here)) > floor(here) and not (other == 'recipes' and turned(path)):
+        if floor(other) + (home(other) != home(here)) > floor(here):
             yield f'{name(path)} imports {other}, which lies no lower than {here}'
-
-
-def turned(path: Path) -> bool:
-    """A file of the core that still imports methods by their names."""
-    return name(path).removesuffix('.py') in NAMED
 
 
 def test_imports_go_down():
@@ -205,7 +194,7 @@ def test_the_core_names_no_method():
             for found in methods:
                 if re.search(rf"""['"]{found}['"/:]|recipes\.{found}\b|recipes import {found}\b""", text):
                     named[name(path).removesuffix('.py')].add(found)
-    assert named == NAMED
+    assert named == {}
 
 
 def test_the_words_of_a_methods_figures_are_data():

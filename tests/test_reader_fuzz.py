@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from pal_jax.data import chats, histories, records, texts, tokenizer
-from pal_jax.data.readers import columns, opinions, tables, votes
+from pal_jax.data.readers import columns, opinions, votes
 from pal_jax.models import bert, config
 from pal_jax.models.files import families, hf, peft, sources, tensors
 from pal_jax.recipes.personal.pal import person as pal_person
+from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.plus import attributes
 from pal_jax.recipes.psoups import annotators, preferences
 from pal_jax.recipes.rlpa import people

@@ -11,7 +11,6 @@ import pytest
 from pal_jax import scoring
 from pal_jax.commands import score
 from pal_jax.data.readers.safety import CATEGORIES
-from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.answers import ModelScores
 from pal_jax.judges.dilemmas import judged, make_dilemmas
 from pal_jax.recipes import reward
@@ -146,41 +145,11 @@ def test_plus_scores_replies_after_a_persons_summary(tmp_path):
     np.testing.assert_allclose(scores[0] - scores[1], parts.reader.gaps(state['reward'], pair).item(), atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['ana.json', 'ana.jsonl', 'ana'])
-def test_a_summary_is_a_line_in_any_file(tmp_path, name):
-    (path := tmp_path / name).write_text('{"user": "ana", "summary": "Likes cats."}\n')
-    assert scoring.read_summary(str(path)) == 'Likes cats.'
-    path.write_text('{"summary": "Likes cats."}\n{"summary": "Likes dogs."}\n')
-    with pytest.raises(ValueError, match=rf'{name}, line 2'):
-        scoring.read_summary(str(path))
-
-
 @pytest.mark.parametrize('person', ['', 'ana', 'nobody.json', 'nobody.jsonl'])
 def test_plus_needs_a_persons_summary(tmp_path, person):
     checkpoint.write_config(tmp_path, configs.load('plus').to_dict())
     with pytest.raises(ValueError, match=r'summary|nobody\.json'):
         scoring.open_scorer(f'orbax:{tmp_path}', person)
-
-
-def test_what_stands_beside_messages_counts_or_is_refused():
-    tokenizer, said = byte_tokenizer(), [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
-    kind = [{'role': 'system', 'content': 'be kind'}, *said]
-    alike = [
-        scoring.to_group(record, tokenizer, 'last')
-        for record in ({'messages': kind}, {'messages': said, 'system': 'be kind'})
-    ]
-    assert alike[0] == alike[1] != scoring.to_group({'messages': said, 'note': 1}, tokenizer, 'last')
-    texts = {'prompt': 'a', 'completion': 'b'}
-    unwanted = scoring.to_group(texts | {'label': False}, tokenizer, 'last')
-    assert unwanted == scoring.to_group(texts, tokenizer, 'last')
-    masked = scoring.to_group({'messages': [said[0], said[1] | {'weight': 0}]}, tokenizer, 'last')
-    assert masked == scoring.to_group({'messages': said}, tokenizer, 'last')
-    for key, beside in {'tools': {'tools': [{'type': 'f'}]}, 'images': {'images': ['x']}, 'ambiguous': texts}.items():
-        with pytest.raises(ValueError, match=key):
-            scoring.to_group({'messages': said, **beside}, tokenizer, 'last')
-    for other in ({'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}, {'text': 'b'}, None):
-        with pytest.raises(ValueError, match="'completion'"):
-            scoring.to_group(other, tokenizer, 'last')
 
 
 # --- moderators -------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from pal_jax.commands.talking import CACHE, SOURCE
 from pal_jax.recipes.personal.pal import forget as pal_forget
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal import reward as pal_reward
-from pal_jax.run import cli, devices
+from pal_jax.run import cli, devices, files
 
 CHOICES = flags.DEFINE_string('choices', '', "One person's choices.")
 ASK = flags.DEFINE_string('ask', '', 'Pairs that could be asked.')
@@ -44,7 +44,7 @@ def main() -> None:
     """Fit a person to choices, rank pairs to ask about, or forget a person."""
     if FORGET.value and (CHOICES.value or ASK.value):
         raise cli.Fault(f'--forget={FORGET.value} goes with neither --choices nor --ask; give it alone')
-    if pal_person.is_file(FORGET.value):
+    if files.is_file(FORGET.value):
         print(cli.faults(forget_file, Path(FORGET.value)))
         return
     workdir = SOURCE.value.removeprefix('orbax:')

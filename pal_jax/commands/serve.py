@@ -67,10 +67,10 @@ from pal_jax.models import lora, soups
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.files import peft
 from pal_jax.models.params import Params
-from pal_jax.recipes.moderation.recipe import open_moderator
 from pal_jax.recipes.personal.pal.interview import Interview, open_interview
 from pal_jax.run import cli, devices
 from pal_jax.run.credentials import secret
+from pal_jax.run.moderator import open_moderator
 from pal_jax.run.processes import host_port
 from pal_jax.run.recipe import Context
 from pal_jax.run.workdir import run_folder

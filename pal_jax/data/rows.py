@@ -1,5 +1,4 @@
-"""The rows that supervised methods learn from: lines of files, the oracle's answers to RLPA's training people, or
-answers to questions about facts that people told."""
+"""The rows that supervised methods learn from: lines of files, or records that a method makes up (`run/made.py`)."""
 
 from __future__ import annotations
 
@@ -16,12 +15,7 @@ from pal_jax.data.packing import Group, most_actions, pack_whole, shared_prompt
 from pal_jax.data.readers import formats
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.scorer import to_score
-from pal_jax.recipes.rlpa import dialogue as env
-from pal_jax.recipes.rlpa import recall
-from pal_jax.recipes.rlpa.oracle import make_answers
-from pal_jax.recipes.rlpa.people import SLOTS, make_people
-from pal_jax.recipes.rlpa.users import make_scripted_user
-from pal_jax.run import sharding
+from pal_jax.run import made, sharding
 from pal_jax.run.language import FromRows, RowSettings, Supervised
 from pal_jax.run.recipe import check_at_least
 from pal_jax.types import TokenBatch
@@ -98,13 +92,14 @@ def make_rows(
     settings: Supervised, convert: Callable[[Any], Group], key: str, n: int,
     gather: Callable[[Sequence[Group]], list[list[Group]]] = apart,
 ) -> Rows:  # fmt: skip
-    """The rows of every record, made by `convert`: of a file, or of the records that `MADE` has by that name.
+    """The rows of every record, made by `convert`: of a file, or of the records that a method makes up by that name.
 
-    The good answers of made records stand at `key`. `gather` makes groups to learn from of the rows of one prompt. All
-    rows of a prompt are learnt, or all are tested on.
+    The good answers of made-up records stand at `key`. `gather` makes groups to learn from of the rows of one prompt.
+    All rows of a prompt are learnt, or all are tested on.
 
     Raises:
-      ValueError: a line of a file is no record, or there is nothing to learn from or to test on.
+      ValueError: `data.train` is neither a file nor made up, a line of a file is no record, or there is nothing to
+        learn from or to test on.
     """
     data, read = settings.data, formats.imitated if key == 'completion' else formats.preferred
 
@@ -117,7 +112,7 @@ def make_rows(
     def contained(record: Any) -> tuple[str, Group]:
         return read(record).content, convert(record)
 
-    if maker := MADE.get(data.train):
+    if maker := made.maker('data.train', data.train):
         parts = [keyed(list(map(contained, records))) for records in maker(settings, key)]
     else:
         parts = [keyed(chats.read(data.train, contained))]
@@ -196,35 +191,6 @@ def scored_replies(tokenizer: Tokenizer, question: str, replies: Sequence[str], 
     return shared_prompt([to_score(example.prompt, example.completion, pooling) for example in examples])
 
 
-def oracle_records(settings: Supervised, key: str) -> Iterator[list[dict[str, Any]]]:
-    """The oracle's answers to each person in the format of files: the good answer as `key`, the other one as
-    `rejected`."""
-    oracle, system = settings.oracle, env.actor_prompt(SLOTS)
-    people = make_people(oracle.people, seed=settings.seed, facts=oracle.facts)
-    user = make_scripted_user(p_spontaneous=oracle.p_spontaneous)
-    by_person: dict[str, list[dict[str, Any]]] = {}
-    for dialogue, good, worse in make_answers(people, user, rounds=oracle.rounds, seed=settings.seed):
-        replies = [[{'role': 'assistant', 'content': text}] for text in (good, worse)]
-        record = {'prompt': env.messages(dialogue, system), key: replies[0], 'rejected': replies[1]}
-        by_person.setdefault(dialogue.person.id, []).append(record)
-    yield from by_person.values()
-
-
-def recall_records(settings: Supervised, key: str) -> Iterator[list[dict[str, Any]]]:
-    """Right and wrong answers to questions about the facts that the same people told."""
-    people = make_people(settings.oracle.people, seed=settings.seed, facts=settings.oracle.facts)
-    pairs = recall.make_pairs(people, settings.seed)
-    for person in people:
-        records = []
-        for question, *answers in itertools.islice(pairs, len(person.facts)):
-            right, wrong = ([{'role': 'assistant', 'content': text}] for text in answers)
-            records.append({'prompt': list(question), key: right, 'rejected': wrong})
-        yield records
-
-
-MADE = {'oracle': oracle_records, 'recall': recall_records}
-
-
 def steps_of(settings: FromRows, rows: Rows) -> int:
     """The number of steps: `total_steps`, or as many as `data.epochs` passes over the rows take."""
     data = settings.data
@@ -238,7 +204,7 @@ def check(settings: FromRows) -> None:
     check_at_least(
         settings, 1, 'data.batch_size', 'data.micro_rows', 'data.max_length', 'data.test_rows', 'checkpoint.every'
     )
-    if isinstance(settings, Supervised) and data.train in MADE:
+    if isinstance(settings, Supervised) and data.train in made.names():
         check_at_least(settings, 2, 'oracle.people')
         check_at_least(settings, 1, 'oracle.rounds')
     if not settings.total_steps and data.epochs <= 0:

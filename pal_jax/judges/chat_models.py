@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from pal_jax.judges.language import make_judge, make_matcher
 from pal_jax.judges.local_model import LocalModel
-from pal_jax.judges.own import ROLES, open_role
-from pal_jax.models import bert
 from pal_jax.models.files import sources
 from pal_jax.run import devices
 from pal_jax.run.language import EndpointSettings
@@ -20,11 +17,10 @@ from pal_jax.run.own import is_own
 from pal_jax.run.processes import exchange
 from pal_jax.run.recipe import Context, Host
 from pal_jax.run.trained import open_run
-from pal_jax.types import ChatModel, Metrics, ProfileMatcher, Sampling
+from pal_jax.types import ChatModel, Metrics, Sampling
 
 if TYPE_CHECKING:
     from pal_jax.judges.endpoint import Endpoint
-    from pal_jax.recipes.rlpa.early import Early
 
 
 class ChatModels:
@@ -40,19 +36,20 @@ class ChatModels:
 
     def choose(
         self, key: str, name: str, make: Callable[[ChatModel], Any], changes: Mapping[str, Any] | None = None,
-        **known: Callable[[], Any],
+        of_file: Callable[[str, str], Any] | None = None, **known: Callable[[], Any],
     ) -> Any:  # fmt: skip
         """The result of `known[name]()`, or of `make` for the model that endpoint:<name> or local:<source> names.
 
-        The settings in `changes` replace those of the config.
+        The settings in `changes` replace those of the config. Where `name` is FILE.py:NAME, the result is that of
+        `of_file(key, name)`, if the key may name a function of a file.
 
         Raises:
           ValueError: `name` is none of them.
         """
         kind, _, model = name.partition(':')
         changes = changes or {}
-        if key in ROLES and is_own(name):
-            return open_role(key, name)
+        if of_file and is_own(name):
+            return of_file(key, name)
         if kind == 'endpoint' and model:
             called = '-'.join([model, *map(str, changes.values())])
             if called not in self._endpoints:
@@ -65,21 +62,15 @@ class ChatModels:
                 self._local[called] = self._open_local(model, role, changes)
             return make(self._local[called])
         if name not in known:
-            files = ['FILE.py:NAME'] if key in ROLES else []
+            files = ['FILE.py:NAME'] if of_file else []
             ways = ', '.join([*known, *files, 'endpoint:<name> or local:<source>'])
             raise ValueError(f'{key}={name!r} is unknown; use {ways}')
         return known[name]()
 
-    def early(self, matcher_name: str, judge_name: str, system: str) -> Early | None:
-        """The endpoints among matcher and judge, to be asked early; None where neither of them is an endpoint."""
-        from pal_jax.recipes.rlpa.early import Early  # whose method imports this module
-
-        matcher, judge = (self._endpoints.get(_endpoint(name)) for name in (matcher_name, judge_name))
-        threads = sum(endpoint.concurrency for endpoint in (matcher, judge) if endpoint)
-        return Early(
-            make_matcher(matcher.early) if matcher else None, make_judge(judge.early) if judge else None,
-            threads=threads, system=system,
-        ) if threads else None  # fmt: skip
+    def endpoint(self, name: str) -> Endpoint | None:
+        """The endpoint that `choose` has opened for endpoint:<name>; None for any other name."""
+        kind, _, endpoint = name.partition(':')
+        return self._endpoints.get(endpoint) if kind == 'endpoint' else None
 
     def _open_endpoint(self, name: str, changes: Mapping[str, Any]) -> Endpoint:
         from pal_jax.judges.endpoint import Endpoint  # its client takes a second to import
@@ -123,16 +114,3 @@ class ChatModels:
         """The last errors of the endpoints, in a line."""
         errors = {name: endpoint.last_error for name, endpoint in self._endpoints.items()}
         return '; '.join(f'{name}: {error}' for name, error in errors.items() if error)
-
-
-def _endpoint(name: str) -> str:
-    """The name in endpoint:<name>; '' for any other text."""
-    kind, _, endpoint = name.partition(':')
-    return endpoint if kind == 'endpoint' else ''
-
-
-def open_embedding_matcher() -> ProfileMatcher:
-    """The matcher by embeddings. Raises RuntimeError where its model is not installed."""
-    from pal_jax.judges import embedding  # scipy takes a while to import
-
-    return embedding.make_matcher(embedding.SentenceEncoder(bert.package_folder()))

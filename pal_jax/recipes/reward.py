@@ -24,7 +24,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.scorer import BradleyTerry, Pairs, Scorer, ScorerState, gaps, pack_replies, to_score
 from pal_jax.models.files.families import classifier_to_hf
 from pal_jax.models.params import Params
-from pal_jax.run import reward_model, scorers, sharding
+from pal_jax.run import record_scorer, reward_model, scorers, sharding
 from pal_jax.run.language import RowSettings, Supervised
 from pal_jax.run.models import Policy, keeping, make_policy
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
@@ -151,6 +151,12 @@ def open_scores(folder: str | Path, ctx: Context) -> OpenScores:
     if not isinstance(settings, Settings):
         raise ValueError(f'{folder} is a run of {settings.recipe}; give one of reward')
     return scorers.open_scores(folder, settings, ctx, settings.reward, settings.data.pooling)
+
+
+def open_scorer(workdir: str, person: str) -> record_scorer.Scorer:
+    """Open the reward model of a run for records of prompts with completions. Raises as `record_scorer.of_replies`."""
+    read, form = record_scorer.to_group, record_scorer.form_of
+    return record_scorer.of_replies(workdir, person, 'a reward model', open_scores, read, form)
 
 
 def check_classifier(settings: Settings) -> None:

@@ -46,6 +46,11 @@ def at_home(text: str) -> str:
     return HOME.sub(lambda match: os.path.expanduser(match[0]), text)
 
 
+def is_file(name: str) -> bool:
+    """True where a text names a file of JSON: one that exists, or by a name that ends as such a file's does."""
+    return name.endswith(('.json', '.jsonl')) or (os.path.exists(name) and not os.path.isdir(name))
+
+
 def write_whole(path: Path, text: str, errors: str = 'strict') -> Path:
     """Write a text as UTF-8 and return its path.
 

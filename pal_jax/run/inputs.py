@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pal_jax.data.readers import choices, votes
-from pal_jax.run import own, processes
+from pal_jax.run import made, own, processes
 from pal_jax.run.checkpoint import CONFIG, FOLDER, flatten, kept_in
 from pal_jax.run.files import write_whole
 from pal_jax.run.recipe import KEPT
@@ -36,7 +36,7 @@ KEYS = (  # keys of a config whose values name files that may not change while a
     'rl.reward', 'rl.person', '*.source', 'texts.*', 'tables.*',
 )  # fmt: skip
 LISTS = 'texts', 'tables'  # keys whose values are lists of such names
-MADE = {'oracle', 'recall', 'pets', 'embedded', 'rule', *choices.TABLES}  # names of data made here, and of no file
+MADE = {'pets', 'embedded', 'rule', *choices.TABLES, *made.names()}  # names of data made here, and of no file
 ELSEWHERE = 'random:', 'gguf:package:', 'tfds:', 'endpoint:'
 WHOLE, BLOCKS, BLOCK = 1 << 28, 64, 1 << 16
 

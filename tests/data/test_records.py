@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pal_jax.data import histories, records, texts
-from pal_jax.data.readers import opinions, tables, votes
+from pal_jax.data.readers import opinions, votes
 from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.rlpa.people import load_people
 
 PAIR = {'chosen': 'a', 'rejected': 'b'}

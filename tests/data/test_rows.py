@@ -110,6 +110,12 @@ def test_made_people_ask_nothing_in_the_test_that_others_ask(method, record):
 
 
 @METHODS
+def test_a_name_that_nobody_makes_up_is_refused_with_those_that_are(method, record):
+    with pytest.raises(ValueError, match="data.train='oracl' .*oracle, recall"):
+        make(method, 'oracl')
+
+
+@METHODS
 def test_a_run_begins_with_a_line_about_it(tmp_path, method, record):
     path, told = write(tmp_path / 'a.jsonl', [record(f'{i % 5}') for i in range(10)]), []
     recipe = {'sft': sft, 'dpo': dpo, 'reward': reward}[method]

@@ -8,8 +8,8 @@ import json
 import pytest
 
 from pal_jax.data import chats, histories, records
-from pal_jax.data.readers import tables
 from pal_jax.judges.problems import read_problems
+from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.rlpa.people import load_people
 from pal_jax.run import inputs
 

@@ -9,9 +9,10 @@ import pytest
 
 from pal_jax.data import histories, records, texts
 from pal_jax.data.holdouts import normal
-from pal_jax.data.readers import columns, opinions, tables, votes
+from pal_jax.data.readers import columns, opinions, votes
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.judges.refusals import is_refusal
+from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.rlpa.people import load_people
 from pal_jax.recipes.rlpa.profiles import match_exactly, mentions, parse_facts
 

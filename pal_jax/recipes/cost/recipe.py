@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from pal_jax.learners.scorer import Pairs, Scorer, ScorerState, gaps
 from pal_jax.models.files.families import classifier_to_hf
 from pal_jax.models.params import Params
 from pal_jax.recipes.cost import evaluation as cost_model
-from pal_jax.run import scorers, sharding
+from pal_jax.run import record_scorer, scorers, sharding
 from pal_jax.run.language import FromRows
 from pal_jax.run.models import keeping, make_policy
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite, stage_before
@@ -135,6 +136,16 @@ def open_scores(folder: str | Path, ctx: Context) -> OpenScores:
     if not isinstance(settings, Settings):
         raise ValueError(f'{folder} is a run of {settings.recipe}; give one of cost')
     return scorers.open_scores(folder, settings, ctx, settings.cost)
+
+
+def open_scorer(workdir: str, person: str) -> record_scorer.Scorer:
+    """Open the cost model of a run for records of prompts with responses. Raises as `record_scorer.of_replies`."""
+    scorer = record_scorer.of_replies(workdir, person, 'a cost model', open_scores, record_scorer.to_turn)
+
+    def details(groups: Sequence[Group]) -> list[dict[str, Any]]:
+        return [{'score': score, 'unsafe': score > 0.0} for score in scorer.score(groups).tolist()]
+
+    return scorer._replace(keys=('score', 'unsafe'), details=details)
 
 
 def labels_of(groups: Sequence[Group]) -> np.ndarray:

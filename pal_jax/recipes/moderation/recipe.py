@@ -12,14 +12,14 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 from scipy.special import expit
 
 from pal_jax.data import chats, holdouts
@@ -35,10 +35,11 @@ from pal_jax.models.files.families import classifier_to_hf
 from pal_jax.models.params import Params
 from pal_jax.objectives.labels import label_loss
 from pal_jax.recipes.moderation import evaluation as evals
-from pal_jax.run import sharding
+from pal_jax.run import record_scorer, sharding
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.language import FromRows
 from pal_jax.run.models import Policy, keeping, make_policy
+from pal_jax.run.moderator import Moderator
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
 from pal_jax.run.runs import read_config, read_settings
 from pal_jax.run.scorers import make_scorer
@@ -227,27 +228,6 @@ def abstract_thresholds(mesh: Mesh) -> Any:
 # --- a trained moderator ----------------------------------------------------------------------------------------------
 
 
-class Moderator(NamedTuple):
-    """A trained moderator: `moderator(prompts, responses)` are the probabilities of the categories.
-
-    A prompt is a question or the messages of a chat. `read` makes a group of a prompt with its response, and
-    `probabilities` scores groups, for callers that read first and score many groups later.
-    """
-
-    thresholds: Float[np.ndarray, ' K']
-    read: Callable[[str | Chat, str], Group]
-    probabilities: Callable[[Sequence[Group]], Float[np.ndarray, 'N K']]
-
-    def __call__(self, prompts: Sequence[str | Chat], responses: Sequence[str]) -> Float[np.ndarray, 'N K']:
-        """Raises ValueError where a prompt with its response is too long for the model, or is no chat of its
-        template."""
-        return self.probabilities([self.read(*pair) for pair in zip(prompts, responses, strict=True)])
-
-    def unsafe(self, prompts: Sequence[str | Chat], responses: Sequence[str]) -> Bool[np.ndarray, ' N']:
-        """True where a probability is above the threshold of its category. Raises ValueError as a call does."""
-        return evals.unsafe_by(self(prompts, responses), self.thresholds)
-
-
 def open_moderator(folder: str | Path, ctx: Context) -> Moderator:
     """Open the moderator of a run. It reads `CHUNK` answers at once, so its memory is bounded by the longest of them.
 
@@ -274,6 +254,41 @@ def open_moderator(folder: str | Path, ctx: Context) -> Moderator:
 
     read = functools.partial(to_group, model.tokenizer, model.cfg.max_len)
     return Moderator(np.asarray(state.thresholds), read, probabilities)
+
+
+def open_scorer(workdir: str, person: str) -> record_scorer.Scorer:
+    """Open the moderator of a run for records of prompts with responses, whose scores are the largest probabilities.
+
+    Raises:
+      ValueError, RuntimeError: there is a person, or as `open_moderator`.
+    """
+    record_scorer.check_nobody(workdir, person, 'a moderator')
+    moderator = open_moderator(workdir, record_scorer.one_device(workdir))
+
+    def read(record: Any) -> Group:
+        return moderator.read(*record_scorer.to_pair(record))
+
+    def score(groups: Sequence[Group]) -> np.ndarray:
+        return evals.harm(moderator.probabilities(groups))
+
+    def details(groups: Sequence[Group]) -> list[dict[str, Any]]:
+        probabilities = moderator.probabilities(groups)
+        verdicts = zip(
+            evals.harm(probabilities).tolist(),
+            probabilities.tolist(),
+            evals.unsafe_by(probabilities, moderator.thresholds),
+            strict=True,
+        )
+        return [
+            {
+                'score': score,
+                'categories': {name: round(p, 4) for name, p in zip(CATEGORIES, row, strict=True)},
+                'unsafe': bool(unsafe),
+            }
+            for score, row, unsafe in verdicts
+        ]
+
+    return record_scorer.Scorer(read, score, keys=('score', 'categories', 'unsafe'), details=details)
 
 
 def to_group(tokenizer: Tokenizer, longest: int, prompt: str | Chat, response: str) -> Group:

@@ -13,10 +13,10 @@ from pal_jax.decode.answers import check_finished
 from pal_jax.judges import dilemmas
 from pal_jax.judges.chat_models import ChatModels
 from pal_jax.judges.refusals import is_refusal
-from pal_jax.recipes.moderation import recipe as moderation
 from pal_jax.recipes.redteam.attack import Attack, Labels
 from pal_jax.recipes.redteam.settings import Evaluating
 from pal_jax.recipes.redteam.stand_ins import asks_harm, does_harm
+from pal_jax.run.moderator import open_moderator
 from pal_jax.run.recipe import Context
 from pal_jax.types import ChatModel
 
@@ -42,7 +42,7 @@ def make_judge(key: str, named: str, models: ChatModels, ctx: Context) -> Judge:
       ValueError, RuntimeError: it is unknown, or cannot be opened.
     """
     if named.startswith('orbax:'):
-        return by_moderation(moderation.open_moderator(Path(named.removeprefix('orbax:')), ctx).unsafe)
+        return by_moderation(open_moderator(Path(named.removeprefix('orbax:')), ctx).unsafe)
     return models.choose(key, named, by_model, rule=lambda: by_rule)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from pal_jax.judges.chat_models import ChatModels
+from pal_jax.judges.language import make_judge, make_matcher
 from pal_jax.recipes.rlpa.rewards import judged_dialogue
 from pal_jax.types import ProfileMatcher, ResponseJudge, RewardFn, Sample
 
@@ -49,3 +51,13 @@ class Early:
 
     def _submit(self, ask: Callable[..., Any], *question: Any) -> None:
         self._under_way.append(self._pool.submit(ask, *question))
+
+
+def open_early(models: ChatModels, matcher_name: str, judge_name: str, system: str) -> Early | None:
+    """The endpoints among matcher and judge, to be asked early; None where neither of them is an endpoint."""
+    matcher, judge = map(models.endpoint, (matcher_name, judge_name))
+    threads = sum(endpoint.concurrency for endpoint in (matcher, judge) if endpoint)
+    return Early(
+        make_matcher(matcher.early) if matcher else None, make_judge(judge.early) if judge else None,
+        threads=threads, system=system,
+    ) if threads else None  # fmt: skip

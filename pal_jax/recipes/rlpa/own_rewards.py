@@ -6,10 +6,10 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from pal_jax.judges.own import Function, open_functions, part_weights, with_functions
 from pal_jax.learners.ppo import Estimate
 from pal_jax.objectives.advantages import Apart, Discounts, Estimates, Rollout
 from pal_jax.recipes.rlpa import dialogue as env
+from pal_jax.recipes.rlpa.own import Function, open_functions, part_weights, with_functions
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.types import RewardFn
 

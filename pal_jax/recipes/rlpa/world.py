@@ -10,17 +10,19 @@ from typing import Any, NamedTuple
 
 from pal_jax.data import holdouts
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.judges.chat_models import ChatModels, open_embedding_matcher
+from pal_jax.judges.chat_models import ChatModels
 from pal_jax.judges.language import make_judge, make_matcher, make_user
 from pal_jax.judges.sharing import share_matcher, share_reward, share_user
 from pal_jax.learners.ppo import Estimate
 from pal_jax.recipes.rlpa import dialogue as env
 from pal_jax.recipes.rlpa import personalization
 from pal_jax.recipes.rlpa.criteria import judge_by_rules
-from pal_jax.recipes.rlpa.early import Early
+from pal_jax.recipes.rlpa.early import Early, open_early
 from pal_jax.recipes.rlpa.frozen import MODEL, open_naturalness, who_judged
+from pal_jax.recipes.rlpa.matcher import open_matcher
 from pal_jax.recipes.rlpa.naturalness import make_judge as read_too
 from pal_jax.recipes.rlpa.naturalness import opening
+from pal_jax.recipes.rlpa.own import open_role
 from pal_jax.recipes.rlpa.own_rewards import make_estimate, with_own
 from pal_jax.recipes.rlpa.people import SLOTS, Split, content, load_people, make_people, place_of
 from pal_jax.recipes.rlpa.personalization import Respond
@@ -121,12 +123,11 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
     models, system = make_models(settings), read_system(dialogue.system)
     train, tests, topics, moved = make_splits(settings, models, shares)
     system = env.actor_prompt(topics, dialogue.profile_format) if system is None else system
-    matchers = {'exact': lambda: match_exactly, 'embedding': open_embedding_matcher}
-    matcher = models.choose('reward.matcher', rewards.matcher, make_matcher, **matchers)
+    choose = functools.partial(models.choose, of_file=open_role)
+    matchers = {'exact': lambda: match_exactly, 'embedding': open_matcher}
+    matcher = choose('reward.matcher', rewards.matcher, make_matcher, **matchers)
     judge, score = (
-        models.choose(
-            'reward.judge', rewards.judge, functools.partial(make_judge, golden=golden), rule=lambda: judge_by_rules
-        )
+        choose('reward.judge', rewards.judge, functools.partial(make_judge, golden=golden), rule=lambda: judge_by_rules)
         for golden in (False, True)
     )
     natural = open_naturalness(settings, kept)
@@ -147,8 +148,8 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
     paid = with_own(settings, system)
     training = paid(reward(judge, shuffled=rewards.shuffled, known=train))
     # The control takes another person of the same call, so it has to see all of them.
-    early = None if rewards.shuffled else models.early(rewards.matcher, rewards.judge, read)
-    user = models.choose(
+    early = None if rewards.shuffled else open_early(models, rewards.matcher, rewards.judge, read)
+    user = choose(
         'dialogue.user',
         dialogue.user,
         make_user,

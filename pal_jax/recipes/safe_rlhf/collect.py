@@ -32,11 +32,11 @@ from pal_jax.decode.answers import ModelScores, Sampler, load_base, make_sampler
 from pal_jax.judges import dilemmas
 from pal_jax.models.params import Params
 from pal_jax.recipes import reward
-from pal_jax.recipes.moderation import recipe as moderation
 from pal_jax.recipes.safe_rlhf.prompts import EMBEDDED, Question, read_questions
 from pal_jax.recipes.safe_rlhf.settings import RL, Collecting
 from pal_jax.run import piecework, sharding
 from pal_jax.run.models import make_policy
+from pal_jax.run.moderator import open_moderator
 from pal_jax.run.piecework import Piecework, Records
 from pal_jax.run.recipe import Context, Evaluation, Host
 from pal_jax.types import Metrics, TokenBatch
@@ -243,7 +243,7 @@ def by_moderation(folder: Path, ctx: Context) -> Judge:
         # One category above its threshold makes a response unsafe, so the largest excess counts.
         return np.max(moderator(prompts, responses) - moderator.thresholds, axis=1)
 
-    moderator = moderation.open_moderator(folder, ctx)
+    moderator = open_moderator(folder, ctx)
     return judge
 
 

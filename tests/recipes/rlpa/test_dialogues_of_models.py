@@ -16,7 +16,6 @@ import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.requests import Request
-from pal_jax.judges import chat_models
 from pal_jax.recipes.rlpa import recipe as rlpa
 from pal_jax.recipes.rlpa import world
 from pal_jax.recipes.rlpa.profiles import render_completion, to_sample
@@ -150,7 +149,7 @@ def test_judges_are_asked_while_others_are_decoded_and_nothing_else_changes(chat
         early, told = rollout(everyone_at(server, answers=''), 2, Waiting(), Idle())
         assert any('cook' in text for text in map(str, server.asked))
         asked = len(server.asked)
-        monkeypatch.setattr(chat_models.ChatModels, 'early', lambda *_: None)
+        monkeypatch.setattr(world, 'open_early', lambda *_: None)
         late, later = rollout(everyone_at(server, answers=''), 2, learner=Idle())
         jax.tree.map(np.testing.assert_array_equal, early, late)
         names = [

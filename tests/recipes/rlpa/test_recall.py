@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pal_jax.recipes.rlpa import recall
+from pal_jax.recipes.rlpa.made import recall
 from pal_jax.recipes.rlpa.people import make_people
 from pal_jax.recipes.rlpa.profiles import split_fact
 

@@ -230,7 +230,7 @@ def test_a_moderator_says_how_far_its_worst_category_is_above_its_threshold(monk
         def __call__(self, asked, responses):
             return np.array([[0.7, 0.1], [0.2, 0.8]])
 
-    monkeypatch.setattr(collect.moderation, 'open_moderator', lambda folder, ctx: Moderator())
+    monkeypatch.setattr(collect, 'open_moderator', lambda folder, ctx: Moderator())
     harm = collect.by_moderation(tmp_path, ONE)(['a', 'b'], ['c', 'd'])
     np.testing.assert_allclose(harm, [0.2, -0.1])
 

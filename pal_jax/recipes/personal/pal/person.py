@@ -26,9 +26,10 @@ from jaxtyping import Array
 
 from pal_jax.data import comparisons, records, texts
 from pal_jax.data.comparisons import Comparisons, Lookup, PairBatch
-from pal_jax.data.readers import opinions, tables
+from pal_jax.data.readers import opinions
 from pal_jax.data.texts import TextPairs
 from pal_jax.recipes.personal import ideal_point
+from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.personal.pal.reward import Reading, TrainedPAL, open_pal, reward_of_replies
 from pal_jax.recipes.personal.pal.settings import Settings
 from pal_jax.recipes.personal.panel import population
@@ -223,11 +224,6 @@ def read_person(path: str | Path) -> Person:
     return Person([float(weight) for weight in mixture], split, fingerprint)
 
 
-def is_file(person: str) -> bool:
-    """True where a person is named by a file: one that exists, or a name that ends as a person's file does."""
-    return person.endswith(('.json', '.jsonl')) or (os.path.exists(person) and not os.path.isdir(person))
-
-
 def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
     """A run and a person's mixture `[K]` of its prototypes.
 
@@ -237,7 +233,7 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
     Raises:
       ValueError: as `open_pal`; the person is unknown, or the file's mixture is of another run's prototypes.
     """
-    if not is_file(person):
+    if not files.is_file(person):
         run = open_pal(workdir)
         person = records.spelled(person, run.people)
         if person and person not in run.people:
@@ -280,7 +276,7 @@ def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], S
     settings = read_settings(read_config(workdir))
     if not isinstance(settings, Settings) or not settings.text.source:
         raise ValueError(f'{source} is no run of PAL on texts, and replies are texts; name one of configs/pal.py:text')
-    if is_file(person):
+    if files.is_file(person):
         read_person(person)
     opened: list[Callable[..., np.ndarray]] = []
 

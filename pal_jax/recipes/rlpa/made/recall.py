@@ -7,11 +7,14 @@ worded in any of the ways. Only the value tells them apart, and the prompt alone
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from pal_jax.recipes.rlpa.people import SCHEMA
+from pal_jax.recipes.rlpa.people import SCHEMA, make_people
 from pal_jax.recipes.rlpa.profiles import split_fact
+from pal_jax.run.language import Supervised
 from pal_jax.types import Chat, Person
 
 _ANSWERS = (
@@ -24,6 +27,19 @@ _ANSWERS = (
 )
 # The values that may stand in the place of a value. A wrong answer is the right one of somebody else.
 _OTHERS = {value: values for slot in SCHEMA for values in (slot.known, slot.unseen) for value in values}
+
+
+def records(settings: Supervised, key: str) -> Iterator[list[dict[str, Any]]]:
+    """The pairs about each of the oracle's people in the format of files: the right answer as `key`, the wrong one as
+    `rejected`."""
+    people = make_people(settings.oracle.people, seed=settings.seed, facts=settings.oracle.facts)
+    pairs = make_pairs(people, settings.seed)
+    for person in people:
+        records_of_person = []
+        for question, *answers in itertools.islice(pairs, len(person.facts)):
+            right, wrong = ([{'role': 'assistant', 'content': text}] for text in answers)
+            records_of_person.append({'prompt': list(question), key: right, 'rejected': wrong})
+        yield records_of_person
 
 
 def make_pairs(people: Sequence[Person], seed: int) -> Iterator[tuple[Chat, str, str]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pal_jax.judges.own import open_functions, open_role, part_weights, with_functions
 from pal_jax.recipes.rlpa.criteria import SCORES
+from pal_jax.recipes.rlpa.own import open_functions, open_role, part_weights, with_functions
 from pal_jax.recipes.rlpa.own_rewards import make_estimate
 from pal_jax.recipes.rlpa.profiles import render_completion, to_sample
 from pal_jax.recipes.rlpa.world import make_world

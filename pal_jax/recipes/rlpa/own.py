@@ -15,12 +15,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pal_jax.recipes.rlpa.criteria import SCORES
 from pal_jax.run import own
 from pal_jax.types import Dialogue, RewardFn, Sample, Verdict
 
 REQUIRED = 'prompts', 'completions'
 EXTRA = 'replies', 'profiles', 'people', 'rounds', 'seed'
-PARTS = 'profile', 'response', 'format'  # of RLPA's reward
+PARTS = 'profile', 'response', 'format'  # of the reward
 
 
 class Function(NamedTuple):
@@ -173,6 +174,4 @@ def _verdict(result: Any, key: str, text: str) -> Verdict:
         return Verdict({}, ok=False)
     if not isinstance(result, int | float) or not 0 <= result <= 1:
         raise RuntimeError(f'{key}={text!r} returned {result!r}; return a number from 0 to 1, a Verdict or None')
-    from pal_jax.recipes.rlpa.criteria import SCORES  # whose method imports this module
-
     return Verdict(dict.fromkeys(SCORES, float(result)))
