@@ -33,7 +33,8 @@ from pal_jax.commands.planning import chips
 from pal_jax.run.devices import make_mesh
 from pal_jax.run.sharding import replicated
 
-place = replicated(make_mesh(devices=chips.topology_devices(sys.argv[1])))
+mesh = make_mesh(devices=chips.topology_devices(sys.argv[1]))
+place = replicated(mesh)
 scoring = Scoring(128**-0.5, *eval(sys.argv[2]))
 
 def loss(q, k, v, places):
@@ -44,7 +45,8 @@ def shape(dtype, *sizes):
 
 q, k = (shape('bfloat16', 1, 4096, heads, 128) for heads in (16, 16))
 places = Places(*[shape('int32', 1, 4096)] * 3)
-compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, k, k, places).compile()
+with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # by which jax knows the card that a kernel is for
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, k, k, places).compile()
 print(compiled.as_text().count('__gpu$xla.gpu.triton'), compiled.memory_analysis().temp_size_in_bytes)
 """
 
