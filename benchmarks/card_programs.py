@@ -93,12 +93,12 @@ def rlpa(size: Size, devices: Any) -> Programs:
     import dataclasses
 
     from pal_jax.commands.planning import programs
-    from pal_jax.commands.planning.methods import method_of
     from pal_jax.run.devices import make_mesh
+    from pal_jax.run.planned import planned
     from pal_jax.run.runs import read_settings
 
     settings = read_settings(runpy.run_path(str(rlpa_step.CONFIG))['get_config'](size.variant))
-    method = method_of(settings, PROMPT)
+    method = planned(settings, PROMPT)
     cfg = dataclasses.replace(_shape(size.models[0], 'bfloat16'), remat=method.policy.remat)
     learner = method.make_learner(cfg, make_mesh(devices=devices), method.micro_rows)
     for program in (*programs.training(learner, method.work),

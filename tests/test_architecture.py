@@ -29,6 +29,7 @@ MEETING = {
     'run/language',
     'run/models',
     'run/moderator',
+    'run/planned',
     'run/presets',
     'run/record_scorer',
     'run/reward_model',

@@ -37,8 +37,8 @@ from rich.table import Table
 from pal_jax.commands.planning import chips, estimate, shapes
 from pal_jax.commands.planning.chips import GIB
 from pal_jax.commands.planning.estimate import Plan, Request
-from pal_jax.commands.planning.methods import Method, method_of
 from pal_jax.run import cli, devices
+from pal_jax.run.planned import Planned, planned
 from pal_jax.run.settings import Run
 
 TOPOLOGY = flags.DEFINE_string('topology', '', 'A TPU slice such as v5e:4x4, or GPUs such as h100:8.')
@@ -56,7 +56,7 @@ def main() -> None:
         raise cli.Fault('name either a slice (--topology=v5e:4x4) or the devices of this machine (--platform=cpu)')
     console = Console(stderr=True)
     settings = cli.settings()
-    method = cli.faults(method_of, settings, PROMPT.value)
+    method = cli.faults(planned, settings, PROMPT.value)
     request = cli.faults(make_request, settings, method)
     run_plan = cli.faults(plan, settings, method, request, lambda line: console.print(f'compiling {line}', style='dim'))
     nearest = None
@@ -74,7 +74,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def make_request(settings: Run, method: Method) -> Request:
+def make_request(settings: Run, method: Planned) -> Request:
     """The request that the command line makes: model, devices, learner and work of a step.
 
     Raises:
@@ -98,7 +98,7 @@ def make_request(settings: Run, method: Method) -> Request:
     )
 
 
-def plan(settings: Run, method: Method, request: Request, log: Any) -> Plan:
+def plan(settings: Run, method: Planned, request: Request, log: Any) -> Plan:
     """The plan of the mesh, remat and micro-rows that the settings name; `log` takes a line for each compilation."""
     mesh, count = dataclasses.asdict(settings.mesh), len(request.devices)
     choice = estimate.settled(mesh, count, method.policy.remat, method.micro_rows)

@@ -27,6 +27,7 @@ from pal_jax.models.params import Params
 from pal_jax.run import record_scorer, reward_model, scorers, sharding
 from pal_jax.run.language import RowSettings, Supervised
 from pal_jax.run.models import Policy, keeping, make_policy
+from pal_jax.run.planned import Planned, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
 from pal_jax.run.runs import read_config, read_settings
 from pal_jax.run.scorers import OpenScores
@@ -122,6 +123,11 @@ def make(settings: Settings, ctx: Context) -> RewardModel:
     trained = trained_by(settings, policy, scorer)
     plan = Plan(steps, scorer.abstract, stage, trained, keep=keeping(policy=policy))
     return RewardModel(plan, ctx, scorer, rows, settings.data.micro_rows, policy.source.load)
+
+
+def planned(settings: Settings, prompt: int) -> Planned:
+    """The part of a run that is planned, see `run/planned.py`."""
+    return reading(settings, functools.partial(scorers.make_scorer, loss=settings.reward), n=2)
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:

@@ -23,6 +23,7 @@ from pal_jax.models.params import Params
 from pal_jax.run import intervals, sharding
 from pal_jax.run.language import Supervised
 from pal_jax.run.models import keeping, make_adapters, make_policy, trained_actor
+from pal_jax.run.planned import Planned, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite, stage_before
 from pal_jax.run.trained import Trained
 from pal_jax.types import Metrics
@@ -102,6 +103,11 @@ def make_trained(settings: Settings, ctx: Context) -> Trained:
 def to_group(tokenizer: Tokenizer, record: object) -> Group:
     """A record to imitate, as a group of one branch."""
     return shared_prompt([chats.to_imitate(record, tokenizer)])
+
+
+def planned(settings: Settings, prompt: int) -> Planned:
+    """The part of a run that is planned, see `run/planned.py`."""
+    return reading(settings, make_actor, n=1)
 
 
 def make_actor(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Actor:

@@ -19,7 +19,7 @@ def read_config(workdir: str) -> ConfigDict:
     return ConfigDict(read_run(Path(workdir)))
 
 
-def recipe_module(config: ConfigDict) -> Any:
+def recipe_module(config: ConfigDict | Run) -> Any:
     """The module `pal_jax.recipes.<config.recipe>`. Raises ValueError where there is no such method."""
     try:
         return importlib.import_module(f'pal_jax.recipes.{config.recipe}')

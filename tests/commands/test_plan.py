@@ -15,11 +15,11 @@ from pal_jax.commands.planning import chips, estimate, hlo, programs, shapes
 from pal_jax.commands.planning.chips import GIB, Chip
 from pal_jax.commands.planning.estimate import Choice, Figures, Plan, Request
 from pal_jax.commands.planning.flops import flops
-from pal_jax.commands.planning.methods import method_of
 from pal_jax.models import params
 from pal_jax.models.config import tiny
 from pal_jax.recipes.rlpa import recipe as rlpa
 from pal_jax.run.devices import for_platform, make_mesh
+from pal_jax.run.planned import planned
 from pal_jax.run.progress import Stopwatch
 from pal_jax.run.recipe import Context
 from tests import configs, shell
@@ -200,7 +200,7 @@ def request(memory: float = 64 * GIB, **changes) -> Request:
     return Request(
         cfg=tiny(),
         make_learner=lambda cfg, mesh, _: rlpa.make_learner(config, cfg, Context(mesh, Stopwatch().phase)),
-        work=method_of(config, prompt=64).work,
+        work=planned(config, prompt=64).work,
         devices=jax.devices(),
         chip=Chip(memory, 1e12, 1e11, 1e10),
         decode=False,
@@ -290,7 +290,7 @@ def test_the_tpu_compiler_takes_the_update_of_the_paper(topology, model, choice)
     cfg = dataclasses.replace(cfg, remat=choice.remat)
     learner = rlpa.make_learner(config, cfg, Context(mesh, Stopwatch().phase))
     chip = chips.chip(mesh.devices.flat[0])
-    gradients = programs.training(learner, method_of(config, prompt=1024).work)[0]
+    gradients = programs.training(learner, planned(config, prompt=1024).work)[0]
     found = estimate.measure(gradients, chip, efficiency=0.4)
     assert not found.refused
     assert found.peak <= chip.memory

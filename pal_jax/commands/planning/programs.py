@@ -25,6 +25,7 @@ from pal_jax.models import params
 from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.policy import Tokens
 from pal_jax.run import devices, sharding
+from pal_jax.run.planned import Work
 from pal_jax.types import TokenBatch
 
 Tree = Any
@@ -46,40 +47,6 @@ class Program(NamedTuple):
     calls: int
     beside: Tree
     ways: int
-
-
-class Work(NamedTuple):
-    """The sizes of a step. Every row and completion is taken to be as long as it may become.
-
-    prompts: prompts of a step. n: samples of a prompt.
-    prompt, completion: tokens of a prompt and of a completion.
-    minibatches, epochs: as `PPO` has them.
-    slots: requests that all decoders decode at once.
-    shares: decoders side by side, each on its part of the devices and of the prompts; 0 is one for each process.
-    """
-
-    prompts: int
-    n: int
-    prompt: int
-    completion: int
-    minibatches: int
-    epochs: int
-    slots: int
-    shares: int = 0
-
-    @property
-    def row(self) -> int:
-        """Tokens of a row, which has a prompt and its completions, rounded up to 128."""
-        return round_up(self.prompt + self.n * self.completion, 128)
-
-    @property
-    def room(self) -> int:
-        """Tokens for which a decoder's slot has room."""
-        return bucket(self.prompt + max(self.completion, 64), 128)
-
-    def shares_on(self, mesh: Mesh) -> int:
-        """The number of decoders side by side on these devices."""
-        return self.shares or len({device.process_index for device in mesh.devices.flat})
 
 
 class Parts(NamedTuple):

@@ -28,6 +28,7 @@ from pal_jax.recipes.cost import evaluation as cost_model
 from pal_jax.run import record_scorer, scorers, sharding
 from pal_jax.run.language import FromRows
 from pal_jax.run.models import keeping, make_policy
+from pal_jax.run.planned import Planned, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite, stage_before
 from pal_jax.run.runs import read_config, read_settings
 from pal_jax.run.scorers import OpenScores
@@ -118,6 +119,11 @@ def make(settings: Settings, ctx: Context) -> CostModel:
     trained = scorers.trained_scorer(policy, scorer, LABELS)
     plan = Plan(steps, scorer.abstract, stage, trained, shown=SHOWN, keep=keeping(policy=policy))
     return CostModel(plan, ctx, scorer, rows, settings.data.micro_rows, policy.source.load)
+
+
+def planned(settings: Settings, prompt: int) -> Planned:
+    """The part of a run that is planned, see `run/planned.py`."""
+    return reading(settings, functools.partial(scorers.make_scorer, loss=settings.cost), n=2)
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:

@@ -40,6 +40,7 @@ from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.language import FromRows
 from pal_jax.run.models import Policy, keeping, make_policy
 from pal_jax.run.moderator import Moderator
+from pal_jax.run.planned import Planned, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
 from pal_jax.run.runs import read_config, read_settings
 from pal_jax.run.scorers import make_scorer
@@ -166,6 +167,11 @@ def make(settings: Settings, ctx: Context) -> Moderation:
     abstract = ModeratorState(scorer.abstract, abstract_thresholds(ctx.mesh))
     plan = Plan(steps, abstract, stage, trained_by(policy, scorer), SHOWN, keep=keeping(policy=policy))
     return Moderation(plan, ctx, scorer, rows, validation, settings.data.micro_rows, policy.source.load)
+
+
+def planned(settings: Settings, prompt: int) -> Planned:
+    """The part of a run that is planned, see `run/planned.py`."""
+    return reading(settings, functools.partial(make_scorer, loss=Labels(), outputs=len(CATEGORIES)), n=2)
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:

@@ -33,7 +33,8 @@ from pal_jax.recipes.plus.parts import Models, Parts, make_models, make_parts, m
 from pal_jax.recipes.plus.people import Draw, check_reads, make_draw, of_whom, read_people
 from pal_jax.recipes.plus.settings import READS, WRITTEN, Settings, TableSettings
 from pal_jax.run.checkpoint import CONFIG
-from pal_jax.run.models import keeping, trained_policy
+from pal_jax.run.models import keeping, make_learner, trained_policy
+from pal_jax.run.planned import Planned, sampling
 from pal_jax.run.recipe import (
     EVALUATION,
     Context,
@@ -218,6 +219,14 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
         except ValueError as error:
             raise ValueError(f'{error}, or leave {name} out of --config.methods') from error
     return runs
+
+
+def planned(settings: Settings | TableSettings, prompt: int) -> Planned | None:
+    """The part of a run that is planned, see `run/planned.py`: the summariser."""
+    if not isinstance(settings, Settings):
+        return None
+    n = settings.summary.n_samples
+    return sampling(settings, functools.partial(make_learner, n=n), settings.summary.people, n, prompt)
 
 
 def make_trained(settings: Settings | TableSettings, ctx: Context) -> Trained | None:

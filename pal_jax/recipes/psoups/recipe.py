@@ -52,6 +52,7 @@ from pal_jax.recipes.psoups.settings import (
     Stage,
 )
 from pal_jax.run.models import keeping, make_learner, make_policy, trained_policy
+from pal_jax.run.planned import Planned, sampling
 from pal_jax.run.recipe import (
     EVALUATION,
     Context,
@@ -212,6 +213,14 @@ def make_ppo(settings: RL, ctx: Context) -> RLPHF:
         batch_size=rl.rollout_batch_size, n=n, scale_scores=rl.scale_scores, seed=seed,
         first=len(data.everyone(settings)) * len(train),  # in orders that no reward model's prompts were drawn by
     )  # fmt: skip
+
+
+def planned(settings: Stage, prompt: int) -> Planned | None:
+    """The part of a run that is planned, see `run/planned.py`: the stage that trains the policy."""
+    if not isinstance(settings, RL):
+        return None
+    n = settings.rl.n_samples_per_prompt
+    return sampling(settings, functools.partial(make_learner, n=n), settings.rl.rollout_batch_size, n, prompt)
 
 
 def make_trained(settings: Stage, ctx: Context) -> Trained | None:

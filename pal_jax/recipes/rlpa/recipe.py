@@ -37,6 +37,7 @@ from pal_jax.run import models, sharding
 from pal_jax.run.files import write_whole
 from pal_jax.run.models import Policy, keeping, make_policy, trained_policy
 from pal_jax.run.optim import Optimizer
+from pal_jax.run.planned import Planned, sampling
 from pal_jax.run.recipe import (
     EVALUATION,
     Context,
@@ -288,6 +289,12 @@ def check(settings: Settings, mesh: Mesh) -> None:
         height = round_up(size, ways)
         if height % min(micro * ways, height):
             raise ValueError(f'{key}={height} does not divide into ppo.micro_rows={micro} on each of {ways} devices')
+
+
+def planned(settings: Settings, prompt: int) -> Planned:
+    """The part of a run that is planned, see `run/planned.py`."""
+    dialogue = settings.dialogue
+    return sampling(settings, make_learner, dialogue.rollout_batch_size, dialogue.n_samples_per_prompt, prompt)
 
 
 def make_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> PolicyLearner:

@@ -41,6 +41,7 @@ from pal_jax.recipes.safe_rlhf.settings import (
 from pal_jax.run import files
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.models import Policy, keeping, make_learner, make_policy, trained_policy
+from pal_jax.run.planned import Planned, sampling
 from pal_jax.run.recipe import Context, Plan, Recipe, check_at_least, check_stage, stage_before
 from pal_jax.run.settings import keys_of, to_config
 from pal_jax.run.summary import SUMMARY
@@ -122,6 +123,14 @@ def make_policy_learner(settings: RL, cfg: ModelConfig, ctx: Context) -> PolicyL
     learner = make_learner(settings, cfg, ctx, n=settings.rl.n_samples_per_prompt)
     # An estimator without critics has an empty tuple here, which stays empty.
     return dataclasses.replace(learner, critics=learner.critics * 2)
+
+
+def planned(settings: Stage, prompt: int) -> Planned | None:
+    """The part of a run that is planned, see `run/planned.py`: the stage that trains the policy."""
+    if not isinstance(settings, RL):
+        return None
+    rl = settings.rl
+    return sampling(settings, make_policy_learner, rl.rollout_batch_size, rl.n_samples_per_prompt, prompt)
 
 
 def make_trained(settings: Stage, ctx: Context) -> Trained | None:

@@ -32,6 +32,7 @@ from pal_jax.recipes.spiral.textarena import Arena
 from pal_jax.recipes.spiral.warmup import make_supervised
 from pal_jax.run import models, sharding
 from pal_jax.run.models import keeping, make_policy, trained_policy
+from pal_jax.run.planned import Planned, sampling
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite, stage_before
 from pal_jax.run.trained import Trained
 from pal_jax.types import Metrics, RolloutBatch, Sample, TokenBatch
@@ -250,6 +251,11 @@ def make_trained(settings: Settings, ctx: Context) -> Trained:
     policy = make_policy(settings.policy, ctx, settings.seed)
     learner = make_learner(settings, policy.cfg, ctx)
     return make_keeper(settings, learner).trained(trained_policy(settings.policy, policy, learner))
+
+
+def planned(settings: Settings, prompt: int) -> Planned:
+    """The part of a run that is planned, see `run/planned.py`."""
+    return sampling(settings, make_learner, settings.play.max_turns, 1, prompt)
 
 
 def make_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> PolicyLearner:

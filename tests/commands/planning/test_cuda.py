@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 from pal_jax.commands.planning import chips
-from pal_jax.commands.planning.methods import method_of
 from pal_jax.run.devices import CUDA_FLAGS
+from pal_jax.run.planned import planned
 from tests import configs
 
 ROOT = Path(__file__).parents[3]
@@ -125,7 +125,7 @@ def test_launch_files_set_the_flags_that_are_planned_with() -> None:
 
 @pytest.mark.parametrize('recipe', ['rlpa', 'plus', 'psoups', 'safe_rlhf', 'spiral'])
 def test_methods_that_sample_are_planned_with_their_decoding(recipe) -> None:
-    method = method_of(configs.settings(recipe, 'smoke'), prompt=100)
+    method = planned(configs.settings(recipe, 'smoke'), prompt=100)
     assert method.decode is not None
     assert method.work.prompt == 100
     assert method.work.slots == method.decode.slots
@@ -135,7 +135,7 @@ def test_methods_that_sample_are_planned_with_their_decoding(recipe) -> None:
 def test_methods_that_read_rows_are_planned_at_their_longest(recipe, n) -> None:
     settings = configs.settings(recipe, 'smoke')
     rows = dataclasses.replace(settings.data, batch_size=6, max_length=512, row_tokens=1024)
-    method = method_of(dataclasses.replace(settings, data=rows), prompt=100)
+    method = planned(dataclasses.replace(settings, data=rows), prompt=100)
     assert method.decode is None
     assert (method.work.prompts, method.work.n, method.work.row) == (3, n, 1024)
 
@@ -143,4 +143,4 @@ def test_methods_that_read_rows_are_planned_at_their_longest(recipe, n) -> None:
 @pytest.mark.parametrize('recipe', ['pal', 'cmdp', 'allreduce'])
 def test_methods_without_a_language_model_are_refused_by_name(recipe) -> None:
     with pytest.raises(ValueError, match=recipe):
-        method_of(configs.settings(recipe, 'smoke'), prompt=100)
+        planned(configs.settings(recipe, 'smoke'), prompt=100)
