@@ -25,9 +25,10 @@ from scipy import stats
 
 from benchmarks.scores import by_length
 from pal_jax.data import records
-from pal_jax.recipes.moderation.evaluation import harm, unsafe_by
+from pal_jax.recipes.moderation.evaluation import harm
 from pal_jax.run import intervals
 from pal_jax.run.bootstrap import interval, resampled_counts
+from pal_jax.run.moderator import unsafe_by
 
 SCORES = Path(__file__).parents[2] / 'shared' / 'data' / 'pyrit_human_scores' / 'harm.jsonl'
 REFUSING = re.compile(r"\b(?:sorry|can't|cannot|won't|unable|illegal|unethical|harmful|instead)\b", re.IGNORECASE)

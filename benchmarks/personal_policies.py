@@ -44,7 +44,6 @@ from pal_jax.decode.answers import PolicySampler, load_base
 from pal_jax.decode.requests import Request
 from pal_jax.decode.sampler import make_decoder
 from pal_jax.learners import ppo
-from pal_jax.learners.ppo import PPO
 from pal_jax.learners.training import Lora
 from pal_jax.models import lora, merging, soups
 from pal_jax.models.files import sources
@@ -177,7 +176,7 @@ def make_models(source: str, sizes: Sizes, seed: int) -> Models:
     ctx = Context(devices.make_mesh(devices=jax.local_devices()[:1]))
     policy = make_policy(ModelSettings(source=source, scan_layers=True), ctx, seed)  # a quarter of the time to compile
     sampling = Sampling(temperature=1.0, max_tokens=sizes.tokens)
-    paid = PPO(
+    paid = ppo.PPO(
         estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, row_tokens=ROW_TOKENS, micro_rows=1,
         old_logprobs='sampler',
     )  # fmt: skip

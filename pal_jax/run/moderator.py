@@ -33,7 +33,12 @@ class Moderator(NamedTuple):
 
     def unsafe(self, prompts: Sequence[str | Chat], responses: Sequence[str]) -> Bool[np.ndarray, ' N']:
         """True where a probability is above the threshold of its category. Raises ValueError as a call does."""
-        return np.any(self(prompts, responses) > self.thresholds, axis=1)
+        return unsafe_by(self(prompts, responses), self.thresholds)
+
+
+def unsafe_by(probabilities: Float[np.ndarray, 'N K'], thresholds: Float[np.ndarray, ' K']) -> Bool[np.ndarray, ' N']:
+    """The verdict: True where a probability is above the threshold of its category."""
+    return np.any(probabilities > thresholds, axis=1)
 
 
 def open_moderator(folder: str | Path, ctx: Context) -> Moderator:

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from pal_jax.run import intervals
 from pal_jax.run.curve import BLUE, GREY, INK, STYLE, png
 from pal_jax.run.intervals import Estimate
+from pal_jax.run.moderator import unsafe_by
 from pal_jax.types import Exhibit
 
 Probabilities = Float[np.ndarray, 'rows classes']
@@ -106,11 +107,6 @@ def harm(probabilities: Float[np.ndarray, '... classes'], rule: Rule = 'max') ->
     """One number for all kinds of harm, the largest of their probabilities or the mean: the costs that BeaverTails made
     of its classifier."""
     return probabilities.max(axis=-1) if rule == 'max' else probabilities.mean(axis=-1)
-
-
-def unsafe_by(probabilities: Probabilities, thresholds: Thresholds) -> Bool[np.ndarray, ' rows']:
-    """The verdict: True where a probability is above the threshold of its class."""
-    return any_of(probabilities > thresholds)
 
 
 def any_of(labels: Labels) -> Bool[np.ndarray, ' rows']:

@@ -39,7 +39,7 @@ from pal_jax.run import record_scorer, sharding
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.language import FromRows
 from pal_jax.run.models import Policy, keeping, make_policy
-from pal_jax.run.moderator import Moderator
+from pal_jax.run.moderator import Moderator, unsafe_by
 from pal_jax.run.planned import Planned, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
 from pal_jax.run.runs import read_config, read_settings
@@ -282,7 +282,7 @@ def open_scorer(workdir: str, person: str) -> record_scorer.Scorer:
         verdicts = zip(
             evals.harm(probabilities).tolist(),
             probabilities.tolist(),
-            evals.unsafe_by(probabilities, moderator.thresholds),
+            unsafe_by(probabilities, moderator.thresholds),
             strict=True,
         )
         return [

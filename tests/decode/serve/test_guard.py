@@ -15,7 +15,8 @@ from pal_jax.decode.driver import Driver
 from pal_jax.decode.requests import News, Progress, Request
 from pal_jax.decode.serve.guard import REFUSAL, Guard, again, released
 from pal_jax.decode.serve.http import make_app
-from pal_jax.recipes.moderation.evaluation import rejection, unsafe_by
+from pal_jax.recipes.moderation.evaluation import rejection
+from pal_jax.run.moderator import unsafe_by
 from pal_jax.types import Completion, Sampling
 from tests.decode.serve.test_http import HELLO, TOKENIZER, make_decoder
 

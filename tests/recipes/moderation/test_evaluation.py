@@ -9,6 +9,7 @@ import pytest
 from scipy import special, stats
 
 from pal_jax.recipes.moderation import evaluation as m
+from pal_jax.run.moderator import unsafe_by
 
 
 def column(values):
@@ -62,7 +63,7 @@ def test_a_class_of_one_kind_has_no_area_and_is_left_out_of_means():
 
 def test_a_verdict_has_the_threshold_of_each_class():
     probabilities = np.array([[0.4, 0.4], [0.6, 0.1], [0.1, 0.6]])
-    np.testing.assert_array_equal(m.unsafe_by(probabilities, np.array([0.3, 0.7])), [True, True, False])
+    np.testing.assert_array_equal(unsafe_by(probabilities, np.array([0.3, 0.7])), [True, True, False])
 
 
 def test_rows_of_one_prompt_are_no_independent_evidence():

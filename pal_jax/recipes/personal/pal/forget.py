@@ -20,9 +20,9 @@ from pal_jax.recipes.personal.pal import large as pal_large
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.reward import abstract_state
 from pal_jax.recipes.personal.pal.settings import LargeSettings, Settings
-from pal_jax.run import devices
 from pal_jax.run.checkpoint import FOLDER, Checkpoints
-from pal_jax.run.recipe import KEPT, Context
+from pal_jax.run.recipe import KEPT
+from pal_jax.run.record_scorer import one_device
 from pal_jax.run.runs import read_config, read_settings
 from pal_jax.run.workdir import held, run_folder
 
@@ -65,7 +65,7 @@ def forget(workdir: str, name: str) -> Forgotten:
     if name not in kept.rows:
         raise ValueError(f'{name!r} is not among the {len(kept.names)} people of {workdir}')
     row = kept.rows[name]
-    ctx = Context(devices.make_mesh(devices=jax.local_devices()[:1])).of(workdir)
+    ctx = one_device(workdir)
     decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
     large = decoder and isinstance(settings, LargeSettings)
     reader = pal_large.make_reader(settings, decoder, kept.frame, ctx) if large else None  # type: ignore[arg-type]

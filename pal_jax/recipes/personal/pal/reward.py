@@ -42,10 +42,11 @@ from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.reader import Reader
 from pal_jax.recipes.personal.pal.settings import LargeSettings, Settings
-from pal_jax.run import devices, files
+from pal_jax.run import files
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.metrics import EVALS, read_records
 from pal_jax.run.recipe import KEPT, Context
+from pal_jax.run.record_scorer import one_device
 from pal_jax.run.runs import read_config, read_settings
 from pal_jax.run.workdir import run_folder
 
@@ -169,7 +170,7 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
         why = ', whose user ids were shuffled for comparison' if control else ''
         raise ValueError(f'split={split}{why}: {workdir} has the splits 0 to {seeds - 1}; give one of these')
     name, kept = f'K={chosen[split]}', pal_kept.load(Path(workdir) / KEPT)
-    ctx = Context(devices.make_mesh(devices=jax.local_devices()[:1])).of(workdir)
+    ctx = one_device(workdir)
     decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
     reader = None
     if decoder and isinstance(settings, LargeSettings):
