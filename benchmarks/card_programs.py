@@ -95,9 +95,8 @@ def rlpa(size: Size, devices: Any) -> Programs:
     from pal_jax.commands.planning import programs
     from pal_jax.run.devices import make_mesh
     from pal_jax.run.planned import planned
-    from pal_jax.run.runs import read_settings
 
-    settings = read_settings(runpy.run_path(str(rlpa_step.CONFIG))['get_config'](size.variant))
+    settings = runpy.run_path(str(rlpa_step.CONFIG))['get_config'](size.variant)
     method = planned(settings, PROMPT)
     cfg = dataclasses.replace(_shape(size.models[0], 'bfloat16'), remat=method.policy.remat)
     learner = method.make_learner(cfg, make_mesh(devices=devices), method.micro_rows)

@@ -56,9 +56,8 @@ def make_rollouts(variant: str, steps: int, reuse: bool) -> Round:
     from pal_jax.recipes.rlpa import turns
     from pal_jax.recipes.rlpa.world import make_world
     from pal_jax.run import devices
-    from pal_jax.run.runs import read_settings
 
-    config = read_settings(runpy.run_path(str(CONFIG))['get_config'](variant))
+    config = runpy.run_path(str(CONFIG))['get_config'](variant)
     source, mesh, n = sources.resolve(config.policy.source), devices.make_mesh(), config.dialogue.n_samples_per_prompt
     cfg, tokenizer = devices.for_platform(source.config, config.policy.dtype), source.tokenizer()
     slots, stride, world = config.decode.slots, config.decode.stride, make_world(config)

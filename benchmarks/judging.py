@@ -112,14 +112,18 @@ def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int
     from pal_jax.recipes.rlpa.world import make_world
     from pal_jax.run import devices
     from pal_jax.run.processes import ALONE
-    from pal_jax.run.runs import read_settings
+    from pal_jax.run.settings import changed
 
-    config = runpy.run_path(str(CONFIG))['get_config']('smoke')
-    config.dialogue.people, n = -(-samples // 4), 4
-    config.sampling.update(max_tokens=tokens, stop=())
-    config.decode.slots, config.answers, config.reward.judge = slots, '', 'endpoint:judge'
-    config.endpoints.judge.update(address=address, model='m', concurrency=concurrency)
-    config = read_settings(config)
+    n = 4
+    config = changed(
+        runpy.run_path(str(CONFIG))['get_config']('smoke'),
+        dialogue=dict(people=-(-samples // n)),
+        sampling=dict(max_tokens=tokens, stop=()),
+        decode=dict(slots=slots),
+        answers='',
+        reward=dict(judge='endpoint:judge'),
+        endpoints=dict(judge=dict(address=address, model='m', concurrency=concurrency)),
+    )
     world, source = make_world(config), sources.resolve(config.policy.source)
     decode: Any = simulated(rate, tokens)
     tokenizer = source.tokenizer()

@@ -39,14 +39,13 @@ def make_plus(variant: str, source: str | None) -> Round:
     from pal_jax.run import devices
     from pal_jax.run.progress import Stopwatch
     from pal_jax.run.recipe import Context
-    from pal_jax.run.settings import parse
+    from pal_jax.run.settings import changed
 
-    config = runpy.run_path(str(CONFIG))['get_config'](variant)
-    config.hold.steps = 0
+    settings = changed(runpy.run_path(str(CONFIG))['get_config'](variant), hold=dict(steps=0))
     if source:
-        config.policy.source = config.reward_model.source = source
-    settings, stopwatch = parse(plus.Settings, config), Stopwatch()
-    ctx = Context(devices.make_mesh(**config.mesh), stopwatch.phase)
+        settings = changed(settings, policy=dict(source=source), reward_model=dict(source=source))
+    stopwatch = Stopwatch()
+    ctx = Context(devices.make_mesh(**vars(settings.mesh)), stopwatch.phase)
     recipe = plus.make(settings, ctx)
     assert isinstance(recipe, plus.PLUS)
     (state, host), number = recipe.init(), 0

@@ -24,7 +24,7 @@ from pal_jax.data import records
 from pal_jax.data.readers import formats
 from pal_jax.run import intervals
 from pal_jax.run.accuracy import hits
-from pal_jax.run.runs import read_config
+from pal_jax.run.runs import read_settings
 from pal_jax.run.workdir import run_folder
 from pal_jax.scoring import open_scorer
 
@@ -34,7 +34,7 @@ QUICK = 100  # pairs
 
 def scored(run: str, rows: Sequence[formats.Prompted]) -> np.ndarray:
     """Scores `[pairs, 2]` of the chosen and the rejected answers; a higher one is better."""
-    scorer, sign = open_scorer(run), -1.0 if read_config(run_folder(run)).recipe in ('cost', 'moderation') else 1.0
+    scorer, sign = open_scorer(run), -1.0 if read_settings(run_folder(run)).recipe in ('cost', 'moderation') else 1.0
     answers = [scorer.read({'prompt': row.prompt, 'completion': reply}) for row in rows for reply in row.replies]
     sizes = [len(row.content) + len(str(reply)) for row in rows for reply in row.replies]
     scores = by_length(sizes, lambda at: scorer.score([answers[k] for k in at]))

@@ -31,13 +31,12 @@ def make_rlpa(variant: str, source: str | None, steps: int) -> Round:
     from pal_jax.run import devices
     from pal_jax.run.progress import Stopwatch
     from pal_jax.run.recipe import Context
-    from pal_jax.run.runs import read_settings
+    from pal_jax.run.settings import changed
 
-    config = runpy.run_path(str(CONFIG))['get_config'](variant)
-    config.warmup.steps = 0
-    config.policy.source = source or config.policy.source
+    settings = changed(runpy.run_path(str(CONFIG))['get_config'](variant), warmup=dict(steps=0))
+    settings = changed(settings, policy=dict(source=source or settings.policy.source))
     stopwatch = Stopwatch()
-    recipe = rlpa.make(read_settings(config), Context(devices.make_mesh(**config.mesh), stopwatch.phase))
+    recipe = rlpa.make(settings, Context(devices.make_mesh(**vars(settings.mesh)), stopwatch.phase))
 
     def train() -> dict[str, float]:
         with stopwatch.phase('load'):

@@ -9,8 +9,6 @@ r"""AllReduce on data-centre networks and accelerator meshes: short schedules be
 The shortest schedule of each network is in schedules/ of the run's folder, as JSON. --help lists all keys.
 """
 
-from ml_collections import ConfigDict
-
 from pal_jax.recipes.allreduce import learned as allreduce_learned
 from pal_jax.recipes.allreduce.recipe import Settings
 from pal_jax.run import presets as p
@@ -21,28 +19,24 @@ ALL = 'bcube:3,1', 'bcube:4,1', 'dcell:3,1', 'jellyfish:10,3', 'ring:8', 'torus:
 SMALL = 'bcube:2,1', 'bcube:3,1', 'dcell:2,1', 'ring:8'
 
 
-def get_config(variant: str = '') -> ConfigDict:
+def get_config(variant: str = '') -> Settings | allreduce_learned.Settings:
     variant = p.parse_variant(variant, 'smoke', 'exact', 'learn')
     if variant == 'learn':
         return learn()
-    config = p.to_config(
-        Settings(recipe='allreduce', total_steps=0, networks=ALL, checkpoint=CheckpointSettings(every=1), export=False)
+    settings = Settings(
+        recipe='allreduce', total_steps=0, networks=ALL, checkpoint=CheckpointSettings(every=1), export=False
     )
-    if variant == 'smoke':
-        config.networks = ('bcube:2,1', 'ring:4')
-        config.tries = 2
-    if variant == 'exact':
-        config.networks = SMALL
-        config.programme = 120.0
-    return config
+    variants = {
+        'smoke': dict(networks=('bcube:2,1', 'ring:4'), tries=2),
+        'exact': dict(networks=SMALL, programme=120.0),
+    }
+    return p.changed(settings, **variants[variant]) if variant else settings
 
 
-def learn() -> ConfigDict:
+def learn() -> allreduce_learned.Settings:
     """The policies of which trees and which transfers."""
-    return p.to_config(
-        allreduce_learned.Settings(
-            recipe='allreduce.learned', total_steps=24, networks=('bcube:3,1', 'bcube:4,1', 'dcell:3,1'),
-            larger=('bcube:5,1', 'dcell:4,1'), optimizer=Optimizer('adam', lr=0.01, warmup_ratio=0.0, b2=0.999),
-            checkpoint=CheckpointSettings(every=4), export=False,
-        )
+    return allreduce_learned.Settings(
+        recipe='allreduce.learned', total_steps=24, networks=('bcube:3,1', 'bcube:4,1', 'dcell:3,1'),
+        larger=('bcube:5,1', 'dcell:4,1'), optimizer=Optimizer('adam', lr=0.01, warmup_ratio=0.0, b2=0.999),
+        checkpoint=CheckpointSettings(every=4), export=False,
     )  # fmt: skip

@@ -9,57 +9,43 @@ r"""Flying cameras that reconstruct a person in a crowd: contributions of camera
 --help lists all keys.
 """
 
-from ml_collections import ConfigDict
-
 from pal_jax.recipes.cameras.settings import Settings
 from pal_jax.run import presets as p
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.settings import CheckpointSettings
 
 
-def get_config(variant: str = '') -> ConfigDict:
+def get_config(variant: str = '') -> Settings:
     variant = p.parse_variant(variant, 'smoke', 'dynamics', 'paper')
     adam = Optimizer('adam', lr=5e-4, warmup_ratio=0.0, b2=0.999, max_norm=0.5)
-    config = p.to_config(
-        Settings(
-            recipe='cameras', total_steps=19, optimizer=adam, critic=adam, checkpoint=CheckpointSettings(every=2),
-            export=False,
-        )
+    settings = Settings(
+        recipe='cameras', total_steps=19, optimizer=adam, critic=adam, checkpoint=CheckpointSettings(every=2),
+        export=False,
     )  # fmt: skip
-    return {
-        '': lambda: config, 'smoke': lambda: smoke(config), 'dynamics': lambda: dynamics(config),
-        'paper': lambda: paper(config),
-    }[variant]()  # fmt: skip
+    return {'smoke': smoke, 'dynamics': dynamics, 'paper': paper}[variant](settings) if variant else settings
 
 
-def smoke(config: ConfigDict) -> ConfigDict:
-    config.total_steps = 4
-    config.updates = config.epochs = 1
-    config.seeds = 1
-    config.environments = 4
-    config.minibatches = 2
-    config.rollout = 5
-    config.hidden = (16,)
-    config.scene.update(cameras=3, people=(2, 3), horizon=10)
-    config.eval.update(episodes=2, others=('2,3',), frames=3)
-    config.checkpoint.every = 2
-    return config
+def smoke(settings: Settings) -> Settings:
+    return p.changed(
+        settings, total_steps=4, updates=1, epochs=1, seeds=1, environments=4, minibatches=2, rollout=5, hidden=(16,),
+        scene=dict(cameras=3, people=(2, 3), horizon=10), eval=dict(episodes=2, others=('2,3',), frames=3),
+        checkpoint=dict(every=2),
+    )  # fmt: skip
 
 
-def dynamics(config: ConfigDict) -> ConfigDict:
-    config.methods = ('ctcr', 'ctcr_dynamics', 'shared', 'shared_dynamics')
-    return config
+def dynamics(settings: Settings) -> Settings:
+    return p.changed(settings, methods=('ctcr', 'ctcr_dynamics', 'shared', 'shared_dynamics'))
 
 
-def paper(config: ConfigDict) -> ConfigDict:
+def paper(settings: Settings) -> Settings:
     """The sizes of section 8.3 of the paper's appendix, as far as this scene has them."""
-    config.methods = ('ctcr', 'ctcr_dynamics', 'shared', 'shared_dynamics')
-    config.memory = 128
-    config.epochs = 16
-    config.minibatches = 2
-    config.environments = 28
-    config.entropy = 0.0
-    config.total_steps = 143  # a million steps of the environment
-    config.scene.update(people=(1, 6), horizon=500)
-    config.scene.value = 'geman'
-    return config
+    return p.changed(
+        dynamics(settings),
+        memory=128,
+        epochs=16,
+        minibatches=2,
+        environments=28,
+        entropy=0.0,
+        total_steps=143,  # a million steps of the environment
+        scene=dict(people=(1, 6), horizon=500, value='geman'),
+    )

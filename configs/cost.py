@@ -7,8 +7,6 @@ python -m pal_jax.train --config=configs/cost.py:smoke                          
 python -m pal_jax.train --config=configs/cost.py:paper                          # the published settings
 """
 
-from ml_collections import ConfigDict
-
 from pal_jax.data.safety import SafetyRows
 from pal_jax.learners.training import Lora
 from pal_jax.recipes.cost import recipe as cost
@@ -16,34 +14,30 @@ from pal_jax.run import presets as p
 from pal_jax.run.language import ModelSettings
 
 
-def get_config(variant: str = '') -> ConfigDict:
+def get_config(variant: str = '') -> cost.Settings:
     variant = p.parse_variant(variant, 'smoke', 'paper')
-    config = p.to_config(
-        cost.Settings(
-            recipe='cost',
-            total_steps=30,  # 0: data.epochs passes over the pairs
-            policy=ModelSettings(lora=Lora(rank=16, alpha=32.0)),
-            optimizer=p.Optimizer(lr=1e-3),
-            data=SafetyRows(batch_size=16, test_rows=192, row_tokens=512),
-        )
+    settings = cost.Settings(
+        recipe='cost',
+        total_steps=30,  # 0: data.epochs passes over the pairs
+        policy=ModelSettings(lora=Lora(rank=16, alpha=32.0)),
+        optimizer=p.Optimizer(lr=1e-3),
+        data=SafetyRows(batch_size=16, test_rows=192, row_tokens=512),
     )
-    return {'': lambda: config, 'smoke': lambda: smoke(config), 'paper': lambda: paper(config)}[variant]()
+    return {'smoke': smoke, 'paper': paper}[variant](settings) if variant else settings
 
 
-def smoke(config: ConfigDict) -> ConfigDict:
-    config = p.smoke_rows(config)
-    config.data.dilemmas = 8
-    return config
+def smoke(settings: cost.Settings) -> cost.Settings:
+    return p.changed(p.smoke_rows(settings), data=dict(dilemmas=8))
 
 
-def paper(config: ConfigDict) -> ConfigDict:
+def paper(settings: cost.Settings) -> cost.Settings:
     """The published settings; give the records of PKU-SafeRLHF with --config.data.train. `data.batch_size` is that of
     one device."""
-    config.policy.source = 'hf:allenai/tulu-2-7b'
-    config.policy.remat = 'full'
-    config.policy.lora.rank = 0
-    config.total_steps = 0
-    config.optimizer = p.to_config(p.Optimizer(lr=2e-5, warmup_ratio=0.03, weight_decay=0.1))
-    config.data.update(batch_size=16, max_length=512)
-    config.cost.regularization = 1e-3
-    return config
+    return p.changed(
+        settings,
+        policy=dict(source='hf:allenai/tulu-2-7b', remat='full', lora=dict(rank=0)),
+        total_steps=0,
+        optimizer=p.Optimizer(lr=2e-5, warmup_ratio=0.03, weight_decay=0.1),
+        data=dict(batch_size=16, max_length=512),
+        cost=dict(regularization=1e-3),
+    )

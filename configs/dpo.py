@@ -11,31 +11,27 @@ RLPA's baseline: the best against the worst of n samples of a policy that writes
   python -m pal_jax.train --config=configs/dpo.py --config.policy.source=orbax:runs/sft --config.data.train=pairs.jsonl
 """
 
-from ml_collections import ConfigDict
-
 from pal_jax.recipes import dpo
 from pal_jax.run import presets as p
 from pal_jax.run.language import RowSettings
 
 
-def get_config(variant: str = '') -> ConfigDict:
+def get_config(variant: str = '') -> dpo.Settings:
     variant = p.parse_variant(variant, 'smoke', 'paper')
-    config = p.to_config(
-        dpo.Settings(
-            recipe='dpo',
-            total_steps=0,  # 0: data.epochs passes over the rows
-            optimizer=p.Optimizer(lr=5e-6),
-            data=RowSettings(batch_size=16),
-        )
+    settings = dpo.Settings(
+        recipe='dpo',
+        total_steps=0,  # 0: data.epochs passes over the rows
+        optimizer=p.Optimizer(lr=5e-6),
+        data=RowSettings(batch_size=16),
     )
-    return {'': lambda: config, 'smoke': lambda: p.smoke_rows(config), 'paper': lambda: paper(config)}[variant]()
+    return {'smoke': p.smoke_rows, 'paper': paper}[variant](settings) if variant else settings
 
 
-def paper(config: ConfigDict) -> ConfigDict:
+def paper(settings: dpo.Settings) -> dpo.Settings:
     """The appendix of arXiv 2505.15456; give its rows with --config.data.train."""
-    config.policy.source = 'hf:Qwen/Qwen2.5-3B-Instruct'
-    config.policy.remat = 'full'
-    config.dpo.beta = 0.01
-    config.data.batch_size = 32
-    config.data.max_length = 4096
-    return config
+    return p.changed(
+        settings,
+        policy=dict(source='hf:Qwen/Qwen2.5-3B-Instruct', remat='full'),
+        dpo=dict(beta=0.01),
+        data=dict(batch_size=32, max_length=4096),
+    )

@@ -6,8 +6,6 @@ python -m pal_jax.train --config=configs/moderation.py:paper --config.data.train
 python -m pal_jax.train --config=configs/moderation.py:smoke                    # a random tiny model, under a minute
 """
 
-from ml_collections import ConfigDict
-
 from pal_jax.data.safety import SafetyRows
 from pal_jax.learners.training import Lora
 from pal_jax.recipes.moderation import recipe as moderation
@@ -16,24 +14,23 @@ from pal_jax.run import presets as p
 from pal_jax.run.language import ModelSettings
 
 
-def get_config(variant: str = '') -> ConfigDict:
+def get_config(variant: str = '') -> moderation.Settings:
     variant = p.parse_variant(variant, 'smoke', 'paper')
-    config = p.to_config(
-        moderation.Settings(
-            recipe='moderation',
-            total_steps=32,  # 512 of the answers; 0: data.epochs passes over them
-            policy=ModelSettings(lora=Lora(rank=8)),
-            optimizer=p.Optimizer(lr=3e-3),
-            data=SafetyRows(batch_size=16, test_rows=168, row_tokens=512),
-            labels=LabelSettings(validation=84),
-        )
+    settings = moderation.Settings(
+        recipe='moderation',
+        total_steps=32,  # 512 of the answers; 0: data.epochs passes over them
+        policy=ModelSettings(lora=Lora(rank=8)),
+        optimizer=p.Optimizer(lr=3e-3),
+        data=SafetyRows(batch_size=16, test_rows=168, row_tokens=512),
+        labels=LabelSettings(validation=84),
     )
-    return {'': lambda: config, 'smoke': lambda: smoke(config), 'paper': lambda: paper(config)}[variant]()
+    return {'smoke': smoke, 'paper': paper}[variant](settings) if variant else settings
 
 
-def smoke(config: ConfigDict) -> ConfigDict:
+def smoke(settings: moderation.Settings) -> moderation.Settings:
     """A random tiny model and a few answers."""
-    config.update(
+    return p.changed(
+        settings,
         total_steps=6,
         policy=dict(source='random:tiny', dtype='float32', lora=dict(rank=0)),
         optimizer=dict(lr=1e-3),
@@ -41,14 +38,14 @@ def smoke(config: ConfigDict) -> ConfigDict:
         labels=dict(validation=21),
         checkpoint=dict(every=2),
     )
-    return config
 
 
-def paper(config: ConfigDict) -> ConfigDict:
+def paper(settings: moderation.Settings) -> moderation.Settings:
     """A model of 7B parameters, of the LLaMA family as the paper's, with a chat template, and BeaverTails itself: give
     `data.train` and `data.test`. The paper does not publish its settings of training in detail; rate, passes and batch
     are a usual start."""
-    config.update(
+    return p.changed(
+        settings,
         total_steps=0,
         policy=dict(source='hf:allenai/tulu-2-7b', remat='full', lora=dict(rank=0)),
         optimizer=dict(lr=2e-5),
@@ -56,4 +53,3 @@ def paper(config: ConfigDict) -> ConfigDict:
         labels=dict(validation=3000),
         checkpoint=dict(every=200),
     )
-    return config

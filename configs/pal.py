@@ -13,78 +13,71 @@ A minute or two on two CPU cores. Any value can be changed: --config.loss.pull=0
 what they mean and their defaults: pal_jax/recipes/personal/pal/settings.py. A run writes all of them to its
 config.json."""
 
-from ml_collections import ConfigDict
-
 from pal_jax.learners.training import Lora
-from pal_jax.recipes.personal import pal
+from pal_jax.recipes.personal import pal, pal_large
 from pal_jax.recipes.personal.learner import Rates
 from pal_jax.recipes.personal.pal.settings import DecoderSettings, HoldSettings
 from pal_jax.run import presets as p
 
 
-def get_config(variant: str = '') -> ConfigDict:
+def get_config(variant: str = '') -> pal.Settings:
     variant = p.parse_variant(variant, 'smoke', 'text', 'text-large', 'large')
     rates = Rates(projector=1e-3, projector_decay=0.0, prototypes=2e-2, users=2e-2)
-    config = p.to_config(pal.Settings(recipe='personal.pal', total_steps=20, optimizer=rates))
-    return {
-        '': lambda: config,
-        'smoke': lambda: smoke(config),
-        'text': lambda: text(config),
-        'text-large': lambda: text_large(config),
-        'large': lambda: large(config),
-    }[variant]()
+    settings = pal.Settings(recipe='personal.pal', total_steps=20, optimizer=rates)
+    variants = {'smoke': smoke, 'text': text, 'text-large': text_large, 'large': large}
+    return variants[variant](settings) if variant else settings
 
 
-def smoke(config: ConfigDict) -> ConfigDict:
-    config.total_steps = 4
-    config.updates = 20
-    config.split.seeds = 2
-    config.prototypes = (1, 2)
-    config.new.steps = 50
-    config.baselines.mixed_logit = False
-    config.checkpoint.every = 2
-    return config
+def smoke(settings: pal.Settings) -> pal.Settings:
+    return p.changed(
+        settings, total_steps=4, updates=20, split=dict(seeds=2), prototypes=(1, 2), new=dict(steps=50),
+        baselines=dict(mixed_logit=False), checkpoint=dict(every=2),
+    )  # fmt: skip
 
 
-def text(config: ConfigDict) -> ConfigDict:
+def text(settings: pal.Settings) -> pal.Settings:
     """Statements that people vote on, or texts they chose among, by a frozen decoder; those of the test are new."""
-    config.data = ''
-    config.text.update(source=p.EMBEDDED, layers=20)  # of 30
-    config.prototypes = (1, 2, 3, 4)
-    config.standardize = False
-    config.split.update(train=0.5, validation=0.2)  # of the statements
-    config.updates = 20
-    config.baselines.update(groups=True, majority=False, mixed_logit=False)
-    return config
+    return p.changed(
+        settings,
+        data='',
+        text=dict(source=p.EMBEDDED, layers=20),  # of 30
+        prototypes=(1, 2, 3, 4),
+        standardize=False,
+        split=dict(train=0.5, validation=0.2),  # of the statements
+        updates=20,
+        baselines=dict(groups=True, majority=False, mixed_logit=False),
+    )
 
 
-def text_large(config: ConfigDict) -> ConfigDict:
+def text_large(settings: pal.Settings) -> pal_large.Settings:
     """PAL-Large: the decoder is trained too, each model's own (pal_jax/recipes/personal/pal/large.py). Give
     --config.data."""
-    config = text(config)
-    config.recipe = 'personal.pal_large'
-    config.total_steps = 24
-    config.hold = p.to_config(HoldSettings())
-    config.updates = 8
-    config.batch = 256
-    config.prototypes = (1, 2)
-    config.split.update(seeds=3, control=False)
-    config.new.ask = 0
-    config.baselines.update(embedding=0, own=False, groups=False)
+    frozen = p.changed(
+        text(settings),
+        total_steps=24,
+        updates=8,
+        batch=256,
+        prototypes=(1, 2),
+        split=dict(seeds=3, control=False),
+        new=dict(ask=0),
+        baselines=dict(embedding=0, own=False, groups=False),
+    )
     adam = p.Optimizer(lr=2e-4)  # 1e-5 without adapters
-    config.decoder = p.to_config(DecoderSettings(optimizer=adam, lora=Lora(rank=8)))
-    return config
+    decoder = DecoderSettings(optimizer=adam, lora=Lora(rank=8))
+    return p.filled(pal_large.Settings, frozen, recipe='personal.pal_large', hold=HoldSettings(), decoder=decoder)
 
 
-def large(config: ConfigDict) -> ConfigDict:
+def large(settings: pal.Settings) -> pal.Settings:
     """Pairs in a folder, more than memory holds: a pass over them, one split, PAL beside the shared model."""
-    config.data = ''
-    config.standardize = False
-    config.prototypes = (1, 4)
-    config.split.update(seeds=1, control=False)
-    config.batch = 8192
-    config.updates = 50
-    config.total_steps = 12
-    config.new.update(counts=(), steps=50, ask=0)
-    config.baselines.update(embedding=0, own=False, majority=False, mixed_logit=False)
-    return config
+    return p.changed(
+        settings,
+        data='',
+        standardize=False,
+        prototypes=(1, 4),
+        split=dict(seeds=1, control=False),
+        batch=8192,
+        updates=50,
+        total_steps=12,
+        new=dict(counts=(), steps=50, ask=0),
+        baselines=dict(embedding=0, own=False, majority=False, mixed_logit=False),
+    )

@@ -12,87 +12,95 @@ their defaults: pal_jax/recipes/plus/settings.py for people, summaries and the r
 PPO, pal_jax/run/settings.py and run/language.py for all else. A run writes all of them to its config.json.
 """
 
-from ml_collections import ConfigDict
-
 from pal_jax.recipes import plus
 from pal_jax.run import presets as p
 from pal_jax.run.language import EndpointSettings
 from pal_jax.run.settings import CheckpointSettings
 
 
-def get_config(variant: str = '') -> ConfigDict:
+def get_config(variant: str = '') -> plus.Settings:
     variant = p.parse_variant(variant, 'table', 'people', 'smoke', 'paper')
-    config = p.to_config(
-        plus.Settings(
-            recipe='plus',
-            total_steps=14,
-            optimizer=p.Optimizer(lr=1e-4, warmup_ratio=0.0),
-            critic=p.Optimizer(lr=9e-6),
-            # There is no KL to what it began as: it costs a pass a step and is of little help in a run as short;
-            # --config.ppo.kl_coef=0.02 brings one.
-            ppo=p.PPO(
-                estimator='group_norm', std_floor=0.1, kl_coef=0.0, kl_in='loss', kl_estimator='k3', negative_scale=0.5,
-                reward_clip=(-3.0, 10.0), row_tokens=384, micro_rows=1, old_logprobs='sampler',
-            ),
-            sampling=p.Sampling(max_tokens=16, stop=('\n', '.')),
-            checkpoint=CheckpointSettings(every=20),  # they are gigabytes, of two models that learn
-            endpoints={'condition': EndpointSettings(temperature=0.7, max_tokens=48)},
-        )
+    settings = plus.Settings(
+        recipe='plus',
+        total_steps=14,
+        optimizer=p.Optimizer(lr=1e-4, warmup_ratio=0.0),
+        critic=p.Optimizer(lr=9e-6),
+        # There is no KL to what it began as: it costs a pass a step and is of little help in a run as short;
+        # --config.ppo.kl_coef=0.02 brings one.
+        ppo=p.PPO(
+            estimator='group_norm', std_floor=0.1, kl_coef=0.0, kl_in='loss', kl_estimator='k3', negative_scale=0.5,
+            reward_clip=(-3.0, 10.0), row_tokens=384, micro_rows=1, old_logprobs='sampler',
+        ),
+        sampling=p.Sampling(max_tokens=16, stop=('\n', '.')),
+        checkpoint=CheckpointSettings(every=20),  # they are gigabytes, of two models that learn
+        endpoints={'condition': EndpointSettings(temperature=0.7, max_tokens=48)},
     )  # fmt: skip
-    return {'table': table, 'people': people, 'smoke': smoke, 'paper': paper}[variant](config) if variant else config
+    return (
+        {'table': table, 'people': people, 'smoke': smoke, 'paper': paper}[variant](settings) if variant else settings
+    )
 
 
-def table(config: ConfigDict) -> ConfigDict:
+def table(settings: plus.Settings) -> plus.Settings:
     """A run for each method and seed, resumed by the same command, then the table of them."""
-    config.methods = 'plus,untrained,context,nothing,latent,kind,shuffled,static-summariser,static-reward-model'
-    config.seeds = 3
-    config.export = False
-    config.checkpoint.keep = 1  # gigabytes each, of many runs
-    return config
+    return p.changed(
+        settings,
+        methods='plus,untrained,context,nothing,latent,kind,shuffled,static-summariser,static-reward-model',
+        seeds=3,
+        export=False,
+        checkpoint=dict(keep=1),  # gigabytes each, of many runs
+    )
 
 
-def people(config: ConfigDict) -> ConfigDict:
+def people(settings: plus.Settings) -> plus.Settings:
     """The table for people whose kinds nobody knows; give them with --config.data."""
-    config = table(config)
-    config.data = ''
-    config.methods = config.methods.replace('kind,', '')
-    config.summary.prefill = '##Summary\nThis person'
-    config.history.update(told=2, taught=3, each=32)  # a choice that teaches costs little beside what is told
-    config.latent.passes = 2  # more learn the people by heart
-    config.hold.reward = 0.0  # what most people like is worth a reward, too, without a word read of a person
-    config.sampling.max_tokens = 24
-    config.hold.people = 16  # of whom more is read than of one who likes pets
-    config.summary.n_samples = 4
-    config.reward_model.row_tokens = 640  # two of whom fit a row
-    return config
+    settings = table(settings)
+    return p.changed(
+        settings,
+        data='',
+        methods=settings.methods.replace('kind,', ''),
+        summary=dict(prefill='##Summary\nThis person', n_samples=4),
+        history=dict(told=2, taught=3, each=32),  # a choice that teaches costs little beside what is told
+        latent=dict(passes=2),  # more learn the people by heart
+        # What most people like is worth a reward, too, without a word read of a person; of one more is read than of
+        # one who likes pets.
+        hold=dict(reward=0.0, people=16),
+        sampling=dict(max_tokens=24),
+        reward_model=dict(row_tokens=640),  # two of whom fit a row
+    )
 
 
-def smoke(config: ConfigDict) -> ConfigDict:
-    config.policy.source = config.reward_model.source = 'random:tiny'
-    config.policy.dtype = config.reward_model.dtype = 'float32'
-    config.total_steps = 4
-    config.people = 16
-    config.sampling.max_tokens = 8
-    config.summary.update(people=4, n_samples=2)
-    config.hold.update(steps=2, reward=0.0, people=8)
-    config.latent.update(dim=4, hidden=8, passes=4, people=8)
-    config.decode.slots = 8
-    config.eval.people = 8
-    config.checkpoint.every = 2
-    return config
+def smoke(settings: plus.Settings) -> plus.Settings:
+    tiny = dict(source='random:tiny', dtype='float32')
+    return p.changed(
+        settings,
+        policy=tiny,
+        reward_model=tiny,
+        total_steps=4,
+        people=16,
+        sampling=dict(max_tokens=8),
+        summary=dict(people=4, n_samples=2),
+        hold=dict(steps=2, reward=0.0, people=8),
+        latent=dict(dim=4, hidden=8, passes=4, people=8),
+        decode=dict(slots=8),
+        eval=dict(people=8),
+        checkpoint=dict(every=2),
+    )
 
 
-def paper(config: ConfigDict) -> ConfigDict:
+def paper(settings: plus.Settings) -> plus.Settings:
     """The published command; give the people with --config.data."""
-    config.policy.source = 'hf:Qwen/Qwen2.5-3B-Instruct'
-    config.policy.remat = config.reward_model.remat = 'full'
-    config.total_steps = 100
-    config.optimizer = p.to_config(p.Optimizer(lr=5e-7))
-    config.ppo = p.to_config(p.PPO(estimator='gae', minibatches=2, micro_rows=32))
-    config.reward_model.update(source='hf:Qwen/Qwen2.5-1.5B-Instruct', row_tokens=4096, micro_rows=4)
-    config.reward_model.optimizer = p.to_config(p.Optimizer(lr=9e-6))
-    config.summary.update(people=256, n_samples=1, prefill='')
-    config.sampling = p.to_config(p.Sampling(max_tokens=256))
-    config.hold.update(steps=10, reward=0.0, people=256, temperature=1.0)
-    config.decode.update(slots=256, stride=8)
-    return config
+    return p.changed(
+        settings,
+        policy=dict(source='hf:Qwen/Qwen2.5-3B-Instruct', remat='full'),
+        total_steps=100,
+        optimizer=p.Optimizer(lr=5e-7),
+        ppo=p.PPO(estimator='gae', minibatches=2, micro_rows=32),
+        reward_model=dict(
+            source='hf:Qwen/Qwen2.5-1.5B-Instruct', remat='full', row_tokens=4096, micro_rows=4,
+            optimizer=p.Optimizer(lr=9e-6),
+        ),
+        summary=dict(people=256, n_samples=1, prefill=''),
+        sampling=p.Sampling(max_tokens=256),
+        hold=dict(steps=10, reward=0.0, people=256, temperature=1.0),
+        decode=dict(slots=256, stride=8),
+    )  # fmt: skip

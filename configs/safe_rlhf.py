@@ -11,7 +11,7 @@ Stages, each in a folder of its own: collect, sft, reward, cost, rl, evaluate. A
 none, fixed, linear, log, pid, p3o, ipo, crpo, focops, cup, repo, saute, early. --help lists all keys.
 """
 
-from ml_collections import ConfigDict
+import dataclasses
 
 from pal_jax.data.safety import SafetyRows
 from pal_jax.learners.ppo import PPO
@@ -29,116 +29,117 @@ from pal_jax.recipes.safe_rlhf.settings import (
 from pal_jax.run import presets as p
 from pal_jax.run.language import DecodeSettings, ModelSettings, RowSettings
 from pal_jax.run.optim import Optimizer
-from pal_jax.run.settings import to_config
 from pal_jax.types import Sampling
 
 HANDLERS = 'none', 'fixed-0.3', 'fixed-1', 'fixed-3', 'linear', 'log', 'pid', 'crpo', 'p3o', 'repo'
 
 
-def get_config(variant: str = '') -> ConfigDict:
-    variant, chosen = p.parse_stage(variant, 'quick', 'smoke', 'table', 'paper')
+def get_config(variant: str = '') -> Settings:
+    variant, stage = p.parse_stage(variant, 'quick', 'smoke', 'table', 'paper')
     adapted = ModelSettings(scan_layers=True, lora=Lora(rank=16, alpha=32.0))  # many short stages
-    config = to_config(
-        Settings(
-            recipe='safe_rlhf',
-            stage=chosen.get('stage', 'all'),
-            total_steps=40,  # of each PPO
-            export=False,  # python -m pal_jax.export --workdir=.../rl writes the policy
-            policy=adapted,
-            sampling=Sampling(temperature=1.0, max_tokens=48),
-            decode=DecodeSettings(slots=32),
-            optimizer=Optimizer(lr=3e-4, warmup_ratio=0.05, min_ratio=1.0),  # so that a late penalty still acts
-            critic=Optimizer(lr=3e-4),
-            collect=CollectSettings(test_share=0.06),
-            constraint=ConstraintSettings(
-                handler='pid', limit=-1.0, window=64,
-                pid=PIDLagrangian(kp=0.5, ki=0.02, kd=0.5, lam_init=1.5, smoothing=0.5, delay=4),
-                log=LogLagrangian(lam_init=1.5), linear=LinearLagrangian(lam_init=1.5),
-            ),
-            ppo=PPO(
-                estimator='dr_grpo', kl_in='loss', kl_estimator='k3', kl_coef=0.05, reward_clip=(-50.0, 50.0),
-                row_tokens=512, micro_rows=1, old_logprobs='sampler',
-            ),
-            start=StartSettings(
-                total_steps=40, optimizer=Optimizer(lr=1e-3),
-                data=RowSettings(batch_size=16, train='', test_rows=64, row_tokens=512, micro_rows=1),
-            ),
-            reward=RewardSettings(
-                total_steps=40, policy=adapted, optimizer=Optimizer(lr=1e-3),
-                data=PairSettings(batch_size=8, train='', row_tokens=512, micro_rows=1),
-            ),
-            cost=CostSettings(
-                total_steps=40, policy=adapted, optimizer=Optimizer(lr=1e-3),
-                data=SafetyRows(batch_size=8, row_tokens=512, micro_rows=1),
-            ),
-        )
+    scorer = dataclasses.replace(adapted, source='')  # policy.source, unless another model is named
+    settings = Settings(
+        recipe='safe_rlhf',
+        stage=stage,
+        total_steps=40,  # of each PPO
+        export=False,  # python -m pal_jax.export --workdir=.../rl writes the policy
+        policy=adapted,
+        sampling=Sampling(temperature=1.0, max_tokens=48),
+        decode=DecodeSettings(slots=32),
+        optimizer=Optimizer(lr=3e-4, warmup_ratio=0.05, min_ratio=1.0),  # so that a late penalty still acts
+        critic=Optimizer(lr=3e-4),
+        collect=CollectSettings(test_share=0.06),
+        constraint=ConstraintSettings(
+            handler='pid', limit=-1.0, window=64,
+            pid=PIDLagrangian(kp=0.5, ki=0.02, kd=0.5, lam_init=1.5, smoothing=0.5, delay=4),
+            log=LogLagrangian(lam_init=1.5), linear=LinearLagrangian(lam_init=1.5),
+        ),
+        ppo=PPO(
+            estimator='dr_grpo', kl_in='loss', kl_estimator='k3', kl_coef=0.05, reward_clip=(-50.0, 50.0),
+            row_tokens=512, micro_rows=1, old_logprobs='sampler',
+        ),
+        start=StartSettings(
+            total_steps=40, optimizer=Optimizer(lr=1e-3),
+            data=RowSettings(batch_size=16, train='', test_rows=64, row_tokens=512, micro_rows=1),
+        ),
+        reward=RewardSettings(
+            total_steps=40, policy=scorer, optimizer=Optimizer(lr=1e-3),
+            data=PairSettings(batch_size=8, train='', row_tokens=512, micro_rows=1),
+        ),
+        cost=CostSettings(
+            total_steps=40, policy=scorer, optimizer=Optimizer(lr=1e-3),
+            data=SafetyRows(batch_size=8, row_tokens=512, micro_rows=1),
+        ),
     )  # fmt: skip
-    config.reward.policy.source = config.policy.get_oneway_ref('source')  # another model, if it is named by itself
-    config.cost.policy.source = config.policy.get_oneway_ref('source')
-    return {'quick': quick, 'smoke': smoke, 'table': table, 'paper': paper}[variant](config) if variant else config
+    return {'quick': quick, 'smoke': smoke, 'table': table, 'paper': paper}[variant](settings) if variant else settings
 
 
-def quick(config: ConfigDict) -> ConfigDict:
+def quick(settings: Settings) -> Settings:
     """Too few steps to learn much."""
-    config.total_steps = 12
-    config.start.total_steps = config.reward.total_steps = config.cost.total_steps = 16
-    config.prompts.test_count = 24
-    config.evaluate.draws = 1
-    return config
+    steps = dict(total_steps=16)
+    return p.changed(
+        settings,
+        total_steps=12,
+        start=steps,
+        reward=steps,
+        cost=steps,
+        prompts=dict(test_count=24),
+        evaluate=dict(draws=1),
+    )
 
 
-def smoke(config: ConfigDict) -> ConfigDict:
+def smoke(settings: Settings) -> Settings:
     """A random tiny model."""
-    config.policy.source = 'random:tiny'
-    for section in (config, config.reward, config.cost):
-        section.policy.dtype = 'float32'
-        section.policy.lora.rank = 2
-    config.total_steps = 2
-    config.start.total_steps = config.reward.total_steps = config.cost.total_steps = 2
-    config.start.data.batch_size = config.reward.data.batch_size = config.cost.data.batch_size = 4
-    config.collect.update(dilemmas=17, test_share=0.12, prompts=4, batch_size=4)
-    config.prompts.update(train_count=17, test_count=3)
-    config.rl.update(rollout_batch_size=4, n_samples_per_prompt=2)
-    config.sampling.max_tokens = 16
-    config.evaluate.draws = 1
-    config.decode.slots = 8
-    config.checkpoint.every = 1
-    config.constraint.limit = 0.0
-    return config
+    tiny = dict(dtype='float32', lora=dict(rank=2))
+    return p.changed(
+        settings,
+        policy=dict(source='random:tiny', **tiny),
+        total_steps=2,
+        start=dict(total_steps=2, data=dict(batch_size=4)),
+        reward=dict(total_steps=2, policy=tiny, data=dict(batch_size=4)),
+        cost=dict(total_steps=2, policy=tiny, data=dict(batch_size=4)),
+        collect=dict(dilemmas=17, test_share=0.12, prompts=4, batch_size=4),
+        prompts=dict(train_count=17, test_count=3),
+        rl=dict(rollout_batch_size=4, n_samples_per_prompt=2),
+        sampling=dict(max_tokens=16),
+        evaluate=dict(draws=1),
+        decode=dict(slots=8),
+        checkpoint=dict(every=1),
+        constraint=dict(limit=0.0),
+    )
 
 
-def table(config: ConfigDict) -> ConfigDict:
+def table(settings: Settings) -> Settings:
     """Handlers beside fixed penalties and no constraint, on the same reward and cost models."""
-    config.compare = HANDLERS
-    config.seeds = 3
-    return config
+    return p.changed(settings, compare=HANDLERS, seeds=3)
 
 
-def paper(config: ConfigDict) -> ConfigDict:
+def paper(settings: Settings) -> Settings:
     """The published settings (docs/methods/safe_rlhf.md); give --config.collect.records and --config.prompts.train."""
-    config.policy.source = 'hf:allenai/tulu-2-7b'
-    for section in (config, config.reward, config.cost):
-        section.policy.lora.rank = 0
-        section.policy.remat = 'full'
-    config.rounds = 3
-    config.constraint = to_config(ConstraintSettings(handler='log'))
-    config.start.total_steps = 0
-    config.total_steps = 1000
-    config.sampling = to_config(Sampling(max_tokens=384))
-    config.optimizer = to_config(Optimizer(lr=1e-5, warmup_ratio=0.03, weight_decay=0.01))
-    config.critic = to_config(Optimizer(lr=5e-6, warmup_ratio=0.03, min_ratio=1.0))
-    config.ppo = to_config(
-        PPO(
+    whole = dict(remat='full', lora=dict(rank=0))
+    scorer = dict(
+        total_steps=0,  # data.epochs passes
+        policy=whole,
+        optimizer=Optimizer(lr=2e-5, warmup_ratio=0.03, weight_decay=0.1),
+        data=dict(batch_size=128, max_length=512, micro_rows=16),
+    )
+    return p.changed(
+        settings,
+        policy=dict(source='hf:allenai/tulu-2-7b', **whole),
+        rounds=3,
+        constraint=ConstraintSettings(handler='log'),
+        start=dict(total_steps=0),
+        total_steps=1000,
+        sampling=Sampling(max_tokens=384),
+        optimizer=Optimizer(lr=1e-5, warmup_ratio=0.03, weight_decay=0.01),
+        critic=Optimizer(lr=5e-6, warmup_ratio=0.03, min_ratio=1.0),
+        ppo=PPO(
             estimator='gae', kl_in='reward', kl_estimator='k1', kl_coef=0.01, value_clip=5.0, loss_agg='token_mean',
             reward_clip=(-50.0, 50.0), micro_rows=16,
-        )
+        ),
+        reward=dict(**scorer, reward=dict(regularization=0.001)),
+        cost=dict(**scorer, cost=dict(regularization=0.001)),
+        rl=dict(rollout_batch_size=128, n_samples_per_prompt=1),
+        ptx=dict(coef=16.0, batch_size=128),
+        decode=dict(slots=256, stride=8),
     )  # fmt: skip
-    for section in (config.reward, config.cost):
-        section.optimizer = to_config(Optimizer(lr=2e-5, warmup_ratio=0.03, weight_decay=0.1))
-        section.total_steps = 0  # data.epochs passes
-        section.data.update(batch_size=128, max_length=512, micro_rows=16)
-    config.reward.reward.regularization = config.cost.cost.regularization = 0.001
-    config.rl.update(rollout_batch_size=128, n_samples_per_prompt=1)
-    config.ptx.update(coef=16.0, batch_size=128)
-    config.decode.update(slots=256, stride=8)
-    return config

@@ -6,31 +6,27 @@ python -m pal_jax.train --config=configs/sft.py:smoke                          #
 python -m pal_jax.train --config=configs/sft.py:paper                          # the baseline of RLPA's paper
 """
 
-from ml_collections import ConfigDict
-
 from pal_jax.recipes import sft
 from pal_jax.run import presets as p
 from pal_jax.run.language import RowSettings
 
 
-def get_config(variant: str = '') -> ConfigDict:
+def get_config(variant: str = '') -> sft.Settings:
     variant = p.parse_variant(variant, 'smoke', 'paper')
-    config = p.to_config(
-        sft.Settings(
-            recipe='sft',
-            total_steps=0,  # 0: data.epochs passes over the rows
-            optimizer=p.Optimizer(lr=5e-5),
-            data=RowSettings(batch_size=16),
-        )
+    settings = sft.Settings(
+        recipe='sft',
+        total_steps=0,  # 0: data.epochs passes over the rows
+        optimizer=p.Optimizer(lr=5e-5),
+        data=RowSettings(batch_size=16),
     )
-    return {'': lambda: config, 'smoke': lambda: p.smoke_rows(config), 'paper': lambda: paper(config)}[variant]()
+    return {'smoke': p.smoke_rows, 'paper': paper}[variant](settings) if variant else settings
 
 
-def paper(config: ConfigDict) -> ConfigDict:
+def paper(settings: sft.Settings) -> sft.Settings:
     """The appendix of arXiv 2505.15456; give its rows with --config.data.train."""
-    config.policy.source = 'hf:Qwen/Qwen2.5-3B-Instruct'
-    config.policy.remat = 'full'
-    config.optimizer.lr = 1e-5
-    config.data.batch_size = 32
-    config.data.max_length = 4096
-    return config
+    return p.changed(
+        settings,
+        policy=dict(source='hf:Qwen/Qwen2.5-3B-Instruct', remat='full'),
+        optimizer=dict(lr=1e-5),
+        data=dict(batch_size=32, max_length=4096),
+    )

@@ -55,11 +55,8 @@ def keys_page(config: Path) -> str:
     import runpy
 
     from pal_jax.run import keys
-    from pal_jax.run.runs import recipe_module
-    from pal_jax.run.settings import parse
 
-    values = runpy.run_path(str(config))['get_config']('')
-    settings = parse(recipe_module(values).Settings, values)
+    settings = runpy.run_path(str(config))['get_config']('')
     name = config.stem
     lines = [f'# {name}', '', f'The keys of `--config={name}`; `--config.KEY=VALUE` changes one.']
     for section in keys.sections(settings):

@@ -11,12 +11,13 @@ Which methods score, what records they read and whom they know stands in docs/li
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from pal_jax.data import records
 from pal_jax.run import files
 from pal_jax.run.record_scorer import Scorer
-from pal_jax.run.runs import read_config, recipe_module
-from pal_jax.run.workdir import run_folder
+from pal_jax.run.runs import recipe_module
+from pal_jax.run.workdir import read_run, run_folder
 
 KINDS = 'a method that scores (docs/library.md lists them)'
 
@@ -35,12 +36,12 @@ def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[
     """
     workdir, person = run_folder(source), to_name(person)
     try:
-        config = read_config(workdir)
+        recipe = read_run(Path(workdir))['recipe']
     except ValueError as error:
         raise ValueError(f'{error}, of {KINDS}') from None
-    opener = getattr(recipe_module(config), 'open_scorer', None)
+    opener = getattr(recipe_module(recipe), 'open_scorer', None)
     if opener is None:
-        raise ValueError(f'{source} is a run of {config.recipe}, which scores nothing; give one of {KINDS}')
+        raise ValueError(f'{source} is a run of {recipe}, which scores nothing; give one of {KINDS}')
     return opener(workdir, person)
 
 

@@ -27,15 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from pal_jax.run import checkpoint, cli, devices, inputs, outputs, processes, report, verdict
 from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.metrics import MetricsWriter, require_wandb
 from pal_jax.run.progress import Progress, evaluation_text
 from pal_jax.run.recipe import KEPT, Context, Recipe
-from pal_jax.run.runs import read_settings, recipe_module
-from pal_jax.run.settings import Run
+from pal_jax.run.runs import is_finished, recipe_module
+from pal_jax.run.settings import Run, to_dict
+from pal_jax.run.stages import may_change, unfinished
 from pal_jax.run.stopping import Stopping, exit_status, stopped_at
 from pal_jax.run.summary import summarize
 from pal_jax.run.trained import folders_read
@@ -47,39 +47,36 @@ Log = Callable[[str], None]
 
 def main() -> int:
     """Train, and return the exit status: 0, or that of a process ended by a signal where a signal stopped the run."""
-    before = None
-    for config, workdir in cli.runs():
-        kind = config.recipe, config.get('stage')
-        if before not in (None, kind):
+    before, stages = '', unfinished(cli.settings(), cli.workdir())
+    while stage := cli.faults(next, stages, None):
+        if before not in ('', stage.settings.recipe):
             jax.clear_caches()  # a stage of another kind does not use the compiled programs of the last one
-        cli.faults(initialize, config, workdir)
+        cli.faults(initialize, stage.settings, stage.folder)
         with contextlib.ExitStack() as stack:
-            cli.faults(stack.enter_context, held(workdir))
-            if status := train(config, workdir):
+            cli.faults(stack.enter_context, held(stage.folder))
+            if status := train(stage.settings, stage.folder):
                 return status
-        before = kind
+        before = stage.settings.recipe
     return 0
 
 
-def train(config: ConfigDict, workdir: Path) -> int:
+def train(settings: Run, workdir: Path) -> int:
     """Train one run, or one stage of a run. The result is 0, or the exit status where a signal stopped the run."""
-    progress, rollouts, notes, settings = Progress(), [], [], cli.faults(read_settings, config)
-    if settings.export and not cli.faults(cli.finished, config, workdir):
-        cli.faults(outputs.check_folder, workdir / 'export', folders_read(config))
-    recipe = cli.faults(prepare, config, workdir, progress, show=rollouts.extend, log=notes.append)
+    progress, rollouts, notes = Progress(), [], []
+    if settings.export and not cli.faults(is_finished, settings, workdir):
+        cli.faults(outputs.check_folder, workdir / 'export', folders_read(to_dict(settings)))
+    recipe = cli.faults(prepare, settings, workdir, progress, show=rollouts.extend, log=notes.append)
     plan, keep = recipe.plan, settings.checkpoint.keep
     checkpoints = cli.faults(checkpoint.Checkpoints, workdir, plan.abstract, keep=keep, log=progress.log)
     restored = cli.faults(checkpoints.restore)
     if restored and restored[2] >= plan.total_steps and (workdir / report.REPORT).exists():
         progress.log(f'{workdir} is finished: {workdir / report.REPORT}; a larger --config.total_steps goes on')
         return 0
-    title = workdir.name if 'stage' in config else settings.recipe
+    title = workdir.name if settings.part_of else settings.recipe
     progress.announce(title, plan.phases or {'': plan.total_steps}, plan.evaluations, notes)
     with Stopping(progress.log) as stopping:
         try:
-            stopped = cli.faults(
-                run, settings, config.to_dict(), workdir, recipe, progress, checkpoints, restored, stopping, rollouts
-            )
+            stopped = cli.faults(run, settings, workdir, recipe, progress, checkpoints, restored, stopping, rollouts)
         except cli.Fault:
             if not processes.joined():  # several would wait here for one that has no fault
                 with contextlib.suppress(Exception):
@@ -90,38 +87,38 @@ def train(config: ConfigDict, workdir: Path) -> int:
 
 
 def prepare(
-    config: ConfigDict, workdir: Path, progress: Progress, *, show: Show = lambda records: None, log: Log | None = None
+    settings: Run, workdir: Path, progress: Progress, *, show: Show = lambda records: None, log: Log | None = None
 ) -> Recipe:
     """The recipe of a run. Faults that show before a weight is read raise ValueError or RuntimeError here."""
-    settings = read_settings(config)
+    config = to_dict(settings)
     progress.time_compilation()
-    checkpoint.check_processes(config.to_dict())
-    checkpoint.check_config(workdir, config.to_dict(), free=cli.may_change(config, workdir))
-    read = inputs.watched(config.to_dict(), workdir, progress.log)
+    checkpoint.check_processes(config)
+    checkpoint.check_config(workdir, config, free=may_change(settings, workdir))
+    read = inputs.watched(config, workdir, progress.log)
     if settings.metrics.wandb:
         require_wandb(settings.metrics.wandb)
     mesh = devices.make_mesh(**dataclasses.asdict(settings.mesh))
     context = Context(mesh, progress.phase, show, workdir, checkpoint.kept_in(workdir), log or progress.log)
-    recipe = recipe_module(config).make(settings, context)
+    recipe = recipe_module(settings.recipe).make(settings, context)
     keep = recipe.plan.keep
     plan = recipe.plan._replace(keep=lambda folder: (inputs.save(folder, read), keep(folder)))
     return dataclasses.replace(recipe, plan=plan)
 
 
-def initialize(config: ConfigDict, workdir: Path) -> None:
-    """Join the other processes, and keep compiled programs in the run's folder; its stages share one such folder."""
-    devices.initialize((workdir.parent if 'stage' in config else workdir) / 'compiled', cli.place())
+def initialize(settings: Run, workdir: Path) -> None:
+    """Join the other processes, and keep compiled programs in the run's folder; stages share the one above theirs."""
+    devices.initialize((workdir.parent if settings.part_of else workdir) / 'compiled', cli.place())
 
 
 def run(
-    settings: Run, config: dict[str, Any], workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored,
-    stopping: Stopping, rollouts: list[Mapping[str, Any]],
+    settings: Run, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored, stopping: Stopping,
+    rollouts: list[Mapping[str, Any]],
 ) -> int:  # fmt: skip
     """Make the steps that remain, then the report and the exports. The result is the signal that came, or 0."""
     plan = recipe.plan
     if not restored and jax.process_index() == 0:
         plan.keep(workdir / KEPT)
-    checkpoint.write_config(workdir, config)  # for which all processes wait
+    checkpoint.write_config(workdir, to_dict(settings))  # for which all processes wait
     if jax.process_index() == 0:
         (workdir / report.REPORT).unlink(missing_ok=True)  # a report says that a run is finished
     if restored:
@@ -138,7 +135,7 @@ def run(
         saved, i = time.monotonic(), first
         while i <= plan.total_steps:
             if stage := plan.stage(i):
-                evaluate(recipe, state, stage, i, writer, progress, words_of(config['recipe']))
+                evaluate(recipe, state, stage, i, writer, progress, words_of(settings.recipe))
             if i == plan.total_steps:
                 break
             state, host, phase, metrics = recipe.step(state, host, i)
@@ -161,7 +158,7 @@ def run(
                 return stop
             i = following
         checkpoints.wait()
-    finish(settings, config, workdir, recipe, state, progress)
+    finish(settings, workdir, recipe, state, progress)
     return agree(stopping.wish, False)[0]  # a signal since the last step stops before the next stage
 
 
@@ -184,13 +181,14 @@ def evaluate(
     progress.log(evaluation_text(stage, evaluation.record, evaluation.exhibits, recipe.plan.shown, words))
 
 
-def finish(settings: Run, config: dict[str, Any], workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
+def finish(settings: Run, workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
     """Write exports, summary and report from the run's last state and its files."""
     if settings.export and recipe.plan.trained:
         recipe.plan.trained.write(state, workdir)
     if jax.process_index() == 0:
         notes = list(recipe.plan.trained.notes) if recipe.plan.trained else []
-        summarize(workdir, {'config': config, 'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'notes': notes})
+        finished = time.strftime('%Y-%m-%d %H:%M:%S')
+        summarize(workdir, {'config': to_dict(settings), 'finished': finished, 'notes': notes})
         report.write_report(workdir)
         progress.log(f'{verdict.told(workdir)}report: {workdir / report.REPORT}')
 

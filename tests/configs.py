@@ -6,30 +6,32 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from pal_jax.run.runs import read_settings, recipe_module
-from pal_jax.run.settings import parse
+from pal_jax.run import settings
+from pal_jax.run.runs import recipe_module
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 
 
 def load(name: str, variant: str = 'smoke', **changes: Any) -> Any:
-    """`configs/<name>.py:<variant>` with values changed by their dotted keys."""
-    config = runpy.run_path(str(CONFIGS / f'{name}.py'))['get_config'](variant)
-    config.update_from_flattened_dict(changes)
-    return config
+    """The settings of `configs/<name>.py:<variant>` with values changed by their dotted keys."""
+    return changed(runpy.run_path(str(CONFIGS / f'{name}.py'))['get_config'](variant), **changes)
 
 
-def parsed(config: ConfigDict) -> Any:
-    """The settings that a config has, as its recipe takes them."""
-    return read_settings(config)
+def changed(config: Any, **changes: Any) -> Any:
+    """Settings with values changed by their dotted keys."""
+    nested: dict[str, Any] = {}
+    for name, value in changes.items():
+        *sections, key = name.split('.')
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    return settings.changed(config, **nested)
 
 
-def settings(name: str, variant: str = 'smoke', **changes: Any) -> Any:
-    """The settings of `load`, of all stages where a method has several."""
-    config = load(name, variant, **changes)
-    return parse(recipe_module(config).Settings, config)
+def make(config: Any, ctx: Any) -> Any:
+    """The recipe of a run with these settings."""
+    return recipe_module(config.recipe).make(config, ctx)
 
 
 def other_prompts(path: str) -> str:

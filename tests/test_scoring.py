@@ -21,6 +21,7 @@ from pal_jax.recipes.plus import recipe as plus
 from pal_jax.recipes.psoups import judges
 from pal_jax.run import checkpoint, devices
 from pal_jax.run.recipe import Context
+from pal_jax.run.settings import to_dict
 from pal_jax.types import Choice
 from tests import configs
 
@@ -31,7 +32,7 @@ QUESTIONS, REPLIES = ['Hello?', 'How are you?'], ['Yes.', 'No, not at all.']
 def saved(config, recipe, workdir):
     """A run's folder with the state before its first step, which is returned."""
     state, host = recipe.init()
-    checkpoint.write_config(workdir, config.to_dict())
+    checkpoint.write_config(workdir, to_dict(config))
     checkpoints = checkpoint.Checkpoints(workdir, recipe.plan.abstract)
     checkpoints.save(1, state, host)
     checkpoints.close()
@@ -56,7 +57,7 @@ def reward_run(tmp_path_factory):
     )
     data = {'data.train': str(folder / 'a.jsonl'), 'data.test': str(folder / 'b.jsonl')}
     config = configs.load('reward', **data)
-    saved(config, reward.make(configs.parsed(config), ONE), folder / 'run')
+    saved(config, reward.make(config, ONE), folder / 'run')
     return folder / 'run'
 
 
@@ -98,7 +99,7 @@ def test_a_reward_model_knows_nobody(reward_run):
 
 def test_a_cost_model_gives_costs_and_knows_nobody(tmp_path):
     config = configs.load('cost')
-    recipe = cost.make(configs.parsed(config), ONE)
+    recipe = cost.make(config, ONE)
     state = saved(config, recipe, tmp_path / 'run')
     groups = next(recipe.rows.test_groups())
     dilemmas = make_dilemmas(1, split='test', seed=0)
@@ -124,7 +125,7 @@ def test_a_cost_model_gives_costs_and_knows_nobody(tmp_path):
 def test_what_is_no_run_that_scores_is_refused(tmp_path):
     with pytest.raises(ValueError, match='hf:x'):
         scoring.open_scorer('hf:x')
-    checkpoint.write_config(tmp_path, configs.load('rlpa').to_dict())
+    checkpoint.write_config(tmp_path, to_dict(configs.load('rlpa')))
     with pytest.raises(ValueError, match='rlpa'):
         scoring.open_scorer(f'orbax:{tmp_path}')
 
@@ -132,7 +133,7 @@ def test_what_is_no_run_that_scores_is_refused(tmp_path):
 @pytest.mark.slow
 def test_plus_scores_replies_after_a_persons_summary(tmp_path):
     config = configs.load('plus')
-    settings = configs.parsed(config)
+    settings = config
     recipe = plus.make(settings, ONE)
     state = saved(config, recipe, tmp_path / 'run')
     person = tmp_path / 'ana.json'
@@ -147,7 +148,7 @@ def test_plus_scores_replies_after_a_persons_summary(tmp_path):
 
 @pytest.mark.parametrize('person', ['', 'ana', 'nobody.json', 'nobody.jsonl'])
 def test_plus_needs_a_persons_summary(tmp_path, person):
-    checkpoint.write_config(tmp_path, configs.load('plus').to_dict())
+    checkpoint.write_config(tmp_path, to_dict(configs.load('plus')))
     with pytest.raises(ValueError, match=r'summary|nobody\.json'):
         scoring.open_scorer(f'orbax:{tmp_path}', person)
 
@@ -159,7 +160,7 @@ def test_plus_needs_a_persons_summary(tmp_path, person):
 def moderation_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('moderation')
     config = configs.load('moderation')
-    saved(config, moderation.make(configs.parsed(config), ONE), folder / 'run')
+    saved(config, moderation.make(config, ONE), folder / 'run')
     return folder / 'run'
 
 

@@ -21,7 +21,7 @@ from pal_jax.run.glossary import CORE, told
 from pal_jax.run.metrics import MetricsWriter
 from pal_jax.run.progress import Progress
 from pal_jax.run.recipe import Evaluation, Plan
-from tests import shell
+from tests import configs, shell
 
 ROOT = Path(__file__).parents[1]
 
@@ -110,7 +110,7 @@ def assert_refused(result, message):
         (['--config=configs/rlpa.py:smok'], "variant 'smok' is unknown"),
         (
             ['--config=configs/rlpa.py:smoke', '--config.ppo.clp=0.1'],
-            'error: unknown key clp; did you mean "clip" instead of "clp"?',
+            'error: unknown key ppo.clp; did you mean ppo.clip?',
         ),
         (['--config=configs/rlpa.py:smoke', '--config.ppo.minibatches=3'], 'does not divide'),
     ],
@@ -161,12 +161,10 @@ def test_a_stopped_run_says_what_is_left_and_a_signal_at_its_end_is_not_lost(tot
         step=lambda state, host, i: came('step', (state, host, 'sft', {'loss': 0.5})),
         evaluate=lambda state, stage: came(stage, Evaluation({'loss': 0.5})),
     )
-    settings: Any = SimpleNamespace(
-        metrics=SimpleNamespace(wandb=''), checkpoint=SimpleNamespace(every=1, minutes=10), export=False
-    )
+    settings = configs.load('sft', export=False, **{'checkpoint.every': 1})
     checkpoints = SimpleNamespace(save=lambda *_: None, wait=lambda: None)
     progress = Progress(console=Console(file=shown))
-    stopped = train.run(settings, {'recipe': 'sft'}, tmp_path, recipe, progress, checkpoints, None, stopping, [])
+    stopped = train.run(settings, tmp_path, recipe, progress, checkpoints, None, stopping, [])
     assert stopped == signal.SIGINT
     assert (tmp_path / 'report.html').exists() == reported and line in shown.getvalue()
 

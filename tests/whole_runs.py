@@ -7,16 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from pal_jax import train
 from pal_jax.run import cli, devices
 from pal_jax.run.metrics import read_records
+from pal_jax.run.settings import Run
 
 
-def run(monkeypatch, workdir: Path, config: ConfigDict) -> int:
-    """Train by a config and return the exit status."""
-    monkeypatch.setattr(cli, 'config', lambda: config)
+def run(monkeypatch, workdir: Path, settings: Run) -> int:
+    """Train by settings and return the exit status."""
+    monkeypatch.setattr(cli, 'settings', lambda: settings)
     monkeypatch.setattr(cli, 'workdir', lambda: workdir)
     monkeypatch.setattr(cli, 'place', lambda: None)
     monkeypatch.setattr(devices, 'initialize', lambda *_: None)  # the suite's own cache of programs

@@ -64,7 +64,8 @@ from pal_jax.run.metrics import EVALS, plain, read_records
 from pal_jax.run.outputs import check_file, whole_file
 from pal_jax.run.progress import Progress
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation
-from pal_jax.run.settings import Run, to_config
+from pal_jax.run.settings import Run, to_dict
+from pal_jax.run.stages import settings_in
 from pal_jax.run.summary import by_stage
 from pal_jax.run.trained import open_run
 from pal_jax.run.workdir import read_run
@@ -87,7 +88,7 @@ def main() -> None:
     """Evaluate a run, the policies of --sources, or models on a task, and write and print the figures."""
     if TASK.value:
         return solve(TASK.value, SOURCES.value or [SOURCE.value])
-    if cli.config() is None:
+    if cli.CONFIG.value is None:
         raise cli.Fault('no configuration; give one, such as --config=configs/rlpa.py, or a --task for any --source')
     workdir = cli.workdir()
     if SOURCES.value:
@@ -110,9 +111,9 @@ def evaluate(workdir: Path) -> Records:
     """
     if not (workdir / FOLDER).is_dir():
         raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
-    config = cli.config_of(workdir)
-    initialize(config, workdir)
-    recipe = prepare(config, workdir, Progress())
+    settings = settings_in(cli.settings(), workdir)
+    initialize(settings, workdir)
+    recipe = prepare(settings, workdir, Progress())
     state, host, step = Checkpoints(workdir, recipe.plan.abstract, read_only=True).read(STEP.value)
     recipe.plan.resume(host)
     earlier = [r for r in read_records(workdir / EVALS) if r['step'] < step and r['stage'] != 'final']
@@ -147,7 +148,7 @@ def evaluate_sources(settings: Run, names: Sequence[str]) -> dict[str, Evaluatio
     world, evaluations = make_world(settings), {}
     rounds = settings.eval.rounds or settings.dialogue.rounds
     opened = {name: settings.policy.source if name in BASELINES else name for name in dict.fromkeys(names)}
-    files = inputs.look(to_config(settings).to_dict())
+    files = inputs.look(to_dict(settings))
     people = {key: item for key, item in files.items() if key.startswith('dialogue.')}
     for kind, _, run in (source.partition(':') for source in opened.values()):
         if (

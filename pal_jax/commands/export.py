@@ -22,7 +22,8 @@ from absl import flags
 from pal_jax.models.files import peft
 from pal_jax.run import cli
 from pal_jax.run.outputs import check_folder
-from pal_jax.run.runs import read_config
+from pal_jax.run.runs import read_settings
+from pal_jax.run.settings import to_dict
 from pal_jax.run.trained import Export, folders_read, load_trained, write_exports
 from pal_jax.train import initialize
 
@@ -32,13 +33,13 @@ ADAPTER = flags.DEFINE_bool('adapter', False, 'Only the adapter, as the library 
 
 def main() -> None:
     """Write the checkpoint of a run as folders of Hugging Face, or its adapters."""
-    if cli.WORKDIR.value is None and cli.config() is None:
+    if cli.WORKDIR.value is None and cli.CONFIG.value is None:
         raise cli.Fault('no run; give its folder, such as --workdir=runs/rlpa')
     workdir = cli.workdir()
-    config = cli.faults(read_config, str(workdir))
+    settings = cli.faults(read_settings, workdir)
     output = cli.output(str(workdir / ('adapter' if ADAPTER.value else 'export')))
-    cli.faults(check_folder, output, [workdir, *folders_read(config)])
-    cli.faults(initialize, config, workdir)
+    cli.faults(check_folder, output, [workdir, *folders_read(to_dict(settings))])
+    cli.faults(initialize, settings, workdir)
     exports, step = cli.faults(load_trained, str(workdir), STEP.value)
 
     def folder(name: str) -> Path:

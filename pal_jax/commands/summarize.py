@@ -32,7 +32,7 @@ from pal_jax.recipes.plus.settings import WRITTEN
 from pal_jax.run import cli, devices
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.recipe import Context
-from pal_jax.run.runs import read_config, read_settings
+from pal_jax.run.runs import read_settings
 
 HISTORY = flags.DEFINE_string('history', '', 'A JSONL file of people.')
 SUMMARY = flags.DEFINE_string('summary', None, "Words in place of the model's.")
@@ -57,7 +57,7 @@ def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str
       ValueError: the run writes no summaries or has no checkpoint, or a line of the file is wrong.
       RuntimeError: a model or checkpoint cannot be read.
     """
-    settings, people = read_settings(read_config(workdir)), histories.load_told(path)
+    settings, people = read_settings(workdir), histories.load_told(path)
     if not isinstance(settings, plus.Settings) or settings.reads not in WRITTEN:
         reads = ' or '.join(WRITTEN)
         raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of configs/plus.py, reads={reads}')

@@ -22,7 +22,7 @@ from pal_jax.recipes.rlpa.world import make_system
 from pal_jax.run import devices, sharding
 from pal_jax.run.models import Policy
 from pal_jax.run.recipe import KEPT, Context
-from pal_jax.run.runs import read_config, read_settings
+from pal_jax.run.runs import read_settings
 from pal_jax.run.trained import open_run
 
 SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
@@ -65,7 +65,7 @@ def chat_preset(source: str) -> Preset:
     A run of RLPA is talked with as in its training, any other model plainly.
     """
     kind, _, workdir = source.partition(':')
-    settings = read_settings(read_config(workdir)) if kind == 'orbax' else None
+    settings = read_settings(workdir) if kind == 'orbax' else None
     if not isinstance(settings, Dialogues):
         return PLAIN
     system = make_system(settings, Path(workdir) / KEPT)

@@ -25,7 +25,7 @@ from pal_jax.run import sharding
 from pal_jax.run.language import DecodeSettings
 from pal_jax.run.models import Policy
 from pal_jax.run.recipe import Context
-from pal_jax.run.report import REPORT
+from pal_jax.run.workdir import REPORT
 from pal_jax.types import Sample, Sampling
 
 # Takes weights, questions, the number of samples of each, and a seed; see `PolicySampler`.
@@ -103,6 +103,4 @@ def load_base(policy: Policy, ctx: Context) -> Params:
 def check_finished(folder: Path) -> None:
     """Raises ValueError where a stage is not finished."""
     if not (folder / REPORT).exists():
-        stage, _, preference = folder.name.partition('-')
-        named = f'stage={stage}' + (f',preference={preference}' if preference else '')
-        raise ValueError(f'{folder} is not finished; run {named} first (stage=all runs all in order)')
+        raise ValueError(f'{folder} is not finished; run stage={folder.name} first (stage=all runs all in order)')

@@ -76,7 +76,7 @@ class ChatModels:
         from pal_jax.judges.endpoint import Endpoint  # its client takes a second to import
 
         if name not in self._settings:
-            raise ValueError(f'endpoint:{name} is unknown; config.endpoints has {", ".join(self._settings)}')
+            raise ValueError(f'endpoint:{name} is unknown; config.endpoints has {", ".join(sorted(self._settings))}')
         settings = {**dataclasses.asdict(self._settings[name]), **changes}
         del settings['slots']
         prices = settings.pop('prompt_price'), settings.pop('completion_price')

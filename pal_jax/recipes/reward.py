@@ -29,7 +29,7 @@ from pal_jax.run.language import RowSettings, Supervised
 from pal_jax.run.models import Policy, keeping, make_policy
 from pal_jax.run.planned import Planned, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
-from pal_jax.run.runs import read_config, read_settings
+from pal_jax.run.runs import read_settings
 from pal_jax.run.scorers import OpenScores
 from pal_jax.run.trained import Export, Trained
 from pal_jax.types import Metrics
@@ -153,7 +153,7 @@ def open_scores(folder: str | Path, ctx: Context) -> OpenScores:
     Raises:
       ValueError, RuntimeError: the model or its checkpoint cannot be read.
     """
-    settings = read_settings(read_config(str(folder)))
+    settings = read_settings(folder)
     if not isinstance(settings, Settings):
         raise ValueError(f'{folder} is a run of {settings.recipe}; give one of reward')
     return scorers.open_scores(folder, settings, ctx, settings.reward, settings.data.pooling)

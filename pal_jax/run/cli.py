@@ -2,53 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import re
+import runpy
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 from jax.errors import JaxRuntimeError
-from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-from pal_jax.run import checkpoint, inputs, interrupts, processes
+from pal_jax.run import interrupts, processes
 from pal_jax.run.files import at_home
-from pal_jax.run.forecast import spoken
 from pal_jax.run.keys import described
 from pal_jax.run.outputs import check_file
 from pal_jax.run.progress import print_anything
-from pal_jax.run.runs import read_config, recipe_module
-from pal_jax.run.settings import Run, parse
+from pal_jax.run.settings import Run, keys_of, overridden
 from pal_jax.run.shipped import config_names, with_config
-from pal_jax.run.workdir import check_workdir
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config file> by default.')
 OUTPUT = flags.DEFINE_string('output', None, 'What is written, of commands that write something.')
-CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Configuration file, with :variant behind it; --config.<key>=<value> changes one value.',
-    lock_config=True,
-)  # fmt: skip
+CONFIG = flags.DEFINE_string(
+    'config', None, 'Configuration file, with :variant behind it; --config.<key>=<value> changes one value.'
+)
+CHANGES = flags.DEFINE_multi_string('config_changes', [], 'KEY=VALUE of each --config.KEY=VALUE.')
 COORDINATOR = flags.DEFINE_string(
     'coordinator', os.environ.get('JAX_COORDINATOR_ADDRESS', ''), 'host:port of process 0, or auto.'
 )
 PROCESSES = flags.DEFINE_integer('processes', os.environ.get('JAX_NUM_PROCESSES'), 'How many processes train together.')
 PROCESS = flags.DEFINE_integer('process', os.environ.get('JAX_PROCESS_ID'), 'Which of them this is, from 0.')
 HELP = '-h', '--help', '-help'
-QUOTES = '\\\'" '
 WIDE = 10_000  # characters of a line of a file: no table is cut
-MAY_CHANGE = (  # keys of any run that may change when it goes on; a recipe has further ones in its `MAY_CHANGE`
-    'total_steps', 'checkpoint.every', 'checkpoint.minutes', 'checkpoint.keep', 'mesh.data', 'mesh.fsdp', 'mesh.tensor',
-    'decode.shares', 'decode.driver', 'decode.address', 'metrics.wandb', 'export', 'eval.every', 'answers',
-    'endpoints.*.address', 'endpoints.*.key_env', 'endpoints.*.concurrency', 'endpoints.*.timeout',
-    'endpoints.*.retries', 'endpoints.*_price',
-)  # fmt: skip
 SETTLE = 3.0  # seconds in which the roll call tells why a program of several processes failed, if one has died
 
 
@@ -85,8 +77,7 @@ def _run(main: Callable[[], int | None], usage: str, needs_config: bool) -> None
     try:
         _parse([argv[0], *with_config(list(map(at_home, argv[1:])))])
         if needs_config or flags.FLAGS['config'].present:
-            _find_config()
-            _expand(CONFIG.value)
+            settings()
         _check_bits()
         app.run(lambda _: _together(main), argv=argv[:1])
     except Fault as fault:
@@ -110,7 +101,6 @@ def _print_keys(argv: Sequence[str]) -> None:
         return
     try:
         _parse(with_config(argv))
-        _find_config()
         print('\nKeys with their values and meanings:', *described(settings()), sep='\n')
     except Fault as fault:
         print(f'error: {fault}', file=sys.stderr)
@@ -153,56 +143,78 @@ def _of_devices(error: Exception) -> None:
 
 
 def _parse(argv: Sequence[str]) -> None:
-    """Parse the flags. Raises Fault where a flag, its value or the config file is wrong."""
+    """Parse the flags. Raises Fault where a flag or its value is wrong."""
     try:
-        positional = flags.FLAGS(argv)
-    except Exception as error:  # a config file is a program, which may raise anything
-        _of_config_file(argv, error)
-        if not isinstance(error, flags.Error | AttributeError | KeyError | ValueError | TypeError):
-            raise
+        positional = flags.FLAGS([_change_of(argument) for argument in argv])
+    except (flags.Error, ValueError) as error:
         raise Fault(_one_line(error)) from None
     if positional[1:]:
         raise Fault(f'unexpected argument {positional[1]!r}; every option is written --name=value')
 
 
-def _of_config_file(argv: Sequence[str], error: Exception) -> None:
-    """Raise Fault where the config file itself failed, with its line, and where the file defines no get_config."""
-    argument = next((arg.partition('=')[2] for arg in argv if re.match(r'--?config=', arg)), '')
-    path = Path(argument.partition(':')[0])
-    if not path.is_file():
-        return
-    if isinstance(error, AttributeError) and error.name == 'get_config':
-        raise Fault(f'{path} must define get_config() in Python, as configs/rlpa.py does') from None
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
-    if isinstance(error, SyntaxError) and Path(error.filename or path).absolute() == path.absolute():
-        lines = [error.lineno or 1]
-    if lines and not isinstance(error, ValueError):  # a config file raises ValueError for a wrong variant
-        kind = type(error).__name__
-        raise Fault(f'{path}, line {lines[-1]}: {kind}, {_one_line(error)}; mend the config file') from None
+def _change_of(argument: str) -> str:
+    """An argument of the command line, with `--config.KEY=VALUE` as a value of the flag that keeps all of these."""
+    if not (key := re.match(r'--?config\.([^=]*)', argument)):
+        return argument
+    if '=' not in argument:
+        raise Fault(f'{argument} has no value; write {argument}=VALUE')
+    return f'--config_changes={key[1]}{argument[key.end() :]}'
 
 
-def _find_config() -> None:
-    """Raise Fault where --config names no file, or a file whose get_config() returns no config of a recipe."""
-    flag = flags.FLAGS['config']
-    if CONFIG.value is None and not flag.present:
+def settings() -> Run:
+    """The settings that the command line gives. A method of stages has one `Settings` for all of them.
+
+    Raises:
+      Fault: the config cannot be had, or a value is wrong.
+    """
+    return _settings(CONFIG.value, tuple(CHANGES.value))
+
+
+@functools.cache
+def _settings(name: str | None, changes: Sequence[str]) -> Run:
+    """The settings of a config file and its variant, with the values that `KEY=VALUE` changes."""
+    if name is None:
         raise Fault('no configuration; give one, such as --config=rlpa or a file --config=my.py')
-    path = config_flags.get_config_filename(flag).partition(':')[0]
-    if not Path(path).is_file():
-        raise Fault(f'there is no configuration file {path}; give one, or a name: {", ".join(config_names())}')
-    if not isinstance(CONFIG.value, ConfigDict) or 'recipe' not in CONFIG.value:
-        raise Fault(f'{path}: get_config() must return an ml_collections.ConfigDict that has a recipe; see configs/')
+    file, colon, variant = name.partition(':')
+    if not Path(file).is_file():
+        raise Fault(f'there is no configuration file {file}; give one, or a name: {", ".join(config_names())}')
+    config = _config_of(Path(file), *([variant] if colon else []))
+    if not isinstance(config, Run):
+        raise Fault(f'{file}: get_config() must return the Settings of a method; see configs/')
+    texts = dict(change.split('=', 1) for change in changes)
+    for key in texts.keys() & {'recipe', 'part_of'}:
+        raise Fault(f'config.{key} is no choice: the config file names the method; give another --config')
+    return faults(lambda: homed(overridden(config, texts)))
 
 
-def _expand(config: ConfigDict) -> None:
-    """Put the home folder in place of `~` in every path of a config, in all its sections and lists."""
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            _expand(value)
-        elif isinstance(value, str) and at_home(value) != value:
-            config[key] = at_home(value)
-        elif isinstance(value, list | tuple):
-            config[key] = type(value)(at_home(item) if isinstance(item, str) else item for item in value)
+def _config_of(file: Path, *variant: str) -> Any:
+    """The result of `get_config` of a file. Raises Fault where the file fails, with its line."""
+    try:
+        return runpy.run_path(str(file))['get_config'](*variant)
+    except Exception as error:  # a config file is a program, which may raise anything
+        if isinstance(error, KeyError) and error.args == ('get_config',):
+            raise Fault(f'{file} must define get_config() in Python, as configs/rlpa.py does') from None
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == file.absolute()]
+        if isinstance(error, SyntaxError) and Path(error.filename or file).absolute() == file.absolute():
+            lines = [error.lineno or 1]
+        # A config file raises ValueError for a wrong variant, and settings do for a wrong value.
+        if not lines or isinstance(error, ValueError):
+            raise Fault(_one_line(error)) from None
+        raise Fault(
+            f'{file}, line {lines[-1]}: {type(error).__name__}, {_one_line(error)}; mend the config file'
+        ) from None
+
+
+def homed(value: Any) -> Any:
+    """Settings with the home folder in place of the `~` at the start of a path, in all sections and lists."""
+    if dataclasses.is_dataclass(value):
+        return dataclasses.replace(value, **{key: homed(getattr(value, key)) for key in keys_of(type(value))})  # type: ignore
+    if isinstance(value, Mapping):
+        return {key: homed(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(homed(item) for item in value)
+    return at_home(value) if isinstance(value, str) else value
 
 
 def _check_letters(flag: str, name: str) -> None:
@@ -214,23 +226,6 @@ def _check_letters(flag: str, name: str) -> None:
         name.encode()
     except UnicodeEncodeError:
         raise Fault(f'--{flag}={name} is not UTF-8; rename the folder, or give another') from None
-
-
-def config() -> ConfigDict:
-    """The config that the command line names, with the values that it changes."""
-    return CONFIG.value
-
-
-def settings() -> Run:
-    """The settings that the command line gives. A method with stages has one `Settings` for all of them."""
-    return faults(parse, faults(recipe_module, config()).Settings, config())
-
-
-def config_of(folder: Path) -> ConfigDict:
-    """The config of the run in a folder: that of the stage which has this folder, or else the command line's."""
-    stages = getattr(recipe_module(config()), 'stages', None)
-    planned = stages(settings(), folder.parent) if stages else []
-    return next((stage for stage, place in planned if place == folder), config())
 
 
 def output(default: str = '', *, file: bool = False) -> Path:
@@ -277,60 +272,10 @@ def workdir() -> Path:
         if Path(WORKDIR.value).is_file():
             raise Fault(f'--workdir={WORKDIR.value} is a file; give a folder')
         return Path(WORKDIR.value)
-    path, _, variant = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
+    path, _, variant = (CONFIG.value or '').partition(':')
     variant = ','.join(part for part in variant.split(',') if '=' not in part)
     name = Path(path).stem
     return Path('runs') / (f'{name}-{variant}' if variant else name)
-
-
-def may_change(config: ConfigDict, place: Path) -> tuple[str, ...]:
-    """The keys that may differ between two calls of the run in the folder `place`.
-
-    They are the keys of `MAY_CHANGE` here and in the recipe. The run of a stage may also change the keys whose values
-    name files of another stage: these lie beside the run, and both folders may have been moved together.
-    """
-    of_method = getattr(recipe_module(config), 'MAY_CHANGE', ())
-    if 'stage' not in config:
-        return *MAY_CHANGE, *of_method
-    folder, values = f'{place.parent}/', checkpoint.flatten(config.to_dict())
-    return *MAY_CHANGE, *of_method, *(key for key, value in values.items() if folder in str(value))
-
-
-def runs() -> Iterator[tuple[ConfigDict, Path]]:
-    """The config and the folder of each run to make: one run, or the unfinished stages of a recipe in their order.
-
-    Each stage has a folder inside the run's.
-
-    Raises:
-      Fault: a stage began with another config or other input files, or a folder cannot be a run's.
-    """
-    config_of_all, folder = config(), workdir()
-    stages = getattr(faults(recipe_module, config_of_all), 'stages', None)
-    if stages is None:
-        yield config_of_all, folder
-        return
-    planned = faults(stages, settings(), folder)
-    for stage, place in planned:
-        faults(check_workdir, place)
-        faults(checkpoint.check_config, place, stage.to_dict(), faults(may_change, stage, place))
-        faults(inputs.compare, inputs.look(stage.to_dict()), place)
-    began = time.monotonic()
-    for number, (stage, place) in enumerate(planned, 1):
-        if finished(stage, place):
-            print(f'{place} is finished')
-        else:
-            if len(planned) > 1:
-                print(f'part {number} of {len(planned)}: {place}')
-            yield stage, place
-    if len(planned) > 1:
-        print(f'all {len(planned)} parts are finished, after {spoken(time.monotonic() - began)} in this call')
-
-
-def finished(config: ConfigDict, folder: Path) -> bool:
-    """True where the run of this config is complete, that is, has its report. A run that goes on deletes its report."""
-    from pal_jax.run.report import REPORT  # matplotlib takes a second to import
-
-    return (folder / REPORT).exists() and read_config(str(folder)).total_steps == config.total_steps
 
 
 def place() -> processes.Place | None:
@@ -369,8 +314,4 @@ def _one_line(error: Exception) -> str:
     message = str(error.args[0] if error.args and not isinstance(error, OSError) else error)
     if 'Traceback (most recent call last)' in message:
         message = message.strip().splitlines()[-1].partition(': ')[2]
-    lacks = isinstance(error, KeyError) or (error.args and isinstance(error.args[0], KeyError))
-    if lacks:  # ml_collections quotes the key, and then its message
-        name, *hint = re.split(r'\\n|\n', message)
-        message = '; '.join([f'unknown key {name.strip(QUOTES)}', *(text.strip(QUOTES).lower() for text in hint)])
     return ' '.join(message.split())

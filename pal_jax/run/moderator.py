@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 
 from pal_jax.data.packing import Group
 from pal_jax.run.recipe import Context
-from pal_jax.run.runs import read_config, recipe_module
+from pal_jax.run.runs import recipe_module
+from pal_jax.run.workdir import read_run
 from pal_jax.types import Chat
 
 
@@ -47,10 +48,10 @@ def open_moderator(folder: str | Path, ctx: Context) -> Moderator:
     Raises:
       ValueError, RuntimeError: the folder is no run of a moderator, or its model or checkpoint cannot be read.
     """
-    config = read_config(str(folder))
-    opener = getattr(recipe_module(config), 'open_moderator', None)
+    recipe = read_run(Path(folder))['recipe']
+    opener = getattr(recipe_module(recipe), 'open_moderator', None)
     if opener is None:
         raise ValueError(
-            f'{folder} is a run of {config.recipe}, which judges no answers; give one of a moderator (docs/serving.md)'
+            f'{folder} is a run of {recipe}, which judges no answers; give one of a moderator (docs/serving.md)'
         )
     return opener(folder, ctx)

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from pal_jax.run.files import write_whole
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan
 from pal_jax.types import Metrics
 
+T = TypeVar('T')
 Records = list[dict[str, Any]]  # JSON objects, a line each
 Work = Callable[[Host, int], tuple[Records, Host, Metrics]]
 
@@ -68,6 +69,11 @@ def make(
     stage = {steps: 'final'}.get
     plan = Plan(steps, abstract, stage, shown=shown, resume=resume, phases=phases or {})
     return Piecework(plan, ctx.workdir / 'parts', name, work, finish)
+
+
+def in_parts(rows: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Rows in parts of up to `size`."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -77,7 +77,7 @@ def planned(settings: Run, prompt: int) -> Planned:
     Raises:
       ValueError: the method trains no language model, or one that is not planned.
     """
-    of_method = getattr(recipe_module(settings), 'planned', None)
+    of_method = getattr(recipe_module(settings.recipe), 'planned', None)
     part = of_method(settings, prompt) if of_method else None
     if part is None:
         raise ValueError(

@@ -29,9 +29,9 @@ from pal_jax.run.glossary import GROUPS, PHASES, Words, explained, meaning, word
 from pal_jax.run.metrics import DIALOGUES, EVALS, EXHIBITS, METRICS, PICTURES, ROLLOUTS, read_records
 from pal_jax.run.summary import SUMMARY, by_stage, fifths, headline, observed, scalars
 from pal_jax.run.verdict import judge
-from pal_jax.run.workdir import read_run
+from pal_jax.run.workdir import REPORT, read_run
 
-REPORT, CURVE = 'report.html', 'learning_curve.png'
+CURVE = 'learning_curve.png'
 SHOWN_DIALOGUES = 3
 ROOM, LONGEST = 400_000, 1200  # characters of all of the training's samples, and of a text
 
@@ -57,7 +57,7 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     summary = files.read_object(path) if (path := workdir / SUMMARY).exists() else {}
     rollouts = read_records(workdir / ROLLOUTS)
     folder = workdir.resolve()
-    name = f'{folder.parent.name}: {folder.name}' if 'stage' in summary.get('config', {}) else folder.name
+    name = f'{folder.parent.name}: {folder.name}' if summary.get('config', {}).get('part_of') else folder.name
     page = render(name, words, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts)
     return write_whole(workdir / REPORT, page, 'xmlcharrefreplace')  # a run counts as finished when its report exists
 

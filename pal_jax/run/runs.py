@@ -1,38 +1,37 @@
-"""Runs that are opened: their config, their method and their settings."""
+"""Runs that are opened: their method and their settings."""
 
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from pal_jax.run.settings import Run, parse
-from pal_jax.run.workdir import read_run
-
-STAGE_KEYS = 'stage', 'preference'  # keys that tell the stage of a run in which a config is used
+from pal_jax.run.workdir import REPORT, read_run
 
 
-def read_config(workdir: str) -> ConfigDict:
-    """The config of the run in `workdir`. Raises ValueError where the folder is not that of a run."""
-    return ConfigDict(read_run(Path(workdir)))
-
-
-def recipe_module(config: ConfigDict | Run) -> Any:
-    """The module `pal_jax.recipes.<config.recipe>`. Raises ValueError where there is no such method."""
+def recipe_module(recipe: str) -> Any:
+    """The module `pal_jax.recipes.<recipe>`, such as `rlpa` or `psoups.rl`. Raises ValueError where there is none."""
     try:
-        return importlib.import_module(f'pal_jax.recipes.{config.recipe}')
-    except ModuleNotFoundError:
-        raise ValueError(f'recipe={config.recipe!r} is no method of this package; see pal_jax/recipes') from None
+        return importlib.import_module(f'pal_jax.recipes.{recipe}')
+    except ModuleNotFoundError as error:
+        if not f'pal_jax.recipes.{recipe}'.startswith(error.name or ''):  # a library that the method needs
+            raise
+        raise ValueError(f'recipe={recipe!r} is no method of this package; see pal_jax/recipes') from None
 
 
-def read_settings(config: ConfigDict) -> Run:
-    """The settings of a run, or of a stage of a run, as its method defines them.
+def read_settings(workdir: str | os.PathLike[str]) -> Any:
+    """The settings of the run in `workdir`, as its method defines them.
 
     Raises:
-      ValueError: as `recipe_module` and `settings.parse`.
+      ValueError: the folder is not that of a run; or as `recipe_module` and `settings.parse`.
     """
-    module = recipe_module(config)
-    kind = getattr(module, 'STAGES', {}).get(config.get('stage'), module.Settings)
-    return parse(kind, config, besides=STAGE_KEYS)
+    config = read_run(Path(workdir))
+    return parse(recipe_module(config['recipe']).Settings, config)
+
+
+def is_finished(settings: Run, folder: Path) -> bool:
+    """True where the run of these settings is complete, that is, has its report. A run that goes on deletes its
+    report."""
+    return (folder / REPORT).exists() and read_run(folder).get('total_steps') == settings.total_steps

@@ -1,24 +1,24 @@
-"""Settings of a run: frozen dataclasses, and their way from and to the ConfigDict of a config file.
+"""Settings of a run: frozen dataclasses, from the config file to the recipe.
 
 A method's `Settings` is a `Run` with sections of its own. A section is a frozen dataclass that explains each key and
-has its default; a config file names the values that differ:
+has its default. A config file returns settings, in which it names the values that differ, and its variants change some:
 
-config = to_config(Settings(recipe='X', total_steps=10, optimizer=Optimizer(lr=5e-5)))    # in configs/X.py
-settings = parse(Settings, config)                                                         # before `make`
+    Settings(recipe='X', total_steps=10, optimizer=Optimizer(lr=5e-5))
+    changed(settings, total_steps=2, optimizer=dict(lr=1e-3))
 
-The keys of a run stand flat on the command line, so a method's `Settings` inherits the fields of `Run`: settings
-inherit fields, and nothing inherits behaviour.
+`overridden` changes what `--config.KEY=VALUE` names, `to_dict` makes what `config.json` of a run holds, and `parse`
+reads that again. The keys of a run stand flat on the command line, so a method's `Settings` inherits the fields of
+`Run`: settings inherit fields, and nothing inherits behaviour.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
-
-from ml_collections import ConfigDict
 
 from pal_jax.types import DERIVED
 
@@ -65,6 +65,7 @@ class Run:
     checkpoint: CheckpointSettings = CheckpointSettings()
     metrics: MetricSettings = MetricSettings()
     export: bool = True  # write a Hugging Face folder at the end
+    part_of: str = ''  # the method that this run is a stage of, which alone sets it (`run/stages.py`)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,44 +76,118 @@ class StageSettings:
     base: bool = True  # an evaluation before the first step, too
 
 
-# --- from and to a ConfigDict ---------------------------------------------------------------------------------------
+# --- changes ---------------------------------------------------------------------------------------------------------
 
 
-def to_config(settings: Any) -> ConfigDict:
-    """The keys and values of settings, in the form that a config file gives to the command line."""
-    return ConfigDict(_plain(settings))
+def changed(settings: S, **values: Any) -> S:
+    """The settings with other values at some keys. A section takes a mapping of its keys, or a section of its class.
+
+    Raises:
+      ValueError: a key is unknown, or its value is wrong; or as the class of a section does.
+    """
+    return _changed(settings, values, '')
 
 
-def parse(kind: type[S], config: ConfigDict | Mapping[str, Any], *, besides: tuple[str, ...] = (), at: str = '') -> S:
-    """The settings that a config holds.
+def filled(kind: type[S], settings: Any, **values: Any) -> S:
+    """Settings of another kind: the keys that both have as in `settings`, with `values` in place of some."""
+    shared = {key: getattr(settings, key) for key in keys_of(kind) if hasattr(settings, key)}
+    return kind(**{**shared, **values})
+
+
+def overridden(settings: S, texts: Mapping[str, str]) -> S:
+    """The settings with the values that texts of the command line stand for, by their keys with dots.
+
+    Raises:
+      ValueError: as `changed`, or a text is no value of its key.
+    """
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        *sections, key = name.split('.')
+        place, hint = values, type(settings)
+        for depth, section in enumerate(sections):
+            hint = _hint_of(hint, section, '.'.join((*sections[:depth], '')))
+            place = place.setdefault(section, {})
+        place[key] = _value_of(_hint_of(hint, key, '.'.join((*sections, ''))), text, name)
+    return changed(settings, **values)
+
+
+def _changed(settings: S, values: Mapping[str, Any], at: str) -> S:
+    kind = type(settings)
+    _check_keys(keys_of(kind), values, at)
+    hints = typing.get_type_hints(kind)
+    given = {key: _change(hints[key], getattr(settings, key), value, f'{at}{key}') for key, value in values.items()}
+    return _made(lambda: dataclasses.replace(settings, **given), at)  # type: ignore[type-var]
+
+
+def _change(hint: Any, value: Any, given: Any, key: str) -> Any:
+    """The value of a key in place of `value`: `given`, or the section with the keys that `given` has."""
+    if dataclasses.is_dataclass(value) and isinstance(given, Mapping):
+        return _changed(value, given, f'{key}.')
+    if isinstance(value, Mapping) and isinstance(given, Mapping):
+        _check_keys(value, given, f'{key}.')
+        sections = {name: _change(get_args(hint)[1], value[name], given[name], f'{key}.{name}') for name in given}
+        return {**value, **sections}
+    return _read(hint, given, key)
+
+
+def _hint_of(hint: Any, key: str, at: str) -> Any:
+    """The type of a key of a section, or of any name in a mapping of sections. Raises ValueError for an unknown key."""
+    if dataclasses.is_dataclass(hint):
+        _check_keys(keys_of(hint), [key], at)  # type: ignore[arg-type]
+        return typing.get_type_hints(hint)[key]
+    if isinstance(origin := get_origin(hint), type) and issubclass(origin, Mapping):
+        return get_args(hint)[1]
+    raise ValueError(f'unknown key {at}{key}; {at[:-1]} is a value, and no section')
+
+
+def _value_of(hint: Any, text: str, key: str) -> Any:
+    """The value that the text of a flag stands for: `3`, `1e-3`, `true`, `('a', 'b')` or the text itself."""
+    origin = get_origin(hint) or hint
+    if origin is bool and text.lower() in ('true', 'false', '1', '0'):
+        return text.lower() in ('true', '1')
+    if origin in (int, float):
+        try:
+            return origin(text)
+        except ValueError:
+            raise ValueError(f'{key}={text!r} must be of type {origin.__name__}') from None
+    if origin is tuple:
+        try:
+            value = ast.literal_eval(text) if text else ()
+        except (SyntaxError, ValueError):
+            value = text  # a single word
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    return text
+
+
+# --- from and to JSON ------------------------------------------------------------------------------------------------
+
+
+def to_dict(settings: Any) -> Any:
+    """The keys and values of settings, as `config.json` of a run holds them: a dict with a dict for each section."""
+    if dataclasses.is_dataclass(settings):
+        return {key: to_dict(getattr(settings, key)) for key in keys_of(type(settings))}  # type: ignore[arg-type]
+    return {key: to_dict(value) for key, value in settings.items()} if isinstance(settings, Mapping) else settings
+
+
+def parse(kind: type[S], values: Mapping[str, Any], at: str = '') -> S:
+    """The settings that a `config.json` holds.
 
     Args:
       kind: a dataclass of settings.
-      besides: keys of the config that are no settings and are left out, such as the name of a stage.
       at: the keys that lead to this section, such as 'ppo.'.
 
     Raises:
       ValueError: a key is unknown or missing, or its value is wrong; or as `kind` does.
     """
-    if not isinstance(config, Mapping | ConfigDict):
-        raise ValueError(f'{at[:-1]}={config!r} must be a section; make it with to_config({kind.__name__}(...))')
     hints, fields = typing.get_type_hints(kind), keys_of(kind)
-    values_by_key = {key: config[key] for key in config if key not in besides or key in fields}
-    for key in values_by_key:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, 1)
-            hint = f'; did you mean {at}{near[0]}?' if near else ''
-            raise ValueError(f'unknown key {at}{key}{hint}')
-    if missing := [key for key in fields if key not in values_by_key]:
+    _check_keys(fields, values, at)
+    if missing := [key for key in fields if key not in values]:
         raise ValueError(
-            f'the config has no {at}{missing[0]}; make the section with to_config({kind.__name__}(...)); the config '
-            'of a run that lacks it is of an earlier version, which this one cannot open'
+            f'the config has no {at}{missing[0]}; the config of a run that lacks it is of an earlier version, which '
+            'this one cannot open'
         )
-    values = {key: _read(hints[key], value, f'{at}{key}') for key, value in values_by_key.items()}
-    try:
-        return kind(**values)
-    except ValueError as error:  # values do not fit together; the class does not know its section
-        raise ValueError(f'{error}' if not at or str(error).startswith(at) else f'{at[:-1]}: {error}') from None
+    read = {key: _read(hints[key], value, f'{at}{key}') for key, value in values.items()}
+    return _made(lambda: kind(**read), at)
 
 
 def keys_of(kind: type) -> list[str]:
@@ -120,19 +195,30 @@ def keys_of(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind) if not field.metadata.get(DERIVED)]
 
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {key: _plain(getattr(value, key)) for key in keys_of(type(value))}  # type: ignore[arg-type]
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+def _made(make: Callable[[], S], at: str) -> S:
+    """The section that `make` makes. An error of its class, which does not know its place, gets the section's name."""
+    try:
+        return make()
+    except ValueError as error:
+        raise ValueError(f'{error}' if not at or str(error).startswith(at) else f'{at[:-1]}: {error}') from None
+
+
+def _check_keys(known: Iterable[str], names: Iterable[str], at: str) -> None:
+    """Raises ValueError where a name is none of the keys of a section."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ValueError(f'unknown key {at}{name}' + (f'; did you mean {at}{near[0]}?' if near else ''))
 
 
 def _read(hint: Any, value: Any, key: str) -> Any:
     """A value of a config in the type of its field: sections as dataclasses, lists of a JSON file as tuples."""
     origin = get_origin(hint) or hint
     if dataclasses.is_dataclass(hint):
-        return parse(hint, value, at=f'{key}.')  # type: ignore[arg-type]
+        return _read_section(hint, value, key)  # type: ignore[arg-type]
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping | ConfigDict):
+        if not isinstance(value, Mapping):
             raise ValueError(f'{key}={value!r} must have a section for each name')
         return {name: _read(get_args(hint)[1], value[name], f'{key}.{name}') for name in value}
     if origin is tuple and isinstance(value, list | tuple):
@@ -147,6 +233,14 @@ def _read(hint: Any, value: Any, key: str) -> Any:
     if isinstance(origin, type) and type(value) is not origin:
         raise ValueError(f'{key}={value!r} must be of type {origin.__name__}')
     return value
+
+
+def _read_section(kind: type, value: Any, key: str) -> Any:
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f'{key}={value!r} must be a section, with the keys of {kind.__name__}')
+    return parse(kind, value, at=f'{key}.')
 
 
 def _read_tuple(hints: tuple[Any, ...], values: Sequence[Any], key: str) -> tuple[Any, ...]:

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.actor import ActorState
@@ -19,7 +18,8 @@ from pal_jax.models.params import Params, cast
 from pal_jax.run import devices, sharding
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.recipe import Context
-from pal_jax.run.runs import read_config, read_settings, recipe_module
+from pal_jax.run.runs import read_settings, recipe_module
+from pal_jax.run.workdir import read_run
 
 FOLDED = "The model's chat template takes no system prompt: it stands at the head of the first user message."
 
@@ -80,7 +80,7 @@ class Trained(NamedTuple):
 
 def folders_read(named: Any) -> list[Path]:
     """The folders that a source or the sources of a config name, and those that the runs and adapters in them name."""
-    if isinstance(named, Mapping | ConfigDict):
+    if isinstance(named, Mapping):
         return [folder for value in named.values() for folder in folders_read(value)]
     if isinstance(named, list | tuple):
         return [folder for value in named for folder in folders_read(value)]
@@ -90,7 +90,7 @@ def folders_read(named: Any) -> list[Path]:
         return []
     if (folder / peft.CONFIG).exists():
         return [folder, *folders_read(sources.base_source(peft.read_config(folder).base))]
-    return [folder, *(folders_read(read_config(name)) if kind.endswith('orbax') else [])]
+    return [folder, *(folders_read(read_run(folder)) if kind.endswith('orbax') else [])]
 
 
 def trained_in(workdir: str, ctx: Context) -> Trained:
@@ -99,15 +99,15 @@ def trained_in(workdir: str, ctx: Context) -> Trained:
     Raises:
       ValueError: the folder is not that of a run, or the run has no language model.
     """
-    config = read_config(workdir)
+    read_run(Path(workdir))
     try:
-        recipe, settings = recipe_module(config), read_settings(config)
+        settings = read_settings(workdir)
     except ValueError as error:
         raise ValueError(f'{workdir}: {error}') from None
-    make = getattr(recipe, 'make_trained', None)
+    make = getattr(recipe_module(settings.recipe), 'make_trained', None)
     trained: Trained | None = make(settings, ctx.of(workdir)) if make else None
     if trained is None:
-        raise ValueError(f'{workdir} is a run of {config.recipe} that trains no language model; name another')
+        raise ValueError(f'{workdir} is a run of {settings.recipe} that trains no language model; name another')
     return trained
 
 

@@ -23,7 +23,7 @@ import jax
 
 from pal_jax.run import files, processes
 
-LOCK, CONFIG = '.pal_jax.lock', 'config.json'
+LOCK, CONFIG, REPORT = '.pal_jax.lock', 'config.json', 'report.html'
 # Files that a run writes into its folder after its config. The lock, compiled/, kept/, an empty checkpoints/, and
 # outputs that commands check for themselves, such as export/ and evaluation.json, may be there before.
 NAMES = (

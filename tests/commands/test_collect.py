@@ -49,7 +49,7 @@ def writing(requests, told=None):
 @pytest.mark.slow
 def test_a_policys_samples_become_what_dpo_learns_from(monkeypatch, tmp_path):
     monkeypatch.setattr(collect, 'open_decoder', lambda *_: (writing, byte_tokenizer()))
-    config = configs.settings('rlpa', **{'dialogue.people': 6, 'eval.people': 2})
+    config = configs.load('rlpa', **{'dialogue.people': 6, 'eval.people': 2})
     pairs = list(collect.collect(config, None, None))
     assert 0 < len(pairs) <= 12
     assert all(pair['chosen_reward'] > pair['rejected_reward'] for pair in pairs)
@@ -58,7 +58,7 @@ def test_a_policys_samples_become_what_dpo_learns_from(monkeypatch, tmp_path):
     path = tmp_path / 'pairs.jsonl'
     path.write_text(''.join(json.dumps(pair) + '\n' for pair in pairs))
     context = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
-    recipe = dpo.make(configs.settings('dpo', **{'data.train': str(path), 'data.max_length': 4096}), context)
+    recipe = dpo.make(configs.load('dpo', **{'data.train': str(path), 'data.max_length': 4096}), context)
     state, host = recipe.init()
     _, _, _, metrics = recipe.step(state, host, 0)
     assert metrics['left_out'] == 0 and metrics['margin'] == pytest.approx(0.0, abs=1e-4)
@@ -67,5 +67,5 @@ def test_a_policys_samples_become_what_dpo_learns_from(monkeypatch, tmp_path):
 def test_a_number_of_prompts_is_kept_to(monkeypatch):
     monkeypatch.setattr(collect, 'open_decoder', lambda *_: (writing, byte_tokenizer()))
     monkeypatch.setattr(collect, 'best_and_worst', lambda group, system: dataclasses.asdict(group[0].source))
-    config = configs.settings('rlpa', **{'dialogue.people': 6, 'eval.people': 2})
+    config = configs.load('rlpa', **{'dialogue.people': 6, 'eval.people': 2})
     assert len(list(collect.collect(config, None, 5))) == 5

@@ -15,7 +15,7 @@ from tests import configs
 
 def get_config(**changes):
     few = {'eval.people': 2, 'sampling.max_tokens': 8, 'mesh.data': 8, 'mesh.fsdp': 1}
-    return configs.settings('rlpa', **few | changes)
+    return configs.load('rlpa', **few | changes)
 
 
 @pytest.mark.long

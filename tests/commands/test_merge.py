@@ -15,6 +15,7 @@ from pal_jax.models.files.folders import Settings
 from pal_jax.recipes import sft
 from pal_jax.run import checkpoint, devices
 from pal_jax.run.recipe import Context
+from pal_jax.run.settings import to_dict
 from tests import configs
 
 TOKENIZER = byte_tokenizer()
@@ -88,12 +89,12 @@ def test_what_cannot_be_had(adapters, tmp_path):
 def test_runs_are_merged_by_what_they_have_trained(rank, tmp_path, monkeypatch):
     monkeypatch.setattr(merge.cli, 'place', lambda: None)  # no flags are parsed here
     config = configs.load('sft', **{'policy.lora.rank': rank})
-    recipe = sft.make(configs.parsed(config), Context(devices.make_mesh(devices=jax.devices()[:1])))
+    recipe = sft.make(config, Context(devices.make_mesh(devices=jax.devices()[:1])))
     state, host = recipe.init()
     trained = []
     for i in range(2):
         workdir = tmp_path / f'run_{i}'
-        checkpoint.write_config(workdir, config.to_dict())
+        checkpoint.write_config(workdir, to_dict(config))
         moved = jax.tree.map(lambda x, i=i: x * (1 + i) if x.ndim > 2 else x, state.model.params)
         moved_state = state.replace(model=state.model.replace(params=moved))
         checkpoints = checkpoint.Checkpoints(workdir, recipe.plan.abstract)

@@ -196,7 +196,7 @@ def test_a_folder_with_a_config_alone_is_a_shape(tmp_path) -> None:
 
 def request(memory: float = 64 * GIB, **changes) -> Request:
     """The smoke config on eight devices, with its training alone."""
-    config = configs.settings('rlpa', 'smoke', **{'dialogue.rollout_batch_size': 8} | changes)
+    config = configs.load('rlpa', 'smoke', **{'dialogue.rollout_batch_size': 8} | changes)
     return Request(
         cfg=tiny(),
         make_learner=lambda cfg, mesh, _: rlpa.make_learner(config, cfg, Context(mesh, Stopwatch().phase)),
@@ -284,7 +284,7 @@ def test_what_the_compiler_says_of_memory_is_read() -> None:
 def test_the_tpu_compiler_takes_the_update_of_the_paper(topology, model, choice) -> None:
     """Two rows of the table in docs/tpu.md: it fits, transfers run beside work, and the logits' loop sends nothing."""
     pytest.importorskip('libtpu', reason="needs the TPU's compiler: pip install 'pal_jax[plan]'")
-    config = configs.settings('rlpa', 'paper', **{'ppo.micro_rows': choice.micro_rows})
+    config = configs.load('rlpa', 'paper', **{'ppo.micro_rows': choice.micro_rows})
     mesh = make_mesh(choice.data, choice.fsdp, choice.tensor, devices=chips.topology_devices(topology))
     cfg = for_platform(shapes.shape(model), platform='tpu')
     cfg = dataclasses.replace(cfg, remat=choice.remat)

@@ -19,6 +19,7 @@ from pal_jax.commands.talking import chat_preset
 from pal_jax.decode.serve.jetstream.engine import protocol, protocol_grpc
 from pal_jax.decode.serve.page import PLAIN
 from pal_jax.recipes.rlpa.profiles import render_completion
+from pal_jax.run.settings import to_dict
 from pal_jax.types import Sampling
 from tests import configs, shell
 
@@ -88,7 +89,7 @@ def test_it_speaks_jetstreams_protocol_and_samples_for_a_trainer(tmp_path):
 
 def test_the_page_of_a_run_of_rlpa_has_what_its_training_had(tmp_path):
     config = configs.load('rlpa', '', **{'dialogue.system': 'Note what the user told.'})
-    (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
+    (tmp_path / 'config.json').write_text(json.dumps(to_dict(config)))
     preset = chat_preset(f'orbax:{tmp_path}')
     assert preset.system == 'Note what the user told.'
     assert preset.layout.format(profile='- pet: ferret\n', reply='Hi') == render_completion('- pet: ferret\n', 'Hi')
@@ -142,7 +143,10 @@ def test_an_ipv6_address_is_told_in_brackets_and_a_token_may_end_with_a_newline(
 KNOCK = """
 import socket
 from pal_jax.run import cli
+from pal_jax.run.settings import to_dict
+from pal_jax.run.settings import to_dict
 from pal_jax.commands import serve
+from pal_jax.run.settings import to_dict
 
 def make_driver():
     place = '127.0.0.1', serve.PORT.value

@@ -14,6 +14,7 @@ from pal_jax.recipes.plus import parts as plus_parts
 from pal_jax.recipes.plus import recipe as plus
 from pal_jax.run import checkpoint, devices
 from pal_jax.run.recipe import Context
+from pal_jax.run.settings import to_dict
 from tests import configs
 
 PEOPLE = [
@@ -33,11 +34,11 @@ def people(tmp_path):
 @pytest.mark.slow
 def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
     config, workdir = configs.load('plus'), tmp_path / 'run'
-    settings = configs.parsed(config)
+    settings = config
     context = Context(devices.make_mesh(**config.mesh), lambda _: contextlib.nullcontext())
     recipe = plus.make(settings, context)
     state, host = recipe.init()
-    checkpoint.write_config(workdir, config.to_dict())
+    checkpoint.write_config(workdir, to_dict(config))
     checkpoints = checkpoint.Checkpoints(workdir, recipe.plan.abstract)
     checkpoints.save(1, state, host)
     checkpoints.close()
@@ -57,6 +58,6 @@ def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
 
 
 def test_a_run_of_another_method_is_refused(tmp_path, people):
-    checkpoint.write_config(tmp_path, configs.load('rlpa').to_dict())
+    checkpoint.write_config(tmp_path, to_dict(configs.load('rlpa')))
     with pytest.raises(ValueError, match='is no run that writes summaries; give one of'):
         list(summarize(str(tmp_path), str(people), None))

@@ -41,7 +41,7 @@ def make(method, path, **changes):
         'sft': (sft, 'completion', ()), 'dpo': (dpo, 'chosen', ()), 'reward': (reward, 'chosen', (GATHER,))
     }[method]  # fmt: skip
     convert = functools.partial(recipe.to_group, TOKENIZER)
-    return rows.make_rows(configs.settings(method, **changes), convert, key, 1 if method == 'sft' else 2, *extra)
+    return rows.make_rows(configs.load(method, **changes), convert, key, 1 if method == 'sft' else 2, *extra)
 
 
 def asked(groups):
@@ -120,7 +120,7 @@ def test_a_run_begins_with_a_line_about_it(tmp_path, method, record):
     path, told = write(tmp_path / 'a.jsonl', [record(f'{i % 5}') for i in range(10)]), []
     recipe = {'sft': sft, 'dpo': dpo, 'reward': reward}[method]
     mesh = devices.make_mesh(devices=jax.devices()[:1])
-    recipe.make(configs.settings(method, **{'data.train': path, 'export': False}), Context(mesh, log=told.append))
+    recipe.make(configs.load(method, **{'data.train': path, 'export': False}), Context(mesh, log=told.append))
     assert told == ['8 rows to learn from, 2 to test on, of other prompts (5 kept from testing for it)']
 
 

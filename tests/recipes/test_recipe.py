@@ -10,6 +10,7 @@ import pytest
 from pal_jax.run import checkpoint, devices
 from pal_jax.run.models import make_policy
 from pal_jax.run.recipe import Context
+from pal_jax.run.settings import to_dict
 from pal_jax.run.trained import open_run
 from tests import configs
 
@@ -28,18 +29,18 @@ GONE = [
 @pytest.mark.parametrize(('name', 'gone'), GONE, ids=[name for name, _ in GONE])
 def test_a_run_is_opened_without_what_it_was_trained_with(tmp_path, name, gone):
     recipe = importlib.import_module(f'pal_jax.recipes.{name}')
-    trained = recipe.make_trained(configs.settings(name, **gone), CONTEXT)
-    there = recipe.make(configs.settings(name), CONTEXT).plan.trained
+    trained = recipe.make_trained(configs.load(name, **gone), CONTEXT)
+    there = recipe.make(configs.load(name), CONTEXT).plan.trained
     assert trained.model == there.model
     assert jax.tree.all(jax.tree.map(lambda a, b: a == b, trained.exported, there.exported))
     with pytest.raises(ValueError, match=r'gone\.jsonl|endpoint'):
-        recipe.make(configs.settings(name, **gone), CONTEXT)
-    checkpoint.write_config(tmp_path, configs.load(name, **gone).to_dict())
+        recipe.make(configs.load(name, **gone), CONTEXT)
+    checkpoint.write_config(tmp_path, to_dict(configs.load(name, **gone)))
     with pytest.raises(ValueError, match='has no checkpoint; train it first'):
         open_run(str(tmp_path), CONTEXT)
 
 
 @pytest.mark.parametrize('scan', [False, True])
 def test_layers_are_scanned_where_a_config_asks_for_it(scan):
-    config = configs.settings('sft', **{'policy.scan_layers': scan})
+    config = configs.load('sft', **{'policy.scan_layers': scan})
     assert make_policy(config.policy, CONTEXT, 0).cfg.unroll is not scan

@@ -29,7 +29,7 @@ ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: context
 EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())
 
 
-get_config = functools.partial(configs.settings, 'reward')
+get_config = functools.partial(configs.load, 'reward')
 
 
 def record(i, **changes):

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from ml_collections import ConfigDict
 
 from pal_jax.commands import merge
 from pal_jax.data.tokenizer import byte_tokenizer
@@ -24,6 +23,8 @@ from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.run import cli
 from pal_jax.run.files import at_home
 from pal_jax.run.progress import print_anything
+from pal_jax.run.runs import is_finished
+from pal_jax.run.settings import changed, to_dict
 from pal_jax.run.trained import folders_read
 from tests import configs, shell
 
@@ -53,13 +54,6 @@ def home(monkeypatch):
 )
 def test_a_tilde_is_the_home_folder_wherever_a_path_begins(home, text, expected):
     assert at_home(text) == expected
-
-
-def test_a_tilde_in_a_config_file_is_the_home_folder(home):
-    config = ConfigDict({'policy': {'source': 'hf:~/a', 'n': 3}, 'files': ('~/b', 'c'), 'answers': '~/d', 'none': None})
-    cli._expand(config.lock())
-    assert config.policy.source == 'hf:/home/ana/a'
-    assert (config.policy.n, config.files, config.answers) == (3, ('/home/ana/b', 'c'), '/home/ana/d')
 
 
 def test_a_terminal_without_the_letters_shows_escapes(monkeypatch):
@@ -93,21 +87,20 @@ def test_a_merge_takes_the_place_of_an_earlier_one_and_of_no_source(tmp_path, mo
 
 
 def test_a_run_is_finished_that_has_its_report_and_as_many_steps(tmp_path):
-    config = configs.load('sft', 'smoke')
-    assert not cli.finished(config, tmp_path)
-    (tmp_path / 'config.json').write_text(config.to_json())
-    assert not cli.finished(config, tmp_path)
+    settings = configs.load('sft', 'smoke')
+    assert not is_finished(settings, tmp_path)
+    (tmp_path / 'config.json').write_text(json.dumps(to_dict(settings)))
+    assert not is_finished(settings, tmp_path)
     (tmp_path / 'report.html').touch()
-    assert cli.finished(config, tmp_path)
-    config.total_steps += 1
-    assert not cli.finished(config, tmp_path)
+    assert is_finished(settings, tmp_path)
+    assert not is_finished(changed(settings, total_steps=settings.total_steps + 1), tmp_path)
 
 
 def test_the_folders_that_a_config_reads_and_those_that_these_read(tmp_path):
     base, run = model(tmp_path / 'base'), tmp_path / 'run'
     run.mkdir()
     (run / 'config.json').write_text(f'{{"recipe": "sft", "policy": {{"source": "hf:{base}"}}}}')
-    config = ConfigDict({'recipe': 'sft', 'policy': {'source': f'orbax:{run}'}, 'judges': [f'local:hf:{base}', 'rule']})
+    config = {'recipe': 'sft', 'policy': {'source': f'orbax:{run}'}, 'judges': [f'local:hf:{base}', 'rule']}
     assert {*folders_read(config)} == {run, base}
     assert {*folders_read(f'orbax:{run}')} == {run, base}
     assert folders_read('hf:owner/name') == folders_read('random:tiny') == folders_read('') == []
@@ -128,10 +121,10 @@ def test_a_stage_writes_over_no_file_that_it_has_not_made(stage, name, tmp_path)
     path.write_text('mine')
     for asked in ('all', stage):
         with pytest.raises(ValueError, match=f'{path.relative_to(tmp_path).parts[0]} is there, and stage={stage}'):
-            psoups.stages(configs.settings('psoups', stage=asked), tmp_path)
+            psoups.stages(configs.load('psoups', stage=asked), tmp_path)
     (tmp_path / stage).mkdir()
     (tmp_path / stage / 'config.json').write_text('{}')
-    psoups.stages(configs.settings('psoups'), tmp_path)
+    psoups.stages(configs.load('psoups'), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pal_jax.run import cli, inputs
+from pal_jax.run import inputs
 from pal_jax.run.recipe import KEPT
+from pal_jax.run.stages import may_change
 from tests import configs
 
 
@@ -159,6 +160,6 @@ def test_a_large_file_is_told_by_its_size_and_blocks(tmp_path):
 
 @pytest.mark.parametrize('method', ['rlpa', 'plus', 'psoups', 'sft', 'pal'])
 def test_keys_that_may_change_are_not_watched(method):
-    free = {*cli.may_change(configs.load(method), Path('runs') / method)}
+    free = {*may_change(configs.load(method), Path('runs') / method)}
     assert 'total_steps' in free
     assert not [(key, each) for key in inputs.KEYS for each in free if fnmatch(key, each)]

@@ -61,7 +61,7 @@ def test_help_has_option_value_meaning_and_choices():
     assert 'kitchen: The kitchen\n' in text and '--config.kitchen.salt=1.0' in text
     assert 'hidden' not in text
     assert all(len(line) <= keys.WIDTH for line in text.splitlines())
-    of_run = '\n'.join(keys.described(configs.settings('rlpa')))
+    of_run = '\n'.join(keys.described(configs.load('rlpa')))
     assert '--config.endpoints.judge.retries=5 ' in of_run and 'pal_jax/learners/ppo.py, class PPO' in of_run
 
 
@@ -70,7 +70,7 @@ def test_help_has_option_value_meaning_and_choices():
     [(path.stem, '') for path in sorted(configs.CONFIGS.glob('*.py'))] + [('pal', 'large')],
 )
 def test_every_key_of_a_config_has_a_meaning(config, variant):
-    settings = configs.settings(config, variant)
+    settings = configs.load(config, variant)
     bare = [key.name for section in keys.sections(settings) for key in section.keys if not key.meaning]
     assert bare == []
     assert all(keys.first_sentence(section.kind) for section in keys.sections(settings))

@@ -1,12 +1,13 @@
-"""Settings from and to a config."""
+"""Settings: their changes, and their way to and from JSON."""
 
 from __future__ import annotations
 
-import pytest
-from ml_collections import ConfigDict
+import json
 
-from pal_jax.run.runs import read_settings
-from pal_jax.run.settings import parse, to_config
+import pytest
+
+from pal_jax.run.cli import homed
+from pal_jax.run.settings import changed, filled, overridden, parse, to_dict
 from tests import configs
 
 
@@ -14,17 +15,18 @@ from tests import configs
     'name', ['cost', 'dpo', 'moderation', 'pal', 'plus', 'psoups', 'reward', 'rlpa', 'safe_rlhf', 'sft']
 )
 def test_settings_are_those_of_their_config(name):
-    config = configs.load(name)
-    settings = read_settings(config)
-    assert to_config(settings).to_dict() == config.copy_and_resolve_references().to_dict()
-    assert parse(type(settings), to_config(settings)) == settings
+    settings = configs.load(name)
+    assert parse(type(settings), json.loads(json.dumps(to_dict(settings)))) == settings
     hash(settings.optimizer)  # learners compare by value
 
 
 def test_a_list_of_a_json_file_is_a_tuple_and_an_integer_may_stand_for_a_float():
-    settings = read_settings(configs.load('rlpa', **{'ppo.reward_clip': (-1, 2), 'ppo.gamma': 1}))
+    rlpa = configs.load('rlpa')
+    values = to_dict(rlpa)
+    values['ppo'] |= {'reward_clip': [-1, 2], 'gamma': 1}
+    settings = parse(type(rlpa), values)
     assert settings.ppo.reward_clip == (-1, 2) and isinstance(settings.ppo.gamma, float)
-    assert settings.ppo.temperature == 1.0 and 'temperature' not in to_config(settings.ppo)
+    assert settings.ppo.temperature == 1.0 and 'temperature' not in to_dict(settings.ppo)
 
 
 @pytest.mark.parametrize(
@@ -41,11 +43,77 @@ def test_a_list_of_a_json_file_is_a_tuple_and_an_integer_may_stand_for_a_float()
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_its_section(change, message):
-    config = configs.load('rlpa').to_dict()
+    rlpa = configs.load('rlpa')
     with pytest.raises(ValueError, match='critic: lr=-1'):
-        read_settings(configs.load('rlpa', **{'critic.lr': -1.0}))
+        changed(rlpa, critic=dict(lr=-1.0))
     with pytest.raises(ValueError, match='ppo=3 must be a section'):
-        read_settings(ConfigDict(config | {'ppo': 3}))
-    config['ppo'] = {key: value for key, value in (config['ppo'] | change).items() if value is not None}
+        changed(rlpa, ppo=3)
+    values = to_dict(rlpa)
+    values['ppo'] = {key: value for key, value in (values['ppo'] | change).items() if value is not None}
     with pytest.raises(ValueError, match=message):
-        read_settings(ConfigDict(config))
+        parse(type(rlpa), values)
+    if None not in change.values():
+        with pytest.raises(ValueError, match=message):
+            changed(rlpa, ppo=change)
+
+
+@pytest.mark.parametrize(
+    ('key', 'text', 'value'),
+    [
+        ('total_steps', '7', 7),
+        ('ppo.kl_coef', '1e-3', 1e-3),
+        ('export', 'false', False),
+        ('export', '1', True),
+        ('sampling.stop', "('.', '!')", ('.', '!')),
+        ('sampling.stop', '.', ('.',)),
+        ('sampling.stop', '', ()),
+        ('ppo.reward_clip', '-1,2', (-1.0, 2.0)),
+        ('ppo.kl_in', 'loss', 'loss'),
+        ('policy.source', '17', '17'),
+        ('endpoints.judge.address', 'http://a=b', 'http://a=b'),
+    ],
+)
+def test_a_text_of_the_command_line_is_the_value_of_its_key(key, text, value):
+    settings = overridden(configs.load('rlpa'), {key: text})
+    for part in key.split('.'):
+        settings = settings[part] if isinstance(settings, dict) else getattr(settings, part)
+    assert settings == value and type(settings) is type(value)
+
+
+@pytest.mark.parametrize(
+    ('key', 'text', 'message'),
+    [
+        ('ppo.clpi', '1', r'unknown key ppo\.clpi; did you mean ppo\.clip'),
+        ('pppo.clip', '1', r'unknown key pppo; did you mean ppo'),
+        ('seed.x', '1', r'unknown key seed\.x'),
+        ('endpoints.nobody.address', 'x', r'unknown key endpoints\.nobody'),
+        ('total_steps', '1.5', r"total_steps='1\.5' must be of type int"),
+        ('export', 'maybe', r"export='maybe' must be of type bool"),
+        ('ppo', '3', r"ppo='3' must be a section"),
+        ('ppo.kl_in', 'los', r"ppo\.kl_in='los'; use one of reward, loss"),
+    ],
+)
+def test_a_text_that_is_no_value_of_its_key_is_named(key, text, message):
+    with pytest.raises(ValueError, match=message):
+        overridden(configs.load('rlpa'), {key: text})
+
+
+def test_a_change_leaves_all_else_and_a_section_may_be_replaced():
+    sft = configs.load('sft')
+    other = changed(sft, seed=3, data=dict(batch_size=9), optimizer=sft.optimizer)
+    assert (other.seed, other.data.batch_size, other.data.max_length) == (3, 9, sft.data.max_length)
+    assert changed(other, seed=sft.seed, data=sft.data) == sft
+    reward = filled(type(configs.load('reward')), other, data=configs.load('reward').data)
+    assert (reward.seed, reward.optimizer) == (3, sft.optimizer)
+
+
+def test_a_tilde_in_a_config_file_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/ana')
+    psoups = configs.load('psoups', **{'policy.source': 'hf:~/a', 'answers': '~/d'})
+    homely = homed(changed(psoups, sampling=dict(stop=('~/b', 'c'))))
+    assert (homely.policy.source, homely.answers, homely.sampling.stop) == (
+        'hf:/home/ana/a',
+        '/home/ana/d',
+        ('/home/ana/b', 'c'),
+    )
+    assert homed(homely) == homely

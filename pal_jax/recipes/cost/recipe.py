@@ -30,7 +30,7 @@ from pal_jax.run.language import FromRows
 from pal_jax.run.models import keeping, make_policy
 from pal_jax.run.planned import Planned, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite, stage_before
-from pal_jax.run.runs import read_config, read_settings
+from pal_jax.run.runs import read_settings
 from pal_jax.run.scorers import OpenScores
 from pal_jax.run.trained import Trained
 from pal_jax.types import Metrics
@@ -138,7 +138,7 @@ def open_scores(folder: str | Path, ctx: Context) -> OpenScores:
     Raises:
       ValueError, RuntimeError: the model or its checkpoint cannot be read.
     """
-    settings = read_settings(read_config(str(folder)))
+    settings = read_settings(folder)
     if not isinstance(settings, Settings):
         raise ValueError(f'{folder} is a run of {settings.recipe}; give one of cost')
     return scorers.open_scores(folder, settings, ctx, settings.cost)

@@ -42,7 +42,7 @@ from pal_jax.run.models import Policy, keeping, make_policy
 from pal_jax.run.moderator import Moderator, unsafe_by
 from pal_jax.run.planned import Planned, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
-from pal_jax.run.runs import read_config, read_settings
+from pal_jax.run.runs import read_settings
 from pal_jax.run.scorers import make_scorer
 from pal_jax.run.trained import Export, Trained
 from pal_jax.types import Chat, Metrics
@@ -240,7 +240,7 @@ def open_moderator(folder: str | Path, ctx: Context) -> Moderator:
     Raises:
       ValueError, RuntimeError: the folder is no such run, or its model or checkpoint cannot be read.
     """
-    settings = read_settings(read_config(str(folder)))
+    settings = read_settings(folder)
     if not isinstance(settings, Settings):
         raise ValueError(f'{folder} is a run of {settings.recipe}; give one of moderation')
     model = make_policy(settings.policy, ctx.of(folder), settings.seed)

@@ -1,7 +1,7 @@
 """PLUS: summaries of the preferences of people in words, learnt together with the reward model that reads them."""
 
-from pal_jax.recipes.plus.recipe import MAY_CHANGE, STAGES, make, make_trained, planned, stages
+from pal_jax.recipes.plus.recipe import MAY_CHANGE, make, make_trained, planned, stages
 from pal_jax.recipes.plus.scoring import open_scorer
 from pal_jax.recipes.plus.settings import Settings
 
-__all__ = ['MAY_CHANGE', 'STAGES', 'Settings', 'make', 'make_trained', 'open_scorer', 'planned', 'stages']
+__all__ = ['MAY_CHANGE', 'Settings', 'make', 'make_trained', 'open_scorer', 'planned', 'stages']

@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from pal_jax.data.histories import History
 from pal_jax.decode.sampler import make_packing
@@ -31,7 +30,7 @@ from pal_jax.recipes.plus.context import Describe, RewardModel, State, make_repl
 from pal_jax.recipes.plus.histories import Splits
 from pal_jax.recipes.plus.parts import Models, Parts, make_models, make_parts, make_rate
 from pal_jax.recipes.plus.people import Draw, check_reads, make_draw, of_whom, read_people
-from pal_jax.recipes.plus.settings import READS, WRITTEN, Settings, TableSettings
+from pal_jax.recipes.plus.settings import READS, WRITTEN, Settings
 from pal_jax.run.checkpoint import CONFIG
 from pal_jax.run.models import keeping, make_learner, trained_policy
 from pal_jax.run.planned import Planned, sampling
@@ -46,11 +45,10 @@ from pal_jax.run.recipe import (
     check_finite,
     stage_before,
 )
-from pal_jax.run.settings import to_config
+from pal_jax.run.stages import Stage
 from pal_jax.run.trained import Trained
 from pal_jax.types import Exhibit, Metrics, RolloutBatch, Sample
 
-STAGES: dict[str, type] = {table.TABLE: TableSettings}  # the other stages are runs, which have `Settings`
 SHOWN = 'accuracy', 'reward', 'written_better'
 MAY_CHANGE = 'seeds', 'eval.shown'  # when a run goes on
 
@@ -152,15 +150,13 @@ class PLUS:
         return Evaluation(record, people, [*conditioning.make_exhibits(record, list(self.tests)), *examples])
 
 
-def make(settings: Settings | TableSettings, ctx: Context) -> Recipe:
+def make(settings: Settings, ctx: Context) -> Recipe:
     """Check the settings, read the people and build the parts; weights are read by `init`.
 
     Raises:
       ValueError: a value or a line of the file is wrong.
       RuntimeError: a model cannot be had.
     """
-    if isinstance(settings, TableSettings):
-        return table.make_table(settings, ctx)
     check(settings)
     train, tests = read_people(settings, ctx.log)
     # Raises here, before models are opened, where a person has no other to stand in.
@@ -201,7 +197,7 @@ def make_plan(settings: Settings, parts: Parts) -> Plan:
     return Plan(steps, abstract, stage, trained, SHOWN, after=make_after(settings), keep=keep, phases=phases)
 
 
-def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
+def stages(settings: Settings, workdir: Path) -> list[Stage]:
     """The run itself, or, where `settings.methods` names some, their runs and the table of them.
 
     Raises:
@@ -209,7 +205,7 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
     """
     check(settings)
     if not settings.methods:
-        return [(to_config(settings), workdir)]
+        return [Stage(workdir, settings)]
     if (workdir / CONFIG).exists():
         raise ValueError(f'{workdir} holds a single run; give the table another --workdir')
     runs, people = table.stages(settings, workdir), read_people(settings)
@@ -221,17 +217,15 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
     return runs
 
 
-def planned(settings: Settings | TableSettings, prompt: int) -> Planned | None:
+def planned(settings: Settings, prompt: int) -> Planned | None:
     """The part of a run that is planned, see `run/planned.py`: the summariser."""
-    if not isinstance(settings, Settings):
-        return None
     n = settings.summary.n_samples
     return sampling(settings, functools.partial(make_learner, n=n), settings.summary.people, n, prompt)
 
 
-def make_trained(settings: Settings | TableSettings, ctx: Context) -> Trained | None:
+def make_trained(settings: Settings, ctx: Context) -> Trained | None:
     """The model that a run trains, without its people, who may be gone; None where it trains no summariser."""
-    if isinstance(settings, TableSettings) or settings.reads == 'latent':
+    if settings.reads == 'latent':
         return None
     return trained_by(settings, make_models(settings, ctx))
 

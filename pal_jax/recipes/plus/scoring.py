@@ -16,7 +16,7 @@ from pal_jax.recipes.plus.settings import WRITTEN, Settings
 from pal_jax.run import files, sharding
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.record_scorer import Scorer, one_device
-from pal_jax.run.runs import read_config, read_settings
+from pal_jax.run.runs import read_settings
 
 
 def open_scorer(workdir: str, person: str) -> Scorer:
@@ -26,7 +26,7 @@ def open_scorer(workdir: str, person: str) -> Scorer:
       ValueError: the run reads no summaries, or the person is no such file.
       RuntimeError: a model or checkpoint cannot be read.
     """
-    settings = read_settings(read_config(workdir))
+    settings = read_settings(workdir)
     if not isinstance(settings, Settings) or settings.reads not in WRITTEN:
         reads = ' or '.join(WRITTEN)
         raise ValueError(f'{workdir} is no run of PLUS that reads summaries; give one with reads={reads}')

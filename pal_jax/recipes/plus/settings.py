@@ -9,7 +9,7 @@ from pal_jax.learners.latent import Latent
 from pal_jax.recipes.plus.histories import Made
 from pal_jax.run.language import ANSWERS, EndpointSettings, ModelSettings, Reinforced
 from pal_jax.run.optim import Optimizer
-from pal_jax.run.settings import Run, StageSettings
+from pal_jax.run.settings import StageSettings
 
 WRITTEN = 'summary', 'untrained'  # values of `reads` with which a model writes the text
 READS = *WRITTEN, 'context', 'kind', 'nothing', 'latent'
@@ -105,13 +105,3 @@ class Settings(Reinforced):
     condition: str = ''
     endpoints: Mapping[str, EndpointSettings]
     answers: str = ANSWERS  # '': endpoints are asked again
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TableSettings(Run):
-    """The keys of the stage that puts the runs of several methods into one table, with a step for each run."""
-
-    methods: str
-    seeds: int
-    data: str
-    steps: int  # the `total_steps` of every run

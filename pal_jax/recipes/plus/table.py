@@ -21,21 +21,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from pal_jax.recipes.plus import methods
-from pal_jax.recipes.plus.settings import Settings, TableSettings
+from pal_jax.recipes.plus.settings import Settings as Single
 from pal_jax.run import files, piecework
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.recipe import Context, Evaluation, Host, Recipe, check_at_least
-from pal_jax.run.report import REPORT, duration, gigabytes
-from pal_jax.run.settings import to_config
+from pal_jax.run.report import duration, gigabytes
+from pal_jax.run.settings import Run, changed, filled
+from pal_jax.run.stages import Stage
 from pal_jax.run.summary import SUMMARY
+from pal_jax.run.workdir import REPORT
 from pal_jax.types import Exhibit, Metrics
 
 TABLE, MARKDOWN = 'table', 'table.md'
 RUN_HEAD = ['run', 'steps', 'time', 'peak memory of the process', 'report']
-SHARED = 'recipe', 'methods', 'seeds', 'seed', 'data', 'mesh', 'checkpoint', 'metrics'
+MAY_CHANGE = ('seeds',)  # when a run goes on
 METHODS: dict[str, dict[str, Any]] = {
     'plus': {},
     'untrained': {'reads': 'untrained'},
@@ -44,12 +44,22 @@ METHODS: dict[str, dict[str, Any]] = {
     'latent': {'reads': 'latent'},
     'kind': {'reads': 'kind'},
     'shuffled': {'shuffled': True},
-    'static-summariser': {'summary.train': False},
-    'static-reward-model': {'reward_model.train': False, 'hold.steps': 0},
+    'static-summariser': {'summary': {'train': False}},
+    'static-reward-model': {'reward_model': {'train': False}, 'hold': {'steps': 0}},
 }
 
 
-def read_methods(settings: Settings | TableSettings) -> list[str]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Run):
+    """The keys of the stage that puts the runs of several methods into one table, with a step for each run."""
+
+    methods: str
+    seeds: int
+    data: str
+    steps: int  # the `total_steps` of every run
+
+
+def read_methods(settings: Single | Settings) -> list[str]:
     """The methods that `settings.methods` names. Raises ValueError where a name is unknown, or stands there twice."""
     names = [name.strip() for name in settings.methods.split(',')]
     if wrong := [name for name in names if name not in METHODS or names.count(name) > 1]:
@@ -58,14 +68,14 @@ def read_methods(settings: Settings | TableSettings) -> list[str]:
     return names
 
 
-def places_of(settings: Settings | TableSettings) -> list[tuple[str, int]]:
+def places_of(settings: Single | Settings) -> list[tuple[str, int]]:
     """Methods and seeds of all runs, seed by seed."""
     names, first = read_methods(settings), settings.seed
     return [(name, seed) for seed in range(first, first + settings.seeds) for name in names]
 
 
-def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
-    """Every run with its config and folder, seed by seed, and the table last.
+def stages(settings: Single, workdir: Path) -> list[Stage]:
+    """Every run with its settings and folder, seed by seed, and the table last.
 
     Raises:
       ValueError: as `read_methods`, or the settings are themselves of another method than `plus`.
@@ -74,20 +84,17 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
     plain = settings.summary.train and settings.reward_model.train and not settings.shuffled
     if settings.reads != 'summary' or not plain:
         raise ValueError('methods say themselves what they read and what learns; leave reads, shuffled and train alone')
-    runs = [(make_run(settings, name, seed), workdir / f'{name}-{seed}') for name, seed in places_of(settings)]
-    shared = {key: getattr(settings, key) for key in SHARED}
-    part = to_config(TableSettings(**shared, total_steps=len(runs), steps=settings.total_steps, export=False))
-    part.stage = TABLE
-    return [*runs, (part, workdir / TABLE)]
+    runs = [Stage(workdir / f'{name}-{seed}', make_run(settings, name, seed)) for name, seed in places_of(settings)]
+    steps = {'total_steps': len(runs), 'steps': settings.total_steps, 'export': False}
+    part = filled(Settings, settings, recipe='plus.table', part_of='plus', **steps)
+    return [*runs, Stage(workdir / TABLE, part)]
 
 
-def make_run(settings: Settings, name: str, seed: int) -> ConfigDict:
-    """The config of one method's run with one seed."""
-    run = to_config(dataclasses.replace(settings, methods='', seeds=1, seed=seed))
-    run.stage = name
-    shown = {'eval.base': name == 'plus'}  # the table has the results of a run
-    run.update_from_flattened_dict(shown | METHODS[name])
-    return run
+def make_run(settings: Single, name: str, seed: int) -> Single:
+    """The settings of one method's run with one seed."""
+    # The table has the results of a run.
+    single = changed(settings, methods='', seeds=1, seed=seed, part_of='plus', eval=dict(base=name == 'plus'))
+    return changed(single, **METHODS[name])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +134,7 @@ class Table:
         return Evaluation(methods.figures(entries), exhibits=exhibits)
 
 
-def make_table(settings: TableSettings, ctx: Context) -> Recipe:
+def make(settings: Settings, ctx: Context) -> Recipe:
     """The recipe of the last stage: a step reads the results of a run."""
     table = Table(places_of(settings), ctx.workdir.parent, ctx.workdir)
     shown = [f'{name}_accuracy' for name in read_methods(settings)]

@@ -10,13 +10,14 @@ from pal_jax.judges.chat_models import ChatModels
 from pal_jax.learners.ppo import check_samples
 from pal_jax.learners.scorer import check_dropout, check_pooling
 from pal_jax.recipes.personal.pal import person as pal_person
-from pal_jax.recipes.psoups.data import ANNOTATIONS, PAIRS, ROLLOUTS
+from pal_jax.recipes.psoups.annotate import ANNOTATIONS, PAIRS
 from pal_jax.recipes.psoups.evaluate import GENERATIONS
 from pal_jax.recipes.psoups.jobs import make_fronts
 from pal_jax.recipes.psoups.judges import open_annotators, read_annotators
 from pal_jax.recipes.psoups.merge import MERGED, soup_weights
 from pal_jax.recipes.psoups.preferences import Preference, combinations
 from pal_jax.recipes.psoups.prompts import known_prompts, read_preferences
+from pal_jax.recipes.psoups.rollout import ROLLOUTS
 from pal_jax.recipes.psoups.settings import Settings
 from pal_jax.run.models import make_adapters
 from pal_jax.run.recipe import check_at_least
@@ -30,10 +31,8 @@ WRITES = {  # files that stages write beside their folders
 }
 
 
-def check(settings: Settings, prompts: bool = True) -> tuple[Preference, ...]:
+def check(settings: Settings) -> tuple[Preference, ...]:
     """The preferences of the settings, after checks of everything that later stages would fail at.
-
-    With `prompts` the files of prompts are checked too.
 
     Raises:
       ValueError: a value is wrong.
@@ -55,8 +54,6 @@ def check(settings: Settings, prompts: bool = True) -> tuple[Preference, ...]:
         )
     if not 0 < settings.annotate.test_share < 1:
         raise ValueError(f'annotate.test_share={settings.annotate.test_share} must be between 0 and 1')
-    for split in ('train', 'test') if prompts else ():
-        known_prompts(settings.prompts, split)
     check_learning(settings)
     poles = read_preferences(settings)
     check_judges(settings, poles)
@@ -67,6 +64,12 @@ def check(settings: Settings, prompts: bool = True) -> tuple[Preference, ...]:
     soup_weights(settings.merge, len(combinations(poles)[0]))
     make_fronts(settings.evaluate, poles)
     return poles
+
+
+def check_prompts(settings: Settings) -> None:
+    """Raises ValueError where a file of prompts has no prompt, or a line that is none."""
+    for split in ('train', 'test'):
+        known_prompts(settings.prompts, split)
 
 
 def check_judges(settings: Settings, poles: Sequence[Preference]) -> None:

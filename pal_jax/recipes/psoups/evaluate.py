@@ -28,7 +28,7 @@ from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_
 from pal_jax.recipes.psoups.policies import check_trained, open_adapters
 from pal_jax.recipes.psoups.preferences import Combination, Preference, ask, combinations, name_of
 from pal_jax.recipes.psoups.prompts import Prompt, read_preferences, read_prompts
-from pal_jax.recipes.psoups.settings import Evaluating
+from pal_jax.recipes.psoups.settings import Asking, EvaluationSettings, Judging, MergeSettings
 from pal_jax.run import piecework, processes
 from pal_jax.run.models import make_policy
 from pal_jax.run.piecework import Piecework, Records
@@ -36,6 +36,15 @@ from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host
 from pal_jax.types import Metrics
 
 GENERATIONS = 'generations'
+MAY_CHANGE = ('evaluate.max_failed',)  # keys that may change when a run goes on
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Asking, Judging):
+    """The keys of stage evaluate."""
+
+    merge: MergeSettings = MergeSettings()
+    evaluate: EvaluationSettings = EvaluationSettings()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +130,14 @@ class Tasting:
         return evaluation._replace(record={**evaluation.record, **failed, **self.models.usage})
 
 
-def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
-    """The recipe of stage 6. Raises ValueError where a value is wrong, or a stage has not been run."""
+def make(settings: Settings, ctx: Context) -> Piecework:
+    """The recipe of the stage. Raises ValueError where a value is wrong, or a stage has not been run."""
     policy, poles = make_policy(settings.policy, ctx, settings.seed), read_preferences(settings)
     evaluate, models = settings.evaluate, ChatModels(settings.endpoints, settings.answers, settings.seed)
     specs = read_annotators(evaluate.judge, settings.preferences, COMPARING)
     judge = open_annotators(models, specs, 'evaluator')
     prompts = read_prompts(settings, 'test', policy.tokenizer)
-    jobs = make_jobs(settings, poles)
+    jobs = make_jobs(settings.merge, evaluate, poles)
     for stage in dict.fromkeys(source for job in jobs for source in job.sources):
         check_trained(ctx.workdir.parent / stage, settings)
     tasting = Tasting(

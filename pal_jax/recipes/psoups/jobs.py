@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from pal_jax.recipes.psoups.merge import soup_weights
 from pal_jax.recipes.psoups.preferences import Preference, by_dimension, combinations, name_of
-from pal_jax.recipes.psoups.settings import Evaluating, EvaluationSettings
+from pal_jax.recipes.psoups.settings import EvaluationSettings, MergeSettings
 
 SYSTEMS: tuple[str, ...] = ('base', 'rlhf', 'multitask', 'morl', 'psoups')
 
@@ -53,17 +53,17 @@ class Job(NamedTuple):
 Fronts = Mapping[tuple[Preference, Preference], Sequence[Job]]  # the soups between two poles
 
 
-def make_jobs(settings: Evaluating, poles: Sequence[Preference]) -> list[Job]:
+def make_jobs(merge: MergeSettings, evaluate: EvaluationSettings, poles: Sequence[Preference]) -> list[Job]:
     """All jobs, in their order."""
     combos = combinations(poles)
-    weights = soup_weights(settings.merge, len(combos[0]))
+    weights = soup_weights(merge, len(combos[0]))
     jobs = [Job('rlhf', (), ('rlhf',), (1.0,))]
     for combo in combos:
         jobs += [Job('base', combo), *(Job(name, combo, (name,), (1.0,)) for name in ('multitask', 'morl'))]
         jobs.append(Job('psoups', combo, tuple(f'policy-{pole.id}' for pole in combo), weights))
     # Beside the comparison of systems: whether each policy serves its own pole at all.
-    jobs += [job for pole in poles for job in pole_jobs(pole, settings.evaluate.draws)]
-    jobs += [job for front in make_fronts(settings.evaluate, poles).values() for job in front]
+    jobs += [job for pole in poles for job in pole_jobs(pole, evaluate.draws)]
+    jobs += [job for front in make_fronts(evaluate, poles).values() for job in front]
     # With a single dimension a combination is a pole, and its jobs would come twice.
     return list({job.name: job for job in jobs}.values())
 

@@ -20,8 +20,9 @@ from pal_jax.recipes.psoups import preferences
 from pal_jax.recipes.psoups.policies import check_trained, open_adapters
 from pal_jax.recipes.psoups.preferences import Combination
 from pal_jax.recipes.psoups.prompts import read_preferences
-from pal_jax.recipes.psoups.settings import MergeSettings, Merging
+from pal_jax.recipes.psoups.settings import MergeSettings, Preferring
 from pal_jax.run import piecework
+from pal_jax.run.language import ModelSettings
 from pal_jax.run.models import make_policy
 from pal_jax.run.piecework import Piecework, Records
 from pal_jax.run.recipe import Context, Evaluation, Host
@@ -30,9 +31,17 @@ from pal_jax.types import Metrics
 MERGED = 'merged'
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Preferring):
+    """The keys of stage merge."""
+
+    policy: ModelSettings = ModelSettings()
+    merge: MergeSettings = MergeSettings()
+
+
 @dataclasses.dataclass(frozen=True)
 class Merges:
-    """Stage 5: for every combination of poles the weighted mean of their policies' adapters, factor by factor.
+    """For every combination of poles the weighted mean of their policies' adapters, factor by factor.
 
     Attributes:
       folder: the folder that all stages share.
@@ -65,8 +74,8 @@ class Merges:
         return Evaluation({'rows': len(records)})
 
 
-def make_merges(settings: Merging, ctx: Context) -> Piecework:
-    """The recipe of stage 5. Raises ValueError where a policy is not trained, or was trained on another base."""
+def make(settings: Settings, ctx: Context) -> Piecework:
+    """The recipe of the stage. Raises ValueError where a policy is not trained, or was trained on another base."""
     policy, folder = make_policy(settings.policy, ctx, settings.seed), ctx.workdir.parent
     combinations = preferences.combinations(read_preferences(settings))
     weights = soup_weights(settings.merge, len(combinations[0]))

@@ -9,23 +9,23 @@ import jax
 
 from pal_jax.decode.answers import check_finished
 from pal_jax.models.params import Params
-from pal_jax.recipes.psoups.settings import Stage
+from pal_jax.recipes.psoups.settings import Preferring
 from pal_jax.run import inputs, sharding
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.recipe import Context
-from pal_jax.run.runs import read_config
-from pal_jax.run.settings import to_config
+from pal_jax.run.settings import to_dict
 from pal_jax.run.trained import trained_in
+from pal_jax.run.workdir import read_run
 
 
-def check_trained(folder: Path, settings: Stage) -> None:
+def check_trained(folder: Path, settings: Preferring) -> None:
     """Raises ValueError where a stage does not fit this run.
 
     It is not finished, has trained adapters of another base or kind, or has read other preferences or prompts by the
     same name.
     """
     check_finished(folder)
-    configs = [config.to_dict() for config in (read_config(str(folder)), to_config(settings))]
+    configs = read_run(folder), to_dict(settings)
     inputs.check_shared(inputs.look(configs[1]), folder)
     theirs, ours = ({**config['policy'], 'seed': config['seed']} for config in configs)
     # With a base of random weights the seed is part of the base's name.

@@ -10,7 +10,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.recipes.psoups import preferences
 from pal_jax.recipes.psoups.preferences import Preference, ask
 from pal_jax.recipes.psoups.questions import make_questions
-from pal_jax.recipes.psoups.settings import Asking, PromptSettings, Stage
+from pal_jax.recipes.psoups.settings import Asking, Preferring, PromptSettings
 
 
 class Prompt(NamedTuple):
@@ -42,9 +42,14 @@ class Asked(NamedTuple):
         return [ask(self.prompt.question, [pole]) for pole in self.preferences] or [self.prompt.question]
 
 
-def read_preferences(settings: Stage) -> tuple[Preference, ...]:
+def read_preferences(settings: Preferring) -> tuple[Preference, ...]:
     """The preferences that `preferences` and `poles` name. Raises ValueError where these are wrong."""
     return preferences.choose(known_preferences(settings.preferences), settings.poles)
+
+
+def everyone(settings: Preferring) -> tuple[Preference, ...]:
+    """The general preference, then the preferences that `preferences` and `poles` name."""
+    return preferences.general(), *read_preferences(settings)
 
 
 def known_preferences(source: str) -> tuple[Preference, ...]:

@@ -10,291 +10,80 @@
     evaluate   win rates of all of these against each other
 
 Each stage is a run in a folder beside the others'. Reward models and multitask learning are those of
-`recipes/reward.py` and `recipes/sft.py` on files that the annotations make. This file has PPO and the list of stages;
-beside it `data.py` makes data, `merge.py` merges, `evaluate.py` evaluates, and `check.py` checks a config.
+`recipes/reward.py` and `recipes/sft.py` on files that the annotations make. `rl.py` is PPO; each other stage has a file
+of its name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
-from ml_collections import ConfigDict
-
-from pal_jax.data.passes import shuffled
-from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_finished, make_sampler
-from pal_jax.decode.sampler import make_packing
-from pal_jax.learners.ppo import PolicyLearner, PolicyState
-from pal_jax.models.params import Params
-from pal_jax.recipes import reward
-from pal_jax.recipes.personal.pal import person as pal_person
-from pal_jax.recipes.psoups import data, merge
-from pal_jax.recipes.psoups.check import check, check_shared
-from pal_jax.recipes.psoups.evaluate import make_evaluation
-from pal_jax.recipes.psoups.judges import RewardModel, Score
-from pal_jax.recipes.psoups.moments import Moments, scaled, seen
-from pal_jax.recipes.psoups.preferences import BEST, GENERAL, JOINT, Preference, combinations
-from pal_jax.recipes.psoups.prompts import Asked, Prompt, read_preferences, read_prompts
-from pal_jax.recipes.psoups.settings import (
-    RL,
-    STAGES,
-    Annotation,
-    Asking,
-    Evaluating,
-    Merging,
-    Rollout,
-    Settings,
-    Stage,
-)
-from pal_jax.run.models import keeping, make_learner, make_policy, trained_policy
-from pal_jax.run.planned import Planned, sampling
-from pal_jax.run.recipe import (
-    EVALUATION,
-    Context,
-    Evaluation,
-    Host,
-    Plan,
-    Recipe,
-    check_finite,
-    check_stage,
-    stage_before,
-)
-from pal_jax.run.settings import keys_of, to_config
-from pal_jax.run.trained import Trained
-from pal_jax.types import Metrics, RolloutBatch, Sample
-
-MAY_CHANGE = 'annotate.max_failed', 'evaluate.max_failed'  # keys that may change when a run goes on
+from pal_jax.recipes import reward, sft
+from pal_jax.recipes.psoups import annotate, evaluate, merge, rl, rollout
+from pal_jax.recipes.psoups.check import check, check_prompts, check_shared
+from pal_jax.recipes.psoups.preferences import BEST, GENERAL, JOINT
+from pal_jax.recipes.psoups.settings import Asking, Settings
+from pal_jax.run.planned import Planned
+from pal_jax.run.settings import Run, filled
+from pal_jax.run.stages import Stage, chosen
 
 
-@dataclasses.dataclass(frozen=True)
-class RLPHF:
-    """PPO of the base policy's adapters by a reward model: stages rlhf, morl and policy.
-
-    Attributes:
-      load: loads the base's weights.
-      judge: the folder of the reward model's stage, which must be finished; None: `score` needs no stage.
-      pack: makes a batch of samples, which has the `n` samples of a prompt side by side.
-      train: prompts to learn from, in shuffled passes of which step 0 begins at entry `first`.
-      test: the prompts of an evaluation.
-      wanted: the preferences of prompts, in turn.
-      batch_size: the number of prompts of a step.
-      scale_scores: whether rewards are scores less their mean, over their deviation, of all steps so far.
-    """
-
-    plan: Plan
-    ctx: Context
-    stage: str
-    learner: PolicyLearner
-    load: Callable[..., Params]
-    sample: Sampler
-    score: Score
-    judge: Path | None
-    pack: Callable[[Sequence[Sample]], RolloutBatch]
-    train: Sequence[Prompt]
-    test: Sequence[Prompt]
-    wanted: Sequence[tuple[Preference, ...]]
-    batch_size: int
-    n: int
-    first: int = 0
-    scale_scores: bool = False
-    seed: int = 0
-
-    def init(self) -> tuple[PolicyState, Host]:
-        if self.judge:
-            check_finished(self.judge)
-        return self.learner.init(self.load(self.learner.actor.param_shardings)), {'moments': list(Moments())}
-
-    def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
-        # 1. Draw prompts, each with the preferences that the policy is told.
-        questions = self.draw(i)
-        with self.ctx.phase('rollout'):
-            # 2. Sample answers of the policy.
-            texts = [question.text for question in questions]
-            samples = self.sample(self.learner.weights(state), texts, self.n, (self.seed, i))
-        with self.ctx.phase('reward'):
-            # 3. Score question and whole answer by the reward model; put the scores on one scale.
-            scores = self.scores(questions, samples)
-            moments = seen(Moments(*host['moments']), scores)
-            rewards = scaled(moments, scores) if self.scale_scores else scores
-            samples = [dataclasses.replace(s, rewards=(float(r),)) for s, r in zip(samples, rewards, strict=True)]
-        with self.ctx.phase('annotate'):
-            # 4. Score the answers' tokens by policy, reference and critic; estimate advantages.
-            batch, figures = self.learner.score(state, self.pack(samples))
-            batch, estimated = self.learner.advantages(state, batch)
-        with self.ctx.phase('update'):
-            # 5. Update policy and critic in epochs of minibatches.
-            state, updated = self.learner.update(state, batch, jax.random.fold_in(jax.random.key(self.seed), i))
-        check_finite(state, 'lower optimizer.lr or raise ppo.kl_coef')
-        metrics = summarize(samples, scores) | figures | estimated | updated
-        return state, {'moments': list(moments)}, self.stage, metrics
-
-    def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
-        questions = self.ask(self.test, 0)
-        with self.ctx.phase('evaluate'):
-            texts = [question.text for question in questions]
-            samples = self.sample(self.learner.weights(state), texts, 1, (self.seed, EVALUATION))
-            scores = self.scores(questions, samples)
-        answers = [sample.completion.text for sample in samples]
-        record = summarize(samples, scores)
-        for preference in self.wanted[0] if len(self.wanted) == 1 else ():
-            if rule := preference.rule:
-                # A pole's rule shows, beside the reward model, whether the policy does what the pole says.
-                met = [rule.score(prompt.question, text) for prompt, text in zip(self.test, answers, strict=True)]
-                record[f'rule_{preference.id}'] = float(np.mean(met))
-        dialogues = [as_dialogue(text, answer) for text, answer in zip(texts[:3], answers[:3], strict=True)]
-        return Evaluation(record, dialogues)
-
-    def draw(self, i: int) -> list[Asked]:
-        """The prompts of step `i`, each with its preferences."""
-        start = i * self.batch_size
-        drawn = shuffled(len(self.train), start=self.first + start, size=self.batch_size, seed=self.seed)
-        return self.ask([self.train[k] for k in drawn], start)
-
-    def ask(self, prompts: Sequence[Prompt], start: int) -> list[Asked]:
-        """Prompts with their preferences in turn; the first of them is prompt `start` of the stage."""
-        return [Asked(prompt, self.wanted[(start + k) % len(self.wanted)]) for k, prompt in enumerate(prompts)]
-
-    def scores(self, questions: Sequence[Asked], samples: Sequence[Sample]) -> np.ndarray:
-        """The reward of every sample; the samples of a prompt stand side by side."""
-        texts, n = [sample.completion.text.strip() for sample in samples], len(samples) // len(questions)
-        replies = [texts[k : k + n] for k in range(0, len(texts), n)]
-        return paid(self.score([question.readings for question in questions], replies).ravel(), texts)
-
-
-def make(settings: Stage, ctx: Context) -> Recipe:
-    """The recipe of a stage.
+def stages(settings: Settings, workdir: Path) -> list[Stage]:
+    """The stages that `stage` of the settings names, each with its own settings and folder, in their order.
 
     Raises:
-      ValueError: a value is wrong, or an earlier stage has not been run.
-      RuntimeError: a model cannot be had.
+      ValueError: there is no such stage, a value is wrong, or a file that a stage would write exists.
     """
-    match settings:
-        case Settings():  # of all stages
-            raise ValueError('a run of psoups has a folder for each of its stages; name one, such as .../policy-P2A')
-        case Rollout():
-            return data.make_rollouts(settings, ctx)
-        case Annotation():
-            return data.make_annotations(settings, ctx)
-        case RL():
-            return make_ppo(settings, ctx)
-        case Merging():
-            return merge.make_merges(settings, ctx)
-        case Evaluating():
-            return make_evaluation(settings, ctx)
-    raise TypeError(f'{type(settings).__name__} are the settings of no stage')
+    poles = [pole.id for pole in check(settings)]
+
+    def make(folder: str, kind: type[Run], **values: object) -> Stage:
+        # Steps count those of PPO alone; other stages have theirs in their sections, or none.
+        shared = {'part_of': 'psoups', 'total_steps': settings.total_steps if kind is rl.Settings else 0}
+        return Stage(workdir / folder, filled(kind, settings, **shared | values))
+
+    def policy(folder: str, preference: str) -> Stage:
+        return make(folder, rl.Settings, recipe='psoups.rl', preference=preference)
+
+    listed = [
+        make('rollout', rollout.Settings, recipe='psoups.rollout'),
+        make('annotate', annotate.Settings, recipe='psoups.annotate'),
+        *(make(f'reward-{name}', reward.Settings, **reward_values(settings, name, workdir))
+          for name in (GENERAL, *poles, JOINT)),
+        policy('rlhf', GENERAL),
+        make('multitask', sft.Settings, **multitask_values(settings, workdir)),
+        policy('morl', JOINT),
+        *(policy(f'policy-{pole}', pole) for pole in poles),
+        make('merge', merge.Settings, recipe='psoups.merge'),
+        make('evaluate', evaluate.Settings, recipe='psoups.evaluate'),
+    ]  # fmt: skip
+    picked = chosen(listed, settings.stage)
+    if any(isinstance(stage.settings, Asking) for stage in picked):
+        check_prompts(settings)
+    check_shared([stage.folder.name for stage in picked], workdir)
+    return picked
 
 
-def make_ppo(settings: RL, ctx: Context) -> RLPHF:
-    """The recipe of stages rlhf, morl and policy."""
-    policy, rl, seed = make_policy(settings.policy, ctx, settings.seed), settings.rl, settings.seed
-    n, steps, evaluated = rl.n_samples_per_prompt, settings.total_steps, settings.eval
-    learner = make_learner(settings, policy.cfg, ctx, n=n)
-    name = {'rlhf': GENERAL, 'morl': JOINT}.get(settings.stage, settings.preference)
-    judge = None if rl.reward else ctx.workdir.parent / f'reward-{name}'
-    train, test = (read_prompts(settings, split, policy.tokenizer) for split in ('train', 'test'))
-    stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
-    trained, keep = trained_policy(settings.policy, policy, learner), keeping(policy=policy)
-    scores = ModelScores(judge, ctx, reward.open_scores) if judge else None
-    score = RewardModel(scores) if scores else pal_person.make_score(rl.reward, rl.person)
-    return RLPHF(
-        Plan(steps, learner.abstract, stage, trained, ('reward', 'words'), keep=keep), ctx, settings.stage,
-        learner, policy.source.load,
-        sample=make_sampler(
-            settings.decode, settings.sampling, policy, ctx, at_once=max(rl.rollout_batch_size * n, rl.test_count)
-        ),
-        score=score,
-        judge=judge, pack=make_packing(settings, ctx.mesh, n),
-        train=train, test=test[: rl.test_count], wanted=who_wants_what(settings),
-        batch_size=rl.rollout_batch_size, n=n, scale_scores=rl.scale_scores, seed=seed,
-        first=len(data.everyone(settings)) * len(train),  # in orders that no reward model's prompts were drawn by
-    )  # fmt: skip
-
-
-def planned(settings: Stage, prompt: int) -> Planned | None:
-    """The part of a run that is planned, see `run/planned.py`: the stage that trains the policy."""
-    if not isinstance(settings, RL):
-        return None
-    n = settings.rl.n_samples_per_prompt
-    return sampling(settings, functools.partial(make_learner, n=n), settings.rl.rollout_batch_size, n, prompt)
-
-
-def make_trained(settings: Stage, ctx: Context) -> Trained | None:
-    """The policy that PPO trains; stages of reward models and of multitask learning are runs of other recipes."""
-    if isinstance(settings, Settings) or not isinstance(settings, RL):
-        return None
-    policy = make_policy(settings.policy, ctx, settings.seed)
-    learner = make_learner(settings, policy.cfg, ctx, n=settings.rl.n_samples_per_prompt)
-    return trained_policy(settings.policy, policy, learner)
-
-
-def who_wants_what(settings: RL) -> list[tuple[Preference, ...]]:
-    """The preferences of a stage's prompts, in turn."""
-    poles = read_preferences(settings)
-    if settings.stage == 'morl':
-        return combinations(poles)
-    return [()] if settings.stage == 'rlhf' else [tuple(pole for pole in poles if pole.id == settings.preference)]
-
-
-def paid(scores: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """The scores, where an answer without text gets the least of them.
-
-    Reward models have learnt from no such answer, and judges let it lose against any other.
-    """
-    return np.where([not text.strip() for text in texts], scores.min(), scores)
-
-
-def summarize(samples: Sequence[Sample], scores: np.ndarray) -> Metrics:
-    """Means over the samples of a step; `reward` before any scaling."""
-    completions = [sample.completion for sample in samples]
-    return {
-        'reward': float(scores.mean()),
-        'reward_std': float(scores.std()),
-        'samples': float(len(samples)),
-        'length': float(np.mean([len(completion.token_ids) for completion in completions])),
-        'words': float(np.mean([len(completion.text.split()) for completion in completions])),
-        'truncated': float(np.mean([completion.finish_reason == 'length' for completion in completions])),
+def reward_values(settings: Settings, name: str, workdir: Path) -> dict[str, object]:
+    """The keys of a reward model: those of its section, and the pairs of the preference of this name."""
+    section, pairs = settings.reward, workdir / annotate.PAIRS / name
+    replies = section.data.replies or settings.rollout.answers
+    data = dataclasses.replace(section.data, train=f'{pairs}.jsonl', test=f'{pairs}-test.jsonl', replies=replies)
+    return vars(section) | {
+        'recipe': 'reward',
+        'policy': dataclasses.replace(section.policy, source=section.policy.source or settings.policy.source),
+        'data': data,
+        'export': settings.export and section.data.pooling == 'last',  # transformers has no other
     }
 
 
-def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
-    """The stages that `stage` and `preference` of the settings name, each with its own config and folder.
-
-    Raises:
-      ValueError: there is no such stage or preference, a value is wrong, or a file that a stage would write exists.
-    """
-    named, chosen = settings.stage, settings.preference
-    check_stage(named, STAGES)
-    poles = [pole.id for pole in check(settings, named == 'all' or issubclass(STAGES[named], Asking))]
-    names = {'reward': [GENERAL, *poles, JOINT], 'policy': poles}
-    if chosen and named not in names:
-        raise ValueError(f'preference={chosen!r} goes with stage=policy or stage=reward, got stage={named}')
-    if chosen and chosen not in names[named]:
-        raise ValueError(f'preference={chosen!r} is none of stage={named}; use one of {", ".join(names[named])}')
-    chosen_stages = [*STAGES] if named == 'all' else [named]
-    check_shared(chosen_stages, workdir)
-    return [
-        (make_stage(settings, stage, name, workdir), workdir / (f'{stage}-{name}' if name else stage))
-        for stage in chosen_stages
-        for name in names.get(stage, [''])
-        if name == chosen or not chosen
-    ]
+def multitask_values(settings: Settings, workdir: Path) -> dict[str, object]:
+    """The keys of multitask learning: those of its section, and the best answers of the annotations."""
+    section, best = settings.multitask, workdir / annotate.PAIRS / BEST
+    data = dataclasses.replace(section.data, train=f'{best}.jsonl', test=f'{best}-test.jsonl')
+    return vars(section) | {'recipe': 'sft', 'data': data}
 
 
-def make_stage(settings: Settings, stage: str, name: str, workdir: Path) -> ConfigDict:
-    """The config of a stage with only the values that the stage reads: the others may change once it is finished."""
-    kind, which = STAGES[stage], {'stage': stage, 'preference': name}
-    values: dict[str, Any] = {**vars(settings), **which, 'total_steps': settings.total_steps if kind is RL else 0}
-    if stage in ('reward', 'multitask'):
-        learning = settings.reward if stage == 'reward' else settings.multitask
-        pairs, pooling = workdir / data.PAIRS / (name or BEST), getattr(learning.data, 'pooling', 'last')
-        values |= vars(learning) | {
-            'recipe': 'reward' if stage == 'reward' else 'sft',
-            'data': dataclasses.replace(learning.data, train=f'{pairs}.jsonl', test=f'{pairs}-test.jsonl'),
-            'export': settings.export and pooling == 'last',  # transformers has no other
-        }
-    return ConfigDict({**to_config(kind(**{key: values[key] for key in keys_of(kind) if key in values})), **which})
+def planned(settings: Settings, prompt: int) -> Planned:
+    """The part of a run that is planned, see `run/planned.py`: the stage that trains the general policy."""
+    return rl.planned(filled(rl.Settings, settings, preference=GENERAL), prompt)

@@ -1,7 +1,7 @@
-"""The settings of Personalized Soups: the keys of each kind of stage, and of all stages together.
+"""The settings of Personalized Soups: its sections, the keys that several stages read, and those of the whole method.
 
-A stage is given the values of its own fields alone, so a value that it does not read may change once it is finished.
-Reward models and multitask learning are runs of `recipes/reward.py` and `recipes/sft.py`, and have their settings.
+The settings of a stage stand in its module. Reward models and multitask learning are runs of `recipes/reward.py` and
+`recipes/sft.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Mapping
 
 from pal_jax.learners.scorer import BradleyTerry
-from pal_jax.recipes import reward, sft
 from pal_jax.recipes.reward import PairSettings
 from pal_jax.run.language import ANSWERS, DecodeSettings, EndpointSettings, ModelSettings, Reinforced, RowSettings
 from pal_jax.run.optim import Optimizer
@@ -109,21 +108,19 @@ ENDPOINTS = {
     'evaluator': EndpointSettings(temperature=0.1, max_tokens=512),
 }
 
-# --- stages ---------------------------------------------------------------------------------------------------------
+# --- keys of several stages, and of all ------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage(Run):
-    """The keys of every stage that is no run of another recipe."""
+class Preferring(Run):
+    """The keys of a stage that knows the preferences."""
 
-    stage: str
-    preference: str = ''  # in stages reward and policy; '': all of them
     preferences: str = 'embedded'  # or a YAML or JSON file (pal_jax/recipes/psoups/preferences.py)
     poles: str = ''  # a list such as P1A,P1B; '': the first two of each dimension; all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asking(Stage):
+class Asking(Preferring):
     """The keys of a stage in which policies answer prompts."""
 
     prompts: PromptSettings = PromptSettings()
@@ -133,7 +130,7 @@ class Asking(Stage):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judging(Stage):
+class Judging(Preferring):
     """The keys of a stage in which annotators compare answers."""
 
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
@@ -141,60 +138,15 @@ class Judging(Stage):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rollout(Asking):
-    """The keys of stage rollout."""
-
-    rollout: RolloutSettings = RolloutSettings()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Annotation(Judging):
-    """The keys of stage annotate."""
-
-    annotate: AnnotationSettings = AnnotationSettings()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RL(Asking, Reinforced):
-    """The keys of stages rlhf, morl and policy."""
-
-    rl: RLSettings = RLSettings()
-    eval: StageSettings = StageSettings(base=False)  # stage=evaluate measures the results of all stages
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Merging(Stage):
-    """The keys of stage merge."""
-
-    policy: ModelSettings = ModelSettings()
-    merge: MergeSettings = MergeSettings()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluating(Asking, Judging):
-    """The keys of stage evaluate."""
-
-    merge: MergeSettings = MergeSettings()
-    evaluate: EvaluationSettings = EvaluationSettings()
-
-
-STAGES: dict[str, type[Run]] = {
-    'rollout': Rollout,
-    'annotate': Annotation,
-    'reward': reward.Settings,
-    'rlhf': RL,
-    'multitask': sft.Settings,
-    'morl': RL,
-    'policy': RL,
-    'merge': Merging,
-    'evaluate': Evaluating,
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Rollout, Annotation, RL, Merging, Evaluating):
+class Settings(Asking, Judging, Reinforced):
     """The keys of all stages; `total_steps` counts the steps of each PPO."""
 
-    stage: str = 'all'  # all, or the name of one stage
+    stage: str = 'all'  # all, a stage such as rollout or policy-P2A, or all of a kind, as policy
+    rollout: RolloutSettings = RolloutSettings()
+    annotate: AnnotationSettings = AnnotationSettings()
+    rl: RLSettings = RLSettings()
+    eval: StageSettings = StageSettings(base=False)  # stage evaluate measures the results of all stages
+    merge: MergeSettings = MergeSettings()
+    evaluate: EvaluationSettings = EvaluationSettings()
     reward: RewardSettings
     multitask: MultitaskSettings

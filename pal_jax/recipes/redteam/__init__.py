@@ -1,6 +1,6 @@
 """Self-RedTeam: one model attacks and defends, and learns from both."""
 
-from pal_jax.recipes.redteam.pipeline import make, make_trained, stages
-from pal_jax.recipes.redteam.settings import STAGES, Settings
+from pal_jax.recipes.redteam.recipe import stages
+from pal_jax.recipes.redteam.settings import Settings
 
-__all__ = ['STAGES', 'Settings', 'make', 'make_trained', 'stages']
+__all__ = ['Settings', 'stages']

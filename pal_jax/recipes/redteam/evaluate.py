@@ -28,7 +28,7 @@ from pal_jax.recipes.redteam.attacks import Cell
 from pal_jax.recipes.redteam.games import Players, judge_ends, play_judged, rewarded, shown
 from pal_jax.recipes.redteam.judges import Judge, make_judge
 from pal_jax.recipes.redteam.seeds import read_seeds
-from pal_jax.recipes.redteam.settings import EMBEDDED, POLICIES, Evaluating
+from pal_jax.recipes.redteam.settings import EMBEDDED, POLICIES, Comparing, EvaluationSettings, Playing, variants
 from pal_jax.recipes.redteam.stand_ins import framed
 from pal_jax.run import piecework
 from pal_jax.run.checkpoint import Checkpoints
@@ -40,6 +40,13 @@ from pal_jax.types import Exhibit, Metrics
 
 PLAIN, FRAMES = 'plain', 'frames'  # requests that no policy has written
 FIGURES = 'asr', 'overrefusal'  # of a cell of the table, on the console
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Playing, Comparing):
+    """The keys of stage evaluate."""
+
+    evaluate: EvaluationSettings = EvaluationSettings()
 
 
 class System(NamedTuple):
@@ -173,7 +180,7 @@ class CrossPlay:
         return Cell([one.harmful for one in self.seeds], labels, [answer is not None for answer in answers])
 
 
-def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
+def make(settings: Settings, ctx: Context) -> Piecework:
     """The recipe of stage evaluate.
 
     Raises:
@@ -205,10 +212,10 @@ def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
     return piecework.make(ctx, cross.parts, cross.work, 'evaluate', cross.finish, shown)
 
 
-def make_systems(settings: Evaluating, folder: Path) -> list[System]:
+def make_systems(settings: Settings, folder: Path) -> list[System]:
     """The start policy, then every run at its last step and at the earlier steps that the settings name."""
     systems = [System('start', 'start')]
-    for variant in settings.variants:
+    for variant in variants(settings, settings.play.roles):
         place, kind = folder / f'play-{variant}', variant.rpartition('-')[0]
         systems += [System(f'{variant}@{step}', f'{kind}@{step}', place, step) for step in settings.evaluate.steps]
         systems.append(System(variant, kind, place))

@@ -14,7 +14,7 @@ from pal_jax.judges import dilemmas
 from pal_jax.judges.chat_models import ChatModels
 from pal_jax.judges.refusals import is_refusal
 from pal_jax.recipes.redteam.attack import Attack, Labels
-from pal_jax.recipes.redteam.settings import Evaluating
+from pal_jax.recipes.redteam.settings import Settings
 from pal_jax.recipes.redteam.stand_ins import asks_harm, does_harm
 from pal_jax.run.moderator import open_moderator
 from pal_jax.run.recipe import Context
@@ -46,7 +46,7 @@ def make_judge(key: str, named: str, models: ChatModels, ctx: Context) -> Judge:
     return models.choose(key, named, by_model, rule=lambda: by_rule)
 
 
-def check(settings: Evaluating) -> None:
+def check(settings: Settings) -> None:
     """Raises ValueError or RuntimeError where a judge is unknown, has no address, or is a run that is not finished.
 
     A model on this machine is not read.

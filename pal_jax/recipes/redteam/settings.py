@@ -1,4 +1,7 @@
-"""The settings of Self-RedTeam and of its stages."""
+"""The settings of Self-RedTeam: its sections, the keys that several stages read, and those of the whole method.
+
+The settings of a stage stand in its module. The start policy is a run of `recipes/sft.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from pal_jax.recipes import sft
 from pal_jax.recipes.redteam.attack import Payment
 from pal_jax.run.language import ANSWERS, DecodeSettings, EndpointSettings, ModelSettings, Reinforced, RowSettings
 from pal_jax.run.optim import Optimizer
@@ -85,27 +87,11 @@ class StartSettings:
     data: RowSettings
 
 
-# --- stages ---------------------------------------------------------------------------------------------------------
+# --- keys of several stages, and of all ------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage(Run):
-    """The keys of every stage that is no run of another recipe."""
-
-    stage: str  # the stage of this folder
-    variant: str = ''  # of stage play: who learns, and the seed, as shared-0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Making(Stage):
-    """The keys of stage examples."""
-
-    examples: ExampleSettings = ExampleSettings()
-    play: PlaySettings = PlaySettings()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Asking(Stage):
+class Playing(Run):
     """The keys of a stage in which policies play."""
 
     seeds: SeedSettings = SeedSettings()
@@ -119,33 +105,24 @@ class Asking(Stage):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Playing(Asking, Reinforced):
-    """The keys of stage play; `ppo.estimator` has no say, for advantages are returns whitened by role."""
-
-    stream: StreamSettings = StreamSettings()
-    eval: StageSettings = StageSettings()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluating(Asking):
-    """The keys of stage evaluate."""
+class Comparing(Run):
+    """The keys that name the runs of self-play."""
 
     compare: tuple[str, ...] = ()  # names of `POLICIES`, each a run for every seed
     repeats: int = 1  # seeds of each
-    evaluate: EvaluationSettings = EvaluationSettings()
-
-    @property
-    def variants(self) -> list[str]:
-        """The names of the runs: who learns, and the seed."""
-        return [f'{roles}-{self.seed + k}' for roles in self.compare or (self.play.roles,) for k in range(self.repeats)]
-
-
-STAGES: dict[str, type[Run]] = {'examples': Making, 'sft': sft.Settings, 'play': Playing, 'evaluate': Evaluating}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Making, Playing, Evaluating):
+class Settings(Playing, Comparing, Reinforced):
     """The keys of all stages; `total_steps` is that of each self-play."""
 
-    stage: str = 'all'  # or one of examples, sft, play, evaluate
+    stage: str = 'all'  # all, a stage such as sft or play-shared-0, or all of a kind, as play
+    stream: StreamSettings = StreamSettings()
+    eval: StageSettings = StageSettings()
+    evaluate: EvaluationSettings = EvaluationSettings()
     start: StartSettings
+
+
+def variants(settings: Comparing, roles: Roles) -> list[str]:
+    """The names of the runs of self-play: who learns (`roles`, unless runs are compared), and the seed."""
+    return [f'{name}-{settings.seed + k}' for name in settings.compare or (roles,) for k in range(settings.repeats)]

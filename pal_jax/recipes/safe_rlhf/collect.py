@@ -23,23 +23,21 @@ from jaxtyping import Float
 
 from pal_jax.data import chats, holdouts
 from pal_jax.data.holdouts import normal
-from pal_jax.data.packing import pack_examples
 from pal_jax.data.passes import shuffled
 from pal_jax.data.readers import safety
 from pal_jax.data.readers.safety import Judged
-from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.answers import ModelScores, Sampler, load_base, make_sampler
 from pal_jax.judges import dilemmas
 from pal_jax.models.params import Params
 from pal_jax.recipes import reward
 from pal_jax.recipes.safe_rlhf.prompts import EMBEDDED, Question, read_questions
-from pal_jax.recipes.safe_rlhf.settings import RL, Collecting
-from pal_jax.run import piecework, sharding
+from pal_jax.recipes.safe_rlhf.settings import Asking, CollectSettings
+from pal_jax.run import piecework
 from pal_jax.run.models import make_policy
 from pal_jax.run.moderator import open_moderator
 from pal_jax.run.piecework import Piecework, Records
 from pal_jax.run.recipe import Context, Evaluation, Host
-from pal_jax.types import Metrics, TokenBatch
+from pal_jax.types import Metrics
 
 JUDGED, PAIRS, SFT = 'judged', 'pairs', 'sft'
 
@@ -60,6 +58,14 @@ def round_name(name: str, number: int) -> str:
 def rl_name(number: int, variant: str) -> str:
     """The name of a stage of PPO."""
     return f'rl-{variant}' if variant else round_name('rl', number)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Asking):
+    """The keys of stage collect."""
+
+    round: int = 1  # the round whose records are collected
+    collect: CollectSettings = CollectSettings()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +199,8 @@ def as_answers(rows: Records) -> Records:
     ]
 
 
-def make_collect(settings: Collecting, ctx: Context) -> Piecework:
-    """The recipe of stage collect.
+def make(settings: Settings, ctx: Context) -> Piecework:
+    """The recipe of the stage.
 
     Raises:
       ValueError: a source or a record is wrong, or the round before has not been run.
@@ -251,21 +257,3 @@ def helps_by(named: str, ctx: Context) -> Judge:
     """A judge of helpfulness: the scores of a reward model."""
     scores = ModelScores(Path(named.removeprefix('orbax:')), ctx, reward.open_scores)
     return lambda prompts, responses: scores(prompts, [[response] for response in responses])[:, 0]
-
-
-def make_ptx(settings: RL, tokenizer: Tokenizer, ctx: Context) -> Callable[[int], TokenBatch] | None:
-    """The supervised batch of a step: answers that the start policy has learnt; None without `ptx.coef`."""
-    if not settings.ptx.coef:
-        return None
-    path = records_folder(ctx.workdir.parent, 1) / f'{SFT}.jsonl'
-    examples = chats.read(path, functools.partial(chats.to_imitate, tokenizer=tokenizer))
-    ways = sharding.batch_ways(ctx.mesh)
-
-    def batch(i: int) -> TokenBatch:
-        packed = pack_examples(
-            examples, groups=settings.ptx.batch_size, n=1, i=i, seed=settings.seed, ways=ways,
-            row_tokens=settings.ppo.row_tokens,
-        )  # fmt: skip
-        return sharding.put_batch(packed, ctx.mesh)
-
-    return batch

@@ -26,7 +26,15 @@ from pal_jax.recipes.cost import recipe as cost
 from pal_jax.recipes.safe_rlhf import elo, tradeoff
 from pal_jax.recipes.safe_rlhf.collect import by_rule, helps_by_rule, rl_name
 from pal_jax.recipes.safe_rlhf.prompts import Groups, Question, make_groups, read_questions, tell_budget
-from pal_jax.recipes.safe_rlhf.settings import Evaluating, groups_shown
+from pal_jax.recipes.safe_rlhf.settings import (
+    Asking,
+    Comparing,
+    ConstraintSettings,
+    EvaluationSettings,
+    RLSettings,
+    groups_shown,
+    variants,
+)
 from pal_jax.recipes.safe_rlhf.tradeoff import Point
 from pal_jax.run import intervals, piecework
 from pal_jax.run.language import ModelSettings
@@ -42,6 +50,15 @@ GENERATIONS = 'generations'
 # The rewards and the costs `[questions, draws]` of each system, by its name.
 Scored = dict[str, tuple[np.ndarray, np.ndarray]]
 Score = Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray]  # of questions and the answers to each
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Asking, Comparing):
+    """The keys of stage evaluate."""
+
+    rl: RLSettings = RLSettings()
+    constraint: ConstraintSettings = ConstraintSettings()
+    evaluate: EvaluationSettings = EvaluationSettings()
 
 
 class System(NamedTuple):
@@ -196,8 +213,8 @@ class Comparison:
         return record
 
 
-def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
-    """The recipe of stage evaluate.
+def make(settings: Settings, ctx: Context) -> Piecework:
+    """The recipe of the stage.
 
     Raises:
       ValueError: a value or a file is wrong, or a stage has not been run.
@@ -225,11 +242,11 @@ def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
     return piecework.make(ctx, len(systems), comparison.work, 'evaluate', comparison.finish, shown)
 
 
-def make_systems(settings: Evaluating, folder: Path) -> list[System]:
+def make_systems(settings: Settings, folder: Path) -> list[System]:
     """The start policy, then the policy of every round, or with `compare` of every handler and seed."""
     systems = [System('start', 'start', settings.policy.source)]
     for number in range(1, settings.rounds + 1):
-        for variant in settings.variants:
+        for variant in variants(settings):
             name = rl_name(number, variant)
             handler = variant.rpartition('-')[0]
             budget = (handler or settings.constraint.handler) == 'saute'
@@ -237,7 +254,7 @@ def make_systems(settings: Evaluating, folder: Path) -> list[System]:
     return systems
 
 
-def make_judges(settings: Evaluating, ctx: Context) -> dict[str, Judges]:
+def make_judges(settings: Settings, ctx: Context) -> dict[str, Judges]:
     """The models that the last PPO was paid by, the rule, and models that nothing was trained on."""
     named = {'model': settings.rl, 'held_out': settings.evaluate}
     # A score of helpfulness alone does not tell a trade-off, so a pair needs both of its models.

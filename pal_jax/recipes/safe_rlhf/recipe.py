@@ -8,272 +8,162 @@
 
 In later rounds (`rounds`) the last policy answers, its answers are judged, both models are trained anew on all
 judgements so far, and PPO goes on from that policy. Each stage is a run of its own in a folder beside the others'.
-This file has PPO and the list of stages; `collect.py` makes data, `evaluate.py` compares policies.
+This file has the list of stages and what is refused before the first of them; `rl.py` is PPO.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array
+from pal_jax.judges.refusals import read_prompts
+from pal_jax.learners.ppo import check_samples
+from pal_jax.objectives.constraints import P3O, FixedPenalty
+from pal_jax.recipes import reward, sft
+from pal_jax.recipes.cost import recipe as cost
+from pal_jax.recipes.safe_rlhf import collect, evaluate, rl
+from pal_jax.recipes.safe_rlhf.collect import records_folder, rl_name, round_name
+from pal_jax.recipes.safe_rlhf.prompts import check_groups
+from pal_jax.recipes.safe_rlhf.settings import (
+    ConstraintSettings,
+    CostSettings,
+    HandlerName,
+    RewardSettings,
+    RLSettings,
+    Settings,
+    StartSettings,
+    variants,
+)
+from pal_jax.run.planned import Planned
+from pal_jax.run.recipe import check_at_least
+from pal_jax.run.settings import Run, filled
+from pal_jax.run.stages import Stage, chosen
 
-from pal_jax.data.passes import shuffled
-from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_finished
-from pal_jax.learners.actor import evenly
-from pal_jax.learners.forward import by_sample
-from pal_jax.learners.ppo import PolicyLearner, PolicyState
-from pal_jax.models.params import Params
-from pal_jax.objectives import constraints
-from pal_jax.objectives.constraints import CUP, FOCOPS, P3O, Constrained, CUPLoss, FOCOPSLoss, Handler, P3OLoss
-from pal_jax.recipes.safe_rlhf import tradeoff
-from pal_jax.recipes.safe_rlhf.prompts import Groups, Question, tell_budget
-from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite
-from pal_jax.types import Metrics, RolloutBatch, Sample, TokenBatch
 
+def stages(settings: Settings, workdir: Path) -> list[Stage]:
+    """The stages that `stage` of the settings names, each with its own settings and folder, in their order.
 
-@dataclasses.dataclass(frozen=True)
-class SafeRLHF:
-    """PPO on the scores of a reward model under a limit on those of a cost model: stage rl.
-
-    Attributes:
-      load: loads the policy's weights.
-      before: the folders of the stages that must be finished.
-      critics: reads the weights and the head that each critic (reward, cost) starts from.
-      reward, cost: score the answers to questions; a cost is above 0 for what is unsafe.
-      decode: the text of tokens, without special ones.
-      pack: makes a batch of samples, which has the `n` samples of a prompt side by side.
-      train: questions to learn from, in shuffled passes; test: those of an evaluation.
-      handler: keeps the limit of each of the `groups`, by the mean of the last `window` costs of the group.
-      estimate: makes advantages of both channels, reward and cost.
-      ptx: the supervised batch of a step; None: there is none. `ptx_coef` times its loss is learnt.
+    Raises:
+      ValueError: there is no such stage, or a value is wrong.
     """
-
-    plan: Plan
-    ctx: Context
-    learner: PolicyLearner
-    load: Callable[..., Params]
-    before: Sequence[Path]
-    critics: Callable[[], Sequence[tuple[Params, Array]]]
-    sample: Sampler
-    reward: ModelScores
-    cost: ModelScores
-    decode: Callable[[Sequence[int]], str]
-    pack: Callable[[Sequence[Sample]], RolloutBatch]
-    train: Sequence[Question]
-    test: Sequence[Question]
-    groups: Groups
-    handler: Handler
-    estimate: Constrained
-    window: int
-    batch_size: int
-    n: int
-    ptx: Callable[[int], TokenBatch] | None
-    ptx_coef: float
-    seed: int
-
-    def init(self) -> tuple[PolicyState, Host]:
-        for folder in self.before:
-            check_finished(folder)
-        # Every stage before has finished here, so PPO starts from the weights that they have ended with.
-        params, groups = self.load(self.learner.actor.param_shardings), len(self.groups.names)
-        host = {'constraint': self.handler.init(groups), 'costs': [[] for _ in range(groups)]}
-        return self.learner.init(params, self.critics()), host
-
-    def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
-        # 1. Draw prompts.
-        drawn = shuffled(len(self.train), start=i * self.batch_size, size=self.batch_size, seed=self.seed)
-        questions = [self.train[k] for k in drawn]
-        group = np.repeat(self.groups.of(questions), self.n)
-        with self.ctx.phase('rollout'):
-            # 2. Sample answers of the policy.
-            budgets = self.budgets(questions)
-            texts = self.prompt_texts(questions, budgets)
-            samples = self.sample(self.learner.weights(state), texts, self.n, (self.seed, i))
-        with self.ctx.phase('reward'):
-            # 3. Score the answers by the reward model and by the cost model; keep the last costs of each group.
-            samples = self.end_early(questions, samples)
-            rewards, costs = self.scores(questions, samples)
-            counted = self.counted_costs(costs, group)
-            paid = self.paid_rewards(rewards, costs, np.repeat(budgets, self.n))
-            # The policy learns from what is paid and counted; metrics report the models' own scores.
-            rows = zip(samples, paid, counted, group.tolist(), strict=True)
-            samples = [dataclasses.replace(s, rewards=(float(r), float(c)), role=g) for s, r, c, g in rows]
-            past = enumerate(host['costs'])
-            kept = [[*costs_of, *counted[group == g].tolist()][-self.window :] for g, costs_of in past]
-        # 4. Update the handler by the mean costs: a multiplier moves by how far the mean is above its limit.
-        names, limits = self.groups
-        # A group without costs so far is shown as at its limit.
-        means = np.array([np.mean(last) if last else limit for last, limit in zip(kept, limits, strict=True)])
-        shares = np.bincount(group, minlength=len(names)) / len(group)
-        constraint = constraints.updated(self.handler, host['constraint'], means, limits, shares > 0)
-        weights = constraints.weights_of(self.handler, constraint, shares)
-        with self.ctx.phase('annotate'):
-            # 5. Score tokens by policy, reference and critics; estimate advantages of both channels and mix them.
-            batch, figures = self.learner.score(state, self.pack(samples))
-            batch, estimated = self.learner.advantages(state, batch, self.estimator, weights)
-        with self.ctx.phase('update'):
-            # 6. Update the policy and both critics.
-            key = jax.random.fold_in(jax.random.key(self.seed), i)
-            state, updated = self.update(state, batch, key, constraint)
-            # 7. Learn supervised answers in a step of their own, so that the policy forgets less.
-            state, learnt = self.learn_answers(state, i)
-        check_finite(state, 'lower optimizer.lr or raise ppo.kl_coef')
-        metrics = self.summarize(questions, samples, rewards, costs) | figures | estimated | updated | learnt
-        metrics |= self.groups.apart('multiplier', constraint['lambda']) | self.groups.apart('limit', limits)
-        metrics |= self.groups.apart('mean_cost', means) | {'cost_step': float(weights.reward == 0)}
-        return state, {'constraint': constraint, 'costs': kept}, 'rl', metrics
-
-    @functools.cached_property
-    def estimator(self) -> Constrained:
-        """The estimate of both channels. With P3O the reward alone pays the KL, since nothing is mixed."""
-        return dataclasses.replace(self.estimate, kl_of_cost=0.0) if isinstance(self.handler, P3O) else self.estimate
-
-    def update(
-        self, state: PolicyState, batch: RolloutBatch, key: Array, constraint: constraints.State
-    ) -> tuple[PolicyState, Metrics]:
-        """PPO's update, with the loss of the handler where it has one of its own."""
-        learner, ppo = self.learner, self.learner.ppo
-        kl = ppo.kl_estimator if ppo.kl_in == 'loss' and ppo.has_reference else None
-        match self.handler:
-            case FOCOPS(temperature=temperature, eta=eta):
-                return learner.update(state, batch, key, loss=FOCOPSLoss(temperature, eta, kl))
-            case P3O(kappa=kappa):
-                weight = by_sample(learner.loss_weights(batch))
-                cost_advantages = learner.advantages(state, batch, self.estimator.of_cost, weight)[0].advantages
-                # Limits of groups are refused, so there is one excess. The excess is of an answer and the costs are of
-                # tokens, so it is divided by the tokens of an answer.
-                excess = constraint['excess'][0] / float(batch.tokens.acts.sum() / batch.ok.sum())
-                gate = functools.partial(self.gate, excess, kappa)
-                loss = P3OLoss(ppo.clip, ppo.clip_high or None, kl)
-                return learner.update(state, batch.replace(costs=cost_advantages), key, loss=loss, before=gate)
-            case CUP():
-                # Both updates have the KL coefficient of the rollout, which the first one adapts for the next.
-                weights = constraints.projection(self.handler, constraint)
-                projected, _ = learner.advantages(state, batch, self.estimate, weights)
-                state, figures = learner.update(state, batch, key)
-                # The second update of CUP lowers the cost, held near the policy that the first one has made.
-                anchored = projected.replace(ref_logprobs=learner.actor.score(state.actor, batch.tokens).logprobs)
-                # The critics have learnt from this batch in the first update.
-                policy = dataclasses.replace(learner, critics=())
-                moved, _ = policy.update(state.replace(critics=()), anchored, key, loss=CUPLoss())
-                return moved.replace(critics=state.critics, kl_coef=state.kl_coef), figures
-        return learner.update(state, batch, key)
-
-    def gate(self, excess: float, kappa: float, state: PolicyState, batch: RolloutBatch, weight: Array) -> RolloutBatch:
-        """A minibatch with the costs that P3O's gate lets through. Where a rollout has one update, all ratios are 1."""
-        assert batch.costs is not None and batch.logprobs is not None
-        if self.learner.ppo.epochs * self.learner.ppo.minibatches == 1:
-            ratio = jnp.ones_like(batch.costs)
-        else:
-            new = self.learner.actor.score(state.actor, batch.tokens).logprobs
-            assert new is not None
-            ratio = jnp.exp(new - batch.logprobs)
-        # Of a part of the rollout the mean at the ratio 1 is chance: the gate reads how much the update has moved it.
-        change = excess - constraints.mean_by(weight, batch.costs)
-        return batch.replace(costs=constraints.gated(batch.costs, ratio, weight, change, kappa))
-
-    def learn_answers(self, state: PolicyState, i: int) -> tuple[PolicyState, Metrics]:
-        """The supervised step, if there is one."""
-        if self.ptx is None:
-            return state, {}
-        batch = self.ptx(i)
-        actor, loss, _ = self.learner.actor.imitate_weighted(state.actor, batch, self.ptx_coef * evenly(batch))
-        # The figure leaves the coefficient out, so that runs with other coefficients compare.
-        return state.replace(actor=actor), {'ptx_loss': float(loss) / self.ptx_coef}
-
-    def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
-        with self.ctx.phase('evaluate'):
-            texts = self.prompt_texts(self.test, self.groups.limits[self.groups.of(self.test)])
-            samples = self.sample(self.learner.weights(state), texts, 1, (self.seed, EVALUATION))
-            rewards, costs = self.scores(self.test, samples)
-        record = tradeoff.measure(rewards, costs, np.arange(len(texts)), *self.groups.shown(self.test))
-        record |= self.summarize(self.test, samples, rewards, costs)
-        answers = [sample.completion.text for sample in samples[:3]]
-        pays = [{'reward': float(r), 'cost': float(c)} for r, c in zip(rewards, costs, strict=True)]
-        shown = zip(texts, answers, pays, strict=False)
-        dialogues = [as_dialogue(text, answer, rewards=pay) for text, answer, pay in shown]
-        return Evaluation(record, dialogues, [tradeoff.make_groups_exhibit({'policy': record})])
-
-    def scores(self, questions: Sequence[Question], samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
-        """Reward and cost of every sample; the samples of a question stand side by side."""
-        texts, n = [sample.completion.text.strip() for sample in samples], len(samples) // len(questions)
-        replies = [texts[k : k + n] for k in range(0, len(texts), n)]
-        prompts = [question.text for question in questions]
-        return self.reward(prompts, replies).ravel(), self.cost(prompts, replies).ravel()
-
-    def counted_costs(self, costs: np.ndarray, group: np.ndarray) -> np.ndarray:
-        """The costs that the handler counts: as they are, or rectified."""
-        if isinstance(self.handler, constraints.RePO):
-            return constraints.rectified(costs, self.groups.limits[group], self.n, self.handler.by)
-        return costs
-
-    def budgets(self, questions: Sequence[Question]) -> np.ndarray:
-        """The budget of each question: its limit, or Saute's in turn."""
-        limits = self.groups.limits[self.groups.of(questions)]
-        given = self.handler.budgets if isinstance(self.handler, constraints.Saute) else ()
-        return np.resize(given, len(questions)) if given else limits
-
-    def prompt_texts(self, questions: Sequence[Question], budgets: np.ndarray) -> list[str]:
-        """The texts that the policy reads: the questions, with Saute followed by their budgets."""
-        if isinstance(self.handler, constraints.Saute):
-            return [tell_budget(question.text, budget) for question, budget in zip(questions, budgets, strict=True)]
-        return [question.text for question in questions]
-
-    def paid_rewards(self, rewards: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-        """The pay of the policy for its answers: the rewards, with Saute only within the budgets."""
-        return self.handler.paid(rewards, costs, budgets) if isinstance(self.handler, constraints.Saute) else rewards
-
-    def end_early(self, questions: Sequence[Question], samples: list[Sample]) -> list[Sample]:
-        """The samples, with early termination up to the first sentence at which their cost is above the limit."""
-        if not isinstance(self.handler, constraints.EarlyTermination):
-            return samples
-        limits = np.repeat(self.groups.limits[self.groups.of(questions)], self.n)
-        ends = [(k, end) for k, s in enumerate(samples) for end in sentences(s.completion.token_ids, self.decode)]
-        texts = [self.decode(samples[k].completion.token_ids[:end]).strip() for k, end in ends]
-        prompts = [questions[k // self.n].text for k, _ in ends]
-        costs = self.cost(prompts, [[text] for text in texts])[:, 0] if ends else []
-        cuts: dict[int, Sample] = {}
-        for (k, end), text, cost in zip(ends, texts, costs, strict=True):
-            if cost > limits[k]:
-                # The ends of an answer come in order, so the first one above the limit stays.
-                cuts.setdefault(k, cut(samples[k], end, text))
-        return [cuts.get(k, sample) for k, sample in enumerate(samples)]
-
-    def summarize(
-        self, questions: Sequence[Question], samples: Sequence[Sample], rewards: np.ndarray, costs: np.ndarray
-    ) -> Metrics:
-        """Means over samples, and the share of prompts whose mean cost is above their limit."""
-        limits, n = self.groups.limits[self.groups.of(questions)], len(samples) // len(questions)
-        lengths = [len(sample.completion.token_ids) for sample in samples]
-        return {
-            'reward': float(rewards.mean()),
-            'reward_std': float(rewards.std()),
-            'cost': float(costs.mean()),
-            'prompts_above_limit': float(np.mean(costs.reshape(-1, n).mean(axis=1) > limits)),
-            'samples': float(len(samples)),
-            'length': float(np.mean(lengths)),
-            'truncated': float(np.mean([sample.completion.finish_reason == 'length' for sample in samples])),
-        }
+    check(settings)
+    return chosen([*all_stages(settings, workdir)], settings.stage)
 
 
-def sentences(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
-    """The numbers of tokens after which a sentence ends and words follow, a whole sentence or not."""
-    marks = [any(mark in decode([token]) for mark in '.!?') for token in tokens]
-    ends = [k for k in range(1, len(tokens)) if marks[k - 1] and not marks[k]]
-    return [k for k in ends if any(sign.isalnum() for sign in decode(tokens[k:]))]
+def all_stages(settings: Settings, workdir: Path) -> Iterator[Stage]:
+    """Every stage of every round."""
+    start = source = settings.policy.source
+
+    def make(folder: str, kind: type[Run], **values: object) -> Stage:
+        policy = dataclasses.replace(settings.policy, source=source)
+        # Steps count those of PPO alone; other stages have theirs in their sections, or none.
+        shared = {'part_of': 'safe_rlhf', 'policy': policy, 'total_steps': 0}
+        return Stage(workdir / folder, filled(kind, settings, **shared | values))
+
+    for number in range(1, settings.rounds + 1):
+        records = records_folder(workdir, number)
+        # With both models named and no start policy to train, the first round has no use for judged answers.
+        if number > 1 or not (settings.rl.reward and settings.rl.cost and not settings.start.total_steps):
+            yield make(round_name('collect', number), collect.Settings, recipe='safe_rlhf.collect', round=number)
+        if number == 1 and settings.start.total_steps:
+            yield make('sft', sft.Settings, recipe='sft', **learning(settings.start, source, records / collect.SFT))
+            start = source = f'orbax:{workdir / "sft"}'
+        # Models that `rl` names are those of the first round; later ones learn from the answers of new policies.
+        if number > 1 or not settings.rl.reward:
+            values = learning(settings.reward, source, records / collect.PAIRS)
+            yield make(round_name('reward', number), reward.Settings, recipe='reward', **values)
+        if number > 1 or not settings.rl.cost:
+            values = learning(settings.cost, source, records / collect.JUDGED)
+            yield make(round_name('cost', number), cost.Settings, recipe='cost', **values)
+        judges = judges_of(settings, workdir, number)
+        for variant in variants(settings):
+            steps = {'total_steps': settings.total_steps, **variant_values(settings, variant)}
+            yield make(rl_name(number, variant), rl.Settings, recipe='safe_rlhf.rl', rl=judges, **steps)
+        # The next round goes on from this policy; `check` refuses variants in more than one round.
+        source = f'orbax:{workdir / round_name("rl", number)}'
+    source = start
+    # Policies of all rounds are judged by the last models, which have learnt from the answers of most of them.
+    judges = judges_of(settings, workdir, settings.rounds)
+    yield make('evaluate', evaluate.Settings, recipe='safe_rlhf.evaluate', rl=judges)
 
 
-def cut(sample: Sample, end: int, text: str) -> Sample:
-    """A sample of its first `end` tokens, which say `text`."""
-    whole = sample.completion
-    kept = dataclasses.replace(
-        whole, text=text, token_ids=whole.token_ids[:end], logprobs=whole.logprobs[:end],
-        policy_logprobs=whole.policy_logprobs[:end], versions=whole.versions[:end],
+def judges_of(settings: Settings, workdir: Path, number: int) -> RLSettings:
+    """The section `rl` with the reward and the cost model of a round. Models that it names stand for the first's."""
+    named = {'reward': settings.rl.reward, 'cost': settings.rl.cost} if number == 1 else {}
+    sources = {name: named.get(name) or f'orbax:{workdir / round_name(name, number)}' for name in ('reward', 'cost')}
+    return dataclasses.replace(settings.rl, **sources)
+
+
+def learning(section: StartSettings | RewardSettings | CostSettings, source: str, rows: Path) -> dict[str, Any]:
+    """The keys of a stage that is a run of another recipe: those of its section, and the files that it learns from. A
+    model that scores starts from the policy's source, unless its section has another one."""
+    data = dataclasses.replace(section.data, train=f'{rows}.jsonl', test=f'{rows}-test.jsonl')
+    values = {**vars(section), 'data': data}
+    if not isinstance(section, StartSettings):
+        values['policy'] = dataclasses.replace(section.policy, source=section.policy.source or source)
+    return values
+
+
+def variant_values(settings: Settings, variant: str) -> dict[str, object]:
+    """The keys of a policy of PPO that `compare` names, such as log-0; none where there is one policy."""
+    # A handler may have a dash itself, as in fixed-0.5-1, so the seed stands behind the last one.
+    handler, _, seed = variant.rpartition('-')
+    return {'constraint': constraint_of(settings, handler), 'seed': int(seed)} if variant else {}
+
+
+def constraint_of(settings: Settings, named: str) -> ConstraintSettings:
+    """The constraint of a handler that `compare` names, as log or, with its penalty, fixed-0.5.
+
+    Raises:
+      ValueError: there is no such handler.
+    """
+    name, _, penalty = named.partition('-')
+    if name not in get_args(HandlerName) or (penalty and name != 'fixed'):
+        raise ValueError(f'compare has {named!r}; use {", ".join(get_args(HandlerName))}, or a penalty as fixed-0.5')
+    chosen = dataclasses.replace(settings.constraint, handler=name)
+    return dataclasses.replace(chosen, fixed=FixedPenalty(float(penalty))) if penalty else chosen
+
+
+def check(settings: Settings) -> None:
+    """Check everything that can be wrong before the first stage.
+
+    Raises:
+      ValueError: a value is wrong, or two do not fit together.
+    """
+    check_at_least(
+        settings, 1, 'total_steps', 'rounds', 'seeds', 'collect.dilemmas', 'collect.prompts', 'collect.batch_size',
+        'rl.rollout_batch_size', 'rl.n_samples_per_prompt', 'prompts.test_count', 'constraint.window',
+        'evaluate.draws', 'ppo.minibatches', 'checkpoint.every',
     )  # fmt: skip
-    return dataclasses.replace(sample, completion=kept)
+    # One answer makes no pair.
+    check_at_least(settings, 2, 'collect.answers')
+    if settings.rl.rollout_batch_size % settings.ppo.minibatches:
+        raise ValueError(
+            f'rl.rollout_batch_size={settings.rl.rollout_batch_size} does not divide into '
+            f'ppo.minibatches={settings.ppo.minibatches}'
+        )
+    if not 0 < settings.collect.test_share < 1:
+        raise ValueError(f'collect.test_share={settings.collect.test_share} must be between 0 and 1')
+    # The folder of a variant has no number of a round, so rounds would write over one another.
+    if settings.compare and settings.rounds > 1:
+        raise ValueError(f'compare={settings.compare} goes with rounds=1, got rounds={settings.rounds}')
+    section = settings.evaluate
+    if bool(section.reward) != bool(section.cost):
+        raise ValueError(f'evaluate.reward={section.reward!r} and evaluate.cost={section.cost!r}: give both or none')
+    if section.moderation and not section.prompts:
+        raise ValueError(f'evaluate.moderation={section.moderation!r} judges answers to evaluate.prompts; name some')
+    for name in section.prompts:
+        read_prompts(name)
+    constraints = [constraint_of(settings, name) for name in settings.compare] or [settings.constraint]
+    check_samples(settings.ppo, settings.rl.n_samples_per_prompt)
+    rl.estimate_of(settings)
+    if settings.constraint.by_group and any(isinstance(constraint.chosen, P3O) for constraint in constraints):
+        raise ValueError(f'constraint.limits={settings.constraint.limits!r}: p3o has one gate; use another handler')
+    check_groups(settings.prompts, settings.seed, settings.constraint.by_group)
+
+
+def planned(settings: Settings, prompt: int) -> Planned:
+    """The part of a run that is planned, see `run/planned.py`: the stage that trains the policy."""
+    return rl.planned(filled(rl.Settings, settings), prompt)

@@ -1,8 +1,7 @@
-"""The settings of Safe RLHF: the keys of each kind of stage, and `Settings`, which has the keys of all stages.
+"""The settings of Safe RLHF: its sections, the keys that several stages read, and those of the whole method.
 
-A stage gets the values of its own fields alone, so a value that it does not read may change once it is finished.
-The start policy, reward models and cost models are runs of `recipes/sft.py`, `reward.py` and `cost.py`, and have their
-settings.
+The settings of a stage stand in its module. The start policy, reward models and cost models are runs of
+`recipes/sft.py`, `reward.py` and `cost/`.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from pal_jax.data.safety import SafetyRows
 from pal_jax.learners.labelled import SignedCost
 from pal_jax.learners.scorer import BradleyTerry
 from pal_jax.objectives import constraints as c
-from pal_jax.recipes import reward, sft
-from pal_jax.recipes.cost import recipe as cost
 from pal_jax.recipes.reward import PairSettings
 from pal_jax.run.language import DecodeSettings, ModelSettings, Reinforced, RowSettings
 from pal_jax.run.optim import Optimizer
@@ -186,20 +183,11 @@ class CostSettings:
     cost: SignedCost = SignedCost()
 
 
-# --- stages ---------------------------------------------------------------------------------------------------------
+# --- keys of several stages, and of all ------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage(Run):
-    """The keys of every stage that is no run of another recipe."""
-
-    stage: str
-    round: int = 1  # of stages collect and rl
-    variant: str = ''  # of stage rl where several are compared: the handler and the seed, as log-0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Asking(Stage):
+class Asking(Run):
     """The keys of a stage in which a policy answers prompts."""
 
     prompts: PromptSettings = PromptSettings()
@@ -209,59 +197,35 @@ class Asking(Stage):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Collecting(Asking):
-    """The keys of stage collect."""
+class Comparing(Run):
+    """The keys that name the policies of PPO."""
 
-    collect: CollectSettings = CollectSettings()
+    rounds: int = 1  # collect, reward, cost and rl so often
+    compare: tuple[str, ...] = ()  # handlers, as ('none','fixed-0.5','log'), each with a policy of PPO for every seed
+    seeds: int = 1  # of PPO, with `compare`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RL(Asking, Reinforced):
-    """The keys of stage rl."""
+class Settings(Asking, Comparing, Reinforced):
+    """The keys of all stages; `total_steps` is that of each PPO."""
 
+    stage: str = 'all'  # all, a stage such as cost or rl-2, or all of a kind, as rl
+    collect: CollectSettings = CollectSettings()
     rl: RLSettings = RLSettings()
     constraint: ConstraintSettings = ConstraintSettings()
     ptx: PtxSettings = PtxSettings()
     eval: StageSettings = StageSettings()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluating(Asking):
-    """The keys of stage evaluate."""
-
-    rl: RLSettings = RLSettings()
-    rounds: int = 1  # collect, reward, cost and rl so often
-    compare: tuple[str, ...] = ()  # handlers, as ('none','fixed-0.5','log'), each with a policy of PPO for every seed
-    seeds: int = 1  # of PPO, with `compare`
-    constraint: ConstraintSettings = ConstraintSettings()
     evaluate: EvaluationSettings = EvaluationSettings()
+    start: StartSettings
+    reward: RewardSettings
+    cost: CostSettings
 
-    @property
-    def variants(self) -> list[str]:
-        """The names of the policies of PPO that are compared: a handler and a seed; one without a name otherwise."""
-        return [f'{handler}-{seed}' for handler in self.compare for seed in range(self.seeds)] or ['']
+
+def variants(settings: Comparing) -> list[str]:
+    """The names of the policies of PPO that are compared: a handler and a seed; one without a name otherwise."""
+    return [f'{handler}-{seed}' for handler in settings.compare for seed in range(settings.seeds)] or ['']
 
 
 def groups_shown(constraint: ConstraintSettings) -> tuple[str, ...]:
     """The title of the table of groups that the console shows, where groups have limits of their own."""
     return ('Costs by group',) if constraint.by_group else ()
-
-
-STAGES: dict[str, type[Run]] = {
-    'collect': Collecting,
-    'sft': sft.Settings,
-    'reward': reward.Settings,
-    'cost': cost.Settings,
-    'rl': RL,
-    'evaluate': Evaluating,
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Collecting, RL, Evaluating):
-    """The keys of all stages; `total_steps` is that of each PPO."""
-
-    stage: str = 'all'  # all, or the name of one stage
-    start: StartSettings
-    reward: RewardSettings
-    cost: CostSettings

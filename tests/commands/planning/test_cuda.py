@@ -125,7 +125,7 @@ def test_launch_files_set_the_flags_that_are_planned_with() -> None:
 
 @pytest.mark.parametrize('recipe', ['rlpa', 'plus', 'psoups', 'safe_rlhf', 'spiral'])
 def test_methods_that_sample_are_planned_with_their_decoding(recipe) -> None:
-    method = planned(configs.settings(recipe, 'smoke'), prompt=100)
+    method = planned(configs.load(recipe, 'smoke'), prompt=100)
     assert method.decode is not None
     assert method.work.prompt == 100
     assert method.work.slots == method.decode.slots
@@ -133,7 +133,7 @@ def test_methods_that_sample_are_planned_with_their_decoding(recipe) -> None:
 
 @pytest.mark.parametrize(('recipe', 'n'), [('sft', 1), ('dpo', 2), ('reward', 2), ('cost', 2), ('moderation', 2)])
 def test_methods_that_read_rows_are_planned_at_their_longest(recipe, n) -> None:
-    settings = configs.settings(recipe, 'smoke')
+    settings = configs.load(recipe, 'smoke')
     rows = dataclasses.replace(settings.data, batch_size=6, max_length=512, row_tokens=1024)
     method = planned(dataclasses.replace(settings, data=rows), prompt=100)
     assert method.decode is None
@@ -143,4 +143,4 @@ def test_methods_that_read_rows_are_planned_at_their_longest(recipe, n) -> None:
 @pytest.mark.parametrize('recipe', ['pal', 'cmdp', 'allreduce'])
 def test_methods_without_a_language_model_are_refused_by_name(recipe) -> None:
     with pytest.raises(ValueError, match=recipe):
-        planned(configs.settings(recipe, 'smoke'), prompt=100)
+        planned(configs.load(recipe, 'smoke'), prompt=100)

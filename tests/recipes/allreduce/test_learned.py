@@ -19,7 +19,7 @@ SMALL = {'networks': ('ring:4',), 'larger': ('ring:5',), 'total_steps': 2, 'turn
 
 
 def make(workdir, mesh=ONE, **changes):
-    settings = configs.settings('allreduce', 'learn', **SMALL | changes)
+    settings = configs.load('allreduce', 'learn', **SMALL | changes)
     return allreduce_learned.make(settings, Context(mesh, workdir=workdir))
 
 

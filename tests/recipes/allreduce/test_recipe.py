@@ -16,7 +16,7 @@ from tests import configs
 
 def make(workdir, **changes):
     mesh = devices.make_mesh(devices=jax.devices()[:1])
-    return allreduce.make(configs.settings('allreduce', **changes), Context(mesh, workdir=workdir))
+    return allreduce.make(configs.load('allreduce', **changes), Context(mesh, workdir=workdir))
 
 
 def test_a_run_plans_for_every_network_and_goes_on_where_it_was_stopped(tmp_path):

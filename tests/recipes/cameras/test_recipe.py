@@ -20,7 +20,7 @@ CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]))
 
 
 def make(variant='smoke', **changes):
-    return cameras.make(configs.settings('cameras', variant, **changes), CONTEXT)
+    return cameras.make(configs.load('cameras', variant, **changes), CONTEXT)
 
 
 @pytest.fixture(scope='module')

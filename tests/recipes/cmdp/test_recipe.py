@@ -30,7 +30,7 @@ CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]))
 
 
 def make(variant='smoke', **changes):
-    return cmdp.make(configs.settings('cmdp', variant, **changes), CONTEXT)
+    return cmdp.make(configs.load('cmdp', variant, **changes), CONTEXT)
 
 
 FEW = {'tasks': ('bandit',), 'handlers': ('none', 'linear', 'pid')}

@@ -29,7 +29,7 @@ ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: context
 EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())
 PAIRS = ('boo ', 'yes '), ('hmm ', 'yes '), ('boo ', 'hmm ')  # the less safe answer first; yes alone is safe
 
-get_config = functools.partial(configs.settings, 'cost')
+get_config = functools.partial(configs.load, 'cost')
 
 
 def record(i, **changes):
@@ -275,4 +275,4 @@ def test_a_row_that_the_template_refuses_is_named_by_file_and_line(tmp_path):
     labelled = {'prompt': 'a', 'response': 'yes', 'category': dict.fromkeys(CATEGORIES, False), 'is_safe': True}
     path = write(tmp_path / 'b.jsonl', [labelled, labelled, labelled | {'response': 'no'}])
     with pytest.raises(ValueError, match=r'b.jsonl, line 3: .* no word'):
-        safety.labelled_rows(configs.settings('moderation', **{'data.train': path}), tokenizer)
+        safety.labelled_rows(configs.load('moderation', **{'data.train': path}), tokenizer)

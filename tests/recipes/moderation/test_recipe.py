@@ -22,6 +22,7 @@ from pal_jax.recipes.moderation import evaluation as evals
 from pal_jax.recipes.moderation import recipe as moderation
 from pal_jax.run import checkpoint, devices
 from pal_jax.run.recipe import KEPT, Context
+from pal_jax.run.settings import to_dict
 from pal_jax.run.trained import load_trained, write_exports
 from tests import configs
 
@@ -29,7 +30,7 @@ ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: context
 EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())
 WORDS = {'animal_abuse': 'goat', 'self_harm': 'skip', 'privacy_violation': 'diary'}
 
-get_config = functools.partial(configs.settings, 'moderation')
+get_config = functools.partial(configs.load, 'moderation')
 
 
 def row(i: int, mark: str = '?') -> Labelled:
@@ -76,7 +77,7 @@ def finished(trained, tmp_path_factory):
     """The folder of a run that has been trained."""
     _, recipe, state = trained
     folder = tmp_path_factory.mktemp('run')
-    checkpoint.write_config(folder, configs.load('moderation', **{'data.train': 'gone.jsonl'}).to_dict())
+    checkpoint.write_config(folder, to_dict(configs.load('moderation', **{'data.train': 'gone.jsonl'})))
     recipe.plan.keep(folder / KEPT)
     checkpoints = checkpoint.Checkpoints(folder, recipe.plan.abstract)
     checkpoints.save(STEPS, state, {})
@@ -258,7 +259,7 @@ def test_a_moderator_reads_many_in_parts_and_nothing_at_all(finished, monkeypatc
 
 
 def test_another_run_is_no_moderator(tmp_path):
-    checkpoint.write_config(tmp_path, configs.load('reward').to_dict())
+    checkpoint.write_config(tmp_path, to_dict(configs.load('reward')))
     with pytest.raises(ValueError, match='is a run of reward; give one of moderation'):
         moderation.open_moderator(tmp_path, ONE)
 

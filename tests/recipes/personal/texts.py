@@ -66,9 +66,7 @@ def small(path, variant='text-large', **changes):
 
 def run(config, steps, context=ONE, recipe=None):
     """The recipe of a config and its state after some steps."""
-    recipe = recipe or (pal_large if config.recipe == 'personal.pal_large' else pal).make(
-        configs.parsed(config), context
-    )
+    recipe = recipe or (pal_large if config.recipe == 'personal.pal_large' else pal).make(config, context)
     state, host = recipe.init()
     for i in range(steps):
         state, host, *_ = recipe.step(state, host, i)

@@ -14,12 +14,14 @@ import pytest
 
 from pal_jax.recipes.plus import people as plus_people
 from pal_jax.recipes.plus import recipe as plus
-from pal_jax.run import checkpoint, cli, devices
+from pal_jax.run import checkpoint, devices
 from pal_jax.run.recipe import Context
+from pal_jax.run.settings import to_dict
+from pal_jax.run.stages import unfinished
 from tests import configs
 
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
-get_settings = functools.partial(configs.settings, 'plus')
+get_settings = functools.partial(configs.load, 'plus')
 
 
 def test_every_person_is_drawn_once_a_pass():
@@ -84,19 +86,19 @@ def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
     settings = get_settings(methods='plus,context,static-reward-model', seeds=2)
     runs = plus.stages(settings, tmp_path)
     names = ['plus', 'context', 'static-reward-model']
-    assert [folder.name for _, folder in runs] == [f'{name}-{seed}' for seed in (0, 1) for name in names] + ['table']
-    one, context, static, *_, table = (run for run, _ in runs)
+    assert [folder.name for folder, _ in runs] == [f'{name}-{seed}' for seed in (0, 1) for name in names] + ['table']
+    one, context, static, *_, table = (run for _, run in runs)
     assert (one.reads, context.reads) == ('summary', 'context')
     assert (static.reward_model.train, static.hold.steps, one.reward_model.train) == (False, 0, True)
-    assert (runs[3][0].seed, runs[3][0].methods, runs[3][0].seeds) == (1, '', 1)
+    assert (runs[3][1].seed, runs[3][1].methods, runs[3][1].seeds) == (1, '', 1)
     assert [run.eval.base for run in (one, context, static)] == [True, False, False]
     assert table.total_steps == 6
-    assert [folder.name for _, folder in plus.stages(get_settings(), tmp_path)] == [tmp_path.name]
-    assert plus.stages(get_settings('table'), tmp_path)[-1][0].total_steps == 27  # nine methods
+    assert [folder.name for folder, _ in plus.stages(get_settings(), tmp_path)] == [tmp_path.name]
+    assert plus.stages(get_settings('table'), tmp_path)[-1][1].total_steps == 27  # nine methods
     data = write_choices(tmp_path / 'choices.jsonl')
     people = plus.stages(get_settings('people', data=data), tmp_path)
-    assert people[-1][0].total_steps == 24  # without the oracle
-    assert {run.data for run, _ in people} == {data}
+    assert people[-1][1].total_steps == 24  # without the oracle
+    assert {run.data for _, run in people} == {data}
 
 
 def test_a_table_is_refused_before_its_first_run(tmp_path):
@@ -119,24 +121,22 @@ def write_choices(path):
 
 def test_more_seeds_leave_the_runs_that_are_made(tmp_path):
     fewer, more = (plus.stages(get_settings(methods='plus,context', seeds=seeds), tmp_path) for seeds in (1, 2))
-    for (before, folder), (after, same_folder) in zip(fewer[:-1], more, strict=False):
+    for (folder, before), (same_folder, after) in zip(fewer[:-1], more, strict=False):
         assert folder == same_folder
-        assert before.to_dict() == after.to_dict()
+        assert to_dict(before) == to_dict(after)
 
 
-def test_a_table_of_another_config_is_refused_before_its_runs(tmp_path, monkeypatch):
+def test_a_table_of_another_config_is_refused_before_its_runs(tmp_path):
     config = configs.load('plus', methods='plus')
-    table, folder = plus.stages(configs.parsed(config), tmp_path)[-1]
-    checkpoint.write_config(folder, table.to_dict() | {'steps': 99})
-    monkeypatch.setattr(cli, 'config', lambda: config)
-    monkeypatch.setattr(cli, 'workdir', lambda: tmp_path)
-    with pytest.raises(cli.Fault, match=r'table was made by another config \(steps: 99 -> 4\)'):
-        next(cli.runs())
+    folder, table = plus.stages(config, tmp_path)[-1]
+    checkpoint.write_config(folder, to_dict(table) | {'steps': 99})
+    with pytest.raises(ValueError, match=r'table was made by another config \(steps: 99 -> 4\)'):
+        next(unfinished(config, tmp_path))
 
 
 def test_a_table_needs_its_runs(tmp_path):
-    part, folder = plus.stages(get_settings(methods='plus'), tmp_path)[-1]
-    recipe = plus.make(configs.parsed(part), ONE._replace(workdir=folder))
+    folder, part = plus.stages(get_settings(methods='plus'), tmp_path)[-1]
+    recipe = configs.make(part, ONE._replace(workdir=folder))
     with pytest.raises(ValueError, match='plus-0 has no last evaluation; run it first'):
         recipe.step(*recipe.init(), 0)
 

@@ -37,7 +37,7 @@ def no_phase(name):
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
 
 
-get_settings = functools.partial(configs.settings, 'plus')
+get_settings = functools.partial(configs.load, 'plus')
 
 
 def steps(settings, count, ctx=ONE):

@@ -9,7 +9,7 @@ import pytest
 from pal_jax.recipes.psoups import recipe as psoups
 from tests import configs
 
-get_settings = functools.partial(configs.settings, 'psoups')
+get_settings = functools.partial(configs.load, 'psoups')
 
 
 @pytest.mark.parametrize('variant', ['', 'quick', 'smoke', 'paper'])
@@ -23,8 +23,7 @@ def test_every_variant_of_the_file(variant):
     ('changes', 'message'),
     [
         ({'stage': 'rewards'}, "stage='rewards' is unknown; use all or one of rollout, annotate"),
-        ({'stage': 'policy', 'preference': 'P9'}, "preference='P9' is none of stage=policy; use one of P2A"),
-        ({'preference': 'P2A'}, "preference='P2A' goes with stage=policy"),
+        ({'stage': 'policy-P9'}, "stage='policy-P9' is unknown; use all or one of rollout, annotate"),
         ({'poles': 'P2A'}, 'has P2A alone of informativeness'),
         ({'preferences': 'absent.yaml'}, 'absent.yaml is no file'),
         ({'policy.lora.rank': 0}, 'soups are made of adapters'),

@@ -15,9 +15,9 @@ from pal_jax.data.rows import scored_replies
 from pal_jax.judges.chat_models import ChatModels
 from pal_jax.models.files import sources
 from pal_jax.recipes import reward
-from pal_jax.recipes.psoups import data as psoups_data
+from pal_jax.recipes.psoups import annotate as annotate_stage
 from pal_jax.recipes.psoups import evaluate as psoups_evaluate
-from pal_jax.recipes.psoups import judges, preferences
+from pal_jax.recipes.psoups import judges, preferences, rollout
 from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.recipes.psoups.jobs import make_fronts, make_jobs
 from pal_jax.recipes.psoups.prompts import Asked, Prompt, known_prompts, prompts_moved, read_prompts
@@ -25,7 +25,7 @@ from pal_jax.run import devices, piecework
 from pal_jax.run.recipe import Context
 from tests import configs
 
-get_settings = functools.partial(configs.settings, 'psoups')
+get_settings = functools.partial(configs.load, 'psoups')
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
 
 
@@ -39,8 +39,8 @@ def rows(count, *, judged=1, text='Be brief.'):
 
 def annotate(tmp_path, written, **changes):
     piecework.write(tmp_path / 'rollouts.jsonl', written)
-    (part, folder), *_ = psoups.stages(get_settings(stage='annotate', **changes), tmp_path)
-    return psoups.make(configs.parsed(part), ONE._replace(workdir=folder))
+    (folder, part), *_ = psoups.stages(get_settings(stage='annotate', **changes), tmp_path)
+    return configs.make(part, ONE._replace(workdir=folder))
 
 
 def test_a_judge_that_answers_nonsense_stops_the_stage(tmp_path, chat_server):
@@ -102,7 +102,7 @@ def test_a_local_model_may_judge(tmp_path):
 def test_prompts_that_test_a_reward_model_teach_none(tmp_path):
     judged = [{**row, 'preference_id': name} for name in ('general', 'P2A') for row in rows(10, judged=2)]
     judged = [{**row, 'preference_prompt': ''} if row['preference_id'] == 'general' else row for row in judged]
-    psoups_data.write_pairs(tmp_path, judged, ['general', 'P2A'], 0.2)
+    annotate_stage.write_pairs(tmp_path, judged, ['general', 'P2A'], 0.2)
     train, test, joint = (piecework.read(tmp_path / f'{name}.jsonl') for name in ('P2A', 'P2A-test', 'joint'))
     assert (len(train), len(test)) == (8, 2)
     assert joint == train
@@ -114,13 +114,13 @@ def test_prompts_that_test_a_reward_model_teach_none(tmp_path):
     }
     assert not {pair['prompt'][0]['content'] for pair in train} & {pair['prompt'][0]['content'] for pair in test}
     with pytest.raises(RuntimeError, match='P2B: 0 pairs to learn from and 0 to test on, the others are ties'):
-        psoups_data.write_pairs(tmp_path, judged, ['P2B'], 0.2)
+        annotate_stage.write_pairs(tmp_path, judged, ['P2B'], 0.2)
 
 
 def test_a_prompt_in_other_clothes_tests_no_reward_model_that_learnt_it(tmp_path):
     judged = [{**row, 'preference_id': 'P2A'} for row in rows(10, judged=2)]
     judged += [{**row, 'instruction': row['instruction'].upper() + ' '} for row in judged[:5]]
-    psoups_data.write_pairs(tmp_path, judged, ['P2A'], 0.2)
+    annotate_stage.write_pairs(tmp_path, judged, ['P2A'], 0.2)
     train, test = (
         {normal(pair['prompt'][0]['content']) for pair in piecework.read(tmp_path / f'{name}.jsonl')}
         for name in ('P2A', 'P2A-test')
@@ -138,7 +138,7 @@ def test_prompts_of_the_test_are_not_learnt_from(tmp_path):
     assert [prompt.id for prompt in known_prompts(settings, 'train')] == ['train-1', 'train-3']
     assert prompts_moved(settings) == 2
     with pytest.raises(ValueError, match='all prompts of prompts.train=.* are in prompts.test'):
-        psoups.check(get_settings(**files | {'prompts.test': files['prompts.train']}))
+        psoups.stages(get_settings(**files | {'prompts.test': files['prompts.train']}), tmp_path)
     assert prompts_moved(get_settings().prompts) == 0
 
 
@@ -155,7 +155,7 @@ def test_the_best_answer_is_the_one_preferred_most_often():
          'output_1': one, 'output_2': other, 'preference': verdict}
         for question, one, other, verdict in told
     ]  # fmt: skip
-    found = psoups_data.best(pairs)
+    found = annotate_stage.best(pairs)
     assert [(each['prompt'][0]['content'], each['completion'][0]['content']) for each in found] == [
         ('Why? Be brief.', 'c'), ('How? Be brief.', 'e'),
     ]  # fmt: skip
@@ -163,23 +163,23 @@ def test_the_best_answer_is_the_one_preferred_most_often():
 
 def test_every_preference_is_asked_of_as_many_prompts_drawn_for_it():
     prompts, poles = [Prompt(str(i), f'question {i}') for i in range(20)], preferences.embedded()[:3]
-    asked = psoups_data.draw(poles, prompts, 12, 0)
+    asked = rollout.draw(poles, prompts, 12, 0)
     own = [[prompt for p, prompt in asked if p is pole] for pole in poles]
     assert [len(set(each)) for each in own] == [12] * 3
     assert len({frozenset(each) for each in own}) == 3
     assert [int(prompt.id) for _, prompt in asked] == sorted(int(prompt.id) for _, prompt in asked)
     whole = [(pole, prompt) for prompt in prompts for pole in poles]
-    assert psoups_data.draw(poles, prompts, 0, 0) == psoups_data.draw(poles, prompts, 99, 0) == whole
+    assert rollout.draw(poles, prompts, 0, 0) == rollout.draw(poles, prompts, 99, 0) == whole
 
 
 def test_all_answers_to_a_prompt_are_compared_two_by_two():
     row = {'id': 'P2A-7', 'preference_id': 'P2A', 'instruction': 'Why?', 'input': '', 'preference_prompt': 'Be brief.'}
-    pairs = psoups_data.pairs_of({**row, 'output_1': 'a', 'output_2': 'b', 'output_3': 'c'})
+    pairs = annotate_stage.pairs_of({**row, 'output_1': 'a', 'output_2': 'b', 'output_3': 'c'})
     assert [(each['id'], each['output_1'], each['output_2']) for each in pairs] == [
         ('P2A-7-1-2', 'a', 'b'), ('P2A-7-1-3', 'a', 'c'), ('P2A-7-2-3', 'b', 'c'),
     ]  # fmt: skip
     assert {key: value for key, value in pairs[2].items() if key in row} == {**row, 'id': 'P2A-7-2-3'}
-    alike = psoups_data.pairs_of({**row, 'output_1': 'a', 'output_2': 'b', 'output_3': 'a'})
+    alike = annotate_stage.pairs_of({**row, 'output_1': 'a', 'output_2': 'b', 'output_3': 'a'})
     assert [{each['output_1'], each['output_2']} for each in alike] == [{'a', 'b'}]
 
 
@@ -218,7 +218,8 @@ def test_replies_are_scored_by_the_tokens_that_reward_models_learn_from():
 def test_draws_and_combinations_have_names_of_their_own():
     named = [('tone', 'a'), ('tone', 'b'), ('level', '1'), ('level', '2')]
     poles = [preferences.Preference(name, dimension, name, None) for dimension, name in named]
-    names = [name for job in make_jobs(get_settings(**{'evaluate.draws': 3}), poles) for name in job.names]
+    settings = get_settings(**{'evaluate.draws': 3})
+    names = [name for job in make_jobs(settings.merge, settings.evaluate, poles) for name in job.names]
     assert len(set(names)) == len(names) == 1 + 4 * 4 + 3 * 4 * 2 + 2 * 3
 
 
@@ -226,7 +227,7 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     poles = preferences.choose(preferences.embedded(), 'P2A,P2B,P3A,P3B')
     prompts = [Prompt(str(i), f'question {i}') for i in range(4)]
     settings = get_settings()
-    jobs = make_jobs(settings, poles)
+    jobs = make_jobs(settings.merge, settings.evaluate, poles)
     assert len(jobs) == 1 + 4 * 4 + 4 * 2 + 2 * 3  # as :quick has
     written = {job.name: ['some words of an answer'] * 4 for job in jobs}
     written |= {name: ['short'] * 4 for name in written if name.startswith('psoups-P2A') or name == 'policy-P2A'}

@@ -49,7 +49,7 @@ def test_reward_models_of_brief_and_of_long_answers_are_right_and_disagree(tmp_p
     correlations = []
     for sign in (-1, 1):
         train, test = (write_pairs(tmp_path / f'{count}{sign}', count, sign) for count in (1000, 200))
-        settings = configs.settings('reward', **{'data.train': train, 'data.test': test, 'optimizer.lr': 3e-3,
+        settings = configs.load('reward', **{'data.train': train, 'data.test': test, 'optimizer.lr': 3e-3,
                                            'total_steps': 125, 'data.batch_size': 8})  # fmt: skip
         recipe = reward.make(settings, ONE)
         state, *_ = advance(recipe, *recipe.init(), range(125))
@@ -73,14 +73,14 @@ def make(folder, sign, **changes):
 
     prompts = folder / 'prompts.jsonl'
     prompts.write_text(''.join(json.dumps({'instruction': f'Question {i}?'}) + '\n' for i in range(400)))
-    settings = configs.settings('psoups', stage='policy', preference='P2A', **{
+    settings = configs.load('psoups', stage='policy-P2A', **{
         'sampling.max_tokens': 48, 'sampling.stop': tuple('abcdefghijklm'), 'decode.slots': 64,
         'prompts.test': str(prompts), 'prompts.test_count': 400, 'rl.test_count': 400, 'prompts.train_count': 64,
         'total_steps': STEPS, 'optimizer.lr': 1e-2 if sign else 3e-4, 'policy.lora.rank': 8, 'ppo.kl_coef': 0.001,
         'ppo.negative_scale': 1.0, 'rl.rollout_batch_size': 16, 'rl.n_samples_per_prompt': 4,
     } | changes)  # fmt: skip
-    (part, folder), *_ = psoups.stages(settings, folder)
-    made = psoups.make_ppo(configs.parsed(part), ONE._replace(workdir=folder))
+    (folder, part), *_ = psoups.stages(settings, folder)
+    made = configs.make(part, ONE._replace(workdir=folder))
     recipe = dataclasses.replace(made, score=letters, judge=None)
     return recipe, *recipe.init()
 

@@ -13,44 +13,44 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from pal_jax import train
 from pal_jax.decode.answers import ModelScores
 from pal_jax.models.files import sources
 from pal_jax.recipes import reward
-from pal_jax.recipes.psoups import data as psoups_data
-from pal_jax.recipes.psoups import judges, policies, preferences
+from pal_jax.recipes.psoups import judges, policies, preferences, rl, rollout
 from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.recipes.psoups.prompts import Prompt
-from pal_jax.run import checkpoint, cli, devices, piecework
+from pal_jax.run import checkpoint, devices, piecework
 from pal_jax.run.metrics import EVALS, read_records
 from pal_jax.run.models import make_learner
 from pal_jax.run.presets import parse_stage
 from pal_jax.run.recipe import Context, Plan
-from pal_jax.run.report import REPORT
+from pal_jax.run.settings import changed, parse, to_dict
+from pal_jax.run.stages import unfinished
+from pal_jax.run.workdir import REPORT
 from pal_jax.types import Completion, Sample
 from tests import configs
 from tests.whole_runs import run
 
-get_config, get_settings = (functools.partial(load, 'psoups') for load in (configs.load, configs.settings))
+get_settings = functools.partial(configs.load, 'psoups')
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
 POLES = ['P2A', 'P2B']
 
 
 def test_all_stages_in_their_order_and_each_by_its_name(tmp_path):
-    folders = [folder.name for _, folder in psoups.stages(get_settings(), tmp_path)]
+    folders = [folder.name for folder, _ in psoups.stages(get_settings(), tmp_path)]
     rewards, policies = ([f'{stage}-{pole}' for pole in POLES] for stage in ('reward', 'policy'))
     assert folders == ['rollout', 'annotate', 'reward-general', *rewards, 'reward-joint', 'rlhf', 'multitask', 'morl',
                        *policies, 'merge', 'evaluate']  # fmt: skip
     alone = psoups.stages(get_settings('smoke,stage=policy,preference=P2A'), tmp_path)
-    assert [folder.name for _, folder in alone] == ['policy-P2A']
-    assert [folder.name for _, folder in psoups.stages(get_settings('smoke,stage=merge'), tmp_path)] == ['merge']
+    assert [folder.name for folder, _ in alone] == ['policy-P2A']
+    assert [folder.name for folder, _ in psoups.stages(get_settings('smoke,stage=merge'), tmp_path)] == ['merge']
 
 
 def test_a_stage_is_told_what_it_reads_and_no_more(tmp_path):
     before, after = (
-        {folder.name: stage.to_dict() for stage, folder in psoups.stages(get_settings(**changes), tmp_path)}
+        {folder.name: to_dict(stage) for folder, stage in psoups.stages(get_settings(**changes), tmp_path)}
         for changes in ({}, {'evaluate.front': 'P2B,P2A', 'reward.total_steps': 3})
     )
     assert {name for name in before if before[name] != after[name]} == {
@@ -62,41 +62,39 @@ def test_a_stage_is_told_what_it_reads_and_no_more(tmp_path):
 
 
 def test_stages_that_differ_in_their_preference_share_a_learner(tmp_path):
-    (first, _), (second, _) = psoups.stages(get_settings(stage='policy'), tmp_path)
+    (_, first), (_, second) = psoups.stages(get_settings(stage='policy'), tmp_path)
     cfg = sources.resolve('random:tiny').config
 
     def learner(config):
-        return make_learner(configs.parsed(config), cfg, ONE, n=2)
+        return make_learner(config, cfg, ONE, n=2)
 
     assert learner(second) == learner(first)
-    assert learner(ConfigDict(json.loads(json.dumps(first.to_dict())))) == learner(first)
-    second.optimizer.lr *= 2
-    assert learner(second) != learner(first)
+    assert learner(parse(type(first), json.loads(json.dumps(to_dict(first))))) == learner(first)
+    assert learner(changed(second, optimizer=dict(lr=2 * first.optimizer.lr))) != learner(first)
 
 
 def test_policies_are_exported_where_reward_models_cannot_be(tmp_path):
-    told = {folder.name: stage.export for stage, folder in psoups.stages(get_settings(export=True), tmp_path)}
+    told = {folder.name: stage.export for folder, stage in psoups.stages(get_settings(export=True), tmp_path)}
     assert (told['policy-P2A'], told['multitask'], told['reward-P2A']) == (True, True, False)
     last = psoups.stages(get_settings(export=True, **{'reward.data.pooling': 'last'}), tmp_path)
-    assert all(stage.export for stage, _ in last)
+    assert all(stage.export for _, stage in last)
 
 
-def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, 'config', get_config)
-    for stage, folder in psoups.stages(get_settings(), tmp_path / 'here'):
-        checkpoint.write_config(folder, stage.to_dict())
+def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path):
+    for folder, stage in psoups.stages(get_settings(), tmp_path / 'here'):
+        checkpoint.write_config(folder, to_dict(stage))
     (tmp_path / 'here').rename(tmp_path / 'there')
-    monkeypatch.setattr(cli, 'workdir', lambda: tmp_path / 'there')
-    assert len(list(cli.runs())) == 13
-    monkeypatch.setattr(cli, 'config', lambda: get_config(**{'rollout.answers': 3}))
-    with pytest.raises(cli.Fault, match='made by another config'):
-        list(cli.runs())
+    assert len(list(unfinished(get_settings(), tmp_path / 'there'))) == 13
+    with pytest.raises(ValueError, match='made by another config'):
+        list(unfinished(get_settings(**{'rollout.answers': 3}), tmp_path / 'there'))
 
 
 def test_a_variant_and_a_stage():
-    told = {'stage': 'policy', 'preference': 'P2A'}
-    assert parse_stage('quick,stage=policy,preference=P2A', 'quick') == ('quick', told)
-    assert parse_stage('') == ('', {})
+    assert parse_stage('quick,stage=policy,preference=P2A', 'quick') == ('quick', 'policy-P2A')
+    assert parse_stage('stage=policy-P2A') == ('', 'policy-P2A')
+    assert parse_stage('') == ('', 'all')
+    with pytest.raises(ValueError, match="preference='P2A' goes with a stage"):
+        parse_stage('preference=P2A')
     with pytest.raises(ValueError, match="variant 'quik' is unknown"):
         parse_stage('quik,stage=merge', 'quick')
     with pytest.raises(ValueError, match='step= in variant'):
@@ -105,7 +103,7 @@ def test_a_variant_and_a_stage():
 
 def test_a_policy_of_ones_own_is_its_reward_model_too_unless_that_is_named(tmp_path):
     def sources_of(**changes):
-        return {part.policy.source for part, folder in psoups.stages(get_settings(**changes), tmp_path)
+        return {part.policy.source for folder, part in psoups.stages(get_settings(**changes), tmp_path)
                 if folder.name.startswith('reward')}  # fmt: skip
 
     assert sources_of(**{'policy.source': 'hf:mine'}) == {'hf:mine'}
@@ -113,26 +111,26 @@ def test_a_policy_of_ones_own_is_its_reward_model_too_unless_that_is_named(tmp_p
 
 
 def test_a_stage_needs_those_before_it(tmp_path):
-    (part, folder), *_ = psoups.stages(get_settings(stage='annotate'), tmp_path)
+    (folder, part), *_ = psoups.stages(get_settings(stage='annotate'), tmp_path)
     with pytest.raises(ValueError, match=r'rollouts.jsonl is missing; run the stage that writes it first'):
-        psoups.make(configs.parsed(part), ONE._replace(workdir=folder))
-    (part, folder), *_ = psoups.stages(get_settings(stage='rlhf'), tmp_path)
-    with pytest.raises(ValueError, match='reward-general is not finished; run stage=reward,preference=general first'):
-        psoups.make(configs.parsed(part), ONE._replace(workdir=folder)).init()
+        configs.make(part, ONE._replace(workdir=folder))
+    (folder, part), *_ = psoups.stages(get_settings(stage='rlhf'), tmp_path)
+    with pytest.raises(ValueError, match='reward-general is not finished; run stage=reward-general first'):
+        configs.make(part, ONE._replace(workdir=folder)).init()
     for stage, needed in (('merge', 'policy-P2A'), ('evaluate', 'rlhf')):
-        (part, folder), *_ = psoups.stages(get_settings(stage=stage), tmp_path)
+        (folder, part), *_ = psoups.stages(get_settings(stage=stage), tmp_path)
         with pytest.raises(ValueError, match=f'{needed} is not finished'):
-            psoups.make(configs.parsed(part), ONE._replace(workdir=folder))
+            configs.make(part, ONE._replace(workdir=folder))
 
 
 def test_adapters_of_another_base_or_kind_are_refused(tmp_path):
-    (part, merge), *_ = psoups.stages(get_settings(stage='merge'), tmp_path)
+    (merge, part), *_ = psoups.stages(get_settings(stage='merge'), tmp_path)
 
     def make_merge(changed, value):
-        for trained, folder in psoups.stages(get_settings(stage='policy', **{changed: value}), tmp_path):
-            checkpoint.write_config(folder, trained.to_dict())
+        for folder, trained in psoups.stages(get_settings(stage='policy', **{changed: value}), tmp_path):
+            checkpoint.write_config(folder, to_dict(trained))
             (folder / REPORT).touch()
-        return psoups.make(configs.parsed(part), ONE._replace(workdir=merge))
+        return configs.make(part, ONE._replace(workdir=merge))
 
     with pytest.raises(ValueError, match=r'policy-P2A was trained with policy.source=hf:other, got random:tiny'):
         make_merge('policy.source', 'hf:other')
@@ -142,13 +140,11 @@ def test_adapters_of_another_base_or_kind_are_refused(tmp_path):
 
 
 def test_a_policy_is_opened_without_what_it_was_trained_with(tmp_path):
-    (part, folder), *_ = psoups.stages(get_settings(stage='rlhf'), tmp_path)
-    part.prompts.train = 'gone.jsonl'
-    assert psoups.make_trained(configs.parsed(part), ONE).model.layers > 0
+    (folder, part), *_ = psoups.stages(get_settings(stage='rlhf'), tmp_path)
+    part = changed(part, prompts=dict(train='gone.jsonl'))
+    assert rl.make_trained(part, ONE).model.layers > 0
     with pytest.raises(ValueError, match='gone.jsonl is no file'):
-        psoups.make(configs.parsed(part), ONE._replace(workdir=folder))
-    (part, _), *_ = psoups.stages(get_settings(stage='merge'), tmp_path)
-    assert psoups.make_trained(configs.parsed(part), ONE) is None
+        configs.make(part, ONE._replace(workdir=folder))
 
 
 def test_preferences_of_a_file_are_all_there_without_a_word_of_poles(tmp_path):
@@ -156,14 +152,14 @@ def test_preferences_of_a_file_are_all_there_without_a_word_of_poles(tmp_path):
     path.write_text(
         'dimensions: {length: {brief: {text: Be brief., judge: -words}, ample: {text: Say it all., judge: +words}}}'
     )
-    folders = [folder.name for _, folder in psoups.stages(get_settings(preferences=str(path), poles=''), tmp_path)]
+    folders = [folder.name for folder, _ in psoups.stages(get_settings(preferences=str(path), poles=''), tmp_path)]
     assert {'policy-brief', 'policy-ample'} <= set(folders)
 
 
 def test_an_answer_without_text_is_paid_as_the_worst_of_its_step():
     scores = np.array([0.5, 3.0, -1.0, 2.0])
-    np.testing.assert_array_equal(psoups.paid(scores, ['a', '', 'b', ' \n']), [0.5, -1.0, -1.0, -1.0])
-    np.testing.assert_array_equal(psoups.paid(scores, ['a', 'b', 'c', 'd']), scores)
+    np.testing.assert_array_equal(rl.paid(scores, ['a', '', 'b', ' \n']), [0.5, -1.0, -1.0, -1.0])
+    np.testing.assert_array_equal(rl.paid(scores, ['a', 'b', 'c', 'd']), scores)
 
 
 # --- from fake parts --------------------------------------------------------------------------------------------------
@@ -209,7 +205,7 @@ def fake_sampler(asked):
 def fake_rlphf(asked, **changes):
     brief, full = preferences.choose(preferences.embedded(), 'P2A,P2B')
     plan = Plan(4, None, lambda i: None)
-    recipe = psoups.RLPHF(
+    recipe = rl.RLPHF(
         plan, ONE, 'morl', Learner(), lambda shardings: 0.0, fake_sampler(asked),
         score=lambda readings, replies: np.array([[-float(len(text)) for text in texts] for texts in replies]),
         judge=None, pack=list, train=[Prompt(str(k), f'question {k}') for k in range(4)],
@@ -254,7 +250,7 @@ def test_an_evaluation_has_the_rule_of_the_one_preference():
 def test_rollouts_are_made_in_parts(tmp_path):
     ctx, poles = ONE._replace(workdir=tmp_path / 'rollout'), preferences.choose(preferences.embedded(), 'P2A,P2B')
     parts = [[(poles[0], Prompt('a', 'Why?'))], [(poles[1], Prompt('b', 'How?')), (poles[0], Prompt('b', 'How?'))]]
-    stage = psoups_data.Rollouts(ctx, fake_sampler(asked := []), dict, parts, n=2, seed=3)
+    stage = rollout.Rollouts(ctx, fake_sampler(asked := []), dict, parts, n=2, seed=3)
     recipe = piecework.make(ctx, len(parts), stage.work, 'rollout', stage.finish)
     state, host = recipe.init()
     for i in range(2):
@@ -280,8 +276,8 @@ def test_a_run_that_is_stopped_between_stages_goes_on_and_leaves_everything(tmp_
         return 128 + signal.SIGTERM if len(trained) == 4 else original(config, workdir)
 
     monkeypatch.setattr(train, 'train', stopping)
-    assert run(monkeypatch, tmp_path, get_config('smoke')) == 128 + signal.SIGTERM
-    assert run(monkeypatch, tmp_path, get_config('smoke')) == 0
+    assert run(monkeypatch, tmp_path, get_settings('smoke')) == 128 + signal.SIGTERM
+    assert run(monkeypatch, tmp_path, get_settings('smoke')) == 0
     assert trained[3] == trained[4]
     assert len(trained) - 1 == len(set(trained)) == 13
     assert 'reward-general is finished' in capsys.readouterr().out
@@ -333,7 +329,7 @@ def check_adapters(folder):
 
 def test_policies_of_another_base_do_not_merge(tmp_path):
     """A random base is made by the seed."""
-    checkpoint.write_config(tmp_path, get_config().to_dict())
+    checkpoint.write_config(tmp_path, to_dict(get_settings()))
     (tmp_path / REPORT).write_text('')
     policies.check_trained(tmp_path, get_settings())
     for key, value, message in (

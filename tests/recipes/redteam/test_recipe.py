@@ -25,11 +25,12 @@ from pal_jax.learners.ppo import PPO, make_learner
 from pal_jax.learners.training import Lora
 from pal_jax.models import config as model_config
 from pal_jax.models import params
-from pal_jax.recipes import redteam
-from pal_jax.recipes.redteam import judges, pipeline
+from pal_jax.recipes.redteam import judges
+from pal_jax.recipes.redteam import play as play_stage
+from pal_jax.recipes.redteam import recipe as pipeline
 from pal_jax.recipes.redteam.attack import ATTACKER, DEFENDER, Attack, Labels, RedTeam, Said, Seed
 from pal_jax.recipes.redteam.games import Played, Players, play_judged, shown, summarize
-from pal_jax.recipes.redteam.recipe import SelfRedTeam
+from pal_jax.recipes.redteam.play import SelfRedTeam
 from pal_jax.recipes.redteam.seeds import by_kind, kinds_of, read_seeds
 from pal_jax.recipes.redteam.settings import POLICIES, EvaluationSettings, PlaySettings, SeedSettings
 from pal_jax.recipes.redteam.stand_ins import make_seeds
@@ -42,7 +43,7 @@ from pal_jax.types import Completion, Sample, Sampling
 from tests import configs
 from tests.whole_runs import run, stop_once, timeless
 
-get_config, get_settings = (functools.partial(load, 'redteam') for load in (configs.load, configs.settings))
+get_settings = functools.partial(configs.load, 'redteam')
 MESH = devices.make_mesh(devices=jax.devices()[:1])
 ONE = Context(MESH, lambda name: contextlib.nullcontext())
 CFG = dataclasses.replace(model_config.tiny(vocab=264), unroll=True)
@@ -83,7 +84,7 @@ def make_recipe(mesh=MESH, roles='shared', count=16, players=None, lora=2, judge
         adapters=Lora(rank=lora) if lora else None,
     )  # fmt: skip
     return SelfRedTeam(
-        Plan(4, pipeline.abstract(learner, roles), lambda i: None), ONE._replace(mesh=mesh), learner,
+        Plan(4, play_stage.abstract(learner, roles), lambda i: None), ONE._replace(mesh=mesh), learner,
         load=lambda shardings: jax.device_put(params.init(params.decoder_specs(CFG), jax.random.key(0)), shardings),
         before=(), roles=POLICIES[roles], players=players or Scripted(), judge=judge, models=ChatModels({}, '', 0),
         pack=functools.partial(
@@ -371,7 +372,7 @@ def test_a_finished_answer_that_cannot_be_learnt_is_named():
     )  # fmt: skip
     silent = byte_tokenizer().with_template('x')
     with pytest.raises(ValueError, match=r'seeds\.train=seeds\.jsonl, .*This is harmle.* writes nothing'):
-        pipeline.make_stream(settings, [Seed('hi', False, False, completion='yes')], RedTeam(), silent, ONE)
+        play_stage.make_stream(settings, [Seed('hi', False, False, completion='yes')], RedTeam(), silent, ONE)
 
 
 # --- settings and stages ----------------------------------------------------------------------------------------------
@@ -390,15 +391,15 @@ def test_every_variant_is_complete(variant, tmp_path):
 
 
 def test_stages_in_their_order_and_what_they_are_told(tmp_path):
-    made = {place.name: configs.parsed(config) for config, place in pipeline.stages(get_settings(), tmp_path)}
+    made = {place.name: config for place, config in pipeline.stages(get_settings(), tmp_path)}
     assert [*made] == ['examples', 'sft', 'play-shared-0', 'play-attacker-0', 'evaluate']
     assert made['sft'].data.train == str(tmp_path / 'records' / 'sft.jsonl')
     assert {made[name].policy.source for name in [*made][2:]} == {f'orbax:{tmp_path / "sft"}'}
-    assert made['play-attacker-0'].play.roles == 'attacker' and made['evaluate'].variants == ['shared-0', 'attacker-0']
-    table = [place.name for _, place in pipeline.stages(get_settings('table', stage='play'), tmp_path)]
+    assert made['play-attacker-0'].play.roles == 'attacker' and made['evaluate'].compare == ('shared', 'attacker')
+    table = [place.name for place, _ in pipeline.stages(get_settings('table', stage='play'), tmp_path)]
     assert len(table) == 12 and 'play-adapters-2' in table
     bare = pipeline.stages(get_settings(compare=(), **{'start.total_steps': 0, 'play.roles': 'adapters'}), tmp_path)
-    assert [place.name for _, place in bare] == ['play-adapters-0', 'evaluate']
+    assert [place.name for place, _ in bare] == ['play-adapters-0', 'evaluate']
 
 
 @pytest.mark.parametrize(
@@ -422,9 +423,9 @@ def test_what_is_wrong_is_told_before_the_first_stage(changes, named, tmp_path):
 
 
 def test_a_stage_needs_those_before_it(tmp_path):
-    (config, place), *_ = pipeline.stages(get_settings(stage='evaluate'), tmp_path)
+    (place, config), *_ = pipeline.stages(get_settings(stage='evaluate'), tmp_path)
     with pytest.raises(ValueError, match='is not finished'):
-        redteam.make(configs.parsed(config), ONE._replace(workdir=place))
+        configs.make(config, ONE._replace(workdir=place))
 
 
 # --- a whole run ------------------------------------------------------------------------------------------------------
@@ -434,10 +435,10 @@ ALONE = {'start.total_steps': 0, 'compare': ('adapters',), 'evaluate.steps': (1,
 
 @pytest.mark.long
 def test_a_run_that_is_stopped_between_steps_goes_on_bit_by_bit(tmp_path, monkeypatch):
-    assert run(monkeypatch, tmp_path / 'whole', get_config(**ALONE)) == 0
+    assert run(monkeypatch, tmp_path / 'whole', get_settings(**ALONE)) == 0
     stop_once(monkeypatch, SelfRedTeam)
-    assert run(monkeypatch, tmp_path / 'again', get_config(**ALONE)) == 128 + signal.SIGTERM
-    assert run(monkeypatch, tmp_path / 'again', get_config(**ALONE)) == 0
+    assert run(monkeypatch, tmp_path / 'again', get_settings(**ALONE)) == 128 + signal.SIGTERM
+    assert run(monkeypatch, tmp_path / 'again', get_settings(**ALONE)) == 0
     for stage in ('play-adapters-0', 'evaluate'):
         for name in (METRICS, EVALS):
             assert timeless(tmp_path / 'again' / stage / name) == timeless(tmp_path / 'whole' / stage / name)
@@ -449,6 +450,6 @@ def test_a_run_that_is_stopped_between_steps_goes_on_bit_by_bit(tmp_path, monkey
 
 @pytest.mark.long
 def test_all_stages_of_a_whole_run(tmp_path, monkeypatch):
-    assert run(monkeypatch, tmp_path, get_config()) == 0
+    assert run(monkeypatch, tmp_path, get_settings()) == 0
     final = read_records(tmp_path / 'evaluate' / EVALS)[-1]
     assert {'attacker-0_on_shared-0_asr', 'shared-0_exploited', 'start_self_bleu'} <= final.keys()

@@ -159,7 +159,7 @@ def test_judges_are_asked_while_others_are_decoded_and_nothing_else_changes(chat
         assert asked >= len(server.asked) - asked  # faults are in the first run alone
 
 
-get_config = functools.partial(configs.settings, 'rlpa')
+get_config = functools.partial(configs.load, 'rlpa')
 
 
 def make(config, decoder, learner=None):

@@ -62,12 +62,12 @@ def test_weights_that_were_given_back_are_read_again(reader):
 )
 def test_naturalness_that_cannot_be_had_is_told(changes, told):
     with pytest.raises(ValueError, match=rf'reward\.naturalness=.*(?:{told})'):
-        open_naturalness(configs.settings('rlpa', **changes))
+        open_naturalness(configs.load('rlpa', **changes))
 
 
 def test_an_evaluation_says_that_random_weights_judge_nothing():
-    config = configs.settings('rlpa')
+    config = configs.load('rlpa')
     assert open_naturalness(config) is None
     assert who_judged(None, config.reward) == {'naturalness_judged': 0.0}
-    judged = configs.settings('rlpa', **{'reward.judge': 'endpoint:judge'})  # a language model judges all of it
+    judged = configs.load('rlpa', **{'reward.judge': 'endpoint:judge'})  # a language model judges all of it
     assert who_judged(open_naturalness(judged), judged.reward) == {}

@@ -46,7 +46,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-get_config = functools.partial(configs.settings, 'rlpa')
+get_config = functools.partial(configs.load, 'rlpa')
 
 
 class Silent:

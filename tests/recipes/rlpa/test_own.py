@@ -48,7 +48,7 @@ def write(tmp_path, text):
 def test_functions_of_an_example_add_to_the_reward_of_a_run(examples):
     text = f'{examples}/my_rewards.py:asks_back, {examples}/my_rewards.py:short'
     changes = {'reward.function': text, 'reward.weights': (2.0, 0.5), 'dialogue.people': 4, 'eval.people': 2}
-    world, plain = make_world(configs.settings('rlpa', **changes)), make_world(configs.settings('rlpa'))
+    world, plain = make_world(configs.load('rlpa', **changes)), make_world(configs.load('rlpa'))
     samples = [ASKS, TELLS, MALFORMED]
     for scored, before in (
         (world.reward(samples, 0), plain.reward(samples, 0)),
@@ -128,7 +128,7 @@ def test_what_a_function_returns_is_checked(tmp_path, body, message):
 def test_rewards_apart_are_channels_and_a_malformed_answer_has_no_profile(examples):
     text = f'{examples}/my_rewards.py:asks_back'
     config = {'reward.function': text, 'reward.normalise': 'each', 'reward.profile_weight': 3.0}
-    settings = configs.settings('rlpa', **config)
+    settings = configs.load('rlpa', **config)
     world = make_world(settings)
     assert world.estimate == make_estimate(settings) and world.estimate.apart.weights == (3.0, 1.0, 1.0, 1.0)
     formed, malformed = world.reward([ASKS, MALFORMED], 0)
@@ -137,7 +137,7 @@ def test_rewards_apart_are_channels_and_a_malformed_answer_has_no_profile(exampl
     assert [math.isnan(number) for number in malformed.rewards] == [False, True, True, False, False]
     for change in ({'ppo.estimator': 'rloo'}, {'dialogue.turn_gamma': 0.5}, {'reward.floor': -1.0}):
         with pytest.raises(ValueError, match=next(iter(change)).split('.')[1]):
-            make_estimate(configs.settings('rlpa', **config | change))
+            make_estimate(configs.load('rlpa', **config | change))
 
 
 def test_a_user_and_a_judge_of_a_file(examples):
@@ -145,7 +145,7 @@ def test_a_user_and_a_judge_of_a_file(examples):
     assert user([ASKS.source], 0) == ['By the way, pet: cat.']
     judge = open_role('reward.judge', f'{examples}/my_parts.py:judge')
     assert judge([ASKS.source], [()], ['Hello you two there'], 0) == [Verdict(dict.fromkeys(SCORES, 0.2))]
-    world = make_world(configs.settings('rlpa', **{'reward.judge': f'{examples}/my_parts.py:judge'}))
+    world = make_world(configs.load('rlpa', **{'reward.judge': f'{examples}/my_parts.py:judge'}))
     assert world.reward([ASKS], 0)[0].info['response'] == 0.25
 
 

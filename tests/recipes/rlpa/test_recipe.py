@@ -23,7 +23,7 @@ from pal_jax.recipes.rlpa.world import make_world
 from pal_jax.run import devices
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.recipe import Context, Plan
-from pal_jax.run.settings import to_config
+from pal_jax.run.settings import changed, to_dict
 from pal_jax.types import Completion, Person
 from tests import configs
 from tests.recipes.rlpa.test_dialogues_of_models import Idle, make
@@ -37,7 +37,7 @@ def no_phase(name):
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
 
 
-get_config = functools.partial(configs.settings, 'rlpa')
+get_config = functools.partial(configs.load, 'rlpa')
 
 
 def run(config, steps, decoder=None):
@@ -287,10 +287,9 @@ def test_sampler_and_trainer_agree_on_logprobs():
 @pytest.mark.parametrize('variant', ['', 'paper'])
 def test_every_variant_is_complete_and_small_changes_are_named(variant):
     config = configs.load('rlpa', variant)
-    rlpa.check(configs.parsed(config), CONTEXT.mesh)
-    config.lock()
-    with pytest.raises(AttributeError, match='Did you mean'):
-        config.ppo.clp = 0.1
+    rlpa.check(config, CONTEXT.mesh)
+    with pytest.raises(ValueError, match=r'ppo.clp; did you mean ppo.clip'):
+        changed(config, ppo=dict(clp=0.1))
 
 
 def test_the_published_model_is_sharded_as_declared_without_its_weights():
@@ -387,7 +386,7 @@ def test_a_run_can_start_from_what_another_has_trained(tmp_path):
 
     config = small()
     _, state, host, _ = run(config, 1)
-    write_config(tmp_path, to_config(config).to_dict())
+    write_config(tmp_path, to_dict(config))
     plan = rlpa.make(config, CONTEXT).plan
     checkpoints = Checkpoints(tmp_path, plan.abstract)
     checkpoints.save(1, state, plan.pack(host))

@@ -85,7 +85,7 @@ def test_personalities_go_with_people_at_random_but_always_alike():
     assert both != slotting.with_personalities(people, traits, seed=1)
 
 
-get_config = functools.partial(configs.settings, 'rlpa')
+get_config = functools.partial(configs.load, 'rlpa')
 
 
 def plays_all_parts(prompt: str) -> str:

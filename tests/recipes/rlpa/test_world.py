@@ -63,7 +63,7 @@ def test_people_with_the_same_facts_stand_on_one_side(tmp_path):
         {'pet': 'CAT {}', 'job': 'pilot'},
     ]
     lines = [{key: text.format(i) for key, text in each.items()} for each in profiles for i in range(10)]
-    world = make_world(configs.settings('rlpa', **{'dialogue.profiles': write(tmp_path / 'p.jsonl', lines)}))
+    world = make_world(configs.load('rlpa', **{'dialogue.profiles': write(tmp_path / 'p.jsonl', lines)}))
     assert not contents(world.train) & contents(world.tests['heldout'])
     assert (len(world.train), len(world.tests['heldout']), world.moved) == (27, 3, 20)  # of at most four
     assert '27 people to learn from' in world.told and '20 kept from testing' in world.told
@@ -75,29 +75,29 @@ def test_who_is_trained_on_is_not_met_anew_in_another_file(tmp_path):
         'dialogue.profiles': write(tmp_path / 'a.jsonl', people),
         'eval.profiles': write(tmp_path / 'b.jsonl', [*({'Pet': f'Cat {i}'} for i in range(5)), {'pet': 'ant'}]),
     }
-    world = make_world(configs.settings('rlpa', **files))
+    world = make_world(configs.load('rlpa', **files))
     assert [person.facts for person in world.tests['extended']] == [('pet: ant',)]
     assert world.moved == 5
     write(tmp_path / 'b.jsonl', people[:3])
     with pytest.raises(ValueError, match='eval.profiles=.*all 3 people are trained on'):
-        make_world(configs.settings('rlpa', **files))
+        make_world(configs.load('rlpa', **files))
 
 
 def test_embedded_people_in_a_file_have_been_met(tmp_path):
     met = make_people(8, seed=0, facts=4)[:3]
     lines = [dict(fact.split(': ') for fact in person.facts) for person in met]
     path = write(tmp_path / 'b.jsonl', [*lines, {'pet': 'ant'}])
-    config = configs.settings('rlpa', **{'eval.profiles': path})
+    config = configs.load('rlpa', **{'eval.profiles': path})
     assert [person.facts for person in make_world(config).tests['extended']] == [('pet: ant',)]
 
 
 def test_people_who_are_all_alike_can_neither_test_nor_stand_for_each_other(tmp_path):
     path = write(tmp_path / 'p.jsonl', [{'pet': 'cat'}, {'pet': 'Cat'}, {'pet': ' cat'}])
     with pytest.raises(ValueError, match=r'p.jsonl: 3 of the same content'):
-        make_world(configs.settings('rlpa', **{'dialogue.profiles': path}))
+        make_world(configs.load('rlpa', **{'dialogue.profiles': path}))
     write(tmp_path / 'p.jsonl', [{'pet': 'cat'}, {'pet': 'Cat'}, {'pet': 'ant'}])
     with pytest.raises(ValueError, match='the same facts'):
-        make_world(configs.settings('rlpa', **{'dialogue.profiles': path, 'reward.shuffled': True}))
+        make_world(configs.load('rlpa', **{'dialogue.profiles': path, 'reward.shuffled': True}))
 
 
 def test_no_question_to_learn_from_is_one_to_test_on():

@@ -23,28 +23,29 @@ from pal_jax.models.files import sources
 from pal_jax.objectives import constraints
 from pal_jax.objectives.advantages import Discounts
 from pal_jax.objectives.constraints import Constrained, Saute
-from pal_jax.recipes import safe_rlhf
-from pal_jax.recipes.safe_rlhf import collect, evaluate, pipeline, prompts
+from pal_jax.recipes.safe_rlhf import collect, evaluate, prompts, recipe, rl
 from pal_jax.recipes.safe_rlhf.prompts import Question, make_groups
-from pal_jax.recipes.safe_rlhf.recipe import SafeRLHF, sentences
+from pal_jax.recipes.safe_rlhf.rl import SafeRLHF, sentences
 from pal_jax.recipes.safe_rlhf.settings import HANDLERS, ConstraintSettings
-from pal_jax.run import checkpoint, cli, devices, piecework, sharding
+from pal_jax.run import checkpoint, devices, piecework, sharding
 from pal_jax.run.glossary import meaning, words_of
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.recipe import Context, Plan
+from pal_jax.run.settings import to_dict
+from pal_jax.run.stages import unfinished
 from pal_jax.types import Completion, Sample
 from tests import configs
 from tests.whole_runs import run, stop_once, timeless
 
-get_config, get_settings = (functools.partial(load, 'safe_rlhf') for load in (configs.load, configs.settings))
+get_settings = functools.partial(configs.load, 'safe_rlhf')
 MESH = devices.make_mesh(devices=jax.devices()[:1])
 ONE = Context(MESH, lambda name: contextlib.nullcontext())
 CFG = dataclasses.replace(model_config.tiny(vocab=64), unroll=True)
 
 
 def names(settings, folder):
-    return [place.name for _, place in pipeline.stages(settings, folder)]
+    return [place.name for place, _ in recipe.stages(settings, folder)]
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
@@ -60,12 +61,12 @@ def test_all_stages_in_their_order_and_each_by_its_name(tmp_path):
     assert compared[4:-1] == ['rl-none-0', 'rl-none-1', 'rl-fixed-0.5-0', 'rl-fixed-0.5-1']
     own = get_settings(**{'rl.reward': 'orbax:r', 'rl.cost': 'orbax:c', 'start.total_steps': 0})
     assert names(own, tmp_path) == ['rl', 'evaluate']
-    for config, _ in pipeline.stages(own, tmp_path):
+    for _, config in recipe.stages(own, tmp_path):
         assert (config.rl.reward, config.rl.cost) == ('orbax:r', 'orbax:c')
 
 
 def test_a_stage_is_told_what_the_stages_before_it_leave(tmp_path):
-    told = {place.name: config for config, place in pipeline.stages(get_settings(rounds=2), tmp_path)}
+    told = {place.name: config for place, config in recipe.stages(get_settings(rounds=2), tmp_path)}
     assert told['sft'].data.train == str(tmp_path / 'records' / 'sft.jsonl')
     assert told['cost-2'].data.test == str(tmp_path / 'records-2' / 'judged-test.jsonl')
     assert told['rl'].policy.source == told['reward'].policy.source == f'orbax:{tmp_path / "sft"}'
@@ -75,22 +76,18 @@ def test_a_stage_is_told_what_the_stages_before_it_leave(tmp_path):
     )
     assert told['evaluate'].rl.cost == told['rl-2'].rl.cost
     compared = get_settings(compare=('fixed-0.5', 'pid'), seeds=2)
-    told = {place.name: configs.parsed(config) for config, place in pipeline.stages(compared, tmp_path)}
+    told = {place.name: config for place, config in recipe.stages(compared, tmp_path)}
     assert (told['rl-fixed-0.5-1'].constraint.chosen.nu, told['rl-fixed-0.5-1'].seed) == (0.5, 1)
     assert told['rl-pid-0'].constraint.handler == 'pid'
 
 
-def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, 'config', get_config)
-    monkeypatch.setattr(cli, 'workdir', lambda: tmp_path / 'here')
-    for stage, folder in pipeline.stages(get_settings(), tmp_path / 'here'):
-        checkpoint.write_config(folder, stage.to_dict())
+def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path):
+    for folder, stage in recipe.stages(get_settings(), tmp_path / 'here'):
+        checkpoint.write_config(folder, to_dict(stage))
     (tmp_path / 'here').rename(tmp_path / 'there')
-    monkeypatch.setattr(cli, 'workdir', lambda: tmp_path / 'there')
-    assert len(list(cli.runs())) == 6
-    monkeypatch.setattr(cli, 'config', lambda: get_config(**{'constraint.limit': 1.0}))
-    with pytest.raises(cli.Fault, match=r'constraint\.limit'):
-        list(cli.runs())
+    assert len(list(unfinished(get_settings(), tmp_path / 'there'))) == 6
+    with pytest.raises(ValueError, match=r'constraint\.limit'):
+        list(unfinished(get_settings(**{'constraint.limit': 1.0}), tmp_path / 'there'))
 
 
 @pytest.mark.parametrize(
@@ -118,18 +115,18 @@ def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path, monkeypatch)
 )
 def test_what_is_wrong_is_told_before_the_first_stage(changes, named, tmp_path):
     with pytest.raises(ValueError, match=named):
-        pipeline.stages(get_settings(**changes), tmp_path)
+        recipe.stages(get_settings(**changes), tmp_path)
 
 
 def test_a_stage_needs_those_before_it(tmp_path):
-    told = {place.name: (config, place) for config, place in pipeline.stages(get_settings(), tmp_path)}
+    told = {place.name: (config, place) for place, config in recipe.stages(get_settings(), tmp_path)}
     own = {'start.total_steps': 0}
-    (config, place), *_ = pipeline.stages(get_settings(stage='rl', **own), tmp_path)
+    (place, config), *_ = recipe.stages(get_settings(stage='rl', **own), tmp_path)
     with pytest.raises(ValueError, match='reward is not finished; run stage=reward first'):
-        safe_rlhf.make(configs.parsed(config), ONE._replace(workdir=place)).init()
+        configs.make(config, ONE._replace(workdir=place)).init()
     config, place = told['evaluate']
     with pytest.raises(ValueError, match='sft is not finished; run stage=sft first'):
-        safe_rlhf.make(configs.parsed(config), ONE._replace(workdir=place))
+        configs.make(config, ONE._replace(workdir=place))
 
 
 def test_a_limit_below_all_costs_is_refused(tmp_path):
@@ -137,9 +134,9 @@ def test_a_limit_below_all_costs_is_refused(tmp_path):
     for handler, limit, limits in (('log', -3.5, ''), ('pid', 0.0, 'self_harm=-4')):
         name = 'self_harm=-4' if limits else 'limit=-3.5'
         with pytest.raises(ValueError, match=name):
-            pipeline.check_limits(ConstraintSettings(handler, limit, limits), tmp_path)
+            rl.check_limits(ConstraintSettings(handler, limit, limits), tmp_path)
     for handler, limit in (('log', -3.0), ('none', -9.0), ('fixed', -9.0)):
-        pipeline.check_limits(ConstraintSettings(handler, limit), tmp_path)
+        rl.check_limits(ConstraintSettings(handler, limit), tmp_path)
 
 
 # --- questions and judged answers -------------------------------------------------------------------------------------
@@ -443,7 +440,7 @@ def test_eight_devices_make_the_step_of_one():
 
 @pytest.mark.long
 def test_two_rounds_of_all_stages_leave_policies_side_by_side_and_go_on_bit_by_bit(tmp_path, monkeypatch):
-    config = get_config(**{'rounds': 2, 'ppo.estimator': 'gae', 'ptx.coef': 2.0, 'ptx.batch_size': 2})
+    config = get_settings(**{'rounds': 2, 'ppo.estimator': 'gae', 'ptx.coef': 2.0, 'ptx.batch_size': 2})
     assert run(monkeypatch, tmp_path / 'whole', config) == 0
     final = read_records(tmp_path / 'whole' / 'evaluate' / EVALS)[-1]
     assert {'model_start_reward', 'model_rl_cost', 'rule_rl-2_cost', 'model_helpful_elo_rl'} <= final.keys()

@@ -39,7 +39,7 @@ from pal_jax.types import Completion, Sample
 from tests import configs
 from tests.whole_runs import run, stop_once, timeless
 
-get_config, get_settings = (functools.partial(load, 'spiral') for load in (configs.load, configs.settings))
+get_config = get_settings = functools.partial(configs.load, 'spiral')
 MESH = devices.make_mesh(devices=jax.devices()[:1])
 ONE = Context(MESH, lambda name: contextlib.nullcontext())
 CFG = dataclasses.replace(model_config.tiny(vocab=64), unroll=True)

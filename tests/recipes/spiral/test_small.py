@@ -21,7 +21,7 @@ from pal_jax.run.optim import Optimizer
 from pal_jax.run.recipe import Context
 from tests import configs
 
-get_settings = functools.partial(configs.settings, 'spiral')
+get_settings = functools.partial(configs.load, 'spiral')
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
 
 

@@ -23,7 +23,7 @@ from pal_jax.recipes.personal.pal.settings import LargeSettings, Settings
 from pal_jax.run.checkpoint import FOLDER, Checkpoints
 from pal_jax.run.recipe import KEPT
 from pal_jax.run.record_scorer import one_device
-from pal_jax.run.runs import read_config, read_settings
+from pal_jax.run.runs import read_settings
 from pal_jax.run.workdir import held, run_folder
 
 FRESH, OLD = 'forgetting', 'old'  # the folder in which the new checkpoint is made, and the old ones meanwhile
@@ -57,7 +57,7 @@ def forget(workdir: str, name: str) -> Forgotten:
       ValueError: the folder is of no run of PAL, a run is under way in it, or it has no such person.
     """
     workdir = run_folder(workdir)
-    settings, folder = read_settings(read_config(workdir)), Path(workdir)
+    settings, folder = read_settings(workdir), Path(workdir)
     if not isinstance(settings, Settings):
         raise ValueError(f'{workdir} is a run of {settings.recipe}; give one of pal or pal_large')
     kept = pal_kept.load(folder / KEPT)

@@ -35,7 +35,7 @@ from pal_jax.recipes.personal.pal.settings import Settings
 from pal_jax.recipes.personal.panel import population
 from pal_jax.run import files
 from pal_jax.run.outputs import whole_file
-from pal_jax.run.runs import read_config, read_settings
+from pal_jax.run.runs import read_settings
 
 
 class Choices(NamedTuple):
@@ -273,7 +273,7 @@ def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], S
     kind, _, workdir = source.partition(':')
     if kind != 'pal' or not workdir:
         raise ValueError(f'reward model {source!r} is unknown; use pal:<workdir>')
-    settings = read_settings(read_config(workdir))
+    settings = read_settings(workdir)
     if not isinstance(settings, Settings) or not settings.text.source:
         raise ValueError(f'{source} is no run of PAL on texts, and replies are texts; name one of configs/pal.py:text')
     if files.is_file(person):

@@ -47,7 +47,7 @@ from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.metrics import EVALS, read_records
 from pal_jax.run.recipe import KEPT, Context
 from pal_jax.run.record_scorer import one_device
-from pal_jax.run.runs import read_config, read_settings
+from pal_jax.run.runs import read_settings
 from pal_jax.run.workdir import run_folder
 
 Read = Callable[[Sequence[Text]], np.ndarray]  # texts to vectors
@@ -156,7 +156,7 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
         split.
     """
     workdir = run_folder(workdir)
-    settings = read_settings(read_config(workdir))
+    settings = read_settings(workdir)
     if not isinstance(settings, Settings):
         raise ValueError(f'{workdir} is a run of {settings.recipe}; give one of pal or pal_large')
     finals = [record for record in read_records(Path(workdir) / EVALS) if record['stage'] == 'final']

@@ -25,7 +25,7 @@ from tests.choices import two_kinds
 from tests.recipes.personal.pal.test_recipe import python, records
 
 MESH = devices.make_mesh(devices=jax.devices()[:1])
-get_settings = functools.partial(configs.settings, 'bench')
+get_settings = functools.partial(configs.load, 'bench')
 
 
 @contextlib.contextmanager
@@ -60,7 +60,7 @@ def made(table, tmp_path_factory):
 
 def test_the_row_of_pal_is_that_of_its_own_run(made, table):
     folder = made[1]
-    own_run = pal.make(configs.settings('pal', 'smoke', **{
+    own_run = pal.make(configs.load('pal', 'smoke', **{
         'data': table, 'total_steps': 2, 'updates': 20, 'split.seeds': 1, 'prototypes': (1, 2), 'new.counts': (0, 2),
         'new.ask': 2, 'new.steps': 50, 'baselines.embedding': 0, 'baselines.own': False,
     }), Context(MESH, no_phase))  # fmt: skip

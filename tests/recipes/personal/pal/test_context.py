@@ -23,7 +23,7 @@ from tests import configs
 
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda _: contextlib.nullcontext())
 SMALL = {'text.source': 'random:tiny', 'text.layers': 0, 'text.dtype': 'float32', 'split.seeds': 2}
-SETTINGS = functools.partial(configs.settings, 'pal', 'text', **SMALL, **{'split.control': False})
+SETTINGS = functools.partial(configs.load, 'pal', 'text', **SMALL, **{'split.control': False})
 WORDS = tuple(f'statement {i}' for i in range(40))
 
 

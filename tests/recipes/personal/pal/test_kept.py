@@ -17,6 +17,7 @@ from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.run import checkpoint, devices
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.recipe import KEPT, Context
+from pal_jax.run.settings import to_dict
 from tests import configs
 
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]))
@@ -29,10 +30,10 @@ ITEMS = np.array([[120.0, 3.0], [80.0, 4.0], [100.0, 1.0]])
 
 def finished(config, workdir):
     """A run's folder as the training loop leaves it, with K = 2 chosen."""
-    recipe = (pal_large if config.recipe == 'personal.pal_large' else pal).make(configs.parsed(config), ONE)
+    recipe = (pal_large if config.recipe == 'personal.pal_large' else pal).make(config, ONE)
     state, host = recipe.init()
     state, host, *_ = recipe.step(state, host, 0)
-    checkpoint.write_config(workdir, config.to_dict())
+    checkpoint.write_config(workdir, to_dict(config))
     recipe.plan.keep(workdir / KEPT)
     checkpoints = Checkpoints(workdir, recipe.plan.abstract)
     checkpoints.save(1, state, host)
@@ -67,8 +68,9 @@ def two_tastes(folder):
 def on_table(tmp_path_factory):
     folder = tmp_path_factory.mktemp('table')
     data = choices(folder / 'choices.jsonl', [f'p{i}' for i in range(11)] + [0])
-    config = configs.load('pal', **FEW, **{'data': str(data), 'baselines.majority': False})
-    config.baselines.mixed_logit = False
+    config = configs.load(
+        'pal', **FEW, **{'data': str(data), 'baselines.majority': False, 'baselines.mixed_logit': False}
+    )
     state = finished(config, folder / 'run')
     lines = data.read_text().splitlines()
     return folder / 'run', data, lines, state, config
@@ -131,11 +133,11 @@ def test_items_of_another_form_are_refused(on_table, items):
 
 def test_a_run_that_goes_on_refuses_other_people(on_table, tmp_path):
     workdir, _, lines, _, config = on_table
-    assert pal.make(configs.parsed(config), ONE._replace(kept=workdir / KEPT)).plan.total_steps == 1
+    assert pal.make(config, ONE._replace(kept=workdir / KEPT)).plan.total_steps == 1
     other = tmp_path / 'other.jsonl'
     other.write_text('\n'.join(lines[::-1]) + '\n')
     with pytest.raises(ValueError, match=r"other\.jsonl' has other users than when the run began \(0: 'p0' -> '0'"):
-        pal.make(configs.settings('pal', **{**FEW, 'data': str(other)}), ONE._replace(kept=workdir / KEPT))
+        pal.make(configs.load('pal', **{**FEW, 'data': str(other)}), ONE._replace(kept=workdir / KEPT))
 
 
 @pytest.mark.parametrize('damage', [None, '{"names": ["a"'])
@@ -198,7 +200,7 @@ def test_coordinates_of_texts_stand_in_the_run(statements, tmp_path):
 
 
 def test_a_run_that_goes_on_keeps_its_coordinates(statements, tmp_path):
-    settings = configs.parsed(on_texts(statements))
+    settings = on_texts(statements)
     first = pal.make(settings, ONE)
     first.plan.keep(tmp_path)
     kept = pal_kept.load(tmp_path)
@@ -225,4 +227,4 @@ def test_two_users_of_one_name_are_refused(tmp_path):
     pairs = np.arange(12) % 4, np.zeros(12, int), np.ones(12, int)
     columns.write(tmp_path, np.eye(2, dtype=np.float32), [pairs], 12, names=['ana', 'bo', 'ana', 'cy'])
     with pytest.raises(ValueError, match=r"names\.txt, line 3: 'ana' is the name in line 1"):
-        pal.make(configs.settings('pal', 'large', data=str(tmp_path), prototypes=(1, 2)), ONE)
+        pal.make(configs.load('pal', 'large', data=str(tmp_path), prototypes=(1, 2)), ONE)

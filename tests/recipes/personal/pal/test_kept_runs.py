@@ -22,6 +22,7 @@ from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.language import ModelSettings
 from pal_jax.run.models import keeping, make_policy
 from pal_jax.run.recipe import KEPT, Context
+from pal_jax.run.settings import to_dict
 from pal_jax.run.trained import load_trained, open_run
 from tests import configs
 from tests.recipes.personal.pal.test_kept import finished, on_texts, say
@@ -44,15 +45,15 @@ def begin(config, workdir, keep):
     """The folder of a run as it is when it has a checkpoint."""
     from pal_jax.run import inputs
 
-    checkpoint.write_config(workdir, config.to_dict())
-    inputs.save(workdir / KEPT, inputs.look(config.to_dict()))
+    checkpoint.write_config(workdir, to_dict(config))
+    inputs.save(workdir / KEPT, inputs.look(to_dict(config)))
     keep(workdir / KEPT)
 
 
 @pytest.fixture(params=[0, 2], ids=['full', 'lora'])
 def imitated(home, request):
     config = configs.load('sft', 'smoke', **{'policy.source': 'hf:models/tiny', 'policy.lora.rank': request.param})
-    settings = configs.parsed(config)
+    settings = config
     policy = make_policy(settings.policy, ONE, settings.seed)
     learner = sft.make_actor(settings, policy.cfg, ONE)
     begin(config, home / 'run', keeping(policy=policy))
@@ -101,7 +102,7 @@ def test_a_relative_source_is_found_from_another_folder(read, tmp_path, monkeypa
 
 def test_states_are_of_the_weights_that_stand_in_the_source(read):
     config = on_texts(read / 'pairs.jsonl', **{'text.source': 'hf:models/tiny', 'text.folder': 'states'})
-    settings, tables = configs.parsed(config), []
+    settings, tables = config, []
     for seed in (0, 1, 0):
         tiny = sources.resolve('random:tiny', seed=seed)
         hf.save(tiny.load(), tiny.config, tiny.tokenizer(), 'models/tiny')
@@ -139,7 +140,7 @@ def test_a_chat_with_a_run_of_rlpa_reads_no_people(home):
     lines = [{'id': f'p{i}', 'input': 'Hi', 'profile': f'- pet: ferret {i}\n- job: baker'} for i in range(6)]
     people.write_text('\n'.join(map(json.dumps, lines)) + '\n')
     config = configs.load('rlpa', 'smoke', **{'dialogue.profiles': str(people), 'eval.people': 1})
-    begin(config, home / 'run', rlpa.make(configs.parsed(config), ONE).plan.keep)
+    begin(config, home / 'run', rlpa.make(config, ONE).plan.keep)
     before = chat_preset('orbax:run')
     assert 'pet' in before.system and 'job' in before.system
     people.unlink()
@@ -150,9 +151,9 @@ def test_the_model_that_reads_replies_is_found_where_the_policy_was(home, tmp_pa
     config = configs.load('rlpa', 'smoke', **{'policy.source': 'hf:models/tiny'})
     begin(config, home / 'run', lambda folder: None)
     monkeypatch.chdir(tmp_path)
-    assert open_naturalness(configs.parsed(config), home / 'run' / KEPT) is not None
+    assert open_naturalness(config, home / 'run' / KEPT) is not None
     with pytest.raises((ValueError, RuntimeError), match='models/tiny'):
-        open_naturalness(configs.parsed(config))
+        open_naturalness(config)
 
 
 def test_the_units_of_latent_vectors_stay_those_of_the_first_machine(tmp_path):

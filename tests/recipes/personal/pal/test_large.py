@@ -24,7 +24,6 @@ from pal_jax.recipes.personal.population import Panel
 from pal_jax.run import devices
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.recipe import Context, Plan
-from tests import configs
 from tests.recipes.personal.texts import ONE, B, run, small
 
 EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())
@@ -61,7 +60,7 @@ def test_people_are_told_apart_by_texts_nobody_has_seen(request, kind, changes, 
 def test_large_at_rate_0_is_tiny(statements_file):
     config = small(statements_file, **{'decoder.optimizer.lr': 0.0})
     _, state = run(config, 2)
-    settings = configs.parsed(config)
+    settings = config
     decoder = pal_text.open_decoder(settings.text, ONE, settings.seed)
     data = pal_text.read(settings, ONE, decoder)
     reader = pal_large.make_reader(settings, decoder, data.frame, ONE)
@@ -72,7 +71,7 @@ def test_large_at_rate_0_is_tiny(statements_file):
 
 @pytest.mark.slow
 def test_a_step_of_large_moves_prototypes_people_and_decoders_and_no_base(replies_file):
-    recipe = pal_large.make(configs.parsed(small(replies_file, **B)), ONE)
+    recipe = pal_large.make(small(replies_file, **B), ONE)
     state, host = recipe.init()
     before = jax.tree.map(np.array, state)
     for i in range(3):  # the first at rate 0; the second moves only what adapters end in, which begins at 0
@@ -89,7 +88,7 @@ def test_a_step_of_large_moves_prototypes_people_and_decoders_and_no_base(replie
 def test_decoders_wait_while_prototypes_are_found(replies_file):
     config = small(replies_file, **B, **{'hold.steps': 2, 'hold.updates': 20, 'total_steps': 1})
     frozen = small(replies_file, 'text', **B, **{'baselines.groups': False})
-    recipe, tiny = pal_large.make(configs.parsed(config), ONE), pal.make(configs.parsed(frozen), ONE)
+    recipe, tiny = pal_large.make(config, ONE), pal.make(frozen, ONE)
     (state, host), (other, nothing) = recipe.init(), tiny.init()
     before = jax.tree.map(np.array, {name: model.readings for name, model in state.models.items()})
     assert recipe.plan.total_steps == 3 and [recipe.plan.stage(i) for i in range(4)] == [None, None, 'tiny', 'final']
@@ -195,7 +194,7 @@ def test_eight_devices_learn_what_one_does(replies_file):
 
 def learner_and_draw(config, name):
     """The learner of a model by its name, and what draws its batches."""
-    settings = configs.parsed(config)
+    settings = config
     data = pal_text.read(settings, ONE, pal_text.open_decoder(settings.text, ONE, settings.seed))
     learners = pal.make_learners(settings, pal_kept.of(settings, data.items, data), ONE, 1)
     return learners[name], pal_batches.make_draw(settings, data.items, pal.make_trials(settings, data.items), data)

@@ -17,6 +17,7 @@ from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.recipes.personal.pal import scoring as pal_scoring
 from pal_jax.run import checkpoint
+from pal_jax.run.settings import to_dict
 from tests import configs
 from tests.recipes.personal.pal.test_kept import FEW, choices, finished, on_texts, statements, two_tastes  # noqa: F401
 
@@ -232,7 +233,7 @@ def test_a_run_is_named_by_its_folder_or_as_orbax_and_opened_in_silence(run, cap
 @pytest.mark.parametrize('split', [2, 3, 4, -1, '0', 0.5, None])
 def test_a_split_with_shuffled_ids_is_no_model_of_anybody(tmp_path, split):
     config = configs.load('pal', **FEW | {'split.seeds': 2, 'split.control': True})
-    checkpoint.write_config(tmp_path, config.to_dict())
+    checkpoint.write_config(tmp_path, to_dict(config))
     with pytest.raises(ValueError, match=r'not finished.*pal_jax\.train'):
         pal_reward.open_pal(str(tmp_path))
     (tmp_path / 'evals.jsonl').write_text(

@@ -44,7 +44,7 @@ CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
 
 
 get_config = functools.partial(configs.load, 'pal')
-get_settings = functools.partial(configs.settings, 'pal')
+get_settings = functools.partial(configs.load, 'pal')
 
 
 @pytest.fixture(scope='session')
@@ -61,7 +61,7 @@ def small(table, **changes):
 @pytest.fixture(scope='module')
 def trained(table):
     config = small(table)
-    recipe = pal.make(configs.parsed(config), CONTEXT)
+    recipe = pal.make(config, CONTEXT)
     state, host = recipe.init()
     for i in range(config.total_steps):
         state, host, _, metrics = recipe.step(state, host, i)
@@ -164,7 +164,7 @@ def test_fake_learners_update_on_the_same_pairs_which_are_put_on_the_device_once
 )
 def test_wrong_values_are_refused(table, changes, message):
     with pytest.raises(ValueError, match=message):
-        pal.make(configs.parsed(small(table, **changes)), CONTEXT)
+        pal.make(small(table, **changes), CONTEXT)
 
 
 # --- statements that people vote on -----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.run import checkpoint
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.recipe import KEPT
+from pal_jax.run.settings import to_dict
 from tests import configs
 from tests.recipes.personal.texts import ONE, B, run, small
 
@@ -24,7 +25,7 @@ from tests.recipes.personal.texts import ONE, B, run, small
 def finished(config, workdir):
     """A run's folder as the training loop leaves it."""
     recipe, state = run(config, config.total_steps)
-    checkpoint.write_config(workdir, config.to_dict())
+    checkpoint.write_config(workdir, to_dict(config))
     recipe.plan.keep(workdir / KEPT)
     checkpoints = Checkpoints(workdir, recipe.plan.abstract)
     checkpoints.save(config.total_steps, state, {})
@@ -94,8 +95,8 @@ def test_a_mixture_is_kept_as_a_line_and_given_back(folder, tmp_path):
 def test_ppo_is_paid_by_one_persons_reward(folder, tmp_path):
     workdir, *_ = folder
     changes = {'stage': 'rlhf', 'rl.reward': f'pal:{workdir}', 'total_steps': 1, 'export': False}
-    stage, folder_ = psoups.stages(configs.settings('psoups', **changes), tmp_path)[0]
-    recipe = psoups.make(configs.parsed(stage), ONE._replace(workdir=folder_))
+    stage, folder_ = psoups.stages(configs.load('psoups', **changes), tmp_path)[0]
+    recipe = psoups.make(stage, ONE._replace(workdir=folder_))
     state, host = recipe.init()
     _, _, _, metrics = recipe.step(state, host, 0)
     assert np.isfinite(metrics['reward']) and np.isfinite(metrics['policy_loss'])

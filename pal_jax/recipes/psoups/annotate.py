@@ -1,9 +1,8 @@
-"""The stages of Personalized Soups that make data: rollouts of the base policy, and a judge's annotations of them.
+"""Stage annotate of Personalized Soups: a judge says which of two answers to a prompt suits the preference better.
 
-They write into the folder that all stages share:
+It writes into the folder that all stages share:
 
-rollouts.jsonl         id, preference_id, instruction, input, preference_prompt, output_1, output_2, ...
-annotations.jsonl      the same for two outputs, with annotator and preference: 1 or 2; 0: neither; null: no verdict
+annotations.jsonl      rows with two outputs, annotator and preference: 1 or 2; 0: neither; null: no verdict
 pairs/<name>.jsonl     the pairs that reward models learn from, and pairs/<name>-test.jsonl, on other prompts, to test
                        them; <name> is `best` for the best answer to each prompt under each pole, for multitask
 """
@@ -12,89 +11,43 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 
 from pal_jax.data import chats
 from pal_jax.data.holdouts import normal
-from pal_jax.data.passes import shuffled
-from pal_jax.decode.answers import Sampler, load_base, make_sampler
 from pal_jax.judges.chat_models import ChatModels
-from pal_jax.models.params import Params
-from pal_jax.recipes.psoups import annotators, preferences
+from pal_jax.recipes.psoups import annotators
 from pal_jax.recipes.psoups.annotators import Annotator, Row
 from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators
 from pal_jax.recipes.psoups.preferences import BEST, JOINT, Preference
-from pal_jax.recipes.psoups.prompts import Prompt, prompts_moved, read_preferences, read_prompts
-from pal_jax.recipes.psoups.settings import Annotation, Rollout, Stage
+from pal_jax.recipes.psoups.prompts import Prompt, everyone
+from pal_jax.recipes.psoups.rollout import ROLLOUTS
+from pal_jax.recipes.psoups.settings import AnnotationSettings, Judging
 from pal_jax.run import piecework, processes
-from pal_jax.run.models import make_policy
 from pal_jax.run.piecework import Piecework, Records
 from pal_jax.run.recipe import Context, Evaluation, Host
 from pal_jax.types import Metrics
 
-T = TypeVar('T')
-ROLLOUTS, ANNOTATIONS, PAIRS = 'rollouts.jsonl', 'annotations.jsonl', 'pairs'
+ANNOTATIONS, PAIRS = 'annotations.jsonl', 'pairs'
+MAY_CHANGE = ('annotate.max_failed',)  # keys that may change when a run goes on
 
 
-@dataclasses.dataclass(frozen=True)
-class Rollouts:
-    """Stage 1: answers of the base policy under every preference and under none, to prompts drawn for each.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Judging):
+    """The keys of stage annotate."""
 
-    Attributes:
-      load: loads the weights of the base policy.
-      parts: for every part its prompts, each with the preference that stands in the policy's prompt.
-      n: the number of answers to a prompt.
-      moved: the number of prompts that are left out since they test.
-    """
-
-    ctx: Context
-    sample: Sampler
-    load: Callable[[], Params]
-    parts: Sequence[Sequence[tuple[Preference, Prompt]]]
-    n: int
-    seed: int
-    moved: int = 0
-
-    @functools.cached_property
-    def base(self) -> Params:
-        """The weights of the base policy, which are loaded once."""
-        return self.load()
-
-    def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:
-        """Sample the answers to the prompts of part `i`."""
-        part, n = self.parts[i], self.n
-        with self.ctx.phase('rollout'):
-            texts = [preferences.ask(prompt.question, [pole]) for pole, prompt in part]
-            samples = self.sample(self.base, texts, n, (self.seed, i))
-        # Chat templates strip a turn, so reward models would read the stripped text anyway.
-        answers = [sample.completion.text.strip() for sample in samples]  # as chat templates have a turn
-        records = [
-            {
-                'id': f'{pole.id}-{prompt.id}', 'preference_id': pole.id, 'instruction': prompt.instruction,
-                'input': prompt.input, 'preference_prompt': pole.text,
-                **{f'output_{j + 1}': answer for j, answer in enumerate(answers[k * n : (k + 1) * n])},
-            }
-            for k, (pole, prompt) in enumerate(part)
-        ]  # fmt: skip
-        length = float(np.mean([len(sample.completion.token_ids) for sample in samples]))
-        return records, host, {'prompts': float(len(part)), 'length': length}
-
-    def finish(self, records: Records) -> Evaluation:
-        """Write all rows into one file."""
-        piecework.write(self.ctx.workdir.parent / ROLLOUTS, records)
-        return Evaluation({'rows': len(records), 'prompts_moved': self.moved})
+    annotate: AnnotationSettings = AnnotationSettings()
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """Stage 2: verdicts on which of two answers suits the preference better, and the pairs that reward models learn
+    """Verdicts on which of two answers suits the preference better, and the pairs that reward models learn
     from.
 
     Attributes:
@@ -159,61 +112,19 @@ class Annotations:
         return Evaluation({'rows': len(records), **record})
 
 
-def make_rollouts(settings: Rollout, ctx: Context) -> Piecework:
-    """The recipe of stage 1.
-
-    Raises:
-      ValueError: a file of prompts is wrong, or leaves no prompt to learn from.
-      RuntimeError: the base policy cannot be had.
-    """
-    policy, seed = make_policy(settings.policy, ctx, settings.seed), settings.seed
-    size, n = settings.rollout.batch_size, settings.rollout.answers
-    sample = make_sampler(settings.decode, settings.sampling, policy, ctx, at_once=n * size)
-    prompts, moved = read_prompts(settings, 'train', policy.tokenizer), prompts_moved(settings.prompts)
-    ctx.log(f'{len(prompts)} prompts to learn from; {moved} left out that prompts.test has')
-    parts = cut(draw(everyone(settings), prompts, settings.rollout.prompts, seed), size)
-    stage = Rollouts(ctx, sample, functools.partial(load_base, policy, ctx), parts, n, seed, moved)
-    return piecework.make(ctx, len(parts), stage.work, 'rollout', stage.finish)
-
-
-def make_annotations(settings: Annotation, ctx: Context) -> Piecework:
-    """The recipe of stage 2. Raises ValueError where stage 1 has not been run, or an annotator is unknown."""
+def make(settings: Settings, ctx: Context) -> Piecework:
+    """The recipe of the stage. Raises ValueError where stage rollout has not been run, or an annotator is unknown."""
     poles = {pole.id: pole for pole in everyone(settings)}
     annotate, models = settings.annotate, ChatModels(settings.endpoints, settings.answers, settings.seed)
     named = [annotate.annotator, *([annotate.second] if annotate.second else [])]
     specs = [read_annotators(name, settings.preferences) for name in named]
     judges = [open_annotators(models, by_preference) for by_preference in specs]
     rows = [pair for row in piecework.read(ctx.workdir.parent / ROLLOUTS) for pair in pairs_of(row)]
-    parts = cut(rows, annotate.batch_size)
+    parts = piecework.in_parts(rows, annotate.batch_size)
     stage = Annotations(
         ctx, poles, judges, models, parts, annotate.annotator, annotate.max_failed, annotate.test_share, settings.seed
     )
     return piecework.make(ctx, len(parts), stage.work, 'annotate', stage.finish, resume=models.count_on)
-
-
-def cut(rows: Sequence[T], size: int) -> list[Sequence[T]]:
-    """Rows in parts of up to `size`."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def draw(
-    poles: Sequence[Preference], prompts: Sequence[Prompt], count: int, seed: int
-) -> list[tuple[Preference, Prompt]]:
-    """Draw `count` prompts, or with 0 all, for each preference apart; the prompts stay in their order."""
-    total, count = len(prompts), min(count or len(prompts), len(prompts))
-    # Each preference draws its prompts by an order of its own.
-    drawn = [{*shuffled(total, start=i * total, size=count, seed=seed)} for i in range(len(poles))]
-    return [
-        (pole, prompt)
-        for k, prompt in enumerate(prompts)
-        for pole, numbers in zip(poles, drawn, strict=True)
-        if k in numbers
-    ]
-
-
-def everyone(settings: Stage) -> tuple[Preference, ...]:
-    """The general preference, then the preferences that `preferences` and `poles` name."""
-    return preferences.general(), *read_preferences(settings)
 
 
 def pairs_of(row: Row) -> list[Row]:

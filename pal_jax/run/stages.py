@@ -1,0 +1,120 @@
+"""Methods that consist of several runs, their stages. Each stage is a run of a recipe, in a folder beside the others'.
+
+The module of such a method has a function `stages(settings, workdir)`, which lists the stages in their order. A stage
+has the settings of its own recipe, so it reads nothing else, and values that it does not read may change once it is
+finished. The training loop makes the stages that are not finished, and a run that is stopped goes on in the middle of
+a stage. A method without that function is one run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pal_jax.run import checkpoint, inputs
+from pal_jax.run.forecast import spoken
+from pal_jax.run.runs import is_finished, recipe_module
+from pal_jax.run.settings import Run, to_dict
+from pal_jax.run.workdir import check_workdir
+
+ALL = 'all'  # the value of `stage` that names every stage
+MAY_CHANGE = (  # keys of any run that may change when it goes on; a recipe has further ones in its `MAY_CHANGE`
+    'total_steps', 'checkpoint.every', 'checkpoint.minutes', 'checkpoint.keep', 'mesh.data', 'mesh.fsdp', 'mesh.tensor',
+    'decode.shares', 'decode.driver', 'decode.address', 'metrics.wandb', 'export', 'eval.every', 'answers',
+    'endpoints.*.address', 'endpoints.*.key_env', 'endpoints.*.concurrency', 'endpoints.*.timeout',
+    'endpoints.*.retries', 'endpoints.*_price',
+)  # fmt: skip
+
+
+class Stage(NamedTuple):
+    """A run: its folder, and the settings of its recipe."""
+
+    folder: Path
+    settings: Run
+
+    @property
+    def kind(self) -> str:
+        """The part of the folder's name that stages of one kind share: `policy` of policy-P2A and policy-P2B."""
+        return self.folder.name.partition('-')[0]
+
+
+def chosen(stages: Sequence[Stage], name: str) -> list[Stage]:
+    """The stages that `stage=NAME` names: all of them, the one in this folder, or all of this kind.
+
+    Raises:
+      ValueError: there is no such stage.
+    """
+    known = dict.fromkeys([name for stage in stages for name in (stage.kind, stage.folder.name)])
+    if name != ALL and name not in known:
+        raise ValueError(f'stage={name!r} is unknown; use {ALL} or one of {", ".join(known)}')
+    return [stage for stage in stages if name in (ALL, stage.kind, stage.folder.name)]
+
+
+def stages_of(settings: Run, folder: Path) -> list[Stage]:
+    """The stages of the method that has these settings; a method that is one run has it as its only stage.
+
+    Raises:
+      ValueError: as the method's `stages`.
+    """
+    of_method = getattr(recipe_module(settings.recipe), 'stages', None)
+    return of_method(settings, folder) if of_method else [Stage(folder, settings)]
+
+
+def settings_in(settings: Run, folder: Path) -> Run:
+    """The settings of the run in a folder: of the stage of the method in this folder, or else the method's own.
+
+    Raises:
+      ValueError: as `stages_of`; or the method has stages, and none of them is in this folder.
+    """
+    if not hasattr(module := recipe_module(settings.recipe), 'stages'):
+        return settings
+    for parent in (folder.parent, folder):
+        for stage in stages_of(settings, parent):
+            if stage.folder == folder:
+                return stage.settings
+    if hasattr(module, 'make'):
+        return settings
+    example = stages_of(settings, folder)[-1].folder
+    raise ValueError(f'a run of {settings.recipe} has a folder for each of its stages; name one, such as {example}')
+
+
+def unfinished(settings: Run, folder: Path) -> Iterator[Stage]:
+    """The stages to run, in their order.
+
+    Raises:
+      ValueError: as `stages_of`; or a stage began with another config or other input files, or a folder cannot be a
+        run's.
+    """
+    stages = stages_of(settings, folder)
+    for stage in stages:
+        if not stage.settings.part_of:  # the training loop checks a single run
+            continue
+        check_workdir(stage.folder)
+        values = to_dict(stage.settings)
+        checkpoint.check_config(stage.folder, values, may_change(stage.settings, stage.folder))
+        inputs.compare(inputs.look(values), stage.folder)
+    began = time.monotonic()
+    for number, stage in enumerate(stages, 1):
+        if stage.settings.part_of and is_finished(stage.settings, stage.folder):
+            print(f'{stage.folder} is finished')
+            continue
+        if len(stages) > 1:
+            print(f'part {number} of {len(stages)}: {stage.folder}')
+        yield stage
+    if len(stages) > 1:
+        print(f'all {len(stages)} parts are finished, after {spoken(time.monotonic() - began)} in this call')
+
+
+def may_change(settings: Run, folder: Path) -> tuple[str, ...]:
+    """The keys that may differ between two calls of the run in a folder.
+
+    They are the keys of `MAY_CHANGE` here and in the recipe. A stage may also change the keys whose values name files
+    of another stage: these lie beside the stage, and both folders may have been moved together.
+    """
+    keys = *MAY_CHANGE, *getattr(recipe_module(settings.recipe), 'MAY_CHANGE', ())
+    if not settings.part_of:
+        return keys
+    beside, values = f'{folder.parent}/', checkpoint.flatten(to_dict(settings))
+    return *keys, *(key for key, value in values.items() if beside in str(value))
