@@ -13,8 +13,7 @@ import pytest
 from pal_jax.data.readers import safety
 from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.judges import dilemmas
-from pal_jax.judges.dilemma_frames import FAMILIES
-from pal_jax.judges.dilemma_words import CLOSINGS, EVASIONS, WORDS
+from pal_jax.judges.dilemmas import FAMILIES, WORDS
 from pal_jax.judges.wording import sentences_of, words_of
 
 ANSWERS = ('safe', 'unsafe', 'unhelpful')
@@ -101,12 +100,13 @@ def test_no_answer_and_no_question_of_the_test_split_stands_in_the_train_split()
 
 
 def test_words_of_the_splits_are_disjoint():
-    for train, test in (*WORDS.values(), EVASIONS):
-        assert not set(train) & set(test)
-    assert set(CLOSINGS.train) & set(CLOSINGS.test) == {''}
+    for words in (*WORDS.values(), dilemmas._TEXTS['evasions']):
+        assert not set(words['train']) & set(words['test'])
+    closings = dilemmas._TEXTS['closings']
+    assert set(closings['train']) & set(closings['test']) == {''}
     trained = '\n'.join([*answers('train'), *(each.prompt for each in made('train'))])
     for words in WORDS.values():
-        assert not re.search(rf'\b(?:{"|".join(map(re.escape, words.test))})\b', trained, re.IGNORECASE)
+        assert not re.search(rf'\b(?:{"|".join(map(re.escape, words["test"]))})\b', trained, re.IGNORECASE)
 
 
 def test_the_last_frame_occurs_in_the_test_split_alone():
