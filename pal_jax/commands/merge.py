@@ -17,8 +17,7 @@ Options:
   --base=SOURCE       the model that all started from, for the last four; default what the adapters name
   --k=SHARE           of ties, default 0.2
   --lambda=X          of task_arithmetic and ties, default 1
-  --output=FOLDER     what is written: a Hugging Face model, or a PEFT adapter; replaced where this program
-                      wrote all that is in it, and never where it is one of the sources
+  --output=FOLDER     what is written: a Hugging Face model, or a PEFT adapter, in a new folder
 
 Models are read and written tensor by tensor, in the precision of the first model, or of the base. A run or a GGUF file
 is loaded whole, one at a time, and written to a temporary folder beside --output first. No accelerator is needed

@@ -77,7 +77,7 @@ def merge(folders: Sequence[Path], settings: Settings, out: Path, watch: Watch =
     Raises:
       ValueError: the weights do not sum to 1; a folder has no model; models differ in kind, family, config, vocabulary,
         tensors or shapes; adapters differ in base, rank or scale; a base is missing; a result is not finite; or `out`
-        is one of the folders or is not replaced, see `outputs.check_folder`.
+        is one of the folders or exists, see `outputs.check_folder`.
     """
     merging.checked(settings.weights, len(folders))
     read = [*folders, *([settings.base] if settings.base else [])]
