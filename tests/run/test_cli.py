@@ -89,7 +89,7 @@ def test_a_merge_takes_the_place_of_no_earlier_one_and_of_no_source(tmp_path, mo
         with pytest.raises(ValueError, match='which is read'):
             merge.merge(names, settings, None, place)
     with pytest.raises(ValueError, match='which is read'):
-        merge.merge(names, settings._replace(method='task_arithmetic'), f'hf:{out}', out)
+        merge.merge(names, settings._replace(method='delta'), f'hf:{out}', out)
     assert {path: path.read_bytes() for path in tmp_path.rglob('*.*') if path.is_file()} == before
 
 
