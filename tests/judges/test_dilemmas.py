@@ -15,6 +15,7 @@ from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.judges import dilemmas
 from pal_jax.judges.dilemmas import FAMILIES, WORDS
 from pal_jax.judges.wording import sentences_of, words_of
+from tests.safety_records import labelled_record
 
 ANSWERS = ('safe', 'unsafe', 'unhelpful')
 BOTH = pytest.mark.parametrize('split', ['train', 'test'])
@@ -241,7 +242,7 @@ def test_labels_are_consistent_and_read_back(split):  # selfplay_safety 4.4-4
     rows = dilemmas.labelled(some)
     assert [row.unsafe for row in rows] == [False, True, False] * len(some)
     for row in rows:
-        record = safety.labelled_record(row)
+        record = labelled_record(row)
         assert record['is_safe'] == (not any(record['category'].values()))
         assert safety.to_labelled(record) == row
     assert safety.joined(rows) == list(dict.fromkeys(rows))
@@ -262,11 +263,3 @@ def test_judgements_are_consistent_and_in_random_order(split):  # selfplay_safet
     assert 0.4 < np.mean([row.safer for row in rows]) < 0.6
     assert dilemmas.judged(some, seed=0) == rows
     assert dilemmas.judged(some, seed=1) != rows
-
-
-def test_prompts_of_a_split_by_prompt_are_disjoint():  # selfplay_safety 4.4-5
-    for rows in (dilemmas.labelled(made('train')[:100]), dilemmas.judged(made('train')[:100], seed=0)):
-        learnt, tested = safety.split_by_prompt(rows, 60)
-        assert len(tested) == 60
-        assert len(learnt) == 240
-        assert not {row.prompt for row in learnt} & {row.prompt for row in tested}
