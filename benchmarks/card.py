@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print('measuring the machine', file=sys.stderr, flush=True)
         report |= contest.surroundings('jax', 'jaxlib')
     write()
-    for part in args.parts:
+    for part in [name for name in args.parts if not args.compile or name in card_programs.PARTS]:
         tasks: Report = report.setdefault(part, {})
         for task in ('compile',) if args.compile else PARTS[part]:
             results = tasks.setdefault(task, {})

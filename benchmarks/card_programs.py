@@ -138,11 +138,6 @@ def _program(name: str, function: Any, shapes: Any, devices: Any) -> Any:
     )
 
 
-def plan(size: Size, devices: Any) -> Programs:
-    """No programs: the planner's part runs those of an update by PPO, which `train` has."""
-    yield from ()
-
-
 PARTS: dict[str, Callable[[Size, Any], Programs]] = {
-    'attention': attention, 'train': train, 'decode': decode, 'rlpa': rlpa, 'equality': equality, 'plan': plan,
-}  # fmt: skip
+    'attention': attention, 'train': train, 'decode': decode, 'rlpa': rlpa, 'equality': equality,
+}  # fmt: skip  # those that `plan` runs are of `train`

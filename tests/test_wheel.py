@@ -40,6 +40,8 @@ def test_an_installed_wheel_trains_outside_the_repository(tmp_path):
     for folder in ('configs', 'launch'):
         for path in (tree / folder).iterdir():
             assert Path('pal_jax', folder, path.name) in carried
+    for path in (tree / 'pal_jax').rglob('*.json'):  # word lists, frames and questions
+        assert path.relative_to(tree) in carried
     run(sys.executable, '-m', 'venv', tmp_path / 'env', cwd=tmp_path)
     bin_ = tmp_path / 'env' / 'bin'
     run(bin_ / 'python', *pip, 'install', '--no-compile', wheel, cwd=tmp_path)

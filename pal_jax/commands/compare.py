@@ -2,6 +2,7 @@
 
   python -m pal_jax.compare runs/rlpa runs/rlpa-1 runs/rlpa-2 --output=seeds.png
 draws their rewards into one picture and prints two tables in Markdown: the rise of the reward, and the evaluations.
+Of runs that differ in their seeds alone the first table has the means, too, with standard errors over seeds.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
+from pal_jax.run import intervals
 from pal_jax.run.curve import PANELS, STYLE, column, running_mean
 from pal_jax.run.files import at_home
 from pal_jax.run.interrupts import until_closed
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.outputs import check_file, whole_file
 from pal_jax.run.progress import print_anything
-from pal_jax.run.summary import fifths, first_last_fifth, main_part
+from pal_jax.run.summary import fifths, main_part
+from pal_jax.run.workdir import read_run
 
 COLOURS = ('#2563eb', '#d97706', '#059669', '#9333ea', '#dc2626', '#4b5563')
 KEYS = ('reward', 'profile', 'response', 'format')
@@ -47,22 +51,29 @@ def draw(runs: Runs, path: str | os.PathLike[str]) -> None:
         figure.savefig(path, format='png', dpi=160)
 
 
-def rise_table(runs: Runs) -> str:
+def rise_table(runs: Runs, *, seeds: bool = False) -> str:
     """A table of the mean reward over the first and the last fifth of each run's steps.
 
-    Standard errors stand beside the means where the steps are enough for them.
+    Where the runs are `seeds` of one config, the last row has their means with standard errors over seeds, and the 95 %
+    interval of the gain.
     """
-    lines = [
-        '| run | first fifth | last fifth | gain | standard errors | format at the end |',
-        '|---|---|---|---|---|---|',
-    ]
-    for name, rows in runs.items():
-        part = main_part(rows)
-        rise, ending = first_last_fifth(part), fifths(part, 'format')['last']
-        cells = (_pm(rise[end], rise[f'{end}_se']) for end in ('first', 'last'))
-        in_se = f'{rise["gain_in_se"]:.1f}' if rise['gain_in_se'] is not None else ''
-        lines.append(f'| {name} | {" | ".join(cells)} | {rise["gain"]:+.3f} | {in_se} | {ending:.2f} |')
+    lines = ['| run | first fifth | last fifth | gain | format at the end |', '|---|---|---|---|---|']
+    rises = {name: fifths(main_part(rows), 'reward') for name, rows in runs.items()}
+    for name, rise in rises.items():
+        ending = fifths(main_part(runs[name]), 'format')['last']
+        lines.append(f'| {name} | {rise["first"]:.3f} | {rise["last"]:.3f} | {rise["gain"]:+.3f} | {ending:.2f} |')
+    if seeds:
+        columns = ([rise[end] for rise in rises.values()] for end in ('first', 'last', 'gain'))
+        first, last, gain = (intervals.mean(np.array(column)) for column in columns)
+        row = f'{first.with_error()} | {last.with_error()} | {gain.with_error("+.3f")} ({gain.ends("+.3f")})'
+        lines.append(f'| {len(runs)} seeds | {row} | |')
     return '\n'.join(lines)
+
+
+def are_seeds(configs: Sequence[Mapping[str, Any]]) -> bool:
+    """True of two or more configs of runs that are the same but for the seed."""
+    first, *others = ({**config, 'seed': None} for config in configs)
+    return bool(others) and all(config == first for config in others)
 
 
 def stage_table(evals: Runs) -> str:
@@ -78,11 +89,6 @@ def stage_table(evals: Runs) -> str:
                     cells = [_cell(record.get(prefix + key)) for key in (*columns, *turns)]
                     lines.append(f'| {run} | {record["stage"]} | {people} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
-
-
-def _pm(mean: float, error: float | None) -> str:
-    """A mean with its standard error, or the mean alone where the steps are too few for an error."""
-    return f'{mean:.3f}' if error is None else f'{mean:.3f} ± {error:.3f}'
 
 
 def _cell(value: Any) -> str:
@@ -107,7 +113,8 @@ def main() -> None:
     with whole_file(arguments.output) as partial:
         draw(runs, partial)
     evals = {str(folder): read_records(folder / EVALS) for folder in arguments.runs}
-    print(rise_table(runs), stage_table(evals), sep='\n\n')
+    seeds = are_seeds([read_run(folder) for folder in arguments.runs])
+    print(rise_table(runs, seeds=seeds), stage_table(evals), sep='\n\n')
 
 
 if __name__ == '__main__':

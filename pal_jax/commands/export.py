@@ -8,7 +8,7 @@ No accelerator is needed (JAX_PLATFORMS=cpu), on whatever machine the run was tr
 Options:
   --workdir=FOLDER          the run; with --config=FILE[:VARIANT] instead, runs/<name of the config>
   --step=N                  which checkpoint; default the last
-  --output=FOLDER           default <workdir>/export; replaced where this program wrote all that is in it
+  --output=FOLDER           a new folder; default <workdir>/export, which is made anew
   --adapter                 of a run with LoRA: only the adapter, in a folder that the library peft loads; default
                             <workdir>/adapter
 """

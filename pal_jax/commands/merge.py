@@ -2,7 +2,6 @@
 
   python -m pal_jax.merge --sources=orbax:runs/easy,orbax:runs/short,orbax:runs/kind --output=my_soup
   python -m pal_jax.merge --sources=adapter_1,adapter_2 --weights=3/4,1/4 --method=delta --output=my_model
-  python -m pal_jax.merge --sources=hf:a,hf:b --method=ties --base=hf:start --k=0.2 --output=my_model
 
 Options:
   --sources=A,B,...   models of one kind: orbax:<workdir> of a run, hf:<folder or hub id>, gguf:<file>, or the folder of
@@ -11,14 +10,10 @@ Options:
   --method=NAME       default linear
     linear            the mean of the weights; of adapters that of their factors, which gives an adapter again (P-Soups)
     delta             of adapters the exact mean of their updates, on the base: a model
-    task_arithmetic   the base and lambda times the mean of the models' differences from it
-    ties              the same of the share k of each difference that is largest, with one sign for each parameter
-    slerp             two models, along the arc from one to the other
-  --base=SOURCE       the model that all started from, for the last four; default what the adapters name
-  --k=SHARE           of ties, default 0.2
-  --lambda=X          of task_arithmetic and ties, default 1
-  --output=FOLDER     what is written: a Hugging Face model, or a PEFT adapter; replaced where this program
-                      wrote all that is in it, and never where it is one of the sources
+  --base=SOURCE       the model that all adapters started from, for delta; default what they name
+  --output=FOLDER     what is written: a Hugging Face model, or a PEFT adapter, in a new folder
+
+Other merges (TIES, task arithmetic, SLERP) are mergekit's, which reads and writes the same folders.
 
 Models are read and written tensor by tensor, in the precision of the first model, or of the base. A run or a GGUF file
 is loaded whole, one at a time, and written to a temporary folder beside --output first. No accelerator is needed
@@ -49,8 +44,6 @@ from pal_jax.run.trained import folders_read, load_trained
 WEIGHTS = flags.DEFINE_list('weights', [], 'One for each source.')
 METHOD = flags.DEFINE_enum('method', 'linear', METHODS, 'How they are merged.')
 BASE = flags.DEFINE_string('base', None, 'The model that all started from.')
-K = flags.DEFINE_float('k', 0.2, 'The share of each task vector that TIES keeps.')
-LAMBDA = flags.DEFINE_float('lambda', 1.0, 'What task vectors are multiplied by.')
 
 
 def main() -> None:
@@ -61,7 +54,7 @@ def main() -> None:
     if cli.faults(cli.place):
         raise cli.Fault('merging runs in one process; leave out --processes')
     weights = cli.faults(parse_weights, WEIGHTS.value, len(SOURCES.value))
-    settings = Settings(METHOD.value, weights, None, K.value, LAMBDA.value)
+    settings = Settings(METHOD.value, weights)
     cli.faults(merge, SOURCES.value, settings, BASE.value, output)
     print(f'{len(weights)} models by {METHOD.value} -> {output}')
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pal_jax.data import thoughts
 from pal_jax.types import Chat, Dialogue
 
-VERSION = 1  # the version of the wording: with other words a model is another judge
 CRITERIA = {
     'naturalness': 'short, fluent and colloquial, as a person writes; no lists, no stage directions, no talk of AI',
     'relevance': 'about what you care for, or about what you just said',

@@ -4,7 +4,7 @@ model."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 
 from pal_jax.data.holdouts import normal
@@ -32,6 +32,11 @@ _PERSONS = {
 def words_of(text: str) -> list[str]:
     """The words of a text in lower case; words with an apostrophe or a hyphen are whole."""
     return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", normal(text))
+
+
+def filled(pattern: str, parts: Mapping[str, str]) -> str:
+    """A regular expression with its parts in the place of their names, which stand in braces, such as `{place}`."""
+    return re.sub(r'\{([a-z]+)\}', lambda name: parts[name[1]], pattern)
 
 
 def sentences_of(text: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""Several models merged into one, parameter by parameter, on the host.
+"""Several models merged into one by their weighted mean, parameter by parameter, on the host.
 
-Each function takes trees of one shape and returns a tree of arrays. A tree may be a single tensor, in memory or in a
+`linear` takes trees of one shape and returns a tree of arrays. A tree may be a single tensor, in memory or in a
 file. Tensors are cut into blocks of rows, which are computed in float64 and rounded once, to the precision of the first
 model. Beside the result and the inputs, memory never holds more than about one tensor.
 """
@@ -16,11 +16,9 @@ import numpy as np
 
 from pal_jax.models.files.tensors import Tensor
 from pal_jax.models.lora import Adapter
-from pal_jax.models.params import Params
 
 BLOCK = 1 << 20  # numbers of a tensor that are computed at once
 TOLERANCE = 1e-6
-PARALLEL = 1e-6  # where the sine of an angle is below it, the arc counts as a line
 
 
 def checked(weights: Sequence[float], count: int) -> tuple[float, ...]:
@@ -40,106 +38,13 @@ def linear(trees: Sequence[Any], weights: Sequence[float]) -> Any:
     """The weighted mean `sum_i w_i theta_i`, a soup of models (Wortsman et al. 2022).
 
     Weights [1, 0, 0] give the first model bit for bit. For trees of adapters (see `lora.split`) it is the mean of their
-    factors, which P-Soups takes (Jang et al. 2023) and which differs from the mean of their updates (`delta`).
+    factors, which P-Soups takes (Jang et al. 2023) and which differs from the mean of their updates (`Updated`).
 
     Raises:
       ValueError: the weights do not sum to 1, or the trees or their shapes differ.
     """
     used = _used(checked(weights, len(trees)))
     return _over(lambda *xs: _weighted(xs, used), trees)
-
-
-def delta(base: Params, adapters: Sequence[Params], weights: Sequence[float]) -> Params:
-    """The base with the mean of the updates by adapters (see `lora.split`): `W + sum_i w_i s_i A_i B_i`.
-
-    Raises:
-      ValueError: the weights do not sum to 1, or the adapters are not of this base.
-    """
-    weights = checked(weights, len(adapters))
-
-    def merged(leaf: Any, *parts: Adapter | None) -> Any:
-        if any(part is None for part in parts):
-            return np.asarray(leaf)
-        pairs = zip(weights, parts, strict=True)
-        arrays = [(w * part.scale, np.asarray(part.a), np.asarray(part.b)) for w, part in pairs if part]
-        x, rows = np.asarray(leaf), arrays[0][1].shape[1]
-        layers = [
-            materialized(Updated(layer, [(c, a[i], b[i]) for c, a, b in arrays]))
-            for i, layer in enumerate(x.reshape(len(x), rows, -1))
-        ]
-        return np.stack(layers).reshape(x.shape)
-
-    for adapter in adapters[1:]:
-        if _places(adapter) != _places(adapters[0]):
-            raise ValueError('adapters of other weights than those of the first; merge adapters with equal targets')
-    return jax.tree.map(merged, base, *adapters)
-
-
-def task_arithmetic(trees: Sequence[Any], weights: Sequence[float], base: Any, lambda_: float = 1.0) -> Any:
-    """The base with a sum of task vectors (Ilharco et al. 2023): `theta_0 + lambda sum_i w_i (theta_i - theta_0)`.
-
-    Raises:
-      ValueError: as `linear`.
-    """
-    weights = checked(weights, len(trees))
-
-    def moved(origin: np.ndarray, *xs: np.ndarray) -> np.ndarray:
-        return origin + lambda_ * _sum([x - origin for x in xs], weights)
-
-    return _over(lambda *xs: _by_rows(xs, moved), [base, *trees])
-
-
-def ties(trees: Sequence[Any], weights: Sequence[float], base: Any, k: float = 0.2, lambda_: float = 1.0) -> Any:
-    """The base changed by TIES (Yadav et al. 2023, algorithm 1).
-
-    The share `k` of each task vector with the largest magnitudes is kept, here tensor by tensor. The weighted sum
-    elects a sign for every parameter. `theta_0` moves by `lambda` times the weighted mean of the values with this sign.
-
-    Raises:
-      ValueError: as `linear`, or a weight is below 0, or `k` is out of (0, 1].
-    """
-    weights = checked(weights, len(trees))
-    if min(weights) < 0 or not 0 < k <= 1:
-        raise ValueError(f'TIES takes weights of at least 0 and k in (0, 1], got {min(weights)} and k={k}')
-
-    def merged(origin: Tensor, *xs: Tensor) -> np.ndarray:
-        least = [_least_kept(origin, x, k) for x in xs]
-
-        def moved(origin: np.ndarray, *xs: np.ndarray) -> np.ndarray:
-            tasks = [x - origin for x in xs]
-            tasks = [
-                np.where(np.abs(task).astype(np.float32) >= at, task, 0.0)
-                for task, at in zip(tasks, least, strict=True)
-            ]
-            sign = np.sign(_sum(tasks, weights))
-            same_sign = [np.sign(task) == sign for task in tasks]
-            mass = _sum(same_sign, weights)
-            total = _sum(
-                [np.where(has_sign, task, 0.0) for has_sign, task in zip(same_sign, tasks, strict=True)], weights
-            )
-            return origin + lambda_ * np.divide(total, mass, out=np.zeros_like(total), where=mass > 0)
-
-        return _by_rows([origin, *xs], moved)
-
-    return _over(merged, [base, *trees])
-
-
-def slerp(trees: Sequence[Any], weights: Sequence[float]) -> Any:
-    """A point on the great circle between two models (Shoemake 1985), tensor by tensor.
-
-    Weights `[1 - t, t]` go the share `t` of the angle. Tensors that are 0 or parallel are merged by `linear`.
-
-    Raises:
-      ValueError: as `linear`, or there are not two models.
-    """
-    weights = checked(weights, len(trees))
-    if len(trees) != 2:
-        raise ValueError(f'slerp goes from one model to another, got {len(trees)}; give two, or take method linear')
-
-    def merged(x: Tensor, y: Tensor) -> np.ndarray:
-        return _weighted((x, y), _used(_on_arc(weights, _angle(x, y))))
-
-    return _over(merged, trees)
 
 
 class Updated:
@@ -163,11 +68,6 @@ class Updated:
             ],
             [1.0, *(c for c, _, _ in self._updates)],
         )
-
-
-def materialized(x: Updated) -> np.ndarray:
-    """The whole matrix, in the precision of its base."""
-    return _by_rows([x], lambda rows: rows)
 
 
 # --- trees ----------------------------------------------------------------------------------------------------------
@@ -220,11 +120,6 @@ def _is_adapter(x: Any) -> bool:
     return isinstance(x, Adapter)
 
 
-def _places(adapters: Params) -> Any:
-    """The structure of a tree of adapters without their scales, so that it says which weights have one."""
-    return _built(jax.tree.map(lambda adapter: 0, adapters, is_leaf=_is_adapter))
-
-
 # --- tensors --------------------------------------------------------------------------------------------------------
 
 
@@ -267,31 +162,3 @@ def _blocks(shape: tuple[int, ...], count: int) -> Iterator[Any]:
     size = max(1, min(shape[0] // (8 * count + 8), BLOCK // max(1, math.prod(shape[1:]))))
     for start in range(0, shape[0], size):
         yield slice(start, min(start + size, shape[0]))  # safetensors takes no slice past the end
-
-
-def _least_kept(origin: Tensor, x: Tensor, k: float) -> float:
-    """The smallest magnitude among the share `k` of a task vector's values that is kept."""
-    magnitudes = np.empty(x.shape, np.float32)
-    for rows in _blocks(magnitudes.shape, 2):
-        magnitudes[rows] = np.abs(np.asarray(x[rows], np.float64) - np.asarray(origin[rows], np.float64))
-    flat = magnitudes.reshape(-1)
-    place = flat.size - max(1, int(k * flat.size))
-    flat.partition(place)
-    return float(flat[place])
-
-
-def _angle(x: Tensor, y: Tensor) -> float:
-    """The angle in radians between two tensors as vectors; 0 where one of them is 0."""
-    dot = squares_x = squares_y = 0.0
-    for rows in _blocks(x.shape, 2):
-        a, b = (np.asarray(tensor[rows], np.float64).ravel() for tensor in (x, y))
-        dot, squares_x, squares_y = dot + a @ b, squares_x + a @ a, squares_y + b @ b
-    norms = math.sqrt(squares_x * squares_y)
-    return math.acos(min(1.0, max(-1.0, dot / norms))) if norms else 0.0
-
-
-def _on_arc(weights: Sequence[float], angle: float) -> Sequence[float]:
-    """The factors of two vectors at this angle whose sum lies on the arc between them."""
-    if math.sin(angle) < PARALLEL:
-        return weights
-    return [math.sin(w * angle) / math.sin(angle) for w in weights]

@@ -248,7 +248,7 @@ class CUP:
     """Two updates (Yang et al. 2022, arXiv 2209.07089): PPO on rewards, then a projection that lowers costs near the
     policy of the first; see `CUPLoss`.
 
-    coefficient: of the costs; `cup_coefficient` has the paper's, which has no value at gamma 1.
+    coefficient: of the costs; the paper's is (1 - gamma lam) / (1 - gamma), which has no value at gamma 1.
     """
 
     lam_init: float = 0.001  # lambda before the first rollout
@@ -458,11 +458,6 @@ class CUPLoss:
 def projection(handler: CUP, state: State) -> Weights:
     """The weights of CUP's second update: minus the costs, by lambda and the coefficient."""
     return Weights(0.0, handler.coefficient * np.array(state['lambda']))
-
-
-def cup_coefficient(gamma: float, lam: float) -> float:
-    """`(1 - gamma lam) / (1 - gamma)`, the paper's. At gamma 1 it has no value; CUP's default of 1 stands there."""
-    return (1.0 - gamma * lam) / (1.0 - gamma)
 
 
 def gated(

@@ -12,6 +12,7 @@ import re
 import secrets
 import zlib
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -35,6 +36,13 @@ MARKS = {  # the first bytes of files of other kinds
 HALF = re.compile(r'\\u[dD][89a-fA-F]')  # JSON's escape of half a surrogate pair
 
 HOME = re.compile(r'(?:(?<=[,=:])|^)~[\w.-]*(?=[/,:]|$)')
+
+
+def beside(module: str) -> Any:
+    """The content of the JSON file that stands beside a module of the package under its name: for
+    `pal_jax.judges.dilemmas` that of `judges/dilemmas.json`."""
+    package, _, name = module.rpartition('.')
+    return json.loads(resources.files(package).joinpath(f'{name}.json').read_text(encoding='utf-8'))
 
 
 def at_home(text: str) -> str:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import importlib.util
 import re
+import runpy
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
+RECIPES = Path(__file__).parents[1] / 'recipes'
 OPTIMISED = 'What was optimised'
 COMPARED = 'What it can be compared with: bounds, controls, baselines'
 PARTS = 'What it is made of: the parts of the judgement, and the texts'
@@ -190,13 +191,13 @@ def words_of(recipe: str) -> Words:
     Raises:
       ValueError: there is no such method.
     """
-    method = f'pal_jax.recipes.{recipe.partition(".")[0]}'
-    spec = importlib.util.find_spec(method)
-    if spec is None:
+    method = RECIPES / recipe.partition('.')[0]
+    if not method.is_dir() and not method.with_suffix('.py').is_file():
         raise ValueError(f'recipe={recipe!r} is no method of this package; see pal_jax/recipes')
-    if spec.submodule_search_locations is None or importlib.util.find_spec(f'{method}.figures') is None:
+    if not (method / 'figures.py').is_file():
         return CORE
-    special: Words = importlib.import_module(f'{method}.figures').WORDS
+    # The file alone is run: an import would bring the method with all that it trains by.
+    special: Words = runpy.run_path(str(method / 'figures.py'))['WORDS']
     return Words(
         figures={group: {**special.figures.get(group, {}), **figures} for group, figures in CORE.figures.items()},
         vocabulary={**special.vocabulary, **CORE.vocabulary},

@@ -22,11 +22,14 @@ from os.path import exists, isfile  # False, and no error, for a text that is to
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 from pal_jax.data.readers import choices, votes
 from pal_jax.run import made, own, processes
 from pal_jax.run.checkpoint import CONFIG, FOLDER, flatten, kept_in
 from pal_jax.run.files import write_whole
 from pal_jax.run.recipe import KEPT
+from pal_jax.run.runs import recipe_module
 
 FILE = 'inputs.json'
 KEYS = (  # keys of a config whose values name files that may not change while a run goes on
@@ -36,7 +39,7 @@ KEYS = (  # keys of a config whose values name files that may not change while a
     'rl.reward', 'rl.person', '*.source', 'texts.*', 'tables.*',
 )  # fmt: skip
 LISTS = 'texts', 'tables'  # keys whose values are lists of such names
-MADE = {'pets', 'embedded', 'rule', *choices.TABLES, *made.names()}  # names of data made here, and of no file
+WORDS = 'embedded', 'rule'  # values of these keys that stand for data of this package, beside those of its methods
 ELSEWHERE = 'random:', 'gguf:package:', 'tfds:', 'endpoint:'
 WHOLE, BLOCKS, BLOCK = 1 << 28, 64, 1 << 16
 
@@ -62,8 +65,9 @@ Inputs = dict[str, Input]  # the inputs by their keys in the config
 def look(config: dict[str, Any]) -> Inputs:
     """The files that a config names under `KEYS`."""
     inputs: Inputs = {}
+    words = getattr(recipe_module(ConfigDict(config)), 'MADE', ()) if 'recipe' in config else ()
     for key, value in _entries(flatten(config)):
-        if not any(fnmatch(key, pattern) for pattern in KEYS):
+        if value in words or not any(fnmatch(key, pattern) for pattern in KEYS):
             continue
         if functions := own.named_in(value):  # a user's own files, one entry for each
             for number, (text, file) in enumerate(functions):
@@ -96,9 +100,15 @@ def _several(value: Any) -> list[Path]:
 
 def path_of(value: Any) -> Path | None:
     """The path that a value names, by itself or behind `kind:`, as in jester:<folder>; None where nothing is there."""
-    if not isinstance(value, str) or value in MADE or value.startswith(ELSEWHERE):
+    if not isinstance(value, str) or value in _made() or value.startswith(ELSEWHERE):
         return None
     return Path(ending) if (ending := _ending(value)) else None
+
+
+@functools.cache
+def _made() -> frozenset[str]:
+    """The names of data that are made here, and of no file."""
+    return frozenset((*WORDS, *choices.TABLES, *made.names()))
 
 
 def _ending(value: str) -> str:

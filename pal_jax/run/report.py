@@ -136,12 +136,10 @@ def phases(rows: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def step_rows(steps: Sequence[Record]) -> list[tuple[str, list[tuple[Any, Any]]]]:
-    """The mean of each figure over the first and over the last fifth of the steps, and the difference, with errors."""
+    """The mean of each figure over the first and over the last fifth of the steps, and the difference."""
     names = [name for name in dict.fromkeys(key for row in steps for key in scalars(row)) if observed(steps, name)]
     parts = {name: fifths(steps, name) for name in names}
-    return [
-        (name, [(part[end], part[f'{end}_se']) for end in ('first', 'last', 'gain')]) for name, part in parts.items()
-    ]
+    return [(name, [(part[end], None) for end in ('first', 'last', 'gain')]) for name, part in parts.items()]
 
 
 def lead(earlier: Sequence[Record], last: Sequence[Record]) -> tuple[Record | None, Record] | None:

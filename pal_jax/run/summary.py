@@ -18,7 +18,6 @@ import numpy as np
 from pal_jax.run import memory
 from pal_jax.run.files import write_whole
 from pal_jax.run.metrics import EVALS, METRICS, plain, read_records
-from pal_jax.run.uncertainty import standard_errors
 
 SUMMARY = 'summary.json'
 PACKAGES = ('pal_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'numpy')
@@ -46,7 +45,7 @@ def headline(rows: Sequence[Record], evals: Sequence[Record] = ()) -> dict[str, 
     return {
         'steps': len(rows),
         'phase': main[-1]['phase'] if main else None,
-        'reward': first_last_fifth(main) if observed(main, 'reward') else None,
+        'reward': fifths(main, 'reward') if observed(main, 'reward') else None,
         'format': fifths(main, 'format') if observed(main, 'format') else None,
         'evaluations': {stage: figures(record) for stage, record in by_stage(evals).items()},
         'seconds': seconds,
@@ -69,25 +68,11 @@ def observed(rows: Iterable[Record], key: str) -> list[float]:
     return [float(row[key]) for row in rows if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
 
 
-def first_last_fifth(rows: Sequence[Record]) -> dict[str, Any]:
-    """The mean reward over the first and over the last fifth of the steps, and the gain in standard errors.
-
-    Each step's mean reward is one observation: the samples of a step share its policy and its users. Standard errors
-    are those of `fifths`. `gain_in_se` is None where the gain has no standard error, or one of 0.
-
-    Raises:
-      ValueError: no row has a finite `reward`.
-    """
-    part = fifths(rows, 'reward')
-    return part | {'gain_in_se': part['gain'] / part['gain_se'] if part['gain_se'] else None}
-
-
 def fifths(rows: Sequence[Record], key: str) -> dict[str, Any]:
     """The mean of a metric over the first and over the last fifth of the steps, and the gain from one to the other.
 
-    Standard errors allow for steps that resemble the steps before them (`uncertainty.standard_errors`). They come from
-    the noise of all steps about a line, or about a curve that flattens, so learning widens no error. They are None
-    where the steps are too few.
+    Neither has a standard error: steps of one run resemble those before them, as their policy, users and conversations
+    go on. Errors are over people, in an evaluation, or over seeds (`commands/compare.py`).
 
     Raises:
       ValueError: no row has a finite value.
@@ -96,12 +81,8 @@ def fifths(rows: Sequence[Record], key: str) -> dict[str, Any]:
     if not values:
         raise ValueError(f'{key}: none of {len(rows)} rows has a finite value; has the run made a step of this phase?')
     size = max(1, len(values) // 5)
-    place = np.arange(len(values))
-    first, last = (place < size) / size, (place >= len(values) - size) / size
-    sums = {'first': first, 'last': last, 'gain': last - first}
-    errors = standard_errors(values, np.stack(list(sums.values()))) or [None] * len(sums)
-    means = {name: float(weights @ np.array(values)) for name, weights in sums.items()}
-    return means | {f'{name}_se': error for name, error in zip(sums, errors, strict=True)} | {'steps_each': size}
+    first, last = float(np.mean(values[:size])), float(np.mean(values[-size:]))
+    return {'first': first, 'last': last, 'gain': last - first, 'steps_each': size}
 
 
 def seconds_by_phase(records: Iterable[Record]) -> dict[str, float]:

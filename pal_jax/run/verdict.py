@@ -2,10 +2,10 @@
 
 A method's words (`run/glossary.py`) say which figures tell of learning. One of its `levels` in the last evaluation is
 held against a value that needs no learning, such as chance, and against what it was before the main part of the run.
-Otherwise one of its `changes` is: its value before that part against its last one, or, where an evaluation has no
-interval of it or there is one evaluation, the first fifth of the steps against the last one. A difference whose 95 %
-interval (`intervals.py`) holds 0 is not one beyond noise, and nothing is said of a figure that too few observations
-have decided.
+Otherwise one of its `changes` is: its value before that part against its last one. A difference whose 95 % interval
+(`intervals.py`) holds 0 is not one beyond noise, and nothing is said of a figure that too few observations have
+decided. Where an evaluation has no interval of it or there is one evaluation, the first fifth of the steps is told
+against the last one, without a word on chance: steps of one run resemble each other, and no interval of them is known.
 
 A run that trains an attacker alone says so in its evaluations (`learner`); then more unsafe answers are better.
 
@@ -24,11 +24,10 @@ from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.intervals import Estimate
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.summary import fifths, main_part, observed
-from pal_jax.run.uncertainty import WIDTH
 from pal_jax.run.workdir import read_run
 
 COUNTS = 'people', 'rows', 'seeds', 'prompts'  # of what an evaluation tested
-TOO_LITTLE = 'Too little to tell'
+TOO_LITTLE, UNTESTED = 'Too little to tell', 'Not tested'
 
 Record = Mapping[str, Any]
 
@@ -167,20 +166,12 @@ def _evaluated(key: str, before: Record, after: Record, words: Words) -> Verdict
 
 
 def _trained(key: str, steps: Sequence[Record], before: Record, after: Record, words: Words) -> Verdict:
-    part, (sign, said) = fifths(steps, key), words.changes[key]
-    sign = _better(sign, after)
-    gain, error = part['gain'], part['gain_se']
-    half = None if error is None else WIDTH * error
-    gap = Estimate(gain, error, *((None, None) if half is None else (gain - half, gain + half)))
-    sentence = f'the {said} of a training step {moved(part["first"], part["last"])}'
-    sentence += f': {gap.value:+.3f}{between(gap)}'
-    word = answer(gap, sign)
+    part, (_, said) = fifths(steps, key), words.changes[key]
+    sentence = f'the {said} of a training step {moved(part["first"], part["last"])}: {part["gain"]:+.3f}'
     if known(before, key) and known(after, key):
-        held = after[key] - before[key]
         sentence += f'; on what was held out it {moved(before[key], after[key])}'
-        word = 'Only what it was taught' if word == 'Yes' and sign * held <= 0 else word
-    basis = f'The first and the last fifth of {len(steps)} steps; errors allow for steps that resemble those before.'
-    return Verdict(word, f'{sentence}.', basis)
+    basis = f'The first and the last fifth of {len(steps)} steps, which give no interval, as they resemble each other.'
+    return Verdict(UNTESTED, f'{sentence}; evaluations or several seeds (compare) tell whether that is chance.', basis)
 
 
 def answer(gap: Estimate, better: float = 1.0) -> str:

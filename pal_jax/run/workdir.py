@@ -1,38 +1,33 @@
 """The folder of a run. One run at a time writes to it, and no other file is taken for a file of the run.
 
-`held(workdir)` locks `.pal_jax.lock` by flock, and by a line in the file that names process and host and changes every
-few seconds. A process frees the folder when it ends, by whatever signal. This machine may not see the flock of another
-machine. The line of another machine counts for as long as it changes, so the successor of a preempted pod goes on after
-a minute.
+`held(workdir)` holds `.pal_jax.lease`, a file of filelock that names process and host and is renewed every few seconds.
+A process that ends by whatever signal leaves it to the next one on its machine at once. The lease of another machine
+counts for as long as it is renewed, so the successor of a preempted pod goes on after a minute.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
-import platform
-import threading
-import time
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
+from filelock import SoftFileLease, Timeout
 
 from pal_jax.run import files, processes
 
-LOCK, CONFIG, REPORT = '.pal_jax.lock', 'config.json', 'report.html'
-# Files that a run writes into its folder after its config. The lock, compiled/, kept/, an empty checkpoints/, and
+LEASE, CONFIG, REPORT = '.pal_jax.lease', 'config.json', 'report.html'
+# Files that a run writes into its folder after its config. The lease, compiled/, kept/, an empty checkpoints/, and
 # outputs that commands check for themselves, such as export/ and evaluation.json, may be there before.
 NAMES = (
     'metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'exhibits.jsonl', 'rollouts.jsonl', 'report.html', 'wandb_id',
     'summary.json', 'learning_curve.png', 'checkpoints', 'unreadable', 'parts', 'pictures', 'tensorboard', 'table.md',
     'verdicts.jsonl',
 )  # fmt: skip
-BEAT = 10.0  # seconds between changes of the line
-SILENCE = 60.0  # seconds without a change after which the line's writer is taken to be dead
+SILENCE = 60.0  # seconds without a renewal after which the holder of a lease is taken to be dead
 
 
 def check_workdir(workdir: Path) -> None:
@@ -80,14 +75,11 @@ def read_run(workdir: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def held(
-    workdir: Path, *, beat: float = BEAT, silence: float = SILENCE, log: Callable[[str], None] = print
-) -> Iterator[None]:
+def held(workdir: Path, *, silence: float = SILENCE, log: Callable[[str], None] = print) -> Iterator[None]:
     """Hold the folder for as long as the block lasts. The first of several processes holds it for all.
 
     Args:
-      beat: seconds between changes of the lock's line.
-      silence: seconds without a change after which a line of another machine counts no more.
+      silence: seconds without a renewal after which a lease of another machine counts no more.
 
     Raises:
       ValueError: another run holds the folder, whose process and host the message names; or as `check_workdir`.
@@ -96,85 +88,29 @@ def held(
         if jax.process_index() == 0:
             check_workdir(workdir)
             workdir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_held(workdir / LOCK, beat, silence, log))
+            stack.enter_context(_leased(workdir / LEASE, silence, log))
         processes.exchange('workdir held')
         yield
 
 
-@contextlib.contextmanager
-def _held(path: Path, beat: float, silence: float, log: Callable[[str], None]) -> Iterator[None]:
-    ended = threading.Event()
-    with path.open('a+', encoding='utf-8') as file:  # closing the file frees the lock
-        _wait(file, path, silence, log)
-        line = {'process': os.getpid(), 'host': platform.node(), 'machine': _machine(), 'since': time.ctime()}
-        os.truncate(path, 0)
-        _write(path, line, 0)
-
-        def go_on() -> None:
-            count = 0
-            while not ended.wait(beat):
-                with contextlib.suppress(OSError):
-                    _write(path, line, count := count + 1)
-
-        thread = threading.Thread(target=go_on, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-            with contextlib.suppress(OSError):
-                os.truncate(path, 0)
+def _leased(path: Path, silence: float, log: Callable[[str], None]) -> contextlib.AbstractContextManager[Any]:
+    lease, (process, host) = SoftFileLease(path, lease_duration=silence), _holder(path)
+    with contextlib.suppress(Timeout):
+        return lease.acquire(timeout=0.0)
+    with SoftFileLease(probe := files.fresh_beside(path, 'partial'), lease_duration=silence):
+        here = _holder(probe)[1]  # as filelock writes it, with the namespace of a container
+    if host != here:  # only its silence tells that it is dead
+        log(f'{path.parent} was in use on {host}; this goes on if nothing is heard of it for {silence:.0f} s')
+        with contextlib.suppress(Timeout):
+            return lease.acquire(timeout=1.5 * silence)
+    raise ValueError(
+        f'{path.parent} is in use by process {process} on {host}; wait for it or end it, or give another --workdir '
+        f'(where it is dead for certain, delete {path.name} there)'
+    )
 
 
-def _wait(file: IO[str], path: Path, silence: float, log: Callable[[str], None]) -> None:
-    """Wait until this process has the lock. Raises ValueError where another process holds it."""
-    first, start, logged = _read(path), time.monotonic(), False
-    while True:
-        locked, line = _lock(file), _read(path)
-        here = line is None or line['machine'] == _machine()
-        if locked is not False and (line is None or (locked and here)):
-            return
-        silent = time.monotonic() - start > silence
-        if line != first or (locked is False and (here or silent)):
-            who = f'process {line["process"]} on {line["host"]} since {line["since"]}' if line else 'another process'
-            raise ValueError(f'{path.parent} is in use by {who}; wait for it or end it, or give another --workdir')
-        if silent:
-            return
-        if not logged:
-            log(f'{path.parent} was in use on {line["host"] if line else "another host"}; this goes on if nothing is '
-                f'heard of it for {silence:.0f} s')  # fmt: skip
-            logged = True
-        time.sleep(min(1.0, silence / 4))
-
-
-def _lock(file: IO[str]) -> bool | None:
-    """True where this process now has the lock, False where another has it, None where there are no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
-def _machine() -> str:
-    """The name of the running kernel. Containers on one machine share it, and its processes see each other's flock."""
-    path = Path('/proc/sys/kernel/random/boot_id')
-    return path.read_text(encoding='utf-8').strip() if path.exists() else platform.node()
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """The process that has written the line of a lock; None where there is no line."""
-    try:
-        line = json.loads(path.read_text(encoding='utf-8'))
-        return {key: line[key] for key in ('process', 'host', 'machine', 'since', 'beat')}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write(path: Path, line: dict[str, Any], beat: int) -> None:
-    """Write the line in place and always at one length, so that a reader never reads half of it."""
-    with path.open('r+', encoding='utf-8') as file:
-        file.write(json.dumps({**line, 'beat': beat}).ljust(300) + '\n')
+def _holder(path: Path) -> tuple[str, str]:
+    """The process and the host that a lease names, or words for them where it names none."""
+    text = path.read_text(encoding='utf-8', errors='replace') if path.is_file() else ''
+    lines = dict(re.findall(r'^(pid|host)=(.+)$', text, re.MULTILINE))
+    return lines.get('pid', 'unknown'), lines.get('host', 'another host')

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pal_jax.commands.compare import draw, rise_table, stage_table
-from pal_jax.run.summary import first_last_fifth, main_part
+from scipy import stats
+
+from pal_jax.commands.compare import are_seeds, draw, rise_table, stage_table
 
 
 def rows(level, steps=20):
@@ -11,17 +12,25 @@ def rows(level, steps=20):
     return [{'step': 0, 'phase': 'warm-up', 'loss': 1.0}, *part]
 
 
-def test_the_rise_of_each_run_is_told_with_its_error(tmp_path):
-    noisy = [row | {'reward': row['reward'] + (-1) ** row['step']} if 'reward' in row else row for row in rows(0.0)]
-    runs = {'a': rows(0.0), 'b': rows(1.0), 'short': rows(0.0, steps=5), 'noisy': noisy}
+def test_the_rise_of_each_run_is_told_and_that_of_seeds_with_its_error(tmp_path):
+    runs = {'a': rows(0.0), 'b': rows(1.0), 'short': rows(0.0, steps=5)}
     lines = rise_table(runs).splitlines()
-    assert lines[2].startswith('| a | 0.075 ± 0.000 | 0.875 ± 0.000 | +0.800 |  | 1.00')  # a straight line has no noise
-    assert lines[4].startswith('| short | 0.000 | 0.200 | +0.200 |  | 1.00')  # too few steps for an error
-    rise = first_last_fifth(main_part(noisy))
-    assert rise['gain_se'] > 0 and f'| {rise["gain_in_se"]:.1f} |' in lines[5]
-    assert len(lines) == 6
+    assert lines[2:] == [
+        '| a | 0.075 | 0.875 | +0.800 | 1.00 |',
+        '| b | 1.075 | 1.875 | +0.800 | 1.00 |',
+        '| short | 0.000 | 0.200 | +0.200 | 1.00 |',
+    ]
+    *_, means = rise_table(runs, seeds=True).splitlines()
+    ends = stats.t.interval(0.95, 2, 0.6, 0.2)  # of .8, .8 and .2
+    assert f'| +0.600 ± 0.200 ({ends[0]:+.3f} to {ends[1]:+.3f}) |' in means and means.startswith('| 3 seeds |')
     draw(runs, tmp_path / 'runs.png')
     assert (tmp_path / 'runs.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_runs_that_differ_in_their_seeds_alone_are_seeds():
+    configs = [{'recipe': 'rlpa', 'seed': seed} for seed in range(3)]
+    assert are_seeds(configs)
+    assert not are_seeds(configs[:1]) and not are_seeds([*configs, {'recipe': 'rlpa', 'seed': 3, 'total_steps': 2}])
 
 
 def test_evaluations_stand_by_stage_and_kind_of_people():

@@ -64,11 +64,12 @@ def test_adapters_become_an_adapter_or_a_model_on_the_base_they_name(adapters, t
     assert [path.name for path in tmp_path.glob('.merge-*')] == []
 
 
-def test_models_of_several_sources_and_an_earlier_result_is_replaced(tmp_path):
+def test_models_of_several_sources_and_an_earlier_result_stays(tmp_path):
     hf.save(params.init(params.decoder_specs(CFG), jax.random.key(7)), CFG, TOKENIZER, tmp_path / 'other')
     names = ['random:tiny', f'hf:{tmp_path / "other"}']
-    for weights in ([0.5, 0.5], [0.0, 1.0]):
-        merge.merge(names, Settings('linear', weights), None, tmp_path / 'out')
+    merge.merge(names, Settings('linear', [0.0, 1.0]), None, tmp_path / 'out')
+    with pytest.raises(ValueError, match='out exists and holds'):
+        merge.merge(names, Settings('linear', [0.5, 0.5]), None, tmp_path / 'out')
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path / 'out'), load(tmp_path / 'other'))
 
 

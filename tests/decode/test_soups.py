@@ -69,7 +69,7 @@ def merged(base):
         if mixture and kind == 'factors':
             weights = lora.merge(lora.join(merging.linear(adapters, mixture), base))
         elif mixture:
-            weights = merging.delta(base, adapters, mixture)
+            weights = merging.linear([lora.merge(lora.join(each, base)) for each in adapters], mixture)
         decoder.load(jax.tree.map(jnp.asarray, weights))
         return [each.token_ids for each in decoder([Request(prompt, GREEDY, 0) for prompt in prompts])]
 

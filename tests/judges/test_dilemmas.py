@@ -13,9 +13,9 @@ import pytest
 from pal_jax.data.readers import safety
 from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.judges import dilemmas
-from pal_jax.judges.dilemma_frames import FAMILIES
-from pal_jax.judges.dilemma_words import CLOSINGS, EVASIONS, WORDS
+from pal_jax.judges.dilemmas import FAMILIES, WORDS
 from pal_jax.judges.wording import sentences_of, words_of
+from tests.safety_records import labelled_record
 
 ANSWERS = ('safe', 'unsafe', 'unhelpful')
 BOTH = pytest.mark.parametrize('split', ['train', 'test'])
@@ -101,12 +101,13 @@ def test_no_answer_and_no_question_of_the_test_split_stands_in_the_train_split()
 
 
 def test_words_of_the_splits_are_disjoint():
-    for train, test in (*WORDS.values(), EVASIONS):
-        assert not set(train) & set(test)
-    assert set(CLOSINGS.train) & set(CLOSINGS.test) == {''}
+    for words in (*WORDS.values(), dilemmas._TEXTS['evasions']):
+        assert not set(words['train']) & set(words['test'])
+    closings = dilemmas._TEXTS['closings']
+    assert set(closings['train']) & set(closings['test']) == {''}
     trained = '\n'.join([*answers('train'), *(each.prompt for each in made('train'))])
     for words in WORDS.values():
-        assert not re.search(rf'\b(?:{"|".join(map(re.escape, words.test))})\b', trained, re.IGNORECASE)
+        assert not re.search(rf'\b(?:{"|".join(map(re.escape, words["test"]))})\b', trained, re.IGNORECASE)
 
 
 def test_the_last_frame_occurs_in_the_test_split_alone():
@@ -241,7 +242,7 @@ def test_labels_are_consistent_and_read_back(split):  # selfplay_safety 4.4-4
     rows = dilemmas.labelled(some)
     assert [row.unsafe for row in rows] == [False, True, False] * len(some)
     for row in rows:
-        record = safety.labelled_record(row)
+        record = labelled_record(row)
         assert record['is_safe'] == (not any(record['category'].values()))
         assert safety.to_labelled(record) == row
     assert safety.joined(rows) == list(dict.fromkeys(rows))
@@ -262,11 +263,3 @@ def test_judgements_are_consistent_and_in_random_order(split):  # selfplay_safet
     assert 0.4 < np.mean([row.safer for row in rows]) < 0.6
     assert dilemmas.judged(some, seed=0) == rows
     assert dilemmas.judged(some, seed=1) != rows
-
-
-def test_prompts_of_a_split_by_prompt_are_disjoint():  # selfplay_safety 4.4-5
-    for rows in (dilemmas.labelled(made('train')[:100]), dilemmas.judged(made('train')[:100], seed=0)):
-        learnt, tested = safety.split_by_prompt(rows, 60)
-        assert len(tested) == 60
-        assert len(learnt) == 240
-        assert not {row.prompt for row in learnt} & {row.prompt for row in tested}

@@ -23,7 +23,7 @@ ANSWERS = (
 
 
 def lexicon(name: str) -> list[str]:
-    return [' '.join(entry.split()) for entry in rules.LEXICA[name].split(', ')]
+    return rules.LEXICA[name]
 
 
 NO_ANSWERS = {

@@ -109,7 +109,6 @@ def test_cup_projects_towards_the_policy_after_its_first_update():
     assert mean_loss(ClippedSurrogate(), REWARD, logprobs=FIRST) == pytest.approx(-0.429317, abs=1e-6)
     assert mean_loss(c.CUPLoss(), advantages, reference=FIRST) == pytest.approx(0.120187, abs=1e-6)
     assert mean_loss(c.CUPLoss(), advantages, reference=OLD) == pytest.approx(0.143210, abs=1e-6)  # another anchor
-    assert c.cup_coefficient(0.99, 0.95) == pytest.approx(5.95)
 
 
 @pytest.mark.parametrize(

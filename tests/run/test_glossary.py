@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,12 @@ def test_every_figure_of_a_smoke_run_is_explained(recipe):
     names, words = {name.replace('~', ' ') for name in WRITTEN[recipe].split()} - NOT_SHOWN, words_of(recipe)
     assert {name for name in names if not meaning(name, words).words} == set()
     assert all(meaning(name, words).group != OTHER for name in names)
+
+
+def test_words_bring_no_method_with_them():
+    code = 'import sys; from pal_jax.run.glossary import words_of; words_of("rlpa"); print(sorted(sys.modules))'
+    loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert "'pal_jax.run.glossary'" in loaded and "'pal_jax.recipes" not in loaded and "'jax'" not in loaded
 
 
 def test_every_method_has_figures_here():

@@ -53,6 +53,13 @@ def test_what_is_read_is_found(begun):
     assert watch(tmp_path, config) == now == inputs.load(tmp_path / 'run' / KEPT)
 
 
+def test_a_word_of_a_method_is_no_file_of_its_name_and_others_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('pets').write_text('{}')
+    assert inputs.look({'recipe': 'plus', 'data': 'pets'}) == {}
+    assert inputs.look({'recipe': 'sft', 'data': 'pets'}).keys() == {'data'}
+
+
 @pytest.mark.parametrize(
     ('file', 'key'),
     [

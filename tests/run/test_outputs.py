@@ -1,11 +1,8 @@
 """Whose place an output takes: its own kind's, and nobody else's."""
 
-import json
-import os
-
 import pytest
 
-from pal_jax.run.outputs import MARKER, check_file, check_folder, whole_file, whole_folder
+from pal_jax.run.outputs import check_file, check_folder, whole_file, whole_folder
 
 
 def write(folder, sources=(), **files):
@@ -19,30 +16,48 @@ def tree(folder):
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob('*'))}
 
 
-def test_what_was_written_whole_is_replaced_whole(tmp_path):
+def make_run(folder):
+    (folder / 'checkpoints').mkdir(parents=True)
+    (folder / 'config.json').write_text('{"recipe": "sft"}')
+    return folder
+
+
+def test_a_folder_is_written_whole_and_never_replaced(tmp_path):
     out = tmp_path / 'deep' / 'out'
     write(out, config='1', extra='2')
-    write(out, config='3')
-    assert {path.name for path in out.iterdir()} == {'config.json', MARKER}
-    assert (out / 'config.json').read_text() == '3'
+    assert {path.name for path in out.iterdir()} == {'config.json', 'extra.json'}
     assert [path.name for path in out.parent.iterdir()] == ['out']
     (tmp_path / 'plain').mkdir()
     assert out.stat().st_mode == (tmp_path / 'plain').stat().st_mode
-    os.utime(out / 'config.json', (1, 1))  # as a copy has it
-    write(out)
     write(tmp_path / 'plain')  # an empty folder is nobody's work
     assert (tmp_path / 'plain' / 'config.json').exists()
+    before = tree(tmp_path)
+    for place in (out, out.parent, tmp_path / 'plain'):
+        with pytest.raises(ValueError, match='exists and holds'):
+            write(place, config='3', extra='4')
+    assert tree(tmp_path) == before
+
+
+def test_the_export_of_a_run_is_made_anew(tmp_path):
+    out = make_run(tmp_path / 'run') / 'export'
+    write(out, config='1', extra='2')
+    (out / '.pal_jax.json').write_text('{}')  # of an earlier version
+    write(out, config='3', extra='4')
+    assert {path.name: path.read_text() for path in out.iterdir()} == {'config.json': '3', 'extra.json': '4'}
+    assert sorted(path.name for path in out.parent.iterdir()) == ['checkpoints', 'config.json', 'export']
+    for stage in (tmp_path / 'run', make_run(tmp_path / 'run' / 'stage')):  # a run is none's export
+        with pytest.raises(ValueError, match='exists and holds'):
+            write(stage)
 
 
 @pytest.mark.parametrize(
-    'name',
-    ['config.json', 'notes.txt', '.DS_Store', '.git/HEAD', 'sub/config.json', 'checkpoints/10/x', 'link', 'empty/'],
+    'name', ['notes.txt', '.DS_Store', '.git/HEAD', 'sub/config.json', 'checkpoints/10/x', 'link', 'empty/']
 )
-@pytest.mark.parametrize('marked', [True, False])
-def test_a_folder_with_anything_else_in_it_is_refused_and_stays(name, marked, tmp_path):
+@pytest.mark.parametrize('of_run', [True, False])
+def test_a_folder_with_anything_else_in_it_is_refused_and_stays(name, of_run, tmp_path):
     out = tmp_path / 'out'
-    if marked:
-        write(out, config='1', second='2')
+    if of_run:
+        write(out := make_run(tmp_path) / 'out', config='1', second='2')
     path = out / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if name == 'link':
@@ -51,14 +66,16 @@ def test_a_folder_with_anything_else_in_it_is_refused_and_stays(name, marked, tm
         path.mkdir()
     else:
         path.write_text('mine')
-    before = tree(tmp_path)
+    before = tree(out)
     with pytest.raises(ValueError, match='out'):
-        write(out)
-    assert tree(tmp_path) == before
+        write(out, config='3', second='4')
+    assert tree(out) == before
+    kept = [*tmp_path.glob('.out.partial-*')]  # what was made; beside a run nothing is
+    assert bool(kept) == (of_run and 'checkpoints' not in name)
 
 
 def test_a_folder_that_becomes_somebody_elses_meanwhile_stays_and_so_does_what_was_made(tmp_path):
-    out = tmp_path / 'out'
+    out = make_run(tmp_path) / 'out'
     write(out, config='1')
 
     def interrupted():
@@ -79,12 +96,13 @@ def test_folders_of_others_beside_the_place_are_left_alone(tmp_path):
     for name in others:
         (tmp_path / name).mkdir()
         (tmp_path / name / 'thesis.txt').write_text('mine')
-    write(tmp_path / 'out')
-    write(tmp_path / 'out', config='2')
+    make_run(tmp_path)
+    for text in '12':
+        write(tmp_path / 'out', config=text)
     with pytest.raises(KeyError), whole_folder(tmp_path / 'out') as partial:
         raise KeyError
     assert not partial.exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, 'out'])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, 'out', 'checkpoints', 'config.json'])
     assert all((tmp_path / name / 'thesis.txt').exists() for name in others)
 
 
@@ -125,26 +143,13 @@ def test_nothing_is_written_among_the_checkpoints_of_a_run_nor_into_what_it_keep
 
 
 def test_a_link_is_followed_and_stays(tmp_path):
-    write(tmp_path / 'real')
+    (tmp_path / 'real').mkdir()
     (tmp_path / 'link').symlink_to(tmp_path / 'real')
     (tmp_path / 'open').symlink_to(tmp_path / 'new')
     for name in ('link', 'open'):
         write(tmp_path / name, config='2')
         assert (tmp_path / name).is_symlink()
     assert (tmp_path / 'real' / 'config.json').read_text() == (tmp_path / 'new' / 'config.json').read_text() == '2'
-
-
-def test_a_list_names_no_file_of_another_folder(tmp_path):
-    write(out := tmp_path / 'out')
-    (tmp_path / 'thesis.txt').write_text('mine')
-    marker = json.loads((out / MARKER).read_text())
-    marker['files']['../thesis.txt'] = marker['files']['config.json']
-    (out / MARKER).write_text(json.dumps(marker))
-    write(out)
-    assert (tmp_path / 'thesis.txt').exists()
-    (out / MARKER).write_text('{"files": 3}')
-    with pytest.raises(ValueError, match='no list'):
-        check_folder(out)
 
 
 def test_a_file_in_a_folders_place_or_way(tmp_path):
@@ -181,27 +186,12 @@ def test_a_file_that_the_user_names_is_never_replaced(tmp_path):
     assert (path.read_text(), other.read_text(), partial.read_text()) == ('1', 'mine', '2')
 
 
-def test_a_file_of_the_programs_name_is_replaced_where_the_program_wrote_it(tmp_path):
-    path = tmp_path / 'evaluation.json'
-    for text in '12':
-        with whole_file(path, named_here=True) as partial:
-            partial.write_text(text)
-    assert path.read_text() == '2'
-    path.write_text('3')
-    (tmp_path / 'comparison.json').write_text('mine')
-    for own in (path, tmp_path / 'comparison.json'):
-        with pytest.raises(ValueError, match=f'{own.name} exists and'):
-            check_file(own, named_here=True)
-    with pytest.raises(ValueError, match='no list'):  # of a folder as a whole
-        check_folder(tmp_path)
-
-
-def test_a_list_is_ahead_of_its_file_where_a_kill_came_in_between(tmp_path):
-    path = tmp_path / 'evaluation.json'
-    for text in '12':
-        with whole_file(path, named_here=True) as partial:
-            partial.write_text(text)
-    path.write_text('1')  # as it was before the second
-    check_file(path, named_here=True)
-    path.unlink()
-    check_file(path, named_here=True)
+def test_a_file_of_the_programs_name_is_replaced_but_not_among_a_models(tmp_path):
+    for folder in (tmp_path, make_run(tmp_path / 'run')):
+        for text in '12':
+            with whole_file(folder / 'evaluation.json', named_here=True) as partial:
+                partial.write_text(text)
+        assert (folder / 'evaluation.json').read_text() == '2'
+    (tmp_path / 'config.json').write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match='evaluation.json exists'):
+        check_file(tmp_path / 'evaluation.json', named_here=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 
 import jax
-import numpy as np
 import pytest
 
 from pal_jax.run.metrics import MetricsWriter
-from pal_jax.run.summary import by_stage, first_last_fifth, headline, seconds_by_phase, summarize
+from pal_jax.run.summary import by_stage, fifths, headline, seconds_by_phase, summarize
 
 
 def rewards(values, phase='rlpa'):
@@ -17,41 +16,22 @@ def rewards(values, phase='rlpa'):
 
 
 def test_first_and_last_fifth_by_hand():
-    part = first_last_fifth(rewards([0.0, 1.0, 5, 5, 5, 5, 5, 5, 2.0, 4.0]))
+    part = fifths(rewards([0.0, 1.0, 5, 5, 5, 5, 5, 5, 2.0, 4.0]), 'reward')
     assert (part['steps_each'], part['first'], part['last'], part['gain']) == (2, 0.5, 3.0, 2.5)
-    assert part['gain_in_se'] == pytest.approx(part['gain'] / part['gain_se'])
-
-
-def test_steps_that_are_independent_have_the_error_of_independent_ones():
-    values = np.random.default_rng(0).normal(size=500)
-    part = first_last_fifth(rewards(values.tolist()))
-    first, last = values[:100], values[-100:]
-    error = np.sqrt(first.var(ddof=1) / 100 + last.var(ddof=1) / 100)
-    assert part['gain_in_se'] == pytest.approx((last.mean() - first.mean()) / error, rel=0.15)
-
-
-def test_a_few_steps_have_no_error():
-    part = first_last_fifth(rewards([0.25, 0.5, 0.75]))
-    assert (part['first'], part['last'], part['gain']) == (0.25, 0.75, 0.5)
-    assert part['first_se'] is part['gain_se'] is part['gain_in_se'] is None
-    assert first_last_fifth(rewards([0.0, 1.0] * 4 + [0.5]))['gain_se'] is None
-
-
-def test_a_constant_reward_gains_nothing_and_divides_by_nothing():
-    part = first_last_fifth(rewards([1.0] * 10))
-    assert (part['gain'], part['gain_se'], part['gain_in_se']) == (0.0, 0.0, None)
+    part = fifths(rewards([0.25, 0.5, 0.75]), 'reward')
+    assert (part['steps_each'], part['first'], part['last'], part['gain']) == (1, 0.25, 0.75, 0.5)
 
 
 def test_steps_without_a_reward_are_left_out():
     rows = rewards([0.0, 1.0, 2.0, 3.0, 4.0])
     gaps = [*rows[:2], {'step': 9, 'phase': 'rlpa', 'reward': None}, {'step': 9, 'phase': 'rlpa'}, *rows[2:]]
-    assert first_last_fifth(gaps) == first_last_fifth(rows)
+    assert fifths(gaps, 'reward') == fifths(rows, 'reward')
 
 
 @pytest.mark.parametrize('rows', [[], [{'step': 0, 'phase': 'rlpa', 'loss': 1.0}], rewards([None])])
 def test_no_reward_at_all_is_an_error(rows):
     with pytest.raises(ValueError, match=f'reward: none of {len(rows)} rows'):
-        first_last_fifth(rows)
+        fifths(rows, 'reward')
 
 
 def test_the_headline_is_of_the_main_phase():

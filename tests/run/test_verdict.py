@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import signal, stats
 
 from pal_jax.run import verdict
 from pal_jax.run.glossary import words_of
@@ -87,20 +87,21 @@ def test_a_share_without_an_error_has_that_of_its_pairs():
     assert all_right.interval == pytest.approx([0.025**0.01, 1.0])
 
 
-def test_a_loss_is_judged_by_its_steps_and_by_what_was_held_out():
-    falling = steps([2.0 - 0.05 * i + 0.01 * (-1) ** i for i in range(20)], 'loss', 'sft')
-    for held, answer in ((1.2, 'Yes'), (2.2, 'Only what it was taught')):
-        found = judge(falling, [evaluation(0, 'base', loss=2.1), evaluation(20, 'final', loss=held)])
-        assert found and found.answer == answer and f'{held:.3f}' in found.sentence
-    found = judge(falling[:4], [])
-    assert found and found.answer == 'Too little to tell'
+def test_steps_alone_are_told_without_a_word_on_chance():
+    """Steps resemble those before them: as independent ones they would call noise learning, see the test below."""
+    falling = steps([2.0 - 0.05 * i for i in range(20)], 'loss', 'sft')
+    found = judge(falling, [])
+    assert found and found.answer == 'Not tested' and '1.925 to 1.125: -0.800' in found.sentence
+    found = judge(falling, [evaluation(0, 'base', loss=2.1), evaluation(20, 'final', loss=2.2)])
+    assert found and found.answer == 'Not tested' and 'rose from 2.100 to 2.200' in found.sentence
 
 
-def test_a_noisy_loss_that_falls_fast_at_first_has_been_learnt_and_a_flat_one_has_not():
-    noise = 0.2 * np.random.default_rng(0).normal(size=40)
-    for fall, answer in ((1.5, 'Yes'), (0.0, 'Not beyond noise')):
-        found = judge(steps((2.0 + fall * np.exp(-np.arange(40) / 4) + noise).tolist(), 'loss', 'sft'), [])
-        assert found and found.answer == answer
+def test_noise_like_that_of_steps_would_look_like_learning():
+    rng = np.random.default_rng(0)
+    noise = signal.lfilter([1.0], [1.0, -0.9], rng.normal(size=(400, 240)), axis=1)[:, -40:]
+    ends = stats.ttest_ind(noise[:, -8:], noise[:, :8], axis=1).pvalue  # as if steps were independent
+    assert np.mean(ends < 0.05) > 0.5
+    assert {judge(steps(row.tolist(), 'loss', 'sft'), []).answer for row in noise[:40]} == {'Not tested'}
 
 
 @pytest.mark.parametrize(
@@ -119,12 +120,6 @@ def test_attacks_that_succeed_less_often_are_a_better_defender(final, learner, a
     found = judge(rows, evals, 'redteam')
     assert found and found.answer == answer
     assert f'{final:.3f}' in found.sentence and '0.090' in found.sentence and '32 seeds' in found.basis
-
-
-def test_a_run_without_evaluations_of_attacks_is_judged_by_its_steps():
-    falling = [0.7 - 0.02 * i + 0.05 * (-1) ** i for i in range(24)]
-    found = judge(steps(falling, 'attack_success', 'redteam'), [], 'redteam')
-    assert found and found.answer == 'Yes'
 
 
 def test_methods_that_compare_in_one_evaluation():
@@ -176,4 +171,4 @@ def test_what_learns_nothing_has_no_verdict(tmp_path):
     (tmp_path / 'config.json').write_text('{"recipe": "sft"}')
     assert told(tmp_path) == ''
     (tmp_path / 'metrics.jsonl').write_text('{"step": 0, "phase": "sft", "loss": 2.0}\n')
-    assert told(tmp_path).startswith('did it learn? Too little to tell') and told(tmp_path).endswith('.\n')
+    assert told(tmp_path).startswith('did it learn? Not tested') and told(tmp_path).endswith('.\n')

@@ -1,15 +1,14 @@
 """Whose folder a run's is, and that one run at a time has it."""
 
-import json
+import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
-from pal_jax.run.workdir import LOCK, NAMES, check_workdir, held, read_run
+from pal_jax.run.workdir import LEASE, NAMES, check_workdir, held, read_run
 
 HOLDER = """
 import pathlib, sys, time
@@ -20,15 +19,14 @@ with held(pathlib.Path(sys.argv[1])):
 """
 
 
-def elsewhere(path, beat=0):
-    """The line of a process on another machine."""
-    line = {'process': 7, 'host': 'pod-1', 'machine': 'another', 'since': 'yesterday', 'beat': beat}
-    path.write_text(json.dumps(line) + '\n')
+def elsewhere(path, silence, token='0'):
+    """The lease of a process on another machine, as filelock writes it."""
+    path.write_text(f'filelock/2\npid=7\nhost=pod-1\nmode=lease\ntoken={token * 32}\nduration={silence}\n')
 
 
 def hold(workdir, **changes):
     with held(workdir, **changes):
-        return (workdir / LOCK).read_text()
+        return (workdir / LEASE).read_text()
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -70,10 +68,10 @@ def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path):
         assert holder.stdout.readline() == b'held\n'
         with pytest.raises(ValueError, match=f'x is in use by process {holder.pid} on '):
             hold(workdir)
-        assert json.loads((workdir / LOCK).read_text())['process'] == holder.pid
+        assert f'pid={holder.pid}' in (workdir / LEASE).read_text()
         holder.send_signal(signal.SIGKILL)
     assert str(holder.pid) not in hold(workdir)
-    assert (workdir / LOCK).read_text() == ''
+    assert not (workdir / LEASE).exists()
     assert hold(workdir)
 
 
@@ -83,23 +81,23 @@ def test_one_process_holds_a_folder_once_and_several_folders_at_a_time(tmp_path)
     assert hold(tmp_path / 'a')
 
 
-def test_the_line_of_another_machine_counts_as_long_as_it_changes(tmp_path):
-    elsewhere(path := tmp_path / LOCK)
+def test_the_lease_of_another_machine_counts_as_long_as_it_is_renewed(tmp_path):
+    elsewhere(path := tmp_path / LEASE, 0.3)
     told = []
     assert 'pod-1' not in hold(tmp_path, silence=0.3, log=told.append)
     assert len(told) == 1
     assert 'pod-1' in told[0]
-    elsewhere(path)
-    change = threading.Thread(target=lambda: (time.sleep(0.2), elsewhere(path, 1)))
-    change.start()
-    with pytest.raises(ValueError, match='process 7 on pod-1 since yesterday'):
-        hold(tmp_path, silence=20.0, log=told.append)
-    change.join()
-    assert json.loads(path.read_text())['process'] == 7
+    elsewhere(path, 1.0)
+    ended = threading.Event()
 
+    def renew():
+        while not ended.wait(0.1):
+            os.utime(path)
 
-def test_who_holds_a_folder_goes_on_saying_so(tmp_path):
-    with held(tmp_path, beat=0.01):
-        beats = set()
-        while len(beats) < 3:
-            beats.add(json.loads((tmp_path / LOCK).read_text())['beat'])
+    renewing = threading.Thread(target=renew)
+    renewing.start()
+    with pytest.raises(ValueError, match='process 7 on pod-1'):
+        hold(tmp_path, silence=1.0, log=told.append)
+    ended.set()
+    renewing.join()
+    assert 'pid=7' in path.read_text()

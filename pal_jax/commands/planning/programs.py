@@ -206,9 +206,8 @@ def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool
     state, actor = learner.abstract, learner.actor
     shares = work.shares_on(actor.mesh)
     wide, mesh = spread(actor.mesh, shares)
-    ways = sharding.batch_ways(mesh)
-    cfg, slots = for_slots(cfg, -(-work.slots // shares), mesh.devices.flat[0].platform)
-    slots, rows, room = round_up(slots, ways), round_up(PREFILL_ROWS, ways), work.room
+    cfg, slots = slots_on(cfg, mesh, work, shares)
+    rows, room = round_up(PREFILL_ROWS, sharding.batch_ways(mesh)), work.room
     publish, functions = (Programs(cfg, place, slots=slots, int8=int8) for place in (wide, mesh))
     ordered = Mesh(wide.devices.reshape(actor.mesh.devices.shape), wide.axis_names, axis_types=wide.axis_types)
     places = sharding.param_shardings(params.decoder_specs(cfg), ordered)
@@ -255,6 +254,12 @@ def spread(mesh: Mesh, shares: int) -> tuple[Mesh, Mesh]:
     return wide, Mesh(wide.devices[:1], wide.axis_names, axis_types=wide.axis_types)
 
 
+def slots_on(cfg: ModelConfig, mesh: Mesh, work: Work, shares: int) -> tuple[ModelConfig, int]:
+    """The config and the number of slots of one of `shares` decoders, as `for_slots` has them, over its devices."""
+    cfg, slots = for_slots(cfg, -(-work.slots // shares), mesh.devices.flat[0].platform)
+    return cfg, round_up(slots, sharding.batch_ways(mesh))
+
+
 def prefix_of(caches: engine.DecodeState) -> engine.Prefix:
     """The part of the state of slots that a prefilled prompt has, too."""
     return engine.Prefix(caches.keys, caches.values, caches.length, caches.token)
@@ -270,10 +275,10 @@ def decoding_memory(cfg: ModelConfig, mesh: Mesh, work: Work, *, int8: bool) -> 
     """Bytes on a device of the weights, approximately, and of the caches that decoding keeps."""
     shares = work.shares_on(mesh)
     _, mesh = spread(mesh, shares)
+    cfg, slots_of_share = slots_on(cfg, mesh, work, shares)
     specs = params.decoder_specs(cfg)
     places = sharding.param_shardings(specs, mesh, sharding.DECODE_RULES)
     weights = jax.tree.map(placed, params.abstract(specs, 'int8' if int8 else cfg.dtype), places)
-    slots_of_share = round_up(-(-work.slots // shares), sharding.batch_ways(mesh))
     slots = slots_of(cfg, mesh, slots_of_share, work.room)
     return bytes_of(weights), bytes_of(slots)
 

@@ -38,7 +38,7 @@ def write(
     """Write a folder of `count` pairs. Each part has three arrays: users, chosen and rejected items, by number.
 
     Raises:
-      ValueError: the parts do not add up to `count`, or the folder is not replaced, see `outputs.check_folder`.
+      ValueError: the parts do not add up to `count`, or the folder exists, see `outputs.check_folder`.
     """
     with whole_folder(Path(folder)) as partial:
         np.save(partial / 'items.npy', np.asarray(items, np.float32))

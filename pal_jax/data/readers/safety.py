@@ -10,11 +10,11 @@ is true or false.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from pal_jax.data import records
-from pal_jax.data.holdouts import held_out, normal
+from pal_jax.data.holdouts import normal
 from pal_jax.run import files
 
 CATEGORIES = (  # the published keys, in the published order
@@ -206,26 +206,7 @@ def joined(rows: Iterable[Labelled]) -> list[Labelled]:
     ]
 
 
-def split_by_prompt(rows: Sequence[Row], most: int, *, seed: int = 0) -> tuple[list[Row], list[Row]]:
-    """The rows to learn from and the rows to test on, which are a fifth of all and at most `most`.
-
-    No prompt is in both parts, in any spelling (`holdouts.normal`).
-
-    Raises:
-      ValueError: all rows have the same prompt.
-    """
-    tested = held_out([normal(row.prompt) for row in rows], most, seed=seed)
-    pairs = list(zip(rows, tested, strict=True))
-    return [row for row, is_tested in pairs if not is_tested], [row for row, is_tested in pairs if is_tested]
-
-
 # --- writing ---------------------------------------------------------------------------------------------------------
-
-
-def labelled_record(row: Labelled) -> dict[str, Any]:
-    """The row as a record of BeaverTails, which `to_labelled` reads."""
-    marks = dict(zip(CATEGORIES, row.categories, strict=True))
-    return {'prompt': row.prompt, 'response': row.response, 'category': marks, 'is_safe': not row.unsafe}
 
 
 def judged_record(row: Judged) -> dict[str, Any]:

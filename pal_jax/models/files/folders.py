@@ -30,7 +30,7 @@ from pal_jax.models.merging import Updated
 from pal_jax.run.files import read_object
 from pal_jax.run.outputs import check_folder, whole_folder
 
-METHODS = ('linear', 'delta', 'task_arithmetic', 'ties', 'slerp')
+METHODS = ('linear', 'delta')
 SPEECH = frozenset({
     'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'tokenizer.model',
     'vocab.json', 'vocab.txt', 'merges.txt', 'chat_template.jinja', 'chat_template.json',
@@ -43,13 +43,11 @@ Watch = Callable[[int, int], None]  # is called with the number of tensors done 
 
 
 class Settings(NamedTuple):
-    """The method of merging and its settings; not every method has `base`, `k` and `lambda_`. See `models.merging`."""
+    """The method of merging, `linear` or `delta`, the weights of the models, and the `base` of adapters for `delta`."""
 
     method: str
     weights: Sequence[float]
     base: Path | None = None
-    k: float = 0.2
-    lambda_: float = 1.0
 
 
 class Model(NamedTuple):
@@ -72,14 +70,16 @@ def is_adapter(folder: Path) -> bool:
 def merge(folders: Sequence[Path], settings: Settings, out: Path, watch: Watch = lambda done, of: None) -> None:
     """Write the merged model to the folder `out`, which has all of it or does not exist.
 
-    Adapters that are merged by `linear` become an adapter again. By another method they become full weights on `base`.
+    Adapters that are merged by `linear` become an adapter again, and by `delta` full weights on `base`.
 
     Raises:
-      ValueError: the weights do not sum to 1; a folder has no model; models differ in kind, family, config, vocabulary,
-        tensors or shapes; adapters differ in base, rank or scale; a base is missing; a result is not finite; or `out`
-        is one of the folders or is not replaced, see `outputs.check_folder`.
+      ValueError: the method is unknown; the weights do not sum to 1; a folder has no model; models differ in kind,
+        family, config, vocabulary, tensors or shapes; adapters differ in base, rank or scale; a base is missing; a
+        result is not finite; or `out` is one of the folders or exists, see `outputs.check_folder`.
     """
     merging.checked(settings.weights, len(folders))
+    if settings.method not in METHODS:
+        raise ValueError(f'method {settings.method!r} is not one of {", ".join(METHODS)}; mergekit has others')
     read = [*folders, *([settings.base] if settings.base else [])]
     check_folder(out, read)
     if len(adapters := [folder for folder in folders if is_adapter(folder)]) not in (0, len(folders)):
@@ -109,17 +109,11 @@ def _side_files(first: Path, speaker: Path) -> list[Path]:
 
 
 def _full(folders: Sequence[Path], settings: Settings, adapters: bool) -> tuple[list[Model], Path]:
-    """The models with all their weights, the base first where the method has one, and the folder of the first."""
-    if adapters or settings.method in ('task_arithmetic', 'ties'):
+    """The models with all their weights, of adapters their base with all updates, and the folder of the first."""
+    if adapters:
         if settings.base is None:
             raise ValueError(f'method {settings.method} needs the model that all started from; give it with --base')
-        base = of_folder(settings.base)
-        if not adapters:
-            return [base, *map(of_folder, folders)], settings.base
-        if settings.method == 'delta':
-            return [updated(base, folders, settings.weights)], settings.base
-        models = [updated(base, [folder], [1.0]) for folder in folders]
-        return ([base, *models] if settings.method in ('task_arithmetic', 'ties') else models), settings.base
+        return [updated(of_folder(settings.base), folders, settings.weights)], settings.base
     if settings.method == 'delta':
         raise ValueError(f'method delta merges the updates of adapters, {folders[0]} is none; take method linear')
     return list(map(of_folder, folders)), folders[0]
@@ -293,10 +287,11 @@ def check_tensors(models: Sequence[Model]) -> None:
 
 def _write(models: Sequence[Model], settings: Settings, folder: Path, watch: Watch) -> None:
     first = models[0]
-    method, done = _method(settings), itertools.count(1)
+    # Adapters by `delta` are one model already, with all their updates.
+    weights, done = settings.weights if len(models) > 1 else [1.0], itertools.count(1)
 
     def make(name: str) -> np.ndarray:
-        merged = _merged(models, method, name)
+        merged = _merged(models, weights, name)
         watch(next(done), len(first.kinds))
         return merged
 
@@ -305,28 +300,11 @@ def _write(models: Sequence[Model], settings: Settings, folder: Path, watch: Wat
         tensors.write(folder / path.name, {name: first.kinds[name] for name in names}, make)
 
 
-def _method(settings: Settings) -> Callable[[list[Any]], np.ndarray]:
-    """The function that merges tensors by these settings. The base's tensor comes first where there is one."""
-    weights, k, lambda_ = settings.weights, settings.k, settings.lambda_
-    match settings.method:
-        case 'linear':
-            return lambda xs: merging.linear(xs, weights)
-        case 'delta':
-            return lambda xs: merging.linear(xs, [1.0])
-        case 'slerp':
-            return lambda xs: merging.slerp(xs, weights)
-        case 'task_arithmetic':
-            return lambda xs: merging.task_arithmetic(xs[1:], weights, xs[0], lambda_)
-        case 'ties':
-            return lambda xs: merging.ties(xs[1:], weights, xs[0], k, lambda_)
-    raise ValueError(f'unknown method {settings.method!r}; use one of {", ".join(METHODS)}')
-
-
-def _merged(models: Sequence[Model], method: Callable[[list[Any]], np.ndarray], name: str) -> np.ndarray:
+def _merged(models: Sequence[Model], weights: Sequence[float], name: str) -> np.ndarray:
     """A tensor of the merged model. A tensor of whole numbers or truth values has to be the same in all models."""
     xs = [model.read(name) for model in models]
     if jnp.issubdtype(models[0].kinds[name].dtype, jnp.floating):
-        merged = method(xs)
+        merged = merging.linear(xs, weights)
         tensors.check_finite(
             merged, f'{name}, merged of {" and ".join(dict.fromkeys(model.name for model in models))},'
         )

@@ -255,10 +255,10 @@ def save(
     With the `head` of a scorer, `[D, K]`, the folder is one for `AutoModelForSequenceClassification` with K `labels`,
     none of which excludes another. `more` are further keys of config.json.
 
-    The folder is complete or does not exist. A folder that this program wrote is replaced.
+    The folder is complete or does not exist.
 
     Raises:
-      ValueError: the folder is not replaced, see `outputs.check_folder`, or the family has no classifier.
+      ValueError: the folder exists, see `outputs.check_folder`, or the family has no classifier.
     """
     beside = None
     if head is None:

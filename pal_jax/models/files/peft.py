@@ -71,8 +71,8 @@ def save(adapters: Params, cfg: ModelConfig, base: str, folder: str | Path, drop
     """Write the trainable part of an adapted tree (see `lora.split`). `base` names the model below it.
 
     Raises:
-      ValueError: there are no adapters, an adapted weight is stored within a larger tensor, or the folder is not
-        replaced, see `outputs.check_folder`.
+      ValueError: there are no adapters, an adapted weight is stored within a larger tensor, or the folder exists,
+        see `outputs.check_folder`.
     """
     adapter_of = dict(_adapters(adapters))
     if not adapter_of:

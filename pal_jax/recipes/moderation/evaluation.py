@@ -63,14 +63,6 @@ class Classes(NamedTuple):
     f1: Float[np.ndarray, ' classes']
 
 
-class Rejection(NamedTuple):
-    """The result of rejection sampling: the chance that one of the draws is released, and the share of released answers
-    that are unsafe."""
-
-    success: float
-    released_unsafe: float
-
-
 def measure(
     probabilities: Probabilities, labels: Labels, prompts: Int[np.ndarray, ' rows'], thresholds: Thresholds
 ) -> dict[str, Any]:
@@ -148,23 +140,6 @@ def _choose(score: Float[np.ndarray, ' rows'], label: Bool[np.ndarray, ' rows'])
     f1 = 2.0 * hits / (called + len(positive))
     best = candidates[np.isclose(f1, f1.max(), rtol=0.0, atol=1e-12)]
     return float(best[np.argmin(np.abs(best - MIDDLE))])
-
-
-def rejection(p_unsafe: float, n: int, false_safe: float = 0.0, false_unsafe: float = 0.0) -> Rejection:
-    """The result of rejection sampling in closed form: of up to `n` independent draws the first one judged safe is
-    released.
-
-    Args:
-      p_unsafe: the share of answers that are unsafe.
-      false_safe: the share of unsafe answers that are judged safe.
-      false_unsafe: the share of safe answers that are judged unsafe.
-
-    Returns:
-      Both numbers are 0 where nothing is ever judged safe.
-    """
-    unsafe = p_unsafe * false_safe
-    released = unsafe + (1.0 - p_unsafe) * (1.0 - false_unsafe)  # the chance that one draw is released
-    return Rejection(1.0 - (1.0 - released) ** n, unsafe / released if released else 0.0)
 
 
 def _estimates(

@@ -4,4 +4,6 @@ from pal_jax.recipes.plus.recipe import MAY_CHANGE, make, make_trained, planned,
 from pal_jax.recipes.plus.scoring import open_scorer
 from pal_jax.recipes.plus.settings import Settings
 
-__all__ = ['MAY_CHANGE', 'Settings', 'make', 'make_trained', 'open_scorer', 'planned', 'stages']
+MADE = ('pets',)  # data that the method makes up
+
+__all__ = ['MADE', 'MAY_CHANGE', 'Settings', 'make', 'make_trained', 'open_scorer', 'planned', 'stages']

@@ -11,6 +11,7 @@ import random
 from typing import Literal
 
 from pal_jax.data.histories import History, context_of
+from pal_jax.run import files
 from pal_jax.types import Choice
 
 Split = Literal['train', 'test', 'animals']
@@ -21,22 +22,8 @@ OTHER_KINDS = ('horses', 'hamsters')
 EVERYONE = ('birds', 'rabbits')  # liked best, liked least
 TAUGHT = 14  # the largest number of a person's choices that teach
 
-TRAINED = (
-    'nap in the afternoon, wake up early, look out of the window, enjoy a warm spot, like fresh water, '
-    'notice every sound, remember friendly faces, need a quiet corner, play in the garden, get used to '
-    'routines, learn where the food is, keep their coats clean, stretch after sleeping, follow a moving '
-    'shadow, rest on soft blankets, wait by the door, grow quickly in spring, dislike loud music, explore '
-    'new rooms, recognise their home, eat small meals, hide when it thunders, enjoy a gentle voice, watch '
-    'the rain, chase falling leaves, calm down at night, sit beside the stove, greet the morning, travel '
-    'in small boxes, get curious about bags, react to bright lights, visit the vet each year, live for '
-    'many years, sleep longer in winter, like to be near people, listen to footsteps, carry things '
-    'around, fit into small flats, leave marks on the floor, show when they are tired'
-).split(', ')
-HELD = (
-    'drink from a bowl, dream while they sleep, enjoy the evening sun, feel safe in the dark, turn at '
-    'their names, roll in dry grass, wander along the fence, trust slow movements, cheer up lonely '
-    'people, shed in summer'
-).split(', ')
+_PREDICATES = files.beside(__name__)
+TRAINED, HELD = _PREDICATES['trained'], _PREDICATES['held']
 
 
 def make_people(count: int, *, seed: int, split: Split, form: str = 'labelled', taught: int = 1) -> list[History]:

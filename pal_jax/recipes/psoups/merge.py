@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -66,7 +67,10 @@ class Merges:
         # The paper's soup: the parameters that PPO trained are averaged, here the two factors of each adapter.
         soup = merging.linear([self.adapters(self.folder / f'policy-{pole.id}') for pole in poles], self.weights)
         if jax.process_index() == 0:
-            peft.save(soup, self.cfg, self.base, self.folder / MERGED / name, self.dropout)
+            place = self.folder / MERGED / name
+            if place.exists():  # a kill came between this and the checkpoint
+                shutil.rmtree(place)
+            peft.save(soup, self.cfg, self.base, place, self.dropout)
         return [{'combination': name, 'weights': list(self.weights)}], host, {'sources': float(len(self.weights))}
 
     def finish(self, records: Records) -> Evaluation:

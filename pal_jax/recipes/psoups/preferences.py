@@ -35,22 +35,7 @@ JOINT = 'joint'  # all preferences together: P-MORL's reward model, which reads 
 BEST = 'best'  # the best answer to each prompt under each of them, for multitask learning
 RESERVED = ALL, GENERAL, JOINT, BEST
 
-_EMBEDDED: Any = {
-    'expertise': {
-        'P1A': ('Explain it to a child in elementary school.', '-lix'),
-        'P1B': ('Answer so that only a doctoral student of the field can follow.', '+lix'),
-    },
-    'informativeness': {
-        'P2A': ('Be brief: one sentence, straight to the point.', '-words'),
-        'P2B': ('In one sentence, tell as much as you can.', '+content'),
-    },
-    'style': {
-        'P3A': ('Answer like a close friend: friendly, witty and funny.', '+friendly'),
-        'P3B': ('Answer in an unfriendly tone.', '+unfriendly'),
-        'P3C': ('Answer in a sassy tone.', '+sassy'),
-        'P3D': ('Answer in a sarcastic tone.', '+sarcastic'),
-    },
-}
+_EMBEDDED = Path(__file__).with_suffix('.json')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +58,7 @@ Combination = tuple[Preference, ...]  # one pole of each dimension
 
 def embedded() -> tuple[Preference, ...]:
     """The embedded preferences P1A, P1B, P2A, P2B, P3A, P3B, P3C, P3D, in this order."""
-    return tuple(
-        Preference(name, dimension, text, parse_rule(judge))
-        for dimension, poles in _EMBEDDED.items()
-        for name, (text, judge) in poles.items()
-    )
+    return load_preferences(_EMBEDDED)
 
 
 def general() -> Preference:

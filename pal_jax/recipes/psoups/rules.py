@@ -26,28 +26,9 @@ from typing import Any, NamedTuple
 
 from pal_jax.data.holdouts import normal
 from pal_jax.judges.wording import words_of
+from pal_jax.run import files
 
-LEXICA = {
-    'friendly': """
-        hey, hi there, hello, friend, buddy, pal, glad, happy to, love, lovely, fun, funny, haha, joke, kidding,
-        smile, cheers, awesome, cool, great question, good question, wonderful, fantastic, delighted, enjoy, hope, let
-        us, let's, you know, guess what, imagine, believe me, trust me, no worries, take care, good luck, you got
-        this, you've got this, hugs, warm, magic, yay, wow, sweet, happy, !, :), ;)""",
-    'unfriendly': """
-        whatever, obviously, boring, stupid, silly, dumb, foolish, pointless, useless, waste, ugh, don't care, do not
-        care, not my problem, figure it out, look it up, leave me, go away, stop asking, tired of, sick of, annoying,
-        nonsense, lazy, bother, shut, hate, ridiculous, ignorant, hopeless, why should i, none of my business, you
-        should know, even a child, do your own, hurry up, enough, wrong, fool, idiot, pathetic""",
-    'sassy': """
-        honey, darling, sweetie, girl, babe, oh please, duh, as if, bless your heart, drama, sis, hon, sugar, excuse
-        me, hello, spill the tea, tea, iconic, slay, fabulous, attitude, diva, queen, mic drop, snap, deal with it,
-        watch me, you're welcome, take notes, try to keep up, not today, oh no you, hmph, honestly, seriously""",
-    'sarcastic': """
-        oh sure, sure, of course, what a surprise, surprise, surprising, how original, genius, shocking, thrilling,
-        yeah right, totally, brilliant, because that, how lovely, wow, oh great, groundbreaking, who knew, who'd have
-        thought, clearly, naturally, congratulations, bravo, slow clap, riveting, fascinating, how wonderful, just
-        what, i am sure, no doubt, as everyone knows, rocket science, what could possibly""",
-}
+LEXICA: dict[str, list[str]] = files.beside(__name__)
 OPPOSITE = {'friendly': 'unfriendly', 'unfriendly': 'friendly'}
 _COMMON = frozenset(
     'what which when where why how who does do is are was were the and for with from that this can should would could '
@@ -111,9 +92,7 @@ def markers(text: str, lexicon: Sequence[str]) -> float:
 
 def register(name: str) -> Measure:
     """The measure of how much a text sounds like a register, and not like its opposite."""
-    lexicon, other = (
-        re.split(r',\s+', LEXICA[kind].strip()) if kind else [] for kind in (name, OPPOSITE.get(name, ''))
-    )
+    lexicon, other = LEXICA[name], LEXICA.get(OPPOSITE.get(name, ''), [])
     return lambda _, answer: markers(answer, lexicon) - markers(answer, other)
 
 

@@ -24,6 +24,7 @@ from pal_jax.data.holdouts import normal
 from pal_jax.judges.wording import is_copy, listed
 from pal_jax.recipes.rlpa.people import SCHEMA
 from pal_jax.recipes.rlpa.profiles import mentions, split_fact
+from pal_jax.run import files
 from pal_jax.types import Dialogue, Verdict
 
 CRITERIA = ('naturalness', 'relevance', 'logic', 'engagement', 'informativeness')
@@ -37,38 +38,8 @@ _RECITED = 3  # a reply with so many values recites a profile
 _ECHO, _AGAIN = 0.5, 0.9
 _SAME_REPLY, _SAME_SENTENCE = 0.5, 0.67  # from these shares of common words on (`_overlap`) two texts are the same
 
-_STOP_WORDS = frozenset(
-    """
-    a able about above after again all almost alone already also always am an and another any anything are around as
-    at away back bad be because been before being best better between big bit both but by call came can cannot come
-    could course day days did different do does doing done down each early else enough even evening ever every
-    everything far feel few find first for friend from full get give go goes going good got great had half hard has
-    have having he hello her here hers hey hi him his home how however i if in into is it its just keep kind know
-    last lately later least less let like likely little long look lot love low made make makes many may maybe me
-    mean might mine moment more morning most much must my myself near nearly need never new next nice no nor not
-    nothing now of off often oh okay old on once one only or other our out over own part people perhaps please quite
-    rather really right said same say see seem she should since so some something soon sorry still such sure take
-    tell than thank thanks that the their them then there these they thing things think this those though through
-    time times to today together too two under until up upon us use used usual usually very want was way we week
-    weeks well were what when where whether which while who whole why will with without would year years yes
-    yesterday yet you your yours yourself
-    """.split()
-)
-_SMALL_TALK_WORDS = frozenset('choose enjoy favorite favourite hear mind prefer share talk talking'.split())
-_FLATTERY = (
-    'adorable, amazing, astonishing, awesome, breathtaking, brilliant, divine, excellent, exceptional, extraordinary, '
-    'fabulous, fantastic, flawless, genius, gorgeous, impressive, incredible, magnificent, marvelous, outstanding, '
-    'perfect, phenomenal, remarkable, sensational, spectacular, splendid, stunning, superb, terrific, wonderful'
-).split(', ')
-_PROGRAM_TALK = (
-    'as an ai, language model, chatbot, the user, user profile, your profile, prompt, helpful assistant, '
-    'virtual assistant, your assistant, how can i help, how can i assist, how may i help, how may i assist, '
-    'here to help, here to assist, happy to assist, glad to assist, assist you, provide more details, '
-    'provide more information, thank you for sharing, thanks for sharing, feel free to ask'
-).split(', ')
-_INVITATIONS = (
-    'tell me, let me know, i would love to hear, i want to hear, would love to know, share with me, go on'
-).split(', ')
+_WORDS = files.beside(__name__)
+_STOP_WORDS, _SMALL_TALK_WORDS = frozenset(_WORDS['stop_words']), frozenset(_WORDS['small_talk'])
 _MARKUP = re.compile(r'[<>\[\]{}*#`|_\\^~=]|https?:|^\s*(?:[-•]|\d+[.)])\s|\n', re.MULTILINE)
 
 
@@ -111,7 +82,7 @@ def _is_natural(reply: str) -> bool:
         and reply.count('?') <= 2
         and reply.count('!') <= 2
         and _MARKUP.search(reply.strip()) is None
-        and not any(mentions(reply, phrase) for phrase in _PROGRAM_TALK)
+        and not any(mentions(reply, phrase) for phrase in _WORDS['program_talk'])
         and not any(word == following for word, following in itertools.pairwise(words))
         and len(set(trigrams)) == len(trigrams)
         and not listed(reply)
@@ -147,14 +118,16 @@ def _is_engaging(reply: str, lines: Sequence[str], earlier: Sequence[str], known
         """The words that are neither a topic nor a value: the same for all fillings of one template."""
         return _word_set(text) - _TOPIC_WORDS - _VALUE_WORDS - _content_words(' '.join(known.values()))
 
-    invites = bool(_questions(reply)) or any(mentions(reply, phrase) for phrase in _INVITATIONS)
+    invites = bool(_questions(reply)) or any(mentions(reply, phrase) for phrase in _WORDS['invitations'])
     fresh = all(_overlap(frame(reply), frame(old)) < _SAME_REPLY for old in earlier)
     return invites and fresh and not _repeats(reply, (*earlier, *lines), frame)
 
 
 def _is_informative(reply: str, lines: Sequence[str], earlier: Sequence[str], known: dict[str, str]) -> bool:
     old = _content_words(' '.join((*lines[-1:], *earlier, *known.values())))
-    return len(_content_words(reply) - old) >= _NEW_WORDS and not any(mentions(reply, word) for word in _FLATTERY)
+    return len(_content_words(reply) - old) >= _NEW_WORDS and not any(
+        mentions(reply, word) for word in _WORDS['flattery']
+    )
 
 
 def _told_values(lines: Sequence[str], inferred: Sequence[str]) -> dict[str, str]:

@@ -16,28 +16,11 @@ from pal_jax.recipes.rlpa.criteria import judge_by_rules
 from pal_jax.recipes.rlpa.people import SLOTS
 from pal_jax.recipes.rlpa.profiles import plain_history, render_completion, render_facts, split_fact
 from pal_jax.recipes.rlpa.users import revealed
+from pal_jax.run import files
 from pal_jax.types import Dialogue, Person, Turn, UserSimulator
 
 _CANDIDATES = 4
-_GREETINGS = ('Hi there, good to meet you.', 'Hey, I was curious who would turn up.', 'Hello, you caught me at tea.')
-_REACTIONS = (
-    'I could listen to stories with {value} for hours.',
-    'So {value} is part of it, I see.',
-    'My cousin also swears by {value}.',
-    'With {value} you have me interested.',
-    '{value}, I had not guessed that.',
-    'There is surely a tale behind {value}.',
-    'I know nobody else who brings up {value}.',
-)
-_QUESTIONS = (
-    'And which {topic} suits you?',
-    'Would you say there is a {topic} you lean towards?',
-    'What about a {topic}, does any belong to you?',
-    'If we met in a cafe, what {topic} would come up?',
-    'Does a certain {topic} matter in your house?',
-    'Which {topic} would your neighbors connect with you?',
-)
-_WORSE = ('That is wonderful, you are amazing!', 'Great.', 'As a language model I have no opinion.')
+_TEXTS: dict[str, list[str]] = files.beside(__name__)
 
 
 class Answers(NamedTuple):
@@ -71,7 +54,7 @@ def make_answers(people: Sequence[Person], user: UserSimulator, *, rounds: int, 
 def _answer(rng: random.Random, dialogue: Dialogue, other: Person) -> tuple[Answers, Turn]:
     facts_told = revealed(dialogue)
     profile = render_facts(fact for fact in dialogue.person.facts if fact in facts_told)
-    replies = [*_WORSE, *(_reply(rng, dialogue, sorted(facts_told)) for _ in range(_CANDIDATES))]
+    replies = [*_TEXTS['worse'], *(_reply(rng, dialogue, sorted(facts_told)) for _ in range(_CANDIDATES))]
     shown = dataclasses.replace(plain_history(dialogue), person=dataclasses.replace(dialogue.person, facts=()))
     facts = [sorted(facts_told)] * len(replies)
     totals = [v.scores['graded'] for v in judge_by_rules([shown] * len(replies), facts, replies, seed=0)]
@@ -86,8 +69,9 @@ def _reply(rng: random.Random, dialogue: Dialogue, known: Sequence[str]) -> str:
     last = dataclasses.replace(dialogue, turns=dialogue.turns[-1:])
     news = [split_fact(fact)[1] for fact in sorted(revealed(last))]
     open_topics = [topic for topic in SLOTS if topic not in {split_fact(fact)[0] for fact in known}]
-    question = rng.choice(_QUESTIONS).format(topic=rng.choice(open_topics or SLOTS))
-    reaction = rng.choice(_REACTIONS).format(value=rng.choice(news)) if news else rng.choice(_GREETINGS)
+    question = rng.choice(_TEXTS['questions']).format(topic=rng.choice(open_topics or SLOTS))
+    reaction = rng.choice(_TEXTS['reactions' if news else 'greetings'])
+    reaction = reaction.format(value=rng.choice(news)) if news else reaction
     return f'{reaction[0].upper()}{reaction[1:]} {question}'
 
 

@@ -23,90 +23,13 @@ class Slot(NamedTuple):
     """A topic of a profile, the words that raise it in talk, and its values for training and for testing only."""
 
     name: str
-    keywords: tuple[str, ...]
-    known: tuple[str, ...]
-    unseen: tuple[str, ...]
-
-
-def _slot(name: str, keywords: str, known: str, unseen: str) -> Slot:
-    return Slot(name, *(tuple(words.split(', ')) for words in (keywords, known, unseen)))
+    keywords: list[str]
+    known: list[str]
+    unseen: list[str]
 
 
 # A value stands in one slot only, so that hearing it settles which fact was told.
-SCHEMA = (
-    _slot(
-        'food',
-        'food, dish, dishes, meal, eat, cook, cuisine',
-        'pizza, sushi, ramen, tacos, lasagna, curry, pancakes, dumplings',
-        'falafel, paella, risotto',
-    ),
-    _slot(
-        'pet',
-        'pet, animal',
-        'cat, dog, parrot, hamster, rabbit, turtle, goldfish, ferret',
-        'gecko, canary, pony',
-    ),
-    _slot(
-        'job',
-        'job, work, profession, career, for a living',
-        'nurse, teacher, baker, plumber, pilot, lawyer, farmer, chemist',
-        'carpenter, translator, firefighter',
-    ),
-    _slot(
-        'city',
-        'city, cities, town, hometown, live',
-        'Lisbon, Kyoto, Oslo, Toronto, Nairobi, Lima, Prague, Dublin',
-        'Havana, Seoul, Marrakesh',
-    ),
-    _slot(
-        'instrument',
-        'instrument',
-        'piano, violin, cello, drums, flute, trumpet, banjo, harp',
-        'accordion, clarinet, ukulele',
-    ),
-    _slot(
-        'sport',
-        'sport, exercise, training',
-        'tennis, rowing, judo, hockey, surfing, fencing, climbing, handball',
-        'cricket, karate, archery',
-    ),
-    _slot(
-        'drink',
-        'drink, beverage, thirsty',
-        'espresso, cocoa, lemonade, cider, mint tea, ginger ale, apple juice, buttermilk',
-        'kombucha, oat milk, root beer',
-    ),
-    _slot(
-        'month',
-        'month, time of year',
-        'January, February, March, April, June, July, August, September',
-        'October, November, December',
-    ),
-    _slot(
-        'language',
-        'language, speak, tongue',
-        'Spanish, Korean, Arabic, Welsh, Dutch, Swahili, Hindi, Italian',
-        'Finnish, Greek, Turkish',
-    ),
-    _slot(
-        'color',
-        'color, colour, shade',
-        'red, blue, green, yellow, purple, pink, teal, grey',
-        'turquoise, maroon, lavender',
-    ),
-    _slot(
-        'music',
-        'music, song, listen, band',
-        'jazz, techno, opera, reggae, gospel, punk, swing, disco',
-        'ska, bluegrass, flamenco',
-    ),
-    _slot(
-        'hobby',
-        'hobby, hobbies, pastime, free time, spare time',
-        'knitting, chess, pottery, gardening, origami, fishing, sudoku, sewing',
-        'stargazing, calligraphy, beekeeping',
-    ),
-)
+SCHEMA = tuple(Slot(**slot) for slot in files.beside(__name__))
 SLOTS = tuple(slot.name for slot in SCHEMA)
 
 

@@ -13,113 +13,13 @@ from collections.abc import Sequence
 from pal_jax.data.holdouts import normal
 from pal_jax.recipes.rlpa.people import SCHEMA
 from pal_jax.recipes.rlpa.profiles import mentions, split_fact
+from pal_jax.run import files
 from pal_jax.types import Dialogue, UserSimulator
 
+_LINES = files.beside(__name__)
 # Each sentence names its own value and no other, so that a message gives away one fact at most.
-_TELLING = {
-    'food': (
-        'Honestly, I could eat {value} every single day.',
-        'My favorite food has to be {value}.',
-        'I just came back from lunch, they had {value}.',
-        'On Fridays I always cook {value} at home.',
-        'Nothing beats a plate of {value} after a long day.',
-    ),
-    'pet': (
-        'I have a {value} at home.',
-        'My pet is a {value}, and a stubborn one.',
-        'My {value} woke me up early this morning.',
-        'I share my flat with a {value}.',
-        'Sorry, my {value} is making a mess again.',
-    ),
-    'job': (
-        'I work as a {value}.',
-        'My job is {value}, so the days are long.',
-        'I have been a {value} for six years now.',
-        'For a living I am a {value}.',
-        'I trained to be a {value} and never looked back.',
-    ),
-    'city': (
-        'I live in {value}.',
-        'I moved to {value} two years ago.',
-        'The city I call home is {value}.',
-        'It is raining here in {value}, as usual.',
-        'I grew up in {value} and I am still here.',
-    ),
-    'instrument': (
-        'I play the {value}, though badly.',
-        'I have been taking lessons on the {value}.',
-        'My instrument is the {value}.',
-        'My neighbors complain when I practice the {value}.',
-        'I found an old {value} in the attic and kept it.',
-    ),
-    'sport': (
-        'I do {value} twice a week.',
-        'My sport is {value}.',
-        'My legs hurt, I was at {value} yesterday.',
-        'I got into {value} through a friend.',
-        'Saturday mornings are for {value}.',
-    ),
-    'drink': (
-        'I am sitting here with a glass of {value}.',
-        'My favorite drink is {value}.',
-        'I never start a morning without {value}.',
-        'If you invite me, have some {value} ready.',
-        'I drink far too much {value}.',
-    ),
-    'month': (
-        'I was born in {value}.',
-        'My favorite month is {value}.',
-        'I always take my holidays in {value}.',
-        'I am counting the days until {value}.',
-        'For me the best month is {value}, no question.',
-    ),
-    'language': (
-        'I am learning {value} at the moment.',
-        'The language I study is {value}.',
-        'I take evening classes in {value}.',
-        'I try to read a page of {value} before bed.',
-        'I want to speak {value} by next year.',
-    ),
-    'color': (
-        'I painted my whole room {value}.',
-        'My favorite color is {value}.',
-        'Nearly all my clothes are {value}.',
-        'I bought a bicycle, and of course it is {value}.',
-        'If I could choose, everything would be {value}.',
-    ),
-    'music': (
-        'I listen to {value} all evening.',
-        'The music I love is {value}.',
-        'I went to a {value} concert last week.',
-        'My headphones are full of {value}.',
-        'I collect old {value} records.',
-    ),
-    'hobby': (
-        'I spend my evenings on {value}.',
-        'My hobby is {value}.',
-        'I got hooked on {value} during the winter.',
-        'Lately I have been doing a lot of {value}.',
-        'My sister got me into {value}.',
-    ),
-}
-_TELLING_SLOT = (
-    'Since we are talking, my {slot}: {value}.',
-    'You may want to know my {slot}. It is {value}.',
-    'When it comes to my {slot}, the answer is {value}.',
-    'My {slot}? That would be {value}.',
-)
-_TELLING_SENTENCE = ('{value}.', 'Well, {value}.', 'One thing about me: {value}.', 'Since you ask: {value}.')
-_FILLERS = (
-    'It has been a slow week so far.',
-    'Not much is going on, I am just resting on the sofa.',
-    'I do not open up to strangers that fast.',
-    'Let me think about that for a moment.',
-    'The weather has been strange these days.',
-    'I slept badly and my head feels heavy.',
-    'My phone battery is nearly empty, but go on.',
-    'I am waiting for a train, so I have some minutes.',
-)
-_COMPLAINTS = ('You said that already.', 'Hm, you said that already.', 'I think you said that already.')
+_TELLING: dict[str, list[str]] = _LINES['telling']
+_FILLERS, _COMPLAINTS = _LINES['fillers'], _LINES['complaints']
 
 _FIRST_PERSON = {'is': 'am', 'has': 'have', 'does': 'do', 'was': 'was', 'goes': 'go'}
 _SUBJECT = re.compile(r"^(?:he|she)('s)?\b(?:\s+((?:also|often|always|currently|really|recently|\w+ly)\b))?\s*", re.I)
@@ -196,7 +96,7 @@ def _same(reply: str, other: str) -> bool:
 
 def _tell(fact: str, rng: random.Random) -> str:
     slot, _ = split_fact(fact)
-    phrasings = _TELLING.get(slot, _TELLING_SLOT) if slot else _TELLING_SENTENCE
+    phrasings: list[str] = _TELLING.get(slot) or _LINES['telling_slot' if slot else 'telling_sentence']
     return rng.choice(phrasings).format(slot=slot, value=_telling_words(fact))
 
 

@@ -121,17 +121,3 @@ def chances(first: Callable[[Board], list[int]], second: Callable[[Board], list[
 def mean(chances: list[Chances]) -> Chances:
     first, draw, second = (sum(column) / len(chances) for column in zip(*chances, strict=True))
     return first, draw, second
-
-
-def reply_to_random(seat: int) -> Callable[[Board], list[int]]:
-    """The best reply to a player who moves at random, which `chances` takes: the first of the best cells."""
-    sign = -1.0 if seat else 1.0
-
-    @functools.cache
-    def value(board: Board) -> float:
-        if over(board):
-            return sign * result(board)
-        values = [value(placed(board, cell)) for cell in free(board)]
-        return max(values) if mover(board) == seat else sum(values) / len(values)
-
-    return lambda board: [max(free(board), key=lambda cell: value(placed(board, cell)))]

@@ -12,10 +12,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from pal_jax.commands.planning import chips
-from pal_jax.run.devices import CUDA_FLAGS
+from pal_jax.commands.planning import chips, programs
+from pal_jax.models.config import tiny
+from pal_jax.run.devices import CUDA_FLAGS, make_mesh
 from pal_jax.run.planned import planned
 from tests import configs
 
@@ -129,6 +131,13 @@ def test_methods_that_sample_are_planned_with_their_decoding(recipe) -> None:
     assert method.decode is not None
     assert method.work.prompt == 100
     assert method.work.slots == method.decode.slots
+
+
+def test_caches_are_counted_for_the_slots_that_decode() -> None:
+    """A CPU decodes 25 requests in 32 slots (`for_slots`), and their caches were counted as 25."""
+    work, mesh = planned(configs.settings('rlpa', 'smoke'), prompt=100).work, make_mesh(devices=jax.devices()[:1])
+    bytes_of = [programs.decoding_memory(tiny(), mesh, work._replace(slots=slots), int8=False) for slots in (25, 32)]
+    assert bytes_of[0] == bytes_of[1]
 
 
 @pytest.mark.parametrize(('recipe', 'n'), [('sft', 1), ('dpo', 2), ('reward', 2), ('cost', 2), ('moderation', 2)])

@@ -33,8 +33,8 @@ def test_what_was_written_in_parts_is_read(tmp_path):
     np.testing.assert_array_equal(data.rejected[np.array([2, 0])], ITEMS[[5, 1]])
     assert isinstance(data.users, np.memmap)
     assert data.names == ('0', '1', '2')
-    columns.write(tmp_path, ITEMS, PARTS, 3, names=['ana', 'bo', 'cy'])
-    assert columns.load(tmp_path).names == ('ana', 'bo', 'cy')
+    columns.write(tmp_path / 'named', ITEMS, PARTS, 3, names=['ana', 'bo', 'cy'])
+    assert columns.load(tmp_path / 'named').names == ('ana', 'bo', 'cy')
 
 
 @pytest.mark.parametrize('count', [2, 4])

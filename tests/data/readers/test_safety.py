@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pal_jax.data.holdouts import normal
 from pal_jax.data.readers import safety
 from pal_jax.data.readers.safety import CATEGORIES, Judged, Labelled
+from tests.safety_records import labelled_record
 
 NONE = dict.fromkeys(CATEGORIES, False)
 LABELLED = {
@@ -120,7 +121,7 @@ def test_ids_may_be_floats_of_a_column_with_gaps():
 @given(TEXTS, TEXTS, MARKS)
 def test_labelled_rows_come_back_and_are_safe_where_nothing_is_marked(prompt, response, marks):  # 4.4-4
     row = Labelled(prompt, response, marks)
-    record = safety.labelled_record(row)
+    record = labelled_record(row)
     assert record['is_safe'] == (not any(record['category'].values()))
     assert safety.to_labelled(json.loads(json.dumps(record))) == row
 
@@ -160,29 +161,3 @@ def test_repeated_pairs_are_joined_by_majority():
     assert not safety.joined(rows)[2].unsafe
     assert safety.joined(safety.joined(rows)) == safety.joined(rows)
     assert safety.joined([]) == []
-
-
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3)), min_size=2), st.integers(0, 5))
-def test_no_prompt_stands_on_both_sides(pairs, seed):  # 4.4-5
-    prompts = [f'{" " * (k % 2)}Prompt {k % 13}' if r % 2 else f'PROMPT {k % 13}' for k, r in pairs]
-    rows = [row(prompt, str(i)) for i, prompt in enumerate(prompts)]
-    contents = {each.prompt.strip().lower() for each in rows}
-    if len(contents) < 2:
-        with pytest.raises(ValueError, match='same content'):
-            safety.split_by_prompt(rows, 5, seed=seed)
-        return
-    learnt, tested = safety.split_by_prompt(rows, 5, seed=seed)
-    assert sorted(learnt + tested) == sorted(rows)
-    assert learnt
-    assert tested
-    sides = [{each.prompt.strip().lower() for each in side} for side in (learnt, tested)]
-    assert not sides[0] & sides[1]
-
-
-def test_a_split_is_of_either_kind_and_follows_from_its_seed():
-    rows = [safety.to_judged({**JUDGED, 'prompt': f'{k} marbles'}) for k in range(40)]
-    learnt, tested = safety.split_by_prompt(rows, 6, seed=1)
-    assert len(tested) == 6
-    assert safety.split_by_prompt(rows[::-1], 6, seed=1)[1] == tested[::-1]
-    assert safety.split_by_prompt(rows, 6, seed=2)[1] != tested
-    assert len(learnt) == 34

@@ -15,7 +15,6 @@ from pal_jax.decode.driver import Driver
 from pal_jax.decode.requests import News, Progress, Request
 from pal_jax.decode.serve.guard import REFUSAL, Guard, again, released
 from pal_jax.decode.serve.http import make_app
-from pal_jax.recipes.moderation.evaluation import rejection
 from pal_jax.run.moderator import unsafe_by
 from pal_jax.types import Completion, Sampling
 from tests.decode.serve.test_http import HELLO, TOKENIZER, make_decoder
@@ -183,11 +182,19 @@ async def simulate(draws, count, rng, p=0.57, false_safe=0.0, false_unsafe=0.0):
     return len(told) / count, np.mean(told)
 
 
+def rejection(p_unsafe, n, false_safe=0.0, false_unsafe=0.0):
+    """The chance that one of up to `n` independent draws is judged safe and released, and the share of released answers
+    that are unsafe, in closed form."""
+    unsafe = p_unsafe * false_safe
+    released = unsafe + (1.0 - p_unsafe) * (1.0 - false_unsafe)  # the chance that one draw is released
+    return 1.0 - (1.0 - released) ** n, unsafe / released
+
+
 @pytest.mark.parametrize(('draws', 'success'), [(1, 0.43), (2, 0.6751), (4, 0.894440), (8, 0.988857), (16, 0.999876)])
 def test_it_succeeds_as_often_as_the_closed_form_says(draws, success):  # selfplay_safety 4.4-3
     count = 4000
     share, unsafe = asyncio.run(simulate(draws, count, np.random.default_rng(draws)))
-    assert rejection(0.57, draws).success == pytest.approx(success, abs=1e-6)
+    assert rejection(0.57, draws) == pytest.approx((success, 0.0), abs=1e-6)
     assert share == pytest.approx(success, abs=3 * np.sqrt(success * (1 - success) / count))
     assert unsafe == 0.0
 
@@ -196,11 +203,10 @@ def test_it_succeeds_as_often_as_the_closed_form_says(draws, success):  # selfpl
 def test_what_a_fallible_judge_lets_through_is_as_unsafe_as_the_closed_form_says(draws):
     count, rates = 4000, {'false_safe': 0.2, 'false_unsafe': 0.1}
     share, unsafe = asyncio.run(simulate(draws, count, np.random.default_rng(draws), **rates))
-    told = rejection(0.57, draws, **rates)
-    assert told.released_unsafe == pytest.approx(0.57 * 0.2 / (0.57 * 0.2 + 0.43 * 0.9))
-    assert share == pytest.approx(told.success, abs=3 * np.sqrt(told.success * (1 - told.success) / count))
-    spread = np.sqrt(told.released_unsafe * (1 - told.released_unsafe) / (count * share))
-    assert unsafe == pytest.approx(told.released_unsafe, abs=3 * spread)
+    success, released = rejection(0.57, draws, **rates)
+    assert released == pytest.approx(0.57 * 0.2 / (0.57 * 0.2 + 0.43 * 0.9))
+    assert share == pytest.approx(success, abs=3 * np.sqrt(success * (1 - success) / count))
+    assert unsafe == pytest.approx(released, abs=3 * np.sqrt(released * (1 - released) / (count * share)))
 
 
 def test_later_draws_have_seeds_that_are_nobodys_neighbours():

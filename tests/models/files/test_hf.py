@@ -254,13 +254,14 @@ def test_a_tied_config_lets_a_written_output_matrix_lie_that_is_its_embeddings(c
     assert 'unembed' not in hf.load_params(folder, tied)
 
 
-def test_an_export_replaces_a_model_and_nothing_else(tmp_path):
+def test_an_export_replaces_nothing(tmp_path):
     tok, cfg = byte_tokenizer(), LLAMA
     values = params.init(params.decoder_specs(cfg), jax.random.key(0))
     out = tmp_path / 'deep' / 'model'
     hf.save(values, cfg, tok, out)
-    hf.save(jax.tree.map(jnp.zeros_like, values), cfg, tok, out)
-    assert not load_file(out / 'model.safetensors')['lm_head.weight'].any()
+    with pytest.raises(ValueError, match='exists and holds'):
+        hf.save(jax.tree.map(jnp.zeros_like, values), cfg, tok, out)
+    assert load_file(out / 'model.safetensors')['lm_head.weight'].any()
     assert [path.name for path in out.parent.iterdir()] == ['model']
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1
     with safe_open(out / 'model.safetensors', 'numpy') as f:

@@ -101,25 +101,6 @@ def test_thresholds_have_the_highest_f1_nearest_to_the_middle():
     assert m.choose_thresholds(column([0.0, 0.9]).astype('f4'), column([0, 1]).astype(bool)) == 0.5
 
 
-def test_rejection_in_closed_form():  # selfplay_safety 4.4-3
-    for n, success in ((1, 0.43), (2, 0.6751), (4, 0.894440), (8, 0.988857), (16, 0.999876)):
-        assert m.rejection(0.57, n) == pytest.approx((success, 0.0), abs=1e-6)
-    p, e, f = 0.57, 0.1, 0.2
-    assert m.rejection(p, 3, e, f).released_unsafe == pytest.approx(p * e / (p * e + (1 - p) * (1 - f)))
-    assert m.rejection(1.0, 5) == (0.0, 0.0)
-
-
-def test_rejection_is_what_a_simulated_judge_comes_to():
-    rng = np.random.default_rng(0)
-    unsafe = rng.random((20_000, 4)) < 0.57
-    passed = rng.random(unsafe.shape) < np.where(unsafe, 0.1, 0.8)
-    answered = passed.any(axis=1)
-    released = np.take_along_axis(unsafe, passed.argmax(axis=1)[:, None], axis=1)[answered, 0]
-    expected = m.rejection(0.57, 4, 0.1, 0.2)
-    for found, share in ((answered, expected.success), (released, expected.released_unsafe)):
-        assert abs(found.mean() - share) < 3 * math.sqrt(share * (1 - share) / len(found))
-
-
 def test_exhibits_are_tables_and_pictures():
     probabilities, labels = draw()
     record = m.measure(probabilities, labels, np.arange(len(labels)), np.full(3, 0.5))

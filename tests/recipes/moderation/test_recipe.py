@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import shared_prompt
-from pal_jax.data.readers.safety import CATEGORIES, Labelled, labelled_record
+from pal_jax.data.readers.safety import CATEGORIES, Labelled
 from pal_jax.data.safety import labelled_group
 from pal_jax.learners.labelled import LabelLesson, Labels
 from pal_jax.learners.scorer import to_score
@@ -25,6 +25,7 @@ from pal_jax.run.recipe import KEPT, Context
 from pal_jax.run.settings import to_dict
 from pal_jax.run.trained import load_trained, write_exports
 from tests import configs
+from tests.safety_records import labelled_record
 
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
 EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())

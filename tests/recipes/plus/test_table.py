@@ -15,8 +15,9 @@ import pytest
 from pal_jax.recipes.plus import methods
 from pal_jax.recipes.plus import table as runs
 from pal_jax.recipes.plus.methods import Entry
+from pal_jax.run import intervals
 from pal_jax.run.metrics import EVALS, METRICS, read_records
-from pal_jax.run.summary import fifths, first_last_fifth
+from pal_jax.run.summary import fifths
 
 pytestmark = pytest.mark.slow
 FOLDER = 'PAL_JAX_PLUS_TABLE'
@@ -62,8 +63,9 @@ def test_6_summaries_learn_to_be_right(entries):
 
 
 def test_7_the_reward_rises_and_the_loss_falls(entries):
+    gains = [fifths(entry.steps, 'reward')['gain'] for entry in entries['plus']]
+    assert intervals.mean(np.array(gains)).place(0.0) == 1  # over seeds
     for entry in entries['plus']:
-        assert first_last_fifth(entry.steps)['gain_in_se'] >= 3.0
         assert fifths(entry.steps, 'reward_loss')['last'] < 0.6
 
 

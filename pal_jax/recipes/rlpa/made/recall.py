@@ -14,17 +14,11 @@ from typing import Any
 
 from pal_jax.recipes.rlpa.people import SCHEMA, make_people
 from pal_jax.recipes.rlpa.profiles import split_fact
+from pal_jax.run import files
 from pal_jax.run.language import Supervised
 from pal_jax.types import Chat, Person
 
-_ANSWERS = (
-    '{value}.',
-    'It is {value}.',
-    'Your {slot} is {value}.',
-    'You told me: {value}.',
-    'If I remember well, your {slot} is {value}.',
-    'That was easy to keep in mind, since you said it yourself just now: {value}.',
-)
+_ANSWERS: list[str] = files.beside(__name__)
 # The values that may stand in the place of a value. A wrong answer is the right one of somebody else.
 _OTHERS = {value: values for slot in SCHEMA for values in (slot.known, slot.unseen) for value in values}
 
