@@ -34,7 +34,7 @@ def request(cfg: Any, prompt: int, completion: int, devices: Sequence[Any]) -> A
     """The planner's request for an update of `ROWS` prompts with `N` answers each, on one device."""
     from pal_jax.commands.planning import chips, estimate, programs
 
-    return estimate.Request(
+    return estimate.PlanRequest(
         cfg=cfg, make_learner=lambda cfg, mesh, _: make_learner(cfg, mesh, completion),
         work=programs.Work(ROWS, N, prompt, completion, 1, 1, N), devices=devices, chip=chips.chip(devices[0]),
         decode=False, int8=False, efficiency=1.0,
@@ -47,7 +47,7 @@ def planned(cfg: Any, prompt: int) -> dict[str, float]:
 
     from pal_jax.commands.planning import estimate
 
-    choice = estimate.Choice(1, 1, 1, cfg.remat, ROWS)
+    choice = estimate.FitOptions(1, 1, 1, cfg.remat, ROWS)
     plan = estimate.make_plan(request(cfg, prompt, COMPLETION, jax.devices()[:1]), choice, lambda _: None)
     return {name: size / GIB for name, size in plan.memory.items()} | {'peak': plan.worst.peak / GIB}
 

@@ -49,7 +49,7 @@ class Program(NamedTuple):
     ways: int
 
 
-class Parts(NamedTuple):
+class LearnerParts(NamedTuple):
     """The models of a learner: how they are computed, where, the states of those that train, and their reference."""
 
     cfg: ModelConfig
@@ -59,20 +59,20 @@ class Parts(NamedTuple):
     micro_rows: int
 
 
-def parts_of(learner: Learner) -> Parts:
+def parts_of(learner: Learner) -> LearnerParts:
     """The models of a learner, as shapes with shardings."""
     match learner:
         case PolicyLearner():
             actor, state = learner.actor, learner.abstract
             models = state.actor.model, *state.critics
-            return Parts(actor.cfg, actor.mesh, models, state.actor.reference, actor.micro_rows)
+            return LearnerParts(actor.cfg, actor.mesh, models, state.actor.reference, actor.micro_rows)
         case PreferenceLearner():
             return parts_of(learner.actor)
         case Actor():
             state = learner.abstract
-            return Parts(learner.cfg, learner.mesh, (state.model,), state.reference, learner.micro_rows)
+            return LearnerParts(learner.cfg, learner.mesh, (state.model,), state.reference, learner.micro_rows)
         case Scorer():
-            return Parts(learner.cfg, learner.mesh, (learner.abstract.model,), {}, learner.micro_rows)
+            return LearnerParts(learner.cfg, learner.mesh, (learner.abstract.model,), {}, learner.micro_rows)
 
 
 def training(learner: Learner, work: Work) -> list[Program]:
