@@ -20,7 +20,7 @@ from pal_jax.data.tokenizer import Tokenizer
 Row = TypeVar('Row')
 
 
-class Pair(NamedTuple):
+class ExamplePair(NamedTuple):
     """Two completions of one prompt, the better one first."""
 
     chosen: Example
@@ -57,10 +57,10 @@ def to_imitate(record: Any, tokenizer: Tokenizer) -> Example:
     return _example(tokenizer, row.prompt, row.replies[0], row.tools)
 
 
-def to_prefer(record: Any, tokenizer: Tokenizer) -> Pair:
+def to_prefer(record: Any, tokenizer: Tokenizer) -> ExamplePair:
     """The pair of a record. Raises ValueError where the record is wrong, or its replies have the same tokens."""
     row = formats.preferred(record)
-    pair = Pair(*(_example(tokenizer, row.prompt, reply, row.tools) for reply in row.replies))
+    pair = ExamplePair(*(_example(tokenizer, row.prompt, reply, row.tools) for reply in row.replies))
     if pair.chosen == pair.rejected:
         raise ValueError(formats.SAME)
     return pair

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from pal_jax.data.packing import Group
+from pal_jax.data.packing import PromptGroup
 from pal_jax.learners.scorer import BradleyTerry, Lesson, Pairs, pack_replies
 from pal_jax.objectives.labels import label_loss, sign_loss
 from pal_jax.run import sharding
@@ -76,7 +76,7 @@ class SignedCost:
 
 
 def pack_labelled(
-    groups: Sequence[Group], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, n: int | None = None
+    groups: Sequence[PromptGroup], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, n: int | None = None
 ) -> Pairs:
     """Groups of replies with labels in rows, as `pack_replies` has them.
 

@@ -28,7 +28,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from pal_jax.data.packing import Compared, Example, Group, lay_out_groups, pack_groups, round_up
+from pal_jax.data.packing import BranchPair, Example, PromptGroup, lay_out_groups, pack_groups, round_up
 from pal_jax.learners import forward
 from pal_jax.learners.training import (
     MULTIPLE,
@@ -324,7 +324,7 @@ def to_score(prompt: Sequence[int], reply: Sequence[int], pooling: str = 'last')
 
 
 def pack_replies(
-    groups: Sequence[Group], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, multiple: int = MULTIPLE,
+    groups: Sequence[PromptGroup], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, multiple: int = MULTIPLE,
     n: int | None = None, times: Sequence[int] | np.ndarray | None = None,
 ) -> Pairs:  # fmt: skip
     """Groups of replies, all made by `to_score`, in rows as `packing.lay_out` has it.
@@ -342,7 +342,7 @@ def pack_replies(
     size = n * (n - 1) // 2 if compares else n // 2  # the largest number of pairs of a group
     acts = max(sum(branch.acts or ()) for group in groups for branch in group.branches)
     actions = 1 if acts == 1 else round_up(acts, MULTIPLE)
-    neighbours = [Compared(k, k + 1) for k in range(0, n - 1, 2)]
+    neighbours = [BranchPair(k, k + 1) for k in range(0, n - 1, 2)]
     layout = lay_out_groups(groups, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple)
     # Rows have places for many short groups, so that batches of few and of many groups share a program.
     layout = layout._replace(groups=max(layout.groups, 1 << max(row_tokens // (SHORT * n) - 1, 0).bit_length()))

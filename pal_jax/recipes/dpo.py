@@ -15,7 +15,7 @@ import numpy as np
 
 from pal_jax.data import chats
 from pal_jax.data import rows as data
-from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.packing import PromptGroup, shared_prompt
 from pal_jax.data.rows import Rows
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.actor import Actor, ActorState
@@ -97,7 +97,7 @@ def make_trained(settings: Settings, ctx: Context) -> Trained:
     return trained_actor(settings.policy, policy, make_learner(settings, policy.cfg, ctx).actor)
 
 
-def to_group(tokenizer: Tokenizer, record: object) -> Group:
+def to_group(tokenizer: Tokenizer, record: object) -> PromptGroup:
     """A pair as a group: the prompt once, then the chosen and the rejected answer."""
     return shared_prompt(chats.to_prefer(record, tokenizer))
 

@@ -24,7 +24,7 @@ from scipy.special import expit
 
 from pal_jax.data import chats, holdouts
 from pal_jax.data import rows as data
-from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.packing import PromptGroup, shared_prompt
 from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.data.rows import Rows
 from pal_jax.data.safety import SafetyRows, labelled_rows
@@ -88,7 +88,7 @@ class Moderation:
     ctx: Context
     scorer: Scorer
     rows: Rows
-    validation: list[Group]
+    validation: list[PromptGroup]
     micro_rows: int
     load: Callable[[Params], Params]
 
@@ -134,12 +134,12 @@ class Moderation:
         loss = float(label_loss(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(weights)).mean())
         return Evaluation({'loss': loss} | record | {'moved': self.rows.moved}, exhibits=exhibits)
 
-    def logits(self, state: ModeratorState, groups: Sequence[Group]) -> Float[np.ndarray, 'rows K']:
+    def logits(self, state: ModeratorState, groups: Sequence[PromptGroup]) -> Float[np.ndarray, 'rows K']:
         size = self.rows.batch_size
         chunks = (groups[start : start + size] for start in range(0, len(groups), size))
         return np.concatenate([self.scorer.scores(state.scorer, self.pack(chunk))[:, 0] for chunk in chunks])
 
-    def pack(self, groups: Sequence[Group]) -> Pairs:
+    def pack(self, groups: Sequence[PromptGroup]) -> Pairs:
         """Answers as a batch with their labels."""
         mesh, row_tokens = self.ctx.mesh, self.rows.row_tokens
         ways = sharding.batch_ways(mesh)
@@ -193,7 +193,7 @@ def trained_by(policy: Policy, scorer: Scorer) -> Trained:
 # --- what is learnt ---------------------------------------------------------------------------------------------------
 
 
-def hold_back(rows: Rows, tokenizer: Tokenizer, settings: Settings) -> tuple[Rows, list[Group]]:
+def hold_back(rows: Rows, tokenizer: Tokenizer, settings: Settings) -> tuple[Rows, list[PromptGroup]]:
     """The rows without the answers to some of their training prompts, and these answers.
 
     Raises:
@@ -218,7 +218,7 @@ def balanced(labels: Float[np.ndarray, 'rows K']) -> tuple[float, ...]:
     return tuple(np.clip(weights, 1.0 / HEAVIEST, HEAVIEST).tolist())
 
 
-def labels_of(groups: Sequence[Group]) -> Float[np.ndarray, 'rows K']:
+def labels_of(groups: Sequence[PromptGroup]) -> Float[np.ndarray, 'rows K']:
     return np.array([group.labels[0] for group in groups], np.float32)
 
 
@@ -249,7 +249,7 @@ def open_moderator(folder: str | Path, ctx: Context) -> Moderator:
     state, *_ = Checkpoints(folder, exported, read_only=True).read()
     ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), settings.data.micro_rows, settings.data.row_tokens
 
-    def probabilities(groups: Sequence[Group]) -> np.ndarray:
+    def probabilities(groups: Sequence[PromptGroup]) -> np.ndarray:
         # Without any group the result still has a column for each category.
         parts = [np.zeros((0, len(CATEGORIES)))]
         for start in range(0, len(groups), CHUNK):
@@ -271,13 +271,13 @@ def open_scorer(workdir: str, person: str) -> record_scorer.Scorer:
     record_scorer.check_nobody(workdir, person, 'a moderator')
     moderator = open_moderator(workdir, record_scorer.one_device(workdir))
 
-    def read(record: Any) -> Group:
+    def read(record: Any) -> PromptGroup:
         return moderator.read(*record_scorer.to_pair(record))
 
-    def score(groups: Sequence[Group]) -> np.ndarray:
+    def score(groups: Sequence[PromptGroup]) -> np.ndarray:
         return evals.harm(moderator.probabilities(groups))
 
-    def details(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    def details(groups: Sequence[PromptGroup]) -> list[dict[str, Any]]:
         probabilities = moderator.probabilities(groups)
         verdicts = zip(
             evals.harm(probabilities).tolist(),
@@ -297,7 +297,7 @@ def open_scorer(workdir: str, person: str) -> record_scorer.Scorer:
     return record_scorer.Scorer(read, score, keys=('score', 'categories', 'unsafe'), details=details)
 
 
-def to_group(tokenizer: Tokenizer, longest: int, prompt: str | Chat, response: str) -> Group:
+def to_group(tokenizer: Tokenizer, longest: int, prompt: str | Chat, response: str) -> PromptGroup:
     """A prompt and a response as a group of one reply, as they are learnt.
 
     Raises:

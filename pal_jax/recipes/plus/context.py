@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from pal_jax.data.histories import History, Told
-from pal_jax.data.packing import Example, Group, shared_prompt
+from pal_jax.data.histories import History, PersonContext
+from pal_jax.data.packing import Example, PromptGroup, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
@@ -76,7 +76,7 @@ class Writer:
     prefill: str
 
     def __call__(
-        self, state: State, people: Sequence[Told], temperatures: Sequence[float], seed: Sequence[int]
+        self, state: State, people: Sequence[PersonContext], temperatures: Sequence[float], seed: Sequence[int]
     ) -> Written:
         samplings = [dataclasses.replace(self.sampling, temperature=temperature) for temperature in temperatures]
         # The first words are forced, so that even an untrained model writes a summary.
@@ -131,7 +131,7 @@ class PairUp:
         by_prompt: dict[tuple[str, str], dict[str, None]] = {}
         for text, prompt, reply in itertools.chain(*read):
             by_prompt.setdefault((text, prompt), {})[reply] = None
-        groups: list[Group] = []
+        groups: list[PromptGroup] = []
         places: dict[tuple[str, str, str], tuple[int, int]] = {}  # group and branch of a reply
         for (text, prompt), replies in by_prompt.items():
             for start in range(0, len(replies), BRANCHES):
@@ -141,7 +141,7 @@ class PairUp:
         where = np.array([[places[side] for side in row] for row in read])
         return self._packed(groups, n=BRANCHES).pick(where[..., 0], where[..., 1])
 
-    def _packed(self, groups: Sequence[Group], **options: Any) -> Pairs:
+    def _packed(self, groups: Sequence[PromptGroup], **options: Any) -> Pairs:
         # Rows that texts share are all cut to one length, so that one program reads them.
         return pack_replies(
             groups, self.mesh, ways=sharding.batch_ways(self.mesh), micro_rows=self.micro_rows,
@@ -154,7 +154,7 @@ def make_pairs(settings: RewardModelSettings, tokenizer: Tokenizer, mesh: Mesh) 
     return PairUp(tokenizer, mesh, settings.micro_rows, settings.row_tokens)
 
 
-def to_group(tokenizer: Tokenizer, summary: str, asked: Iterable[tuple[str, str]]) -> Group:
+def to_group(tokenizer: Tokenizer, summary: str, asked: Iterable[tuple[str, str]]) -> PromptGroup:
     """Replies to prompts, as pairs (prompt, reply), after the summary of a person."""
 
     def example(prompt: str, reply: str) -> Example:

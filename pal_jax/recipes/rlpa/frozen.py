@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pal_jax.data.packing import Branch, Group, lay_out_groups, most_actions, pack_groups, round_up
+from pal_jax.data.packing import Branch, PromptGroup, lay_out_groups, most_actions, pack_groups, round_up
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners import forward
 from pal_jax.models.files.sources import Source
@@ -53,7 +53,7 @@ class FrozenModel:
         longest = self._cfg.max_len - max(map(len, texts))
         for i, dialogue in enumerate(dialogues):
             branches.setdefault(self._prompt(tokenizer, dialogue)[-longest:], []).append(i)
-        groups = [Group(prompt, [Branch(texts[i]) for i in numbers]) for prompt, numbers in branches.items()]
+        groups = [PromptGroup(prompt, [Branch(texts[i]) for i in numbers]) for prompt, numbers in branches.items()]
         numbers = itertools.chain(*branches.values())  # of the replies, group by group
         logprobs = dict(zip(numbers, itertools.chain(*self._read(params, groups)), strict=True))
         return [logprobs[i] for i in range(len(replies))]
@@ -70,7 +70,7 @@ class FrozenModel:
         messages = [{'role': turn.role, 'content': turn.content} for turn in dialogue.turns if turn.role != 'system']
         return tuple(tokenizer.chat([EMPTY, *messages[-CONTEXT:]]))
 
-    def _read(self, params: Params, groups: Sequence[Group]) -> list[list[LogProbs]]:
+    def _read(self, params: Params, groups: Sequence[PromptGroup]) -> list[list[LogProbs]]:
         """The log-probabilities of the branches of each group, a few rows at a time."""
         n, actions = max(len(group.branches) for group in groups), round_up(most_actions(groups), ACTIONS)
         ways = sharding.batch_ways(self._mesh)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.data.packing import Branch, Group, lay_out_groups, most_actions, pack_groups
+from pal_jax.data.packing import Branch, PromptGroup, lay_out_groups, most_actions, pack_groups
 from pal_jax.learners.actor import Actor
 from pal_jax.models.params import Params
 from pal_jax.recipes.spiral import arena, exploitability
@@ -210,7 +210,7 @@ class Examiner:
             for action in dict.fromkeys(itertools.chain(*legal))
         }
         groups = [
-            Group(prompt, [branch for action in actions for branch in spelt[action]])
+            PromptGroup(prompt, [branch for action in actions for branch in spelt[action]])
             for prompt, actions in zip(prompts, legal, strict=True)
         ]
         reads = []
@@ -219,7 +219,7 @@ class Examiner:
             reads.append(exploitability.read(dict(zip(actions, halves, strict=True)), actions))  # type: ignore[arg-type]
         return [reads[k : k + len(SETS)] for k in range(0, len(reads), len(SETS))]
 
-    def logprobs(self, params: Params, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+    def logprobs(self, params: Params, groups: Sequence[PromptGroup]) -> list[list[np.ndarray]]:
         """The log-probabilities of the tokens of each branch of each group."""
         n, mesh = max(len(group.branches) for group in groups), self.ctx.mesh
         shape = {'ways': sharding.batch_ways(mesh), 'micro_rows': self.actor.micro_rows, 'row_tokens': self.row_tokens}

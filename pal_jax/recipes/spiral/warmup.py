@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from jax.sharding import Mesh
 
-from pal_jax.data.packing import Branch, Group, most_actions, pack_whole
+from pal_jax.data.packing import Branch, PromptGroup, most_actions, pack_whole
 from pal_jax.recipes.spiral.matches import POLICY, Match, Matches, play_matches
 from pal_jax.recipes.spiral.players import Answers, at_random
 from pal_jax.recipes.spiral.settings import Settings
@@ -40,7 +40,7 @@ def make_supervised(settings: Settings, answers: Answers, mesh: Mesh) -> Callabl
             # Every legal action is taught alike, so that the policy learns their form and no strategy.
             legal = matches.rules[match.game].legal(match.state)
             branches = [Branch([*tokenizer.encode(action), tokenizer.stop_ids[0]]) for action in legal]
-            groups.append(Group(answers.prompt(match), branches))
+            groups.append(PromptGroup(answers.prompt(match), branches))
         # Positions differ in their number of legal actions; the batch has room for the largest.
         n = max(len(group.branches) for group in groups)
         shape = {'n': n, 'actions': most_actions(groups), 'ways': ways, 'row_tokens': settings.ppo.row_tokens}

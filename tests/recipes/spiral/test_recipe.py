@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from pal_jax.data.packing import Branch, Group, pack_rollouts, pack_whole
+from pal_jax.data.packing import Branch, PromptGroup, pack_rollouts, pack_whole
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.learners.ppo import PPO, make_learner
 from pal_jax.models import config as model_config
@@ -129,7 +129,7 @@ def make_recipe(
 
 def legal_moves(i):
     """A batch of the warm-up: two answers to a prompt."""
-    group = Group((1, 2, 3), [Branch((5, 6 + i)), Branch((7, 8))])
+    group = PromptGroup((1, 2, 3), [Branch((5, 6 + i)), Branch((7, 8))])
     return pack_whole([group], n=2, actions=8)
 
 
@@ -347,7 +347,7 @@ def test_log_probabilities_are_those_of_each_branch():
     state, _ = recipe.init()
     rng = np.random.default_rng(0)
     groups = [
-        Group((1, *rng.integers(0, 64, size)), [Branch(rng.integers(0, 64, k + 1).tolist()) for k in range(3)])
+        PromptGroup((1, *rng.integers(0, 64, size)), [Branch(rng.integers(0, 64, k + 1).tolist()) for k in range(3)])
         for size in (4, 30, 11, 20)
     ]
     together = examiner.logprobs(recipe.learner.weights(state.policy), groups)
