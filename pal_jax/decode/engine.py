@@ -276,7 +276,7 @@ def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[Dec
 
 def generate_telling(
     weights: Params, cfg: ModelConfig, state: DecodeState, alternatives: int
-) -> tuple[DecodeState, sampling.Sampled, sampling.Likeliest]:
+) -> tuple[DecodeState, sampling.Sampled, sampling.LikeliestTokens]:
     """The result of `generate`, and the `alternatives` likeliest tokens of the distribution of each drawn token."""
     after, sampled, logits = _step(weights, cfg, state)
     # The barrier makes the drawn tokens the same with alternatives and without.
@@ -314,11 +314,11 @@ def unembed(weights: Params, cfg: ModelConfig, x: Float[Array, '*rows D']) -> Fl
     return decoder.unembed(weights, head, decoder.rms_norm(x, weights['final_norm'], cfg))
 
 
-class Scores(NamedTuple):
+class TokenScores(NamedTuple):
     """The log-prob of the next token at each token of a prompt, and the `K` likeliest next tokens."""
 
     logprob: Float[Array, 'N T']
-    likeliest: sampling.Likeliest  # [N, T, K]
+    likeliest: sampling.LikeliestTokens  # [N, T, K]
 
 
 def score(
@@ -329,7 +329,7 @@ def score(
     targets: Int[Array, 'N T'],
     length: Int[Array, ' N'],
     alternatives: int,
-) -> tuple[Prefix, Scores]:
+) -> tuple[Prefix, TokenScores]:
     """The cache after these tokens, and the log-probs, under softmax(logits), of the `targets` that follow them.
 
     The tokens follow those in `cached`, as in `prefill`, and `targets[n, t]` follows `tokens[n, t]`. Logits of `SCORED`
@@ -350,7 +350,7 @@ def score(
         lambda array: jnp.moveaxis(array, 0, 1).reshape(rows, columns, *array.shape[3:]), lax.map(some, parts)
     )
     # All tokens have been read, so that the last one counts as cached, unlike in `prefill`.
-    return prefix.replace(length=prefix.length + 1), Scores(*scores)
+    return prefix.replace(length=prefix.length + 1), TokenScores(*scores)
 
 
 def attend_cache(

@@ -45,7 +45,7 @@ FULL = 0.75  # share of a prefill's rows; with fewer prompts, one at a time cost
 
 
 @dataclasses.dataclass(eq=False)
-class Prompt:
+class PendingPrompt:
     """A prompt on its way into the caches of `slots`, which all sample from it.
 
     The first slot gets every chunk of it, and all slots get it when it is complete. `done` of its tokens are in the
@@ -115,7 +115,7 @@ class LocalDecoder:
         self._state: engine.DecodeState | None = None
         self._prefixes = Prefixes(self.slots)
         self._waiting: deque[tuple[int, Request]] = deque()
-        self._prompts: list[Prompt] = []
+        self._prompts: list[PendingPrompt] = []
         self._live: dict[int, Live] = {}  # the requests in slots, by slot
         self._programs = programs_of(cfg, mesh, slots=self.slots, int8=int8)
         self.param_shardings = self._programs.param_shardings
@@ -332,7 +332,7 @@ class LocalDecoder:
             self._live[slot] = Live(number, request)
             self._mixtures[slot] = self._row(request.mixture)
             if prompt is None:
-                self._prompts.append(Prompt(request.prompt_ids, [slot], request.mixture))
+                self._prompts.append(PendingPrompt(request.prompt_ids, [slot], request.mixture))
             else:
                 prompt.slots.append(slot)
 
@@ -406,14 +406,14 @@ class LocalDecoder:
                 self._prompts.remove(prompt)
         return rows * size
 
-    def _next_batch(self, alone: bool) -> tuple[list[Prompt], int]:
+    def _next_batch(self, alone: bool) -> tuple[list[PendingPrompt], int]:
         """The prompts whose next chunks are computed together, and the length that the chunks are padded to.
 
         All chunks of a batch are padded to the same length. If the next chunks nearly fill a batch, and either no
         request is decoding or they have few tokens, they are computed together. Otherwise they are computed a few at a
         time. A prompt that shares a beginning with another of the batch waits, since it can start from that one.
         """
-        batch: list[Prompt] = []
+        batch: list[PendingPrompt] = []
         starts: list[tuple[int, int]] = []
         size = 0
         for prompt in self._prompts:
