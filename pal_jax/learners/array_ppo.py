@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.learners import array_updates as updates
 from pal_jax.learners.array_updates import Chosen, Model, Rule
-from pal_jax.models.mlp import MLP, Policy
+from pal_jax.models.mlp import MLP, PolicyMLP
 from pal_jax.objectives.advantages import gae
 from pal_jax.objectives.distributions import Distribution
 from pal_jax.objectives.policy import value_token_loss
@@ -190,8 +190,8 @@ class ArrayPPO:
     # --- states -------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def policy_net(self) -> Policy:
-        return Policy(self.env.actions, self.hidden)
+    def policy_net(self) -> PolicyMLP:
+        return PolicyMLP(self.env.actions, self.hidden)
 
     @functools.cached_property
     def critic_net(self) -> MLP:

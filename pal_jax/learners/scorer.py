@@ -324,8 +324,8 @@ def to_score(prompt: Sequence[int], reply: Sequence[int], pooling: str = 'last')
 
 
 def pack_replies(
-    groups: Sequence[PromptGroup], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, multiple: int = MULTIPLE,
-    n: int | None = None, times: Sequence[int] | np.ndarray | None = None,
+    groups: Sequence[PromptGroup], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0,
+    multiple: int = MULTIPLE, n: int | None = None, times: Sequence[int] | np.ndarray | None = None,
 ) -> Pairs:  # fmt: skip
     """Groups of replies, all made by `to_score`, in rows as `packing.lay_out` has it.
 

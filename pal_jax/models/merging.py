@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pal_jax.models.files.tensors import Tensor
+from pal_jax.models.files.tensors import TensorLike
 from pal_jax.models.lora import Adapter
 from pal_jax.models.params import Params
 
@@ -64,7 +64,7 @@ def delta(base: Params, adapters: Sequence[Params], weights: Sequence[float]) ->
         arrays = [(w * part.scale, np.asarray(part.a), np.asarray(part.b)) for w, part in pairs if part]
         x, rows = np.asarray(leaf), arrays[0][1].shape[1]
         layers = [
-            materialized(Updated(layer, [(c, a[i], b[i]) for c, a, b in arrays]))
+            materialized(UpdatedMatrix(layer, [(c, a[i], b[i]) for c, a, b in arrays]))
             for i, layer in enumerate(x.reshape(len(x), rows, -1))
         ]
         return np.stack(layers).reshape(x.shape)
@@ -102,7 +102,7 @@ def ties(trees: Sequence[Any], weights: Sequence[float], base: Any, k: float = 0
     if min(weights) < 0 or not 0 < k <= 1:
         raise ValueError(f'TIES takes weights of at least 0 and k in (0, 1], got {min(weights)} and k={k}')
 
-    def merged(origin: Tensor, *xs: Tensor) -> np.ndarray:
+    def merged(origin: TensorLike, *xs: TensorLike) -> np.ndarray:
         least = [_least_kept(origin, x, k) for x in xs]
 
         def moved(origin: np.ndarray, *xs: np.ndarray) -> np.ndarray:
@@ -136,19 +136,19 @@ def slerp(trees: Sequence[Any], weights: Sequence[float]) -> Any:
     if len(trees) != 2:
         raise ValueError(f'slerp goes from one model to another, got {len(trees)}; give two, or take method linear')
 
-    def merged(x: Tensor, y: Tensor) -> np.ndarray:
+    def merged(x: TensorLike, y: TensorLike) -> np.ndarray:
         return _weighted((x, y), _used(_on_arc(weights, _angle(x, y))))
 
     return _over(merged, trees)
 
 
-class Updated:
+class UpdatedMatrix:
     """The matrix `base + sum_i c_i left_i @ right_i`. Indexing computes the rows that are asked for.
 
     An adapter on a weight [in, out] has `left` A and `right` B. peft's, on [out, in], has `left` B and `right` A.
     """
 
-    def __init__(self, base: Tensor, updates: Sequence[tuple[float, Any, Any]]):
+    def __init__(self, base: TensorLike, updates: Sequence[tuple[float, Any, Any]]):
         self._base, self._updates = base, updates
         self.shape, self.dtype = base.shape, base.dtype
 
@@ -165,7 +165,7 @@ class Updated:
         )
 
 
-def materialized(x: Updated) -> np.ndarray:
+def materialized(x: UpdatedMatrix) -> np.ndarray:
     """The whole matrix, in the precision of its base."""
     return _by_rows([x], lambda rows: rows)
 
@@ -269,7 +269,7 @@ def _blocks(shape: tuple[int, ...], count: int) -> Iterator[Any]:
         yield slice(start, min(start + size, shape[0]))  # safetensors takes no slice past the end
 
 
-def _least_kept(origin: Tensor, x: Tensor, k: float) -> float:
+def _least_kept(origin: TensorLike, x: TensorLike, k: float) -> float:
     """The smallest magnitude among the share `k` of a task vector's values that is kept."""
     magnitudes = np.empty(x.shape, np.float32)
     for rows in _blocks(magnitudes.shape, 2):
@@ -280,7 +280,7 @@ def _least_kept(origin: Tensor, x: Tensor, k: float) -> float:
     return float(flat[place])
 
 
-def _angle(x: Tensor, y: Tensor) -> float:
+def _angle(x: TensorLike, y: TensorLike) -> float:
     """The angle in radians between two tensors as vectors; 0 where one of them is 0."""
     dot = squares_x = squares_y = 0.0
     for rows in _blocks(x.shape, 2):
