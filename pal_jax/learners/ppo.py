@@ -30,14 +30,14 @@ from pal_jax.models.params import Params
 from pal_jax.objectives import advantages as adv
 from pal_jax.objectives import kl as kl_divergence
 from pal_jax.objectives import policy as losses
-from pal_jax.objectives.advantages import Discounts, Estimates, Rollout
+from pal_jax.objectives.advantages import Discounts, Estimates, EstimatorInputs
 from pal_jax.objectives.masked import masked_mean, masked_sum, masked_var
-from pal_jax.objectives.policy import ClippedSurrogate, TokenLoss, Tokens
+from pal_jax.objectives.policy import ClippedSurrogate, TokenInputs, TokenLoss
 from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
 from pal_jax.types import Metrics, RolloutBatch, TokenBatch, derived
 
-Estimate = Callable[..., Estimates]  # makes advantages of a `Rollout` and further arrays; static under `jit`
+Estimate = Callable[..., Estimates]  # makes advantages of `EstimatorInputs` and further arrays; static under `jit`
 # Makes the minibatch that is trained on from the state, a minibatch and the weights `[R, N, A]` of its actions: `R`
 # rows, `N` samples of a row, `A` actions of a sample.
 Before = Callable[['PolicyState', RolloutBatch, Array], RolloutBatch]
@@ -144,7 +144,7 @@ class PPO:
         kl = self.kl_estimator if self.kl_in == 'loss' and self.has_reference else None
         return ClippedSurrogate(self.clip, self.clip_high or None, kl)
 
-    def estimate(self, rollout: Rollout) -> Estimates:
+    def estimate(self, rollout: EstimatorInputs) -> Estimates:
         """Advantages and returns by the estimator that the settings name."""
         constants = Discounts(self.gamma, self.lam, self.reward_clip, self.std_floor)
         advantages, returns = adv.ESTIMATORS[self.estimator](rollout, constants)
@@ -271,8 +271,8 @@ class PolicyLearner:
     ) -> tuple[RolloutBatch, Metrics]:
         """Fill in advantages and returns of a batch that has its scores.
 
-        `estimate` takes a `Rollout` and further arrays `args`. It is a function or a frozen object that can be called;
-        by default it is the estimator of the settings.
+        `estimate` takes `EstimatorInputs` and further arrays `args`. It is a function or a frozen object that can be
+        called; by default it is the estimator of the settings.
 
         Raises:
           ValueError: rewards have another number of channels than the critics have heads.
@@ -445,13 +445,13 @@ def used(batch: RolloutBatch) -> Array:
     return by_sample(batch.tokens.acts & batch.ok[..., None])
 
 
-def rollout_of(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, ''], n: int) -> Rollout:
+def rollout_of(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, ''], n: int) -> EstimatorInputs:
     """The record that estimators make advantages of; `n` is the number of samples of a prompt."""
     assert batch.logprobs is not None
     new = by_sample(batch.logprobs)
     reference = new if batch.ref_logprobs is None else by_sample(batch.ref_logprobs)
     kl = kl_divergence.token_kl(new, reference, ppo.kl_estimator)
-    return Rollout(
+    return EstimatorInputs(
         rewards=batch.rewards.reshape(-1, batch.rewards.shape[-1]),
         # An adapted coefficient may fall to 0; below it the penalty would reward distance.
         penalty=jnp.maximum(kl_coef if ppo.kl_in == 'reward' else 0.0, 0.0) * kl,
@@ -463,11 +463,11 @@ def rollout_of(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, ''], n: int)
     )
 
 
-def tokens_of(batch: RolloutBatch, kl_coef: Float[Array, '']) -> Tokens:
+def tokens_of(batch: RolloutBatch, kl_coef: Float[Array, '']) -> TokenInputs:
     """The constants that a token loss reads of a batch with its advantages."""
     assert batch.logprobs is not None and batch.advantages is not None
     kl_coef = jnp.broadcast_to(kl_coef, batch.logprobs.shape)
-    return Tokens(batch.logprobs, batch.advantages, batch.ref_logprobs, kl_coef, batch.costs)
+    return TokenInputs(batch.logprobs, batch.advantages, batch.ref_logprobs, kl_coef, batch.costs)
 
 
 def loss_weights(ppo: PPO, batch: RolloutBatch, length: int) -> Float[Array, 'R N A']:

@@ -21,7 +21,7 @@ from pal_jax.data import rows as data
 from pal_jax.data.packing import BranchPair, PromptGroup, shared_prompt
 from pal_jax.data.rows import Rows
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.scorer import BradleyTerry, Pairs, Scorer, ScorerState, gaps, pack_replies, to_score
+from pal_jax.learners.scorer import BradleyTerry, ReplyGroups, Scorer, ScorerState, gaps, pack_replies, to_score
 from pal_jax.models.files.families import classifier_to_hf
 from pal_jax.models.params import Params
 from pal_jax.run import record_scorer, reward_model, scorers, sharding
@@ -89,7 +89,7 @@ class RewardModel:
         exhibits = reward_model.make_exhibits(test.scores, test.lengths, record)
         return Evaluation(record | {'moved': self.rows.moved}, exhibits=exhibits)
 
-    def pack(self, groups: Sequence[PromptGroup]) -> Pairs:
+    def pack(self, groups: Sequence[PromptGroup]) -> ReplyGroups:
         """Groups of replies as a batch, from which all pairs that were compared are picked, the better reply first."""
         mesh, row_tokens = self.ctx.mesh, self.rows.row_tokens
         packed = pack_replies(

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from pal_jax.data.packing import BranchPair, PromptGroup
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.scorer import Pairs, ScoreLoss, Scorer, ScorerState, pack_replies
+from pal_jax.learners.scorer import ReplyGroups, ScoreLoss, Scorer, ScorerState, pack_replies
 from pal_jax.models.config import ModelConfig
 from pal_jax.run import sharding
 from pal_jax.run.checkpoint import Checkpoints
@@ -87,7 +87,7 @@ def compared(groups: Sequence[PromptGroup]) -> list[tuple[int, BranchPair]]:
     return [(i, pair) for i, group in enumerate(groups) for pair in group.compared]
 
 
-def by_pair(packed: Pairs, groups: Sequence[PromptGroup]) -> Pairs:
+def by_pair(packed: ReplyGroups, groups: Sequence[PromptGroup]) -> ReplyGroups:
     """The packed groups with all pairs that were compared picked, the better reply first."""
     of, *sides = np.array([(i, pair.better, pair.worse) for i, pair in compared(groups)]).T
     return packed.pick(of[:, None], np.stack(sides, axis=1))

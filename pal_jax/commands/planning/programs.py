@@ -23,7 +23,7 @@ from pal_jax.learners.scorer import BradleyTerry, Lesson, Scorer
 from pal_jax.learners.training import TrainState, apply
 from pal_jax.models import params
 from pal_jax.models.config import ModelConfig
-from pal_jax.objectives.policy import Tokens
+from pal_jax.objectives.policy import TokenInputs
 from pal_jax.run import devices, sharding
 from pal_jax.run.planned import Work
 from pal_jax.types import TokenBatch
@@ -157,7 +157,7 @@ def improving(learner: PolicyLearner, work: Work) -> list[Program]:
     batch, weight = tokens(mesh, rows, work)
     # The log-probabilities before the update and of the reference, the advantages and the KL penalties are alike.
     number: Any = weight
-    constants = Tokens(number, number, number if actor.anchored else None, number)
+    constants = TokenInputs(number, number, number if actor.anchored else None, number)
     grads, beside = gradients(model.params), (state.critics, batch)
     updates, ways = work.minibatches * work.epochs, mesh.size
     calls = updates * (minibatch // rows)

@@ -21,7 +21,7 @@ from pal_jax.data.packing import PromptGroup
 from pal_jax.data.rows import Rows
 from pal_jax.data.safety import SafetyRows, judged_rows
 from pal_jax.learners.labelled import SignedCost, pack_labelled
-from pal_jax.learners.scorer import Pairs, Scorer, ScorerState, gaps
+from pal_jax.learners.scorer import ReplyGroups, Scorer, ScorerState, gaps
 from pal_jax.models.files.families import classifier_to_hf
 from pal_jax.models.params import Params
 from pal_jax.recipes.cost import evaluation as cost_model
@@ -89,7 +89,7 @@ class CostModel:
         exhibits = cost_model.make_exhibits(test.scores, unsafe, record)
         return Evaluation(record | {'moved': self.rows.moved}, exhibits=exhibits)
 
-    def pack(self, groups: Sequence[PromptGroup]) -> Pairs:
+    def pack(self, groups: Sequence[PromptGroup]) -> ReplyGroups:
         """Pairs of answers as a batch, the less safe answer of a pair first."""
         packed = pack_labelled(
             groups, self.ctx.mesh, ways=sharding.batch_ways(self.ctx.mesh), micro_rows=self.micro_rows,

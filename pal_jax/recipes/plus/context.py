@@ -21,7 +21,7 @@ from pal_jax.decode.choose import Decoder
 from pal_jax.judges.chat_models import ChatModels
 from pal_jax.judges.sharing import share_model
 from pal_jax.learners.ppo import PolicyLearner
-from pal_jax.learners.scorer import Pairs, Scorer, ScorerState, pack_replies, to_score
+from pal_jax.learners.scorer import ReplyGroups, Scorer, ScorerState, pack_replies, to_score
 from pal_jax.learners.scorer import gaps as gaps_of
 from pal_jax.learners.training import MULTIPLE
 from pal_jax.recipes.plus import conditioning, summaries
@@ -113,7 +113,7 @@ class PairUp:
     micro_rows: int
     row_tokens: int
 
-    def learn(self, texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
+    def learn(self, texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> ReplyGroups:
         """A group of replies for each text, to learn from.
 
         A text that comes twice with the same choices is read once and counts twice.
@@ -125,7 +125,7 @@ class PairUp:
         groups = [to_group(self.tokenizer, text, itertools.chain(*map(sides, taught))) for text, taught in alike]
         return self._packed(groups, times=np.bincount(of)).pick(of[:, None], np.arange(2 * len(choices[0]))[None])
 
-    def compare(self, texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
+    def compare(self, texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> ReplyGroups:
         """Pairs for gaps alone: a reply is read once after a text and a prompt, in however many choices it is."""
         read = [[(text, *side) for c in row for side in sides(c)] for text, row in zip(texts, choices, strict=True)]
         by_prompt: dict[tuple[str, str], dict[str, None]] = {}
@@ -141,7 +141,7 @@ class PairUp:
         where = np.array([[places[side] for side in row] for row in read])
         return self._packed(groups, n=BRANCHES).pick(where[..., 0], where[..., 1])
 
-    def _packed(self, groups: Sequence[PromptGroup], **options: Any) -> Pairs:
+    def _packed(self, groups: Sequence[PromptGroup], **options: Any) -> ReplyGroups:
         # Rows that texts share are all cut to one length, so that one program reads them.
         return pack_replies(
             groups, self.mesh, ways=sharding.batch_ways(self.mesh), micro_rows=self.micro_rows,

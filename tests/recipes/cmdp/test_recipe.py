@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from pal_jax.learners.array_ppo import Episodes
+from pal_jax.learners.array_ppo import EpisodeMeans
 from pal_jax.objectives import constraints as c
 from pal_jax.recipes import cmdp
 from pal_jax.recipes.cmdp import optimum as evals
@@ -60,7 +60,7 @@ def test_a_rollout_in_which_no_episode_has_ended_moves_no_handler():
     sums, ended = np.array([[0.0, 5.0], [0.0, 5.0]]), np.array([0, 3])
     learner: Any = types.SimpleNamespace(
         mesh=CONTEXT.mesh, update=lambda state, steps, mix: (state, {}),
-        rollout=lambda state: (state, None, Episodes(sums, np.ones(2), ended)),
+        rollout=lambda state: (state, None, EpisodeMeans(sums, np.ones(2), ended)),
     )  # fmt: skip
     handlers = (c.LinearLagrangian(),) * 2
     group = Group('point', learner, tuple(Member('linear', 3.0, seed) for seed in (0, 1)), handlers, None)
