@@ -106,7 +106,7 @@ class Endpoint:
         self._adaptations: dict[str, str] = {}  # settings that the server refuses, and what is sent in their place
         self._opens = False  # its template begins a thought
         self._client = openai.OpenAI(base_url=address, api_key=key, timeout=timeout, max_retries=retries)
-        self._answers = Answers(cache) if cache else None
+        self._answers = AnswerCache(cache) if cache else None
 
     def __call__(self, chats: Sequence[Chat], seed: int) -> list[str | None]:
         """Answers in the order of the chats; None where none could be had. Equal chats are asked once.
@@ -235,7 +235,7 @@ class Endpoint:
         self.last_error = reply.error or self.last_error
 
 
-class Answers:
+class AnswerCache:
     """Answers on disk by the digest of their request; a kill loses no answer that was put.
 
     Processes may share the file, and wait for each other.

@@ -31,7 +31,7 @@ class OpenScores(NamedTuple):
     scores: ScoreGroups
 
 
-class HeldOut(NamedTuple):
+class HeldOutPairs(NamedTuple):
     """Pairs that were not learnt, the side that should score higher first.
 
     `lengths` are in tokens, and `prompts` are numbers, equal where prompts are equal.
@@ -93,11 +93,11 @@ def by_pair(packed: ReplyGroups, groups: Sequence[PromptGroup]) -> ReplyGroups:
     return packed.pick(of[:, None], np.stack(sides, axis=1))
 
 
-def held_out(groups: Sequence[PromptGroup], scores: Float[np.ndarray, 'P 2']) -> HeldOut:
+def held_out(groups: Sequence[PromptGroup], scores: Float[np.ndarray, 'P 2']) -> HeldOutPairs:
     """The pairs that were compared in groups, with their scores."""
     pairs = compared(groups)
     replies = [[groups[i].branches[k] for k in (pair.better, pair.worse)] for i, pair in pairs]
     lengths = np.array([[len(reply.tokens) - 1 for reply in sides] for sides in replies])
     number: dict[tuple[int, ...], int] = {}
     prompts = [number.setdefault(tuple(groups[i].prompt), len(number)) for i, _ in pairs]
-    return HeldOut(scores, lengths, np.array(prompts))
+    return HeldOutPairs(scores, lengths, np.array(prompts))

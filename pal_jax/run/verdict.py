@@ -33,7 +33,7 @@ TOO_LITTLE = 'Too little to tell'
 Record = Mapping[str, Any]
 
 
-class Verdict(NamedTuple):
+class RunVerdict(NamedTuple):
     """`answer` is a word or two, `sentence` the figures, `basis` how they were had."""
 
     answer: str
@@ -41,7 +41,7 @@ class Verdict(NamedTuple):
     basis: str
 
 
-def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> Verdict | None:
+def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> RunVerdict | None:
     """The verdict on a run's steps and evaluations; None where it has no figure that tells of learning."""
     verdict, limits = _learning(rows, evals, words), limits_of(evals[-1] if evals else {})
     if verdict is None or not limits:
@@ -90,7 +90,7 @@ def _kept(limits: Mapping[str, Record]) -> tuple[str, str]:
     return word, f'{sentence[0].upper()}{sentence[1:]}.'
 
 
-def _learning(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> Verdict | None:
+def _learning(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> RunVerdict | None:
     start = main_part(rows)[0]['step'] if rows else 0
     after = evals[-1] if evals else {}
     before = next((record for record in reversed(evals[:-1]) if record['step'] <= start), {})
@@ -131,7 +131,7 @@ def tested(record: Record) -> tuple[int, str] | None:
     return next(((int(record[key]), key) for key in COUNTS if known(record, key)), None)
 
 
-def _level(key: str, before: Record, after: Record, words: Words) -> Verdict:
+def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     said, level = words.levels[key]
     floor = float(after[level]) if isinstance(level, str) else level
     figure, earlier = estimate(after, key, words.shares), before.get(key)
@@ -143,7 +143,7 @@ def _level(key: str, before: Record, after: Record, words: Words) -> Verdict:
         if earlier > floor:  # to be better than chance is then no news
             gap = intervals.difference(figure, estimate(before, key, words.shares))
             basis += ' beside the one before training'
-    return Verdict(answer(gap), f'{sentence}.', f'{basis}{_of(after)}.')
+    return RunVerdict(answer(gap), f'{sentence}.', f'{basis}{_of(after)}.')
 
 
 def _better(sign: float, after: Record) -> float:
@@ -151,7 +151,7 @@ def _better(sign: float, after: Record) -> float:
     return -sign if after.get('learner') == 'attacker' else sign
 
 
-def _evaluated(key: str, before: Record, after: Record, words: Words) -> Verdict:
+def _evaluated(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     sign, said = words.changes[key]
     gap = intervals.difference(*(estimate(record, key, words.shares) for record in (after, before)))
     sentence = f'the {said} {moved(before[key], after[key])}'
@@ -163,10 +163,10 @@ def _evaluated(key: str, before: Record, after: Record, words: Words) -> Verdict
     other, said = words.beside.get(key, ('', ''))
     if known(before, other) and known(after, other):
         sentence += f'; {said} {moved(before[other], after[other])}'
-    return Verdict(answer(gap, _better(sign, after)), f'{sentence}.', basis)
+    return RunVerdict(answer(gap, _better(sign, after)), f'{sentence}.', basis)
 
 
-def _trained(key: str, steps: Sequence[Record], before: Record, after: Record, words: Words) -> Verdict:
+def _trained(key: str, steps: Sequence[Record], before: Record, after: Record, words: Words) -> RunVerdict:
     part, (sign, said) = fifths(steps, key), words.changes[key]
     sign = _better(sign, after)
     gain, error = part['gain'], part['gain_se']
@@ -180,7 +180,7 @@ def _trained(key: str, steps: Sequence[Record], before: Record, after: Record, w
         sentence += f'; on what was held out it {moved(before[key], after[key])}'
         word = 'Only what it was taught' if word == 'Yes' and sign * held <= 0 else word
     basis = f'The first and the last fifth of {len(steps)} steps; errors allow for steps that resemble those before.'
-    return Verdict(word, f'{sentence}.', basis)
+    return RunVerdict(word, f'{sentence}.', basis)
 
 
 def answer(gap: Estimate, better: float = 1.0) -> str:
