@@ -38,7 +38,7 @@ class Settings(Supervised):
 
 
 @dataclasses.dataclass(frozen=True)
-class Preferring:
+class DPORecipe:
     """An actor that learns from pairs of answers. `load` reads its weights before training."""
 
     plan: Plan
@@ -71,7 +71,7 @@ class Preferring:
         return Evaluation({'rows': sum(counts), 'moved': self.rows.moved, **means})
 
 
-def make(settings: Settings, ctx: Context) -> Preferring:
+def make(settings: Settings, ctx: Context) -> DPORecipe:
     """Check the config, read the rows and build the parts; weights are read by `init`.
 
     Raises:
@@ -88,7 +88,7 @@ def make(settings: Settings, ctx: Context) -> Preferring:
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
     trained = trained_actor(settings.policy, policy, learner.actor)
     plan = Plan(steps, learner.actor.abstract, stage, trained, keep=keeping(policy=policy))
-    return Preferring(plan, ctx, learner, rows, policy.source.load)
+    return DPORecipe(plan, ctx, learner, rows, policy.source.load)
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:

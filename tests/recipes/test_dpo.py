@@ -111,7 +111,7 @@ def test_a_recipe_of_fake_parts_means_its_test_batches_by_their_pairs():
     rows = Rows(groups, groups, n=2, actions=8, left_out=0, batch_size=2)
     state: Any = None
     learner: Any = SimpleNamespace(compare=lambda state, batch: (None, {'loss': float(batch.acts.sum())}))
-    recipe = dpo.Preferring(Plan(1, None, lambda i: None), ONE, learner, rows, lambda shardings: {})
+    recipe = dpo.DPORecipe(Plan(1, None, lambda i: None), ONE, learner, rows, lambda shardings: {})
     record = recipe.evaluate(state, 'final').record
     assert record == {'rows': 3, 'moved': 0, 'loss': (2 * 6 + 1 * 6) / 3}
 

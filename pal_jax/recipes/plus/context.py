@@ -35,7 +35,7 @@ State = dict[str, Any]  # 'reward', and 'policy' where a model writes
 BRANCHES = 8  # replies of a group that is compared; further replies to a prompt start another group
 
 
-class Written(NamedTuple):
+class SummaryTexts(NamedTuple):
     """The texts that the reward model reads of people, and the samples behind them where a model wrote the texts."""
 
     texts: list[str]
@@ -43,19 +43,19 @@ class Written(NamedTuple):
 
 
 # The texts of people by (state, people, temperatures, seed): one at each temperature, those of a person together.
-Describe = Callable[[State, Sequence[Any], Sequence[float], Sequence[int]], Written]
+Describe = Callable[[State, Sequence[Any], Sequence[float], Sequence[int]], SummaryTexts]
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class BaselineTexts:
     """The texts that a baseline reads in place of summaries."""
 
     reads: str
 
     def __call__(
         self, state: State, people: Sequence[History], temperatures: Sequence[float], seed: Sequence[int]
-    ) -> Written:
-        return Written([summaries.given(person, self.reads) for person in people for _ in temperatures], [])
+    ) -> SummaryTexts:
+        return SummaryTexts([summaries.given(person, self.reads) for person in people for _ in temperatures], [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Writer:
 
     def __call__(
         self, state: State, people: Sequence[PersonContext], temperatures: Sequence[float], seed: Sequence[int]
-    ) -> Written:
+    ) -> SummaryTexts:
         samplings = [dataclasses.replace(self.sampling, temperature=temperature) for temperature in temperatures]
         # The first words are forced, so that even an untrained model writes a summary.
         prefill = self.tokenizer.encode(self.prefill) if self.prefill else []
@@ -88,19 +88,19 @@ class Writer:
         # The decoder's caches would stand in the way of the reward model's step.
         self.decoder.release()
         texts = [summaries.extract(self.prefill + sample.completion.text) for sample in samples]
-        return Written(texts, samples)
+        return SummaryTexts(texts, samples)
 
 
 def make_writer(settings: Settings, policy: Policy, learner: PolicyLearner, ctx: Context) -> Describe:
     """The writer of summaries, or the texts that a baseline reads in place of them."""
     if settings.reads not in WRITTEN:
-        return Given(settings.reads)
+        return BaselineTexts(settings.reads)
     decoder = sampler.make_decoder(settings.decode, policy, ctx)
     return Writer(learner, decoder, policy.tokenizer, settings.sampling, settings.form, settings.summary.prefill)
 
 
 @dataclasses.dataclass(frozen=True)
-class PairUp:
+class PairPacker:
     """Packs texts for the reward model, each with its choices, as many for every text.
 
     Attributes:
@@ -149,9 +149,9 @@ class PairUp:
         )  # fmt: skip
 
 
-def make_pairs(settings: RewardModelSettings, tokenizer: Tokenizer, mesh: Mesh) -> PairUp:
+def make_pairs(settings: RewardModelSettings, tokenizer: Tokenizer, mesh: Mesh) -> PairPacker:
     """The packing of texts for the reward model, as the settings describe it."""
-    return PairUp(tokenizer, mesh, settings.micro_rows, settings.row_tokens)
+    return PairPacker(tokenizer, mesh, settings.micro_rows, settings.row_tokens)
 
 
 def to_group(tokenizer: Tokenizer, summary: str, asked: Iterable[tuple[str, str]]) -> PromptGroup:
@@ -180,7 +180,7 @@ class RewardModel:
     """
 
     scorer: Scorer
-    pair_up: PairUp
+    pair_up: PairPacker
     taught: int
     trains: bool = True
     std: float = 1.0
@@ -217,7 +217,7 @@ class RewardModel:
         return state, log_sigmoid(gaps / self.std).mean(axis=1), metrics
 
 
-def make_reward_model(settings: Settings, scorer: Scorer, pair_up: PairUp) -> RewardModel:
+def make_reward_model(settings: Settings, scorer: Scorer, pair_up: PairPacker) -> RewardModel:
     """The reward model that the settings describe."""
     named = settings.reward_model
     return RewardModel(scorer, pair_up, settings.summary.taught, named.train, named.std)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from pal_jax.learners.ppo import PolicyLearner
 from pal_jax.learners.scorer import Scorer
 from pal_jax.models.config import ModelConfig
-from pal_jax.recipes.plus.context import Describe, PairUp, make_pairs, make_writer
+from pal_jax.recipes.plus.context import Describe, PairPacker, make_pairs, make_writer
 from pal_jax.recipes.plus.settings import RewardModelSettings, Settings
 from pal_jax.run.models import Policy, make_adapters, make_learner, make_policy
 from pal_jax.run.optim import make_schedule
@@ -35,7 +35,7 @@ class Parts(NamedTuple):
     judge: Policy
     reader: Scorer
     describe: Describe
-    pair_up: PairUp
+    pair_up: PairPacker
 
 
 def make_parts(settings: Settings, ctx: Context) -> Parts:

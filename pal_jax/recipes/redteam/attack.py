@@ -48,7 +48,7 @@ class Seed(NamedTuple):
     completion: str = ''
 
 
-class Said(NamedTuple):
+class Move(NamedTuple):
     """A move: the hidden thought, and the answer that the other role may read."""
 
     thought: str
@@ -112,9 +112,9 @@ class RedTeam:
         system = SYSTEMS[role] + (HIDDEN if self.hidden else '')
         return [{'role': 'system', 'content': system}, {'role': 'user', 'content': content}]
 
-    def read(self, text: str) -> Said | None:
+    def read(self, text: str) -> Move | None:
         """The thought and the answer of a move; None: it breaks the form."""
-        return read(text) if self.hidden else Said('', text.strip()) if text.strip() else None
+        return read(text) if self.hidden else Move('', text.strip()) if text.strip() else None
 
     def apply(self, attack: Attack, sample: Sample) -> Attack:
         """The game after the move of the role whose turn it is."""
@@ -134,7 +134,7 @@ class RedTeam:
         return self.apply(last.source, last)
 
 
-def read(text: str) -> Said | None:
+def read(text: str) -> Move | None:
     """The thought and the answer of a continuation of `<think>`; None where it breaks the form.
 
     The form: no `<think>`; `</think>`, `<answer>` and `</answer>` once each, in this order; white space alone between
@@ -143,7 +143,7 @@ def read(text: str) -> Said | None:
     if OPENED in text or any(text.count(tag) != 1 for tag in (CLOSED, BEGUN, ENDED)):
         return None
     match = _FORM.fullmatch(text)
-    said = Said(match['thought'].strip(), match['answer'].strip()) if match else None
+    said = Move(match['thought'].strip(), match['answer'].strip()) if match else None
     return said if said and all(said) else None
 
 

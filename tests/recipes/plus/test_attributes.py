@@ -74,8 +74,8 @@ def test_people_are_told_apart_and_tested_with_new_prompts(tmp_path, form):
 
 def test_others_would_not_have_chosen_so():
     pairs = [
-        attributes.Pair('p', ('a', 'b'), frozenset({'clear', 'short'})),
-        attributes.Pair('q', ('c', 'd'), frozenset({'clear'})),
+        attributes.RatedPair('p', ('a', 'b'), frozenset({'clear', 'short'})),
+        attributes.RatedPair('q', ('c', 'd'), frozenset({'clear'})),
     ]
     assert attributes.identified('clear', pairs, ('clear', 'short'))
     assert not attributes.identified('clear', pairs[:1], ('clear', 'short'))

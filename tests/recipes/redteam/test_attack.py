@@ -12,8 +12,8 @@ from pal_jax.recipes.redteam.attack import (
     DEFENDER,
     Attack,
     Labels,
+    Move,
     RedTeam,
-    Said,
     Seed,
     lowest,
     paid,
@@ -71,8 +71,8 @@ def test_who_breaks_the_form_gets_less_than_any_row_and_the_other_move_does_not_
 @pytest.mark.parametrize(
     ('text', 'said'),
     [
-        (' a </think> <answer> b </answer>', Said('a', 'b')),
-        ('a</think>\n\n<answer>b\nc</answer>\n', Said('a', 'b\nc')),
+        (' a </think> <answer> b </answer>', Move('a', 'b')),
+        ('a</think>\n\n<answer>b\nc</answer>\n', Move('a', 'b\nc')),
         ('<think> a </think> <answer> b </answer>', None),
         ('a</think>x<answer>b</answer>', None),
         ('a</think><answer> </answer>', None),
@@ -92,7 +92,7 @@ def test_the_form(text, said):
 
 def test_without_hidden_thoughts_a_move_is_its_text():
     game = RedTeam(hidden=False)
-    assert game.read(' a </think> b ') == Said('', 'a </think> b') and game.read('  ') is None
+    assert game.read(' a </think> b ') == Move('', 'a </think> b') and game.read('  ') is None
     assert '<think>' not in game.prompt(game.begin(HARMLESS), DEFENDER)[0]['content']
 
 

@@ -27,7 +27,7 @@ from pal_jax.models import config as model_config
 from pal_jax.models import params
 from pal_jax.recipes import redteam
 from pal_jax.recipes.redteam import judges, pipeline
-from pal_jax.recipes.redteam.attack import ATTACKER, DEFENDER, Attack, Labels, RedTeam, Said, Seed
+from pal_jax.recipes.redteam.attack import ATTACKER, DEFENDER, Attack, Labels, Move, RedTeam, Seed
 from pal_jax.recipes.redteam.games import Played, Players, play_judged, shown, summarize
 from pal_jax.recipes.redteam.recipe import SelfRedTeam
 from pal_jax.recipes.redteam.seeds import by_kind, kinds_of, read_seeds
@@ -269,7 +269,7 @@ class Letters(RedTeam):
         if not text:
             return None
         unsafe = ord(text[0]) % 4 != 0
-        return Said('', 'wicked' if unsafe else 'sorry')
+        return Move('', 'wicked' if unsafe else 'sorry')
 
 
 @pytest.mark.long

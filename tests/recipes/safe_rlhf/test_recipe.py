@@ -205,7 +205,7 @@ def test_a_later_round_keeps_what_is_tested_and_adds_the_answers_of_its_policy(t
             for kind in kinds
         ]
 
-    stage = collect.Asked(
+    stage = collect.LaterRound(
         ONE, second, first, sample, dict, [[Question(text)] for text in answered], 3, collect.by_rule,
         collect.helps_by_rule, 0.2, 0,
     )  # fmt: skip
