@@ -33,7 +33,7 @@ from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Request
 from pal_jax.decode.serve.page import Preset
 from pal_jax.recipes.rlpa.dialogue import messages
-from pal_jax.recipes.rlpa.profiles import Parsed, parse_completion
+from pal_jax.recipes.rlpa.profiles import ParsedCompletion, parse_completion
 from pal_jax.run import cli
 from pal_jax.types import Dialogue, Person, Turn
 
@@ -100,7 +100,7 @@ def talk(
         if bare is None:
             yield Text(f'{text}\n(its thought did not end; ask for more --max_tokens)', style='yellow')
             continue
-        parsed = parse_completion(text) if preset.layout else Parsed('', (), bare.strip())
+        parsed = parse_completion(text) if preset.layout else ParsedCompletion('', (), bare.strip())
         if parsed is None:
             yield Text(f'{bare}\n(not in the format it was trained to write; say it otherwise)', style='yellow')
             continue
@@ -123,7 +123,7 @@ def reply(decoder: LocalDecoder, tokenizer: Tokenizer, preset: Preset, dialogue:
     return tokenizer.thinking(prompt, decoder([Request(prompt, preset.sampling, seed)])[0].text)
 
 
-def shown(parsed: Parsed, *, with_profile: bool) -> Columns | Text:
+def shown(parsed: ParsedCompletion, *, with_profile: bool) -> Columns | Text:
     """The reply, and beside it the facts that the policy has noted about its user."""
     answer = Text(parsed.reply)
     if not with_profile:

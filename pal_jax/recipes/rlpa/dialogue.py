@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from pal_jax.games.game import Group, play
-from pal_jax.recipes.rlpa.profiles import Parsed, plain_history, render_completion
+from pal_jax.recipes.rlpa.profiles import ParsedCompletion, plain_history, render_completion
 from pal_jax.types import Completion, Dialogue, Person, Sample, Turn
 
 T = TypeVar('T')
@@ -116,7 +116,7 @@ def said(dialogue: Dialogue, line: str) -> Dialogue:
     return dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('user', line)))
 
 
-def replied(dialogue: Dialogue, parsed: Parsed) -> Dialogue:
+def replied(dialogue: Dialogue, parsed: ParsedCompletion) -> Dialogue:
     """The dialogue with the policy's reply, whose profile stays beside it."""
     return dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('assistant', parsed.reply, parsed.profile)))
 

@@ -17,7 +17,7 @@ from pal_jax.learners import forward
 from pal_jax.models.files.sources import Source
 from pal_jax.models.params import Params, decoder_specs
 from pal_jax.recipes.rlpa.naturalness import LogProbs, Naturalness
-from pal_jax.recipes.rlpa.settings import Dialogues, RewardSettings
+from pal_jax.recipes.rlpa.settings import Dialogues, TurnRewardSettings
 from pal_jax.run import devices, sharding
 from pal_jax.run.models import make_source
 from pal_jax.run.recipe import Context
@@ -120,7 +120,7 @@ def open_naturalness(settings: Dialogues, kept: Path | None = None) -> Naturalne
     return Naturalness(reader, open=reader.open, release=reader.release, required=named == MODEL)
 
 
-def who_judged(natural: Naturalness | None, reward: RewardSettings) -> Metrics:
+def who_judged(natural: Naturalness | None, reward: TurnRewardSettings) -> Metrics:
     """The figures of an evaluation that are about its naturalness, where rules judge.
 
     `naturalness_judged` is 1 if a language model judges it as well, and `naturalness_auc` measures how well that model

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pal_jax.learners.ppo import Estimate
 from pal_jax.objectives.advantages import GDPO, Discounts, Estimates, EstimatorInputs
 from pal_jax.recipes.rlpa import dialogue as env
-from pal_jax.recipes.rlpa.own import Function, open_functions, part_weights, with_functions
+from pal_jax.recipes.rlpa.own import RewardFunction, open_functions, part_weights, with_functions
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.types import RewardFn
 
@@ -62,7 +62,7 @@ class GDPOEstimator:
         return self.apart.estimate(rollout, self.constants)
 
 
-def _functions(settings: Dialogues) -> tuple[Function, ...]:
+def _functions(settings: Dialogues) -> tuple[RewardFunction, ...]:
     return open_functions('reward.function', settings.reward.function, settings.reward.weights)
 
 

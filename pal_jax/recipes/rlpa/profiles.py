@@ -31,7 +31,7 @@ _ARTICLE = re.compile(r'^(?:an?|the)\s+')
 _SLOT_WORDS = 3
 
 
-class Parsed(NamedTuple):
+class ParsedCompletion(NamedTuple):
     """A well-formed completion: `profile` as it was written, the `facts` in it, and the bare `reply`."""
 
     profile: str
@@ -48,7 +48,7 @@ class ProfileScores(NamedTuple):
     f1: float
 
 
-def parse_completion(text: str) -> Parsed | None:
+def parse_completion(text: str) -> ParsedCompletion | None:
     """The first pair of blocks in a completion, without its thoughts; None if there is none, for which the reward is 0.
 
     A draft in a reasoning model's thought is no answer, and a thought that does not end has none.
@@ -60,7 +60,7 @@ def parse_completion(text: str) -> Parsed | None:
     if match is None or any(_TAG.search(block) for block in match.groups()):
         return None
     profile, reply = match.groups()
-    return Parsed(profile, parse_facts(profile), reply.strip())
+    return ParsedCompletion(profile, parse_facts(profile), reply.strip())
 
 
 def to_sample(dialogue: Dialogue, completion: Completion, prompt_ids: tuple[int, ...] = (), group: int = 0) -> Sample:

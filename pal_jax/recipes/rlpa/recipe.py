@@ -31,7 +31,7 @@ from pal_jax.recipes.rlpa.queue import continue_best, from_json, open_queue, pop
 from pal_jax.recipes.rlpa.rollouts import shown, spread, summarize
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.recipes.rlpa.turns import Sampler, WarmupSettings, make_sampler, make_supervised
-from pal_jax.recipes.rlpa.users import Listened
+from pal_jax.recipes.rlpa.users import CountingUser
 from pal_jax.recipes.rlpa.world import SYSTEM, World, check_openings, make_world
 from pal_jax.run import models, sharding
 from pal_jax.run.files import write_whole
@@ -116,7 +116,7 @@ class RLPA:
         if i < self.warmup:
             state, metrics = self.imitate(state, i)
             return state, host, 'warm-up', metrics
-        user, world = Listened(self.world.user), self.world
+        user, world = CountingUser(self.world.user), self.world
         with self.ctx.phase('rollout'):
             self.decoder.load(self.learner.weights(state))
             # 1. Take open conversations from the queue.

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pal_jax.recipes.rlpa.criteria import SCORES
 from pal_jax.recipes.rlpa.people import content
-from pal_jax.recipes.rlpa.profiles import Parsed, ProfileScores, plain_history, profile_scores
+from pal_jax.recipes.rlpa.profiles import ParsedCompletion, ProfileScores, plain_history, profile_scores
 from pal_jax.types import Dialogue, Person, ProfileMatcher, ResponseJudge, RewardFn, Sample, Turn, Verdict
 
 _NO_INFO = dict.fromkeys(
@@ -52,7 +52,9 @@ def make_reward(
         if not 0 <= weight < math.inf:
             raise ValueError(f'{name}={weight} must be a finite number of at least 0')
 
-    def score(sample: Sample, golden: Sequence[str], parsed: Parsed, matched: int | None, verdict: Verdict) -> Sample:
+    def score(
+        sample: Sample, golden: Sequence[str], parsed: ParsedCompletion, matched: int | None, verdict: Verdict
+    ) -> Sample:
         info = _NO_INFO | {'format': 1.0, 'facts': float(len(parsed.facts))}
         if matched is not None:
             info |= _profile_info(profile_scores(matched, len(parsed.facts), len(golden)))

@@ -17,7 +17,7 @@ from pal_jax.learners.ppo import Estimate
 from pal_jax.recipes.rlpa import dialogue as env
 from pal_jax.recipes.rlpa import personalization
 from pal_jax.recipes.rlpa.criteria import judge_by_rules
-from pal_jax.recipes.rlpa.early import Early, open_early
+from pal_jax.recipes.rlpa.early import EarlyQuestions, open_early
 from pal_jax.recipes.rlpa.frozen import MODEL, open_naturalness, who_judged
 from pal_jax.recipes.rlpa.matcher import open_matcher
 from pal_jax.recipes.rlpa.naturalness import make_judge as read_too
@@ -31,7 +31,7 @@ from pal_jax.recipes.rlpa.rewards import make_reward, others
 from pal_jax.recipes.rlpa.rollouts import check_failed
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.recipes.rlpa.slotting import Slotter, make_slotter, slot_people, with_personalities
-from pal_jax.recipes.rlpa.users import Listened, make_scripted_user
+from pal_jax.recipes.rlpa.users import CountingUser, make_scripted_user
 from pal_jax.run import files
 from pal_jax.run.processes import ALONE, Shares
 from pal_jax.types import Dialogue, Metrics, Person, ProfileMatcher, RewardFn, Sample, Turn, UserSimulator
@@ -69,7 +69,9 @@ class World:
     reward: RewardFn
     score: RewardFn  # the reward in evaluations: without a control, by a judge who knows the person
     estimate: Estimate | None  # of advantages, from the parts of the rewards; None: `ppo.estimator`
-    early: Early | None  # asks about each answer while others are decoded; None: all judges are on this machine
+    early: (
+        EarlyQuestions | None
+    )  # asks about each answer while others are decoded; None: all judges are on this machine
     models: ChatModels
     max_failed: float
     judged: Callable[[], Metrics]  # figures of an evaluation about its judge; the memory of the judge's model is freed
@@ -104,7 +106,7 @@ class World:
             self._check(failed, turns, fault, 'dialogue.user and the judge')
         return record | {'people_moved': self.moved} | self.models.usage | self.judged(), dialogues
 
-    def check_answers(self, samples: Sequence[Sample], user: Listened) -> None:
+    def check_answers(self, samples: Sequence[Sample], user: CountingUser) -> None:
         """Raises RuntimeError where too many samples of a step have no reward, or too many users gave no answer."""
         self._check(sum(not sample.ok for sample in samples), len(samples), 'samples got no reward', 'the judge')
         self._check(user.silent, user.asked, 'users gave no answer', 'dialogue.user')

@@ -11,7 +11,7 @@ from pal_jax.data.thoughts import spoken
 from pal_jax.decode import sampler
 from pal_jax.models.params import Params
 from pal_jax.recipes.spiral.matches import POLICY, SEATS
-from pal_jax.recipes.spiral.players import Answers
+from pal_jax.recipes.spiral.players import ModelPlayer
 from pal_jax.recipes.spiral.textarena import Arena, play_arenas
 from pal_jax.run.recipe import Evaluation
 from pal_jax.types import Chat, ChatModel, Exhibit
@@ -24,7 +24,7 @@ KEY = (
 )
 
 
-def speaking(answers: Answers, params: Params, longest: int, seed: Sequence[int]) -> Speaker:
+def speaking(answers: ModelPlayer, params: Params, longest: int, seed: Sequence[int]) -> Speaker:
     """A policy as a speaker; it has no answer to a chat of more than `longest` tokens."""
 
     def speak(chats: Sequence[Chat], turns: int) -> list[str | None]:
@@ -66,7 +66,7 @@ def measure(games: Sequence[str], count: int, seed: int, speakers: Mapping[str, 
 
 
 def outside(
-    answers: Answers, policies: Mapping[str, Params], models: Mapping[str, ChatModel], games: Sequence[str],
+    answers: ModelPlayer, policies: Mapping[str, Params], models: Mapping[str, ChatModel], games: Sequence[str],
     longest: int, count: int, seed: Sequence[int],
 ) -> Evaluation:  # fmt: skip
     """The policy in games of textarena against the other `policies`, which share its decoder, and chat models."""

@@ -20,12 +20,12 @@ from pal_jax.models.params import Params
 from pal_jax.recipes.spiral import arena, exploitability
 from pal_jax.recipes.spiral import winrates as matches
 from pal_jax.recipes.spiral.crossing import cross
-from pal_jax.recipes.spiral.exploitability import SETS, Read
+from pal_jax.recipes.spiral.exploitability import SETS, BetChances
 from pal_jax.recipes.spiral.kuhn_poker import KuhnPoker
 from pal_jax.recipes.spiral.matches import ASKED, EVALUATION, POLICY, SEATS, Match, Matches, play_matches
 from pal_jax.recipes.spiral.players import (
     OTHERS,
-    Answers,
+    ModelPlayer,
     Player,
     at_random,
     chatting,
@@ -66,7 +66,7 @@ class Examiner:
 
     ctx: Context
     actor: Actor
-    answers: Answers
+    answers: ModelPlayer
     start: Callable[[], Params] | None
     models: Mapping[str, ChatModel]
     arenas: Sequence[str]
@@ -196,7 +196,7 @@ class Examiner:
 
     # --- the table of Kuhn poker --------------------------------------------------------------------------------------
 
-    def read_tables(self, params: Params, game: int) -> list[list[Read]]:
+    def read_tables(self, params: Params, game: int) -> list[list[BetChances]]:
         """The policy at each information set, under each wording of the prompt; that of training comes first."""
         rules, hands = self.matches.rules[game], information_sets()
         wordings = [dataclasses.replace(self.matches, wording=wording) for wording in range(len(ASKED))]
@@ -235,7 +235,7 @@ class Examiner:
                 by_group[g] = [by_row[r, slot, : len(branch.tokens)] for slot, branch in branches]
         return [by_group[g] for g in range(len(groups))]
 
-    def sampled_tables(self, params: Params, game: int) -> list[list[Read]]:
+    def sampled_tables(self, params: Params, game: int) -> list[list[BetChances]]:
         """The policy at each information set, from `count` answers that may reason before they move."""
         hands = information_sets()
         matches = [Match(game, hand) for hand in hands for _ in range(self.count)]
@@ -249,11 +249,11 @@ class Examiner:
                 for action in self.matches.rules[game].legal(hand)
             )
             # Without a legal answer nothing is known of the policy, so both actions count alike.
-            reads.append(Read(bet / (check + bet) if check + bet else 0.5, (check + bet) / self.count))
+            reads.append(BetChances(bet / (check + bet) if check + bet else 0.5, (check + bet) / self.count))
         return [reads]
 
 
-def make_examiner(answers: Answers, **parts: Any) -> Examiner:
+def make_examiner(answers: ModelPlayer, **parts: Any) -> Examiner:
     """An examiner of the policy that `answers` plays in training; invalid answers count as losses."""
     strict = dataclasses.replace(answers.matches, invalid=EVALUATION)
     return Examiner(answers=dataclasses.replace(answers, matches=strict), **parts)
@@ -264,7 +264,7 @@ def spellings(action: str) -> list[str]:
     return [form.format(action.strip('[]')) for form in FORMS]
 
 
-def figures(tables: Sequence[Sequence[Read]]) -> dict[str, float]:
+def figures(tables: Sequence[Sequence[BetChances]]) -> dict[str, float]:
     """NashConv under the wording of training, its range over all wordings, and the mass of the legal actions."""
     # A policy that has learnt one wording by heart shows it by the range over all of them.
     measured = [exploitability.exploited(np.array([read.bet for read in reads])) for reads in tables]
@@ -279,7 +279,7 @@ def figures(tables: Sequence[Sequence[Read]]) -> dict[str, float]:
     }
 
 
-def chances(reads: Sequence[Read]) -> Exhibit:
+def chances(reads: Sequence[BetChances]) -> Exhibit:
     """The table of the policy beside an equilibrium, and the mass that its legal actions have."""
     names = [f'{"JQK"[int(name[0])]} {"after " + name[1:] if name[1:] else "at once"}' for name in SETS]
     nash = exploitability.equilibrium(1 / 6)

@@ -31,7 +31,7 @@ BLUFFS = 1 / 6  # of the expert's equilibrium: how often J is bet first
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
+class ModelPlayer:
     """A language model that plays with the weights which `decoder` has loaded."""
 
     decoder: Decoder

@@ -26,7 +26,7 @@ from pal_jax.recipes.spiral.counts import is_policys, named, policys, summarize
 from pal_jax.recipes.spiral.evaluate import Examiner, make_examiner
 from pal_jax.recipes.spiral.matches import POLICY, SEATS, TRAINING, Match, Matches, play_matches
 from pal_jax.recipes.spiral.past import Keeper, Selves
-from pal_jax.recipes.spiral.players import Answers, Player, at_random, expert, make_models, shown
+from pal_jax.recipes.spiral.players import ModelPlayer, Player, at_random, expert, make_models, shown
 from pal_jax.recipes.spiral.settings import Settings, check, make_rules
 from pal_jax.recipes.spiral.textarena import Arena
 from pal_jax.recipes.spiral.warmup import make_supervised
@@ -64,7 +64,7 @@ class Spiral:
     learner: PolicyLearner
     keeper: Keeper
     load: Callable[..., Params]
-    answers: Answers
+    answers: ModelPlayer
     opponent: Callable[[Sequence[int]], Player] | None
     past: bool
     supervised: Callable[[int], TokenBatch]
@@ -199,7 +199,7 @@ def make(settings: Settings, ctx: Context) -> Spiral:
     play, policy = settings.play, make_policy(settings.policy, ctx, settings.seed)
     matches = Matches(make_rules(play), TRAINING, play.reasoned)
     decoder = sampler.make_decoder(settings.decode, policy, ctx)
-    answers = Answers(decoder, policy.tokenizer, settings.sampling, matches)
+    answers = ModelPlayer(decoder, policy.tokenizer, settings.sampling, matches)
     learner = make_learner(settings, policy.cfg, ctx)
     examiner = make_examiner(
         answers, ctx=ctx, actor=learner.actor, count=settings.eval.matches,

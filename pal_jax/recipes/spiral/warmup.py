@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from pal_jax.data.packing import Branch, PromptGroup, most_actions, pack_whole
 from pal_jax.recipes.spiral.matches import POLICY, Match, Matches, play_matches
-from pal_jax.recipes.spiral.players import Answers, at_random
+from pal_jax.recipes.spiral.players import ModelPlayer, at_random
 from pal_jax.recipes.spiral.settings import Settings
 from pal_jax.run import sharding
 from pal_jax.types import TokenBatch
@@ -30,7 +30,7 @@ def positions(matches: Matches, count: int, seed: int, i: int) -> list[Match]:
     return [samples[int(rng.integers(len(samples)))].source for samples in played]
 
 
-def make_supervised(settings: Settings, answers: Answers, mesh: Mesh) -> Callable[[int], TokenBatch]:
+def make_supervised(settings: Settings, answers: ModelPlayer, mesh: Mesh) -> Callable[[int], TokenBatch]:
     """A function that gives the batch of a step of the warm-up: positions with their legal actions."""
     matches, tokenizer, ways = answers.matches, answers.tokenizer, sharding.batch_ways(mesh)
 

@@ -20,7 +20,7 @@ from pal_jax.recipes.rlpa.dialogue import (
 )
 from pal_jax.recipes.rlpa.people import SCHEMA, SLOTS, make_people
 from pal_jax.recipes.rlpa.profiles import mentions, parse_completion, render_completion
-from pal_jax.recipes.rlpa.users import Listened
+from pal_jax.recipes.rlpa.users import CountingUser
 from pal_jax.types import Dialogue, Turn
 from tests.recipes.rlpa.dialogues import BAD, USER, group, never, people
 
@@ -142,7 +142,7 @@ def test_a_dialogue_is_played_to_its_end_or_until_it_is_malformed():
         bad = [BAD, BAD]
         return [group(d, [0.0, 1.0], texts=bad if d.person.id == 'u1' and turn else None) for d in dialogues]
 
-    heard = Listened(USER)
+    heard = CountingUser(USER)
     played = converse(game, [game.start(0), game.start(1)], answer, heard)
     assert seen == [[('u0', 0, 0), ('u1', 0, 0)], [('u0', 1, 1), ('u1', 1, 1)], [('u0', 2, 2)]]
     assert [[samples[0].source.round for samples in groups] for groups in played] == [[0, 1, 2], [0, 1]]
