@@ -124,8 +124,8 @@ def make_record(
 
 
 def make_exhibits(
-    results: Sequence[HandlerResult], optima: Mapping[tuple[str, float], ConstrainedOptimum], tables: Mapping[str, Tables],
-    names: Mapping[str, str],
+    results: Sequence[HandlerResult], optima: Mapping[tuple[str, float], ConstrainedOptimum],
+    tables: Mapping[str, Tables], names: Mapping[str, str],
 ) -> list[Exhibit]:  # fmt: skip
     """A table and a picture for each task; `names` are handlers' names for readers."""
     cells = summarize(results, optima)

@@ -55,8 +55,8 @@ def open_functions(key: str, text: str, weights: Sequence[float]) -> tuple[Rewar
 
 
 def with_functions(
-    reward: RewardFn, functions: Sequence[RewardFunction], messages: Callable[[Dialogue], Sequence[Mapping[str, str]]], *,
-    weights: Mapping[str, float], apart: bool,
+    reward: RewardFn, functions: Sequence[RewardFunction],
+    messages: Callable[[Dialogue], Sequence[Mapping[str, str]]], *, weights: Mapping[str, float], apart: bool,
 ) -> RewardFn:  # fmt: skip
     """`reward` plus the weighted values of the functions, which see every answer, malformed ones too.
 

@@ -69,9 +69,8 @@ class World:
     reward: RewardFn
     score: RewardFn  # the reward in evaluations: without a control, by a judge who knows the person
     estimate: Estimate | None  # of advantages, from the parts of the rewards; None: `ppo.estimator`
-    early: (
-        EarlyQuestions | None
-    )  # asks about each answer while others are decoded; None: all judges are on this machine
+    # Asks about each answer while others are decoded; None: all judges are on this machine.
+    early: EarlyQuestions | None
     models: ChatModels
     max_failed: float
     judged: Callable[[], Metrics]  # figures of an evaluation about its judge; the memory of the judge's model is freed
