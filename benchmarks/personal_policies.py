@@ -180,7 +180,7 @@ def make_models(source: str, sizes: Sizes, seed: int) -> Models:
         estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, row_tokens=ROW_TOKENS, micro_rows=1,
         old_logprobs='sampler',
     )  # fmt: skip
-    learner = ppo.make_learner(
+    learner = ppo.make_actor_critic(
         policy.cfg, paid, Optimizer(lr=sizes.lr, warmup_ratio=0.0).over(sizes.steps), ctx.mesh,
         n=sizes.samples, length=sizes.tokens, adapters=Lora(rank=sizes.rank, alpha=2.0 * sizes.rank), seed=seed,
     )  # fmt: skip

@@ -27,7 +27,7 @@ def make_learner(cfg: Any, mesh: Any, completion: int) -> Any:
 
     ppo = learners.PPO('group_norm', kl_in='loss', kl_estimator='k3', micro_rows=ROWS)
     optimizer = Optimizer('adamw', lr=1e-5, total_steps=10)
-    return learners.make_learner(cfg, ppo, optimizer, mesh, n=N, length=completion)
+    return learners.make_actor_critic(cfg, ppo, optimizer, mesh, n=N, length=completion)
 
 
 def request(cfg: Any, prompt: int, completion: int, devices: Sequence[Any]) -> Any:

@@ -54,7 +54,7 @@ from pal_jax.recipes.rlpa import dialogue as env
 from pal_jax.recipes.rlpa.baselines import BASELINES, Complete, plainly
 from pal_jax.recipes.rlpa.personalization import Respond
 from pal_jax.recipes.rlpa.settings import Dialogues, of_dialogues
-from pal_jax.recipes.rlpa.turns import Sampler, make_sampler
+from pal_jax.recipes.rlpa.turns import Sampler, make_turn_sampler
 from pal_jax.recipes.rlpa.world import make_world
 from pal_jax.run import cli, devices, inputs
 from pal_jax.run.checkpoint import FOLDER, Checkpoints
@@ -160,7 +160,7 @@ def evaluate_sources(settings: Run, names: Sequence[str]) -> dict[str, Evaluatio
             if name in BASELINES:
                 answer = plainly(make_complete(settings, tokenizer, decoder), BASELINES[name], world.topics)
             else:
-                answer = in_format(settings, make_sampler(settings, world.system, tokenizer, decoder))
+                answer = in_format(settings, make_turn_sampler(settings, world.system, tokenizer, decoder))
             evaluations[name] = Evaluation(*world.evaluate(answer, rounds=rounds))
     return {name: evaluations[name] for name in opened}
 

@@ -408,7 +408,7 @@ class PolicyLearner:
         return losses.policy_metrics(logprobs, old, used(batch), clip=clip, clip_high=high)
 
 
-def make_learner(
+def make_actor_critic(
     cfg: ModelConfig, ppo: PPO, optimizer: Optimizer, mesh: Mesh, *, critic: Optimizer | None = None,
     imitation: Optimizer | None = None, n: int, length: int, adapters: Lora | None = None, anchored: bool = True,
     warmup: bool = False, seed: int = 0,

@@ -84,7 +84,7 @@ def make(settings: Settings, ctx: Context) -> DPORecipe:
     rows = data.make_rows(settings, functools.partial(to_group, policy.tokenizer), 'chosen', n=2)
     ctx.log(rows.told)
     steps = data.steps_of(settings, rows)
-    learner = make_learner(settings, policy.cfg, ctx, steps)
+    learner = make_pair_learner(settings, policy.cfg, ctx, steps)
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
     trained = trained_actor(settings.policy, policy, learner.actor)
     plan = Plan(steps, learner.actor.abstract, stage, trained, keep=keeping(policy=policy))
@@ -94,7 +94,7 @@ def make(settings: Settings, ctx: Context) -> DPORecipe:
 def make_trained(settings: Settings, ctx: Context) -> Trained:
     """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
-    return trained_actor(settings.policy, policy, make_learner(settings, policy.cfg, ctx).actor)
+    return trained_actor(settings.policy, policy, make_pair_learner(settings, policy.cfg, ctx).actor)
 
 
 def to_group(tokenizer: Tokenizer, record: object) -> PromptGroup:
@@ -104,10 +104,10 @@ def to_group(tokenizer: Tokenizer, record: object) -> PromptGroup:
 
 def planned(settings: Settings, prompt: int) -> Planned:
     """The part of a run that is planned, see `run/planned.py`."""
-    return reading(settings, make_learner, n=2)
+    return reading(settings, make_pair_learner, n=2)
 
 
-def make_learner(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> PreferenceLearner:
+def make_pair_learner(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> PreferenceLearner:
     """The learner of pairs that the settings describe, for so many steps."""
     # No reference is kept where the loss is free of one: that saves a copy of the weights.
     actor = Actor(

@@ -80,10 +80,10 @@ def make_learner(settings: Reinforced, cfg: ModelConfig, ctx: Context, *, n: int
 
     Args:
       n: the number of samples of a prompt.
-      more: further arguments of `learners.ppo.make_learner`.
+      more: further arguments of `learners.ppo.make_actor_critic`.
     """
     updates = max(settings.total_steps, 1) * settings.ppo.epochs * settings.ppo.minibatches
-    return ppo.make_learner(
+    return ppo.make_actor_critic(
         cfg,
         dataclasses.replace(settings.ppo, temperature=settings.sampling.temperature or 1.0),
         settings.optimizer.over(updates),

@@ -199,7 +199,7 @@ def request(memory: float = 64 * GIB, **changes) -> PlanRequest:
     config = configs.settings('rlpa', 'smoke', **{'dialogue.rollout_batch_size': 8} | changes)
     return PlanRequest(
         cfg=tiny(),
-        make_learner=lambda cfg, mesh, _: rlpa.make_learner(config, cfg, Context(mesh, Stopwatch().phase)),
+        make_learner=lambda cfg, mesh, _: rlpa.make_turn_learner(config, cfg, Context(mesh, Stopwatch().phase)),
         work=planned(config, prompt=64).work,
         devices=jax.devices(),
         chip=Chip(memory, 1e12, 1e11, 1e10),
@@ -290,7 +290,7 @@ def test_the_tpu_compiler_takes_the_update_of_the_paper(topology, model, choice)
     mesh = make_mesh(choice.data, choice.fsdp, choice.tensor, devices=chips.topology_devices(topology))
     cfg = for_platform(shapes.shape(model), platform='tpu')
     cfg = dataclasses.replace(cfg, remat=choice.remat)
-    learner = rlpa.make_learner(config, cfg, Context(mesh, Stopwatch().phase))
+    learner = rlpa.make_turn_learner(config, cfg, Context(mesh, Stopwatch().phase))
     chip = chips.chip(mesh.devices.flat[0])
     gradients = programs.training(learner, planned(config, prompt=1024).work)[0]
     found = estimate.measure(gradients, chip, efficiency=0.4)

@@ -15,7 +15,7 @@ from pal_jax.data.packing import pack_rollouts
 from pal_jax.learners import actor, forward
 from pal_jax.learners.actor import Actor
 from pal_jax.learners.ppo import PPO, PolicyLearner
-from pal_jax.learners.ppo import make_learner as make
+from pal_jax.learners.ppo import make_actor_critic as make
 from pal_jax.learners.training import Lora, accumulate, apply
 from pal_jax.models import config, params
 from pal_jax.models.config import LayerKind

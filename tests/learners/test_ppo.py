@@ -13,7 +13,7 @@ from pal_jax.data.packing import Branch, PromptGroup, lay_out, pack_groups, pack
 from pal_jax.learners import actor as actors
 from pal_jax.learners import forward
 from pal_jax.learners.ppo import PPO, PolicyLearner, adapted_kl, loss_weights
-from pal_jax.learners.ppo import make_learner as make
+from pal_jax.learners.ppo import make_actor_critic as make
 from pal_jax.learners.training import Lora, accumulate, join, micro_batches
 from pal_jax.models import config, params
 from pal_jax.models.lora import merge

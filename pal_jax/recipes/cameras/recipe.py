@@ -180,7 +180,7 @@ def make(settings: Settings, ctx: Context) -> Team:
         check_at_least(settings, 1, 'mixtures')
     for pair in settings.eval.others:
         other(settings.scene, pair)
-    learners = {method: make_learner(settings, ctx, method) for method in settings.methods}
+    learners = {method: make_team_learner(settings, ctx, method) for method in settings.methods}
     runs = {name(method, seed): learners[method].abstract() for method in learners for seed in range(settings.seeds)}
     curve = jax.ShapeDtypeStruct(
         (len(runs), settings.total_steps), jnp.float32, sharding=sharding.replicated(ctx.mesh)
@@ -202,7 +202,7 @@ def stages(settings: Settings) -> Any:
     return stage
 
 
-def make_learner(settings: Settings, ctx: Context, method: str) -> TeamPPO:
+def make_team_learner(settings: Settings, ctx: Context, method: str) -> TeamPPO:
     """The learner of a method. Only whether it has dynamics heads makes another program."""
     updates = settings.total_steps * settings.updates * settings.epochs * settings.minibatches
     return TeamPPO(

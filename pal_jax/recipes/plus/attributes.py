@@ -95,7 +95,7 @@ def _disagreements(
             yield RatedPair(prompt, (first_text, second_text), first)
 
 
-def make_people(
+def make_attribute_people(
     path: str, attributes: Sequence[str], people: int, tested: int, *, in_context: int, held: int, max_words: int,
     form: str, seed: int, taught: int = 1,
 ) -> tuple[list[History], list[History]]:  # fmt: skip

@@ -149,7 +149,7 @@ class PairPacker:
         )  # fmt: skip
 
 
-def make_pairs(settings: RewardModelSettings, tokenizer: Tokenizer, mesh: Mesh) -> PairPacker:
+def make_pair_packer(settings: RewardModelSettings, tokenizer: Tokenizer, mesh: Mesh) -> PairPacker:
     """The packing of texts for the reward model, as the settings describe it."""
     return PairPacker(tokenizer, mesh, settings.micro_rows, settings.row_tokens)
 

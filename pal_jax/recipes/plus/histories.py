@@ -78,9 +78,9 @@ def read(
     if form not in histories.FORMS:
         raise ValueError(f'form={form!r} is unknown; use one of {", ".join(histories.FORMS)}')
     if data == 'pets':
-        train = pets.make_people(people, seed=seed, split='train', form=form, taught=made.taught)
+        train = pets.make_pet_people(people, seed=seed, split='train', form=form, taught=made.taught)
         splits: tuple[pets.Split, ...] = ('test', 'animals')
-        return train, {split: pets.make_people(tested, seed=0, split=split, form=form) for split in splits}
+        return train, {split: pets.make_pet_people(tested, seed=0, split=split, form=form) for split in splits}
     settings: Any = {
         'in_context': made.told,
         'taught': made.taught,
@@ -89,7 +89,7 @@ def read(
         'form': form,
     }
     if data.startswith('rated:'):
-        train, test = attributes.make_people(
+        train, test = attributes.make_attribute_people(
             data.removeprefix('rated:'), made.attributes, people, tested, **settings, seed=seed
         )
         return train, {'test': test}

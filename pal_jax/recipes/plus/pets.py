@@ -39,7 +39,7 @@ HELD = (
 ).split(', ')
 
 
-def make_people(count: int, *, seed: int, split: Split, form: str = 'labelled', taught: int = 1) -> list[History]:
+def make_pet_people(count: int, *, seed: int, split: Split, form: str = 'labelled', taught: int = 1) -> list[History]:
     """`count` people, half of them of each kind.
 
     No predicate stands in two choices of one person, except the choices that test, which have the same two.

@@ -149,7 +149,7 @@ class Naturalness:
         return self._scale
 
 
-def make_judge(judge: ResponseJudge, natural: Naturalness) -> ResponseJudge:
+def make_natural_judge(judge: ResponseJudge, natural: Naturalness) -> ResponseJudge:
     """A judge whose naturalness is the lower of `judge`'s and `natural`'s.
 
     The total `graded` falls in proportion, and `strict` is 0 below a naturalness of a half. Replies that `judge` finds

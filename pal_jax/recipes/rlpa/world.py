@@ -20,7 +20,7 @@ from pal_jax.recipes.rlpa.criteria import judge_by_rules
 from pal_jax.recipes.rlpa.early import EarlyQuestions, open_early
 from pal_jax.recipes.rlpa.frozen import MODEL, open_naturalness, who_judged
 from pal_jax.recipes.rlpa.matcher import open_matcher
-from pal_jax.recipes.rlpa.naturalness import make_judge as read_too
+from pal_jax.recipes.rlpa.naturalness import make_natural_judge
 from pal_jax.recipes.rlpa.naturalness import opening
 from pal_jax.recipes.rlpa.own import open_role
 from pal_jax.recipes.rlpa.own_rewards import make_estimate, with_own
@@ -133,8 +133,8 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
     )
     natural = open_naturalness(settings, kept)
     if natural:
-        score = read_too(score, natural)
-        judge = read_too(judge, natural) if rewards.naturalness == MODEL else judge
+        score = make_natural_judge(score, natural)
+        judge = make_natural_judge(judge, natural) if rewards.naturalness == MODEL else judge
     read = system if settings.reference_compatible else ''  # the judge reads it
     reward = functools.partial(
         make_reward,

@@ -136,7 +136,7 @@ def bare(matches: Matches, match: Match, text: str) -> str:
     return next((part for part in BRACKETS.findall(text) if matches.read(match, part)), text)
 
 
-def make_models(settings: Settings) -> dict[str, ChatModel]:
+def make_chat_opponents(settings: Settings) -> dict[str, ChatModel]:
     """The models of `eval.opponents`, by the names that settings have for them.
 
     Raises:

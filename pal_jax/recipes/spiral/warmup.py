@@ -30,7 +30,7 @@ def positions(matches: Matches, count: int, seed: int, i: int) -> list[Match]:
     return [samples[int(rng.integers(len(samples)))].source for samples in played]
 
 
-def make_supervised(settings: Settings, answers: ModelPlayer, mesh: Mesh) -> Callable[[int], TokenBatch]:
+def make_legal_action_batches(settings: Settings, answers: ModelPlayer, mesh: Mesh) -> Callable[[int], TokenBatch]:
     """A function that gives the batch of a step of the warm-up: positions with their legal actions."""
     matches, tokenizer, ways = answers.matches, answers.tokenizer, sharding.batch_ways(mesh)
 

@@ -9,7 +9,7 @@ import pytest
 
 from pal_jax.recipes.plus import conditioning, pets
 
-PEOPLE = pets.make_people(20, seed=0, split='test')
+PEOPLE = pets.make_pet_people(20, seed=0, split='test')
 
 
 def describe(people, temperatures):
@@ -65,7 +65,7 @@ def test_several_samples_are_one_mean_of_each_person():
 
 
 def test_a_report_shows_whose_summary_is_read():
-    splits = {'test': PEOPLE, 'animals': pets.make_people(8, seed=0, split='animals')}
+    splits = {'test': PEOPLE, 'animals': pets.make_pet_people(8, seed=0, split='animals')}
     record, _ = conditioning.evaluate(describe, gaps, splits, temperature=1.0, shown=0)
     (exhibit,) = conditioning.make_exhibits(record, list(splits))
     head, *rows = exhibit.table
@@ -79,7 +79,7 @@ def test_a_report_shows_whose_summary_is_read():
 
 
 def test_before_the_first_step_the_first_split_is_read_without_controls():
-    splits = {'test': PEOPLE, 'animals': pets.make_people(8, seed=0, split='animals')}
+    splits = {'test': PEOPLE, 'animals': pets.make_pet_people(8, seed=0, split='animals')}
     settings = {'temperature': 1.0, 'shown': 1}
     whole, _ = conditioning.evaluate(describe, gaps, splits, **settings)
     record, people = conditioning.evaluate(describe, gaps, splits, **settings, whole=False)

@@ -18,10 +18,10 @@ import pytest
 
 from pal_jax.data.packing import pack_rollouts
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.decode.choose import make_decoder
+from pal_jax.decode.choose import choose_decoder
 from pal_jax.games.game import play
 from pal_jax.judges.chat_models import ChatModels
-from pal_jax.learners.ppo import PPO, make_learner
+from pal_jax.learners.ppo import PPO, make_actor_critic
 from pal_jax.learners.training import Lora
 from pal_jax.models import config as model_config
 from pal_jax.models import params
@@ -78,7 +78,7 @@ class Scripted:
 
 def make_recipe(mesh=MESH, roles='shared', count=16, players=None, lora=2, judge=judges.by_rule, train=None, lr=1e-3):
     optimizer = Optimizer(lr=lr, total_steps=64, warmup_ratio=0.0, min_ratio=1.0)
-    learner = make_learner(
+    learner = make_actor_critic(
         CFG, PPO('reinforce', kl_coef=0.01, micro_rows=8), optimizer, mesh, n=1, length=3,
         adapters=Lora(rank=lora) if lora else None,
     )  # fmt: skip
@@ -280,7 +280,7 @@ def test_the_defender_of_a_tiny_model_learns_to_do_half_the_harm():
         return [Labels(a.seed.harmful, a.answer == 'sorry', a.seed.harmful and a.answer != 'sorry') for a in attacks]
 
     tokenizer, sampling = byte_tokenizer(), Sampling(max_tokens=1)
-    decoder = make_decoder(CFG, tokenizer, MESH, driver='local', address='', slots=32, stride=1)
+    decoder = choose_decoder(CFG, tokenizer, MESH, driver='local', address='', slots=32, stride=1)
     players = Players(decoder, tokenizer, sampling, Letters(hidden=False))
     seeds = [Seed(word, harmful, generated)
              for harmful, word in ((True, 'burn'), (False, 'hello')) for generated in (True, False)]  # fmt: skip

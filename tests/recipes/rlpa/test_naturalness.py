@@ -75,7 +75,7 @@ def test_a_model_takes_naturalness_down_and_the_totals_with_it():
     good = [reply for _, reply in made_up(seed=0)]
     natural = Naturalness(known(GOOD, *good))
     assert natural.able and natural.separation == 1.0
-    judge = naturalness.make_judge(judge_by_rules, natural)
+    judge = naturalness.make_natural_judge(judge_by_rules, natural)
     senseless = 'I like photos because the bridge was sleeping under seven candles. Does your pet fly?'
     ours, theirs, bad = judge([HELLO] * 3, [()] * 3, [GOOD, senseless, 'Yes.'], 0)
     assert ours.scores == pytest.approx(judge_by_rules([HELLO], [()], [GOOD], 0)[0].scores)
@@ -96,7 +96,7 @@ def test_half_a_naturalness_is_half_the_graded_score():
 def test_a_model_that_knows_no_language_judges_nothing():
     natural = Naturalness(known())
     assert not natural.able
-    judge = naturalness.make_judge(judge_by_rules, natural)
+    judge = naturalness.make_natural_judge(judge_by_rules, natural)
     assert judge([HELLO], [()], [GOOD], 0) == judge_by_rules([HELLO], [()], [GOOD], 0)
     with pytest.raises(RuntimeError, match=r'reward\.naturalness'):
         _ = Naturalness(known(), required=True).able
@@ -109,7 +109,7 @@ def test_what_rules_refuse_is_not_read():
         asked.extend(replies)
         return known(*replies)(dialogues, replies)
 
-    naturalness.make_judge(judge_by_rules, Naturalness(read))([HELLO] * 2, [()] * 2, ['Yes.', ''], 0)
+    naturalness.make_natural_judge(judge_by_rules, Naturalness(read))([HELLO] * 2, [()] * 2, ['Yes.', ''], 0)
     assert asked == []
 
 
