@@ -27,7 +27,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from pal_jax.commands.talking import SOURCE, chat_preset, open_model
-from pal_jax.data.thoughts import spoken
+from pal_jax.data.thoughts import spoken_reply
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Request
@@ -96,7 +96,7 @@ def talk(
         except ValueError as error:
             yield Text(f'{error}; /again starts anew', style='red')
             continue
-        bare = spoken(text)
+        bare = spoken_reply(text)
         if bare is None:
             yield Text(f'{text}\n(its thought did not end; ask for more --max_tokens)', style='yellow')
             continue
@@ -107,7 +107,7 @@ def talk(
         dialogue = dataclasses.replace(
             open_dialogue, turns=(*open_dialogue.turns, Turn('assistant', parsed.reply, parsed.profile))
         )
-        yield shown(parsed, with_profile=bool(preset.layout))
+        yield reply_columns(parsed, with_profile=bool(preset.layout))
 
 
 def reply(decoder: LocalDecoder, tokenizer: Tokenizer, preset: Preset, dialogue: Dialogue, seed: int) -> str:
@@ -123,7 +123,7 @@ def reply(decoder: LocalDecoder, tokenizer: Tokenizer, preset: Preset, dialogue:
     return tokenizer.thinking(prompt, decoder([Request(prompt, preset.sampling, seed)])[0].text)
 
 
-def shown(parsed: ParsedCompletion, *, with_profile: bool) -> Columns | Text:
+def reply_columns(parsed: ParsedCompletion, *, with_profile: bool) -> Columns | Text:
     """The reply, and beside it the facts that the policy has noted about its user."""
     answer = Text(parsed.reply)
     if not with_profile:

@@ -171,7 +171,7 @@ def _answered(tokenizer: Tokenizer, messages: Sequence[Message], before: str, th
         raise ValueError(CHANGED)
     if message['content'].strip() and through == tokenizer.written(messages[:-1], False):
         raise ValueError(SILENT)
-    answer = tokenizer.guarded(thoughts.resumed(before, message['content']))
+    answer = tokenizer.guarded(thoughts.resumed_reply(before, message['content']))
     ends = [end for end in tokenizer.ends.finditer(through) if not through[end.end() :].strip()]
     return _Turn(before, before + answer + (ends[0][0] if ends else ''), bool(ends))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pal_jax.data import records
-from pal_jax.data.holdouts import normal, together
+from pal_jax.data.holdouts import joint_content, normal
 from pal_jax.data.records import Row
 from pal_jax.run import files
 from pal_jax.types import Choice
@@ -108,10 +108,10 @@ def _apart(choices: Sequence[Choice]) -> list[Choice]:
 
 def content(person: History) -> str:
     """The text by which people are compared: the context and the choices. Their order makes no difference."""
-    return together([person.context, *map(said, (person.reward, *person.train, *person.held))])
+    return joint_content([person.context, *map(choice_text, (person.reward, *person.train, *person.held))])
 
 
-def said(choice: Choice) -> str:
+def choice_text(choice: Choice) -> str:
     """A choice as a text, for comparisons."""
     return '\n'.join((choice.prompt, choice.chosen, choice.rejected))
 
@@ -157,7 +157,7 @@ def load(path: str | Path) -> list[list[History]]:
     return list(people.values())
 
 
-def load_told(path: str | Path) -> list[tuple[PersonContext, Choice | None]]:
+def load_contexts(path: str | Path) -> list[tuple[PersonContext, Choice | None]]:
     """The context of each person, one a line, and the held-out choice, None where a line has none.
 
     Raises:

@@ -41,7 +41,7 @@ def normal(text: str) -> str:
     return ' '.join(unicodedata.normalize('NFKC', text.casefold()).translate(_ALIKE).split())
 
 
-def together(parts: Iterable[str]) -> str:
+def joint_content(parts: Iterable[str]) -> str:
     """The content of several texts. Their order makes no difference, and a text that occurs twice counts once."""
     return '\n'.join(sorted(set(map(normal, parts))))
 

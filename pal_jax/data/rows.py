@@ -83,14 +83,14 @@ class Rows(NamedTuple):
         return sharding.put_batch(packed, mesh)
 
 
-def apart(rows: Sequence[PromptGroup]) -> list[list[PromptGroup]]:
+def one_group_a_row(rows: Sequence[PromptGroup]) -> list[list[PromptGroup]]:
     """Groups of one row each, for methods that gather none."""
     return [[row] for row in rows]
 
 
 def make_rows(
     settings: Supervised, convert: Callable[[Any], PromptGroup], key: str, n: int,
-    gather: Callable[[Sequence[PromptGroup]], list[list[PromptGroup]]] = apart,
+    gather: Callable[[Sequence[PromptGroup]], list[list[PromptGroup]]] = one_group_a_row,
 ) -> Rows:  # fmt: skip
     """The rows of every record, made by `convert`: of a file, or of the records that a method makes up by that name.
 
@@ -117,7 +117,9 @@ def make_rows(
     else:
         parts = [keyed(chats.read(data.train, contained))]
     if data.test:
-        train, test, moved = beside(list(itertools.chain(*parts)), keyed(chats.read(data.test, contained)), data)
+        train, test, moved = without_test_prompts(
+            list(itertools.chain(*parts)), keyed(chats.read(data.test, contained)), data
+        )
     elif maker:
         train, test, moved = of_people(parts, data.test_rows)
     else:
@@ -145,7 +147,9 @@ def by_prompt(rows: list[Keyed], data: RowSettings) -> tuple[list[Keyed], list[K
     return train, test, holdouts.repeats(contents)
 
 
-def beside(rows: list[Keyed], test: list[Keyed], data: RowSettings) -> tuple[list[Keyed], list[Keyed], int]:
+def without_test_prompts(
+    rows: list[Keyed], test: list[Keyed], data: RowSettings
+) -> tuple[list[Keyed], list[Keyed], int]:
     """The rows of `data.train` whose prompts are not in `data.test`, all rows of `data.test`, and the number of rows of
     `data.train` that were left out. Raises ValueError where all of them were."""
     tested = {content for content, _ in test}

@@ -242,9 +242,9 @@ class Tokenizer:
     def thinking(self, prompt: Sequence[int], text: str) -> str:
         """The text of a completion, with the mark of a thought that `prompt` opens and the text does not end before it.
 
-        See `thoughts.after`.
+        See `thoughts.completion_after`.
         """
-        return thoughts.after(self.decode(prompt[-_MARK_TOKENS:]), text)
+        return thoughts.completion_after(self.decode(prompt[-_MARK_TOKENS:]), text)
 
     def chat(
         self, messages: Sequence[Message], add_generation_prompt: bool = True,
@@ -285,7 +285,7 @@ class Tokenizer:
             raise ValueError(f'{self._name} has no chat template; use an instruct model or add chat_template.jinja')
         if self.folds_system and messages and messages[0]['role'] == 'system':
             self.folded |= bool(messages[0]['content'])
-            messages = folded(messages)
+            messages = fold_system(messages)
         shield, assistants = self._shields
         guarded = [
             {
@@ -369,7 +369,7 @@ class Tokenizer:
         return str(text)
 
 
-def folded(messages: Sequence[Message]) -> list[Message]:
+def fold_system(messages: Sequence[Message]) -> list[Message]:
     """The conversation without system messages at its head.
 
     Their text goes to the head of the first user message, with an empty line between. Where no user message follows, it

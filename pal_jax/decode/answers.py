@@ -15,7 +15,7 @@ from jaxtyping import Float
 from pal_jax.data import chats
 from pal_jax.data.packing import PromptGroup
 from pal_jax.data.rows import scored_replies
-from pal_jax.data.thoughts import spoken
+from pal_jax.data.thoughts import spoken_reply
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
@@ -83,7 +83,7 @@ class ModelScores:
 
 def without_thoughts(sample: Sample) -> Sample:
     """Cut the thought out of a sample's text; the text is empty where a thought does not end, and the tokens stay."""
-    completion = dataclasses.replace(sample.completion, text=spoken(sample.completion.text) or '')
+    completion = dataclasses.replace(sample.completion, text=spoken_reply(sample.completion.text) or '')
     return dataclasses.replace(sample, completion=completion)
 
 

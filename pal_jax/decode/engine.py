@@ -137,7 +137,7 @@ def init_state(cfg: ModelConfig, slots: int, length: int) -> DecodeState:
     )
 
 
-def blank(cfg: ModelConfig, rows: int, length: int) -> Prefix:
+def empty_caches(cfg: ModelConfig, rows: int, length: int) -> Prefix:
     """The empty caches of `rows` prompts, with room for `length` tokens each."""
     state = init_state(cfg, rows, length)
     return Prefix(keys=state.keys, values=state.values, length=state.length, token=state.token)
@@ -208,13 +208,13 @@ def states(
 def _write(rows: Array, new: Array, start: Int[Array, ' N'], axis: int) -> Array:
     """The rows with `new[n]` written into `rows[n]`, from `start[n]` on along `axis` of a row, which has no batch
     axis."""
-    ways = {'cpu': one_by_one, 'default': together}
+    ways = {'cpu': write_by_slices, 'default': write_by_scatter}
     return lax.platform_dependent(
         rows, new.astype(rows.dtype), start, **{name: functools.partial(way, axis=axis) for name, way in ways.items()}
     )
 
 
-def one_by_one(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -> Array:
+def write_by_slices(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -> Array:
     """Write as `_write` does, by a loop of slices, since a CPU scatters element by element."""
 
     def write(n: Array, rows: Array) -> Array:
@@ -225,7 +225,7 @@ def one_by_one(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -
     return lax.fori_loop(0, len(rows), write, rows)
 
 
-def together(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -> Array:
+def write_by_scatter(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -> Array:
     """Write as `_write` does, by a scatter, since the TPU's compiler fails at the loop where heads are sharded."""
     return jax.vmap(lambda row, part, at: lax.dynamic_update_slice_in_dim(row, part, at, axis))(rows, new, start)
 

@@ -13,8 +13,7 @@ from jax.sharding import Mesh
 
 from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.choose import Decoder
-from pal_jax.decode.choose import choose_decoder
+from pal_jax.decode.choose import Decoder, choose_decoder
 from pal_jax.decode.requests import Request
 from pal_jax.run import sharding
 from pal_jax.run.language import DecodeSettings, Reinforced

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import openai
 
-from pal_jax.data.thoughts import closes, spoken
+from pal_jax.data.thoughts import closes, spoken_reply
 from pal_jax.run.credentials import secret
 from pal_jax.types import Chat
 
@@ -202,7 +202,7 @@ class Endpoint:
             # The last four mean that the answer does not follow the protocol.
             return Reply(error=f'{type(error).__name__}: {error}'.splitlines()[0])
         self._opens |= closes(text)
-        plain = spoken(text)
+        plain = spoken_reply(text)
         if plain is None or (aside and not plain.strip()):
             return Reply(None, *tokens, error=_UNFINISHED)
         return Reply(plain, *tokens, error='' if plain else 'an empty answer', cut=cut and plain == text)

@@ -69,7 +69,7 @@ def read_problems(path: str | Path, task: str) -> list[Problem]:
     return problems
 
 
-def asked(problem: Problem) -> Chat:
+def question_chat(problem: Problem) -> Chat:
     """The chat that asks for a problem's answer."""
     return [{'role': 'user', 'content': ASKED.format(question=problem.question)}]
 

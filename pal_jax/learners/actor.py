@@ -267,7 +267,7 @@ class Actor:
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _imitation(self, grads, trainable, frozen, batch, weight, moment):
         def loss(trainable):
-            params = dropping(self.adapters, self.seed, join(trainable, frozen), moment)
+            params = draw_dropout(self.adapters, self.seed, join(trainable, frozen), moment)
             return forward.imitation_loss(params, self.cfg, batch, weight, self.max_z_coef)
 
         with self.on_mesh():
@@ -295,7 +295,7 @@ class Actor:
 
         def loss(trainable: Params) -> tuple[Array, Array]:
             whole = join(trainable, state.model.frozen)
-            params = dropping(self.adapters, self.seed, whole, (1, state.step, i))
+            params = draw_dropout(self.adapters, self.seed, whole, (1, state.step, i))
             aux = {'tokens': tokens, 'weight': weight}
             return forward.token_loss(params, self.cfg, batch, aux, per_token, temperature=self.temperature)
 
@@ -335,7 +335,7 @@ def evenly(batch: TokenBatch) -> Float[Array, 'R N A']:
     return batch.acts / jnp.maximum(jnp.sum(batch.acts), 1)
 
 
-def dropping(adapters: Lora | None, seed: int, params: Params, moment: tuple[int | Array, ...]) -> Params:
+def draw_dropout(adapters: Lora | None, seed: int, params: Params, moment: tuple[int | Array, ...]) -> Params:
     """Parameters with the adapters' dropout drawn for this moment; no two micro-batches share a draw."""
     if not adapters or not adapters.dropout:
         return params

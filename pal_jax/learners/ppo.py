@@ -250,12 +250,12 @@ class PolicyLearner:
         )
         metrics, share = self._scored(batch, scores.entropy, self.actor.computed(batch.tokens))
         # No mean exists where no action counts; the share of real tokens always does.
-        return batch, (floats(metrics) if any_of(used(batch)) else {}) | floats({'real_share': share})
+        return batch, (floats(metrics) if any_of(counted_actions(batch)) else {}) | floats({'real_share': share})
 
     @functools.partial(jax.jit, static_argnums=0)
     def _scored(self, batch: RolloutBatch, entropy: Array | None, size: int) -> tuple[dict[str, Array], Array]:
         assert batch.logprobs is not None
-        mask, metrics, new = used(batch), {}, by_sample(batch.logprobs)
+        mask, metrics, new = counted_actions(batch), {}, by_sample(batch.logprobs)
         if batch.ref_logprobs is not None:
             metrics['kl'] = masked_mean(kl_divergence.token_kl(new, by_sample(batch.ref_logprobs)), mask)
         # Without the actor's own pass the update's `first_ratio_deviation` shows the same difference.
@@ -283,11 +283,11 @@ class PolicyLearner:
                 f'rewards have {channels} channels, the critics {heads} heads; give a head for each channel'
             )
         batch, metrics = self._advantages(batch, state.kl_coef, estimate, args)
-        return batch, floats(metrics) if any_of(used(batch)) else {}
+        return batch, floats(metrics) if any_of(counted_actions(batch)) else {}
 
     @functools.partial(jax.jit, static_argnums=(0, 3))
     def _advantages(self, batch: RolloutBatch, kl_coef: Array, estimate: Estimate | None, args: tuple[Any, ...]):
-        mask, shape = used(batch), batch.tokens.acts.shape
+        mask, shape = counted_actions(batch), batch.tokens.acts.shape
         # 1. Rewards, KL penalty and values by token, as the estimators want them.
         rollout = rollout_of(self.ppo, batch, kl_coef, self.n)
         # 2. Advantages and returns (GAE, arXiv 1506.02438, or an estimator without a critic).
@@ -405,7 +405,7 @@ class PolicyLearner:
         assert batch.logprobs is not None
         clip, high = self.ppo.clip, self.ppo.clip_high or None
         logprobs, old = by_sample(jnp.concatenate(new)), by_sample(batch.logprobs)
-        return losses.policy_metrics(logprobs, old, used(batch), clip=clip, clip_high=high)
+        return losses.policy_metrics(logprobs, old, counted_actions(batch), clip=clip, clip_high=high)
 
 
 def make_actor_critic(
@@ -440,7 +440,7 @@ def check_samples(ppo: PPO, n: int) -> None:
         )
 
 
-def used(batch: RolloutBatch) -> Array:
+def counted_actions(batch: RolloutBatch) -> Array:
     """The actions that count `[B, A]`: those of samples that did not fail."""
     return by_sample(batch.tokens.acts & batch.ok[..., None])
 
@@ -456,7 +456,7 @@ def rollout_of(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, ''], n: int)
         # An adapted coefficient may fall to 0; below it the penalty would reward distance.
         penalty=jnp.maximum(kl_coef if ppo.kl_in == 'reward' else 0.0, 0.0) * kl,
         values=None if batch.values is None else batch.values.reshape(*new.shape, -1),
-        acts=used(batch),
+        acts=counted_actions(batch),
         ok=batch.ok.reshape(-1),
         role=batch.role.reshape(-1),
         n=n,
@@ -481,7 +481,7 @@ def adapted_kl(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, '']) -> Floa
     if not ppo.kl_target:
         return kl_coef
     assert batch.logprobs is not None and batch.ref_logprobs is not None
-    mask = used(batch)
+    mask = counted_actions(batch)
     kl, n = kl_divergence.token_kl(by_sample(batch.logprobs), by_sample(batch.ref_logprobs)), jnp.sum(mask[:, 0])
     mean = masked_mean(kl, mask) if ppo.kl_target_per == 'token' else masked_sum(kl, mask) / jnp.maximum(n, 1)
     return kl_divergence.adapt_kl(kl_coef, mean, target=ppo.kl_target, n=n, horizon=ppo.kl_horizon)

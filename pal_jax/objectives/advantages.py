@@ -71,7 +71,7 @@ def actor_critic(rollout: EstimatorInputs, constants: Discounts) -> Estimates:
     """
     if rollout.values is None:
         raise ValueError("estimator 'gae' needs values, got None; train a critic or use reinforce")
-    rewards = paid(rollout, rollout.rewards, constants)
+    rewards = action_rewards(rollout, rollout.rewards, constants)
     advantages, returns = gae(rewards, rollout.values, rollout.acts, gamma=constants.gamma, lam=constants.lam)
     return whiten(advantages[..., 0], rollout), returns
 
@@ -166,7 +166,9 @@ ESTIMATORS: dict[str, Estimator] = {  # by their names in configs
 }
 
 
-def paid(rollout: EstimatorInputs, rewards: Float[Array, 'B C'], constants: Discounts) -> Float[Array, 'B A C']:
+def action_rewards(
+    rollout: EstimatorInputs, rewards: Float[Array, 'B C'], constants: Discounts
+) -> Float[Array, 'B A C']:
     """The rewards of actions. The KL penalty is taken off channel 0, the reward; costs have no penalty."""
     signs = [-1.0, *[0.0] * (rewards.shape[-1] - 1)]
     return token_rewards(rewards, rollout.penalty, rollout.acts, clip=constants.reward_clip, signs=signs)
@@ -174,7 +176,7 @@ def paid(rollout: EstimatorInputs, rewards: Float[Array, 'B C'], constants: Disc
 
 def returns_of(rollout: EstimatorInputs, rewards: Float[Array, 'B C'], constants: Discounts) -> Float[Array, 'B A C']:
     """The discounted sum of the rewards of actions, from each action on."""
-    return reward_to_go(paid(rollout, rewards, constants), rollout.acts, gamma=constants.gamma)
+    return reward_to_go(action_rewards(rollout, rewards, constants), rollout.acts, gamma=constants.gamma)
 
 
 # --- rewards of samples ---------------------------------------------------------------------------------------------

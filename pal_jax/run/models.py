@@ -56,7 +56,7 @@ def make_source(named: str, ctx: Context, seed: int, of: str) -> Source:
         return sources.resolve(name, seed=seed, open_run=lambda run: open_run(run, ctx))
 
     folder = ctx.kept / of if ctx.kept else None
-    return sources.kept(folder, find) if folder and (folder / 'config.json').exists() else find()
+    return sources.kept_source(folder, find) if folder and (folder / 'config.json').exists() else find()
 
 
 def keeping(**models: Policy) -> Callable[[Path], None]:

@@ -23,7 +23,7 @@ from pal_jax.run import intervals
 from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.intervals import Estimate
 from pal_jax.run.metrics import EVALS, METRICS, read_records
-from pal_jax.run.summary import fifths, main_part, observed
+from pal_jax.run.summary import fifths, finite_values, main_part
 from pal_jax.run.uncertainty import WIDTH
 from pal_jax.run.workdir import read_run
 
@@ -98,10 +98,10 @@ def _learning(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> 
         if known(after, key):
             return _level(key, before, after, words)
     for key in words.changes:
-        measured = f'{key}_se' in after or (key in words.shares and tested(after))
+        measured = f'{key}_se' in after or (key in words.shares and test_size(after))
         if known(before, key) and known(after, key) and measured:
             return _evaluated(key, before, after, words)
-        if observed(main_part(rows), key):
+        if finite_values(main_part(rows), key):
             return _trained(key, main_part(rows), before, after, words)
     return None
 
@@ -120,13 +120,13 @@ def known(record: Record, key: str) -> bool:
 def estimate(record: Record, key: str, shares: Sequence[str]) -> Estimate:
     """A figure of an evaluation with its interval. Where the record has none it follows from the standard error, or in
     the case of one of `shares` without one, from the number of things tested."""
-    value, error, count = record[key], record.get(f'{key}_se'), tested(record)
+    value, error, count = record[key], record.get(f'{key}_se'), test_size(record)
     if f'{key}_interval' in record or count is None:
         return intervals.from_record(record, key)
     return (intervals.of_share if key in shares else intervals.of_mean)(value, error, count[0])
 
 
-def tested(record: Record) -> tuple[int, str] | None:
+def test_size(record: Record) -> tuple[int, str] | None:
     """The number of things that an evaluation tested, and the name of that figure; None where none is known."""
     return next(((int(record[key]), key) for key in COUNTS if known(record, key)), None)
 
@@ -206,5 +206,5 @@ def moved(first: float, last: float) -> str:
 
 
 def _of(record: Record) -> str:
-    count = tested(record)
+    count = test_size(record)
     return f', of {count[0]} {count[1]}' if count else ''

@@ -227,7 +227,7 @@ def test_dropout_is_of_the_step_and_off_where_the_policy_is_scored():
         np.concatenate(
             [
                 x
-                for x in jax.tree.leaves(actors.dropping(learner.actor.adapters, 0, params, (1, step, 0)))
+                for x in jax.tree.leaves(actors.draw_dropout(learner.actor.adapters, 0, params, (1, step, 0)))
                 if x.dtype == jnp.uint32
             ]
         )

@@ -123,13 +123,13 @@ def _without_index(shards: list[Path]) -> dict[str, Path]:
 
 def names(path: Path) -> list[str]:
     """The names of the tensors in a file."""
-    with opened(path) as f:
+    with open_tensors(path) as f:
         return list(f.keys())
 
 
 def stored(path: Path, name: str) -> StoredTensor:
     """A tensor of a file. Raises ValueError where the file has no tensor of this name, or as `check_kinds`."""
-    with opened(path) as f:
+    with open_tensors(path) as f:
         try:
             file = f.get_slice(name)
         except SafetensorError as error:
@@ -140,7 +140,7 @@ def stored(path: Path, name: str) -> StoredTensor:
 
 def check_kinds(path: Path) -> None:
     """Raise ValueError where a tensor of a file is quantised, or of a kind of numbers that numpy does not have."""
-    with opened(path) as f:
+    with open_tensors(path) as f:
         for name in list(f.keys()):
             _check_kind(path, name, f.get_slice(name).get_dtype())
 
@@ -164,7 +164,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f'{path} cannot be read ({error}); download it again') from error
 
 
-def opened(path: Path) -> Any:
+def open_tensors(path: Path) -> Any:
     """An open safetensors file. Raises ValueError where it cannot be read."""
     try:
         return safe_open(path, 'numpy')

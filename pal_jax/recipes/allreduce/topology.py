@@ -133,7 +133,7 @@ def _connects(servers: int, pairs: list[tuple[int, int]]) -> bool:
     return len(graph) == servers and nx.is_connected(graph)
 
 
-def used(topology: Topology, hops: list[tuple[int, int]]) -> Bool[np.ndarray, ' L']:
+def used_links(topology: Topology, hops: list[tuple[int, int]]) -> Bool[np.ndarray, ' L']:
     """A mask of the links that hops take. Raises ValueError where two hops take one link, or there is no such hop."""
     taken = np.zeros(len(topology.links), bool)
     for hop in hops:

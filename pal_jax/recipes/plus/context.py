@@ -55,7 +55,9 @@ class BaselineTexts:
     def __call__(
         self, state: State, people: Sequence[History], temperatures: Sequence[float], seed: Sequence[int]
     ) -> SummaryTexts:
-        return SummaryTexts([summaries.given(person, self.reads) for person in people for _ in temperatures], [])
+        return SummaryTexts(
+            [summaries.baseline_text(person, self.reads) for person in people for _ in temperatures], []
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +233,7 @@ def summarize(texts: Sequence[str], rewards: np.ndarray, people: Sequence[Histor
         'reward_std': float(np.std(rewards)),
         'samples': float(len(texts)),
         'words': float(np.mean([len(text.split()) for text in texts])),
-    } | conditioning.naming(texts, kinds)
+    } | conditioning.shares_naming_kind(texts, kinds)
 
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:

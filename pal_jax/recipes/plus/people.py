@@ -101,7 +101,7 @@ def of_whom(
     return list(map(somebody_else, people))
 
 
-def read_people(settings: Settings, log: histories.Log = histories.silent) -> tuple[list[History], Splits]:
+def read_people(settings: Settings, log: histories.Log = histories.no_log) -> tuple[list[History], Splits]:
     """The people to learn from, and those to test on by the name of their split.
 
     Raises:

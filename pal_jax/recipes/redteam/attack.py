@@ -83,7 +83,7 @@ class Labels(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RedTeam:
-    """The game. Rewards need a judge, so `play` gives samples without them; see `paid`.
+    """The game. Rewards need a judge, so `play` gives samples without them; see `role_rewards`.
 
     seeds: game `k` begins from seed `k` modulo their number.
     hidden: moves think in private before they answer; otherwise a move is its whole text.
@@ -125,7 +125,7 @@ class RedTeam:
         return attack._replace(request=said.answer) if role == ATTACKER else attack._replace(answer=said.answer)
 
     def rewards(self, attack: Attack) -> tuple[float, ...]:
-        """No rewards: `paid` pays samples, once a judge has labelled all games at once."""
+        """No rewards: `role_rewards` pays samples, once a judge has labelled all games at once."""
         return ()
 
     def end(self, groups: Sequence[Group]) -> Attack:
@@ -147,7 +147,7 @@ def read(text: str) -> Move | None:
     return said if said and all(said) else None
 
 
-def written(thought: str, answer: str) -> str:
+def write_move(thought: str, answer: str) -> str:
     """A move in the form, with the tag that opens its thought."""
     return f'{OPENED} {thought} {CLOSED}\n{BEGUN} {answer} {ENDED}'
 
@@ -183,7 +183,7 @@ def lowest(payment: Payment) -> tuple[float, float]:
     return min(attacker), min(defender)
 
 
-def paid(
+def role_rewards(
     attack: Attack, labels: Labels | None, payment: Payment = 'general', hidden: bool = True
 ) -> tuple[float | None, float | None]:
     """The rewards of attacker and defender at the end of a game; None: the sample does not count.

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pal_jax.data.holdouts import normal
-from pal_jax.data.thoughts import spoken
+from pal_jax.data.thoughts import spoken_reply
 from pal_jax.types import Completion, Dialogue, Sample
 
 _BLOCKS = re.compile(r'<profile>\n(.*?)</profile>\n\n<response>\n(.*?)</response>', re.DOTALL)
@@ -56,7 +56,7 @@ def parse_completion(text: str) -> ParsedCompletion | None:
     It is stricter than the published code in one point: a block that holds a tag of the format is malformed. Otherwise
     a reply could carry a profile block into the history, where the user and the judges would see it.
     """
-    match = _BLOCKS.search(spoken(text) or '')
+    match = _BLOCKS.search(spoken_reply(text) or '')
     if match is None or any(_TAG.search(block) for block in match.groups()):
         return None
     profile, reply = match.groups()

@@ -28,7 +28,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.recipes.rlpa.dialogue import Conversation, DialogueGame, converse, with_returns
 from pal_jax.recipes.rlpa.queue import continue_best, from_json, open_queue, pop, to_json
-from pal_jax.recipes.rlpa.rollouts import shown, spread, summarize
+from pal_jax.recipes.rlpa.rollouts import describe_sample, spread, summarize
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.recipes.rlpa.turns import Sampler, WarmupSettings, make_demonstration_batches, make_turn_sampler
 from pal_jax.recipes.rlpa.users import CountingUser
@@ -132,7 +132,7 @@ class RLPA:
             )
         samples = [sample for groups in turns for group in groups for sample in group]
         metrics = summarize(samples) | {'silent': float(user.silent)}
-        self.ctx.show(map(shown, spread(samples, self.shown)))
+        self.ctx.show(map(describe_sample, spread(samples, self.shown)))
         with self.ctx.phase('annotate'):
             # 4. Log-probabilities and values of all answers, and from them and the rewards their advantages.
             batch, scored = self.learner.score(state, self.pack(with_returns(turns, gamma=self.turn_gamma)))

@@ -71,7 +71,7 @@ def make_reward(
             return scored
         inferred = [parsed.facts for _, parsed in formed]
         people = [samples[i].source.person for i, _ in formed]
-        golden = [person.facts for person in (others(people, known) if shuffled else people)]
+        golden = [person.facts for person in (swapped_people(people, known) if shuffled else people)]
         matches = matcher(inferred, golden)
         shown = [judged_dialogue(samples[i].source, informed, system) for i, _ in formed]
         verdicts = judge(shown, inferred, [parsed.reply for _, parsed in formed], seed)
@@ -82,7 +82,7 @@ def make_reward(
     return reward
 
 
-def others(people: Sequence[Person], known: Sequence[Person] = ()) -> list[Person]:
+def swapped_people(people: Sequence[Person], known: Sequence[Person] = ()) -> list[Person]:
     """The next person of the list with other facts for each person, round and round; where all have the same facts,
     one of `known`.
 

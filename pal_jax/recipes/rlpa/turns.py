@@ -12,7 +12,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
 from pal_jax.recipes.rlpa.demonstrations import TOPICS, Demonstration, make_demonstrations
-from pal_jax.recipes.rlpa.dialogue import actor_prompt, messages, recent
+from pal_jax.recipes.rlpa.dialogue import actor_prompt, fit_dialogue, messages
 from pal_jax.recipes.rlpa.profiles import parse_completion
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.recipes.rlpa.world import read_system
@@ -44,7 +44,9 @@ def make_turn_sampler(settings: Dialogues, system: str, tokenizer: Tokenizer, de
         return tuple(tokenizer.chat(messages(dialogue, system)))
 
     def prompt_of(dialogue: Dialogue) -> tuple[int, ...]:
-        prompt = render(recent(dialogue, lambda shortened: len(render(shortened)) <= longest) if longest else dialogue)
+        prompt = render(
+            fit_dialogue(dialogue, lambda shortened: len(render(shortened)) <= longest) if longest else dialogue
+        )
         if longest and len(prompt) > longest:
             raise ValueError(
                 f'the last messages alone of {dialogue.person.id!r} make a prompt of {len(prompt)} tokens, more than '

@@ -20,14 +20,13 @@ from pal_jax.recipes.rlpa.criteria import judge_by_rules
 from pal_jax.recipes.rlpa.early import EarlyQuestions, open_early
 from pal_jax.recipes.rlpa.frozen import MODEL, open_naturalness, who_judged
 from pal_jax.recipes.rlpa.matcher import open_matcher
-from pal_jax.recipes.rlpa.naturalness import make_natural_judge
-from pal_jax.recipes.rlpa.naturalness import opening
+from pal_jax.recipes.rlpa.naturalness import make_natural_judge, open_before
 from pal_jax.recipes.rlpa.own import open_role
 from pal_jax.recipes.rlpa.own_rewards import make_estimate, with_own
 from pal_jax.recipes.rlpa.people import SLOTS, Split, content, load_people, make_people, place_of
 from pal_jax.recipes.rlpa.personalization import Respond
 from pal_jax.recipes.rlpa.profiles import match_exactly, split_fact
-from pal_jax.recipes.rlpa.rewards import make_reward, others
+from pal_jax.recipes.rlpa.rewards import make_reward, swapped_people
 from pal_jax.recipes.rlpa.rollouts import check_failed
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.recipes.rlpa.slotting import Slotter, make_slotter, slot_people, with_personalities
@@ -145,7 +144,7 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
         response_weight=rewards.response_weight,
     )
     if rewards.shuffled:
-        others(train)
+        swapped_people(train)
     paid = with_own(settings, system)
     training = paid(reward(judge, shuffled=rewards.shuffled, known=train))
     # The control takes another person of the same call, so it has to see all of them.
@@ -164,11 +163,11 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
         system=system,
         user=share_user(user, shares),
         matcher=share_matcher(matcher, shares),
-        reward=opening(
+        reward=open_before(
             share_reward(early.then(training) if early else training, shares, together=rewards.shuffled),
             natural if rewards.naturalness == MODEL else None,
         ),
-        score=opening(share_reward(paid(reward(score, informed=True)), shares), natural),
+        score=open_before(share_reward(paid(reward(score, informed=True)), shares), natural),
         estimate=make_estimate(settings),
         early=early,
         models=models,

@@ -29,10 +29,10 @@ from pal_jax.recipes.spiral.players import (
     Player,
     at_random,
     chatting,
+    describe_match,
     expert,
     information_sets,
-    shown,
-    tabled,
+    table_player,
 )
 from pal_jax.run import sharding
 from pal_jax.run.recipe import Context, Evaluation
@@ -102,7 +102,7 @@ class Examiner:
         if self.arenas and stage == 'final':
             start = next(iter(past.values())) if past else self.start() if self.start else None
             policies = {POLICY: params} | ({START: start} if start else {})
-            outside = arena.outside(
+            outside = arena.play_textarena(
                 self.answers, policies, self.models, self.arenas, self.longest, self.count, self.seed
             )
             record |= outside.record
@@ -139,7 +139,7 @@ class Examiner:
         experts = expert(self.matches, (*self.seed, 1))
         players = {RANDOM: at_random(self.matches, (*self.seed, 0)), MINIMAX: experts, NASH: experts}
         if table is not None:
-            players[BEST] = tabled(exploitability.best_reply(table), self.matches, (*self.seed, 2))
+            players[BEST] = table_player(exploitability.best_reply(table), self.matches, (*self.seed, 2))
         return players
 
     def names(self) -> dict[str, str]:
@@ -192,7 +192,7 @@ class Examiner:
         for (game, opponent, seat), whole in played.items():
             if opponent == RANDOM and seat == 0:
                 for k, samples in enumerate(whole[: self.shown]):
-                    yield shown(self.matches, samples, f'{game}, match {k + 1}')
+                    yield describe_match(self.matches, samples, f'{game}, match {k + 1}')
 
     # --- the table of Kuhn poker --------------------------------------------------------------------------------------
 
@@ -267,7 +267,7 @@ def spellings(action: str) -> list[str]:
 def figures(tables: Sequence[Sequence[BetChances]]) -> dict[str, float]:
     """NashConv under the wording of training, its range over all wordings, and the mass of the legal actions."""
     # A policy that has learnt one wording by heart shows it by the range over all of them.
-    measured = [exploitability.exploited(np.array([read.bet for read in reads])) for reads in tables]
+    measured = [exploitability.measure_exploitability(np.array([read.bet for read in reads])) for reads in tables]
     nashconv = [table.nashconv for table in measured]
     return {
         'nashconv': nashconv[0],

@@ -26,7 +26,7 @@ from pal_jax.recipes.spiral.counts import is_policys, named, policys, summarize
 from pal_jax.recipes.spiral.evaluate import Examiner, make_examiner
 from pal_jax.recipes.spiral.matches import POLICY, SEATS, TRAINING, Match, Matches, play_matches
 from pal_jax.recipes.spiral.past import Keeper, Selves
-from pal_jax.recipes.spiral.players import ModelPlayer, Player, at_random, expert, make_chat_opponents, shown
+from pal_jax.recipes.spiral.players import ModelPlayer, Player, at_random, describe_match, expert, make_chat_opponents
 from pal_jax.recipes.spiral.settings import Settings, check, make_rules
 from pal_jax.recipes.spiral.textarena import Arena
 from pal_jax.recipes.spiral.warmup import make_legal_action_batches
@@ -101,7 +101,9 @@ class Spiral:
         # 2. Role-conditioned advantages: all answers of a seat get its return less the baseline of its game and seat.
         credited, baselines = self.credited(played, host['baselines'])
         metrics = summarize(self.matches, played) | named(self.matches, baselines)
-        self.ctx.show(shown(self.matches, samples, f'match {k + 1}') for k, samples in enumerate(played[: self.shown]))
+        self.ctx.show(
+            describe_match(self.matches, samples, f'match {k + 1}') for k, samples in enumerate(played[: self.shown])
+        )
         # 3. Leave out answers without advantage, and draw at most `max_turns` of the others.
         samples, policy = self.drawn([sample for match in credited for sample in match], i), state.policy
         metrics |= {'samples': float(len(samples))}

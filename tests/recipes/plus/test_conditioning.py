@@ -104,15 +104,18 @@ def test_a_tie_is_wrong_and_a_split_has_its_name():
 def test_a_text_that_names_both_kinds_names_none():
     kinds = ['dogs', 'cats', 'cats']
     texts = ['likes a dog', 'likes dogs and cats', 'CATS']
-    assert conditioning.naming(texts, kinds) == {'named': pytest.approx(2 / 3), 'misnamed': 0.0}
+    assert conditioning.shares_naming_kind(texts, kinds) == {'named': pytest.approx(2 / 3), 'misnamed': 0.0}
 
 
 def test_a_kind_is_named_by_a_word_and_of_people_who_have_one():
     texts = ['is educated and dedicated', 'tea, and dogs', 'likes a DOG', 'wants helpfulness']
     kinds = ['cats', '', 'cats', 'helpfulness']
-    assert conditioning.naming(texts, kinds) == {'named': pytest.approx(1 / 3), 'misnamed': 0.0}
-    assert conditioning.naming(texts, ['dogs', '', 'cats', 'dogs']) == {'named': 0.0, 'misnamed': pytest.approx(1 / 3)}
-    assert conditioning.naming(texts, ['', '', '', '']) == {}
+    assert conditioning.shares_naming_kind(texts, kinds) == {'named': pytest.approx(1 / 3), 'misnamed': 0.0}
+    assert conditioning.shares_naming_kind(texts, ['dogs', '', 'cats', 'dogs']) == {
+        'named': 0.0,
+        'misnamed': pytest.approx(1 / 3),
+    }
+    assert conditioning.shares_naming_kind(texts, ['', '', '', '']) == {}
 
 
 def test_somebody_is_always_somebody_else():

@@ -286,7 +286,7 @@ def test_an_evaluation_reads_the_table_of_kuhn_poker_and_plays_all_opponents():
     )  # fmt: skip
     examiner = Examined(**{field.name: getattr(examiner, field.name) for field in dataclasses.fields(examiner)})
     record, dialogues, exhibits = examiner({}, 'final')
-    got = exploitability.exploited(table)
+    got = exploitability.measure_exploitability(table)
     assert record['nashconv'] == pytest.approx(got.nashconv) and record['value'] == pytest.approx(got.value)
     assert record['legal_mass'] == pytest.approx(0.8)
     names = [f'kuhn_{who}_{seat}_win' for who in ('random', 'nash', 'best', 'start') for seat in ('first', 'second')]
@@ -374,7 +374,7 @@ def test_experts_play_their_tables():
     bets = [s.parsed == '[bet]' for s in players.expert(matches, (0,))(hands, 0)]
     by_card = [np.mean([bet for bet, m in zip(bets, hands, strict=True) if m.state.cards[0] == c]) for c in range(3)]
     np.testing.assert_allclose(by_card, [1 / 6, 0, 1 / 2], atol=0.12)
-    always = players.tabled(np.ones(12), matches, (0,))(hands, 0)
+    always = players.table_player(np.ones(12), matches, (0,))(hands, 0)
     assert {sample.parsed for sample in always} == {'[bet]'}
 
 

@@ -8,7 +8,17 @@ import pytest
 
 from pal_jax.recipes.spiral import tictactoe
 from pal_jax.recipes.spiral.matches import Matches
-from pal_jax.recipes.spiral.tictactoe import EMPTY, TicTacToe, best_cells, chances, free, minimax, over, placed, result
+from pal_jax.recipes.spiral.tictactoe import (
+    EMPTY,
+    TicTacToe,
+    best_cells,
+    chances,
+    free,
+    minimax,
+    over,
+    place_mark,
+    result,
+)
 
 RULES = TicTacToe()
 
@@ -32,7 +42,7 @@ def complete(board=EMPTY):
     if over(board):
         value = result(board)
         return int(value > 0), int(value == 0), int(value < 0)
-    return tuple(map(sum, zip(*(complete(placed(board, cell)) for cell in free(board)), strict=True)))
+    return tuple(map(sum, zip(*(complete(place_mark(board, cell)) for cell in free(board)), strict=True)))
 
 
 def test_values_and_counts_of_the_whole_game():  # golden 1.7-3
@@ -76,5 +86,5 @@ def test_every_position_is_as_openspiel_has_it():
             continue
         assert RULES.turn(board) == theirs.current_player()
         assert free(board) == theirs.legal_actions()
-        todo += [(placed(board, cell), theirs.child(cell)) for cell in free(board)]
+        todo += [(place_mark(board, cell), theirs.child(cell)) for cell in free(board)]
     assert len(seen) == 5478
