@@ -85,22 +85,23 @@ def lay_out(
     The number of rows divides over `ways`, the devices times the minibatches, so that every device has whole
     micro-batches of every minibatch.
 
-    With `row_tokens=0` a row has one group, and rows stand in order of length, so that micro-batches of neighbours have
-    little padding. Otherwise rows have up to `row_tokens` tokens, or the padded length of the longest group where that
-    is more. First-fit decreasing says how many rows there are; then the groups are spread over them so that rows are
-    about equally long. A row has the first `opening` tokens of its groups once. The length is then a multiple of
-    `multiple`, or `row_tokens`, and `groups` is a power of two, so that the programs to compile stay few.
+    With `row_tokens=0` a row has one group. Otherwise rows have up to `row_tokens` tokens, or the padded length of the
+    longest group where that is more, and the first `opening` tokens of their groups once. The length is a multiple of
+    `multiple`, or `row_tokens`, and `groups` is a power of two.
     """
+    # In order of length, micro-batches of neighbouring rows have little padding.
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     rows, groups, opening = [[i] for i in order], 1, opening if row_tokens else 0
     lengths = [length - opening for length in lengths]
     if row_tokens:
         longest = opening + max(lengths)
         budget = row_tokens if longest <= row_tokens else round_up(longest, multiple)
+        # First-fit decreasing says how many rows there are, and the groups are then spread over them evenly.
         rows = _first_fit(lengths, order[::-1], budget - opening)
     height = _height(len(rows), ways, micro_rows)
     if row_tokens:
         rows = _evened(lengths, order[::-1], rows, height)
+        # A power of two keeps the programs to compile few.
         groups = 1 << (max(len(row) for row in rows) - 1).bit_length()
     longest = opening + max(sum(lengths[i] for i in row) for row in rows)
     length = round_up(longest, multiple)

@@ -253,8 +253,7 @@ class Tokenizer:
         """The token ids of a conversation in the model's own template, which gets `tools` as in transformers.
 
         With a ChatML template the ids of `messages[:k]` are a prefix of those of `messages[:k + 1]` if the added
-        message is the assistant's. Where a token might span the end of a prompt and the beginning of an answer, both
-        are encoded apart (`continued`), as the answer was sampled or learnt.
+        message is the assistant's.
 
         Control tokens written out in a message are plain text, so a user who types `<|im_end|>` ends no turn. Some
         templates put in a system message of their own (SmolLM2: 'You are a helpful AI assistant named SmolLM ...'); to
@@ -266,6 +265,8 @@ class Tokenizer:
             surrogate pair.
         """
         text = self.written(messages, add_generation_prompt, tools)
+        # Where a token might span the end of a prompt and the beginning of an answer, both are encoded apart, as the
+        # answer was sampled or learnt.
         cuts = [0, len(text)]
         for k, message in enumerate(messages):
             if message['role'] == 'assistant' and (self._joins or (message.get('content') or '')[:1].isspace()):

@@ -86,14 +86,15 @@ def layer_of(stack: Params, i: Int[Array, ''], dtype: str | None) -> Params:
 def decode_layer(layer: Params, i: Int[Array, ''], cfg: ModelConfig, *, slots: int, int8: bool = False) -> Params:
     """A layer in the form for decoding in `slots` slots, with matrix products in `cfg.dtype`.
 
-    The adapters of a soup are stacked over layers, and those of layer `i` are taken. Layers are separate arrays because
-    a slice of a stacked array is a copy before every product. `int8` rounds the matrices to eight bits, which halves
-    the bytes that a step reads and changes the policy slightly. On a CPU, a single slot reads few large matrices, each
-    in order. There the output axis of a matrix comes first for a single slot and for products in float32.
+    `int8` rounds the matrices to eight bits, which halves the bytes that a step reads and changes the policy slightly.
     """
     cpu, single = jax.default_backend() == 'cpu', slots == 1
+    # Layers are separate arrays because a slice of a stacked array is a copy before every product. The adapters of a
+    # soup are stacked over layers, and those of layer `i` are taken.
     layer = soups.at_layer(layer, i)
+    # On a CPU, a single slot reads few large matrices, each in order.
     layer = decoder.fuse(layer, cfg) if cpu and single and not soups.count(layer) else dict(layer)
+    # There the output axis of a matrix comes first for a single slot and for products in float32.
     turned = cpu and (single or cfg.dtype == 'float32')
     for part in ('attn', 'mlp'):
         layer[part] = {name: _laid_out(name, w, cfg, turned, int8) for name, w in layer[part].items()}

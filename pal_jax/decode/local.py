@@ -271,9 +271,6 @@ class LocalDecoder:
 
         `on_completion(place, completion)` is called when a completion has ended.
 
-        Requests that may become longest start first, so that the slots become empty together at the end and prompts of
-        similar length are prefilled together.
-
         Raises:
           ValueError: a request does not fit the model's context.
           RuntimeError: no weights are loaded, or other requests are under way.
@@ -282,6 +279,8 @@ class LocalDecoder:
             raise RuntimeError('this decoder has requests under way; add() yours to them')
         for request in requests:
             self.check(request)
+        # Requests that may become longest start first: the slots become empty together at the end, and prompts of
+        # similar length are prefilled together.
         lengths = [(request.sampling.max_tokens, len(request.prompt_ids)) for request in requests]
         longest_first = sorted(range(len(requests)), key=lengths.__getitem__, reverse=True)
         places = {self._queue(requests[i]): i for i in longest_first}

@@ -313,9 +313,8 @@ class PolicyLearner:
 
         `loss` is the loss of a token, by default that of the settings. `before` makes of a minibatch what its step
         reads, from the state before the step and the weights of tokens. With `early_stop_kl` an epoch whose `approx_kl`
-        is above 1.5 times that value is the last. A minibatch in which no action counts (padding, or failed samples) is
-        left out, with its share of `ptx`. Metrics are means over the other minibatches; `first_ratio_deviation` is that
-        of the first one, which no update precedes.
+        is above 1.5 times that value is the last. Metrics are means over the minibatches in which an action counts;
+        `first_ratio_deviation` is that of the first one.
         """
         height, parts = batch.ok.shape[0], self.ppo.minibatches
         loss = loss or self.ppo.token_loss
@@ -331,6 +330,7 @@ class PolicyLearner:
                 part = take(batch, index, self.actor.mesh) if parts > 1 else batch
                 # 2. Weights are decided for the minibatch as a whole, so micro-batches do not change the mean.
                 weight = self.loss_weights(part)
+                # A minibatch without an action that counts is left out, with its share of `ptx`.
                 if any_of(weight):
                     part = before(state, part, weight) if before else part
                     # 3. One step on the clipped surrogate and on the values' error.
@@ -340,6 +340,7 @@ class PolicyLearner:
         if history := [*itertools.chain(*epochs)]:
             means |= {name: _mean(history, name) for name in history[0]}
             means |= {'epochs': float(len(epochs))} if self.ppo.early_stop_kl else {}
+            # No update precedes the first minibatch, so its ratios should be 1.
             means |= {'first_ratio_deviation': history[0]['ratio_deviation']}
         # 4. The KL coefficient of the next rollout rises where the KL is above `kl_target`, and falls below.
         return state.replace(kl_coef=self._adapted_kl(batch, state.kl_coef)), means

@@ -311,8 +311,7 @@ def to_score(prompt: Sequence[int], reply: Sequence[int], pooling: str = 'last')
     """A reply to be scored, as an example.
 
     With the pooling 'last' its one action is a token after its last one, which nobody reads. With 'mean' all its tokens
-    are actions, too. A reply of no tokens, without even one that ends its turn, is scored at the last token of its
-    prompt, where transformers' classifiers read such a sequence.
+    are actions, too.
 
     Raises:
       ValueError: the pooling is unknown, or prompt and reply have no token.
@@ -320,6 +319,8 @@ def to_score(prompt: Sequence[int], reply: Sequence[int], pooling: str = 'last')
     check_pooling(pooling)
     if not (sequence := [*prompt, *reply]):
         raise ValueError('a reply to be scored has no tokens, and its prompt none; give it one that ends its turn')
+    # A reply of no tokens, without even one that ends its turn, is scored at the last token of its prompt, where
+    # transformers' classifiers read such a sequence.
     return Example(prompt, [*reply, sequence[-1]], [*[pooling == 'mean'] * len(reply), True])
 
 

@@ -62,8 +62,7 @@ def flash_attention(
     """Softmax attention in which token `t` sees columns `s <= t` that `places.visible` lets it see.
 
     Head `h` reads kv head `h // (H / G)`; the softmax is in float32, and products take the dtype of `q`. Outputs of
-    padding mean nothing. Where a mesh is in context, rows and heads are spread over it as `run.sharding.RULES`
-    spreads them.
+    padding mean nothing.
 
     Args:
       block: tokens of a block, a power of two of at least 16.
@@ -76,6 +75,7 @@ def flash_attention(
     seen = blocks_seen(places, places, (block, block), scoring.window, causal=True)
     slopes = jnp.asarray(alibi_slopes(q.shape[2])) if scoring.alibi else jnp.zeros(q.shape[2])
     lists = Lists(places, slopes, *_listed(seen), *_listed(seen.swapaxes(1, 2)))
+    # Where a mesh is in context, rows and heads are spread over it as `run.sharding.RULES` spreads them.
     out = _on_mesh(Settings(scoring, block, interpret))(q, k, v, lists)
     return out[:, :length, :, :width]
 

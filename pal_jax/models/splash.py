@@ -67,8 +67,6 @@ def splash_attention(
     The result is that of `attention.attention`: head `h` reads kv head `h // (H / G)`, and the softmax is in float32.
     Segment 0 is padding, and a token of it sees itself alone. Products take the dtype of `q`.
 
-    Where a mesh is in context, rows and heads are spread over it as `run.sharding.RULES` spreads them.
-
     Args:
       scale: of the scores; `1 / sqrt(K)` by default.
       window: a token sees only tokens less than so many positions before it.
@@ -81,6 +79,7 @@ def splash_attention(
     missing = _round_up(length, block) - length
     q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
     segments, prefix, positions = (jnp.pad(x, ((0, 0), (0, missing))) for x in (segments, prefix, positions))
+    # Where a mesh is in context, rows and heads are spread over it as `run.sharding.RULES` spreads them.
     out = _on_mesh(settings)(q, k, v, _ids(segments, prefix, positions, block))
     return out.swapaxes(1, 2)[:, :length]
 

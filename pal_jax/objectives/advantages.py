@@ -252,12 +252,12 @@ def gae(
 
     δₜ = rₜ + γₜ Vₜ₊₁ - Vₜ,  Aₜ = δₜ + γₜλ Aₜ₊₁,  Gₜ = Aₜ + Vₜ.
 
-    The value after the last column is `bootstrap`. Without one it is 0, as it is after the last action of a row that
-    ends earlier: an answer that is cut at the length limit counts as finished. A γₜ of 0 ends an episode after action
-    t.
+    The value after the last column is `bootstrap`, or 0. A γₜ of 0 ends an episode after action t.
     """
     acts, gamma = _beside(acts, rewards), _beside(jnp.broadcast_to(gamma, acts.shape), rewards)
     rewards, values = keep(rewards, acts), keep(values, acts)
+    # It is 0 after the last action of a row that ends earlier, too: an answer that is cut at the length limit counts as
+    # finished.
     after = jnp.zeros_like(values[:, :1]) if bootstrap is None else bootstrap[:, None]
     next_values = jnp.concatenate([values[:, 1:], after], axis=1)
     advantages = discounted_sum(rewards + gamma * next_values - values, gamma * lam)

@@ -179,12 +179,13 @@ def personalise(
 ) -> tuple[dict[str, Any], Exhibit]:
     """The evaluation of replies: does a reply written after a person's summary suit the person better than one without?
 
-    Every reply answers the first prompt that tests the person, and the reward model compares by the person's own
-    summary (rlpa_plus III.5, eval_inference). `written_better` is the share of replies after that summary that it
-    prefers to replies after none, a tie being a half. `written_for_somebody_better` is the same for replies after a
-    summary of somebody at random, the gain of any summary; it is absent where there is nobody else. `written` counts
-    the people for whom all replies could be had.
+    `written_better` is the share of replies after the person's summary that the reward model prefers to replies after
+    none, a tie being a half. `written_for_somebody_better` is the same for replies after a summary of somebody at
+    random, the gain of any summary; it is absent where there is nobody else. `written` counts the people for whom all
+    replies could be had.
     """
+    # Every reply answers the first prompt that tests the person, and the reward model compares by the person's own
+    # summary (rlpa_plus III.5, eval_inference).
     prompts = [person.held[0].prompt for person in people]
     random = of_somebody(texts, people)
     sources = [texts, [''] * len(people), *([random] if random else [])]

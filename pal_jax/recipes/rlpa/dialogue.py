@@ -155,14 +155,15 @@ def with_returns(turns: Sequence[Sequence[Sequence[Sample]]], *, gamma: float) -
     `turns` holds each turn's groups. V stands for the value of the dialogue after a sample:
     - the sample went on: the mean return of the group that answers the next message;
     - it is malformed, or its turn is the last: 0, for there the dialogue ends;
-    - it is well-formed, but another one went on: its value is unknown. It is taken to go on as the dialogues of its
-      turn did on average, so that a sample gains or loses by the next turns only where it had some.
+    - it is well-formed, but another one went on: the average of the dialogues of its turn.
 
     Samples that nobody could judge count in no mean. With `gamma=0` nothing changes.
     """
     later: dict[Dialogue, float] = {}  # mean return of a group, by the dialogue it answers
     credited: list[list[Sample]] = []
     for groups in reversed(turns):
+        # The value of a sample whose dialogue did not go on is unknown. By the average it gains or loses by the next
+        # turns only where it had some.
         average = sum(later.values()) / len(later) if later else 0.0
         follows = {before(dialogue): value for dialogue, value in later.items()}
         done = [_credit(group, follows, average, gamma) for group in groups]

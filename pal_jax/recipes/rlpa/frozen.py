@@ -99,8 +99,6 @@ def open_naturalness(settings: Dialogues, kept: Path | None = None) -> Naturalne
     """The naturalness that is judged beside the rules.
 
     It is None where a language model judges, or where the policy begins from random weights, which know no language.
-    Weights are read at the first question. A run that goes on or is opened finds them as `make_source` does, by the
-    record in `kept`.
 
     Raises:
       ValueError: `reward.naturalness` cannot be had.
@@ -114,6 +112,7 @@ def open_naturalness(settings: Dialogues, kept: Path | None = None) -> Naturalne
     if judged or random:
         return None
     mesh = devices.make_mesh(devices=jax.local_devices())
+    # Weights are read at the first question. A run that goes on or is opened finds them by the record in `kept`.
     reader = FrozenModel(
         make_source(source, Context(mesh, kept=kept), settings.seed, 'policy'), settings.policy.dtype, mesh
     )

@@ -51,12 +51,11 @@ class ProfileScores(NamedTuple):
 def parse_completion(text: str) -> ParsedCompletion | None:
     """The first pair of blocks in a completion, without its thoughts; None if there is none, for which the reward is 0.
 
-    A draft in a reasoning model's thought is no answer, and a thought that does not end has none.
-
-    It is stricter than the published code in one point: a block that holds a tag of the format is malformed. Otherwise
-    a reply could carry a profile block into the history, where the user and the judges would see it.
+    It is stricter than the published code in one point: a block that holds a tag of the format is malformed.
     """
+    # A draft in a reasoning model's thought is no answer, and a thought that does not end has none.
     match = _BLOCKS.search(spoken_reply(text) or '')
+    # With a tag in it a reply could carry a profile block into the history, where the user and the judges would see it.
     if match is None or any(_TAG.search(block) for block in match.groups()):
         return None
     profile, reply = match.groups()
