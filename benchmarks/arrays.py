@@ -88,7 +88,7 @@ def camera_steps(environments: int, steps: int, repeats: int) -> float:
 def reduce_episodes(environments: int, repeats: int) -> float:
     """Episodes a second of BCube(3,1) on random trees: transfers picked at random until all is sent."""
     wires = rounds.Wires(topology.bcube(3, 1))
-    task, rng = rounds.Sending(wires), np.random.default_rng(0)
+    task, rng = rounds.TransferTask(wires), np.random.default_rng(0)
     parents = jnp.asarray(np.stack([allreduce.random_trees(wires.topology, rng) for _ in range(environments)]))
 
     @jax.jit

@@ -63,7 +63,7 @@ def make_rollouts(variant: str, steps: int, reuse: bool) -> Round:
     slots, stride, world = config.decode.slots, config.decode.stride, make_world(config)
     decoder = LocalDecoder(cfg, tokenizer, mesh, slots=slots, stride=stride, reuse=reuse)
     weights, batches = source.load(decoder.param_shardings), script(config.dialogue, world, steps)
-    sample = turns.make_sampler(config, world.system, tokenizer, decoder)
+    sample = turns.make_turn_sampler(config, world.system, tokenizer, decoder)
 
     def roll() -> dict[str, float]:
         before, sampled = decoder.counters.prompt_tokens, 0

@@ -105,7 +105,7 @@ def simulated(rate: float, tokens: int) -> Callable[[Sequence[Request], Told | N
 
 def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int, address: str) -> dict[str, Any]:
     """Seconds of each part."""
-    from pal_jax.decode.choose import make_decoder
+    from pal_jax.decode.choose import choose_decoder
     from pal_jax.models.files import sources
     from pal_jax.recipes.rlpa import turns
     from pal_jax.recipes.rlpa.queue import open_queue
@@ -132,9 +132,9 @@ def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int
             devices.for_platform(source.config, 'float32'),
             dataclasses.asdict(config.decode) | {'shares': ALONE},
         )
-        decode = make_decoder(cfg, tokenizer, devices.make_mesh(), **settings)
+        decode = choose_decoder(cfg, tokenizer, devices.make_mesh(), **settings)
         decode.load(source.load())
-    sample: Any = turns.make_sampler(config, world.system, tokenizer, Writing(decode))  # type: ignore[arg-type]  # it samples, no more
+    sample: Any = turns.make_turn_sampler(config, world.system, tokenizer, Writing(decode))  # type: ignore[arg-type]  # it samples, no more
     if not rate:
         sample(open_queue(world.train).pending[: -(-samples // n)], n, (0, 0))  # compiles what it needs
     dialogues = open_queue(world.train).pending[: -(-samples // n)]

@@ -12,7 +12,7 @@ import random
 
 from pal_jax.judges.embedding import SentenceEncoder
 from pal_jax.models import bert
-from pal_jax.recipes.rlpa.matcher import make_matcher
+from pal_jax.recipes.rlpa.matcher import make_embedding_matcher
 from pal_jax.recipes.rlpa.people import SCHEMA
 
 PHRASINGS = {
@@ -48,7 +48,7 @@ def cases(seed: int = 0) -> list[tuple[str, list[str], list[str], str]]:
 
 def figures(encode: SentenceEncoder, threshold: float) -> tuple[float, float, float]:
     """Recall, and the shares of phrasings and of `slot: value` that count though the profile has another value."""
-    match = make_matcher(encode, threshold=threshold)
+    match = make_embedding_matcher(encode, threshold=threshold)
     phrased, right, wrong, plain = zip(*cases(), strict=True)
     counts = (match([[text] for text in texts], facts) for texts, facts in
               ((phrased, right), (phrased, wrong), (plain, wrong)))  # fmt: skip

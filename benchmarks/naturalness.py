@@ -176,7 +176,7 @@ def attacked(cases: Sequence[Case], attack: Attack, seed: int = 0) -> list[Case]
 
 def judged(cases: Sequence[Case], natural: Naturalness | None = None) -> list[Verdict]:
     """Verdicts as evaluations have them."""
-    judge = naturalness.make_judge(judge_by_rules, natural) if natural else judge_by_rules
+    judge = naturalness.make_natural_judge(judge_by_rules, natural) if natural else judge_by_rules
     shown = [dataclasses.replace(plain_history(d), person=Person(d.person.id, ())) for d, _ in cases]
     return judge(shown, [sorted(revealed(d)) for d, _ in cases], [reply for _, reply in cases], 0)
 

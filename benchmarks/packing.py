@@ -69,7 +69,7 @@ def make_runner(cfg: Any, mix: str, micro_tokens: int, row_tokens: int, padded: 
         micro_rows=max(size for size in range(1, rows + 1) if height % size == 0),
     )  # fmt: skip
     optimizer = Optimizer('sgd', lr=0.0, total_steps=1)
-    learner = learners.make_learner(cfg, ppo, optimizer, mesh, n=n, length=56)
+    learner = learners.make_actor_critic(cfg, ppo, optimizer, mesh, n=n, length=56)
     states = [learner.init(params.init(params.decoder_specs(cfg), jax.random.key(0)))]
     batch, scored = learner.score(states[0], batch)
     batch, _ = learner.advantages(states[0], batch)

@@ -39,7 +39,7 @@ from benchmarks import personal_behaviour as behaviour
 from benchmarks import shapes
 from benchmarks.personal_behaviour import ASKED, PAIRS, Learnt, People, Reader, Replies
 from pal_jax.data import chats
-from pal_jax.data.packing import Branch, Group, lay_out_groups, most_actions, pack_groups, pack_rollouts, round_up
+from pal_jax.data.packing import Branch, PromptGroup, lay_out_groups, most_actions, pack_groups, pack_rollouts, round_up
 from pal_jax.decode.answers import PolicySampler, load_base
 from pal_jax.decode.requests import Request
 from pal_jax.decode.sampler import make_decoder
@@ -158,7 +158,7 @@ class Models:
         params = lora.join(jax.device_put(soup, sharding.replicated(self.ctx.mesh)), self.base)
         tokenizer, n = self.policy.tokenizer, len(texts) // len(prompts)
         branches = [Branch(tokenizer.encode(text)) for text in texts]
-        groups = [Group(tokenizer.chat(chats.as_chat(prompt)), branches[q * n : (q + 1) * n])
+        groups = [PromptGroup(tokenizer.chat(chats.as_chat(prompt)), branches[q * n : (q + 1) * n])
                   for q, prompt in enumerate(prompts)]  # fmt: skip
         layout = lay_out_groups(groups, row_tokens=ROW_TOKENS)
         batch = pack_groups(groups, layout, n=n, actions=most_actions(groups))
@@ -180,7 +180,7 @@ def make_models(source: str, sizes: Sizes, seed: int) -> Models:
         estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, row_tokens=ROW_TOKENS, micro_rows=1,
         old_logprobs='sampler',
     )  # fmt: skip
-    learner = ppo.make_learner(
+    learner = ppo.make_actor_critic(
         policy.cfg, paid, Optimizer(lr=sizes.lr, warmup_ratio=0.0).over(sizes.steps), ctx.mesh,
         n=sizes.samples, length=sizes.tokens, adapters=Lora(rank=sizes.rank, alpha=2.0 * sizes.rank), seed=seed,
     )  # fmt: skip

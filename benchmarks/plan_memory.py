@@ -27,14 +27,14 @@ def make_learner(cfg: Any, mesh: Any, completion: int) -> Any:
 
     ppo = learners.PPO('group_norm', kl_in='loss', kl_estimator='k3', micro_rows=ROWS)
     optimizer = Optimizer('adamw', lr=1e-5, total_steps=10)
-    return learners.make_learner(cfg, ppo, optimizer, mesh, n=N, length=completion)
+    return learners.make_actor_critic(cfg, ppo, optimizer, mesh, n=N, length=completion)
 
 
 def request(cfg: Any, prompt: int, completion: int, devices: Sequence[Any]) -> Any:
     """The planner's request for an update of `ROWS` prompts with `N` answers each, on one device."""
     from pal_jax.commands.planning import chips, estimate, programs
 
-    return estimate.Request(
+    return estimate.PlanRequest(
         cfg=cfg, make_learner=lambda cfg, mesh, _: make_learner(cfg, mesh, completion),
         work=programs.Work(ROWS, N, prompt, completion, 1, 1, N), devices=devices, chip=chips.chip(devices[0]),
         decode=False, int8=False, efficiency=1.0,
@@ -47,7 +47,7 @@ def planned(cfg: Any, prompt: int) -> dict[str, float]:
 
     from pal_jax.commands.planning import estimate
 
-    choice = estimate.Choice(1, 1, 1, cfg.remat, ROWS)
+    choice = estimate.FitOptions(1, 1, 1, cfg.remat, ROWS)
     plan = estimate.make_plan(request(cfg, prompt, COMPLETION, jax.devices()[:1]), choice, lambda _: None)
     return {name: size / GIB for name, size in plan.memory.items()} | {'peak': plan.worst.peak / GIB}
 

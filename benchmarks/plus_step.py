@@ -35,7 +35,7 @@ def make_plus(variant: str, source: str | None) -> Round:
     import jax
 
     from pal_jax.recipes.plus import recipe as plus
-    from pal_jax.recipes.plus.context import Written
+    from pal_jax.recipes.plus.context import SummaryTexts
     from pal_jax.run import devices
     from pal_jax.run.progress import Stopwatch
     from pal_jax.run.recipe import Context
@@ -50,19 +50,19 @@ def make_plus(variant: str, source: str | None) -> Round:
     assert isinstance(recipe, plus.PLUS)
     (state, host), number = recipe.init(), 0
 
-    def decode() -> Written:
+    def decode() -> SummaryTexts:
         drawn = recipe.draw(number)
         return recipe.describe(state, drawn.people, drawn.temperatures, (settings.seed, number))
 
-    def update(written: Written, rewards: np.ndarray) -> Any:
+    def update(written: SummaryTexts, rewards: np.ndarray) -> Any:
         paid = [dataclasses.replace(s, rewards=(float(r),)) for s, r in zip(written.samples, rewards, strict=True)]
         return recipe.improve(state['policy'], paid, number)[0]
 
-    def teach(written: Written) -> tuple[Any, np.ndarray]:
+    def teach(written: SummaryTexts) -> tuple[Any, np.ndarray]:
         choosers = recipe.draw(number).choosers
         return recipe.reward_model.read(state['reward'], written.texts, choosers, pays=True, rate=1.0)[:2]
 
-    def real_share(written: Written) -> float:
+    def real_share(written: SummaryTexts) -> float:
         choosers = recipe.draw(number).choosers
         choices = [(person.reward,) for person in choosers for _ in range(settings.summary.n_samples)]
         pairs = recipe.reward_model.pair_up.compare(written.texts, choices)

@@ -32,7 +32,7 @@ PAIRS = Path(__file__).parents[2] / 'shared' / 'data' / 'hh_rlhf_harmless' / 'te
 QUICK = 100  # pairs
 
 
-def scored(run: str, rows: Sequence[formats.Prompted]) -> np.ndarray:
+def scored(run: str, rows: Sequence[formats.PromptedReplies]) -> np.ndarray:
     """Scores `[pairs, 2]` of the chosen and the rejected answers; a higher one is better."""
     scorer, sign = open_scorer(run), -1.0 if read_settings(run_folder(run)).recipe in ('cost', 'moderation') else 1.0
     answers = [scorer.read({'prompt': row.prompt, 'completion': reply}) for row in rows for reply in row.replies]

@@ -143,7 +143,7 @@ READERS: dict[str, tuple[dict[str, bytes], Reader]] = {
         {'a.jsonl': lines(HISTORY | {'user': 'ana', 'kind': 'k', 'context': 'c', 'context_messages': TALK[:1]})},
         lambda f: histories.load(f / 'a.jsonl'),
     ),
-    'told': ({'a.jsonl': lines({'user': 'ana', 'context': 'c'})}, lambda f: histories.load_told(f / 'a.jsonl')),
+    'told': ({'a.jsonl': lines({'user': 'ana', 'context': 'c'})}, lambda f: histories.load_contexts(f / 'a.jsonl')),
     'rated': (
         {'a.jsonl': lines({'prompt': 'p', 'replies': RATED})},
         lambda f: attributes.read(str(f / 'a.jsonl'), max_words=9),

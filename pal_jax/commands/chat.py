@@ -27,13 +27,13 @@ from rich.panel import Panel
 from rich.text import Text
 
 from pal_jax.commands.talking import SOURCE, chat_preset, open_model
-from pal_jax.data.thoughts import spoken
+from pal_jax.data.thoughts import spoken_reply
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Request
 from pal_jax.decode.serve.page import Preset
 from pal_jax.recipes.rlpa.dialogue import messages
-from pal_jax.recipes.rlpa.profiles import Parsed, parse_completion
+from pal_jax.recipes.rlpa.profiles import ParsedCompletion, parse_completion
 from pal_jax.run import cli
 from pal_jax.types import Dialogue, Person, Turn
 
@@ -96,18 +96,18 @@ def talk(
         except ValueError as error:
             yield Text(f'{error}; /again starts anew', style='red')
             continue
-        bare = spoken(text)
+        bare = spoken_reply(text)
         if bare is None:
             yield Text(f'{text}\n(its thought did not end; ask for more --max_tokens)', style='yellow')
             continue
-        parsed = parse_completion(text) if preset.layout else Parsed('', (), bare.strip())
+        parsed = parse_completion(text) if preset.layout else ParsedCompletion('', (), bare.strip())
         if parsed is None:
             yield Text(f'{bare}\n(not in the format it was trained to write; say it otherwise)', style='yellow')
             continue
         dialogue = dataclasses.replace(
             open_dialogue, turns=(*open_dialogue.turns, Turn('assistant', parsed.reply, parsed.profile))
         )
-        yield shown(parsed, with_profile=bool(preset.layout))
+        yield reply_columns(parsed, with_profile=bool(preset.layout))
 
 
 def reply(decoder: LocalDecoder, tokenizer: Tokenizer, preset: Preset, dialogue: Dialogue, seed: int) -> str:
@@ -123,7 +123,7 @@ def reply(decoder: LocalDecoder, tokenizer: Tokenizer, preset: Preset, dialogue:
     return tokenizer.thinking(prompt, decoder([Request(prompt, preset.sampling, seed)])[0].text)
 
 
-def shown(parsed: Parsed, *, with_profile: bool) -> Columns | Text:
+def reply_columns(parsed: ParsedCompletion, *, with_profile: bool) -> Columns | Text:
     """The reply, and beside it the facts that the policy has noted about its user."""
     answer = Text(parsed.reply)
     if not with_profile:

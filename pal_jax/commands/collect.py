@@ -26,8 +26,8 @@ from pal_jax.commands.talking import SOURCE, open_decoder
 from pal_jax.recipes.rlpa.dialogue import messages
 from pal_jax.recipes.rlpa.queue import continue_best, open_queue, pop
 from pal_jax.recipes.rlpa.settings import of_dialogues
-from pal_jax.recipes.rlpa.turns import make_sampler
-from pal_jax.recipes.rlpa.users import Listened
+from pal_jax.recipes.rlpa.turns import make_turn_sampler
+from pal_jax.recipes.rlpa.users import CountingUser
 from pal_jax.recipes.rlpa.world import make_world
 from pal_jax.run import cli, devices
 from pal_jax.run.outputs import check_file, whole_file
@@ -66,8 +66,8 @@ def collect(settings: Run, source: str | None, prompts: int | None) -> Iterator[
     world, dialogue = make_world(settings), settings.dialogue
     order = settings.seed if dialogue.shuffle else None
     decoder, tokenizer = open_decoder(settings, source or settings.policy.source)
-    sample_turns = make_sampler(settings, world.system, tokenizer, decoder)
-    rounds, user = dialogue.rounds, Listened(world.user)
+    sample_turns = make_turn_sampler(settings, world.system, tokenizer, decoder)
+    rounds, user = dialogue.rounds, CountingUser(world.user)
     n, prompts_left = dialogue.n_samples_per_prompt, prompts or len(world.train) * rounds
     queue, i = open_queue(world.train, shuffle=order), 0
     while prompts_left > 0:

@@ -42,19 +42,19 @@ from rich.progress import track
 from rich.table import Table
 
 from pal_jax.commands.talking import CACHE, SOURCE, SOURCES, open_decoder
-from pal_jax.data.thoughts import spoken
+from pal_jax.data.thoughts import spoken_reply
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder
 from pal_jax.decode.requests import Request
 from pal_jax.judges.local_model import LocalModel
-from pal_jax.judges.problems import TASKS, Problem, asked, read_problems
+from pal_jax.judges.problems import TASKS, Problem, question_chat, read_problems
 from pal_jax.judges.problems import measure as measure_answers
 from pal_jax.models.files import sources
 from pal_jax.recipes.rlpa import dialogue as env
-from pal_jax.recipes.rlpa.baselines import BASELINES, Complete, plainly
+from pal_jax.recipes.rlpa.baselines import BASELINES, Complete, plain_model
 from pal_jax.recipes.rlpa.personalization import Respond
 from pal_jax.recipes.rlpa.settings import Dialogues, of_dialogues
-from pal_jax.recipes.rlpa.turns import Sampler, make_sampler
+from pal_jax.recipes.rlpa.turns import Sampler, make_turn_sampler
 from pal_jax.recipes.rlpa.world import make_world
 from pal_jax.run import cli, devices, inputs
 from pal_jax.run.checkpoint import FOLDER, Checkpoints
@@ -159,9 +159,9 @@ def evaluate_sources(settings: Run, names: Sequence[str]) -> dict[str, Evaluatio
         decoder, tokenizer = open_decoder(settings, source)
         for name in (item for item in opened if opened[item] == source):
             if name in BASELINES:
-                answer = plainly(make_complete(settings, tokenizer, decoder), BASELINES[name], world.topics)
+                answer = plain_model(make_complete(settings, tokenizer, decoder), BASELINES[name], world.topics)
             else:
-                answer = in_format(settings, make_sampler(settings, world.system, tokenizer, decoder))
+                answer = in_format(settings, make_turn_sampler(settings, world.system, tokenizer, decoder))
             evaluations[name] = Evaluation(*world.evaluate(answer, rounds=rounds))
     return {name: evaluations[name] for name in opened}
 
@@ -192,7 +192,9 @@ def make_complete(settings: Dialogues, tokenizer: Tokenizer, decoder: Decoder) -
             return tuple(tokenizer.chat([*system, *exchange]))
 
         exchange = chat[len(system) :]
-        return render(env.newest(exchange, lambda newest: len(render(newest)) <= longest) if longest else exchange)
+        return render(
+            env.newest_turns(exchange, lambda newest: len(render(newest)) <= longest) if longest else exchange
+        )
 
     return complete
 
@@ -209,7 +211,9 @@ def solve(task: str, names: Sequence[str]) -> None:
         source = cli.faults(sources.resolve, name, open_run=lambda run: open_run(run, Context(mesh)))
         model = LocalModel(source, mesh, Sampling(temperature=0.0, max_tokens=ANSWER_TOKENS.value), slots=SLOTS.value)
         # A problem that is too long for the model, or a thought that does not end, has no answer.
-        texts = [spoken(text or '') or '' for text in cli.faults(solved, model, problems, f'{name} on {task}')]
+        texts = [
+            spoken_reply(text or '') or '' for text in cli.faults(model_answers, model, problems, f'{name} on {task}')
+        ]
         cli.print_json({'source': name, 'task': task, **measure_answers(texts, problems, task)})
         rows = zip(problems, texts, strict=True)
         answers += [{'source': name, 'question': p.question, 'answer': p.answer, 'said': text} for p, text in rows]
@@ -217,11 +221,11 @@ def solve(task: str, names: Sequence[str]) -> None:
         cli.faults(write_lines, answers, output)
 
 
-def solved(model: ChatModel, problems: Sequence[Problem], title: str) -> list[str | None]:
+def model_answers(model: ChatModel, problems: Sequence[Problem], title: str) -> list[str | None]:
     """A model's answers to problems, with a progress bar on stderr."""
     size, answers = CHUNK * SLOTS.value, []
     for start in track(range(0, len(problems), size), title, console=Console(stderr=True)):
-        answers += model([asked(problem) for problem in problems[start : start + size]], 0)
+        answers += model([question_chat(problem) for problem in problems[start : start + size]], 0)
     return answers
 
 

@@ -91,7 +91,7 @@ def merge(names: Sequence[str], settings: Settings, base: str | None, out: Path)
             base = base_of(adapters)
         if base is not None:
             settings = settings._replace(base=folder_of(base, Path(scratch) / 'base'))
-        with shown() as watch:
+        with progress_bar() as watch:
             folders.merge(model_folders, settings, out, watch)
 
 
@@ -149,7 +149,7 @@ def base_of(adapters: Sequence[Path]) -> str:
 
 
 @contextlib.contextmanager
-def shown() -> Iterator[Watch]:
+def progress_bar() -> Iterator[Watch]:
     """A progress bar, in a terminal only, for as long as tensors are merged."""
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:

@@ -36,7 +36,7 @@ from rich.table import Table
 
 from pal_jax.commands.planning import chips, estimate, shapes
 from pal_jax.commands.planning.chips import GIB
-from pal_jax.commands.planning.estimate import Plan, Request
+from pal_jax.commands.planning.estimate import FitPlan, PlanRequest
 from pal_jax.run import cli, devices
 from pal_jax.run.planned import Planned, planned
 from pal_jax.run.settings import Run
@@ -74,7 +74,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def make_request(settings: Run, method: Planned) -> Request:
+def make_request(settings: Run, method: Planned) -> PlanRequest:
     """The request that the command line makes: model, devices, learner and work of a step.
 
     Raises:
@@ -85,7 +85,7 @@ def make_request(settings: Run, method: Planned) -> Request:
     cfg = shapes.shape(MODEL.value or policy.source)
     slice_devices = chips.topology_devices(TOPOLOGY.value) if TOPOLOGY.value else chips.local_devices(PLATFORM.value)
     hosts = len({device.process_index for device in slice_devices})
-    return Request(
+    return PlanRequest(
         cfg=devices.for_platform(cfg, policy.dtype, slice_devices[0].platform, policy.scan_layers),
         make_learner=method.make_learner,
         work=method.work,
@@ -98,7 +98,7 @@ def make_request(settings: Run, method: Planned) -> Request:
     )
 
 
-def plan(settings: Run, method: Planned, request: Request, log: Any) -> Plan:
+def plan(settings: Run, method: Planned, request: PlanRequest, log: Any) -> FitPlan:
     """The plan of the mesh, remat and micro-rows that the settings name; `log` takes a line for each compilation."""
     mesh, count = dataclasses.asdict(settings.mesh), len(request.devices)
     choice = estimate.settled(mesh, count, method.policy.remat, method.micro_rows)
@@ -108,7 +108,7 @@ def plan(settings: Run, method: Planned, request: Request, log: Any) -> Plan:
 # --- what is printed ------------------------------------------------------------------------------------------------
 
 
-def show(run_plan: Plan, request: Request) -> None:
+def show(run_plan: FitPlan, request: PlanRequest) -> None:
     """Print the tables of a plan, and its verdict."""
     console = cli.console()
     console.print(
@@ -119,7 +119,7 @@ def show(run_plan: Plan, request: Request) -> None:
     console.print(verdict(run_plan, request), soft_wrap=True)
 
 
-def show_nearest(nearest: Plan | None, request: Request) -> None:
+def show_nearest(nearest: FitPlan | None, request: PlanRequest) -> None:
     """Print the nearest plan that fits, or that there is none."""
     console = cli.console()
     nothing = f'no mesh of these devices fits, with any remat or {request.rows}'
@@ -128,7 +128,7 @@ def show_nearest(nearest: Plan | None, request: Request) -> None:
         console.print(table)
 
 
-def memory_table(run_plan: Plan) -> Table:
+def memory_table(run_plan: FitPlan) -> Table:
     """A table of the GiB that stay on each device."""
     table = Table('stays on each device', 'GiB')
     for name, size in run_plan.memory.items():
@@ -136,7 +136,7 @@ def memory_table(run_plan: Plan) -> Table:
     return table
 
 
-def bytes_table(run_plan: Plan) -> Table:
+def bytes_table(run_plan: FitPlan) -> Table:
     """A table with a row for each hot function: the GiB in a device's memory while it runs."""
     table = Table('program', 'given', 'temporary', 'beside', 'peak GiB')
     for program in run_plan.figures:
@@ -145,7 +145,7 @@ def bytes_table(run_plan: Plan) -> Table:
     return table
 
 
-def work_table(run_plan: Plan) -> Table:
+def work_table(run_plan: FitPlan) -> Table:
     """A table with a row for each hot function: the operations, bytes and seconds of one run on one device."""
     table = Table('program', 'runs', 'TFLOP', 'GB moved', 'GB received', 'overlapped', 'kernels', 's a run')
     for program in run_plan.figures:
@@ -159,7 +159,7 @@ def work_table(run_plan: Plan) -> Table:
     return table
 
 
-def verdict(run_plan: Plan, request: Request) -> str:
+def verdict(run_plan: FitPlan, request: PlanRequest) -> str:
     """One line of text that says if the plan fits, which program needs most memory, and how long a step takes."""
     worst, limit = run_plan.worst, run_plan.chip.memory
     text = f'{"fits" if run_plan.fits else "does not fit"}: {run_plan.choice.flags(request.rows)}'
@@ -174,10 +174,10 @@ def gib(size: float) -> str:
     return f'{size / GIB:.3f}'
 
 
-def as_json(run_plan: Plan, nearest: Plan | None, request: Request) -> dict[str, Any]:
+def as_json(run_plan: FitPlan, nearest: FitPlan | None, request: PlanRequest) -> dict[str, Any]:
     """The plan, and the nearest one that fits, as values for JSON."""
 
-    def fields(some_plan: Plan) -> dict[str, Any]:
+    def fields(some_plan: FitPlan) -> dict[str, Any]:
         return {
             'mesh': some_plan.choice._asdict(),
             'fits': some_plan.fits,

@@ -57,7 +57,7 @@ def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str
       ValueError: the run writes no summaries or has no checkpoint, or a line of the file is wrong.
       RuntimeError: a model or checkpoint cannot be read.
     """
-    settings, people = read_settings(workdir), histories.load_told(path)
+    settings, people = read_settings(workdir), histories.load_contexts(path)
     if not isinstance(settings, plus.Settings) or settings.reads not in WRITTEN:
         reads = ' or '.join(WRITTEN)
         raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of configs/plus.py, reads={reads}')

@@ -20,7 +20,7 @@ from pal_jax.data.tokenizer import Tokenizer
 Row = TypeVar('Row')
 
 
-class Pair(NamedTuple):
+class ExamplePair(NamedTuple):
     """Two completions of one prompt, the better one first."""
 
     chosen: Example
@@ -57,10 +57,10 @@ def to_imitate(record: Any, tokenizer: Tokenizer) -> Example:
     return _example(tokenizer, row.prompt, row.replies[0], row.tools)
 
 
-def to_prefer(record: Any, tokenizer: Tokenizer) -> Pair:
+def to_prefer(record: Any, tokenizer: Tokenizer) -> ExamplePair:
     """The pair of a record. Raises ValueError where the record is wrong, or its replies have the same tokens."""
     row = formats.preferred(record)
-    pair = Pair(*(_example(tokenizer, row.prompt, reply, row.tools) for reply in row.replies))
+    pair = ExamplePair(*(_example(tokenizer, row.prompt, reply, row.tools) for reply in row.replies))
     if pair.chosen == pair.rejected:
         raise ValueError(formats.SAME)
     return pair
@@ -171,7 +171,7 @@ def _answered(tokenizer: Tokenizer, messages: Sequence[Message], before: str, th
         raise ValueError(CHANGED)
     if message['content'].strip() and through == tokenizer.written(messages[:-1], False):
         raise ValueError(SILENT)
-    answer = tokenizer.guarded(thoughts.resumed(before, message['content']))
+    answer = tokenizer.guarded(thoughts.resumed_reply(before, message['content']))
     ends = [end for end in tokenizer.ends.finditer(through) if not through[end.end() :].strip()]
     return _Turn(before, before + answer + (ends[0][0] if ends else ''), bool(ends))
 

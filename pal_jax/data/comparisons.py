@@ -221,9 +221,8 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
 def split_items(data: Comparisons, *, seed: int, seen: float, train: float, validation: float) -> Split:
     """Split people into seen and new, and items into parts, all at random by `seed`.
 
-    A pair belongs to the part that both its items are in, and to no part where they are in two. So nobody was asked in
-    training about an item of the test. Where there are prompts, the prompts are split into parts in place of the items,
-    and replies may occur in several.
+    A pair belongs to the part that both its items are in, and to no part where they are in two. Where there are
+    prompts, the prompts are split into parts in place of the items, and replies may occur in several.
 
     People who have no pair in training or none in the test are left out.
 
@@ -243,6 +242,7 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
     place = rng.permutation(items)
     part = (place >= round(train * items)).astype(int) + (place >= round((train + validation) * items))
     of_pair = part[sides[0]]
+    # Without the pairs of two parts, nobody was asked in training about an item of the test.
     of_pair[of_pair != part[sides[-1]]] = -1
     has = [np.bincount(data.users[of_pair == k], minlength=people) > 0 for k in (0, 2)]
     counted = (has[0] & has[1])[data.users]

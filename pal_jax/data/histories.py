@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pal_jax.data import records
-from pal_jax.data.holdouts import normal, together
+from pal_jax.data.holdouts import joint_content, normal
 from pal_jax.data.records import Row
 from pal_jax.run import files
 from pal_jax.types import Choice
@@ -24,7 +24,7 @@ PARTS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Told:
+class PersonContext:
     """A person as known before a summary is written, by the text `context`.
 
     `ask` has the messages that ask for the summary, where a file gives them.
@@ -36,7 +36,7 @@ class Told:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class History(Told):
+class History(PersonContext):
     """A person's record with four disjoint uses of the person's choices.
 
     `past` made the context, `reward` scores a summary, `train` teaches the reward model, and `held` tests both.
@@ -108,10 +108,10 @@ def _apart(choices: Sequence[Choice]) -> list[Choice]:
 
 def content(person: History) -> str:
     """The text by which people are compared: the context and the choices. Their order makes no difference."""
-    return together([person.context, *map(said, (person.reward, *person.train, *person.held))])
+    return joint_content([person.context, *map(choice_text, (person.reward, *person.train, *person.held))])
 
 
-def said(choice: Choice) -> str:
+def choice_text(choice: Choice) -> str:
     """A choice as a text, for comparisons."""
     return '\n'.join((choice.prompt, choice.chosen, choice.rejected))
 
@@ -157,7 +157,7 @@ def load(path: str | Path) -> list[list[History]]:
     return list(people.values())
 
 
-def load_told(path: str | Path) -> list[tuple[Told, Choice | None]]:
+def load_contexts(path: str | Path) -> list[tuple[PersonContext, Choice | None]]:
     """The context of each person, one a line, and the held-out choice, None where a line has none.
 
     Raises:
@@ -186,13 +186,13 @@ def _person(where: str, record: Mapping[str, Any]) -> History:
     return person
 
 
-def _told(where: str, record: Mapping[str, Any]) -> Told:
+def _told(where: str, record: Mapping[str, Any]) -> PersonContext:
     ask = _messages(where, record.get('context_messages', ()))
     context = record.get('context') or '\n'.join(message['content'] for message in ask)
     if not isinstance(context, str) or not context:
         raise ValueError(f'{where} has neither context nor context_messages; give one of them')
     user = records.identity(where, record, 'user') if 'user' in record else where
-    return Told(user=user, context=context, ask=ask)
+    return PersonContext(user=user, context=context, ask=ask)
 
 
 def _choice(where: str, record: Mapping[str, Any], part: str) -> Choice:

@@ -41,7 +41,7 @@ def normal(text: str) -> str:
     return ' '.join(unicodedata.normalize('NFKC', text.casefold()).translate(_ALIKE).split())
 
 
-def together(parts: Iterable[str]) -> str:
+def joint_content(parts: Iterable[str]) -> str:
     """The content of several texts. Their order makes no difference, and a text that occurs twice counts once."""
     return '\n'.join(sorted(set(map(normal, parts))))
 
@@ -50,9 +50,7 @@ def held_out(contents: Sequence[str], most: int, *, last: bool = False, seed: in
     """A bool for each entry, True for the entries that are kept for testing.
 
     They are a fifth of the entries, at most `most`, and at least one content. Entries of one content stay together.
-    Contents are drawn by the hash of content and `seed`, which depends neither on the order nor on the number of
-    entries. With `last`, the contents whose first entry comes last are drawn. A content with more entries than there is
-    room for is not drawn.
+    Contents are drawn at random, or with `last` those whose first entry comes last.
 
     Raises:
       ValueError: all entries have the same content.
@@ -60,9 +58,11 @@ def held_out(contents: Sequence[str], most: int, *, last: bool = False, seed: in
     sizes = Counter(contents)
     if len(sizes) < 2:
         raise ValueError(f'{len(contents)} of the same content; none can be tested on that is not learnt')
+    # The hash of content and seed depends neither on the order nor on the number of entries.
     order = list(sizes)[::-1] if last else sorted(sizes, key=lambda content: _drawn(content, seed))
     room, tested = max(min(most, len(contents) // 5), 1), set[str]()
     for content in order:
+        # A content with more entries than there is room for is not drawn.
         if sizes[content] <= room:
             tested.add(content)
             room -= sizes[content]

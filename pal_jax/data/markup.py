@@ -31,21 +31,22 @@ def pattern_of(tokens: Iterable[str]) -> re.Pattern[str]:
 def make_shield(tokens: Collection[str], normalized: Collection[str] = (), normal: Shield | None = None) -> Shield:
     """A function that puts shields into a text so that none of the tokens is whole in it.
 
-    A text that ends within a token has a shield at its end, since other text may follow and complete it. `normalized`
-    are the tokens that are looked for in a text as `normal` writes it; a text in which one of them is written
-    otherwise, as by letters of full width, is cut between all its characters. White space and single characters, which
-    some vocabularies have as tokens of their own, are not cut.
+    `normalized` are the tokens that are looked for in a text as `normal` writes it. White space and single characters
+    are not cut.
     """
+    # Some vocabularies have white space and single characters as tokens of their own.
     tokens = {token for token in tokens if len(token) > 1 and not token.isspace()}
     pattern, firsts, longest = pattern_of(tokens), {token[0] for token in tokens}, max(map(len, tokens), default=0)
     written_otherwise = pattern_of(map(normal, normalized)) if normal and normalized else None
 
     def shield(text: str) -> str:
         cuts = {start.end() for start in pattern.finditer(text)}
+        # A text that ends within a token has a shield at its end, since other text may follow and complete it.
         for at in range(max(len(text) - longest, 0), len(text) - 1):
             if text[at] in firsts and any(token.startswith(text[at:]) for token in tokens):
                 cuts.add(len(text))
         shielded = _cut(text, sorted(cuts))
+        # A text with a token written otherwise, as by letters of full width, is cut between all its characters.
         if written_otherwise and normal and any(map(written_otherwise.search, map(normal, pieces(shielded)))):
             return _cut(text, range(1, len(text)))
         return shielded

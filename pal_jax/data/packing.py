@@ -27,7 +27,7 @@ class Branch(NamedTuple):
     acts: Sequence[bool] | None = None
 
 
-class Compared(NamedTuple):
+class BranchPair(NamedTuple):
     """The indices of two branches of a group, the better and the worse one, and the margin that the rater stated; 0
     without one."""
 
@@ -36,7 +36,7 @@ class Compared(NamedTuple):
     margin: float = 0.0
 
 
-class Group(NamedTuple):
+class PromptGroup(NamedTuple):
     """One prompt, which is not empty, and its branches.
 
     Where the branches are replies, `compared` has the pairs that were compared, and `labels` the labels of each branch:
@@ -45,7 +45,7 @@ class Group(NamedTuple):
 
     prompt: Sequence[int]
     branches: Sequence[Branch]
-    compared: Sequence[Compared] = ()
+    compared: Sequence[BranchPair] = ()
     labels: Sequence[Sequence[float]] = ()
 
     @property
@@ -85,29 +85,30 @@ def lay_out(
     The number of rows divides over `ways`, the devices times the minibatches, so that every device has whole
     micro-batches of every minibatch.
 
-    With `row_tokens=0` a row has one group, and rows stand in order of length, so that micro-batches of neighbours have
-    little padding. Otherwise rows have up to `row_tokens` tokens, or the padded length of the longest group where that
-    is more. First-fit decreasing says how many rows there are; then the groups are spread over them so that rows are
-    about equally long. A row has the first `opening` tokens of its groups once. The length is then a multiple of
-    `multiple`, or `row_tokens`, and `groups` is a power of two, so that the programs to compile stay few.
+    With `row_tokens=0` a row has one group. Otherwise rows have up to `row_tokens` tokens, or the padded length of the
+    longest group where that is more, and the first `opening` tokens of their groups once. The length is a multiple of
+    `multiple`, or `row_tokens`, and `groups` is a power of two.
     """
+    # In order of length, micro-batches of neighbouring rows have little padding.
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     rows, groups, opening = [[i] for i in order], 1, opening if row_tokens else 0
     lengths = [length - opening for length in lengths]
     if row_tokens:
         longest = opening + max(lengths)
         budget = row_tokens if longest <= row_tokens else round_up(longest, multiple)
+        # First-fit decreasing says how many rows there are, and the groups are then spread over them evenly.
         rows = _first_fit(lengths, order[::-1], budget - opening)
     height = _height(len(rows), ways, micro_rows)
     if row_tokens:
         rows = _evened(lengths, order[::-1], rows, height)
+        # A power of two keeps the programs to compile few.
         groups = 1 << (max(len(row) for row in rows) - 1).bit_length()
     longest = opening + max(sum(lengths[i] for i in row) for row in rows)
     length = round_up(longest, multiple)
     return Layout(rows, height, groups, min(length, row_tokens) if longest <= row_tokens else length, opening)
 
 
-def lay_out_groups(groups: Sequence[Group], **shape: int) -> Layout:
+def lay_out_groups(groups: Sequence[PromptGroup], **shape: int) -> Layout:
     """The layout of these groups by `lay_out`, with an opening of the tokens that all their prompts begin with.
 
     Each group keeps at least one token of its prompt.
@@ -161,7 +162,7 @@ def round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def pack_groups(groups: Sequence[Group], layout: Layout, *, n: int, actions: int) -> TokenBatch:
+def pack_groups(groups: Sequence[PromptGroup], layout: Layout, *, n: int, actions: int) -> TokenBatch:
     """Numpy arrays of `layout`'s shape, with room for `n` branches of `actions` actions in every group of a row.
 
     A group may have fewer than `n` branches; the missing ones have no actions.
@@ -207,7 +208,7 @@ def pack_rollouts(
     """
     sampled = by_prompt(samples, n) if gathered else [samples[i : i + n] for i in range(0, len(samples), n)]
     groups = [
-        Group(group_samples[0].prompt_ids, [Branch(s.completion.token_ids) for s in group_samples])
+        PromptGroup(group_samples[0].prompt_ids, [Branch(s.completion.token_ids) for s in group_samples])
         for group_samples in sampled
     ]
     layout = lay_out_groups(groups, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple)
@@ -231,7 +232,7 @@ def by_prompt(samples: Sequence[Sample], n: int) -> list[list[Sample]]:
     return [same[k : k + n] for same in alike.values() for k in range(0, len(same), n)]
 
 
-def shared_prompt(examples: Sequence[Example]) -> Group:
+def shared_prompt(examples: Sequence[Example]) -> PromptGroup:
     """Examples as one group, whose prompt is the tokens that all their prompts begin with.
 
     Raises:
@@ -242,7 +243,7 @@ def shared_prompt(examples: Sequence[Example]) -> Group:
     if not shared:
         raise ValueError('these examples have not even a first token in common; put them into groups of their own')
     cut = len(shared)
-    return Group(shared, [_branch(example, cut) for example in examples])
+    return PromptGroup(shared, [_branch(example, cut) for example in examples])
 
 
 def _branch(example: Example, cut: int) -> Branch:
@@ -266,13 +267,15 @@ def pack_examples(
     return pack_whole(shared, n=n, actions=actions, ways=ways, row_tokens=row_tokens)
 
 
-def pack_whole(groups: Sequence[Group], *, n: int, actions: int, ways: int = 1, row_tokens: int = 0) -> TokenBatch:
+def pack_whole(
+    groups: Sequence[PromptGroup], *, n: int, actions: int, ways: int = 1, row_tokens: int = 0
+) -> TokenBatch:
     """One batch of tokens with all groups."""
     layout = lay_out_groups(groups, ways=ways, row_tokens=row_tokens)
     return pack_groups(groups, layout, n=n, actions=actions)
 
 
-def most_actions(groups: Sequence[Group]) -> int:
+def most_actions(groups: Sequence[PromptGroup]) -> int:
     """The largest number of actions of a branch, rounded up to a multiple of 8."""
     branches = (branch for group in groups for branch in group.branches)
     return round_up(max(len(b.tokens) if b.acts is None else sum(b.acts) for b in branches), 8)

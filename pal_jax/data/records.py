@@ -213,7 +213,7 @@ def _values(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
     """The values in a file of JSON: of its array, of its lines, or the one object that it holds over several lines."""
-    with files.opened(path) as file:
+    with files.open_text(path) as file:
         start = next((line.strip() for line in file if line.strip()), '')
     if start.startswith('['):
         parsed = enumerate(files.parse(files.read_text(path), path), 1)
@@ -243,7 +243,7 @@ def lines(path: str | Path) -> Iterator[tuple[int, Any]]:
     Raises:
       ValueError: there is no such file, or a line is no JSON.
     """
-    with files.opened(path) as file:
+    with files.open_text(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, files.parse(line.rstrip('\r\n'), path, number)
@@ -268,7 +268,7 @@ def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # a cell may be a long text; Python's limit is 131,072 characters
     header: list[str] = []
     number = 0
-    with files.opened(path) as file:
+    with files.open_text(path) as file:
         cells = csv.reader(file, strict=True)
         try:
             for number, row in enumerate(cells, 1):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pal_jax.data import chats, holdouts
-from pal_jax.data.packing import Group, most_actions, pack_whole, shared_prompt
+from pal_jax.data.packing import PromptGroup, most_actions, pack_whole, shared_prompt
 from pal_jax.data.readers import formats
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.scorer import to_score
@@ -20,7 +20,7 @@ from pal_jax.run.language import FromRows, RowSettings, Supervised
 from pal_jax.run.recipe import check_at_least
 from pal_jax.types import TokenBatch
 
-Keyed = tuple[str, Group]  # the content of a prompt (`Prompted.content`), and a group with that prompt
+Keyed = tuple[str, PromptGroup]  # the content of a prompt (`PromptedReplies.content`), and a group with that prompt
 Entry = TypeVar('Entry')
 
 
@@ -38,8 +38,8 @@ class Rows(NamedTuple):
       seed: the seed of the order in which rows are drawn.
     """
 
-    train: list[Group]
-    test: list[Group]
+    train: list[PromptGroup]
+    test: list[PromptGroup]
     n: int
     actions: int
     left_out: int
@@ -54,7 +54,7 @@ class Rows(NamedTuple):
         rows = f'{len(self.train)} rows to learn from, {len(self.test)} to test on, of other prompts'
         return f'{rows} ({self.moved} kept from testing for it)'
 
-    def draw(self, i: int) -> list[Group]:
+    def draw(self, i: int) -> list[PromptGroup]:
         """The rows of step `i`, in shuffled passes over all rows.
 
         They follow from the step's number, so a run that resumes needs to remember no position.
@@ -72,25 +72,25 @@ class Rows(NamedTuple):
         for groups in self.test_groups():
             yield len(groups), self._packed(groups, mesh)
 
-    def test_groups(self) -> Iterator[list[Group]]:
+    def test_groups(self) -> Iterator[list[PromptGroup]]:
         """All test rows, as many at once as a step has."""
         for start in range(0, len(self.test), self.batch_size):
             yield self.test[start : start + self.batch_size]
 
-    def _packed(self, groups: list[Group], mesh: Mesh) -> TokenBatch:
+    def _packed(self, groups: list[PromptGroup], mesh: Mesh) -> TokenBatch:
         ways = sharding.batch_ways(mesh)
         packed = pack_whole(groups, n=self.n, actions=self.actions, ways=ways, row_tokens=self.row_tokens)
         return sharding.put_batch(packed, mesh)
 
 
-def apart(rows: Sequence[Group]) -> list[list[Group]]:
+def one_group_a_row(rows: Sequence[PromptGroup]) -> list[list[PromptGroup]]:
     """Groups of one row each, for methods that gather none."""
     return [[row] for row in rows]
 
 
 def make_rows(
-    settings: Supervised, convert: Callable[[Any], Group], key: str, n: int,
-    gather: Callable[[Sequence[Group]], list[list[Group]]] = apart,
+    settings: Supervised, convert: Callable[[Any], PromptGroup], key: str, n: int,
+    gather: Callable[[Sequence[PromptGroup]], list[list[PromptGroup]]] = one_group_a_row,
 ) -> Rows:  # fmt: skip
     """The rows of every record, made by `convert`: of a file, or of the records that a method makes up by that name.
 
@@ -103,13 +103,13 @@ def make_rows(
     """
     data, read = settings.data, formats.imitated if key == 'completion' else formats.preferred
 
-    def keyed(rows: Sequence[tuple[str, Group]]) -> list[Keyed]:
-        by_prompt: dict[str, list[Group]] = {}
+    def keyed(rows: Sequence[tuple[str, PromptGroup]]) -> list[Keyed]:
+        by_prompt: dict[str, list[PromptGroup]] = {}
         for content, row in rows:
             by_prompt.setdefault(content, []).append(row)
         return [(content, group) for content, rows in by_prompt.items() for group in itertools.chain(*gather(rows))]
 
-    def contained(record: Any) -> tuple[str, Group]:
+    def contained(record: Any) -> tuple[str, PromptGroup]:
         return read(record).content, convert(record)
 
     if maker := made.maker('data.train', data.train):
@@ -117,7 +117,9 @@ def make_rows(
     else:
         parts = [keyed(chats.read(data.train, contained))]
     if data.test:
-        train, test, moved = beside(list(itertools.chain(*parts)), keyed(chats.read(data.test, contained)), data)
+        train, test, moved = without_test_prompts(
+            list(itertools.chain(*parts)), keyed(chats.read(data.test, contained)), data
+        )
     elif maker:
         train, test, moved = of_people(parts, data.test_rows)
     else:
@@ -145,7 +147,9 @@ def by_prompt(rows: list[Keyed], data: RowSettings) -> tuple[list[Keyed], list[K
     return train, test, holdouts.repeats(contents)
 
 
-def beside(rows: list[Keyed], test: list[Keyed], data: RowSettings) -> tuple[list[Keyed], list[Keyed], int]:
+def without_test_prompts(
+    rows: list[Keyed], test: list[Keyed], data: RowSettings
+) -> tuple[list[Keyed], list[Keyed], int]:
     """The rows of `data.train` whose prompts are not in `data.test`, all rows of `data.test`, and the number of rows of
     `data.train` that were left out. Raises ValueError where all of them were."""
     tested = {content for content, _ in test}
@@ -181,7 +185,7 @@ def hold_out(parts: list[list[Entry]], most: int) -> tuple[list[Entry], list[Ent
     return list(itertools.chain(*parts[:cut])), list(itertools.chain(*parts[cut:]))
 
 
-def scored_replies(tokenizer: Tokenizer, question: str, replies: Sequence[str], pooling: str = 'last') -> Group:
+def scored_replies(tokenizer: Tokenizer, question: str, replies: Sequence[str], pooling: str = 'last') -> PromptGroup:
     """The replies to a question as a group that scorers read, each up to the token that ends its turn."""
     turns = [
         {'prompt': chats.as_chat(question), 'completion': [{'role': 'assistant', 'content': reply}]}

@@ -10,7 +10,7 @@ from typing import Any
 
 from pal_jax.data import chats, holdouts, records
 from pal_jax.data.holdouts import normal
-from pal_jax.data.packing import Compared, Group, most_actions, shared_prompt
+from pal_jax.data.packing import BranchPair, PromptGroup, most_actions, shared_prompt
 from pal_jax.data.readers import formats, safety
 from pal_jax.data.readers.safety import Judged, Labelled
 from pal_jax.data.rows import Keyed, Rows, scored_replies
@@ -91,19 +91,19 @@ def judged_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
     return _make_rows(settings, read, lambda corpus: keyed(dilemmas.judged(corpus, settings.seed)), n=2)
 
 
-def labelled_group(tokenizer: Tokenizer, row: Labelled) -> Group:
+def labelled_group(tokenizer: Tokenizer, row: Labelled) -> PromptGroup:
     """An answer as a group of one reply with its labels of the 14 categories."""
     return scored_replies(tokenizer, row.prompt, [row.response])._replace(labels=[[float(x) for x in row.categories]])
 
 
-def judged_group(tokenizer: Tokenizer, row: Judged) -> Group:
+def judged_group(tokenizer: Tokenizer, row: Judged) -> PromptGroup:
     """A pair of answers as a group, in which the less safe answer is `better`, since its cost is higher.
 
     The label of an answer is 1 where it is unsafe, and 0 where it is safe.
     """
     group = scored_replies(tokenizer, row.prompt, row.responses)
     return group._replace(
-        compared=[Compared(1 - row.safer, row.safer)], labels=[[float(unsafe)] for unsafe in row.unsafe]
+        compared=[BranchPair(1 - row.safer, row.safer)], labels=[[float(unsafe)] for unsafe in row.unsafe]
     )
 
 
@@ -111,7 +111,7 @@ def _preferred(record: Any, tokenizer: Tokenizer) -> Keyed:
     """A pair whose chosen reply is the less harmful one, as a group whose replies have no label."""
     pair, content = chats.to_prefer(record, tokenizer), formats.preferred(record).content
     group = shared_prompt([to_score(example.prompt, example.completion) for example in pair])
-    return content, group._replace(compared=[Compared(1, 0)], labels=[[math.nan]] * 2)
+    return content, group._replace(compared=[BranchPair(1, 0)], labels=[[math.nan]] * 2)
 
 
 def _make_rows(settings: FromRows, read: Read, make: Make, n: int) -> Rows:

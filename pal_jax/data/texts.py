@@ -22,7 +22,7 @@ import numpy as np
 
 from pal_jax.data import chats, records
 from pal_jax.data.comparisons import Comparisons, Lookup
-from pal_jax.data.packing import Example, Group, Layout, lay_out, pack_groups, round_up, shared_prompt
+from pal_jax.data.packing import Example, Layout, PromptGroup, lay_out, pack_groups, round_up, shared_prompt
 from pal_jax.data.readers import formats
 from pal_jax.data.readers.votes import Votes, draw_pairs
 from pal_jax.data.records import TextChoice
@@ -73,7 +73,7 @@ class TextPairs(NamedTuple):
 # --- from files -------------------------------------------------------------------------------------------------------
 
 
-class Said(NamedTuple):
+class RecordTexts(NamedTuple):
     """The texts of one record as tokens and as words."""
 
     user: str
@@ -100,7 +100,7 @@ def read(
     if files.format_of(Path(path)) == '.csv':
         raise ValueError(f'{path}: a table of choices between texts is read as choices:{path}; give that')
 
-    def convert(record: Any) -> Said:
+    def convert(record: Any) -> RecordTexts:
         return to_said(record if answered else records.unanswered(record), tokenizer, alone=alone, template=template)
 
     return to_pairs(chats.read(path, convert), path)
@@ -114,7 +114,7 @@ def from_choices(
     Raises:
       ValueError: there is no choice, or the two texts of one have the same tokens.
     """
-    converted, read_before = [], dict[tuple[str, str, str], Said]()
+    converted, read_before = [], dict[tuple[str, str, str], RecordTexts]()
     for number, choice in enumerate(choices, 1):
         record = {key: value for key, value in choice._asdict().items() if value}
         texts = choice.prompt, choice.chosen, choice.rejected
@@ -133,7 +133,7 @@ def from_choices(
     return to_pairs(converted, name)
 
 
-def to_pairs(converted: Sequence[Said], name: str | Path) -> TextPairs:
+def to_pairs(converted: Sequence[RecordTexts], name: str | Path) -> TextPairs:
     """The pairs of converted records, with each text and user once. Raises ValueError where only some have a prompt."""
     who = records.first_spelling()
     converted = [pair._replace(user=who(pair.user)) for pair in converted]
@@ -164,7 +164,7 @@ def to_pairs(converted: Sequence[Said], name: str | Path) -> TextPairs:
     return TextPairs(users, chosen, rejected, prompt, tuple(number), tuple(words), names, groups, converted[0].chat)
 
 
-def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '{}') -> Said:
+def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '{}') -> RecordTexts:
     """The texts of a record. Raises ValueError where the record is wrong, or its two sides have the same tokens."""
     if not isinstance(record, dict) or 'user' not in record:
         raise ValueError(f"expected an object with 'user', 'chosen' and 'rejected', got {files.shown(record)}")
@@ -179,7 +179,7 @@ def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '
     if texts[0] == texts[1]:
         raise ValueError("'chosen' and 'rejected' are the same; delete the row")
     chosen, rejected = zip(texts, map(in_words, sides), strict=True)
-    return Said(user, group, prompt, chosen, rejected, isinstance(sides[0], list))
+    return RecordTexts(user, group, prompt, chosen, rejected, isinstance(sides[0], list))
 
 
 def is_of_statements(record: Mapping[str, Any]) -> bool:
@@ -277,7 +277,7 @@ def pack(
     return Packed(pack_groups(groups, layout, n=n, actions=actions), rows, places)
 
 
-def shared(texts: Sequence[Text], pool: Pool) -> Group:
+def shared(texts: Sequence[Text], pool: Pool) -> PromptGroup:
     """Texts with the same beginning as a prompt and its branches.
 
     A state is named by the action after it, so each text ends with one more token, whose state is not read.

@@ -53,7 +53,7 @@ _HARMONY = re.compile(r'<\|channel\|>', re.IGNORECASE)
 _RUN_TOGETHER = re.compile(r'\A\s*(?:analysis|commentary)(?=[A-Z"\'(]|.*assistantfinal)', re.DOTALL)
 
 
-def spoken(text: str) -> str | None:
+def spoken_reply(text: str) -> str | None:
     """The reply in a text, without its thoughts; None where a thought does not end, since the reply has not begun.
 
     Thoughts may follow each other or contain others. All text before a closing mark without an opening one is thought.
@@ -61,7 +61,7 @@ def spoken(text: str) -> str | None:
     """
     if _HARMONY.search(text):
         final = [content for channel, content in _MESSAGE.findall(text) if channel.lower() == 'final']
-        return spoken(final[-1].strip()) if final else None
+        return spoken_reply(final[-1].strip()) if final else None
     if _RUN_TOGETHER.match(text):
         _, end, pieces = text.rpartition('assistantfinal')
         return pieces.strip() if end else None
@@ -101,7 +101,7 @@ def closes(text: str) -> bool:
     return first is not None and first['closing'] is not None
 
 
-def after(prompt: str, text: str) -> str:
+def completion_after(prompt: str, text: str) -> str:
     """A completion of `prompt`, with the mark of an open thought before it where that is needed.
 
     The mark is put before the completion where the prompt ends with it and the completion does not end the thought.
@@ -110,7 +110,7 @@ def after(prompt: str, text: str) -> str:
     return opened.group() + text if opened and not closes(text) else text
 
 
-def resumed(prompt: str, text: str) -> str:
+def resumed_reply(prompt: str, text: str) -> str:
     """A reply as it goes on after `prompt`, so that its words are no thought that the prompt has opened.
 
     A mark at the beginning of the reply that is the prompt's own is not repeated, and a reply that has no thought ends

@@ -242,9 +242,9 @@ class Tokenizer:
     def thinking(self, prompt: Sequence[int], text: str) -> str:
         """The text of a completion, with the mark of a thought that `prompt` opens and the text does not end before it.
 
-        See `thoughts.after`.
+        See `thoughts.completion_after`.
         """
-        return thoughts.after(self.decode(prompt[-_MARK_TOKENS:]), text)
+        return thoughts.completion_after(self.decode(prompt[-_MARK_TOKENS:]), text)
 
     def chat(
         self, messages: Sequence[Message], add_generation_prompt: bool = True,
@@ -253,8 +253,7 @@ class Tokenizer:
         """The token ids of a conversation in the model's own template, which gets `tools` as in transformers.
 
         With a ChatML template the ids of `messages[:k]` are a prefix of those of `messages[:k + 1]` if the added
-        message is the assistant's. Where a token might span the end of a prompt and the beginning of an answer, both
-        are encoded apart (`continued`), as the answer was sampled or learnt.
+        message is the assistant's.
 
         Control tokens written out in a message are plain text, so a user who types `<|im_end|>` ends no turn. Some
         templates put in a system message of their own (SmolLM2: 'You are a helpful AI assistant named SmolLM ...'); to
@@ -266,6 +265,8 @@ class Tokenizer:
             surrogate pair.
         """
         text = self.written(messages, add_generation_prompt, tools)
+        # Where a token might span the end of a prompt and the beginning of an answer, both are encoded apart, as the
+        # answer was sampled or learnt.
         cuts = [0, len(text)]
         for k, message in enumerate(messages):
             if message['role'] == 'assistant' and (self._joins or (message.get('content') or '')[:1].isspace()):
@@ -285,7 +286,7 @@ class Tokenizer:
             raise ValueError(f'{self._name} has no chat template; use an instruct model or add chat_template.jinja')
         if self.folds_system and messages and messages[0]['role'] == 'system':
             self.folded |= bool(messages[0]['content'])
-            messages = folded(messages)
+            messages = fold_system(messages)
         shield, assistants = self._shields
         guarded = [
             {
@@ -369,7 +370,7 @@ class Tokenizer:
         return str(text)
 
 
-def folded(messages: Sequence[Message]) -> list[Message]:
+def fold_system(messages: Sequence[Message]) -> list[Message]:
     """The conversation without system messages at its head.
 
     Their text goes to the head of the first user message, with an empty line between. Where no user message follows, it

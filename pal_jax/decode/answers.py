@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float
 
 from pal_jax.data import chats
-from pal_jax.data.packing import Group
+from pal_jax.data.packing import PromptGroup
 from pal_jax.data.rows import scored_replies
-from pal_jax.data.thoughts import spoken
+from pal_jax.data.thoughts import spoken_reply
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
@@ -68,7 +68,7 @@ class ModelScores:
 
     folder: Path
     ctx: Context
-    open: Callable[[Path, Context], tuple[Tokenizer, str, Callable[[Sequence[Group]], np.ndarray]]]
+    open: Callable[[Path, Context], tuple[Tokenizer, str, Callable[[Sequence[PromptGroup]], np.ndarray]]]
 
     def __call__(self, questions: Sequence[str], replies: Sequence[Sequence[str]]) -> Float[np.ndarray, 'Q n']:
         """The scores of the `n` replies to each question."""
@@ -77,13 +77,13 @@ class ModelScores:
         return scores([scored_replies(tokenizer, question, answers, pooling) for question, answers in pairs])
 
     @functools.cached_property
-    def _opened(self) -> tuple[Tokenizer, str, Callable[[Sequence[Group]], np.ndarray]]:
+    def _opened(self) -> tuple[Tokenizer, str, Callable[[Sequence[PromptGroup]], np.ndarray]]:
         return self.open(self.folder, self.ctx)
 
 
 def without_thoughts(sample: Sample) -> Sample:
     """Cut the thought out of a sample's text; the text is empty where a thought does not end, and the tokens stay."""
-    completion = dataclasses.replace(sample.completion, text=spoken(sample.completion.text) or '')
+    completion = dataclasses.replace(sample.completion, text=spoken_reply(sample.completion.text) or '')
     return dataclasses.replace(sample, completion=completion)
 
 

@@ -39,7 +39,7 @@ class Decoder(Protocol):
     def __call__(self, requests: Sequence[Request], on_completion: Told | None = None) -> list[Completion]: ...
 
 
-def make_decoder(
+def choose_decoder(
     cfg: ModelConfig,
     tokenizer: Tokenizer,
     mesh: Mesh,

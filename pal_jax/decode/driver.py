@@ -56,7 +56,7 @@ class Swap:
 
 
 @dataclasses.dataclass(eq=False)
-class Scoring:
+class ScoreJob:
     """A prompt to score. `pieces` is set once scoring has begun."""
 
     request: Request
@@ -80,7 +80,7 @@ class Driver:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._line: deque[Ticket] = deque()
         self._live: dict[int, Ticket] = {}
-        self._scorings: deque[Scoring] = deque()
+        self._scorings: deque[ScoreJob] = deque()
         self._swaps: deque[Swap] = deque()
         self._drained: list[Future[None]] = []
         self._open = True
@@ -114,7 +114,7 @@ class Driver:
         """
         self.decoder.check(request, prompt_only=True)
         self._accept()
-        scoring = Scoring(request, Future())
+        scoring = ScoreJob(request, Future())
         scoring.done.add_done_callback(self._leave)
         self._commands.put(lambda: self._scorings.append(scoring))
         return scoring.done
@@ -240,7 +240,7 @@ class Driver:
         chain = itertools.chain.from_iterable
         self._end(scoring, Scored(tuple(chain(logprobs)), tuple(chain(alternatives)), scoring.found[0].version))
 
-    def _end(self, scoring: Scoring, result: Scored | Exception) -> None:
+    def _end(self, scoring: ScoreJob, result: Scored | Exception) -> None:
         self._scorings.remove(scoring)
         with contextlib.suppress(InvalidStateError):  # the caller has cancelled the future
             if isinstance(result, Exception):

@@ -86,14 +86,15 @@ def layer_of(stack: Params, i: Int[Array, ''], dtype: str | None) -> Params:
 def decode_layer(layer: Params, i: Int[Array, ''], cfg: ModelConfig, *, slots: int, int8: bool = False) -> Params:
     """A layer in the form for decoding in `slots` slots, with matrix products in `cfg.dtype`.
 
-    The adapters of a soup are stacked over layers, and those of layer `i` are taken. Layers are separate arrays because
-    a slice of a stacked array is a copy before every product. `int8` rounds the matrices to eight bits, which halves
-    the bytes that a step reads and changes the policy slightly. On a CPU, a single slot reads few large matrices, each
-    in order. There the output axis of a matrix comes first for a single slot and for products in float32.
+    `int8` rounds the matrices to eight bits, which halves the bytes that a step reads and changes the policy slightly.
     """
     cpu, single = jax.default_backend() == 'cpu', slots == 1
+    # Layers are separate arrays because a slice of a stacked array is a copy before every product. The adapters of a
+    # soup are stacked over layers, and those of layer `i` are taken.
     layer = soups.at_layer(layer, i)
+    # On a CPU, a single slot reads few large matrices, each in order.
     layer = decoder.fuse(layer, cfg) if cpu and single and not soups.count(layer) else dict(layer)
+    # There the output axis of a matrix comes first for a single slot and for products in float32.
     turned = cpu and (single or cfg.dtype == 'float32')
     for part in ('attn', 'mlp'):
         layer[part] = {name: _laid_out(name, w, cfg, turned, int8) for name, w in layer[part].items()}
@@ -137,7 +138,7 @@ def init_state(cfg: ModelConfig, slots: int, length: int) -> DecodeState:
     )
 
 
-def blank(cfg: ModelConfig, rows: int, length: int) -> Prefix:
+def empty_caches(cfg: ModelConfig, rows: int, length: int) -> Prefix:
     """The empty caches of `rows` prompts, with room for `length` tokens each."""
     state = init_state(cfg, rows, length)
     return Prefix(keys=state.keys, values=state.values, length=state.length, token=state.token)
@@ -208,13 +209,13 @@ def states(
 def _write(rows: Array, new: Array, start: Int[Array, ' N'], axis: int) -> Array:
     """The rows with `new[n]` written into `rows[n]`, from `start[n]` on along `axis` of a row, which has no batch
     axis."""
-    ways = {'cpu': one_by_one, 'default': together}
+    ways = {'cpu': write_by_slices, 'default': write_by_scatter}
     return lax.platform_dependent(
         rows, new.astype(rows.dtype), start, **{name: functools.partial(way, axis=axis) for name, way in ways.items()}
     )
 
 
-def one_by_one(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -> Array:
+def write_by_slices(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -> Array:
     """Write as `_write` does, by a loop of slices, since a CPU scatters element by element."""
 
     def write(n: Array, rows: Array) -> Array:
@@ -225,7 +226,7 @@ def one_by_one(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -
     return lax.fori_loop(0, len(rows), write, rows)
 
 
-def together(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -> Array:
+def write_by_scatter(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -> Array:
     """Write as `_write` does, by a scatter, since the TPU's compiler fails at the loop where heads are sharded."""
     return jax.vmap(lambda row, part, at: lax.dynamic_update_slice_in_dim(row, part, at, axis))(rows, new, start)
 
@@ -276,7 +277,7 @@ def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[Dec
 
 def generate_telling(
     weights: Params, cfg: ModelConfig, state: DecodeState, alternatives: int
-) -> tuple[DecodeState, sampling.Sampled, sampling.Likeliest]:
+) -> tuple[DecodeState, sampling.Sampled, sampling.LikeliestTokens]:
     """The result of `generate`, and the `alternatives` likeliest tokens of the distribution of each drawn token."""
     after, sampled, logits = _step(weights, cfg, state)
     # The barrier makes the drawn tokens the same with alternatives and without.
@@ -314,11 +315,11 @@ def unembed(weights: Params, cfg: ModelConfig, x: Float[Array, '*rows D']) -> Fl
     return decoder.unembed(weights, head, decoder.rms_norm(x, weights['final_norm'], cfg))
 
 
-class Scores(NamedTuple):
+class TokenScores(NamedTuple):
     """The log-prob of the next token at each token of a prompt, and the `K` likeliest next tokens."""
 
     logprob: Float[Array, 'N T']
-    likeliest: sampling.Likeliest  # [N, T, K]
+    likeliest: sampling.LikeliestTokens  # [N, T, K]
 
 
 def score(
@@ -329,7 +330,7 @@ def score(
     targets: Int[Array, 'N T'],
     length: Int[Array, ' N'],
     alternatives: int,
-) -> tuple[Prefix, Scores]:
+) -> tuple[Prefix, TokenScores]:
     """The cache after these tokens, and the log-probs, under softmax(logits), of the `targets` that follow them.
 
     The tokens follow those in `cached`, as in `prefill`, and `targets[n, t]` follows `tokens[n, t]`. Logits of `SCORED`
@@ -350,7 +351,7 @@ def score(
         lambda array: jnp.moveaxis(array, 0, 1).reshape(rows, columns, *array.shape[3:]), lax.map(some, parts)
     )
     # All tokens have been read, so that the last one counts as cached, unlike in `prefill`.
-    return prefix.replace(length=prefix.length + 1), Scores(*scores)
+    return prefix.replace(length=prefix.length + 1), TokenScores(*scores)
 
 
 def attend_cache(

@@ -45,7 +45,7 @@ FULL = 0.75  # share of a prefill's rows; with fewer prompts, one at a time cost
 
 
 @dataclasses.dataclass(eq=False)
-class Prompt:
+class PendingPrompt:
     """A prompt on its way into the caches of `slots`, which all sample from it.
 
     The first slot gets every chunk of it, and all slots get it when it is complete. `done` of its tokens are in the
@@ -115,7 +115,7 @@ class LocalDecoder:
         self._state: engine.DecodeState | None = None
         self._prefixes = Prefixes(self.slots)
         self._waiting: deque[tuple[int, Request]] = deque()
-        self._prompts: list[Prompt] = []
+        self._prompts: list[PendingPrompt] = []
         self._live: dict[int, Live] = {}  # the requests in slots, by slot
         self._programs = programs_of(cfg, mesh, slots=self.slots, int8=int8)
         self.param_shardings = self._programs.param_shardings
@@ -271,9 +271,6 @@ class LocalDecoder:
 
         `on_completion(place, completion)` is called when a completion has ended.
 
-        Requests that may become longest start first, so that the slots become empty together at the end and prompts of
-        similar length are prefilled together.
-
         Raises:
           ValueError: a request does not fit the model's context.
           RuntimeError: no weights are loaded, or other requests are under way.
@@ -282,6 +279,8 @@ class LocalDecoder:
             raise RuntimeError('this decoder has requests under way; add() yours to them')
         for request in requests:
             self.check(request)
+        # Requests that may become longest start first: the slots become empty together at the end, and prompts of
+        # similar length are prefilled together.
         lengths = [(request.sampling.max_tokens, len(request.prompt_ids)) for request in requests]
         longest_first = sorted(range(len(requests)), key=lengths.__getitem__, reverse=True)
         places = {self._queue(requests[i]): i for i in longest_first}
@@ -332,7 +331,7 @@ class LocalDecoder:
             self._live[slot] = Live(number, request)
             self._mixtures[slot] = self._row(request.mixture)
             if prompt is None:
-                self._prompts.append(Prompt(request.prompt_ids, [slot], request.mixture))
+                self._prompts.append(PendingPrompt(request.prompt_ids, [slot], request.mixture))
             else:
                 prompt.slots.append(slot)
 
@@ -406,14 +405,14 @@ class LocalDecoder:
                 self._prompts.remove(prompt)
         return rows * size
 
-    def _next_batch(self, alone: bool) -> tuple[list[Prompt], int]:
+    def _next_batch(self, alone: bool) -> tuple[list[PendingPrompt], int]:
         """The prompts whose next chunks are computed together, and the length that the chunks are padded to.
 
         All chunks of a batch are padded to the same length. If the next chunks nearly fill a batch, and either no
         request is decoding or they have few tokens, they are computed together. Otherwise they are computed a few at a
         time. A prompt that shares a beginning with another of the batch waits, since it can start from that one.
         """
-        batch: list[Prompt] = []
+        batch: list[PendingPrompt] = []
         starts: list[tuple[int, int]] = []
         size = 0
         for prompt in self._prompts:

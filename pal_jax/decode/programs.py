@@ -68,7 +68,7 @@ class Programs:
             out_shardings=(state, None, None),
         )
         prefix = engine.Prefix(state.keys, state.values, state.length, state.token)
-        self.blank = jax.jit(functools.partial(engine.blank, cfg), static_argnums=(0, 1), out_shardings=prefix)
+        self.blank = jax.jit(functools.partial(engine.empty_caches, cfg), static_argnums=(0, 1), out_shardings=prefix)
         self.score = jax.jit(
             lambda weights, cache, tokens, targets, length, mixtures, alternatives: engine.score(
                 soups.mixed(weights, mixtures), cfg, cache, tokens, targets, length, alternatives

@@ -177,7 +177,7 @@ def advance(
     return None
 
 
-def alternatives_of(top: sampling.Likeliest, place: Any, count: int) -> tuple[Alternatives, ...]:
+def alternatives_of(top: sampling.LikeliestTokens, place: Any, count: int) -> tuple[Alternatives, ...]:
     """The `count` likeliest tokens of each row that `place` selects, without tokens of probability 0."""
     pairs = zip(top.tokens[place].tolist(), top.logprobs[place].tolist(), strict=True)
     listed = (list(zip(*row, strict=True))[:count] for row in pairs)

@@ -13,8 +13,7 @@ from jax.sharding import Mesh
 
 from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.choose import Decoder
-from pal_jax.decode.choose import make_decoder as choose_decoder
+from pal_jax.decode.choose import Decoder, choose_decoder
 from pal_jax.decode.requests import Request
 from pal_jax.run import sharding
 from pal_jax.run.language import DecodeSettings, Reinforced
@@ -36,7 +35,7 @@ def make_decoder(decode: DecodeSettings, policy: Policy, ctx: Context, at_once: 
       at_once: the largest number of samples that will be asked for together; more slots would stay empty.
 
     Raises:
-      ValueError: as `decode.choose.make_decoder`.
+      ValueError: as `decode.choose.choose_decoder`.
     """
     options: dict[str, Any] = dataclasses.asdict(decode) | {'shares': make_shares(decode)}
     if at_once:

@@ -13,7 +13,7 @@ BLOCK = 256
 COLDEST = 1e-5  # a lower temperature counts as 0, since logits divided by it would overflow float32
 
 
-class Likeliest(NamedTuple):
+class LikeliestTokens(NamedTuple):
     """The `K` likeliest tokens of each row, best first."""
 
     tokens: Int[Array, 'B K']
@@ -59,10 +59,10 @@ def drawn_from(
     return jnp.where(greedy[:, None], logits, cut_logits)
 
 
-def likeliest(logits: Float[Array, 'B V'], count: int) -> Likeliest:
+def likeliest(logits: Float[Array, 'B V'], count: int) -> LikeliestTokens:
     """The `count` likeliest tokens of each row, and their log-probs."""
     top, tokens = lax.top_k(logits, count)
-    return Likeliest(tokens, top - log_sum_exp(logits)[:, None])
+    return LikeliestTokens(tokens, top - log_sum_exp(logits)[:, None])
 
 
 def logprob_of(logits: Float[Array, 'B V'], tokens: Int[Array, ' B']) -> Float[Array, ' B']:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import openai
 
-from pal_jax.data.thoughts import closes, spoken
+from pal_jax.data.thoughts import closes, spoken_reply
 from pal_jax.run.credentials import secret
 from pal_jax.types import Chat
 
@@ -106,7 +106,7 @@ class Endpoint:
         self._adaptations: dict[str, str] = {}  # settings that the server refuses, and what is sent in their place
         self._opens = False  # its template begins a thought
         self._client = openai.OpenAI(base_url=address, api_key=key, timeout=timeout, max_retries=retries)
-        self._answers = Answers(cache) if cache else None
+        self._answers = AnswerCache(cache) if cache else None
 
     def __call__(self, chats: Sequence[Chat], seed: int) -> list[str | None]:
         """Answers in the order of the chats; None where none could be had. Equal chats are asked once.
@@ -202,7 +202,7 @@ class Endpoint:
             # The last four mean that the answer does not follow the protocol.
             return Reply(error=f'{type(error).__name__}: {error}'.splitlines()[0])
         self._opens |= closes(text)
-        plain = spoken(text)
+        plain = spoken_reply(text)
         if plain is None or (aside and not plain.strip()):
             return Reply(None, *tokens, error=_UNFINISHED)
         return Reply(plain, *tokens, error='' if plain else 'an empty answer', cut=cut and plain == text)
@@ -235,7 +235,7 @@ class Endpoint:
         self.last_error = reply.error or self.last_error
 
 
-class Answers:
+class AnswerCache:
     """Answers on disk by the digest of their request; a kill loses no answer that was put.
 
     Processes may share the file, and wait for each other.

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pal_jax.data.thoughts import spoken
+from pal_jax.data.thoughts import spoken_reply
 from pal_jax.judges import prompts
 from pal_jax.types import Chat, ChatModel, Dialogue, ProfileMatcher, ResponseJudge, UserSimulator, Verdict
 
@@ -80,7 +80,7 @@ def ask(
             break
         texts = model([chats[i] for i in missing], seed * ATTEMPTS + attempt)
         for i, text in zip(missing, texts, strict=True):
-            plain = None if text is None else spoken(text)
+            plain = None if text is None else spoken_reply(text)
             answers[i] = None if plain is None else read(plain)
     return answers
 

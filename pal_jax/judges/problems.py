@@ -29,7 +29,7 @@ class Problem(NamedTuple):
     answer: str
 
 
-class Task(NamedTuple):
+class ProblemFormat(NamedTuple):
     """The names of a row's question and answer, the final answer of the latter, and that of a model's text."""
 
     question: str
@@ -44,9 +44,9 @@ def after_mark(text: str) -> str | None:
     return said.strip() if mark else None
 
 
-TASKS: Mapping[str, Task] = {
-    'gsm8k': Task('question', 'answer', after_mark, last_number),
-    'math500': Task('problem', 'answer', lambda text: text, boxed),
+TASKS: Mapping[str, ProblemFormat] = {
+    'gsm8k': ProblemFormat('question', 'answer', after_mark, last_number),
+    'math500': ProblemFormat('problem', 'answer', lambda text: text, boxed),
 }
 
 
@@ -69,7 +69,7 @@ def read_problems(path: str | Path, task: str) -> list[Problem]:
     return problems
 
 
-def asked(problem: Problem) -> Chat:
+def question_chat(problem: Problem) -> Chat:
     """The chat that asks for a problem's answer."""
     return [{'role': 'user', 'content': ASKED.format(question=problem.question)}]
 

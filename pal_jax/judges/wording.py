@@ -44,7 +44,7 @@ def sentences_of(text: str) -> list[str]:
     return [sentence.strip() for sentence in re.findall(r'[^.!?]+[.!?]*', text) if sentence.strip()]
 
 
-def listed(text: str) -> float:
+def list_share(text: str) -> float:
     """The share of a text's words that stand in sentences without joining words; 1 where the whole text has none."""
     words = words_of(text)
     if _is_bare(words):
@@ -80,7 +80,7 @@ def is_answer(question: str, text: str) -> bool:
     question."""
     words = words_of(text)
     adds = len(words) < 3 or bool({*words} - {*words_of(question)})
-    spoilt = listed(text) > _LISTED or is_repetition(text) or is_copy(text, [question], _COPIED)
+    spoilt = list_share(text) > _LISTED or is_repetition(text) or is_copy(text, [question], _COPIED)
     return bool(words) and adds and not spoilt
 
 

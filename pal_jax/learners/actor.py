@@ -52,7 +52,7 @@ from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives.masked import keep
-from pal_jax.objectives.policy import TokenLoss, Tokens
+from pal_jax.objectives.policy import TokenInputs, TokenLoss
 from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
 from pal_jax.types import Metrics, TokenBatch
@@ -76,7 +76,7 @@ class ActorState(struct.PyTreeNode):
         return join(self.model.params, self.model.frozen)
 
 
-class Scores(NamedTuple):
+class ActionScores(NamedTuple):
     """Log-probabilities and entropies of the actions of a batch, in nats; None where they were not asked for."""
 
     logprobs: Float[Array, 'R N A'] | None
@@ -201,7 +201,7 @@ class Actor:
 
     # --- scores ------------------------------------------------------------------------------------------------------
 
-    def score(self, state: ActorState, batch: TokenBatch, *, with_actor: bool = True) -> Scores:
+    def score(self, state: ActorState, batch: TokenBatch, *, with_actor: bool = True) -> ActionScores:
         """Log-probabilities of the actions under the actor, unless `with_actor` is False, and under the reference, if
         one is kept.
 
@@ -211,14 +211,14 @@ class Actor:
         return jax.tree.map(lambda *micros: jnp.concatenate(micros), *parts)
 
     @functools.partial(jax.jit, static_argnums=(0, 3))
-    def _score(self, state: ActorState, batch: TokenBatch, with_actor: bool) -> Scores:
+    def _score(self, state: ActorState, batch: TokenBatch, with_actor: bool) -> ActionScores:
         logprobs = entropy = reference = None
         with self.on_mesh():
             if with_actor:
                 logprobs, entropy = forward.logprobs(state.whole, self.cfg, batch, self.temperature)
             if self.anchored:
                 reference, _ = forward.logprobs(self.reference(state), self.cfg, batch, self.temperature)
-        return Scores(logprobs, entropy, reference)
+        return ActionScores(logprobs, entropy, reference)
 
     def logprobs(self, params: Params, batch: TokenBatch) -> Float[Array, 'R N A']:
         """The log-probability of each action under whole parameters, as a constant without a gradient."""
@@ -267,7 +267,7 @@ class Actor:
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _imitation(self, grads, trainable, frozen, batch, weight, moment):
         def loss(trainable):
-            params = dropping(self.adapters, self.seed, join(trainable, frozen), moment)
+            params = draw_dropout(self.adapters, self.seed, join(trainable, frozen), moment)
             return forward.imitation_loss(params, self.cfg, batch, weight, self.max_z_coef)
 
         with self.on_mesh():
@@ -278,7 +278,7 @@ class Actor:
 
     @functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=1)
     def gradients(
-        self, grads: Params, state: ActorState, batch: TokenBatch, tokens: Tokens, weight: Float[Array, 'R N A'],
+        self, grads: Params, state: ActorState, batch: TokenBatch, tokens: TokenInputs, weight: Float[Array, 'R N A'],
         token_loss: TokenLoss, i: int,
     ) -> tuple[Params, Float[Array, ''], Float[Array, 'R N A']]:  # fmt: skip
         """`grads` with the gradient of micro-batch `i` added, its loss `sum(weight * token_loss)`, and its
@@ -295,7 +295,7 @@ class Actor:
 
         def loss(trainable: Params) -> tuple[Array, Array]:
             whole = join(trainable, state.model.frozen)
-            params = dropping(self.adapters, self.seed, whole, (1, state.step, i))
+            params = draw_dropout(self.adapters, self.seed, whole, (1, state.step, i))
             aux = {'tokens': tokens, 'weight': weight}
             return forward.token_loss(params, self.cfg, batch, aux, per_token, temperature=self.temperature)
 
@@ -335,7 +335,7 @@ def evenly(batch: TokenBatch) -> Float[Array, 'R N A']:
     return batch.acts / jnp.maximum(jnp.sum(batch.acts), 1)
 
 
-def dropping(adapters: Lora | None, seed: int, params: Params, moment: tuple[int | Array, ...]) -> Params:
+def draw_dropout(adapters: Lora | None, seed: int, params: Params, moment: tuple[int | Array, ...]) -> Params:
     """Parameters with the adapters' dropout drawn for this moment; no two micro-batches share a draw."""
     if not adapters or not adapters.dropout:
         return params

@@ -25,8 +25,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.learners import array_updates as updates
-from pal_jax.learners.array_updates import Chosen, Model, Rule
-from pal_jax.models.mlp import MLP, Policy
+from pal_jax.learners.array_updates import ArrayPolicy, ChosenActions, Rule
+from pal_jax.models.mlp import MLP, PolicyMLP
 from pal_jax.objectives.advantages import gae
 from pal_jax.objectives.distributions import Distribution
 from pal_jax.objectives.policy import value_token_loss
@@ -115,7 +115,7 @@ class Steps(struct.PyTreeNode):
     bootstrap: Float[Array, 'N C']
 
 
-class Episodes(NamedTuple):
+class EpisodeMeans(NamedTuple):
     """Means over the episodes that ended in a rollout: discounted sums of the rewards by channel, and the discounted
     length in steps. Where no episode has ended, the means of the rollout before stay."""
 
@@ -124,7 +124,7 @@ class Episodes(NamedTuple):
     ended: Int[Array, '']
 
 
-class Running(struct.PyTreeNode):
+class RunningEpisodes(struct.PyTreeNode):
     """Episodes under way: their states, ages in steps, and discounted sums so far of the channels and of 1 a step."""
 
     env: Any
@@ -141,7 +141,7 @@ class ArrayState(struct.PyTreeNode):
     critic: Any
     policy_opt: optax.OptState
     critic_opt: optax.OptState
-    running: Running
+    running: RunningEpisodes
     means: Float[Array, ' C+1']
 
 
@@ -190,8 +190,8 @@ class ArrayPPO:
     # --- states -------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def policy_net(self) -> Policy:
-        return Policy(self.env.actions, self.hidden)
+    def policy_net(self) -> PolicyMLP:
+        return PolicyMLP(self.env.actions, self.hidden)
 
     @functools.cached_property
     def critic_net(self) -> MLP:
@@ -219,7 +219,7 @@ class ArrayPPO:
         env = jax.vmap(self.env.reset)(jax.random.split(for_env, self.environments))
         channels = self.env.channels
         sums = jnp.zeros((self.environments, channels + 1))
-        running = Running(env, jnp.zeros(self.environments, jnp.int32), sums)
+        running = RunningEpisodes(env, jnp.zeros(self.environments, jnp.int32), sums)
         return ArrayState(
             seed, jnp.zeros((), jnp.int32), policy, critic, self.optimizer.init(policy), self.critic.init(critic),
             running, jnp.zeros(channels + 1).at[-1].set(1.0),
@@ -232,16 +232,16 @@ class ArrayPPO:
     # --- rollouts -----------------------------------------------------------------------------------------------------
 
     @functools.partial(jax.jit, static_argnums=0)
-    def rollout(self, state: ArrayState) -> tuple[ArrayState, Steps, Episodes]:
+    def rollout(self, state: ArrayState) -> tuple[ArrayState, Steps, EpisodeMeans]:
         """T steps of all environments under the policy."""
         return jax.vmap(self._rollout)(state)
 
-    def _rollout(self, state: ArrayState) -> tuple[ArrayState, Steps, Episodes]:
+    def _rollout(self, state: ArrayState) -> tuple[ArrayState, Steps, EpisodeMeans]:
         env, actions = self.env, self.env.actions
         root = _key(state.seed, ROLLOUT, state.rollouts)
         observe = jax.vmap(env.observe)
 
-        def step(carry: tuple[Running, Array], key: Array) -> tuple[tuple[Running, Array], Any]:
+        def step(carry: tuple[RunningEpisodes, Array], key: Array) -> tuple[tuple[RunningEpisodes, Array], Any]:
             running, ended_sums = carry
             to_act, to_step, to_reset = jax.random.split(key, 3)
             seen, legal = observe(running.env), jax.vmap(env.legal)(running.env)
@@ -261,7 +261,7 @@ class ArrayPPO:
             ended_sums += jnp.sum(
                 jnp.where(over[:, None], jnp.pad(sums, ((0, 0), (0, 1)), constant_values=1.0), 0.0), 0
             )
-            following = Running(
+            following = RunningEpisodes(
                 jax.tree.map(lambda new, old: _where(over, new, old), fresh, after),
                 jnp.where(over, 0, running.age + 1), _where(over, jnp.zeros_like(sums), sums),
             )  # fmt: skip
@@ -281,7 +281,7 @@ class ArrayPPO:
             seen, legal, action, logprob, rewards, more, weight, value(seen), value(observe(running.env)),  # type: ignore[arg-type]
         )  # fmt: skip
         state = state.replace(rollouts=state.rollouts + 1, running=running, means=means)
-        return state, steps, Episodes(means[:-1], means[-1], count.astype(jnp.int32))
+        return state, steps, EpisodeMeans(means[:-1], means[-1], count.astype(jnp.int32))
 
     # --- updates ------------------------------------------------------------------------------------------------------
 
@@ -298,13 +298,13 @@ class ArrayPPO:
         # A critic's mean error would shift the gate of P3O and the step of CPO.
         share = steps.weight / jnp.sum(steps.weight)
         advantages = advantages - jnp.sum(share[..., None] * advantages, axis=(0, 1), keepdims=True)
-        chosen = Chosen(
+        chosen = ChosenActions(
             steps.observations, steps.legal, steps.actions, steps.logprobs, share, advantages[..., 0],
             advantages[..., 1], steps.logprobs,
         )  # fmt: skip
         excess = mix.excess / state.means[-1]  # of a step, as advantages are
         for_policy, for_critic = jax.random.split(_key(state.seed, UPDATE, state.rollouts))
-        model = Model(self.policy_net.apply, self.env.actions)  # type: ignore[arg-type]
+        model = ArrayPolicy(self.policy_net.apply, self.env.actions)  # type: ignore[arg-type]
         run = functools.partial(updates.epochs, passes=self.epochs, minibatches=self.minibatches)
         policy, opt, more = state.policy, state.policy_opt, {}
         if isinstance(self.rule, TrustRegion):

@@ -29,7 +29,7 @@ from pal_jax.objectives.constraints import (
     mean_by,
 )
 from pal_jax.objectives.distributions import Distribution
-from pal_jax.objectives.policy import ClippedSurrogate, TokenLoss, Tokens
+from pal_jax.objectives.policy import ClippedSurrogate, TokenInputs, TokenLoss
 from pal_jax.objectives.trust_region import TrustRegion
 from pal_jax.run.optim import Optimizer
 
@@ -37,7 +37,7 @@ Params = Any
 Rule = Unconstrained | FOCOPS | P3O | CUP | TrustRegion  # the handlers whose updates differ; others have the first's
 
 
-class Chosen(NamedTuple):
+class ChosenActions(NamedTuple):
     """The actions of a rollout, by environment and step, with the arrays that an update needs of each action.
 
     cost: advantages of the cost, of a rule that reads them beside the mixed ones.
@@ -54,13 +54,13 @@ class Chosen(NamedTuple):
     reference: Float[Array, 'N T']
 
 
-class Model(NamedTuple):
+class ArrayPolicy(NamedTuple):
     """A policy's network and the distribution of its actions."""
 
     apply: Callable[[Params, Array], Array]
     actions: Distribution
 
-    def logprobs(self, params: Params, chosen: Chosen) -> Float[Array, 'N T']:
+    def logprobs(self, params: Params, chosen: ChosenActions) -> Float[Array, 'N T']:
         output = self.apply(params, chosen.observations)
         return self.actions.logprob(output, chosen.legal, chosen.actions)
 
@@ -89,7 +89,13 @@ def epochs(
 
 
 def policy_loss(
-    model: Model, token_loss: TokenLoss, entropy: float, kappa: float, params: Params, chosen: Chosen, excess: Array
+    model: ArrayPolicy,
+    token_loss: TokenLoss,
+    entropy: float,
+    kappa: float,
+    params: Params,
+    chosen: ChosenActions,
+    excess: Array,
 ) -> Float[Array, '']:
     """The mean loss of a minibatch. With `kappa` above 0 the gate of P3O is that of this minibatch as a whole."""
     output = model.apply(params, chosen.observations)
@@ -100,15 +106,15 @@ def policy_loss(
         ratio = jax.lax.stop_gradient(jnp.exp(logprobs - chosen.logprobs))
         # A part of the rollout has a mean of its own before the update has changed anything, which is chance.
         cost = gated(cost, ratio, chosen.share, excess - mean_by(chosen.share, cost), kappa)
-    tokens = Tokens(chosen.logprobs, chosen.advantage, chosen.reference, jnp.zeros_like(logprobs), cost)
+    tokens = TokenInputs(chosen.logprobs, chosen.advantage, chosen.reference, jnp.zeros_like(logprobs), cost)
     share = chosen.share / jnp.sum(chosen.share)
     loss = token_loss(logprobs, tokens) - entropy * model.actions.entropy(output, chosen.legal)
     return jnp.sum(share * loss)
 
 
 def first_order(
-    model: Model, rule: Unconstrained | FOCOPS | P3O | CUP, run: Callable[..., tuple[Params, optax.OptState]],
-    state: tuple[Params, optax.OptState], chosen: Chosen, mix: Any, excess: Array, key: Array, *, clip: float,
+    model: ArrayPolicy, rule: Unconstrained | FOCOPS | P3O | CUP, run: Callable[..., tuple[Params, optax.OptState]],
+    state: tuple[Params, optax.OptState], chosen: ChosenActions, mix: Any, excess: Array, key: Array, *, clip: float,
     entropy: float,
 ) -> tuple[Params, optax.OptState]:  # fmt: skip
     """The update of a handler that descends losses. A step of CUP makes both of its updates.
@@ -139,7 +145,7 @@ def first_order(
 
 
 def within_trust_region(
-    model: Model, rule: TrustRegion, params: Params, chosen: Chosen, excess: Array
+    model: ArrayPolicy, rule: TrustRegion, params: Params, chosen: ChosenActions, excess: Array
 ) -> tuple[Params, dict[str, Array]]:
     """CPO's or PCPO's update, and the scale that the line search has left of its step.
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from pal_jax.learners import forward
-from pal_jax.learners.actor import dropping
+from pal_jax.learners.actor import draw_dropout
 from pal_jax.learners.training import (
     MULTIPLE,
     Lora,
@@ -98,7 +98,7 @@ class Critic:
         def loss(trained: Params) -> tuple[Array, Array]:
             params = _whole(trained, state.frozen)
             # The critic's adapters have a dropout of their own: the moment tells it from that of the actor.
-            params['decoder'] = dropping(self.adapters, self.seed, params['decoder'], moment)
+            params['decoder'] = draw_dropout(self.adapters, self.seed, params['decoder'], moment)
             counts = (weight > 0)[..., None]
             new = forward.values(params, self.cfg, batch)
             # Values of tokens that do not count are replaced, so that no NaN of a padded state reaches a gradient.

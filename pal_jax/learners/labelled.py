@@ -1,7 +1,7 @@
 """Lessons and losses of replies with labels: 14 outputs of categories, or one cost with the sign of safety.
 
 pairs = pack_labelled(groups, mesh, ways=1, micro_rows=4)             # groups with `labels`
-state, _, metrics = Scorer(..., loss=Labels(), outputs=14).learn(state, pairs)
+state, _, metrics = Scorer(..., loss=LabelLoss(), outputs=14).learn(state, pairs)
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from pal_jax.data.packing import Group
-from pal_jax.learners.scorer import BradleyTerry, Lesson, Pairs, pack_replies
+from pal_jax.data.packing import PromptGroup
+from pal_jax.learners.scorer import BradleyTerry, Lesson, ReplyGroups, pack_replies
 from pal_jax.objectives.labels import label_loss, sign_loss
 from pal_jax.run import sharding
 
@@ -34,7 +34,7 @@ class LabelLesson(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
+class LabelLoss:
     """The loss of a moderator (BeaverTails): the mean binary cross-entropy over categories.
 
     Attributes:
@@ -76,8 +76,8 @@ class SignedCost:
 
 
 def pack_labelled(
-    groups: Sequence[Group], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, n: int | None = None
-) -> Pairs:
+    groups: Sequence[PromptGroup], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, n: int | None = None
+) -> ReplyGroups:
     """Groups of replies with labels in rows, as `pack_replies` has them.
 
     The loss is a mean over groups. A group without comparisons counts as the mean over its replies. Another counts as

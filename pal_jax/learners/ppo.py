@@ -30,14 +30,14 @@ from pal_jax.models.params import Params
 from pal_jax.objectives import advantages as adv
 from pal_jax.objectives import kl as kl_divergence
 from pal_jax.objectives import policy as losses
-from pal_jax.objectives.advantages import Discounts, Estimates, Rollout
+from pal_jax.objectives.advantages import Discounts, Estimates, EstimatorInputs
 from pal_jax.objectives.masked import masked_mean, masked_sum, masked_var
-from pal_jax.objectives.policy import ClippedSurrogate, TokenLoss, Tokens
+from pal_jax.objectives.policy import ClippedSurrogate, TokenInputs, TokenLoss
 from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
 from pal_jax.types import Metrics, RolloutBatch, TokenBatch, derived
 
-Estimate = Callable[..., Estimates]  # makes advantages of a `Rollout` and further arrays; static under `jit`
+Estimate = Callable[..., Estimates]  # makes advantages of `EstimatorInputs` and further arrays; static under `jit`
 # Makes the minibatch that is trained on from the state, a minibatch and the weights `[R, N, A]` of its actions: `R`
 # rows, `N` samples of a row, `A` actions of a sample.
 Before = Callable[['PolicyState', RolloutBatch, Array], RolloutBatch]
@@ -144,7 +144,7 @@ class PPO:
         kl = self.kl_estimator if self.kl_in == 'loss' and self.has_reference else None
         return ClippedSurrogate(self.clip, self.clip_high or None, kl)
 
-    def estimate(self, rollout: Rollout) -> Estimates:
+    def estimate(self, rollout: EstimatorInputs) -> Estimates:
         """Advantages and returns by the estimator that the settings name."""
         constants = Discounts(self.gamma, self.lam, self.reward_clip, self.std_floor)
         advantages, returns = adv.ESTIMATORS[self.estimator](rollout, constants)
@@ -250,12 +250,12 @@ class PolicyLearner:
         )
         metrics, share = self._scored(batch, scores.entropy, self.actor.computed(batch.tokens))
         # No mean exists where no action counts; the share of real tokens always does.
-        return batch, (floats(metrics) if any_of(used(batch)) else {}) | floats({'real_share': share})
+        return batch, (floats(metrics) if any_of(counted_actions(batch)) else {}) | floats({'real_share': share})
 
     @functools.partial(jax.jit, static_argnums=0)
     def _scored(self, batch: RolloutBatch, entropy: Array | None, size: int) -> tuple[dict[str, Array], Array]:
         assert batch.logprobs is not None
-        mask, metrics, new = used(batch), {}, by_sample(batch.logprobs)
+        mask, metrics, new = counted_actions(batch), {}, by_sample(batch.logprobs)
         if batch.ref_logprobs is not None:
             metrics['kl'] = masked_mean(kl_divergence.token_kl(new, by_sample(batch.ref_logprobs)), mask)
         # Without the actor's own pass the update's `first_ratio_deviation` shows the same difference.
@@ -271,8 +271,8 @@ class PolicyLearner:
     ) -> tuple[RolloutBatch, Metrics]:
         """Fill in advantages and returns of a batch that has its scores.
 
-        `estimate` takes a `Rollout` and further arrays `args`. It is a function or a frozen object that can be called;
-        by default it is the estimator of the settings.
+        `estimate` takes `EstimatorInputs` and further arrays `args`. It is a function or a frozen object that can be
+        called; by default it is the estimator of the settings.
 
         Raises:
           ValueError: rewards have another number of channels than the critics have heads.
@@ -283,11 +283,11 @@ class PolicyLearner:
                 f'rewards have {channels} channels, the critics {heads} heads; give a head for each channel'
             )
         batch, metrics = self._advantages(batch, state.kl_coef, estimate, args)
-        return batch, floats(metrics) if any_of(used(batch)) else {}
+        return batch, floats(metrics) if any_of(counted_actions(batch)) else {}
 
     @functools.partial(jax.jit, static_argnums=(0, 3))
     def _advantages(self, batch: RolloutBatch, kl_coef: Array, estimate: Estimate | None, args: tuple[Any, ...]):
-        mask, shape = used(batch), batch.tokens.acts.shape
+        mask, shape = counted_actions(batch), batch.tokens.acts.shape
         # 1. Rewards, KL penalty and values by token, as the estimators want them.
         rollout = rollout_of(self.ppo, batch, kl_coef, self.n)
         # 2. Advantages and returns (GAE, arXiv 1506.02438, or an estimator without a critic).
@@ -313,9 +313,8 @@ class PolicyLearner:
 
         `loss` is the loss of a token, by default that of the settings. `before` makes of a minibatch what its step
         reads, from the state before the step and the weights of tokens. With `early_stop_kl` an epoch whose `approx_kl`
-        is above 1.5 times that value is the last. A minibatch in which no action counts (padding, or failed samples) is
-        left out, with its share of `ptx`. Metrics are means over the other minibatches; `first_ratio_deviation` is that
-        of the first one, which no update precedes.
+        is above 1.5 times that value is the last. Metrics are means over the minibatches in which an action counts;
+        `first_ratio_deviation` is that of the first one.
         """
         height, parts = batch.ok.shape[0], self.ppo.minibatches
         loss = loss or self.ppo.token_loss
@@ -331,6 +330,7 @@ class PolicyLearner:
                 part = take(batch, index, self.actor.mesh) if parts > 1 else batch
                 # 2. Weights are decided for the minibatch as a whole, so micro-batches do not change the mean.
                 weight = self.loss_weights(part)
+                # A minibatch without an action that counts is left out, with its share of `ptx`.
                 if any_of(weight):
                     part = before(state, part, weight) if before else part
                     # 3. One step on the clipped surrogate and on the values' error.
@@ -340,6 +340,7 @@ class PolicyLearner:
         if history := [*itertools.chain(*epochs)]:
             means |= {name: _mean(history, name) for name in history[0]}
             means |= {'epochs': float(len(epochs))} if self.ppo.early_stop_kl else {}
+            # No update precedes the first minibatch, so its ratios should be 1.
             means |= {'first_ratio_deviation': history[0]['ratio_deviation']}
         # 4. The KL coefficient of the next rollout rises where the KL is above `kl_target`, and falls below.
         return state.replace(kl_coef=self._adapted_kl(batch, state.kl_coef)), means
@@ -405,10 +406,10 @@ class PolicyLearner:
         assert batch.logprobs is not None
         clip, high = self.ppo.clip, self.ppo.clip_high or None
         logprobs, old = by_sample(jnp.concatenate(new)), by_sample(batch.logprobs)
-        return losses.policy_metrics(logprobs, old, used(batch), clip=clip, clip_high=high)
+        return losses.policy_metrics(logprobs, old, counted_actions(batch), clip=clip, clip_high=high)
 
 
-def make_learner(
+def make_actor_critic(
     cfg: ModelConfig, ppo: PPO, optimizer: Optimizer, mesh: Mesh, *, critic: Optimizer | None = None,
     imitation: Optimizer | None = None, n: int, length: int, adapters: Lora | None = None, anchored: bool = True,
     warmup: bool = False, seed: int = 0,
@@ -440,34 +441,34 @@ def check_samples(ppo: PPO, n: int) -> None:
         )
 
 
-def used(batch: RolloutBatch) -> Array:
+def counted_actions(batch: RolloutBatch) -> Array:
     """The actions that count `[B, A]`: those of samples that did not fail."""
     return by_sample(batch.tokens.acts & batch.ok[..., None])
 
 
-def rollout_of(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, ''], n: int) -> Rollout:
+def rollout_of(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, ''], n: int) -> EstimatorInputs:
     """The record that estimators make advantages of; `n` is the number of samples of a prompt."""
     assert batch.logprobs is not None
     new = by_sample(batch.logprobs)
     reference = new if batch.ref_logprobs is None else by_sample(batch.ref_logprobs)
     kl = kl_divergence.token_kl(new, reference, ppo.kl_estimator)
-    return Rollout(
+    return EstimatorInputs(
         rewards=batch.rewards.reshape(-1, batch.rewards.shape[-1]),
         # An adapted coefficient may fall to 0; below it the penalty would reward distance.
         penalty=jnp.maximum(kl_coef if ppo.kl_in == 'reward' else 0.0, 0.0) * kl,
         values=None if batch.values is None else batch.values.reshape(*new.shape, -1),
-        acts=used(batch),
+        acts=counted_actions(batch),
         ok=batch.ok.reshape(-1),
         role=batch.role.reshape(-1),
         n=n,
     )
 
 
-def tokens_of(batch: RolloutBatch, kl_coef: Float[Array, '']) -> Tokens:
+def tokens_of(batch: RolloutBatch, kl_coef: Float[Array, '']) -> TokenInputs:
     """The constants that a token loss reads of a batch with its advantages."""
     assert batch.logprobs is not None and batch.advantages is not None
     kl_coef = jnp.broadcast_to(kl_coef, batch.logprobs.shape)
-    return Tokens(batch.logprobs, batch.advantages, batch.ref_logprobs, kl_coef, batch.costs)
+    return TokenInputs(batch.logprobs, batch.advantages, batch.ref_logprobs, kl_coef, batch.costs)
 
 
 def loss_weights(ppo: PPO, batch: RolloutBatch, length: int) -> Float[Array, 'R N A']:
@@ -481,7 +482,7 @@ def adapted_kl(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, '']) -> Floa
     if not ppo.kl_target:
         return kl_coef
     assert batch.logprobs is not None and batch.ref_logprobs is not None
-    mask = used(batch)
+    mask = counted_actions(batch)
     kl, n = kl_divergence.token_kl(by_sample(batch.logprobs), by_sample(batch.ref_logprobs)), jnp.sum(mask[:, 0])
     mean = masked_mean(kl, mask) if ppo.kl_target_per == 'token' else masked_sum(kl, mask) / jnp.maximum(n, 1)
     return kl_divergence.adapt_kl(kl_coef, mean, target=ppo.kl_target, n=n, horizon=ppo.kl_horizon)

@@ -28,7 +28,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from pal_jax.data.packing import Compared, Example, Group, lay_out_groups, pack_groups, round_up
+from pal_jax.data.packing import BranchPair, Example, PromptGroup, lay_out_groups, pack_groups, round_up
 from pal_jax.learners import forward
 from pal_jax.learners.training import (
     MULTIPLE,
@@ -112,7 +112,7 @@ class Lesson(NamedTuple):
     margin: Float[Array, 'R P']
 
 
-class Pairs(NamedTuple):
+class ReplyGroups(NamedTuple):
     """Groups of `n` replies in rows, and the lesson that they teach.
 
     `where` has the row and the sample of each reply of a group, and `exists` is True for replies that are there. Rows
@@ -125,7 +125,7 @@ class Pairs(NamedTuple):
     exists: Bool[np.ndarray, 'G n']
     multiple: int = MULTIPLE
 
-    def pick(self, groups: Int[np.ndarray, '...'], branches: Int[np.ndarray, '...']) -> Pairs:
+    def pick(self, groups: Int[np.ndarray, '...'], branches: Int[np.ndarray, '...']) -> ReplyGroups:
         """A copy of the rows with other replies asked for: `branches` of `groups`, broadcast together to [G, n]."""
         where = self.where[0][groups, branches], self.where[1][groups, branches]
         return self._replace(where=where, exists=self.exists[groups, branches])
@@ -202,19 +202,19 @@ class Scorer:
         nothing: ScorerState = jax.tree.map(lambda _: ..., self.abstract)
         return nothing.replace(model=self.abstract.model.replace(opt_state=nothing.model.opt_state))
 
-    def scores(self, state: ScorerState, pairs: Pairs) -> Float[np.ndarray, 'G n K']:
+    def scores(self, state: ScorerState, pairs: ReplyGroups) -> Float[np.ndarray, 'G n K']:
         """The scores of every reply of every group, by output."""
         model = state.model
         parts = micro_batches(pairs.batch, self.mesh, self.micro_rows, pairs.multiple)
         scores = jnp.concatenate([self._scores(model.params, model.frozen, micro) for micro in parts])
         return np.asarray(scores)[pairs.where]
 
-    def gaps(self, state: ScorerState, pairs: Pairs) -> Float[np.ndarray, 'G P']:
+    def gaps(self, state: ScorerState, pairs: ReplyGroups) -> Float[np.ndarray, 'G P']:
         """The score of the first of two neighbours minus the second's, by the first output."""
         return gaps(self.scores(state, pairs)[..., 0])
 
     def learn(
-        self, state: ScorerState, pairs: Pairs, rate: float | Array = 1.0
+        self, state: ScorerState, pairs: ReplyGroups, rate: float | Array = 1.0
     ) -> tuple[ScorerState, Float[np.ndarray, 'G n K'], Metrics]:
         """One step on the loss of the lesson, and the scores of the model before the step, in one pass.
 
@@ -232,7 +232,7 @@ class Scorer:
         figures |= floats({'reward_grad_norm': norm})
         return ScorerState(model, skipped(state.skipped, norm)), before, figures
 
-    def read(self, state: ScorerState, pairs: Pairs) -> tuple[Float[np.ndarray, 'G n K'], Params, Metrics]:
+    def read(self, state: ScorerState, pairs: ReplyGroups) -> tuple[Float[np.ndarray, 'G n K'], Params, Metrics]:
         """The scores, the gradient of the lesson's loss and its figures, in one pass.
 
         A lesson without pairs has the gradient `{}` and no figures.
@@ -311,8 +311,7 @@ def to_score(prompt: Sequence[int], reply: Sequence[int], pooling: str = 'last')
     """A reply to be scored, as an example.
 
     With the pooling 'last' its one action is a token after its last one, which nobody reads. With 'mean' all its tokens
-    are actions, too. A reply of no tokens, without even one that ends its turn, is scored at the last token of its
-    prompt, where transformers' classifiers read such a sequence.
+    are actions, too.
 
     Raises:
       ValueError: the pooling is unknown, or prompt and reply have no token.
@@ -320,13 +319,15 @@ def to_score(prompt: Sequence[int], reply: Sequence[int], pooling: str = 'last')
     check_pooling(pooling)
     if not (sequence := [*prompt, *reply]):
         raise ValueError('a reply to be scored has no tokens, and its prompt none; give it one that ends its turn')
+    # A reply of no tokens, without even one that ends its turn, is scored at the last token of its prompt, where
+    # transformers' classifiers read such a sequence.
     return Example(prompt, [*reply, sequence[-1]], [*[pooling == 'mean'] * len(reply), True])
 
 
 def pack_replies(
-    groups: Sequence[Group], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, multiple: int = MULTIPLE,
-    n: int | None = None, times: Sequence[int] | np.ndarray | None = None,
-) -> Pairs:  # fmt: skip
+    groups: Sequence[PromptGroup], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0,
+    multiple: int = MULTIPLE, n: int | None = None, times: Sequence[int] | np.ndarray | None = None,
+) -> ReplyGroups:  # fmt: skip
     """Groups of replies, all made by `to_score`, in rows as `packing.lay_out` has it.
 
     The pairs that a group names as compared are learnt, with one weight for the group as a whole. Where no group names
@@ -342,7 +343,7 @@ def pack_replies(
     size = n * (n - 1) // 2 if compares else n // 2  # the largest number of pairs of a group
     acts = max(sum(branch.acts or ()) for group in groups for branch in group.branches)
     actions = 1 if acts == 1 else round_up(acts, MULTIPLE)
-    neighbours = [Compared(k, k + 1) for k in range(0, n - 1, 2)]
+    neighbours = [BranchPair(k, k + 1) for k in range(0, n - 1, 2)]
     layout = lay_out_groups(groups, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple)
     # Rows have places for many short groups, so that batches of few and of many groups share a program.
     layout = layout._replace(groups=max(layout.groups, 1 << max(row_tokens // (SHORT * n) - 1, 0).bit_length()))
@@ -363,4 +364,4 @@ def pack_replies(
     batch, lesson = sharding.put_batch((packed, (better, worse, weight, margin)), mesh)
     where = np.repeat(rows[:, None], n, axis=1), starts[:, None] + np.arange(n)
     exists = np.arange(n)[None] < np.array([len(group.branches) for group in groups])[:, None]
-    return Pairs(batch, Lesson(*lesson), where, exists, multiple)
+    return ReplyGroups(batch, Lesson(*lesson), where, exists, multiple)

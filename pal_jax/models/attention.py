@@ -113,7 +113,7 @@ def _blocked(
     return jnp.concatenate(outs, axis=1)
 
 
-class Saved(NamedTuple):
+class Residuals(NamedTuple):
     """Arrays for the backward pass: folded `q`, `k`, `v`, probabilities, output, and a scalar of the inputs' dtype."""
 
     q: Array
@@ -136,15 +136,15 @@ def _fold_and_attend(
 
 def _folded_fwd(
     q: Array, k: Array, v: Array, queries: Places, keys: Places, cfg: ModelConfig, kind: LayerKind
-) -> tuple[Array, Saved]:
+) -> tuple[Array, Residuals]:
     dtype, folded = cfg.dtype, _fold(q.astype(cfg.dtype), k.shape[2])
     repeated = Places(*(jnp.repeat(x, q.shape[2] // k.shape[2], axis=1) for x in queries))
     p = _probabilities(_scores(folded, k, cfg), repeated, keys, cfg, kind)
     out = _dot('rgts,rsgk->rgtk', p, v, dtype)
-    return _unfold(out, q.shape[1]), Saved(folded, k.astype(dtype), v.astype(dtype), p, out, jnp.empty((), q.dtype))
+    return _unfold(out, q.shape[1]), Residuals(folded, k.astype(dtype), v.astype(dtype), p, out, jnp.empty((), q.dtype))
 
 
-def _folded_bwd(cfg: ModelConfig, kind: LayerKind, saved: Saved, dout: Array) -> tuple[Array | None, ...]:
+def _folded_bwd(cfg: ModelConfig, kind: LayerKind, saved: Residuals, dout: Array) -> tuple[Array | None, ...]:
     q, k, v, p, out, like = saved
     dtype, length = cfg.dtype, dout.shape[1]
     dout = _fold(dout, k.shape[2])

@@ -46,7 +46,7 @@ def blockwise_attention(
     missing, absent = (round_up(n, size) - n for n, size in zip((length, columns), sizes, strict=True))
     queries, keys = queries.padded(missing), keys.padded(absent)
     seen = blocks_seen(queries, keys, sizes, scoring.window, causal).any(0)
-    pairs = Pairs(jnp.nonzero(seen.reshape(-1), size=seen.size, fill_value=0)[0], seen.sum())
+    pairs = BlockPairs(jnp.nonzero(seen.reshape(-1), size=seen.size, fill_value=0)[0], seen.sum())
     repeated = Places(*(jnp.repeat(x, q.shape[2] // groups, axis=1) for x in queries))
     folded = sizes[0] * q.shape[2] // groups
     cut = _cut(repeated, folded), _cut(keys, sizes[1])
@@ -56,7 +56,7 @@ def blockwise_attention(
     return _from_query_blocks(out, sizes[0], q.shape).astype(q.dtype)
 
 
-class Pairs(NamedTuple):
+class BlockPairs(NamedTuple):
     """Pairs of blocks that see each other: the first `total` numbers, each `m` times a block of queries plus one of
     keys."""
 
@@ -93,13 +93,29 @@ def _cut(places: Places, size: int) -> Places:
 
 
 def _attend(
-    scoring: Scoring, dtype: Any, heads: int, q: Array, k: Array, v: Array, queries: Places, keys: Places, pairs: Pairs
+    scoring: Scoring,
+    dtype: Any,
+    heads: int,
+    q: Array,
+    k: Array,
+    v: Array,
+    queries: Places,
+    keys: Places,
+    pairs: BlockPairs,
 ) -> Float[Array, 'n R G t K']:
     return _forward(scoring, dtype, heads, q, k, v, queries, keys, pairs)[0]
 
 
 def _forward(
-    scoring: Scoring, dtype: Any, heads: int, q: Array, k: Array, v: Array, queries: Places, keys: Places, pairs: Pairs
+    scoring: Scoring,
+    dtype: Any,
+    heads: int,
+    q: Array,
+    k: Array,
+    v: Array,
+    queries: Places,
+    keys: Places,
+    pairs: BlockPairs,
 ) -> tuple[Array, tuple[Any, ...]]:
     """The output in the dtype of `q`, and the arrays for the backward pass."""
 
@@ -147,7 +163,7 @@ _attend = jax.custom_vjp(_attend, nondiff_argnums=(0, 1, 2))
 _attend.defvjp(_forward, _backward)
 
 
-def _over(pairs: Pairs, count: int, body: Callable[..., Any], start: Any) -> Any:
+def _over(pairs: BlockPairs, count: int, body: Callable[..., Any], start: Any) -> Any:
     """The carry of `body(step, i, j, carry)` after all pairs."""
 
     def step(n: Any, carry: Any) -> Any:

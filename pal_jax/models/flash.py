@@ -62,8 +62,7 @@ def flash_attention(
     """Softmax attention in which token `t` sees columns `s <= t` that `places.visible` lets it see.
 
     Head `h` reads kv head `h // (H / G)`; the softmax is in float32, and products take the dtype of `q`. Outputs of
-    padding mean nothing. Where a mesh is in context, rows and heads are spread over it as `run.sharding.RULES`
-    spreads them.
+    padding mean nothing.
 
     Args:
       block: tokens of a block, a power of two of at least 16.
@@ -76,6 +75,7 @@ def flash_attention(
     seen = blocks_seen(places, places, (block, block), scoring.window, causal=True)
     slopes = jnp.asarray(alibi_slopes(q.shape[2])) if scoring.alibi else jnp.zeros(q.shape[2])
     lists = Lists(places, slopes, *_listed(seen), *_listed(seen.swapaxes(1, 2)))
+    # Where a mesh is in context, rows and heads are spread over it as `run.sharding.RULES` spreads them.
     out = _on_mesh(Settings(scoring, block, interpret))(q, k, v, lists)
     return out[:, :length, :, :width]
 
@@ -105,7 +105,7 @@ def _attend(settings: Settings, q: Array, k: Array, v: Array, lists: Lists) -> A
 
 def _forward(settings: Settings, q: Array, k: Array, v: Array, lists: Lists) -> tuple[Array, tuple[Any, ...]]:
     """The output, and the arrays for the backward pass, with the log of the softmax's denominator [R, H, T]."""
-    grid = _Grid(settings, q, k)
+    grid = _FlashGrid(settings, q, k)
     specs = [grid.query, grid.all_keys, grid.all_keys, *grid.by_query]
     shapes = _like(q), jax.ShapeDtypeStruct((q.shape[0], q.shape[2], q.shape[1]), jnp.float32)
     call = grid.call(_forward_kernel, 'query', specs, (grid.query, grid.number), shapes, products=2)
@@ -117,7 +117,7 @@ def _backward(settings: Settings, saved: tuple[Any, ...], dout: Array) -> tuple[
     q, k, v, lists, out, log_total = saved
     # sum(p * dp) over keys, as the shorter sum over K (Dao et al. 2022)
     mean = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
-    grid = _Grid(settings, q, k)
+    grid = _FlashGrid(settings, q, k)
     specs = [grid.query, grid.all_keys, grid.all_keys, grid.query, grid.number, grid.number, *grid.by_query]
     call = grid.call(_query_kernel, 'query', specs, grid.query, _like(q), products=3)
     dq = call(q, k, v, dout, log_total, mean, *lists.places, lists.slopes, lists.key_count, lists.keys)
@@ -136,7 +136,7 @@ def _like(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-class _Grid:
+class _FlashGrid:
     """The grids of the kernels, and the blocks of arrays that they read and write at each point.
 
     Points are (block of queries, head, row), or (block of keys, kv head, row).
@@ -186,7 +186,7 @@ class _Grid:
 # --- kernels: scores are [queries, keys] ----------------------------------------------------------------------------
 
 
-class Tokens(NamedTuple):
+class TokenPlaces(NamedTuple):
     """The places of the tokens of a block."""
 
     segment: Int[Array, ' t']
@@ -194,15 +194,17 @@ class Tokens(NamedTuple):
     position: Int[Array, ' t']
 
 
-def _tokens(refs: tuple[Any, Any, Any], at: Any) -> Tokens:
-    return Tokens(*(ref[at] for ref in refs))
+def _tokens(refs: tuple[Any, Any, Any], at: Any) -> TokenPlaces:
+    return TokenPlaces(*(ref[at] for ref in refs))
 
 
 def _block(settings: Settings, i: Any) -> Any:
     return pl.ds(i * settings.block, settings.block)
 
 
-def _scores(settings: Settings, q: Array, k: Array, ours: Tokens, theirs: Tokens, slope: Any) -> tuple[Array, Any]:
+def _scores(
+    settings: Settings, q: Array, k: Array, ours: TokenPlaces, theirs: TokenPlaces, slope: Any
+) -> tuple[Array, Any]:
     """The masked scores [queries, keys], and their derivative by the product of query and key."""
     scoring = settings.scoring
     scores, steepness = _dot(q, k.T) * scoring.scale, scoring.scale

@@ -38,13 +38,13 @@ def attach(params: Params, *, rank: int, alpha: float, targets: Sequence[str] | 
     An expression matches the end of a path, from a name on: `attn/(q|v)` matches `layers/attn/q` and `layers/attn/v`,
     `down` matches `layers/mlp/down`, and `mlp/.*` matches all linear weights of the network.
 
-    The scale is `alpha / rank`. `a` is normal with variance 1 / inputs and `b` is 0, so a fresh adapter changes
-    nothing. Both are float32 for any precision of the frozen weight.
+    The scale is `alpha / rank`. A fresh adapter changes nothing, and is float32 for any precision of the frozen weight.
 
     Raises:
       ValueError: a target names no linear weight, or the rank is below 1.
     """
     specs = jax.tree.map(lambda w: ParamSpec(w.shape, (None,) * w.ndim, initializers.zeros), params)
+    # `a` is normal with variance 1 / inputs, and `b` is 0.
     return join(plain.init(_adapter_specs(specs, rank, alpha, targets), key), params)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pal_jax.models.files.tensors import Tensor
+from pal_jax.models.files.tensors import TensorLike
 from pal_jax.models.lora import Adapter
 
 BLOCK = 1 << 20  # numbers of a tensor that are computed at once
@@ -47,13 +47,13 @@ def linear(trees: Sequence[Any], weights: Sequence[float]) -> Any:
     return _over(lambda *xs: _weighted(xs, used), trees)
 
 
-class Updated:
+class UpdatedMatrix:
     """The matrix `base + sum_i c_i left_i @ right_i`. Indexing computes the rows that are asked for.
 
     An adapter on a weight [in, out] has `left` A and `right` B. peft's, on [out, in], has `left` B and `right` A.
     """
 
-    def __init__(self, base: Tensor, updates: Sequence[tuple[float, Any, Any]]):
+    def __init__(self, base: TensorLike, updates: Sequence[tuple[float, Any, Any]]):
         self._base, self._updates = base, updates
         self.shape, self.dtype = base.shape, base.dtype
 

@@ -29,7 +29,7 @@ class MLP(nn.Module):
         return nn.Dense(self.outputs, kernel_init=nn.initializers.orthogonal(self.scale))(x)
 
 
-class Policy(nn.Module):
+class PolicyMLP(nn.Module):
     """The output that a distribution of actions needs. A Gaussian's deviations are the same in every state."""
 
     actions: Distribution

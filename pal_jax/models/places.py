@@ -49,9 +49,8 @@ def visible(queries: Places, keys: Places, window: int | None = None) -> Bool[Ar
 
     A query sees keys of its own segment, of its prefix and of the row's opening, at its own position and less than
     `window` positions before it.
-
-    Padding, segment 0, sees padding, so every softmax has something to sum.
     """
+    # Padding, segment 0, sees padding, so every softmax has something to sum.
     apart, segments = distance(queries, keys), keys.segments[:, None]
     related = (
         (segments == queries.segments[:, :, None]) | (segments == queries.prefix[:, :, None]) | (segments == OPENING)

@@ -67,8 +67,6 @@ def splash_attention(
     The result is that of `attention.attention`: head `h` reads kv head `h // (H / G)`, and the softmax is in float32.
     Segment 0 is padding, and a token of it sees itself alone. Products take the dtype of `q`.
 
-    Where a mesh is in context, rows and heads are spread over it as `run.sharding.RULES` spreads them.
-
     Args:
       scale: of the scores; `1 / sqrt(K)` by default.
       window: a token sees only tokens less than so many positions before it.
@@ -81,6 +79,7 @@ def splash_attention(
     missing = _round_up(length, block) - length
     q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
     segments, prefix, positions = (jnp.pad(x, ((0, 0), (0, missing))) for x in (segments, prefix, positions))
+    # Where a mesh is in context, rows and heads are spread over it as `run.sharding.RULES` spreads them.
     out = _on_mesh(settings)(q, k, v, _ids(segments, prefix, positions, block))
     return out.swapaxes(1, 2)[:, :length]
 
@@ -118,7 +117,7 @@ def _attend(settings: Settings, q: Array, k: Array, v: Array, ids: Ids) -> Array
 
 def _forward(settings: Settings, q: Array, k: Array, v: Array, ids: Ids) -> tuple[Array, tuple[Any, ...]]:
     """The output, and the arrays for the backward pass, with the log of the softmax's denominator [R, H, 1, T]."""
-    grid = _Grid(settings, q, k, outer='query')
+    grid = _SplashGrid(settings, q, k, outer='query')
     shapes = _like(q), jax.ShapeDtypeStruct((*q.shape[:2], 1, q.shape[2]), jnp.float32)
     scratch = (1, grid.block), (1, grid.block), (q.shape[3], grid.block)
     call = grid.call(_forward_kernel, [grid.q, grid.kv, grid.kv], [grid.q, grid.row], shapes, scratch, products=2)
@@ -133,7 +132,7 @@ def _backward(settings: Settings, saved: tuple[Any, ...], dout: Array) -> tuple[
     inputs = ids.bounds, ids.queries, ids.columns, q, k, v, dout, log_total, mean
 
     def gradients(kernel: Callable[..., None], outer: str, products: int, *of: Array) -> Sequence[Array]:
-        grid = _Grid(settings, q, k, outer)
+        grid = _SplashGrid(settings, q, k, outer)
         specs = [grid.q, grid.kv, grid.kv, grid.q, grid.row, grid.row]
         scratch = [(grid.block, x.shape[3]) for x in of]
         outs = [grid.q if outer == 'query' else grid.kv for _ in of]
@@ -152,7 +151,7 @@ def _like(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-class _Grid:
+class _SplashGrid:
     """The grid of a kernel, and the blocks of its arrays that it reads and writes at each point.
 
     With `outer='query'`, a block of queries stays while the columns change: points are (row, head, query block, key
@@ -215,7 +214,7 @@ class _Grid:
 
             meets = _meets(self.settings, bounds, r, i, j)
             visible = functools.partial(_visible, self.settings, queries, columns, i, j)
-            kernel(Step(self.settings, first, last, meets, visible), *refs)
+            kernel(GridPoint(self.settings, first, last, meets, visible), *refs)
 
         return pl.pallas_call(
             body,
@@ -241,7 +240,7 @@ class _Grid:
 # --- kernels: scores are [columns, queries] -------------------------------------------------------------------------
 
 
-class Step(NamedTuple):
+class GridPoint(NamedTuple):
     """A point of a grid, with bools for the first and the last point of an outer block.
 
     `meets` is True where a query of the point may see a column of it, and `visible()` is the mask [columns, queries].
@@ -278,7 +277,7 @@ def _visible(settings: Settings, queries: Any, columns: Any, i: Any, j: Any) -> 
     return mask | (column == query)
 
 
-def _scores(step: Step, q: Any, k: Any) -> tuple[Array, Array | float]:
+def _scores(step: GridPoint, q: Any, k: Any) -> tuple[Array, Array | float]:
     """The scores [columns, queries], and their derivative by the product of query and key."""
     settings = step.settings
     scores, slope = _dot(k[...], q[...], 1, 1) * settings.scale, settings.scale
@@ -288,7 +287,7 @@ def _scores(step: Step, q: Any, k: Any) -> tuple[Array, Array | float]:
     return jnp.where(step.visible(), scores, MASKED), slope
 
 
-def _forward_kernel(step: Step, q: Any, k: Any, v: Any, out: Any, log_total: Any, top: Any, total: Any, acc: Any):
+def _forward_kernel(step: GridPoint, q: Any, k: Any, v: Any, out: Any, log_total: Any, top: Any, total: Any, acc: Any):
     @pl.when(step.first)
     def _() -> None:
         top[...] = jnp.full_like(top, MASKED)
@@ -308,14 +307,14 @@ def _forward_kernel(step: Step, q: Any, k: Any, v: Any, out: Any, log_total: Any
         log_total[...] = jnp.log(total[...]) + top[...]
 
 
-def _gradient(step: Step, q: Any, k: Any, v: Any, dout: Any, log_total: Any, mean: Any) -> tuple[Array, Array]:
+def _gradient(step: GridPoint, q: Any, k: Any, v: Any, dout: Any, log_total: Any, mean: Any) -> tuple[Array, Array]:
     """The probabilities [columns, queries], and the gradient by the products of queries and keys."""
     scores, slope = _scores(step, q, k)
     p = jnp.exp(scores - log_total[...])
     return p, p * (_dot(v[...], dout[...], 1, 1) - mean[...]) * slope
 
 
-def _query_kernel(step: Step, *refs: Any) -> None:
+def _query_kernel(step: GridPoint, *refs: Any) -> None:
     *inputs, dq, acc = refs
 
     @pl.when(step.meets)
@@ -328,7 +327,7 @@ def _query_kernel(step: Step, *refs: Any) -> None:
         dq[...] = acc[...].astype(dq.dtype)
 
 
-def _key_kernel(step: Step, *refs: Any) -> None:
+def _key_kernel(step: GridPoint, *refs: Any) -> None:
     *inputs, dk, dv, acc_k, acc_v = refs
     q, dout = inputs[0], inputs[3]
 

@@ -5,8 +5,8 @@ have a last axis of channels: channel 0 is the reward, the others are costs or f
 differentiated: rewards, values and advantages are constants of the update. Results are 0 on padding, whose inputs are
 ignored.
 
-An estimator is a function of a `Rollout` and of `Discounts`; it returns advantages and returns. A method may pass a
-function of its own in its place, made of the same pieces.
+An estimator is a function of `EstimatorInputs` and of `Discounts`; it returns advantages and returns. A method may pass
+a function of its own in its place, made of the same pieces.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pal_jax.objectives import masked
 from pal_jax.objectives.masked import keep, masked_mean, masked_sum
 
 
-class Rollout(NamedTuple):
+class EstimatorInputs(NamedTuple):
     """The inputs of an estimator: `B` samples of up to `A` actions with `C` channels.
 
     Attributes:
@@ -57,13 +57,13 @@ class Discounts(NamedTuple):
 
 
 Estimates = tuple[Float[Array, 'B A'], Float[Array, 'B A C']]  # the update's advantages, and returns by channel
-Estimator = Callable[[Rollout, Discounts], Estimates]
+Estimator = Callable[[EstimatorInputs, Discounts], Estimates]
 
 
 # --- estimators -----------------------------------------------------------------------------------------------------
 
 
-def actor_critic(rollout: Rollout, constants: Discounts) -> Estimates:
+def actor_critic(rollout: EstimatorInputs, constants: Discounts) -> Estimates:
     """Generalised advantage estimation with a critic (PPO, Schulman et al. 2017), whitened over the buffer.
 
     Raises:
@@ -71,43 +71,43 @@ def actor_critic(rollout: Rollout, constants: Discounts) -> Estimates:
     """
     if rollout.values is None:
         raise ValueError("estimator 'gae' needs values, got None; train a critic or use reinforce")
-    rewards = paid(rollout, rollout.rewards, constants)
+    rewards = action_rewards(rollout, rollout.rewards, constants)
     advantages, returns = gae(rewards, rollout.values, rollout.acts, gamma=constants.gamma, lam=constants.lam)
     return whiten(advantages[..., 0], rollout), returns
 
 
-def reinforce(rollout: Rollout, constants: Discounts) -> Estimates:
+def reinforce(rollout: EstimatorInputs, constants: Discounts) -> Estimates:
     """Returns as advantages, whitened over the buffer (Williams 1992)."""
     returns = returns_of(rollout, rollout.rewards, constants)
     return whiten(returns[..., 0], rollout), returns
 
 
-def rloo(rollout: Rollout, constants: Discounts) -> Estimates:
+def rloo(rollout: EstimatorInputs, constants: Discounts) -> Estimates:
     """Rewards less the mean of the prompt's other samples, with returns as `reinforce` (RLOO, Ahmadian et al. 2024)."""
     returns = returns_of(rollout, less_others(rollout.rewards, rollout.ok, rollout.n), constants)
     return whiten(returns[..., 0], rollout), returns
 
 
-def reinforce_baseline(rollout: Rollout, constants: Discounts) -> Estimates:
+def reinforce_baseline(rollout: EstimatorInputs, constants: Discounts) -> Estimates:
     """Rewards less the prompt's mean, with returns as `reinforce` (REINFORCE++ with a baseline, Hu 2025)."""
     returns = returns_of(rollout, less_mean(rollout.rewards, rollout.ok, rollout.n), constants)
     return whiten(returns[..., 0], rollout), returns
 
 
-def group_norm(rollout: Rollout, constants: Discounts) -> Estimates:
+def group_norm(rollout: EstimatorInputs, constants: Discounts) -> Estimates:
     """Rewards standardised within the prompt; advantages are not whitened (GRPO, Shao et al. 2024)."""
     standard = standardised(rollout.rewards, rollout.ok, rollout.n, constants.std_floor)
     returns = returns_of(rollout, standard, constants)
     return returns[..., 0], returns
 
 
-def dr_grpo(rollout: Rollout, constants: Discounts) -> Estimates:
+def dr_grpo(rollout: EstimatorInputs, constants: Discounts) -> Estimates:
     """Rewards less the prompt's mean; advantages are not whitened (Dr. GRPO, Liu et al. 2025)."""
     returns = returns_of(rollout, less_mean(rollout.rewards, rollout.ok, rollout.n), constants)
     return returns[..., 0], returns
 
 
-class Apart(NamedTuple):
+class GDPO(NamedTuple):
     """Several rewards, each standardised by itself (GDPO, arXiv 2601.05242): an estimator by `estimate`.
 
     z_k = (r_k - mean_group) / (max(std_group, floor) + 1e-4);  a = sum_k w_k z_k;
@@ -125,7 +125,7 @@ class Apart(NamedTuple):
     weights: tuple[float, ...]
     floor: float = 0.0
 
-    def estimate(self, rollout: Rollout, constants: Discounts) -> Estimates:
+    def estimate(self, rollout: EstimatorInputs, constants: Discounts) -> Estimates:
         """Advantages, and returns of one channel.
 
         Raises:
@@ -141,7 +141,7 @@ class Apart(NamedTuple):
         returns = returns_of(rollout, whole, constants)
         return returns[..., 0], returns
 
-    def _standard(self, part: Float[Array, ' B'], rollout: Rollout) -> Float[Array, ' B']:
+    def _standard(self, part: Float[Array, ' B'], rollout: EstimatorInputs) -> Float[Array, ' B']:
         """The z of a part. A sample without it gets the lowest of its group, which is at most 0; 0 where nobody has
         it."""
         given = rollout.ok & ~jnp.isnan(part)
@@ -166,15 +166,17 @@ ESTIMATORS: dict[str, Estimator] = {  # by their names in configs
 }
 
 
-def paid(rollout: Rollout, rewards: Float[Array, 'B C'], constants: Discounts) -> Float[Array, 'B A C']:
+def action_rewards(
+    rollout: EstimatorInputs, rewards: Float[Array, 'B C'], constants: Discounts
+) -> Float[Array, 'B A C']:
     """The rewards of actions. The KL penalty is taken off channel 0, the reward; costs have no penalty."""
     signs = [-1.0, *[0.0] * (rewards.shape[-1] - 1)]
     return token_rewards(rewards, rollout.penalty, rollout.acts, clip=constants.reward_clip, signs=signs)
 
 
-def returns_of(rollout: Rollout, rewards: Float[Array, 'B C'], constants: Discounts) -> Float[Array, 'B A C']:
+def returns_of(rollout: EstimatorInputs, rewards: Float[Array, 'B C'], constants: Discounts) -> Float[Array, 'B A C']:
     """The discounted sum of the rewards of actions, from each action on."""
-    return reward_to_go(paid(rollout, rewards, constants), rollout.acts, gamma=constants.gamma)
+    return reward_to_go(action_rewards(rollout, rewards, constants), rollout.acts, gamma=constants.gamma)
 
 
 # --- rewards of samples ---------------------------------------------------------------------------------------------
@@ -250,12 +252,12 @@ def gae(
 
     δₜ = rₜ + γₜ Vₜ₊₁ - Vₜ,  Aₜ = δₜ + γₜλ Aₜ₊₁,  Gₜ = Aₜ + Vₜ.
 
-    The value after the last column is `bootstrap`. Without one it is 0, as it is after the last action of a row that
-    ends earlier: an answer that is cut at the length limit counts as finished. A γₜ of 0 ends an episode after action
-    t.
+    The value after the last column is `bootstrap`, or 0. A γₜ of 0 ends an episode after action t.
     """
     acts, gamma = _beside(acts, rewards), _beside(jnp.broadcast_to(gamma, acts.shape), rewards)
     rewards, values = keep(rewards, acts), keep(values, acts)
+    # It is 0 after the last action of a row that ends earlier, too: an answer that is cut at the length limit counts as
+    # finished.
     after = jnp.zeros_like(values[:, :1]) if bootstrap is None else bootstrap[:, None]
     next_values = jnp.concatenate([values[:, 1:], after], axis=1)
     advantages = discounted_sum(rewards + gamma * next_values - values, gamma * lam)
@@ -288,7 +290,7 @@ def _beside(x: Array, like: Array) -> Array:
 # --- advantages -----------------------------------------------------------------------------------------------------
 
 
-def whiten(advantages: Float[Array, 'B A'], rollout: Rollout, *, roles: int = 1) -> Float[Array, 'B A']:
+def whiten(advantages: Float[Array, 'B A'], rollout: EstimatorInputs, *, roles: int = 1) -> Float[Array, 'B A']:
     """Advantages with mean 0 and variance 1 over the actions that count.
 
     With `roles` above 1 each role has statistics of its own, so that the rewards of one role do not shift the

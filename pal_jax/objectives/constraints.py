@@ -23,15 +23,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from pal_jax.objectives import advantages as adv
-from pal_jax.objectives.advantages import Discounts, Estimates, Rollout
+from pal_jax.objectives.advantages import Discounts, Estimates, EstimatorInputs
 from pal_jax.objectives.kl import KLEstimator
-from pal_jax.objectives.policy import Tokens, kl_token_loss, ppo_token_loss
+from pal_jax.objectives.policy import TokenInputs, kl_token_loss, ppo_token_loss
 
 State = dict[str, list[float]]
 ByGroup = Float[np.ndarray, ' G']
 
 
-class Weights(NamedTuple):
+class ChannelWeights(NamedTuple):
     """The weights of advantages: `(reward * A_r - cost[g] * A_c) / divisor` in group `g`."""
 
     reward: float
@@ -39,7 +39,7 @@ class Weights(NamedTuple):
     divisor: float = 1.0
 
 
-def weights_of(handler: Handler, state: State, shares: ByGroup | Sequence[float] = (1.0,)) -> Weights:
+def weights_of(handler: Handler, state: State, shares: ByGroup | Sequence[float] = (1.0,)) -> ChannelWeights:
     """The weights of the next update, of which each group has such a share of samples.
 
     A Lagrangian's are `(A_r - lambda_g A_c) / (1 + sum of shares_g lambda_g)`. The divisor keeps the weight of a KL
@@ -51,10 +51,10 @@ def weights_of(handler: Handler, state: State, shares: ByGroup | Sequence[float]
         case CRPO():
             # A group without samples keeps its choice of an earlier step, which has nothing to learn from now.
             multipliers = multipliers * (np.asarray(shares) > 0)
-            return Weights(float(not multipliers.any()), multipliers)
+            return ChannelWeights(float(not multipliers.any()), multipliers)
         case P3O() | CUP():
-            return Weights(1.0, np.zeros_like(multipliers))
-    return Weights(1.0, multipliers, 1.0 + float(np.dot(multipliers, shares)))
+            return ChannelWeights(1.0, np.zeros_like(multipliers))
+    return ChannelWeights(1.0, multipliers, 1.0 + float(np.dot(multipliers, shares)))
 
 
 def updated(handler: Handler, state: State, costs: ByGroup, limits: ByGroup, present: Bool[np.ndarray, ' G']) -> State:
@@ -370,13 +370,13 @@ class Constrained:
                 'compares; use gae or dr_grpo'
             )
 
-    def __call__(self, rollout: Rollout, weights: Weights) -> Estimates:
+    def __call__(self, rollout: EstimatorInputs, weights: ChannelWeights) -> Estimates:
         """Advantages as `weights` mix them, in groups that `rollout.role` tells, and the returns of both channels."""
         advantages, returns = self.by_channel(rollout)
         counts = jnp.asarray(weights.cost, jnp.float32)[rollout.role][:, None]
         return (weights.reward * advantages[..., 0] - counts * advantages[..., 1]) / weights.divisor, returns
 
-    def by_channel(self, rollout: Rollout) -> tuple[Float[Array, 'B A 2'], Float[Array, 'B A 2']]:
+    def by_channel(self, rollout: EstimatorInputs) -> tuple[Float[Array, 'B A 2'], Float[Array, 'B A 2']]:
         """Advantages and returns of reward and cost. The KL is taken off the reward, and `kl_of_cost` of it is added to
         the cost (3.3)."""
         gamma, lam, clip, _ = self.constants
@@ -389,7 +389,7 @@ class Constrained:
         returns = adv.reward_to_go(paid, rollout.acts, gamma=gamma)
         return returns, returns
 
-    def of_cost(self, rollout: Rollout, weight: Float[Array, 'B A']) -> Estimates:
+    def of_cost(self, rollout: EstimatorInputs, weight: Float[Array, 'B A']) -> Estimates:
         """Advantages of the cost less their mean by `weight`, the weights of actions in the loss, and all returns.
 
         A mean that an estimator or a critic leaves says nothing of the limit, and would open or shut P3O's gate.
@@ -419,7 +419,7 @@ class FOCOPSLoss:
     eta: float
     kl: KLEstimator | None = None
 
-    def __call__(self, logprob: Float[Array, '*S'], tokens: Tokens) -> Float[Array, '*S']:
+    def __call__(self, logprob: Float[Array, '*S'], tokens: TokenInputs) -> Float[Array, '*S']:
         log_ratio = logprob - tokens.old
         ratio = jnp.exp(log_ratio)
         moved = ratio * log_ratio - (ratio - 1.0)
@@ -437,7 +437,7 @@ class P3OLoss:
     clip_high: float | None = None
     kl: KLEstimator | None = None
 
-    def __call__(self, logprob: Float[Array, '*S'], tokens: Tokens) -> Float[Array, '*S']:
+    def __call__(self, logprob: Float[Array, '*S'], tokens: TokenInputs) -> Float[Array, '*S']:
         assert tokens.cost is not None
         loss = ppo_token_loss(logprob, tokens.old, tokens.advantage, clip=self.clip, clip_high=self.clip_high)
         return loss + jnp.exp(logprob - tokens.old) * tokens.cost + _reference_loss(logprob, tokens, self.kl)
@@ -449,15 +449,15 @@ class CUPLoss:
     to that after the first update, whose log-probabilities are `tokens.reference`, estimated from the old policy's
     tokens: `ratio * (logprob - reference) - (ratio - ratio of the reference)`."""
 
-    def __call__(self, logprob: Float[Array, '*S'], tokens: Tokens) -> Float[Array, '*S']:
+    def __call__(self, logprob: Float[Array, '*S'], tokens: TokenInputs) -> Float[Array, '*S']:
         assert tokens.reference is not None
         ratio, anchored = jnp.exp(logprob - tokens.old), jnp.exp(tokens.reference - tokens.old)
         return -ratio * tokens.advantage + ratio * (logprob - tokens.reference) - (ratio - anchored)
 
 
-def projection(handler: CUP, state: State) -> Weights:
+def projection(handler: CUP, state: State) -> ChannelWeights:
     """The weights of CUP's second update: minus the costs, by lambda and the coefficient."""
-    return Weights(0.0, handler.coefficient * np.array(state['lambda']))
+    return ChannelWeights(0.0, handler.coefficient * np.array(state['lambda']))
 
 
 def gated(
@@ -480,7 +480,7 @@ def mean_by(weight: Float[Array, '*S'], values: Float[Array, '*S']) -> Float[Arr
     return jnp.sum(weight * jnp.where(weight > 0, values, 0.0)) / jnp.maximum(jnp.sum(weight), 1e-9)
 
 
-def _reference_loss(logprob: Array, tokens: Tokens, kl: KLEstimator | None) -> Array | float:
+def _reference_loss(logprob: Array, tokens: TokenInputs, kl: KLEstimator | None) -> Array | float:
     if kl is None or tokens.reference is None:
         return 0.0
     return tokens.kl_coef * kl_token_loss(logprob, tokens.reference, kl)

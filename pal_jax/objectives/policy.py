@@ -69,7 +69,7 @@ def _checked(length: int | None) -> float:
     return float(length)
 
 
-class Tokens(NamedTuple):
+class TokenInputs(NamedTuple):
     """The inputs of a token loss for each action, beside its new log-probability; they are constants of the update.
 
     Attributes:
@@ -88,7 +88,7 @@ class Tokens(NamedTuple):
 
 
 # Takes new log-probabilities; static under `jit`.
-TokenLoss = Callable[[Float[Array, '*S'], Tokens], Float[Array, '*S']]
+TokenLoss = Callable[[Float[Array, '*S'], TokenInputs], Float[Array, '*S']]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ClippedSurrogate:
     clip_high: float | None = None
     kl: KLEstimator | None = None
 
-    def __call__(self, logprob: Float[Array, '*S'], tokens: Tokens) -> Float[Array, '*S']:
+    def __call__(self, logprob: Float[Array, '*S'], tokens: TokenInputs) -> Float[Array, '*S']:
         loss = ppo_token_loss(logprob, tokens.old, tokens.advantage, clip=self.clip, clip_high=self.clip_high)
         if self.kl is None or tokens.reference is None:
             return loss

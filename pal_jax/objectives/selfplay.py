@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pal_jax.objectives.advantages import Discounts, Estimates, Rollout, returns_of, whiten
+from pal_jax.objectives.advantages import Discounts, Estimates, EstimatorInputs, returns_of, whiten
 
 Baseline = Literal['role', 'shared', 'none']
 
@@ -57,7 +57,7 @@ def role_conditioned(
     return advantages, baselines
 
 
-def as_given(rollout: Rollout) -> Estimates:
+def as_given(rollout: EstimatorInputs) -> Estimates:
     """Advantages of actions where the reward of a sample is its advantage already: all its actions have it, less what
     they pay for their distance from a reference."""
     returns = returns_of(rollout, rollout.rewards, Discounts(reward_clip=(-jnp.inf, jnp.inf)))
@@ -74,6 +74,6 @@ class ByRole:
     roles: int = 2
     discounts: Discounts = Discounts()
 
-    def __call__(self, rollout: Rollout) -> Estimates:
+    def __call__(self, rollout: EstimatorInputs) -> Estimates:
         returns = returns_of(rollout, rollout.rewards, self.discounts)
         return whiten(returns[..., 0], rollout, roles=self.roles), returns

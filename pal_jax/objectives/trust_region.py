@@ -54,7 +54,7 @@ class TrustRegion:
         return state | {'excess': np.asarray(costs - limits).tolist()}
 
 
-class Solved(NamedTuple):
+class TrustRegionStep(NamedTuple):
     """A step `x [P]`, and what came of it: the multipliers `lam` of the trust region and `nu` of the cost, and whether
     the limit could be kept within the region."""
 
@@ -90,7 +90,7 @@ def conjugate_gradient(
 def cpo(
     g: Float[Array, ' P'], b: Float[Array, ' P'], c: Float[Array, ''] | float, natural_g: Float[Array, ' P'],
     natural_b: Float[Array, ' P'], delta: float,
-) -> Solved:  # fmt: skip
+) -> TrustRegionStep:  # fmt: skip
     """CPO's step.
 
     Args:
@@ -129,13 +129,13 @@ def cpo(
     # As lam falls to 0, what is left of the step goes straight to the limit.
     x = jnp.where(in_force & (gain == 0.0), -c / s * natural_b, (natural_g - nu * natural_b) / lam)
     x = jnp.where(free, length_g * natural_g, jnp.where(lost, -jnp.sqrt(2.0 * delta / s) * natural_b, x))
-    return Solved(x, jnp.where(free, 1.0 / length_g, lam), jnp.where(free, 0.0, nu), ~lost)
+    return TrustRegionStep(x, jnp.where(free, 1.0 / length_g, lam), jnp.where(free, 0.0, nu), ~lost)
 
 
 def pcpo(
     g: Float[Array, ' P'], b: Float[Array, ' P'], c: Float[Array, ''] | float, natural_g: Float[Array, ' P'],
     natural_b: Float[Array, ' P'], delta: float,
-) -> Solved:  # fmt: skip
+) -> TrustRegionStep:  # fmt: skip
     """PCPO's step: the longest step of the reward, then its projection onto the limit in the metric of `H`.
 
     Arguments as of `cpo`. The linearised cost `b'x + c` of the result is at most 0.
@@ -144,10 +144,10 @@ def pcpo(
     length = jnp.sqrt(2.0 * delta / q)
     above = length * jnp.vdot(b, natural_g) + c
     nu = jnp.where(s > SMALL, jnp.maximum(above, 0.0) / jnp.where(s > SMALL, s, 1.0), 0.0)
-    return Solved(length * natural_g - nu * natural_b, 1.0 / length, nu, jnp.asarray(True))
+    return TrustRegionStep(length * natural_g - nu * natural_b, 1.0 / length, nu, jnp.asarray(True))
 
 
-RULES: dict[str, Callable[..., Solved]] = {'cpo': cpo, 'pcpo': pcpo}
+RULES: dict[str, Callable[..., TrustRegionStep]] = {'cpo': cpo, 'pcpo': pcpo}
 
 
 def line_search(

@@ -15,7 +15,7 @@ import numpy as np
 
 from pal_jax.data import chats
 from pal_jax.data import rows as data
-from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.packing import PromptGroup, shared_prompt
 from pal_jax.data.rows import Rows
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.actor import Actor, ActorState
@@ -38,7 +38,7 @@ class Settings(Supervised):
 
 
 @dataclasses.dataclass(frozen=True)
-class Preferring:
+class DPORecipe:
     """An actor that learns from pairs of answers. `load` reads its weights before training."""
 
     plan: Plan
@@ -71,7 +71,7 @@ class Preferring:
         return Evaluation({'rows': sum(counts), 'moved': self.rows.moved, **means})
 
 
-def make(settings: Settings, ctx: Context) -> Preferring:
+def make(settings: Settings, ctx: Context) -> DPORecipe:
     """Check the config, read the rows and build the parts; weights are read by `init`.
 
     Raises:
@@ -84,30 +84,30 @@ def make(settings: Settings, ctx: Context) -> Preferring:
     rows = data.make_rows(settings, functools.partial(to_group, policy.tokenizer), 'chosen', n=2)
     ctx.log(rows.told)
     steps = data.steps_of(settings, rows)
-    learner = make_learner(settings, policy.cfg, ctx, steps)
+    learner = make_pair_learner(settings, policy.cfg, ctx, steps)
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
     trained = trained_actor(settings.policy, policy, learner.actor)
     plan = Plan(steps, learner.actor.abstract, stage, trained, keep=keeping(policy=policy))
-    return Preferring(plan, ctx, learner, rows, policy.source.load)
+    return DPORecipe(plan, ctx, learner, rows, policy.source.load)
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
     """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
-    return trained_actor(settings.policy, policy, make_learner(settings, policy.cfg, ctx).actor)
+    return trained_actor(settings.policy, policy, make_pair_learner(settings, policy.cfg, ctx).actor)
 
 
-def to_group(tokenizer: Tokenizer, record: object) -> Group:
+def to_group(tokenizer: Tokenizer, record: object) -> PromptGroup:
     """A pair as a group: the prompt once, then the chosen and the rejected answer."""
     return shared_prompt(chats.to_prefer(record, tokenizer))
 
 
 def planned(settings: Settings, prompt: int) -> Planned:
     """The part of a run that is planned, see `run/planned.py`."""
-    return reading(settings, make_learner, n=2)
+    return reading(settings, make_pair_learner, n=2)
 
 
-def make_learner(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> PreferenceLearner:
+def make_pair_learner(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> PreferenceLearner:
     """The learner of pairs that the settings describe, for so many steps."""
     # No reference is kept where the loss is free of one: that saves a copy of the weights.
     actor = Actor(

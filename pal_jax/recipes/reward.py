@@ -18,10 +18,10 @@ import numpy as np
 
 from pal_jax.data import chats
 from pal_jax.data import rows as data
-from pal_jax.data.packing import Compared, Group, shared_prompt
+from pal_jax.data.packing import BranchPair, PromptGroup, shared_prompt
 from pal_jax.data.rows import Rows
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.scorer import BradleyTerry, Pairs, Scorer, ScorerState, gaps, pack_replies, to_score
+from pal_jax.learners.scorer import BradleyTerry, ReplyGroups, Scorer, ScorerState, gaps, pack_replies, to_score
 from pal_jax.models.files.families import classifier_to_hf
 from pal_jax.models.params import Params
 from pal_jax.run import record_scorer, reward_model, scorers, sharding
@@ -89,7 +89,7 @@ class RewardModel:
         exhibits = reward_model.make_exhibits(test.scores, test.lengths, record)
         return Evaluation(record | {'moved': self.rows.moved}, exhibits=exhibits)
 
-    def pack(self, groups: Sequence[Group]) -> Pairs:
+    def pack(self, groups: Sequence[PromptGroup]) -> ReplyGroups:
         """Groups of replies as a batch, from which all pairs that were compared are picked, the better reply first."""
         mesh, row_tokens = self.ctx.mesh, self.rows.row_tokens
         packed = pack_replies(
@@ -174,7 +174,7 @@ def check_classifier(settings: Settings) -> None:
         )
 
 
-def to_group(tokenizer: Tokenizer, record: object, pooling: str = 'last') -> Group:
+def to_group(tokenizer: Tokenizer, record: object, pooling: str = 'last') -> PromptGroup:
     """A pair as a group: the prompt once, then the chosen and the rejected reply; the margin is the record's `margin`.
 
     Raises:
@@ -185,16 +185,16 @@ def to_group(tokenizer: Tokenizer, record: object, pooling: str = 'last') -> Gro
     if not isinstance(margin, int | float) or not np.isfinite(margin):
         raise ValueError(f"'margin' must be a number, got {margin!r}")
     group = shared_prompt([to_score(example.prompt, example.completion, pooling) for example in pair])
-    return group._replace(compared=[Compared(0, 1, float(margin))])
+    return group._replace(compared=[BranchPair(0, 1, float(margin))])
 
 
-def gather(pairs: Sequence[Group], *, replies: int, length: int) -> list[list[Group]]:
+def gather(pairs: Sequence[PromptGroup], *, replies: int, length: int) -> list[list[PromptGroup]]:
     """Groups by prompt, of up to `replies` replies and `length` tokens.
 
     A pair joins the first group that has room for it and has not compared its two replies. With two replies every pair
     is a group.
     """
-    by_prompt: dict[tuple[int, ...], list[Group]] = {}
+    by_prompt: dict[tuple[int, ...], list[PromptGroup]] = {}
     for pair in pairs:
         groups = by_prompt.setdefault(tuple(pair.prompt), [])
         # First fit: the first group that has room takes the pair.
@@ -209,17 +209,17 @@ def gather(pairs: Sequence[Group], *, replies: int, length: int) -> list[list[Gr
     return list(by_prompt.values())
 
 
-def fits(group: Group, replies: int, length: int) -> bool:
+def fits(group: PromptGroup, replies: int, length: int) -> bool:
     """True where a group is within these limits and compares no two replies twice."""
     sides = {frozenset((pair.better, pair.worse)) for pair in group.compared}
     return len(group.branches) <= replies and group.length <= length and len(sides) == len(group.compared)
 
 
-def joined(group: Group, pair: Group) -> Group:
+def joined(group: PromptGroup, pair: PromptGroup) -> PromptGroup:
     """A group with one more pair of its prompt; each reply is in it once."""
     # Replies are the same where their tokens are: each is read once, whatever pairs it is in.
     replies = {tuple(branch.tokens): branch for branch in (*group.branches, *pair.branches)}
     number = {tokens: k for k, tokens in enumerate(replies)}
     better, worse = (number[tuple(branch.tokens)] for branch in pair.branches)
-    compared = Compared(better, worse, pair.compared[0].margin)
-    return Group(group.prompt, list(replies.values()), [*group.compared, compared])
+    compared = BranchPair(better, worse, pair.compared[0].margin)
+    return PromptGroup(group.prompt, list(replies.values()), [*group.compared, compared])

@@ -14,7 +14,7 @@ import numpy as np
 
 from pal_jax.data import chats
 from pal_jax.data import rows as data
-from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.packing import PromptGroup, shared_prompt
 from pal_jax.data.rows import Rows
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.actor import Actor, ActorState
@@ -100,7 +100,7 @@ def make_trained(settings: Settings, ctx: Context) -> Trained:
     return trained_actor(settings.policy, policy, make_actor(settings, policy.cfg, ctx))
 
 
-def to_group(tokenizer: Tokenizer, record: object) -> Group:
+def to_group(tokenizer: Tokenizer, record: object) -> PromptGroup:
     """A record to imitate, as a group of one branch."""
     return shared_prompt([chats.to_imitate(record, tokenizer)])
 

@@ -37,13 +37,12 @@ CUDA_FLAGS = ('--xla_gpu_enable_latency_hiding_scheduler=true',)
 def initialize(cache_dir: str | os.PathLike[str] | None = None, place: processes.Place | None = None) -> None:
     """Join the other processes, if there are any, and keep compiled programs in `cache_dir`.
 
-    Free memory is given back to the system around compilations.
-
     JAX_COMPILATION_CACHE_DIR names another place for the programs, LIBTPU_INIT_ARGS other flags for a TPU.
 
     Raises:
       RuntimeError, ValueError: see `processes.join`.
     """
+    # Free memory is given back to the system around compilations.
     memory.give_back_when_compiling()
     # On a CPU, a program that starts before the last one ends has its temporaries in memory beside those of the last.
     jax.config.update('jax_cpu_enable_async_dispatch', False)

@@ -111,7 +111,7 @@ def decoded(data: bytes, path: Name) -> str:
 
 
 @contextlib.contextmanager
-def opened(path: Name) -> Iterator[TextIO]:
+def open_text(path: Name) -> Iterator[TextIO]:
     """An open file of text, read a line at a time and otherwise as `read_text` does.
 
     Raises:

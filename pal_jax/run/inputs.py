@@ -22,8 +22,6 @@ from os.path import exists, isfile  # False, and no error, for a text that is to
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from pal_jax.data.readers import choices, votes
 from pal_jax.run import made, own, processes
 from pal_jax.run.checkpoint import CONFIG, FOLDER, flatten, kept_in
@@ -65,7 +63,8 @@ Inputs = dict[str, Input]  # the inputs by their keys in the config
 def look(config: dict[str, Any]) -> Inputs:
     """The files that a config names under `KEYS`."""
     inputs: Inputs = {}
-    words = getattr(recipe_module(ConfigDict(config)), 'MADE', ()) if 'recipe' in config else ()
+    method = config.get('recipe', '').partition('.')[0]
+    words = getattr(recipe_module(method), 'MADE', ()) if method else ()
     for key, value in _entries(flatten(config)):
         if value in words or not any(fnmatch(key, pattern) for pattern in KEYS):
             continue

@@ -56,7 +56,7 @@ def make_source(named: str, ctx: Context, seed: int, of: str) -> Source:
         return sources.resolve(name, seed=seed, open_run=lambda run: open_run(run, ctx))
 
     folder = ctx.kept / of if ctx.kept else None
-    return sources.kept(folder, find) if folder and (folder / 'config.json').exists() else find()
+    return sources.kept_source(folder, find) if folder and (folder / 'config.json').exists() else find()
 
 
 def keeping(**models: Policy) -> Callable[[Path], None]:
@@ -80,10 +80,10 @@ def make_learner(settings: Reinforced, cfg: ModelConfig, ctx: Context, *, n: int
 
     Args:
       n: the number of samples of a prompt.
-      more: further arguments of `learners.ppo.make_learner`.
+      more: further arguments of `learners.ppo.make_actor_critic`.
     """
     updates = max(settings.total_steps, 1) * settings.ppo.epochs * settings.ppo.minibatches
-    return ppo.make_learner(
+    return ppo.make_actor_critic(
         cfg,
         dataclasses.replace(settings.ppo, temperature=settings.sampling.temperature or 1.0),
         settings.optimizer.over(updates),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pal_jax.data.packing import Group
+from pal_jax.data.packing import PromptGroup
 from pal_jax.run.recipe import Context
 from pal_jax.run.runs import recipe_module
 from pal_jax.run.workdir import read_run
@@ -24,8 +24,8 @@ class Moderator(NamedTuple):
     """
 
     thresholds: Float[np.ndarray, ' K']
-    read: Callable[[str | Chat, str], Group]
-    probabilities: Callable[[Sequence[Group]], Float[np.ndarray, 'N K']]
+    read: Callable[[str | Chat, str], PromptGroup]
+    probabilities: Callable[[Sequence[PromptGroup]], Float[np.ndarray, 'N K']]
 
     def __call__(self, prompts: Sequence[str | Chat], responses: Sequence[str]) -> Float[np.ndarray, 'N K']:
         """Raises ValueError where a prompt with its response is too long for the model, or is no chat of its

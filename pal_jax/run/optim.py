@@ -106,13 +106,12 @@ def make_schedule(
 
     It rises linearly from 0 to `lr` in `ceil(warmup_ratio * total_steps)` updates, stays at `lr` for `held` updates,
     and falls to `min_ratio * lr` by a cosine.
-
-    The very first update has rate 0, unless it is the only one or there is no warm-up.
     """
     if total_steps < 1 or not 0.0 <= warmup_ratio < 1.0:
         raise ValueError(
             f'a schedule needs total_steps >= 1 and warmup_ratio in [0, 1), got {total_steps}, {warmup_ratio}'
         )
+    # The very first update has rate 0, unless it is the only one or there is no warm-up.
     warmup = min(math.ceil(warmup_ratio * total_steps), total_steps - 1)
     schedule = optax.warmup_cosine_decay_schedule(0.0, lr, warmup, total_steps, end_value=min_ratio * lr)
     return lambda count: schedule(jnp.maximum(jnp.minimum(count, warmup), count - held))

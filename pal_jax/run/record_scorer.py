@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from pal_jax.data import chats, marks
-from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.packing import PromptGroup, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.scorer import to_score
 from pal_jax.run import devices
@@ -66,7 +66,7 @@ class Scorer(NamedTuple):
 
 def of_replies(
     workdir: str, person: str, kind: str, opened: Callable[[str, Context], OpenScores],
-    read: Callable[[Any, Tokenizer, str], Group], form: Callable[[Any], str] = lambda record: '',
+    read: Callable[[Any, Tokenizer, str], PromptGroup], form: Callable[[Any], str] = lambda record: '',
 ) -> Scorer:  # fmt: skip
     """The scorer of a run that scores single replies and knows no people; `read` and `form` are those of its records.
 
@@ -97,7 +97,7 @@ def form_of(record: Mapping[str, Any]) -> str:
     return 'messages' if isinstance(record.get('messages') or record.get('completion'), list) else 'texts'
 
 
-def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:
+def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> PromptGroup:
     """A record as a group of one reply.
 
     The record has `prompt` and `completion`, or `messages` of which the last is scored. Its `tools` and `system` are
@@ -128,7 +128,7 @@ def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:
     return shared_prompt([to_score(example.prompt, example.completion, pooling)])
 
 
-def to_turn(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:
+def to_turn(record: Any, tokenizer: Tokenizer, pooling: str) -> PromptGroup:
     """A record as a group of one reply, in the form of a chat, which is all that cost models learn.
 
     A prompt and a response that are texts are a chat of one turn, so their cost is that of the same messages.

@@ -27,7 +27,7 @@ from pal_jax.run.curve import HEADLINES, learning_curve
 from pal_jax.run.files import write_whole
 from pal_jax.run.glossary import GROUPS, PHASES, Words, explained, meaning, words_of
 from pal_jax.run.metrics import DIALOGUES, EVALS, EXHIBITS, METRICS, PICTURES, ROLLOUTS, read_records
-from pal_jax.run.summary import SUMMARY, by_stage, fifths, headline, observed, scalars
+from pal_jax.run.summary import SUMMARY, by_stage, fifths, finite_values, headline, scalars
 from pal_jax.run.verdict import judge
 from pal_jax.run.workdir import REPORT, read_run
 
@@ -51,7 +51,7 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     if not rows:
         raise ValueError(f'{workdir / METRICS}: no steps to report on; train first, or name the folder of a run')
     words = words_of(read_run(workdir)['recipe'])
-    curve = learning_curve(rows) if any(observed(rows, key) for key in HEADLINES) else b''
+    curve = learning_curve(rows) if any(finite_values(rows, key) for key in HEADLINES) else b''
     if curve:
         (workdir / CURVE).write_bytes(curve)
     summary = files.read_object(path) if (path := workdir / SUMMARY).exists() else {}
@@ -112,9 +112,9 @@ def render(
         turns=max((len(values) for _, lists in by_turn for values in lists.values()), default=0),
         pairs=pairs,
         dialogues=[] if pairs else of_last_evaluation(dialogues)[:SHOWN_DIALOGUES],
-        exhibit=None if pairs else lead(earlier, last),
+        exhibit=None if pairs else lead_exhibit(earlier, last),
         exhibits=last,
-        rollouts=few(rollouts),
+        rollouts=few_samples(rollouts),
         script=markupsafe.Markup(_text_of('report.js')),
         times=PHASES,
         steps=words.steps,
@@ -137,12 +137,12 @@ def phases(rows: Sequence[Record]) -> dict[str, list[Record]]:
 
 def step_rows(steps: Sequence[Record]) -> list[tuple[str, list[tuple[Any, Any]]]]:
     """The mean of each figure over the first and over the last fifth of the steps, and the difference."""
-    names = [name for name in dict.fromkeys(key for row in steps for key in scalars(row)) if observed(steps, name)]
+    names = [name for name in dict.fromkeys(key for row in steps for key in scalars(row)) if finite_values(steps, name)]
     parts = {name: fifths(steps, name) for name in names}
     return [(name, [(part[end], None) for end in ('first', 'last', 'gain')]) for name, part in parts.items()]
 
 
-def lead(earlier: Sequence[Record], last: Sequence[Record]) -> tuple[Record | None, Record] | None:
+def lead_exhibit(earlier: Sequence[Record], last: Sequence[Record]) -> tuple[Record | None, Record] | None:
     """The exhibit that a page without dialogues opens with: a table before and after training, or else a picture.
 
     The table is the first that both the first and the last evaluation have. None where there is neither.
@@ -195,7 +195,7 @@ def of_last_evaluation(dialogues: Sequence[Record]) -> list[Record]:
     return [record for record in dialogues if _moment(record) == _moment(dialogues[-1])]
 
 
-def few(rollouts: Sequence[Record], room: int = ROOM, longest: int = LONGEST) -> list[Record]:
+def few_samples(rollouts: Sequence[Record], room: int = ROOM, longest: int = LONGEST) -> list[Record]:
     """Samples of the training for a page that stays small.
 
     Texts are cut at `longest` characters. Steps are left out at even distances until the rest has about `room`

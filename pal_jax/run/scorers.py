@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from pal_jax.data.packing import Compared, Group
+from pal_jax.data.packing import BranchPair, PromptGroup
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.scorer import Pairs, ScoreLoss, Scorer, ScorerState, pack_replies
+from pal_jax.learners.scorer import ReplyGroups, ScoreLoss, Scorer, ScorerState, pack_replies
 from pal_jax.models.config import ModelConfig
 from pal_jax.run import sharding
 from pal_jax.run.checkpoint import Checkpoints
@@ -20,7 +20,7 @@ from pal_jax.run.models import Policy, make_adapters, make_policy
 from pal_jax.run.recipe import Context
 from pal_jax.run.trained import Export, Trained
 
-ScoreGroups = Callable[[Sequence[Group]], Float[np.ndarray, 'G n']]
+ScoreGroups = Callable[[Sequence[PromptGroup]], Float[np.ndarray, 'G n']]
 
 
 class OpenScores(NamedTuple):
@@ -31,7 +31,7 @@ class OpenScores(NamedTuple):
     scores: ScoreGroups
 
 
-class HeldOut(NamedTuple):
+class HeldOutPairs(NamedTuple):
     """Pairs that were not learnt, the side that should score higher first.
 
     `lengths` are in tokens, and `prompts` are numbers, equal where prompts are equal.
@@ -75,29 +75,29 @@ def open_scores(
     state, *_ = Checkpoints(folder, scorer.abstract_weights, read_only=True).read()
     ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), settings.data.micro_rows, settings.data.row_tokens
 
-    def scores(groups: Sequence[Group]) -> np.ndarray:
+    def scores(groups: Sequence[PromptGroup]) -> np.ndarray:
         pairs = pack_replies(groups, ctx.mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens)
         return scorer.scores(state, pairs)[..., 0]
 
     return OpenScores(model.tokenizer, pooling, scores)
 
 
-def compared(groups: Sequence[Group]) -> list[tuple[int, Compared]]:
+def compared(groups: Sequence[PromptGroup]) -> list[tuple[int, BranchPair]]:
     """All pairs of groups, each with its group's number."""
     return [(i, pair) for i, group in enumerate(groups) for pair in group.compared]
 
 
-def by_pair(packed: Pairs, groups: Sequence[Group]) -> Pairs:
+def by_pair(packed: ReplyGroups, groups: Sequence[PromptGroup]) -> ReplyGroups:
     """The packed groups with all pairs that were compared picked, the better reply first."""
     of, *sides = np.array([(i, pair.better, pair.worse) for i, pair in compared(groups)]).T
     return packed.pick(of[:, None], np.stack(sides, axis=1))
 
 
-def held_out(groups: Sequence[Group], scores: Float[np.ndarray, 'P 2']) -> HeldOut:
+def held_out(groups: Sequence[PromptGroup], scores: Float[np.ndarray, 'P 2']) -> HeldOutPairs:
     """The pairs that were compared in groups, with their scores."""
     pairs = compared(groups)
     replies = [[groups[i].branches[k] for k in (pair.better, pair.worse)] for i, pair in pairs]
     lengths = np.array([[len(reply.tokens) - 1 for reply in sides] for sides in replies])
     number: dict[tuple[int, ...], int] = {}
     prompts = [number.setdefault(tuple(groups[i].prompt), len(number)) for i, _ in pairs]
-    return HeldOut(scores, lengths, np.array(prompts))
+    return HeldOutPairs(scores, lengths, np.array(prompts))

@@ -45,8 +45,8 @@ def headline(rows: Sequence[Record], evals: Sequence[Record] = ()) -> dict[str, 
     return {
         'steps': len(rows),
         'phase': main[-1]['phase'] if main else None,
-        'reward': fifths(main, 'reward') if observed(main, 'reward') else None,
-        'format': fifths(main, 'format') if observed(main, 'format') else None,
+        'reward': fifths(main, 'reward') if finite_values(main, 'reward') else None,
+        'format': fifths(main, 'format') if finite_values(main, 'format') else None,
         'evaluations': {stage: figures(record) for stage, record in by_stage(evals).items()},
         'seconds': seconds,
         'seconds_total': sum(seconds.values()),
@@ -63,7 +63,7 @@ def by_stage(evals: Iterable[Record]) -> dict[str, Record]:
     return {f'step {record["step"]}' if record['stage'] == 'step' else record['stage']: record for record in evals}
 
 
-def observed(rows: Iterable[Record], key: str) -> list[float]:
+def finite_values(rows: Iterable[Record], key: str) -> list[float]:
     """The finite values of a metric, in the order of the records."""
     return [float(row[key]) for row in rows if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
 
@@ -77,7 +77,7 @@ def fifths(rows: Sequence[Record], key: str) -> dict[str, Any]:
     Raises:
       ValueError: no row has a finite value.
     """
-    values = observed(rows, key)
+    values = finite_values(rows, key)
     if not values:
         raise ValueError(f'{key}: none of {len(rows)} rows has a finite value; has the run made a step of this phase?')
     size = max(1, len(values) // 5)

@@ -23,7 +23,7 @@ from pal_jax.run import intervals
 from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.intervals import Estimate
 from pal_jax.run.metrics import EVALS, METRICS, read_records
-from pal_jax.run.summary import fifths, main_part, observed
+from pal_jax.run.summary import fifths, finite_values, main_part
 from pal_jax.run.workdir import read_run
 
 COUNTS = 'people', 'rows', 'seeds', 'prompts'  # of what an evaluation tested
@@ -32,7 +32,7 @@ TOO_LITTLE, UNTESTED = 'Too little to tell', 'Not tested'
 Record = Mapping[str, Any]
 
 
-class Verdict(NamedTuple):
+class RunVerdict(NamedTuple):
     """`answer` is a word or two, `sentence` the figures, `basis` how they were had."""
 
     answer: str
@@ -40,7 +40,7 @@ class Verdict(NamedTuple):
     basis: str
 
 
-def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> Verdict | None:
+def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> RunVerdict | None:
     """The verdict on a run's steps and evaluations; None where it has no figure that tells of learning."""
     verdict, limits = _learning(rows, evals, words), limits_of(evals[-1] if evals else {})
     if verdict is None or not limits:
@@ -89,7 +89,7 @@ def _kept(limits: Mapping[str, Record]) -> tuple[str, str]:
     return word, f'{sentence[0].upper()}{sentence[1:]}.'
 
 
-def _learning(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> Verdict | None:
+def _learning(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> RunVerdict | None:
     start = main_part(rows)[0]['step'] if rows else 0
     after = evals[-1] if evals else {}
     before = next((record for record in reversed(evals[:-1]) if record['step'] <= start), {})
@@ -97,10 +97,10 @@ def _learning(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> 
         if known(after, key):
             return _level(key, before, after, words)
     for key in words.changes:
-        measured = f'{key}_se' in after or (key in words.shares and tested(after))
+        measured = f'{key}_se' in after or (key in words.shares and test_size(after))
         if known(before, key) and known(after, key) and measured:
             return _evaluated(key, before, after, words)
-        if observed(main_part(rows), key):
+        if finite_values(main_part(rows), key):
             return _trained(key, main_part(rows), before, after, words)
     return None
 
@@ -119,18 +119,18 @@ def known(record: Record, key: str) -> bool:
 def estimate(record: Record, key: str, shares: Sequence[str]) -> Estimate:
     """A figure of an evaluation with its interval. Where the record has none it follows from the standard error, or in
     the case of one of `shares` without one, from the number of things tested."""
-    value, error, count = record[key], record.get(f'{key}_se'), tested(record)
+    value, error, count = record[key], record.get(f'{key}_se'), test_size(record)
     if f'{key}_interval' in record or count is None:
         return intervals.from_record(record, key)
     return (intervals.of_share if key in shares else intervals.of_mean)(value, error, count[0])
 
 
-def tested(record: Record) -> tuple[int, str] | None:
+def test_size(record: Record) -> tuple[int, str] | None:
     """The number of things that an evaluation tested, and the name of that figure; None where none is known."""
     return next(((int(record[key]), key) for key in COUNTS if known(record, key)), None)
 
 
-def _level(key: str, before: Record, after: Record, words: Words) -> Verdict:
+def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     said, level = words.levels[key]
     floor = float(after[level]) if isinstance(level, str) else level
     figure, earlier = estimate(after, key, words.shares), before.get(key)
@@ -142,7 +142,7 @@ def _level(key: str, before: Record, after: Record, words: Words) -> Verdict:
         if earlier > floor:  # to be better than chance is then no news
             gap = intervals.difference(figure, estimate(before, key, words.shares))
             basis += ' beside the one before training'
-    return Verdict(answer(gap), f'{sentence}.', f'{basis}{_of(after)}.')
+    return RunVerdict(answer(gap), f'{sentence}.', f'{basis}{_of(after)}.')
 
 
 def _better(sign: float, after: Record) -> float:
@@ -150,7 +150,7 @@ def _better(sign: float, after: Record) -> float:
     return -sign if after.get('learner') == 'attacker' else sign
 
 
-def _evaluated(key: str, before: Record, after: Record, words: Words) -> Verdict:
+def _evaluated(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     sign, said = words.changes[key]
     gap = intervals.difference(*(estimate(record, key, words.shares) for record in (after, before)))
     sentence = f'the {said} {moved(before[key], after[key])}'
@@ -162,16 +162,17 @@ def _evaluated(key: str, before: Record, after: Record, words: Words) -> Verdict
     other, said = words.beside.get(key, ('', ''))
     if known(before, other) and known(after, other):
         sentence += f'; {said} {moved(before[other], after[other])}'
-    return Verdict(answer(gap, _better(sign, after)), f'{sentence}.', basis)
+    return RunVerdict(answer(gap, _better(sign, after)), f'{sentence}.', basis)
 
 
-def _trained(key: str, steps: Sequence[Record], before: Record, after: Record, words: Words) -> Verdict:
+def _trained(key: str, steps: Sequence[Record], before: Record, after: Record, words: Words) -> RunVerdict:
     part, (_, said) = fifths(steps, key), words.changes[key]
     sentence = f'the {said} of a training step {moved(part["first"], part["last"])}: {part["gain"]:+.3f}'
     if known(before, key) and known(after, key):
         sentence += f'; on what was held out it {moved(before[key], after[key])}'
     basis = f'The first and the last fifth of {len(steps)} steps, which give no interval, as they resemble each other.'
-    return Verdict(UNTESTED, f'{sentence}; evaluations or several seeds (compare) tell whether that is chance.', basis)
+    advice = 'evaluations or several seeds (compare) tell whether that is chance'
+    return RunVerdict(UNTESTED, f'{sentence}; {advice}.', basis)
 
 
 def answer(gap: Estimate, better: float = 1.0) -> str:
@@ -197,5 +198,5 @@ def moved(first: float, last: float) -> str:
 
 
 def _of(record: Record) -> str:
-    count = tested(record)
+    count = test_size(record)
     return f', of {count[0]} {count[1]}' if count else ''

@@ -13,7 +13,7 @@ import pytest
 
 from pal_jax.commands.planning import chips, estimate, hlo, programs, shapes
 from pal_jax.commands.planning.chips import GIB, Chip
-from pal_jax.commands.planning.estimate import Choice, Figures, Plan, Request
+from pal_jax.commands.planning.estimate import FitOptions, FitPlan, PlanRequest, ProgramCost
 from pal_jax.commands.planning.flops import flops
 from pal_jax.models import params
 from pal_jax.models.config import tiny
@@ -194,12 +194,12 @@ def test_a_folder_with_a_config_alone_is_a_shape(tmp_path) -> None:
 # --- plans ----------------------------------------------------------------------------------------------------------
 
 
-def request(memory: float = 64 * GIB, **changes) -> Request:
+def request(memory: float = 64 * GIB, **changes) -> PlanRequest:
     """The smoke config on eight devices, with its training alone."""
     config = configs.load('rlpa', 'smoke', **{'dialogue.rollout_batch_size': 8} | changes)
-    return Request(
+    return PlanRequest(
         cfg=tiny(),
-        make_learner=lambda cfg, mesh, _: rlpa.make_learner(config, cfg, Context(mesh, Stopwatch().phase)),
+        make_learner=lambda cfg, mesh, _: rlpa.make_turn_learner(config, cfg, Context(mesh, Stopwatch().phase)),
         work=planned(config, prompt=64).work,
         devices=jax.devices(),
         chip=Chip(memory, 1e12, 1e11, 1e10),
@@ -211,7 +211,7 @@ def request(memory: float = 64 * GIB, **changes) -> Request:
 
 def test_a_plan_tells_what_a_device_holds() -> None:
     asked = request()
-    found = estimate.make_plan(asked, Choice(2, 2, 2, 'none', 4), lambda _: None)
+    found = estimate.make_plan(asked, FitOptions(2, 2, 2, 'none', 4), lambda _: None)
     specs = params.decoder_specs(asked.cfg)
     cut = sum(
         4 * math.prod(spec.shape) // math.prod(2 for axis in spec.axes if axis not in (None, 'layers'))
@@ -231,7 +231,7 @@ def test_a_plan_tells_what_a_device_holds() -> None:
 
 
 def test_training_that_cannot_fit_is_refused_before_anything_is_compiled() -> None:
-    found = estimate.make_plan(request(memory=1e4), Choice(1, 8, 1, 'none', 4), lambda name: pytest.fail(name))
+    found = estimate.make_plan(request(memory=1e4), FitOptions(1, 8, 1, 'none', 4), lambda name: pytest.fail(name))
     assert not found.fits
     assert 'not compiled' in found.worst.refused
 
@@ -243,14 +243,16 @@ def test_the_nearest_plan_is_the_cheapest_that_fits(monkeypatch) -> None:
         if choice.tensor == 1:
             raise ValueError('does not divide')
         tried.append(choice)
-        return Plan(choice, asked.chip, {}, [Figures('gradients', 1, peak=int((3 - (choice.remat == 'full')) * GIB))])
+        return FitPlan(
+            choice, asked.chip, {}, [ProgramCost('gradients', 1, peak=int((3 - (choice.remat == 'full')) * GIB))]
+        )
 
     monkeypatch.setattr(estimate, 'make_plan', made)
     asked = request(memory=2 * GIB)
     choices = estimate.choices(asked.cfg, 8, 2)
     found = estimate.search(asked, choices, lambda _: None)
     assert found is not None
-    assert found.choice == Choice(1, 4, 2, 'full', 2)
+    assert found.choice == FitOptions(1, 4, 2, 'full', 2)
     assert all(choice.remat != 'full' for choice in tried[:-1])
     assert estimate.search(request(memory=GIB), choices, lambda _: None) is None
 
@@ -259,10 +261,10 @@ def test_choices_divide_the_model_and_come_cheapest_first() -> None:
     found = estimate.choices(tiny(), 8, 2)
     assert {choice.tensor for choice in found} == {1, 2}  # two kv heads
     assert all(choice.data * choice.fsdp * choice.tensor == 8 for choice in found)
-    assert found[:2] == [Choice(1, 8, 1, 'none', 2), Choice(1, 8, 1, 'none', 1)]
+    assert found[:2] == [FitOptions(1, 8, 1, 'none', 2), FitOptions(1, 8, 1, 'none', 1)]
     remats = [choice.remat for choice in found]
     assert remats == sorted(remats, key=estimate.REMAT.index)
-    assert estimate.settled({'data': 1, 'fsdp': -1, 'tensor': 2}, 8, 'full', 4) == Choice(1, 4, 2, 'full', 4)
+    assert estimate.settled({'data': 1, 'fsdp': -1, 'tensor': 2}, 8, 'full', 4) == FitOptions(1, 4, 2, 'full', 4)
     mesh = make_mesh(**{axis: getattr(found[0], axis) for axis in ('data', 'fsdp', 'tensor')})
     assert dict(mesh.shape) == {'data': 1, 'fsdp': 8, 'tensor': 1}
 
@@ -277,8 +279,8 @@ def test_what_the_compiler_says_of_memory_is_read() -> None:
 @pytest.mark.parametrize(
     ('topology', 'model', 'choice'),
     [
-        ('v6e:2x4', 'Qwen/Qwen2.5-3B', Choice(1, 8, 1, 'full', 1)),
-        ('v5p:4x4x4', 'meta-llama/Llama-3.1-8B', Choice(4, 16, 1, 'full', 1)),
+        ('v6e:2x4', 'Qwen/Qwen2.5-3B', FitOptions(1, 8, 1, 'full', 1)),
+        ('v5p:4x4x4', 'meta-llama/Llama-3.1-8B', FitOptions(4, 16, 1, 'full', 1)),
     ],
 )
 def test_the_tpu_compiler_takes_the_update_of_the_paper(topology, model, choice) -> None:
@@ -288,7 +290,7 @@ def test_the_tpu_compiler_takes_the_update_of_the_paper(topology, model, choice)
     mesh = make_mesh(choice.data, choice.fsdp, choice.tensor, devices=chips.topology_devices(topology))
     cfg = for_platform(shapes.shape(model), platform='tpu')
     cfg = dataclasses.replace(cfg, remat=choice.remat)
-    learner = rlpa.make_learner(config, cfg, Context(mesh, Stopwatch().phase))
+    learner = rlpa.make_turn_learner(config, cfg, Context(mesh, Stopwatch().phase))
     chip = chips.chip(mesh.devices.flat[0])
     gradients = programs.training(learner, planned(config, prompt=1024).work)[0]
     found = estimate.measure(gradients, chip, efficiency=0.4)

@@ -47,7 +47,7 @@ def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
     assert (one['user'], two['user']) == ('ann', f'{people}, line 2')
     assert 'probability' not in two
     parts = plus_parts.make_parts(settings, context)
-    told = histories.load_told(people)
+    told = histories.load_contexts(people)
     assert [one['summary'], two['summary']] == parts.describe(state, [each for each, _ in told], [0.0], (0,)).texts
     edited, _ = summarize(str(workdir), str(people), 'Likes cats.')
     assert edited['summary'] == 'Likes cats.'

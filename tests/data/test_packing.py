@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pal_jax.data.packing import (
     Branch,
     Example,
-    Group,
     Layout,
+    PromptGroup,
     lay_out,
     lay_out_groups,
     pack_examples,
@@ -24,9 +24,9 @@ from pal_jax.run import devices
 from pal_jax.types import OPENING, Completion, Sample
 
 GROUPS = [
-    Group([1, 2, 3], [Branch([4, 5]), Branch([6, 7, 8])]),
-    Group([9], [Branch([10]), Branch([11, 12])]),
-    Group([13, 14], [Branch([15, 16])]),
+    PromptGroup([1, 2, 3], [Branch([4, 5]), Branch([6, 7, 8])]),
+    PromptGroup([9], [Branch([10]), Branch([11, 12])]),
+    PromptGroup([13, 14], [Branch([15, 16])]),
 ]
 LAYOUT = Layout([[0, 1], [2]], height=3, groups=2, length=16)
 
@@ -117,7 +117,11 @@ def test_packed_rollouts_keep_the_samples_of_a_prompt_together():
 
 
 def test_what_all_prompts_begin_with_stands_in_a_row_once():
-    groups = [Group([7, 7, 1, 2], [Branch([3])]), Group([7, 7, 1], [Branch([4, 5])]), Group([7, 7, 8], [Branch([6])])]
+    groups = [
+        PromptGroup([7, 7, 1, 2], [Branch([3])]),
+        PromptGroup([7, 7, 1], [Branch([4, 5])]),
+        PromptGroup([7, 7, 8], [Branch([6])]),
+    ]
     layout = lay_out_groups(groups, row_tokens=9, multiple=4)
     assert (layout.opening, len(layout.rows)) == (2, 2)
     batch = pack_groups(groups, layout, n=1, actions=2)
@@ -132,14 +136,16 @@ def test_what_all_prompts_begin_with_stands_in_a_row_once():
             seen = (batch.segments[row] == OPENING) | (batch.segments[row] == batch.prefix[row, before[-1]])
             assert batch.tokens[row, seen & (batch.positions[row] < len(prompt))].tolist() == prompt
     # a prompt keeps a token of its own, and rows that are not shared have no opening
-    assert lay_out_groups([Group([7, 7], [Branch([3])])] * 2, row_tokens=9).opening == 1
+    assert lay_out_groups([PromptGroup([7, 7], [Branch([3])])] * 2, row_tokens=9).opening == 1
     assert lay_out_groups(groups).opening == 0
 
 
 def test_examples_with_one_system_prompt_share_it_and_only_completions_act():
     examples = [Example([7, 7, 1], [2, 3]), Example([7, 7, 4, 5], [6])]
     group = shared_prompt(examples)
-    assert group == Group([7, 7], [Branch([1, 2, 3], [False, True, True]), Branch([4, 5, 6], [False, False, True])])
+    assert group == PromptGroup(
+        [7, 7], [Branch([1, 2, 3], [False, True, True]), Branch([4, 5, 6], [False, False, True])]
+    )
     batch = pack_groups([group], Layout([[0]], height=1, groups=1, length=16), n=2, actions=8)
     assert batch.actions[0, :, :2].tolist() == [[2, 3], [6, 0]]
     assert batch.acts[0].sum(-1).tolist() == [2, 1]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pal_jax.data.thoughts import after, spoken
+from pal_jax.data.thoughts import completion_after, spoken_reply
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ from pal_jax.data.thoughts import after, spoken
     ],
 )
 def test_what_is_left_is_what_was_said(text):
-    assert spoken(text) == 'Hello'
+    assert spoken_reply(text) == 'Hello'
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_what_is_left_is_what_was_said(text):
     ],
 )
 def test_a_thought_that_does_not_end_says_nothing(text):
-    assert spoken(text) is None
+    assert spoken_reply(text) is None
 
 
 @pytest.mark.parametrize(
@@ -94,14 +94,14 @@ def test_a_thought_that_does_not_end_says_nothing(text):
     ],
 )
 def test_other_text_stays_as_it_is(text):
-    assert spoken(text) == text
+    assert spoken_reply(text) == text
 
 
 def test_a_thought_that_the_prompt_opened_is_seen_to_be_unfinished():
     for opening in ('<think>\n', '[THINK]', '<|START_THINKING|>'):
         prompt = f'<|im_start|>assistant\n{opening}'
-        assert spoken(after(prompt, 'It is a ferret')) is None
-        assert spoken(after(prompt, 'It is <think> a ferret')) is None
-    assert spoken(after('assistant\n<think>\n', 'It is a ferret.</think>Hello')) == 'Hello'
-    assert spoken(after('assistant\n<think>\n\n</think>\n\n', 'Hello')) == 'Hello'
-    assert after('assistant\n', 'Hello') == 'Hello'
+        assert spoken_reply(completion_after(prompt, 'It is a ferret')) is None
+        assert spoken_reply(completion_after(prompt, 'It is <think> a ferret')) is None
+    assert spoken_reply(completion_after('assistant\n<think>\n', 'It is a ferret.</think>Hello')) == 'Hello'
+    assert spoken_reply(completion_after('assistant\n<think>\n\n</think>\n\n', 'Hello')) == 'Hello'
+    assert completion_after('assistant\n', 'Hello') == 'Hello'

@@ -296,5 +296,5 @@ def test_caches_are_written_alike_on_every_platform(axis):
         where = [n, slice(None), slice(None), slice(None)]
         where[1 + axis] = slice(at, at + 2)
         wanted[tuple(where)] = new[n]
-    for way in (engine.one_by_one, engine.together):
+    for way in (engine.write_by_slices, engine.write_by_scatter):
         np.testing.assert_array_equal(way(jnp.asarray(rows), jnp.asarray(new), jnp.asarray(start), axis=axis), wanted)

@@ -8,7 +8,7 @@ import json
 import jax
 import pytest
 
-from pal_jax.decode.choose import make_decoder
+from pal_jax.decode.choose import choose_decoder
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.programs import Programs
 from pal_jax.decode.requests import Request
@@ -31,7 +31,7 @@ def test_a_completion_is_the_same_after_json():
 def test_other_drivers_have_no_shares(address):
     source, mesh = sources.resolve('random:tiny'), devices.make_mesh()
     with pytest.raises(ValueError, match="2 shares or processes sample with decode.driver='local' alone"):
-        make_decoder(
+        choose_decoder(
             source.config, source.tokenizer(), mesh, driver='jetstream', address=address, slots=8, stride=2,
             shares=Shares(2),
         )  # fmt: skip

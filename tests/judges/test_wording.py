@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pal_jax.judges.wording import is_answer, is_copy, listed
+from pal_jax.judges.wording import is_answer, is_copy, list_share
 from pal_jax.recipes.psoups import rules
 from pal_jax.recipes.psoups.annotators import annotate_by_rule
 from pal_jax.recipes.psoups.preferences import embedded, general
@@ -71,9 +71,9 @@ def test_answers_that_list_or_take_up_the_question_are_answers(question, answer)
 
 
 def test_a_list_stands_in_the_sentences_that_nothing_joins():
-    assert listed('feather saddle basket ladder music?') == 1.0
-    assert listed('I like it here. Feather saddle basket ladder music?') == pytest.approx(5 / 9)
-    assert listed('Teal walls and white curtains look calm.') == listed('Lovely weather, dear neighbor!') == 0.0
+    assert list_share('feather saddle basket ladder music?') == 1.0
+    assert list_share('I like it here. Feather saddle basket ladder music?') == pytest.approx(5 / 9)
+    assert list_share('Teal walls and white curtains look calm.') == list_share('Lovely weather, dear neighbor!') == 0.0
 
 
 def test_an_echo_turned_round_is_a_copy():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pal_jax.learners.array_ppo import ArrayPPO, Mix
-from pal_jax.learners.array_updates import Chosen, Model, policy_loss, within_trust_region
+from pal_jax.learners.array_updates import ArrayPolicy, ChosenActions, policy_loss, within_trust_region
 from pal_jax.objectives import constraints as c
 from pal_jax.objectives.distributions import Categorical
 from pal_jax.objectives.trust_region import TrustRegion
@@ -127,11 +127,11 @@ def test_a_trust_region_is_kept_and_a_passed_limit_lowers_costs(rule):
 
 
 def test_the_gate_of_p3o_follows_the_limit_in_a_part_of_the_rollout_too():
-    model = Model(lambda params, seen: jnp.broadcast_to(params, (*seen.shape[:-1], 3)), Categorical((3,)))
+    model = ArrayPolicy(lambda params, seen: jnp.broadcast_to(params, (*seen.shape[:-1], 3)), Categorical((3,)))
     old, ones = np.full((4, 1), -np.log(3.0), np.float32), np.ones((4, 1), np.float32)
     # Advantages of the cost that are centred over the rollout, of which this part happens to have the dear actions.
     actions = np.ones((4, 1, 1)), np.ones((4, 1, 3), bool), np.zeros((4, 1, 1), int)
-    part = Chosen(*actions, old, ones / 8, 0 * ones, 5 * ones, old)
+    part = ChosenActions(*actions, old, ones / 8, 0 * ones, 5 * ones, old)
     loss = jax.jit(functools.partial(policy_loss, model, c.P3OLoss(0.2), 0.0, 20.0))
     below, above = (float(loss(np.zeros(3, np.float32), part, np.float32(excess))) for excess in (-0.1, 0.1))
     assert (below, above) == (0.0, pytest.approx(100.0))
@@ -140,7 +140,7 @@ def test_the_gate_of_p3o_follows_the_limit_in_a_part_of_the_rollout_too():
 def test_cpo_comes_back_from_slightly_above_its_limit():
     # A bandit in exact expectation. At a limit of .7 half of each of the dearer arms is best (an LP), and pays .8.
     pays, costs, limit = np.array([1.0, 0.6, 0.2]), np.array([1.0, 0.4, 0.0]), 0.7
-    model = Model(lambda params, seen: jnp.broadcast_to(params, (*seen.shape[:-1], 3)), Categorical((3,)))
+    model = ArrayPolicy(lambda params, seen: jnp.broadcast_to(params, (*seen.shape[:-1], 3)), Categorical((3,)))
     update = jax.jit(functools.partial(within_trust_region, model, TrustRegion(damping=1e-3)))
     params = np.log([0.58, 0.40, 0.02]).astype(np.float32)
     for _ in range(10):
@@ -148,7 +148,7 @@ def test_cpo_comes_back_from_slightly_above_its_limit():
         shares, rewards, dearer = (
             x[None].astype(np.float32) for x in (policy, pays - policy @ pays, costs - policy @ costs)
         )
-        chosen = Chosen(
+        chosen = ChosenActions(
             np.ones((1, 3, 1)), np.ones((1, 3, 3), bool), np.arange(3)[None, :, None], np.log(shares), shares, rewards,
             dearer, np.log(shares),
         )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import pack_rollouts
-from pal_jax.learners.ppo import PPO, make_learner
+from pal_jax.learners.ppo import PPO, make_actor_critic
 from pal_jax.models import config, params
 from pal_jax.objectives import advantages as adv
 from pal_jax.run import devices
@@ -26,7 +26,7 @@ A = 8
 def learner_of(critics=1, heads=1, **changes):
     """A learner with so many critics of so many heads, whose seeds differ."""
     ppo = PPO(**{'estimator': 'gae', 'micro_rows': 8, 'kl_coef': 0.0, **changes})
-    learner = make_learner(CFG, ppo, SGD, ONE, n=1, length=A)
+    learner = make_actor_critic(CFG, ppo, SGD, ONE, n=1, length=A)
     towers = [dataclasses.replace(learner.critics[0], heads=heads, seed=10 * k) for k in range(critics)]
     return dataclasses.replace(learner, critics=tuple(towers))
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import pack_rollouts
-from pal_jax.learners.ppo import PPO, make_learner
+from pal_jax.learners.ppo import PPO, make_actor_critic
 from pal_jax.models import config, decoder, params
 from pal_jax.objectives import constraints as c
 from pal_jax.objectives.advantages import Discounts
@@ -40,7 +40,7 @@ HANDLERS = {
 def test_a_handler_keeps_the_cost_of_a_language_model_below_its_limit(name):
     mesh = devices.make_mesh(devices=jax.devices()[:1])
     optimizer = Optimizer('adamw', lr=3e-3, total_steps=STEPS, warmup_ratio=0.0, min_ratio=1.0)
-    learner = make_learner(CFG, PPO('reinforce', kl_coef=0.0, micro_rows=64), optimizer, mesh, n=64, length=1)
+    learner = make_actor_critic(CFG, PPO('reinforce', kl_coef=0.0, micro_rows=64), optimizer, mesh, n=64, length=1)
     state = learner.init(params.init(params.decoder_specs(CFG), jax.random.key(0)))
     handler = HANDLERS.get(name, c.Unconstrained())
     handled, costs = handler.init(1), []

@@ -15,12 +15,12 @@ from pal_jax.data.packing import pack_rollouts
 from pal_jax.learners import actor, forward
 from pal_jax.learners.actor import Actor
 from pal_jax.learners.ppo import PPO, PolicyLearner
-from pal_jax.learners.ppo import make_learner as make
+from pal_jax.learners.ppo import make_actor_critic as make
 from pal_jax.learners.training import Lora, accumulate, apply
 from pal_jax.models import config, params
 from pal_jax.models.config import LayerKind
 from pal_jax.models.files import families
-from pal_jax.objectives.policy import Tokens
+from pal_jax.objectives.policy import TokenInputs
 from pal_jax.run import devices, sharding
 from pal_jax.run.optim import Optimizer
 from pal_jax.types import Completion, RolloutBatch, Sample, TokenBatch
@@ -148,7 +148,7 @@ def gradient_program(mesh, unroll: bool):
     tokens = TokenBatch(*columns, *acted, rows(bool, N, A))
     state, loss = learner.abstract.actor, learner.ppo.token_loss
     return Actor.gradients.lower(
-        learner.actor, state.model.params, state, tokens, Tokens(each, each, each, each), each, loss, 0
+        learner.actor, state.model.params, state, tokens, TokenInputs(each, each, each, each), each, loss, 0
     ).compile()
 
 

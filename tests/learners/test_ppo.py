@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.data.packing import Branch, Group, lay_out, pack_groups, pack_rollouts
+from pal_jax.data.packing import Branch, PromptGroup, lay_out, pack_groups, pack_rollouts
 from pal_jax.learners import actor as actors
 from pal_jax.learners import forward
 from pal_jax.learners.ppo import PPO, PolicyLearner, adapted_kl, loss_weights
-from pal_jax.learners.ppo import make_learner as make
+from pal_jax.learners.ppo import make_actor_critic as make
 from pal_jax.learners.training import Lora, accumulate, join, micro_batches
 from pal_jax.models import config, params
 from pal_jax.models.lora import merge
@@ -103,7 +103,7 @@ def test_logprobs_of_a_shared_row_are_those_of_separate_sequences():
     samples, batch = rollouts()
     learner = make_learner()
     shared = annotate(learner, learner.init(weights()), batch)[0].logprobs
-    apart = pack([Group(s.prompt_ids, [Branch(s.completion.token_ids)]) for s in samples])
+    apart = pack([PromptGroup(s.prompt_ids, [Branch(s.completion.token_ids)]) for s in samples])
     separate, _ = jax.jit(lambda p, b: forward.logprobs(p, CFG, b))(weights(), jax.tree.map(jnp.asarray, apart))
     mask = np.asarray(batch.tokens.acts).reshape(-1, A)
     np.testing.assert_allclose(np.asarray(shared).reshape(-1, A)[mask], np.asarray(separate)[:, 0][mask], atol=1e-5)
@@ -227,7 +227,7 @@ def test_dropout_is_of_the_step_and_off_where_the_policy_is_scored():
         np.concatenate(
             [
                 x
-                for x in jax.tree.leaves(actors.dropping(learner.actor.adapters, 0, params, (1, step, 0)))
+                for x in jax.tree.leaves(actors.draw_dropout(learner.actor.adapters, 0, params, (1, step, 0)))
                 if x.dtype == jnp.uint32
             ]
         )
@@ -282,7 +282,7 @@ def test_nothing_large_lies_on_every_device(name, adapters):
 def test_imitation_learns_its_examples_and_anchor_makes_it_the_reference():
     learner = make_learner(estimator='rloo')
     state = learner.init(weights())
-    rows = jax.tree.map(jnp.asarray, pack([Group([1, 2], [Branch([3, 4, 5])])] * 4))
+    rows = jax.tree.map(jnp.asarray, pack([PromptGroup([1, 2], [Branch([3, 4, 5])])] * 4))
     losses = []
     for _ in range(12):
         state, metrics = learner.imitate(state, rows)
@@ -299,7 +299,7 @@ def test_imitation_learns_its_examples_and_anchor_makes_it_the_reference():
 @pytest.mark.parametrize('warmup', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_adapters_of_a_warm_up_are_the_reference_on_the_base_that_does_not_move(tmp_path, warmup):
     learner, base = make_learner(adapters=Lora(4, 8.0, 'all-linear'), estimator='rloo', warmup=warmup), weights()
-    state, rows = learner.init(base), jax.tree.map(jnp.asarray, pack([Group([1, 2], [Branch([3, 4, 5])])] * 4))
+    state, rows = learner.init(base), jax.tree.map(jnp.asarray, pack([PromptGroup([1, 2], [Branch([3, 4, 5])])] * 4))
     for _ in range(6):
         state, _ = learner.imitate(state, rows)
     state, batch = learner.anchor(state), rollouts()[1]
@@ -364,7 +364,7 @@ def test_a_minibatch_without_a_real_row_changes_nothing(options):
 
 
 def test_nothing_to_imitate_changes_nothing():
-    learner, rows = make_learner(estimator='rloo'), pack([Group([1, 2], [Branch([3, 4, 5])])] * 4)
+    learner, rows = make_learner(estimator='rloo'), pack([PromptGroup([1, 2], [Branch([3, 4, 5])])] * 4)
     state, _ = learner.imitate(learner.init(weights()), jax.tree.map(jnp.asarray, rows))
     same, metrics = learner.imitate(state, rows.replace(acts=jnp.zeros(rows.acts.shape, bool)))
     close(same, state, atol=0.0)
@@ -382,7 +382,7 @@ def test_the_actor_waits_for_its_critic_and_ptx_adds_its_loss():
     learner = make_learner(ptx_coef=0.5, estimator='reinforce')
     state = learner.init(weights())
     annotated, _ = annotate(learner, state, batch)
-    rows = jax.tree.map(jnp.asarray, pack([Group([1, 2], [Branch([3, 4, 5])])] * 8))
+    rows = jax.tree.map(jnp.asarray, pack([PromptGroup([1, 2], [Branch([3, 4, 5])])] * 8))
     _, metrics = learner.update(state, annotated, jax.random.key(0), rows)
     assert metrics['ptx_loss'] == pytest.approx(0.5 * np.log(64), rel=0.05)
 

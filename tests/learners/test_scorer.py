@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.data.packing import Compared, shared_prompt
+from pal_jax.data.packing import BranchPair, shared_prompt
 from pal_jax.learners.scorer import BradleyTerry, Scorer, pack_replies, to_score, whole
 from pal_jax.learners.training import Lora
 from pal_jax.models import config, decoder, params
@@ -139,7 +139,7 @@ def test_groups_that_share_rows_score_and_teach_alike():
     state = make_state(learner)
     groups = [
         shared_prompt([to_score([5, 6, 7, *prompt], reply) for reply in replies])._replace(
-            compared=[Compared(0, 1, 0.3 * i)]
+            compared=[BranchPair(0, 1, 0.3 * i)]
         )
         for i, (prompt, replies) in enumerate(make_texts(pairs=1))
     ]
@@ -170,7 +170,7 @@ def test_all_that_was_compared_of_a_group_is_learnt_and_every_group_counts_alike
     ]
     groups = [
         shared_prompt([to_score(prompt, reply) for reply in replies[:count]])._replace(
-            compared=[Compared(*c) for c in own]
+            compared=[BranchPair(*c) for c in own]
         )
         for (prompt, replies), own, count in zip(texts, compared, (4, 2, 3), strict=True)
     ]

@@ -14,7 +14,7 @@ from pal_jax.objectives import advantages as adv
 from pal_jax.objectives.advantages import (
     ESTIMATORS,
     Discounts,
-    Rollout,
+    EstimatorInputs,
     less_mean,
     less_others,
     scale_negative,
@@ -41,7 +41,7 @@ def buffer(seed: int) -> dict[str, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnames=('estimator', 'n', 'constants'))
 def jitted(reward, kl, values, acts, ok, *, estimator, n, kl_coef, constants):
-    rollout = Rollout(
+    rollout = EstimatorInputs(
         rewards=reward[:, None], penalty=kl_coef * kl, values=None if values is None else values[..., None],
         acts=acts & ok[:, None], ok=ok, role=jnp.zeros(ok.shape, jnp.int32), n=n,
     )  # fmt: skip
@@ -250,7 +250,7 @@ def test_a_discount_of_zero_ends_an_episode_and_a_bootstrap_stands_for_what_come
 def test_roles_are_whitened_apart():
     data, whiten = buffer(4), jax.jit(adv.whiten, static_argnames='roles')
     role = np.arange(B, dtype=np.int32) % 2
-    rollout = Rollout(data['reward'][:, None], data['kl'], None, data['acts'], data['ok'], role, N)
+    rollout = EstimatorInputs(data['reward'][:, None], data['kl'], None, data['acts'], data['ok'], role, N)
     moved = (data['values'] + 5.0 * role[:, None]).astype(np.float32)
     white = np.asarray(whiten(moved, rollout, roles=2))
     for each in range(2):
@@ -289,7 +289,9 @@ def apart(parts, weights, n, floor=0.0, ok=None):
     rewards = np.concatenate([np.full((size, 1), 9.0), parts], axis=1).astype(np.float32)
     rollout = rewards, np.zeros((size, 1), np.float32), None, acts, np.ones(size, bool) if ok is None else np.array(ok)
     role = np.zeros(size, np.int32)
-    estimate = jax.jit(lambda *arrays: adv.Apart(weights, floor).estimate(Rollout(*arrays, role, n), Discounts()))
+    estimate = jax.jit(
+        lambda *arrays: adv.GDPO(weights, floor).estimate(EstimatorInputs(*arrays, role, n), Discounts())
+    )
     advantages, returns = estimate(*rollout)
     np.testing.assert_array_equal(returns[..., 0], advantages)
     return np.asarray(advantages)[:, 0]
@@ -304,7 +306,7 @@ def test_gdpo_golden():
 
 def test_gdpo_takes_small_differences_for_noise_and_ignores_units():
     noise = np.array([[0.80], [0.81], [0.82], [0.79]])
-    divided = jax.jit(adv.Apart((1.0,), 0.1)._divided, static_argnums=2)
+    divided = jax.jit(adv.GDPO((1.0,), 0.1)._divided, static_argnums=2)
     z = divided(noise.astype(np.float32), np.ones(4, bool), 4)
     np.testing.assert_allclose(z[:, 0], [-0.05, 0.05, 0.15, -0.15], atol=2e-4)
     rng = np.random.default_rng(0)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pal_jax.objectives import constraints as c
-from pal_jax.objectives.advantages import Discounts, Rollout
-from pal_jax.objectives.policy import ClippedSurrogate, Tokens
+from pal_jax.objectives.advantages import Discounts, EstimatorInputs
+from pal_jax.objectives.policy import ClippedSurrogate, TokenInputs
 
 HANDLERS = (
     c.Unconstrained(), c.FixedPenalty(), c.LinearLagrangian(), c.LogLagrangian(), c.PIDLagrangian(), c.IPO(), c.CRPO(),
@@ -36,7 +36,7 @@ def multipliers(handler, costs, limit, groups=1):
 
 
 def mean_loss(loss, advantage, reference=None, cost=None, logprobs=NEW):
-    tokens = Tokens(OLD, advantage, reference, np.zeros_like(OLD), cost)
+    tokens = TokenInputs(OLD, advantage, reference, np.zeros_like(OLD), cost)
     return float(np.asarray(jax.jit(loss)(logprobs, tokens))[MASK].mean())
 
 
@@ -97,7 +97,7 @@ def test_focops_gates_each_token():
     loss = c.FOCOPSLoss(handler.temperature, handler.eta)
     assert mean_loss(loss, advantages) == pytest.approx(-0.124216, abs=1e-6)
     near, far = (np.log1p(x) * np.ones((1, 1)) for x in (0.1, 0.3))
-    token = Tokens(np.zeros((1, 1)), np.full((1, 1), 0.5), None, np.zeros((1, 1)))
+    token = TokenInputs(np.zeros((1, 1)), np.full((1, 1), 0.5), None, np.zeros((1, 1)))
     assert float(jax.jit(loss)(near, token)[0, 0]) == pytest.approx(1.1 * np.log(1.1) - 0.1 - 1.1 * 0.5 / 1.5)
     assert float(jax.jit(loss)(far, token)[0, 0]) == 0.0
 
@@ -123,7 +123,7 @@ def test_p3o_has_one_gate_for_a_minibatch(limit, loss, slope):
     assert value == pytest.approx(loss, abs=1e-6)
 
     def penalty(logprobs):
-        tokens = Tokens(OLD, np.zeros_like(REWARD), None, np.zeros_like(OLD), cost)
+        tokens = TokenInputs(OLD, np.zeros_like(REWARD), None, np.zeros_like(OLD), cost)
         return jnp.sum(token_loss(logprobs, tokens) * MASK)
 
     if limit == 0.3:
@@ -179,7 +179,7 @@ def test_crpo_lowers_the_costs_of_a_group_that_has_samples():
 def rollout(groups, rng=None):
     rng = rng or np.random.default_rng(0)
     size, length = len(groups), 4
-    return Rollout(
+    return EstimatorInputs(
         rewards=rng.normal(size=(size, 2)).astype(np.float32),
         penalty=rng.normal(size=(size, length)).astype(np.float32) * 0.1,
         values=rng.normal(size=(size, length, 2)).astype(np.float32),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.objectives.advantages import Rollout
+from pal_jax.objectives.advantages import EstimatorInputs
 from pal_jax.objectives.policy import loss_weights, ppo_token_loss
 from pal_jax.objectives.selfplay import ByRole, as_given, role_conditioned
 
@@ -64,7 +64,9 @@ def test_a_step_goes_on_from_the_baselines_of_the_step_before():
 def test_the_loss_of_a_response_is_divided_by_a_constant():  # golden 1.7-7
     acts = jnp.array([[True, True, True, False]])
     logprob = jnp.log(jnp.array([[1.349859, 0.818731, 1.0, 5.0]]))
-    rollout = Rollout(jnp.ones((1, 1)), jnp.zeros((1, 4)), None, acts, jnp.array([True]), jnp.zeros(1, jnp.int32), 1)
+    rollout = EstimatorInputs(
+        jnp.ones((1, 1)), jnp.zeros((1, 4)), None, acts, jnp.array([True]), jnp.zeros(1, jnp.int32), 1
+    )
     given, _ = as_given(rollout)
     np.testing.assert_array_equal(given, [[1, 1, 1, 0]])
     loss = ppo_token_loss(logprob, jnp.zeros((1, 4)), given, clip=0.2)
@@ -75,7 +77,7 @@ def test_the_loss_of_a_response_is_divided_by_a_constant():  # golden 1.7-7
 
 # --- statistics of each role (Self-RedTeam) ---------------------------------------------------------------------------
 
-RED = Rollout(
+RED = EstimatorInputs(
     rewards=jnp.array([[2.0], [-1.0], [0.5]]),
     penalty=0.01 * jnp.array([[0.1, 0.2, 0.0], [0.05, 0.0, 0.1], [0.3, 0.0, 0.0]]),
     values=None,

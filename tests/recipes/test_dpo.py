@@ -75,7 +75,7 @@ def test_the_step_is_that_of_the_loss_itself(tmp_path):
     """The gradient by way of log-probs against one through a loss of whole completions, written out."""
     config = get_config(**{'data.train': pairs_file(tmp_path / 'a.jsonl'), 'data.micro_rows': 1})
     recipe = dpo.make(config, ONE)
-    learner = dpo.make_learner(config, recipe.plan.trained.model, ONE, 6)
+    learner = dpo.make_pair_learner(config, recipe.plan.trained.model, ONE, 6)
     state, _ = recipe.init()
     moved = jax.tree.map(
         lambda x: x + 0.02 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), state.model.params
@@ -111,7 +111,7 @@ def test_a_recipe_of_fake_parts_means_its_test_batches_by_their_pairs():
     rows = Rows(groups, groups, n=2, actions=8, left_out=0, batch_size=2)
     state: Any = None
     learner: Any = SimpleNamespace(compare=lambda state, batch: (None, {'loss': float(batch.acts.sum())}))
-    recipe = dpo.Preferring(Plan(1, None, lambda i: None), ONE, learner, rows, lambda shardings: {})
+    recipe = dpo.DPORecipe(Plan(1, None, lambda i: None), ONE, learner, rows, lambda shardings: {})
     record = recipe.evaluate(state, 'final').record
     assert record == {'rows': 3, 'moved': 0, 'loss': (2 * 6 + 1 * 6) / 3}
 
@@ -120,7 +120,7 @@ def test_a_batch_without_a_whole_pair_teaches_nothing(tmp_path):
     config = get_config(**{'data.train': pairs_file(tmp_path / 'a.jsonl')})
     recipe = dpo.make(config, ONE)
     learner, (state, _) = (
-        dpo.make_learner(config, recipe.plan.trained.model, ONE, 6),
+        dpo.make_pair_learner(config, recipe.plan.trained.model, ONE, 6),
         recipe.init(),
     )
     rows = dpo.data.make_rows(config, lambda r: dpo.to_group(recipe.plan.trained.tokenizer, r), 'chosen', n=2)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from pal_jax.data.packing import Compared, shared_prompt
+from pal_jax.data.packing import BranchPair, shared_prompt
 from pal_jax.data.rows import Rows
 from pal_jax.learners.scorer import to_score
 from pal_jax.models.files import sources
@@ -112,7 +112,7 @@ def test_padding_is_no_token_that_ends_a_reply():
 
 def test_a_recipe_of_fake_parts_packs_what_was_compared_the_better_reply_first():
     replies = [to_score([1, 2], [3 + k] * (2 + k)) for k in range(3)]
-    group = shared_prompt(replies)._replace(compared=[Compared(2, 0), Compared(1, 2)])
+    group = shared_prompt(replies)._replace(compared=[BranchPair(2, 0), BranchPair(1, 2)])
     rows = Rows([group], [group], n=3, actions=8, left_out=1)
     plan, picked = Plan(1, None, lambda i: None), []
 

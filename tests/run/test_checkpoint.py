@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.learners.ppo import PPO, make_learner
+from pal_jax.learners.ppo import PPO, make_actor_critic
 from pal_jax.models.config import tiny
 from pal_jax.run import checkpoint, devices
 from pal_jax.run.checkpoint import Checkpoints, check_config, check_processes, fingerprint, write_config
@@ -157,7 +157,7 @@ def train_state(mesh):
     """Shapes and places of all that RLPA's learner keeps, on a mesh."""
     optimizer = Optimizer('adamw', lr=1e-3, total_steps=3)
     cfg = tiny(vocab=512)
-    return make_learner(cfg, PPO(estimator='group_norm'), optimizer, mesh, n=2, length=8).abstract
+    return make_actor_critic(cfg, PPO(estimator='group_norm'), optimizer, mesh, n=2, length=8).abstract
 
 
 @pytest.mark.slow

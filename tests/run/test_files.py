@@ -23,7 +23,7 @@ def test_a_file_that_cannot_be_written_whole_stays_what_it_was(tmp_path):
 
 
 def read_lines(path):
-    with files.opened(path) as file:
+    with files.open_text(path) as file:
         return ''.join(file)
 
 

@@ -19,10 +19,10 @@ from pal_jax.run.metrics import EVALS, METRICS, MetricsWriter, read_records
 from pal_jax.run.report import (
     before_and_after,
     duration,
-    few,
+    few_samples,
     flatten,
     grouped,
-    lead,
+    lead_exhibit,
     number,
     number_rows,
     side_by_side,
@@ -112,9 +112,9 @@ def test_figures_are_in_groups_and_one_that_nobody_explained_is_shown():
 def test_a_page_without_dialogues_opens_with_a_table_before_and_after_or_a_picture():
     table, picture = {'title': 'Held-out pairs', 'table': [['a']], 'picture': ''}, {'title': 'Curve', 'table': []}
     picture |= {'picture': 'x'}
-    assert lead([table | {'stage': 'base'}], [picture, table]) == (table | {'stage': 'base'}, table)
-    assert lead([], [table, picture]) == (None, picture)
-    assert lead([], [table]) is lead([], []) is None
+    assert lead_exhibit([table | {'stage': 'base'}], [picture, table]) == (table | {'stage': 'base'}, table)
+    assert lead_exhibit([], [table, picture]) == (None, picture)
+    assert lead_exhibit([], [table]) is lead_exhibit([], []) is None
 
 
 def test_several_systems_that_answer_one_prompt_stand_side_by_side():
@@ -217,12 +217,12 @@ def test_samples_of_the_training_are_data_and_the_policy_lets_one_script_run(tra
 
 def test_a_page_keeps_its_size_however_long_the_training_was():
     records = [{'step': step, **rollout(0.1, content='x' * 5000)} for step in range(500) for _ in range(4)]
-    kept = few(records, room=100_000, longest=100)
+    kept = few_samples(records, room=100_000, longest=100)
     steps = sorted({record['step'] for record in kept})
     assert len(json.dumps(kept)) < 110_000 and len(kept) == 4 * len(steps)
     assert (steps[0], steps[-1]) == (0, 499) and 5 < len(steps) < 200
     assert kept[0]['turns'][1]['content'] == 'x' * 100 + ' …'
-    assert few(records[:8], longest=9999) == records[:8] and few([]) == []
+    assert few_samples(records[:8], longest=9999) == records[:8] and few_samples([]) == []
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='needs chromium on the path')

@@ -25,7 +25,7 @@ MakeLearner = Callable[[ModelConfig, Mesh, int], Learner]  # the number is ppo.m
 REMAT = ('none', 'dots', 'full')  # cheapest first
 
 
-class Choice(NamedTuple):
+class FitOptions(NamedTuple):
     """The settings that can be changed so that a config fits its devices."""
 
     data: int
@@ -41,7 +41,7 @@ class Choice(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Figures:
+class ProgramCost:
     """The cost of one program on one device: bytes of memory, and operations, bytes and seconds of one run.
 
     calls: runs of the program in a step.
@@ -72,16 +72,16 @@ class Figures:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class FitPlan:
     """A choice with the figures of its programs. `memory` has the bytes of everything that stays on a device."""
 
-    choice: Choice
+    choice: FitOptions
     chip: Chip
     memory: dict[str, int]
-    figures: list[Figures]
+    figures: list[ProgramCost]
 
     @property
-    def worst(self) -> Figures:
+    def worst(self) -> ProgramCost:
         """The program that needs most memory."""
         return max(self.figures, key=lambda program: program.peak)
 
@@ -99,7 +99,7 @@ class Plan:
         return sum(program.calls * (program.seconds or 0.0) for program in self.figures)
 
 
-class Request(NamedTuple):
+class PlanRequest(NamedTuple):
     """A model, the work of its step and the devices to plan for. `decode` is False where another machine samples.
 
     `int8` decodes with weights of eight bits. `efficiency` is the share of the chip's peak that a step reaches.
@@ -116,7 +116,9 @@ class Request(NamedTuple):
     rows: str = 'ppo.micro_rows'  # the key of the rows that a device computes at once
 
 
-def make_plan(request: Request, choice: Choice, log: Callable[[str], None], stop_early: bool = False) -> Plan:
+def make_plan(
+    request: PlanRequest, choice: FitOptions, log: Callable[[str], None], stop_early: bool = False
+) -> FitPlan:
     """The plan of a choice, for which every hot function is compiled. `log` takes the name of each.
 
     With `stop_early`, the functions after the first that does not fit are left out.
@@ -131,7 +133,7 @@ def make_plan(request: Request, choice: Choice, log: Callable[[str], None], stop
     memory, figures = resident(learner), []
     if (bound := least(request, learner, choice, memory)) > request.chip.memory:
         reason = f'at least {bound / GIB:.1f} GiB a device: not compiled'
-        return Plan(choice, request.chip, memory, [Figures('all', 1, peak=bound, refused=reason)])
+        return FitPlan(choice, request.chip, memory, [ProgramCost('all', 1, peak=bound, refused=reason)])
     for program in hot_functions(request, learner, memory):
         log(program.name)
         figures.append(measure(program, request.chip, request.efficiency))
@@ -142,10 +144,10 @@ def make_plan(request: Request, choice: Choice, log: Callable[[str], None], stop
         # compiled code, and for the compiler, which leaves the heap in pieces.
         memory['process'] = peak_bytes() // len(request.devices)
         figures = [beside(figure, memory['process']) for figure in figures]
-    return Plan(choice, request.chip, memory, figures)
+    return FitPlan(choice, request.chip, memory, figures)
 
 
-def beside(figures: Figures, size: int) -> Figures:
+def beside(figures: ProgramCost, size: int) -> ProgramCost:
     """The figures with `size` bytes more beside the program."""
     return dataclasses.replace(figures, beside=figures.beside + size, peak=figures.peak + size)
 
@@ -161,7 +163,7 @@ def resident(learner: Learner) -> dict[str, int]:
     }
 
 
-def least(request: Request, learner: Learner, choice: Choice, memory: dict[str, int]) -> int:
+def least(request: PlanRequest, learner: Learner, choice: FitOptions, memory: dict[str, int]) -> int:
     """A lower bound of the bytes on a device, whatever the compiler does.
 
     An update needs its state and the activations that layers keep for the backward pass. Decoding needs parameters and
@@ -179,7 +181,7 @@ def least(request: Request, learner: Learner, choice: Choice, memory: dict[str, 
     return max(update, memory['parameters'] + memory['optimiser'] + weights + caches)
 
 
-def hot_functions(request: Request, learner: Learner, memory: dict[str, int]) -> Iterator[Program]:
+def hot_functions(request: PlanRequest, learner: Learner, memory: dict[str, int]) -> Iterator[Program]:
     """The programs of training, then those of decoding. The bytes that decoding keeps are added to `memory`."""
     yield from programs.training(learner, request.work)
     if request.decode:
@@ -190,7 +192,7 @@ def hot_functions(request: Request, learner: Learner, memory: dict[str, int]) ->
         yield from parts
 
 
-def measure(program: Program, chip: Chip, efficiency: float) -> Figures:
+def measure(program: Program, chip: Chip, efficiency: float) -> ProgramCost:
     """Compile a program, and read its figures off the compiled code."""
     argument_bytes, beside = programs.bytes_of(program.arguments), programs.bytes_of(program.beside)
     traced = program.function.trace(*program.arguments)
@@ -200,7 +202,7 @@ def measure(program: Program, chip: Chip, efficiency: float) -> Figures:
     except JaxRuntimeError as error:
         needed = over_memory(str(error))
         reason = f'needs {needed / GIB:.1f} GiB' if needed else str(error).strip().splitlines()[0]
-        return Figures(
+        return ProgramCost(
             program.name,
             program.calls,
             beside=beside,
@@ -216,7 +218,7 @@ def measure(program: Program, chip: Chip, efficiency: float) -> Figures:
     if chip.flops and chip.bandwidth and chip.links:
         transfer = chip.transfer(received, traffic.between)
         seconds = max(work / chip.flops, traffic.moved / chip.bandwidth, transfer) / efficiency
-    return Figures(
+    return ProgramCost(
         program.name, program.calls,
         arguments=argument_bytes,
         temporaries=stats.temp_size_in_bytes + results,
@@ -232,7 +234,7 @@ def over_memory(message: str) -> int:
     return int(float(used[1]) * {'K': 2**10, 'M': 2**20, 'G': 2**30}[used[2]]) if used else 0
 
 
-def search(request: Request, choices: Iterable[Choice], log: Callable[[str], None]) -> Plan | None:
+def search(request: PlanRequest, choices: Iterable[FitOptions], log: Callable[[str], None]) -> FitPlan | None:
     """The first choice that fits; None if none does."""
     for choice in choices:
         try:
@@ -246,7 +248,7 @@ def search(request: Request, choices: Iterable[Choice], log: Callable[[str], Non
     return None
 
 
-def choices(cfg: ModelConfig, count: int, micro_rows: int) -> list[Choice]:
+def choices(cfg: ModelConfig, count: int, micro_rows: int) -> list[FitOptions]:
     """All meshes of `count` devices over which a model divides, with each remat and number of rows, cheapest first.
 
     Layers that are computed twice cost a third more arithmetic. A tensor axis sends activations in every layer, where
@@ -260,7 +262,7 @@ def choices(cfg: ModelConfig, count: int, micro_rows: int) -> list[Choice]:
             divides = not any(size % tensor for size in (cfg.kv_heads, cfg.heads, cfg.mlp, cfg.vocab))
             if divides and cfg.width % fsdp == 0:
                 rows = [micro_rows >> halving for halving in range(micro_rows.bit_length())]
-                meshes += [Choice(data, fsdp, tensor, *pair) for pair in itertools.product(REMAT, rows)]
+                meshes += [FitOptions(data, fsdp, tensor, *pair) for pair in itertools.product(REMAT, rows)]
     return sorted(meshes, key=lambda choice: (_cost(choice.remat), choice.tensor, choice.data, -choice.micro_rows))
 
 
@@ -274,10 +276,10 @@ def divisors(count: int) -> list[int]:
     return [divisor for divisor in range(1, count + 1) if count % divisor == 0]
 
 
-def settled(mesh: dict[str, int], count: int, remat: str, micro_rows: int) -> Choice:
+def settled(mesh: dict[str, int], count: int, remat: str, micro_rows: int) -> FitOptions:
     """The choice that a config makes. An axis of size -1 gets the devices that the others leave."""
     sizes = dict(mesh)
     if -1 in sizes.values():
         name = next(name for name, size in sizes.items() if size == -1)
         sizes[name] = max(count // -(sizes['data'] * sizes['fsdp'] * sizes['tensor']), 1)
-    return Choice(**sizes, remat=remat, micro_rows=micro_rows)
+    return FitOptions(**sizes, remat=remat, micro_rows=micro_rows)

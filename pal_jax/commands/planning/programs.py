@@ -23,7 +23,7 @@ from pal_jax.learners.scorer import BradleyTerry, Lesson, Scorer
 from pal_jax.learners.training import TrainState, apply
 from pal_jax.models import params
 from pal_jax.models.config import ModelConfig
-from pal_jax.objectives.policy import Tokens
+from pal_jax.objectives.policy import TokenInputs
 from pal_jax.run import devices, sharding
 from pal_jax.run.planned import Work
 from pal_jax.types import TokenBatch
@@ -49,7 +49,7 @@ class Program(NamedTuple):
     ways: int
 
 
-class Parts(NamedTuple):
+class LearnerParts(NamedTuple):
     """The models of a learner: how they are computed, where, the states of those that train, and their reference."""
 
     cfg: ModelConfig
@@ -59,20 +59,20 @@ class Parts(NamedTuple):
     micro_rows: int
 
 
-def parts_of(learner: Learner) -> Parts:
+def parts_of(learner: Learner) -> LearnerParts:
     """The models of a learner, as shapes with shardings."""
     match learner:
         case PolicyLearner():
             actor, state = learner.actor, learner.abstract
             models = state.actor.model, *state.critics
-            return Parts(actor.cfg, actor.mesh, models, state.actor.reference, actor.micro_rows)
+            return LearnerParts(actor.cfg, actor.mesh, models, state.actor.reference, actor.micro_rows)
         case PreferenceLearner():
             return parts_of(learner.actor)
         case Actor():
             state = learner.abstract
-            return Parts(learner.cfg, learner.mesh, (state.model,), state.reference, learner.micro_rows)
+            return LearnerParts(learner.cfg, learner.mesh, (state.model,), state.reference, learner.micro_rows)
         case Scorer():
-            return Parts(learner.cfg, learner.mesh, (learner.abstract.model,), {}, learner.micro_rows)
+            return LearnerParts(learner.cfg, learner.mesh, (learner.abstract.model,), {}, learner.micro_rows)
 
 
 def training(learner: Learner, work: Work) -> list[Program]:
@@ -157,7 +157,7 @@ def improving(learner: PolicyLearner, work: Work) -> list[Program]:
     batch, weight = tokens(mesh, rows, work)
     # The log-probabilities before the update and of the reference, the advantages and the KL penalties are alike.
     number: Any = weight
-    constants = Tokens(number, number, number if actor.anchored else None, number)
+    constants = TokenInputs(number, number, number if actor.anchored else None, number)
     grads, beside = gradients(model.params), (state.critics, batch)
     updates, ways = work.minibatches * work.epochs, mesh.size
     calls = updates * (minibatch // rows)

@@ -20,7 +20,7 @@ Message = dict[str, Any]
 TextOrMessages = str | list[Message]
 
 
-class Prompted(NamedTuple):
+class PromptedReplies(NamedTuple):
     """A prompt and one reply to imitate, or two replies of which the first was preferred.
 
     Prompt and replies are all texts, or all messages, for which there may be `tools`. The prompt is None where a whole
@@ -56,10 +56,10 @@ class Format(NamedTuple):
     """The keys that a record of a format has, and the function that reads such a record."""
 
     keys: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], Prompted]
+    read: Callable[[Mapping[str, Any]], PromptedReplies]
 
 
-def imitated(record: Any) -> Prompted:
+def imitated(record: Any) -> PromptedReplies:
     """The prompt and the reply of a record to imitate. A pair gives its chosen reply.
 
     Raises:
@@ -72,7 +72,7 @@ def imitated(record: Any) -> Prompted:
     return _rendered(known, row._replace(replies=row.replies[:1]))
 
 
-def preferred(record: Any) -> Prompted:
+def preferred(record: Any) -> PromptedReplies:
     """The prompt and both replies of a pair, the better one first. Raises ValueError as `imitated` does."""
     format_, known = _format(record, PREFERRED), _known(record)
     marks.check_row(known)
@@ -130,7 +130,7 @@ def _known(record: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _rendered(record: Mapping[str, Any], row: Prompted) -> Prompted:
+def _rendered(record: Mapping[str, Any], row: PromptedReplies) -> PromptedReplies:
     """The row with the tools of its record, and with the record's system text before its messages."""
     tools, system = record.get('tools'), record.get('system')
     if isinstance(tools, str) and tools.strip():
@@ -153,7 +153,7 @@ def _rendered(record: Mapping[str, Any], row: Prompted) -> Prompted:
 # --- to imitate -------------------------------------------------------------------------------------------------------
 
 
-def _conversation(messages: list[Message], key: str) -> Prompted:
+def _conversation(messages: list[Message], key: str) -> PromptedReplies:
     """The row of a conversation. The messages before the assistant's first one are the prompt, all others the reply."""
     first = next((i for i, message in enumerate(messages) if message['role'] == 'assistant'), None)
     if first is None:
@@ -163,31 +163,31 @@ def _conversation(messages: list[Message], key: str) -> Prompted:
             f"{key}[0] is the assistant's, and what is learnt answers something; put a system or user message before "
             'it, or delete it'
         )
-    return Prompted(messages[:first], (messages[first:],))
+    return PromptedReplies(messages[:first], (messages[first:],))
 
 
-def _chat(record: Mapping[str, Any]) -> Prompted:
+def _chat(record: Mapping[str, Any]) -> PromptedReplies:
     return _conversation(messages_of(record, 'messages'), 'messages')
 
 
-def _sharegpt(record: Mapping[str, Any]) -> Prompted:
+def _sharegpt(record: Mapping[str, Any]) -> PromptedReplies:
     return _conversation(messages_of(record, 'conversations'), 'conversations')
 
 
-def _completion(record: Mapping[str, Any]) -> Prompted:
+def _completion(record: Mapping[str, Any]) -> PromptedReplies:
     return _after(record['prompt'], [record['completion']], ['completion'])
 
 
-def _instruction(record: Mapping[str, Any]) -> Prompted:
+def _instruction(record: Mapping[str, Any]) -> PromptedReplies:
     reply = [{'role': 'assistant', 'content': _text(record['output'], 'output')}]
     messages = [*_history(record), _instructed(record), *reply]
     return _conversation(messages, 'history')
 
 
-def _whole(record: Mapping[str, Any]) -> Prompted:
+def _whole(record: Mapping[str, Any]) -> PromptedReplies:
     if not _text(record['text'], 'text').strip():
         raise ValueError("'text' is empty; nothing in it can be learnt")
-    return Prompted(None, (record['text'],))
+    return PromptedReplies(None, (record['text'],))
 
 
 def _instructed(record: Mapping[str, Any]) -> Message:
@@ -215,25 +215,25 @@ def _history(record: Mapping[str, Any]) -> list[Message]:
 SIDES = 'chosen', 'rejected'
 
 
-def _pair(record: Mapping[str, Any]) -> Prompted:
+def _pair(record: Mapping[str, Any]) -> PromptedReplies:
     beside = [key for key in ('question', 'query', 'input', 'context', 'post') if record.get(key)]
     if 'prompt' not in record and isinstance(record['chosen'], str) and beside:
         raise ValueError(f"{beside[0]!r} stands beside texts without a prompt; call it 'prompt', or take it out")
     return _after(record.get('prompt'), [record[side] for side in SIDES], SIDES)
 
 
-def _sharegpt_pair(record: Mapping[str, Any]) -> Prompted:
+def _sharegpt_pair(record: Mapping[str, Any]) -> PromptedReplies:
     messages = messages_of(record, 'conversations')
     return _after(messages, [record[side] for side in SIDES], SIDES)
 
 
-def _instruction_pair(record: Mapping[str, Any]) -> Prompted:
+def _instruction_pair(record: Mapping[str, Any]) -> PromptedReplies:
     texts = [record[side] for side in SIDES]
     replies = [[{'role': 'assistant', 'content': text}] if isinstance(text, str) else text for text in texts]
     return _after([*_history(record), _instructed(record)], replies, SIDES)
 
 
-def _openai_pair(record: Mapping[str, Any]) -> Prompted:
+def _openai_pair(record: Mapping[str, Any]) -> PromptedReplies:
     """A pair of OpenAI's fine-tuning, whose tools stand beside the messages of its input."""
     keys, inputs = ('preferred_output', 'non_preferred_output'), record['input']
     if not isinstance(inputs, dict) or not inputs.get('messages'):
@@ -242,14 +242,14 @@ def _openai_pair(record: Mapping[str, Any]) -> Prompted:
     return _rendered({'tools': inputs.get('tools')}, row)
 
 
-def _after(prompt: Any, raw_replies: Sequence[Any], keys: Sequence[str]) -> Prompted:
+def _after(prompt: Any, raw_replies: Sequence[Any], keys: Sequence[str]) -> PromptedReplies:
     """The row of a prompt and its replies. The prompt stands apart from the replies, at their beginning, or both."""
     replies: list[Any] = [[reply] if isinstance(reply, dict) else reply for reply in raw_replies]  # a message by itself
     if all(isinstance(reply, str) for reply in replies):
         if prompt is None:
             return _split_texts(replies)
         if isinstance(prompt, str):
-            return Prompted(prompt, tuple(replies))
+            return PromptedReplies(prompt, tuple(replies))
     if not all(isinstance(reply, list) for reply in replies) or not isinstance(prompt, str | list | None):
         raise ValueError(f"'prompt' and {_listed(keys)} must all be texts or all lists of messages")
     if isinstance(prompt, str) and keys == ['completion']:
@@ -259,14 +259,14 @@ def _after(prompt: Any, raw_replies: Sequence[Any], keys: Sequence[str]) -> Prom
     )
 
 
-def _in_messages(prompt: str | list[Any] | None, replies: list[list[Message]], keys: Sequence[str]) -> Prompted:
+def _in_messages(prompt: str | list[Any] | None, replies: list[list[Message]], keys: Sequence[str]) -> PromptedReplies:
     """The row of replies that are messages. Their prompt is messages, a text, or the messages that all begin with."""
     if isinstance(prompt, list):
         before = messages_of({'prompt': prompt}, 'prompt')
         repeated = all(reply[: len(before)] == before for reply in replies)
-        return Prompted(before, tuple(reply[len(before) :] if repeated else reply for reply in replies))
+        return PromptedReplies(before, tuple(reply[len(before) :] if repeated else reply for reply in replies))
     if prompt is not None and all(reply[0]['role'] == 'assistant' for reply in replies):
-        return Prompted([{'role': 'user', 'content': prompt}], tuple(replies))
+        return PromptedReplies([{'role': 'user', 'content': prompt}], tuple(replies))
     shared = replies[0][: len([*itertools.takewhile(lambda pair: pair[0] == pair[-1], zip(*replies, strict=False))])]
     questions = (message['content'].strip() for message in shared if message['role'] == 'user')
     if prompt is not None and prompt.strip() not in questions:
@@ -275,10 +275,10 @@ def _in_messages(prompt: str | list[Any] | None, replies: list[list[Message]], k
         raise ValueError(SAME)
     if not shared:
         raise ValueError("'chosen' and 'rejected' begin differently; give their common messages as 'prompt'")
-    return Prompted(shared, tuple(reply[len(shared) :] for reply in replies))
+    return PromptedReplies(shared, tuple(reply[len(shared) :] for reply in replies))
 
 
-def _split_texts(texts: Sequence[str]) -> Prompted:
+def _split_texts(texts: Sequence[str]) -> PromptedReplies:
     """The row of two texts that begin alike: transcripts in hh-rlhf's form, or texts with their common start as prompt.
 
     The space before the first word that differs belongs to the replies, as in TRL.
@@ -292,7 +292,7 @@ def _split_texts(texts: Sequence[str]) -> Prompted:
     shared -= texts[0][:shared].endswith(' ')
     if not texts[0][:shared].strip():
         raise ValueError("'chosen' and 'rejected' begin differently; give a 'prompt'")
-    return Prompted(texts[0][:shared], tuple(text[shared:] for text in texts))
+    return PromptedReplies(texts[0][:shared], tuple(text[shared:] for text in texts))
 
 
 _TRANSCRIPT = re.compile(r'\s*Human:.*?\n\nAssistant:', re.DOTALL)

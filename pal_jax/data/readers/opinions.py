@@ -165,7 +165,7 @@ def movielens(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
 
 def _columns(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a file of RecBole, with their places. Cells stand between tabs, under a header of `name:type`."""
-    with files.opened(path) as file:
+    with files.open_text(path) as file:
         names = [name.partition(':')[0] for name in file.readline().rstrip('\r\n').split('\t')]
         for number, line in enumerate(file, 2):
             cells = line.rstrip('\r\n').split('\t')

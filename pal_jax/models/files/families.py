@@ -171,7 +171,7 @@ def _write_baichuan(cfg: ModelConfig) -> dict[str, Any]:
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
-class Family(NamedTuple):
+class ModelFamily(NamedTuple):
     """A row of the table of families.
 
     architecture: the name of the class in transformers.
@@ -227,9 +227,9 @@ SMOLLM3_DEFAULTS: Config = {
     'no_rope_layers': None, 'no_rope_layer_interval': 4, 'layer_types': None, 'sliding_window': None,
 }  # fmt: skip
 
-FAMILIES: dict[str, Family] = {  # by config.json's model_type
-    'llama': Family('LlamaForCausalLM', LLAMA, NO_BIAS),
-    'mistral': Family(
+FAMILIES: dict[str, ModelFamily] = {  # by config.json's model_type
+    'llama': ModelFamily('LlamaForCausalLM', LLAMA, NO_BIAS),
+    'mistral': ModelFamily(
         'MistralForCausalLM',
         LLAMA,
         SILU,
@@ -237,10 +237,10 @@ FAMILIES: dict[str, Family] = {  # by config.json's model_type
         read=_read_mistral,
         write=_write_mistral,
     ),
-    'qwen2': Family(
+    'qwen2': ModelFamily(
         'Qwen2ForCausalLM', QWEN2, SILU, {'qkv_bias': True}, QWEN_DEFAULTS, read=_read_qwen, write=_write_qwen
     ),
-    'qwen3': Family(
+    'qwen3': ModelFamily(
         'Qwen3ForCausalLM',
         LLAMA | QK_NORMS,
         {'hidden_act': 'silu', 'attention_bias': False},
@@ -249,10 +249,10 @@ FAMILIES: dict[str, Family] = {  # by config.json's model_type
         read=_read_qwen,
         write=_write_qwen,
     ),
-    'gemma2': Family(
+    'gemma2': ModelFamily(
         'Gemma2ForCausalLM', GEMMA2, GEMMA_FIXED, GEMMA, GEMMA2_DEFAULTS, read=_read_gemma2, write=_write_gemma2
     ),
-    'gemma3_text': Family(
+    'gemma3_text': ModelFamily(
         'Gemma3ForCausalLM',
         GEMMA2 | QK_NORMS,
         GEMMA_FIXED | {'use_bidirectional_attention': False, 'attn_logit_softcapping': None},
@@ -261,7 +261,7 @@ FAMILIES: dict[str, Family] = {  # by config.json's model_type
         read=_read_gemma3,
         write=_write_gemma3,
     ),
-    'smollm3': Family(
+    'smollm3': ModelFamily(
         'SmolLM3ForCausalLM',
         LLAMA,
         NO_BIAS | {'use_sliding_window': False},
@@ -269,7 +269,7 @@ FAMILIES: dict[str, Family] = {  # by config.json's model_type
         read=_read_smollm3,
         write=_write_smollm3,
     ),
-    'phi3': Family(
+    'phi3': ModelFamily(
         'Phi3ForCausalLM',
         PHI3,
         SILU,
@@ -277,7 +277,7 @@ FAMILIES: dict[str, Family] = {  # by config.json's model_type
         read=_read_mistral,
         write=_write_mistral,
     ),
-    'baichuan': Family(
+    'baichuan': ModelFamily(
         'BaichuanForCausalLM',
         BAICHUAN,
         SILU,
@@ -352,7 +352,7 @@ def _family_of(config: Config) -> str:
     raise ValueError(f'architecture {", ".join(architectures)} is not supported; use one of {supported}')
 
 
-def _check_fixed(config: Config, family: Family) -> None:
+def _check_fixed(config: Config, family: ModelFamily) -> None:
     for key, value in {**ABSENT, **family.fixed}.items():
         actual = config.get(key)
         if actual is not None and actual != value and (actual or value):

@@ -25,8 +25,8 @@ from pal_jax.models import merging
 from pal_jax.models.files import peft, tensors
 from pal_jax.models.files.families import config_from_hf, described
 from pal_jax.models.files.fields import IDLE, neutral
-from pal_jax.models.files.tensors import Kind, Tensor
-from pal_jax.models.merging import Updated
+from pal_jax.models.files.tensors import TensorLike, TensorSpec
+from pal_jax.models.merging import UpdatedMatrix
 from pal_jax.run.files import read_object
 from pal_jax.run.outputs import check_folder, whole_folder
 
@@ -50,7 +50,7 @@ class Settings(NamedTuple):
     base: Path | None = None
 
 
-class Model(NamedTuple):
+class StoredModel(NamedTuple):
     """A model by its tensors' names: the file and the kind of each, and a function that opens it.
 
     A tensor's values are read when it is indexed.
@@ -58,8 +58,8 @@ class Model(NamedTuple):
 
     name: str
     files: Mapping[str, Path]
-    kinds: Mapping[str, Kind]
-    read: Callable[[str], Tensor]
+    kinds: Mapping[str, TensorSpec]
+    read: Callable[[str], TensorLike]
 
 
 def is_adapter(folder: Path) -> bool:
@@ -108,7 +108,7 @@ def _side_files(first: Path, speaker: Path) -> list[Path]:
     return [*(others | speech).values()]
 
 
-def _full(folders: Sequence[Path], settings: Settings, adapters: bool) -> tuple[list[Model], Path]:
+def _full(folders: Sequence[Path], settings: Settings, adapters: bool) -> tuple[list[StoredModel], Path]:
     """The models with all their weights, of adapters their base with all updates, and the folder of the first."""
     if adapters:
         if settings.base is None:
@@ -119,7 +119,7 @@ def _full(folders: Sequence[Path], settings: Settings, adapters: bool) -> tuple[
     return list(map(of_folder, folders)), folders[0]
 
 
-def of_folder(folder: Path) -> Model:
+def of_folder(folder: Path) -> StoredModel:
     """The model in a Hugging Face folder.
 
     Raises:
@@ -132,7 +132,7 @@ def of_folder(folder: Path) -> Model:
     return _model(folder, tensors.files(folder))
 
 
-def of_adapter(folder: Path) -> Model:
+def of_adapter(folder: Path) -> StoredModel:
     """The factors in a PEFT folder as a model.
 
     Raises:
@@ -152,13 +152,13 @@ def of_adapter(folder: Path) -> Model:
     return model
 
 
-def _model(folder: Path, files: Mapping[str, Path]) -> Model:
+def _model(folder: Path, files: Mapping[str, Path]) -> StoredModel:
     opened = {name: tensors.stored(path, name) for name, path in files.items()}
-    kinds = {name: Kind(x.shape, x.dtype) for name, x in opened.items()}
-    return Model(str(folder), files, kinds, lambda name: tensors.stored(files[name], name))
+    kinds = {name: TensorSpec(x.shape, x.dtype) for name, x in opened.items()}
+    return StoredModel(str(folder), files, kinds, lambda name: tensors.stored(files[name], name))
 
 
-def updated(base: Model, folders: Sequence[Path], weights: Sequence[float]) -> Model:
+def updated(base: StoredModel, folders: Sequence[Path], weights: Sequence[float]) -> StoredModel:
     """`base` with the weighted updates of adapters: `W + sum_i w_i s_i B_i A_i`, where W is [out, in].
 
     Raises:
@@ -169,10 +169,10 @@ def updated(base: Model, folders: Sequence[Path], weights: Sequence[float]) -> M
     for adapter in adapters:
         for name, (shape, _) in adapter.kinds.items():
             weight, axis = f'{peft.module_of(name)}.weight', int('.lora_A.' in name)
-            if base.kinds.get(weight, Kind((), np.dtype(bool))).shape[axis : axis + 1] != shape[axis : axis + 1]:
+            if base.kinds.get(weight, TensorSpec((), np.dtype(bool))).shape[axis : axis + 1] != shape[axis : axis + 1]:
                 raise ValueError(f'{adapter.name} has {name} {shape}, which adapts no weight of {base.name}')
 
-    def read(name: str) -> Tensor:
+    def read(name: str) -> TensorLike:
         prefix, x = peft.PREFIX + name.removesuffix('.weight'), base.read(name)
         left, right = f'{prefix}.lora_B.weight', f'{prefix}.lora_A.weight'
         updates = [
@@ -180,7 +180,7 @@ def updated(base: Model, folders: Sequence[Path], weights: Sequence[float]) -> M
             for c, adapter in zip(counts, adapters, strict=True)
             if left in adapter.kinds
         ]
-        return Updated(x, updates) if updates else x
+        return UpdatedMatrix(x, updates) if updates else x
 
     return base._replace(read=read)
 
@@ -268,7 +268,7 @@ def _check_speech(first: Path, other: Path, roles: Sequence[str]) -> None:
             )
 
 
-def check_tensors(models: Sequence[Model]) -> None:
+def check_tensors(models: Sequence[StoredModel]) -> None:
     """Raise ValueError where a model has other tensors than the first model, or tensors of other shapes."""
     first = models[0]
     for other in models[1:]:
@@ -285,7 +285,7 @@ def check_tensors(models: Sequence[Model]) -> None:
                 )
 
 
-def _write(models: Sequence[Model], settings: Settings, folder: Path, watch: Watch) -> None:
+def _write(models: Sequence[StoredModel], settings: Settings, folder: Path, watch: Watch) -> None:
     first = models[0]
     # Adapters by `delta` are one model already, with all their updates.
     weights, done = settings.weights if len(models) > 1 else [1.0], itertools.count(1)
@@ -300,7 +300,7 @@ def _write(models: Sequence[Model], settings: Settings, folder: Path, watch: Wat
         tensors.write(folder / path.name, {name: first.kinds[name] for name in names}, make)
 
 
-def _merged(models: Sequence[Model], weights: Sequence[float], name: str) -> np.ndarray:
+def _merged(models: Sequence[StoredModel], weights: Sequence[float], name: str) -> np.ndarray:
     """A tensor of the merged model. A tensor of whole numbers or truth values has to be the same in all models."""
     xs = [model.read(name) for model in models]
     if jnp.issubdtype(models[0].kinds[name].dtype, jnp.floating):

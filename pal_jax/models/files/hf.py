@@ -25,12 +25,12 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.files import tensors
 from pal_jax.models.files.families import FAMILIES, Names, classifier_to_hf, config_from_hf, config_to_hf, token_ids
-from pal_jax.models.files.tensors import Tensor
+from pal_jax.models.files.tensors import TensorLike
 from pal_jax.models.params import Params, ParamSpec, decoder_specs
 from pal_jax.run.files import read_object, shown
 from pal_jax.run.outputs import whole_folder
 
-Read = Callable[[str], Tensor]  # opens a tensor by its name
+Read = Callable[[str], TensorLike]  # opens a tensor by its name
 ROWS = 1 << 14  # rows of a matrix that are compared at once
 
 # A torch Linear is stored [out, in]. These are the numbers of a leaf's leading axes that are its `in`. Other leaves
@@ -84,7 +84,7 @@ def load_params(
     return assemble(cfg, names, lambda name: tensors.stored(files[name], name), extra, shardings, dtype)
 
 
-def _check_tied(embed: Tensor, unembed: Tensor) -> None:
+def _check_tied(embed: TensorLike, unembed: TensorLike) -> None:
     """Raise ValueError where two matrices `[V, D]` that a config ties to each other differ.
 
     transformers 4 would compute with the first alone, and 5 with both.
@@ -182,14 +182,14 @@ def _part(
     return part
 
 
-class Rest(NamedTuple):
+class PartialArray(NamedTuple):
     """The shape of a read array as a part of a leaf, and the slices of its axes that remain to be cut."""
 
     shape: tuple[int, ...]
     cuts: tuple[slice, ...]
 
 
-def _torch_index(path: str, index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[slice, ...], Rest]:
+def _torch_index(path: str, index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[slice, ...], PartialArray]:
     """The slices that read a part of a leaf from one of its tensors, and what remains to be cut then.
 
     Where torch has several axes as one, the first of them alone is cut in the tensor.
@@ -200,13 +200,13 @@ def _torch_index(path: str, index: tuple[slice, ...], shape: tuple[int, ...]) ->
     inputs = IN_AXES.get(path, 0)
     groups = [range(inputs, len(shape)), range(inputs)] if inputs else [range(len(shape))]
     if not inputs and not path.endswith('_bias'):
-        return index, Rest(tuple(part.stop - part.start for part in index), (slice(None),) * len(shape))
+        return index, PartialArray(tuple(part.stop - part.start for part in index), (slice(None),) * len(shape))
     where, cut, remaining = [], list(shape), list(index)
     for first, *merged in groups:
         size = math.prod(shape[axis] for axis in merged)
         where.append(slice(index[first].start * size, index[first].stop * size))
         cut[first], remaining[first] = index[first].stop - index[first].start, slice(None)
-    return tuple(where), Rest(tuple(cut), tuple(remaining))
+    return tuple(where), PartialArray(tuple(cut), tuple(remaining))
 
 
 def _to_torch(path: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -224,7 +224,7 @@ def keep(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
     write_whole(folder / 'config.json', json.dumps(families.config_to_hf(source.config, tokenizer), indent=2) + '\n')
 
 
-def kept(folder: Path, find: Callable[[], Source]) -> Source:
+def kept_source(folder: Path, find: Callable[[], Source]) -> Source:
     """The model whose tokenizer and config are in this folder. `find` is called when its weights are needed.
 
     Raises:

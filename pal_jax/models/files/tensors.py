@@ -56,7 +56,7 @@ def _finite(x: np.ndarray) -> bool:
     return bool(np.isfinite(x).all())
 
 
-class Tensor(Protocol):
+class TensorLike(Protocol):
     """An array, or a tensor in a file that is read when it is indexed with slices."""
 
     @property
@@ -68,7 +68,7 @@ class Tensor(Protocol):
     def __getitem__(self, index: Any, /) -> np.ndarray: ...
 
 
-class Stored:
+class StoredTensor:
     """A tensor in a safetensors file. Indexing reads the values that are asked for."""
 
     def __init__(self, file: Any):
@@ -80,7 +80,7 @@ class Stored:
         return self._file[index]
 
 
-class Kind(NamedTuple):
+class TensorSpec(NamedTuple):
     """The shape and dtype of a tensor, which a file has before the values."""
 
     shape: tuple[int, ...]
@@ -123,24 +123,24 @@ def _without_index(shards: list[Path]) -> dict[str, Path]:
 
 def names(path: Path) -> list[str]:
     """The names of the tensors in a file."""
-    with opened(path) as f:
+    with open_tensors(path) as f:
         return list(f.keys())
 
 
-def stored(path: Path, name: str) -> Stored:
+def stored(path: Path, name: str) -> StoredTensor:
     """A tensor of a file. Raises ValueError where the file has no tensor of this name, or as `check_kinds`."""
-    with opened(path) as f:
+    with open_tensors(path) as f:
         try:
             file = f.get_slice(name)
         except SafetensorError as error:
             raise ValueError(f'{path} has no tensor {name} ({error}); download it again') from None
         _check_kind(path, name, file.get_dtype())
-        return Stored(file)
+        return StoredTensor(file)
 
 
 def check_kinds(path: Path) -> None:
     """Raise ValueError where a tensor of a file is quantised, or of a kind of numbers that numpy does not have."""
-    with opened(path) as f:
+    with open_tensors(path) as f:
         for name in list(f.keys()):
             _check_kind(path, name, f.get_slice(name).get_dtype())
 
@@ -164,7 +164,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f'{path} cannot be read ({error}); download it again') from error
 
 
-def opened(path: Path) -> Any:
+def open_tensors(path: Path) -> Any:
     """An open safetensors file. Raises ValueError where it cannot be read."""
     try:
         return safe_open(path, 'numpy')
@@ -172,7 +172,7 @@ def opened(path: Path) -> Any:
         raise ValueError(f'{path} cannot be read ({error}); download it again') from error
 
 
-def write(path: Path, kinds: Mapping[str, Kind], make: Callable[[str], np.ndarray]) -> None:
+def write(path: Path, kinds: Mapping[str, TensorSpec], make: Callable[[str], np.ndarray]) -> None:
     """Write a safetensors file of the tensors `make(name)`. Each is made when those before it are on the disk."""
     header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
     codes, end = {jnp.dtype(name): code for code, name in DTYPES.items()}, 0

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int
 
 
-class Send(Protocol):
+class ChunkSend(Protocol):
     """A chunk that one device sends to another; `op` is 'reduce' or 'copy'."""
 
     @property
@@ -29,7 +29,7 @@ class Send(Protocol):
     def op(self) -> str: ...
 
 
-class Step(NamedTuple):
+class PermutationRound(NamedTuple):
     """A permutation of devices, and by device the chunk that it sends, the chunk that it receives (-1: none), and
     whether it adds what comes."""
 
@@ -39,9 +39,9 @@ class Step(NamedTuple):
     adds: np.ndarray
 
 
-def steps_of(sends: Sequence[Send], devices: int) -> list[Step]:
+def steps_of(sends: Sequence[ChunkSend], devices: int) -> list[PermutationRound]:
     """The permutations of a round: each send goes into the first in which its two devices are free."""
-    parts: list[list[Send]] = []
+    parts: list[list[ChunkSend]] = []
     for send in sends:
         free = (part for part in parts if all(send.src != other.src and send.dst != other.dst for other in part))
         part = next(free, None)
@@ -52,14 +52,14 @@ def steps_of(sends: Sequence[Send], devices: int) -> list[Step]:
     return [_step(part, devices) for part in parts]
 
 
-def _step(part: Sequence[Send], devices: int) -> Step:
+def _step(part: Sequence[ChunkSend], devices: int) -> PermutationRound:
     sent, received, adds = np.zeros(devices, int), np.full(devices, -1), np.zeros(devices, bool)
     for send in part:
         sent[send.src], received[send.dst], adds[send.dst] = send.chunk, send.chunk, send.op == 'reduce'
-    return Step(tuple((send.src, send.dst) for send in part), sent, received, adds)
+    return PermutationRound(tuple((send.src, send.dst) for send in part), sent, received, adds)
 
 
-def all_reduce(rounds: Sequence[Sequence[Send]], mesh: Mesh, axis: str) -> Callable[[Array], Array]:
+def all_reduce(rounds: Sequence[Sequence[ChunkSend]], mesh: Mesh, axis: str) -> Callable[[Array], Array]:
     """A jitted function of an array whose leading axis is cut over the devices of a mesh axis: it gives every device
     the sum of all their parts, as `psum` does, by the sends of a schedule.
 

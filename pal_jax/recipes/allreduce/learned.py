@@ -26,10 +26,10 @@ import numpy as np
 from pal_jax.recipes.allreduce import bounds as allreduce_bounds
 from pal_jax.recipes.allreduce import rounds, topology
 from pal_jax.recipes.allreduce import schedules as allreduce
-from pal_jax.recipes.allreduce.plans import Episodes, PlanPPO, PlanState
+from pal_jax.recipes.allreduce.plans import PlanEpisodes, PlanPPO, PlanState
 from pal_jax.recipes.allreduce.recipe import SCHEDULES, file_name
 from pal_jax.recipes.allreduce.report import learned_exhibit
-from pal_jax.recipes.allreduce.rounds import Growing, Sending, Wires
+from pal_jax.recipes.allreduce.rounds import TransferTask, TreeTask, Wires
 from pal_jax.recipes.allreduce.topology import Topology
 from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
@@ -62,7 +62,7 @@ class Settings(Run):
 
 
 @dataclasses.dataclass(frozen=True)
-class Planner:
+class LearnedPlanner:
     """Both learners of a network."""
 
     wires: Wires
@@ -75,7 +75,7 @@ class Planner:
 
     def sample(
         self, params: Mapping[str, Any], key: jax.Array, count: int, place: Any, *, groups: int = 0, sharp: bool = False
-    ) -> tuple[Any, Episodes, Episodes]:
+    ) -> tuple[Any, PlanEpisodes, PlanEpisodes]:
         """The trees, and the episodes of both policies, of `count` plans; with `groups` so many sets of trees."""
         to_grow, to_send = jax.random.split(key)
         start = self.trees.task.start()  # type: ignore[attr-defined]
@@ -88,7 +88,7 @@ class Planner:
 
 
 @dataclasses.dataclass(frozen=True)
-class Learned:
+class PlannerTraining:
     """Trains the policies of all networks.
 
     Attributes:
@@ -98,8 +98,8 @@ class Learned:
     plan: Plan
     ctx: Context
     settings: Settings
-    planners: dict[str, Planner]
-    larger: dict[str, Planner]
+    planners: dict[str, LearnedPlanner]
+    larger: dict[str, LearnedPlanner]
 
     def init(self) -> tuple[dict[str, Any], Host]:
         seed, everywhere = self.settings.seed, sharding.replicated(self.ctx.mesh)
@@ -121,7 +121,7 @@ class Learned:
         return after, host, f'allreduce_{which}', record
 
     def learn(
-        self, planner: Planner, pair: Mapping[str, PlanState], which: str, key: jax.Array
+        self, planner: LearnedPlanner, pair: Mapping[str, PlanState], which: str, key: jax.Array
     ) -> tuple[PlanState, dict[str, Any]]:
         """Steps 1 to 3 of a network: the policy whose turn it is, updated."""
         settings, place = self.settings, sharding.sharding(self.ctx.mesh, ('batch',))
@@ -153,7 +153,7 @@ class Learned:
         return Evaluation(figures, exhibits=[learned_exhibit(records)] if stage == 'final' else [])
 
     def measure(
-        self, planner: Planner, pair: Mapping[str, PlanState], number: int, write: bool, *, trained: bool
+        self, planner: LearnedPlanner, pair: Mapping[str, PlanState], number: int, write: bool, *, trained: bool
     ) -> dict[str, Any]:  # fmt: skip
         """The rounds of sampled plans beside greedy ones; the shortest plan is checked, and written to a file."""
         network, settings = planner.wires.topology, self.settings
@@ -203,7 +203,7 @@ def _kin(name: str, planners: Mapping[str, Any]) -> str:
     )
 
 
-def make_planner(settings: Settings, name: str, key: str) -> Planner:
+def make_planner(settings: Settings, name: str, key: str) -> LearnedPlanner:
     """The learners of a network, which the setting `key` names."""
     wires = Wires(topology.by_name(name, key), settings.symmetric)
     optimizer = settings.optimizer.over(settings.total_steps * settings.updates * settings.epochs)
@@ -214,10 +214,10 @@ def make_planner(settings: Settings, name: str, key: str) -> Planner:
             settings.clip,
         )  # fmt: skip
 
-    return Planner(wires, learner(Growing(wires)), learner(Sending(wires)))
+    return LearnedPlanner(wires, learner(TreeTask(wires)), learner(TransferTask(wires)))
 
 
-def make(settings: Settings, ctx: Context) -> Learned:
+def make(settings: Settings, ctx: Context) -> PlannerTraining:
     """Reads the networks and makes their learners.
 
     Raises:
@@ -237,7 +237,7 @@ def make(settings: Settings, ctx: Context) -> Learned:
         )
     planners = {name: make_planner(settings, name, 'networks') for name in settings.networks}
     larger = {name: make_planner(settings, name, 'larger') for name in settings.larger}
-    learned = Learned(Plan(0, None, lambda i: None), ctx, settings, planners, larger)
+    learned = PlannerTraining(Plan(0, None, lambda i: None), ctx, settings, planners, larger)
     shapes = jax.eval_shape(lambda: learned.init()[0])
     everywhere = sharding.replicated(ctx.mesh)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)

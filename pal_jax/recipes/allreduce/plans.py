@@ -27,7 +27,7 @@ from pal_jax.run.optim import Optimizer
 
 
 class PlanTask(Protocol):
-    """A task of plans: see `recipes/allreduce/rounds.py`, whose `Growing` and `Sending` are two."""
+    """A task of plans: see `recipes/allreduce/rounds.py`, whose `TreeTask` and `TransferTask` are two."""
 
     @property
     def features(self) -> int: ...
@@ -38,7 +38,7 @@ class PlanTask(Protocol):
     def left(self, state: Any) -> Array: ...
 
 
-class Scorer(nn.Module):
+class CandidateScorer(nn.Module):
     """A score for each candidate, from its features; 0 for all at the start."""
 
     hidden: tuple[int, ...]
@@ -59,7 +59,7 @@ class PlanState(struct.PyTreeNode):
     opt: optax.OptState
 
 
-class Episodes(NamedTuple):
+class PlanEpisodes(NamedTuple):
     """Episodes in full. `rounds` are those of each; `cost` is the same with the last round counted by the share of a
     full one that it sends, which tells more of how good a plan is."""
 
@@ -94,8 +94,8 @@ class PlanPPO:
     clip: float = 0.2
 
     @property
-    def scorer(self) -> Scorer:
-        return Scorer(self.hidden)
+    def scorer(self) -> CandidateScorer:
+        return CandidateScorer(self.hidden)
 
     def init(self, seed: int) -> PlanState:
         """The state before the first update."""
@@ -103,7 +103,7 @@ class PlanPPO:
         return PlanState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
 
     @functools.partial(jax.jit, static_argnums=(0, 4))
-    def play(self, params: Any, starts: Any, key: Array, sharp: bool = False) -> tuple[Any, Episodes]:
+    def play(self, params: Any, starts: Any, key: Array, sharp: bool = False) -> tuple[Any, PlanEpisodes]:
         """Episodes from given states `[B, ...]` until all are done or cut: their last states and all that they did.
 
         `sharp` picks by scores times 20, so nearly always the best, and ties at random.
@@ -142,11 +142,11 @@ class PlanPPO:
         last = jnp.take_along_axis(made, jnp.minimum(rounds, task.cap)[:, None] - 1, axis=1)[:, 0]
         # A plan whose last round is nearly empty is nearly a round shorter.
         cost = rounds - 1.0 + last / self.most + left
-        return state, Episodes(features, picks, masks, logprobs, rounds, cost)
+        return state, PlanEpisodes(features, picks, masks, logprobs, rounds, cost)
 
     @functools.partial(jax.jit, static_argnums=(0, 4))
     def update(
-        self, state: PlanState, episodes: Episodes, cost: Float[Array, ' B'], groups: int
+        self, state: PlanState, episodes: PlanEpisodes, cost: Float[Array, ' B'], groups: int
     ) -> tuple[PlanState, dict[str, Array]]:
         """PPO's update. The first episodes are one group of equal starts, the next ones another, `groups` in all.
 
@@ -161,7 +161,7 @@ class PlanPPO:
         advantage = advantage / (jnp.std(advantage) + 1e-6)
         made = episodes.picks >= 0
 
-        def loss(params: Any, part: tuple[Episodes, Array]) -> Array:
+        def loss(params: Any, part: tuple[PlanEpisodes, Array]) -> Array:
             rows, advantage = part
             value: Any = self.scorer.apply(params, rows.features)
             new = self.logprobs(value, rows.picks, rows.masks)

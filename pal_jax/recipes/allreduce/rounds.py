@@ -151,7 +151,7 @@ class Trees(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Growing:
+class TreeTask:
     """Grow the trees of all chunks together: a candidate is a hop and a first chunk that its end does not have yet."""
 
     wires: Wires
@@ -226,7 +226,7 @@ class Transfers(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sending:
+class TransferTask:
     """Send on given trees: a candidate is a first chunk and a server whose sum goes up, or whose total comes down."""
 
     wires: Wires
@@ -304,7 +304,7 @@ class Sending:
 
 
 def schedule(wires: Wires, parents: Int[np.ndarray, 'N N'], picks: Int[np.ndarray, 'T P']) -> Schedule:
-    """The sends of an episode of `Sending`, by round."""
+    """The sends of an episode of `TransferTask`, by round."""
     rounds = []
     for row in picks:
         sends = []

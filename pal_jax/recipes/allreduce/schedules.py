@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from pal_jax.recipes.allreduce.symmetry import subgroup
-from pal_jax.recipes.allreduce.topology import Topology, used
+from pal_jax.recipes.allreduce.topology import Topology, used_links
 
 SEARCH = 200  # steps for each server after which the search for a ring gives up
 
@@ -357,7 +357,7 @@ def check(topology: Topology, rounds: Schedule) -> None:
     not end with every server's contribution to every chunk, each counted once."""
     count = topology.servers
     for sends in rounds:
-        used(topology, [(send.src, send.dst) for send in sends])
+        used_links(topology, [(send.src, send.dst) for send in sends])
     for source in range(count):  # what each server contributes, by itself
         start = np.zeros((count, count), int)
         start[source] = 1

@@ -133,7 +133,7 @@ def _connects(servers: int, pairs: list[tuple[int, int]]) -> bool:
     return len(graph) == servers and nx.is_connected(graph)
 
 
-def used(topology: Topology, hops: list[tuple[int, int]]) -> Bool[np.ndarray, ' L']:
+def used_links(topology: Topology, hops: list[tuple[int, int]]) -> Bool[np.ndarray, ' L']:
     """A mask of the links that hops take. Raises ValueError where two hops take one link, or there is no such hop."""
     taken = np.zeros(len(topology.links), bool)
     for hop in hops:
@@ -306,7 +306,7 @@ def _kind(path: Path, node: Any, attributes: dict[str, Any]) -> str:
 # --- networks by name -------------------------------------------------------------------------------------------------
 
 
-class Kind(NamedTuple):
+class TopologyKind(NamedTuple):
     """A kind of networks that a name such as `bcube:3,1` may mean.
 
     Attributes:
@@ -344,15 +344,15 @@ def _dcell_servers(n: int, level: int) -> int:
 
 
 NETWORKS = {
-    'ring': Kind(ring, 'ring:n', (2,), lambda n: n),
-    'torus': Kind(torus, 'torus:rows,columns', (1, 1), lambda rows, columns: rows * columns),
-    'bcube': Kind(bcube, 'bcube:n,k', (2, 0), lambda n, k: n ** (min(k, MOST) + 1)),
-    'dcell': Kind(dcell, 'dcell:n,level', (1, 0), _dcell_servers),
-    'jellyfish': Kind(
+    'ring': TopologyKind(ring, 'ring:n', (2,), lambda n: n),
+    'torus': TopologyKind(torus, 'torus:rows,columns', (1, 1), lambda rows, columns: rows * columns),
+    'bcube': TopologyKind(bcube, 'bcube:n,k', (2, 0), lambda n, k: n ** (min(k, MOST) + 1)),
+    'dcell': TopologyKind(dcell, 'dcell:n,level', (1, 0), _dcell_servers),
+    'jellyfish': TopologyKind(
         jellyfish, 'jellyfish:switches,degree[,seed[,servers]]', (2, 1, 0, 1),
         lambda switches, degree, seed=0, servers=1: switches * servers,
     ),
-    'fat_tree': Kind(fat_tree, 'fat_tree:k', (2,), lambda k: k**3 // 4),
+    'fat_tree': TopologyKind(fat_tree, 'fat_tree:k', (2,), lambda k: k**3 // 4),
 }  # fmt: skip
 
 

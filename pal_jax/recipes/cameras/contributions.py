@@ -70,9 +70,6 @@ def value(error: Float[Array, '*B'], kind: Value = 'unit') -> Float[Array, '*B']
     """The value of a mean error in cm. `geman` is the paper's, minus the loss: from 1 at no error to -1. `unit` is the
     same from 1 to 0, and `error` the negative error.
 
-    Where values can be negative, a pair can be worth less than a member alone, which is worth 0. Then contributions
-    punish whoever joins.
-
     Raises:
       ValueError: there is no such kind.
     """
@@ -80,4 +77,6 @@ def value(error: Float[Array, '*B'], kind: Value = 'unit') -> Float[Array, '*B']
         return -error
     if kind not in ('unit', 'geman'):
         raise ValueError(f'value={kind!r}; use unit, geman or error')
+    # Where values can be negative, a pair can be worth less than a member alone, which is worth 0. Then contributions
+    # punish whoever joins.
     return -geman(error) if kind == 'geman' else 0.5 * (1.0 - geman(error))

@@ -26,7 +26,7 @@ SIGHT = 120.0  # cm: the length of the lines that show where a camera looks
 Scenes = Scene  # of an episode: every array has a leading axis of steps
 
 
-class Result(NamedTuple):
+class TeamResult(NamedTuple):
     """Means over episodes and steps of a team's `FIGURES`, with a number of cameras and people."""
 
     team: str
@@ -36,7 +36,7 @@ class Result(NamedTuple):
     figures: tuple[float, ...]
 
 
-def by_team(results: Sequence[Result]) -> dict[str, Float[np.ndarray, 'seeds F']]:
+def by_team(results: Sequence[TeamResult]) -> dict[str, Float[np.ndarray, 'seeds F']]:
     """The figures of each team's seeds."""
     return {
         team: np.array([result.figures for result in results if result.team == team])
@@ -44,7 +44,7 @@ def by_team(results: Sequence[Result]) -> dict[str, Float[np.ndarray, 'seeds F']
     }
 
 
-def make_record(results: Sequence[Result]) -> dict[str, Any]:
+def make_record(results: Sequence[TeamResult]) -> dict[str, Any]:
     """Mean error and success of every team, standard errors over seeds, and errors over that of tracking cameras."""
     record: dict[str, Any] = {}
     teams = by_team(results)
@@ -60,7 +60,7 @@ def make_record(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def make_exhibits(
-    results: Sequence[Result], others: Sequence[Result], curve: Mapping[str, Any], samples: int,
+    results: Sequence[TeamResult], others: Sequence[TeamResult], curve: Mapping[str, Any], samples: int,
     episodes: Mapping[str, Scenes], names: Mapping[str, str], frames: int,
 ) -> list[Exhibit]:  # fmt: skip
     """Tables of the teams and of other numbers of cameras and people, learning curves, and the scene.
@@ -82,7 +82,7 @@ def make_exhibits(
     return exhibits
 
 
-def table(results: Sequence[Result], names: Mapping[str, str]) -> list[list[str]]:
+def table(results: Sequence[TeamResult], names: Mapping[str, str]) -> list[list[str]]:
     """Teams by figure."""
     marks = [f'joints below {mark:g} cm' for mark in MARKS]
     rows = [['team', 'mean error, cm', 'success', *marks, 'cameras that see a joint']]
@@ -94,7 +94,7 @@ def table(results: Sequence[Result], names: Mapping[str, str]) -> list[list[str]
     return rows
 
 
-def transfer(results: Sequence[Result], names: Mapping[str, str]) -> list[list[str]]:
+def transfer(results: Sequence[TeamResult], names: Mapping[str, str]) -> list[list[str]]:
     """Mean errors by numbers of cameras and people, and team."""
     teams = list(dict.fromkeys(result.team for result in results))
     rows = [['cameras', 'people', *(names[team] for team in teams)]]
@@ -105,7 +105,7 @@ def transfer(results: Sequence[Result], names: Mapping[str, str]) -> list[list[s
 
 
 def plot_curves(
-    curve: Mapping[str, Any], results: Sequence[Result], samples: int, names: Mapping[str, str]
+    curve: Mapping[str, Any], results: Sequence[TeamResult], samples: int, names: Mapping[str, str]
 ) -> bytes:  # fmt: skip
     """The mean error in training by environment steps, a line a seed, beside the rules' errors."""
     with matplotlib.rc_context(STYLE):

@@ -23,7 +23,7 @@ import numpy as np
 
 from pal_jax.recipes.cameras import pictures as evals
 from pal_jax.recipes.cameras.figures import TEAMS
-from pal_jax.recipes.cameras.pictures import Result
+from pal_jax.recipes.cameras.pictures import TeamResult
 from pal_jax.recipes.cameras.scene import FIGURES, Cameras
 from pal_jax.recipes.cameras.settings import METHODS, Settings
 from pal_jax.recipes.cameras.team import TeamPPO, TeamState
@@ -115,7 +115,7 @@ class Team:
 
     def results(
         self, state: dict[str, Any], scene: Cameras, counts: tuple[int, int], only: str = ''
-    ) -> tuple[list[Result], dict[str, Any]]:
+    ) -> tuple[list[TeamResult], dict[str, Any]]:
         """The figures of rules, methods and seeds on whole episodes of a scene, and the first episode of each run."""
         episodes, results, shown = self.settings.eval.episodes, [], {}
         # All play the same episodes, so that their differences are the policies'.
@@ -127,14 +127,16 @@ class Team:
                 if only in ('', run):
                     policy = state['runs'][run].policy
                     shown[run], figures = learner.play(policy, memory, key, episodes, scene)
-                    results.append(Result(method, seed, *counts, tuple(np.mean(np.asarray(figures), axis=0).tolist())))
+                    results.append(
+                        TeamResult(method, seed, *counts, tuple(np.mean(np.asarray(figures), axis=0).tolist()))
+                    )
         if not only:
             # A rule reads no policy; the first one stands there.
             method, learner = next(iter(self.learners.items()))
             policy, memory = state['runs'][name(method, 0)].policy, learner.policy_net.start(episodes * scene.cameras)
             for rule in RULES:
                 _, figures = learner.play(policy, memory, key, episodes, scene, rule)
-                results.append(Result(rule, 0, *counts, tuple(np.mean(np.asarray(figures), axis=0).tolist())))
+                results.append(TeamResult(rule, 0, *counts, tuple(np.mean(np.asarray(figures), axis=0).tolist())))
         return results, shown
 
 
@@ -178,7 +180,7 @@ def make(settings: Settings, ctx: Context) -> Team:
         check_at_least(settings, 1, 'mixtures')
     for pair in settings.eval.others:
         other(settings.scene, pair)
-    learners = {method: make_learner(settings, ctx, method) for method in settings.methods}
+    learners = {method: make_team_learner(settings, ctx, method) for method in settings.methods}
     runs = {name(method, seed): learners[method].abstract() for method in learners for seed in range(settings.seeds)}
     curve = jax.ShapeDtypeStruct(
         (len(runs), settings.total_steps), jnp.float32, sharding=sharding.replicated(ctx.mesh)
@@ -200,7 +202,7 @@ def stages(settings: Settings) -> Any:
     return stage
 
 
-def make_learner(settings: Settings, ctx: Context, method: str) -> TeamPPO:
+def make_team_learner(settings: Settings, ctx: Context, method: str) -> TeamPPO:
     """The learner of a method. Only whether it has dynamics heads makes another program."""
     updates = settings.total_steps * settings.updates * settings.epochs * settings.minibatches
     return TeamPPO(

@@ -141,7 +141,7 @@ class Cameras:
         to_walk, to_see = jax.random.split(key)
         if self.rule:
             action = jnp.concatenate([action, self.turning(scene)], axis=-1)
-        cameras = moved(scene.cameras, action)
+        cameras = move_cameras(scene.cameras, action)
         people, heading = self.walk(scene.people, scene.heading, scene.present, to_walk)
         sight = self.look(cameras, people, heading, scene.present, scene.sight.points, to_see)
         rewards = contributions.contributions(sight.values, self.cameras)
@@ -316,7 +316,7 @@ def formation(cameras: int) -> Float[np.ndarray, 'n 5']:
     return np.concatenate([corners, height_and_pitch, yaw[:, None]], axis=1)
 
 
-def moved(cameras: Float[Array, 'n 5'], action: Int[Array, 'n 5']) -> Float[Array, 'n 5']:
+def move_cameras(cameras: Float[Array, 'n 5'], action: Int[Array, 'n 5']) -> Float[Array, 'n 5']:
     """Cameras after an action, within the air that they may use. Entries 0, 1 and 2 go back, stay and go on."""
     signs = action.astype(jnp.float32) - 1.0
     place = cameras[:, :3] + MOVE * jnp.einsum('nab,na->nb', flat_axes(cameras), signs[:, :3])

@@ -12,7 +12,7 @@ METHODS = 'ctcr', 'shared', 'ctcr_dynamics', 'shared_dynamics'  # what pays a ca
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalSettings:
+class TeamEvaluationSettings:
     """The evaluations before, during and after training."""
 
     episodes: int = 64  # whole episodes of each team
@@ -43,4 +43,4 @@ class Settings(Run):
     reward_scale: float = 0.05  # rewards count so much in training, so that returns are of the size of 1
     optimizer: Optimizer
     critic: Optimizer
-    eval: EvalSettings = EvalSettings()
+    eval: TeamEvaluationSettings = TeamEvaluationSettings()

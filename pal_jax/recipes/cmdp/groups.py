@@ -19,7 +19,7 @@ from pal_jax.objectives.constraints import State
 from pal_jax.objectives.trust_region import TrustRegion
 from pal_jax.recipes.cmdp import optimum as cmdp
 from pal_jax.recipes.cmdp.finite import Bandit, Grid, Tables
-from pal_jax.recipes.cmdp.optimum import Result
+from pal_jax.recipes.cmdp.optimum import HandlerResult
 from pal_jax.recipes.cmdp.point import PointGoal
 from pal_jax.recipes.cmdp.settings import WITHOUT_LIMIT, Settings
 from pal_jax.run import sharding
@@ -37,7 +37,7 @@ class Member(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class MemberGroup:
     """Members side by side on the leading axis of one learner's state.
 
     Attributes:
@@ -98,8 +98,10 @@ class Group:
         policy = cmdp.probabilities(self.learner.outputs(state, observations))
         return np.asarray(_values(policy, *(jnp.asarray(x, jnp.float32) for x in self.tables)), float)
 
-    def results(self, worth: Float[np.ndarray, 'R C']) -> list[Result]:
-        return [Result(self.task, *member, *map(float, row)) for member, row in zip(self.members, worth, strict=True)]
+    def results(self, worth: Float[np.ndarray, 'R C']) -> list[HandlerResult]:
+        return [
+            HandlerResult(self.task, *member, *map(float, row)) for member, row in zip(self.members, worth, strict=True)
+        ]
 
     @property
     def _everywhere(self) -> Any:
@@ -111,7 +113,7 @@ def _values(policy: Array, *tables: Array) -> Array:
     return cmdp.values(Tables(*tables), policy)  # type: ignore[arg-type]
 
 
-def make_groups(settings: Settings, mesh: Mesh) -> dict[str, Group]:
+def make_groups(settings: Settings, mesh: Mesh) -> dict[str, MemberGroup]:
     """The groups of a run by their names: `grid` for PPO's update, `grid-cup` and so on for handlers of their own."""
     groups = {}
     for task in settings.tasks:
@@ -124,7 +126,7 @@ def make_groups(settings: Settings, mesh: Mesh) -> dict[str, Group]:
     return groups
 
 
-def make_group(settings: Settings, mesh: Mesh, task: str, names: Sequence[str]) -> Group:
+def make_group(settings: Settings, mesh: Mesh, task: str, names: Sequence[str]) -> MemberGroup:
     """The runs of some handlers, which share an update, on a task."""
     env, sizes = TASKS[task], getattr(settings, task)
     # Handlers that read no limit would make the same run at each limit, so they have one.
@@ -145,7 +147,7 @@ def make_group(settings: Settings, mesh: Mesh, task: str, names: Sequence[str]) 
     )  # fmt: skip
     handlers = tuple(settings.constraint.named(member.handler) for member in members)
     tables = env.tables() if hasattr(env, 'tables') else None
-    return Group(task, learner, members, handlers, tables)
+    return MemberGroup(task, learner, members, handlers, tables)
 
 
 def _alone(settings: Settings, name: str) -> bool:

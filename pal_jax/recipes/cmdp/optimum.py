@@ -29,7 +29,7 @@ SHARE, ROOM = 0.97, 0.1  # a handler solves a task with such a share of the opti
 MARKERS = 'oDs^vP*Xph<>d'
 
 
-class Optimum(NamedTuple):
+class ConstrainedOptimum(NamedTuple):
     """The best discounted reward under a limit, its cost, and the multiplier of the limit."""
 
     reward: float
@@ -37,7 +37,7 @@ class Optimum(NamedTuple):
     multiplier: float
 
 
-class Result(NamedTuple):
+class HandlerResult(NamedTuple):
     """The discounted reward and cost of an episode by a handler's policy, on a task with a limit (inf: none)."""
 
     task: str
@@ -48,7 +48,7 @@ class Result(NamedTuple):
     cost: float
 
 
-def optimum(tables: Tables, limit: float) -> Optimum:
+def optimum(tables: Tables, limit: float) -> ConstrainedOptimum:
     """Solve `max sum x r` over occupancies `x >= 0` with `sum x c <= limit` by HiGHS. A limit of inf is none.
 
     Raises:
@@ -63,7 +63,7 @@ def optimum(tables: Tables, limit: float) -> Optimum:
     if not solution.success:
         raise ValueError(f'no policy keeps a cost of {limit:g} ({solution.message}); raise the limit')
     multiplier = -float(solution.ineqlin.marginals[0]) if within else 0.0
-    return Optimum(-float(solution.fun), float(solution.x @ paid[:, 1]), multiplier)
+    return ConstrainedOptimum(-float(solution.fun), float(solution.x @ paid[:, 1]), multiplier)
 
 
 def values(tables: Tables, policy: Float[Array, 'R S A']) -> Float[Array, 'R C']:
@@ -78,7 +78,7 @@ def values(tables: Tables, policy: Float[Array, 'R S A']) -> Float[Array, 'R C']
 # --- what a report shows ----------------------------------------------------------------------------------------------
 
 
-class Cell(NamedTuple):
+class HandlerSummary(NamedTuple):
     """A handler's seeds on a task and a limit. `share` is of the optimum; None: the optimum is not known."""
 
     reward: Estimate
@@ -87,7 +87,9 @@ class Cell(NamedTuple):
     solved: bool | None
 
 
-def summarize(results: Sequence[Result], optima: Mapping[tuple[str, float], Optimum]) -> dict[tuple, Cell]:
+def summarize(
+    results: Sequence[HandlerResult], optima: Mapping[tuple[str, float], ConstrainedOptimum]
+) -> dict[tuple, HandlerSummary]:
     """Means over seeds by task, handler and limit."""
     cells = {}
     for key in dict.fromkeys((result.task, result.handler, result.limit) for result in results):
@@ -96,11 +98,13 @@ def summarize(results: Sequence[Result], optima: Mapping[tuple[str, float], Opti
         best = optima.get((key[0], key[2]))
         share = reward.value / best.reward if best else None
         solved = None if share is None or math.isinf(key[2]) else bool(share >= SHARE and cost.value <= key[2] + ROOM)
-        cells[key] = Cell(reward, cost, share, solved)
+        cells[key] = HandlerSummary(reward, cost, share, solved)
     return cells
 
 
-def make_record(results: Sequence[Result], optima: Mapping[tuple[str, float], Optimum]) -> dict[str, Any]:
+def make_record(
+    results: Sequence[HandlerResult], optima: Mapping[tuple[str, float], ConstrainedOptimum]
+) -> dict[str, Any]:
     """Figures of each handler on each task: the share of the optimum and the cost above the limit, each at the limit
     where it is worst; reward and cost where there is no limit or no optimum."""
     record: dict[str, Any] = {}
@@ -120,8 +124,8 @@ def make_record(results: Sequence[Result], optima: Mapping[tuple[str, float], Op
 
 
 def make_exhibits(
-    results: Sequence[Result], optima: Mapping[tuple[str, float], Optimum], tables: Mapping[str, Tables],
-    names: Mapping[str, str],
+    results: Sequence[HandlerResult], optima: Mapping[tuple[str, float], ConstrainedOptimum],
+    tables: Mapping[str, Tables], names: Mapping[str, str],
 ) -> list[Exhibit]:  # fmt: skip
     """A table and a picture for each task; `names` are handlers' names for readers."""
     cells = summarize(results, optima)
@@ -154,7 +158,7 @@ def _exhibit(task: str, results, cells, optima, tables, names) -> Exhibit:
     return Exhibit(f'Handlers on the {task}', text, rows, plot(on_task, tables.get(task), names))
 
 
-def plot(results: Sequence[Result], tables: Tables | None, names: Mapping[str, str]) -> bytes:
+def plot(results: Sequence[HandlerResult], tables: Tables | None, names: Mapping[str, str]) -> bytes:
     """Results by cost and reward, a colour a handler, beside the best reward for each cost where that is known. A
     dotted line leads from a result to its limit."""
     with matplotlib.rc_context(STYLE):
@@ -190,7 +194,7 @@ def plot(results: Sequence[Result], tables: Tables | None, names: Mapping[str, s
     return png(figure)
 
 
-def _reachable(tables: Tables, limit: float) -> Optimum | None:
+def _reachable(tables: Tables, limit: float) -> ConstrainedOptimum | None:
     try:
         return optimum(tables, limit)
     except ValueError:

@@ -23,8 +23,8 @@ import numpy as np
 
 from pal_jax.recipes.cmdp import figures
 from pal_jax.recipes.cmdp import optimum as cmdp
-from pal_jax.recipes.cmdp.groups import TASKS, Group, make_groups
-from pal_jax.recipes.cmdp.optimum import Optimum
+from pal_jax.recipes.cmdp.groups import TASKS, MemberGroup, make_groups
+from pal_jax.recipes.cmdp.optimum import ConstrainedOptimum
 from pal_jax.recipes.cmdp.settings import HANDLERS, LAGRANGIAN, REFUSED, Settings
 from pal_jax.run import sharding
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least
@@ -47,8 +47,8 @@ class CMDP:
 
     plan: Plan
     ctx: Context
-    groups: dict[str, Group]
-    optima: dict[tuple[str, float], Optimum]
+    groups: dict[str, MemberGroup]
+    optima: dict[tuple[str, float], ConstrainedOptimum]
     seed: int
     updates: int
     tail: int
@@ -80,7 +80,7 @@ class CMDP:
             learners[name], handlers[name], tails[name] = learner, states, tail
         return {'learners': learners, 'tails': tails}, {'handlers': handlers}, 'cmdp', self.figures(results, metrics)
 
-    def figures(self, results: list[cmdp.Result], metrics: dict[str, dict[str, Any]]) -> Metrics:
+    def figures(self, results: list[cmdp.HandlerResult], metrics: dict[str, dict[str, Any]]) -> Metrics:
         """Figures of a step. Raises RuntimeError where a policy's value is not finite."""
         if bad := [result for result in results if not math.isfinite(result.reward + result.cost)]:
             raise RuntimeError(f'{bad[0].handler} on {bad[0].task} is not finite; lower optimizer.lr')

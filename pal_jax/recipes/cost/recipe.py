@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from pal_jax.data import rows as data
-from pal_jax.data.packing import Group
+from pal_jax.data.packing import PromptGroup
 from pal_jax.data.rows import Rows
 from pal_jax.data.safety import SafetyRows, judged_rows
 from pal_jax.learners.labelled import SignedCost, pack_labelled
-from pal_jax.learners.scorer import Pairs, Scorer, ScorerState, gaps
+from pal_jax.learners.scorer import ReplyGroups, Scorer, ScorerState, gaps
 from pal_jax.models.files.families import classifier_to_hf
 from pal_jax.models.params import Params
 from pal_jax.recipes.cost import evaluation as cost_model
@@ -89,7 +89,7 @@ class CostModel:
         exhibits = cost_model.make_exhibits(test.scores, unsafe, record)
         return Evaluation(record | {'moved': self.rows.moved}, exhibits=exhibits)
 
-    def pack(self, groups: Sequence[Group]) -> Pairs:
+    def pack(self, groups: Sequence[PromptGroup]) -> ReplyGroups:
         """Pairs of answers as a batch, the less safe answer of a pair first."""
         packed = pack_labelled(
             groups, self.ctx.mesh, ways=sharding.batch_ways(self.ctx.mesh), micro_rows=self.micro_rows,
@@ -148,13 +148,13 @@ def open_scorer(workdir: str, person: str) -> record_scorer.Scorer:
     """Open the cost model of a run for records of prompts with responses. Raises as `record_scorer.of_replies`."""
     scorer = record_scorer.of_replies(workdir, person, 'a cost model', open_scores, record_scorer.to_turn)
 
-    def details(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    def details(groups: Sequence[PromptGroup]) -> list[dict[str, Any]]:
         return [{'score': score, 'unsafe': score > 0.0} for score in scorer.score(groups).tolist()]
 
     return scorer._replace(keys=('score', 'unsafe'), details=details)
 
 
-def labels_of(groups: Sequence[Group]) -> np.ndarray:
+def labels_of(groups: Sequence[PromptGroup]) -> np.ndarray:
     """The labels of the answers of all pairs `[pairs, 2]`, the less safe answer first.
 
     A label is 1 where the answer is unsafe and 0 where it is safe, or NaN where it has none.

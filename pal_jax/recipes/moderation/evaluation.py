@@ -69,11 +69,11 @@ def measure(
     """The record of an evaluation.
 
     Its first figures are of the verdict unsafe or safe. Their standard errors and 95 % intervals are over
-    prompts; `prompts` has the number of each row's prompt, and rows of one prompt stay together. The AUC of the
-    verdict is of the largest probability, which no threshold changes. `macro_...` are means over the classes that a row
-    has, for the AUC over those that a row has and another one has not. Lists have an entry for each class, and None for
-    an unknown figure.
+    prompts; `prompts` has the number of each row's prompt, and rows of one prompt stay together. `macro_...` are
+    means over the classes that a row has, for the AUC over those that a row has and another one has not. Lists have an
+    entry for each class, and None for an unknown figure.
     """
+    # The AUC of the verdict is of the largest probability, which no threshold changes.
     score, unsafe = harm(probabilities), any_of(labels)
     called = unsafe_by(probabilities, thresholds)
     classes = by_class(probabilities, labels, thresholds)

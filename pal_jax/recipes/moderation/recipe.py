@@ -24,13 +24,13 @@ from scipy.special import expit
 
 from pal_jax.data import chats, holdouts
 from pal_jax.data import rows as data
-from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.packing import PromptGroup, shared_prompt
 from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.data.rows import Rows
 from pal_jax.data.safety import SafetyRows, labelled_rows
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.labelled import Labels, pack_labelled
-from pal_jax.learners.scorer import Pairs, Scorer, ScorerState, pack_replies, to_score
+from pal_jax.learners.labelled import LabelLoss, pack_labelled
+from pal_jax.learners.scorer import ReplyGroups, Scorer, ScorerState, pack_replies, to_score
 from pal_jax.models.files.families import classifier_to_hf
 from pal_jax.models.params import Params
 from pal_jax.objectives.labels import label_loss
@@ -88,7 +88,7 @@ class Moderation:
     ctx: Context
     scorer: Scorer
     rows: Rows
-    validation: list[Group]
+    validation: list[PromptGroup]
     micro_rows: int
     load: Callable[[Params], Params]
 
@@ -129,17 +129,17 @@ class Moderation:
         probabilities, has = expit(logits), labels == 1.0
         record = evals.measure(probabilities, has, np.array(prompts), np.asarray(state.thresholds))
         exhibits = evals.make_exhibits(probabilities, has, record, CATEGORIES)
-        assert isinstance(self.scorer.loss, Labels)
+        assert isinstance(self.scorer.loss, LabelLoss)
         weights = self.scorer.loss.positive_weights or (1.0,)
         loss = float(label_loss(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(weights)).mean())
         return Evaluation({'loss': loss} | record | {'moved': self.rows.moved}, exhibits=exhibits)
 
-    def logits(self, state: ModeratorState, groups: Sequence[Group]) -> Float[np.ndarray, 'rows K']:
+    def logits(self, state: ModeratorState, groups: Sequence[PromptGroup]) -> Float[np.ndarray, 'rows K']:
         size = self.rows.batch_size
         chunks = (groups[start : start + size] for start in range(0, len(groups), size))
         return np.concatenate([self.scorer.scores(state.scorer, self.pack(chunk))[:, 0] for chunk in chunks])
 
-    def pack(self, groups: Sequence[Group]) -> Pairs:
+    def pack(self, groups: Sequence[PromptGroup]) -> ReplyGroups:
         """Answers as a batch with their labels."""
         mesh, row_tokens = self.ctx.mesh, self.rows.row_tokens
         ways = sharding.batch_ways(mesh)
@@ -162,7 +162,7 @@ def make(settings: Settings, ctx: Context) -> Moderation:
     ctx.log(f'{rows.told}, {len(validation)} more to choose thresholds')
     weights = balanced(labels_of(rows.train)) if settings.labels.weights == 'balanced' else ()
     steps = data.steps_of(settings, rows)
-    scorer = make_scorer(settings, policy.cfg, ctx, Labels(weights), outputs=len(CATEGORIES), steps=steps)
+    scorer = make_scorer(settings, policy.cfg, ctx, LabelLoss(weights), outputs=len(CATEGORIES), steps=steps)
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
     abstract = ModeratorState(scorer.abstract, abstract_thresholds(ctx.mesh))
     plan = Plan(steps, abstract, stage, trained_by(policy, scorer), SHOWN, keep=keeping(policy=policy))
@@ -171,12 +171,12 @@ def make(settings: Settings, ctx: Context) -> Moderation:
 
 def planned(settings: Settings, prompt: int) -> Planned:
     """The part of a run that is planned, see `run/planned.py`."""
-    return reading(settings, functools.partial(make_scorer, loss=Labels(), outputs=len(CATEGORIES)), n=2)
+    return reading(settings, functools.partial(make_scorer, loss=LabelLoss(), outputs=len(CATEGORIES)), n=2)
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
     policy = make_policy(settings.policy, ctx, settings.seed)
-    return trained_by(policy, make_scorer(settings, policy.cfg, ctx, Labels(), outputs=len(CATEGORIES)))
+    return trained_by(policy, make_scorer(settings, policy.cfg, ctx, LabelLoss(), outputs=len(CATEGORIES)))
 
 
 def trained_by(policy: Policy, scorer: Scorer) -> Trained:
@@ -193,7 +193,7 @@ def trained_by(policy: Policy, scorer: Scorer) -> Trained:
 # --- what is learnt ---------------------------------------------------------------------------------------------------
 
 
-def hold_back(rows: Rows, tokenizer: Tokenizer, settings: Settings) -> tuple[Rows, list[Group]]:
+def hold_back(rows: Rows, tokenizer: Tokenizer, settings: Settings) -> tuple[Rows, list[PromptGroup]]:
     """The rows without the answers to some of their training prompts, and these answers.
 
     Raises:
@@ -218,7 +218,7 @@ def balanced(labels: Float[np.ndarray, 'rows K']) -> tuple[float, ...]:
     return tuple(np.clip(weights, 1.0 / HEAVIEST, HEAVIEST).tolist())
 
 
-def labels_of(groups: Sequence[Group]) -> Float[np.ndarray, 'rows K']:
+def labels_of(groups: Sequence[PromptGroup]) -> Float[np.ndarray, 'rows K']:
     return np.array([group.labels[0] for group in groups], np.float32)
 
 
@@ -244,12 +244,12 @@ def open_moderator(folder: str | Path, ctx: Context) -> Moderator:
     if not isinstance(settings, Settings):
         raise ValueError(f'{folder} is a run of {settings.recipe}; give one of moderation')
     model = make_policy(settings.policy, ctx.of(folder), settings.seed)
-    scorer = make_scorer(settings, model.cfg, ctx, Labels(), outputs=len(CATEGORIES))
+    scorer = make_scorer(settings, model.cfg, ctx, LabelLoss(), outputs=len(CATEGORIES))
     exported = trained_by(model, scorer).exported
     state, *_ = Checkpoints(folder, exported, read_only=True).read()
     ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), settings.data.micro_rows, settings.data.row_tokens
 
-    def probabilities(groups: Sequence[Group]) -> np.ndarray:
+    def probabilities(groups: Sequence[PromptGroup]) -> np.ndarray:
         # Without any group the result still has a column for each category.
         parts = [np.zeros((0, len(CATEGORIES)))]
         for start in range(0, len(groups), CHUNK):
@@ -271,13 +271,13 @@ def open_scorer(workdir: str, person: str) -> record_scorer.Scorer:
     record_scorer.check_nobody(workdir, person, 'a moderator')
     moderator = open_moderator(workdir, record_scorer.one_device(workdir))
 
-    def read(record: Any) -> Group:
+    def read(record: Any) -> PromptGroup:
         return moderator.read(*record_scorer.to_pair(record))
 
-    def score(groups: Sequence[Group]) -> np.ndarray:
+    def score(groups: Sequence[PromptGroup]) -> np.ndarray:
         return evals.harm(moderator.probabilities(groups))
 
-    def details(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    def details(groups: Sequence[PromptGroup]) -> list[dict[str, Any]]:
         probabilities = moderator.probabilities(groups)
         verdicts = zip(
             evals.harm(probabilities).tolist(),
@@ -297,7 +297,7 @@ def open_scorer(workdir: str, person: str) -> record_scorer.Scorer:
     return record_scorer.Scorer(read, score, keys=('score', 'categories', 'unsafe'), details=details)
 
 
-def to_group(tokenizer: Tokenizer, longest: int, prompt: str | Chat, response: str) -> Group:
+def to_group(tokenizer: Tokenizer, longest: int, prompt: str | Chat, response: str) -> PromptGroup:
     """A prompt and a response as a group of one reply, as they are learnt.
 
     Raises:

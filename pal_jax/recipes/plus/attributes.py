@@ -26,7 +26,7 @@ from pal_jax.types import Choice
 SURVEY, DRAWS = 100, 1000  # pairs (or a few more) that contexts are made of; contexts that are tried
 
 
-class Pair(NamedTuple):
+class RatedPair(NamedTuple):
     """Two replies to a prompt. `first` has the attributes on which the first reply is rated higher."""
 
     prompt: str
@@ -39,7 +39,7 @@ class Pair(NamedTuple):
         return Choice(self.prompt, chosen, rejected)
 
 
-def read(path: str, attributes: Sequence[str] = (), *, max_words: int) -> tuple[list[Pair], tuple[str, ...]]:
+def read(path: str, attributes: Sequence[str] = (), *, max_words: int) -> tuple[list[RatedPair], tuple[str, ...]]:
     """The pairs about which people disagree, and the attributes that people want.
 
     Replies have at most `max_words` words. The attributes are `attributes`, by default those of the first reply.
@@ -47,7 +47,7 @@ def read(path: str, attributes: Sequence[str] = (), *, max_words: int) -> tuple[
     Raises:
       ValueError: a line is wrong, or there are fewer than two attributes.
     """
-    pairs: list[Pair] = []
+    pairs: list[RatedPair] = []
     kinds = tuple(attributes)
     for place, record in records.rows(str(path)):
         prompt, rated = _checked(place, record)
@@ -80,7 +80,9 @@ def _checked(place: str, record: Mapping[str, Any]) -> tuple[str, list[tuple[str
     return prompt.strip(), [(reply['text'].strip(), reply['ratings']) for reply in replies]
 
 
-def _disagreements(prompt: str, rated: Sequence[tuple[str, Mapping[str, Any]]], kinds: Sequence[str]) -> Iterator[Pair]:
+def _disagreements(
+    prompt: str, rated: Sequence[tuple[str, Mapping[str, Any]]], kinds: Sequence[str]
+) -> Iterator[RatedPair]:
     """The pairs of replies to a prompt about which people who want different attributes disagree."""
     for (first_text, first_ratings), (second_text, second_ratings) in itertools.combinations(rated, 2):
         tie = random.Random(f'{prompt} {first_text} {second_text}').random() < 0.5
@@ -90,10 +92,10 @@ def _disagreements(prompt: str, rated: Sequence[tuple[str, Mapping[str, Any]]], 
             if first_ratings[name] > second_ratings[name] or (first_ratings[name] == second_ratings[name] and tie)
         )
         if first_text != second_text and 0 < len(first) < len(kinds):
-            yield Pair(prompt, (first_text, second_text), first)
+            yield RatedPair(prompt, (first_text, second_text), first)
 
 
-def make_people(
+def make_attribute_people(
     path: str, attributes: Sequence[str], people: int, tested: int, *, in_context: int, held: int, max_words: int,
     form: str, seed: int, taught: int = 1,
 ) -> tuple[list[History], list[History]]:  # fmt: skip
@@ -110,7 +112,7 @@ def make_people(
       ValueError: as `read`, or there are too few pairs.
     """
     pairs, kinds = read(path, attributes, max_words=max_words)
-    by_prompt: dict[str, list[Pair]] = {}
+    by_prompt: dict[str, list[RatedPair]] = {}
     for pair in pairs:
         by_prompt.setdefault(normal(pair.prompt), []).append(pair)
     groups = list(by_prompt.values())
@@ -127,7 +129,7 @@ def make_people(
             f'{", ".join(kinds)} disagree, to {len(groups)} prompts; give more, or raise history.max_words'
         )
 
-    def person(split: str, number: int, seed: int, judged: Sequence[Pair]) -> History:
+    def person(split: str, number: int, seed: int, judged: Sequence[RatedPair]) -> History:
         rng, kind = random.Random(f'{split} {number} {seed}'), kinds[number % len(kinds)]
         for _ in range(DRAWS):
             past, (reward, *train) = rng.sample(survey, in_context), rng.sample(teaching, 1 + taught)
@@ -153,6 +155,6 @@ def make_people(
     )
 
 
-def identified(kind: str, past: Sequence[Pair], kinds: Sequence[str]) -> bool:
+def identified(kind: str, past: Sequence[RatedPair], kinds: Sequence[str]) -> bool:
     """True where a person who wants any other attribute would have made another choice in one of these pairs."""
     return all(any((kind in p.first) != (name in p.first) for p in past) for name in kinds if name != kind)

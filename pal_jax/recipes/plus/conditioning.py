@@ -15,7 +15,7 @@ import numpy as np
 
 from pal_jax.data import holdouts
 from pal_jax.data.histories import History, content
-from pal_jax.data.thoughts import spoken
+from pal_jax.data.thoughts import spoken_reply
 from pal_jax.recipes.plus.summaries import question
 from pal_jax.run import intervals
 from pal_jax.types import ChatModel, Choice, Exhibit
@@ -104,7 +104,7 @@ def table(
     for name, texts in by_person.items() if isinstance(nothing, str) else ():
         figures[f'{name}words'] = float(np.mean([len(text.split()) for text in texts]))
         kind_of_text = [kind for kind in kinds for _ in range(len(texts) // len(people))]
-        figures |= {f'{name}{key}': value for key, value in naming(texts, kind_of_text).items()}
+        figures |= {f'{name}{key}': value for key, value in shares_naming_kind(texts, kind_of_text).items()}
     return figures, likeliest, plain
 
 
@@ -125,7 +125,7 @@ def of_another_kind(kinds: Sequence[str]) -> list[int]:
     return [next(j % count for j in range(i + 1, i + count) if kinds[j % count] != kinds[i]) for i in range(count)]
 
 
-def naming(texts: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
+def shares_naming_kind(texts: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
     """The shares of texts that name the kind of their person, where it is known.
 
     `named` is the share that name it and no other kind, `misnamed` the share that name another kind alone, in singular
@@ -179,17 +179,18 @@ def personalise(
 ) -> tuple[dict[str, Any], Exhibit]:
     """The evaluation of replies: does a reply written after a person's summary suit the person better than one without?
 
-    Every reply answers the first prompt that tests the person, and the reward model compares by the person's own
-    summary (rlpa_plus III.5, eval_inference). `written_better` is the share of replies after that summary that it
-    prefers to replies after none, a tie being a half. `written_for_somebody_better` is the same for replies after a
-    summary of somebody at random, the gain of any summary; it is absent where there is nobody else. `written` counts
-    the people for whom all replies could be had.
+    `written_better` is the share of replies after the person's summary that the reward model prefers to replies after
+    none, a tie being a half. `written_for_somebody_better` is the same for replies after a summary of somebody at
+    random, the gain of any summary; it is absent where there is nobody else. `written` counts the people for whom all
+    replies could be had.
     """
+    # Every reply answers the first prompt that tests the person, and the reward model compares by the person's own
+    # summary (rlpa_plus III.5, eval_inference).
     prompts = [person.held[0].prompt for person in people]
     random = of_somebody(texts, people)
     sources = [texts, [''] * len(people), *([random] if random else [])]
     chats = [[question(t, p) for t, p in zip(source, prompts, strict=True)] for source in sources]
-    replies = [[text and spoken(text) for text in model(messages, seed)] for messages in chats]
+    replies = [[text and spoken_reply(text) for text in model(messages, seed)] for messages in chats]
     kept = [i for i in range(len(people)) if all(row[i] and str(row[i]).strip() for row in replies)]
     record: dict[str, Any] = {'written': len(kept)}
     after_own, plain, *somebody = ([str(row[i]).strip() for i in kept] for row in replies)

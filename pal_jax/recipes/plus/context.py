@@ -13,15 +13,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from pal_jax.data.histories import History, Told
-from pal_jax.data.packing import Example, Group, shared_prompt
+from pal_jax.data.histories import History, PersonContext
+from pal_jax.data.packing import Example, PromptGroup, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
 from pal_jax.judges.chat_models import ChatModels
 from pal_jax.judges.sharing import share_model
 from pal_jax.learners.ppo import PolicyLearner
-from pal_jax.learners.scorer import Pairs, Scorer, ScorerState, pack_replies, to_score
+from pal_jax.learners.scorer import ReplyGroups, Scorer, ScorerState, pack_replies, to_score
 from pal_jax.learners.scorer import gaps as gaps_of
 from pal_jax.learners.training import MULTIPLE
 from pal_jax.recipes.plus import conditioning, summaries
@@ -35,7 +35,7 @@ State = dict[str, Any]  # 'reward', and 'policy' where a model writes
 BRANCHES = 8  # replies of a group that is compared; further replies to a prompt start another group
 
 
-class Written(NamedTuple):
+class SummaryTexts(NamedTuple):
     """The texts that the reward model reads of people, and the samples behind them where a model wrote the texts."""
 
     texts: list[str]
@@ -43,19 +43,21 @@ class Written(NamedTuple):
 
 
 # The texts of people by (state, people, temperatures, seed): one at each temperature, those of a person together.
-Describe = Callable[[State, Sequence[Any], Sequence[float], Sequence[int]], Written]
+Describe = Callable[[State, Sequence[Any], Sequence[float], Sequence[int]], SummaryTexts]
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class BaselineTexts:
     """The texts that a baseline reads in place of summaries."""
 
     reads: str
 
     def __call__(
         self, state: State, people: Sequence[History], temperatures: Sequence[float], seed: Sequence[int]
-    ) -> Written:
-        return Written([summaries.given(person, self.reads) for person in people for _ in temperatures], [])
+    ) -> SummaryTexts:
+        return SummaryTexts(
+            [summaries.baseline_text(person, self.reads) for person in people for _ in temperatures], []
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +78,8 @@ class Writer:
     prefill: str
 
     def __call__(
-        self, state: State, people: Sequence[Told], temperatures: Sequence[float], seed: Sequence[int]
-    ) -> Written:
+        self, state: State, people: Sequence[PersonContext], temperatures: Sequence[float], seed: Sequence[int]
+    ) -> SummaryTexts:
         samplings = [dataclasses.replace(self.sampling, temperature=temperature) for temperature in temperatures]
         # The first words are forced, so that even an untrained model writes a summary.
         prefill = self.tokenizer.encode(self.prefill) if self.prefill else []
@@ -88,19 +90,19 @@ class Writer:
         # The decoder's caches would stand in the way of the reward model's step.
         self.decoder.release()
         texts = [summaries.extract(self.prefill + sample.completion.text) for sample in samples]
-        return Written(texts, samples)
+        return SummaryTexts(texts, samples)
 
 
 def make_writer(settings: Settings, policy: Policy, learner: PolicyLearner, ctx: Context) -> Describe:
     """The writer of summaries, or the texts that a baseline reads in place of them."""
     if settings.reads not in WRITTEN:
-        return Given(settings.reads)
+        return BaselineTexts(settings.reads)
     decoder = sampler.make_decoder(settings.decode, policy, ctx)
     return Writer(learner, decoder, policy.tokenizer, settings.sampling, settings.form, settings.summary.prefill)
 
 
 @dataclasses.dataclass(frozen=True)
-class PairUp:
+class PairPacker:
     """Packs texts for the reward model, each with its choices, as many for every text.
 
     Attributes:
@@ -113,7 +115,7 @@ class PairUp:
     micro_rows: int
     row_tokens: int
 
-    def learn(self, texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
+    def learn(self, texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> ReplyGroups:
         """A group of replies for each text, to learn from.
 
         A text that comes twice with the same choices is read once and counts twice.
@@ -125,13 +127,13 @@ class PairUp:
         groups = [to_group(self.tokenizer, text, itertools.chain(*map(sides, taught))) for text, taught in alike]
         return self._packed(groups, times=np.bincount(of)).pick(of[:, None], np.arange(2 * len(choices[0]))[None])
 
-    def compare(self, texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
+    def compare(self, texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> ReplyGroups:
         """Pairs for gaps alone: a reply is read once after a text and a prompt, in however many choices it is."""
         read = [[(text, *side) for c in row for side in sides(c)] for text, row in zip(texts, choices, strict=True)]
         by_prompt: dict[tuple[str, str], dict[str, None]] = {}
         for text, prompt, reply in itertools.chain(*read):
             by_prompt.setdefault((text, prompt), {})[reply] = None
-        groups: list[Group] = []
+        groups: list[PromptGroup] = []
         places: dict[tuple[str, str, str], tuple[int, int]] = {}  # group and branch of a reply
         for (text, prompt), replies in by_prompt.items():
             for start in range(0, len(replies), BRANCHES):
@@ -141,7 +143,7 @@ class PairUp:
         where = np.array([[places[side] for side in row] for row in read])
         return self._packed(groups, n=BRANCHES).pick(where[..., 0], where[..., 1])
 
-    def _packed(self, groups: Sequence[Group], **options: Any) -> Pairs:
+    def _packed(self, groups: Sequence[PromptGroup], **options: Any) -> ReplyGroups:
         # Rows that texts share are all cut to one length, so that one program reads them.
         return pack_replies(
             groups, self.mesh, ways=sharding.batch_ways(self.mesh), micro_rows=self.micro_rows,
@@ -149,12 +151,12 @@ class PairUp:
         )  # fmt: skip
 
 
-def make_pairs(settings: RewardModelSettings, tokenizer: Tokenizer, mesh: Mesh) -> PairUp:
+def make_pair_packer(settings: RewardModelSettings, tokenizer: Tokenizer, mesh: Mesh) -> PairPacker:
     """The packing of texts for the reward model, as the settings describe it."""
-    return PairUp(tokenizer, mesh, settings.micro_rows, settings.row_tokens)
+    return PairPacker(tokenizer, mesh, settings.micro_rows, settings.row_tokens)
 
 
-def to_group(tokenizer: Tokenizer, summary: str, asked: Iterable[tuple[str, str]]) -> Group:
+def to_group(tokenizer: Tokenizer, summary: str, asked: Iterable[tuple[str, str]]) -> PromptGroup:
     """Replies to prompts, as pairs (prompt, reply), after the summary of a person."""
 
     def example(prompt: str, reply: str) -> Example:
@@ -180,7 +182,7 @@ class RewardModel:
     """
 
     scorer: Scorer
-    pair_up: PairUp
+    pair_up: PairPacker
     taught: int
     trains: bool = True
     std: float = 1.0
@@ -217,7 +219,7 @@ class RewardModel:
         return state, log_sigmoid(gaps / self.std).mean(axis=1), metrics
 
 
-def make_reward_model(settings: Settings, scorer: Scorer, pair_up: PairUp) -> RewardModel:
+def make_reward_model(settings: Settings, scorer: Scorer, pair_up: PairPacker) -> RewardModel:
     """The reward model that the settings describe."""
     named = settings.reward_model
     return RewardModel(scorer, pair_up, settings.summary.taught, named.train, named.std)
@@ -231,7 +233,7 @@ def summarize(texts: Sequence[str], rewards: np.ndarray, people: Sequence[Histor
         'reward_std': float(np.std(rewards)),
         'samples': float(len(texts)),
         'words': float(np.mean([len(text.split()) for text in texts])),
-    } | conditioning.naming(texts, kinds)
+    } | conditioning.shares_naming_kind(texts, kinds)
 
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ class Made:
     attributes: tuple[str, ...] = ()
 
 
-def silent(text: str) -> None:
+def no_log(text: str) -> None:
     """A log that does nothing with a line."""
 
 
@@ -53,7 +53,7 @@ def by_person(choices: Iterable[TextChoice]) -> Mapping[str, Sequence[Choice]]:
 
 
 def read(
-    data: str, *, people: int, tested: int, seed: int, form: str, made: Made, log: Log = silent
+    data: str, *, people: int, tested: int, seed: int, form: str, made: Made, log: Log = no_log
 ) -> tuple[list[History], Splits]:  # fmt: skip
     """The people to learn from, and the people to test on by the name of their split.
 
@@ -78,9 +78,9 @@ def read(
     if form not in histories.FORMS:
         raise ValueError(f'form={form!r} is unknown; use one of {", ".join(histories.FORMS)}')
     if data == 'pets':
-        train = pets.make_people(people, seed=seed, split='train', form=form, taught=made.taught)
+        train = pets.make_pet_people(people, seed=seed, split='train', form=form, taught=made.taught)
         splits: tuple[pets.Split, ...] = ('test', 'animals')
-        return train, {split: pets.make_people(tested, seed=0, split=split, form=form) for split in splits}
+        return train, {split: pets.make_pet_people(tested, seed=0, split=split, form=form) for split in splits}
     settings: Any = {
         'in_context': made.told,
         'taught': made.taught,
@@ -89,7 +89,7 @@ def read(
         'form': form,
     }
     if data.startswith('rated:'):
-        train, test = attributes.make_people(
+        train, test = attributes.make_attribute_people(
             data.removeprefix('rated:'), made.attributes, people, tested, **settings, seed=seed
         )
         return train, {'test': test}
@@ -101,7 +101,9 @@ def read(
         choices = _vote(data.removeprefix('votes:'), made) if voted else by_person(opinions.read(data))
         by_user = histories.from_choices(choices, **settings, seed=0, per_user=made.each)
         random.Random(0).shuffle(by_user)
-        contents = [holdouts.together(map(histories.said, choices[of_person[0].user])) for of_person in by_user]
+        contents = [
+            holdouts.joint_content(map(histories.choice_text, choices[of_person[0].user])) for of_person in by_user
+        ]
     elif ':' in data and not Path(data).exists():
         raise ValueError(
             f'data={data!r} is unknown; use pets, a JSONL file of people, votes:<folder>/<name>, rated:<file>, or a '
@@ -109,7 +111,7 @@ def read(
         )
     else:
         by_user = histories.load(data)
-        contents = [holdouts.together(map(histories.content, of_person)) for of_person in by_user]
+        contents = [holdouts.joint_content(map(histories.content, of_person)) for of_person in by_user]
     if not min(tested, len(by_user) // 5):
         count = made.told + 1 + made.taught + made.held
         needed = f'{count} choices apart (history.told + 1 + history.taught + history.held)'

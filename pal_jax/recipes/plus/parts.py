@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from pal_jax.learners.ppo import PolicyLearner
 from pal_jax.learners.scorer import Scorer
 from pal_jax.models.config import ModelConfig
-from pal_jax.recipes.plus.context import Describe, PairUp, make_pairs, make_writer
+from pal_jax.recipes.plus.context import Describe, PairPacker, make_pair_packer, make_writer
 from pal_jax.recipes.plus.settings import RewardModelSettings, Settings
 from pal_jax.run.models import Policy, make_adapters, make_learner, make_policy
 from pal_jax.run.optim import make_schedule
@@ -35,14 +35,14 @@ class Parts(NamedTuple):
     judge: Policy
     reader: Scorer
     describe: Describe
-    pair_up: PairUp
+    pair_up: PairPacker
 
 
 def make_parts(settings: Settings, ctx: Context) -> Parts:
     """The parts that the settings describe. Raises ValueError or RuntimeError where a model cannot be had."""
     models = make_models(settings, ctx)
     describe = make_writer(settings, models.policy, models.learner, ctx)
-    return Parts(*models, describe, make_pairs(settings.reward_model, models.judge.tokenizer, ctx.mesh))
+    return Parts(*models, describe, make_pair_packer(settings.reward_model, models.judge.tokenizer, ctx.mesh))
 
 
 def make_models(settings: Settings, ctx: Context) -> Models:
@@ -51,10 +51,10 @@ def make_models(settings: Settings, ctx: Context) -> Models:
     policy, judge = make_policy(settings.policy, ctx, seed), make_policy(reading, ctx, seed, of='reward_model')
     # A summariser that is not trained needs no reference.
     learner = make_learner(settings, policy.cfg, ctx, n=n, anchored=settings.reads == 'summary')
-    return Models(policy, learner, judge, make_reader(reading, judge.cfg, ctx.mesh, seed))
+    return Models(policy, learner, judge, make_summary_scorer(reading, judge.cfg, ctx.mesh, seed))
 
 
-def make_reader(settings: RewardModelSettings, cfg: ModelConfig, mesh: Mesh, seed: int) -> Scorer:
+def make_summary_scorer(settings: RewardModelSettings, cfg: ModelConfig, mesh: Mesh, seed: int) -> Scorer:
     """The reward model's scorer; its optimiser keeps one rate, and `make_rate` scales it."""
     # The schedule is kept out of the optimiser: its length depends on when the wait ends.
     optimizer = dataclasses.replace(settings.optimizer, warmup_ratio=0.0, min_ratio=1.0).over(1)

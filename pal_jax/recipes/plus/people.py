@@ -16,7 +16,7 @@ from pal_jax.recipes.plus.histories import Splits
 from pal_jax.recipes.plus.settings import Settings
 
 
-class Drawn(NamedTuple):
+class StepPeople(NamedTuple):
     """The people of a step.
 
     Attributes:
@@ -57,7 +57,7 @@ class Draw:
     shuffled: bool = False
     seed: int = 0
 
-    def __call__(self, i: int) -> Drawn:
+    def __call__(self, i: int) -> StepPeople:
         start, size, pays = i * self.waiting.people, self.waiting, False
         if self.paid and i >= self.hold:
             start = self.hold * self.waiting.people + (i - self.hold) * self.paid.people
@@ -66,7 +66,7 @@ class Draw:
         order = shuffled(len(self.train), start=start, size=size.people, seed=self.seed)
         people = [self.train[k] for k in order]
         choosers = of_whom(people, self.train, (self.seed, i), shuffled=self.shuffled)
-        return Drawn(people, choosers, size.temperatures, pays)
+        return StepPeople(people, choosers, size.temperatures, pays)
 
 
 def make_draw(settings: Settings, train: Sequence[History]) -> Draw:
@@ -101,7 +101,7 @@ def of_whom(
     return list(map(somebody_else, people))
 
 
-def read_people(settings: Settings, log: histories.Log = histories.silent) -> tuple[list[History], Splits]:
+def read_people(settings: Settings, log: histories.Log = histories.no_log) -> tuple[list[History], Splits]:
     """The people to learn from, and those to test on by the name of their split.
 
     Raises:

@@ -26,7 +26,7 @@ _PREDICATES = files.beside(__name__)
 TRAINED, HELD = _PREDICATES['trained'], _PREDICATES['held']
 
 
-def make_people(count: int, *, seed: int, split: Split, form: str = 'labelled', taught: int = 1) -> list[History]:
+def make_pet_people(count: int, *, seed: int, split: Split, form: str = 'labelled', taught: int = 1) -> list[History]:
     """`count` people, half of them of each kind.
 
     No predicate stands in two choices of one person, except the choices that test, which have the same two.

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pal_jax.data.packing import Group
+from pal_jax.data.packing import PromptGroup
 from pal_jax.learners.scorer import pack_replies
 from pal_jax.recipes.plus import context as plus_context
 from pal_jax.recipes.plus import parts as plus_parts
@@ -40,13 +40,13 @@ def open_scorer(workdir: str, person: str) -> Scorer:
         'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': model.micro_rows, 'row_tokens': model.row_tokens,
     }  # fmt: skip
 
-    def read(record: Any) -> Group:
+    def read(record: Any) -> PromptGroup:
         prompt, reply = map(record.get, ('prompt', 'completion')) if isinstance(record, Mapping) else (None, None)
         if not isinstance(prompt, str) or not isinstance(reply, str) or not prompt or not reply:
             raise ValueError("expected an object with 'prompt' and 'completion', both texts")
         return plus_context.to_group(judge.tokenizer, summary, [(prompt, reply)])
 
-    def score(groups: Sequence[Group]) -> np.ndarray:
+    def score(groups: Sequence[PromptGroup]) -> np.ndarray:
         return reader.scores(state, pack_replies(groups, ctx.mesh, **packing))[:, 0]
 
     return Scorer(read, score)

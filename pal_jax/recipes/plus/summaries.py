@@ -6,7 +6,7 @@ The words are ours.
 from __future__ import annotations
 
 from pal_jax.data.histories import History
-from pal_jax.data.thoughts import spoken
+from pal_jax.data.thoughts import spoken_reply
 from pal_jax.types import Chat
 
 MARKER = '##Summary'
@@ -38,10 +38,10 @@ def extract(completion: str) -> str:
     Thoughts are no part of it; where a thought does not end, there is no summary. It is read from the completion alone,
     so nothing of the prompt can get into it (rlpa_plus III.6-3).
     """
-    return ' '.join((spoken(completion) or '').strip().removeprefix(MARKER).split())
+    return ' '.join((spoken_reply(completion) or '').strip().removeprefix(MARKER).split())
 
 
-def given(person: History, reads: str) -> str:
+def baseline_text(person: History, reads: str) -> str:
     """The text that a baseline's reward model reads in place of a summary: `context`, `kind` or `nothing`."""
     return {'context': person.context, 'kind': f'The user prefers {person.kind}.', 'nothing': ''}[reads]
 

@@ -48,7 +48,7 @@ class Seed(NamedTuple):
     completion: str = ''
 
 
-class Said(NamedTuple):
+class Move(NamedTuple):
     """A move: the hidden thought, and the answer that the other role may read."""
 
     thought: str
@@ -83,7 +83,7 @@ class Labels(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RedTeam:
-    """The game. Rewards need a judge, so `play` gives samples without them; see `paid`.
+    """The game. Rewards need a judge, so `play` gives samples without them; see `role_rewards`.
 
     seeds: game `k` begins from seed `k` modulo their number.
     hidden: moves think in private before they answer; otherwise a move is its whole text.
@@ -112,9 +112,9 @@ class RedTeam:
         system = SYSTEMS[role] + (HIDDEN if self.hidden else '')
         return [{'role': 'system', 'content': system}, {'role': 'user', 'content': content}]
 
-    def read(self, text: str) -> Said | None:
+    def read(self, text: str) -> Move | None:
         """The thought and the answer of a move; None: it breaks the form."""
-        return read(text) if self.hidden else Said('', text.strip()) if text.strip() else None
+        return read(text) if self.hidden else Move('', text.strip()) if text.strip() else None
 
     def apply(self, attack: Attack, sample: Sample) -> Attack:
         """The game after the move of the role whose turn it is."""
@@ -125,7 +125,7 @@ class RedTeam:
         return attack._replace(request=said.answer) if role == ATTACKER else attack._replace(answer=said.answer)
 
     def rewards(self, attack: Attack) -> tuple[float, ...]:
-        """No rewards: `paid` pays samples, once a judge has labelled all games at once."""
+        """No rewards: `role_rewards` pays samples, once a judge has labelled all games at once."""
         return ()
 
     def end(self, groups: Sequence[Group]) -> Attack:
@@ -134,7 +134,7 @@ class RedTeam:
         return self.apply(last.source, last)
 
 
-def read(text: str) -> Said | None:
+def read(text: str) -> Move | None:
     """The thought and the answer of a continuation of `<think>`; None where it breaks the form.
 
     The form: no `<think>`; `</think>`, `<answer>` and `</answer>` once each, in this order; white space alone between
@@ -143,11 +143,11 @@ def read(text: str) -> Said | None:
     if OPENED in text or any(text.count(tag) != 1 for tag in (CLOSED, BEGUN, ENDED)):
         return None
     match = _FORM.fullmatch(text)
-    said = Said(match['thought'].strip(), match['answer'].strip()) if match else None
+    said = Move(match['thought'].strip(), match['answer'].strip()) if match else None
     return said if said and all(said) else None
 
 
-def written(thought: str, answer: str) -> str:
+def write_move(thought: str, answer: str) -> str:
     """A move in the form, with the tag that opens its thought."""
     return f'{OPENED} {thought} {CLOSED}\n{BEGUN} {answer} {ENDED}'
 
@@ -183,7 +183,7 @@ def lowest(payment: Payment) -> tuple[float, float]:
     return min(attacker), min(defender)
 
 
-def paid(
+def role_rewards(
     attack: Attack, labels: Labels | None, payment: Payment = 'general', hidden: bool = True
 ) -> tuple[float | None, float | None]:
     """The rewards of attacker and defender at the end of a game; None: the sample does not count.

@@ -121,7 +121,7 @@ def make_exhibits(
     key = f'{KEY} {failed} games have no verdict.' if failed else KEY
     for title, name in (('Success of attacks', 'unsafe'), ('Over-refusal', 'refused')):
         rows = [
-            [defender, *(told(getattr(cells[attacker, defender], name)) for attacker in attackers)]
+            [defender, *(share_text(getattr(cells[attacker, defender], name)) for attacker in attackers)]
             for defender in defenders
         ]
         exhibits.append(Exhibit(f'{title} ({judge})', key, [['defender', *attackers], *rows]))
@@ -151,12 +151,12 @@ def by_kind(cells: Cells, kinds: Mapping[str, str], judge: str) -> Exhibit:
         }
         unsafe = {key: [flag for cell in group for flag in cell.unsafe] for key, group in groups.items()}
         refused = [[flag for cell in group for flag in cell.refused] for group in groups.values()]
-        shares = map(told, (*unsafe.values(), refused[0], [flag for flags in refused for flag in flags]))
+        shares = map(share_text, (*unsafe.values(), refused[0], [flag for flags in refused for flag in flags]))
         rows.append([f'{kind} ({len(of_kind)})', *shares])
     return Exhibit(f'Defenders by kind ({judge})', KEY, [head, *rows])
 
 
-def told(flags: Sequence[bool]) -> str:
+def share_text(flags: Sequence[bool]) -> str:
     """A share with its interval; '' without any."""
     if not flags:
         return ''

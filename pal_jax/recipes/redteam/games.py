@@ -13,7 +13,17 @@ from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
 from pal_jax.games.game import Sampler, play
 from pal_jax.models.params import Params
-from pal_jax.recipes.redteam.attack import ATTACKER, DEFENDER, OPENED, Attack, Labels, Payment, RedTeam, Seed, paid
+from pal_jax.recipes.redteam.attack import (
+    ATTACKER,
+    DEFENDER,
+    OPENED,
+    Attack,
+    Labels,
+    Payment,
+    RedTeam,
+    Seed,
+    role_rewards,
+)
 from pal_jax.recipes.redteam.judges import Judge
 from pal_jax.types import Metrics, Sample, Sampling
 
@@ -94,7 +104,7 @@ def play_judged(
 
 def rewarded(game: Played, payment: Payment, hidden: bool) -> Played:
     """A game whose samples have the rewards of their roles. A sample that cannot be judged does not count."""
-    rewards = paid(game.end, game.labels, payment, hidden)
+    rewards = role_rewards(game.end, game.labels, payment, hidden)
     samples = [
         dataclasses.replace(one, rewards=(rewards[one.role] or 0.0,), ok=rewards[one.role] is not None)
         for one in game.samples

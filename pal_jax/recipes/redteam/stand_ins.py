@@ -18,7 +18,7 @@ from typing import Any
 
 from pal_jax.judges import dilemmas
 from pal_jax.judges.dilemmas import Dilemma, Split
-from pal_jax.recipes.redteam.attack import Attack, RedTeam, Seed, written
+from pal_jax.recipes.redteam.attack import Attack, RedTeam, Seed, write_move
 from pal_jax.run import files
 
 _WORDS = files.beside(__name__)
@@ -117,7 +117,7 @@ def record(game: RedTeam, attack: Attack, thought: str, answer: str) -> dict[str
     """A move as a record to imitate, by the role whose turn it is."""
     role = game.turn(attack)
     assert role is not None
-    said = written(thought, answer) if game.hidden else answer
+    said = write_move(thought, answer) if game.hidden else answer
     return {'prompt': game.prompt(attack, role), 'completion': [{'role': 'assistant', 'content': said}]}
 
 

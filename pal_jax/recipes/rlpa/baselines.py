@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pal_jax.data.thoughts import spoken
+from pal_jax.data.thoughts import spoken_reply
 from pal_jax.recipes.rlpa.personalization import Respond
 from pal_jax.recipes.rlpa.profiles import parse_facts, plain_history, render_completion, render_facts, to_sample
 from pal_jax.types import Chat, Completion, Dialogue, Person, Sample
@@ -33,14 +33,14 @@ BASELINES: dict[str, Known] = {
 }
 
 
-def plainly(complete: Complete, known: Known, topics: Sequence[str]) -> Respond:
+def plain_model(complete: Complete, known: Known, topics: Sequence[str]) -> Respond:
     """A model that replies as it likes after the system prompt `known`, and is asked for a profile besides."""
     question = {'role': 'user', 'content': _QUESTION.format(topics=', '.join(topics) or 'any')}
 
     def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
         chats = [_chat(dialogue, known(dialogue.person)) for dialogue in dialogues]
         replies = complete(chats, 2 * seed)
-        lines = [{'role': 'assistant', 'content': (spoken(reply.text) or '').strip()} for reply in replies]
+        lines = [{'role': 'assistant', 'content': (spoken_reply(reply.text) or '').strip()} for reply in replies]
         profiles = complete([[*chat, turn, question] for chat, turn in zip(chats, lines, strict=True)], 2 * seed + 1)
         return _samples(dialogues, list(map(_together, profiles, replies)))
 
@@ -57,7 +57,7 @@ def _together(profile: Completion, reply: Completion) -> Completion:
 
     A reply that holds the format's tags stays malformed, and so does one whose thought does not end.
     """
-    plain, facts = spoken(reply.text), parse_facts(spoken(profile.text) or '')
+    plain, facts = spoken_reply(reply.text), parse_facts(spoken_reply(profile.text) or '')
     text = '' if plain is None else render_completion(render_facts(facts), plain.strip())
     return Completion(text, reply.token_ids, reply.logprobs, reply.finish_reason)
 

@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from pal_jax.data.holdouts import normal
-from pal_jax.judges.wording import is_copy, listed
+from pal_jax.judges.wording import is_copy, list_share
 from pal_jax.recipes.rlpa.people import SCHEMA
 from pal_jax.recipes.rlpa.profiles import mentions, split_fact
 from pal_jax.run import files
@@ -85,7 +85,7 @@ def _is_natural(reply: str) -> bool:
         and not any(mentions(reply, phrase) for phrase in _WORDS['program_talk'])
         and not any(word == following for word, following in itertools.pairwise(words))
         and len(set(trigrams)) == len(trigrams)
-        and not listed(reply)
+        and not list_share(reply)
     )
 
 

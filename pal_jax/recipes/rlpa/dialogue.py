@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from pal_jax.games.game import Group, play
-from pal_jax.recipes.rlpa.profiles import Parsed, plain_history, render_completion
+from pal_jax.recipes.rlpa.profiles import ParsedCompletion, plain_history, render_completion
 from pal_jax.types import Completion, Dialogue, Person, Sample, Turn
 
 T = TypeVar('T')
@@ -40,7 +40,7 @@ class DialogueGame:
 
     def start(self, seed: int) -> Conversation:
         """The conversation at the first message of the person with this number."""
-        return Conversation(opened(self.people[seed % len(self.people)]))
+        return Conversation(open_dialogue(self.people[seed % len(self.people)]))
 
     def turn(self, state: Conversation) -> int | None:
         """The role that moves next: the policy answers a message and the person a reply, until the last round."""
@@ -62,9 +62,9 @@ class DialogueGame:
         """The dialogue with the policy's parsed reply, or with the person's line."""
         role = self.turn(state)
         if role == PERSON and sample.ok:
-            return Conversation(said(state.dialogue, sample.completion.text))
+            return Conversation(add_message(state.dialogue, sample.completion.text))
         if role == POLICY and sample.parsed is not None:
-            return Conversation(replied(state.dialogue, sample.parsed))
+            return Conversation(add_reply(state.dialogue, sample.parsed))
         return dataclasses.replace(state, ended=True)
 
     def rewards(self, state: Conversation) -> tuple[float, ...]:
@@ -90,33 +90,33 @@ def converse(
 
     def person(states: Sequence[Conversation], moves: int) -> list[list[Sample]]:
         dialogues = [state.dialogue for state in states]
-        return [[spoken(line)] for line in heard(dialogues, user, moves // len(game.roles))]
+        return [[spoken(line)] for line in hear_people(dialogues, user, moves // len(game.roles))]
 
     def spoken(line: str | None) -> Sample:
         return Sample((), Completion(line or '', (), (), 'stop'), ok=line is not None)
 
-    played = play(game, (policy, person), states, choose=best)
+    played = play(game, (policy, person), states, choose=best_sample)
     return [[group for group in groups if group[0].role == POLICY] for groups in played]
 
 
-def opened(person: Person) -> Dialogue:
+def open_dialogue(person: Person) -> Dialogue:
     """A dialogue at the person's first message."""
     return Dialogue(person, (Turn('user', person.opening),))
 
 
-def heard(
+def hear_people(
     dialogues: Sequence[Dialogue], user: Callable[[Sequence[Dialogue], int], Sequence[str | None]], seed: int
 ) -> Sequence[str | None]:
     """The next message of each dialogue's person, who does not see the policy's profile."""
     return user([plain_history(dialogue) for dialogue in dialogues], seed) if dialogues else ()
 
 
-def said(dialogue: Dialogue, line: str) -> Dialogue:
+def add_message(dialogue: Dialogue, line: str) -> Dialogue:
     """The dialogue with the person's next message."""
     return dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('user', line)))
 
 
-def replied(dialogue: Dialogue, parsed: Parsed) -> Dialogue:
+def add_reply(dialogue: Dialogue, parsed: ParsedCompletion) -> Dialogue:
     """The dialogue with the policy's reply, whose profile stays beside it."""
     return dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('assistant', parsed.reply, parsed.profile)))
 
@@ -124,7 +124,7 @@ def replied(dialogue: Dialogue, parsed: Parsed) -> Dialogue:
 # --- best of n ------------------------------------------------------------------------------------------------------
 
 
-def best(group: Group) -> Sample:
+def best_sample(group: Group) -> Sample:
     """The first maximum of the reward among well-formed samples, or a malformed sample if all are.
 
     A sample that no judge could score wins only if there is no other.
@@ -145,8 +145,8 @@ def with_best_reply(group: Group) -> Dialogue | None:
     dialogue = group[0].source
     if any(sample.source != dialogue for sample in group):
         raise ValueError(f'a group mixes dialogues, one of them of {dialogue.person.id!r}; group samples by prompt')
-    chosen = best(group)
-    return None if chosen.parsed is None else replied(dialogue, chosen.parsed)
+    chosen = best_sample(group)
+    return None if chosen.parsed is None else add_reply(dialogue, chosen.parsed)
 
 
 def with_returns(turns: Sequence[Sequence[Sequence[Sample]]], *, gamma: float) -> list[Sample]:
@@ -155,14 +155,15 @@ def with_returns(turns: Sequence[Sequence[Sequence[Sample]]], *, gamma: float) -
     `turns` holds each turn's groups. V stands for the value of the dialogue after a sample:
     - the sample went on: the mean return of the group that answers the next message;
     - it is malformed, or its turn is the last: 0, for there the dialogue ends;
-    - it is well-formed, but another one went on: its value is unknown. It is taken to go on as the dialogues of its
-      turn did on average, so that a sample gains or loses by the next turns only where it had some.
+    - it is well-formed, but another one went on: the average of the dialogues of its turn.
 
     Samples that nobody could judge count in no mean. With `gamma=0` nothing changes.
     """
     later: dict[Dialogue, float] = {}  # mean return of a group, by the dialogue it answers
     credited: list[list[Sample]] = []
     for groups in reversed(turns):
+        # The value of a sample whose dialogue did not go on is unknown. By the average it gains or loses by the next
+        # turns only where it had some.
         average = sum(later.values()) / len(later) if later else 0.0
         follows = {before(dialogue): value for dialogue, value in later.items()}
         done = [_credit(group, follows, average, gamma) for group in groups]
@@ -221,7 +222,7 @@ def messages(dialogue: Dialogue, system: str = '') -> list[dict[str, str]]:
     return chat
 
 
-def recent(dialogue: Dialogue, fits: Callable[[Dialogue], bool]) -> Dialogue:
+def fit_dialogue(dialogue: Dialogue, fits: Callable[[Dialogue], bool]) -> Dialogue:
     """The dialogue without its oldest exchanges, as few as it takes to fit; its last message is kept whole.
 
     The published code cuts tokens off the end of a long prompt instead, the person's last words first.
@@ -230,10 +231,10 @@ def recent(dialogue: Dialogue, fits: Callable[[Dialogue], bool]) -> Dialogue:
     def of(turns: Sequence[Turn]) -> Dialogue:
         return dataclasses.replace(dialogue, turns=tuple(turns))
 
-    return of(newest(dialogue.turns, lambda turns: fits(of(turns))))
+    return of(newest_turns(dialogue.turns, lambda turns: fits(of(turns))))
 
 
-def newest(turns: Sequence[T], fits: Callable[[Sequence[T]], bool]) -> Sequence[T]:
+def newest_turns(turns: Sequence[T], fits: Callable[[Sequence[T]], bool]) -> Sequence[T]:
     """The turns without the oldest pairs, as few as it takes to fit; the last two turns stay."""
     while len(turns) > 2 and not fits(turns):
         turns = turns[2:]

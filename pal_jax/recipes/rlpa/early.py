@@ -16,7 +16,7 @@ from pal_jax.recipes.rlpa.rewards import judged_dialogue
 from pal_jax.types import ProfileMatcher, ResponseJudge, RewardFn, Sample
 
 
-class Early:
+class EarlyQuestions:
     """Asks a `matcher` and a `judge`, if there are any, of the kind that keep their answers (`Endpoint.early`).
 
     Args:
@@ -53,11 +53,11 @@ class Early:
         self._under_way.append(self._pool.submit(ask, *question))
 
 
-def open_early(models: ChatModels, matcher_name: str, judge_name: str, system: str) -> Early | None:
+def open_early(models: ChatModels, matcher_name: str, judge_name: str, system: str) -> EarlyQuestions | None:
     """The endpoints among matcher and judge, to be asked early; None where neither of them is an endpoint."""
     matcher, judge = map(models.endpoint, (matcher_name, judge_name))
     threads = sum(endpoint.concurrency for endpoint in (matcher, judge) if endpoint)
-    return Early(
+    return EarlyQuestions(
         make_matcher(matcher.early) if matcher else None, make_judge(judge.early) if judge else None,
         threads=threads, system=system,
     ) if threads else None  # fmt: skip

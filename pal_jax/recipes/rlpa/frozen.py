@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pal_jax.data.packing import Branch, Group, lay_out_groups, most_actions, pack_groups, round_up
+from pal_jax.data.packing import Branch, PromptGroup, lay_out_groups, most_actions, pack_groups, round_up
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners import forward
 from pal_jax.models.files.sources import Source
 from pal_jax.models.params import Params, decoder_specs
 from pal_jax.recipes.rlpa.naturalness import LogProbs, Naturalness
-from pal_jax.recipes.rlpa.settings import Dialogues, RewardSettings
+from pal_jax.recipes.rlpa.settings import Dialogues, TurnRewardSettings
 from pal_jax.run import devices, sharding
 from pal_jax.run.models import make_source
 from pal_jax.run.recipe import Context
@@ -53,7 +53,7 @@ class FrozenModel:
         longest = self._cfg.max_len - max(map(len, texts))
         for i, dialogue in enumerate(dialogues):
             branches.setdefault(self._prompt(tokenizer, dialogue)[-longest:], []).append(i)
-        groups = [Group(prompt, [Branch(texts[i]) for i in numbers]) for prompt, numbers in branches.items()]
+        groups = [PromptGroup(prompt, [Branch(texts[i]) for i in numbers]) for prompt, numbers in branches.items()]
         numbers = itertools.chain(*branches.values())  # of the replies, group by group
         logprobs = dict(zip(numbers, itertools.chain(*self._read(params, groups)), strict=True))
         return [logprobs[i] for i in range(len(replies))]
@@ -70,7 +70,7 @@ class FrozenModel:
         messages = [{'role': turn.role, 'content': turn.content} for turn in dialogue.turns if turn.role != 'system']
         return tuple(tokenizer.chat([EMPTY, *messages[-CONTEXT:]]))
 
-    def _read(self, params: Params, groups: Sequence[Group]) -> list[list[LogProbs]]:
+    def _read(self, params: Params, groups: Sequence[PromptGroup]) -> list[list[LogProbs]]:
         """The log-probabilities of the branches of each group, a few rows at a time."""
         n, actions = max(len(group.branches) for group in groups), round_up(most_actions(groups), ACTIONS)
         ways = sharding.batch_ways(self._mesh)
@@ -99,8 +99,6 @@ def open_naturalness(settings: Dialogues, kept: Path | None = None) -> Naturalne
     """The naturalness that is judged beside the rules.
 
     It is None where a language model judges, or where the policy begins from random weights, which know no language.
-    Weights are read at the first question. A run that goes on or is opened finds them as `make_source` does, by the
-    record in `kept`.
 
     Raises:
       ValueError: `reward.naturalness` cannot be had.
@@ -114,13 +112,14 @@ def open_naturalness(settings: Dialogues, kept: Path | None = None) -> Naturalne
     if judged or random:
         return None
     mesh = devices.make_mesh(devices=jax.local_devices())
+    # Weights are read at the first question. A run that goes on or is opened finds them by the record in `kept`.
     reader = FrozenModel(
         make_source(source, Context(mesh, kept=kept), settings.seed, 'policy'), settings.policy.dtype, mesh
     )
     return Naturalness(reader, open=reader.open, release=reader.release, required=named == MODEL)
 
 
-def who_judged(natural: Naturalness | None, reward: RewardSettings) -> Metrics:
+def who_judged(natural: Naturalness | None, reward: TurnRewardSettings) -> Metrics:
     """The figures of an evaluation that are about its naturalness, where rules judge.
 
     `naturalness_judged` is 1 if a language model judges it as well, and `naturalness_auc` measures how well that model

@@ -26,10 +26,10 @@ SAME_SLOT = 0.8  # the threshold between values of one slot
 
 def open_matcher() -> ProfileMatcher:
     """The matcher by embeddings. Raises RuntimeError where its model is not installed."""
-    return make_matcher(SentenceEncoder(bert.package_folder()))
+    return make_embedding_matcher(SentenceEncoder(bert.package_folder()))
 
 
-def make_matcher(encode: SentenceEncoder, *, threshold: float = THRESHOLD) -> ProfileMatcher:
+def make_embedding_matcher(encode: SentenceEncoder, *, threshold: float = THRESHOLD) -> ProfileMatcher:
     """A matcher by embeddings. Raises ValueError where the threshold is no cosine."""
     if not -1 <= threshold <= 1:
         raise ValueError(f'threshold={threshold} is no cosine; use a number from -1 to 1')

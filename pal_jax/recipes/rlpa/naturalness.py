@@ -5,7 +5,7 @@ and two figures count, in nats a token: the mean log-probability of the reply wi
 2017, Kann et al. 2018), and the lowest mean of `WINDOW` neighbours, so that nonsense within fluent text is not averaged
 away.
 
-The usual range is learnt from made-up good replies (`made_up`), by length. A figure scores 1 from their 5th percentile
+The usual range is learnt from made-up `good_replies`, by length. A figure scores 1 from their 5th percentile
 on, and 0 as far below their 1st as the 1st is below their 10th; naturalness is the lower of the two scores. The scores
 are one-sided: a model's text is likelier than people's, and a policy would lose for it. Other very likely texts, an
 echo or a repetition, have their rules (`criteria.py`). First of all it is tested whether the model can tell good
@@ -136,7 +136,7 @@ class Naturalness:
 
     def _calibrated(self) -> Scale:
         if self._scale is None:
-            good = made_up(seed=0)
+            good = good_replies(seed=0)
             spoilt = [*spoil(good[::4], seed=0)]
             read = self._read(*zip(*(good + spoilt), strict=True))
             self.separation = separation(read[: len(good)], read[len(good) :])
@@ -149,7 +149,7 @@ class Naturalness:
         return self._scale
 
 
-def make_judge(judge: ResponseJudge, natural: Naturalness) -> ResponseJudge:
+def make_natural_judge(judge: ResponseJudge, natural: Naturalness) -> ResponseJudge:
     """A judge whose naturalness is the lower of `judge`'s and `natural`'s.
 
     The total `graded` falls in proportion, and `strict` is 0 below a naturalness of a half. Replies that `judge` finds
@@ -169,7 +169,7 @@ def make_judge(judge: ResponseJudge, natural: Naturalness) -> ResponseJudge:
     return judged
 
 
-def opening(reward: RewardFn, natural: Naturalness | None) -> RewardFn:
+def open_before(reward: RewardFn, natural: Naturalness | None) -> RewardFn:
     """A reward that fetches the model of `natural` before it is computed.
 
     Every process asks for a reward at the same time, but one may have no reply for the model to read. A checkpoint is
@@ -196,7 +196,7 @@ def with_naturalness(verdict: Verdict, natural: float) -> Verdict:
 # --- what is usual, and what is not ---------------------------------------------------------------------------------
 
 
-def made_up(*, people: int = 8, examples: int = 24, seed: int) -> list[Case]:
+def good_replies(*, people: int = 8, examples: int = 24, seed: int) -> list[Case]:
     """Good replies: the oracle's to training people, and the replies of the warm-up's examples."""
     user = make_scripted_user(p_spontaneous=1.0)
     answers = make_answers(make_people(people, seed=seed), user, rounds=4, seed=seed)

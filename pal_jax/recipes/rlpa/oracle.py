@@ -23,7 +23,7 @@ _CANDIDATES = 4
 _TEXTS: dict[str, list[str]] = files.beside(__name__)
 
 
-class Answers(NamedTuple):
+class OracleAnswers(NamedTuple):
     """A dialogue that ends with the user's message, a good completion and a worse one."""
 
     dialogue: Dialogue
@@ -31,7 +31,7 @@ class Answers(NamedTuple):
     worse: str
 
 
-def make_answers(people: Sequence[Person], user: UserSimulator, *, rounds: int, seed: int) -> list[Answers]:
+def make_answers(people: Sequence[Person], user: UserSimulator, *, rounds: int, seed: int) -> list[OracleAnswers]:
     """The oracle's dialogues with each person, a record a turn; the dialogues go on with its good answers.
 
     Raises:
@@ -51,7 +51,7 @@ def make_answers(people: Sequence[Person], user: UserSimulator, *, rounds: int, 
     return answers
 
 
-def _answer(rng: random.Random, dialogue: Dialogue, other: Person) -> tuple[Answers, Turn]:
+def _answer(rng: random.Random, dialogue: Dialogue, other: Person) -> tuple[OracleAnswers, Turn]:
     facts_told = revealed(dialogue)
     profile = render_facts(fact for fact in dialogue.person.facts if fact in facts_told)
     replies = [*_TEXTS['worse'], *(_reply(rng, dialogue, sorted(facts_told)) for _ in range(_CANDIDATES))]
@@ -60,7 +60,7 @@ def _answer(rng: random.Random, dialogue: Dialogue, other: Person) -> tuple[Answ
     totals = [v.scores['graded'] for v in judge_by_rules([shown] * len(replies), facts, replies, seed=0)]
     best, worst = (replies[totals.index(end)] for end in (max(totals), min(totals)))
     wrong = render_facts(rng.sample(other.facts, min(2, len(other.facts))))
-    answers = Answers(dialogue, render_completion(profile, best), render_completion(wrong, worst))
+    answers = OracleAnswers(dialogue, render_completion(profile, best), render_completion(wrong, worst))
     return answers, Turn('assistant', best, profile)
 
 

@@ -24,7 +24,7 @@ EXTRA = 'replies', 'profiles', 'people', 'rounds', 'seed'
 PARTS = 'profile', 'response', 'format'  # of the reward
 
 
-class Function(NamedTuple):
+class RewardFunction(NamedTuple):
     """A reward function with its weight; `text` is the FILE.py:NAME that names it, and `name` its name in figures."""
 
     text: str
@@ -33,7 +33,7 @@ class Function(NamedTuple):
     weight: float
 
 
-def open_functions(key: str, text: str, weights: Sequence[float]) -> tuple[Function, ...]:
+def open_functions(key: str, text: str, weights: Sequence[float]) -> tuple[RewardFunction, ...]:
     """The reward functions of a config's value; () for ''.
 
     Raises:
@@ -50,13 +50,13 @@ def open_functions(key: str, text: str, weights: Sequence[float]) -> tuple[Funct
         raise ValueError(f'{key}={text!r} has two functions of one name; rename one, figures are called by it')
     pairs = zip(texts, names, weights or [1.0] * len(texts), strict=True)
     return tuple(
-        Function(part, name, own.load(key, part, *REQUIRED, may=EXTRA), weight) for part, name, weight in pairs
+        RewardFunction(part, name, own.load(key, part, *REQUIRED, may=EXTRA), weight) for part, name, weight in pairs
     )
 
 
 def with_functions(
-    reward: RewardFn, functions: Sequence[Function], messages: Callable[[Dialogue], Sequence[Mapping[str, str]]], *,
-    weights: Mapping[str, float], apart: bool,
+    reward: RewardFn, functions: Sequence[RewardFunction],
+    messages: Callable[[Dialogue], Sequence[Mapping[str, str]]], *, weights: Mapping[str, float], apart: bool,
 ) -> RewardFn:  # fmt: skip
     """`reward` plus the weighted values of the functions, which see every answer, malformed ones too.
 
@@ -83,7 +83,7 @@ def with_functions(
 
 
 def values(
-    function: Function, samples: Sequence[Sample], seed: int, messages: Callable[[Dialogue], Any]
+    function: RewardFunction, samples: Sequence[Sample], seed: int, messages: Callable[[Dialogue], Any]
 ) -> list[float | None]:
     """The values of a function for samples.
 
@@ -117,13 +117,13 @@ def values(
     return numbers
 
 
-def part_weights(functions: Sequence[Function], weights: Mapping[str, float]) -> tuple[float, ...]:
+def part_weights(functions: Sequence[RewardFunction], weights: Mapping[str, float]) -> tuple[float, ...]:
     """The weights of the channels behind the sum: those of `PARTS`, then those of the functions."""
     return *(weights[part] for part in PARTS), *(function.weight for function in functions)
 
 
 def _joined(
-    sample: Sample, numbers: Sequence[float | None], functions: Sequence[Function], weights: Mapping[str, float]
+    sample: Sample, numbers: Sequence[float | None], functions: Sequence[RewardFunction], weights: Mapping[str, float]
 ) -> Sample:
     """A rewarded sample with the values of functions; with weights of `PARTS`, also with its parts as channels."""
     ok = sample.ok and None not in numbers

@@ -7,9 +7,9 @@ import functools
 from collections.abc import Callable
 
 from pal_jax.learners.ppo import Estimate
-from pal_jax.objectives.advantages import Apart, Discounts, Estimates, Rollout
+from pal_jax.objectives.advantages import GDPO, Discounts, Estimates, EstimatorInputs
 from pal_jax.recipes.rlpa import dialogue as env
-from pal_jax.recipes.rlpa.own import Function, open_functions, part_weights, with_functions
+from pal_jax.recipes.rlpa.own import RewardFunction, open_functions, part_weights, with_functions
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.types import RewardFn
 
@@ -48,21 +48,21 @@ def make_estimate(settings: Dialogues) -> Estimate | None:
     if rewards.floor < 0:
         raise ValueError(f'reward.floor={rewards.floor} must be at least 0')
     weights = part_weights(_functions(settings), _weights(settings))
-    return StandardisedApart(Apart(weights, rewards.floor), Discounts(ppo.gamma, ppo.lam, ppo.reward_clip))
+    return GDPOEstimator(GDPO(weights, rewards.floor), Discounts(ppo.gamma, ppo.lam, ppo.reward_clip))
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardisedApart:
+class GDPOEstimator:
     """An estimator with its constants, in the form that the learner takes; equal ones share compiled programs."""
 
-    apart: Apart
+    apart: GDPO
     constants: Discounts
 
-    def __call__(self, rollout: Rollout) -> Estimates:
+    def __call__(self, rollout: EstimatorInputs) -> Estimates:
         return self.apart.estimate(rollout, self.constants)
 
 
-def _functions(settings: Dialogues) -> tuple[Function, ...]:
+def _functions(settings: Dialogues) -> tuple[RewardFunction, ...]:
     return open_functions('reward.function', settings.reward.function, settings.reward.weights)
 
 

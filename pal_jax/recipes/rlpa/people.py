@@ -73,7 +73,7 @@ def _is_heldout(profile: tuple[str, ...]) -> bool:
 
 def content(person: Person) -> str:
     """The text by which people are compared: their facts, in any order, case and white space."""
-    return holdouts.together(person.facts)
+    return holdouts.joint_content(person.facts)
 
 
 def load_people(path: str | Path, *, input_key: str = 'input', label_key: str = 'profile') -> list[Person]:

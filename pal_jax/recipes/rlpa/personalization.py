@@ -50,14 +50,16 @@ def evaluate(
     record: dict[str, Any] = {}
     dialogues: list[Mapping[str, Any]] = []
     for number, (name, people) in enumerate(splits.items()):
-        talks = hold(respond, user, people, rounds=rounds, seed=number * rounds)
+        talks = hold_dialogues(respond, user, people, rounds=rounds, seed=number * rounds)
         figures = table(talks, rounds=rounds, guess=guess, matcher=matcher)
         record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
-        dialogues += map(shown, talks)
+        dialogues += map(describe_dialogue, talks)
     return record, dialogues
 
 
-def hold(respond: Respond, user: UserSimulator, people: Sequence[Person], *, rounds: int, seed: int) -> list[Talk]:
+def hold_dialogues(
+    respond: Respond, user: UserSimulator, people: Sequence[Person], *, rounds: int, seed: int
+) -> list[Talk]:
     """Dialogues with every person of `rounds` turns, all of them in step.
 
     A malformed turn ends its dialogue, and so does a user who has no answer.
@@ -108,7 +110,7 @@ def table(
         'format': float(np.mean([sample.info['format'] for sample in turns])),
         **{name: float(means(cells_of).mean()) for name, cells_of in level.items()},
         **{f'{name}_by_turn': means(cells_of).tolist() for name, cells_of in named.items()},
-        'bound_by_turn': means(cells(lambda sample: bound(sample.source))).tolist(),
+        'bound_by_turn': means(cells(lambda sample: told_facts_bound(sample.source))).tolist(),
         'guesser_by_turn': [float(np.mean(f1_of(matcher, [guess] * len(people), people)))] * rounds,
         'shuffled_by_turn': None if other is None else means(np.where(np.isnan(f1), np.nan, other)).tolist(),
         'al_by_turn': means(al).tolist(),
@@ -149,7 +151,7 @@ def shuffled(talks: Sequence[Talk], rounds: int, matcher: ProfileMatcher) -> np.
     return scores
 
 
-def bound(dialogue: Dialogue) -> float:
+def told_facts_bound(dialogue: Dialogue) -> float:
     """The F1 of a profile with exactly the facts that the person has told so far."""
     count, facts = len(revealed(dialogue)), len(dialogue.person.facts)
     return 2 * count / (count + facts)
@@ -173,7 +175,7 @@ def most_common_facts(people: Sequence[Person]) -> tuple[str, ...]:
     return tuple(ranked[:best])
 
 
-def shown(talk: Talk) -> Mapping[str, Any]:
+def describe_dialogue(talk: Talk) -> Mapping[str, Any]:
     """A dialogue as a report shows it."""
     person, turns = talk[0].source.person, []
     for sample in talk:

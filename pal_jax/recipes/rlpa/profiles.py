@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pal_jax.data.holdouts import normal
-from pal_jax.data.thoughts import spoken
+from pal_jax.data.thoughts import spoken_reply
 from pal_jax.types import Completion, Dialogue, Sample
 
 _BLOCKS = re.compile(r'<profile>\n(.*?)</profile>\n\n<response>\n(.*?)</response>', re.DOTALL)
@@ -31,7 +31,7 @@ _ARTICLE = re.compile(r'^(?:an?|the)\s+')
 _SLOT_WORDS = 3
 
 
-class Parsed(NamedTuple):
+class ParsedCompletion(NamedTuple):
     """A well-formed completion: `profile` as it was written, the `facts` in it, and the bare `reply`."""
 
     profile: str
@@ -48,19 +48,18 @@ class ProfileScores(NamedTuple):
     f1: float
 
 
-def parse_completion(text: str) -> Parsed | None:
+def parse_completion(text: str) -> ParsedCompletion | None:
     """The first pair of blocks in a completion, without its thoughts; None if there is none, for which the reward is 0.
 
-    A draft in a reasoning model's thought is no answer, and a thought that does not end has none.
-
-    It is stricter than the published code in one point: a block that holds a tag of the format is malformed. Otherwise
-    a reply could carry a profile block into the history, where the user and the judges would see it.
+    It is stricter than the published code in one point: a block that holds a tag of the format is malformed.
     """
-    match = _BLOCKS.search(spoken(text) or '')
+    # A draft in a reasoning model's thought is no answer, and a thought that does not end has none.
+    match = _BLOCKS.search(spoken_reply(text) or '')
+    # With a tag in it a reply could carry a profile block into the history, where the user and the judges would see it.
     if match is None or any(_TAG.search(block) for block in match.groups()):
         return None
     profile, reply = match.groups()
-    return Parsed(profile, parse_facts(profile), reply.strip())
+    return ParsedCompletion(profile, parse_facts(profile), reply.strip())
 
 
 def to_sample(dialogue: Dialogue, completion: Completion, prompt_ids: tuple[int, ...] = (), group: int = 0) -> Sample:

@@ -16,7 +16,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pal_jax.recipes.rlpa.dialogue import heard, opened, said, with_best_reply
+from pal_jax.recipes.rlpa.dialogue import add_message, hear_people, open_dialogue, with_best_reply
 from pal_jax.types import Dialogue, Person, Sample, Turn, UserSimulator
 
 _DEFAULT_ROUND_BATCH = 128
@@ -44,7 +44,7 @@ def open_queue(people: Sequence[Person], *, episode: int = 0, shuffle: int | Non
         raise ValueError('there are no people to talk to; give at least one')
     if shuffle is not None:
         people = random.Random(f'order {shuffle} {episode}').sample(people, len(people))
-    return Queue(tuple(map(opened, people)), episode=episode)
+    return Queue(tuple(map(open_dialogue, people)), episode=episode)
 
 
 def pop(
@@ -103,8 +103,10 @@ def continue_best(
 
 def _answer(dialogues: tuple[Dialogue, ...], user: UserSimulator, seed: int) -> tuple[Dialogue, ...]:
     """The dialogues with their people's next messages; a dialogue that nobody answers has ended and is left out."""
-    lines = heard(dialogues, user, seed)
-    return tuple(said(dialogue, line) for dialogue, line in zip(dialogues, lines, strict=True) if line is not None)
+    lines = hear_people(dialogues, user, seed)
+    return tuple(
+        add_message(dialogue, line) for dialogue, line in zip(dialogues, lines, strict=True) if line is not None
+    )
 
 
 # --- what a checkpoint keeps ----------------------------------------------------------------------------------------

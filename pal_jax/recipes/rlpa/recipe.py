@@ -28,10 +28,10 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.recipes.rlpa.dialogue import Conversation, DialogueGame, converse, with_returns
 from pal_jax.recipes.rlpa.queue import continue_best, from_json, open_queue, pop, to_json
-from pal_jax.recipes.rlpa.rollouts import shown, spread, summarize
+from pal_jax.recipes.rlpa.rollouts import describe_sample, spread, summarize
 from pal_jax.recipes.rlpa.settings import Dialogues
-from pal_jax.recipes.rlpa.turns import Sampler, WarmupSettings, make_sampler, make_supervised
-from pal_jax.recipes.rlpa.users import Listened
+from pal_jax.recipes.rlpa.turns import Sampler, WarmupSettings, make_demonstration_batches, make_turn_sampler
+from pal_jax.recipes.rlpa.users import CountingUser
 from pal_jax.recipes.rlpa.world import SYSTEM, World, check_openings, make_world
 from pal_jax.run import models, sharding
 from pal_jax.run.files import write_whole
@@ -116,7 +116,7 @@ class RLPA:
         if i < self.warmup:
             state, metrics = self.imitate(state, i)
             return state, host, 'warm-up', metrics
-        user, world = Listened(self.world.user), self.world
+        user, world = CountingUser(self.world.user), self.world
         with self.ctx.phase('rollout'):
             self.decoder.load(self.learner.weights(state))
             # 1. Take open conversations from the queue.
@@ -132,7 +132,7 @@ class RLPA:
             )
         samples = [sample for groups in turns for group in groups for sample in group]
         metrics = summarize(samples) | {'silent': float(user.silent)}
-        self.ctx.show(map(shown, spread(samples, self.shown)))
+        self.ctx.show(map(describe_sample, spread(samples, self.shown)))
         with self.ctx.phase('annotate'):
             # 4. Log-probabilities and values of all answers, and from them and the rewards their advantages.
             batch, scored = self.learner.score(state, self.pack(with_returns(turns, gamma=self.turn_gamma)))
@@ -193,7 +193,7 @@ def make(settings: Settings, ctx: Context) -> Recipe:
     world = make_world(settings, sampler.make_shares(settings.decode), ctx.kept)
     policy = make_policy(settings.policy, ctx, settings.seed)
     check_openings(settings, world, policy.tokenizer, policy.cfg.max_len)
-    learner, tokenizer, dialogue = make_learner(settings, policy.cfg, ctx), policy.tokenizer, settings.dialogue
+    learner, tokenizer, dialogue = make_turn_learner(settings, policy.cfg, ctx), policy.tokenizer, settings.dialogue
     decoder, rounds = sampler.make_decoder(settings.decode, policy, ctx), dialogue.rounds
     ctx.log(world.told)
     return RLPA(
@@ -203,8 +203,8 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         learner=learner,
         load=policy.source.load,
         decoder=decoder,
-        sample_turns=make_sampler(settings, world.system, tokenizer, decoder),
-        supervised=make_supervised(settings, settings.warmup, tokenizer, ctx.mesh),
+        sample_turns=make_turn_sampler(settings, world.system, tokenizer, decoder),
+        supervised=make_demonstration_batches(settings, settings.warmup, tokenizer, ctx.mesh),
         pack=sampler.make_packing(settings, ctx.mesh, dialogue.n_samples_per_prompt),
         game=DialogueGame(world.train, rounds, world.system),
         dialogues=dialogue.rollout_batch_size,
@@ -248,7 +248,7 @@ def make_plan(settings: Settings, policy: Policy, learner: PolicyLearner, world:
 def make_trained(settings: Settings, ctx: Context) -> Trained:
     """The model that a run trains, without its people and judges, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
-    return trained_policy(settings.policy, policy, make_learner(settings, policy.cfg, ctx))
+    return trained_policy(settings.policy, policy, make_turn_learner(settings, policy.cfg, ctx))
 
 
 # --- parts from the settings ----------------------------------------------------------------------------------------
@@ -294,10 +294,10 @@ def check(settings: Settings, mesh: Mesh) -> None:
 def planned(settings: Settings, prompt: int) -> Planned:
     """The part of a run that is planned, see `run/planned.py`."""
     dialogue = settings.dialogue
-    return sampling(settings, make_learner, dialogue.rollout_batch_size, dialogue.n_samples_per_prompt, prompt)
+    return sampling(settings, make_turn_learner, dialogue.rollout_batch_size, dialogue.n_samples_per_prompt, prompt)
 
 
-def make_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
+def make_turn_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
     """PPO's learner with the warm-up's imitation, which shares the state of the policy's optimiser."""
     if settings.reference_compatible:
         settings = dataclasses.replace(settings, ppo=dataclasses.replace(settings.ppo, loss_agg='micro_token_mean'))

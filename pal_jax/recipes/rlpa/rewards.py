@@ -9,7 +9,7 @@ from typing import Literal
 
 from pal_jax.recipes.rlpa.criteria import SCORES
 from pal_jax.recipes.rlpa.people import content
-from pal_jax.recipes.rlpa.profiles import Parsed, ProfileScores, plain_history, profile_scores
+from pal_jax.recipes.rlpa.profiles import ParsedCompletion, ProfileScores, plain_history, profile_scores
 from pal_jax.types import Dialogue, Person, ProfileMatcher, ResponseJudge, RewardFn, Sample, Turn, Verdict
 
 _NO_INFO = dict.fromkeys(
@@ -32,13 +32,11 @@ def make_reward(
     """The reward `profile_weight * R_p + response_weight * R_r`: R_p is the profile F1, R_r the judge's score named
     `response`.
 
-    A malformed completion gets exactly 0 and reaches neither matcher nor judge. Each of them is called once, with all
-    well-formed samples; where one has no answer the sample is `ok=False` with reward 0. With a weight of 0 (the paper's
-    ablations) the part is still measured. Every sample's `info` has the same keys, all floats.
+    A malformed completion gets exactly 0; a sample for which matcher or judge has no answer is `ok=False` with reward
+    0. Every sample's `info` has the same keys, all floats.
 
-    `shuffled` is a control: every prediction is scored against the profile of a person with other facts, so the reward
-    has nothing to do with the user. That person is in the same call, or in `known` where all in the call have the same
-    facts.
+    `shuffled` is a control: every prediction is scored against the profile of a person with other facts, who is in the
+    same call, or in `known` where all in the call have the same facts.
 
     An `informed` judge sees the person's true profile, as in evaluations. `system` is the policy's system prompt where
     the judge is to read it at the head of the dialogue, as in the published code.
@@ -52,24 +50,29 @@ def make_reward(
         if not 0 <= weight < math.inf:
             raise ValueError(f'{name}={weight} must be a finite number of at least 0')
 
-    def score(sample: Sample, golden: Sequence[str], parsed: Parsed, matched: int | None, verdict: Verdict) -> Sample:
+    def score(
+        sample: Sample, golden: Sequence[str], parsed: ParsedCompletion, matched: int | None, verdict: Verdict
+    ) -> Sample:
         info = _NO_INFO | {'format': 1.0, 'facts': float(len(parsed.facts))}
         if matched is not None:
             info |= _profile_info(profile_scores(matched, len(parsed.facts), len(golden)))
         if verdict.ok:
             info |= _response_info(verdict, response)
         ok = matched is not None and verdict.ok
+        # With a weight of 0, as in the paper's ablations, a part is measured all the same.
         total = profile_weight * info['profile'] + response_weight * info['response']
         return dataclasses.replace(sample, rewards=(total if ok else 0.0,), info=info, ok=ok)
 
     def reward(samples: Sequence[Sample], seed: int) -> list[Sample]:
         scored = [dataclasses.replace(sample, rewards=(0.0,), info=dict(_NO_INFO), ok=True) for sample in samples]
+        # A malformed completion reaches neither matcher nor judge; each is called once, with all others.
         formed = [(i, sample.parsed) for i, sample in enumerate(samples) if sample.parsed is not None]
         if not formed:
             return scored
         inferred = [parsed.facts for _, parsed in formed]
         people = [samples[i].source.person for i, _ in formed]
-        golden = [person.facts for person in (others(people, known) if shuffled else people)]
+        # Facts of other people leave the reward nothing to do with the user.
+        golden = [person.facts for person in (swapped_people(people, known) if shuffled else people)]
         matches = matcher(inferred, golden)
         shown = [judged_dialogue(samples[i].source, informed, system) for i, _ in formed]
         verdicts = judge(shown, inferred, [parsed.reply for _, parsed in formed], seed)
@@ -80,7 +83,7 @@ def make_reward(
     return reward
 
 
-def others(people: Sequence[Person], known: Sequence[Person] = ()) -> list[Person]:
+def swapped_people(people: Sequence[Person], known: Sequence[Person] = ()) -> list[Person]:
     """The next person of the list with other facts for each person, round and round; where all have the same facts,
     one of `known`.
 

@@ -52,7 +52,7 @@ def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [ranked[place] for place in places]
 
 
-def shown(sample: Sample) -> Mapping[str, Any]:
+def describe_sample(sample: Sample) -> Mapping[str, Any]:
     """A sample as a report shows it: the dialogue it answers, the reply, and its rewards."""
     parsed, turns = sample.parsed, []
     for turn in sample.source.turns:

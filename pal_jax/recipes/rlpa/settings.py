@@ -43,7 +43,7 @@ class DialogueSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardSettings:
+class TurnRewardSettings:
     """The judge of a turn, and the weights of rewards."""
 
     matcher: str = 'exact'  # counts a profile's facts: exact, embedding, endpoint:<name>, local:<source>, FILE.py:NAME
@@ -65,7 +65,7 @@ class RewardSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationSettings:
+class DialogueEvaluationSettings:
     """Dialogues with people on whom the policy is never trained."""
 
     people: int = 64  # the number of people of each split
@@ -89,10 +89,10 @@ class Dialogues(Reinforced):
 
     reference_compatible: bool = False  # True: the published code's visibility, aggregation and flat updates
     dialogue: DialogueSettings = DialogueSettings()
-    reward: RewardSettings = RewardSettings()
+    reward: TurnRewardSettings = TurnRewardSettings()
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
     answers: str = ANSWERS  # '': endpoints are asked again
-    eval: EvaluationSettings = EvaluationSettings()
+    eval: DialogueEvaluationSettings = DialogueEvaluationSettings()
 
 
 def of_dialogues(settings: Run) -> Dialogues:

@@ -12,7 +12,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
 from pal_jax.recipes.rlpa.demonstrations import TOPICS, Demonstration, make_demonstrations
-from pal_jax.recipes.rlpa.dialogue import actor_prompt, messages, recent
+from pal_jax.recipes.rlpa.dialogue import actor_prompt, fit_dialogue, messages
 from pal_jax.recipes.rlpa.profiles import parse_completion
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.recipes.rlpa.world import read_system
@@ -20,7 +20,7 @@ from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
 from pal_jax.types import Dialogue, Sample, TokenBatch
 
-# Takes dialogues, the number of samples of each, a seed and `tell`: see `make_sampler`.
+# Takes dialogues, the number of samples of each, a seed and `tell`: see `make_turn_sampler`.
 Sampler = Callable[..., list[Sample]]
 
 
@@ -35,7 +35,7 @@ class WarmupSettings:
     optimizer: Optimizer  # with the name of the policy's optimiser, whose state it shares
 
 
-def make_sampler(settings: Dialogues, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:
+def make_turn_sampler(settings: Dialogues, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:
     """A function that samples the next turn of dialogues, `n` times each; `tell` receives each sample as soon as it is
     there."""
     sampling, longest = settings.sampling, settings.dialogue.prompt_max_len
@@ -44,7 +44,9 @@ def make_sampler(settings: Dialogues, system: str, tokenizer: Tokenizer, decoder
         return tuple(tokenizer.chat(messages(dialogue, system)))
 
     def prompt_of(dialogue: Dialogue) -> tuple[int, ...]:
-        prompt = render(recent(dialogue, lambda shortened: len(render(shortened)) <= longest) if longest else dialogue)
+        prompt = render(
+            fit_dialogue(dialogue, lambda shortened: len(render(shortened)) <= longest) if longest else dialogue
+        )
         if longest and len(prompt) > longest:
             raise ValueError(
                 f'the last messages alone of {dialogue.person.id!r} make a prompt of {len(prompt)} tokens, more than '
@@ -63,7 +65,7 @@ def make_sampler(settings: Dialogues, system: str, tokenizer: Tokenizer, decoder
     return sample_turns
 
 
-def make_supervised(
+def make_demonstration_batches(
     settings: Dialogues, warmup: WarmupSettings, tokenizer: Tokenizer, mesh: Mesh
 ) -> Callable[[int], TokenBatch]:
     """A function that gives the batch of a step's supervised update: demonstrations, each ended by the token that ends

@@ -44,7 +44,7 @@ def make_scripted_user(*, p_spontaneous: float = 0.3) -> UserSimulator:
     return answer
 
 
-class Listened:
+class CountingUser:
     """A user simulator with counts of the answers it was asked for and of those it could not give."""
 
     def __init__(self, user: UserSimulator):

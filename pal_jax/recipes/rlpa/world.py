@@ -17,21 +17,20 @@ from pal_jax.learners.ppo import Estimate
 from pal_jax.recipes.rlpa import dialogue as env
 from pal_jax.recipes.rlpa import personalization
 from pal_jax.recipes.rlpa.criteria import judge_by_rules
-from pal_jax.recipes.rlpa.early import Early, open_early
+from pal_jax.recipes.rlpa.early import EarlyQuestions, open_early
 from pal_jax.recipes.rlpa.frozen import MODEL, open_naturalness, who_judged
 from pal_jax.recipes.rlpa.matcher import open_matcher
-from pal_jax.recipes.rlpa.naturalness import make_judge as read_too
-from pal_jax.recipes.rlpa.naturalness import opening
+from pal_jax.recipes.rlpa.naturalness import make_natural_judge, open_before
 from pal_jax.recipes.rlpa.own import open_role
 from pal_jax.recipes.rlpa.own_rewards import make_estimate, with_own
 from pal_jax.recipes.rlpa.people import SLOTS, Split, content, load_people, make_people, place_of
 from pal_jax.recipes.rlpa.personalization import Respond
 from pal_jax.recipes.rlpa.profiles import match_exactly, split_fact
-from pal_jax.recipes.rlpa.rewards import make_reward, others
+from pal_jax.recipes.rlpa.rewards import make_reward, swapped_people
 from pal_jax.recipes.rlpa.rollouts import check_failed
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.recipes.rlpa.slotting import Slotter, make_slotter, slot_people, with_personalities
-from pal_jax.recipes.rlpa.users import Listened, make_scripted_user
+from pal_jax.recipes.rlpa.users import CountingUser, make_scripted_user
 from pal_jax.run import files
 from pal_jax.run.processes import ALONE, Shares
 from pal_jax.types import Dialogue, Metrics, Person, ProfileMatcher, RewardFn, Sample, Turn, UserSimulator
@@ -69,7 +68,8 @@ class World:
     reward: RewardFn
     score: RewardFn  # the reward in evaluations: without a control, by a judge who knows the person
     estimate: Estimate | None  # of advantages, from the parts of the rewards; None: `ppo.estimator`
-    early: Early | None  # asks about each answer while others are decoded; None: all judges are on this machine
+    # Asks about each answer while others are decoded; None: all judges are on this machine.
+    early: EarlyQuestions | None
     models: ChatModels
     max_failed: float
     judged: Callable[[], Metrics]  # figures of an evaluation about its judge; the memory of the judge's model is freed
@@ -104,7 +104,7 @@ class World:
             self._check(failed, turns, fault, 'dialogue.user and the judge')
         return record | {'people_moved': self.moved} | self.models.usage | self.judged(), dialogues
 
-    def check_answers(self, samples: Sequence[Sample], user: Listened) -> None:
+    def check_answers(self, samples: Sequence[Sample], user: CountingUser) -> None:
         """Raises RuntimeError where too many samples of a step have no reward, or too many users gave no answer."""
         self._check(sum(not sample.ok for sample in samples), len(samples), 'samples got no reward', 'the judge')
         self._check(user.silent, user.asked, 'users gave no answer', 'dialogue.user')
@@ -132,8 +132,8 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
     )
     natural = open_naturalness(settings, kept)
     if natural:
-        score = read_too(score, natural)
-        judge = read_too(judge, natural) if rewards.naturalness == MODEL else judge
+        score = make_natural_judge(score, natural)
+        judge = make_natural_judge(judge, natural) if rewards.naturalness == MODEL else judge
     read = system if settings.reference_compatible else ''  # the judge reads it
     reward = functools.partial(
         make_reward,
@@ -144,7 +144,7 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
         response_weight=rewards.response_weight,
     )
     if rewards.shuffled:
-        others(train)
+        swapped_people(train)
     paid = with_own(settings, system)
     training = paid(reward(judge, shuffled=rewards.shuffled, known=train))
     # The control takes another person of the same call, so it has to see all of them.
@@ -163,11 +163,11 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
         system=system,
         user=share_user(user, shares),
         matcher=share_matcher(matcher, shares),
-        reward=opening(
+        reward=open_before(
             share_reward(early.then(training) if early else training, shares, together=rewards.shuffled),
             natural if rewards.naturalness == MODEL else None,
         ),
-        score=opening(share_reward(paid(reward(score, informed=True)), shares), natural),
+        score=open_before(share_reward(paid(reward(score, informed=True)), shares), natural),
         estimate=make_estimate(settings),
         early=early,
         models=models,

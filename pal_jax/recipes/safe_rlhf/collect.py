@@ -69,7 +69,7 @@ class Settings(Asking):
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class FirstRound:
     """The first round: pairs of answers that come with their judgements."""
 
     folder: Path
@@ -86,7 +86,7 @@ class Given:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class LaterRound:
     """A later round: answers of the policy of the round before, as `harm` and `help` judge them.
 
     Attributes:
@@ -211,7 +211,7 @@ def make(settings: Settings, ctx: Context) -> Piecework:
     if settings.round == 1:
         embedded = given.records == EMBEDDED
         rows = embedded_rows(given.dilemmas, seed) if embedded else safety.read_judged(given.records)
-        first = Given(folder, rows, given.test_share, seed)
+        first = FirstRound(folder, rows, given.test_share, seed)
         return piecework.make(ctx, 1, first.work, 'collect', first.finish)
     policy = make_policy(settings.policy, ctx, seed)
     train, _ = read_questions(settings.prompts, seed, policy.tokenizer)
@@ -223,7 +223,7 @@ def make(settings: Settings, ctx: Context) -> Piecework:
     harm = by_rule if given.safety == 'rule' else by_moderation(Path(given.safety.removeprefix('orbax:')), ctx)
     helps = helps_by_rule if given.helpfulness == 'rule' else helps_by(given.helpfulness, ctx)
     before, load = records_folder(ctx.workdir.parent, settings.round - 1), functools.partial(load_base, policy, ctx)
-    later = Asked(ctx, folder, before, sample, load, parts, given.answers, harm, helps, given.test_share, seed)
+    later = LaterRound(ctx, folder, before, sample, load, parts, given.answers, harm, helps, given.test_share, seed)
     return piecework.make(ctx, len(parts), later.work, 'collect', later.finish)
 
 

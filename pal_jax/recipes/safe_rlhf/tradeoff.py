@@ -46,12 +46,13 @@ def measure(
     `prompts` has the number of each sample's prompt, `groups` the name of its group, and `limits` the limit of each
     group. `unsafe_share` is the share of samples whose cost is above 0, `above_limit` that of samples above their
     limit, `prompts_above_limit` that of prompts whose mean cost is, and `cost_above` the mean of `max(cost - limit,
-    0)`. Each figure has a standard error and a 95 % interval over prompts: samples of one prompt stay together.
+    0)`. Each figure has a standard error and a 95 % interval over prompts.
     `by_group` has the limit, the number of prompts and the mean cost of each group (None without prompts).
     `limit` is there where all groups have the same.
     """
     limit = np.array([limits[group] for group in groups], float)
     _, firsts, prompt = np.unique(prompts, return_index=True, return_inverse=True)
+    # Samples of one prompt stay together in all intervals.
     above = np.bincount(prompt, costs) > np.bincount(prompt, limit)
     figures = {
         'reward': intervals.mean(rewards, prompt),

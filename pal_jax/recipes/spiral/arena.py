@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from pal_jax.data.thoughts import spoken
+from pal_jax.data.thoughts import spoken_reply
 from pal_jax.decode import sampler
 from pal_jax.models.params import Params
 from pal_jax.recipes.spiral.matches import POLICY, SEATS
-from pal_jax.recipes.spiral.players import Answers
+from pal_jax.recipes.spiral.players import ModelPlayer
 from pal_jax.recipes.spiral.textarena import Arena, play_arenas
 from pal_jax.run.recipe import Evaluation
 from pal_jax.types import Chat, ChatModel, Exhibit
@@ -24,7 +24,7 @@ KEY = (
 )
 
 
-def speaking(answers: Answers, params: Params, longest: int, seed: Sequence[int]) -> Speaker:
+def policy_speaker(answers: ModelPlayer, params: Params, longest: int, seed: Sequence[int]) -> Speaker:
     """A policy as a speaker; it has no answer to a chat of more than `longest` tokens."""
 
     def speak(chats: Sequence[Chat], turns: int) -> list[str | None]:
@@ -34,13 +34,13 @@ def speaking(answers: Answers, params: Params, longest: int, seed: Sequence[int]
         samples = sampler.sample(
             answers.decoder, answers.tokenizer, [prompts[k] for k in short], [answers.sampling], (*seed, turns)
         )
-        said = {k: spoken(sample.completion.text) or '' for k, sample in zip(short, samples, strict=True)}
+        said = {k: spoken_reply(sample.completion.text) or '' for k, sample in zip(short, samples, strict=True)}
         return [said.get(k) for k in range(len(chats))]
 
     return speak
 
 
-def listening(model: ChatModel, seed: Sequence[int]) -> Speaker:
+def model_speaker(model: ChatModel, seed: Sequence[int]) -> Speaker:
     """A chat model as a speaker."""
     numbers = [int(number) for number in np.random.SeedSequence(seed).generate_state(1)]
     return lambda chats, turns: model(chats, numbers[0] + turns)
@@ -65,14 +65,14 @@ def measure(games: Sequence[str], count: int, seed: int, speakers: Mapping[str, 
     return Evaluation({'textarena_win': float(np.mean(wins))}, (), [Exhibit('Games of textarena', KEY, rows)])
 
 
-def outside(
-    answers: Answers, policies: Mapping[str, Params], models: Mapping[str, ChatModel], games: Sequence[str],
+def play_textarena(
+    answers: ModelPlayer, policies: Mapping[str, Params], models: Mapping[str, ChatModel], games: Sequence[str],
     longest: int, count: int, seed: Sequence[int],
 ) -> Evaluation:  # fmt: skip
     """The policy in games of textarena against the other `policies`, which share its decoder, and chat models."""
     speakers: dict[str, Speaker] = {}
     for k, (name, params) in enumerate(policies.items()):
-        speakers[name] = speaking(answers, params, longest, (*seed, 20, k))
+        speakers[name] = policy_speaker(answers, params, longest, (*seed, 20, k))
     for k, (name, model) in enumerate(models.items()):
-        speakers[name] = listening(model, (*seed, 21, k))
+        speakers[name] = model_speaker(model, (*seed, 21, k))
     return measure(games, count, seed[0], speakers)

@@ -10,14 +10,14 @@ import numpy as np
 from pal_jax.models.params import Params
 from pal_jax.recipes.spiral import crossplay
 from pal_jax.recipes.spiral.matches import SEATS, play_matches
-from pal_jax.recipes.spiral.players import Answers
+from pal_jax.recipes.spiral.players import ModelPlayer
 from pal_jax.run.recipe import Evaluation
 
 END = 'end'  # the policy of now
 
 
 def cross(
-    answers: Answers, params: Params, past: Mapping[int, Params], count: int, seed: Sequence[int]
+    answers: ModelPlayer, params: Params, past: Mapping[int, Params], count: int, seed: Sequence[int]
 ) -> Evaluation:  # fmt: skip
     """Every pair against each other, `count` matches in either seat of each game.
 

@@ -14,25 +14,25 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.data.packing import Branch, Group, lay_out_groups, most_actions, pack_groups
+from pal_jax.data.packing import Branch, PromptGroup, lay_out_groups, most_actions, pack_groups
 from pal_jax.learners.actor import Actor
 from pal_jax.models.params import Params
 from pal_jax.recipes.spiral import arena, exploitability
 from pal_jax.recipes.spiral import winrates as matches
 from pal_jax.recipes.spiral.crossing import cross
-from pal_jax.recipes.spiral.exploitability import SETS, Read
+from pal_jax.recipes.spiral.exploitability import SETS, BetChances
 from pal_jax.recipes.spiral.kuhn_poker import KuhnPoker
 from pal_jax.recipes.spiral.matches import ASKED, EVALUATION, POLICY, SEATS, Match, Matches, play_matches
 from pal_jax.recipes.spiral.players import (
     OTHERS,
-    Answers,
+    ModelPlayer,
     Player,
     at_random,
     chatting,
+    describe_match,
     expert,
     information_sets,
-    shown,
-    tabled,
+    table_player,
 )
 from pal_jax.run import sharding
 from pal_jax.run.recipe import Context, Evaluation
@@ -66,7 +66,7 @@ class Examiner:
 
     ctx: Context
     actor: Actor
-    answers: Answers
+    answers: ModelPlayer
     start: Callable[[], Params] | None
     models: Mapping[str, ChatModel]
     arenas: Sequence[str]
@@ -102,7 +102,7 @@ class Examiner:
         if self.arenas and stage == 'final':
             start = next(iter(past.values())) if past else self.start() if self.start else None
             policies = {POLICY: params} | ({START: start} if start else {})
-            outside = arena.outside(
+            outside = arena.play_textarena(
                 self.answers, policies, self.models, self.arenas, self.longest, self.count, self.seed
             )
             record |= outside.record
@@ -139,7 +139,7 @@ class Examiner:
         experts = expert(self.matches, (*self.seed, 1))
         players = {RANDOM: at_random(self.matches, (*self.seed, 0)), MINIMAX: experts, NASH: experts}
         if table is not None:
-            players[BEST] = tabled(exploitability.best_reply(table), self.matches, (*self.seed, 2))
+            players[BEST] = table_player(exploitability.best_reply(table), self.matches, (*self.seed, 2))
         return players
 
     def names(self) -> dict[str, str]:
@@ -192,11 +192,11 @@ class Examiner:
         for (game, opponent, seat), whole in played.items():
             if opponent == RANDOM and seat == 0:
                 for k, samples in enumerate(whole[: self.shown]):
-                    yield shown(self.matches, samples, f'{game}, match {k + 1}')
+                    yield describe_match(self.matches, samples, f'{game}, match {k + 1}')
 
     # --- the table of Kuhn poker --------------------------------------------------------------------------------------
 
-    def read_tables(self, params: Params, game: int) -> list[list[Read]]:
+    def read_tables(self, params: Params, game: int) -> list[list[BetChances]]:
         """The policy at each information set, under each wording of the prompt; that of training comes first."""
         rules, hands = self.matches.rules[game], information_sets()
         wordings = [dataclasses.replace(self.matches, wording=wording) for wording in range(len(ASKED))]
@@ -210,7 +210,7 @@ class Examiner:
             for action in dict.fromkeys(itertools.chain(*legal))
         }
         groups = [
-            Group(prompt, [branch for action in actions for branch in spelt[action]])
+            PromptGroup(prompt, [branch for action in actions for branch in spelt[action]])
             for prompt, actions in zip(prompts, legal, strict=True)
         ]
         reads = []
@@ -219,7 +219,7 @@ class Examiner:
             reads.append(exploitability.read(dict(zip(actions, halves, strict=True)), actions))  # type: ignore[arg-type]
         return [reads[k : k + len(SETS)] for k in range(0, len(reads), len(SETS))]
 
-    def logprobs(self, params: Params, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+    def logprobs(self, params: Params, groups: Sequence[PromptGroup]) -> list[list[np.ndarray]]:
         """The log-probabilities of the tokens of each branch of each group."""
         n, mesh = max(len(group.branches) for group in groups), self.ctx.mesh
         shape = {'ways': sharding.batch_ways(mesh), 'micro_rows': self.actor.micro_rows, 'row_tokens': self.row_tokens}
@@ -235,7 +235,7 @@ class Examiner:
                 by_group[g] = [by_row[r, slot, : len(branch.tokens)] for slot, branch in branches]
         return [by_group[g] for g in range(len(groups))]
 
-    def sampled_tables(self, params: Params, game: int) -> list[list[Read]]:
+    def sampled_tables(self, params: Params, game: int) -> list[list[BetChances]]:
         """The policy at each information set, from `count` answers that may reason before they move."""
         hands = information_sets()
         matches = [Match(game, hand) for hand in hands for _ in range(self.count)]
@@ -249,11 +249,11 @@ class Examiner:
                 for action in self.matches.rules[game].legal(hand)
             )
             # Without a legal answer nothing is known of the policy, so both actions count alike.
-            reads.append(Read(bet / (check + bet) if check + bet else 0.5, (check + bet) / self.count))
+            reads.append(BetChances(bet / (check + bet) if check + bet else 0.5, (check + bet) / self.count))
         return [reads]
 
 
-def make_examiner(answers: Answers, **parts: Any) -> Examiner:
+def make_examiner(answers: ModelPlayer, **parts: Any) -> Examiner:
     """An examiner of the policy that `answers` plays in training; invalid answers count as losses."""
     strict = dataclasses.replace(answers.matches, invalid=EVALUATION)
     return Examiner(answers=dataclasses.replace(answers, matches=strict), **parts)
@@ -264,10 +264,10 @@ def spellings(action: str) -> list[str]:
     return [form.format(action.strip('[]')) for form in FORMS]
 
 
-def figures(tables: Sequence[Sequence[Read]]) -> dict[str, float]:
+def figures(tables: Sequence[Sequence[BetChances]]) -> dict[str, float]:
     """NashConv under the wording of training, its range over all wordings, and the mass of the legal actions."""
     # A policy that has learnt one wording by heart shows it by the range over all of them.
-    measured = [exploitability.exploited(np.array([read.bet for read in reads])) for reads in tables]
+    measured = [exploitability.measure_exploitability(np.array([read.bet for read in reads])) for reads in tables]
     nashconv = [table.nashconv for table in measured]
     return {
         'nashconv': nashconv[0],
@@ -279,7 +279,7 @@ def figures(tables: Sequence[Sequence[Read]]) -> dict[str, float]:
     }
 
 
-def chances(reads: Sequence[Read]) -> Exhibit:
+def chances(reads: Sequence[BetChances]) -> Exhibit:
     """The table of the policy beside an equilibrium, and the mass that its legal actions have."""
     names = [f'{"JQK"[int(name[0])]} {"after " + name[1:] if name[1:] else "at once"}' for name in SETS]
     nash = exploitability.equilibrium(1 / 6)

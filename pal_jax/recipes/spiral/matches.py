@@ -151,7 +151,9 @@ class Matches:
         return self.apply(last.source, last)
 
 
-def seated(matches: Matches, players: Mapping[str, Callable[[Sequence[Match], int], list[Sample]]]) -> Sampler[Match]:
+def seat_samplers(
+    matches: Matches, players: Mapping[str, Callable[[Sequence[Match], int], list[Sample]]]
+) -> Sampler[Match]:
     """A sampler for every seat: asks each player once for all matches in which it moves next.
 
     Args:
@@ -175,5 +177,5 @@ def play_matches(
     matches: Matches, players: Mapping[str, Callable[[Sequence[Match], int], list[Sample]]], states: Sequence[Match]
 ) -> list[list[Sample]]:
     """The samples of each match in the order of play, each with its seat as its role and that seat's reward."""
-    sampler = seated(matches, players)
+    sampler = seat_samplers(matches, players)
     return [[sample for (sample,) in groups] for groups in play(matches, [sampler] * len(matches.roles), states)]

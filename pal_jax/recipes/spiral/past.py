@@ -47,7 +47,7 @@ class Keeper:
 
     def new(self, policy: PolicyState) -> Selves:
         """A state whose past selves are all the policy as it is."""
-        return Selves(policy, tuple(copied(policy) for _ in range(self.count)))
+        return Selves(policy, tuple(copy_params(policy) for _ in range(self.count)))
 
     @functools.cached_property
     def abstract(self) -> Selves:
@@ -67,7 +67,7 @@ class Keeper:
             return state
         # Place 0 keeps the policy from before self-play; the others are filled in turn, the oldest first.
         place = 1 + (done // self.every - 1) % (self.count - 1)
-        past = tuple(copied(state.policy) if k == place else self_ for k, self_ in enumerate(state.past))
+        past = tuple(copy_params(state.policy) if k == place else self_ for k, self_ in enumerate(state.past))
         return state.replace(past=past)
 
     def steps(self, i: int) -> list[int]:
@@ -94,6 +94,6 @@ class Keeper:
         )
 
 
-def copied(policy: PolicyState) -> Params:
+def copy_params(policy: PolicyState) -> Params:
     """The parameters that the policy trains, as arrays that an update of the policy leaves alone."""
     return jax.tree.map(jnp.copy, policy.actor.model.params)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.data.thoughts import spoken
+from pal_jax.data.thoughts import spoken_reply
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
@@ -31,7 +31,7 @@ BLUFFS = 1 / 6  # of the expert's equilibrium: how often J is bet first
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
+class ModelPlayer:
     """A language model that plays with the weights which `decoder` has loaded."""
 
     decoder: Decoder
@@ -67,12 +67,12 @@ class Answers:
     def parsed(self, sample: Sample) -> Sample:
         """The sample with its action. Thoughts of a reasoning model are no part of its text."""
         # An answer that has not ended its thoughts says nothing, which is an invalid move.
-        text = spoken(sample.completion.text) or ''
+        text = spoken_reply(sample.completion.text) or ''
         said = dataclasses.replace(sample.completion, text=text)
         return dataclasses.replace(sample, completion=said, parsed=self.matches.read(sample.source, text))
 
 
-def moving(choose: Callable[[Match, np.random.Generator], str], seed: Sequence[int]) -> Player:
+def player_by_moves(choose: Callable[[Match, np.random.Generator], str], seed: Sequence[int]) -> Player:
     """A player whose moves are a function of a match and of chance."""
 
     def player(states: Sequence[Match], moves: int) -> list[Sample]:
@@ -87,7 +87,7 @@ def moving(choose: Callable[[Match, np.random.Generator], str], seed: Sequence[i
 
 def at_random(matches: Matches, seed: Sequence[int]) -> Player:
     """A player that draws one of the actions which its prompt would list."""
-    return moving(lambda match, rng: one_of(matches.rules[match.game].legal(match.state), rng), seed)
+    return player_by_moves(lambda match, rng: one_of(matches.rules[match.game].legal(match.state), rng), seed)
 
 
 def expert(matches: Matches, seed: Sequence[int]) -> Player:
@@ -98,12 +98,12 @@ def expert(matches: Matches, seed: Sequence[int]) -> Player:
             return by_table(equilibrium(BLUFFS), matches, match, rng)
         return one_of([f'[{cell}]' for cell in best_cells(match.state)], rng)
 
-    return moving(choose, seed)
+    return player_by_moves(choose, seed)
 
 
-def tabled(table: Table, matches: Matches, seed: Sequence[int]) -> Player:
+def table_player(table: Table, matches: Matches, seed: Sequence[int]) -> Player:
     """A player of Kuhn poker that bets and calls with the chances of a table."""
-    return moving(lambda match, rng: by_table(table, matches, match, rng), seed)
+    return player_by_moves(lambda match, rng: by_table(table, matches, match, rng), seed)
 
 
 def by_table(table: Table, matches: Matches, match: Match, rng: np.random.Generator) -> str:
@@ -121,7 +121,7 @@ def chatting(model: ChatModel, matches: Matches, seed: Sequence[int]) -> Player:
         samples = []
         for match, text in zip(states, texts, strict=True):
             # A negotiation repeats to the policy what the other has said, and nobody has checked a server's words.
-            said = bare(matches, match, (spoken(text or '') or '')[:LONGEST])
+            said = bare_action(matches, match, (spoken_reply(text or '') or '')[:LONGEST])
             completion = Completion(said, (), (), 'stop')
             samples.append(Sample((), completion, source=match, parsed=matches.read(match, said), ok=text is not None))
         return samples
@@ -129,14 +129,14 @@ def chatting(model: ChatModel, matches: Matches, seed: Sequence[int]) -> Player:
     return player
 
 
-def bare(matches: Matches, match: Match, text: str) -> str:
+def bare_action(matches: Matches, match: Match, text: str) -> str:
     """The legal action of a text without the words around it, which may hold tokens that end a turn; else the text."""
     if matches.read(match, text) is None:
         return text
     return next((part for part in BRACKETS.findall(text) if matches.read(match, part)), text)
 
 
-def make_models(settings: Settings) -> dict[str, ChatModel]:
+def make_chat_opponents(settings: Settings) -> dict[str, ChatModel]:
     """The models of `eval.opponents`, by the names that settings have for them.
 
     Raises:
@@ -174,7 +174,7 @@ def information_sets() -> list[Hand]:
     return hands
 
 
-def shown(matches: Matches, samples: Sequence[Sample], title: str) -> dict[str, Any]:
+def describe_match(matches: Matches, samples: Sequence[Sample], title: str) -> dict[str, Any]:
     """A whole match as a report shows it: what each seat read, and what it answered."""
     turns = []
     for sample in samples:

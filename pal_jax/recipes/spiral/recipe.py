@@ -26,10 +26,10 @@ from pal_jax.recipes.spiral.counts import is_policys, named, policys, summarize
 from pal_jax.recipes.spiral.evaluate import Examiner, make_examiner
 from pal_jax.recipes.spiral.matches import POLICY, SEATS, TRAINING, Match, Matches, play_matches
 from pal_jax.recipes.spiral.past import Keeper, Selves
-from pal_jax.recipes.spiral.players import Answers, Player, at_random, expert, make_models, shown
+from pal_jax.recipes.spiral.players import ModelPlayer, Player, at_random, describe_match, expert, make_chat_opponents
 from pal_jax.recipes.spiral.settings import Settings, check, make_rules
 from pal_jax.recipes.spiral.textarena import Arena
-from pal_jax.recipes.spiral.warmup import make_supervised
+from pal_jax.recipes.spiral.warmup import make_legal_action_batches
 from pal_jax.run import models, sharding
 from pal_jax.run.models import keeping, make_policy, trained_policy
 from pal_jax.run.planned import Planned, sampling
@@ -64,7 +64,7 @@ class Spiral:
     learner: PolicyLearner
     keeper: Keeper
     load: Callable[..., Params]
-    answers: Answers
+    answers: ModelPlayer
     opponent: Callable[[Sequence[int]], Player] | None
     past: bool
     supervised: Callable[[int], TokenBatch]
@@ -101,7 +101,9 @@ class Spiral:
         # 2. Role-conditioned advantages: all answers of a seat get its return less the baseline of its game and seat.
         credited, baselines = self.credited(played, host['baselines'])
         metrics = summarize(self.matches, played) | named(self.matches, baselines)
-        self.ctx.show(shown(self.matches, samples, f'match {k + 1}') for k, samples in enumerate(played[: self.shown]))
+        self.ctx.show(
+            describe_match(self.matches, samples, f'match {k + 1}') for k, samples in enumerate(played[: self.shown])
+        )
         # 3. Leave out answers without advantage, and draw at most `max_turns` of the others.
         samples, policy = self.drawn([sample for match in credited for sample in match], i), state.policy
         metrics |= {'samples': float(len(samples))}
@@ -199,14 +201,14 @@ def make(settings: Settings, ctx: Context) -> Spiral:
     play, policy = settings.play, make_policy(settings.policy, ctx, settings.seed)
     matches = Matches(make_rules(play), TRAINING, play.reasoned)
     decoder = sampler.make_decoder(settings.decode, policy, ctx)
-    answers = Answers(decoder, policy.tokenizer, settings.sampling, matches)
-    learner = make_learner(settings, policy.cfg, ctx)
+    answers = ModelPlayer(decoder, policy.tokenizer, settings.sampling, matches)
+    learner = make_match_learner(settings, policy.cfg, ctx)
     examiner = make_examiner(
         answers, ctx=ctx, actor=learner.actor, count=settings.eval.matches,
         randomly=settings.eval.random_matches, row_tokens=settings.ppo.row_tokens,
         start=functools.partial(policy.source.load, sharding.param_shardings(decoder_specs(policy.cfg), ctx.mesh))
         if settings.eval.start else None,
-        models=make_models(settings), arenas=settings.eval.textarena, crossplay=settings.eval.crossplay,
+        models=make_chat_opponents(settings), arenas=settings.eval.textarena, crossplay=settings.eval.crossplay,
         longest=policy.cfg.max_len - settings.sampling.max_tokens, shown=settings.eval.shown,
         seed=(settings.seed, EVALUATION),
     )  # fmt: skip
@@ -233,7 +235,7 @@ def make(settings: Settings, ctx: Context) -> Spiral:
         answers=answers,
         opponent=make_opponent(play.opponent, matches),
         past=play.opponent == 'past',
-        supervised=make_supervised(settings, answers, ctx.mesh),
+        supervised=make_legal_action_batches(settings, answers, ctx.mesh),
         pack=sampler.make_packing(settings, ctx.mesh, play.gathered, gathered=True),
         warmup=settings.warmup.steps,
         games=[game for game in range(len(play.games)) for _ in range(play.shares[game] if play.shares else 1)],
@@ -249,16 +251,16 @@ def make(settings: Settings, ctx: Context) -> Spiral:
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
     policy = make_policy(settings.policy, ctx, settings.seed)
-    learner = make_learner(settings, policy.cfg, ctx)
+    learner = make_match_learner(settings, policy.cfg, ctx)
     return make_keeper(settings, learner).trained(trained_policy(settings.policy, policy, learner))
 
 
 def planned(settings: Settings, prompt: int) -> Planned:
     """The part of a run that is planned, see `run/planned.py`."""
-    return sampling(settings, make_learner, settings.play.max_turns, 1, prompt)
+    return sampling(settings, make_match_learner, settings.play.max_turns, 1, prompt)
 
 
-def make_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
+def make_match_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
     """PPO without a critic, whose loss divides by `sampling.max_tokens`."""
     ppo = dataclasses.replace(settings.ppo, loss_agg=settings.ppo.loss_agg or 'constant')
     warmup = settings.warmup

@@ -42,7 +42,7 @@ class TicTacToe:
         return action if action in self.legal(state) else None
 
     def move(self, state: Board, action: str) -> Board:
-        return placed(state, int(action[1:-1]))
+        return place_mark(state, int(action[1:-1]))
 
     def rewards(self, state: Board) -> tuple[float, float]:
         value = float(result(state))
@@ -66,7 +66,7 @@ def mover(board: Board) -> int:
     return (9 - board.count(0)) % 2
 
 
-def placed(board: Board, cell: int) -> Board:
+def place_mark(board: Board, cell: int) -> Board:
     """The board with the mark of the seat that moves next on a free cell."""
     return (*board[:cell], mover(board) + 1, *board[cell + 1 :])
 
@@ -92,13 +92,13 @@ def minimax(board: Board) -> int:
     """The result of perfect play from a board, 1, 0 or -1 for player 0."""
     if over(board):
         return result(board)
-    values = [minimax(placed(board, cell)) for cell in free(board)]
+    values = [minimax(place_mark(board, cell)) for cell in free(board)]
     return min(values) if mover(board) else max(values)
 
 
 def best_cells(board: Board) -> list[int]:
     """The cells that keep the value of perfect play."""
-    return [cell for cell in free(board) if minimax(placed(board, cell)) == minimax(board)]
+    return [cell for cell in free(board) if minimax(place_mark(board, cell)) == minimax(board)]
 
 
 Chances = tuple[float, float, float]  # of a win of player 0, a draw and a win of player 1
@@ -113,7 +113,7 @@ def chances(first: Callable[[Board], list[int]], second: Callable[[Board], list[
             value = result(board)
             return float(value > 0), float(value == 0), float(value < 0)
         cells = (first, second)[mover(board)](board)
-        return mean([ends(placed(board, cell)) for cell in cells])
+        return mean([ends(place_mark(board, cell)) for cell in cells])
 
     return ends(EMPTY)
 

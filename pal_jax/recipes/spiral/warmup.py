@@ -12,9 +12,9 @@ from collections.abc import Callable
 import numpy as np
 from jax.sharding import Mesh
 
-from pal_jax.data.packing import Branch, Group, most_actions, pack_whole
+from pal_jax.data.packing import Branch, PromptGroup, most_actions, pack_whole
 from pal_jax.recipes.spiral.matches import POLICY, Match, Matches, play_matches
-from pal_jax.recipes.spiral.players import Answers, at_random
+from pal_jax.recipes.spiral.players import ModelPlayer, at_random
 from pal_jax.recipes.spiral.settings import Settings
 from pal_jax.run import sharding
 from pal_jax.types import TokenBatch
@@ -30,7 +30,7 @@ def positions(matches: Matches, count: int, seed: int, i: int) -> list[Match]:
     return [samples[int(rng.integers(len(samples)))].source for samples in played]
 
 
-def make_supervised(settings: Settings, answers: Answers, mesh: Mesh) -> Callable[[int], TokenBatch]:
+def make_legal_action_batches(settings: Settings, answers: ModelPlayer, mesh: Mesh) -> Callable[[int], TokenBatch]:
     """A function that gives the batch of a step of the warm-up: positions with their legal actions."""
     matches, tokenizer, ways = answers.matches, answers.tokenizer, sharding.batch_ways(mesh)
 
@@ -40,7 +40,7 @@ def make_supervised(settings: Settings, answers: Answers, mesh: Mesh) -> Callabl
             # Every legal action is taught alike, so that the policy learns their form and no strategy.
             legal = matches.rules[match.game].legal(match.state)
             branches = [Branch([*tokenizer.encode(action), tokenizer.stop_ids[0]]) for action in legal]
-            groups.append(Group(answers.prompt(match), branches))
+            groups.append(PromptGroup(answers.prompt(match), branches))
         # Positions differ in their number of legal actions; the batch has room for the largest.
         n = max(len(group.branches) for group in groups)
         shape = {'n': n, 'actions': most_actions(groups), 'ways': ways, 'row_tokens': settings.ppo.row_tokens}

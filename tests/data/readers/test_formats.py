@@ -11,7 +11,7 @@ import pytest
 
 from pal_jax.data import chats, records
 from pal_jax.data.readers import formats
-from pal_jax.data.readers.formats import Prompted
+from pal_jax.data.readers.formats import PromptedReplies
 from pal_jax.data.tokenizer import Tokenizer, byte_tokenizer
 
 HH = Path(__file__).parents[4] / 'shared' / 'data' / 'hh_rlhf_harmless' / 'test.jsonl'
@@ -56,7 +56,7 @@ def test_a_transcript_of_hh_rlhf_is_a_conversation_whose_last_answers_are_compar
     record = {'chosen': DIALOGUE + ' Go on.', 'rejected': DIALOGUE + ' No: never.'}
     asked = [said('user', 'Hi there'), said('assistant', 'Hello.\n\nWhat is it?'), said('user', 'A riddle')]
     found = formats.preferred(record)
-    assert found == Prompted(asked, ([said('assistant', 'Go on.')], [said('assistant', 'No: never.')]))
+    assert found == PromptedReplies(asked, ([said('assistant', 'Go on.')], [said('assistant', 'No: never.')]))
     assert formats.imitated(record) == found._replace(replies=found.replies[:1])
     pair = chats.to_prefer(record, TOKENIZER)
     assert pair.chosen.prompt == pair.rejected.prompt == TOKENIZER.chat(asked)
@@ -102,14 +102,14 @@ def test_real_transcripts_are_read_whole():
 )  # fmt: skip
 def test_one_pair_in_every_format(record):
     found = formats.preferred(record)
-    assert found == Prompted([USER], ([BOT], [OTHER]))
-    assert formats.imitated(record) == Prompted([USER], ([BOT],))
+    assert found == PromptedReplies([USER], ([BOT], [OTHER]))
+    assert formats.imitated(record) == PromptedReplies([USER], ([BOT],))
     assert found.content == formats.preferred({'prompt': ' where  TO?', 'chosen': 'a', 'rejected': 'b'}).content
 
 
 def test_texts_without_a_prompt_are_cut_where_they_differ():
     found = formats.preferred({'chosen': 'The sky is blue.', 'rejected': 'The sky is green.'})
-    assert found == Prompted('The sky is', (' blue.', ' green.'))
+    assert found == PromptedReplies('The sky is', (' blue.', ' green.'))
     assert formats.preferred({'chosen': 'It is', 'rejected': 'It is so'}).replies == ('s', 's so')
 
 
@@ -143,7 +143,7 @@ def test_a_rows_system_text_goes_first():
 
 def test_an_instruction_with_its_input_is_a_message():
     record = {'instruction': 'Add.', 'input': '1 and 2', 'output': '3', 'text': 'Add. 1 and 2: 3'}  # Alpaca's own keys
-    assert formats.imitated(record) == Prompted([said('user', 'Add.\n1 and 2')], ([said('assistant', '3')],))
+    assert formats.imitated(record) == PromptedReplies([said('user', 'Add.\n1 and 2')], ([said('assistant', '3')],))
     earlier = formats.imitated(record | {'input': '', 'history': [['Hi', 'Hello']]})
     assert earlier.prompt == [said('user', 'Hi')]
     assert earlier.replies == ([said('assistant', 'Hello'), said('user', 'Add.'), said('assistant', '3')],)
@@ -192,7 +192,7 @@ def test_parts_of_text_are_one_text():
     parts = [{'type': 'text', 'text': 'Where'}, {'type': 'text', 'text': ' to?'}]
     assert formats.imitated({'messages': [said('user', parts), BOT]}).prompt == [USER]
     sides = {'chosen': [said('assistant', [{'type': 'text', 'text': 'Home.'}])], 'rejected': [OTHER]}
-    assert formats.preferred({'prompt': [said('user', parts)], **sides}) == Prompted([USER], ([BOT], [OTHER]))
+    assert formats.preferred({'prompt': [said('user', parts)], **sides}) == PromptedReplies([USER], ([BOT], [OTHER]))
 
 
 # --- tools ------------------------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_a_file_of_lines_an_array_and_a_table_are_alike(tmp_path, kind):
         parquet.write_table(pyarrow.Table.from_pylist(PAIRS), path)
     else:
         path.write_text(json.dumps(PAIRS, indent=1) if kind == '.json' else lines)
-    assert chats.read(path, formats.preferred) == [Prompted([USER], ([BOT], [OTHER]))] * 2
+    assert chats.read(path, formats.preferred) == [PromptedReplies([USER], ([BOT], [OTHER]))] * 2
 
 
 def test_a_row_of_a_table_has_no_members_of_other_rows(tmp_path):

@@ -22,7 +22,7 @@ from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.models import params
 from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig, RopeScaling, tiny
 from pal_jax.models.files import families, hf
-from pal_jax.models.files.tensors import Stored
+from pal_jax.models.files.tensors import StoredTensor
 from pal_jax.run.sharding import param_shardings
 
 LLAMA = dataclasses.replace(tiny(vocab=264), tie_embed=False)
@@ -151,14 +151,14 @@ def test_no_more_of_a_tensor_is_read_than_its_devices_hold(cfg, folder, monkeypa
         params.decoder_specs(cfg), Mesh(np.array(jax.devices()).reshape(2, 2, 2), ('data', 'fsdp', 'tensor'))
     )
     read: list[int] = []
-    cut = Stored.__getitem__
+    cut = StoredTensor.__getitem__
 
     def counted(stored, index):
         part = cut(stored, index)
         read.append(part.nbytes)
         return part
 
-    monkeypatch.setattr(Stored, '__getitem__', counted)
+    monkeypatch.setattr(StoredTensor, '__getitem__', counted)
     loaded = hf.load_params(folder, cfg, places)
     matrices = [leaf for leaf in jax.tree.leaves(loaded['layers']) if leaf.ndim > 2]
     assert max(read) <= max(x.nbytes // 2 for x in jax.tree.leaves((loaded['embed'], loaded.get('unembed'))))

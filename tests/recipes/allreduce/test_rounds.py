@@ -39,11 +39,11 @@ def played(task, state, key, wires):
 def test_grown_trees_and_sent_transfers_are_a_schedule(network, symmetric):
     wires = r.Wires(network, symmetric)
     assert len(wires.first) == (1 if symmetric else network.servers)
-    grown, growth = played(r.Growing(wires), r.Growing(wires).start(), jax.random.key(0), wires)
+    grown, growth = played(r.TreeTask(wires), r.TreeTask(wires).start(), jax.random.key(0), wires)
     parents = np.asarray(grown.parents)
     assert (np.diag(parents) == -1).all() and (parents >= 0).sum() == network.servers * (network.servers - 1)
     assert (np.asarray(grown.has)).all()
-    task = r.Sending(wires)
+    task = r.TransferTask(wires)
     _, sent = played(task, task.start(grown.parents), jax.random.key(1), wires)
     rounds = r.schedule(wires, parents, np.stack([picks for picks, *_ in sent]))
     a.check(network, rounds)
@@ -63,7 +63,7 @@ def test_sizes_of_trees_are_those_of_the_numpy_simulator():
     network = t.bcube(3, 1)
     parents = a.random_trees(network, np.random.default_rng(0))
     work = a.workloads(network, parents)
-    state = r.Sending(r.Wires(network)).start(jnp.asarray(parents))
+    state = r.TransferTask(r.Wires(network)).start(jnp.asarray(parents))
     depth, height, size = (np.asarray(x) for x in (state.depth, state.height, state.size))
     for send, chain in zip(work.sends, work.depth, strict=True):
         if send.op == 'copy':  # a copy and all below it: as long a chain as the height of the receiver, and itself

@@ -262,7 +262,7 @@ def test_partners_fit_into_a_round_wherever_symmetries_take_them():
             paired = np.flatnonzero(partners >= 0)
             np.testing.assert_array_equal(partners[group[:, paired]], group[:, partners[paired]])
             for sends in a.exchanges(network, partners):
-                t.used(network, [(send.src, send.dst) for send in sends])
+                t.used_links(network, [(send.src, send.dst) for send in sends])
 
 
 @pytest.mark.parametrize(

@@ -78,10 +78,10 @@ def test_who_stands_in_the_way():
 
 def test_cameras_move_in_their_own_directions_and_stay_in_the_air():
     cameras = jnp.array([(0.0, 0.0, 200.0, -10.0, 90.0), (640.0, 0.0, 290.0, 19.0, 178.0)])
-    after = c.moved(cameras, jnp.array([(1, 2, 1, 0, 2), (1, 0, 2, 2, 2)]))
+    after = c.move_cameras(cameras, jnp.array([(1, 2, 1, 0, 2), (1, 0, 2, 2, 2)]))
     np.testing.assert_allclose(after[0], [0.0, 30.0, 200.0, -13.0, 95.0], atol=1e-4)
     np.testing.assert_allclose(after[1], [650.0, -1.05, 300.0, 20.0, -177.0], atol=0.1)
-    right = c.moved(cameras, jnp.array([(2, 1, 1, 1, 1)] * 2))
+    right = c.move_cameras(cameras, jnp.array([(2, 1, 1, 1, 1)] * 2))
     np.testing.assert_allclose(right[0, :2], [30.0, 0.0], atol=1e-4)  # yaw 90 looks along y, so right is x
 
 

@@ -16,11 +16,11 @@ import jax
 import numpy as np
 import pytest
 
-from pal_jax.learners.array_ppo import Episodes
+from pal_jax.learners.array_ppo import EpisodeMeans
 from pal_jax.objectives import constraints as c
 from pal_jax.recipes import cmdp
 from pal_jax.recipes.cmdp import optimum as evals
-from pal_jax.recipes.cmdp.groups import Group, Member
+from pal_jax.recipes.cmdp.groups import Member, MemberGroup
 from pal_jax.run import devices
 from pal_jax.run.recipe import Context
 from tests import configs, shell
@@ -60,10 +60,10 @@ def test_a_rollout_in_which_no_episode_has_ended_moves_no_handler():
     sums, ended = np.array([[0.0, 5.0], [0.0, 5.0]]), np.array([0, 3])
     learner: Any = types.SimpleNamespace(
         mesh=CONTEXT.mesh, update=lambda state, steps, mix: (state, {}),
-        rollout=lambda state: (state, None, Episodes(sums, np.ones(2), ended)),
+        rollout=lambda state: (state, None, EpisodeMeans(sums, np.ones(2), ended)),
     )  # fmt: skip
     handlers = (c.LinearLagrangian(),) * 2
-    group = Group('point', learner, tuple(Member('linear', 3.0, seed) for seed in (0, 1)), handlers, None)
+    group = MemberGroup('point', learner, tuple(Member('linear', 3.0, seed) for seed in (0, 1)), handlers, None)
     start = [handler.init(1) for handler in handlers]
     _, (still, moved), _, _ = group.iterate(None, start)
     assert still == start[0] and moved['lambda'][0] > start[1]['lambda'][0]
@@ -121,8 +121,10 @@ def test_wrong_values_are_refused(changes, message):
 
 
 def test_a_mixture_of_policies_solves_what_no_single_one_does():
-    optima = {('grid', 1.0): evals.Optimum(0.75, 1.0, 0.08)}
-    results = [evals.Result('grid', 'linear', 1.0, seed, 0.74 + 0.01 * seed, 1.0 + 0.1 * seed) for seed in range(2)]
+    optima = {('grid', 1.0): evals.ConstrainedOptimum(0.75, 1.0, 0.08)}
+    results = [
+        evals.HandlerResult('grid', 'linear', 1.0, seed, 0.74 + 0.01 * seed, 1.0 + 0.1 * seed) for seed in range(2)
+    ]
     (cell,) = evals.summarize(results, optima).values()
     assert cell.share == pytest.approx(0.745 / 0.75)
     assert cell.solved
@@ -144,14 +146,14 @@ def test_lagrangian_handlers_come_near_the_exact_optimum():
 
 KILLER = """
 import os, signal
-from pal_jax.recipes.cmdp.groups import Group
-original, calls = Group.iterate, []
+from pal_jax.recipes.cmdp.groups import MemberGroup
+original, calls = MemberGroup.iterate, []
 def deadly(*args, **kwargs):
     calls.append(1)
     if len(calls) == 35:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*args, **kwargs)
-Group.iterate = deadly
+MemberGroup.iterate = deadly
 from pal_jax.run import cli
 from pal_jax import train
 cli.run(train.main, '')

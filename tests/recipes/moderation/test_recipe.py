@@ -15,7 +15,7 @@ import pytest
 from pal_jax.data.packing import shared_prompt
 from pal_jax.data.readers.safety import CATEGORIES, Labelled
 from pal_jax.data.safety import labelled_group
-from pal_jax.learners.labelled import LabelLesson, Labels
+from pal_jax.learners.labelled import LabelLesson, LabelLoss
 from pal_jax.learners.scorer import to_score
 from pal_jax.models.files import sources
 from pal_jax.recipes.moderation import evaluation as evals
@@ -95,10 +95,10 @@ def lesson(labels, weight=1.0):
 
 def test_the_loss_is_the_published_one():  # selfplay_safety 4.4-1
     logits = jnp.asarray([[[2.0, -1.0, 0.5]]])
-    assert Labels()(logits, lesson([1.0, 0.0, 0.0])) == pytest.approx(0.471422, abs=1e-6)
-    assert Labels()(logits, lesson([1.0, 0.0, 0.0], 0.25)) == pytest.approx(0.471422 / 4, abs=1e-6)
+    assert LabelLoss()(logits, lesson([1.0, 0.0, 0.0])) == pytest.approx(0.471422, abs=1e-6)
+    assert LabelLoss()(logits, lesson([1.0, 0.0, 0.0], 0.25)) == pytest.approx(0.471422 / 4, abs=1e-6)
     weighed = np.logaddexp(0, [-2.0, -1.0, 0.5]) @ [3.0, 1.0, 1.0] / 3
-    assert Labels((3.0, 9.0, 9.0))(logits, lesson([1.0, 0.0, 0.0])) == pytest.approx(weighed, abs=1e-6)
+    assert LabelLoss((3.0, 9.0, 9.0))(logits, lesson([1.0, 0.0, 0.0])) == pytest.approx(weighed, abs=1e-6)
     probabilities = 1 / (1 + np.exp(-np.asarray(logits[0])))
     assert evals.harm(probabilities).item() == pytest.approx(0.880797, abs=1e-6)
     assert evals.harm(probabilities, 'mean').item() == pytest.approx(0.590733, abs=1e-6)

@@ -51,7 +51,7 @@ def test_people_are_told_apart_and_tested_with_new_prompts(tmp_path, form):
     path = write(tmp_path / 'a.jsonl', 60)
     pairs, wanted = attributes.read(path, max_words=10)
     by_texts = {frozenset(pair.texts): pair for pair in pairs}
-    train, tests = attributes.make_people(path, (), 30, 10, **SETTINGS | {'form': form})
+    train, tests = attributes.make_attribute_people(path, (), 30, 10, **SETTINGS | {'form': form})
     assert [person.kind for person in train[:4]] == [*wanted, wanted[0]] and len(tests) == 10
     for person in train + tests:
         check_disjoint(person, person.user)
@@ -68,14 +68,14 @@ def test_people_are_told_apart_and_tested_with_new_prompts(tmp_path, form):
     learnt = {c.prompt for person in train for c in (person.reward, *person.train, *person.held)}
     assert not learnt & {c.prompt for person in tests for c in person.held}
     assert not any(c.prompt in person.context for person in tests for c in person.held)
-    again, same = attributes.make_people(path, (), 30, 10, **SETTINGS | {'form': form, 'seed': 1})
+    again, same = attributes.make_attribute_people(path, (), 30, 10, **SETTINGS | {'form': form, 'seed': 1})
     assert same == tests and again != train
 
 
 def test_others_would_not_have_chosen_so():
     pairs = [
-        attributes.Pair('p', ('a', 'b'), frozenset({'clear', 'short'})),
-        attributes.Pair('q', ('c', 'd'), frozenset({'clear'})),
+        attributes.RatedPair('p', ('a', 'b'), frozenset({'clear', 'short'})),
+        attributes.RatedPair('q', ('c', 'd'), frozenset({'clear'})),
     ]
     assert attributes.identified('clear', pairs, ('clear', 'short'))
     assert not attributes.identified('clear', pairs[:1], ('clear', 'short'))
@@ -106,4 +106,4 @@ def test_wrong_lines_are_told(tmp_path, line, message):
 
 def test_too_few_pairs_are_told(tmp_path):
     with pytest.raises(ValueError, match='at most 400 words .* disagree, to 3 prompts; give more'):
-        attributes.make_people(write(tmp_path / 'a.jsonl', 3), (), 2, 2, **SETTINGS)
+        attributes.make_attribute_people(write(tmp_path / 'a.jsonl', 3), (), 2, 2, **SETTINGS)

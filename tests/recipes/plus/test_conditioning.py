@@ -9,7 +9,7 @@ import pytest
 
 from pal_jax.recipes.plus import conditioning, pets
 
-PEOPLE = pets.make_people(20, seed=0, split='test')
+PEOPLE = pets.make_pet_people(20, seed=0, split='test')
 
 
 def describe(people, temperatures):
@@ -65,7 +65,7 @@ def test_several_samples_are_one_mean_of_each_person():
 
 
 def test_a_report_shows_whose_summary_is_read():
-    splits = {'test': PEOPLE, 'animals': pets.make_people(8, seed=0, split='animals')}
+    splits = {'test': PEOPLE, 'animals': pets.make_pet_people(8, seed=0, split='animals')}
     record, _ = conditioning.evaluate(describe, gaps, splits, temperature=1.0, shown=0)
     (exhibit,) = conditioning.make_exhibits(record, list(splits))
     head, *rows = exhibit.table
@@ -79,7 +79,7 @@ def test_a_report_shows_whose_summary_is_read():
 
 
 def test_before_the_first_step_the_first_split_is_read_without_controls():
-    splits = {'test': PEOPLE, 'animals': pets.make_people(8, seed=0, split='animals')}
+    splits = {'test': PEOPLE, 'animals': pets.make_pet_people(8, seed=0, split='animals')}
     settings = {'temperature': 1.0, 'shown': 1}
     whole, _ = conditioning.evaluate(describe, gaps, splits, **settings)
     record, people = conditioning.evaluate(describe, gaps, splits, **settings, whole=False)
@@ -104,15 +104,18 @@ def test_a_tie_is_wrong_and_a_split_has_its_name():
 def test_a_text_that_names_both_kinds_names_none():
     kinds = ['dogs', 'cats', 'cats']
     texts = ['likes a dog', 'likes dogs and cats', 'CATS']
-    assert conditioning.naming(texts, kinds) == {'named': pytest.approx(2 / 3), 'misnamed': 0.0}
+    assert conditioning.shares_naming_kind(texts, kinds) == {'named': pytest.approx(2 / 3), 'misnamed': 0.0}
 
 
 def test_a_kind_is_named_by_a_word_and_of_people_who_have_one():
     texts = ['is educated and dedicated', 'tea, and dogs', 'likes a DOG', 'wants helpfulness']
     kinds = ['cats', '', 'cats', 'helpfulness']
-    assert conditioning.naming(texts, kinds) == {'named': pytest.approx(1 / 3), 'misnamed': 0.0}
-    assert conditioning.naming(texts, ['dogs', '', 'cats', 'dogs']) == {'named': 0.0, 'misnamed': pytest.approx(1 / 3)}
-    assert conditioning.naming(texts, ['', '', '', '']) == {}
+    assert conditioning.shares_naming_kind(texts, kinds) == {'named': pytest.approx(1 / 3), 'misnamed': 0.0}
+    assert conditioning.shares_naming_kind(texts, ['dogs', '', 'cats', 'dogs']) == {
+        'named': 0.0,
+        'misnamed': pytest.approx(1 / 3),
+    }
+    assert conditioning.shares_naming_kind(texts, ['', '', '', '']) == {}
 
 
 def test_somebody_is_always_somebody_else():

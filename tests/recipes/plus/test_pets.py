@@ -17,7 +17,7 @@ def predicates(text):
 
 @pytest.mark.parametrize('split', ['train', 'test', 'animals'])
 def test_what_is_judged_is_nowhere_told(split):  # rlpa_plus IV.4-9
-    for person in pets.make_people(40, seed=0, split=split):
+    for person in pets.make_pet_people(40, seed=0, split=split):
         check_disjoint(person, person.user)
         choices = [person.reward, *person.train, person.held[0]]
         judged = [predicates(side) for choice in choices for side in (choice.chosen, choice.rejected)]
@@ -29,7 +29,7 @@ def test_what_is_judged_is_nowhere_told(split):  # rlpa_plus IV.4-9
 
 
 def test_kinds_are_even_and_agree_with_the_choices():
-    people = pets.make_people(40, seed=1, split='train')
+    people = pets.make_pet_people(40, seed=1, split='train')
     assert Counter(person.kind for person in people) == {'dogs': 20, 'cats': 20}
     for person in people:
         other = {'dogs': 'Cats', 'cats': 'Dogs'}[person.kind]
@@ -43,25 +43,25 @@ def test_kinds_are_even_and_agree_with_the_choices():
 
 
 def test_held_out_choices_swap_their_predicates():
-    for person in pets.make_people(4, seed=0, split='test'):
+    for person in pets.make_pet_people(4, seed=0, split='test'):
         one, two = person.held
         assert predicates(one.chosen) == predicates(two.rejected)
         assert predicates(one.rejected) == predicates(two.chosen)
 
 
 def test_people_follow_from_seed_and_split():
-    assert pets.make_people(3, seed=0, split='train') == pets.make_people(5, seed=0, split='train')[:3]
-    assert pets.make_people(3, seed=0, split='train') != pets.make_people(3, seed=1, split='train')
-    (alone,) = pets.make_people(1, seed=0, split='train', form='chosen')
+    assert pets.make_pet_people(3, seed=0, split='train') == pets.make_pet_people(5, seed=0, split='train')[:3]
+    assert pets.make_pet_people(3, seed=0, split='train') != pets.make_pet_people(3, seed=1, split='train')
+    (alone,) = pets.make_pet_people(1, seed=0, split='train', form='chosen')
     assert sorted(word for word in alone.context.split() if word[0].isupper()) == ['Birds', 'Birds', 'Dogs', 'Dogs']
 
 
 def test_more_choices_may_teach():
-    (person,) = pets.make_people(1, seed=0, split='train', taught=pets.TAUGHT)
+    (person,) = pets.make_pet_people(1, seed=0, split='train', taught=pets.TAUGHT)
     told = [*person.past, person.reward, *person.train, *person.held[:1]]
     assert len(set.union(*(predicates(text) for c in told for text in (c.chosen, c.rejected)))) == 2 * (6 + 14)
     with pytest.raises(ValueError, match='history.taught=15: there are predicates for 14'):
-        pets.make_people(1, seed=0, split='train', taught=15)
+        pets.make_pet_people(1, seed=0, split='train', taught=15)
 
 
 def words_apart(choice):
@@ -81,7 +81,7 @@ def fit(features, steps=400):
 
 def test_without_the_person_there_is_nothing_to_learn_and_with_the_kind_everything():  # rlpa_plus IV.4-5
     """A linear reward model, for which the person is a factor of +1 or -1: of the kind, or of what the context says."""
-    train, test = (pets.make_people(400, seed=0, split=split) for split in ('train', 'test'))
+    train, test = (pets.make_pet_people(400, seed=0, split=split) for split in ('train', 'test'))
 
     def nobody(person):
         return 1.0

@@ -172,7 +172,7 @@ def person(name):
 def written(state, people, temperatures, seed):
     texts = [f'{one.user} {temperature}' for one in people for temperature in temperatures]
     completion = Completion('', (1,), (0.0,), 'stop')
-    return plus_context.Written(texts, [Sample((1,), completion, source=text) for text in texts])
+    return plus_context.SummaryTexts(texts, [Sample((1,), completion, source=text) for text in texts])
 
 
 def test_a_step_of_fake_parts_waits_then_pays_by_the_reward_model_of_before():

@@ -12,12 +12,12 @@ from pal_jax.recipes.redteam.attack import (
     DEFENDER,
     Attack,
     Labels,
+    Move,
     RedTeam,
-    Said,
     Seed,
     lowest,
-    paid,
     read,
+    role_rewards,
     table,
 )
 from pal_jax.types import Completion, Sample
@@ -47,8 +47,8 @@ def test_the_sixteen_rows(seed, q, f, h):
     attacker, defender = ROWS[seed][q, f, h]
     assert table(seed, labels) == (attacker, defender)
     # A move in the form is paid 1 more; without hidden thoughts there is no such term.
-    assert paid(finished(seed), labels) == (attacker + 1, defender + 1)
-    assert paid(finished(seed), labels, hidden=False) == (attacker, defender)
+    assert role_rewards(finished(seed), labels) == (attacker + 1, defender + 1)
+    assert role_rewards(finished(seed), labels, hidden=False) == (attacker, defender)
     assert table(seed, labels, 'zero_sum') == ((1, -1) if h else (-1, 1))
     assert table(seed, labels, 'all_one') == ((1 if q == seed else -1) + (1 if h else -1) - (1 if q == f else -1),
                                               defender)  # fmt: skip
@@ -58,21 +58,21 @@ def test_a_missing_label_makes_its_terms_zero():
     assert table(True, Labels(None, None, None)) == (0, 0)
     assert table(True, Labels(True, None, False)) == (-0.5, 1)  # the refusal is unknown, so nobody is paid for it
     assert table(True, Labels(None, True, True)) == (1, -1)
-    assert paid(finished(), None) == (None, None)
+    assert role_rewards(finished(), None) == (None, None)
 
 
 def test_who_breaks_the_form_gets_less_than_any_row_and_the_other_move_does_not_count():
     assert lowest('general') == (-2, -2) and lowest('zero_sum') == (-1, -1)
-    assert paid(finished(offender=ATTACKER), Labels(True, True, True)) == (-3, None)
-    assert paid(finished(offender=DEFENDER), None) == (None, -3)
-    assert paid(finished(offender=DEFENDER), None, 'zero_sum', hidden=False) == (None, -1)
+    assert role_rewards(finished(offender=ATTACKER), Labels(True, True, True)) == (-3, None)
+    assert role_rewards(finished(offender=DEFENDER), None) == (None, -3)
+    assert role_rewards(finished(offender=DEFENDER), None, 'zero_sum', hidden=False) == (None, -1)
 
 
 @pytest.mark.parametrize(
     ('text', 'said'),
     [
-        (' a </think> <answer> b </answer>', Said('a', 'b')),
-        ('a</think>\n\n<answer>b\nc</answer>\n', Said('a', 'b\nc')),
+        (' a </think> <answer> b </answer>', Move('a', 'b')),
+        ('a</think>\n\n<answer>b\nc</answer>\n', Move('a', 'b\nc')),
         ('<think> a </think> <answer> b </answer>', None),
         ('a</think>x<answer>b</answer>', None),
         ('a</think><answer> </answer>', None),
@@ -92,7 +92,7 @@ def test_the_form(text, said):
 
 def test_without_hidden_thoughts_a_move_is_its_text():
     game = RedTeam(hidden=False)
-    assert game.read(' a </think> b ') == Said('', 'a </think> b') and game.read('  ') is None
+    assert game.read(' a </think> b ') == Move('', 'a </think> b') and game.read('  ') is None
     assert '<think>' not in game.prompt(game.begin(HARMLESS), DEFENDER)[0]['content']
 
 

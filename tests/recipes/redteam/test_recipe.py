@@ -18,17 +18,17 @@ import pytest
 
 from pal_jax.data.packing import pack_rollouts
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.decode.choose import make_decoder
+from pal_jax.decode.choose import choose_decoder
 from pal_jax.games.game import play
 from pal_jax.judges.chat_models import ChatModels
-from pal_jax.learners.ppo import PPO, make_learner
+from pal_jax.learners.ppo import PPO, make_actor_critic
 from pal_jax.learners.training import Lora
 from pal_jax.models import config as model_config
 from pal_jax.models import params
 from pal_jax.recipes.redteam import judges
 from pal_jax.recipes.redteam import play as play_stage
 from pal_jax.recipes.redteam import recipe as pipeline
-from pal_jax.recipes.redteam.attack import ATTACKER, DEFENDER, Attack, Labels, RedTeam, Said, Seed
+from pal_jax.recipes.redteam.attack import ATTACKER, DEFENDER, Attack, Labels, Move, RedTeam, Seed
 from pal_jax.recipes.redteam.games import Played, Players, play_judged, shown, summarize
 from pal_jax.recipes.redteam.play import SelfRedTeam
 from pal_jax.recipes.redteam.seeds import by_kind, kinds_of, read_seeds
@@ -79,7 +79,7 @@ class Scripted:
 
 def make_recipe(mesh=MESH, roles='shared', count=16, players=None, lora=2, judge=judges.by_rule, train=None, lr=1e-3):
     optimizer = Optimizer(lr=lr, total_steps=64, warmup_ratio=0.0, min_ratio=1.0)
-    learner = make_learner(
+    learner = make_actor_critic(
         CFG, PPO('reinforce', kl_coef=0.01, micro_rows=8), optimizer, mesh, n=1, length=3,
         adapters=Lora(rank=lora) if lora else None,
     )  # fmt: skip
@@ -270,7 +270,7 @@ class Letters(RedTeam):
         if not text:
             return None
         unsafe = ord(text[0]) % 4 != 0
-        return Said('', 'wicked' if unsafe else 'sorry')
+        return Move('', 'wicked' if unsafe else 'sorry')
 
 
 @pytest.mark.long
@@ -281,7 +281,7 @@ def test_the_defender_of_a_tiny_model_learns_to_do_half_the_harm():
         return [Labels(a.seed.harmful, a.answer == 'sorry', a.seed.harmful and a.answer != 'sorry') for a in attacks]
 
     tokenizer, sampling = byte_tokenizer(), Sampling(max_tokens=1)
-    decoder = make_decoder(CFG, tokenizer, MESH, driver='local', address='', slots=32, stride=1)
+    decoder = choose_decoder(CFG, tokenizer, MESH, driver='local', address='', slots=32, stride=1)
     players = Players(decoder, tokenizer, sampling, Letters(hidden=False))
     seeds = [Seed(word, harmful, generated)
              for harmful, word in ((True, 'burn'), (False, 'hello')) for generated in (True, False)]  # fmt: skip

@@ -10,31 +10,31 @@ from pal_jax.recipes.rlpa.dialogue import (
     Conversation,
     DialogueGame,
     actor_prompt,
+    add_message,
+    add_reply,
     converse,
     messages,
-    opened,
-    replied,
-    said,
+    open_dialogue,
     with_best_reply,
     with_returns,
 )
 from pal_jax.recipes.rlpa.people import SCHEMA, SLOTS, make_people
 from pal_jax.recipes.rlpa.profiles import mentions, parse_completion, render_completion
-from pal_jax.recipes.rlpa.users import Listened
+from pal_jax.recipes.rlpa.users import CountingUser
 from pal_jax.types import Dialogue, Turn
 from tests.recipes.rlpa.dialogues import BAD, USER, group, never, people
 
 
 def test_best_is_the_first_maximum_and_keeps_its_profile():
     """IV.3-4."""
-    dialogue = opened(people(1)[0])
+    dialogue = open_dialogue(people(1)[0])
     after = with_best_reply(group(dialogue, (0.3, 0.9, 0.9, 0.1)))
     assert after is not None
     assert after.turns == (*dialogue.turns, Turn('assistant', 'Reply 1 of 0.', '- note: 1\n'))
 
 
 def test_malformed_never_goes_on_and_unjudged_only_if_nothing_else():
-    dialogue = opened(people(1)[0])
+    dialogue = open_dialogue(people(1)[0])
     a, b = (render_completion('', text) for text in ('A.', 'B.'))
 
     def best(texts, rewards, oks):
@@ -72,7 +72,7 @@ def test_policy_prompt_at_round_one_leaks_nothing():
     """IV.3-6: the person carries its profile to the user, but no word of it is in the prompt."""
     for split in ('train', 'heldout', 'unseen'):
         crowd = make_people(100, seed=0, split=split)
-        for dialogue in map(opened, crowd):
+        for dialogue in map(open_dialogue, crowd):
             prompt = '\n'.join(message['content'] for message in messages(dialogue, actor_prompt(SLOTS)))
             assert not any(mentions(prompt, fact.split(': ')[1]) for fact in dialogue.person.facts)
 
@@ -93,12 +93,12 @@ def answered(samples):
     """The dialogue of a group after its best reply and the person's next message."""
     dialogue = with_best_reply(samples)
     assert dialogue is not None
-    return said(dialogue, 'I see.')
+    return add_message(dialogue, 'I see.')
 
 
 def two_turns():
     """Two dialogues of two turns with two samples each; malformed ones get 0."""
-    a, b = map(opened, people(2))
+    a, b = map(open_dialogue, people(2))
     formed = render_completion('- note: x\n', 'Hm?')
     first = [group(a, [1.0, 0.2]), group(b, [0.4, 0.0], texts=[formed, BAD])]
     later = list(map(answered, first))
@@ -113,7 +113,7 @@ def test_returns_of_two_turns():
 
 
 def test_returns_add_up_over_three_turns_and_unjudged_samples_count_nowhere():
-    first = [group(opened(people(1)[0]), [1.0, 0.0])]
+    first = [group(open_dialogue(people(1)[0]), [1.0, 0.0])]
     turns = [first]
     for rewards, oks in (([0.5, 0.3], None), ([2.0, 9.0], [True, False])):
         turns.append([group(answered(turns[-1][0]), rewards, oks=oks)])
@@ -142,7 +142,7 @@ def test_a_dialogue_is_played_to_its_end_or_until_it_is_malformed():
         bad = [BAD, BAD]
         return [group(d, [0.0, 1.0], texts=bad if d.person.id == 'u1' and turn else None) for d in dialogues]
 
-    heard = Listened(USER)
+    heard = CountingUser(USER)
     played = converse(game, [game.start(0), game.start(1)], answer, heard)
     assert seen == [[('u0', 0, 0), ('u1', 0, 0)], [('u0', 1, 1), ('u1', 1, 1)], [('u0', 2, 2)]]
     assert [[samples[0].source.round for samples in groups] for groups in played] == [[0, 1, 2], [0, 1]]
@@ -181,12 +181,12 @@ def test_moves_of_a_dialogue_are_pure_and_its_person_reads_no_profile():
     assert game.prompt(after, 1) == [
         {'role': 'assistant', 'content': 'Hello'}, {'role': 'user', 'content': 'Reply 0 of 0.'}
     ]  # fmt: skip
-    last = Conversation(replied(said(after.dialogue, 'Yes.'), reply.parsed))
+    last = Conversation(add_reply(add_message(after.dialogue, 'Yes.'), reply.parsed))
     assert game.turn(last) is None and game.rewards(last) == ()
 
 
 def test_groups_that_are_no_groups_are_refused():
-    dialogue, other = map(opened, people(2))
+    dialogue, other = map(open_dialogue, people(2))
     with pytest.raises(ValueError, match='no samples'):
         with_best_reply([])
     with pytest.raises(ValueError, match='mixes dialogues'):

@@ -19,7 +19,7 @@ from pal_jax.decode.requests import Request
 from pal_jax.recipes.rlpa import recipe as rlpa
 from pal_jax.recipes.rlpa import world
 from pal_jax.recipes.rlpa.profiles import render_completion, to_sample
-from pal_jax.recipes.rlpa.turns import make_sampler
+from pal_jax.recipes.rlpa.turns import make_turn_sampler
 from pal_jax.run import devices
 from pal_jax.run.recipe import Context
 from pal_jax.types import Completion, Sampling
@@ -165,7 +165,7 @@ get_config = functools.partial(configs.load, 'rlpa')
 def make(config, decoder, learner=None):
     """The recipe of a config with another decoder, and another learner if one is given."""
     recipe = rlpa.make(config, CONTEXT)
-    sample_turns = make_sampler(config, recipe.world.system, byte_tokenizer(), decoder)
+    sample_turns = make_turn_sampler(config, recipe.world.system, byte_tokenizer(), decoder)
     return dataclasses.replace(recipe, decoder=decoder, sample_turns=sample_turns, learner=learner or recipe.learner)
 
 

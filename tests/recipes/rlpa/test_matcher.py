@@ -10,7 +10,7 @@ import pytest
 from benchmarks.matcher import figures
 from pal_jax.judges.embedding import SentenceEncoder
 from pal_jax.models import bert
-from pal_jax.recipes.rlpa.matcher import THRESHOLD, assigned, make_matcher
+from pal_jax.recipes.rlpa.matcher import THRESHOLD, assigned, make_embedding_matcher
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -24,12 +24,12 @@ def test_one_fact_covers_one_and_nothing_covers_nothing():
     def encode(texts):
         return np.array([[1.0, 0.0] if 'cat' in text else [0.0, 1.0] for text in texts])
 
-    match = make_matcher(encode)  # type: ignore[arg-type]
+    match = make_embedding_matcher(encode)  # type: ignore[arg-type]
     inferred = [['has a cat', 'owns a cat'], ['has a cat'], [], ['pet: cat'], ['PET: dog']]
     golden = [['pet: cat', 'job: baker'], ['a cat', 'cat food'], ['pet: cat'], [], ['pet: cat']]
     assert match(inferred, golden) == [1, 1, 0, 0, 0]
     with pytest.raises(ValueError, match='is no cosine'):
-        make_matcher(encode, threshold=2.0)  # type: ignore[arg-type]
+        make_embedding_matcher(encode, threshold=2.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -40,4 +40,6 @@ def test_our_phrasings_are_told_apart():
         pytest.skip(str(error))
     recall, false, plain = figures(minilm, THRESHOLD)
     assert recall > 0.9 and false < 0.05 and plain < 0.05
-    assert make_matcher(minilm)([['pet: cat', 'works as a nurse']], [['pet: cat', 'job: nurse', 'city: Oslo']]) == [2]
+    assert make_embedding_matcher(minilm)(
+        [['pet: cat', 'works as a nurse']], [['pet: cat', 'job: nurse', 'city: Oslo']]
+    ) == [2]

@@ -9,7 +9,7 @@ from benchmarks import naturalness as adversaries
 from pal_jax.models.files import sources
 from pal_jax.recipes.rlpa import naturalness
 from pal_jax.recipes.rlpa.criteria import CRITERIA, judge_by_rules
-from pal_jax.recipes.rlpa.naturalness import Naturalness, calibrate, figures, made_up, score, separation, spoil
+from pal_jax.recipes.rlpa.naturalness import Naturalness, calibrate, figures, good_replies, score, separation, spoil
 from pal_jax.types import Dialogue, Person, Turn
 
 HELLO = Dialogue(Person('p', ()), (Turn('user', 'Hello'),))
@@ -35,9 +35,9 @@ def known(*good: str):
 def test_every_process_fetches_the_model_whether_it_has_replies_to_read_or_not():
     opened = []
     natural = Naturalness(known(), open=lambda: opened.append(True))
-    reward = naturalness.opening(lambda samples, seed: list(samples), natural)
+    reward = naturalness.open_before(lambda samples, seed: list(samples), natural)
     assert reward([], 0) == [] and opened == [True]
-    assert naturalness.opening(reward, None) is reward
+    assert naturalness.open_before(reward, None) is reward
 
 
 def test_figures_are_the_mean_and_the_worst_four_neighbours():
@@ -72,10 +72,10 @@ def test_separation_is_an_area_under_the_curve():
 
 
 def test_a_model_takes_naturalness_down_and_the_totals_with_it():
-    good = [reply for _, reply in made_up(seed=0)]
+    good = [reply for _, reply in good_replies(seed=0)]
     natural = Naturalness(known(GOOD, *good))
     assert natural.able and natural.separation == 1.0
-    judge = naturalness.make_judge(judge_by_rules, natural)
+    judge = naturalness.make_natural_judge(judge_by_rules, natural)
     senseless = 'I like photos because the bridge was sleeping under seven candles. Does your pet fly?'
     ours, theirs, bad = judge([HELLO] * 3, [()] * 3, [GOOD, senseless, 'Yes.'], 0)
     assert ours.scores == pytest.approx(judge_by_rules([HELLO], [()], [GOOD], 0)[0].scores)
@@ -96,7 +96,7 @@ def test_half_a_naturalness_is_half_the_graded_score():
 def test_a_model_that_knows_no_language_judges_nothing():
     natural = Naturalness(known())
     assert not natural.able
-    judge = naturalness.make_judge(judge_by_rules, natural)
+    judge = naturalness.make_natural_judge(judge_by_rules, natural)
     assert judge([HELLO], [()], [GOOD], 0) == judge_by_rules([HELLO], [()], [GOOD], 0)
     with pytest.raises(RuntimeError, match=r'reward\.naturalness'):
         _ = Naturalness(known(), required=True).able
@@ -109,13 +109,13 @@ def test_what_rules_refuse_is_not_read():
         asked.extend(replies)
         return known(*replies)(dialogues, replies)
 
-    naturalness.make_judge(judge_by_rules, Naturalness(read))([HELLO] * 2, [()] * 2, ['Yes.', ''], 0)
+    naturalness.make_natural_judge(judge_by_rules, Naturalness(read))([HELLO] * 2, [()] * 2, ['Yes.', ''], 0)
     assert asked == []
 
 
 def test_good_replies_and_spoilt_ones_are_the_same_every_time_and_differ():
-    good = made_up(seed=0)
-    assert good == made_up(seed=0) and len({reply for _, reply in good}) > 40
+    good = good_replies(seed=0)
+    assert good == good_replies(seed=0) and len({reply for _, reply in good}) > 40
     spoilt = list(spoil(good, seed=0))
     assert spoilt == list(spoil(good, seed=0)) and len(spoilt) == 2 * len(good)
     assert not {reply for _, reply in good} & {reply for _, reply in spoilt}

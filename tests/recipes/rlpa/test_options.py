@@ -16,7 +16,7 @@ from pal_jax.recipes.rlpa import people, world
 from pal_jax.recipes.rlpa import recipe as rlpa
 from pal_jax.recipes.rlpa.criteria import judge_by_rules
 from pal_jax.recipes.rlpa.profiles import render_completion, to_sample
-from pal_jax.recipes.rlpa.turns import make_sampler
+from pal_jax.recipes.rlpa.turns import make_turn_sampler
 from pal_jax.run import devices
 from pal_jax.run.recipe import Context
 from pal_jax.types import Completion, Dialogue, Person, Turn
@@ -111,7 +111,8 @@ def test_the_published_visibility_shows_the_judge_the_policys_prompt(monkeypatch
 def test_the_published_aggregation_is_a_mean_of_micro_batches():
     cfg = devices.for_platform(sources.resolve('random:tiny').config, 'float32')
     ours, theirs = (
-        rlpa.make_learner(get_config('paper', reference_compatible=flag), cfg, CONTEXT).ppo for flag in (False, True)
+        rlpa.make_turn_learner(get_config('paper', reference_compatible=flag), cfg, CONTEXT).ppo
+        for flag in (False, True)
     )
     assert (ours.aggregation, theirs.aggregation) == ('token_mean', 'micro_token_mean')
     assert ours.micro_train_batch_size == 4
@@ -131,7 +132,7 @@ def test_a_long_dialogue_loses_its_oldest_exchanges_and_never_its_last_words():
         turns += [Turn('assistant', f'reply {i}', f'- note: {i}\n'), Turn('user', f'message {i}')]
     dialogue, decoder, longest = Dialogue(Person('a', ('pet: cat',)), tuple(turns)), Silent(), 0
     for _ in range(4):
-        sampler = make_sampler(get_config(**{'dialogue.prompt_max_len': longest}), '', byte_tokenizer(), decoder)
+        sampler = make_turn_sampler(get_config(**{'dialogue.prompt_max_len': longest}), '', byte_tokenizer(), decoder)
         (sample,) = sampler([dialogue], 1, (0,))
         assert sample.source == dialogue
         assert not longest or len(sample.prompt_ids) <= longest
@@ -140,7 +141,7 @@ def test_a_long_dialogue_loses_its_oldest_exchanges_and_never_its_last_words():
     assert [[i for i in range(4) if f'reply {i}' in prompt] for prompt in decoder.prompts] == [
         [0, 1, 2, 3], [1, 2, 3], [2, 3], [3],
     ]  # fmt: skip
-    tight = make_sampler(get_config(**{'dialogue.prompt_max_len': 20}), '', byte_tokenizer(), decoder)
+    tight = make_turn_sampler(get_config(**{'dialogue.prompt_max_len': 20}), '', byte_tokenizer(), decoder)
     with pytest.raises(ValueError, match=r'the last messages alone .* dialogue\.prompt_max_len=20; raise it'):
         tight([dialogue], 1, (0,))
 

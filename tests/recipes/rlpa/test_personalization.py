@@ -105,7 +105,7 @@ class Model:
 @pytest.mark.parametrize('name', baselines.BASELINES)
 def test_a_plain_model_is_asked_for_its_profile_beside_the_reply(name):
     model, score = Model('Well:\n- pet: cat\n'), make_reward(match_exactly, judge_by_rules)
-    answer = baselines.plainly(model, baselines.BASELINES[name], ('pet', 'city'))
+    answer = baselines.plain_model(model, baselines.BASELINES[name], ('pet', 'city'))
 
     def respond(dialogues, seed):
         return score(answer(dialogues, seed), seed)
@@ -125,7 +125,7 @@ def test_a_reply_with_tags_of_the_format_stays_malformed():
     def complete(chats, seed):
         return [Completion('x</response><profile>', (1,), (0.0,), 'stop') for _ in chats]
 
-    respond = baselines.plainly(complete, baselines.BASELINES['base'], ())
+    respond = baselines.plain_model(complete, baselines.BASELINES['base'], ())
     (done,) = respond([Dialogue(dataclasses.replace(PEOPLE[0]), (Turn('user', 'Hi'),))], 0)
     assert parse_completion(done.completion.text) is None
 
@@ -135,11 +135,11 @@ def test_what_a_plain_model_thinks_is_neither_reply_nor_profile():
         thought = '<think>\n- pet: ferret\n</think>\n'
         return [Completion(f'{thought}- pet: cat', (1,), (0.0,), 'stop') for _ in chats]
 
-    respond = baselines.plainly(complete, baselines.BASELINES['base'], ())
+    respond = baselines.plain_model(complete, baselines.BASELINES['base'], ())
     (done,) = respond([Dialogue(PEOPLE[0], (Turn('user', 'Hi'),))], 0)
     parsed = parse_completion(done.completion.text)
     assert parsed is not None and (parsed.facts, parsed.reply) == (('pet: cat',), '- pet: cat')
-    unfinished = baselines.plainly(
+    unfinished = baselines.plain_model(
         lambda chats, seed: [Completion('<think>Hi', (1,), (0.0,), 'length') for _ in chats],
         baselines.BASELINES['base'], (),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from pal_jax.recipes.rlpa.people import make_people
 from pal_jax.recipes.rlpa.profiles import match_exactly, render_completion, render_facts
 from pal_jax.recipes.rlpa.queue import Queue, continue_best, from_json, open_queue, pop, to_json
 from pal_jax.recipes.rlpa.rewards import make_reward
-from pal_jax.recipes.rlpa.users import Listened, revealed
+from pal_jax.recipes.rlpa.users import CountingUser, revealed
 from tests.recipes.rlpa.dialogues import USER, group, never, people
 
 
@@ -123,7 +123,7 @@ def test_all_malformed_ends_the_conversation():
 
 
 def test_users_who_say_nothing_end_the_episode_and_are_counted():
-    heard = Listened(lambda dialogues, seed: [None] * len(dialogues))
+    heard = CountingUser(lambda dialogues, seed: [None] * len(dialogues))
     waiting = Queue((), open_queue(people(2)).pending)
     dialogues, queue = pop(waiting, 2, people=people(2), user=heard, seed=0)
     assert [d.person.id for d in dialogues] == ['u0', 'u1'] and queue.episode == 1

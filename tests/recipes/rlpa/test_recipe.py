@@ -227,7 +227,7 @@ def row_length(group):
 @pytest.mark.slow
 def test_the_reward_of_a_later_turn_does_not_reach_an_earlier_one():  # IV.3-9
     seen, *_ = run(small(), 1)
-    learner = rlpa.make_learner(small(), rlpa_model(), CONTEXT)
+    learner = rlpa.make_turn_learner(small(), rlpa_model(), CONTEXT)
     batch = jax.tree.map(jax.numpy.asarray, seen[0][1])
     state = learner.init(sources.resolve('random:tiny').load())
     rewards = batch.rewards.at[0].set(jax.numpy.arange(4.0)[:, None])
@@ -300,7 +300,7 @@ def test_the_published_model_is_sharded_as_declared_without_its_weights():
         remat='full',
     )  # fmt: skip
     mesh = devices.make_mesh(data=1, fsdp=4, tensor=2)
-    learner = rlpa.make_learner(get_config('paper'), cfg, Context(mesh, no_phase))
+    learner = rlpa.make_turn_learner(get_config('paper'), cfg, Context(mesh, no_phase))
     leaves = jax.tree.leaves(learner.abstract)
     assert all(leaf.sharding.mesh.shape == mesh.shape for leaf in leaves)
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

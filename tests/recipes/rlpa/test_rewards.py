@@ -5,7 +5,7 @@ import pytest
 from pal_jax.recipes.rlpa.criteria import CRITERIA, SCORES, judge_by_rules
 from pal_jax.recipes.rlpa.people import SCHEMA, SLOTS, make_people
 from pal_jax.recipes.rlpa.profiles import match_exactly, profile_f1, render_completion, render_facts, to_sample
-from pal_jax.recipes.rlpa.rewards import judged_dialogue, make_reward, others
+from pal_jax.recipes.rlpa.rewards import judged_dialogue, make_reward, swapped_people
 from pal_jax.types import Completion, Dialogue, Person, Turn, Verdict
 
 FACTS = ('food: pizza', 'pet: cat', 'job: nurse', 'city: Oslo')
@@ -179,17 +179,17 @@ def test_judge_without_a_score_is_refused():
 
 def test_the_shuffled_control_scores_against_another_person():
     people = [Person('a', ('pet: cat',)), Person('a', ('pet: cat',)), Person('b', ('pet: dog', 'job: baker'))]
-    assert [person.id for person in others(people)] == ['b', 'b', 'a']
+    assert [person.id for person in swapped_people(people)] == ['b', 'b', 'a']
     known = [Person('d', ('Pet:  cat',)), Person('e', ('pet: ant',))]
-    assert [person.id for person in others([*people, known[0]])] == [
+    assert [person.id for person in swapped_people([*people, known[0]])] == [
         'b',
         'b',
         'd',
         'b',
     ]  # who says the same is the same
-    assert [person.id for person in others(people[:2], known)] == ['e', 'e']
+    assert [person.id for person in swapped_people(people[:2], known)] == ['e', 'e']
     with pytest.raises(ValueError, match='the same facts'):
-        others([people[0], known[0]])
+        swapped_people([people[0], known[0]])
     reward = make_reward(match_exactly, judge_by_rules, shuffled=True)
     text = render_completion('- pet: cat\n', 'Tell me more about it, please.')
     dialogues = [Dialogue(person, (Turn('user', 'Hello'),)) for person in people]

@@ -16,7 +16,7 @@ from pal_jax.data.packing import pack_rollouts
 from pal_jax.data.readers.safety import CATEGORIES, to_judged
 from pal_jax.judges import dilemmas
 from pal_jax.judges.refusals import Asked
-from pal_jax.learners.ppo import PPO, make_learner
+from pal_jax.learners.ppo import PPO, make_actor_critic
 from pal_jax.models import config as model_config
 from pal_jax.models import params
 from pal_jax.models.files import sources
@@ -202,7 +202,7 @@ def test_a_later_round_keeps_what_is_tested_and_adds_the_answers_of_its_policy(t
             for kind in kinds
         ]
 
-    stage = collect.Asked(
+    stage = collect.LaterRound(
         ONE, second, first, sample, dict, [[Question(text)] for text in answered], 3, collect.by_rule,
         collect.helps_by_rule, 0.2, 0,
     )  # fmt: skip
@@ -293,7 +293,7 @@ def fake_sample(weights, texts, n, seed):
 def make_recipe(handler='log', mesh=MESH, estimator='dr_grpo', limit=0.2, limits='', **ppo):
     settings = ConstraintSettings(handler=handler, limit=limit, limits=limits, window=32)
     settings = PPO(estimator, kl_in='loss', kl_estimator='k3', kl_coef=0.01, micro_rows=4, **ppo), settings
-    learner = make_learner(
+    learner = make_actor_critic(
         CFG, settings[0], Optimizer('adamw', lr=1e-3, total_steps=4, warmup_ratio=0.0), mesh, n=N, length=3
     )
     learner = dataclasses.replace(learner, critics=learner.critics * 2)

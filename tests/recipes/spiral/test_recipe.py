@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from pal_jax.data.packing import Branch, Group, pack_rollouts, pack_whole
+from pal_jax.data.packing import Branch, PromptGroup, pack_rollouts, pack_whole
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.learners.ppo import PPO, make_learner
+from pal_jax.learners.ppo import PPO, make_actor_critic
 from pal_jax.models import config as model_config
 from pal_jax.models import params
 from pal_jax.recipes import spiral
@@ -27,7 +27,7 @@ from pal_jax.recipes.spiral.negotiation import Negotiation
 from pal_jax.recipes.spiral.past import Keeper
 from pal_jax.recipes.spiral.recipe import Spiral, make_opponent
 from pal_jax.recipes.spiral.tictactoe import TicTacToe
-from pal_jax.recipes.spiral.warmup import make_supervised, positions
+from pal_jax.recipes.spiral.warmup import make_legal_action_batches, positions
 from pal_jax.run import devices, sharding
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.glossary import meaning, words_of
@@ -109,7 +109,7 @@ def make_recipe(
     gathered=1,
     games=(0, 1),
 ):
-    learner = make_learner(
+    learner = make_actor_critic(
         CFG, PPO('reinforce', loss_agg='constant', kl_coef=0.0, epochs=2, micro_rows=8),
         Optimizer(lr=1e-3, total_steps=8, warmup_ratio=0.0), mesh, n=1, length=3,
     )  # fmt: skip
@@ -129,7 +129,7 @@ def make_recipe(
 
 def legal_moves(i):
     """A batch of the warm-up: two answers to a prompt."""
-    group = Group((1, 2, 3), [Branch((5, 6 + i)), Branch((7, 8))])
+    group = PromptGroup((1, 2, 3), [Branch((5, 6 + i)), Branch((7, 8))])
     return pack_whole([group], n=2, actions=8)
 
 
@@ -232,7 +232,7 @@ def test_past_selves_stay_as_they_were_and_are_the_same_after_a_restart(tmp_path
 
 def test_the_warm_up_shows_all_legal_moves_of_positions_and_no_others():
     answers, settings = Scripted(Matches(RULES)), get_settings(**{'warmup.positions': 6})
-    batch = jax.device_get(make_supervised(settings, answers, MESH)(3))
+    batch = jax.device_get(make_legal_action_batches(settings, answers, MESH)(3))
     stop = answers.tokenizer.stop_ids[0]
     said = [tuple(tokens[acts]) for tokens, acts in zip(batch.actions.reshape(-1, batch.actions.shape[-1]),
             batch.acts.reshape(-1, batch.acts.shape[-1]), strict=True) if acts.any()]  # fmt: skip
@@ -286,7 +286,7 @@ def test_an_evaluation_reads_the_table_of_kuhn_poker_and_plays_all_opponents():
     )  # fmt: skip
     examiner = Examined(**{field.name: getattr(examiner, field.name) for field in dataclasses.fields(examiner)})
     record, dialogues, exhibits = examiner({}, 'final')
-    got = exploitability.exploited(table)
+    got = exploitability.measure_exploitability(table)
     assert record['nashconv'] == pytest.approx(got.nashconv) and record['value'] == pytest.approx(got.value)
     assert record['legal_mass'] == pytest.approx(0.8)
     names = [f'kuhn_{who}_{seat}_win' for who in ('random', 'nash', 'best', 'start') for seat in ('first', 'second')]
@@ -323,7 +323,7 @@ def test_an_endpoint_is_an_opponent_and_its_faults_are_tried_again(chat_server):
         settings = get_settings(**{'eval.opponents': ('endpoint:x',)})
         settings = dataclasses.replace(settings, endpoints={'x': endpoint})
         matches = Matches(RULES)
-        (model,) = players.make_models(settings).values()
+        (model,) = players.make_chat_opponents(settings).values()
         player = players.chatting(model, matches, (0,))
         samples = player([matches.begin(0, 0), matches.begin(1, 0)], 0)
     assert [sample.parsed for sample in samples] == [None, '[bet]'] and all(sample.ok for sample in samples)
@@ -347,7 +347,7 @@ def test_log_probabilities_are_those_of_each_branch():
     state, _ = recipe.init()
     rng = np.random.default_rng(0)
     groups = [
-        Group((1, *rng.integers(0, 64, size)), [Branch(rng.integers(0, 64, k + 1).tolist()) for k in range(3)])
+        PromptGroup((1, *rng.integers(0, 64, size)), [Branch(rng.integers(0, 64, k + 1).tolist()) for k in range(3)])
         for size in (4, 30, 11, 20)
     ]
     together = examiner.logprobs(recipe.learner.weights(state.policy), groups)
@@ -374,7 +374,7 @@ def test_experts_play_their_tables():
     bets = [s.parsed == '[bet]' for s in players.expert(matches, (0,))(hands, 0)]
     by_card = [np.mean([bet for bet, m in zip(bets, hands, strict=True) if m.state.cards[0] == c]) for c in range(3)]
     np.testing.assert_allclose(by_card, [1 / 6, 0, 1 / 2], atol=0.12)
-    always = players.tabled(np.ones(12), matches, (0,))(hands, 0)
+    always = players.table_player(np.ones(12), matches, (0,))(hands, 0)
     assert {sample.parsed for sample in always} == {'[bet]'}
 
 

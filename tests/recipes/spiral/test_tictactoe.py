@@ -16,7 +16,7 @@ from pal_jax.recipes.spiral.tictactoe import (
     minimax,
     mover,
     over,
-    placed,
+    place_mark,
     result,
 )
 
@@ -42,7 +42,7 @@ def complete(board=EMPTY):
     if over(board):
         value = result(board)
         return int(value > 0), int(value == 0), int(value < 0)
-    return tuple(map(sum, zip(*(complete(placed(board, cell)) for cell in free(board)), strict=True)))
+    return tuple(map(sum, zip(*(complete(place_mark(board, cell)) for cell in free(board)), strict=True)))
 
 
 def test_values_and_counts_of_the_whole_game():  # golden 1.7-3
@@ -100,5 +100,5 @@ def test_every_position_is_as_openspiel_has_it():
             continue
         assert RULES.turn(board) == theirs.current_player()
         assert free(board) == theirs.legal_actions()
-        todo += [(placed(board, cell), theirs.child(cell)) for cell in free(board)]
+        todo += [(place_mark(board, cell), theirs.child(cell)) for cell in free(board)]
     assert len(seen) == 5478

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.decode.choose import make_decoder
+from pal_jax.decode.choose import choose_decoder
 from pal_jax.decode.driver import Busy, Closed
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Progress, Request
@@ -400,7 +400,7 @@ def test_starting_it_imports_no_tensorflow_and_leaves_the_logging_as_it_was():
 
 
 def test_a_trainers_decoder_starts_and_stops_with_its_weights(local):
-    decoder = make_decoder(CFG, TOKENIZER, MESH, driver='jetstream', address='', slots=8, stride=2)
+    decoder = choose_decoder(CFG, TOKENIZER, MESH, driver='jetstream', address='', slots=8, stride=2)
     with pytest.raises(RuntimeError, match='has no weights; call load'):
         decoder([request(0)])
     requests = [request(seed, 12, 1.0) for seed in range(10)]
@@ -426,4 +426,4 @@ def test_a_trainers_decoder_starts_and_stops_with_its_weights(local):
 )
 def test_a_wrong_choice_is_told(chosen, message):
     with pytest.raises(ValueError, match=message):
-        make_decoder(CFG, TOKENIZER, MESH, **{'address': '', 'slots': 8, 'stride': 2} | chosen)
+        choose_decoder(CFG, TOKENIZER, MESH, **{'address': '', 'slots': 8, 'stride': 2} | chosen)
