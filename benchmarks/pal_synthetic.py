@@ -26,7 +26,7 @@ from pal_jax.data.passes import shuffled
 from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal.ideal_point import PAL
 from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, NewUsers, Rates, put
-from pal_jax.recipes.personal.pal.synthetic import Setting, make_population, side_by_side
+from benchmarks.pal_population import Setting, make_population, side_by_side
 from pal_jax.recipes.personal.panel import Trial, new_accuracy, newcomers, questions, seen_accuracy
 from pal_jax.run import devices
 

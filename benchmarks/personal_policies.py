@@ -48,7 +48,7 @@ from pal_jax.learners.training import Lora
 from pal_jax.models import lora, merging, soups
 from pal_jax.models.files import sources
 from pal_jax.models.params import Params
-from pal_jax.recipes.personal.behaviour import agreement, policy_accuracy
+from benchmarks.behaviour import agreement, policy_accuracy
 from pal_jax.recipes.personal.bench.methods import FOR_TABLES, METHODS
 from pal_jax.recipes.psoups.judges import Score
 from pal_jax.recipes.psoups.prompts import Prompt

@@ -8,13 +8,14 @@ A token is `[x_1 - x_2; y]`, the difference of two items' vectors and 1 or -1 fo
 order of each pair is drawn anew at every reading of the training: with the chosen item first throughout, the sign of a
 question would be its answer. The margin is odd, `m(d) = (f(d) - f(-d)) / 2`, and its loss is that of Bradley and Terry.
 Each person of a meta-batch has from 0 to `context` known choices. The paper's own form, groups with shares of answers,
-has its loss in `recipes/personal/bench/shares.py`.
+stands at the end; no recipe trains on it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -158,3 +159,29 @@ def canonical_sign(d: Float[Array, '*S H']) -> Float[Array, '*S']:
 def scale_of(x: np.ndarray) -> np.ndarray:
     """The root mean square of each coordinate of differences `[n, H]`, by which a network's inputs are divided."""
     return np.sqrt(np.maximum(np.mean(np.square(x), axis=0), 1e-12)).astype(np.float32)
+
+
+# --- shares of answers, the paper's own form --------------------------------------------------------------------------
+
+
+def share_nll(
+    mean: Float[Array, ' n'], log_std: Float[Array, ' n'], shares: Float[Array, ' n'], question: Int[Array, ' n'],
+    questions: int,
+) -> Float[Array, ' n']:  # fmt: skip
+    """GPO's loss: the negative log likelihood of each option's share, a normal one about the softmax of its question.
+
+    A question has several options; the model gives each a mean and a log standard deviation.
+    """
+    mean = mean - jax.lax.stop_gradient(jax.ops.segment_max(mean, question, questions))[question]
+    weight = jnp.exp(mean)
+    foretold = weight / jax.ops.segment_sum(weight, question, questions)[question]
+    apart = (shares - foretold) * jnp.exp(-log_std)
+    return jnp.square(apart) / 2.0 + log_std + math.log(2.0 * math.pi) / 2.0
+
+
+def share_score(p: Float[Array, '*S A'], q: Float[Array, '*S A']) -> Float[Array, '*S']:
+    """GPO's score: 1 less the Wasserstein distance of two distributions over options in order, as a share of the largest one.
+
+    Options stand 1 apart, so the largest distance is their number less 1.
+    """
+    return 1.0 - jnp.sum(jnp.abs(jnp.cumsum(p - q, axis=-1))[..., :-1], axis=-1) / (p.shape[-1] - 1)

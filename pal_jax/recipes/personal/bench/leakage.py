@@ -222,12 +222,6 @@ def shingles(text: str) -> set[str]:
     return {squeezed[i : i + SHINGLE] for i in range(max(len(squeezed) - SHINGLE + 1, 1))}
 
 
-def jaccard(left: str, right: str) -> float:
-    """The share of shingles that two texts have in common."""
-    a, b = shingles(left), shingles(right)
-    return len(a & b) / len(a | b)
-
-
 def nearest(texts: Sequence[str], others: Sequence[str], chunk: int = 512) -> np.ndarray:
     """The largest Jaccard index of each text with one of the others `[texts]`; 0 where there are none."""
     if not len(texts) or not len(others):

@@ -144,13 +144,13 @@ def fit_maxmin(
     # Equal groups would stay equal, so people start in groups at random.
     rng, draw = np.random.default_rng([seed, 6]), Draw(train, seed)
     start = np.eye(groups)[rng.integers(0, groups, train.people)]
-    result, state = groups_em.run_prototypes(
+    belonging, state = groups_em.run(
         learner, learner.init(jnp.array([seed])), lambda i: draw.programs(updates, i * updates), pairs_of(train),
         train.weight, start, rounds=rounds,
     )  # fmt: skip
     there = np.bincount(train.users, train.weight, train.people) > 0
-    shares = result.belonging[there].mean(axis=0)
-    return Fitted(Members(learner, state.params, result.belonging, shares), groups * width_of(train) + groups, groups)
+    shares = belonging[there].mean(axis=0)
+    return Fitted(Members(learner, state.params, belonging, shares), groups * width_of(train) + groups, groups)
 
 
 def maxmin_margins(fitted: Fitted, known: Choices | None, asked: Choices) -> np.ndarray:

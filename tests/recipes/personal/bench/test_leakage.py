@@ -134,8 +134,6 @@ CAR = 'How do I wash a car without scratching it?'
 
 def test_near_duplicates():
     twin = RICE.replace('rice ', 'rice  ').rstrip('?')
-    assert leakage.jaccard(RICE, twin) == pytest.approx(0.970588, abs=2e-6)
-    assert leakage.jaccard(RICE, CAR) == pytest.approx(0.220339, abs=2e-6)
     np.testing.assert_allclose(leakage.nearest([twin, CAR], [RICE]), [0.970588, 0.220339], atol=2e-6)
     people, right = np.zeros(2, int), np.array([1.0, 0.0])
     assert leakage.near_duplicates(leakage.nearest([twin, CAR], [RICE]), right, people).verdict == 'flag'

@@ -16,13 +16,12 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import pal_synthetic
+from benchmarks import pal_population, pal_synthetic
 from pal_jax.data.comparisons import PairBatch
 from pal_jax.data.readers import columns
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.recipes.personal.pal import recipe as pal
 from pal_jax.recipes.personal.pal import reward as pal_reward
-from pal_jax.recipes.personal.pal import synthetic
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.panel import Trial
 from pal_jax.recipes.personal.population import Panel
@@ -284,7 +283,7 @@ def test_a_persons_reward_says_what_the_pair_rule_says(table, tmp_path):
 
 
 def test_a_synthetic_person_prefers_the_nearer_item():
-    people = synthetic.make_population('partition', 0, d=4, seen=6, new=3, pairs=5)
+    people = pal_population.make_population('partition', 0, d=4, seen=6, new=3, pairs=5)
     assert people.mixtures.tolist()[:3] == np.eye(3).tolist()
     assert [len(part) for part in people.split] == [30, 30, 30, 15, 15]
     assert set(people.data.users[people.split.train]) == set(range(6))
