@@ -28,6 +28,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from benchmarks.behaviour import Agreement, agreement, best_of_n, regret
 from pal_jax.data import records
 from pal_jax.data.texts import to_reply
 from pal_jax.data.tokenizer import Tokenizer
@@ -36,7 +37,6 @@ from pal_jax.models import states
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.files import sources
 from pal_jax.models.params import Params, decoder_specs
-from benchmarks.behaviour import Agreement, agreement, best_of_n, regret
 from pal_jax.recipes.personal.bench.methods import FOR_TABLES, METHODS
 from pal_jax.recipes.personal.interface import Choices, Fitted, Method
 from pal_jax.run import devices, intervals, sharding

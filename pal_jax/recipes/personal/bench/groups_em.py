@@ -3,7 +3,7 @@
     E: a person goes to the group whose reward makes the person's choices likeliest, or belongs to each group in part
     M: each group's reward learns from its people's pairs
 
-The rewards are PAL's prototypes, one a group, whose people stand still while the prototypes learn (`Loss.mix='losses'`).
+The rewards are PAL's prototypes, one a group, whose people stand still while they learn (`Loss.mix='losses'`).
 
 A new person belongs to groups by the likelihood of known choices and the groups' shares, `weights_of`, and is predicted
 by the mean probability over groups, `mixed_margin`. The published code puts held-out people into groups by the pairs

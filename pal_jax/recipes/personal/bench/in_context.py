@@ -180,7 +180,7 @@ def share_nll(
 
 
 def share_score(p: Float[Array, '*S A'], q: Float[Array, '*S A']) -> Float[Array, '*S']:
-    """GPO's score: 1 less the Wasserstein distance of two distributions over options in order, as a share of the largest one.
+    """GPO's score: 1 less the Wasserstein distance of two distributions over options, as a share of the largest.
 
     Options stand 1 apart, so the largest distance is their number less 1.
     """

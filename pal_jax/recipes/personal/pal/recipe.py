@@ -24,7 +24,8 @@ from jaxtyping import Array
 from pal_jax.data import comparisons, shards
 from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.data.readers import choices, columns, opinions
-from pal_jax.recipes.personal import ideal_point, mixed_logit, panel
+from pal_jax.recipes.personal import baselines, ideal_point, mixed_logit, panel
+from pal_jax.recipes.personal.evaluation import Evaluate, evaluate_each
 from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, NewUsers, PALState, Rates, put
 from pal_jax.recipes.personal.options import Bases
 from pal_jax.recipes.personal.pal import context as pal_context
@@ -35,7 +36,7 @@ from pal_jax.recipes.personal.pal.batches import make_draw
 from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.settings import NewSettings, Settings
 from pal_jax.recipes.personal.panel import Trial
-from pal_jax.recipes.personal.population import OTHERS, Other, Panel, make_exhibits, make_record, measure
+from pal_jax.recipes.personal.population import Panel, make_exhibits, make_record, measure
 from pal_jax.run import devices, sharding
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, stage_before
 from pal_jax.types import Metrics
@@ -61,7 +62,7 @@ class PAL:
     ctx: Context
     panel: Panel
     draw: Callable[[int], PairBatch]
-    others: Mapping[str, Other] = dataclasses.field(default_factory=dict)
+    others: Mapping[str, Evaluate] = dataclasses.field(default_factory=dict)
 
     def init(self) -> tuple[States, Host]:
         seeds = jnp.array([trial.seed for trial in self.panel.trials], jnp.int32)
@@ -105,7 +106,11 @@ def make(settings: Settings, ctx: Context) -> PAL:
     trials = make_trials(settings, data)
     learners = make_learners(settings, kept, ctx, len(trials))
     # Methods without a learner are fitted in the evaluation, from the same training pairs.
-    others = {name: other for name, other in OTHERS.items() if getattr(settings.baselines, name)}
+    others: dict[str, Evaluate] = {
+        name: functools.partial(evaluate_each, method)
+        for name, method in baselines.METHODS.items()
+        if getattr(settings.baselines, name)
+    }
     if decoder and text and settings.baselines.context:
         others['context'] = pal_context.make_method(settings.text, ctx, decoder, text.pairs, settings.baselines.context)
     abstract = {name: learner.abstract for name, learner in learners.items()}

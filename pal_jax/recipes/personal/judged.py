@@ -36,6 +36,11 @@ class Judged(NamedTuple):
     loss: np.ndarray  # [P]
     bins: np.ndarray  # [10, 3]
 
+    @property
+    def accuracy(self) -> float:
+        """The share of pairs predicted right."""
+        return float(self.hits.sum() / self.pairs.sum())
+
     def to_json(self) -> dict[str, Any]:
         """The sums as lists, rounded to eight decimals."""
         return {name: np.round(value, 8).tolist() for name, value in self._asdict().items()}
@@ -148,7 +153,7 @@ def people_needed(gain: float, spread: float, *, power: float = 0.8, level: floa
     return math.ceil((quantiles * spread / gain) ** 2)
 
 
-class Figures(NamedTuple):
+class MethodFigures(NamedTuple):
     """The figures of a method on one part of the data, over all its splits.
 
     Attributes:
@@ -170,7 +175,7 @@ class Figures(NamedTuple):
     gain: Paired | None
 
 
-def figures(parts: Sequence[Judged], other: Sequence[Judged] = ()) -> Figures:
+def figures(parts: Sequence[Judged], other: Sequence[Judged] = ()) -> MethodFigures:
     """The figures of a method's results by split, and the difference to another method's results on the same splits.
 
     Raises:
@@ -184,7 +189,7 @@ def figures(parts: Sequence[Judged], other: Sequence[Judged] = ()) -> Figures:
             raise ValueError(f'{len(judged.people)} and {len(theirs.people)} people were tested, or on other pairs')
         gain = paired(shares, by_person(theirs))
     people, pairs = intervals.share(shares), intervals.share(shares, weights=judged.pairs)
-    return Figures(
+    return MethodFigures(
         people, pairs, worst_tenth(shares), worst_if_alike(judged.pairs, people.value, draws=200),
         calibration_error(judged.bins), overconfidence(judged.bins), float(judged.loss.sum() / judged.pairs.sum()),
         len(shares), gain,

@@ -1,8 +1,11 @@
-"""The protocol of the bench: one method (`recipes/personal/interface.py`) on a split of a data set.
+"""The one evaluation of methods: on seen people's new choices, on new people by the number of their known choices, on
+new people who are asked, and on new people by the known choices of others.
 
-    rows = run(method, task, counts)        # task, ... = make_tasks(data, trials)
+    rows = run(method, task, counts)        # a method of the bench on a split; task, ... = make_tasks(data, trials)
+    result = evaluate(method, fitted, task, counts)      # what it is on that split
+    result = evaluate_each(method, data, trials, counts) # and on several
 
-A method's margins are multiplied by one factor, which is chosen by log loss on seen people's validation choices. It
+Margins of the bench are multiplied by one factor, which is chosen by log loss on seen people's validation choices. It
 changes no accuracy and makes confidence that of a forecast.
 
 A row is the `Judged` of one part of the split as JSON, with the keys
@@ -17,21 +20,75 @@ A row is the `Judged` of one part of the split as JSON, with the keys
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, rank_within
-from pal_jax.recipes.personal.bench.leakage import asymmetry
-from pal_jax.recipes.personal.bench.protocol import by_person, judge, temperature
-from pal_jax.recipes.personal.interface import Choices, Fitted, Margins, Method
+from pal_jax.recipes.personal.interface import Choices, Fitted, Method
+from pal_jax.recipes.personal.judged import Judged, by_person, judge, temperature
 from pal_jax.recipes.personal.panel import PADDING, Trial, newcomers, padded
 
 HELD = 5  # every fifth seen person is held out to choose a method's option
 TIMES = 5  # fits of a person that are timed
 
 Row = dict[str, Any]
+
+
+class MethodResult(NamedTuple):
+    """What a method foretells on some splits.
+
+    Attributes:
+      seen: on new choices of seen people, by split.
+      new: on new people, by number of known choices, then by split.
+      asked: the same of people who answer the method's own questions; () without such.
+      strangers: the same by all known choices, which are those of others: one row, or ().
+      shared, person: the numbers of parameters that all people share and of one person, means over splits.
+    """
+
+    seen: Sequence[Judged]
+    new: Sequence[Sequence[Judged]]
+    asked: Sequence[Sequence[Judged]] = ()
+    strangers: Sequence[Sequence[Judged]] = ()
+    shared: float = 0.0
+    person: float = 0.0
+
+
+# A method takes all pairs, the splits, and numbers of known choices of new people.
+Evaluate = Callable[[Comparisons, Sequence[Trial], Sequence[int]], MethodResult]
+
+
+def picked(models: Sequence[MethodResult], splits: Sequence[int]) -> MethodResult:
+    """The results on some splits, on each by its own model of `models`."""
+
+    def of(rows: Sequence[Sequence[Judged]]) -> list[Judged]:
+        return [row[r] for row, r in zip(rows, splits, strict=True)]
+
+    def by_count(part: str) -> list[list[Judged]]:
+        return [of(rows) for rows in zip(*(getattr(model, part) for model in models), strict=True)]
+
+    shared, person = (float(np.mean([getattr(model, name) for model in models])) for name in ('shared', 'person'))
+    seen = of([model.seen for model in models])
+    return MethodResult(seen, by_count('new'), by_count('asked'), by_count('strangers'), shared, person)
+
+
+def rows(trials: Sequence[Trial], result: MethodResult, counts: Sequence[int]) -> list[Row]:
+    """The rows of a method's results on these splits; shuffled people are asked nothing and have no strangers."""
+    parts = (
+        ('seen', [-1], [result.seen]), ('new', counts, result.new), ('asked', counts, result.asked),
+        ('strangers', counts[-1:], result.strangers),
+    )  # fmt: skip
+    return [
+        {'part': part, 'known': known, 'seed': trial.seed, 'shuffled': trial.shuffled, **judged.to_json()}
+        for part, known_counts, table in parts
+        for known, row in zip(known_counts, table, strict=False)
+        for trial, judged in zip(trials, row, strict=True)
+        if part in ('seen', 'new') or not trial.shuffled
+    ]
+
+
+# --- methods of the bench ---------------------------------------------------------------------------------------------
 
 
 class Task(NamedTuple):
@@ -97,30 +154,46 @@ def run(method: Method, task: Task, counts: Sequence[int], *, measured: bool = T
     # Margins are made log-odds on validation choices, which the method has not learnt from.
     known = task.validation.weight > 0
     factor = temperature(np.asarray(method.margins(fitted, None, task.validation))[known])
-    method = method._replace(margins=_times(method.margins, factor))
     # 2. Seen people's new choices, and new people by the number of their known choices.
-    margins = method.margins(fitted, None, task.test)
-    rows = [row(task, 'seen', -1, margins)]
-    for count in counts:
-        rows.append(row(task, 'new', count, method.margins(fitted, after(task, count), task.asked)))
+    result = evaluate(method, fitted, task, counts, factor)
     # 3. Where people are the true ones: known choices of strangers, and the answers to the method's own questions.
     if method.personal and not task.trial.shuffled:
-        strangers = method.margins(fitted, shuffled_known(task), task.asked)
-        rows.append(row(task, 'strangers', counts[-1], strangers))
+        strangers = _judged(task, 'new', method.margins(fitted, shuffled_known(task), task.asked), factor)
+        result = result._replace(strangers=[[strangers]])
         if method.ask:
             # More questions than the largest number but one would only rank what all of them know.
             most = max((count for count in counts if count < counts[-1]), default=counts[-1])
             rank = in_order(task, method.ask(fitted, task.known, most), most)
-            for count in counts:
-                known = after(task, count, rank)
-                rows.append(row(task, 'asked', count, method.margins(fitted, known, task.asked)))
-    about = _about(method, fitted, task, margins) if measured else {}
-    return [{'about': about | {'option': dict(option), 'looks': len(rows), 'factor': factor}}, *rows]
+            result = result._replace(asked=evaluate(method, fitted, task, counts, factor, rank).new)
+    lines = rows([task.trial], result, counts)
+    about = _about(method, fitted, task, factor) if measured else {}
+    return [{'about': about | {'option': dict(option), 'looks': len(lines), 'factor': factor}}, *lines]
 
 
-def _times(margins: Margins, factor: float) -> Margins:
-    """Margins times a factor."""
-    return lambda fitted, known, asked: factor * np.asarray(margins(fitted, known, asked), np.float64)
+def evaluate(
+    method: Method, fitted: Fitted, task: Task, counts: Sequence[int], factor: float = 1.0,
+    rank: np.ndarray | None = None,
+) -> MethodResult:  # fmt: skip
+    """A fitted method on seen and new people of a split, whose known choices come at random or by `rank`."""
+    seen = _judged(task, 'seen', method.margins(fitted, None, task.test), factor)
+    new = [
+        [_judged(task, 'new', method.margins(fitted, after(task, count, rank), task.asked), factor)] for count in counts
+    ]
+    return MethodResult([seen], new, shared=fitted.shared, person=fitted.person)
+
+
+def evaluate_each(method: Method, data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> MethodResult:
+    """A method without options on several splits."""
+    tasks = make_tasks(data, trials)
+    parts = [evaluate(method, method.fit(task.train, task.trial.seed), task, counts) for task in tasks]
+    return picked(parts, [0] * len(parts))
+
+
+def _judged(task: Task, part: str, margins: np.ndarray, factor: float) -> Judged:
+    """The sums of margins on seen people's test pairs, or on those of new people, who have the data's numbers."""
+    choices, people = (task.test, task.seen) if part == 'seen' else (task.asked, task.new)
+    exists = choices.weight > 0
+    return judge(factor * np.asarray(margins, np.float64)[exists], people[choices.users[exists]])
 
 
 def in_order(task: Task, asked: np.ndarray, most: int) -> np.ndarray:
@@ -130,29 +203,22 @@ def in_order(task: Task, asked: np.ndarray, most: int) -> np.ndarray:
     return np.where(task.known.weight > 0, rank, PADDING)
 
 
-def _about(method: Method, fitted: Fitted, task: Task, margins: np.ndarray) -> Row:
+def _about(method: Method, fitted: Fitted, task: Task, factor: float) -> Row:
     """The sizes of a fitted method, the time of a person, and the asymmetry of seen people's margins (T5)."""
-    swapped = np.asarray(method.margins(fitted, None, task.test.swapped()))
-    exists = task.test.weight > 0
+    margins, swapped = (
+        factor * np.asarray(method.margins(fitted, None, choices), np.float64)[task.test.weight > 0]
+        for choices in (task.test, task.test.swapped())
+    )
     return {
         'shared_parameters': fitted.shared, 'parameters_a_person': fitted.person,
-        'seconds_a_person': seconds_a_person(method, fitted, task),
-        'asymmetry': asymmetry(np.asarray(margins)[exists], swapped[exists]),
+        'seconds_a_person': seconds_a_person(method, fitted, task), 'asymmetry': asymmetry(margins, swapped),
     }  # fmt: skip
 
 
-def row(task: Task, part: str, known: int, margins: np.ndarray) -> Row:
-    """The sums of margins on seen people's test pairs, or on those of new people, whose people have the data's
-    numbers."""
-    choices, people = (task.test, task.seen) if part == 'seen' else (task.asked, task.new)
-    exists = choices.weight > 0
-    judged = judge(np.asarray(margins)[exists], people[choices.users[exists]])
-    return row_of(task.trial, part, known, judged.to_json())
-
-
-def row_of(trial: Trial, part: str, known: int, judged: Mapping[str, Any]) -> Row:
-    """A row from its keys."""
-    return {'part': part, 'known': known, 'seed': trial.seed, 'shuffled': trial.shuffled, **judged}
+def asymmetry(margins: np.ndarray, swapped: np.ndarray) -> float:
+    """The largest sum of a margin and of that with swapped sides, in units of the largest margin; above
+    `leakage.ASYMMETRY` a method knows which side was chosen."""
+    return float(np.max(np.abs(margins + swapped), initial=0.0) / max(float(np.max(np.abs(margins), initial=0.0)), 1.0))
 
 
 def choose(method: Method, task: Task) -> Mapping[str, Any]:
@@ -198,10 +264,14 @@ def seconds_a_person(method: Method, fitted: Fitted, task: Task) -> float:
         return Choices(users, chosen, rejected, weight, 1, prompt)
 
     known, asked = map(of_first, columns)
-    method.margins(fitted, known, asked)
+    return median_seconds(lambda: np.asarray(method.margins(fitted, known, asked)))
+
+
+def median_seconds(call: Callable[[], Any]) -> float:
+    """The median time in seconds of `TIMES` calls after a first one."""
     seconds = []
-    for _ in range(TIMES):
+    for _ in range(TIMES + 1):
         start = time.perf_counter()
-        np.asarray(method.margins(fitted, known, asked))
+        call()
         seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
+    return float(np.median(seconds[1:]))
