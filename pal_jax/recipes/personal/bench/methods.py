@@ -8,12 +8,12 @@ see `pal_rows.py`.
 from __future__ import annotations
 
 from pal_jax.recipes.personal import baselines
-from pal_jax.recipes.personal.bench import learners, vpl
+from pal_jax.recipes.personal.bench import learners, reading, vpl
 from pal_jax.recipes.personal.interface import Method
 
 FOR_TABLES = tuple(baselines.METHODS)  # methods whose attributes need a meaning; texts have none
 METHODS: dict[str, Method] = {
     **baselines.METHODS,
-    'vpl': Method(vpl.fit, vpl.margins, options=({'decay': 1e-2}, {'decay': 1.0})),
+    'vpl': Method(vpl.fit, reading.margins, options=({'decay': 1e-2}, {'decay': 1.0})),
     **learners.METHODS,
 }
