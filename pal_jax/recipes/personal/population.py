@@ -20,6 +20,7 @@ from pal_jax.recipes.personal.judged import Judged, by_person, judge, worst_tent
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
 from pal_jax.recipes.personal.panel import Newcomers, Trial, new_margins, newcomers, population, questions, seen_margins
 from pal_jax.run import intervals
+from pal_jax.run.recipe import Evaluation
 from pal_jax.types import Exhibit
 
 GROUPS = (
@@ -78,6 +79,12 @@ class Results(NamedTuple):
     counts: tuple[int, ...]
     groups: Mapping[str, Sequence[float]]
     by_group: Mapping[str, Sequence[np.ndarray]]
+
+
+def evaluate(panel: Panel, state: States, others: Mapping[str, Evaluate] = MappingProxyType({})) -> Evaluation:
+    """The record and the exhibits of a panel, as `measure` has its results."""
+    results = measure(panel, state, others)
+    return Evaluation(make_record(results), exhibits=make_exhibits(panel, state, results))
 
 
 def measure(panel: Panel, state: States, others: Mapping[str, Evaluate] = MappingProxyType({})) -> Results:

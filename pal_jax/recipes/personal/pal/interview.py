@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -161,11 +160,7 @@ class Interview:
         return batch.replace(chosen=np.where(turned, rejected, chosen), rejected=np.where(turned, chosen, rejected))
 
     def _fit(self, answered: Any, weight: np.ndarray) -> Fitted:
-        params, prior = self._params, pal_person.prior(self.run)
-        z = self.run.learner.fit(params, answered, jnp.asarray(weight[None], jnp.float32), prior)
-        margins = np.asarray(self.run.learner.margins(params, z, answered))[0][weight]
-        agreement = float(np.mean((np.sign(margins) + 1) / 2)) if weight.any() else 0.0
-        return Fitted(ideal_point.weights(self.run.pal, z[0, 0]), agreement)
+        return pal_person.fit(self.run, self.questions._replace(batch=answered), weight)
 
     def _drawn(self, answered: Any, weight: np.ndarray) -> np.ndarray:
         """Mixtures `[DRAWS, K]` by Laplace's approximation; the same clicks give the same draws."""
@@ -185,7 +180,7 @@ class Interview:
     @property
     def _params(self) -> Any:
         """The parameters of one replica, as the learner takes them."""
-        return jax.tree.map(lambda x: x[None], self.run.state.params)
+        return pal_person.with_replicas(self.run).params
 
     # --- in words -----------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ from pal_jax.recipes.personal.pal.batches import Drawn, as_batch, by_texts, in_t
 from pal_jax.recipes.personal.pal.reader import Batching, Reader, Reading
 from pal_jax.recipes.personal.pal.settings import LargeSettings
 from pal_jax.recipes.personal.pal.text import Decoder
-from pal_jax.recipes.personal.population import Panel, make_exhibits, make_record, measure
+from pal_jax.recipes.personal.population import Panel, evaluate
 from pal_jax.run import sharding
 from pal_jax.run.models import make_adapters
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least
@@ -155,8 +155,7 @@ class PALLarge:
         with self.ctx.phase('evaluate'):
             compared = self.panel(state, stage)
             people = {name: model.pal for name, model in state.models.items()}
-            results = measure(compared, people)
-            return Evaluation(make_record(results), exhibits=make_exhibits(compared, people, results))
+            return evaluate(compared, people)
 
     def panel(self, state: LargeState, stage: str) -> Panel:
         """The panel of an evaluation: the pairs by the vectors that each model's decoders make of all texts."""
@@ -178,22 +177,17 @@ def make(settings: LargeSettings, ctx: Context) -> PALLarge:
       RuntimeError: the decoder cannot be had.
     """
     check(settings, sharding.batch_ways(ctx.mesh))
-    # A run that goes on keeps its people and axes: computed again they could differ.
-    before = pal_kept.load(ctx.kept) if ctx.kept else None
-    decoder = pal_text.open_decoder(settings.text, ctx, settings.seed)
-    data = pal_text.read(settings, ctx, decoder, before and before.frame)
-    kept = pal_kept.going_on(settings.data, before, pal_kept.of(settings, data.items, data))
-    trials = pal.make_trials(settings, data.items)
-    learners = pal.make_learners(settings, kept, ctx, len(trials))
-    reader, hold = make_reader(settings, decoder, kept.frame, ctx), settings.hold
+    parts, hold = pal.make_parts(settings, ctx), settings.hold
+    (panel, kept, data, decoder), trials = parts, parts.panel.trials
+    assert data and decoder
+    reader = make_reader(settings, decoder, kept.frame, ctx)
     steps = hold.steps + settings.total_steps
     stage = functools.partial(stage_before, hold=hold.steps, steps=steps, every=settings.eval.every)
     phases = {'PAL-Tiny': hold.steps, 'PAL-Large': settings.total_steps} if hold.steps else {}
-    abstract, keep = abstract_state(learners, reader, len(trials)), pal_kept.keeping(kept, decoder)
+    abstract, keep = abstract_state(panel.learners, reader, len(trials)), pal_kept.keeping(kept, decoder)
     return PALLarge(
         Plan(steps, abstract, stage, shown=pal.SHOWN, keep=keep, phases=phases), ctx,
-        pal.make_panel(settings, data.items, trials, learners), data.pairs, reader,
-        functools.partial(pal_text.load, decoder, ctx),
+        panel, data.pairs, reader, functools.partial(pal_text.load, decoder, ctx),
         make_draw(settings, data.items, trials, updates=hold.updates), make_text_draw(settings, data.pairs, trials),
         hold.steps, settings.updates,
     )  # fmt: skip

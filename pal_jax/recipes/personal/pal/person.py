@@ -29,11 +29,13 @@ from pal_jax.data.comparisons import Comparisons, Lookup, PairBatch
 from pal_jax.data.readers import opinions
 from pal_jax.data.texts import TextPairs
 from pal_jax.recipes.personal import ideal_point
+from pal_jax.recipes.personal.learner import PALState
 from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.personal.pal.reward import Reading, TrainedPAL, open_pal, reward_of_replies
 from pal_jax.recipes.personal.pal.settings import Settings
 from pal_jax.recipes.personal.panel import population
 from pal_jax.run import files
+from pal_jax.run.accuracy import hits
 from pal_jax.run.outputs import whole_file
 from pal_jax.run.runs import read_config, read_settings
 
@@ -138,13 +140,14 @@ def _check_prompts(run: TrainedPAL, pairs: TextPairs, path: str) -> None:
 # --- the person -------------------------------------------------------------------------------------------------------
 
 
-def fit(run: TrainedPAL, choices: Choices) -> Fitted:
-    """Fit the mixture of a person to the person's choices, with everything else as it was trained."""
-    batch, state = choices.batch, _with_replicas(run)
+def fit(run: TrainedPAL, choices: Choices, known: np.ndarray | None = None) -> Fitted:
+    """Fit the mixture of a person to the person's choices, or to the `known` ones `[n]`; all else stays as trained."""
+    batch, state = choices.batch, with_replicas(run)
+    known = np.ones(batch.users.shape[1], bool) if known is None else known
     # The learner has an axis of replicas; a person is one user of one replica.
-    z = run.learner.fit(state.params, batch, jnp.ones(batch.users.shape, jnp.float32), prior(run))
-    margins = np.asarray(run.learner.margins(state.params, z, batch))[0]
-    return Fitted(ideal_point.weights(run.pal, z[0, 0]), float(np.mean((np.sign(margins) + 1) / 2)))
+    z = run.learner.fit(state.params, batch, jnp.asarray(known[None], jnp.float32), prior(run))
+    margins = np.asarray(run.learner.margins(state.params, z, batch))[0][known]
+    return Fitted(ideal_point.weights(run.pal, z[0, 0]), float(np.mean(hits(margins))) if known.any() else 0.0)
 
 
 def information(run: TrainedPAL, open_pairs: Choices, choices: Choices | None = None, *, seed: int = 0) -> np.ndarray:
@@ -160,17 +163,18 @@ def information(run: TrainedPAL, open_pairs: Choices, choices: Choices | None = 
     both = jax.tree.map(lambda *sides: np.concatenate(sides, axis=1), *parts)
     count = open_pairs.batch.users.shape[1]
     answered = jnp.arange(both.users.shape[1])[None] >= count
-    expected = run.learner.expect(_with_replicas(run).params, both, answered, prior(run), seed)
+    expected = run.learner.expect(with_replicas(run).params, both, answered, prior(run), seed)
     return np.asarray(expected)[0, :count]
 
 
 def prior(run: TrainedPAL) -> Array:
     """The logits `[1, 1, K]` that a new person is pulled to: the population's mean, or zero, as `new.toward` says."""
-    mean = population(_with_replicas(run))[:, None]
+    mean = population(with_replicas(run))[:, None]
     return mean if run.settings.new.toward == 'population' else jnp.zeros_like(mean)
 
 
-def _with_replicas(run: TrainedPAL):
+def with_replicas(run: TrainedPAL) -> PALState:
+    """The state with an axis of one replica, as the learner takes it."""
     return jax.tree.map(lambda x: x[None], run.state)
 
 

@@ -385,9 +385,9 @@ def test_a_folder_of_pairs_needs_what_it_can_do(tmp_path):
 def test_embeddings_are_pairs_too(tmp_path):
     path, numbers = tmp_path / 'pick.npz', {'users': [0, 1], 'prompt': [0, 1], 'chosen': [0, 2], 'rejected': [1, 3]}
     np.savez(path, images=np.eye(4, dtype=np.float32), prompts=np.ones((2, 4), np.float32), **numbers)
-    assert pal.read(get_settings('large', data=str(path)), CONTEXT).names == ('0', '1')
+    assert pal.read(get_settings('large', data=str(path))).names == ('0', '1')
     with pytest.raises(ValueError, match='need all items in memory'):
-        pal.read(get_settings(data=str(path)), CONTEXT)
+        pal.read(get_settings(data=str(path)))
 
 
 @pytest.mark.long
