@@ -8,7 +8,7 @@ new people who are asked, and on new people by the known choices of others.
 Margins of the bench are multiplied by one factor, which is chosen by log loss on seen people's validation choices. It
 changes no accuracy and makes confidence that of a forecast.
 
-A row is the `Judged` of one part of the split as JSON, with the keys
+A row is the `JudgedPairs` of one part of the split as JSON, with the keys
 
     part     seen (people's new choices), new (people), asked (new people who answer the method's own questions), or
              strangers (new people by known choices that were shuffled among them, under the true model)
@@ -27,7 +27,7 @@ import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, rank_within
 from pal_jax.recipes.personal.interface import Choices, Fitted, Method
-from pal_jax.recipes.personal.judged import Judged, by_person, judge, temperature
+from pal_jax.recipes.personal.judged import JudgedPairs, by_person, judge, temperature
 from pal_jax.recipes.personal.panel import PADDING, Trial, newcomers, padded
 
 HELD = 5  # every fifth seen person is held out to choose a method's option
@@ -47,10 +47,10 @@ class MethodResult(NamedTuple):
       shared, person: the numbers of parameters that all people share and of one person, means over splits.
     """
 
-    seen: Sequence[Judged]
-    new: Sequence[Sequence[Judged]]
-    asked: Sequence[Sequence[Judged]] = ()
-    strangers: Sequence[Sequence[Judged]] = ()
+    seen: Sequence[JudgedPairs]
+    new: Sequence[Sequence[JudgedPairs]]
+    asked: Sequence[Sequence[JudgedPairs]] = ()
+    strangers: Sequence[Sequence[JudgedPairs]] = ()
     shared: float = 0.0
     person: float = 0.0
 
@@ -62,10 +62,10 @@ Evaluate = Callable[[Comparisons, Sequence[Trial], Sequence[int]], MethodResult]
 def picked(models: Sequence[MethodResult], splits: Sequence[int]) -> MethodResult:
     """The results on some splits, on each by its own model of `models`."""
 
-    def of(rows: Sequence[Sequence[Judged]]) -> list[Judged]:
+    def of(rows: Sequence[Sequence[JudgedPairs]]) -> list[JudgedPairs]:
         return [row[r] for row, r in zip(rows, splits, strict=True)]
 
-    def by_count(part: str) -> list[list[Judged]]:
+    def by_count(part: str) -> list[list[JudgedPairs]]:
         return [of(rows) for rows in zip(*(getattr(model, part) for model in models), strict=True)]
 
     shared, person = (float(np.mean([getattr(model, name) for model in models])) for name in ('shared', 'person'))
@@ -91,7 +91,7 @@ def rows(trials: Sequence[Trial], result: MethodResult, counts: Sequence[int]) -
 # --- methods of the bench ---------------------------------------------------------------------------------------------
 
 
-class Task(NamedTuple):
+class SplitTask(NamedTuple):
     """A split in the form that methods read.
 
     Attributes:
@@ -112,7 +112,7 @@ class Task(NamedTuple):
     new: np.ndarray
 
 
-def make_tasks(data: Comparisons, trials: Sequence[Trial]) -> list[Task]:
+def make_tasks(data: Comparisons, trials: Sequence[Trial]) -> list[SplitTask]:
     """The tasks of all splits. Parts of the same name have the same shapes, so that programs are compiled once."""
     new, tasks = newcomers(data, trials), []
     indices = {name: padded([getattr(trial.split, name) for trial in trials]) for name in trials[0].split._fields}
@@ -135,17 +135,17 @@ def make_tasks(data: Comparisons, trials: Sequence[Trial]) -> list[Task]:
     for r, trial in enumerate(trials):
         train, validation, test = (choices(name, r, seen[r], sizes[0]) for name in ('train', 'validation', 'test'))
         known, asked = (choices(name, r, new_people[r], sizes[1]) for name in ('fit', 'new_test'))
-        tasks.append(Task(trial, train, validation, test, known, new.rank[r], asked, seen[r], new_people[r]))
+        tasks.append(SplitTask(trial, train, validation, test, known, new.rank[r], asked, seen[r], new_people[r]))
     return tasks
 
 
-def after(task: Task, count: int, rank: np.ndarray | None = None) -> Choices:
+def after(task: SplitTask, count: int, rank: np.ndarray | None = None) -> Choices:
     """New people's choices of which the first `count` of each person are known."""
     counted = (task.rank if rank is None else rank) < count
     return task.known._replace(weight=task.known.weight * counted)
 
 
-def run(method: Method, task: Task, counts: Sequence[int], *, measured: bool = True) -> list[Row]:
+def run(method: Method, task: SplitTask, counts: Sequence[int], *, measured: bool = True) -> list[Row]:
     """The rows of a method on a split, after one row `about` with its option; if `measured`, also with its sizes, its
     time and its asymmetry, for which one split of a data set is enough."""
     # 1. Choose the option on people who are left out, and fit all seen people with it.
@@ -171,7 +171,7 @@ def run(method: Method, task: Task, counts: Sequence[int], *, measured: bool = T
 
 
 def evaluate(
-    method: Method, fitted: Fitted, task: Task, counts: Sequence[int], factor: float = 1.0,
+    method: Method, fitted: Fitted, task: SplitTask, counts: Sequence[int], factor: float = 1.0,
     rank: np.ndarray | None = None,
 ) -> MethodResult:  # fmt: skip
     """A fitted method on seen and new people of a split, whose known choices come at random or by `rank`."""
@@ -189,21 +189,21 @@ def evaluate_each(method: Method, data: Comparisons, trials: Sequence[Trial], co
     return picked(parts, [0] * len(parts))
 
 
-def _judged(task: Task, part: str, margins: np.ndarray, factor: float) -> Judged:
+def _judged(task: SplitTask, part: str, margins: np.ndarray, factor: float) -> JudgedPairs:
     """The sums of margins on seen people's test pairs, or on those of new people, who have the data's numbers."""
     choices, people = (task.test, task.seen) if part == 'seen' else (task.asked, task.new)
     exists = choices.weight > 0
     return judge(factor * np.asarray(margins, np.float64)[exists], people[choices.users[exists]])
 
 
-def in_order(task: Task, asked: np.ndarray, most: int) -> np.ndarray:
+def in_order(task: SplitTask, asked: np.ndarray, most: int) -> np.ndarray:
     """The rank of each known choice in its person: the first `most` as they were `asked`, then all others."""
     keys = np.where(asked < most, asked, most + np.minimum(task.rank, PADDING - most - 1))
     rank = rank_within(task.known.users, np.where(task.known.weight > 0, keys, PADDING))
     return np.where(task.known.weight > 0, rank, PADDING)
 
 
-def _about(method: Method, fitted: Fitted, task: Task, factor: float) -> Row:
+def _about(method: Method, fitted: Fitted, task: SplitTask, factor: float) -> Row:
     """The sizes of a fitted method, the time of a person, and the asymmetry of seen people's margins (T5)."""
     margins, swapped = (
         factor * np.asarray(method.margins(fitted, None, choices), np.float64)[task.test.weight > 0]
@@ -221,7 +221,7 @@ def asymmetry(margins: np.ndarray, swapped: np.ndarray) -> float:
     return float(np.max(np.abs(margins + swapped), initial=0.0) / max(float(np.max(np.abs(margins), initial=0.0)), 1.0))
 
 
-def choose(method: Method, task: Task) -> Mapping[str, Any]:
+def choose(method: Method, task: SplitTask) -> Mapping[str, Any]:
     """The option with the highest accuracy on validation people, each alike; the first one of equals.
 
     The validation people are every fifth seen person at random. They are left out of training, are known by their
@@ -245,7 +245,7 @@ def choose(method: Method, task: Task) -> Mapping[str, Any]:
     return best[1]
 
 
-def shuffled_known(task: Task) -> Choices:
+def shuffled_known(task: SplitTask) -> Choices:
     """All known choices of new people, whose users are shuffled among them."""
     exists = task.known.weight > 0
     users = task.known.users.copy()
@@ -253,7 +253,7 @@ def shuffled_known(task: Task) -> Choices:
     return task.known._replace(users=users)
 
 
-def seconds_a_person(method: Method, fitted: Fitted, task: Task) -> float:
+def seconds_a_person(method: Method, fitted: Fitted, task: SplitTask) -> float:
     """The median time in seconds to predict one new person's choices from all known ones, after a first call."""
     columns = task.known, task.asked
 

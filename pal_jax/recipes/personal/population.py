@@ -16,7 +16,7 @@ from pal_jax.recipes.personal import groups, ideal_point
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, picked
 from pal_jax.recipes.personal.figures import MODELS
-from pal_jax.recipes.personal.judged import Judged, by_person, judge, worst_tenth
+from pal_jax.recipes.personal.judged import JudgedPairs, by_person, judge, worst_tenth
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
 from pal_jax.recipes.personal.panel import Newcomers, Trial, new_margins, newcomers, population, questions, seen_margins
 from pal_jax.run import intervals
@@ -74,7 +74,7 @@ class Results(NamedTuple):
     """
 
     methods: Mapping[str, MethodResult]
-    by_prototypes: Mapping[str, Mapping[int, Sequence[Judged]]]
+    by_prototypes: Mapping[str, Mapping[int, Sequence[JudgedPairs]]]
     chosen: Sequence[int]
     counts: tuple[int, ...]
     groups: Mapping[str, Sequence[float]]
@@ -125,7 +125,7 @@ def measure(panel: Panel, state: States, others: Mapping[str, Evaluate] = Mappin
     return Results(methods, by_prototypes, chosen, counts, _groups(panel, state, true, false), by_group)
 
 
-def choose_prototypes(panel: Panel, state: States) -> tuple[dict[int, list[Judged]], list[int]]:
+def choose_prototypes(panel: Panel, state: States) -> tuple[dict[int, list[JudgedPairs]], list[int]]:
     """Results by K and by split on the validation part, and the K of the highest accuracy on each; the smallest of
     equals."""
     validation = {
@@ -166,7 +166,7 @@ def evaluate_model(
 def new_people(
     panel: Panel, state: States, name: str, new: Newcomers, counts: Sequence[int],
     factors: Sequence[float] | None = None,
-) -> list[list[Judged]]:  # fmt: skip
+) -> list[list[JudgedPairs]]:  # fmt: skip
     """A model of the panel on new people, by number of known comparisons, then by trial."""
     by_count = new_margins(panel.learners[name], state[name], new, counts, prior(panel, state[name]))
     return [_judged(row, factors or [1.0] * len(row)) for row in by_count]
@@ -175,7 +175,7 @@ def new_people(
 def ask_people(
     panel: Panel, state: States, name: str, new: Newcomers, model: MethodResult, counts: Sequence[int],
     factors: Sequence[float] | None = None,
-) -> Sequence[Sequence[Judged]]:  # fmt: skip
+) -> Sequence[Sequence[JudgedPairs]]:  # fmt: skip
     """A model on new people whose comparisons come in the order of the information expected of them; `model` is its
     result at random."""
     if name == 'K=1':  # with one prototype all people are alike, and no answer would tell anything
@@ -185,7 +185,7 @@ def ask_people(
     return new_people(panel, state, name, ordered, counts, factors)
 
 
-def _judged(row: Sequence[tuple[np.ndarray, np.ndarray]], factors: Sequence[float]) -> list[Judged]:
+def _judged(row: Sequence[tuple[np.ndarray, np.ndarray]], factors: Sequence[float]) -> list[JudgedPairs]:
     return [judge(factor * margins, users) for (margins, users), factor in zip(row, factors, strict=True)]
 
 
@@ -200,10 +200,10 @@ def _grouped(data: Comparisons) -> bool:
     return data.groups is not None and bool((data.groups >= 0).any())
 
 
-def _by_group(data: Comparisons, seen: Sequence[Judged]) -> list[np.ndarray]:
+def _by_group(data: Comparisons, seen: Sequence[JudgedPairs]) -> list[np.ndarray]:
     """Accuracies on seen people's new choices by group and split; NaN for a group of which a split tests nobody."""
 
-    def of(judged: Judged) -> np.ndarray:
+    def of(judged: JudgedPairs) -> np.ndarray:
         assert data.groups is not None
         group = data.groups[judged.people]
         known, size = group >= 0, data.groups.max() + 1
@@ -260,11 +260,11 @@ def make_record(results: Results) -> dict[str, Any]:
     return record
 
 
-def _pairs(row: Sequence[Judged]) -> np.ndarray:
+def _pairs(row: Sequence[JudgedPairs]) -> np.ndarray:
     return np.array([judged.accuracy for judged in row])
 
 
-def _mean(row: Sequence[Judged]) -> float:
+def _mean(row: Sequence[JudgedPairs]) -> float:
     return float(np.mean(_pairs(row)))
 
 
@@ -283,7 +283,7 @@ def make_exhibits(panel: Panel, state: States, results: Results) -> list[Exhibit
     ]
 
 
-def _curve(rows: Sequence[Sequence[Judged]]) -> people.Curve:
+def _curve(rows: Sequence[Sequence[JudgedPairs]]) -> people.Curve:
     return [intervals.mean(_pairs(row)) for row in rows]
 
 

@@ -132,7 +132,7 @@ def fit_maxmin(
         lr, 0.0,
     )  # fmt: skip
     # Equal groups would stay equal, so people start in groups at random.
-    rng, draw = np.random.default_rng([seed, 6]), Draw(train, seed)
+    rng, draw = np.random.default_rng([seed, 6]), ChoiceBatches(train, seed)
     start = np.eye(groups)[rng.integers(0, groups, train.people)]
     belonging, state = groups_em.run(
         learner, learner.init(jnp.array([seed])), lambda i: draw.programs(updates, i * updates), pairs_of(train),
@@ -204,7 +204,7 @@ def train_learner(
     learner: IdealPointLearner, state: PALState, train: Choices, seed: int, updates: int, *, whole_people: bool = False
 ) -> PALState:
     """The state after so many updates, rounded up to whole programs."""
-    for batches in Draw(train, seed, whole_people).programs(updates):
+    for batches in ChoiceBatches(train, seed, whole_people).programs(updates):
         state, _ = learner.update(state, batches)
     return state
 
@@ -223,7 +223,7 @@ def fit_people(learner: IdealPointLearner, params: Any, prior: jax.Array, known:
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class ChoiceBatches:
     """Batches of the choices that count.
 
     All choices stand in each batch where they are no more than `BATCH`. With `whole_people` a batch has people at

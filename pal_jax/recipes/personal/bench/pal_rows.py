@@ -8,7 +8,7 @@ import numpy as np
 
 from pal_jax.recipes.personal.evaluation import MethodResult, Row, median_seconds, picked, rows
 from pal_jax.recipes.personal.judged import temperature
-from pal_jax.recipes.personal.pal.recipe import PAL
+from pal_jax.recipes.personal.pal.recipe import PALRecipe
 from pal_jax.recipes.personal.panel import Newcomers, newcomers, seen_margins
 from pal_jax.recipes.personal.population import (
     Panel,
@@ -24,7 +24,7 @@ from pal_jax.recipes.personal.population import (
 BASELINES = 'embedding', 'own', 'groups'  # PAL's baselines with a learner
 
 
-def train(recipe: PAL) -> States:
+def train(recipe: PALRecipe) -> States:
     """The states after all steps of PAL's run."""
     state, host = recipe.init()
     for i in range(recipe.plan.total_steps):
@@ -32,7 +32,7 @@ def train(recipe: PAL) -> States:
     return state
 
 
-def all_rows(recipe: PAL, state: States) -> dict[str, list[Row]]:
+def all_rows(recipe: PALRecipe, state: States) -> dict[str, list[Row]]:
     """The rows of the shared model, of PAL with the K that the validation part chose on each split, and of the
     baselines.
 

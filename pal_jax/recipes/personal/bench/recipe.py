@@ -30,7 +30,7 @@ from pal_jax.recipes.personal.bench.settings import Settings
 from pal_jax.recipes.personal.interface import Unfit
 from pal_jax.recipes.personal.pal import recipe as pal_recipe
 from pal_jax.recipes.personal.pal import text as pal_text
-from pal_jax.recipes.personal.pal.recipe import PAL
+from pal_jax.recipes.personal.pal.recipe import PALRecipe
 from pal_jax.recipes.personal.panel import newcomers
 from pal_jax.recipes.personal.population import counts_of
 from pal_jax.run import inputs, piecework, sharding
@@ -47,7 +47,7 @@ NEVER_GIVEN = 'texts of your own or of shared sets (--config.texts)'
 FIRST = 'audit', 'pal'  # a step of each data set, before the methods
 
 
-class Part(NamedTuple):
+class BenchPart(NamedTuple):
     """A step: a data set, `audit`, `pal` or the name of a method, and the number of the method's split."""
 
     data: str
@@ -65,7 +65,7 @@ class Bench:
 
     settings: Settings
     ctx: Context
-    parts: Sequence[Part]
+    parts: Sequence[BenchPart]
     of_texts: frozenset[str]
 
     def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:
@@ -96,19 +96,19 @@ class Bench:
         return [{'method': name} | row for row in rows]
 
     @functools.lru_cache(maxsize=1)  # noqa: B019, one data set at a time is in memory
-    def opened(self, data: str) -> PAL:
+    def opened(self, data: str) -> PALRecipe:
         """PAL's recipe on a data set, which reads it and makes the splits of all methods."""
         section = self.settings.pal_text if data in self.of_texts else self.settings.pal
         settings = dataclasses.replace(section, data=data, seed=self.settings.seed)
         return pal.make(settings, self.ctx._replace(kept=None))
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
-    def tasks(self, data: str) -> list[evaluation.Task]:
+    def tasks(self, data: str) -> list[evaluation.SplitTask]:
         """The splits of a data set in the form that methods read."""
         panel = self.opened(data).panel
         return evaluation.make_tasks(panel.data, panel.trials)
 
-    def audited(self, data: str, recipe: PAL) -> Records:
+    def audited(self, data: str, recipe: PALRecipe) -> Records:
         """The findings on the first split, and the rows of what needs no model of people."""
         panel = recipe.panel
         findings = audit.audit(
@@ -177,12 +177,12 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         mixed_logit.require()
     for section in (settings.pal, settings.pal_text):
         pal_recipe.check(section, sharding.batch_ways(ctx.mesh))
-    parts = [Part(data_name, name) for name in FIRST for data_name in data]
+    parts = [BenchPart(data_name, name) for name in FIRST for data_name in data]
     for data_name in data:
         is_table = data_name in settings.tables
         section = (settings.pal if is_table else settings.pal_text).split
         parts += [
-            Part(data_name, name, split)
+            BenchPart(data_name, name, split)
             for name in names
             if is_table or name not in FOR_TABLES
             for split in range(section.seeds * (1 + section.control))

@@ -18,7 +18,7 @@ from pal_jax.recipes.personal import judged
 from pal_jax.recipes.personal.bench.audit import ROWS, fails
 from pal_jax.recipes.personal.bench.leakage import ASYMMETRY, NOTHING, Finding
 from pal_jax.recipes.personal.figures import METHODS
-from pal_jax.recipes.personal.judged import Judged, MethodFigures, Paired
+from pal_jax.recipes.personal.judged import JudgedPairs, MethodFigures, Paired
 from pal_jax.recipes.personal.pictures import plot_by_comparisons
 from pal_jax.run.curve import BLUE, GREY, INK, STYLE, png
 from pal_jax.run.intervals import Estimate
@@ -35,7 +35,7 @@ BY_PEOPLE = (
 )
 
 Key = tuple[str, str, int, bool]  # method, part, known, shuffled
-Rows = Mapping[Key, Sequence[Judged]]
+Rows = Mapping[Key, Sequence[JudgedPairs]]
 
 
 class Set(NamedTuple):

@@ -27,7 +27,7 @@ import numpy as np
 from pal_jax.data import records
 from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal.pal import person as pal_person
-from pal_jax.recipes.personal.pal.person import Choices, Fitted
+from pal_jax.recipes.personal.pal.person import FittedPerson, PersonChoices
 from pal_jax.recipes.personal.pal.reward import TrainedPAL, open_pal
 from pal_jax.run import files
 from pal_jax.run.files import write_whole
@@ -71,7 +71,7 @@ class Interview:
     """
 
     run: TrainedPAL
-    questions: Choices
+    questions: PersonChoices
     folder: Path
     soup: bool = False
 
@@ -159,7 +159,7 @@ class Interview:
         chosen, rejected = np.asarray(batch.chosen), np.asarray(batch.rejected)
         return batch.replace(chosen=np.where(turned, rejected, chosen), rejected=np.where(turned, chosen, rejected))
 
-    def _fit(self, answered: Any, weight: np.ndarray) -> Fitted:
+    def _fit(self, answered: Any, weight: np.ndarray) -> FittedPerson:
         return pal_person.fit(self.run, self.questions._replace(batch=answered), weight)
 
     def _drawn(self, answered: Any, weight: np.ndarray) -> np.ndarray:

@@ -32,8 +32,8 @@ from pal_jax.recipes.personal.learner import IdealPointLearner, PALState, put
 from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import recipe as pal
 from pal_jax.recipes.personal.pal import text as pal_text
-from pal_jax.recipes.personal.pal.batches import Drawn, as_batch, by_texts, in_turn, make_draw, make_text_draw
-from pal_jax.recipes.personal.pal.reader import Batching, Reader, Reading
+from pal_jax.recipes.personal.pal.batches import StepPairs, as_batch, by_texts, in_turn, make_draw, make_text_draw
+from pal_jax.recipes.personal.pal.reader import Batching, Reader, ReaderState
 from pal_jax.recipes.personal.pal.settings import LargeSettings
 from pal_jax.recipes.personal.pal.text import Decoder
 from pal_jax.recipes.personal.population import Panel, evaluate
@@ -45,18 +45,18 @@ from pal_jax.types import Metrics
 TINY = 'tiny'  # the evaluation before decoders are trained
 
 
-class Model(struct.PyTreeNode):
+class LargeModel(struct.PyTreeNode):
     """One of the models that are compared, on all splits: PAL's state, and a decoder for each split."""
 
     pal: PALState
-    readings: tuple[Reading, ...]
+    readings: tuple[ReaderState, ...]
 
 
 class LargeState(struct.PyTreeNode):
     """The state of all models; `frozen` are the parameters that no decoder trains and all decoders share."""
 
     frozen: Params
-    models: dict[str, Model]
+    models: dict[str, LargeModel]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class PALLarge:
     reader: Reader
     load: Callable[[], Params]
     held: Callable[[int], PairBatch]
-    draw: Callable[[int, int], Drawn]
+    draw: Callable[[int, int], StepPairs]
     hold: int
     updates: int
 
@@ -90,9 +90,9 @@ class PALLarge:
         seeds, weights = [trial.seed for trial in self.tiny.trials], self.load()
 
         # Every model and split has its own trainable part of the decoder; the frozen part is there once.
-        def new(name: str, learner: IdealPointLearner) -> Model:
+        def new(name: str, learner: IdealPointLearner) -> LargeModel:
             people = pal.start(name, learner, self.tiny.data, jnp.array(seeds, jnp.int32))
-            return Model(people, tuple(self.reader.divide(weights, seed)[1] for seed in seeds))
+            return LargeModel(people, tuple(self.reader.divide(weights, seed)[1] for seed in seeds))
 
         models = {name: new(name, learner) for name, learner in self.tiny.learners.items()}
         return LargeState(self.reader.divide(weights, 0)[0], models), {}
@@ -128,17 +128,17 @@ class PALLarge:
             # 4. Update the decoders by that gradient.
             with self.ctx.phase('learn'):
                 readings = self.learn(model, state.frozen, texts, by_texts(drawn, gradient, vectors))
-            models[name] = Model(people, readings)
+            models[name] = LargeModel(people, readings)
         return LargeState(state.frozen, models), pal.summarize(metrics, self.tiny.trials)
 
-    def read(self, model: Model, frozen: Params, texts: Sequence[Sequence[Text]]) -> list[np.ndarray]:
+    def read(self, model: LargeModel, frozen: Params, texts: Sequence[Sequence[Text]]) -> list[np.ndarray]:
         """The vectors of each split's texts, by the split's decoder."""
         splits = zip(model.readings, texts, strict=True)
         return [self.reader.read(reading, frozen, of_split) for reading, of_split in splits]
 
     def learn(
-        self, model: Model, frozen: Params, texts: Sequence[Sequence[Text]], gradients: Sequence[np.ndarray]
-    ) -> tuple[Reading, ...]:
+        self, model: LargeModel, frozen: Params, texts: Sequence[Sequence[Text]], gradients: Sequence[np.ndarray]
+    ) -> tuple[ReaderState, ...]:
         """An update of each split's decoder, from the gradients of the loss by the vectors of these texts.
 
         Raises:
@@ -196,7 +196,9 @@ def make(settings: LargeSettings, ctx: Context) -> PALLarge:
 def abstract_state(learners: Mapping[str, IdealPointLearner], reader: Reader, replicas: int) -> LargeState:
     """The shapes and shardings of a state."""
     readings = (reader.abstract,) * replicas
-    return LargeState(reader.frozen, {name: Model(learner.abstract, readings) for name, learner in learners.items()})
+    return LargeState(
+        reader.frozen, {name: LargeModel(learner.abstract, readings) for name, learner in learners.items()}
+    )
 
 
 def stage_before(i: int, *, hold: int, steps: int, every: int) -> str | None:

@@ -50,7 +50,7 @@ States = dict[str, PALState]
 
 
 @dataclasses.dataclass(frozen=True)
-class PAL:
+class PALRecipe:
     """Updates all models that a panel compares, on the same pairs.
 
     Attributes:
@@ -85,7 +85,7 @@ class PAL:
             return evaluate(self.panel, state, self.others)
 
 
-def make(settings: Settings, ctx: Context) -> PAL:
+def make(settings: Settings, ctx: Context) -> PALRecipe:
     """Check the settings, read the choices and build the models.
 
     Raises:
@@ -109,7 +109,7 @@ def make(settings: Settings, ctx: Context) -> PAL:
         others['context'] = pal_context.make_method(settings.text, ctx, decoder, text.pairs, settings.baselines.context)
     abstract = {name: learner.abstract for name, learner in panel.learners.items()}
     stage = functools.partial(stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every, base=False)
-    return PAL(
+    return PALRecipe(
         Plan(settings.total_steps, abstract, stage, shown=SHOWN, keep=pal_kept.keeping(parts.kept, decoder)), ctx,
         panel._replace(ask=settings.new.ask), make_draw(settings, panel.data, panel.trials, text), others,
     )  # fmt: skip

@@ -65,7 +65,7 @@ class PersonalReward(NamedTuple):
     mixture: list[float]
 
 
-class Reading(NamedTuple):
+class TextVectors(NamedTuple):
     """The decoder of a run on texts as it was trained, and the function that makes vectors of texts."""
 
     decoder: pal_text.Decoder
@@ -89,7 +89,7 @@ class TrainedPAL(NamedTuple):
     learner: IdealPointLearner
     state: PALState
     kept: Kept
-    reading: Reading | None
+    reading: TextVectors | None
 
     @property
     def pal(self) -> PAL:
@@ -224,11 +224,11 @@ def needed(abstract: Any, name: str, split: int) -> Any:
     return nothing.replace(frozen=abstract.frozen, models={**nothing.models, name: kept})
 
 
-def open_reading(pool: Pool, ctx: Context, kept: Kept, decoder: pal_text.Decoder, weights: Params) -> Reading:
+def open_reading(pool: Pool, ctx: Context, kept: Kept, decoder: pal_text.Decoder, weights: Params) -> TextVectors:
     """The reading of texts by a decoder with these weights, in the coordinates of the run."""
     plain = Reader(decoder.cfg, optax.identity(), ctx.mesh, pool=pool, frame=kept.frame)
     frozen, reading = plain.divide(weights, 0)
-    return Reading(decoder, weights, lambda batch: plain.read(reading, frozen, batch))
+    return TextVectors(decoder, weights, lambda batch: plain.read(reading, frozen, batch))
 
 
 # --- its reward -------------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def test_fake_learners_update_on_the_same_pairs_which_are_put_on_the_device_once
     trials = [Trial(None, None, seed, shuffled) for seed, shuffled in ((0, False), (1, True))]
     columns = np.zeros((2, 1, 4), np.int32), np.zeros((2, 1, 4, 3)), np.ones((2, 1, 4, 3)), np.ones((2, 1, 4))
     panel = Panel(None, trials, learners, (1, 2), (0,), 'zero')
-    recipe = pal.PAL(Plan(1, None, lambda i: None), CONTEXT, panel, lambda i: PairBatch(*columns))
+    recipe = pal.PALRecipe(Plan(1, None, lambda i: None), CONTEXT, panel, lambda i: PairBatch(*columns))
     state, host, phase, metrics = recipe.step(*recipe.init(), 0)
     assert (state, host, phase) == ({'K=1': 1, 'K=2': 1}, {}, 'pal')
     assert metrics['accuracy K=2'] == 0.75  # the shuffled split is left out
