@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 
 class MethodResult(NamedTuple):
-    """What a method foretells on some splits.
+    """The results of a method on some splits.
 
     Attributes:
       seen: on new choices of seen people, by split.

@@ -56,7 +56,7 @@ class InContextLearner:
 
     @property
     def most(self) -> int:
-        """As many known choices are read as there were at most in training."""
+        """The most known choices that are read, which is the most that there were in training."""
         return self.context
 
     def weights(self, key: PRNGKeyArray) -> Params:

@@ -49,7 +49,7 @@ class ChoiceLearner(Protocol):
         ...
 
     def inputs(self, choices: Choices, scale: np.ndarray) -> np.ndarray:
-        """What the network reads of choices, `[B, ...]`, with items in units of `scale` `[H]`."""
+        """The network's inputs by choice, `[B, ...]`, with items in units of `scale` `[H]`."""
         ...
 
     def loss(

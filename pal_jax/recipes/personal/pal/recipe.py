@@ -116,7 +116,7 @@ def make(settings: Settings, ctx: Context) -> PALRecipe:
 
 
 class RunParts(NamedTuple):
-    """What a run of PAL or of PAL-Large begins with: the panel that it compares, and what it keeps of its data; `text`
+    """The parts that PAL and PAL-Large begin with: the panel that a run compares, and what it keeps of its data; `text`
     and `decoder` are None for a table."""
 
     panel: Panel

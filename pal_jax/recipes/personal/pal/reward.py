@@ -180,8 +180,8 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
 
 
 class OpenParts(NamedTuple):
-    """What a checkpoint is read with: what the run has kept, the decoder of texts, PAL-Large's reader of them, and the
-    shapes and shardings of the whole state."""
+    """The parts that a checkpoint is read with: what the run has kept, the decoder of texts, PAL-Large's reader of
+    them, and the shapes and shardings of the whole state."""
 
     kept: Kept
     ctx: Context
