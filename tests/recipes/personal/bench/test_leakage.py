@@ -268,3 +268,9 @@ def test_words_of_clean_texts_warn_rarely_and_a_tenth_of_winners_with_one_word_f
     clean = verdicts(audit_power.label_in_text, (20,), False, 20)
     assert clean.count('warn') <= 3 and 'flag' not in clean
     assert verdicts(audit_power.label_in_text, (40,), True, 3) == ['flag'] * 3
+
+
+def test_texts_that_win_as_often_as_they_lose_have_no_label():
+    """Such a table ended the run: an array of no texts has no shape."""
+    nothing = np.zeros(0, int)
+    assert shortcuts.label_in_text([], nothing > 0, nothing, popularity=True).verdict == 'none'
