@@ -12,7 +12,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy import stats
 
-from pal_jax.recipes.personal.bench.leakage import Finding, Verdict, cross_fitted, finding, judged, not_applied, units_of
+from pal_jax.recipes.personal.bench.leakage import (
+    Finding,
+    Verdict,
+    cross_fitted,
+    finding,
+    judged,
+    not_applied,
+    units_of,
+)
 from pal_jax.run import intervals
 from pal_jax.run.accuracy import hits
 from pal_jax.run.intervals import Estimate
