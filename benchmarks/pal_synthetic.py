@@ -21,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from benchmarks.pal_population import Setting, make_population, side_by_side
 from pal_jax.data.comparisons import shares, take
 from pal_jax.data.passes import shuffled
 from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal.ideal_point import PAL
+from pal_jax.recipes.personal.judged import judge
 from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, NewUsers, Rates, put
-from pal_jax.recipes.personal.pal.synthetic import Setting, make_population, side_by_side
-from pal_jax.recipes.personal.panel import Trial, new_accuracy, newcomers, questions, seen_accuracy
+from pal_jax.recipes.personal.panel import Trial, new_margins, newcomers, questions, seen_margins
 from pal_jax.run import devices
 
 PROJECTORS = {'linear': 'mlp0-linear-nobias', 'mlp': 'mlp1-gelu-residual'}
@@ -81,19 +82,19 @@ def run(
         pairs = take(data, index, data.users[index], share)
         state, _ = learner.update(state, put(pairs, learner.mesh))
     known, middle = newcomers(data, trials), jnp.zeros((len(trials), K))
-    new = new_accuracy(learner, state, known, counts, middle)
+    new = new_margins(learner, state, known, counts, middle)
     orders = (known, questions(asking, state, known, middle, max(asked))) if asked else ()
-    curves = [new_accuracy(asking, state, order, asked, middle) for order in orders]
+    curves = [new_margins(asking, state, order, asked, middle) for order in orders]
     weights = np.asarray(ideal_point.weights(learner.pal, state.users.z.reshape(-1, K))).reshape(len(trials), -1, K)
     people = [np.unique(data.users[trial.split.train]) for trial in trials]
     true = [population.mixtures[: len(rows)] for population, rows in zip(populations, people, strict=True)]
     measure = purity if setting == 'partition' else correlation
     return Outcome(
-        [score.pairs for score in seen_accuracy(learner, state, data, trials, 'train')],
-        [score.pairs for score in seen_accuracy(learner, state, data, trials, 'test')],
-        [[score.pairs for score in row] for row in new],
+        [judge(*part).accuracy for part in seen_margins(learner, state, data, trials, 'train')],
+        [judge(*part).accuracy for part in seen_margins(learner, state, data, trials, 'test')],
+        [[judge(*part).accuracy for part in row] for row in new],
         [measure(weights[r][rows], true[r]) for r, rows in enumerate(people)],
-        [[[score.pairs for score in row] for row in curve] for curve in curves],
+        [[[judge(*part).accuracy for part in row] for row in curve] for curve in curves],
     )
 
 

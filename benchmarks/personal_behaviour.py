@@ -12,7 +12,7 @@ replies to the same prompt, without the direction of lists.
 For each reward it prints, on prompts that nothing was learnt from and over new people: reward accuracy on choices (with
 the same noise, so `ceiling` is the truth's), the utility of the best of 1, 4 and 16 replies in standard deviations of
 the person's utility, and the regret. `tau` is Kendall's tau-b between accuracy and utility over methods, with its 95 %
-bootstrap over people and its p by permuting methods (`recipes/personal/behaviour.py`).
+bootstrap over people and its p by permuting methods (`benchmarks/behaviour.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from benchmarks.behaviour import Agreement, agreement, best_of_n, regret
 from pal_jax.data import records
 from pal_jax.data.texts import to_reply
 from pal_jax.data.tokenizer import Tokenizer
@@ -36,7 +37,6 @@ from pal_jax.models import states
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.files import sources
 from pal_jax.models.params import Params, decoder_specs
-from pal_jax.recipes.personal.behaviour import Agreement, agreement, best_of_n, regret
 from pal_jax.recipes.personal.bench.methods import FOR_TABLES, METHODS
 from pal_jax.recipes.personal.interface import Choices, Fitted, Method
 from pal_jax.run import devices, intervals, sharding

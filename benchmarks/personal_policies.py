@@ -37,6 +37,7 @@ from scipy.special import softmax
 
 from benchmarks import personal_behaviour as behaviour
 from benchmarks import shapes
+from benchmarks.behaviour import agreement, policy_accuracy
 from benchmarks.personal_behaviour import ASKED, PAIRS, Learnt, People, Reader, Replies
 from pal_jax.data import chats
 from pal_jax.data.packing import Branch, PromptGroup, lay_out_groups, most_actions, pack_groups, pack_rollouts, round_up
@@ -48,7 +49,6 @@ from pal_jax.learners.training import Lora
 from pal_jax.models import lora, merging, soups
 from pal_jax.models.files import sources
 from pal_jax.models.params import Params
-from pal_jax.recipes.personal.behaviour import agreement, policy_accuracy
 from pal_jax.recipes.personal.bench.methods import FOR_TABLES, METHODS
 from pal_jax.recipes.psoups.judges import Score
 from pal_jax.recipes.psoups.prompts import Prompt

@@ -47,6 +47,11 @@ def fit(x: np.ndarray, weight: np.ndarray, ridge: float | np.ndarray, toward: np
     return Fit(w, hessian)
 
 
+def logistic(x: np.ndarray, ridge: float = 1.0) -> np.ndarray:
+    """The weights `[H]` of a model of everybody, of differences chosen - rejected `[n, H]`, pulled to 0."""
+    return fit(x[None], np.ones((1, len(x))), ridge, np.zeros(x.shape[1])).weights[0]
+
+
 def _length(
     x: np.ndarray, weight: np.ndarray, ridge: np.ndarray, toward: np.ndarray, w: np.ndarray, step: np.ndarray,
     slope: np.ndarray,

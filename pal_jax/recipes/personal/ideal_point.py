@@ -31,7 +31,7 @@ MAX_SCALE = 100.0
 ACTIVATIONS = {'relu': jax.nn.relu, 'gelu': jax.nn.gelu, 'linear': lambda x: x}
 
 
-class Projector(NamedTuple):
+class ProjectorShape(NamedTuple):
     """`layers` affine maps with the width of the output, and an activation after each but the last.
 
     With 0 layers it is the identity.
@@ -44,7 +44,7 @@ class Projector(NamedTuple):
     bias: bool = True
 
 
-def parse_projector(name: str) -> Projector:
+def parse_projector(name: str) -> ProjectorShape:
     """The projector of a name.
 
     The name is `identity` or `mlp<hidden layers>-<relu|gelu|linear>[-dropout<digits>][-residual][-nobias]`, where
@@ -54,7 +54,7 @@ def parse_projector(name: str) -> Projector:
       ValueError: the name has another form.
     """
     if name == 'identity':
-        return Projector(0)
+        return ProjectorShape(0)
     parts = re.fullmatch(r'mlp(\d+)-(relu|gelu|linear)(?:-dropout(\d+))?(-residual)?(-nobias)?', name)
     if not parts:
         raise ValueError(
@@ -63,7 +63,7 @@ def parse_projector(name: str) -> Projector:
         )
     hidden, activation, digits, residual, nobias = parts.groups()
     dropout = int(digits) / 10 ** len(digits) if digits else 0.0
-    return Projector(int(hidden) + 1, activation, dropout, bool(residual), not nobias)
+    return ProjectorShape(int(hidden) + 1, activation, dropout, bool(residual), not nobias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ class PAL:
             raise ValueError("model.rule='norm' projects x - u, so it needs variant='A' and point='Pw'")
 
     @property
-    def parsed_projector(self) -> Projector:
+    def parsed_projector(self) -> ProjectorShape:
         """The projector that `projector` names."""
         return parse_projector(self.projector)
 
@@ -154,7 +154,7 @@ def specs(pal: PAL) -> Params:
     return tree
 
 
-def _projector_specs(projector: Projector, wide: int, out: int, *stack: int) -> list[Params]:
+def _projector_specs(projector: ProjectorShape, wide: int, out: int, *stack: int) -> list[Params]:
     layers = []
     for i in range(projector.layers):
         rows = wide if i == 0 else out

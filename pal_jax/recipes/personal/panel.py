@@ -17,7 +17,6 @@ from jaxtyping import Array
 from pal_jax.data.comparisons import Comparisons, PairBatch, Split, rank_within, take
 from pal_jax.models.params import Params
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
-from pal_jax.run.accuracy import Accuracy, accuracy
 
 CHUNK = 65536  # pairs judged at once
 
@@ -39,6 +38,7 @@ class Newcomers(NamedTuple):
     rank: np.ndarray  # the rank of each pair among those of its person; PADDING on padding
     test: PairBatch
     tested: np.ndarray  # True for pairs of `test` that exist
+    testers: list[np.ndarray]  # the people of these pairs by trial, numbered as in the data
     people: int
 
     @property
@@ -83,14 +83,6 @@ def margins(learner: IdealPointLearner, params: Params, z: Array, pairs: PairBat
     return np.concatenate([np.asarray(learner.margins(params, z, part(start))) for start in range(0, n, CHUNK)], axis=1)
 
 
-def seen_accuracy(
-    learner: IdealPointLearner, state: PALState, data: Comparisons, trials: Sequence[Trial],
-    part: Literal['train', 'validation', 'test'],
-) -> list[Accuracy]:  # fmt: skip
-    """The accuracies by trial, on one part of the seen people's choices."""
-    return [accuracy(values, users) for values, users in seen_margins(learner, state, data, trials, part)]
-
-
 def seen_margins(
     learner: IdealPointLearner, state: PALState, data: Comparisons, trials: Sequence[Trial],
     part: Literal['train', 'validation', 'test'],
@@ -121,6 +113,7 @@ def newcomers(data: Comparisons, trials: Sequence[Trial]) -> Newcomers:
         rank=rank,
         test=take(data, test, number[rows, data.users[test]], nothing[1], read=False),
         tested=tested,
+        testers=[data.users[trial.split.new_test] for trial in trials],
         people=int(number.max()) + 1,
     )
 
@@ -144,24 +137,15 @@ def population(state: PALState) -> Array:
     return jnp.sum(trained * state.users.z, axis=1) / jnp.sum(trained, axis=1)
 
 
-def new_accuracy(
-    learner: IdealPointLearner, state: PALState, new: Newcomers, counts: Sequence[int], prior: Array
-) -> list[list[Accuracy]]:
-    """The accuracies by number of known comparisons, then by trial: only the logits of new people are fitted."""
-    rows = new_margins(learner, state, new, counts, prior)
-    return [[accuracy(values, users) for values, users in row] for row in rows]
-
-
 def new_margins(
     learner: IdealPointLearner, state: PALState, new: Newcomers, counts: Sequence[int], prior: Array
 ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """The margins of new people's test pairs and the pairs' users, numbered from 0, by number of known comparisons,
-    then by trial."""
+    """The margins of new people's test pairs and the pairs' users, numbered as in the data, by number of known
+    comparisons, then by trial: only the logits of new people are fitted."""
     prior = jnp.broadcast_to(prior[:, None], (prior.shape[0], new.people, prior.shape[1]))
     rows = []
     for count in counts:
         z = learner.fit(state.params, new.fit, (new.rank < count).astype(np.float32), prior)
         table = margins(learner, state.params, z, new.test)
-        users = np.asarray(new.test.users)
-        rows.append([(m[keep], u[keep]) for m, keep, u in zip(table, new.tested, users, strict=True)])
+        rows.append([(m[keep], users) for m, keep, users in zip(table, new.tested, new.testers, strict=True)])
     return rows

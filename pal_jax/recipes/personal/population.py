@@ -3,7 +3,7 @@ number of a new person's known comparisons), people and prototypes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -12,22 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
-from pal_jax.recipes.personal import groups, ideal_point, mixed_logit
+from pal_jax.recipes.personal import groups, ideal_point
 from pal_jax.recipes.personal import pictures as people
+from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, picked
 from pal_jax.recipes.personal.figures import MODELS
+from pal_jax.recipes.personal.judged import JudgedPairs, by_person, judge, worst_tenth
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
-from pal_jax.recipes.personal.panel import (
-    Newcomers,
-    Trial,
-    new_accuracy,
-    newcomers,
-    population,
-    questions,
-    seen_accuracy,
-    seen_margins,
-)
+from pal_jax.recipes.personal.panel import Newcomers, Trial, new_margins, newcomers, population, questions, seen_margins
 from pal_jax.run import intervals
-from pal_jax.run.accuracy import Accuracy, accuracy, choose, hits, majority
+from pal_jax.run.recipe import Evaluation
 from pal_jax.types import Exhibit
 
 GROUPS = (
@@ -69,109 +62,131 @@ class Panel(NamedTuple):
         return self.by_model.get(model, self.data)
 
 
-class Method(NamedTuple):
-    """Accuracies by split: on seen people's new choices, and on new people by number of their known comparisons."""
-
-    seen: Sequence[Accuracy]
-    new: Sequence[Sequence[Accuracy]]
-    shared_parameters: float
-    parameters_a_user: float
-
-
-# A method without a learner takes all pairs, the splits, and numbers of known comparisons of new people.
-Other = Callable[[Comparisons, Sequence[Trial], Sequence[int]], Method]
-
-
 class Results(NamedTuple):
     """The results of all methods.
 
     Attributes:
-      by_prototypes: accuracies by split, by the part of the data and by K.
+      by_prototypes: results by split, by the part of the data and by K.
       chosen: the chosen K of each trial.
       counts: numbers of known comparisons.
       groups: AUC by split for each model, see `groups.agreement`.
       by_group: for the shared model and PAL, by split, the accuracies `[groups]` on each known group.
     """
 
-    methods: Mapping[str, Method]
-    by_prototypes: Mapping[str, Mapping[int, Sequence[Accuracy]]]
+    methods: Mapping[str, MethodResult]
+    by_prototypes: Mapping[str, Mapping[int, Sequence[JudgedPairs]]]
     chosen: Sequence[int]
     counts: tuple[int, ...]
     groups: Mapping[str, Sequence[float]]
     by_group: Mapping[str, Sequence[np.ndarray]]
 
 
-def measure(panel: Panel, state: States, others: Mapping[str, Other] = MappingProxyType({})) -> Results:
-    """The results of all methods on every trial; `others` are methods without a learner, such as `OTHERS`."""
-    data, trials, learners = panel.data, panel.trials, panel.learners
+def evaluate(panel: Panel, state: States, others: Mapping[str, Evaluate] = MappingProxyType({})) -> Evaluation:
+    """The record and the exhibits of a panel, as `measure` has its results."""
+    results = measure(panel, state, others)
+    return Evaluation(make_record(results), exhibits=make_exhibits(panel, state, results))
+
+
+def measure(panel: Panel, state: States, others: Mapping[str, Evaluate] = MappingProxyType({})) -> Results:
+    """The results of all methods on every trial; `others` are methods without a learner of PAL's."""
+    data, trials = panel.data, panel.trials
     new = newcomers(data, trials)
-    counts = (*(count for count in panel.counts if count < new.most), new.most)
-    measured: dict[str, Method] = {}
-    for name, learner in learners.items():
+    counts = counts_of(panel, new)
+    validation, chosen = choose_prototypes(panel, state)
+    models = {}
+    for name in panel.learners:
         theirs = panel.seen_by(name)
-        people = new if theirs is data else newcomers(theirs, trials)
-        measured[name] = Method(
-            seen_accuracy(learner, state[name], theirs, trials, 'test'),
-            new_accuracy(learner, state[name], people, counts, prior(panel, state[name])),
-            panel.decoder_parameters + sum(leaf[0].size for leaf in jax.tree.leaves(state[name].params)),
-            0 if name == 'K=1' else learner.pal.logits_per_user,
-        )
-    names = {K: f'K={K}' for K in panel.prototypes}
-    validation = {
-        K: seen_accuracy(learners[name], state[name], panel.seen_by(name), trials, 'validation')
-        for K, name in names.items()
-    }
-    chosen = choose({K: [value.pairs for value in row] for K, row in validation.items()})
+        models[name] = evaluate_model(panel, state, name, new if theirs is data else newcomers(theirs, trials), counts)
+    by_split = [models[f'K={K}'] for K in chosen]
+    if panel.ask:
+        asked = {K: ask_people(panel, state, f'K={K}', new, models[f'K={K}'], counts) for K in set(chosen)}
+        by_split = [models[f'K={K}']._replace(asked=asked[K]) for K in chosen]
     # The places of the splits with true user ids, and of the control's with shuffled ones, which come after them.
     true, false = ([r for r, trial in enumerate(trials) if trial.shuffled == shuffled] for shuffled in (False, True))
-    methods = {'shared': _of(measured['K=1'], true), 'pal': _chosen(measured, chosen, true)}
+    alike = {name: picked([model] * len(true), true) for name, model in models.items()}
+    pal = picked([by_split[r] for r in true], true)
+    methods = {'shared': alike['K=1'], 'pal': pal}
     if panel.ask:
-        methods['asked'] = _chosen(_asked(panel, state, new, counts, measured, chosen), chosen, true)
+        methods['asked'] = pal._replace(new=pal.asked)
     if false:
-        methods['shuffled'] = _chosen(measured, chosen, false)
-    methods |= {name: _of(method, true) for name, method in measured.items() if not name.startswith('K=')}
+        methods['shuffled'] = picked([by_split[r] for r in false], false)
+    methods |= {name: model for name, model in alike.items() if not name.startswith('K=')}
     methods |= {name: other(data, [trials[r] for r in true], counts) for name, other in others.items()}
-    parts = {
-        'seen people, validation': validation,
-        'seen people, test': {K: measured[f'K={K}'].seen for K in panel.prototypes},
-        'new people, all their comparisons': {K: measured[f'K={K}'].new[-1] for K in panel.prototypes},
+    by_prototypes = {
+        'seen people, validation': {K: [row[r] for r in true] for K, row in validation.items()},
+        'seen people, test': {K: alike[f'K={K}'].seen for K in panel.prototypes},
+        'new people, all their comparisons': {K: alike[f'K={K}'].new[-1] for K in panel.prototypes},
     }
-    by_prototypes = {part: {K: [row[r] for r in true] for K, row in rows.items()} for part, rows in parts.items()}
     if false:
         by_prototypes['seen people, shuffled ids'] = {
-            K: [measured[f'K={K}'].seen[r] for r in false] for K in panel.prototypes
+            K: [models[f'K={K}'].seen[r] for r in false] for K in panel.prototypes
         }
-    agreed = _groups(panel, state, true, false)
-    return Results(methods, by_prototypes, chosen, counts, agreed, _by_group(panel, state, chosen, true))
+    by_group = {name: _by_group(panel.data, methods[name].seen) for name in ('shared', 'pal') if _grouped(panel.data)}
+    return Results(methods, by_prototypes, chosen, counts, _groups(panel, state, true, false), by_group)
 
 
-def _by_group(
-    panel: Panel, state: States, chosen: Sequence[int], true: Sequence[int]
-) -> dict[str, list[np.ndarray]]:  # fmt: skip
-    """Accuracies on seen people's new choices by group.
+def choose_prototypes(panel: Panel, state: States) -> tuple[dict[int, list[JudgedPairs]], list[int]]:
+    """Results by K and by split on the validation part, and the K of the highest accuracy on each; the smallest of
+    equals."""
+    validation = {
+        K: [judge(*part) for part in seen_margins(panel.learners[name], state[name], panel.seen_by(name),
+                                                  panel.trials, 'validation')]
+        for K, name in ((K, f'K={K}') for K in panel.prototypes)
+    }  # fmt: skip
+    return validation, choose({K: [judged.accuracy for judged in row] for K, row in validation.items()})
 
-    They are NaN for a group of which a split tests nobody. The result is empty where groups are not known.
-    """
-    known = panel.data.groups
-    if known is None or not (known >= 0).any():
-        return {}
 
-    def of(margins: np.ndarray, users: np.ndarray) -> np.ndarray:
-        groups = known[users]
-        right, pairs = (
-            np.bincount(groups[groups >= 0], weights=w[groups >= 0], minlength=known.max() + 1)
-            for w in (hits(margins), np.ones(len(margins)))
-        )
-        return right / np.where(pairs > 0, pairs, np.nan)
+def choose(validation: Mapping[int, Sequence[float]]) -> list[int]:
+    """The number of prototypes with the highest accuracy on each split's validation part; the smallest of equals."""
+    return [
+        max(sorted(validation), key=lambda k: validation[k][split]) for split in range(len(validation[min(validation)]))
+    ]
 
-    margins_by_k = {
-        K: seen_margins(panel.learners[f'K={K}'], state[f'K={K}'], panel.seen_by(f'K={K}'), panel.trials, 'test')
-        for K in {1, *(chosen[r] for r in true)}
-    }
-    return {
-        'shared': [of(*margins_by_k[1][r]) for r in true],
-        'pal': [of(*margins_by_k[chosen[r]][r]) for r in true],
-    }
+
+def counts_of(panel: Panel, new: Newcomers) -> tuple[int, ...]:
+    """The numbers of known comparisons of new people, the last of which is all that anybody has."""
+    return *(count for count in panel.counts if count < new.most), new.most
+
+
+def evaluate_model(
+    panel: Panel, state: States, name: str, new: Newcomers, counts: Sequence[int],
+    factors: Sequence[float] | None = None,
+) -> MethodResult:  # fmt: skip
+    """A model of the panel on all trials; its margins are multiplied by the `factors` of the trials."""
+    learner = panel.learners[name]
+    seen = seen_margins(learner, state[name], panel.seen_by(name), panel.trials, 'test')
+    size = panel.decoder_parameters + sum(leaf[0].size for leaf in jax.tree.leaves(state[name].params))
+    person = 0 if name == 'K=1' else learner.pal.logits_per_user
+    factors = factors or [1.0] * len(panel.trials)
+    return MethodResult(
+        _judged(seen, factors), new_people(panel, state, name, new, counts, factors), shared=size, person=person
+    )
+
+
+def new_people(
+    panel: Panel, state: States, name: str, new: Newcomers, counts: Sequence[int],
+    factors: Sequence[float] | None = None,
+) -> list[list[JudgedPairs]]:  # fmt: skip
+    """A model of the panel on new people, by number of known comparisons, then by trial."""
+    by_count = new_margins(panel.learners[name], state[name], new, counts, prior(panel, state[name]))
+    return [_judged(row, factors or [1.0] * len(row)) for row in by_count]
+
+
+def ask_people(
+    panel: Panel, state: States, name: str, new: Newcomers, model: MethodResult, counts: Sequence[int],
+    factors: Sequence[float] | None = None,
+) -> Sequence[Sequence[JudgedPairs]]:  # fmt: skip
+    """A model on new people whose comparisons come in the order of the information expected of them; `model` is its
+    result at random."""
+    if name == 'K=1':  # with one prototype all people are alike, and no answer would tell anything
+        return model.new
+    mean, most = prior(panel, state[name]), min(panel.ask, new.most)
+    ordered = questions(panel.learners[name], state[name], new, mean, most)
+    return new_people(panel, state, name, ordered, counts, factors)
+
+
+def _judged(row: Sequence[tuple[np.ndarray, np.ndarray]], factors: Sequence[float]) -> list[JudgedPairs]:
+    return [judge(factor * margins, users) for (margins, users), factor in zip(row, factors, strict=True)]
 
 
 def prior(panel: Panel, state: PALState) -> jax.Array:
@@ -180,26 +195,29 @@ def prior(panel: Panel, state: PALState) -> jax.Array:
     return mean if panel.toward == 'population' else jnp.zeros_like(mean)
 
 
-def _asked(
-    panel: Panel, state: States, new: Newcomers, counts: tuple[int, ...], measured: Mapping[str, Method],
-    chosen: Sequence[int],
-) -> dict[str, Method]:  # fmt: skip
-    """The models, of which those chosen have new accuracies on new people: what is known of a person comes in the order
-    of the information expected of it."""
-    by_model = dict(measured)
-    for K in set(chosen) - {1}:  # with one prototype all people are alike, and no answer would tell anything
-        name, most = f'K={K}', min(panel.ask, new.most)
-        learner, mean = panel.learners[name], prior(panel, state[name])
-        ordered = questions(learner, state[name], new, mean, most)
-        by_model[name] = measured[name]._replace(new=new_accuracy(learner, state[name], ordered, counts, mean))
-    return by_model
+def _grouped(data: Comparisons) -> bool:
+    """True where the group of somebody is known."""
+    return data.groups is not None and bool((data.groups >= 0).any())
+
+
+def _by_group(data: Comparisons, seen: Sequence[JudgedPairs]) -> list[np.ndarray]:
+    """Accuracies on seen people's new choices by group and split; NaN for a group of which a split tests nobody."""
+
+    def of(judged: JudgedPairs) -> np.ndarray:
+        assert data.groups is not None
+        group = data.groups[judged.people]
+        known, size = group >= 0, data.groups.max() + 1
+        right, pairs = (np.bincount(group[known], x[known], size) for x in (judged.hits, judged.pairs))
+        return right / np.where(pairs > 0, pairs, np.nan)
+
+    return [of(judged) for judged in seen]
 
 
 def _groups(panel: Panel, state: States, true: Sequence[int], false: Sequence[int]) -> dict[str, list[float]]:
     """The agreement of people's weights with their groups, where these are known, and that of the largest K with
     shuffled ids."""
     known, names = panel.data.groups, [name for name in panel.learners if name not in ('K=1', 'own', 'groups')]
-    if known is None or not (known >= 0).any():
+    if known is None or not _grouped(panel.data):
         return {}
 
     def of(name: str, r: int) -> float:
@@ -210,57 +228,6 @@ def _groups(panel: Panel, state: States, true: Sequence[int], false: Sequence[in
     by_model = {name: [of(name, r) for r in true] for name in names}
     last = f'K={panel.prototypes[-1]}'
     return by_model | ({f'{last}, shuffled ids': [of(last, r) for r in false]} if false and last in names else {})
-
-
-def _of(method: Method, trials: Sequence[int]) -> Method:
-    return method._replace(seen=[method.seen[r] for r in trials], new=[[row[r] for r in trials] for row in method.new])
-
-
-def _chosen(measured: Mapping[str, Method], chosen: Sequence[int], trials: Sequence[int]) -> Method:
-    """PAL's results with the K chosen on each trial."""
-    models = [measured[f'K={chosen[r]}'] for r in trials]
-    return Method(
-        [method.seen[r] for method, r in zip(models, trials, strict=True)],
-        [[method.new[n][r] for method, r in zip(models, trials, strict=True)] for n in range(len(models[0].new))],
-        float(np.mean([method.shared_parameters for method in models])),
-        float(np.mean([method.parameters_a_user for method in models])),
-    )
-
-
-# --- methods without a learner ----------------------------------------------------------------------------------------
-
-
-def _by_vote(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> Method:
-    """The method that predicts by the choices of seen people between the same two items; it ignores a
-    person's own choices."""
-    differences = data.chosen[:] - data.rejected[:]
-
-    def of(trial: Trial, index: np.ndarray) -> Accuracy:
-        return accuracy(majority(differences[trial.split.train], differences[index]), data.users[index])
-
-    new = [of(trial, trial.split.new_test) for trial in trials]
-    return Method([of(trial, trial.split.test) for trial in trials], [new for _ in counts], 0, 0)
-
-
-def _by_mixed_logit(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> Method:
-    """The mixed logit. A person's coefficients have a posterior given the known comparisons: those of the training part
-    for seen people, the first n for new ones."""
-    differences, users = data.chosen[:] - data.rejected[:], data.users
-    new = newcomers(data, trials)
-    seen, rows = [], [[] for _ in counts]
-    for r, trial in enumerate(trials):
-        train, test, asked = trial.split.train, trial.split.test, trial.split.new_test
-        model = mixed_logit.fit(differences[train], users[train], trial.seed)
-        margins = mixed_logit.margins(model, differences[train], users[train], differences[test], users[test])
-        seen.append(accuracy(margins, users[test]))
-        for row, count in zip(rows, counts, strict=True):
-            known = trial.split.fit[new.rank[r, : len(trial.split.fit)] < count]
-            margins = mixed_logit.margins(model, differences[known], users[known], differences[asked], users[asked])
-            row.append(accuracy(margins, users[asked]))
-    return Method(seen, rows, 2 * differences.shape[1], 0)
-
-
-OTHERS: dict[str, Other] = {'majority': _by_vote, 'mixed_logit': _by_mixed_logit}
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -293,11 +260,11 @@ def make_record(results: Results) -> dict[str, Any]:
     return record
 
 
-def _pairs(row: Sequence[Accuracy]) -> np.ndarray:
-    return np.array([value.pairs for value in row])
+def _pairs(row: Sequence[JudgedPairs]) -> np.ndarray:
+    return np.array([judged.accuracy for judged in row])
 
 
-def _mean(row: Sequence[Accuracy]) -> float:
+def _mean(row: Sequence[JudgedPairs]) -> float:
     return float(np.mean(_pairs(row)))
 
 
@@ -316,7 +283,7 @@ def make_exhibits(panel: Panel, state: States, results: Results) -> list[Exhibit
     ]
 
 
-def _curve(rows: Sequence[Sequence[Accuracy]]) -> people.Curve:
+def _curve(rows: Sequence[Sequence[JudgedPairs]]) -> people.Curve:
     return [intervals.mean(_pairs(row)) for row in rows]
 
 
@@ -346,8 +313,9 @@ def _table(results: Results) -> list[list[str]]:
     for name, method in results.methods.items():
         cells = [method.seen, method.new[0], method.new[middle], method.new[-1]]
         seen, none, some, known = (_cell(_pairs(row)) for row in cells)
-        alike, worst = (_cell([getattr(value, key) for value in method.seen]) for key in ('people', 'worst'))
-        sizes = (f'{size:.3g}' for size in (method.shared_parameters, method.parameters_a_user))
+        by_split = [by_person(judged) for judged in method.seen]
+        alike, worst = (_cell([float(of(shares)) for shares in by_split]) for of in (np.mean, worst_tenth))
+        sizes = (f'{size:.3g}' for size in (method.shared, method.person))
         rows.append([MODELS[name], seen, alike, worst, none, some, known, *sizes])
     return rows
 

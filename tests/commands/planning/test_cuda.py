@@ -135,7 +135,7 @@ def test_methods_that_sample_are_planned_with_their_decoding(recipe) -> None:
 
 def test_caches_are_counted_for_the_slots_that_decode() -> None:
     """A CPU decodes 25 requests in 32 slots (`for_slots`), and their caches were counted as 25."""
-    work, mesh = planned(configs.settings('rlpa', 'smoke'), prompt=100).work, make_mesh(devices=jax.devices()[:1])
+    work, mesh = planned(configs.load('rlpa', 'smoke'), prompt=100).work, make_mesh(devices=jax.devices()[:1])
     bytes_of = [programs.decoding_memory(tiny(), mesh, work._replace(slots=slots), int8=False) for slots in (25, 32)]
     assert bytes_of[0] == bytes_of[1]
 

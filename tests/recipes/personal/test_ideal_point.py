@@ -12,7 +12,7 @@ import pytest
 from pal_jax.models import params as model_params
 from pal_jax.objectives.preference import logistic
 from pal_jax.recipes.personal import ideal_point
-from pal_jax.recipes.personal.ideal_point import PAL, Projector, parse_projector
+from pal_jax.recipes.personal.ideal_point import PAL, ProjectorShape, parse_projector
 
 RULES = [
     PAL(8, 3, projector='mlp1-gelu', dim=5),
@@ -89,9 +89,9 @@ def test_models_have_the_published_numbers_of_parameters(pal, count):
 
 
 def test_projectors_go_by_their_names():
-    assert parse_projector('mlp2-relu-dropout5-residual') == Projector(3, 'relu', 0.5, True, True)
+    assert parse_projector('mlp2-relu-dropout5-residual') == ProjectorShape(3, 'relu', 0.5, True, True)
     assert parse_projector('mlp2-gelu-dropout75').dropout == 0.75
-    assert parse_projector('mlp0-linear-nobias') == Projector(1, 'linear', 0.0, False, False)
+    assert parse_projector('mlp0-linear-nobias') == ProjectorShape(1, 'linear', 0.0, False, False)
     assert parse_projector('identity').layers == 0
     for wrong in ('mlp2', 'mlp2-tanh', 'mlp-relu', 'mlp2-relu-dropout', 'mlp2-relu-batchnorm', 'identity-residual'):
         with pytest.raises(ValueError, match='unknown projector'):

@@ -14,7 +14,8 @@ from pal_jax.data.comparisons import Comparisons, Lookup, Split, questions, rank
 from pal_jax.data.holdouts import normal
 from pal_jax.recipes.personal import bradley_terry
 from pal_jax.recipes.personal.bench import leakage, shortcuts
-from pal_jax.recipes.personal.bench.leakage import Finding, logistic, not_applied
+from pal_jax.recipes.personal.bench.leakage import Finding, not_applied
+from pal_jax.recipes.personal.bradley_terry import logistic
 from pal_jax.run.accuracy import hits
 
 MOST = 20_000  # pairs of a part that are read; more say the same

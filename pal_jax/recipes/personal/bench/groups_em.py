@@ -3,8 +3,7 @@
     E: a person goes to the group whose reward makes the person's choices likeliest, or belongs to each group in part
     M: each group's reward learns from its people's pairs
 
-`run` alternates the two for any reward. `run_linear` has linear rewards, which it fits exactly; `run_prototypes` has
-PAL's prototypes, one a group, whose people stand still while the prototypes learn (`Loss.mix='losses'`).
+The rewards are PAL's prototypes, one a group, whose people stand still while they learn (`Loss.mix='losses'`).
 
 A new person belongs to groups by the likelihood of known choices and the groups' shares, `weights_of`, and is predicted
 by the mean probability over groups, `mixed_margin`. The published code puts held-out people into groups by the pairs
@@ -14,26 +13,17 @@ that it then scores, by which two coins have .57 on ten pairs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import numpy as np
 
 from pal_jax.data.comparisons import PairBatch
-from pal_jax.recipes.personal import bradley_terry
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
 
 Belonging = Literal['hard', 'soft']
 
 CERTAIN = 20.0  # a logit beside which the other groups have no weight
-
-
-class Groups(NamedTuple):
-    """The result: people's belonging `[U, G]` by rows that sum to 1, groups' shares `[G]`, and the rewards."""
-
-    belonging: np.ndarray
-    shares: np.ndarray
-    rewards: Any
 
 
 def likelihoods(margins: np.ndarray, users: np.ndarray, people: int, weight: np.ndarray | None = None) -> np.ndarray:
@@ -67,51 +57,10 @@ def assign(likelihood: np.ndarray) -> np.ndarray:
 
 
 def run(
-    start: np.ndarray, fit: Callable[[np.ndarray, Any], Any], margins: Callable[[Any], np.ndarray],
-    users: np.ndarray, *, rounds: int, belonging: Belonging = 'hard', weight: np.ndarray | None = None,
-) -> Groups:  # fmt: skip
-    """Alternate M and E steps from people's first belonging `[U, G]`.
-
-    Args:
-      fit: the M step; the rewards by the belonging, and the rewards of the round before (None at first).
-      margins: the margins `[n, G]` of all pairs by the rewards.
-      users: the person of each pair, `[n]`; `weight` is 0 for pairs that do not count.
-
-    Raises:
-      ValueError: `belonging` is neither hard nor soft, or there are no rounds.
-    """
-    if belonging not in ('hard', 'soft') or rounds < 1:
-        raise ValueError(f'belonging={belonging!r} must be hard or soft, and rounds={rounds} at least 1')
-    people, rewards = start, None
-    for _ in range(rounds):
-        # M: each group's reward learns from its people.
-        rewards = fit(people, rewards)
-        # E: people go where their choices are likely.
-        likelihood = likelihoods(margins(rewards), users, len(start), weight)
-        people = assign(likelihood) if belonging == 'hard' else weights_of(likelihood, people.mean(axis=0))
-    return Groups(people, people.mean(axis=0), rewards)
-
-
-def run_linear(
-    x: np.ndarray, users: np.ndarray, start: np.ndarray, *, rounds: int = 10, ridge: float = 0.1,
-    belonging: Belonging = 'hard',
-) -> Groups:  # fmt: skip
-    """Groups with linear rewards `[G, H]` of the differences `x` `[n, H]` of pairs, with `ridge |theta|² / 2` each."""
-
-    def fit(people: np.ndarray, _: Any) -> np.ndarray:
-        return np.concatenate([
-            bradley_terry.fit(x[None], people[users, group][None], ridge, np.zeros(x.shape[1])).weights
-            for group in range(start.shape[1])
-        ])  # fmt: skip
-
-    return run(start, fit, lambda theta: x @ theta.T, users, rounds=rounds, belonging=belonging)
-
-
-def run_prototypes(
     learner: IdealPointLearner, state: PALState, batches: Callable[[int], Iterable[PairBatch]], pairs: PairBatch,
     weight: np.ndarray, start: np.ndarray, *, rounds: int, belonging: Belonging = 'hard',
-) -> tuple[Groups, PALState]:  # fmt: skip
-    """Groups whose rewards are the prototypes of PAL; the rewards of the result are the prototypes' parameters.
+) -> tuple[np.ndarray, PALState]:  # fmt: skip
+    """Alternate M and E steps from people's first belonging `[U, G]`; the last belonging, and the groups' rewards.
 
     Args:
       learner: a learner of one replica with `Loss.mix='losses'` and rate 0 of users.
@@ -119,30 +68,27 @@ def run_prototypes(
       pairs: all pairs `[1, n]`, by which people are put into groups; those of `weight` 0 do not count.
 
     Raises:
-      ValueError: people would move while prototypes learn, or rewards would be mixed in place of losses.
+      ValueError: people would move while prototypes learn, or rewards would be mixed in place of losses; `belonging` is
+        neither hard nor soft, or there are no rounds.
     """
     if learner.rates.users or learner.loss.mix != 'losses' or learner.loss.pull:
         raise ValueError('groups need rates.users=0, loss.pull=0 and loss.mix=losses')
-    held, done = [state], [0]
-
-    def fit(people: np.ndarray, _: Any) -> Any:
-        # People stand at the logarithms of their belonging, whose softmax it is again.
-        table = held[0].users.z
+    if belonging not in ('hard', 'soft') or rounds < 1:
+        raise ValueError(f'belonging={belonging!r} must be hard or soft, and rounds={rounds} at least 1')
+    people, users, table = start, np.asarray(pairs.users)[0], state.users.z
+    for done in range(rounds):
+        # M: each group's reward learns from its people, who stand at the logarithms of their belonging, whose softmax
+        # it is again.
         z = np.zeros(table.shape, np.float32)
         z[0, : len(people)] = np.maximum(np.log(np.maximum(people, 1e-30)), -CERTAIN)
-        users = held[0].users.replace(z=jax.device_put(z, table.sharding))
-        held[0] = held[0].replace(users=users)
-        for batch in batches(done[0]):
-            held[0], _ = learner.update(held[0], batch)
-        done[0] += 1
-        return held[0].params
-
-    def margins(params: Any) -> np.ndarray:
-        return np.asarray(learner.by_prototype(params, pairs))[0]
-
-    users = np.asarray(pairs.users)[0]
-    groups = run(start, fit, margins, users, rounds=rounds, belonging=belonging, weight=weight)
-    return groups, held[0]
+        state = state.replace(users=state.users.replace(z=jax.device_put(z, table.sharding)))
+        for batch in batches(done):
+            state, _ = learner.update(state, batch)
+        # E: people go where their choices are likely.
+        margins = np.asarray(learner.by_prototype(state.params, pairs))[0]
+        likelihood = likelihoods(margins, users, len(start), weight)
+        people = assign(likelihood) if belonging == 'hard' else weights_of(likelihood, people.mean(axis=0))
+    return people, state
 
 
 def mixed_margin(margins: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -1,40 +1,34 @@
 """A person's choices as context: GPO (group preference optimisation, arXiv 2310.11523) for pairs.
 
-    state = learner.init(key)
-    state, metrics = learner.update(state, x, index, exists, key)     # a meta-batch of people; nothing else is theirs
-    m = learner.margins(state.params, known, exists, asked)           # a new person's known choices are read
+    state = reading.begin(learner, key)
+    state, metrics = reading.update(learner, state, x, index, exists, keys)     # a meta-batch of people for each key
+    m = learner.margins(state.params, known, exists, asked)                     # a new person's known choices are read
 
 A token is `[x_1 - x_2; y]`, the difference of two items' vectors and 1 or -1 for who won, with y = 0 on a question. The
 order of each pair is drawn anew at every reading of the training: with the chosen item first throughout, the sign of a
 question would be its answer. The margin is odd, `m(d) = (f(d) - f(-d)) / 2`, and its loss is that of Bradley and Terry.
 Each person of a meta-batch has from 0 to `context` known choices. The paper's own form, groups with shares of answers,
-has its loss in `recipes/personal/bench/shares.py`.
+stands at the end; no recipe trains on it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pal_jax.models.params import Params
 from pal_jax.objectives.masked import masked_mean
 from pal_jax.recipes.personal.bench import set_transformer
+from pal_jax.recipes.personal.bench.reading import draw_choices
 from pal_jax.recipes.personal.bench.set_transformer import SetTransformer
-
-
-class InContextState(struct.PyTreeNode):
-    """Weights, the optimiser's state, and the number of updates."""
-
-    params: Params
-    opt_state: optax.OptState
-    step: Int[Array, '']
+from pal_jax.recipes.personal.interface import Choices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +46,7 @@ class InContextLearner:
     lr: float = 3e-4
     decay: float = 0.0
     steps: int = 1000
+    person: int = 0  # nothing of a person is fitted
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -59,30 +54,18 @@ class InContextLearner:
         rate = optax.cosine_decay_schedule(self.lr, self.steps)
         return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=self.decay))
 
-    def init(self, key: PRNGKeyArray) -> InContextState:
-        """The state before the first update, in which all margins are 0."""
-        params = set_transformer.init(key, self.net)
-        return InContextState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
+    @property
+    def most(self) -> int:
+        """The most known choices that are read, which is the most that there were in training."""
+        return self.context
 
-    @functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=1)
-    def update(
-        self, state: InContextState, x: Float[Array, 'n H'], index: Int[Array, 'U T'], exists: Bool[Array, 'U T'],
-        key: PRNGKeyArray, updates: int = 1,
-    ) -> tuple[InContextState, dict[str, Array]]:  # fmt: skip
-        """`updates` updates on differences `x` of pairs, the chosen less the other, of which `index` has each person's.
+    def weights(self, key: PRNGKeyArray) -> Params:
+        """The weights before the first update, by which all margins are 0."""
+        return set_transformer.init(key, self.net)
 
-        A step's draws follow from the key and the number of the step. Metrics are means over the updates.
-        """
-
-        def one(state: InContextState, _) -> tuple[InContextState, dict[str, Array]]:
-            drawn = self.draw(jax.random.fold_in(key, state.step), x, index, exists)
-            grads, metrics = jax.grad(self.loss, has_aux=True)(state.params, *drawn)
-            moved, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, moved)
-            return InContextState(params, opt_state, state.step + 1), metrics  # type: ignore[arg-type]
-
-        state, metrics = jax.lax.scan(one, state, length=updates)
-        return state, jax.tree.map(jnp.mean, metrics)
+    def inputs(self, choices: Choices, scale: np.ndarray) -> np.ndarray:
+        """The differences of chosen and other items `[B, H]`."""
+        return choices.difference / scale
 
     def draw(
         self, key: PRNGKeyArray, x: Float[Array, 'n H'], index: Int[Array, 'U T'], exists: Bool[Array, 'U T']
@@ -97,9 +80,11 @@ class InContextLearner:
         return tokens, known, x[asked], counted
 
     def loss(
-        self, params: Params, context: Array, known: Array, asked: Array, counted: Array
-    ) -> tuple[Array, dict[str, Array]]:
-        """The mean loss of the questions, and its metrics."""
+        self, params: Params, key: PRNGKeyArray, x: Float[Array, 'n H'], index: Int[Array, 'U T'],
+        exists: Bool[Array, 'U T'],
+    ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
+        """The mean loss of the questions of a drawn meta-batch, and its metrics."""
+        context, known, asked, counted = self.draw(key, x, index, exists)
         # Questions stand with the chosen item first, which an odd margin cannot tell.
         m = odd_margin(params, self.net, context, known, asked)
         total = masked_mean(jax.nn.softplus(-m), counted)
@@ -119,25 +104,6 @@ class InContextLearner:
         return sign_asked * odd_margin(params, self.net, context, exists, sign_asked[..., None] * asked)
 
 
-def draw_choices(
-    key: PRNGKeyArray, index: Int[Array, 'U T'], exists: Bool[Array, 'U T'], people: int, context: int, targets: int
-) -> tuple[Int[Array, 'B N'], Bool[Array, 'B N'], Int[Array, 'B M'], Bool[Array, 'B M']]:
-    """A meta-batch: the numbers of known choices and which of these exist, the same of questions."""
-    who, order, number = jax.random.split(key, 3)
-    # 1. People, each with as good a chance, and a random order of their choices.
-    drawn = jax.random.randint(who, (people,), 0, index.shape[0])
-    counts = jnp.sum(exists[drawn], axis=1)
-    ranks = jnp.where(exists[drawn], jax.random.uniform(order, (people, index.shape[1])), 2.0)
-    shuffled = jnp.take_along_axis(index[drawn], jnp.argsort(ranks, axis=1), axis=1)
-    # 2. From none to `context` of them are known; at least one is asked.
-    most = jnp.clip(counts - 1, 0, context)
-    known = jnp.floor(jax.random.uniform(number, most.shape) * (most + 1)).astype(jnp.int32)
-    places = known[:, None] + jnp.arange(targets)[None]
-    asked = jnp.take_along_axis(shuffled, jnp.minimum(places, index.shape[1] - 1), axis=1)
-    shown = shuffled[:, :context]
-    return shown, jnp.arange(shown.shape[1])[None] < known[:, None], asked, places < counts[:, None]
-
-
 def odd_margin(
     params: Params, net: SetTransformer, context: Array, exists: Array, d: Float[Array, 'B M H']
 ) -> Float[Array, 'B M']:
@@ -155,6 +121,27 @@ def canonical_sign(d: Float[Array, '*S H']) -> Float[Array, '*S']:
     return jnp.sign(jnp.take_along_axis(d, first[..., None], axis=-1)[..., 0])
 
 
-def scale_of(x: np.ndarray) -> np.ndarray:
-    """The root mean square of each coordinate of differences `[n, H]`, by which a network's inputs are divided."""
-    return np.sqrt(np.maximum(np.mean(np.square(x), axis=0), 1e-12)).astype(np.float32)
+# --- shares of answers, the paper's own form --------------------------------------------------------------------------
+
+
+def share_nll(
+    mean: Float[Array, ' n'], log_std: Float[Array, ' n'], shares: Float[Array, ' n'], question: Int[Array, ' n'],
+    questions: int,
+) -> Float[Array, ' n']:  # fmt: skip
+    """GPO's loss: the negative log likelihood of each option's share, a normal one about the softmax of its question.
+
+    A question has several options; the model gives each a mean and a log standard deviation.
+    """
+    mean = mean - jax.lax.stop_gradient(jax.ops.segment_max(mean, question, questions))[question]
+    weight = jnp.exp(mean)
+    foretold = weight / jax.ops.segment_sum(weight, question, questions)[question]
+    apart = (shares - foretold) * jnp.exp(-log_std)
+    return jnp.square(apart) / 2.0 + log_std + math.log(2.0 * math.pi) / 2.0
+
+
+def share_score(p: Float[Array, '*S A'], q: Float[Array, '*S A']) -> Float[Array, '*S']:
+    """GPO's score: 1 less the Wasserstein distance of two distributions over options, as a share of the largest.
+
+    Options stand 1 apart, so the largest distance is their number less 1.
+    """
+    return 1.0 - jnp.sum(jnp.abs(jnp.cumsum(p - q, axis=-1))[..., :-1], axis=-1) / (p.shape[-1] - 1)

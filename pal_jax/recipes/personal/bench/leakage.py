@@ -107,12 +107,6 @@ def sizes(x: np.ndarray) -> np.ndarray:
     return np.maximum(np.sqrt(np.mean(x**2, axis=0)), 1e-9)
 
 
-def logistic(x: np.ndarray, ridge: float = 1.0, toward: np.ndarray | None = None) -> np.ndarray:
-    """Weights `[H]` of a Bradley-Terry model of differences chosen - rejected `[n, H]`, pulled to `toward` (or 0)."""
-    centre = np.zeros(x.shape[1]) if toward is None else toward
-    return bradley_terry.fit(x[None], np.ones((1, len(x))), ridge, centre).weights[0]
-
-
 def cross_fitted(x: np.ndarray, groups: np.ndarray, folds: int = 5, ridge: float = 1.0) -> np.ndarray:
     """The margins `[n]` of pairs by models that saw no pair of the same group; columns in units of their size."""
     scaled = x / sizes(x)
@@ -120,7 +114,7 @@ def cross_fitted(x: np.ndarray, groups: np.ndarray, folds: int = 5, ridge: float
     fold = np.random.default_rng(0).permutation(len(names))[number] % min(folds, max(len(names), 2))
     margins = np.zeros(len(x))
     for k in np.unique(fold):
-        margins[fold == k] = scaled[fold == k] @ logistic(scaled[fold != k], ridge)
+        margins[fold == k] = scaled[fold == k] @ bradley_terry.logistic(scaled[fold != k], ridge)
     return margins
 
 
@@ -207,12 +201,6 @@ def position(first_won: int, pairs: int) -> Finding:
     return finding('T5', share, verdict, words, ends=intervals.of_share(share, None, pairs), chance=0.5)
 
 
-def asymmetry(margins: np.ndarray, swapped: np.ndarray) -> float:
-    """The largest sum of a margin and of that with swapped sides, in units of the largest margin; above `ASYMMETRY` a
-    method knows which side was chosen."""
-    return float(np.max(np.abs(margins + swapped), initial=0.0) / max(float(np.max(np.abs(margins), initial=0.0)), 1.0))
-
-
 # --- T7, T8, T12: what stands on both sides ---------------------------------------------------------------------------
 
 
@@ -220,12 +208,6 @@ def shingles(text: str) -> set[str]:
     """The pieces of five characters of a text in normal form (`holdouts.normal`)."""
     squeezed = normal(text)
     return {squeezed[i : i + SHINGLE] for i in range(max(len(squeezed) - SHINGLE + 1, 1))}
-
-
-def jaccard(left: str, right: str) -> float:
-    """The share of shingles that two texts have in common."""
-    a, b = shingles(left), shingles(right)
-    return len(a & b) / len(a | b)
 
 
 def nearest(texts: Sequence[str], others: Sequence[str], chunk: int = 512) -> np.ndarray:

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.data.comparisons import PairBatch
-from pal_jax.recipes.personal.bench import groups_em, low_rank
-from pal_jax.recipes.personal.bench.in_context import InContextLearner, scale_of
+from pal_jax.recipes.personal.bench import groups_em, low_rank, reading
+from pal_jax.recipes.personal.bench.in_context import InContextLearner
 from pal_jax.recipes.personal.bench.set_transformer import SetTransformer
 from pal_jax.recipes.personal.bench.variational import VariationalLearner
 from pal_jax.recipes.personal.ideal_point import PAL, Mixture
-from pal_jax.recipes.personal.interface import Choices, Fitted, Method, by_person, counted
+from pal_jax.recipes.personal.interface import Choices, Fitted, Method, counted
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
-from pal_jax.recipes.personal.losses import Pull, probit
+from pal_jax.recipes.personal.losses import Pull
 from pal_jax.recipes.personal.meta import Meta
 from pal_jax.recipes.personal.options import Bases, Loss, NewUsers, Rates
 from pal_jax.run import devices
@@ -32,7 +32,6 @@ BATCH = 1024  # pairs of an update; all of them where there are no more
 OF_ONE = 32  # the most pairs of a person in a batch of people
 PROGRAM = 50  # updates of one compiled program, at most
 BYTES = 128e6  # of the items of a program's batches, at most
-ROWS = 32  # numbers of choices of a person are rounded up to these, so that few programs are compiled
 Z_STD = 0.1  # of people's first logits
 
 
@@ -52,15 +51,6 @@ class Members(NamedTuple):
     params: Any
     belonging: np.ndarray
     shares: np.ndarray
-
-
-class Reader(NamedTuple):
-    """A fitted network that reads choices, the scale of its inputs, and seen people's choices."""
-
-    learner: InContextLearner | VariationalLearner
-    params: Any
-    scale: np.ndarray
-    seen: Choices
 
 
 # --- the methods ------------------------------------------------------------------------------------------------------
@@ -142,15 +132,15 @@ def fit_maxmin(
         lr, 0.0,
     )  # fmt: skip
     # Equal groups would stay equal, so people start in groups at random.
-    rng, draw = np.random.default_rng([seed, 6]), Draw(train, seed)
+    rng, draw = np.random.default_rng([seed, 6]), ChoiceBatches(train, seed)
     start = np.eye(groups)[rng.integers(0, groups, train.people)]
-    result, state = groups_em.run_prototypes(
+    belonging, state = groups_em.run(
         learner, learner.init(jnp.array([seed])), lambda i: draw.programs(updates, i * updates), pairs_of(train),
         train.weight, start, rounds=rounds,
     )  # fmt: skip
     there = np.bincount(train.users, train.weight, train.people) > 0
-    shares = result.belonging[there].mean(axis=0)
-    return Fitted(Members(learner, state.params, result.belonging, shares), groups * width_of(train) + groups, groups)
+    shares = belonging[there].mean(axis=0)
+    return Fitted(Members(learner, state.params, belonging, shares), groups * width_of(train) + groups, groups)
 
 
 def maxmin_margins(fitted: Fitted, known: Choices | None, asked: Choices) -> np.ndarray:
@@ -172,29 +162,7 @@ def fit_gpo(
     """GPO: a transformer reads a person's choices and foretells others; nothing of a person is fitted."""
     net = SetTransformer(width_of(train) + 1, width=width, maps=2, layers=layers, heads=2, hidden=width)
     learner = InContextLearner(net, people=people, targets=targets, lr=lr, decay=decay, steps=steps)
-    index, exists = by_person(train)
-    scale = scale_of(train.difference[train.weight > 0])
-    key, start = jax.random.split(jax.random.key(seed))
-    state, x = learner.init(start), train.difference / scale
-    # Only people with choices are drawn.
-    there = exists.any(axis=1)
-    for _ in range(max(steps // PROGRAM, 1)):
-        state, _ = learner.update(state, x, *wide(index[there], exists[there]), key, PROGRAM)
-    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return Fitted(Reader(learner, state.params, scale, train), size, 0)
-
-
-def gpo_margins(fitted: Fitted, known: Choices | None, asked: Choices) -> np.ndarray:
-    """The margins given up to `context` known choices of each person; those of seen people are training choices."""
-    learner, params, scale, seen = fitted.params
-    read: Choices = seen if known is None else known
-    index, exists = (rows[:, : learner.context] for rows in by_person(read))
-    places, there = wide(*by_person(asked))
-    margins = np.zeros(len(asked.users), np.float32)
-    context, questions = (read.difference / scale)[index], (asked.difference / scale)[places]
-    rows = np.asarray(learner.margins(params, *context_of(context, exists, learner.context), questions))
-    margins[places[there]] = rows[there]
-    return margins
+    return reading.fit(learner, train, reading.rows_with_choices(train), *reading.numbered_keys(seed, steps))
 
 
 def fit_variational(
@@ -202,30 +170,7 @@ def fit_variational(
 ) -> Fitted:
     """People as distributions, and bases likewise: this project's own form of VRF, which is no run of VRF."""
     learner = VariationalLearner(width_of(train), bases=bases, tau=tau, lr=lr)
-    index, exists = by_person(train)
-    scale = scale_of(train.difference[train.weight > 0])
-    key, start = jax.random.split(jax.random.key(seed))
-    state, x = learner.init(start), train.difference / scale
-    there = exists.any(axis=1)
-    for first in range(0, updates, PROGRAM):
-        state, _ = learner.update(
-            state, x, *wide(index[there], exists[there]), key, first, min(PROGRAM, updates - first)
-        )
-    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return Fitted(Reader(learner, state.params, scale, train), size, 2 * learner.dim)
-
-
-def variational_margins(fitted: Fitted, known: Choices | None, asked: Choices) -> np.ndarray:
-    """The margins by all known choices of each person; the less sure a margin is, the nearer it is to 0."""
-    learner, params, scale, seen = fitted.params
-    read: Choices = seen if known is None else known
-    index, exists = wide(*by_person(read))
-    places, there = wide(*by_person(asked))
-    m, v = learner.margins(params, (read.difference / scale)[index], exists, (asked.difference / scale)[places])
-    margins = np.zeros(len(asked.users), np.float32)
-    # As in the loss: the log-odds of the mean probability over who the person could be.
-    margins[places[there]] = np.asarray(probit(m, v))[there]
-    return margins
+    return reading.fit(learner, train, reading.rows_with_choices(train), *reading.numbered_keys(seed, updates))
 
 
 METHODS: dict[str, Method] = {
@@ -235,8 +180,8 @@ METHODS: dict[str, Method] = {
     ),
     'mrm': Method(fit_mrm, low_rank_margins, ({'K': 3}, {'K': 6}, {'K': 3, 'steps': 10})),
     'maxmin': Method(fit_maxmin, maxmin_margins, ({'groups': 2}, {'groups': 3}, {'groups': 4})),
-    'gpo': Method(fit_gpo, gpo_margins, ({'steps': 200}, {'steps': 600})),
-    'variational': Method(fit_variational, variational_margins, ({'bases': 4}, {'bases': 8}, {'bases': 4, 'tau': 0.3})),
+    'gpo': Method(fit_gpo, reading.margins, ({'steps': 200}, {'steps': 600})),
+    'variational': Method(fit_variational, reading.margins, ({'bases': 4}, {'bases': 8}, {'bases': 4, 'tau': 0.3})),
 }
 
 
@@ -259,7 +204,7 @@ def train_learner(
     learner: IdealPointLearner, state: PALState, train: Choices, seed: int, updates: int, *, whole_people: bool = False
 ) -> PALState:
     """The state after so many updates, rounded up to whole programs."""
-    for batches in Draw(train, seed, whole_people).programs(updates):
+    for batches in ChoiceBatches(train, seed, whole_people).programs(updates):
         state, _ = learner.update(state, batches)
     return state
 
@@ -278,7 +223,7 @@ def fit_people(learner: IdealPointLearner, params: Any, prior: jax.Array, known:
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class ChoiceBatches:
     """Batches of the choices that count.
 
     All choices stand in each batch where they are no more than `BATCH`. With `whole_people` a batch has people at
@@ -321,15 +266,3 @@ def pairs_of(choices: Choices) -> PairBatch:
     share = (1.0 / np.maximum(counts, 1.0))[choices.users].astype(np.float32)
     columns = choices.users.astype(np.int32), choices.chosen, choices.rejected, share
     return PairBatch(*(column[None] for column in columns))  # type: ignore[arg-type]
-
-
-def wide(index: np.ndarray, exists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of choices by person, filled up to a multiple of `ROWS`, so that few programs are compiled."""
-    short = -index.shape[1] % ROWS or ROWS * (not index.shape[1])
-    return tuple(np.pad(rows, ((0, 0), (0, short))) for rows in (index, exists))  # type: ignore[return-value]
-
-
-def context_of(context: np.ndarray, exists: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Known choices `[U, T, H]` and which exist, filled up to `size` of a person."""
-    short = size - context.shape[1]
-    return np.pad(context, ((0, 0), (0, short), (0, 0))), np.pad(exists, ((0, 0), (0, short)))

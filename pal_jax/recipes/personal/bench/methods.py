@@ -7,53 +7,13 @@ see `pal_rows.py`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from pal_jax.recipes.personal import baselines
+from pal_jax.recipes.personal.bench import learners, reading, vpl
+from pal_jax.recipes.personal.interface import Method
 
-import numpy as np
-
-from pal_jax.recipes.personal import mixed_logit
-from pal_jax.recipes.personal.bench import learners as personal_methods
-from pal_jax.recipes.personal.bench import vpl
-from pal_jax.recipes.personal.interface import Choices, Fitted, Method, counted
-from pal_jax.run import accuracy
-
-
-class LogitPeople(NamedTuple):
-    """A mixed logit and the choices of the people it was fitted on."""
-
-    model: mixed_logit.MixedLogit
-    seen: Choices
-
-
-def fit_majority(train: Choices, seed: int) -> Fitted:
-    """The votes of all people; there is nothing to fit."""
-    return Fitted(counted(train)[0], 0, 0)
-
-
-def majority_margins(fitted: Fitted, known: Choices | None, asked: Choices) -> np.ndarray:
-    """The votes of seen people for the chosen item less those for the other; a person's own choices count nothing."""
-    return accuracy.majority(fitted.params, asked.difference)
-
-
-def fit_mixed_logit(train: Choices, seed: int) -> Fitted:
-    """The mixed logit of xlogit, a normal distribution of coefficients."""
-    x, users = counted(train)
-    return Fitted(LogitPeople(mixed_logit.fit(x, users, seed), train), 2 * x.shape[1], 0)
-
-
-def mixed_logit_margins(fitted: Fitted, known: Choices | None, asked: Choices) -> np.ndarray:
-    """The log-odds given a person's known choices; those of seen people are their training choices."""
-    params: Any = fitted.params
-    known_x, known_users = counted(params.seen if known is None else known)
-    # Padding has differences, too, and its margins are read by nobody.
-    return mixed_logit.margins(params.model, known_x, known_users, asked.difference, asked.users)
-
-
+FOR_TABLES = tuple(baselines.METHODS)  # methods whose attributes need a meaning; texts have none
 METHODS: dict[str, Method] = {
-    'majority': Method(fit_majority, majority_margins, personal=False),
-    'mixed_logit': Method(fit_mixed_logit, mixed_logit_margins),
-    'vpl': Method(vpl.fit, vpl.margins, options=({'decay': 1e-2}, {'decay': 1.0})),
-    **personal_methods.METHODS,
+    **baselines.METHODS,
+    'vpl': Method(vpl.fit, reading.margins, options=({'decay': 1e-2}, {'decay': 1.0})),
+    **learners.METHODS,
 }
-
-FOR_TABLES = ('majority', 'mixed_logit')  # methods whose attributes need a meaning; texts have none

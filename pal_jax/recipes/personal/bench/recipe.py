@@ -22,18 +22,17 @@ import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.readers import choices, opinions
-from pal_jax.recipes.personal import mixed_logit, pal
+from pal_jax.recipes.personal import evaluation, mixed_logit, pal
 from pal_jax.recipes.personal.bench import audit, pal_rows, rules
-from pal_jax.recipes.personal.bench import evaluation as bench
 from pal_jax.recipes.personal.bench import report as bench_report
-from pal_jax.recipes.personal.bench.evaluation import Task
 from pal_jax.recipes.personal.bench.methods import FOR_TABLES, METHODS
 from pal_jax.recipes.personal.bench.settings import Settings
 from pal_jax.recipes.personal.interface import Unfit
 from pal_jax.recipes.personal.pal import recipe as pal_recipe
 from pal_jax.recipes.personal.pal import text as pal_text
-from pal_jax.recipes.personal.pal.recipe import PAL
+from pal_jax.recipes.personal.pal.recipe import PALRecipe
 from pal_jax.recipes.personal.panel import newcomers
+from pal_jax.recipes.personal.population import counts_of
 from pal_jax.run import inputs, piecework, sharding
 from pal_jax.run.files import write_whole
 from pal_jax.run.piecework import Records
@@ -48,7 +47,7 @@ NEVER_GIVEN = 'texts of your own or of shared sets (--config.texts)'
 FIRST = 'audit', 'pal'  # a step of each data set, before the methods
 
 
-class Part(NamedTuple):
+class BenchPart(NamedTuple):
     """A step: a data set, `audit`, `pal` or the name of a method, and the number of the method's split."""
 
     data: str
@@ -66,7 +65,7 @@ class Bench:
 
     settings: Settings
     ctx: Context
-    parts: Sequence[Part]
+    parts: Sequence[BenchPart]
     of_texts: frozenset[str]
 
     def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:
@@ -82,7 +81,7 @@ class Bench:
             if name == 'audit':
                 records = self.audited(data, recipe)
             elif name == 'pal':
-                by_method = pal_rows.rows(recipe, pal_rows.train(recipe))
+                by_method = pal_rows.all_rows(recipe, pal_rows.train(recipe))
                 records = [{'method': method} | row for method, rows in by_method.items() for row in rows]
             else:
                 records = self.compared(data, name, split)
@@ -91,25 +90,25 @@ class Bench:
     def compared(self, data: str, name: str, split: int) -> Records:
         """The rows of a method on a split, or the reason why it has none."""
         try:
-            rows = bench.run(METHODS[name], self.tasks(data)[split], self.counts(data), measured=not split)
+            rows = evaluation.run(METHODS[name], self.tasks(data)[split], self.counts(data), measured=not split)
         except Unfit as reason:
             rows = [{'unfit': str(reason)}]
         return [{'method': name} | row for row in rows]
 
     @functools.lru_cache(maxsize=1)  # noqa: B019, one data set at a time is in memory
-    def opened(self, data: str) -> PAL:
+    def opened(self, data: str) -> PALRecipe:
         """PAL's recipe on a data set, which reads it and makes the splits of all methods."""
         section = self.settings.pal_text if data in self.of_texts else self.settings.pal
         settings = dataclasses.replace(section, data=data, seed=self.settings.seed)
         return pal.make(settings, self.ctx._replace(kept=None))
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
-    def tasks(self, data: str) -> list[Task]:
+    def tasks(self, data: str) -> list[evaluation.SplitTask]:
         """The splits of a data set in the form that methods read."""
         panel = self.opened(data).panel
-        return bench.make_tasks(panel.data, panel.trials)
+        return evaluation.make_tasks(panel.data, panel.trials)
 
-    def audited(self, data: str, recipe: PAL) -> Records:
+    def audited(self, data: str, recipe: PALRecipe) -> Records:
         """The findings on the first split, and the rows of what needs no model of people."""
         panel = recipe.panel
         findings = audit.audit(
@@ -119,7 +118,8 @@ class Bench:
         # The rules that need no model of people are what a shortcut or a memory would be worth.
         records: Records = [{'findings': [finding._asdict() for finding in findings]}]
         for name, margins_of in rules.of(panel.data).items():
-            rows = rules.rows(panel.data, panel.trials, self.counts(data), margins_of)
+            result = rules.evaluate(panel.data, panel.trials, self.counts(data), margins_of)
+            rows = evaluation.rows(panel.trials, result, self.counts(data))
             records += [{'method': name} | row for row in rows]
         return records
 
@@ -127,8 +127,7 @@ class Bench:
     def counts(self, data: str) -> tuple[int, ...]:
         """The numbers of known choices of new people, the last of which is all that anybody has."""
         panel = self.opened(data).panel
-        most = newcomers(panel.data, panel.trials).most
-        return *(count for count in panel.counts if count < most), most
+        return counts_of(panel, newcomers(panel.data, panel.trials))
 
     def alone(self, data: str, items: Comparisons) -> Comparisons | None:
         """The pairs by vectors of replies that were read without their prompts.
@@ -178,12 +177,12 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         mixed_logit.require()
     for section in (settings.pal, settings.pal_text):
         pal_recipe.check(section, sharding.batch_ways(ctx.mesh))
-    parts = [Part(data_name, name) for name in FIRST for data_name in data]
+    parts = [BenchPart(data_name, name) for name in FIRST for data_name in data]
     for data_name in data:
         is_table = data_name in settings.tables
         section = (settings.pal if is_table else settings.pal_text).split
         parts += [
-            Part(data_name, name, split)
+            BenchPart(data_name, name, split)
             for name in names
             if is_table or name not in FOR_TABLES
             for split in range(section.seeds * (1 + section.control))

@@ -14,11 +14,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from pal_jax.recipes.personal.bench import protocol
+from pal_jax.recipes.personal import judged
 from pal_jax.recipes.personal.bench.audit import ROWS, fails
 from pal_jax.recipes.personal.bench.leakage import ASYMMETRY, NOTHING, Finding
-from pal_jax.recipes.personal.bench.protocol import Figures, Judged, Paired
 from pal_jax.recipes.personal.figures import METHODS
+from pal_jax.recipes.personal.judged import JudgedPairs, MethodFigures, Paired
 from pal_jax.recipes.personal.pictures import plot_by_comparisons
 from pal_jax.run.curve import BLUE, GREY, INK, STYLE, png
 from pal_jax.run.intervals import Estimate
@@ -35,7 +35,7 @@ BY_PEOPLE = (
 )
 
 Key = tuple[str, str, int, bool]  # method, part, known, shuffled
-Rows = Mapping[Key, Sequence[Judged]]
+Rows = Mapping[Key, Sequence[JudgedPairs]]
 
 
 class Set(NamedTuple):
@@ -74,11 +74,11 @@ class Set(NamedTuple):
         flagged = fails(self.audited)
         return f' (FAILS {", ".join(flagged)})' if flagged else ''
 
-    def figures(self, method: str, part: str, known: int, *, shuffled: bool = False) -> Figures | None:
+    def figures(self, method: str, part: str, known: int, *, shuffled: bool = False) -> MethodFigures | None:
         """The figures of a method with its gain over the shared model; None where it was not measured."""
         rows = self.rows.get((method, part, known, shuffled))
         base = self.rows.get((SHARED, 'seen' if part == 'seen' else 'new', known, shuffled))
-        return protocol.figures(rows, base or ()) if rows else None
+        return judged.figures(rows, base or ()) if rows else None
 
 
 def by_set(records: Sequence[Mapping[str, Any]]) -> list[Set]:
@@ -95,7 +95,7 @@ def by_set(records: Sequence[Mapping[str, Any]]) -> list[Set]:
             about[record['method']] = _joined(about.get(record['method'], {}), record['about'])
         else:
             key = record['method'], record['part'], record['known'], record['shuffled']
-            rows[key] = [*rows.get(key, ()), protocol.from_json(record)]
+            rows[key] = [*rows.get(key, ()), judged.from_json(record)]
         # A method that could not be fitted on one split is compared on none.
         rows = {key: value for key, value in rows.items() if key[0] not in unfit}
         sets[record['data']] = Set(data.name, findings, rows, about, unfit)
@@ -249,7 +249,7 @@ def _marked(name: str, about: Mapping[str, Any]) -> str:
     return words(name) + (' (FAILS T5)' if about.get('asymmetry', 0.0) > ASYMMETRY else '')
 
 
-def _calibration(name: str, figures: Figures) -> tuple[str, str, str]:
+def _calibration(name: str, figures: MethodFigures) -> tuple[str, str, str]:
     if name in VOTES:
         return '–', '–', '–'
     return f'{figures.ece:.3f}', f'{figures.overconfidence:+.3f}', f'{figures.log_loss:.3f}'
@@ -262,7 +262,7 @@ def _leaked(gain: Paired | None) -> str:
 def _counts(gain: Paired | None, shuffled: Paired | None) -> str:
     if not gain or not shuffled:
         return '–'
-    return 'yes' if protocol.counts(gain, shuffled) else 'no'
+    return 'yes' if judged.counts(gain, shuffled) else 'no'
 
 
 def _new(data: Set) -> list[list[str]]:
@@ -305,7 +305,7 @@ def _worst(data: Set) -> str:
         return ''
     gain = [x for name in data.methods[1:] if (x := _gain(data, name, 'new'))]
     spread = float(np.median([x.spread for x in gain])) if gain else np.nan
-    needed = protocol.people_needed(0.02, spread) if np.isfinite(spread) and spread else 0
+    needed = judged.people_needed(0.02, spread) if np.isfinite(spread) and spread else 0
     return (
         f'Accuracy with each of {figures.tested} new people alike, by the number of their known choices. "Strangers\' '
         'choices": the true model reads known choices that were shuffled among people.'

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
+from pal_jax.recipes.personal import bradley_terry
 from pal_jax.recipes.personal.bench import leakage, shortcuts
 from pal_jax.recipes.personal.bench.audit import item_numbers
-from pal_jax.recipes.personal.bench.evaluation import Row, row_of
-from pal_jax.recipes.personal.bench.protocol import judge
+from pal_jax.recipes.personal.evaluation import MethodResult
+from pal_jax.recipes.personal.judged import judge
 from pal_jax.recipes.personal.panel import Trial
 
 Rule = Callable[[Trial, np.ndarray], np.ndarray]  # margins [n] of the pairs with these numbers
@@ -38,16 +39,15 @@ def shallow(data: Comparisons) -> Rule:
     def margins(trial: Trial, index: np.ndarray) -> np.ndarray:
         train = x[trial.split.train]
         scale = leakage.sizes(train)
-        return x[index] / scale @ leakage.logistic(train / scale)
+        return x[index] / scale @ bradley_terry.logistic(train / scale)
 
     return margins
 
 
-def rows(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int], rule: Rule) -> list[Row]:
-    """The rows of a rule on all splits; new people are the same for any number of known choices."""
-    lines: list[Row] = []
-    for trial in trials:
-        for part, index, known in (('seen', trial.split.test, [-1]), ('new', trial.split.new_test, counts)):
-            judged = judge(rule(trial, index), data.users[index]).to_json()
-            lines += [row_of(trial, part, count, judged) for count in known]
-    return lines
+def evaluate(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int], rule: Rule) -> MethodResult:
+    """A rule on all splits; new people are the same for any number of known choices."""
+    seen, new = (
+        [judge(rule(trial, index), data.users[index]) for trial in trials for index in [getattr(trial.split, part)]]
+        for part in ('test', 'new_test')
+    )
+    return MethodResult(seen, [new for _ in counts])

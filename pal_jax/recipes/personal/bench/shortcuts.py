@@ -12,7 +12,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy import stats
 
-from pal_jax.recipes.personal.bench.leakage import Finding, Verdict, cross_fitted, finding, judged, units_of
+from pal_jax.recipes.personal.bench.leakage import (
+    Finding,
+    Verdict,
+    cross_fitted,
+    finding,
+    judged,
+    not_applied,
+    units_of,
+)
 from pal_jax.run import intervals
 from pal_jax.run.accuracy import hits
 from pal_jax.run.intervals import Estimate
@@ -157,6 +165,8 @@ def label_in_text(
       popularity: people share the texts, so that words tell a text's popularity. A model of everybody may learn it, and
         gains count over that model, so they warn at most.
     """
+    if not len(texts):
+        return not_applied('T9', 'every text won as often as it lost')
     bags = [words_of(text) for text in texts]
     total: dict[str, int] = {}
     for bag in bags:

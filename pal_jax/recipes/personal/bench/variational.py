@@ -20,15 +20,17 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pal_jax.learners import latent
-from pal_jax.learners.latent import Latent, LatentState
+from pal_jax.learners.latent import Latent
 from pal_jax.models.params import Params
 from pal_jax.objectives.masked import masked_mean
-from pal_jax.recipes.personal.bench.in_context import draw_choices
-from pal_jax.recipes.personal.losses import Attenuation, attenuated
+from pal_jax.recipes.personal.bench.reading import draw_choices
+from pal_jax.recipes.personal.interface import Choices
+from pal_jax.recipes.personal.losses import Attenuation, attenuated, probit
 
 ENCODER = 'pair', 'person', 'mean', 'log_std'  # the parts of VPL's network that encode
 
@@ -67,17 +69,30 @@ class VariationalLearner:
     context: int = 20
     targets: int = 20
     lr: float = 3e-3
+    most: None = None  # all known choices are read
 
-    def init(self, key: PRNGKeyArray) -> LatentState:
-        """The state before the first update."""
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.lr)
+
+    @property
+    def person(self) -> int:
+        """A mean and a deviation for each number."""
+        return 2 * self.dim
+
+    def weights(self, key: PRNGKeyArray) -> Params:
+        """The weights before the first update."""
         encoder, places, rewards = jax.random.split(key, 3)
         whole = latent.init(encoder, self.width, Latent(self.dim, self.hidden))
-        params = {name: whole[name] for name in ENCODER} | {
+        return {name: whole[name] for name in ENCODER} | {
             'M': jax.random.normal(places, (self.bases, self.dim)),
             'log_S': jnp.zeros((self.bases, self.dim)),
             'V': jax.random.normal(rewards, (self.bases, self.width)) * self.width**-0.5,
         }
-        return LatentState(params, optax.adam(self.lr).init(params))
+
+    def inputs(self, choices: Choices, scale: np.ndarray) -> np.ndarray:
+        """The differences of chosen and other items `[B, H]`."""
+        return choices.difference / scale
 
     def read(self, params: Params, known: Float[Array, 'B N H'], exists: Bool[Array, 'B N']) -> tuple[Array, Array]:
         """The mean and standard deviation `[B, Z]` of people, from differences of their known choices."""
@@ -96,36 +111,27 @@ class VariationalLearner:
         return m, jnp.var(jnp.einsum('bmk,sbk->sbm', by_base, drawn), axis=0)
 
     def loss(
-        self, params: Params, known: Array, exists: Array, asked: Array, counted: Array, key: PRNGKeyArray
-    ) -> tuple[Array, dict[str, Array]]:
-        """The mean loss of the questions and the divergence from the prior, with metrics."""
-        mean, std = self.read(params, known, exists)
-        m, v = self.judge(params, mean, std, asked, key)
+        self, params: Params, key: PRNGKeyArray, x: Float[Array, 'n H'], index: Int[Array, 'U T'],
+        exists: Bool[Array, 'U T'],
+    ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
+        """The mean loss of the questions of a drawn meta-batch and the divergence from the prior, with metrics."""
+        people, points = jax.random.split(key)
+        known, there, asked, counted = draw_choices(people, index, exists, self.people, self.context, self.targets)
+        mean, std = self.read(params, x[known], there)
+        m, v = self.judge(params, mean, std, x[asked], points)
         kl = latent.divergence(mean, jnp.log(std)).mean()
         total = masked_mean(attenuated(m, v, self.attenuate), counted) + self.kl_coef * kl
         right = masked_mean((jnp.sign(m) + 1) / 2, counted)
         return total, {'loss': total, 'accuracy': right, 'variance': masked_mean(v, counted), 'kl': kl}
 
-    @functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=1)
-    def update(
-        self, state: LatentState, x: Float[Array, 'n H'], index: Int[Array, 'U T'], exists: Bool[Array, 'U T'],
-        key: PRNGKeyArray, first: Int[Array, ''], updates: int,
-    ) -> tuple[LatentState, dict[str, Array]]:  # fmt: skip
-        """`updates` updates from number `first` on, whose draws follow from the key and the number."""
-
-        def one(state: LatentState, i: Array) -> tuple[LatentState, dict[str, Array]]:
-            people, points = jax.random.split(jax.random.fold_in(key, i))
-            known, there, asked, counted = draw_choices(people, index, exists, self.people, self.context, self.targets)
-            grads, metrics = jax.grad(self.loss, has_aux=True)(state.params, x[known], there, x[asked], counted, points)
-            moved, opt_state = optax.adam(self.lr).update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, moved)
-            return LatentState(params, opt_state), metrics  # type: ignore[arg-type]
-
-        state, metrics = jax.lax.scan(one, state, first + jnp.arange(updates))
-        return state, jax.tree.map(jnp.mean, metrics)
-
     @functools.partial(jax.jit, static_argnums=0)
     def margins(
+        self, params: Params, known: Float[Array, 'B N H'], exists: Bool[Array, 'B N'], asked: Float[Array, 'B M H']
+    ) -> Float[Array, 'B M']:
+        """The log-odds of the mean probability over who the person could be, as in the loss."""
+        return probit(*self.foretell(params, known, exists, asked))
+
+    def foretell(
         self, params: Params, known: Float[Array, 'B N H'], exists: Bool[Array, 'B N'], asked: Float[Array, 'B M H']
     ) -> tuple[Float[Array, 'B M'], Float[Array, 'B M']]:
         """The margins of questions given known choices, and their variances."""

@@ -21,7 +21,7 @@ from pal_jax.recipes.personal.panel import Trial
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class PassDraw:
     """The batches `[trials, updates, batch]` of a step, in shuffled passes over the training pairs of each trial.
 
     Attributes:
@@ -54,13 +54,13 @@ class Draw:
 
 def make_draw(
     settings: Settings, data: Comparisons, trials: Sequence[Trial], text: TextData | None = None, updates: int = 0
-) -> Draw:
+) -> PassDraw:
     """A draw of `updates` batches a step; 0: as many as the settings say."""
     share_of_pairs = [shares(trial.users, trial.split.train) for trial in trials]
-    return Draw(data, trials, share_of_pairs, updates or settings.updates, settings.batch, text)
+    return PassDraw(data, trials, share_of_pairs, updates or settings.updates, settings.batch, text)
 
 
-class Drawn(NamedTuple):
+class StepPairs(NamedTuple):
     """The draw of a step on one split: `texts` are the numbers of its texts, and sides of pairs are places in
     `texts`."""
 
@@ -88,7 +88,7 @@ class TextDraw:
     statements: int
     count: int
 
-    def __call__(self, trial: int, i: int) -> Drawn:
+    def __call__(self, trial: int, i: int) -> StepPairs:
         """The texts and pairs of a split in step `i`.
 
         Raises:
@@ -115,7 +115,7 @@ class TextDraw:
         columns += [] if pairs.prompt is None else [pairs.prompt[index]]
         numbers, places = np.unique(columns, return_inverse=True)
         chosen, rejected, *prompt = places.reshape(len(columns), -1)
-        return Drawn(numbers, users[index], share[index], chosen, rejected, prompt[0] if prompt else None)
+        return StepPairs(numbers, users[index], share[index], chosen, rejected, prompt[0] if prompt else None)
 
 
 def make_text_draw(settings: LargeSettings, pairs: TextPairs, trials: Sequence[Trial]) -> TextDraw:
@@ -124,7 +124,7 @@ def make_text_draw(settings: LargeSettings, pairs: TextPairs, trials: Sequence[T
     return TextDraw(pairs, trials, share_of_pairs, settings.decoder.statements, settings.updates * settings.batch)
 
 
-def as_batch(drawn: Sequence[Drawn], vectors: Sequence[np.ndarray]) -> PairBatch:
+def as_batch(drawn: Sequence[StepPairs], vectors: Sequence[np.ndarray]) -> PairBatch:
     """The pairs `[splits, B]` by the vectors of their texts."""
 
     def side(name: str) -> np.ndarray:
@@ -142,7 +142,7 @@ def in_turn(batch: PairBatch, updates: int) -> PairBatch:
     return jax.tree.map(lambda x: x.reshape(x.shape[0], updates, -1, *x.shape[2:]), batch)
 
 
-def by_texts(drawn: Sequence[Drawn], gradient: PairBatch, vectors: Sequence[np.ndarray]) -> list[np.ndarray]:
+def by_texts(drawn: Sequence[StepPairs], gradient: PairBatch, vectors: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The gradient by the vector of each text `[S, W]`, on each split: the sum over all pairs that have the text."""
     totals = [np.zeros_like(table) for table in vectors]
     for name in ('chosen', 'rejected', 'prompt'):

@@ -14,43 +14,42 @@ from typing import NamedTuple
 
 import numpy as np
 import optax
-from scipy.optimize import minimize
 
 from pal_jax.data.comparisons import Comparisons, rank_within
 from pal_jax.data.histories import context_of
 from pal_jax.data.texts import Text, TextPairs
 from pal_jax.models import states
+from pal_jax.recipes.personal import bradley_terry
+from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult
+from pal_jax.recipes.personal.judged import judge
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.reader import Batching, Reader
 from pal_jax.recipes.personal.pal.settings import TextSettings
 from pal_jax.recipes.personal.pal.text import Decoder
 from pal_jax.recipes.personal.panel import Trial, newcomers
-from pal_jax.recipes.personal.population import Method
-from pal_jax.run.accuracy import accuracy, hits
+from pal_jax.run.accuracy import hits
 from pal_jax.run.recipe import Context
 from pal_jax.types import Choice
 
-PULLS = 1e-3, 1e-2, 1e-1, 1.0  # pulls of the reward's weights to 0; the validation part chooses
+PULLS = 1e-3, 1e-2, 1e-1, 1.0  # pulls of the reward's weights to 0, beside a mean loss; the validation part chooses
 LEARNT = 1024  # training pairs at most, and as many that choose the pull: reading is the cost
 CHUNK = 2048  # texts read at once
 
 Vectors = Callable[[Sequence[Text]], np.ndarray]  # the state of each text's last token
 
 
-class Asked(NamedTuple):
+class ContextPairs(NamedTuple):
     """Pairs by their numbers, and the context of each: numbers of pairs of the same person."""
 
     pairs: np.ndarray
     context: list[tuple[int, ...]]
 
 
-def make_method(
-    text: TextSettings, ctx: Context, decoder: Decoder, pairs: TextPairs, count: int
-) -> Callable[[Comparisons, Sequence[Trial], Sequence[int]], Method]:
-    """The method as `recipes/personal/population.py` compares it, with contexts of `count` choices."""
+def make_method(text: TextSettings, ctx: Context, decoder: Decoder, pairs: TextPairs, count: int) -> Evaluate:
+    """The method as PAL's table compares it, with contexts of `count` choices."""
     vectors, opening = make_vectors(text, ctx, decoder), tuple(decoder.tokenizer.opening)
 
-    def differences(asked: Asked) -> np.ndarray:
+    def differences(asked: ContextPairs) -> np.ndarray:
         texts: dict[Text, int] = {}
         starts = {numbers: tell(decoder, pairs, numbers) for numbers in set(asked.context)}
         sides = [
@@ -61,7 +60,7 @@ def make_method(
         table = vectors(tuple(texts))
         return table[chosen] - table[rejected]
 
-    def method(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> Method:
+    def method(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> MethodResult:
         # New people answer in one order; with more known choices a context only grows.
         new = newcomers(data, trials)
         seen, rows = [], [[] for _ in counts]
@@ -69,19 +68,19 @@ def make_method(
             parts = {name: differences(part) for name, part in seen_people(pairs, trial, count).items()}
             # The reward is fitted on training pairs, its pull chosen on the validation part.
             reward = fit(parts['train'], parts['validation'])
-            seen.append(accuracy(parts['test'] @ reward, trial.users[trial.split.test]))
+            seen.append(judge(parts['test'] @ reward, trial.users[trial.split.test]))
             rank, margins_of = new.rank[r, : len(trial.split.fit)], {}
             for row, known in zip(rows, counts, strict=True):
                 # Contexts hold `count` choices at most, so larger counts have the same margins.
                 if (shown := min(known, count)) not in margins_of:
                     margins_of[shown] = differences(new_people(trial, rank, shown)) @ reward
-                row.append(accuracy(margins_of[shown], trial.users[trial.split.new_test]))
-        return Method(seen, rows, decoder.cfg.width, 0)
+                row.append(judge(margins_of[shown], trial.users[trial.split.new_test]))
+        return MethodResult(seen, rows, shared=decoder.cfg.width)
 
     return method
 
 
-def seen_people(pairs: TextPairs, trial: Trial, count: int) -> dict[str, Asked]:
+def seen_people(pairs: TextPairs, trial: Trial, count: int) -> dict[str, ContextPairs]:
     """The parts of the seen people's choices, with the context of each choice."""
     split, users, rng = trial.split, trial.users, np.random.default_rng([trial.seed, 3])
     rank = rank_within(users[split.train], rng.permutation(len(split.train)))
@@ -94,17 +93,17 @@ def seen_people(pairs: TextPairs, trial: Trial, count: int) -> dict[str, Asked]:
 
     # A part of the pairs, drawn at random: reading them is what costs.
     learnt, validation = (np.sort(rng.permutation(part)[:LEARNT]) for part in (split.train, split.validation))
-    parts = {'train': Asked(learnt, [apart(pair) for pair in learnt])}
+    parts = {'train': ContextPairs(learnt, [apart(pair) for pair in learnt])}
     for name, part in (('validation', validation), ('test', split.test)):
-        parts[name] = Asked(part, [first[users[pair]] for pair in part])
+        parts[name] = ContextPairs(part, [first[users[pair]] for pair in part])
     return parts
 
 
-def new_people(trial: Trial, rank: np.ndarray, known: int) -> Asked:
+def new_people(trial: Trial, rank: np.ndarray, known: int) -> ContextPairs:
     """The pairs that new people are tested on, each after the person's first `known` known choices."""
     split, users = trial.split, trial.users
     first = first_of(split.fit, users, rank, known)
-    return Asked(split.new_test, [first[users[pair]] for pair in split.new_test])
+    return ContextPairs(split.new_test, [first[users[pair]] for pair in split.new_test])
 
 
 def first_of(index: np.ndarray, users: np.ndarray, rank: np.ndarray, count: int) -> list[tuple[int, ...]]:
@@ -179,18 +178,5 @@ def fit(train: np.ndarray, validation: np.ndarray) -> np.ndarray:
     """
     # In units of the differences' deviation one grid of pulls suits every decoder.
     scale = train.std() or 1.0
-    fits = [logistic(train / scale, pull) / scale for pull in PULLS]
+    fits = [bradley_terry.logistic(train / scale, pull * len(train)) / scale for pull in PULLS]
     return max(fits, key=lambda weights: hits(validation @ weights).mean())
-
-
-def logistic(x: np.ndarray, pull: float) -> np.ndarray:
-    """The weights that minimise `mean log(1 + exp(-x w)) + pull / 2 |w|^2`."""
-
-    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
-        margins = x @ w
-        # The derivative of the loss by a margin is -sigmoid(-margin); tanh does not overflow.
-        slope = -0.5 * (1.0 - np.tanh(margins / 2.0)) / len(x)
-        value = np.logaddexp(0.0, -margins).mean() + pull / 2.0 * w @ w
-        return float(value), slope @ x + pull * w
-
-    return minimize(loss, np.zeros(x.shape[1]), jac=True, method='L-BFGS-B').x

@@ -17,13 +17,9 @@ from pal_jax.data import records
 from pal_jax.recipes.personal.learner import UserTable
 from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import large as pal_large
-from pal_jax.recipes.personal.pal import text as pal_text
-from pal_jax.recipes.personal.pal.reward import abstract_state
-from pal_jax.recipes.personal.pal.settings import LargeSettings, Settings
+from pal_jax.recipes.personal.pal.reward import open_parts, settings_of
 from pal_jax.run.checkpoint import FOLDER, Checkpoints
 from pal_jax.run.recipe import KEPT
-from pal_jax.run.record_scorer import one_device
-from pal_jax.run.runs import read_settings
 from pal_jax.run.workdir import held, run_folder
 
 FRESH, OLD = 'forgetting', 'old'  # the folder in which the new checkpoint is made, and the old ones meanwhile
@@ -57,19 +53,12 @@ def forget(workdir: str, name: str) -> Forgotten:
       ValueError: the folder is of no run of PAL, a run is under way in it, or it has no such person.
     """
     workdir = run_folder(workdir)
-    settings, folder = read_settings(workdir), Path(workdir)
-    if not isinstance(settings, Settings):
-        raise ValueError(f'{workdir} is a run of {settings.recipe}; give one of pal or pal_large')
+    settings, folder = settings_of(workdir), Path(workdir)
     kept = pal_kept.load(folder / KEPT)
     name = records.spelled(name, kept.names)
     if name not in kept.rows:
         raise ValueError(f'{name!r} is not among the {len(kept.names)} people of {workdir}')
-    row = kept.rows[name]
-    ctx = one_device(workdir)
-    decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
-    large = decoder and isinstance(settings, LargeSettings)
-    reader = pal_large.make_reader(settings, decoder, kept.frame, ctx) if large else None  # type: ignore[arg-type]
-    abstract = abstract_state(settings, kept, ctx, reader)
+    row, abstract = kept.rows[name], open_parts(workdir, settings).abstract
     with held(folder):
         _put_back(folder)
         state, host, step = Checkpoints(workdir, abstract, read_only=True).read()

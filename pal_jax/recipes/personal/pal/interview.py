@@ -21,14 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.data import records
 from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal.pal import person as pal_person
-from pal_jax.recipes.personal.pal.person import Choices, Fitted
+from pal_jax.recipes.personal.pal.person import FittedPerson, PersonChoices
 from pal_jax.recipes.personal.pal.reward import TrainedPAL, open_pal
 from pal_jax.run import files
 from pal_jax.run.files import write_whole
@@ -72,7 +71,7 @@ class Interview:
     """
 
     run: TrainedPAL
-    questions: Choices
+    questions: PersonChoices
     folder: Path
     soup: bool = False
 
@@ -160,12 +159,8 @@ class Interview:
         chosen, rejected = np.asarray(batch.chosen), np.asarray(batch.rejected)
         return batch.replace(chosen=np.where(turned, rejected, chosen), rejected=np.where(turned, chosen, rejected))
 
-    def _fit(self, answered: Any, weight: np.ndarray) -> Fitted:
-        params, prior = self._params, pal_person.prior(self.run)
-        z = self.run.learner.fit(params, answered, jnp.asarray(weight[None], jnp.float32), prior)
-        margins = np.asarray(self.run.learner.margins(params, z, answered))[0][weight]
-        agreement = float(np.mean((np.sign(margins) + 1) / 2)) if weight.any() else 0.0
-        return Fitted(ideal_point.weights(self.run.pal, z[0, 0]), agreement)
+    def _fit(self, answered: Any, weight: np.ndarray) -> FittedPerson:
+        return pal_person.fit(self.run, self.questions._replace(batch=answered), weight)
 
     def _drawn(self, answered: Any, weight: np.ndarray) -> np.ndarray:
         """Mixtures `[DRAWS, K]` by Laplace's approximation; the same clicks give the same draws."""
@@ -185,7 +180,7 @@ class Interview:
     @property
     def _params(self) -> Any:
         """The parameters of one replica, as the learner takes them."""
-        return jax.tree.map(lambda x: x[None], self.run.state.params)
+        return pal_person.with_replicas(self.run).params
 
     # --- in words -----------------------------------------------------------------------------------------------------
 

@@ -32,11 +32,11 @@ from pal_jax.recipes.personal.learner import IdealPointLearner, PALState, put
 from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import recipe as pal
 from pal_jax.recipes.personal.pal import text as pal_text
-from pal_jax.recipes.personal.pal.batches import Drawn, as_batch, by_texts, in_turn, make_draw, make_text_draw
-from pal_jax.recipes.personal.pal.reader import Batching, Reader, Reading
+from pal_jax.recipes.personal.pal.batches import StepPairs, as_batch, by_texts, in_turn, make_draw, make_text_draw
+from pal_jax.recipes.personal.pal.reader import Batching, Reader, ReaderState
 from pal_jax.recipes.personal.pal.settings import LargeSettings
 from pal_jax.recipes.personal.pal.text import Decoder
-from pal_jax.recipes.personal.population import Panel, make_exhibits, make_record, measure
+from pal_jax.recipes.personal.population import Panel, evaluate
 from pal_jax.run import sharding
 from pal_jax.run.models import make_adapters
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least
@@ -45,18 +45,18 @@ from pal_jax.types import Metrics
 TINY = 'tiny'  # the evaluation before decoders are trained
 
 
-class Model(struct.PyTreeNode):
+class LargeModel(struct.PyTreeNode):
     """One of the models that are compared, on all splits: PAL's state, and a decoder for each split."""
 
     pal: PALState
-    readings: tuple[Reading, ...]
+    readings: tuple[ReaderState, ...]
 
 
 class LargeState(struct.PyTreeNode):
     """The state of all models; `frozen` are the parameters that no decoder trains and all decoders share."""
 
     frozen: Params
-    models: dict[str, Model]
+    models: dict[str, LargeModel]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class PALLarge:
     reader: Reader
     load: Callable[[], Params]
     held: Callable[[int], PairBatch]
-    draw: Callable[[int, int], Drawn]
+    draw: Callable[[int, int], StepPairs]
     hold: int
     updates: int
 
@@ -90,9 +90,9 @@ class PALLarge:
         seeds, weights = [trial.seed for trial in self.tiny.trials], self.load()
 
         # Every model and split has its own trainable part of the decoder; the frozen part is there once.
-        def new(name: str, learner: IdealPointLearner) -> Model:
+        def new(name: str, learner: IdealPointLearner) -> LargeModel:
             people = pal.start(name, learner, self.tiny.data, jnp.array(seeds, jnp.int32))
-            return Model(people, tuple(self.reader.divide(weights, seed)[1] for seed in seeds))
+            return LargeModel(people, tuple(self.reader.divide(weights, seed)[1] for seed in seeds))
 
         models = {name: new(name, learner) for name, learner in self.tiny.learners.items()}
         return LargeState(self.reader.divide(weights, 0)[0], models), {}
@@ -128,17 +128,17 @@ class PALLarge:
             # 4. Update the decoders by that gradient.
             with self.ctx.phase('learn'):
                 readings = self.learn(model, state.frozen, texts, by_texts(drawn, gradient, vectors))
-            models[name] = Model(people, readings)
+            models[name] = LargeModel(people, readings)
         return LargeState(state.frozen, models), pal.summarize(metrics, self.tiny.trials)
 
-    def read(self, model: Model, frozen: Params, texts: Sequence[Sequence[Text]]) -> list[np.ndarray]:
+    def read(self, model: LargeModel, frozen: Params, texts: Sequence[Sequence[Text]]) -> list[np.ndarray]:
         """The vectors of each split's texts, by the split's decoder."""
         splits = zip(model.readings, texts, strict=True)
         return [self.reader.read(reading, frozen, of_split) for reading, of_split in splits]
 
     def learn(
-        self, model: Model, frozen: Params, texts: Sequence[Sequence[Text]], gradients: Sequence[np.ndarray]
-    ) -> tuple[Reading, ...]:
+        self, model: LargeModel, frozen: Params, texts: Sequence[Sequence[Text]], gradients: Sequence[np.ndarray]
+    ) -> tuple[ReaderState, ...]:
         """An update of each split's decoder, from the gradients of the loss by the vectors of these texts.
 
         Raises:
@@ -155,8 +155,7 @@ class PALLarge:
         with self.ctx.phase('evaluate'):
             compared = self.panel(state, stage)
             people = {name: model.pal for name, model in state.models.items()}
-            results = measure(compared, people)
-            return Evaluation(make_record(results), exhibits=make_exhibits(compared, people, results))
+            return evaluate(compared, people)
 
     def panel(self, state: LargeState, stage: str) -> Panel:
         """The panel of an evaluation: the pairs by the vectors that each model's decoders make of all texts."""
@@ -178,22 +177,17 @@ def make(settings: LargeSettings, ctx: Context) -> PALLarge:
       RuntimeError: the decoder cannot be had.
     """
     check(settings, sharding.batch_ways(ctx.mesh))
-    # A run that goes on keeps its people and axes: computed again they could differ.
-    before = pal_kept.load(ctx.kept) if ctx.kept else None
-    decoder = pal_text.open_decoder(settings.text, ctx, settings.seed)
-    data = pal_text.read(settings, ctx, decoder, before and before.frame)
-    kept = pal_kept.going_on(settings.data, before, pal_kept.of(settings, data.items, data))
-    trials = pal.make_trials(settings, data.items)
-    learners = pal.make_learners(settings, kept, ctx, len(trials))
-    reader, hold = make_reader(settings, decoder, kept.frame, ctx), settings.hold
+    parts, hold = pal.make_parts(settings, ctx), settings.hold
+    (panel, kept, data, decoder), trials = parts, parts.panel.trials
+    assert data and decoder
+    reader = make_reader(settings, decoder, kept.frame, ctx)
     steps = hold.steps + settings.total_steps
     stage = functools.partial(stage_before, hold=hold.steps, steps=steps, every=settings.eval.every)
     phases = {'PAL-Tiny': hold.steps, 'PAL-Large': settings.total_steps} if hold.steps else {}
-    abstract, keep = abstract_state(learners, reader, len(trials)), pal_kept.keeping(kept, decoder)
+    abstract, keep = abstract_state(panel.learners, reader, len(trials)), pal_kept.keeping(kept, decoder)
     return PALLarge(
         Plan(steps, abstract, stage, shown=pal.SHOWN, keep=keep, phases=phases), ctx,
-        pal.make_panel(settings, data.items, trials, learners), data.pairs, reader,
-        functools.partial(pal_text.load, decoder, ctx),
+        panel, data.pairs, reader, functools.partial(pal_text.load, decoder, ctx),
         make_draw(settings, data.items, trials, updates=hold.updates), make_text_draw(settings, data.pairs, trials),
         hold.steps, settings.updates,
     )  # fmt: skip
@@ -202,7 +196,9 @@ def make(settings: LargeSettings, ctx: Context) -> PALLarge:
 def abstract_state(learners: Mapping[str, IdealPointLearner], reader: Reader, replicas: int) -> LargeState:
     """The shapes and shardings of a state."""
     readings = (reader.abstract,) * replicas
-    return LargeState(reader.frozen, {name: Model(learner.abstract, readings) for name, learner in learners.items()})
+    return LargeState(
+        reader.frozen, {name: LargeModel(learner.abstract, readings) for name, learner in learners.items()}
+    )
 
 
 def stage_before(i: int, *, hold: int, steps: int, every: int) -> str | None:

@@ -29,16 +29,18 @@ from pal_jax.data.comparisons import Comparisons, Lookup, PairBatch
 from pal_jax.data.readers import opinions
 from pal_jax.data.texts import TextPairs
 from pal_jax.recipes.personal import ideal_point
+from pal_jax.recipes.personal.learner import PALState
 from pal_jax.recipes.personal.pal import tables
-from pal_jax.recipes.personal.pal.reward import Reading, TrainedPAL, open_pal, reward_of_replies
+from pal_jax.recipes.personal.pal.reward import TextVectors, TrainedPAL, open_pal, reward_of_replies
 from pal_jax.recipes.personal.pal.settings import Settings
 from pal_jax.recipes.personal.panel import population
 from pal_jax.run import files
+from pal_jax.run.accuracy import hits
 from pal_jax.run.outputs import whole_file
 from pal_jax.run.runs import read_settings
 
 
-class Choices(NamedTuple):
+class PersonChoices(NamedTuple):
     """One person's pairs as a trained run sees them; `shown` has both sides of each pair in the file's own words, and
     `prompts` the texts that they answer, where they answer some."""
 
@@ -48,7 +50,7 @@ class Choices(NamedTuple):
     prompts: tuple[str, ...] = ()
 
 
-class Fitted(NamedTuple):
+class FittedPerson(NamedTuple):
     """A person's mixture `[K]`, and the share of the person's own choices that the mixture gives."""
 
     mixture: Array
@@ -58,7 +60,7 @@ class Fitted(NamedTuple):
 # --- choices ----------------------------------------------------------------------------------------------------------
 
 
-def read_choices(run: TrainedPAL, path: str | Path, *, answered: bool = True) -> Choices:
+def read_choices(run: TrainedPAL, path: str | Path, *, answered: bool = True) -> PersonChoices:
     """Read one person's choices from a file in the format that the run learnt from; no other file is read.
 
     Args:
@@ -76,7 +78,7 @@ def read_choices(run: TrainedPAL, path: str | Path, *, answered: bool = True) ->
     nothing = np.zeros(index.shape, np.int32)
     batch = comparisons.take(data, index, nothing, nothing.astype(np.float32))
     prompts = [data.texts[i] for i in data.prompt.numbers] if isinstance(data.prompt, Lookup) and data.texts else []
-    return Choices(next(iter(data.names)), batch, shown, tuple(prompts))
+    return PersonChoices(next(iter(data.names)), batch, shown, tuple(prompts))
 
 
 def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
@@ -107,7 +109,7 @@ def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, 
 
 
 def _of_texts(
-    run: TrainedPAL, reading: Reading, path: str, answered: bool
+    run: TrainedPAL, reading: TextVectors, path: str, answered: bool
 ) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
     tokenizer = reading.decoder.tokenizer
     how: Any = {'template': run.settings.text.template, 'alone': run.pal.variant == 'B'}
@@ -138,16 +140,19 @@ def _check_prompts(run: TrainedPAL, pairs: TextPairs, path: str) -> None:
 # --- the person -------------------------------------------------------------------------------------------------------
 
 
-def fit(run: TrainedPAL, choices: Choices) -> Fitted:
-    """Fit the mixture of a person to the person's choices, with everything else as it was trained."""
-    batch, state = choices.batch, _with_replicas(run)
+def fit(run: TrainedPAL, choices: PersonChoices, known: np.ndarray | None = None) -> FittedPerson:
+    """Fit the mixture of a person to the person's choices, or to the `known` ones `[n]`; all else stays as trained."""
+    batch, state = choices.batch, with_replicas(run)
+    known = np.ones(batch.users.shape[1], bool) if known is None else known
     # The learner has an axis of replicas; a person is one user of one replica.
-    z = run.learner.fit(state.params, batch, jnp.ones(batch.users.shape, jnp.float32), prior(run))
-    margins = np.asarray(run.learner.margins(state.params, z, batch))[0]
-    return Fitted(ideal_point.weights(run.pal, z[0, 0]), float(np.mean((np.sign(margins) + 1) / 2)))
+    z = run.learner.fit(state.params, batch, jnp.asarray(known[None], jnp.float32), prior(run))
+    margins = np.asarray(run.learner.margins(state.params, z, batch))[0][known]
+    return FittedPerson(ideal_point.weights(run.pal, z[0, 0]), float(np.mean(hits(margins))) if known.any() else 0.0)
 
 
-def information(run: TrainedPAL, open_pairs: Choices, choices: Choices | None = None, *, seed: int = 0) -> np.ndarray:
+def information(
+    run: TrainedPAL, open_pairs: PersonChoices, choices: PersonChoices | None = None, *, seed: int = 0
+) -> np.ndarray:
     """The information in nats `[n]` that is expected of the answer to each open pair, given a person's choices.
 
     Which side of an open pair is called chosen does not matter.
@@ -160,24 +165,25 @@ def information(run: TrainedPAL, open_pairs: Choices, choices: Choices | None = 
     both = jax.tree.map(lambda *sides: np.concatenate(sides, axis=1), *parts)
     count = open_pairs.batch.users.shape[1]
     answered = jnp.arange(both.users.shape[1])[None] >= count
-    expected = run.learner.expect(_with_replicas(run).params, both, answered, prior(run), seed)
+    expected = run.learner.expect(with_replicas(run).params, both, answered, prior(run), seed)
     return np.asarray(expected)[0, :count]
 
 
 def prior(run: TrainedPAL) -> Array:
     """The logits `[1, 1, K]` that a new person is pulled to: the population's mean, or zero, as `new.toward` says."""
-    mean = population(_with_replicas(run))[:, None]
+    mean = population(with_replicas(run))[:, None]
     return mean if run.settings.new.toward == 'population' else jnp.zeros_like(mean)
 
 
-def _with_replicas(run: TrainedPAL):
+def with_replicas(run: TrainedPAL) -> PALState:
+    """The state with an axis of one replica, as the learner takes it."""
     return jax.tree.map(lambda x: x[None], run.state)
 
 
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 
-class Person(NamedTuple):
+class PersonRecord(NamedTuple):
     """The content of a person's file: a mixture, the split of the run whose prototypes it mixes, and that split's
     `TrainedPAL.fingerprint`, which is '' in a file that was written by hand."""
 
@@ -186,7 +192,7 @@ class Person(NamedTuple):
     fingerprint: str = ''
 
 
-def to_record(run: TrainedPAL, choices: Choices, person: Fitted) -> dict[str, Any]:
+def to_record(run: TrainedPAL, choices: PersonChoices, person: FittedPerson) -> dict[str, Any]:
     """A person as JSON, with the run whose prototypes the mixture is of."""
     return {
         'user': choices.user,
@@ -209,7 +215,7 @@ def save(path: str | Path, record: Mapping[str, Any]) -> None:
         file.write_text(json.dumps(record, ensure_ascii=False) + '\n', encoding='utf-8')
 
 
-def read_person(path: str | Path) -> Person:
+def read_person(path: str | Path) -> PersonRecord:
     """The person whom a file describes. Raises ValueError where the file holds no mixture."""
     record = files.read_object(path)
     mixture, split, fingerprint = record.get('mixture'), record.get('split', 0), record.get('fingerprint', '')
@@ -221,7 +227,7 @@ def read_person(path: str | Path) -> Person:
         raise ValueError(f'{path} holds no mixture such as {{"mixture": [0.2, 0.8]}}, got {files.shown(mixture)}')
     if type(split) is not int or split < 0 or not isinstance(fingerprint, str):
         raise ValueError(f'{path} has split={split!r} and fingerprint={fingerprint!r}; leave both as they were written')
-    return Person([float(weight) for weight in mixture], split, fingerprint)
+    return PersonRecord([float(weight) for weight in mixture], split, fingerprint)
 
 
 def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:

@@ -52,7 +52,7 @@ from pal_jax.run.optim import Optimizer
 from pal_jax.types import Metrics, TokenBatch
 
 
-class Reading(struct.PyTreeNode):
+class ReaderState(struct.PyTreeNode):
     """The trainable part of a decoder with its optimiser's state; `model.frozen` is empty, see `Reader.divide`."""
 
     model: TrainState
@@ -75,7 +75,7 @@ class Batching:
 
 
 class Reader:
-    """Functions over `Reading`; the object holds only what is static.
+    """Functions over `ReaderState`; the object holds only what is static.
 
     Args:
       cfg: the decoder's shape, cut to the layers that are used.
@@ -97,18 +97,18 @@ class Reader:
         specs = model_params.decoder_specs(cfg)
         self.param_shardings = sharding.param_shardings(specs, mesh)
         shapes = jax.eval_shape(self._new, model_params.abstract(specs), jax.ShapeDtypeStruct((), jnp.int32))
-        abstract: tuple[Params, Reading] = placed(shapes, trained_specs(specs, adapters), mesh)
+        abstract: tuple[Params, ReaderState] = placed(shapes, trained_specs(specs, adapters), mesh)
         self.frozen, self.abstract = abstract
         places = jax.tree.map(lambda x: x.sharding, abstract)
         # Frozen parameters come apart from those that train: many readers share the former.
         self.divide = jax.jit(self._new, out_shardings=places)
 
-    def _new(self, params: Params, seed: Int[Array, '']) -> tuple[Params, Reading]:
+    def _new(self, params: Params, seed: Int[Array, '']) -> tuple[Params, ReaderState]:
         """The frozen and the trainable parameters of a decoder, with adapters drawn by `seed`."""
         trained, frozen = divided(params, self.adapters, seed)
-        return frozen, Reading(TrainState(trained, {}, self.optimizer.init(trained)), jnp.zeros((), jnp.int32))
+        return frozen, ReaderState(TrainState(trained, {}, self.optimizer.init(trained)), jnp.zeros((), jnp.int32))
 
-    def read(self, reading: Reading, frozen: Params, texts: Sequence[Text]) -> np.ndarray:
+    def read(self, reading: ReaderState, frozen: Params, texts: Sequence[Text]) -> np.ndarray:
         """The vector of each text."""
         packed = self._packed(texts)
         batch = sharding.put_batch(packed.batch, self.mesh)
@@ -117,8 +117,8 @@ class Reader:
         return np.concatenate(vectors)[packed.rows, packed.places]
 
     def learn(
-        self, reading: Reading, frozen: Params, texts: Sequence[Text], gradient: Float[np.ndarray, 'S W']
-    ) -> tuple[Reading, Metrics]:
+        self, reading: ReaderState, frozen: Params, texts: Sequence[Text], gradient: Float[np.ndarray, 'S W']
+    ) -> tuple[ReaderState, Metrics]:
         """One step of the optimiser down a loss whose gradient by the vectors of these texts is passed.
 
         Without texts there is no step, and no figures.
@@ -134,9 +134,9 @@ class Reader:
         for micro in micro_batches(both, self.mesh, self.batching.micro_rows):
             grads = self._gradients(grads, reading.model.params, frozen, *micro)
         model, norm = apply(self.optimizer, reading.model, grads)
-        return Reading(model, skipped(reading.skipped, norm)), floats({'decoder_grad_norm': norm})
+        return ReaderState(model, skipped(reading.skipped, norm)), floats({'decoder_grad_norm': norm})
 
-    def weights(self, reading: Reading, frozen: Params) -> Params:
+    def weights(self, reading: ReaderState, frozen: Params) -> Params:
         """Plain decoder weights that compute the same as the state's."""
         return lora.merge(whole(reading.model.params, frozen))
 

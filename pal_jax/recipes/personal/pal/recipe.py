@@ -14,7 +14,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,8 @@ from jaxtyping import Array
 from pal_jax.data import comparisons, shards
 from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.data.readers import choices, columns, opinions
-from pal_jax.recipes.personal import ideal_point, mixed_logit, panel
+from pal_jax.recipes.personal import baselines, ideal_point, mixed_logit, panel
+from pal_jax.recipes.personal.evaluation import Evaluate, evaluate_each
 from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, NewUsers, PALState, Rates, put
 from pal_jax.recipes.personal.options import Bases
 from pal_jax.recipes.personal.pal import context as pal_context
@@ -34,8 +35,9 @@ from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.batches import make_draw
 from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.settings import NewSettings, Settings
+from pal_jax.recipes.personal.pal.text import TextData
 from pal_jax.recipes.personal.panel import Trial
-from pal_jax.recipes.personal.population import OTHERS, Other, Panel, make_exhibits, make_record, measure
+from pal_jax.recipes.personal.population import Panel, evaluate
 from pal_jax.run import devices, sharding
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, stage_before
 from pal_jax.types import Metrics
@@ -48,7 +50,7 @@ States = dict[str, PALState]
 
 
 @dataclasses.dataclass(frozen=True)
-class PAL:
+class PALRecipe:
     """Updates all models that a panel compares, on the same pairs.
 
     Attributes:
@@ -61,7 +63,7 @@ class PAL:
     ctx: Context
     panel: Panel
     draw: Callable[[int], PairBatch]
-    others: Mapping[str, Other] = dataclasses.field(default_factory=dict)
+    others: Mapping[str, Evaluate] = dataclasses.field(default_factory=dict)
 
     def init(self) -> tuple[States, Host]:
         seeds = jnp.array([trial.seed for trial in self.panel.trials], jnp.int32)
@@ -80,11 +82,10 @@ class PAL:
 
     def evaluate(self, state: States, stage: str) -> Evaluation:
         with self.ctx.phase('evaluate'):
-            results = measure(self.panel, state, self.others)
-            return Evaluation(make_record(results), exhibits=make_exhibits(self.panel, state, results))
+            return evaluate(self.panel, state, self.others)
 
 
-def make(settings: Settings, ctx: Context) -> PAL:
+def make(settings: Settings, ctx: Context) -> PALRecipe:
     """Check the settings, read the choices and build the models.
 
     Raises:
@@ -92,29 +93,51 @@ def make(settings: Settings, ctx: Context) -> PAL:
       RuntimeError: the wheel that holds the choices is not installed.
     """
     check(settings, sharding.batch_ways(ctx.mesh))
+    parts = make_parts(settings, ctx)
+    panel, text, decoder = parts.panel, parts.text, parts.decoder
+    ctx.log(
+        f'{comparisons.repeats(panel.data)} {"texts" if panel.data.texts else "situations"} stay with the same ones in '
+        'every split'
+    )
+    # Methods without a learner are fitted in the evaluation, from the same training pairs.
+    others: dict[str, Evaluate] = {
+        name: functools.partial(evaluate_each, method)
+        for name, method in baselines.METHODS.items()
+        if getattr(settings.baselines, name)
+    }
+    if decoder and text and settings.baselines.context:
+        others['context'] = pal_context.make_method(settings.text, ctx, decoder, text.pairs, settings.baselines.context)
+    abstract = {name: learner.abstract for name, learner in panel.learners.items()}
+    stage = functools.partial(stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every, base=False)
+    return PALRecipe(
+        Plan(settings.total_steps, abstract, stage, shown=SHOWN, keep=pal_kept.keeping(parts.kept, decoder)), ctx,
+        panel._replace(ask=settings.new.ask), make_draw(settings, panel.data, panel.trials, text), others,
+    )  # fmt: skip
+
+
+class RunParts(NamedTuple):
+    """The parts that PAL and PAL-Large begin with: the panel that a run compares, and what it keeps of its data; `text`
+    and `decoder` are None for a table."""
+
+    panel: Panel
+    kept: Kept
+    text: TextData | None
+    decoder: pal_text.Decoder | None
+
+
+def make_parts(settings: Settings, ctx: Context) -> RunParts:
+    """Read the choices and build the models that are compared; new people are asked nothing."""
     # A run that goes on keeps its people, scales and axes: computed again they could differ.
     before = pal_kept.load(ctx.kept) if ctx.kept else None
     decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
     text = pal_text.read(settings, ctx, decoder, before and before.frame) if decoder else None
-    data = text.items if text else read(settings, ctx)
+    data = text.items if text else read(settings)
     kept = pal_kept.going_on(settings.data, before, pal_kept.of(settings, data, text))
     data = comparisons.standardized(data, kept.scale) if settings.standardize else data
-    ctx.log(
-        f'{comparisons.repeats(data)} {"texts" if data.texts else "situations"} stay with the same ones in every split'
-    )
     trials = make_trials(settings, data)
     learners = make_learners(settings, kept, ctx, len(trials))
-    # Methods without a learner are fitted in the evaluation, from the same training pairs.
-    others = {name: other for name, other in OTHERS.items() if getattr(settings.baselines, name)}
-    if decoder and text and settings.baselines.context:
-        others['context'] = pal_context.make_method(settings.text, ctx, decoder, text.pairs, settings.baselines.context)
-    abstract = {name: learner.abstract for name, learner in learners.items()}
-    stage = functools.partial(stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every, base=False)
-    return PAL(
-        Plan(settings.total_steps, abstract, stage, shown=SHOWN, keep=pal_kept.keeping(kept, decoder)), ctx,
-        make_panel(settings, data, trials, learners)._replace(ask=settings.new.ask),
-        make_draw(settings, data, trials, text), others,
-    )  # fmt: skip
+    panel = Panel(data, trials, learners, settings.prototypes, settings.new.counts, settings.new.toward)
+    return RunParts(panel, kept, text, decoder)
 
 
 def check(settings: Settings, ways: int) -> None:
@@ -166,10 +189,8 @@ def check_new(new: NewSettings) -> None:
         )
 
 
-def read(settings: Settings, ctx: Context) -> Comparisons:
-    """The choices in their own units. Raises ValueError where the model cannot use them."""
-    if settings.text.source:
-        return pal_text.read(settings, ctx, pal_text.open_decoder(settings.text, ctx, settings.seed)).items
+def read(settings: Settings) -> Comparisons:
+    """The choices of a table in their own units. Raises ValueError where the model cannot use them."""
     if opinions.is_source(settings.data):
         raise ValueError(f'data={settings.data!r} are texts; take --config=configs/pal.py:text')
     known, path = settings.data in choices.TABLES, Path(settings.data)
@@ -252,13 +273,6 @@ def start(name: str, learner: IdealPointLearner, data: Comparisons, seeds: Array
     z[:, : len(data.groups)] = CERTAIN * (data.groups[:, None] == np.arange(learner.pal.prototypes))
     place = learner.abstract.users.z.sharding
     return state.replace(users=state.users.replace(z=jax.make_array_from_callback(z.shape, place, lambda i: z[i])))
-
-
-def make_panel(
-    settings: Settings, data: Comparisons, trials: Sequence[Trial], learners: Mapping[str, IdealPointLearner]
-) -> Panel:
-    """The panel that an evaluation compares; new people are asked nothing."""
-    return Panel(data, trials, learners, settings.prototypes, settings.new.counts, settings.new.toward)
 
 
 def summarize(metrics: dict[str, dict[str, Any]], trials: Sequence[Trial]) -> Metrics:

@@ -65,7 +65,7 @@ class PersonalReward(NamedTuple):
     mixture: list[float]
 
 
-class Reading(NamedTuple):
+class TextVectors(NamedTuple):
     """The decoder of a run on texts as it was trained, and the function that makes vectors of texts."""
 
     decoder: pal_text.Decoder
@@ -89,7 +89,7 @@ class TrainedPAL(NamedTuple):
     learner: IdealPointLearner
     state: PALState
     kept: Kept
-    reading: Reading | None
+    reading: TextVectors | None
 
     @property
     def pal(self) -> PAL:
@@ -156,9 +156,7 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
         split.
     """
     workdir = run_folder(workdir)
-    settings = read_settings(workdir)
-    if not isinstance(settings, Settings):
-        raise ValueError(f'{workdir} is a run of {settings.recipe}; give one of pal or pal_large')
+    settings = settings_of(workdir)
     finals = [record for record in read_records(Path(workdir) / EVALS) if record['stage'] == 'final']
     if not finals:
         raise ValueError(
@@ -169,14 +167,9 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
         control = isinstance(split, int | np.integer) and seeds <= split < len(chosen)
         why = ', whose user ids were shuffled for comparison' if control else ''
         raise ValueError(f'split={split}{why}: {workdir} has the splits 0 to {seeds - 1}; give one of these')
-    name, kept = f'K={chosen[split]}', pal_kept.load(Path(workdir) / KEPT)
-    ctx = one_device(workdir)
-    decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
-    reader = None
-    if decoder and isinstance(settings, LargeSettings):
-        reader = pal_large.make_reader(settings, decoder, kept.frame, ctx)
-    abstract = needed(abstract_state(settings, kept, ctx, reader), name, split)
-    state, *_ = Checkpoints(workdir, abstract, read_only=True).read()
+    run, name = open_parts(workdir, settings), f'K={chosen[split]}'
+    kept, ctx, decoder, reader = run.kept, run.ctx, run.decoder, run.reader
+    state, *_ = Checkpoints(workdir, needed(run.abstract, name, split), read_only=True).read()
     people: PALState = state.models[name].pal if reader else state[name]
     reading = None
     if decoder:
@@ -186,13 +179,36 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
     return TrainedPAL(workdir, split, settings, learner, jax.tree.map(lambda x: x[split], people), kept, reading)
 
 
-def abstract_state(settings: Settings, kept: Kept, ctx: Context, reader: Reader | None) -> Any:
-    """The shapes and shardings of the whole state of a run, with PAL-Large's reader of texts."""
+class OpenParts(NamedTuple):
+    """The parts that a checkpoint is read with: what the run has kept, the decoder of texts, PAL-Large's reader of
+    them, and the shapes and shardings of the whole state."""
+
+    kept: Kept
+    ctx: Context
+    decoder: pal_text.Decoder | None
+    reader: Reader | None
+    abstract: Any
+
+
+def settings_of(workdir: str) -> Settings:
+    """The settings of a run. Raises ValueError where the folder is of no run of PAL."""
+    settings = read_settings(workdir)
+    if not isinstance(settings, Settings):
+        raise ValueError(f'{workdir} is a run of {settings.recipe}; give one of pal or pal_large')
+    return settings
+
+
+def open_parts(workdir: str, settings: Settings) -> OpenParts:
+    """The parts of a run on one device."""
+    kept, ctx, reader = pal_kept.load(Path(workdir) / KEPT), one_device(workdir), None
+    decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
     replicas = settings.split.seeds * (1 + settings.split.control)
     learners = pal.make_learners(settings, kept, ctx, replicas)
-    if reader:
-        return pal_large.abstract_state(learners, reader, replicas)
-    return {name: learner.abstract for name, learner in learners.items()}
+    abstract: Any = {name: learner.abstract for name, learner in learners.items()}
+    if decoder and isinstance(settings, LargeSettings):
+        reader = pal_large.make_reader(settings, decoder, kept.frame, ctx)
+        abstract = pal_large.abstract_state(learners, reader, replicas)
+    return OpenParts(kept, ctx, decoder, reader, abstract)
 
 
 def needed(abstract: Any, name: str, split: int) -> Any:
@@ -208,11 +224,11 @@ def needed(abstract: Any, name: str, split: int) -> Any:
     return nothing.replace(frozen=abstract.frozen, models={**nothing.models, name: kept})
 
 
-def open_reading(pool: Pool, ctx: Context, kept: Kept, decoder: pal_text.Decoder, weights: Params) -> Reading:
+def open_reading(pool: Pool, ctx: Context, kept: Kept, decoder: pal_text.Decoder, weights: Params) -> TextVectors:
     """The reading of texts by a decoder with these weights, in the coordinates of the run."""
     plain = Reader(decoder.cfg, optax.identity(), ctx.mesh, pool=pool, frame=kept.frame)
     frozen, reading = plain.divide(weights, 0)
-    return Reading(decoder, weights, lambda batch: plain.read(reading, frozen, batch))
+    return TextVectors(decoder, weights, lambda batch: plain.read(reading, frozen, batch))
 
 
 # --- its reward -------------------------------------------------------------------------------------------------------

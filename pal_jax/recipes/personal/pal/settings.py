@@ -104,7 +104,7 @@ class BaselineSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalSettings:
+class PALEvalSettings:
     """The evaluations during training."""
 
     every: int = 0  # an evaluation every so many steps; 0: at the end alone
@@ -129,7 +129,7 @@ class Settings(Run):
     updates: int = 100  # updates of every model in a step
     new: NewSettings = NewSettings()
     baselines: BaselineSettings = BaselineSettings()
-    eval: EvalSettings = EvalSettings()
+    eval: PALEvalSettings = PALEvalSettings()
 
 
 # --- PAL-Large --------------------------------------------------------------------------------------------------------

@@ -60,21 +60,6 @@ def test_probabilities_are_mixed_and_swapped_sides_are_the_negative():
     np.testing.assert_allclose(groups_em.mixed_margin(np.array([[-2.0, 1.0]]), weights), -margin)
 
 
-def test_linear_rewards_find_two_camps():
-    found = []
-    for seed in range(10):
-        x, camp, start = camps(seed)
-        groups = groups_em.run_linear(x.reshape(-1, 8), np.repeat(np.arange(20), 20), start)
-        found.append(agreement(groups.belonging, camp))
-        np.testing.assert_allclose(groups.shares, groups.belonging.mean(axis=0))
-    assert sum(share == 1 for share in found) >= 9 and min(found) >= 0.95
-
-
-def test_an_unknown_belonging_is_refused():
-    with pytest.raises(ValueError, match="belonging='half'"):
-        groups_em.run_linear(np.ones((2, 1)), np.zeros(2, int), np.eye(2), belonging='half')  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize('belonging', ['hard', 'soft'])
 def test_prototypes_find_two_camps(belonging):
     x, camp, start = camps(0)
@@ -83,13 +68,15 @@ def test_prototypes_find_two_camps(belonging):
     pairs = people.pairs_of(x.astype(np.float32))
     batches = jax.tree.map(lambda a: np.broadcast_to(a[:, None], (1, 40, *a.shape[1:])), pairs)
     weight = np.ones(pairs.users.shape[1])
-    groups, state = groups_em.run_prototypes(
+    belongings, state = groups_em.run(
         learner, learner.init(jnp.arange(1)), lambda _: [batches], pairs, weight, start, rounds=6, belonging=belonging
     )
-    assert agreement(groups.belonging, camp) >= 0.95
-    hard = groups.belonging[np.repeat(np.arange(20), 20)]
+    assert agreement(belongings, camp) >= 0.95
+    hard = belongings[np.repeat(np.arange(20), 20)]
     margins = np.asarray(learner.by_prototype(state.params, pairs))[0]
     assert np.mean(groups_em.mixed_margin(margins, hard) > 0) > 0.75
     moving = IdealPointLearner(pal, Loss(mix='losses'), dataclasses.replace(Rates(), users=0.1), ONE, users=20)
     with pytest.raises(ValueError, match='rates.users=0'):
-        groups_em.run_prototypes(moving, state, lambda _: [batches], pairs, weight, start, rounds=1)
+        groups_em.run(moving, state, lambda _: [batches], pairs, weight, start, rounds=1)
+    with pytest.raises(ValueError, match="belonging='half'"):
+        groups_em.run(learner, state, lambda _: [batches], pairs, weight, start, rounds=1, belonging='half')  # type: ignore[arg-type]

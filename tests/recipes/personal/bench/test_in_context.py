@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pal_jax.recipes.personal.bench import reading
 from pal_jax.recipes.personal.bench.in_context import InContextLearner
 from pal_jax.recipes.personal.bench.set_transformer import SetTransformer
 from tests.recipes.personal import people
@@ -22,7 +23,7 @@ def with_a_head(params, seed=0):
 
 def test_a_pair_turned_around_has_exactly_the_negative_margin():
     rng, learner = np.random.default_rng(0), InContextLearner(NET)
-    params = with_a_head(learner.init(jax.random.key(0)).params)
+    params = with_a_head(learner.weights(jax.random.key(0)))
     known, asked = (rng.normal(size=(3, n, 5)).astype(np.float32) for n in (7, 9))
     exists = jnp.arange(7)[None] < jnp.array([[7], [3], [0]])
     m = learner.margins(params, known, exists, asked)
@@ -60,9 +61,10 @@ def test_updates_follow_from_the_key_and_the_step():
     key = jax.random.key(1)
     runs = []
     for _ in range(2):
-        state = learner.init(jax.random.key(0))
-        for _ in range(2):
-            state, metrics = learner.update(state, x, index, exists, key)
+        state = reading.begin(learner, jax.random.key(0))
+        for i in range(2):
+            keys = jax.random.fold_in(key, i)[None]
+            state, metrics = reading.update(learner, state, x, index, exists, keys)
         runs.append((state, metrics))
     jax.tree.map(np.testing.assert_array_equal, *runs)
     first, second = (learner.draw(jax.random.fold_in(key, i), jnp.asarray(x), jnp.asarray(index), jnp.asarray(exists))
@@ -78,7 +80,8 @@ def test_a_population_of_rank_three():
     learner = InContextLearner(net, people=32, lr=3e-3, steps=1500)
     x = population.train.reshape(-1, people.WIDTH)
     index, exists = np.arange(len(x)).reshape(people.SEEN, -1), np.ones((people.SEEN, 40), bool)
-    state, metrics = learner.update(learner.init(jax.random.key(0)), x, index, exists, jax.random.key(1), 1500)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), np.arange(1500))
+    state, metrics = reading.update(learner, reading.begin(learner, jax.random.key(0)), x, index, exists, keys)
     known, asked = population.new[:, : people.KNOWN], population.new[:, people.KNOWN :]
     coins = np.where(np.random.default_rng(0).random(known.shape[:2]) < 0.5, 1, -1)[..., None].astype(np.float32)
 

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks import audit_power
+from pal_jax.recipes.personal import bradley_terry
 from pal_jax.recipes.personal.bench import leakage, shortcuts
+from pal_jax.recipes.personal.bradley_terry import logistic
+from pal_jax.recipes.personal.evaluation import asymmetry
 
 CHOSEN = [120, 80, 200, 50, 90, 150, 60, 110, 75, 300]
 REJECTED = [60, 70, 120, 55, 40, 100, 65, 50, 70, 120]
@@ -98,8 +101,8 @@ def test_position(first, pairs, p, verdict):
 
 def test_swapped_sides_give_the_negative_margin():
     margins = np.array([0.3, -2.0])
-    assert leakage.asymmetry(margins, -margins) == 0.0
-    assert leakage.asymmetry(margins, 0.1 - margins) > leakage.ASYMMETRY
+    assert asymmetry(margins, -margins) == 0.0
+    assert asymmetry(margins, 0.1 - margins) > leakage.ASYMMETRY
 
 
 def test_a_rejected_reply_that_is_a_list_of_strings_flags():
@@ -134,8 +137,6 @@ CAR = 'How do I wash a car without scratching it?'
 
 def test_near_duplicates():
     twin = RICE.replace('rice ', 'rice  ').rstrip('?')
-    assert leakage.jaccard(RICE, twin) == pytest.approx(0.970588, abs=2e-6)
-    assert leakage.jaccard(RICE, CAR) == pytest.approx(0.220339, abs=2e-6)
     np.testing.assert_allclose(leakage.nearest([twin, CAR], [RICE]), [0.970588, 0.220339], atol=2e-6)
     people, right = np.zeros(2, int), np.array([1.0, 0.0])
     assert leakage.near_duplicates(leakage.nearest([twin, CAR], [RICE]), right, people).verdict == 'flag'
@@ -224,7 +225,7 @@ def test_labels_by_a_coin_teach_nothing_unless_the_test_leaks():
     people, rng = np.repeat(np.arange(80), 20), np.random.default_rng(1)
 
     def honest(signs):
-        return test @ leakage.logistic(train * signs[:, None])
+        return test @ logistic(train * signs[:, None])
 
     clean = leakage.flipped_labels(honest, len(train), people, rng)
     assert clean.verdict == 'pass'
@@ -244,7 +245,7 @@ def test_pairs_without_a_common_text():
 def test_the_small_logistic_model_is_at_its_optimum():
     rng = np.random.default_rng(0)
     x, toward = rng.normal(size=(50, 3)), np.array([0.5, 0.0, -0.5])
-    w = leakage.logistic(x, 0.7, toward)
+    w = bradley_terry.fit(x[None], np.ones((1, 50)), 0.7, toward).weights[0]
     gradient = 0.7 * (w - toward) - x.T @ (1 / (1 + np.exp(x @ w)))
     np.testing.assert_allclose(gradient, 0.0, atol=1e-8)
 
@@ -267,3 +268,9 @@ def test_words_of_clean_texts_warn_rarely_and_a_tenth_of_winners_with_one_word_f
     clean = verdicts(audit_power.label_in_text, (20,), False, 20)
     assert clean.count('warn') <= 3 and 'flag' not in clean
     assert verdicts(audit_power.label_in_text, (40,), True, 3) == ['flag'] * 3
+
+
+def test_texts_that_win_as_often_as_they_lose_have_no_label():
+    """Such a table ended the run: an array of no texts has no shape."""
+    nothing = np.zeros(0, int)
+    assert shortcuts.label_in_text([], nothing > 0, nothing, popularity=True).verdict == 'none'

@@ -60,7 +60,7 @@ def test_batches_are_of_choices_that_count():
     weight[::5] = 0
     train = choices(12, 6, 0, weight)
     for whole in (False, True):
-        (batch,) = personal_methods.Draw(train, 0, whole).programs(3)
+        (batch,) = personal_methods.ChoiceBatches(train, 0, whole).programs(3)
         assert batch.users.shape == (1, 3, int(weight.sum()))
         there = {row.tobytes() for row in train.chosen[weight > 0]}
         assert {row.tobytes() for row in batch.chosen.reshape(-1, 3)} == there

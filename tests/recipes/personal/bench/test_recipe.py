@@ -15,7 +15,7 @@ import pytest
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.recipes.personal import bench
-from pal_jax.recipes.personal.bench import protocol
+from pal_jax.recipes.personal import judged as protocol
 from pal_jax.recipes.personal.bench import recipe as bench_recipe
 from pal_jax.recipes.personal.pal import recipe as pal
 from pal_jax.run import devices, piecework

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pal_jax.learners import latent
-from pal_jax.recipes.personal.bench import variational
+from pal_jax.recipes.personal.bench import reading, variational
 from pal_jax.recipes.personal.bench.variational import VariationalLearner
 from tests.recipes.personal import people
 
@@ -35,16 +35,16 @@ def test_distances_and_weights():
 
 def test_told_pairs_have_no_order_and_padding_is_nothing():
     learner, rng = VariationalLearner(5), np.random.default_rng(0)
-    params = learner.init(jax.random.key(0)).params
+    params = learner.weights(jax.random.key(0))
     known, asked = (rng.normal(size=(2, n, 5)).astype(np.float32) for n in (4, 3))
     exists = np.array([[True] * 4, [True, True, False, False]])
-    m, v = learner.margins(params, known, exists, asked)
+    m, v = learner.foretell(params, known, exists, asked)
     assert (v > 0).all()
-    close(learner.margins(params, known[:, ::-1], exists[:, ::-1], asked)[0], m)
+    close(learner.foretell(params, known[:, ::-1], exists[:, ::-1], asked)[0], m)
     changed = np.where(exists[..., None], known, 9.0)
-    close(learner.margins(params, changed, exists, asked)[0], m)
-    np.testing.assert_array_equal(learner.margins(params, known, exists, -asked)[0], -m)
-    assert np.isfinite(learner.margins(params, known, np.zeros_like(exists), asked)[0]).all()
+    close(learner.foretell(params, changed, exists, asked)[0], m)
+    np.testing.assert_array_equal(learner.foretell(params, known, exists, -asked)[0], -m)
+    assert np.isfinite(learner.foretell(params, known, np.zeros_like(exists), asked)[0]).all()
 
 
 @pytest.mark.slow
@@ -54,12 +54,13 @@ def test_a_population_of_rank_three():
     learner = VariationalLearner(people.WIDTH)
     x = population.train.reshape(-1, people.WIDTH)
     index, exists = np.arange(len(x)).reshape(people.SEEN, -1), np.ones((people.SEEN, 40), bool)
-    state, _ = learner.update(learner.init(jax.random.key(0)), x, index, exists, jax.random.key(1), 0, 800)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), np.arange(800))
+    state, _ = reading.update(learner, reading.begin(learner, jax.random.key(0)), x, index, exists, keys)
     known, asked = population.new[:, : people.KNOWN], population.new[:, people.KNOWN :]
     right, spread = [], []
     for count in (0, 1, 5, 20):
         there = np.broadcast_to(np.arange(people.KNOWN) < count, known.shape[:2])
-        m, v = learner.margins(state.params, known, there, asked)
+        m, v = learner.foretell(state.params, known, there, asked)
         right.append(float((np.asarray(m) > 0).mean()))
         spread.append(float(np.mean(v)))
     print(np.round(right, 3), np.round(spread, 4))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pal_jax.recipes.personal.bench import vpl
+from pal_jax.recipes.personal.bench import reading, vpl
 from pal_jax.recipes.personal.interface import Choices
 
 
@@ -27,9 +27,9 @@ def fitted():
 def test_sides_swapped_give_the_negative_margin(fitted):
     rng = np.random.default_rng(1)
     known, asked = choices(rng), choices(rng)
-    margins = vpl.margins(fitted, known, asked)
+    margins = reading.margins(fitted, known, asked)
     assert np.abs(margins).max() > 0
-    np.testing.assert_allclose(vpl.margins(fitted, known, asked.swapped()), -margins, atol=1e-6)
+    np.testing.assert_allclose(reading.margins(fitted, known, asked.swapped()), -margins, atol=1e-6)
 
 
 def test_choices_that_are_not_known_and_their_order_are_nothing(fitted):
@@ -37,16 +37,16 @@ def test_choices_that_are_not_known_and_their_order_are_nothing(fitted):
     known, asked = choices(rng), choices(rng)
     few = known._replace(weight=(np.arange(48) % 8 < 3).astype(np.float32))
     other = np.where(few.weight[:, None] > 0, few.chosen, 9.0).astype(np.float32)
-    margins = vpl.margins(fitted, few, asked)
-    np.testing.assert_array_equal(vpl.margins(fitted, few._replace(chosen=other), asked), margins)
+    margins = reading.margins(fitted, few, asked)
+    np.testing.assert_array_equal(reading.margins(fitted, few._replace(chosen=other), asked), margins)
     order = rng.permutation(48)
     shuffled = few._replace(**{name: getattr(few, name)[order] for name in ('users', 'chosen', 'rejected', 'weight')})
-    np.testing.assert_allclose(vpl.margins(fitted, shuffled, asked), margins, atol=1e-5)
-    assert np.abs(vpl.margins(fitted, known, asked) - margins).max() > 1e-6
+    np.testing.assert_allclose(reading.margins(fitted, shuffled, asked), margins, atol=1e-5)
+    assert np.abs(reading.margins(fitted, known, asked) - margins).max() > 1e-6
 
 
 def test_people_of_whom_nothing_is_known_are_alike(fitted):
     rng = np.random.default_rng(3)
     nothing, asked = choices(rng)._replace(weight=np.zeros(48, np.float32)), choices(rng)
     moved = asked._replace(users=np.zeros(48, np.int32))
-    np.testing.assert_array_equal(vpl.margins(fitted, nothing, asked), vpl.margins(fitted, nothing, moved))
+    np.testing.assert_array_equal(reading.margins(fitted, nothing, asked), reading.margins(fitted, nothing, moved))

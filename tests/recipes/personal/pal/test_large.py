@@ -139,7 +139,7 @@ class People(NamedTuple):
 def test_large_of_fake_parts_waits_and_then_hands_the_gradient_on():
     texts = tuple(Text(tuple(range(1, n))) for n in (3, 4, 5))
     sides = np.array([0, 1]), np.array([1, 2])
-    drawn = pal_batches.Drawn(np.arange(3), np.zeros(2, int), np.ones(2, np.float32), *sides, None)
+    drawn = pal_batches.StepPairs(np.arange(3), np.zeros(2, int), np.ones(2, np.float32), *sides, None)
     columns = np.zeros((1, 1, 2), np.int32), np.zeros((1, 1, 2, 2)), np.zeros((1, 1, 2, 2)), np.ones((1, 1, 2))
     pairs = TextPairs(np.zeros(2, int), *sides, None, texts, ('a', 'b', 'c'), ('ana',), np.array([-1]))
     learners, reader = {'K=1': People([]), 'K=2': People([])}, Decoders([])
@@ -150,10 +150,10 @@ def test_large_of_fake_parts_waits_and_then_hands_the_gradient_on():
     )  # fmt: skip
     state, host = recipe.init()
     state, host, phase, _ = recipe.step(state, host, 0)
-    assert (phase, reader.heard, state.models['K=1']) == ('hold', [], pal_large.Model(1, (Reading(5, 0),)))
+    assert (phase, reader.heard, state.models['K=1']) == ('hold', [], pal_large.LargeModel(1, (Reading(5, 0),)))
     assert learners['K=1'].seen[0] is learners['K=2'].seen[0]  # which was put on the device once
     state, host, phase, metrics = recipe.step(state, host, 1)
-    assert (phase, metrics['accuracy'], state.models['K=2']) == ('pal', 1.0, pal_large.Model(2, (Reading(15, 0),)))
+    assert (phase, metrics['accuracy'], state.models['K=2']) == ('pal', 1.0, pal_large.LargeModel(2, (Reading(15, 0),)))
     assert learners['K=2'].seen[1].chosen.shape == (1, 2, 1, 2)  # an update a pair
     assert reader.heard[0] == (3, [[2.0, 5.0], [6.0, 10.0], [4.0, 5.0]])  # the second text is in both pairs
 

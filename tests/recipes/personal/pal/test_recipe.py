@@ -16,13 +16,12 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import pal_synthetic
+from benchmarks import pal_population, pal_synthetic
 from pal_jax.data.comparisons import PairBatch
 from pal_jax.data.readers import columns
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.recipes.personal.pal import recipe as pal
 from pal_jax.recipes.personal.pal import reward as pal_reward
-from pal_jax.recipes.personal.pal import synthetic
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.panel import Trial
 from pal_jax.recipes.personal.population import Panel
@@ -128,7 +127,7 @@ def test_fake_learners_update_on_the_same_pairs_which_are_put_on_the_device_once
     trials = [Trial(None, None, seed, shuffled) for seed, shuffled in ((0, False), (1, True))]
     columns = np.zeros((2, 1, 4), np.int32), np.zeros((2, 1, 4, 3)), np.ones((2, 1, 4, 3)), np.ones((2, 1, 4))
     panel = Panel(None, trials, learners, (1, 2), (0,), 'zero')
-    recipe = pal.PAL(Plan(1, None, lambda i: None), CONTEXT, panel, lambda i: PairBatch(*columns))
+    recipe = pal.PALRecipe(Plan(1, None, lambda i: None), CONTEXT, panel, lambda i: PairBatch(*columns))
     state, host, phase, metrics = recipe.step(*recipe.init(), 0)
     assert (state, host, phase) == ({'K=1': 1, 'K=2': 1}, {}, 'pal')
     assert metrics['accuracy K=2'] == 0.75  # the shuffled split is left out
@@ -284,7 +283,7 @@ def test_a_persons_reward_says_what_the_pair_rule_says(table, tmp_path):
 
 
 def test_a_synthetic_person_prefers_the_nearer_item():
-    people = synthetic.make_population('partition', 0, d=4, seen=6, new=3, pairs=5)
+    people = pal_population.make_population('partition', 0, d=4, seen=6, new=3, pairs=5)
     assert people.mixtures.tolist()[:3] == np.eye(3).tolist()
     assert [len(part) for part in people.split] == [30, 30, 30, 15, 15]
     assert set(people.data.users[people.split.train]) == set(range(6))
@@ -386,9 +385,9 @@ def test_a_folder_of_pairs_needs_what_it_can_do(tmp_path):
 def test_embeddings_are_pairs_too(tmp_path):
     path, numbers = tmp_path / 'pick.npz', {'users': [0, 1], 'prompt': [0, 1], 'chosen': [0, 2], 'rejected': [1, 3]}
     np.savez(path, images=np.eye(4, dtype=np.float32), prompts=np.ones((2, 4), np.float32), **numbers)
-    assert pal.read(get_settings('large', data=str(path)), CONTEXT).names == ('0', '1')
+    assert pal.read(get_settings('large', data=str(path))).names == ('0', '1')
     with pytest.raises(ValueError, match='need all items in memory'):
-        pal.read(get_settings(data=str(path)), CONTEXT)
+        pal.read(get_settings(data=str(path)))
 
 
 @pytest.mark.long

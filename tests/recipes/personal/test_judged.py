@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pal_jax.recipes.personal.bench import protocol
+from pal_jax.recipes.personal import judged as protocol
 from pal_jax.run import intervals
 
 RIGHT = {0: [1] * 8, 1: [1, 1, 0, 0], 2: [1, 0], 3: [0, 0, 1, 0.5]}

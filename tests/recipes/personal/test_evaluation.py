@@ -9,11 +9,11 @@ import pytest
 
 from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons
-from pal_jax.recipes.personal import bradley_terry, mixed_logit, panel
-from pal_jax.recipes.personal.bench import evaluation as bench
-from pal_jax.recipes.personal.bench import protocol
+from pal_jax.recipes.personal import bradley_terry, judged, mixed_logit, panel
+from pal_jax.recipes.personal import evaluation as bench
 from pal_jax.recipes.personal.bench import report as bench_report
-from pal_jax.recipes.personal.bench.leakage import ASYMMETRY, logistic
+from pal_jax.recipes.personal.bench.leakage import ASYMMETRY
+from pal_jax.recipes.personal.bradley_terry import logistic
 from pal_jax.recipes.personal.interface import Choices, Fitted, Method, Unfit, by_person
 
 COUNTS = 0, 3, 9
@@ -68,7 +68,7 @@ def figures_of(rows, part, known, shuffled=False):
     chosen = [
         row for row in rows if (row.get('part'), row.get('known'), row.get('shuffled')) == (part, known, shuffled)
     ]
-    return protocol.figures([protocol.from_json(row) for row in chosen])
+    return judged.figures([judged.from_json(row) for row in chosen])
 
 
 def test_a_personal_method_gains_and_shuffled_people_do_not(tasks):
@@ -96,7 +96,7 @@ def test_margins_that_are_too_sure_become_log_odds_by_validation_choices(tasks):
     assert abs(sure.overconfidence) < 0.05
     np.testing.assert_allclose([sure.log_loss, sure.people.value], [plain.log_loss, plain.people.value], rtol=1e-3)
     right = np.random.default_rng(0).random(20000) < 1 / (1 + np.exp(-0.7))
-    assert protocol.temperature(np.where(right, 2.0, -2.0)) == pytest.approx(0.35, abs=0.01)
+    assert judged.temperature(np.where(right, 2.0, -2.0)) == pytest.approx(0.35, abs=0.01)
 
 
 def test_tests_have_true_people_where_training_has_shuffled_ones(tasks):

@@ -3,8 +3,7 @@
 Under reward-guided decoding, reward accuracy is said to foretell little of what the guided model prefers (arXiv
 2512.23067). The definitions here are our own, since the paper's exact score was not at hand:
 
-    guided policy      pi(y_t | y_<t) ~ ref(y_t | y_<t) exp(beta r(x, y_<=t)) over the reference's likeliest tokens
-    policy accuracy    the share of pairs whose preferred reply has the higher log pi
+    policy accuracy    the share of pairs whose preferred reply has the higher log-probability pi
     best of n          the utility of the reply with the highest reward of n samples, without bias from N samples
     tau-b              the agreement of two orders of methods, such as by reward accuracy and by policy accuracy
 """
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
-from scipy.special import logsumexp
 
 from pal_jax.run.accuracy import hits
 from pal_jax.run.bootstrap import DRAWS, interval
@@ -28,31 +26,7 @@ FEWEST = 6  # methods: with 4, 5, 6 of them the least two-sided p of an order is
 EXACT = 7  # methods: of up to so many all orders are tried
 
 
-# --- guided decoding --------------------------------------------------------------------------------------------------
-
-
-def candidates(ref: Float[np.ndarray, 'T V'], tokens: Int[np.ndarray, ' T'], top: int = 20) -> Int[np.ndarray, 'T C']:
-    """The `top` likeliest tokens of the reference at each place, of which the last gives way to the reply's own token
-    where that is not among them; without it the reply's log-probability would be minus infinity."""
-    likeliest = np.argsort(-ref, axis=1, kind='stable')[:, : min(top, ref.shape[1])].copy()
-    missing = ~(likeliest == tokens[:, None]).any(axis=1)
-    likeliest[missing, -1] = tokens[missing]
-    return likeliest
-
-
-def guided_logprob(
-    ref: Float[np.ndarray, 'T C'], rewards: Float[np.ndarray, 'T C'], place: Int[np.ndarray, ' T'], beta: float
-) -> float:
-    """The log-probability of a reply under the guided policy, summed over its tokens.
-
-    Args:
-      ref: log-probabilities of the candidates under the reference.
-      rewards: the reward of the reply so far with each candidate as its next token.
-      place: the place of the reply's own token among the candidates.
-    """
-    scores = ref + beta * rewards
-    total: Any = logsumexp(scores, axis=1)
-    return float(np.sum(scores[np.arange(len(place)), place] - total))
+# --- policies ---------------------------------------------------------------------------------------------------------
 
 
 class PolicyAccuracy(NamedTuple):

@@ -5,29 +5,29 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pal_jax.recipes.personal import mixed_logit
+from pal_jax.recipes.personal import baselines, judged, mixed_logit, population
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.figures import MODELS
-from pal_jax.run import accuracy, intervals
-from pal_jax.run.accuracy import Accuracy
+from pal_jax.run import intervals
 
 
 def test_accuracy_by_pair_and_by_person():
     margins = np.array([1.0, 2.0, -1.0, 0.0, -3.0, 0.5])
-    users = np.array([4, 4, 4, 9, 9, 7])
-    found = accuracy.accuracy(margins, users)
-    assert found == Accuracy(3.5 / 6, pytest.approx((2 / 3 + 1 / 4 + 1) / 3), 0.25)
+    found = judged.judge(margins, np.array([4, 4, 4, 9, 9, 7]))
+    shares = judged.by_person(found)
+    assert (found.accuracy, shares.mean()) == (3.5 / 6, pytest.approx((2 / 3 + 1 / 4 + 1) / 3))
+    assert judged.worst_tenth(shares) == 0.25
 
 
 def test_the_vote_is_about_the_same_two_items_in_either_order():
     a, b, c = np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([2.0, 2.0])
     known = np.array([a - b, a - b, b - a, c - a])
     asked = np.array([b - a, a - b, a - c, b - c])
-    np.testing.assert_array_equal(accuracy.majority(known, asked), [-1.0, 1.0, -1.0, 0.0])
+    np.testing.assert_array_equal(baselines.majority(known, asked), [-1.0, 1.0, -1.0, 0.0])
 
 
 def test_k_is_chosen_by_split_and_the_smallest_of_equals():
-    assert accuracy.choose({1: [0.5, 0.7], 4: [0.6, 0.7], 2: [0.6, 0.65]}) == [2, 1]
+    assert population.choose({1: [0.5, 0.7], 4: [0.6, 0.7], 2: [0.6, 0.65]}) == [2, 1]
 
 
 def test_effects_of_a_linear_reward_are_its_coefficients():

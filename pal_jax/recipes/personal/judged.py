@@ -1,7 +1,7 @@
 """Figures of a bench of personal rewards, by person: accuracy with each person alike, the worst tenth, calibration, and
 differences to another method on the same people.
 
-A method's result on one part of a split is a `Judged`: sums by person, small enough to be written down. Figures of
+A method's result on one part of a split is a `JudgedPairs`: sums by person, small enough to be written down. Figures of
 several splits add up a person's sums, and intervals are over people, whose pairs stay together.
 """
 
@@ -20,7 +20,7 @@ from pal_jax.run.intervals import Estimate
 from pal_jax.run.reward_model import BINS
 
 
-class Judged(NamedTuple):
+class JudgedPairs(NamedTuple):
     """The sums over a person's test pairs, and over bins of confidence.
 
     Attributes:
@@ -36,17 +36,22 @@ class Judged(NamedTuple):
     loss: np.ndarray  # [P]
     bins: np.ndarray  # [10, 3]
 
+    @property
+    def accuracy(self) -> float:
+        """The share of pairs predicted right."""
+        return float(self.hits.sum() / self.pairs.sum())
+
     def to_json(self) -> dict[str, Any]:
         """The sums as lists, rounded to eight decimals."""
         return {name: np.round(value, 8).tolist() for name, value in self._asdict().items()}
 
 
-def from_json(record: Mapping[str, Any]) -> Judged:
+def from_json(record: Mapping[str, Any]) -> JudgedPairs:
     """The inverse of `to_json`."""
-    return Judged(*(np.array(record[name]) for name in Judged._fields))
+    return JudgedPairs(*(np.array(record[name]) for name in JudgedPairs._fields))
 
 
-def judge(margins: np.ndarray, users: np.ndarray) -> Judged:
+def judge(margins: np.ndarray, users: np.ndarray) -> JudgedPairs:
     """The sums of margins `[n]` by their users.
 
     Raises:
@@ -58,7 +63,7 @@ def judge(margins: np.ndarray, users: np.ndarray) -> Judged:
     place = np.minimum((2.0 * (confidence - 0.5) * BINS).astype(int), BINS - 1)
     bins = np.stack([np.bincount(place, w, BINS) for w in (np.ones(len(margins)), confidence, right)], axis=1)
     pairs, total, loss = (np.bincount(person, w) for w in (np.ones(len(margins)), right, np.logaddexp(0.0, -margins)))
-    return Judged(people, pairs, total, loss, bins)
+    return JudgedPairs(people, pairs, total, loss, bins)
 
 
 def _finite(margins: np.ndarray) -> np.ndarray:
@@ -89,20 +94,20 @@ def temperature(margins: np.ndarray) -> float:
     return float(np.exp(best.x) / largest)
 
 
-def together(parts: Sequence[Judged]) -> Judged:
+def together(parts: Sequence[JudgedPairs]) -> JudgedPairs:
     """The sums of several splits; a person who was tested in several has the sums of all."""
     people, person = np.unique(np.concatenate([part.people for part in parts]), return_inverse=True)
     pairs, total, loss = (
         np.bincount(person, np.concatenate([getattr(part, name) for part in parts]), len(people))
         for name in ('pairs', 'hits', 'loss')
     )
-    return Judged(people, pairs, total, loss, np.sum([part.bins for part in parts], axis=0))
+    return JudgedPairs(people, pairs, total, loss, np.sum([part.bins for part in parts], axis=0))
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def by_person(judged: Judged) -> np.ndarray:
+def by_person(judged: JudgedPairs) -> np.ndarray:
     """The accuracy of each person `[P]`."""
     return judged.hits / judged.pairs
 
@@ -120,12 +125,12 @@ def worst_if_alike(pairs: np.ndarray, share: float, *, draws: int = 2000, seed: 
 
 
 def calibration_error(bins: np.ndarray) -> float:
-    """The mean distance of confidence from accuracy over bins (Guo et al. 2017), from `Judged.bins`."""
+    """The mean distance of confidence from accuracy over bins (Guo et al. 2017), from `JudgedPairs.bins`."""
     return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1))
 
 
 def overconfidence(bins: np.ndarray) -> float:
-    """The mean confidence less the accuracy, above 0 where a method is too sure, from `Judged.bins`."""
+    """The mean confidence less the accuracy, above 0 where a method is too sure, from `JudgedPairs.bins`."""
     return float((bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1))
 
 
@@ -148,7 +153,7 @@ def people_needed(gain: float, spread: float, *, power: float = 0.8, level: floa
     return math.ceil((quantiles * spread / gain) ** 2)
 
 
-class Figures(NamedTuple):
+class MethodFigures(NamedTuple):
     """The figures of a method on one part of the data, over all its splits.
 
     Attributes:
@@ -170,7 +175,7 @@ class Figures(NamedTuple):
     gain: Paired | None
 
 
-def figures(parts: Sequence[Judged], other: Sequence[Judged] = ()) -> Figures:
+def figures(parts: Sequence[JudgedPairs], other: Sequence[JudgedPairs] = ()) -> MethodFigures:
     """The figures of a method's results by split, and the difference to another method's results on the same splits.
 
     Raises:
@@ -184,7 +189,7 @@ def figures(parts: Sequence[Judged], other: Sequence[Judged] = ()) -> Figures:
             raise ValueError(f'{len(judged.people)} and {len(theirs.people)} people were tested, or on other pairs')
         gain = paired(shares, by_person(theirs))
     people, pairs = intervals.share(shares), intervals.share(shares, weights=judged.pairs)
-    return Figures(
+    return MethodFigures(
         people, pairs, worst_tenth(shares), worst_if_alike(judged.pairs, people.value, draws=200),
         calibration_error(judged.bins), overconfidence(judged.bins), float(judged.loss.sum() / judged.pairs.sum()),
         len(shares), gain,
