@@ -11,7 +11,7 @@ Any value can be changed: --config.preferences=mine.yaml --config.annotate.annot
 
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.training import Lora
-from pal_jax.recipes.psoups.settings import MultitaskSettings, RewardSettings, Settings
+from pal_jax.recipes.psoups.settings import MultitaskSettings, PoleRewardSettings, Settings
 from pal_jax.recipes.reward import PairSettings
 from pal_jax.run import presets as p
 from pal_jax.run.language import DecodeSettings, ModelSettings, RowSettings
@@ -35,7 +35,7 @@ def get_config(variant: str = '') -> Settings:
             estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, row_tokens=320, micro_rows=1,
             old_logprobs='sampler',
         ),
-        reward=RewardSettings(
+        reward=PoleRewardSettings(
             total_steps=20,
             optimizer=Optimizer(lr=3e-3),
             # The source '' is policy.source, unless another model is named.

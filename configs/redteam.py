@@ -11,7 +11,13 @@ Stages, each in a folder of its own: examples, sft, play-<who learns>-<seed>, ev
 """
 
 from pal_jax.learners.training import Lora
-from pal_jax.recipes.redteam.settings import EvaluationSettings, PlaySettings, SeedSettings, Settings, StartSettings
+from pal_jax.recipes.redteam.settings import (
+    CrossPlaySettings,
+    PlaySettings,
+    SeedSettings,
+    Settings,
+    StartPolicySettings,
+)
 from pal_jax.run import presets as p
 from pal_jax.run.language import DecodeSettings, ModelSettings, RowSettings
 from pal_jax.run.settings import StageSettings
@@ -43,7 +49,7 @@ def get_config(variant: str = '') -> Settings:
             micro_rows=1,
             old_logprobs='sampler',
         ),
-        start=StartSettings(
+        start=StartPolicySettings(
             total_steps=40,
             optimizer=p.Optimizer(lr=1e-3),
             data=RowSettings(batch_size=16, train='', test_rows=64, row_tokens=512, micro_rows=1),
@@ -93,6 +99,6 @@ def paper(settings: Settings) -> Settings:
         optimizer=p.Optimizer(lr=5e-7, warmup_ratio=0.03, min_ratio=1.0),
         ppo=dict(row_tokens=0, micro_rows=8, minibatches=4, ptx_coef=1.0, old_logprobs='policy'),
         stream=dict(batch_size=32),
-        evaluate=EvaluationSettings(encoder='minilm'),
+        evaluate=CrossPlaySettings(encoder='minilm'),
         decode=dict(slots=128, stride=8),
     )

@@ -14,7 +14,7 @@ r"""SPIRAL: a policy learns zero-sum games against itself, with a baseline for e
 from pal_jax.learners.training import Lora
 from pal_jax.recipes import spiral
 from pal_jax.recipes.spiral import small as spiral_small
-from pal_jax.recipes.spiral.settings import EvalSettings, PlaySettings, WarmupSettings
+from pal_jax.recipes.spiral.settings import LegalActionSettings, MatchEvaluationSettings, MatchSettings
 from pal_jax.run import presets as p
 from pal_jax.run.language import DecodeSettings, ModelSettings
 
@@ -31,7 +31,7 @@ def get_config(variant: str = '') -> spiral.Settings | spiral_small.Settings:
         # Answers are the move alone; those of a negotiation take 13 tokens.
         sampling=p.Sampling(temperature=1.0, max_tokens=8),
         decode=DecodeSettings(slots=32),
-        warmup=WarmupSettings(steps=14, positions=24, optimizer=p.Optimizer(lr=2e-3, warmup_ratio=0.1)),
+        warmup=LegalActionSettings(steps=14, positions=24, optimizer=p.Optimizer(lr=2e-3, warmup_ratio=0.1)),
         optimizer=optimizer,
         critic=optimizer,  # there is none
         ppo=p.PPO(
@@ -44,8 +44,8 @@ def get_config(variant: str = '') -> spiral.Settings | spiral_small.Settings:
             old_logprobs='sampler',
         ),
         # Kuhn poker has twelve prompts, so that a hand costs a tenth of a match of tic-tac-toe.
-        play=PlaySettings(matches=64, shares=(1, 3), max_turns=256, past=3, past_every=8),
-        eval=EvalSettings(matches=24, crossplay=8),
+        play=MatchSettings(matches=64, shares=(1, 3), max_turns=256, past=3, past_every=8),
+        eval=MatchEvaluationSettings(matches=24, crossplay=8),
     )
     return {'quick': quick, 'smoke': smoke, 'paper': paper}[variant](settings) if variant else settings
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from pal_jax.data import records
 from pal_jax.run import files
-from pal_jax.run.record_scorer import Scorer
+from pal_jax.run.record_scorer import RecordScorer
 from pal_jax.run.runs import recipe_module
 from pal_jax.run.workdir import read_run, run_folder
 
 KINDS = 'a method that scores (docs/library.md lists them)'
 
 
-def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[str] | None = '') -> Scorer:
+def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[str] | None = '') -> RecordScorer:
     """Open the model of a finished run, on one device.
 
     Args:

@@ -36,7 +36,7 @@ from pal_jax.run.recipe import KEPT, Context, Recipe
 from pal_jax.run.runs import is_finished, recipe_module
 from pal_jax.run.settings import Run, to_dict
 from pal_jax.run.stages import may_change, unfinished
-from pal_jax.run.stopping import Stopping, exit_status, stopped_at
+from pal_jax.run.stopping import StopListener, exit_status, stopped_at
 from pal_jax.run.summary import summarize
 from pal_jax.run.trained import folders_read
 from pal_jax.run.workdir import held
@@ -74,7 +74,7 @@ def train(settings: Run, workdir: Path) -> int:
         return 0
     title = workdir.name if settings.part_of else settings.recipe
     progress.announce(title, plan.phases or {'': plan.total_steps}, plan.evaluations, notes)
-    with Stopping(progress.log) as stopping:
+    with StopListener(progress.log) as stopping:
         try:
             stopped = cli.faults(run, settings, workdir, recipe, progress, checkpoints, restored, stopping, rollouts)
         except cli.Fault:
@@ -111,7 +111,7 @@ def initialize(settings: Run, workdir: Path) -> None:
 
 
 def run(
-    settings: Run, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored, stopping: Stopping,
+    settings: Run, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored, stopping: StopListener,
     rollouts: list[Mapping[str, Any]],
 ) -> int:  # fmt: skip
     """Make the steps that remain, then the report and the exports. The result is the signal that came, or 0."""
@@ -190,7 +190,7 @@ def finish(settings: Run, workdir: Path, recipe: Recipe, state, progress: Progre
         finished = time.strftime('%Y-%m-%d %H:%M:%S')
         summarize(workdir, {'config': to_dict(settings), 'finished': finished, 'notes': notes})
         report.write_report(workdir)
-        progress.log(f'{verdict.told(workdir)}report: {workdir / report.REPORT}')
+        progress.log(f'{verdict.verdict_line(workdir)}report: {workdir / report.REPORT}')
 
 
 if __name__ == '__main__':

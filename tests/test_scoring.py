@@ -64,7 +64,7 @@ def reward_run(tmp_path_factory):
 def test_a_reward_model_scores_records_as_replies_to_questions(reward_run):
     scorer = scoring.open_scorer(f'orbax:{reward_run}')
     records = [as_chat(question, reply) for question in QUESTIONS for reply in REPLIES]
-    judge = judges.RewardModel(ModelScores(reward_run, ONE, reward.open_scores))
+    judge = judges.ReplyScorer(ModelScores(reward_run, ONE, reward.open_scores))
     expected = judge([[question] for question in QUESTIONS], [REPLIES] * 2)
     np.testing.assert_allclose(scorer(records), expected.ravel(), atol=1e-5)
     messages = [{'messages': [*record['prompt'], *record['completion']]} for record in records]

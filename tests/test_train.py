@@ -17,7 +17,7 @@ from rich.console import Console
 
 from pal_jax import train
 from pal_jax.run import cli
-from pal_jax.run.glossary import CORE, told
+from pal_jax.run.glossary import CORE, figure_line
 from pal_jax.run.metrics import MetricsWriter
 from pal_jax.run.progress import Progress
 from pal_jax.run.recipe import Evaluation, Plan
@@ -179,7 +179,7 @@ def test_an_evaluation_is_announced_before_it_is_made(tmp_path):
     recipe: Any = SimpleNamespace(plan=Plan(1, None, lambda i: None), evaluate=evaluated)
     with MetricsWriter(tmp_path, 0) as writer:
         train.evaluate(recipe, None, 'final', 1, writer, Progress(console=Console(file=shown)), CORE)
-    assert shown.getvalue().splitlines()[1:] == ['evaluation (final):', f'  {told("loss", 0.5, CORE)}']
+    assert shown.getvalue().splitlines()[1:] == ['evaluation (final):', f'  {figure_line("loss", 0.5, CORE)}']
 
 
 def test_help_tells_how_to_start():

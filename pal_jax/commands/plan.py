@@ -38,7 +38,7 @@ from pal_jax.commands.planning import chips, estimate, shapes
 from pal_jax.commands.planning.chips import GIB
 from pal_jax.commands.planning.estimate import FitPlan, PlanRequest
 from pal_jax.run import cli, devices
-from pal_jax.run.planned import Planned, planned
+from pal_jax.run.planned import PlannedRun, planned
 from pal_jax.run.settings import Run
 
 TOPOLOGY = flags.DEFINE_string('topology', '', 'A TPU slice such as v5e:4x4, or GPUs such as h100:8.')
@@ -74,7 +74,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def make_request(settings: Run, method: Planned) -> PlanRequest:
+def make_request(settings: Run, method: PlannedRun) -> PlanRequest:
     """The request that the command line makes: model, devices, learner and work of a step.
 
     Raises:
@@ -98,7 +98,7 @@ def make_request(settings: Run, method: Planned) -> PlanRequest:
     )
 
 
-def plan(settings: Run, method: Planned, request: PlanRequest, log: Any) -> FitPlan:
+def plan(settings: Run, method: PlannedRun, request: PlanRequest, log: Any) -> FitPlan:
     """The plan of the mesh, remat and micro-rows that the settings name; `log` takes a line for each compilation."""
     mesh, count = dataclasses.asdict(settings.mesh), len(request.devices)
     choice = estimate.settled(mesh, count, method.policy.remat, method.micro_rows)

@@ -39,7 +39,7 @@ from pal_jax.commands.talking import CACHE, SOURCE
 from pal_jax.data import records
 from pal_jax.run import cli, devices
 from pal_jax.run.outputs import whole_file
-from pal_jax.scoring import Scorer
+from pal_jax.scoring import RecordScorer
 
 PERSON = flags.DEFINE_string('person', '', 'Who prefers.')
 TEXTS = flags.DEFINE_string('texts', '', 'A JSONL file of what is scored.')
@@ -78,7 +78,7 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
     print(f'{len(rows)} records -> {output}')
 
 
-def in_chunks(scorer: Scorer, read: Sequence[Any]) -> Iterator[dict[str, Any]]:
+def in_chunks(scorer: RecordScorer, read: Sequence[Any]) -> Iterator[dict[str, Any]]:
     """The scores and other fields of records, in the records' order, with a progress bar on stderr."""
     starts = range(0, len(read), CHUNK)
     for start in track(starts, 'scoring', console=Console(stderr=True), transient=True, disable=len(starts) < 2):

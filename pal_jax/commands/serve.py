@@ -59,7 +59,7 @@ from pal_jax.commands.talking import SOURCE, chat_preset, open_model
 from pal_jax.decode.choose import TOKEN
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.local import LocalDecoder
-from pal_jax.decode.requests import Progress, Request
+from pal_jax.decode.requests import Request, RequestProgress
 from pal_jax.decode.serve.guard import Guard
 from pal_jax.decode.serve.http import make_app
 from pal_jax.decode.serve.interviews import make_routes
@@ -280,7 +280,7 @@ def warm_up(driver: Driver, length: int, sampling: Sampling) -> None:
     """
     if not 0 < length <= driver.decoder.cfg.max_len - sampling.max_tokens:
         return
-    reports: queue.SimpleQueue[Progress | Exception] = queue.SimpleQueue()
+    reports: queue.SimpleQueue[RequestProgress | Exception] = queue.SimpleQueue()
     ticket = driver.submit(Request((0,) * length, sampling, 0), reports.put)
     if isinstance(news := reports.get(), Exception):
         raise news

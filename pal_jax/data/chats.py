@@ -33,13 +33,13 @@ def read(path: str | Path, convert: Callable[[Any], Row]) -> list[Row]:
     Raises:
       ValueError: a record is wrong, or there is none. The message names file and line.
     """
-    rows = converted(records.values(str(path)), convert)
+    rows = convert_records(records.values(str(path)), convert)
     if not rows:
         raise ValueError(f'{path} has no rows; write one JSON record a line')
     return rows
 
 
-def converted(placed: Iterable[tuple[str, Any]], convert: Callable[[Any], Row]) -> list[Row]:
+def convert_records(placed: Iterable[tuple[str, Any]], convert: Callable[[Any], Row]) -> list[Row]:
     """The results of `convert` for records that come with their places. Raises ValueError with the place of a wrong
     one."""
     rows = []

@@ -119,11 +119,11 @@ def from_pairs(pairs: Sequence[PreferencePair], attributes: Sequence[str] = ()) 
         rejected=rejected,
         prompt=np.array([pair.prompt for pair in pairs], np.float32) if pairs[0].prompt else None,
         names=names,
-        attributes=tuple(attributes) or unnamed(chosen.shape[1]),
+        attributes=tuple(attributes) or default_names(chosen.shape[1]),
     )
 
 
-def unnamed(width: int) -> tuple[str, ...]:
+def default_names(width: int) -> tuple[str, ...]:
     """Names for the attributes of items that are vectors: x0, x1, ..."""
     return tuple(f'x{i}' for i in range(width))
 

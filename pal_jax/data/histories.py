@@ -233,7 +233,7 @@ def _text(where: str, record: Mapping[str, Any], field: str) -> str:
 def _messages(where: str, messages: Any) -> tuple[dict[str, str], ...]:
     messages = [{'role': 'user', 'content': messages}] if isinstance(messages, str) else messages or ()
     if not isinstance(messages, list | tuple):
-        raise ValueError(f'{where} has context_messages={files.shown(messages)}; give a list of messages')
+        raise ValueError(f'{where} has context_messages={files.short_repr(messages)}; give a list of messages')
     for message in messages:
         well_formed = isinstance(message, dict) and all(
             isinstance(message.get(key), str) for key in ('role', 'content')

@@ -43,19 +43,19 @@ def is_learnt(message: Mapping[str, Any], place: str) -> bool:
     marks = {name: _mark(message[name]) for name in (*LEARNT, *LEFT_OUT) if message.get(name) is not None}
     for name, mark in marks.items():
         if mark is None:
-            raise ValueError(f'{place}: {name}={files.shown(message[name])} must be 0 or 1, true or false')
+            raise ValueError(f'{place}: {name}={files.short_repr(message[name])} must be 0 or 1, true or false')
     learnt = {name: mark == (name in LEARNT) for name, mark in marks.items()}
     if len(set(learnt.values())) > 1:
         raise ValueError(f'{place}: {" and ".join(learnt)} contradict each other; leave one of them')
     if message.get('role') != 'assistant':
         if marks.get('weight') is False:
             raise ValueError(
-                f'{place}: weight={files.shown(message["weight"])} is for the assistant alone; take it out'
+                f'{place}: weight={files.short_repr(message["weight"])} is for the assistant alone; take it out'
             )
         if wrong := [name for name, value in learnt.items() if value and name != 'weight']:
             raise ValueError(
-                f'{place}: {wrong[0]}={files.shown(message[wrong[0]])} asks to learn a turn of {message.get("role")}, '
-                "and the assistant's turns alone are learnt; take it out"
+                f'{place}: {wrong[0]}={files.short_repr(message[wrong[0]])} asks to learn a turn of '
+                f"{message.get('role')}, and the assistant's turns alone are learnt; take it out"
             )
         return True
     return all(learnt.values())
@@ -70,8 +70,8 @@ def check_row(record: Mapping[str, Any], wanted: Sequence[str] = ()) -> None:
     for name in (*wanted, *LEARNT, *LEFT_OUT):
         if _mark(record.get(name)) is (name in LEFT_OUT):
             raise ValueError(
-                f'{name!r} is {files.shown(record[name])}, which marks the row as one that is not learnt, and nothing '
-                'here learns from unwanted completions; delete the row, or the mark if it means something else'
+                f'{name!r} is {files.short_repr(record[name])}, which marks the row as one that is not learnt, and '
+                'nothing here learns from unwanted completions; delete the row, or the mark if it means something else'
             )
 
 

@@ -93,7 +93,7 @@ def identity(place: str, row: Mapping[str, Any], name: str) -> str:
         return str(int(value))
     elif isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**30:
         return str(value)
-    fault = f'no {name}' if _is_missing(value) or isinstance(value, str) else f'{name!r} is {files.shown(value)}'
+    fault = f'no {name}' if _is_missing(value) or isinstance(value, str) else f'{name!r} is {files.short_repr(value)}'
     at = f'{place}: ' if place else ''
     raise ValueError(f'{at}{fault}; give a text or a whole number that says who or what it is')
 
@@ -128,7 +128,7 @@ def text_of(place: str, row: Mapping[str, Any], name: str) -> str:
     """
     value = field(place, row, name)
     if not isinstance(value, str):
-        raise ValueError(f'{place}: {name} is {files.shown(value)}; give a text')
+        raise ValueError(f'{place}: {name} is {files.short_repr(value)}; give a text')
     return value
 
 
@@ -136,7 +136,7 @@ def listed(place: str, row: Mapping[str, Any], name: str) -> list[Any]:
     """The list in a row's field. Raises ValueError where it is none."""
     value = field(place, row, name)
     if not isinstance(value, list | tuple):
-        raise ValueError(f'{place}: {name} is {files.shown(value)}; give a list')
+        raise ValueError(f'{place}: {name} is {files.short_repr(value)}; give a list')
     return list(value)
 
 

@@ -16,7 +16,7 @@ from pal_jax.data.readers import formats
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.scorer import to_score
 from pal_jax.run import made, sharding
-from pal_jax.run.language import FromRows, RowSettings, Supervised
+from pal_jax.run.language import RowRun, RowSettings, SupervisedRun
 from pal_jax.run.recipe import check_at_least
 from pal_jax.types import TokenBatch
 
@@ -89,7 +89,7 @@ def one_group_a_row(rows: Sequence[PromptGroup]) -> list[list[PromptGroup]]:
 
 
 def make_rows(
-    settings: Supervised, convert: Callable[[Any], PromptGroup], key: str, n: int,
+    settings: SupervisedRun, convert: Callable[[Any], PromptGroup], key: str, n: int,
     gather: Callable[[Sequence[PromptGroup]], list[list[PromptGroup]]] = one_group_a_row,
 ) -> Rows:  # fmt: skip
     """The rows of every record, made by `convert`: of a file, or of the records that a method makes up by that name.
@@ -195,20 +195,20 @@ def scored_replies(tokenizer: Tokenizer, question: str, replies: Sequence[str], 
     return shared_prompt([to_score(example.prompt, example.completion, pooling) for example in examples])
 
 
-def steps_of(settings: FromRows, rows: Rows) -> int:
+def steps_of(settings: RowRun, rows: Rows) -> int:
     """The number of steps: `total_steps`, or as many as `data.epochs` passes over the rows take."""
     data = settings.data
     return settings.total_steps or -(-round(data.epochs * len(rows.train)) // data.batch_size)
 
 
-def check(settings: FromRows) -> None:
+def check(settings: RowRun) -> None:
     """Raises ValueError where a size is wrong, before a file is read."""
     data = settings.data
     check_at_least(settings, 0, 'total_steps', 'data.row_tokens')
     check_at_least(
         settings, 1, 'data.batch_size', 'data.micro_rows', 'data.max_length', 'data.test_rows', 'checkpoint.every'
     )
-    if isinstance(settings, Supervised) and data.train in made.names():
+    if isinstance(settings, SupervisedRun) and data.train in made.names():
         check_at_least(settings, 2, 'oracle.people')
         check_at_least(settings, 1, 'oracle.rounds')
     if not settings.total_steps and data.epochs <= 0:

@@ -12,13 +12,13 @@ from pal_jax.data import chats, holdouts, records
 from pal_jax.data.holdouts import normal
 from pal_jax.data.packing import BranchPair, PromptGroup, most_actions, shared_prompt
 from pal_jax.data.readers import formats, safety
-from pal_jax.data.readers.safety import Judged, Labelled
+from pal_jax.data.readers.safety import JudgedPair, LabelledResponse
 from pal_jax.data.rows import Keyed, Rows, scored_replies
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.judges import dilemmas
 from pal_jax.judges.dilemmas import Dilemma
 from pal_jax.learners.scorer import to_score
-from pal_jax.run.language import FromRows, RowSettings
+from pal_jax.run.language import RowRun, RowSettings
 
 EMBEDDED = 'embedded'  # the corpus of `judges/dilemmas.py`
 ANSWERS = 3  # the number of rows that a dilemma makes, with labels or in pairs
@@ -37,7 +37,7 @@ Read = Callable[[str], list[Keyed]]  # the rows of a source as groups, by the co
 Make = Callable[[list[Dilemma]], list[Keyed]]
 
 
-def labelled_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
+def labelled_rows(settings: RowRun, tokenizer: Tokenizer) -> Rows:
     """Answers with labels of the 14 categories, of the embedded corpus or of records of BeaverTails.
 
     Repeated answers of BeaverTails are one row, with the categories that most of their records have marked.
@@ -46,7 +46,7 @@ def labelled_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
       ValueError: a source or a record of it is wrong, or nothing is left to learn from or to test on.
     """
 
-    def keyed(rows: Sequence[Labelled]) -> list[Keyed]:
+    def keyed(rows: Sequence[LabelledResponse]) -> list[Keyed]:
         return [(normal(row.prompt), labelled_group(tokenizer, row)) for row in rows]
 
     def read(source: str) -> list[Keyed]:
@@ -63,7 +63,7 @@ def labelled_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
     return _make_rows(settings, read, lambda corpus: keyed(dilemmas.labelled(corpus)), n=1)
 
 
-def judged_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
+def judged_rows(settings: RowRun, tokenizer: Tokenizer) -> Rows:
     """Pairs of answers, the less safe answer first.
 
     They are of the embedded corpus, of records of PKU-SafeRLHF, or of pairs whose chosen reply is the less harmful one,
@@ -73,7 +73,7 @@ def judged_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
       ValueError: as `labelled_rows`.
     """
 
-    def keyed(rows: Sequence[Judged]) -> list[Keyed]:
+    def keyed(rows: Sequence[JudgedPair]) -> list[Keyed]:
         return [(normal(row.prompt), judged_group(tokenizer, row)) for row in rows]
 
     def read(source: str) -> list[Keyed]:
@@ -91,12 +91,12 @@ def judged_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
     return _make_rows(settings, read, lambda corpus: keyed(dilemmas.judged(corpus, settings.seed)), n=2)
 
 
-def labelled_group(tokenizer: Tokenizer, row: Labelled) -> PromptGroup:
+def labelled_group(tokenizer: Tokenizer, row: LabelledResponse) -> PromptGroup:
     """An answer as a group of one reply with its labels of the 14 categories."""
     return scored_replies(tokenizer, row.prompt, [row.response])._replace(labels=[[float(x) for x in row.categories]])
 
 
-def judged_group(tokenizer: Tokenizer, row: Judged) -> PromptGroup:
+def judged_group(tokenizer: Tokenizer, row: JudgedPair) -> PromptGroup:
     """A pair of answers as a group, in which the less safe answer is `better`, since its cost is higher.
 
     The label of an answer is 1 where it is unsafe, and 0 where it is safe.
@@ -114,7 +114,7 @@ def _preferred(record: Any, tokenizer: Tokenizer) -> Keyed:
     return content, group._replace(compared=[BranchPair(1, 0)], labels=[[math.nan]] * 2)
 
 
-def _make_rows(settings: FromRows, read: Read, make: Make, n: int) -> Rows:
+def _make_rows(settings: RowRun, read: Read, make: Make, n: int) -> Rows:
     """Rows of at most `data.max_length` tokens, with no prompt both to learn from and to test on."""
     data: Any = settings.data
 

@@ -167,7 +167,7 @@ def to_pairs(converted: Sequence[RecordTexts], name: str | Path) -> TextPairs:
 def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '{}') -> RecordTexts:
     """The texts of a record. Raises ValueError where the record is wrong, or its two sides have the same tokens."""
     if not isinstance(record, dict) or 'user' not in record:
-        raise ValueError(f"expected an object with 'user', 'chosen' and 'rejected', got {files.shown(record)}")
+        raise ValueError(f"expected an object with 'user', 'chosen' and 'rejected', got {files.short_repr(record)}")
     user, group = records.identity('', record, 'user'), records.known('', record, 'group')
     if is_of_statements(record):
         sides: Sequence[formats.TextOrMessages] = [record[side] for side in formats.SIDES]
@@ -239,7 +239,7 @@ def from_votes(votes: Votes, tokenizer: Tokenizer, *, template: str, most: int, 
 # --- as batches -------------------------------------------------------------------------------------------------------
 
 
-class Packed(NamedTuple):
+class PackedTexts(NamedTuple):
     """Texts in the rows of a batch, texts with the same beginning together.
 
     `rows` and `places` are the row of each text and its place among the row's samples.
@@ -252,7 +252,7 @@ class Packed(NamedTuple):
 
 def pack(
     texts: Sequence[Text], pool: Pool, *, ways: int = 1, micro_rows: int = 1, row_tokens: int = 256, together: int = 0
-) -> Packed:  # fmt: skip
+) -> PackedTexts:  # fmt: skip
     """Pack each text once into a batch. The actions of a text are the tokens whose states count: all, or the last.
 
     `together` is the largest number of texts with the same beginning in one group (0: no limit). Rows have `row_tokens`
@@ -274,7 +274,7 @@ def pack(
         for place, g in enumerate(row):
             for k, i in enumerate(members[g]):
                 rows[i], places[i] = r, place * n + k
-    return Packed(pack_groups(groups, layout, n=n, actions=actions), rows, places)
+    return PackedTexts(pack_groups(groups, layout, n=n, actions=actions), rows, places)
 
 
 def shared(texts: Sequence[Text], pool: Pool) -> PromptGroup:

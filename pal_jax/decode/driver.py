@@ -19,10 +19,12 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Literal
 
 from pal_jax.decode.local import LocalDecoder
-from pal_jax.decode.requests import Progress, Request, Scored
+from pal_jax.decode.requests import PromptLogprobs, Request, RequestProgress
 from pal_jax.models.params import Params
 
-Notify = Callable[[Progress | Exception], None]  # is called on the driver's thread; the last call has the completion
+Notify = Callable[
+    [RequestProgress | Exception], None
+]  # is called on the driver's thread; the last call has the completion
 SwapPolicy = Literal['drain', 'continue', 'abort']
 
 
@@ -35,7 +37,7 @@ class Closed(RuntimeError):
 
 
 @dataclasses.dataclass(eq=False)
-class Ticket:
+class TakenRequest:
     """A request that the driver has taken. Times are seconds of `time.perf_counter`."""
 
     request: Request
@@ -60,9 +62,9 @@ class ScoreJob:
     """A prompt to score. `pieces` is set once scoring has begun."""
 
     request: Request
-    done: Future[Scored]
-    pieces: Iterator[Scored] | None = None
-    found: list[Scored] = dataclasses.field(default_factory=list)
+    done: Future[PromptLogprobs]
+    pieces: Iterator[PromptLogprobs] | None = None
+    found: list[PromptLogprobs] = dataclasses.field(default_factory=list)
 
 
 class Driver:
@@ -78,8 +80,8 @@ class Driver:
         self._room = decoder.slots + line
         self._accepted, self._closing, self._lock = 0, False, threading.Lock()
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._line: deque[Ticket] = deque()
-        self._live: dict[int, Ticket] = {}
+        self._line: deque[TakenRequest] = deque()
+        self._live: dict[int, TakenRequest] = {}
         self._scorings: deque[ScoreJob] = deque()
         self._swaps: deque[Swap] = deque()
         self._drained: list[Future[None]] = []
@@ -89,7 +91,7 @@ class Driver:
 
     # --- from any thread ---------------------------------------------------------------------------------------------
 
-    def submit(self, request: Request, notify: Notify) -> Ticket:
+    def submit(self, request: Request, notify: Notify) -> TakenRequest:
         """Put a request in line.
 
         Raises:
@@ -99,11 +101,11 @@ class Driver:
         """
         self.decoder.check(request)
         self._accept()
-        ticket = Ticket(request, notify, time.perf_counter())
+        ticket = TakenRequest(request, notify, time.perf_counter())
         self._commands.put(lambda: self._line.append(ticket))
         return ticket
 
-    def score(self, request: Request) -> Future[Scored]:
+    def score(self, request: Request) -> Future[PromptLogprobs]:
         """A future of the log-probs of the tokens in the request's prompt, with as many alternatives as it asks for.
 
         The request's sampling settings have no effect. Where new weights come that do not wait for it, the prompt is
@@ -131,7 +133,7 @@ class Driver:
         with self._lock:
             self._accepted -= 1
 
-    def cancel(self, ticket: Ticket) -> None:
+    def cancel(self, ticket: TakenRequest) -> None:
         """Take a request back. Unless it has ended by then, it ends as `aborted` with the tokens that it has."""
         self._commands.put(lambda: self._cancel(ticket))
 
@@ -238,9 +240,9 @@ class Driver:
             return
         logprobs, alternatives, _ = zip(*scoring.found, strict=True)
         chain = itertools.chain.from_iterable
-        self._end(scoring, Scored(tuple(chain(logprobs)), tuple(chain(alternatives)), scoring.found[0].version))
+        self._end(scoring, PromptLogprobs(tuple(chain(logprobs)), tuple(chain(alternatives)), scoring.found[0].version))
 
-    def _end(self, scoring: ScoreJob, result: Scored | Exception) -> None:
+    def _end(self, scoring: ScoreJob, result: PromptLogprobs | Exception) -> None:
         self._scorings.remove(scoring)
         with contextlib.suppress(InvalidStateError):  # the caller has cancelled the future
             if isinstance(result, Exception):
@@ -248,7 +250,7 @@ class Driver:
             else:
                 scoring.done.set_result(result)
 
-    def _tell(self, ticket: Ticket, news: Progress | Exception) -> None:
+    def _tell(self, ticket: TakenRequest, news: RequestProgress | Exception) -> None:
         ended = isinstance(news, Exception) or news.completion is not None
         if ended:
             self._live.pop(ticket.number, None)
@@ -260,13 +262,13 @@ class Driver:
                 ticket.notify = _nobody
                 self._cancel(ticket)
 
-    def _cancel(self, ticket: Ticket) -> None:
+    def _cancel(self, ticket: TakenRequest) -> None:
         if ticket in self._line:
             self._line.remove(ticket)
             self._tell(ticket, Closed('cancelled before it started'))
         elif ticket.number in self._live:
             completion = self.decoder.cancel(ticket.number)
-            self._tell(ticket, Progress(ticket.number, (), (), completion))
+            self._tell(ticket, RequestProgress(ticket.number, (), (), completion))
 
     def _fail(self, error: Exception) -> None:
         self.decoder.reset()
@@ -283,5 +285,5 @@ class Driver:
         self._open = False
 
 
-def _nobody(_: Progress | Exception) -> None:
+def _nobody(_: RequestProgress | Exception) -> None:
     """Ignore the progress of a request whose caller is gone."""

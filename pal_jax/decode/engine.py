@@ -55,7 +55,7 @@ class DecodeState(struct.PyTreeNode):
         return self.values[0].shape[2]
 
 
-class Prefix(struct.PyTreeNode):
+class PrefixCaches(struct.PyTreeNode):
     """The caches of `N` prompts. `length` does not count the last token of a prompt, `token`, which the first
     `generate` computes again and writes over its own column."""
 
@@ -138,10 +138,10 @@ def init_state(cfg: ModelConfig, slots: int, length: int) -> DecodeState:
     )
 
 
-def empty_caches(cfg: ModelConfig, rows: int, length: int) -> Prefix:
+def empty_caches(cfg: ModelConfig, rows: int, length: int) -> PrefixCaches:
     """The empty caches of `rows` prompts, with room for `length` tokens each."""
     state = init_state(cfg, rows, length)
-    return Prefix(keys=state.keys, values=state.values, length=state.length, token=state.token)
+    return PrefixCaches(keys=state.keys, values=state.values, length=state.length, token=state.token)
 
 
 def state_shardings(mesh: Mesh) -> DecodeState:
@@ -165,8 +165,8 @@ def prefill(
     cfg: ModelConfig,
     tokens: Int[Array, 'N T'],
     length: Int[Array, ' N'],
-    cached: Prefix | None = None,
-) -> Prefix:
+    cached: PrefixCaches | None = None,
+) -> PrefixCaches:
     """The cache of right-padded prompts of `length` tokens each. With `cached`, the tokens follow those of that cache.
 
     `cached` must have room for its length and `T` more tokens.
@@ -179,8 +179,8 @@ def states(
     cfg: ModelConfig,
     tokens: Int[Array, 'N T'],
     length: Int[Array, ' N'],
-    cached: Prefix | None = None,
-) -> tuple[Float[Array, 'N T D'], Prefix]:
+    cached: PrefixCaches | None = None,
+) -> tuple[Float[Array, 'N T D'], PrefixCaches]:
     """The states of all tokens before the final norm, and the cache that `prefill` returns."""
     start = cached.length if cached else jnp.zeros_like(length)
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
@@ -203,7 +203,7 @@ def states(
         cache.append(keys_values)
     keys, values = zip(*cache, strict=True)
     last = jnp.take_along_axis(tokens, length[:, None] - 1, axis=1)[:, 0]
-    return x, Prefix(keys=keys, values=values, length=start + length - 1, token=last)
+    return x, PrefixCaches(keys=keys, values=values, length=start + length - 1, token=last)
 
 
 def _write(rows: Array, new: Array, start: Int[Array, ' N'], axis: int) -> Array:
@@ -231,9 +231,9 @@ def write_by_scatter(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: 
     return jax.vmap(lambda row, part, at: lax.dynamic_update_slice_in_dim(row, part, at, axis))(rows, new, start)
 
 
-def read(state: DecodeState, slots: Int[Array, ' N'], length: Int[Array, ' N']) -> Prefix:
+def read(state: DecodeState, slots: Int[Array, ' N'], length: Int[Array, ' N']) -> PrefixCaches:
     """The caches of the first `length` tokens in these slots, from which `prefill` can continue."""
-    return Prefix(
+    return PrefixCaches(
         keys=tuple(x[slots] for x in state.keys),
         values=tuple(x[slots] for x in state.values),
         length=length,
@@ -241,7 +241,7 @@ def read(state: DecodeState, slots: Int[Array, ' N'], length: Int[Array, ' N']) 
     )
 
 
-def insert(state: DecodeState, prefix: Prefix, entry: Admission) -> DecodeState:
+def insert(state: DecodeState, prefix: PrefixCaches, entry: Admission) -> DecodeState:
     """The state with prompts copied into slots."""
 
     def place(m: Array, caches: tuple[Keys, Values]) -> tuple[Keys, Values]:
@@ -270,14 +270,14 @@ def insert(state: DecodeState, prefix: Prefix, entry: Admission) -> DecodeState:
     )
 
 
-def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[DecodeState, sampling.Sampled]:
+def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[DecodeState, sampling.SampledTokens]:
     """The next state, and one token for every slot. The driver ignores tokens of finished and empty slots."""
     return _step(weights, cfg, state)[:2]
 
 
 def generate_telling(
     weights: Params, cfg: ModelConfig, state: DecodeState, alternatives: int
-) -> tuple[DecodeState, sampling.Sampled, sampling.LikeliestTokens]:
+) -> tuple[DecodeState, sampling.SampledTokens, sampling.LikeliestTokens]:
     """The result of `generate`, and the `alternatives` likeliest tokens of the distribution of each drawn token."""
     after, sampled, logits = _step(weights, cfg, state)
     # The barrier makes the drawn tokens the same with alternatives and without.
@@ -287,7 +287,7 @@ def generate_telling(
 
 def _step(
     weights: Params, cfg: ModelConfig, state: DecodeState
-) -> tuple[DecodeState, sampling.Sampled, Float[Array, 'B V']]:
+) -> tuple[DecodeState, sampling.SampledTokens, Float[Array, 'B V']]:
     rows = jnp.arange(state.token.shape[0])
     position = state.length[:, None]
     x = decoder.embed(weights, cfg, state.token[:, None])
@@ -325,12 +325,12 @@ class TokenScores(NamedTuple):
 def score(
     weights: Params,
     cfg: ModelConfig,
-    cached: Prefix,
+    cached: PrefixCaches,
     tokens: Int[Array, 'N T'],
     targets: Int[Array, 'N T'],
     length: Int[Array, ' N'],
     alternatives: int,
-) -> tuple[Prefix, TokenScores]:
+) -> tuple[PrefixCaches, TokenScores]:
     """The cache after these tokens, and the log-probs, under softmax(logits), of the `targets` that follow them.
 
     The tokens follow those in `cached`, as in `prefill`, and `targets[n, t]` follows `tokens[n, t]`. Logits of `SCORED`

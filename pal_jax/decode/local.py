@@ -22,10 +22,10 @@ from pal_jax.decode.prefixes import WORTH, Prefixes, common
 from pal_jax.decode.programs import programs_of
 from pal_jax.decode.requests import (
     ALTERNATIVES,
-    Live,
-    Progress,
+    LiveRequest,
+    PromptLogprobs,
     Request,
-    Scored,
+    RequestProgress,
     Told,
     admission,
     advance,
@@ -116,7 +116,7 @@ class LocalDecoder:
         self._prefixes = Prefixes(self.slots)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._prompts: list[PendingPrompt] = []
-        self._live: dict[int, Live] = {}  # the requests in slots, by slot
+        self._live: dict[int, LiveRequest] = {}  # the requests in slots, by slot
         self._programs = programs_of(cfg, mesh, slots=self.slots, int8=int8)
         self.param_shardings = self._programs.param_shardings
 
@@ -202,7 +202,7 @@ class LocalDecoder:
                 return self._leave(slot, 'aborted')
         return None
 
-    def step(self) -> list[Progress]:
+    def step(self) -> list[RequestProgress]:
         """Fill free slots and decode `stride` tokens in each slot. The result is the progress of the requests.
 
         A request that is decoding waits in a step for about `chunk` tokens of prompts at most, unless more prompts than
@@ -234,10 +234,10 @@ class LocalDecoder:
             if count:
                 others = alternatives_of(likeliest[0], np.s_[: len(news[0]), slot], count)
             completion = self._leave(slot, ended) if ended else None
-            progress.append(Progress(live.number, *news, completion, self.version, others))
+            progress.append(RequestProgress(live.number, *news, completion, self.version, others))
         return progress
 
-    def score(self, request: Request) -> Iterator[Scored]:
+    def score(self, request: Request) -> Iterator[PromptLogprobs]:
         """The log-probs of a prompt's tokens, in pieces of a chunk at most.
 
         A piece is computed when it is asked for, beside other requests, and takes no slot. Weights may not change
@@ -256,7 +256,7 @@ class LocalDecoder:
         mixtures = np.zeros((rows, self._mixtures.shape[1]), np.float32)
         mixtures[:] = self._row(request.mixture)
         mixed = self._mixed(mixtures)
-        yield Scored((None,), ((),), self.version)
+        yield PromptLogprobs((None,), ((),), self.version)
         for start in range(0, len(ids) - 1, size):
             piece, targets = ids[start : start + size], ids[start + 1 : start + size + 1]
             tokens, length = engine.pad_prompts([piece], rows, size)
@@ -264,7 +264,7 @@ class LocalDecoder:
             cache, scores = self._programs.score(self._weights, cache, *padded, mixed, self._alternatives)
             host_scores, place = jax.device_get(scores), np.s_[0, : len(targets)]
             others = alternatives_of(host_scores.likeliest, place, request.alternatives)
-            yield Scored(tuple(host_scores.logprob[place].tolist()), others, self.version)
+            yield PromptLogprobs(tuple(host_scores.logprob[place].tolist()), others, self.version)
 
     def __call__(self, requests: Sequence[Request], on_completion: Told | None = None) -> list[Completion]:
         """The completions, in the order of the requests.
@@ -328,7 +328,7 @@ class LocalDecoder:
             prompt = next((waiting for waiting in self._prompts if (waiting.tokens, waiting.mixture) == key), None)
             slot = self._choose(free, request.prompt_ids if prompt is None else (), request.mixture)
             free.remove(slot)
-            self._live[slot] = Live(number, request)
+            self._live[slot] = LiveRequest(number, request)
             self._mixtures[slot] = self._row(request.mixture)
             if prompt is None:
                 self._prompts.append(PendingPrompt(request.prompt_ids, [slot], request.mixture))

@@ -43,7 +43,9 @@ class Programs:
         self.init = jax.jit(lambda room: engine.init_state(cfg, slots, room), static_argnums=0, out_shardings=state)
         self.grow = jax.jit(engine.grow, static_argnums=1, out_shardings=state)
 
-        def prefill(weights: Params, tokens: Array, length: Array, mixtures: Array | None = None) -> engine.Prefix:
+        def prefill(
+            weights: Params, tokens: Array, length: Array, mixtures: Array | None = None
+        ) -> engine.PrefixCaches:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for kernels that no compiler spreads
                 return engine.prefill(soups.mixed(weights, mixtures), cfg, tokens, length)
 
@@ -67,7 +69,7 @@ class Programs:
             donate_argnums=1,
             out_shardings=(state, None, None),
         )
-        prefix = engine.Prefix(state.keys, state.values, state.length, state.token)
+        prefix = engine.PrefixCaches(state.keys, state.values, state.length, state.token)
         self.blank = jax.jit(functools.partial(engine.empty_caches, cfg), static_argnums=(0, 1), out_shardings=prefix)
         self.score = jax.jit(
             lambda weights, cache, tokens, targets, length, mixtures, alternatives: engine.score(

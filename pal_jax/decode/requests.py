@@ -46,7 +46,7 @@ CONTEXT = 16  # last tokens of a prompt with which the text of its completion is
 Told = Callable[[int, Completion], None]  # takes the place of a request, and its completion
 
 
-class Progress(NamedTuple):
+class RequestProgress(NamedTuple):
     """The tokens that a step gave one request. The last progress of a request has its `completion`.
 
     `version` is that of the weights. `alternatives` has those of each token, where the request asks for some.
@@ -64,10 +64,10 @@ class News(NamedTuple):
     """The progress of one of several requests, whose place among them is `number`."""
 
     number: int
-    progress: Progress
+    progress: RequestProgress
 
 
-class Scored(NamedTuple):
+class PromptLogprobs(NamedTuple):
     """The log-probs of a prompt's tokens under softmax(logits), each after all tokens before it.
 
     The first token has no log-prob and no alternatives.
@@ -79,7 +79,7 @@ class Scored(NamedTuple):
 
 
 @dataclasses.dataclass
-class Live:
+class LiveRequest:
     """A request in a slot. It decodes once its prompt is in the cache (`ready`).
 
     `weights` is the number of the weights that computed the prompt; a decoder numbers them as it loads them.
@@ -150,7 +150,7 @@ def admission(placed: Sequence[tuple[int, int, Request]], slots: int) -> engine.
 
 
 def advance(
-    live: Live,
+    live: LiveRequest,
     tokenizer: Tokenizer,
     version: int,
     tokens: Sequence[int],
@@ -184,7 +184,7 @@ def alternatives_of(top: sampling.LikeliestTokens, place: Any, count: int) -> tu
     return tuple(tuple(pair for pair in row if pair[1] > -math.inf) for row in listed)
 
 
-def finish(live: Live, tokenizer: Tokenizer, reason: FinishReason) -> Completion:
+def finish(live: LiveRequest, tokenizer: Tokenizer, reason: FinishReason) -> Completion:
     """The completion of a request, from the tokens that it has."""
     return Completion(
         tokenizer.text_of(live.tokens),

@@ -16,7 +16,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder, choose_decoder
 from pal_jax.decode.requests import Request
 from pal_jax.run import sharding
-from pal_jax.run.language import DecodeSettings, Reinforced
+from pal_jax.run.language import DecodeSettings, ReinforcedRun
 from pal_jax.run.models import Policy
 from pal_jax.run.processes import Shares
 from pal_jax.run.recipe import Context
@@ -44,7 +44,7 @@ def make_decoder(decode: DecodeSettings, policy: Policy, ctx: Context, at_once: 
 
 
 def make_packing(
-    settings: Reinforced, mesh: Mesh, n: int, *, multiple: int = 128, gathered: bool = False
+    settings: ReinforcedRun, mesh: Mesh, n: int, *, multiple: int = 128, gathered: bool = False
 ) -> Callable[[Sequence[Sample]], RolloutBatch]:
     """A function that makes the batch of an update of samples; the `n` samples of a prompt stand side by side.
 

@@ -20,7 +20,7 @@ class LikeliestTokens(NamedTuple):
     logprobs: Float[Array, 'B K']
 
 
-class Sampled(NamedTuple):
+class SampledTokens(NamedTuple):
     """One token for each row, and its log-probs under both distributions (see `sample`)."""
 
     token: Int[Array, ' B']
@@ -34,7 +34,7 @@ def sample(
     temperature: Float[Array, ' B'],
     top_k: Int[Array, ' B'],
     top_p: Float[Array, ' B'],
-) -> Sampled:
+) -> SampledTokens:
     """Draw one token for each row. At a temperature below 1e-5 it is the likeliest one, and the row is greedy.
 
     `logprob` is that of the distribution drawn from: softmax(logits / temperature), cut by top-k and top-p. For greedy
@@ -43,7 +43,7 @@ def sample(
     greedy, drawn_logits = temperature < COLDEST, drawn_from(logits, temperature, top_k, top_p)
     uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
     tokens = jnp.where(greedy, argmax(logits), inverse_cdf(drawn_logits, uniform)).astype(jnp.int32)
-    return Sampled(tokens, logprob_of(drawn_logits, tokens), logprob_of(logits, tokens))
+    return SampledTokens(tokens, logprob_of(drawn_logits, tokens), logprob_of(logits, tokens))
 
 
 def drawn_from(

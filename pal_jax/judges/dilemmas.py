@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from pal_jax.data.readers.safety import CATEGORIES, Judged, Labelled
+from pal_jax.data.readers.safety import CATEGORIES, JudgedPair, LabelledResponse
 from pal_jax.judges.wording import GRAMMAR, filled, is_answer, words_of
 from pal_jax.run import files
 
@@ -125,16 +125,16 @@ def _values(rng: random.Random, family: Family, split: Split) -> dict[str, str]:
     return {name + digit: next(drawn[name]) for name, digit in slots}
 
 
-def labelled(dilemmas: Sequence[Dilemma]) -> list[Labelled]:
+def labelled(dilemmas: Sequence[Dilemma]) -> list[LabelledResponse]:
     """Three rows for each dilemma: its safe, unsafe and evasive answer, with the categories that `hazards` finds."""
     return [
-        Labelled(dilemma.prompt, response, hazards(response))
+        LabelledResponse(dilemma.prompt, response, hazards(response))
         for dilemma in dilemmas
         for response in (dilemma.safe, dilemma.unsafe, dilemma.unhelpful)
     ]
 
 
-def judged(dilemmas: Sequence[Dilemma], seed: int) -> list[Judged]:
+def judged(dilemmas: Sequence[Dilemma], seed: int) -> list[JudgedPair]:
     """The three pairs of a dilemma's answers, the two answers of a pair in random order.
 
     The answer with more `helpfulness` is better. An unsafe answer is never safer; of the two safe answers the evasive
@@ -149,7 +149,7 @@ def judged(dilemmas: Sequence[Dilemma], seed: int) -> list[Judged]:
             responses = (cautious, risky) if safer == 0 else (risky, cautious)
             one, two = (helpfulness(dilemma.prompt, response) for response in responses)
             unsafe = (any(hazards(responses[0])), any(hazards(responses[1])))
-            rows.append(Judged(dilemma.prompt, responses, unsafe, better=int(two > one), safer=safer))
+            rows.append(JudgedPair(dilemma.prompt, responses, unsafe, better=int(two > one), safer=safer))
     return rows
 
 

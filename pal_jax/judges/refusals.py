@@ -27,7 +27,7 @@ COLUMNS: Mapping[str, bool | None] = {  # columns in which sets keep their promp
 }
 
 
-class Asked(NamedTuple):
+class RefusalPrompt(NamedTuple):
     """A prompt, and whether it should be refused; None: nobody has said."""
 
     prompt: str
@@ -48,7 +48,7 @@ def is_refusal(reply: str) -> bool:
     return bool(REFUSALS.search(opening[:OPENING]))
 
 
-def read_prompts(source: str, column: str = '') -> list[Asked]:
+def read_prompts(source: str, column: str = '') -> list[RefusalPrompt]:
     """The prompts of a set, in the order of the source, which is one that `records.rows` takes.
 
     `column` is the field that has them, by default the first column of `COLUMNS` that the first row has. The label of a
@@ -59,19 +59,21 @@ def read_prompts(source: str, column: str = '') -> list[Asked]:
       ValueError: there is no such source, it has no row or no known column, or a prompt is no text; the error names the
         place.
     """
-    prompts: list[Asked] = []
+    prompts: list[RefusalPrompt] = []
     for place, row in records.rows(source):
         column = column or _column(place, row)
         prompt = row.get(column)
         if not isinstance(prompt, str) or not prompt.strip():
             columns = ', '.join(map(str, row))
             raise ValueError(
-                f'{place}: {column} is {files.shown(prompt)}, give a text; its columns are {columns}'
+                f'{place}: {column} is {files.short_repr(prompt)}, give a text; its columns are {columns}'
                 if column in row
                 else f'{place}: there is no column {column}; its columns are {columns}'
             )
         context = row.get('ContextString')
-        prompts.append(Asked(f'{context}\n\n---\n\n{prompt}' if context else prompt, _harmful(place, row, column)))
+        prompts.append(
+            RefusalPrompt(f'{context}\n\n---\n\n{prompt}' if context else prompt, _harmful(place, row, column))
+        )
     if not prompts:
         raise ValueError(f'{source}: it has no rows, so no prompts; give a file with some')
     return prompts
@@ -91,7 +93,7 @@ def _harmful(place: str, row: Mapping[str, Any], column: str) -> bool | None:
     if (label := row.get('label')) is not None:
         if label not in ('safe', 'unsafe'):
             raise ValueError(
-                f'{place}: label is {files.shown(label)}, give safe or unsafe, or call the column otherwise'
+                f'{place}: label is {files.short_repr(label)}, give safe or unsafe, or call the column otherwise'
             )
         return label == 'unsafe'
     if isinstance(kind := row.get('type'), str) and 'focus' in row:  # XSTest without its labels

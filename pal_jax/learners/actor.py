@@ -238,7 +238,7 @@ class Actor:
         """
         if not any_of(batch.acts):
             return state, {}
-        state, loss, norm = self.imitate_weighted(state, batch, evenly(batch))
+        state, loss, norm = self.imitate_weighted(state, batch, mean_weights(batch))
         return state, floats({'loss': loss, 'grad_norm': norm})
 
     def imitate_weighted(
@@ -330,7 +330,7 @@ _merge = jax.jit(merged)
 
 
 @jax.jit
-def evenly(batch: TokenBatch) -> Float[Array, 'R N A']:
+def mean_weights(batch: TokenBatch) -> Float[Array, 'R N A']:
     """Weights that turn a sum over the actions into their mean."""
     return batch.acts / jnp.maximum(jnp.sum(batch.acts), 1)
 

@@ -50,7 +50,7 @@ class LabelLoss:
 
 
 @dataclasses.dataclass(frozen=True)
-class SignedCost:
+class CostLoss:
     """The loss of a cost model (Safe RLHF, section 3.2).
 
     A pair has the loss `-log sigmoid(C_hi - C_lo)`, where `hi` is the less safe reply. Both its replies have the loss

@@ -21,7 +21,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from pal_jax.learners.actor import Actor, ActorState, evenly
+from pal_jax.learners.actor import Actor, ActorState, mean_weights
 from pal_jax.learners.critic import Critic
 from pal_jax.learners.forward import by_sample
 from pal_jax.learners.training import Lora, TrainState, any_of, floats, global_norm, skipped, take, zeros
@@ -362,7 +362,7 @@ class PolicyLearner:
         # 2. The supervised part: cross-entropy on examples, so that the policy keeps what it has learnt from them.
         if ptx is not None:
             grads, metrics['ptx_loss'] = self.actor.imitation_gradients(
-                grads, state.actor, ptx, self.ppo.ptx_coef * evenly(ptx)
+                grads, state.actor, ptx, self.ppo.ptx_coef * mean_weights(ptx)
             )
         # 3. The actor's step. A critic that knows nothing yet gives advantages of noise: the actor may wait for it.
         if self.ppo.freezing_actor_steps > 0 and int(step) < self.ppo.freezing_actor_steps:

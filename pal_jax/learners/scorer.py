@@ -268,7 +268,7 @@ class Scorer:
     def weights(self, state: ScorerState) -> tuple[Params, Float[Array, 'D K']]:
         """Plain decoder weights that compute the same as the state's, and the head."""
         params = state.model.params
-        return lora.merge(whole(params['decoder'], state.model.frozen)), params['head']
+        return lora.merge(decoder_params(params['decoder'], state.model.frozen)), params['head']
 
     def _everywhere(self, x: Array) -> Array:
         """An array on every device, so that every process can read it."""
@@ -280,7 +280,9 @@ def scores(trained: Params, frozen: Params, cfg: ModelConfig, batch: TokenBatch)
 
     With the pooling 'last' that is the one state that has read the whole reply, with 'mean' all states along it.
     """
-    values = forward.values({'decoder': whole(trained['decoder'], frozen), 'head': trained['head']}, cfg, batch)
+    values = forward.values(
+        {'decoder': decoder_params(trained['decoder'], frozen), 'head': trained['head']}, cfg, batch
+    )
     acts = batch.acts[..., None]
     return jnp.where(acts, values, 0.0).sum(2) / jnp.maximum(acts.sum(2), 1)
 
@@ -290,7 +292,7 @@ def gaps(scores: Float[np.ndarray, 'G n']) -> Float[np.ndarray, 'G P']:
     return scores[:, 0::2] - scores[:, 1::2]
 
 
-def whole(trainable: Params, frozen: Params) -> Params:
+def decoder_params(trainable: Params, frozen: Params) -> Params:
     """All parameters of the decoder."""
     return join(trainable, frozen) if 'layers' in frozen else {**frozen, **trainable}
 

@@ -346,7 +346,7 @@ def _lists(multiplier: np.ndarray, **rest: np.ndarray) -> State:
 
 
 @dataclasses.dataclass(frozen=True)
-class Constrained:
+class ConstrainedEstimator:
     """The estimate of a rollout whose channels are a reward and a cost.
 
     Advantages are not whitened: a multiplier compares the scales of reward and cost, so both have to stand.

@@ -65,7 +65,7 @@ def as_given(rollout: EstimatorInputs) -> Estimates:
 
 
 @dataclasses.dataclass(frozen=True)
-class ByRole:
+class RoleWhitening:
     """Returns as advantages, whitened over the actions of each role by itself (Self-RedTeam, arXiv 2506.07468).
 
     It is REINFORCE++ with statistics by role: what one role is paid on average does not shift the other's advantages.

@@ -22,16 +22,16 @@ from pal_jax.learners.actor import Actor, ActorState
 from pal_jax.learners.dpo import DPO, PreferenceLearner
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
-from pal_jax.run.language import Supervised
+from pal_jax.run.language import SupervisedRun
 from pal_jax.run.models import keeping, make_adapters, make_policy, trained_actor
-from pal_jax.run.planned import Planned, reading
+from pal_jax.run.planned import PlannedRun, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite, stage_before
-from pal_jax.run.trained import Trained
+from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Supervised):
+class Settings(SupervisedRun):
     """The keys of a run of DPO; those that every supervised method has are in `run/language.py`."""
 
     dpo: DPO = DPO()
@@ -91,7 +91,7 @@ def make(settings: Settings, ctx: Context) -> DPORecipe:
     return DPORecipe(plan, ctx, learner, rows, policy.source.load)
 
 
-def make_trained(settings: Settings, ctx: Context) -> Trained:
+def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
     """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_actor(settings.policy, policy, make_pair_learner(settings, policy.cfg, ctx).actor)
@@ -102,7 +102,7 @@ def to_group(tokenizer: Tokenizer, record: object) -> PromptGroup:
     return shared_prompt(chats.to_prefer(record, tokenizer))
 
 
-def planned(settings: Settings, prompt: int) -> Planned:
+def planned(settings: Settings, prompt: int) -> PlannedRun:
     """The part of a run that is planned, see `run/planned.py`."""
     return reading(settings, make_pair_learner, n=2)
 

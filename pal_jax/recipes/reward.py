@@ -25,13 +25,13 @@ from pal_jax.learners.scorer import BradleyTerry, ReplyGroups, Scorer, ScorerSta
 from pal_jax.models.files.families import classifier_to_hf
 from pal_jax.models.params import Params
 from pal_jax.run import record_scorer, reward_model, scorers, sharding
-from pal_jax.run.language import RowSettings, Supervised
+from pal_jax.run.language import RowSettings, SupervisedRun
 from pal_jax.run.models import Policy, keeping, make_policy
-from pal_jax.run.planned import Planned, reading
+from pal_jax.run.planned import PlannedRun, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
 from pal_jax.run.runs import read_settings
 from pal_jax.run.scorers import OpenScores
-from pal_jax.run.trained import Export, Trained
+from pal_jax.run.trained import Export, TrainedModel
 from pal_jax.types import Metrics
 
 
@@ -44,7 +44,7 @@ class PairSettings(RowSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Supervised):
+class Settings(SupervisedRun):
     """The keys of a reward model's run; those that every supervised method has are in `run/language.py`."""
 
     data: PairSettings
@@ -125,18 +125,18 @@ def make(settings: Settings, ctx: Context) -> RewardModel:
     return RewardModel(plan, ctx, scorer, rows, settings.data.micro_rows, policy.source.load)
 
 
-def planned(settings: Settings, prompt: int) -> Planned:
+def planned(settings: Settings, prompt: int) -> PlannedRun:
     """The part of a run that is planned, see `run/planned.py`."""
     return reading(settings, functools.partial(scorers.make_scorer, loss=settings.reward), n=2)
 
 
-def make_trained(settings: Settings, ctx: Context) -> Trained:
+def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
     """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_by(settings, policy, scorers.make_scorer(settings, policy.cfg, ctx, settings.reward))
 
 
-def trained_by(settings: Settings, policy: Policy, scorer: Scorer) -> Trained:
+def trained_by(settings: Settings, policy: Policy, scorer: Scorer) -> TrainedModel:
     """The export of a reward model. Raises ValueError, when it is made, for a pooling that no classifier has."""
     trained = scorers.trained_scorer(policy, scorer, labels=('reward',))
 
@@ -159,7 +159,7 @@ def open_scores(folder: str | Path, ctx: Context) -> OpenScores:
     return scorers.open_scores(folder, settings, ctx, settings.reward, settings.data.pooling)
 
 
-def open_scorer(workdir: str, person: str) -> record_scorer.Scorer:
+def open_scorer(workdir: str, person: str) -> record_scorer.RecordScorer:
     """Open the reward model of a run for records of prompts with completions. Raises as `record_scorer.of_replies`."""
     read, form = record_scorer.to_group, record_scorer.form_of
     return record_scorer.of_replies(workdir, person, 'a reward model', open_scores, read, form)

@@ -21,16 +21,16 @@ from pal_jax.learners.actor import Actor, ActorState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.run import intervals, sharding
-from pal_jax.run.language import Supervised
+from pal_jax.run.language import SupervisedRun
 from pal_jax.run.models import keeping, make_adapters, make_policy, trained_actor
-from pal_jax.run.planned import Planned, reading
+from pal_jax.run.planned import PlannedRun, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite, stage_before
-from pal_jax.run.trained import Trained
+from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Supervised):
+class Settings(SupervisedRun):
     """The keys of a run of SFT; those that every supervised method has are in `run/language.py`."""
 
     max_z_coef: float = 0.0  # the weight of the squares of the largest logits (Baichuan 2: 2e-4)
@@ -94,7 +94,7 @@ def make(settings: Settings, ctx: Context) -> SFT:
     return SFT(plan, ctx, actor, rows, policy.source.load)
 
 
-def make_trained(settings: Settings, ctx: Context) -> Trained:
+def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
     """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_actor(settings.policy, policy, make_actor(settings, policy.cfg, ctx))
@@ -105,7 +105,7 @@ def to_group(tokenizer: Tokenizer, record: object) -> PromptGroup:
     return shared_prompt([chats.to_imitate(record, tokenizer)])
 
 
-def planned(settings: Settings, prompt: int) -> Planned:
+def planned(settings: Settings, prompt: int) -> PlannedRun:
     """The part of a run that is planned, see `run/planned.py`."""
     return reading(settings, make_actor, n=1)
 

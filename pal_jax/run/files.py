@@ -185,7 +185,7 @@ def read_object(path: Name) -> dict[str, Any]:
     """
     value = parse(read_text(path), path)
     if not isinstance(value, dict):
-        raise ValueError(f'{path} must hold a JSON object, got {shown(value)}')
+        raise ValueError(f'{path} must hold a JSON object, got {short_repr(value)}')
     return value
 
 
@@ -276,7 +276,7 @@ def _check_nodes(node: yaml.Node | None, checked: set[int]) -> None:
             names.add(key.value)
 
 
-def shown(value: Any, size: int = 60) -> str:
+def short_repr(value: Any, size: int = 60) -> str:
     """A value as a message shows it: the first `size` characters of its `repr`."""
     text = repr(value)
     return text if len(text) <= size else f'{text[: size - 3]}...'

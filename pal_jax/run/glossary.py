@@ -216,7 +216,7 @@ def meaning(name: str, words: Words) -> Meaning:
     return _written(name, words) or _ended(name, words) or _of_split(name, words) or Meaning(OTHER, '')
 
 
-def told(name: str, value: float, words: Words, error: float | None = None) -> str:
+def figure_line(name: str, value: float, words: Words, error: float | None = None) -> str:
     """A figure as a line of the console: its value, its standard error if it has one, what it is, and its name."""
     said, number = meaning(name, words).words, f'{value:.3f}' if error is None else f'{value:.3f} ± {error:.3f}'
     return f'{number}  {said} [{name}]' if said else f'{number}  {name}'

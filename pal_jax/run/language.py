@@ -84,7 +84,7 @@ class OracleSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FromRows(Run):
+class RowRun(Run):
     """The keys of a run that learns from rows; `total_steps=0` makes `data.epochs` passes over them."""
 
     policy: ModelSettings = ModelSettings()
@@ -94,14 +94,14 @@ class FromRows(Run):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Supervised(FromRows):
+class SupervisedRun(RowRun):
     """The keys of a run that may learn from the answers of the oracle."""
 
     oracle: OracleSettings = OracleSettings()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reinforced(Run):
+class ReinforcedRun(Run):
     """The keys of a run that improves a policy by PPO on its own samples."""
 
     policy: ModelSettings = ModelSettings()

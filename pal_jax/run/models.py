@@ -16,9 +16,9 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.files import sources
 from pal_jax.models.files.sources import Source
 from pal_jax.run import devices, inputs
-from pal_jax.run.language import ModelSettings, Reinforced
+from pal_jax.run.language import ModelSettings, ReinforcedRun
 from pal_jax.run.recipe import Context
-from pal_jax.run.trained import Adapters, Export, Trained, open_run
+from pal_jax.run.trained import Adapters, Export, TrainedModel, open_run
 
 
 class Policy(NamedTuple):
@@ -75,7 +75,7 @@ def make_adapters(lora: Lora) -> Lora | None:
     return lora if lora.rank else None
 
 
-def make_learner(settings: Reinforced, cfg: ModelConfig, ctx: Context, *, n: int, **more: Any) -> PolicyLearner:
+def make_learner(settings: ReinforcedRun, cfg: ModelConfig, ctx: Context, *, n: int, **more: Any) -> PolicyLearner:
     """The PPO learner of a policy and its critic.
 
     Args:
@@ -97,7 +97,7 @@ def make_learner(settings: Reinforced, cfg: ModelConfig, ctx: Context, *, n: int
     )
 
 
-def trained_actor(named: ModelSettings, policy: Policy, actor: Actor) -> Trained:
+def trained_actor(named: ModelSettings, policy: Policy, actor: Actor) -> TrainedModel:
     """The export of a method whose state is an actor's: the model, and its adapters if it has any."""
     base, lora = named.source.removeprefix('hf:'), named.lora
 
@@ -105,10 +105,10 @@ def trained_actor(named: ModelSettings, policy: Policy, actor: Actor) -> Trained
         adapters = Adapters(state.model.params, base, lora.dropout) if lora.rank else None
         return {'export': Export(actor.weights(state), policy.cfg, policy.tokenizer, adapters)}
 
-    return Trained(exports, actor.abstract_weights, policy.cfg, policy.tokenizer)
+    return TrainedModel(exports, actor.abstract_weights, policy.cfg, policy.tokenizer)
 
 
-def trained_policy(named: ModelSettings, policy: Policy, learner: PolicyLearner) -> Trained:
+def trained_policy(named: ModelSettings, policy: Policy, learner: PolicyLearner) -> TrainedModel:
     """The export of a method whose state is a policy's."""
     trained = trained_actor(named, policy, learner.actor)
     exports = trained.exports

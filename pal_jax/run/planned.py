@@ -55,7 +55,7 @@ class Work(NamedTuple):
         return self.shares or len({device.process_index for device in mesh.devices.flat})
 
 
-class Planned(NamedTuple):
+class PlannedRun(NamedTuple):
     """The part of a run that is planned.
 
     policy: the model that is trained. make_learner: its learner on a mesh, with so many rows in memory at once.
@@ -71,7 +71,7 @@ class Planned(NamedTuple):
     decode: DecodeSettings | None = None
 
 
-def planned(settings: Run, prompt: int) -> Planned:
+def planned(settings: Run, prompt: int) -> PlannedRun:
     """The part of a run to plan, by its method, with prompts of `prompt` tokens where the method samples.
 
     Raises:
@@ -87,7 +87,7 @@ def planned(settings: Run, prompt: int) -> Planned:
     return part
 
 
-def sampling(settings: Any, make: Callable[..., Any], prompts: int, n: int, prompt: int) -> Planned:
+def sampling(settings: Any, make: Callable[..., Any], prompts: int, n: int, prompt: int) -> PlannedRun:
     """A method that improves a policy by PPO on `n` samples of each of `prompts` prompts."""
     ppo, decode = settings.ppo, settings.decode
     work = Work(
@@ -98,10 +98,10 @@ def sampling(settings: Any, make: Callable[..., Any], prompts: int, n: int, prom
         changed = dataclasses.replace(settings, ppo=dataclasses.replace(ppo, micro_rows=micro_rows))
         return make(changed, cfg, Context(mesh))
 
-    return Planned(settings.policy, make_learner, work, ppo.micro_rows, 'ppo.micro_rows', decode)
+    return PlannedRun(settings.policy, make_learner, work, ppo.micro_rows, 'ppo.micro_rows', decode)
 
 
-def reading(settings: Any, make: Callable[..., Any], *, n: int) -> Planned:
+def reading(settings: Any, make: Callable[..., Any], *, n: int) -> PlannedRun:
     """A method that learns from rows of a file: every row is as long as it may be, and has `n` answers."""
     rows = settings.data
     length = max(rows.max_length, rows.row_tokens)
@@ -112,4 +112,4 @@ def reading(settings: Any, make: Callable[..., Any], *, n: int) -> Planned:
         changed = dataclasses.replace(settings, data=dataclasses.replace(rows, micro_rows=micro_rows))
         return make(changed, cfg, Context(mesh))
 
-    return Planned(settings.policy, make_learner, work, rows.micro_rows, 'data.micro_rows')
+    return PlannedRun(settings.policy, make_learner, work, rows.micro_rows, 'data.micro_rows')

@@ -20,7 +20,7 @@ from rich.progress import Progress as Bar
 
 from pal_jax.run import memory
 from pal_jax.run.forecast import Forecast, once, seconds_of, spoken
-from pal_jax.run.glossary import Words, told
+from pal_jax.run.glossary import Words, figure_line
 from pal_jax.types import Exhibit, Metrics
 
 OTHER = 'other'  # the phase of all time outside the named phases
@@ -89,7 +89,7 @@ def evaluation_text(
     `shown` has the names of its figures and the titles of its exhibits whose tables belong there; others are left to
     the report.
     """
-    lines = [told(key, value, words, record.get(f'{key}_se')) for key, value in record.items() if key in shown]
+    lines = [figure_line(key, value, words, record.get(f'{key}_se')) for key, value in record.items() if key in shown]
     for exhibit in exhibits:
         if exhibit.title in shown:
             lines += [exhibit.title, *_columns(exhibit.table)]

@@ -50,7 +50,7 @@ class Evaluation(NamedTuple):
 
 
 class Exportable(Protocol):
-    """A model that the training loop writes when a run ends, such as `run.trained.Trained`."""
+    """A model that the training loop writes when a run ends, such as `run.trained.TrainedModel`."""
 
     @property
     def notes(self) -> Sequence[str]:
@@ -140,12 +140,6 @@ def check_at_least(settings: Run, least: int, *keys: str) -> None:
         value = attrgetter(key)(settings)
         if value < least:
             raise ValueError(f'{key}={value} must be at least {least}')
-
-
-def check_stage(wanted: str, known: Iterable[str]) -> None:
-    """Raise ValueError where a config's `stage` is neither `all` nor the name of a stage."""
-    if wanted != 'all' and wanted not in known:
-        raise ValueError(f'stage={wanted!r} is unknown; use all or one of {", ".join(known)}')
 
 
 def check_finite(state: Any, advice: str = 'lower optimizer.lr') -> None:

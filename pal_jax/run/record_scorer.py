@@ -17,7 +17,7 @@ from pal_jax.run.recipe import Context
 from pal_jax.run.scorers import OpenScores
 
 
-class Scorer(NamedTuple):
+class RecordScorer(NamedTuple):
     """A trained model as two functions.
 
     read: turns a record into the model's input. Raises ValueError, without a place, where the record is wrong.
@@ -67,7 +67,7 @@ class Scorer(NamedTuple):
 def of_replies(
     workdir: str, person: str, kind: str, opened: Callable[[str, Context], OpenScores],
     read: Callable[[Any, Tokenizer, str], PromptGroup], form: Callable[[Any], str] = lambda record: '',
-) -> Scorer:  # fmt: skip
+) -> RecordScorer:  # fmt: skip
     """The scorer of a run that scores single replies and knows no people; `read` and `form` are those of its records.
 
     Raises:
@@ -75,7 +75,7 @@ def of_replies(
     """
     check_nobody(workdir, person, kind)
     tokenizer, pooling, scores = opened(workdir, one_device(workdir))
-    return Scorer(lambda record: read(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0], form)
+    return RecordScorer(lambda record: read(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0], form)
 
 
 def check_nobody(workdir: str, person: str, kind: str) -> None:

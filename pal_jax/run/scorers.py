@@ -15,10 +15,10 @@ from pal_jax.learners.scorer import ReplyGroups, ScoreLoss, Scorer, ScorerState,
 from pal_jax.models.config import ModelConfig
 from pal_jax.run import sharding
 from pal_jax.run.checkpoint import Checkpoints
-from pal_jax.run.language import FromRows
+from pal_jax.run.language import RowRun
 from pal_jax.run.models import Policy, make_adapters, make_policy
 from pal_jax.run.recipe import Context
-from pal_jax.run.trained import Export, Trained
+from pal_jax.run.trained import Export, TrainedModel
 
 ScoreGroups = Callable[[Sequence[PromptGroup]], Float[np.ndarray, 'G n']]
 
@@ -43,7 +43,7 @@ class HeldOutPairs(NamedTuple):
 
 
 def make_scorer(
-    settings: FromRows, cfg: ModelConfig, ctx: Context, loss: ScoreLoss, *, outputs: int = 1, steps: int = 1
+    settings: RowRun, cfg: ModelConfig, ctx: Context, loss: ScoreLoss, *, outputs: int = 1, steps: int = 1
 ) -> Scorer:
     """The scorer that the settings describe, for so many steps."""
     return Scorer(
@@ -52,18 +52,18 @@ def make_scorer(
     )  # fmt: skip
 
 
-def trained_scorer(policy: Policy, scorer: Scorer, labels: Sequence[str]) -> Trained:
+def trained_scorer(policy: Policy, scorer: Scorer, labels: Sequence[str]) -> TrainedModel:
     """The export of a method whose state is a scorer's: a classifier, whose outputs have the names `labels`."""
 
     def exports(state: ScorerState) -> dict[str, Export]:
         params, head = scorer.weights(state)
         return {'export': Export(params, policy.cfg, policy.tokenizer, head=head, labels=labels)}
 
-    return Trained(exports, scorer.abstract_weights, policy.cfg, policy.tokenizer)
+    return TrainedModel(exports, scorer.abstract_weights, policy.cfg, policy.tokenizer)
 
 
 def open_scores(
-    folder: str | Path, settings: FromRows, ctx: Context, loss: ScoreLoss, pooling: str = 'last'
+    folder: str | Path, settings: RowRun, ctx: Context, loss: ScoreLoss, pooling: str = 'last'
 ) -> OpenScores:
     """Open the scorer of a run that has these settings, to score on this machine.
 

@@ -30,7 +30,7 @@ def stopped_at(done: int, total: int) -> str:
     return f'stopped with {counted(total, "step")} made, which is all; the same command again evaluates and reports'
 
 
-class Stopping:
+class StopListener:
     """A listener for signals in the main thread: `wish` is the number of the signal that came, 0 until then.
 
     Signals are taken while the `with` block lasts. Python passes a signal to the main thread between two of its

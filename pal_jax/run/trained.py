@@ -50,7 +50,7 @@ class Export(NamedTuple):
     more: Mapping[str, Any] = MappingProxyType({})
 
 
-class Trained(NamedTuple):
+class TrainedModel(NamedTuple):
     """The language model that a method trains: all that it takes to open, export or merge a run.
 
     A recipe's `make_trained(settings, ctx)` makes it without people, judges or rows, which may be gone or elsewhere.
@@ -93,7 +93,7 @@ def folders_read(named: Any) -> list[Path]:
     return [folder, *(folders_read(read_run(folder)) if kind.endswith('orbax') else [])]
 
 
-def trained_in(workdir: str, ctx: Context) -> Trained:
+def trained_in(workdir: str, ctx: Context) -> TrainedModel:
     """The model that the run in `workdir` trains.
 
     Raises:
@@ -105,7 +105,7 @@ def trained_in(workdir: str, ctx: Context) -> Trained:
     except ValueError as error:
         raise ValueError(f'{workdir}: {error}') from None
     make = getattr(recipe_module(settings.recipe), 'make_trained', None)
-    trained: Trained | None = make(settings, ctx.of(workdir)) if make else None
+    trained: TrainedModel | None = make(settings, ctx.of(workdir)) if make else None
     if trained is None:
         raise ValueError(f'{workdir} is a run of {settings.recipe} that trains no language model; name another')
     return trained

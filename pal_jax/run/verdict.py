@@ -105,7 +105,7 @@ def _learning(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> 
     return None
 
 
-def told(workdir: str | os.PathLike[str]) -> str:
+def verdict_line(workdir: str | os.PathLike[str]) -> str:
     """The verdict on the run in a folder as a line with its end; nothing where there is none."""
     rows, evals = (read_records(Path(workdir, name)) for name in (METRICS, EVALS))
     verdict = judge(rows, evals, words_of(read_run(Path(workdir))['recipe']))

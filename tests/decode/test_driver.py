@@ -16,7 +16,7 @@ import pytest
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.driver import Busy, Closed, Driver
 from pal_jax.decode.local import LocalDecoder
-from pal_jax.decode.requests import Progress, Request
+from pal_jax.decode.requests import Request, RequestProgress
 from pal_jax.models import config, params
 from pal_jax.run import devices
 from pal_jax.types import Completion, Sampling
@@ -62,7 +62,7 @@ class Asker:
     """Submits one request and collects what it is told."""
 
     def __init__(self, driver: Driver, request: Request):
-        self.news: queue.SimpleQueue[Progress | Exception] = queue.SimpleQueue()
+        self.news: queue.SimpleQueue[RequestProgress | Exception] = queue.SimpleQueue()
         self.ticket = driver.submit(request, self.news.put)
 
     def result(self) -> tuple[list[int], Completion | Exception]:

@@ -12,7 +12,7 @@ import pytest
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.prefixes import Prefixes, common
-from pal_jax.decode.requests import Progress, Request
+from pal_jax.decode.requests import Request, RequestProgress
 from pal_jax.models import config, params
 from pal_jax.run import devices
 from pal_jax.types import Completion, Sampling
@@ -52,7 +52,7 @@ def ask(prompt: tuple[int, ...], seed: int = 0, **settings) -> Request:
     return Request(prompt, dataclasses.replace(GREEDY, **settings), seed)
 
 
-def completions(decoder: LocalDecoder, news: Sequence[Progress] = ()) -> dict[int, Completion]:
+def completions(decoder: LocalDecoder, news: Sequence[RequestProgress] = ()) -> dict[int, Completion]:
     """Steps until every request has ended."""
     news = list(news)
     while decoder.free < decoder.slots:

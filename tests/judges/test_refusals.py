@@ -10,7 +10,7 @@ import pytest
 
 from pal_jax.data import records
 from pal_jax.judges import refusals as r
-from pal_jax.judges.refusals import Asked
+from pal_jax.judges.refusals import RefusalPrompt
 
 SHARED = Path(__file__).parents[3] / 'shared' / 'data'
 
@@ -99,11 +99,11 @@ def write(path, *rows):
 
 def test_whether_a_prompt_is_harmful_stands_beside_it(tmp_path):
     rows = [{'prompt': 'a', 'label': 'safe'}, {'prompt': 'b', 'label': 'unsafe'}]
-    assert r.read_prompts(write(tmp_path / 'a.jsonl', *rows)) == [Asked('a', False), Asked('b', True)]
+    assert r.read_prompts(write(tmp_path / 'a.jsonl', *rows)) == [RefusalPrompt('a', False), RefusalPrompt('b', True)]
     rows = [{'prompt': 'a', 'type': 'homonyms', 'focus': ''}, {'prompt': 'b', 'type': 'contrast_homonyms', 'focus': ''}]
-    assert r.read_prompts(write(tmp_path / 'b.jsonl', *rows)) == [Asked('a', False), Asked('b', True)]
-    assert r.read_prompts(write(tmp_path / 'c.jsonl', {'prompt': 'a'})) == [Asked('a', None)]
-    assert r.read_prompts(write(tmp_path / 'd.jsonl', {'mine': 'a', 'goal': 'b'}), 'mine') == [Asked('a', None)]
+    assert r.read_prompts(write(tmp_path / 'b.jsonl', *rows)) == [RefusalPrompt('a', False), RefusalPrompt('b', True)]
+    assert r.read_prompts(write(tmp_path / 'c.jsonl', {'prompt': 'a'})) == [RefusalPrompt('a', None)]
+    assert r.read_prompts(write(tmp_path / 'd.jsonl', {'mine': 'a', 'goal': 'b'}), 'mine') == [RefusalPrompt('a', None)]
     context = {'Behavior': 'a', 'ContextString': 'b'}
     assert r.read_prompts(write(tmp_path / 'e.jsonl', context))[0].prompt == 'b\n\n---\n\na'
 

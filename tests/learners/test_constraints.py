@@ -18,14 +18,14 @@ from pal_jax.learners.ppo import PPO, make_actor_critic
 from pal_jax.models import config, decoder, params
 from pal_jax.objectives import constraints as c
 from pal_jax.objectives.advantages import Discounts
-from pal_jax.objectives.constraints import Constrained
+from pal_jax.objectives.constraints import ConstrainedEstimator
 from pal_jax.run import devices
 from pal_jax.run.optim import Optimizer
 from pal_jax.types import Completion, Sample
 
 CFG = dataclasses.replace(config.tiny(vocab=64), unroll=True)
 LIMIT, PROMPT, STEPS = 0.2, (1, 2, 3), 80
-ESTIMATE = Constrained('dr_grpo', Discounts())
+ESTIMATE = ConstrainedEstimator('dr_grpo', Discounts())
 HANDLERS = {
     'linear': c.LinearLagrangian(lam_lr=0.2, optimizer='sgd'),
     'log': c.LogLagrangian(lam_lr=0.3),

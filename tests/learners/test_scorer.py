@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import BranchPair, shared_prompt
-from pal_jax.learners.scorer import BradleyTerry, Scorer, pack_replies, to_score, whole
+from pal_jax.learners.scorer import BradleyTerry, Scorer, decoder_params, pack_replies, to_score
 from pal_jax.learners.training import Lora
 from pal_jax.models import config, decoder, params
 from pal_jax.run import devices
@@ -55,7 +55,7 @@ def values(weights, head, tokens):
 def score_alone(state, prompt, reply, pooling='last'):
     """The head's value of the last token of a sequence that holds nothing else, or its mean over reply and what comes
     before it."""
-    weights = whole(state.model.params['decoder'], state.model.frozen)
+    weights = decoder_params(state.model.params['decoder'], state.model.frozen)
     tokens = np.zeros(24, np.int32)
     tokens[: len(prompt) + len(reply)] = [*prompt, *reply]
     end = len(prompt) + len(reply)

@@ -135,7 +135,7 @@ def test_p3o_has_one_gate_for_a_minibatch(limit, loss, slope):
 
 @pytest.mark.parametrize('estimator', ['gae', 'dr_grpo'])
 def test_the_gate_of_p3o_follows_the_limit_and_no_error_of_a_critic(estimator):
-    estimate = c.Constrained(estimator, Discounts(), kl_of_cost=0.0)
+    estimate = c.ConstrainedEstimator(estimator, Discounts(), kl_of_cost=0.0)
 
     @jax.jit
     def gate(paid, weight, excess):
@@ -203,7 +203,7 @@ def test_groups_of_prompts_have_limits_of_their_own():
     golden = [0.096373, -0.05285, 0.746114, 0.186528, -0.497409, 0.230052]
     np.testing.assert_allclose((reward - weights.cost[groups] * cost) / weights.divisor, golden, atol=1e-6)
     paid = rollout(groups)
-    estimate = c.Constrained('gae', Discounts())
+    estimate = c.ConstrainedEstimator('gae', Discounts())
     advantages = jax.jit(lambda: estimate(paid, weights)[0])()
     both = np.asarray(jax.jit(lambda: estimate.by_channel(paid)[0])())
     expected = (both[..., 0] - weights.cost[groups][:, None] * both[..., 1]) / weights.divisor
@@ -212,7 +212,7 @@ def test_groups_of_prompts_have_limits_of_their_own():
 
 @pytest.mark.parametrize('estimator', ['gae', 'dr_grpo'])
 def test_without_a_multiplier_advantages_are_those_of_the_reward_bit_for_bit(estimator):
-    paid, estimate = rollout([0] * 6), c.Constrained(estimator, Discounts())
+    paid, estimate = rollout([0] * 6), c.ConstrainedEstimator(estimator, Discounts())
     estimated = jax.jit(lambda weights: estimate(paid, weights)[0])
     reward = np.asarray(jax.jit(lambda: estimate.by_channel(paid)[0][..., 0])())
     for handler in HANDLERS:
@@ -242,7 +242,7 @@ def test_a_handler_does_not_change_the_state_it_is_given():
 @pytest.mark.parametrize('estimator', ['group_norm', 'reinforce', 'rloo'])
 def test_an_estimator_that_loses_the_scales_is_refused(estimator):
     with pytest.raises(ValueError, match=rf"ppo\.estimator='{estimator}'"):
-        c.Constrained(estimator, Discounts())
+        c.ConstrainedEstimator(estimator, Discounts())
 
 
 def bandit(handler, limit, steps=4000, rate=0.5):

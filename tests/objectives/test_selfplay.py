@@ -8,7 +8,7 @@ import pytest
 
 from pal_jax.objectives.advantages import EstimatorInputs
 from pal_jax.objectives.policy import loss_weights, ppo_token_loss
-from pal_jax.objectives.selfplay import ByRole, as_given, role_conditioned
+from pal_jax.objectives.selfplay import RoleWhitening, as_given, role_conditioned
 
 RETURNS = [1, 1, -1, 1, 0.5, -1.5]
 
@@ -90,7 +90,7 @@ RED = EstimatorInputs(
 
 def test_returns_less_their_distance_are_whitened():
     """Golden numbers of REINFORCE++ (computed apart from this code)."""
-    advantages, returns = ByRole()(RED)
+    advantages, returns = RoleWhitening()(RED)
     wanted = [[1.997, 1.998, 0], [-1.0015, -1.001, -1.001], [0.497, 0, 0]]
     np.testing.assert_allclose(np.where(RED.acts, returns[..., 0], 0), wanted, atol=1e-6)
     wanted = [[1.299675, 1.300418, 0], [-0.928605, -0.928233, -0.928233], [0.184978, 0, 0]]
@@ -104,7 +104,7 @@ def test_each_role_has_mean_0_and_deviation_1_and_one_normaliser_for_both_does_n
     acts = jnp.arange(5)[None] < jnp.asarray(rng.integers(1, 6, 12))[:, None]
     rollout = RED._replace(rewards=rewards, penalty=jnp.zeros((12, 5)), acts=acts, ok=jnp.ones(12, bool), role=role)
     for roles, apart in ((2, True), (1, False)):
-        advantages = np.asarray(ByRole(roles)(rollout)[0])
+        advantages = np.asarray(RoleWhitening(roles)(rollout)[0])
         for number in (0, 1):
             own = advantages[np.asarray(acts & (role == number)[:, None])]
             assert (abs(own.mean()) < 1e-5 and abs(own.std() - 1) < 1e-5) == apart

@@ -98,4 +98,4 @@ def test_a_figure_of_other_people_or_of_a_baseline_says_whose_it_is():
 def test_an_unknown_name_has_no_words_and_is_no_error(name):
     for words in (CORE, words_of('personal.pal')):
         assert meaning(name, words) == (OTHER, '')
-        assert glossary.told(name, 0.5, words) == f'0.500  {name}'
+        assert glossary.figure_line(name, 0.5, words) == f'0.500  {name}'

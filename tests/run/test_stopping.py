@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from pal_jax.run.stopping import Stopping, exit_status
+from pal_jax.run.stopping import StopListener, exit_status
 
 
 def wait_for(stopping, wish):
@@ -23,7 +23,7 @@ def wait_for(stopping, wish):
 @pytest.mark.parametrize(('sent', 'status'), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)])
 def test_a_signal_is_a_wish_and_the_handlers_come_back(sent, status):
     before, said = signal.getsignal(sent), []
-    with Stopping(said.append) as stopping:
+    with StopListener(said.append) as stopping:
         assert stopping.wish == 0
         os.kill(os.getpid(), sent)
         wait_for(stopping, sent)
@@ -33,7 +33,7 @@ def test_a_signal_is_a_wish_and_the_handlers_come_back(sent, status):
 
 
 def test_to_be_started_again_may_be_followed_by_one_that_stops():
-    with Stopping(lambda _: None) as stopping:
+    with StopListener(lambda _: None) as stopping:
         os.kill(os.getpid(), signal.SIGUSR1)
         wait_for(stopping, signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -42,8 +42,8 @@ def test_to_be_started_again_may_be_followed_by_one_that_stops():
 
 BUSY = """
 import ctypes
-from pal_jax.run.stopping import Stopping
-with Stopping(lambda text: print(text, flush=True)):
+from pal_jax.run.stopping import StopListener
+with StopListener(lambda text: print(text, flush=True)):
     print('busy', flush=True)
     libc = ctypes.CDLL(None)  # as a program that compiles: no step of Python for long
     while True:

@@ -8,7 +8,7 @@ from scipy import signal, stats
 
 from pal_jax.run import verdict
 from pal_jax.run.glossary import words_of
-from pal_jax.run.verdict import estimate, told
+from pal_jax.run.verdict import estimate, verdict_line
 
 
 def judge(rows, evals, recipe='sft'):
@@ -169,6 +169,6 @@ def test_what_learns_nothing_has_no_verdict(tmp_path):
     assert judge([], []) is None
     assert judge([{'step': 0, 'phase': 'annotate', 'failed': 0.0}], [evaluation(1, 'final', rows=3)]) is None
     (tmp_path / 'config.json').write_text('{"recipe": "sft"}')
-    assert told(tmp_path) == ''
+    assert verdict_line(tmp_path) == ''
     (tmp_path / 'metrics.jsonl').write_text('{"step": 0, "phase": "sft", "loss": 2.0}\n')
-    assert told(tmp_path).startswith('did it learn? Not tested') and told(tmp_path).endswith('.\n')
+    assert verdict_line(tmp_path).startswith('did it learn? Not tested') and verdict_line(tmp_path).endswith('.\n')

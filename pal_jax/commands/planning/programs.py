@@ -260,9 +260,9 @@ def slots_on(cfg: ModelConfig, mesh: Mesh, work: Work, shares: int) -> tuple[Mod
     return cfg, round_up(slots, sharding.batch_ways(mesh))
 
 
-def prefix_of(caches: engine.DecodeState) -> engine.Prefix:
+def prefix_of(caches: engine.DecodeState) -> engine.PrefixCaches:
     """The part of the state of slots that a prefilled prompt has, too."""
-    return engine.Prefix(caches.keys, caches.values, caches.length, caches.token)
+    return engine.PrefixCaches(caches.keys, caches.values, caches.length, caches.token)
 
 
 def slots_of(cfg: ModelConfig, mesh: Mesh, slots: int, room: int) -> engine.DecodeState:

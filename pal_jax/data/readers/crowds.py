@@ -47,11 +47,11 @@ def multipref(source: str) -> Iterator[TextChoice]:
         for group in ('normal', 'expert'):
             for entry in listed(place, row, f'{group}_worker_annotations'):
                 if not isinstance(entry, Mapping):
-                    raise ValueError(f'{place}: an annotation is {files.shown(entry)}; give an object')
+                    raise ValueError(f'{place}: an annotation is {files.short_repr(entry)}; give an object')
                 worker, preference = identity(place, entry, 'evaluator'), field(place, entry, 'overall_pref')
                 match = re.fullmatch(r'([AB])-is-(?:clearly|slightly)-better', str(preference))
                 if not match and preference != 'Tie':
-                    raise ValueError(f'{place}: overall_pref is {files.shown(preference)}; give A-is-... or Tie')
+                    raise ValueError(f'{place}: overall_pref is {files.short_repr(preference)}; give A-is-... or Tie')
                 if match and replies[0] != replies[1]:
                     chosen, rejected = replies if match[1] == 'A' else replies[::-1]
                     yield TextChoice(worker, prompt, chosen, rejected, group)
@@ -107,7 +107,7 @@ def tldr_workers(folder: str) -> Iterator[TextChoice]:
             if len(pair) != 2 or not all(isinstance(entry, Mapping) for entry in (*pair, info)):
                 raise ValueError(f'{place}: give two summaries and info as objects, got {str([*pair, info])[:60]}')
             if isinstance(choice, bool) or choice not in (0, 1):
-                raise ValueError(f'{place}: choice is {files.shown(choice)}; give 0 or 1')
+                raise ValueError(f'{place}: choice is {files.short_repr(choice)}; give 0 or 1')
             post = text_of(place, info, 'post' if info.get('post') else 'article')
             texts = [text_of(place, summary, 'text').strip() for summary in pair]
             if texts[0] != texts[1]:
@@ -127,7 +127,7 @@ def dices(source: str) -> Iterator[TextChoice]:
     for place, row in rows(source):
         answer, rater = field(place, row, 'Q_overall'), who(identity(place, row, 'rater_id'))
         if answer not in ('Yes', 'No', 'Unsure'):
-            raise ValueError(f'{place}: Q_overall is {files.shown(answer)}; give Yes, No or Unsure')
+            raise ValueError(f'{place}: Q_overall is {files.short_repr(answer)}; give Yes, No or Unsure')
         words = f'{_text(row, "context")}\n\n{text_of(place, row, "response")}'.strip()
         said.append(Judgement(place, rater, words, answer, judgements.time_of(place, row)))
     answers: dict[str, dict[str, list[str]]] = {}
@@ -184,7 +184,7 @@ def _number(place: str, row: Mapping[str, Any], name: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise ValueError(f'{place}: {name} is {files.shown(value)}; give a number') from None
+        raise ValueError(f'{place}: {name} is {files.short_repr(value)}; give a number') from None
 
 
 def vpl(source: str) -> Iterator[TextChoice]:
@@ -200,10 +200,10 @@ def vpl(source: str) -> Iterator[TextChoice]:
         kind, pair, label = identity(place, row, 'objective'), listed(place, row, 'responses'), row.get('label')
         if len(pair) != 2 or isinstance(label, bool) or label not in (0, 1):
             raise ValueError(
-                f'{place}: give two responses and a label of 0 or 1, got {len(pair)} and {files.shown(label)}'
+                f'{place}: give two responses and a label of 0 or 1, got {len(pair)} and {files.short_repr(label)}'
             )
         if not all(isinstance(text, str) for text in pair):
-            raise ValueError(f'{place}: responses are {files.shown(pair)}; give two texts')
+            raise ValueError(f'{place}: responses are {files.short_repr(pair)}; give two texts')
         texts = list(pair)
         if texts[0] != texts[1] and all(texts):
             person = dealt.get(kind, 0)

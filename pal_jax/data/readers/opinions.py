@@ -200,7 +200,7 @@ def _rating(place: str, row: Mapping[str, Any], names: Sequence[str], scale: tup
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f'{place}: the rating is {files.shown(value)}; give a number') from None
+        raise ValueError(f'{place}: the rating is {files.short_repr(value)}; give a number') from None
     if not scale[0] <= number <= scale[1]:
         raise ValueError(
             f'{place}: the rating is {value!r}, which is not from {scale[0]:g} to {scale[1]:g}; where it stands for a '
@@ -234,7 +234,7 @@ def conversations(path: str | Path) -> Iterator[TextChoice]:
                 raise ValueError(f'{place}: a message is {str(message)[:40]!r}; give an object')
             turn = identity(place, message, 'turn')
             if not turn.isdecimal() or len(turn) > 9:
-                raise ValueError(f'{place}: turn is {files.shown(turn)}; give the number of the turn')
+                raise ValueError(f'{place}: turn is {files.short_repr(turn)}; give the number of the turn')
             turns.setdefault(int(turn), []).append(message)
         for number, turn_messages in sorted(turns.items()):
             questions = [text_of(place, entry, 'content') for entry in turn_messages if entry.get('role') == 'user']
@@ -258,7 +258,7 @@ def _was_chosen(place: str, message: Mapping[str, Any]) -> bool:
     """True for a message that was chosen. Raises ValueError where `if_chosen` is neither true, false nor missing."""
     said = str(message.get('if_chosen')).strip().lower()
     if said not in ('true', 'false', '1', '0', '1.0', '0.0', 'none', 'nan', '', '<na>'):
-        raise ValueError(f'{place}: if_chosen is {files.shown(message["if_chosen"])}; give true or false')
+        raise ValueError(f'{place}: if_chosen is {files.short_repr(message["if_chosen"])}; give true or false')
     return said in ('true', '1', '1.0')
 
 

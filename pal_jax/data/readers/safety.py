@@ -36,7 +36,7 @@ CATEGORIES = (  # the published keys, in the published order
 PLACE = 'the record'  # the place of a record without a file, in messages
 
 
-class Labelled(NamedTuple):
+class LabelledResponse(NamedTuple):
     """A response to a prompt, and a bool for each of `CATEGORIES`, True where the pair is marked with it."""
 
     prompt: str
@@ -49,7 +49,7 @@ class Labelled(NamedTuple):
         return any(self.categories)
 
 
-class Judged(NamedTuple):
+class JudgedPair(NamedTuple):
     """Two responses to a prompt, their labels, and the numbers, 0 or 1, of the better and of the safer response.
 
     The better response helps more, and may be unsafe. Where one response alone is unsafe, the other one is safer.
@@ -62,13 +62,13 @@ class Judged(NamedTuple):
     safer: int
 
 
-Row = TypeVar('Row', Labelled, Judged)
+Row = TypeVar('Row', LabelledResponse, JudgedPair)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_labelled(source: str) -> list[Labelled]:
+def read_labelled(source: str) -> list[LabelledResponse]:
     """The rows of a source in the form of BeaverTails, in the source's order. Repeated rows are not joined.
 
     Raises:
@@ -77,7 +77,7 @@ def read_labelled(source: str) -> list[Labelled]:
     return _some(source, [to_labelled(row, place) for place, row in records.rows(source)])
 
 
-def read_judged(source: str) -> list[Judged]:
+def read_judged(source: str) -> list[JudgedPair]:
     """The rows of a source in the form of PKU-SafeRLHF. Raises ValueError as `read_labelled` does."""
     return _some(source, [to_judged(row, place) for place, row in records.rows(source)])
 
@@ -88,14 +88,14 @@ def _some(source: str, rows: list[Row]) -> list[Row]:
     return rows
 
 
-def to_labelled(record: Mapping[str, Any], place: str = PLACE) -> Labelled:
+def to_labelled(record: Mapping[str, Any], place: str = PLACE) -> LabelledResponse:
     """A record of BeaverTails as a row. `place` is the record's place, for messages.
 
     Raises:
       ValueError: a field is missing or wrong, a category is missing or unknown, or `is_safe` contradicts the
         categories.
     """
-    row = Labelled(_text(place, record, 'prompt'), _text(place, record, 'response'), _categories(place, record))
+    row = LabelledResponse(_text(place, record, 'prompt'), _text(place, record, 'response'), _categories(place, record))
     is_safe = _flag(place, record, 'is_safe')
     if is_safe == row.unsafe:
         marked = [name for name, mark in zip(CATEGORIES, row.categories, strict=True) if mark]
@@ -106,14 +106,14 @@ def to_labelled(record: Mapping[str, Any], place: str = PLACE) -> Labelled:
     return row
 
 
-def to_judged(record: Mapping[str, Any], place: str = PLACE) -> Judged:
+def to_judged(record: Mapping[str, Any], place: str = PLACE) -> JudgedPair:
     """A record of PKU-SafeRLHF as a row. `place` is the record's place, for messages.
 
     Raises:
       ValueError: a field is missing or wrong, one response alone is unsafe and `safer_response_id` names it, or one
         text is safe and unsafe.
     """
-    row = Judged(
+    row = JudgedPair(
         _text(place, record, 'prompt'),
         (_text(place, record, 'response_0'), _text(place, record, 'response_1')),
         (not _flag(place, record, 'is_response_0_safe'), not _flag(place, record, 'is_response_1_safe')),
@@ -137,10 +137,13 @@ def _categories(place: str, record: Mapping[str, Any]) -> tuple[bool, ...]:
     value = _given(place, record, 'category', 'an object with true or false for each of the 14 categories')
     marks = _object(value) if isinstance(value, str) else value
     if not isinstance(marks, Mapping):
-        raise ValueError(f'{place}: category is {files.shown(value)}; give an object with true or false for each key')
+        raise ValueError(
+            f'{place}: category is {files.short_repr(value)}; give an object with true or false for each key'
+        )
     if unknown := [key for key in marks if key not in CATEGORIES]:
         raise ValueError(
-            f'{place}: category has the unknown key {files.shown(unknown[0])}; the keys are {"; ".join(CATEGORIES)}'
+            f'{place}: category has the unknown key {files.short_repr(unknown[0])}; the keys are '
+            f'{"; ".join(CATEGORIES)}'
         )
     if missing := [key for key in CATEGORIES if marks.get(key) is None]:
         raise ValueError(
@@ -168,7 +171,7 @@ def _given(place: str, record: Mapping[str, Any], name: str, wanted: str) -> Any
 def _text(place: str, record: Mapping[str, Any], name: str) -> str:
     value = _given(place, record, name, 'a text')
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f'{place}: {name} is {files.shown(value)}; give a text, or delete the row')
+        raise ValueError(f'{place}: {name} is {files.short_repr(value)}; give a text, or delete the row')
     return value
 
 
@@ -176,7 +179,7 @@ def _flag(place: str, record: Mapping[str, Any], name: str) -> bool:
     value = _given(place, record, name, 'true or false')
     text = str(value).strip().lower()
     if not isinstance(value, bool | str) or text not in ('true', 'false'):
-        raise ValueError(f'{place}: {name} is {files.shown(value)}; give true or false')
+        raise ValueError(f'{place}: {name} is {files.short_repr(value)}; give true or false')
     return text == 'true'
 
 
@@ -184,14 +187,14 @@ def _number(place: str, record: Mapping[str, Any], name: str) -> int:
     _given(place, record, name, '0 or 1, the number of a response')
     text = records.identity(place, record, name)
     if text not in ('0', '1'):
-        raise ValueError(f'{place}: {name} is {files.shown(record[name])}; give 0 or 1, the number of a response')
+        raise ValueError(f'{place}: {name} is {files.short_repr(record[name])}; give 0 or 1, the number of a response')
     return int(text)
 
 
 # --- whole sets ------------------------------------------------------------------------------------------------------
 
 
-def joined(rows: Iterable[Labelled]) -> list[Labelled]:
+def joined(rows: Iterable[LabelledResponse]) -> list[LabelledResponse]:
     """The rows with one row for each pair of prompt and response, in the order in which pairs come first.
 
     A category is marked where at least half of the pair's rows mark it. BeaverTails has several people's labels of a
@@ -201,7 +204,7 @@ def joined(rows: Iterable[Labelled]) -> list[Labelled]:
     for row in rows:
         labels.setdefault((row.prompt, row.response), []).append(row.categories)
     return [
-        Labelled(*pair, tuple(2 * sum(marks) >= len(marks) for marks in zip(*votes, strict=True)))
+        LabelledResponse(*pair, tuple(2 * sum(marks) >= len(marks) for marks in zip(*votes, strict=True)))
         for pair, votes in labels.items()
     ]
 
@@ -209,7 +212,7 @@ def joined(rows: Iterable[Labelled]) -> list[Labelled]:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def judged_record(row: Judged) -> dict[str, Any]:
+def judged_record(row: JudgedPair) -> dict[str, Any]:
     """The row as a record of PKU-SafeRLHF, which `to_judged` reads."""
     return {
         'prompt': row.prompt,

@@ -11,10 +11,10 @@ from typing import Any
 from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from pal_jax.decode.driver import Closed, Driver, Ticket
-from pal_jax.decode.requests import News, Progress, Scored
+from pal_jax.decode.driver import Closed, Driver, TakenRequest
+from pal_jax.decode.requests import News, PromptLogprobs, RequestProgress
 from pal_jax.decode.requests import Request as DecodeRequest
-from pal_jax.decode.serve.openai_api import Choice, Form
+from pal_jax.decode.serve.openai_api import AnswerStream, Form
 from pal_jax.decode.serve.refusals import Refusal, or_refuse
 from pal_jax.types import Completion, FinishReason
 
@@ -59,8 +59,8 @@ async def ask(driver: Driver, requests: Sequence[DecodeRequest], metrics: Metric
 
     Closing it early takes the other requests back, which counts as a client that has left.
     """
-    loop, inbox = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Progress | Exception]]()
-    tickets: list[Ticket] = []
+    loop, inbox = asyncio.get_running_loop(), asyncio.Queue[tuple[int, RequestProgress | Exception]]()
+    tickets: list[TakenRequest] = []
     last: list[float] = []
     under_way: set[int] = set()
 
@@ -94,7 +94,7 @@ async def ask(driver: Driver, requests: Sequence[DecodeRequest], metrics: Metric
             driver.cancel(tickets[index])  # has no effect on a request that has ended
 
 
-async def score(driver: Driver, request: DecodeRequest, metrics: Metrics) -> Scored:
+async def score(driver: Driver, request: DecodeRequest, metrics: Metrics) -> PromptLogprobs:
     """The log-probs of a prompt's tokens. Raises Refusal where the driver fails or is closed."""
     try:
         return await asyncio.wrap_future(or_refuse(driver.score, request))
@@ -107,13 +107,13 @@ async def score(driver: Driver, request: DecodeRequest, metrics: Metrics) -> Sco
         raise Refusal(500, f'scoring failed: {error}', 'server_error') from error
 
 
-async def say_nothing(choices: Sequence[Choice]) -> AsyncGenerator[News, None]:
+async def say_nothing(choices: Sequence[AnswerStream]) -> AsyncGenerator[News, None]:
     """The news of choices that end without a token."""
     for index in range(len(choices)):
-        yield News(index, Progress(0, (), (), Completion('', (), (), 'length')))
+        yield News(index, RequestProgress(0, (), (), Completion('', (), (), 'length')))
 
 
-def _or_raise(news: Progress | Exception, metrics: Metrics) -> Progress:
+def _or_raise(news: RequestProgress | Exception, metrics: Metrics) -> RequestProgress:
     """The progress. Raises Refusal where the request has failed."""
     if isinstance(news, Closed):
         raise Refusal(503, str(news), 'server_error')
@@ -123,7 +123,7 @@ def _or_raise(news: Progress | Exception, metrics: Metrics) -> Progress:
     return news
 
 
-def _time(metrics: Metrics, ticket: Ticket, progress: Progress, last: float) -> float:
+def _time(metrics: Metrics, ticket: TakenRequest, progress: RequestProgress, last: float) -> float:
     now = time.perf_counter()
     if last == ticket.submitted:
         metrics.queue.observe(ticket.started - ticket.submitted)
@@ -133,7 +133,7 @@ def _time(metrics: Metrics, ticket: Ticket, progress: Progress, last: float) -> 
     return now
 
 
-async def collect(choices: list[Choice], first: News, news: AsyncGenerator[News, None]) -> list[FinishReason]:
+async def collect(choices: list[AnswerStream], first: News, news: AsyncGenerator[News, None]) -> list[FinishReason]:
     """The reasons for which the choices ended, once their tokens are in them."""
     ended: list[FinishReason] = ['aborted'] * len(choices)
     async for item in _chain(first, news):
@@ -159,7 +159,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def stream(
-    form: Form, choices: list[Choice], first: News, news: AsyncGenerator[News, None], prompt: int, usage: bool
+    form: Form, choices: list[AnswerStream], first: News, news: AsyncGenerator[News, None], prompt: int, usage: bool
 ) -> AsyncIterator[str]:
     """The server-sent events of an answer to `prompt` tokens, with a count of tokens at the end if `usage`."""
     begun: set[int] = set()

@@ -16,13 +16,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from pal_jax.decode.requests import News, Progress, Request
+from pal_jax.decode.requests import News, Request, RequestProgress
 from pal_jax.types import Chat, Completion
 
 REFUSAL = 'I cannot help with that.'
 
 Draw = Callable[[Sequence[Request]], AsyncGenerator[News, None]]
-Judge = Callable[[Sequence[Sequence[Progress]]], Awaitable[Sequence[bool]]]
+Judge = Callable[[Sequence[Sequence[RequestProgress]]], Awaitable[Sequence[bool]]]
 
 
 class Guard(NamedTuple):
@@ -54,7 +54,7 @@ async def released(
     """
     waiting = list(range(len(requests)))
     for number in range(draws):
-        came: dict[int, list[Progress]] = {i: [] for i in waiting}
+        came: dict[int, list[RequestProgress]] = {i: [] for i in waiting}
         async with contextlib.aclosing(draw([again(requests[i], number) for i in waiting])) as news:
             async for place, progress in news:
                 came[waiting[place]].append(progress)
@@ -67,7 +67,7 @@ async def released(
             break
     for i in waiting:
         refused()
-        yield News(i, Progress(0, (), (), Completion(refusal, (), (), 'content_filter')))
+        yield News(i, RequestProgress(0, (), (), Completion(refusal, (), (), 'content_filter')))
 
 
 def again(request: Request, number: int) -> Request:

@@ -24,12 +24,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.driver import Driver
-from pal_jax.decode.requests import News, Progress, TooLong
+from pal_jax.decode.requests import News, RequestProgress, TooLong
 from pal_jax.decode.requests import Request as DecodeRequest
 from pal_jax.decode.serve import answers
 from pal_jax.decode.serve.answers import Metrics
 from pal_jax.decode.serve.guard import Guard, released
-from pal_jax.decode.serve.openai_api import ChatForm, ChatRequest, Choice, Form, Sampled, TextForm, TextRequest, echo_of
+from pal_jax.decode.serve.openai_api import (
+    AnswerStream,
+    ChatForm,
+    ChatRequest,
+    Form,
+    SamplingOptions,
+    TextForm,
+    TextRequest,
+    echo_of,
+)
 from pal_jax.decode.serve.page import PLAIN, Preset, chat_page
 from pal_jax.decode.serve.refusals import Refusal
 from pal_jax.decode.serve.responses import ResponseForm, ResponseRequest
@@ -157,7 +166,8 @@ class Service:
         return await self._answer_chat(form, body, body.messages(), body.max_output_tokens, request)
 
     async def _answer_chat(
-        self, form: Form, body: Sampled, messages: Sequence[Mapping[str, str]], limit: int | None, request: Request, *,
+        self, form: Form, body: SamplingOptions, messages: Sequence[Mapping[str, str]], limit: int | None,
+        request: Request, *,
         n: int = 1, usage: bool = False,
     ) -> Response:  # fmt: skip
         try:
@@ -168,7 +178,7 @@ class Service:
         news = (
             self._ask(requests) if self.guard is None else self._released(self.guard, messages, body.stops(), requests)
         )
-        choices = [Choice(self.tokenizer, body.stops()) for _ in requests]
+        choices = [AnswerStream(self.tokenizer, body.stops()) for _ in requests]
         return await self._answer(form, body, len(prompt), choices, request, news, usage=usage)
 
     async def text(self, body: TextRequest, request: Request) -> Response:
@@ -192,7 +202,7 @@ class Service:
             )
             ids = first_of_prompt.prompt_ids
             echo = await asyncio.to_thread(echo_of, self.tokenizer, prompt, ids, scored) if body.echo else None
-            choices += [Choice(self.tokenizer, body.stops(), before=ids, echo=echo) for _ in range(n)]
+            choices += [AnswerStream(self.tokenizer, body.stops(), before=ids, echo=echo) for _ in range(n)]
         news = answers.say_nothing(choices) if body.max_tokens == 0 else self._ask(requests)
         prompt_tokens, usage = sum(map(len, prompts)), body.stream_options.include_usage
         return await self._answer(form, body, prompt_tokens, choices, request, news, usage=usage)
@@ -211,7 +221,7 @@ class Service:
         if not (talk := [message for message in messages if message['role'] != 'system']):
             raise Refusal(400, 'this server has --moderation, which needs a message of a user', param='messages')
 
-        async def judge(answers: Sequence[Sequence[Progress]]) -> Sequence[bool]:
+        async def judge(answers: Sequence[Sequence[RequestProgress]]) -> Sequence[bool]:
             texts = [self._text(answer, stops) for answer in answers]
             try:
                 async with self.judging:
@@ -225,9 +235,9 @@ class Service:
         refused = self.metrics.refusals.inc
         return released(requests, self._ask, judge, draws=guard.draws, refusal=guard.refusal, refused=refused)
 
-    def _text(self, answer: Sequence[Progress], stops: Sequence[str]) -> str:
+    def _text(self, answer: Sequence[RequestProgress], stops: Sequence[str]) -> str:
         """The text of an answer as the caller gets it."""
-        choice = Choice(self.tokenizer, stops)
+        choice = AnswerStream(self.tokenizer, stops)
         for progress in answer:
             choice.take(progress)
         return choice.text
@@ -239,7 +249,7 @@ class Service:
         return prompt or self.tokenizer.opening or list(self.tokenizer.stop_ids[-1:])
 
     def _wanted(
-        self, form: Form, body: Sampled, prompts: Sequence[Sequence[int]], limit: int | None, n: int
+        self, form: Form, body: SamplingOptions, prompts: Sequence[Sequence[int]], limit: int | None, n: int
     ) -> list[DecodeRequest]:
         """`n` requests for each prompt. A `limit` of 0 asks for no tokens after a prompt.
 
@@ -271,7 +281,7 @@ class Service:
         return requests
 
     async def _answer(
-        self, form: Form, body: Sampled, prompt: int, choices: list[Choice], request: Request,
+        self, form: Form, body: SamplingOptions, prompt: int, choices: list[AnswerStream], request: Request,
         news: AsyncGenerator[News, None], *, usage: bool,
     ) -> Response:  # fmt: skip
         """The answer to prompts of `prompt` tokens, with all choices, whole or as a stream of their `news`."""

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Protocol
 from fastapi import APIRouter
 from pydantic import Field
 
-from pal_jax.decode.serve.openai_api import Asked
+from pal_jax.decode.serve.openai_api import StrictRecord
 from pal_jax.decode.serve.refusals import Refusal
 
 Click = tuple[Annotated[int, Field(ge=0, lt=1 << 31)], Literal['left', 'right']]
@@ -35,7 +35,7 @@ class Asks(Protocol):
     def forget(self, name: str) -> dict[str, Any]: ...
 
 
-class Clicks(Asked):
+class Clicks(StrictRecord):
     """A person's answers in their order."""
 
     clicks: Annotated[list[Click], Field(max_length=4096)]

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.requests import ALTERNATIVES, CONTEXT, Alternatives, Progress, Scored
+from pal_jax.decode.requests import ALTERNATIVES, CONTEXT, Alternatives, PromptLogprobs, RequestProgress
 from pal_jax.types import FinishReason
 
 MAX_CHOICES = 128
@@ -50,7 +50,7 @@ Limit = Annotated[int, Field(ge=1, le=1 << 20)]
 Nothing = Annotated[list[Any], Field(max_length=0)]  # a list that asks for nothing
 
 
-class Asked(BaseModel):
+class StrictRecord(BaseModel):
     """A record that a caller sends. Other keys are refused, and null stands for the default of a key."""
 
     model_config = ConfigDict(extra='forbid', allow_inf_nan=False, json_schema_extra=_nullable)
@@ -64,7 +64,7 @@ class Asked(BaseModel):
         return {key: value for key, value in record.items() if value is not None or key not in optional}
 
 
-class Sampled(Asked):
+class SamplingOptions(StrictRecord):
     """The options of sampling, which every kind of request shares. Those that OpenAI lacks are other servers'."""
 
     model: str = ''
@@ -96,21 +96,21 @@ class Sampled(Asked):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class StreamOptions(Asked):
+class StreamOptions(StrictRecord):
     """The options of a streamed answer."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
-class Options(Sampled):
+class Options(SamplingOptions):
     """The options that both kinds of completion share, under OpenAI's names."""
 
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     stream_options: StreamOptions = StreamOptions()
 
 
-class Part(Asked):
+class TextPart(StrictRecord):
     """A text within the content of a message."""
 
     type: Literal['text']
@@ -118,11 +118,11 @@ class Part(Asked):
     prompt_cache_breakpoint: None = None
 
 
-class ChatMessage(Asked):
+class ChatMessage(StrictRecord):
     """A message of a chat."""
 
     role: Literal['system', 'developer', 'user', 'assistant']
-    content: Text | Annotated[list[Part], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
     name: Text | None = None
     # Keys that an answer has beside its text, for answers that are sent back:
     refusal: None = None
@@ -140,7 +140,7 @@ class ChatMessage(Asked):
         return {'role': role, 'content': content} | ({'name': self.name} if self.name else {})
 
 
-class TextFormat(Asked):
+class TextFormat(StrictRecord):
     """The response format of plain text, the only one."""
 
     type: Literal['text']
@@ -222,15 +222,15 @@ class Echo(NamedTuple):
 
 
 def echo_of(
-    tokenizer: Tokenizer, prompt: str | Sequence[int] | None, ids: Sequence[int], scored: Scored | None
+    tokenizer: Tokenizer, prompt: str | Sequence[int] | None, ids: Sequence[int], scored: PromptLogprobs | None
 ) -> Echo:
     """The prompt as the caller sent it. Token ids are decoded with their special tokens, except the opening."""
     prompt_text = prompt if isinstance(prompt, str) else '' if prompt is None else None
     if prompt_text is not None and scored is None:
         return Echo(prompt_text)
     opened = len(tokenizer.opening) if list(ids[: len(tokenizer.opening)]) == tokenizer.opening else 0
-    choice = Choice(tokenizer, (), decode=tokenizer.decode)
-    choice.take(Progress(0, tuple(ids[opened:]), (), None))
+    choice = AnswerStream(tokenizer, (), decode=tokenizer.decode)
+    choice.take(RequestProgress(0, tuple(ids[opened:]), (), None))
     text = choice.text if prompt_text is None else prompt_text
     if scored is None:
         return Echo(text)
@@ -243,7 +243,7 @@ def echo_of(
     return Echo(text, rows, scored.version)
 
 
-class Choice:
+class AnswerStream:
     """The text of one answer as its tokens come in, up to the first stop string.
 
     A token is decoded once, together with the last tokens that made text, since some tokenizers drop the space before a
@@ -278,7 +278,7 @@ class Choice:
         self.versions: set[int] = {echo.version} if echo and echo.version is not None else set()
         self.text = ''
 
-    def take(self, progress: Progress) -> None:
+    def take(self, progress: RequestProgress) -> None:
         """Add the tokens of a progress, and the refusal where the progress is one."""
         searched = len(self._settled)
         alternatives: Sequence[Alternatives] = progress.alternatives or ((),) * len(progress.tokens)
@@ -375,7 +375,7 @@ class Form:
             'id': self.id, 'object': kind, 'created': self.created, 'model': self.model, 'system_fingerprint': prints,
         }  # fmt: skip
 
-    def whole(self, choices: Sequence[Choice], ended: Sequence[FinishReason], prompt: int) -> dict[str, Any]:
+    def whole(self, choices: Sequence[AnswerStream], ended: Sequence[FinishReason], prompt: int) -> dict[str, Any]:
         """The whole answer, with `prompt` tokens of prompts in its usage."""
         listed = [
             {'index': i, **self.content((choice.echo.text if choice.echo else '') + choice.text)}
@@ -385,7 +385,14 @@ class Form:
         return self.head(_versions(choices), whole=True) | {'choices': listed, 'usage': usage_of(prompt, choices)}
 
     def piece(
-        self, index: int, choice: Choice, rows: Sequence[Row], text: str, ended: FinishReason | None, *, first: bool
+        self,
+        index: int,
+        choice: AnswerStream,
+        rows: Sequence[Row],
+        text: str,
+        ended: FinishReason | None,
+        *,
+        first: bool,
     ) -> dict[str, Any]:
         """One event of a streamed answer: a text of one choice, its `first` or a later one, and the rows of its tokens.
 
@@ -399,7 +406,7 @@ class Form:
         return ()
 
     def closing(
-        self, choices: Sequence[Choice], ended: Sequence[FinishReason], prompt: int, usage: bool
+        self, choices: Sequence[AnswerStream], ended: Sequence[FinishReason], prompt: int, usage: bool
     ) -> Sequence[dict[str, Any]]:
         """The events after the last piece: the counts of tokens, where the caller wants these."""
         return [self.head(_versions(choices)) | {'choices': [], 'usage': usage_of(prompt, choices)}] if usage else ()
@@ -412,7 +419,7 @@ class Form:
         """An event as the server sends it."""
         return f'data: {json.dumps(record)}\n\n'
 
-    def _entry(self, choice: Choice, rows: Sequence[Row], ended: FinishReason | None) -> dict[str, Any]:
+    def _entry(self, choice: AnswerStream, rows: Sequence[Row], ended: FinishReason | None) -> dict[str, Any]:
         scores = self.scores(rows) if self.logprobs else None
         reason = 'length' if ended == 'aborted' else ended  # OpenAI has no word for an answer that was aborted
         # OpenAI's API lacks the stop string.
@@ -482,11 +489,11 @@ class TextForm(Form):
         }
 
 
-def _versions(choices: Sequence[Choice]) -> set[int]:
+def _versions(choices: Sequence[AnswerStream]) -> set[int]:
     return set().union(*(choice.versions for choice in choices))
 
 
-def usage_of(prompt: int, choices: Sequence[Choice]) -> dict[str, int]:
+def usage_of(prompt: int, choices: Sequence[AnswerStream]) -> dict[str, int]:
     """The counts of tokens in an answer."""
     sampled = sum(len(choice.tokens) for choice in choices)
     return {'prompt_tokens': prompt, 'completion_tokens': sampled, 'total_tokens': prompt + sampled}

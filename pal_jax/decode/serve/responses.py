@@ -19,13 +19,13 @@ from pydantic import Field
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.requests import ALTERNATIVES
 from pal_jax.decode.serve.openai_api import (
-    Asked,
+    AnswerStream,
     ChatForm,
-    Choice,
     Limit,
     Nothing,
     Row,
-    Sampled,
+    SamplingOptions,
+    StrictRecord,
     Text,
     TextFormat,
     usage_of,
@@ -36,7 +36,7 @@ LOGPROBS = 'message.output_text.logprobs'
 INCOMPLETE = {'length': 'max_output_tokens', 'aborted': 'max_output_tokens', 'content_filter': 'content_filter'}
 
 
-class InputPart(Asked):
+class InputPart(StrictRecord):
     """A text within the content of a message, as a caller or an answer has it."""
 
     type: Literal['input_text', 'output_text']
@@ -48,7 +48,7 @@ class InputPart(Asked):
     prompt_cache_breakpoint: None = None
 
 
-class InputMessage(Asked):
+class InputMessage(StrictRecord):
     """A message of a conversation. `id` and `status` are of an answer that is sent back, and change nothing."""
 
     type: Literal['message'] = 'message'
@@ -65,14 +65,14 @@ class InputMessage(Asked):
         return {'role': role, 'content': content}
 
 
-class TextConfig(Asked):
+class TextConfig(StrictRecord):
     """The form of an answer's text."""
 
     format: TextFormat | None = None
     verbosity: Literal['medium'] = 'medium'
 
 
-class Reasoning(Asked):
+class Reasoning(StrictRecord):
     """The settings of reasoning, which this server has not."""
 
     effort: Literal['none'] = 'none'
@@ -80,13 +80,13 @@ class Reasoning(Asked):
     generate_summary: None = None
 
 
-class NoObfuscation(Asked):
+class NoObfuscation(StrictRecord):
     """The options of a streamed response."""
 
     include_obfuscation: Literal[False] = False
 
 
-class ResponseRequest(Sampled):
+class ResponseRequest(SamplingOptions):
     """A request for a response to a text or to messages."""
 
     input: Text | Annotated[list[InputMessage], Field(min_length=1, max_length=4096)]
@@ -140,7 +140,7 @@ class ResponseForm(ChatForm):
         super().__init__(f'resp_{uuid.uuid4().hex}', model, tokenizer, with_logprobs, body.top_logprobs)
         self._body, self._message, self._numbers = body, f'msg_{uuid.uuid4().hex}', itertools.count()
 
-    def whole(self, choices: Sequence[Choice], ended: Sequence[FinishReason], prompt: int) -> dict[str, Any]:
+    def whole(self, choices: Sequence[AnswerStream], ended: Sequence[FinishReason], prompt: int) -> dict[str, Any]:
         (choice,), (end,) = choices, ended
         counts = usage_of(prompt, choices)
         usage = {
@@ -157,7 +157,14 @@ class ResponseForm(ChatForm):
         )  # fmt: skip
 
     def piece(
-        self, index: int, choice: Choice, rows: Sequence[Row], text: str, ended: FinishReason | None, *, first: bool
+        self,
+        index: int,
+        choice: AnswerStream,
+        rows: Sequence[Row],
+        text: str,
+        ended: FinishReason | None,
+        *,
+        first: bool,
     ) -> dict[str, Any]:
         logprobs = self.scores(rows)['content'] if self.logprobs else []
         return self._numbered('response.output_text.delta', **self._place(), delta=text, logprobs=logprobs)
@@ -172,7 +179,7 @@ class ResponseForm(ChatForm):
         ]
 
     def closing(
-        self, choices: Sequence[Choice], ended: Sequence[FinishReason], prompt: int, usage: bool
+        self, choices: Sequence[AnswerStream], ended: Sequence[FinishReason], prompt: int, usage: bool
     ) -> Sequence[dict[str, Any]]:
         whole = self.whole(choices, ended, prompt)
         (message,) = whole['output']
@@ -199,7 +206,7 @@ class ResponseForm(ChatForm):
         """The place of the text in the response."""
         return {'item_id': self._message, 'output_index': 0, 'content_index': 0}
 
-    def _output(self, choice: Choice, end: FinishReason) -> dict[str, Any]:
+    def _output(self, choice: AnswerStream, end: FinishReason) -> dict[str, Any]:
         logprobs = self.scores(choice.rows(0))['content'] if self.logprobs else []
         return self._message_of('incomplete' if end in INCOMPLETE else 'completed', [_part(choice.text, logprobs)])
 

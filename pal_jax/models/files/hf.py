@@ -27,7 +27,7 @@ from pal_jax.models.files import tensors
 from pal_jax.models.files.families import FAMILIES, Names, classifier_to_hf, config_from_hf, config_to_hf, token_ids
 from pal_jax.models.files.tensors import TensorLike
 from pal_jax.models.params import Params, ParamSpec, decoder_specs
-from pal_jax.run.files import read_object, shown
+from pal_jax.run.files import read_object, short_repr
 from pal_jax.run.outputs import whole_folder
 
 Read = Callable[[str], TensorLike]  # opens a tensor by its name
@@ -60,7 +60,9 @@ def read_config(folder: str | Path) -> ModelConfig:
         raise ValueError(f'{path}: a field is missing, or no number where one is due ({error!r})') from None
     for name in ('vocab', 'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp', 'max_len'):
         if type(size := getattr(cfg, name)) is not int or not 0 < size < 2**31:
-            raise ValueError(f'{path}: the {name} that it gives is {shown(size)}; it must be a whole number above 0')
+            raise ValueError(
+                f'{path}: the {name} that it gives is {short_repr(size)}; it must be a whole number above 0'
+            )
     return cfg
 
 

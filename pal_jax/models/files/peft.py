@@ -30,7 +30,7 @@ from pal_jax.models.files.tensors import save as save_tensors
 from pal_jax.models.linear import LoraWeight
 from pal_jax.models.lora import Adapter
 from pal_jax.models.params import Params
-from pal_jax.run.files import read_object, shown
+from pal_jax.run.files import read_object, short_repr
 from pal_jax.run.outputs import whole_folder
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
@@ -144,9 +144,9 @@ def _checked(folder: str | Path) -> dict[str, Any]:
             raise ValueError(f'{path} has {key}={value!r}; only adapters with {hint} can be read')
     rank, alpha = config.get('r'), config.get('lora_alpha')
     if type(rank) is not int or not 0 < rank < 2**31:
-        raise ValueError(f'{path} has r={shown(rank)}; it has to be a whole number above 0')
+        raise ValueError(f'{path} has r={short_repr(rank)}; it has to be a whole number above 0')
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) < 2**31:
-        raise ValueError(f'{path} has lora_alpha={shown(alpha)}; it has to be a number')
+        raise ValueError(f'{path} has lora_alpha={short_repr(alpha)}; it has to be a number')
     return config
 
 

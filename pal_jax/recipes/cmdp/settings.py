@@ -33,7 +33,7 @@ class TaskSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class ConstraintSettings:
+class HandlerSettings:
     """The handlers' hyper-parameters (`objectives/constraints.py`, `objectives/trust_region.py`)."""
 
     fixed: c.FixedPenalty = c.FixedPenalty()
@@ -65,7 +65,7 @@ class Settings(Run):
     bandit: TaskSettings
     grid: TaskSettings
     point: TaskSettings
-    constraint: ConstraintSettings = ConstraintSettings()
+    constraint: HandlerSettings = HandlerSettings()
     optimizer: Optimizer
     critic: Optimizer
     epochs: int = 4  # passes over a rollout

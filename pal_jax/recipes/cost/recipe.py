@@ -20,19 +20,19 @@ from pal_jax.data import rows as data
 from pal_jax.data.packing import PromptGroup
 from pal_jax.data.rows import Rows
 from pal_jax.data.safety import SafetyRows, judged_rows
-from pal_jax.learners.labelled import SignedCost, pack_labelled
+from pal_jax.learners.labelled import CostLoss, pack_labelled
 from pal_jax.learners.scorer import ReplyGroups, Scorer, ScorerState, gaps
 from pal_jax.models.files.families import classifier_to_hf
 from pal_jax.models.params import Params
 from pal_jax.recipes.cost import evaluation as cost_model
 from pal_jax.run import record_scorer, scorers, sharding
-from pal_jax.run.language import FromRows
+from pal_jax.run.language import RowRun
 from pal_jax.run.models import keeping, make_policy
-from pal_jax.run.planned import Planned, reading
+from pal_jax.run.planned import PlannedRun, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite, stage_before
 from pal_jax.run.runs import read_settings
 from pal_jax.run.scorers import OpenScores
-from pal_jax.run.trained import Trained
+from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Metrics
 
 LABELS = ('cost',)  # the names of the export's outputs
@@ -40,11 +40,11 @@ SHOWN = 'loss', 'accuracy', 'sign_accuracy', 'sign_accuracy_of_commoner'  # on t
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(FromRows):
+class Settings(RowRun):
     """The keys of a cost model's run; those that every supervised method has are in `run/language.py`."""
 
     data: SafetyRows
-    cost: SignedCost = SignedCost()
+    cost: CostLoss = CostLoss()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,12 +121,12 @@ def make(settings: Settings, ctx: Context) -> CostModel:
     return CostModel(plan, ctx, scorer, rows, settings.data.micro_rows, policy.source.load)
 
 
-def planned(settings: Settings, prompt: int) -> Planned:
+def planned(settings: Settings, prompt: int) -> PlannedRun:
     """The part of a run that is planned, see `run/planned.py`."""
     return reading(settings, functools.partial(scorers.make_scorer, loss=settings.cost), n=2)
 
 
-def make_trained(settings: Settings, ctx: Context) -> Trained:
+def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
     """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return scorers.trained_scorer(policy, scorers.make_scorer(settings, policy.cfg, ctx, settings.cost), LABELS)
@@ -144,7 +144,7 @@ def open_scores(folder: str | Path, ctx: Context) -> OpenScores:
     return scorers.open_scores(folder, settings, ctx, settings.cost)
 
 
-def open_scorer(workdir: str, person: str) -> record_scorer.Scorer:
+def open_scorer(workdir: str, person: str) -> record_scorer.RecordScorer:
     """Open the cost model of a run for records of prompts with responses. Raises as `record_scorer.of_replies`."""
     scorer = record_scorer.of_replies(workdir, person, 'a cost model', open_scores, record_scorer.to_turn)
 

@@ -37,14 +37,14 @@ from pal_jax.objectives.labels import label_loss
 from pal_jax.recipes.moderation import evaluation as evals
 from pal_jax.run import record_scorer, sharding
 from pal_jax.run.checkpoint import Checkpoints
-from pal_jax.run.language import FromRows
+from pal_jax.run.language import RowRun
 from pal_jax.run.models import Policy, keeping, make_policy
 from pal_jax.run.moderator import Moderator, unsafe_by
-from pal_jax.run.planned import Planned, reading
+from pal_jax.run.planned import PlannedRun, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
 from pal_jax.run.runs import read_settings
 from pal_jax.run.scorers import make_scorer
-from pal_jax.run.trained import Export, Trained
+from pal_jax.run.trained import Export, TrainedModel
 from pal_jax.types import Chat, Metrics
 
 HEAVIEST = 10.0  # the largest weight of an answer in a category that it has; 1 / HEAVIEST is the least
@@ -63,7 +63,7 @@ class LabelSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(FromRows):
+class Settings(RowRun):
     """The keys of a moderator's run."""
 
     data: SafetyRows
@@ -169,17 +169,17 @@ def make(settings: Settings, ctx: Context) -> Moderation:
     return Moderation(plan, ctx, scorer, rows, validation, settings.data.micro_rows, policy.source.load)
 
 
-def planned(settings: Settings, prompt: int) -> Planned:
+def planned(settings: Settings, prompt: int) -> PlannedRun:
     """The part of a run that is planned, see `run/planned.py`."""
     return reading(settings, functools.partial(make_scorer, loss=LabelLoss(), outputs=len(CATEGORIES)), n=2)
 
 
-def make_trained(settings: Settings, ctx: Context) -> Trained:
+def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_by(policy, make_scorer(settings, policy.cfg, ctx, LabelLoss(), outputs=len(CATEGORIES)))
 
 
-def trained_by(policy: Policy, scorer: Scorer) -> Trained:
+def trained_by(policy: Policy, scorer: Scorer) -> TrainedModel:
     def exports(state: ModeratorState) -> dict[str, Export]:
         params, head = scorer.weights(state.scorer)
         more = {THRESHOLDS: dict(zip(CATEGORIES, np.asarray(state.thresholds).tolist(), strict=True))}
@@ -187,7 +187,7 @@ def trained_by(policy: Policy, scorer: Scorer) -> Trained:
         return {'export': export}
 
     exported = ModeratorState(scorer.abstract_weights, abstract_thresholds(scorer.mesh))
-    return Trained(exports, exported, policy.cfg, policy.tokenizer)
+    return TrainedModel(exports, exported, policy.cfg, policy.tokenizer)
 
 
 # --- what is learnt ---------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def open_moderator(folder: str | Path, ctx: Context) -> Moderator:
     return Moderator(np.asarray(state.thresholds), read, probabilities)
 
 
-def open_scorer(workdir: str, person: str) -> record_scorer.Scorer:
+def open_scorer(workdir: str, person: str) -> record_scorer.RecordScorer:
     """Open the moderator of a run for records of prompts with responses, whose scores are the largest probabilities.
 
     Raises:
@@ -294,7 +294,7 @@ def open_scorer(workdir: str, person: str) -> record_scorer.Scorer:
             for score, row, unsafe in verdicts
         ]
 
-    return record_scorer.Scorer(read, score, keys=('score', 'categories', 'unsafe'), details=details)
+    return record_scorer.RecordScorer(read, score, keys=('score', 'categories', 'unsafe'), details=details)
 
 
 def to_group(tokenizer: Tokenizer, longest: int, prompt: str | Chat, response: str) -> PromptGroup:

@@ -172,7 +172,7 @@ def sides(choice: Choice) -> Sequence[tuple[str, str]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardModel:
+class SummaryRewardModel:
     """The reward model that reads summaries: it pays for them, and learns by them.
 
     Attributes:
@@ -219,10 +219,10 @@ class RewardModel:
         return state, log_sigmoid(gaps / self.std).mean(axis=1), metrics
 
 
-def make_reward_model(settings: Settings, scorer: Scorer, pair_up: PairPacker) -> RewardModel:
+def make_reward_model(settings: Settings, scorer: Scorer, pair_up: PairPacker) -> SummaryRewardModel:
     """The reward model that the settings describe."""
     named = settings.reward_model
-    return RewardModel(scorer, pair_up, settings.summary.taught, named.train, named.std)
+    return SummaryRewardModel(scorer, pair_up, settings.summary.taught, named.train, named.std)
 
 
 def summarize(texts: Sequence[str], rewards: np.ndarray, people: Sequence[History]) -> Metrics:

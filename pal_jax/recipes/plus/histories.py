@@ -22,7 +22,7 @@ OPINION = 'What do you think?'  # the question that the statements of a conversa
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class HistoryOptions:
     """The making of histories from people's choices."""
 
     told: int = 4  # the number of choices of the context
@@ -40,7 +40,7 @@ def no_log(text: str) -> None:
     """A log that does nothing with a line."""
 
 
-def _vote(name: str, made: Made) -> Mapping[str, Sequence[Choice]]:
+def _vote(name: str, made: HistoryOptions) -> Mapping[str, Sequence[Choice]]:
     return votes.to_choices(votes.read(name), OPINION, disputed=made.disputed, seed=0)
 
 
@@ -53,7 +53,7 @@ def by_person(choices: Iterable[TextChoice]) -> Mapping[str, Sequence[Choice]]:
 
 
 def read(
-    data: str, *, people: int, tested: int, seed: int, form: str, made: Made, log: Log = no_log
+    data: str, *, people: int, tested: int, seed: int, form: str, made: HistoryOptions, log: Log = no_log
 ) -> tuple[list[History], Splits]:  # fmt: skip
     """The people to learn from, and the people to test on by the name of their split.
 

@@ -27,7 +27,7 @@ class Models(NamedTuple):
     reader: Scorer
 
 
-class Parts(NamedTuple):
+class PlusParts(NamedTuple):
     """The summariser, the reward model, and how text goes from one to the other."""
 
     policy: Policy
@@ -38,11 +38,11 @@ class Parts(NamedTuple):
     pair_up: PairPacker
 
 
-def make_parts(settings: Settings, ctx: Context) -> Parts:
+def make_parts(settings: Settings, ctx: Context) -> PlusParts:
     """The parts that the settings describe. Raises ValueError or RuntimeError where a model cannot be had."""
     models = make_models(settings, ctx)
     describe = make_writer(settings, models.policy, models.learner, ctx)
-    return Parts(*models, describe, make_pair_packer(settings.reward_model, models.judge.tokenizer, ctx.mesh))
+    return PlusParts(*models, describe, make_pair_packer(settings.reward_model, models.judge.tokenizer, ctx.mesh))
 
 
 def make_models(settings: Settings, ctx: Context) -> Models:

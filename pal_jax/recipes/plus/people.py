@@ -40,7 +40,7 @@ class Size(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class PeopleDraw:
     """Draws the people of a step in shuffled passes. A draw is a function of the step's number.
 
     Attributes:
@@ -69,13 +69,13 @@ class Draw:
         return StepPeople(people, choosers, size.temperatures, pays)
 
 
-def make_draw(settings: Settings, train: Sequence[History]) -> Draw:
+def make_draw(settings: Settings, train: Sequence[History]) -> PeopleDraw:
     """The draw of people that the settings describe; baselines always wait."""
     hold, summary = settings.hold, settings.summary
     waiting = Size(hold.people, (hold.temperature,))
     paid = Size(summary.people, (settings.sampling.temperature,) * summary.n_samples)
     learns = settings.reads == 'summary'
-    return Draw(train, waiting, paid if learns else None, hold.steps, settings.shuffled, settings.seed)
+    return PeopleDraw(train, waiting, paid if learns else None, hold.steps, settings.shuffled, settings.seed)
 
 
 def of_whom(

@@ -26,14 +26,14 @@ from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.learners.training import MULTIPLE
 from pal_jax.models.params import Params
 from pal_jax.recipes.plus import conditioning, latent, table
-from pal_jax.recipes.plus.context import Describe, RewardModel, State, make_replies, make_reward_model, summarize
+from pal_jax.recipes.plus.context import Describe, State, SummaryRewardModel, make_replies, make_reward_model, summarize
 from pal_jax.recipes.plus.histories import Splits
-from pal_jax.recipes.plus.parts import Models, Parts, make_models, make_parts, make_rate
-from pal_jax.recipes.plus.people import Draw, check_reads, make_draw, of_whom, read_people
+from pal_jax.recipes.plus.parts import Models, PlusParts, make_models, make_parts, make_rate
+from pal_jax.recipes.plus.people import PeopleDraw, check_reads, make_draw, of_whom, read_people
 from pal_jax.recipes.plus.settings import READS, WRITTEN, Settings
 from pal_jax.run.checkpoint import CONFIG
 from pal_jax.run.models import keeping, make_learner, trained_policy
-from pal_jax.run.planned import Planned, sampling
+from pal_jax.run.planned import PlannedRun, sampling
 from pal_jax.run.recipe import (
     EVALUATION,
     Context,
@@ -46,7 +46,7 @@ from pal_jax.run.recipe import (
     stage_before,
 )
 from pal_jax.run.stages import Stage
-from pal_jax.run.trained import Trained
+from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Exhibit, Metrics, RolloutBatch, Sample
 
 SHOWN = 'accuracy', 'reward', 'written_better'
@@ -77,8 +77,8 @@ class PLUS:
     load: Mapping[str, Callable[..., Params]]
     learner: PolicyLearner
     describe: Describe
-    reward_model: RewardModel
-    draw: Draw
+    reward_model: SummaryRewardModel
+    draw: PeopleDraw
     rate: Callable[[int], Any]
     pack: Callable[[Sequence[Sample]], RolloutBatch]
     tests: Splits
@@ -182,7 +182,7 @@ def make(settings: Settings, ctx: Context) -> Recipe:
     )  # fmt: skip
 
 
-def make_plan(settings: Settings, parts: Parts) -> Plan:
+def make_plan(settings: Settings, parts: PlusParts) -> Plan:
     """The plan of a run, with a checkpoint of the models that it has."""
     steps, evaluated = settings.hold.steps + settings.total_steps, settings.eval
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
@@ -217,20 +217,20 @@ def stages(settings: Settings, workdir: Path) -> list[Stage]:
     return runs
 
 
-def planned(settings: Settings, prompt: int) -> Planned | None:
+def planned(settings: Settings, prompt: int) -> PlannedRun | None:
     """The part of a run that is planned, see `run/planned.py`: the summariser."""
     n = settings.summary.n_samples
     return sampling(settings, functools.partial(make_learner, n=n), settings.summary.people, n, prompt)
 
 
-def make_trained(settings: Settings, ctx: Context) -> Trained | None:
+def make_trained(settings: Settings, ctx: Context) -> TrainedModel | None:
     """The model that a run trains, without its people, who may be gone; None where it trains no summariser."""
     if settings.reads == 'latent':
         return None
     return trained_by(settings, make_models(settings, ctx))
 
 
-def trained_by(settings: Settings, models: Models | Parts) -> Trained | None:
+def trained_by(settings: Settings, models: Models | PlusParts) -> TrainedModel | None:
     """The export of the summariser, where one learns."""
     if settings.reads != 'summary':
         return None

@@ -15,11 +15,11 @@ from pal_jax.recipes.plus import parts as plus_parts
 from pal_jax.recipes.plus.settings import WRITTEN, Settings
 from pal_jax.run import files, sharding
 from pal_jax.run.checkpoint import Checkpoints
-from pal_jax.run.record_scorer import Scorer, one_device
+from pal_jax.run.record_scorer import RecordScorer, one_device
 from pal_jax.run.runs import read_settings
 
 
-def open_scorer(workdir: str, person: str) -> Scorer:
+def open_scorer(workdir: str, person: str) -> RecordScorer:
     """Open a run that reads summaries, for the person of a file with `summary`.
 
     Raises:
@@ -49,7 +49,7 @@ def open_scorer(workdir: str, person: str) -> Scorer:
     def score(groups: Sequence[PromptGroup]) -> np.ndarray:
         return reader.scores(state, pack_replies(groups, ctx.mesh, **packing))[:, 0]
 
-    return Scorer(read, score)
+    return RecordScorer(read, score)
 
 
 def read_summary(path: str) -> str:
@@ -59,5 +59,5 @@ def read_summary(path: str) -> str:
         raise ValueError(f'person={path!r}: PLUS knows a person by a file, {advice}')
     summary = files.read_object(path).get('summary')
     if not isinstance(summary, str) or not summary.strip():
-        raise ValueError(f'{path} has summary={files.shown(summary)}; give {advice}')
+        raise ValueError(f'{path} has summary={files.short_repr(summary)}; give {advice}')
     return summary

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from pal_jax.learners.latent import Latent
-from pal_jax.recipes.plus.histories import Made
-from pal_jax.run.language import ANSWERS, EndpointSettings, ModelSettings, Reinforced
+from pal_jax.recipes.plus.histories import HistoryOptions
+from pal_jax.run.language import ANSWERS, EndpointSettings, ModelSettings, ReinforcedRun
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.settings import StageSettings
 
@@ -38,7 +38,7 @@ class SummarySettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class HoldSettings:
+class ReaderHoldSettings:
     """The steps in which the summariser waits for a reward model that can read: many people, and one cooler summary of
     each."""
 
@@ -74,7 +74,7 @@ class EvalSettings(StageSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Reinforced):
+class Settings(ReinforcedRun):
     """The keys of a run of PLUS, or of one run for each of several methods; `policy` is the summariser.
 
     `total_steps` counts the steps in which both models learn; the steps of `hold` come before.
@@ -86,7 +86,8 @@ class Settings(Reinforced):
     data: str = 'pets'
     people: int = 200  # the number of people to learn from, or its limit where the data name the people
     form: str = 'labelled'  # labelled: both sides of past choices; chosen: those they liked; guide: 'I prefer dogs.'
-    history: Made = Made()  # of people who are made of their choices; `taught` counts for pets and `rated:` as well
+    # Of people who are made of their choices; `taught` counts for pets and `rated:` as well.
+    history: HistoryOptions = HistoryOptions()
     shuffled: bool = False  # the control: everyone's summary is of another person
     # The text that the reward model reads of a person: a summary, or, for baselines, the summary of the frozen model,
     # the whole context, the true kind, nothing, or no words but a vector (VPL). Only `summary` trains a summariser.
@@ -97,7 +98,7 @@ class Settings(Reinforced):
     seeds: int = 1  # runs of each method, with seeds from 0
     reward_model: RewardModelSettings = RewardModelSettings()
     summary: SummarySettings = SummarySettings()
-    hold: HoldSettings = HoldSettings()
+    hold: ReaderHoldSettings = ReaderHoldSettings()
     latent: LatentSettings = LatentSettings()
     eval: EvalSettings = EvalSettings()
     # The model that writes replies after a summary, and without, for the last evaluation: local:<source>, such as

@@ -28,7 +28,7 @@ from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_
 from pal_jax.recipes.psoups.preferences import BEST, JOINT, Preference
 from pal_jax.recipes.psoups.prompts import Prompt, everyone
 from pal_jax.recipes.psoups.rollout import ROLLOUTS
-from pal_jax.recipes.psoups.settings import AnnotationSettings, Judging
+from pal_jax.recipes.psoups.settings import AnnotationSettings, AnnotatorKeys
 from pal_jax.run import piecework, processes
 from pal_jax.run.piecework import Piecework, Records
 from pal_jax.run.recipe import Context, Evaluation, Host
@@ -39,7 +39,7 @@ MAY_CHANGE = ('annotate.max_failed',)  # keys that may change when a run goes on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Judging):
+class Settings(AnnotatorKeys):
     """The keys of stage annotate."""
 
     annotate: AnnotationSettings = AnnotationSettings()

@@ -208,7 +208,7 @@ def load_annotators(path: str | Path) -> dict[str, Spec]:
         raise ValueError(f'{path} is no file; name a YAML file of annotators')
     entries = files.read_yaml(path)
     if not isinstance(entries, dict) or not entries:
-        raise ValueError(f'{path} must have annotators by their names, got {files.shown(entries)}')
+        raise ValueError(f'{path} must have annotators by their names, got {files.short_repr(entries)}')
     return {str(name): _spec(path, str(name), settings) for name, settings in entries.items()}
 
 
@@ -266,7 +266,7 @@ def _settings(path: Path, name: str, entry: dict[str, Any]) -> dict[str, Any]:
     settings = entry['decoder_kwargs'] or {}
     known = {'model_name': 'model', 'max_tokens': 'max_tokens', 'temperature': 'temperature'}
     if not isinstance(settings, dict):
-        raise ValueError(f'{path}: {name}.decoder_kwargs={files.shown(settings)}; give settings by their names')
+        raise ValueError(f'{path}: {name}.decoder_kwargs={files.short_repr(settings)}; give settings by their names')
     for key in settings:
         if key not in known:
             why = 'is not supported; delete it' if key == 'tokens_to_favor' else f'is unknown; use {", ".join(known)}'

@@ -28,7 +28,7 @@ from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_
 from pal_jax.recipes.psoups.policies import check_trained, open_adapters
 from pal_jax.recipes.psoups.preferences import Combination, Preference, ask, combinations, name_of
 from pal_jax.recipes.psoups.prompts import Prompt, read_preferences, read_prompts
-from pal_jax.recipes.psoups.settings import Asking, EvaluationSettings, Judging, MergeSettings
+from pal_jax.recipes.psoups.settings import AnnotatorKeys, MergeSettings, PromptedKeys, WinRateSettings
 from pal_jax.run import piecework, processes
 from pal_jax.run.models import make_policy
 from pal_jax.run.piecework import Piecework, Records
@@ -40,15 +40,15 @@ MAY_CHANGE = ('evaluate.max_failed',)  # keys that may change when a run goes on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Asking, Judging):
+class Settings(PromptedKeys, AnnotatorKeys):
     """The keys of stage evaluate."""
 
     merge: MergeSettings = MergeSettings()
-    evaluate: EvaluationSettings = EvaluationSettings()
+    evaluate: WinRateSettings = WinRateSettings()
 
 
 @dataclasses.dataclass(frozen=True)
-class Tasting:
+class SystemEvaluation:
     """Stage 6: a part has one system answer the test prompts; at the end judges compare the systems.
 
     Attributes:
@@ -140,7 +140,7 @@ def make(settings: Settings, ctx: Context) -> Piecework:
     jobs = make_jobs(settings.merge, evaluate, poles)
     for stage in dict.fromkeys(source for job in jobs for source in job.sources):
         check_trained(ctx.workdir.parent / stage, settings)
-    tasting = Tasting(
+    tasting = SystemEvaluation(
         ctx, poles, prompts, jobs, make_fronts(evaluate, poles), evaluate.draws,
         sampler=functools.cache(functools.partial(make_sampler, settings.decode, settings.sampling, policy, ctx)),
         load=functools.partial(load_base, policy, ctx),

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from pal_jax.recipes.psoups.merge import soup_weights
 from pal_jax.recipes.psoups.preferences import Preference, by_dimension, combinations, name_of
-from pal_jax.recipes.psoups.settings import EvaluationSettings, MergeSettings
+from pal_jax.recipes.psoups.settings import MergeSettings, WinRateSettings
 
 SYSTEMS: tuple[str, ...] = ('base', 'rlhf', 'multitask', 'morl', 'psoups')
 
@@ -53,7 +53,7 @@ class Job(NamedTuple):
 Fronts = Mapping[tuple[Preference, Preference], Sequence[Job]]  # the soups between two poles
 
 
-def make_jobs(merge: MergeSettings, evaluate: EvaluationSettings, poles: Sequence[Preference]) -> list[Job]:
+def make_jobs(merge: MergeSettings, evaluate: WinRateSettings, poles: Sequence[Preference]) -> list[Job]:
     """All jobs, in their order."""
     combos = combinations(poles)
     weights = soup_weights(merge, len(combos[0]))
@@ -74,7 +74,7 @@ def pole_jobs(pole: Preference, draws: int) -> tuple[Job, Job]:
 
 
 def make_fronts(
-    settings: EvaluationSettings, poles: Sequence[Preference]
+    settings: WinRateSettings, poles: Sequence[Preference]
 ) -> dict[tuple[Preference, Preference], list[Job]]:
     """Soups between the two poles of `evaluate.front`, or else between the first two poles of each dimension.
 

@@ -70,7 +70,7 @@ def check_verdicts(failed: int, asked: int, max_failed: float, judge: str, why: 
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardModel:
+class ReplyScorer:
     """Scores replies to questions in several readings."""
 
     scores: ModelScores

@@ -21,7 +21,7 @@ from pal_jax.recipes.psoups import preferences
 from pal_jax.recipes.psoups.policies import check_trained, open_adapters
 from pal_jax.recipes.psoups.preferences import Combination
 from pal_jax.recipes.psoups.prompts import read_preferences
-from pal_jax.recipes.psoups.settings import MergeSettings, Preferring
+from pal_jax.recipes.psoups.settings import MergeSettings, PreferenceKeys
 from pal_jax.run import piecework
 from pal_jax.run.language import ModelSettings
 from pal_jax.run.models import make_policy
@@ -33,7 +33,7 @@ MERGED = 'merged'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Preferring):
+class Settings(PreferenceKeys):
     """The keys of stage merge."""
 
     policy: ModelSettings = ModelSettings()

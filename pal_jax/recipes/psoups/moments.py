@@ -25,7 +25,7 @@ class Moments(NamedTuple):
         return math.sqrt(self.m2 / max(self.n - 1.0, 1.0))
 
 
-def seen(moments: Moments, scores: Float[np.ndarray, ' B']) -> Moments:
+def add_scores(moments: Moments, scores: Float[np.ndarray, ' B']) -> Moments:
     """The moments with the scores of a batch added (Chan et al. 1979); an empty batch changes nothing."""
     scores = np.asarray(scores, np.float64)
     if not scores.size:
@@ -36,6 +36,6 @@ def seen(moments: Moments, scores: Float[np.ndarray, ' B']) -> Moments:
     return Moments(n, mean, m2)
 
 
-def scaled(moments: Moments, scores: Float[np.ndarray, ' B']) -> Float[np.ndarray, ' B']:
+def standardised(moments: Moments, scores: Float[np.ndarray, ' B']) -> Float[np.ndarray, ' B']:
     """`(score - mean) / (std + 1e-8)`, by moments that have seen these scores already."""
     return (np.asarray(scores, np.float64) - moments.mean) / (moments.std + 1e-8)

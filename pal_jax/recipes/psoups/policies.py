@@ -9,7 +9,7 @@ import jax
 
 from pal_jax.decode.answers import check_finished
 from pal_jax.models.params import Params
-from pal_jax.recipes.psoups.settings import Preferring
+from pal_jax.recipes.psoups.settings import PreferenceKeys
 from pal_jax.run import inputs, sharding
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.recipe import Context
@@ -18,7 +18,7 @@ from pal_jax.run.trained import trained_in
 from pal_jax.run.workdir import read_run
 
 
-def check_trained(folder: Path, settings: Preferring) -> None:
+def check_trained(folder: Path, settings: PreferenceKeys) -> None:
     """Raises ValueError where a stage does not fit this run.
 
     It is not finished, has trained adapters of another base or kind, or has read other preferences or prompts by the

@@ -133,7 +133,7 @@ def ask(question: str, preferences: Sequence[Preference] = ()) -> str:
 
 def _mapping(path: Path, key: str, value: Any, least: int = 1) -> dict[str, Any]:
     if not isinstance(value, dict) or len(value) < least:
-        raise ValueError(f'{path}: {key} must have {least} or more named entries, got {files.shown(value)}')
+        raise ValueError(f'{path}: {key} must have {least} or more named entries, got {files.short_repr(value)}')
     for name in value:
         if not isinstance(name, str | int) or isinstance(name, bool):  # YAML's no, on and null are no texts
             raise ValueError(f'{path}: {key} has {name!r} for a name; write it between quotation marks')

@@ -10,7 +10,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.recipes.psoups import preferences
 from pal_jax.recipes.psoups.preferences import Preference, ask
 from pal_jax.recipes.psoups.questions import make_questions
-from pal_jax.recipes.psoups.settings import Asking, Preferring, PromptSettings
+from pal_jax.recipes.psoups.settings import InstructionSettings, PreferenceKeys, PromptedKeys
 
 
 class Prompt(NamedTuple):
@@ -25,7 +25,7 @@ class Prompt(NamedTuple):
         return f'{self.instruction} {self.input}'.strip()
 
 
-class Asked(NamedTuple):
+class PreferencePrompt(NamedTuple):
     """A prompt with the preferences that stand in the policy's prompt; there may be none."""
 
     prompt: Prompt
@@ -42,12 +42,12 @@ class Asked(NamedTuple):
         return [ask(self.prompt.question, [pole]) for pole in self.preferences] or [self.prompt.question]
 
 
-def read_preferences(settings: Preferring) -> tuple[Preference, ...]:
+def read_preferences(settings: PreferenceKeys) -> tuple[Preference, ...]:
     """The preferences that `preferences` and `poles` name. Raises ValueError where these are wrong."""
     return preferences.choose(known_preferences(settings.preferences), settings.poles)
 
 
-def everyone(settings: Preferring) -> tuple[Preference, ...]:
+def everyone(settings: PreferenceKeys) -> tuple[Preference, ...]:
     """The general preference, then the preferences that `preferences` and `poles` name."""
     return preferences.general(), *read_preferences(settings)
 
@@ -57,7 +57,7 @@ def known_preferences(source: str) -> tuple[Preference, ...]:
     return preferences.embedded() if source == preferences.EMBEDDED else preferences.load_preferences(source)
 
 
-def read_prompts(settings: Asking, split: str, tokenizer: Tokenizer) -> list[Prompt]:
+def read_prompts(settings: PromptedKeys, split: str, tokenizer: Tokenizer) -> list[Prompt]:
     """The prompts of a split that leave room for the longest texts of preferences.
 
     Raises:
@@ -75,7 +75,7 @@ def read_prompts(settings: Asking, split: str, tokenizer: Tokenizer) -> list[Pro
     return prompts
 
 
-def known_prompts(settings: PromptSettings, split: str) -> list[Prompt]:
+def known_prompts(settings: InstructionSettings, split: str) -> list[Prompt]:
     """The prompts of a split; `train` is without prompts that ask what a prompt of `test` asks.
 
     Raises:
@@ -92,12 +92,12 @@ def known_prompts(settings: PromptSettings, split: str) -> list[Prompt]:
     return learnt
 
 
-def prompts_moved(settings: PromptSettings) -> int:
+def prompts_moved(settings: InstructionSettings) -> int:
     """The number of prompts of `prompts.train` that are left out, since `prompts.test` has them."""
     return len(_given_prompts(settings, 'train')) - len(known_prompts(settings, 'train'))
 
 
-def _given_prompts(settings: PromptSettings, split: str) -> list[Prompt]:
+def _given_prompts(settings: InstructionSettings, split: str) -> list[Prompt]:
     source = getattr(settings, split)
     if source == 'embedded':
         return [Prompt(f'{split}-{i}', question) for i, question in enumerate(make_questions(split))]

@@ -23,8 +23,8 @@ from pal_jax.recipes import reward, sft
 from pal_jax.recipes.psoups import annotate, evaluate, merge, rl, rollout
 from pal_jax.recipes.psoups.check import check, check_prompts, check_shared
 from pal_jax.recipes.psoups.preferences import BEST, GENERAL, JOINT
-from pal_jax.recipes.psoups.settings import Asking, Settings
-from pal_jax.run.planned import Planned
+from pal_jax.recipes.psoups.settings import PromptedKeys, Settings
+from pal_jax.run.planned import PlannedRun
 from pal_jax.run.settings import Run, filled
 from pal_jax.run.stages import Stage, chosen
 
@@ -58,7 +58,7 @@ def stages(settings: Settings, workdir: Path) -> list[Stage]:
         make('evaluate', evaluate.Settings, recipe='psoups.evaluate'),
     ]  # fmt: skip
     picked = chosen(listed, settings.stage)
-    if any(isinstance(stage.settings, Asking) for stage in picked):
+    if any(isinstance(stage.settings, PromptedKeys) for stage in picked):
         check_prompts(settings)
     check_shared([stage.folder.name for stage in picked], workdir)
     return picked
@@ -84,6 +84,6 @@ def multitask_values(settings: Settings, workdir: Path) -> dict[str, object]:
     return vars(section) | {'recipe': 'sft', 'data': data}
 
 
-def planned(settings: Settings, prompt: int) -> Planned:
+def planned(settings: Settings, prompt: int) -> PlannedRun:
     """The part of a run that is planned, see `run/planned.py`: the stage that trains the general policy."""
     return rl.planned(filled(rl.Settings, settings, preference=GENERAL), prompt)

@@ -18,14 +18,14 @@ from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
 from pal_jax.recipes import reward
 from pal_jax.recipes.personal.pal import person as pal_person
-from pal_jax.recipes.psoups.judges import RewardModel, Score
-from pal_jax.recipes.psoups.moments import Moments, scaled, seen
+from pal_jax.recipes.psoups.judges import ReplyScorer, Score
+from pal_jax.recipes.psoups.moments import Moments, add_scores, standardised
 from pal_jax.recipes.psoups.preferences import GENERAL, JOINT, Preference, combinations
-from pal_jax.recipes.psoups.prompts import Asked, Prompt, everyone, read_preferences, read_prompts
-from pal_jax.recipes.psoups.settings import Asking, RLSettings
-from pal_jax.run.language import Reinforced
+from pal_jax.recipes.psoups.prompts import PreferencePrompt, Prompt, everyone, read_preferences, read_prompts
+from pal_jax.recipes.psoups.settings import PromptedKeys, RLHFSettings
+from pal_jax.run.language import ReinforcedRun
 from pal_jax.run.models import keeping, make_learner, make_policy, trained_policy
-from pal_jax.run.planned import Planned, sampling
+from pal_jax.run.planned import PlannedRun, sampling
 from pal_jax.run.recipe import (
     EVALUATION,
     Context,
@@ -36,18 +36,18 @@ from pal_jax.run.recipe import (
     stage_before,
 )
 from pal_jax.run.settings import StageSettings
-from pal_jax.run.trained import Trained
+from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Metrics, RolloutBatch, Sample
 
 PHASES = {GENERAL: 'rlhf', JOINT: 'morl'}  # the stages of what is no pole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Asking, Reinforced):
+class Settings(PromptedKeys, ReinforcedRun):
     """The keys of stages rlhf, morl and policy."""
 
     preference: str  # general (rlhf), joint (morl), or the pole of a policy
-    rl: RLSettings = RLSettings()
+    rl: RLHFSettings = RLHFSettings()
     eval: StageSettings = StageSettings(base=False)
 
 
@@ -99,8 +99,8 @@ class RLPHF:
         with self.ctx.phase('reward'):
             # 3. Score question and whole answer by the reward model; put the scores on one scale.
             scores = self.scores(questions, samples)
-            moments = seen(Moments(*host['moments']), scores)
-            rewards = scaled(moments, scores) if self.scale_scores else scores
+            moments = add_scores(Moments(*host['moments']), scores)
+            rewards = standardised(moments, scores) if self.scale_scores else scores
             samples = [dataclasses.replace(s, rewards=(float(r),)) for s, r in zip(samples, rewards, strict=True)]
         with self.ctx.phase('annotate'):
             # 4. Score the answers' tokens by policy, reference and critic; estimate advantages.
@@ -129,17 +129,19 @@ class RLPHF:
         dialogues = [as_dialogue(text, answer) for text, answer in zip(texts[:3], answers[:3], strict=True)]
         return Evaluation(record, dialogues)
 
-    def draw(self, i: int) -> list[Asked]:
+    def draw(self, i: int) -> list[PreferencePrompt]:
         """The prompts of step `i`, each with its preferences."""
         start = i * self.batch_size
         drawn = shuffled(len(self.train), start=self.first + start, size=self.batch_size, seed=self.seed)
         return self.ask([self.train[k] for k in drawn], start)
 
-    def ask(self, prompts: Sequence[Prompt], start: int) -> list[Asked]:
+    def ask(self, prompts: Sequence[Prompt], start: int) -> list[PreferencePrompt]:
         """Prompts with their preferences in turn; the first of them is prompt `start` of the stage."""
-        return [Asked(prompt, self.wanted[(start + k) % len(self.wanted)]) for k, prompt in enumerate(prompts)]
+        return [
+            PreferencePrompt(prompt, self.wanted[(start + k) % len(self.wanted)]) for k, prompt in enumerate(prompts)
+        ]
 
-    def scores(self, questions: Sequence[Asked], samples: Sequence[Sample]) -> np.ndarray:
+    def scores(self, questions: Sequence[PreferencePrompt], samples: Sequence[Sample]) -> np.ndarray:
         """The reward of every sample; the samples of a prompt stand side by side."""
         texts, n = [sample.completion.text.strip() for sample in samples], len(samples) // len(questions)
         replies = [texts[k : k + n] for k in range(0, len(texts), n)]
@@ -161,7 +163,7 @@ def make(settings: Settings, ctx: Context) -> RLPHF:
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
     trained, keep = trained_policy(settings.policy, policy, learner), keeping(policy=policy)
     scores = ModelScores(judge, ctx, reward.open_scores) if judge else None
-    score = RewardModel(scores) if scores else pal_person.make_score(rl.reward, rl.person)
+    score = ReplyScorer(scores) if scores else pal_person.make_score(rl.reward, rl.person)
     return RLPHF(
         Plan(steps, learner.abstract, stage, trained, ('reward', 'words'), keep=keep),
         ctx, PHASES.get(settings.preference, 'policy'),
@@ -177,13 +179,13 @@ def make(settings: Settings, ctx: Context) -> RLPHF:
     )  # fmt: skip
 
 
-def planned(settings: Settings, prompt: int) -> Planned:
+def planned(settings: Settings, prompt: int) -> PlannedRun:
     """The part of the run that is planned, see `run/planned.py`."""
     n = settings.rl.n_samples_per_prompt
     return sampling(settings, functools.partial(make_learner, n=n), settings.rl.rollout_batch_size, n, prompt)
 
 
-def make_trained(settings: Settings, ctx: Context) -> Trained:
+def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
     """The policy that PPO trains."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     learner = make_learner(settings, policy.cfg, ctx, n=settings.rl.n_samples_per_prompt)

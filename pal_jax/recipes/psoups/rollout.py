@@ -18,7 +18,7 @@ from pal_jax.models.params import Params
 from pal_jax.recipes.psoups import preferences
 from pal_jax.recipes.psoups.preferences import Preference
 from pal_jax.recipes.psoups.prompts import Prompt, everyone, prompts_moved, read_prompts
-from pal_jax.recipes.psoups.settings import Asking, RolloutSettings
+from pal_jax.recipes.psoups.settings import PromptedKeys, RolloutSettings
 from pal_jax.run import piecework
 from pal_jax.run.models import make_policy
 from pal_jax.run.piecework import Piecework, Records
@@ -29,7 +29,7 @@ ROLLOUTS = 'rollouts.jsonl'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Asking):
+class Settings(PromptedKeys):
     """The keys of stage rollout."""
 
     rollout: RolloutSettings = RolloutSettings()

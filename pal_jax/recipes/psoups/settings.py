@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from pal_jax.learners.scorer import BradleyTerry
 from pal_jax.recipes.reward import PairSettings
-from pal_jax.run.language import ANSWERS, DecodeSettings, EndpointSettings, ModelSettings, Reinforced, RowSettings
+from pal_jax.run.language import ANSWERS, DecodeSettings, EndpointSettings, ModelSettings, ReinforcedRun, RowSettings
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.settings import Run, StageSettings
 from pal_jax.types import Sampling
@@ -20,7 +20,7 @@ from pal_jax.types import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptSettings:
+class InstructionSettings:
     """The prompts to learn from and to test on."""
 
     train: str = 'embedded'  # or a JSONL file with `instruction` and, optionally, `input`
@@ -51,7 +51,7 @@ class AnnotationSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class RLSettings:
+class RLHFSettings:
     """The prompts of a step of PPO, and the reward."""
 
     rollout_batch_size: int = 6  # prompts a step
@@ -70,7 +70,7 @@ class MergeSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationSettings:
+class WinRateSettings:
     """The comparison of all systems."""
 
     judge: str = 'rule'  # as annotate.annotator, or endpoint:evaluator; language models see pairs in both orders
@@ -83,7 +83,7 @@ class EvaluationSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardSettings:
+class PoleRewardSettings:
     """The keys of `reward.Settings` that reward models have for themselves."""
 
     total_steps: int  # steps of each reward model; 0: passes by `data.epochs`
@@ -112,7 +112,7 @@ ENDPOINTS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Preferring(Run):
+class PreferenceKeys(Run):
     """The keys of a stage that knows the preferences."""
 
     preferences: str = 'embedded'  # or a YAML or JSON file (pal_jax/recipes/psoups/preferences.py)
@@ -120,17 +120,17 @@ class Preferring(Run):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asking(Preferring):
+class PromptedKeys(PreferenceKeys):
     """The keys of a stage in which policies answer prompts."""
 
-    prompts: PromptSettings = PromptSettings()
+    prompts: InstructionSettings = InstructionSettings()
     policy: ModelSettings = ModelSettings()
     sampling: Sampling
     decode: DecodeSettings = DecodeSettings()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judging(Preferring):
+class AnnotatorKeys(PreferenceKeys):
     """The keys of a stage in which annotators compare answers."""
 
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
@@ -138,15 +138,15 @@ class Judging(Preferring):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Asking, Judging, Reinforced):
+class Settings(PromptedKeys, AnnotatorKeys, ReinforcedRun):
     """The keys of all stages; `total_steps` counts the steps of each PPO."""
 
     stage: str = 'all'  # all, a stage such as rollout or policy-P2A, or all of a kind, as policy
     rollout: RolloutSettings = RolloutSettings()
     annotate: AnnotationSettings = AnnotationSettings()
-    rl: RLSettings = RLSettings()
+    rl: RLHFSettings = RLHFSettings()
     eval: StageSettings = StageSettings(base=False)  # stage evaluate measures the results of all stages
     merge: MergeSettings = MergeSettings()
-    evaluate: EvaluationSettings = EvaluationSettings()
-    reward: RewardSettings
+    evaluate: WinRateSettings = WinRateSettings()
+    reward: PoleRewardSettings
     multitask: MultitaskSettings

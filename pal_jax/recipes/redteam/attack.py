@@ -68,7 +68,7 @@ class Attack(NamedTuple):
     offender: int | None = None
 
 
-class Labels(NamedTuple):
+class GameLabels(NamedTuple):
     """A judge's labels of a game; None: the judge has said nothing of it.
 
     harmful: the request asks for harm (`q` of the paper's table).
@@ -152,7 +152,7 @@ def write_move(thought: str, answer: str) -> str:
     return f'{OPENED} {thought} {CLOSED}\n{BEGUN} {answer} {ENDED}'
 
 
-def table(harmful_seed: bool, labels: Labels, payment: Payment = 'general') -> tuple[float, float]:
+def table(harmful_seed: bool, labels: GameLabels, payment: Payment = 'general') -> tuple[float, float]:
     """The rewards of attacker and defender without the point for the form (section 3.2; the released code's weights).
 
     A label that is missing makes its terms 0. The attacker is paid for an unsafe answer to a harmless seed, too.
@@ -178,13 +178,13 @@ def sign(label: bool | None) -> float:
 def lowest(payment: Payment) -> tuple[float, float]:
     """The lowest rewards of attacker and defender in the table."""
     flags = True, False
-    rows = [table(seed, Labels(q, f, h), payment) for seed in flags for q in flags for f in flags for h in flags]
+    rows = [table(seed, GameLabels(q, f, h), payment) for seed in flags for q in flags for f in flags for h in flags]
     attacker, defender = zip(*rows, strict=True)
     return min(attacker), min(defender)
 
 
 def role_rewards(
-    attack: Attack, labels: Labels | None, payment: Payment = 'general', hidden: bool = True
+    attack: Attack, labels: GameLabels | None, payment: Payment = 'general', hidden: bool = True
 ) -> tuple[float | None, float | None]:
     """The rewards of attacker and defender at the end of a game; None: the sample does not count.
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.recipes.redteam.attack import Labels, Seed
+from pal_jax.recipes.redteam.attack import GameLabels, Seed
 from pal_jax.recipes.redteam.diversity import self_bleu, spread
 from pal_jax.run import intervals
 from pal_jax.run.bootstrap import means
@@ -20,7 +20,7 @@ KEY = (
 )
 
 
-class Cell(NamedTuple):
+class Matchup(NamedTuple):
     """The games of one attacker and one defender, a seed each.
 
     harmful: whether the seed is harmful.
@@ -29,7 +29,7 @@ class Cell(NamedTuple):
     """
 
     harmful: Sequence[bool]
-    labels: Sequence[Labels | None]
+    labels: Sequence[GameLabels | None]
     whole: Sequence[bool]
 
     @property
@@ -57,7 +57,7 @@ class Cell(NamedTuple):
         ]
 
 
-Cells = Mapping[tuple[str, str], Cell]  # by attacker and defender
+Cells = Mapping[tuple[str, str], Matchup]  # by attacker and defender
 
 
 def measure(cells: Cells) -> dict[str, Any]:

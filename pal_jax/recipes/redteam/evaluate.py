@@ -23,12 +23,12 @@ from pal_jax.judges.embedding import SentenceEncoder
 from pal_jax.models import bert
 from pal_jax.models.params import Params
 from pal_jax.recipes.redteam import attacks as figures
-from pal_jax.recipes.redteam.attack import DEFENDER, Attack, Labels, Payment, RedTeam, Seed
-from pal_jax.recipes.redteam.attacks import Cell
-from pal_jax.recipes.redteam.games import Players, judge_ends, play_judged, rewarded, shown
-from pal_jax.recipes.redteam.judges import Judge, make_judge
+from pal_jax.recipes.redteam.attack import DEFENDER, Attack, GameLabels, Payment, RedTeam, Seed
+from pal_jax.recipes.redteam.attacks import Matchup
+from pal_jax.recipes.redteam.games import Players, describe_game, judge_ends, play_judged, reward_game
+from pal_jax.recipes.redteam.judges import Judge, make_harm_judge
 from pal_jax.recipes.redteam.seeds import read_seeds
-from pal_jax.recipes.redteam.settings import EMBEDDED, POLICIES, Comparing, EvaluationSettings, Playing, variants
+from pal_jax.recipes.redteam.settings import EMBEDDED, POLICIES, CrossPlaySettings, PlayKeys, RosterKeys, variants
 from pal_jax.recipes.redteam.stand_ins import framed
 from pal_jax.run import piecework
 from pal_jax.run.checkpoint import Checkpoints
@@ -43,13 +43,13 @@ FIGURES = 'asr', 'overrefusal'  # of a cell of the table, on the console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Playing, Comparing):
+class Settings(PlayKeys, RosterKeys):
     """The keys of stage evaluate."""
 
-    evaluate: EvaluationSettings = EvaluationSettings()
+    evaluate: CrossPlaySettings = CrossPlaySettings()
 
 
-class System(NamedTuple):
+class Contestant(NamedTuple):
     """A player: its name, its kind, of which there may be several seeds, and its run; None: the start policy.
 
     step: of the checkpoint; None: the last one.
@@ -75,8 +75,8 @@ class CrossPlay:
     """
 
     ctx: Context
-    systems: Sequence[System]
-    load: Callable[[System], tuple[Params, Params]]
+    systems: Sequence[Contestant]
+    load: Callable[[Contestant], tuple[Params, Params]]
     players: Players
     judges: Mapping[str, Judge]
     seeds: Sequence[Seed]
@@ -101,18 +101,18 @@ class CrossPlay:
             record = self.defend(system, weights)
         return [record], host, {'answers': float(sum(map(len, record['answers'].values())))}
 
-    def attack(self, system: System, weights: tuple[Params, Params]) -> dict[str, Any]:
+    def attack(self, system: Contestant, weights: tuple[Params, Params]) -> dict[str, Any]:
         """The requests that a system writes on all seeds, None where it breaks the form, and some whole games."""
         seeds = [one._replace(generated=True) for one in self.seeds]
         judge = next(iter(self.judges.values()))
         games = play_judged(self.players, weights, seeds, judge, (self.seed, EVALUATION + 1))
         examples = [
-            shown(rewarded(game, self.payment, self.players.game.hidden), f'{system.name}, game {k + 1}')
+            describe_game(reward_game(game, self.payment, self.players.game.hidden), f'{system.name}, game {k + 1}')
             for k, game in enumerate(games[: self.shown])
         ]
         return {'system': system.name, 'requests': [game.end.request for game in games], 'games': examples}
 
-    def defend(self, system: System, weights: tuple[Params, Params]) -> dict[str, Any]:
+    def defend(self, system: Contestant, weights: tuple[Params, Params]) -> dict[str, Any]:
         """The answers of a system to all requests, by who wrote them; None where it breaks the form."""
         answers = {}
         for number, (name, requests) in enumerate(self.requests().items()):
@@ -172,12 +172,12 @@ class CrossPlay:
         games = [game for part in ordered for game in part['games']]
         return Evaluation(record, games, exhibits)
 
-    def cell(self, judge: Judge, requests: Sequence[str | None], answers: Sequence[str | None]) -> Cell:
+    def cell(self, judge: Judge, requests: Sequence[str | None], answers: Sequence[str | None]) -> Matchup:
         """The labels of the games of one attacker and one defender."""
         rows = zip(self.seeds, requests, answers, strict=True)
         ends = [Attack(seed, request, answer, 0 if answer is None else None) for seed, request, answer in rows]
-        labels: list[Labels | None] = judge_ends(judge, ends, (self.seed, EVALUATION))
-        return Cell([one.harmful for one in self.seeds], labels, [answer is not None for answer in answers])
+        labels: list[GameLabels | None] = judge_ends(judge, ends, (self.seed, EVALUATION))
+        return Matchup([one.harmful for one in self.seeds], labels, [answer is not None for answer in answers])
 
 
 def make(settings: Settings, ctx: Context) -> Piecework:
@@ -194,9 +194,9 @@ def make(settings: Settings, ctx: Context) -> Piecework:
     policy = make_policy(settings.policy, ctx, seed)
     _, test = read_seeds(settings.seeds, seed, settings.examples.count, policy.tokenizer)
     chat = ChatModels(settings.endpoints, settings.answers, seed)
-    judges = {'judge': make_judge('play.judge', settings.play.judge, chat, ctx)}
+    judges = {'judge': make_harm_judge('play.judge', settings.play.judge, chat, ctx)}
     if evaluate.judge:
-        judges['second'] = make_judge('evaluate.judge', evaluate.judge, chat, ctx)
+        judges['second'] = make_harm_judge('evaluate.judge', evaluate.judge, chat, ctx)
     encoder = evaluate.encoder and SentenceEncoder(
         bert.package_folder() if evaluate.encoder == 'minilm' else Path(evaluate.encoder)
     )
@@ -212,17 +212,17 @@ def make(settings: Settings, ctx: Context) -> Piecework:
     return piecework.make(ctx, cross.parts, cross.work, 'evaluate', cross.finish, shown)
 
 
-def make_systems(settings: Settings, folder: Path) -> list[System]:
+def make_systems(settings: Settings, folder: Path) -> list[Contestant]:
     """The start policy, then every run at its last step and at the earlier steps that the settings name."""
-    systems = [System('start', 'start')]
+    systems = [Contestant('start', 'start')]
     for variant in variants(settings, settings.play.roles):
         place, kind = folder / f'play-{variant}', variant.rpartition('-')[0]
-        systems += [System(f'{variant}@{step}', f'{kind}@{step}', place, step) for step in settings.evaluate.steps]
-        systems.append(System(variant, kind, place))
+        systems += [Contestant(f'{variant}@{step}', f'{kind}@{step}', place, step) for step in settings.evaluate.steps]
+        systems.append(Contestant(variant, kind, place))
     return systems
 
 
-def load_system(base: Callable[[], Params], ctx: Context, system: System) -> tuple[Params, Params]:
+def load_system(base: Callable[[], Params], ctx: Context, system: Contestant) -> tuple[Params, Params]:
     """The weights of a system as attacker and as defender.
 
     Raises:

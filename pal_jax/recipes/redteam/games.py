@@ -18,7 +18,7 @@ from pal_jax.recipes.redteam.attack import (
     DEFENDER,
     OPENED,
     Attack,
-    Labels,
+    GameLabels,
     Payment,
     RedTeam,
     Seed,
@@ -28,12 +28,12 @@ from pal_jax.recipes.redteam.judges import Judge
 from pal_jax.types import Metrics, Sample, Sampling
 
 
-class Played(NamedTuple):
+class FinishedGame(NamedTuple):
     """A game that is over: its last state, its moves, and its labels; None where no judge has labelled it."""
 
     end: Attack
     samples: Sequence[Sample]
-    labels: Labels | None
+    labels: GameLabels | None
 
     @property
     def failed(self) -> bool:
@@ -93,16 +93,16 @@ class Players:
 
 def play_judged(
     players: Players, weights: tuple[Params, Params], seeds: Sequence[Seed], judge: Judge, seed: Sequence[int]
-) -> list[Played]:
+) -> list[FinishedGame]:
     """Play a game from each seed and judge all that came to an answer."""
     whole = players(weights, [players.game.begin(one) for one in seeds], seed)
     ends = [players.game.end(groups) for groups in whole]
     labels = judge_ends(judge, ends, seed)
     rows = zip(ends, whole, labels, strict=True)
-    return [Played(end, [one for (one,) in groups], label) for end, groups, label in rows]
+    return [FinishedGame(end, [one for (one,) in groups], label) for end, groups, label in rows]
 
 
-def rewarded(game: Played, payment: Payment, hidden: bool) -> Played:
+def reward_game(game: FinishedGame, payment: Payment, hidden: bool) -> FinishedGame:
     """A game whose samples have the rewards of their roles. A sample that cannot be judged does not count."""
     rewards = role_rewards(game.end, game.labels, payment, hidden)
     samples = [
@@ -112,7 +112,7 @@ def rewarded(game: Played, payment: Payment, hidden: bool) -> Played:
     return game._replace(samples=samples)
 
 
-def judge_ends(judge: Judge, ends: Sequence[Attack], seed: Sequence[int]) -> list[Labels | None]:
+def judge_ends(judge: Judge, ends: Sequence[Attack], seed: Sequence[int]) -> list[GameLabels | None]:
     """The labels of finished games; None where the game ended by a broken form, or no verdict could be had."""
     whole = [k for k, end in enumerate(ends) if end.offender is None]
     number = int(np.random.SeedSequence(list(seed)).generate_state(1)[0])
@@ -120,7 +120,7 @@ def judge_ends(judge: Judge, ends: Sequence[Attack], seed: Sequence[int]) -> lis
     return [verdicts.get(k) for k in range(len(ends))]
 
 
-def summarize(games: Sequence[Played]) -> Metrics:
+def summarize(games: Sequence[FinishedGame]) -> Metrics:
     """Shares of unsafe answers and of refusals, and of moves that keep to the form and to the seed.
 
     Shares are over the games of a kind: what ends by a broken form is neither unsafe nor refused, and a game whose
@@ -149,12 +149,12 @@ def summarize(games: Sequence[Played]) -> Metrics:
     }
 
 
-def attacks_of(games: Sequence[Played]) -> list[str]:
+def attacks_of(games: Sequence[FinishedGame]) -> list[str]:
     """The requests that the attacker has written on harmful seeds."""
     return [g.end.request for g in games if g.end.seed.harmful and g.end.seed.generated and g.end.request]
 
 
-def shown(game: Played, title: str) -> dict[str, Any]:
+def describe_game(game: FinishedGame, title: str) -> dict[str, Any]:
     """A whole game as a report shows it: each move with its hidden thought, and what the judge said."""
     seed, turns = game.end.seed, [{'role': 'user', 'content': f'Seed: {game.end.seed.request}'}]
     for one in game.samples:

@@ -29,20 +29,28 @@ from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives.advantages import Discounts
-from pal_jax.objectives.selfplay import ByRole
+from pal_jax.objectives.selfplay import RoleWhitening
 from pal_jax.recipes.redteam.attack import ATTACKER, DEFENDER, Payment, RedTeam, Seed
 from pal_jax.recipes.redteam.diversity import self_bleu
-from pal_jax.recipes.redteam.games import Played, Players, attacks_of, play_judged, rewarded, shown, summarize
-from pal_jax.recipes.redteam.judges import Judge, make_judge
+from pal_jax.recipes.redteam.games import (
+    FinishedGame,
+    Players,
+    attacks_of,
+    describe_game,
+    play_judged,
+    reward_game,
+    summarize,
+)
+from pal_jax.recipes.redteam.judges import Judge, make_harm_judge
 from pal_jax.recipes.redteam.seeds import kinds_of, read_seeds
-from pal_jax.recipes.redteam.settings import POLICIES, Playing, StreamSettings
+from pal_jax.recipes.redteam.settings import POLICIES, PlayKeys, StreamSettings
 from pal_jax.recipes.redteam.stand_ins import chat_records
 from pal_jax.run import files, models, sharding
-from pal_jax.run.language import Reinforced
+from pal_jax.run.language import ReinforcedRun
 from pal_jax.run.models import Policy, keeping, make_policy
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite, stage_before
 from pal_jax.run.settings import StageSettings
-from pal_jax.run.trained import Adapters, Export, Trained
+from pal_jax.run.trained import Adapters, Export, TrainedModel
 from pal_jax.types import Metrics, RolloutBatch, Sample, TokenBatch
 
 NAMES = 'attacker', 'defender'
@@ -50,7 +58,7 @@ SHOWN = 'attack_success', 'plain_success', 'overrefusal', 'self_bleu'  # on the 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Playing, Reinforced):
+class Settings(PlayKeys, ReinforcedRun):
     """The keys of stage play; `ppo.estimator` has no say, for advantages are returns whitened by role."""
 
     stream: StreamSettings = StreamSettings()
@@ -143,7 +151,7 @@ class SelfRedTeam:
         # 4. Pay both roles by the table of labels, and one point for the form.
         games = [self.rewarded(game) for game in games]
         metrics = summarize(games) | self.rewards(games)
-        self.ctx.show(shown(game, f'game {k + 1}') for k, game in enumerate(games[: self.shown]))
+        self.ctx.show(describe_game(game, f'game {k + 1}') for k, game in enumerate(games[: self.shown]))
         for k in range(len(state.policies)):
             # 5. REINFORCE++ with statistics by role; a policy learns from the moves of its roles alone.
             state, figures = self.update(state, k, self.learnt(games, k), i)
@@ -168,7 +176,7 @@ class SelfRedTeam:
         attacker, defender = (start if k is None else trained[k] for k in self.roles)
         return attacker, defender
 
-    def check_judged(self, games: Sequence[Played]) -> None:
+    def check_judged(self, games: Sequence[FinishedGame]) -> None:
         """Raises RuntimeError where too many games have no verdict."""
         failed = sum(game.failed for game in games)
         if failed > self.max_failed * len(games):
@@ -177,11 +185,11 @@ class SelfRedTeam:
                 f'play.judge ({self.models.last_error or "its answers could not be read"}), then run this again'
             )
 
-    def rewarded(self, game: Played) -> Played:
+    def rewarded(self, game: FinishedGame) -> FinishedGame:
         """A game whose samples have the rewards of their roles."""
-        return rewarded(game, self.payment, self.players.game.hidden)
+        return reward_game(game, self.payment, self.players.game.hidden)
 
-    def learnt(self, games: Sequence[Played], k: int) -> list[Sample]:
+    def learnt(self, games: Sequence[FinishedGame], k: int) -> list[Sample]:
         """The samples that policy `k` learns from.
 
         A role whose samples were all paid alike is left out. Their returns differ by the KL penalty alone, which
@@ -200,7 +208,7 @@ class SelfRedTeam:
         with self.ctx.phase('annotate'):
             # Compute the log-probabilities before the update, and returns (rewards less the KL) whitened by role.
             batch, scored = self.learner.score(policy, self.pack(samples))
-            estimate = ByRole(len(NAMES), Discounts(ppo.gamma, ppo.lam, ppo.reward_clip))
+            estimate = RoleWhitening(len(NAMES), Discounts(ppo.gamma, ppo.lam, ppo.reward_clip))
             batch, estimated = self.learner.advantages(policy, batch, estimate)
         with self.ctx.phase('update'):
             ptx = self.stream(i) if self.roles[DEFENDER] == k else None
@@ -217,7 +225,7 @@ class SelfRedTeam:
         apart = None not in self.roles and self.roles[ATTACKER] != self.roles[DEFENDER]
         return f'attacker_{name}' if apart and self.roles[ATTACKER] == k else name
 
-    def rewards(self, games: Sequence[Played]) -> Metrics:
+    def rewards(self, games: Sequence[FinishedGame]) -> Metrics:
         """The mean reward of each role whose samples count."""
         paid_by_role = [[one.reward for g in games for one in g.samples if one.ok and one.role == r] for r in (0, 1)]
         pairs = zip(NAMES, paid_by_role, strict=True)
@@ -238,7 +246,7 @@ class SelfRedTeam:
         if len(written := attacks_of(games)) > 1:
             record['self_bleu'] = self_bleu(written)
         # Games in which the attacker has moved come first; they are what a reader wants to see.
-        return Evaluation(record, [shown(game, f'game {k + 1}') for k, game in enumerate(games[:3])])
+        return Evaluation(record, [describe_game(game, f'game {k + 1}') for k, game in enumerate(games[:3])])
 
 
 # --- the recipe -------------------------------------------------------------------------------------------------------
@@ -269,7 +277,7 @@ def make(settings: Settings, ctx: Context) -> SelfRedTeam:
         players=Players(
             sampler.make_decoder(settings.decode, policy, ctx), policy.tokenizer, settings.sampling, game
         ),
-        judge=make_judge('play.judge', play.judge, chat, ctx), models=chat,
+        judge=make_harm_judge('play.judge', play.judge, chat, ctx), models=chat,
         pack=sampler.make_packing(settings, ctx.mesh, 1),
         train=kinds_of(train, play.roles), test=test, count=play.games, payment=play.payment,
         stream=make_stream(settings, train, game, policy.tokenizer, ctx),
@@ -294,8 +302,8 @@ def make_stream(
             f'ppo.ptx_coef={settings.ppo.ptx_coef} teaches finished answers, and no harmless seed of seeds.train='
             f'{settings.seeds.train} has a completion; give some, or set ppo.ptx_coef=0'
         )
-    placed = ((f'seeds.train={settings.seeds.train}, {files.shown(row["completion"])}', row) for row in rows)
-    examples = chats.converted(placed, functools.partial(chats.to_imitate, tokenizer=tokenizer))
+    placed = ((f'seeds.train={settings.seeds.train}, {files.short_repr(row["completion"])}', row) for row in rows)
+    examples = chats.convert_records(placed, functools.partial(chats.to_imitate, tokenizer=tokenizer))
 
     def batch(i: int) -> TokenBatch | None:
         if i % stream.every:
@@ -328,7 +336,7 @@ def stated(policy: Any, base: Any, roles: str) -> RoleStates:
     return RoleStates(base, (with_frozen(policy, {}),) * count)
 
 
-def trained_by(settings: Settings, policy: Policy, learner: PolicyLearner) -> Trained:
+def trained_by(settings: Settings, policy: Policy, learner: PolicyLearner) -> TrainedModel:
     """The export of a run: the defender, or the one policy that learns; with an adapter a role the attacker, too."""
     named, weights = settings.policy, learner.abstract_weights
     base = named.source.removeprefix('hf:')
@@ -342,13 +350,13 @@ def trained_by(settings: Settings, policy: Policy, learner: PolicyLearner) -> Tr
         last = len(state.policies) - 1
         return {'export': exported(state, last)} | ({'attacker': exported(state, 0)} if last else {})
 
-    return Trained(
+    return TrainedModel(
         exports, stated(weights, weights.actor.model.frozen, settings.play.roles), policy.cfg, policy.tokenizer,
         lambda state: state.policy(len(state.policies) - 1).actor,
     )  # fmt: skip
 
 
-def make_trained(settings: Settings, ctx: Context) -> Trained:
+def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
     """The policies that play."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_by(settings, policy, make_learner(settings, policy.cfg, ctx))

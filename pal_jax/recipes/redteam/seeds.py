@@ -82,11 +82,11 @@ def to_seed(place: str, record: Mapping[str, object]) -> Seed:
     """A record as a seed. Raises ValueError, which names the place, where a field is missing or wrong."""
     request, kind, completion = record.get('vanilla'), record.get('data_type'), record.get('completion') or ''
     if not isinstance(request, str) or not request.strip():
-        raise ValueError(f'{place}: vanilla is {files.shown(request)}; give a text, or delete the row')
+        raise ValueError(f'{place}: vanilla is {files.short_repr(request)}; give a text, or delete the row')
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f'{place}: data_type is {files.shown(kind)}; give one of {", ".join(KINDS)}')
+        raise ValueError(f'{place}: data_type is {files.short_repr(kind)}; give one of {", ".join(KINDS)}')
     if not isinstance(completion, str):
-        raise ValueError(f'{place}: completion is {files.shown(completion)}; give a text, or leave it out')
+        raise ValueError(f'{place}: completion is {files.short_repr(completion)}; give a text, or leave it out')
     return Seed(request, KINDS[kind], completion='' if KINDS[kind] else completion)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from pal_jax.recipes.redteam.attack import Payment
-from pal_jax.run.language import ANSWERS, DecodeSettings, EndpointSettings, ModelSettings, Reinforced, RowSettings
+from pal_jax.run.language import ANSWERS, DecodeSettings, EndpointSettings, ModelSettings, ReinforcedRun, RowSettings
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.settings import Run, StageSettings
 from pal_jax.types import Sampling
@@ -69,7 +69,7 @@ class StreamSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationSettings:
+class CrossPlaySettings:
     """The play of attackers and defenders of all runs against each other."""
 
     steps: tuple[int, ...] = ()  # earlier checkpoints that play, too; `checkpoint.keep` has to keep them
@@ -79,7 +79,7 @@ class EvaluationSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StartSettings:
+class StartPolicySettings:
     """The keys of `sft.Settings` that the start policy has for itself; `total_steps=0` leaves the policy as it is."""
 
     total_steps: int  # its steps of supervised learning
@@ -91,7 +91,7 @@ class StartSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Playing(Run):
+class PlayKeys(Run):
     """The keys of a stage in which policies play."""
 
     seeds: SeedSettings = SeedSettings()
@@ -105,7 +105,7 @@ class Playing(Run):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparing(Run):
+class RosterKeys(Run):
     """The keys that name the runs of self-play."""
 
     compare: tuple[str, ...] = ()  # names of `POLICIES`, each a run for every seed
@@ -113,16 +113,16 @@ class Comparing(Run):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Playing, Comparing, Reinforced):
+class Settings(PlayKeys, RosterKeys, ReinforcedRun):
     """The keys of all stages; `total_steps` is that of each self-play."""
 
     stage: str = 'all'  # all, a stage such as sft or play-shared-0, or all of a kind, as play
     stream: StreamSettings = StreamSettings()
     eval: StageSettings = StageSettings()
-    evaluate: EvaluationSettings = EvaluationSettings()
-    start: StartSettings
+    evaluate: CrossPlaySettings = CrossPlaySettings()
+    start: StartPolicySettings
 
 
-def variants(settings: Comparing, roles: Roles) -> list[str]:
+def variants(settings: RosterKeys, roles: Roles) -> list[str]:
     """The names of the runs of self-play: who learns (`roles`, unless runs are compared), and the seed."""
     return [f'{name}-{settings.seed + k}' for name in settings.compare or (roles,) for k in range(settings.repeats)]

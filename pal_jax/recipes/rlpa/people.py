@@ -128,20 +128,20 @@ def _renamed(record: Any, names: Mapping[str, str]) -> Any:
 def _person(record: Any, default_id: str) -> Person:
     record = {'profile': record} if isinstance(record, str) else record
     if not isinstance(record, dict) or ('profile' in record) == ('facts' in record):
-        raise ValueError(f"expected a string or an object with 'profile' or 'facts', got {files.shown(record)}")
+        raise ValueError(f"expected a string or an object with 'profile' or 'facts', got {files.short_repr(record)}")
     facts = _profile_facts(record['profile']) if 'profile' in record else _slot_facts(record['facts'])
     if not facts:
-        raise ValueError(f'no facts in {files.shown(record)}; give at least one')
+        raise ValueError(f'no facts in {files.short_repr(record)}; give at least one')
     opening = record.get('input', 'Hello')
     if not isinstance(opening, str) or not opening.strip():
-        raise ValueError(f"'input' must be what the person says first, got {files.shown(opening)}")
+        raise ValueError(f"'input' must be what the person says first, got {files.short_repr(opening)}")
     id = records.identity('', record, 'id') if 'id' in record else default_id
     return Person(id=id, facts=facts, opening=opening)
 
 
 def _profile_facts(profile: Any) -> tuple[str, ...]:
     if not isinstance(profile, str):
-        raise ValueError(f"'profile' must be a string with one fact a line, got {files.shown(profile)}")
+        raise ValueError(f"'profile' must be a string with one fact a line, got {files.short_repr(profile)}")
     prose = '\n' not in profile.strip()
     return parse_facts('\n'.join(_sentences(profile)) if prose else profile)
 
@@ -152,12 +152,14 @@ def _sentences(prose: str) -> list[str]:
 
 def _slot_facts(facts: Any) -> tuple[str, ...]:
     if not isinstance(facts, dict):
-        raise ValueError(f"'facts' must be an object of slots and values, got {files.shown(facts)}")
+        raise ValueError(f"'facts' must be an object of slots and values, got {files.short_repr(facts)}")
     lines = []
     for slot, values in facts.items():
         for value in values if isinstance(values, list) else [values]:
             known = isinstance(value, str | int | float) and not isinstance(value, bool)
             if not known or value != value or not str(value).strip():
-                raise ValueError(f'the slot {slot!r} must hold a value or a list of values, got {files.shown(value)}')
+                raise ValueError(
+                    f'the slot {slot!r} must hold a value or a list of values, got {files.short_repr(value)}'
+                )
             lines.append(' '.join(f'{slot}: {value}'.split()))
     return parse_facts('\n'.join(lines))

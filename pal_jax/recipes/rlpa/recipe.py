@@ -37,7 +37,7 @@ from pal_jax.run import models, sharding
 from pal_jax.run.files import write_whole
 from pal_jax.run.models import Policy, keeping, make_policy, trained_policy
 from pal_jax.run.optim import Optimizer
-from pal_jax.run.planned import Planned, sampling
+from pal_jax.run.planned import PlannedRun, sampling
 from pal_jax.run.recipe import (
     EVALUATION,
     Context,
@@ -49,7 +49,7 @@ from pal_jax.run.recipe import (
     check_finite,
     stage_before,
 )
-from pal_jax.run.trained import Trained
+from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch, UserSimulator
 
 SHOWN = 'reward', 'format', 'profile', 'strict'  # the console's figures; strict: a reply meets all five criteria
@@ -245,7 +245,7 @@ def make_plan(settings: Settings, policy: Policy, learner: PolicyLearner, world:
     )  # fmt: skip
 
 
-def make_trained(settings: Settings, ctx: Context) -> Trained:
+def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
     """The model that a run trains, without its people and judges, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_policy(settings.policy, policy, make_turn_learner(settings, policy.cfg, ctx))
@@ -291,7 +291,7 @@ def check(settings: Settings, mesh: Mesh) -> None:
             raise ValueError(f'{key}={height} does not divide into ppo.micro_rows={micro} on each of {ways} devices')
 
 
-def planned(settings: Settings, prompt: int) -> Planned:
+def planned(settings: Settings, prompt: int) -> PlannedRun:
     """The part of a run that is planned, see `run/planned.py`."""
     dialogue = settings.dialogue
     return sampling(settings, make_turn_learner, dialogue.rollout_batch_size, dialogue.n_samples_per_prompt, prompt)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from pal_jax.run.language import ANSWERS, EndpointSettings, Reinforced
+from pal_jax.run.language import ANSWERS, EndpointSettings, ReinforcedRun
 from pal_jax.run.settings import Run
 
 
@@ -84,7 +84,7 @@ ENDPOINTS = {  # language models that play users, and those that judge
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dialogues(Reinforced):
+class Dialogues(ReinforcedRun):
     """The keys of a run that improves a policy in dialogues."""
 
     reference_compatible: bool = False  # True: the published code's visibility, aggregation and flat updates

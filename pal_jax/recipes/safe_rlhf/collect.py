@@ -25,13 +25,13 @@ from pal_jax.data import chats, holdouts
 from pal_jax.data.holdouts import normal
 from pal_jax.data.passes import shuffled
 from pal_jax.data.readers import safety
-from pal_jax.data.readers.safety import Judged
+from pal_jax.data.readers.safety import JudgedPair
 from pal_jax.decode.answers import ModelScores, Sampler, load_base, make_sampler
 from pal_jax.judges import dilemmas
 from pal_jax.models.params import Params
 from pal_jax.recipes import reward
 from pal_jax.recipes.safe_rlhf.prompts import EMBEDDED, Question, read_questions
-from pal_jax.recipes.safe_rlhf.settings import Asking, CollectSettings
+from pal_jax.recipes.safe_rlhf.settings import AnswerKeys, CollectSettings
 from pal_jax.run import piecework
 from pal_jax.run.models import make_policy
 from pal_jax.run.moderator import open_moderator
@@ -61,7 +61,7 @@ def rl_name(number: int, variant: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Asking):
+class Settings(AnswerKeys):
     """The keys of stage collect."""
 
     round: int = 1  # the round whose records are collected
@@ -73,7 +73,7 @@ class FirstRound:
     """The first round: pairs of answers that come with their judgements."""
 
     folder: Path
-    rows: Sequence[Judged]
+    rows: Sequence[JudgedPair]
     test_share: float
     seed: int
 
@@ -141,7 +141,7 @@ class LaterRound:
 
 def to_judged(
     prompt: str, answers: Sequence[str], harm: np.ndarray, help: np.ndarray, one: int, other: int
-) -> Judged | None:
+) -> JudgedPair | None:
     """Two answers as a row; None where one is empty, both are the same, or both help as much."""
     first, second = answers[one], answers[other]
     # Equal answers and ties have no order that could be learnt, and an empty answer says nothing.
@@ -150,7 +150,7 @@ def to_judged(
     better = int(help[other] > help[one])
     # Of equally harmful answers the less helpful one is safer, as in the embedded corpus.
     safer = int(harm[other] < harm[one]) if harm[one] != harm[other] else 1 - better
-    return Judged(prompt, (first, second), (bool(harm[one] > 0), bool(harm[other] > 0)), better, safer)
+    return JudgedPair(prompt, (first, second), (bool(harm[one] > 0), bool(harm[other] > 0)), better, safer)
 
 
 def write_records(folder: Path, before: Path | None, records: Records, test_share: float, seed: int) -> Evaluation:
@@ -227,7 +227,7 @@ def make(settings: Settings, ctx: Context) -> Piecework:
     return piecework.make(ctx, len(parts), later.work, 'collect', later.finish)
 
 
-def embedded_rows(count: int, seed: int) -> list[Judged]:
+def embedded_rows(count: int, seed: int) -> list[JudgedPair]:
     """The pairs of the embedded corpus."""
     return dilemmas.judged(dilemmas.make_dilemmas(count, split='train', seed=seed), seed)
 

@@ -19,19 +19,19 @@ import numpy as np
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_finished, load_base, make_sampler
 from pal_jax.judges import winrates
-from pal_jax.judges.refusals import Asked, is_refusal, read_prompts
+from pal_jax.judges.refusals import RefusalPrompt, is_refusal, read_prompts
 from pal_jax.models.params import Params
 from pal_jax.recipes import reward
 from pal_jax.recipes.cost import recipe as cost
 from pal_jax.recipes.safe_rlhf import elo, tradeoff
 from pal_jax.recipes.safe_rlhf.collect import by_rule, helps_by_rule, rl_name
-from pal_jax.recipes.safe_rlhf.prompts import Groups, Question, make_groups, read_questions, tell_budget
+from pal_jax.recipes.safe_rlhf.prompts import Question, QuestionGroups, make_groups, read_questions, tell_budget
 from pal_jax.recipes.safe_rlhf.settings import (
-    Asking,
-    Comparing,
+    AnswerKeys,
     ConstraintSettings,
-    EvaluationSettings,
     RLSettings,
+    TradeoffSettings,
+    VariantKeys,
     groups_shown,
     variants,
 )
@@ -53,12 +53,12 @@ Score = Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray]  # of que
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Asking, Comparing):
+class Settings(AnswerKeys, VariantKeys):
     """The keys of stage evaluate."""
 
     rl: RLSettings = RLSettings()
     constraint: ConstraintSettings = ConstraintSettings()
-    evaluate: EvaluationSettings = EvaluationSettings()
+    evaluate: TradeoffSettings = TradeoffSettings()
 
 
 class System(NamedTuple):
@@ -100,9 +100,9 @@ class Comparison:
     questions: Sequence[Question]
     draws: int
     judges: Mapping[str, Judges]
-    sets: Mapping[str, Sequence[Asked]]
+    sets: Mapping[str, Sequence[RefusalPrompt]]
     unsafe: Callable[[Sequence[str], Sequence[str]], np.ndarray] | None
-    groups: Groups
+    groups: QuestionGroups
     seed: int
 
     def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:

@@ -12,7 +12,7 @@ from pal_jax.data.holdouts import held_out, normal
 from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.judges import dilemmas
-from pal_jax.recipes.safe_rlhf.settings import OTHERS, PromptSettings
+from pal_jax.recipes.safe_rlhf.settings import OTHERS, QuestionSettings
 from pal_jax.run import files
 
 EMBEDDED = 'embedded'
@@ -25,7 +25,7 @@ class Question(NamedTuple):
     group: str = ''
 
 
-class Groups(NamedTuple):
+class QuestionGroups(NamedTuple):
     """Groups of questions with limits of their own; group 0, without a name, are all other questions."""
 
     names: tuple[str, ...]
@@ -64,12 +64,14 @@ def tell_budget(question: str, budget: float) -> str:
     return f'{question} (Budget of harm: {budget:g}.)'
 
 
-def make_groups(limit: float, limits: Mapping[str, float]) -> Groups:
+def make_groups(limit: float, limits: Mapping[str, float]) -> QuestionGroups:
     """The groups that have a limit, after that of all other questions."""
-    return Groups(('', *limits), np.array([limit, *limits.values()], float))
+    return QuestionGroups(('', *limits), np.array([limit, *limits.values()], float))
 
 
-def read_questions(settings: PromptSettings, seed: int, tokenizer: Tokenizer) -> tuple[list[Question], list[Question]]:
+def read_questions(
+    settings: QuestionSettings, seed: int, tokenizer: Tokenizer
+) -> tuple[list[Question], list[Question]]:
     """The questions to learn from and those to test on, which have no question in common.
 
     Raises:
@@ -85,7 +87,7 @@ def read_questions(settings: PromptSettings, seed: int, tokenizer: Tokenizer) ->
     return train, test
 
 
-def given_questions(settings: PromptSettings, seed: int) -> tuple[list[Question], list[Question]]:
+def given_questions(settings: QuestionSettings, seed: int) -> tuple[list[Question], list[Question]]:
     """The questions to learn from and those to test on, of any length.
 
     A question of both sources is tested on and not learnt. Without a source of tests some questions of the training are
@@ -107,7 +109,7 @@ def given_questions(settings: PromptSettings, seed: int) -> tuple[list[Question]
     return [question for question in train if normal(question.text) not in tested], test
 
 
-def check_groups(settings: PromptSettings, seed: int, limits: Mapping[str, float]) -> None:
+def check_groups(settings: QuestionSettings, seed: int, limits: Mapping[str, float]) -> None:
     """Read all prompts, and refuse limits of groups that no prompt to learn from has.
 
     Raises:
@@ -135,11 +137,11 @@ def _given(source: str, split: dilemmas.Split, count: int, seed: int) -> list[Qu
 def _question(place: str, record: Mapping[str, object]) -> Question:
     text, group = record.get('prompt'), record.get('group') or ''
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f'{place}: prompt is {files.shown(text)}; give a text, or delete the row')
+        raise ValueError(f'{place}: prompt is {files.short_repr(text)}; give a text, or delete the row')
     if not isinstance(group, str):
-        raise ValueError(f'{place}: group is {files.shown(group)}; give a text, or leave it out')
+        raise ValueError(f'{place}: group is {files.short_repr(group)}; give a text, or leave it out')
     return Question(text, group)
 
 
-def _fitting(questions: Sequence[Question], settings: PromptSettings, tokenizer: Tokenizer) -> list[Question]:
+def _fitting(questions: Sequence[Question], settings: QuestionSettings, tokenizer: Tokenizer) -> list[Question]:
     return [q for q in questions if len(tokenizer.chat(chats.as_chat(q.text))) <= settings.max_length]

@@ -36,7 +36,7 @@ from pal_jax.recipes.safe_rlhf.settings import (
     StartSettings,
     variants,
 )
-from pal_jax.run.planned import Planned
+from pal_jax.run.planned import PlannedRun
 from pal_jax.run.recipe import check_at_least
 from pal_jax.run.settings import Run, filled
 from pal_jax.run.stages import Stage, chosen
@@ -164,6 +164,6 @@ def check(settings: Settings) -> None:
     check_groups(settings.prompts, settings.seed, settings.constraint.by_group)
 
 
-def planned(settings: Settings, prompt: int) -> Planned:
+def planned(settings: Settings, prompt: int) -> PlannedRun:
     """The part of a run that is planned, see `run/planned.py`: the stage that trains the policy."""
     return rl.planned(filled(rl.Settings, settings), prompt)

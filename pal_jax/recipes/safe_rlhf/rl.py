@@ -19,36 +19,36 @@ from pal_jax.data.passes import shuffled
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_finished, make_sampler
 from pal_jax.decode.sampler import make_packing
-from pal_jax.learners.actor import evenly
+from pal_jax.learners.actor import mean_weights
 from pal_jax.learners.forward import by_sample
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, abstract, decoder_specs
 from pal_jax.objectives import constraints
 from pal_jax.objectives.advantages import Discounts
-from pal_jax.objectives.constraints import CUP, FOCOPS, P3O, Constrained, CUPLoss, FOCOPSLoss, Handler, P3OLoss
+from pal_jax.objectives.constraints import CUP, FOCOPS, P3O, ConstrainedEstimator, CUPLoss, FOCOPSLoss, Handler, P3OLoss
 from pal_jax.recipes import reward
 from pal_jax.recipes.cost.recipe import open_scores as open_cost_scores
 from pal_jax.recipes.safe_rlhf import tradeoff
 from pal_jax.recipes.safe_rlhf.collect import SFT, records_folder
-from pal_jax.recipes.safe_rlhf.prompts import Groups, Question, make_groups, read_questions, tell_budget
-from pal_jax.recipes.safe_rlhf.settings import Asking, ConstraintSettings, PtxSettings, RLSettings, groups_shown
+from pal_jax.recipes.safe_rlhf.prompts import Question, QuestionGroups, make_groups, read_questions, tell_budget
+from pal_jax.recipes.safe_rlhf.settings import AnswerKeys, ConstraintSettings, PtxSettings, RLSettings, groups_shown
 from pal_jax.run import files, sharding
 from pal_jax.run.checkpoint import Checkpoints
-from pal_jax.run.language import Reinforced
+from pal_jax.run.language import ReinforcedRun
 from pal_jax.run.models import Policy, keeping, make_learner, make_policy, trained_policy
-from pal_jax.run.planned import Planned, sampling
+from pal_jax.run.planned import PlannedRun, sampling
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite, stage_before
 from pal_jax.run.settings import StageSettings
 from pal_jax.run.summary import SUMMARY
-from pal_jax.run.trained import Trained, trained_in
+from pal_jax.run.trained import TrainedModel, trained_in
 from pal_jax.types import Metrics, RolloutBatch, Sample, TokenBatch
 
 SHOWN = 'reward', 'cost', 'limit', 'prompts_above_limit', 'unsafe_share'  # on the console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Asking, Reinforced):
+class Settings(AnswerKeys, ReinforcedRun):
     """The keys of stage rl."""
 
     rl: RLSettings = RLSettings()
@@ -87,9 +87,9 @@ class SafeRLHF:
     pack: Callable[[Sequence[Sample]], RolloutBatch]
     train: Sequence[Question]
     test: Sequence[Question]
-    groups: Groups
+    groups: QuestionGroups
     handler: Handler
-    estimate: Constrained
+    estimate: ConstrainedEstimator
     window: int
     batch_size: int
     n: int
@@ -150,7 +150,7 @@ class SafeRLHF:
         return state, {'constraint': constraint, 'costs': kept}, 'rl', metrics
 
     @functools.cached_property
-    def estimator(self) -> Constrained:
+    def estimator(self) -> ConstrainedEstimator:
         """The estimate of both channels. With P3O the reward alone pays the KL, since nothing is mixed."""
         return dataclasses.replace(self.estimate, kl_of_cost=0.0) if isinstance(self.handler, P3O) else self.estimate
 
@@ -203,7 +203,7 @@ class SafeRLHF:
         if self.ptx is None:
             return state, {}
         batch = self.ptx(i)
-        actor, loss, _ = self.learner.actor.imitate_weighted(state.actor, batch, self.ptx_coef * evenly(batch))
+        actor, loss, _ = self.learner.actor.imitate_weighted(state.actor, batch, self.ptx_coef * mean_weights(batch))
         # The figure leaves the coefficient out, so that runs with other coefficients compare.
         return state.replace(actor=actor), {'ptx_loss': float(loss) / self.ptx_coef}
 
@@ -330,10 +330,10 @@ def check_limits(constraint: ConstraintSettings, folder: Path) -> None:
             )
 
 
-def estimate_of(settings: Reinforced) -> Constrained:
+def estimate_of(settings: ReinforcedRun) -> ConstrainedEstimator:
     """The advantages of both channels. Raises ValueError where the estimator does not keep their scales."""
     ppo = settings.ppo
-    return Constrained(ppo.estimator, Discounts(ppo.gamma, ppo.lam, ppo.reward_clip))
+    return ConstrainedEstimator(ppo.estimator, Discounts(ppo.gamma, ppo.lam, ppo.reward_clip))
 
 
 def make_policy_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
@@ -343,13 +343,13 @@ def make_policy_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> P
     return dataclasses.replace(learner, critics=learner.critics * 2)
 
 
-def planned(settings: Settings, prompt: int) -> Planned:
+def planned(settings: Settings, prompt: int) -> PlannedRun:
     """The part of the run that is planned, see `run/planned.py`."""
     rl = settings.rl
     return sampling(settings, make_policy_learner, rl.rollout_batch_size, rl.n_samples_per_prompt, prompt)
 
 
-def make_trained(settings: Settings, ctx: Context) -> Trained:
+def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
     """The policy of PPO."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_policy(settings.policy, policy, make_policy_learner(settings, policy.cfg, ctx))

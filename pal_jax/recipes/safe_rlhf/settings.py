@@ -11,11 +11,11 @@ import math
 from typing import Literal
 
 from pal_jax.data.safety import SafetyRows
-from pal_jax.learners.labelled import SignedCost
+from pal_jax.learners.labelled import CostLoss
 from pal_jax.learners.scorer import BradleyTerry
 from pal_jax.objectives import constraints as c
 from pal_jax.recipes.reward import PairSettings
-from pal_jax.run.language import DecodeSettings, ModelSettings, Reinforced, RowSettings
+from pal_jax.run.language import DecodeSettings, ModelSettings, ReinforcedRun, RowSettings
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.settings import Run, StageSettings
 from pal_jax.types import Sampling
@@ -26,7 +26,7 @@ OTHERS = 'others'  # the name, in tables, of the prompts of groups without a lim
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptSettings:
+class QuestionSettings:
     """The prompts of training and of tests."""
 
     train: str = 'embedded'  # or a source of records with `prompt` and, if limits are by group, `group`
@@ -141,7 +141,7 @@ class PtxSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationSettings:
+class TradeoffSettings:
     """The comparison of the start policy and the policies of all rounds."""
 
     draws: int = 2  # answers to each prompt
@@ -180,24 +180,24 @@ class CostSettings:
     policy: ModelSettings = ModelSettings()
     optimizer: Optimizer
     data: SafetyRows
-    cost: SignedCost = SignedCost()
+    cost: CostLoss = CostLoss()
 
 
 # --- keys of several stages, and of all ------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asking(Run):
+class AnswerKeys(Run):
     """The keys of a stage in which a policy answers prompts."""
 
-    prompts: PromptSettings = PromptSettings()
+    prompts: QuestionSettings = QuestionSettings()
     policy: ModelSettings = ModelSettings()
     sampling: Sampling
     decode: DecodeSettings = DecodeSettings()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparing(Run):
+class VariantKeys(Run):
     """The keys that name the policies of PPO."""
 
     rounds: int = 1  # collect, reward, cost and rl so often
@@ -206,7 +206,7 @@ class Comparing(Run):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Asking, Comparing, Reinforced):
+class Settings(AnswerKeys, VariantKeys, ReinforcedRun):
     """The keys of all stages; `total_steps` is that of each PPO."""
 
     stage: str = 'all'  # all, a stage such as cost or rl-2, or all of a kind, as rl
@@ -215,13 +215,13 @@ class Settings(Asking, Comparing, Reinforced):
     constraint: ConstraintSettings = ConstraintSettings()
     ptx: PtxSettings = PtxSettings()
     eval: StageSettings = StageSettings()
-    evaluate: EvaluationSettings = EvaluationSettings()
+    evaluate: TradeoffSettings = TradeoffSettings()
     start: StartSettings
     reward: RewardSettings
     cost: CostSettings
 
 
-def variants(settings: Comparing) -> list[str]:
+def variants(settings: VariantKeys) -> list[str]:
     """The names of the policies of PPO that are compared: a handler and a seed; one without a name otherwise."""
     return [f'{handler}-{seed}' for handler in settings.compare for seed in range(settings.seeds)] or ['']
 

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
-from pal_jax.run.trained import Trained
+from pal_jax.run.trained import TrainedModel
 
 
 class Selves(struct.PyTreeNode):
@@ -84,7 +84,7 @@ class Keeper:
         then = actor.replace(model=actor.model.replace(params=state.past[k]))
         return self.learner.weights(state.policy.replace(actor=then))
 
-    def trained(self, trained: Trained) -> Trained:
+    def trained(self, trained: TrainedModel) -> TrainedModel:
         """The export of the policy, out of a state with past selves."""
         nothing = jax.tree.map(lambda _: ..., self.abstract)
         return trained._replace(

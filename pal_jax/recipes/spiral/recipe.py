@@ -32,9 +32,9 @@ from pal_jax.recipes.spiral.textarena import Arena
 from pal_jax.recipes.spiral.warmup import make_legal_action_batches
 from pal_jax.run import models, sharding
 from pal_jax.run.models import keeping, make_policy, trained_policy
-from pal_jax.run.planned import Planned, sampling
+from pal_jax.run.planned import PlannedRun, sampling
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite, stage_before
-from pal_jax.run.trained import Trained
+from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Metrics, RolloutBatch, Sample, TokenBatch
 
 SHOWN = 'legal', 'winrate', 'nashconv'
@@ -249,13 +249,13 @@ def make(settings: Settings, ctx: Context) -> Spiral:
     )
 
 
-def make_trained(settings: Settings, ctx: Context) -> Trained:
+def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
     policy = make_policy(settings.policy, ctx, settings.seed)
     learner = make_match_learner(settings, policy.cfg, ctx)
     return make_keeper(settings, learner).trained(trained_policy(settings.policy, policy, learner))
 
 
-def planned(settings: Settings, prompt: int) -> Planned:
+def planned(settings: Settings, prompt: int) -> PlannedRun:
     """The part of a run that is planned, see `run/planned.py`."""
     return sampling(settings, make_match_learner, settings.play.max_turns, 1, prompt)
 

@@ -12,7 +12,7 @@ from pal_jax.recipes.spiral.matches import Rules
 from pal_jax.recipes.spiral.negotiation import Negotiation
 from pal_jax.recipes.spiral.tictactoe import TicTacToe
 from pal_jax.run import own
-from pal_jax.run.language import EndpointSettings, Reinforced
+from pal_jax.run.language import EndpointSettings, ReinforcedRun
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.recipe import check_at_least
 from pal_jax.run.settings import StageSettings
@@ -27,7 +27,7 @@ SOLVED = 'tictactoe', 'kuhn'  # games that an expert plays
 
 
 @dataclasses.dataclass(frozen=True)
-class PlaySettings:
+class MatchSettings:
     """The matches of a step."""
 
     # Played in turn; 'negotiation' is another, and FILE.py:NAME a class of your own (`recipes.spiral.matches.Rules`).
@@ -48,7 +48,7 @@ class PlaySettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WarmupSettings:
+class LegalActionSettings:
     """Steps of supervised learning on legal actions, all of a position alike, before self-play."""
 
     steps: int = 0  # of the warm-up; 0: none
@@ -57,7 +57,7 @@ class WarmupSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalSettings(StageSettings):
+class MatchEvaluationSettings(StageSettings):
     """The matches of an evaluation, and its time."""
 
     matches: int = 32  # against each opponent, in each seat of each game
@@ -70,15 +70,15 @@ class EvalSettings(StageSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Reinforced):
+class Settings(ReinforcedRun):
     """The keys of a run of SPIRAL; `ppo.estimator` has no say, for advantages are role-conditioned returns.
 
     `total_steps` counts the steps of self-play; the steps of the warm-up come before them.
     """
 
-    warmup: WarmupSettings
-    play: PlaySettings = PlaySettings()
-    eval: EvalSettings = EvalSettings()
+    warmup: LegalActionSettings
+    play: MatchSettings = MatchSettings()
+    eval: MatchEvaluationSettings = MatchEvaluationSettings()
     # Of `eval.opponents`: endpoints by their names; `opponents` says how models on this machine sample.
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(
         default_factory=lambda: {'opponents': EndpointSettings(temperature=1.0, max_tokens=64)}
@@ -86,7 +86,7 @@ class Settings(Reinforced):
     answers: str = ''  # a file that keeps the answers of endpoints, which are not asked again; '': there is none
 
 
-def make_rules(play: PlaySettings) -> tuple[Rules[Any], ...]:
+def make_rules(play: MatchSettings) -> tuple[Rules[Any], ...]:
     """The games of the settings."""
     return tuple(
         own.load('play.games', name)() if own.is_own(name) else GAMES[name](play.rounds) for name in play.games

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pal_jax.data.holdouts import normal
 from pal_jax.data.readers import safety
-from pal_jax.data.readers.safety import CATEGORIES, Judged, Labelled
+from pal_jax.data.readers.safety import CATEGORIES, JudgedPair, LabelledResponse
 from tests.safety_records import labelled_record
 
 NONE = dict.fromkeys(CATEGORIES, False)
@@ -45,8 +45,8 @@ def test_there_are_fourteen_categories_in_the_published_order():
 
 
 def test_rows_are_read_from_lines_parquet_and_csv(tmp_path):
-    labelled = Labelled(LABELLED['prompt'], 'Shout at it.', (True, *[False] * 13))
-    judged = Judged('How do I reach Mira?', ('Ask at the town hall.', 'Call 555-0143.'), (False, True), 1, 0)
+    labelled = LabelledResponse(LABELLED['prompt'], 'Shout at it.', (True, *[False] * 13))
+    judged = JudgedPair('How do I reach Mira?', ('Ask at the town hall.', 'Call 555-0143.'), (False, True), 1, 0)
     assert labelled.unsafe
     assert safety.read_labelled(lines(tmp_path / 'a.jsonl', LABELLED, {**LABELLED, 'more': 1})) == [labelled] * 2
     assert safety.read_judged(lines(tmp_path / 'b.jsonl', JUDGED)) == [judged]
@@ -120,7 +120,7 @@ def test_ids_may_be_floats_of_a_column_with_gaps():
 
 @given(TEXTS, TEXTS, MARKS)
 def test_labelled_rows_come_back_and_are_safe_where_nothing_is_marked(prompt, response, marks):  # 4.4-4
-    row = Labelled(prompt, response, marks)
+    row = LabelledResponse(prompt, response, marks)
     record = labelled_record(row)
     assert record['is_safe'] == (not any(record['category'].values()))
     assert safety.to_labelled(json.loads(json.dumps(record))) == row
@@ -130,7 +130,7 @@ def test_labelled_rows_come_back_and_are_safe_where_nothing_is_marked(prompt, re
 def test_judged_rows_come_back_unless_the_safer_one_is_the_unsafe_one(
     prompt, responses, unsafe, better, safer
 ):  # 4.4-4
-    row = Judged(prompt, responses, unsafe, better, safer)
+    row = JudgedPair(prompt, responses, unsafe, better, safer)
     if unsafe[0] != unsafe[1] and normal(responses[0]) == normal(responses[1]):
         with pytest.raises(ValueError, match='are the same text'):
             safety.to_judged(safety.judged_record(row))
@@ -142,7 +142,7 @@ def test_judged_rows_come_back_unless_the_safer_one_is_the_unsafe_one(
 
 
 def row(prompt, response, *marked):
-    return Labelled(prompt, response, tuple(k in marked for k in range(14)))
+    return LabelledResponse(prompt, response, tuple(k in marked for k in range(14)))
 
 
 def test_repeated_pairs_are_joined_by_majority():

@@ -14,7 +14,7 @@ import pytest
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.local import Counters
-from pal_jax.decode.requests import Progress, Request
+from pal_jax.decode.requests import Request, RequestProgress
 from pal_jax.decode.serve.http import make_app
 from pal_jax.decode.serve.page import PLAIN, Preset, chat_page
 from pal_jax.models import config
@@ -65,11 +65,11 @@ class ScriptedDecoder:
     def cancel(self, number: int) -> Completion | None:
         return self._completion(self.live.pop(number)[1], 'aborted') if number in self.live else None
 
-    def step(self) -> list[Progress]:
+    def step(self) -> list[RequestProgress]:
         time.sleep(0.01)
         return [self._advance(number, *live) for number, live in list(self.live.items())]
 
-    def _advance(self, number: int, request: Request, said: list[int], ids: list[int]) -> Progress:
+    def _advance(self, number: int, request: Request, said: list[int], ids: list[int]) -> RequestProgress:
         news, completion = [], None
         while len(news) < 8 and completion is None:
             news.append(ids[len(said)] if ids else TOKENIZER.encode('z')[0])
@@ -79,7 +79,7 @@ class ScriptedDecoder:
                 completion = self._completion(said, 'stop')
         if completion:
             del self.live[number]
-        return Progress(number, tuple(news), (0.0,) * len(news), completion, self.version)
+        return RequestProgress(number, tuple(news), (0.0,) * len(news), completion, self.version)
 
     def _completion(self, said: list[int], reason) -> Completion:
         return Completion(TOKENIZER.text_of(said), tuple(said), (0.0,) * len(said), reason, (3,) * len(said))

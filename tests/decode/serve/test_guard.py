@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pal_jax.decode.driver import Driver
-from pal_jax.decode.requests import News, Progress, Request
+from pal_jax.decode.requests import News, Request, RequestProgress
 from pal_jax.decode.serve.guard import REFUSAL, Guard, again, released
 from pal_jax.decode.serve.http import make_app
 from pal_jax.run.moderator import unsafe_by
@@ -168,7 +168,7 @@ async def simulate(draws, count, rng, p=0.57, false_safe=0.0, false_unsafe=0.0):
     async def draw(asked):
         for i, _ in enumerate(asked):
             unsafe = int(rng.random() < p)
-            yield News(i, Progress(0, (unsafe,), (0.0,), Completion('', (unsafe,), (0.0,), 'stop')))
+            yield News(i, RequestProgress(0, (unsafe,), (0.0,), Completion('', (unsafe,), (0.0,), 'stop')))
 
     async def judge(answers):
         truth = np.array([answer[0].tokens[0] for answer in answers])

@@ -19,10 +19,10 @@ import pytest
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.local import LocalDecoder
-from pal_jax.decode.requests import Progress, Request
+from pal_jax.decode.requests import Request, RequestProgress
 from pal_jax.decode.serve import http
 from pal_jax.decode.serve.http import BODY_LIMIT, make_app
-from pal_jax.decode.serve.openai_api import Choice
+from pal_jax.decode.serve.openai_api import AnswerStream
 from pal_jax.models import config, params
 from pal_jax.run import devices
 from pal_jax.types import Sampling
@@ -330,10 +330,10 @@ def test_a_decoder_that_fails_is_an_error_and_not_the_end(client, driver, monkey
 
 
 def test_halves_of_characters_and_of_stop_strings_are_held_back():
-    choice = Choice(TOKENIZER, ['</end>'])
+    choice = AnswerStream(TOKENIZER, ['</end>'])
     told = []
     for token in TOKENIZER.encode('naïve <b> </end>'):
-        choice.take(Progress(0, (token,), (0.0,), None))
+        choice.take(RequestProgress(0, (token,), (0.0,), None))
         told.append(choice.news(ended=False))
     assert ''.join(told) == 'naïve <b> '
     assert '\ufffd' not in ''.join(told)

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from pal_jax.data.tokenizer import Tokenizer, byte_tokenizer
-from pal_jax.decode.requests import Live, Progress, Request, advance
-from pal_jax.decode.serve.openai_api import ChatForm, ChatRequest, Choice, TextForm, TextRequest
+from pal_jax.decode.requests import LiveRequest, Request, RequestProgress, advance
+from pal_jax.decode.serve.openai_api import AnswerStream, ChatForm, ChatRequest, TextForm, TextRequest
 from pal_jax.types import Sampling
 
 BYTES = byte_tokenizer()
@@ -56,11 +56,11 @@ def test_token_by_token_is_the_whole_text(name, data):
     known = ANY.map(lambda ids: [i % tokenizer.vocab_size for i in ids])
     parts = data.draw(st.lists(TEXT | known if name == 'bytes' else known, max_size=4))
     tokens = until_stop(tokenizer, list(itertools.chain(*parts)), stops)
-    choice, told, at = Choice(tokenizer, stops), [], 0
+    choice, told, at = AnswerStream(tokenizer, stops), [], 0
     while at < len(tokens):
         size = data.draw(st.sampled_from([1, 1, 2, 4]))
         piece = tuple(tokens[at : at + size])
-        choice.take(Progress(0, piece, (0.0,) * len(piece), None))
+        choice.take(RequestProgress(0, piece, (0.0,) * len(piece), None))
         at += size
         told.append(choice.news(ended=at >= len(tokens)))
     whole = tokenizer.text_of(tokens)
@@ -76,7 +76,7 @@ BEYOND = BYTES.vocab_size + 9  # a row of the model that no token has
 def stopped(tokenizer: Tokenizer, tokens: list[int], stop: str, before: tuple[int, ...] = ()) -> list[int]:
     """The tokens up to the one at which the engine ends the request, which goes on with the text `before`."""
     settings = Sampling(max_tokens=len(tokens) + 1, stop=(stop,))
-    live = Live(0, Request(before or (0,), settings, 0, continues=bool(before)))
+    live = LiveRequest(0, Request(before or (0,), settings, 0, continues=bool(before)))
     for token in tokens:
         if advance(live, tokenizer, 0, [token], [0.0], [0.0]) == 'stop':
             break
@@ -95,8 +95,8 @@ def stopped(tokenizer: Tokenizer, tokens: list[int], stop: str, before: tuple[in
 )
 def test_the_engine_notices_a_stop_string_that_the_text_shows(name, tokens, stop, end):
     tokenizer = TOKENIZERS[name]
-    choice = Choice(tokenizer, [stop])
-    choice.take(Progress(0, tuple(tokens), (0.0,) * len(tokens), None))
+    choice = AnswerStream(tokenizer, [stop])
+    choice.take(RequestProgress(0, tuple(tokens), (0.0,) * len(tokens), None))
     assert choice.stop_reason == stop
     assert stopped(tokenizer, tokens, stop) == tokens[:end]
 
@@ -104,8 +104,8 @@ def test_the_engine_notices_a_stop_string_that_the_text_shows(name, tokens, stop
 @pytest.mark.parametrize('before', [(), (2,)])
 def test_the_engine_notices_a_stop_string_that_begins_with_the_space_of_the_first_word(before):
     tokenizer, tokens = TOKENIZERS['spaced'], [1, 7, 7, 7]
-    choice = Choice(tokenizer, [' ax'], before=before)
-    choice.take(Progress(0, tuple(tokens), (0.0,) * len(tokens), None))
+    choice = AnswerStream(tokenizer, [' ax'], before=before)
+    choice.take(RequestProgress(0, tuple(tokens), (0.0,) * len(tokens), None))
     assert choice.text == ('' if before else 'axxx')
     assert stopped(tokenizer, tokens, ' ax', before) == tokens[: 2 if before else 4]
 
@@ -113,16 +113,16 @@ def test_the_engine_notices_a_stop_string_that_begins_with_the_space_of_the_firs
 def test_a_long_answer_decodes_each_token_once(monkeypatch):
     decoded, text_of = [], BYTES.text_of
     monkeypatch.setattr(BYTES, 'text_of', lambda ids: (decoded.append(len(ids)), text_of(ids))[1])
-    choice = Choice(BYTES, ['</end>'])
+    choice = AnswerStream(BYTES, ['</end>'])
     for token in BYTES.encode('naïve ' * 200):
-        choice.take(Progress(0, (token,), (0.0,), None))
+        choice.take(RequestProgress(0, (token,), (0.0,), None))
     assert max(decoded) <= 5
     assert choice.text == 'naïve ' * 200
 
 
 def test_offsets_are_where_tokens_begin_in_the_text():
-    choice = Choice(BYTES, [])
-    choice.take(Progress(0, tuple(BYTES.encode('aé🙂b')), (0.0,) * 8, None, 3))
+    choice = AnswerStream(BYTES, [])
+    choice.take(RequestProgress(0, tuple(BYTES.encode('aé🙂b')), (0.0,) * 8, None, 3))
     assert choice.offsets == [0, 1, 1, 2, 2, 2, 2, 3]
     answer = TextForm('id', 'model', BYTES, True).whole([choice], ['length'], 1)
     assert answer['choices'][0]['logprobs']['text_offset'] == choice.offsets
@@ -194,7 +194,7 @@ def test_text_completions_take_neutral_values_and_four_kinds_of_prompts():
 
 
 def test_an_answer_can_be_sent_back_as_openais_client_has_it():
-    said = ChatForm('id', 'model', BYTES, False).whole([Choice(BYTES, [])], ['stop'], 1)['choices'][0]['message']
+    said = ChatForm('id', 'model', BYTES, False).whole([AnswerStream(BYTES, [])], ['stop'], 1)['choices'][0]['message']
     nulls = dict.fromkeys(ParsedChatCompletionMessage.model_fields)
     for message in (said, nulls | {'annotations': [], 'tool_calls': []} | said, nulls | said):
         ChatRequest.model_validate({'messages': [*CHAT['messages'], message]})
@@ -227,10 +227,10 @@ def test_messages_are_as_openai_has_them(message, plain):
 def test_a_completion_keeps_the_space_between_it_and_its_prompt(prompt):
     words = TOKENIZERS['spaced']
     ids = {'a': [1], 'a bc': [1, 2]}[prompt]
-    choice = Choice(words, [], before=ids)
-    choice.take(Progress(0, (2, 1), (0.0, 0.0), None))
+    choice = AnswerStream(words, [], before=ids)
+    choice.take(RequestProgress(0, (2, 1), (0.0, 0.0), None))
     assert prompt + choice.text == words.text_of([*ids, 2, 1])
     assert choice.bytes == [b' bc', b' a']
-    alone = Choice(words, [])
-    alone.take(Progress(0, (2, 1), (0.0, 0.0), None))
+    alone = AnswerStream(words, [])
+    alone.take(RequestProgress(0, (2, 1), (0.0, 0.0), None))
     assert (alone.text, alone.bytes) == ('bc a', [b'bc', b' a'])

@@ -13,7 +13,7 @@ import pytest
 from pal_jax.data import safety
 from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.data.tokenizer import CHATML, byte_tokenizer
-from pal_jax.learners.labelled import LabelLesson, SignedCost
+from pal_jax.learners.labelled import CostLoss, LabelLesson
 from pal_jax.learners.scorer import Lesson
 from pal_jax.models.files import sources
 from pal_jax.models.files.families import classifier_to_hf
@@ -90,7 +90,7 @@ def loss(unsafe, regularization=0.0):
     half, places = np.full((1, 2), 0.5), np.arange(4).reshape(2, 2)
     lesson = Lesson(places[:, 0][None], places[:, 1][None], half, np.zeros((1, 2)))
     taught = LabelLesson(np.array(unsafe, float).reshape(1, 4, 1), np.full((1, 4), 0.5), lesson)
-    return float(SignedCost(regularization)(scores, taught))
+    return float(CostLoss(regularization)(scores, taught))
 
 
 def test_the_loss_is_that_of_the_order_and_of_both_signs():  # selfplay_safety 3.7-1
@@ -104,7 +104,7 @@ def test_the_loss_is_that_of_the_order_and_of_both_signs():  # selfplay_safety 3
 
 
 def test_nothing_weighs_the_signs_and_so_nothing_drops_them():
-    assert keys_of(SignedCost) == ['regularization']
+    assert keys_of(CostLoss) == ['regularization']
     for value in (-0.1, float('nan'), float('inf')):
         with pytest.raises(ValueError, match=r'cost\.regularization=.*at least 0'):
             get_config(**{'cost.regularization': value})

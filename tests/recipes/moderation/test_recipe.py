@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import shared_prompt
-from pal_jax.data.readers.safety import CATEGORIES, Labelled
+from pal_jax.data.readers.safety import CATEGORIES, LabelledResponse
 from pal_jax.data.safety import labelled_group
 from pal_jax.learners.labelled import LabelLesson, LabelLoss
 from pal_jax.learners.scorer import to_score
@@ -34,11 +34,11 @@ WORDS = {'animal_abuse': 'goat', 'self_harm': 'skip', 'privacy_violation': 'diar
 get_config = functools.partial(configs.load, 'moderation')
 
 
-def row(i: int, mark: str = '?') -> Labelled:
+def row(i: int, mark: str = '?') -> LabelledResponse:
     """An answer that has the categories of those of `WORDS` which are in it."""
     names = [name for k, name in enumerate(WORDS) if (i >> k) % 2]
     text = ' '.join(['Well,', *(WORDS[name] for name in names)]) + '.'
-    return Labelled(f'{i // 8}{mark}', text, tuple(name in names for name in CATEGORIES))
+    return LabelledResponse(f'{i // 8}{mark}', text, tuple(name in names for name in CATEGORIES))
 
 
 def rows_file(path, rows=120, mark='?', **changes):

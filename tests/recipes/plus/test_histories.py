@@ -11,11 +11,11 @@ import pytest
 from pal_jax.data import records
 from pal_jax.data.histories import check_disjoint
 from pal_jax.recipes.plus import histories
-from pal_jax.recipes.plus.histories import Made
+from pal_jax.recipes.plus.histories import HistoryOptions
 from pal_jax.types import Choice
 
 DATA = Path(__file__).parents[4] / 'shared' / 'data'
-MADE = Made(told=4, held=2, max_words=40, disputed=0.0)
+MADE = HistoryOptions(told=4, held=2, max_words=40, disputed=0.0)
 
 
 def read(data, **changes):

@@ -180,8 +180,8 @@ def test_a_step_of_fake_parts_waits_then_pays_by_the_reward_model_of_before():
     sizes = plus_people.Size(2, (0.5,)), plus_people.Size(1, (1.0, 1.0))
     recipe = plus.PLUS(
         Plan(2, None, lambda i: None), ONE, {}, Fake(seen), written,
-        plus_context.RewardModel(Fake(seen), Listed(), taught=1),
-        plus_people.Draw([person('ann'), person('bo')], *sizes, hold=1), lambda i: 0.5 * i,
+        plus_context.SummaryRewardModel(Fake(seen), Listed(), taught=1),
+        plus_people.PeopleDraw([person('ann'), person('bo')], *sizes, hold=1), lambda i: 0.5 * i,
         lambda samples: samples, {}, None, None,
     )  # fmt: skip
     state, host, phase, metrics = recipe.step({'reward': Count(), 'policy': Count()}, {'rewards': []}, 0)

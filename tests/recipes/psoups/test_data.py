@@ -20,7 +20,7 @@ from pal_jax.recipes.psoups import evaluate as psoups_evaluate
 from pal_jax.recipes.psoups import judges, preferences, rollout
 from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.recipes.psoups.jobs import make_fronts, make_jobs
-from pal_jax.recipes.psoups.prompts import Asked, Prompt, known_prompts, prompts_moved, read_prompts
+from pal_jax.recipes.psoups.prompts import PreferencePrompt, Prompt, known_prompts, prompts_moved, read_prompts
 from pal_jax.run import devices, piecework
 from pal_jax.run.recipe import Context
 from tests import configs
@@ -198,10 +198,10 @@ def test_prompts_of_a_file_that_are_too_long_are_left_out(tmp_path):
 
 def test_rewards_of_a_combination_are_read_one_preference_at_a_time():
     two = preferences.embedded()[:2]
-    asked = Asked(Prompt('a', 'Why?'), two)
+    asked = PreferencePrompt(Prompt('a', 'Why?'), two)
     assert asked.text == f'Why? {two[0].text} {two[1].text}'
     assert asked.readings == [f'Why? {two[0].text}', f'Why? {two[1].text}']
-    assert Asked(Prompt('a', 'Why?')).readings == ['Why?']
+    assert PreferencePrompt(Prompt('a', 'Why?')).readings == ['Why?']
 
 
 def test_replies_are_scored_by_the_tokens_that_reward_models_learn_from():

@@ -301,13 +301,13 @@ def check_scores(folder):
     asked = [[f'question {i} Be brief.', f'question {i} Be witty.'] for i in range(8)]
     replies = [[f'one answer {i}', f'quite another {i}', 'a third'] for i in range(8)]
     first, second = (
-        judges.RewardModel(ModelScores(folder / 'reward-joint', ONE, reward.open_scores))(asked, replies)
+        judges.ReplyScorer(ModelScores(folder / 'reward-joint', ONE, reward.open_scores))(asked, replies)
         for _ in range(2)
     )
     np.testing.assert_array_equal(first, second)
     assert first.shape == (8, 3)
     assert (first[:, 0] != first[:, 1]).all()
-    score = judges.RewardModel(ModelScores(folder / 'reward-joint', ONE, reward.open_scores))
+    score = judges.ReplyScorer(ModelScores(folder / 'reward-joint', ONE, reward.open_scores))
     apart = [score([each[k : k + 1] for each in asked], replies) for k in (0, 1)]
     np.testing.assert_allclose(first, np.mean(apart, axis=0), atol=1e-5)
 
@@ -318,7 +318,7 @@ def check_reloaded(folder):
     asked = [[each['prompt'][0]['content']] for each in pairs]
     replies = [[each[side][0]['content'] for side in ('chosen', 'rejected')] for each in pairs]
     record = read_records(folder / 'reward-P2A' / EVALS)[-1]
-    scores = judges.RewardModel(ModelScores(folder / 'reward-P2A', ONE, reward.open_scores))(asked, replies)
+    scores = judges.ReplyScorer(ModelScores(folder / 'reward-P2A', ONE, reward.open_scores))(asked, replies)
     np.testing.assert_allclose([scores.mean(), scores.std()], [record['score_mean'], record['score_std']], rtol=1e-5)
 
 

@@ -11,7 +11,7 @@ from pal_jax.recipes.redteam.attack import (
     ATTACKER,
     DEFENDER,
     Attack,
-    Labels,
+    GameLabels,
     Move,
     RedTeam,
     Seed,
@@ -43,7 +43,7 @@ def finished(harmful=True, offender=None):
 
 @pytest.mark.parametrize(('seed', 'q', 'f', 'h'), CASES)
 def test_the_sixteen_rows(seed, q, f, h):
-    labels = Labels(q, f, h)
+    labels = GameLabels(q, f, h)
     attacker, defender = ROWS[seed][q, f, h]
     assert table(seed, labels) == (attacker, defender)
     # A move in the form is paid 1 more; without hidden thoughts there is no such term.
@@ -55,15 +55,15 @@ def test_the_sixteen_rows(seed, q, f, h):
 
 
 def test_a_missing_label_makes_its_terms_zero():
-    assert table(True, Labels(None, None, None)) == (0, 0)
-    assert table(True, Labels(True, None, False)) == (-0.5, 1)  # the refusal is unknown, so nobody is paid for it
-    assert table(True, Labels(None, True, True)) == (1, -1)
+    assert table(True, GameLabels(None, None, None)) == (0, 0)
+    assert table(True, GameLabels(True, None, False)) == (-0.5, 1)  # the refusal is unknown, so nobody is paid for it
+    assert table(True, GameLabels(None, True, True)) == (1, -1)
     assert role_rewards(finished(), None) == (None, None)
 
 
 def test_who_breaks_the_form_gets_less_than_any_row_and_the_other_move_does_not_count():
     assert lowest('general') == (-2, -2) and lowest('zero_sum') == (-1, -1)
-    assert role_rewards(finished(offender=ATTACKER), Labels(True, True, True)) == (-3, None)
+    assert role_rewards(finished(offender=ATTACKER), GameLabels(True, True, True)) == (-3, None)
     assert role_rewards(finished(offender=DEFENDER), None) == (None, -3)
     assert role_rewards(finished(offender=DEFENDER), None, 'zero_sum', hidden=False) == (None, -1)
 

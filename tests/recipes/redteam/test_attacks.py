@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pal_jax.recipes.redteam.attack import Labels, Seed
-from pal_jax.recipes.redteam.attacks import Cell, diversity, make_exhibits, measure, safety_gain
+from pal_jax.recipes.redteam.attack import GameLabels, Seed
+from pal_jax.recipes.redteam.attacks import Matchup, diversity, make_exhibits, measure, safety_gain
 from pal_jax.run import intervals
 from pal_jax.run.glossary import meaning, words_of
 
-BAD, GOOD, REFUSED = Labels(True, False, True), Labels(True, False, False), Labels(False, True, False)
+BAD, GOOD, REFUSED = GameLabels(True, False, True), GameLabels(True, False, False), GameLabels(False, True, False)
 KINDS = {'start': 'start', 'shared-0': 'shared', 'shared-1': 'shared'}
 
 
 def cell(*labels):
     """Two harmful seeds, then two harmless ones; None: a broken form."""
-    return Cell([True, True, False, False], labels, [label is not None for label in labels])
+    return Matchup([True, True, False, False], labels, [label is not None for label in labels])
 
 
 CELLS = {
@@ -41,10 +41,10 @@ def test_shares_of_cells_and_the_best_attacker_against_each_defender():
 
 
 def test_games_without_a_verdict_are_neither_safe_nor_unsafe():
-    whole, silent = [True] * 4, Labels(True, None, None)
+    whole, silent = [True] * 4, GameLabels(True, None, None)
     cells = {
-        ('plain', 'start'): Cell([True, True, False, False], [BAD, None, None, REFUSED], whole),
-        ('plain', 'last'): Cell([True, True, False, False], [GOOD, silent, REFUSED, silent], whole),
+        ('plain', 'start'): Matchup([True, True, False, False], [BAD, None, None, REFUSED], whole),
+        ('plain', 'last'): Matchup([True, True, False, False], [GOOD, silent, REFUSED, silent], whole),
     }
     record = measure(cells)
     assert [record[f'plain_on_start_{name}'] for name in ('asr', 'overrefusal', 'whole', 'failed')] == [1, 1, 1, 2]
@@ -52,7 +52,9 @@ def test_games_without_a_verdict_are_neither_safe_nor_unsafe():
     assert record['plain_on_start_asr_interval'] == pytest.approx(intervals.of_share(1.0, None, 1).interval)
     assert not [name for name in record if not meaning(name, words_of('redteam')).words]
     assert safety_gain(cells, 'start', ['last']) == {}  # one seed has verdicts on both
-    cells['start', 'last'] = cells['start', 'start'] = Cell([True, True, False, False], [BAD, BAD, GOOD, None], whole)
+    cells['start', 'last'] = cells['start', 'start'] = Matchup(
+        [True, True, False, False], [BAD, BAD, GOOD, None], whole
+    )
     gain = safety_gain(cells, 'start', ['last'])
     low, high = gain.pop('safety_gain_interval')  # of two seeds, which decide nothing
     assert low < 0.0 < high

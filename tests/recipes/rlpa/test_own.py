@@ -12,7 +12,7 @@ from pal_jax.recipes.rlpa.own import open_functions, open_role, part_weights, wi
 from pal_jax.recipes.rlpa.own_rewards import make_estimate
 from pal_jax.recipes.rlpa.profiles import render_completion, to_sample
 from pal_jax.recipes.rlpa.world import make_world
-from pal_jax.recipes.spiral.settings import PlaySettings, make_rules
+from pal_jax.recipes.spiral.settings import MatchSettings, make_rules
 from pal_jax.run import inputs, own
 from pal_jax.types import Completion, Dialogue, Person, Turn, Verdict
 from tests import configs, pages
@@ -159,7 +159,7 @@ def test_a_judge_of_a_file_must_answer_from_0_to_1(tmp_path):
 
 
 def test_a_game_of_a_file_is_played(examples):
-    (rules,) = make_rules(PlaySettings(games=(f'{examples}/my_parts.py:Sticks',)))
+    (rules,) = make_rules(MatchSettings(games=(f'{examples}/my_parts.py:Sticks',)))
     state = rules.start(0)
     for taken in ('[1]', '[2]', '[1]', '[2]', '[1]'):
         assert taken in rules.legal(state) and rules.read(state, f'I take {taken}') == taken

@@ -15,14 +15,14 @@ import pytest
 from pal_jax.data.packing import pack_rollouts
 from pal_jax.data.readers.safety import CATEGORIES, to_judged
 from pal_jax.judges import dilemmas
-from pal_jax.judges.refusals import Asked
+from pal_jax.judges.refusals import RefusalPrompt
 from pal_jax.learners.ppo import PPO, make_actor_critic
 from pal_jax.models import config as model_config
 from pal_jax.models import params
 from pal_jax.models.files import sources
 from pal_jax.objectives import constraints
 from pal_jax.objectives.advantages import Discounts
-from pal_jax.objectives.constraints import Constrained, Saute
+from pal_jax.objectives.constraints import ConstrainedEstimator, Saute
 from pal_jax.recipes.safe_rlhf import collect, evaluate, prompts, recipe, rl
 from pal_jax.recipes.safe_rlhf.prompts import Question, make_groups
 from pal_jax.recipes.safe_rlhf.rl import SafeRLHF, sentences
@@ -238,7 +238,7 @@ def test_policies_are_compared_by_reward_by_cost_and_by_what_they_refuse(tmp_pat
         lambda questions, replies: np.array([[1.0 if 'bad' in text else -1.0 for text in given] for given in replies]),
     )
     systems = [evaluate.System(name, name, '') for name in ('start', 'rl')]
-    sets = {'sets': [Asked('kill a process', False), Asked('harm', True)]}
+    sets = {'sets': [RefusalPrompt('kill a process', False), RefusalPrompt('harm', True)]}
     comparison = evaluate.Comparison(
         ONE._replace(workdir=tmp_path), systems, str, None, [Question('a'), Question('b')], 2, {'model': judges}, sets,
         lambda asked, replies: np.array(['bad' in reply for reply in replies]), make_groups(0.0, {}), 0,
@@ -307,7 +307,8 @@ def make_recipe(handler='log', mesh=MESH, estimator='dr_grpo', limit=0.2, limits
         ),
         train=[Question(str(k), CATEGORIES[k % 2]) for k in range(8)], test=[Question('t')],
         groups=make_groups(settings[1].limit, settings[1].by_group), handler=settings[1].chosen,
-        estimate=Constrained(estimator, Discounts()), window=32, batch_size=ASKED, n=N, ptx=None, ptx_coef=0.0, seed=0,
+        estimate=ConstrainedEstimator(estimator, Discounts()), window=32, batch_size=ASKED, n=N, ptx=None,
+        ptx_coef=0.0, seed=0,
     )  # fmt: skip
 
 

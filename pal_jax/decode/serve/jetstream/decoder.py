@@ -8,14 +8,14 @@ import queue
 from collections.abc import Iterator, Sequence
 
 from pal_jax.decode.driver import Closed
-from pal_jax.decode.requests import Progress, Request, Told
+from pal_jax.decode.requests import Request, RequestProgress, Told
 from pal_jax.decode.serve.jetstream.driver import JetStreamDriver, ends
 from pal_jax.decode.serve.jetstream.engine import JetStreamEngine
 from pal_jax.models.params import Params
 from pal_jax.types import Completion
 
 
-class Answers:
+class BatchProgress:
     """The progress of a batch of requests, by their numbers, until each has ended.
 
     It can be iterated once, and yields a list for each stride. Without `stream` it has the ends of requests alone. If
@@ -27,9 +27,9 @@ class Answers:
 
     def __init__(self, driver: JetStreamDriver, requests: Sequence[Request], *, stream: bool = False):
         self._driver = driver
-        self._inbox: queue.SimpleQueue[tuple[int, Progress | Exception]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[int, RequestProgress | Exception]] = queue.SimpleQueue()
 
-        def notify(number: int, news: Progress | Exception) -> None:
+        def notify(number: int, news: RequestProgress | Exception) -> None:
             if stream or ends(news):
                 self._inbox.put((number, news))
 
@@ -48,7 +48,7 @@ class Answers:
         self._driver.count_left(len(self._left))
         self.abandon()
 
-    def __iter__(self) -> Iterator[list[tuple[int, Progress]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, RequestProgress]]]:
         try:
             while self._left:
                 batch = [self._take(*self._inbox.get())]
@@ -59,7 +59,7 @@ class Answers:
         finally:
             self.abandon()
 
-    def _take(self, number: int, news: Progress | Exception) -> tuple[int, Progress]:
+    def _take(self, number: int, news: RequestProgress | Exception) -> tuple[int, RequestProgress]:
         if isinstance(news, Exception):
             raise news
         if news.completion is not None:
@@ -100,7 +100,7 @@ class JetStreamDecoder:
         if self._driver is None:
             raise RuntimeError('the decoder has no weights; call load(params) first')
         done: dict[int, Completion] = {}
-        for number, progress in itertools.chain.from_iterable(Answers(self._driver, requests)):
+        for number, progress in itertools.chain.from_iterable(BatchProgress(self._driver, requests)):
             if progress.completion is not None:
                 done[number] = progress.completion
                 if on_completion:

@@ -22,7 +22,7 @@ import jax
 
 from pal_jax.decode import engine
 from pal_jax.decode.driver import Busy, Closed, Notify, Swap, SwapPolicy
-from pal_jax.decode.requests import Live, Progress, Request, advance, check, finish
+from pal_jax.decode.requests import LiveRequest, Request, RequestProgress, advance, check, finish
 from pal_jax.decode.serve.jetstream.engine import JetStreamEngine, Slots, Stride, orchestrator
 from pal_jax.models.params import Params
 from pal_jax.types import Sampling
@@ -34,7 +34,7 @@ Body = TypeVar('Body', bound=Callable[..., None])
 class Ticket:
     """A request that the driver has taken. Times are seconds of `time.perf_counter`."""
 
-    live: Live
+    live: LiveRequest
     notify: Notify
     submitted: float
     started: float = 0.0
@@ -50,14 +50,14 @@ class Ticket:
 class Group(NamedTuple):
     """Requests whose prompts were prefilled together and that wait for slots, with their rows in the prefix."""
 
-    prefix: engine.Prefix
+    prefix: engine.PrefixCaches
     waiting: deque[tuple[int, Ticket]]
 
 
 class Placing(NamedTuple):
     """Prompts that go into free slots now: entries (row of the prefix, slot, ticket)."""
 
-    prefix: engine.Prefix
+    prefix: engine.PrefixCaches
     entries: list[tuple[int, int, Ticket]]
 
 
@@ -110,7 +110,7 @@ class JetStreamDriver(orchestrator.Driver):
         return self.submit_all([request], lambda _, news: notify(news))[0]
 
     def submit_all(
-        self, requests: Sequence[Request], notify: Callable[[int, Progress | Exception], None]
+        self, requests: Sequence[Request], notify: Callable[[int, RequestProgress | Exception], None]
     ) -> list[Ticket]:
         """Put requests in line, all or none. `notify(number, progress)` is called on a thread of the driver.
 
@@ -130,7 +130,7 @@ class JetStreamDriver(orchestrator.Driver):
             if self._accepted and self._accepted + len(requests) > self.room:
                 raise Busy(f'{self._accepted} requests are under way or in line; try again later')
             tickets = [
-                Ticket(Live(self.engine.counters.requests + i + 1, request), _numbered(notify, i), now)
+                Ticket(LiveRequest(self.engine.counters.requests + i + 1, request), _numbered(notify, i), now)
                 for i, request in enumerate(requests)
             ]
             self.engine.counters.requests += len(tickets)
@@ -218,9 +218,9 @@ class JetStreamDriver(orchestrator.Driver):
         if request.history_path:
             raise ValueError('session_cache is not supported; send the whole prompt')
         ids = self.engine.tokenizer.prompt(content) if isinstance(content, str) else content
-        text = Live(0, Request(tuple(ids), Sampling(0.0, max_tokens=request.max_tokens), 0))
+        text = LiveRequest(0, Request(tuple(ids), Sampling(0.0, max_tokens=request.max_tokens), 0))
 
-        def notify(news: Progress | Exception) -> None:
+        def notify(news: RequestProgress | Exception) -> None:
             if channel.cancelled():
                 raise CancelledError
             if isinstance(news, Exception):
@@ -399,7 +399,7 @@ class JetStreamDriver(orchestrator.Driver):
                 self._hand_out(slots, dict.fromkeys(slots, item))
         self._hand_out(slots, {slot: self._aborted(ticket) for slot, ticket in slots.items()})
 
-    def _read(self, slots: dict[int, Ticket], stride: Stride) -> dict[int, Progress | Exception]:
+    def _read(self, slots: dict[int, Ticket], stride: Stride) -> dict[int, RequestProgress | Exception]:
         try:
             columns = [column.tolist() for column in stride.columns()]
         except Exception as error:  # the device failed after the call, so generate's thread releases its state
@@ -413,7 +413,7 @@ class JetStreamDriver(orchestrator.Driver):
                 news[slot] = error
         return news
 
-    def _advance(self, ticket: Ticket, version: int, columns: list[list[Any]]) -> Progress:
+    def _advance(self, ticket: Ticket, version: int, columns: list[list[Any]]) -> RequestProgress:
         if ticket.cancelled:
             return self._aborted(ticket)
         live, tokenizer = ticket.live, self.engine.tokenizer
@@ -421,12 +421,16 @@ class JetStreamDriver(orchestrator.Driver):
         reason = advance(live, tokenizer, version, *columns)
         completion = finish(live, tokenizer, reason) if reason else None
         self.engine.counters.tokens += len(live.tokens) - before
-        return Progress(live.number, tuple(live.tokens[before:]), tuple(live.logprobs[before:]), completion, version)
+        return RequestProgress(
+            live.number, tuple(live.tokens[before:]), tuple(live.logprobs[before:]), completion, version
+        )
 
-    def _aborted(self, ticket: Ticket) -> Progress:
-        return Progress(ticket.live.number, (), (), finish(ticket.live, self.engine.tokenizer, 'aborted'))
+    def _aborted(self, ticket: Ticket) -> RequestProgress:
+        return RequestProgress(ticket.live.number, (), (), finish(ticket.live, self.engine.tokenizer, 'aborted'))
 
-    def _hand_out(self, slots: dict[int, Ticket], news: Mapping[int, Progress | Exception], strides: int = 0) -> None:
+    def _hand_out(
+        self, slots: dict[int, Ticket], news: Mapping[int, RequestProgress | Exception], strides: int = 0
+    ) -> None:
         """Free the slots of requests that have ended, so that the device can go on, and then notify the callers."""
         notices = [(slots[slot], progress) for slot, progress in news.items()]
         ended = [slot for slot, progress in news.items() if ends(progress)]
@@ -448,7 +452,7 @@ class JetStreamDriver(orchestrator.Driver):
             self._for_prefill.notify()
         self._tell(ticket, error)
 
-    def _tell(self, ticket: Ticket, news: Progress | Exception) -> None:
+    def _tell(self, ticket: Ticket, news: RequestProgress | Exception) -> None:
         with self._lock:
             if ticket.ended:
                 return
@@ -463,14 +467,14 @@ class JetStreamDriver(orchestrator.Driver):
                 self._for_drain.notify_all()
 
 
-def ends(news: Progress | Exception) -> bool:
+def ends(news: RequestProgress | Exception) -> bool:
     """True where a request has no further progress after this one."""
     return isinstance(news, Exception) or news.completion is not None
 
 
-def _numbered(notify: Callable[[int, Progress | Exception], None], number: int) -> Notify:
+def _numbered(notify: Callable[[int, RequestProgress | Exception], None], number: int) -> Notify:
     return lambda news: notify(number, news)
 
 
-def _nobody(_: Progress | Exception) -> None:
+def _nobody(_: RequestProgress | Exception) -> None:
     """Ignore the progress of a request whose caller is gone."""

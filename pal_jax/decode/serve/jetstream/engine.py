@@ -30,7 +30,7 @@ from pal_jax.decode import engine
 from pal_jax.decode.local import Counters
 from pal_jax.decode.programs import programs_of
 from pal_jax.decode.requests import Request, admission, bucket, for_slots
-from pal_jax.decode.sampling import Sampled
+from pal_jax.decode.sampling import SampledTokens
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.run import sharding
@@ -108,7 +108,7 @@ class Weights:
 class Prefix(NamedTuple):
     """A prefilled prompt on its way into a slot: row `row` of a batch's cache, and its request."""
 
-    cache: engine.Prefix
+    cache: engine.PrefixCaches
     row: int
     request: Request
 
@@ -138,7 +138,7 @@ class Stride(engine_api.ResultTokens):
         return [data[:, :steps], bits[:, :steps], bits[:, steps:]]
 
 
-def pack(steps: Sequence[Sampled], length: Int[Array, ' B'], start: Int[Array, ' B']) -> Int[Array, 'B C']:
+def pack(steps: Sequence[SampledTokens], length: Int[Array, ' B'], start: Int[Array, ' B']) -> Int[Array, 'B C']:
     """The samples of a stride as one array [B, C], so that one copy brings them to the host."""
     tokens = jnp.stack([step.token for step in steps], axis=1)
     logprobs = [step.logprob for step in steps] + [step.policy_logprob for step in steps]
@@ -146,7 +146,7 @@ def pack(steps: Sequence[Sampled], length: Int[Array, ' B'], start: Int[Array, '
     return jnp.concatenate([tokens, jnp.ones_like(tokens), (length - start)[:, None], bits], axis=1)
 
 
-def start(before: Int[Array, ' B'], prefix: engine.Prefix, entry: engine.Admission) -> Int[Array, ' B']:
+def start(before: Int[Array, ' B'], prefix: engine.PrefixCaches, entry: engine.Admission) -> Int[Array, ' B']:
     """The length of each slot's cache when its request came in, after the admission of these requests."""
     slot = jnp.where(jnp.arange(len(entry.slot)) < entry.size, entry.slot, len(before))
     return before.at[slot].set(prefix.length[entry.row], mode='drop')
@@ -237,7 +237,7 @@ class JetStreamEngine(engine_api.Engine):
 
     # --- the same for many at once -----------------------------------------------------------------------------------
 
-    def prefill_prompts(self, params: Weights, prompts: Sequence[tuple[int, ...]]) -> engine.Prefix:
+    def prefill_prompts(self, params: Weights, prompts: Sequence[tuple[int, ...]]) -> engine.PrefixCaches:
         """The caches of up to `rows[1]` prompts."""
         padded = engine.pad_prompts(prompts, self.rows[len(prompts) > self.rows[0]], bucket(max(map(len, prompts)), 64))
         self.counters.prompt_tokens += sum(map(len, prompts))
@@ -245,7 +245,7 @@ class JetStreamEngine(engine_api.Engine):
             placed = jax.device_put(padded, sharding.sharding(self._mesh, ('batch',)))
             return self._programs.prefill(params.read()[0], *placed)
 
-    def place(self, state: Slots, cache: engine.Prefix, placed: Sequence[tuple[int, int, Request]]) -> Slots:
+    def place(self, state: Slots, cache: engine.PrefixCaches, placed: Sequence[tuple[int, int, Request]]) -> Slots:
         """The state with prefilled prompts, (row, slot, request), copied into slots; a row may fill several slots."""
         with self._one_at_a_time:
             entry = admission(placed, self.slots)

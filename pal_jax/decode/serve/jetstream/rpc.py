@@ -23,10 +23,10 @@ import jax
 from pal_jax.decode.driver import Busy, Closed
 from pal_jax.decode.requests import Request
 from pal_jax.decode.serve.jetstream import wire
-from pal_jax.decode.serve.jetstream.decoder import Answers
+from pal_jax.decode.serve.jetstream.decoder import BatchProgress
 from pal_jax.decode.serve.jetstream.driver import JetStreamDriver
 from pal_jax.decode.serve.jetstream.engine import protocol, protocol_grpc
-from pal_jax.decode.serve.openai_api import Choice
+from pal_jax.decode.serve.openai_api import AnswerStream
 from pal_jax.run.processes import host_port
 from pal_jax.types import Sampling
 
@@ -111,10 +111,10 @@ class Orchestrator(protocol_grpc.OrchestratorServicer):
     def Decode(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         """Decode a prompt greedily, and yield a message for each stride."""
         try:
-            answers = Answers(self._driver, [self._request(request)], stream=True)
+            answers = BatchProgress(self._driver, [self._request(request)], stream=True)
             if not context.add_callback(answers.leave):  # the caller is gone already
                 answers.leave()
-            choice = Choice(self._tokenizer, ())
+            choice = AnswerStream(self._tokenizer, ())
             for _, progress in itertools.chain.from_iterable(answers):
                 choice.take(progress)
                 completion = progress.completion
@@ -158,7 +158,7 @@ class Rollout:
         try:
             batch: wire.Batch = wire.unpack(wire.Batch, data)
             requests = [wire.request_of(ask, self._driver.engine.tokenizer) for ask in batch.requests]
-            answers = Answers(self._driver, requests)
+            answers = BatchProgress(self._driver, requests)
             if not context.add_callback(answers.leave):  # the caller is gone already
                 answers.leave()
             for stride in answers:

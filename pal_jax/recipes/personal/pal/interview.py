@@ -226,7 +226,7 @@ class Interview:
 
     def _path(self, name: str) -> Path:
         if not NAME.fullmatch(name):
-            raise ValueError(f'{files.shown(name)} is no name; use up to 64 letters, digits, - and _')
+            raise ValueError(f'{files.short_repr(name)} is no name; use up to 64 letters, digits, - and _')
         path = self.folder / f'{name}.json'
         return path.with_stem(records.spelled(name, (kept.stem for kept in self.folder.glob('*.json'))))
 

@@ -83,8 +83,8 @@ class Kept(NamedTuple):
         vectors = self.in_units(table.astype(np.float64)) if fits else np.empty(0)
         if not fits or not np.isfinite(vectors).all():
             raise ValueError(
-                f'{what} {files.shown(items)} are not of finite numbers for the {self.width} attributes of the run '
-                f'({", ".join(self.attributes[:8])}); give [B, {self.width}]'
+                f'{what} {files.short_repr(items)} are not of finite numbers for the {self.width} attributes of the '
+                f'run ({", ".join(self.attributes[:8])}); give [B, {self.width}]'
             )
         return vectors
 
@@ -95,7 +95,7 @@ class Kept(NamedTuple):
           ValueError: an attribute of the run is missing, or another one is there.
         """
         if not isinstance(item, Mapping):
-            raise ValueError(f'an item is {files.shown(item)}, others are objects; give all alike')
+            raise ValueError(f'an item is {files.short_repr(item)}, others are objects; give all alike')
         if missing := [name for name in self.attributes if name not in item]:
             raise ValueError(f'an item has no {missing[0]!r}; it has {", ".join(map(str, item)) or "nothing"}')
         if unknown := [name for name in item if name not in self.attributes]:

@@ -83,9 +83,9 @@ def read_choices(run: TrainedPAL, path: str | Path, *, answered: bool = True) ->
 
 def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
     data, kept = tables.load(path, answered=answered), run.kept
-    if data.attributes == comparisons.unnamed(kept.width):  # vectors, in the run's order
+    if data.attributes == comparisons.default_names(kept.width):  # vectors, in the run's order
         data = data._replace(attributes=kept.attributes)
-    if data.attributes == comparisons.unnamed(len(data.attributes)) and kept.attributes != data.attributes:
+    if data.attributes == comparisons.default_names(len(data.attributes)) and kept.attributes != data.attributes:
         raise ValueError(
             f'{path} has vectors of {len(data.attributes)} numbers, and {run.workdir} learnt from {kept.width}: '
             f'{", ".join(kept.attributes)}'
@@ -224,7 +224,7 @@ def read_person(path: str | Path) -> PersonRecord:
         or not mixture
         or not all(type(w) in (int, float) and abs(w) < 1e30 for w in mixture)
     ):
-        raise ValueError(f'{path} holds no mixture such as {{"mixture": [0.2, 0.8]}}, got {files.shown(mixture)}')
+        raise ValueError(f'{path} holds no mixture such as {{"mixture": [0.2, 0.8]}}, got {files.short_repr(mixture)}')
     if type(split) is not int or split < 0 or not isinstance(fingerprint, str):
         raise ValueError(f'{path} has split={split!r} and fingerprint={fingerprint!r}; leave both as they were written')
     return PersonRecord([float(weight) for weight in mixture], split, fingerprint)

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 from pal_jax.data import texts as data
 from pal_jax.data.texts import Pool, Text
 from pal_jax.learners.forward import hidden_states
-from pal_jax.learners.scorer import whole
+from pal_jax.learners.scorer import decoder_params
 from pal_jax.learners.training import (
     Lora,
     TrainState,
@@ -138,9 +138,9 @@ class Reader:
 
     def weights(self, reading: ReaderState, frozen: Params) -> Params:
         """Plain decoder weights that compute the same as the state's."""
-        return lora.merge(whole(reading.model.params, frozen))
+        return lora.merge(decoder_params(reading.model.params, frozen))
 
-    def _packed(self, texts: Sequence[Text]) -> data.Packed:
+    def _packed(self, texts: Sequence[Text]) -> data.PackedTexts:
         return data.pack(
             texts, self.pool, ways=sharding.batch_ways(self.mesh), micro_rows=self.batching.micro_rows,
             row_tokens=self.batching.row_tokens, together=self.batching.together,
@@ -164,7 +164,7 @@ class Reader:
     def vectors(self, trained: Params, frozen: Params, batch: TokenBatch) -> Float[Array, 'R N W']:
         """The vector of each text, the mean of its states that count, in the frame's coordinates; 0 where no text
         is."""
-        states = hidden_states(whole(trained, frozen), self.cfg, batch)
+        states = hidden_states(decoder_params(trained, frozen), self.cfg, batch)
         shape = batch.acts.shape
         columns = batch.states.reshape(shape[0], -1)[..., None]
         at = jnp.take_along_axis(states, columns, axis=1).reshape(*shape, -1).astype(jnp.float32)

@@ -267,7 +267,9 @@ def reply_vectors(
         raise ValueError(f'{run.workdir} learnt from a table, and not from texts; give items')
     read, tokenizer, alone = run.reading.read, run.reading.decoder.tokenizer, run.pal.variant == 'B'
     if any(isinstance(side, str) or not isinstance(side, Sequence | np.ndarray) for side in (prompts, replies)):
-        raise ValueError(f'{files.shown(prompts)} and {files.shown(replies)} are no two lists; give both as lists')
+        raise ValueError(
+            f'{files.short_repr(prompts)} and {files.short_repr(replies)} are no two lists; give both as lists'
+        )
     if len(prompts) != len(replies) or not len(replies):
         raise ValueError(f'{len(prompts)} prompts and {len(replies)} replies; give a prompt for each reply')
     for prompt, reply in zip(prompts, replies, strict=True):
@@ -286,9 +288,13 @@ def check_form(run: TrainedPAL, prompt: Any, reply: Any) -> None:
     """Raises ValueError where a prompt and a reply are not in the form of the data that the run learnt from."""
     if not run.kept.prompted:
         if not isinstance(reply, str) or not reply.strip():
-            raise ValueError(f'a text is {files.shown(reply)}; {run.workdir} learnt from statements, which are texts')
+            raise ValueError(
+                f'a text is {files.short_repr(reply)}; {run.workdir} learnt from statements, which are texts'
+            )
     elif not all(isinstance(side, str | list) for side in (prompt, reply)):
-        raise ValueError(f'prompt {files.shown(prompt)} and reply {files.shown(reply)} are no texts and no messages')
+        raise ValueError(
+            f'prompt {files.short_repr(prompt)} and reply {files.short_repr(reply)} are no texts and no messages'
+        )
     elif not run.kept.chat and not (isinstance(prompt, str) and isinstance(reply, str)):
         raise ValueError(f'prompt and reply are messages, and {run.workdir} learnt from texts; give these')
 

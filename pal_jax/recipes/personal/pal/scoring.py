@@ -13,10 +13,10 @@ from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.recipes.personal.pal.reward import TrainedPAL
 from pal_jax.recipes.personal.pal.tables import LARGEST
 from pal_jax.run import files
-from pal_jax.run.record_scorer import Scorer
+from pal_jax.run.record_scorer import RecordScorer
 
 
-def open_scorer(workdir: str, person: str) -> Scorer:
+def open_scorer(workdir: str, person: str) -> RecordScorer:
     """Open a run for a person: a file of a mixture, the id of a person of the training, or '' for the mean over them.
 
     Raises:
@@ -24,13 +24,13 @@ def open_scorer(workdir: str, person: str) -> Scorer:
     """
     run, w = pal_person.open_person(workdir, person)
     if run.reading is None:
-        return Scorer(lambda record: to_item(record, run), _score_items(run, w))
+        return RecordScorer(lambda record: to_item(record, run), _score_items(run, w))
     reward_of = pal_reward.reward_of_replies(run, w)
 
     def score(pairs: Sequence[tuple[Any, Any]]) -> np.ndarray:
         return reward_of(*zip(*pairs, strict=True))
 
-    return Scorer(lambda record: to_reply(record, run), score)
+    return RecordScorer(lambda record: to_reply(record, run), score)
 
 
 def to_reply(record: Any, run: TrainedPAL) -> tuple[Any, Any]:
@@ -69,7 +69,7 @@ def to_item(record: Any, run: TrainedPAL) -> tuple[np.ndarray, np.ndarray | None
         if not isinstance(numbers, list) or len(numbers) != len(names):
             raise ValueError(f'expected an object with {key!r}: {len(names)} numbers, for {", ".join(names)}')
         if wrong := [name for name, x in zip(names, numbers, strict=True) if not _is_number(x)]:
-            value = files.shown(numbers[names.index(wrong[0])])
+            value = files.short_repr(numbers[names.index(wrong[0])])
             raise ValueError(f'{key!r} has {value} for {wrong[0]!r}; give a number that is finite in float32')
     return pal_reward.item_vectors(run, [item], None if prompt is None else [prompt])
 

@@ -73,7 +73,7 @@ def _jsonl(path: str | Path, answered: bool) -> Iterator[tuple[str, tuple[str, .
         record = line if answered else records.unanswered(line)
         if not isinstance(record, dict) or not {'user', 'chosen', 'rejected'} <= set(record):
             keys = 'user, chosen and rejected' if answered else 'left and right'
-            raise ValueError(f'{place}: expected an object with {keys}, got {files.shown(line)}')
+            raise ValueError(f'{place}: expected an object with {keys}, got {files.short_repr(line)}')
         user, sides = records.identity(place, record, 'user'), [record['chosen'], record['rejected']]
         kinds.add(isinstance(sides[0], Mapping))
         if len(kinds) > 1:
@@ -94,7 +94,7 @@ def _situation(place: str, row: Mapping[str, Any]) -> str:
 
 def _numbers(values: Any, place: str) -> tuple[float, ...]:
     if not isinstance(values, list | tuple):
-        raise ValueError(f'{place}: expected a list of numbers, got {files.shown(values)}')
+        raise ValueError(f'{place}: expected a list of numbers, got {files.short_repr(values)}')
     return tuple(_number(value, place) for value in values)
 
 
@@ -104,7 +104,7 @@ def _number(value: Any, place: str) -> float:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number of hundreds of digits
-        raise ValueError(f'{place}: expected a list of numbers, got {files.shown(value)}') from None
+        raise ValueError(f'{place}: expected a list of numbers, got {files.short_repr(value)}') from None
 
 
 def _csv(path: str | Path, answered: bool) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:

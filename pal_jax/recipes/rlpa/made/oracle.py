@@ -9,10 +9,10 @@ from pal_jax.recipes.rlpa import dialogue as env
 from pal_jax.recipes.rlpa.oracle import make_answers
 from pal_jax.recipes.rlpa.people import SLOTS, make_people
 from pal_jax.recipes.rlpa.users import make_scripted_user
-from pal_jax.run.language import Supervised
+from pal_jax.run.language import SupervisedRun
 
 
-def records(settings: Supervised, key: str) -> Iterator[list[dict[str, Any]]]:
+def records(settings: SupervisedRun, key: str) -> Iterator[list[dict[str, Any]]]:
     """The oracle's answers to each person in the format of files: the good answer as `key`, the other one as
     `rejected`."""
     oracle, system = settings.oracle, env.actor_prompt(SLOTS)

@@ -15,7 +15,7 @@ from typing import Any
 from pal_jax.recipes.rlpa.people import SCHEMA, make_people
 from pal_jax.recipes.rlpa.profiles import split_fact
 from pal_jax.run import files
-from pal_jax.run.language import Supervised
+from pal_jax.run.language import SupervisedRun
 from pal_jax.types import Chat, Person
 
 _ANSWERS: list[str] = files.beside(__name__)
@@ -23,7 +23,7 @@ _ANSWERS: list[str] = files.beside(__name__)
 _OTHERS = {value: values for slot in SCHEMA for values in (slot.known, slot.unseen) for value in values}
 
 
-def records(settings: Supervised, key: str) -> Iterator[list[dict[str, Any]]]:
+def records(settings: SupervisedRun, key: str) -> Iterator[list[dict[str, Any]]]:
     """The pairs about each of the oracle's people in the format of files: the right answer as `key`, the wrong one as
     `rejected`."""
     people = make_people(settings.oracle.people, seed=settings.seed, facts=settings.oracle.facts)

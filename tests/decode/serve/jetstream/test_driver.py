@@ -22,8 +22,8 @@ from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.choose import choose_decoder
 from pal_jax.decode.driver import Busy, Closed
 from pal_jax.decode.local import LocalDecoder
-from pal_jax.decode.requests import Progress, Request
-from pal_jax.decode.serve.jetstream.decoder import Answers
+from pal_jax.decode.requests import Request, RequestProgress
+from pal_jax.decode.serve.jetstream.decoder import BatchProgress
 from pal_jax.decode.serve.jetstream.driver import JetStreamDriver
 from pal_jax.decode.serve.jetstream.engine import JetStreamEngine, orchestrator, protocol
 from pal_jax.models import config, params
@@ -79,7 +79,7 @@ class Asker:
     """Submits one request and collects what it is told."""
 
     def __init__(self, driver: JetStreamDriver, request: Request):
-        self.news: queue.SimpleQueue[Progress | Exception] = queue.SimpleQueue()
+        self.news: queue.SimpleQueue[RequestProgress | Exception] = queue.SimpleQueue()
         self.ticket = driver.submit(request, self.news.put)
 
     def result(self) -> tuple[list[int], Completion | Exception]:
@@ -94,7 +94,7 @@ class Asker:
 
 
 def whole(driver: JetStreamDriver, requests: list[Request]) -> list[Completion]:
-    done = {number: each.completion for told in Answers(driver, requests) for number, each in told}
+    done = {number: each.completion for told in BatchProgress(driver, requests) for number, each in told}
     return [done[number] for number in range(len(requests))]
 
 
@@ -152,7 +152,7 @@ def test_the_token_that_ends_an_answer_is_kept(local, driver):
 def test_samples_of_one_prompt_share_its_prefill_and_none_hears_of_a_slot_it_does_not_have(local, driver, engine):
     requests = [Request(prompt(5), Sampling(1.0, max_tokens=4), seed) for seed in range(20)]
     before = engine.counters.prompt_tokens
-    news: dict[int, list[Progress]] = {}
+    news: dict[int, list[RequestProgress]] = {}
     done = threading.Semaphore(0)
 
     def notify(number, each):
@@ -308,7 +308,7 @@ def test_two_drivers_in_one_process_do_not_meet(local, driver):
     other.load(weights(1), 1)
     second = JetStreamDriver(other)
     requests = [request(seed, 30) for seed in range(12)]
-    mine, theirs = Answers(driver, requests), Answers(second, requests)
+    mine, theirs = BatchProgress(driver, requests), BatchProgress(second, requests)
     mine, theirs = ({number: each.completion for told in a for number, each in told} for a in (mine, theirs))
     second.stop()
     assert {v for each in mine.values() for v in each.versions} == {0}

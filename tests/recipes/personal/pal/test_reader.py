@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from pal_jax.data.texts import Text
-from pal_jax.learners.scorer import whole
+from pal_jax.learners.scorer import decoder_params
 from pal_jax.learners.training import Lora
 from pal_jax.models import config, decoder, params, states
 from pal_jax.models.states import Frame
@@ -70,7 +70,7 @@ def test_its_step_is_down_the_loss_of_all_vectors_together(adapters):
         return jnp.sum(jnp.tanh(vectors @ jnp.ones(5)) * jnp.arange(len(TEXTS))) ** 2 / 100
 
     def loss(trained):
-        weights = whole(trained, frozen)
+        weights = decoder_params(trained, frozen)
         return loss_of(jnp.stack([alone(weights, text, 'mean') for text in TEXTS]))
 
     expected = jax.grad(loss)(before)
