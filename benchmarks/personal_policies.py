@@ -52,7 +52,7 @@ from pal_jax.models.params import Params
 from pal_jax.recipes.personal.bench.methods import FOR_TABLES, METHODS
 from pal_jax.recipes.psoups.judges import Score
 from pal_jax.recipes.psoups.prompts import Prompt
-from pal_jax.recipes.psoups.recipe import RLPHF
+from pal_jax.recipes.psoups.rl import RLPHF
 from pal_jax.run import devices, sharding
 from pal_jax.run.accuracy import hits
 from pal_jax.run.forecast import Forecast

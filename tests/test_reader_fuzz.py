@@ -27,7 +27,8 @@ from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.plus import attributes
 from pal_jax.recipes.psoups import annotators, preferences
 from pal_jax.recipes.rlpa import people
-from pal_jax.run import checkpoint, metrics, piecework, runs
+from pal_jax.run import checkpoint, metrics, piecework
+from pal_jax.run.workdir import read_run
 
 TOKENIZER = tokenizer.byte_tokenizer()
 Reader = Callable[[Path], Any]  # of a folder
@@ -236,7 +237,7 @@ READERS: dict[str, tuple[dict[str, bytes], Reader]] = {
     'tokenizer': (saved_tokenizer(), lambda f: tokenizer.from_folder(f).chat(TALK)),
     'steps': ({'a.jsonl': lines({'step': 0, 'a': 1}, {'step': 1})}, lambda f: metrics.read_records(f / 'a.jsonl')),
     'parts': ({'0.jsonl': lines({'id': 'a'}, {'id': 'b'})}, lambda f: piecework.read(f / '0.jsonl')),
-    'run': ({'config.json': b'{"recipe": "sft", "seed": 0}'}, lambda f: runs.read_settings(f)),
+    'run': ({'config.json': b'{"recipe": "sft", "seed": 0}'}, read_run),
     'resumed': ({'config.json': b'{"seed": 0}'}, lambda f: checkpoint.check_config(f, {'seed': 0})),
     'mixture': ({'a.json': b'{"mixture": [0.2, 0.8]}'}, lambda f: pal_person.read_person(f / 'a.json')),
 }  # fmt: skip

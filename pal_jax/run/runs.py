@@ -28,7 +28,10 @@ def read_settings(workdir: str | os.PathLike[str]) -> Any:
       ValueError: the folder is not that of a run; or as `recipe_module` and `settings.parse`.
     """
     config = read_run(Path(workdir))
-    return parse(recipe_module(config['recipe']).Settings, config)
+    try:
+        return parse(recipe_module(config['recipe']).Settings, config)
+    except ValueError as error:
+        raise ValueError(f'{workdir}: {error}') from None
 
 
 def is_finished(settings: Run, folder: Path) -> bool:

@@ -99,11 +99,7 @@ def trained_in(workdir: str, ctx: Context) -> TrainedModel:
     Raises:
       ValueError: the folder is not that of a run, or the run has no language model.
     """
-    read_run(Path(workdir))
-    try:
-        settings = read_settings(workdir)
-    except ValueError as error:
-        raise ValueError(f'{workdir}: {error}') from None
+    settings = read_settings(workdir)
     make = getattr(recipe_module(settings.recipe), 'make_trained', None)
     trained: TrainedModel | None = make(settings, ctx.of(workdir)) if make else None
     if trained is None:

@@ -68,7 +68,7 @@ def test_factors_and_updates_have_different_means():
     mean = merging.linear(adapters, [0.5, 0.5])
     np.testing.assert_array_equal((2 * mean['w'].a @ mean['w'].b)[0].T, [[2, 0], [4, 0]])
     updates = [(0.5 * x['w'].scale, x['w'].a[0], x['w'].b[0]) for x in adapters]
-    np.testing.assert_array_equal(merging.Updated(np.zeros((2, 2), np.float32), updates)[:].T, [[1, 2], [6, -4]])
+    np.testing.assert_array_equal(merging.UpdatedMatrix(np.zeros((2, 2), np.float32), updates)[:].T, [[1, 2], [6, -4]])
 
 
 def test_one_weight_of_1_is_that_adapter_bit_by_bit():

@@ -10,7 +10,6 @@ import pytest
 
 from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig, RopeScaling
 from pal_jax.models.files import families
-from pal_jax.run.settings import to_dict
 
 transformers = pytest.importorskip('transformers')
 
@@ -128,5 +127,5 @@ def test_every_field_is_that_of_transformers(name, kind):
     config = theirs(name, **json.loads(json.dumps(settings)))
     expected = as_transformers_has_it(name, config)
     assert described(ours(name, **settings)) == expected
-    written = to_dict(config) | {'architectures': [families.FAMILIES[name].architecture]}
+    written = config.to_dict() | {'architectures': [families.FAMILIES[name].architecture]}
     assert described(families.config_from_hf(json.loads(json.dumps(written)))) == expected

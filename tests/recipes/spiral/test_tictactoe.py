@@ -59,10 +59,10 @@ def reply_to_random(seat):
     def value(board):
         if over(board):
             return sign * result(board)
-        values = [value(placed(board, cell)) for cell in free(board)]
+        values = [value(place_mark(board, cell)) for cell in free(board)]
         return max(values) if mover(board) == seat else sum(values) / len(values)
 
-    return lambda board: [max(free(board), key=lambda cell: value(placed(board, cell)))]
+    return lambda board: [max(free(board), key=lambda cell: value(place_mark(board, cell)))]
 
 
 def test_how_games_end_against_a_random_player():  # golden 1.7-3

@@ -36,9 +36,15 @@ def home(tmp_path, monkeypatch):
     home = tmp_path / 'home'
     home.mkdir()
     monkeypatch.chdir(home)
-    tiny = sources.resolve('random:tiny')
-    hf.save(tiny.load(), tiny.config, tiny.tokenizer(), 'models/tiny')
+    save_source(0)
     return home
+
+
+def save_source(seed: int) -> None:
+    """Put a model of random weights into `models/tiny`, in place of one that is there."""
+    shutil.rmtree('models', ignore_errors=True)
+    tiny = sources.resolve('random:tiny', seed=seed)
+    hf.save(tiny.load(), tiny.config, tiny.tokenizer(), 'models/tiny')
 
 
 def begin(config, workdir, keep):
@@ -104,8 +110,7 @@ def test_states_are_of_the_weights_that_stand_in_the_source(read):
     config = on_texts(read / 'pairs.jsonl', **{'text.source': 'hf:models/tiny', 'text.folder': 'states'})
     settings, tables = config, []
     for seed in (0, 1, 0):
-        tiny = sources.resolve('random:tiny', seed=seed)
-        hf.save(tiny.load(), tiny.config, tiny.tokenizer(), 'models/tiny')
+        save_source(seed)
         found = pal_text.read(settings, ONE, pal_text.open_decoder(settings.text, ONE, settings.seed))
         tables.append(np.array(found.items.chosen.table))
     np.testing.assert_array_equal(tables[0], tables[2])
@@ -117,8 +122,7 @@ def test_a_source_that_is_gone_or_another_is_named(read, tmp_path, monkeypatch, 
     if change == 'gone':
         shutil.rmtree('models')
     else:
-        tiny = sources.resolve('random:tiny', seed=1)
-        hf.save(tiny.load(), tiny.config, tiny.tokenizer(), 'models/tiny')
+        save_source(1)
     monkeypatch.chdir(tmp_path)
     fault = r'models/tiny is missing' if change == 'gone' else r'tiny/model\.safetensors has changed'
     with pytest.raises(ValueError, match=rf"text\.source='hf:models/tiny' is needed .*home/{fault}|home.*{fault}"):

@@ -18,7 +18,7 @@ from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import large as pal_large
 from pal_jax.recipes.personal.pal import recipe as pal
 from pal_jax.recipes.personal.pal import text as pal_text
-from pal_jax.recipes.personal.pal.reader import Reading
+from pal_jax.recipes.personal.pal.reader import ReaderState
 from pal_jax.recipes.personal.panel import Trial
 from pal_jax.recipes.personal.population import Panel
 from pal_jax.run import devices
@@ -110,7 +110,7 @@ class Decoders(NamedTuple):
     heard: list
 
     def divide(self, weights, seed):
-        return 'frozen', Reading(seed, np.int32(0))
+        return 'frozen', ReaderState(seed, np.int32(0))
 
     def read(self, reading, frozen, texts):
         return np.array([[len(text.tokens), reading.model] for text in texts], np.float32)
@@ -150,10 +150,14 @@ def test_large_of_fake_parts_waits_and_then_hands_the_gradient_on():
     )  # fmt: skip
     state, host = recipe.init()
     state, host, phase, _ = recipe.step(state, host, 0)
-    assert (phase, reader.heard, state.models['K=1']) == ('hold', [], pal_large.LargeModel(1, (Reading(5, 0),)))
+    assert (phase, reader.heard, state.models['K=1']) == ('hold', [], pal_large.LargeModel(1, (ReaderState(5, 0),)))
     assert learners['K=1'].seen[0] is learners['K=2'].seen[0]  # which was put on the device once
     state, host, phase, metrics = recipe.step(state, host, 1)
-    assert (phase, metrics['accuracy'], state.models['K=2']) == ('pal', 1.0, pal_large.LargeModel(2, (Reading(15, 0),)))
+    assert (phase, metrics['accuracy'], state.models['K=2']) == (
+        'pal',
+        1.0,
+        pal_large.LargeModel(2, (ReaderState(15, 0),)),
+    )
     assert learners['K=2'].seen[1].chosen.shape == (1, 2, 1, 2)  # an update a pair
     assert reader.heard[0] == (3, [[2.0, 5.0], [6.0, 10.0], [4.0, 5.0]])  # the second text is in both pairs
 
@@ -280,6 +284,5 @@ def test_tiny_has_no_decoder_to_train_and_judges_alike_twice(replies_file):  # I
     ],
 )
 def test_wrong_values_are_refused(statements_file, variant, changes, message):
-    config = small(statements_file, variant, **changes)
     with pytest.raises(ValueError, match=message):
-        run(config, 1)
+        run(small(statements_file, variant, **changes), 1)

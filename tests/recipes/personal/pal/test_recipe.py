@@ -246,7 +246,7 @@ def test_choices_between_texts_are_read_by_their_name(conversation, tmp_path):
 
 
 def test_a_run_of_pal_is_no_language_model(table, tmp_path):
-    (tmp_path / 'config.json').write_text(json.dumps(small(table).to_dict()))
+    (tmp_path / 'config.json').write_text(json.dumps(to_dict(small(table))))
     with pytest.raises(ValueError, match='trains no language model'):
         open_run(str(tmp_path), CONTEXT)
 
@@ -303,6 +303,8 @@ def deadly(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return out
 {owner}.{name} = deadly
+from pal_jax.run.settings import to_dict
+from pal_jax.run.settings import to_dict
 from pal_jax.run import cli
 from pal_jax import train
 cli.run(train.main, '')
