@@ -27,6 +27,7 @@ from pal_jax.recipes.personal.panel import Trial
 from pal_jax.recipes.personal.population import Panel
 from pal_jax.run import devices, intervals
 from pal_jax.run.recipe import Context, Plan
+from pal_jax.run.settings import to_dict
 from pal_jax.run.trained import open_run
 from tests import configs, shell
 from tests.choices import two_kinds
@@ -303,8 +304,6 @@ def deadly(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return out
 {owner}.{name} = deadly
-from pal_jax.run.settings import to_dict
-from pal_jax.run.settings import to_dict
 from pal_jax.run import cli
 from pal_jax import train
 cli.run(train.main, '')
