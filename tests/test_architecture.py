@@ -254,6 +254,33 @@ def recipes_named(config: ast.AST) -> Iterator[str]:
             yield node.value.value
 
 
+def defined(path: Path) -> set[str]:
+    """The names that the top level of a file defines or imports."""
+    names = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).split('.')[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+@pytest.mark.parametrize('folder', ['benchmarks', 'configs', 'tests'])
+def test_what_is_imported_is_there(folder):
+    missing = []
+    for path in sorted((ROOT / folder).rglob('*.py')):
+        for imported in imports(tree(path)):
+            top, *parts = imported.split('.')
+            if top != 'pal_jax' or file_of(parts):
+                continue
+            module = file_of(parts[:-1])
+            if module is None or parts[-1] not in defined(PACKAGE / module):
+                missing.append(f'{path.relative_to(ROOT)}: {imported}')
+    assert missing == []
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 

@@ -60,7 +60,7 @@ class PPO:
     value_clip: float = 0.2
     kl_coef: float = 0.01  # weight of the KL penalty; 0: no reference is kept, and no figure tells the distance from it
     kl_estimator: kl_divergence.KLEstimator = 'k1'  # Schulman's estimators of the divergence from the reference
-    # The penalty is a part of the reward of each token, or a term of the loss.
+    # The penalty is a part of the reward of each token (`rollout_of`), or a term of the loss (`ClippedSurrogate`).
     kl_in: Literal['reward', 'loss'] = 'reward'
     kl_target: float = 0.0  # nats; adapts kl_coef when above 0
     # The KL that is compared with kl_target: the mean of the tokens, or the mean of the samples' sums.

@@ -12,6 +12,7 @@ from pal_jax.recipes.rlpa.people import content
 from pal_jax.recipes.rlpa.profiles import ParsedCompletion, ProfileScores, plain_history, profile_scores
 from pal_jax.types import Dialogue, Person, ProfileMatcher, ResponseJudge, RewardFn, Sample, Turn, Verdict
 
+MALFORMED = 0.0  # the reward of a completion that does not keep the format
 _NO_INFO = dict.fromkeys(
     ('format', 'profile', 'response', *SCORES, 'facts', 'matched', 'precision', 'recall'), 0.0
 )  # fmt: skip
@@ -32,7 +33,7 @@ def make_reward(
     """The reward `profile_weight * R_p + response_weight * R_r`: R_p is the profile F1, R_r the judge's score named
     `response`.
 
-    A malformed completion gets exactly 0; a sample for which matcher or judge has no answer is `ok=False` with reward
+    A malformed completion gets `MALFORMED`; a sample for which matcher or judge has no answer is `ok=False` with reward
     0. Every sample's `info` has the same keys, all floats.
 
     `shuffled` is a control: every prediction is scored against the profile of a person with other facts, who is in the
@@ -64,7 +65,7 @@ def make_reward(
         return dataclasses.replace(sample, rewards=(total if ok else 0.0,), info=info, ok=ok)
 
     def reward(samples: Sequence[Sample], seed: int) -> list[Sample]:
-        scored = [dataclasses.replace(sample, rewards=(0.0,), info=dict(_NO_INFO), ok=True) for sample in samples]
+        scored = [dataclasses.replace(sample, rewards=(MALFORMED,), info=dict(_NO_INFO), ok=True) for sample in samples]
         # A malformed completion reaches neither matcher nor judge; each is called once, with all others.
         formed = [(i, sample.parsed) for i, sample in enumerate(samples) if sample.parsed is not None]
         if not formed:
