@@ -3,6 +3,10 @@
 A format is recognised by a record's keys (`IMITATED`, `PREFERRED`); further keys are ignored. Messages are OpenAI's and
 TRL's (`role`, `content`) or ShareGPT's (`from`, `value`). The content of a message is a text, or a list of parts of
 type `text`, which are joined. A row's `system` text goes before its messages, and its `tools` go to the chat template.
+
+A new format is a function and its row in `IMITATED` or `PREFERRED`. A question and its answers become messages, which
+the chat template puts apart; texts stay texts only where a row has rendered chats (`prompt`, `completion`), for they
+are joined as they are.
 """
 
 from __future__ import annotations
