@@ -35,12 +35,12 @@ import zlib
 from pal_jax.run import cli
 from pal_jax import train
 from pal_jax.recipes.rlpa import criteria as judges
-from pal_jax.recipes.rlpa.profiles import Parsed
+from pal_jax.recipes.rlpa.profiles import ParsedCompletion
 from pal_jax.recipes.rlpa import world
 from pal_jax.recipes.rlpa import turns
 from pal_jax.types import Verdict
 def parse(text):
-    return Parsed('- tea: green\\n', ('tea: green',), text or 'Hm.')
+    return ParsedCompletion('- tea: green\\n', ('tea: green',), text or 'Hm.')
 def judge(dialogues, inferred, replies, seed):
     scores = [zlib.crc32(reply.encode('utf-8', 'backslashreplace')) % 97 / 97 for reply in replies]
     return [Verdict(dict.fromkeys(judges.SCORES, score)) for score in scores]

@@ -185,7 +185,7 @@ def test_prompts_of_variant_b_are_as_many_vectors_as_items(tmp_path):
     ]
     (data := tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     config = configs.load('pal', **FEW | {'data': str(data), 'model.variant': 'B', 'model.projector': 'mlp1-gelu'})
-    config.baselines.update(majority=False, mixed_logit=False)
+    config = configs.changed(config, **{'baselines.majority': False, 'baselines.mixed_logit': False})
     finished(config, tmp_path / 'run')
     run = pal_reward.open_pal(tmp_path / 'run')
     reward = pal_reward.reward_of_items(run, [0.5, 0.5])

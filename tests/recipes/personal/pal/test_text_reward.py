@@ -95,8 +95,8 @@ def test_a_mixture_is_kept_as_a_line_and_given_back(folder, tmp_path):
 def test_ppo_is_paid_by_one_persons_reward(folder, tmp_path):
     workdir, *_ = folder
     changes = {'stage': 'rlhf', 'rl.reward': f'pal:{workdir}', 'total_steps': 1, 'export': False}
-    stage, folder_ = psoups.stages(configs.load('psoups', **changes), tmp_path)[0]
-    recipe = psoups.make(stage, ONE._replace(workdir=folder_))
+    folder_, stage = psoups.stages(configs.load('psoups', **changes), tmp_path)[0]
+    recipe = configs.make(stage, ONE._replace(workdir=folder_))
     state, host = recipe.init()
     _, _, _, metrics = recipe.step(state, host, 0)
     assert np.isfinite(metrics['reward']) and np.isfinite(metrics['policy_loss'])
