@@ -142,6 +142,13 @@ def check_at_least(settings: Run, least: int, *keys: str) -> None:
             raise ValueError(f'{key}={value} must be at least {least}')
 
 
+def check_divides(settings: Run, key: str, parts: str) -> None:
+    """Raises ValueError where the value of `key` does not divide into as many parts as the value of `parts` says."""
+    whole, count = attrgetter(key, parts)(settings)
+    if whole % count:
+        raise ValueError(f'{key}={whole} does not divide into {parts}={count}')
+
+
 def check_finite(state: Any, advice: str = 'lower optimizer.lr') -> None:
     """Raises RuntimeError after three updates in a row that were left out since they were not finite."""
     if int(state.skipped) >= 3:

@@ -143,6 +143,8 @@ def _hint_of(hint: Any, key: str, at: str) -> Any:
 def _value_of(hint: Any, text: str, key: str) -> Any:
     """The value that the text of a flag stands for: `3`, `1e-3`, `true`, `('a', 'b')` or the text itself."""
     origin = get_origin(hint) or hint
+    if dataclasses.is_dataclass(hint) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        return _read(hint, text, key)  # which refuses it: the keys of a section are given one by one
     if origin is bool and text.lower() in ('true', 'false', '1', '0'):
         return text.lower() in ('true', '1')
     if origin in (int, float):

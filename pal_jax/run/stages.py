@@ -8,15 +8,16 @@ a stage. A method without that function is one run.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pal_jax.run import checkpoint, inputs
 from pal_jax.run.forecast import spoken
 from pal_jax.run.runs import is_finished, recipe_module
-from pal_jax.run.settings import Run, to_dict
+from pal_jax.run.settings import Run, filled, to_dict
 from pal_jax.run.workdir import check_workdir
 
 ALL = 'all'  # the value of `stage` that names every stage
@@ -38,6 +39,24 @@ class Stage(NamedTuple):
     def kind(self) -> str:
         """The part of the folder's name that stages of one kind share: `policy` of policy-P2A and policy-P2B."""
         return self.folder.name.partition('-')[0]
+
+
+def make_stage(settings: Run, folder: Path, kind: type[Run], **values: Any) -> Stage:
+    """A stage of the method with these settings, with `values` in place of some of the keys that both have.
+
+    The method's `total_steps` are those of one kind of stage, which is given them; the others have 0, or their own.
+    """
+    return Stage(folder, filled(kind, settings, **{'total_steps': 0, **values, 'part_of': settings.recipe}))
+
+
+def section_values(section: Any, rows: Path, source: str = '') -> dict[str, Any]:
+    """The keys of a stage that is a run of another recipe: those of its section of the method's settings, which learns
+    from `<rows>.jsonl` and is tested on `<rows>-test.jsonl`. A model of its own without a source has `source`."""
+    data = dataclasses.replace(section.data, train=f'{rows}.jsonl', test=f'{rows}-test.jsonl')
+    values = {**vars(section), 'data': data}
+    if 'policy' in values:
+        values['policy'] = dataclasses.replace(section.policy, source=section.policy.source or source)
+    return values
 
 
 def chosen(stages: Sequence[Stage], name: str) -> list[Stage]:
@@ -70,13 +89,13 @@ def settings_in(settings: Run, folder: Path) -> Run:
     """
     if not hasattr(module := recipe_module(settings.recipe), 'stages'):
         return settings
-    for parent in (folder.parent, folder):
-        for stage in stages_of(settings, parent):
-            if stage.folder == folder:
-                return stage.settings
+    stages = stages_of(settings, folder.parent)
+    for stage in stages:
+        if stage.folder == folder:
+            return stage.settings
     if hasattr(module, 'make'):
         return settings
-    example = stages_of(settings, folder)[-1].folder
+    example = folder / stages[-1].folder.name
     raise ValueError(f'a run of {settings.recipe} has a folder for each of its stages; name one, such as {example}')
 
 

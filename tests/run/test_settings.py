@@ -90,12 +90,19 @@ def test_a_text_of_the_command_line_is_the_value_of_its_key(key, text, value):
         ('total_steps', '1.5', r"total_steps='1\.5' must be of type int"),
         ('export', 'maybe', r"export='maybe' must be of type bool"),
         ('ppo', '3', r"ppo='3' must be a section"),
+        ('endpoints', '3', r"endpoints='3' must have a section"),
         ('ppo.kl_in', 'los', r"ppo\.kl_in='los'; use one of reward, loss"),
     ],
 )
 def test_a_text_that_is_no_value_of_its_key_is_named(key, text, message):
     with pytest.raises(ValueError, match=message):
         overridden(configs.load('rlpa'), {key: text})
+
+
+def test_a_value_in_the_place_of_a_section_is_refused_before_a_key_of_the_section():
+    for texts in ({'ppo': '3', 'ppo.clip': '0.1'}, {'ppo.clip': '0.1', 'ppo': '3'}):
+        with pytest.raises(ValueError, match="ppo='3' must be a section"):
+            overridden(configs.load('rlpa'), texts)
 
 
 def test_a_change_leaves_all_else_and_a_section_may_be_replaced():

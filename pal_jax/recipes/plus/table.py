@@ -27,8 +27,8 @@ from pal_jax.run import files, piecework
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.recipe import Context, Evaluation, Host, Recipe, check_at_least
 from pal_jax.run.report import duration, gigabytes
-from pal_jax.run.settings import Run, changed, filled
-from pal_jax.run.stages import Stage
+from pal_jax.run.settings import Run, changed
+from pal_jax.run.stages import Stage, make_stage
 from pal_jax.run.summary import SUMMARY
 from pal_jax.run.workdir import REPORT
 from pal_jax.types import Exhibit, Metrics
@@ -86,8 +86,7 @@ def stages(settings: Single, workdir: Path) -> list[Stage]:
         raise ValueError('methods say themselves what they read and what learns; leave reads, shuffled and train alone')
     runs = [Stage(workdir / f'{name}-{seed}', make_run(settings, name, seed)) for name, seed in places_of(settings)]
     steps = {'total_steps': len(runs), 'steps': settings.total_steps, 'export': False}
-    part = filled(Settings, settings, recipe='plus.table', part_of='plus', **steps)
-    return [*runs, Stage(workdir / TABLE, part)]
+    return [*runs, make_stage(settings, workdir / TABLE, Settings, recipe='plus.table', **steps)]
 
 
 def make_run(settings: Single, name: str, seed: int) -> Single:

@@ -20,7 +20,7 @@ from pal_jax.recipes.psoups.prompts import known_prompts, read_preferences
 from pal_jax.recipes.psoups.rollout import ROLLOUTS
 from pal_jax.recipes.psoups.settings import Settings
 from pal_jax.run.models import make_adapters
-from pal_jax.run.recipe import check_at_least
+from pal_jax.run.recipe import check_at_least, check_divides
 from pal_jax.run.workdir import CONFIG
 
 WRITES = {  # files that stages write beside their folders
@@ -47,11 +47,7 @@ def check(settings: Settings) -> tuple[Preference, ...]:
         'rl.n_samples_per_prompt', 'rl.test_count', 'prompts.test_count', 'evaluate.draws',
         'evaluate.front_prompts', 'ppo.minibatches', 'checkpoint.every',
     )  # fmt: skip
-    if settings.rl.rollout_batch_size % settings.ppo.minibatches:
-        raise ValueError(
-            f'rl.rollout_batch_size={settings.rl.rollout_batch_size} does not divide into '
-            f'ppo.minibatches={settings.ppo.minibatches}'
-        )
+    check_divides(settings, 'rl.rollout_batch_size', 'ppo.minibatches')
     if not 0 < settings.annotate.test_share < 1:
         raise ValueError(f'annotate.test_share={settings.annotate.test_share} must be between 0 and 1')
     check_learning(settings)

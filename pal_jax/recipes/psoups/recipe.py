@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from pal_jax.recipes import reward, sft
 from pal_jax.recipes.psoups import annotate, evaluate, merge, rl, rollout
@@ -26,7 +27,7 @@ from pal_jax.recipes.psoups.preferences import BEST, GENERAL, JOINT
 from pal_jax.recipes.psoups.settings import PromptedKeys, Settings
 from pal_jax.run.planned import PlannedRun
 from pal_jax.run.settings import Run, filled
-from pal_jax.run.stages import Stage, chosen
+from pal_jax.run.stages import Stage, chosen, make_stage, section_values
 
 
 def stages(settings: Settings, workdir: Path) -> list[Stage]:
@@ -35,23 +36,22 @@ def stages(settings: Settings, workdir: Path) -> list[Stage]:
     Raises:
       ValueError: there is no such stage, a value is wrong, or a file that a stage would write exists.
     """
-    poles = [pole.id for pole in check(settings)]
+    poles, pairs = [pole.id for pole in check(settings)], workdir / annotate.PAIRS
 
     def make(folder: str, kind: type[Run], **values: object) -> Stage:
-        # Steps count those of PPO alone; other stages have theirs in their sections, or none.
-        shared = {'part_of': 'psoups', 'total_steps': settings.total_steps if kind is rl.Settings else 0}
-        return Stage(workdir / folder, filled(kind, settings, **shared | values))
+        return make_stage(settings, workdir / folder, kind, **values)
 
     def policy(folder: str, preference: str) -> Stage:
-        return make(folder, rl.Settings, recipe='psoups.rl', preference=preference)
+        steps = settings.total_steps
+        return make(folder, rl.Settings, recipe='psoups.rl', preference=preference, total_steps=steps)
 
     listed = [
         make('rollout', rollout.Settings, recipe='psoups.rollout'),
         make('annotate', annotate.Settings, recipe='psoups.annotate'),
-        *(make(f'reward-{name}', reward.Settings, **reward_values(settings, name, workdir))
+        *(make(f'reward-{name}', reward.Settings, recipe='reward', **reward_values(settings, pairs / name))
           for name in (GENERAL, *poles, JOINT)),
         policy('rlhf', GENERAL),
-        make('multitask', sft.Settings, **multitask_values(settings, workdir)),
+        make('multitask', sft.Settings, recipe='sft', **section_values(settings.multitask, pairs / BEST)),
         policy('morl', JOINT),
         *(policy(f'policy-{pole}', pole) for pole in poles),
         make('merge', merge.Settings, recipe='psoups.merge'),
@@ -64,24 +64,14 @@ def stages(settings: Settings, workdir: Path) -> list[Stage]:
     return picked
 
 
-def reward_values(settings: Settings, name: str, workdir: Path) -> dict[str, object]:
-    """The keys of a reward model: those of its section, and the pairs of the preference of this name."""
-    section, pairs = settings.reward, workdir / annotate.PAIRS / name
-    replies = section.data.replies or settings.rollout.answers
-    data = dataclasses.replace(section.data, train=f'{pairs}.jsonl', test=f'{pairs}-test.jsonl', replies=replies)
-    return vars(section) | {
-        'recipe': 'reward',
-        'policy': dataclasses.replace(section.policy, source=section.policy.source or settings.policy.source),
-        'data': data,
-        'export': settings.export and section.data.pooling == 'last',  # transformers has no other
+def reward_values(settings: Settings, rows: Path) -> dict[str, Any]:
+    """The keys of a reward model that learns from the pairs of these files."""
+    values = section_values(settings.reward, rows, settings.policy.source)
+    replies = settings.reward.data.replies or settings.rollout.answers
+    return values | {
+        'data': dataclasses.replace(values['data'], replies=replies),
+        'export': settings.export and settings.reward.data.pooling == 'last',  # transformers has no other
     }
-
-
-def multitask_values(settings: Settings, workdir: Path) -> dict[str, object]:
-    """The keys of multitask learning: those of its section, and the best answers of the annotations."""
-    section, best = settings.multitask, workdir / annotate.PAIRS / BEST
-    data = dataclasses.replace(section.data, train=f'{best}.jsonl', test=f'{best}-test.jsonl')
-    return vars(section) | {'recipe': 'sft', 'data': data}
 
 
 def planned(settings: Settings, prompt: int) -> PlannedRun:

@@ -20,8 +20,8 @@ from pal_jax.recipes.redteam import evaluate, examples, judges, play
 from pal_jax.recipes.redteam import seeds as seed_sources
 from pal_jax.recipes.redteam.settings import EMBEDDED, POLICIES, Settings, variants
 from pal_jax.run.recipe import check_at_least
-from pal_jax.run.settings import Run, StageSettings, filled
-from pal_jax.run.stages import Stage, chosen
+from pal_jax.run.settings import Run, StageSettings
+from pal_jax.run.stages import Stage, chosen, make_stage, section_values
 
 
 def stages(settings: Settings, workdir: Path) -> list[Stage]:
@@ -40,18 +40,14 @@ def all_stages(settings: Settings, workdir: Path) -> Iterator[Stage]:
 
     def make(folder: str, kind: type[Run], **values: object) -> Stage:
         policy = dataclasses.replace(settings.policy, source=source)
-        # Steps count those of self-play alone; other stages have theirs in their sections, or none.
-        shared = {'part_of': 'redteam', 'policy': policy, 'total_steps': 0}
-        return Stage(workdir / folder, filled(kind, settings, **shared | values))
+        return make_stage(settings, workdir / folder, kind, **{'policy': policy, **values})
 
     if settings.start.total_steps:
-        part = {'recipe': 'redteam.examples', 'part_of': 'redteam', 'total_steps': 0, 'hidden': settings.play.hidden}
-        yield Stage(workdir / 'examples', filled(examples.Settings, settings, **part))
-        rows = workdir / examples.RECORDS / 'sft'
-        data = dataclasses.replace(settings.start.data, train=f'{rows}.jsonl', test=f'{rows}-test.jsonl')
+        hidden = settings.play.hidden
+        yield make_stage(settings, workdir / 'examples', examples.Settings, recipe='redteam.examples', hidden=hidden)
         # Evaluations of games are none of its business, so it need not be made again where they change.
-        values = vars(settings.start) | {'data': data, 'eval': StageSettings(base=False)}
-        yield make('sft', sft.Settings, recipe='sft', **values)
+        values = section_values(settings.start, workdir / examples.RECORDS / 'sft')
+        yield make('sft', sft.Settings, recipe='sft', eval=StageSettings(base=False), **values)
         source = f'orbax:{workdir / "sft"}'
     for variant in variants(settings, settings.play.roles):
         roles, _, seed = variant.rpartition('-')

@@ -46,6 +46,7 @@ from pal_jax.run.recipe import (
     Plan,
     Recipe,
     check_at_least,
+    check_divides,
     check_finite,
     stage_before,
 )
@@ -276,10 +277,7 @@ def check(settings: Settings, mesh: Mesh) -> None:
     check_at_least(settings, 0, 'dialogue.shown')
     if not 0 <= dialogue.turn_gamma <= 1:
         raise ValueError(f'dialogue.turn_gamma={dialogue.turn_gamma} must be from 0 (off) to 1')
-    if rows % settings.ppo.minibatches:
-        raise ValueError(
-            f'dialogue.rollout_batch_size={rows} does not divide into ppo.minibatches={settings.ppo.minibatches}'
-        )
+    check_divides(settings, 'dialogue.rollout_batch_size', 'ppo.minibatches')
     ways, micro = sharding.batch_ways(mesh), settings.ppo.micro_rows
     for key, size in (
         ('rollout_batch_size / minibatches', rows // settings.ppo.minibatches),

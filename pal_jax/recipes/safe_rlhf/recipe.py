@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from pal_jax.judges.refusals import read_prompts
 from pal_jax.learners.ppo import check_samples
@@ -28,18 +28,15 @@ from pal_jax.recipes.safe_rlhf.collect import records_folder, rl_name, round_nam
 from pal_jax.recipes.safe_rlhf.prompts import check_groups
 from pal_jax.recipes.safe_rlhf.settings import (
     ConstraintSettings,
-    CostSettings,
     HandlerName,
-    RewardSettings,
     RLSettings,
     Settings,
-    StartSettings,
     variants,
 )
 from pal_jax.run.planned import PlannedRun
-from pal_jax.run.recipe import check_at_least
+from pal_jax.run.recipe import check_at_least, check_divides
 from pal_jax.run.settings import Run, filled
-from pal_jax.run.stages import Stage, chosen
+from pal_jax.run.stages import Stage, chosen, make_stage, section_values
 
 
 def stages(settings: Settings, workdir: Path) -> list[Stage]:
@@ -58,9 +55,7 @@ def all_stages(settings: Settings, workdir: Path) -> Iterator[Stage]:
 
     def make(folder: str, kind: type[Run], **values: object) -> Stage:
         policy = dataclasses.replace(settings.policy, source=source)
-        # Steps count those of PPO alone; other stages have theirs in their sections, or none.
-        shared = {'part_of': 'safe_rlhf', 'policy': policy, 'total_steps': 0}
-        return Stage(workdir / folder, filled(kind, settings, **shared | values))
+        return make_stage(settings, workdir / folder, kind, **{'policy': policy, **values})
 
     for number in range(1, settings.rounds + 1):
         records = records_folder(workdir, number)
@@ -68,14 +63,14 @@ def all_stages(settings: Settings, workdir: Path) -> Iterator[Stage]:
         if number > 1 or not (settings.rl.reward and settings.rl.cost and not settings.start.total_steps):
             yield make(round_name('collect', number), collect.Settings, recipe='safe_rlhf.collect', round=number)
         if number == 1 and settings.start.total_steps:
-            yield make('sft', sft.Settings, recipe='sft', **learning(settings.start, source, records / collect.SFT))
+            yield make('sft', sft.Settings, recipe='sft', **section_values(settings.start, records / collect.SFT))
             start = source = f'orbax:{workdir / "sft"}'
         # Models that `rl` names are those of the first round; later ones learn from the answers of new policies.
         if number > 1 or not settings.rl.reward:
-            values = learning(settings.reward, source, records / collect.PAIRS)
+            values = section_values(settings.reward, records / collect.PAIRS, source)
             yield make(round_name('reward', number), reward.Settings, recipe='reward', **values)
         if number > 1 or not settings.rl.cost:
-            values = learning(settings.cost, source, records / collect.JUDGED)
+            values = section_values(settings.cost, records / collect.JUDGED, source)
             yield make(round_name('cost', number), cost.Settings, recipe='cost', **values)
         judges = judges_of(settings, workdir, number)
         for variant in variants(settings):
@@ -94,16 +89,6 @@ def judges_of(settings: Settings, workdir: Path, number: int) -> RLSettings:
     named = {'reward': settings.rl.reward, 'cost': settings.rl.cost} if number == 1 else {}
     sources = {name: named.get(name) or f'orbax:{workdir / round_name(name, number)}' for name in ('reward', 'cost')}
     return dataclasses.replace(settings.rl, **sources)
-
-
-def learning(section: StartSettings | RewardSettings | CostSettings, source: str, rows: Path) -> dict[str, Any]:
-    """The keys of a stage that is a run of another recipe: those of its section, and the files that it learns from. A
-    model that scores starts from the policy's source, unless its section has another one."""
-    data = dataclasses.replace(section.data, train=f'{rows}.jsonl', test=f'{rows}-test.jsonl')
-    values = {**vars(section), 'data': data}
-    if not isinstance(section, StartSettings):
-        values['policy'] = dataclasses.replace(section.policy, source=section.policy.source or source)
-    return values
 
 
 def variant_values(settings: Settings, variant: str) -> dict[str, object]:
@@ -139,11 +124,7 @@ def check(settings: Settings) -> None:
     )  # fmt: skip
     # One answer makes no pair.
     check_at_least(settings, 2, 'collect.answers')
-    if settings.rl.rollout_batch_size % settings.ppo.minibatches:
-        raise ValueError(
-            f'rl.rollout_batch_size={settings.rl.rollout_batch_size} does not divide into '
-            f'ppo.minibatches={settings.ppo.minibatches}'
-        )
+    check_divides(settings, 'rl.rollout_batch_size', 'ppo.minibatches')
     if not 0 < settings.collect.test_share < 1:
         raise ValueError(f'collect.test_share={settings.collect.test_share} must be between 0 and 1')
     # The folder of a variant has no number of a round, so rounds would write over one another.
