@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 
 import numpy as np
@@ -33,12 +34,11 @@ def people(tmp_path):
 
 @pytest.mark.slow
 def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
-    config, workdir = configs.load('plus'), tmp_path / 'run'
-    settings = config
-    context = Context(devices.make_mesh(**config.mesh), lambda _: contextlib.nullcontext())
+    settings, workdir = configs.load('plus'), tmp_path / 'run'
+    context = Context(devices.make_mesh(**dataclasses.asdict(settings.mesh)), lambda _: contextlib.nullcontext())
     recipe = plus.make(settings, context)
     state, host = recipe.init()
-    checkpoint.write_config(workdir, to_dict(config))
+    checkpoint.write_config(workdir, to_dict(settings))
     checkpoints = checkpoint.Checkpoints(workdir, recipe.plan.abstract)
     checkpoints.save(1, state, host)
     checkpoints.close()
@@ -47,12 +47,13 @@ def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
     assert (one['user'], two['user']) == ('ann', f'{people}, line 2')
     assert 'probability' not in two
     parts = plus_parts.make_parts(settings, context)
-    told = histories.load_contexts(people)
-    assert [one['summary'], two['summary']] == parts.describe(state, [each for each, _ in told], [0.0], (0,)).texts
+    contexts = histories.load_contexts(people)
+    texts = [context for context, _ in contexts]
+    assert [one['summary'], two['summary']] == parts.describe(state, texts, [0.0], (0,)).texts
     edited, _ = summarize(str(workdir), str(people), 'Likes cats.')
     assert edited['summary'] == 'Likes cats.'
     for record in (one, edited):
-        gap = parts.reader.gaps(state['reward'], parts.pair_up.compare([record['summary']], [[told[0][1]]]))
+        gap = parts.reader.gaps(state['reward'], parts.pair_up.compare([record['summary']], [[contexts[0][1]]]))
         assert record['probability'] == pytest.approx(1 / (1 + np.exp(-gap.item())), rel=1e-6)
     assert edited['probability'] != one['probability']
 

@@ -132,9 +132,9 @@ def questions(learner: IdealPointLearner, state: PALState, new: Newcomers, prior
 
 
 def population(state: PALState) -> Array:
-    """The mean logits `[R, K]` of the users who were trained."""
+    """The mean logits `[R, K]` of the users who were trained; 0 where nobody was."""
     trained = (state.users.updates > 0).astype(jnp.float32)[..., None]
-    return jnp.sum(trained * state.users.z, axis=1) / jnp.sum(trained, axis=1)
+    return jnp.sum(trained * state.users.z, axis=1) / jnp.maximum(jnp.sum(trained, axis=1), 1)
 
 
 def new_margins(
