@@ -25,12 +25,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.learners import array_updates as updates
-from pal_jax.learners.array_updates import ArrayPolicy, ChosenActions, Rule
+from pal_jax.learners.array_updates import ArrayPolicy, ChosenActions
 from pal_jax.models.mlp import MLP, PolicyMLP
-from pal_jax.objectives.advantages import gae
+from pal_jax.objectives.advantages import ChannelWeights, gae
 from pal_jax.objectives.distributions import Distribution
-from pal_jax.objectives.policy import value_token_loss
-from pal_jax.objectives.trust_region import TrustRegion
+from pal_jax.objectives.handler import Handler
+from pal_jax.objectives.policy import ClippedSurrogate, TokenLoss, value_token_loss
 from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
 
@@ -87,17 +87,16 @@ class ArrayEnv(Protocol):
 
 
 class Mix(NamedTuple):
-    """The weights of rewards and costs in an update: `(reward * A_r - cost * A_c) / divisor`, by replica.
+    """A handler's words for an update, by replica: every number is `[R]`.
 
-    excess: mean cost of an episode less its limit, of which P3O, CPO and PCPO read how much the limit is passed.
-    projection: the weight of costs in CUP's second update.
+    first: the weights of rewards and costs.
+    excess: mean cost of an episode less its limit, for handlers that read how much the limit is passed.
+    second: the weights of a second update, of handlers that make one.
     """
 
-    reward: Float[Array, ' R']
-    cost: Float[Array, ' R']
-    divisor: Float[Array, ' R']
+    first: ChannelWeights
     excess: Float[Array, ' R']
-    projection: Float[Array, ' R']
+    second: ChannelWeights
 
 
 class Steps(struct.PyTreeNode):
@@ -150,7 +149,7 @@ class ArrayPPO:
     """Functions over `ArrayState`s side by side.
 
     Attributes:
-      rule: a handler whose update of the policy is not PPO's clipped one of mixed advantages, or `Unconstrained`.
+      handler: tells how the policy is updated; what rewards and costs count there is told by `Mix`.
       environments, steps: N and T of a rollout.
       hidden: widths of the hidden layers of policy and critic.
       optimizer, critic: those of the two networks.
@@ -165,7 +164,7 @@ class ArrayPPO:
     """
 
     env: ArrayEnv
-    rule: Rule
+    handler: Handler
     mesh: Mesh
     optimizer: Optimizer
     critic: Optimizer
@@ -287,7 +286,7 @@ class ArrayPPO:
 
     @functools.partial(jax.jit, static_argnums=0)
     def update(self, state: ArrayState, steps: Steps, mix: Mix) -> tuple[ArrayState, dict[str, Float[Array, ' R']]]:
-        """The policy's update by the rule, and the critic's; metrics by replica."""
+        """The policy's update by the handler, and the critic's; metrics by replica."""
         return jax.vmap(self._update)(state, steps, mix)
 
     def _update(self, state: ArrayState, steps: Steps, mix: Mix) -> tuple[ArrayState, dict[str, Array]]:
@@ -295,7 +294,7 @@ class ArrayPPO:
         advantages, returns = gae(
             steps.rewards, steps.values, acts, gamma=steps.more, lam=self.lam, bootstrap=steps.bootstrap
         )
-        # A critic's mean error would shift the gate of P3O and the step of CPO.
+        # A critic's mean error would shift a gate of costs and the step within a trust region.
         share = steps.weight / jnp.sum(steps.weight)
         advantages = advantages - jnp.sum(share[..., None] * advantages, axis=(0, 1), keepdims=True)
         chosen = ChosenActions(
@@ -307,14 +306,24 @@ class ArrayPPO:
         model = ArrayPolicy(self.policy_net.apply, self.env.actions)  # type: ignore[arg-type]
         run = functools.partial(updates.epochs, passes=self.epochs, minibatches=self.minibatches)
         policy, opt, more = state.policy, state.policy_opt, {}
-        if isinstance(self.rule, TrustRegion):
-            policy, more = updates.within_trust_region(model, self.rule, policy, chosen, excess)
+
+        def descend(loss: TokenLoss, before: updates.Before | None, data: ChosenActions, key: Array) -> Any:
+            loss_of = functools.partial(updates.policy_loss, model, loss, self.entropy, before)
+            return run(loss_of, policy, opt, self.optimizer, data, key)
+
+        if region := self.handler.trust_region:
+            policy, more = updates.within_trust_region(model, region, policy, chosen, excess)
         else:
-            descend = functools.partial(run, optimizer=self.optimizer)
-            policy, opt = updates.first_order(
-                model, self.rule, descend, (policy, opt), chosen, mix, excess, for_policy,
-                clip=self.clip, entropy=self.entropy,
-            )  # fmt: skip
+            for_first, for_second = jax.random.split(for_policy)
+            before = functools.partial(self.handler.before, excess=excess) if self.handler.costs_apart else None
+            loss = self.handler.token_loss(ClippedSurrogate(self.clip))
+            policy, opt = descend(loss, before, chosen._replace(advantage=mix.first.mixed(advantages)), for_first)
+            if second := self.handler.second_update(self.handler.init(1)):
+                # Both updates are of one rollout, and the second one knows the policy that the first has made.
+                moved = chosen._replace(
+                    advantage=mix.second.mixed(advantages), reference=model.logprobs(policy, chosen)
+                )
+                policy, opt = descend(second.loss, None, moved, for_second)
 
         def error(params: Any, data: tuple[Array, Array]) -> Array:
             seen, goal = data

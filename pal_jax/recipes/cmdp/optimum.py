@@ -139,7 +139,7 @@ def _exhibit(task: str, results, cells, optima, tables, names) -> Exhibit:
             best = optima.get((task, limit))
             rows.append(
                 [
-                    names[handler],
+                    names.get(handler, handler),
                     '' if math.isinf(limit) else f'{limit:g}',
                     cell.reward.with_error(),
                     f'{best.reward:.3f}' if best else '',
@@ -175,7 +175,14 @@ def plot(results: Sequence[HandlerResult], tables: Tables | None, names: Mapping
             runs = [result for result in results if result.handler == handler]
             style: Any = {'color': colours(number % 20), 'zorder': 3}
             marker = MARKERS[number % len(MARKERS)]
-            ax.plot([r.cost for r in runs], [r.reward for r in runs], marker, label=names[handler], alpha=0.8, **style)
+            ax.plot(
+                [r.cost for r in runs],
+                [r.reward for r in runs],
+                marker,
+                label=names.get(handler, handler),
+                alpha=0.8,
+                **style,
+            )
             for result in runs:
                 if not math.isinf(result.limit):
                     ax.plot(

@@ -110,7 +110,7 @@ class Comparison:
         system = self.systems[i]
         with self.ctx.phase('rollout'):
             weights, texts = self.load(system.source), [question.text for question in self.questions]
-            # Only a policy of Saute has learnt to read budgets; in the prompts of others they would be noise.
+            # Only a policy that was told budgets has learnt to read them; in the prompts of others they would be noise.
             limits = self.groups.limits[self.groups.of(self.questions)]
             with_budget = [tell_budget(text, limit) for text, limit in zip(texts, limits, strict=True)]
             prompts = with_budget if system.budget else texts
@@ -249,7 +249,8 @@ def make_systems(settings: Settings, folder: Path) -> list[System]:
         for variant in variants(settings):
             name = rl_name(number, variant)
             handler = variant.rpartition('-')[0]
-            budget = (handler or settings.constraint.handler) == 'saute'
+            constraint = settings.constraint.compared(handler) if handler else settings.constraint
+            budget = constraint.chosen.tells_budget
             systems.append(System(name, handler or name, f'orbax:{folder / name}', budget))
     return systems
 
