@@ -25,16 +25,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.learners import array_updates as updates
-from pal_jax.learners.array_updates import ArrayPolicy, ChosenActions
+from pal_jax.learners.array_updates import ROLLOUT, START, UPDATE, ArrayPolicy, ChosenActions, key_of
 from pal_jax.models.mlp import MLP, PolicyMLP
 from pal_jax.objectives.advantages import ChannelWeights, gae
 from pal_jax.objectives.distributions import Distribution
 from pal_jax.objectives.handler import Handler
-from pal_jax.objectives.policy import ClippedSurrogate, TokenLoss, value_token_loss
+from pal_jax.objectives.policy import ClippedSurrogate, TokenLoss
 from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
-
-START, ROLLOUT, UPDATE = range(3)  # uses of a replica's randomness
 
 
 class ArrayEnv(Protocol):
@@ -115,11 +113,10 @@ class Steps(struct.PyTreeNode):
 
 
 class EpisodeMeans(NamedTuple):
-    """Means over the episodes that ended in a rollout: discounted sums of the rewards by channel, and the discounted
-    length in steps. Where no episode has ended, the means of the rollout before stay."""
+    """Means over the episodes that ended in a rollout: discounted sums of the rewards by channel. Where no episode has
+    ended, the means of the rollout before stay."""
 
     sums: Float[Array, ' C']
-    length: Float[Array, '']
     ended: Int[Array, '']
 
 
@@ -199,12 +196,7 @@ class ArrayPPO:
     def abstract(self, replicas: int) -> ArrayState:
         """Shapes and shardings of a state of so many replicas: environments lie over the mesh, networks everywhere."""
         shapes = jax.eval_shape(jax.vmap(self._new), jax.ShapeDtypeStruct((replicas,), jnp.int32))
-
-        def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            axes = (None, 'batch') if getattr(path[0], 'name', '') == 'running' else ()
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.sharding(self.mesh, axes))
-
-        return jax.tree_util.tree_map_with_path(place, shapes)
+        return updates.placed(shapes, self.mesh, (None, 'batch'))
 
     def init(self, seeds: Int[Array, ' R']) -> ArrayState:
         """The states before the first rollout, one a seed."""
@@ -212,7 +204,7 @@ class ArrayPPO:
         return jax.jit(jax.vmap(self._new), out_shardings=shardings)(seeds)
 
     def _new(self, seed: Int[Array, '']) -> ArrayState:
-        for_policy, for_critic, for_env = jax.random.split(_key(seed, START, jnp.zeros((), jnp.int32)), 3)
+        for_policy, for_critic, for_env = jax.random.split(key_of(seed, START, jnp.zeros((), jnp.int32)), 3)
         seen = jnp.zeros(self.env.width)
         policy, critic = self.policy_net.init(for_policy, seen), self.critic_net.init(for_critic, seen)
         env = jax.vmap(self.env.reset)(jax.random.split(for_env, self.environments))
@@ -237,7 +229,7 @@ class ArrayPPO:
 
     def _rollout(self, state: ArrayState) -> tuple[ArrayState, Steps, EpisodeMeans]:
         env, actions = self.env, self.env.actions
-        root = _key(state.seed, ROLLOUT, state.rollouts)
+        root = key_of(state.seed, ROLLOUT, state.rollouts)
         observe = jax.vmap(env.observe)
 
         def step(carry: tuple[RunningEpisodes, Array], key: Array) -> tuple[tuple[RunningEpisodes, Array], Any]:
@@ -280,7 +272,7 @@ class ArrayPPO:
             seen, legal, action, logprob, rewards, more, weight, value(seen), value(observe(running.env)),  # type: ignore[arg-type]
         )  # fmt: skip
         state = state.replace(rollouts=state.rollouts + 1, running=running, means=means)
-        return state, steps, EpisodeMeans(means[:-1], means[-1], count.astype(jnp.int32))
+        return state, steps, EpisodeMeans(means[:-1], count.astype(jnp.int32))
 
     # --- updates ------------------------------------------------------------------------------------------------------
 
@@ -302,7 +294,7 @@ class ArrayPPO:
             advantages[..., 1], steps.logprobs,
         )  # fmt: skip
         excess = mix.excess / state.means[-1]  # of a step, as advantages are
-        for_policy, for_critic = jax.random.split(_key(state.seed, UPDATE, state.rollouts))
+        for_policy, for_critic = jax.random.split(key_of(state.seed, UPDATE, state.rollouts))
         model = ArrayPolicy(self.policy_net.apply, self.env.actions)  # type: ignore[arg-type]
         run = functools.partial(updates.epochs, passes=self.epochs, minibatches=self.minibatches)
         policy, opt, more = state.policy, state.policy_opt, {}
@@ -325,14 +317,8 @@ class ArrayPPO:
                 )
                 policy, opt = descend(second.loss, None, moved, for_second)
 
-        def error(params: Any, data: tuple[Array, Array]) -> Array:
-            seen, goal = data
-            values: Any = self.critic_net.apply(params, seen)
-            return jnp.mean(jnp.sum(value_token_loss(values, values, goal, clip=jnp.inf), axis=-1))
-
-        critic, critic_opt = run(
-            error, state.critic, state.critic_opt, self.critic, data=(steps.observations, returns), key=for_critic
-        )
+        error, data = updates.value_error(self.critic_net), (steps.observations, returns)
+        critic, critic_opt = run(error, state.critic, state.critic_opt, self.critic, data, for_critic)
         before, after = model.apply(state.policy, steps.observations), model.apply(policy, steps.observations)
         metrics: dict[str, Array] = {
             'approx_kl': jnp.sum(share * model.actions.kl(before, after, steps.legal)),
@@ -341,11 +327,6 @@ class ArrayPPO:
         }
         state = state.replace(policy=policy, policy_opt=opt, critic=critic, critic_opt=critic_opt)
         return state, metrics | more
-
-
-def _key(seed: Int[Array, ''], use: int, number: Int[Array, '']) -> Array:
-    """The random key of a use in a replica, such as its rollouts, and the number of that use."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), number)
 
 
 def _where(over: Bool[Array, ' N'], new: Array, old: Array) -> Array:

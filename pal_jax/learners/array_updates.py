@@ -13,17 +13,36 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
+from pal_jax.models.mlp import MLP
 from pal_jax.objectives import trust_region
 from pal_jax.objectives.constraints import TrustRegion
 from pal_jax.objectives.distributions import Distribution
-from pal_jax.objectives.policy import TokenInputs, TokenLoss
+from pal_jax.objectives.policy import TokenInputs, TokenLoss, value_token_loss
 from pal_jax.objectives.trust_region import Gradients
+from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
 
+START, ROLLOUT, UPDATE = range(3)  # uses of a replica's randomness
 Params = Any
 Before = Callable[[Array, Array, Array], Array]  # see `constraints.Handler.before`, which knows the excess
+
+
+def key_of(seed: Int[Array, ''], use: int, number: Int[Array, '']) -> Array:
+    """The random key of a use in a replica, such as its rollouts, and the number of that use."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), number)
+
+
+def placed(state: Any, mesh: Mesh, running: tuple[str | None, ...]) -> Any:
+    """The shapes of a state with shardings: the episodes in `running` lie over these axes, all else everywhere."""
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        axes = running if getattr(path[0], 'name', '') == 'running' else ()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.sharding(mesh, axes))
+
+    return jax.tree_util.tree_map_with_path(place, state)
 
 
 class ChosenActions(NamedTuple):
@@ -75,6 +94,18 @@ def epochs(
 
     carry, _ = jax.lax.scan(once, (params, opt_state), jax.random.split(key, passes))
     return carry
+
+
+def value_error(critic: MLP) -> Callable[[Params, tuple[Array, Array]], Array]:
+    """The loss of a critic by what it reads and the returns `[*S, C]`: half the squared error, summed over channels."""
+
+    def error(params: Params, data: tuple[Array, Array]) -> Array:
+        seen, goal = data
+        values: Any = critic.apply(params, seen)
+        # Without a clip the values before the update do not count.
+        return jnp.mean(jnp.sum(value_token_loss(values, values, goal, clip=jnp.inf), axis=-1))
+
+    return error
 
 
 def policy_loss(

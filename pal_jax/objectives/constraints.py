@@ -168,18 +168,12 @@ class P3O(Handler):
     """An exact penalty (Zhang et al. 2022, arXiv 2205.11814): PPO on rewards, and `kappa` times the cost of the update
     as far as it passes the limit: `kappa * relu(mean(ratio * A_c) + (J - limit) / length)`.
 
-    The gate is of a whole minibatch; a mean of gates would be another. `excess` in the state is `J - limit`.
+    The gate is of a whole minibatch; a mean of gates would be another.
     """
 
     refused_with_groups = 'p3o has one gate'
     costs_apart = True
     kappa: float = 20.0  # weight of the cost above the limit
-
-    def init(self, groups: int) -> State:
-        return {'lambda': [0.0] * groups, 'excess': [0.0] * groups}
-
-    def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
-        return state | {'excess': (costs - limits).tolist()}
 
     def token_loss(self, surrogate: ClippedSurrogate) -> TokenLoss:
         return P3OLoss(surrogate)
@@ -284,12 +278,6 @@ class TrustRegion(Handler):
     damping: float = 0.1  # is added to the diagonal of the Fisher matrix
     decay: float = 0.8  # by which the line search shrinks a step that fails its tests
     tries: int = 15  # of the line search; after the last one the policy stays as it was
-
-    def init(self, groups: int) -> State:
-        return {'lambda': [0.0] * groups, 'excess': [0.0] * groups}
-
-    def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
-        return state | {'excess': (costs - limits).tolist()}
 
     @property
     def trust_region(self) -> TrustRegion:

@@ -102,10 +102,15 @@ class Handler:
         return None
 
     @property
+    def reads_excess(self) -> bool:
+        """True where the update reads `excess` of the state, the mean cost less its limit, which `updated` keeps."""
+        return self.costs_apart or self.trust_region is not None
+
+    @property
     def own_update(self) -> bool:
         """True where the update of the policy is another one than PPO's of the advantages that `weigh` mixes."""
         plain, second = ClippedSurrogate(), self.second_update(self.init(1))
-        return self.token_loss(plain) != plain or self.costs_apart or bool(second or self.trust_region)
+        return self.token_loss(plain) != plain or second is not None or self.reads_excess
 
 
 def updated(handler: Handler, state: State, costs: ByGroup, limits: ByGroup, present: Bool[np.ndarray, ' G']) -> State:
@@ -119,9 +124,13 @@ def updated(handler: Handler, state: State, costs: ByGroup, limits: ByGroup, pre
     table = {key: np.reshape(values, (-1, len(present))) for key, values in state.items()}
     had = {key: rows[:, present].ravel().tolist() for key, rows in table.items()}
     after = {}
-    for key, values in handler.update(had, costs[present], limits[present]).items():
+    new = handler.update(had, costs[present], limits[present])
+    # How far the limit is passed is kept for the rollouts in which no group has costs.
+    new |= {'excess': (costs - limits)[present].tolist()} if handler.reads_excess else {}
+    for key, values in new.items():
         rows = np.reshape(values, (-1, present.sum()))
+        old = table.get(key, np.zeros((0, len(present)))).astype(float)
         # A record of past rollouts gets longer at first; 0 stands there for those before the first.
-        after[key] = np.pad(table[key].astype(float), ((len(rows) - len(table[key]), 0), (0, 0)))
+        after[key] = np.pad(old, ((len(rows) - len(old), 0), (0, 0)))
         after[key][:, present] = rows
     return {key: rows.ravel().tolist() for key, rows in after.items()}

@@ -78,7 +78,7 @@ def test_a_rollout_cuts_episodes_and_counts_what_would_have_followed():
     np.testing.assert_allclose(steps.rewards[:, 0], expected, rtol=1e-5)
     assert episodes.ended.tolist() == [8, 8]
     np.testing.assert_allclose(episodes.sums, [[1.0, 1.75]] * 2)  # 0 + .5 * 1 + .25 * 2, and 1 + .5 + .25
-    np.testing.assert_allclose(episodes.length, [1.75] * 2)
+    np.testing.assert_allclose(state.means[:, -1], [1.75] * 2)  # the discounted length
     _, steps, _ = learner.rollout(state)
     np.testing.assert_allclose(steps.weight[0, 0], [0.25, 1, 0.5, 0.25, 1])  # the episode under way goes on
 

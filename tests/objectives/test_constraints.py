@@ -172,8 +172,10 @@ def test_what_a_group_pays_moves_by_its_own_new_costs_alone(handler):
 
 @pytest.mark.parametrize('handler', [c.P3O(), c.TrustRegion()], ids=lambda handler: type(handler).__name__)
 def test_the_state_tells_how_far_the_limit_is_passed(handler):
-    state = handler.update(handler.init(1), np.array([1.5]), np.array([1.0]))
+    once = np.array([True])
+    state = updated(handler, handler.init(1), np.array([1.5]), np.array([1.0]), once)
     assert state == {'lambda': [0.0], 'excess': [0.5]}
+    assert updated(handler, state, np.array([9.0]), np.array([1.0]), ~once) == state  # where nobody had costs
 
 
 def test_handlers_with_an_update_of_their_own_are_known_by_what_they_ask_for():

@@ -207,14 +207,11 @@ def make_planner(settings: Settings, name: str, key: str) -> LearnedPlanner:
     """The learners of a network, which the setting `key` names."""
     wires = Wires(topology.by_name(name, key), settings.symmetric)
     optimizer = settings.optimizer.over(settings.total_steps * settings.updates * settings.epochs)
-
-    def learner(task: Any) -> PlanPPO:
-        return PlanPPO(
-            task, rounds.pick, rounds.logprobs, wires.clash, wires.most, optimizer, settings.hidden, settings.epochs,
-            settings.clip,
-        )  # fmt: skip
-
-    return LearnedPlanner(wires, learner(TreeTask(wires)), learner(TransferTask(wires)))
+    trees, transfers = (
+        PlanPPO(task, optimizer, settings.hidden, settings.epochs, settings.clip)
+        for task in (TreeTask(wires), TransferTask(wires))
+    )
+    return LearnedPlanner(wires, trees, transfers)
 
 
 def make(settings: Settings, ctx: Context) -> PlannerTraining:

@@ -114,8 +114,7 @@ class Topology:
     def hops(self) -> Int[np.ndarray, 'N N']:
         """The least number of hops between every two servers."""
         graph = nx.Graph(self.routes.keys())
-        lengths = dict(nx.all_pairs_shortest_path_length(graph))
-        return np.array([[lengths[u][v] for v in range(self.servers)] for u in range(self.servers)])
+        return nx.floyd_warshall_numpy(graph, range(self.servers)).astype(int)
 
     def _through_switches(self) -> dict[tuple[int, int], list[list[int]]]:
         """The shortest paths between servers whose inner nodes are switches, by their ends, where there are any."""

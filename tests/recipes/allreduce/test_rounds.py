@@ -79,7 +79,7 @@ def test_the_probability_of_picks_is_that_of_a_softmax_over_what_is_left():
     clash = np.eye(3, dtype=bool)
     draw = jax.jit(jax.vmap(lambda key: r.pick(key, scores, seen, clash, 3)))
     picks, masks = draw(jax.random.split(jax.random.key(0), 4000))
-    logprobs = np.asarray(r.logprobs(jnp.broadcast_to(scores, (4000, 3)), picks, masks)).sum(axis=1)
+    logprobs = np.asarray(r.logprobs_of(jnp.broadcast_to(scores, (4000, 3)), picks, masks)).sum(axis=1)
     p = np.exp(np.asarray(scores)) / np.exp(np.asarray(scores)).sum()
     first, second, _ = np.asarray(picks).T
     np.testing.assert_allclose(logprobs, np.log(p[first] * p[second] / (1 - p[first])), rtol=1e-4)
