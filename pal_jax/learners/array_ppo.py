@@ -42,30 +42,11 @@ class ArrayEnv(Protocol):
     Channel 0 of the rewards is the reward, the others are costs.
     """
 
-    @property
-    def width(self) -> int:
-        """The width `D` of an observation."""
-        ...
-
-    @property
-    def channels(self) -> int:
-        """The number `C` of channels."""
-        ...
-
-    @property
-    def gamma(self) -> float:
-        """The discount of all channels."""
-        ...
-
-    @property
-    def horizon(self) -> int:
-        """The number of steps after which an episode is cut. The critic's value stands for later rewards."""
-        ...
-
-    @property
-    def actions(self) -> Distribution:
-        """The distribution that actions are drawn from."""
-        ...
+    width: int  # the width `D` of an observation
+    channels: int  # the number `C` of channels
+    gamma: float  # the discount of all channels
+    horizon: int  # an episode is cut after so many steps; the critic's value stands for later rewards
+    actions: Distribution  # what actions are drawn from
 
     def reset(self, key: Array) -> Any:
         """The first state of an episode."""
@@ -254,8 +235,9 @@ class ArrayPPO:
             )
             following = RunningEpisodes(
                 jax.tree.map(lambda new, old: _where(over, new, old), fresh, after),
-                jnp.where(over, 0, running.age + 1), _where(over, jnp.zeros_like(sums), sums),
-            )  # fmt: skip
+                jnp.where(over, 0, running.age + 1),
+                _where(over, jnp.zeros_like(sums), sums),
+            )
             more = jnp.where(over, 0.0, env.gamma)
             return (following, ended_sums), (seen, legal, action, logprob, rewards, more, weight, observe(after), cut)
 

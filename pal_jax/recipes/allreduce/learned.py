@@ -142,8 +142,10 @@ class PlannerTraining:
         ]
         if stage == 'final':
             for number, (name, planner) in enumerate(self.larger.items(), len(self.planners)):
-                source = state[_kin(name, self.planners)]
-                records.append(self.measure(planner, source, number, True, trained=False))
+                # The first network of the same kind has trained it; the first of all if there is none.
+                kind = name.partition(':')[0]
+                source = next((k for k in self.planners if k.partition(':')[0] == kind), next(iter(self.planners)))
+                records.append(self.measure(planner, state[source], number, True, trained=False))
         trained = [record for record in records if record['trained']]
         figures = {
             'learned_to_least': float(np.mean([record['best'] / record['least'] for record in trained])),
@@ -154,7 +156,7 @@ class PlannerTraining:
 
     def measure(
         self, planner: LearnedPlanner, pair: Mapping[str, PlanState], number: int, write: bool, *, trained: bool
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """The rounds of sampled plans beside greedy ones; the shortest plan is checked, and written to a file."""
         network, settings = planner.wires.topology, self.settings
         params = {name: state.params for name, state in pair.items()}
@@ -187,20 +189,14 @@ def by_rule(network: Topology, tries: int, seed: int) -> dict[str, int]:
     """The bound of the rounds, and those of the shortest plans by rule, which no training changes."""
     greedy, spread = (functools.partial(rule, network) for rule in (allreduce.greedy, allreduce.spread))
     return {
-        'least': allreduce_bounds.bounds(network).rounds, 'greedy': len(allreduce.best_of(greedy, tries, seed)),
+        'least': allreduce_bounds.bounds(network).rounds,
+        'greedy': len(allreduce.best_of(greedy, tries, seed)),
         'spread': len(allreduce.best_of(spread, tries, seed)),
-    }  # fmt: skip
+    }
 
 
 def _key(seed: int, network: int, number: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), network), number)
-
-
-def _kin(name: str, planners: Mapping[str, Any]) -> str:
-    """The first network of the kind of `name`; the first of all if there is none."""
-    return next(
-        (other for other in planners if other.partition(':')[0] == name.partition(':')[0]), next(iter(planners))
-    )
 
 
 def make_planner(settings: Settings, name: str, key: str) -> LearnedPlanner:
@@ -220,9 +216,7 @@ def make(settings: Settings, ctx: Context) -> PlannerTraining:
     Raises:
       ValueError: a network is unknown or stands there twice, or a number is out of range.
     """
-    check_at_least(
-        settings, 1, 'total_steps', 'updates', 'turn', 'groups', 'samples', 'epochs', 'checkpoint.every'
-    )  # fmt: skip
+    check_at_least(settings, 1, 'total_steps', 'updates', 'turn', 'groups', 'samples', 'epochs', 'checkpoint.every')
     names = settings.networks + settings.larger
     if not settings.networks or len(set(names)) < len(names):
         raise ValueError(f'networks={settings.networks} and larger={settings.larger} need one network, and each once')

@@ -106,7 +106,7 @@ def transfer(results: Sequence[TeamResult], names: Mapping[str, str]) -> list[li
 
 def plot_curves(
     curve: Mapping[str, Any], results: Sequence[TeamResult], samples: int, names: Mapping[str, str]
-) -> bytes:  # fmt: skip
+) -> bytes:
     """The mean error in training by environment steps, a line a seed, beside the rules' errors."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 4.2), layout='constrained')

@@ -162,9 +162,7 @@ class Cameras:
         heading = jnp.where(out, jnp.arctan2(-after[:, 1], -after[:, 0]), heading)
         return jnp.clip(after, -AREA, AREA), heading
 
-    def look(
-        self, cameras: Array, people: Array, heading: Array, present: Array, before: Array, key: Array
-    ) -> Sight:  # fmt: skip
+    def look(self, cameras: Array, people: Array, heading: Array, present: Array, before: Array, key: Array) -> Sight:
         """Detections of the target's joints and of the middle of everybody else, and the points of all sub-teams."""
         count, joints = people.shape[0], len(JOINTS)
         truth = body(people[0], heading[0])

@@ -175,7 +175,7 @@ class TeamPPO:
     @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
     def play(
         self, params: Any, memory: Memory, key: Array, environments: int, env: Any, rule: str = ''
-    ) -> tuple[Any, Float[Array, 'T F']]:  # fmt: skip
+    ) -> tuple[Any, Float[Array, 'T F']]:
         """Whole episodes by the policy, or by the method `rule` of the task: the first one's scenes, and the
         figures of every step, means over `environments`. `env` is the task, which may have another team."""
         learner = dataclasses.replace(self, env=env)

@@ -140,32 +140,34 @@ class TradeoffSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StartSettings:
-    """The keys of `sft.Settings` that the start policy has for itself; `total_steps=0` leaves the policy as it is."""
+class StageModel:
+    """The keys of a stage's `Settings` that the model has for itself."""
 
-    total_steps: int  # its steps of supervised learning
+    total_steps: int  # its steps; 0: passes by `data.epochs`, and of the start policy none: it stays as it is
     optimizer: Optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartSettings(StageModel):
+    """The start policy, by supervised learning."""
+
     data: RowSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardSettings:
-    """The keys of `reward.Settings` that the reward model has for itself."""
+class RewardSettings(StageModel):
+    """The reward model."""
 
-    total_steps: int  # its steps; 0: passes by `data.epochs`
     policy: ModelSettings = ModelSettings()
-    optimizer: Optimizer
     data: PairSettings
     reward: BradleyTerry = BradleyTerry()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CostSettings:
-    """The keys of `cost.Settings` that the cost model has for itself."""
+class CostSettings(StageModel):
+    """The cost model."""
 
-    total_steps: int  # its steps; 0: passes by `data.epochs`
     policy: ModelSettings = ModelSettings()
-    optimizer: Optimizer
     data: SafetyRows
     cost: CostLoss = CostLoss()
 

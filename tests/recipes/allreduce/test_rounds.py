@@ -33,9 +33,10 @@ def played(task, state, key, wires):
 
 
 @pytest.mark.parametrize(
-    ('network', 'symmetric'), [(NETWORKS[0], False), (NETWORKS[1], False), (NETWORKS[0], True), (t.torus(2, 3), True)],
+    ('network', 'symmetric'),
+    [(NETWORKS[0], False), (NETWORKS[1], False), (NETWORKS[0], True), (t.torus(2, 3), True)],
     ids=lambda value: getattr(value, 'name', str(value)),
-)  # fmt: skip
+)
 def test_grown_trees_and_sent_transfers_are_a_schedule(network, symmetric):
     wires = r.Wires(network, symmetric)
     assert len(wires.first) == (1 if symmetric else network.servers)
