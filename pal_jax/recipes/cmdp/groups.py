@@ -83,23 +83,19 @@ class MemberGroup:
         # A handler without a second update never reads its weights from the mix, so 0 stands there; as for an excess.
         second = [made.weights if (made := handler.second_update(state)) else NOTHING for handler, state in pairs]
         excess: Any = np.array([state.get('excess', [0.0])[0] for state in states], np.float32)
-        return jax.device_put(Mix(by_member(first), excess, by_member(second)), self._everywhere)
+        return jax.device_put(Mix(by_member(first), excess, by_member(second)), sharding.replicated(self.learner.mesh))
 
     def worth(self, state: ArrayState) -> Float[np.ndarray, 'R C']:
         """Exact discounted reward and cost of the policies of a finite task."""
         assert self.tables is not None
         observations = jnp.asarray(self.tables.observations, jnp.float32)
-        policy = cmdp.probabilities(self.learner.outputs(state, observations))
+        policy = jax.nn.softmax(self.learner.outputs(state, observations), axis=-1)
         return np.asarray(_values(policy, *(jnp.asarray(x, jnp.float32) for x in self.tables)), float)
 
     def results(self, worth: Float[np.ndarray, 'R C']) -> list[HandlerResult]:
         return [
             HandlerResult(self.task, *member, *map(float, row)) for member, row in zip(self.members, worth, strict=True)
         ]
-
-    @property
-    def _everywhere(self) -> Any:
-        return sharding.replicated(self.learner.mesh)
 
 
 @jax.jit

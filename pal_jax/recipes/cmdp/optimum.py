@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
@@ -206,8 +205,3 @@ def _reachable(tables: Tables, limit: float) -> ConstrainedOptimum | None:
         return optimum(tables, limit)
     except ValueError:
         return None
-
-
-def probabilities(outputs: Float[Array, 'R S A']) -> Float[Array, 'R S A']:
-    """A categorical policy's probabilities from its logits."""
-    return jax.nn.softmax(outputs, axis=-1)
