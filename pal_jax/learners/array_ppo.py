@@ -192,10 +192,9 @@ class ArrayPPO:
         channels = self.env.channels
         sums = jnp.zeros((self.environments, channels + 1))
         running = RunningEpisodes(env, jnp.zeros(self.environments, jnp.int32), sums)
-        return ArrayState(
-            seed, jnp.zeros((), jnp.int32), policy, critic, self.optimizer.init(policy), self.critic.init(critic),
-            running, jnp.zeros(channels + 1).at[-1].set(1.0),
-        )  # fmt: skip
+        optimizers, none = (self.optimizer.init(policy), self.critic.init(critic)), jnp.zeros((), jnp.int32)
+        means = jnp.zeros(channels + 1).at[-1].set(1.0)
+        return ArrayState(seed, none, policy, critic, *optimizers, running, means)
 
     def outputs(self, state: ArrayState, observations: Float[Array, 'S D']) -> Float[Array, 'R S K']:
         """The policy's output for given observations, by replica."""
@@ -250,9 +249,8 @@ class ArrayPPO:
         rewards = rewards.at[..., 0].multiply(self.reward_scale) + env.gamma * cut[..., None] * value(after)
         count = totals[-1]
         means = jnp.where(count > 0, totals[:-1] / jnp.maximum(count, 1.0), state.means)
-        steps = Steps(
-            seen, legal, action, logprob, rewards, more, weight, value(seen), value(observe(running.env)),  # type: ignore[arg-type]
-        )  # fmt: skip
+        values: Any = value(seen), value(observe(running.env))
+        steps = Steps(seen, legal, action, logprob, rewards, more, weight, *values)
         state = state.replace(rollouts=state.rollouts + 1, running=running, means=means)
         return state, steps, EpisodeMeans(means[:-1], count.astype(jnp.int32))
 
@@ -271,10 +269,8 @@ class ArrayPPO:
         # A critic's mean error would shift a gate of costs and the step within a trust region.
         share = steps.weight / jnp.sum(steps.weight)
         advantages = advantages - jnp.sum(share[..., None] * advantages, axis=(0, 1), keepdims=True)
-        chosen = ChosenActions(
-            steps.observations, steps.legal, steps.actions, steps.logprobs, share, advantages[..., 0],
-            advantages[..., 1], steps.logprobs,
-        )  # fmt: skip
+        taken = steps.observations, steps.legal, steps.actions, steps.logprobs
+        chosen = ChosenActions(*taken, share, advantages[..., 0], advantages[..., 1], steps.logprobs)
         excess = mix.excess / state.means[-1]  # of a step, as advantages are
         for_policy, for_critic = jax.random.split(key_of(state.seed, UPDATE, state.rollouts))
         model = ArrayPolicy(self.policy_net.apply, self.env.actions)  # type: ignore[arg-type]

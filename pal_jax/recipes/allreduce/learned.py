@@ -33,7 +33,7 @@ from pal_jax.recipes.allreduce.rounds import TransferTask, TreeTask, Wires
 from pal_jax.recipes.allreduce.topology import Topology
 from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
-from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, stage_before
 from pal_jax.run.settings import Run
 from pal_jax.types import Metrics
 
@@ -176,12 +176,10 @@ class PlannerTraining:
                 folder = self.ctx.workdir / SCHEDULES
                 folder.mkdir(parents=True, exist_ok=True)
                 allreduce.save(schedule, folder / f'{file_name(network)}.json', network)
-        return {
-            'network': network.name, 'servers': network.servers, 'symmetries': len(planner.wires.group),
-            'trained': trained, 'best': int(sent.rounds[best]), 'mean': float(np.mean(sent.rounds)),
-            'unlearned': int(np.min(random.rounds)), 'unlearned_mean': float(np.mean(random.rounds)),
-            **by_rule(network, settings.samples, settings.seed),
-        }  # fmt: skip
+        named = {'network': network.name, 'servers': network.servers, 'symmetries': len(planner.wires.group)}
+        learned = {'trained': trained, 'best': int(sent.rounds[best]), 'mean': float(np.mean(sent.rounds))}
+        unlearned = {'unlearned': int(np.min(random.rounds)), 'unlearned_mean': float(np.mean(random.rounds))}
+        return named | learned | unlearned | by_rule(network, settings.samples, settings.seed)
 
 
 @functools.cache
@@ -232,9 +230,6 @@ def make(settings: Settings, ctx: Context) -> PlannerTraining:
     shapes = jax.eval_shape(lambda: learned.init()[0])
     everywhere = sharding.replicated(ctx.mesh)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
-    steps = settings.total_steps
-    plan = Plan(
-        steps, abstract, lambda i: 'final' if i == steps else 'base' if i == 0 else None,
-        shown=('learned_to_least', 'greedy_to_least', 'rounds_mean'),
-    )  # fmt: skip
-    return dataclasses.replace(learned, plan=plan)
+    stage = functools.partial(stage_before, warmup=0, steps=settings.total_steps, every=0)
+    shown = 'learned_to_least', 'greedy_to_least', 'rounds_mean'
+    return dataclasses.replace(learned, plan=Plan(settings.total_steps, abstract, stage, shown=shown))

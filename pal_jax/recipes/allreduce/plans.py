@@ -108,10 +108,8 @@ class PlanPPO:
             return t + 1, state, rows, jax.vmap(task.left)(state)
 
         # Buffers have room for a cut episode, so that episodes of any length are one program.
-        rows = (
-            jnp.zeros((task.cap, *sizes)), jnp.full((task.cap, batch, most), -1),
-            jnp.zeros((task.cap, batch, most, sizes[1]), bool), jnp.zeros((task.cap, batch, most)),
-        )  # fmt: skip
+        shape = task.cap, batch, most
+        rows = jnp.zeros((task.cap, *sizes)), jnp.full(shape, -1), jnp.zeros((*shape, sizes[1]), bool), jnp.zeros(shape)
         start = jnp.zeros((), jnp.int32), starts, rows, jnp.ones(batch)
         # A batch is as long as its longest episode; rounds of those that are done have no candidates.
         _, state, rows, left = jax.lax.while_loop(
@@ -152,10 +150,9 @@ class PlanPPO:
             tokens = ppo_token_loss(new, rows.logprobs, advantage[:, None, None], clip=self.clip)
             return jnp.sum(tokens * counts) / jnp.maximum(jnp.sum(counts), 1)
 
-        params, opt = updates.epochs(
-            loss, state.params, state.opt, self.optimizer, (episodes, advantage), jax.random.key(0),
-            passes=self.epochs, minibatches=1,
-        )  # fmt: skip
+        run = functools.partial(updates.epochs, passes=self.epochs, minibatches=1)
+        data = episodes, advantage
+        params, opt = run(loss, state.params, state.opt, self.optimizer, data, jax.random.key(0))
         spread = -jnp.sum(episodes.logprobs * made) / jnp.sum(made)
         state = state.replace(updates=state.updates + 1, params=params, opt=opt)
         return state, {'rounds_mean': jnp.mean(episodes.rounds), 'cost_mean': jnp.mean(cost), 'entropy': spread}

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.recipes.cameras import pictures as evals
-from pal_jax.recipes.cameras.figures import TEAMS
 from pal_jax.recipes.cameras.pictures import TeamResult
 from pal_jax.recipes.cameras.scene import FIGURES, Cameras
 from pal_jax.recipes.cameras.team import TeamPPO, TeamState
@@ -147,7 +146,7 @@ class Team:
             ]
             curve = dict(zip(sorted(state['runs']), np.asarray(state['curve']), strict=True))
             samples = settings.environments * settings.rollout * settings.updates
-            exhibits = evals.make_exhibits(results, others, curve, samples, pairs, TEAMS, settings.eval.frames)
+            exhibits = evals.make_exhibits(results, others, curve, samples, pairs, settings.eval.frames)
         return Evaluation(evals.make_record(results), exhibits=exhibits)
 
     def results(
@@ -229,12 +228,11 @@ def make(settings: Settings, ctx: Context) -> Team:
 def make_team_learner(settings: Settings, ctx: Context, method: str) -> TeamPPO:
     """The learner of a method. Only whether it has dynamics heads makes another program."""
     updates = settings.total_steps * settings.updates * settings.epochs * settings.minibatches
-    return TeamPPO(
-        settings.scene, ctx.mesh, settings.optimizer.over(updates), settings.critic.over(updates),
-        settings.environments, settings.rollout, settings.hidden, settings.memory,
-        settings.mixtures if method.endswith('dynamics') else 0, settings.dynamics, settings.epochs,
-        settings.minibatches, settings.clip, settings.lam, settings.entropy, settings.reward_scale,
-    )  # fmt: skip
+    optimizers = settings.optimizer.over(updates), settings.critic.over(updates)
+    sizes = {key: getattr(settings, key) for key in ('environments', 'hidden', 'memory', 'epochs', 'minibatches')}
+    ppo = {key: getattr(settings, key) for key in ('dynamics', 'clip', 'lam', 'entropy', 'reward_scale')}
+    mixtures = settings.mixtures if method.endswith('dynamics') else 0
+    return TeamPPO(settings.scene, ctx.mesh, *optimizers, steps=settings.rollout, mixtures=mixtures, **sizes, **ppo)
 
 
 assert FIGURES[:2] == ('error', 'success')  # the places that `step` reads

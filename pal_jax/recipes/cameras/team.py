@@ -148,10 +148,8 @@ class TeamPPO:
             params['dynamics'] = self.heads.init(to_heads, thought.features, taken)
         critic = self.critic_net.init(to_critic, jnp.zeros(self.env.central))
         scenes = jax.vmap(self.env.reset)(jax.random.split(to_env, self.environments))
-        return TeamState(
-            seed, jnp.zeros((), jnp.int32), params, critic, self.optimizer.init(params), self.critic.init(critic),
-            scenes,
-        )  # fmt: skip
+        optimizers = self.optimizer.init(params), self.critic.init(critic)
+        return TeamState(seed, jnp.zeros((), jnp.int32), params, critic, *optimizers, scenes)
 
     def _think(self, params: Any, memory: Memory, seen: Float[Array, 'B T D']) -> tuple[Memory, Thought]:
         # The types of flax do not tell the results of a module.
@@ -221,10 +219,8 @@ class TeamPPO:
             team = outcome.shared[..., None, None, None]
             reward = jnp.broadcast_to(team, (*outcome.shared.shape, self.env.cameras, 1, 1))
             ahead = ahead | {'reward': (reward, jnp.ones(reward.shape[:-1]))}
-        steps = TeamSteps(
-            memory, by_member(seen), by_member(action), by_member(logprob), by_member(spread),
-            jax.tree.map(by_member, ahead),
-        )  # fmt: skip
+        seen, action, logprob, spread = map(by_member, (seen, action, logprob, spread))
+        steps = TeamSteps(memory, seen, action, logprob, spread, jax.tree.map(by_member, ahead))
         state, metrics = self._update(state, steps, (over, returns[..., None]))
         metrics['value_loss'] = jnp.mean(jnp.square(values - returns))
         return state, metrics, jnp.mean(outcome.figures, axis=(0, 1))

@@ -136,11 +136,10 @@ def make_group(settings: Settings, mesh: Mesh, task: str, names: Sequence[str]) 
     # A second update takes as many optimiser steps again, and the schedule of the rate has to last for all of them.
     passes = 2 if handler.second_update(handler.init(1)) else 1
     updates = settings.total_steps * settings.updates * settings.epochs * settings.minibatches
-    learner = ArrayPPO(
-        env, handler, mesh, settings.optimizer.over(passes * updates), settings.critic.over(updates),
-        sizes.environments, sizes.steps, sizes.hidden, settings.epochs, settings.minibatches, settings.clip,
-        settings.lam, settings.entropy, sizes.reward_scale,
-    )  # fmt: skip
+    optimizers = settings.optimizer.over(passes * updates), settings.critic.over(updates)
+    size = {key: getattr(sizes, key) for key in ('environments', 'steps', 'hidden', 'reward_scale')}
+    ppo = {key: getattr(settings, key) for key in ('epochs', 'minibatches', 'clip', 'lam', 'entropy')}
+    learner = ArrayPPO(env, handler, mesh, *optimizers, **size, **ppo)
     handlers = tuple(named[member.handler] for member in members)
     tables = env.tables() if hasattr(env, 'tables') else None
     return MemberGroup(task, learner, members, handlers, tables)

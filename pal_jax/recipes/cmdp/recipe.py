@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.objectives.constraints import Handlers
-from pal_jax.recipes.cmdp import figures
 from pal_jax.recipes.cmdp import optimum as cmdp
 from pal_jax.recipes.cmdp.groups import TASKS, MemberGroup, make_groups
 from pal_jax.recipes.cmdp.optimum import ConstrainedOptimum
@@ -102,7 +101,7 @@ class CMDP:
         handlers = Handlers.names('arrays')
         results.sort(key=lambda result: (list(TASKS).index(result.task), handlers.index(result.handler)))
         tables = {group.task: group.tables for group in self.groups.values() if group.tables}
-        exhibits = cmdp.make_exhibits(results, self.optima, tables, figures.HANDLERS)
+        exhibits = cmdp.make_exhibits(results, self.optima, tables)
         return Evaluation(cmdp.make_record(results, self.optima), exhibits=exhibits)
 
 
