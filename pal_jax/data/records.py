@@ -27,7 +27,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from pal_jax.data import holdouts, shards
 from pal_jax.run import files
 from pal_jax.run.outputs import whole_file
 
+T = TypeVar('T')
 Row = tuple[str, Mapping[str, Any]]  # the place of a row, and its fields
 
 MISSING = ('', 'nan', 'NaN', 'null', 'NULL', 'None', '<NA>')  # texts that stand for no value
@@ -187,6 +188,32 @@ def _row(placed: tuple[str, Any]) -> Row:
     if not isinstance(record, dict):
         raise ValueError(f'{place}: expected an object, got {str(record)[:40]!r}')
     return place, record
+
+
+def read_all(
+    source: str | Path, convert: Callable[[Any], T], placed: Callable[[str], Iterable[tuple[str, Any]]] | None = None
+) -> list[T]:
+    """The results of `convert` for all records of a source as `placed` reads it: `values`, or `rows` for objects alone.
+
+    Raises:
+      ValueError: a record is wrong, or there is none. The message names file and line.
+    """
+    results = converted((placed or values)(str(source)), convert)
+    if not results:
+        raise ValueError(f'{source} has no rows; write one JSON record a line')
+    return results
+
+
+def converted(placed: Iterable[tuple[str, Any]], convert: Callable[[Any], T]) -> list[T]:
+    """The results of `convert` for records that come with their places. Raises ValueError with the place of a wrong
+    one."""
+    results = []
+    for place, record in placed:
+        try:
+            results.append(convert(record))
+        except ValueError as error:
+            raise ValueError(f'{place}: {error}') from None
+    return results
 
 
 def values(source: str) -> Iterator[tuple[str, Any]]:

@@ -103,7 +103,7 @@ def read(
     def convert(record: Any) -> RecordTexts:
         return to_said(record if answered else records.unanswered(record), tokenizer, alone=alone, template=template)
 
-    return to_pairs(chats.read(path, convert), path)
+    return to_pairs(records.read_all(path, convert), path)
 
 
 def from_choices(

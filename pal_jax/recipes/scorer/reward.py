@@ -11,28 +11,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pal_jax.data import chats
 from pal_jax.data import rows as data
 from pal_jax.data.packing import BranchPair, PromptGroup, shared_prompt
-from pal_jax.data.rows import Rows
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.scorer import BradleyTerry, ReplyGroups, Scorer, ScorerState, gaps, pack_replies, to_score
-from pal_jax.models.files.families import classifier_to_hf
-from pal_jax.models.params import Params
-from pal_jax.run import record_scorer, reward_model, scorers, sharding
+from pal_jax.learners.scorer import BradleyTerry, Scorer, ScorerState, gaps, to_score
+from pal_jax.recipes.scorer import pairs, recipe
+from pal_jax.recipes.scorer.recipe import Kind, OpenScores, ScorerRecipe, Scores
+from pal_jax.run import record_scorer
 from pal_jax.run.language import RowSettings, SupervisedRun
-from pal_jax.run.models import Policy, keeping, make_policy
+from pal_jax.run.models import Policy, make_policy
 from pal_jax.run.planned import PlannedRun, reading
-from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
-from pal_jax.run.runs import read_settings
-from pal_jax.run.scorers import OpenScores
+from pal_jax.run.recipe import Context, check_at_least
 from pal_jax.run.trained import Export, TrainedModel
-from pal_jax.types import Metrics
+from pal_jax.types import Exhibit, Metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,94 +49,55 @@ class Settings(SupervisedRun):
     reward: BradleyTerry = BradleyTerry()
 
 
-@dataclasses.dataclass(frozen=True)
-class RewardModel:
-    """A scorer that learns from pairs of replies. `load` reads its decoder's weights before training."""
-
-    plan: Plan
-    ctx: Context
-    scorer: Scorer
-    rows: Rows
-    micro_rows: int
-    load: Callable[[Params], Params]
-
-    def init(self) -> tuple[ScorerState, Host]:
-        return self.scorer.init(self.load(self.scorer.param_shardings)), {}
-
-    def step(self, state: ScorerState, host: Host, i: int) -> tuple[ScorerState, Host, str, Metrics]:
-        # 1. Draw the groups of replies of the step.
-        groups = self.rows.draw(i)
-        with self.ctx.phase('update'):
-            # 2. Score their replies, and descend the loss of the pairs' differences once.
-            state, scores, figures = self.scorer.learn(state, self.pack(groups))
-        check_finite(state)
-        metrics = {name.removeprefix('reward_'): value for name, value in figures.items()}
-        tokens = float(sum(group.length for group in groups))
-        # The better reply of a pair stands first, so a margin above 0 is the right order.
-        margin = float(gaps(scores[..., 0]).mean())
-        metrics |= {'margin': margin, 'tokens': tokens, 'left_out': float(self.rows.left_out)}
-        return state, host, 'reward', metrics
-
-    def evaluate(self, state: ScorerState, stage: str) -> Evaluation:
-        """Figures of held-out pairs: how often they are the right way round, and whether the model is as right as it is
-        sure."""
-        with self.ctx.phase('evaluate'):
-            scored = [self.scorer.scores(state, self.pack(groups))[..., 0] for groups in self.rows.test_groups()]
-        test = scorers.held_out(self.rows.test, np.concatenate(scored))
-        record = reward_model.measure(*test)
-        exhibits = reward_model.make_exhibits(test.scores, test.lengths, record)
-        return Evaluation(record | {'moved': self.rows.moved}, exhibits=exhibits)
-
-    def pack(self, groups: Sequence[PromptGroup]) -> ReplyGroups:
-        """Groups of replies as a batch, from which all pairs that were compared are picked, the better reply first."""
-        mesh, row_tokens = self.ctx.mesh, self.rows.row_tokens
-        packed = pack_replies(
-            groups, mesh, ways=sharding.batch_ways(mesh), micro_rows=self.micro_rows, row_tokens=row_tokens,
-            n=self.rows.n,
-        )  # fmt: skip
-        return scorers.by_pair(packed, groups)
+def figures(groups: Sequence[PromptGroup], scores: Scores) -> Metrics:
+    """The mean margin: the better reply of a pair stands first, so a margin above 0 is the right order."""
+    return {'margin': float(gaps(scores[..., 0]).mean())}
 
 
-def make(settings: Settings, ctx: Context) -> RewardModel:
+def measure(groups: Sequence[PromptGroup], scores: Scores) -> tuple[dict[str, Any], list[Exhibit]]:
+    """Figures of held-out pairs: how often they are the right way round, and whether the model is as right as it is
+    sure."""
+    test = recipe.held_out(groups, scores[..., 0])
+    record = pairs.measure(*test)
+    return record, pairs.make_exhibits(test.scores, test.lengths, record)
+
+
+KIND = Kind('reward', ('reward',), ('loss', 'accuracy'), recipe.by_pair, figures, measure)
+
+
+def make(settings: Settings, ctx: Context) -> ScorerRecipe:
     """Check the config, read the pairs and build the parts; weights are read by `init`.
 
     Raises:
       ValueError: a value or a line of a file is wrong, or transformers has no classifier for the export.
       RuntimeError: the model cannot be had.
     """
-    data.check(settings)
     check_at_least(settings, 2, 'data.replies')
-    policy = make_policy(settings.policy, ctx, settings.seed)
-    # A family without a classifier is refused here, and not when training is over.
     if settings.export:
         check_classifier(settings)
-        classifier_to_hf(policy.cfg, policy.tokenizer.padding_apart())
+    policy = recipe.begin(settings, ctx, KIND.outputs)
     n, convert = settings.data.replies, functools.partial(to_group, policy.tokenizer, pooling=settings.data.pooling)
     gathered = functools.partial(gather, replies=n, length=settings.data.max_length)
     rows = data.make_rows(settings, convert, 'chosen', n, gathered)
     ctx.log(rows.told)
-    steps = data.steps_of(settings, rows)
-    scorer = scorers.make_scorer(settings, policy.cfg, ctx, settings.reward, steps=steps)
-    stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
-    trained = trained_by(settings, policy, scorer)
-    plan = Plan(steps, scorer.abstract, stage, trained, keep=keeping(policy=policy))
-    return RewardModel(plan, ctx, scorer, rows, settings.data.micro_rows, policy.source.load)
+    made = recipe.assemble(settings, ctx, KIND, policy, rows, settings.reward)
+    return dataclasses.replace(made, plan=made.plan._replace(trained=trained_by(settings, policy, made.scorer)))
 
 
 def planned(settings: Settings, prompt: int) -> PlannedRun:
     """The part of a run that is planned, see `run/planned.py`."""
-    return reading(settings, functools.partial(scorers.make_scorer, loss=settings.reward), n=2)
+    return reading(settings, functools.partial(recipe.make_scorer, loss=settings.reward), n=2)
 
 
 def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
     """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
-    return trained_by(settings, policy, scorers.make_scorer(settings, policy.cfg, ctx, settings.reward))
+    return trained_by(settings, policy, recipe.make_scorer(settings, policy.cfg, ctx, settings.reward))
 
 
 def trained_by(settings: Settings, policy: Policy, scorer: Scorer) -> TrainedModel:
     """The export of a reward model. Raises ValueError, when it is made, for a pooling that no classifier has."""
-    trained = scorers.trained_scorer(policy, scorer, labels=('reward',))
+    trained = recipe.trained_scorer(policy, scorer, KIND.outputs)
 
     def exports(state: ScorerState) -> dict[str, Export]:
         check_classifier(settings)
@@ -153,16 +112,14 @@ def open_scores(folder: str | Path, ctx: Context) -> OpenScores:
     Raises:
       ValueError, RuntimeError: the model or its checkpoint cannot be read.
     """
-    settings = read_settings(folder)
-    if not isinstance(settings, Settings):
-        raise ValueError(f'{folder} is a run of {settings.recipe}; give one of reward')
-    return scorers.open_scores(folder, settings, ctx, settings.reward, settings.data.pooling)
+    settings = recipe.settings_of(folder, Settings, 'reward')
+    return recipe.open_scores(folder, settings, ctx, settings.reward, settings.data.pooling)
 
 
 def open_scorer(workdir: str, person: str) -> record_scorer.RecordScorer:
-    """Open the reward model of a run for records of prompts with completions. Raises as `record_scorer.of_replies`."""
-    read, form = record_scorer.to_group, record_scorer.form_of
-    return record_scorer.of_replies(workdir, person, 'a reward model', open_scores, read, form)
+    """Open the reward model of a run for records of prompts with completions. Raises as `recipe.of_replies`."""
+    scorer = recipe.of_replies(workdir, person, 'a reward model', open_scores, record_scorer.to_group)
+    return scorer._replace(form=record_scorer.form_of)
 
 
 def check_classifier(settings: Settings) -> None:

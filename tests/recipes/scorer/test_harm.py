@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from pal_jax.recipes.moderation import evaluation as m
+from pal_jax.recipes.scorer import harm as m
 from pal_jax.run.moderator import unsafe_by
 
 
