@@ -151,7 +151,7 @@ class LabelLoss:
 
 
 class Lesson(NamedTuple):
-    """What the replies in each row teach: pairs that were compared and, where groups have labels, those of each reply.
+    """The pairs in each row that were compared and, where groups have labels, the labels of each reply.
 
     A pair has the numbers of its two samples, its weight in the loss (0: no such pair) and its margin. A reply has a
     label for each output, NaN where there is none, and `counts`, the weight of its labels.

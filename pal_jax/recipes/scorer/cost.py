@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,16 +20,11 @@ from pal_jax.data.rows import Rows
 from pal_jax.data.safety import SafetyRows, judged_rows
 from pal_jax.learners.scorer import CostLoss, gaps
 from pal_jax.recipes.scorer import pairs, recipe
-from pal_jax.recipes.scorer.recipe import Kind, OpenScores, ScorerRecipe, Scores
+from pal_jax.recipes.scorer.recipe import Kind, ScorerRecipe, Scores
 from pal_jax.run import record_scorer
 from pal_jax.run.language import RowRun
-from pal_jax.run.models import make_policy
-from pal_jax.run.planned import PlannedRun, reading
 from pal_jax.run.recipe import Context
-from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Exhibit, Metrics
-
-SHOWN = 'loss', 'accuracy', 'sign_accuracy', 'sign_accuracy_of_commoner'  # on the console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,12 +47,21 @@ def figures(groups: Sequence[PromptGroup], scores: Scores) -> Metrics:
 
 def measure(groups: Sequence[PromptGroup], scores: Scores) -> tuple[dict[str, Any], list[Exhibit]]:
     """Figures of held-out pairs: how often their order and the signs of their answers' costs are right."""
-    test, unsafe = recipe.held_out(groups, scores[..., 0]), labels_of(groups)
-    record = pairs.measure_costs(*test, unsafe)
-    return record, pairs.make_cost_exhibits(test.scores, unsafe, record)
+    costs, unsafe = scores[..., 0], labels_of(groups)
+    record = pairs.measure_costs(costs, *recipe.lengths_and_prompts(groups), unsafe)
+    return record, pairs.make_cost_exhibits(costs, unsafe, record)
 
 
-KIND = Kind('cost', ('cost',), SHOWN, recipe.by_pair, figures, measure)
+KIND = Kind(
+    name='cost',
+    settings=Settings,
+    loss=lambda settings: settings.cost,
+    outputs=('cost',),
+    shown=('loss', 'accuracy', 'sign_accuracy', 'sign_accuracy_of_commoner'),
+    pick=recipe.by_pair,
+    figures=figures,
+    measure=measure,
+)
 
 
 def make(settings: Settings, ctx: Context) -> ScorerRecipe:
@@ -69,36 +72,20 @@ def make(settings: Settings, ctx: Context) -> ScorerRecipe:
         export.
       RuntimeError: the model cannot be had.
     """
-    policy = recipe.begin(settings, ctx, KIND.outputs)
+    policy = recipe.begin(KIND, settings, ctx)
     rows = judged_rows(settings, policy.tokenizer)
     ctx.log(f'{rows.told}; {check_labels(settings, rows)}')
-    return recipe.assemble(settings, ctx, KIND, policy, rows, settings.cost)
+    return recipe.assemble(KIND, settings, ctx, policy, rows)
 
 
-def planned(settings: Settings, prompt: int) -> PlannedRun:
-    """The part of a run that is planned, see `run/planned.py`."""
-    return reading(settings, functools.partial(recipe.make_scorer, loss=settings.cost), n=2)
-
-
-def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
-    """The model that a run trains, without its rows, which may be gone."""
-    policy = make_policy(settings.policy, ctx, settings.seed)
-    return recipe.trained_scorer(policy, recipe.make_scorer(settings, policy.cfg, ctx, settings.cost), KIND.outputs)
-
-
-def open_scores(folder: str | Path, ctx: Context) -> OpenScores:
-    """Open the cost model of a run; its scores are costs, so the higher one belongs to the less safe answer.
-
-    Raises:
-      ValueError, RuntimeError: the model or its checkpoint cannot be read.
-    """
-    settings = recipe.settings_of(folder, Settings, 'cost')
-    return recipe.open_scores(folder, settings, ctx, settings.cost)
+planned = functools.partial(recipe.planned, KIND)
+make_trained = functools.partial(recipe.make_trained, KIND)
+open_scores = functools.partial(recipe.open_scores, KIND)  # of costs: the higher one is of the less safe answer
 
 
 def open_scorer(workdir: str, person: str) -> record_scorer.RecordScorer:
-    """Open the cost model of a run for records of prompts with responses. Raises as `recipe.of_replies`."""
-    scorer = recipe.of_replies(workdir, person, 'a cost model', open_scores, record_scorer.to_turn)
+    """Open the cost model of a run for records of prompts with responses. Raises as `recipe.open_scorer`."""
+    scorer = recipe.open_scorer(KIND, record_scorer.to_turn, workdir, person)
 
     def details(groups: Sequence[PromptGroup]) -> list[dict[str, Any]]:
         return [{'score': score, 'unsafe': score > 0.0} for score in scorer.score(groups).tolist()]

@@ -29,16 +29,14 @@ from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.data.rows import Rows
 from pal_jax.data.safety import SafetyRows, labelled_rows
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.scorer import LabelLoss, Scorer, ScorerState, pack_replies, to_score
-from pal_jax.models.config import ModelConfig
+from pal_jax.learners.scorer import LabelLoss, ScorerState, pack_replies, to_score
 from pal_jax.recipes.scorer import harm, recipe
 from pal_jax.recipes.scorer.recipe import Kind, ScorerRecipe
 from pal_jax.run import record_scorer, sharding
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.language import RowRun
-from pal_jax.run.models import Policy, make_policy
+from pal_jax.run.models import make_policy
 from pal_jax.run.moderator import Moderator, unsafe_by
-from pal_jax.run.planned import PlannedRun, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least
 from pal_jax.run.trained import Export, TrainedModel
 from pal_jax.types import Chat, Metrics
@@ -46,7 +44,6 @@ from pal_jax.types import Chat, Metrics
 HEAVIEST = 10.0  # the largest weight of an answer in a category that it has; 1 / HEAVIEST is the least
 THRESHOLDS = 'pal_jax_thresholds'  # the key of an export's config.json
 CHUNK = 64  # answers packed at once
-SHOWN = 'loss', 'auc', 'f1', 'recall', 'precision'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +112,13 @@ class Moderation:
         return self.taught.scores(state.scorer, groups)[:, 0]
 
 
-KIND = Kind('moderation', CATEGORIES, SHOWN)  # answers are measured with the thresholds, by `Moderation.evaluate`
+KIND = Kind(
+    name='moderation',
+    settings=Settings,
+    loss=lambda settings: LabelLoss(),  # `make` weighs the labels by the rows
+    outputs=CATEGORIES,
+    shown=('loss', 'auc', 'f1', 'recall', 'precision'),
+)
 
 
 def make(settings: Settings, ctx: Context) -> Moderation:
@@ -126,41 +129,32 @@ def make(settings: Settings, ctx: Context) -> Moderation:
       RuntimeError: the model cannot be had.
     """
     check_at_least(settings, 1, 'labels.validation', 'data.dilemmas')
-    policy = recipe.begin(settings, ctx, KIND.outputs)
+    policy = recipe.begin(KIND, settings, ctx)
     rows, validation = hold_back(labelled_rows(settings, policy.tokenizer), policy.tokenizer, settings)
     ctx.log(f'{rows.told}, {len(validation)} more to choose thresholds')
     loss = LabelLoss(balanced(labels_of(rows.train)) if settings.labels.weights == 'balanced' else ())
-    taught = recipe.assemble(settings, ctx, KIND, policy, rows, loss)
+    taught = recipe.assemble(KIND, settings, ctx, policy, rows, loss=loss)
     abstract = ModeratorState(taught.plan.abstract, abstract_thresholds(ctx.mesh))
-    plan = taught.plan._replace(abstract=abstract, trained=trained_by(policy, taught.scorer))
+    plan = taught.plan._replace(abstract=abstract, trained=with_state(taught.plan.trained, ctx.mesh))
     return Moderation(plan, taught, validation, loss)
 
 
-def planned(settings: Settings, prompt: int) -> PlannedRun:
-    """The part of a run that is planned, see `run/planned.py`."""
-    return reading(settings, make_scorer, n=2)
-
-
-def make_scorer(settings: Settings, cfg: ModelConfig, ctx: Context) -> Scorer:
-    """The scorer of a moderator whose labels have no weights."""
-    return recipe.make_scorer(settings, cfg, ctx, LabelLoss(), outputs=len(CATEGORIES))
+planned = functools.partial(recipe.planned, KIND)
 
 
 def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
-    policy = make_policy(settings.policy, ctx, settings.seed)
-    return trained_by(policy, make_scorer(settings, policy.cfg, ctx))
+    """The model that a run trains, without its rows, which may be gone."""
+    return with_state(recipe.make_trained(KIND, settings, ctx), ctx.mesh)
 
 
-def trained_by(policy: Policy, scorer: Scorer) -> TrainedModel:
+def with_state(trained: Any, mesh: Mesh) -> TrainedModel:
     """The export of a moderator: that of its scorer, with the thresholds."""
-    trained = recipe.trained_scorer(policy, scorer, CATEGORIES)
 
     def exports(state: ModeratorState) -> dict[str, Export]:
         more = {THRESHOLDS: dict(zip(CATEGORIES, np.asarray(state.thresholds).tolist(), strict=True))}
         return {'export': trained.exports(state.scorer)['export']._replace(more=more)}
 
-    exported = ModeratorState(trained.exported, abstract_thresholds(scorer.mesh))
-    return trained._replace(exports=exports, exported=exported)
+    return trained._replace(exports=exports, exported=ModeratorState(trained.exported, abstract_thresholds(mesh)))
 
 
 # --- what is learnt ---------------------------------------------------------------------------------------------------
@@ -213,10 +207,10 @@ def open_moderator(folder: str | Path, ctx: Context) -> Moderator:
     Raises:
       ValueError, RuntimeError: the folder is no such run, or its model or checkpoint cannot be read.
     """
-    settings = recipe.settings_of(folder, Settings, 'moderation')
+    settings = recipe.settings_of(KIND, folder)
     model = make_policy(settings.policy, ctx.of(folder), settings.seed)
-    scorer = make_scorer(settings, model.cfg, ctx)
-    exported = trained_by(model, scorer).exported
+    scorer = KIND.scorer(settings, model.cfg, ctx)
+    exported = ModeratorState(scorer.abstract_weights, abstract_thresholds(ctx.mesh))
     state, *_ = Checkpoints(folder, exported, read_only=True).read()
 
     def probabilities(groups: Sequence[PromptGroup]) -> np.ndarray:

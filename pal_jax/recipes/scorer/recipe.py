@@ -26,6 +26,7 @@ from pal_jax.models.params import Params
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.language import RowRun
 from pal_jax.run.models import Policy, make_adapters, make_policy
+from pal_jax.run.planned import PlannedRun, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite
 from pal_jax.run.record_scorer import RecordScorer, check_nobody, one_device
 from pal_jax.run.runs import read_settings
@@ -37,23 +38,50 @@ ScoreGroups = Callable[[Sequence[PromptGroup]], Float[np.ndarray, 'G n']]
 
 
 class Kind(NamedTuple):
-    """What sets a scorer apart from the others.
+    """A kind of scorer, by what sets it apart from the others.
 
     Attributes:
-      name: the phase of its steps.
+      name: the phase of its steps. settings: the class of its settings, and loss: the loss that they describe.
       outputs: the names of the numbers of its head, which the export has, too.
       shown: figures of an evaluation that the console shows.
       pick: picks the replies of packed groups whose scores are asked for; by default all.
       figures: the figures of a step beside the loss, by the groups and their scores; by default none.
       measure: the record and the exhibits of held-out groups, by their scores; by default none.
+      check: raises ValueError where settings describe no classifier of transformers.
+      pooling: the pooling of settings, as `to_score` needs it.
     """
 
     name: str
+    settings: type[RowRun]
+    loss: Callable[[Any], ScoreLoss]
     outputs: tuple[str, ...]
     shown: tuple[str, ...]
     pick: Callable[[ReplyGroups, Sequence[PromptGroup]], ReplyGroups] = lambda packed, groups: packed
     figures: Callable[[Sequence[PromptGroup], Scores], Metrics] = lambda groups, scores: {}
     measure: Callable[[Sequence[PromptGroup], Scores], tuple[dict[str, Any], list[Exhibit]]] = lambda *_: ({}, [])
+    check: Callable[[Any], None] = lambda settings: None
+    pooling: Callable[[Any], str] = lambda settings: 'last'
+
+    def scorer(self, settings: RowRun, cfg: ModelConfig, ctx: Context, steps: int = 1, **changes: Any) -> Scorer:
+        """The scorer that the settings describe, for so many steps."""
+        options: dict[str, Any] = {
+            'micro_rows': settings.data.micro_rows,
+            'adapters': make_adapters(settings.policy.lora),
+            'loss': self.loss(settings),
+            'outputs': len(self.outputs),
+            'seed': settings.seed,
+        }
+        return Scorer(cfg, settings.optimizer.over(steps), ctx.mesh, **options | changes)
+
+    def trained(self, settings: RowRun, policy: Policy, scorer: Scorer) -> TrainedModel:
+        """The export of a run: a classifier. Raises ValueError, when it is made, where there is none of this kind."""
+
+        def exports(state: ScorerState) -> dict[str, Export]:
+            self.check(settings)
+            params, head = scorer.weights(state)
+            return {'export': Export(params, policy.cfg, policy.tokenizer, head=head, labels=self.outputs)}
+
+        return TrainedModel(exports, scorer.abstract_weights, policy.cfg, policy.tokenizer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +129,7 @@ class ScorerRecipe:
         return self.kind.pick(packed, groups)
 
 
-def begin(settings: RowRun, ctx: Context, outputs: Sequence[str]) -> Policy:
+def begin(kind: Kind, settings: RowRun, ctx: Context) -> Policy:
     """The decoder of a run whose sizes are right.
 
     Raises:
@@ -112,47 +140,30 @@ def begin(settings: RowRun, ctx: Context, outputs: Sequence[str]) -> Policy:
     policy = make_policy(settings.policy, ctx, settings.seed)
     # A family without a classifier is refused here, and not when training is over.
     if settings.export:
-        classifier_to_hf(policy.cfg, policy.tokenizer.padding_apart(), labels=outputs)
+        kind.check(settings)
+        classifier_to_hf(policy.cfg, policy.tokenizer.padding_apart(), labels=kind.outputs)
     return policy
 
 
-def assemble(settings: RowRun, ctx: Context, kind: Kind, policy: Policy, rows: Rows, loss: ScoreLoss) -> ScorerRecipe:
+def assemble(kind: Kind, settings: RowRun, ctx: Context, policy: Policy, rows: Rows, **changes: Any) -> ScorerRecipe:
     """The recipe of a run of these rows; weights are read by `init`."""
-    scorer = make_scorer(
-        settings, policy.cfg, ctx, loss, outputs=len(kind.outputs), steps=data.steps_of(settings, rows)
-    )
-    trained = trained_scorer(policy, scorer, kind.outputs)
-    plan = data.make_plan(settings, rows, policy, scorer.abstract, trained)._replace(shown=kind.shown)
-    return ScorerRecipe(plan, ctx, kind, scorer, rows, policy.source.load)
+    scorer = kind.scorer(settings, policy.cfg, ctx, data.steps_of(settings, rows), **changes)
+    plan = data.make_plan(settings, rows, policy, scorer.abstract, kind.trained(settings, policy, scorer))
+    return ScorerRecipe(plan._replace(shown=kind.shown), ctx, kind, scorer, rows, policy.source.load)
 
 
-def make_scorer(
-    settings: RowRun, cfg: ModelConfig, ctx: Context, loss: ScoreLoss, *, outputs: int = 1, steps: int = 1
-) -> Scorer:
-    """The scorer that the settings describe, for so many steps."""
-    return Scorer(
-        cfg,
-        settings.optimizer.over(steps),
-        ctx.mesh,
-        micro_rows=settings.data.micro_rows,
-        adapters=make_adapters(settings.policy.lora),
-        loss=loss,
-        outputs=outputs,
-        seed=settings.seed,
-    )
+# --- doors: each kind gives itself as the first argument --------------------------------------------------------------
 
 
-def trained_scorer(policy: Policy, scorer: Scorer, labels: Sequence[str]) -> TrainedModel:
-    """The export of a method whose state is a scorer's: a classifier, whose outputs have the names `labels`."""
-
-    def exports(state: ScorerState) -> dict[str, Export]:
-        params, head = scorer.weights(state)
-        return {'export': Export(params, policy.cfg, policy.tokenizer, head=head, labels=labels)}
-
-    return TrainedModel(exports, scorer.abstract_weights, policy.cfg, policy.tokenizer)
+def planned(kind: Kind, settings: RowRun, prompt: int) -> PlannedRun:
+    """The part of a run that is planned, see `run/planned.py`."""
+    return reading(settings, kind.scorer, n=2)
 
 
-# --- a trained scorer -------------------------------------------------------------------------------------------------
+def make_trained(kind: Kind, settings: RowRun, ctx: Context) -> TrainedModel:
+    """The model that a run trains, without its rows, which may be gone."""
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    return kind.trained(settings, policy, kind.scorer(settings, policy.cfg, ctx))
 
 
 class OpenScores(NamedTuple):
@@ -163,62 +174,46 @@ class OpenScores(NamedTuple):
     scores: ScoreGroups
 
 
-def settings_of(folder: str | Path, kind: type[RowRun], name: str) -> Any:
-    """The settings of the run in a folder. Raises ValueError where it is not of the kind that is called `name`."""
-    settings = read_settings(folder)
-    if not isinstance(settings, kind):
-        raise ValueError(f'{folder} is a run of {settings.recipe}; give one of {name}')
-    return settings
-
-
-def open_scores(
-    folder: str | Path, settings: RowRun, ctx: Context, loss: ScoreLoss, pooling: str = 'last'
-) -> OpenScores:
-    """Open the scorer of a run that has these settings, to score on this machine.
+def open_scores(kind: Kind, folder: str | Path, ctx: Context) -> OpenScores:
+    """Open the scorer of a run, to score on this machine.
 
     Raises:
-      ValueError, RuntimeError: the model or its checkpoint cannot be read.
+      ValueError, RuntimeError: the run is of another kind, or its model or checkpoint cannot be read.
     """
+    settings = settings_of(kind, folder)
     model = make_policy(settings.policy, ctx.of(folder), settings.seed)
-    scorer = make_scorer(settings, model.cfg, ctx, loss)
+    scorer = kind.scorer(settings, model.cfg, ctx)
     state, *_ = Checkpoints(folder, scorer.abstract_weights, read_only=True).read()
 
     def scores(groups: Sequence[PromptGroup]) -> np.ndarray:
         packed = pack_replies(groups, ctx.mesh, micro_rows=scorer.micro_rows, row_tokens=settings.data.row_tokens)
         return scorer.scores(state, packed)[..., 0]
 
-    return OpenScores(model.tokenizer, pooling, scores)
+    return OpenScores(model.tokenizer, kind.pooling(settings), scores)
 
 
-def of_replies(
-    workdir: str,
-    person: str,
-    kind: str,
-    opened: Callable[[str, Context], OpenScores],
-    read: Callable[[Any, Tokenizer, str], PromptGroup],
+def settings_of(kind: Kind, folder: str | Path) -> Any:
+    """The settings of the run in a folder. Raises ValueError where it is of another kind."""
+    settings = read_settings(folder)
+    if not isinstance(settings, kind.settings):
+        raise ValueError(f'{folder} is a run of {settings.recipe}; give one of {kind.name}')
+    return settings
+
+
+def open_scorer(
+    kind: Kind, read: Callable[[Any, Tokenizer, str], PromptGroup], workdir: str, person: str
 ) -> RecordScorer:
     """The scorer of a run that scores single replies and knows no people; `read` makes groups of its records.
 
     Raises:
-      ValueError, RuntimeError: there is a person, or as `opened`.
+      ValueError, RuntimeError: there is a person, or as `open_scores`.
     """
-    check_nobody(workdir, person, kind)
-    tokenizer, pooling, scores = opened(workdir, one_device(workdir))
+    check_nobody(workdir, person, f'a {kind.name} model')
+    tokenizer, pooling, scores = open_scores(kind, workdir, one_device(workdir))
     return RecordScorer(lambda record: read(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0])
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
-
-
-class HeldOutPairs(NamedTuple):
-    """Pairs that were not learnt, the side that should score higher first.
-
-    `lengths` are in tokens, and `prompts` are numbers, equal where prompts are equal.
-    """
-
-    scores: Float[np.ndarray, 'P 2']
-    lengths: Int[np.ndarray, 'P 2']
-    prompts: Int[np.ndarray, ' P']
 
 
 def compared(groups: Sequence[PromptGroup]) -> list[tuple[int, BranchPair]]:
@@ -232,12 +227,12 @@ def by_pair(packed: ReplyGroups, groups: Sequence[PromptGroup]) -> ReplyGroups:
     return packed.pick(of[:, None], np.stack(sides, axis=1))
 
 
-def held_out(groups: Sequence[PromptGroup], scores: Float[np.ndarray, 'P 2']) -> HeldOutPairs:
-    """The pairs that were compared in groups, with their scores."""
+def lengths_and_prompts(groups: Sequence[PromptGroup]) -> tuple[Int[np.ndarray, 'P 2'], Int[np.ndarray, ' P']]:
+    """The lengths in tokens of both replies of each pair that was compared, and the number of its prompt."""
     pairs = compared(groups)
     replies = [[groups[i].branches[k] for k in (pair.better, pair.worse)] for i, pair in pairs]
     lengths = np.array([[len(reply.tokens) - 1 for reply in sides] for sides in replies])
-    return HeldOutPairs(scores, lengths, prompt_numbers([groups[i] for i, _ in pairs]))
+    return lengths, prompt_numbers([groups[i] for i, _ in pairs])
 
 
 def prompt_numbers(groups: Sequence[PromptGroup]) -> Int[np.ndarray, ' G']:

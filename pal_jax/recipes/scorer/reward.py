@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,12 @@ from pal_jax.data import chats
 from pal_jax.data import rows as data
 from pal_jax.data.packing import BranchPair, PromptGroup, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.scorer import BradleyTerry, Scorer, ScorerState, gaps, to_score
+from pal_jax.learners.scorer import BradleyTerry, gaps, to_score
 from pal_jax.recipes.scorer import pairs, recipe
-from pal_jax.recipes.scorer.recipe import Kind, OpenScores, ScorerRecipe, Scores
+from pal_jax.recipes.scorer.recipe import Kind, ScorerRecipe, Scores
 from pal_jax.run import record_scorer
 from pal_jax.run.language import RowSettings, SupervisedRun
-from pal_jax.run.models import Policy, make_policy
-from pal_jax.run.planned import PlannedRun, reading
 from pal_jax.run.recipe import Context, check_at_least
-from pal_jax.run.trained import Export, TrainedModel
 from pal_jax.types import Exhibit, Metrics
 
 
@@ -57,12 +53,32 @@ def figures(groups: Sequence[PromptGroup], scores: Scores) -> Metrics:
 def measure(groups: Sequence[PromptGroup], scores: Scores) -> tuple[dict[str, Any], list[Exhibit]]:
     """Figures of held-out pairs: how often they are the right way round, and whether the model is as right as it is
     sure."""
-    test = recipe.held_out(groups, scores[..., 0])
-    record = pairs.measure(*test)
-    return record, pairs.make_exhibits(test.scores, test.lengths, record)
+    lengths, prompts = recipe.lengths_and_prompts(groups)
+    record = pairs.measure(scores[..., 0], lengths, prompts)
+    return record, pairs.make_exhibits(scores[..., 0], lengths, record)
 
 
-KIND = Kind('reward', ('reward',), ('loss', 'accuracy'), recipe.by_pair, figures, measure)
+def check_classifier(settings: Settings) -> None:
+    """Raises ValueError where transformers has no classifier with the pooling of the run."""
+    if settings.data.pooling != 'last':
+        raise ValueError(
+            f"data.pooling={settings.data.pooling!r}: transformers' classifiers read the last token; take 'last', or "
+            'train with --config.export=False and keep the run'
+        )
+
+
+KIND = Kind(
+    name='reward',
+    settings=Settings,
+    loss=lambda settings: settings.reward,
+    outputs=('reward',),
+    shown=('loss', 'accuracy'),
+    pick=recipe.by_pair,
+    figures=figures,
+    measure=measure,
+    check=check_classifier,
+    pooling=lambda settings: settings.data.pooling,
+)
 
 
 def make(settings: Settings, ctx: Context) -> ScorerRecipe:
@@ -73,62 +89,23 @@ def make(settings: Settings, ctx: Context) -> ScorerRecipe:
       RuntimeError: the model cannot be had.
     """
     check_at_least(settings, 2, 'data.replies')
-    if settings.export:
-        check_classifier(settings)
-    policy = recipe.begin(settings, ctx, KIND.outputs)
+    policy = recipe.begin(KIND, settings, ctx)
     n, convert = settings.data.replies, functools.partial(to_group, policy.tokenizer, pooling=settings.data.pooling)
     gathered = functools.partial(gather, replies=n, length=settings.data.max_length)
     rows = data.make_rows(settings, convert, 'chosen', n, gathered)
     ctx.log(rows.told)
-    made = recipe.assemble(settings, ctx, KIND, policy, rows, settings.reward)
-    return dataclasses.replace(made, plan=made.plan._replace(trained=trained_by(settings, policy, made.scorer)))
+    return recipe.assemble(KIND, settings, ctx, policy, rows)
 
 
-def planned(settings: Settings, prompt: int) -> PlannedRun:
-    """The part of a run that is planned, see `run/planned.py`."""
-    return reading(settings, functools.partial(recipe.make_scorer, loss=settings.reward), n=2)
-
-
-def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
-    """The model that a run trains, without its rows, which may be gone."""
-    policy = make_policy(settings.policy, ctx, settings.seed)
-    return trained_by(settings, policy, recipe.make_scorer(settings, policy.cfg, ctx, settings.reward))
-
-
-def trained_by(settings: Settings, policy: Policy, scorer: Scorer) -> TrainedModel:
-    """The export of a reward model. Raises ValueError, when it is made, for a pooling that no classifier has."""
-    trained = recipe.trained_scorer(policy, scorer, KIND.outputs)
-
-    def exports(state: ScorerState) -> dict[str, Export]:
-        check_classifier(settings)
-        return trained.exports(state)
-
-    return trained._replace(exports=exports)
-
-
-def open_scores(folder: str | Path, ctx: Context) -> OpenScores:
-    """Open the reward model of a run.
-
-    Raises:
-      ValueError, RuntimeError: the model or its checkpoint cannot be read.
-    """
-    settings = recipe.settings_of(folder, Settings, 'reward')
-    return recipe.open_scores(folder, settings, ctx, settings.reward, settings.data.pooling)
+planned = functools.partial(recipe.planned, KIND)
+make_trained = functools.partial(recipe.make_trained, KIND)
+open_scores = functools.partial(recipe.open_scores, KIND)
 
 
 def open_scorer(workdir: str, person: str) -> record_scorer.RecordScorer:
-    """Open the reward model of a run for records of prompts with completions. Raises as `recipe.of_replies`."""
-    scorer = recipe.of_replies(workdir, person, 'a reward model', open_scores, record_scorer.to_group)
+    """Open the reward model of a run for records of prompts with completions. Raises as `recipe.open_scorer`."""
+    scorer = recipe.open_scorer(KIND, record_scorer.to_group, workdir, person)
     return scorer._replace(form=record_scorer.form_of)
-
-
-def check_classifier(settings: Settings) -> None:
-    """Raises ValueError where transformers has no classifier with the pooling of the run."""
-    if settings.data.pooling != 'last':
-        raise ValueError(
-            f"data.pooling={settings.data.pooling!r}: transformers' classifiers read the last token; take 'last', or "
-            'train with --config.export=False and keep the run'
-        )
 
 
 def to_group(tokenizer: Tokenizer, record: object, pooling: str = 'last') -> PromptGroup:
