@@ -1,7 +1,9 @@
 """pal_jax: personalised and pluralistic alignment of language models in JAX. Importing it touches no device."""
 
+import importlib
 import os
 import sys
+from typing import Any
 
 from pal_jax.run import interrupts, memory
 
@@ -11,6 +13,15 @@ __path__.append(f'{__path__[0]}/commands')  # `python -m pal_jax.serve` runs com
 
 # Only tokenizers of transformers are used; that torch is missing is no news.
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+
+LIBRARY = 'train', 'evaluate', 'score', 'personalize'  # functions of `commands/library.py`, which is imported at the first use
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LIBRARY:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module('pal_jax.commands.library'), name)
+
 
 if sys.argv[:1] == ['-m']:  # a command: `python -m pal_jax.train` imports this first, and what is slow afterwards
     interrupts.end_plainly()

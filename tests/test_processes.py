@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 TRAIN = """
 import zlib
 from pal_jax.run import cli
-from pal_jax import train
+from pal_jax.train import main
 from pal_jax.recipes.rlpa import criteria as judges
 from pal_jax.recipes.rlpa.profiles import ParsedCompletion
 from pal_jax.recipes.rlpa import world
@@ -46,7 +46,7 @@ def judge(dialogues, inferred, replies, seed):
     return [Verdict(dict.fromkeys(judges.SCORES, score)) for score in scores]
 turns.parse_completion = parse
 world.judge_by_rules = judge
-cli.run(train.main, '')
+cli.run(main, '')
 """
 SMOKE = ('--config=configs/rlpa.py:smoke', '--config.checkpoint.every=1', '--config.eval.people=2')
 

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pal_jax import train
-from pal_jax.run import cli
+from pal_jax.run import cli, loop
 from pal_jax.run.glossary import CORE, figure_line
 from pal_jax.run.metrics import MetricsWriter
 from pal_jax.run.progress import Progress
@@ -41,8 +40,8 @@ def deadly(*args, **kwargs):
     return out
 setattr(owner, name, deadly)
 from pal_jax.run import cli
-from pal_jax import train
-cli.run(train.main, '')
+from pal_jax.train import main
+cli.run(main, '')
 """
 
 
@@ -137,10 +136,10 @@ def test_a_config_file_that_is_none_is_named(text, message, tmp_path):
 
 def test_processes_agree_on_when_to_stop_and_the_first_ones_clock_says_when_to_save(monkeypatch):
     told = [[0, False], [signal.SIGTERM, True], [signal.SIGINT, True]]
-    monkeypatch.setattr(train.processes, 'exchange', lambda what, value: told)
-    assert train.agree(0, False) == (signal.SIGTERM, False)
+    monkeypatch.setattr(loop.processes, 'exchange', lambda what, value: told)
+    assert loop.agree(0, False) == (signal.SIGTERM, False)
     told[:] = [[0, True], [0, False]]
-    assert train.agree(0, False) == (0, True)
+    assert loop.agree(0, False) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +163,7 @@ def test_a_stopped_run_says_what_is_left_and_a_signal_at_its_end_is_not_lost(tot
     settings = configs.load('sft', export=False, **{'checkpoint.every': 1})
     checkpoints = SimpleNamespace(save=lambda *_: None, wait=lambda: None)
     progress = Progress(console=Console(file=shown))
-    stopped = train.run(settings, tmp_path, recipe, progress, checkpoints, None, stopping, [])
+    stopped = loop.run(settings, tmp_path, recipe, progress, checkpoints, None, stopping, [])
     assert stopped == signal.SIGINT
     assert (tmp_path / 'report.html').exists() == reported and line in shown.getvalue()
 
@@ -178,7 +177,7 @@ def test_an_evaluation_is_announced_before_it_is_made(tmp_path):
 
     recipe: Any = SimpleNamespace(plan=Plan(1, None, lambda i: None), evaluate=evaluated)
     with MetricsWriter(tmp_path, 0) as writer:
-        train.evaluate(recipe, None, 'final', 1, writer, Progress(console=Console(file=shown)), CORE)
+        loop.evaluate(recipe, None, 'final', 1, writer, Progress(console=Console(file=shown)), CORE)
     assert shown.getvalue().splitlines()[1:] == ['evaluation (final):', f'  {figure_line("loss", 0.5, CORE)}']
 
 

@@ -7,19 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pal_jax import train
-from pal_jax.run import cli, devices
+from pal_jax.run import devices, loop
 from pal_jax.run.metrics import read_records
 from pal_jax.run.settings import Run
 
 
 def run(monkeypatch, workdir: Path, settings: Run) -> int:
     """Train by settings and return the exit status."""
-    monkeypatch.setattr(cli, 'settings', lambda: settings)
-    monkeypatch.setattr(cli, 'workdir', lambda: workdir)
-    monkeypatch.setattr(cli, 'place', lambda: None)
     monkeypatch.setattr(devices, 'initialize', lambda *_: None)  # the suite's own cache of programs
-    return train.main()
+    return loop.train_all(settings, workdir)
 
 
 def stop_once(monkeypatch, recipe: type) -> None:
@@ -27,7 +23,7 @@ def stop_once(monkeypatch, recipe: type) -> None:
     original, wishes = recipe.step, [signal.SIGTERM]
 
     def step(self, state, host, i):
-        monkeypatch.setattr(train, 'agree', lambda stop, late: (wishes.pop() if wishes else 0, late))
+        monkeypatch.setattr(loop, 'agree', lambda stop, late: (wishes.pop() if wishes else 0, late))
         return original(self, state, host, i)
 
     monkeypatch.setattr(recipe, 'step', step)

@@ -57,19 +57,17 @@ from pal_jax.recipes.rlpa.settings import Dialogues, of_dialogues
 from pal_jax.recipes.rlpa.turns import Sampler, make_turn_sampler
 from pal_jax.recipes.rlpa.world import make_world
 from pal_jax.run import cli, devices, inputs
-from pal_jax.run.checkpoint import FOLDER, Checkpoints
 from pal_jax.run.curve import plot_alignment, plot_turns
 from pal_jax.run.glossary import Words, meaning, words_of
+from pal_jax.run.loop import evaluate_checkpoint, initialize
 from pal_jax.run.metrics import EVALS, plain, read_records
 from pal_jax.run.outputs import check_file, whole_file
-from pal_jax.run.progress import Progress
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation
 from pal_jax.run.settings import Run, to_dict
 from pal_jax.run.stages import settings_in
 from pal_jax.run.summary import by_stage
 from pal_jax.run.trained import open_run
 from pal_jax.run.workdir import read_run
-from pal_jax.train import initialize, prepare
 from pal_jax.types import Chat, ChatModel, Completion, Sampling
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
@@ -109,16 +107,12 @@ def evaluate(workdir: Path) -> Records:
     Raises:
       ValueError: the folder has no checkpoints, or not of this step.
     """
-    if not (workdir / FOLDER).is_dir():
-        raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
     settings = settings_in(cli.settings(), workdir)
-    initialize(settings, workdir)
-    recipe = prepare(settings, workdir, Progress())
-    state, host, step = Checkpoints(workdir, recipe.plan.abstract, read_only=True).read(STEP.value)
-    recipe.plan.resume(host)
+    initialize(settings, workdir, cli.place())
+    step, evaluation = evaluate_checkpoint(settings, workdir, STEP.value)
     earlier = [r for r in read_records(workdir / EVALS) if r['step'] < step and r['stage'] != 'final']
     stages: Records = {stage: dict(record) for stage, record in by_stage(earlier).items()}
-    return {**stages, f'step {step}': {'step': step, **recipe.evaluate(state, 'final').record}}
+    return {**stages, f'step {step}': {'step': step, **evaluation.record}}
 
 
 def compare(workdir: Path) -> None:

@@ -21,11 +21,11 @@ from absl import flags
 
 from pal_jax.models.files import peft
 from pal_jax.run import cli
+from pal_jax.run.loop import initialize
 from pal_jax.run.outputs import check_folder
 from pal_jax.run.runs import read_settings
 from pal_jax.run.settings import to_dict
 from pal_jax.run.trained import Export, folders_read, load_trained, write_exports
-from pal_jax.train import initialize
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
 ADAPTER = flags.DEFINE_bool('adapter', False, 'Only the adapter, as the library peft has it.')
@@ -39,7 +39,7 @@ def main() -> None:
     settings = cli.faults(read_settings, workdir)
     output = cli.output(str(workdir / ('adapter' if ADAPTER.value else 'export')))
     cli.faults(check_folder, output, [workdir, *folders_read(to_dict(settings))])
-    cli.faults(initialize, settings, workdir)
+    cli.faults(initialize, settings, workdir, cli.place())
     exports, step = cli.faults(load_trained, str(workdir), STEP.value)
 
     def folder(name: str) -> Path:

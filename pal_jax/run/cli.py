@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
 import os
 import re
-import runpy
 import sys
 import time
 import traceback
@@ -21,12 +18,14 @@ from jax.errors import JaxRuntimeError
 from rich.console import Console
 
 from pal_jax.run import interrupts, processes
+from pal_jax.run.config_files import settings_of
+from pal_jax.run.faults import Fault, faults, one_line
 from pal_jax.run.files import at_home
 from pal_jax.run.keys import described
 from pal_jax.run.outputs import check_file
 from pal_jax.run.progress import print_anything
-from pal_jax.run.settings import Run, keys_of, overridden
-from pal_jax.run.shipped import config_names, with_config
+from pal_jax.run.settings import Run
+from pal_jax.run.shipped import with_config
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config file> by default.')
 OUTPUT = flags.DEFINE_string('output', None, 'What is written, of commands that write something.')
@@ -42,17 +41,6 @@ PROCESS = flags.DEFINE_integer('process', os.environ.get('JAX_PROCESS_ID'), 'Whi
 HELP = '-h', '--help', '-help'
 WIDE = 10_000  # characters of a line of a file: no table is cut
 SETTLE = 3.0  # seconds in which the roll call tells why a program of several processes failed, if one has died
-
-
-class Fault(Exception):
-    """A wrong input, or a failure outside the program such as a full disk. It is shown as one line.
-
-    `code` is the exit status: 2 for a wrong input, 1 for a failure.
-    """
-
-    def __init__(self, message: str, code: int = 2):
-        super().__init__(message)
-        self.code = code
 
 
 def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True) -> None:
@@ -116,7 +104,7 @@ def _together(main: Callable[[], int | None]) -> int | None:
         if not isinstance(error, Fault):  # an error of the program, which Python shows where there is one process
             if processes.joined():
                 traceback.print_exc()
-            processes.leave(f'{type(error).__name__}: {_one_line(error)}', 1)
+            processes.leave(f'{type(error).__name__}: {one_line(error)}', 1)
         raise
     processes.finish()
     return code
@@ -134,7 +122,7 @@ def _of_devices(error: Exception) -> None:
     if not any(frame.name == 'backends' and frame.filename.endswith('xla_bridge.py') for frame in frames):
         return
     platforms = os.environ.get('JAX_PLATFORMS', '')
-    reason = f' ({_one_line(error)})' if str(error) else ''
+    reason = f' ({one_line(error)})' if str(error) else ''
     raise Fault(
         f'JAX_PLATFORMS={platforms}: there is no such device, or its plugin is not installed{reason}; unset it, or '
         "install the plugin, such as pip install 'pal_jax[cuda]'",
@@ -147,7 +135,7 @@ def _parse(argv: Sequence[str]) -> None:
     try:
         positional = flags.FLAGS([_change_of(argument) for argument in argv])
     except (flags.Error, ValueError) as error:
-        raise Fault(_one_line(error)) from None
+        raise Fault(one_line(error)) from None
     if positional[1:]:
         raise Fault(f'unexpected argument {positional[1]!r}; every option is written --name=value')
 
@@ -167,54 +155,9 @@ def settings() -> Run:
     Raises:
       Fault: the config cannot be had, or a value is wrong.
     """
-    return _settings(CONFIG.value, tuple(CHANGES.value))
-
-
-@functools.cache
-def _settings(name: str | None, changes: Sequence[str]) -> Run:
-    """The settings of a config file and its variant, with the values that `KEY=VALUE` changes."""
-    if name is None:
+    if CONFIG.value is None:
         raise Fault('no configuration; give one, such as --config=rlpa or a file --config=my.py')
-    file, colon, variant = name.partition(':')
-    if not Path(file).is_file():
-        raise Fault(f'there is no configuration file {file}; give one, or a name: {", ".join(config_names())}')
-    config = _config_of(Path(file), *([variant] if colon else []))
-    if not isinstance(config, Run):
-        raise Fault(f'{file}: get_config() must return the Settings of a method; see configs/')
-    texts = dict(change.split('=', 1) for change in changes)
-    for key in texts.keys() & {'recipe', 'part_of'}:
-        raise Fault(f'config.{key} is no choice: the config file names the method; give another --config')
-    return faults(lambda: homed(overridden(config, texts)))
-
-
-def _config_of(file: Path, *variant: str) -> Any:
-    """The result of `get_config` of a file. Raises Fault where the file fails, with its line."""
-    try:
-        return runpy.run_path(str(file))['get_config'](*variant)
-    except Exception as error:  # a config file is a program, which may raise anything
-        if isinstance(error, KeyError) and error.args == ('get_config',):
-            raise Fault(f'{file} must define get_config() in Python, as configs/rlpa.py does') from None
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == file.absolute()]
-        if isinstance(error, SyntaxError) and Path(error.filename or file).absolute() == file.absolute():
-            lines = [error.lineno or 1]
-        # A config file raises ValueError for a wrong variant, and settings do for a wrong value.
-        if not lines or isinstance(error, ValueError):
-            raise Fault(_one_line(error)) from None
-        raise Fault(
-            f'{file}, line {lines[-1]}: {type(error).__name__}, {_one_line(error)}; mend the config file'
-        ) from None
-
-
-def homed(value: Any) -> Any:
-    """Settings with the home folder in place of the `~` at the start of a path, in all sections and lists."""
-    if dataclasses.is_dataclass(value):
-        return dataclasses.replace(value, **{key: homed(getattr(value, key)) for key in keys_of(type(value))})  # type: ignore
-    if isinstance(value, Mapping):
-        return {key: homed(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(homed(item) for item in value)
-    return at_home(value) if isinstance(value, str) else value
+    return settings_of(CONFIG.value, tuple(CHANGES.value))
 
 
 def _check_letters(flag: str, name: str) -> None:
@@ -286,32 +229,7 @@ def place() -> processes.Place | None:
     return processes.locate(COORDINATOR.value, PROCESSES.value, PROCESS.value)
 
 
-def faults(call: Callable, *args, **kwargs):
-    """The result of `call(...)`, whose errors become faults.
-
-    A ValueError ends the program with exit status 2, a RuntimeError or OSError with 1. PAL_JAX_TRACEBACK=1 in the
-    environment lets the errors through, so that Python shows where they come from.
-    """
-    try:
-        return call(*args, **kwargs)
-    except (ValueError, RuntimeError, OSError) as error:
-        if os.environ.get('PAL_JAX_TRACEBACK'):
-            raise
-        wrong_input = isinstance(error, ValueError)
-        hint = '' if wrong_input else ' (PAL_JAX_TRACEBACK=1 shows where)'
-        raise Fault(_one_line(error) + hint, 2 if wrong_input else 1) from error
-
-
 def console() -> Console:
     """A console on standard output. Where that is no terminal, its width is unknown, and tables are written whole."""
     width_known = sys.stdout.isatty() or 'COLUMNS' in os.environ
     return Console(width=None if width_known else WIDE)
-
-
-def _one_line(error: Exception) -> str:
-    """The message of an error on one line. Where a library has put a traceback into the message, its last line."""
-    # An OSError's first argument is its number; of a KeyError, `str` is quoted.
-    message = str(error.args[0] if error.args and not isinstance(error, OSError) else error)
-    if 'Traceback (most recent call last)' in message:
-        message = message.strip().splitlines()[-1].partition(': ')[2]
-    return ' '.join(message.split())

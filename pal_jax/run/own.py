@@ -3,27 +3,44 @@
   --config.reward.function=my_rewards.py:score
 
 The file's folder is searched for what the file imports. A run remembers the hash of the file (`run/inputs.py`).
+
+A Python program may give a function itself (`given`). The config then has `python:NAME`, and the run goes on where the
+function is given again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 NAMED = re.compile(r'(?P<file>[^,:]+\.py):(?P<name>[A-Za-z_]\w*)')
+PYTHON = 'python:'  # before the name of a function that the Python program gives
+_GIVEN: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar('given', default=MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def given(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """A block in which `python:NAME` names these functions, by their names."""
+    token = _GIVEN.set(functions)
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
 
 
 def is_own(text: Any) -> bool:
-    """True for a text `FILE.py:NAME`."""
-    return isinstance(text, str) and bool(NAMED.fullmatch(text.strip()))
+    """True for a text `FILE.py:NAME` or `python:NAME`."""
+    return isinstance(text, str) and bool(NAMED.fullmatch(text.strip()) or text.startswith(PYTHON))
 
 
 def split(key: str, text: str) -> list[str]:
@@ -58,16 +75,7 @@ def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[
     Raises:
       ValueError: the file or the name is missing, the file fails, or the function takes other parameters.
     """
-    match = NAMED.fullmatch(text.strip())
-    assert match, text
-    path, name = Path(match['file']), match['name']
-    if not path.is_file():
-        raise ValueError(f'{key}={text!r}: there is no file {path}')
-    module = _module(path.absolute(), path.stat().st_mtime_ns, key, text)
-    call = getattr(module, name, None)
-    if not callable(call):
-        public = [n for n, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
-        raise ValueError(f'{key}={text!r}: {path} has no function {name}; it has {", ".join(public) or "none"}')
+    path, name, call = _found(key, text)
     try:
         inspect.signature(call).bind(**dict.fromkeys([*asked, *(extra for extra in may if takes(call, extra))]))
     except TypeError as error:
@@ -82,6 +90,30 @@ def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[
             raise RuntimeError(f'{key}={text!r} failed: {_where_it_failed(error, path)}') from error
 
     return guarded
+
+
+def _found(key: str, text: str) -> tuple[Path, str, Callable[..., Any]]:
+    """The file, the name and the function or class that a text names. Raises ValueError where there is none."""
+    if text.startswith(PYTHON):
+        name = text.removeprefix(PYTHON)
+        if name not in _GIVEN.get():
+            raise ValueError(
+                f'{key}={text!r} is a function of the Python program that began this run; go on from there, by '
+                f'pal_jax.train(..., reward={name})'
+            )
+        call = _GIVEN.get()[name]
+        return Path(call.__code__.co_filename if inspect.isfunction(call) else '-'), name, call
+    match = NAMED.fullmatch(text.strip())
+    assert match, text
+    path, name = Path(match['file']), match['name']
+    if not path.is_file():
+        raise ValueError(f'{key}={text!r}: there is no file {path}')
+    module = _module(path.absolute(), path.stat().st_mtime_ns, key, text)
+    call = getattr(module, name, None)
+    if not callable(call):
+        public = [n for n, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
+        raise ValueError(f'{key}={text!r}: {path} has no function {name}; it has {", ".join(public) or "none"}')
+    return path, name, call
 
 
 def takes(call: Callable[..., Any], name: str) -> bool:

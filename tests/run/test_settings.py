@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pal_jax.run.cli import homed
+from pal_jax.run.config_files import homed
 from pal_jax.run.settings import changed, filled, overridden, parse, to_dict
 from tests import configs
 

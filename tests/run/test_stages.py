@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pal_jax.run import cli
+from pal_jax.run import config_files
 from pal_jax.run.checkpoint import write_config
+from pal_jax.run.faults import Fault
 from pal_jax.run.settings import to_dict
 from pal_jax.run.stages import may_change, settings_in, stages_of, unfinished
 from tests import configs
@@ -66,10 +67,10 @@ def test_finished_stages_are_left_out_and_a_longer_one_goes_on(tmp_path, capsys)
 def test_a_method_is_named_by_its_config_file_alone(tmp_path):
     file = tmp_path / 'own.py'
     file.write_text('def get_config():\n    return {"recipe": "sft"}\n')
-    with pytest.raises(cli.Fault, match=r'own\.py: get_config\(\) must return the Settings of a method'):
-        cli._settings(str(file), ())
+    with pytest.raises(Fault, match=r'own\.py: get_config\(\) must return the Settings of a method'):
+        config_files.settings_of(str(file), ())
     sft = str(configs.CONFIGS / 'sft.py')
     for key in ('recipe', 'part_of'):
-        with pytest.raises(cli.Fault, match=f'config.{key} is no choice'):
-            cli._settings(f'{sft}:smoke', (f'{key}=rlpa',))
-    assert cli._settings(f'{sft}:smoke', ('seed=4', 'seed=5')).seed == 5
+        with pytest.raises(Fault, match=f'config.{key} is no choice'):
+            config_files.settings_of(f'{sft}:smoke', (f'{key}=rlpa',))
+    assert config_files.settings_of(f'{sft}:smoke', ('seed=4', 'seed=5')).seed == 5

@@ -13,45 +13,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from pal_jax.judges.functions import RewardFunction, values
 from pal_jax.recipes.rlpa.criteria import SCORES
 from pal_jax.run import own
 from pal_jax.types import Dialogue, RewardFn, Sample, Verdict
 
-REQUIRED = 'prompts', 'completions'
 EXTRA = 'replies', 'profiles', 'people', 'rounds', 'seed'
 PARTS = 'profile', 'response', 'format'  # of the reward
-
-
-class RewardFunction(NamedTuple):
-    """A reward function with its weight; `text` is the FILE.py:NAME that names it, and `name` its name in figures."""
-
-    text: str
-    name: str
-    call: Callable[..., Any]
-    weight: float
-
-
-def open_functions(key: str, text: str, weights: Sequence[float]) -> tuple[RewardFunction, ...]:
-    """The reward functions of a config's value; () for ''.
-
-    Raises:
-      ValueError: a function cannot be had, or the weights are not as many as the functions.
-    """
-    texts = own.split(key, text) if text else []
-    if weights and len(weights) != len(texts):
-        raise ValueError(f'reward.weights={tuple(weights)} has {len(weights)} numbers for {len(texts)} functions')
-    for weight in weights:
-        if not math.isfinite(weight):
-            raise ValueError(f'reward.weights={tuple(weights)} must be finite numbers')
-    names = [part.rpartition(':')[2] for part in texts]
-    if len(set(names)) < len(names):
-        raise ValueError(f'{key}={text!r} has two functions of one name; rename one, figures are called by it')
-    pairs = zip(texts, names, weights or [1.0] * len(texts), strict=True)
-    return tuple(
-        RewardFunction(part, name, own.load(key, part, *REQUIRED, may=EXTRA), weight) for part, name, weight in pairs
-    )
 
 
 def with_functions(
@@ -73,7 +43,8 @@ def with_functions(
 
     def total(samples: Sequence[Sample], seed: int) -> list[Sample]:
         scored = reward(samples, seed)
-        columns = [values(function, samples, seed, messages) for function in functions]
+        lists = lists_of(samples, seed, messages) if functions else {}
+        columns = [values(function, lists, len(samples)) for function in functions]
         return [
             _joined(sample, [column[i] for column in columns], functions, weights if apart else {})
             for i, sample in enumerate(scored)
@@ -82,18 +53,10 @@ def with_functions(
     return total
 
 
-def values(
-    function: RewardFunction, samples: Sequence[Sample], seed: int, messages: Callable[[Dialogue], Any]
-) -> list[float | None]:
-    """The values of a function for samples.
-
-    Raises:
-      RuntimeError: the function fails, or returns something else than a finite number or None for each sample.
-    """
-    if not samples:
-        return []
+def lists_of(samples: Sequence[Sample], seed: int, messages: Callable[[Dialogue], Any]) -> dict[str, Any]:
+    """The lists that a reward function may take, by their names; `seed` is one number."""
     parsed = [sample.parsed for sample in samples]
-    lists: dict[str, Any] = {
+    return {
         'prompts': [messages(sample.source) for sample in samples],
         'completions': [sample.completion.text for sample in samples],
         'replies': [None if p is None else p.reply for p in parsed],
@@ -102,19 +65,6 @@ def values(
         'rounds': [sample.source.round for sample in samples],
         'seed': seed,
     }
-    given = {name: lists[name] for name in lists if name in REQUIRED or own.takes(function.call, name)}
-    results = function.call(**given)
-    try:
-        numbers = [None if value is None else float(value) for value in results]
-    except (TypeError, ValueError) as error:
-        raise RuntimeError(f'reward.function={function.text!r} must return a list of numbers: {error}') from None
-    if len(numbers) != len(samples):
-        raise RuntimeError(
-            f'reward.function={function.text!r} returned {len(numbers)} numbers for {len(samples)} answers'
-        )
-    if wrong := [number for number in numbers if number is not None and not math.isfinite(number)]:
-        raise RuntimeError(f'reward.function={function.text!r} returned {wrong[0]}; return finite numbers, or None')
-    return numbers
 
 
 def part_weights(functions: Sequence[RewardFunction], weights: Mapping[str, float]) -> tuple[float, ...]:

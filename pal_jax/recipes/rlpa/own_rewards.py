@@ -6,10 +6,11 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from pal_jax.judges.functions import RewardFunction, open_functions
 from pal_jax.learners.ppo import Estimate
 from pal_jax.objectives.advantages import GDPO, Discounts, Estimates, EstimatorInputs
 from pal_jax.recipes.rlpa import dialogue as env
-from pal_jax.recipes.rlpa.own import RewardFunction, open_functions, part_weights, with_functions
+from pal_jax.recipes.rlpa.own import EXTRA, part_weights, with_functions
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.types import RewardFn
 
@@ -63,7 +64,7 @@ class GDPOEstimator:
 
 
 def _functions(settings: Dialogues) -> tuple[RewardFunction, ...]:
-    return open_functions('reward.function', settings.reward.function, settings.reward.weights)
+    return open_functions('reward.function', settings.reward.function, settings.reward.weights, EXTRA)
 
 
 def _weights(settings: Dialogues) -> dict[str, float]:

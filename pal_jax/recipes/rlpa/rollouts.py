@@ -1,4 +1,4 @@
-"""Figures of the samples of a training step, dialogues for a report, and a check that enough was answered."""
+"""Figures of the samples of a training step, and dialogues for a report."""
 
 from __future__ import annotations
 
@@ -33,16 +33,6 @@ def summarize(samples: Sequence[Sample]) -> Metrics:
         'truncated': float(np.mean([s.completion.finish_reason == 'length' for s in samples])),
         **{name: float(np.mean([sample.info[name] for sample in used])) for name in names},
     }
-
-
-def check_failed(failed: int, total: int, what: str, whom: str, max_failed: float, why: str = '') -> None:
-    """Raises RuntimeError where more than the share `max_failed` of `total` have failed; `why` is the servers' last
-    error."""
-    if failed > max_failed * total:
-        raise RuntimeError(
-            f'{failed} of {total} {what}, more than reward.max_failed={max_failed} '
-            f'({why or "no answer could be read"}); check {whom}'
-        )
 
 
 def spread(samples: Sequence[Sample], count: int) -> list[Sample]:

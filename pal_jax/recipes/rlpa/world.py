@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pal_jax.data import holdouts
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.judges.chat_models import ChatModels
+from pal_jax.judges.functions import check_failed
 from pal_jax.judges.language import make_judge, make_matcher, make_user
 from pal_jax.judges.sharing import share_matcher, share_reward, share_user
 from pal_jax.learners.ppo import Estimate
@@ -27,7 +28,6 @@ from pal_jax.recipes.rlpa.people import SLOTS, Split, content, load_people, make
 from pal_jax.recipes.rlpa.personalization import Respond
 from pal_jax.recipes.rlpa.profiles import match_exactly, split_fact
 from pal_jax.recipes.rlpa.rewards import make_reward, swapped_people
-from pal_jax.recipes.rlpa.rollouts import check_failed
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.recipes.rlpa.slotting import Slotter, make_slotter, slot_people, with_personalities
 from pal_jax.recipes.rlpa.users import CountingUser, make_scripted_user

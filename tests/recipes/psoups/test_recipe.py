@@ -14,14 +14,13 @@ import jax
 import numpy as np
 import pytest
 
-from pal_jax import train
 from pal_jax.decode.answers import ModelScores
 from pal_jax.models.files import sources
 from pal_jax.recipes.psoups import judges, policies, preferences, rl, rollout
 from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.recipes.psoups.prompts import Prompt
 from pal_jax.recipes.scorer import reward
-from pal_jax.run import checkpoint, devices, piecework
+from pal_jax.run import checkpoint, devices, loop, piecework
 from pal_jax.run.metrics import EVALS, read_records
 from pal_jax.run.models import make_learner
 from pal_jax.run.presets import parse_stage
@@ -269,13 +268,13 @@ def test_rollouts_are_made_in_parts(tmp_path):
 @pytest.mark.long
 def test_a_run_that_is_stopped_between_stages_goes_on_and_leaves_everything(tmp_path, monkeypatch, capsys):
     trained = []
-    original = train.train
+    original = loop.train
 
     def stopping(config, workdir):
         trained.append(workdir.name)
         return 128 + signal.SIGTERM if len(trained) == 4 else original(config, workdir)
 
-    monkeypatch.setattr(train, 'train', stopping)
+    monkeypatch.setattr(loop, 'train', stopping)
     assert run(monkeypatch, tmp_path, get_settings('smoke')) == 128 + signal.SIGTERM
     assert run(monkeypatch, tmp_path, get_settings('smoke')) == 0
     assert trained[3] == trained[4]

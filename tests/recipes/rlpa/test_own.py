@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pal_jax.judges.functions import open_functions
 from pal_jax.recipes.rlpa.criteria import SCORES
-from pal_jax.recipes.rlpa.own import open_functions, open_role, part_weights, with_functions
+from pal_jax.recipes.rlpa.own import EXTRA, open_role, part_weights, with_functions
 from pal_jax.recipes.rlpa.own_rewards import make_estimate
 from pal_jax.recipes.rlpa.profiles import render_completion, to_sample
 from pal_jax.recipes.rlpa.world import make_world
@@ -46,7 +47,7 @@ def write(tmp_path, text):
 
 
 def test_functions_of_an_example_add_to_the_reward_of_a_run(examples):
-    text = f'{examples}/my_rewards.py:asks_back, {examples}/my_rewards.py:short'
+    text = f'{examples}/dialogue_rewards.py:asks_back, {examples}/dialogue_rewards.py:short'
     changes = {'reward.function': text, 'reward.weights': (2.0, 0.5), 'dialogue.people': 4, 'eval.people': 2}
     world, plain = make_world(configs.load('rlpa', **changes)), make_world(configs.load('rlpa'))
     samples = [ASKS, TELLS, MALFORMED]
@@ -70,7 +71,7 @@ def test_a_function_reads_what_it_names_and_none_is_no_reward(tmp_path):
         '    return [None, 1]\n'
         'def trl(completions, **kwargs): return [len(kwargs["profiles"][0])] * len(completions)\n',
     )
-    (score, trl) = open_functions(KEY, f'{file}:score,{file}:trl', ())
+    (score, trl) = open_functions(KEY, f'{file}:score,{file}:trl', (), EXTRA)
     messages = lambda dialogue: [{'role': 'user', 'content': dialogue.turns[0].content}]  # noqa: E731
     reward = with_functions(lambda samples, seed: list(samples), [score, trl], messages, weights={}, apart=False)
     first, second = reward([ASKS, TELLS], 7)
@@ -92,18 +93,19 @@ def test_a_function_reads_what_it_names_and_none_is_no_reward(tmp_path):
 )
 def test_a_function_that_cannot_be_had_is_named(tmp_path, text, name, message):
     with pytest.raises(ValueError, match=message):
-        open_functions(KEY, f'{write(tmp_path, text)}:{name}', ())
+        open_functions(KEY, f'{write(tmp_path, text)}:{name}', (), EXTRA)
     with pytest.raises(ValueError, match='there is no file'):
-        open_functions(KEY, f'{tmp_path}/none.py:score', ())
+        open_functions(KEY, f'{tmp_path}/none.py:score', (), EXTRA)
 
 
 def test_weights_belong_to_functions(tmp_path):
     text = f'{write(tmp_path, "def score(prompts, completions): return []")}:score'
     with pytest.raises(ValueError, match=r'reward\.weights=\(1\.0, 2\.0\) has 2 numbers for 1 functions'):
-        open_functions(KEY, text, (1.0, 2.0))
+        open_functions(KEY, text, (1.0, 2.0), EXTRA)
     with pytest.raises(ValueError, match='two functions of one name'):
-        open_functions(KEY, f'{text},{text}', ())
-    assert part_weights(open_functions(KEY, text, (3.0,)), dict(profile=1, response=2, format=0)) == (1, 2, 0, 3.0)
+        open_functions(KEY, f'{text},{text}', (), EXTRA)
+    weights = part_weights(open_functions(KEY, text, (3.0,), EXTRA), dict(profile=1, response=2, format=0))
+    assert weights == (1, 2, 0, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_weights_belong_to_functions(tmp_path):
 )
 def test_what_a_function_returns_is_checked(tmp_path, body, message):
     file = write(tmp_path, f'def score(prompts, completions):\n    {body}\n')
-    functions = open_functions(KEY, f'{file}:score', ())
+    functions = open_functions(KEY, f'{file}:score', (), EXTRA)
     reward = with_functions(lambda samples, seed: list(samples), functions, lambda d: [], weights={}, apart=False)
     assert reward([], 0) == []
     with pytest.raises(RuntimeError, match=message):
@@ -126,7 +128,7 @@ def test_what_a_function_returns_is_checked(tmp_path, body, message):
 
 
 def test_rewards_apart_are_channels_and_a_malformed_answer_has_no_profile(examples):
-    text = f'{examples}/my_rewards.py:asks_back'
+    text = f'{examples}/dialogue_rewards.py:asks_back'
     config = {'reward.function': text, 'reward.normalise': 'each', 'reward.profile_weight': 3.0}
     settings = configs.load('rlpa', **config)
     world = make_world(settings)

@@ -139,8 +139,8 @@ def deadly(recipe):
     os.kill(os.getpid(), signal.SIGKILL)
 pal_rows.train = deadly
 from pal_jax.run import cli
-from pal_jax import train
-cli.run(train.main, '')
+from pal_jax.train import main
+cli.run(main, '')
 """
 
 

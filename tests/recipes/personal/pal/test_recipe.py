@@ -305,8 +305,8 @@ def deadly(*args, **kwargs):
     return out
 {owner}.{name} = deadly
 from pal_jax.run import cli
-from pal_jax import train
-cli.run(train.main, '')
+from pal_jax.train import main
+cli.run(main, '')
 """
 
 

@@ -1,0 +1,171 @@
+"""Runs from Python: what the commands do, as functions.
+
+    import pal_jax
+    run = pal_jax.train('rl', {'prompts.train': 'prompts.jsonl', 'total_steps': 20}, reward=my_function)
+    run.metrics[-1]['reward'], run.folder
+    run.model(['What is 3 + 4?'])                                       # answers of the trained model
+    pal_jax.evaluate('runs/rl', reward=my_function)                     # a record of figures
+    pal_jax.score('runs/reward', [{'prompt': 'Hello', 'completion': 'Good day.'}])      # numpy [records]
+    pal_jax.personalize('runs/pal', 'ana.csv')                          # {'mixture': [...], ...}
+
+Errors that a command shows as one line are ValueError (a wrong input) and RuntimeError here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pal_jax.data import chats
+from pal_jax.judges.local_model import LocalModel
+from pal_jax.models.files import sources
+from pal_jax.recipes.personal.pal import person as pal_person
+from pal_jax.recipes.personal.pal.reward import open_pal
+from pal_jax.run import devices, loop, own
+from pal_jax.run.config_files import settings_of
+from pal_jax.run.faults import Fault
+from pal_jax.run.metrics import EVALS, METRICS, read_records
+from pal_jax.run.recipe import Context
+from pal_jax.run.runs import read_settings
+from pal_jax.run.shipped import config_path
+from pal_jax.run.trained import open_run
+from pal_jax.run.workdir import run_folder
+from pal_jax.scoring import open_scorer
+from pal_jax.types import Chat, Sampling
+
+Reward = Callable[..., Sequence[float | None]]  # (prompts, completions, **columns): a number for each answer
+SLOTS = 16  # answers that a trained model decodes at once
+
+
+@dataclasses.dataclass(frozen=True)
+class CompletedRun:
+    """A run that is finished, or was stopped by a signal, in its folder."""
+
+    folder: Path
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The figures of each step."""
+        return read_records(self.folder / METRICS)
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The figures of each evaluation, the last one at the end."""
+        return read_records(self.folder / EVALS)
+
+    @functools.cached_property
+    def model(self) -> Callable[..., list[str | None]]:
+        """The trained language model: `model(prompts, seed=0)` answers texts or chats, None where one is too long.
+
+        It samples as the run did.
+
+        Raises:
+          ValueError: the run trains no language model.
+        """
+        mesh = devices.make_mesh()
+        source = sources.resolve(f'orbax:{self.folder}', open_run=lambda run: open_run(run, Context(mesh)))
+        sampling = getattr(read_settings(self.folder), 'sampling', Sampling(max_tokens=256))
+        model = LocalModel(source, mesh, sampling, slots=SLOTS)
+
+        def answer(prompts: Sequence[str | Chat], seed: int = 0) -> list[str | None]:
+            return model([chats.as_chat(one) if isinstance(one, str) else one for one in prompts], seed)
+
+        return answer
+
+
+def train(
+    config: str, changes: Mapping[str, Any] | None = None, *, reward: Reward | Sequence[Reward] = (),
+    workdir: str | os.PathLike[str] | None = None,
+) -> CompletedRun:  # fmt: skip
+    """Train, or go on where the run stopped.
+
+    Args:
+      config: the name of a config of the package or a config file, with `:variant` behind it, such as 'rl:smoke'.
+      changes: values by the keys of the config, with dots, such as `{'ppo.kl_coef': 0.1}`.
+      reward: functions of this program that pay answers, for methods with `reward.function`.
+      workdir: the folder of the run, by default runs/<config>.
+
+    Raises:
+      ValueError: an input is wrong.
+      RuntimeError: a model or a file cannot be had, or an own function fails.
+      KeyboardInterrupt: a signal stopped the run; its checkpoint is saved.
+    """
+    functions = [reward] if callable(reward) else list(reward)
+    texts = {key: str(value) for key, value in (changes or {}).items()}
+    if functions:
+        texts['reward.function'] = ','.join(f'{own.PYTHON}{function.__name__}' for function in functions)
+    name = config.replace(':', '-').rpartition('/')[2].replace('.py', '')
+    folder = Path(workdir or Path('runs') / name)
+    with _errors(), _given(functions):
+        settings = settings_of(config_path(config), tuple(f'{key}={text}' for key, text in texts.items()))
+        if loop.train_all(settings, folder):
+            raise KeyboardInterrupt(f'{folder} was stopped; the same call goes on')
+    return CompletedRun(folder)
+
+
+def evaluate(
+    workdir: str | os.PathLike[str], *, step: int | None = None, reward: Reward | Sequence[Reward] = ()
+) -> dict[str, Any]:
+    """The figures of a checkpoint of a run, by default the last one. A run that was paid by functions of a Python
+    program needs them again.
+
+    Raises:
+      ValueError: the folder is not that of a run, or has no such checkpoint.
+    """
+    functions = [reward] if callable(reward) else list(reward)
+    with _errors(), _given(functions):
+        settings = read_settings(workdir)
+        loop.initialize(settings, Path(workdir), None)
+        at, evaluation = loop.evaluate_checkpoint(settings, Path(workdir), step)
+    return {'step': at, **evaluation.record}
+
+
+def score(
+    source: str | os.PathLike[str], records: Sequence[Mapping[str, Any]], *, person: str | int | os.PathLike[str] = ''
+) -> np.ndarray:
+    """The scores `[records]` of records by the model of a run, see `scoring.open_scorer`, which opens it once for many
+    calls.
+
+    Raises:
+      ValueError: the run scores nothing, or a record or the person is wrong.
+    """
+    return open_scorer(source, person)(records)
+
+
+def personalize(source: str | os.PathLike[str], choices: str | os.PathLike[str], *, split: int = 0) -> dict[str, Any]:
+    """A new person as the mixture of a PAL's prototypes that suits the choices in a file (docs/howto/choices.md).
+
+    `pal_jax.score(..., person=FILE)` takes the record where it is written as JSON.
+
+    Raises:
+      ValueError: the run is none of PAL, or a row of the file is wrong.
+    """
+    run = open_pal(run_folder(source), split)
+    choices_of_person = pal_person.read_choices(run, os.fspath(choices))
+    return pal_person.to_record(run, choices_of_person, pal_person.fit(run, choices_of_person))
+
+
+def _given(functions: Sequence[Reward]) -> AbstractContextManager[None]:
+    """A block in which a config may name these functions. Raises ValueError where two have one name."""
+    by_name = {function.__name__: function for function in functions}
+    if len(by_name) < len(functions):
+        raise ValueError('reward: two functions have one name; rename one, figures are called by it')
+    return own.given(by_name)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """A block whose faults are errors of Python again."""
+    try:
+        yield
+    except Fault as fault:
+        kind = ValueError if fault.code == 2 else RuntimeError
+        raise kind(str(fault)) from fault.__cause__

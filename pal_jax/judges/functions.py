@@ -1,0 +1,89 @@
+"""Rewards that are functions of a user: of a file, which a config names, or of the Python program that trains.
+
+    def score(prompts, completions, **columns): ...
+
+A function is called with lists that have an entry for each answer, and returns a number, or None, for each answer. It
+takes `prompts` and `completions`, and of the further lists those that it names, or all by `**columns`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pal_jax.run import own
+
+REQUIRED = 'prompts', 'completions'
+
+
+class RewardFunction(NamedTuple):
+    """A function that pays answers, and its weight.
+
+    Attributes:
+      text: the value of the config that names it, for messages, such as FILE.py:NAME.
+      name: its name in figures.
+    """
+
+    text: str
+    name: str
+    call: Callable[..., Any]
+    weight: float = 1.0
+
+
+def open_functions(key: str, text: str, weights: Sequence[float], extra: Sequence[str]) -> tuple[RewardFunction, ...]:
+    """The reward functions of a config's value FILE.py:NAME,...; () for ''.
+
+    Args:
+      weights: a weight for each function; (): 1 for each.
+      extra: the names of the lists that a function may take beside `REQUIRED`.
+
+    Raises:
+      ValueError: a function cannot be had, two have one name, or the weights are not as many as the functions.
+    """
+    texts = own.split(key, text) if text else []
+    check_weights(weights, len(texts))
+    names = [part.rpartition(':')[2] for part in texts]
+    if len(set(names)) < len(names):
+        raise ValueError(f'{key}={text!r} has two functions of one name; rename one, figures are called by it')
+    calls = [own.load(key, part, *REQUIRED, may=extra) for part in texts]
+    return tuple(map(RewardFunction, texts, names, calls, weights or [1.0] * len(texts)))
+
+
+def check_weights(weights: Sequence[float], count: int) -> None:
+    """Raises ValueError where `reward.weights` is neither empty nor has a finite number for each of `count` rewards."""
+    if weights and len(weights) != count:
+        raise ValueError(f'reward.weights={tuple(weights)} has {len(weights)} numbers for {count} functions')
+    if not all(map(math.isfinite, weights)):
+        raise ValueError(f'reward.weights={tuple(weights)} must be finite numbers')
+
+
+def values(function: RewardFunction, lists: Mapping[str, Any], count: int) -> list[float | None]:
+    """The values of a function for `count` answers, of which `lists` has a list for each name that it may take.
+
+    Raises:
+      RuntimeError: the function fails, or returns something else than a finite number or None for each answer.
+    """
+    if not count:
+        return []
+    given = {name: lists[name] for name in lists if name in REQUIRED or own.takes(function.call, name)}
+    results, name = function.call(**given), f'reward.function={function.text!r}'
+    try:
+        numbers = [None if value is None else float(value) for value in results]
+    except (TypeError, ValueError) as error:
+        raise RuntimeError(f'{name} must return a list of numbers: {error}') from None
+    if len(numbers) != count:
+        raise RuntimeError(f'{name} returned {len(numbers)} numbers for {count} answers')
+    if wrong := [number for number in numbers if number is not None and not math.isfinite(number)]:
+        raise RuntimeError(f'{name} returned {wrong[0]}; return finite numbers, or None')
+    return numbers
+
+
+def check_failed(failed: int, total: int, what: str, whom: str, max_failed: float, why: str = '') -> None:
+    """Raises RuntimeError where more than the share `max_failed` of `total` have failed; `why` is the servers' last
+    error."""
+    if failed > max_failed * total:
+        raise RuntimeError(
+            f'{failed} of {total} {what}, more than reward.max_failed={max_failed} '
+            f'({why or "no answer could be read"}); check {whom}'
+        )

@@ -1,0 +1,219 @@
+"""Reinforcement learning on prompts and rewards of your own: GRPO (arXiv 2402.03300), RLOO, REINFORCE or PPO.
+
+A step samples `n` answers to each of some prompts, pays them, makes advantages of the rewards by `ppo.estimator`, and
+descends PPO's loss. With a game of your own the policy plays whole games, `n` from each start, in place of answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pal_jax.decode import sampler
+from pal_jax.decode.choose import Decoder
+from pal_jax.judges.chat_models import ChatModels
+from pal_jax.judges.functions import check_failed
+from pal_jax.judges.sharing import share_reward
+from pal_jax.learners.ppo import PolicyLearner, PolicyState
+from pal_jax.models.params import Params
+from pal_jax.recipes.rl.prompts import Prompt, read_prompts
+from pal_jax.recipes.rl.rewards import make_rewards
+from pal_jax.recipes.rl.settings import RewardSources, Settings
+from pal_jax.recipes.rl.sources import PaidAnswers, PaidGames, open_game
+from pal_jax.run import intervals
+from pal_jax.run.models import Policy, keeping, make_learner, make_policy, trained_policy
+from pal_jax.run.planned import PlannedRun, sampling
+from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
+from pal_jax.run.trained import TrainedModel
+from pal_jax.types import Metrics, RolloutBatch, Sample, Sampling
+
+MAY_CHANGE = 'reward.max_failed', 'rl.shown'  # keys that may change when a run goes on
+
+
+@dataclasses.dataclass(frozen=True)
+class RL:
+    """PPO's update on the samples of a source.
+
+    Attributes:
+      load: reads the weights before training.
+      sample: samples of prompts with the weights that `decoder` has loaded, see `sources.Sampler`.
+      pack: makes a batch of samples.
+      models: the judges among language models; a run stops above the share `max_failed` of samples without a reward.
+      shown: samples of a step that a report keeps.
+    """
+
+    plan: Plan
+    ctx: Context
+    learner: PolicyLearner
+    load: Callable[..., Params]
+    decoder: Decoder
+    sample: Callable[[Sequence[Prompt], int, Sequence[int]], list[Sample]]
+    source: PaidAnswers | PaidGames
+    pack: Callable[[Sequence[Sample]], RolloutBatch]
+    models: ChatModels
+    max_failed: float
+    shown: int
+    seed: int
+
+    def init(self) -> tuple[PolicyState, Host]:
+        return self.learner.init(self.load(self.learner.actor.param_shardings)), {}
+
+    def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+        with self.ctx.phase('rollout'):
+            # 1. Draw prompts and sample n answers to each; or play n games from each of some starts.
+            self.decoder.load(self.learner.weights(state))
+            groups = self.source.train(self.sample, i)
+            self.decoder.release()
+        with self.ctx.phase('reward'):
+            # 2. Pay every sample.
+            groups = self.source.pay(groups, i)
+        self.check_paid(groups)
+        metrics = summarize(groups)
+        self.ctx.show(map(describe, [sample for group in groups for sample in group][: self.shown]))
+        with self.ctx.phase('annotate'):
+            # 3. Log-probabilities and values of all samples, and from them and the rewards their advantages.
+            batch, scored = self.learner.score(state, self.pack(self.source.credit(groups, i)))
+            batch, estimated = self.learner.advantages(state, batch, self.source.estimate)
+        with self.ctx.phase('update'):
+            # 4. Update actor and critic in epochs of minibatches.
+            state, updated = self.learner.update(state, batch, jax.random.fold_in(jax.random.key(self.seed), i))
+        check_finite(state, 'lower optimizer.lr or raise ppo.kl_coef')
+        usage = self.models.usage
+        return state, {'usage': usage}, 'rl', metrics | scored | estimated | updated | usage
+
+    def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
+        with self.ctx.phase('evaluate'):
+            self.decoder.load(self.learner.weights(state))
+            groups = self.source.pay(self.source.test(self.sample), EVALUATION)
+            self.decoder.release()
+        self.check_paid(groups)
+        # Prompts, and games, are independent; the moves of a game are not.
+        paid = [np.mean([sample.reward for sample in group]) for group in groups if all(s.ok for s in group)]
+        record = summarize(groups) | intervals.mean(np.array(paid)).named('reward') | {'prompts': len(groups)}
+        return Evaluation(record | self.models.usage, [describe(group[-1]) for group in groups[:3]])
+
+    def check_paid(self, groups: Sequence[Sequence[Sample]]) -> None:
+        """Raises RuntimeError where too many samples have no reward."""
+        samples = [sample for group in groups for sample in group]
+        failed, why = sum(not sample.ok for sample in samples), self.models.last_error
+        check_failed(failed, len(samples), 'samples got no reward', 'reward.judge', self.max_failed, why)
+
+
+def summarize(groups: Sequence[Sequence[Sample]]) -> Metrics:
+    """Means over the samples of a step, those of rewards over the samples that have one."""
+    samples = [sample for group in groups for sample in group]
+    paid = [sample for sample in samples if sample.ok]
+    lengths = [len(sample.completion.token_ids) for sample in samples]
+    metrics = {
+        'samples': float(len(paid)),
+        'failed': float(len(samples) - len(paid)),
+        'length': float(np.mean(lengths)),
+        'truncated': float(np.mean([sample.completion.finish_reason == 'length' for sample in samples])),
+        'alike': float(np.mean([len({sample.reward for sample in group}) == 1 for group in groups])),
+    }
+    if paid:
+        rewards = [sample.reward for sample in paid]
+        metrics |= {'reward': float(np.mean(rewards)), 'reward_std': float(np.std(rewards))}
+        metrics |= {name: float(np.mean([sample.info[name] for sample in paid])) for name in paid[0].info}
+    return metrics
+
+
+def describe(sample: Sample) -> Mapping[str, Any]:
+    """A sample as a report shows it: what the policy read, what it answered, and what it was paid."""
+    scores = {'reward': sample.reward, **sample.info}
+    answer = {'role': 'assistant', 'content': sample.completion.text, 'rewards': scores}
+    turns = [*sample.source.chat, answer]
+    return {'person': turns[-2]['content'][:60], 'facts': [], 'judged': sample.ok, 'scores': scores, 'turns': turns}
+
+
+def make(settings: Settings, ctx: Context) -> RL:
+    """Check the config, read prompts and rewards and build the parts; weights are read by `init`.
+
+    Raises:
+      ValueError: a value, a file or a row of it is wrong.
+      RuntimeError: a model cannot be had.
+    """
+    check_at_least(settings, 1, 'rl.rollout_batch_size', 'rl.n_samples_per_prompt', 'prompts.test_count')
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    models = ChatModels(settings.endpoints, settings.answers, settings.seed)
+    source = make_games(settings, policy) if settings.rl.game else make_answers(settings, policy, models, ctx)
+    learner, steps, evaluated = make_rl_learner(settings, policy.cfg, ctx), settings.total_steps, settings.eval
+    decoder = sampler.make_decoder(settings.decode, policy, ctx)
+    stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
+    trained = trained_policy(settings.policy, policy, learner)
+    plan = Plan(steps, learner.abstract, stage, trained, resume=models.count_on, keep=keeping(policy=policy))
+    return RL(
+        plan=plan,
+        ctx=ctx,
+        learner=learner,
+        load=policy.source.load,
+        decoder=decoder,
+        sample=functools.partial(sample, decoder, policy, settings.sampling),
+        source=source,
+        pack=sampler.make_packing(settings, ctx.mesh, source.packed),
+        models=models,
+        max_failed=settings.reward.max_failed,
+        shown=settings.rl.shown,
+        seed=settings.seed,
+    )
+
+
+def make_answers(settings: Settings, policy: Policy, models: ChatModels, ctx: Context) -> PaidAnswers:
+    """The source of samples where there is no game. Raises ValueError as `read_prompts` and `make_rewards`."""
+    prompts = read_prompts(settings.prompts, policy.tokenizer, settings.seed)
+    rows = f'{len(prompts.train)} prompts to learn from, {len(prompts.test)} others to test on'
+    ctx.log(f'{rows}; {prompts.left_out} rows left out, longer than prompts.max_length' if prompts.left_out else rows)
+    # A function may compare the answers of a step, so one process calls it for all of them.
+    reward = make_rewards(settings, prompts, models)
+    shared = share_reward(reward, sampler.make_shares(settings.decode), together=True)
+    rl = settings.rl
+    return PaidAnswers(
+        prompts, shared, rl.rollout_batch_size, rl.n_samples_per_prompt, settings.seed, settings.reward.shuffled
+    )
+
+
+def make_games(settings: Settings, policy: Policy) -> PaidGames:
+    """The source of samples of a game.
+
+    Raises:
+      ValueError: the game cannot be had, or another setting contradicts it.
+    """
+    if settings.reward != RewardSources():
+        raise ValueError(f'rl.game={settings.rl.game!r} pays its roles itself; leave out the keys of reward')
+    if settings.ppo.has_critic:
+        raise ValueError("rl.game has no critic, and ppo.estimator='gae' needs one; set ppo.estimator='group_norm'")
+    rl, prompts = settings.rl, settings.prompts
+    return PaidGames(
+        open_game(rl.game), policy.tokenizer.chat, prompts.max_length, settings.ppo, rl.rollout_batch_size,
+        rl.n_samples_per_prompt, prompts.test_count, settings.seed,
+    )  # fmt: skip
+
+
+def sample(
+    decoder: Decoder, policy: Policy, sampling: Sampling, prompts: Sequence[Prompt], n: int, seed: Sequence[int]
+) -> list[Sample]:
+    """`n` samples of each prompt, side by side, with the weights that the decoder has loaded."""
+    ids = [prompt.ids for prompt in prompts]
+    return sampler.sample(decoder, policy.tokenizer, ids, [sampling] * n, seed, sources=prompts)
+
+
+def make_rl_learner(settings: Settings, cfg: Any, ctx: Context) -> PolicyLearner:
+    """The PPO learner of the settings."""
+    return make_learner(settings, cfg, ctx, n=settings.rl.n_samples_per_prompt)
+
+
+def planned(settings: Settings, prompt: int) -> PlannedRun:
+    """The part of the run that is planned, see `run/planned.py`."""
+    rl = settings.rl
+    return sampling(settings, make_rl_learner, rl.rollout_batch_size, rl.n_samples_per_prompt, prompt)
+
+
+def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
+    """The model that a run trains, without its prompts and rewards, which may be gone."""
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    return trained_policy(settings.policy, policy, make_rl_learner(settings, policy.cfg, ctx))

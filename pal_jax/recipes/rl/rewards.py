@@ -1,0 +1,136 @@
+"""The rewards of answers: own functions, the scores of a trained model, and the points of a judge."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from pal_jax.data.thoughts import spoken_reply
+from pal_jax.judges import functions
+from pal_jax.judges.answers import last_number
+from pal_jax.judges.chat_models import ChatModels
+from pal_jax.judges.functions import RewardFunction
+from pal_jax.judges.prompts import quoted
+from pal_jax.recipes.rl import sums
+from pal_jax.recipes.rl.prompts import Prompts
+from pal_jax.recipes.rl.settings import EMBEDDED, Settings
+from pal_jax.scoring import open_scorer
+from pal_jax.types import Chat, ChatModel, Sample
+
+POINTS = 10
+_JUDGE = """Here is what somebody asked an assistant, and what the assistant answered.
+
+Asked: {asked}
+
+Answer: {answer}
+
+A good answer is one of which this is true: {rubric}
+Say in one sentence what is good and what is bad about the answer. Then end with the points that it gets, from 0 to
+{points}, in a box: \\boxed{{7}}"""
+
+
+class Rewards(NamedTuple):
+    """All rewards of an answer: the weighted sum of the values of functions."""
+
+    functions: tuple[RewardFunction, ...]
+
+    def __call__(self, samples: Sequence[Sample], seed: int) -> list[Sample]:
+        """The samples with their rewards, and in `info` the value of each function.
+
+        A sample is `ok=False` where a function had no value for it. Where prompts are messages, functions get an answer
+        as a list of one message, as in TRL.
+        """
+        names = dict.fromkeys(name for sample in samples for name in sample.source.columns)
+        lists: dict[str, Any] = {name: [sample.source.columns.get(name) for sample in samples] for name in names}
+        lists |= {'prompts': [sample.source.prompt for sample in samples], 'seed': seed}
+        lists['completions'] = [
+            sample.completion.text
+            if isinstance(sample.source.prompt, str)
+            else [{'role': 'assistant', 'content': sample.completion.text}]
+            for sample in samples
+        ]
+        by_function = [functions.values(function, lists, len(samples)) for function in self.functions]
+        return [self._paid(sample, row) for sample, row in zip(samples, zip(*by_function, strict=True), strict=True)]
+
+    def _paid(self, sample: Sample, row: Sequence[float | None]) -> Sample:
+        pairs = list(zip(self.functions, [number or 0.0 for number in row], strict=True))
+        ok = None not in row
+        total = sum(function.weight * number for function, number in pairs) if ok else 0.0
+        info = {f'own_{function.name}': number for function, number in pairs}
+        return dataclasses.replace(sample, rewards=(total,), info=info, ok=ok)
+
+
+def make_rewards(settings: Settings, prompts: Prompts, models: ChatModels) -> Rewards:
+    """The rewards that the section `reward` names; of the embedded prompts their rule, where it names none.
+
+    Raises:
+      ValueError: nobody pays, a weight is wrong, or a function, a scorer or a judge cannot be had.
+    """
+    named, extra = settings.reward, (*prompts.columns, 'seed')
+    paying = list(functions.open_functions('reward.function', named.function, (), extra))
+    if named.scorer:
+        paying.append(RewardFunction(named.scorer, 'scorer', make_scores(named.scorer, named.person)))
+    elif named.person:
+        raise ValueError(f'reward.person={named.person!r} goes with reward.scorer, which is empty')
+    if named.judge:
+        judge = models.choose('reward.judge', named.judge, lambda model: make_judge(model, named.rubric))
+        paying.append(RewardFunction(named.judge, 'judge', judge))
+    if not paying and settings.prompts.train == EMBEDDED:
+        paying = [RewardFunction(EMBEDDED, 'right', sums.right)]
+    if not paying:
+        raise ValueError(
+            f'nobody pays the answers to prompts.train={settings.prompts.train}; name reward.function=FILE.py:NAME, '
+            'reward.scorer=orbax:<folder> or reward.judge'
+        )
+    functions.check_weights(named.weights, len(paying))
+    weights = named.weights or [1.0] * len(paying)
+    return Rewards(tuple(f._replace(weight=weight) for f, weight in zip(paying, weights, strict=True)))
+
+
+def make_scores(source: str, person: str) -> Callable[..., list[float]]:
+    """A function that pays the scores of the model of a run; thoughts are not read. It is opened at once."""
+    scorer = open_scorer(source, person)
+
+    def score(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+        rows = zip(prompts, map(said, completions), strict=True)
+        answers = [{'prompt': p, 'completion': a if isinstance(p, str) else [message(a)]} for p, a in rows]
+        return scorer(answers).tolist()
+
+    return score
+
+
+def make_judge(model: ChatModel, rubric: str) -> Callable[..., list[float | None]]:
+    """A function that pays a judge's points, from 0 to 1; None where the judge gave none. Thoughts are not read."""
+
+    def judge(prompts: Sequence[Any], completions: Sequence[Any], seed: int) -> list[float | None]:
+        chats = [ask(asked, said(answer), rubric) for asked, answer in zip(prompts, completions, strict=True)]
+        return [points(text) for text in model(chats, seed)]
+
+    return judge
+
+
+def ask(asked: str | Chat, answer: str, rubric: str) -> Chat:
+    """The prompt of a judge, with texts of others as quotations."""
+    chat = asked if isinstance(asked, str) else '\n'.join(f'{one["role"]}: {one["content"]}' for one in asked)
+    text = _JUDGE.format(asked=quoted(chat), answer=quoted(answer), rubric=rubric, points=POINTS)
+    return [message(text, 'user')]
+
+
+def points(text: str | None) -> float | None:
+    """The points of a judge's text as a share; None where there is no number from 0 to `POINTS`."""
+    try:
+        number = float(last_number(text or '') or 'nan')
+    except ValueError:
+        return None
+    return number / POINTS if 0 <= number <= POINTS else None
+
+
+def said(answer: Any) -> str:
+    """The text of an answer without its thought."""
+    return spoken_reply(answer if isinstance(answer, str) else answer[0]['content']) or ''
+
+
+def message(text: str, role: str = 'assistant') -> dict[str, str]:
+    """A message of a chat."""
+    return {'role': role, 'content': text}

@@ -1,0 +1,42 @@
+"""Errors that a person can act on: one line, and an exit status."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+
+class Fault(Exception):
+    """A wrong input, or a failure outside the program such as a full disk. It is shown as one line.
+
+    `code` is the exit status: 2 for a wrong input, 1 for a failure.
+    """
+
+    def __init__(self, message: str, code: int = 2):
+        super().__init__(message)
+        self.code = code
+
+
+def faults(call: Callable, *args, **kwargs):
+    """The result of `call(...)`, whose errors become faults.
+
+    A ValueError ends the program with exit status 2, a RuntimeError or OSError with 1. PAL_JAX_TRACEBACK=1 in the
+    environment lets the errors through, so that Python shows where they come from.
+    """
+    try:
+        return call(*args, **kwargs)
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get('PAL_JAX_TRACEBACK'):
+            raise
+        wrong_input = isinstance(error, ValueError)
+        hint = '' if wrong_input else ' (PAL_JAX_TRACEBACK=1 shows where)'
+        raise Fault(one_line(error) + hint, 2 if wrong_input else 1) from error
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error on one line. Where a library has put a traceback into the message, its last line."""
+    # An OSError's first argument is its number; of a KeyError, `str` is quoted.
+    message = str(error.args[0] if error.args and not isinstance(error, OSError) else error)
+    if 'Traceback (most recent call last)' in message:
+        message = message.strip().splitlines()[-1].partition(': ')[2]
+    return ' '.join(message.split())

@@ -1,0 +1,199 @@
+"""The training loop of every method: stages in their order, with steps, evaluations, checkpoints and exports."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pal_jax.run import checkpoint, devices, inputs, outputs, processes, report, verdict
+from pal_jax.run.faults import Fault, faults
+from pal_jax.run.glossary import Words, words_of
+from pal_jax.run.metrics import MetricsWriter, require_wandb
+from pal_jax.run.processes import Place
+from pal_jax.run.progress import Progress, evaluation_text
+from pal_jax.run.recipe import KEPT, Context, Evaluation, Recipe
+from pal_jax.run.runs import is_finished, recipe_module
+from pal_jax.run.settings import Run, to_dict
+from pal_jax.run.stages import may_change, unfinished
+from pal_jax.run.stopping import StopListener, exit_status, stopped_at
+from pal_jax.run.summary import summarize
+from pal_jax.run.trained import folders_read
+from pal_jax.run.workdir import held
+
+Show = Callable[[Iterable[Mapping[str, Any]]], None]
+Log = Callable[[str], None]
+
+
+def train_all(settings: Run, workdir: Path, place: Place | None = None) -> int:
+    """Train the stages of a run that are not finished, in a process at its place among several.
+
+    Returns:
+      The exit status: 0, or that of a process ended by a signal where a signal stopped the run.
+
+    Raises:
+      Fault: an input is wrong, or a model or a file cannot be had.
+    """
+    before, stages = '', unfinished(settings, workdir)
+    while stage := faults(next, stages, None):
+        if before not in ('', stage.settings.recipe):
+            jax.clear_caches()  # a stage of another kind does not use the compiled programs of the last one
+        faults(initialize, stage.settings, stage.folder, place)
+        with contextlib.ExitStack() as stack:
+            faults(stack.enter_context, held(stage.folder))
+            if status := train(stage.settings, stage.folder):
+                return status
+        before = stage.settings.recipe
+    return 0
+
+
+def train(settings: Run, workdir: Path) -> int:
+    """Train one run, or one stage of a run. The result is 0, or the exit status where a signal stopped the run."""
+    progress, rollouts, notes = Progress(), [], []
+    if settings.export and not faults(is_finished, settings, workdir):
+        faults(outputs.check_folder, workdir / 'export', folders_read(to_dict(settings)))
+    recipe = faults(prepare, settings, workdir, progress, show=rollouts.extend, log=notes.append)
+    plan, keep = recipe.plan, settings.checkpoint.keep
+    checkpoints = faults(checkpoint.Checkpoints, workdir, plan.abstract, keep=keep, log=progress.log)
+    restored = faults(checkpoints.restore)
+    if restored and restored[2] >= plan.total_steps and (workdir / report.REPORT).exists():
+        progress.log(f'{workdir} is finished: {workdir / report.REPORT}; a larger --config.total_steps goes on')
+        return 0
+    title = workdir.name if settings.part_of else settings.recipe
+    progress.announce(title, plan.phases or {'': plan.total_steps}, plan.evaluations, notes)
+    with StopListener(progress.log) as stopping:
+        try:
+            stopped = faults(run, settings, workdir, recipe, progress, checkpoints, restored, stopping, rollouts)
+        except Fault:
+            if not processes.joined():  # several would wait here for one that has no fault
+                with contextlib.suppress(Exception):
+                    checkpoints.close()
+            raise
+        checkpoints.close()
+    return exit_status(stopped) if stopped else 0
+
+
+def prepare(
+    settings: Run, workdir: Path, progress: Progress, *, show: Show = lambda records: None, log: Log | None = None
+) -> Recipe:
+    """The recipe of a run. Faults that show before a weight is read raise ValueError or RuntimeError here."""
+    config = to_dict(settings)
+    progress.time_compilation()
+    checkpoint.check_processes(config)
+    checkpoint.check_config(workdir, config, free=may_change(settings, workdir))
+    read = inputs.watched(config, workdir, progress.log)
+    if settings.metrics.wandb:
+        require_wandb(settings.metrics.wandb)
+    mesh = devices.make_mesh(**dataclasses.asdict(settings.mesh))
+    context = Context(mesh, progress.phase, show, workdir, checkpoint.kept_in(workdir), log or progress.log)
+    recipe = recipe_module(settings.recipe).make(settings, context)
+    keep = recipe.plan.keep
+    plan = recipe.plan._replace(keep=lambda folder: (inputs.save(folder, read), keep(folder)))
+    return dataclasses.replace(recipe, plan=plan)
+
+
+def initialize(settings: Run, workdir: Path, place: Place | None) -> None:
+    """Join the other processes, and keep compiled programs in the run's folder; stages share the one above theirs."""
+    devices.initialize((workdir.parent if settings.part_of else workdir) / 'compiled', place)
+
+
+def run(
+    settings: Run, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored, stopping: StopListener,
+    rollouts: list[Mapping[str, Any]],
+) -> int:  # fmt: skip
+    """Make the steps that remain, then the report and the exports. The result is the signal that came, or 0."""
+    plan = recipe.plan
+    if not restored and jax.process_index() == 0:
+        plan.keep(workdir / KEPT)
+    checkpoint.write_config(workdir, to_dict(settings))  # for which all processes wait
+    if jax.process_index() == 0:
+        (workdir / report.REPORT).unlink(missing_ok=True)  # a report says that a run is finished
+    if restored:
+        state, host, first = restored[0], plan.resume(restored[1]), restored[2]
+        checkpoints.set_aside_after(first)
+        progress.log(f'resuming {workdir} at step {first} of {plan.total_steps}')
+    else:
+        with progress.phase('load'):
+            (state, host), first = recipe.init(), 0
+    with (
+        MetricsWriter(workdir, first, wandb=settings.metrics.wandb or None) as writer,
+        progress.start(plan.total_steps, first),
+    ):
+        saved, i = time.monotonic(), first
+        while i <= plan.total_steps:
+            if stage := plan.stage(i):
+                evaluate(recipe, state, stage, i, writer, progress, words_of(settings.recipe))
+            if i == plan.total_steps:
+                break
+            state, host, phase, metrics = recipe.step(state, host, i)
+            seconds = progress.take_seconds()
+            writer.write(i, phase, metrics | seconds)
+            writer.rollouts(i, phase, rollouts)
+            rollouts.clear()
+            progress.done(i, phase, metrics | seconds)
+            following = plan.after(host, i)
+            every = settings.checkpoint.every
+            due = following // every > i // every or following == plan.total_steps
+            stop, late = agree(stopping.wish, time.monotonic() - saved > 60 * settings.checkpoint.minutes)
+            if due or late or stop:
+                with progress.phase('save'):
+                    checkpoints.save(following, state, plan.pack(host), metrics.get('reward'))
+                saved = time.monotonic()
+            if stop:
+                checkpoints.wait()
+                progress.log(stopped_at(following, plan.total_steps))
+                return stop
+            i = following
+        checkpoints.wait()
+    finish(settings, workdir, recipe, state, progress)
+    return agree(stopping.wish, False)[0]  # a signal since the last step stops before the next stage
+
+
+def agree(stop: int, late: bool) -> tuple[int, bool]:
+    """The signal that any process has had, 0 for none, and the first one's `late`, so that all decide the same."""
+    wishes = processes.exchange('step', [stop, late])
+    return next((wish for wish, _ in wishes if wish), 0), wishes[0][1]
+
+
+def evaluate_checkpoint(settings: Run, workdir: Path, step: int | None = None) -> tuple[int, Evaluation]:
+    """The number of the step of a run's checkpoint, by default the last one, and an evaluation of it.
+
+    Raises:
+      ValueError: the folder has no checkpoints, or not of this step.
+    """
+    if not (workdir / checkpoint.FOLDER).is_dir():
+        raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
+    recipe = prepare(settings, workdir, Progress())
+    state, host, step = checkpoint.Checkpoints(workdir, recipe.plan.abstract, read_only=True).read(step)
+    recipe.plan.resume(host)
+    return step, recipe.evaluate(state, 'final')
+
+
+def evaluate(
+    recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, progress: Progress, words: Words
+) -> None:
+    """Evaluate once, and write the figures to the run's files and to the console."""
+    progress.log(f'evaluating ({stage})')
+    evaluation = recipe.evaluate(state, stage)
+    progress.evaluated(seconds := progress.take_seconds())
+    writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **seconds})
+    writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)
+    writer.exhibits(i, stage, evaluation.exhibits)
+    progress.log(evaluation_text(stage, evaluation.record, evaluation.exhibits, recipe.plan.shown, words))
+
+
+def finish(settings: Run, workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
+    """Write exports, summary and report from the run's last state and its files."""
+    if settings.export and recipe.plan.trained:
+        recipe.plan.trained.write(state, workdir)
+    if jax.process_index() == 0:
+        notes = list(recipe.plan.trained.notes) if recipe.plan.trained else []
+        finished = time.strftime('%Y-%m-%d %H:%M:%S')
+        summarize(workdir, {'config': to_dict(settings), 'finished': finished, 'notes': notes})
+        report.write_report(workdir)
+        progress.log(f'{verdict.verdict_line(workdir)}report: {workdir / report.REPORT}')

@@ -1,0 +1,240 @@
+"""Plain reinforcement learning: prompts of rows, who pays answers, own games, steps, and a whole run from Python."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import pal_jax
+from pal_jax.learners.ppo import PPO
+from pal_jax.models.files import sources
+from pal_jax.objectives.advantages import standardised
+from pal_jax.recipes.rl import recipe as rl
+from pal_jax.recipes.rl import rewards, sums
+from pal_jax.recipes.rl.prompts import Prompt, read_prompts
+from pal_jax.recipes.rl.settings import PromptSettings
+from pal_jax.recipes.rl.sources import PaidGames
+from pal_jax.run import devices
+from pal_jax.run.recipe import Context
+from pal_jax.types import Completion, Sample
+from tests import configs
+
+get_settings = functools.partial(configs.load, 'rl')
+ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
+
+OWN = '''
+def length(prompts, completions, **rest):
+    return [float(len(text)) for text in completions]
+
+
+def tagged(prompts, completions, tag):
+    return [float(name == 'b') for name in tag]
+
+
+def none(prompts, completions):
+    return [None for _ in prompts]
+
+
+class Guess:
+    """Two moves, one by each role; the second role is paid where the two moves differ."""
+
+    roles = ('first', 'second')
+
+    def start(self, seed):
+        return (seed, ())
+
+    def turn(self, state):
+        return len(state[1]) if len(state[1]) < 2 else None
+
+    def prompt(self, state, role):
+        return [{'role': 'user', 'content': f'{state[0]} {role} {len(state[1])}'}]
+
+    def apply(self, state, sample):
+        return (state[0], (*state[1], sample.completion.text))
+
+    def rewards(self, state):
+        return (0.0, float(state[1][0] != state[1][1]))
+'''
+
+
+@pytest.fixture
+def own(tmp_path):
+    file = tmp_path / 'own.py'
+    file.write_text(OWN)
+    return str(file)
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    return sources.resolve('random:tiny').tokenizer()
+
+
+def write(path, rows):
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return str(path)
+
+
+def answer(prompt, text, group=0):
+    return Sample(prompt.ids, Completion(text, (1,), (0.0,), 'stop'), group, source=prompt)
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def test_texts_and_messages_are_asked_as_chats_and_columns_stay(tmp_path, tokenizer):
+    messages = [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'b?'}]
+    rows = [{'prompt': 'a?', 'tag': 'a', 'n': 1}, {'prompt': messages, 'tag': 'b'}]
+    test = write(tmp_path / 'test.jsonl', [{'prompt': 'c?'}])
+    prompts = read_prompts(PromptSettings(write(tmp_path / 'train.jsonl', rows), test), tokenizer, 0)
+    one, two = prompts.train
+    assert one.ids == tuple(tokenizer.chat([{'role': 'user', 'content': 'a?'}]))
+    assert two.ids == tuple(tokenizer.chat(messages)) and two.prompt == messages
+    assert dict(one.columns) == {'tag': 'a', 'n': 1} and prompts.columns == ('tag', 'n')
+    plain = read_prompts(PromptSettings(str(tmp_path / 'train.jsonl'), test, chat=False), tokenizer, 0)
+    assert plain.train[0].ids == tuple(tokenizer.prompt('a?')) and plain.train[1].ids == two.ids
+
+
+def test_a_prompt_that_is_tested_is_not_learnt_and_long_ones_are_left_out(tmp_path, tokenizer):
+    rows = [{'ask': f'Question {k}?'} for k in range(10)] + [{'ask': 'QUESTION 3? '}, {'ask': 'long ' * 200}]
+    settings = PromptSettings(write(tmp_path / 'rows.jsonl', rows), key='ask', test_count=2, max_length=100)
+    prompts = read_prompts(settings, tokenizer, 0)
+    assert not {p.content for p in prompts.train} & {p.content for p in prompts.test}
+    assert len(prompts.test) <= 2 and prompts.left_out == 1
+
+
+@pytest.mark.parametrize(('rows', 'key'), [
+    ([{'question': 'a?'}], "rows.jsonl, line 1: 'prompt'"), ([{'prompt': ' '}], "'prompt'"),
+    ([{'prompt': [{'role': 'user'}]}], 'content'), ([{'prompt': 'a?'}], 'prompts.train='),
+])  # fmt: skip
+def test_a_row_without_a_prompt_is_named(tmp_path, tokenizer, rows, key):
+    with pytest.raises(ValueError, match=key):
+        read_prompts(PromptSettings(write(tmp_path / 'rows.jsonl', rows)), tokenizer, 0)
+
+
+# --- rewards ----------------------------------------------------------------------------------------------------------
+
+
+def test_rewards_are_the_weighted_sum_of_functions_that_get_columns(tmp_path, tokenizer, own):
+    rows = [{'prompt': f'{tag}?', 'tag': tag} for tag in 'ab']
+    path = write(tmp_path / 'rows.jsonl', rows)
+    settings = get_settings(**{
+        'prompts.train': path, 'reward.function': f'{own}:length,{own}:tagged', 'reward.weights': (0.5, 2.0)
+    })  # fmt: skip
+    prompts = read_prompts(PromptSettings(path, configs.other_prompts(path)), tokenizer, 0)
+    samples = [answer(prompt, 'four') for prompt in prompts.train]
+    paid = rewards.make_rewards(settings, prompts, None)(samples, 0)
+    assert [sample.reward for sample in paid] == [2.0, 4.0]
+    assert dict(paid[1].info) == {'own_length': 4.0, 'own_tagged': 1.0}
+    failed = configs.changed(settings, **{'reward.function': f'{own}:none', 'reward.weights': ()})
+    assert [s.ok for s in rewards.make_rewards(failed, prompts, None)(samples, 0)] == [False, False]
+
+
+def test_a_function_gets_an_answer_to_messages_as_a_message():
+    seen = []
+    pay = rewards.Rewards(
+        (rewards.RewardFunction('f', 'f', lambda prompts, completions: seen.extend(completions) or [1, 1]),)
+    )
+    pay([answer(Prompt('a?', (1,), {}), 'A'), answer(Prompt([{'role': 'user', 'content': 'b?'}], (1,), {}), 'B')], 0)
+    assert seen == ['A', [{'role': 'assistant', 'content': 'B'}]]
+
+
+@pytest.mark.parametrize(('text', 'share'), [
+    ('Good. \\boxed{7}', 0.7), ('\\boxed{10}', 1.0), ('8', 0.8), ('\\boxed{11}', None), ('fine', None), (None, None),
+])  # fmt: skip
+def test_a_judge_gives_points(text, share):
+    assert rewards.points(text) == share
+
+
+def test_a_judge_reads_no_thought_and_no_marks_of_others():
+    chats = []
+    judge = rewards.make_judge(lambda asked, seed: chats.extend(asked) or ['\\boxed{5}'], 'It is short.')
+    assert judge(['Why?'], ['<think>secret</think>So. \\boxed{10}'], 0) == [0.5]
+    text = chats[0][0]['content']
+    assert 'It is short.' in text and 'Why?' in text and 'secret' not in text and text.count('\\boxed') == 1
+
+
+def test_the_embedded_sums_pay_the_last_number():
+    rows = sums.make_rows()
+    assert len(rows) == len({row['prompt'] for row in rows}) == 144
+    assert sums.right(['?'] * 3, ['It is 12.', '12 or 13', 'twelve'], ['12'] * 3) == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(('changes', 'key'), [
+    ({'prompts.train': 'rows.jsonl'}, 'reward.function'), ({'reward.person': 'ana'}, 'reward.person'),
+    ({'reward.judge': 'gpt'}, 'reward.judge'), ({'reward.weights': (1.0, 2.0)}, 'reward.weights'),
+    ({'rl.game': 'own.py:Guess', 'reward.judge': 'endpoint:judge'}, 'rl.game'),
+    ({'rl.game': 'own.py:length'}, 'rl.game'), ({'rl.rollout_batch_size': 0}, 'rl.rollout_batch_size'),
+    ({'rl.game': 'own.py:Guess', 'ppo.estimator': 'gae'}, 'ppo.estimator'),
+])  # fmt: skip
+def test_wrong_values_are_told_by_their_key(tmp_path, monkeypatch, own, changes, key):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / 'rows.jsonl', [{'prompt': f'{k}?'} for k in range(6)])
+    with pytest.raises(ValueError, match=key):
+        rl.make(get_settings(**changes), ONE)
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def test_all_moves_of_a_role_in_a_game_have_the_advantage_of_its_reward():
+    games = PaidGames(
+        type('Game', (), {'roles': ('a', 'b')})(), None, 0, PPO(estimator='group_norm'), size=1, n=3, tests=1, seed=0
+    )
+    paid = [(0.0, 1.0), (1.0, 0.0), (2.0, 5.0)]
+    groups = [[Sample((1,), None, role=role, rewards=(reward[role],)) for role in (0, 1, 0)] for reward in paid]
+    credited = np.array([sample.reward for sample in games.credit(groups, 0)]).reshape(3, 3)
+    expected = np.asarray(standardised(np.array(paid, np.float32).T.reshape(6, 1), np.ones(6, bool), 3)).reshape(2, 3).T
+    np.testing.assert_allclose(credited[:, :2], expected, rtol=1e-6)
+    np.testing.assert_array_equal(credited[:, 2], credited[:, 0])
+
+
+def test_the_control_pays_the_same_rewards_to_other_answers(tokenizer):
+    control = rl.make(get_settings('control', **{'policy.source': 'random:tiny'}), ONE).source
+    prompt = Prompt('a?', (1,), {})
+    numbered = [
+        [dataclasses.replace(answer(prompt, 'x'), rewards=(float(8 * g + k),)) for k in range(8)] for g in range(4)
+    ]
+    given = [sample.reward for sample in control.credit(numbered, 3)]
+    assert sorted(given) == list(range(32)) and given != sorted(given)
+    assert given == [sample.reward for sample in control.credit(numbered, 3)]
+
+
+@pytest.mark.slow
+def test_a_step_of_a_game_learns_from_the_moves_of_both_roles(own):
+    recipe = rl.make(get_settings(**{'rl.game': f'{own}:Guess', 'rl.n_samples_per_prompt': 2}), ONE)
+    state, host = recipe.init()
+    state, host, phase, metrics = recipe.step(state, host, 0)
+    assert phase == 'rl' and metrics['samples'] == 2 * 2 * 2
+    assert recipe.evaluate(state, 'final').record['prompts'] == 3
+
+
+@pytest.mark.slow
+def test_a_run_from_python_with_a_function_that_is_resumed_and_answers(tmp_path, own):
+    def vowels(prompts, completions, **columns):
+        return [sum(text.count(letter) for letter in 'aeiou') for text in completions]
+
+    folder = tmp_path / 'run'
+    run = pal_jax.train('rl:smoke', {'total_steps': 1, 'export': False}, reward=vowels, workdir=folder)
+    assert run.folder == folder and len(run.metrics) == 1 and 'own_vowels' in run.metrics[0]
+    again = pal_jax.train('rl:smoke', {'total_steps': 2, 'export': False}, reward=vowels, workdir=folder)
+    assert [row['step'] for row in again.metrics] == [0, 1] and again.evaluations[-1]['stage'] == 'final'
+    assert len(again.model(['Hello', [{'role': 'user', 'content': 'Hi'}]])) == 2
+    figures = pal_jax.evaluate(folder, reward=vowels)
+    assert figures['step'] == 2 and figures['reward'] == again.evaluations[-1]['reward']
+    with pytest.raises(ValueError, match='python:vowels'):
+        pal_jax.evaluate(folder)
+
+
+def test_wrong_inputs_from_python_are_value_errors(tmp_path):
+    with pytest.raises(ValueError, match='rl.gamma'):
+        pal_jax.train('rl:smoke', {'rl.gamma': 1}, workdir=tmp_path)
+    with pytest.raises(ValueError, match='two functions'):
+        pal_jax.train('rl:smoke', reward=[sums.right, sums.right], workdir=tmp_path)
+    with pytest.raises(AttributeError):
+        pal_jax.tarin  # noqa: B018
