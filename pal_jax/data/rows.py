@@ -15,11 +15,13 @@ from pal_jax.data import chats, holdouts, records
 from pal_jax.data.packing import PromptGroup, most_actions, pack_whole, shared_prompt
 from pal_jax.data.readers import formats
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.learners.actor import Actor
 from pal_jax.learners.scorer import to_score
+from pal_jax.models.config import ModelConfig
 from pal_jax.run import made, sharding
 from pal_jax.run.language import RowRun, RowSettings, SupervisedRun
-from pal_jax.run.models import Policy, keeping
-from pal_jax.run.recipe import Plan, check_at_least, stage_before
+from pal_jax.run.models import Policy, keeping, make_adapters
+from pal_jax.run.recipe import Context, Plan, check_at_least, stage_before
 from pal_jax.run.trained import TrainedModel
 from pal_jax.types import TokenBatch
 
@@ -208,6 +210,13 @@ def scored_replies(tokenizer: Tokenizer, question: str, replies: Sequence[str], 
     ]
     examples = [chats.to_imitate(turn, tokenizer) for turn in turns]
     return shared_prompt([to_score(example.prompt, example.completion, pooling) for example in examples])
+
+
+def make_actor(settings: RowRun, cfg: ModelConfig, ctx: Context, steps: int, **options: Any) -> Actor:
+    """The actor that the settings describe, for so many steps; `options` are further arguments of `Actor`."""
+    options |= {'micro_rows': settings.data.micro_rows, 'seed': settings.seed}
+    adapters = make_adapters(settings.policy.lora)
+    return Actor(cfg, settings.optimizer.over(steps), ctx.mesh, adapters=adapters, **options)
 
 
 def make_plan(settings: RowRun, rows: Rows, policy: Policy, abstract: Any, trained: TrainedModel) -> Plan:

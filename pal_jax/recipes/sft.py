@@ -22,7 +22,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.run import intervals, sharding
 from pal_jax.run.language import SupervisedRun
-from pal_jax.run.models import make_adapters, make_policy, trained_actor
+from pal_jax.run.models import make_policy, trained_actor
 from pal_jax.run.planned import PlannedRun, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite
 from pal_jax.run.trained import TrainedModel
@@ -111,8 +111,4 @@ def planned(settings: Settings, prompt: int) -> PlannedRun:
 def make_actor(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Actor:
     """The actor that the settings describe, for so many steps."""
     # Nothing is compared with the model's start, so no reference is kept.
-    return Actor(
-        cfg, settings.optimizer.over(steps), ctx.mesh, micro_rows=settings.data.micro_rows,
-        adapters=make_adapters(settings.policy.lora), anchored=False, max_z_coef=settings.max_z_coef,
-        seed=settings.seed,
-    )  # fmt: skip
+    return data.make_actor(settings, cfg, ctx, steps, anchored=False, max_z_coef=settings.max_z_coef)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,14 +26,6 @@ from pal_jax.types import Exhibit
 ORANGE = '#d97706'
 BINS = 10  # of confidences
 COSTS = 30  # bins of costs
-
-
-class Bin(NamedTuple):
-    """Pairs of like confidence: their number, their mean confidence, and the share that is right."""
-
-    pairs: int
-    confidence: float
-    accuracy: float
 
 
 def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
@@ -63,21 +55,19 @@ def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dic
     return record
 
 
-def reliability(gap: np.ndarray, bins: int = BINS) -> list[Bin]:
-    """Pairs in `bins` of equal width between the confidences 1/2 and 1; empty bins are left out."""
+def reliability(gap: np.ndarray, bins: int = BINS) -> Float[np.ndarray, 'bins 3']:
+    """The number of pairs, their mean confidence and the share that is right, in `bins` of equal width between the
+    confidences 1/2 and 1; empty bins are left out."""
     confidence = 1.0 / (1.0 + np.exp(-np.abs(gap)))
     place = np.minimum((2.0 * (confidence - 0.5) * bins).astype(int), bins - 1)
-    return [
-        Bin(int(part.sum()), float(confidence[part].mean()), float(hits(gap[part]).mean()))
-        for part in (place == k for k in range(bins))
-        if part.any()
-    ]
+    parts = (place == k for k in np.unique(place))
+    return np.array([(part.sum(), confidence[part].mean(), hits(gap[part]).mean()) for part in parts])
 
 
-def calibration_error(bins: list[Bin]) -> float:
+def calibration_error(bins: Float[np.ndarray, 'bins 3']) -> float:
     """The expected calibration error: the mean distance of confidence from accuracy, over bins (Guo et al. 2017)."""
-    total = sum(group.pairs for group in bins)
-    return sum(group.pairs * abs(group.accuracy - group.confidence) for group in bins) / total
+    pairs, confidence, accuracy = bins.T
+    return sum((pairs * np.abs(accuracy - confidence)).tolist()) / float(pairs.sum())
 
 
 def correlation(x: np.ndarray, y: np.ndarray, *, centred: bool = True) -> float:
@@ -188,12 +178,12 @@ def _share(record: Mapping[str, Any], name: str, count: int) -> str:
     return f'{share.value:.3f} (95 %: {share.ends()}), of {count}'
 
 
-def plot_reliability(bins: list[Bin]) -> bytes:
+def plot_reliability(bins: Float[np.ndarray, 'bins 3']) -> bytes:
     """A picture of accuracy by confidence, beside the line where they are equal; a point's area is its number of
     pairs."""
     figure, ax = make_axes('Is it as right as it is sure?', 'confidence', 'share of pairs that are right')
     ax.plot([0.5, 1], [0.5, 1], color=GREY, linestyle='--')
-    counts, confidence, accuracy = np.array(bins).T
+    counts, confidence, accuracy = bins.T
     ax.scatter(confidence, accuracy, s=20 + 400 * counts / counts.sum(), color=BLUE, alpha=0.8, linewidth=0)
     for x, y, count in zip(confidence, accuracy, counts, strict=True):
         ax.annotate(f'{count:.0f}', (x, y), textcoords='offset points', xytext=(0, -16), ha='center', fontsize=8)

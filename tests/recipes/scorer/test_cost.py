@@ -15,7 +15,6 @@ from pal_jax.models.files import sources
 from pal_jax.models.files.families import classifier_to_hf
 from pal_jax.recipes.scorer import cost
 from pal_jax.run.settings import keys_of
-from pal_jax.run.trained import write_exports
 from tests import configs
 from tests.recipes.scorer import kinds
 from tests.recipes.scorer.kinds import ONE, PAIRS, judged, make, run, write
@@ -107,27 +106,6 @@ def test_it_learns_which_answer_is_less_safe_and_where_safe_ends(trained):
     assert after.record['loss'] < 0.6 * before.record['loss']
     titles = [exhibit.title for exhibit in after.exhibits]
     assert titles == ['Held-out pairs', 'Costs', 'Reliability']
-
-
-@pytest.mark.slow
-def test_transformers_scores_the_export_as_we_do(trained, tmp_path):
-    torch = pytest.importorskip('torch')
-    transformers = pytest.importorskip('transformers')
-    _, recipe, state = trained
-    write_exports(recipe.plan.trained.exports(state), lambda name: tmp_path / name)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'export').eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
-    records = [judged(i) for i in range(18)]
-    asked = [r['prompt'].replace('?', '!') for r in records for _ in range(2)]  # as the held-out prompts end
-    said = [r[f'response_{k}'] for r in records for k in (1 - r['safer_response_id'], r['safer_response_id'])]
-    chats = [[{'role': 'user', 'content': a}, {'role': 'assistant', 'content': b}]
-             for a, b in zip(asked, said, strict=True)]  # fmt: skip
-    texts = [text.rstrip('\n') for text in tokenizer.apply_chat_template(chats, tokenize=False)]
-    with torch.no_grad():
-        found = model(**tokenizer(texts, padding=True, add_special_tokens=False, return_tensors='pt')).logits
-    ours = np.concatenate([recipe.scorer.scores(state, recipe.pack(g))[..., 0] for g in recipe.rows.test_groups()])
-    np.testing.assert_allclose(found[:, 0].numpy(), ours.ravel(), atol=1e-4)
-    assert model.config.id2label == {0: 'cost'}
 
 
 def test_outputs_of_a_classifier_have_names():

@@ -209,23 +209,6 @@ def test_an_export_has_the_names_of_its_outputs_and_their_thresholds(finished, t
     assert config[moderation.THRESHOLDS] == dict(zip(CATEGORIES, thresholds, strict=True))
 
 
-@pytest.mark.slow
-def test_transformers_scores_the_export_as_we_do(trained, tmp_path):
-    torch = pytest.importorskip('torch')
-    transformers = pytest.importorskip('transformers')
-    _, recipe, state = trained
-    write_exports(recipe.plan.trained.exports(state), lambda name: tmp_path / name)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'export').eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
-    said = [labelled(i, '!') for i in range(48)]
-    chats = [[{'role': 'user', 'content': r.prompt}, {'role': 'assistant', 'content': r.response}] for r in said]
-    texts = [text.rstrip('\n') for text in tokenizer.apply_chat_template(chats, tokenize=False)]
-    with torch.no_grad():
-        found = model(**tokenizer(texts, padding=True, add_special_tokens=False, return_tensors='pt')).logits
-    np.testing.assert_allclose(found.numpy(), recipe.logits(state, recipe.taught.rows.test), atol=1e-4)
-    assert getattr(model.config, moderation.THRESHOLDS).keys() == set(CATEGORIES)
-
-
 def test_a_group_is_what_the_training_has():
     tokenizer = sources.resolve('random:tiny').tokenizer()
     learnt = labelled_group(tokenizer, labelled(3))

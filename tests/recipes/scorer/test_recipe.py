@@ -4,15 +4,19 @@ transformers score the export as we do, and what cannot be exported is refused b
 from __future__ import annotations
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from pal_jax.data import rows as data
+from pal_jax.data.readers.safety import CATEGORIES
+from pal_jax.learners.scorer import pack_replies
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.runs import read_settings, recipe_module
 from pal_jax.run.settings import to_dict
+from pal_jax.run.trained import write_exports
 from tests import configs
 from tests.recipes.scorer.kinds import EIGHT, ONE, files, make, run
 
@@ -43,6 +47,33 @@ def test_a_mesh_and_packing_change_no_loss(name, tmp_path):
         for a, b in zip(again, alone, strict=True):
             np.testing.assert_allclose([a[k] for k in b], list(b.values()), rtol=1e-4, atol=1e-5)
         assert np.isfinite(recipe.evaluate(state, 'x').record['loss'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'outputs'), [('reward', ['reward']), ('cost', ['cost']), ('moderation', list(CATEGORIES))]
+)
+def test_transformers_scores_the_export_as_we_do(name, outputs, tmp_path):
+    torch = pytest.importorskip('torch')
+    transformers = pytest.importorskip('transformers')
+    recipe = make(name, ONE, **files(name, tmp_path), **{'optimizer.lr': 1e-2, 'policy.lora.rank': 4})
+    state = run(recipe, 3)[1]
+    write_exports(recipe.plan.trained.exports(state), lambda folder: tmp_path / folder)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'export').eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
+    # The token behind a reply is read by nobody; a text is what the chat template writes, but for its last line end.
+    taught, scorer = (recipe.taught, state.scorer) if name == 'moderation' else (recipe, state)
+    groups = taught.rows.test[:9]
+    texts = [tokenizer.decode([*group.prompt, *branch.tokens[:-1]]) for group in groups for branch in group.branches]
+    asked, said = (re.split(r'<[|]im_(?:start|end)[|]>(?:\w+\n)?', texts[0])[k] for k in (-4, -2))
+    chat = [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': said}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False).rstrip('\n') == texts[0]
+    with torch.no_grad():
+        found = model(**tokenizer(texts, padding=True, add_special_tokens=False, return_tensors='pt')).logits
+    packed = pack_replies(groups, ONE.mesh, micro_rows=2)
+    ours = taught.scorer.scores(scorer, packed)
+    np.testing.assert_allclose(found.numpy(), ours.reshape(len(texts), -1), atol=1e-4)
+    assert [model.config.id2label[k] for k in range(len(outputs))] == outputs
 
 
 @pytest.mark.parametrize('name', NAMES)

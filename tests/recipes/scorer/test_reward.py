@@ -19,7 +19,6 @@ from pal_jax.models.files import sources
 from pal_jax.recipes.scorer import reward
 from pal_jax.recipes.scorer.recipe import ScorerRecipe
 from pal_jax.run.recipe import Plan
-from pal_jax.run.trained import write_exports
 from tests import configs
 from tests.recipes.scorer.kinds import ONE, make, preferred, run, write
 
@@ -59,27 +58,6 @@ def test_it_learns_what_is_preferred(trained):
     assert after.record['rows'] == 18
     assert after.record['accuracy'] > 0.9 and after.record['loss'] < 0.5 * before.record['loss']
     assert [exhibit.title for exhibit in after.exhibits] == ['Held-out pairs', 'Reliability', 'Score and length']
-
-
-@pytest.mark.slow
-def test_transformers_scores_the_export_as_we_do(trained, tmp_path):
-    torch = pytest.importorskip('torch')
-    transformers = pytest.importorskip('transformers')
-    _, recipe, state = trained
-    write_exports(recipe.plan.trained.exports(state), lambda name: tmp_path / name)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'export').eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
-    ours = recipe.evaluate(state, 'x').record
-    chats = [[*r['prompt'], *r[key]] for r in map(preferred, range(18)) for key in ('chosen', 'rejected')]
-    rendered = tokenizer.apply_chat_template(chats, tokenize=False)
-    texts = [text.rstrip('\n').replace('?', '!') for text in rendered]  # as the held-out prompts end
-    with torch.no_grad():
-        found = model(**tokenizer(texts, padding=True, add_special_tokens=False, return_tensors='pt')).logits
-    gaps = found[:, 0].numpy().reshape(-1, 2) @ [1.0, -1.0]
-    assert found.shape == (36, 1)
-    assert float(np.logaddexp(0, -gaps).mean()) == pytest.approx(ours['loss'], abs=1e-5)
-    assert float(gaps.mean()) == pytest.approx(ours['margin'], abs=1e-4)
-    assert float(found.std(correction=0)) == pytest.approx(ours['score_std'], abs=1e-4)
 
 
 def test_padding_is_no_token_that_ends_a_reply():
