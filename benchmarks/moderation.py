@@ -25,7 +25,7 @@ from scipy import stats
 
 from benchmarks.scores import by_length
 from pal_jax.data import records
-from pal_jax.recipes.moderation.evaluation import harm
+from pal_jax.recipes.scorer.harm import harm
 from pal_jax.run import intervals
 from pal_jax.run.bootstrap import interval, resampled_counts
 from pal_jax.run.moderator import unsafe_by
@@ -61,7 +61,7 @@ def score(run: str, prompts: Sequence[str], responses: Sequence[str]) -> tuple[n
     """The probabilities of the categories by the moderator of a run, and its verdicts."""
     import jax
 
-    from pal_jax.recipes.moderation.recipe import open_moderator
+    from pal_jax.recipes.scorer.moderation import open_moderator
     from pal_jax.run.devices import make_mesh
     from pal_jax.run.recipe import Context
 

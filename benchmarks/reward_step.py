@@ -61,7 +61,7 @@ def _reward(cfg: Any, weights: Any, mesh: Any, micro_rows: int, said: Any) -> tu
 
     learner = Scorer(cfg, Optimizer('adamw', lr=1e-5, total_steps=1000), mesh, micro_rows=micro_rows)
     groups = [shared_prompt([to_score(p, reply) for reply in replies]) for p, replies in said]
-    pairs = pack_replies(groups, mesh, ways=1, micro_rows=micro_rows)
+    pairs = pack_replies(groups, mesh, micro_rows=micro_rows)
 
     def step(state: Any) -> tuple[Any, dict[str, float]]:
         state, _, figures = learner.learn(state, pairs)

@@ -9,7 +9,7 @@ python -m pal_jax.train --config=configs/cost.py:paper                          
 
 from pal_jax.data.safety import SafetyRows
 from pal_jax.learners.training import Lora
-from pal_jax.recipes.cost import recipe as cost
+from pal_jax.recipes.scorer import cost
 from pal_jax.run import presets as p
 from pal_jax.run.language import ModelSettings
 
@@ -17,7 +17,7 @@ from pal_jax.run.language import ModelSettings
 def get_config(variant: str = '') -> cost.Settings:
     variant = p.parse_variant(variant, 'smoke', 'paper')
     settings = cost.Settings(
-        recipe='cost',
+        recipe='scorer.cost',
         total_steps=30,  # 0: data.epochs passes over the pairs
         policy=ModelSettings(lora=Lora(rank=16, alpha=32.0)),
         optimizer=p.Optimizer(lr=1e-3),

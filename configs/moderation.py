@@ -8,8 +8,8 @@ python -m pal_jax.train --config=configs/moderation.py:smoke                    
 
 from pal_jax.data.safety import SafetyRows
 from pal_jax.learners.training import Lora
-from pal_jax.recipes.moderation import recipe as moderation
-from pal_jax.recipes.moderation.recipe import LabelSettings
+from pal_jax.recipes.scorer import moderation
+from pal_jax.recipes.scorer.moderation import LabelSettings
 from pal_jax.run import presets as p
 from pal_jax.run.language import ModelSettings
 
@@ -17,7 +17,7 @@ from pal_jax.run.language import ModelSettings
 def get_config(variant: str = '') -> moderation.Settings:
     variant = p.parse_variant(variant, 'smoke', 'paper')
     settings = moderation.Settings(
-        recipe='moderation',
+        recipe='scorer.moderation',
         total_steps=32,  # 512 of the answers; 0: data.epochs passes over them
         policy=ModelSettings(lora=Lora(rank=8)),
         optimizer=p.Optimizer(lr=3e-3),

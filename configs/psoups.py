@@ -12,7 +12,7 @@ Any value can be changed: --config.preferences=mine.yaml --config.annotate.annot
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.training import Lora
 from pal_jax.recipes.psoups.settings import MultitaskSettings, PoleRewardSettings, Settings
-from pal_jax.recipes.reward import PairSettings
+from pal_jax.recipes.scorer.reward import PairSettings
 from pal_jax.run import presets as p
 from pal_jax.run.language import DecodeSettings, ModelSettings, RowSettings
 from pal_jax.run.optim import Optimizer

@@ -6,15 +6,15 @@ python -m pal_jax.train --config=configs/reward.py --config.policy.lora.rank=16 
 python -m pal_jax.train --config=configs/reward.py:smoke                          # a random tiny model, under a minute
 """
 
-from pal_jax.recipes import reward
-from pal_jax.recipes.reward import PairSettings
+from pal_jax.recipes.scorer import reward
+from pal_jax.recipes.scorer.reward import PairSettings
 from pal_jax.run import presets as p
 
 
 def get_config(variant: str = '') -> reward.Settings:
     variant = p.parse_variant(variant, 'smoke')
     settings = reward.Settings(
-        recipe='reward',
+        recipe='scorer.reward',
         total_steps=24,  # half a pass; 0: data.epochs passes over the pairs
         optimizer=p.Optimizer(lr=2e-5),
         data=PairSettings(batch_size=16, train='recall', test_rows=192, row_tokens=512),

@@ -17,7 +17,6 @@ from pal_jax.data.safety import SafetyRows
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.training import Lora
 from pal_jax.objectives.constraints import LinearLagrangian, LogLagrangian, PIDLagrangian
-from pal_jax.recipes.reward import PairSettings
 from pal_jax.recipes.safe_rlhf.settings import (
     CollectSettings,
     ConstraintSettings,
@@ -26,6 +25,7 @@ from pal_jax.recipes.safe_rlhf.settings import (
     Settings,
     StartSettings,
 )
+from pal_jax.recipes.scorer.reward import PairSettings
 from pal_jax.run import presets as p
 from pal_jax.run.language import DecodeSettings, ModelSettings, RowSettings
 from pal_jax.run.optim import Optimizer

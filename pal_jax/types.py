@@ -192,11 +192,16 @@ class RewardFn(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A person's choice between two replies to one prompt."""
+    """A choice between two replies to one prompt, or between two statements, where the prompt is ''.
+
+    `user` is who chose, and `group` is a known group of theirs, which no model reads; '' where nobody says.
+    """
 
     prompt: str
     chosen: str
     rejected: str
+    user: str = ''
+    group: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,6 @@ MEETING = {
     'run/planned',
     'run/presets',
     'run/record_scorer',
-    'run/reward_model',
-    'run/scorers',
     'run/stages',
     'run/trained',
 }
@@ -60,11 +58,11 @@ FLOORS = (
 )
 # A method imports another one only where it stands here. The goal is eight at most.
 PAIRS = {
-    'psoups': {'personal', 'reward', 'sft'},
+    'psoups': {'personal', 'scorer', 'sft'},
     'redteam': {'sft'},
-    'safe_rlhf': {'cost', 'reward', 'sft'},
+    'safe_rlhf': {'scorer', 'sft'},
 }
-WORDS = {'cost', 'reward'}  # names of methods that are words of the field as well
+WORDS = {'scorer'}  # names of methods that are words of the field as well
 PURE = {
     'jax',
     'jaxtyping',

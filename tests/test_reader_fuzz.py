@@ -134,11 +134,11 @@ READERS: dict[str, tuple[dict[str, bytes], Reader]] = {
     ),
     'imitate': (
         {'a.jsonl': lines({'messages': [{'role': 'system', 'content': 's'}, *TALK]})},
-        lambda f: chats.read(f / 'a.jsonl', lambda each: chats.to_imitate(each, TOKENIZER)),
+        lambda f: records.read_all(f / 'a.jsonl', lambda each: chats.to_imitate(each, TOKENIZER)),
     ),
     'prefer': (
         {'a.jsonl': lines({'chosen': TALK, 'rejected': [TALK[0], OTHER]})},
-        lambda f: chats.read(f / 'a.jsonl', lambda each: chats.to_prefer(each, TOKENIZER)),
+        lambda f: records.read_all(f / 'a.jsonl', lambda each: chats.to_prefer(each, TOKENIZER)),
     ),
     'histories': (
         {'a.jsonl': lines(HISTORY | {'user': 'ana', 'kind': 'k', 'context': 'c', 'context_messages': TALK[:1]})},

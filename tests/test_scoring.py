@@ -13,12 +13,10 @@ from pal_jax.commands import score
 from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.decode.answers import ModelScores
 from pal_jax.judges.dilemmas import judged, make_dilemmas
-from pal_jax.recipes import reward
-from pal_jax.recipes.cost import recipe as cost
-from pal_jax.recipes.moderation import recipe as moderation
 from pal_jax.recipes.plus import parts as plus_parts
 from pal_jax.recipes.plus import recipe as plus
 from pal_jax.recipes.psoups import judges
+from pal_jax.recipes.scorer import cost, moderation, reward
 from pal_jax.run import checkpoint, devices
 from pal_jax.run.recipe import Context
 from pal_jax.run.settings import to_dict
@@ -118,7 +116,7 @@ def test_a_cost_model_gives_costs_and_knows_nobody(tmp_path):
         scorer([{'prompt': row.prompt}])
     with pytest.raises(ValueError, match=r'person=ana'):
         scoring.open_scorer(str(tmp_path / 'run'), 'ana')
-    with pytest.raises(ValueError, match='a run of cost'):
+    with pytest.raises(ValueError, match='a run of scorer.cost'):
         reward.open_scores(tmp_path / 'run', ONE)
 
 

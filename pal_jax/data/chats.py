@@ -7,17 +7,14 @@ added to a completion that does not end with one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from pal_jax.data import records, thoughts
+from pal_jax.data import thoughts
 from pal_jax.data.packing import Example
 from pal_jax.data.readers import formats
 from pal_jax.data.readers.formats import Message, TextOrMessages
 from pal_jax.data.tokenizer import Tokenizer
-
-Row = TypeVar('Row')
 
 
 class ExamplePair(NamedTuple):
@@ -25,30 +22,6 @@ class ExamplePair(NamedTuple):
 
     chosen: Example
     rejected: Example
-
-
-def read(path: str | Path, convert: Callable[[Any], Row]) -> list[Row]:
-    """The results of `convert` for all records of a source (`records.values`).
-
-    Raises:
-      ValueError: a record is wrong, or there is none. The message names file and line.
-    """
-    rows = convert_records(records.values(str(path)), convert)
-    if not rows:
-        raise ValueError(f'{path} has no rows; write one JSON record a line')
-    return rows
-
-
-def convert_records(placed: Iterable[tuple[str, Any]], convert: Callable[[Any], Row]) -> list[Row]:
-    """The results of `convert` for records that come with their places. Raises ValueError with the place of a wrong
-    one."""
-    rows = []
-    for place, record in placed:
-        try:
-            rows.append(convert(record))
-        except ValueError as error:
-            raise ValueError(f'{place}: {error}') from None
-    return rows
 
 
 def to_imitate(record: Any, tokenizer: Tokenizer) -> Example:

@@ -15,10 +15,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-_ALIKE = str.maketrans({
-    **dict.fromkeys('`´‘’‚‛‹›ʹʻʼʽˈ′‵❛❜ꞌ', "'"), **dict.fromkeys('“”„‟«»″〝〞〟❝❞', '"'),
-    **dict.fromkeys('\u2010\u2011‒–—―−⁃﹘﹣－', '-'),
-})  # fmt: skip
+_ALIKE = str.maketrans(
+    dict.fromkeys('`´‘’‚‛‹›ʹʻʼʽˈ′‵❛❜ꞌ', "'")
+    | dict.fromkeys('“”„‟«»″〝〞〟❝❞', '"')
+    | dict.fromkeys('\u2010\u2011‒–—―−⁃﹘﹣－', '-')
+)
 _CONTROL = re.compile('[\x00-\x08\x0e-\x1b\x7f]')
 _UNSEEN = re.compile(  # letters and marks without a shape: joiners, fillers and selectors of variants
     '[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]'

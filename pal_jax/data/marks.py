@@ -14,17 +14,17 @@ from typing import Any
 from pal_jax.run import files
 
 LEARNT = (
-    'weight', 'loss', 'loss_mask', 'loss_scale', 'loss_weight', 'learn', 'train', 'training', 'trainable', 'train_on',
-    'compute_loss',
-)  # fmt: skip
+    *('weight', 'loss', 'loss_mask', 'loss_scale', 'loss_weight', 'compute_loss'),
+    *('learn', 'train', 'training', 'trainable', 'train_on'),
+)
 LEFT_OUT = 'masked', 'ignore', 'ignored', 'no_loss'
 KTO = 'kto_tag', 'kto_label', 'desirable'
 WANTED = 'label', *KTO  # say of a row with a completion that it is wanted
 OF_ROWS = *WANTED, *LEARNT, *LEFT_OUT
 PARTIAL = (  # marks of parts, or of unclear sense
-    'mask', 'train_detail', 'training_detail', 'loss_masks', 'token_mask', 'completion_mask', 'assistant_mask',
-    'assistant_masks', 'assistant_tokens_mask',
-)  # fmt: skip
+    *('mask', 'loss_masks', 'token_mask', 'completion_mask', 'train_detail', 'training_detail'),
+    *('assistant_mask', 'assistant_masks', 'assistant_tokens_mask'),
+)
 
 _VALUES: dict[str, bool] = dict.fromkeys(('true', 'yes', '1', '1.0', 'desirable', 'wanted', 'chosen'), True)
 _VALUES |= dict.fromkeys(('false', 'no', '0', '0.0', '-1', '-1.0', 'undesirable', 'unwanted', 'rejected'), False)

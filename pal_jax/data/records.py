@@ -27,14 +27,16 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pal_jax.data import holdouts, shards
 from pal_jax.run import files
 from pal_jax.run.outputs import whole_file
+from pal_jax.types import Choice
 
+T = TypeVar('T')
 Row = tuple[str, Mapping[str, Any]]  # the place of a row, and its fields
 
 MISSING = ('', 'nan', 'NaN', 'null', 'NULL', 'None', '<NA>')  # texts that stand for no value
@@ -42,17 +44,7 @@ NOBODY = 'nobody'  # the user of pairs that wait for an answer
 EXACT = 2**53  # beyond it, some whole numbers are no floats
 
 
-class TextChoice(NamedTuple):
-    """A person's choice between two texts. `group` is a known group of the person, which no model reads."""
-
-    user: str
-    prompt: str
-    chosen: str
-    rejected: str
-    group: str = ''
-
-
-def read(source: str, *, answered: bool = True) -> Iterator[TextChoice]:
+def read(source: str, *, answered: bool = True) -> Iterator[Choice]:
     """The choices of a source. Pairs that nobody has `answered` are read as `unanswered` reads them.
 
     Raises:
@@ -62,7 +54,7 @@ def read(source: str, *, answered: bool = True) -> Iterator[TextChoice]:
         yield to_choice(place, row if answered else unanswered(row))
 
 
-def to_choice(place: str, row: Mapping[str, Any]) -> TextChoice:
+def to_choice(place: str, row: Mapping[str, Any]) -> Choice:
     """The choice of a row. Raises ValueError, with the place, where a field is missing or no text."""
     missing = [name for name in ('user', 'chosen', 'rejected') if row.get(name) in (None, '')]
     if missing:
@@ -73,7 +65,7 @@ def to_choice(place: str, row: Mapping[str, Any]) -> TextChoice:
             raise ValueError(f'{place}: {name} is {str(text)[:40]!r}, give a text')
     if texts['chosen'] == texts['rejected']:
         raise ValueError(f'{place}: chosen and rejected are identical, so the choice says nothing; delete the row')
-    return TextChoice(identity(place, row, 'user'), **texts, group=known(place, row, 'group'))
+    return Choice(**texts, user=identity(place, row, 'user'), group=known(place, row, 'group'))
 
 
 def identity(place: str, row: Mapping[str, Any], name: str) -> str:
@@ -163,13 +155,13 @@ def unanswered(record: Any) -> Any:
     return renamed if not _is_missing(renamed.get('user')) else {**renamed, 'user': NOBODY}
 
 
-def write(path: str | Path, choices: Iterable[TextChoice]) -> int:
+def write(path: str | Path, choices: Iterable[Choice]) -> int:
     """Write choices as JSON lines, and return their number. Raises ValueError where the file exists."""
     count = 0
     with whole_file(Path(path)) as partial, partial.open('w', encoding='utf-8') as file:
         for choice in choices:
             count += 1
-            file.write(json.dumps({key: value for key, value in choice._asdict().items() if value}) + '\n')
+            file.write(json.dumps({key: value for key, value in vars(choice).items() if value}) + '\n')
     return count
 
 
@@ -187,6 +179,32 @@ def _row(placed: tuple[str, Any]) -> Row:
     if not isinstance(record, dict):
         raise ValueError(f'{place}: expected an object, got {str(record)[:40]!r}')
     return place, record
+
+
+def read_all(
+    source: str | Path, convert: Callable[[Any], T], placed: Callable[[str], Iterable[tuple[str, Any]]] | None = None
+) -> list[T]:
+    """The results of `convert` for all records of a source as `placed` reads it: `values`, or `rows` for objects alone.
+
+    Raises:
+      ValueError: a record is wrong, or there is none. The message names file and line.
+    """
+    results = converted((placed or values)(str(source)), convert)
+    if not results:
+        raise ValueError(f'{source} has no rows; write one JSON record a line')
+    return results
+
+
+def converted(placed: Iterable[tuple[str, Any]], convert: Callable[[Any], T]) -> list[T]:
+    """The results of `convert` for records that come with their places. Raises ValueError with the place of a wrong
+    one."""
+    results = []
+    for place, record in placed:
+        try:
+            results.append(convert(record))
+        except ValueError as error:
+            raise ValueError(f'{place}: {error}') from None
+    return results
 
 
 def values(source: str) -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -10,14 +11,18 @@ import grain
 import numpy as np
 from jax.sharding import Mesh
 
-from pal_jax.data import chats, holdouts
+from pal_jax.data import chats, holdouts, records
 from pal_jax.data.packing import PromptGroup, most_actions, pack_whole, shared_prompt
 from pal_jax.data.readers import formats
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.learners.actor import Actor
 from pal_jax.learners.scorer import to_score
+from pal_jax.models.config import ModelConfig
 from pal_jax.run import made, sharding
 from pal_jax.run.language import RowRun, RowSettings, SupervisedRun
-from pal_jax.run.recipe import check_at_least
+from pal_jax.run.models import Policy, keeping, make_adapters
+from pal_jax.run.recipe import Context, Plan, check_at_least, stage_before
+from pal_jax.run.trained import TrainedModel
 from pal_jax.types import TokenBatch
 
 Keyed = tuple[str, PromptGroup]  # the content of a prompt (`PromptedReplies.content`), and a group with that prompt
@@ -115,15 +120,22 @@ def make_rows(
     if maker := made.maker('data.train', data.train):
         parts = [keyed(list(map(contained, records))) for records in maker(settings, key)]
     else:
-        parts = [keyed(chats.read(data.train, contained))]
+        parts = [keyed(records.read_all(data.train, contained))]
     if data.test:
         train, test, moved = without_test_prompts(
-            list(itertools.chain(*parts)), keyed(chats.read(data.test, contained)), data
+            list(itertools.chain(*parts)), keyed(records.read_all(data.test, contained)), data
         )
     elif maker:
         train, test, moved = of_people(parts, data.test_rows)
     else:
         train, test, moved = by_prompt(parts[0], data)
+    return short_rows(settings, train, test, moved, n)
+
+
+def short_rows(settings: RowRun, train: list[Keyed], test: list[Keyed], moved: int, n: int) -> Rows:
+    """The rows of at most `data.max_length` tokens. Raises ValueError where none is left to learn from or to test
+    on."""
+    data = settings.data
     kept, tested = ([group for _, group in part if group.length <= data.max_length] for part in (train, test))
     if not kept or not tested:
         raise ValueError(
@@ -135,16 +147,21 @@ def make_rows(
     return Rows(kept, tested, n, actions, left_out, moved, *batching)
 
 
-def by_prompt(rows: list[Keyed], data: RowSettings) -> tuple[list[Keyed], list[Keyed], int]:
+def by_prompt(rows: list[Keyed], data: RowSettings, seed: int = 0) -> tuple[list[Keyed], list[Keyed], int]:
     """Rows to learn from and to test on, split by a hash of their prompts, and the number of rows that follow an
     earlier row with their prompt. Raises ValueError where all rows have one prompt."""
     contents = [content for content, _ in rows]
     try:
-        tested = holdouts.held_out(contents, data.test_rows)
+        tested = holdouts.held_out(contents, data.test_rows, seed=seed)
     except ValueError as error:
         raise ValueError(f'{data.train}: {error}; give rows of other prompts, or a data.test file') from None
-    train, test = ([row for row, held in zip(rows, tested, strict=True) if held == way] for way in (False, True))
-    return train, test, holdouts.repeats(contents)
+    return *parted(rows, tested), holdouts.repeats(contents)
+
+
+def parted(rows: Sequence[Entry], held: Sequence[bool]) -> tuple[list[Entry], list[Entry]]:
+    """The rows that are not held back, and those that are."""
+    learnt, back = ([row for row, h in zip(rows, held, strict=True) if h == way] for way in (False, True))
+    return learnt, back
 
 
 def without_test_prompts(
@@ -193,6 +210,20 @@ def scored_replies(tokenizer: Tokenizer, question: str, replies: Sequence[str], 
     ]
     examples = [chats.to_imitate(turn, tokenizer) for turn in turns]
     return shared_prompt([to_score(example.prompt, example.completion, pooling) for example in examples])
+
+
+def make_actor(settings: RowRun, cfg: ModelConfig, ctx: Context, steps: int, **options: Any) -> Actor:
+    """The actor that the settings describe, for so many steps; `options` are further arguments of `Actor`."""
+    options |= {'micro_rows': settings.data.micro_rows, 'seed': settings.seed}
+    adapters = make_adapters(settings.policy.lora)
+    return Actor(cfg, settings.optimizer.over(steps), ctx.mesh, adapters=adapters, **options)
+
+
+def make_plan(settings: RowRun, rows: Rows, policy: Policy, abstract: Any, trained: TrainedModel) -> Plan:
+    """The plan of a run that makes `steps_of` steps on rows, with the shapes of its state and the model it trains."""
+    steps, shown = steps_of(settings, rows), settings.eval
+    stage = functools.partial(stage_before, warmup=0, steps=steps, every=shown.every, base=shown.base)
+    return Plan(steps, abstract, stage, trained, keep=keeping(policy=policy))
 
 
 def steps_of(settings: RowRun, rows: Rows) -> int:

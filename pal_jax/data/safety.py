@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from pal_jax.data import chats, holdouts, records
+from pal_jax.data import chats, records
 from pal_jax.data.holdouts import normal
-from pal_jax.data.packing import BranchPair, PromptGroup, most_actions, shared_prompt
+from pal_jax.data.packing import BranchPair, PromptGroup, shared_prompt
 from pal_jax.data.readers import formats, safety
 from pal_jax.data.readers.safety import JudgedPair, LabelledResponse
-from pal_jax.data.rows import Keyed, Rows, scored_replies
+from pal_jax.data.rows import Keyed, Rows, by_prompt, scored_replies, short_rows, without_test_prompts
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.judges import dilemmas
 from pal_jax.judges.dilemmas import Dilemma
@@ -46,21 +46,17 @@ def labelled_rows(settings: RowRun, tokenizer: Tokenizer) -> Rows:
       ValueError: a source or a record of it is wrong, or nothing is left to learn from or to test on.
     """
 
-    def keyed(rows: Sequence[LabelledResponse]) -> list[Keyed]:
-        return [(normal(row.prompt), labelled_group(tokenizer, row)) for row in rows]
+    def keyed(row: LabelledResponse) -> Keyed:
+        return normal(row.prompt), labelled_group(tokenizer, row)
 
     def read(source: str) -> list[Keyed]:
-        rows = []
-        for row in safety.joined(safety.read_labelled(source)):
-            try:
-                rows += keyed([row])
-            except ValueError as error:
-                pair = row.prompt, row.response
-                place = next(p for p, r in records.rows(source) if (r['prompt'], r['response']) == pair)
-                raise ValueError(f'{place}: {error}') from None
-        return rows
+        placed = [*records.rows(source)]
+        rows = records.read_all(source, safety.to_labelled, lambda _: placed)
+        # A joined row is called by the place of the first record of its pair.
+        places = {row[:2]: place for (place, _), row in reversed([*zip(placed, rows, strict=True)])}
+        return records.converted(((places[row[:2]], row) for row in safety.joined(rows)), keyed)
 
-    return _make_rows(settings, read, lambda corpus: keyed(dilemmas.labelled(corpus)), n=1)
+    return _make_rows(settings, read, lambda corpus: [*map(keyed, dilemmas.labelled(corpus))], n=1)
 
 
 def judged_rows(settings: RowRun, tokenizer: Tokenizer) -> Rows:
@@ -73,22 +69,16 @@ def judged_rows(settings: RowRun, tokenizer: Tokenizer) -> Rows:
       ValueError: as `labelled_rows`.
     """
 
-    def keyed(rows: Sequence[JudgedPair]) -> list[Keyed]:
-        return [(normal(row.prompt), judged_group(tokenizer, row)) for row in rows]
+    def keyed(row: JudgedPair) -> Keyed:
+        return normal(row.prompt), judged_group(tokenizer, row)
+
+    def convert(record: Mapping[str, Any]) -> Keyed:
+        return _preferred(record, tokenizer) if 'chosen' in record else keyed(safety.to_judged(record))
 
     def read(source: str) -> list[Keyed]:
-        rows = []
-        for place, record in records.rows(source):
-            row = None if 'chosen' in record else safety.to_judged(record, place)
-            try:
-                rows += keyed([row]) if row else [_preferred(record, tokenizer)]
-            except ValueError as error:
-                raise ValueError(f'{place}: {error}') from None
-        if not rows:
-            raise ValueError(f'{source}: it has no records; give a source with at least one')
-        return rows
+        return records.read_all(source, convert, records.rows)
 
-    return _make_rows(settings, read, lambda corpus: keyed(dilemmas.judged(corpus, settings.seed)), n=2)
+    return _make_rows(settings, read, lambda corpus: [*map(keyed, dilemmas.judged(corpus, settings.seed))], n=2)
 
 
 def labelled_group(tokenizer: Tokenizer, row: LabelledResponse) -> PromptGroup:
@@ -122,25 +112,10 @@ def _make_rows(settings: RowRun, read: Read, make: Make, n: int) -> Rows:
         return make(dilemmas.make_dilemmas(count, split=split, seed=settings.seed))
 
     learnt = embedded('train', data.dilemmas) if data.train == EMBEDDED else read(data.train)
-    moved = 0
     if data.test:
-        test = read(data.test)
-        tested = {content for content, _ in test}
-        train = [row for row in learnt if row[0] not in tested]
-        moved = len(learnt) - len(train)
+        parts = without_test_prompts(learnt, read(data.test), data)
     elif data.train == EMBEDDED:
-        train, test = learnt, embedded('test', -(-data.test_rows // ANSWERS))
+        parts = learnt, embedded('test', -(-data.test_rows // ANSWERS)), 0
     else:
-        contents = [content for content, _ in learnt]
-        held = holdouts.held_out(contents, data.test_rows, seed=settings.seed)
-        train, test = ([row for row, h in zip(learnt, held, strict=True) if h == way] for way in (False, True))
-        moved = holdouts.repeats(contents)
-    kept, tested_on = ([group for _, group in rows if group.length <= data.max_length] for rows in (train, test))
-    if not kept or not tested_on:
-        raise ValueError(
-            f'{len(kept)} rows to learn from and {len(tested_on)} to test on, of {len(train)} and {len(test)}, have '
-            f'prompts of their own and at most data.max_length={data.max_length} tokens; give others, or raise it'
-        )
-    left_out = len(train) + len(test) - len(kept) - len(tested_on)
-    actions, batching = most_actions([*kept, *tested_on]), (data.batch_size, data.row_tokens, settings.seed)
-    return Rows(kept, tested_on, n, actions, left_out, moved, *batching)
+        parts = by_prompt(learnt, data, settings.seed)
+    return short_rows(settings, *parts, n)

@@ -25,11 +25,10 @@ from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.packing import Example, Layout, PromptGroup, lay_out, pack_groups, round_up, shared_prompt
 from pal_jax.data.readers import formats
 from pal_jax.data.readers.votes import Votes, draw_pairs
-from pal_jax.data.records import TextChoice
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.objectives.preference import TokenWeighting, differing_span, token_weights
 from pal_jax.run import files
-from pal_jax.types import TokenBatch
+from pal_jax.types import Choice, TokenBatch
 
 Pool = Literal['mean', 'last']
 
@@ -103,11 +102,11 @@ def read(
     def convert(record: Any) -> RecordTexts:
         return to_said(record if answered else records.unanswered(record), tokenizer, alone=alone, template=template)
 
-    return to_pairs(chats.read(path, convert), path)
+    return to_pairs(records.read_all(path, convert), path)
 
 
 def from_choices(
-    choices: Iterable[TextChoice], tokenizer: Tokenizer, *, alone: bool, template: str, name: str
+    choices: Iterable[Choice], tokenizer: Tokenizer, *, alone: bool, template: str, name: str
 ) -> TextPairs:
     """The pairs of choices from another reader, such as `opinions.read`. `name` is for messages; see `read`.
 
@@ -116,7 +115,7 @@ def from_choices(
     """
     converted, read_before = [], dict[tuple[str, str, str], RecordTexts]()
     for number, choice in enumerate(choices, 1):
-        record = {key: value for key, value in choice._asdict().items() if value}
+        record = {key: value for key, value in vars(choice).items() if value}
         texts = choice.prompt, choice.chosen, choice.rejected
         try:
             # Many people may choose between the same texts, which are then tokens already.

@@ -62,8 +62,7 @@ class ModelScores:
     """Scores answers by the model of the run in `folder`, which is read at the first call.
 
     Attributes:
-      open: opens the run, and gives the tokenizer, the pooling and the scores of groups, as
-        `recipes.reward.open_scores` does.
+      open: opens the run, and gives the tokenizer, the pooling and the scores of groups.
     """
 
     folder: Path

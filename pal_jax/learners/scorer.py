@@ -7,7 +7,8 @@
 
 A reward model is a scorer with one output and the loss of Bradley and Terry. A row holds the text that replies share (a
 question, or the summary of a person with it) once, then the replies; several such groups may share a row. The pairs to
-learn from are those that a group names as compared, or else neighbours, the chosen reply first.
+learn from are those that a group names as compared, or else neighbours, the chosen reply first. Replies may have
+labels, too: the categories of a moderator, or the sign of a cost.
 
 A reply ends with a token that nobody reads. Its score is the head's value of the state before that token, the last
 state that has read the whole reply. So a scorer is a critic that is asked once a reply, and a critic may start from its
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -51,7 +53,7 @@ from pal_jax.models import decoder, lora
 from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
-from pal_jax.objectives.preference import centring, logistic
+from pal_jax.objectives.preference import centring, label_loss, logistic
 from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
 from pal_jax.types import Metrics, TokenBatch
@@ -102,14 +104,65 @@ class BradleyTerry:
         return loss
 
 
+@dataclasses.dataclass(frozen=True)
+class CostLoss:
+    """The loss of a cost model (Safe RLHF, arXiv 2310.12773, section 3.2).
+
+    A pair has the loss `-log sigmoid(C_hi - C_lo)`, where `hi` is the less safe reply. Both its replies have the loss
+    `-log sigmoid(s C)`, where `s` is the sign of their label: 1 for an unsafe reply, -1 for a safe one. The two terms
+    have no weights, as published: without the signs a cost is a ranking without a zero.
+
+    Attributes:
+      regularization: the weight of the mean square of a pair's two costs.
+    Raises:
+      ValueError: a value is out of its range.
+    """
+
+    regularization: float = 1e-3
+
+    def __post_init__(self):
+        if not 0.0 <= self.regularization < math.inf:
+            raise ValueError(f'cost.regularization={self.regularization} must be a number of at least 0')
+
+    def __call__(self, scores: Float[Array, 'R N 1'], lesson: Lesson) -> Float[Array, '']:
+        assert lesson.labels is not None and lesson.counts is not None
+        ranking = BradleyTerry(regularization=self.regularization)(scores, lesson)
+        signs = label_loss(scores[..., 0], lesson.labels[..., 0])
+        return ranking + jnp.sum(lesson.counts * signs)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelLoss:
+    """The loss of a moderator (BeaverTails, arXiv 2307.04657): the mean binary cross-entropy over categories.
+
+    Attributes:
+      positive_weights: the weight of a reply in a category that it has, a number by category; (): 1 for all.
+    """
+
+    positive_weights: tuple[float, ...] = ()
+
+    def __call__(self, scores: Float[Array, 'R N K'], lesson: Lesson) -> Float[Array, '']:
+        assert lesson.labels is not None and lesson.counts is not None
+        return jnp.sum(lesson.counts * self.of_labels(scores, lesson.labels).mean(axis=-1))
+
+    def of_labels(self, logits: Float[Array, '*S K'], labels: Float[Array, '*S K']) -> Float[Array, '*S K']:
+        """The loss of each label."""
+        return label_loss(logits, labels, jnp.asarray(self.positive_weights) if self.positive_weights else 1.0)
+
+
 class Lesson(NamedTuple):
-    """The pairs in each row: the numbers of their two samples, their weight in the loss (0: no such pair) and their
-    margin."""
+    """The pairs in each row that were compared and, where groups have labels, the labels of each reply.
+
+    A pair has the numbers of its two samples, its weight in the loss (0: no such pair) and its margin. A reply has a
+    label for each output, NaN where there is none, and `counts`, the weight of its labels.
+    """
 
     better: Int[Array, 'R P']
     worse: Int[Array, 'R P']
     weight: Float[Array, 'R P']
     margin: Float[Array, 'R P']
+    labels: Float[Array, 'R N K'] | None = None
+    counts: Float[Array, 'R N'] | None = None
 
 
 class ReplyGroups(NamedTuple):
@@ -120,7 +173,7 @@ class ReplyGroups(NamedTuple):
     """
 
     batch: TokenBatch
-    lesson: Any  # a `Lesson`, or another record with a `weight`
+    lesson: Lesson
     where: tuple[Int[np.ndarray, 'G n'], Int[np.ndarray, 'G n']]
     exists: Bool[np.ndarray, 'G n']
     multiple: int = MULTIPLE
@@ -131,7 +184,7 @@ class ReplyGroups(NamedTuple):
         return self._replace(where=where, exists=self.exists[groups, branches])
 
 
-ScoreLoss = Callable[[Float[Array, 'R N K'], Any], Float[Array, '']]  # of scores and a lesson; static under `jit`
+ScoreLoss = Callable[[Float[Array, 'R N K'], Lesson], Float[Array, '']]  # of scores and a lesson; static under `jit`
 
 
 class ScorerState(struct.PyTreeNode):
@@ -153,8 +206,7 @@ class Scorer:
     of a small model.
 
     Attributes:
-      loss: a loss of a micro-batch's scores and its lesson, a pytree whose arrays have the micro-batch's rows. It is a
-        weighted sum, so that micro-batches add up.
+      loss: a loss of a micro-batch's scores and its lesson, a weighted sum, so that micro-batches add up.
       outputs: the number of scores that the head gives.
       micro_rows: the number of rows in a device's memory at once.
     Raises:
@@ -218,7 +270,7 @@ class Scorer:
     ) -> tuple[ScorerState, Float[np.ndarray, 'G n K'], Metrics]:
         """One step on the loss of the lesson, and the scores of the model before the step, in one pass.
 
-        A lesson without pairs makes no step and has no figures.
+        A lesson without pairs or labels makes no step and has no figures.
 
         Args:
           rate: a factor of the optimiser's step, for schedules that do not follow the number of updates.
@@ -235,9 +287,10 @@ class Scorer:
     def read(self, state: ScorerState, pairs: ReplyGroups) -> tuple[Float[np.ndarray, 'G n K'], Params, Metrics]:
         """The scores, the gradient of the lesson's loss and its figures, in one pass.
 
-        A lesson without pairs has the gradient `{}` and no figures.
+        A lesson without pairs or labels has the gradient `{}` and no figures.
         """
-        if not any_of(pairs.lesson.weight):
+        weight, counts = pairs.lesson.weight, pairs.lesson.counts
+        if not any_of(weight if counts is None else counts):
             return self.scores(state, pairs), {}, {}
         grads, parts, losses = zeros(state.model.params), [], []
         for micro, lesson in micro_batches((pairs.batch, pairs.lesson), self.mesh, self.micro_rows, pairs.multiple):
@@ -327,13 +380,19 @@ def to_score(prompt: Sequence[int], reply: Sequence[int], pooling: str = 'last')
 
 
 def pack_replies(
-    groups: Sequence[PromptGroup], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0,
-    multiple: int = MULTIPLE, n: int | None = None, times: Sequence[int] | np.ndarray | None = None,
-) -> ReplyGroups:  # fmt: skip
+    groups: Sequence[PromptGroup],
+    mesh: Mesh,
+    *,
+    micro_rows: int,
+    row_tokens: int = 0,
+    multiple: int = MULTIPLE,
+    n: int | None = None,
+    times: Sequence[int] | np.ndarray | None = None,
+) -> ReplyGroups:
     """Groups of replies, all made by `to_score`, in rows as `packing.lay_out` has it.
 
     The pairs that a group names as compared are learnt, with one weight for the group as a whole. Where no group names
-    any, neighbours are the pairs, of groups with `n` replies.
+    any, neighbours are the pairs, of groups with `n` replies. Labels are learnt where groups have them.
 
     Args:
       n: the largest number of replies of a group; by default that of the largest group.
@@ -346,6 +405,7 @@ def pack_replies(
     acts = max(sum(branch.acts or ()) for group in groups for branch in group.branches)
     actions = 1 if acts == 1 else round_up(acts, MULTIPLE)
     neighbours = [BranchPair(k, k + 1) for k in range(0, n - 1, 2)]
+    ways = sharding.batch_ways(mesh)
     layout = lay_out_groups(groups, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple)
     # Rows have places for many short groups, so that batches of few and of many groups share a program.
     layout = layout._replace(groups=max(layout.groups, 1 << max(row_tokens // (SHORT * n) - 1, 0).bit_length()))
@@ -363,7 +423,27 @@ def pack_replies(
         for k, pair in enumerate(compared, start // n * size):
             better[row, k], worse[row, k], margin[row, k] = start + pair.better, start + pair.worse, pair.margin
             weight[row, k] = count / len(compared)
-    batch, lesson = sharding.put_batch((packed, (better, worse, weight, margin)), mesh)
+    labelled = _labels(groups, rows, starts, packed.acts.shape[:2]) if groups[0].labels else (None, None)
+    taught: Any = better, worse, weight, margin, *labelled
+    batch, lesson = sharding.put_batch((packed, Lesson(*taught)), mesh)
     where = np.repeat(rows[:, None], n, axis=1), starts[:, None] + np.arange(n)
     exists = np.arange(n)[None] < np.array([len(group.branches) for group in groups])[:, None]
-    return ReplyGroups(batch, Lesson(*lesson), where, exists, multiple)
+    return ReplyGroups(batch, lesson, where, exists, multiple)
+
+
+def _labels(groups: Sequence[PromptGroup], rows: np.ndarray, starts: np.ndarray, shape: tuple[int, ...]) -> Any:
+    """The labels `[R, N, K]` of groups in rows, NaN where no reply is, and the weight `[R, N]` of each reply's.
+
+    The loss is a mean over groups. A group without comparisons counts as the mean over its replies. Another counts as
+    the sum over the two replies of each pair, as in Safe RLHF's loss.
+    """
+    labels = np.full((*shape, len(groups[0].labels[0])), np.nan, np.float32)
+    counts = np.zeros(shape, np.float32)
+    for group, row, start in zip(groups, rows, starts, strict=True):
+        for k, of_reply in enumerate(group.labels):
+            labels[row, start + k] = of_reply
+            # A reply counts once for each pair that it is in.
+            pairs = [k in (pair.better, pair.worse) for pair in group.compared]
+            times = sum(pairs) / len(pairs) if pairs else 1.0 / len(group.branches)
+            counts[row, start + k] = times / len(groups)
+    return labels, counts

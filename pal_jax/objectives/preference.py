@@ -52,6 +52,19 @@ def smooth_hinge(m: Float[Array, '*S'], *, gamma: float = 5.0, margin: float = 1
     return jnp.where(short <= gamma, jnp.square(short) / (2.0 * gamma), short - gamma / 2.0)
 
 
+def label_loss(
+    logit: Float[Array, '*S'], label: Float[Array, '*S'], positive_weight: float | Float[Array, '*S'] = 1.0
+) -> Float[Array, '*S']:
+    """Binary cross-entropy `softplus(z) - z y` of labels that are 1 or 0, in nats; a label of 1 counts
+    `positive_weight` times, and a label that is NaN, which nobody gave, has no loss.
+
+    The label may be a property of a reply (BeaverTails, arXiv 2307.04657), or the sign of its cost: with 1 for an
+    unsafe reply the loss is `-log sigmoid(s C)`, so a cost above 0 means unsafe (Safe RLHF, arXiv 2310.12773).
+    """
+    has, loss = label == 1.0, jnp.where(label == 1.0, jax.nn.softplus(-logit), jax.nn.softplus(logit))
+    return jnp.where(jnp.isnan(label), 0.0, jnp.where(has, positive_weight, 1.0) * loss)
+
+
 def centring(chosen: Float[Array, '*S'], rejected: Float[Array, '*S']) -> Float[Array, '*S']:
     """The penalty `(r(chosen) + r(rejected))²`, which keeps rewards about zero; margins leave their level open
     (Eisenstein et al. 2023)."""

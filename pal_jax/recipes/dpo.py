@@ -18,14 +18,14 @@ from pal_jax.data import rows as data
 from pal_jax.data.packing import PromptGroup, shared_prompt
 from pal_jax.data.rows import Rows
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.actor import Actor, ActorState
+from pal_jax.learners.actor import ActorState
 from pal_jax.learners.dpo import DPO, PreferenceLearner
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.run.language import SupervisedRun
-from pal_jax.run.models import keeping, make_adapters, make_policy, trained_actor
+from pal_jax.run.models import make_policy, trained_actor
 from pal_jax.run.planned import PlannedRun, reading
-from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite, stage_before
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite
 from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Metrics
 
@@ -83,11 +83,9 @@ def make(settings: Settings, ctx: Context) -> DPORecipe:
     # A row is a prompt with two branches: it is read once for both answers.
     rows = data.make_rows(settings, functools.partial(to_group, policy.tokenizer), 'chosen', n=2)
     ctx.log(rows.told)
-    steps = data.steps_of(settings, rows)
-    learner = make_pair_learner(settings, policy.cfg, ctx, steps)
-    stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
+    learner = make_pair_learner(settings, policy.cfg, ctx, data.steps_of(settings, rows))
     trained = trained_actor(settings.policy, policy, learner.actor)
-    plan = Plan(steps, learner.actor.abstract, stage, trained, keep=keeping(policy=policy))
+    plan = data.make_plan(settings, rows, policy, learner.actor.abstract, trained)
     return DPORecipe(plan, ctx, learner, rows, policy.source.load)
 
 
@@ -110,8 +108,5 @@ def planned(settings: Settings, prompt: int) -> PlannedRun:
 def make_pair_learner(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> PreferenceLearner:
     """The learner of pairs that the settings describe, for so many steps."""
     # No reference is kept where the loss is free of one: that saves a copy of the weights.
-    actor = Actor(
-        cfg, settings.optimizer.over(steps), ctx.mesh, micro_rows=settings.data.micro_rows,
-        adapters=make_adapters(settings.policy.lora), anchored=not settings.dpo.reference_free, seed=settings.seed,
-    )  # fmt: skip
+    actor = data.make_actor(settings, cfg, ctx, steps, anchored=not settings.dpo.reference_free)
     return PreferenceLearner(actor, settings.dpo)

@@ -22,9 +22,9 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.run import intervals, sharding
 from pal_jax.run.language import SupervisedRun
-from pal_jax.run.models import keeping, make_adapters, make_policy, trained_actor
+from pal_jax.run.models import make_policy, trained_actor
 from pal_jax.run.planned import PlannedRun, reading
-from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite, stage_before
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite
 from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Metrics
 
@@ -86,11 +86,9 @@ def make(settings: Settings, ctx: Context) -> SFT:
     policy = make_policy(settings.policy, ctx, settings.seed)
     rows = data.make_rows(settings, functools.partial(to_group, policy.tokenizer), 'completion', n=1)
     ctx.log(rows.told)
-    steps = data.steps_of(settings, rows)
-    actor = make_actor(settings, policy.cfg, ctx, steps)
-    stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
+    actor = make_actor(settings, policy.cfg, ctx, data.steps_of(settings, rows))
     trained = trained_actor(settings.policy, policy, actor)
-    plan = Plan(steps, actor.abstract, stage, trained, keep=keeping(policy=policy))
+    plan = data.make_plan(settings, rows, policy, actor.abstract, trained)
     return SFT(plan, ctx, actor, rows, policy.source.load)
 
 
@@ -113,8 +111,4 @@ def planned(settings: Settings, prompt: int) -> PlannedRun:
 def make_actor(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Actor:
     """The actor that the settings describe, for so many steps."""
     # Nothing is compared with the model's start, so no reference is kept.
-    return Actor(
-        cfg, settings.optimizer.over(steps), ctx.mesh, micro_rows=settings.data.micro_rows,
-        adapters=make_adapters(settings.policy.lora), anchored=False, max_z_coef=settings.max_z_coef,
-        seed=settings.seed,
-    )  # fmt: skip
+    return data.make_actor(settings, cfg, ctx, steps, anchored=False, max_z_coef=settings.max_z_coef)

@@ -14,7 +14,6 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.scorer import to_score
 from pal_jax.run import devices
 from pal_jax.run.recipe import Context
-from pal_jax.run.scorers import OpenScores
 
 
 class RecordScorer(NamedTuple):
@@ -62,20 +61,6 @@ class RecordScorer(NamedTuple):
                     'give all alike'
                 )
         return read
-
-
-def of_replies(
-    workdir: str, person: str, kind: str, opened: Callable[[str, Context], OpenScores],
-    read: Callable[[Any, Tokenizer, str], PromptGroup], form: Callable[[Any], str] = lambda record: '',
-) -> RecordScorer:  # fmt: skip
-    """The scorer of a run that scores single replies and knows no people; `read` and `form` are those of its records.
-
-    Raises:
-      ValueError, RuntimeError: there is a person, or as `opened`.
-    """
-    check_nobody(workdir, person, kind)
-    tokenizer, pooling, scores = opened(workdir, one_device(workdir))
-    return RecordScorer(lambda record: read(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0], form)
 
 
 def check_nobody(workdir: str, person: str, kind: str) -> None:

@@ -8,6 +8,7 @@ counts for as long as it is renewed, so the successor of a preempted pod goes on
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -69,9 +70,10 @@ def read_run(workdir: Path) -> dict[str, Any]:
         config = files.read_object(path)
     except ValueError as error:
         raise ValueError(f'{path} is not the config of a run ({error}); name another folder') from None
-    if not isinstance(config.get('recipe'), str):
+    if not isinstance(recipe := config.get('recipe'), str):
         raise ValueError(f'{path} is not the config of a run: it names no recipe; name another folder')
-    return config
+    renamed = importlib.import_module('pal_jax.recipes').RENAMED
+    return config | {'recipe': renamed.get(recipe, recipe)}
 
 
 @contextlib.contextmanager

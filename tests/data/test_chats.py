@@ -11,7 +11,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from pal_jax.data import chats
+from pal_jax.data import chats, records
 from pal_jax.data.packing import Example
 from pal_jax.data.tokenizer import CHATML, Tokenizer, byte_tokenizer
 
@@ -85,7 +85,7 @@ def test_wrong_rows_are_told_by_file_and_line(tmp_path, line, message):
     path = tmp_path / 'rows.jsonl'
     path.write_text(json.dumps({'messages': [USER, BOT]}) + '\n' + line)
     with pytest.raises(ValueError, match=message) as error:
-        chats.read(path, lambda record: chats.to_imitate(record, TOKENIZER))
+        records.read_all(path, lambda record: chats.to_imitate(record, TOKENIZER))
     assert '\n' not in str(error.value)
 
 
@@ -97,10 +97,10 @@ def test_wrong_pairs_and_files_are_told(tmp_path):
     with pytest.raises(ValueError, match='must begin with an assistant message'):
         chats.to_prefer({'chosen': [USER, BOT], 'rejected': [USER]}, TOKENIZER)
     with pytest.raises(ValueError, match=r'nowhere\.jsonl is no file'):
-        chats.read('nowhere.jsonl', dict)
+        records.read_all('nowhere.jsonl', dict)
     (tmp_path / 'empty.jsonl').write_text('\n')
     with pytest.raises(ValueError, match='has no rows'):
-        chats.read(tmp_path / 'empty.jsonl', dict)
+        records.read_all(tmp_path / 'empty.jsonl', dict)
 
 
 # --- where an answer meets its prompt ---------------------------------------------------------------------------------

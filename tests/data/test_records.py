@@ -150,7 +150,7 @@ def test_texts_that_wait_for_an_answer_need_no_user(tmp_path):
     pairs = texts.read(path, byte_tokenizer(), alone=False, answered=False)
     assert [pairs.words[i] for i in (*pairs.chosen, *pairs.rejected)] == ['yes', 'no']
     (choice,) = records.read(str(table), answered=False)
-    assert choice[1:4] == ('Tea?', 'yes', 'no')
+    assert (choice.prompt, choice.chosen, choice.rejected) == ('Tea?', 'yes', 'no')
     for read in (lambda: texts.read(path, byte_tokenizer(), alone=False), lambda: list(records.read(str(table)))):
         with pytest.raises(ValueError, match='user'):
             read()

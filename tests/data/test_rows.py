@@ -12,7 +12,8 @@ from pal_jax.data import rows
 from pal_jax.data.holdouts import held_out, normal
 from pal_jax.data.readers import formats
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.recipes import dpo, reward, sft
+from pal_jax.recipes import dpo, sft
+from pal_jax.recipes.scorer import reward
 from pal_jax.run import devices
 from pal_jax.run.recipe import Context
 from tests import configs

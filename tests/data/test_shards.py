@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from pal_jax.data import chats, histories, records
+from pal_jax.data import histories, records
 from pal_jax.judges.problems import read_problems
 from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.rlpa.people import load_people
@@ -19,7 +19,7 @@ PARTS = sum(histories.PARTS.values(), ())
 HISTORY = {name: f'{name} of it' for name in PARTS} | {'context': 'c', 'user': 'a\u2028b'}
 READERS = {  # every reader of rows, a row for it that has U+2028, and what came of the row
     'problems': (lambda path: read_problems(path, 'gsm8k'), ROW),
-    'chats': (lambda path: chats.read(path, dict), ROW),
+    'chats': (lambda path: records.read_all(path, dict), ROW),
     'histories': (histories.load, HISTORY),
     'people': (load_people, {'profile': 'a\u2028b', 'id': 1}),
     'choices': (lambda path: list(records.read(path)), {'user': 'a', 'chosen': 'x\u2028', 'rejected': 'y'}),
@@ -54,7 +54,7 @@ def test_problems_and_chats_are_read_from_tables_too(tmp_path):
     (tmp_path / 'a.csv').write_text('question,answer\n"one\u2028line",#### 18\n')
     for name in ('a.parquet', 'a.csv'):
         assert read_problems(tmp_path / name, 'gsm8k') == [('one\u2028line', '18')]
-        assert chats.read(tmp_path / name, dict) == [ROW]
+        assert records.read_all(tmp_path / name, dict) == [ROW]
 
 
 def test_several_files_are_read_in_order(tmp_path):
@@ -62,7 +62,7 @@ def test_several_files_are_read_in_order(tmp_path):
         (tmp_path / f'train-{k}-of-3.jsonl').write_text(json.dumps({'k': k}))
     names = [str(tmp_path / f'train-{k}-of-3.jsonl') for k in (2, 0)]
     assert [row['k'] for _, row in records.rows(','.join(names))] == [2, 0]
-    assert [row['k'] for row in chats.read(tmp_path, dict)] == [0, 1, 2]
+    assert [row['k'] for row in records.read_all(tmp_path, dict)] == [0, 1, 2]
     assert [row['k'] for _, row in records.rows(str(tmp_path / 'train-*.jsonl'))] == [0, 1, 2]
     watched = inputs.look({'data': {'train': str(tmp_path / 'train-*.jsonl'), 'test': f'choices:{",".join(names)}'}})
     assert sorted(watched) == ['data.test.0', 'data.test.1', 'data.train.0', 'data.train.1', 'data.train.2']
@@ -90,6 +90,6 @@ def test_a_valid_file_of_a_kind_that_is_not_read_is_not_called_broken(tmp_path, 
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
-    for read in (lambda p: read_problems(p, 'gsm8k'), lambda p: chats.read(p, dict), load_people, histories.load):
+    for read in (lambda p: read_problems(p, 'gsm8k'), lambda p: records.read_all(p, dict), load_people, histories.load):
         with pytest.raises(ValueError, match=named):
             read(path if path.parent == tmp_path else path.parent)

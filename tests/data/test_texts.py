@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pal_jax.data import comparisons, records, texts
-from pal_jax.data.records import TextChoice
 from pal_jax.data.texts import Spans, Text, TextPairs
 from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.types import Choice
 
 TOKENIZER = byte_tokenizer()
 RECORDS = [
@@ -51,7 +51,7 @@ def test_choices_from_elsewhere_are_those_of_a_file(tmp_path):
     with pytest.raises(ValueError, match='here has no choices'):
         texts.from_choices([], TOKENIZER, alone=False, template='{}', name='here')
     with pytest.raises(ValueError, match="here, choice 1: 'chosen' and 'rejected' are the same"):
-        texts.from_choices([TextChoice('ana', '', 'x', 'x')], TOKENIZER, alone=False, template='{}', name='here')
+        texts.from_choices([Choice('', 'x', 'x', 'ana')], TOKENIZER, alone=False, template='{}', name='here')
 
 
 def test_messages_stand_for_texts_and_statements_need_no_prompt(tmp_path):

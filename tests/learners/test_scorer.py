@@ -40,9 +40,9 @@ def make_texts(count=8, pairs=2, seed=0):
     return [(ids(3, 12), [ids(2, 9) for _ in range(2 * pairs)]) for _ in range(count)]
 
 
-def pack(texts, mesh=ONE, ways=1, micro_rows=4, pooling='last', **packing):
+def pack(texts, mesh=ONE, micro_rows=4, pooling='last', **packing):
     groups = [shared_prompt([to_score(prompt, reply, pooling) for reply in replies]) for prompt, replies in texts]
-    return pack_replies(groups, mesh, ways=ways, micro_rows=micro_rows, **packing)
+    return pack_replies(groups, mesh, micro_rows=micro_rows, **packing)
 
 
 @jax.jit
@@ -143,7 +143,7 @@ def test_groups_that_share_rows_score_and_teach_alike():
         )
         for i, (prompt, replies) in enumerate(make_texts(pairs=1))
     ]
-    alone, packed = (pack_replies(groups, ONE, ways=1, micro_rows=2, row_tokens=tokens) for tokens in (0, 96))
+    alone, packed = (pack_replies(groups, ONE, micro_rows=2, row_tokens=tokens) for tokens in (0, 96))
     assert packed.batch.tokens.shape[0] < len(groups)  # rows
     assert (packed.batch.segments == OPENING).sum(axis=1).tolist() == [3] * packed.batch.tokens.shape[0]
     scores = learner.scores(state, alone)[..., 0]
@@ -181,7 +181,7 @@ def test_all_that_was_compared_of_a_group_is_learnt_and_every_group_counts_alike
         losses.append(np.mean(each))
     gradients = []
     for packing in ({'row_tokens': 0}, {'row_tokens': 128}):
-        pairs = pack_replies(groups, ONE, ways=1, micro_rows=1, n=4, **packing)
+        pairs = pack_replies(groups, ONE, micro_rows=1, n=4, **packing)
         found, gradient, figures = learner.read(state, pairs.pick(np.array([[0], [2]]), np.array([[3, 0], [0, 2]])))
         assert figures['reward_loss'] == pytest.approx(np.mean(losses), abs=1e-5)
         alone = [score_alone(state, texts[i][0], texts[i][1][a]) - score_alone(state, texts[i][0], texts[i][1][b])
@@ -275,7 +275,7 @@ def test_eight_devices_read_what_one_does(shape):
     state, wide = make_state(one), make_state(eight)
     for atol in (1e-5, 1e-4):  # Adam magnifies how the first step rounds
         state, scores, figures = one.learn(state, pack(texts))
-        pairs = pack(texts, mesh, ways=shape[0] * shape[1], micro_rows=1)
+        pairs = pack(texts, mesh, micro_rows=1)
         wide, found, wide_figures = eight.learn(wide, pairs)
         np.testing.assert_allclose(found, scores, atol=atol)
         assert wide_figures['reward_loss'] == pytest.approx(figures['reward_loss'], rel=1e-5)

@@ -17,9 +17,8 @@ from pal_jax.decode.requests import bucket, for_slots
 from pal_jax.learners.actor import Actor
 from pal_jax.learners.critic import Critic
 from pal_jax.learners.dpo import PreferenceLearner
-from pal_jax.learners.labelled import LabelLesson
 from pal_jax.learners.ppo import PolicyLearner
-from pal_jax.learners.scorer import BradleyTerry, Lesson, Scorer
+from pal_jax.learners.scorer import Lesson, Scorer
 from pal_jax.learners.training import TrainState, apply
 from pal_jax.models import params
 from pal_jax.models.config import ModelConfig
@@ -135,10 +134,9 @@ def scoring(scorer: Scorer, work: Work) -> list[Program]:
         tokens=column, positions=column, segments=column, prefix=column, states=reply, actions=reply, acts=acts
     )  # fmt: skip
     side, number = (array(mesh, rows, (work.n // 2,), dtype) for dtype in (jnp.int32, jnp.float32))
-    lesson: Any = Lesson(side, side, number, number)  # type: ignore[arg-type]
-    if not isinstance(scorer.loss, BradleyTerry):
-        labels, weight = (array(mesh, rows, sizes) for sizes in ((work.n, scorer.outputs), (work.n,)))
-        lesson = LabelLesson(labels, weight, lesson)  # type: ignore[arg-type]
+    # A loss that reads no labels leaves them out of its program.
+    labels, counts = (array(mesh, rows, sizes) for sizes in ((work.n, scorer.outputs), (work.n,)))
+    lesson: Any = Lesson(side, side, number, number, labels, counts)  # type: ignore[arg-type]
     grads = gradients(model.params)
     arguments = scorer, grads, model, batch, lesson
     return [

@@ -1,4 +1,4 @@
-"""Sets of choices by person that people bring from the hub, as choices between texts (`records.TextChoice`).
+"""Sets of choices by person that people bring from the hub, as choices between texts (`types.Choice`).
 
     multipref:<source>     MultiPref (Miranda et al. 2024, arXiv 2410.19133): four workers a pair, without ties
     community:<source>     Community Alignment (arXiv 2507.09650): the reply that an annotator preferred, by turn
@@ -23,8 +23,9 @@ import numpy as np
 
 from pal_jax.data.readers import judgements
 from pal_jax.data.readers.judgements import Judgement
-from pal_jax.data.records import TextChoice, field, first_spelling, identity, listed, rows, text_of
+from pal_jax.data.records import field, first_spelling, identity, listed, rows, text_of
 from pal_jax.run import files
+from pal_jax.types import Choice
 
 PAIRS = 40  # pairs of a person, at most, where pairs are drawn or dealt
 HOLDERS = 200  # made-up people
@@ -33,7 +34,7 @@ TURNS = 'first', 'second', 'third', 'fourth'
 LETTERS = 'abcd'
 
 
-def multipref(source: str) -> Iterator[TextChoice]:
+def multipref(source: str) -> Iterator[Choice]:
     """The choices in MultiPref: text, completion_a, completion_b, and the annotations of two kinds of workers.
 
     An annotation has evaluator and overall_pref: A-is-clearly-better, A-is-slightly-better, Tie, or the same of B. The
@@ -54,10 +55,10 @@ def multipref(source: str) -> Iterator[TextChoice]:
                     raise ValueError(f'{place}: overall_pref is {files.short_repr(preference)}; give A-is-... or Tie')
                 if match and replies[0] != replies[1]:
                     chosen, rejected = replies if match[1] == 'A' else replies[::-1]
-                    yield TextChoice(worker, prompt, chosen, rejected, group)
+                    yield Choice(prompt, chosen, rejected, worker, group)
 
 
-def community(source: str) -> Iterator[TextChoice]:
+def community(source: str) -> Iterator[Choice]:
     """The choices in Community Alignment: the preferred reply of a turn against each other reply.
 
     A row has annotator_id and, for `first` to `fourth`, <turn>_turn_prompt, <turn>_turn_response_a to d and
@@ -81,7 +82,7 @@ def community(source: str) -> Iterator[TextChoice]:
                 )
             for reply in dict.fromkeys(replies.values()):
                 if reply not in ('', chosen):
-                    yield TextChoice(user, before + prompt, chosen, reply)
+                    yield Choice(before + prompt, chosen, reply, user)
             before += f'{prompt}\n\n{chosen}\n\n'
 
 
@@ -91,7 +92,7 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     return value.strip() if isinstance(value, str) else ''
 
 
-def tldr_workers(folder: str) -> Iterator[TextChoice]:
+def tldr_workers(folder: str) -> Iterator[Choice]:
     """The workers' own choices in `train.jsonl` and, where it is there, `validation.jsonl`.
 
     A row has worker, info.post (or info.article), two summaries with a text, and choice: 0 or 1.
@@ -111,10 +112,10 @@ def tldr_workers(folder: str) -> Iterator[TextChoice]:
             post = text_of(place, info, 'post' if info.get('post') else 'article')
             texts = [text_of(place, summary, 'text').strip() for summary in pair]
             if texts[0] != texts[1]:
-                yield TextChoice(worker, post, texts[int(choice)], texts[1 - int(choice)])
+                yield Choice(post, texts[int(choice)], texts[1 - int(choice)], worker)
 
 
-def dices(source: str) -> Iterator[TextChoice]:
+def dices(source: str) -> Iterator[Choice]:
     """Pairs of a conversation that a rater called safe and one that the same rater called unsafe, drawn at random.
 
     A row has rater_id, context, response and Q_overall, whether anything is unsafe: Yes, No or Unsure. The safe
@@ -138,10 +139,10 @@ def dices(source: str) -> Iterator[TextChoice]:
         for k in np.random.default_rng([0, number]).permutation(len(safe) * len(unsafe))[:PAIRS]:
             chosen, rejected = safe[int(k) // len(unsafe)], unsafe[int(k) % len(unsafe)]
             if chosen != rejected:
-                yield TextChoice(rater, '', chosen, rejected)
+                yield Choice('', chosen, rejected, rater)
 
 
-def personalllm(source: str) -> Iterator[TextChoice]:
+def personalllm(source: str) -> Iterator[Choice]:
     """The choices of `HOLDERS` made-up people between two of the eight replies to a prompt.
 
     A row has prompt, response_1 to response_8, and for each of them response_1_<model> and so on, the rewards of some
@@ -176,7 +177,7 @@ def personalllm(source: str) -> Iterator[TextChoice]:
             a, b = (a, b) if rewards[i, a] @ taste > rewards[i, b] @ taste else (b, a)
             chosen, rejected = (text_of(place, row, f'response_{k + 1}') for k in (a, b))
             if chosen != rejected:
-                yield TextChoice(f'p{person}', text_of(place, row, 'prompt'), chosen, rejected)
+                yield Choice(text_of(place, row, 'prompt'), chosen, rejected, f'p{person}')
 
 
 def _number(place: str, row: Mapping[str, Any], name: str) -> float:
@@ -187,7 +188,7 @@ def _number(place: str, row: Mapping[str, Any], name: str) -> float:
         raise ValueError(f'{place}: {name} is {files.short_repr(value)}; give a number') from None
 
 
-def vpl(source: str) -> Iterator[TextChoice]:
+def vpl(source: str) -> Iterator[Choice]:
     """VPL's relabelled pairs, dealt to made-up people of each kind, `PAIRS` to each, in the order of the file.
 
     A row has objective (the kind of user), prompt, two responses and label, the number of the one this kind prefers.
@@ -209,10 +210,10 @@ def vpl(source: str) -> Iterator[TextChoice]:
             person = dealt.get(kind, 0)
             dealt[kind] = person + 1
             name = f'{kind}-{person // PAIRS}'
-            yield TextChoice(name, text_of(place, row, 'prompt'), texts[int(label)], texts[1 - int(label)], kind)
+            yield Choice(text_of(place, row, 'prompt'), texts[int(label)], texts[1 - int(label)], name, kind)
 
 
-def uf_p(source: str) -> Iterator[TextChoice]:
+def uf_p(source: str) -> Iterator[Choice]:
     """The pairs of UltraFeedback-P, dealt to made-up people of each kind, `PAIRS` to each, in the order of the file.
 
     A row has data_subset (the kind of user), prompt, chosen and rejected. Of messages the last one is the reply.
@@ -227,7 +228,7 @@ def uf_p(source: str) -> Iterator[TextChoice]:
         if chosen != rejected:
             person = dealt.get(kind, 0)
             dealt[kind] = person + 1
-            yield TextChoice(f'{kind}-{person // PAIRS}', text_of(place, row, 'prompt'), chosen, rejected, kind)
+            yield Choice(text_of(place, row, 'prompt'), chosen, rejected, f'{kind}-{person // PAIRS}', kind)
 
 
 def _last(place: str, row: Mapping[str, Any], name: str) -> str:
@@ -240,7 +241,7 @@ def _last(place: str, row: Mapping[str, Any], name: str) -> str:
     return text_of(place, row, name)
 
 
-SOURCES: Mapping[str, Callable[[str], Iterator[TextChoice]]] = {
+SOURCES: Mapping[str, Callable[[str], Iterator[Choice]]] = {
     'multipref': multipref,
     'community': community,
     'tldr_workers': tldr_workers,

@@ -341,10 +341,8 @@ PREFERRED = (
 
 # The keys of a message that chat templates read beside its role and its content.
 _PASSED = ('name', 'tool_calls', 'tool_call_id', 'reasoning_content', 'thinking')
-_ROLES = {
-    'human': 'user', 'user': 'user', 'gpt': 'assistant', 'assistant': 'assistant', 'system': 'system',
-    'tool': 'tool', 'observation': 'tool',
-}  # fmt: skip
+_ROLES = {'human': 'user', 'gpt': 'assistant', 'observation': 'tool'}
+_ROLES |= {role: role for role in ('user', 'assistant', 'system', 'tool')}
 
 
 def messages_of(record: Mapping[str, Any], key: str) -> list[Message]:

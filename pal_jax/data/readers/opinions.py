@@ -1,4 +1,4 @@
-"""Public sets of real people's opinions as choices between texts (`records.TextChoice`), or between vectors.
+"""Public sets of real people's opinions as choices between texts (`types.Choice`), or between vectors.
 
     arguments     which of two arguments convinces more: UKPConvArg1 (Habernal & Gurevych 2016), crowd workers
     rated         ratings as pairs: Jester's jokes (Goldberg et al. 2001), MovieLens-100K (Harper & Konstan 2015)
@@ -13,6 +13,7 @@ reads votes (Polis), and `choices.py` reads stated choices. Nothing is downloade
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,8 +27,9 @@ from pal_jax.data.comparisons import Comparisons, Lookup, alike, row_keys
 from pal_jax.data.readers import crowds, judgements
 from pal_jax.data.readers.columns import read_arrays
 from pal_jax.data.readers.judgements import Judgement
-from pal_jax.data.records import Row, TextChoice, field, first_spelling, identity, listed, rows, text_of
+from pal_jax.data.records import Row, field, first_spelling, identity, listed, rows, text_of
 from pal_jax.run import files
+from pal_jax.types import Choice
 
 PAIRS = 40  # pairs of a person, at most, where pairs are drawn
 HOLDERS = 200  # made-up people, each with one persona
@@ -39,7 +41,7 @@ def is_source(data: str) -> bool:
     return bool(colon) and name in SOURCES
 
 
-def read(data: str) -> Iterator[TextChoice]:
+def read(data: str) -> Iterator[Choice]:
     """The choices of a named set.
 
     `data` is `ukp:<folder>`, `jester:<folder>`, `movielens:<folder>`, `prism:<folder>`, `personas:<file>`,
@@ -51,7 +53,7 @@ def read(data: str) -> Iterator[TextChoice]:
     """
     name, _, where = data.partition(':')
     who = first_spelling()
-    return (choice._replace(user=who(choice.user)) for choice in SOURCES[name](where))
+    return (dataclasses.replace(choice, user=who(choice.user)) for choice in SOURCES[name](where))
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -64,7 +66,7 @@ class Argument(NamedTuple):
     text: str
 
 
-def arguments(folder: str | Path) -> Iterator[TextChoice]:
+def arguments(folder: str | Path) -> Iterator[Choice]:
     """The choices between arguments in a folder. The prompt is debate and stance.
 
     `judgements.jsonl` has topic, arg1, arg2, worker and choice (a1, a2 or equal), and `arguments.jsonl` has id, debate,
@@ -92,7 +94,7 @@ def arguments(folder: str | Path) -> Iterator[TextChoice]:
         left, right = (argument_of[argument] for argument in pair_of[one.thing])
         if one.value and left.text != right.text:
             chosen, rejected = (left, right) if one.value == pair_of[one.thing][0] else (right, left)
-            yield TextChoice(one.person, left.topic, chosen.text, rejected.text)
+            yield Choice(left.topic, chosen.text, rejected.text, one.person)
 
 
 # --- ratings ----------------------------------------------------------------------------------------------------------
@@ -106,9 +108,7 @@ class Rating(NamedTuple):
     value: float
 
 
-def rated(
-    ratings: Sequence[Rating], texts: Mapping[str, str], *, gap: float, most: int, seed: int
-) -> Iterator[TextChoice]:
+def rated(ratings: Sequence[Rating], texts: Mapping[str, str], *, gap: float, most: int, seed: int) -> Iterator[Choice]:
     """Up to `most` pairs of each person, drawn at random, whose ratings differ by `gap` or more.
 
     The item with the higher rating is the chosen one.
@@ -129,7 +129,7 @@ def rated(
         for i, j in zip(above[sampled], below[sampled], strict=True):
             chosen, rejected = texts[user_ratings[i].item], texts[user_ratings[j].item]
             if chosen != rejected:  # some films are listed twice
-                yield TextChoice(user, '', chosen, rejected)
+                yield Choice('', chosen, rejected, user)
 
 
 def jester(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
@@ -218,7 +218,7 @@ GENRES = (
 # --- conversations ----------------------------------------------------------------------------------------------------
 
 
-def conversations(path: str | Path) -> Iterator[TextChoice]:
+def conversations(path: str | Path) -> Iterator[Choice]:
     """The choices in PRISM's `conversations.jsonl`: the chosen reply of a turn against each other reply.
 
     A row has user_id and conversation_history, a list of messages with turn, role (user or model), content and, for
@@ -250,7 +250,7 @@ def conversations(path: str | Path) -> Iterator[TextChoice]:
                 break  # the conversation ended without a choice
             for reply, was_chosen in replies:
                 if not was_chosen and reply not in ('', chosen[0]):
-                    yield TextChoice(user, before + questions[0], chosen[0], reply)
+                    yield Choice(before + questions[0], chosen[0], reply, user)
             before += f'{questions[0]}\n\n{chosen[0]}\n\n'
 
 
@@ -265,7 +265,7 @@ def _was_chosen(place: str, message: Mapping[str, Any]) -> bool:
 # --- personas ---------------------------------------------------------------------------------------------------------
 
 
-def personas(path: str | Path, behaviours: Sequence[str], *, users: int, pairs: int, seed: int) -> Iterator[TextChoice]:
+def personas(path: str | Path, behaviours: Sequence[str], *, users: int, pairs: int, seed: int) -> Iterator[Choice]:
     """The choices of `users` made-up people, who hold the `behaviours` in turn, by default all behaviours of the file.
 
     A person answers `pairs` statements, and chooses the answer that the persona gives. The group is the persona.
@@ -288,7 +288,7 @@ def personas(path: str | Path, behaviours: Sequence[str], *, users: int, pairs: 
     for user, name in zip(range(users), itertools.cycle(statements_of), strict=False):
         for i in np.random.default_rng([seed, user]).permutation(len(statements_of[name]))[:pairs]:
             question, chosen, rejected = statements_of[name][i]
-            yield TextChoice(f'p{user}', question, chosen, rejected, name)
+            yield Choice(question, chosen, rejected, f'p{user}', name)
 
 
 # --- summaries --------------------------------------------------------------------------------------------------------
@@ -303,9 +303,9 @@ class Summaries(NamedTuple):
     The group of a choice is short or long.
     """
 
-    train: list[TextChoice]
-    test: list[TextChoice]
-    unseen: list[TextChoice]
+    train: list[Choice]
+    test: list[Choice]
+    unseen: list[Choice]
 
 
 def summaries(train: str | Path, validation: str | Path) -> Summaries:
@@ -322,7 +322,7 @@ def summaries(train: str | Path, validation: str | Path) -> Summaries:
     others = {worker for worker, count in counts.items() if count >= ENOUGH and worker not in busiest}
     short |= {worker for worker in others if worker.startswith(SHORT)}
 
-    def labelled(part: list[tuple[str, str, str, str]], workers: set[str]) -> list[TextChoice]:
+    def labelled(part: list[tuple[str, str, str, str]], workers: set[str]) -> list[Choice]:
         return [by_length(*row, short=row[0] in short) for row in part if row[0] in workers]
 
     return Summaries(
@@ -330,11 +330,11 @@ def summaries(train: str | Path, validation: str | Path) -> Summaries:
     )  # fmt: skip
 
 
-def by_length(worker: str, post: str, left: str, right: str, *, short: bool) -> TextChoice:
+def by_length(worker: str, post: str, left: str, right: str, *, short: bool) -> Choice:
     """The choice of a worker who likes summaries `short`, or long. The second is chosen where both are equally long."""
     first = len(left) < len(right) if short else len(left) > len(right)
     chosen, rejected = (left, right) if first else (right, left)
-    return TextChoice(worker, f'Human: {post} Assistant:', f' {chosen}', f' {rejected}', 'short' if short else 'long')
+    return Choice(f'Human: {post} Assistant:', f' {chosen}', f' {rejected}', worker, 'short' if short else 'long')
 
 
 def _supervised(source: str) -> Iterator[tuple[str, str, str, str]]:
@@ -406,7 +406,7 @@ def _checked(path: str | Path, name: str, array: np.ndarray, axes: int, dtype: t
 # --- by name ----------------------------------------------------------------------------------------------------------
 
 
-def _rated(read: Callable[[str], tuple[list[Rating], dict[str, str]]], folder: str) -> Iterator[TextChoice]:
+def _rated(read: Callable[[str], tuple[list[Rating], dict[str, str]]], folder: str) -> Iterator[Choice]:
     ratings, items = read(folder)
     values = [rating.value for rating in ratings]
     if len(set(values)) < 2:
@@ -417,12 +417,12 @@ def _rated(read: Callable[[str], tuple[list[Rating], dict[str, str]]], folder: s
         raise ValueError(f'{folder}: {error}') from None
 
 
-def _summaries(folder: str) -> Iterator[TextChoice]:
+def _summaries(folder: str) -> Iterator[Choice]:
     for part in summaries(*(Path(folder) / f'{name}.jsonl' for name in ('train', 'validation'))):
         yield from (choice for choice in part if choice.chosen.strip() != choice.rejected.strip())
 
 
-SOURCES: Mapping[str, Callable[[str], Iterator[TextChoice]]] = {
+SOURCES: Mapping[str, Callable[[str], Iterator[Choice]]] = {
     'ukp': arguments,
     'jester': lambda folder: _rated(jester, folder),
     'movielens': lambda folder: _rated(movielens, folder),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pal_jax.data import records
 from pal_jax.data.holdouts import normal
@@ -33,7 +33,6 @@ CATEGORIES = (  # the published keys, in the published order
     'terrorism,organized_crime',
     'violence,aiding_and_abetting,incitement',
 )
-PLACE = 'the record'  # the place of a record without a file, in messages
 
 
 class LabelledResponse(NamedTuple):
@@ -62,9 +61,6 @@ class JudgedPair(NamedTuple):
     safer: int
 
 
-Row = TypeVar('Row', LabelledResponse, JudgedPair)
-
-
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -74,82 +70,71 @@ def read_labelled(source: str) -> list[LabelledResponse]:
     Raises:
       ValueError: there is no such source, it is empty, or a row is wrong. The message names the row.
     """
-    return _some(source, [to_labelled(row, place) for place, row in records.rows(source)])
+    return records.read_all(source, to_labelled, records.rows)
 
 
 def read_judged(source: str) -> list[JudgedPair]:
     """The rows of a source in the form of PKU-SafeRLHF. Raises ValueError as `read_labelled` does."""
-    return _some(source, [to_judged(row, place) for place, row in records.rows(source)])
+    return records.read_all(source, to_judged, records.rows)
 
 
-def _some(source: str, rows: list[Row]) -> list[Row]:
-    if not rows:
-        raise ValueError(f'{source}: it has no records; give a source with at least one')
-    return rows
-
-
-def to_labelled(record: Mapping[str, Any], place: str = PLACE) -> LabelledResponse:
-    """A record of BeaverTails as a row. `place` is the record's place, for messages.
+def to_labelled(record: Mapping[str, Any]) -> LabelledResponse:
+    """A record of BeaverTails as a row.
 
     Raises:
       ValueError: a field is missing or wrong, a category is missing or unknown, or `is_safe` contradicts the
         categories.
     """
-    row = LabelledResponse(_text(place, record, 'prompt'), _text(place, record, 'response'), _categories(place, record))
-    is_safe = _flag(place, record, 'is_safe')
+    row = LabelledResponse(_text(record, 'prompt'), _text(record, 'response'), _categories(record))
+    is_safe = _flag(record, 'is_safe')
     if is_safe == row.unsafe:
         marked = [name for name, mark in zip(CATEGORIES, row.categories, strict=True) if mark]
         raise ValueError(
-            f'{place}: is_safe is {is_safe}, but {" and ".join(marked) or "no category"} is true; a pair is safe where '
+            f'is_safe is {is_safe}, but {" and ".join(marked) or "no category"} is true; a pair is safe where '
             'no category is true, so correct one of the two'
         )
     return row
 
 
-def to_judged(record: Mapping[str, Any], place: str = PLACE) -> JudgedPair:
-    """A record of PKU-SafeRLHF as a row. `place` is the record's place, for messages.
+def to_judged(record: Mapping[str, Any]) -> JudgedPair:
+    """A record of PKU-SafeRLHF as a row.
 
     Raises:
       ValueError: a field is missing or wrong, one response alone is unsafe and `safer_response_id` names it, or one
         text is safe and unsafe.
     """
     row = JudgedPair(
-        _text(place, record, 'prompt'),
-        (_text(place, record, 'response_0'), _text(place, record, 'response_1')),
-        (not _flag(place, record, 'is_response_0_safe'), not _flag(place, record, 'is_response_1_safe')),
-        better=_number(place, record, 'better_response_id'),
-        safer=_number(place, record, 'safer_response_id'),
+        _text(record, 'prompt'),
+        (_text(record, 'response_0'), _text(record, 'response_1')),
+        (not _flag(record, 'is_response_0_safe'), not _flag(record, 'is_response_1_safe')),
+        better=_number(record, 'better_response_id'),
+        safer=_number(record, 'safer_response_id'),
     )
     if row.unsafe[0] != row.unsafe[1] and normal(row.responses[0]) == normal(row.responses[1]):
         raise ValueError(
-            f'{place}: response_0 and response_1 are the same text, and one is safe and the other is not; correct '
+            'response_0 and response_1 are the same text, and one is safe and the other is not; correct '
             'is_response_0_safe or is_response_1_safe, or delete the row'
         )
     if row.unsafe[row.safer] and not row.unsafe[1 - row.safer]:
         raise ValueError(
-            f'{place}: safer_response_id is {row.safer}, but is_response_{row.safer}_safe is False and '
+            f'safer_response_id is {row.safer}, but is_response_{row.safer}_safe is False and '
             f'is_response_{1 - row.safer}_safe is True; correct the one that is wrong, or delete the row'
         )
     return row
 
 
-def _categories(place: str, record: Mapping[str, Any]) -> tuple[bool, ...]:
-    value = _given(place, record, 'category', 'an object with true or false for each of the 14 categories')
+def _categories(record: Mapping[str, Any]) -> tuple[bool, ...]:
+    value = _given(record, 'category', 'an object with true or false for each of the 14 categories')
     marks = _object(value) if isinstance(value, str) else value
     if not isinstance(marks, Mapping):
-        raise ValueError(
-            f'{place}: category is {files.short_repr(value)}; give an object with true or false for each key'
-        )
+        raise ValueError(f'category is {files.short_repr(value)}; give an object with true or false for each key')
     if unknown := [key for key in marks if key not in CATEGORIES]:
         raise ValueError(
-            f'{place}: category has the unknown key {files.short_repr(unknown[0])}; the keys are '
-            f'{"; ".join(CATEGORIES)}'
+            f'category has the unknown key {files.short_repr(unknown[0])}; the keys are {"; ".join(CATEGORIES)}'
         )
     if missing := [key for key in CATEGORIES if marks.get(key) is None]:
-        raise ValueError(
-            f'{place}: category has no {" and no ".join(missing)}; give true or false for each of its keys'
-        )
-    return tuple(_flag(place, marks, key) for key in CATEGORIES)
+        raise ValueError(f'category has no {" and no ".join(missing)}; give true or false for each of its keys')
+    return tuple(_flag(marks, key) for key in CATEGORIES)
 
 
 def _object(text: str) -> Any:
@@ -160,34 +145,32 @@ def _object(text: str) -> Any:
         return None
 
 
-def _given(place: str, record: Mapping[str, Any], name: str, wanted: str) -> Any:
+def _given(record: Mapping[str, Any], name: str, wanted: str) -> Any:
     if record.get(name) is None:
-        raise ValueError(
-            f'{place}: no {name}; give {wanted}. The fields of the record are {", ".join(map(str, record))}'
-        )
+        raise ValueError(f'no {name}; give {wanted}. The fields of the record are {", ".join(map(str, record))}')
     return record[name]
 
 
-def _text(place: str, record: Mapping[str, Any], name: str) -> str:
-    value = _given(place, record, name, 'a text')
+def _text(record: Mapping[str, Any], name: str) -> str:
+    value = _given(record, name, 'a text')
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f'{place}: {name} is {files.short_repr(value)}; give a text, or delete the row')
+        raise ValueError(f'{name} is {files.short_repr(value)}; give a text, or delete the row')
     return value
 
 
-def _flag(place: str, record: Mapping[str, Any], name: str) -> bool:
-    value = _given(place, record, name, 'true or false')
+def _flag(record: Mapping[str, Any], name: str) -> bool:
+    value = _given(record, name, 'true or false')
     text = str(value).strip().lower()
     if not isinstance(value, bool | str) or text not in ('true', 'false'):
-        raise ValueError(f'{place}: {name} is {files.short_repr(value)}; give true or false')
+        raise ValueError(f'{name} is {files.short_repr(value)}; give true or false')
     return text == 'true'
 
 
-def _number(place: str, record: Mapping[str, Any], name: str) -> int:
-    _given(place, record, name, '0 or 1, the number of a response')
-    text = records.identity(place, record, name)
+def _number(record: Mapping[str, Any], name: str) -> int:
+    _given(record, name, '0 or 1, the number of a response')
+    text = records.identity('', record, name)
     if text not in ('0', '1'):
-        raise ValueError(f'{place}: {name} is {files.short_repr(record[name])}; give 0 or 1, the number of a response')
+        raise ValueError(f'{name} is {files.short_repr(record[name])}; give 0 or 1, the number of a response')
     return int(text)
 
 

@@ -80,10 +80,13 @@ def read(conversation: str | Path) -> Votes:
     groups = np.array([group_of.get(name, '') for name in names])
     group_names = [group for group in np.unique(groups) if group]
     return Votes(
-        np.array(people, np.int32), np.array(statements, np.int32), np.array(agree), names,
+        np.array(people, np.int32),
+        np.array(statements, np.int32),
+        np.array(agree),
+        names,
         tuple(named[key] for key in shown),
         np.array([group_names.index(group) if group else -1 for group in groups], np.int32),
-    )  # fmt: skip
+    )
 
 
 def draw_pairs(votes: Votes, *, most: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,7 +17,8 @@ from scipy import optimize, stats
 from pal_jax.run import intervals
 from pal_jax.run.accuracy import hits
 from pal_jax.run.intervals import Estimate
-from pal_jax.run.reward_model import BINS
+
+BINS = 10  # of confidences
 
 
 class JudgedPairs(NamedTuple):

@@ -26,7 +26,6 @@ from pal_jax.learners.scorer import gaps as gaps_of
 from pal_jax.learners.training import MULTIPLE
 from pal_jax.recipes.plus import conditioning, summaries
 from pal_jax.recipes.plus.settings import WRITTEN, RewardModelSettings, Settings
-from pal_jax.run import sharding
 from pal_jax.run.models import Policy
 from pal_jax.run.recipe import Context
 from pal_jax.types import ChatModel, Choice, Exhibit, Metrics, Sample, Sampling
@@ -146,7 +145,7 @@ class PairPacker:
     def _packed(self, groups: Sequence[PromptGroup], **options: Any) -> ReplyGroups:
         # Rows that texts share are all cut to one length, so that one program reads them.
         return pack_replies(
-            groups, self.mesh, ways=sharding.batch_ways(self.mesh), micro_rows=self.micro_rows,
+            groups, self.mesh, micro_rows=self.micro_rows,
             row_tokens=self.row_tokens, multiple=self.row_tokens or MULTIPLE, **options,
         )  # fmt: skip
 

@@ -11,7 +11,6 @@ from typing import Any
 from pal_jax.data import histories, holdouts
 from pal_jax.data.histories import History
 from pal_jax.data.readers import opinions, votes
-from pal_jax.data.records import TextChoice
 from pal_jax.recipes.plus import attributes, pets
 from pal_jax.types import Choice
 
@@ -44,7 +43,7 @@ def _vote(name: str, made: HistoryOptions) -> Mapping[str, Sequence[Choice]]:
     return votes.to_choices(votes.read(name), OPINION, disputed=made.disputed, seed=0)
 
 
-def by_person(choices: Iterable[TextChoice]) -> Mapping[str, Sequence[Choice]]:
+def by_person(choices: Iterable[Choice]) -> Mapping[str, Sequence[Choice]]:
     """The choices between texts, by the person who made them."""
     by_user: dict[str, list[Choice]] = {}
     for row in choices:

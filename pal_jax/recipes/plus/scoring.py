@@ -13,7 +13,7 @@ from pal_jax.learners.scorer import pack_replies
 from pal_jax.recipes.plus import context as plus_context
 from pal_jax.recipes.plus import parts as plus_parts
 from pal_jax.recipes.plus.settings import WRITTEN, Settings
-from pal_jax.run import files, sharding
+from pal_jax.run import files
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.record_scorer import RecordScorer, one_device
 from pal_jax.run.runs import read_settings
@@ -36,9 +36,6 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
     trees = {'reward': reader.abstract_weights, 'policy': jax.tree.map(lambda _: ..., learner.abstract)}
     state = Checkpoints(workdir, trees, read_only=True).read()[0]['reward']
     model = settings.reward_model
-    packing: dict[str, Any] = {
-        'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': model.micro_rows, 'row_tokens': model.row_tokens,
-    }  # fmt: skip
 
     def read(record: Any) -> PromptGroup:
         prompt, reply = map(record.get, ('prompt', 'completion')) if isinstance(record, Mapping) else (None, None)
@@ -47,7 +44,8 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
         return plus_context.to_group(judge.tokenizer, summary, [(prompt, reply)])
 
     def score(groups: Sequence[PromptGroup]) -> np.ndarray:
-        return reader.scores(state, pack_replies(groups, ctx.mesh, **packing))[:, 0]
+        packed = pack_replies(groups, ctx.mesh, micro_rows=model.micro_rows, row_tokens=model.row_tokens)
+        return reader.scores(state, packed)[:, 0]
 
     return RecordScorer(read, score)
 

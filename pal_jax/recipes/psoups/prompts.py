@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pal_jax.data import chats
+from pal_jax.data import chats, records
 from pal_jax.data.holdouts import normal
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.recipes.psoups import preferences
@@ -101,7 +101,7 @@ def _given_prompts(settings: InstructionSettings, split: str) -> list[Prompt]:
     source = getattr(settings, split)
     if source == 'embedded':
         return [Prompt(f'{split}-{i}', question) for i, question in enumerate(make_questions(split))]
-    return [prompt._replace(id=f'{split}-{i}') for i, prompt in enumerate(chats.read(source, to_prompt))]
+    return [prompt._replace(id=f'{split}-{i}') for i, prompt in enumerate(records.read_all(source, to_prompt))]
 
 
 def to_prompt(record: Any) -> Prompt:

@@ -10,7 +10,7 @@
     evaluate   win rates of all of these against each other
 
 Each stage is a run in a folder beside the others'. Reward models and multitask learning are those of
-`recipes/reward.py` and `recipes/sft.py` on files that the annotations make. `rl.py` is PPO; each other stage has a file
+`recipes/scorer/` and `recipes/sft.py` on files that the annotations make. `rl.py` is PPO; each other stage has a file
 of its name.
 """
 
@@ -20,11 +20,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from pal_jax.recipes import reward, sft
+from pal_jax.recipes import sft
 from pal_jax.recipes.psoups import annotate, evaluate, merge, rl, rollout
 from pal_jax.recipes.psoups.check import check, check_prompts, check_shared
 from pal_jax.recipes.psoups.preferences import BEST, GENERAL, JOINT
 from pal_jax.recipes.psoups.settings import PromptedKeys, Settings
+from pal_jax.recipes.scorer import reward
 from pal_jax.run.planned import PlannedRun
 from pal_jax.run.settings import Run, filled
 from pal_jax.run.stages import Stage, chosen, make_stage, section_values
@@ -48,7 +49,7 @@ def stages(settings: Settings, workdir: Path) -> list[Stage]:
     listed = [
         make('rollout', rollout.Settings, recipe='psoups.rollout'),
         make('annotate', annotate.Settings, recipe='psoups.annotate'),
-        *(make(f'reward-{name}', reward.Settings, recipe='reward', **reward_values(settings, pairs / name))
+        *(make(f'reward-{name}', reward.Settings, recipe='scorer.reward', **reward_values(settings, pairs / name))
           for name in (GENERAL, *poles, JOINT)),
         policy('rlhf', GENERAL),
         make('multitask', sft.Settings, recipe='sft', **section_values(settings.multitask, pairs / BEST)),

@@ -16,13 +16,13 @@ from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_fini
 from pal_jax.decode.sampler import make_packing
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
-from pal_jax.recipes import reward
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.psoups.judges import ReplyScorer, Score
 from pal_jax.recipes.psoups.moments import Moments, add_scores, standardised
 from pal_jax.recipes.psoups.preferences import GENERAL, JOINT, Preference, combinations
 from pal_jax.recipes.psoups.prompts import PreferencePrompt, Prompt, everyone, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import PromptedKeys, RLHFSettings
+from pal_jax.recipes.scorer import reward
 from pal_jax.run.language import ReinforcedRun
 from pal_jax.run.models import keeping, make_learner, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling

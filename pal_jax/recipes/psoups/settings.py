@@ -1,6 +1,6 @@
 """The settings of Personalized Soups: its sections, the keys that several stages read, and those of the whole method.
 
-The settings of a stage stand in its module. Reward models and multitask learning are runs of `recipes/reward.py` and
+The settings of a stage stand in its module. Reward models and multitask learning are runs of `recipes/scorer/` and
 `recipes/sft.py`.
 """
 
@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from pal_jax.learners.scorer import BradleyTerry
-from pal_jax.recipes.reward import PairSettings
+from pal_jax.recipes.scorer.reward import PairSettings
 from pal_jax.run.language import ANSWERS, DecodeSettings, EndpointSettings, ModelSettings, ReinforcedRun, RowSettings
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.settings import Run, StageSettings

@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from pal_jax.data import chats
+from pal_jax.data import chats, records
 from pal_jax.data.packing import pack_examples
 from pal_jax.data.passes import shuffled
 from pal_jax.data.tokenizer import Tokenizer
@@ -303,7 +303,7 @@ def make_stream(
             f'{settings.seeds.train} has a completion; give some, or set ppo.ptx_coef=0'
         )
     placed = ((f'seeds.train={settings.seeds.train}, {files.short_repr(row["completion"])}', row) for row in rows)
-    examples = chats.convert_records(placed, functools.partial(chats.to_imitate, tokenizer=tokenizer))
+    examples = records.converted(placed, functools.partial(chats.to_imitate, tokenizer=tokenizer))
 
     def batch(i: int) -> TokenBatch | None:
         if i % stream.every:

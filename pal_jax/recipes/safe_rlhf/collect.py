@@ -29,9 +29,9 @@ from pal_jax.data.readers.safety import JudgedPair
 from pal_jax.decode.answers import ModelScores, Sampler, load_base, make_sampler
 from pal_jax.judges import dilemmas
 from pal_jax.models.params import Params
-from pal_jax.recipes import reward
 from pal_jax.recipes.safe_rlhf.prompts import EMBEDDED, Question, read_questions
 from pal_jax.recipes.safe_rlhf.settings import AnswerKeys, CollectSettings
+from pal_jax.recipes.scorer import reward
 from pal_jax.run import piecework
 from pal_jax.run.models import make_policy
 from pal_jax.run.moderator import open_moderator

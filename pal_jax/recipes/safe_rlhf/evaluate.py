@@ -21,8 +21,6 @@ from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_fini
 from pal_jax.judges import winrates
 from pal_jax.judges.refusals import RefusalPrompt, is_refusal, read_prompts
 from pal_jax.models.params import Params
-from pal_jax.recipes import reward
-from pal_jax.recipes.cost import recipe as cost
 from pal_jax.recipes.safe_rlhf import elo, tradeoff
 from pal_jax.recipes.safe_rlhf.collect import by_rule, helps_by_rule, rl_name
 from pal_jax.recipes.safe_rlhf.prompts import Question, QuestionGroups, make_groups, read_questions, tell_budget
@@ -36,6 +34,7 @@ from pal_jax.recipes.safe_rlhf.settings import (
     variants,
 )
 from pal_jax.recipes.safe_rlhf.tradeoff import Point
+from pal_jax.recipes.scorer import cost, reward
 from pal_jax.run import intervals, piecework
 from pal_jax.run.language import ModelSettings
 from pal_jax.run.models import make_policy

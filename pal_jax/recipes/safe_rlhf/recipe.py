@@ -19,12 +19,12 @@ from pathlib import Path
 
 from pal_jax.judges.refusals import read_prompts
 from pal_jax.learners.ppo import check_samples
-from pal_jax.recipes import reward, sft
-from pal_jax.recipes.cost import recipe as cost
+from pal_jax.recipes import sft
 from pal_jax.recipes.safe_rlhf import collect, evaluate, rl
 from pal_jax.recipes.safe_rlhf.collect import records_folder, rl_name, round_name
 from pal_jax.recipes.safe_rlhf.prompts import check_groups
 from pal_jax.recipes.safe_rlhf.settings import RLSettings, Settings, variants
+from pal_jax.recipes.scorer import cost, reward
 from pal_jax.run.planned import PlannedRun
 from pal_jax.run.recipe import check_at_least, check_divides
 from pal_jax.run.settings import Run, filled
@@ -60,10 +60,10 @@ def all_stages(settings: Settings, workdir: Path) -> Iterator[Stage]:
         # Models that `rl` names are those of the first round; later ones learn from the answers of new policies.
         if number > 1 or not settings.rl.reward:
             values = section_values(settings.reward, records / collect.PAIRS, source)
-            yield make(round_name('reward', number), reward.Settings, recipe='reward', **values)
+            yield make(round_name('reward', number), reward.Settings, recipe='scorer.reward', **values)
         if number > 1 or not settings.rl.cost:
             values = section_values(settings.cost, records / collect.JUDGED, source)
-            yield make(round_name('cost', number), cost.Settings, recipe='cost', **values)
+            yield make(round_name('cost', number), cost.Settings, recipe='scorer.cost', **values)
         judges = judges_of(settings, workdir, number)
         for variant in variants(settings):
             steps = {'total_steps': settings.total_steps, **variant_values(settings, variant)}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pal_jax.data import chats
+from pal_jax.data import chats, records
 from pal_jax.data.packing import pack_examples
 from pal_jax.data.passes import shuffled
 from pal_jax.data.tokenizer import Tokenizer
@@ -26,12 +26,11 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, abstract, decoder_specs
 from pal_jax.objectives.advantages import ConstrainedEstimator, Discounts
 from pal_jax.objectives.handler import Handler, State, updated
-from pal_jax.recipes import reward
-from pal_jax.recipes.cost.recipe import open_scores as open_cost_scores
 from pal_jax.recipes.safe_rlhf import tradeoff
 from pal_jax.recipes.safe_rlhf.collect import SFT, records_folder
 from pal_jax.recipes.safe_rlhf.prompts import Question, QuestionGroups, make_groups, read_questions, tell_budget
 from pal_jax.recipes.safe_rlhf.settings import AnswerKeys, ConstraintSettings, PtxSettings, RLSettings, groups_shown
+from pal_jax.recipes.scorer import cost, reward
 from pal_jax.run import files, sharding
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.language import ReinforcedRun
@@ -234,8 +233,8 @@ class SafeRLHF:
         prompts = [questions[k // self.n].text for k, _ in ends]
         costs = self.cost(prompts, [[text] for text in texts])[:, 0] if ends else []
         cuts: dict[int, Sample] = {}
-        for (k, end), text, cost in zip(ends, texts, costs, strict=True):
-            if cost > limits[k]:
+        for (k, end), text, paid in zip(ends, texts, costs, strict=True):
+            if paid > limits[k]:
                 # The ends of an answer come in order, so the first one above the limit stays.
                 cuts.setdefault(k, cut(samples[k], end, text))
         return [cuts.get(k, sample) for k, sample in enumerate(samples)]
@@ -268,7 +267,7 @@ def make(settings: Settings, ctx: Context) -> SafeRLHF:
     learner, n, steps = make_policy_learner(settings, policy.cfg, ctx), rl.n_samples_per_prompt, settings.total_steps
     judges = [Path(named.removeprefix('orbax:')) for named in (rl.reward, rl.cost)]
     check_limits(settings.constraint, judges[1])
-    opens = reward.open_scores, open_cost_scores
+    opens = reward.open_scores, cost.open_scores
     scores = [ModelScores(folder, ctx, opened) for folder, opened in zip(judges, opens, strict=True)]
     train, test = read_questions(settings.prompts, seed, policy.tokenizer)
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
@@ -354,7 +353,7 @@ def make_ptx(settings: Settings, tokenizer: Tokenizer, ctx: Context) -> Callable
     if not settings.ptx.coef:
         return None
     path = records_folder(ctx.workdir.parent, 1) / f'{SFT}.jsonl'
-    examples = chats.read(path, functools.partial(chats.to_imitate, tokenizer=tokenizer))
+    examples = records.read_all(path, functools.partial(chats.to_imitate, tokenizer=tokenizer))
     ways = sharding.batch_ways(ctx.mesh)
 
     def batch(i: int) -> TokenBatch:

@@ -1,7 +1,7 @@
 """The settings of Safe RLHF: its sections, the keys that several stages read, and those of the whole method.
 
 The settings of a stage stand in its module. The start policy, reward models and cost models are runs of
-`recipes/sft.py`, `reward.py` and `cost/`.
+`recipes/sft.py` and `recipes/scorer/`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import dataclasses
 import math
 
 from pal_jax.data.safety import SafetyRows
-from pal_jax.learners.labelled import CostLoss
-from pal_jax.learners.scorer import BradleyTerry
+from pal_jax.learners.scorer import BradleyTerry, CostLoss
 from pal_jax.objectives.constraints import FixedPenalty, Handlers
 from pal_jax.objectives.handler import Handler
-from pal_jax.recipes.reward import PairSettings
+from pal_jax.recipes.scorer.reward import PairSettings
 from pal_jax.run.language import DecodeSettings, ModelSettings, ReinforcedRun, RowSettings
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.settings import Run, StageSettings

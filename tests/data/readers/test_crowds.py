@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from pal_jax.data.readers import crowds, opinions
-from pal_jax.data.records import TextChoice
+from pal_jax.types import Choice
 
 
 def jsonl(path, *rows):
@@ -38,8 +38,8 @@ MULTIPREF = {
 
 def test_multipref(tmp_path):
     choices = list(opinions.read(f'multipref:{jsonl(tmp_path / "m.jsonl", MULTIPREF)}'))
-    assert choices[0] == TextChoice('w1', 'Who wins?', 'A team.', 'Nobody.', 'normal')
-    assert choices[1] == TextChoice('e1', 'Who wins?', 'Nobody.', 'A team.', 'expert')
+    assert choices[0] == Choice('Who wins?', 'A team.', 'Nobody.', 'w1', 'normal')
+    assert choices[1] == Choice('Who wins?', 'Nobody.', 'A team.', 'e1', 'expert')
     assert [choice.user for choice in choices] == ['w1', 'e1', 'e2']  # a tie is no choice
 
 
@@ -55,7 +55,7 @@ COMMUNITY = {
 def test_community_alignment(tmp_path):
     choices = list(opinions.read(f'community:{table(tmp_path / "c.csv", COMMUNITY)}'))
     assert [choice.rejected for choice in choices] == ['reply a', 'reply c', 'reply d', 'no']
-    assert choices[0] == TextChoice('12', 'Hello?', 'reply b', 'reply a')
+    assert choices[0] == Choice('Hello?', 'reply b', 'reply a', '12')
     assert choices[-1].prompt == 'Hello?\n\nreply b\n\nAnd?'
 
 
@@ -72,8 +72,8 @@ def test_tldr_by_workers(tmp_path):
     jsonl(tmp_path / 'train.jsonl', summary(), summary(worker='ABC', choice=0))
     choices = list(opinions.read(f'tldr_workers:{tmp_path}'))
     assert choices == [
-        TextChoice('XYZ', 'A long post.', 'a longer one', 'short'),
-        TextChoice('ABC', 'A long post.', 'short', 'a longer one'),
+        Choice('A long post.', 'a longer one', 'short', 'XYZ'),
+        Choice('A long post.', 'short', 'a longer one', 'ABC'),
     ]
 
 
@@ -127,7 +127,7 @@ def test_pairs_of_kinds_are_dealt_to_made_up_people(tmp_path):
     messages = [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'hello'}]
     row = {'data_subset': '4', 'prompt': 'hi', 'chosen': messages, 'rejected': 'go away'}
     assert list(opinions.read(f'uf_p:{jsonl(tmp_path / "u.jsonl", row)}')) == [
-        TextChoice('4-0', 'hi', 'hello', 'go away', '4')
+        Choice('hi', 'hello', 'go away', '4-0', '4')
     ]
 
 

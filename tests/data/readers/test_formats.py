@@ -345,7 +345,7 @@ def test_a_file_of_lines_an_array_and_a_table_are_alike(tmp_path, kind):
         parquet.write_table(pyarrow.Table.from_pylist(PAIRS), path)
     else:
         path.write_text(json.dumps(PAIRS, indent=1) if kind == '.json' else lines)
-    assert chats.read(path, formats.preferred) == [PromptedReplies([USER], ([BOT], [OTHER]))] * 2
+    assert records.read_all(path, formats.preferred) == [PromptedReplies([USER], ([BOT], [OTHER]))] * 2
 
 
 def test_a_row_of_a_table_has_no_members_of_other_rows(tmp_path):
@@ -368,7 +368,7 @@ def test_a_row_of_a_table_has_no_members_of_other_rows(tmp_path):
     assert 'null' in (tmp_path / 'written.jsonl').read_text()
 
     def read(name):
-        return chats.read(tmp_path / name, lambda record: chats.to_imitate(record, tokenizer))
+        return records.read_all(tmp_path / name, lambda record: chats.to_imitate(record, tokenizer))
 
     texts = {name: [tokenizer.decode([*row.prompt, *row.completion]) for row in read(name)] for name in
              ('rows.jsonl', 'rows.parquet', 'written.jsonl')}  # fmt: skip
@@ -383,7 +383,7 @@ def test_a_fault_in_an_array_is_told_by_its_number(tmp_path):
     path = tmp_path / 'pairs.json'
     path.write_text(json.dumps([*PAIRS, {'prompt': 'a'}]))
     with pytest.raises(ValueError, match=r'pairs.json, record 3: .* got keys prompt'):
-        chats.read(path, formats.preferred)
+        records.read_all(path, formats.preferred)
     for data, message in (
         (b'[{},\n{', 'pairs.json, line 2: not valid JSON'),
         (b'[' * 99999, 'pairs.json, line 1: lists or objects lie too deep'),
@@ -392,7 +392,7 @@ def test_a_fault_in_an_array_is_told_by_its_number(tmp_path):
     ):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=message):
-            chats.read(path, formats.preferred)
+            records.read_all(path, formats.preferred)
 
 
 @pytest.mark.parametrize(
@@ -408,16 +408,16 @@ def test_an_array_is_read_as_lines_are(tmp_path, text, key):
     path = tmp_path / 'rows.json'
     path.write_text(text)
     with pytest.raises(ValueError, match=rf'rows.json, .*{key}'):
-        chats.read(path, formats.imitated)
+        records.read_all(path, formats.imitated)
 
 
 def test_an_array_may_have_a_byte_order_mark(tmp_path):
     path = tmp_path / 'rows.json'
     path.write_text('[\n{"prompt": "a", "completion": "b"}]', encoding='utf-8-sig')
-    assert [row.prompt for row in chats.read(path, formats.imitated)] == ['a']
+    assert [row.prompt for row in records.read_all(path, formats.imitated)] == ['a']
     path.write_text('[]', encoding='utf-16')
     with pytest.raises(ValueError, match='rows.json is in UTF-16'):
-        chats.read(path, formats.imitated)
+        records.read_all(path, formats.imitated)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from pal_jax.data import records
 from pal_jax.data.readers import opinions
 from pal_jax.data.readers.opinions import Rating
-from pal_jax.data.records import TextChoice
+from pal_jax.types import Choice
 
 SHARED = Path(__file__).parents[4] / 'shared' / 'data'
 
@@ -160,7 +160,7 @@ def test_films_in_both_forms(tmp_path):
     ratings, films = opinions.movielens(tmp_path)
     assert ratings == [Rating('1', '7', 5.0), Rating('1', '8', 2.0)]
     assert films == {'7': 'Fargo (1996) (Comedy, Romance)', '8': 'Heat (1995) (Western)'}
-    assert list(opinions.rated(ratings, films, gap=3, most=5, seed=0)) == [TextChoice('1', '', films['7'], films['8'])]
+    assert list(opinions.rated(ratings, films, gap=3, most=5, seed=0)) == [Choice('', films['7'], films['8'], '1')]
     assert not list(opinions.rated(ratings, films, gap=3.5, most=5, seed=0))
     (tmp_path / 'ml-100k.inter').write_text('user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t7\t4\t0\n')
     columns = 'item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n'
@@ -187,8 +187,8 @@ def test_replies_that_people_went_on_with_are_chosen_after_all_that_was_said(tmp
     ]
     lines(tmp_path / 'conversations.jsonl', [{'user_id': 'user0', 'conversation_history': history}])
     assert list(opinions.read(f'prism:{tmp_path}')) == [
-        TextChoice('user0', 'Hello', 'Hi!', 'Yes?'),
-        TextChoice('user0', 'Hello\n\nHi!\n\nWhy?', 'Because.', 'No.'),
+        Choice('Hello', 'Hi!', 'Yes?', 'user0'),
+        Choice('Hello\n\nHi!\n\nWhy?', 'Because.', 'No.', 'user0'),
     ]
 
 
@@ -257,7 +257,7 @@ def test_what_is_wrong_in_judgements_is_told_with_its_row(tmp_path, row, message
 
 # --- records from anywhere --------------------------------------------------------------------------------------------
 
-CHOICES = [TextChoice('ana', 'which?', 'this', 'that'), TextChoice('bo', '', 'a', 'b', 'north')]
+CHOICES = [Choice('which?', 'this', 'that', 'ana'), Choice('', 'a', 'b', 'bo', 'north')]
 
 
 @pytest.mark.parametrize('kind', ['jsonl', 'csv', 'parquet'])
@@ -272,11 +272,11 @@ def test_records_are_the_same_from_every_kind_of_file(tmp_path, kind):
         assert records.write(path, CHOICES) == 2
     elif kind == 'csv':
         with path.open('w', newline='') as file:
-            writer = csv.DictWriter(file, TextChoice._fields)
+            writer = csv.DictWriter(file, [*vars(CHOICES[0])])
             writer.writeheader()
-            writer.writerows(each._asdict() for each in CHOICES)
+            writer.writerows(vars(each) for each in CHOICES)
     else:
-        parquet.write_table(pyarrow.Table.from_pylist([each._asdict() for each in CHOICES]), path)
+        parquet.write_table(pyarrow.Table.from_pylist([vars(each) for each in CHOICES]), path)
     assert list(records.read(str(path))) == CHOICES
 
 
@@ -327,7 +327,7 @@ def test_records_of_tensorflow_datasets_are_texts(monkeypatch):
         asked.append((name, split))
         if name == 'nothing':
             raise ValueError('no such set\nand more lines')
-        return [{key: value.encode() for key, value in each._asdict().items()} for each in CHOICES]
+        return [{key: value.encode() for key, value in vars(each).items()} for each in CHOICES]
 
     core = types.SimpleNamespace(DatasetNotFoundError=KeyError)
     monkeypatch.setitem(sys.modules, 'tensorflow_datasets', types.SimpleNamespace(data_source=data_source, core=core))

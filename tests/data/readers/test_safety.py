@@ -135,7 +135,7 @@ def test_judged_rows_come_back_unless_the_safer_one_is_the_unsafe_one(
         with pytest.raises(ValueError, match='are the same text'):
             safety.to_judged(safety.judged_record(row))
     elif unsafe[safer] and not unsafe[1 - safer]:
-        with pytest.raises(ValueError, match=f'{safety.PLACE}: safer_response_id is {safer}'):
+        with pytest.raises(ValueError, match=f'^safer_response_id is {safer}'):
             safety.to_judged(safety.judged_record(row))
     else:
         assert safety.to_judged(json.loads(json.dumps(safety.judged_record(row)))) == row

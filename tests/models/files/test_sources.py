@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh
 from tokenizers import processors
 
-from pal_jax.data import chats
+from pal_jax.data import chats, records
 from pal_jax.models import params
 from pal_jax.models.files import hf, sources
 from pal_jax.run.sharding import param_shardings
@@ -45,7 +45,7 @@ def test_a_tokenizer_beyond_the_embeddings_is_refused(saved):
     assert lacking.decode(lacking.plain('see <image> now')) == 'see <image> now'
     (saved / 'rows.jsonl').write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "<image>", "completion": "b"}\n')
     with pytest.raises(ValueError, match="rows.jsonl, line 2: .*'<image>' of id 264"):
-        chats.read(saved / 'rows.jsonl', lambda row: chats.to_imitate(row, lacking))
+        records.read_all(saved / 'rows.jsonl', lambda row: chats.to_imitate(row, lacking))
     tok.fast.add_tokens(['<user>'])
     tok.save(saved)
     with pytest.raises(ValueError, match='ids up to 265, the model embeds 264 tokens'):

@@ -14,13 +14,13 @@ from pal_jax.data.holdouts import normal
 from pal_jax.data.rows import scored_replies
 from pal_jax.judges.chat_models import ChatModels
 from pal_jax.models.files import sources
-from pal_jax.recipes import reward
 from pal_jax.recipes.psoups import annotate as annotate_stage
 from pal_jax.recipes.psoups import evaluate as psoups_evaluate
 from pal_jax.recipes.psoups import judges, preferences, rollout
 from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.recipes.psoups.jobs import make_fronts, make_jobs
 from pal_jax.recipes.psoups.prompts import PreferencePrompt, Prompt, known_prompts, prompts_moved, read_prompts
+from pal_jax.recipes.scorer import reward
 from pal_jax.run import devices, piecework
 from pal_jax.run.recipe import Context
 from tests import configs

@@ -12,8 +12,8 @@ import pytest
 
 from pal_jax.judges.winrates import spearman
 from pal_jax.models import merging
-from pal_jax.recipes import reward
 from pal_jax.recipes.psoups import recipe as psoups
+from pal_jax.recipes.scorer import reward
 from pal_jax.run import devices
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.recipe import Context

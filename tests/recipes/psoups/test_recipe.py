@@ -16,10 +16,10 @@ import pytest
 
 from pal_jax.decode.answers import ModelScores
 from pal_jax.models.files import sources
-from pal_jax.recipes import reward
 from pal_jax.recipes.psoups import judges, policies, preferences, rl, rollout
 from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.recipes.psoups.prompts import Prompt
+from pal_jax.recipes.scorer import reward
 from pal_jax.run import checkpoint, devices, loop, piecework
 from pal_jax.run.metrics import EVALS, read_records
 from pal_jax.run.models import make_learner

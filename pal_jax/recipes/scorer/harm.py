@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -33,36 +33,6 @@ MIDDLE = 0.5  # the threshold of a class that no validation row has
 ORANGE = '#d97706'
 
 
-class Confusion(NamedTuple):
-    """Rows by their verdict and their label, as numbers or arrays of numbers."""
-
-    hits: Any
-    false_alarms: Any
-    misses: Any
-    rejections: Any
-
-    def shares(self) -> dict[str, Any]:
-        """Accuracy, precision, recall and F1; a share of no rows is 0."""
-        right = self.hits + self.rejections
-        wrong = self.false_alarms + self.misses
-        return {
-            'accuracy': _share(right, right + wrong),
-            'precision': _share(self.hits, self.hits + self.false_alarms),
-            'recall': _share(self.hits, self.hits + self.misses),
-            'f1': _share(2 * self.hits, 2 * self.hits + wrong),
-        }
-
-
-class Classes(NamedTuple):
-    """Figures of each class; `auc` is NaN where all rows or none have the label."""
-
-    support: Int[np.ndarray, ' classes']
-    auc: Float[np.ndarray, ' classes']
-    precision: Float[np.ndarray, ' classes']
-    recall: Float[np.ndarray, ' classes']
-    f1: Float[np.ndarray, ' classes']
-
-
 def measure(
     probabilities: Probabilities, labels: Labels, prompts: Int[np.ndarray, ' rows'], thresholds: Thresholds
 ) -> dict[str, Any]:
@@ -77,22 +47,25 @@ def measure(
     score, unsafe = harm(probabilities), any_of(labels)
     called = unsafe_by(probabilities, thresholds)
     classes = by_class(probabilities, labels, thresholds)
+    verdict = {name: float(share) for name, share in rates(called, unsafe).items()}
     record: dict[str, Any] = {
         'rows': len(labels),
         'unsafe': float(unsafe.mean()),
         'called_unsafe': float(called.mean()),
-        **confusion(called, unsafe).shares(),
+        **verdict,
         'auc': math.nan,
     }
     for name, figure in _estimates(score, called, unsafe, prompts).items():
         record |= figure.named(name)
-    seen = classes.support > 0
-    for name in ('auc', 'precision', 'recall', 'f1'):
-        values = getattr(classes, name)
+    seen = labels.any(axis=0)
+    for name, values in classes.items():
         counted = values[seen & np.isfinite(values)]
         record[f'macro_{name}'] = float(counted.mean()) if counted.size else math.nan
         record[f'{name}_by_class'] = [None if math.isnan(value) else value for value in values.tolist()]
-    return record | {'support_by_class': classes.support.tolist(), 'threshold_by_class': list(map(float, thresholds))}
+    return record | {
+        'support_by_class': labels.sum(axis=0).tolist(),
+        'threshold_by_class': list(map(float, thresholds)),
+    }
 
 
 def harm(probabilities: Float[np.ndarray, '... classes'], rule: Rule = 'max') -> Float[np.ndarray, '...']:
@@ -106,19 +79,30 @@ def any_of(labels: Labels) -> Bool[np.ndarray, ' rows']:
     return np.asarray(labels.any(axis=1))
 
 
-def by_class(probabilities: Probabilities, labels: Labels, thresholds: Thresholds) -> Classes:
-    """The figures of each class by its own threshold."""
-    shares = confusion(probabilities > thresholds, labels).shares()
+def by_class(probabilities: Probabilities, labels: Labels, thresholds: Thresholds) -> dict[str, np.ndarray]:
+    """The AUC, precision, recall and F1 of each class by its own threshold.
+
+    The AUC is NaN where all rows or none have the label.
+    """
     areas = [
         intervals.auc(score, label).value if 0 < label.sum() < len(label) else math.nan
         for score, label in zip(probabilities.T, labels.T, strict=True)
     ]
-    return Classes(labels.sum(axis=0), np.array(areas), shares['precision'], shares['recall'], shares['f1'])
+    shares = rates(probabilities > thresholds, labels)
+    return {'auc': np.array(areas)} | {name: shares[name] for name in ('precision', 'recall', 'f1')}
 
 
-def confusion(called: Bool[np.ndarray, 'rows ...'], label: Bool[np.ndarray, 'rows ...']) -> Confusion:
-    """The numbers of rows by verdict and label, for each column."""
-    return Confusion(*(cells.sum(axis=0) for cells in _cells(called, label)))
+def rates(called: Bool[np.ndarray, 'rows ...'], label: Bool[np.ndarray, 'rows ...']) -> dict[str, np.ndarray]:
+    """Accuracy, precision, recall and F1 of verdicts, for each column; a share of no rows is 0."""
+    right, hits = (called == label).sum(axis=0), (called & label).sum(axis=0)
+    alarms, unsafe = called.sum(axis=0), label.sum(axis=0)
+    counts = {
+        'accuracy': (right, np.full_like(right, len(label))),
+        'precision': (hits, alarms),
+        'recall': (hits, unsafe),
+        'f1': (2 * hits, alarms + unsafe),
+    }
+    return {name: np.where(whole > 0, part / np.maximum(whole, 1), 0.0) for name, (part, whole) in counts.items()}
 
 
 def choose_thresholds(probabilities: Probabilities, labels: Labels) -> Thresholds:
@@ -154,16 +138,6 @@ def _estimates(
     hits = {'accuracy': right, 'precision': unsafe, 'recall': called, 'f1': called & unsafe}
     figures = {name: intervals.share(hits[name], prompts, weight) for name, weight in weights.items() if weight.any()}
     return figures | ({'auc': intervals.auc(score, unsafe, prompts)} if 0 < unsafe.sum() < len(unsafe) else {})
-
-
-def _cells(called: np.ndarray, label: np.ndarray) -> list[np.ndarray]:
-    """The rows that belong to each field of `Confusion`, as masks."""
-    return [called & label, called & ~label, ~called & label, ~called & ~label]
-
-
-def _share(part: Any, whole: Any) -> Any:
-    share = np.where(np.asarray(whole) > 0, part / np.maximum(whole, 1), 0.0)
-    return share if share.ndim else float(share)
 
 
 # --- what a report shows ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,28 +29,21 @@ from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.data.rows import Rows
 from pal_jax.data.safety import SafetyRows, labelled_rows
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.labelled import LabelLoss, pack_labelled
-from pal_jax.learners.scorer import ReplyGroups, Scorer, ScorerState, pack_replies, to_score
-from pal_jax.models.files.families import classifier_to_hf
-from pal_jax.models.params import Params
-from pal_jax.objectives.labels import label_loss
-from pal_jax.recipes.moderation import evaluation as evals
+from pal_jax.learners.scorer import LabelLoss, ScorerState, pack_replies, to_score
+from pal_jax.recipes.scorer import harm, recipe
+from pal_jax.recipes.scorer.recipe import Kind, ScorerRecipe
 from pal_jax.run import record_scorer, sharding
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.language import RowRun
-from pal_jax.run.models import Policy, keeping, make_policy
+from pal_jax.run.models import make_policy
 from pal_jax.run.moderator import Moderator, unsafe_by
-from pal_jax.run.planned import PlannedRun, reading
-from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
-from pal_jax.run.runs import read_settings
-from pal_jax.run.scorers import make_scorer
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least
 from pal_jax.run.trained import Export, TrainedModel
 from pal_jax.types import Chat, Metrics
 
 HEAVIEST = 10.0  # the largest weight of an answer in a category that it has; 1 / HEAVIEST is the least
 THRESHOLDS = 'pal_jax_thresholds'  # the key of an export's config.json
 CHUNK = 64  # answers packed at once
-SHOWN = 'loss', 'auc', 'f1', 'recall', 'precision'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,71 +72,53 @@ class ModeratorState(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Moderation:
-    """A scorer that learns labels.
-
-    `load` reads its decoder's weights before training; `validation` are the answers by which thresholds are chosen.
-    """
+    """A scorer that learns labels, and its thresholds, which `validation` answers choose."""
 
     plan: Plan
-    ctx: Context
-    scorer: Scorer
-    rows: Rows
+    taught: ScorerRecipe
     validation: list[PromptGroup]
-    micro_rows: int
-    load: Callable[[Params], Params]
+    loss: LabelLoss
 
     def init(self) -> tuple[ModeratorState, Host]:
-        scorer = self.scorer.init(self.load(self.scorer.param_shardings))
-        return ModeratorState(scorer, everywhere(np.full(len(CATEGORIES), evals.MIDDLE), self.ctx.mesh)), {}
+        scorer, host = self.taught.init()
+        return ModeratorState(scorer, everywhere(np.full(len(CATEGORIES), harm.MIDDLE), self.taught.ctx.mesh)), host
 
     def step(self, state: ModeratorState, host: Host, i: int) -> tuple[ModeratorState, Host, str, Metrics]:
-        # 1. Draw the answers of the step.
-        groups = self.rows.draw(i)
-        with self.ctx.phase('update'):
-            # 2. Score them, and descend the cross-entropy over the categories once.
-            scorer, _, figures = self.scorer.learn(state.scorer, self.pack(groups))
-        check_finite(scorer)
+        # 1. A step of the scorer on the cross-entropy over the categories.
+        scorer, host, phase, metrics = self.taught.step(state.scorer, host, i)
         state = state.replace(scorer=scorer)
-        if self.plan.stage(i + 1):
-            # 3. Choose thresholds for the evaluation that follows, on answers that are neither learnt nor tested.
-            state = self.with_thresholds(state)
-        metrics = {name.removeprefix('reward_'): value for name, value in figures.items()}
-        metrics |= {'tokens': float(sum(group.length for group in groups)), 'left_out': float(self.rows.left_out)}
-        return state, host, 'moderation', metrics
+        # 2. Choose thresholds for the evaluation that follows, on answers that are neither learnt nor tested.
+        return self.with_thresholds(state) if self.plan.stage(i + 1) else state, host, phase, metrics
 
     def with_thresholds(self, state: ModeratorState) -> ModeratorState:
         """The state with the thresholds by which its scorer does best on the validation answers."""
-        with self.ctx.phase('evaluate'):
-            probabilities = expit(self.logits(state, self.validation))
-        chosen = evals.choose_thresholds(probabilities, labels_of(self.validation) == 1.0)
-        return state.replace(thresholds=everywhere(chosen, self.ctx.mesh))
+        probabilities = expit(self.logits(state, self.validation))
+        chosen = harm.choose_thresholds(probabilities, labels_of(self.validation) == 1.0)
+        return state.replace(thresholds=everywhere(chosen, self.taught.ctx.mesh))
 
     def evaluate(self, state: ModeratorState, stage: str) -> Evaluation:
         """Figures of held-out answers: which are called unsafe by the thresholds, and how well probabilities rank
         them."""
-        with self.ctx.phase('evaluate'):
-            logits = self.logits(state, self.rows.test)
-        labels, number = labels_of(self.rows.test), dict[tuple[int, ...], int]()
-        # Answers to one prompt are not independent: intervals are over prompts.
-        prompts = [number.setdefault(tuple(group.prompt), len(number)) for group in self.rows.test]
+        rows = self.taught.rows
+        logits, labels = self.logits(state, rows.test), labels_of(rows.test)
         probabilities, has = expit(logits), labels == 1.0
-        record = evals.measure(probabilities, has, np.array(prompts), np.asarray(state.thresholds))
-        exhibits = evals.make_exhibits(probabilities, has, record, CATEGORIES)
-        assert isinstance(self.scorer.loss, LabelLoss)
-        weights = self.scorer.loss.positive_weights or (1.0,)
-        loss = float(label_loss(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(weights)).mean())
-        return Evaluation({'loss': loss} | record | {'moved': self.rows.moved}, exhibits=exhibits)
+        # Answers to one prompt are not independent: intervals are over prompts.
+        record = harm.measure(probabilities, has, recipe.prompt_numbers(rows.test), np.asarray(state.thresholds))
+        exhibits = harm.make_exhibits(probabilities, has, record, CATEGORIES)
+        loss = float(self.loss.of_labels(jnp.asarray(logits), jnp.asarray(labels)).mean())
+        return Evaluation({'loss': loss} | record | {'moved': rows.moved}, exhibits=exhibits)
 
     def logits(self, state: ModeratorState, groups: Sequence[PromptGroup]) -> Float[np.ndarray, 'rows K']:
-        size = self.rows.batch_size
-        chunks = (groups[start : start + size] for start in range(0, len(groups), size))
-        return np.concatenate([self.scorer.scores(state.scorer, self.pack(chunk))[:, 0] for chunk in chunks])
+        return self.taught.scores(state.scorer, groups)[:, 0]
 
-    def pack(self, groups: Sequence[PromptGroup]) -> ReplyGroups:
-        """Answers as a batch with their labels."""
-        mesh, row_tokens = self.ctx.mesh, self.rows.row_tokens
-        ways = sharding.batch_ways(mesh)
-        return pack_labelled(groups, mesh, ways=ways, micro_rows=self.micro_rows, row_tokens=row_tokens, n=1)
+
+KIND = Kind(
+    name='moderation',
+    settings=Settings,
+    loss=lambda settings: LabelLoss(),  # `make` weighs the labels by the rows
+    outputs=CATEGORIES,
+    shown=('loss', 'auc', 'f1', 'recall', 'precision'),
+)
 
 
 def make(settings: Settings, ctx: Context) -> Moderation:
@@ -153,41 +128,33 @@ def make(settings: Settings, ctx: Context) -> Moderation:
       ValueError: a value or a record is wrong, or transformers has no classifier for the export.
       RuntimeError: the model cannot be had.
     """
-    data.check(settings)
     check_at_least(settings, 1, 'labels.validation', 'data.dilemmas')
-    policy = make_policy(settings.policy, ctx, settings.seed)
-    if settings.export:
-        classifier_to_hf(policy.cfg, policy.tokenizer.padding_apart(), labels=CATEGORIES)
+    policy = recipe.begin(KIND, settings, ctx)
     rows, validation = hold_back(labelled_rows(settings, policy.tokenizer), policy.tokenizer, settings)
     ctx.log(f'{rows.told}, {len(validation)} more to choose thresholds')
-    weights = balanced(labels_of(rows.train)) if settings.labels.weights == 'balanced' else ()
-    steps = data.steps_of(settings, rows)
-    scorer = make_scorer(settings, policy.cfg, ctx, LabelLoss(weights), outputs=len(CATEGORIES), steps=steps)
-    stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
-    abstract = ModeratorState(scorer.abstract, abstract_thresholds(ctx.mesh))
-    plan = Plan(steps, abstract, stage, trained_by(policy, scorer), SHOWN, keep=keeping(policy=policy))
-    return Moderation(plan, ctx, scorer, rows, validation, settings.data.micro_rows, policy.source.load)
+    loss = LabelLoss(balanced(labels_of(rows.train)) if settings.labels.weights == 'balanced' else ())
+    taught = recipe.assemble(KIND, settings, ctx, policy, rows, loss=loss)
+    abstract = ModeratorState(taught.plan.abstract, abstract_thresholds(ctx.mesh))
+    plan = taught.plan._replace(abstract=abstract, trained=with_state(taught.plan.trained, ctx.mesh))
+    return Moderation(plan, taught, validation, loss)
 
 
-def planned(settings: Settings, prompt: int) -> PlannedRun:
-    """The part of a run that is planned, see `run/planned.py`."""
-    return reading(settings, functools.partial(make_scorer, loss=LabelLoss(), outputs=len(CATEGORIES)), n=2)
+planned = functools.partial(recipe.planned, KIND)
 
 
 def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
-    policy = make_policy(settings.policy, ctx, settings.seed)
-    return trained_by(policy, make_scorer(settings, policy.cfg, ctx, LabelLoss(), outputs=len(CATEGORIES)))
+    """The model that a run trains, without its rows, which may be gone."""
+    return with_state(recipe.make_trained(KIND, settings, ctx), ctx.mesh)
 
 
-def trained_by(policy: Policy, scorer: Scorer) -> TrainedModel:
+def with_state(trained: Any, mesh: Mesh) -> TrainedModel:
+    """The export of a moderator: that of its scorer, with the thresholds."""
+
     def exports(state: ModeratorState) -> dict[str, Export]:
-        params, head = scorer.weights(state.scorer)
         more = {THRESHOLDS: dict(zip(CATEGORIES, np.asarray(state.thresholds).tolist(), strict=True))}
-        export = Export(params, policy.cfg, policy.tokenizer, head=head, labels=CATEGORIES, more=more)
-        return {'export': export}
+        return {'export': trained.exports(state.scorer)['export']._replace(more=more)}
 
-    exported = ModeratorState(scorer.abstract_weights, abstract_thresholds(scorer.mesh))
-    return TrainedModel(exports, exported, policy.cfg, policy.tokenizer)
+    return trained._replace(exports=exports, exported=ModeratorState(trained.exported, abstract_thresholds(mesh)))
 
 
 # --- what is learnt ---------------------------------------------------------------------------------------------------
@@ -204,7 +171,7 @@ def hold_back(rows: Rows, tokenizer: Tokenizer, settings: Settings) -> tuple[Row
         held = holdouts.held_out(prompts, settings.labels.validation, seed=settings.seed)
     except ValueError as error:
         raise ValueError(f'data.train={settings.data.train}: {error}; give answers to other prompts, too') from None
-    learnt, validation = ([row for row, h in zip(rows.train, held, strict=True) if h == way] for way in (False, True))
+    learnt, validation = data.parted(rows.train, held)
     return rows._replace(train=learnt), validation
 
 
@@ -240,22 +207,20 @@ def open_moderator(folder: str | Path, ctx: Context) -> Moderator:
     Raises:
       ValueError, RuntimeError: the folder is no such run, or its model or checkpoint cannot be read.
     """
-    settings = read_settings(folder)
-    if not isinstance(settings, Settings):
-        raise ValueError(f'{folder} is a run of {settings.recipe}; give one of moderation')
+    settings = recipe.settings_of(KIND, folder)
     model = make_policy(settings.policy, ctx.of(folder), settings.seed)
-    scorer = make_scorer(settings, model.cfg, ctx, LabelLoss(), outputs=len(CATEGORIES))
-    exported = trained_by(model, scorer).exported
+    scorer = KIND.scorer(settings, model.cfg, ctx)
+    exported = ModeratorState(scorer.abstract_weights, abstract_thresholds(ctx.mesh))
     state, *_ = Checkpoints(folder, exported, read_only=True).read()
-    ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), settings.data.micro_rows, settings.data.row_tokens
 
     def probabilities(groups: Sequence[PromptGroup]) -> np.ndarray:
         # Without any group the result still has a column for each category.
         parts = [np.zeros((0, len(CATEGORIES)))]
         for start in range(0, len(groups), CHUNK):
             chunk = groups[start : start + CHUNK]
-            pairs = pack_replies(chunk, ctx.mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, n=1)
-            parts.append(expit(scorer.scores(state.scorer, pairs)[:, 0]))
+            row_tokens = settings.data.row_tokens
+            packed = pack_replies(chunk, ctx.mesh, micro_rows=scorer.micro_rows, row_tokens=row_tokens)
+            parts.append(expit(scorer.scores(state.scorer, packed)[:, 0]))
         return np.concatenate(parts)
 
     read = functools.partial(to_group, model.tokenizer, model.cfg.max_len)
@@ -275,12 +240,12 @@ def open_scorer(workdir: str, person: str) -> record_scorer.RecordScorer:
         return moderator.read(*record_scorer.to_pair(record))
 
     def score(groups: Sequence[PromptGroup]) -> np.ndarray:
-        return evals.harm(moderator.probabilities(groups))
+        return harm.harm(moderator.probabilities(groups))
 
     def details(groups: Sequence[PromptGroup]) -> list[dict[str, Any]]:
         probabilities = moderator.probabilities(groups)
         verdicts = zip(
-            evals.harm(probabilities).tolist(),
+            harm.harm(probabilities).tolist(),
             probabilities.tolist(),
             unsafe_by(probabilities, moderator.thresholds),
             strict=True,

@@ -1,4 +1,4 @@
-"""The words of the figures of cost models."""
+"""The words of the figures of cost models and of moderators."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ WORDS = Words(
             'cost_safe': 'mean cost of safe answers',
             'cost_least': 'lowest cost of an answer',
             'cost_unsafe': 'mean cost of unsafe answers',
+            'unsafe': 'share of answers that are unsafe',
+            'called_unsafe': 'share of answers that it calls unsafe',
+            'macro_auc': 'AUC of a single category, mean over the categories',
+            'macro_precision': 'share of the answers it gives a category that have it, mean over the categories',
+            'macro_recall': 'share of the answers with a category that it finds, mean over the categories',
+            'macro_f1': 'F1 of a single category, mean over the categories',
+            'support': 'answers that have a category',
+            'threshold': 'probability above which an answer is given a category, chosen on answers that are not tested',
         },
         MACHINE: {'labelled': 'answers that have a label'},
     },

@@ -1,8 +1,7 @@
-"""A reward model from its config: it learns what is preferred, scores in transformers as here, resumes bit by bit."""
+"""A reward model from its config: it learns what is preferred, and scores in transformers as here."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import itertools
@@ -10,7 +9,6 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,38 +16,22 @@ from pal_jax.data.packing import BranchPair, shared_prompt
 from pal_jax.data.rows import Rows
 from pal_jax.learners.scorer import to_score
 from pal_jax.models.files import sources
-from pal_jax.recipes import reward
-from pal_jax.run import devices
-from pal_jax.run.checkpoint import Checkpoints
-from pal_jax.run.recipe import Context, Plan
-from pal_jax.run.trained import write_exports
+from pal_jax.recipes.scorer import reward
+from pal_jax.recipes.scorer.recipe import ScorerRecipe
+from pal_jax.run.recipe import Plan
 from tests import configs
-
-ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
-EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())
-
+from tests.recipes.scorer.kinds import ONE, make, preferred, run, write
 
 get_config = functools.partial(configs.load, 'reward')
 
 
-def record(i, **changes):
-    replies = {'chosen': 'yes ' * (1 + i % 3), 'rejected': 'no ' * (1 + (i // 3) % 3)}
-    said = {key: [{'role': 'assistant', 'content': text}] for key, text in replies.items()}
-    return {'prompt': [{'role': 'user', 'content': f'{i}?' * (1 + i % 4)}], **said, **changes}
-
-
 def pairs_file(path, rows=18, **changes):
-    path.write_text(''.join(json.dumps(record(i, **changes)) + '\n' for i in range(rows)))
-    return str(path)
+    return write(path, (preferred(i, **changes) for i in range(rows)))
 
 
-def run(context, steps, recipe=None, **changes):
-    recipe = recipe or reward.make(get_config(**changes), context)
-    state, host = recipe.init()
-    rows = []
-    for i in range(steps):
-        state, host, _, metrics = recipe.step(state, host, i)
-        rows.append(metrics)
+def run_of(steps, recipe=None, **changes):
+    recipe = recipe or make('reward', ONE, **changes)
+    rows, state = run(recipe, steps)
     return rows, recipe, state
 
 
@@ -66,7 +48,7 @@ def trained(request, tmp_path_factory):
         'total_steps': 10,
         **request.param,
     }
-    return run(ONE, 10, **changes)
+    return run_of(10, **changes)
 
 
 def test_it_learns_what_is_preferred(trained):
@@ -76,27 +58,6 @@ def test_it_learns_what_is_preferred(trained):
     assert after.record['rows'] == 18
     assert after.record['accuracy'] > 0.9 and after.record['loss'] < 0.5 * before.record['loss']
     assert [exhibit.title for exhibit in after.exhibits] == ['Held-out pairs', 'Reliability', 'Score and length']
-
-
-@pytest.mark.slow
-def test_transformers_scores_the_export_as_we_do(trained, tmp_path):
-    torch = pytest.importorskip('torch')
-    transformers = pytest.importorskip('transformers')
-    _, recipe, state = trained
-    write_exports(recipe.plan.trained.exports(state), lambda name: tmp_path / name)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'export').eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
-    ours = recipe.evaluate(state, 'x').record
-    chats = [[*r['prompt'], *r[key]] for r in map(record, range(18)) for key in ('chosen', 'rejected')]
-    rendered = tokenizer.apply_chat_template(chats, tokenize=False)
-    texts = [text.rstrip('\n').replace('?', '!') for text in rendered]  # as the held-out prompts end
-    with torch.no_grad():
-        found = model(**tokenizer(texts, padding=True, add_special_tokens=False, return_tensors='pt')).logits
-    gaps = found[:, 0].numpy().reshape(-1, 2) @ [1.0, -1.0]
-    assert found.shape == (36, 1)
-    assert float(np.logaddexp(0, -gaps).mean()) == pytest.approx(ours['loss'], abs=1e-5)
-    assert float(gaps.mean()) == pytest.approx(ours['margin'], abs=1e-4)
-    assert float(found.std(correction=0)) == pytest.approx(ours['score_std'], abs=1e-4)
 
 
 def test_padding_is_no_token_that_ends_a_reply():
@@ -120,8 +81,8 @@ def test_a_recipe_of_fake_parts_packs_what_was_compared_the_better_reply_first()
         picked.append([np.asarray(pairs.batch.acts)[where].shape for where in [pairs.where]])
         return SimpleNamespace(skipped=0), np.array([[[0.5], [0.0]], [[1.0], [-0.5]]]), {'reward_loss': 0.25}
 
-    scorer: Any = SimpleNamespace(learn=learn)
-    recipe = reward.RewardModel(plan, ONE, scorer, rows, 1, lambda shardings: {})
+    scorer: Any = SimpleNamespace(learn=learn, mesh=ONE.mesh, micro_rows=1)
+    recipe = ScorerRecipe(plan, ONE, reward.KIND, scorer, rows, lambda shardings: {})
     *_, metrics = recipe.step(SimpleNamespace(), {}, 0)  # pyright: ignore[reportArgumentType]
     assert metrics == {'loss': 0.25, 'margin': 1.0, 'tokens': float(group.length), 'left_out': 1.0}
     assert picked == [[(2, 2, 1)]]  # two pairs of two replies with one action each
@@ -129,45 +90,19 @@ def test_a_recipe_of_fake_parts_packs_what_was_compared_the_better_reply_first()
     assert (pairs.where[1] == np.array([[2, 0], [1, 2]])).all()
 
 
-@pytest.mark.slow
-def test_a_resumed_run_is_the_unbroken_one(tmp_path):
-    changes = {'data.train': pairs_file(tmp_path / 'a.jsonl')}
-    _, recipe, unbroken = run(ONE, 4, **changes)
-    _, _, half = run(ONE, 2, recipe)
-    checkpoints = Checkpoints(tmp_path / 'run', recipe.plan.abstract)
-    checkpoints.save(2, half, {}, None)
-    checkpoints.close()
-    restored = Checkpoints(tmp_path / 'run', recipe.plan.abstract).restore()
-    assert restored
-    state = restored[0]
-    for i in (2, 3):
-        state, *_ = recipe.step(state, {}, i)
-    jax.tree.map(np.testing.assert_array_equal, state, unbroken)
-
-
-@pytest.mark.slow
-def test_a_mesh_and_packing_change_no_loss(tmp_path):
-    changes = {'data.train': pairs_file(tmp_path / 'a.jsonl', 36), 'data.batch_size': 16, 'data.micro_rows': 1}
-    alone, *_ = run(ONE, 3, **changes, **{'data.row_tokens': 0})
-    for context, row_tokens in ((ONE, 256), (EIGHT, 256)):
-        again, *_ = run(context, 3, **changes, **{'data.row_tokens': row_tokens})
-        for a, b in zip(again, alone, strict=True):
-            np.testing.assert_allclose([a[k] for k in b], list(b.values()), rtol=1e-4, atol=1e-5)
-
-
 def test_a_record_says_by_how_much():
     tokenizer = sources.resolve('random:tiny').tokenizer()
-    assert reward.to_group(tokenizer, record(0, margin=2)).compared == [(0, 1, 2.0)]
-    assert reward.to_group(tokenizer, record(0)).compared == [(0, 1, 0.0)]
+    assert reward.to_group(tokenizer, preferred(0, margin=2)).compared == [(0, 1, 2.0)]
+    assert reward.to_group(tokenizer, preferred(0)).compared == [(0, 1, 0.0)]
     # the one token that acts follows the reply's last, which ends the turn
-    for branch in reward.to_group(tokenizer, record(4)).branches:
+    for branch in reward.to_group(tokenizer, preferred(4)).branches:
         assert branch.acts == [*[False] * (len(branch.tokens) - 1), True]
         assert branch.tokens[-2] == tokenizer.stop_ids[0]
 
 
 def said(question, chosen, rejected):
     replies = {'chosen': chosen, 'rejected': rejected}
-    return record(0) | {key: [{'role': 'assistant', 'content': text}] for key, text in replies.items()} | {
+    return preferred(0) | {key: [{'role': 'assistant', 'content': text}] for key, text in replies.items()} | {
         'prompt': [{'role': 'user', 'content': question}]
     }  # fmt: skip
 
@@ -205,7 +140,7 @@ def ranked(path, prompts=4):
 def test_groups_of_pairs_are_learnt_and_tested_by_pair(tmp_path):
     changes = ranked(tmp_path / 'a.jsonl')
     changes['data.test'] = configs.other_prompts(changes['data.train'])
-    rows, recipe, state = run(ONE, 6, **changes, **{'data.replies': 4})
+    rows, recipe, state = run_of(6, **changes, **{'data.replies': 4})
     assert rows[-1]['loss'] < 0.8 * rows[0]['loss']
     apart = reward.make(get_config(**changes), ONE)
     pairs = [
@@ -238,7 +173,7 @@ def test_a_group_has_two_replies_at_least(tmp_path):
     ('changes', 'message'),
     [
         ({'margin': 'much'}, "line 1: 'margin' must be a number, got 'much'"),
-        ({'rejected': record(0)['chosen']}, 'line 1: the chosen and the rejected reply are the same'),
+        ({'rejected': preferred(0)['chosen']}, 'line 1: the chosen and the rejected reply are the same'),
     ],
 )
 def test_wrong_records_are_told_with_their_line(tmp_path, changes, message):
@@ -246,22 +181,10 @@ def test_wrong_records_are_told_with_their_line(tmp_path, changes, message):
         reward.make(get_config(**{'data.train': pairs_file(tmp_path / 'a.jsonl', **changes)}), ONE)
 
 
-def test_a_family_without_a_classifier_is_refused_before_it_is_trained(monkeypatch, tmp_path):
-    monkeypatch.setattr('pal_jax.models.files.families.CLASSIFIERS', {'mistral': 'MistralForSequenceClassification'})
-    changes = {'data.train': pairs_file(tmp_path / 'a.jsonl')}
-    with pytest.raises(ValueError, match='no classifier of family llama; use one of mistral'):
-        reward.make(get_config(**changes), ONE)
-    reward.make(get_config(**changes, export=False), ONE)
-
-
 def test_the_mean_over_tokens_is_no_classifier_of_transformers(tmp_path):
     changes = {'data.train': pairs_file(tmp_path / 'a.jsonl'), 'data.test': '', 'data.pooling': 'mean'}
     with pytest.raises(ValueError, match="data.pooling='mean': transformers' classifiers read the last token"):
         reward.make(get_config(**changes, export=True), ONE)
-    _, recipe, state = run(ONE, 0, **changes, export=False)
+    _, recipe, state = run_of(0, **changes, export=False)
     with pytest.raises(ValueError, match="take 'last'"):
         recipe.plan.trained.exports(state)
-
-
-def test_the_default_is_complete():
-    reward.data.check(get_config(''))

@@ -1,76 +1,41 @@
-"""A moderator from its config: it learns categories, chooses thresholds on answers it was not taught, resumes bit by
-bit, judges as transformers do with its export."""
+"""A moderator from its config: it learns categories, chooses thresholds on answers it was not taught, and judges as
+transformers do with its export."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pal_jax.data.packing import shared_prompt
-from pal_jax.data.readers.safety import CATEGORIES, LabelledResponse
+from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.data.safety import labelled_group
-from pal_jax.learners.labelled import LabelLesson, LabelLoss
-from pal_jax.learners.scorer import to_score
+from pal_jax.learners.scorer import LabelLoss, Lesson, to_score
 from pal_jax.models.files import sources
-from pal_jax.recipes.moderation import evaluation as evals
-from pal_jax.recipes.moderation import recipe as moderation
-from pal_jax.run import checkpoint, devices
-from pal_jax.run.recipe import KEPT, Context
+from pal_jax.recipes.scorer import harm, moderation
+from pal_jax.run import checkpoint
+from pal_jax.run.recipe import KEPT
 from pal_jax.run.settings import to_dict
 from pal_jax.run.trained import load_trained, write_exports
 from tests import configs
-from tests.safety_records import labelled_record
-
-ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
-EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())
-WORDS = {'animal_abuse': 'goat', 'self_harm': 'skip', 'privacy_violation': 'diary'}
+from tests.recipes.scorer import kinds
+from tests.recipes.scorer.kinds import ONE, WORDS, labelled, labelled_rows, make, run
 
 get_config = functools.partial(configs.load, 'moderation')
-
-
-def row(i: int, mark: str = '?') -> LabelledResponse:
-    """An answer that has the categories of those of `WORDS` which are in it."""
-    names = [name for k, name in enumerate(WORDS) if (i >> k) % 2]
-    text = ' '.join(['Well,', *(WORDS[name] for name in names)]) + '.'
-    return LabelledResponse(f'{i // 8}{mark}', text, tuple(name in names for name in CATEGORIES))
-
-
-def rows_file(path, rows=120, mark='?', **changes):
-    records = [labelled_record(row(i, mark)) | changes for i in range(rows)]
-    path.write_text(''.join(json.dumps(record) + '\n' for record in records))
-    return str(path)
-
-
-def keyword_files(folder):
-    return {
-        'data.train': rows_file(folder / 'train.jsonl'), 'data.test': rows_file(folder / 'test.jsonl', 48, '!'),
-        'labels.validation': 24,
-    }  # fmt: skip
-
-
-def run(context, steps, recipe=None, **changes):
-    recipe = recipe or moderation.make(get_config(**changes), context)
-    state, host = recipe.init()
-    rows = []
-    for i in range(steps):
-        state, host, _, metrics = recipe.step(state, host, i)
-        rows.append(metrics)
-    return rows, recipe, state
-
+files = functools.partial(kinds.files, 'moderation')
 
 STEPS = 40
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    changes = keyword_files(tmp_path_factory.mktemp('rows'))
-    return run(ONE, STEPS, **changes, **{'total_steps': STEPS, 'optimizer.lr': 1e-2})
+    changes = files(tmp_path_factory.mktemp('rows')) | {'total_steps': STEPS, 'optimizer.lr': 1e-2}
+    recipe = make('moderation', ONE, **changes)
+    rows, state = run(recipe, STEPS)
+    return rows, recipe, state
 
 
 @pytest.fixture(scope='module')
@@ -90,7 +55,7 @@ def finished(trained, tmp_path_factory):
 
 
 def lesson(labels, weight=1.0):
-    return LabelLesson(jnp.asarray(labels)[None, None], jnp.asarray([[weight]]), None)
+    return Lesson(*[jnp.zeros((1, 0))] * 4, jnp.asarray(labels)[None, None], jnp.asarray([[weight]]))
 
 
 def test_the_loss_is_the_published_one():  # selfplay_safety 4.4-1
@@ -100,8 +65,8 @@ def test_the_loss_is_the_published_one():  # selfplay_safety 4.4-1
     weighed = np.logaddexp(0, [-2.0, -1.0, 0.5]) @ [3.0, 1.0, 1.0] / 3
     assert LabelLoss((3.0, 9.0, 9.0))(logits, lesson([1.0, 0.0, 0.0])) == pytest.approx(weighed, abs=1e-6)
     probabilities = 1 / (1 + np.exp(-np.asarray(logits[0])))
-    assert evals.harm(probabilities).item() == pytest.approx(0.880797, abs=1e-6)
-    assert evals.harm(probabilities, 'mean').item() == pytest.approx(0.590733, abs=1e-6)
+    assert harm.harm(probabilities).item() == pytest.approx(0.880797, abs=1e-6)
+    assert harm.harm(probabilities, 'mean').item() == pytest.approx(0.590733, abs=1e-6)
 
 
 def test_a_category_counts_as_much_where_it_is_as_where_it_is_not():
@@ -127,28 +92,31 @@ def test_it_learns_what_answers_are_about(trained):
 
 
 def _loss_of_nothing(recipe):
-    labels = moderation.labels_of(recipe.rows.train)
-    weights = np.where(labels == 1, recipe.scorer.loss.positive_weights, 1.0)
+    labels = moderation.labels_of(recipe.taught.rows.train)
+    weights = np.where(labels == 1, recipe.loss.positive_weights, 1.0)
     return np.log(2) * weights.mean()
 
 
 def test_thresholds_are_chosen_on_answers_that_are_neither_learnt_nor_tested(trained):
     _, recipe, state = trained
-    prompts = [{tuple(g.prompt) for g in rows} for rows in (recipe.rows.train, recipe.rows.test, recipe.validation)]
+    prompts = [
+        {tuple(g.prompt) for g in rows}
+        for rows in (recipe.taught.rows.train, recipe.taught.rows.test, recipe.validation)
+    ]
     assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
-    assert len(recipe.validation) == 24 and len(recipe.rows.train) == 96
+    assert len(recipe.validation) == 24 and len(recipe.taught.rows.train) == 96
     # what is tested on has no say, and what validates has
     chosen = recipe.with_thresholds(state).thresholds
     np.testing.assert_array_equal(chosen, state.thresholds)
     labels = moderation.labels_of(recipe.validation) == 1.0
     probabilities = 1 / (1 + np.exp(-recipe.logits(state, recipe.validation)))
-    np.testing.assert_allclose(state.thresholds, evals.choose_thresholds(probabilities, labels), atol=1e-6)
+    np.testing.assert_allclose(state.thresholds, harm.choose_thresholds(probabilities, labels), atol=1e-6)
     seen = [CATEGORIES.index(name) for name in WORDS]
     assert set(np.delete(np.asarray(state.thresholds), seen).tolist()) == {0.5}  # nobody speaks for these
 
 
 def test_thresholds_are_chosen_before_every_evaluation_and_not_between(tmp_path):
-    changes = keyword_files(tmp_path) | {'total_steps': 4, 'eval.every': 2, 'optimizer.lr': 1e-2}
+    changes = files(tmp_path) | {'total_steps': 4, 'eval.every': 2, 'optimizer.lr': 1e-2}
     recipe = moderation.make(get_config(**changes), ONE)
     state, host = recipe.init()
     moved = []
@@ -158,33 +126,6 @@ def test_thresholds_are_chosen_before_every_evaluation_and_not_between(tmp_path)
         moved.append(bool((np.asarray(state.thresholds) != before).any()))
     assert moved == [False, True, False, True]
     assert phase == 'moderation' and metrics.keys() >= {'loss', 'grad_norm', 'tokens', 'left_out'}
-
-
-@pytest.mark.slow
-def test_a_resumed_run_is_the_unbroken_one(tmp_path):
-    changes = keyword_files(tmp_path) | {'total_steps': 4, 'eval.every': 2}
-    _, recipe, unbroken = run(ONE, 4, **changes)
-    _, _, half = run(ONE, 2, recipe)
-    checkpoints = checkpoint.Checkpoints(tmp_path / 'run', recipe.plan.abstract)
-    checkpoints.save(2, half, {}, None)
-    checkpoints.close()
-    restored = checkpoint.Checkpoints(tmp_path / 'run', recipe.plan.abstract).restore()
-    assert restored
-    state = restored[0]
-    for i in (2, 3):
-        state, *_ = recipe.step(state, {}, i)
-    jax.tree.map(np.testing.assert_array_equal, state, unbroken)
-
-
-@pytest.mark.slow
-def test_a_mesh_and_packing_change_no_loss(tmp_path):
-    changes = keyword_files(tmp_path) | {'data.batch_size': 16, 'data.micro_rows': 1}
-    alone, *_ = run(ONE, 3, **changes, **{'data.row_tokens': 0})
-    for context, row_tokens in ((ONE, 256), (EIGHT, 256)):
-        again, recipe, state = run(context, 3, **changes, **{'data.row_tokens': row_tokens})
-        for a, b in zip(again, alone, strict=True):
-            np.testing.assert_allclose([a[k] for k in b], list(b.values()), rtol=1e-4, atol=1e-5)
-        assert np.isfinite(recipe.evaluate(state, 'x').record['loss'])
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
@@ -200,7 +141,7 @@ def test_a_mesh_and_packing_change_no_loss(tmp_path):
 )
 def test_a_wrong_record_is_told_in_a_line(tmp_path, changes, told):
     with pytest.raises(ValueError, match=told[0]) as error:
-        moderation.make(get_config(**{'data.train': rows_file(tmp_path / 'a.jsonl', 24, **changes)}), ONE)
+        moderation.make(get_config(**{'data.train': labelled_rows(tmp_path / 'a.jsonl', 24, **changes)}), ONE)
     assert told[1] in str(error.value) and '\n' not in str(error.value)
 
 
@@ -213,22 +154,12 @@ def test_a_wrong_value_is_told_by_its_key(key, value):
 
 
 def test_answers_to_one_prompt_choose_no_thresholds(tmp_path):
-    changes = {'data.train': rows_file(tmp_path / 'a.jsonl', 8), 'data.test': rows_file(tmp_path / 'b.jsonl', 8, '!')}
+    changes = {
+        'data.train': labelled_rows(tmp_path / 'a.jsonl', 8),
+        'data.test': labelled_rows(tmp_path / 'b.jsonl', 8, '!'),
+    }
     with pytest.raises(ValueError, match=r'data\.train=.*a\.jsonl'):
         moderation.make(get_config(**changes), ONE)
-
-
-def test_a_family_without_a_classifier_is_refused_before_it_is_trained(monkeypatch, tmp_path):
-    monkeypatch.setattr('pal_jax.models.files.families.CLASSIFIERS', {'mistral': 'MistralForSequenceClassification'})
-    changes = keyword_files(tmp_path)
-    with pytest.raises(ValueError, match='no classifier of family llama'):
-        moderation.make(get_config(**changes), ONE)
-    moderation.make(get_config(**changes, export=False), ONE)
-
-
-@pytest.mark.parametrize('variant', ['', 'paper'])
-def test_the_variants_are_complete(variant):
-    moderation.data.check(get_config(variant))
 
 
 # --- a trained moderator ----------------------------------------------------------------------------------------------
@@ -237,9 +168,11 @@ def test_the_variants_are_complete(variant):
 def test_an_opened_moderator_judges_as_the_run_does(trained, finished):
     _, recipe, state = trained
     moderator = moderation.open_moderator(finished, ONE)
-    rows = [row(i, '!') for i in range(48)]
+    rows = [labelled(i, '!') for i in range(48)]
     probabilities = moderator([r.prompt for r in rows], [r.response for r in rows])
-    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-recipe.logits(state, recipe.rows.test))), atol=1e-5)
+    np.testing.assert_allclose(
+        probabilities, 1 / (1 + np.exp(-recipe.logits(state, recipe.taught.rows.test))), atol=1e-5
+    )
     np.testing.assert_array_equal(moderator.thresholds, state.thresholds)
     unsafe = moderator.unsafe([r.prompt for r in rows], [r.response for r in rows])
     np.testing.assert_array_equal(unsafe, (probabilities > moderator.thresholds).any(axis=1))
@@ -250,9 +183,9 @@ def test_an_opened_moderator_judges_as_the_run_does(trained, finished):
 
 def test_a_moderator_reads_many_in_parts_and_nothing_at_all(finished, monkeypatch):
     moderator = moderation.open_moderator(finished, ONE)
-    whole = moderator(['0!'] * 9, [row(i).response for i in range(9)])
+    whole = moderator(['0!'] * 9, [labelled(i).response for i in range(9)])
     monkeypatch.setattr(moderation, 'CHUNK', 4)
-    np.testing.assert_allclose(moderator(['0!'] * 9, [row(i).response for i in range(9)]), whole, atol=1e-5)
+    np.testing.assert_allclose(moderator(['0!'] * 9, [labelled(i).response for i in range(9)]), whole, atol=1e-5)
     assert moderator([], []).shape == (0, 14) and moderator.unsafe([], []).shape == (0,)
     assert np.isfinite(moderator(['<|im_end|>\x00'], [''])).all()
     with pytest.raises(ValueError, match='tokens, the moderator reads'):
@@ -261,7 +194,7 @@ def test_a_moderator_reads_many_in_parts_and_nothing_at_all(finished, monkeypatc
 
 def test_another_run_is_no_moderator(tmp_path):
     checkpoint.write_config(tmp_path, to_dict(configs.load('reward')))
-    with pytest.raises(ValueError, match='is a run of reward; give one of moderation'):
+    with pytest.raises(ValueError, match='is a run of scorer.reward; give one of moderation'):
         moderation.open_moderator(tmp_path, ONE)
 
 
@@ -276,26 +209,9 @@ def test_an_export_has_the_names_of_its_outputs_and_their_thresholds(finished, t
     assert config[moderation.THRESHOLDS] == dict(zip(CATEGORIES, thresholds, strict=True))
 
 
-@pytest.mark.slow
-def test_transformers_scores_the_export_as_we_do(trained, tmp_path):
-    torch = pytest.importorskip('torch')
-    transformers = pytest.importorskip('transformers')
-    _, recipe, state = trained
-    write_exports(recipe.plan.trained.exports(state), lambda name: tmp_path / name)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'export').eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
-    said = [row(i, '!') for i in range(48)]
-    chats = [[{'role': 'user', 'content': r.prompt}, {'role': 'assistant', 'content': r.response}] for r in said]
-    texts = [text.rstrip('\n') for text in tokenizer.apply_chat_template(chats, tokenize=False)]
-    with torch.no_grad():
-        found = model(**tokenizer(texts, padding=True, add_special_tokens=False, return_tensors='pt')).logits
-    np.testing.assert_allclose(found.numpy(), recipe.logits(state, recipe.rows.test), atol=1e-4)
-    assert getattr(model.config, moderation.THRESHOLDS).keys() == set(CATEGORIES)
-
-
 def test_a_group_is_what_the_training_has():
     tokenizer = sources.resolve('random:tiny').tokenizer()
-    learnt = labelled_group(tokenizer, row(3))
-    read = moderation.to_group(tokenizer, 1000, row(3).prompt, row(3).response)
+    learnt = labelled_group(tokenizer, labelled(3))
+    read = moderation.to_group(tokenizer, 1000, labelled(3).prompt, labelled(3).response)
     assert read == learnt._replace(labels=read.labels)
     assert read == shared_prompt([to_score(read.prompt, read.branches[0].tokens[:-1])])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from pal_jax.recipes.moderation import evaluation as m
+from pal_jax.recipes.scorer import harm as m
 from pal_jax.run.moderator import unsafe_by
 
 
@@ -42,7 +42,7 @@ def test_one_number_for_all_kinds_of_harm():  # selfplay_safety 4.4-1
 
 def test_areas_are_those_of_scipys_ranks_with_ties():
     probabilities, labels = draw()
-    found = m.by_class(probabilities, labels, np.full(3, 0.5)).auc
+    found = m.by_class(probabilities, labels, np.full(3, 0.5))['auc']
     for area, score, label in zip(found, probabilities.T, labels.T, strict=True):
         ranks = stats.rankdata(score)
         n = label.sum()
@@ -91,7 +91,7 @@ def test_thresholds_have_the_highest_f1_nearest_to_the_middle():
     for k in (0, 1):
 
         def f1(threshold, k=k):
-            return m.confusion(probabilities[:, k] > threshold, labels[:, k]).shares()['f1']
+            return m.rates(probabilities[:, k] > threshold, labels[:, k])['f1']
 
         assert f1(chosen[k]) == pytest.approx(max(f1(threshold) for threshold in np.linspace(0, 1, 1001)))
     # all thresholds from .3 to .7 are perfect, and from .7 to .9

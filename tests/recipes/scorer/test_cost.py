@@ -1,46 +1,26 @@
-"""A cost model from its config: it learns order and sign, scores in transformers as here, resumes bit by bit."""
+"""A cost model from its config: it learns order and sign, and scores in transformers as here."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
 
-import jax
 import numpy as np
 import pytest
 
 from pal_jax.data import safety
 from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.data.tokenizer import CHATML, byte_tokenizer
-from pal_jax.learners.labelled import CostLoss, LabelLesson
-from pal_jax.learners.scorer import Lesson
+from pal_jax.learners.scorer import CostLoss, Lesson
 from pal_jax.models.files import sources
 from pal_jax.models.files.families import classifier_to_hf
-from pal_jax.recipes.cost import recipe as cost
-from pal_jax.run import devices
-from pal_jax.run.checkpoint import Checkpoints
-from pal_jax.run.recipe import Context
+from pal_jax.recipes.scorer import cost
 from pal_jax.run.settings import keys_of
-from pal_jax.run.trained import write_exports
 from tests import configs
-
-ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
-EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())
-PAIRS = ('boo ', 'yes '), ('hmm ', 'yes '), ('boo ', 'hmm ')  # the less safe answer first; yes alone is safe
+from tests.recipes.scorer import kinds
+from tests.recipes.scorer.kinds import ONE, PAIRS, judged, make, run, write
 
 get_config = functools.partial(configs.load, 'cost')
-
-
-def record(i, **changes):
-    """A record of PKU-SafeRLHF, whose less safe answer is the first one in every other record."""
-    sides = [text * (1 + (i + k) % 3) for k, text in enumerate(PAIRS[i % 3])][:: (-1) ** i]
-    safe = [not text.startswith(('boo', 'hmm')) for text in sides]
-    return {
-        'prompt': f'{i}?' * (1 + i % 4), 'response_0': sides[0], 'response_1': sides[1],
-        'is_response_0_safe': safe[0], 'is_response_1_safe': safe[1], 'better_response_id': i % 2,
-        'safer_response_id': 1 - i % 2, **changes,
-    }  # fmt: skip
+files = functools.partial(kinds.files, 'cost')
 
 
 def preferred(i):
@@ -49,23 +29,9 @@ def preferred(i):
     return {key: f'\n\nHuman: {i}?\n\nAssistant: {text}' for key, text in said.items()}
 
 
-def write(path, records):
-    path.write_text(''.join(json.dumps(each) + '\n' for each in records))
-    return str(path)
-
-
-def files(path, rows=18):
-    train = write(path / 'a.jsonl', map(record, range(rows)))
-    return {'data.train': train, 'data.test': configs.other_prompts(train)}
-
-
-def run(context, steps, recipe=None, **changes):
-    recipe = recipe or cost.make(get_config(**changes), context)
-    state, host = recipe.init()
-    rows = []
-    for i in range(steps):
-        state, host, _, metrics = recipe.step(state, host, i)
-        rows.append(metrics)
+def run_of(steps, recipe=None, **changes):
+    recipe = recipe or make('cost', ONE, **changes)
+    rows, state = run(recipe, steps)
     return rows, recipe, state
 
 
@@ -76,7 +42,7 @@ LORA = {'policy.lora.rank': 4, 'optimizer.lr': 1e-2}
 @pytest.fixture(scope='module', params=[FULL, LORA], ids=['full', 'lora'])
 def trained(request, tmp_path_factory):
     changes = files(tmp_path_factory.mktemp('pairs'))
-    return run(ONE, 20, **changes, **request.param, total_steps=20)
+    return run_of(20, **changes, **request.param, total_steps=20)
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------
@@ -88,9 +54,9 @@ def loss(unsafe, regularization=0.0):
     """Of two pairs in a row of four answers."""
     scores = np.stack([HIGHER, LOWER], axis=1).reshape(1, 4, 1)
     half, places = np.full((1, 2), 0.5), np.arange(4).reshape(2, 2)
-    lesson = Lesson(places[:, 0][None], places[:, 1][None], half, np.zeros((1, 2)))
-    taught = LabelLesson(np.array(unsafe, float).reshape(1, 4, 1), np.full((1, 4), 0.5), lesson)
-    return float(CostLoss(regularization)(scores, taught))
+    labels = np.array(unsafe, float).reshape(1, 4, 1), np.full((1, 4), 0.5)
+    lesson = Lesson(places[:, 0][None], places[:, 1][None], half, np.zeros((1, 2)), *labels)
+    return float(CostLoss(regularization)(scores, lesson))
 
 
 def test_the_loss_is_that_of_the_order_and_of_both_signs():  # selfplay_safety 3.7-1
@@ -142,55 +108,9 @@ def test_it_learns_which_answer_is_less_safe_and_where_safe_ends(trained):
     assert titles == ['Held-out pairs', 'Costs', 'Reliability']
 
 
-@pytest.mark.slow
-def test_transformers_scores_the_export_as_we_do(trained, tmp_path):
-    torch = pytest.importorskip('torch')
-    transformers = pytest.importorskip('transformers')
-    _, recipe, state = trained
-    write_exports(recipe.plan.trained.exports(state), lambda name: tmp_path / name)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'export').eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
-    records = [record(i) for i in range(18)]
-    asked = [r['prompt'].replace('?', '!') for r in records for _ in range(2)]  # as the held-out prompts end
-    said = [r[f'response_{k}'] for r in records for k in (1 - r['safer_response_id'], r['safer_response_id'])]
-    chats = [[{'role': 'user', 'content': a}, {'role': 'assistant', 'content': b}]
-             for a, b in zip(asked, said, strict=True)]  # fmt: skip
-    texts = [text.rstrip('\n') for text in tokenizer.apply_chat_template(chats, tokenize=False)]
-    with torch.no_grad():
-        found = model(**tokenizer(texts, padding=True, add_special_tokens=False, return_tensors='pt')).logits
-    ours = np.concatenate([recipe.scorer.scores(state, recipe.pack(g))[..., 0] for g in recipe.rows.test_groups()])
-    np.testing.assert_allclose(found[:, 0].numpy(), ours.ravel(), atol=1e-4)
-    assert model.config.id2label == {0: 'cost'}
-
-
 def test_outputs_of_a_classifier_have_names():
     config = classifier_to_hf(sources.resolve('random:tiny').config, byte_tokenizer(), labels=('a', 'b'))
     assert (config['id2label'], config['label2id'], config['num_labels']) == ({'0': 'a', '1': 'b'}, {'a': 0, 'b': 1}, 2)
-
-
-@pytest.mark.slow
-def test_a_resumed_run_is_the_unbroken_one(tmp_path):
-    _, recipe, unbroken = run(ONE, 4, **files(tmp_path))
-    _, _, half = run(ONE, 2, recipe)
-    checkpoints = Checkpoints(tmp_path / 'run', recipe.plan.abstract)
-    checkpoints.save(2, half, {}, None)
-    checkpoints.close()
-    restored = Checkpoints(tmp_path / 'run', recipe.plan.abstract).restore()
-    assert restored
-    state = restored[0]
-    for i in (2, 3):
-        state, *_ = recipe.step(state, {}, i)
-    jax.tree.map(np.testing.assert_array_equal, state, unbroken)
-
-
-@pytest.mark.slow
-def test_a_mesh_and_packing_change_no_loss(tmp_path):
-    changes = {**files(tmp_path, 36), 'data.batch_size': 16, 'data.micro_rows': 1}
-    alone, *_ = run(ONE, 3, **changes, **{'data.row_tokens': 0})
-    for context, row_tokens in ((ONE, 256), (EIGHT, 256)):
-        again, *_ = run(context, 3, **changes, **{'data.row_tokens': row_tokens})
-        for a, b in zip(again, alone, strict=True):
-            np.testing.assert_allclose([a[k] for k in b], list(b.values()), rtol=1e-4, atol=1e-5)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -216,7 +136,7 @@ def test_made_up_dilemmas_have_pairs_of_both_labels():
 def test_pairs_without_labels_are_ranked_and_no_more(tmp_path):
     changes = files(tmp_path)
     changes['data.test'] = write(tmp_path / 'hh.jsonl', map(preferred, range(100, 104)))
-    _, recipe, state = run(ONE, 0, **changes)
+    _, recipe, state = run_of(0, **changes)
     evaluation = recipe.evaluate(state, 'x')
     assert evaluation.record['rows'] == 4 and 'accuracy_of_longer' in evaluation.record
     assert not {'labelled', 'sign_accuracy', 'auc', 'cost_safe'} & evaluation.record.keys()
@@ -224,11 +144,11 @@ def test_pairs_without_labels_are_ranked_and_no_more(tmp_path):
 
 
 def test_pairs_with_labels_and_without_are_learnt_side_by_side(tmp_path):
-    records = [*map(record, range(6)), *map(preferred, range(100, 106))]
+    records = [*map(judged, range(6)), *map(preferred, range(100, 106))]
     changes = {'data.train': write(tmp_path / 'a.jsonl', records), 'data.batch_size': 12, 'data.test_rows': 1}
     told = []
     recipe = cost.make(get_config(**changes), ONE._replace(log=told.append))
-    (row, *_), *_ = run(ONE, 1, recipe)
+    (row, *_), *_ = run_of(1, recipe)
     assert np.isfinite(row['loss']) and 'sign_accuracy' in row
     unknown = int(np.isnan(cost.labels_of(recipe.rows.train)).sum())
     assert unknown and f'{unknown} without a label' in told[0]
@@ -241,9 +161,9 @@ ALL_SAFE = {'response_0': 'yes', 'response_1': 'yes yes', 'is_response_0_safe': 
     ('records', 'message'),
     [
         ([preferred(i) for i in range(12)], r'data\.train=.*0 unsafe, 0 safe, \d+ without'),
-        ([record(i, **ALL_SAFE) for i in range(12)], r'data\.train=.*0 unsafe, \d+ safe, 0 without'),
-        ([record(1), record(0, safer_response_id=0)], r'line 2.*safer_response_id'),
-        ([record(1, is_response_1_safe='perhaps')], r'line 1.*is_response_1_safe.*perhaps'),
+        ([judged(i, **ALL_SAFE) for i in range(12)], r'data\.train=.*0 unsafe, \d+ safe, 0 without'),
+        ([judged(1), judged(0, safer_response_id=0)], r'line 2.*safer_response_id'),
+        ([judged(1, is_response_1_safe='perhaps')], r'line 1.*is_response_1_safe.*perhaps'),
         ([{'prompt': 'a', 'response_0': 'b'}], r'line 1.*response_1'),
     ],
     ids=['no labels', 'one label', 'safer', 'flag', 'missing'],
@@ -253,23 +173,10 @@ def test_wrong_records_are_told_with_their_place(tmp_path, records, message):
         cost.make(get_config(**{'data.train': write(tmp_path / 'a.jsonl', records)}), ONE)
 
 
-def test_a_family_without_a_classifier_is_refused_before_it_is_trained(monkeypatch, tmp_path):
-    monkeypatch.setattr('pal_jax.models.files.families.CLASSIFIERS', {'mistral': 'MistralForSequenceClassification'})
-    with pytest.raises(ValueError, match='no classifier of family llama'):
-        cost.make(get_config(**files(tmp_path)), ONE)
-
-
-@pytest.mark.parametrize('variant', ['', 'paper'])
-def test_the_default_and_the_published_settings_are_complete(variant):
-    settings = get_config(variant)
-    cost.data.check(settings)
-    assert settings.cost.regularization == 1e-3
-
-
 def test_a_row_that_the_template_refuses_is_named_by_file_and_line(tmp_path):
     refusing = "{% for m in messages if m.content == 'no' %}{{ raise_exception('no word') }}{% endfor %}"
     tokenizer = byte_tokenizer().with_template(refusing + CHATML)
-    path = write(tmp_path / 'a.jsonl', [record(0), record(1), record(2, response_1='no')])
+    path = write(tmp_path / 'a.jsonl', [judged(0), judged(1), judged(2, response_1='no')])
     with pytest.raises(ValueError, match=r'a.jsonl, line 3: .* no word'):
         cost.judged_rows(get_config(**{'data.train': path}), tokenizer)
     labelled = {'prompt': 'a', 'response': 'yes', 'category': dict.fromkeys(CATEGORIES, False), 'is_safe': True}
