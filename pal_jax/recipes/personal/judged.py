@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from pal_jax.run import intervals
@@ -51,14 +52,14 @@ def from_json(record: Mapping[str, Any]) -> JudgedPairs:
     return JudgedPairs(*(np.array(record[name]) for name in JudgedPairs._fields))
 
 
-def judge(margins: np.ndarray, users: np.ndarray) -> JudgedPairs:
+def judge(margins: np.ndarray, users: ArrayLike) -> JudgedPairs:
     """The sums of margins `[n]` by their users.
 
     Raises:
       ValueError: a margin is not finite.
     """
     margins = _finite(margins)
-    people, person = np.unique(users, return_inverse=True)
+    people, person = np.unique(np.asarray(users), return_inverse=True)
     right, confidence = hits(margins), 1.0 / (1.0 + np.exp(-np.abs(margins)))
     place = np.minimum((2.0 * (confidence - 0.5) * BINS).astype(int), BINS - 1)
     bins = np.stack([np.bincount(place, w, BINS) for w in (np.ones(len(margins)), confidence, right)], axis=1)

@@ -56,7 +56,7 @@ def make_draw(
     settings: Settings, data: Comparisons, trials: Sequence[Trial], text: TextData | None = None, updates: int = 0
 ) -> PassDraw:
     """A draw of `updates` batches a step; 0: as many as the settings say."""
-    share_of_pairs = [shares(trial.users, trial.split.train) for trial in trials]
+    share_of_pairs = [shares(trial.users[trial.split.train]) for trial in trials]
     return PassDraw(data, trials, share_of_pairs, updates or settings.updates, settings.batch, text)
 
 
@@ -120,7 +120,7 @@ class TextDraw:
 
 def make_text_draw(settings: LargeSettings, pairs: TextPairs, trials: Sequence[Trial]) -> TextDraw:
     """A draw of `decoder.statements` prompts or statements and of `updates` times `batch` pairs a step."""
-    share_of_pairs = [shares(trial.users, trial.split.train) for trial in trials]
+    share_of_pairs = [shares(trial.users[trial.split.train]) for trial in trials]
     return TextDraw(pairs, trials, share_of_pairs, settings.decoder.statements, settings.updates * settings.batch)
 
 

@@ -24,10 +24,9 @@ from jaxtyping import Array
 from pal_jax.data import comparisons, shards
 from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.data.readers import choices, columns, opinions
-from pal_jax.recipes.personal import baselines, ideal_point, mixed_logit, panel
+from pal_jax.recipes.personal import baselines, ideal_point, panel
 from pal_jax.recipes.personal.evaluation import Evaluate, evaluate_each
 from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, NewUsers, PALState, Rates, put
-from pal_jax.recipes.personal.options import Bases
 from pal_jax.recipes.personal.pal import context as pal_context
 from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import tables
@@ -171,7 +170,7 @@ def check(settings: Settings, ways: int) -> None:
         )
     check_new(settings.new)
     if settings.baselines.mixed_logit:
-        mixed_logit.require()
+        baselines.require_xlogit()
     check_at_least(settings, 0, 'baselines.context')
     if settings.text.source:
         pal_text.check(settings)
@@ -230,13 +229,12 @@ def make_learners(settings: Settings, kept: Kept, ctx: Context, replicas: int) -
     model: dict[str, Any] = dataclasses.asdict(settings.model) | devices.precision(settings.model.dtype)
     z_std = model.pop('z_std')
     options = tuple((name, getattr(loss, name)) for name in OPTIONS[loss.name])
-    bases = Bases(loss.prototype_pull)
 
     def learner(pull: float, new_pull: float, rates: Rates = rates, **changes: Any) -> IdealPointLearner:
-        pulled = changes.get('mixture') != 'own'  # whose users have no prototypes
+        prototype_pull = 0.0 if changes.get('mixture') == 'own' else loss.prototype_pull  # own users have no prototypes
         return IdealPointLearner(
             ideal_point.PAL(kept.width, **model | changes),
-            Loss(loss.name, options, pull, loss.bound, loss.bound_coef, loss.by, bases=bases if pulled else Bases()),
+            Loss(loss.name, options, pull, loss.bound, loss.bound_coef, loss.by, prototype_pull=prototype_pull),
             rates,
             ctx.mesh,
             users=len(kept.names),

@@ -95,7 +95,7 @@ def test_the_report_has_the_audit_at_its_head_and_says_what_was_not_given(made):
 def test_a_finished_part_is_not_made_again(made, table, monkeypatch):
     _, folder, evaluation = made
     recipe = bench.make(small(table), Context(MESH, no_phase, workdir=folder))
-    monkeypatch.setattr(bench_recipe.pal_rows, 'train', None)  # it would be called, and fail
+    monkeypatch.setattr(bench_recipe, 'train', None)  # it would be called, and fail
     state = recipe.step({'parts': 2}, {}, 2)[0]  # a split of a method alone
     again = recipe.evaluate(state, 'final')
     assert again.record == evaluation.record
@@ -132,12 +132,12 @@ def test_replies_are_read_without_prompts_where_prompts_differ(table, monkeypatc
 
 KILLER = """
 import os, signal
-from pal_jax.recipes.personal.bench import pal_rows
-original = pal_rows.train
+from pal_jax.recipes.personal.bench import recipe as bench
+original = bench.train
 def deadly(recipe):
     original(recipe)
     os.kill(os.getpid(), signal.SIGKILL)
-pal_rows.train = deadly
+bench.train = deadly
 from pal_jax.run import cli
 from pal_jax import train
 cli.run(train.main, '')
