@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,14 +21,6 @@ from pal_jax.run.curve import BLUE, GREY, RULE, STYLE, png
 from pal_jax.types import Exhibit
 
 BINS = 10
-
-
-class Bin(NamedTuple):
-    """Pairs of like confidence: their number, their mean confidence, and the share that is right."""
-
-    pairs: int
-    confidence: float
-    accuracy: float
 
 
 def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
@@ -58,21 +50,17 @@ def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dic
     return record
 
 
-def reliability(gap: np.ndarray, bins: int = BINS) -> list[Bin]:
-    """Pairs in `bins` of equal width between the confidences 1/2 and 1; empty bins are left out."""
+def reliability(gap: np.ndarray) -> np.ndarray:
+    """For each of `BINS` equal bins of confidence from 1/2 to 1 the number of pairs, the sum of their confidences and
+    that of their hits, `[BINS, 3]`. Bins of several parts add up."""
     confidence = 1.0 / (1.0 + np.exp(-np.abs(gap)))
-    place = np.minimum((2.0 * (confidence - 0.5) * bins).astype(int), bins - 1)
-    return [
-        Bin(int(part.sum()), float(confidence[part].mean()), float(hits(gap[part]).mean()))
-        for part in (place == k for k in range(bins))
-        if part.any()
-    ]
+    place = np.minimum((2.0 * (confidence - 0.5) * BINS).astype(int), BINS - 1)
+    return np.stack([np.bincount(place, w, BINS) for w in (np.ones(len(gap)), confidence, hits(gap))], axis=1)
 
 
-def calibration_error(bins: list[Bin]) -> float:
+def calibration_error(bins: np.ndarray) -> float:
     """The expected calibration error: the mean distance of confidence from accuracy, over bins (Guo et al. 2017)."""
-    total = sum(group.pairs for group in bins)
-    return sum(group.pairs * abs(group.accuracy - group.confidence) for group in bins) / total
+    return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1))
 
 
 def correlation(x: np.ndarray, y: np.ndarray, *, centred: bool = True) -> float:
@@ -107,12 +95,13 @@ def make_exhibits(scores: np.ndarray, lengths: np.ndarray, record: Mapping[str, 
     ]
 
 
-def plot_reliability(bins: list[Bin]) -> bytes:
+def plot_reliability(bins: np.ndarray) -> bytes:
     """A picture of accuracy by confidence, beside the line where they are equal; a point's area is its number of
     pairs."""
     figure, ax = make_axes('Is it as right as it is sure?', 'confidence', 'share of pairs that are right')
     ax.plot([0.5, 1], [0.5, 1], color=GREY, linestyle='--')
-    counts, confidence, accuracy = np.array(bins).T
+    counts, confidence, accuracy = bins[bins[:, 0] > 0].T
+    confidence, accuracy = confidence / counts, accuracy / counts
     ax.scatter(confidence, accuracy, s=20 + 400 * counts / counts.sum(), color=BLUE, alpha=0.8, linewidth=0)
     for x, y, count in zip(confidence, accuracy, counts, strict=True):
         ax.annotate(f'{count:.0f}', (x, y), textcoords='offset points', xytext=(0, -16), ha='center', fontsize=8)

@@ -34,7 +34,7 @@ def test_a_model_that_is_as_right_as_it_is_sure_has_no_calibration_error():
     chosen = np.where(rng.random(gaps.size) < 1 / (1 + np.exp(-gaps)), gaps, -gaps)  # nature draws from the model
     assert reward_model.calibration_error(reward_model.reliability(chosen)) < 0.005
     assert reward_model.calibration_error(reward_model.reliability(5 * chosen)) > 0.1  # too sure of itself
-    assert sum(each.pairs for each in reward_model.reliability(chosen)) == gaps.size
+    assert reward_model.reliability(chosen)[:, 0].sum() == gaps.size
 
 
 def test_length_bias_is_seen_whichever_reply_comes_first():

@@ -158,7 +158,6 @@ def test_what_is_tested_stands_in_training():
     assert leakage.in_training(train, train, people, shared_people=0, by_design=True).verdict == 'warn'
     assert leakage.in_training(train, train + 100, people, shared_people=0).verdict == 'pass'
     assert leakage.in_training(train, train + 100, people, shared_people=1).verdict == 'flag'
-    assert leakage.in_training(train, train + 100, people, shared_people=0, shared_dialogues=1).verdict == 'flag'
     coins = np.where(rng.random((50, 1)) < 0.5, train, train[:, ::-1])
     assert leakage.in_training(train, coins, people, shared_people=0).verdict != 'flag'
 
