@@ -165,7 +165,7 @@ class Interview:
     def _drawn(self, answered: Any, weight: np.ndarray) -> np.ndarray:
         """Mixtures `[DRAWS, K]` by Laplace's approximation; the same clicks give the same draws."""
         mode, precision = self.run.learner.posterior(
-            self._params, answered, jnp.asarray(weight[None]), pal_person.prior(self.run)
+            self.run.replica.params, answered, jnp.asarray(weight[None]), self.run.prior
         )
         spread = np.linalg.inv(np.linalg.cholesky(np.asarray(precision, np.float64)[0, 0]))
         z = np.asarray(mode)[0, 0] + np.random.default_rng(0).normal(size=(DRAWS, len(spread))) @ spread
@@ -173,14 +173,9 @@ class Interview:
 
     def _expected(self, answered: Any, weight: np.ndarray) -> np.ndarray:
         nats = self.run.learner.expect(
-            self._params, answered, jnp.asarray(weight[None]), pal_person.prior(self.run), len(weight)
+            self.run.replica.params, answered, jnp.asarray(weight[None]), self.run.prior, len(weight)
         )
         return np.asarray(nats)[0]
-
-    @property
-    def _params(self) -> Any:
-        """The parameters of one replica, as the learner takes them."""
-        return pal_person.with_replicas(self.run).params
 
     # --- in words -----------------------------------------------------------------------------------------------------
 
@@ -200,7 +195,7 @@ class Interview:
 
     def _example(self, k: int) -> tuple[str, str]:
         """The two texts that a prototype tells apart otherwise than the others do, the preferred one first."""
-        by_prototype = np.asarray(self.run.learner.by_prototype(self._params, self.questions.batch))[0]
+        by_prototype = np.asarray(self.run.learner.by_prototype(self.run.replica.params, self.questions.batch))[0]
         mine, others = by_prototype[:, k], np.delete(by_prototype, k, axis=1).mean(axis=1)
         pair = int(np.argmax(np.sign(mine) * (mine - others)))
         left, right = (
