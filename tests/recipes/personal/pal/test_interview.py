@@ -19,7 +19,8 @@ from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.recipes.personal.pal.interview import open_interview
 from tests import configs
 from tests.recipes.personal import people
-from tests.recipes.personal.pal.test_kept import FEW, finished, two_tastes
+from tests.recipes.personal.pal.test_kept import FEW, two_tastes
+from tests.recipes.personal.texts import finished
 
 
 @pytest.fixture(scope='module')

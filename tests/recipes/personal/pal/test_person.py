@@ -18,7 +18,8 @@ from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.run import checkpoint
 from pal_jax.run.settings import to_dict
 from tests import configs
-from tests.recipes.personal.pal.test_kept import FEW, choices, finished, on_texts, statements, two_tastes  # noqa: F401
+from tests.recipes.personal.pal.test_kept import FEW, choices, on_texts, statements, two_tastes  # noqa: F401
+from tests.recipes.personal.texts import finished
 
 
 @pytest.fixture(scope='module')
