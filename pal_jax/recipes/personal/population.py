@@ -100,7 +100,7 @@ class Results(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What a report shows, on the splits with true user ids.
+    """The results that a report shows, on the splits with true user ids.
 
     Attributes:
       by_prototypes: results by split, by the part of the data and by K.

@@ -94,8 +94,8 @@ def make(settings: Settings, ctx: Context) -> PALRecipe:
     check(settings, sharding.batch_ways(ctx.mesh))
     parts = make_parts(settings, ctx)
     panel, text, decoder = parts.panel, parts.text, parts.decoder
-    what = 'texts' if panel.data.texts else 'situations'
-    ctx.log(f'{comparisons.repeats(panel.data)} {what} stay with the same ones in every split')
+    unit = 'texts' if panel.data.texts else 'situations'
+    ctx.log(f'{comparisons.repeats(panel.data)} {unit} stay with the same ones in every split')
     # Methods without a learner are fitted in the evaluation, from the same training pairs.
     others: dict[str, Evaluate] = {
         name: functools.partial(evaluate_each, method)
