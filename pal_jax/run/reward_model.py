@@ -51,8 +51,8 @@ def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dic
 
 
 def reliability(gap: np.ndarray) -> np.ndarray:
-    """The number of pairs, the sum of their confidences and that of their hits, `[BINS, 3]`, in equal bins of confidence
-    from 1/2 to 1. Bins of several parts add up."""
+    """The number of pairs, the sum of their confidences and that of their hits, `[BINS, 3]`, in equal bins of
+    confidence from 1/2 to 1. Bins of several parts add up."""
     confidence = 1.0 / (1.0 + np.exp(-np.abs(gap)))
     place = np.minimum((2.0 * (confidence - 0.5) * BINS).astype(int), BINS - 1)
     return np.stack([np.bincount(place, w, BINS) for w in (np.ones(len(gap)), confidence, hits(gap))], axis=1)
