@@ -175,13 +175,12 @@ def measure(users: int, options: argparse.Namespace) -> tuple[float, float]:
     from pal_jax.recipes.personal.ideal_point import PAL
     from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, Rates, put
     from pal_jax.recipes.personal.meta import Meta
-    from pal_jax.recipes.personal.options import Bases
     from pal_jax.run import devices
 
     plain: dict[str, Any] = {'rule': 'dot', 'point': 'Pw'}
     model, loss, inner = {
         'pal': ({'projector': options.projector}, Loss('hinge'), None),
-        'lore': (plain, Loss(pull=2.0, by='people', bases=Bases(1e-3)), None),
+        'lore': (plain, Loss(pull=2.0, by='people', prototype_pull=1e-3), None),
         'pref': (plain | {'mixture': 'linear'}, Loss(pull=0.1), None),
         'mrm': (plain, Loss(), Meta()),
     }[options.method]

@@ -77,7 +77,7 @@ def run(
         index = np.stack(
             [t.split.train[shuffled(len(t.split.train), start=i * size, size=size, seed=t.seed)] for t in trials]
         )
-        share = np.stack([shares(data.users, t.split.train)[0].repeat(UPDATES * BATCH) for t in trials])
+        share = np.stack([shares(data.users[t.split.train])[0].repeat(UPDATES * BATCH) for t in trials])
         index, share = (x.reshape(len(trials), UPDATES, BATCH) for x in (index, share))
         pairs = take(data, index, data.users[index], share)
         state, _ = learner.update(state, put(pairs, learner.mesh))

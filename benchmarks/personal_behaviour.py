@@ -30,6 +30,7 @@ from jax.sharding import Mesh
 
 from benchmarks.behaviour import Agreement, agreement, best_of_n, regret
 from pal_jax.data import records
+from pal_jax.data.comparisons import PairBatch, shares
 from pal_jax.data.texts import to_reply
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.judges.local_model import LocalModel
@@ -38,7 +39,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.files import sources
 from pal_jax.models.params import Params, decoder_specs
 from pal_jax.recipes.personal.bench.methods import FOR_TABLES, METHODS
-from pal_jax.recipes.personal.interface import Choices, Fitted, Method
+from pal_jax.recipes.personal.interface import Fitted, Method
 from pal_jax.run import devices, intervals, sharding
 from pal_jax.run.accuracy import hits
 from pal_jax.types import Sampling
@@ -104,9 +105,9 @@ class Learnt(NamedTuple):
 
     method: Method
     fitted: Fitted
-    known: Choices
+    known: PairBatch
 
-    def margins(self, asked: Choices) -> np.ndarray:
+    def margins(self, asked: PairBatch) -> np.ndarray:
         """The margins `[B]` of choices of new people."""
         return np.asarray(self.method.margins(self.fitted, self.known, asked))
 
@@ -115,8 +116,7 @@ class Learnt(NamedTuple):
         one and the same reply."""
         everything = np.tile(x, (len(users), 1))
         numbers = np.repeat(np.asarray(users, np.int32), len(x))
-        weight = np.ones(len(numbers), np.float32)
-        choices = Choices(numbers, everything, np.zeros_like(everything), weight, self.known.people)
+        choices = PairBatch(numbers, everything, np.zeros_like(everything), shares(numbers), people=self.known.people)
         return self.margins(choices).reshape(len(users), len(x))
 
 
@@ -174,7 +174,7 @@ def draw_people(count: int, replies: Replies, seed: int) -> People:
 
 def draw_choices(
     replies: Replies, theta: np.ndarray, scale: float, count: int, seed: Sequence[int]
-) -> tuple[Choices, np.ndarray]:
+) -> tuple[PairBatch, np.ndarray]:
     """`count` noisy choices of each person between two replies to one prompt, and the differences `[B, A]` of their
     attributes, which no reward reads."""
     rng = np.random.default_rng(seed)
@@ -185,7 +185,7 @@ def draw_choices(
     gaps = replies.attributes[prompt, first] - replies.attributes[prompt, second]
     won = rng.random(len(users)) < 1 / (1 + np.exp(-scale * np.sum(gaps * theta[users], axis=1)))
     chosen, rejected = (replies.x[prompt, np.where(won, *pair)] for pair in ((first, second), (second, first)))
-    choices = Choices(users, chosen, rejected, np.ones(len(users), np.float32), len(theta))
+    choices = PairBatch(users, chosen, rejected, shares(users), people=len(theta))
     return choices, np.where(won[:, None], gaps, -gaps)
 
 
@@ -193,9 +193,9 @@ class Drawn(NamedTuple):
     """The choices of the seen people and those that are known of new ones, on learning prompts; the choices that new
     people are asked on held-out prompts, with the differences of their attributes."""
 
-    train: Choices
-    known: Choices
-    asked: Choices
+    train: PairBatch
+    known: PairBatch
+    asked: PairBatch
     gaps: np.ndarray
 
 
@@ -206,13 +206,13 @@ def draw_all(learning: Replies, held: Replies, people: People, seed: int) -> Dra
     return Drawn(train, known, *draw_choices(held, people.new, people.scale, PAIRS, [seed, ASKED]))
 
 
-def learn(name: str, train: Choices, known: Choices, seed: int) -> Learnt:
+def learn(name: str, train: PairBatch, known: PairBatch, seed: int) -> Learnt:
     """A method of the bench, or LoRe with one reward for all (`shared`) or with shuffled people (`shuffled`)."""
     method = METHODS['lore' if name in ('shared', 'shuffled') else name]
     option = {'K': 1} if name == 'shared' else method.options[0]
     if name == 'shuffled':
         rng = np.random.default_rng([seed, 4])
-        train, known = (side._replace(users=rng.permutation(side.users)) for side in (train, known))
+        train, known = (side.replace(users=rng.permutation(side.users)) for side in (train, known))
     return Learnt(method, method.fit(train, seed, **option), known)
 
 

@@ -9,7 +9,7 @@ r"""The audited bench of personalised rewards: leakage tests of the data, then a
 
 The sections pal and pal_text are configs/pal.py and configs/pal.py:text; all methods have their splits, their numbers
 of known choices and the vectors that their decoder makes of texts. The keys:
-pal_jax/recipes/personal/bench/settings.py."""
+pal_jax/recipes/personal/bench/recipe.py."""
 
 import runpy
 from pathlib import Path

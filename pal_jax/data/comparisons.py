@@ -35,15 +35,37 @@ class PairBatch(struct.PyTreeNode):
     """Pairs of items by their vectors, `H` wide. Axes of replicas and of updates may stand before `B` pairs.
 
     The two sides may have a vector for each of `T` tokens. `weight` then has the weight of the pair's loss at each
-    token.
+    token. A pair without a share is padding, or is not known yet, and has no influence.
     """
 
     users: Int[Array, '*S B']
     chosen: Float[Array, '*S B *T H']
     rejected: Float[Array, '*S B *T H']
-    share: Float[Array, '*S B']  # 1 / number of pairs of its user
+    share: Float[Array, '*S B']  # 1 / number of pairs of its user, or 0
     prompt: Float[Array, '*S B H'] | None = None
     weight: Float[Array, '*S B T'] | None = None
+    people: int = struct.field(pytree_node=False, default=0)  # where it matters, their number; some may have no pair
+
+    @property
+    def counts(self) -> Any:
+        """True `[*S, B]` for the pairs that count."""
+        return self.share > 0
+
+    @property
+    def difference(self) -> Any:
+        """The vectors `[*S, B, H]` of the chosen items less those of the others."""
+        return self.chosen - self.rejected
+
+    def swapped(self) -> PairBatch:
+        """The pairs with the other item as the chosen one."""
+        return self.replace(chosen=self.rejected, rejected=self.chosen)
+
+    def where(self, known: np.ndarray) -> PairBatch:
+        """The pairs `[B]` of the host, of which those that are not `known` count no more."""
+        counts = np.asarray(self.counts) & known
+        share = np.zeros(counts.shape, np.float32)
+        share[counts] = shares(np.asarray(self.users)[counts])
+        return self.replace(share=share)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -322,27 +344,23 @@ def rank_within(groups: ArrayLike, keys: ArrayLike) -> np.ndarray:
     return ranks
 
 
-def shares(users: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """1 / the number of pairs at `index` that have the same user, for each pair at `index`."""
-    return (1.0 / np.bincount(users[index], minlength=int(users.max()) + 1)[users[index]]).astype(np.float32)
+def shares(users: np.ndarray) -> np.ndarray:
+    """1 / the number of pairs `[n]` that have the same user, for each pair."""
+    return (1.0 / np.bincount(users)[users]).astype(np.float32)
 
 
-def take(data: Comparisons, index: np.ndarray, users: np.ndarray, share: np.ndarray, *, read: bool = True) -> PairBatch:
+def take(
+    data: Comparisons, index: np.ndarray, users: np.ndarray, share: np.ndarray, *, read: bool = True, people: int = 0
+) -> PairBatch:
     """The batch of the pairs at `index`, an array of any number of axes. `users` and `share` have the same shape.
 
     Without `read`, a side that is a `Lookup` stays one, so that a process reads only its own devices' rows from disk.
     """
 
     def rows(column: np.ndarray | Lookup | None) -> Any:
-        if column is None:
-            return None
-        return column.at(index) if isinstance(column, Lookup) and not read else column[index]
+        return (
+            column.at(index) if isinstance(column, Lookup) and not read else None if column is None else column[index]
+        )
 
-    columns: Any = {
-        'users': users,
-        'share': share,
-        'chosen': rows(data.chosen),
-        'rejected': rows(data.rejected),
-        'prompt': rows(data.prompt),
-    }
-    return PairBatch(**columns)
+    columns: Any = {'users': users, 'share': share, 'people': people}
+    return PairBatch(**columns, chosen=rows(data.chosen), rejected=rows(data.rejected), prompt=rows(data.prompt))

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.data.comparisons import Comparisons, Lookup, alike, row_keys
+from pal_jax.data.comparisons import Comparisons, Lookup, alike, default_names, row_keys
 from pal_jax.data.holdouts import normal
 from pal_jax.data.records import identity
 from pal_jax.run import files
@@ -94,7 +94,7 @@ def load(folder: str | Path) -> Comparisons:
         rejected=Lookup(items, rejected),
         prompt=None,
         names=_names(folder / 'names.txt', people),
-        attributes=tuple(f'x{i}' for i in range(items.shape[1])),
+        attributes=default_names(items.shape[1]),
     )
 
 

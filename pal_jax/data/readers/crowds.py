@@ -15,7 +15,8 @@ that lacks a field is refused by name. The people of the last three are made up:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +69,32 @@ def community(source: str) -> Iterator[Choice]:
     Raises:
       ValueError: a preferred reply is none of the turn's. The message names the row.
     """
-    for place, row in rows(source):
-        user, before = identity(place, row, 'annotator_id'), ''
+
+    def turns(place: str, row: Mapping[str, Any]) -> Iterator[tuple[str, str, Iterable[str]]]:
         for turn in TURNS:
             prompt, preferred = (_text(row, f'{turn}_turn_{name}') for name in ('prompt', 'preferred_response'))
             if not prompt or not preferred:
-                break
+                return
             replies = {f'response_{letter}': _text(row, f'{turn}_turn_response_{letter}') for letter in LETTERS}
-            chosen = replies.get(preferred, '')
-            if not chosen:
+            if not (chosen := replies.get(preferred, '')):
                 raise ValueError(
                     f'{place}: {turn}_turn_preferred_response is {preferred!r}, and there is no such reply'
                 )
-            for reply in dict.fromkeys(replies.values()):
-                if reply not in ('', chosen):
-                    yield Choice(before + prompt, chosen, reply, user)
-            before += f'{prompt}\n\n{chosen}\n\n'
+            yield prompt, chosen, dict.fromkeys(replies.values())
+
+    for place, row in rows(source):
+        yield from by_turn(identity(place, row, 'annotator_id'), turns(place, row))
+
+
+def by_turn(user: str, turns: Iterable[tuple[str, str, Iterable[str]]]) -> Iterator[Choice]:
+    """The choices of a conversation's turns, each of a question, the chosen reply and all replies. The prompt is the
+    conversation before the replies, with the earlier chosen ones."""
+    before = ''
+    for question, chosen, replies in turns:
+        for reply in replies:
+            if reply not in ('', chosen):
+                yield Choice(before + question, chosen, reply, user)
+        before += f'{question}\n\n{chosen}\n\n'
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
@@ -103,16 +114,22 @@ def tldr_workers(folder: str) -> Iterator[Choice]:
     paths = [Path(folder) / f'{name}.jsonl' for name in ('train', 'validation')]
     for path in (paths[0], *(path for path in paths[1:] if path.is_file())):
         for place, row in rows(str(path)):
-            info, pair = field(place, row, 'info'), listed(place, row, 'summaries')
+            info, pair = two_summaries(place, row)
             choice, worker = row.get('choice'), identity(place, row, 'worker')
-            if len(pair) != 2 or not all(isinstance(entry, Mapping) for entry in (*pair, info)):
-                raise ValueError(f'{place}: give two summaries and info as objects, got {str([*pair, info])[:60]}')
             if isinstance(choice, bool) or choice not in (0, 1):
                 raise ValueError(f'{place}: choice is {files.short_repr(choice)}; give 0 or 1')
             post = text_of(place, info, 'post' if info.get('post') else 'article')
             texts = [text_of(place, summary, 'text').strip() for summary in pair]
             if texts[0] != texts[1]:
                 yield Choice(post, texts[int(choice)], texts[1 - int(choice)], worker)
+
+
+def two_summaries(place: str, row: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+    """A post and its two summaries. Raises ValueError where one is no object."""
+    pair, info = listed(place, row, 'summaries'), field(place, row, 'info')
+    if len(pair) != 2 or not all(isinstance(entry, Mapping) for entry in (*pair, info)):
+        raise ValueError(f'{place}: give two summaries and info as objects, got {str([*pair, info])[:60]}')
+    return info, list(pair)
 
 
 def dices(source: str) -> Iterator[Choice]:
@@ -196,7 +213,7 @@ def vpl(source: str) -> Iterator[Choice]:
     Raises:
       ValueError: a field is missing, or a label has another value. The message names the row.
     """
-    dealt: dict[str, int] = {}
+    deal = _dealer()
     for place, row in rows(source):
         kind, pair, label = identity(place, row, 'objective'), listed(place, row, 'responses'), row.get('label')
         if len(pair) != 2 or isinstance(label, bool) or label not in (0, 1):
@@ -205,12 +222,9 @@ def vpl(source: str) -> Iterator[Choice]:
             )
         if not all(isinstance(text, str) for text in pair):
             raise ValueError(f'{place}: responses are {files.short_repr(pair)}; give two texts')
-        texts = list(pair)
-        if texts[0] != texts[1] and all(texts):
-            person = dealt.get(kind, 0)
-            dealt[kind] = person + 1
-            name = f'{kind}-{person // PAIRS}'
-            yield Choice(text_of(place, row, 'prompt'), texts[int(label)], texts[1 - int(label)], name, kind)
+        if pair[0] != pair[1] and all(pair):
+            chosen, rejected = pair[int(label)], pair[1 - int(label)]
+            yield Choice(text_of(place, row, 'prompt'), chosen, rejected, deal(kind), kind)
 
 
 def uf_p(source: str) -> Iterator[Choice]:
@@ -221,14 +235,23 @@ def uf_p(source: str) -> Iterator[Choice]:
     Raises:
       ValueError: a field is missing. The message names the row.
     """
-    dealt: dict[str, int] = {}
+    deal = _dealer()
     for place, row in rows(source):
         kind = identity(place, row, 'data_subset')
         chosen, rejected = (_last(place, row, name) for name in ('chosen', 'rejected'))
         if chosen != rejected:
-            person = dealt.get(kind, 0)
-            dealt[kind] = person + 1
-            yield Choice(text_of(place, row, 'prompt'), chosen, rejected, f'{kind}-{person // PAIRS}', kind)
+            yield Choice(text_of(place, row, 'prompt'), chosen, rejected, deal(kind), kind)
+
+
+def _dealer() -> Callable[[str], str]:
+    """A function of a kind that gives the made-up person of this kind who has the next pair, `PAIRS` to each."""
+    dealt: Counter[str] = Counter()
+
+    def deal(kind: str) -> str:
+        dealt[kind] += 1
+        return f'{kind}-{(dealt[kind] - 1) // PAIRS}'
+
+    return deal
 
 
 def _last(place: str, row: Mapping[str, Any], name: str) -> str:

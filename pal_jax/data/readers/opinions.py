@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pal_jax.data import records
-from pal_jax.data.comparisons import Comparisons, Lookup, alike, row_keys
+from pal_jax.data.comparisons import Comparisons, Lookup, alike, default_names, row_keys
 from pal_jax.data.readers import crowds, judgements
 from pal_jax.data.readers.columns import read_arrays
 from pal_jax.data.readers.judgements import Judgement
@@ -59,13 +59,6 @@ def read(data: str) -> Iterator[Choice]:
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
-class Argument(NamedTuple):
-    """An argument: its debate and stance as the prompt, and its text."""
-
-    topic: str
-    text: str
-
-
 def arguments(folder: str | Path) -> Iterator[Choice]:
     """The choices between arguments in a folder. The prompt is debate and stance.
 
@@ -75,10 +68,10 @@ def arguments(folder: str | Path) -> Iterator[Choice]:
     Raises:
       ValueError: a choice has another value, or an argument is missing. The message names file and row.
     """
-    argument_of: dict[str, Argument] = {}
+    argument_of: dict[str, tuple[str, str]] = {}  # debate and stance, and the text
     for place, row in rows(str(Path(folder) / 'arguments.jsonl')):
         debate, stance, text = (text_of(place, row, name) for name in ('debate', 'stance', 'text'))
-        argument_of[identity(place, row, 'id')] = Argument(f'{debate}: {stance}\n', text)
+        argument_of[identity(place, row, 'id')] = f'{debate}: {stance}\n', text
     said, pair_of = list[Judgement](), dict[str, list[str]]()
     for place, row in rows(str(Path(folder) / 'judgements.jsonl')):
         choice, worker = field(place, row, 'choice'), identity(place, row, 'worker')
@@ -91,10 +84,10 @@ def arguments(folder: str | Path) -> Iterator[Choice]:
         pair_of.setdefault(thing, pair)
         said.append(Judgement(place, worker, thing, chosen, judgements.time_of(place, row)))
     for one in judgements.settled(said):
-        left, right = (argument_of[argument] for argument in pair_of[one.thing])
-        if one.value and left.text != right.text:
+        (topic, left), (_, right) = (argument_of[argument] for argument in pair_of[one.thing])
+        if one.value and left != right:
             chosen, rejected = (left, right) if one.value == pair_of[one.thing][0] else (right, left)
-            yield Choice(left.topic, chosen.text, rejected.text, one.person)
+            yield Choice(topic, chosen, rejected, one.person)
 
 
 # --- ratings ----------------------------------------------------------------------------------------------------------
@@ -228,7 +221,7 @@ def conversations(path: str | Path) -> Iterator[Choice]:
       ValueError: a field is missing, or a turn has no message of the user. The message names the row.
     """
     for place, row in rows(str(path)):
-        user, turns, before = identity(place, row, 'user_id'), {}, ''
+        user, turns = identity(place, row, 'user_id'), {}
         for message in listed(place, row, 'conversation_history'):
             if not isinstance(message, Mapping):
                 raise ValueError(f'{place}: a message is {str(message)[:40]!r}; give an object')
@@ -236,22 +229,23 @@ def conversations(path: str | Path) -> Iterator[Choice]:
             if not turn.isdecimal() or len(turn) > 9:
                 raise ValueError(f'{place}: turn is {files.short_repr(turn)}; give the number of the turn')
             turns.setdefault(int(turn), []).append(message)
-        for number, turn_messages in sorted(turns.items()):
-            questions = [text_of(place, entry, 'content') for entry in turn_messages if entry.get('role') == 'user']
-            if not questions:
-                raise ValueError(f'{place}: turn {number} has no message of the user')
-            models = (entry for entry in turn_messages if entry.get('role') != 'user')
-            replies = [
-                (text_of(place, entry, 'content') if entry.get('content') else '', _was_chosen(place, entry))
-                for entry in models
-            ]
-            chosen = [text for text, was_chosen in replies if was_chosen and text]
-            if not chosen:
-                break  # the conversation ended without a choice
-            for reply, was_chosen in replies:
-                if not was_chosen and reply not in ('', chosen[0]):
-                    yield Choice(before + questions[0], chosen[0], reply, user)
-            before += f'{questions[0]}\n\n{chosen[0]}\n\n'
+        yield from crowds.by_turn(user, _turns(place, turns))
+
+
+def _turns(place: str, turns: Mapping[int, Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str, list[str]]]:
+    for number, messages in sorted(turns.items()):
+        questions = [text_of(place, entry, 'content') for entry in messages if entry.get('role') == 'user']
+        if not questions:
+            raise ValueError(f'{place}: turn {number} has no message of the user')
+        replies = [
+            (text_of(place, entry, 'content') if entry.get('content') else '', _was_chosen(place, entry))
+            for entry in messages
+            if entry.get('role') != 'user'
+        ]
+        chosen = [text for text, was_chosen in replies if was_chosen and text]
+        if not chosen:
+            return  # the conversation ended without a choice
+        yield questions[0], chosen[0], [text for text, was_chosen in replies if not was_chosen]
 
 
 def _was_chosen(place: str, message: Mapping[str, Any]) -> bool:
@@ -325,9 +319,8 @@ def summaries(train: str | Path, validation: str | Path) -> Summaries:
     def labelled(part: list[tuple[str, str, str, str]], workers: set[str]) -> list[Choice]:
         return [by_length(*row, short=row[0] in short) for row in part if row[0] in workers]
 
-    return Summaries(
-        labelled(parts[0], set(busiest)), labelled(parts[1], set(busiest)), labelled(parts[1], others)
-    )  # fmt: skip
+    known = set(busiest)
+    return Summaries(labelled(parts[0], known), labelled(parts[1], known), labelled(parts[1], others))
 
 
 def by_length(worker: str, post: str, left: str, right: str, *, short: bool) -> Choice:
@@ -339,9 +332,7 @@ def by_length(worker: str, post: str, left: str, right: str, *, short: bool) -> 
 
 def _supervised(source: str) -> Iterator[tuple[str, str, str, str]]:
     for place, row in rows(source):
-        pair, info = listed(place, row, 'summaries'), field(place, row, 'info')
-        if len(pair) != 2 or not all(isinstance(summary, Mapping) for summary in (*pair, info)):
-            raise ValueError(f'{place}: give two summaries and info as objects, got {str([*pair, info])[:60]}')
+        info, pair = crowds.two_summaries(place, row)
         policies = [str(summary.get('policy')) for summary in pair]
         if all('sup' in policy and 'ppo' not in policy for policy in policies):
             left, right = (text_of(place, summary, 'text') for summary in pair)
@@ -362,14 +353,11 @@ def pictures(path: str | Path) -> Comparisons:
         row.
     """
     arrays = read_arrays(path)
-    if missing := [
-        name for name in ('images', 'prompts', 'users', 'prompt', 'chosen', 'rejected') if name not in arrays
-    ]:
+    tables, columns = ('images', 'prompts'), ('users', 'prompt', 'chosen', 'rejected')
+    if missing := [name for name in (*tables, *columns) if name not in arrays]:
         raise ValueError(f'{path} has no array {", ".join(missing)}')
-    images, prompts = (_checked(path, name, arrays[name], 2, np.float32) for name in ('images', 'prompts'))
-    users, prompt, chosen, rejected = (
-        _checked(path, name, arrays[name], 1, np.int32) for name in ('users', 'prompt', 'chosen', 'rejected')
-    )
+    images, prompts = (_checked(path, name, arrays[name], 2, np.float32) for name in tables)
+    users, prompt, chosen, rejected = numbers = [_checked(path, name, arrays[name], 1, np.int32) for name in columns]
     if len({len(users), len(prompt), len(chosen), len(rejected)}) > 1 or not len(users):
         sizes = f'{len(users)} users, {len(prompt)} prompts, {len(chosen)} chosen and {len(rejected)} rejected images'
         raise ValueError(f'{path} has pairs of {sizes}; give as many of each, and one or more')
@@ -378,18 +366,14 @@ def pictures(path: str | Path) -> Comparisons:
             raise ValueError(f'{path}: {name}, row {wrong.argmax()} is not finite')
     name_array = arrays['names'] if 'names' in arrays else np.arange(int(users.max()) + 1)
     names = [identity(f'{path}: names, row {i}', {'name': name}, 'name') for i, name in enumerate(name_array.tolist())]
-    for name, numbers, size in (
-        ('users', users, len(names)), ('prompt', prompt, len(prompts)),
-        ('chosen', chosen, len(images)), ('rejected', rejected, len(images)),
-    ):  # fmt: skip
-        if (wrong := (numbers < 0) | (numbers >= size)).any():
-            raise ValueError(f'{path}: {name}, row {wrong.argmax()} is {numbers[wrong.argmax()]}, there are {size}')
+    sizes = len(names), len(prompts), len(images), len(images)
+    for name, column, size in zip(columns, numbers, sizes, strict=True):
+        if (wrong := (column < 0) | (column >= size)).any():
+            raise ValueError(f'{path}: {name}, row {wrong.argmax()} is {column[wrong.argmax()]}, there are {size}')
     if (same := alike(images, row_keys(images), chosen, rejected)).any():
         raise ValueError(f'{path}: row {same.argmax()} has one image twice, so the choice says nothing; delete it')
-    return Comparisons(
-        users=users, situations=np.arange(len(users)), chosen=Lookup(images, chosen), rejected=Lookup(images, rejected),
-        prompt=prompts[prompt], names=tuple(names), attributes=tuple(f'x{i}' for i in range(images.shape[1])),
-    )  # fmt: skip
+    sides, attributes = (Lookup(images, chosen), Lookup(images, rejected)), default_names(images.shape[1])
+    return Comparisons(users, np.arange(len(users)), *sides, prompts[prompt], tuple(names), attributes)
 
 
 def _checked(path: str | Path, name: str, array: np.ndarray, axes: int, dtype: type) -> np.ndarray:

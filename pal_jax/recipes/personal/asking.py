@@ -29,11 +29,21 @@ NEAR = 1e-5  # nats from the likeliest logits, by the quadratic about them, from
 ROUNDING = 1e-6  # of a loss in float32, by which it may seem to grow
 UNASKED = 2**30
 
-
 Question = Literal['information', 'ellipsoid']
-Form = Literal['determinant', 'variance', 'slope', 'squared_slope']
 
-Margins = Callable[[Float[Array, 'B K']], Float[Array, ' B']]  # logits by pair to margins by pair
+
+class People(NamedTuple):
+    """New users with their pairs: the margins of pairs by logits of pairs, the users of the pairs, and their prior."""
+
+    margins: Callable[[Float[Array, 'B K']], Float[Array, ' B']]
+    users: Int[Array, ' B']
+    prior: Float[Array, 'U K']  # the mean
+    pull: float  # the precision
+
+    def with_slopes(self, z: Float[Array, 'U K']) -> tuple[Float[Array, ' B'], Float[Array, 'B K']]:
+        """The margins, and the derivative of each by the logits of its user."""
+        margin, pull_back = jax.vjp(self.margins, z[self.users])
+        return margin, pull_back(jnp.ones_like(margin))[0]
 
 
 class Posterior(NamedTuple):
@@ -48,60 +58,55 @@ Carry = tuple[Array, Array, Posterior, Array, Array]  # steps, logits, posterior
 
 
 def order(
-    margins: Margins, users: Int[Array, ' B'], exists: Bool[Array, ' B'], prior: Float[Array, 'U K'], *, pull: float,
-    questions: int, key: UInt32[Array, '2'], rule: Question = 'information',
-) -> Int[Array, ' B']:  # fmt: skip
+    people: People, exists: Bool[Array, ' B'], questions: int, key: UInt32[Array, '2'], rule: Question
+) -> Int[Array, ' B']:
     """Number the pairs of each user from 0 in the order in which they are asked.
 
     A pair past `questions`, or one that does not exist, gets the number `UNASKED`. The margins are those of the
     recorded answers, but the next question depends only on answers to earlier questions. Every user is asked one
     question at a time.
     """
-    rows, people = jnp.arange(users.shape[0]), prior.shape[0]
+    users, count = people.users, people.prior.shape[0]
 
     def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
         z, turn = carry
         answered = turn < UNASKED
         # 1. The likeliest logits after the answers so far, and what is expected of each pair.
-        z, expected = expect(
-            margins, users, answered, prior, pull=pull, key=jax.random.fold_in(key, i), start=z, rule=rule
-        )
+        z, expected = expect(people, answered, jax.random.fold_in(key, i), z, rule)
         # 2. The best pair of each user that was not asked before; the first one of equals.
         expected = jnp.where(exists & ~answered, expected, -1.0)
-        best = jax.ops.segment_max(expected, users, people)[users]
-        first = jax.ops.segment_min(jnp.where((expected == best) & (expected >= 0), rows, UNASKED), users, people)
+        best = jax.ops.segment_max(expected, users, count)[users]
+        rows = jnp.where((expected == best) & (expected >= 0), jnp.arange(users.shape[0]), UNASKED)
         # 3. Its answer is known from the next turn on.
-        return (z, turn.at[first].set(i, mode='drop')), None
+        return (z, turn.at[jax.ops.segment_min(rows, users, count)].set(i, mode='drop')), None
 
-    start = prior, jnp.full(users.shape, UNASKED, jnp.int32)
+    start = people.prior, jnp.full(users.shape, UNASKED, jnp.int32)
     (_, turn), _ = jax.lax.scan(step, start, jnp.arange(questions, dtype=jnp.int32))
     return turn
 
 
 def expect(
-    margins: Margins, users: Int[Array, ' B'], answered: Bool[Array, ' B'], prior: Float[Array, 'U K'], *, pull: float,
-    key: UInt32[Array, '2'], start: Float[Array, 'U K'], rule: Question = 'information',
-) -> tuple[Float[Array, 'U K'], Float[Array, ' B']]:  # fmt: skip
+    people: People, answered: Bool[Array, ' B'], key: UInt32[Array, '2'], start: Float[Array, 'U K'], rule: Question
+) -> tuple[Float[Array, 'U K'], Float[Array, ' B']]:
     """Each user's likeliest logits given the answered pairs, and the information in nats expected of each pair.
 
     Newton's method begins at `start`.
     """
     # The posterior's mode, by Newton's method.
-    z, precision = mode(margins, users, answered, prior, pull=pull, start=start)
+    z, precision = mode(people, answered, start)
     if rule == 'ellipsoid':
-        margin, slopes = _with_slopes(margins, z[users])
-        return z, ellipsoid(margin, slopes, jnp.linalg.inv(precision)[users], 'determinant')
+        margin, slopes = people.with_slopes(z)
+        return z, ellipsoid(margin, slopes, jnp.linalg.inv(precision)[people.users])
     # Laplace's approximation: normal draws about the mode, with the inverse of the precision as covariance.
     spread = jnp.linalg.inv(jnp.linalg.cholesky(precision))  # its transpose times noise has the covariance
     noise = jax.random.normal(key, (DRAWS, *z.shape))
     drawn = z[None] + jnp.einsum('ujk,suj->suk', spread, noise)
-    return z, information(jax.lax.map(lambda logits: margins(logits[users]), drawn))
+    return z, information(jax.lax.map(lambda logits: people.margins(logits[people.users]), drawn))
 
 
 def mode(
-    margins: Margins, users: Int[Array, ' B'], answered: Array, prior: Float[Array, 'U K'], *, pull: float,
-    start: Float[Array, 'U K'], steps: int = NEWTON,
-) -> tuple[Float[Array, 'U K'], Float[Array, 'U K K']]:  # fmt: skip
+    people: People, answered: Array, start: Float[Array, 'U K'], steps: int = NEWTON
+) -> tuple[Float[Array, 'U K'], Float[Array, 'U K K']]:
     """Each user's likeliest logits given the pairs that are answered, or by weights `[B]` of pairs, and the precision
     there.
 
@@ -110,17 +115,17 @@ def mode(
     flat, only the weak prior bounds a step. The steps end with the first before which nobody was `NEAR` away, or after
     `steps` of them.
     """
-    known = answered.astype(jnp.float32)
+    known, pull = answered.astype(jnp.float32), people.pull
 
     def newton(now: Posterior, damping: Array) -> Array:
-        curved = now.precision + damping[:, None, None] * jnp.eye(prior.shape[1])[None]
+        curved = now.precision + damping[:, None, None] * jnp.eye(start.shape[1])[None]
         return jnp.linalg.solve(curved, now.gradient[..., None])[..., 0]
 
     def step(carry: Carry) -> Carry:
         i, z, now, damping, _ = carry
         far = jnp.max(jnp.sum(now.gradient * newton(now, jnp.zeros_like(damping)), axis=1)) / 2
         tried = z - newton(now, damping)
-        then = _posterior(margins, tried, users, known, prior, pull)
+        then = posterior(people, tried, known)
         # 1. A step that is not downhill is not taken, and the next one is shorter.
         lower = then.loss <= now.loss * (1 + ROUNDING)
         z, now = jax.tree.map(
@@ -130,68 +135,41 @@ def mode(
         damping = jnp.where(lower, damping / 8, jnp.maximum(4 * damping, pull))
         return i + 1, z, now, jnp.where(damping < pull / 8, 0.0, damping), far
 
-    first = _posterior(margins, start, users, known, prior, pull)
-    carry = jnp.zeros((), jnp.int32), start, first, jnp.zeros(prior.shape[0]), jnp.array(jnp.inf)
+    first = posterior(people, start, known)
+    carry = jnp.zeros((), jnp.int32), start, first, jnp.zeros(start.shape[0]), jnp.array(jnp.inf)
     _, z, now, _, _ = jax.lax.while_loop(lambda carry: (carry[0] < steps) & (carry[4] > NEAR), step, carry)
     return z, now.precision
 
 
+def posterior(people: People, z: Float[Array, 'U K'], known: Float[Array, ' B']) -> Posterior:
+    """Users' posteriors at `z`, given pairs of these weights."""
+    (margin, slopes), apart, count = people.with_slopes(z), z - people.prior, z.shape[0]
+    wrong = jax.nn.sigmoid(-margin)  # the probability of the other answer
+    loss = jax.ops.segment_sum(known * jax.nn.softplus(-margin), people.users, count)
+    gradient = jax.ops.segment_sum((-known * wrong)[:, None] * slopes, people.users, count) + people.pull * apart
+    weight = known * wrong * (1.0 - wrong)
+    squares = jax.ops.segment_sum(weight[:, None, None] * slopes[:, :, None] * slopes[:, None], people.users, count)
+    prior = people.pull / 2 * jnp.sum(jnp.square(apart), axis=1)
+    return Posterior(loss + prior, gradient, squares + people.pull * jnp.eye(z.shape[1])[None])
+
+
 def ellipsoid(
-    margin: Float[Array, ' B'], slopes: Float[Array, 'B K'], inverse: Float[Array, 'B K K'], form: Form
+    margin: Float[Array, ' B'], slopes: Float[Array, 'B K'], inverse: Float[Array, 'B K K']
 ) -> Float[Array, ' B']:
     """The amount by which an answer to each pair shrinks the ellipsoid of a person's likely logits.
 
-    With `v = x' H^-1 x` for a margin's slopes `x` by the logits, and `s' = p (1 - p)`, it is by `form`
-
-    - determinant: `log(1 + s' v)`, the gain in log det H by the answer.
-    - variance: `v`. slope: `s' v`. squared_slope: `s'^2 v`, as PReF's code has it.
-
-    Args:
-      inverse: the inverse `H^-1` of each pair's own person.
-
-    Raises:
-      ValueError: `form` is none of these.
+    With `v = x' H^-1 x` for a margin's slopes `x` by the logits and `s' = p (1 - p)` it is `log(1 + s' v)`, the gain in
+    log det H by the answer. `inverse` is the inverse `H^-1` of each pair's own person.
     """
     variance = jnp.einsum('bi,bij,bj->b', slopes, inverse, slopes)
-    slope = jax.nn.sigmoid(margin) * jax.nn.sigmoid(-margin)
-    match form:
-        case 'determinant':
-            return jnp.log1p(slope * variance)
-        case 'variance':
-            return variance
-        case 'slope':
-            return slope * variance
-        case 'squared_slope':
-            return jnp.square(slope) * variance
-    raise ValueError(f'unknown form {form!r}; use one of determinant, variance, slope, squared_slope')
+    return jnp.log1p(jax.nn.sigmoid(margin) * jax.nn.sigmoid(-margin) * variance)
 
 
 def information(margins: Float[Array, 'S B']) -> Float[Array, ' B']:
     """The nats that an answer is expected to tell of which draw of logits is the person's."""
+
+    def entropy(p: Array) -> Array:
+        return jax.scipy.special.entr(p) + jax.scipy.special.entr(1.0 - p)
+
     probability = jax.nn.sigmoid(margins)
-    entropy = jnp.mean(_entropy(probability), axis=0)
-    return jnp.maximum(_entropy(jnp.mean(probability, axis=0)) - entropy, 0.0)
-
-
-def _entropy(p: Array) -> Array:
-    return jax.scipy.special.entr(p) + jax.scipy.special.entr(1.0 - p)
-
-
-def _posterior(margins: Margins, z: Array, users: Array, known: Array, prior: Array, pull: float) -> Posterior:
-    """Users' posteriors at `z`."""
-    people = z.shape[0]
-    margin, slopes = _with_slopes(margins, z[users])
-    wrong = jax.nn.sigmoid(-margin)  # the probability of the other answer
-    loss = jax.ops.segment_sum(known * jax.nn.softplus(-margin), users, people)
-    gradient = jax.ops.segment_sum((-known * wrong)[:, None] * slopes, users, people) + pull * (z - prior)
-    weight = known * wrong * (1.0 - wrong)
-    squares = jax.ops.segment_sum(weight[:, None, None] * slopes[:, :, None] * slopes[:, None], users, people)
-    apart = pull / 2 * jnp.sum(jnp.square(z - prior), axis=1)
-    return Posterior(loss + apart, gradient, squares + pull * jnp.eye(z.shape[1])[None])
-
-
-def _with_slopes(margins: Margins, z: Float[Array, 'B K']) -> tuple[Float[Array, ' B'], Float[Array, 'B K']]:
-    """The margins, and the derivative of each by its own logits."""
-    margin, pull_back = jax.vjp(margins, z)
-    (slopes,) = pull_back(jnp.ones_like(margin))
-    return margin, slopes
+    return jnp.maximum(entropy(jnp.mean(probability, axis=0)) - jnp.mean(entropy(probability), axis=0), 0.0)

@@ -33,6 +33,11 @@ def fit(x: np.ndarray, weight: np.ndarray, ridge: float | np.ndarray, toward: np
       toward: where people's weights are pulled to, and start, `[H]`.
     """
     ridge = np.broadcast_to(np.asarray(ridge, float), toward.shape)
+
+    def loss(w: np.ndarray) -> np.ndarray:
+        fit = np.sum(weight * np.logaddexp(0.0, -_margins(x, w)), axis=1)
+        return fit + np.sum(ridge * (w - toward) ** 2, axis=1) / 2
+
     w, hessian = np.tile(np.asarray(toward, float), (len(x), 1)), np.tile(np.diag(ridge), (len(x), 1, 1))
     for _ in range(STEPS):
         p = 0.5 * (1.0 + np.tanh(-0.5 * _margins(x, w)))  # the probability of the other choice
@@ -43,33 +48,21 @@ def fit(x: np.ndarray, weight: np.ndarray, ridge: float | np.ndarray, toward: np
         slope = np.sum(gradient * step, axis=1)
         if np.all(slope <= 2 * NEAR):
             break
-        w = w - _length(x, weight, ridge, toward, w, step, slope)[:, None] * step
+        # The share `[P]` of each person's step that lowers the loss: 1, or half of it, or half of that. A fall that is
+        # smaller than the loss can tell counts as one.
+        before, length = loss(w), np.ones(len(w))
+        for _ in range(HALVINGS):
+            short = loss(w - length[:, None] * step) > before - ENOUGH * length * slope + 1e-13 * before
+            length = np.where(short, length / 2, length)
+            if not short.any():
+                break
+        w = w - length[:, None] * step
     return Fit(w, hessian)
 
 
 def logistic(x: np.ndarray, ridge: float = 1.0) -> np.ndarray:
     """The weights `[H]` of a model of everybody, of differences chosen - rejected `[n, H]`, pulled to 0."""
     return fit(x[None], np.ones((1, len(x))), ridge, np.zeros(x.shape[1])).weights[0]
-
-
-def _length(
-    x: np.ndarray, weight: np.ndarray, ridge: np.ndarray, toward: np.ndarray, w: np.ndarray, step: np.ndarray,
-    slope: np.ndarray,
-) -> np.ndarray:  # fmt: skip
-    """The share `[P]` of each person's step that lowers the loss: 1, or half of it, or half of that."""
-
-    def loss(w: np.ndarray) -> np.ndarray:
-        fit = np.sum(weight * np.logaddexp(0.0, -_margins(x, w)), axis=1)
-        return fit + np.sum(ridge * (w - toward) ** 2, axis=1) / 2
-
-    before, length = loss(w), np.ones(len(w))
-    for _ in range(HALVINGS):
-        # A fall that is smaller than the loss can tell counts as one.
-        short = loss(w - length[:, None] * step) > before - ENOUGH * length * slope + 1e-13 * before
-        if not short.any():
-            break
-        length = np.where(short, length / 2, length)
-    return length
 
 
 def _margins(x: np.ndarray, w: np.ndarray) -> np.ndarray:

@@ -23,12 +23,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from pal_jax.data.comparisons import Comparisons, rank_within
-from pal_jax.recipes.personal.interface import Choices, Fitted, Method
+from pal_jax.data.comparisons import Comparisons, PairBatch
+from pal_jax.recipes.personal.interface import Fitted, Method
 from pal_jax.recipes.personal.judged import JudgedPairs, by_person, judge, temperature
-from pal_jax.recipes.personal.panel import PADDING, Trial, newcomers, padded
+from pal_jax.recipes.personal.panel import Trial, asked_first, columns, newcomers
 
 HELD = 5  # every fifth seen person is held out to choose a method's option
 TIMES = 5  # fits of a person that are timed
@@ -75,13 +76,11 @@ def picked(models: Sequence[MethodResult], splits: Sequence[int]) -> MethodResul
 
 def rows(trials: Sequence[Trial], result: MethodResult, counts: Sequence[int]) -> list[Row]:
     """The rows of a method's results on these splits; shuffled people are asked nothing and have no strangers."""
-    parts = (
-        ('seen', [-1], [result.seen]), ('new', counts, result.new), ('asked', counts, result.asked),
-        ('strangers', counts[-1:], result.strangers),
-    )  # fmt: skip
+    parts = {'seen': ([-1], [result.seen]), 'new': (counts, result.new)}
+    parts |= {'asked': (counts, result.asked), 'strangers': (counts[-1:], result.strangers)}
     return [
         {'part': part, 'known': known, 'seed': trial.seed, 'shuffled': trial.shuffled, **judged.to_json()}
-        for part, known_counts, table in parts
+        for part, (known_counts, table) in parts.items()
         for known, row in zip(known_counts, table, strict=False)
         for trial, judged in zip(trials, row, strict=True)
         if part in ('seen', 'new') or not trial.shuffled
@@ -102,47 +101,30 @@ class SplitTask(NamedTuple):
     """
 
     trial: Trial
-    train: Choices
-    validation: Choices
-    test: Choices
-    known: Choices
+    train: PairBatch
+    validation: PairBatch
+    test: PairBatch
+    known: PairBatch
     rank: np.ndarray
-    asked: Choices
+    asked: PairBatch
     seen: np.ndarray
     new: np.ndarray
 
 
 def make_tasks(data: Comparisons, trials: Sequence[Trial]) -> list[SplitTask]:
     """The tasks of all splits. Parts of the same name have the same shapes, so that programs are compiled once."""
-    new, tasks = newcomers(data, trials), []
-    indices = {name: padded([getattr(trial.split, name) for trial in trials]) for name in trials[0].split._fields}
-    seen = [np.unique(trial.users[trial.split.train]) for trial in trials]
-    new_people = [np.unique(data.users[trial.split.new_test]) for trial in trials]
-    sizes = max(map(len, seen)), max(map(len, new_people))
+    seen, new = [np.unique(trial.users[trial.split.train]) for trial in trials], newcomers(data, trials)
+    seen_parts = [columns(data, trials, part, seen) for part in ('train', 'validation', 'test')]
 
-    def choices(name: str, r: int, people: np.ndarray, size: int) -> Choices:
-        index, exists = (column[r] for column in indices[name])
-        # Models are told shuffled people in training and among known choices; tests have the true ones.
-        users = trials[r].users if name in ('train', 'fit') else data.users
-        number = np.zeros(len(data.names), np.int32)
-        number[people] = np.arange(len(people))
-        rows = [None if column is None else column[index] for column in (data.chosen, data.rejected, data.prompt)]
-        return Choices(
-            np.where(exists, number[users[index]], 0).astype(np.int32), np.asarray(rows[0]), np.asarray(rows[1]),
-            exists.astype(np.float32), size, rows[2],
-        )  # fmt: skip
+    def of(r: int, batch: PairBatch) -> PairBatch:
+        return jax.tree.map(lambda x: np.asarray(x[r]), batch)
 
+    tasks = []
     for r, trial in enumerate(trials):
-        train, validation, test = (choices(name, r, seen[r], sizes[0]) for name in ('train', 'validation', 'test'))
-        known, asked = (choices(name, r, new_people[r], sizes[1]) for name in ('fit', 'new_test'))
-        tasks.append(SplitTask(trial, train, validation, test, known, new.rank[r], asked, seen[r], new_people[r]))
+        train, validation, test = (of(r, part) for part in seen_parts)
+        known, asked = of(r, new.fit), of(r, new.test)
+        tasks.append(SplitTask(trial, train, validation, test, known, new.rank[r], asked, seen[r], new.people[r]))
     return tasks
-
-
-def after(task: SplitTask, count: int, rank: np.ndarray | None = None) -> Choices:
-    """New people's choices of which the first `count` of each person are known."""
-    counted = (task.rank if rank is None else rank) < count
-    return task.known._replace(weight=task.known.weight * counted)
 
 
 def run(method: Method, task: SplitTask, counts: Sequence[int], *, measured: bool = True) -> list[Row]:
@@ -152,34 +134,34 @@ def run(method: Method, task: SplitTask, counts: Sequence[int], *, measured: boo
     option = choose(method, task)
     fitted = method.fit(task.train, task.trial.seed, **option)
     # Margins are made log-odds on validation choices, which the method has not learnt from.
-    known = task.validation.weight > 0
-    factor = temperature(np.asarray(method.margins(fitted, None, task.validation))[known])
+    valid = np.asarray(method.margins(fitted, None, task.validation))[task.validation.counts]
+    factor = temperature(valid)
     # 2. Seen people's new choices, and new people by the number of their known choices.
     result = evaluate(method, fitted, task, counts, factor)
     # 3. Where people are the true ones: known choices of strangers, and the answers to the method's own questions.
     if method.personal and not task.trial.shuffled:
-        strangers = _judged(task, 'new', method.margins(fitted, shuffled_known(task), task.asked), factor)
-        result = result._replace(strangers=[[strangers]])
+        users, exists = np.array(task.known.users), task.known.counts
+        users[exists] = np.random.default_rng([task.trial.seed, 5]).permutation(users[exists])
+        strangers = method.margins(fitted, task.known.replace(users=users), task.asked)
+        result = result._replace(strangers=[[_judged(task.asked, task.new, strangers, factor)]])
         if method.ask:
             # More questions than the largest number but one would only rank what all of them know.
             most = max((count for count in counts if count < counts[-1]), default=counts[-1])
-            rank = in_order(task, method.ask(fitted, task.known, most), most)
-            result = result._replace(asked=evaluate(method, fitted, task, counts, factor, rank).new)
+            rank = asked_first(task.known.users, method.ask(fitted, task.known, most), task.rank, most)
+            result = result._replace(asked=evaluate(method, fitted, task._replace(rank=rank), counts, factor).new)
     lines = rows([task.trial], result, counts)
     about = _about(method, fitted, task, factor) if measured else {}
     return [{'about': about | {'option': dict(option), 'looks': len(lines), 'factor': factor}}, *lines]
 
 
 def evaluate(
-    method: Method, fitted: Fitted, task: SplitTask, counts: Sequence[int], factor: float = 1.0,
-    rank: np.ndarray | None = None,
-) -> MethodResult:  # fmt: skip
-    """A fitted method on seen and new people of a split, whose known choices come at random or by `rank`."""
-    seen = _judged(task, 'seen', method.margins(fitted, None, task.test), factor)
-    new = [
-        [_judged(task, 'new', method.margins(fitted, after(task, count, rank), task.asked), factor)] for count in counts
-    ]
-    return MethodResult([seen], new, shared=fitted.shared, person=fitted.person)
+    method: Method, fitted: Fitted, task: SplitTask, counts: Sequence[int], factor: float = 1.0
+) -> MethodResult:
+    """A fitted method on seen and new people of a split, whose known choices come in the order of `task.rank`."""
+    seen = _judged(task.test, task.seen, method.margins(fitted, None, task.test), factor)
+    new = (method.margins(fitted, task.known.where(task.rank < count), task.asked) for count in counts)
+    by_count = [[_judged(task.asked, task.new, margins, factor)] for margins in new]
+    return MethodResult([seen], by_count, shared=fitted.shared, person=fitted.person)
 
 
 def evaluate_each(method: Method, data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> MethodResult:
@@ -189,30 +171,20 @@ def evaluate_each(method: Method, data: Comparisons, trials: Sequence[Trial], co
     return picked(parts, [0] * len(parts))
 
 
-def _judged(task: SplitTask, part: str, margins: np.ndarray, factor: float) -> JudgedPairs:
-    """The sums of margins on seen people's test pairs, or on those of new people, who have the data's numbers."""
-    choices, people = (task.test, task.seen) if part == 'seen' else (task.asked, task.new)
-    exists = choices.weight > 0
+def _judged(choices: PairBatch, people: np.ndarray, margins: np.ndarray, factor: float) -> JudgedPairs:
+    """The sums of margins by people, who have the data's numbers."""
+    exists = choices.counts
     return judge(factor * np.asarray(margins, np.float64)[exists], people[choices.users[exists]])
-
-
-def in_order(task: SplitTask, asked: np.ndarray, most: int) -> np.ndarray:
-    """The rank of each known choice in its person: the first `most` as they were `asked`, then all others."""
-    keys = np.where(asked < most, asked, most + np.minimum(task.rank, PADDING - most - 1))
-    rank = rank_within(task.known.users, np.where(task.known.weight > 0, keys, PADDING))
-    return np.where(task.known.weight > 0, rank, PADDING)
 
 
 def _about(method: Method, fitted: Fitted, task: SplitTask, factor: float) -> Row:
     """The sizes of a fitted method, the time of a person, and the asymmetry of seen people's margins (T5)."""
     margins, swapped = (
-        factor * np.asarray(method.margins(fitted, None, choices), np.float64)[task.test.weight > 0]
+        factor * np.asarray(method.margins(fitted, None, choices), np.float64)[task.test.counts]
         for choices in (task.test, task.test.swapped())
     )
-    return {
-        'shared_parameters': fitted.shared, 'parameters_a_person': fitted.person,
-        'seconds_a_person': seconds_a_person(method, fitted, task), 'asymmetry': asymmetry(margins, swapped),
-    }  # fmt: skip
+    row: Row = {'shared_parameters': fitted.shared, 'parameters_a_person': fitted.person}
+    return row | {'seconds_a_person': _seconds(method, fitted, task), 'asymmetry': asymmetry(margins, swapped)}
 
 
 def asymmetry(margins: np.ndarray, swapped: np.ndarray) -> float:
@@ -227,43 +199,28 @@ def choose(method: Method, task: SplitTask) -> Mapping[str, Any]:
     The validation people are every fifth seen person at random. They are left out of training, are known by their
     training choices and are tested on their validation choices.
     """
-    if len(method.options) == 1:
+    asked, train = task.validation, task.train
+    held = np.random.default_rng([task.trial.seed, 4]).permutation(train.people) % HELD == 0
+    counted = asked.counts & held[asked.users]
+    if len(method.options) == 1 or not counted.any():
         return method.options[0]
-    held = np.random.default_rng([task.trial.seed, 4]).permutation(task.train.people) % HELD == 0
-    train = task.train._replace(weight=task.train.weight * ~held[task.train.users])
-    known = task.train._replace(weight=task.train.weight * held[task.train.users])
-    asked, best = task.validation, (-1.0, method.options[0])
-    counted = (asked.weight > 0) & held[asked.users]
-    if not counted.any():
-        return method.options[0]
+    train, known = train.where(~held[train.users]), train.where(held[train.users])
+    scores = []
     for option in method.options:
         fitted = method.fit(train, task.trial.seed, **option)
         margins = np.asarray(method.margins(fitted, known, asked))[counted]
-        score = float(by_person(judge(margins, asked.users[counted])).mean())
-        if score > best[0]:
-            best = score, option
-    return best[1]
+        scores.append(float(by_person(judge(margins, asked.users[counted])).mean()))
+    return method.options[int(np.argmax(scores))]
 
 
-def shuffled_known(task: SplitTask) -> Choices:
-    """All known choices of new people, whose users are shuffled among them."""
-    exists = task.known.weight > 0
-    users = task.known.users.copy()
-    users[exists] = np.random.default_rng([task.trial.seed, 5]).permutation(users[exists])
-    return task.known._replace(users=users)
-
-
-def seconds_a_person(method: Method, fitted: Fitted, task: SplitTask) -> float:
+def _seconds(method: Method, fitted: Fitted, task: SplitTask) -> float:
     """The median time in seconds to predict one new person's choices from all known ones, after a first call."""
-    columns = task.known, task.asked
 
-    def of_first(choices: Choices) -> Choices:
-        index = np.flatnonzero((choices.weight > 0) & (choices.users == 0))
-        prompt = None if choices.prompt is None else choices.prompt[index]
-        users, chosen, rejected, weight = (column[index] for column in choices[:4])
-        return Choices(users, chosen, rejected, weight, 1, prompt)
+    def of_first(choices: PairBatch) -> PairBatch:
+        index = np.flatnonzero(choices.counts & (choices.users == 0))
+        return jax.tree.map(lambda x: x[index], choices).replace(people=1)
 
-    known, asked = map(of_first, columns)
+    known, asked = map(of_first, (task.known, task.asked))
     return median_seconds(lambda: np.asarray(method.margins(fitted, known, asked)))
 
 

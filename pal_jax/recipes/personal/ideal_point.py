@@ -158,15 +158,12 @@ def _projector_specs(projector: ProjectorShape, wide: int, out: int, *stack: int
     layers = []
     for i in range(projector.layers):
         rows = wide if i == 0 else out
-        layer = {'weight': ParamSpec((*stack, rows, out), (None,) * (len(stack) + 2), _normal(rows))}
+        normal = jax.nn.initializers.normal(1.0 / math.sqrt(rows))
+        layer = {'weight': ParamSpec((*stack, rows, out), (None,) * (len(stack) + 2), normal)}
         if projector.bias:
             layer['bias'] = ParamSpec((*stack, out), (None,) * (len(stack) + 1), jax.nn.initializers.zeros)
         layers.append(layer)
     return layers
-
-
-def _normal(rows: int):
-    return jax.nn.initializers.normal(1.0 / math.sqrt(rows))
 
 
 def _unit_rows(key: Array, shape: tuple[int, ...], dtype: str) -> Array:
@@ -195,12 +192,10 @@ def weights(
 ) -> Float[Array, 'B K']:
     """The users' mixtures by their logits `z`, for evaluation or for `training`, where a key adds Gumbel noise."""
     match pal.mixture:
-        case 'own':
+        case 'own' | 'linear':
             return z
         case 'free':
             return jnp.concatenate([jnp.ones((z.shape[0], 1), z.dtype), z], axis=1)
-        case 'linear':
-            return z
         case 'partition' if not training:
             return jax.nn.one_hot(jnp.argmax(z, axis=-1), pal.prototypes, dtype=z.dtype)
         case 'gumbel' if key is not None:

@@ -5,6 +5,10 @@
     margins = method.margins(fitted, known, asked)       # new people: what they are is read from their known choices
     rank = method.ask(fitted, pool, questions)           # optional: the order of questions to new people
 
+Choices are a `PairBatch` of arrays of the host: `B` choices of `people` people, who are numbered from 0. All splits are
+padded to the same `B`, so that one compiled program serves them. Padding has no share, and so have choices that are not
+known yet; a method gives them no influence.
+
 To add a method of your own, write these functions in a file and a line in the table `METHODS` of
 `recipes/personal/bench/methods.py`, with the method's name in words in `recipes/personal/figures.py` (`METHODS`):
 
@@ -26,31 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.data.comparisons import rank_within
-
-
-class Choices(NamedTuple):
-    """`B` choices of people between two items, whose vectors are `H` wide; arrays of the host.
-
-    All splits are padded to the same `B`, so that one compiled program serves them. Padding has weight 0, and so have
-    choices that are not known yet; a method gives them no influence.
-    """
-
-    users: np.ndarray  # [B] int32, numbers from 0 to people - 1
-    chosen: np.ndarray  # [B, H] float32
-    rejected: np.ndarray  # [B, H] float32
-    weight: np.ndarray  # [B] float32: 1 for a choice that counts, 0 for one that does not
-    people: int  # the number of people, of whom some may have no choice
-    prompt: np.ndarray | None = None  # [B, H] float32, where choices have prompts
-
-    @property
-    def difference(self) -> np.ndarray:
-        """The vectors `[B, H]` of the chosen items less those of the others."""
-        return self.chosen - self.rejected
-
-    def swapped(self) -> Choices:
-        """The choices with the other item as the chosen one."""
-        return self._replace(chosen=self.rejected, rejected=self.chosen)
+from pal_jax.data.comparisons import PairBatch, rank_within
 
 
 class Unfit(ValueError):
@@ -65,9 +45,9 @@ class Fitted(NamedTuple):
     person: int  # parameters of one person
 
 
-Fit = Callable[..., Fitted]  # (train: Choices, seed: int, **option) -> Fitted
-Margins = Callable[[Fitted, Choices | None, Choices], np.ndarray]  # (fitted, known, asked) -> [B] margins of `asked`
-Ask = Callable[[Fitted, Choices, int], np.ndarray]  # (fitted, pool, questions) -> [B] ranks from 0, within each person
+Fit = Callable[..., Fitted]  # (train: PairBatch, seed: int, **option) -> Fitted
+Margins = Callable[[Fitted, PairBatch | None, PairBatch], np.ndarray]  # (fitted, known, asked) -> [B] of `asked`
+Ask = Callable[[Fitted, PairBatch, int], np.ndarray]  # (fitted, pool, questions) -> [B] ranks from 0, within a person
 
 
 class Method(NamedTuple):
@@ -77,12 +57,12 @@ class Method(NamedTuple):
       fit: learns from the seen people's choices alone. The same seed gives the same result. It raises Unfit, with the
         reason, where there is none.
       margins: predicts choices. `known` is None for seen people, whose rows the method has learnt. For new people
-        `known` has their choices by weight, and `known.users` and `asked.users` number the same people from 0. A new
-        person without a known choice is predicted by what all people have in common.
+        `known` has their choices, of which those with a share count, and `known.users` and `asked.users` number the
+        same people from 0. A new person without a known choice is predicted by what all people have in common.
       options: values of hyper-parameters, one of which is chosen on validation people.
       ask: ranks a pool of choices of new people by what their answers would tell. The next question may depend only on
-        answers to the earlier ones. Ranks of `questions` and more are not read, nor those of choices of weight 0. None:
-        the method has no rule of its own.
+        answers to the earlier ones. Ranks of `questions` and more are not read, nor those of choices without a share.
+        None: the method has no rule of its own.
       personal: False where all people have the same margins, so that shuffled people change nothing.
     """
 
@@ -93,19 +73,18 @@ class Method(NamedTuple):
     personal: bool = True
 
 
-def counted(choices: Choices) -> tuple[np.ndarray, np.ndarray]:
-    """The differences `[n, H]` and users `[n]` of the choices that count; padding and unknown choices weigh nothing."""
-    there = choices.weight > 0
-    return choices.difference[there], choices.users[there]
+def counted(choices: PairBatch) -> tuple[np.ndarray, np.ndarray]:
+    """The differences `[n, H]` and users `[n]` of the choices that count."""
+    return choices.difference[choices.counts], np.asarray(choices.users)[choices.counts]
 
 
-def by_person(choices: Choices) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of each person's choices as rows `[people, T]`, and a mask of the entries that exist.
+def by_person(choices: PairBatch) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of each person's choices that count as rows `[people, T]`, and a mask of the entries that exist.
 
-    Choices that weigh nothing are in no row. `T` is the largest number of choices of a person that count.
+    `T` is the largest number of choices of a person.
     """
-    numbers = np.flatnonzero(choices.weight > 0)
-    users = choices.users[numbers]
+    numbers = np.flatnonzero(choices.counts)
+    users = np.asarray(choices.users)[numbers]
     rank = rank_within(users, np.arange(len(users)))
     index = np.zeros((choices.people, int(rank.max(initial=-1)) + 1), np.int64)
     exists = np.zeros(index.shape, bool)

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from pal_jax.run import intervals
 from pal_jax.run.accuracy import hits
+from pal_jax.run.calibration import calibration_error, reliability
 from pal_jax.run.intervals import Estimate
-
-BINS = 10  # of confidences
 
 
 class JudgedPairs(NamedTuple):
@@ -28,7 +28,7 @@ class JudgedPairs(NamedTuple):
       people: numbers of the people.
       pairs, hits: the number of pairs, and of those predicted right; a tie is 1/2.
       loss: the sum of log losses in nats.
-      bins: for each of ten equal bins of confidence from 1/2 to 1: pairs, the sum of confidences, and of hits.
+      bins: see `run.calibration.reliability`.
     """
 
     people: np.ndarray  # [P]
@@ -52,19 +52,18 @@ def from_json(record: Mapping[str, Any]) -> JudgedPairs:
     return JudgedPairs(*(np.array(record[name]) for name in JudgedPairs._fields))
 
 
-def judge(margins: np.ndarray, users: np.ndarray) -> JudgedPairs:
+def judge(margins: np.ndarray, users: ArrayLike) -> JudgedPairs:
     """The sums of margins `[n]` by their users.
 
     Raises:
       ValueError: a margin is not finite.
     """
     margins = _finite(margins)
-    people, person = np.unique(users, return_inverse=True)
-    right, confidence = hits(margins), 1.0 / (1.0 + np.exp(-np.abs(margins)))
-    place = np.minimum((2.0 * (confidence - 0.5) * BINS).astype(int), BINS - 1)
-    bins = np.stack([np.bincount(place, w, BINS) for w in (np.ones(len(margins)), confidence, right)], axis=1)
-    pairs, total, loss = (np.bincount(person, w) for w in (np.ones(len(margins)), right, np.logaddexp(0.0, -margins)))
-    return JudgedPairs(people, pairs, total, loss, bins)
+    people, person = np.unique(np.asarray(users), return_inverse=True)
+    pairs, total, loss = (
+        np.bincount(person, w) for w in (np.ones(len(margins)), hits(margins), np.logaddexp(0.0, -margins))
+    )
+    return JudgedPairs(people, pairs, total, loss, reliability(margins))
 
 
 def _finite(margins: np.ndarray) -> np.ndarray:
@@ -125,16 +124,6 @@ def worst_if_alike(pairs: np.ndarray, share: float, *, draws: int = 2000, seed: 
     return float(np.sort(shares, axis=1)[:, : math.ceil(len(pairs) / 10)].mean())
 
 
-def calibration_error(bins: np.ndarray) -> float:
-    """The mean distance of confidence from accuracy over bins (Guo et al. 2017), from `JudgedPairs.bins`."""
-    return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1))
-
-
-def overconfidence(bins: np.ndarray) -> float:
-    """The mean confidence less the accuracy, above 0 where a method is too sure, from `JudgedPairs.bins`."""
-    return float((bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1))
-
-
 class Paired(NamedTuple):
     """The mean difference of two methods over people, and the standard deviation between people."""
 
@@ -161,7 +150,8 @@ class MethodFigures(NamedTuple):
       people: the accuracy with each person alike, the headline.
       pairs: the accuracy over pairs, whose units are people.
       worst, worst_alike: the worst tenth of people, and the one to expect if all were alike.
-      ece, overconfidence: the mean distance of confidence from accuracy, and the mean confidence less accuracy.
+      ece, overconfidence: the mean distance of confidence from accuracy, and the mean confidence less accuracy, above 0
+        where a method is too sure.
       gain: the difference to another method on the same people, or None.
     """
 
@@ -183,18 +173,24 @@ def figures(parts: Sequence[JudgedPairs], other: Sequence[JudgedPairs] = ()) -> 
       ValueError: the two methods were not tested on the same people.
     """
     judged = together(parts)
-    shares, gain = by_person(judged), None
+    shares, gain, bins = by_person(judged), None, judged.bins
     if other:
         theirs = together(other)
         if not np.array_equal(theirs.people, judged.people) or not np.array_equal(theirs.pairs, judged.pairs):
             raise ValueError(f'{len(judged.people)} and {len(theirs.people)} people were tested, or on other pairs')
         gain = paired(shares, by_person(theirs))
-    people, pairs = intervals.share(shares), intervals.share(shares, weights=judged.pairs)
+    people = intervals.share(shares)
     return MethodFigures(
-        people, pairs, worst_tenth(shares), worst_if_alike(judged.pairs, people.value, draws=200),
-        calibration_error(judged.bins), overconfidence(judged.bins), float(judged.loss.sum() / judged.pairs.sum()),
-        len(shares), gain,
-    )  # fmt: skip
+        people=people,
+        pairs=intervals.share(shares, weights=judged.pairs),
+        worst=worst_tenth(shares),
+        worst_alike=worst_if_alike(judged.pairs, people.value, draws=200),
+        ece=calibration_error(bins),
+        overconfidence=float((bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1)),
+        log_loss=float(judged.loss.sum() / judged.pairs.sum()),
+        tested=len(shares),
+        gain=gain,
+    )
 
 
 def counts(gain: Paired, shuffled: Paired) -> bool:

@@ -35,7 +35,6 @@ from pal_jax.objectives.masked import keep
 from pal_jax.objectives.preference import bound, pair_loss
 from pal_jax.recipes.personal import asking, ideal_point, meta
 from pal_jax.recipes.personal.ideal_point import PAL
-from pal_jax.recipes.personal.losses import bases_pull, person_means, ramp
 from pal_jax.recipes.personal.meta import Meta
 from pal_jax.recipes.personal.options import Loss, NewUsers, Rates, check
 from pal_jax.run import sharding
@@ -101,12 +100,16 @@ class IdealPointLearner:
             side_by_side(self._many, replicas), donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)),
             in_shardings=(shardings, sharding.sharding(mesh, BATCH)),
         )  # fmt: skip
-        self.fit = jax.jit(side_by_side(self._fit, replicas), out_shardings=sharding.replicated(mesh))
-        self._ask = functools.lru_cache(lambda questions: self._compiled_ask(questions, replicas))
-        self._expect = jax.jit(side_by_side(self._expected, replicas), out_shardings=sharding.replicated(mesh))
-        self._posterior = jax.jit(side_by_side(self._mode, replicas), out_shardings=sharding.replicated(mesh))
-        self.margins = jax.jit(side_by_side(self._margins, replicas), out_shardings=sharding.replicated(mesh))
-        self.by_prototype = jax.jit(side_by_side(self._each, replicas), out_shardings=sharding.replicated(mesh))
+        self.fit, self.margins, self.by_prototype, self._expect, self._posterior = (
+            jax.jit(side_by_side(of_one, replicas), out_shardings=sharding.replicated(mesh))
+            for of_one in (self._fit, self._margins, self._each, self._expected, self._mode)
+        )
+        self._ask = functools.lru_cache(
+            lambda questions: jax.jit(
+                side_by_side(functools.partial(self._order, questions), replicas),
+                out_shardings=sharding.replicated(mesh),
+            )
+        )
 
     def _with_sharding(self, path, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         of_users = any(getattr(key, 'name', None) == 'users' for key in path)
@@ -159,8 +162,8 @@ class IdealPointLearner:
         value = functools.partial(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), state.params, mine.z)
         part = self.part if self.inner is None else 0  # a person's pairs stay together
         (total, accuracy), (grads, z_grads) = summed(value, part, place, batch, key)
-        if self.loss.bases.pull:
-            pulled, slope = jax.value_and_grad(self._pull_of_bases)(state.params['P'], state.step)
+        if pull := self.loss.prototype_pull:
+            pulled, slope = jax.value_and_grad(lambda P: pull * jnp.sum(jnp.square(P)))(state.params['P'])
             total, grads = total + pulled, {**grads, 'P': grads['P'] + slope}
         # 3. Adam on the shared parameters, with a rate for each group.
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -183,11 +186,6 @@ class IdealPointLearner:
             return jnp.maximum(jnp.sum(real(batch)), 1)
         return jnp.maximum(jnp.sum(keep(batch.share, real(batch))), 1e-12)
 
-    def _pull_of_bases(self, P: Array, step: Array) -> Array:
-        bases = self.loss.bases
-        toward = jnp.asarray(bases.toward or jnp.zeros(P.shape[1]), P.dtype)
-        return bases.pull * ramp(step, bases.steps) * bases_pull(P, toward, bases.form)
-
     def _outer(
         self, inner: Meta, params: Params, z: Array, place: Array, pairs: PairBatch, key: Array
     ) -> tuple[Array, Array]:
@@ -202,7 +200,8 @@ class IdealPointLearner:
         def losses(z: Array) -> Array:
             return keep(self._losses(params, z, pairs, noise)[0], real(pairs))
 
-        total, adapted = meta.outer_loss(losses, params['z0'], place, z.shape[0], real(pairs) & support, query, inner)
+        start = jnp.broadcast_to(params['z0'], (z.shape[0], *params['z0'].shape))
+        total, adapted = meta.outer_loss(losses, start, place, real(pairs) & support, query, inner)
         right = keep(correct(self._losses(params, adapted[place], pairs, None)[1]), query)
         return total, jnp.sum(right) / jnp.maximum(jnp.sum(query), 1)
 
@@ -237,16 +236,14 @@ class IdealPointLearner:
         )
         return u, chosen - rejected
 
+    @functools.partial(jax.jit, static_argnums=0)
     def item_gradients(self, state: PALState, batch: PairBatch) -> PairBatch:
         """The gradient of the loss by the items and prompts of a batch `[replicas, B]`, for the model that made these
         vectors.
 
         The state is the one before this batch's update.
         """
-        return self._item_gradients(state, batch)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def _item_gradients(self, state: PALState, batch: PairBatch) -> PairBatch:
         def of_one(state: PALState, batch: PairBatch) -> PairBatch:
             key, z = jax.random.fold_in(jax.random.key(state.seed), state.step), state.users.z[batch.users]
 
@@ -274,7 +271,7 @@ class IdealPointLearner:
             _, margin = self._judge(params, z[pairs.users], pairs, training=True)
             losses = pair_loss(margin, self.loss.name, **dict(self.loss.options))
             if new.average == 'mean':
-                fit = jnp.sum(person_means(losses, pairs.users, prior.shape[0], weight)[0])
+                fit = jnp.sum(meta.person_means(losses, pairs.users, prior.shape[0], weight)[0])
             else:
                 fit = jnp.sum(weight * losses)
             return fit + new.pull / 2 * jnp.sum(jnp.square(z - prior))
@@ -289,9 +286,15 @@ class IdealPointLearner:
         return z
 
     def ask(
-        self, params: Params, pairs: PairBatch, exists: Bool[Array, 'R B'], prior: Float[Array, 'R U K'], seed: int,
-        *, questions: int,
-    ) -> Int[Array, 'R B']:  # fmt: skip
+        self,
+        params: Params,
+        pairs: PairBatch,
+        exists: Bool[Array, 'R B'],
+        prior: Float[Array, 'R U K'],
+        seed: int,
+        *,
+        questions: int,
+    ) -> Int[Array, 'R B']:
         """The rank at which each pair of new users is asked.
 
         The next question is always the one whose answer is expected to tell most, see `asking`.
@@ -299,44 +302,17 @@ class IdealPointLearner:
         Raises:
           ValueError: new users have no prior, so nobody can say yet who they could be.
         """
-        keys = jax.random.split(self._key_of_questions(seed), prior.shape[0])
-        return self._ask(questions)(params, pairs, exists, prior, keys)
-
-    def _key_of_questions(self, seed: int) -> Array:
-        if self.new.pull <= 0:
-            raise ValueError(
-                f'new.pull={self.new.pull} must be above 0 to choose questions; it says who people could be'
-            )
-        return jax.random.key(seed)
-
-    def _compiled_ask(self, questions: int, replicas: int) -> Callable[..., Array]:
-        def ask(params: Params, pairs: PairBatch, exists: Array, prior: Array, key: Array) -> Array:
-            def margins(z: Array) -> Array:
-                return self._judge(params, z, pairs, training=True)[1]
-
-            return asking.order(
-                margins, pairs.users, exists, prior, pull=self.new.pull, questions=questions, key=key,
-                rule=self.new.question,
-            )  # fmt: skip
-
-        return jax.jit(side_by_side(ask, replicas), out_shardings=sharding.replicated(self.mesh))
+        return self._ask(questions)(params, pairs, exists, prior, self._keys(seed, prior))
 
     def expect(
         self, params: Params, pairs: PairBatch, answered: Bool[Array, 'R B'], prior: Float[Array, 'R U K'], seed: int
-    ) -> Float[Array, 'R B']:  # fmt: skip
+    ) -> Float[Array, 'R B']:
         """The information in nats that is expected of each pair's answer, given the answered pairs.
 
         Raises:
           ValueError: `new.pull` is 0, so new users have no prior.
         """
-        keys = jax.random.split(self._key_of_questions(seed), prior.shape[0])
-        return self._expect(params, pairs, answered, prior, keys)
-
-    def _expected(self, params: Params, pairs: PairBatch, answered: Array, prior: Array, key: Array) -> Array:
-        return asking.expect(
-            lambda z: self._judge(params, z, pairs, training=True)[1], pairs.users, answered, prior,
-            pull=self.new.pull, key=key, start=prior, rule=self.new.question,
-        )[1]  # fmt: skip
+        return self._expect(params, pairs, answered, prior, self._keys(seed, prior))
 
     def posterior(
         self, params: Params, pairs: PairBatch, answered: Bool[Array, 'R B'], prior: Float[Array, 'R U K']
@@ -346,14 +322,33 @@ class IdealPointLearner:
         Raises:
           ValueError: `new.pull` is 0, so new users have no prior.
         """
-        self._key_of_questions(0)
+        self._keys(0, prior)
         return self._posterior(params, pairs, answered, prior)
 
+    def _keys(self, seed: int, prior: Array) -> Array:
+        """A key for each replica. Raises ValueError where new users have no prior, which says who they could be."""
+        if self.new.pull <= 0:
+            raise ValueError(
+                f'new.pull={self.new.pull} must be above 0 to choose questions; it says who people could be'
+            )
+        return jax.random.split(jax.random.key(seed), prior.shape[0])
+
+    def _people(self, params: Params, pairs: PairBatch, prior: Array) -> asking.People:
+        def margins(z: Array) -> Array:
+            return self._judge(params, z, pairs, training=True)[1]
+
+        return asking.People(margins, pairs.users, prior, self.new.pull)
+
+    def _order(
+        self, questions: int, params: Params, pairs: PairBatch, exists: Array, prior: Array, key: Array
+    ) -> Array:
+        return asking.order(self._people(params, pairs, prior), exists, questions, key, self.new.question)
+
+    def _expected(self, params: Params, pairs: PairBatch, answered: Array, prior: Array, key: Array) -> Array:
+        return asking.expect(self._people(params, pairs, prior), answered, key, prior, self.new.question)[1]
+
     def _mode(self, params: Params, pairs: PairBatch, answered: Array, prior: Array) -> tuple[Array, Array]:
-        return asking.mode(
-            lambda z: self._judge(params, z, pairs, training=True)[1], pairs.users, answered, prior,
-            pull=self.new.pull, start=prior,
-        )  # fmt: skip
+        return asking.mode(self._people(params, pairs, prior), answered, prior)
 
     def _margins(self, params: Params, z: Float[Array, 'U K'], pairs: PairBatch) -> Float[Array, ' B']:
         return self._judge(params, z[pairs.users], pairs)[1]

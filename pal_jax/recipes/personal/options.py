@@ -1,7 +1,6 @@
 """The options of PAL's learner: rates, the loss and its pulls, and the fit of new users.
 
-LoRe, PReF, MRM and MaxMin-RLHF's groups are values of these and of `models.ideal_point.PAL`, see
-docs/methods/personal.md.
+LoRe, PReF, MRM and MaxMin-RLHF's groups are values of these and of `ideal_point.PAL`, see docs/methods/personal.md.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from typing import Literal, NamedTuple
 from pal_jax.objectives.preference import PairLoss
 from pal_jax.recipes.personal.asking import Question
 from pal_jax.recipes.personal.ideal_point import PAL
-from pal_jax.recipes.personal.losses import Pull
 from pal_jax.recipes.personal.meta import Meta
 
 
@@ -29,74 +27,45 @@ class Rates:
     b2: float = 0.999  # decay of the second moment
 
 
-class Bases(NamedTuple):
-    """A pull of the prototypes to one vector, which no user's logits feel (LoRe).
-
-    Attributes:
-      pull: its weight beside the loss of a batch.
-      form: the sum of squared distances, or one less the mean cosine.
-      steps: the number of updates over which the pull grows from 0, see `ramp`; 0: it is constant.
-      toward: the vector; () is the origin.
-    """
-
-    pull: float = 0.0
-    form: Pull = 'squared'
-    steps: int = 0
-    toward: tuple[float, ...] = ()
-
-
 class Loss(NamedTuple):
-    """The loss of a pair and its penalties.
-
-    Attributes:
-      pull: the precision of users' Gaussian prior; a user of n pairs loses `pull |z|² / 2` beside n pair losses.
-      bound: an upper limit on the length of users' points, 0 for none.
-      bound_coef: the weight of the length above the bound.
-      by: the mean over a batch is one over pairs, or one over people, whose pairs then weigh by `share`.
-      mix: a user's weights mix the rewards of prototypes, or the losses of a pair by each prototype alone, as a mixture
-        of groups has them (MaxMin-RLHF).
-      bases: a pull of the prototypes.
-    """
+    """The loss of a pair and its penalties."""
 
     name: PairLoss = 'logistic'
     options: tuple[tuple[str, float], ...] = ()
-    pull: float = 0.0
-    bound: float = 0.0
-    bound_coef: float = 1.0
+    pull: float = 0.0  # the precision of users' Gaussian prior; a user of n pairs loses `pull |z|² / 2` beside them
+    bound: float = 0.0  # an upper limit on the length of users' points; 0: none
+    bound_coef: float = 1.0  # the weight of the length above the bound
+    # The mean over a batch is one over pairs, or one over people, whose pairs then weigh by `share`.
     by: Literal['pairs', 'people'] = 'pairs'
+    # A user's weights mix the rewards of prototypes, or the losses of a pair by each prototype alone, as a mixture of
+    # groups has them (MaxMin-RLHF).
     mix: Literal['rewards', 'losses'] = 'rewards'
-    bases: Bases = Bases()
+    prototype_pull: float = (
+        0.0  # of the prototypes' squared length beside a batch's mean loss; no user's logits feel it
+    )
 
 
 class NewUsers(NamedTuple):
-    """The fit of a new user's logits: `steps` steps on all of the user's pairs.
-
-    Attributes:
-      start: where the steps begin, at z = 0 or at the prior.
-      optimizer: Adam, plain gradient descent (`sgd`), or Newton's method (`asking.mode`) to the mode of a Bradley-Terry
-        model, which has no steps or rate of its own and needs a pull.
-      average: the loss is the sum over the user's pairs, or their mean.
-      question: the rule by which the next question is chosen, see `asking`.
-    """
+    """The fit of a new user's logits, on all of the user's pairs."""
 
     steps: int = 300
     lr: float = 5e-2
-    pull: float = 1.0
-    start: Literal['zero', 'prior'] = 'zero'
+    pull: float = 1.0  # the precision of a Gaussian prior
+    start: Literal['zero', 'prior'] = 'zero'  # where the steps begin, at z = 0 or at the prior
+    # Adam, plain gradient descent, or Newton's method (`asking.mode`) to the mode of a Bradley-Terry model, which has
+    # no steps or rate of its own and needs a pull.
     optimizer: Literal['adam', 'sgd', 'newton'] = 'adam'
-    average: Literal['sum', 'mean'] = 'sum'
-    question: Question = 'information'
+    average: Literal['sum', 'mean'] = 'sum'  # the loss over the user's pairs
+    question: Question = 'information'  # the rule by which the next question is chosen, see `asking`
 
 
 def check(pal: PAL, loss: Loss, inner: Meta | None) -> None:
     """Raises ValueError where the options of a loss or of inner steps do not fit a model."""
-    if loss.bases.pull and (pal.variant != 'A' or pal.mixture == 'own'):
+    if loss.prototype_pull and (pal.variant != 'A' or pal.mixture == 'own'):
         raise ValueError(
-            f'loss.prototype_pull={loss.bases.pull} pulls vectors: it needs model.variant=A with prototypes, got '
+            f'loss.prototype_pull={loss.prototype_pull} pulls vectors: it needs model.variant=A with prototypes, got '
             f'variant={pal.variant} and mixture={pal.mixture}'
         )
-    if loss.bases.pull and loss.bases.form == 'cosine' and not any(loss.bases.toward):
-        raise ValueError('bases.form=cosine: nothing has a cosine with the origin; give bases.toward a vector')
     if loss.mix == 'losses' and pal.mixture not in ('softmax', 'partition'):
         raise ValueError(f"loss.mix='losses' needs model.mixture=softmax or partition, got {pal.mixture!r}")
     if inner is not None and (loss.pull or loss.mix == 'losses'):

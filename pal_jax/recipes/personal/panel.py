@@ -13,12 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from numpy.typing import ArrayLike
 
-from pal_jax.data.comparisons import Comparisons, PairBatch, Split, rank_within, take
+from pal_jax.data.comparisons import Comparisons, PairBatch, Split, rank_within, shares, take
 from pal_jax.models.params import Params
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
 
 CHUNK = 65536  # pairs judged at once
+PADDING = 2**30
+
+Part = Literal['train', 'validation', 'test', 'fit', 'new_test']
+Judged = list[tuple[np.ndarray, np.ndarray]]  # the margins of pairs and their users, numbered as in the data, by trial
 
 
 class Trial(NamedTuple):
@@ -37,17 +42,12 @@ class Newcomers(NamedTuple):
     fit: PairBatch
     rank: np.ndarray  # the rank of each pair among those of its person; PADDING on padding
     test: PairBatch
-    tested: np.ndarray  # True for pairs of `test` that exist
-    testers: list[np.ndarray]  # the people of these pairs by trial, numbered as in the data
-    people: int
+    people: list[np.ndarray]  # the numbers of these people in the data, by trial
 
     @property
     def most(self) -> int:
         """The largest number of comparisons that a person has."""
         return int(np.max(self.rank, where=self.rank < PADDING, initial=-1)) + 1
-
-
-PADDING = 2**30
 
 
 def make_trials(data: Comparisons, seeds: int, control: bool, seed: int, split: Callable[[int], Split]) -> list[Trial]:
@@ -64,58 +64,51 @@ def make_trials(data: Comparisons, seeds: int, control: bool, seed: int, split: 
     return trials
 
 
-def padded(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of several lengths as one array, filled up with 0, and a mask of the entries that exist."""
-    exists = np.arange(max(map(len, parts))) < np.array([[len(part)] for part in parts])
-    index = np.zeros(exists.shape, np.int64)
-    for row, part in zip(index, parts, strict=True):
-        row[: len(part)] = part
-    return index, exists
+def columns(
+    data: Comparisons, trials: Sequence[Trial], part: Part, people: Sequence[np.ndarray] | None = None
+) -> PairBatch:
+    """A part of all trials `[R, n]`; rows are filled up with pairs that have no share, of user 0.
+
+    Users have their numbers in the data, or their places among the `people` of each trial. Sides that are a `Lookup`
+    are not read.
+    """
+    parts = [getattr(trial.split, part) for trial in trials]
+    index = np.zeros((len(trials), max(map(len, parts))), np.int64)
+    users, share = np.zeros(index.shape, np.int32), np.zeros(index.shape, np.float32)
+    for r, (trial, pairs) in enumerate(zip(trials, parts, strict=True)):
+        # Models are told shuffled people in training and among known choices; tests have the true ones.
+        those = (trial.users if part in ('train', 'fit') else data.users)[pairs]
+        those = those if people is None else np.searchsorted(people[r], those)
+        index[r, : len(pairs)], users[r, : len(pairs)], share[r, : len(pairs)] = pairs, those, shares(those)
+    count = len(data.names) if people is None else max(map(len, people))
+    return take(data, index, users, share, read=False, people=count)
 
 
 def margins(learner: IdealPointLearner, params: Params, z: Array, pairs: PairBatch) -> np.ndarray:
     """The margins of all pairs `[R, n]`, computed a chunk at a time."""
-    n = pairs.users.shape[1]
-
-    def part(start: int) -> PairBatch:
-        return jax.tree.map(lambda x: x[:, start : start + CHUNK], pairs)
-
-    return np.concatenate([np.asarray(learner.margins(params, z, part(start))) for start in range(0, n, CHUNK)], axis=1)
+    starts = range(0, pairs.users.shape[1], CHUNK)
+    chunks = (jax.tree.map(lambda x, start=start: x[:, start : start + CHUNK], pairs) for start in starts)
+    return np.concatenate([np.asarray(learner.margins(params, z, chunk)) for chunk in chunks], axis=1)
 
 
 def seen_margins(
-    learner: IdealPointLearner, state: PALState, data: Comparisons, trials: Sequence[Trial],
-    part: Literal['train', 'validation', 'test'],
-) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
-    """The margins of all pairs of one part of the seen people's choices and the pairs' users, by trial."""
-    index, exists = padded([getattr(trial.split, part) for trial in trials])
-    users = data.users[index]
-    pairs = take(data, index, users, np.zeros(index.shape, np.float32), read=False)
+    learner: IdealPointLearner, state: PALState, data: Comparisons, trials: Sequence[Trial], part: Part
+) -> Judged:
+    """The margins of all pairs of one part of the seen people's choices and the pairs' users."""
+    pairs = columns(data, trials, part)
     by_trial = margins(learner, state.params, state.users.z, pairs)
-    return [(m[keep], u[keep]) for m, keep, u in zip(by_trial, exists, users, strict=True)]
+    return [(m[keep], u[keep]) for m, keep, u in zip(by_trial, pairs.counts, pairs.users, strict=True)]
 
 
 def newcomers(data: Comparisons, trials: Sequence[Trial]) -> Newcomers:
     """The new people of each trial; the order in which their pairs become known is random, by the trial's seed."""
-    fit, fitted = padded([trial.split.fit for trial in trials])
-    test, tested = padded([trial.split.new_test for trial in trials])
-    number, rank = np.zeros((len(trials), len(data.names)), np.int32), np.full(fit.shape, PADDING)
-    for r, trial in enumerate(trials):
-        people = np.unique(data.users[trial.split.new_test])
-        number[r, people] = np.arange(len(people))
+    people = [np.unique(data.users[trial.split.new_test]) for trial in trials]
+    fit, test = columns(data, trials, 'fit', people), columns(data, trials, 'new_test', people)
+    rank = np.full(fit.users.shape, PADDING)
+    for row, trial in zip(rank, trials, strict=True):
         order = np.random.default_rng([trial.seed, 2]).permutation(len(trial.split.fit))
-        rank[r, fitted[r]] = rank_within(trial.users[trial.split.fit], order)
-    rows = np.arange(len(trials))[:, None]
-    known = number[rows, np.stack([trial.users for trial in trials])[rows, fit]]
-    nothing = np.zeros(fit.shape, np.float32), np.zeros(test.shape, np.float32)
-    return Newcomers(
-        fit=take(data, fit, known, nothing[0]),
-        rank=rank,
-        test=take(data, test, number[rows, data.users[test]], nothing[1], read=False),
-        tested=tested,
-        testers=[data.users[trial.split.new_test] for trial in trials],
-        people=int(number.max()) + 1,
-    )
+        row[: len(order)] = rank_within(trial.users[trial.split.fit], order)
+    return Newcomers(jax.tree.map(lambda x: x[:], fit), rank, test, people)
 
 
 def questions(learner: IdealPointLearner, state: PALState, new: Newcomers, prior: Array, most: int) -> Newcomers:
@@ -123,12 +116,18 @@ def questions(learner: IdealPointLearner, state: PALState, new: Newcomers, prior
 
     Up to `most` are asked in that order; the others are known after them.
     """
-    exists = new.rank < PADDING
-    wide = jnp.broadcast_to(prior[:, None], (prior.shape[0], new.people, prior.shape[1]))
+    exists, wide = new.rank < PADDING, for_everybody(prior, new.fit.people)
     order = np.asarray(learner.ask(state.params, new.fit, jnp.asarray(exists), wide, 0, questions=most))
-    rank = np.where(exists, np.where(order < PADDING, order, most + new.rank), PADDING)
-    within = np.stack([rank_within(u, r) for u, r in zip(np.asarray(new.fit.users), rank, strict=True)])
-    return new._replace(rank=np.where(exists, within, PADDING))
+    rank = [asked_first(*rows, most) for rows in zip(new.fit.users, order, new.rank, strict=True)]
+    return new._replace(rank=np.stack(rank))
+
+
+def asked_first(users: ArrayLike, order: np.ndarray, rank: np.ndarray, most: int) -> np.ndarray:
+    """The rank `[n]` of each known pair in its user: the first `most` in the `order` in which they were asked, then all
+    others by their `rank`; PADDING stays."""
+    keys = np.where(order < most, order, most + np.minimum(rank, PADDING - most - 1))
+    within = rank_within(users, np.where(rank < PADDING, keys, PADDING))
+    return np.where(rank < PADDING, within, PADDING)
 
 
 def population(state: PALState) -> Array:
@@ -137,15 +136,19 @@ def population(state: PALState) -> Array:
     return jnp.sum(trained * state.users.z, axis=1) / jnp.maximum(jnp.sum(trained, axis=1), 1)
 
 
+def for_everybody(prior: Array, people: int) -> Array:
+    """A mean `[R, K]` for each of the people, `[R, people, K]`."""
+    return jnp.broadcast_to(prior[:, None], (prior.shape[0], people, prior.shape[1]))
+
+
 def new_margins(
     learner: IdealPointLearner, state: PALState, new: Newcomers, counts: Sequence[int], prior: Array
-) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """The margins of new people's test pairs and the pairs' users, numbered as in the data, by number of known
-    comparisons, then by trial: only the logits of new people are fitted."""
-    prior = jnp.broadcast_to(prior[:, None], (prior.shape[0], new.people, prior.shape[1]))
-    rows = []
+) -> list[Judged]:
+    """The margins of new people's test pairs and the pairs' users, by number of known comparisons: only the logits of
+    new people are fitted."""
+    rows, wide = [], for_everybody(prior, new.fit.people)
     for count in counts:
-        z = learner.fit(state.params, new.fit, (new.rank < count).astype(np.float32), prior)
-        table = margins(learner, state.params, z, new.test)
-        rows.append([(m[keep], users) for m, keep, users in zip(table, new.tested, new.testers, strict=True)])
+        z = learner.fit(state.params, new.fit, (new.rank < count).astype(np.float32), wide)
+        table = zip(margins(learner, state.params, z, new.test), new.test.users, new.test.counts, strict=True)
+        rows.append([(m[keep], those[users[keep]]) for those, (m, users, keep) in zip(new.people, table, strict=True)])
     return rows

@@ -3,6 +3,7 @@ number of a new person's known comparisons), people and prototypes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -12,13 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
-from pal_jax.recipes.personal import groups, ideal_point
+from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal import pictures as people
-from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, picked
+from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, median_seconds, picked
 from pal_jax.recipes.personal.figures import MODELS
-from pal_jax.recipes.personal.judged import JudgedPairs, by_person, judge, worst_tenth
+from pal_jax.recipes.personal.judged import JudgedPairs, by_person, judge, temperature, worst_tenth
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
-from pal_jax.recipes.personal.panel import Newcomers, Trial, new_margins, newcomers, population, questions, seen_margins
+from pal_jax.recipes.personal.panel import (
+    Judged,
+    Newcomers,
+    Trial,
+    new_margins,
+    newcomers,
+    population,
+    questions,
+    seen_margins,
+)
 from pal_jax.run import intervals
 from pal_jax.run.recipe import Evaluation
 from pal_jax.types import Exhibit
@@ -61,15 +71,40 @@ class Panel(NamedTuple):
         """The data as this model reads them."""
         return self.by_model.get(model, self.data)
 
+    def prior(self, state: PALState) -> jax.Array:
+        """The mean `[R, K]` of the prior of new people's logits."""
+        mean = population(state)
+        return mean if self.toward == 'population' else jnp.zeros_like(mean)
+
 
 class Results(NamedTuple):
-    """The results of all methods.
+    """The results of all models with a learner.
+
+    Attributes:
+      models: by name, on all trials; only a K that some split chose has results of asked people and of strangers.
+      validation: of PAL by K, on the validation part by split.
+      chosen: the K of the highest accuracy on each trial's validation part, the smallest of equals.
+      counts: numbers of known comparisons of new people, the last of which is all that anybody has.
+    """
+
+    models: Mapping[str, MethodResult]
+    validation: Mapping[int, Sequence[JudgedPairs]]
+    chosen: Sequence[int]
+    counts: tuple[int, ...]
+    new: Newcomers
+
+    @property
+    def chosen_models(self) -> list[MethodResult]:
+        """The model of the chosen K, by trial."""
+        return [self.models[f'K={K}'] for K in self.chosen]
+
+
+class Shown(NamedTuple):
+    """The results that a report shows, on the splits with true user ids.
 
     Attributes:
       by_prototypes: results by split, by the part of the data and by K.
-      chosen: the chosen K of each trial.
-      counts: numbers of known comparisons.
-      groups: AUC by split for each model, see `groups.agreement`.
+      groups: AUC by split for each model, see `agreement`.
       by_group: for the shared model and PAL, by split, the accuracies `[groups]` on each known group.
     """
 
@@ -81,39 +116,99 @@ class Results(NamedTuple):
     by_group: Mapping[str, Sequence[np.ndarray]]
 
 
-def evaluate(panel: Panel, state: States, others: Mapping[str, Evaluate] = MappingProxyType({})) -> Evaluation:
-    """The record and the exhibits of a panel, as `measure` has its results."""
-    results = measure(panel, state, others)
-    return Evaluation(make_record(results), exhibits=make_exhibits(panel, state, results))
+def measure(panel: Panel, state: States, *, calibrated: bool = False) -> Results:
+    """The results of all models of the panel.
 
-
-def measure(panel: Panel, state: States, others: Mapping[str, Evaluate] = MappingProxyType({})) -> Results:
-    """The results of all methods on every trial; `others` are methods without a learner of PAL's."""
+    With `calibrated` margins are made log-odds on validation choices, as `evaluation.run` does, and the chosen models
+    also know new people by the choices of strangers.
+    """
     data, trials = panel.data, panel.trials
     new = newcomers(data, trials)
-    counts = counts_of(panel, new)
-    validation, chosen = choose_prototypes(panel, state)
-    models = {}
-    for name in panel.learners:
-        theirs = panel.seen_by(name)
-        models[name] = evaluate_model(panel, state, name, new if theirs is data else newcomers(theirs, trials), counts)
-    by_split = [models[f'K={K}'] for K in chosen]
-    if panel.ask:
-        asked = {K: ask_people(panel, state, f'K={K}', new, models[f'K={K}'], counts) for K in set(chosen)}
-        by_split = [models[f'K={K}']._replace(asked=asked[K]) for K in chosen]
-    # The places of the splits with true user ids, and of the control's with shuffled ones, which come after them.
+    counts = counts_of(panel, new.most)
+    valid = {
+        name: seen_margins(learner, state[name], panel.seen_by(name), trials, 'validation')
+        for name, learner in panel.learners.items()
+    }
+    validation = {K: [judge(*part) for part in valid[f'K={K}']] for K in panel.prototypes}
+    chosen = choose({K: [judged.accuracy for judged in row] for K, row in validation.items()})
+    chosen_names = {f'K={K}' for K in chosen}
+
+    def of(name: str) -> MethodResult:
+        learner, theirs, mean = panel.learners[name], panel.seen_by(name), panel.prior(state[name])
+        factors = [temperature(m) if calibrated else 1.0 for m, _ in valid[name]]
+
+        def judged(row: Judged) -> list[JudgedPairs]:
+            return [judge(factor * margins, users) for (margins, users), factor in zip(row, factors, strict=True)]
+
+        def on(who: Newcomers, counts: Sequence[int]) -> list[list[JudgedPairs]]:
+            return [judged(row) for row in new_margins(learner, state[name], who, counts, mean)]
+
+        asked, strangers = (), ()
+        by_count = on(new if theirs is data else newcomers(theirs, trials), counts)
+        if panel.ask and name == 'K=1':  # with one prototype all people are alike, and no answer would tell anything
+            asked = by_count
+        elif panel.ask and name in chosen_names:
+            asked = on(questions(learner, state[name], new, mean, min(panel.ask, new.most)), counts)
+        if calibrated and name in chosen_names:
+            strangers = on(_strangers(trials, new), counts[-1:])
+        size = panel.decoder_parameters + sum(leaf[0].size for leaf in jax.tree.leaves(state[name].params))
+        seen, person = seen_margins(learner, state[name], theirs, trials, 'test'), learner.pal.logits_per_user
+        return MethodResult(judged(seen), by_count, asked, strangers, size, 0 if name == 'K=1' else person)
+
+    return Results({name: of(name) for name in panel.learners}, validation, chosen, counts, new)
+
+
+def counts_of(panel: Panel, most: int) -> tuple[int, ...]:
+    """The numbers of known comparisons of new people, of whom nobody has more than `most`; the last is all."""
+    return *(count for count in panel.counts if count < most), most
+
+
+def seconds_a_person(panel: Panel, state: States, name: str, new: Newcomers) -> float:
+    """The median time in seconds to fit one new person by as many choices as anybody has."""
+    first = np.zeros((len(panel.trials), new.most), np.int32)
+    pairs = jax.tree.map(lambda x: x[:, : new.most], new.fit).replace(users=first, people=1)
+    weight, mean = np.ones(first.shape, np.float32), panel.prior(state[name])[:, None]
+    fit = panel.learners[name].fit
+    seconds = median_seconds(lambda: jax.block_until_ready(fit(state[name].params, pairs, weight, mean)))
+    return seconds / len(panel.trials)
+
+
+def choose(validation: Mapping[int, Sequence[float]]) -> list[int]:
+    """The number of prototypes with the highest accuracy on each split's validation part; the smallest of equals."""
+    return [max(sorted(validation), key=lambda k: validation[k][r]) for r in range(len(validation[min(validation)]))]
+
+
+def _strangers(trials: Sequence[Trial], new: Newcomers) -> Newcomers:
+    """The new people, whose known choices are shuffled among them."""
+    users = np.array(new.fit.users)
+    for row, trial in zip(users, trials, strict=True):
+        n = len(trial.split.fit)
+        row[:n] = np.random.default_rng([trial.seed, 5]).permutation(row[:n])
+    return new._replace(fit=new.fit.replace(users=users))
+
+
+def evaluate(panel: Panel, state: States, others: Mapping[str, Evaluate] = MappingProxyType({})) -> Evaluation:
+    """The record and the exhibits of a panel; `others` are methods without a learner of PAL's."""
+    shown = compare(panel, state, measure(panel, state), others)
+    return Evaluation(make_record(shown), exhibits=make_exhibits(panel, state, shown))
+
+
+def compare(panel: Panel, state: States, results: Results, others: Mapping[str, Evaluate]) -> Shown:
+    """The results of all methods on the splits with true user ids, and of the control with shuffled ones."""
+    data, trials, models, counts = panel.data, panel.trials, results.models, results.counts
+    # The places of the splits with true user ids, and of the control's, which come after them.
     true, false = ([r for r, trial in enumerate(trials) if trial.shuffled == shuffled] for shuffled in (False, True))
     alike = {name: picked([model] * len(true), true) for name, model in models.items()}
-    pal = picked([by_split[r] for r in true], true)
+    pal = picked([results.chosen_models[r] for r in true], true)
     methods = {'shared': alike['K=1'], 'pal': pal}
     if panel.ask:
         methods['asked'] = pal._replace(new=pal.asked)
     if false:
-        methods['shuffled'] = picked([by_split[r] for r in false], false)
+        methods['shuffled'] = picked([results.chosen_models[r] for r in false], false)
     methods |= {name: model for name, model in alike.items() if not name.startswith('K=')}
     methods |= {name: other(data, [trials[r] for r in true], counts) for name, other in others.items()}
     by_prototypes = {
-        'seen people, validation': {K: [row[r] for r in true] for K, row in validation.items()},
+        'seen people, validation': {K: [row[r] for r in true] for K, row in results.validation.items()},
         'seen people, test': {K: alike[f'K={K}'].seen for K in panel.prototypes},
         'new people, all their comparisons': {K: alike[f'K={K}'].new[-1] for K in panel.prototypes},
     }
@@ -121,221 +216,163 @@ def measure(panel: Panel, state: States, others: Mapping[str, Evaluate] = Mappin
         by_prototypes['seen people, shuffled ids'] = {
             K: [models[f'K={K}'].seen[r] for r in false] for K in panel.prototypes
         }
-    by_group = {name: _by_group(panel.data, methods[name].seen) for name in ('shared', 'pal') if _grouped(panel.data)}
-    return Results(methods, by_prototypes, chosen, counts, _groups(panel, state, true, false), by_group)
+    groups, by_group = {}, {}
+    if data.groups is not None and (data.groups >= 0).any():
+        groups = _groups(panel, state, data.groups, true, false)
+        by_group = {
+            name: [_by_group(data.groups, judged) for judged in methods[name].seen] for name in ('shared', 'pal')
+        }
+    return Shown(methods, by_prototypes, results.chosen, counts, groups, by_group)
 
 
-def choose_prototypes(panel: Panel, state: States) -> tuple[dict[int, list[JudgedPairs]], list[int]]:
-    """Results by K and by split on the validation part, and the K of the highest accuracy on each; the smallest of
-    equals."""
-    validation = {
-        K: [judge(*part) for part in seen_margins(panel.learners[name], state[name], panel.seen_by(name),
-                                                  panel.trials, 'validation')]
-        for K, name in ((K, f'K={K}') for K in panel.prototypes)
-    }  # fmt: skip
-    return validation, choose({K: [judged.accuracy for judged in row] for K, row in validation.items()})
+# --- known groups, which no model was told ----------------------------------------------------------------------------
 
 
-def choose(validation: Mapping[int, Sequence[float]]) -> list[int]:
-    """The number of prototypes with the highest accuracy on each split's validation part; the smallest of equals."""
-    return [
-        max(sorted(validation), key=lambda k: validation[k][split]) for split in range(len(validation[min(validation)]))
-    ]
-
-
-def counts_of(panel: Panel, new: Newcomers) -> tuple[int, ...]:
-    """The numbers of known comparisons of new people, the last of which is all that anybody has."""
-    return *(count for count in panel.counts if count < new.most), new.most
-
-
-def evaluate_model(
-    panel: Panel, state: States, name: str, new: Newcomers, counts: Sequence[int],
-    factors: Sequence[float] | None = None,
-) -> MethodResult:  # fmt: skip
-    """A model of the panel on all trials; its margins are multiplied by the `factors` of the trials."""
-    learner = panel.learners[name]
-    seen = seen_margins(learner, state[name], panel.seen_by(name), panel.trials, 'test')
-    size = panel.decoder_parameters + sum(leaf[0].size for leaf in jax.tree.leaves(state[name].params))
-    person = 0 if name == 'K=1' else learner.pal.logits_per_user
-    factors = factors or [1.0] * len(panel.trials)
-    return MethodResult(
-        _judged(seen, factors), new_people(panel, state, name, new, counts, factors), shared=size, person=person
+def _by_group(groups: np.ndarray, judged: JudgedPairs) -> np.ndarray:
+    """Accuracies on seen people's new choices by group; NaN for a group of which nobody is tested."""
+    group = groups[judged.people]
+    right, pairs = (
+        np.bincount(group[group >= 0], x[group >= 0], groups.max() + 1) for x in (judged.hits, judged.pairs)
     )
+    return right / np.where(pairs > 0, pairs, np.nan)
 
 
-def new_people(
-    panel: Panel, state: States, name: str, new: Newcomers, counts: Sequence[int],
-    factors: Sequence[float] | None = None,
-) -> list[list[JudgedPairs]]:  # fmt: skip
-    """A model of the panel on new people, by number of known comparisons, then by trial."""
-    by_count = new_margins(panel.learners[name], state[name], new, counts, prior(panel, state[name]))
-    return [_judged(row, factors or [1.0] * len(row)) for row in by_count]
-
-
-def ask_people(
-    panel: Panel, state: States, name: str, new: Newcomers, model: MethodResult, counts: Sequence[int],
-    factors: Sequence[float] | None = None,
-) -> Sequence[Sequence[JudgedPairs]]:  # fmt: skip
-    """A model on new people whose comparisons come in the order of the information expected of them; `model` is its
-    result at random."""
-    if name == 'K=1':  # with one prototype all people are alike, and no answer would tell anything
-        return model.new
-    mean, most = prior(panel, state[name]), min(panel.ask, new.most)
-    ordered = questions(panel.learners[name], state[name], new, mean, most)
-    return new_people(panel, state, name, ordered, counts, factors)
-
-
-def _judged(row: Sequence[tuple[np.ndarray, np.ndarray]], factors: Sequence[float]) -> list[JudgedPairs]:
-    return [judge(factor * margins, users) for (margins, users), factor in zip(row, factors, strict=True)]
-
-
-def prior(panel: Panel, state: PALState) -> jax.Array:
-    """The mean `[R, K]` of the prior of new people's logits."""
-    mean = population(state)
-    return mean if panel.toward == 'population' else jnp.zeros_like(mean)
-
-
-def _grouped(data: Comparisons) -> bool:
-    """True where the group of somebody is known."""
-    return data.groups is not None and bool((data.groups >= 0).any())
-
-
-def _by_group(data: Comparisons, seen: Sequence[JudgedPairs]) -> list[np.ndarray]:
-    """Accuracies on seen people's new choices by group and split; NaN for a group of which a split tests nobody."""
-
-    def of(judged: JudgedPairs) -> np.ndarray:
-        assert data.groups is not None
-        group = data.groups[judged.people]
-        known, size = group >= 0, data.groups.max() + 1
-        right, pairs = (np.bincount(group[known], x[known], size) for x in (judged.hits, judged.pairs))
-        return right / np.where(pairs > 0, pairs, np.nan)
-
-    return [of(judged) for judged in seen]
-
-
-def _groups(panel: Panel, state: States, true: Sequence[int], false: Sequence[int]) -> dict[str, list[float]]:
-    """The agreement of people's weights with their groups, where these are known, and that of the largest K with
-    shuffled ids."""
-    known, names = panel.data.groups, [name for name in panel.learners if name not in ('K=1', 'own', 'groups')]
-    if known is None or not _grouped(panel.data):
-        return {}
+def _groups(
+    panel: Panel, state: States, known: np.ndarray, true: Sequence[int], false: Sequence[int]
+) -> dict[str, list[float]]:
+    """The agreement of people's weights with their groups, and that of the largest K with shuffled ids."""
 
     def of(name: str, r: int) -> float:
         seen = np.unique(panel.data.users[panel.trials[r].split.train])
         mixtures = ideal_point.weights(panel.learners[name].pal, state[name].users.z[r][seen])
-        return groups.agreement(np.asarray(mixtures), known[seen])
+        return agreement(np.asarray(mixtures), known[seen])
 
+    names = [name for name in panel.learners if name not in ('K=1', 'own', 'groups')]
     by_model = {name: [of(name, r) for r in true] for name in names}
     last = f'K={panel.prototypes[-1]}'
     return by_model | ({f'{last}, shuffled ids': [of(last, r) for r in false]} if false and last in names else {})
 
 
+def agreement(mixtures: np.ndarray, groups: np.ndarray) -> float:
+    """The agreement of people's weights `[P, K]` with their groups `[P]`: the AUC for the two largest groups of the
+    direction in which people differ most.
+
+    Either end of the direction may be either group, so 1/2 is chance. People in no group (-1) or in another one do not
+    count; the AUC is NaN with one group.
+    """
+    names, counts = np.unique(groups[groups >= 0], return_counts=True)
+    if len(names) < 2:
+        return math.nan
+    two = names[np.argsort(-counts, kind='stable')[:2]]
+    counted, centred = np.isin(groups, two), mixtures - mixtures.mean(axis=0)
+    direction = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]  # the first principal coordinate
+    area = intervals.auc(direction[counted], groups[counted] == two[0]).value
+    return max(area, 1.0 - area)
+
+
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def make_record(results: Results) -> dict[str, Any]:
-    """The record of an evaluation: numbers with standard errors over splits, and lists by K and by number of
-    comparisons."""
-    record: dict[str, Any] = {}
-    for name, method in results.methods.items():
-        for key, values in (('seen', method.seen), ('new', method.new[-1])):
-            record |= intervals.mean(_pairs(values)).named(f'{key}_{name}')
-    pal, shared = results.methods['pal'], results.methods['shared']
-    record |= intervals.mean(_pairs(pal.seen) - _pairs(shared.seen)).named('seen_gain')
-    record |= intervals.mean(_pairs(pal.new[-1]) - _pairs(shared.new[-1])).named('new_gain')
-    if 'asked' in results.methods:
-        rows = zip(results.methods['asked'].new, pal.new, strict=True)
-        gains = [intervals.mean(_pairs(chosen) - _pairs(random)) for chosen, random in rows]
-        record['asked_gain_by_known'] = [figure.value for figure in gains]
-        record['asked_gain_by_known_se'] = [figure.error for figure in gains]
-    for name, row in results.by_group.items():
-        record[f'seen_{name}_by_group'] = [None if np.isnan(x) else float(x) for x in np.nanmean(row, axis=0)]
-    record['chosen_prototypes'] = list(results.chosen)
-    for part, rows in results.by_prototypes.items():
-        record[f'{part.replace(",", "").replace(" ", "_")}_by_prototypes'] = [_mean(row) for row in rows.values()]
-    for name, row in results.groups.items():
-        record |= intervals.mean(np.array(row)).named(f'group_auc {name}')
-    record['known_comparisons'] = list(results.counts)
-    record |= {f'new_{name}_by_known': [_mean(row) for row in method.new] for name, method in results.methods.items()}
-    return record
-
-
-def _pairs(row: Sequence[JudgedPairs]) -> np.ndarray:
+def _accuracies(row: Sequence[JudgedPairs]) -> np.ndarray:
+    """The share of pairs predicted right, by split."""
     return np.array([judged.accuracy for judged in row])
 
 
-def _mean(row: Sequence[JudgedPairs]) -> float:
-    return float(np.mean(_pairs(row)))
-
-
-def make_exhibits(panel: Panel, state: States, results: Results) -> list[Exhibit]:
-    """The exhibits of a report; its people and prototypes are those of the first split."""
-    curves = {MODELS[name]: _curve(method.new) for name, method in results.methods.items()}
-    by_prototypes = {part: _curve(list(rows.values())) for part, rows in results.by_prototypes.items()}
-    K = results.chosen[0]
-    return [
-        Exhibit('Who is foretold how well', _verdict(results), table=_table(results)),
-        Exhibit('New people', picture=people.plot_by_comparisons(curves, results.counts)),
-        Exhibit('By prototypes', picture=people.plot_by_prototypes(by_prototypes, panel.prototypes)),
-        *([Exhibit('Opinion groups', GROUPS, _group_table(results))] if results.groups else ()),
-        *([Exhibit('Each group', BY_GROUP, _table_by_group(results, panel.data))] if results.by_group else ()),
-        *(_portrait(panel, f'K={K}', state) if K > 1 else ()),
-    ]
-
-
-def _curve(rows: Sequence[Sequence[JudgedPairs]]) -> people.Curve:
-    return [intervals.mean(_pairs(row)) for row in rows]
-
-
-def _verdict(results: Results) -> str:
-    parts, (pal, shared) = [], (results.methods[name] for name in ('pal', 'shared'))
-    for who, ours, theirs in (
-        ("seen people's new choices", pal.seen, shared.seen),
-        ('new people', pal.new[-1], shared.new[-1]),
-    ):
-        gain = intervals.mean(_pairs(ours) - _pairs(theirs))
-        parts.append(f'{who}: PAL {gain.value:+.3f} over the shared model, 95 % over splits {gain.ends("+.3f")}')
-    count = len(pal.seen)
-    true, false = (', '.join(map(str, part)) for part in (results.chosen[:count], results.chosen[count:]))
-    control = f'; with shuffled ids: {false}' if false else ''
-    return f'{"; ".join(parts)}. K by split: {true}{control}.'
-
-
-def _table(results: Results) -> list[list[str]]:
-    """A table of accuracy ± standard error over splits.
-
-    The columns in which each person counts the same, and of the worst tenth of people, are of seen people.
-    """
-    middle = len(results.counts) // 2
-    head = ['', 'seen people', 'each person alike', 'worst tenth', 'new, none known']
-    head += [f'{results.counts[middle]} known', 'all known', 'parameters', 'a user']
-    rows = [head]
-    for name, method in results.methods.items():
-        cells = [method.seen, method.new[0], method.new[middle], method.new[-1]]
-        seen, none, some, known = (_cell(_pairs(row)) for row in cells)
-        by_split = [by_person(judged) for judged in method.seen]
-        alike, worst = (_cell([float(of(shares)) for shares in by_split]) for of in (np.mean, worst_tenth))
-        sizes = (f'{size:.3g}' for size in (method.shared, method.person))
-        rows.append([MODELS[name], seen, alike, worst, none, some, known, *sizes])
-    return rows
-
-
-def _group_table(results: Results) -> list[list[str]]:
-    return [['model', 'AUC'], *([name, _cell(row)] for name, row in results.groups.items())]
-
-
-def _table_by_group(results: Results, data: Comparisons) -> list[list[str]]:
-    assert data.groups is not None
-    rows = [['group', 'people', *(MODELS[name] for name in results.by_group)]]
-    for group in range(data.groups.max() + 1):
-        values = [[float(values_of_split[group]) for values_of_split in row] for row in results.by_group.values()]
-        cells = [_cell([x for x in row if np.isfinite(x)]) if np.isfinite(row).any() else '–' for row in values]
-        rows.append([str(group), str(int((data.groups == group).sum())), *cells])
-    return rows
+def _gain(ours: Sequence[JudgedPairs], theirs: Sequence[JudgedPairs]) -> intervals.Estimate:
+    """The mean over splits of the difference of two accuracies."""
+    return intervals.mean(_accuracies(ours) - _accuracies(theirs))
 
 
 def _cell(values: Sequence[float] | np.ndarray) -> str:
     return intervals.mean(np.asarray(values)).with_error()
+
+
+def make_record(shown: Shown) -> dict[str, Any]:
+    """The record of an evaluation: numbers with standard errors over splits, and lists by K and by number of
+    comparisons."""
+
+    def means(rows: Sequence[Sequence[JudgedPairs]]) -> list[float]:
+        return [float(np.mean(_accuracies(row))) for row in rows]
+
+    record: dict[str, Any] = {}
+    for name, method in shown.methods.items():
+        record |= intervals.mean(_accuracies(method.seen)).named(f'seen_{name}')
+        record |= intervals.mean(_accuracies(method.new[-1])).named(f'new_{name}')
+    pal, shared = shown.methods['pal'], shown.methods['shared']
+    record |= _gain(pal.seen, shared.seen).named('seen_gain') | _gain(pal.new[-1], shared.new[-1]).named('new_gain')
+    if 'asked' in shown.methods:
+        gains = [_gain(chosen, random) for chosen, random in zip(shown.methods['asked'].new, pal.new, strict=True)]
+        record['asked_gain_by_known'] = [figure.value for figure in gains]
+        record['asked_gain_by_known_se'] = [figure.error for figure in gains]
+    for name, row in shown.by_group.items():
+        record[f'seen_{name}_by_group'] = [None if np.isnan(x) else float(x) for x in np.nanmean(row, axis=0)]
+    record['chosen_prototypes'] = list(shown.chosen)
+    for part, rows in shown.by_prototypes.items():
+        record[f'{part.replace(",", "").replace(" ", "_")}_by_prototypes'] = means([*rows.values()])
+    for name, row in shown.groups.items():
+        record |= intervals.mean(np.array(row)).named(f'group_auc {name}')
+    record['known_comparisons'] = list(shown.counts)
+    return record | {f'new_{name}_by_known': means(method.new) for name, method in shown.methods.items()}
+
+
+def make_exhibits(panel: Panel, state: States, shown: Shown) -> list[Exhibit]:
+    """The exhibits of a report; its people and prototypes are those of the first split."""
+
+    def curve(rows: Sequence[Sequence[JudgedPairs]]) -> people.Curve:
+        return [intervals.mean(_accuracies(row)) for row in rows]
+
+    curves = {MODELS[name]: curve(method.new) for name, method in shown.methods.items()}
+    by_prototypes = {part: curve(list(rows.values())) for part, rows in shown.by_prototypes.items()}
+    exhibits = [
+        Exhibit('Who is foretold how well', _verdict(shown), table=_table(shown)),
+        Exhibit('New people', picture=people.plot_by_comparisons(curves, shown.counts)),
+        Exhibit('By prototypes', picture=people.plot_by_prototypes(by_prototypes, panel.prototypes)),
+    ]
+    if shown.groups:
+        table = [['model', 'AUC'], *([name, _cell(row)] for name, row in shown.groups.items())]
+        exhibits.append(Exhibit('Opinion groups', GROUPS, table))
+    if shown.by_group and panel.data.groups is not None:
+        exhibits.append(Exhibit('Each group', BY_GROUP, _table_by_group(shown, panel.data.groups)))
+    return exhibits + (_portrait(panel, f'K={shown.chosen[0]}', state) if shown.chosen[0] > 1 else [])
+
+
+def _verdict(shown: Shown) -> str:
+    parts, (pal, shared) = [], (shown.methods[name] for name in ('pal', 'shared'))
+    gains = {
+        "seen people's new choices": _gain(pal.seen, shared.seen),
+        'new people': _gain(pal.new[-1], shared.new[-1]),
+    }
+    for who, gain in gains.items():
+        parts.append(f'{who}: PAL {gain.value:+.3f} over the shared model, 95 % over splits {gain.ends("+.3f")}')
+    count = len(pal.seen)
+    true, false = (', '.join(map(str, part)) for part in (shown.chosen[:count], shown.chosen[count:]))
+    control = f'; with shuffled ids: {false}' if false else ''
+    return f'{"; ".join(parts)}. K by split: {true}{control}.'
+
+
+def _table(shown: Shown) -> list[list[str]]:
+    """A table of accuracy ± standard error over splits.
+
+    The columns in which each person counts the same, and of the worst tenth of people, are of seen people.
+    """
+    middle = len(shown.counts) // 2
+    rows = [['', 'seen people', 'each person alike', 'worst tenth', 'new, none known']]
+    rows[0] += [f'{shown.counts[middle]} known', 'all known', 'parameters', 'a user']
+    for name, method in shown.methods.items():
+        seen, *new = (_cell(_accuracies(row)) for row in (method.seen, *(method.new[i] for i in (0, middle, -1))))
+        by_split = [by_person(judged) for judged in method.seen]
+        alike, worst = (_cell([float(of(shares)) for shares in by_split]) for of in (np.mean, worst_tenth))
+        rows.append([MODELS[name], seen, alike, worst, *new, f'{method.shared:.3g}', f'{method.person:.3g}'])
+    return rows
+
+
+def _table_by_group(shown: Shown, groups: np.ndarray) -> list[list[str]]:
+    rows = [['group', 'people', *(MODELS[name] for name in shown.by_group)]]
+    for group in range(groups.max() + 1):
+        values = [np.array([by_split[group] for by_split in row]) for row in shown.by_group.values()]
+        cells = [_cell(row[np.isfinite(row)]) if np.isfinite(row).any() else '–' for row in values]
+        rows.append([str(group), str(int((groups == group).sum())), *cells])
+    return rows
 
 
 def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
@@ -364,13 +401,11 @@ def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
         mostly = np.mean(mixtures.argmax(axis=1) == k)
         liked_most = people.in_words(effects[number], attributes, shown)
         table.append([str(number + 1), f'{mixtures[:, k].mean():.2f}', f'{mostly:.0%}', *liked_most])
+    picture = people.plot_effects(effects, attributes) if len(attributes) <= 30 else b''
     return [
         Exhibit('The people', picture=people.plot_simplex(mixtures[:SHOWN_PEOPLE, order])),
-        Exhibit(
-            'The prototypes', PROTOTYPES[bool(words)], table,
-            people.plot_effects(effects, attributes) if len(attributes) <= 30 else b'',
-        ),
-    ]  # fmt: skip
+        Exhibit('The prototypes', PROTOTYPES[bool(words)], table, picture),
+    ]
 
 
 def shown_items(data: Comparisons) -> tuple[np.ndarray, list[str]]:

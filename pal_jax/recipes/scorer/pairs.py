@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 
 from pal_jax.run import intervals
 from pal_jax.run.accuracy import hits
+from pal_jax.run.calibration import calibration_error, reliability
 from pal_jax.run.curve import BLUE, GREY, INK, RULE, STYLE, png
 from pal_jax.types import Exhibit
 
 ORANGE = '#d97706'
-BINS = 10  # of confidences
 COSTS = 30  # bins of costs
 
 
@@ -53,21 +53,6 @@ def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dic
         if part.any():
             record[f'accuracy_chosen_{name}'] = float(right[part].mean())
     return record
-
-
-def reliability(gap: np.ndarray, bins: int = BINS) -> Float[np.ndarray, 'bins 3']:
-    """The number of pairs, their mean confidence and the share that is right, in `bins` of equal width between the
-    confidences 1/2 and 1; empty bins are left out."""
-    confidence = 1.0 / (1.0 + np.exp(-np.abs(gap)))
-    place = np.minimum((2.0 * (confidence - 0.5) * bins).astype(int), bins - 1)
-    parts = (place == k for k in np.unique(place))
-    return np.array([(part.sum(), confidence[part].mean(), hits(gap[part]).mean()) for part in parts])
-
-
-def calibration_error(bins: Float[np.ndarray, 'bins 3']) -> float:
-    """The expected calibration error: the mean distance of confidence from accuracy, over bins (Guo et al. 2017)."""
-    pairs, confidence, accuracy = bins.T
-    return sum((pairs * np.abs(accuracy - confidence)).tolist()) / float(pairs.sum())
 
 
 def correlation(x: np.ndarray, y: np.ndarray, *, centred: bool = True) -> float:
@@ -183,7 +168,8 @@ def plot_reliability(bins: Float[np.ndarray, 'bins 3']) -> bytes:
     pairs."""
     figure, ax = make_axes('Is it as right as it is sure?', 'confidence', 'share of pairs that are right')
     ax.plot([0.5, 1], [0.5, 1], color=GREY, linestyle='--')
-    counts, confidence, accuracy = bins.T
+    counts, confidence, accuracy = bins[bins[:, 0] > 0].T
+    confidence, accuracy = confidence / counts, accuracy / counts
     ax.scatter(confidence, accuracy, s=20 + 400 * counts / counts.sum(), color=BLUE, alpha=0.8, linewidth=0)
     for x, y, count in zip(confidence, accuracy, counts, strict=True):
         ax.annotate(f'{count:.0f}', (x, y), textcoords='offset points', xytext=(0, -16), ha='center', fontsize=8)

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pal_jax.data.comparisons import PairBatch
+from pal_jax.data.comparisons import PairBatch, shares
 from pal_jax.recipes.personal.ideal_point import PAL
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
-from pal_jax.recipes.personal.options import Bases, Loss, NewUsers, Rates
+from pal_jax.recipes.personal.options import Loss, NewUsers, Rates
 from pal_jax.run import devices
 
 SEEN, NEW, WIDTH, KNOWN = 80, 40, 8, 20
@@ -55,10 +55,16 @@ def pairs_of(x: np.ndarray) -> PairBatch:
     return PairBatch(users, chosen, np.zeros_like(chosen), share)  # type: ignore[arg-type]
 
 
+def of_people(users: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, people: int) -> PairBatch:
+    """Choices of people as methods of the bench read them."""
+    users = users.astype(np.int32)
+    return PairBatch(users, chosen, rejected, shares(users), people=people)  # type: ignore[arg-type]
+
+
 def make_learner(K: int, mixture: Any = 'softmax', **changes: Any) -> IdealPointLearner:
     """A learner of `x . V w_u`; `new` and `inner` may be changed."""
     pal = PAL(WIDTH, K, rule='dot', point='Pw', mixture=mixture, prototype_init='expected')
-    loss = Loss(pull=0.0 if 'inner' in changes else 2 * PULL * SEEN * 40, bases=Bases(PULL))
+    loss = Loss(pull=0.0 if 'inner' in changes else 2 * PULL * SEEN * 40, prototype_pull=PULL)
     new = NewUsers(300, 0.05, 0.1, start='prior')
     options = {'users': SEEN, 'z_std': 0.1, 'new': new, 'part': 0} | changes
     return IdealPointLearner(pal, loss, Rates(prototypes=0.05, users=0.05), ONE, **options)

@@ -92,9 +92,8 @@ def test_the_likeliest_logits_are_those_of_a_general_optimiser(mixture):
         return jnp.sum(jnp.asarray(x, jnp.float32) * (jax.nn.softmax(z) if mixture == 'softmax' else z), axis=1)
 
     everybody = jnp.tile(jnp.asarray(prior, jnp.float32), (20, 1))
-    z, _ = jax.jit(
-        lambda answered: asking.mode(margins, jnp.asarray(users), answered, everybody, pull=pull, start=everybody)
-    )(jnp.asarray(np.arange(240) % 12 < 10))
+    new = asking.People(margins, jnp.asarray(users), everybody, pull)
+    z, _ = jax.jit(lambda answered: asking.mode(new, answered, everybody))(jnp.asarray(np.arange(240) % 12 < 10))
     for user in range(20):
         pairs = x[(users == user) & (np.arange(240) % 12 < 10)]
 

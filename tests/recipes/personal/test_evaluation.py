@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from pal_jax.data import comparisons
-from pal_jax.data.comparisons import Comparisons
-from pal_jax.recipes.personal import bradley_terry, judged, mixed_logit, panel
+from pal_jax.data.comparisons import Comparisons, PairBatch
+from pal_jax.recipes.personal import bradley_terry, judged, panel
 from pal_jax.recipes.personal import evaluation as bench
 from pal_jax.recipes.personal.bench import report as bench_report
 from pal_jax.recipes.personal.bench.leakage import ASYMMETRY
 from pal_jax.recipes.personal.bradley_terry import logistic
-from pal_jax.recipes.personal.interface import Choices, Fitted, Method, Unfit, by_person
+from pal_jax.recipes.personal.interface import Fitted, Method, by_person
 
 COUNTS = 0, 3, 9
 
@@ -39,7 +39,7 @@ def tasks():
     return bench.make_tasks(data, panel.make_trials(data, 2, True, 0, lambda seed: split(seed=seed)))
 
 
-def weights(choices: Choices, shared, pull):
+def weights(choices: PairBatch, shared, pull):
     """A model for each person by the choices that count."""
     index, exists = by_person(choices)
     if not index.size:
@@ -48,7 +48,7 @@ def weights(choices: Choices, shared, pull):
 
 
 def fit(train, seed, pull=1.0):
-    x = train.difference[train.weight > 0].astype(float)
+    x = train.difference[train.counts].astype(float)
     shared = logistic(x)
     return Fitted((shared, pull, weights(train, shared, pull)), 2, 2)
 
@@ -111,14 +111,11 @@ def test_tests_have_true_people_where_training_has_shuffled_ones(tasks):
 
 
 def test_padding_moves_nothing(tasks):
-    wide = [
-        task._replace(train=task.train._replace(**{
-            name: np.concatenate([column, np.full_like(column[:3], fill)])
-            for name, column, fill in (('users', task.train.users, 0), ('chosen', task.train.chosen, 5),
-                                       ('rejected', task.train.rejected, -5), ('weight', task.train.weight, 0))
-        })) for task in tasks
-    ]  # fmt: skip
-    for task, padded in zip(tasks, wide, strict=True):
+    fills = {'users': 0, 'chosen': 5, 'rejected': -5, 'share': 0}
+    for task in tasks:
+        columns = {name: getattr(task.train, name) for name in fills}
+        wide = {name: np.concatenate([x, np.full_like(x[:3], fills[name])]) for name, x in columns.items()}
+        padded = task._replace(train=task.train.replace(**wide))
         a, b = (bench.run(Method(fit, margins), side, (9,))[1:] for side in (task, padded))
         assert a == b
 
@@ -127,7 +124,7 @@ def test_the_option_is_chosen_on_people_who_were_left_out(tasks):
     seen = []
 
     def spy(train, seed, pull):
-        seen.append((pull, np.unique(train.users[train.weight > 0]).size))
+        seen.append((pull, np.unique(train.users[train.counts]).size))
         return fit(train, seed, pull)
 
     method = Method(spy, margins, options=({'pull': 1e6}, {'pull': 1.0}))
@@ -157,7 +154,7 @@ def test_questions_come_first_and_the_others_after_them(tasks):
         rank[index[exists[:, 1], 1]], rank[index[exists[:, 0], 0]] = 0, 1
         return rank
 
-    rank = bench.in_order(task, ask(None, task.known, 2), 2)
+    rank = panel.asked_first(task.known.users, ask(None, task.known, 2), task.rank, 2)
     index, _ = by_person(task.known)
     assert rank[index[0, :2]].tolist() == [1, 0]
     assert sorted(rank[index[0]].tolist()) == list(range(index.shape[1]))
@@ -197,22 +194,3 @@ def test_the_report_marks_a_data_set_that_fails_and_a_gain_of_shuffled_people(ta
     page = bench_report.markdown(list(exhibits.values()), 'Bench', ['a.png', 'b.png'])
     assert page.count('![') == 2
     assert '| one model for all (K = 1) |' in page
-
-
-def test_a_mixed_logit_that_diverges_has_no_fit(monkeypatch):
-    xlogit = pytest.importorskip('xlogit')
-
-    def diverge(*args, **options):
-        raise np.linalg.LinAlgError('SVD did not converge')
-
-    monkeypatch.setattr(xlogit.MixedLogit, 'fit', diverge)
-    with pytest.raises(Unfit, match=r'diverges.*SVD'):
-        mixed_logit.fit(np.ones((4, 2)), np.arange(4), 0)
-
-
-def test_log_odds_of_a_mixed_logit_stay_finite_and_odd():
-    model = mixed_logit.MixedLogit(np.array([1e4]), np.array([1.0]))
-    x, users = np.array([[3.0], [-3.0]]), np.zeros(2, int)
-    margins = mixed_logit.margins(model, x[:0], users[:0], x, users)
-    assert margins[0] > 20
-    assert margins[1] == pytest.approx(-margins[0], rel=1e-4)

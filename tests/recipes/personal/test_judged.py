@@ -41,9 +41,8 @@ def test_the_worst_tenth_if_all_were_alike(pairs, worst):
 def test_expected_calibration_error():
     p, right = np.array([0.55, 0.65, 0.65, 0.95, 0.95, 0.95]), np.array([1, 0, 1, 1, 1, 0])
     margins = np.log(p / (1 - p)) * (2 * right - 1)
-    assert protocol.calibration_error(protocol.judge(margins, np.zeros(6, int)).bins) == pytest.approx(
-        0.266667, abs=2e-6
-    )
+    result = protocol.figures([protocol.judge(margins, np.zeros(6, int))])
+    assert result.ece == pytest.approx(0.266667, abs=2e-6)
 
 
 def test_paired_differences():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from pathlib import Path
@@ -12,11 +11,13 @@ import numpy as np
 
 from pal_jax.recipes.personal.pal import large as pal_large
 from pal_jax.recipes.personal.pal import recipe as pal
-from pal_jax.run import devices
-from pal_jax.run.recipe import Context
+from pal_jax.run import checkpoint, devices
+from pal_jax.run.checkpoint import Checkpoints
+from pal_jax.run.recipe import KEPT, Context
+from pal_jax.run.settings import to_dict
 from tests import configs
 
-ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
+ONE = Context(devices.make_mesh(devices=jax.devices()[:1]))
 
 B = {'model.variant': 'B', 'model.projector': 'mlp1-gelu', 'model.dtype': 'float32'}
 
@@ -64,10 +65,25 @@ def small(path, variant='text-large', **changes):
     return get_config(variant, **{**values, **changes})
 
 
-def run(config, steps, context=ONE, recipe=None):
+def run(config, steps, context=ONE):
     """The recipe of a config and its state after some steps."""
-    recipe = recipe or (pal_large if config.recipe == 'personal.pal_large' else pal).make(config, context)
+    recipe = (pal_large if config.recipe == 'personal.pal_large' else pal).make(config, context)
     state, host = recipe.init()
     for i in range(steps):
         state, host, *_ = recipe.step(state, host, i)
     return recipe, state
+
+
+def finished(config, workdir, steps=1, evaluation=None):
+    """The recipe and the state of a run after some steps, and its last evaluation, by default that K = 2 was chosen;
+    its folder is as the training loop leaves it."""
+    recipe, state = run(config, steps)
+    checkpoint.write_config(workdir, to_dict(config))
+    recipe.plan.keep(workdir / KEPT)
+    checkpoints = Checkpoints(workdir, recipe.plan.abstract)
+    checkpoints.save(steps, state, {})
+    checkpoints.wait()
+    found = {'chosen_prototypes': [2]} if evaluation is None else evaluation(recipe, state)
+    record = {'step': steps, 'stage': 'final', **found}
+    (workdir / 'evals.jsonl').write_text(json.dumps(record) + '\n')
+    return recipe, state, record

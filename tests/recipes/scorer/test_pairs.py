@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pal_jax.recipes.scorer import pairs as figures
+from pal_jax.run import calibration
 
 
 def pairs(gaps, lengths):
@@ -32,9 +33,9 @@ def test_a_model_that_is_as_right_as_it_is_sure_has_no_calibration_error():
     rng = np.random.default_rng(0)
     gaps = rng.normal(size=200_000) * 2
     chosen = np.where(rng.random(gaps.size) < 1 / (1 + np.exp(-gaps)), gaps, -gaps)  # nature draws from the model
-    assert figures.calibration_error(figures.reliability(chosen)) < 0.005
-    assert figures.calibration_error(figures.reliability(5 * chosen)) > 0.1  # too sure of itself
-    assert figures.reliability(chosen)[:, 0].sum() == gaps.size
+    assert calibration.calibration_error(calibration.reliability(chosen)) < 0.005
+    assert calibration.calibration_error(calibration.reliability(5 * chosen)) > 0.1  # too sure of itself
+    assert calibration.reliability(chosen)[:, 0].sum() == gaps.size
 
 
 def test_length_bias_is_seen_whichever_reply_comes_first():

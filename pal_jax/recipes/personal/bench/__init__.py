@@ -1,6 +1,5 @@
 """The audited bench of personalised rewards."""
 
-from pal_jax.recipes.personal.bench.recipe import make
-from pal_jax.recipes.personal.bench.settings import Settings
+from pal_jax.recipes.personal.bench.recipe import Settings, make
 
 __all__ = ['Settings', 'make']

@@ -6,7 +6,7 @@ and T10 read pairs of which no two have a text in common, and T9 counts each tex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,29 +16,32 @@ from pal_jax.recipes.personal import bradley_terry
 from pal_jax.recipes.personal.bench import leakage, shortcuts
 from pal_jax.recipes.personal.bench.leakage import Finding, not_applied
 from pal_jax.recipes.personal.bradley_terry import logistic
+from pal_jax.recipes.personal.evaluation import MethodResult
+from pal_jax.recipes.personal.judged import judge
+from pal_jax.recipes.personal.panel import Trial
 from pal_jax.run.accuracy import hits
 
 MOST = 20_000  # pairs of a part that are read; more say the same
 PEOPLE = 300  # people who have a model of their own in T1
 PULLS = 1.0, 10.0, 100.0  # of a person's model to the shared one in T1
 DIRECTIONS = 1, 2, 4  # numbers of directions in which people differ in T1
-PARTS = 'train', 'validation', 'test'
 LONG = 20  # characters: T12 counts replies of more, since short ones are alike by chance
 WIDE, MOST_FOR_AXES = 64, 5000  # coordinates of items that the models of the audit read, and pairs that choose them
 SHARED = 2.0  # pairs for each text, above which people share items
 ROWS = ('T3', 'T4')  # shortcuts that are rows of the table and void no data set
 
 
+Rule = Callable[[Trial, np.ndarray], np.ndarray]  # margins [n] of the pairs with these numbers
+
+
 def audit(
-    data: Comparisons, split: Split, *, alone: Comparisons | None = None, prompts_matter: bool = False,
-    names: Sequence[str] = (), seed: int = 0,
-) -> list[Finding]:  # fmt: skip
+    data: Comparisons, split: Split, *, alone: Comparisons | None = None, prompts_matter: bool = False, seed: int = 0
+) -> list[Finding]:
     """The findings T1 to T12.
 
     Args:
       alone: the same pairs by vectors that were made without the prompts, for T2.
       prompts_matter: False where prompts are mere topics, so that T2 warns at most.
-      names: ids of people or personas that no text may have.
     """
     rng = np.random.default_rng([seed, 7])
     part = Split._make(np.sort(rng.permutation(index)[:MOST]) for index in split)
@@ -46,11 +49,14 @@ def audit(
     direction, data = _direction(data, rng), narrow(data, part.train)
     alone = None if alone is None else narrow(alone, part.train)
     findings = [direction, _person(data, part, rng), _prompt(data, alone, part, prompts_matter)]
-    findings += _texts(data, part, names, rng) if data.texts else _no_texts()
-    findings += [
-        not_applied('T5', 'the order in which items were shown is not known; methods are asked with swapped sides'),
-        _repeated(data, split), _known(data, split), _flipped(data, part, rng),
-    ]  # fmt: skip
+    if data.texts:
+        findings += _texts(data, part, rng)
+    else:
+        textless = 'T3', 'T4', 'T6', 'T7', 'T9'
+        findings += [not_applied(test, 'items are attributes, there is no text') for test in textless]
+    order_unknown = 'the order in which items were shown is not known; methods are asked with swapped sides'
+    findings += [not_applied('T5', order_unknown), _repeated(data, split), _known(data, split)]
+    findings.append(_flipped(data, part, rng))
     return sorted(findings, key=lambda row: int(row.test[1:]))
 
 
@@ -100,7 +106,7 @@ def _person(data: Comparisons, split: Split, rng: np.random.Generator) -> Findin
     train, validation, test = (
         part[np.isin(data.users[part], people)] for part in (split.train, split.validation, split.test)
     )
-    parts = dict(zip(PARTS, (train, validation, test), strict=True))
+    parts = {'train': train, 'validation': validation, 'test': test}
     person_of = {name: np.searchsorted(people, data.users[part]) for name, part in parts.items()}
     x_of = {name: differences(data, part) / scale for name, part in parts.items()}
     # Training pairs as rows of people.
@@ -115,14 +121,12 @@ def _person(data: Comparisons, split: Split, rng: np.random.Generator) -> Findin
         within = bradley_terry.fit(along, weight, 1.0, np.eye(count + 1)[count]).weights
         models[f'{count} directions'] = within[:, count:] * shared + within[:, :count] @ axes[:count]
     right_of = {
-        key: {name: hits(np.sum(x_of[name] * w[person_of[name]], axis=1)) for name in PARTS[1:]}
+        key: {name: hits(np.sum(x_of[name] * w[person_of[name]], axis=1)) for name in ('validation', 'test')}
         for key, w in models.items()
     }
     best = max(right_of, key=lambda key: right_of[key]['validation'].mean() if len(validation) else 0.0)
-    bound, bounded = _bound(data, test)
-    return leakage.blind_to_person(
-        hits(x_of['test'] @ shared), right_of[best]['test'], data.users[test], bound, bounded
-    )  # fmt: skip
+    blind, personal = hits(x_of['test'] @ shared), right_of[best]['test']
+    return leakage.blind_to_person(blind, personal, data.users[test], *_bound(data, test))
 
 
 def _bound(data: Comparisons, index: np.ndarray) -> tuple[float, np.ndarray]:
@@ -190,11 +194,7 @@ def _flipped(data: Comparisons, split: Split, rng: np.random.Generator) -> Findi
 # --- texts ------------------------------------------------------------------------------------------------------------
 
 
-def _no_texts() -> list[Finding]:
-    return [not_applied(test, 'items are attributes, there is no text') for test in ('T3', 'T4', 'T6', 'T7', 'T9')]
-
-
-def _texts(data: Comparisons, split: Split, names: Sequence[str], rng: np.random.Generator) -> list[Finding]:
+def _texts(data: Comparisons, split: Split, rng: np.random.Generator) -> list[Finding]:
     """T3, T4, T6, T7 and T9."""
     assert isinstance(data.chosen, Lookup) and isinstance(data.rejected, Lookup)
     index = np.sort(np.concatenate(split))
@@ -208,7 +208,7 @@ def _texts(data: Comparisons, split: Split, names: Sequence[str], rng: np.random
         shortcuts.formatting_only(chosen, rejected, data.users[index]),
         shortcuts.artefacts([chosen[i] for i in apart], [rejected[i] for i in apart]),
         _near(data, split),
-        _label(data, index, names),
+        _label(data, index),
     ]
 
 
@@ -233,10 +233,10 @@ def _cosine(table: np.ndarray, tested: np.ndarray, learnt: np.ndarray, most: int
     return float((one @ other.T).max(axis=1).mean())
 
 
-def _label(data: Comparisons, index: np.ndarray, names: Sequence[str]) -> Finding:
+def _label(data: Comparisons, index: np.ndarray) -> Finding:
     """T9, by texts of other people, or by other texts where people share them."""
     left, right = (side[index] for side in item_numbers(data))
-    named = [name for name in names if len(name) > 3 and any(letter.isalpha() for letter in name)]
+    named = [name for name in data.names if len(name) > 3 and any(letter.isalpha() for letter in name)]
     if len(index) > SHARED * len(np.unique(np.concatenate([left, right]))):
         wins = np.bincount(left, minlength=len(data.texts)) - np.bincount(right, minlength=len(data.texts))
         items = np.flatnonzero(wins)
@@ -277,3 +277,35 @@ def _known(data: Comparisons, split: Split) -> Finding:
 
     kind = 'prompts, texts or dialogues' if data.texts else 'questions'
     return leakage.known_and_tested(contents(split.fit), contents(split.new_test), kind)
+
+
+# --- rows of rules that know nobody -----------------------------------------------------------------------------------
+
+
+def rules(data: Comparisons) -> dict[str, Rule]:
+    """The rules that a data set allows, by name: the wins of items in training (T8), and a logistic model of length and
+    formatting of texts (T3, T4), fitted on the training pairs of all seen people."""
+    # A text that was in no training pair has neither wins nor losses, so its pair ties.
+    pairs = np.stack(item_numbers(data), axis=1)
+    by_name: dict[str, Rule] = {
+        'memory': lambda trial, index: leakage.memory(pairs[trial.split.train], pairs[index])[0]
+    }
+    if data.texts and isinstance(data.chosen, Lookup) and isinstance(data.rejected, Lookup):
+        table = shortcuts.shallow(data.texts)
+        x = table[data.chosen.numbers] - table[data.rejected.numbers]
+
+        def shallow(trial: Trial, index: np.ndarray) -> np.ndarray:
+            scale = leakage.sizes(x[trial.split.train])
+            return x[index] / scale @ logistic(x[trial.split.train] / scale)
+
+        by_name['shallow'] = shallow
+    return by_name
+
+
+def evaluate_rule(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int], rule: Rule) -> MethodResult:
+    """A rule on all splits; new people are the same for any number of known choices."""
+    seen, new = (
+        [judge(rule(trial, index), data.users[index]) for trial in trials for index in [getattr(trial.split, part)]]
+        for part in ('test', 'new_test')
+    )
+    return MethodResult(seen, [new for _ in counts])

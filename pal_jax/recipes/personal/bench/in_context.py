@@ -7,15 +7,13 @@
 A token is `[x_1 - x_2; y]`, the difference of two items' vectors and 1 or -1 for who won, with y = 0 on a question. The
 order of each pair is drawn anew at every reading of the training: with the chosen item first throughout, the sign of a
 question would be its answer. The margin is odd, `m(d) = (f(d) - f(-d)) / 2`, and its loss is that of Bradley and Terry.
-Each person of a meta-batch has from 0 to `context` known choices. The paper's own form, groups with shares of answers,
-stands at the end; no recipe trains on it.
+Each person of a meta-batch has from 0 to `context` known choices.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +21,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from pal_jax.data.comparisons import PairBatch
 from pal_jax.models.params import Params
 from pal_jax.objectives.masked import masked_mean
 from pal_jax.recipes.personal.bench import set_transformer
 from pal_jax.recipes.personal.bench.reading import draw_choices
 from pal_jax.recipes.personal.bench.set_transformer import SetTransformer
-from pal_jax.recipes.personal.interface import Choices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +61,7 @@ class InContextLearner:
         """The weights before the first update, by which all margins are 0."""
         return set_transformer.init(key, self.net)
 
-    def inputs(self, choices: Choices, scale: np.ndarray) -> np.ndarray:
+    def inputs(self, choices: PairBatch, scale: np.ndarray) -> np.ndarray:
         """The differences of chosen and other items `[B, H]`."""
         return choices.difference / scale
 
@@ -80,9 +78,8 @@ class InContextLearner:
         return tokens, known, x[asked], counted
 
     def loss(
-        self, params: Params, key: PRNGKeyArray, x: Float[Array, 'n H'], index: Int[Array, 'U T'],
-        exists: Bool[Array, 'U T'],
-    ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
+        self, params: Params, key: Array, x: Float[Array, 'n H'], index: Int[Array, 'U T'], exists: Bool[Array, 'U T']
+    ) -> tuple[Array, dict[str, Array]]:
         """The mean loss of the questions of a drawn meta-batch, and its metrics."""
         context, known, asked, counted = self.draw(key, x, index, exists)
         # Questions stand with the chosen item first, which an odd margin cannot tell.
@@ -119,29 +116,3 @@ def canonical_sign(d: Float[Array, '*S H']) -> Float[Array, '*S']:
     """The sign of the first coordinate that is not 0; 0 for a difference of equal items."""
     first = jnp.argmax(d != 0, axis=-1)
     return jnp.sign(jnp.take_along_axis(d, first[..., None], axis=-1)[..., 0])
-
-
-# --- shares of answers, the paper's own form --------------------------------------------------------------------------
-
-
-def share_nll(
-    mean: Float[Array, ' n'], log_std: Float[Array, ' n'], shares: Float[Array, ' n'], question: Int[Array, ' n'],
-    questions: int,
-) -> Float[Array, ' n']:  # fmt: skip
-    """GPO's loss: the negative log likelihood of each option's share, a normal one about the softmax of its question.
-
-    A question has several options; the model gives each a mean and a log standard deviation.
-    """
-    mean = mean - jax.lax.stop_gradient(jax.ops.segment_max(mean, question, questions))[question]
-    weight = jnp.exp(mean)
-    foretold = weight / jax.ops.segment_sum(weight, question, questions)[question]
-    apart = (shares - foretold) * jnp.exp(-log_std)
-    return jnp.square(apart) / 2.0 + log_std + math.log(2.0 * math.pi) / 2.0
-
-
-def share_score(p: Float[Array, '*S A'], q: Float[Array, '*S A']) -> Float[Array, '*S']:
-    """GPO's score: 1 less the Wasserstein distance of two distributions over options, as a share of the largest.
-
-    Options stand 1 apart, so the largest distance is their number less 1.
-    """
-    return 1.0 - jnp.sum(jnp.abs(jnp.cumsum(p - q, axis=-1))[..., :-1], axis=-1) / (p.shape[-1] - 1)

@@ -8,7 +8,6 @@ Tests of one-sided shortcuts of texts (T3, T4, T6, T9) are in `shortcuts.py`; `a
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -31,7 +30,7 @@ ALIKE, ALIKE_SHARE, SHINGLE = 0.8, 0.01, 5  # T7: Jaccard's index, the share of 
 MEMORY, MEMORY_SHARE = 0.55, 0.05  # T8: the accuracy of memory, and the share of test pairs it speaks about
 DIRECTIONS, MOST_PAIRS, RATIO = 200, 400, 2.0  # T10: directions, pairs at most, and the ratio to random signs
 TASTES, TABLES, TASTE_P = 1000, 10, 0.01  # T10: random tastes on so many drawn tables of pairs, and the p
-FLIPPED = 0.03  # T11: the distance from a half
+FLIPPED, COINS = 0.03, 10  # T11: the distance from a half, and the number of models
 
 Verdict = Literal['pass', 'warn', 'flag', 'none']  # none: the test does not apply, and its words say why
 
@@ -74,12 +73,11 @@ NAMES = {
 }
 
 
-def finding(
-    test: str, figure: float, verdict: Verdict, words: str, *, ends: Estimate | None = None, chance: float = np.nan,
-) -> Finding:  # fmt: skip
-    """The finding of a test by its number; `ends` has the interval of its figure."""
-    low, high = (np.nan, np.nan) if ends is None or ends.low is None else (ends.low, ends.high)
-    return Finding(test, NAMES[test], float(figure), float(low), float(high), chance, verdict, words)  # type: ignore[arg-type]
+def finding(test: str, figure: float | Estimate, verdict: Verdict, words: str, chance: float = np.nan) -> Finding:
+    """The finding of a test by its number, whose figure may have an interval."""
+    low, high = (isinstance(figure, Estimate) and figure.interval) or (np.nan, np.nan)
+    value = figure.value if isinstance(figure, Estimate) else figure
+    return Finding(test, NAMES[test], float(value), float(low), float(high), chance, verdict, words)
 
 
 def not_applied(test: str, words: str) -> Finding:
@@ -107,14 +105,17 @@ def sizes(x: np.ndarray) -> np.ndarray:
     return np.maximum(np.sqrt(np.mean(x**2, axis=0)), 1e-9)
 
 
-def cross_fitted(x: np.ndarray, groups: np.ndarray, folds: int = 5, ridge: float = 1.0) -> np.ndarray:
-    """The margins `[n]` of pairs by models that saw no pair of the same group; columns in units of their size."""
-    scaled = x / sizes(x)
+def folds_of(groups: np.ndarray, folds: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """The number `[n]` of each entry's group, and its fold, which a group has at random."""
     names, number = np.unique(groups, return_inverse=True)
-    fold = np.random.default_rng(0).permutation(len(names))[number] % min(folds, max(len(names), 2))
-    margins = np.zeros(len(x))
+    return number, np.random.default_rng(0).permutation(len(names))[number] % min(folds, max(len(names), 2))
+
+
+def cross_fitted(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The margins `[n]` of pairs by models that saw no pair of the same group; columns in units of their size."""
+    scaled, (_, fold), margins = x / sizes(x), folds_of(groups), np.zeros(len(x))
     for k in np.unique(fold):
-        margins[fold == k] = scaled[fold == k] @ bradley_terry.logistic(scaled[fold != k], ridge)
+        margins[fold == k] = scaled[fold == k] @ bradley_terry.logistic(scaled[fold != k])
     return margins
 
 
@@ -127,9 +128,12 @@ def vote_bound(votes: np.ndarray) -> float:
 
 
 def blind_to_person(
-    shared: np.ndarray, personal: np.ndarray, people: np.ndarray, bound: float = np.nan,
+    shared: np.ndarray,
+    personal: np.ndarray,
+    people: np.ndarray,
+    bound: float = np.nan,
     bounded: np.ndarray | None = None,
-) -> Finding:  # fmt: skip
+) -> Finding:
     """T1: the gain in accuracy of a personal model over a model of everybody, with each person alike.
 
     It passes where the gain's interval is above 0. It is a flag where the interval ends below `WORTH`: there is nothing
@@ -145,16 +149,14 @@ def blind_to_person(
     part = np.ones(len(shared), bool) if bounded is None else bounded
     words = f'shared model {shared.mean():.3f}, personal model {gain.with_error("+.3f")}'
     if np.isfinite(bound) and part.any():
-        blind = intervals.share(shared[part], units_of(people[part]))
         words += f', bound of blind models {bound:.3f}'
-        if blind.place(bound) == 1:
-            words += ': a blind model is above its bound, so it leaks'
-            return finding('T1', gain.value, 'flag', words, ends=gain, chance=0.0)
+        if intervals.share(shared[part], units_of(people[part])).place(bound) == 1:
+            return finding('T1', gain, 'flag', f'{words}: a blind model is above its bound, so it leaks', 0.0)
     if gain.place(0.0) == 1:
-        return finding('T1', gain.value, 'pass', words, ends=gain, chance=0.0)
+        return finding('T1', gain, 'pass', words, 0.0)
     if gain.place(WORTH) == -1:
-        return finding('T1', gain.value, 'flag', f'{words}, below {WORTH}: {NOTHING}', ends=gain, chance=0.0)
-    return finding('T1', gain.value, 'warn', f'{words}: {TOO_FEW}', ends=gain, chance=0.0)
+        return finding('T1', gain, 'flag', f'{words}, below {WORTH}: {NOTHING}', 0.0)
+    return finding('T1', gain, 'warn', f'{words}: {TOO_FEW}', 0.0)
 
 
 def _gain(differences: np.ndarray, people: np.ndarray) -> Estimate:
@@ -165,25 +167,22 @@ def _gain(differences: np.ndarray, people: np.ndarray) -> Estimate:
     return intervals.gain(np.bincount(unit, differences) / np.bincount(unit))
 
 
-def blind_to_prompt(
-    full: np.ndarray, alone: np.ndarray, people: np.ndarray, mismatched: np.ndarray | None = None
-) -> Finding:
+def blind_to_prompt(full: np.ndarray, alone: np.ndarray, people: np.ndarray) -> Finding:
     """T2: the accuracy that is lost without the prompt, with each person alike.
 
     It passes where the loss's interval is above `PROMPT_LOSS`, is a flag where it is below, and else a warning.
 
     Args:
       full, alone: the hits `[n]` (1 right, 0 wrong, 1/2 a tie) of a model that reads prompts, and of one that does not.
-      mismatched: the hits of the first model after prompts of other pairs.
     """
     loss = _gain(full - alone, people)
     words = f'with the prompt {full.mean():.3f}, the reply alone {alone.mean():.3f}'
-    if mismatched is not None:
-        words += f', after another prompt {mismatched.mean():.3f}'
-    place = loss.place(PROMPT_LOSS)
-    verdict: Verdict = 'pass' if place == 1 else 'flag' if place == -1 else 'warn'
-    words += {'flag': ': the prompt decides little', 'warn': f': {TOO_FEW}', 'pass': ''}[verdict]
-    return finding('T2', loss.value, verdict, words, ends=loss, chance=0.0)
+    match loss.place(PROMPT_LOSS):
+        case 1:
+            return finding('T2', loss, 'pass', words, 0.0)
+        case -1:
+            return finding('T2', loss, 'flag', f'{words}: the prompt decides little', 0.0)
+    return finding('T2', loss, 'warn', f'{words}: {TOO_FEW}', 0.0)
 
 
 # --- T5: position -----------------------------------------------------------------------------------------------------
@@ -198,7 +197,7 @@ def position(first_won: int, pairs: int) -> Finding:
     flagged = p < POSITION_P and abs(share - 0.5) > POSITION_SHARE
     words = f'the first shown won {first_won} of {pairs}, p {p:.4f}'
     verdict: Verdict = 'flag' if flagged else 'warn' if p < 0.05 else 'pass'
-    return finding('T5', share, verdict, words, ends=intervals.of_share(share, None, pairs), chance=0.5)
+    return finding('T5', intervals.of_share(share, None, pairs), verdict, words, 0.5)
 
 
 # --- T7, T8, T12: what stands on both sides ---------------------------------------------------------------------------
@@ -241,7 +240,7 @@ def near_duplicates(alike: np.ndarray, right: np.ndarray, people: np.ndarray, co
         words += f'; shared model {right.mean():.3f}, without them {right[~near].mean():.3f}'
     words += f'; nearest state of training at cosine {cosine:.3f}' if np.isfinite(cosine) else ''
     verdict: Verdict = 'flag' if share.value > ALIKE_SHARE else 'warn' if near.any() else 'pass'
-    return finding('T7', share.value, verdict, words, ends=share, chance=0.0)
+    return finding('T7', share, verdict, words, 0.0)
 
 
 def memory(train: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -257,35 +256,32 @@ def memory(train: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def in_training(
-    train: np.ndarray, asked: np.ndarray, people: np.ndarray, *, shared_people: int, shared_dialogues: int = 0,
-    by_design: bool = False,
-) -> Finding:  # fmt: skip
+    train: np.ndarray, asked: np.ndarray, people: np.ndarray, *, shared_people: int, by_design: bool = False
+) -> Finding:
     """T8: the accuracy of memory, wins less losses in training, on the test pairs with a text of training.
 
-    It is a flag where new people or dialogues of the test are in training, and its figure is then the share of test
-    pairs with a text of training; also where the interval is above `MEMORY` and the share above `MEMORY_SHARE`.
+    It is a flag where new people are in training, and its figure is then the share of test pairs with a text of
+    training; also where the interval is above `MEMORY` and the share above `MEMORY_SHARE`.
 
     Args:
       train, asked: see `memory`.
       people: the person of each pair of `asked`.
       shared_people: the number of new people who have a choice in training.
-      shared_dialogues: the number of dialogues in training and in the test.
       by_design: items are shared by all people, as tariffs are; memory is then a row of the bench's table and no flag.
     """
     margins, known = memory(train, asked)
     share = float(known.mean()) if len(known) else 0.0
-    if shared_people or shared_dialogues:
-        words = f'{shared_people} new people and {shared_dialogues} dialogues of the test are in training'
-        return finding('T8', share, 'flag', words, chance=0.5)
+    if shared_people:
+        return finding('T8', share, 'flag', f'{shared_people} new people of the test are in training', 0.5)
     if not known.any():
-        return finding('T8', 0.5, 'pass', 'no person, dialogue or text of the test is in training', chance=0.5)
+        return finding('T8', 0.5, 'pass', 'no person, dialogue or text of the test is in training', 0.5)
     right = intervals.share(hits(margins[known]), units_of(people[known]))
     words = f'{share:.1%} of test pairs have a text of training; wins less losses foretell {right.value:.3f} of them'
     verdict = judged(right, 0.5, over=MEMORY)
     if verdict == 'flag' and (by_design or share <= MEMORY_SHARE):
         verdict = 'warn'
         words += ' (items are shared by design: memory is a row of the table)' if by_design else ''
-    return finding('T8', right.value, verdict, words, ends=right, chance=0.5)
+    return finding('T8', right, verdict, words, 0.5)
 
 
 def known_and_tested(
@@ -299,7 +295,7 @@ def known_and_tested(
     both = set(known) & set(asked)
     people = len({person for person, _ in both})
     words = f'{len(both) or "no"} {kind}' + (f' of {people} new people' if both else '') + ' are known and tested'
-    return finding('T12', float(len(both)), 'flag' if both else 'pass', words, chance=0.0)
+    return finding('T12', len(both), 'flag' if both else 'pass', words, 0.0)
 
 
 # --- T10, T11: models that know nothing -------------------------------------------------------------------------------
@@ -322,7 +318,7 @@ def random_direction(x: np.ndarray, rng: np.random.Generator) -> Finding:
     ratio, p = distance / max(by_luck, 1e-12), _p_of_taste(x, v, distance, rng.spawn(1)[0])
     words = f'random rewards are {distance:.4f} from a half on {len(x)} pairs, {by_luck:.4f} with random signs'
     words += f'; p {p:.3f} that a taste does it'
-    return finding('T10', ratio, 'flag' if ratio > RATIO and p < TASTE_P else 'pass', words, chance=1.0)
+    return finding('T10', ratio, 'flag' if ratio > RATIO and p < TASTE_P else 'pass', words, 1.0)
 
 
 def _p_of_taste(x: np.ndarray, v: np.ndarray, distance: float, rng: np.random.Generator) -> float:
@@ -340,35 +336,33 @@ def _p_of_taste(x: np.ndarray, v: np.ndarray, distance: float, rng: np.random.Ge
 
 
 def flipped_labels(
-    fit_and_judge: Callable[[np.ndarray], np.ndarray], pairs: int, people: np.ndarray, rng: np.random.Generator,
-    draws: int = 10,
-) -> Finding:  # fmt: skip
+    fit_and_judge: Callable[[np.ndarray], np.ndarray], pairs: int, people: np.ndarray, rng: np.random.Generator
+) -> Finding:
     """T11: a model whose training labels are drawn by a coin, on true test labels.
 
     Args:
       fit_and_judge: the margins `[m]` of the test pairs after a fit whose training pairs `[pairs]` have these signs.
       people: the person of each test pair.
-      draws: the number of models with coins of their own, since one of them is a random direction.
     """
-    rights = np.array([hits(fit_and_judge(rng.choice([-1, 1], pairs))) for _ in range(draws)])
-    mean = float(rights.mean())
-    luck = float(np.std(rights.mean(axis=1), ddof=1)) / np.sqrt(draws) if draws > 1 else 0.0
+    # Models with coins of their own, since one of them is a random direction.
+    rights = np.array([hits(fit_and_judge(rng.choice([-1, 1], pairs))) for _ in range(COINS)])
+    mean, luck = float(rights.mean()), float(np.std(rights.mean(axis=1), ddof=1)) / np.sqrt(COINS)
     by_people = intervals.share(rights.mean(axis=0), units_of(people))
     # Coins and people are two sources of luck; the fewer of both know the error worse.
-    count = min(draws, len(np.unique(people)))
+    count = min(COINS, len(np.unique(people)))
     right = intervals.of_mean(mean, float(np.hypot(luck, by_people.error or 0.0)), count)
     verdict: Verdict = 'pass' if not right.place(0.5) else 'flag' if abs(mean - 0.5) > FLIPPED else 'warn'
-    words = f'taught by a coin, {draws} models are right on {mean:.3f} of the test pairs'
-    return finding('T11', mean, verdict, words, ends=right, chance=0.5)
+    words = f'taught by a coin, {COINS} models are right on {mean:.3f} of the test pairs'
+    return finding('T11', right, verdict, words, 0.5)
 
 
 def disjoint(left: np.ndarray, right: np.ndarray, rng: np.random.Generator, most: int = 2**31) -> np.ndarray:
     """Numbers of pairs of which no two have a text in common, in random order and at most `most`."""
-    used: Counter[int] = Counter()
-    kept = []
+    used, kept = set[int](), []
     for i in rng.permutation(len(left)):
-        if not used[int(left[i])] and not used[int(right[i])]:
-            used[int(left[i])] = used[int(right[i])] = 1
+        sides = {int(left[i]), int(right[i])}
+        if not used & sides:
+            used |= sides
             kept.append(int(i))
         if len(kept) == most:
             break

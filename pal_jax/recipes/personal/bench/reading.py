@@ -18,9 +18,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from pal_jax.data.comparisons import PairBatch
 from pal_jax.learners.latent import LatentState
 from pal_jax.models.params import Params
-from pal_jax.recipes.personal.interface import Choices, Fitted, by_person
+from pal_jax.recipes.personal.interface import Fitted, by_person, counted
 
 PROGRAM = 50  # updates of one compiled program, at most
 ROWS = 32  # numbers of choices of a person are rounded up to these, so that few programs are compiled
@@ -29,26 +30,27 @@ Rows = tuple[np.ndarray, np.ndarray]  # numbers of each person's choices `[peopl
 
 
 class ChoiceLearner(Protocol):
-    """A network that reads choices, its loss, and its optimiser. It is static under jit."""
+    """A network that reads choices, its loss, and its optimiser. It is static under jit.
+
+    Attributes:
+      person: the number of parameters of a person.
+      most: the most known choices that are read of a person; None: all.
+    """
 
     @property
     def optimizer(self) -> optax.GradientTransformation: ...
 
     @property
-    def person(self) -> int:
-        """The number of parameters of a person."""
-        ...
+    def person(self) -> int: ...
 
     @property
-    def most(self) -> int | None:
-        """The most known choices that are read of a person; None: all."""
-        ...
+    def most(self) -> int | None: ...
 
     def weights(self, key: Array) -> Params:
         """The weights before the first update."""
         ...
 
-    def inputs(self, choices: Choices, scale: np.ndarray) -> np.ndarray:
+    def inputs(self, choices: PairBatch, scale: np.ndarray) -> np.ndarray:
         """The network's inputs by choice, `[B, ...]`, with items in units of `scale` `[H]`."""
         ...
 
@@ -71,17 +73,17 @@ class ChoiceReader(NamedTuple):
     learner: ChoiceLearner
     params: Params
     scale: np.ndarray
-    seen: Choices
+    seen: PairBatch
 
 
-def fit(learner: ChoiceLearner, train: Choices, rows: Rows, start: Array, keys: Sequence[Any] | Array) -> Fitted:
+def fit(learner: ChoiceLearner, train: PairBatch, rows: Rows, start: Array, keys: Sequence[Any] | Array) -> Fitted:
     """Train a network on the seen people's choices, of which `rows` has those of the people who are drawn.
 
     Args:
       start: the key of the first weights; keys: those of the updates.
     """
     # Items in units of their differences: raw states of a decoder have a few large coordinates.
-    scale = scale_of(train.difference[train.weight > 0])
+    scale = np.sqrt(np.maximum(np.mean(np.square(counted(train)[0]), axis=0), 1e-12)).astype(np.float32)
     state, x = begin(learner, start), learner.inputs(train, scale)
     for first in range(0, len(keys), PROGRAM):
         state, _ = update(learner, state, x, *rows, keys[first : first + PROGRAM])
@@ -89,10 +91,10 @@ def fit(learner: ChoiceLearner, train: Choices, rows: Rows, start: Array, keys: 
     return Fitted(ChoiceReader(learner, state.params, scale, train), size, learner.person)
 
 
-def margins(fitted: Fitted, known: Choices | None, asked: Choices) -> np.ndarray:
+def margins(fitted: Fitted, known: PairBatch | None, asked: PairBatch) -> np.ndarray:
     """The margins given the known choices of each person; those of seen people are their training choices."""
     learner, params, scale, seen = fitted.params
-    read: Choices = seen if known is None else known
+    read: PairBatch = seen if known is None else known
     index, exists = wide(*(rows[:, : learner.most] for rows in by_person(read)))
     places, there = wide(*by_person(asked))
     context, questions = (learner.inputs(*side) for side in ((read, scale), (asked, scale)))
@@ -131,7 +133,7 @@ def numbered_keys(seed: int, updates: int) -> tuple[Array, Array]:
     return start, jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(updates))
 
 
-def rows_with_choices(train: Choices) -> Rows:
+def rows_with_choices(train: PairBatch) -> Rows:
     """The rows of the people who have choices: only they are drawn."""
     index, exists = by_person(train)
     there = exists.any(axis=1)
@@ -142,11 +144,6 @@ def wide(index: np.ndarray, exists: np.ndarray) -> Rows:
     """Rows of choices by person, filled up to a multiple of `ROWS`, so that few programs are compiled."""
     short = -index.shape[1] % ROWS or ROWS * (not index.shape[1])
     return tuple(np.pad(rows, ((0, 0), (0, short))) for rows in (index, exists))  # type: ignore[return-value]
-
-
-def scale_of(x: np.ndarray) -> np.ndarray:
-    """The root mean square of each coordinate of differences `[n, H]`, by which a network's inputs are divided."""
-    return np.sqrt(np.maximum(np.mean(np.square(x), axis=0), 1e-12)).astype(np.float32)
 
 
 def draw_choices(

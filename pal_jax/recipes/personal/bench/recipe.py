@@ -22,21 +22,22 @@ import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.readers import choices, opinions
-from pal_jax.recipes.personal import evaluation, mixed_logit, pal
-from pal_jax.recipes.personal.bench import audit, pal_rows, rules
+from pal_jax.recipes.personal import baselines, evaluation, pal, population
+from pal_jax.recipes.personal.bench import audit
 from pal_jax.recipes.personal.bench import report as bench_report
 from pal_jax.recipes.personal.bench.methods import FOR_TABLES, METHODS
-from pal_jax.recipes.personal.bench.settings import Settings
+from pal_jax.recipes.personal.evaluation import MethodResult, picked
 from pal_jax.recipes.personal.interface import Unfit
 from pal_jax.recipes.personal.pal import recipe as pal_recipe
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.recipe import PALRecipe
 from pal_jax.recipes.personal.panel import newcomers
-from pal_jax.recipes.personal.population import counts_of
+from pal_jax.recipes.personal.population import States
 from pal_jax.run import inputs, piecework, sharding
 from pal_jax.run.files import write_whole
 from pal_jax.run.piecework import Records
 from pal_jax.run.recipe import Context, Evaluation, Host, Recipe, check_at_least
+from pal_jax.run.settings import Run
 from pal_jax.types import Exhibit, Metrics
 
 # Sources whose prompts are questions; the prompts of others are topics, and T2 warns at most.
@@ -45,6 +46,21 @@ PROMPTS_MATTER = (
 )  # fmt: skip
 NEVER_GIVEN = 'texts of your own or of shared sets (--config.texts)'
 FIRST = 'audit', 'pal'  # a step of each data set, before the methods
+PAL_BASELINES = 'embedding', 'own', 'groups'  # PAL's baselines with a learner
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Run):
+    """The keys of a run. There is a step for each part of the work, so `total_steps` stays 0.
+
+    Splits, numbers of known choices and the vectors of texts are those of PAL's sections, for all methods.
+    """
+
+    tables: tuple[str, ...] = ('electricity',)  # tables of choices, as `data` of configs/pal.py names them
+    texts: tuple[str, ...] = ()  # votes or choices between texts, as `data` of configs/pal.py:text names them
+    methods: tuple[str, ...] = ()  # names in `recipes/personal/bench/methods.py`; (): all
+    pal: pal.Settings  # the run of PAL on each table
+    pal_text: pal.Settings  # the run of PAL on each set of texts
 
 
 class BenchPart(NamedTuple):
@@ -81,19 +97,14 @@ class Bench:
             if name == 'audit':
                 records = self.audited(data, recipe)
             elif name == 'pal':
-                by_method = pal_rows.all_rows(recipe, pal_rows.train(recipe))
-                records = [{'method': method} | row for method, rows in by_method.items() for row in rows]
+                records = pal_rows(recipe, train(recipe))
             else:
-                records = self.compared(data, name, split)
+                try:
+                    rows = evaluation.run(METHODS[name], self.tasks(data)[split], self.counts(data), measured=not split)
+                except Unfit as reason:  # a method may have no row
+                    rows = [{'unfit': str(reason)}]
+                records = [{'method': name} | row for row in rows]
         return [{'data': data} | record for record in records], host, {'rows': float(len(records))}
-
-    def compared(self, data: str, name: str, split: int) -> Records:
-        """The rows of a method on a split, or the reason why it has none."""
-        try:
-            rows = evaluation.run(METHODS[name], self.tasks(data)[split], self.counts(data), measured=not split)
-        except Unfit as reason:
-            rows = [{'unfit': str(reason)}]
-        return [{'method': name} | row for row in rows]
 
     @functools.lru_cache(maxsize=1)  # noqa: B019, one data set at a time is in memory
     def opened(self, data: str) -> PALRecipe:
@@ -111,14 +122,12 @@ class Bench:
     def audited(self, data: str, recipe: PALRecipe) -> Records:
         """The findings on the first split, and the rows of what needs no model of people."""
         panel = recipe.panel
-        findings = audit.audit(
-            panel.data, panel.trials[0].split, alone=self.alone(data, panel.data), names=panel.data.names,
-            prompts_matter=data.partition(':')[0] in PROMPTS_MATTER, seed=self.settings.seed,
-        )  # fmt: skip
-        # The rules that need no model of people are what a shortcut or a memory would be worth.
+        matter = data.partition(':')[0] in PROMPTS_MATTER
+        alone, split = self.alone(data, panel.data), panel.trials[0].split
+        findings = audit.audit(panel.data, split, alone=alone, prompts_matter=matter, seed=self.settings.seed)
         records: Records = [{'findings': [finding._asdict() for finding in findings]}]
-        for name, margins_of in rules.of(panel.data).items():
-            result = rules.evaluate(panel.data, panel.trials, self.counts(data), margins_of)
+        for name, margins_of in audit.rules(panel.data).items():
+            result = audit.evaluate_rule(panel.data, panel.trials, self.counts(data), margins_of)
             rows = evaluation.rows(panel.trials, result, self.counts(data))
             records += [{'method': name} | row for row in rows]
         return records
@@ -127,31 +136,67 @@ class Bench:
     def counts(self, data: str) -> tuple[int, ...]:
         """The numbers of known choices of new people, the last of which is all that anybody has."""
         panel = self.opened(data).panel
-        return counts_of(panel, newcomers(panel.data, panel.trials))
+        return population.counts_of(panel, newcomers(panel.data, panel.trials).most)
 
     def alone(self, data: str, items: Comparisons) -> Comparisons | None:
         """The pairs by vectors of replies that were read without their prompts.
 
         None where nothing could be lost: there are no prompts, all are the same, or replies are read alone anyway.
         """
-        section = dataclasses.replace(self.settings.pal_text, data=data)
-        if (
-            not isinstance(items.prompt, Lookup)
-            or section.model.variant == 'B'
-            or len(np.unique(items.prompt.numbers)) < 2
-        ):
+        model, prompt = self.settings.pal_text.model, items.prompt
+        if not isinstance(prompt, Lookup) or model.variant == 'B' or len(np.unique(prompt.numbers)) < 2:
             return None
-        section = dataclasses.replace(section, model=dataclasses.replace(section.model, variant='B'))
+        model = dataclasses.replace(model, variant='B')
+        section = dataclasses.replace(self.settings.pal_text, data=data, model=model)
         decoder = pal_text.open_decoder(section.text, self.ctx, self.settings.seed)
         return pal_text.read(section, self.ctx, decoder).items
 
     def finish(self, records: Sequence[Mapping[str, Any]]) -> Evaluation:
         """The report, also as Markdown with its pictures, and the figures as one record."""
-        missing = [] if self.settings.texts else [NEVER_GIVEN]
-        exhibits = bench_report.make_exhibits(records, missing)
+        exhibits = bench_report.make_exhibits(records, [] if self.settings.texts else [NEVER_GIVEN])
         if jax.process_index() == 0:
             write_markdown(self.ctx.workdir, exhibits)
         return Evaluation(bench_report.make_record(records), exhibits=exhibits)
+
+
+# --- PAL and all models that its run trains, as rows ------------------------------------------------------------------
+
+
+def train(recipe: PALRecipe) -> States:
+    """The states after all steps of PAL's run, as `configs/pal.py` has it."""
+    state, host = recipe.init()
+    for i in range(recipe.plan.total_steps):
+        state, host, _, _ = recipe.step(state, host, i)
+    return state
+
+
+def pal_rows(recipe: PALRecipe, state: States) -> Records:
+    """The rows of the shared model, of PAL with the K that the validation part chose on each split, and of the
+    baselines.
+
+    PAL's row is the one of `make pal`: the same functions evaluate it. It has further rows: of new people who are asked
+    what tells most, and by the known choices of strangers.
+    """
+    panel, trials = recipe.panel, recipe.panel.trials
+    results = population.measure(panel, state, calibrated=True)
+    # The models of each method, by split.
+    names = {'shared': ['K=1'] * len(trials), 'pal': [f'K={K}' for K in results.chosen]}
+    names |= {name: [name] * len(trials) for name in PAL_BASELINES if name in panel.learners}
+    true, records = [r for r, trial in enumerate(trials) if not trial.shuffled], []
+    for method, by_split in names.items():
+        models: list[MethodResult] = [results.models[name] for name in by_split]
+        if method == 'shared':
+            models = [model._replace(asked=(), strangers=()) for model in models]
+        rows = evaluation.rows(trials, picked(models, range(len(trials))), results.counts)
+        sizes = picked([models[r] for r in true], true)
+        about = {'shared_parameters': sizes.shared, 'parameters_a_person': sizes.person, 'looks': len(rows)}
+        about['seconds_a_person'] = population.seconds_a_person(panel, state, by_split[true[0]], results.new)
+        about['options'] = [{'model': name} for name in by_split]
+        records += [{'method': method} | row for row in ({'about': about}, *rows)]
+    return records
+
+
+# --- from settings ----------------------------------------------------------------------------------------------------
 
 
 def make(settings: Settings, ctx: Context) -> Recipe:
@@ -174,7 +219,7 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         raise ValueError(f'tables={settings.tables} and texts={settings.texts} must name data, each once')
     check_data(settings)
     if settings.tables and 'mixed_logit' in names:
-        mixed_logit.require()
+        baselines.require_xlogit()
     for section in (settings.pal, settings.pal_text):
         pal_recipe.check(section, sharding.batch_ways(ctx.mesh))
     parts = [BenchPart(data_name, name) for name in FIRST for data_name in data]

@@ -34,18 +34,19 @@ BY_PEOPLE = (
     'above 0 and above the gain with shuffled people, both by their 95 % intervals.'
 )
 
+CALIBRATION = 'ECE', 'too sure', 'log loss'
+
 Key = tuple[str, str, int, bool]  # method, part, known, shuffled
-Rows = Mapping[Key, Sequence[JudgedPairs]]
 
 
 class Set(NamedTuple):
     """The records of one data set."""
 
     name: str
-    findings: Sequence[Finding]
-    rows: Rows
-    about: Mapping[str, Mapping[str, Any]]  # by method
-    unfit: Mapping[str, str]  # reasons, by method
+    findings: list[Finding]
+    rows: dict[Key, list[JudgedPairs]]
+    about: dict[str, dict[str, Any]]  # by method
+    unfit: dict[str, str]  # reasons, by method
 
     @property
     def methods(self) -> list[str]:
@@ -80,31 +81,39 @@ class Set(NamedTuple):
         base = self.rows.get((SHARED, 'seen' if part == 'seen' else 'new', known, shuffled))
         return judged.figures(rows, base or ()) if rows else None
 
+    def gain(self, method: str, part: str, *, shuffled: bool = False) -> Paired | None:
+        """The gain over the shared model on seen people, or on new ones of whom all choices are known."""
+        figures = self.figures(method, part, -1 if part == 'seen' else self.counts[-1], shuffled=shuffled)
+        return figures.gain if figures else None
+
+    def lines(self) -> list[tuple[str, str, str]]:
+        """The methods on new people and on those who are asked: name, part and words."""
+        parts = {'new': '', 'asked': ', its own questions'}
+        return [(name, part, words(name) + suffix) for name in self.methods for part, suffix in parts.items()]
+
 
 def by_set(records: Sequence[Mapping[str, Any]]) -> list[Set]:
     """The records by data set, in their order."""
     sets: dict[str, Set] = {}
     for record in records:
-        data = sets.setdefault(record['data'], Set(record['data'], [], {}, {}, {}))
-        rows, about, findings, unfit = dict(data.rows), dict(data.about), list(data.findings), dict(data.unfit)
+        _, findings, rows, about, unfit = sets.setdefault(record['data'], Set(record['data'], [], {}, {}, {}))
+        method = record.get('method', '')
         if 'findings' in record:
             findings += [Finding(**row) for row in record['findings']]
         elif 'unfit' in record:
-            unfit[record['method']] = record['unfit']
+            unfit[method] = record['unfit']
         elif 'about' in record:
-            about[record['method']] = _joined(about.get(record['method'], {}), record['about'])
+            # Sizes are those of the first split; looks add up.
+            before, split = about.get(method, {}), record['about']
+            about[method] = {**split, **before, 'looks': before.get('looks', 0) + split['looks']}
         else:
-            key = record['method'], record['part'], record['known'], record['shuffled']
-            rows[key] = [*rows.get(key, ()), judged.from_json(record)]
-        # A method that could not be fitted on one split is compared on none.
-        rows = {key: value for key, value in rows.items() if key[0] not in unfit}
-        sets[record['data']] = Set(data.name, findings, rows, about, unfit)
-    return list(sets.values())
-
-
-def _joined(before: Mapping[str, Any], split: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's `about` after one more split: sizes are those of the first split, looks add up."""
-    return {**split, **before, 'looks': before.get('looks', 0) + split['looks']}
+            key = method, record['part'], record['known'], record['shuffled']
+            rows.setdefault(key, []).append(judged.from_json(record))
+    # A method that could not be fitted on one split is compared on none.
+    return [
+        data._replace(rows={key: row for key, row in data.rows.items() if key[0] not in data.unfit})
+        for data in sets.values()
+    ]
 
 
 def make_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -113,15 +122,10 @@ def make_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     record: dict[str, Any] = {'failed_data_sets': sum(bool(data.mark) for data in sets)}
     for name in dict.fromkeys(method for data in sets for method in data.methods if method != SHARED):
         for part in ('seen', 'new'):
-            gains = [gain.mean.value for data in sets if (gain := _gain(data, name, part))]
+            gains = [gain.mean.value for data in sets if (gain := data.gain(name, part))]
             if gains:
                 record[f'{part}_gain_{name}'] = float(np.mean(gains))
     return record
-
-
-def _gain(data: Set, method: str, part: str, *, shuffled: bool = False) -> Paired | None:
-    figures = data.figures(method, part, -1 if part == 'seen' else data.counts[-1], shuffled=shuffled)
-    return figures.gain if figures else None
 
 
 def make_exhibits(records: Sequence[Mapping[str, Any]], missing: Sequence[str] = ()) -> list[Exhibit]:
@@ -131,13 +135,12 @@ def make_exhibits(records: Sequence[Mapping[str, Any]], missing: Sequence[str] =
     exhibits = [Exhibit('Data and their audit', f'{_told(sets)}{absent}', _summary(sets))]
     exhibits += [Exhibit(f'Audit: {data.name}', table=_audit(data)) for data in sets]
     for data in sets:
+        name, by_count = f'{data.name}{data.mark}', plot_by_comparisons(_curves(data), data.counts)
         exhibits += [
-            Exhibit(f'Seen people: {data.name}{data.mark}', BY_PEOPLE + _unfit(data), _seen(data)),
-            Exhibit(f'New people: {data.name}{data.mark}', _worst(data), _new(data)),
-            Exhibit(f'Gains: {data.name}{data.mark}', picture=plot_gains(data)),
-            Exhibit(
-                f'By known choices: {data.name}{data.mark}', picture=plot_by_comparisons(_curves(data), data.counts)
-            ),
+            Exhibit(f'Seen people: {name}', BY_PEOPLE + _unfit(data), _seen(data)),
+            Exhibit(f'New people: {name}', _worst(data), _new(data)),
+            Exhibit(f'Gains: {name}', picture=plot_gains(data)),
+            Exhibit(f'By known choices: {name}', picture=by_count),
         ]
     return exhibits
 
@@ -167,38 +170,35 @@ def _summary(sets: Sequence[Set]) -> list[list[str]]:
     for data in sets:
         seen = data.figures(SHARED, 'seen', -1)
         by_verdict = {v: [row.test for row in data.audited if row.verdict == v] for v in ('flag', 'warn')}
-        shortcuts = [test for test in by_verdict['flag'] if test in ROWS]
-        rows.append([
-            data.name, str(seen.tested if seen else 0), ', '.join(fails(data.audited)) or '–',
-            ', '.join(by_verdict['warn']) or '–', ', '.join(shortcuts) or '–', _winner(data, 'seen'),
-            _winner(data, 'new'),
-        ])  # fmt: skip
+        tests = fails(data.audited), by_verdict['warn'], [test for test in by_verdict['flag'] if test in ROWS]
+        winners = _winner(data, 'seen'), _winner(data, 'new')
+        rows.append([data.name, str(seen.tested if seen else 0), *(', '.join(row) or '–' for row in tests), *winners])
     return rows
 
 
 def _winner(data: Set, part: str) -> str:
     """The best method of `_best` with its gain."""
     if best := _best(data, part):
-        return f'{words(best)}: {_of_gain(_gain(data, best, part))}'
+        return f'{words(best)}: {_of_gain(data.gain(best, part))}'
     impersonal = _impersonal(data, part)
     return f'none beats {words(max(impersonal, key=lambda name: impersonal[name]))}'
 
 
 def _best(data: Set, part: str) -> str | None:
     """The personal method with the largest gain of those that count, if it beats all that do not know the person."""
-    gains = {name: gain for name in data.methods[1:] if (gain := _gain(data, name, part))}
     blind = max(_impersonal(data, part).values())
-    won = [
-        name for name in gains
-        if name not in NOBODY and gains[name].mean.value > blind
-        and _counts(gains[name], _gain(data, name, part, shuffled=True)) == 'yes'
-    ]  # fmt: skip
-    return max(won, key=lambda name: gains[name].mean.value, default=None)
+    gains = {name: gain for name in data.methods[1:] if name not in NOBODY and (gain := data.gain(name, part))}
+    won = {
+        name: gain.mean.value
+        for name, gain in gains.items()
+        if gain.mean.value > blind and _counts(gain, data.gain(name, part, shuffled=True)) == 'yes'
+    }
+    return max(won, key=lambda name: won[name], default=None)
 
 
 def _impersonal(data: Set, part: str) -> dict[str, float]:
     """The gains of the rules that do not know the person."""
-    gains = {name: gain for name in NOBODY if (gain := _gain(data, name, part))}
+    gains = {name: gain for name in NOBODY if (gain := data.gain(name, part))}
     return {SHARED: 0.0} | {name: gain.mean.value for name, gain in gains.items()}
 
 
@@ -224,23 +224,20 @@ def _unfit(data: Set) -> str:
 
 
 def _seen(data: Set) -> list[list[str]]:
-    rows = [[
-        'method', 'each person alike', 'gain', 'by pairs', 'gain, shuffled people', 'counts',
-        'worst tenth (if all were alike)', 'ECE', 'too sure', 'log loss', 'parameters', 'a person', 'ms a person',
-    ]]  # fmt: skip
+    rows = [['method', 'each person alike', 'gain', 'by pairs', 'gain, shuffled people', 'counts']]
+    rows[0] += ['worst tenth (if all were alike)', *CALIBRATION, 'parameters', 'a person', 'ms a person']
     for name in data.methods:
         figures, about = data.figures(name, 'seen', -1), data.about.get(name, {})
         if not figures:
             continue
-        shuffled = _gain(data, name, 'seen', shuffled=True)
-        rows.append([
-            _marked(name, about), f'{figures.people.value:.3f} [{figures.people.ends()}]',
-            '–' if name == SHARED else _of_gain(figures.gain), figures.pairs.with_error(),
-            *(('–', '–') if name in (SHARED, *NOBODY) else (_leaked(shuffled), _counts(figures.gain, shuffled))),
-            f'{figures.worst:.3f} ({figures.worst_alike:.3f})', *_calibration(name, figures),
-            *(_number(about.get(key, np.nan)) for key in ('shared_parameters', 'parameters_a_person')),
-            _number(1000 * about.get('seconds_a_person', np.nan)),
-        ])  # fmt: skip
+        shuffled, control = data.gain(name, 'seen', shuffled=True), ('–', '–')
+        if name not in (SHARED, *NOBODY):
+            control = _leaked(shuffled), _counts(figures.gain, shuffled)
+        sizes = [about.get(key, np.nan) for key in ('shared_parameters', 'parameters_a_person', 'seconds_a_person')]
+        row = [_marked(name, about), f'{figures.people.value:.3f} [{figures.people.ends()}]']
+        row += ['–' if name == SHARED else _of_gain(figures.gain), figures.pairs.with_error(), *control]
+        row += [f'{figures.worst:.3f} ({figures.worst_alike:.3f})', *_calibration(name, figures)]
+        rows.append([*row, _number(sizes[0]), _number(sizes[1]), _number(1000 * sizes[2])])
     return rows
 
 
@@ -266,36 +263,21 @@ def _counts(gain: Paired | None, shuffled: Paired | None) -> str:
 
 
 def _new(data: Set) -> list[list[str]]:
-    counts = data.counts
-    shown = [count for count in counts if count in (0, 1, 5, 20)] + [counts[-1]]
-    head = [f'{count} known' for count in dict.fromkeys(shown)]
-    rows = [
-        [
-            'method',
-            *head,
-            'gain, all known',
-            'shuffled people',
-            "strangers' choices",
-            'counts',
-            'ECE',
-            'too sure',
-            'log loss',
-        ]
-    ]
-    for name in data.methods:
-        for part, suffix in (('new', ''), ('asked', ', its own questions')):
-            by_count = [data.figures(name, part, count) for count in dict.fromkeys(shown)]
-            if not by_count[-1]:
-                continue
-            last, shuffled = by_count[-1], _gain(data, name, 'new', shuffled=True)
-            strangers = data.figures(name, 'strangers', counts[-1])
-            control = ('–', '–', '–')
-            if name not in (SHARED, *NOBODY):
-                control = _leaked(shuffled), _of_gain(strangers and strangers.gain), _counts(last.gain, shuffled)
-            rows.append([
-                words(name) + suffix, *(f'{x.people.value:.3f}' if x else '–' for x in by_count),
-                '–' if name == SHARED else _of_gain(last.gain), *control, *_calibration(name, last),
-            ])  # fmt: skip
+    last = data.counts[-1]
+    shown = list(dict.fromkeys([count for count in data.counts if count in (0, 1, 5, 20)] + [last]))
+    rows = [['method', *(f'{count} known' for count in shown), 'gain, all known', 'shuffled people']]
+    rows[0] += ["strangers' choices", 'counts', *CALIBRATION]
+    for name, part, in_words in data.lines():
+        by_count = [data.figures(name, part, count) for count in shown]
+        if not (known := by_count[-1]):
+            continue
+        shuffled, strangers = data.gain(name, 'new', shuffled=True), data.figures(name, 'strangers', last)
+        control = ('–', '–', '–')
+        if name not in (SHARED, *NOBODY):
+            control = _leaked(shuffled), _of_gain(strangers and strangers.gain), _counts(known.gain, shuffled)
+        row = [in_words, *(f'{x.people.value:.3f}' if x else '–' for x in by_count)]
+        row += ['–' if name == SHARED else _of_gain(known.gain), *control, *_calibration(name, known)]
+        rows.append(row)
     return rows
 
 
@@ -303,7 +285,7 @@ def _worst(data: Set) -> str:
     figures = data.figures(SHARED, 'new', data.counts[-1])
     if not figures:
         return ''
-    gain = [x for name in data.methods[1:] if (x := _gain(data, name, 'new'))]
+    gain = [x for name in data.methods[1:] if (x := data.gain(name, 'new'))]
     spread = float(np.median([x.spread for x in gain])) if gain else np.nan
     needed = judged.people_needed(0.02, spread) if np.isfinite(spread) and spread else 0
     return (
@@ -319,11 +301,10 @@ def _worst(data: Set) -> str:
 def _curves(data: Set) -> dict[str, list[Estimate]]:
     """The accuracy with each person alike, with its interval over people, by number of known choices."""
     curves = {}
-    for name in data.methods:
-        for part, suffix in (('new', ''), ('asked', ', its own questions')):
-            points = [data.figures(name, part, count) for count in data.counts]
-            if all(points):
-                curves[words(name) + suffix] = [x.people for x in points if x]
+    for name, part, in_words in data.lines():
+        points = [data.figures(name, part, count) for count in data.counts]
+        if all(points):
+            curves[in_words] = [x.people for x in points if x]
     return curves
 
 
@@ -333,16 +314,14 @@ def plot_gains(data: Set) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 1.4 + 0.34 * len(names)), layout='constrained')
         axes = figure.subplots(1, 2, sharey=True)
-    for ax, part, title in zip(
-        axes, ('seen', 'new'), ("seen people's new choices", 'new people, all known'), strict=True
-    ):
+    titles = {'seen': "seen people's new choices", 'new': 'new people, all known'}
+    for ax, (part, title) in zip(axes, titles.items(), strict=True):
         for shuffled, colour, offset in ((False, BLUE, -0.12), (True, GREY, 0.18)):
             for place, name in enumerate(names):
-                if gain := _gain(data, name, part, shuffled=shuffled):
-                    ax.plot(
-                        gain.mean.interval or [gain.mean.value] * 2, [place + offset] * 2, color=colour, linewidth=2
-                    )
-                    ax.plot(gain.mean.value, place + offset, 'o', color=colour, markersize=5)
+                if gain := data.gain(name, part, shuffled=shuffled):
+                    ends, height = gain.mean.interval or [gain.mean.value] * 2, place + offset
+                    ax.plot(ends, [height] * 2, color=colour, linewidth=2)
+                    ax.plot(gain.mean.value, height, 'o', color=colour, markersize=5)
         ax.axvline(0, color=INK, linewidth=0.8)
         ax.set_title(f'Gain: {title} (grey: shuffled people)')
         ax.set_yticks(range(len(names)), [words(name) for name in names])

@@ -7,6 +7,7 @@ and gains count over it.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from pal_jax.recipes.personal.bench.leakage import (
     Verdict,
     cross_fitted,
     finding,
+    folds_of,
     judged,
     not_applied,
     units_of,
@@ -70,7 +72,7 @@ def length_only(lengths: np.ndarray, people: np.ndarray) -> Finding:
         x = np.stack([longer, logs[:, 0] - logs[:, 1]], axis=1).astype(float)
         words += f'; logistic {hits(cross_fitted(x, people)).mean():.3f}'
     words += f'; by person {_by_person(longer, people):.3f}'
-    return finding('T3', right.value, judged(right, 0.5, over=OVER, under=UNDER), words, ends=right, chance=0.5)
+    return finding('T3', right, judged(right, 0.5, over=OVER, under=UNDER), words, 0.5)
 
 
 def _by_person(signs: np.ndarray, people: np.ndarray) -> float:
@@ -88,7 +90,7 @@ def formatting_only(chosen: Sequence[str], rejected: Sequence[str], people: np.n
     margins = cross_fitted(x, people)
     right = intervals.share(hits(margins), units_of(people))
     words = f'counts of marks foretell {right.value:.3f}; {np.mean(margins == 0):.0%} of pairs have the same counts'
-    return finding('T4', right.value, judged(right, 0.5, over=OVER), words, ends=right, chance=0.5)
+    return finding('T4', right, judged(right, 0.5, over=OVER), words, 0.5)
 
 
 def artefacts(chosen: Sequence[str], rejected: Sequence[str]) -> Finding:
@@ -110,12 +112,12 @@ def artefacts(chosen: Sequence[str], rejected: Sequence[str]) -> Finding:
             features.setdefault(name, [[], []])[name in other].append(expected)
     p_of = {name: _p_of(*of_sides) for name, of_sides in features.items()}
     if not p_of:
-        return finding('T6', 1.0, 'pass', 'both sides have the same characters', chance=1.0)
+        return finding('T6', 1.0, 'pass', 'both sides have the same characters', 1.0)
     name = min(p_of, key=lambda key: (p_of[key], key))
     p, (a, b) = min(p_of[name] * TRIED, 1.0), map(len, features[name])
     words = f'{name} on the chosen side alone in {a} pairs, on the other alone in {b}; corrected p {p:.2g}'
     verdict: Verdict = 'flag' if p < CORRECTED else 'warn' if p < 0.05 else 'pass'
-    return finding('T6', p, verdict, words, chance=1.0)
+    return finding('T6', p, verdict, words, 1.0)
 
 
 def _p_of(won: Sequence[float], lost: Sequence[float]) -> float:
@@ -168,18 +170,18 @@ def label_in_text(
     if not len(texts):
         return not_applied('T9', 'every text won as often as it lost')
     bags = [words_of(text) for text in texts]
-    total: dict[str, int] = {}
-    for bag in bags:
-        for word in bag:
-            total[word] = total.get(word, 0) + 1
+    total = Counter(word for bag in bags for word in bag)
     vocabulary = sorted((word for word in total if total[word] >= RARE), key=lambda word: (-total[word], word))[:WORDS]
     table = np.array([[word in bag for word in vocabulary] for bag in bags], bool).reshape(len(texts), -1)
-    if named := sorted(name for name in set(names) if any(_has(text, name) for text in texts)):
-        return finding('T9', 1.0, 'flag', f'texts name {", ".join(named[:5])}', chance=0.5)
+    spelled = {name: re.compile(rf'(?<!\w){re.escape(name)}(?!\w)') for name in names}
+    if named := sorted(name for name in spelled if any(spelled[name].search(text) for text in texts)):
+        return finding('T9', 1.0, 'flag', f'texts name {", ".join(named[:5])}', 0.5)
     winners, losers = int(won.sum()), int((~won).sum())
     in_won, in_lost = table[won].sum(axis=0), table[~won].sum(axis=0)
-    # Of two thousand words some stand on one side by chance.
-    p_of = np.minimum(_p_of_words(in_won, in_lost, winners / len(won)) * len(vocabulary), 1.0)
+    # The two-sided binomial p of each word; of two thousand words some stand on one side by chance.
+    share, count = winners / len(won), in_won + in_lost
+    tail = np.minimum(stats.binom.cdf(in_won, count, share), stats.binom.sf(in_won - 1, count, share))
+    p_of = np.minimum(np.minimum(2.0 * tail, 1.0) * len(vocabulary), 1.0)
     best = int(np.argmin(p_of)) if vocabulary else -1
     p = float(p_of[best]) if vocabulary else 1.0
     area = _bag_auc(table, won, groups) if vocabulary else Estimate(0.5, 0.0, 0.5, 0.5)
@@ -191,27 +193,16 @@ def label_in_text(
     warned = area.place(0.5) == 1 or p < WORD_WARN
     verdict: Verdict = 'flag' if flagged else 'warn' if warned else 'pass'
     words += ' (people share the texts: it is their popularity)' if popularity and verdict == 'warn' else ''
-    return finding('T9', area.value, verdict, words, ends=area, chance=0.5)
+    return finding('T9', area, verdict, words, 0.5)
 
 
-def _p_of_words(won: np.ndarray, lost: np.ndarray, share: float) -> np.ndarray:
-    """The two-sided binomial p of words that stand in so many winners and losers, if `share` of all texts win."""
-    below, above = stats.binom.cdf(won, won + lost, share), stats.binom.sf(won - 1, won + lost, share)
-    return np.minimum(2.0 * np.minimum(below, above), 1.0)
-
-
-def _has(text: str, name: str) -> bool:
-    return re.search(rf'(?<!\w){re.escape(name)}(?!\w)', text) is not None
-
-
-def _bag_auc(table: np.ndarray, won: np.ndarray, groups: np.ndarray, folds: int = 5) -> Estimate:
+def _bag_auc(table: np.ndarray, won: np.ndarray, groups: np.ndarray) -> Estimate:
     """The AUC of summed log-odds of words, with its interval over groups.
 
     The log-odds of a group's texts are made of other groups' texts. So what two groups have in common by luck counts
     twice, in the scores of the one and of the other, by which the variance is twice that of scores made elsewhere.
     """
-    names, number = np.unique(groups, return_inverse=True)
-    fold = np.random.default_rng(0).permutation(len(names))[number] % min(folds, max(len(names), 2))
+    number, fold = folds_of(groups)
     score = np.zeros(len(won))
     for k in np.unique(fold):
         learnt = fold != k
@@ -220,7 +211,7 @@ def _bag_auc(table: np.ndarray, won: np.ndarray, groups: np.ndarray, folds: int 
         odds = [np.log(c / (t - c)) for c, t in zip(counts, totals, strict=True)]
         score[~learnt] = table[~learnt] @ (odds[0] - odds[1])
     area = intervals.auc(score, won, number)
-    if area.error is None or area.low is None or area.high is None:
+    if area.error is None or area.interval is None:
         return area
-    low, high = (area.value + np.sqrt(2.0) * (end - area.value) for end in (area.low, area.high))
+    low, high = (area.value + np.sqrt(2.0) * (end - area.value) for end in area.interval)
     return Estimate(area.value, float(np.sqrt(2.0)) * area.error, max(float(low), 0.0), min(float(high), 1.0))

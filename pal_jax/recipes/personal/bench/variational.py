@@ -8,7 +8,7 @@ less. All formulas below are this project's own, and no run of them is a run of 
     w_k = softmax_k(-W2²((mean, std), (M_k, S_k)) / tau)     # bases N(M_k, diag S_k²) are learnt
     m = x . V w
     v = the variance of m over points drawn from N(mean, std²) in the distribution's place
-    loss = attenuated(m, v) + kl_coef KL(N(mean, std²) || N(0, 1))
+    loss = softplus(-probit(m, v)) + kl_coef KL(N(mean, std²) || N(0, 1))    # uncertain margins count less
 
 A new person is one pass of the encoder.
 """
@@ -24,15 +24,19 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from pal_jax.data.comparisons import PairBatch
 from pal_jax.learners import latent
 from pal_jax.learners.latent import Latent
 from pal_jax.models.params import Params
 from pal_jax.objectives.masked import masked_mean
 from pal_jax.recipes.personal.bench.reading import draw_choices
-from pal_jax.recipes.personal.interface import Choices
-from pal_jax.recipes.personal.losses import Attenuation, attenuated, probit
 
 ENCODER = 'pair', 'person', 'mean', 'log_std'  # the parts of VPL's network that encode
+
+
+def probit(m: Float[Array, '*S'], variance: Float[Array, '*S']) -> Float[Array, '*S']:
+    """The log-odds of the mean probability over a margin's variance, approximately: `m / sqrt(1 + pi v / 8)`."""
+    return m / jnp.sqrt(1.0 + jnp.pi * variance / 8.0)
 
 
 def w2_squared(
@@ -62,7 +66,6 @@ class VariationalLearner:
     dim: int = 4
     hidden: int = 32
     tau: float = 1.0
-    attenuate: Attenuation = 'probit'
     kl_coef: float = 1e-4
     draws: int = 8
     people: int = 32
@@ -90,7 +93,7 @@ class VariationalLearner:
             'V': jax.random.normal(rewards, (self.bases, self.width)) * self.width**-0.5,
         }
 
-    def inputs(self, choices: Choices, scale: np.ndarray) -> np.ndarray:
+    def inputs(self, choices: PairBatch, scale: np.ndarray) -> np.ndarray:
         """The differences of chosen and other items `[B, H]`."""
         return choices.difference / scale
 
@@ -111,16 +114,15 @@ class VariationalLearner:
         return m, jnp.var(jnp.einsum('bmk,sbk->sbm', by_base, drawn), axis=0)
 
     def loss(
-        self, params: Params, key: PRNGKeyArray, x: Float[Array, 'n H'], index: Int[Array, 'U T'],
-        exists: Bool[Array, 'U T'],
-    ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
+        self, params: Params, key: Array, x: Float[Array, 'n H'], index: Int[Array, 'U T'], exists: Bool[Array, 'U T']
+    ) -> tuple[Array, dict[str, Array]]:
         """The mean loss of the questions of a drawn meta-batch and the divergence from the prior, with metrics."""
         people, points = jax.random.split(key)
         known, there, asked, counted = draw_choices(people, index, exists, self.people, self.context, self.targets)
         mean, std = self.read(params, x[known], there)
         m, v = self.judge(params, mean, std, x[asked], points)
         kl = latent.divergence(mean, jnp.log(std)).mean()
-        total = masked_mean(attenuated(m, v, self.attenuate), counted) + self.kl_coef * kl
+        total = masked_mean(jax.nn.softplus(-probit(m, v)), counted) + self.kl_coef * kl
         right = masked_mean((jnp.sign(m) + 1) / 2, counted)
         return total, {'loss': total, 'accuracy': right, 'variance': masked_mean(v, counted), 'kl': kl}
 

@@ -16,11 +16,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from pal_jax.data.comparisons import PairBatch
 from pal_jax.learners import latent
 from pal_jax.learners.latent import Latent
 from pal_jax.models.params import Params
 from pal_jax.recipes.personal.bench import reading
-from pal_jax.recipes.personal.interface import Choices, Fitted, by_person
+from pal_jax.recipes.personal.interface import Fitted, by_person
 
 SIZES = Latent(dim=16, hidden=64, kl_coef=1e-3)
 PEOPLE, UPDATES, RATE = 64, 600, 1e-3  # people of an update, updates, Adam's rate
@@ -43,7 +44,7 @@ class LatentLearner:
     def weights(self, key: Array) -> Params:
         return latent.init(key, self.width, SIZES)
 
-    def inputs(self, choices: Choices, scale: np.ndarray) -> np.ndarray:
+    def inputs(self, choices: PairBatch, scale: np.ndarray) -> np.ndarray:
         return np.stack([choices.chosen, choices.rejected], axis=1) / scale
 
     def loss(
@@ -54,7 +55,7 @@ class LatentLearner:
         counts = exists.sum(axis=1)
         # People without choices are drawn never: there is nothing to learn from them.
         people = jax.random.categorical(of_people, jnp.where(counts > 0, 0.0, -jnp.inf), shape=(PEOPLE,))
-        # Choices stand in random order, those that do not exist last. From none to all but one of them are read.
+        # PairBatch stand in random order, those that do not exist last. From none to all but one of them are read.
         drawn = jnp.where(exists[people], jax.random.uniform(of_order, (PEOPLE, exists.shape[1])), 2.0)
         order = jnp.argsort(drawn)[:, :OF_ONE]
         count, place = jnp.minimum(counts[people], OF_ONE)[:, None], jnp.arange(order.shape[1])[None]
@@ -72,9 +73,8 @@ class LatentLearner:
 
     @functools.partial(jax.jit, static_argnums=0)
     def margins(
-        self, params: Params, known: Float[Array, 'U N 2 H'], exists: Bool[Array, 'U N'],
-        asked: Float[Array, 'U M 2 H'],
-    ) -> Float[Array, 'U M']:  # fmt: skip
+        self, params: Params, known: Float[Array, 'U N 2 H'], exists: Bool[Array, 'U N'], asked: Float[Array, 'U M 2 H']
+    ) -> Float[Array, 'U M']:
         """The margins by the mean of each person's vector; a person without known choices has that of the prior, 0."""
         mean, _ = latent.encode(params, known, exists)
         z = jnp.where(exists.any(axis=1, keepdims=True), mean, 0.0)
@@ -82,7 +82,7 @@ class LatentLearner:
         return scores[..., 0] - scores[..., 1]
 
 
-def fit(train: Choices, seed: int, *, decay: float = 0.0) -> Fitted:
+def fit(train: PairBatch, seed: int, *, decay: float = 0.0) -> Fitted:
     """Train encoder and reward on the seen people's choices; `decay` is AdamW's."""
     key, (index, exists) = jax.random.key(seed), by_person(train)
     # The length of rows is a power of two, so that programs stay few.

@@ -8,12 +8,12 @@ of seen people are read after the first context. A new person's context is of kn
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import optax
 
 from pal_jax.data.comparisons import Comparisons, rank_within
 from pal_jax.data.histories import context_of
@@ -23,7 +23,7 @@ from pal_jax.recipes.personal import bradley_terry
 from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult
 from pal_jax.recipes.personal.judged import judge
 from pal_jax.recipes.personal.pal import text as pal_text
-from pal_jax.recipes.personal.pal.reader import Batching, Reader
+from pal_jax.recipes.personal.pal.reader import Batching, frozen_reader
 from pal_jax.recipes.personal.pal.settings import TextSettings
 from pal_jax.recipes.personal.pal.text import Decoder
 from pal_jax.recipes.personal.panel import Trial, newcomers
@@ -152,19 +152,20 @@ def make_vectors(text: TextSettings, ctx: Context, decoder: Decoder) -> Vectors:
 
     Vectors are computed once, and kept in `text.folder`. Texts with the same context share its states.
     """
-    batching = Batching(micro_rows=2, row_tokens=256, together=16)
-    reader = Reader(decoder.cfg, optax.identity(), ctx.mesh, pool='last', batching=batching)
-    cfg = decoder.cfg
+    cfg, batching = decoder.cfg, Batching(micro_rows=2, row_tokens=256, together=16)
     made_by = {'source': text.source, 'in context': True, 'layers': cfg.layers, 'dtype': cfg.dtype}
+
+    @functools.cache  # weights are read where a text is new
+    def reader() -> Vectors:
+        return frozen_reader(cfg, pal_text.load(decoder, ctx), ctx.mesh, 'last', batching=batching)
 
     def vectors(texts: Sequence[Text]) -> np.ndarray:
         def compute() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            frozen, reading = reader.divide(pal_text.load(decoder, ctx), 0)
             # Neighbours in this order have the same context: the reader computes its states once.
             order = sorted(range(len(texts)), key=lambda i: texts[i].before)
             for start in range(0, len(texts), CHUNK):
                 numbers = np.array(order[start : start + CHUNK])
-                yield numbers, reader.read(reading, frozen, [texts[i] for i in numbers])
+                yield numbers, reader()([texts[i] for i in numbers])
 
         return states.stored(text.folder, texts, made_by, compute, (len(texts), cfg.width))
 

@@ -7,13 +7,13 @@ with its own code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from numpy.typing import ArrayLike
 
 from pal_jax.models.files import families, hf
 from pal_jax.models.params import Params
@@ -49,9 +49,8 @@ def linear_head(run: TrainedPAL, w: Array) -> np.ndarray:
 
 
 def save_classifier(
-    workdir: str, folder: str | Path, *, user: str | int | None = None, mix: Sequence[float] | None = None,
-    split: int = 0,
-):  # fmt: skip
+    workdir: str, folder: str | Path, *, user: str | int | None = None, mix: ArrayLike | None = None, split: int = 0
+) -> None:
     """Write a person's reward as a Hugging Face folder for `AutoModelForSequenceClassification`, with one label.
 
     Where the reward is `linear_head`, the logits are the rewards but for a constant, of the texts as the run reads

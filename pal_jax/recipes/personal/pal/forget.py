@@ -60,7 +60,10 @@ def forget(workdir: str, name: str) -> Forgotten:
         raise ValueError(f'{name!r} is not among the {len(kept.names)} people of {workdir}')
     row, abstract = kept.rows[name], open_parts(workdir, settings).abstract
     with held(folder):
-        _put_back(folder)
+        # A forgetting that was stopped half-way is undone, so that the run has its checkpoints.
+        if (folder / FRESH / OLD).exists() and not (folder / FOLDER).exists():
+            (folder / FRESH / OLD).rename(folder / FOLDER)
+        shutil.rmtree(folder / FRESH, ignore_errors=True)
         state, host, step = Checkpoints(workdir, abstract, read_only=True).read()
         # 1. The row of the person is that of nobody: no logits, no moments, no updates.
         learnt: list[np.ndarray] = []
@@ -84,13 +87,6 @@ def forget(workdir: str, name: str) -> Forgotten:
         shutil.rmtree(folder / FRESH)
     by_split = np.max(learnt, axis=0)[: settings.split.seeds]
     return Forgotten(int(np.sum(by_split > 0)), len(by_split), int(by_split.max()), _shared(state))
-
-
-def _put_back(folder: Path) -> None:
-    """Undo a forgetting that was stopped half-way, so that the run has its checkpoints."""
-    if (folder / FRESH / OLD).exists() and not (folder / FOLDER).exists():
-        (folder / FRESH / OLD).rename(folder / FOLDER)
-    shutil.rmtree(folder / FRESH, ignore_errors=True)
 
 
 def _shared(state: Any) -> tuple[str, ...]:

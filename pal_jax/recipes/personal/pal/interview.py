@@ -27,7 +27,7 @@ import numpy as np
 from pal_jax.data import records
 from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal.pal import person as pal_person
-from pal_jax.recipes.personal.pal.person import FittedPerson, PersonChoices
+from pal_jax.recipes.personal.pal.person import PersonChoices
 from pal_jax.recipes.personal.pal.reward import TrainedPAL, open_pal
 from pal_jax.run import files
 from pal_jax.run.files import write_whole
@@ -80,13 +80,23 @@ class Interview:
 
         `question` is None once all pairs were answered. Raises ValueError where a click is none.
         """
-        answered = self._answered(clicks)
-        weight = np.isin(np.arange(len(self.questions.shown)), [pair for pair, _ in clicks])
-        # 1. The likeliest mixture given the clicks, and people who could have clicked so, drawn about it.
-        person = self._fit(answered, weight)
-        low, high = np.percentile(self._drawn(answered, weight), BETWEEN, axis=0)
+        pairs, weight = self._answered(clicks)
+        learner, params, prior, known = (
+            self.run.learner,
+            self.run.replica.params,
+            self.run.prior,
+            jnp.asarray(weight[None]),
+        )
+        # 1. The likeliest mixture given the clicks, and people who could have clicked so, drawn about it by Laplace's
+        # approximation; the same clicks give the same draws.
+        person = pal_person.fit(self.run, pairs, weight)
+        mode, precision = learner.posterior(params, pairs.batch, known, prior)
+        spread = np.linalg.inv(np.linalg.cholesky(np.asarray(precision, np.float64)[0, 0]))
+        z = np.asarray(mode)[0, 0] + np.random.default_rng(0).normal(size=(DRAWS, len(spread))) @ spread
+        drawn = np.asarray(ideal_point.weights(self.run.pal, jnp.asarray(z, jnp.float32)))
+        low, high = np.percentile(drawn, BETWEEN, axis=0)
         # 2. The pair whose answer is expected to tell most.
-        expected = self._expected(answered, weight)
+        expected = np.asarray(learner.expect(params, pairs.batch, known, prior, len(weight)))[0]
         nats = np.where(weight, -1.0, expected)
         best = int(np.argmax(nats))
         prompt = self.questions.prompts[best] if self.questions.prompts else ''
@@ -111,8 +121,7 @@ class Interview:
             kept = self._record(path).get('clicks', [])
         if path.exists() and kept != [list(click) for click in clicks[: len(kept)]]:
             raise ValueError(f'{name} is kept with other answers; choose another name, or forget {name} first')
-        weight = np.isin(np.arange(len(self.questions.shown)), [pair for pair, _ in clicks])
-        person = self._fit(self._answered(clicks), weight)
+        person = pal_person.fit(self.run, *self._answered(clicks))
         shown = tuple(self.questions.shown[pair] for pair, _ in clicks)
         record = pal_person.to_record(self.run, self.questions._replace(user=name, shown=shown), person)
         record |= {'clicks': [list(click) for click in clicks], 'questions': self._fingerprint}
@@ -145,8 +154,9 @@ class Interview:
 
     # --- what is known ------------------------------------------------------------------------------------------------
 
-    def _answered(self, clicks: Sequence[Click]):
-        """All pairs `[1, n]`, with the clicked side as the chosen one. Raises ValueError where a click is none."""
+    def _answered(self, clicks: Sequence[Click]) -> tuple[PersonChoices, np.ndarray]:
+        """All pairs, with the clicked side as the chosen one, and which of them `[n]` were clicked. Raises ValueError
+        where a click is none."""
         count, batch = len(self.questions.shown), self.questions.batch
         for pair, side in clicks:
             if not 0 <= pair < count or side not in SIDES:
@@ -155,32 +165,14 @@ class Interview:
                 )
         if len({pair for pair, _ in clicks}) < len(clicks):
             raise ValueError('a pair was clicked twice; a pair has one answer')
-        turned = np.isin(np.arange(count), [pair for pair, side in clicks if side == 'right'])[None, :, None]
-        chosen, rejected = np.asarray(batch.chosen), np.asarray(batch.rejected)
-        return batch.replace(chosen=np.where(turned, rejected, chosen), rejected=np.where(turned, chosen, rejected))
-
-    def _fit(self, answered: Any, weight: np.ndarray) -> FittedPerson:
-        return pal_person.fit(self.run, self.questions._replace(batch=answered), weight)
-
-    def _drawn(self, answered: Any, weight: np.ndarray) -> np.ndarray:
-        """Mixtures `[DRAWS, K]` by Laplace's approximation; the same clicks give the same draws."""
-        mode, precision = self.run.learner.posterior(
-            self._params, answered, jnp.asarray(weight[None]), pal_person.prior(self.run)
+        turned, clicked = (
+            np.isin(np.arange(count), [pair for pair, side in clicks if side in sides]) for sides in (SIDES[1:], SIDES)
         )
-        spread = np.linalg.inv(np.linalg.cholesky(np.asarray(precision, np.float64)[0, 0]))
-        z = np.asarray(mode)[0, 0] + np.random.default_rng(0).normal(size=(DRAWS, len(spread))) @ spread
-        return np.asarray(ideal_point.weights(self.run.pal, jnp.asarray(z, jnp.float32)))
-
-    def _expected(self, answered: Any, weight: np.ndarray) -> np.ndarray:
-        nats = self.run.learner.expect(
-            self._params, answered, jnp.asarray(weight[None]), pal_person.prior(self.run), len(weight)
+        chosen, rejected = (
+            np.where(turned[None, :, None], *(np.asarray(side) for side in pair))
+            for pair in ((batch.rejected, batch.chosen), (batch.chosen, batch.rejected))
         )
-        return np.asarray(nats)[0]
-
-    @property
-    def _params(self) -> Any:
-        """The parameters of one replica, as the learner takes them."""
-        return pal_person.with_replicas(self.run).params
+        return self.questions._replace(batch=batch.replace(chosen=chosen, rejected=rejected)), clicked
 
     # --- in words -----------------------------------------------------------------------------------------------------
 
@@ -200,7 +192,7 @@ class Interview:
 
     def _example(self, k: int) -> tuple[str, str]:
         """The two texts that a prototype tells apart otherwise than the others do, the preferred one first."""
-        by_prototype = np.asarray(self.run.learner.by_prototype(self._params, self.questions.batch))[0]
+        by_prototype = np.asarray(self.run.learner.by_prototype(self.run.replica.params, self.questions.batch))[0]
         mine, others = by_prototype[:, k], np.delete(by_prototype, k, axis=1).mean(axis=1)
         pair = int(np.argmax(np.sign(mine) * (mine - others)))
         left, right = (

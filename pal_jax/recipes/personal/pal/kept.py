@@ -117,10 +117,8 @@ def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> K
     groups = 0 if data.groups is None else int(data.groups.max()) + 1
     if text is None:
         return Kept(data.names, data.attributes, scale, groups=groups)
-    return Kept(
-        data.names, data.attributes, scale, text.frame, groups,
-        prompted=text.pairs.prompt is not None, chat=text.pairs.chat,
-    )  # fmt: skip
+    prompted, chat = text.pairs.prompt is not None, text.pairs.chat
+    return Kept(data.names, data.attributes, scale, text.frame, groups, prompted, chat)
 
 
 def keeping(kept: Kept, decoder: pal_text.Decoder | None = None) -> Callable[[Path], None]:

@@ -3,9 +3,8 @@
 A step draws some statements (or prompts) and pairs of seen people about them. For every model that is compared
 
 1. its decoder reads each of the texts once;
-2. prototypes, projectors and the rows of the people in the batch make `updates` updates, as in
-`recipes/personal/pal/recipe.py`; 3. the gradient by each text's vector, of all these pairs and taken before 2, goes
-back through the decoder, which makes
+2. prototypes, projectors and the rows of the people in the batch make `updates` updates, as in `recipe.py`;
+3. the gradient by each text's vector, of all these pairs and taken before 2, goes back through the decoder, which makes
    one update.
 
 Each model has a decoder of its own, which begins as PAL-Tiny's frozen one and waits in the first `hold.steps` steps.
@@ -32,7 +31,7 @@ from pal_jax.recipes.personal.learner import IdealPointLearner, PALState, put
 from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import recipe as pal
 from pal_jax.recipes.personal.pal import text as pal_text
-from pal_jax.recipes.personal.pal.batches import StepPairs, as_batch, by_texts, in_turn, make_draw, make_text_draw
+from pal_jax.recipes.personal.pal.batches import StepPairs, as_batch, by_texts, make_draw, make_text_draw
 from pal_jax.recipes.personal.pal.reader import Batching, Reader, ReaderState
 from pal_jax.recipes.personal.pal.settings import LargeSettings
 from pal_jax.recipes.personal.pal.text import Decoder
@@ -110,25 +109,35 @@ class PALLarge:
         return LargeState(state.frozen, models), pal.summarize(metrics, self.tiny.trials)
 
     def improve(self, state: LargeState, i: int) -> tuple[LargeState, Metrics]:
-        """A step of PAL-Large: prototypes, people and decoders learn."""
+        """A step of PAL-Large: prototypes, people and decoders learn.
+
+        Raises:
+          RuntimeError: three updates of a decoder in a row were not finite.
+        """
         # 1. Draw, on every split, texts and pairs of these texts alone.
         drawn, models, metrics = [self.draw(trial, i) for trial in range(len(self.tiny.trials))], {}, {}
         texts = [[self.text.texts[s] for s in split.texts] for split in drawn]
         for name, model in state.models.items():
             learner = self.tiny.learners[name]
-            # 2. The model's decoders read each text once.
-            # Each text is read once, however many pairs it is in.
+            # 2. The model's decoders read each text once, however many pairs it is in.
             with self.ctx.phase('read'):
                 vectors = self.read(model, state.frozen, texts)
             # 3. Take the gradient by the vectors; then update prototypes, projectors and the rows of the people.
             with self.ctx.phase('update'):
                 batch = as_batch(drawn, vectors)
                 gradient = learner.item_gradients(model.pal, batch)
-                people, metrics[name] = learner.update(model.pal, put(in_turn(batch, self.updates), self.ctx.mesh))
+                in_turn = jax.tree.map(lambda x: x.reshape(x.shape[0], self.updates, -1, *x.shape[2:]), batch)
+                people, metrics[name] = learner.update(model.pal, put(in_turn, self.ctx.mesh))
             # 4. Update the decoders by that gradient.
             with self.ctx.phase('learn'):
-                readings = self.learn(model, state.frozen, texts, by_texts(drawn, gradient, vectors))
-            models[name] = LargeModel(people, readings)
+                splits = zip(model.readings, texts, by_texts(drawn, gradient, vectors), strict=True)
+                learnt = tuple(
+                    self.reader.learn(before, state.frozen, said, slope)[0] for before, said, slope in splits
+                )
+            # A single bad batch is skipped; three in a row do not pass by themselves.
+            if any(int(reading.skipped) >= 3 for reading in learnt):
+                raise RuntimeError('three updates of a decoder in a row were not finite; lower decoder.optimizer.lr')
+            models[name] = LargeModel(people, learnt)
         return LargeState(state.frozen, models), pal.summarize(metrics, self.tiny.trials)
 
     def read(self, model: LargeModel, frozen: Params, texts: Sequence[Sequence[Text]]) -> list[np.ndarray]:
@@ -136,26 +145,9 @@ class PALLarge:
         splits = zip(model.readings, texts, strict=True)
         return [self.reader.read(reading, frozen, of_split) for reading, of_split in splits]
 
-    def learn(
-        self, model: LargeModel, frozen: Params, texts: Sequence[Sequence[Text]], gradients: Sequence[np.ndarray]
-    ) -> tuple[ReaderState, ...]:
-        """An update of each split's decoder, from the gradients of the loss by the vectors of these texts.
-
-        Raises:
-          RuntimeError: three updates in a row were not finite.
-        """
-        splits = zip(model.readings, texts, gradients, strict=True)
-        learnt = tuple(self.reader.learn(before, frozen, read, gradient)[0] for before, read, gradient in splits)
-        # A single bad batch is skipped; three in a row do not pass by themselves.
-        if any(int(reading.skipped) >= 3 for reading in learnt):
-            raise RuntimeError('three updates of a decoder in a row were not finite; lower decoder.optimizer.lr')
-        return learnt
-
     def evaluate(self, state: LargeState, stage: str) -> Evaluation:
         with self.ctx.phase('evaluate'):
-            compared = self.panel(state, stage)
-            people = {name: model.pal for name, model in state.models.items()}
-            return evaluate(compared, people)
+            return evaluate(self.panel(state, stage), {name: model.pal for name, model in state.models.items()})
 
     def panel(self, state: LargeState, stage: str) -> Panel:
         """The panel of an evaluation: the pairs by the vectors that each model's decoders make of all texts."""
@@ -186,11 +178,17 @@ def make(settings: LargeSettings, ctx: Context) -> PALLarge:
     phases = {'PAL-Tiny': hold.steps, 'PAL-Large': settings.total_steps} if hold.steps else {}
     abstract, keep = abstract_state(panel.learners, reader, len(trials)), pal_kept.keeping(kept, decoder)
     return PALLarge(
-        Plan(steps, abstract, stage, shown=pal.SHOWN, keep=keep, phases=phases), ctx,
-        panel, data.pairs, reader, functools.partial(pal_text.load, decoder, ctx),
-        make_draw(settings, data.items, trials, updates=hold.updates), make_text_draw(settings, data.pairs, trials),
-        hold.steps, settings.updates,
-    )  # fmt: skip
+        plan=Plan(steps, abstract, stage, shown=pal.SHOWN, keep=keep, phases=phases),
+        ctx=ctx,
+        tiny=panel,
+        text=data.pairs,
+        reader=reader,
+        load=functools.partial(pal_text.load, decoder, ctx),
+        held=make_draw(data.items, trials, hold.updates, settings.batch),
+        draw=make_text_draw(data.pairs, trials, settings.decoder.statements, settings.updates * settings.batch),
+        hold=hold.steps,
+        updates=settings.updates,
+    )
 
 
 def abstract_state(learners: Mapping[str, IdealPointLearner], reader: Reader, replicas: int) -> LargeState:
@@ -227,9 +225,7 @@ def check(settings: LargeSettings, ways: int) -> None:
 
 def make_reader(settings: LargeSettings, decoder: Decoder, frame: Frame | None, ctx: Context) -> Reader:
     """The reader that trains the decoders, as the settings describe it."""
-    trained = settings.decoder
-    return Reader(
-        dataclasses.replace(decoder.cfg, remat=trained.remat), trained.optimizer.over(settings.total_steps), ctx.mesh,
-        pool=settings.text.pool, frame=frame, adapters=make_adapters(trained.lora),
-        batching=Batching(trained.micro_rows, trained.row_tokens),
-    )  # fmt: skip
+    trained, pool = settings.decoder, settings.text.pool
+    cfg, optimizer = dataclasses.replace(decoder.cfg, remat=trained.remat), trained.optimizer.over(settings.total_steps)
+    batching, adapters = Batching(trained.micro_rows, trained.row_tokens), make_adapters(trained.lora)
+    return Reader(cfg, optimizer, ctx.mesh, pool=pool, frame=frame, adapters=adapters, batching=batching)

@@ -13,6 +13,8 @@ Prototypes and the map of items stay as they were trained: only the person's K l
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,19 +26,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pal_jax.data import comparisons, records, texts
+from pal_jax.data import comparisons, records
 from pal_jax.data.comparisons import Comparisons, Lookup, PairBatch
-from pal_jax.data.readers import opinions
-from pal_jax.data.texts import TextPairs
 from pal_jax.recipes.personal import ideal_point
-from pal_jax.recipes.personal.learner import PALState
+from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.recipes.personal.pal import tables
+from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.reward import TextVectors, TrainedPAL, open_pal, reward_of_replies
 from pal_jax.recipes.personal.pal.settings import Settings
-from pal_jax.recipes.personal.panel import population
 from pal_jax.run import files
 from pal_jax.run.accuracy import hits
 from pal_jax.run.outputs import whole_file
+from pal_jax.run.record_scorer import RecordScorer
 from pal_jax.run.runs import read_settings
 
 
@@ -111,30 +112,15 @@ def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, 
 def _of_texts(
     run: TrainedPAL, reading: TextVectors, path: str, answered: bool
 ) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
-    tokenizer = reading.decoder.tokenizer
-    how: Any = {'template': run.settings.text.template, 'alone': run.pal.variant == 'B'}
-    if path.startswith('choices:') and not answered:
-        answers = records.read(path.removeprefix('choices:'), answered=False)
-        pairs = texts.from_choices(answers, tokenizer, **how, name=path)
-    elif opinions.is_source(path):
-        pairs = texts.from_choices(opinions.read(path), tokenizer, **how, name=path)
-    else:
-        pairs = texts.read(path, tokenizer, **how, answered=answered)
-    _check_prompts(run, pairs, path)
-    data = pairs.in_states(reading.read(pairs.texts))
+    tokenizer, template, kept = reading.decoder.tokenizer, run.settings.text.template, run.kept
+    pairs = pal_text.choices_of(path, tokenizer, template, run.pal.variant == 'B', answered=answered)
+    form, learnt = (pairs.prompt is not None, pairs.chat), (kept.prompted, kept.chat)
+    if form != learnt:
+        forms = {(False, False): 'statements without prompts', (True, False): 'texts with prompts'}
+        has, knows = (forms.get(which, 'messages') for which in (form, learnt))
+        raise ValueError(f'{path} has {has}, and {run.workdir} learnt from {knows}; give these')
     shown = tuple((pairs.words[a], pairs.words[b]) for a, b in zip(pairs.chosen, pairs.rejected, strict=True))
-    return data, shown
-
-
-def _check_prompts(run: TrainedPAL, pairs: TextPairs, path: str) -> None:
-    if (pairs.prompt is not None, pairs.chat) != (run.kept.prompted, run.kept.chat):
-        forms = {
-            (False, False): 'statements without prompts', (True, False): 'texts with prompts', (True, True): 'messages',
-        }  # fmt: skip
-        raise ValueError(
-            f'{path} has {forms[pairs.prompt is not None, pairs.chat]}, and {run.workdir} learnt from '
-            f'{forms[run.kept.prompted, run.kept.chat]}; give these'
-        )
+    return pairs.in_states(reading.read(pairs.texts)), shown
 
 
 # --- the person -------------------------------------------------------------------------------------------------------
@@ -142,17 +128,15 @@ def _check_prompts(run: TrainedPAL, pairs: TextPairs, path: str) -> None:
 
 def fit(run: TrainedPAL, choices: PersonChoices, known: np.ndarray | None = None) -> FittedPerson:
     """Fit the mixture of a person to the person's choices, or to the `known` ones `[n]`; all else stays as trained."""
-    batch, state = choices.batch, with_replicas(run)
+    batch, params = choices.batch, run.replica.params
     known = np.ones(batch.users.shape[1], bool) if known is None else known
     # The learner has an axis of replicas; a person is one user of one replica.
-    z = run.learner.fit(state.params, batch, jnp.asarray(known[None], jnp.float32), prior(run))
-    margins = np.asarray(run.learner.margins(state.params, z, batch))[0][known]
+    z = run.learner.fit(params, batch, jnp.asarray(known[None], jnp.float32), run.prior)
+    margins = np.asarray(run.learner.margins(params, z, batch))[0][known]
     return FittedPerson(ideal_point.weights(run.pal, z[0, 0]), float(np.mean(hits(margins))) if known.any() else 0.0)
 
 
-def information(
-    run: TrainedPAL, open_pairs: PersonChoices, choices: PersonChoices | None = None, *, seed: int = 0
-) -> np.ndarray:
+def information(run: TrainedPAL, open_pairs: PersonChoices, choices: PersonChoices | None = None) -> np.ndarray:
     """The information in nats `[n]` that is expected of the answer to each open pair, given a person's choices.
 
     Which side of an open pair is called chosen does not matter.
@@ -165,19 +149,8 @@ def information(
     both = jax.tree.map(lambda *sides: np.concatenate(sides, axis=1), *parts)
     count = open_pairs.batch.users.shape[1]
     answered = jnp.arange(both.users.shape[1])[None] >= count
-    expected = run.learner.expect(with_replicas(run).params, both, answered, prior(run), seed)
+    expected = run.learner.expect(run.replica.params, both, answered, run.prior, 0)
     return np.asarray(expected)[0, :count]
-
-
-def prior(run: TrainedPAL) -> Array:
-    """The logits `[1, 1, K]` that a new person is pulled to: the population's mean, or zero, as `new.toward` says."""
-    mean = population(with_replicas(run))[:, None]
-    return mean if run.settings.new.toward == 'population' else jnp.zeros_like(mean)
-
-
-def with_replicas(run: TrainedPAL) -> PALState:
-    """The state with an axis of one replica, as the learner takes it."""
-    return jax.tree.map(lambda x: x[None], run.state)
 
 
 # --- on disk ----------------------------------------------------------------------------------------------------------
@@ -265,6 +238,74 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
         raise ValueError(f'{person}: {error}') from None
 
 
+# --- as a function that scores records --------------------------------------------------------------------------------
+
+
+def open_scorer(workdir: str, person: str) -> RecordScorer:
+    """Open a run for a person: a file of a mixture, the id of a person of the training, or '' for the mean over them.
+
+    Raises:
+      ValueError, RuntimeError: as `person.open_person`.
+    """
+    run, w = open_person(workdir, person)
+    if run.reading is None:
+        return RecordScorer(lambda record: to_item(record, run), functools.partial(_score_items, run, w))
+    reward_of = reward_of_replies(run, w)
+    return RecordScorer(lambda record: to_reply(record, run), lambda pairs: reward_of(*zip(*pairs, strict=True)))
+
+
+def to_reply(record: Any, run: TrainedPAL) -> tuple[Any, Any]:
+    """A record's prompt and reply, as the run reads them. A run on statements reads `text` alone, with an empty prompt.
+
+    Raises:
+      ValueError: the record does not have the keys that the run reads.
+    """
+    record = record if isinstance(record, Mapping) else {}
+    if not run.kept.prompted:
+        if not record.get('text'):
+            raise ValueError(
+                f"expected an object with 'text', which is not empty: {run.workdir} learnt from statements"
+            )
+        pal_reward.check_form(run, '', record['text'])
+        return '', record['text']
+    talk = record.get('messages')
+    prompt, reply = (talk[:-1], talk[-1:]) if isinstance(talk, list) else map(record.get, ('prompt', 'completion'))
+    if not prompt or not reply or not all(isinstance(side, str | list) for side in (prompt, reply)):
+        raise ValueError("expected an object with 'prompt' and 'completion', or with 'messages'")
+    pal_reward.check_form(run, prompt, reply)
+    return prompt, reply
+
+
+def to_item(record: Any, run: TrainedPAL) -> tuple[np.ndarray, np.ndarray | None]:
+    """A record's item `[1, H]`, and its prompt `[1, H]` in variant B, as the run sees them.
+
+    Raises:
+      ValueError: the record has other attributes than the run, or no prompt.
+    """
+    item: Any = record.get('item') if isinstance(record, Mapping) else None
+    names = run.kept.attributes
+    item = run.kept.numbers(item) if isinstance(item, Mapping) else item
+    prompt = record.get('prompt') if run.pal.variant == 'B' else None
+    for key, numbers in {'item': item, **({'prompt': prompt} if run.pal.variant == 'B' else {})}.items():
+        if not isinstance(numbers, list) or len(numbers) != len(names):
+            raise ValueError(f'expected an object with {key!r}: {len(names)} numbers, for {", ".join(names)}')
+        if wrong := [name for name, x in zip(names, numbers, strict=True) if not _is_number(x)]:
+            value = files.short_repr(numbers[names.index(wrong[0])])
+            raise ValueError(f'{key!r} has {value} for {wrong[0]!r}; give a number that is finite in float32')
+    return pal_reward.item_vectors(run, [item], None if prompt is None else [prompt])
+
+
+def _is_number(x: Any) -> bool:
+    """True for a number, and no truth value, that float32 can have."""
+    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= tables.LARGEST
+
+
+def _score_items(run: TrainedPAL, w: Array, vectors: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
+    items, prompts = zip(*vectors, strict=True)
+    of_prompts = np.concatenate(prompts) if run.pal.variant == 'B' else None
+    return np.asarray(pal_reward.rewards(run, w, np.concatenate(items), of_prompts))
+
+
 # --- for others' training ---------------------------------------------------------------------------------------------
 
 
@@ -289,12 +330,7 @@ def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], S
     def score(readings: Sequence[Sequence[str]], replies: Sequence[Sequence[str]]) -> np.ndarray:
         if not opened:
             opened.append(reward_of_replies(*open_person(workdir, person)))
-        flat = [
-            (text, reply)
-            for texts_of_one, replies_to_it in zip(readings, replies, strict=True)
-            for text in texts_of_one
-            for reply in replies_to_it
-        ]
+        flat = [pair for rows in zip(readings, replies, strict=True) for pair in itertools.product(*rows)]
         rewards = opened[0](*zip(*flat, strict=True))
         return rewards.reshape(len(readings), -1, len(replies[0])).mean(axis=1)
 

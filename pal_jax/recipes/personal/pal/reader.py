@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -141,10 +141,8 @@ class Reader:
         return lora.merge(decoder_params(reading.model.params, frozen))
 
     def _packed(self, texts: Sequence[Text]) -> data.PackedTexts:
-        return data.pack(
-            texts, self.pool, ways=sharding.batch_ways(self.mesh), micro_rows=self.batching.micro_rows,
-            row_tokens=self.batching.row_tokens, together=self.batching.together,
-        )  # fmt: skip
+        shape = dataclasses.asdict(self.batching)
+        return data.pack(texts, self.pool, ways=sharding.batch_ways(self.mesh), **shape)
 
     @functools.partial(jax.jit, static_argnums=0)
     def _read(self, trained: Params, frozen: Params, batch: TokenBatch) -> Float[Array, 'R N W']:
@@ -175,3 +173,12 @@ class Reader:
             return mean
         origin, basis = (jnp.asarray(array, jnp.float32) for array in self.frame)
         return (number > 0) * ((mean - origin[None, None]) @ basis)
+
+
+def frozen_reader(
+    cfg: ModelConfig, weights: Params, mesh: Mesh, pool: Pool, *, frame: Frame | None = None, batching: Batching
+) -> Callable[[Sequence[Text]], np.ndarray]:
+    """A function that gives the vectors of texts by a decoder of these weights."""
+    reader = Reader(cfg, optax.identity(), mesh, pool=pool, frame=frame, batching=batching)
+    frozen, reading = reader.divide(weights, 0)
+    return lambda texts: reader.read(reading, frozen, texts)

@@ -24,17 +24,16 @@ from jaxtyping import Array
 from pal_jax.data import comparisons, shards
 from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.data.readers import choices, columns, opinions
-from pal_jax.recipes.personal import baselines, ideal_point, mixed_logit, panel
+from pal_jax.recipes.personal import baselines, ideal_point, panel
 from pal_jax.recipes.personal.evaluation import Evaluate, evaluate_each
 from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, NewUsers, PALState, Rates, put
-from pal_jax.recipes.personal.options import Bases
 from pal_jax.recipes.personal.pal import context as pal_context
 from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.batches import make_draw
 from pal_jax.recipes.personal.pal.kept import Kept
-from pal_jax.recipes.personal.pal.settings import NewSettings, Settings
+from pal_jax.recipes.personal.pal.settings import PALSettings, Settings
 from pal_jax.recipes.personal.pal.text import TextData
 from pal_jax.recipes.personal.panel import Trial
 from pal_jax.recipes.personal.population import Panel, evaluate
@@ -95,10 +94,8 @@ def make(settings: Settings, ctx: Context) -> PALRecipe:
     check(settings, sharding.batch_ways(ctx.mesh))
     parts = make_parts(settings, ctx)
     panel, text, decoder = parts.panel, parts.text, parts.decoder
-    ctx.log(
-        f'{comparisons.repeats(panel.data)} {"texts" if panel.data.texts else "situations"} stay with the same ones in '
-        'every split'
-    )
+    unit = 'texts' if panel.data.texts else 'situations'
+    ctx.log(f'{comparisons.repeats(panel.data)} {unit} stay with the same ones in every split')
     # Methods without a learner are fitted in the evaluation, from the same training pairs.
     others: dict[str, Evaluate] = {
         name: functools.partial(evaluate_each, method)
@@ -109,10 +106,9 @@ def make(settings: Settings, ctx: Context) -> PALRecipe:
         others['context'] = pal_context.make_method(settings.text, ctx, decoder, text.pairs, settings.baselines.context)
     abstract = {name: learner.abstract for name, learner in panel.learners.items()}
     stage = functools.partial(stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every, base=False)
-    return PALRecipe(
-        Plan(settings.total_steps, abstract, stage, shown=SHOWN, keep=pal_kept.keeping(parts.kept, decoder)), ctx,
-        panel._replace(ask=settings.new.ask), make_draw(settings, panel.data, panel.trials, text), others,
-    )  # fmt: skip
+    plan = Plan(settings.total_steps, abstract, stage, shown=SHOWN, keep=pal_kept.keeping(parts.kept, decoder))
+    draw = make_draw(panel.data, panel.trials, settings.updates, settings.batch, text)
+    return PALRecipe(plan, ctx, panel._replace(ask=settings.new.ask), draw, others)
 
 
 class RunParts(NamedTuple):
@@ -142,10 +138,9 @@ def make_parts(settings: Settings, ctx: Context) -> RunParts:
 
 def check(settings: Settings, ways: int) -> None:
     """Raises ValueError for everything that can be wrong before a file is read."""
-    check_at_least(
-        settings, 1, 'total_steps', 'batch', 'updates', 'split.seeds', 'new.steps', 'checkpoint.every',
-    )  # fmt: skip
-    split = settings.split
+    check_at_least(settings, 1, 'total_steps', 'batch', 'updates', 'split.seeds', 'new.steps', 'checkpoint.every')
+    check_at_least(settings, 0, 'baselines.context', 'new.ask')
+    split, new = settings.split, settings.new
     if not (split.train > 0 and split.validation > 0 and split.train + split.validation < 1):
         raise ValueError(
             f'split.train={split.train} and split.validation={split.validation} leave nothing for the test'
@@ -154,38 +149,33 @@ def check(settings: Settings, ways: int) -> None:
         raise ValueError(f'batch={settings.batch} does not divide over {ways} devices')
     if 1 not in settings.prototypes or len(set(settings.prototypes)) != len(settings.prototypes):
         raise ValueError(f'prototypes={settings.prototypes} needs 1, the shared model, and each K once')
-    if settings.model.mixture in ('free', 'linear', 'own'):
-        raise ValueError(
-            f'model.mixture={settings.model.mixture!r} has no model that all people share; use softmax, gumbel or '
-            'partition'
-        )
-    if settings.model.temperature <= 0 or (settings.model.scaled and settings.model.temperature != 1):
-        raise ValueError(
-            f'model.temperature={settings.model.temperature} must be above 0, and 1 with model.scaled, which has a '
-            'scale of its own'
-        )
-    if settings.loss.prototype_pull < 0 or (settings.loss.prototype_pull and settings.model.variant == 'B'):
-        raise ValueError(
-            f'loss.prototype_pull={settings.loss.prototype_pull} must be at least 0, and 0 with model.variant=B, whose '
-            'prototypes are functions'
-        )
-    check_new(settings.new)
-    if settings.baselines.mixed_logit:
-        mixed_logit.require()
-    check_at_least(settings, 0, 'baselines.context')
-    if settings.text.source:
-        pal_text.check(settings)
-    elif settings.baselines.context:
-        count = settings.baselines.context
-        raise ValueError(f'baselines.context={count} is of texts; take --config=configs/pal.py:text')
-
-
-def check_new(new: NewSettings) -> None:
-    """Raises ValueError where questions are to be chosen, and new people have no prior."""
-    if new.ask < 0 or (new.ask and new.pull <= 0):
+    _check_model(settings.model, settings.loss.prototype_pull)
+    if new.ask and new.pull <= 0:
         raise ValueError(
             f'new.ask={new.ask} questions need new.pull={new.pull} above 0, which says who new people could be; '
             'new.ask=0 chooses none'
+        )
+    if settings.baselines.mixed_logit:
+        baselines.require_xlogit()
+    if settings.text.source:
+        pal_text.check(settings)
+    elif count := settings.baselines.context:
+        raise ValueError(f'baselines.context={count} is of texts; take --config=configs/pal.py:text')
+
+
+def _check_model(model: PALSettings, pull: float) -> None:
+    if model.mixture in ('free', 'linear', 'own'):
+        raise ValueError(
+            f'model.mixture={model.mixture!r} has no model that all people share; use softmax, gumbel or partition'
+        )
+    if model.temperature <= 0 or (model.scaled and model.temperature != 1):
+        raise ValueError(
+            f'model.temperature={model.temperature} must be above 0, and 1 with model.scaled, which has a scale of its '
+            'own'
+        )
+    if pull < 0 or (pull and model.variant == 'B'):
+        raise ValueError(
+            f'loss.prototype_pull={pull} must be at least 0, and 0 with model.variant=B, whose prototypes are functions'
         )
 
 
@@ -230,20 +220,15 @@ def make_learners(settings: Settings, kept: Kept, ctx: Context, replicas: int) -
     model: dict[str, Any] = dataclasses.asdict(settings.model) | devices.precision(settings.model.dtype)
     z_std = model.pop('z_std')
     options = tuple((name, getattr(loss, name)) for name in OPTIONS[loss.name])
-    bases = Bases(loss.prototype_pull)
 
     def learner(pull: float, new_pull: float, rates: Rates = rates, **changes: Any) -> IdealPointLearner:
-        pulled = changes.get('mixture') != 'own'  # whose users have no prototypes
-        return IdealPointLearner(
-            ideal_point.PAL(kept.width, **model | changes),
-            Loss(loss.name, options, pull, loss.bound, loss.bound_coef, loss.by, bases=bases if pulled else Bases()),
-            rates,
-            ctx.mesh,
-            users=len(kept.names),
-            replicas=replicas,
-            z_std=z_std,
-            new=NewUsers(settings.new.steps, settings.new.lr, new_pull, question=settings.new.question),
-        )
+        shape = ideal_point.PAL(kept.width, **model | changes)
+        # Users who are points of their own have no prototypes.
+        prototype_pull = 0.0 if shape.mixture == 'own' else loss.prototype_pull
+        penalties = Loss(loss.name, options, pull, loss.bound, loss.bound_coef, loss.by, prototype_pull=prototype_pull)
+        new = NewUsers(settings.new.steps, settings.new.lr, new_pull, question=settings.new.question)
+        size: Any = {'users': len(kept.names), 'replicas': replicas, 'z_std': z_std}
+        return IdealPointLearner(shape, penalties, rates, ctx.mesh, new=new, **size)
 
     learners = {f'K={K}': learner(loss.pull, settings.new.pull, prototypes=K) for K in settings.prototypes}
     # A free vector for each user: the weights of prototypes are 1 and the vector, without bounds.

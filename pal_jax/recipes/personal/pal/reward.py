@@ -24,13 +24,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.core import Tracer
 from jaxtyping import Array
 from numpy.typing import ArrayLike
 
 from pal_jax.data import records, texts
-from pal_jax.data.texts import Pool, Text
+from pal_jax.data.texts import Text
 from pal_jax.models.params import Params
 from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal.ideal_point import PAL
@@ -40,8 +39,9 @@ from pal_jax.recipes.personal.pal import large as pal_large
 from pal_jax.recipes.personal.pal import recipe as pal
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.kept import Kept
-from pal_jax.recipes.personal.pal.reader import Reader
+from pal_jax.recipes.personal.pal.reader import Batching, Reader, frozen_reader
 from pal_jax.recipes.personal.pal.settings import LargeSettings, Settings
+from pal_jax.recipes.personal.panel import population
 from pal_jax.run import files
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.metrics import EVALS, read_records
@@ -100,6 +100,18 @@ class TrainedPAL(NamedTuple):
         """A hash of this split's parameters, in 16 hexadecimal digits: a mixture belongs to these parameters alone."""
         leaves = jax.tree.leaves(self.state.params)
         return hashlib.sha256(b''.join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()[:16]
+
+    @property
+    def replica(self) -> PALState:
+        """The state with an axis of one replica, as the learner takes it."""
+        return jax.tree.map(lambda x: x[None], self.state)
+
+    @property
+    def prior(self) -> Array:
+        """The logits `[1, 1, K]` that a new person is pulled to: the population's mean, or zero, as `new.toward`
+        says."""
+        mean = population(self.replica)[:, None]
+        return mean if self.settings.new.toward == 'population' else jnp.zeros_like(mean)
 
     @property
     def people(self) -> dict[str, int]:
@@ -173,8 +185,11 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
     people: PALState = state.models[name].pal if reader else state[name]
     reading = None
     if decoder:
-        weights = reader.weights(state.models[name].readings[split], state.frozen) if reader else None
-        reading = open_reading(settings.text.pool, ctx, kept, decoder, weights or pal_text.load(decoder, ctx))
+        trained = reader.weights(state.models[name].readings[split], state.frozen) if reader else None
+        weights, how = trained or pal_text.load(decoder, ctx), {'frame': kept.frame, 'batching': Batching()}
+        reading = TextVectors(
+            decoder, weights, frozen_reader(decoder.cfg, weights, ctx.mesh, settings.text.pool, **how)
+        )
     learner = pal.make_learners(settings, kept, ctx, 1)[name]
     return TrainedPAL(workdir, split, settings, learner, jax.tree.map(lambda x: x[split], people), kept, reading)
 
@@ -224,13 +239,6 @@ def needed(abstract: Any, name: str, split: int) -> Any:
     return nothing.replace(frozen=abstract.frozen, models={**nothing.models, name: kept})
 
 
-def open_reading(pool: Pool, ctx: Context, kept: Kept, decoder: pal_text.Decoder, weights: Params) -> TextVectors:
-    """The reading of texts by a decoder with these weights, in the coordinates of the run."""
-    plain = Reader(decoder.cfg, optax.identity(), ctx.mesh, pool=pool, frame=kept.frame)
-    frozen, reading = plain.divide(weights, 0)
-    return TextVectors(decoder, weights, lambda batch: plain.read(reading, frozen, batch))
-
-
 # --- its reward -------------------------------------------------------------------------------------------------------
 
 
@@ -276,8 +284,8 @@ def reply_vectors(
         check_form(run, prompt, reply)
     if not run.kept.prompted:
         return read([texts.to_text(tokenizer, reply, run.settings.text.template) for reply in replies]), None
-    pairs = [texts.to_reply(tokenizer, *pair, chat=run.kept.chat, alone=alone)
-             for pair in zip(prompts, replies, strict=True)]  # fmt: skip
+    how = {'chat': run.kept.chat, 'alone': alone}
+    pairs = [texts.to_reply(tokenizer, *pair, **how) for pair in zip(prompts, replies, strict=True)]
     answers, questions = zip(*pairs, strict=True)
     number = {text: i for i, text in enumerate(dict.fromkeys([*answers, *questions] if alone else answers))}
     table = read(list(number))

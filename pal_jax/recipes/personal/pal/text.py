@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pal_jax.data import shards, texts
+from pal_jax.data import records, shards, texts
 from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.data.readers import opinions, votes
 from pal_jax.data.texts import Spans, TextPairs
@@ -79,28 +79,31 @@ def read_pairs(settings: Settings, tokenizer: Tokenizer) -> TextPairs:
     Raises:
       ValueError: a row is wrong, or prototypes are to be functions of prompts that are missing or always the same.
     """
-    text, alone = settings.text, settings.model.variant == 'B'
-    how = {'alone': alone, 'template': text.template}
-    if opinions.is_source(settings.data):
-        answers = opinions.read(settings.data)
-        return _prompted(settings, texts.from_choices(answers, tokenizer, **how, name=settings.data))
-    is_votes = votes.is_export(settings.data)
-    if not is_votes and all(files.format_of(file) in shards.KINDS for file in shards.files_of(settings.data)):
-        return _prompted(settings, texts.read(settings.data, tokenizer, **how))
-    if alone:
-        raise ValueError("model.variant='B' needs prompts, and statements that are voted on have none; use variant A")
-    voted = votes.read(settings.data)
-    return texts.from_votes(voted, tokenizer, template=text.template, most=text.pairs, seed=settings.seed)
-
-
-def _prompted(settings: Settings, pairs: TextPairs) -> TextPairs:
-    """The pairs as they are. Raises ValueError where prototypes are to be functions of prompts that tell nothing."""
-    if settings.model.variant == 'B' and (pairs.prompt is None or len(np.unique(pairs.prompt)) == 1):
+    data, text, alone = settings.data, settings.text, settings.model.variant == 'B'
+    tabular = all(files.format_of(file) in shards.KINDS for file in shards.files_of(data))
+    if not opinions.is_source(data) and (votes.is_export(data) or not tabular):
+        if alone:
+            raise ValueError(
+                "model.variant='B' needs prompts, and statements that are voted on have none; use variant A"
+            )
+        voted = votes.read(data)
+        return texts.from_votes(voted, tokenizer, template=text.template, most=text.pairs, seed=settings.seed)
+    pairs = choices_of(data, tokenizer, text.template, alone)
+    if alone and (pairs.prompt is None or len(np.unique(pairs.prompt)) == 1):
         prompts = 'none' if pairs.prompt is None else 'the same for all'
-        raise ValueError(
-            f"model.variant='B' makes prototypes of prompts, and {settings.data} has {prompts}, which is variant A"
-        )
+        raise ValueError(f"model.variant='B' makes prototypes of prompts, and {data} has {prompts}, which is variant A")
     return pairs
+
+
+def choices_of(data: str, tokenizer: Tokenizer, template: str, alone: bool, *, answered: bool = True) -> TextPairs:
+    """The pairs of a file or of a public set; `alone` and `answered` are those of `texts.read`."""
+    how: Any = {'alone': alone, 'template': template}
+    if data.startswith('choices:') and not answered:
+        open_pairs = records.read(data.removeprefix('choices:'), answered=False)
+        return texts.from_choices(open_pairs, tokenizer, **how, name=data)
+    if opinions.is_source(data):
+        return texts.from_choices(opinions.read(data), tokenizer, **how, name=data)
+    return texts.read(data, tokenizer, **how, answered=answered)
 
 
 def read(settings: Settings, ctx: Context, decoder: Decoder, frame: Frame | None = None) -> TextData:

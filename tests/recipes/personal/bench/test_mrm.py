@@ -31,7 +31,7 @@ def close(values, expected, atol=2e-6):
 
 def test_an_inner_step_and_the_gradient_through_it():
     def outer(z0, settings):
-        return meta.outer_loss(losses, z0, PLACE, 1, SUPPORT, ~SUPPORT, settings)
+        return meta.outer_loss(losses, z0[None], PLACE, SUPPORT, ~SUPPORT, settings)
 
     support = jax.value_and_grad(lambda z: jnp.mean(losses(jnp.broadcast_to(z, (5, 2)))[:2]))(Z0)
     close(support[0], 0.536473)
@@ -43,15 +43,30 @@ def test_an_inner_step_and_the_gradient_through_it():
     close(outer(Z0, ONE_STEP._replace(steps=0))[0], 0.625284)
     gradient = jax.grad(lambda z0, settings: outer(z0, settings)[0])
     close(gradient(Z0, ONE_STEP), [0.120654, -0.120654])
-    close(gradient(Z0, ONE_STEP._replace(first_order=True)), [0.121414, -0.121414])
 
 
 def test_people_without_pairs_stay_bit_for_bit_and_count_nowhere():
     place = jnp.array([0, 0, 0, 1, 1])  # the second person has no support, the third no pair
     support, query = SUPPORT, jnp.array([False, False, True, False, False])
-    total, z = meta.outer_loss(losses, Z0, place, 3, support, query, ONE_STEP)
+    total, z = meta.outer_loss(losses, jnp.tile(Z0, (3, 1)), place, support, query, ONE_STEP)
     assert np.array_equal(z[1], Z0) and np.array_equal(z[2], Z0)
     close(total, losses(z[place])[2])
+
+
+def test_hard_people_weigh_more_by_weights_that_are_constants():
+    losses, everybody = jnp.array([0.4, 0.6, 0.9, 1.3]), jnp.ones(4, bool)
+    omega = meta.hard_people(losses, everybody, 0.5, 0.5)
+    close(omega, [0.331812, 0.425557, 0.574443, 0.750260])
+    close(omega @ losses, 1.880396)
+    close(omega @ losses / omega.sum(), 0.903137)
+    close(meta.hard_people(losses, everybody, 0.5, 0.0) @ losses, 2.2)
+    close(jax.grad(lambda x: meta.hard_people(x, everybody, 0.5, 0.5) @ x)(losses), omega)
+    # Who is not there is in no quantile, and what weighs nothing is nobody's.
+    some = jnp.array([True, False, True])
+    close(meta.hard_people(jnp.array([0.5, 100.0, 0.9]), some, 0.5, 0.5), [0.401312, 0, 0.598688])
+    means, there = meta.person_means(jnp.array([1.0, 5.0, 7.0]), jnp.array([0, 0, 1]), 2, jnp.array([1.0, 0.0, 0.0]))
+    close(means, [1, 0])
+    np.testing.assert_array_equal(there, [True, False])
 
 
 def test_a_learner_moves_the_start_and_the_bases_and_no_rows():

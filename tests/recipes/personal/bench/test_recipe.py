@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import re
-import signal
 from pathlib import Path
 
 import jax
@@ -18,19 +16,14 @@ from pal_jax.recipes.personal import bench
 from pal_jax.recipes.personal import judged as protocol
 from pal_jax.recipes.personal.bench import recipe as bench_recipe
 from pal_jax.recipes.personal.pal import recipe as pal
-from pal_jax.run import devices, piecework
-from pal_jax.run.recipe import Context
+from pal_jax.run import piecework
 from tests import configs
 from tests.choices import two_kinds
-from tests.recipes.personal.pal.test_recipe import python, records
+from tests.recipes.personal.pal.test_recipe import records, whole_and_broken
+from tests.recipes.personal.texts import ONE
 
-MESH = devices.make_mesh(devices=jax.devices()[:1])
 get_settings = functools.partial(configs.load, 'bench')
-
-
-@contextlib.contextmanager
-def no_phase(name):
-    yield
+TRAINING = 'pal_jax.recipes.personal.bench', 'recipe', 'train'
 
 
 @pytest.fixture(scope='session')
@@ -51,7 +44,7 @@ def small(table, **changes):
 def made(table, tmp_path_factory):
     """The settings, the folder of the run, and its evaluation after all parts."""
     settings, folder = small(table), tmp_path_factory.mktemp('bench')
-    recipe = bench.make(settings, Context(MESH, no_phase, workdir=folder))
+    recipe = bench.make(settings, ONE._replace(workdir=folder))
     state, host = recipe.init()
     for i in range(recipe.plan.total_steps):
         state, host, _, _ = recipe.step(state, host, i)
@@ -63,7 +56,7 @@ def test_the_row_of_pal_is_that_of_its_own_run(made, table):
     own_run = pal.make(configs.load('pal', 'smoke', **{
         'data': table, 'total_steps': 2, 'updates': 20, 'split.seeds': 1, 'prototypes': (1, 2), 'new.counts': (0, 2),
         'new.ask': 2, 'new.steps': 50, 'baselines.embedding': 0, 'baselines.own': False,
-    }), Context(MESH, no_phase))  # fmt: skip
+    }), ONE)  # fmt: skip
     state, host = own_run.init()
     for i in range(2):
         state, host, _, _ = own_run.step(state, host, i)
@@ -94,8 +87,8 @@ def test_the_report_has_the_audit_at_its_head_and_says_what_was_not_given(made):
 
 def test_a_finished_part_is_not_made_again(made, table, monkeypatch):
     _, folder, evaluation = made
-    recipe = bench.make(small(table), Context(MESH, no_phase, workdir=folder))
-    monkeypatch.setattr(bench_recipe.pal_rows, 'train', None)  # it would be called, and fail
+    recipe = bench.make(small(table), ONE._replace(workdir=folder))
+    monkeypatch.setattr(bench_recipe, 'train', None)  # it would be called, and fail
     state = recipe.step({'parts': 2}, {}, 2)[0]  # a split of a method alone
     again = recipe.evaluate(state, 'final')
     assert again.record == evaluation.record
@@ -104,7 +97,7 @@ def test_a_finished_part_is_not_made_again(made, table, monkeypatch):
 def test_the_programs_of_a_method_are_dropped_before_the_next_one(made, table):
     """A run of 216 steps had as many memory maps as a process may have, and aborted."""
     _, folder, _ = made
-    recipe = bench.make(small(table), Context(MESH, no_phase, workdir=folder))
+    recipe = bench.make(small(table), ONE._replace(workdir=folder))
     kept = jax.jit(lambda x: x + 1)
     for step, programs in ((3, 1), (2, 0)):  # a second split, and a first one
         kept(1.0)
@@ -121,27 +114,13 @@ def test_replies_are_read_without_prompts_where_prompts_differ(table, monkeypatc
         raise ValueError('a row is wrong')
 
     monkeypatch.setattr(bench_recipe.pal_text, 'open_decoder', fail)
-    work = bench_recipe.Bench(settings, Context(MESH, no_phase), (), frozenset([text]))
+    work = bench_recipe.Bench(settings, ONE, (), frozenset([text]))
     sides = Lookup(np.eye(3), np.array([0, 1]))
     items = Comparisons(np.zeros(2, int), np.arange(2), sides, sides, None, ('p',), ('x0', 'x1', 'x2'))
     assert work.alone(text, items) is None
     assert work.alone(text, items._replace(prompt=Lookup(np.eye(3), np.array([2, 2])))) is None
     with pytest.raises(ValueError, match='a row is wrong'):
         work.alone(text, items._replace(prompt=Lookup(np.eye(3), np.array([2, 0]))))
-
-
-KILLER = """
-import os, signal
-from pal_jax.recipes.personal.bench import pal_rows
-original = pal_rows.train
-def deadly(recipe):
-    original(recipe)
-    os.kill(os.getpid(), signal.SIGKILL)
-pal_rows.train = deadly
-from pal_jax.run import cli
-from pal_jax.train import main
-cli.run(main, '')
-"""
 
 
 def untimed(workdir):
@@ -156,17 +135,14 @@ def untimed(workdir):
 def test_a_bench_killed_in_a_part_has_the_report_of_an_unbroken_one(table, tmp_path):
     flags = ['--config=configs/bench.py:smoke', f"--config.tables=('{table}',)", '--config.pal.split.seeds=1']
     flags += ['--config.pal.baselines.embedding=0', '--config.pal.prototypes=(1, 2)']
-    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-    result = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}')
-    assert result.returncode == 0, result.stderr
-    killed = python('-c', KILLER, *flags, f'--workdir={broken}')
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [path.name for path in (broken / 'parts').iterdir()] == ['00000.jsonl']
-    before = (broken / 'parts' / '00000.jsonl').stat().st_mtime_ns
-    resumed = python('-m', 'pal_jax.train', *flags, f'--workdir={broken}')
-    assert resumed.returncode == 0, resumed.stderr
-    assert 'resuming' in resumed.stdout
-    assert (broken / 'parts' / '00000.jsonl').stat().st_mtime_ns == before
+    parts = []
+
+    def look(broken):
+        parts.extend((path, path.stat().st_mtime_ns) for path in (broken / 'parts').iterdir())
+
+    whole, broken = whole_and_broken(tmp_path, flags, (TRAINING, 1), look=look)
+    ((path, before),) = parts
+    assert path.name == '00000.jsonl' and path.stat().st_mtime_ns == before  # it was not made again
     assert untimed(broken) == untimed(whole)
     assert records(broken, 'evals.jsonl') == records(whole, 'evals.jsonl')
     # The last column of a table of seen people is a time.
@@ -189,7 +165,7 @@ def test_a_bench_killed_in_a_part_has_the_report_of_an_unbroken_one(table, tmp_p
 )
 def test_wrong_values_are_refused(table, changes, message):
     with pytest.raises(ValueError, match=message):
-        bench.make(small(table, **changes), Context(MESH, no_phase))
+        bench.make(small(table, **changes), ONE)
 
 
 @pytest.mark.long
@@ -206,7 +182,7 @@ def test_a_planted_leak_marks_every_table(tmp_path):
         'tables': (), 'texts': (str(path),), 'methods': ('vpl',), 'pal_text.text.folder': str(tmp_path / 'states'),
         'pal_text.split.seeds': 1, 'pal_text.baselines.groups': False,
     })  # fmt: skip
-    recipe = bench.make(settings, Context(MESH, no_phase, workdir=tmp_path / 'run'))
+    recipe = bench.make(settings, ONE._replace(workdir=tmp_path / 'run'))
     state, host = recipe.init()
     for i in range(recipe.plan.total_steps):
         state, host, _, _ = recipe.step(state, host, i)

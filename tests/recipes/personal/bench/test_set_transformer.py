@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.recipes.personal.bench import in_context, set_transformer
+from pal_jax.recipes.personal.bench import set_transformer
 from pal_jax.recipes.personal.bench.set_transformer import SetTransformer
 
 NET = SetTransformer(4, width=8, maps=2, layers=2, heads=2, hidden=8)
@@ -58,22 +58,3 @@ def test_the_output_of_a_target_depends_on_the_set_alone():
 def test_widths_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match='heads=3'):
         SetTransformer(4, width=8, heads=3)
-
-
-def test_shares_of_a_group_by_golden_numbers():
-    out = jnp.array([[1.5, 1.5, 0.5], [-0.703918, 1.203918, 0.296082]])
-    mean, log_std = out @ jnp.array([0.5, -0.25, 1.0]), out @ jnp.array([0.0, 0.0, 0.5]) - 1
-    np.testing.assert_allclose(mean, [0.875, -0.356856], atol=2e-6)
-    np.testing.assert_allclose(jax.nn.softmax(mean), [0.774143, 0.225857], atol=2e-6)
-    np.testing.assert_allclose(jnp.exp(log_std), [0.472367, 0.426578], atol=2e-6)
-    nll = in_context.share_nll(mean, log_std, jnp.array([0.7, 0.3]), jnp.zeros(2, jnp.int32), 1)
-    np.testing.assert_allclose(nll, [0.181257, 0.082084], atol=2e-6)
-    two = in_context.share_nll(jnp.concatenate([mean, 3 + mean]), jnp.tile(log_std, 2), jnp.array([0.7, 0.3] * 2),
-                           jnp.array([0, 0, 1, 1]), 2)  # fmt: skip
-    np.testing.assert_allclose(two, np.tile(nll, 2), atol=2e-6)
-
-
-def test_the_score_of_shares():
-    p, q = jnp.array([0.4, 0.3, 0.2, 0.1]), jnp.array([0.1, 0.2, 0.3, 0.4])
-    np.testing.assert_allclose(in_context.share_score(p, q), 2 / 3, rtol=1e-6)
-    np.testing.assert_allclose(in_context.share_score(jnp.eye(4)[0], jnp.eye(4)[3]), 0, atol=1e-6)

@@ -33,6 +33,12 @@ def test_distances_and_weights():
     close(latent.divergence(MEAN, jnp.log(STD)), 0.839438)
 
 
+def test_uncertain_margins_count_less():
+    m, v = jnp.array([1.2, -0.4, 0.3]), jnp.array([0.1, 2.0, 0.5])
+    close(jax.nn.softplus(-variational.probit(m, v)), [0.268628, 0.853987, 0.565382])
+    close(jax.nn.sigmoid(variational.probit(m, v)), [0.764428, 0.425714, 0.568143])
+
+
 def test_told_pairs_have_no_order_and_padding_is_nothing():
     learner, rng = VariationalLearner(5), np.random.default_rng(0)
     params = learner.weights(jax.random.key(0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pal_jax.recipes.personal.bench import reading, vpl
-from pal_jax.recipes.personal.interface import Choices
+from tests.recipes.personal.people import of_people
 
 
 def choices(rng, people=6, count=8, kinds=True):
@@ -14,7 +14,7 @@ def choices(rng, people=6, count=8, kinds=True):
     pairs = rng.normal(size=(len(users), 2, 3)).astype(np.float32)
     sign = np.where(users % 2, 1, -1) if kinds else np.ones(len(users))
     better, rows = (pairs[..., 0] * sign[:, None]).argmax(axis=1), np.arange(len(users))
-    return Choices(users, pairs[rows, better], pairs[rows, 1 - better], np.ones(len(users), np.float32), people)
+    return of_people(users, pairs[rows, better], pairs[rows, 1 - better], people)
 
 
 @pytest.fixture(scope='module')
@@ -35,18 +35,18 @@ def test_sides_swapped_give_the_negative_margin(fitted):
 def test_choices_that_are_not_known_and_their_order_are_nothing(fitted):
     rng = np.random.default_rng(2)
     known, asked = choices(rng), choices(rng)
-    few = known._replace(weight=(np.arange(48) % 8 < 3).astype(np.float32))
-    other = np.where(few.weight[:, None] > 0, few.chosen, 9.0).astype(np.float32)
+    few = known.where(np.arange(48) % 8 < 3)
+    other = np.where(few.counts[:, None], few.chosen, 9.0).astype(np.float32)
     margins = reading.margins(fitted, few, asked)
-    np.testing.assert_array_equal(reading.margins(fitted, few._replace(chosen=other), asked), margins)
+    np.testing.assert_array_equal(reading.margins(fitted, few.replace(chosen=other), asked), margins)
     order = rng.permutation(48)
-    shuffled = few._replace(**{name: getattr(few, name)[order] for name in ('users', 'chosen', 'rejected', 'weight')})
+    shuffled = few.replace(**{name: getattr(few, name)[order] for name in ('users', 'chosen', 'rejected', 'share')})
     np.testing.assert_allclose(reading.margins(fitted, shuffled, asked), margins, atol=1e-5)
     assert np.abs(reading.margins(fitted, known, asked) - margins).max() > 1e-6
 
 
 def test_people_of_whom_nothing_is_known_are_alike(fitted):
     rng = np.random.default_rng(3)
-    nothing, asked = choices(rng)._replace(weight=np.zeros(48, np.float32)), choices(rng)
-    moved = asked._replace(users=np.zeros(48, np.int32))
+    nothing, asked = choices(rng).where(np.zeros(48, bool)), choices(rng)
+    moved = asked.replace(users=np.zeros(48, np.int32))
     np.testing.assert_array_equal(reading.margins(fitted, nothing, asked), reading.margins(fitted, nothing, moved))

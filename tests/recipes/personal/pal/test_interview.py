@@ -19,7 +19,8 @@ from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.recipes.personal.pal.interview import open_interview
 from tests import configs
 from tests.recipes.personal import people
-from tests.recipes.personal.pal.test_kept import FEW, finished, two_tastes
+from tests.recipes.personal.pal.test_kept import FEW, two_tastes
+from tests.recipes.personal.texts import finished
 
 
 @pytest.fixture(scope='module')
@@ -59,7 +60,7 @@ def ask(interview, dear: bool, count: int):
 def test_clicks_move_the_mixture_and_no_pair_is_asked_twice(interview):
     stranger = interview.told([])
     assert 'Nothing is known' in stranger['words'][0] and len(stranger['words']) == 3
-    mean = np.asarray(pal_person.prior(interview.run))[0, 0]
+    mean = np.asarray(interview.run.prior)[0, 0]
     np.testing.assert_allclose(stranger['mixture'], np.exp(mean) / np.exp(mean).sum(), atol=0.02)
     (cheap_clicks, cheap), (_, dear) = (ask(interview, side, 12) for side in (False, True))
     assert len({pair for pair, _ in cheap_clicks}) == 12 and cheap['question'] is None

@@ -11,35 +11,17 @@ import pytest
 from pal_jax.data.readers import columns
 from pal_jax.models.states import Frame
 from pal_jax.recipes.personal.pal import kept as pal_kept
-from pal_jax.recipes.personal.pal import large as pal_large
 from pal_jax.recipes.personal.pal import recipe as pal
 from pal_jax.recipes.personal.pal import reward as pal_reward
-from pal_jax.run import checkpoint, devices
-from pal_jax.run.checkpoint import Checkpoints
-from pal_jax.run.recipe import KEPT, Context
-from pal_jax.run.settings import to_dict
+from pal_jax.run.recipe import KEPT
 from tests import configs
+from tests.recipes.personal.texts import ONE, finished
 
-ONE = Context(devices.make_mesh(devices=jax.devices()[:1]))
 FEW = {
     'split.seeds': 1, 'split.control': False, 'prototypes': (1, 2), 'baselines.embedding': 0, 'baselines.own': False,
     'batch': 16, 'updates': 3, 'total_steps': 1, 'checkpoint.every': 1, 'optimizer.users': 0.5,
 }  # fmt: skip
 ITEMS = np.array([[120.0, 3.0], [80.0, 4.0], [100.0, 1.0]])
-
-
-def finished(config, workdir):
-    """A run's folder as the training loop leaves it, with K = 2 chosen."""
-    recipe = (pal_large if config.recipe == 'personal.pal_large' else pal).make(config, ONE)
-    state, host = recipe.init()
-    state, host, *_ = recipe.step(state, host, 0)
-    checkpoint.write_config(workdir, to_dict(config))
-    recipe.plan.keep(workdir / KEPT)
-    checkpoints = Checkpoints(workdir, recipe.plan.abstract)
-    checkpoints.save(1, state, host)
-    checkpoints.wait()
-    (workdir / 'evals.jsonl').write_text(json.dumps({'step': 1, 'stage': 'final', 'chosen_prototypes': [2]}) + '\n')
-    return state
 
 
 def choices(path, people):
@@ -71,7 +53,7 @@ def on_table(tmp_path_factory):
     config = configs.load(
         'pal', **FEW, **{'data': str(data), 'baselines.majority': False, 'baselines.mixed_logit': False}
     )
-    state = finished(config, folder / 'run')
+    _, state, _ = finished(config, folder / 'run')
     lines = data.read_text().splitlines()
     return folder / 'run', data, lines, state, config
 

@@ -25,7 +25,8 @@ from pal_jax.run.recipe import KEPT, Context
 from pal_jax.run.settings import to_dict
 from pal_jax.run.trained import load_trained, open_run
 from tests import configs
-from tests.recipes.personal.pal.test_kept import finished, on_texts, say
+from tests.recipes.personal.pal.test_kept import on_texts, say
+from tests.recipes.personal.texts import finished
 
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]))
 

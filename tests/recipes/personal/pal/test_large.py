@@ -201,7 +201,8 @@ def learner_and_draw(config, name):
     settings = config
     data = pal_text.read(settings, ONE, pal_text.open_decoder(settings.text, ONE, settings.seed))
     learners = pal.make_learners(settings, pal_kept.of(settings, data.items, data), ONE, 1)
-    return learners[name], pal_batches.make_draw(settings, data.items, pal.make_trials(settings, data.items), data)
+    trials = pal.make_trials(settings, data.items)
+    return learners[name], pal_batches.make_draw(data.items, trials, settings.updates, settings.batch, data)
 
 
 @pytest.mark.slow

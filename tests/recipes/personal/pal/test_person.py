@@ -15,11 +15,11 @@ from pal_jax.commands import personalize, score
 from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal import reward as pal_reward
-from pal_jax.recipes.personal.pal import scoring as pal_scoring
 from pal_jax.run import checkpoint
 from pal_jax.run.settings import to_dict
 from tests import configs
-from tests.recipes.personal.pal.test_kept import FEW, choices, finished, on_texts, statements, two_tastes  # noqa: F401
+from tests.recipes.personal.pal.test_kept import FEW, choices, on_texts, statements, two_tastes  # noqa: F401
+from tests.recipes.personal.texts import finished
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +39,7 @@ def test_a_mixture_is_where_the_persons_posterior_is_highest(run, tmp_path):
     """Against a general optimiser on the loss written with numpy's functions and the run's own margins."""
     own = pal_person.read_choices(run, str(of_person(tmp_path / 'ana.jsonl', 1)))
     fitted = pal_person.fit(run, own)
-    mean, pull = np.asarray(pal_person.prior(run))[0, 0], run.learner.new.pull
+    mean, pull = np.asarray(run.prior)[0, 0], run.learner.new.pull
 
     @jax.jit
     def margins(z):
@@ -195,7 +195,7 @@ def test_prompts_of_variant_b_are_as_many_vectors_as_items(tmp_path):
             reward([[1.0, 2.0]], prompts)
     for prompt in (None, [1.0], [1.0, 'x']):
         with pytest.raises(ValueError, match="'prompt'"):
-            pal_scoring.to_item({'item': [1.0, 2.0], 'prompt': prompt}, run)
+            pal_person.to_item({'item': [1.0, 2.0], 'prompt': prompt}, run)
     (pairs := tmp_path / 'pairs.jsonl').write_text('{"left": [1, 2], "right": [2, 1], "prompt": [0]}')
     with pytest.raises(ValueError, match=r'pairs\.jsonl.*prompts of 2'):
         pal_person.read_choices(run, pairs, answered=False)

@@ -25,25 +25,17 @@ from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.panel import Trial
 from pal_jax.recipes.personal.population import Panel
-from pal_jax.run import devices, intervals
-from pal_jax.run.recipe import Context, Plan
+from pal_jax.run import intervals
+from pal_jax.run.recipe import Plan
 from pal_jax.run.settings import to_dict
 from pal_jax.run.trained import open_run
 from tests import configs, shell
 from tests.choices import two_kinds
+from tests.recipes.personal.texts import ONE
 
 ROOT = Path(__file__).parents[4]
 
 
-@contextlib.contextmanager
-def no_phase(name):
-    yield
-
-
-CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
-
-
-get_config = functools.partial(configs.load, 'pal')
 get_settings = functools.partial(configs.load, 'pal')
 
 
@@ -55,13 +47,13 @@ def table(tmp_path_factory):
 
 def small(table, **changes):
     few = {'baselines.embedding': 0, 'baselines.own': False, 'baselines.majority': False, 'new.counts': (0, 5)}
-    return get_config(**{'data': str(table), 'updates': 40, **few, **changes})
+    return get_settings(**{'data': str(table), 'updates': 40, **few, **changes})
 
 
 @pytest.fixture(scope='module')
 def trained(table):
     config = small(table)
-    recipe = pal.make(config, CONTEXT)
+    recipe = pal.make(config, ONE)
     state, host = recipe.init()
     for i in range(config.total_steps):
         state, host, _, metrics = recipe.step(state, host, i)
@@ -128,7 +120,7 @@ def test_fake_learners_update_on_the_same_pairs_which_are_put_on_the_device_once
     trials = [Trial(None, None, seed, shuffled) for seed, shuffled in ((0, False), (1, True))]
     columns = np.zeros((2, 1, 4), np.int32), np.zeros((2, 1, 4, 3)), np.ones((2, 1, 4, 3)), np.ones((2, 1, 4))
     panel = Panel(None, trials, learners, (1, 2), (0,), 'zero')
-    recipe = pal.PALRecipe(Plan(1, None, lambda i: None), CONTEXT, panel, lambda i: PairBatch(*columns))
+    recipe = pal.PALRecipe(Plan(1, None, lambda i: None), ONE, panel, lambda i: PairBatch(*columns))
     state, host, phase, metrics = recipe.step(*recipe.init(), 0)
     assert (state, host, phase) == ({'K=1': 1, 'K=2': 1}, {}, 'pal')
     assert metrics['accuracy K=2'] == 0.75  # the shuffled split is left out
@@ -164,7 +156,7 @@ def test_fake_learners_update_on_the_same_pairs_which_are_put_on_the_device_once
 )
 def test_wrong_values_are_refused(table, changes, message):
     with pytest.raises(ValueError, match=message):
-        pal.make(small(table, **changes), CONTEXT)
+        pal.make(small(table, **changes), ONE)
 
 
 # --- statements that people vote on -----------------------------------------------------------------------------------
@@ -196,7 +188,7 @@ def text_settings(conversation, **changes):
 
 @pytest.mark.long
 def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monkeypatch):
-    recipe = pal.make(text_settings(conversation), CONTEXT)
+    recipe = pal.make(text_settings(conversation), ONE)
     state, host = recipe.init()
     for i in range(4):
         state, host, *_ = recipe.step(state, host, i)
@@ -216,7 +208,7 @@ def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monke
     assert sorted(letters) == ['a', 'z']
     # the states are there: no weights are read again
     monkeypatch.setattr(pal_text.states, 'hidden_states', None)
-    pal.make(text_settings(conversation), CONTEXT)
+    pal.make(text_settings(conversation), ONE)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +225,7 @@ def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monke
 )
 def test_wrong_values_for_statements_are_refused(conversation, changes, message):
     with pytest.raises(ValueError, match=message):
-        pal.make(text_settings(conversation, **changes), CONTEXT)
+        pal.make(text_settings(conversation, **changes), ONE)
 
 
 def test_choices_between_texts_are_read_by_their_name(conversation, tmp_path):
@@ -243,13 +235,13 @@ def test_choices_between_texts_are_read_by_their_name(conversation, tmp_path):
     assert pairs.names == ('ana', 'bo') and pairs.prompt is not None
     assert [pairs.words[i] for i in (*pairs.chosen, *pairs.prompt)] == ['yes', 'no', 'Tea?', 'Milk?']
     with pytest.raises(ValueError, match=r'are texts; take --config=configs/pal.py:text'):
-        pal.make(get_settings(data=f'choices:{path}'), CONTEXT)
+        pal.make(get_settings(data=f'choices:{path}'), ONE)
 
 
 def test_a_run_of_pal_is_no_language_model(table, tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(to_dict(small(table))))
     with pytest.raises(ValueError, match='trains no language model'):
-        open_run(str(tmp_path), CONTEXT)
+        open_run(str(tmp_path), ONE)
 
 
 @pytest.mark.long
@@ -294,8 +286,7 @@ def test_a_synthetic_person_prefers_the_nearer_item():
 
 KILLER = """
 import os, signal
-from pal_jax.recipes.personal.learner import IdealPointLearner
-from pal_jax.run.checkpoint import Checkpoints
+from {module} import {owner}
 original, calls = {owner}.{name}, []
 def deadly(*args, **kwargs):
     calls.append(1)
@@ -308,6 +299,32 @@ from pal_jax.run import cli
 from pal_jax.train import main
 cli.run(main, '')
 """
+LEARNER = 'pal_jax.recipes.personal.learner', 'IdealPointLearner', 'update'
+CHECKPOINTS = 'pal_jax.run.checkpoint', 'Checkpoints', 'save'
+
+
+def whole_and_broken(tmp_path, flags, *kills, look=lambda broken: None):
+    """The folders of an unbroken run and of one that was killed, in the `count`-th call of a function each time, and
+    then ran to its end; `look` is called with the latter's folder in between."""
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    result = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}')
+    assert result.returncode == 0, result.stderr
+    for (module, owner, name), count in kills:
+        killer = KILLER.format(module=module, owner=owner, name=name, count=count)
+        killed = python('-c', killer, *flags, f'--workdir={broken}')
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    look(broken)
+    resumed = python('-m', 'pal_jax.train', *flags, f'--workdir={broken}')
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'resuming' in resumed.stdout
+    return whole, broken
+
+
+def same_runs(whole, broken, *files, last=Path('checkpoints') / '4' / 'host' / 'metadata'):
+    """The records of two runs are the same, and the sum of every leaf's bits in the last checkpoint."""
+    for name in files:
+        assert records(broken, name) == records(whole, name)
+    assert json.loads((broken / last).read_text()) == json.loads((whole / last).read_text())
 
 
 def python(*args):
@@ -326,19 +343,8 @@ def records(workdir, name):
 def test_a_run_killed_in_update_and_save_ends_as_an_unbroken_one(table, tmp_path):
     flags = ['--config=configs/pal.py:smoke', f'--config.data={table}', '--config.checkpoint.every=1']
     flags += ['--config.baselines.own=False', '--config.baselines.embedding=0']
-    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-    result = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}')
-    assert result.returncode == 0, result.stderr
-    for owner, name, count in (('IdealPointLearner', 'update', 3), ('Checkpoints', 'save', 2)):
-        killed = python('-c', KILLER.format(owner=owner, name=name, count=count), *flags, f'--workdir={broken}')
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = python('-m', 'pal_jax.train', *flags, f'--workdir={broken}')
-    assert resumed.returncode == 0, resumed.stderr
-    assert 'resuming' in resumed.stdout
-    for name in ('metrics.jsonl', 'evals.jsonl', 'exhibits.jsonl'):
-        assert records(broken, name) == records(whole, name)
-    last = Path('checkpoints') / '4' / 'host' / 'metadata'  # with the sum of every leaf's bits
-    assert json.loads((broken / last).read_text()) == json.loads((whole / last).read_text())
+    whole, broken = whole_and_broken(tmp_path, flags, (LEARNER, 3), (CHECKPOINTS, 2))
+    same_runs(whole, broken, 'metrics.jsonl', 'evals.jsonl', 'exhibits.jsonl')
     page = (whole / 'report.html').read_text()
     assert page.count('data:image/png') == 5
     assert 'PAL, K chosen on validation' in page
@@ -359,20 +365,8 @@ def test_a_run_from_disk_killed_in_an_update_ends_as_an_unbroken_one(tmp_path):
     columns.write(tmp_path / 'pairs', items, [part], pairs)
     flags = ['--config=configs/pal.py:large', f'--config.data={tmp_path / "pairs"}', '--config.checkpoint.every=1']
     flags += ['--config.batch=1024', '--config.updates=40', '--config.total_steps=4', '--config.optimizer.users=0.1']
-    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-    result = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}')
-    assert result.returncode == 0, result.stderr
-    killed = python(
-        '-c', KILLER.format(owner='IdealPointLearner', name='update', count=5), *flags, f'--workdir={broken}'
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = python('-m', 'pal_jax.train', *flags, f'--workdir={broken}')
-    assert resumed.returncode == 0, resumed.stderr
-    assert 'resuming' in resumed.stdout
-    for name in ('metrics.jsonl', 'evals.jsonl'):
-        assert records(broken, name) == records(whole, name)
-    last = Path('checkpoints') / '4' / 'host' / 'metadata'  # with the sum of every leaf's bits
-    assert json.loads((broken / last).read_text()) == json.loads((whole / last).read_text())
+    whole, broken = whole_and_broken(tmp_path, flags, (LEARNER, 5))
+    same_runs(whole, broken, 'metrics.jsonl', 'evals.jsonl')
     (found,) = records(whole, 'evals.jsonl')
     assert found['seen_pal'] > 0.8 > 0.6 > found['seen_shared']
 
@@ -380,7 +374,7 @@ def test_a_run_from_disk_killed_in_an_update_ends_as_an_unbroken_one(tmp_path):
 def test_a_folder_of_pairs_needs_what_it_can_do(tmp_path):
     columns.write(tmp_path, np.eye(2, dtype=np.float32), [([0] * 3, [0] * 3, [1] * 3)], 3)
     with pytest.raises(ValueError, match='need all items in memory'):
-        pal.make(get_settings(data=str(tmp_path)), CONTEXT)
+        pal.make(get_settings(data=str(tmp_path)), ONE)
 
 
 def test_embeddings_are_pairs_too(tmp_path):

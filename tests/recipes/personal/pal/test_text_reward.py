@@ -14,25 +14,16 @@ from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.psoups import recipe as psoups
-from pal_jax.run import checkpoint
-from pal_jax.run.checkpoint import Checkpoints
-from pal_jax.run.recipe import KEPT
-from pal_jax.run.settings import to_dict
 from tests import configs
-from tests.recipes.personal.texts import ONE, B, run, small
+from tests.recipes.personal import texts
+from tests.recipes.personal.texts import ONE, B, small
 
 
 def finished(config, workdir):
-    """A run's folder as the training loop leaves it."""
-    recipe, state = run(config, config.total_steps)
-    checkpoint.write_config(workdir, to_dict(config))
-    recipe.plan.keep(workdir / KEPT)
-    checkpoints = Checkpoints(workdir, recipe.plan.abstract)
-    checkpoints.save(config.total_steps, state, {})
-    checkpoints.wait()
-    record = {'step': config.total_steps, 'stage': 'final', **recipe.evaluate(state, 'final').record}
-    (workdir / 'evals.jsonl').write_text(json.dumps(record) + '\n')
-    return recipe, state, record
+    """A run that is trained and evaluated."""
+    return texts.finished(
+        config, workdir, config.total_steps, lambda recipe, state: recipe.evaluate(state, 'final').record
+    )
 
 
 @pytest.fixture(scope='module', params=['text', 'text-large'])
