@@ -272,7 +272,7 @@ class TrustRegion(Handler):
     multiplier."""
 
     refused_on_text = 'it needs products of the Fisher matrix with vectors, which are made on arrays alone'
-    rule: Literal['cpo', 'pcpo'] = 'cpo'
+    rule: Literal['cpo', 'pcpo'] = 'cpo'  # whose step is taken
     delta: float = 0.01  # the largest mean KL of an update, in nats
     iterations: int = 15  # of the conjugate gradient
     damping: float = 0.1  # is added to the diagonal of the Fisher matrix
