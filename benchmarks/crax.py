@@ -32,6 +32,7 @@ from jax import Array
 
 from pal_jax.learners.array_ppo import ArrayPPO, Mix
 from pal_jax.objectives import constraints as c
+from pal_jax.objectives.advantages import ChannelWeights
 from pal_jax.objectives.distributions import Gaussian
 from pal_jax.run.devices import make_mesh
 from pal_jax.run.optim import Optimizer
@@ -83,7 +84,8 @@ def train_ours(task: Task, seeds: Sequence[int], handler: Any, updates: int) -> 
         mean = HORIZON * np.asarray(jnp.sum(steps.rewards * within, (1, 2)) / jnp.sum(within, (1, 2)), float)
         states = [handler.update(s, row[1:], np.array([LIMIT])) for s, row in zip(states, mean, strict=True)]
         lam = np.array([s['lambda'][0] for s in states], np.float32)
-        mix = Mix(np.ones_like(lam), lam, 1 + lam, np.zeros_like(lam), np.zeros_like(lam))
+        zeros: Any = np.zeros_like(lam)
+        mix = Mix(ChannelWeights(np.ones_like(lam), lam, 1 + lam), zeros, ChannelWeights(zeros, zeros, 1 + zeros))
         state, _ = jax.block_until_ready(learner.update(state, steps, jax.tree.map(jnp.asarray, mix)))
         paid.append(mean / [REWARD_SCALE, 1.0])
         times.append(clock())

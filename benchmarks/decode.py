@@ -2,7 +2,7 @@
 
   python benchmarks/decode.py --batch=1,8,32 --prompt=128 --new=128 --against=torch,tunix --json=out.json
 Prints one JSON object; see `contest.py` for how the numbers come about. It has a part for each question, `--parts`:
-  calls     calls of equal lengths: ours, our engine's steps alone, and others; at the largest batch JetStream's driver
+  calls     calls of equal lengths: ours, our engine's steps alone, and others; at the largest batch over gRPC too
   mixed     more requests than slots, of many lengths, against as many of equal ones; time to first and between tokens
   dialogue  rounds of dialogues with and without the reuse of what the caches hold
   rollout   the same for the rollouts of configs/rlpa.py
@@ -29,7 +29,6 @@ from benchmarks.contest import Contestant, Result
 from pal_jax.run.outputs import whole_file
 
 PEERS = {'torch': ('torch', 'transformers'), 'tunix': ('google-tunix', 'jax', 'flax')}  # and whose versions count
-DRIVERS = ('jetstream', 'grpc')
 
 
 def contestants(args: argparse.Namespace, batch: int) -> dict[str, Contestant]:
@@ -37,7 +36,7 @@ def contestants(args: argparse.Namespace, batch: int) -> dict[str, Contestant]:
     task = {'model': args.model, 'batch': batch, 'prompt': args.prompt, 'new': args.new}
     ours = {'pal_jax': 'local', 'pal_jax_engine': 'engine'}
     if batch == max(args.batch):
-        ours |= dict(zip(DRIVERS, DRIVERS, strict=True))
+        ours |= {'grpc': 'grpc'}
     names = {
         name: Contestant(f'benchmarks.decoders:make_{make}', task | {'dtype': args.dtype})
         for name, make in ours.items()
@@ -65,7 +64,7 @@ def calls(args: argparse.Namespace, memory_gbytes_per_s: float) -> dict[str, Any
 def compare(results: dict[str, Result], new: int, memory_gbytes_per_s: float) -> dict[str, Any]:
     """Every contestant's numbers, and how many times faster a call of ours is than each peer's better precision."""
     report: dict[str, Any] = {name: summary(result, new, memory_gbytes_per_s) for name, result in results.items()}
-    for peer in (*PEERS, *DRIVERS):
+    for peer in (*PEERS, 'grpc'):
         theirs = [name for name in results if name.split('_')[0] == peer]
         if theirs:
             best = min(theirs, key=lambda name: min(results[name].seconds))

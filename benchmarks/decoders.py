@@ -94,32 +94,18 @@ def make_local(model: str, dtype: str, batch: int, prompt: int, new: int) -> Rou
     return _calls(local_decoder(model, dtype, batch), model, batch, prompt, new)
 
 
-def make_jetstream(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
-    """A round of decoding through JetStream's driver in this process."""
-    from pal_jax.decode.serve.jetstream.decoder import JetStreamDecoder
-    from pal_jax.decode.serve.jetstream.engine import JetStreamEngine
-
-    cfg, tokenizer, mesh = _parts(model, dtype)
-    decoder = JetStreamDecoder(JetStreamEngine(cfg, tokenizer, mesh, slots=batch, stride=STRIDE))
-    decoder.load(_weights(cfg))
-    return _calls(decoder, model, batch, prompt, new)
-
-
 def make_grpc(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
     """A round of decoding asked for over gRPC, of a server that runs in this process too."""
-    from pal_jax.decode.serve.jetstream.driver import JetStreamDriver
-    from pal_jax.decode.serve.jetstream.engine import JetStreamEngine
+    from pal_jax.decode.driver import Driver
     from pal_jax.decode.serve.jetstream.remote import RemoteDecoder
     from pal_jax.decode.serve.jetstream.rpc import GrpcServer
 
-    cfg, tokenizer, mesh = _parts(model, dtype)
-    engine, weights = JetStreamEngine(cfg, tokenizer, mesh, slots=batch, stride=STRIDE), _weights(cfg)
-    engine.load(weights)
-    driver = JetStreamDriver(engine)
+    driver = Driver(local_decoder(model, dtype, batch))
+    cfg, tokenizer = driver.decoder.cfg, driver.decoder.tokenizer
     server = GrpcServer('127.0.0.1', 0, requests=driver.room)
     server.start(driver, model)
     decoder = RemoteDecoder(cfg, tokenizer, f'127.0.0.1:{server.port}')
-    decoder.load(weights)
+    decoder.load(_weights(cfg))
     decoder.server = server  # lives as long as who asks it
     return _calls(decoder, model, batch, prompt, new)
 

@@ -9,7 +9,7 @@ r"""Flying cameras that reconstruct a person in a crowd: contributions of camera
 --help lists all keys.
 """
 
-from pal_jax.recipes.cameras.settings import Settings
+from pal_jax.recipes.cameras import Settings
 from pal_jax.run import presets as p
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.settings import CheckpointSettings

@@ -9,8 +9,7 @@ Handlers: none, fixed, linear, log, pid, ipo, crpo, focops, p3o, cup, cpo, pcpo.
 """
 
 from pal_jax.objectives import constraints as c
-from pal_jax.objectives.trust_region import TrustRegion
-from pal_jax.recipes.cmdp.settings import HandlerSettings, Settings, TaskSettings
+from pal_jax.recipes.cmdp.settings import Settings, TaskSettings
 from pal_jax.run import presets as p
 from pal_jax.run.optim import Optimizer
 
@@ -23,7 +22,7 @@ def get_config(variant: str = '') -> Settings:
         bandit=TaskSettings(limits=(0.7, 0.4, 0.2), steps=4, reward_scale=0.5),
         grid=TaskSettings(limits=(1.0, 0.2), steps=32, reward_scale=10.0),  # multipliers are 10 times those of 5.4
         point=TaskSettings(limits=(3.0,), steps=64, hidden=(64, 64)),
-        constraint=HandlerSettings(
+        constraint=c.Handlers(
             linear=c.LinearLagrangian(lam_init=0.5, lam_lr=0.03, optimizer='sgd'),
             log=c.LogLagrangian(lam_init=0.5, lam_lr=0.05),
             pid=c.PIDLagrangian(kp=0.3, ki=0.02, kd=0.3, lam_init=0.5, smoothing=0.9),
@@ -31,8 +30,8 @@ def get_config(variant: str = '') -> Settings:
             focops=c.FOCOPS(lam_init=0.5),
             p3o=c.P3O(kappa=3.0),
             cup=c.CUP(lam_init=0.5),
-            cpo=TrustRegion('cpo', damping=1e-3),
-            pcpo=TrustRegion('pcpo', damping=1e-3),
+            cpo=c.TrustRegion('cpo', damping=1e-3),
+            pcpo=c.TrustRegion('pcpo', damping=1e-3),
         ),
         optimizer=Optimizer('adam', lr=0.03, warmup_ratio=0.0, b2=0.999),
         critic=Optimizer('adam', lr=0.05, warmup_ratio=0.0, b2=0.999),

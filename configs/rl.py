@@ -18,9 +18,9 @@ def get_config(variant: str = '') -> Settings:
     variant = p.parse_variant(variant, 'control', 'smoke')
     settings = Settings(
         recipe='rl',
-        total_steps=60,
+        total_steps=30,
         policy=ModelSettings(lora=Lora(rank=16, alpha=32.0)),
-        optimizer=p.Optimizer(lr=1e-3, warmup_ratio=0.05, min_ratio=1.0),
+        optimizer=p.Optimizer(lr=3e-4, warmup_ratio=0.05, min_ratio=1.0),
         critic=p.Optimizer(lr=3e-4),
         ppo=p.PPO(estimator='group_norm', kl_coef=0.0, row_tokens=512, micro_rows=1, old_logprobs='sampler'),
         sampling=p.Sampling(temperature=1.0, max_tokens=12),

@@ -11,6 +11,7 @@ Which methods score, what records they read and whom they know stands in docs/li
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from pal_jax.data import records
@@ -34,15 +35,19 @@ def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[
       ValueError: the source is no such run, or the person does not fit it.
       RuntimeError: a model or checkpoint cannot be read.
     """
-    workdir, person = run_folder(source), to_name(person)
+    return opener_of(source)(run_folder(source), to_name(person))
+
+
+def opener_of(source: str | os.PathLike[str]) -> Callable[[str, str], RecordScorer]:
+    """The `open_scorer` of a run's method, which reads weights. Raises ValueError where the run scores nothing."""
     try:
-        recipe = read_run(Path(workdir))['recipe']
+        recipe = read_run(Path(run_folder(source)))['recipe']
     except ValueError as error:
         raise ValueError(f'{error}, of {KINDS}') from None
     opener = getattr(recipe_module(recipe), 'open_scorer', None)
     if opener is None:
         raise ValueError(f'{source} is a run of {recipe}, which scores nothing; give one of {KINDS}')
-    return opener(workdir, person)
+    return opener
 
 
 def to_name(person: str | int | os.PathLike[str] | None) -> str:

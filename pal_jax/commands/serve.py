@@ -6,7 +6,7 @@
 
 Options:
   --source=SOURCE     gguf:<file>, hf:<folder or hub id>, orbax:<workdir>, random:tiny; default the embedded model
-  --driver=NAME       local: HTTP; jetstream: gRPC through google-jetstream's driver; default local
+  --driver=NAME       local: HTTP; jetstream: gRPC, by google-jetstream's protocol; default local
   --host=ADDRESS      default 127.0.0.1; any other needs PAL_JAX_TOKEN in the environment, which callers must then send
   --port=N            default 8000
   --name=NAME         what the model is called in /v1/models; default the source
@@ -147,7 +147,7 @@ def serve_grpc() -> None:
     print(f'serving {SOURCE.value} at {host_port(HOST.value, server.port)} (gRPC)', flush=True)
     stopping.wait()
     server.stop(GRACE)
-    driver.stop()
+    driver.close()
 
 
 def listen(host: str, port: int) -> tuple[socket.socket, str]:
@@ -251,8 +251,8 @@ def with_adapters(params: Params, cfg: ModelConfig) -> Params:
     return soups.stack(params, adapters, kind) if adapters else params
 
 
-def make_driver():
-    """JetStream's driver, with its model loaded and its threads running. Raises ValueError for flags of HTTP alone."""
+def make_driver() -> Driver:
+    """The driver of the gRPC server, with its model loaded. Raises ValueError for flags of HTTP alone."""
     if ADAPTERS.value:
         raise ValueError('--adapters are mixed by the HTTP server alone; leave out --driver=jetstream')
     if CORS_ORIGINS.value:
@@ -261,13 +261,10 @@ def make_driver():
         raise ValueError('--moderation is of the HTTP server alone; leave out --driver=jetstream')
     if ASKING.value:
         raise ValueError('--asking is of the HTTP server alone; leave out --driver=jetstream')
-    from pal_jax.decode.serve.jetstream.driver import JetStreamDriver
-    from pal_jax.decode.serve.jetstream.engine import JetStreamEngine
-
     model, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
-    engine = JetStreamEngine(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
-    engine.load(model.load(engine.param_shardings))
-    return JetStreamDriver(engine, line=LINE.value)
+    decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
+    decoder.load(model.load(decoder.param_shardings))
+    return Driver(decoder, line=LINE.value)
 
 
 def warm_up(driver: Driver, length: int, sampling: Sampling) -> None:

@@ -69,16 +69,13 @@ def choose_decoder(
         return LocalDecoder(cfg, tokenizer, mesh, **settings)
     if shares.parts > 1:
         raise ValueError(f"{shares.parts} shares or processes sample with decode.driver='local' alone; choose that")
-    if address and int8:
+    host, _, port = address.rpartition(':')
+    if not host or not re.fullmatch('[0-9]{1,5}', port) or not 0 < int(port) <= LAST_PORT:
+        raise ValueError(
+            f"decode.address={address!r} is no host:port, such as 127.0.0.1:9000, which decode.driver='jetstream' needs"
+        )
+    if int8:
         raise ValueError(f'decode.address={address!r} decodes as its server was started; leave decode.int8 off')
-    if address:
-        host, _, port = address.rpartition(':')
-        if not host or not re.fullmatch('[0-9]{1,5}', port) or not 0 < int(port) <= LAST_PORT:
-            raise ValueError(f'decode.address={address!r} is no host:port, such as 127.0.0.1:9000')
-        from pal_jax.decode.serve.jetstream.remote import RemoteDecoder
+    from pal_jax.decode.serve.jetstream.remote import RemoteDecoder
 
-        return RemoteDecoder(cfg, tokenizer, address, secret(TOKEN))
-    from pal_jax.decode.serve.jetstream.decoder import JetStreamDecoder
-    from pal_jax.decode.serve.jetstream.engine import JetStreamEngine
-
-    return JetStreamDecoder(JetStreamEngine(cfg, tokenizer, mesh, slots=slots, stride=stride, int8=int8))
+    return RemoteDecoder(cfg, tokenizer, address, secret(TOKEN))

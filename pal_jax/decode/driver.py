@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Literal
 
@@ -26,6 +27,9 @@ Notify = Callable[
     [RequestProgress | Exception], None
 ]  # is called on the driver's thread; the last call has the completion
 SwapPolicy = Literal['drain', 'continue', 'abort']
+
+
+CLOSING = 'the server is shutting down'
 
 
 class Busy(RuntimeError):
@@ -76,8 +80,7 @@ class Driver:
     """
 
     def __init__(self, decoder: LocalDecoder, *, line: int = 256):
-        self.decoder = decoder
-        self._room = decoder.slots + line
+        self.decoder, self.room = decoder, decoder.slots + line  # `room` requests are under way or in line at most
         self._accepted, self._closing, self._lock = 0, False, threading.Lock()
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._line: deque[TakenRequest] = deque()
@@ -92,18 +95,28 @@ class Driver:
     # --- from any thread ---------------------------------------------------------------------------------------------
 
     def submit(self, request: Request, notify: Notify) -> TakenRequest:
-        """Put a request in line.
+        """Put one request in line, as `submit_all` does."""
+        return self.submit_all([request], lambda _, news: notify(news))[0]
+
+    def submit_all(
+        self, requests: Sequence[Request], notify: Callable[[int, RequestProgress | Exception], None]
+    ) -> list[TakenRequest]:
+        """Put requests in line, all or none. `notify(place, progress)` is called on the driver's thread.
+
+        An idle driver takes any number of requests at once. The line bounds the requests that are added then.
 
         Raises:
-          ValueError: the model cannot meet the request.
+          ValueError: the model cannot meet one of the requests.
           Busy: the line is full.
           Closed: the driver is draining or closed.
         """
-        self.decoder.check(request)
-        self._accept()
-        ticket = TakenRequest(request, notify, time.perf_counter())
-        self._commands.put(lambda: self._line.append(ticket))
-        return ticket
+        for request in requests:
+            self.decoder.check(request)
+        self._accept(len(requests))
+        now = time.perf_counter()
+        tickets = [TakenRequest(request, functools.partial(notify, k), now) for k, request in enumerate(requests)]
+        self._commands.put(lambda: self._line.extend(tickets))
+        return tickets
 
     def score(self, request: Request) -> Future[PromptLogprobs]:
         """A future of the log-probs of the tokens in the request's prompt, with as many alternatives as it asks for.
@@ -121,13 +134,13 @@ class Driver:
         self._commands.put(lambda: self._scorings.append(scoring))
         return scoring.done
 
-    def _accept(self) -> None:
+    def _accept(self, count: int = 1) -> None:
         with self._lock:
             if self._closing:
-                raise Closed('the server is shutting down')
-            if self._accepted >= self._room:
+                raise Closed(CLOSING)
+            if self._accepted and self._accepted + count > self.room:
                 raise Busy(f'{self._accepted} requests are under way or in line; try again later')
-            self._accepted += 1
+            self._accepted += count
 
     def _leave(self, _: object = None) -> None:
         with self._lock:
@@ -143,7 +156,12 @@ class Driver:
         Requests under way end first on the old weights (`drain`), end at once as `aborted` (`abort`), or go on with
         the new weights over a cache made by the old ones (`continue`). In the last case their tokens come from two
         policies.
+
+        Raises:
+          Closed: the driver is draining or closed.
         """
+        if self._closing:
+            raise Closed(CLOSING)
         swap = Swap(params, version, policy, Future())
         self._commands.put(lambda: self._swaps.append(swap))
         return swap.done
@@ -168,6 +186,11 @@ class Driver:
     def accepted(self) -> int:
         """The number of requests under way or in line."""
         return self._accepted
+
+    @property
+    def live(self) -> bool:
+        """True while the driver's thread runs."""
+        return self._thread.is_alive()
 
     # --- on the driver's thread --------------------------------------------------------------------------------------
 
@@ -279,7 +302,9 @@ class Driver:
         for ticket in [*self._line, *self._live.values()]:
             self._cancel(ticket)
         for scoring in list(self._scorings):
-            self._end(scoring, Closed('the server is shutting down'))
+            self._end(scoring, Closed(CLOSING))
+        for swap in self._swaps:
+            swap.done.set_exception(Closed(CLOSING))
         for drained in self._drained:
             drained.set_result(None)
         self._open = False

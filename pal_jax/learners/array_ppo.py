@@ -25,16 +25,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.learners import array_updates as updates
-from pal_jax.learners.array_updates import ArrayPolicy, ChosenActions, Rule
+from pal_jax.learners.array_updates import ROLLOUT, START, UPDATE, ArrayPolicy, ChosenActions, key_of
 from pal_jax.models.mlp import MLP, PolicyMLP
-from pal_jax.objectives.advantages import gae
+from pal_jax.objectives.advantages import ChannelWeights, gae
 from pal_jax.objectives.distributions import Distribution
-from pal_jax.objectives.policy import value_token_loss
-from pal_jax.objectives.trust_region import TrustRegion
+from pal_jax.objectives.handler import Handler
+from pal_jax.objectives.policy import ClippedSurrogate, TokenLoss
 from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
-
-START, ROLLOUT, UPDATE = range(3)  # uses of a replica's randomness
 
 
 class ArrayEnv(Protocol):
@@ -44,30 +42,11 @@ class ArrayEnv(Protocol):
     Channel 0 of the rewards is the reward, the others are costs.
     """
 
-    @property
-    def width(self) -> int:
-        """The width `D` of an observation."""
-        ...
-
-    @property
-    def channels(self) -> int:
-        """The number `C` of channels."""
-        ...
-
-    @property
-    def gamma(self) -> float:
-        """The discount of all channels."""
-        ...
-
-    @property
-    def horizon(self) -> int:
-        """The number of steps after which an episode is cut. The critic's value stands for later rewards."""
-        ...
-
-    @property
-    def actions(self) -> Distribution:
-        """The distribution that actions are drawn from."""
-        ...
+    width: int  # the width `D` of an observation
+    channels: int  # the number `C` of channels
+    gamma: float  # the discount of all channels
+    horizon: int  # an episode is cut after so many steps; the critic's value stands for later rewards
+    actions: Distribution  # what actions are drawn from
 
     def reset(self, key: Array) -> Any:
         """The first state of an episode."""
@@ -87,17 +66,16 @@ class ArrayEnv(Protocol):
 
 
 class Mix(NamedTuple):
-    """The weights of rewards and costs in an update: `(reward * A_r - cost * A_c) / divisor`, by replica.
+    """A handler's words for an update, by replica: every number is `[R]`.
 
-    excess: mean cost of an episode less its limit, of which P3O, CPO and PCPO read how much the limit is passed.
-    projection: the weight of costs in CUP's second update.
+    first: the weights of rewards and costs.
+    excess: mean cost of an episode less its limit, for handlers that read how much the limit is passed.
+    second: the weights of a second update, of handlers that make one.
     """
 
-    reward: Float[Array, ' R']
-    cost: Float[Array, ' R']
-    divisor: Float[Array, ' R']
+    first: ChannelWeights
     excess: Float[Array, ' R']
-    projection: Float[Array, ' R']
+    second: ChannelWeights
 
 
 class Steps(struct.PyTreeNode):
@@ -116,11 +94,10 @@ class Steps(struct.PyTreeNode):
 
 
 class EpisodeMeans(NamedTuple):
-    """Means over the episodes that ended in a rollout: discounted sums of the rewards by channel, and the discounted
-    length in steps. Where no episode has ended, the means of the rollout before stay."""
+    """Means over the episodes that ended in a rollout: discounted sums of the rewards by channel. Where no episode has
+    ended, the means of the rollout before stay."""
 
     sums: Float[Array, ' C']
-    length: Float[Array, '']
     ended: Int[Array, '']
 
 
@@ -150,7 +127,7 @@ class ArrayPPO:
     """Functions over `ArrayState`s side by side.
 
     Attributes:
-      rule: a handler whose update of the policy is not PPO's clipped one of mixed advantages, or `Unconstrained`.
+      handler: tells how the policy is updated; what rewards and costs count there is told by `Mix`.
       environments, steps: N and T of a rollout.
       hidden: widths of the hidden layers of policy and critic.
       optimizer, critic: those of the two networks.
@@ -165,7 +142,7 @@ class ArrayPPO:
     """
 
     env: ArrayEnv
-    rule: Rule
+    handler: Handler
     mesh: Mesh
     optimizer: Optimizer
     critic: Optimizer
@@ -200,12 +177,7 @@ class ArrayPPO:
     def abstract(self, replicas: int) -> ArrayState:
         """Shapes and shardings of a state of so many replicas: environments lie over the mesh, networks everywhere."""
         shapes = jax.eval_shape(jax.vmap(self._new), jax.ShapeDtypeStruct((replicas,), jnp.int32))
-
-        def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            axes = (None, 'batch') if getattr(path[0], 'name', '') == 'running' else ()
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.sharding(self.mesh, axes))
-
-        return jax.tree_util.tree_map_with_path(place, shapes)
+        return updates.placed(shapes, self.mesh, (None, 'batch'))
 
     def init(self, seeds: Int[Array, ' R']) -> ArrayState:
         """The states before the first rollout, one a seed."""
@@ -213,17 +185,16 @@ class ArrayPPO:
         return jax.jit(jax.vmap(self._new), out_shardings=shardings)(seeds)
 
     def _new(self, seed: Int[Array, '']) -> ArrayState:
-        for_policy, for_critic, for_env = jax.random.split(_key(seed, START, jnp.zeros((), jnp.int32)), 3)
+        for_policy, for_critic, for_env = jax.random.split(key_of(seed, START, jnp.zeros((), jnp.int32)), 3)
         seen = jnp.zeros(self.env.width)
         policy, critic = self.policy_net.init(for_policy, seen), self.critic_net.init(for_critic, seen)
         env = jax.vmap(self.env.reset)(jax.random.split(for_env, self.environments))
         channels = self.env.channels
         sums = jnp.zeros((self.environments, channels + 1))
         running = RunningEpisodes(env, jnp.zeros(self.environments, jnp.int32), sums)
-        return ArrayState(
-            seed, jnp.zeros((), jnp.int32), policy, critic, self.optimizer.init(policy), self.critic.init(critic),
-            running, jnp.zeros(channels + 1).at[-1].set(1.0),
-        )  # fmt: skip
+        optimizers, none = (self.optimizer.init(policy), self.critic.init(critic)), jnp.zeros((), jnp.int32)
+        means = jnp.zeros(channels + 1).at[-1].set(1.0)
+        return ArrayState(seed, none, policy, critic, *optimizers, running, means)
 
     def outputs(self, state: ArrayState, observations: Float[Array, 'S D']) -> Float[Array, 'R S K']:
         """The policy's output for given observations, by replica."""
@@ -238,7 +209,7 @@ class ArrayPPO:
 
     def _rollout(self, state: ArrayState) -> tuple[ArrayState, Steps, EpisodeMeans]:
         env, actions = self.env, self.env.actions
-        root = _key(state.seed, ROLLOUT, state.rollouts)
+        root = key_of(state.seed, ROLLOUT, state.rollouts)
         observe = jax.vmap(env.observe)
 
         def step(carry: tuple[RunningEpisodes, Array], key: Array) -> tuple[tuple[RunningEpisodes, Array], Any]:
@@ -263,8 +234,9 @@ class ArrayPPO:
             )
             following = RunningEpisodes(
                 jax.tree.map(lambda new, old: _where(over, new, old), fresh, after),
-                jnp.where(over, 0, running.age + 1), _where(over, jnp.zeros_like(sums), sums),
-            )  # fmt: skip
+                jnp.where(over, 0, running.age + 1),
+                _where(over, jnp.zeros_like(sums), sums),
+            )
             more = jnp.where(over, 0.0, env.gamma)
             return (following, ended_sums), (seen, legal, action, logprob, rewards, more, weight, observe(after), cut)
 
@@ -277,17 +249,16 @@ class ArrayPPO:
         rewards = rewards.at[..., 0].multiply(self.reward_scale) + env.gamma * cut[..., None] * value(after)
         count = totals[-1]
         means = jnp.where(count > 0, totals[:-1] / jnp.maximum(count, 1.0), state.means)
-        steps = Steps(
-            seen, legal, action, logprob, rewards, more, weight, value(seen), value(observe(running.env)),  # type: ignore[arg-type]
-        )  # fmt: skip
+        values: Any = value(seen), value(observe(running.env))
+        steps = Steps(seen, legal, action, logprob, rewards, more, weight, *values)
         state = state.replace(rollouts=state.rollouts + 1, running=running, means=means)
-        return state, steps, EpisodeMeans(means[:-1], means[-1], count.astype(jnp.int32))
+        return state, steps, EpisodeMeans(means[:-1], count.astype(jnp.int32))
 
     # --- updates ------------------------------------------------------------------------------------------------------
 
     @functools.partial(jax.jit, static_argnums=0)
     def update(self, state: ArrayState, steps: Steps, mix: Mix) -> tuple[ArrayState, dict[str, Float[Array, ' R']]]:
-        """The policy's update by the rule, and the critic's; metrics by replica."""
+        """The policy's update by the handler, and the critic's; metrics by replica."""
         return jax.vmap(self._update)(state, steps, mix)
 
     def _update(self, state: ArrayState, steps: Steps, mix: Mix) -> tuple[ArrayState, dict[str, Array]]:
@@ -295,35 +266,37 @@ class ArrayPPO:
         advantages, returns = gae(
             steps.rewards, steps.values, acts, gamma=steps.more, lam=self.lam, bootstrap=steps.bootstrap
         )
-        # A critic's mean error would shift the gate of P3O and the step of CPO.
+        # A critic's mean error would shift a gate of costs and the step within a trust region.
         share = steps.weight / jnp.sum(steps.weight)
         advantages = advantages - jnp.sum(share[..., None] * advantages, axis=(0, 1), keepdims=True)
-        chosen = ChosenActions(
-            steps.observations, steps.legal, steps.actions, steps.logprobs, share, advantages[..., 0],
-            advantages[..., 1], steps.logprobs,
-        )  # fmt: skip
+        taken = steps.observations, steps.legal, steps.actions, steps.logprobs
+        chosen = ChosenActions(*taken, share, advantages[..., 0], advantages[..., 1], steps.logprobs)
         excess = mix.excess / state.means[-1]  # of a step, as advantages are
-        for_policy, for_critic = jax.random.split(_key(state.seed, UPDATE, state.rollouts))
+        for_policy, for_critic = jax.random.split(key_of(state.seed, UPDATE, state.rollouts))
         model = ArrayPolicy(self.policy_net.apply, self.env.actions)  # type: ignore[arg-type]
         run = functools.partial(updates.epochs, passes=self.epochs, minibatches=self.minibatches)
         policy, opt, more = state.policy, state.policy_opt, {}
-        if isinstance(self.rule, TrustRegion):
-            policy, more = updates.within_trust_region(model, self.rule, policy, chosen, excess)
+
+        def descend(loss: TokenLoss, before: updates.Before | None, data: ChosenActions, key: Array) -> Any:
+            loss_of = functools.partial(updates.policy_loss, model, loss, self.entropy, before)
+            return run(loss_of, policy, opt, self.optimizer, data, key)
+
+        if region := self.handler.trust_region:
+            policy, more = updates.within_trust_region(model, region, policy, chosen, excess)
         else:
-            descend = functools.partial(run, optimizer=self.optimizer)
-            policy, opt = updates.first_order(
-                model, self.rule, descend, (policy, opt), chosen, mix, excess, for_policy,
-                clip=self.clip, entropy=self.entropy,
-            )  # fmt: skip
+            for_first, for_second = jax.random.split(for_policy)
+            before = functools.partial(self.handler.before, excess=excess) if self.handler.costs_apart else None
+            loss = self.handler.token_loss(ClippedSurrogate(self.clip))
+            policy, opt = descend(loss, before, chosen._replace(advantage=mix.first.mixed(advantages)), for_first)
+            if second := self.handler.second_update(self.handler.init(1)):
+                # Both updates are of one rollout, and the second one knows the policy that the first has made.
+                moved = chosen._replace(
+                    advantage=mix.second.mixed(advantages), reference=model.logprobs(policy, chosen)
+                )
+                policy, opt = descend(second.loss, None, moved, for_second)
 
-        def error(params: Any, data: tuple[Array, Array]) -> Array:
-            seen, goal = data
-            values: Any = self.critic_net.apply(params, seen)
-            return jnp.mean(jnp.sum(value_token_loss(values, values, goal, clip=jnp.inf), axis=-1))
-
-        critic, critic_opt = run(
-            error, state.critic, state.critic_opt, self.critic, data=(steps.observations, returns), key=for_critic
-        )
+        error, data = updates.value_error(self.critic_net), (steps.observations, returns)
+        critic, critic_opt = run(error, state.critic, state.critic_opt, self.critic, data, for_critic)
         before, after = model.apply(state.policy, steps.observations), model.apply(policy, steps.observations)
         metrics: dict[str, Array] = {
             'approx_kl': jnp.sum(share * model.actions.kl(before, after, steps.legal)),
@@ -332,11 +305,6 @@ class ArrayPPO:
         }
         state = state.replace(policy=policy, policy_opt=opt, critic=critic, critic_opt=critic_opt)
         return state, metrics | more
-
-
-def _key(seed: Int[Array, ''], use: int, number: Int[Array, '']) -> Array:
-    """The random key of a use in a replica, such as its rollouts, and the number of that use."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), number)
 
 
 def _where(over: Bool[Array, ' N'], new: Array, old: Array) -> Array:

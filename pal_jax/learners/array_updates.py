@@ -1,4 +1,4 @@
-"""Updates of a policy by a rollout on arrays, by the constraint handler's rule: epochs of a loss, or a trust region.
+"""Updates of a policy by a rollout on arrays: epochs of a loss, or a step within a trust region.
 
 Everything here is of a single replica; `array_ppo.py` makes many with `vmap`. `share` are weights of steps that sum to
 1, and every mean over steps is by them.
@@ -6,7 +6,6 @@ Everything here is of a single replica; `array_ppo.py` makes many with `vmap`. `
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,34 +13,43 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
+from pal_jax.models.mlp import MLP
 from pal_jax.objectives import trust_region
-from pal_jax.objectives.constraints import (
-    CUP,
-    FOCOPS,
-    P3O,
-    CUPLoss,
-    FOCOPSLoss,
-    P3OLoss,
-    Unconstrained,
-    gated,
-    mean_by,
-)
+from pal_jax.objectives.constraints import TrustRegion
 from pal_jax.objectives.distributions import Distribution
-from pal_jax.objectives.policy import ClippedSurrogate, TokenInputs, TokenLoss
-from pal_jax.objectives.trust_region import TrustRegion
+from pal_jax.objectives.policy import TokenInputs, TokenLoss, value_token_loss
+from pal_jax.objectives.trust_region import Gradients
+from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
 
+START, ROLLOUT, UPDATE = range(3)  # uses of a replica's randomness
 Params = Any
-Rule = Unconstrained | FOCOPS | P3O | CUP | TrustRegion  # the handlers whose updates differ; others have the first's
+Before = Callable[[Array, Array, Array], Array]  # see `constraints.Handler.before`, which knows the excess
+
+
+def key_of(seed: Int[Array, ''], use: int, number: Int[Array, '']) -> Array:
+    """The random key of a use in a replica, such as its rollouts, and the number of that use."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), number)
+
+
+def placed(state: Any, mesh: Mesh, running: tuple[str | None, ...]) -> Any:
+    """The shapes of a state with shardings: the episodes in `running` lie over these axes, all else everywhere."""
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        axes = running if getattr(path[0], 'name', '') == 'running' else ()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.sharding(mesh, axes))
+
+    return jax.tree_util.tree_map_with_path(place, state)
 
 
 class ChosenActions(NamedTuple):
     """The actions of a rollout, by environment and step, with the arrays that an update needs of each action.
 
-    cost: advantages of the cost, of a rule that reads them beside the mixed ones.
-    reference: log-probabilities after CUP's first update.
+    cost: advantages of the cost, for handlers that read them beside the mixed ones.
+    reference: log-probabilities after the first update of a handler that has two.
     """
 
     observations: Float[Array, 'N T D']
@@ -88,64 +96,36 @@ def epochs(
     return carry
 
 
+def value_error(critic: MLP) -> Callable[[Params, tuple[Array, Array]], Array]:
+    """The loss of a critic by what it reads and the returns `[*S, C]`: half the squared error, summed over channels."""
+
+    def error(params: Params, data: tuple[Array, Array]) -> Array:
+        seen, goal = data
+        values: Any = critic.apply(params, seen)
+        # Without a clip the values before the update do not count.
+        return jnp.mean(jnp.sum(value_token_loss(values, values, goal, clip=jnp.inf), axis=-1))
+
+    return error
+
+
 def policy_loss(
-    model: ArrayPolicy,
-    token_loss: TokenLoss,
-    entropy: float,
-    kappa: float,
-    params: Params,
-    chosen: ChosenActions,
-    excess: Array,
+    model: ArrayPolicy, loss: TokenLoss, entropy: float, before: Before | None, params: Params, chosen: ChosenActions
 ) -> Float[Array, '']:
-    """The mean loss of a minibatch. With `kappa` above 0 the gate of P3O is that of this minibatch as a whole."""
+    """The mean loss of a minibatch, less `entropy` times the entropy; `before` makes the costs that the loss reads."""
     output = model.apply(params, chosen.observations)
     logprobs = model.actions.logprob(output, chosen.legal, chosen.actions)
     cost = chosen.cost
-    # The gate of P3O only weighs the costs, so no gradient goes through its ratio.
-    if kappa:
+    if before:
+        # A gate of costs only weighs them, so no gradient goes through its ratio.
         ratio = jax.lax.stop_gradient(jnp.exp(logprobs - chosen.logprobs))
-        # A part of the rollout has a mean of its own before the update has changed anything, which is chance.
-        cost = gated(cost, ratio, chosen.share, excess - mean_by(chosen.share, cost), kappa)
+        cost = before(cost, ratio, chosen.share)
     tokens = TokenInputs(chosen.logprobs, chosen.advantage, chosen.reference, jnp.zeros_like(logprobs), cost)
     share = chosen.share / jnp.sum(chosen.share)
-    loss = token_loss(logprobs, tokens) - entropy * model.actions.entropy(output, chosen.legal)
-    return jnp.sum(share * loss)
-
-
-def first_order(
-    model: ArrayPolicy, rule: Unconstrained | FOCOPS | P3O | CUP, run: Callable[..., tuple[Params, optax.OptState]],
-    state: tuple[Params, optax.OptState], chosen: ChosenActions, mix: Any, excess: Array, key: Array, *, clip: float,
-    entropy: float,
-) -> tuple[Params, optax.OptState]:  # fmt: skip
-    """The update of a handler that descends losses. A step of CUP makes both of its updates.
-
-    Args:
-      run: `epochs` with the optimiser and the numbers of passes and minibatches.
-      mix: see `array_ppo.Mix`.
-      excess: the mean cost less its limit, of a step.
-    """
-    token_loss: TokenLoss = ClippedSurrogate(clip)
-    kappa = 0.0
-    match rule:
-        case FOCOPS():
-            token_loss = FOCOPSLoss(rule.temperature, rule.eta)
-        case P3O():
-            token_loss, kappa = P3OLoss(clip), rule.kappa
-    reward, cost = chosen.advantage, chosen.cost
-    first = chosen._replace(advantage=(mix.reward * reward - mix.cost * cost) / mix.divisor)
-    loss = functools.partial(policy_loss, model, token_loss, entropy, kappa)
-    for_first, for_second = jax.random.split(key)
-    params, opt_state = run(lambda p, data: loss(p, data, excess), *state, data=first, key=for_first)
-    if not isinstance(rule, CUP):
-        return params, opt_state
-    # The second update of CUP lowers the cost alone, held near the policy that the first update has made.
-    anchored = chosen._replace(advantage=-mix.projection * cost, reference=model.logprobs(params, chosen))
-    loss = functools.partial(policy_loss, model, CUPLoss(), entropy, 0.0)
-    return run(lambda p, data: loss(p, data, excess), params, opt_state, data=anchored, key=for_second)
+    return jnp.sum(share * (loss(logprobs, tokens) - entropy * model.actions.entropy(output, chosen.legal)))
 
 
 def within_trust_region(
-    model: ArrayPolicy, rule: TrustRegion, params: Params, chosen: ChosenActions, excess: Array
+    model: ArrayPolicy, region: TrustRegion, params: Params, chosen: ChosenActions, excess: Array
 ) -> tuple[Params, dict[str, Array]]:
     """CPO's or PCPO's update, and the scale that the line search has left of its step.
 
@@ -164,23 +144,23 @@ def within_trust_region(
         return jnp.sum(chosen.share * model.actions.kl(old, new, chosen.legal))
 
     def fisher(vector: Array) -> Array:
-        return jax.jvp(jax.grad(distance), (flat,), (vector,))[1] + rule.damping * vector
+        return jax.jvp(jax.grad(distance), (flat,), (vector,))[1] + region.damping * vector
 
     # Conjugate gradients read the Fisher matrix by its products with vectors alone, so the matrix is never made.
     g, b = jax.grad(surrogate)(flat, chosen.advantage), jax.grad(surrogate)(flat, chosen.cost)
-    natural_g = trust_region.conjugate_gradient(fisher, g, rule.iterations)
-    natural_b = trust_region.conjugate_gradient(fisher, b, rule.iterations)
-    step = trust_region.RULES[rule.rule](g, b, excess, natural_g, natural_b, rule.delta)
+    natural_g = trust_region.conjugate_gradient(fisher, g, region.iterations)
+    natural_b = trust_region.conjugate_gradient(fisher, b, region.iterations)
+    step = region.step(Gradients(g, b, natural_g, natural_b), excess)
     # PCPO's projection onto a limit that is far away leaves the region; the step is cut to its border.
     size = 0.5 * jnp.vdot(step.x, fisher(step.x))
-    x_step = step.x * jnp.sqrt(rule.delta / jnp.maximum(size, rule.delta))
+    x_step = step.x * jnp.sqrt(region.delta / jnp.maximum(size, region.delta))
     reward, cost = surrogate(flat, chosen.advantage), surrogate(flat, chosen.cost)
 
     def accept(scale: Array) -> Array:
         x = flat + scale * x_step
         rise = surrogate(x, chosen.cost) - cost
         better = (surrogate(x, chosen.advantage) >= reward) | ((excess > 0.0) & (rise < 0.0))
-        return (distance(x) <= rule.delta) & (rise <= jnp.maximum(-excess, 0.0)) & better
+        return (distance(x) <= region.delta) & (rise <= jnp.maximum(-excess, 0.0)) & better
 
-    scale, _ = trust_region.line_search(accept, rule.decay, rule.tries)
+    scale, _ = trust_region.line_search(accept, region.decay, region.tries)
     return unravel(flat + scale * x_step), {'step_scale': scale}

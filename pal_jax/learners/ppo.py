@@ -139,7 +139,7 @@ class PPO:
         return self.estimator not in ('gae', 'reinforce')
 
     @property
-    def token_loss(self) -> TokenLoss:
+    def token_loss(self) -> ClippedSurrogate:
         """The clipped surrogate, with the KL term where the KL is part of the loss."""
         kl = self.kl_estimator if self.kl_in == 'loss' and self.has_reference else None
         return ClippedSurrogate(self.clip, self.clip_high or None, kl)

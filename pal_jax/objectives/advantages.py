@@ -11,8 +11,9 @@ a function of its own in its place, made of the same pieces.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -285,6 +286,80 @@ def discounted_sum(x: Float[Array, 'B A *C'], discount: float | Float[Array, 'B 
 def _beside(x: Array, like: Array) -> Array:
     """`x [B A]` with an axis of 1 for each further axis of `like`."""
     return x.reshape(*x.shape, *[1] * (like.ndim - x.ndim))
+
+
+# --- a reward and a cost --------------------------------------------------------------------------------------------
+
+
+class ChannelWeights(NamedTuple):
+    """The weights of advantages: `(reward * A_r - cost[g] * A_c) / divisor` in group `g`."""
+
+    reward: Any
+    cost: Any
+    divisor: Any = 1.0
+
+    def mixed(self, advantages: Float[Array, '*S 2']) -> Float[Array, '*S']:
+        """The advantages of reward and cost as one, where the weights have a number for each, or one for all."""
+        return (self.reward * advantages[..., 0] - self.cost * advantages[..., 1]) / self.divisor
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstrainedEstimator:
+    """The estimate of a rollout whose channels are a reward and a cost.
+
+    Advantages are not whitened: a multiplier compares the scales of reward and cost, so both have to stand.
+
+    Attributes:
+      estimator: 'gae', from the values of a critic for each channel, or 'dr_grpo', less the prompt's mean.
+      kl_of_cost: by how much of itself the KL is added to the cost: 1 where both channels are mixed, as then its weight
+        does not depend on the multiplier; 0 where the cost stands by itself, as with P3O.
+    Raises:
+      ValueError: another estimator, which would divide each channel by a deviation of its own.
+    """
+
+    estimator: str
+    constants: Discounts
+    kl_of_cost: float = 1.0
+
+    def __post_init__(self):
+        if self.estimator not in ('gae', 'dr_grpo'):
+            raise ValueError(
+                f'ppo.estimator={self.estimator!r} does not keep the scales of rewards and costs, which a multiplier '
+                'compares; use gae or dr_grpo'
+            )
+
+    def __call__(self, rollout: EstimatorInputs, weights: ChannelWeights) -> Estimates:
+        """Advantages as `weights` mix them, in groups that `rollout.role` tells, and the returns of both channels."""
+        advantages, returns = self.by_channel(rollout)
+        by_sample = weights._replace(cost=jnp.asarray(weights.cost, jnp.float32)[rollout.role][:, None])
+        return by_sample.mixed(advantages), returns
+
+    def by_channel(self, rollout: EstimatorInputs) -> tuple[Float[Array, 'B A 2'], Float[Array, 'B A 2']]:
+        """Advantages and returns of reward and cost. The KL is taken off the reward, and `kl_of_cost` of it is added to
+        the cost (3.3)."""
+        gamma, lam, clip, _ = self.constants
+        critic = self.estimator == 'gae'
+        rewards = rollout.rewards if critic else less_mean(rollout.rewards, rollout.ok, rollout.n)
+        paid = token_rewards(rewards, rollout.penalty, rollout.acts, clip=clip, signs=(-1.0, self.kl_of_cost))
+        if critic:
+            assert rollout.values is not None
+            return gae(paid, rollout.values, rollout.acts, gamma=gamma, lam=lam)
+        returns = reward_to_go(paid, rollout.acts, gamma=gamma)
+        return returns, returns
+
+    def of_cost(self, rollout: EstimatorInputs, weight: Float[Array, 'B A']) -> Estimates:
+        """Advantages of the cost less their mean by `weight`, the weights of actions in the loss, and all returns.
+
+        A mean that an estimator or a critic leaves says nothing of the limit, and would open or shut P3O's gate.
+        """
+        advantages, returns = self.by_channel(rollout)
+        cost = advantages[..., 1]
+        return jnp.where(rollout.acts, cost - mean_by(weight, cost), 0.0), returns
+
+
+def mean_by(weight: Float[Array, '*S'], values: Float[Array, '*S']) -> Float[Array, '']:
+    """The mean by the weights of actions in the loss, which are 0 where a value may be undefined."""
+    return jnp.sum(weight * jnp.where(weight > 0, values, 0.0)) / jnp.maximum(jnp.sum(weight), 1e-9)
 
 
 # --- advantages -----------------------------------------------------------------------------------------------------

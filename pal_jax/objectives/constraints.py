@@ -1,110 +1,49 @@
 """Constraint handlers: how a limit on the cost of answers changes what a policy learns from their rewards.
 
-    state = handler.init(groups)                       # before the first rollout
-    state = updated(handler, state, costs, limits, present)  # once a rollout, before the policy's step
-    weights = weights_of(handler, state, shares)       # what rewards and costs count in the advantages
-
-`costs` and `limits` are numbers by group of prompts: the mean cost of a sample, and what it may be. Without groups
-there is one. A state is a dict of lists of floats, which a checkpoint keeps; `lambda` is the multiplier of each group.
-A handler is a frozen dataclass of its hyper-parameters under the names of its paper, or of OmniSafe (arXiv 2305.09304).
-Beside the weights `FOCOPS` and `P3O` have a loss of a token of their own, `CUP` a second update; `RePO` reads
-`rectified` costs, `Saute` pays otherwise, and `EarlyTermination` cuts answers.
+A handler is a frozen dataclass of its hyper-parameters under the names of its paper, or of OmniSafe (arXiv 2305.09304),
+and answers what `objectives/handler.py` asks. A new handler is a class here and a field of `Handlers`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from pal_jax.objectives import advantages as adv
-from pal_jax.objectives.advantages import Discounts, Estimates, EstimatorInputs
+from pal_jax.objectives.advantages import ChannelWeights, mean_by
+from pal_jax.objectives.handler import ByGroup, Handler, SecondUpdate, State
 from pal_jax.objectives.kl import KLEstimator
-from pal_jax.objectives.policy import TokenInputs, kl_token_loss, ppo_token_loss
+from pal_jax.objectives.policy import ClippedSurrogate, TokenInputs, TokenLoss, kl_token_loss
+from pal_jax.objectives.trust_region import Gradients, TrustRegionStep, cpo, pcpo
 
-State = dict[str, list[float]]
-ByGroup = Float[np.ndarray, ' G']
-
-
-class ChannelWeights(NamedTuple):
-    """The weights of advantages: `(reward * A_r - cost[g] * A_c) / divisor` in group `g`."""
-
-    reward: float
-    cost: ByGroup
-    divisor: float = 1.0
-
-
-def weights_of(handler: Handler, state: State, shares: ByGroup | Sequence[float] = (1.0,)) -> ChannelWeights:
-    """The weights of the next update, of which each group has such a share of samples.
-
-    A Lagrangian's are `(A_r - lambda_g A_c) / (1 + sum of shares_g lambda_g)`. The divisor keeps the weight of a KL
-    term that is taken off rewards and added to costs independent of lambda (Safe RLHF, arXiv 2310.12773). It is the
-    same in all groups, which share the policy: with one of its own a constrained group would learn less of its rewards.
-    """
-    multipliers = np.array(state['lambda'], float)
-    match handler:
-        case CRPO():
-            # A group without samples keeps its choice of an earlier step, which has nothing to learn from now.
-            multipliers = multipliers * (np.asarray(shares) > 0)
-            return ChannelWeights(float(not multipliers.any()), multipliers)
-        case P3O() | CUP():
-            return ChannelWeights(1.0, np.zeros_like(multipliers))
-    return ChannelWeights(1.0, multipliers, 1.0 + float(np.dot(multipliers, shares)))
-
-
-def updated(handler: Handler, state: State, costs: ByGroup, limits: ByGroup, present: Bool[np.ndarray, ' G']) -> State:
-    """The handler's state after a rollout in which the groups `present` had costs.
-
-    Of the others everything stays as it was, sums and rises included: a multiplier that moves on old costs is wound up
-    by the time that its group comes back, and one without any costs has no reason to move.
-    """
-    if not present.any():
-        return state
-    table = {key: np.reshape(values, (-1, len(present))) for key, values in state.items()}
-    had = {key: rows[:, present].ravel().tolist() for key, rows in table.items()}
-    after = {}
-    for key, values in handler.update(had, costs[present], limits[present]).items():
-        rows = np.reshape(values, (-1, present.sum()))
-        # A record of past rollouts gets longer at first; 0 stands there for those before the first.
-        after[key] = np.pad(table[key].astype(float), ((len(rows) - len(table[key]), 0), (0, 0)))
-        after[key][:, present] = rows
-    return {key: rows.ravel().tolist() for key, rows in after.items()}
-
-
-# --- handlers -------------------------------------------------------------------------------------------------------
+Place = Literal['text', 'arrays']
 
 
 @dataclasses.dataclass(frozen=True)
-class Unconstrained:
+class Unconstrained(Handler):
     """Costs are measured, and change nothing."""
 
-    def init(self, groups: int) -> State:
-        return {'lambda': [0.0] * groups}
-
-    def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
-        return state
+    reads_limit = False
 
 
 @dataclasses.dataclass(frozen=True)
-class FixedPenalty:
+class FixedPenalty(Handler):
     """`r - nu c`: the baseline of Safe RLHF (arXiv 2310.12773, section 4.3), which knows no limit."""
 
+    reads_limit = False
     nu: float = 1.0  # a unit of cost takes so much of the reward
 
     def init(self, groups: int) -> State:
         return {'lambda': [self.nu] * groups}
 
-    def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
-        return state
-
 
 @dataclasses.dataclass(frozen=True)
-class LinearLagrangian:
+class LinearLagrangian(Handler):
     """Ascent on lambda (J - limit), lambda >= 0 (PPO-Lagrangian; OmniSafe, arXiv 2305.09304).
 
     optimizer: 'adam' as in OmniSafe, whose momentum goes on for some rollouts once the limit is met, or plain 'sgd'.
@@ -125,20 +64,16 @@ class LinearLagrangian:
         if self.optimizer == 'adam':
             steps, mean, square = steps + 1, 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
             slope = mean / (1 - 0.9**steps) / (np.sqrt(square / (1 - 0.999**steps)) + 1e-8)
-        lam = np.clip(lam + self.lam_lr * slope, 0.0, self.lam_max)
-        return state | _lists(lam, mean=mean, square=square, steps=steps)
+        return state | _lists(mean=mean, square=square, steps=steps) | _ascended(self, lam, slope)
 
 
 @dataclasses.dataclass(frozen=True)
-class LogLagrangian:
+class LogLagrangian(Handler):
     """Safe RLHF's (section 3.3): plain ascent on the logarithm of lambda, which never is 0."""
 
     lam_init: float = 1.0  # lambda before the first rollout
     lam_lr: float = 0.1  # the rate of the ascent on lambda
     lam_max: float = 5.0  # the largest lambda
-
-    def init(self, groups: int) -> State:
-        return {'lambda': [self.lam_init] * groups}
 
     def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
         lam = np.array(state['lambda'])
@@ -147,7 +82,7 @@ class LogLagrangian:
 
 
 @dataclasses.dataclass(frozen=True)
-class PIDLagrangian:
+class PIDLagrangian(Handler):
     """A controller of lambda (Stooke et al. 2020, arXiv 2007.03964, as OmniSafe's CPPOPID): by the smoothed violation,
     the sum of violations, and the rise of the smoothed cost over `delay` rollouts."""
 
@@ -170,12 +105,13 @@ class PIDLagrangian:
         violation = self.smoothing * violation + (1 - self.smoothing) * (costs - limits)
         cost = self.smoothing * cost + (1 - self.smoothing) * costs
         lam = self.kp * violation + total + self.kd * np.maximum(cost - past[0], 0.0)
-        lam, past = np.clip(lam, 0.0, self.lam_max), np.concatenate([past, cost[None]])[-self.delay :]
-        return state | _lists(lam, sum=total, violation=violation, cost=cost, past=past.ravel())
+        past = np.concatenate([past, cost[None]])[-self.delay :].ravel()
+        lam = np.clip(lam, 0.0, self.lam_max)
+        return state | _lists(**{'lambda': lam}, sum=total, violation=violation, cost=cost, past=past)
 
 
 @dataclasses.dataclass(frozen=True)
-class IPO:
+class IPO(Handler):
     """The weight of a logarithmic barrier (Liu et al. 2020, arXiv 1910.09615): `kappa / (limit - J)`, and `penalty_max`
     wherever that is above it or the limit is passed."""
 
@@ -192,23 +128,25 @@ class IPO:
 
 
 @dataclasses.dataclass(frozen=True)
-class CRPO:
+class CRPO(Handler):
     """Either rewards or costs (Xu et al. 2021, arXiv 2011.05869): rewards while every group is within `tolerance` of
     its limit, else the costs of the group that is furthest above it. It needs no multiplier."""
 
     tolerance: float = 0.05  # costs so far above the limit count as within it
-
-    def init(self, groups: int) -> State:
-        return {'lambda': [0.0] * groups}
 
     def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
         above = costs - limits
         worst = above == np.max(above)
         return state | {'lambda': (worst & (above > self.tolerance)).astype(float).tolist()}
 
+    def weigh(self, state: State, shares: ByGroup | Sequence[float] = (1.0,)) -> ChannelWeights:
+        # A group without samples keeps its choice of an earlier step, which has nothing to learn from now.
+        chosen = np.array(state['lambda'], float) * (np.asarray(shares) > 0)
+        return ChannelWeights(float(not chosen.any()), chosen)
+
 
 @dataclasses.dataclass(frozen=True)
-class FOCOPS:
+class FOCOPS(Handler):
     """First order constrained optimisation in policy space (Zhang et al. 2020, arXiv 2002.06506): tokens pull towards
     the best policy within `eta` nats of the old one, and stop to count beyond; see `FOCOPSLoss`."""
 
@@ -218,33 +156,37 @@ class FOCOPS:
     temperature: float = 1.5  # of the best policy; lower pulls harder
     eta: float = 0.02  # nats from the old policy beyond which a token does not count
 
-    def init(self, groups: int) -> State:
-        return {'lambda': [self.lam_init] * groups}
-
     def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
-        lam = np.array(state['lambda']) + self.lam_lr * (costs - limits)
-        return state | {'lambda': np.clip(lam, 0.0, self.lam_max).tolist()}
+        return state | _ascended(self, np.array(state['lambda']), costs - limits)
+
+    def token_loss(self, surrogate: ClippedSurrogate) -> TokenLoss:
+        return FOCOPSLoss(self.temperature, self.eta, surrogate.kl)
 
 
 @dataclasses.dataclass(frozen=True)
-class P3O:
+class P3O(Handler):
     """An exact penalty (Zhang et al. 2022, arXiv 2205.11814): PPO on rewards, and `kappa` times the cost of the update
     as far as it passes the limit: `kappa * relu(mean(ratio * A_c) + (J - limit) / length)`.
 
-    The gate is of a whole minibatch; a mean of gates would be another. `excess` in the state is `J - limit`.
+    The gate is of a whole minibatch; a mean of gates would be another.
     """
 
+    refused_with_groups = 'p3o has one gate'
+    costs_apart = True
     kappa: float = 20.0  # weight of the cost above the limit
 
-    def init(self, groups: int) -> State:
-        return {'lambda': [0.0] * groups, 'excess': [0.0] * groups}
+    def token_loss(self, surrogate: ClippedSurrogate) -> TokenLoss:
+        return P3OLoss(surrogate)
 
-    def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
-        return state | {'excess': (costs - limits).tolist()}
+    def before(self, cost: Array, ratio: Array, weight: Array, excess: float | Array) -> Array:
+        """`kappa` times the costs where the gate is open, `mean(ratio * cost) - mean(cost) + excess > 0`, else 0."""
+        # Of a part of the rollout the mean at the ratio 1 is chance: the gate reads how much the update has moved it.
+        change = excess - mean_by(weight, cost)
+        return jnp.where(mean_by(weight, ratio * cost) + change > 0, self.kappa * cost, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class CUP:
+class CUP(Handler):
     """Two updates (Yang et al. 2022, arXiv 2209.07089): PPO on rewards, then a projection that lowers costs near the
     policy of the first; see `CUPLoss`.
 
@@ -256,158 +198,139 @@ class CUP:
     lam_max: float = 2.0  # the largest lambda
     coefficient: float = 1.0
 
-    def init(self, groups: int) -> State:
-        return {'lambda': [self.lam_init] * groups}
-
     def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
-        lam = np.array(state['lambda']) + self.lam_lr * (costs - limits)
-        return state | {'lambda': np.clip(lam, 0.0, self.lam_max).tolist()}
+        return state | _ascended(self, np.array(state['lambda']), costs - limits)
+
+    def weigh(self, state: State, shares: ByGroup | Sequence[float] = (1.0,)) -> ChannelWeights:
+        return ChannelWeights(1.0, np.zeros(len(state['lambda'])))
+
+    def second_update(self, state: State) -> SecondUpdate:
+        # Minus the costs, by lambda and the coefficient.
+        return SecondUpdate(ChannelWeights(0.0, self.coefficient * np.array(state['lambda'])), CUPLoss())
 
 
 @dataclasses.dataclass(frozen=True)
-class RePO:
+class RePO(Handler):
     """Rectified penalties (arXiv 2410.19933): only what is above the limit costs, so that very safe answers do not pay
     for unsafe ones. Its weights and its multiplier's rule could not be read; this is the linear Lagrangian on
-    `rectified` costs, whose mean is to be at most `slack`. Without a slack lambda never falls: `lam_max` ends its rise.
+    rectified costs, whose mean is to be at most `slack`. Without a slack lambda never falls: `lam_max` ends its rise.
 
     by: 'answer' rectifies every cost, 'prompt' the mean cost of the answers to a prompt.
     """
 
+    refused_on_arrays = 'it rectifies the cost of a whole answer, and the excess of an episode is no sum over its steps'
     lam_init: float = 1.0  # lambda before the first rollout
     lam_lr: float = 0.5  # the rate of the ascent on lambda
     lam_max: float = 5.0  # the largest lambda
     slack: float = 0.0  # the largest mean of rectified costs
     by: Literal['answer', 'prompt'] = 'answer'
 
-    def init(self, groups: int) -> State:
-        return {'lambda': [self.lam_init] * groups}
-
     def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
-        lam = np.array(state['lambda']) + self.lam_lr * (costs - self.slack)
-        return state | {'lambda': np.clip(lam, 0.0, self.lam_max).tolist()}
+        return state | _ascended(self, np.array(state['lambda']), costs - self.slack)
+
+    def count(self, costs: np.ndarray, limits: np.ndarray, n: int) -> np.ndarray:
+        """Rectified costs: by answer what is above the limit; by prompt the costs less the limit where the mean of the
+        `n` answers to the prompt is above it, else 0."""
+        above = np.asarray(costs, float) - limits
+        if self.by == 'answer':
+            return np.maximum(above, 0.0)
+        return np.where(np.repeat(above.reshape(-1, n).mean(axis=1) > 0, n), above, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Saute:
+class Saute(Handler):
     """A budget that the policy is told (Sootla et al. 2022, arXiv 2202.06558): an answer whose cost is above it earns
     `unsafe_reward` and nothing else. An answer of one turn has all of its budget until it is said.
 
     budgets: of the prompts of a step, in turn, so that the policy learns to go by them; (): the limit alone.
     """
 
+    refused_on_arrays = 'it bounds the cost of every episode and not the mean, so it has another optimum'
+    tells_budget = True
     unsafe_reward: float = -5.0  # the reward of an answer above its budget
     budgets: tuple[float, ...] = ()
 
-    def init(self, groups: int) -> State:
-        return {'lambda': [0.0] * groups}
+    def budget(self, limits: np.ndarray) -> np.ndarray:
+        return np.resize(self.budgets, len(limits)) if self.budgets else limits
 
-    def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
-        return state
-
-    def paid(self, rewards: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-        """The rewards of answers within their budgets, and `unsafe_reward` for answers above them."""
+    def pay(self, rewards: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:
         return np.where(costs <= budgets, rewards, self.unsafe_reward)
 
 
 @dataclasses.dataclass(frozen=True)
-class EarlyTermination:
+class EarlyTermination(Handler):
     """An answer ends with the first sentence at which its cost is above the limit, and earns what it has said so far
     (Sun et al. 2021, arXiv 2107.04200, as OmniSafe has it for episodes)."""
 
-    def init(self, groups: int) -> State:
-        return {'lambda': [0.0] * groups}
-
-    def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
-        return state
-
-
-Handler = (
-    Unconstrained
-    | FixedPenalty
-    | LinearLagrangian
-    | LogLagrangian
-    | PIDLagrangian
-    | IPO
-    | CRPO
-    | FOCOPS
-    | P3O
-    | CUP
-    | RePO
-    | Saute
-    | EarlyTermination
-)
-
-
-def _lists(multiplier: np.ndarray, **rest: np.ndarray) -> State:
-    return {'lambda': multiplier.tolist()} | {name: array.tolist() for name, array in rest.items()}
-
-
-# --- advantages and losses ------------------------------------------------------------------------------------------
+    refused_on_arrays = 'it ends every episode at the limit and bounds no mean, so it has another optimum'
+    cuts_answers = True
 
 
 @dataclasses.dataclass(frozen=True)
-class ConstrainedEstimator:
-    """The estimate of a rollout whose channels are a reward and a cost.
+class TrustRegion(Handler):
+    """CPO or PCPO (`objectives/trust_region.py`): the step sees how far the mean cost is above its limit, and needs no
+    multiplier."""
 
-    Advantages are not whitened: a multiplier compares the scales of reward and cost, so both have to stand.
+    refused_on_text = 'it needs products of the Fisher matrix with vectors, which are made on arrays alone'
+    rule: Literal['cpo', 'pcpo'] = 'cpo'
+    delta: float = 0.01  # the largest mean KL of an update, in nats
+    iterations: int = 15  # of the conjugate gradient
+    damping: float = 0.1  # is added to the diagonal of the Fisher matrix
+    decay: float = 0.8  # by which the line search shrinks a step that fails its tests
+    tries: int = 15  # of the line search; after the last one the policy stays as it was
 
-    Attributes:
-      estimator: 'gae', from the values of a critic for each channel, or 'dr_grpo', less the prompt's mean.
-      kl_of_cost: by how much of itself the KL is added to the cost: 1 where both channels are mixed, as then its weight
-        does not depend on the multiplier; 0 where the cost stands by itself, as with P3O.
-    Raises:
-      ValueError: another estimator, which would divide each channel by a deviation of its own.
-    """
+    @property
+    def trust_region(self) -> TrustRegion:
+        return self
 
-    estimator: str
-    constants: Discounts
-    kl_of_cost: float = 1.0
-
-    def __post_init__(self):
-        if self.estimator not in ('gae', 'dr_grpo'):
-            raise ValueError(
-                f'ppo.estimator={self.estimator!r} does not keep the scales of rewards and costs, which a multiplier '
-                'compares; use gae or dr_grpo'
-            )
-
-    def __call__(self, rollout: EstimatorInputs, weights: ChannelWeights) -> Estimates:
-        """Advantages as `weights` mix them, in groups that `rollout.role` tells, and the returns of both channels."""
-        advantages, returns = self.by_channel(rollout)
-        counts = jnp.asarray(weights.cost, jnp.float32)[rollout.role][:, None]
-        return (weights.reward * advantages[..., 0] - counts * advantages[..., 1]) / weights.divisor, returns
-
-    def by_channel(self, rollout: EstimatorInputs) -> tuple[Float[Array, 'B A 2'], Float[Array, 'B A 2']]:
-        """Advantages and returns of reward and cost. The KL is taken off the reward, and `kl_of_cost` of it is added to
-        the cost (3.3)."""
-        gamma, lam, clip, _ = self.constants
-        gae = self.estimator == 'gae'
-        rewards = rollout.rewards if gae else adv.less_mean(rollout.rewards, rollout.ok, rollout.n)
-        paid = adv.token_rewards(rewards, rollout.penalty, rollout.acts, clip=clip, signs=(-1.0, self.kl_of_cost))
-        if gae:
-            assert rollout.values is not None
-            return adv.gae(paid, rollout.values, rollout.acts, gamma=gamma, lam=lam)
-        returns = adv.reward_to_go(paid, rollout.acts, gamma=gamma)
-        return returns, returns
-
-    def of_cost(self, rollout: EstimatorInputs, weight: Float[Array, 'B A']) -> Estimates:
-        """Advantages of the cost less their mean by `weight`, the weights of actions in the loss, and all returns.
-
-        A mean that an estimator or a critic leaves says nothing of the limit, and would open or shut P3O's gate.
-        """
-        advantages, returns = self.by_channel(rollout)
-        cost = advantages[..., 1]
-        return jnp.where(rollout.acts, cost - mean_by(weight, cost), 0.0), returns
+    def step(self, gradients: Gradients, excess: Array) -> TrustRegionStep:
+        return (cpo if self.rule == 'cpo' else pcpo)(gradients, excess, self.delta)
 
 
-def rectified(
-    costs: Float[np.ndarray, ' B'], limits: Float[np.ndarray, ' B'], n: int, by: Literal['answer', 'prompt']
-) -> Float[np.ndarray, ' B']:
-    """RePO's costs: by answer what is above the limit; by prompt the costs less the limit where the mean of the `n`
-    answers to the prompt is above it, else 0."""
-    above = np.asarray(costs, float) - limits
-    if by == 'answer':
-        return np.maximum(above, 0.0)
-    return np.where(np.repeat(above.reshape(-1, n).mean(axis=1) > 0, n), above, 0.0)
+@dataclasses.dataclass(frozen=True)
+class Handlers:
+    """The hyper-parameters of every handler, in a section by the name that the handler has in configs."""
+
+    none: Unconstrained = Unconstrained()
+    fixed: FixedPenalty = FixedPenalty()
+    linear: LinearLagrangian = LinearLagrangian()
+    log: LogLagrangian = LogLagrangian()
+    pid: PIDLagrangian = PIDLagrangian()
+    ipo: IPO = IPO()
+    crpo: CRPO = CRPO()
+    focops: FOCOPS = FOCOPS()
+    p3o: P3O = P3O()
+    cup: CUP = CUP()
+    repo: RePO = RePO()
+    saute: Saute = Saute()
+    early: EarlyTermination = EarlyTermination()
+    cpo: TrustRegion = TrustRegion('cpo')
+    pcpo: TrustRegion = TrustRegion('pcpo')
+
+    def named(self, name: str, place: Place) -> Handler:
+        """The handler of a name. Raises ValueError where there is none, or it has no place there."""
+        if name not in (known := self.names(place)):
+            reason = getattr(getattr(self, name, None), f'refused_on_{place}', '')
+            reason = f', which is refused here: {reason}' if reason else f'; use {", ".join(known)}'
+            raise ValueError(f'{name!r}{reason}')
+        return getattr(self, name)
+
+    @staticmethod
+    def names(place: Place) -> tuple[str, ...]:
+        """The names of the handlers that have a place there."""
+        return tuple(f.name for f in dataclasses.fields(Handlers) if not getattr(f.default, f'refused_on_{place}'))
+
+
+def _lists(**arrays: np.ndarray) -> State:
+    return {name: array.tolist() for name, array in arrays.items()}
+
+
+def _ascended(handler: LinearLagrangian | FOCOPS | CUP | RePO, lam: ByGroup, slope: ByGroup) -> State:
+    """The multipliers after a step up the slope, which stay within 0 and `lam_max`."""
+    return {'lambda': np.clip(lam + handler.lam_lr * slope, 0.0, handler.lam_max).tolist()}
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,62 +348,29 @@ class FOCOPSLoss:
         moved = ratio * log_ratio - (ratio - 1.0)
         near = jax.lax.stop_gradient(moved) <= self.eta
         loss = jnp.where(near, moved - ratio * tokens.advantage / self.temperature, 0.0)
-        return loss + _reference_loss(logprob, tokens, self.kl)
+        if self.kl is None or tokens.reference is None:
+            return loss
+        return loss + tokens.kl_coef * kl_token_loss(logprob, tokens.reference, self.kl)
 
 
 @dataclasses.dataclass(frozen=True)
 class P3OLoss:
-    """PPO's clipped loss of the reward, and `ratio * cost` with the cost's advantage times `kappa` where the gate is
-    open (`gated`), else 0."""
+    """PPO's clipped loss of the reward, and `ratio * cost` with the costs that `P3O.before` has made."""
 
-    clip: float
-    clip_high: float | None = None
-    kl: KLEstimator | None = None
+    surrogate: ClippedSurrogate
 
     def __call__(self, logprob: Float[Array, '*S'], tokens: TokenInputs) -> Float[Array, '*S']:
         assert tokens.cost is not None
-        loss = ppo_token_loss(logprob, tokens.old, tokens.advantage, clip=self.clip, clip_high=self.clip_high)
-        return loss + jnp.exp(logprob - tokens.old) * tokens.cost + _reference_loss(logprob, tokens, self.kl)
+        return self.surrogate(logprob, tokens) + jnp.exp(logprob - tokens.old) * tokens.cost
 
 
 @dataclasses.dataclass(frozen=True)
 class CUPLoss:
-    """The projection's loss of a token: `-ratio * A` with the advantage of `projection`, and the KL of the new policy
-    to that after the first update, whose log-probabilities are `tokens.reference`, estimated from the old policy's
+    """The projection's loss of a token: `-ratio * A` with the advantage of the second update, and the KL of the new
+    policy to that after the first, whose log-probabilities are `tokens.reference`, estimated from the old policy's
     tokens: `ratio * (logprob - reference) - (ratio - ratio of the reference)`."""
 
     def __call__(self, logprob: Float[Array, '*S'], tokens: TokenInputs) -> Float[Array, '*S']:
         assert tokens.reference is not None
         ratio, anchored = jnp.exp(logprob - tokens.old), jnp.exp(tokens.reference - tokens.old)
         return -ratio * tokens.advantage + ratio * (logprob - tokens.reference) - (ratio - anchored)
-
-
-def projection(handler: CUP, state: State) -> ChannelWeights:
-    """The weights of CUP's second update: minus the costs, by lambda and the coefficient."""
-    return ChannelWeights(0.0, handler.coefficient * np.array(state['lambda']))
-
-
-def gated(
-    cost: Float[Array, 'R N A'], ratio: Float[Array, 'R N A'], weight: Float[Array, 'R N A'], excess: float | Array,
-    kappa: float,
-) -> Float[Array, 'R N A']:  # fmt: skip
-    """P3O's costs of a minibatch: `kappa` times the cost's advantages where the gate is open, else 0.
-
-    It is open where `mean(ratio * A_c) + excess > 0`, the mean by the weights that tokens have in the loss. The gate is
-    of the minibatch as a whole: a mean over gates of its parts is another loss.
-
-    Args:
-      excess: mean cost less its limit, over the mean length of answers, since A_c is of a token.
-    """
-    return jnp.where(mean_by(weight, ratio * cost) + excess > 0, kappa * cost, 0.0)
-
-
-def mean_by(weight: Float[Array, '*S'], values: Float[Array, '*S']) -> Float[Array, '']:
-    """The mean by the weights of actions in the loss, which are 0 where a value may be undefined."""
-    return jnp.sum(weight * jnp.where(weight > 0, values, 0.0)) / jnp.maximum(jnp.sum(weight), 1e-9)
-
-
-def _reference_loss(logprob: Array, tokens: TokenInputs, kl: KLEstimator | None) -> Array | float:
-    if kl is None or tokens.reference is None:
-        return 0.0
-    return tokens.kl_coef * kl_token_loss(logprob, tokens.reference, kl)

@@ -92,9 +92,7 @@ class Gaussian:
         """The mean."""
         return output[..., : self.dimensions]
 
-    def logprob(
-        self, output: Float[Array, '*S K'], mask: Array, action: Float[Array, '*S D']
-    ) -> Float[Array, '*S']:  # fmt: skip
+    def logprob(self, output: Float[Array, '*S K'], mask: Array, action: Float[Array, '*S D']) -> Float[Array, '*S']:
         """The logarithm of the density at an action."""
         mean, log_std = jnp.split(output, 2, axis=-1)
         distance = (action - mean) * jnp.exp(-log_std)

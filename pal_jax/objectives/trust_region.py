@@ -12,46 +12,24 @@ the other sign the step would ignore the constraint wherever the two gradients p
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
-
-from pal_jax.objectives.constraints import ByGroup, State
 
 SMALL = 1e-10  # a squared length below it is that of no gradient
 PARALLEL = 1e-5  # the squared sine of the angle between two gradients below which they point the same way, or opposite
 
 
-@dataclasses.dataclass(frozen=True)
-class TrustRegion:
-    """CPO's or PCPO's handler: the step sees how far the mean cost is above its limit, and needs no multiplier.
+class Gradients(NamedTuple):
+    """The gradients `g` of the mean reward and `b` of the mean cost, and `H⁻¹g` and `H⁻¹b`."""
 
-    Attributes:
-      rule: 'cpo' or 'pcpo'.
-      delta: the largest mean KL of an update, in nats.
-      iterations: of the conjugate gradient.
-      damping: what is added to the diagonal of the Fisher matrix.
-      decay: by which the line search shrinks a step that fails its tests.
-      tries: of the line search; after the last one the policy stays as it was.
-    """
-
-    rule: Literal['cpo', 'pcpo'] = 'cpo'
-    delta: float = 0.01
-    iterations: int = 15
-    damping: float = 0.1
-    decay: float = 0.8
-    tries: int = 15
-
-    def init(self, groups: int) -> State:
-        return {'lambda': [0.0] * groups, 'excess': [0.0] * groups}
-
-    def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
-        return state | {'excess': np.asarray(costs - limits).tolist()}
+    g: Float[Array, ' P']
+    b: Float[Array, ' P']
+    natural_g: Float[Array, ' P']
+    natural_b: Float[Array, ' P']
 
 
 class TrustRegionStep(NamedTuple):
@@ -87,18 +65,9 @@ def conjugate_gradient(
     return jax.lax.fori_loop(0, iterations, step, (jnp.zeros_like(right), right, right, scale))[0]
 
 
-def cpo(
-    g: Float[Array, ' P'], b: Float[Array, ' P'], c: Float[Array, ''] | float, natural_g: Float[Array, ' P'],
-    natural_b: Float[Array, ' P'], delta: float,
-) -> TrustRegionStep:  # fmt: skip
-    """CPO's step.
-
-    Args:
-      g, b: gradients of the mean reward and of the mean cost.
-      c: mean cost less its limit.
-      natural_g, natural_b: `H⁻¹g` and `H⁻¹b`.
-      delta: the largest mean KL, in nats.
-    """
+def cpo(gradients: Gradients, c: Float[Array, ''] | float, delta: float) -> TrustRegionStep:
+    """CPO's step, with `c` the mean cost less its limit and `delta` the largest mean KL, in nats."""
+    g, b, natural_g, natural_b = gradients
     q, r, s = jnp.vdot(g, natural_g), -jnp.vdot(g, natural_b), jnp.vdot(b, natural_b)
     c, q = jnp.asarray(c, q.dtype), jnp.maximum(q, SMALL)
     steep = s > SMALL  # a cost without a gradient cannot be moved
@@ -132,22 +101,17 @@ def cpo(
     return TrustRegionStep(x, jnp.where(free, 1.0 / length_g, lam), jnp.where(free, 0.0, nu), ~lost)
 
 
-def pcpo(
-    g: Float[Array, ' P'], b: Float[Array, ' P'], c: Float[Array, ''] | float, natural_g: Float[Array, ' P'],
-    natural_b: Float[Array, ' P'], delta: float,
-) -> TrustRegionStep:  # fmt: skip
+def pcpo(gradients: Gradients, c: Float[Array, ''] | float, delta: float) -> TrustRegionStep:
     """PCPO's step: the longest step of the reward, then its projection onto the limit in the metric of `H`.
 
     Arguments as of `cpo`. The linearised cost `b'x + c` of the result is at most 0.
     """
+    g, b, natural_g, natural_b = gradients
     q, s = jnp.maximum(jnp.vdot(g, natural_g), SMALL), jnp.vdot(b, natural_b)
     length = jnp.sqrt(2.0 * delta / q)
     above = length * jnp.vdot(b, natural_g) + c
     nu = jnp.where(s > SMALL, jnp.maximum(above, 0.0) / jnp.where(s > SMALL, s, 1.0), 0.0)
     return TrustRegionStep(length * natural_g - nu * natural_b, 1.0 / length, nu, jnp.asarray(True))
-
-
-RULES: dict[str, Callable[..., TrustRegionStep]] = {'cpo': cpo, 'pcpo': pcpo}
 
 
 def line_search(

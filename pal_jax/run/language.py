@@ -29,7 +29,7 @@ class DecodeSettings:
 
     slots: int = 32  # completions sampled at once
     stride: int = 4  # tokens that are made in a round trip between device and host
-    driver: str = 'local'  # local, or jetstream: the same tokens through google-jetstream's driver
+    driver: str = 'local'  # local, or jetstream: the same tokens from a server at `address`
     address: str = ''  # host:port of a pal_jax.serve --driver=jetstream that samples instead; see docs/serving.md
     reuse: bool = True  # prompts start from the parts of them that caches hold
     int8: bool = False  # sample with weights of eight bits

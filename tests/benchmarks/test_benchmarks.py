@@ -208,7 +208,7 @@ def test_decode_compares_whole_calls_with_the_better_precision_of_each_peer():
     results = {
         'pal_jax': result(2.0, tokens=80),
         'pal_jax_engine': result(1.0, tokens=80, step_bytes=2e9),
-        'jetstream': result(2.2, tokens=80),
+        'grpc': result(2.2, tokens=80),
         'torch_bfloat16': result(3.0, tokens=80),
         'torch_float32': result(4.0, tokens=80),
         'tunix_bfloat16': result(6.0, tokens=80),
@@ -220,14 +220,14 @@ def test_decode_compares_whole_calls_with_the_better_precision_of_each_peer():
     assert {name: each['fastest'] for name, each in out.items() if 'over' in name} == {
         'pal_jax_over_torch_bfloat16': 1.5,
         'pal_jax_over_tunix_float32': 2.5,
-        'pal_jax_over_jetstream': 1.1,
+        'pal_jax_over_grpc': 1.1,
     }
 
 
 def test_peers_run_in_both_precisions_and_tunix_where_it_lives():
     args = decode._parse(['--batch=1,8', '--against=torch,tunix', '--tunix-python=/elsewhere/python'])
     small, large = (decode.contestants(args, batch) for batch in args.batch)
-    assert large.keys() - small.keys() == {'jetstream', 'grpc'}
+    assert large.keys() - small.keys() == {'grpc'}
     assert {name for name, each in large.items() if each.python == '/elsewhere/python'} == {
         'tunix_bfloat16', 'tunix_float32'
     }  # fmt: skip

@@ -14,8 +14,9 @@ import pytest
 from pal_jax.learners.array_ppo import ArrayPPO, Mix
 from pal_jax.learners.array_updates import ArrayPolicy, ChosenActions, policy_loss, within_trust_region
 from pal_jax.objectives import constraints as c
+from pal_jax.objectives.advantages import ChannelWeights
 from pal_jax.objectives.distributions import Categorical
-from pal_jax.objectives.trust_region import TrustRegion
+from pal_jax.objectives.policy import ClippedSurrogate
 from pal_jax.recipes.cmdp.finite import Bandit, Grid
 from pal_jax.recipes.cmdp.point import PointGoal
 from pal_jax.run import devices
@@ -49,13 +50,14 @@ class Counter:
         return state + 1, jnp.stack([state.astype(jnp.float32), jnp.ones(())]), jnp.zeros((), bool)
 
 
-def make(env, rule=None, mesh=ONE, **changes):
+def make(env, handler=None, mesh=ONE, **changes):
     settings = {'environments': 8, 'steps': 5, 'hidden': ()} | changes
-    return ArrayPPO(env, rule or c.Unconstrained(), mesh, ADAM, ADAM, **settings)
+    return ArrayPPO(env, handler or c.Unconstrained(), mesh, ADAM, ADAM, **settings)
 
 
 def mix(replicas, reward=1.0, cost=0.0, divisor=1.0, excess=0.0, projection=0.0):
-    return Mix(*(jnp.full(replicas, x, jnp.float32) for x in (reward, cost, divisor, excess, projection)))
+    weights = Mix(ChannelWeights(reward, cost, divisor), excess, ChannelWeights(0.0, projection))
+    return jax.tree.map(lambda x: jnp.full(replicas, x, jnp.float32), weights)
 
 
 def probabilities(learner, state, observations):
@@ -76,7 +78,7 @@ def test_a_rollout_cuts_episodes_and_counts_what_would_have_followed():
     np.testing.assert_allclose(steps.rewards[:, 0], expected, rtol=1e-5)
     assert episodes.ended.tolist() == [8, 8]
     np.testing.assert_allclose(episodes.sums, [[1.0, 1.75]] * 2)  # 0 + .5 * 1 + .25 * 2, and 1 + .5 + .25
-    np.testing.assert_allclose(episodes.length, [1.75] * 2)
+    np.testing.assert_allclose(state.means[:, -1], [1.75] * 2)  # the discounted length
     _, steps, _ = learner.rollout(state)
     np.testing.assert_allclose(steps.weight[0, 0], [0.25, 1, 0.5, 0.25, 1])  # the episode under way goes on
 
@@ -117,7 +119,7 @@ def test_cup_takes_back_what_costs():
 
 @pytest.mark.parametrize('rule', ['cpo', 'pcpo'])
 def test_a_trust_region_is_kept_and_a_passed_limit_lowers_costs(rule):
-    region = TrustRegion(rule, delta=0.02, damping=1e-3)
+    region = c.TrustRegion(rule, delta=0.02, damping=1e-3)
     policy, metrics = trained(region, mix(2, excess=-100.0), iterations=12)
     assert (policy[:, 0] > 0.5).all(), policy
     assert (np.asarray(metrics['approx_kl']) <= 0.0201).all()
@@ -132,8 +134,14 @@ def test_the_gate_of_p3o_follows_the_limit_in_a_part_of_the_rollout_too():
     # Advantages of the cost that are centred over the rollout, of which this part happens to have the dear actions.
     actions = np.ones((4, 1, 1)), np.ones((4, 1, 3), bool), np.zeros((4, 1, 1), int)
     part = ChosenActions(*actions, old, ones / 8, 0 * ones, 5 * ones, old)
-    loss = jax.jit(functools.partial(policy_loss, model, c.P3OLoss(0.2), 0.0, 20.0))
-    below, above = (float(loss(np.zeros(3, np.float32), part, np.float32(excess))) for excess in (-0.1, 0.1))
+    handler = c.P3O(kappa=20.0)
+
+    @jax.jit
+    def loss(excess):
+        before = functools.partial(handler.before, excess=excess)
+        return policy_loss(model, handler.token_loss(ClippedSurrogate()), 0.0, before, jnp.zeros(3), part)
+
+    below, above = float(loss(-0.1)), float(loss(0.1))
     assert (below, above) == (0.0, pytest.approx(100.0))
 
 
@@ -141,7 +149,7 @@ def test_cpo_comes_back_from_slightly_above_its_limit():
     # A bandit in exact expectation. At a limit of .7 half of each of the dearer arms is best (an LP), and pays .8.
     pays, costs, limit = np.array([1.0, 0.6, 0.2]), np.array([1.0, 0.4, 0.0]), 0.7
     model = ArrayPolicy(lambda params, seen: jnp.broadcast_to(params, (*seen.shape[:-1], 3)), Categorical((3,)))
-    update = jax.jit(functools.partial(within_trust_region, model, TrustRegion(damping=1e-3)))
+    update = jax.jit(functools.partial(within_trust_region, model, c.TrustRegion(damping=1e-3)))
     params = np.log([0.58, 0.40, 0.02]).astype(np.float32)
     for _ in range(10):
         policy = np.exp(params) / np.exp(params).sum()
@@ -175,7 +183,7 @@ def test_environments_that_do_not_divide_are_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('rule', [c.Unconstrained(), TrustRegion(damping=1e-2)], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize('rule', [c.Unconstrained(), c.TrustRegion(damping=1e-2)], ids=lambda rule: type(rule).__name__)
 def test_eight_devices_are_one(rule):
     results = []
     for mesh in (ONE, devices.make_mesh(data=2, fsdp=4)):

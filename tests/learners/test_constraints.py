@@ -17,8 +17,7 @@ from pal_jax.data.packing import pack_rollouts
 from pal_jax.learners.ppo import PPO, make_actor_critic
 from pal_jax.models import config, decoder, params
 from pal_jax.objectives import constraints as c
-from pal_jax.objectives.advantages import Discounts
-from pal_jax.objectives.constraints import ConstrainedEstimator
+from pal_jax.objectives.advantages import ConstrainedEstimator, Discounts
 from pal_jax.run import devices
 from pal_jax.run.optim import Optimizer
 from pal_jax.types import Completion, Sample
@@ -54,7 +53,7 @@ def test_a_handler_keeps_the_cost_of_a_language_model_below_its_limit(name):
         batch, _ = learner.score(state, pack_rollouts(samples, n=64, actions=8, mesh=mesh))
         costs.append(float(batch.rewards[..., 1].mean()))
         handled = handler.update(handled, np.array(costs[-1:]), np.array([LIMIT]))
-        batch, _ = learner.advantages(state, batch, ESTIMATE, c.weights_of(handler, handled))
+        batch, _ = learner.advantages(state, batch, ESTIMATE, handler.weigh(handled))
         state, _ = learner.update(state, batch, jax.random.key(i))
     late = np.mean(costs[-20:])
     assert late > 0.9 if name == 'none' else late < LIMIT + 0.1, (name, late)

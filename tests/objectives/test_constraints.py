@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -10,13 +11,11 @@ import numpy as np
 import pytest
 
 from pal_jax.objectives import constraints as c
-from pal_jax.objectives.advantages import Discounts, EstimatorInputs
+from pal_jax.objectives.advantages import ConstrainedEstimator, Discounts, EstimatorInputs
+from pal_jax.objectives.handler import updated
 from pal_jax.objectives.policy import ClippedSurrogate, TokenInputs
 
-HANDLERS = (
-    c.Unconstrained(), c.FixedPenalty(), c.LinearLagrangian(), c.LogLagrangian(), c.PIDLagrangian(), c.IPO(), c.CRPO(),
-    c.FOCOPS(), c.P3O(), c.CUP(), c.RePO(), c.Saute(), c.EarlyTermination(),
-)  # fmt: skip
+HANDLERS = tuple(field.default for field in dataclasses.fields(c.Handlers))
 # Two samples of three and of two tokens, as `additions.md` section 2 has them.
 MASK = np.array([[1, 1, 1], [1, 1, 0]], bool)
 OLD = np.array([[-1, -2, -0.5], [-1.5, -0.7, 0]])
@@ -42,7 +41,7 @@ def mean_loss(loss, advantage, reference=None, cost=None, logprobs=NEW):
 
 def mixed(handler, costs, limit, state=None):
     state = handler.update(state or handler.init(1), np.array([costs]), np.array([limit]))
-    weights = c.weights_of(handler, state)
+    weights = handler.weigh(state)
     return (weights.reward * REWARD - weights.cost[0] * COST) / weights.divisor
 
 
@@ -66,13 +65,16 @@ def test_multipliers_are_the_golden_ones(handler, costs, limit, golden):
 
 def test_costs_are_rectified_by_answer_and_by_prompt():
     costs = np.array([1.2, -0.8, 0.2, -0.2, -0.5, -1.5, 0.4, -0.4])
-    assert c.rectified(costs, np.zeros(8), 4, 'answer').mean() == pytest.approx(0.225)
-    assert c.rectified(costs, np.zeros(8), 4, 'prompt').mean() == pytest.approx(0.05)
+    assert c.RePO(by='answer').count(costs, np.zeros(8), 4).mean() == pytest.approx(0.225)
+    assert c.RePO(by='prompt').count(costs, np.zeros(8), 4).mean() == pytest.approx(0.05)
 
 
 def test_saute_pays_within_a_budget():
     rewards, costs, budgets = np.array([1.0, 2.0, 3.0]), np.array([-1.0, 0.5, 0.5]), np.array([0.0, 0.0, 1.0])
-    assert c.Saute(unsafe_reward=-4.0).paid(rewards, costs, budgets).tolist() == [1.0, -4.0, 3.0]
+    handler = c.Saute(unsafe_reward=-4.0, budgets=(-1.0, 2.0))
+    assert handler.pay(rewards, costs, budgets).tolist() == [1.0, -4.0, 3.0]
+    assert handler.budget(np.zeros(3)).tolist() == [-1.0, 2.0, -1.0]  # in turn
+    assert c.Saute().budget(budgets).tolist() == budgets.tolist()
 
 
 def test_ppo_of_the_reward_is_the_golden_one():
@@ -94,7 +96,7 @@ def test_crpo_takes_a_step_of_the_cost_or_of_the_reward(limit, loss):
 def test_focops_gates_each_token():
     handler = c.FOCOPS(lam_init=0.5)
     advantages = mixed(handler, 0.0, 0.0)
-    loss = c.FOCOPSLoss(handler.temperature, handler.eta)
+    loss = handler.token_loss(ClippedSurrogate())
     assert mean_loss(loss, advantages) == pytest.approx(-0.124216, abs=1e-6)
     near, far = (np.log1p(x) * np.ones((1, 1)) for x in (0.1, 0.3))
     token = TokenInputs(np.zeros((1, 1)), np.full((1, 1), 0.5), None, np.zeros((1, 1)))
@@ -104,11 +106,11 @@ def test_focops_gates_each_token():
 
 def test_cup_projects_towards_the_policy_after_its_first_update():
     handler, state = c.CUP(lam_init=0.5), {'lambda': [0.5]}
-    weights = c.projection(handler, state)
+    weights, loss = handler.second_update(state)
     advantages = weights.reward * REWARD - weights.cost[0] * COST
     assert mean_loss(ClippedSurrogate(), REWARD, logprobs=FIRST) == pytest.approx(-0.429317, abs=1e-6)
-    assert mean_loss(c.CUPLoss(), advantages, reference=FIRST) == pytest.approx(0.120187, abs=1e-6)
-    assert mean_loss(c.CUPLoss(), advantages, reference=OLD) == pytest.approx(0.143210, abs=1e-6)  # another anchor
+    assert mean_loss(loss, advantages, reference=FIRST) == pytest.approx(0.120187, abs=1e-6)
+    assert mean_loss(loss, advantages, reference=OLD) == pytest.approx(0.143210, abs=1e-6)  # another anchor
 
 
 @pytest.mark.parametrize(
@@ -117,8 +119,9 @@ def test_cup_projects_towards_the_policy_after_its_first_update():
 def test_p3o_has_one_gate_for_a_minibatch(limit, loss, slope):
     weight, ratio = MASK / MASK.sum(), np.exp(NEW - OLD)
     excess = (MEAN_COST - limit) / LENGTH
-    cost = c.gated(*(x[None] for x in (COST, ratio, weight)), excess=excess, kappa=2.0)[0]
-    token_loss = c.P3OLoss(0.2)
+    handler = c.P3O(kappa=2.0)
+    cost = handler.before(COST, ratio, weight, excess + (weight * COST).sum())  # whose mean a rollout takes off
+    token_loss = handler.token_loss(ClippedSurrogate(0.2))
     value = mean_loss(token_loss, REWARD, cost=cost) + (2.0 * excess if slope else 0.0)
     assert value == pytest.approx(loss, abs=1e-6)
 
@@ -135,12 +138,12 @@ def test_p3o_has_one_gate_for_a_minibatch(limit, loss, slope):
 
 @pytest.mark.parametrize('estimator', ['gae', 'dr_grpo'])
 def test_the_gate_of_p3o_follows_the_limit_and_no_error_of_a_critic(estimator):
-    estimate = c.ConstrainedEstimator(estimator, Discounts(), kl_of_cost=0.0)
+    estimate = ConstrainedEstimator(estimator, Discounts(), kl_of_cost=0.0)
 
     @jax.jit
     def gate(paid, weight, excess):
         cost, _ = estimate.of_cost(paid._replace(n=2), weight)
-        return jnp.any(c.gated(cost, jnp.ones_like(cost), weight, excess, 20.0) > 0)
+        return jnp.any(c.P3O().before(cost, jnp.ones_like(cost), weight, excess) > 0)
 
     for seed in range(8):
         paid = rollout([0] * 16, np.random.default_rng(seed))
@@ -157,7 +160,7 @@ def test_what_a_group_pays_moves_by_its_own_new_costs_alone(handler):
     for step in range(40):
         present = rng.random(2) < (0.9, 0.0 if step < 5 else 0.2)
         costs = rng.normal(size=2) + 1.0
-        state = c.updated(handler, state, costs, limits, present)
+        state = updated(handler, state, costs, limits, present)
         for k in np.flatnonzero(present):
             one = slice(k, k + 1)
             alone[k] = handler.update(alone[k], costs[one], limits[one])
@@ -167,12 +170,26 @@ def test_what_a_group_pays_moves_by_its_own_new_costs_alone(handler):
             assert state['lambda'][1] == handler.init(2)['lambda'][1]
 
 
+@pytest.mark.parametrize('handler', [c.P3O(), c.TrustRegion()], ids=lambda handler: type(handler).__name__)
+def test_the_state_tells_how_far_the_limit_is_passed(handler):
+    once = np.array([True])
+    state = updated(handler, handler.init(1), np.array([1.5]), np.array([1.0]), once)
+    assert state == {'lambda': [0.0], 'excess': [0.5]}
+    assert updated(handler, state, np.array([9.0]), np.array([1.0]), ~once) == state  # where nobody had costs
+
+
+def test_handlers_with_an_update_of_their_own_are_known_by_what_they_ask_for():
+    own = {name for name in c.Handlers.names('arrays') if getattr(c.Handlers, name).own_update}
+    assert own >= {'focops', 'p3o', 'cup', 'cpo', 'pcpo'}
+    assert own.isdisjoint({'none', 'fixed', 'linear', 'log', 'pid', 'ipo', 'crpo'})
+
+
 def test_crpo_lowers_the_costs_of_a_group_that_has_samples():
     handler, limits = c.CRPO(), np.zeros(2)
-    state = c.updated(handler, handler.init(2), np.array([0.2, 9.0]), limits, np.array([True, True]))
-    assert c.weights_of(handler, state, (0.5, 0.5))[:1] == (0.0,)
-    state = c.updated(handler, state, np.array([-1.0, 9.0]), limits, np.array([True, False]))
-    weights = c.weights_of(handler, state, (1.0, 0.0))
+    state = updated(handler, handler.init(2), np.array([0.2, 9.0]), limits, np.array([True, True]))
+    assert handler.weigh(state, (0.5, 0.5))[:1] == (0.0,)
+    state = updated(handler, state, np.array([-1.0, 9.0]), limits, np.array([True, False]))
+    weights = handler.weigh(state, (1.0, 0.0))
     assert (weights.reward, *weights.cost) == (1.0, 0.0, 0.0)
 
 
@@ -197,13 +214,13 @@ def test_groups_of_prompts_have_limits_of_their_own():
     handler = c.LinearLagrangian(lam_lr=0.5, optimizer='sgd')
     state = handler.update({**handler.init(3), 'lambda': [1, 0.5, 0.25]}, means, np.array([0.2, 0.3, 0.5]))
     np.testing.assert_allclose(state['lambda'], [1.15, 0.4, 0.15])
-    weights = c.weights_of(handler, state, np.bincount(groups) / 6)
+    weights = handler.weigh(state, np.bincount(groups) / 6)
     assert weights.divisor == pytest.approx(1.608333, abs=1e-6)
     reward, cost = np.array([0.5, -0.2, 1, 0.3, -0.6, 0.4]), np.array([0.3, -0.1, -0.5, 0, 0.5, 0.2])
     golden = [0.096373, -0.05285, 0.746114, 0.186528, -0.497409, 0.230052]
     np.testing.assert_allclose((reward - weights.cost[groups] * cost) / weights.divisor, golden, atol=1e-6)
     paid = rollout(groups)
-    estimate = c.ConstrainedEstimator('gae', Discounts())
+    estimate = ConstrainedEstimator('gae', Discounts())
     advantages = jax.jit(lambda: estimate(paid, weights)[0])()
     both = np.asarray(jax.jit(lambda: estimate.by_channel(paid)[0])())
     expected = (both[..., 0] - weights.cost[groups][:, None] * both[..., 1]) / weights.divisor
@@ -212,11 +229,11 @@ def test_groups_of_prompts_have_limits_of_their_own():
 
 @pytest.mark.parametrize('estimator', ['gae', 'dr_grpo'])
 def test_without_a_multiplier_advantages_are_those_of_the_reward_bit_for_bit(estimator):
-    paid, estimate = rollout([0] * 6), c.ConstrainedEstimator(estimator, Discounts())
+    paid, estimate = rollout([0] * 6), ConstrainedEstimator(estimator, Discounts())
     estimated = jax.jit(lambda weights: estimate(paid, weights)[0])
     reward = np.asarray(jax.jit(lambda: estimate.by_channel(paid)[0][..., 0])())
     for handler in HANDLERS:
-        weights = c.weights_of(handler, {**handler.init(1), 'lambda': [0.0]})
+        weights = handler.weigh({**handler.init(1), 'lambda': [0.0]})
         np.testing.assert_array_equal(np.asarray(estimated(weights)), reward, type(handler).__name__)
 
 
@@ -226,7 +243,7 @@ def test_a_state_is_finite_and_goes_through_json(handler):
     for costs in ([1e3, -1e3], [0.0, 0.0], [0.5, 0.5], [-1e3, 1e3], [0.5, 1e3]):
         state = handler.update(state, np.array(costs), np.array([0.5, 0.0]))
         assert json.loads(json.dumps(state)) == state
-        weights = c.weights_of(handler, state, (0.5, 0.5))
+        weights = handler.weigh(state, (0.5, 0.5))
         assert np.isfinite([*weights.cost, weights.reward, weights.divisor]).all()
         assert min(state['lambda']) >= 0
 
@@ -242,7 +259,7 @@ def test_a_handler_does_not_change_the_state_it_is_given():
 @pytest.mark.parametrize('estimator', ['group_norm', 'reinforce', 'rloo'])
 def test_an_estimator_that_loses_the_scales_is_refused(estimator):
     with pytest.raises(ValueError, match=rf"ppo\.estimator='{estimator}'"):
-        c.ConstrainedEstimator(estimator, Discounts())
+        ConstrainedEstimator(estimator, Discounts())
 
 
 def bandit(handler, limit, steps=4000, rate=0.5):
@@ -254,7 +271,7 @@ def bandit(handler, limit, steps=4000, rate=0.5):
         policy /= policy.sum()
         spent = float(policy @ cost)
         state = handler.update(state, np.array([spent]), np.array([limit]))
-        weights = c.weights_of(handler, state)
+        weights = handler.weigh(state)
         value = (weights.reward * reward - weights.cost[0] * cost) / weights.divisor
         logits = logits + rate * policy * (value - policy @ value)
         history.append((float(policy @ reward), spent))

@@ -7,7 +7,7 @@ and receive from one. All steps of a round send what was there before the round.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int
 
-
-class ChunkSend(Protocol):
-    """A chunk that one device sends to another; `op` is 'reduce' or 'copy'."""
-
-    @property
-    def src(self) -> int: ...
-    @property
-    def dst(self) -> int: ...
-    @property
-    def chunk(self) -> int: ...
-    @property
-    def op(self) -> str: ...
+from pal_jax.recipes.allreduce.schedules import Schedule, Send
 
 
 class PermutationRound(NamedTuple):
@@ -39,9 +28,9 @@ class PermutationRound(NamedTuple):
     adds: np.ndarray
 
 
-def steps_of(sends: Sequence[ChunkSend], devices: int) -> list[PermutationRound]:
+def steps_of(sends: Sequence[Send], devices: int) -> list[PermutationRound]:
     """The permutations of a round: each send goes into the first in which its two devices are free."""
-    parts: list[list[ChunkSend]] = []
+    parts: list[list[Send]] = []
     for send in sends:
         free = (part for part in parts if all(send.src != other.src and send.dst != other.dst for other in part))
         part = next(free, None)
@@ -49,17 +38,16 @@ def steps_of(sends: Sequence[ChunkSend], devices: int) -> list[PermutationRound]
             parts.append([send])
         else:
             part.append(send)
-    return [_step(part, devices) for part in parts]
+    steps = []
+    for part in parts:
+        sent, received, adds = np.zeros(devices, int), np.full(devices, -1), np.zeros(devices, bool)
+        for send in part:
+            sent[send.src], received[send.dst], adds[send.dst] = send.chunk, send.chunk, send.op == 'reduce'
+        steps.append(PermutationRound(tuple((send.src, send.dst) for send in part), sent, received, adds))
+    return steps
 
 
-def _step(part: Sequence[ChunkSend], devices: int) -> PermutationRound:
-    sent, received, adds = np.zeros(devices, int), np.full(devices, -1), np.zeros(devices, bool)
-    for send in part:
-        sent[send.src], received[send.dst], adds[send.dst] = send.chunk, send.chunk, send.op == 'reduce'
-    return PermutationRound(tuple((send.src, send.dst) for send in part), sent, received, adds)
-
-
-def all_reduce(rounds: Sequence[Sequence[ChunkSend]], mesh: Mesh, axis: str) -> Callable[[Array], Array]:
+def all_reduce(rounds: Schedule, mesh: Mesh, axis: str) -> Callable[[Array], Array]:
     """A jitted function of an array whose leading axis is cut over the devices of a mesh axis: it gives every device
     the sum of all their parts, as `psum` does, by the sends of a schedule.
 

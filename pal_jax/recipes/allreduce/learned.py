@@ -33,7 +33,7 @@ from pal_jax.recipes.allreduce.rounds import TransferTask, TreeTask, Wires
 from pal_jax.recipes.allreduce.topology import Topology
 from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
-from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, stage_before
 from pal_jax.run.settings import Run
 from pal_jax.types import Metrics
 
@@ -142,8 +142,10 @@ class PlannerTraining:
         ]
         if stage == 'final':
             for number, (name, planner) in enumerate(self.larger.items(), len(self.planners)):
-                source = state[_kin(name, self.planners)]
-                records.append(self.measure(planner, source, number, True, trained=False))
+                # The first network of the same kind has trained it; the first of all if there is none.
+                kind = name.partition(':')[0]
+                source = next((k for k in self.planners if k.partition(':')[0] == kind), next(iter(self.planners)))
+                records.append(self.measure(planner, state[source], number, True, trained=False))
         trained = [record for record in records if record['trained']]
         figures = {
             'learned_to_least': float(np.mean([record['best'] / record['least'] for record in trained])),
@@ -154,7 +156,7 @@ class PlannerTraining:
 
     def measure(
         self, planner: LearnedPlanner, pair: Mapping[str, PlanState], number: int, write: bool, *, trained: bool
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """The rounds of sampled plans beside greedy ones; the shortest plan is checked, and written to a file."""
         network, settings = planner.wires.topology, self.settings
         params = {name: state.params for name, state in pair.items()}
@@ -174,12 +176,10 @@ class PlannerTraining:
                 folder = self.ctx.workdir / SCHEDULES
                 folder.mkdir(parents=True, exist_ok=True)
                 allreduce.save(schedule, folder / f'{file_name(network)}.json', network)
-        return {
-            'network': network.name, 'servers': network.servers, 'symmetries': len(planner.wires.group),
-            'trained': trained, 'best': int(sent.rounds[best]), 'mean': float(np.mean(sent.rounds)),
-            'unlearned': int(np.min(random.rounds)), 'unlearned_mean': float(np.mean(random.rounds)),
-            **by_rule(network, settings.samples, settings.seed),
-        }  # fmt: skip
+        named = {'network': network.name, 'servers': network.servers, 'symmetries': len(planner.wires.group)}
+        learned = {'trained': trained, 'best': int(sent.rounds[best]), 'mean': float(np.mean(sent.rounds))}
+        unlearned = {'unlearned': int(np.min(random.rounds)), 'unlearned_mean': float(np.mean(random.rounds))}
+        return named | learned | unlearned | by_rule(network, settings.samples, settings.seed)
 
 
 @functools.cache
@@ -187,34 +187,25 @@ def by_rule(network: Topology, tries: int, seed: int) -> dict[str, int]:
     """The bound of the rounds, and those of the shortest plans by rule, which no training changes."""
     greedy, spread = (functools.partial(rule, network) for rule in (allreduce.greedy, allreduce.spread))
     return {
-        'least': allreduce_bounds.bounds(network).rounds, 'greedy': len(allreduce.best_of(greedy, tries, seed)),
+        'least': allreduce_bounds.bounds(network).rounds,
+        'greedy': len(allreduce.best_of(greedy, tries, seed)),
         'spread': len(allreduce.best_of(spread, tries, seed)),
-    }  # fmt: skip
+    }
 
 
 def _key(seed: int, network: int, number: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), network), number)
 
 
-def _kin(name: str, planners: Mapping[str, Any]) -> str:
-    """The first network of the kind of `name`; the first of all if there is none."""
-    return next(
-        (other for other in planners if other.partition(':')[0] == name.partition(':')[0]), next(iter(planners))
-    )
-
-
 def make_planner(settings: Settings, name: str, key: str) -> LearnedPlanner:
     """The learners of a network, which the setting `key` names."""
     wires = Wires(topology.by_name(name, key), settings.symmetric)
     optimizer = settings.optimizer.over(settings.total_steps * settings.updates * settings.epochs)
-
-    def learner(task: Any) -> PlanPPO:
-        return PlanPPO(
-            task, rounds.pick, rounds.logprobs, wires.clash, wires.most, optimizer, settings.hidden, settings.epochs,
-            settings.clip,
-        )  # fmt: skip
-
-    return LearnedPlanner(wires, learner(TreeTask(wires)), learner(TransferTask(wires)))
+    trees, transfers = (
+        PlanPPO(task, optimizer, settings.hidden, settings.epochs, settings.clip)
+        for task in (TreeTask(wires), TransferTask(wires))
+    )
+    return LearnedPlanner(wires, trees, transfers)
 
 
 def make(settings: Settings, ctx: Context) -> PlannerTraining:
@@ -223,9 +214,7 @@ def make(settings: Settings, ctx: Context) -> PlannerTraining:
     Raises:
       ValueError: a network is unknown or stands there twice, or a number is out of range.
     """
-    check_at_least(
-        settings, 1, 'total_steps', 'updates', 'turn', 'groups', 'samples', 'epochs', 'checkpoint.every'
-    )  # fmt: skip
+    check_at_least(settings, 1, 'total_steps', 'updates', 'turn', 'groups', 'samples', 'epochs', 'checkpoint.every')
     names = settings.networks + settings.larger
     if not settings.networks or len(set(names)) < len(names):
         raise ValueError(f'networks={settings.networks} and larger={settings.larger} need one network, and each once')
@@ -241,9 +230,6 @@ def make(settings: Settings, ctx: Context) -> PlannerTraining:
     shapes = jax.eval_shape(lambda: learned.init()[0])
     everywhere = sharding.replicated(ctx.mesh)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
-    steps = settings.total_steps
-    plan = Plan(
-        steps, abstract, lambda i: 'final' if i == steps else 'base' if i == 0 else None,
-        shown=('learned_to_least', 'greedy_to_least', 'rounds_mean'),
-    )  # fmt: skip
-    return dataclasses.replace(learned, plan=plan)
+    stage = functools.partial(stage_before, warmup=0, steps=settings.total_steps, every=0)
+    shown = 'learned_to_least', 'greedy_to_least', 'rounds_mean'
+    return dataclasses.replace(learned, plan=Plan(settings.total_steps, abstract, stage, shown=shown))

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,19 +22,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.learners import array_updates as updates
 from pal_jax.objectives.policy import ppo_token_loss
+from pal_jax.recipes.allreduce.rounds import TransferTask, TreeTask, logprobs_of, pick
 from pal_jax.run.optim import Optimizer
-
-
-class PlanTask(Protocol):
-    """A task of plans: see `recipes/allreduce/rounds.py`, whose `TreeTask` and `TransferTask` are two."""
-
-    @property
-    def features(self) -> int: ...
-    @property
-    def cap(self) -> int: ...
-    def candidates(self, state: Any) -> Any: ...
-    def advance(self, state: Any, picks: Array) -> Any: ...
-    def left(self, state: Any) -> Array: ...
 
 
 class CandidateScorer(nn.Module):
@@ -76,18 +64,11 @@ class PlanPPO:
     """Functions over a `PlanState`, for a task that compiled programs are kept for by identity.
 
     Attributes:
-      pick, logprobs: see `recipes/allreduce/rounds.py`.
-      clash: which hops share a link, by the task.
-      most: the largest number of picks of a round.
       hidden: widths of the scorer's hidden layers.
       epochs, clip: passes over a batch, and PPO's clip of a pick's ratio.
     """
 
-    task: PlanTask
-    pick: Callable[..., tuple[Array, Array]]
-    logprobs: Callable[[Array, Array, Array], Array]
-    clash: Any = dataclasses.field(compare=False)
-    most: int
+    task: TreeTask | TransferTask
     optimizer: Optimizer
     hidden: tuple[int, ...] = (32,)
     epochs: int = 2
@@ -108,7 +89,8 @@ class PlanPPO:
 
         `sharp` picks by scores times 20, so nearly always the best, and ties at random.
         """
-        task, batch = self.task, jax.tree.leaves(starts)[0].shape[0]
+        task: Any = self.task  # of whose states the compiled program has one kind
+        batch, most = jax.tree.leaves(starts)[0].shape[0], task.wires.most
         sizes = jax.eval_shape(jax.vmap(task.candidates), starts).features.shape
         scores = functools.partial(self.scorer.apply, params)
 
@@ -118,18 +100,16 @@ class PlanPPO:
             seen = jax.vmap(task.candidates)(state)
             value: Any = scores(seen.features)
             keys = jax.random.split(jax.random.fold_in(key, t), batch)
-            take = jax.vmap(lambda key, score, options: self.pick(key, score, options, self.clash, self.most))
+            take = jax.vmap(lambda key, score, options: pick(key, score, options, task.wires.clash, most))
             picks, masks = take(keys, 20.0 * value if sharp else value, seen)
-            row = (seen.features, picks, masks, self.logprobs(value, picks, masks))
+            row = (seen.features, picks, masks, logprobs_of(value, picks, masks))
             rows = jax.tree.map(lambda whole, now: whole.at[t].set(now), rows, row)
             state = jax.vmap(task.advance)(state, picks)
             return t + 1, state, rows, jax.vmap(task.left)(state)
 
         # Buffers have room for a cut episode, so that episodes of any length are one program.
-        rows = (
-            jnp.zeros((task.cap, *sizes)), jnp.full((task.cap, batch, self.most), -1),
-            jnp.zeros((task.cap, batch, self.most, sizes[1]), bool), jnp.zeros((task.cap, batch, self.most)),
-        )  # fmt: skip
+        shape = task.cap, batch, most
+        rows = jnp.zeros((task.cap, *sizes)), jnp.full(shape, -1), jnp.zeros((*shape, sizes[1]), bool), jnp.zeros(shape)
         start = jnp.zeros((), jnp.int32), starts, rows, jnp.ones(batch)
         # A batch is as long as its longest episode; rounds of those that are done have no candidates.
         _, state, rows, left = jax.lax.while_loop(
@@ -141,7 +121,7 @@ class PlanPPO:
         rounds = jnp.where(left > 0, task.cap + 1, jnp.sum(made > 0, axis=-1))
         last = jnp.take_along_axis(made, jnp.minimum(rounds, task.cap)[:, None] - 1, axis=1)[:, 0]
         # A plan whose last round is nearly empty is nearly a round shorter.
-        cost = rounds - 1.0 + last / self.most + left
+        cost = rounds - 1.0 + last / most + left
         return state, PlanEpisodes(features, picks, masks, logprobs, rounds, cost)
 
     @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -164,16 +144,15 @@ class PlanPPO:
         def loss(params: Any, part: tuple[PlanEpisodes, Array]) -> Array:
             rows, advantage = part
             value: Any = self.scorer.apply(params, rows.features)
-            new = self.logprobs(value, rows.picks, rows.masks)
+            new = logprobs_of(value, rows.picks, rows.masks)
             # Every pick is an action with a ratio of its own; a whole round's would leave the clip at once.
             counts = rows.picks >= 0
             tokens = ppo_token_loss(new, rows.logprobs, advantage[:, None, None], clip=self.clip)
             return jnp.sum(tokens * counts) / jnp.maximum(jnp.sum(counts), 1)
 
-        params, opt = updates.epochs(
-            loss, state.params, state.opt, self.optimizer, (episodes, advantage), jax.random.key(0),
-            passes=self.epochs, minibatches=1,
-        )  # fmt: skip
+        run = functools.partial(updates.epochs, passes=self.epochs, minibatches=1)
+        data = episodes, advantage
+        params, opt = run(loss, state.params, state.opt, self.optimizer, data, jax.random.key(0))
         spread = -jnp.sum(episodes.logprobs * made) / jnp.sum(made)
         state = state.replace(updates=state.updates + 1, params=params, opt=opt)
         return state, {'rounds_mean': jnp.mean(episodes.rounds), 'cost_mean': jnp.mean(cost), 'entropy': spread}

@@ -61,10 +61,8 @@ def gather(topology: Topology, rounds: int, seconds: float) -> Schedule | None:
         constraint(vstack(once).tocsr(), exactly, exactly),
         constraint(vstack(rows).tocsr(), -np.inf, np.array(right)),
     ]
-    solution = milp(
-        np.zeros(number), constraints=constraints, integrality=np.ones(number), bounds=Bounds(0, 1),
-        options={'time_limit': seconds},
-    )  # fmt: skip
+    whole, options = {'integrality': np.ones(number), 'bounds': Bounds(0, 1)}, {'time_limit': seconds}
+    solution = milp(np.zeros(number), constraints=constraints, options=options, **whole)
     if solution.x is None:
         return None
     taken = solution.x.reshape(rounds, size, count) > 0.5

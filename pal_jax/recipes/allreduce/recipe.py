@@ -79,11 +79,9 @@ class Planner:
         self.folder.mkdir(parents=True, exist_ok=True)
         allreduce.save(best, self.folder / f'{file_name(network)}.json', network)
         rounds = {name: len(schedule) for name, schedule in plans.items()}
-        record = {
-            'network': network.name, 'servers': network.servers, 'least': least.rounds,
-            'server': allreduce.server_rounds(network), 'rounds': rounds, 'rule': rule,
-            'used': used_by_round(network, best),
-        }  # fmt: skip
+        record = {'network': network.name, 'servers': network.servers, 'least': least.rounds}
+        record |= {'server': allreduce.server_rounds(network), 'rounds': rounds, 'rule': rule}
+        record |= {'used': used_by_round(network, best)}
         ratio = len(best) / least.rounds
         return [record], host, {'rounds': float(len(best)), 'least_rounds': float(least.rounds), 'to_least': ratio}
 

@@ -125,7 +125,7 @@ def pick(
     return picks, masks
 
 
-def logprobs(scores: Float[Array, '*S C'], picks: Int[Array, '*S P'], masks: Bool[Array, '*S P C']) -> Array:
+def logprobs_of(scores: Float[Array, '*S C'], picks: Int[Array, '*S P'], masks: Bool[Array, '*S P C']) -> Array:
     """The log-probability of every pick, `[*S, P]`; 0 of those that were not made."""
     logits = jnp.where(masks, scores[..., None, :], -1e30)
     logits = logits - jnp.max(logits, axis=-1, keepdims=True)
@@ -147,7 +147,6 @@ class Trees(NamedTuple):
 
     has: Bool[Array, 'N N']  # [server, chunk]
     parents: Int[Array, 'N N']  # [chunk, server]
-    round: Int[Array, '']
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,7 +164,7 @@ class TreeTask:
 
     def start(self) -> Trees:
         count = self.wires.servers
-        return Trees(jnp.eye(count, dtype=bool), jnp.full((count, count), NONE), jnp.zeros((), jnp.int32))
+        return Trees(jnp.eye(count, dtype=bool), jnp.full((count, count), NONE))
 
     def candidates(self, trees: Trees) -> Candidates:
         wires, has = self.wires, trees.has
@@ -202,7 +201,7 @@ class TreeTask:
         came = jnp.zeros((count, count), bool).at[dst].max(sent)
         # At most one hop brings a chunk to a server, so the maximum is its source.
         source = jnp.full((count, count), NONE).at[dst].max(jnp.where(sent, src[:, None], NONE))
-        return Trees(trees.has | came, jnp.maximum(trees.parents, source.T), trees.round + 1)
+        return Trees(trees.has | came, jnp.maximum(trees.parents, source.T))
 
     def left(self, trees: Trees) -> Float[Array, '']:
         """The share of the work that is left."""
@@ -222,7 +221,6 @@ class Transfers(NamedTuple):
     depth: Int[Array, 'N N']  # hops to the root
     height: Int[Array, 'N N']  # hops to the furthest descendant
     size: Int[Array, 'N N']  # descendants, the server itself among them
-    round: Int[Array, '']
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -256,7 +254,7 @@ class TransferTask:
             return height, size.at[chunk, upward].add(jnp.where(at, size, 0))
 
         height, size = jax.lax.fori_loop(0, count, lift, (height, size))
-        return Transfers(parents, root, root, depth, height, size, jnp.zeros((), jnp.int32))
+        return Transfers(parents, root, root, depth, height, size)
 
     def candidates(self, state: Transfers) -> Candidates:
         wires, count = self.wires, self.wires.servers
@@ -295,7 +293,7 @@ class TransferTask:
         count, (place, back) = self.wires.servers, self.wires.origin
         sent = _marked(picks, 2 * len(self.wires.first) * count).reshape(2, -1, count)
         up, down = sent[:, place[:, None], back]
-        return state._replace(up=state.up | up, down=state.down | down, round=state.round + 1)
+        return state._replace(up=state.up | up, down=state.down | down)
 
     def left(self, state: Transfers) -> Float[Array, '']:
         """The share of the work that is left."""

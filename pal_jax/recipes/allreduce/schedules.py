@@ -203,10 +203,8 @@ def deepest_first(work: Workloads, rng: np.random.Generator, group: Group | None
     images = None
     if group is not None:
         number = {send: i for i, send in enumerate(work.sends)}
-        images = np.array([
-            [number[Send(int(to[send.src]), int(to[send.dst]), int(to[send.chunk]), send.op)] for to in group]
-            for send in work.sends
-        ])  # fmt: skip
+        moved = [[Send(int(to[s.src]), int(to[s.dst]), int(to[s.chunk]), s.op) for to in group] for s in work.sends]
+        images = np.array([[number[send] for send in sends] for sends in moved])
     return schedule(work, lambda enabled: work.depth[enabled] + rng.random(len(enabled)), images)
 
 
@@ -374,10 +372,8 @@ def save(rounds: Schedule, path: Path, topology: Topology) -> None:
         {'src': u, 'dst': v, 'through': [topology.links[link][1] for link in topology.routes[u, v][:-1]]}
         for u, v in hops
     ]
-    data = {
-        'name': topology.name, 'servers': topology.servers, 'labels': topology.labels,
-        'rounds': [[send._asdict() for send in sends] for sends in rounds], 'routes': routes,
-    }  # fmt: skip
+    data = {'name': topology.name, 'servers': topology.servers, 'labels': topology.labels}
+    data |= {'rounds': [[send._asdict() for send in sends] for sends in rounds], 'routes': routes}
     path.write_text(json.dumps(data) + '\n', encoding='utf-8')
 
 

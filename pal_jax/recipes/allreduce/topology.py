@@ -75,7 +75,10 @@ class Topology:
         shortest routes hops take different ones, and the way back is the way there."""
         number = {link: i for i, link in enumerate(self.links)}
         within, longest = self._through_switches(), DIRECT
-        while not _connects(self.servers, [pair for pair, paths in within.items() if len(paths[0]) <= longest + 1]):
+        while True:
+            joined = nx.Graph(pair for pair, paths in within.items() if len(paths[0]) <= longest + 1)
+            if len(joined) == self.servers and nx.is_connected(joined):
+                break
             longest += 1
         routes = {}
         for (u, v), paths in within.items():
@@ -114,8 +117,7 @@ class Topology:
     def hops(self) -> Int[np.ndarray, 'N N']:
         """The least number of hops between every two servers."""
         graph = nx.Graph(self.routes.keys())
-        lengths = dict(nx.all_pairs_shortest_path_length(graph))
-        return np.array([[lengths[u][v] for v in range(self.servers)] for u in range(self.servers)])
+        return nx.floyd_warshall_numpy(graph, range(self.servers)).astype(int)
 
     def _through_switches(self) -> dict[tuple[int, int], list[list[int]]]:
         """The shortest paths between servers whose inner nodes are switches, by their ends, where there are any."""
@@ -126,11 +128,6 @@ class Topology:
             if nx.has_path(between, u, v):
                 paths[u, v] = sorted(nx.all_shortest_paths(between, u, v))
         return paths
-
-
-def _connects(servers: int, pairs: list[tuple[int, int]]) -> bool:
-    graph = nx.Graph(pairs)
-    return len(graph) == servers and nx.is_connected(graph)
 
 
 def used_links(topology: Topology, hops: list[tuple[int, int]]) -> Bool[np.ndarray, ' L']:
@@ -241,9 +238,7 @@ def from_file(path: Path) -> Topology:
       ValueError: the ending is unknown, the file cannot be read, it has parallel links, one direction of a link alone,
         links that differ or nodes of other kinds, or as `Topology`.
     """
-    readers = {
-        '.gml': nx.parse_gml, '.graphml': nx.parse_graphml, '.adjlist': nx.parse_adjlist, '.edgelist': _edges,
-    }  # fmt: skip
+    readers = {'.gml': nx.parse_gml, '.graphml': nx.parse_graphml, '.adjlist': nx.parse_adjlist, '.edgelist': _edges}
     ending = files.format_of(path)
     if ending not in readers:
         raise ValueError(f'{path} has an unknown ending; use one of {", ".join(readers)}')
@@ -264,10 +259,9 @@ def from_file(path: Path) -> Topology:
         )
     _check_alike(path, read)
     graph = nx.Graph(read)
-    kinds = [_kind(path, node, graph.nodes[node]) for node in graph]
-    order = [*(n for n, kind in zip(graph, kinds, strict=True) if kind != 'switch')]
-    servers = len(order)
-    order += [node for node, kind in zip(graph, kinds, strict=True) if kind == 'switch']
+    kinds = {node: _kind(path, node, graph.nodes[node]) for node in graph}
+    order = sorted(graph, key=lambda node: kinds[node] == 'switch')  # servers first, each kind as the file names it
+    servers = len(order) - sum(kind == 'switch' for kind in kinds.values())
     numbered = nx.relabel_nodes(graph, {node: i for i, node in enumerate(order)})
     return Topology(path.stem, servers, numbered, tuple(map(str, order[:servers])))
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
+from pal_jax.recipes.cameras.figures import TEAMS
 from pal_jax.recipes.cameras.scene import AREA, FIGURES, MARKS, REACH, Scene
 from pal_jax.recipes.cameras.vision import RADIUS
 from pal_jax.run import intervals
@@ -60,29 +61,32 @@ def make_record(results: Sequence[TeamResult]) -> dict[str, Any]:
 
 
 def make_exhibits(
-    results: Sequence[TeamResult], others: Sequence[TeamResult], curve: Mapping[str, Any], samples: int,
-    episodes: Mapping[str, Scenes], names: Mapping[str, str], frames: int,
-) -> list[Exhibit]:  # fmt: skip
+    results: Sequence[TeamResult],
+    others: Sequence[TeamResult],
+    curve: Mapping[str, Any],
+    samples: int,
+    episodes: Mapping[str, Scenes],
+    frames: int,
+) -> list[Exhibit]:
     """Tables of the teams and of other numbers of cameras and people, learning curves, and the scene.
 
     Args:
       curve: the mean error of every step of training by run, such as `ctcr-0`.
       samples: environment steps of a run in a step of training.
       episodes: scenes of an episode before and after training.
-      names: of teams, for readers.
     """
     text = 'Means over whole episodes, with the standard error over seeds. Success: a mean error below 15 cm.'
-    exhibits = [Exhibit('Teams', text, table(results, names), plot_curves(curve, results, samples, names))]
+    exhibits = [Exhibit('Teams', text, table(results), plot_curves(curve, results, samples))]
     if others:
         text = 'The same policies with numbers of cameras and people that they were not trained with: mean error in cm.'
-        exhibits.append(Exhibit('Other cameras and crowds', text, transfer(others, names)))
+        exhibits.append(Exhibit('Other cameras and crowds', text, transfer(others)))
     text = 'From above: cameras (blue) and their field of view, the target (red), the crowd. Lines: the way so far.'
     exhibits.append(Exhibit('The scene', text, picture=plot_scene(episodes)))
     exhibits.append(Exhibit('The scene in motion', text, picture=animate(episodes, frames)))
     return exhibits
 
 
-def table(results: Sequence[TeamResult], names: Mapping[str, str]) -> list[list[str]]:
+def table(results: Sequence[TeamResult]) -> list[list[str]]:
     """Teams by figure."""
     marks = [f'joints below {mark:g} cm' for mark in MARKS]
     rows = [['team', 'mean error, cm', 'success', *marks, 'cameras that see a joint']]
@@ -90,23 +94,21 @@ def table(results: Sequence[TeamResult], names: Mapping[str, str]) -> list[list[
         mean = dict(zip(FIGURES, figures.mean(axis=0), strict=True))
         error = intervals.mean(figures[:, 0]).with_error('.2f')
         shares = [f'{mean[name]:.3f}' for name in FIGURES[1:-1]]
-        rows.append([names[team], error, *shares, f'{mean["views"]:.2f}'])
+        rows.append([TEAMS[team], error, *shares, f'{mean["views"]:.2f}'])
     return rows
 
 
-def transfer(results: Sequence[TeamResult], names: Mapping[str, str]) -> list[list[str]]:
+def transfer(results: Sequence[TeamResult]) -> list[list[str]]:
     """Mean errors by numbers of cameras and people, and team."""
     teams = list(dict.fromkeys(result.team for result in results))
-    rows = [['cameras', 'people', *(names[team] for team in teams)]]
+    rows = [['cameras', 'people', *(TEAMS[team] for team in teams)]]
     for counts in dict.fromkeys((result.cameras, result.people) for result in results):
         at = by_team([result for result in results if (result.cameras, result.people) == counts])
         rows.append([*map(str, counts), *(f'{at[team][:, 0].mean():.2f}' for team in teams)])
     return rows
 
 
-def plot_curves(
-    curve: Mapping[str, Any], results: Sequence[TeamResult], samples: int, names: Mapping[str, str]
-) -> bytes:  # fmt: skip
+def plot_curves(curve: Mapping[str, Any], results: Sequence[TeamResult], samples: int) -> bytes:
     """The mean error in training by environment steps, a line a seed, beside the rules' errors."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 4.2), layout='constrained')
@@ -115,12 +117,12 @@ def plot_curves(
         colours, shown = matplotlib.colormaps['tab10'], []
         for run, errors in curve.items():
             team = run.rsplit('-', 1)[0]
-            label = names[team] if team not in shown else None
+            label = TEAMS[team] if team not in shown else None
             shown += [team] if label else []
             steps = samples * (1 + np.arange(len(errors)))
             ax.plot(steps, errors, color=colours(shown.index(team)), label=label, linewidth=1.2)
         for result, style in zip((r for r in results if r.team in ('standing', 'tracking')), (':', '--'), strict=False):
-            ax.axhline(result.figures[0], color=GREY, linestyle=style, label=names[result.team])
+            ax.axhline(result.figures[0], color=GREY, linestyle=style, label=TEAMS[result.team])
         ax.set_ylim(bottom=0)
         ax.set_xlabel('environment steps')
         ax.set_ylabel('mean joint error, cm')

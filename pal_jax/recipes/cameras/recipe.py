@@ -14,6 +14,7 @@ Evaluations play whole episodes, beside the fixed formation and the same formati
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -22,17 +23,53 @@ import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.recipes.cameras import pictures as evals
-from pal_jax.recipes.cameras.figures import TEAMS
 from pal_jax.recipes.cameras.pictures import TeamResult
 from pal_jax.recipes.cameras.scene import FIGURES, Cameras
-from pal_jax.recipes.cameras.settings import METHODS, Settings
 from pal_jax.recipes.cameras.team import TeamPPO, TeamState
 from pal_jax.run import sharding
-from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least
+from pal_jax.run.optim import Optimizer
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, stage_before
+from pal_jax.run.settings import Run
 from pal_jax.types import Metrics
 
 RULES = 'standing', 'tracking'  # baselines: functions of the task
 EPISODES = 2**20  # added to the seed for the episodes of evaluations
+METHODS = 'ctcr', 'shared', 'ctcr_dynamics', 'shared_dynamics'  # what pays a camera, and whether it predicts
+
+
+@dataclasses.dataclass(frozen=True)
+class TeamEvaluationSettings:
+    """The evaluations before, during and after training."""
+
+    episodes: int = 64  # whole episodes of each team
+    every: int = 0  # steps between evaluations; 0: before and after training alone
+    others: tuple[str, ...] = ('2,6', '3,6', '5,6', '4,1', '4,7')  # cameras and people that nothing was trained on
+    frames: int = 50  # of the animation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Run):
+    """The keys of a run. A step makes `updates` rollouts and updates of every method and seed."""
+
+    methods: tuple[str, ...] = ('ctcr', 'shared')  # names of `METHODS`
+    seeds: int = 3  # seeds of each method
+    updates: int = 10  # rollouts and updates in a step
+    scene: Cameras = Cameras()
+    environments: int = 64  # scenes side by side
+    rollout: int = 25  # steps of an environment in a rollout
+    hidden: tuple[int, ...] = (128, 128, 128)  # of policy and critic
+    memory: int = 0  # units of the policy's LSTM; the paper has 128
+    mixtures: int = 16  # Gaussians of each head of the methods with dynamics
+    dynamics: float = 5.0  # weight of the heads' loss
+    epochs: int = 4  # passes over a rollout
+    minibatches: int = 4  # updates of a pass
+    clip: float = 0.2  # PPO clips the ratio to 1 - clip, 1 + clip
+    lam: float = 0.95  # of the advantage estimator
+    entropy: float = 0.003  # weight of the policy's entropy
+    reward_scale: float = 0.05  # rewards count so much in training, so that returns are of the size of 1
+    optimizer: Optimizer
+    critic: Optimizer
+    eval: TeamEvaluationSettings = TeamEvaluationSettings()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +146,7 @@ class Team:
             ]
             curve = dict(zip(sorted(state['runs']), np.asarray(state['curve']), strict=True))
             samples = settings.environments * settings.rollout * settings.updates
-            exhibits = evals.make_exhibits(results, others, curve, samples, pairs, TEAMS,
-                                           settings.eval.frames)  # fmt: skip
+            exhibits = evals.make_exhibits(results, others, curve, samples, pairs, settings.eval.frames)
         return Evaluation(evals.make_record(results), exhibits=exhibits)
 
     def results(
@@ -182,35 +218,21 @@ def make(settings: Settings, ctx: Context) -> Team:
         other(settings.scene, pair)
     learners = {method: make_team_learner(settings, ctx, method) for method in settings.methods}
     runs = {name(method, seed): learners[method].abstract() for method in learners for seed in range(settings.seeds)}
-    curve = jax.ShapeDtypeStruct(
-        (len(runs), settings.total_steps), jnp.float32, sharding=sharding.replicated(ctx.mesh)
-    )  # fmt: skip
+    curve = jax.ShapeDtypeStruct((len(runs), settings.total_steps), jnp.float32, sharding=sharding.replicated(ctx.mesh))
     shown = tuple(f'{method}_error' for method in (*settings.methods, *RULES))
-    plan = Plan(settings.total_steps, {'runs': runs, 'curve': curve}, stages(settings), shown=shown)
+    stage = functools.partial(stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every)
+    plan = Plan(settings.total_steps, {'runs': runs, 'curve': curve}, stage, shown=shown)
     return Team(plan, ctx, settings, learners)
-
-
-def stages(settings: Settings) -> Any:
-    """The evaluation that is due before each step."""
-
-    def stage(i: int) -> str | None:
-        every = settings.eval.every
-        if i == settings.total_steps:
-            return 'final'
-        return 'base' if i == 0 else 'step' if every and i % every == 0 else None
-
-    return stage
 
 
 def make_team_learner(settings: Settings, ctx: Context, method: str) -> TeamPPO:
     """The learner of a method. Only whether it has dynamics heads makes another program."""
     updates = settings.total_steps * settings.updates * settings.epochs * settings.minibatches
-    return TeamPPO(
-        settings.scene, ctx.mesh, settings.optimizer.over(updates), settings.critic.over(updates),
-        settings.environments, settings.rollout, settings.hidden, settings.memory,
-        settings.mixtures if method.endswith('dynamics') else 0, settings.dynamics, settings.epochs,
-        settings.minibatches, settings.clip, settings.lam, settings.entropy, settings.reward_scale,
-    )  # fmt: skip
+    optimizers = settings.optimizer.over(updates), settings.critic.over(updates)
+    sizes = {key: getattr(settings, key) for key in ('environments', 'hidden', 'memory', 'epochs', 'minibatches')}
+    ppo = {key: getattr(settings, key) for key in ('dynamics', 'clip', 'lam', 'entropy', 'reward_scale')}
+    mixtures = settings.mixtures if method.endswith('dynamics') else 0
+    return TeamPPO(settings.scene, ctx.mesh, *optimizers, steps=settings.rollout, mixtures=mixtures, **sizes, **ppo)
 
 
 assert FIGURES[:2] == ('error', 'success')  # the places that `step` reads

@@ -162,9 +162,7 @@ class Cameras:
         heading = jnp.where(out, jnp.arctan2(-after[:, 1], -after[:, 0]), heading)
         return jnp.clip(after, -AREA, AREA), heading
 
-    def look(
-        self, cameras: Array, people: Array, heading: Array, present: Array, before: Array, key: Array
-    ) -> Sight:  # fmt: skip
+    def look(self, cameras: Array, people: Array, heading: Array, present: Array, before: Array, key: Array) -> Sight:
         """Detections of the target's joints and of the middle of everybody else, and the points of all sub-teams."""
         count, joints = people.shape[0], len(JOINTS)
         truth = body(people[0], heading[0])
@@ -190,14 +188,12 @@ class Cameras:
         now = jnp.clip(now, -2.0 * REACH, 2.0 * REACH)
         fresh = jnp.concatenate([jnp.any(known[:joints])[None], known[joints:]])
         detected = jnp.concatenate([jnp.any(visible[:, :joints], axis=1)[:, None], visible[:, joints:]], axis=1)
-        figures = jnp.stack([
-            mean[-1], (mean[-1] < MARKS[-1]).astype(jnp.float32), *(jnp.mean(error[-1] < mark) for mark in MARKS),
-            jnp.mean(jnp.sum(visible[:, :joints], axis=0)),
-        ])  # fmt: skip
-        return Sight(
-            jnp.where(fresh[:, None], now, before), fresh, boxes(cameras, people) * detected[..., None], detected,
-            jnp.mean(visible[:, :joints], axis=1), contributions.value(mean, self.value), figures,
-        )  # fmt: skip
+        success, below = mean[-1] < MARKS[-1], [jnp.mean(error[-1] < mark) for mark in MARKS]
+        seen = jnp.mean(jnp.sum(visible[:, :joints], axis=0))
+        figures = jnp.stack([mean[-1], success.astype(jnp.float32), *below, seen])
+        boxed = boxes(cameras, people) * detected[..., None]
+        views, values = jnp.mean(visible[:, :joints], axis=1), contributions.value(mean, self.value)
+        return Sight(jnp.where(fresh[:, None], now, before), fresh, boxed, detected, views, values, figures)
 
     # --- rules --------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,39 +27,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from pal_jax.learners import array_updates as updates
+from pal_jax.learners.array_updates import ROLLOUT, START, UPDATE, key_of
 from pal_jax.models.mlp import MLP
 from pal_jax.objectives.advantages import gae
-from pal_jax.objectives.distributions import Categorical, mixture_nll
-from pal_jax.objectives.policy import ppo_token_loss, value_token_loss
+from pal_jax.objectives.distributions import mixture_nll
+from pal_jax.objectives.policy import ppo_token_loss
 from pal_jax.recipes.cameras.networks import Dynamics, Memory, TeamPolicy, Thought
+from pal_jax.recipes.cameras.scene import Cameras
 from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
 
-START, ROLLOUT, UPDATE = range(3)  # numbers that are folded into the random key, one for each use
 # The weights of the losses of the dynamics heads.
 WEIGHTS = {'own': 1.0, 'team': 1.0, 'target': 1.0, 'reward': 1.0, 'others': 0.1}
-
-
-class TeamEnv(Protocol):
-    """Rules of a task for a team: a frozen dataclass of numbers whose functions are pure and of a single episode. See
-    `recipes/cameras/scene.py`, whose names these are."""
-
-    width: ClassVar[int]
-    gamma: ClassVar[float]
-
-    @property
-    def cameras(self) -> int: ...
-    @property
-    def central(self) -> int: ...
-    @property
-    def horizon(self) -> int: ...
-    @property
-    def actions(self) -> Categorical: ...
-    def reset(self, key: Array) -> Any: ...
-    def step(self, scene: Any, action: Array, key: Array) -> tuple[Any, Any]: ...
-    def observe(self, scene: Any) -> Array: ...
-    def oversee(self, scene: Any) -> Array: ...
-    def outlook(self, before: Any, after: Any) -> dict[str, tuple[Array, Array]]: ...
 
 
 class TeamState(struct.PyTreeNode):
@@ -103,7 +82,7 @@ class TeamPPO:
       ValueError: sizes do not divide as they have to.
     """
 
-    env: TeamEnv
+    env: Cameras
     mesh: Mesh
     optimizer: Optimizer
     critic: Optimizer
@@ -151,12 +130,7 @@ class TeamPPO:
     def abstract(self) -> TeamState:
         """Shapes and shardings of a state: environments lie over the mesh, networks everywhere."""
         shapes = jax.eval_shape(self._new, jax.ShapeDtypeStruct((), jnp.int32))
-
-        def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            axes = ('batch',) if getattr(path[0], 'name', '') == 'running' else ()
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.sharding(self.mesh, axes))
-
-        return jax.tree_util.tree_map_with_path(place, shapes)
+        return updates.placed(shapes, self.mesh, ('batch',))
 
     def init(self, seed: int) -> TeamState:
         """The state before the first rollout."""
@@ -164,7 +138,7 @@ class TeamPPO:
         return jax.jit(self._new, out_shardings=shardings)(jnp.asarray(seed, jnp.int32))
 
     def _new(self, seed: Int[Array, '']) -> TeamState:
-        to_policy, to_heads, to_critic, to_env = jax.random.split(_key(seed, START, jnp.zeros((), jnp.int32)), 4)
+        to_policy, to_heads, to_critic, to_env = jax.random.split(key_of(seed, START, jnp.zeros((), jnp.int32)), 4)
         # Shapes of parameters do not depend on the numbers of environments and steps.
         seen = jnp.zeros((1, 1, self.env.width))
         params = {'policy': self.policy_net.init(to_policy, self.policy_net.start(1), seen)}
@@ -174,10 +148,8 @@ class TeamPPO:
             params['dynamics'] = self.heads.init(to_heads, thought.features, taken)
         critic = self.critic_net.init(to_critic, jnp.zeros(self.env.central))
         scenes = jax.vmap(self.env.reset)(jax.random.split(to_env, self.environments))
-        return TeamState(
-            seed, jnp.zeros((), jnp.int32), params, critic, self.optimizer.init(params), self.critic.init(critic),
-            scenes,
-        )  # fmt: skip
+        optimizers = self.optimizer.init(params), self.critic.init(critic)
+        return TeamState(seed, jnp.zeros((), jnp.int32), params, critic, *optimizers, scenes)
 
     def _think(self, params: Any, memory: Memory, seen: Float[Array, 'B T D']) -> tuple[Memory, Thought]:
         # The types of flax do not tell the results of a module.
@@ -201,7 +173,7 @@ class TeamPPO:
     @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
     def play(
         self, params: Any, memory: Memory, key: Array, environments: int, env: Any, rule: str = ''
-    ) -> tuple[Any, Float[Array, 'T F']]:  # fmt: skip
+    ) -> tuple[Any, Float[Array, 'T F']]:
         """Whole episodes by the policy, or by the method `rule` of the task: the first one's scenes, and the
         figures of every step, means over `environments`. `env` is the task, which may have another team."""
         learner = dataclasses.replace(self, env=env)
@@ -247,17 +219,15 @@ class TeamPPO:
             team = outcome.shared[..., None, None, None]
             reward = jnp.broadcast_to(team, (*outcome.shared.shape, self.env.cameras, 1, 1))
             ahead = ahead | {'reward': (reward, jnp.ones(reward.shape[:-1]))}
-        steps = TeamSteps(
-            memory, by_member(seen), by_member(action), by_member(logprob), by_member(spread),
-            jax.tree.map(by_member, ahead),
-        )  # fmt: skip
-        state, metrics = self._update(state, steps, (over, returns))
+        seen, action, logprob, spread = map(by_member, (seen, action, logprob, spread))
+        steps = TeamSteps(memory, seen, action, logprob, spread, jax.tree.map(by_member, ahead))
+        state, metrics = self._update(state, steps, (over, returns[..., None]))
         metrics['value_loss'] = jnp.mean(jnp.square(values - returns))
         return state, metrics, jnp.mean(outcome.figures, axis=(0, 1))
 
     def _rollout(self, state: TeamState) -> tuple[TeamState, Memory, Any, Any]:
         """T steps of all environments: the policy's memory before, rows `[N, T, ...]`, and the last scenes."""
-        env, root = self.env, _key(state.seed, ROLLOUT, state.rollouts)
+        env, root = self.env, key_of(state.seed, ROLLOUT, state.rollouts)
         to_reset, to_go = jax.random.split(root)
         # Episodes begin with a rollout, not all of them with the same one.
         number = jnp.arange(self.environments)
@@ -285,23 +255,11 @@ class TeamPPO:
     def _update(
         self, state: TeamState, steps: TeamSteps, judged: tuple[Array, Array]
     ) -> tuple[TeamState, dict[str, Array]]:
-        for_policy, for_critic = jax.random.split(_key(state.seed, UPDATE, state.rollouts))
+        for_policy, for_critic = jax.random.split(key_of(state.seed, UPDATE, state.rollouts))
         run = functools.partial(updates.epochs, passes=self.epochs, minibatches=self.minibatches)
-        policy, policy_opt = run(
-            lambda params, part: self.loss(params, part)[0],
-            state.policy,
-            state.policy_opt,
-            self.optimizer,
-            steps,
-            for_policy,
-        )
-
-        def error(params: Any, data: tuple[Array, Array]) -> Array:
-            seen, goal = data
-            values: Any = self.critic_net.apply(params, seen)
-            # Half the squared error without a clip, so that the values before the update do not count.
-            return jnp.mean(value_token_loss(values[..., 0], values[..., 0], goal, clip=jnp.inf))
-
+        loss = lambda params, part: self.loss(params, part)[0]  # noqa: E731
+        policy, policy_opt = run(loss, state.policy, state.policy_opt, self.optimizer, steps, for_policy)
+        error = updates.value_error(self.critic_net)
         critic, critic_opt = run(error, state.critic, state.critic_opt, self.critic, judged, for_critic)
         _, metrics = self.loss(policy, steps)
         state = state.replace(policy=policy, policy_opt=policy_opt, critic=critic, critic_opt=critic_opt)
@@ -330,8 +288,3 @@ class TeamPPO:
                 total += WEIGHTS[part] * nll / jnp.maximum(jnp.sum(counts), 1.0)
             loss, metrics['dynamics_nll'] = loss + self.dynamics * total, total
         return loss, metrics
-
-
-def _key(seed: Int[Array, ''], use: int, number: Int[Array, '']) -> Array:
-    """The random key of a use, such as rollouts, and the number of that use."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), number)

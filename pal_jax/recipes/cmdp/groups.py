@@ -14,18 +14,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from pal_jax.learners.array_ppo import ArrayPPO, ArrayState, Mix
-from pal_jax.objectives import constraints as c
-from pal_jax.objectives.constraints import State
-from pal_jax.objectives.trust_region import TrustRegion
+from pal_jax.objectives.advantages import ChannelWeights
+from pal_jax.objectives.constraints import Unconstrained
+from pal_jax.objectives.handler import Handler, State, updated
 from pal_jax.recipes.cmdp import optimum as cmdp
 from pal_jax.recipes.cmdp.finite import Bandit, Grid, Tables
 from pal_jax.recipes.cmdp.optimum import HandlerResult
 from pal_jax.recipes.cmdp.point import PointGoal
-from pal_jax.recipes.cmdp.settings import WITHOUT_LIMIT, Settings
+from pal_jax.recipes.cmdp.settings import Settings
 from pal_jax.run import sharding
 
+NOTHING = ChannelWeights(0.0, np.zeros(1))
 TASKS: dict[str, Any] = {'bandit': Bandit(), 'grid': Grid(), 'point': PointGoal()}
-OWN_UPDATE = c.FOCOPS, c.P3O, c.CUP, TrustRegion  # handlers whose update of the policy is not PPO's
 
 
 class Member(NamedTuple):
@@ -48,7 +48,7 @@ class MemberGroup:
     task: str
     learner: ArrayPPO
     members: tuple[Member, ...]
-    handlers: tuple[Any, ...]
+    handlers: tuple[Handler, ...]
     tables: Tables | None
 
     def init(self, seed: int) -> tuple[ArrayState, list[State]]:
@@ -65,7 +65,7 @@ class MemberGroup:
         # 2. Tell the handlers what episodes have cost, if any has ended.
         costs, ended = np.asarray(episodes.sums, float)[:, 1:2], np.asarray(episodes.ended)[:, None] > 0
         states = [
-            c.updated(handler, before, cost, np.array([member.limit]), any_ended)
+            updated(handler, before, cost, np.array([member.limit]), any_ended)
             for handler, before, cost, member, any_ended in zip(
                 self.handlers, states, costs, self.members, ended, strict=True
             )
@@ -78,34 +78,24 @@ class MemberGroup:
 
     def mix(self, states: Sequence[State]) -> Mix:
         """The weights of the members' next update, on the devices."""
-        weights = [c.weights_of(handler, state) for handler, state in zip(self.handlers, states, strict=True)]
-        projections = [
-            float(c.projection(handler, state).cost[0]) if isinstance(handler, c.CUP) else 0.0
-            for handler, state in zip(self.handlers, states, strict=True)
-        ]
-        # A handler without an excess in its state never reads it from the mix, so 0 stands there.
-        columns = (
-            [weight.reward for weight in weights], [float(weight.cost[0]) for weight in weights],
-            [weight.divisor for weight in weights], [state.get('excess', [0.0])[0] for state in states],
-            projections,
-        )  # fmt: skip
-        return Mix(*jax.device_put(tuple(np.array(x, np.float32) for x in columns), self._everywhere))
+        pairs = [*zip(self.handlers, states, strict=True)]
+        first = [handler.weigh(state) for handler, state in pairs]
+        # A handler without a second update never reads its weights from the mix, so 0 stands there; as for an excess.
+        second = [made.weights if (made := handler.second_update(state)) else NOTHING for handler, state in pairs]
+        excess: Any = np.array([state.get('excess', [0.0])[0] for state in states], np.float32)
+        return jax.device_put(Mix(by_member(first), excess, by_member(second)), sharding.replicated(self.learner.mesh))
 
     def worth(self, state: ArrayState) -> Float[np.ndarray, 'R C']:
         """Exact discounted reward and cost of the policies of a finite task."""
         assert self.tables is not None
         observations = jnp.asarray(self.tables.observations, jnp.float32)
-        policy = cmdp.probabilities(self.learner.outputs(state, observations))
+        policy = jax.nn.softmax(self.learner.outputs(state, observations), axis=-1)
         return np.asarray(_values(policy, *(jnp.asarray(x, jnp.float32) for x in self.tables)), float)
 
     def results(self, worth: Float[np.ndarray, 'R C']) -> list[HandlerResult]:
         return [
             HandlerResult(self.task, *member, *map(float, row)) for member, row in zip(self.members, worth, strict=True)
         ]
-
-    @property
-    def _everywhere(self) -> Any:
-        return sharding.replicated(self.learner.mesh)
 
 
 @jax.jit
@@ -117,38 +107,39 @@ def make_groups(settings: Settings, mesh: Mesh) -> dict[str, MemberGroup]:
     """The groups of a run by their names: `grid` for PPO's update, `grid-cup` and so on for handlers of their own."""
     groups = {}
     for task in settings.tasks:
-        # A group is one compiled program with one rule, so handlers with updates of their own have a group each.
-        shared = [name for name in settings.handlers if not _alone(settings, name)]
-        alone = {f'{task}-{name}': [name] for name in settings.handlers if _alone(settings, name)}
-        for group, names in ({task: shared} | alone).items():
-            if names:
-                groups[group] = make_group(settings, mesh, task, names)
+        # A group is one compiled program, so handlers with updates of their own have a group each.
+        names: dict[str, list[str]] = {task: []}
+        for name in settings.handlers:
+            alone = settings.constraint.named(name, 'arrays').own_update
+            names.setdefault(f'{task}-{name}' if alone else task, []).append(name)
+        groups |= {group: make_group(settings, mesh, task, of) for group, of in names.items() if of}
     return groups
+
+
+def by_member(weights: Sequence[ChannelWeights]) -> ChannelWeights:
+    """The weights of several members as `[R]` arrays."""
+    return ChannelWeights(*(np.array(column, np.float32).ravel() for column in zip(*weights, strict=True)))
 
 
 def make_group(settings: Settings, mesh: Mesh, task: str, names: Sequence[str]) -> MemberGroup:
     """The runs of some handlers, which share an update, on a task."""
     env, sizes = TASKS[task], getattr(settings, task)
+    named = {name: settings.constraint.named(name, 'arrays') for name in names}
     # Handlers that read no limit would make the same run at each limit, so they have one.
     members = tuple(
         Member(name, limit, seed)
-        for name in names
-        for limit in ((math.inf,) if name in WITHOUT_LIMIT else sizes.limits)
+        for name, handler in named.items()
+        for limit in (sizes.limits if handler.reads_limit else (math.inf,))
         for seed in range(settings.seeds)
     )
-    rule: Any = settings.constraint.named(names[0]) if _alone(settings, names[0]) else c.Unconstrained()
-    # CUP takes twice the optimiser steps, and the schedule of its rate has to last for all of them.
-    passes = 2 if isinstance(rule, c.CUP) else 1
+    handler = named[names[0]] if named[names[0]].own_update else Unconstrained()
+    # A second update takes as many optimiser steps again, and the schedule of the rate has to last for all of them.
+    passes = 2 if handler.second_update(handler.init(1)) else 1
     updates = settings.total_steps * settings.updates * settings.epochs * settings.minibatches
-    learner = ArrayPPO(
-        env, rule, mesh, settings.optimizer.over(passes * updates), settings.critic.over(updates),
-        sizes.environments, sizes.steps, sizes.hidden, settings.epochs, settings.minibatches, settings.clip,
-        settings.lam, settings.entropy, sizes.reward_scale,
-    )  # fmt: skip
-    handlers = tuple(settings.constraint.named(member.handler) for member in members)
+    optimizers = settings.optimizer.over(passes * updates), settings.critic.over(updates)
+    size = {key: getattr(sizes, key) for key in ('environments', 'steps', 'hidden', 'reward_scale')}
+    ppo = {key: getattr(settings, key) for key in ('epochs', 'minibatches', 'clip', 'lam', 'entropy')}
+    learner = ArrayPPO(env, handler, mesh, *optimizers, **size, **ppo)
+    handlers = tuple(named[member.handler] for member in members)
     tables = env.tables() if hasattr(env, 'tables') else None
     return MemberGroup(task, learner, members, handlers, tables)
-
-
-def _alone(settings: Settings, name: str) -> bool:
-    return isinstance(settings.constraint.named(name), OWN_UPDATE)

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
@@ -19,6 +18,7 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 from scipy.optimize import linprog
 
+from pal_jax.recipes.cmdp.figures import HANDLERS
 from pal_jax.recipes.cmdp.finite import Tables
 from pal_jax.run import intervals
 from pal_jax.run.curve import GREY, STYLE, png
@@ -124,22 +124,23 @@ def make_record(
 
 
 def make_exhibits(
-    results: Sequence[HandlerResult], optima: Mapping[tuple[str, float], ConstrainedOptimum],
-    tables: Mapping[str, Tables], names: Mapping[str, str],
-) -> list[Exhibit]:  # fmt: skip
-    """A table and a picture for each task; `names` are handlers' names for readers."""
+    results: Sequence[HandlerResult],
+    optima: Mapping[tuple[str, float], ConstrainedOptimum],
+    tables: Mapping[str, Tables],
+) -> list[Exhibit]:
+    """A table and a picture for each task."""
     cells = summarize(results, optima)
-    return [_exhibit(task, results, cells, optima, tables, names) for task in dict.fromkeys(r.task for r in results)]
+    return [_exhibit(task, results, cells, optima, tables) for task in dict.fromkeys(r.task for r in results)]
 
 
-def _exhibit(task: str, results, cells, optima, tables, names) -> Exhibit:
+def _exhibit(task: str, results, cells, optima, tables) -> Exhibit:
     rows = [['handler', 'limit', 'reward', 'optimum', 'share', 'cost', 'solved']]
     for (of, handler, limit), cell in cells.items():
         if of == task:
             best = optima.get((task, limit))
             rows.append(
                 [
-                    names[handler],
+                    str(HANDLERS.get(handler, handler)),
                     '' if math.isinf(limit) else f'{limit:g}',
                     cell.reward.with_error(),
                     f'{best.reward:.3f}' if best else '',
@@ -155,10 +156,10 @@ def _exhibit(task: str, results, cells, optima, tables, names) -> Exhibit:
             f'cost of at most the limit and {ROOM:g}. A share above 1 is bought by a cost above the limit.'
         )
     on_task = [result for result in results if result.task == task]
-    return Exhibit(f'Handlers on the {task}', text, rows, plot(on_task, tables.get(task), names))
+    return Exhibit(f'Handlers on the {task}', text, rows, plot(on_task, tables.get(task)))
 
 
-def plot(results: Sequence[HandlerResult], tables: Tables | None, names: Mapping[str, str]) -> bytes:
+def plot(results: Sequence[HandlerResult], tables: Tables | None) -> bytes:
     """Results by cost and reward, a colour a handler, beside the best reward for each cost where that is known. A
     dotted line leads from a result to its limit."""
     with matplotlib.rc_context(STYLE):
@@ -175,7 +176,14 @@ def plot(results: Sequence[HandlerResult], tables: Tables | None, names: Mapping
             runs = [result for result in results if result.handler == handler]
             style: Any = {'color': colours(number % 20), 'zorder': 3}
             marker = MARKERS[number % len(MARKERS)]
-            ax.plot([r.cost for r in runs], [r.reward for r in runs], marker, label=names[handler], alpha=0.8, **style)
+            ax.plot(
+                [r.cost for r in runs],
+                [r.reward for r in runs],
+                marker,
+                label=HANDLERS.get(handler, handler),
+                alpha=0.8,
+                **style,
+            )
             for result in runs:
                 if not math.isinf(result.limit):
                     ax.plot(
@@ -199,8 +207,3 @@ def _reachable(tables: Tables, limit: float) -> ConstrainedOptimum | None:
         return optimum(tables, limit)
     except ValueError:
         return None
-
-
-def probabilities(outputs: Float[Array, 'R S A']) -> Float[Array, 'R S A']:
-    """A categorical policy's probabilities from its logits."""
-    return jax.nn.softmax(outputs, axis=-1)

@@ -48,11 +48,9 @@ class PointGoal:
         return Gaussian(2)
 
     def reset(self, key: Array) -> PointState:
-        place, goal, hazards = jax.random.split(key, 3)
-        return PointState(
-            _somewhere(place), jnp.zeros(2), _somewhere(goal),
-            jax.random.uniform(hazards, (self.hazards, 2), minval=-1.0, maxval=1.0),
-        )  # fmt: skip
+        place, goal, around = jax.random.split(key, 3)
+        hazards = jax.random.uniform(around, (self.hazards, 2), minval=-1.0, maxval=1.0)
+        return PointState(_somewhere(place), jnp.zeros(2), _somewhere(goal), hazards)
 
     def observe(self, state: PointState) -> Float[Array, ' D']:
         """The position, the velocity in units of a push, and the ways to the goal and to the hazards, nearest first."""

@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pal_jax.recipes.cmdp import figures
+from pal_jax.objectives.constraints import Handlers
 from pal_jax.recipes.cmdp import optimum as cmdp
 from pal_jax.recipes.cmdp.groups import TASKS, MemberGroup, make_groups
 from pal_jax.recipes.cmdp.optimum import ConstrainedOptimum
-from pal_jax.recipes.cmdp.settings import HANDLERS, LAGRANGIAN, REFUSED, Settings
+from pal_jax.recipes.cmdp.settings import LAGRANGIAN, Settings
 from pal_jax.run import sharding
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least
 from pal_jax.types import Metrics
@@ -98,9 +98,10 @@ class CMDP:
             for result in group.results(np.asarray(state['tails'][name], float))
         ]
         # Groups follow the updates, but a report lists tasks and handlers in one order for all runs.
-        results.sort(key=lambda result: (list(TASKS).index(result.task), HANDLERS.index(result.handler)))
+        handlers = Handlers.names('arrays')
+        results.sort(key=lambda result: (list(TASKS).index(result.task), handlers.index(result.handler)))
         tables = {group.task: group.tables for group in self.groups.values() if group.tables}
-        exhibits = cmdp.make_exhibits(results, self.optima, tables, figures.HANDLERS)
+        exhibits = cmdp.make_exhibits(results, self.optima, tables)
         return Evaluation(cmdp.make_record(results, self.optima), exhibits=exhibits)
 
 
@@ -134,13 +135,19 @@ def make(settings: Settings, ctx: Context) -> CMDP:
 def check(settings: Settings) -> None:
     """Raises ValueError where a task or a handler is unknown or stands there twice, or a number is out of range."""
     check_at_least(settings, 1, 'total_steps', 'seeds', 'updates', 'epochs', 'minibatches', 'checkpoint.every')
-    for key, names, known in (('tasks', settings.tasks, TASKS), ('handlers', settings.handlers, HANDLERS)):
-        for name in names:
-            if key == 'handlers' and name in REFUSED:
-                raise ValueError(f'handlers has {name!r}, which is refused here: {REFUSED[name]}')
-            if name not in known or names.count(name) > 1:
+    for name in settings.handlers:
+        try:
+            settings.constraint.named(name, 'arrays')
+        except ValueError as error:
+            raise ValueError(f'handlers has {error}') from None
+    for key, given, known in (
+        ('tasks', settings.tasks, TASKS),
+        ('handlers', settings.handlers, Handlers.names('arrays')),
+    ):
+        for name in given:
+            if name not in known or given.count(name) > 1:
                 raise ValueError(f'{key} has {name!r}; use each once of {", ".join(known)}')
-        if not names:
+        if not given:
             raise ValueError(f'{key} is empty; use some of {", ".join(known)}')
     if not 0 < settings.tail <= 1:
         raise ValueError(f'tail={settings.tail} must be above 0 and at most 1')

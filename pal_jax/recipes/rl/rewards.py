@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pal_jax.data.chats import as_chat
 from pal_jax.data.thoughts import spoken_reply
 from pal_jax.judges import functions
 from pal_jax.judges.answers import last_number
@@ -15,7 +17,8 @@ from pal_jax.judges.prompts import quoted
 from pal_jax.recipes.rl import sums
 from pal_jax.recipes.rl.prompts import Prompts
 from pal_jax.recipes.rl.settings import EMBEDDED, Settings
-from pal_jax.scoring import open_scorer
+from pal_jax.run.record_scorer import RecordScorer
+from pal_jax.scoring import open_scorer, opener_of, to_name
 from pal_jax.types import Chat, ChatModel, Sample
 
 POINTS = 10
@@ -70,7 +73,9 @@ def make_rewards(settings: Settings, prompts: Prompts, models: ChatModels) -> Re
     named, extra = settings.reward, (*prompts.columns, 'seed')
     paying = list(functions.open_functions('reward.function', named.function, (), extra))
     if named.scorer:
-        paying.append(RewardFunction(named.scorer, 'scorer', make_scores(named.scorer, named.person)))
+        paying.append(
+            RewardFunction(named.scorer, 'scorer', make_scores(named.scorer, named.person, settings.prompts.chat))
+        )
     elif named.person:
         raise ValueError(f'reward.person={named.person!r} goes with reward.scorer, which is empty')
     if named.judge:
@@ -88,16 +93,40 @@ def make_rewards(settings: Settings, prompts: Prompts, models: ChatModels) -> Re
     return Rewards(tuple(f._replace(weight=weight) for f, weight in zip(paying, weights, strict=True)))
 
 
-def make_scores(source: str, person: str) -> Callable[..., list[float]]:
-    """A function that pays the scores of the model of a run; thoughts are not read. It is opened at once."""
-    scorer = open_scorer(source, person)
+def make_scores(source: str, person: str, chat: bool) -> Callable[..., list[float]]:
+    """A function that pays the scores of the model of a run, which is opened at the first call. It reads no thought.
+
+    With `chat` prompts that are texts are read as the policy read them, as chats, unless the run reads texts alone.
+
+    Raises:
+      ValueError: the run scores nothing, or the person cannot be had.
+    """
+    # Faults show here, before a weight is read.
+    opener_of(source)
+    to_name(person)
+    scorer = functools.cache(lambda: open_scorer(source, person))
 
     def score(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
-        rows = zip(prompts, map(said, completions), strict=True)
-        answers = [{'prompt': p, 'completion': a if isinstance(p, str) else [message(a)]} for p, a in rows]
-        return scorer(answers).tolist()
+        texts = list(map(said, completions))
+        chats_read = [as_chat(p) if isinstance(p, str) and chat else p for p in prompts]
+        rows = [
+            {'prompt': p, 'completion': text if isinstance(p, str) else [message(text)]}
+            for p, text in zip(chats_read, texts, strict=True)
+        ]
+        if chat and isinstance(prompts[0], str) and not reads(scorer(), rows[0]):
+            rows = [{'prompt': p, 'completion': text} for p, text in zip(prompts, texts, strict=True)]
+        return scorer()(rows).tolist()
 
     return score
+
+
+def reads(scorer: RecordScorer, record: Mapping[str, Any]) -> bool:
+    """True where a model reads records of this form."""
+    try:
+        scorer.read(record)
+    except ValueError:
+        return False
+    return True
 
 
 def make_judge(model: ChatModel, rubric: str) -> Callable[..., list[float | None]]:

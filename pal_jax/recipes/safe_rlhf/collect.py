@@ -131,9 +131,8 @@ class LaterRound:
             for one, other in itertools.combinations(range(k, k + self.n), 2)
             if (row := to_judged(questions[k], answers, harm, help, one, other))
         ]
-        return list(map(safety.judged_record, rows)), host, {
-            'pairs': float(len(rows)), 'unsafe_share': float(np.mean(harm > 0))
-        }  # fmt: skip
+        figures = {'pairs': float(len(rows)), 'unsafe_share': float(np.mean(harm > 0))}
+        return list(map(safety.judged_record, rows)), host, figures
 
     def finish(self, records: Records) -> Evaluation:
         return write_records(self.folder, self.before, records, self.test_share, self.seed)

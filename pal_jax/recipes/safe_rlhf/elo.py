@@ -37,16 +37,6 @@ KEY = (
 Outcomes = Mapping[Pair, Float[np.ndarray, ' prompts']]
 
 
-def ratings(outcomes: Outcomes) -> dict[str, float]:
-    """The rating of each system, in the order in which they are first named.
-
-    Raises:
-      ValueError: a pair has another number of prompts than the first one.
-    """
-    systems, wins = _wins(outcomes)
-    return dict(zip(systems, fit(wins.sum(axis=0)).tolist(), strict=True))
-
-
 def measure(outcomes: Outcomes, *, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
     """The ratings `elo_<system>`, with standard errors and 95 % intervals by the bootstrap over prompts.
 

@@ -109,7 +109,7 @@ class Comparison:
         system = self.systems[i]
         with self.ctx.phase('rollout'):
             weights, texts = self.load(system.source), [question.text for question in self.questions]
-            # Only a policy of Saute has learnt to read budgets; in the prompts of others they would be noise.
+            # Only a policy that was told budgets has learnt to read them; in the prompts of others they would be noise.
             limits = self.groups.limits[self.groups.of(self.questions)]
             with_budget = [tell_budget(text, limit) for text, limit in zip(texts, limits, strict=True)]
             prompts = with_budget if system.budget else texts
@@ -177,10 +177,9 @@ class Comparison:
                 for one, other in itertools.combinations(scored, 2)
             }
             rated = elo.measure(outcomes, seed=self.seed)
-            rows = [['', 'win rate, ties half'], *(
-                [f'{one} against {other}', f'{winrates.winrate(signs[None], "half"):.3f}']
-                for (one, other), signs in outcomes.items()
-            )]  # fmt: skip
+            rates = {pair: winrates.winrate(signs[None], 'half') for pair, signs in outcomes.items()}
+            rows = [[f'{one} against {other}', f'{rate:.3f}'] for (one, other), rate in rates.items()]
+            rows.insert(0, ['', 'win rate, ties half'])
             exhibits += [Exhibit(f'Who is more {kind}', table=rows), *elo.make_exhibits(rated, scored)]
             record |= {f'{kind}_{key}': value for key, value in rated.items() if key != 'prompts'}
         return record, exhibits, scored
@@ -230,12 +229,12 @@ def make(settings: Settings, ctx: Context) -> Piecework:
     judges = make_judges(settings, ctx)
     at_once = max(len(questions) * evaluate.draws, sum(map(len, sets.values())))
     moderator = evaluate.moderation and open_moderator(Path(evaluate.moderation.removeprefix('orbax:')), ctx)
-    comparison = Comparison(
-        ctx, systems, functools.partial(load_policy, settings.policy, policy.tokenizer, ctx, seed),
-        make_sampler(settings.decode, settings.sampling, policy, ctx, at_once),
-        questions, evaluate.draws, judges, sets, moderator.unsafe if moderator else None,
-        make_groups(settings.constraint.limit, settings.constraint.by_group), seed,
-    )  # fmt: skip
+    load = functools.partial(load_policy, settings.policy, policy.tokenizer, ctx, seed)
+    sample = make_sampler(settings.decode, settings.sampling, policy, ctx, at_once)
+    unsafe = moderator.unsafe if moderator else None
+    groups = make_groups(settings.constraint.limit, settings.constraint.by_group)
+    draws = evaluate.draws
+    comparison = Comparison(ctx, systems, load, sample, questions, draws, judges, sets, unsafe, groups, seed)
     titles = ('Reward and cost', *groups_shown(settings.constraint))
     shown = [f'{title} ({judge})' for judge in judges for title in titles]
     return piecework.make(ctx, len(systems), comparison.work, 'evaluate', comparison.finish, shown)
@@ -248,7 +247,8 @@ def make_systems(settings: Settings, folder: Path) -> list[System]:
         for variant in variants(settings):
             name = rl_name(number, variant)
             handler = variant.rpartition('-')[0]
-            budget = (handler or settings.constraint.handler) == 'saute'
+            constraint = settings.constraint.compared(handler) if handler else settings.constraint
+            budget = constraint.chosen.tells_budget
             systems.append(System(name, handler or name, f'orbax:{folder / name}', budget))
     return systems
 

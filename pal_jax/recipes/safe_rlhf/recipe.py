@@ -16,22 +16,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 from pal_jax.judges.refusals import read_prompts
 from pal_jax.learners.ppo import check_samples
-from pal_jax.objectives.constraints import P3O, FixedPenalty
 from pal_jax.recipes import sft
 from pal_jax.recipes.safe_rlhf import collect, evaluate, rl
 from pal_jax.recipes.safe_rlhf.collect import records_folder, rl_name, round_name
 from pal_jax.recipes.safe_rlhf.prompts import check_groups
-from pal_jax.recipes.safe_rlhf.settings import (
-    ConstraintSettings,
-    HandlerName,
-    RLSettings,
-    Settings,
-    variants,
-)
+from pal_jax.recipes.safe_rlhf.settings import RLSettings, Settings, variants
 from pal_jax.recipes.scorer import cost, reward
 from pal_jax.run.planned import PlannedRun
 from pal_jax.run.recipe import check_at_least, check_divides
@@ -95,20 +87,7 @@ def variant_values(settings: Settings, variant: str) -> dict[str, object]:
     """The keys of a policy of PPO that `compare` names, such as log-0; none where there is one policy."""
     # A handler may have a dash itself, as in fixed-0.5-1, so the seed stands behind the last one.
     handler, _, seed = variant.rpartition('-')
-    return {'constraint': constraint_of(settings, handler), 'seed': int(seed)} if variant else {}
-
-
-def constraint_of(settings: Settings, named: str) -> ConstraintSettings:
-    """The constraint of a handler that `compare` names, as log or, with its penalty, fixed-0.5.
-
-    Raises:
-      ValueError: there is no such handler.
-    """
-    name, _, penalty = named.partition('-')
-    if name not in get_args(HandlerName) or (penalty and name != 'fixed'):
-        raise ValueError(f'compare has {named!r}; use {", ".join(get_args(HandlerName))}, or a penalty as fixed-0.5')
-    chosen = dataclasses.replace(settings.constraint, handler=name)
-    return dataclasses.replace(chosen, fixed=FixedPenalty(float(penalty))) if penalty else chosen
+    return {'constraint': settings.constraint.compared(handler), 'seed': int(seed)} if variant else {}
 
 
 def check(settings: Settings) -> None:
@@ -137,11 +116,12 @@ def check(settings: Settings) -> None:
         raise ValueError(f'evaluate.moderation={section.moderation!r} judges answers to evaluate.prompts; name some')
     for name in section.prompts:
         read_prompts(name)
-    constraints = [constraint_of(settings, name) for name in settings.compare] or [settings.constraint]
+    constraints = [settings.constraint.compared(name) for name in settings.compare] or [settings.constraint]
     check_samples(settings.ppo, settings.rl.n_samples_per_prompt)
     rl.estimate_of(settings)
-    if settings.constraint.by_group and any(isinstance(constraint.chosen, P3O) for constraint in constraints):
-        raise ValueError(f'constraint.limits={settings.constraint.limits!r}: p3o has one gate; use another handler')
+    for reason in (constraint.chosen.refused_with_groups for constraint in constraints):
+        if settings.constraint.by_group and reason:
+            raise ValueError(f'constraint.limits={settings.constraint.limits!r}: {reason}; use another handler')
     check_groups(settings.prompts, settings.seed, settings.constraint.by_group)
 
 

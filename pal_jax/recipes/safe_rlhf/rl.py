@@ -24,9 +24,8 @@ from pal_jax.learners.forward import by_sample
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, abstract, decoder_specs
-from pal_jax.objectives import constraints
-from pal_jax.objectives.advantages import Discounts
-from pal_jax.objectives.constraints import CUP, FOCOPS, P3O, ConstrainedEstimator, CUPLoss, FOCOPSLoss, Handler, P3OLoss
+from pal_jax.objectives.advantages import ConstrainedEstimator, Discounts
+from pal_jax.objectives.handler import Handler, State, updated
 from pal_jax.recipes.safe_rlhf import tradeoff
 from pal_jax.recipes.safe_rlhf.collect import SFT, records_folder
 from pal_jax.recipes.safe_rlhf.prompts import Question, QuestionGroups, make_groups, read_questions, tell_budget
@@ -107,31 +106,30 @@ class SafeRLHF:
     def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         # 1. Draw prompts.
         drawn = shuffled(len(self.train), start=i * self.batch_size, size=self.batch_size, seed=self.seed)
-        questions = [self.train[k] for k in drawn]
+        questions, (names, limits) = [self.train[k] for k in drawn], self.groups
         group = np.repeat(self.groups.of(questions), self.n)
         with self.ctx.phase('rollout'):
             # 2. Sample answers of the policy.
-            budgets = self.budgets(questions)
+            budgets = self.handler.budget(limits[group[:: self.n]])
             texts = self.prompt_texts(questions, budgets)
             samples = self.sample(self.learner.weights(state), texts, self.n, (self.seed, i))
         with self.ctx.phase('reward'):
             # 3. Score the answers by the reward model and by the cost model; keep the last costs of each group.
             samples = self.end_early(questions, samples)
             rewards, costs = self.scores(questions, samples)
-            counted = self.counted_costs(costs, group)
-            paid = self.paid_rewards(rewards, costs, np.repeat(budgets, self.n))
+            counted = self.handler.count(costs, limits[group], self.n)
+            paid = self.handler.pay(rewards, costs, np.repeat(budgets, self.n))
             # The policy learns from what is paid and counted; metrics report the models' own scores.
             rows = zip(samples, paid, counted, group.tolist(), strict=True)
             samples = [dataclasses.replace(s, rewards=(float(r), float(c)), role=g) for s, r, c, g in rows]
             past = enumerate(host['costs'])
             kept = [[*costs_of, *counted[group == g].tolist()][-self.window :] for g, costs_of in past]
         # 4. Update the handler by the mean costs: a multiplier moves by how far the mean is above its limit.
-        names, limits = self.groups
         # A group without costs so far is shown as at its limit.
         means = np.array([np.mean(last) if last else limit for last, limit in zip(kept, limits, strict=True)])
         shares = np.bincount(group, minlength=len(names)) / len(group)
-        constraint = constraints.updated(self.handler, host['constraint'], means, limits, shares > 0)
-        weights = constraints.weights_of(self.handler, constraint, shares)
+        constraint = updated(self.handler, host['constraint'], means, limits, shares > 0)
+        weights = self.handler.weigh(constraint, shares)
         with self.ctx.phase('annotate'):
             # 5. Score tokens by policy, reference and critics; estimate advantages of both channels and mix them.
             batch, figures = self.learner.score(state, self.pack(samples))
@@ -139,53 +137,48 @@ class SafeRLHF:
         with self.ctx.phase('update'):
             # 6. Update the policy and both critics.
             key = jax.random.fold_in(jax.random.key(self.seed), i)
-            state, updated = self.update(state, batch, key, constraint)
+            state, moved = self.update(state, batch, key, constraint)
             # 7. Learn supervised answers in a step of their own, so that the policy forgets less.
             state, learnt = self.learn_answers(state, i)
         check_finite(state, 'lower optimizer.lr or raise ppo.kl_coef')
-        metrics = self.summarize(questions, samples, rewards, costs) | figures | estimated | updated | learnt
+        metrics = self.summarize(questions, samples, rewards, costs) | figures | estimated | moved | learnt
         metrics |= self.groups.apart('multiplier', constraint['lambda']) | self.groups.apart('limit', limits)
         metrics |= self.groups.apart('mean_cost', means) | {'cost_step': float(weights.reward == 0)}
         return state, {'constraint': constraint, 'costs': kept}, 'rl', metrics
 
     @functools.cached_property
     def estimator(self) -> ConstrainedEstimator:
-        """The estimate of both channels. With P3O the reward alone pays the KL, since nothing is mixed."""
-        return dataclasses.replace(self.estimate, kl_of_cost=0.0) if isinstance(self.handler, P3O) else self.estimate
+        """The estimate of both channels. The reward alone pays the KL where the costs stand by themselves."""
+        return dataclasses.replace(self.estimate, kl_of_cost=0.0) if self.handler.costs_apart else self.estimate
 
     def update(
-        self, state: PolicyState, batch: RolloutBatch, key: Array, constraint: constraints.State
+        self, state: PolicyState, batch: RolloutBatch, key: Array, constraint: State
     ) -> tuple[PolicyState, Metrics]:
-        """PPO's update, with the loss of the handler where it has one of its own."""
-        learner, ppo = self.learner, self.learner.ppo
-        kl = ppo.kl_estimator if ppo.kl_in == 'loss' and ppo.has_reference else None
-        match self.handler:
-            case FOCOPS(temperature=temperature, eta=eta):
-                return learner.update(state, batch, key, loss=FOCOPSLoss(temperature, eta, kl))
-            case P3O(kappa=kappa):
-                weight = by_sample(learner.loss_weights(batch))
-                cost_advantages = learner.advantages(state, batch, self.estimator.of_cost, weight)[0].advantages
-                # Limits of groups are refused, so there is one excess. The excess is of an answer and the costs are of
-                # tokens, so it is divided by the tokens of an answer.
-                excess = constraint['excess'][0] / float(batch.tokens.acts.sum() / batch.ok.sum())
-                gate = functools.partial(self.gate, excess, kappa)
-                loss = P3OLoss(ppo.clip, ppo.clip_high or None, kl)
-                return learner.update(state, batch.replace(costs=cost_advantages), key, loss=loss, before=gate)
-            case CUP():
-                # Both updates have the KL coefficient of the rollout, which the first one adapts for the next.
-                weights = constraints.projection(self.handler, constraint)
-                projected, _ = learner.advantages(state, batch, self.estimate, weights)
-                state, figures = learner.update(state, batch, key)
-                # The second update of CUP lowers the cost, held near the policy that the first one has made.
-                anchored = projected.replace(ref_logprobs=learner.actor.score(state.actor, batch.tokens).logprobs)
-                # The critics have learnt from this batch in the first update.
-                policy = dataclasses.replace(learner, critics=())
-                moved, _ = policy.update(state.replace(critics=()), anchored, key, loss=CUPLoss())
-                return moved.replace(critics=state.critics, kl_coef=state.kl_coef), figures
-        return learner.update(state, batch, key)
+        """PPO's update with the handler's loss of a token, and the handler's second update, if it has one."""
+        learner, before = self.learner, None
+        if self.handler.costs_apart:
+            weight = by_sample(learner.loss_weights(batch))
+            costs = learner.advantages(state, batch, self.estimator.of_cost, weight)[0].advantages
+            # The excess is of an answer and the costs are of tokens, so it is divided by the tokens of an answer.
+            excess = constraint['excess'][0] / float(batch.tokens.acts.sum() / batch.ok.sum())
+            batch, before = batch.replace(costs=costs), functools.partial(self.with_costs, excess)
+        second, projected = self.handler.second_update(constraint), batch
+        if second:
+            # Both updates have the KL coefficient of the rollout, which the first one adapts for the next.
+            projected, _ = learner.advantages(state, batch, self.estimate, second.weights)
+        loss = self.handler.token_loss(learner.ppo.token_loss)
+        state, figures = learner.update(state, batch, key, loss=loss, before=before)
+        if second:
+            # The second update is held near the policy that the first one has made.
+            anchored = projected.replace(ref_logprobs=learner.actor.score(state.actor, batch.tokens).logprobs)
+            # The critics have learnt from this batch in the first update.
+            policy = dataclasses.replace(learner, critics=())
+            moved, _ = policy.update(state.replace(critics=()), anchored, key, loss=second.loss)
+            state = moved.replace(critics=state.critics, kl_coef=state.kl_coef)
+        return state, figures
 
-    def gate(self, excess: float, kappa: float, state: PolicyState, batch: RolloutBatch, weight: Array) -> RolloutBatch:
-        """A minibatch with the costs that P3O's gate lets through. Where a rollout has one update, all ratios are 1."""
+    def with_costs(self, excess: float, state: PolicyState, batch: RolloutBatch, weight: Array) -> RolloutBatch:
+        """A minibatch with the costs that the handler makes. Where a rollout has one update, all ratios are 1."""
         assert batch.costs is not None and batch.logprobs is not None
         if self.learner.ppo.epochs * self.learner.ppo.minibatches == 1:
             ratio = jnp.ones_like(batch.costs)
@@ -193,9 +186,7 @@ class SafeRLHF:
             new = self.learner.actor.score(state.actor, batch.tokens).logprobs
             assert new is not None
             ratio = jnp.exp(new - batch.logprobs)
-        # Of a part of the rollout the mean at the ratio 1 is chance: the gate reads how much the update has moved it.
-        change = excess - constraints.mean_by(weight, batch.costs)
-        return batch.replace(costs=constraints.gated(batch.costs, ratio, weight, change, kappa))
+        return batch.replace(costs=self.handler.before(batch.costs, ratio, weight, excess))
 
     def learn_answers(self, state: PolicyState, i: int) -> tuple[PolicyState, Metrics]:
         """The supervised step, if there is one."""
@@ -226,31 +217,15 @@ class SafeRLHF:
         prompts = [question.text for question in questions]
         return self.reward(prompts, replies).ravel(), self.cost(prompts, replies).ravel()
 
-    def counted_costs(self, costs: np.ndarray, group: np.ndarray) -> np.ndarray:
-        """The costs that the handler counts: as they are, or rectified."""
-        if isinstance(self.handler, constraints.RePO):
-            return constraints.rectified(costs, self.groups.limits[group], self.n, self.handler.by)
-        return costs
-
-    def budgets(self, questions: Sequence[Question]) -> np.ndarray:
-        """The budget of each question: its limit, or Saute's in turn."""
-        limits = self.groups.limits[self.groups.of(questions)]
-        given = self.handler.budgets if isinstance(self.handler, constraints.Saute) else ()
-        return np.resize(given, len(questions)) if given else limits
-
     def prompt_texts(self, questions: Sequence[Question], budgets: np.ndarray) -> list[str]:
-        """The texts that the policy reads: the questions, with Saute followed by their budgets."""
-        if isinstance(self.handler, constraints.Saute):
+        """The texts that the policy reads: the questions, followed by their budgets where the handler tells them."""
+        if self.handler.tells_budget:
             return [tell_budget(question.text, budget) for question, budget in zip(questions, budgets, strict=True)]
         return [question.text for question in questions]
 
-    def paid_rewards(self, rewards: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-        """The pay of the policy for its answers: the rewards, with Saute only within the budgets."""
-        return self.handler.paid(rewards, costs, budgets) if isinstance(self.handler, constraints.Saute) else rewards
-
     def end_early(self, questions: Sequence[Question], samples: list[Sample]) -> list[Sample]:
-        """The samples, with early termination up to the first sentence at which their cost is above the limit."""
-        if not isinstance(self.handler, constraints.EarlyTermination):
+        """The samples, up to the first sentence at which their cost is above the limit where the handler cuts them."""
+        if not self.handler.cuts_answers:
             return samples
         limits = np.repeat(self.groups.limits[self.groups.of(questions)], self.n)
         ends = [(k, end) for k, s in enumerate(samples) for end in sentences(s.completion.token_ids, self.decode)]
@@ -317,8 +292,8 @@ def make(settings: Settings, ctx: Context) -> SafeRLHF:
 def check_limits(constraint: ConstraintSettings, folder: Path) -> None:
     """Raises ValueError where a limit is below all that the cost model in this folder found on its held-out answers."""
     summary = folder / SUMMARY
-    # These two handlers read no limit, and without an evaluation no lowest cost is known.
-    if constraint.handler in ('none', 'fixed') or not summary.exists():
+    # Without an evaluation no lowest cost is known.
+    if not constraint.chosen.reads_limit or not summary.exists():
         return
     least = files.read_object(summary)['evaluations'].get('final', {}).get('cost_least', -np.inf)
     for name, limit in {'limit': constraint.limit, **constraint.by_group}.items():

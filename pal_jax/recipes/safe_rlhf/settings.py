@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
 
 from pal_jax.data.safety import SafetyRows
 from pal_jax.learners.scorer import BradleyTerry, CostLoss
-from pal_jax.objectives import constraints as c
+from pal_jax.objectives.constraints import FixedPenalty, Handlers
+from pal_jax.objectives.handler import Handler
 from pal_jax.recipes.scorer.reward import PairSettings
 from pal_jax.run.language import DecodeSettings, ModelSettings, ReinforcedRun, RowSettings
 from pal_jax.run.optim import Optimizer
@@ -64,50 +64,37 @@ class RLSettings:
     cost: str = ''  # orbax:<workdir> of a cost model, likewise
 
 
-HANDLERS = {  # by their names in configs; each with hyper-parameters has a section of them by the same name
-    'fixed': c.FixedPenalty,
-    'linear': c.LinearLagrangian,
-    'log': c.LogLagrangian,
-    'pid': c.PIDLagrangian,
-    'p3o': c.P3O,
-    'ipo': c.IPO,
-    'crpo': c.CRPO,
-    'focops': c.FOCOPS,
-    'cup': c.CUP,
-    'repo': c.RePO,
-    'saute': c.Saute,
-    'early': c.EarlyTermination,
-}
-HandlerName = Literal[
-    'none', 'fixed', 'linear', 'log', 'pid', 'p3o', 'ipo', 'crpo', 'focops', 'cup', 'repo', 'saute', 'early'
-]  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class ConstraintSettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConstraintSettings(Handlers):
     """The limit on costs, and how it is kept (`objectives/constraints.py`)."""
 
-    handler: HandlerName = 'log'  # the constraint handler; 'none' measures costs alone
+    handler: str = 'log'  # the constraint handler, by the name of its section; 'none' measures costs alone
     limit: float = 0.0  # of the mean cost; Safe RLHF's -d
     limits: str = ''  # of groups of prompts by themselves, as 'privacy_violation=-1 self_harm=-2'; others have `limit`
     window: int = 128  # the last so many costs, of each group, whose mean is compared with its limit
-    fixed: c.FixedPenalty = c.FixedPenalty()
-    linear: c.LinearLagrangian = c.LinearLagrangian()
-    log: c.LogLagrangian = c.LogLagrangian()
-    pid: c.PIDLagrangian = c.PIDLagrangian()
-    p3o: c.P3O = c.P3O()
-    ipo: c.IPO = c.IPO()
-    crpo: c.CRPO = c.CRPO()
-    focops: c.FOCOPS = c.FOCOPS()
-    cup: c.CUP = c.CUP()
-    repo: c.RePO = c.RePO()
-    saute: c.Saute = c.Saute()
+
+    def __post_init__(self):
+        try:
+            self.named(self.handler, 'text')
+        except ValueError as error:
+            raise ValueError(f'constraint.handler={error}') from None
 
     @property
-    def chosen(self) -> c.Handler:
-        """The handler with its hyper-parameters; two have none."""
-        without = {'none': c.Unconstrained(), 'early': c.EarlyTermination()}
-        return without[self.handler] if self.handler in without else getattr(self, self.handler)
+    def chosen(self) -> Handler:
+        """The handler with its hyper-parameters."""
+        return self.named(self.handler, 'text')
+
+    def compared(self, variant: str) -> ConstraintSettings:
+        """The constraint of a handler that `compare` names, as log or, with its penalty, fixed-0.5.
+
+        Raises:
+          ValueError: there is no such handler.
+        """
+        name, _, penalty = variant.partition('-')
+        if name not in (known := Handlers.names('text')) or (penalty and name != 'fixed'):
+            raise ValueError(f'compare has {variant!r}; use {", ".join(known)}, or a penalty as fixed-0.5')
+        fixed = FixedPenalty(float(penalty)) if penalty else self.fixed
+        return dataclasses.replace(self, handler=name, fixed=fixed)
 
     @property
     def by_group(self) -> dict[str, float]:
@@ -152,32 +139,34 @@ class TradeoffSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StartSettings:
-    """The keys of `sft.Settings` that the start policy has for itself; `total_steps=0` leaves the policy as it is."""
+class StageModel:
+    """The keys of a stage's `Settings` that the model has for itself."""
 
-    total_steps: int  # its steps of supervised learning
+    total_steps: int  # its steps; 0: passes by `data.epochs`, and of the start policy none: it stays as it is
     optimizer: Optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartSettings(StageModel):
+    """The start policy, by supervised learning."""
+
     data: RowSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardSettings:
-    """The keys of `reward.Settings` that the reward model has for itself."""
+class RewardSettings(StageModel):
+    """The reward model."""
 
-    total_steps: int  # its steps; 0: passes by `data.epochs`
     policy: ModelSettings = ModelSettings()
-    optimizer: Optimizer
     data: PairSettings
     reward: BradleyTerry = BradleyTerry()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CostSettings:
-    """The keys of `cost.Settings` that the cost model has for itself."""
+class CostSettings(StageModel):
+    """The cost model."""
 
-    total_steps: int  # its steps; 0: passes by `data.epochs`
     policy: ModelSettings = ModelSettings()
-    optimizer: Optimizer
     data: SafetyRows
     cost: CostLoss = CostLoss()
 

@@ -107,13 +107,7 @@ def _dominates(other: Point, point: Point) -> bool:
 def make_groups_exhibit(records: Mapping[str, Mapping[str, Any]]) -> Exhibit:
     """A table of the groups of prompts, from the records of `measure` by the name of their system."""
     rows = [
-        [
-            system,
-            group,
-            str(figures['prompts']),
-            f'{figures["limit"]:g}',
-            *_cost_of(figures),
-        ]
+        [system, group, str(figures['prompts']), f'{figures["limit"]:g}', *_cost_of(figures)]
         for system, record in records.items()
         for group, figures in record['by_group'].items()
     ]

@@ -102,7 +102,7 @@ def test_transfers_learn_on_a_bcube(tmp_path):
     """The gate of the specification: from about 15 rounds to at most 13 in 200 updates, on trees at random."""
     recipe = make(
         tmp_path, networks=('bcube:3,1',), larger=(), total_steps=20, turn=20, updates=10, episodes=64, hidden=(32,)
-    )  # fmt: skip
+    )
     state, host = recipe.init()
     means = []
     for i in range(20):

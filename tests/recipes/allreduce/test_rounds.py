@@ -33,9 +33,10 @@ def played(task, state, key, wires):
 
 
 @pytest.mark.parametrize(
-    ('network', 'symmetric'), [(NETWORKS[0], False), (NETWORKS[1], False), (NETWORKS[0], True), (t.torus(2, 3), True)],
+    ('network', 'symmetric'),
+    [(NETWORKS[0], False), (NETWORKS[1], False), (NETWORKS[0], True), (t.torus(2, 3), True)],
     ids=lambda value: getattr(value, 'name', str(value)),
-)  # fmt: skip
+)
 def test_grown_trees_and_sent_transfers_are_a_schedule(network, symmetric):
     wires = r.Wires(network, symmetric)
     assert len(wires.first) == (1 if symmetric else network.servers)
@@ -79,7 +80,7 @@ def test_the_probability_of_picks_is_that_of_a_softmax_over_what_is_left():
     clash = np.eye(3, dtype=bool)
     draw = jax.jit(jax.vmap(lambda key: r.pick(key, scores, seen, clash, 3)))
     picks, masks = draw(jax.random.split(jax.random.key(0), 4000))
-    logprobs = np.asarray(r.logprobs(jnp.broadcast_to(scores, (4000, 3)), picks, masks)).sum(axis=1)
+    logprobs = np.asarray(r.logprobs_of(jnp.broadcast_to(scores, (4000, 3)), picks, masks)).sum(axis=1)
     p = np.exp(np.asarray(scores)) / np.exp(np.asarray(scores)).sum()
     first, second, _ = np.asarray(picks).T
     np.testing.assert_allclose(logprobs, np.log(p[first] * p[second] / (1 - p[first])), rtol=1e-4)

@@ -239,9 +239,10 @@ def test_the_known_optimum_of_a_bcube_is_a_schedule():
 
 
 @pytest.mark.parametrize(
-    ('network', 'rounds'), [(t.ring(4), 3), (t.ring(6), 5), (t.ring(8), 7), (t.bcube(4, 1), 15)],
+    ('network', 'rounds'),
+    [(t.ring(4), 3), (t.ring(6), 5), (t.ring(8), 7), (t.bcube(4, 1), 15)],
     ids=lambda value: getattr(value, 'name', ''),
-)  # fmt: skip
+)
 def test_an_exchange_of_sums_saves_the_round_in_which_a_root_waits(network, rounds):
     """Rings of an even number of servers, and BCube(4,1), in the least rounds; with roots alone 4, 6, 8 and 16."""
     group = symmetry.free_group(network)

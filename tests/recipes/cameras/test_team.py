@@ -86,9 +86,10 @@ def test_memory_and_dynamics_heads_learn_to_predict():
     before = still.init(0)
     after, *_ = still.iterate(before, jnp.ones(()))
     jax.tree.map(
-        np.testing.assert_array_equal, before.policy['policy']['params']['target'],
+        np.testing.assert_array_equal,
+        before.policy['policy']['params']['target'],
         after.policy['policy']['params']['target'],
-    )  # fmt: skip
+    )
 
 
 def test_episodes_begin_with_rollouts_in_turn():

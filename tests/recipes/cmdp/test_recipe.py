@@ -59,9 +59,10 @@ def test_a_step_tells_of_every_handler(run):
 def test_a_rollout_in_which_no_episode_has_ended_moves_no_handler():
     sums, ended = np.array([[0.0, 5.0], [0.0, 5.0]]), np.array([0, 3])
     learner: Any = types.SimpleNamespace(
-        mesh=CONTEXT.mesh, update=lambda state, steps, mix: (state, {}),
-        rollout=lambda state: (state, None, EpisodeMeans(sums, np.ones(2), ended)),
-    )  # fmt: skip
+        mesh=CONTEXT.mesh,
+        update=lambda state, steps, mix: (state, {}),
+        rollout=lambda state: (state, None, EpisodeMeans(sums, ended)),
+    )
     handlers = (c.LinearLagrangian(),) * 2
     group = MemberGroup('point', learner, tuple(Member('linear', 3.0, seed) for seed in (0, 1)), handlers, None)
     start = [handler.init(1) for handler in handlers]

@@ -22,6 +22,7 @@ from pal_jax.recipes.rl.settings import PromptSettings
 from pal_jax.recipes.rl.sources import PaidGames
 from pal_jax.run import devices
 from pal_jax.run.recipe import Context
+from pal_jax.run.record_scorer import RecordScorer
 from pal_jax.types import Completion, Sample
 from tests import configs
 
@@ -159,6 +160,24 @@ def test_a_judge_reads_no_thought_and_no_marks_of_others():
     assert 'It is short.' in text and 'Why?' in text and 'secret' not in text and text.count('\\boxed') == 1
 
 
+def test_a_scorer_reads_what_the_policy_read_and_texts_where_it_reads_no_chats(monkeypatch):
+    def of_texts(record):
+        if not isinstance(record['prompt'], str):
+            raise ValueError('texts alone')
+        return record
+
+    seen = []
+    for read in (lambda record: record, of_texts):
+        scorer = RecordScorer(read, lambda rows: seen.extend(rows) or np.ones(len(rows)))
+        monkeypatch.setattr(rewards, 'opener_of', lambda source: None)
+        monkeypatch.setattr(rewards, 'open_scorer', lambda source, person, scorer=scorer: scorer)
+        assert rewards.make_scores('orbax:x', '', chat=True)(['Why?'], ['<think>a</think>So.']) == [1.0]
+    assert seen == [
+        {'prompt': [{'role': 'user', 'content': 'Why?'}], 'completion': [{'role': 'assistant', 'content': 'So.'}]},
+        {'prompt': 'Why?', 'completion': 'So.'},
+    ]
+
+
 def test_the_embedded_sums_pay_the_last_number():
     rows = sums.make_rows()
     assert len(rows) == len({row['prompt'] for row in rows}) == 144
@@ -167,7 +186,8 @@ def test_the_embedded_sums_pay_the_last_number():
 
 @pytest.mark.parametrize(('changes', 'key'), [
     ({'prompts.train': 'rows.jsonl'}, 'reward.function'), ({'reward.person': 'ana'}, 'reward.person'),
-    ({'reward.judge': 'gpt'}, 'reward.judge'), ({'reward.weights': (1.0, 2.0)}, 'reward.weights'),
+    ({'reward.scorer': 'orbax:gone'}, 'gone'), ({'reward.judge': 'gpt'}, 'reward.judge'),
+    ({'reward.weights': (1.0, 2.0)}, 'reward.weights'),
     ({'rl.game': 'own.py:Guess', 'reward.judge': 'endpoint:judge'}, 'rl.game'),
     ({'rl.game': 'own.py:length'}, 'rl.game'), ({'rl.rollout_batch_size': 0}, 'rl.rollout_batch_size'),
     ({'rl.game': 'own.py:Guess', 'ppo.estimator': 'gae'}, 'ppo.estimator'),

@@ -142,35 +142,6 @@ def test_without_multiturn_the_batches_are_those_of_single_turns():  # IV.3-8
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-class Sampled(Exception):
-    """Raised with a step's samples where its batch would be made."""
-
-
-@pytest.mark.parametrize('temperature', [0.0, 0.7])
-def test_jetstreams_driver_gives_the_same_samples_and_rewards(temperature):
-    def stop(samples):
-        raise Sampled(samples)
-
-    seen = {}
-    for driver in ('local', 'jetstream'):
-        recipe = rlpa.make(small(**{'sampling.temperature': temperature, 'decode.driver': driver}), CONTEXT)
-        recipe = dataclasses.replace(recipe, pack=stop)
-        state, host = recipe.init()
-        with pytest.raises(Sampled) as step:
-            recipe.step(state, host, 0)
-        seen[driver] = [(s.reward, s.completion.token_ids) for s in step.value.args[0]], recipe.evaluate(state, 'base')
-    assert seen['local'] == seen['jetstream']
-
-
-@pytest.mark.slow
-def test_a_run_through_jetstreams_driver_is_the_local_one():
-    local, *_ = run(small(), 3)
-    other, *_ = run(small(**{'decode.driver': 'jetstream'}), 3)
-    for (mine, _), (theirs, _) in zip(local, other, strict=True):
-        assert [s.reward for s in mine] == [s.reward for s in theirs]
-        assert [s.completion.token_ids for s in mine] == [s.completion.token_ids for s in theirs]
-
-
 @pytest.mark.slow
 def test_a_batch_may_be_short_of_people():
     """Two open conversations where a batch takes four: whole micro-batches are padding."""
@@ -327,6 +298,7 @@ def test_the_published_model_is_sharded_as_declared_without_its_weights():
         ({'decode.driver': 'vllm'}, "decode.driver='vllm' is unknown; use 'local' or 'jetstream'"),
         ({'decode.driver': 'jetstream', 'decode.address': 'a:1', 'decode.int8': True}, 'leave decode.int8 off'),
         ({'decode.address': 'a:1'}, "decode.address='a:1' needs decode.driver='jetstream'"),
+        ({'decode.driver': 'jetstream'}, "decode.address='' is no host:port"),
         ({'reward.judge': 'rules'}, "reward.judge='rules' is unknown; use rule"),
         ({'policy.source': 'hf:nowhere/at all'}, 'nowhere/at all'),
         ({'policy.source': 'elsewhere:x'}, 'unknown model source'),

@@ -10,6 +10,11 @@ import pytest
 from pal_jax.recipes.safe_rlhf import elo
 
 
+def ratings(outcomes):
+    found = elo.measure(outcomes, draws=1)
+    return {name: found[f'elo_{name}'] for name in dict.fromkeys(name for pair in outcomes for name in pair)}
+
+
 def play(strength, prompts, seed=0):
     """Outcomes of all pairs of systems whose ratings are known."""
     rng = np.random.default_rng(seed)
@@ -22,7 +27,7 @@ def play(strength, prompts, seed=0):
 @pytest.mark.parametrize('wins', [100, 4_000, 5_000, 7_500, 9_900])
 def test_two_systems_differ_by_the_logarithm_of_their_odds(wins):
     outcomes = np.where(np.arange(10_000) < wins, 1, -1)
-    found = elo.ratings({('a', 'b'): outcomes})
+    found = ratings({('a', 'b'): outcomes})
     exact = 400 * math.log10((wins + 0.25) / (10_000 - wins + 0.25))
     assert found['a'] - found['b'] == pytest.approx(exact, abs=1e-6)
     share = wins / 10_000
@@ -31,15 +36,15 @@ def test_two_systems_differ_by_the_logarithm_of_their_odds(wins):
 
 
 def test_ties_are_half_a_win_each():
-    ties = elo.ratings({('a', 'b'): np.array([1, 1, 0, 0])})
-    halves = elo.ratings({('a', 'b'): np.array([1, 1, 1, -1])})
+    ties = ratings({('a', 'b'): np.array([1, 1, 0, 0])})
+    halves = ratings({('a', 'b'): np.array([1, 1, 1, -1])})
     assert ties == pytest.approx(halves)
-    assert elo.ratings({('a', 'b'): np.zeros(5)}) == pytest.approx({'a': 0, 'b': 0}, abs=1e-9)
+    assert ratings({('a', 'b'): np.zeros(5)}) == pytest.approx({'a': 0, 'b': 0}, abs=1e-9)
 
 
 def test_known_ratings_are_found_again():
     strength = {'a': 150.0, 'b': 50.0, 'c': -20.0, 'd': -180.0}
-    assert elo.ratings(play(strength, 20_000)) == pytest.approx(strength, abs=12)
+    assert ratings(play(strength, 20_000)) == pytest.approx(strength, abs=12)
 
 
 def test_the_fit_has_the_highest_likelihood():
@@ -58,20 +63,20 @@ def test_the_fit_has_the_highest_likelihood():
 
 def test_neither_the_order_of_systems_nor_that_of_prompts_counts():
     outcomes = play({'a': 100.0, 'b': 0.0, 'c': -100.0}, 200)
-    found = elo.ratings(outcomes)
+    found = ratings(outcomes)
     order = np.random.default_rng(4).permutation(200)
     turned = {(b, a): -signs[order] for (a, b), signs in reversed(outcomes.items())}
-    assert elo.ratings(turned) == pytest.approx(found)
+    assert ratings(turned) == pytest.approx(found)
     split = {**outcomes, ('a', 'b'): np.where(order < 100, outcomes['a', 'b'], np.nan)}
     split[('b', 'a')] = np.where(order < 100, np.nan, -outcomes['a', 'b'])
-    assert elo.ratings(split) == pytest.approx(found)
+    assert ratings(split) == pytest.approx(found)
 
 
 def test_an_unbeaten_system_has_a_finite_rating_that_grows_with_its_wins():
-    few, many = (elo.ratings({('a', 'b'): np.ones(n), ('a', 'c'): np.ones(n), ('b', 'c'): np.ones(n)}) for n in (5, 50))
+    few, many = (ratings({('a', 'b'): np.ones(n), ('a', 'c'): np.ones(n), ('b', 'c'): np.ones(n)}) for n in (5, 50))
     assert few['a'] > few['b'] > few['c'] and all(map(math.isfinite, many.values()))
     assert many['a'] > few['a']
-    apart = elo.ratings({('a', 'b'): np.ones(10), ('c', 'd'): -np.ones(10)})  # a and c never met
+    apart = ratings({('a', 'b'): np.ones(10), ('c', 'd'): -np.ones(10)})  # a and c never met
     assert apart['a'] == pytest.approx(apart['d'])
 
 
@@ -87,7 +92,7 @@ def test_intervals_shrink_with_prompts_and_hold_the_truth():
 
 def test_pairs_of_unequal_prompts_are_refused():
     with pytest.raises(ValueError, match=r'a against c.*\b3\b.*\b4\b'):
-        elo.ratings({('a', 'b'): np.ones(4), ('a', 'c'): np.ones(3)})
+        ratings({('a', 'b'): np.ones(4), ('a', 'c'): np.ones(3)})
 
 
 def test_a_report_has_a_table_and_a_picture():

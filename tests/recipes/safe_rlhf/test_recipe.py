@@ -20,13 +20,12 @@ from pal_jax.learners.ppo import PPO, make_actor_critic
 from pal_jax.models import config as model_config
 from pal_jax.models import params
 from pal_jax.models.files import sources
-from pal_jax.objectives import constraints
-from pal_jax.objectives.advantages import Discounts
-from pal_jax.objectives.constraints import ConstrainedEstimator, Saute
+from pal_jax.objectives.advantages import ConstrainedEstimator, Discounts
+from pal_jax.objectives.constraints import P3O, Handlers, Saute
 from pal_jax.recipes.safe_rlhf import collect, evaluate, prompts, recipe, rl
 from pal_jax.recipes.safe_rlhf.prompts import Question, make_groups
 from pal_jax.recipes.safe_rlhf.rl import SafeRLHF, sentences
-from pal_jax.recipes.safe_rlhf.settings import HANDLERS, ConstraintSettings
+from pal_jax.recipes.safe_rlhf.settings import ConstraintSettings
 from pal_jax.run import checkpoint, devices, piecework, sharding
 from pal_jax.run.glossary import meaning, words_of
 from pal_jax.run.metrics import EVALS, METRICS, read_records
@@ -93,7 +92,8 @@ def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path):
 @pytest.mark.parametrize(
     ('changes', 'named'),
     [
-        ({'constraint.handler': 'lagrange'}, r"constraint\.handler='lagrange'"),
+        ({'constraint.handler': 'lagrange'}, r"constraint\.handler='lagrange'; use none, fixed,"),
+        ({'constraint.handler': 'cpo'}, r"constraint\.handler='cpo'.*Fisher"),
         ({'constraint.limits': 'self_harm'}, r"limits='self_harm'"),
         ({'constraint.limits': 'self_ham=-1'}, "'self_ham'"),
         ({'constraint.limits': 'self_harm=nan'}, "'self_harm=nan'"),
@@ -134,9 +134,9 @@ def test_a_limit_below_all_costs_is_refused(tmp_path):
     for handler, limit, limits in (('log', -3.5, ''), ('pid', 0.0, 'self_harm=-4')):
         name = 'self_harm=-4' if limits else 'limit=-3.5'
         with pytest.raises(ValueError, match=name):
-            rl.check_limits(ConstraintSettings(handler, limit, limits), tmp_path)
+            rl.check_limits(ConstraintSettings(handler=handler, limit=limit, limits=limits), tmp_path)
     for handler, limit in (('log', -3.0), ('none', -9.0), ('fixed', -9.0)):
-        rl.check_limits(ConstraintSettings(handler, limit), tmp_path)
+        rl.check_limits(ConstraintSettings(handler=handler, limit=limit), tmp_path)
 
 
 # --- questions and judged answers -------------------------------------------------------------------------------------
@@ -324,7 +324,8 @@ def steps(recipe, count=2):
 
 # Each handler compiles programs of its own; the quick suite has those of the default. A step of the baseline is below.
 @pytest.mark.parametrize(
-    'handler', [name if name == 'pid' else pytest.param(name, marks=pytest.mark.slow) for name in HANDLERS]
+    'handler',
+    [name if name == 'pid' else pytest.param(name, marks=pytest.mark.slow) for name in Handlers.names('text')],
 )
 def test_every_handler_makes_a_step_and_its_state_goes_through_a_checkpoint(handler):
     rows, state, host = steps(make_recipe(handler))
@@ -338,14 +339,17 @@ def test_every_handler_makes_a_step_and_its_state_goes_through_a_checkpoint(hand
     assert rows[0]['cost_step'] == float(handler == 'crpo')
 
 
-def test_saute_tells_budgets_in_turn_and_pays_within_them():
-    recipe = make_recipe('saute')
+def test_saute_tells_budgets_in_turn():
+    told = []
+
+    def sample(weights, texts, n, seed):
+        told.extend(texts)
+        return fake_sample(weights, texts, n, seed)
+
+    recipe = dataclasses.replace(make_recipe('saute'), handler=Saute(budgets=(-1.0, 2.0)), sample=sample)
+    steps(recipe, 1)
+    assert [text.partition(' ')[2] for text in told] == ['(Budget of harm: -1.)', '(Budget of harm: 2.)'] * (ASKED // 2)
     assert recipe.prompt_texts([Question('Why?')], np.array([0.5])) == ['Why? (Budget of harm: 0.5.)']
-    saute = dataclasses.replace(recipe, handler=Saute(unsafe_reward=-9.0, budgets=(-1.0, 2.0)))
-    asked = [Question(str(k)) for k in range(3)]
-    assert saute.budgets(asked).tolist() == [-1.0, 2.0, -1.0]
-    assert saute.paid_rewards(np.ones(2), np.zeros(2), saute.budgets(asked)[:2]).tolist() == [-9.0, 1.0]
-    assert recipe.budgets(asked).tolist() == [0.2] * 3
 
 
 def test_early_termination_cuts_an_answer_at_the_first_sentence_above_the_limit():
@@ -388,13 +392,13 @@ def test_critics_of_reward_and_cost_learn_from_their_own_channel():
 
 @pytest.mark.slow
 def test_the_gate_of_p3o_is_that_of_each_minibatch(monkeypatch):
-    opened, gated = [], constraints.gated
+    opened, before = [], P3O.before
 
     def spy(*args):
-        opened.append(bool((costs := gated(*args)).any()))
+        opened.append(bool((costs := before(*args)).any()))
         return costs
 
-    monkeypatch.setattr(constraints, 'gated', spy)
+    monkeypatch.setattr(P3O, 'before', spy)
     recipe = make_recipe('p3o', estimator='gae', limit=3.0, minibatches=2, epochs=2)
     rng = np.random.default_rng(0)
     noise = lambda questions, replies: 3.0 + rng.normal(size=(len(replies), N))  # noqa: E731

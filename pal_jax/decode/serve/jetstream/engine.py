@@ -13,24 +13,21 @@ import logging
 import sys
 import threading
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from pal_jax.data.packing import round_up
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import engine
-from pal_jax.decode.local import Counters
 from pal_jax.decode.programs import programs_of
 from pal_jax.decode.requests import Request, admission, bucket, for_slots
-from pal_jax.decode.sampling import SampledTokens
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.run import sharding
@@ -92,24 +89,10 @@ orchestrator.JetThread = Thread  # type: ignore[misc]
 orchestrator.delete_pytree = lambda _: None
 
 
-class Weights:
-    """JetStream's `Params`. Its threads have this handle from the start, and an assignment to it loads new weights."""
-
-    def __init__(self):
-        self.current: tuple[Params, int] | None = None  # the weights and their version
-
-    def read(self) -> tuple[Params, int]:
-        """The weights and their version. Raises RuntimeError where none are loaded."""
-        if self.current is None:
-            raise RuntimeError('the decoder has no weights; call load(params) first')
-        return self.current
-
-
 class Prefix(NamedTuple):
-    """A prefilled prompt on its way into a slot: row `row` of a batch's cache, and its request."""
+    """A prefilled prompt on its way into a slot, and its request."""
 
     cache: engine.PrefixCaches
-    row: int
     request: Request
 
 
@@ -120,32 +103,6 @@ class Slots(struct.PyTreeNode):
     start: Int[Array, ' B']
 
 
-@struct.dataclass
-class Stride(engine_api.ResultTokens):
-    """The results of a few steps in one array of columns.
-
-    The columns are the tokens of the steps, as many columns of 1, the count of tokens so far, and the bits of the
-    log-probs. `version` is that of the weights that sampled the tokens.
-    """
-
-    version: int = struct.field(pytree_node=False, default=0)
-
-    def columns(self) -> list[np.ndarray]:
-        """The tokens, log-probs and policy log-probs, [slots, steps], once the device has computed them."""
-        data = np.asarray(self.data)
-        steps = self.tokens_idx[1]
-        bits = np.ascontiguousarray(data[:, 2 * steps + 1 :]).view(np.float32)
-        return [data[:, :steps], bits[:, :steps], bits[:, steps:]]
-
-
-def pack(steps: Sequence[SampledTokens], length: Int[Array, ' B'], start: Int[Array, ' B']) -> Int[Array, 'B C']:
-    """The samples of a stride as one array [B, C], so that one copy brings them to the host."""
-    tokens = jnp.stack([step.token for step in steps], axis=1)
-    logprobs = [step.logprob for step in steps] + [step.policy_logprob for step in steps]
-    bits = lax.bitcast_convert_type(jnp.stack(logprobs, axis=1).astype(jnp.float32), jnp.int32)
-    return jnp.concatenate([tokens, jnp.ones_like(tokens), (length - start)[:, None], bits], axis=1)
-
-
 def start(before: Int[Array, ' B'], prefix: engine.PrefixCaches, entry: engine.Admission) -> Int[Array, ' B']:
     """The length of each slot's cache when its request came in, after the admission of these requests."""
     slot = jnp.where(jnp.arange(len(entry.slot)) < entry.size, entry.slot, len(before))
@@ -153,120 +110,69 @@ def start(before: Int[Array, ' B'], prefix: engine.PrefixCaches, entry: engine.A
 
 
 class JetStreamEngine(engine_api.Engine):
-    """The functions of `decode.engine` under JetStream's names: `slots` requests, `stride` steps a call of `generate`.
+    """The functions of `decode.engine` under JetStream's names, for whoever runs JetStream's own driver.
 
-    Prompts are padded and caches grow as in `LocalDecoder`, so both compute the same numbers.
+    It decodes greedily, as the driver has no sampling, and computes the same numbers as `LocalDecoder`.
     """
 
-    def __init__(
-        self,
-        cfg: ModelConfig,
-        tokenizer: Tokenizer,
-        mesh: Mesh,
-        *,
-        slots: int = 32,
-        prefill_rows: int = 8,
-        stride: int = 4,
-        grain: int = 128,
-        int8: bool = False,
-    ):
+    def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer, mesh: Mesh, *, slots: int = 32, int8: bool = False):
         ways = sharding.batch_ways(mesh)
         cfg, slots = for_slots(cfg, slots)
         self.cfg, self.tokenizer, self._mesh = cfg, tokenizer, mesh
-        self.slots, self.stride, self.grain = round_up(slots, ways), stride, grain
-        self.rows = ways, round_up(prefill_rows, ways)
-        self.weights, self.counters = Weights(), Counters()
+        self.slots, self._rows = round_up(slots, ways), ways
         # Two threads that start programs of several devices at once may wait for each other for ever.
         self._one_at_a_time = threading.Lock()
         self._programs = programs_of(cfg, mesh, slots=self.slots, int8=int8)
         self.param_shardings = self._programs.param_shardings
         self._start = jax.jit(start, out_shardings=sharding.sharding(mesh, ('batch',)))
-        self._pack = jax.jit(pack)
+        self._params: Params | None = None
 
-    # --- weights -----------------------------------------------------------------------------------------------------
-
-    def load(self, params: Params, version: int = 0) -> None:
-        """Decode with these (plain, merged) parameters from the next call on."""
-        with self._one_at_a_time:
-            self.weights.current = self._programs.publish(params), version
-
-    def release(self) -> None:
-        """Give back the memory of the weights until the next `load`."""
-        self.weights.current = None
-
-    @property
-    def version(self) -> int:
-        """The version of the weights; 0 where there are none."""
-        return self.weights.current[1] if self.weights.current else 0
+    def load(self, params: Params) -> None:
+        """Take these (plain, merged) parameters, which a driver gets by `load_params`."""
+        self._params = self._programs.publish(params)
 
     # --- what JetStream calls ----------------------------------------------------------------------------------------
 
-    def load_params(self, *args: Any, **kwargs: Any) -> Weights:
-        return self.weights
+    def load_params(self, *args: Any, **kwargs: Any) -> Params:
+        """The parameters. Raises RuntimeError where none are loaded."""
+        if self._params is None:
+            raise RuntimeError('the engine has no weights; call load(params) first')
+        return self._params
 
-    def prefill(self, *, params: Weights, existing_prefix: Any = None, padded_tokens: Any, true_length: int) -> Prefix:
+    def prefill(self, *, params: Params, existing_prefix: Any = None, padded_tokens: Any, true_length: int) -> Prefix:
         """Prefill one prompt, to be decoded greedily. The caller has cut a prompt that is longer than its padding."""
         if existing_prefix is not None:
             raise ValueError('a prompt that continues a prefix is not supported; send the whole prompt')
-        ids = np.asarray(padded_tokens)[: min(true_length, len(padded_tokens))].tolist()
-        request = Request(tuple(ids), Sampling(0.0, max_tokens=max(self.cfg.max_len - len(ids), 1)), 0)
-        return Prefix(self.prefill_prompts(params, [request.prompt_ids]), 0, request)
+        ids = tuple(np.asarray(padded_tokens)[: min(true_length, len(padded_tokens))].tolist())
+        request = Request(ids, Sampling(0.0, max_tokens=max(self.cfg.max_len - len(ids), 1)), 0)
+        padded = engine.pad_prompts([ids], self._rows, bucket(len(ids), 64))
+        with self._one_at_a_time:
+            placed = jax.device_put(padded, sharding.sharding(self._mesh, ('batch',)))
+            return Prefix(self._programs.prefill(params, *placed), request)
 
     def insert(self, prefix: Prefix, decode_state: Slots, slot: int) -> Slots:
         """The state with a prefilled prompt copied into a slot."""
-        return self.place(decode_state, prefix.cache, [(prefix.row, slot, prefix.request)])
-
-    def generate(self, params: Weights, decode_state: Slots) -> tuple[Slots, Stride]:
-        """The next state, and `stride` tokens for every slot, also for empty ones."""
-        weights, version = params.read()
-        state, sampled = decode_state.decode, []
         with self._one_at_a_time:
-            for _ in range(self.stride):
-                state, step = self._programs.generate(weights, state)
-                sampled.append(step)
-            data = self._pack(sampled, state.length, decode_state.start)
-        self.counters.slot_steps += self.slots * self.stride
-        steps = self.stride
-        where = (0, steps), (steps, 2 * steps), (2 * steps, 2 * steps + 1)
-        stride = Stride(data, *where, self.samples_per_slot, version)
-        return Slots(decode=state, start=decode_state.start), stride
+            entry = admission([(0, slot, prefix.request)], self.slots)
+            inserted = self._programs.insert(decode_state.decode, prefix.cache, entry)
+            return Slots(inserted, self._start(decode_state.start, prefix.cache, entry))
+
+    def generate(self, params: Params, decode_state: Slots) -> tuple[Slots, engine_api.ResultTokens]:
+        """The next state, and a token for every slot, also for empty ones.
+
+        The columns of the result are the token, 1, and the number of tokens so far.
+        """
+        with self._one_at_a_time:
+            state, step = self._programs.generate(params, decode_state.decode)
+        columns = [step.token, jnp.ones_like(step.token), state.length - decode_state.start]
+        tokens = engine_api.ResultTokens(jnp.stack(columns, axis=1), (0, 1), (1, 2), (2, 3), self.samples_per_slot)
+        return decode_state.replace(decode=state), tokens
 
     def init_decode_state(self, *args: Any, **kwargs: Any) -> Slots:
         """Free slots with room for the model's longest text."""
-        return self.empty(bucket(self.cfg.max_len, 128))
-
-    # --- the same for many at once -----------------------------------------------------------------------------------
-
-    def prefill_prompts(self, params: Weights, prompts: Sequence[tuple[int, ...]]) -> engine.PrefixCaches:
-        """The caches of up to `rows[1]` prompts."""
-        padded = engine.pad_prompts(prompts, self.rows[len(prompts) > self.rows[0]], bucket(max(map(len, prompts)), 64))
-        self.counters.prompt_tokens += sum(map(len, prompts))
         with self._one_at_a_time:
-            placed = jax.device_put(padded, sharding.sharding(self._mesh, ('batch',)))
-            return self._programs.prefill(params.read()[0], *placed)
-
-    def place(self, state: Slots, cache: engine.PrefixCaches, placed: Sequence[tuple[int, int, Request]]) -> Slots:
-        """The state with prefilled prompts, (row, slot, request), copied into slots; a row may fill several slots."""
-        with self._one_at_a_time:
-            entry = admission(placed, self.slots)
-            return Slots(self._programs.insert(state.decode, cache, entry), self._start(state.start, cache, entry))
-
-    def empty(self, room: int) -> Slots:
-        """Free slots with room for `room` tokens each."""
-        with self._one_at_a_time:
+            room = bucket(self.cfg.max_len, 128)
             return Slots(self._programs.init(room), jnp.zeros(self.slots, jnp.int32))
-
-    def grown(self, state: Slots, room: int) -> Slots:
-        """A copy of the slots with room for at least `room` tokens each."""
-        if room <= state.decode.capacity:
-            return state
-        with self._one_at_a_time:
-            return state.replace(decode=self._programs.grow(state.decode, room))
-
-    def room_for(self, requests: Iterable[Request]) -> int:
-        """The length of caches that all these requests need. They are no longer, since attention costs their length."""
-        lengths = ((len(r.prompt_ids), r.sampling.max_tokens) for r in requests)
-        return bucket(max(max(prompt + more, bucket(prompt, 64)) for prompt, more in lengths), self.grain)
 
     # --- what JetStream asks -----------------------------------------------------------------------------------------
 

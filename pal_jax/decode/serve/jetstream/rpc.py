@@ -1,4 +1,4 @@
-"""The gRPC server over a `JetStreamDriver`: JetStream's own service, and a service for calls that JetStream lacks.
+"""The gRPC server over a `Driver`: JetStream's own service, and a service for calls that JetStream lacks.
 
 `jetstream_proto.Orchestrator`, as JetStream's clients know it: `Decode` of text or token ids, greedily, with a message
 for each stride. The token that ends an answer is part of it, and the trailing metadata have the reason
@@ -9,22 +9,22 @@ end), `Update` (new weights in chunks; a stream that breaks before its commit ch
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, NoReturn
 
 import grpc
 import jax
 
-from pal_jax.decode.driver import Busy, Closed
-from pal_jax.decode.requests import Request
+from pal_jax.decode.driver import Busy, Closed, Driver
+from pal_jax.decode.requests import Request, RequestProgress
 from pal_jax.decode.serve.jetstream import wire
-from pal_jax.decode.serve.jetstream.decoder import BatchProgress
-from pal_jax.decode.serve.jetstream.driver import JetStreamDriver
 from pal_jax.decode.serve.jetstream.engine import protocol, protocol_grpc
 from pal_jax.decode.serve.openai_api import AnswerStream
 from pal_jax.run.processes import host_port
@@ -33,6 +33,75 @@ from pal_jax.types import Sampling
 PARTING = 2.0  # seconds in which the last messages of answers leave
 SPARE = 16  # threads for calls that are no requests to the model
 METHODS = ('Generate', 'Update', 'Status')
+
+
+class BatchProgress:
+    """The progress of a batch of requests, by their numbers, until each has ended.
+
+    It can be iterated once, and yields a list for each stride. Without `stream` it has the ends of requests alone. If
+    the iteration ends early, the other requests are taken back.
+
+    Raises:
+      Exception: as `submit_all`, and during the iteration the error of a request that failed.
+    """
+
+    def __init__(self, driver: Driver, requests: Sequence[Request], *, stream: bool = False):
+        self._driver = driver
+        self._inbox: queue.SimpleQueue[tuple[int, RequestProgress | Exception]] = queue.SimpleQueue()
+
+        def notify(number: int, news: RequestProgress | Exception) -> None:
+            if stream or isinstance(news, Exception) or news.completion is not None:
+                self._inbox.put((number, news))
+
+        self._left = set(range(len(requests)))
+        self._tickets = driver.submit_all(requests, notify)
+
+    def abandon(self) -> int:
+        """Take back the requests that have not ended, return their number, and end the iteration.
+
+        Any thread may call this.
+        """
+        left, self._left = self._left, set()
+        for number in left:
+            self._driver.cancel(self._tickets[number])
+        self._inbox.put((0, Closed('nobody waits for the answer any more')))
+        return len(left)
+
+    def __iter__(self) -> Iterator[list[tuple[int, RequestProgress]]]:
+        try:
+            while self._left:
+                batch = [self._take(*self._inbox.get())]
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        batch.append(self._take(*self._inbox.get_nowait()))
+                yield batch
+        finally:
+            self.abandon()
+
+    def _take(self, number: int, news: RequestProgress | Exception) -> tuple[int, RequestProgress]:
+        if isinstance(news, Exception):
+            raise news
+        if news.completion is not None:
+            self._left.discard(number)
+        return number, news
+
+
+class LeftRequests:
+    """The number of requests whose caller did not wait for their end."""
+
+    def __init__(self):
+        self.count, self._lock = 0, threading.Lock()
+
+    def watch(self, answers: BatchProgress, context: grpc.ServicerContext) -> None:
+        """Take the requests back, and count them, when their caller goes away, or now if the caller is gone."""
+
+        def leave() -> None:
+            left = answers.abandon()
+            with self._lock:
+                self.count += left
+
+        if not context.add_callback(leave):
+            leave()
 
 
 class GrpcServer:
@@ -50,18 +119,19 @@ class GrpcServer:
             interceptors=[BearerToken(token)] if token else [],
             options=(*wire.OPTIONS, ('grpc.so_reuseport', 0)),
         )
-        self._driver: JetStreamDriver | None = None
+        self._driver: Driver | None = None
         address = host_port(host, port)
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError:
             raise OSError(f'cannot listen on {address}; choose another --port') from None
 
-    def start(self, driver: JetStreamDriver, name: str) -> None:
+    def start(self, driver: Driver, name: str) -> None:
         """Answer calls from now on with this driver. `name` is the model's name in `Status`."""
         self._driver = driver
-        protocol_grpc.add_OrchestratorServicer_to_server(Orchestrator(driver), self._server)
-        rollout = Rollout(driver, name)
+        left = LeftRequests()
+        protocol_grpc.add_OrchestratorServicer_to_server(Orchestrator(driver, left), self._server)
+        rollout = Rollout(driver, name, left)
         handlers = {
             'Generate': grpc.unary_stream_rpc_method_handler(rollout.generate),
             'Update': grpc.stream_unary_rpc_method_handler(rollout.update),
@@ -105,15 +175,14 @@ def _unauthenticated(_: Any, context: grpc.ServicerContext) -> NoReturn:
 class Orchestrator(protocol_grpc.OrchestratorServicer):
     """JetStream's service. Its `priority` is ignored, as in JetStream, and sessions are refused."""
 
-    def __init__(self, driver: JetStreamDriver):
-        self._driver, self._tokenizer = driver, driver.engine.tokenizer
+    def __init__(self, driver: Driver, left: LeftRequests):
+        self._driver, self._tokenizer, self._left = driver, driver.decoder.tokenizer, left
 
     def Decode(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         """Decode a prompt greedily, and yield a message for each stride."""
         try:
             answers = BatchProgress(self._driver, [self._request(request)], stream=True)
-            if not context.add_callback(answers.leave):  # the caller is gone already
-                answers.leave()
+            self._left.watch(answers, context)
             choice = AnswerStream(self._tokenizer, ())
             for _, progress in itertools.chain.from_iterable(answers):
                 choice.take(progress)
@@ -149,18 +218,17 @@ class Orchestrator(protocol_grpc.OrchestratorServicer):
 class Rollout:
     """The service `pal_jax.Rollout`: batches of requests, new weights, and the server's status."""
 
-    def __init__(self, driver: JetStreamDriver, name: str):
-        self._driver, self._name = driver, name
+    def __init__(self, driver: Driver, name: str, left: LeftRequests):
+        self._driver, self._name, self._left = driver, name, left
         self._updating = threading.Lock()
 
     def generate(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Sample a batch of requests, and yield the answers as they end."""
         try:
             batch: wire.Batch = wire.unpack(wire.Batch, data)
-            requests = [wire.request_of(ask, self._driver.engine.tokenizer) for ask in batch.requests]
+            requests = [wire.request_of(ask, self._driver.decoder.tokenizer) for ask in batch.requests]
             answers = BatchProgress(self._driver, requests)
-            if not context.add_callback(answers.leave):  # the caller is gone already
-                answers.leave()
+            self._left.watch(answers, context)
             for stride in answers:
                 ended = [wire.answer(index, news.completion) for index, news in stride if news.completion is not None]
                 yield wire.pack(wire.Answers(answers=ended))
@@ -172,8 +240,8 @@ class Rollout:
         if not self._updating.acquire(blocking=False):
             refuse(context, Busy('another update is under way'))
         try:
-            header, params = wire.read_update(messages, self._driver.engine.cfg)
-            params = jax.device_put(params, self._driver.engine.param_shardings)
+            header, params = wire.read_update(messages, self._driver.decoder.cfg)
+            params = jax.device_put(params, self._driver.decoder.param_shardings)
             self._driver.swap(params, header.version, header.policy).result()
             return self.status(b'', context)
         except Exception as error:
@@ -183,18 +251,18 @@ class Rollout:
 
     def status(self, _: bytes, context: grpc.ServicerContext) -> bytes:
         """The status of the server."""
-        engine = self._driver.engine
+        decoder = self._driver.decoder
         return wire.pack(
             wire.Status(
                 name=self._name,
-                model=wire.identity(engine.cfg),
-                stop_ids=list(engine.tokenizer.stop_ids),
-                version=engine.version,
-                slots=engine.slots,
-                free=self._driver.free,
+                model=wire.identity(decoder.cfg),
+                stop_ids=list(decoder.tokenizer.stop_ids),
+                version=decoder.version,
+                slots=decoder.slots,
+                free=decoder.free,
                 accepted=self._driver.accepted,
                 room=self._driver.room,
-                left=self._driver.left,
+                left=self._left.count,
             )
         )
 

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.decode.driver import Driver
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Request
 from pal_jax.decode.serve.jetstream import remote, rpc, wire
-from pal_jax.decode.serve.jetstream.driver import JetStreamDriver
-from pal_jax.decode.serve.jetstream.engine import JetStreamEngine, protocol, protocol_grpc
+from pal_jax.decode.serve.jetstream.engine import protocol, protocol_grpc
 from pal_jax.decode.serve.jetstream.remote import RemoteDecoder
 from pal_jax.decode.serve.jetstream.rpc import GrpcServer
 from pal_jax.models import config, params
@@ -62,7 +62,7 @@ def alone(local: LocalDecoder, requests: list[Request], version: int = 0) -> lis
 
 
 @contextlib.contextmanager
-def serving(driver: JetStreamDriver, *, port: int = 0, token: str = '', grace: float = 0.0):
+def serving(driver: Driver, *, port: int = 0, token: str = '', grace: float = 0.0):
     """A server; yields its address."""
     server = GrpcServer('127.0.0.1', port, requests=driver.room, token=token)
     server.start(driver, 'tiny')
@@ -70,29 +70,25 @@ def serving(driver: JetStreamDriver, *, port: int = 0, token: str = '', grace: f
         yield f'127.0.0.1:{server.port}'
     finally:
         server.stop(grace)
-        driver.stop()
+        driver.close()
 
 
-def make_driver(engine: JetStreamEngine, version: int = 0, line: int = 16) -> JetStreamDriver:
-    engine.load(weights(version), version)
-    return JetStreamDriver(engine, line=line)
-
-
-@pytest.fixture(scope='module')
-def engine():
-    return JetStreamEngine(CFG, TOKENIZER, MESH, slots=8, stride=2)
+def make_driver() -> Driver:
+    decoder = LocalDecoder(CFG, TOKENIZER, MESH, slots=8, stride=2)
+    decoder.load(weights(0))
+    return Driver(decoder, line=16)
 
 
 @pytest.fixture(scope='module')
-def driver(engine):
-    return make_driver(engine)
+def driver():
+    return make_driver()
 
 
 @pytest.fixture(scope='module')
 def address(driver):
     with serving(driver) as address:
         yield address
-    assert (driver.free, driver.accepted) == (8, 0)
+    assert (driver.decoder.free, driver.accepted) == (8, 0)
 
 
 @pytest.fixture
@@ -177,7 +173,7 @@ def test_a_client_that_goes_away_frees_its_slot_and_is_counted(channel, driver, 
     for call in calls:
         call.cancel()
     wait_until(lambda: driver.accepted == 0)
-    assert driver.free == 8
+    assert driver.decoder.free == 8
     assert before < status(channel).left <= before + 12
     assert list(protocol_grpc.OrchestratorStub(channel).Decode(stock(ids=[1], max_tokens=2)))
     assert status(channel).left <= before + 12
@@ -286,7 +282,7 @@ def test_an_update_may_cut_what_is_under_way(channel, driver):
     next(stream)
     batch = wire.pack(wire.Batch(requests=[wire.ask(request(3, 900))]))
     whole = method(channel, 'Generate')(batch, timeout=60)
-    wait_until(lambda: driver.free == 6)
+    wait_until(lambda: driver.decoder.free == 6)
     method(channel, 'Update')(wire.update(weights(0), 10, 'abort'), timeout=60)
     with pytest.raises(grpc.RpcError, match='cut short') as error:
         list(stream)
@@ -330,7 +326,7 @@ def test_a_trainer_waits_for_a_server_that_reads_its_weights(local, monkeypatch,
     decoder = RemoteDecoder(CFG, TOKENIZER, f'127.0.0.1:{port}')
     with futures.ThreadPoolExecutor(1) as pool:
         loaded = pool.submit(decoder.load, weights(0), 5)
-        driver = make_driver(engine_of_its_own())
+        driver = make_driver()
         assert not loaded.done()
         with serving(driver, port=port) as address:
             loaded.result(60)
@@ -369,7 +365,7 @@ def test_weights_from_elsewhere_are_noticed(address, channel):
 
 
 def test_a_secret_is_asked_of_every_call():
-    with serving(make_driver(engine_of_its_own()), token='wonderland') as address:
+    with serving(make_driver(), token='wonderland') as address:
         for given in ((), (('authorization', 'Bearer wonderlan'),), (('authorization', 'wonderland'),)):
             with grpc.insecure_channel(address) as channel:
                 stub = protocol_grpc.OrchestratorStub(channel)
@@ -391,14 +387,10 @@ def test_a_secret_is_asked_of_every_call():
         decoder.release()
 
 
-def engine_of_its_own() -> JetStreamEngine:
-    return JetStreamEngine(CFG, TOKENIZER, MESH, slots=8, stride=2)
-
-
 def test_a_server_stops_with_calls_under_way_and_starts_again_on_its_port():
-    engine, again = engine_of_its_own(), 0
+    again = 0
     for _ in range(2):
-        driver = make_driver(engine)
+        driver = make_driver()
         with serving(driver, port=again) as address:
             again = int(address.partition(':')[2])
             with pytest.raises(OSError, match='choose another --port'):
@@ -415,7 +407,7 @@ def test_a_server_stops_with_calls_under_way_and_starts_again_on_its_port():
         assert set(codes) <= {CODE.OK, CODE.UNAVAILABLE, CODE.CANCELLED, CODE.ABORTED}
         assert set(codes) != {CODE.OK}
         channel.close()
-        assert (driver.free, driver.accepted) == (8, 0)
+        assert (driver.decoder.free, driver.accepted) == (8, 0)
 
 
 def test_a_call_that_does_not_come_whole_holds_no_server_that_stops(monkeypatch):
@@ -427,7 +419,7 @@ def test_a_call_that_does_not_come_whole_holds_no_server_that_stops(monkeypatch)
         sent.set()
         release.wait(60)
 
-    with serving(make_driver(engine_of_its_own()), grace=1e6) as address, grpc.insecure_channel(address) as channel:
+    with serving(make_driver(), grace=1e6) as address, grpc.insecure_channel(address) as channel:
         call = method(channel, 'Update').future(half())
         assert sent.wait(60)
         status(channel)
@@ -473,11 +465,11 @@ def storm(address: str) -> list[tuple[Request, bool, Completion | grpc.StatusCod
 
 @pytest.mark.slow
 def test_in_a_storm_every_request_ends_and_equals_a_lone_one(local):
-    driver = make_driver(engine_of_its_own())
+    driver = make_driver()
     with serving(driver) as address:
         ended = storm(address)
         wait_until(lambda: driver.accepted == 0)
-        assert driver.free == 8
+        assert driver.decoder.free == 8
     assert len(ended) == 200
     for _, cancelled, end in ended:
         assert isinstance(end, Completion) or (cancelled and end == CODE.CANCELLED)
