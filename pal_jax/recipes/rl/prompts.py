@@ -14,7 +14,7 @@ from pal_jax.recipes.rl.settings import EMBEDDED, PromptSettings
 from pal_jax.types import Chat
 
 
-class Prompt(NamedTuple):
+class PromptRow(NamedTuple):
     """A row: its prompt, the tokens that the policy reads, and its further columns."""
 
     prompt: TextOrMessages
@@ -35,8 +35,8 @@ class Prompt(NamedTuple):
 class Prompts(NamedTuple):
     """The prompts to learn from and those to test on, and the number of rows that were too long."""
 
-    train: list[Prompt]
-    test: list[Prompt]
+    train: list[PromptRow]
+    test: list[PromptRow]
     left_out: int
 
     @property
@@ -78,7 +78,7 @@ def rows_of(source: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     return records.rows(source)
 
 
-def to_prompt(place: str, row: Mapping[str, Any], settings: PromptSettings, tokenizer: Tokenizer) -> Prompt:
+def to_prompt(place: str, row: Mapping[str, Any], settings: PromptSettings, tokenizer: Tokenizer) -> PromptRow:
     """The prompt of a row. Raises ValueError, with the place, where the row has none."""
     prompt, key = row.get(settings.key), settings.key
     if not isinstance(prompt, str | list) or not prompt or (isinstance(prompt, str) and not prompt.strip()):
@@ -90,4 +90,4 @@ def to_prompt(place: str, row: Mapping[str, Any], settings: PromptSettings, toke
         ids = ids or tokenizer.chat(chats.as_chat(prompt) if isinstance(prompt, str) else prompt)
     except ValueError as error:
         raise ValueError(f'{place}: {error}') from None
-    return Prompt(prompt, tuple(ids), {name: value for name, value in row.items() if name != key})
+    return PromptRow(prompt, tuple(ids), {name: value for name, value in row.items() if name != key})

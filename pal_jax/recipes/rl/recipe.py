@@ -21,7 +21,7 @@ from pal_jax.judges.functions import check_failed
 from pal_jax.judges.sharing import share_reward
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
-from pal_jax.recipes.rl.prompts import Prompt, read_prompts
+from pal_jax.recipes.rl.prompts import PromptRow, read_prompts
 from pal_jax.recipes.rl.rewards import make_rewards
 from pal_jax.recipes.rl.settings import RewardSources, Settings
 from pal_jax.recipes.rl.sources import PaidAnswers, PaidGames, open_game
@@ -52,7 +52,7 @@ class RL:
     learner: PolicyLearner
     load: Callable[..., Params]
     decoder: Decoder
-    sample: Callable[[Sequence[Prompt], int, Sequence[int]], list[Sample]]
+    sample: Callable[[Sequence[PromptRow], int, Sequence[int]], list[Sample]]
     source: PaidAnswers | PaidGames
     pack: Callable[[Sequence[Sample]], RolloutBatch]
     models: ChatModels
@@ -195,7 +195,7 @@ def make_games(settings: Settings, policy: Policy) -> PaidGames:
 
 
 def sample(
-    decoder: Decoder, policy: Policy, sampling: Sampling, prompts: Sequence[Prompt], n: int, seed: Sequence[int]
+    decoder: Decoder, policy: Policy, sampling: Sampling, prompts: Sequence[PromptRow], n: int, seed: Sequence[int]
 ) -> list[Sample]:
     """`n` samples of each prompt, side by side, with the weights that the decoder has loaded."""
     ids = [prompt.ids for prompt in prompts]

@@ -17,13 +17,13 @@ from pal_jax.games.game import Game, play
 from pal_jax.learners.ppo import PPO, Estimate
 from pal_jax.objectives.advantages import EstimatorInputs
 from pal_jax.objectives.selfplay import as_given
-from pal_jax.recipes.rl.prompts import Prompt, Prompts
+from pal_jax.recipes.rl.prompts import PromptRow, Prompts
 from pal_jax.run import own
 from pal_jax.run.recipe import EVALUATION
 from pal_jax.types import Chat, RewardFn, Sample
 
 Groups = list[list[Sample]]
-Sampler = Callable[[Sequence[Prompt], int, Sequence[int]], list[Sample]]  # `n` samples of each prompt, by a seed
+Sampler = Callable[[Sequence[PromptRow], int, Sequence[int]], list[Sample]]  # `n` samples of each prompt, by a seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ class PaidGames:
         played = play(self.game, [move] * len(self.game.roles), [self.game.start(start) for start in starts])
         return [[sample for group in groups for sample in group] for groups in played]
 
-    def _prompt(self, state: Any) -> Prompt:
+    def _prompt(self, state: Any) -> PromptRow:
         """The prompt of the role that moves next. Raises RuntimeError where it is too long."""
         role = self.game.turn(state)
         assert role is not None
@@ -145,7 +145,7 @@ class PaidGames:
         ids = tuple(self.tokens(chat))
         if len(ids) > self.longest:
             raise RuntimeError(f'rl.game: a prompt has {len(ids)} tokens, above prompts.max_length={self.longest}')
-        return Prompt(chat, ids, {})
+        return PromptRow(chat, ids, {})
 
 
 def open_game(text: str) -> Game[Any]:

@@ -17,7 +17,7 @@ from pal_jax.models.files import sources
 from pal_jax.objectives.advantages import standardised
 from pal_jax.recipes.rl import recipe as rl
 from pal_jax.recipes.rl import rewards, sums
-from pal_jax.recipes.rl.prompts import Prompt, read_prompts
+from pal_jax.recipes.rl.prompts import PromptRow, read_prompts
 from pal_jax.recipes.rl.settings import PromptSettings
 from pal_jax.recipes.rl.sources import PaidGames
 from pal_jax.run import devices
@@ -141,7 +141,10 @@ def test_a_function_gets_an_answer_to_messages_as_a_message():
     pay = rewards.Rewards(
         (rewards.RewardFunction('f', 'f', lambda prompts, completions: seen.extend(completions) or [1, 1]),)
     )
-    pay([answer(Prompt('a?', (1,), {}), 'A'), answer(Prompt([{'role': 'user', 'content': 'b?'}], (1,), {}), 'B')], 0)
+    pay(
+        [answer(PromptRow('a?', (1,), {}), 'A'), answer(PromptRow([{'role': 'user', 'content': 'b?'}], (1,), {}), 'B')],
+        0,
+    )
     assert seen == ['A', [{'role': 'assistant', 'content': 'B'}]]
 
 
@@ -216,7 +219,7 @@ def test_all_moves_of_a_role_in_a_game_have_the_advantage_of_its_reward():
 
 def test_the_control_pays_the_same_rewards_to_other_answers(tokenizer):
     control = rl.make(get_settings('control', **{'policy.source': 'random:tiny'}), ONE).source
-    prompt = Prompt('a?', (1,), {})
+    prompt = PromptRow('a?', (1,), {})
     numbered = [
         [dataclasses.replace(answer(prompt, 'x'), rewards=(float(8 * g + k),)) for k in range(8)] for g in range(4)
     ]
