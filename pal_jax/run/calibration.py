@@ -1,4 +1,4 @@
-"""How far the confidence of predicted choices is from how often they are right.
+"""The calibration of predicted choices: the distance of their confidence from the share that is right.
 
 A model's confidence in a pair is the probability that it gives to the item it prefers, `sigmoid(|margin|)`, from 1/2 to
 1.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-
 import jax
 import pytest
 
 from pal_jax.run import checkpoint, devices
 from pal_jax.run.models import make_policy
 from pal_jax.run.recipe import Context
+from pal_jax.run.runs import recipe_module
 from pal_jax.run.settings import to_dict
 from pal_jax.run.trained import open_run
 from tests import configs
@@ -18,6 +17,7 @@ CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]))
 GONE = [
     ('sft', {'data.train': 'gone.jsonl'}),
     ('dpo', {'data.train': 'gone.jsonl'}),
+    ('rl', {'prompts.train': 'gone.jsonl'}),
     ('reward', {'data.train': 'gone.jsonl'}),
     ('cost', {'data.train': 'gone.jsonl'}),
     ('moderation', {'data.train': 'gone.jsonl'}),
@@ -28,7 +28,7 @@ GONE = [
 
 @pytest.mark.parametrize(('name', 'gone'), GONE, ids=[name for name, _ in GONE])
 def test_a_run_is_opened_without_what_it_was_trained_with(tmp_path, name, gone):
-    recipe = importlib.import_module(f'pal_jax.recipes.{name}')
+    recipe = recipe_module(configs.load(name).recipe)
     trained = recipe.make_trained(configs.load(name, **gone), CONTEXT)
     there = recipe.make(configs.load(name), CONTEXT).plan.trained
     assert trained.model == there.model

@@ -56,10 +56,10 @@ def test_a_share_of_one_is_no_proof(key):
     """All of a few rows right, with an error of 0, though guessing the commoner sign is nearly as good."""
     figures = {key: 1.0, f'{key}_se': 0.0, 'sign_accuracy_of_commoner': 23 / 24, 'rows': 12}
     floor = 23 / 24 if key == 'sign_accuracy' else 0.5
-    found = judge([], [{'step': 5, 'stage': 'final', **figures}], 'cost')
+    found = judge([], [{'step': 5, 'stage': 'final', **figures}], 'scorer.cost')
     assert found and found.answer == ('Not beyond noise' if floor > 0.9 else 'Yes')
     assert '0.735 to 1.000' in found.sentence  # .025 ** (1 / 12)
-    found = judge([], [{'step': 5, 'stage': 'final', **figures, 'rows': 4}], 'cost')
+    found = judge([], [{'step': 5, 'stage': 'final', **figures, 'rows': 4}], 'scorer.cost')
     assert found and found.answer == 'Not beyond noise'
 
 

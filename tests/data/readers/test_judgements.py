@@ -9,12 +9,13 @@ import pytest
 from pal_jax.data import records
 from pal_jax.data.readers import opinions, safety
 from pal_jax.data.readers.judgements import Judgement, settled
+from pal_jax.types import Choice
 
 
 def jester(folder, body, header='user,joke,rating'):
     (folder / 'jokes.jsonl').write_text(''.join(json.dumps({'joke': k, 'text': f'joke {k}'}) + '\n' for k in range(4)))
     (folder / 'ratings.csv').write_text(f'{header}\n{body}')
-    return [tuple(choice[:4:1]) for choice in opinions.read(f'jester:{folder}')]
+    return [(c.user, c.prompt, c.chosen, c.rejected) for c in opinions.read(f'jester:{folder}')]
 
 
 def test_a_number_beside_the_scale_is_no_rating(tmp_path):
@@ -34,7 +35,7 @@ def test_a_film_rated_twice_has_its_last_rating_and_is_never_compared_with_itsel
     (tmp_path / 'ml-100k.item').write_text('item_id:token\tmovie_title:token\tclass:x\n1\tA\t\n2\tB\t\n')
     rows = '1\t1\t5\t9\n1\t1\t1\t3\n1\t2\t3\t5\n1\t2\t2\t1\n'
     (tmp_path / 'ml-100k.inter').write_text(f'user_id:token\titem_id:token\trating:float\ttimestamp:float\n{rows}')
-    assert [choice[:4] for choice in opinions.read(f'movielens:{tmp_path}')] == [('1', '', 'A', 'B')]
+    assert list(opinions.read(f'movielens:{tmp_path}')) == [Choice('', 'A', 'B', '1')]
     with pytest.raises(ValueError, match=r"ratings.csv, row 3: 'a' judges '0' a second time.*row 2"):
         jester(tmp_path, 'a,0,8.5\na,0,-9\n')
     assert jester(tmp_path, 'a,0,8,2\na,0,-9,1\na,1,0,1\n', 'user,joke,rating,time') == [('a', '', 'joke 0', 'joke 1')]
@@ -55,7 +56,7 @@ def test_raters_who_changed_their_minds_are_told_of(tmp_path):
     with pytest.raises(ValueError, match="line 2: 'w' judges 'a and b' a second time"):
         list(opinions.read(f'ukp:{tmp_path}'))
     said.write_text(''.join(json.dumps({**row, 'time': f'2024-05-0{2 - k}'}) + '\n' for k, row in enumerate(pairs)))
-    assert [choice[2:4] for choice in opinions.read(f'ukp:{tmp_path}')] == [('ta', 'tb')]
+    assert [(c.chosen, c.rejected) for c in opinions.read(f'ukp:{tmp_path}')] == [('ta', 'tb')]
 
 
 def test_the_last_by_time_counts_and_equal_judgements_are_one():
@@ -79,7 +80,7 @@ def test_whether_a_reply_was_chosen_may_be_a_text(tmp_path, flags):
     ]
     path = tmp_path / 'conversations.jsonl'
     path.write_text(json.dumps({'user_id': 'u', 'conversation_history': turn}))
-    assert [choice[2:4] for choice in opinions.read(f'prism:{tmp_path}')] == [('A', 'B')]
+    assert [(c.chosen, c.rejected) for c in opinions.read(f'prism:{tmp_path}')] == [('A', 'B')]
     path.write_text(
         json.dumps({'user_id': 'u', 'conversation_history': [*turn[:2], {**turn[2], 'if_chosen': 'maybe'}]})
     )
