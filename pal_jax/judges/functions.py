@@ -69,6 +69,8 @@ def values(function: RewardFunction, lists: Mapping[str, Any], count: int) -> li
     given = {name: lists[name] for name in lists if name in REQUIRED or own.takes(function.call, name)}
     results, name = function.call(**given), f'reward.function={function.text!r}'
     try:
+        if texts := [value for value in results if isinstance(value, str)]:
+            raise TypeError(f'{texts[0]!r} is a text')
         numbers = [None if value is None else float(value) for value in results]
     except (TypeError, ValueError) as error:
         raise RuntimeError(f'{name} must return a list of numbers: {error}') from None

@@ -79,8 +79,8 @@ def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[
     try:
         inspect.signature(call).bind(**dict.fromkeys([*asked, *(extra for extra in may if takes(call, extra))]))
     except TypeError as error:
-        signature = f'{name}({", ".join(asked)})'
-        raise ValueError(f'{key}={text!r}: {name} must be callable as {signature}, and is not: {error}') from None
+        signature, also = f'{name}({", ".join(asked)})', f', also with {", ".join(may)}' if may else ''
+        raise ValueError(f'{key}={text!r}: {name} must be callable as {signature}{also}; {error}') from None
 
     @functools.wraps(call)
     def guarded(*args: Any, **kwargs: Any) -> Any:

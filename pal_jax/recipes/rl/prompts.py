@@ -11,6 +11,7 @@ from pal_jax.data.readers.formats import PromptedReplies, TextOrMessages, messag
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.recipes.rl import sums
 from pal_jax.recipes.rl.settings import EMBEDDED, PromptSettings
+from pal_jax.run import files
 from pal_jax.types import Chat
 
 
@@ -53,6 +54,11 @@ def read_prompts(settings: PromptSettings, tokenizer: Tokenizer, seed: int) -> P
     """
     train, test = ([to_prompt(place, row, settings, tokenizer) for place, row in rows_of(source)] if source else []
                    for source in (settings.train, settings.test))  # fmt: skip
+    if len({isinstance(prompt.prompt, str) for prompt in (*train, *test)}) > 1:
+        raise ValueError(
+            f'prompts.train={settings.train}: some prompts are texts and others messages, and reward functions get '
+            'their answers in two forms; give all alike'
+        )
     if not settings.test:
         try:
             held = held_out([prompt.content for prompt in train], settings.test_count, seed=seed)
@@ -81,9 +87,12 @@ def rows_of(source: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
 def to_prompt(place: str, row: Mapping[str, Any], settings: PromptSettings, tokenizer: Tokenizer) -> PromptRow:
     """The prompt of a row. Raises ValueError, with the place, where the row has none."""
     prompt, key = row.get(settings.key), settings.key
+    if key not in row:
+        raise ValueError(
+            f'{place}: there is no {key!r}, but {", ".join(row)}; name the column of prompts by prompts.key'
+        )
     if not isinstance(prompt, str | list) or not prompt or (isinstance(prompt, str) and not prompt.strip()):
-        known = ', '.join(row)
-        raise ValueError(f'{place}: {key!r} must be a text or a list of messages; the row has {known} (prompts.key)')
+        raise ValueError(f'{place}: {key!r} is {files.short_repr(prompt)}; give a text or a list of messages')
     try:
         prompt = messages_of(row, key) if isinstance(prompt, list) else prompt
         ids = tokenizer.prompt(prompt) if isinstance(prompt, str) and not settings.chat else None

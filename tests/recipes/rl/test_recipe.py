@@ -90,15 +90,17 @@ def answer(prompt, text, group=0):
 
 def test_texts_and_messages_are_asked_as_chats_and_columns_stay(tmp_path, tokenizer):
     messages = [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'b?'}]
-    rows = [{'prompt': 'a?', 'tag': 'a', 'n': 1}, {'prompt': messages, 'tag': 'b'}]
-    test = write(tmp_path / 'test.jsonl', [{'prompt': 'c?'}])
-    prompts = read_prompts(PromptSettings(write(tmp_path / 'train.jsonl', rows), test), tokenizer, 0)
-    one, two = prompts.train
-    assert one.ids == tuple(tokenizer.chat([{'role': 'user', 'content': 'a?'}]))
-    assert two.ids == tuple(tokenizer.chat(messages)) and two.prompt == messages
-    assert dict(one.columns) == {'tag': 'a', 'n': 1} and prompts.columns == ('tag', 'n')
-    plain = read_prompts(PromptSettings(str(tmp_path / 'train.jsonl'), test, chat=False), tokenizer, 0)
-    assert plain.train[0].ids == tuple(tokenizer.prompt('a?')) and plain.train[1].ids == two.ids
+    text = write(tmp_path / 'texts.jsonl', [{'prompt': 'a?', 'tag': 'a', 'n': 1}, {'prompt': 'b?'}])
+    prompts = read_prompts(PromptSettings(text, configs.other_prompts(text)), tokenizer, 0)
+    assert prompts.train[0].ids == tuple(tokenizer.chat([{'role': 'user', 'content': 'a?'}]))
+    assert dict(prompts.train[0].columns) == {'tag': 'a', 'n': 1} and prompts.columns == ('tag', 'n')
+    plain = read_prompts(PromptSettings(text, configs.other_prompts(text), chat=False), tokenizer, 0)
+    assert plain.train[0].ids == tuple(tokenizer.prompt('a?'))
+    chats = write(tmp_path / 'chats.jsonl', [{'prompt': messages}])
+    prompts = read_prompts(PromptSettings(chats, configs.other_prompts(chats)), tokenizer, 0)
+    assert prompts.train[0].ids == tuple(tokenizer.chat(messages)) and prompts.train[0].prompt == messages
+    with pytest.raises(ValueError, match='prompts.train=.* some prompts are texts'):
+        read_prompts(PromptSettings(text, chats), tokenizer, 0)
 
 
 def test_a_prompt_that_is_tested_is_not_learnt_and_long_ones_are_left_out(tmp_path, tokenizer):
@@ -110,7 +112,7 @@ def test_a_prompt_that_is_tested_is_not_learnt_and_long_ones_are_left_out(tmp_pa
 
 
 @pytest.mark.parametrize(('rows', 'key'), [
-    ([{'question': 'a?'}], "rows.jsonl, line 1: 'prompt'"), ([{'prompt': ' '}], "'prompt'"),
+    ([{'question': 'a?'}], "rows.jsonl, line 1: .* 'prompt', but question"), ([{'prompt': ' '}], "'prompt' is ' '"),
     ([{'prompt': [{'role': 'user'}]}], 'content'), ([{'prompt': 'a?'}], 'prompts.train='),
 ])  # fmt: skip
 def test_a_row_without_a_prompt_is_named(tmp_path, tokenizer, rows, key):
@@ -134,6 +136,12 @@ def test_rewards_are_the_weighted_sum_of_functions_that_get_columns(tmp_path, to
     assert dict(paid[1].info) == {'own_length': 4.0, 'own_tagged': 1.0}
     failed = configs.changed(settings, **{'reward.function': f'{own}:none', 'reward.weights': ()})
     assert [s.ok for s in rewards.make_rewards(failed, prompts, None)(samples, 0)] == [False, False]
+
+
+def test_texts_are_no_rewards():
+    pay = rewards.Rewards((rewards.RewardFunction('f', 'f', lambda prompts, completions: ['1.0']),))
+    with pytest.raises(RuntimeError, match="'1.0' is a text"):
+        pay([answer(PromptRow('a?', (1,), {}), 'A')], 0)
 
 
 def test_a_function_gets_an_answer_to_messages_as_a_message():
