@@ -1,6 +1,6 @@
 """Rewards that are functions of a user: of a file, which a config names, or of the Python program that trains.
 
-    def score(prompts, completions, **columns): ...
+    def score(prompts, completions): ...
 
 A function is called with lists that have an entry for each answer, and returns a number, or None, for each answer. It
 takes `prompts` and `completions`, and of the further lists those that it names, or all by `**columns`.
