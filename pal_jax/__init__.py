@@ -14,12 +14,8 @@ __path__.append(f'{__path__[0]}/commands')  # `python -m pal_jax.serve` runs com
 # Only tokenizers of transformers are used; that torch is missing is no news.
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 
-LIBRARY = (
-    'train',
-    'evaluate',
-    'score',
-    'personalize',
-)  # functions of `commands/library.py`, which is imported at the first use
+# Functions of `commands/library.py`, which is imported at the first use.
+LIBRARY = 'train', 'evaluate', 'score', 'personalize'
 
 
 def __getattr__(name: str) -> Any:

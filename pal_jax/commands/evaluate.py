@@ -59,7 +59,7 @@ from pal_jax.recipes.rlpa.world import make_world
 from pal_jax.run import cli, devices, inputs
 from pal_jax.run.curve import plot_alignment, plot_turns
 from pal_jax.run.glossary import Words, meaning, words_of
-from pal_jax.run.loop import evaluate_checkpoint, initialize
+from pal_jax.run.loop import evaluate_checkpoint
 from pal_jax.run.metrics import EVALS, plain, read_records
 from pal_jax.run.outputs import check_file, whole_file
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation
@@ -108,8 +108,7 @@ def evaluate(workdir: Path) -> Records:
       ValueError: the folder has no checkpoints, or not of this step.
     """
     settings = settings_in(cli.settings(), workdir)
-    initialize(settings, workdir, cli.place())
-    step, evaluation = evaluate_checkpoint(settings, workdir, STEP.value)
+    step, evaluation = evaluate_checkpoint(settings, workdir, STEP.value, cli.place())
     earlier = [r for r in read_records(workdir / EVALS) if r['step'] < step and r['stage'] != 'final']
     stages: Records = {stage: dict(record) for stage, record in by_stage(earlier).items()}
     return {**stages, f'step {step}': {'step': step, **evaluation.record}}

@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +97,13 @@ def train(
       RuntimeError: a model or a file cannot be had, or an own function fails.
       KeyboardInterrupt: a signal stopped the run; its checkpoint is saved.
     """
-    functions = [reward] if callable(reward) else list(reward)
+    functions = _by_name(reward)
     texts = {key: str(value) for key, value in (changes or {}).items()}
     if functions:
-        texts['reward.function'] = ','.join(f'{own.PYTHON}{function.__name__}' for function in functions)
+        texts['reward.function'] = ','.join(f'{own.PYTHON}{name}' for name in functions)
     name = config.replace(':', '-').rpartition('/')[2].replace('.py', '')
     folder = Path(workdir or Path('runs') / name)
-    with _errors(), _given(functions):
+    with _errors(), own.given(functions):
         settings = settings_of(config_path(config), tuple(f'{key}={text}' for key, text in texts.items()))
         if loop.train_all(settings, folder):
             raise KeyboardInterrupt(f'{folder} was stopped; the same call goes on')
@@ -120,11 +119,8 @@ def evaluate(
     Raises:
       ValueError: the folder is not that of a run, or has no such checkpoint.
     """
-    functions = [reward] if callable(reward) else list(reward)
-    with _errors(), _given(functions):
-        settings = read_settings(workdir)
-        loop.initialize(settings, Path(workdir), None)
-        at, evaluation = loop.evaluate_checkpoint(settings, Path(workdir), step)
+    with _errors(), own.given(_by_name(reward)):
+        at, evaluation = loop.evaluate_checkpoint(read_settings(workdir), Path(workdir), step)
     return {'step': at, **evaluation.record}
 
 
@@ -153,12 +149,13 @@ def personalize(source: str | os.PathLike[str], choices: str | os.PathLike[str],
     return pal_person.to_record(run, choices_of_person, pal_person.fit(run, choices_of_person))
 
 
-def _given(functions: Sequence[Reward]) -> AbstractContextManager[None]:
-    """A block in which a config may name these functions. Raises ValueError where two have one name."""
+def _by_name(reward: Reward | Sequence[Reward]) -> dict[str, Reward]:
+    """Functions that pay answers, by the names that a config has for them. Raises ValueError where two have one."""
+    functions = [reward] if callable(reward) else list(reward)
     by_name = {function.__name__: function for function in functions}
     if len(by_name) < len(functions):
         raise ValueError('reward: two functions have one name; rename one, figures are called by it')
-    return own.given(by_name)
+    return by_name
 
 
 @contextlib.contextmanager

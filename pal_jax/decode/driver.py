@@ -160,10 +160,12 @@ class Driver:
         Raises:
           Closed: the driver is draining or closed.
         """
-        if self._closing:
-            raise Closed(CLOSING)
         swap = Swap(params, version, policy, Future())
-        self._commands.put(lambda: self._swaps.append(swap))
+        # Within the lock the command comes before that of a `close`, so a future is never left open.
+        with self._lock:
+            if self._closing:
+                raise Closed(CLOSING)
+            self._commands.put(lambda: self._swaps.append(swap))
         return swap.done
 
     def drain(self) -> None:

@@ -160,7 +160,9 @@ def agree(stop: int, late: bool) -> tuple[int, bool]:
     return next((wish for wish, _ in wishes if wish), 0), wishes[0][1]
 
 
-def evaluate_checkpoint(settings: Run, workdir: Path, step: int | None = None) -> tuple[int, Evaluation]:
+def evaluate_checkpoint(
+    settings: Run, workdir: Path, step: int | None = None, place: Place | None = None
+) -> tuple[int, Evaluation]:
     """The number of the step of a run's checkpoint, by default the last one, and an evaluation of it.
 
     Raises:
@@ -168,6 +170,7 @@ def evaluate_checkpoint(settings: Run, workdir: Path, step: int | None = None) -
     """
     if not (workdir / checkpoint.FOLDER).is_dir():
         raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
+    initialize(settings, workdir, place)
     recipe = prepare(settings, workdir, Progress())
     state, host, step = checkpoint.Checkpoints(workdir, recipe.plan.abstract, read_only=True).read(step)
     recipe.plan.resume(host)

@@ -24,7 +24,7 @@ from pal_jax.models.params import Params
 from pal_jax.recipes.rl.prompts import PromptRow, read_prompts
 from pal_jax.recipes.rl.rewards import make_rewards
 from pal_jax.recipes.rl.settings import RewardSources, Settings
-from pal_jax.recipes.rl.sources import PaidAnswers, PaidGames, open_game
+from pal_jax.recipes.rl.sources import Groups, PaidAnswers, PaidGames, flat, open_game
 from pal_jax.run import intervals
 from pal_jax.run.models import Policy, keeping, make_learner, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
@@ -74,7 +74,7 @@ class RL:
             groups = self.source.pay(groups, i)
         self.check_paid(groups)
         metrics = summarize(groups)
-        self.ctx.show(map(describe, [sample for group in groups for sample in group][: self.shown]))
+        self.ctx.show(map(describe, flat(groups)[: self.shown]))
         with self.ctx.phase('annotate'):
             # 3. Log-probabilities and values of all samples, and from them and the rewards their advantages.
             batch, scored = self.learner.score(state, self.pack(self.source.credit(groups, i)))
@@ -97,16 +97,16 @@ class RL:
         record = summarize(groups) | intervals.mean(np.array(paid)).named('reward') | {'prompts': len(groups)}
         return Evaluation(record | self.models.usage, [describe(group[-1]) for group in groups[:3]])
 
-    def check_paid(self, groups: Sequence[Sequence[Sample]]) -> None:
+    def check_paid(self, groups: Groups) -> None:
         """Raises RuntimeError where too many samples have no reward."""
-        samples = [sample for group in groups for sample in group]
+        samples = flat(groups)
         failed, why = sum(not sample.ok for sample in samples), self.models.last_error
         check_failed(failed, len(samples), 'samples got no reward', 'reward.judge', self.max_failed, why)
 
 
-def summarize(groups: Sequence[Sequence[Sample]]) -> Metrics:
+def summarize(groups: Groups) -> Metrics:
     """Means over the samples of a step, those of rewards over the samples that have one."""
-    samples = [sample for group in groups for sample in group]
+    samples = flat(groups)
     paid = [sample for sample in samples if sample.ok]
     lengths = [len(sample.completion.token_ids) for sample in samples]
     metrics = {

@@ -48,9 +48,7 @@ class Rewards(NamedTuple):
         lists: dict[str, Any] = {name: [sample.source.columns.get(name) for sample in samples] for name in names}
         lists |= {'prompts': [sample.source.prompt for sample in samples], 'seed': seed}
         lists['completions'] = [
-            sample.completion.text
-            if isinstance(sample.source.prompt, str)
-            else [{'role': 'assistant', 'content': sample.completion.text}]
+            sample.completion.text if isinstance(sample.source.prompt, str) else [message(sample.completion.text)]
             for sample in samples
         ]
         by_function = [functions.values(function, lists, len(samples)) for function in self.functions]
@@ -143,7 +141,7 @@ def ask(asked: str | Chat, answer: str, rubric: str) -> Chat:
     """The prompt of a judge, with texts of others as quotations."""
     chat = asked if isinstance(asked, str) else '\n'.join(f'{one["role"]}: {one["content"]}' for one in asked)
     text = _JUDGE.format(asked=quoted(chat), answer=quoted(answer), rubric=rubric, points=POINTS)
-    return [message(text, 'user')]
+    return as_chat(text)
 
 
 def points(text: str | None) -> float | None:
@@ -160,6 +158,6 @@ def said(answer: Any) -> str:
     return spoken_reply(answer if isinstance(answer, str) else answer[0]['content']) or ''
 
 
-def message(text: str, role: str = 'assistant') -> dict[str, str]:
-    """A message of a chat."""
-    return {'role': role, 'content': text}
+def message(text: str) -> dict[str, str]:
+    """An answer as a message of a chat."""
+    return {'role': 'assistant', 'content': text}

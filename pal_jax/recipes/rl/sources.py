@@ -58,11 +58,11 @@ class PaidAnswers:
 
     def pay(self, groups: Groups, seed: int) -> Groups:
         """The answers with their rewards."""
-        return _cut(self.reward([sample for group in groups for sample in group], seed), len(groups[0]))
+        return _cut(self.reward(flat(groups), seed), len(groups[0]))
 
     def credit(self, groups: Groups, i: int) -> list[Sample]:
         """The answers that are learnt, with rewards of which the learner makes advantages."""
-        samples = [sample for group in groups for sample in group]
+        samples = flat(groups)
         if not self.control:
             return samples
         order = np.random.default_rng([self.seed, i]).permutation(len(samples))
@@ -135,7 +135,7 @@ class PaidGames:
             return _cut(sample(list(map(self._prompt, states)), 1, (*seed, number)), 1)
 
         played = play(self.game, [move] * len(self.game.roles), [self.game.start(start) for start in starts])
-        return [[sample for group in groups for sample in group] for groups in played]
+        return list(map(flat, played))
 
     def _prompt(self, state: Any) -> PromptRow:
         """The prompt of the role that moves next. Raises RuntimeError where it is too long."""
@@ -159,6 +159,11 @@ def open_game(text: str) -> Game[Any]:
     if missing := [part for part in parts if not hasattr(game, part)]:
         raise ValueError(f'rl.game={text!r} has no {", ".join(missing)}; see docs/howto/own_parts.md')
     return game
+
+
+def flat(groups: Groups) -> list[Sample]:
+    """The samples of all groups, in their order."""
+    return [sample for group in groups for sample in group]
 
 
 def _cut(samples: Sequence[Sample], n: int) -> Groups:
