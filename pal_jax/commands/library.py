@@ -81,9 +81,12 @@ class CompletedRun:
 
 
 def train(
-    config: str, changes: Mapping[str, Any] | None = None, *, reward: Reward | Sequence[Reward] = (),
+    config: str,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    reward: Reward | Sequence[Reward] = (),
     workdir: str | os.PathLike[str] | None = None,
-) -> CompletedRun:  # fmt: skip
+) -> CompletedRun:
     """Train, or go on where the run stopped.
 
     Args:

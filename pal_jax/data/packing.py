@@ -77,9 +77,14 @@ class Layout(NamedTuple):
 
 
 def lay_out(
-    lengths: Sequence[int], *, ways: int = 1, micro_rows: int = 1, row_tokens: int = 0, multiple: int = 128,
+    lengths: Sequence[int],
+    *,
+    ways: int = 1,
+    micro_rows: int = 1,
+    row_tokens: int = 0,
+    multiple: int = 128,
     opening: int = 0,
-) -> Layout:  # fmt: skip
+) -> Layout:
     """Lay groups of these lengths out in rows, in whole micro-batches of `micro_rows` rows.
 
     The number of rows divides over `ways`, the devices times the minibatches, so that every device has whole

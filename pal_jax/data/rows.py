@@ -94,9 +94,12 @@ def one_group_a_row(rows: Sequence[PromptGroup]) -> list[list[PromptGroup]]:
 
 
 def make_rows(
-    settings: SupervisedRun, convert: Callable[[Any], PromptGroup], key: str, n: int,
+    settings: SupervisedRun,
+    convert: Callable[[Any], PromptGroup],
+    key: str,
+    n: int,
     gather: Callable[[Sequence[PromptGroup]], list[list[PromptGroup]]] = one_group_a_row,
-) -> Rows:  # fmt: skip
+) -> Rows:
     """The rows of every record, made by `convert`: of a file, or of the records that a method makes up by that name.
 
     The good answers of made-up records stand at `key`. `gather` makes groups to learn from of the rows of one prompt.

@@ -251,7 +251,7 @@ class PackedTexts(NamedTuple):
 
 def pack(
     texts: Sequence[Text], pool: Pool, *, ways: int = 1, micro_rows: int = 1, row_tokens: int = 256, together: int = 0
-) -> PackedTexts:  # fmt: skip
+) -> PackedTexts:
     """Pack each text once into a batch. The actions of a text are the tokens whose states count: all, or the last.
 
     `together` is the largest number of texts with the same beginning in one group (0: no limit). Rows have `row_tokens`

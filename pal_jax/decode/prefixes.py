@@ -32,9 +32,7 @@ class Prefixes:
         """Forget the columns of a slot from `start` on."""
         self._tokens[slot, start:] = -1
 
-    def write(
-        self, slot: int, start: int, tokens: Sequence[int], mixture: Mixture = None, weights: int = 0
-    ) -> None:  # fmt: skip
+    def write(self, slot: int, start: int, tokens: Sequence[int], mixture: Mixture = None, weights: int = 0) -> None:
         """Enter tokens into the columns of a slot from `start` on, and forget the columns after them.
 
         `weights` is the number of the weights that computed the slot's first column.

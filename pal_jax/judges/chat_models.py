@@ -35,9 +35,14 @@ class ChatModels:
         self._earlier: Metrics = {}
 
     def choose(
-        self, key: str, name: str, make: Callable[[ChatModel], Any], changes: Mapping[str, Any] | None = None,
-        of_file: Callable[[str, str], Any] | None = None, **known: Callable[[], Any],
-    ) -> Any:  # fmt: skip
+        self,
+        key: str,
+        name: str,
+        make: Callable[[ChatModel], Any],
+        changes: Mapping[str, Any] | None = None,
+        of_file: Callable[[str, str], Any] | None = None,
+        **known: Callable[[], Any],
+    ) -> Any:
         """The result of `known[name]()`, or of `make` for the model that endpoint:<name> or local:<source> names.
 
         The settings in `changes` replace those of the config. Where `name` is FILE.py:NAME, the result is that of

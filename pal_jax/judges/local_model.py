@@ -31,8 +31,10 @@ class LocalModel:
         """Answers in the order of the chats; None where one is too long for the model."""
         requests = {i: request for i, chat in enumerate(chats) if (request := self._request(chat, seed))}
         completions = dict(zip(requests, self._opened()(list(requests.values())), strict=True))
-        return [self._tokenizer.thinking(requests[i].prompt_ids, completions[i].text) if i in requests else None
-                for i in range(len(chats))]  # fmt: skip
+        return [
+            self._tokenizer.thinking(requests[i].prompt_ids, completions[i].text) if i in requests else None
+            for i in range(len(chats))
+        ]
 
     def _request(self, chat: Chat, seed: int) -> Request | None:
         prompt = tuple(self._tokenizer.chat([dict(message) for message in chat]))

@@ -77,9 +77,7 @@ def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     def mapped(unembed: Array, *rows: Any) -> Any:
         spread = PartitionSpec(('data', 'fsdp'))
         specs = PartitionSpec(), *[spread] * len(rows)
-        manual = jax.shard_map(
-            function, in_specs=specs, out_specs=spread, axis_names={'data', 'fsdp'}, check_vma=False
-        )  # fmt: skip
+        manual = jax.shard_map(function, in_specs=specs, out_specs=spread, axis_names={'data', 'fsdp'}, check_vma=False)
         # jax 0.12 refuses to add to the Ref of `training.accumulate` what is still to be summed over devices. The
         # gradient of a copy, which compiles to nothing, is added after the sum.
         return manual(jnp.copy(unembed), *rows)

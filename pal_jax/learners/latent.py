@@ -46,9 +46,14 @@ def init(key: PRNGKeyArray, width: int, latent: Latent) -> Params:
     """Weights of variance 1 / inputs; those of `log_std` and `score` begin at 0, so that all scores do."""
     dim, hidden = latent.dim, latent.hidden
     shapes = {
-        'pair': (2 * width, hidden), 'person': (hidden, hidden), 'mean': (hidden, dim), 'log_std': (hidden, dim),
-        'reply': (width + dim, hidden), 'both': (hidden, hidden), 'score': (hidden, 1),
-    }  # fmt: skip
+        'pair': (2 * width, hidden),
+        'person': (hidden, hidden),
+        'mean': (hidden, dim),
+        'log_std': (hidden, dim),
+        'reply': (width + dim, hidden),
+        'both': (hidden, hidden),
+        'score': (hidden, 1),
+    }
     params = {}
     for name, (inner, out) in shapes.items():
         key, layer_key = jax.random.split(key)

@@ -148,9 +148,11 @@ def by_output(x: Float[Array, '... I'], w: Float[Array, 'O I'], dtype: str, out_
 def _multiply(x: Array, w: Array, dtype: str, out_dtype: str) -> Array:
     """The product `[..., prod(out)]` of `x [..., I]` and `w [*in, *out]`, where `I` is `prod(in)`."""
     return lax.dot_general(
-        x.astype(dtype), _matrix(w, x.shape[-1], dtype), (((x.ndim - 1,), (0,)), ((), ())),
+        x.astype(dtype),
+        _matrix(w, x.shape[-1], dtype),
+        (((x.ndim - 1,), (0,)), ((), ())),
         preferred_element_type=out_dtype,
-    )  # fmt: skip
+    )
 
 
 def _matrix(w: Array, size: int, dtype: str) -> Float[Array, 'I O']:

@@ -37,9 +37,12 @@ Pool = Literal['mean', 'last', 'tokens']
 
 
 def stored(
-    folder: str | Path, texts: Sequence[Text], settings: Mapping[str, Any],
-    compute: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]], shape: tuple[int, int],
-) -> np.ndarray:  # fmt: skip
+    folder: str | Path,
+    texts: Sequence[Text],
+    settings: Mapping[str, Any],
+    compute: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]],
+    shape: tuple[int, int],
+) -> np.ndarray:
     """The memory-mapped table of this shape.
 
     Where its file does not exist yet, `compute()` gives numbers of rows with their vectors, and the first process

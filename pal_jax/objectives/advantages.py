@@ -233,9 +233,13 @@ def _centred(
 
 
 def token_rewards(
-    rewards: Float[Array, 'B C'], penalty: Float[Array, 'B A'], acts: Bool[Array, 'B A'], *,
-    clip: tuple[float, float] = (-10.0, 10.0), signs: Sequence[float] = (-1.0,),
-) -> Float[Array, 'B A C']:  # fmt: skip
+    rewards: Float[Array, 'B C'],
+    penalty: Float[Array, 'B A'],
+    acts: Bool[Array, 'B A'],
+    *,
+    clip: tuple[float, float] = (-10.0, 10.0),
+    signs: Sequence[float] = (-1.0,),
+) -> Float[Array, 'B A C']:
     """`sign * penalty` for every action, and for the last action of a sample its clipped reward on top.
 
     `signs` has a number by channel: -1 takes the penalty off a reward, 1 adds it to a cost, 0 leaves it out.
@@ -246,9 +250,14 @@ def token_rewards(
 
 
 def gae(
-    rewards: Float[Array, 'B A *C'], values: Float[Array, 'B A *C'], acts: Bool[Array, 'B A'], *,
-    gamma: float | Float[Array, 'B A'], lam: float, bootstrap: Float[Array, 'B *C'] | None = None,
-) -> tuple[Float[Array, 'B A *C'], Float[Array, 'B A *C']]:  # fmt: skip
+    rewards: Float[Array, 'B A *C'],
+    values: Float[Array, 'B A *C'],
+    acts: Bool[Array, 'B A'],
+    *,
+    gamma: float | Float[Array, 'B A'],
+    lam: float,
+    bootstrap: Float[Array, 'B *C'] | None = None,
+) -> tuple[Float[Array, 'B A *C'], Float[Array, 'B A *C']]:
     """Generalised advantage estimation (Schulman et al. 2016): advantages and returns.
 
     δₜ = rₜ + γₜ Vₜ₊₁ - Vₜ,  Aₜ = δₜ + γₜλ Aₜ₊₁,  Gₜ = Aₜ + Vₜ.

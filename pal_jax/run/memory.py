@@ -15,12 +15,14 @@ import sys
 from pathlib import Path
 
 SETTING = 'GLIBC_TUNABLES'
-ALLOCATOR = ':'.join((
-    'glibc.malloc.hugetlb=1',
-    'glibc.malloc.arena_max=1',
-    'glibc.malloc.mmap_max=0',
-    f'glibc.malloc.trim_threshold={1 << 40}',
-))  # fmt: skip
+ALLOCATOR = ':'.join(
+    (
+        'glibc.malloc.hugetlb=1',
+        'glibc.malloc.arena_max=1',
+        'glibc.malloc.mmap_max=0',
+        f'glibc.malloc.trim_threshold={1 << 40}',
+    )
+)
 STAGES = ('jaxpr_to_mlir_module_duration', 'backend_compile_duration')  # jax reports the end of each of these stages
 LARGE_PROGRAM = 0.2  # seconds of a stage
 LARGE_HEAP = 8 << 30  # bytes that the process holds

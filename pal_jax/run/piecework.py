@@ -56,10 +56,15 @@ class Piecework:
 
 
 def make(
-    ctx: Context, steps: int, work: Work, name: str, finish: Callable[[Records], Evaluation],
-    shown: Sequence[str] = ('rows',), resume: Callable[[Host], Host] = lambda host: host,
+    ctx: Context,
+    steps: int,
+    work: Work,
+    name: str,
+    finish: Callable[[Records], Evaluation],
+    shown: Sequence[str] = ('rows',),
+    resume: Callable[[Host], Host] = lambda host: host,
     phases: Mapping[str, int] | None = None,
-) -> Piecework:  # fmt: skip
+) -> Piecework:
     """A recipe of `steps` parts in the run's folder, whose one evaluation comes after the last part.
 
     `phases` has the number of parts of each phase by its name, in their order. The parts of a phase take about the same

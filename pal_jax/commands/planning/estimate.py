@@ -219,13 +219,16 @@ def measure(program: Program, chip: Chip, efficiency: float) -> ProgramCost:
         transfer = chip.transfer(received, traffic.between)
         seconds = max(work / chip.flops, traffic.moved / chip.bandwidth, transfer) / efficiency
     return ProgramCost(
-        program.name, program.calls,
+        program.name,
+        program.calls,
         arguments=argument_bytes,
         temporaries=stats.temp_size_in_bytes + results,
         beside=beside,
         peak=argument_bytes + results + stats.temp_size_in_bytes + beside,
-        flops=work, seconds=seconds, **traffic._asdict(),
-    )  # fmt: skip
+        flops=work,
+        seconds=seconds,
+        **traffic._asdict(),
+    )
 
 
 def over_memory(message: str) -> int:

@@ -132,7 +132,7 @@ def scoring(scorer: Scorer, work: Work) -> list[Program]:
     acts: Any = array(mesh, rows, (work.n, 1), jnp.bool_)
     batch = TokenBatch(
         tokens=column, positions=column, segments=column, prefix=column, states=reply, actions=reply, acts=acts
-    )  # fmt: skip
+    )
     side, number = (array(mesh, rows, (work.n // 2,), dtype) for dtype in (jnp.int32, jnp.float32))
     # A loss that reads no labels leaves them out of its program.
     labels, counts = (array(mesh, rows, sizes) for sizes in ((work.n, scorer.outputs), (work.n,)))
@@ -195,7 +195,7 @@ def tokens(mesh: Mesh, rows: int, work: Work) -> tuple[TokenBatch, jax.ShapeDtyp
     acts: Any = array(mesh, rows, sizes, jnp.bool_)
     batch = TokenBatch(
         tokens=column, positions=column, segments=column, prefix=column, states=actions, actions=actions, acts=acts
-    )  # fmt: skip
+    )
     return batch, array(mesh, rows, sizes)
 
 

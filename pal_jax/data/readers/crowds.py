@@ -179,10 +179,12 @@ def personalllm(source: str) -> Iterator[Choice]:
             f'{table[0][0]}: no reward such as response_1_gemma_2b; its fields are {", ".join(table[0][1])}'
         )
     size = 1 + max(number for number in range(1, 9) if f'response_{number}' in table[0][1])
-    rewards = np.array([
-        [[_number(place, row, f'response_{k}_{model}') for model in models] for k in range(1, size)]
-        for place, row in table
-    ])  # fmt: skip
+    rewards = np.array(
+        [
+            [[_number(place, row, f'response_{k}_{model}') for model in models] for k in range(1, size)]
+            for place, row in table
+        ]
+    )
     flat = rewards.reshape(-1, len(models))
     rewards = (rewards - flat.mean(axis=0)) / np.maximum(flat.std(axis=0), 1e-9)
     for person in range(HOLDERS):

@@ -335,10 +335,13 @@ def make_app(
     _answer_errors(app)
     guarded = [Depends(known)]
     for path, answer, dependencies in (
-        ('/', chat_page, []), ('/health', service.health, []), ('/metrics', service.scrape, []),
-        ('/chat.json', service.about_chat, guarded), ('/v1/models', service.models, guarded),
+        ('/', chat_page, []),
+        ('/health', service.health, []),
+        ('/metrics', service.scrape, []),
+        ('/chat.json', service.about_chat, guarded),
+        ('/v1/models', service.models, guarded),
         ('/v1/models/{name:path}', service.about_model, guarded),
-    ):  # fmt: skip
+    ):
         app.get(path, dependencies=dependencies, include_in_schema=path != '/')(answer)
         app.head(path, dependencies=dependencies, include_in_schema=False)(answer)
     app.post('/v1/chat/completions', dependencies=guarded)(service.chat)

@@ -16,9 +16,13 @@ class Refusal(Exception):
     """An error that the server answers in OpenAI's error JSON."""
 
     def __init__(
-        self, status: int, message: str, kind: str = 'invalid_request_error', param: str | None = None,
+        self,
+        status: int,
+        message: str,
+        kind: str = 'invalid_request_error',
+        param: str | None = None,
         code: str | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__(message)
         self.status, self.error = status, {'message': message, 'type': kind, 'param': param, 'code': code}
 

@@ -144,17 +144,22 @@ class ResponseForm(ChatForm):
         (choice,), (end,) = choices, ended
         counts = usage_of(prompt, choices)
         usage = {
-            'input_tokens': prompt, 'input_tokens_details': {'cached_tokens': 0, 'cache_write_tokens': 0},
-            'output_tokens': counts['completion_tokens'], 'output_tokens_details': {'reasoning_tokens': 0},
+            'input_tokens': prompt,
+            'input_tokens_details': {'cached_tokens': 0, 'cache_write_tokens': 0},
+            'output_tokens': counts['completion_tokens'],
+            'output_tokens_details': {'reasoning_tokens': 0},
             'total_tokens': counts['total_tokens'],
-        }  # fmt: skip
+        }
         reason = INCOMPLETE.get(end)
         return self._response(
             'incomplete' if reason else 'completed',
-            completed_at=time.time(), incomplete_details={'reason': reason} if reason else None,
-            output=[self._output(choice, end)], usage=usage, stop_reason=choice.stop_reason,
+            completed_at=time.time(),
+            incomplete_details={'reason': reason} if reason else None,
+            output=[self._output(choice, end)],
+            usage=usage,
+            stop_reason=choice.stop_reason,
             system_fingerprint=self.head(choice.versions)['system_fingerprint'],
-        )  # fmt: skip
+        )
 
     def piece(
         self,

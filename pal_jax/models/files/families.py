@@ -205,23 +205,36 @@ GEMMA_FIXED: Config = {
 
 # A default of None belongs to a key that may be left out or be null.
 LLAMA_DEFAULTS: Config = {
-    'num_key_value_heads': None, 'head_dim': None, 'max_position_embeddings': 2048, 'rms_norm_eps': 1e-6,
-    'tie_word_embeddings': False, 'rope_theta': 10_000.0,
-}  # fmt: skip
+    'num_key_value_heads': None,
+    'head_dim': None,
+    'max_position_embeddings': 2048,
+    'rms_norm_eps': 1e-6,
+    'tie_word_embeddings': False,
+    'rope_theta': 10_000.0,
+}
 QWEN_DEFAULTS: Config = {
-    'num_key_value_heads': 32, 'max_position_embeddings': 32_768, 'use_sliding_window': False, 'sliding_window': 4096,
-    'max_window_layers': 28, 'layer_types': None,
-}  # fmt: skip
+    'num_key_value_heads': 32,
+    'max_position_embeddings': 32_768,
+    'use_sliding_window': False,
+    'sliding_window': 4096,
+    'max_window_layers': 28,
+    'layer_types': None,
+}
 GEMMA2_DEFAULTS: Config = {
     'num_key_value_heads': 4, 'head_dim': 256, 'max_position_embeddings': 8192, 'tie_word_embeddings': True,
     'sliding_window': 4096, 'query_pre_attn_scalar': 256, 'attn_logit_softcapping': 50.0,
     'final_logit_softcapping': 30.0, 'layer_types': None, 'hidden_act': None,
 }  # fmt: skip
 GEMMA3_DEFAULTS: Config = {
-    **GEMMA2_DEFAULTS, 'max_position_embeddings': 131_072, 'rope_theta': 1e6, 'rope_local_base_freq': 10_000.0,
-    'attn_logit_softcapping': None, 'final_logit_softcapping': None, 'sliding_window_pattern': None,
+    **GEMMA2_DEFAULTS,
+    'max_position_embeddings': 131_072,
+    'rope_theta': 1e6,
+    'rope_local_base_freq': 10_000.0,
+    'attn_logit_softcapping': None,
+    'final_logit_softcapping': None,
+    'sliding_window_pattern': None,
     '_sliding_window_pattern': None,
-}  # fmt: skip
+}
 SMOLLM3_DEFAULTS: Config = {
     'num_key_value_heads': 4, 'max_position_embeddings': 32_768, 'tie_word_embeddings': True, 'rope_theta': 2e6,
     'no_rope_layers': None, 'no_rope_layer_interval': 4, 'layer_types': None, 'sliding_window': None,
@@ -290,9 +303,12 @@ FAMILIES: dict[str, ModelFamily] = {  # by config.json's model_type
 
 # Fields that the decoder does not have, with the value at which they change nothing.
 ABSENT: Config = {
-    'quantization_config': None, 'partial_rotary_factor': 1.0, 'embedding_multiplier': 1.0, 'residual_multiplier': 1.0,
+    'quantization_config': None,
+    'partial_rotary_factor': 1.0,
+    'embedding_multiplier': 1.0,
+    'residual_multiplier': 1.0,
     'logits_scaling': 1.0,
-}  # fmt: skip
+}
 # The classes of transformers for a family with a head in place of the unembedding; Baichuan's own code has none.
 CLASSIFIERS = {
     name: family.architecture.replace('ForCausalLM', 'ForSequenceClassification')

@@ -178,16 +178,19 @@ class TreeTask:
         longest = float(wires.distance.max())
         hops = (len(src), count)
         # Every feature is a share of something of the network, so that a policy can be used on larger networks.
-        features = jnp.stack([
-            jnp.broadcast_to(jnp.mean(has, axis=0)[None], hops),  # servers that have the chunk
-            ((near @ lacks) / degree[:, None])[dst],  # neighbours of the end that lack it
-            (((near @ has.astype(jnp.float32)) / degree[:, None])[dst]),  # neighbours of the end that have it
-            jnp.broadcast_to((into / degree)[dst][:, None], hops),  # ways to serve the end
-            jnp.broadcast_to((out / degree)[src][:, None], hops),  # ways to use the source
-            jnp.broadcast_to(jnp.mean(lacks, axis=1)[dst][:, None], hops),  # chunks that the end lacks
-            jnp.asarray(wires.distance[dst] / longest),  # how far the end is from the root
-            jnp.asarray((wires.distance[dst] > wires.distance[src]).astype(np.float32)),  # whether it leads away
-        ], axis=-1)[:, wires.first]  # fmt: skip
+        features = jnp.stack(
+            [
+                jnp.broadcast_to(jnp.mean(has, axis=0)[None], hops),  # servers that have the chunk
+                ((near @ lacks) / degree[:, None])[dst],  # neighbours of the end that lack it
+                (((near @ has.astype(jnp.float32)) / degree[:, None])[dst]),  # neighbours of the end that have it
+                jnp.broadcast_to((into / degree)[dst][:, None], hops),  # ways to serve the end
+                jnp.broadcast_to((out / degree)[src][:, None], hops),  # ways to use the source
+                jnp.broadcast_to(jnp.mean(lacks, axis=1)[dst][:, None], hops),  # chunks that the end lacks
+                jnp.asarray(wires.distance[dst] / longest),  # how far the end is from the root
+                jnp.asarray((wires.distance[dst] > wires.distance[src]).astype(np.float32)),  # whether it leads away
+            ],
+            axis=-1,
+        )[:, wires.first]
         hop = jnp.repeat(jnp.arange(len(src)), len(wires.first))
         group = (jnp.asarray(dst)[:, None] * count + wires.first[None]).reshape(-1)
         return Candidates(features.reshape(-1, self.features), useful[:, wires.first].reshape(-1), hop, group)

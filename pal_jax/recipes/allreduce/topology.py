@@ -343,11 +343,13 @@ NETWORKS = {
     'bcube': TopologyKind(bcube, 'bcube:n,k', (2, 0), lambda n, k: n ** (min(k, MOST) + 1)),
     'dcell': TopologyKind(dcell, 'dcell:n,level', (1, 0), _dcell_servers),
     'jellyfish': TopologyKind(
-        jellyfish, 'jellyfish:switches,degree[,seed[,servers]]', (2, 1, 0, 1),
+        jellyfish,
+        'jellyfish:switches,degree[,seed[,servers]]',
+        (2, 1, 0, 1),
         lambda switches, degree, seed=0, servers=1: switches * servers,
     ),
     'fat_tree': TopologyKind(fat_tree, 'fat_tree:k', (2,), lambda k: k**3 // 4),
-}  # fmt: skip
+}
 
 
 def by_name(name: str, key: str = 'networks') -> Topology:

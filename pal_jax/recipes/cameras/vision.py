@@ -121,9 +121,11 @@ def smallest(triangles: Float[Array, '*B 10']) -> Float[Array, '*B 3']:
 
 
 def triangulate(
-    cameras: Float[Array, 'n 5'], pixels: Float[Array, 'n J 2'], visible: Bool[Array, 'n J'],
+    cameras: Float[Array, 'n 5'],
+    pixels: Float[Array, 'n J 2'],
+    visible: Bool[Array, 'n J'],
     members: Bool[np.ndarray, 'S n'],
-) -> tuple[Float[Array, 'S J 3'], Bool[Array, 'S J']]:  # fmt: skip
+) -> tuple[Float[Array, 'S J 3'], Bool[Array, 'S J']]:
     """The points by the views of every sub-team, and whether two or more of its cameras see them (linear
     triangulation, Hartley & Zisserman 2004, section 12.2). Points that too few see have no meaning."""
     one_by_one = view_rows(cameras, pixels, visible.astype(pixels.dtype))

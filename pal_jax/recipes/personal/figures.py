@@ -5,21 +5,28 @@ from __future__ import annotations
 from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, Words
 
 MODELS = {  # what PAL is compared with
-    'shared': 'one model for all (K = 1)', 'pal': 'PAL, K chosen on validation',
-    'asked': 'PAL, new people asked what tells most', 'shuffled': 'PAL, shuffled user ids',
+    'shared': 'one model for all (K = 1)',
+    'pal': 'PAL, K chosen on validation',
+    'asked': 'PAL, new people asked what tells most',
+    'shuffled': 'PAL, shuffled user ids',
     'embedding': 'user embedding',
     'own': 'a model of their own each',
     'groups': 'PAL that is told the groups of seen people',
     'majority': 'majority vote on the same pair',
     'mixed_logit': 'mixed logit (xlogit)',
     'context': 'in context: earlier choices before the pair',
-}  # fmt: skip
+}
 METHODS = MODELS | {  # what the bench of personal rewards compares
-    'memory': 'wins less losses of the items in training', 'variational': 'people as distributions (own form of VRF)',
-    'shallow': 'length and formatting alone', 'lore': 'mixture of bases (LoRe)', 'maxmin': 'groups by EM (MaxMin-RLHF)',
-    'vpl': 'a latent vector read from choices (VPL)', 'gpo': 'choices in context, a transformer (GPO)',
-    'pref': 'free weights of features, ridge (PReF)', 'mrm': 'a start of the weights and a few steps (MRM)',
-}  # fmt: skip
+    'memory': 'wins less losses of the items in training',
+    'variational': 'people as distributions (own form of VRF)',
+    'shallow': 'length and formatting alone',
+    'lore': 'mixture of bases (LoRe)',
+    'maxmin': 'groups by EM (MaxMin-RLHF)',
+    'vpl': 'a latent vector read from choices (VPL)',
+    'gpo': 'choices in context, a transformer (GPO)',
+    'pref': 'free weights of features, ridge (PReF)',
+    'mrm': 'a start of the weights and a few steps (MRM)',
+}
 WORDS = Words(
     figures={
         OPTIMISED: {

@@ -97,9 +97,11 @@ class IdealPointLearner:
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
         self.init = jax.jit(jax.vmap(self._new_state), out_shardings=shardings)
         self._updates = jax.jit(
-            side_by_side(self._many, replicas), donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)),
+            side_by_side(self._many, replicas),
+            donate_argnums=0,
+            out_shardings=(shardings, sharding.replicated(mesh)),
             in_shardings=(shardings, sharding.sharding(mesh, BATCH)),
-        )  # fmt: skip
+        )
         self.fit, self.margins, self.by_prototype, self._expect, self._posterior = (
             jax.jit(side_by_side(of_one, replicas), out_shardings=sharding.replicated(mesh))
             for of_one in (self._fit, self._margins, self._each, self._expected, self._mode)

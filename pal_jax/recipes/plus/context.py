@@ -145,9 +145,13 @@ class PairPacker:
     def _packed(self, groups: Sequence[PromptGroup], **options: Any) -> ReplyGroups:
         # Rows that texts share are all cut to one length, so that one program reads them.
         return pack_replies(
-            groups, self.mesh, micro_rows=self.micro_rows,
-            row_tokens=self.row_tokens, multiple=self.row_tokens or MULTIPLE, **options,
-        )  # fmt: skip
+            groups,
+            self.mesh,
+            micro_rows=self.micro_rows,
+            row_tokens=self.row_tokens,
+            multiple=self.row_tokens or MULTIPLE,
+            **options,
+        )
 
 
 def make_pair_packer(settings: RewardModelSettings, tokenizer: Tokenizer, mesh: Mesh) -> PairPacker:

@@ -53,7 +53,7 @@ def by_person(choices: Iterable[Choice]) -> Mapping[str, Sequence[Choice]]:
 
 def read(
     data: str, *, people: int, tested: int, seed: int, form: str, made: HistoryOptions, log: Log = no_log
-) -> tuple[list[History], Splits]:  # fmt: skip
+) -> tuple[list[History], Splits]:
     """The people to learn from, and the people to test on by the name of their split.
 
     `test` are people nobody has learnt from, `seen` are people to learn from; the choices that test either were not

@@ -136,9 +136,12 @@ def make(
     new = functools.partial(new_state, seed, policy.cfg.width, options, optimizer)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(new))
     measure = functools.partial(
-        conditioning.evaluate, temperature=1.0, samples=evaluated.samples, shown=evaluated.shown,
+        conditioning.evaluate,
+        temperature=1.0,
+        samples=evaluated.samples,
+        shown=evaluated.shown,
         nothing=np.zeros(options.dim, np.float32),
-    )  # fmt: skip
+    )
     stage = functools.partial(stage_before, warmup=0, steps=options.passes, every=evaluated.every, base=evaluated.base)
     plan = Plan(options.passes, abstract, stage, shown=('accuracy', 'reward'), keep=keeping(reward_model=policy))
     vectors = Vectors(policy, ctx, train, [*train, *itertools.chain(*tests.values())])

@@ -108,9 +108,14 @@ def read_people(settings: Settings, log: histories.Log = histories.no_log) -> tu
       ValueError: `data` names no people, a line of a file is wrong, or the people lack what `reads` names.
     """
     train, tests = histories.read(
-        settings.data, people=settings.people, tested=settings.eval.people, seed=settings.seed, form=settings.form,
-        made=settings.history, log=log,
-    )  # fmt: skip
+        settings.data,
+        people=settings.people,
+        tested=settings.eval.people,
+        seed=settings.seed,
+        form=settings.form,
+        made=settings.history,
+        log=log,
+    )
     check_reads(settings.reads, settings.data, (train, tests))
     return train, tests
 

@@ -169,9 +169,11 @@ def make(settings: Settings, ctx: Context) -> Recipe:
     if settings.reads in WRITTEN:
         load |= {'policy': parts.policy.source.load}
     measure = functools.partial(
-        conditioning.evaluate, temperature=(settings.sampling if learns else settings.hold).temperature,
-        samples=evaluated.samples, shown=evaluated.shown,
-    )  # fmt: skip
+        conditioning.evaluate,
+        temperature=(settings.sampling if learns else settings.hold).temperature,
+        samples=evaluated.samples,
+        shown=evaluated.shown,
+    )
     # Rows that prompts share are all as long, so that one program computes them (`data.packing.pack_rollouts`).
     pack = make_packing(settings, ctx.mesh, summary.n_samples, multiple=settings.ppo.row_tokens or MULTIPLE)
     return PLUS(

@@ -47,11 +47,14 @@ def open_annotators(models: ChatModels, specs: Mapping[str, Spec], role: str = '
     # Each annotator is opened once, however many preferences it judges.
     opened = {
         name: models.choose(
-            role, spec.decoder, functools.partial(annotators.make_annotator, spec=spec), spec.model,
+            role,
+            spec.decoder,
+            functools.partial(annotators.make_annotator, spec=spec),
+            spec.model,
             rule=lambda: annotators.annotate_by_rule,
         )
         for name, spec in specs.items()
-    }  # fmt: skip
+    }
     first = next(iter(opened.values()))
     return lambda preference: opened.get(preference, first)
 

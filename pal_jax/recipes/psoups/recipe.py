@@ -49,15 +49,17 @@ def stages(settings: Settings, workdir: Path) -> list[Stage]:
     listed = [
         make('rollout', rollout.Settings, recipe='psoups.rollout'),
         make('annotate', annotate.Settings, recipe='psoups.annotate'),
-        *(make(f'reward-{name}', reward.Settings, recipe='scorer.reward', **reward_values(settings, pairs / name))
-          for name in (GENERAL, *poles, JOINT)),
+        *(
+            make(f'reward-{name}', reward.Settings, recipe='scorer.reward', **reward_values(settings, pairs / name))
+            for name in (GENERAL, *poles, JOINT)
+        ),
         policy('rlhf', GENERAL),
         make('multitask', sft.Settings, recipe='sft', **section_values(settings.multitask, pairs / BEST)),
         policy('morl', JOINT),
         *(policy(f'policy-{pole}', pole) for pole in poles),
         make('merge', merge.Settings, recipe='psoups.merge'),
         make('evaluate', evaluate.Settings, recipe='psoups.evaluate'),
-    ]  # fmt: skip
+    ]
     picked = chosen(listed, settings.stage)
     if any(isinstance(stage.settings, PromptedKeys) for stage in picked):
         check_prompts(settings)

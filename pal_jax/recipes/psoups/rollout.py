@@ -69,12 +69,15 @@ class Rollouts:
         answers = [sample.completion.text.strip() for sample in samples]  # as chat templates have a turn
         records = [
             {
-                'id': f'{pole.id}-{prompt.id}', 'preference_id': pole.id, 'instruction': prompt.instruction,
-                'input': prompt.input, 'preference_prompt': pole.text,
+                'id': f'{pole.id}-{prompt.id}',
+                'preference_id': pole.id,
+                'instruction': prompt.instruction,
+                'input': prompt.input,
+                'preference_prompt': pole.text,
                 **{f'output_{j + 1}': answer for j, answer in enumerate(answers[k * n : (k + 1) * n])},
             }
             for k, (pole, prompt) in enumerate(part)
-        ]  # fmt: skip
+        ]
         length = float(np.mean([len(sample.completion.token_ids) for sample in samples]))
         return records, host, {'prompts': float(len(part)), 'length': length}
 

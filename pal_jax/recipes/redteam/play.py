@@ -351,9 +351,12 @@ def trained_by(settings: Settings, policy: Policy, learner: PolicyLearner) -> Tr
         return {'export': exported(state, last)} | ({'attacker': exported(state, 0)} if last else {})
 
     return TrainedModel(
-        exports, stated(weights, weights.actor.model.frozen, settings.play.roles), policy.cfg, policy.tokenizer,
+        exports,
+        stated(weights, weights.actor.model.frozen, settings.play.roles),
+        policy.cfg,
+        policy.tokenizer,
         lambda state: state.policy(len(state.policies) - 1).actor,
-    )  # fmt: skip
+    )
 
 
 def make_trained(settings: Settings, ctx: Context) -> TrainedModel:

@@ -53,9 +53,13 @@ def all_stages(settings: Settings, workdir: Path) -> Iterator[Stage]:
         roles, _, seed = variant.rpartition('-')
         games = dataclasses.replace(settings.play, roles=roles)
         yield make(
-            f'play-{variant}', play.Settings, recipe='redteam.play', total_steps=settings.total_steps, play=games,
+            f'play-{variant}',
+            play.Settings,
+            recipe='redteam.play',
+            total_steps=settings.total_steps,
+            play=games,
             seed=int(seed),
-        )  # fmt: skip
+        )
     yield make('evaluate', evaluate.Settings, recipe='redteam.evaluate')
 
 

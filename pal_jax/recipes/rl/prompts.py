@@ -52,8 +52,10 @@ def read_prompts(settings: PromptSettings, tokenizer: Tokenizer, seed: int) -> P
     Raises:
       ValueError: a source or a row of it is wrong, or there is nothing to learn from or to test on.
     """
-    train, test = ([to_prompt(place, row, settings, tokenizer) for place, row in rows_of(source)] if source else []
-                   for source in (settings.train, settings.test))  # fmt: skip
+    train, test = (
+        [to_prompt(place, row, settings, tokenizer) for place, row in rows_of(source)] if source else []
+        for source in (settings.train, settings.test)
+    )
     if len({isinstance(prompt.prompt, str) for prompt in (*train, *test)}) > 1:
         raise ValueError(
             f'prompts.train={settings.train}: some prompts are texts and others messages, and reward functions get '

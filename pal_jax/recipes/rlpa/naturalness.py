@@ -76,11 +76,14 @@ def calibrate(good: Sequence[LogProbs]) -> Scale:
     def percentile(q: float) -> np.ndarray:
         overall = np.percentile(measured, q, axis=0)
         by_length = [measured[bins == b] for b in range(len(_BINS) + 1)]
-        return np.array([
-            (_SHRINK * overall + len(some) * np.percentile(some, q, axis=0)) / (_SHRINK + len(some))
-            if len(some) else overall
-            for some in by_length
-        ])  # fmt: skip
+        return np.array(
+            [
+                (_SHRINK * overall + len(some) * np.percentile(some, q, axis=0)) / (_SHRINK + len(some))
+                if len(some)
+                else overall
+                for some in by_length
+            ]
+        )
 
     lowest, full, low = map(percentile, (1, 5, 10))
     return Scale(np.minimum(2 * lowest - low, full - _NARROWEST), full)
@@ -113,9 +116,13 @@ class Naturalness:
     """
 
     def __init__(
-        self, read: Reader, *, open: Callable[[], Any] = lambda: None, release: Callable[[], None] = lambda: None,
+        self,
+        read: Reader,
+        *,
+        open: Callable[[], Any] = lambda: None,
+        release: Callable[[], None] = lambda: None,
         required: bool = False,
-    ):  # fmt: skip
+    ):
         self._read, self.open, self.release, self._required = read, open, release, required
         self._scale: Scale | None = None
         self.separation = 0.0  # how well good replies are told from spoilt ones, once it is calibrated

@@ -25,9 +25,13 @@ PARTS = 'profile', 'response', 'format'  # of the reward
 
 
 def with_functions(
-    reward: RewardFn, functions: Sequence[RewardFunction],
-    messages: Callable[[Dialogue], Sequence[Mapping[str, str]]], *, weights: Mapping[str, float], apart: bool,
-) -> RewardFn:  # fmt: skip
+    reward: RewardFn,
+    functions: Sequence[RewardFunction],
+    messages: Callable[[Dialogue], Sequence[Mapping[str, str]]],
+    *,
+    weights: Mapping[str, float],
+    apart: bool,
+) -> RewardFn:
     """`reward` plus the weighted values of the functions, which see every answer, malformed ones too.
 
     A function's value of None is no reward: the sample is then `ok=False`. Its values are figures `own_<name>`.

@@ -13,9 +13,7 @@ from pal_jax.recipes.rlpa.profiles import ParsedCompletion, ProfileScores, plain
 from pal_jax.types import Dialogue, Person, ProfileMatcher, ResponseJudge, RewardFn, Sample, Turn, Verdict
 
 MALFORMED = 0.0  # the reward of a completion that does not keep the format
-_NO_INFO = dict.fromkeys(
-    ('format', 'profile', 'response', *SCORES, 'facts', 'matched', 'precision', 'recall'), 0.0
-)  # fmt: skip
+_NO_INFO = dict.fromkeys(('format', 'profile', 'response', *SCORES, 'facts', 'matched', 'precision', 'recall'), 0.0)
 
 
 def make_reward(

@@ -52,6 +52,10 @@ def describe_sample(sample: Sample) -> Mapping[str, Any]:
     scores = {'reward': sample.reward, **{name: sample.info[name] for name in ('profile', 'response', 'format')}}
     person = sample.source.person
     return {
-        'person': person.id, 'facts': list(person.facts), 'round': sample.source.round + 1, 'judged': sample.ok,
-        'scores': scores, 'turns': turns,
-    }  # fmt: skip
+        'person': person.id,
+        'facts': list(person.facts),
+        'round': sample.source.round + 1,
+        'judged': sample.ok,
+        'scores': scores,
+        'turns': turns,
+    }

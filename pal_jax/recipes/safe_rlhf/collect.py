@@ -167,8 +167,10 @@ def write_records(folder: Path, before: Path | None, records: Records, test_shar
     held = holdouts.held_out(new, max(round(test_share * len(new)), 1), seed=seed) if len({*new}) > 1 else []
     tested |= {content for content, is_held in zip(new, held, strict=False) if is_held}
     everything = [*earlier[0], *earlier[1], *records]
-    split = {'': [r for r in everything if normal(r['prompt']) not in tested],
-             '-test': [r for r in everything if normal(r['prompt']) in tested]}  # fmt: skip
+    split = {
+        '': [r for r in everything if normal(r['prompt']) not in tested],
+        '-test': [r for r in everything if normal(r['prompt']) in tested],
+    }
     if not split[''] or not split['-test']:
         counts = f'{len(split[""])} pairs to learn from and {len(split["-test"])} to test on'
         raise ValueError(f'{counts}; give records of more prompts')

@@ -377,7 +377,11 @@ def cut(sample: Sample, end: int, text: str) -> Sample:
     """A sample of its first `end` tokens, which say `text`."""
     whole = sample.completion
     kept = dataclasses.replace(
-        whole, text=text, token_ids=whole.token_ids[:end], logprobs=whole.logprobs[:end],
-        policy_logprobs=whole.policy_logprobs[:end], versions=whole.versions[:end],
-    )  # fmt: skip
+        whole,
+        text=text,
+        token_ids=whole.token_ids[:end],
+        logprobs=whole.logprobs[:end],
+        policy_logprobs=whole.policy_logprobs[:end],
+        versions=whole.versions[:end],
+    )
     return dataclasses.replace(sample, completion=kept)

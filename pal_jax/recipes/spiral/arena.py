@@ -66,9 +66,14 @@ def measure(games: Sequence[str], count: int, seed: int, speakers: Mapping[str, 
 
 
 def play_textarena(
-    answers: ModelPlayer, policies: Mapping[str, Params], models: Mapping[str, ChatModel], games: Sequence[str],
-    longest: int, count: int, seed: Sequence[int],
-) -> Evaluation:  # fmt: skip
+    answers: ModelPlayer,
+    policies: Mapping[str, Params],
+    models: Mapping[str, ChatModel],
+    games: Sequence[str],
+    longest: int,
+    count: int,
+    seed: Sequence[int],
+) -> Evaluation:
     """The policy in games of textarena against the other `policies`, which share its decoder, and chat models."""
     speakers: dict[str, Speaker] = {}
     for k, (name, params) in enumerate(policies.items()):

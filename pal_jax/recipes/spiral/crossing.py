@@ -18,7 +18,7 @@ END = 'end'  # the policy of now
 
 def cross(
     answers: ModelPlayer, params: Params, past: Mapping[int, Params], count: int, seed: Sequence[int]
-) -> Evaluation:  # fmt: skip
+) -> Evaluation:
     """Every pair against each other, `count` matches in either seat of each game.
 
     Args:

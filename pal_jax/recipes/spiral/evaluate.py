@@ -40,8 +40,10 @@ from pal_jax.types import ChatModel, Exhibit, Sample
 
 RANDOM, MINIMAX, NASH, BEST, START = 'random', 'minimax', 'nash', 'best', 'start'
 OPPONENTS: Mapping[str, Sequence[str]] = {  # of a game, beside the player that moves at random and the start
-    'tictactoe': (MINIMAX,), 'kuhn': (NASH, BEST), 'negotiation': (),
-}  # fmt: skip
+    'tictactoe': (MINIMAX,),
+    'kuhn': (NASH, BEST),
+    'negotiation': (),
+}
 FORMS = '{0}', '[{0}]', '\\boxed{{{0}}}', '\\boxed{{[{0}]}}'  # spellings of an action that are looked at
 
 Played = Mapping[tuple[str, str, int], list[list[Sample]]]  # matches by game, opponent and the policy's seat
@@ -149,9 +151,7 @@ class Examiner:
     def others(self) -> dict[str, Player]:
         """The models of settings as players."""
         pairs = zip(self.names(), self.models.values(), strict=True)
-        return {
-            name: chatting(model, self.matches, (*self.seed, OTHERS, k)) for k, (name, model) in enumerate(pairs)
-        }  # fmt: skip
+        return {name: chatting(model, self.matches, (*self.seed, OTHERS, k)) for k, (name, model) in enumerate(pairs)}
 
     def loaded(self, params: Params, seed: int) -> Player:
         """A model with these weights, which are loaded whenever it moves."""

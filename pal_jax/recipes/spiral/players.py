@@ -55,9 +55,7 @@ class ModelPlayer:
     def __call__(self, states: Sequence[Match], seed: Sequence[int]) -> list[Sample]:
         """A sample for the seat that moves next in each match; `parsed` is its action, None where it is invalid."""
         prompts = [self.prompt(match) for match in states]
-        samples = sampler.sample(
-            self.decoder, self.tokenizer, prompts, [self.sampling], seed, sources=states
-        )  # fmt: skip
+        samples = sampler.sample(self.decoder, self.tokenizer, prompts, [self.sampling], seed, sources=states)
         return [self.parsed(sample) for sample in samples]
 
     def prompt(self, match: Match) -> tuple[int, ...]:

@@ -158,9 +158,13 @@ class Spiral:
         # A baseline follows the policy alone: the returns of another player in that seat are not its own.
         moved = np.array([[is_policys(samples, seat) for seat in SEATS] for samples in played])
         advantages, after = role_conditioned(
-            jnp.asarray(baselines, jnp.float32), jnp.array([end.game for end in ends]),
-            jnp.asarray(returns, jnp.float32), jnp.asarray(moved), alpha=self.alpha, baseline=self.baseline,
-        )  # fmt: skip
+            jnp.asarray(baselines, jnp.float32),
+            jnp.array([end.game for end in ends]),
+            jnp.asarray(returns, jnp.float32),
+            jnp.asarray(moved),
+            alpha=self.alpha,
+            baseline=self.baseline,
+        )
         given = np.asarray(advantages).tolist()
         credited = [
             [dataclasses.replace(sample, rewards=(given[k][sample.role],)) for sample in policys(samples)]
@@ -265,9 +269,13 @@ def make_match_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> Po
     ppo = dataclasses.replace(settings.ppo, loss_agg=settings.ppo.loss_agg or 'constant')
     warmup = settings.warmup
     return models.make_learner(
-        dataclasses.replace(settings, ppo=ppo), cfg, ctx, n=1, imitation=warmup.optimizer.over(max(warmup.steps, 1)),
+        dataclasses.replace(settings, ppo=ppo),
+        cfg,
+        ctx,
+        n=1,
+        imitation=warmup.optimizer.over(max(warmup.steps, 1)),
         warmup=warmup.steps > 0,
-    )  # fmt: skip
+    )
 
 
 def make_keeper(settings: Settings, learner: PolicyLearner) -> Keeper:

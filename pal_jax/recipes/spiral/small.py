@@ -81,10 +81,11 @@ class Player:
             keys = jax.random.split(key)
             params = {
                 f'layer{k}': {
-                    'kernel': jax.random.normal(keys[k], shape) / np.sqrt(shape[0]), 'bias': jnp.zeros(shape[1])
+                    'kernel': jax.random.normal(keys[k], shape) / np.sqrt(shape[0]),
+                    'bias': jnp.zeros(shape[1]),
                 }
                 for k, shape in enumerate(shapes)
-            }  # fmt: skip
+            }
         nothing = jnp.zeros((), jnp.int32)
         return PlayerState(
             params, self.optimizer.init(params), jnp.zeros((1, 2)), jnp.zeros(self.game.features), nothing
@@ -105,9 +106,13 @@ class Player:
         moved = jnp.stack([jnp.any(plies.live & (plies.seat == seat), axis=0) for seat in (0, 1)], axis=1)
         # 2. Advantages by the baseline of the seat, which every move of the seat gets.
         advantages, baselines = role_conditioned(
-            state.baselines, jnp.zeros(self.batch, jnp.int32), returns, moved,
-            alpha=self.alpha, baseline=self.baseline,
-        )  # fmt: skip
+            state.baselines,
+            jnp.zeros(self.batch, jnp.int32),
+            returns,
+            moved,
+            alpha=self.alpha,
+            baseline=self.baseline,
+        )
         # 3. One step down the loss of all moves.
         grads, entropy = jax.grad(self.loss, has_aux=True)(state.params, plies, advantages)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -131,9 +136,7 @@ class Player:
         chosen = jnp.take_along_axis(logprobs, flat.action[:, None], axis=1)
         acts = flat.live[:, None]
         weights = loss_weights(acts, jnp.ones(len(acts), bool), 'constant', length=1)
-        token = ppo_token_loss(
-            chosen, jax.lax.stop_gradient(chosen), advantages[match, flat.seat][:, None], clip=CLIP
-        )  # fmt: skip
+        token = ppo_token_loss(chosen, jax.lax.stop_gradient(chosen), advantages[match, flat.seat][:, None], clip=CLIP)
         entropy = -jnp.sum(jnp.exp(logprobs) * jnp.where(flat.legal, logprobs, 0.0), axis=1)
         mean = jnp.sum(weights[:, 0] * entropy)
         return jnp.sum(weights * token) - self.entropy * mean, mean
@@ -177,9 +180,9 @@ class SmallSpiral:
 
     def step(self, state: dict[str, PlayerState], host: Host, i: int) -> tuple[Any, Host, str, Metrics]:
         # Players with other baselines get the same keys, so that they differ by the baseline alone.
-        keys = jax.vmap(
-            lambda seed: jax.random.split(jax.random.fold_in(jax.random.key(seed), i + 1), self.updates)
-        )(self.seed + jnp.arange(self.seeds))  # fmt: skip
+        keys = jax.vmap(lambda seed: jax.random.split(jax.random.fold_in(jax.random.key(seed), i + 1), self.updates))(
+            self.seed + jnp.arange(self.seeds)
+        )
         with self.ctx.phase('learn'):
             done = {name: player.train(state[name], keys) for name, player in self.players.items()}
             metrics = {key: float(value) for key, value in next(iter(done.values()))[1].items()}
@@ -229,18 +232,28 @@ def make(settings: Settings, ctx: Context) -> SmallSpiral:
     optimizer = settings.optimizer.over(settings.total_steps * settings.updates)
     players = {
         name: Player(
-            GAMES[settings.game], settings.hidden, settings.batch, settings.alpha, optimizer,
-            name, settings.entropy,  # pyright: ignore[reportArgumentType]
+            GAMES[settings.game],
+            settings.hidden,
+            settings.batch,
+            settings.alpha,
+            optimizer,
+            name,
+            settings.entropy,  # pyright: ignore[reportArgumentType]
         )
         for name in settings.baselines
-    }  # fmt: skip
+    }
     stage = functools.partial(
         stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every, base=settings.eval.base
     )
     recipe = SmallSpiral(
-        Plan(settings.total_steps, None, stage, shown=SHOWN), ctx, players,
-        settings.seeds, settings.updates, settings.eval_games, settings.seed,
-    )  # fmt: skip
+        Plan(settings.total_steps, None, stage, shown=SHOWN),
+        ctx,
+        players,
+        settings.seeds,
+        settings.updates,
+        settings.eval_games,
+        settings.seed,
+    )
     place = sharding.replicated(ctx.mesh)
     # Shapes are read off `init`, which is the one place that knows them; nothing is computed here.
     shapes = jax.eval_shape(lambda: recipe.init()[0])

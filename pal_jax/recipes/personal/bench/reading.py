@@ -112,9 +112,13 @@ def begin(learner: ChoiceLearner, key: Array) -> LatentState:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def update(
-    learner: ChoiceLearner, state: LatentState, x: Float[Array, 'n *S'], index: Int[Array, 'U T'],
-    exists: Bool[Array, 'U T'], keys: Array,
-) -> tuple[LatentState, dict[str, Array]]:  # fmt: skip
+    learner: ChoiceLearner,
+    state: LatentState,
+    x: Float[Array, 'n *S'],
+    index: Int[Array, 'U T'],
+    exists: Bool[Array, 'U T'],
+    keys: Array,
+) -> tuple[LatentState, dict[str, Array]]:
     """An update for each key; metrics are means over the updates."""
 
     def one(state: LatentState, key: Array) -> tuple[LatentState, dict[str, Array]]:

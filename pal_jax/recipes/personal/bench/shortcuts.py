@@ -154,7 +154,7 @@ def words_of(text: str) -> set[str]:
 
 def label_in_text(
     texts: Sequence[str], won: np.ndarray, groups: np.ndarray, names: Iterable[str] = (), *, popularity: bool = False
-) -> Finding:  # fmt: skip
+) -> Finding:
     """T9: one text alone, without the other side: did it win?
 
     A bag of words is fitted on other groups (people, or the texts themselves where people share them), and each word
