@@ -18,7 +18,6 @@ import jax
 from jaxtyping import Array, Float
 
 from pal_jax.learners.actor import Actor, ActorState
-from pal_jax.learners.forward import by_sample
 from pal_jax.learners.training import any_of, floats
 from pal_jax.objectives.dpo import PairLoss, preference, real_pairs
 from pal_jax.types import Metrics, TokenBatch
@@ -58,7 +57,7 @@ class PreferenceLearner:
 
     def prefer(self, state: ActorState, batch: TokenBatch) -> tuple[ActorState, Metrics]:
         """One step on the mean loss of the pairs; a batch without pairs makes no step and has no figures."""
-        if not any_of(real_pairs(by_sample(batch.acts))):
+        if not any_of(real_pairs(batch.acts)):
             return state, {}
         # 1. The loss and its gradient by each log-probability, a constant from here on.
         gradient, metrics = self.compare(state, batch)
@@ -79,12 +78,5 @@ class PreferenceLearner:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _preference(self, logprobs: Array, reference: Array | None, acts: Array) -> tuple[Array, dict[str, Array]]:
-        gradient, metrics = preference(
-            by_sample(logprobs),
-            None if reference is None else by_sample(reference),
-            by_sample(acts),
-            loss=self.dpo.loss,
-            beta=self.dpo.beta,
-            label_smoothing=self.dpo.label_smoothing,
-        )
-        return gradient.reshape(acts.shape), metrics
+        dpo = self.dpo
+        return preference(logprobs, reference, acts, loss=dpo.loss, beta=dpo.beta, label_smoothing=dpo.label_smoothing)

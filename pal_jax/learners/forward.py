@@ -1,8 +1,7 @@
 """Forward passes over a model, by rows: log-probabilities, values, and the loss of imitation. All are pure functions.
 
 A row holds prompts and their `N` completions (`types.TokenBatch`). Shapes `[R, N, A]` are of their actions, `[R, M]` of
-a row's actions side by side. Shapes `[B, A]` are of samples as the estimators in `objectives` want them, the samples of
-a prompt together.
+a row's actions side by side.
 """
 
 from __future__ import annotations
@@ -27,11 +26,6 @@ from pal_jax.types import TokenBatch
 def flat(x: Array) -> Array:
     """Actions `[R, N, A]` side by side in their row, `[R, M]`."""
     return x.reshape(x.shape[0], -1)
-
-
-def by_sample(x: Array) -> Array:
-    """Actions `[R, N, A]` by sample, `[B, A]`."""
-    return x.reshape(-1, x.shape[-1])
 
 
 def hidden_states(params: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R T D']:

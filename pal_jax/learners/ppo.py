@@ -23,7 +23,6 @@ from jaxtyping import Array, Float
 
 from pal_jax.learners.actor import Actor, ActorState, mean_weights
 from pal_jax.learners.critic import Critic
-from pal_jax.learners.forward import by_sample
 from pal_jax.learners.training import Lora, TrainState, any_of, floats, global_norm, skipped, take, zeros
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
@@ -255,15 +254,15 @@ class PolicyLearner:
     @functools.partial(jax.jit, static_argnums=0)
     def _scored(self, batch: RolloutBatch, entropy: Array | None, size: int) -> tuple[dict[str, Array], Array]:
         assert batch.logprobs is not None
-        mask, metrics, new = counted_actions(batch), {}, by_sample(batch.logprobs)
+        mask, metrics = counted_actions(batch), {}
         if batch.ref_logprobs is not None:
-            metrics['kl'] = masked_mean(kl_divergence.token_kl(new, by_sample(batch.ref_logprobs)), mask)
+            metrics['kl'] = masked_mean(kl_divergence.token_kl(batch.logprobs, batch.ref_logprobs), mask)
         # Without the actor's own pass the update's `first_ratio_deviation` shows the same difference.
         if entropy is not None:
-            drift = jnp.abs(new - by_sample(batch.sampler_logprobs))
+            drift = jnp.abs(batch.logprobs - batch.sampler_logprobs)
             metrics['sampler_drift'] = masked_mean(drift, mask)
             metrics['sampler_drift_max'] = jnp.max(drift, initial=0.0, where=mask)
-            metrics['entropy'] = masked_mean(by_sample(entropy), mask)
+            metrics['entropy'] = masked_mean(entropy, mask)
         return metrics, jnp.sum(batch.tokens.segments != 0) / size
 
     def advantages(
@@ -287,7 +286,7 @@ class PolicyLearner:
 
     @functools.partial(jax.jit, static_argnums=(0, 3))
     def _advantages(self, batch: RolloutBatch, kl_coef: Array, estimate: Estimate | None, args: tuple[Any, ...]):
-        mask, shape = counted_actions(batch), batch.tokens.acts.shape
+        mask = counted_actions(batch)
         # 1. Rewards, KL penalty and values by token, as the estimators want them.
         rollout = rollout_of(self.ppo, batch, kl_coef, self.n)
         # 2. Advantages and returns (GAE, arXiv 1506.02438, or an estimator without a critic).
@@ -300,8 +299,7 @@ class PolicyLearner:
                 values, channel_returns = rollout.values[..., channel], returns[..., channel]
                 name = channel_name('explained_variance', channel)
                 metrics[name] = losses.explained_variance(values, channel_returns, mask)
-        filled = batch.replace(advantages=advantages.reshape(shape), returns=returns.reshape(*shape, -1))
-        return filled, metrics
+        return batch.replace(advantages=advantages, returns=returns), metrics
 
     # --- update ------------------------------------------------------------------------------------------------------
 
@@ -405,8 +403,8 @@ class PolicyLearner:
         """Figures of how far the policy before this minibatch's step is from the policy that was sampled."""
         assert batch.logprobs is not None
         clip, high = self.ppo.clip, self.ppo.clip_high or None
-        logprobs, old = by_sample(jnp.concatenate(new)), by_sample(batch.logprobs)
-        return losses.policy_metrics(logprobs, old, counted_actions(batch), clip=clip, clip_high=high)
+        acts = counted_actions(batch)
+        return losses.policy_metrics(jnp.concatenate(new), batch.logprobs, acts, clip=clip, clip_high=high)
 
 
 def make_actor_critic(
@@ -442,24 +440,23 @@ def check_samples(ppo: PPO, n: int) -> None:
 
 
 def counted_actions(batch: RolloutBatch) -> Array:
-    """The actions that count `[B, A]`: those of samples that did not fail."""
-    return by_sample(batch.tokens.acts & batch.ok[..., None])
+    """The actions that count `[R, N, A]`: those of samples that did not fail."""
+    return batch.tokens.acts & batch.ok[..., None]
 
 
 def rollout_of(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, ''], n: int) -> EstimatorInputs:
     """The record that estimators make advantages of; `n` is the number of samples of a prompt."""
     assert batch.logprobs is not None
-    new = by_sample(batch.logprobs)
-    reference = new if batch.ref_logprobs is None else by_sample(batch.ref_logprobs)
-    kl = kl_divergence.token_kl(new, reference, ppo.kl_estimator)
+    reference = batch.logprobs if batch.ref_logprobs is None else batch.ref_logprobs
+    kl = kl_divergence.token_kl(batch.logprobs, reference, ppo.kl_estimator)
     return EstimatorInputs(
-        rewards=batch.rewards.reshape(-1, batch.rewards.shape[-1]),
+        rewards=batch.rewards,
         # An adapted coefficient may fall to 0; below it the penalty would reward distance.
         penalty=jnp.maximum(kl_coef if ppo.kl_in == 'reward' else 0.0, 0.0) * kl,
-        values=None if batch.values is None else batch.values.reshape(*new.shape, -1),
+        values=batch.values,
         acts=counted_actions(batch),
-        ok=batch.ok.reshape(-1),
-        role=batch.role.reshape(-1),
+        ok=batch.ok,
+        role=batch.role,
         n=n,
     )
 
@@ -473,8 +470,8 @@ def tokens_of(batch: RolloutBatch, kl_coef: Float[Array, '']) -> TokenInputs:
 
 def loss_weights(ppo: PPO, batch: RolloutBatch, length: int) -> Float[Array, 'R N A']:
     """The weight of each action in the loss of a whole minibatch."""
-    acts, sizes = batch.tokens.acts, {'length': length, 'micro': ppo.micro_train_batch_size}
-    return losses.loss_weights(by_sample(acts), batch.ok.reshape(-1), ppo.aggregation, **sizes).reshape(acts.shape)
+    sizes = {'length': length, 'micro': ppo.micro_train_batch_size}
+    return losses.loss_weights(batch.tokens.acts, batch.ok, ppo.aggregation, **sizes)
 
 
 def adapted_kl(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, '']) -> Float[Array, '']:
@@ -483,7 +480,7 @@ def adapted_kl(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, '']) -> Floa
         return kl_coef
     assert batch.logprobs is not None and batch.ref_logprobs is not None
     mask = counted_actions(batch)
-    kl, n = kl_divergence.token_kl(by_sample(batch.logprobs), by_sample(batch.ref_logprobs)), jnp.sum(mask[:, 0])
+    kl, n = kl_divergence.token_kl(batch.logprobs, batch.ref_logprobs), jnp.sum(mask[..., 0])
     mean = masked_mean(kl, mask) if ppo.kl_target_per == 'token' else masked_sum(kl, mask) / jnp.maximum(n, 1)
     return kl_divergence.adapt_kl(kl_coef, mean, target=ppo.kl_target, n=n, horizon=ppo.kl_horizon)
 

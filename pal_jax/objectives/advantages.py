@@ -1,9 +1,11 @@
 """Estimators that turn one reward per sample into an advantage per action.
 
-A sample is a row of actions that starts in column 0; `acts` is True for those that are no padding. Rewards and values
-have a last axis of channels: channel 0 is the reward, the others are costs or further objectives. Nothing here is
-differentiated: rewards, values and advantages are constants of the update. Results are 0 on padding, whose inputs are
-ignored.
+The actions of a sample start at place 0; `acts` is True for those that are no padding. The axes `*S` are those of the
+samples, as a rule rows and the samples of a row; in their order the samples of a prompt stand side by side. Rewards and
+values have a last axis of channels: channel 0 is the reward, the others are costs or further objectives.
+
+Nothing here is differentiated: rewards, values and advantages are constants of the update. Results are 0 on padding,
+whose inputs are ignored.
 
 An estimator is a function of `EstimatorInputs` and of `Discounts`; it returns advantages and returns. A method may pass
 a function of its own in its place, made of the same pieces.
@@ -24,7 +26,7 @@ from pal_jax.objectives.masked import keep, masked_mean, masked_sum
 
 
 class EstimatorInputs(NamedTuple):
-    """The inputs of an estimator: `B` samples of up to `A` actions with `C` channels.
+    """The inputs of an estimator: samples `*S` of up to `A` actions with `C` channels.
 
     Attributes:
       rewards: the reward of each sample, by channel.
@@ -38,12 +40,12 @@ class EstimatorInputs(NamedTuple):
       n: the number of samples of a prompt, which stand side by side.
     """
 
-    rewards: Float[Array, 'B C']
-    penalty: Float[Array, 'B A']
-    values: Float[Array, 'B A C'] | None
-    acts: Bool[Array, 'B A']
-    ok: Bool[Array, ' B']
-    role: Int[Array, ' B']
+    rewards: Float[Array, '*S C']
+    penalty: Float[Array, '*S A']
+    values: Float[Array, '*S A C'] | None
+    acts: Bool[Array, '*S A']
+    ok: Bool[Array, '*S']
+    role: Int[Array, '*S']
     n: int
 
 
@@ -57,7 +59,7 @@ class Discounts(NamedTuple):
     std_floor: float = 0.0
 
 
-Estimates = tuple[Float[Array, 'B A'], Float[Array, 'B A C']]  # the update's advantages, and returns by channel
+Estimates = tuple[Float[Array, '*S A'], Float[Array, '*S A C']]  # the update's advantages, and returns by channel
 Estimator = Callable[[EstimatorInputs, Discounts], Estimates]
 
 
@@ -132,26 +134,26 @@ class GDPO(NamedTuple):
         Raises:
           ValueError: the rewards have other parts than there are weights.
         """
-        parts = rollout.rewards[:, 1:]
-        if parts.shape[1] != len(self.weights):
-            raise ValueError(f'rewards have {parts.shape[1]} parts, and there are {len(self.weights)} weights')
-        z = jnp.stack([self._standard(parts[:, k], rollout) for k in range(len(self.weights))], axis=1)
+        parts = rollout.rewards[..., 1:]
+        if parts.shape[-1] != len(self.weights):
+            raise ValueError(f'rewards have {parts.shape[-1]} parts, and there are {len(self.weights)} weights')
+        z = jnp.stack([self._standard(parts[..., k], rollout) for k in range(len(self.weights))], axis=-1)
         a = z @ jnp.asarray(self.weights)
         # The batch is one group of all samples that have a reward.
-        whole = self._divided(a[:, None], rollout.ok, len(a))
+        whole = self._divided(a[..., None], rollout.ok, a.size)
         returns = returns_of(rollout, whole, constants)
         return returns[..., 0], returns
 
-    def _standard(self, part: Float[Array, ' B'], rollout: EstimatorInputs) -> Float[Array, ' B']:
+    def _standard(self, part: Float[Array, '*S'], rollout: EstimatorInputs) -> Float[Array, '*S']:
         """The z of a part. A sample without it gets the lowest of its group, which is at most 0; 0 where nobody has
         it."""
         given = rollout.ok & ~jnp.isnan(part)
-        z = self._divided(keep(part, given)[:, None], given, rollout.n)[:, 0]
+        z = self._divided(keep(part, given)[..., None], given, rollout.n)[..., 0]
         groups, mask = z.reshape(-1, rollout.n), given.reshape(-1, rollout.n)
         lowest = jnp.min(groups, axis=1, keepdims=True, initial=0.0, where=mask)
         return keep(jnp.where(mask, groups, lowest).reshape(part.shape), rollout.ok)
 
-    def _divided(self, rewards: Float[Array, 'B 1'], ok: Bool[Array, ' B'], n: int) -> Float[Array, 'B 1']:
+    def _divided(self, rewards: Float[Array, '*S 1'], ok: Bool[Array, '*S'], n: int) -> Float[Array, '*S 1']:
         centred, mask, count = _centred(rewards, ok, n)
         variance = masked_sum(jnp.square(centred), mask, axis=1)[:, None] / jnp.maximum(count - 1.0, 1.0)
         return (centred / (jnp.maximum(jnp.sqrt(variance), self.floor) + 1e-4)).reshape(rewards.shape)
@@ -168,14 +170,14 @@ ESTIMATORS: dict[str, Estimator] = {  # by their names in configs
 
 
 def action_rewards(
-    rollout: EstimatorInputs, rewards: Float[Array, 'B C'], constants: Discounts
-) -> Float[Array, 'B A C']:
+    rollout: EstimatorInputs, rewards: Float[Array, '*S C'], constants: Discounts
+) -> Float[Array, '*S A C']:
     """The rewards of actions. The KL penalty is taken off channel 0, the reward; costs have no penalty."""
     signs = [-1.0, *[0.0] * (rewards.shape[-1] - 1)]
     return token_rewards(rewards, rollout.penalty, rollout.acts, clip=constants.reward_clip, signs=signs)
 
 
-def returns_of(rollout: EstimatorInputs, rewards: Float[Array, 'B C'], constants: Discounts) -> Float[Array, 'B A C']:
+def returns_of(rollout: EstimatorInputs, rewards: Float[Array, '*S C'], constants: Discounts) -> Float[Array, '*S A C']:
     """The discounted sum of the rewards of actions, from each action on."""
     return reward_to_go(action_rewards(rollout, rewards, constants), rollout.acts, gamma=constants.gamma)
 
@@ -183,7 +185,7 @@ def returns_of(rollout: EstimatorInputs, rewards: Float[Array, 'B C'], constants
 # --- rewards of samples ---------------------------------------------------------------------------------------------
 
 
-def less_others(rewards: Float[Array, 'B C'], ok: Bool[Array, ' B'], n: int) -> Float[Array, 'B C']:
+def less_others(rewards: Float[Array, '*S C'], ok: Bool[Array, '*S'], n: int) -> Float[Array, '*S C']:
     """`r_i - mean of the others` among the `n` samples of a prompt.
 
     Samples with `ok=False` get 0 and are left out of the statistics; a sample that is alone in its group gets 0, too.
@@ -195,14 +197,14 @@ def less_others(rewards: Float[Array, 'B C'], ok: Bool[Array, ' B'], n: int) -> 
     return (centred * count / jnp.maximum(count - 1.0, 1.0)).reshape(rewards.shape)
 
 
-def less_mean(rewards: Float[Array, 'B C'], ok: Bool[Array, ' B'], n: int) -> Float[Array, 'B C']:
+def less_mean(rewards: Float[Array, '*S C'], ok: Bool[Array, '*S'], n: int) -> Float[Array, '*S C']:
     """`r_i - mean` among the `n` samples of a prompt; see `less_others`."""
     return _centred(rewards, ok, n)[0].reshape(rewards.shape)
 
 
 def standardised(
-    rewards: Float[Array, 'B C'], ok: Bool[Array, ' B'], n: int, std_floor: float = 0.0
-) -> Float[Array, 'B C']:
+    rewards: Float[Array, '*S C'], ok: Bool[Array, '*S'], n: int, std_floor: float = 0.0
+) -> Float[Array, '*S C']:
     """`(r_i - mean) / (std + std_floor + 1e-9)` among the `n` samples of a prompt, `std` unbiased; see `less_others`.
 
     Without a floor a group whose rewards differ by noise alone counts as much as any other.
@@ -213,13 +215,13 @@ def standardised(
 
 
 def _centred(
-    rewards: Float[Array, 'B C'], ok: Bool[Array, ' B'], n: int
+    rewards: Float[Array, '*S C'], ok: Bool[Array, '*S'], n: int
 ) -> tuple[Float[Array, 'P n C'], Bool[Array, 'P n C'], Float[Array, 'P 1 C']]:
     """Rewards less their group's mean, a mask of those that count, and the number of them in each group."""
     if n < 2:
         raise ValueError(f'samples of a prompt are compared, got n={n}; use n >= 2, or the estimator gae or reinforce')
-    if rewards.shape[0] % n:
-        raise ValueError(f'{rewards.shape[0]} rewards do not form groups of n={n}; pass whole groups')
+    if ok.size % n:
+        raise ValueError(f'{ok.size} rewards do not form groups of n={n}; pass whole groups')
     r = rewards.reshape(-1, n, rewards.shape[-1])
     mask = jnp.broadcast_to(ok.reshape(-1, n, 1), r.shape)
     # Rewards are taken from the group's minimum, so that a constant group is exactly 0. Its mean would be rounded, and
@@ -233,67 +235,70 @@ def _centred(
 
 
 def token_rewards(
-    rewards: Float[Array, 'B C'],
-    penalty: Float[Array, 'B A'],
-    acts: Bool[Array, 'B A'],
+    rewards: Float[Array, '*S C'],
+    penalty: Float[Array, '*S A'],
+    acts: Bool[Array, '*S A'],
     *,
     clip: tuple[float, float] = (-10.0, 10.0),
     signs: Sequence[float] = (-1.0,),
-) -> Float[Array, 'B A C']:
+) -> Float[Array, '*S A C']:
     """`sign * penalty` for every action, and for the last action of a sample its clipped reward on top.
 
     `signs` has a number by channel: -1 takes the penalty off a reward, 1 adds it to a cost, 0 leaves it out.
     """
-    last = acts & ~jnp.pad(acts[:, 1:], ((0, 0), (0, 1)))
+    last = acts & ~jnp.concatenate([acts[..., 1:], jnp.zeros_like(acts[..., :1])], axis=-1)
     distance = jnp.stack([keep(sign * penalty, acts) for sign in signs], axis=-1)
-    return distance + jnp.where(last[..., None], jnp.clip(rewards, *clip)[:, None], 0.0)
+    return distance + jnp.where(last[..., None], jnp.clip(rewards, *clip)[..., None, :], 0.0)
 
 
 def gae(
-    rewards: Float[Array, 'B A *C'],
-    values: Float[Array, 'B A *C'],
-    acts: Bool[Array, 'B A'],
+    rewards: Float[Array, '*T'],
+    values: Float[Array, '*T'],
+    acts: Bool[Array, '*S A'],
     *,
-    gamma: float | Float[Array, 'B A'],
+    gamma: float | Float[Array, '*S A'],
     lam: float,
-    bootstrap: Float[Array, 'B *C'] | None = None,
-) -> tuple[Float[Array, 'B A *C'], Float[Array, 'B A *C']]:
+    bootstrap: Float[Array, '*U'] | None = None,
+) -> tuple[Float[Array, '*T'], Float[Array, '*T']]:
     """Generalised advantage estimation (Schulman et al. 2016): advantages and returns.
 
     δₜ = rₜ + γₜ Vₜ₊₁ - Vₜ,  Aₜ = δₜ + γₜλ Aₜ₊₁,  Gₜ = Aₜ + Vₜ.
 
-    The value after the last column is `bootstrap`, or 0. A γₜ of 0 ends an episode after action t.
+    Rewards and values are `[*S, A]`, or by channel `[*S, A, C]`. The value after the last action is `bootstrap`, or 0.
+    A γₜ of 0 ends an episode after action t.
     """
+    time = acts.ndim - 1
     acts, gamma = _beside(acts, rewards), _beside(jnp.broadcast_to(gamma, acts.shape), rewards)
     rewards, values = keep(rewards, acts), keep(values, acts)
     # It is 0 after the last action of a row that ends earlier, too: an answer that is cut at the length limit counts as
     # finished.
-    after = jnp.zeros_like(values[:, :1]) if bootstrap is None else bootstrap[:, None]
-    next_values = jnp.concatenate([values[:, 1:], after], axis=1)
-    advantages = discounted_sum(rewards + gamma * next_values - values, gamma * lam)
+    first, later = jnp.split(values, [1], axis=time)
+    after = jnp.zeros_like(first) if bootstrap is None else jnp.expand_dims(bootstrap, time)
+    next_values = jnp.concatenate([later, after], axis=time)
+    advantages = discounted_sum(rewards + gamma * next_values - values, gamma * lam, time)
     return advantages, advantages + values
 
 
-def reward_to_go(rewards: Float[Array, 'B A *C'], acts: Bool[Array, 'B A'], *, gamma: float) -> Float[Array, 'B A *C']:
-    """The discounted rewards from each action on, Gₜ = rₜ + γ Gₜ₊₁."""
-    return discounted_sum(keep(rewards, _beside(acts, rewards)), gamma)
+def reward_to_go(rewards: Float[Array, '*T'], acts: Bool[Array, '*S A'], *, gamma: float) -> Float[Array, '*T']:
+    """The discounted rewards from each action on, Gₜ = rₜ + γ Gₜ₊₁, `[*S, A]` or by channel `[*S, A, C]`."""
+    return discounted_sum(keep(rewards, _beside(acts, rewards)), gamma, acts.ndim - 1)
 
 
-def discounted_sum(x: Float[Array, 'B A *C'], discount: float | Float[Array, 'B A *C']) -> Float[Array, 'B A *C']:
-    """The sums yₜ = xₜ + discountₜ · yₜ₊₁, from the last column to the first."""
+def discounted_sum(x: Float[Array, '*T'], discount: float | Float[Array, '*T'], axis: int) -> Float[Array, '*T']:
+    """The sums yₜ = xₜ + discountₜ · yₜ₊₁ along an axis, from its end to its start."""
 
     def step(later: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
         x_t, discount_t = now
         y_t = x_t + discount_t * later
         return y_t, y_t
 
-    columns = jax.tree.map(lambda array: jnp.moveaxis(array, 1, 0), (x, jnp.broadcast_to(discount, x.shape)))
-    _, y = jax.lax.scan(step, jnp.zeros_like(x[:, 0]), columns, reverse=True)
-    return jnp.moveaxis(y, 0, 1)
+    places = jax.tree.map(lambda array: jnp.moveaxis(array, axis, 0), (x, jnp.broadcast_to(discount, x.shape)))
+    _, y = jax.lax.scan(step, jnp.zeros_like(places[0][0]), places, reverse=True)
+    return jnp.moveaxis(y, 0, axis)
 
 
 def _beside(x: Array, like: Array) -> Array:
-    """`x [B A]` with an axis of 1 for each further axis of `like`."""
+    """`x` with an axis of 1 for each further axis of `like`."""
     return x.reshape(*x.shape, *[1] * (like.ndim - x.ndim))
 
 
@@ -340,10 +345,10 @@ class ConstrainedEstimator:
     def __call__(self, rollout: EstimatorInputs, weights: ChannelWeights) -> Estimates:
         """Advantages as `weights` mix them, in groups that `rollout.role` tells, and the returns of both channels."""
         advantages, returns = self.by_channel(rollout)
-        by_sample = weights._replace(cost=jnp.asarray(weights.cost, jnp.float32)[rollout.role][:, None])
-        return by_sample.mixed(advantages), returns
+        of_sample = weights._replace(cost=jnp.asarray(weights.cost, jnp.float32)[rollout.role][..., None])
+        return of_sample.mixed(advantages), returns
 
-    def by_channel(self, rollout: EstimatorInputs) -> tuple[Float[Array, 'B A 2'], Float[Array, 'B A 2']]:
+    def by_channel(self, rollout: EstimatorInputs) -> tuple[Float[Array, '*S A 2'], Float[Array, '*S A 2']]:
         """Advantages and returns of reward and cost. The KL is taken off the reward, and `kl_of_cost` of it is added to
         the cost (3.3)."""
         gamma, lam, clip, _ = self.constants
@@ -356,7 +361,7 @@ class ConstrainedEstimator:
         returns = reward_to_go(paid, rollout.acts, gamma=gamma)
         return returns, returns
 
-    def of_cost(self, rollout: EstimatorInputs, weight: Float[Array, 'B A']) -> Estimates:
+    def of_cost(self, rollout: EstimatorInputs, weight: Float[Array, '*S A']) -> Estimates:
         """Advantages of the cost less their mean by `weight`, the weights of actions in the loss, and all returns.
 
         A mean that an estimator or a critic leaves says nothing of the limit, and would open or shut P3O's gate.
@@ -374,7 +379,7 @@ def mean_by(weight: Float[Array, '*S'], values: Float[Array, '*S']) -> Float[Arr
 # --- advantages -----------------------------------------------------------------------------------------------------
 
 
-def whiten(advantages: Float[Array, 'B A'], rollout: EstimatorInputs, *, roles: int = 1) -> Float[Array, 'B A']:
+def whiten(advantages: Float[Array, '*S A'], rollout: EstimatorInputs, *, roles: int = 1) -> Float[Array, '*S A']:
     """Advantages with mean 0 and variance 1 over the actions that count.
 
     With `roles` above 1 each role has statistics of its own, so that the rewards of one role do not shift the
@@ -382,7 +387,7 @@ def whiten(advantages: Float[Array, 'B A'], rollout: EstimatorInputs, *, roles: 
     """
     if roles == 1:
         return masked.whiten(advantages, rollout.acts)
-    speaks = [rollout.acts & (rollout.role == role)[:, None] for role in range(roles)]
+    speaks = [rollout.acts & (rollout.role == role)[..., None] for role in range(roles)]
     return sum((masked.whiten(advantages, acts) for acts in speaks), jnp.zeros_like(advantages))
 
 

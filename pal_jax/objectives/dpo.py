@@ -21,11 +21,11 @@ PairLoss = Literal['sigmoid', 'hinge', 'ipo']
 
 
 def log_ratios(
-    logprobs: Float[Array, 'B A'], reference: Float[Array, 'B A'] | None, acts: Bool[Array, 'B A'], loss: PairLoss
-) -> Float[Array, ' B']:
+    logprobs: Float[Array, '*S A'], reference: Float[Array, '*S A'] | None, acts: Bool[Array, '*S A'], loss: PairLoss
+) -> Float[Array, '*S']:
     """The log-ratio of each completion: the sum over its tokens, or for `ipo` their mean; 0 where nothing acts."""
     ratio = logprobs if reference is None else logprobs - reference
-    return masked_mean(ratio, acts, axis=1) if loss == 'ipo' else jnp.sum(keep(ratio, acts), axis=1)
+    return masked_mean(ratio, acts, axis=-1) if loss == 'ipo' else jnp.sum(keep(ratio, acts), axis=-1)
 
 
 def pair_loss(
@@ -43,20 +43,20 @@ def pair_loss(
     raise ValueError(f'unknown pair loss {loss!r}; use one of sigmoid, hinge, ipo')
 
 
-def real_pairs(acts: Bool[Array, 'B A']) -> Bool[Array, ' P']:
+def real_pairs(acts: Bool[Array, '*S A']) -> Bool[Array, ' P']:
     """True for pairs of neighbours with actions in both completions; other pairs are padding."""
-    return jnp.any(acts, axis=1).reshape(-1, 2).all(axis=1)
+    return jnp.any(acts, axis=-1).reshape(-1, 2).all(axis=1)
 
 
 def preference(
-    logprobs: Float[Array, 'B A'],
-    reference: Float[Array, 'B A'] | None,
-    acts: Bool[Array, 'B A'],
+    logprobs: Float[Array, '*S A'],
+    reference: Float[Array, '*S A'] | None,
+    acts: Bool[Array, '*S A'],
     *,
     loss: PairLoss,
     beta: float,
     label_smoothing: float = 0.0,
-) -> tuple[Float[Array, 'B A'], dict[str, Float[Array, '']]]:
+) -> tuple[Float[Array, '*S A'], dict[str, Float[Array, '']]]:
     """The gradient of the mean loss by each log-probability, and figures of the pairs.
 
     Completions of a pair are neighbours, the chosen one first; a pair without actions is padding. A policy's gradient

@@ -23,13 +23,13 @@ Aggregation = Literal['seq_mean', 'token_mean', 'micro_token_mean', 'constant']
 
 
 def loss_weights(
-    acts: Bool[Array, 'B A'],
-    ok: Bool[Array, ' B'],
+    acts: Bool[Array, '*S A'],
+    ok: Bool[Array, '*S'],
     agg: Aggregation,
     *,
     length: int | None = None,
     micro: int = 4,
-) -> Float[Array, 'B A']:
+) -> Float[Array, '*S A']:
     """Weight of each token; 0 on padding and on samples with `ok=False`.
 
     - seq_mean: mean over the tokens of a sample, then over samples.
@@ -40,8 +40,8 @@ def loss_weights(
 
     Samples without any action do not count. Weights of all but constant sum to 1, or to 0 when nothing is left.
     """
-    used = acts & ok[:, None]
-    lengths = jnp.sum(used, axis=1, keepdims=True).astype(jnp.float32)
+    used = acts & ok[..., None]
+    lengths = jnp.sum(used, axis=-1, keepdims=True).astype(jnp.float32)
     samples = jnp.sum(lengths > 0.0).astype(jnp.float32)
     match agg:
         case 'seq_mean':
@@ -49,18 +49,15 @@ def loss_weights(
         case 'token_mean':
             total = jnp.sum(lengths)
         case 'micro_token_mean':
-            tokens = _by_group(lengths[:, 0], micro)
-            total = (jnp.sum(tokens > 0.0) * tokens)[jnp.arange(len(lengths)) // micro, None]
+            # The last group may be smaller.
+            group = jnp.arange(ok.size) // micro
+            tokens = jax.ops.segment_sum(lengths.ravel(), group, num_segments=-(-ok.size // micro))
+            total = (jnp.sum(tokens > 0.0) * tokens)[group].reshape(lengths.shape)
         case 'constant':
             total = samples * _checked(length)
         case _:
             raise ValueError(f'unknown aggregation {agg!r}; use one of {", ".join(get_args(Aggregation))}')
     return used.astype(jnp.float32) / jnp.maximum(total, 1.0)
-
-
-def _by_group(x: Float[Array, ' B'], size: int) -> Float[Array, ' G']:
-    """Sums over every `size` neighbours; the last group may be smaller."""
-    return jax.ops.segment_sum(x, jnp.arange(len(x)) // size, num_segments=-(-len(x) // size))
 
 
 def _checked(length: int | None) -> float:
@@ -147,9 +144,9 @@ def kl_token_loss(
 
 
 def policy_metrics(
-    logprob: Float[Array, 'B A'],
-    old_logprob: Float[Array, 'B A'],
-    acts: Bool[Array, 'B A'],
+    logprob: Float[Array, '*S'],
+    old_logprob: Float[Array, '*S'],
+    acts: Bool[Array, '*S'],
     *,
     clip: float,
     clip_high: float | None = None,
@@ -170,7 +167,7 @@ def policy_metrics(
 
 
 def explained_variance(
-    values: Float[Array, 'B A'], returns: Float[Array, 'B A'], acts: Bool[Array, 'B A']
+    values: Float[Array, '*S'], returns: Float[Array, '*S'], acts: Bool[Array, '*S']
 ) -> Float[Array, '']:
     """`1 - var(G - V) / var(G)`: 1 is a perfect critic, 0 no better than a constant; 0 where returns are constant."""
     total = masked_var(returns, acts)

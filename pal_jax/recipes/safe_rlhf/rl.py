@@ -20,7 +20,6 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_finished, make_sampler
 from pal_jax.decode.sampler import make_packing
 from pal_jax.learners.actor import mean_weights
-from pal_jax.learners.forward import by_sample
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, abstract, decoder_specs
@@ -157,7 +156,7 @@ class SafeRLHF:
         """PPO's update with the handler's loss of a token, and the handler's second update, if it has one."""
         learner, before = self.learner, None
         if self.handler.costs_apart:
-            weight = by_sample(learner.loss_weights(batch))
+            weight = learner.loss_weights(batch)
             costs = learner.advantages(state, batch, self.estimator.of_cost, weight)[0].advantages
             # The excess is of an answer and the costs are of tokens, so it is divided by the tokens of an answer.
             excess = constraint['excess'][0] / float(batch.tokens.acts.sum() / batch.ok.sum())

@@ -237,8 +237,8 @@ def make(settings: Settings, ctx: Context) -> SmallSpiral:
             settings.batch,
             settings.alpha,
             optimizer,
-            name,
-            settings.entropy,  # pyright: ignore[reportArgumentType]
+            name,  # pyright: ignore[reportArgumentType]
+            settings.entropy,
         )
         for name in settings.baselines
     }
