@@ -76,7 +76,7 @@ def cpo(gradients: Gradients, c: Float[Array, ''] | float, delta: float) -> Trus
     # What is left of the reward's gradient along the limit; of gradients in parallel that is a rounding error.
     gain, room = q - r**2 / s, 2.0 * delta - c**2 / s
     gain = jnp.where(gain > PARALLEL * q, gain, 0.0)
-    # Where the limit lies outside of the region, the reward alone decides.
+    # Where the cost cannot be moved or the limit lies outside of the region, the reward alone decides.
     free = ~steep | ((c < 0.0) & (room <= 0.0))
     # Where the limit cannot be reached, the step lowers the cost alone.
     lost = steep & (c >= 0.0) & (room <= 0.0)
@@ -123,12 +123,11 @@ def line_search(
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
     """The first of the scales `1, decay, decay², ...` that `accept` takes, and 1; or, of no scale, 0 and 0.
 
-    A scale at which something is not finite is refused.
+    A scale at which something is not finite is refused as any other, and the next one is tried.
     """
 
     def search(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         number, _ = carry
-        # A comparison with NaN is false, so a scale at which something is not finite is refused.
         return number + 1, accept(decay ** number.astype(jnp.float32))
 
     start = jnp.zeros((), jnp.int32), jnp.asarray(False)

@@ -26,8 +26,7 @@ HALF = '\ufffd'  # stands in decoded text for a character that is not complete y
 def _encodable(text: str) -> str:
     try:
         text.encode()
-    # Python allows half of a surrogate pair in a str.
-    except UnicodeEncodeError as error:
+    except UnicodeEncodeError as error:  # Python allows half of a surrogate pair in a str
         raise ValueError(f'half of a surrogate pair, {ascii(text[error.start])[1:-1]}, is no character') from None
     return text
 
@@ -289,8 +288,7 @@ class AnswerStream:
         if not self._over:
             self._cut(self._settled + self._tail, searched)
         if progress.completion is not None and progress.completion.finish_reason == 'content_filter':
-            # The refusal was not sampled.
-            self.text = progress.completion.text
+            self.text = progress.completion.text  # the refusal, which was not sampled
 
     def _cut(self, text: str, searched: int) -> None:
         """End the text before the first stop string in it. No stop string ends before `searched`."""
