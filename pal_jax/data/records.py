@@ -379,7 +379,6 @@ def _hub(source: str) -> Iterator[Row]:
 
 
 def _tfds(source: str) -> Iterator[Row]:
-    # TensorFlow Datasets takes seconds to import, and is imported for this alone.
     import tensorflow_datasets as tfds
 
     name, _, split = source.removeprefix('tfds:').partition(':')

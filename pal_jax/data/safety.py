@@ -92,8 +92,8 @@ def judged_group(tokenizer: Tokenizer, row: JudgedPair) -> PromptGroup:
 
     The label of an answer is 1 where it is unsafe, and 0 where it is safe.
     """
-    # The scorer learns costs, so the less safe answer is `better`: its cost is higher.
     group = scored_replies(tokenizer, row.prompt, row.responses)
+    # The scorer learns costs, and the cost of the less safe answer is higher.
     return group._replace(
         compared=[BranchPair(1 - row.safer, row.safer)], labels=[[float(unsafe)] for unsafe in row.unsafe]
     )
@@ -101,9 +101,9 @@ def judged_group(tokenizer: Tokenizer, row: JudgedPair) -> PromptGroup:
 
 def _preferred(record: Any, tokenizer: Tokenizer) -> Keyed:
     """A pair whose chosen reply is the less harmful one, as a group whose replies have no label."""
-    # The rejected reply is the more harmful one, so its cost is higher.
     pair, content = chats.to_prefer(record, tokenizer), formats.preferred(record).content
     group = shared_prompt([to_score(example.prompt, example.completion) for example in pair])
+    # The rejected reply is the more harmful one, so its cost is higher.
     return content, group._replace(compared=[BranchPair(1, 0)], labels=[[math.nan]] * 2)
 
 

@@ -96,7 +96,6 @@ def read(
     Raises:
       ValueError: a record is wrong, and the message names file and line; or some records have a prompt and others none.
     """
-    # A table has no messages, so another reader reads it.
     if files.format_of(Path(path)) == '.csv':
         raise ValueError(f'{path}: a table of choices between texts is read as choices:{path}; give that')
 

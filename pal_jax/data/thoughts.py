@@ -81,7 +81,6 @@ def spoken_reply(text: str) -> str | None:
         # Thoughts may contain others, and a mark that closes nothing leaves the depth at 0.
         depth = max(0, depth + bool(mark['opening']) - bool(mark['closing']))
         at = mark.end()
-    # A thought that does not end leaves no reply.
     if depth:
         return None
     text = ''.join([*pieces, text[at:]]).strip()

@@ -255,9 +255,9 @@ class Tokenizer:
         message is the assistant's.
 
         Control tokens written out in a message are plain text, so a user who types `<|im_end|>` ends no turn. Some
-        templates put in a system message of their own (SmolLM2's does); to avoid that pass one, if only `{'role':
-        'system', 'content': ''}`. A system prompt that the template does not take (`folds_system`) goes to the head of
-        the first user message.
+        templates put in a system message of their own (SmolLM2: 'You are a helpful AI assistant named SmolLM ...'); to
+        avoid that pass one, if only `{'role': 'system', 'content': ''}`. A system prompt that the template does not
+        take (`folds_system`) goes to the head of the first user message.
 
         Raises:
           ValueError: the tokenizer has no chat template, the template refuses the conversation, or a text holds half a

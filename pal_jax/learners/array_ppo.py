@@ -89,7 +89,7 @@ class Steps(struct.PyTreeNode):
     rewards: Float[Array, 'N T C']
     # The discount of the value after a step, which is 0 at the end of an episode.
     more: Float[Array, 'N T']
-    # gamma^t within the episode.
+    # The weight of a step is gamma^t within its episode.
     weight: Float[Array, 'N T']
     values: Float[Array, 'N T C']
     bootstrap: Float[Array, 'N C']

@@ -65,9 +65,7 @@ def real_first(batch: TokenBatch) -> Order:
 
 
 def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(unembed, *rows)` on the rows of each device, where a mesh is in context; leading axes are
-    concatenated.
-    """
+    """`function(unembed, *rows)` on each device's rows, where a mesh is in context; leading axes are concatenated."""
     # The function loops over chunks of logits. Left to the compiler, every turn of the loop gathers the output matrix
     # and adds its gradient up over all devices; here both happen once.
     mesh = jax.sharding.get_abstract_mesh()

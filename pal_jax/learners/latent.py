@@ -68,8 +68,8 @@ def encode(
 ) -> tuple[Float[Array, 'B Z'], Float[Array, 'B Z']]:
     """The mean and log standard deviation of z, from `T` past choices: the chosen reply and the other one.
 
-    Choices that do not exist count nowhere; by default all do. With them goes so much of a choice that says nothing,
-    `nothing`.
+    Choices that do not exist count nowhere; by default all do. `nothing` counts as so much of a choice that says
+    nothing.
     """
     # Past choices have no order: each is read by itself, and z is made of their mean (the paper has attention there).
     read = jax.nn.gelu(_dense(params['pair'], past.reshape(*past.shape[:2], -1)))
@@ -77,7 +77,7 @@ def encode(
         mean = read.mean(axis=1)
     else:
         kept = jnp.sum(jnp.where(exists[..., None], read, 0.0), axis=1)
-        # `nothing` counts as so much of a choice that says nothing, so the mean is shorter the fewer choices there are.
+        # The mean is shorter the fewer choices there are.
         mean = kept / jnp.maximum(jnp.sum(exists, axis=1, keepdims=True) + nothing, 1.0)
     person = jax.nn.gelu(_dense(params['person'], mean))
     return _dense(params['mean'], person), _dense(params['log_std'], person)

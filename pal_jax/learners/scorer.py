@@ -243,8 +243,8 @@ class Scorer:
         return jit_to(self.abstract, self.new)
 
     def new(self, params: Params) -> ScorerState:
-        # Embeddings are frozen: few of their rows are in a batch, and the moments of all rows would be a third of the
-        # memory of a small model.
+        # Few rows of an embedding are in a batch, and the moments of all rows would be a third of the memory of a small
+        # model.
         trainable, frozen = divided(params, self.adapters, self.seed)
         trained = {'decoder': trainable, 'head': new_head(self.cfg.width, self.outputs, self.seed + 1)}
         return ScorerState(TrainState(trained, frozen, self.optimizer.init(trained)), jnp.zeros((), jnp.int32))

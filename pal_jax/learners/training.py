@@ -134,7 +134,6 @@ def placed(shapes: Any, specs: dict[tuple[str, ...], ParamSpec], mesh: Mesh) -> 
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         names = _names(path)
-        # A moment's path ends as its parameter's path does.
         start = next((i for i in range(len(names)) if names[i:] in specs), len(names))
         axes = ()
         if start < len(names):
@@ -185,7 +184,7 @@ def cuts_of(
     parts = next(k for k in range(1, on_device + 1) if on_device % k == 0 and on_device // k <= micro_rows)
     # A batch may be short, so a micro-batch may have rows of padding alone.
     longest = np.maximum(_longest(batch.segments, parts, mesh), 1)
-    # The length of the longest row is rounded up to a multiple, so that few programs are compiled.
+    # Multiples keep the programs to compile few.
     lengths = (min(width, -(-int(columns) // multiple) * multiple) for columns in longest)
     return list(zip(np.split(np.arange(height), parts), lengths, strict=True))
 

@@ -57,7 +57,7 @@ def load(folder: Path) -> tuple[BertConfig, Weights]:
     path = folder / 'config.json'
     config = read_object(path)
     kind = config.get('model_type'), config.get('hidden_act'), config.get('position_embedding_type', 'absolute')
-    # Other kinds have the same tensors and would compute something else without an error.
+    # Other kinds may have the same tensors and would compute something else without an error.
     if kind != ('bert', 'gelu', 'absolute'):
         raise ValueError(f'{folder} is {kind}; only BERT with exact GELU and absolute positions is supported')
     sizes = 'num_hidden_layers', 'num_attention_heads', 'layer_norm_eps', 'max_position_embeddings'

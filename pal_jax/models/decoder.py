@@ -190,7 +190,6 @@ def embed(params: Params, cfg: ModelConfig, tokens: Int[Array, 'R T']) -> Float[
 
 def unembed_weight(params: Params, cfg: ModelConfig) -> Float[Array, 'V D']:
     """The output matrix, which is the embedding where the two are tied. Its rows have length 1 if `cfg.unit_head`."""
-    # Where both are tied, there is no output matrix of its own.
     weight = params.get('unembed', params['embed'])
     if not cfg.unit_head:
         return weight

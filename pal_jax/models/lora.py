@@ -46,7 +46,7 @@ def attach(params: Params, *, rank: int, alpha: float, targets: Sequence[str] | 
     """
     specs = jax.tree.map(lambda w: ParamSpec(w.shape, (None,) * w.ndim, initializers.zeros), params)
     # `a` is normal with variance 1 / inputs, and `b` is 0.
-    # A fresh adapter changes nothing, and is float32 for any precision of the frozen weight.
+    # Adapters are float32 for any precision of the frozen weight.
     return join(plain.init(_adapter_specs(specs, rank, alpha, targets), key), params)
 
 

@@ -66,7 +66,6 @@ def decoder_specs(cfg: ModelConfig) -> Params:
 def init(specs: Params, key: Array, dtype: str = 'float32') -> Params:
     """The initial values for a tree of specs. The same key gives the same values on every mesh."""
     leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
-    # Every leaf has a key of its own, so its values do not depend on how it is spread.
     keys = jax.random.split(key, len(leaves))
     return tree.unflatten([spec.init(k, spec.shape, dtype) for spec, k in zip(leaves, keys, strict=True)])
 

@@ -208,9 +208,7 @@ def less_mean(rewards: Float[Array, 'B C'], ok: Bool[Array, ' B'], n: int) -> Fl
 def standardised(
     rewards: Float[Array, 'B C'], ok: Bool[Array, ' B'], n: int, std_floor: float = 0.0
 ) -> Float[Array, 'B C']:
-    """`(r_i - mean) / (std + std_floor + 1e-9)` among the `n` samples of a prompt, `std` unbiased; see
-    `less_others`.
-    """
+    """`(r_i - mean) / (std + std_floor + 1e-9)` among a prompt's `n` samples, `std` unbiased; see `less_others`."""
     centred, mask, count = _centred(rewards, ok, n)
     variance = masked_sum(jnp.square(centred), mask, axis=1)[:, None] / jnp.maximum(count - 1.0, 1.0)
     # Without a floor a group whose rewards differ by noise alone counts as much as any other.

@@ -108,7 +108,7 @@ class PIDLagrangian(Handler):
         total = np.clip(total + self.ki * (costs - limits), 0.0, self.lam_max)
         violation = self.smoothing * violation + (1 - self.smoothing) * (costs - limits)
         cost = self.smoothing * cost + (1 - self.smoothing) * costs
-        # Only a rise of the cost counts, so lambda does not fall because the cost does.
+        # Only a rise of the cost counts, so the last term never lowers lambda.
         lam = self.kp * violation + total + self.kd * np.maximum(cost - past[0], 0.0)
         past = np.concatenate([past, cost[None]])[-self.delay :].ravel()
         lam = np.clip(lam, 0.0, self.lam_max)

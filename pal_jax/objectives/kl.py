@@ -15,7 +15,8 @@ def token_kl(
 ) -> Float[Array, '*S']:
     """An estimate of KL(policy || reference) in nats, from tokens drawn from the policy, one number per token.
 
-    With `d = logprob - ref_logprob`: k1 is `d`, k2 is `d^2 / 2`, k3 is `exp(-d) - 1 + d`.
+    With `d = logprob - ref_logprob`: k1 is `d` (unbiased, signed), k2 is `d^2 / 2` (biased, but its gradient is that of
+    the KL), k3 is `exp(-d) - 1 + d` (unbiased, never negative).
 
     Raises:
       ValueError: the estimator is unknown.
@@ -23,13 +24,11 @@ def token_kl(
     d = logprob - ref_logprob
     match estimator:
         case 'k1':
-            # k1 is unbiased, and has either sign.
             return d
         case 'k2':
-            # k2 is biased, but its gradient is that of the KL.
             return jnp.square(d) / 2.0
         case 'k3':
-            # k3 is unbiased and never negative.
+            # `expm1` keeps the digits where the policies are close.
             return jnp.expm1(-d) + d
     raise ValueError(f'unknown KL estimator {estimator!r}; use one of k1, k2, k3')
 

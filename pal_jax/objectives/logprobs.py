@@ -215,11 +215,11 @@ def _width(targets: Array, chunk: int) -> int:
 
 
 def _split(tree: Any, width: int, mode: str = 'edge') -> Any:
-    """Arrays `[R, M, ...]` as chunks `[chunks, R, width, ...]`; missing columns repeat the last one by default."""
+    """Arrays `[R, M, ...]` as chunks `[chunks, R, width, ...]`."""
 
     def split(x: Array) -> Array:
         missing = -x.shape[1] % width
-        # A zero may be invalid, so missing columns repeat the last one.
+        # A zero may be invalid, so missing columns repeat the last one unless `mode` says otherwise.
         x = jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2), mode=mode)
         return jnp.moveaxis(x.reshape(x.shape[0], -1, width, *x.shape[2:]), 1, 0)
 

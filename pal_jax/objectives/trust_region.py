@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# A squared length below it is that of no gradient.
+# A squared length below this number is that of no gradient.
 SMALL = 1e-10
 # The squared sine of the angle between two gradients below which they point the same way, or opposite.
 PARALLEL = 1e-5

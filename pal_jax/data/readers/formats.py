@@ -293,9 +293,7 @@ def _in_messages(prompt: str | list[Any] | None, replies: list[list[Message]], k
 
 
 def _split_texts(texts: Sequence[str]) -> PromptedReplies:
-    """The row of two texts that begin alike: transcripts in hh-rlhf's form, or texts with their common start as
-    prompt.
-    """
+    """The row of two texts that begin alike: transcripts in hh-rlhf's form, or texts with a common start."""
     if all(map(_TRANSCRIPT.match, texts)):
         return _after(None, [_transcript(text) for text in texts], SIDES)
     if texts[0] == texts[1]:

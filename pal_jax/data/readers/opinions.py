@@ -321,8 +321,8 @@ def summaries(train: str | Path, validation: str | Path) -> Summaries:
     text.
     """
     parts = [list(_supervised(str(path))) for path in (train, validation)]
-    # Three of the ten busiest workers are taken to like the shorter summary, the others the longer one.
     busiest = [worker for worker, _ in Counter(worker for worker, *_ in parts[0]).most_common(TOP)]
+    # Three of the ten busiest workers are taken to like the shorter summary, the others the longer one.
     short = {busiest[i] for i in MINORITY if i < len(busiest)}
     counts = Counter(worker for worker, *_ in parts[1])
     # Unseen workers have enough rows of their own for a test, and those known to like it short are listed.

@@ -183,7 +183,7 @@ def _number(record: Mapping[str, Any], name: str) -> int:
 def joined(rows: Iterable[LabelledResponse]) -> list[LabelledResponse]:
     """The rows with one row for each pair of prompt and response, in the order in which pairs come first.
 
-    A category is marked where at least half of the pair's rows mark it. They are joined before rows are split.
+    A category is marked where at least half of the pair's rows mark it. Rows are joined before they are split.
     """
     # BeaverTails has several people's labels of a pair, which may differ (its section 3).
     labels: dict[tuple[str, str], list[tuple[bool, ...]]] = {}

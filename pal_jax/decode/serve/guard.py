@@ -1,7 +1,7 @@
 """Rejection sampling in front of a server (BeaverTails, arXiv 2307.04657). An answer that a judge calls unsafe is drawn
 again, and after a number of draws a fixed refusal takes its place.
 
-A streamed answer also comes in one piece. With a judge that calls nothing unsafe, answers are those of a server without
+A streamed answer comes in one piece, too. With a judge that calls nothing unsafe, answers are those of a server without
 a judge, bit for bit.
 """
 
@@ -54,7 +54,6 @@ async def released(
     """
     waiting = list(range(len(requests)))
     for number in range(draws):
-        # News is kept back until the judge has seen the whole answers.
         came: dict[int, list[RequestProgress]] = {i: [] for i in waiting}
         async with contextlib.aclosing(draw([again(requests[i], number) for i in waiting])) as news:
             async for place, progress in news:
@@ -65,7 +64,7 @@ async def released(
             for progress in came[i]:
                 yield News(i, progress)
         waiting = [i for i, is_unsafe in zip(waiting, unsafe, strict=True) if is_unsafe]
-        # A greedy answer is drawn once, since it would be the same again.
+        # A greedy answer would be the same again.
         if not waiting or all(requests[i].sampling.temperature == 0 for i in waiting):
             break
     for i in waiting:

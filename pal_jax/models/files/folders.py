@@ -79,7 +79,7 @@ def merge(folders: Sequence[Path], settings: Settings, out: Path, watch: Watch =
         family, config, vocabulary, tensors or shapes; adapters differ in base, rank or scale; a base is missing; a
         result is not finite; or `out` is one of the folders or exists, see `outputs.check_folder`.
     """
-    # All that can be wrong is checked before a file is written.
+    # All that can be told beforehand is checked before a tensor is read.
     merging.checked(settings.weights, len(folders))
     if settings.method not in METHODS:
         raise ValueError(f'method {settings.method!r} is not one of {", ".join(METHODS)}; mergekit has others')

@@ -125,7 +125,7 @@ def from_hf(name: str) -> Source:
     cfg = hf.read_config(folder)
 
     def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
-        # The weights are had when they are needed, since a config alone is often enough.
+        # Weights are downloaded when they are needed, since a config alone is often enough.
         weights = folder if local else _download(name, ['*.json', 'model*.safetensors'])
         return hf.load_params(weights, cfg, shardings, dtype)
 

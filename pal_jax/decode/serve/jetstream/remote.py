@@ -55,7 +55,6 @@ class RemoteDecoder:
         """
         if self._channel is None:
             self._channel = grpc.insecure_channel(self.address, options=(*wire.OPTIONS, *RETRY))
-            # The first call waits for a server that is still starting, and makes sure that it has this model.
             self._wait(self._channel)
             with self._told():
                 self._check(wire.unpack(wire.Status, self._method('unary_unary', 'Status')(b'')))

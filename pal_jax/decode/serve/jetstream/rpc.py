@@ -154,7 +154,7 @@ class GrpcServer:
         while self._driver is not None and self._driver.accepted and time.monotonic() < end:
             if stopped.wait(0.05):
                 return
-        # A call that has not come whole by now is no answer under way, so it gets `PARTING` seconds alone.
+        # A call that has not come whole by now is no answer under way.
         self._server.stop(min(grace, PARTING)).wait()
 
 
