@@ -9,7 +9,8 @@ from pal_jax.run import interrupts, memory
 
 __version__ = '0.1.0'
 
-__path__.append(f'{__path__[0]}/commands')  # `python -m pal_jax.serve` runs commands/serve.py
+# `python -m pal_jax.serve` runs commands/serve.py.
+__path__.append(f'{__path__[0]}/commands')
 
 # Only tokenizers of transformers are used; that torch is missing is no news.
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
@@ -24,6 +25,7 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module('pal_jax.commands.library'), name)
 
 
-if sys.argv[:1] == ['-m']:  # a command: `python -m pal_jax.train` imports this first, and what is slow afterwards
+# A command, such as `python -m pal_jax.train`, imports this module first, and what is slow afterwards.
+if sys.argv[:1] == ['-m']:
     interrupts.end_plainly()
     memory.keep_freed()

@@ -17,7 +17,8 @@ import pal_jax
 from pal_jax.run import interrupts, memory
 from pal_jax.run.shipped import CONFIGS, LAUNCH
 
-COMMANDS = {  # the modules that are commands, in the order in which a newcomer meets them
+# The modules that are commands, in the order in which a newcomer meets them.
+COMMANDS = {
     'train': 'pal_jax.train',
     'evaluate': 'pal_jax.commands.evaluate',
     'chat': 'pal_jax.commands.chat',
@@ -43,13 +44,15 @@ def main() -> None:
 
 
 def _run() -> None:
+    # Without an argument the command shows its help.
     name, *arguments = sys.argv[1:] or ['--help']
     if name in HELP:
         show_help()
     elif name == '--version':
         print(pal_jax.__version__)
     elif name in COMMANDS:
-        memory.keep_freed()  # before the command imports jax
+        # The allocator is set before the command imports jax.
+        memory.keep_freed()
         sys.argv = [f'pal-jax {name}', *arguments]
         runpy.run_module(COMMANDS[name], run_name='__main__', alter_sys=True)
     else:
@@ -67,6 +70,7 @@ def show_help() -> None:
 
     console = Console(markup=False, highlight=False)
     console.print((__doc__ or '').strip(), soft_wrap=True)
+    # Only the sources are read here: an import of every command would take seconds.
     package = Path(pal_jax.__file__).parents[1]
     files = {
         'command': {name: package / f'{module.replace(".", "/")}.py' for name, module in COMMANDS.items()},

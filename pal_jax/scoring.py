@@ -43,6 +43,7 @@ def opener_of(source: str | os.PathLike[str]) -> Callable[[str, str], RecordScor
     try:
         recipe = read_run(Path(run_folder(source)))['recipe']
     except ValueError as error:
+        # The message also says what kind of run is wanted.
         raise ValueError(f'{error}, of {KINDS}') from None
     opener = getattr(recipe_module(recipe), 'open_scorer', None)
     if opener is None:
@@ -55,5 +56,6 @@ def to_name(person: str | int | os.PathLike[str] | None) -> str:
     if person is None or person == '':
         return ''
     name = os.fspath(person) if isinstance(person, os.PathLike) else person
+    # A file of that name comes before an id, so an id is looked for only where there is no such file.
     is_file = isinstance(name, str) and files.is_file(name)
     return str(name) if is_file else records.identity('', {'person': name}, 'person')

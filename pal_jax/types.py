@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 Metrics = dict[str, float]
 
-DERIVED = 'derived'  # in the metadata of a field: see `derived`
+# The key in the metadata of a field, see `derived`.
+DERIVED = 'derived'
 
 
 def derived(default: Any) -> Any:
@@ -48,9 +49,10 @@ class Person:
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
-    """A conversation so far. Turns alternate user, assistant, ...; the system prompt is not part of it."""
+    """A conversation so far."""
 
     person: Person
+    # Turns alternate user, assistant, ...; the system prompt is not among them.
     turns: tuple[Turn, ...]
 
     @property
@@ -88,7 +90,8 @@ class Sampling:
             )
 
 
-FinishReason = Literal['stop', 'length', 'aborted', 'content_filter']  # a judge has withheld the last kind
+# A judge has withheld an answer of the last kind.
+FinishReason = Literal['stop', 'length', 'aborted', 'content_filter']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +149,8 @@ class Verdict:
     ok: bool = True
 
 
-Chat = Sequence[Mapping[str, str]]  # messages: 'role' and 'content' of each
+# The messages of a chat, each with 'role' and 'content'.
+Chat = Sequence[Mapping[str, str]]
 
 
 class ChatModel(Protocol):
@@ -224,20 +228,22 @@ class TokenBatch(struct.PyTreeNode):
     """Rows of tokens and the actions to be scored in them.
 
     A row holds one or more prompts, each followed by the completions sampled from it, so that a prompt is computed once
-    for all of them. The completions of a prompt are neighbours among the row's `N`, the same number for each prompt.
-    A token sees the earlier tokens of its own segment, of the segment named in `prefix` (the prompt), and of the row's
+    for all of them. The completions of a prompt are neighbours among the row's `N`, the same number for each prompt. A
+    token sees the earlier tokens of its own segment, of the segment named in `prefix` (the prompt), and of the row's
     opening. The opening has the tokens that all the row's prompts begin with, such as a system prompt, once.
-    `states[r, n, a]` is the column whose hidden state chose `actions[r, n, a]`: the token before it in its own
-    sequence, which for the first token of every completion is the last token of the prompt.
     """
 
     tokens: Int[Array, 'R T']
     positions: Int[Array, 'R T']
     segments: Int[Array, 'R T']  # 0 is padding, `OPENING` the row's opening
-    prefix: Int[Array, 'R T']  # a further segment that the token sees; its own segment where there is none
+    # A further segment that the token sees; its own segment where there is none.
+    prefix: Int[Array, 'R T']
+    # `states[r, n, a]` is the column whose hidden state chose `actions[r, n, a]`: the token before it in its own
+    # sequence, which for the first token of every completion is the last token of the prompt.
     states: Int[Array, 'R N A']
     actions: Int[Array, 'R N A']
-    acts: Bool[Array, 'R N A']  # True where the policy chose the action, so that it is trained on
+    # True where the policy chose the action, so that the action is trained on.
+    acts: Bool[Array, 'R N A']
 
 
 class RolloutBatch(struct.PyTreeNode):
@@ -250,7 +256,8 @@ class RolloutBatch(struct.PyTreeNode):
     tokens: TokenBatch
     rewards: Float[Array, 'R N C']
     ok: Bool[Array, 'R N']
-    role: Int[Array, 'R N']  # the speaker, such as the seat of a game, or the group that has a limit of its own
+    # The speaker, such as the seat of a game, or the group that has a limit of its own.
+    role: Int[Array, 'R N']
     sampler_logprobs: Float[Array, 'R N A']
     logprobs: Float[Array, 'R N A'] | None = None
     ref_logprobs: Float[Array, 'R N A'] | None = None

@@ -50,7 +50,8 @@ def _example(
     if isinstance(prompt, list) and isinstance(reply, list):
         return _chat(tokenizer, prompt, reply, tools)
     assert isinstance(prompt, str | None) and isinstance(reply, str)
-    if prompt is None:  # a whole text is learnt except its first token, which has no token before it
+    # A whole text is learnt except its first token, which has no token before it.
+    if prompt is None:
         start, *tokens = tokenizer.prompt(reply)
         return Example([start], tokens if tokens[-1:] == [tokenizer.stop_ids[0]] else [*tokens, tokenizer.stop_ids[0]])
     tokens = tokenizer.prompt(prompt)
@@ -64,8 +65,7 @@ def _chat(
 ) -> Example:
     """The example of a conversation.
 
-    The assistant's turns in the reply are learnt, from their first token to their last, and continue the tokens before
-    them as if they were sampled. A turn of weight 0 is not learnt.
+    The assistant's turns in the reply are learnt. A turn of weight 0 is not learnt.
     """
     if not reply or reply[0]['role'] != 'assistant':
         raise ValueError('what is learnt must begin with an assistant message')
@@ -76,13 +76,17 @@ def _chat(
     _check_tools(tokenizer, messages, tools)
     done = tokenizer.written(messages[: len(prompt)], tools=tools)
     tokens, acts, closed = tokenizer.chat(messages[: len(prompt)], tools=tools), [], True
+    # Each of the assistant's turns continues the tokens before it as if it were sampled, and is learnt from its first
+    # token to its last.
     for k in (len(prompt) + i for i, acted in enumerate(learnt) if acted):
         before, through, closed = _turn(tokenizer, messages, k, tools)
         for text, act in ((before, False), (through, True)):
+            # The tokens so far stay as they are, which needs a template that never rewrites an earlier turn.
             if not text.startswith(done):
                 raise ValueError(CHANGED)
             ids = tokenizer.continued(tokens, done, text[len(done) :]) if text != done else []
             done, tokens, acts = text, [*tokens, *ids], [*acts, *[act] * len(ids)]
+    # A turn that the template leaves open ends with the model's own end-of-sequence token.
     if not closed:
         tokens, acts = [*tokens, tokenizer.stop_ids[0]], [*acts, True]
     start = len(tokens) - len(acts)
@@ -110,11 +114,13 @@ def _turn(tokenizer: Tokenizer, messages: Sequence[Message], k: int, tools: list
     """
     before = tokenizer.written(messages[:k], tools=tools)
     through = tokenizer.written(messages[: k + 1], False, tools)
+    # The template writes the answer otherwise than it asks for it.
     if not through.startswith(before):
         return _answered(tokenizer, messages[: k + 1], before, through)
     if end := tokenizer.ends.search(through, len(before)):
         return _Turn(before, through[: end.end()], True)
-    if k + 1 < len(messages):  # some templates (GLM's) close a turn when the next one begins
+    # Some templates (GLM's) close a turn when the next one begins.
+    if k + 1 < len(messages):
         following = tokenizer.written(messages[: k + 2], False, tools)
         end = tokenizer.ends.search(following, len(through))
         if end and following.startswith(through) and not following[len(through) : end.start()].strip():
@@ -123,6 +129,7 @@ def _turn(tokenizer: Tokenizer, messages: Sequence[Message], k: int, tools: list
             f"the model's chat template writes no token that ends message {k + 1}, and others follow it; give a row "
             'for each answer, or take a template that ends turns'
         )
+    # The last message ends the text unclosed. White space that the template puts after it was not said.
     answer, content = through[len(before) :], tokenizer.guarded(messages[k]['content'])
     said = content if answer.startswith(content) and 'tool_calls' not in messages[k] else answer.rstrip()
     if not answer and content.strip():
@@ -133,17 +140,16 @@ def _turn(tokenizer: Tokenizer, messages: Sequence[Message], k: int, tools: list
 def _answered(tokenizer: Tokenizer, messages: Sequence[Message], before: str, through: str) -> _Turn:
     """The last of these messages right after its prompt, where the template writes it otherwise than it asks for it.
 
-    Most such templates open a thought at the end of a prompt, and leave it out of messages.
-
     Raises:
-      ValueError: the message has calls or a thought of its own, which templates alone can write; or the template writes
-        nothing of it.
+      ValueError: the message has calls or a thought of its own; or the template writes nothing of it.
     """
     message = messages[-1]
+    # Calls and thoughts of the message itself can be written by the template alone.
     if set(message) - {'role', 'content', 'name'}:
         raise ValueError(CHANGED)
     if message['content'].strip() and through == tokenizer.written(messages[:-1], False):
         raise ValueError(SILENT)
+    # Most such templates open a thought at the end of a prompt, and leave it out of messages.
     answer = tokenizer.guarded(thoughts.resumed_reply(before, message['content']))
     ends = [end for end in tokenizer.ends.finditer(through) if not through[end.end() :].strip()]
     return _Turn(before, before + answer + (ends[0][0] if ends else ''), bool(ends))
@@ -154,6 +160,7 @@ def _check_tools(tokenizer: Tokenizer, messages: Sequence[Message], tools: list[
     called = any('tool_calls' in message for message in messages)
     if not tools and not called and all(message['role'] != 'tool' for message in messages):
         return
+    # A template that knows no tools writes the same text with them and without.
     plain = [{key: value for key, value in message.items() if key != 'tool_calls'} for message in messages]
     text = tokenizer.written(messages, False, tools)
     left_out = (tools and text == tokenizer.written(messages, False)) or (

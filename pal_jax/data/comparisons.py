@@ -35,16 +35,19 @@ class PairBatch(struct.PyTreeNode):
     """Pairs of items by their vectors, `H` wide. Axes of replicas and of updates may stand before `B` pairs.
 
     The two sides may have a vector for each of `T` tokens. `weight` then has the weight of the pair's loss at each
-    token. A pair without a share is padding, or is not known yet, and has no influence.
+    token.
     """
 
     users: Int[Array, '*S B']
     chosen: Float[Array, '*S B *T H']
     rejected: Float[Array, '*S B *T H']
-    share: Float[Array, '*S B']  # 1 / number of pairs of its user, or 0
+    # 1 / the number of pairs of the pair's user, or 0. A pair without a share is padding, or is not known yet, and has
+    # no influence.
+    share: Float[Array, '*S B']
     prompt: Float[Array, '*S B H'] | None = None
     weight: Float[Array, '*S B T'] | None = None
-    people: int = struct.field(pytree_node=False, default=0)  # where it matters, their number; some may have no pair
+    # The number of people, where it matters; some may have no pair.
+    people: int = struct.field(pytree_node=False, default=0)
 
     @property
     def counts(self) -> Any:
@@ -63,6 +66,7 @@ class PairBatch(struct.PyTreeNode):
     def where(self, known: np.ndarray) -> PairBatch:
         """The pairs `[B]` of the host, of which those that are not `known` count no more."""
         counts = np.asarray(self.counts) & known
+        # The pairs that are left share their user's weight anew.
         share = np.zeros(counts.shape, np.float32)
         share[counts] = shares(np.asarray(self.users)[counts])
         return self.replace(share=share)
@@ -158,6 +162,7 @@ def scales(data: Comparisons) -> np.ndarray:
 
 def in_units(items: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Items `[..., H]`, each attribute divided by its scale `[H]`; infinite where float32 has no such number."""
+    # A value that overflows becomes infinite, and the caller decides what that means.
     with np.errstate(over='ignore'):
         return (items / scale).astype(np.float32)
 
@@ -181,20 +186,20 @@ def standardized(data: Comparisons, scale: np.ndarray | None = None) -> Comparis
 
 
 def row_keys(table: np.ndarray) -> np.ndarray:
-    """A number for each row of a table `[S, H]` of float32. Equal rows have equal numbers, and others hardly ever.
-
-    The table may lie on disk, and is read a chunk at a time.
-    """
+    """A number for each row of a table `[S, H]` of float32. Equal rows have equal numbers, and others hardly ever."""
     factors = np.random.default_rng(0).integers(1, 2**63, table.shape[1], np.uint64, endpoint=True)
+    # The table may lie on disk, so it is read a chunk at a time.
     chunk = max((1 << 22) // max(table.shape[1], 1), 1)
     starts = range(0, len(table), chunk)
-    parts = (np.asarray(table[s : s + chunk], np.float32) + np.float32(0) for s in starts)  # -0 is 0
+    # The sum with 0 makes -0 the same as 0, since the bits of the rows are hashed.
+    parts = (np.asarray(table[s : s + chunk], np.float32) + np.float32(0) for s in starts)
     return np.concatenate([np.sum(part.view(np.uint32) * factors, axis=1, dtype=np.uint64) for part in parts])
 
 
 def alike(table: np.ndarray, keys: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """An array of bools, True where a table's rows at `left` and at `right` are equal. `keys` are its `row_keys`."""
     same = keys[left] == keys[right]
+    # Only rows with equal keys are read and compared, since other rows cannot be equal.
     at = np.flatnonzero(same)
     same[at] = (table[left[at]] == table[right[at]]).all(axis=1)
     return same
@@ -217,8 +222,10 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
     count = round(seen * people)
     if not 0 < count < people:
         raise ValueError(f'split.seen={seen} of {people} people leaves nobody seen or nobody new')
+    # People are drawn first, so that the questions make no difference to who is new.
     is_seen = np.zeros(people, bool)
     is_seen[rng.permutation(people)[:count]] = True
+    # Situations of a person with the same items are one question, and are drawn as one.
     count_of_user = questions(data)
     _, first = np.unique(count_of_user, return_index=True)
     question_of_pair = count_of_user[data.situations]
@@ -231,6 +238,7 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
             f'user {data.names[users[0]]!r} has {count_of_user[users[0]]} of the 3 choices that are needed for '
             'training, validation and test; give more of them, or leave the user out'
         )
+    # Training and validation have one question at least, and training leaves two.
     cuts = np.maximum(np.round(count_of_user * train), 1), np.maximum(np.round(count_of_user * validation), 1)
     first = np.minimum(cuts[0], count_of_user - 2)
     part = (place >= first[owner]).astype(int) + (place >= (first + cuts[1])[owner])
@@ -243,10 +251,7 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
 def split_items(data: Comparisons, *, seed: int, seen: float, train: float, validation: float) -> Split:
     """Split people into seen and new, and items into parts, all at random by `seed`.
 
-    A pair belongs to the part that both its items are in, and to no part where they are in two. Where there are
-    prompts, the prompts are split into parts in place of the items, and replies may occur in several.
-
-    People who have no pair in training or none in the test are left out.
+    A pair belongs to the part that both its items are in, and to no part where they are in two.
 
     Raises:
       ValueError: there is nobody seen, nobody new, or no pair to validate with.
@@ -255,6 +260,7 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
     rng, people = np.random.default_rng(seed), len(data.names)
     is_seen = rng.permutation(people) < round(seen * people)
     same = same_texts(data)
+    # Where there are prompts, the prompts are split into parts in place of the items, and replies may occur in several.
     if isinstance(data.prompt, Lookup):
         distinct_prompts, of_pair = np.unique(same[data.prompt.numbers], return_inverse=True)
         items, sides = len(distinct_prompts), [of_pair]
@@ -266,6 +272,7 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
     of_pair = part[sides[0]]
     # Without the pairs of two parts, nobody was asked in training about an item of the test.
     of_pair[of_pair != part[sides[-1]]] = -1
+    # People who have no pair in training or none in the test are left out.
     has = [np.bincount(data.users[of_pair == k], minlength=people) > 0 for k in (0, 2)]
     counted = (has[0] & has[1])[data.users]
     of_seen = is_seen[data.users]
@@ -305,17 +312,20 @@ def repeats(data: Comparisons) -> int:
 def questions(data: Comparisons) -> np.ndarray:
     """The number of each situation's question, in the order in which questions come first.
 
-    Situations have the same question where the user, the prompt and the set of items are the same. A situation without
-    pairs is a question of its own.
+    Situations have the same question where the user, the prompt and the set of items are the same.
     """
     keys = np.zeros(int(data.situations.max()) + 1, np.uint64)
+    # A sum does not depend on the order of the rejected items.
     np.add.at(keys, data.situations, _hashes(data.rejected))
     with np.errstate(over='ignore'):
         key = _hashes(data.chosen) + _mixed(data.users.astype(np.uint64) + np.uint64(1))
         key += _hashes(data.prompt) * np.uint64(3) if data.prompt is not None else np.uint64(0)
+        # A situation without pairs keeps its own number, so it is a question of its own.
         others = np.arange(len(keys), dtype=np.uint64)
-        others[data.situations] = key  # all pairs of a situation have the same chosen item, user and prompt
+        # All pairs of a situation have the same chosen item, user and prompt.
+        others[data.situations] = key
         keys += others
+    # `np.unique` numbers by key, and the ranks of first places number by occurrence.
     _, first, number = np.unique(keys, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[number]
 
@@ -354,10 +364,11 @@ def take(
 ) -> PairBatch:
     """The batch of the pairs at `index`, an array of any number of axes. `users` and `share` have the same shape.
 
-    Without `read`, a side that is a `Lookup` stays one, so that a process reads only its own devices' rows from disk.
+    Without `read`, a side that is a `Lookup` stays one.
     """
 
     def rows(column: np.ndarray | Lookup | None) -> Any:
+        # A `Lookup` that is not read lets a process read only its own devices' rows from disk.
         return (
             column.at(index) if isinstance(column, Lookup) and not read else None if column is None else column[index]
         )

@@ -59,8 +59,7 @@ def from_choices(
 
     In a history, `in_context` choices make the context, one scores a summary, `taught` teach the reward model, and
     `held` test. The choices are drawn at random. No reply occurs in two of them, nor within another reply. Choices with
-    a reply of more than `max_words` words are left out. The context has the prompts where they differ. The histories of
-    a user share the choices that score and test; the others are drawn anew for each history.
+    a reply of more than `max_words` words are left out. The context has the prompts where they differ.
     """
     with_prompts, needed = (
         len({c.prompt for user_choices in choices.values() for c in user_choices}) > 1,
@@ -68,15 +67,18 @@ def from_choices(
     )
     people = []
     for user, user_choices in choices.items():
+        # A person's draw depends neither on the other people nor on their order.
         rng = random.Random(f'{user} {seed}')
         short = [c for c in user_choices if max(len(text.split()) for text in (c.chosen, c.rejected)) <= max_words]
         apart = _apart(rng.sample(short, len(short)))
         if len(apart) < needed:
             continue
+        # The histories of a user share the choices that score and test; the others are drawn anew for each history.
         reward, tests = apart[in_context], tuple(apart[needed - held : needed])
         others = [*apart[:in_context], *apart[in_context + 1 : needed - held], *apart[needed:]]
         histories = []
         for k in range(per_user):
+            # The first history takes the choices as they were drawn.
             sampled = rng.sample(others, in_context + taught) if k else others
             past, train = tuple(sampled[:in_context]), tuple(sampled[in_context : in_context + taught])
             context = context_of(past, rng, form, asked=with_prompts)
@@ -89,7 +91,7 @@ def from_choices(
 def _apart(choices: Sequence[Choice]) -> list[Choice]:
     """The choices without those that repeat an earlier one: no reply of them is part of another reply or of a prompt.
 
-    In a chat that goes on, for example, a reply is part of the next prompt. The first of such choices is kept.
+    The first of such choices is kept.
     """
     kept: list[Choice] = []
     replies: list[str] = []
@@ -98,6 +100,7 @@ def _apart(choices: Sequence[Choice]) -> list[Choice]:
         sides, prompt = [normal(choice.chosen), normal(choice.rejected)], normal(choice.prompt)
         among = [*replies, prompt] if prompt else replies
         alike = sides[0] == sides[1] or any(a in b or b in a for a in sides for b in among)
+        # In a chat that goes on, a reply is part of the next prompt.
         before = any(side in earlier for earlier in prompts for side in sides)
         if not alike and not before and not any(reply in prompt for reply in replies):
             kept.append(choice)
@@ -151,9 +154,8 @@ def load(path: str | Path) -> list[list[History]]:
         person = dataclasses.replace(person, user=who(person.user))
         histories = people.setdefault(person.user, [])
         histories.append(person)
-        check_disjoint(
-            dataclasses.replace(person, held=histories[0].held), where
-        )  # the first history of a person tests
+        # The first history of a person tests, so its held-out choices may occur in no later one.
+        check_disjoint(dataclasses.replace(person, held=histories[0].held), where)
     return list(people.values())
 
 
@@ -188,6 +190,7 @@ def _person(where: str, record: Mapping[str, Any]) -> History:
 
 def _told(where: str, record: Mapping[str, Any]) -> PersonContext:
     ask = _messages(where, record.get('context_messages', ()))
+    # A file may give the context only within the messages that ask for the summary.
     context = record.get('context') or '\n'.join(message['content'] for message in ask)
     if not isinstance(context, str) or not context:
         raise ValueError(f'{where} has neither context nor context_messages; give one of them')
@@ -218,6 +221,7 @@ def repeated(person: History) -> str:
         *(choice.prompt for choice in others),
     ]
     normal_texts = list(map(normal, texts_read))
+    # A reply that was chosen between before is known as a whole; a text may also contain one.
     held_replies = (reply for choice in person.held for reply in (choice.chosen, choice.rejected))
     return next((r for r in held_replies if normal(r) in taught or any(normal(r) in text for text in normal_texts)), '')
 

@@ -26,7 +26,8 @@ _UNSEEN = re.compile(  # letters and marks without a shape: joiners, fillers and
 )
 
 
-@functools.lru_cache(maxsize=1024)  # facts and ids are compared again and again
+# Facts and ids are compared again and again.
+@functools.lru_cache(maxsize=1024)
 def normal(text: str) -> str:
     """The text in the form in which texts are compared.
 
@@ -35,10 +36,12 @@ def normal(text: str) -> str:
     or a space of no width.
     """
     if text.isascii():
+        # In ASCII, control characters are the only ones that nobody sees.
         text = _CONTROL.sub('', text)
     else:
         text = unicodedata.normalize('NFKC', _UNSEEN.sub('', text.translate(_ALIKE)))
         text = ''.join(c for c in text if c.isspace() or unicodedata.category(c) not in ('Cc', 'Cf'))
+    # Folding the case may bring up characters that have a compatibility form or are alike again.
     return ' '.join(unicodedata.normalize('NFKC', text.casefold()).translate(_ALIKE).split())
 
 
@@ -67,6 +70,7 @@ def held_out(contents: Sequence[str], most: int, *, last: bool = False, seed: in
         if sizes[content] <= room:
             tested.add(content)
             room -= sizes[content]
+    # Where every content is larger than the room, the smallest one is tested.
     tested = tested or {min(order, key=sizes.__getitem__)}
     return [content in tested for content in contents]
 
@@ -79,16 +83,18 @@ def repeats(contents: Sequence[str]) -> int:
 def strangers(contents: Sequence[str], order: Iterable[int] | None = None) -> list[int] | None:
     """The index of an entry with another content for each entry; None where all contents are the same.
 
-    Every index occurs once, unless more than half of the entries have the same content. Where all contents differ, an
-    entry gets the index of the next entry in `order`, and the last entry that of the first.
+    Every index occurs once, unless more than half of the entries have the same content.
     """
     order = list(range(len(contents)) if order is None else order)
     number = {content: k for k, content in enumerate(dict.fromkeys(contents[i] for i in order))}
     if len(number) < 2:
         return None
     row = sorted(order, key=lambda i: number[contents[i]])
+    # Entries of one content are neighbours in the row, so a shift by the largest content leads to another one.
     shift, others = max(Counter(contents).values()), list(order)
     for place, i in enumerate(row):
+        # Where all contents differ, the shift is 1, so an entry gets the next one in `order`, and the last entry the
+        # first.
         following = (row[(place + shift + k) % len(row)] for k in range(len(row)))
         others[i] = next(j for j in following if contents[j] != contents[i])
     return others

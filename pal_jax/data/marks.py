@@ -2,8 +2,7 @@
 
 A turn of the assistant is not learnt where one of `LEARNT` is false, as `weight` in OpenAI's files, `loss` in
 ms-swift's, `train` or `training` in Axolotl's, or one of `LEFT_OUT` is true. A row is not learnt where one of these
-marks it, or where `label` (TRL's KTO) or `kto_tag` (LLaMA-Factory's) says that its completion is unwanted. The `label`
-of a row that is one text is its class, and says nothing of a completion.
+marks it, or where `label` (TRL's KTO) or `kto_tag` (LLaMA-Factory's) says that its completion is unwanted.
 """
 
 from __future__ import annotations
@@ -18,10 +17,13 @@ LEARNT = (
     *('learn', 'train', 'training', 'trainable', 'train_on'),
 )
 LEFT_OUT = 'masked', 'ignore', 'ignored', 'no_loss'
+# `label` is not among these keys: the label of a row that is one text is its class, and says nothing of a completion.
 KTO = 'kto_tag', 'kto_label', 'desirable'
-WANTED = 'label', *KTO  # say of a row with a completion that it is wanted
+# Keys that say of a row with a completion that the completion is wanted.
+WANTED = 'label', *KTO
 OF_ROWS = *WANTED, *LEARNT, *LEFT_OUT
-PARTIAL = (  # marks of parts, or of unclear sense
+# Marks of parts, or of unclear sense, which are refused.
+PARTIAL = (
     *('mask', 'loss_masks', 'token_mask', 'completion_mask', 'train_detail', 'training_detail'),
     *('assistant_mask', 'assistant_masks', 'assistant_tokens_mask'),
 )
@@ -44,6 +46,7 @@ def is_learnt(message: Mapping[str, Any], place: str) -> bool:
     for name, mark in marks.items():
         if mark is None:
             raise ValueError(f'{place}: {name}={files.short_repr(message[name])} must be 0 or 1, true or false')
+    # Keys of two senses say the same where one is true and the other is false.
     learnt = {name: mark == (name in LEARNT) for name, mark in marks.items()}
     if len(set(learnt.values())) > 1:
         raise ValueError(f'{place}: {" and ".join(learnt)} contradict each other; leave one of them')

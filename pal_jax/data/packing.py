@@ -152,12 +152,14 @@ def _evened(lengths: Sequence[int], order: Sequence[int], rows: list[list[int]],
 
     for i in order:
         min(even, key=length).append(i)
+    # A greedy spread may need a longer row than the packing, which then stays.
     best = even if max(map(length, even)) <= max(map(length, rows)) else rows
     return sorted(best, key=length)
 
 
 def _height(rows: int, ways: int, micro_rows: int) -> int:
     """The number of rows, rounded up to whole micro-batches of each of `ways`."""
+    # A way with fewer rows than a micro-batch has one smaller micro-batch.
     rows_of_way = -(-rows // ways)
     return ways * round_up(rows_of_way, min(rows_of_way, micro_rows))
 
@@ -177,12 +179,15 @@ def pack_groups(groups: Sequence[PromptGroup], layout: Layout, *, n: int, action
     states, actions_, acts = _zeros(acted, np.int32), _zeros(acted, np.int32), _zeros(acted, bool)
     for r, row in enumerate(layout.rows):
         start = layout.opening
+        # The opening stands once at the head of a row; the row's first group has its tokens.
         if row and start:
             tokens[r, :start], positions[r, :start] = groups[row[0]].prompt[:start], np.arange(start)
             segments[r, :start] = prefix[r, :start] = OPENING
         for place, group in enumerate(groups[i] for i in row):
-            shared = 1 + place * (n + 1)  # the segment of the prompt; branch k has `shared + 1 + k`
+            # The segment of the prompt is `shared`, and branch k has the segment `shared + 1 + k`.
+            shared = 1 + place * (n + 1)
             size = len(group.prompt)
+            # A group's prompt goes on where the row's opening ends, and its positions go on, too.
             places = np.arange(layout.opening, size)
             fork, end = start + len(places) - 1, start + len(places)
             tokens[r, start:end], positions[r, start:end] = group.prompt[layout.opening :], places
@@ -222,6 +227,7 @@ def pack_rollouts(
     place = tokens.acts.shape[:2]
     rewards = _zeros((*place, len(samples[0].rewards)), np.float32)
     ok, role = _zeros(place, bool), _zeros(place, np.int32)
+    # Rewards and log-probabilities of samples stand where the layout put their actions.
     for r, row in enumerate(layout.rows):
         for k, sample in ((place * n + k, s) for place, i in enumerate(row) for k, s in enumerate(sampled[i])):
             rewards[r, k], ok[r, k], role[r, k] = sample.rewards, sample.ok, sample.role
@@ -287,6 +293,6 @@ def most_actions(groups: Sequence[PromptGroup]) -> int:
 
 
 def _zeros(shape: tuple[int, ...], dtype: type) -> Any:
-    """A host array of zeros that becomes a device array. Its type is `Any`, for host and device arrays have different
-    types."""
+    """A host array of zeros that becomes a device array."""
+    # The type of the result is `Any`, for host and device arrays have different types.
     return np.zeros(shape, dtype)

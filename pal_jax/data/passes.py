@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-HELD = 1 << 20  # the most entries whose order is held in memory
+# The most entries whose order is held in memory.
+HELD = 1 << 20
 ROUNDS = 4
 
 
@@ -17,6 +18,7 @@ def shuffled(total: int, *, start: int, size: int, seed: int) -> np.ndarray:
     place = np.arange(start, start + size)
     passes, within = place // total, place % total
     out = np.empty(size, np.int64)
+    # A step may cross the border between passes, and each pass has an order of its own.
     for number in range(passes[0], passes[-1] + 1):
         here = passes == number
         entries = (
@@ -31,9 +33,9 @@ def shuffled(total: int, *, start: int, size: int, seed: int) -> np.ndarray:
 def scattered(place: np.ndarray, total: int, seed: Sequence[int]) -> np.ndarray:
     """The images of the entries at `place` under a permutation of `total` entries, which is never written down.
 
-    It is a Feistel network on numbers of an even number of bits, repeated until its result is one of the entries (Black
-    & Rogaway 2002). The function of a round multiplies and mixes bits.
+    It is a Feistel network, repeated until its result is one of the entries (Black & Rogaway 2002).
     """
+    # The network permutes numbers of an even number of bits, of which there may be more than entries.
     half = max(1, (total - 1).bit_length() + 1 >> 1)
     mask, keys = np.uint64((1 << half) - 1), np.random.default_rng(seed).integers(0, 1 << 63, ROUNDS, np.uint64)
     out = place.astype(np.uint64)
@@ -41,10 +43,12 @@ def scattered(place: np.ndarray, total: int, seed: Sequence[int]) -> np.ndarray:
     while outside.any():
         left, right = out[outside] >> np.uint64(half), out[outside] & mask
         for key in keys:
+            # The function of a round need not be invertible: it multiplies and mixes the bits of one half.
             mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)
             mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
             left, right = right, left ^ (mixed >> np.uint64(40)) & mask
         out[outside] = left << np.uint64(half) | right
+        # A number that is no entry goes through the network again, and the result stays a permutation.
         outside = out >= total
     return out.astype(np.int64)
 

@@ -11,10 +11,10 @@ sets with other fields into this form. Every reader yields the place of a record
 rows at a time is in memory.
 
 Files are UTF-8, with a byte order mark or without, and with any line ends. The id of a person is a text or a whole
-number: 1, 1.0, "1" and " 1 " are one person, since a column of numbers with a gap in it is written as 1.0; "01" is
-another person. Two spellings of an id (`holdouts.normal`: case, forms of accents and marks, invisible characters) are
-one person, who is called as written first. A missing value (null, NaN, an empty text, or the texts nan, NaN, null,
-NULL, None and <NA>, as programs write it) is no id. Neither are true, 1.5 or a list. A row without an id is refused.
+number: 1, 1.0, "1" and " 1 " are one person; "01" is another person. Two spellings of an id (`holdouts.normal`: case,
+forms of accents and marks, invisible characters) are one person, who is called as written first. A missing value (null,
+NaN, an empty text, or the texts nan, NaN, null, NULL, None and <NA>, as programs write it) is no id. Neither are true,
+1.5 or a list. A row without an id is refused.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ Row = tuple[str, Mapping[str, Any]]  # the place of a row, and its fields
 
 MISSING = ('', 'nan', 'NaN', 'null', 'NULL', 'None', '<NA>')  # texts that stand for no value
 NOBODY = 'nobody'  # the user of pairs that wait for an answer
-EXACT = 2**53  # beyond it, some whole numbers are no floats
+# Beyond this number, some whole numbers are no floats.
+EXACT = 2**53
 
 
 def read(source: str, *, answered: bool = True) -> Iterator[Choice]:
@@ -80,7 +81,9 @@ def identity(place: str, row: Mapping[str, Any], name: str) -> str:
     if isinstance(value, str):
         plain = holdouts.normal(value)
         if plain and not _is_missing(value):
+            # A column of numbers with a gap in it is written as 1.0, so 1.0 is 1; "01" is another id.
             return plain.partition('.')[0] if re.fullmatch(r'-?\d+\.0+', plain) else value.strip()
+    # Beyond `EXACT` a float may stand for several whole numbers.
     elif isinstance(value, float) and value.is_integer() and abs(value) <= EXACT:
         return str(int(value))
     elif isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**30:
@@ -105,7 +108,8 @@ def spelled(id: str, names: Iterable[str]) -> str:
 def field(place: str, row: Mapping[str, Any], name: str) -> Any:
     """The value of a row's field. Raises ValueError where the field is missing or empty."""
     value = row.get(name)
-    if value is None or value == '' or value != value:  # tables write NaN for a missing value
+    # Tables write NaN for a missing value, and NaN alone differs from itself.
+    if value is None or value == '' or value != value:
         raise ValueError(f'{place}: no {name}; its fields are {", ".join(map(str, row))}')
     return value
 
@@ -113,12 +117,13 @@ def field(place: str, row: Mapping[str, Any], name: str) -> Any:
 def text_of(place: str, row: Mapping[str, Any], name: str) -> str:
     """The text in a row's field.
 
-    A list of texts in place of one is refused: written with its brackets and quotes it would tell which side it is on.
+    A list of texts in place of one is refused.
 
     Raises:
       ValueError: the field is missing, or its value is no text.
     """
     value = field(place, row, name)
+    # A list written with its brackets and quotes would tell which side it is on.
     if not isinstance(value, str):
         raise ValueError(f'{place}: {name} is {files.short_repr(value)}; give a text')
     return value
@@ -217,6 +222,7 @@ def values(source: str) -> Iterator[tuple[str, Any]]:
         return _hub(source)
     if source.startswith('tfds:'):
         return _tfds(source)
+    # The files of all shards are looked for before the first row is read.
     return itertools.chain.from_iterable([_values(path) for path in shards.files_of(source)])
 
 
@@ -233,6 +239,7 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
     """The values in a file of JSON: of its array, of its lines, or the one object that it holds over several lines."""
     with files.open_text(path) as file:
         start = next((line.strip() for line in file if line.strip()), '')
+    # The first line that is not empty tells an array, one object, and JSON lines apart.
     if start.startswith('['):
         parsed = enumerate(files.parse(files.read_text(path), path), 1)
         placed = ((f'{path}, record {number}', record) for number, record in parsed)
@@ -241,6 +248,7 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
     else:
         placed = ((f'{path}, line {number}', record) for number, record in lines(path))
     for place, record in placed:
+        # An object with lists of rows is a whole data set in one record, as of several splits.
         if isinstance(record, dict) and record and all(map(_holds_rows, record.values())):
             raise ValueError(
                 f'{place}: an object with rows in {", ".join(map(repr, record))}; write the rows of one of these as '
@@ -268,11 +276,9 @@ def lines(path: str | Path) -> Iterator[tuple[int, Any]]:
 
 
 def without_gaps(value: Any) -> Any:
-    """A value of a table without the members of objects that are null, at any depth.
-
-    All objects of a column have the same members, and where a row has written none there stands null, also in a file
-    that is written from the table. So a call of one tool gets the arguments of all others.
-    """
+    """A value of a table without the members of objects that are null, at any depth."""
+    # In a table all objects of a column have the same members, and null stands where a row has none. So a call of one
+    # tool gets the arguments of all others.
     if isinstance(value, dict):
         return {key: without_gaps(member) for key, member in value.items() if member is not None}
     return [without_gaps(entry) for entry in value] if isinstance(value, list) else value
@@ -283,7 +289,8 @@ def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
 
     Rows are counted as a spreadsheet counts them, the header and empty rows included.
     """
-    csv.field_size_limit(sys.maxsize)  # a cell may be a long text; Python's limit is 131,072 characters
+    # A cell may be a long text, and Python's limit is 131,072 characters.
+    csv.field_size_limit(sys.maxsize)
     header: list[str] = []
     number = 0
     with files.open_text(path) as file:
@@ -292,6 +299,7 @@ def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
             for number, row in enumerate(cells, 1):
                 if not row:
                     continue
+                # The first row that is not empty is the header.
                 if header and len(row) != len(header):
                     raise ValueError(
                         f'{path}, row {number}: it has another number of cells than the header, {len(row)} of '
@@ -306,6 +314,7 @@ def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
                 f'{path}, row {number + 1}: not valid CSV, {error}, near line {cells.line_num}; is a quotation mark '
                 'missing, or not doubled?'
             ) from None
+    # A file without any row lacks the columns, too.
     if not header:
         _header(path, [], columns)
 
@@ -335,6 +344,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     _header(path, names, ())
     while True:
         try:
+            # A file may be damaged in a later part alone, so each batch is read with care.
             batch = next(batches, None)
             batch_rows = [] if batch is None else batch.to_pylist()
         except (ArrowException, ValueError, OSError, OverflowError) as error:
@@ -362,6 +372,7 @@ def _hub(source: str) -> Iterator[Row]:
 
     try:
         local = hf_hub_download(parts[1], parts[2], repo_type='dataset')
+        # Messages name the source, not the copy on this machine.
         return ((place.replace(local, source), row) for place, row in rows(local))
     except (HFValidationError, OSError) as error:
         raise ValueError(f'{source} cannot be had from the hub ({_first(error)}); check name and network') from None

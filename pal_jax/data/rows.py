@@ -60,10 +60,8 @@ class Rows(NamedTuple):
         return f'{rows} ({self.moved} kept from testing for it)'
 
     def draw(self, i: int) -> list[PromptGroup]:
-        """The rows of step `i`, in shuffled passes over all rows.
-
-        They follow from the step's number, so a run that resumes needs to remember no position.
-        """
+        """The rows of step `i`, in shuffled passes over all rows."""
+        # The rows follow from the step's number, so a run that resumes needs to remember no position.
         passes = grain.MapDataset.source(self.train).seed(self.seed).shuffle().repeat()
         batches: Any = passes.batch(self.batch_size, batch_fn=list)
         return batches[i]
@@ -120,10 +118,12 @@ def make_rows(
     def contained(record: Any) -> tuple[str, PromptGroup]:
         return read(record).content, convert(record)
 
+    # Made-up records come in parts, one for each person; a file is one part.
     if maker := made.maker('data.train', data.train):
         parts = [keyed(list(map(contained, records))) for records in maker(settings, key)]
     else:
         parts = [keyed(records.read_all(data.train, contained))]
+    # A file of tests decides first, then the people, and a split by prompts is left for single files.
     if data.test:
         train, test, moved = without_test_prompts(
             list(itertools.chain(*parts)), keyed(records.read_all(data.test, contained)), data
@@ -145,6 +145,7 @@ def short_rows(settings: RowRun, train: list[Keyed], test: list[Keyed], moved: i
             f'{len(kept)} rows to learn from and {len(tested)} to test on, of {len(train)} and {len(test)}, are of at '
             f'most data.max_length={data.max_length} tokens; give more rows, a data.test file, or raise it'
         )
+    # The report says how many rows were too long.
     left_out = len(train) + len(test) - len(kept) - len(tested)
     actions, batching = most_actions([*kept, *tested]), (data.batch_size, data.row_tokens, settings.seed)
     return Rows(kept, tested, n, actions, left_out, moved, *batching)
@@ -182,11 +183,11 @@ def without_test_prompts(
 def of_people(parts: list[list[Keyed]], most: int) -> tuple[list[Keyed], list[Keyed], int]:
     """The rows of made-up people as `hold_out` splits them, and the number of rows that moved.
 
-    A row to test on whose prompt is also learnt moves to the learnt rows. Raises ValueError where no row to test on is
-    left.
+    Raises ValueError where no row to test on is left.
     """
     train, test = hold_out(parts, most)
     learnt = {content for content, _ in train}
+    # A row to test on whose prompt is also learnt moves to the learnt rows.
     moved = [row for row in test if row[0] in learnt]
     if len(moved) == len(test):
         raise ValueError(f'all {len(test)} rows to test on have prompts that are learnt; raise oracle.rounds')
@@ -196,9 +197,9 @@ def of_people(parts: list[list[Keyed]], most: int) -> tuple[list[Keyed], list[Ke
 def hold_out(parts: list[list[Entry]], most: int) -> tuple[list[Entry], list[Entry]]:
     """The entries to learn from and those to test on, the last parts.
 
-    The tested parts have up to `most` entries and a fifth of all, but there is one part at least. A part stays
-    together: a person who is tested on has said nothing to learn from.
+    The tested parts have up to `most` entries and a fifth of all, but there is one part at least.
     """
+    # A part stays together, so a person who is tested on has said nothing to learn from.
     sizes = np.cumsum([len(part) for part in reversed(parts)])
     held = max(int(np.sum(sizes <= min(most, sizes[-1] // 5))), 1)
     cut = len(parts) - held
@@ -207,6 +208,7 @@ def hold_out(parts: list[list[Entry]], most: int) -> tuple[list[Entry], list[Ent
 
 def scored_replies(tokenizer: Tokenizer, question: str, replies: Sequence[str], pooling: str = 'last') -> PromptGroup:
     """The replies to a question as a group that scorers read, each up to the token that ends its turn."""
+    # A reply is read as a turn of a chat, as the model would have written it.
     turns = [
         {'prompt': chats.as_chat(question), 'completion': [{'role': 'assistant', 'content': reply}]}
         for reply in replies
@@ -232,6 +234,7 @@ def make_plan(settings: RowRun, rows: Rows, policy: Policy, abstract: Any, train
 def steps_of(settings: RowRun, rows: Rows) -> int:
     """The number of steps: `total_steps`, or as many as `data.epochs` passes over the rows take."""
     data = settings.data
+    # A last update that is not full counts, too.
     return settings.total_steps or -(-round(data.epochs * len(rows.train)) // data.batch_size)
 
 

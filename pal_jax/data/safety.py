@@ -73,6 +73,7 @@ def judged_rows(settings: RowRun, tokenizer: Tokenizer) -> Rows:
         return normal(row.prompt), judged_group(tokenizer, row)
 
     def convert(record: Mapping[str, Any]) -> Keyed:
+        # A record of pairs alone has no labels of safety.
         return _preferred(record, tokenizer) if 'chosen' in record else keyed(safety.to_judged(record))
 
     def read(source: str) -> list[Keyed]:
@@ -87,11 +88,12 @@ def labelled_group(tokenizer: Tokenizer, row: LabelledResponse) -> PromptGroup:
 
 
 def judged_group(tokenizer: Tokenizer, row: JudgedPair) -> PromptGroup:
-    """A pair of answers as a group, in which the less safe answer is `better`, since its cost is higher.
+    """A pair of answers as a group, in which the less safe answer is `better`.
 
     The label of an answer is 1 where it is unsafe, and 0 where it is safe.
     """
     group = scored_replies(tokenizer, row.prompt, row.responses)
+    # The scorer learns costs, and the cost of the less safe answer is higher.
     return group._replace(
         compared=[BranchPair(1 - row.safer, row.safer)], labels=[[float(unsafe)] for unsafe in row.unsafe]
     )
@@ -101,6 +103,7 @@ def _preferred(record: Any, tokenizer: Tokenizer) -> Keyed:
     """A pair whose chosen reply is the less harmful one, as a group whose replies have no label."""
     pair, content = chats.to_prefer(record, tokenizer), formats.preferred(record).content
     group = shared_prompt([to_score(example.prompt, example.completion) for example in pair])
+    # The rejected reply is the more harmful one, so its cost is higher.
     return content, group._replace(compared=[BranchPair(1, 0)], labels=[[math.nan]] * 2)
 
 
@@ -112,6 +115,7 @@ def _make_rows(settings: RowRun, read: Read, make: Make, n: int) -> Rows:
         return make(dilemmas.make_dilemmas(count, split=split, seed=settings.seed))
 
     learnt = embedded('train', data.dilemmas) if data.train == EMBEDDED else read(data.train)
+    # Dilemmas of the corpus are made for each split, so their prompts differ without a split by hash.
     if data.test:
         parts = without_test_prompts(learnt, read(data.test), data)
     elif data.train == EMBEDDED:

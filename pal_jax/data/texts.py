@@ -134,6 +134,7 @@ def from_choices(
 
 def to_pairs(converted: Sequence[RecordTexts], name: str | Path) -> TextPairs:
     """The pairs of converted records, with each text and user once. Raises ValueError where only some have a prompt."""
+    # Two spellings of an id are one person.
     who = records.first_spelling()
     converted = [pair._replace(user=who(pair.user)) for pair in converted]
     prompted = [pair.prompt is not None for pair in converted]
@@ -153,6 +154,7 @@ def to_pairs(converted: Sequence[RecordTexts], name: str | Path) -> TextPairs:
     prompt = (
         np.array([numbered(*pair.prompt) for pair in converted if pair.prompt], np.int32) if any(prompted) else None
     )
+    # A person's group need not stand in every row of theirs.
     group_of = dict.fromkeys((pair.user for pair in converted), '') | {
         pair.user: pair.group for pair in converted if pair.group
     }
@@ -168,6 +170,7 @@ def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '
     if not isinstance(record, dict) or 'user' not in record:
         raise ValueError(f"expected an object with 'user', 'chosen' and 'rejected', got {files.short_repr(record)}")
     user, group = records.identity('', record, 'user'), records.known('', record, 'group')
+    # Statements answer nothing, so their sides are texts by themselves.
     if is_of_statements(record):
         sides: Sequence[formats.TextOrMessages] = [record[side] for side in formats.SIDES]
         texts, prompt = [to_text(tokenizer, side, template) for side in sides], None
@@ -222,11 +225,9 @@ def in_words(content: formats.TextOrMessages | None) -> str:
 
 
 def from_votes(votes: Votes, tokenizer: Tokenizer, *, template: str, most: int, seed: int) -> TextPairs:
-    """Up to `most` pairs of each person, drawn at random: a statement agreed with and one disagreed with.
-
-    Statements with the same tokens have one number, and make no pair.
-    """
+    """Up to `most` pairs of each person, drawn at random: a statement agreed with and one disagreed with."""
     statements = tuple(to_text(tokenizer, text, template) for text in votes.texts)
+    # Statements with the same tokens have the number of the first of them, and make no pair.
     first = {text: s for s, text in reversed([*enumerate(statements)])}
     number = np.array([first[text] for text in statements], np.int32)
     users, *sides = draw_pairs(votes, most=most, seed=seed)
@@ -255,14 +256,16 @@ def pack(
     """Pack each text once into a batch. The actions of a text are the tokens whose states count: all, or the last.
 
     `together` is the largest number of texts with the same beginning in one group (0: no limit). Rows have `row_tokens`
-    tokens or a multiple, and all other sizes are powers of two, so that the programs to compile stay few.
+    tokens or a multiple.
     """
     by_start: dict[tuple[int, ...], list[int]] = {}
     for i, text in enumerate(texts):
+        # A text without a beginning shares its first tokens with no other one.
         by_start.setdefault(text.before or (i, -1), []).append(i)
     most = together or len(texts)
     members = [same_start[k : k + most] for same_start in by_start.values() for k in range(0, len(same_start), most)]
     groups = [shared(tuple(texts[i] for i in same_start), pool) for same_start in members]
+    # Sizes are powers of two, so that the programs to compile stay few.
     n = 1 << (max(map(len, members)) - 1).bit_length()
     actions = 1 if pool == 'last' else 1 << max(5, (max(len(text.tokens) for text in texts) - 1).bit_length())
     layout: Layout = lay_out(
@@ -277,17 +280,16 @@ def pack(
 
 
 def shared(texts: Sequence[Text], pool: Pool) -> PromptGroup:
-    """Texts with the same beginning as a prompt and its branches.
-
-    A state is named by the action after it, so each text ends with one more token, whose state is not read.
-    """
+    """Texts with the same beginning as a prompt and its branches."""
     return shared_prompt([_example(text, pool) for text in texts])
 
 
 def _example(text: Text, pool: Pool) -> Example:
     tokens = text.tokens
+    # A group has a prompt, so a text by itself gives its first token.
     before, following = (text.before, tokens) if text.before else (tokens[:1], tokens[1:])
     counted = len(tokens) if pool == 'mean' else 1
+    # A state is named by the action after it, so each text ends with one more token, whose state is not read.
     completion = [*following, tokens[-1]]
     return Example(before, completion, [False] * (len(completion) - counted) + [True] * counted)
 
@@ -308,16 +310,14 @@ class Replicas(Lookup):
         if isinstance(where, tuple) and len(where) > self.numbers.ndim:
             return self[where[:-1]][..., where[-1]]
         numbers = self.numbers[where]
+        # Indices without an axis of replicas read the first table.
         if numbers.ndim < 2:
             return self.table[0][numbers]
         return np.stack([table[row] for table, row in zip(self.table, numbers, strict=True)])
 
 
 class Spans(NamedTuple):
-    """The states of every token, `[tokens, H]`, which may lie on disk. Those of text `s` begin at `starts[s]`.
-
-    After the end of a text, its last state is repeated.
-    """
+    """The states of every token, `[tokens, H]`, which may lie on disk. Those of text `s` begin at `starts[s]`."""
 
     table: np.ndarray
     starts: np.ndarray
@@ -335,13 +335,16 @@ class Spans(NamedTuple):
         `chosen` and `rejected` are the numbers of texts, `[...]`. The span has the tokens in which the sides differ.
         """
         T = max(len(self.texts[s].tokens) for s in np.unique([chosen, rejected]))
+        # Few lengths keep the programs to compile few.
         T = round_up(T, 16)
         place = np.arange(T)
         last = self.ends - self.starts
+        # After the end of a text, its last state is repeated.
         left, right = (
             self.table[self.starts[side][..., None] + np.minimum(place, last[side][..., None])]
             for side in (chosen, rejected)
         )
+        # No token is -1, so the places after a text's end are never equal to a token.
         tokens = np.full((len(self.texts), T), -1, np.int32)
         for row, text in zip(tokens, self.texts, strict=True):
             row[: len(text.tokens[:T])] = text.tokens[:T]

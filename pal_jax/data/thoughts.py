@@ -1,8 +1,7 @@
 """Thoughts of reasoning models, which are taken out of a text so that the reply is left.
 
 Thoughts stand between marks, before or within the reply: `<think>`, `[THINK]`, `<|begin_of_thought|>` and the like in
-upper or lower case, or in a channel of their own (`<|channel|>analysis<|message|>...`). A chat template may open the
-thought at the end of the prompt, so that the text has the closing mark alone.
+upper or lower case, or in a channel of their own (`<|channel|>analysis<|message|>...`).
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ _NAME = (
     r'(?:[a-z]+:)?(?:ant)?(?:thinking|think|thoughts|thought|reasoning|reason|reflection|reflect|analysis|scratchpad'
     r'|rationale|cot|chain[ _-]of[ _-]thoughts?|(?:inner|internal)[ _-]?(?:monologue|thoughts?))'
 )
-_TAG = (  # as in <longcat_think> or <thought_process>
-    rf'(?:[a-z]+[_-])*{_NAME}(?:[_-](?:process|content|steps?|faste?r?))?'
-)
+# The name of a tag may have words around it, as in <longcat_think> or <thought_process>.
+_TAG = rf'(?:[a-z]+[_-])*{_NAME}(?:[_-](?:process|content|steps?|faste?r?))?'
 _OPENING = (
     rf'<\s*{_TAG}(?:\s[^<>]*)?(?<!/)>|\[\s*(?:think(?:ing)?|reasoning)\s*\]|◁\s*{_NAME}\s*▷'
     rf'|<\|\s*(?:begin_of_|start_)?{_NAME}(?:_start)?\s*\|>|<\|inner_prefix\|>|<\|channel>\s*thought'
@@ -28,7 +26,8 @@ _CLOSING = (
 )
 MARK = re.compile(rf'(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})|<\s*{_TAG}\s*/>', re.IGNORECASE)
 _OPENED = re.compile(rf'(?:{_OPENING})\s*\Z', re.IGNORECASE)
-_FRAMED = re.compile(  # a reply after a thought, between a mark of its beginning and one of its end
+# A reply after a thought may stand between a mark of its beginning and one of its end.
+_FRAMED = re.compile(
     r'\A\s*(?:<(?P<tag>(?:final_)?(?:answer|response))>|<\|begin_of_(?:solution|box)\|>|<\|START_RESPONSE\|>)\s*'
     r'(?P<said>.*?)\s*(?:(?(tag)</(?P=tag)>|(?:<\|end_of_(?:solution|box)\|>|<\|END_RESPONSE\|>)))?\s*\Z',
     re.DOTALL | re.IGNORECASE,
@@ -48,7 +47,8 @@ _ANNOUNCED = re.compile(
     r'(?P<said>.*?)(?:\[END FINAL RESPONSE\](?:\s*<\|end\|>)?\s*)?\Z)?',
     re.DOTALL | re.IGNORECASE,
 )
-_TOLD_APART = re.compile(rf'{MARK.pattern}|<\|(?:channel|message)\|>', re.IGNORECASE)  # marks between thought and reply
+# Marks between thought and reply.
+_TOLD_APART = re.compile(rf'{MARK.pattern}|<\|(?:channel|message)\|>', re.IGNORECASE)
 _HARMONY = re.compile(r'<\|channel\|>', re.IGNORECASE)
 _RUN_TOGETHER = re.compile(r'\A\s*(?:analysis|commentary)(?=[A-Z"\'(]|.*assistantfinal)', re.DOTALL)
 
@@ -62,6 +62,7 @@ def spoken_reply(text: str) -> str | None:
     if _HARMONY.search(text):
         final = [content for channel, content in _MESSAGE.findall(text) if channel.lower() == 'final']
         return spoken_reply(final[-1].strip()) if final else None
+    # Decoded without special tokens, harmony's channels are words that run into the text.
     if _RUN_TOGETHER.match(text):
         _, end, pieces = text.rpartition('assistantfinal')
         return pieces.strip() if end else None
@@ -74,8 +75,10 @@ def spoken_reply(text: str) -> str | None:
     for mark in marks:
         if not depth:
             pieces.append(text[at : mark.start()])
+        # A chat template may open the thought at the end of the prompt, so that the text has the closing mark alone.
         if mark['closing'] and not depth:
             pieces.clear()
+        # Thoughts may contain others, and a mark that closes nothing leaves the depth at 0.
         depth = max(0, depth + bool(mark['opening']) - bool(mark['closing']))
         at = mark.end()
     if depth:
@@ -111,16 +114,14 @@ def completion_after(prompt: str, text: str) -> str:
 
 
 def resumed_reply(prompt: str, text: str) -> str:
-    """A reply as it goes on after `prompt`, so that its words are no thought that the prompt has opened.
-
-    A mark at the beginning of the reply that is the prompt's own is not repeated, and a reply that has no thought ends
-    an empty one.
-    """
+    """A reply as it goes on after `prompt`, so that its words are no thought that the prompt has opened."""
     opened = _OPENED.search(prompt)
     if not opened or closes(text):
         return text
+    # A mark at the beginning of the reply that is the prompt's own is not repeated.
     mark, space = opened.group().strip(), opened.group()[len(opened.group().rstrip()) :]
     if text.lstrip().startswith(mark):
         return text.lstrip().removeprefix(mark).removeprefix(space)
+    # A reply that has no thought ends an empty one.
     closing = f'{mark[0]}/{mark[1:]}'
     return f'\n{closing}\n\n{text}' if closes(closing) else text

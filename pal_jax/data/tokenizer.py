@@ -92,7 +92,8 @@ class Tokenizer:
         """
         try:
             ids = self.fast.encode(text, add_special_tokens=False)
-        except TypeError:  # the library raises it for a str that is no UTF-8
+        # The library raises TypeError for a str that is no UTF-8.
+        except TypeError:
             half = next((character for character in text if '\ud800' <= character <= '\udfff'), '')
             if not half:
                 raise
@@ -132,12 +133,13 @@ class Tokenizer:
     def continued(self, tokens: Sequence[int], before: str, text: str) -> list[int]:
         """The token ids of a text with shields after `before`, whose ids are `tokens` and stay as they are.
 
-        They are the ids of both together after those tokens. Where a token would span both, as of the last line end of
-        a prompt and the first of an answer, the text is encoded apart, as a model samples it.
+        They are the ids of both together after those tokens.
         """
         together = self.ids_of(before + text)
         if together[: len(tokens)] == list(tokens):
             return together[len(tokens) :]
+        # A token may span both, as of the last line end of a prompt and the first of an answer. The text is then
+        # encoded apart, as a model samples it.
         return [i for piece in markup.pieces(text) for i in self._following(piece)]
 
     def _following(self, text: str) -> list[int]:
@@ -159,10 +161,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _shields(self) -> tuple[markup.Shield, markup.Shield]:
-        """Two functions that put shields into texts: into those of users, files and tools, and into the assistant's.
-
-        In the latter, the marks of thoughts and of calls stay live, since models write them within their answers.
-        """
+        """Two functions that put shields into texts: into those of users, files and tools, and into the assistant's."""
         added = self.fast.added_tokens_decoder.values()
         frame = {i for text in map(self._tried, _FRAMES) if text for i in self.fast.encode(text)} | {*self.stop_ids}
         framed = {token for i in sorted(frame) if (token := self._added.get(i, '')) and not thoughts.is_mark(token)}
@@ -171,6 +170,7 @@ class Tokenizer:
         silent = {token for token in special if not thoughts.is_mark(token)} | framed
         normal = self.fast.backend_tokenizer.normalizer
         normalized = {str(token) for token in added if token.normalized}
+        # In the assistant's texts the marks of thoughts and of calls stay live, since models write them there.
         sets = silent | {*special, *markup.controls(plain, str(self.fast.chat_template))}, silent
         return tuple(
             markup.make_shield(tokens, tokens & normalized, normal and normal.normalize_str) for tokens in sets
@@ -179,20 +179,20 @@ class Tokenizer:
     def prompt(self, text: str) -> list[int]:
         """The token ids of a raw text that other tokens will follow.
 
-        They are those of transformers, without a token that the tokenizer appends to a text (end of sequence). The
-        tokens of `opening` stand before the text once, also where they are written out at its beginning, as in a chat
-        that is rendered already.
+        The tokens of `opening` stand before the text once, and no end-of-sequence token stands after it.
         """
         ids = self.encode(text)
+        # A chat that is rendered already has the opening written out at its beginning, and needs no second one.
         return ids if self.opening and ids[: len(self.opening)] == self.opening else [*self.opening, *ids]
 
     def completion(self, prompt: str, text: str) -> list[int]:
         """The token ids of a text after its prompt, with an end-of-sequence token unless the text ends with a stop.
 
-        They are the ids of prompt and text together, after those of the prompt, and so lack the space that some
-        tokenizers put before a text. Where a token would span both, the text is encoded by itself.
+        They are the ids of prompt and text together, after those of the prompt.
         """
         alone = self.encode(text)
+        # The ids after those of the prompt lack the space that some tokenizers put before a text. Where a token would
+        # span both, the text is encoded by itself.
         rests = (self._rest(start, text) for start in (prompt, '\n'))
         same = (tail for tail in rests if self.decode(tail).lstrip() == self.decode(alone).lstrip())
         ids = next(same, alone)
@@ -203,7 +203,8 @@ class Tokenizer:
         first = self.encode(start)
         try:
             together = self.encode(start + text)
-        except Exception:  # tokenizers raises it where a vocabulary of words lacks a word
+        # The library raises a plain Exception where a vocabulary of words lacks a word.
+        except Exception:
             return []
         return together[len(first) :] if first and together[: len(first)] == first else []
 
@@ -229,13 +230,11 @@ class Tokenizer:
         return self._text(ids, skip_special=True)
 
     def last_text(self, ids: Sequence[int], count: int, before: Sequence[int] = ()) -> str:
-        """The text of the last `count` of the `ids` that show in a text, as `text_of` has it.
-
-        Where these are all that show, their text goes on with that of the ids `before`, and so keeps its first space.
-        """
+        """The text of the last `count` of the `ids` that show in a text, as `text_of` has it."""
         known = self.fast.convert_ids_to_tokens
         showing = (i for i in reversed(ids) if i not in self._silent and known(i) is not None)
         last = [*itertools.islice(showing, count)][::-1]
+        # Where fewer ids show, their text goes on with that of the ids `before`, and so keeps its first space.
         before = before if len(last) < count else ()
         return self.text_of([*before, *last])[len(self.text_of(before)) :]
 
@@ -323,7 +322,8 @@ class Tokenizer:
             text = self.fast.apply_chat_template(
                 plain_messages, tools=plain_tools, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except Exception as error:  # a template is a program that comes with the model, and may raise anything
+        # A template is a program that comes with the model, and may raise anything.
+        except Exception as error:
             roles = [message['role'] for message in plain_messages]
             roles = ', '.join(roles if len(roles) <= 8 else [*roles[:7], f'... ({len(roles)} messages)'])
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -335,12 +335,11 @@ class Tokenizer:
     def padding_apart(self) -> Tokenizer:
         """A copy of the tokenizer with a padding token that is no end of a turn.
 
-        transformers' classifiers read the last token that is not padding. Where the end of a turn is padding, too
-        (SmolLM2, Qwen 2.5), they would read the token before the last.
-
         Raises:
           ValueError: all special tokens are ends.
         """
+        # transformers' classifiers read the last token that is not padding. Where the end of a turn is padding, too
+        # (SmolLM2, Qwen 2.5), they would read the token before the last.
         if self.pad_id not in self.stop_ids:
             return self
         special = (i for i, token in sorted(self.fast.added_tokens_decoder.items()) if token.special)
@@ -373,8 +372,7 @@ class Tokenizer:
 def fold_system(messages: Sequence[Message]) -> list[Message]:
     """The conversation without system messages at its head.
 
-    Their text goes to the head of the first user message, with an empty line between. Where no user message follows, it
-    becomes a user message of its own.
+    Their text goes to the head of a user message that follows, with an empty line between, or becomes one of its own.
     """
     first = next((i for i, message in enumerate(messages) if message['role'] != 'system'), len(messages))
     system = '\n\n'.join(message['content'] for message in messages[:first] if message['content'])
@@ -401,7 +399,8 @@ def _around(fast: PreTrainedTokenizerFast, token: int) -> tuple[list[int], list[
 
 def _stop_ids(fast: PreTrainedTokenizerFast, ends: Sequence[int]) -> tuple[int, ...]:
     vocab = fast.get_vocab()
-    special = {str(token) for token in fast.added_tokens_decoder.values() if token.special}  # Gemma has HTML's </s>
+    # Only special tokens count: Gemma's vocabulary has HTML's </s>.
+    special = {str(token) for token in fast.added_tokens_decoder.values() if token.special}
     first = [vocab[token] for token in (fast.eos_token,) if token in vocab]
     stops = [*first, *ends, *(vocab[end] for end in ENDS if end in special)]
     if not stops:
@@ -421,7 +420,8 @@ def from_folder(folder: str | Path, ends: Sequence[int] | None = None) -> Tokeni
         raise ValueError(f'no tokenizer.json in {folder}; save the tokenizer there with transformers first')
     try:
         fast = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    except Exception as error:  # the library raises a plain Exception for a damaged tokenizer.json
+    # The library raises a plain Exception for a damaged tokenizer.json, so the files are read to find which it is.
+    except Exception as error:
         for path in (Path(folder) / name for name in FILES):
             if path.exists():
                 (files.read_object if path.suffix == '.json' else files.read_text)(path)

@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Split
 
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # values of tokenizer.ggml.token_type
+# Values of tokenizer.ggml.token_type.
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 
 
 def byte_level_bpe(tokens: Sequence[str], merges: Sequence[str], pre: str) -> tokenizers.Tokenizer:
@@ -20,6 +21,7 @@ def byte_level_bpe(tokens: Sequence[str], merges: Sequence[str], pre: str) -> to
     backend = tokenizers.Tokenizer(BPE(vocab=vocab, merges=pairs, ignore_merges=pre == 'llama-bpe'))
     backend.pre_tokenizer = _pre_tokenizer(pre)
     backend.decoder = decoders.ByteLevel()
+    # Qwen 2 alone of these normalises a text before it is cut.
     if pre == 'qwen2':
         backend.normalizer = normalizers.NFC()
     return backend
@@ -30,22 +32,24 @@ def sentencepiece_bpe(
 ) -> tokenizers.Tokenizer:
     """The tokenizer of a SentencePiece model.
 
-    SentencePiece joins the two neighbours that make the piece with the highest score. As a list of merges this is every
-    way to cut a piece in two, best pieces first. Characters without a piece become bytes.
+    SentencePiece joins the two neighbours that make the piece with the highest score.
     """
     vocab = {token: i for i, token in enumerate(tokens)}
     best = {token: 0.0 for token, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED}
     best |= {token: score for token, score, kind in zip(tokens, scores, types, strict=True) if kind == NORMAL}
+    # As a list of merges this rule is every way to cut a piece in two, best pieces first.
     merges = [
         (token[:cut], token[cut:])
         for token in sorted(best, key=lambda token: (-best[token], vocab[token]))
         for cut in range(1, len(token))
         if token[:cut] in best and token[cut:] in best
     ]
+    # Characters without a piece become bytes.
     backend = tokenizers.Tokenizer(BPE(vocab=vocab, merges=merges, byte_fallback=True, fuse_unk=True))
     spaces: list[Any] = [normalizers.Replace(' ', '▁')]
     joined: list[Any] = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
-    if prefix:  # the first word has a space before it, too
+    # The first word has a space before it, too.
+    if prefix:
         spaces.insert(0, normalizers.Prepend('▁'))
         joined.append(decoders.Strip(' ', 1, 0))
     backend.normalizer = normalizers.Sequence(spaces)

@@ -45,6 +45,7 @@ class PolicySampler:
         prompts = [tuple(self.tokenizer.chat(chats.as_chat(text))) for text in questions]
         self.decoder.load(params)
         samples = sampler.sample(self.decoder, self.tokenizer, prompts, [self.sampling] * n, seed, sources=questions)
+        # The learner needs the memory of the weights next.
         self.decoder.release()
         return list(map(without_thoughts, samples))
 
@@ -81,7 +82,8 @@ class ModelScores:
 
 
 def without_thoughts(sample: Sample) -> Sample:
-    """Cut the thought out of a sample's text; the text is empty where a thought does not end, and the tokens stay."""
+    """Cut the thought out of a sample's text; the text is empty where a thought does not end."""
+    # The tokens stay whole, since they are what the policy sampled and learns from.
     completion = dataclasses.replace(sample.completion, text=spoken_reply(sample.completion.text) or '')
     return dataclasses.replace(sample, completion=completion)
 

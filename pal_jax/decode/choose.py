@@ -18,7 +18,8 @@ from pal_jax.run.credentials import secret
 from pal_jax.run.processes import ALONE, LAST_PORT, Shares
 from pal_jax.types import Completion
 
-TOKEN = 'PAL_JAX_TOKEN'  # the environment variable that a server's secret is in
+# The environment variable that a server's secret is in.
+TOKEN = 'PAL_JAX_TOKEN'
 
 
 class Decoder(Protocol):
@@ -69,6 +70,7 @@ def choose_decoder(
         return LocalDecoder(cfg, tokenizer, mesh, **settings)
     if shares.parts > 1:
         raise ValueError(f"{shares.parts} shares or processes sample with decode.driver='local' alone; choose that")
+    # A wrong address is found before the trainer waits for it.
     host, _, port = address.rpartition(':')
     if not host or not re.fullmatch('[0-9]{1,5}', port) or not 0 < int(port) <= LAST_PORT:
         raise ValueError(
@@ -76,6 +78,7 @@ def choose_decoder(
         )
     if int8:
         raise ValueError(f'decode.address={address!r} decodes as its server was started; leave decode.int8 off')
+    # gRPC is imported only where a server is asked.
     from pal_jax.decode.serve.jetstream.remote import RemoteDecoder
 
     return RemoteDecoder(cfg, tokenizer, address, secret(TOKEN))

@@ -23,9 +23,8 @@ from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import PromptLogprobs, Request, RequestProgress
 from pal_jax.models.params import Params
 
-Notify = Callable[
-    [RequestProgress | Exception], None
-]  # is called on the driver's thread; the last call has the completion
+# A `Notify` is called on the driver's thread, and its last call has the completion.
+Notify = Callable[[RequestProgress | Exception], None]
 SwapPolicy = Literal['drain', 'continue', 'abort']
 
 
@@ -80,7 +79,8 @@ class Driver:
     """
 
     def __init__(self, decoder: LocalDecoder, *, line: int = 256):
-        self.decoder, self.room = decoder, decoder.slots + line  # `room` requests are under way or in line at most
+        # At most `room` requests are under way or in line.
+        self.decoder, self.room = decoder, decoder.slots + line
         self._accepted, self._closing, self._lock = 0, False, threading.Lock()
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._line: deque[TakenRequest] = deque()
@@ -102,8 +102,6 @@ class Driver:
         self, requests: Sequence[Request], notify: Callable[[int, RequestProgress | Exception], None]
     ) -> list[TakenRequest]:
         """Put requests in line, all or none. `notify(place, progress)` is called on the driver's thread.
-
-        An idle driver takes any number of requests at once. The line bounds the requests that are added then.
 
         Raises:
           ValueError: the model cannot meet one of the requests.
@@ -138,6 +136,7 @@ class Driver:
         with self._lock:
             if self._closing:
                 raise Closed(CLOSING)
+            # An idle driver takes any number of requests at once, and the line bounds the requests that are added then.
             if self._accepted and self._accepted + count > self.room:
                 raise Busy(f'{self._accepted} requests are under way or in line; try again later')
             self._accepted += count
@@ -204,7 +203,8 @@ class Driver:
             self._score()
             try:
                 progress = self.decoder.step()
-            except Exception as error:  # the server must survive the failure of a request
+            # The server must survive the failure of a request.
+            except Exception as error:
                 self._fail(error)
                 continue
             for news in progress:
@@ -227,8 +227,10 @@ class Driver:
                 for ticket in list(self._live.values()):
                     self._cancel(ticket)
             begun = [waiting for waiting in self._scorings if waiting.pieces]
+            # Nothing new starts while a swap waits, so the old requests end in time.
             if swap.policy == 'drain' and (self._live or begun):
                 return
+            # A prompt that is half scored on the old weights is scored anew.
             for scoring in begun:
                 scoring.pieces = None
             self._swaps.popleft()
@@ -269,7 +271,8 @@ class Driver:
 
     def _end(self, scoring: ScoreJob, result: PromptLogprobs | Exception) -> None:
         self._scorings.remove(scoring)
-        with contextlib.suppress(InvalidStateError):  # the caller has cancelled the future
+        # The caller may have cancelled the future.
+        with contextlib.suppress(InvalidStateError):
             if isinstance(result, Exception):
                 scoring.done.set_exception(result)
             else:
@@ -282,7 +285,8 @@ class Driver:
             self._leave()
         try:
             ticket.notify(news)
-        except Exception:  # the caller is gone
+        # The caller is gone, so nobody needs the other tokens.
+        except Exception:
             if not ended:
                 ticket.notify = _nobody
                 self._cancel(ticket)
@@ -296,6 +300,7 @@ class Driver:
             self._tell(ticket, RequestProgress(ticket.number, (), (), completion))
 
     def _fail(self, error: Exception) -> None:
+        # A step that raised leaves the caches in an unknown state.
         self.decoder.reset()
         for ticket in list(self._live.values()):
             self._tell(ticket, error)
@@ -305,6 +310,7 @@ class Driver:
             self._cancel(ticket)
         for scoring in list(self._scorings):
             self._end(scoring, Closed(CLOSING))
+        # Every future that was handed out gets an end, so no caller waits for ever.
         for swap in self._swaps:
             swap.done.set_exception(Closed(CLOSING))
         for drained in self._drained:

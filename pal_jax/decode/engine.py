@@ -31,7 +31,8 @@ from pal_jax.run import sharding
 # Letters: `B` slots, `N` prompts, `M` entries of an admission, `T` tokens, `S` columns of a cache, `H` query heads, `G`
 # heads of keys and values, `K` the width of a head, `D` that of the model, `V` the size of the vocabulary.
 
-SCORED = 64  # columns of a prompt whose logits exist at once while it is scored
+# The columns of a prompt whose logits exist at once while the prompt is scored.
+SCORED = 64
 
 Keys = tuple[Float[Array, 'B G K S'], ...]  # an array for each layer
 Values = tuple[Float[Array, 'B G S K'], ...]
@@ -56,8 +57,7 @@ class DecodeState(struct.PyTreeNode):
 
 
 class PrefixCaches(struct.PyTreeNode):
-    """The caches of `N` prompts. `length` does not count the last token of a prompt, `token`, which the first
-    `generate` computes again and writes over its own column."""
+    """The caches of `N` prompts. `length` does not count the last token of a prompt, which is `token`."""
 
     keys: Keys
     values: Values
@@ -105,6 +105,7 @@ def decode_outer(outer: Params, cfg: ModelConfig) -> Params:
     """The weights outside the layers in the form for decoding: embedding, final norm and output matrix."""
     weights = {'embed': outer['embed'].astype(cfg.dtype), 'final_norm': outer['final_norm']}
     if 'unembed' in outer or cfg.unit_head:
+        # The rows of a unit head are divided once here, and not at every step.
         weights['unembed'] = decoder.unembed_weight(outer, cfg).astype(cfg.dtype)
     return weights
 
@@ -113,7 +114,8 @@ def _laid_out(name: str, w: Any, cfg: ModelConfig, turned: bool, int8: bool) -> 
     if isinstance(w, SoupWeight):
         base = _laid_out(name, w.base, cfg, turned, int8)
         return w.replace(base=base, a=w.a.astype(cfg.dtype), b=w.b.astype(cfg.dtype))
-    in_dims = 2 if name == 'o' else 1  # the output of attention has heads and their width as inputs
+    # The output of attention has heads and their width as inputs.
+    in_dims = 2 if name == 'o' else 1
     if name.endswith(('_bias', '_norm')):
         return w.astype(cfg.dtype) if name.endswith('_bias') else w
     if int8:
@@ -184,6 +186,7 @@ def states(
     """The states of all tokens before the final norm, and the cache that `prefill` returns."""
     start = cached.length if cached else jnp.zeros_like(length)
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
+    # Positions go on after the cached tokens.
     queries = places.one_sequence(positions)
     x = decoder.embed(weights, cfg, tokens)
     cache = []
@@ -196,6 +199,7 @@ def states(
             keys = _write(cached.keys[i], new[0], start, axis=2)
             values = _write(cached.values[i], new[1], start, axis=1)
             k, v = keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
+            # A column of the cache is the position of its token, and columns after a query are hidden by it.
             columns = places.one_sequence(jnp.broadcast_to(jnp.arange(k.shape[1]), k.shape[:2]))
             return attention.attention(q, k, v, queries, columns, cfg, kind), (keys, values)
 
@@ -203,6 +207,7 @@ def states(
         cache.append(keys_values)
     keys, values = zip(*cache, strict=True)
     last = jnp.take_along_axis(tokens, length[:, None] - 1, axis=1)[:, 0]
+    # The last token is not counted: the first `generate` computes it again and writes over its own column.
     return x, PrefixCaches(keys=keys, values=values, length=start + length - 1, token=last)
 
 
@@ -216,8 +221,9 @@ def _write(rows: Array, new: Array, start: Int[Array, ' N'], axis: int) -> Array
 
 
 def write_by_slices(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -> Array:
-    """Write as `_write` does, by a loop of slices, since a CPU scatters element by element."""
+    """Write as `_write` does, by a loop of slices."""
 
+    # A CPU scatters element by element.
     def write(n: Array, rows: Array) -> Array:
         where = [n, *[0] * (rows.ndim - 1)]
         where[1 + axis] = start[n]
@@ -227,7 +233,8 @@ def write_by_slices(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: i
 
 
 def write_by_scatter(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -> Array:
-    """Write as `_write` does, by a scatter, since the TPU's compiler fails at the loop where heads are sharded."""
+    """Write as `_write` does, by a scatter."""
+    # The TPU's compiler fails at the loop of slices where heads are sharded.
     return jax.vmap(lambda row, part, at: lax.dynamic_update_slice_in_dim(row, part, at, axis))(rows, new, start)
 
 
@@ -244,6 +251,7 @@ def read(state: DecodeState, slots: Int[Array, ' N'], length: Int[Array, ' N']) 
 def insert(state: DecodeState, prefix: PrefixCaches, entry: Admission) -> DecodeState:
     """The state with prompts copied into slots."""
 
+    # Only the entries in use are copied, one after the other, so an admission costs what it admits.
     def place(m: Array, caches: tuple[Keys, Values]) -> tuple[Keys, Values]:
         def copy(cache: Array, new: Array) -> Array:
             row = lax.dynamic_slice_in_dim(new, entry.row[m], 1).astype(cache.dtype)
@@ -295,6 +303,7 @@ def _step(
     for layer, kind, old_keys, old_values in zip(weights['layers'], cfg.kinds, state.keys, state.values, strict=True):
 
         def attend(q, k, v, kind=kind, old_keys=old_keys, old_values=old_values):
+            # An empty slot may have counted beyond its cache, and such a write is dropped.
             new_keys = old_keys.at[rows, :, :, state.length].set(k[:, 0].astype(old_keys.dtype), mode='drop')
             new_values = old_values.at[rows, :, state.length].set(v[:, 0].astype(old_values.dtype), mode='drop')
             return attend_cache(q, new_keys, new_values, position, cfg, kind), (new_keys, new_values)
@@ -303,6 +312,7 @@ def _step(
         keys.append(new_keys)
         values.append(new_values)
     logits = unembed(weights, cfg, x[:, 0])
+    # The key of a draw depends on the request and the position, not on the slot or the other requests.
     step_keys = jax.vmap(jax.random.fold_in)(state.rng, state.length)
     sampled = sampling.sample(logits, step_keys, state.temperature, state.top_k, state.top_p)
     state = state.replace(keys=tuple(keys), values=tuple(values), length=state.length + 1, token=sampled.token)
@@ -311,7 +321,8 @@ def _step(
 
 def unembed(weights: Params, cfg: ModelConfig, x: Float[Array, '*rows D']) -> Float[Array, '*rows V']:
     """The logits of states before the final norm."""
-    head = dataclasses.replace(cfg, unit_head=False)  # `decode_outer` has divided its rows
+    # `decode_outer` has divided the rows of a unit head.
+    head = dataclasses.replace(cfg, unit_head=False)
     return decoder.unembed(weights, head, decoder.rms_norm(x, weights['final_norm'], cfg))
 
 
@@ -333,8 +344,8 @@ def score(
 ) -> tuple[PrefixCaches, TokenScores]:
     """The cache after these tokens, and the log-probs, under softmax(logits), of the `targets` that follow them.
 
-    The tokens follow those in `cached`, as in `prefill`, and `targets[n, t]` follows `tokens[n, t]`. Logits of `SCORED`
-    columns exist at a time, and `T` is a multiple of it.
+    The tokens follow those in `cached`, as in `prefill`, and `targets[n, t]` follows `tokens[n, t]`. `T` is a multiple
+    of `SCORED`.
     """
     x, prefix = states(weights, cfg, tokens, length, cached)
     rows, columns = tokens.shape
@@ -344,6 +355,7 @@ def score(
         scores = sampling.logprob_of(logits, part[1].reshape(-1)), sampling.likeliest(logits, alternatives)
         return jax.tree.map(lambda array: array.reshape(rows, SCORED, *array.shape[1:]), scores)
 
+    # Logits of `SCORED` columns exist at a time.
     parts = jax.tree.map(
         lambda array: jnp.moveaxis(array.reshape(rows, columns // SCORED, SCORED, *array.shape[2:]), 1, 0), (x, targets)
     )
@@ -364,9 +376,10 @@ def attend_cache(
 ) -> Float[Array, 'B 1 H K']:
     """Attention of one query in each slot over the slot's cache, whose column `s` has position `s`.
 
-    The queries of a group share its keys. Windows, caps and slopes are those of `models.attention`.
+    Windows, caps and slopes are those of `models.attention`.
     """
     B, _, H, K = q.shape
+    # The queries of a group share its keys.
     q = q.reshape(B, keys.shape[1], -1, K) * attention.score_scale(cfg)
     scores = jnp.einsum('bghk,bgks->bghs', q, keys, preferred_element_type=jnp.float32)
     if cfg.attn_softcap is not None:

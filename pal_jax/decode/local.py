@@ -41,7 +41,8 @@ from pal_jax.models.params import Params
 from pal_jax.run import sharding
 from pal_jax.types import Completion, FinishReason
 
-FULL = 0.75  # share of a prefill's rows; with fewer prompts, one at a time costs less than the padding
+# The share of a prefill's rows that prompts have to fill; with fewer prompts, one at a time costs less than padding.
+FULL = 0.75
 
 
 @dataclasses.dataclass(eq=False)
@@ -105,12 +106,14 @@ class LocalDecoder:
         self.cfg, self.tokenizer, self.mesh = cfg, tokenizer, mesh
         self.slots, self.stride, self.reuse = round_up(slots, ways), stride, reuse
         self.chunk = bucket(chunk, 64)
-        self._rows = ways, round_up(prefill_rows, ways)  # rows of a small and of a large prefill
+        # The rows of a small and of a large prefill.
+        self._rows = ways, round_up(prefill_rows, ways)
         self.grain = grain
         self._alternatives = min(ALTERNATIVES, cfg.vocab)
         self.version, self.counters = 0, Counters()
         self._weights: Params | None = None
-        self._loaded = 0  # the number of weights loaded so far; versions come from the caller and may repeat
+        # The number of weights loaded so far; versions come from the caller and may repeat.
+        self._loaded = 0
         self._mixtures = np.zeros((self.slots, 0), np.float32)  # a row for each slot
         self._state: engine.DecodeState | None = None
         self._prefixes = Prefixes(self.slots)
@@ -123,14 +126,14 @@ class LocalDecoder:
     def load(self, params: Params, version: int = 0) -> None:
         """Decode with these parameters from now on: plain and merged ones, or a soup of adapters.
 
-        Requests under way go on with the new parameters. The caches come from the old ones, and no prompt starts from
-        them any more.
+        Requests under way go on with the new parameters.
 
         Raises:
           ValueError: a request under way mixes other adapters.
         """
         self._adapters(params)
-        self._weights = None  # frees the old ones first
+        # The old weights are freed first.
+        self._weights = None
         self.use(self._programs.publish(params), version)
 
     def use(self, weights: Params, version: int = 0) -> None:
@@ -140,7 +143,9 @@ class LocalDecoder:
         self._mixtures = np.zeros((self.slots, adapters), np.float32)
         for slot, live in self._live.items():
             self._mixtures[slot] = self._row(live.request.mixture)
+        # The caches come from the old weights, so no prompt starts from them any more.
         self._prefixes.clear()
+        # Prompts on their way are computed again from their beginning.
         for prompt in self._prompts:
             prompt.done = 0
 
@@ -216,6 +221,7 @@ class LocalDecoder:
         self._admit()
         decoding, prefilled = any(live.ready for live in self._live.values()), 0
         while self._prompts:
+            # Many prompts to come leave many slots empty, so they are not put off.
             if decoding and prefilled >= self.chunk and 8 * len(self._prompts) <= self.slots:
                 break
             prefilled += self._prefill_batch(alone=not decoding)
@@ -224,6 +230,7 @@ class LocalDecoder:
         sampled, *likeliest = self._decode()
         progress = []
         for slot, live in list(self._live.items()):
+            # The slot's prompt is still on its way, and the token means nothing.
             if not live.ready:
                 continue
             before = len(live.tokens)
@@ -353,10 +360,11 @@ class LocalDecoder:
         return (slot, count) if count >= WORTH else (0, 0)
 
     def _make_room(self) -> None:
-        """Make the caches as long as the requests at hand need, since attention costs their whole length."""
+        """Make the caches as long as the requests at hand need."""
         prompts = (bucket(min(len(r.prompt_ids), self.chunk), 64) for r in self._at_hand())
         final_lengths = (len(r.prompt_ids) + r.sampling.max_tokens for r in self._at_hand())
         room = bucket(max(*prompts, *final_lengths), self.grain)
+        # Attention costs the caches' whole length, so caches also shrink once nothing decodes in them.
         if self._state is None or (not self._live and 2 * room <= self._state.capacity):
             self._drop_caches()
             self._state = self._programs.init(room)
@@ -392,6 +400,7 @@ class LocalDecoder:
         for row, (prompt, piece) in enumerate(zip(batch, pieces, strict=True)):
             complete = prompt.done + len(piece) == len(prompt.tokens)
             self.counters.prompt_tokens += len(piece)
+            # The first slot gets every chunk, and the others get the prompt when it is complete.
             for slot in prompt.slots if complete else prompt.slots[:1]:
                 placed.append((row, slot))
                 self._live[slot].ready, self._live[slot].weights = complete, self._loaded
@@ -410,7 +419,7 @@ class LocalDecoder:
 
         All chunks of a batch are padded to the same length. If the next chunks nearly fill a batch, and either no
         request is decoding or they have few tokens, they are computed together. Otherwise they are computed a few at a
-        time. A prompt that shares a beginning with another of the batch waits, since it can start from that one.
+        time.
         """
         batch: list[PendingPrompt] = []
         starts: list[tuple[int, int]] = []
@@ -420,6 +429,7 @@ class LocalDecoder:
             padded = bucket(min(len(prompt.tokens) - start, self.chunk), 64)
             alike = [queued.tokens for queued in batch if queued.mixture == prompt.mixture]
             shared = max((common(prompt.tokens[:-1], tokens) for tokens in alike), default=0)
+            # A prompt that shares a beginning with another of the batch waits, since it can start from that one.
             waits = self.reuse and not prompt.done and shared - start >= WORTH
             if waits or (batch and padded != size):
                 continue
@@ -436,7 +446,8 @@ class LocalDecoder:
             size = bucket(min(longest, self.chunk), 32)
         assert self._state is not None
         for prompt, (source, start) in zip(batch, starts, strict=True):
-            start = min(start, self._state.capacity - size)  # the padded chunk must end within the cache
+            # The padded chunk must end within the cache.
+            start = min(start, self._state.capacity - size)
             self.counters.reused_tokens += 0 if prompt.done else start
             prompt.source, prompt.done = source, start
         return batch, size
@@ -451,7 +462,8 @@ class LocalDecoder:
         """End the request in a slot. Its cache stays, and later prompts under the same weights can start from it."""
         live = self._live.pop(slot)
         prompt = live.request.prompt_ids
-        if live.ready:  # its last token is in no cache
+        # The last token is in no cache, so the slot's columns end before it.
+        if live.ready:
             read = [prompt[-1], *live.tokens[:-1]]
             self._prefixes.write(slot, len(prompt) - 1, read, live.request.mixture, live.weights)
         else:
@@ -462,7 +474,8 @@ class LocalDecoder:
         """Take a slot from the prompt on its way into it."""
         prompt = next(prompt for prompt in self._prompts if slot in prompt.slots)
         if prompt.slots[0] == slot:
-            prompt.done = 0  # the chunks are in this slot, from whose cache the next slot starts
+            # The chunks are in this slot, and the next slot starts from its cache.
+            prompt.done = 0
         prompt.slots.remove(slot)
         if not prompt.slots:
             self._prompts.remove(prompt)

@@ -8,14 +8,15 @@ import numpy as np
 
 Mixture = tuple[float, ...] | None  # weights of adapters; None: their base alone
 
-WORTH = 16  # tokens; a shorter prefix is computed again
+# A prefix with fewer tokens is computed again.
+WORTH = 16
 
 
 class Prefixes:
     """A table of the tokens in the caches of `slots`, of the weights that computed them, and of each slot's last use.
 
     An entry is keyed by the mixture of adapters and by the weights, which are numbered as they are loaded. A prompt
-    matches only entries of its own key. A slot whose first columns are not known has a gap, and matches nothing.
+    matches only entries of its own key.
     """
 
     def __init__(self, slots: int):
@@ -39,11 +40,13 @@ class Prefixes:
         """
         end = start + len(tokens)
         if end > self._tokens.shape[1]:
+            # The table at least doubles, so it seldom grows.
             more = max(end, 2 * self._tokens.shape[1]) - self._tokens.shape[1]
             self._tokens = np.pad(self._tokens, ((0, 0), (0, more)), constant_values=-1)
         self._tokens[slot, start:] = -1
         self._tokens[slot, start:end] = tokens
         self._keys[slot] = mixture, weights
+        # The clock counts writes, and so orders slots by their last use.
         self._clock += 1
         self._used[slot] = self._clock
 
@@ -53,6 +56,7 @@ class Prefixes:
         The least recently used of equal slots is taken.
         """
         width = min(len(prompt), self._tokens.shape[1])
+        # Columns that are not known hold -1, which is no token, so a slot with a gap at its beginning matches nothing.
         same = self._tokens[:, :width] == np.asarray(prompt[:width], np.int32)[None]
         counts = np.where(same.all(axis=1), width, np.argmin(same, axis=1)) if width else np.zeros(len(same), int)
         counts = np.where([key == (mixture, weights) for key in self._keys], counts, 0)

@@ -46,7 +46,8 @@ class Programs:
         def prefill(
             weights: Params, tokens: Array, length: Array, mixtures: Array | None = None
         ) -> engine.PrefixCaches:
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for kernels that no compiler spreads
+            # Kernels that no compiler spreads need to know the mesh.
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return engine.prefill(soups.mixed(weights, mixtures), cfg, tokens, length)
 
         self.prefill = jax.jit(prefill)
@@ -55,6 +56,7 @@ class Programs:
                 soups.mixed(weights, mixtures), cfg, tokens, length, engine.read(state, slots, start)
             )
         )
+        # The state is donated, so its caches are updated in place.
         self.insert = jax.jit(engine.insert, donate_argnums=0, out_shardings=state)
         self.generate = jax.jit(
             lambda weights, state, mixtures=None: engine.generate(soups.mixed(weights, mixtures), cfg, state),
@@ -81,12 +83,10 @@ class Programs:
         )
 
     def publish(self, params: Params) -> Params:
-        """Plain parameters, or a soup, in the form for decoding: a list of layers, and the other weights.
-
-        They are sent layer by layer, so that few bytes are on their way at a time.
-        """
+        """Plain parameters, or a soup, in the form for decoding: a list of layers, and the other weights."""
         stack = params['layers']
         outer = self.send_outer({name: w for name, w in params.items() if name != 'layers'})
+        # Layers are sent one by one, so that few bytes are on their way at a time.
         layers = (soups.on_base(lambda plain, i=i: self.send_layer(plain, i), stack) for i in range(self.layers))
         return outer | {'layers': [self.decode_layer(layer, i) for i, layer in enumerate(layers)]}
 

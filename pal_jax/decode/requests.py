@@ -40,10 +40,14 @@ class Request:
     continues: bool = False
 
 
-Alternatives = tuple[tuple[int, float], ...]  # tokens and their log-probs, the likeliest first
-ALTERNATIVES = 20  # at most, as in OpenAI's API
-CONTEXT = 16  # last tokens of a prompt with which the text of its completion is decoded
-Told = Callable[[int, Completion], None]  # takes the place of a request, and its completion
+# Tokens and their log-probs, the likeliest first.
+Alternatives = tuple[tuple[int, float], ...]
+# The largest number of alternatives, as in OpenAI's API.
+ALTERNATIVES = 20
+# The number of last tokens of a prompt with which the text of its completion is decoded.
+CONTEXT = 16
+# A function of the place of a request and its completion.
+Told = Callable[[int, Completion], None]
 
 
 class RequestProgress(NamedTuple):
@@ -96,13 +100,11 @@ class LiveRequest:
 
 
 def for_slots(cfg: ModelConfig, slots: int, platform: str | None = None) -> tuple[ModelConfig, int]:
-    """The config and the number of slots that decode fastest for `slots` requests; by default on this platform.
-
-    A CPU multiplies rows in groups of eight, so that 25 rows take more time than 32. It multiplies a single row fastest
-    in float32.
-    """
+    """The config and the number of slots that decode fastest for `slots` requests; by default on this platform."""
     if (platform or jax.default_backend()) != 'cpu':
         return cfg, slots
+    # A CPU multiplies rows in groups of eight, so that 25 rows take more time than 32. It multiplies a single row
+    # fastest in float32.
     return (dataclasses.replace(cfg, dtype='float32'), 1) if slots == 1 else (cfg, round_up(slots, 8))
 
 
@@ -132,6 +134,7 @@ def check(request: Request, cfg: ModelConfig, adapters: int = 0, prompt_only: bo
 
 def admission(placed: Sequence[tuple[int, int, Request]], slots: int) -> engine.Admission:
     """The admission of rows of a prefix into slots, from (row, slot, request), with the requests' settings."""
+    # All admissions have as many entries as there are slots, so one program is compiled.
     fill, requests = slots - len(placed), [request for _, _, request in placed]
 
     def column(values: Iterable[float], dtype: Any) -> np.ndarray:
@@ -167,9 +170,11 @@ def advance(
         if token in tokenizer.stop_ids or token in settings.stop_ids:
             return 'stop'
         if settings.stop:
-            longest = max(len(stop.encode()) for stop in settings.stop)  # in tokens it is no longer than in bytes
+            # A stop string has no more tokens than bytes.
+            longest = max(len(stop.encode()) for stop in settings.stop)
             before = live.request.prompt_ids[-CONTEXT:] if live.request.continues else ()
-            tail = tokenizer.last_text(live.tokens, longest + 1, before)  # the first one's space may be dropped
+            # One more token is read, since the space of the first one may be dropped.
+            tail = tokenizer.last_text(live.tokens, longest + 1, before)
             if any(stop in tail for stop in settings.stop):
                 return 'stop'
         if len(live.tokens) == settings.max_tokens:

@@ -32,12 +32,13 @@ def make_decoder(decode: DecodeSettings, policy: Policy, ctx: Context, at_once: 
     """The decoder that the settings name.
 
     Args:
-      at_once: the largest number of samples that will be asked for together; more slots would stay empty.
+      at_once: the largest number of samples that will be asked for together.
 
     Raises:
       ValueError: as `decode.choose.choose_decoder`.
     """
     options: dict[str, Any] = dataclasses.asdict(decode) | {'shares': make_shares(decode)}
+    # More slots than samples would stay empty.
     if at_once:
         options['slots'] = min(decode.slots, at_once)
     return choose_decoder(policy.cfg, policy.tokenizer, ctx.mesh, **options)
@@ -73,9 +74,11 @@ def sample(
       tell: receives a sample as soon as it is there.
     """
     n = len(samplings)
+    # A sample's seed follows from `seed` and its place, so a run that resumes draws the same samples.
     seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
 
     def as_sample(k: int, completion: Completion) -> Sample:
+        # Where the prompt has opened a thought, the text alone would not show that it begins within one.
         text = tokenizer.thinking(prompts[k // n], completion.text)
         source = sources[k // n] if sources is not None else None
         completion = dataclasses.replace(completion, text=text)

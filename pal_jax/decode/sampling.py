@@ -10,7 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
 BLOCK = 256
-COLDEST = 1e-5  # a lower temperature counts as 0, since logits divided by it would overflow float32
+# A lower temperature counts as 0, since logits divided by it would overflow float32.
+COLDEST = 1e-5
 
 
 class LikeliestTokens(NamedTuple):
@@ -55,6 +56,7 @@ def drawn_from(
     """
     greedy = temperature < COLDEST
     scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
+    # Sorting is slow, and is left out where no row cuts its distribution.
     cut_logits = lax.cond(jnp.any((top_k > 0) | (top_p < 1)), lambda: truncate(scaled, top_k, top_p), lambda: scaled)
     return jnp.where(greedy[:, None], logits, cut_logits)
 
@@ -71,11 +73,9 @@ def logprob_of(logits: Float[Array, 'B V'], tokens: Int[Array, ' B']) -> Float[A
 
 
 def argmax(logits: Float[Array, 'B V']) -> Int[Array, ' B']:
-    """The index of the largest logit of each row, as `jnp.argmax(axis=-1)` gives it.
-
-    On CPU that function compares entries one by one. Here maxima of blocks, which are vectorised, find the block first,
-    and then the entry in it.
-    """
+    """The index of the largest logit of each row, as `jnp.argmax(axis=-1)` gives it."""
+    # On CPU `jnp.argmax` compares entries one by one. Maxima of blocks, which are vectorised, find the block first, and
+    # then the entry in it.
     blocks = _blocks(logits, -jnp.inf)
     block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
     return block * BLOCK + jnp.argmax(_take(blocks, block), axis=-1)
@@ -88,11 +88,9 @@ def log_sum_exp(logits: Float[Array, 'B V']) -> Float[Array, ' B']:
 
 
 def before_sum(mass: Float[Array, 'B *rest']) -> Float[Array, 'B *rest']:
-    """Exponentials that are summed next.
-
-    A barrier keeps a CPU from exponentiating within the sum, without vectors. A GPU would write them and read them
-    again.
-    """
+    """Exponentials that are summed next."""
+    # A barrier keeps a CPU from exponentiating within the sum, without vectors. A GPU would write the exponentials and
+    # read them again.
     return lax.platform_dependent(mass, cuda=lambda x: x, default=lax.optimization_barrier)
 
 
@@ -103,6 +101,7 @@ def truncate(logits: Float[Array, 'B V'], top_k: Int[Array, ' B'], top_p: Float[
     last = jnp.where(top_k > 0, jnp.minimum(top_k, vocab), vocab) - 1
     kth = jnp.take_along_axis(ordered, last[:, None], axis=-1)
     ordered = jnp.where(ordered >= kth, ordered, -jnp.inf)
+    # A token stays if those before it have less than `top_p` in sum, so the first one always stays.
     before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1) - jax.nn.softmax(ordered, axis=-1)
     count = jnp.sum(before < top_p[:, None], axis=-1, keepdims=True)
     threshold = jnp.take_along_axis(ordered, jnp.maximum(count, 1) - 1, axis=-1)
@@ -110,16 +109,15 @@ def truncate(logits: Float[Array, 'B V'], top_k: Int[Array, ' B'], top_p: Float[
 
 
 def inverse_cdf(logits: Float[Array, 'B V'], uniform: Float[Array, ' B']) -> Int[Array, ' B']:
-    """The token at which the cumulative probability passes `uniform`: first its block of 256, then inside the block.
-
-    It needs one uniform number for each row, not a Gumbel number for each token, and no cumulative sum over the whole
-    vocabulary.
-    """
+    """The token at which the cumulative probability passes `uniform`: first its block of 256, then inside the block."""
+    # This needs one uniform number for each row, not a Gumbel number for each token, and no cumulative sum over the
+    # whole vocabulary.
     mass = _blocks(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)), 0.0)
     blocks = jnp.cumsum(jnp.sum(mass, axis=-1), axis=-1)
     target = uniform * blocks[:, -1]
     block = _first_above(blocks, target)
     inside = jnp.cumsum(_take(mass, block), axis=-1)
+    # The target inside the block is less by the mass of the blocks before.
     passed = jnp.where(block > 0, _take(blocks, jnp.maximum(block - 1, 0)), 0.0)
     return block * BLOCK + _first_above(inside, target - passed)
 

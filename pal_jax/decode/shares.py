@@ -29,8 +29,8 @@ from pal_jax.types import Completion
 class SharedDecoder:
     """The `LocalDecoder`s of this process's shares. `slots` is the number of all shares' slots together.
 
-    Weights are gathered once, into the precision and layout for decoding. Each decoder takes the part on its own
-    devices without a copy, so a device has one set of weights beside the training state.
+    Weights are gathered once, into the precision and layout for decoding. A device has one set of weights beside the
+    training state.
 
     Raises:
       ValueError: the devices do not divide into these shares.
@@ -49,6 +49,7 @@ class SharedDecoder:
     ):
         wide = devices.divide(mesh, shares.parts)
         parts = [Mesh(part[None], wide.axis_names, axis_types=wide.axis_types) for part in wide.devices]
+        # Each share gets its part of the slots, rounded up.
         settings |= {'slots': -(-slots // shares.parts), 'int8': int8}
         self._shares = shares
         self._decoders = {number: LocalDecoder(cfg, tokenizer, parts[number], **settings) for number in shares.own}
@@ -60,8 +61,10 @@ class SharedDecoder:
 
     def load(self, params: Params, version: int = 0) -> None:
         """Decode with these (plain, merged) parameters, spread over all processes, from now on."""
-        self.release()  # frees the old ones first
+        # The old weights are freed first.
+        self.release()
         weights = self._publish(jax.device_put(params, self._spread))
+        # Each decoder takes the part on its own devices without a copy.
         for decoder in self._decoders.values():
             decoder.use(on_mesh(weights, decoder.mesh), version)
 
@@ -81,6 +84,7 @@ class SharedDecoder:
         """
 
         def decode(number: int, part: Sequence[Request]) -> list[Completion]:
+            # Places are counted among all requests, not among those of a share.
             start = self._shares.start(len(requests), number)
 
             def tell(place: int, sampled: Completion) -> None:

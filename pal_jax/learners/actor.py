@@ -65,7 +65,8 @@ class ActorState(struct.PyTreeNode):
     It is empty where no reference is kept, and where the base of a LoRA actor is the reference.
     """
 
-    step: Int[Array, '']  # optimiser steps since `anchor`
+    # The number of optimiser steps since `anchor`.
+    step: Int[Array, '']
     model: TrainState
     reference: Params
     skipped: Int[Array, '']  # updates in a row, up to the last, that were left out since their gradient was not finite
@@ -183,7 +184,8 @@ class Actor:
 
     def weights(self, state: ActorState) -> Params:
         """The actor as plain decoder weights."""
-        model = state.model.replace(opt_state=())  # a state restored for export has none
+        # A state restored for export has no moments.
+        model = state.model.replace(opt_state=())
         return _merge(model) if self.adapters else model.params
 
     def reference(self, state: ActorState) -> Params:

@@ -79,15 +79,17 @@ class Mix(NamedTuple):
 
 
 class Steps(struct.PyTreeNode):
-    """The steps of a rollout, a row for each environment. `more` is the discount of the value after a step, which is 0
-    at the end of an episode. `weight` is gamma^t within the episode."""
+    """The steps of a rollout, a row for each environment."""
 
     observations: Float[Array, 'N T D']
     legal: Bool[Array, 'N T K']
     actions: Array
     logprobs: Float[Array, 'N T']
-    rewards: Float[Array, 'N T C']  # and what a cut episode would have got, by the critic
+    # The rewards, and what a cut episode would have got, by the critic.
+    rewards: Float[Array, 'N T C']
+    # The discount of the value after a step, which is 0 at the end of an episode.
     more: Float[Array, 'N T']
+    # The weight of a step is gamma^t within its episode.
     weight: Float[Array, 'N T']
     values: Float[Array, 'N T C']
     bootstrap: Float[Array, 'N C']
@@ -222,6 +224,7 @@ class ArrayPPO:
             after, rewards, ended = jax.vmap(env.step)(
                 running.env, action, jax.random.split(to_step, self.environments)
             )
+            # An episode that ends by itself at its last step is not cut.
             cut = (running.age + 1 >= env.horizon) & ~ended
             over = ended | cut
             weight = env.gamma**running.age
@@ -248,6 +251,7 @@ class ArrayPPO:
         # A cut episode has not ended: the value of its last state stands for the rewards that would have followed.
         rewards = rewards.at[..., 0].multiply(self.reward_scale) + env.gamma * cut[..., None] * value(after)
         count = totals[-1]
+        # Where no episode has ended, the means of the rollout before stay.
         means = jnp.where(count > 0, totals[:-1] / jnp.maximum(count, 1.0), state.means)
         values: Any = value(seen), value(observe(running.env))
         steps = Steps(seen, legal, action, logprob, rewards, more, weight, *values)
@@ -271,7 +275,8 @@ class ArrayPPO:
         advantages = advantages - jnp.sum(share[..., None] * advantages, axis=(0, 1), keepdims=True)
         taken = steps.observations, steps.legal, steps.actions, steps.logprobs
         chosen = ChosenActions(*taken, share, advantages[..., 0], advantages[..., 1], steps.logprobs)
-        excess = mix.excess / state.means[-1]  # of a step, as advantages are
+        # The excess of an episode becomes that of a step, as advantages are.
+        excess = mix.excess / state.means[-1]
         for_policy, for_critic = jax.random.split(key_of(state.seed, UPDATE, state.rollouts))
         model = ArrayPolicy(self.policy_net.apply, self.env.actions)  # type: ignore[arg-type]
         run = functools.partial(updates.epochs, passes=self.epochs, minibatches=self.minibatches)

@@ -25,7 +25,8 @@ from pal_jax.objectives.trust_region import Gradients
 from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
 
-START, ROLLOUT, UPDATE = range(3)  # uses of a replica's randomness
+# The uses of a replica's randomness.
+START, ROLLOUT, UPDATE = range(3)
 Params = Any
 Before = Callable[[Array, Array, Array], Array]  # see `constraints.Handler.before`, which knows the excess
 
@@ -130,12 +131,13 @@ def within_trust_region(
     """CPO's or PCPO's update, and the scale that the line search has left of its step.
 
     The search takes a step whose KL is at most `delta`, whose cost rises by no more than the limit leaves, and whose
-    reward does not fall. Above the limit the reward may fall if the cost does.
+    reward does not fall.
     """
     flat, unravel = ravel_pytree(params)
     old = model.apply(params, chosen.observations)
 
     def surrogate(x: Array, advantage: Array) -> Array:
+        # Near the old policy the mean of ratio times advantage is the change of the objective.
         ratio = jnp.exp(model.logprobs(unravel(x), chosen) - chosen.logprobs)
         return jnp.sum(chosen.share * ratio * advantage)
 
@@ -159,6 +161,7 @@ def within_trust_region(
     def accept(scale: Array) -> Array:
         x = flat + scale * x_step
         rise = surrogate(x, chosen.cost) - cost
+        # Above the limit the reward may fall if the cost does.
         better = (surrogate(x, chosen.advantage) >= reward) | ((excess > 0.0) & (rise < 0.0))
         return (distance(x) <= region.delta) & (rise <= jnp.maximum(-excess, 0.0)) & better
 

@@ -59,11 +59,9 @@ def real_first(batch: TokenBatch) -> Order:
 
 
 def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(unembed, *rows)` on the rows of each device, where a mesh is in context; leading axes are concatenated.
-
-    The function loops over chunks of logits. Left to the compiler, every turn of the loop gathers the output matrix and
-    adds its gradient up over all devices; here both happen once.
-    """
+    """`function(unembed, *rows)` on each device's rows, where a mesh is in context; leading axes are concatenated."""
+    # The function loops over chunks of logits. Left to the compiler, every turn of the loop gathers the output matrix
+    # and adds its gradient up over all devices; here both happen once.
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return function
@@ -138,6 +136,7 @@ def imitation_loss(
     log-probabilities of the actions."""
 
     def per_token(logprob: Array, aux: dict[str, Array]) -> Array:
+        # Tokens without weight may be undefined, and so would be their product with 0.
         return -aux['weight'] * keep(logprob, aux['weight'] != 0)
 
     return token_loss(params, cfg, batch, {'weight': weight}, per_token, max_z_coef=max_z_coef)

@@ -7,7 +7,7 @@ arXiv 2408.10075, section 4), on vectors that a frozen decoder makes of texts.
     state, metrics = update(state, past, pairs, key)    # update = make_update(optimizer, latent)
 
 The loss is that of Bradley and Terry with a drawn z, plus `kl_coef` times the divergence of z's distribution from N(0,
-1). Past choices have no order: each is read by itself, and z is made of their mean (the paper has attention there).
+1).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LatentState(struct.PyTreeNode):
 
 
 def init(key: PRNGKeyArray, width: int, latent: Latent) -> Params:
-    """Weights of variance 1 / inputs; those of `log_std` and `score` begin at 0, so that all scores do."""
+    """Weights of variance 1 / inputs; those of `log_std` and `score` begin at 0."""
     dim, hidden = latent.dim, latent.hidden
     shapes = {
         'pair': (2 * width, hidden),
@@ -68,14 +68,16 @@ def encode(
 ) -> tuple[Float[Array, 'B Z'], Float[Array, 'B Z']]:
     """The mean and log standard deviation of z, from `T` past choices: the chosen reply and the other one.
 
-    Choices that do not exist count nowhere; by default all do. With them goes so much of a choice that says nothing,
-    `nothing`, by which the mean is shorter the fewer choices there are.
+    Choices that do not exist count nowhere; by default all do. `nothing` counts as so much of a choice that says
+    nothing.
     """
+    # Past choices have no order: each is read by itself, and z is made of their mean (the paper has attention there).
     read = jax.nn.gelu(_dense(params['pair'], past.reshape(*past.shape[:2], -1)))
     if exists is None:
         mean = read.mean(axis=1)
     else:
         kept = jnp.sum(jnp.where(exists[..., None], read, 0.0), axis=1)
+        # The mean is shorter the fewer choices there are.
         mean = kept / jnp.maximum(jnp.sum(exists, axis=1, keepdims=True) + nothing, 1.0)
     person = jax.nn.gelu(_dense(params['person'], mean))
     return _dense(params['mean'], person), _dense(params['log_std'], person)
@@ -122,6 +124,7 @@ def make_update(optimizer: Optimizer, latent: Latent) -> Callable[..., tuple[Lat
     def update(
         state: LatentState, past: Array, pairs: Array, key: PRNGKeyArray
     ) -> tuple[LatentState, dict[str, Array]]:
+        # A step on nothing would still move the weights by the moments.
         if not pairs.shape[0] * pairs.shape[1]:
             return state, {}
         grads, metrics = jax.grad(loss, has_aux=True)(state.params, past, pairs, key, latent.kl_coef)

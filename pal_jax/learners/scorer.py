@@ -58,7 +58,8 @@ from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
 from pal_jax.types import Metrics, TokenBatch
 
-SHORT = 4  # tokens of short replies: rows that groups share have places for so many, so that one program reads all
+# The tokens of short replies: rows that groups share have places for so many, so that one program reads all.
+SHORT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +110,7 @@ class CostLoss:
     """The loss of a cost model (Safe RLHF, arXiv 2310.12773, section 3.2).
 
     A pair has the loss `-log sigmoid(C_hi - C_lo)`, where `hi` is the less safe reply. Both its replies have the loss
-    `-log sigmoid(s C)`, where `s` is the sign of their label: 1 for an unsafe reply, -1 for a safe one. The two terms
-    have no weights, as published: without the signs a cost is a ranking without a zero.
+    `-log sigmoid(s C)`, where `s` is the sign of their label: 1 for an unsafe reply, -1 for a safe one.
 
     Attributes:
       regularization: the weight of the mean square of a pair's two costs.
@@ -128,6 +128,7 @@ class CostLoss:
         assert lesson.labels is not None and lesson.counts is not None
         ranking = BradleyTerry(regularization=self.regularization)(scores, lesson)
         signs = label_loss(scores[..., 0], lesson.labels[..., 0])
+        # The two terms have no weights, as published. Without the signs a cost is a ranking without a zero.
         return ranking + jnp.sum(lesson.counts * signs)
 
 
@@ -202,8 +203,7 @@ class ScorerState(struct.PyTreeNode):
 class Scorer:
     """Functions over `ScorerState`; two scorers that are equal share their compiled programs.
 
-    Embeddings are frozen: few of their rows are in a batch, and the moments of all rows would be a third of the memory
-    of a small model.
+    Embeddings are frozen.
 
     Attributes:
       loss: a loss of a micro-batch's scores and its lesson, a weighted sum, so that micro-batches add up.
@@ -243,6 +243,8 @@ class Scorer:
         return jit_to(self.abstract, self.new)
 
     def new(self, params: Params) -> ScorerState:
+        # Few rows of an embedding are in a batch, and the moments of all rows would be a third of the memory of a small
+        # model.
         trainable, frozen = divided(params, self.adapters, self.seed)
         trained = {'decoder': trainable, 'head': new_head(self.cfg.width, self.outputs, self.seed + 1)}
         return ScorerState(TrainState(trained, frozen, self.optimizer.init(trained)), jnp.zeros((), jnp.int32))
@@ -297,6 +299,7 @@ class Scorer:
             (loss, scores), grads = self._gradients(grads, state.model, micro, lesson)
             losses.append(loss)
             parts.append(scores)
+        # The gradient's pass has the scores at hand, so nothing is computed twice.
         before = np.asarray(jnp.concatenate(parts))[pairs.where]
         # Weights sum to 1 over the whole batch, so the micro-batches' losses add up to its mean.
         figures = {'reward_loss': float(sum(jax.device_get(losses)))}
@@ -329,13 +332,11 @@ class Scorer:
 
 
 def scores(trained: Params, frozen: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N K']:
-    """The score of each reply by output, the mean of the head's values over the states that act in the batch.
-
-    With the pooling 'last' that is the one state that has read the whole reply, with 'mean' all states along it.
-    """
+    """The score of each reply by output, the mean of the head's values over the states that act in the batch."""
     values = forward.values(
         {'decoder': decoder_params(trained['decoder'], frozen), 'head': trained['head']}, cfg, batch
     )
+    # With the pooling 'last' the one state counts that has read the whole reply, with 'mean' all states along it.
     acts = batch.acts[..., None]
     return jnp.where(acts, values, 0.0).sum(2) / jnp.maximum(acts.sum(2), 1)
 
@@ -401,7 +402,8 @@ def pack_replies(
     n = n or max(len(group.branches) for group in groups)
     times = np.ones(len(groups)) if times is None else np.asarray(times)
     compares = any(group.compared for group in groups)
-    size = n * (n - 1) // 2 if compares else n // 2  # the largest number of pairs of a group
+    # The largest number of pairs of a group.
+    size = n * (n - 1) // 2 if compares else n // 2
     acts = max(sum(branch.acts or ()) for group in groups for branch in group.branches)
     actions = 1 if acts == 1 else round_up(acts, MULTIPLE)
     neighbours = [BranchPair(k, k + 1) for k in range(0, n - 1, 2)]
@@ -417,7 +419,8 @@ def pack_replies(
     better, worse, weight, margin = (np.zeros(shape, dtype) for dtype in (np.int32, np.int32, np.float32, np.float32))
     # Lessons of one batch are all of one kind, so that no group's neighbours stand in for pairs that nobody compared.
     lessons = [group.compared if compares else neighbours if len(group.branches) == n else () for group in groups]
-    times = times * [len(compared) > 0 for compared in lessons]  # groups that teach nothing have no weight
+    # Groups that teach nothing have no weight.
+    times = times * [len(compared) > 0 for compared in lessons]
     # Pairs are named by the places of their two replies in the row that their group stands in.
     for compared, row, start, count in zip(lessons, rows, starts, times / max(times.sum(), 1), strict=True):
         for k, pair in enumerate(compared, start // n * size):
@@ -434,8 +437,7 @@ def pack_replies(
 def _labels(groups: Sequence[PromptGroup], rows: np.ndarray, starts: np.ndarray, shape: tuple[int, ...]) -> Any:
     """The labels `[R, N, K]` of groups in rows, NaN where no reply is, and the weight `[R, N]` of each reply's.
 
-    The loss is a mean over groups. A group without comparisons counts as the mean over its replies. Another counts as
-    the sum over the two replies of each pair, as in Safe RLHF's loss.
+    The loss is a mean over groups.
     """
     labels = np.full((*shape, len(groups[0].labels[0])), np.nan, np.float32)
     counts = np.zeros(shape, np.float32)
@@ -444,6 +446,8 @@ def _labels(groups: Sequence[PromptGroup], rows: np.ndarray, starts: np.ndarray,
             labels[row, start + k] = of_reply
             # A reply counts once for each pair that it is in.
             pairs = [k in (pair.better, pair.worse) for pair in group.compared]
+            # A group without comparisons counts as the mean over its replies. Another counts as the sum over the two
+            # replies of each pair, as in Safe RLHF's loss.
             times = sum(pairs) / len(pairs) if pairs else 1.0 / len(group.branches)
             counts[row, start + k] = times / len(groups)
     return labels, counts

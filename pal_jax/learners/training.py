@@ -91,14 +91,16 @@ def merged(state: TrainState) -> Params:
 
 
 COLUMNS = 'tokens', 'positions', 'segments', 'prefix'  # arrays of a `TokenBatch` by column
-MULTIPLE = 128  # micro-batches are cut to multiples of so many columns
+# Micro-batches are cut to multiples of so many columns.
+MULTIPLE = 128
 
 
 def zeros(params: Params) -> Params:
     """Zeros for sums of gradients in float32, laid over the mesh as their parameters are.
 
-    It is called outside of `jit`, which would read the shapes alone and lose the shardings.
+    It is to be called outside of `jit`.
     """
+    # Inside of `jit` the shapes alone would be read, and the shardings lost.
     return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32, device=x.sharding), params)
 
 
@@ -126,8 +128,8 @@ def jit_to(abstract: Any, function: Callable[..., Any], **options: Any) -> Any:
 def placed(shapes: Any, specs: dict[tuple[str, ...], ParamSpec], mesh: Mesh) -> Any:
     """The shapes with shardings on the mesh.
 
-    A leaf whose path ends as a parameter's path does (its moments, for example) has the parameter's sharding. All other
-    leaves are replicated.
+    A leaf whose path ends as a parameter's path does, such as a moment, has the parameter's sharding. All other leaves
+    are replicated.
     """
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -164,7 +166,7 @@ def micro_batches(tree: Any, mesh: Mesh, micro_rows: int, multiple: int = MULTIP
     """Micro-batches of neighbouring rows, up to `micro_rows` rows a device at a time.
 
     The one `TokenBatch` of the tree loses the columns that are padding in all rows of a micro-batch. Its length is that
-    of the longest row, rounded up to a `multiple`, so that few programs are compiled.
+    of the longest row, rounded up to a `multiple`.
     """
     (batch,) = (x for x in jax.tree.leaves(tree, is_leaf=_is_tokens) if _is_tokens(x))
     cuts = cuts_of(batch, mesh, micro_rows, multiple)
@@ -180,7 +182,9 @@ def cuts_of(
     on_device = height // sharding.batch_ways(mesh)
     # The fewest equal parts that fit the memory: equal shapes share one compiled program.
     parts = next(k for k in range(1, on_device + 1) if on_device % k == 0 and on_device // k <= micro_rows)
-    longest = np.maximum(_longest(batch.segments, parts, mesh), 1)  # a batch may be short: rows of padding alone
+    # A batch may be short, so a micro-batch may have rows of padding alone.
+    longest = np.maximum(_longest(batch.segments, parts, mesh), 1)
+    # Multiples keep the programs to compile few.
     lengths = (min(width, -(-int(columns) // multiple) * multiple) for columns in longest)
     return list(zip(np.split(np.arange(height), parts), lengths, strict=True))
 
@@ -198,11 +202,9 @@ def _longest(segments: Int[Array, 'R T'], parts: int, mesh: Mesh) -> Int[Array, 
 def accumulate(
     loss: Callable[[Params], tuple[Array, Any]], params: Params, grads: Params
 ) -> tuple[tuple[Array, Any], Params]:
-    """The value of `loss(params)`, which is a number and a further result, and `grads` with its gradient added.
-
-    The backward pass adds into the sum as it goes, a layer at a time where layers are scanned. So no second copy of the
-    gradients exists.
-    """
+    """The value of `loss(params)`, which is a number and a further result, and `grads` with its gradient added."""
+    # The backward pass adds into the sums as it goes, a layer at a time where layers are scanned. So no second copy of
+    # the gradients exists.
     sums = jax.tree.map(jax.new_ref, grads)
     pull: Any  # its declared type lacks `with_refs`
     value, pull, aux = jax.vjp(loss, params, has_aux=True)
@@ -213,9 +215,10 @@ def accumulate(
 def any_of(counts: Array) -> bool:
     """True where anything of a batch counts; the answer is the same in every process.
 
-    A batch in which nothing counts has to be skipped: an optimiser's step on it would still move parameters by its
-    moments, count an update and decay weights.
+    A batch in which nothing counts has to be skipped.
     """
+    # A step on a batch in which nothing counts would still move parameters by its moments, count an update and decay
+    # weights.
     return bool(jnp.any(counts != 0))
 
 

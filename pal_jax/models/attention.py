@@ -17,8 +17,10 @@ from pal_jax.models.flash import flash_attention
 from pal_jax.models.places import MASKED, Places, Scoring, alibi_slopes, distance, visible
 from pal_jax.models.splash import splash_attention
 
-BLOCK = 128  # queries of a causal block on CPU; smaller blocks compute fewer masked scores, but slower products
-LONG = 4096  # tokens of a row from which a CPU computes block by block, in memory that does not grow with the square
+# The queries of a causal block on CPU; smaller blocks compute fewer masked scores, but slower products.
+BLOCK = 128
+# The tokens of a row from which a CPU computes block by block, in memory that does not grow with the square.
+LONG = 4096
 
 
 def rope(
@@ -29,15 +31,14 @@ def rope(
         return x
     cos, sin = _rotation(positions, cfg, kind)
     wide = x.astype(jnp.float32)
+    # In the half-split layout the partner of a number is half a head away.
     return (wide * cos + jnp.roll(wide, cfg.head_dim // 2, axis=-1) * sin).astype(x.dtype)
 
 
 def _rotation(positions: Array, cfg: ModelConfig, kind: LayerKind) -> tuple[Array, Array]:
-    """The factors `[R, T, 1, K]` of a head and of its swapped halves.
-
-    The barrier keeps XLA from computing every cosine again for every head and layer.
-    """
+    """The factors `[R, T, 1, K]` of a head and of its swapped halves."""
     angles = positions[..., None].astype(jnp.float32) * _frequencies(cfg, kind)[None, None]
+    # The barrier keeps XLA from computing every cosine again for every head and layer.
     cos, sin = lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
     return jnp.concatenate([cos, cos], -1)[:, :, None], jnp.concatenate([-sin, sin], -1)[:, :, None]
 
@@ -56,9 +57,10 @@ def _frequencies(cfg: ModelConfig, kind: LayerKind) -> Float[Array, ' half']:
 
 
 def _llama3(frequencies: Array, scaling: RopeScaling) -> Array:
-    """The frequencies of Llama 3.1, where low ones are divided by `factor`, high ones stay, and others are blended."""
+    """The frequencies of Llama 3.1, whose low ones are divided by `factor`."""
     turns = scaling.original_max_len * frequencies / (2 * math.pi)
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    # The blend is 0 for low frequencies, which are stretched, and 1 for high ones, which stay.
     blend = jnp.clip(blend, 0.0, 1.0)
     return frequencies * (blend + (1.0 - blend) / scaling.factor)
 
@@ -104,6 +106,7 @@ def _blocked(
 ) -> Array:
     """Attention of one block of queries after the other, each with the columns that it may see."""
     length, columns = q.shape[1], k.shape[1]
+    # Only a causal mask tells beforehand which columns a block cannot see.
     size = BLOCK if causal else length
     outs = []
     for start in range(0, length, size):
@@ -154,6 +157,7 @@ def _folded_bwd(cfg: ModelConfig, kind: LayerKind, saved: Residuals, dout: Array
     mean = (dout * out).sum(-1, keepdims=True)
     dscores = p.astype(jnp.float32) * (dp - mean) * score_scale(cfg)
     if cfg.attn_softcap is not None:
+        # The derivative of cap * tanh(x / cap) by x.
         dscores *= 1.0 - jnp.square(_scores(q, k, cfg) / cfg.attn_softcap)
     dscores = dscores.astype(dtype)
     dq = _unfold(_dot('rgts,rsgk->rgtk', dscores, k, dtype), length)

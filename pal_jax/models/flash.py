@@ -3,9 +3,6 @@
 The online softmax and the two backward passes are those of FlashAttention-2 (Dao 2023). The mask is this package's, as
 in `models/splash.py`: a token sees its own segment, one more segment and the row's opening, so all branches of a prompt
 attend to the one copy of it in their row. cuDNN's kernels and jax's own know one segment a token.
-
-Each block of queries has a list of the blocks of keys that any of its queries sees, and each block of keys one of the
-blocks of queries; a kernel goes through its list and touches nothing else.
 """
 
 from __future__ import annotations
@@ -25,8 +22,10 @@ from jaxtyping import Array, Bool, Float, Int
 from pal_jax.models.places import MASKED, Places, Scoring, alibi_slopes, blocks_seen, round_up
 from pal_jax.types import OPENING
 
-BLOCK = 64  # queries and keys of a block
-BATCH, HEADS = ('data', 'fsdp'), 'tensor'  # mesh axes of rows and of heads, see run.sharding
+# The number of queries or keys of a block.
+BLOCK = 64
+# The mesh axes of rows and of heads, see run.sharding.
+BATCH, HEADS = ('data', 'fsdp'), 'tensor'
 
 
 class Settings(NamedTuple):
@@ -69,9 +68,12 @@ def flash_attention(
       interpret: runs the kernels on any platform, slowly.
     """
     length, width = q.shape[1], q.shape[3]
+    # Triton's products need widths that are powers of two, of at least 16.
     missing, wider = round_up(length, block) - length, max(pl.next_power_of_2(width), 16) - width
     q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, wider))) for x in (q, k, v))
     places = places.padded(missing)
+    # Each block of queries has a list of the blocks of keys that any of its queries sees, and each block of keys one of
+    # the blocks of queries. A kernel goes through its list and touches nothing else.
     seen = blocks_seen(places, places, (block, block), scoring.window, causal=True)
     slopes = jnp.asarray(alibi_slopes(q.shape[2])) if scoring.alibi else jnp.zeros(q.shape[2])
     lists = Lists(places, slopes, *_listed(seen), *_listed(seen.swapaxes(1, 2)))
@@ -146,7 +148,8 @@ class _FlashGrid:
         self.settings, (rows, length, heads, width), groups = settings, q.shape, k.shape[2]
         size, members, count = settings.block, heads // groups, length // settings.block
         self.query_grid, self.key_grid = (count, heads, rows), (count, groups, rows)
-        self.product = rows * heads * length * length * width  # flops of one product; half of the square is masked
+        # The flops of one product; half of the square is masked.
+        self.product = rows * heads * length * length * width
         self.bytes = 2 * q.size * q.dtype.itemsize
         self.query = pl.BlockSpec((None, size, None, width), lambda i, h, r: (r, i, h, 0))
         self.key = pl.BlockSpec((None, size, None, width), lambda j, g, r: (r, j, g, 0))
@@ -233,6 +236,7 @@ def _forward_kernel(
         out, top, total = carry
         at = _block(settings, blocks[n])
         scores, _ = _scores(settings, q, k_ref[at, :], ours, _tokens(places, at), slope)
+        # Earlier sums are scaled to the new maximum, so no exponential overflows.
         new = jnp.maximum(top, scores.max(-1))
         p, shrink = jnp.exp(scores - new[:, None]), jnp.exp(top - new)
         out = shrink[:, None] * out + _dot(p.astype(q.dtype), v_ref[at, :])
@@ -257,6 +261,7 @@ def _query_kernel(
         k, v = k_ref[at, :], v_ref[at, :]
         scores, steepness = _scores(settings, q, k, ours, _tokens(places, at), slope)
         p = jnp.exp(scores - log_total[:, None])
+        # The derivative of the softmax, times that of a score by its product.
         dscores = p * (_dot(dout, v.T) - mean[:, None]) * steepness
         return dq + _dot(dscores.astype(k.dtype), k)
 
@@ -269,6 +274,7 @@ def _key_kernel(
 ) -> None:  # fmt: skip
     places = segment, prefix, position
     k, v, theirs = k_ref[...], v_ref[...], _tokens(places, _block(settings, pl.program_id(0)))
+    # All query heads of a group read these keys, so the loop goes through the list once for each of them.
     met = count[0]
 
     def body(n: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int8, UInt32
 
 from pal_jax.models.config import ModelConfig
 
-FEW = 64  # rows; with more, both orders of a product are equally fast
+# The number of rows above which both orders of a product are equally fast.
+FEW = 64
 
 
 class LoraWeight(struct.PyTreeNode):
@@ -69,6 +70,7 @@ def quantize(w: Float[Array, '...'], in_dims: int = 1) -> Int8Weight:
     """The weight `w [*in, *out]` in eight bits, rounded to 255 steps between the extremes of each output."""
     inner = tuple(range(in_dims))
     scale = jnp.max(jnp.abs(w), axis=inner, keepdims=True).astype(jnp.float32) / 127
+    # An output of zeros alone has no scale to divide by.
     values = jnp.round(w / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8)
     return Int8Weight(values, scale.reshape(w.shape[in_dims:]))
 
@@ -86,6 +88,7 @@ def linear(
     """
     if isinstance(w, LoraWeight):
         inputs = x if w.key is None else _dropped(x, w.key, w.dropout)
+        # The correction is computed by its two thin factors, which are never multiplied with each other.
         low = linear(inputs.reshape(*x.shape[: x.ndim - in_dims], -1), w.a, cfg)
         correction = w.scale * linear(low, w.b, cfg)
         frozen = linear(x, w.base, cfg, in_dims)
@@ -96,6 +99,7 @@ def linear(
             return frozen
         return frozen + _soup(x.reshape(*x.shape[: x.ndim - in_dims], -1), w, w.mixture, cfg).reshape(frozen.shape)
     if isinstance(w, Int8Weight):
+        # The scale belongs to an output, so it can wait until after the product.
         out = linear(x, w.values, cfg, in_dims)
         return (out * jnp.expand_dims(w.scale, tuple(range(x.ndim - in_dims)))).astype(out.dtype)
     if isinstance(w, OutputMajor):
@@ -111,7 +115,8 @@ def _soup(x: Float[Array, 'B T I'], w: SoupWeight, mixture: Float[Array, 'B K'],
     low, count = linear(x, w.a, cfg), len(w.scales)
     parts = jnp.split(low, count, axis=-1)
     shares = jnp.split(mixture.astype(low.dtype)[:, None, :], count, axis=-1)
-    if w.kind == 'factors':  # added up one by one: a reduction is slow on a CPU
+    # The parts are added up one by one, since a reduction is slow on a CPU.
+    if w.kind == 'factors':
         mean = sum(share * part for share, part in zip(shares, parts, strict=True))
         parts = [w.scales[0] * mean] * count
     else:
@@ -132,15 +137,13 @@ def _output_major_product(x: Array, w: Array, cfg: ModelConfig, in_dims: int) ->
 
 
 def by_output(x: Float[Array, '... I'], w: Float[Array, 'O I'], dtype: str, out_dtype: str) -> Float[Array, '... O']:
-    """The product `x @ w.T`.
-
-    On a CPU, a few rows of float32 take two thirds of the time where the weight is on the left. Without the barrier XLA
-    would turn the product around again.
-    """
+    """The product `x @ w.T`."""
     narrow, w, rows = x.astype(dtype), w.astype(dtype), math.prod(x.shape[:-1])
     if jax.default_backend() != 'cpu' or dtype != 'float32' or not 1 < rows <= FEW:
         contract = (((x.ndim - 1,), (1,)), ((), ()))
         return lax.dot_general(narrow, w, contract, preferred_element_type=out_dtype)
+    # On a CPU, a few rows of float32 take two thirds of the time where the weight is on the left. Without the barrier
+    # XLA would turn the product around again.
     turned = lax.dot_general(w, narrow.reshape(rows, -1), (((1,), (1,)), ((), ())), preferred_element_type=out_dtype)
     return lax.optimization_barrier(turned).T.reshape(*x.shape[:-1], -1)
 
@@ -160,26 +163,22 @@ def _matrix(w: Array, size: int, dtype: str) -> Float[Array, 'I O']:
 
 
 def _multiply_fwd(x: Array, w: Array, dtype: str, out_dtype: str) -> tuple[Array, tuple[Array, Array, Array]]:
-    """The product, and the arrays for its backward pass.
-
-    The weight is kept unchanged, so that a scan over layers reads its stack again and keeps no second one.
-    """
+    """The product, and the arrays for its backward pass."""
     narrow = x.astype(dtype)
+    # The weight is kept unchanged, so that a scan over layers reads its stack again and keeps no second one.
     return _multiply(narrow, w, dtype, out_dtype), (narrow, w, jnp.empty((), x.dtype))
 
 
 def _multiply_bwd(dtype: str, out_dtype: str, saved: tuple[Array, Array, Array], dy: Array) -> tuple[Array, Array]:
-    """The gradients by input and weight, whose products all have inputs in `dtype`.
-
-    Autodiff would multiply a wide cotangent with a narrow weight, at the speed of the wide one. The weight's gradient
-    contracts rows and tokens as they are. Rows alone are split into two halves, since a 2-D dot misses XLA's fast path
-    on CPU.
-    """
+    """The gradients by input and weight, whose products all have inputs in `dtype`."""
     x, w, like = saved
+    # Autodiff would multiply a wide cotangent with a narrow weight, at the speed of the wide one.
     dy = dy.astype(dtype)
     rows = tuple(range(x.ndim - 1))
     matrix = _matrix(w, x.shape[-1], dtype)
     dx = lax.dot_general(dy, matrix, (((dy.ndim - 1,), (1,)), ((), ())), preferred_element_type=out_dtype)
+    # The weight's gradient contracts rows and tokens as they are. Rows alone are split into two halves, since a 2-D dot
+    # misses XLA's fast path on CPU.
     if rows == (0,) and x.shape[0] % 2 == 0:
         x, dy, rows = x.reshape(2, -1, x.shape[1]), dy.reshape(2, -1, dy.shape[1]), (0, 1)
     dw = lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)

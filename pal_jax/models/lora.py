@@ -21,7 +21,8 @@ from pal_jax.models import params as plain
 from pal_jax.models.linear import LoraWeight
 from pal_jax.models.params import Params, ParamSpec
 
-IN_DIMS = {'q': 1, 'k': 1, 'v': 1, 'o': 2, 'gate': 1, 'up': 1, 'down': 1}  # input axes of each weight after `L`
+# The number of input axes of each weight after `L`.
+IN_DIMS = {'q': 1, 'k': 1, 'v': 1, 'o': 2, 'gate': 1, 'up': 1, 'down': 1}
 
 
 class Adapter(struct.PyTreeNode):
@@ -38,13 +39,14 @@ def attach(params: Params, *, rank: int, alpha: float, targets: Sequence[str] | 
     An expression matches the end of a path, from a name on: `attn/(q|v)` matches `layers/attn/q` and `layers/attn/v`,
     `down` matches `layers/mlp/down`, and `mlp/.*` matches all linear weights of the network.
 
-    The scale is `alpha / rank`. A fresh adapter changes nothing, and is float32 for any precision of the frozen weight.
+    The scale is `alpha / rank`. A fresh adapter changes nothing.
 
     Raises:
       ValueError: a target names no linear weight, or the rank is below 1.
     """
     specs = jax.tree.map(lambda w: ParamSpec(w.shape, (None,) * w.ndim, initializers.zeros), params)
     # `a` is normal with variance 1 / inputs, and `b` is 0.
+    # Adapters are float32 for any precision of the frozen weight.
     return join(plain.init(_adapter_specs(specs, rank, alpha, targets), key), params)
 
 
@@ -79,6 +81,7 @@ def with_dropout(params: Params, rate: float, key: Array) -> Params:
     def dropping(w: Any) -> Any:
         if not _is_lora(w):
             return w
+        # Every layer gets a key, so that a scan over layers hands each its own.
         return w.replace(key=jax.random.key_data(jax.random.split(next(keys), w.a.shape[0])), dropout=rate)
 
     return _map(dropping, params)

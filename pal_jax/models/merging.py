@@ -17,7 +17,8 @@ import numpy as np
 from pal_jax.models.files.tensors import TensorLike
 from pal_jax.models.lora import Adapter
 
-BLOCK = 1 << 20  # numbers of a tensor that are computed at once
+# The number of a tensor's numbers that are computed at once.
+BLOCK = 1 << 20
 TOLERANCE = 1e-6
 
 
@@ -129,7 +130,8 @@ def _used(weights: Sequence[float]) -> list[tuple[int, float]]:
 
 
 def _sum(xs: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """The sum `sum_i w_i x_i`. It starts with the first term, since 0 added to -0 is not -0."""
+    """The sum `sum_i w_i x_i`."""
+    # The sum starts with the first term, since 0 added to -0 is not -0.
     total = xs[0] * weights[0]
     for x, w in zip(xs[1:], weights[1:], strict=True):
         total = total + x * w
@@ -151,14 +153,13 @@ def _by_rows(xs: Sequence[Any], kernel: Callable[..., np.ndarray], dtype: Any = 
 
 
 def _blocks(shape: tuple[int, ...], count: int) -> Iterator[Any]:
-    """Slices of the first axis, for work on blocks.
-
-    They are so small that `count` tensors in float64 and three times as many intermediate results together have no more
-    bytes than one whole tensor in float32.
-    """
+    """Slices of the first axis, for work on blocks."""
     if not shape:
         yield ()
         return
+    # `count` tensors in float64 and three times as many intermediate results together have no more bytes than one whole
+    # tensor in float32.
     size = max(1, min(shape[0] // (8 * count + 8), BLOCK // max(1, math.prod(shape[1:]))))
     for start in range(0, shape[0], size):
-        yield slice(start, min(start + size, shape[0]))  # safetensors takes no slice past the end
+        # The library safetensors takes no slice past the end.
+        yield slice(start, min(start + size, shape[0]))

@@ -38,7 +38,9 @@ class PolicyMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, '*S D']) -> Float[Array, '*S K']:
         if isinstance(self.actions, Categorical):
+            # A small last layer starts near the uniform policy.
             return MLP(self.hidden, self.actions.width, scale=0.01)(x)
         mean = MLP(self.hidden, self.actions.dimensions, scale=0.01)(x)
+        # The deviations are parameters and no outputs, so they are the same in every state.
         log_std = self.param('log_std', nn.initializers.constant(-0.5), (self.actions.dimensions,))
         return jnp.concatenate([mean, jnp.broadcast_to(log_std, mean.shape)], axis=-1)

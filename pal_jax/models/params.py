@@ -32,7 +32,8 @@ def decoder_specs(cfg: ModelConfig) -> Params:
     """The specs of every parameter of a decoder. Layers are stacked on the first axis."""
     L, D, H, G, K, F = cfg.layers, cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.mlp
     dense, zeros = jax.nn.initializers.normal(0.02), jax.nn.initializers.zeros
-    identity = jax.nn.initializers.constant(1.0 - cfg.norm_offset)  # a norm starts as the identity
+    # A norm starts as the identity.
+    identity = jax.nn.initializers.constant(1.0 - cfg.norm_offset)
     attn = {
         'q': ParamSpec((L, D, H, K), ('layers', 'width', 'heads', None), dense),
         'k': ParamSpec((L, D, G, K), ('layers', 'width', 'kv_heads', None), dense),
@@ -75,20 +76,16 @@ def abstract(specs: Params, dtype: str = 'float32') -> Params:
 
 
 def unstack(tree: Params) -> list[Params]:
-    """The `L` trees of layers in a tree with leaves `[L, ...]`.
-
-    Its gradient is one concatenation, where that of indexing would be `L` padded sums.
-    """
+    """The `L` trees of layers in a tree with leaves `[L, ...]`."""
     layers = jax.tree.leaves(tree)[0].shape[0]
+    # The gradient of a split is one concatenation, where that of indexing would be `L` padded sums.
     return [jax.tree.map(lambda x: x.reshape(x.shape[1:]), part) for part in split(tree, (1,) * layers)]
 
 
 def split(tree: Params, sizes: Sequence[int]) -> list[Params]:
-    """Trees with `sizes` layers each, cut from leaves `[L, ...]`.
-
-    They are not cut by slices, since jax cannot add the gradients of slices into references.
-    """
+    """Trees with `sizes` layers each, cut from leaves `[L, ...]`."""
     leaves, treedef = jax.tree.flatten(tree)
+    # jax cannot add the gradients of slices into references, so `lax.split` cuts the leaves.
     columns = [lax.split(leaf, sizes) for leaf in leaves]
     return [treedef.unflatten(part) for part in zip(*columns, strict=True)]
 

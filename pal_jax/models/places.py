@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.types import OPENING
 
-MASKED = -1e30  # finite, so that a difference of two of them is 0 and not NaN
+# The score of a hidden key is finite, so that a difference of two of them is 0 and not NaN.
+MASKED = -1e30
 
 
 class Places(NamedTuple):
@@ -65,12 +66,10 @@ def distance(queries: Places, keys: Places) -> Int[Array, 'R T S']:
 
 
 def alibi_slopes(heads: int) -> Float[np.ndarray, ' H']:
-    """The slope `[H]` by which each head's scores fall with distance (Press et al. 2022).
-
-    Slopes are a geometric sequence where the heads are a power of two. The heads beyond a power have every other slope
-    of the next power.
-    """
+    """The slope `[H]` by which each head's scores fall with distance (Press et al. 2022)."""
     power = 1 << (heads.bit_length() - 1)
+    # Slopes are a geometric sequence where the heads are a power of two. The heads beyond a power have every other
+    # slope of the next power.
     exponents = [*range(2, 2 * power + 1, 2), *range(1, 2 * power, 2)][:heads]
     return np.exp2(-4.0 * np.array(exponents) / power).astype(np.float32)
 
@@ -81,11 +80,11 @@ def blocks_seen(
     """False where no query of block `n` sees a key of block `m`, told by the extremes of the places in them.
 
     `sizes` are the tokens of a block of queries and of one of keys, which divide the lengths. Padding is left out. With
-    `causal`, queries and keys are the same tokens and no query sees a column after its own; then the blocks that hold
-    the queries themselves are always seen.
+    `causal`, queries and keys are the same tokens and no query sees a column after its own.
     """
     (segment, prefix, position), (other, _, other_position) = _extremes(queries, sizes[0]), _extremes(keys, sizes[1])
     related = _meet(segment, other) | _meet(prefix, other) | (other[0] == OPENING)[:, None]
+    # A block of padding alone is seen by nothing.
     real = (other[0] != 0) | (other[1] != 0)
     seen = related & real[:, None] & (position[1][:, :, None] >= other_position[0][:, None])
     if window is not None:
@@ -93,6 +92,8 @@ def blocks_seen(
     if not causal:
         return seen
     first, start = np.arange(seen.shape[1])[:, None] * sizes[0], np.arange(seen.shape[2])[None] * sizes[1]
+    # Blocks of columns that begin after the last query are not seen, and those with the queries' own columns always
+    # are.
     begun = start < first + sizes[0]
     return (seen | (first < start + sizes[1])[None]) & begun[None]
 

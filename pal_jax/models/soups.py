@@ -26,6 +26,7 @@ def stack(base: Params, adapters: Sequence[Params], kind: Literal['factors', 'de
       ValueError: the adapters differ in their weights or ranks, or, for 'factors', in their scales.
     """
     kinds = [jax.tree.map(lambda x: x.shape, adapter) for adapter in adapters]
+    # 'delta' has a scale for each adapter, 'factors' one for all.
     alike = [jax.tree.map(lambda x: x.replace(scale=1.0), shapes, is_leaf=_is_adapter) for shapes in kinds]
     if any(shapes != alike[0] for shapes in alike) or (
         kind == 'factors' and any(shapes != kinds[0] for shapes in kinds)
@@ -33,6 +34,7 @@ def stack(base: Params, adapters: Sequence[Params], kind: Literal['factors', 'de
         raise ValueError('these adapters have different weights, ranks or scales; serve adapters of one configuration')
 
     def stacked(leaf: Any, *parts: Adapter | None) -> Any:
+        # A weight without adapters stays plain.
         present = [part for part in parts if part is not None]
         if not present:
             return leaf
@@ -48,7 +50,8 @@ def count(tree: Any) -> int:
 
 
 def at_layer(tree: Any, i: Any) -> Any:
-    """The tree with layer `i` of its stacked adapters. The base weights are of this layer already."""
+    """The tree with layer `i` of its stacked adapters."""
+    # The base weights are of this layer already.
     return _map(lambda w: w.replace(a=w.a[i], b=w.b[i]) if _is_soup(w) else w, tree)
 
 

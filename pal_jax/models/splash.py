@@ -3,9 +3,6 @@
 The online softmax and the two backward passes are those of FlashAttention-2 (Dao 2023), as Pallas kernels. The mask is
 this package's: a token sees its own segment, one more segment and the row's opening, so all branches of a prompt attend
 to the one copy of it in their row.
-
-In a kernel, scores are [columns, queries]. The maximum, sum and segment of a query are then a row that is broadcast
-down, which costs a vector unit nothing.
 """
 
 from __future__ import annotations
@@ -24,10 +21,13 @@ from jaxtyping import Array, Float, Int
 
 from pal_jax.types import OPENING
 
-BLOCK = 512  # queries and columns of a block, where a row is that long
+# The number of queries or columns of a block, where a row is that long.
+BLOCK = 512
 LANES = 128
-MASKED = -1e30  # finite, so that a difference of two of them is 0 and not NaN
-BATCH, HEADS = ('data', 'fsdp'), 'tensor'  # mesh axes of rows and of heads, see run.sharding
+# The score of a hidden column is finite, so that a difference of two of them is 0 and not NaN.
+MASKED = -1e30
+# The mesh axes of rows and of heads, see run.sharding.
+BATCH, HEADS = ('data', 'fsdp'), 'tensor'
 
 
 class Settings(NamedTuple):
@@ -163,7 +163,8 @@ class _SplashGrid:
         self.settings, self.block, self.outer = settings, settings.block, outer
         rows, heads, length, size = q.shape
         groups, count = k.shape[1], length // self.block
-        self.product = rows * heads * length * length * size  # flops of one product; half of the square is masked
+        # The flops of one product; half of the square is masked.
+        self.product = rows * heads * length * length * size
         self.exps, self.bytes = self.product // size // 2, 2 * q.size * q.dtype.itemsize
         self.members = heads // groups
         by_query, by_key = (rows, heads, count, count), (rows, groups, count, self.members, count)
@@ -209,6 +210,7 @@ class _SplashGrid:
 
             @pl.when(first)
             def _() -> None:
+                # The scratch memory still holds the sums of the outer block before.
                 for accumulator in accumulators:
                     accumulator[...] = jnp.zeros_like(accumulator)
 
@@ -261,6 +263,7 @@ def _meets(settings: Settings, bounds: Any, r: Any, i: Any, j: Any) -> Any:
     may_see = (j < i) & (related[0] | related[1] | (least == OPENING))
     if settings.window is not None:
         may_see &= bounds[r, i, 4] - bounds[r, j, 5] < settings.window
+    # A token sees itself, also in padding, so its own block always counts.
     return may_see | (j == i)
 
 
@@ -274,12 +277,15 @@ def _visible(settings: Settings, queries: Any, columns: Any, i: Any, j: Any) -> 
     mask = related & (column_segment != 0) & (column <= query)
     if settings.window is not None:
         mask &= position - column_position < settings.window
+    # Padding sees itself, so every softmax has something to sum.
     return mask | (column == query)
 
 
 def _scores(step: GridPoint, q: Any, k: Any) -> tuple[Array, Array | float]:
     """The scores [columns, queries], and their derivative by the product of query and key."""
     settings = step.settings
+    # Scores are [columns, queries]: the maximum, sum and segment of a query are then a row that is broadcast down,
+    # which costs a vector unit nothing.
     scores, slope = _dot(k[...], q[...], 1, 1) * settings.scale, settings.scale
     if settings.soft_cap is not None:
         bounded = jnp.tanh(scores / settings.soft_cap)
@@ -295,6 +301,7 @@ def _forward_kernel(step: GridPoint, q: Any, k: Any, v: Any, out: Any, log_total
     @pl.when(step.meets)
     def _() -> None:
         scores, _ = _scores(step, q, k)
+        # Earlier sums are scaled to the new maximum, so no exponential overflows.
         new = jnp.maximum(top[...], scores.max(axis=0, keepdims=True))
         p, shrink = jnp.exp(scores - new), jnp.exp(top[...] - new)
         total[...] = shrink * total[...] + p.sum(axis=0, keepdims=True)

@@ -53,8 +53,10 @@ def stored(
     """
     key = hashlib.sha256(json.dumps([dict(settings), texts], sort_keys=True).encode()).hexdigest()[:16]
     path = Path(folder) / f'{key}.npy'
-    if not exchange('states', path.exists())[0]:  # the first process decides, so that all compute or none
-        partial = path.with_suffix(f'.partial-{uuid.uuid4().hex[:8]}')  # a name that no other process has
+    # The first process decides, so that all compute or none.
+    if not exchange('states', path.exists())[0]:
+        # The name is one that no other process has.
+        partial = path.with_suffix(f'.partial-{uuid.uuid4().hex[:8]}')
         path.parent.mkdir(parents=True, exist_ok=True)
         writes = jax.process_index() == 0
         try:
@@ -71,6 +73,7 @@ def stored(
                 partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+    # No process reads before the first one has written.
     exchange('states written')
     return np.load(path, mmap_mode='r')
 
@@ -87,6 +90,7 @@ def hidden_states(
     """
     params = first_weights(params, cfg)
     sequences = [(*text.before, *text.tokens) for text in texts]
+    # Texts of similar length together have little padding.
     order = np.argsort([len(ids) for ids in sequences], kind='stable')
     size = rows * sharding.batch_ways(mesh)
     starts = token_starts(texts)
@@ -107,7 +111,8 @@ def hidden_states(
             yield starts[i] + np.arange(len(texts[i].tokens)), vectors[r, first[r] : ends[r]]
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))  # here, so that one program reads all texts of a length
+# The function is compiled here, so that one program reads all texts of a length.
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _read(
     params: Params, tokens: Array, first: Array, ends: Array, cfg: ModelConfig, mesh: Mesh, pool: Pool
 ) -> Float[Array, 'R *T D']:
@@ -135,10 +140,8 @@ class Frame(NamedTuple):
 
 
 def frame(table: np.ndarray, width: int, chunk: int = 65536) -> Frame:
-    """The axes of the first `width` principal coordinates of rows, in units in which their mean square is 1.
-
-    The table may lie on disk, and is read a chunk at a time.
-    """
+    """The axes of the first `width` principal coordinates of rows, in units in which their mean square is 1."""
+    # The table may lie on disk, so it is read a chunk at a time.
     starts = range(0, len(table), chunk)
     mean = np.sum([table[s : s + chunk].sum(axis=0, dtype=np.float64) for s in starts], axis=0) / len(table)
     centred = (table[s : s + chunk] - mean for s in starts)

@@ -59,7 +59,8 @@ class Discounts(NamedTuple):
     std_floor: float = 0.0
 
 
-Estimates = tuple[Float[Array, '*S A'], Float[Array, '*S A C']]  # the update's advantages, and returns by channel
+# The update's advantages, and returns by channel.
+Estimates = tuple[Float[Array, '*S A'], Float[Array, '*S A C']]
 Estimator = Callable[[EstimatorInputs, Discounts], Estimates]
 
 
@@ -117,8 +118,7 @@ class GDPO(NamedTuple):
     A = (a - mean_batch) / (max(std_batch, floor) + 1e-4), with unbiased deviations.
 
     Channel 0 of the rewards is their sum, which does not count here; the others are the parts. A part that is NaN is
-    missing: it is left out of its group's statistics and gets the group's lowest z. The KL penalty is taken off A, and
-    so is not standardised.
+    missing: it is left out of its group's statistics and gets the group's lowest z. The KL penalty is taken off A.
 
     Attributes:
       weights: w_k of the parts.
@@ -141,6 +141,7 @@ class GDPO(NamedTuple):
         a = z @ jnp.asarray(self.weights)
         # The batch is one group of all samples that have a reward.
         whole = self._divided(a[..., None], rollout.ok, a.size)
+        # The KL penalty is taken off afterwards, and so is not standardised.
         returns = returns_of(rollout, whole, constants)
         return returns[..., 0], returns
 
@@ -150,6 +151,7 @@ class GDPO(NamedTuple):
         given = rollout.ok & ~jnp.isnan(part)
         z = self._divided(keep(part, given)[..., None], given, rollout.n)[..., 0]
         groups, mask = z.reshape(-1, rollout.n), given.reshape(-1, rollout.n)
+        # A missing part must not be worth more than the worst one of its group, or than the mean.
         lowest = jnp.min(groups, axis=1, keepdims=True, initial=0.0, where=mask)
         return keep(jnp.where(mask, groups, lowest).reshape(part.shape), rollout.ok)
 
@@ -159,7 +161,8 @@ class GDPO(NamedTuple):
         return (centred / (jnp.maximum(jnp.sqrt(variance), self.floor) + 1e-4)).reshape(rewards.shape)
 
 
-ESTIMATORS: dict[str, Estimator] = {  # by their names in configs
+# The estimators by their names in configs.
+ESTIMATORS: dict[str, Estimator] = {
     'gae': actor_critic,
     'reinforce': reinforce,
     'rloo': rloo,
@@ -172,7 +175,8 @@ ESTIMATORS: dict[str, Estimator] = {  # by their names in configs
 def action_rewards(
     rollout: EstimatorInputs, rewards: Float[Array, '*S C'], constants: Discounts
 ) -> Float[Array, '*S A C']:
-    """The rewards of actions. The KL penalty is taken off channel 0, the reward; costs have no penalty."""
+    """The rewards of actions."""
+    # The KL penalty is taken off channel 0, the reward; costs have no penalty.
     signs = [-1.0, *[0.0] * (rewards.shape[-1] - 1)]
     return token_rewards(rewards, rollout.penalty, rollout.acts, clip=constants.reward_clip, signs=signs)
 
@@ -193,7 +197,8 @@ def less_others(rewards: Float[Array, '*S C'], ok: Bool[Array, '*S'], n: int) ->
     Raises:
       ValueError: fewer than two samples a prompt, or rewards that do not form whole groups.
     """
-    centred, _, count = _centred(rewards, ok, n)  # r_i - (sum - r_i) / (n - 1) = (r_i - mean) * n / (n - 1)
+    # The formula is r_i - (sum - r_i) / (n - 1) = (r_i - mean) * n / (n - 1).
+    centred, _, count = _centred(rewards, ok, n)
     return (centred * count / jnp.maximum(count - 1.0, 1.0)).reshape(rewards.shape)
 
 
@@ -205,12 +210,10 @@ def less_mean(rewards: Float[Array, '*S C'], ok: Bool[Array, '*S'], n: int) -> F
 def standardised(
     rewards: Float[Array, '*S C'], ok: Bool[Array, '*S'], n: int, std_floor: float = 0.0
 ) -> Float[Array, '*S C']:
-    """`(r_i - mean) / (std + std_floor + 1e-9)` among the `n` samples of a prompt, `std` unbiased; see `less_others`.
-
-    Without a floor a group whose rewards differ by noise alone counts as much as any other.
-    """
+    """`(r_i - mean) / (std + std_floor + 1e-9)` among a prompt's `n` samples, `std` unbiased; see `less_others`."""
     centred, mask, count = _centred(rewards, ok, n)
     variance = masked_sum(jnp.square(centred), mask, axis=1)[:, None] / jnp.maximum(count - 1.0, 1.0)
+    # Without a floor a group whose rewards differ by noise alone counts as much as any other.
     return (centred / (jnp.sqrt(variance) + std_floor + 1e-9)).reshape(rewards.shape)
 
 
@@ -246,6 +249,7 @@ def token_rewards(
 
     `signs` has a number by channel: -1 takes the penalty off a reward, 1 adds it to a cost, 0 leaves it out.
     """
+    # An action is the last one where no action follows it.
     last = acts & ~jnp.concatenate([acts[..., 1:], jnp.zeros_like(acts[..., :1])], axis=-1)
     distance = jnp.stack([keep(sign * penalty, acts) for sign in signs], axis=-1)
     return distance + jnp.where(last[..., None], jnp.clip(rewards, *clip)[..., None, :], 0.0)
@@ -321,7 +325,7 @@ class ChannelWeights(NamedTuple):
 class ConstrainedEstimator:
     """The estimate of a rollout whose channels are a reward and a cost.
 
-    Advantages are not whitened: a multiplier compares the scales of reward and cost, so both have to stand.
+    Advantages are not whitened.
 
     Attributes:
       estimator: 'gae', from the values of a critic for each channel, or 'dr_grpo', less the prompt's mean.
@@ -345,6 +349,7 @@ class ConstrainedEstimator:
     def __call__(self, rollout: EstimatorInputs, weights: ChannelWeights) -> Estimates:
         """Advantages as `weights` mix them, in groups that `rollout.role` tells, and the returns of both channels."""
         advantages, returns = self.by_channel(rollout)
+        # Advantages are not whitened: a multiplier compares the scales of reward and cost, so both have to stand.
         of_sample = weights._replace(cost=jnp.asarray(weights.cost, jnp.float32)[rollout.role][..., None])
         return of_sample.mixed(advantages), returns
 
@@ -362,12 +367,10 @@ class ConstrainedEstimator:
         return returns, returns
 
     def of_cost(self, rollout: EstimatorInputs, weight: Float[Array, '*S A']) -> Estimates:
-        """Advantages of the cost less their mean by `weight`, the weights of actions in the loss, and all returns.
-
-        A mean that an estimator or a critic leaves says nothing of the limit, and would open or shut P3O's gate.
-        """
+        """Advantages of the cost less their mean by `weight`, the weights of actions in the loss, and all returns."""
         advantages, returns = self.by_channel(rollout)
         cost = advantages[..., 1]
+        # A mean that an estimator or a critic leaves says nothing of the limit, and would open or shut P3O's gate.
         return jnp.where(rollout.acts, cost - mean_by(weight, cost), 0.0), returns
 
 
@@ -382,19 +385,17 @@ def mean_by(weight: Float[Array, '*S'], values: Float[Array, '*S']) -> Float[Arr
 def whiten(advantages: Float[Array, '*S A'], rollout: EstimatorInputs, *, roles: int = 1) -> Float[Array, '*S A']:
     """Advantages with mean 0 and variance 1 over the actions that count.
 
-    With `roles` above 1 each role has statistics of its own, so that the rewards of one role do not shift the
-    advantages of another.
+    With `roles` above 1 each role has statistics of its own.
     """
     if roles == 1:
         return masked.whiten(advantages, rollout.acts)
+    # The rewards of one role must not shift the advantages of another.
     speaks = [rollout.acts & (rollout.role == role)[..., None] for role in range(roles)]
     return sum((masked.whiten(advantages, acts) for acts in speaks), jnp.zeros_like(advantages))
 
 
 def scale_negative(advantages: Float[Array, '*S'], scale: float) -> Float[Array, '*S']:
-    """Negative advantages times `scale`; 1 changes nothing, 0 learns from good samples only.
-
-    Below 1 it weakens the push away from bad samples, which on small models flattens the policy faster than good
-    samples sharpen it.
-    """
+    """Negative advantages times `scale`; 1 changes nothing, 0 learns from good samples only."""
+    # A scale below 1 weakens the push away from bad samples, which on small models flattens the policy faster than good
+    # samples sharpen it.
     return jnp.where(advantages < 0.0, scale * advantages, advantages)

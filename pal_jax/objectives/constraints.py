@@ -63,6 +63,7 @@ class LinearLagrangian(Handler):
         slope = costs - limits
         if self.optimizer == 'adam':
             steps, mean, square = steps + 1, 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
+            # Adam's moments begin at 0 and are corrected for it.
             slope = mean / (1 - 0.9**steps) / (np.sqrt(square / (1 - 0.999**steps)) + 1e-8)
         return state | _lists(mean=mean, square=square, steps=steps) | _ascended(self, lam, slope)
 
@@ -77,6 +78,7 @@ class LogLagrangian(Handler):
 
     def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
         lam = np.array(state['lambda'])
+        # The exponent is bounded before the exponential, which could overflow.
         exponent = np.minimum(self.lam_lr * (costs - limits) * lam, np.log(self.lam_max / lam))
         return state | {'lambda': np.minimum(lam * np.exp(exponent), self.lam_max).tolist()}
 
@@ -100,10 +102,13 @@ class PIDLagrangian(Handler):
 
     def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
         total, violation, cost = (np.array(state[key]) for key in ('sum', 'violation', 'cost'))
-        past = np.array(state['past']).reshape(-1, len(limits))  # smoothed costs of the last rollouts, oldest first
+        # Smoothed costs of the last rollouts, oldest first.
+        past = np.array(state['past']).reshape(-1, len(limits))
+        # The sum is bounded, so that it does not wind up while the limit cannot be met.
         total = np.clip(total + self.ki * (costs - limits), 0.0, self.lam_max)
         violation = self.smoothing * violation + (1 - self.smoothing) * (costs - limits)
         cost = self.smoothing * cost + (1 - self.smoothing) * costs
+        # Only a rise of the cost counts, so the last term never lowers lambda.
         lam = self.kp * violation + total + self.kd * np.maximum(cost - past[0], 0.0)
         past = np.concatenate([past, cost[None]])[-self.delay :].ravel()
         lam = np.clip(lam, 0.0, self.lam_max)
@@ -123,6 +128,7 @@ class IPO(Handler):
 
     def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
         slack = limits - costs
+        # The inner choice keeps a division by 0 out of the branch that is not taken.
         weight = np.where(slack > 0, self.kappa / np.where(slack > 0, slack, 1.0), self.penalty_max)
         return state | {'lambda': np.minimum(weight, self.penalty_max).tolist()}
 
@@ -136,6 +142,7 @@ class CRPO(Handler):
 
     def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
         above = costs - limits
+        # Only the group that is furthest above its limit is learnt from.
         worst = above == np.max(above)
         return state | {'lambda': (worst & (above > self.tolerance)).astype(float).tolist()}
 
@@ -167,8 +174,6 @@ class FOCOPS(Handler):
 class P3O(Handler):
     """An exact penalty (Zhang et al. 2022, arXiv 2205.11814): PPO on rewards, and `kappa` times the cost of the update
     as far as it passes the limit: `kappa * relu(mean(ratio * A_c) + (J - limit) / length)`.
-
-    The gate is of a whole minibatch; a mean of gates would be another.
     """
 
     refused_with_groups = 'p3o has one gate'
@@ -182,6 +187,7 @@ class P3O(Handler):
         """`kappa` times the costs where the gate is open, `mean(ratio * cost) - mean(cost) + excess > 0`, else 0."""
         # Of a part of the rollout the mean at the ratio 1 is chance: the gate reads how much the update has moved it.
         change = excess - mean_by(weight, cost)
+        # The gate is of a whole minibatch; a mean of gates would be another.
         return jnp.where(mean_by(weight, ratio * cost) + change > 0, self.kappa * cost, 0.0)
 
 
@@ -202,6 +208,7 @@ class CUP(Handler):
         return state | _ascended(self, np.array(state['lambda']), costs - limits)
 
     def weigh(self, state: State, shares: ByGroup | Sequence[float] = (1.0,)) -> ChannelWeights:
+        # The first update learns from rewards alone.
         return ChannelWeights(1.0, np.zeros(len(state['lambda'])))
 
     def second_update(self, state: State) -> SecondUpdate:
@@ -242,7 +249,7 @@ class Saute(Handler):
     """A budget that the policy is told (Sootla et al. 2022, arXiv 2202.06558): an answer whose cost is above it earns
     `unsafe_reward` and nothing else. An answer of one turn has all of its budget until it is said.
 
-    budgets: of the prompts of a step, in turn, so that the policy learns to go by them; (): the limit alone.
+    budgets: of the prompts of a step, in turn; (): the limit alone.
     """
 
     refused_on_arrays = 'it bounds the cost of every episode and not the mean, so it has another optimum'
@@ -251,6 +258,7 @@ class Saute(Handler):
     budgets: tuple[float, ...] = ()
 
     def budget(self, limits: np.ndarray) -> np.ndarray:
+        # The budgets are taken in turn, so that the policy learns to go by them.
         return np.resize(self.budgets, len(limits)) if self.budgets else limits
 
     def pay(self, rewards: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:
@@ -346,6 +354,7 @@ class FOCOPSLoss:
         log_ratio = logprob - tokens.old
         ratio = jnp.exp(log_ratio)
         moved = ratio * log_ratio - (ratio - 1.0)
+        # The gate is a constant, so no gradient pulls a token towards it.
         near = jax.lax.stop_gradient(moved) <= self.eta
         loss = jnp.where(near, moved - ratio * tokens.advantage / self.temperature, 0.0)
         if self.kl is None or tokens.reference is None:

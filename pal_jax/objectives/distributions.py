@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-NEVER = -1e30  # the logit of an action that is masked; its gradient is exactly 0
+# The logit of an action that is masked; its gradient is exactly 0.
+NEVER = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Categorical:
 
     def sample(self, key: Array, output: Float[Array, '*S K'], mask: Bool[Array, '*S K']) -> Int[Array, '*S H']:
         """Draw an action of each head."""
+        # Every head draws with a key of its own, since heads are independent.
         keys = jax.random.split(key, len(self.heads))
         drawn = [jax.random.categorical(keys[i], part) for i, part in enumerate(self._logprobs(output, mask))]
         return jnp.stack(drawn, axis=-1)
@@ -115,7 +117,8 @@ Distribution = Categorical | Gaussian
 
 # --- mixtures ---------------------------------------------------------------------------------------------------------
 
-LEAST, MOST = -5.0, 3.0  # logarithms of the deviations in a mixture: a certain prediction would have no bound
+# The bounds of the logarithms of deviations in a mixture: a certain prediction would have no bound.
+LEAST, MOST = -5.0, 3.0
 
 
 def mixture_nll(output: Float[Array, '*S X'], goal: Float[Array, '*S D']) -> Float[Array, '*S']:
@@ -127,6 +130,7 @@ def mixture_nll(output: Float[Array, '*S X'], goal: Float[Array, '*S D']) -> Flo
     log_std = jnp.clip(log_std, LEAST, MOST)
     away = (goal[..., None, :] - mean) * jnp.exp(-log_std)
     parts = jnp.sum(-0.5 * jnp.square(away) - log_std - 0.5 * jnp.log(2.0 * jnp.pi), axis=-1)
+    # The sum over components is taken of logarithms, so far points do not underflow.
     return -jax.nn.logsumexp(jax.nn.log_softmax(logits, axis=-1) + parts, axis=-1)
 
 

@@ -25,6 +25,7 @@ def log_ratios(
 ) -> Float[Array, '*S']:
     """The log-ratio of each completion: the sum over its tokens, or for `ipo` their mean; 0 where nothing acts."""
     ratio = logprobs if reference is None else logprobs - reference
+    # IPO's margin is a constant, so long completions must not have larger ratios (Hugging Face's correction).
     return masked_mean(ratio, acts, axis=-1) if loss == 'ipo' else jnp.sum(keep(ratio, acts), axis=-1)
 
 
@@ -34,6 +35,7 @@ def pair_loss(
     """The loss of each pair, by its difference of log-ratios. Raises ValueError where the loss is unknown."""
     match loss:
         case 'sigmoid':
+            # With label smoothing a pair counts, by its share, as the wrong way round, too.
             right, wrong = jax.nn.log_sigmoid(beta * h), jax.nn.log_sigmoid(-beta * h)
             return -(1.0 - label_smoothing) * right - label_smoothing * wrong
         case 'hinge':
@@ -59,9 +61,8 @@ def preference(
 ) -> tuple[Float[Array, '*S A'], dict[str, Float[Array, '']]]:
     """The gradient of the mean loss by each log-probability, and figures of the pairs.
 
-    Completions of a pair are neighbours, the chosen one first; a pair without actions is padding. A policy's gradient
-    is that of `sum(gradient * logprobs)`, a sum over tokens, which may be cut into parts. `accuracy` is the share of
-    pairs whose chosen log-ratio is the larger (a tie is wrong), `margin` the mean of β h.
+    Completions of a pair are neighbours, the chosen one first; a pair without actions is padding. `accuracy` is the
+    share of pairs whose chosen log-ratio is the larger (a tie is wrong), `margin` the mean of β h.
     """
     pairs = real_pairs(acts)
 
@@ -70,6 +71,7 @@ def preference(
         losses = pair_loss(ratios[:, 0] - ratios[:, 1], loss=loss, beta=beta, label_smoothing=label_smoothing)
         return masked_mean(losses, pairs), ratios
 
+    # A policy's gradient is that of `sum(gradient * logprobs)`, a sum over tokens, which may be cut into parts.
     (value, ratios), gradient = jax.value_and_grad(mean_loss, has_aux=True)(logprobs)
     h = ratios[:, 0] - ratios[:, 1]
     metrics = {

@@ -41,12 +41,15 @@ class Handler:
     refused_on_text: ClassVar[str] = ''
     refused_on_arrays: ClassVar[str] = ''
     refused_with_groups: ClassVar[str] = ''
-    reads_limit: ClassVar[bool] = True  # it does something else at another limit
+    # True where the handler does something else at another limit.
+    reads_limit: ClassVar[bool] = True
     # `token_loss` reads the costs' advantages beside the mixed ones, as `before` makes them of a minibatch. Their mean
     # is 0, and no KL is added to them.
     costs_apart: ClassVar[bool] = False
-    tells_budget: ClassVar[bool] = False  # the policy reads its budget behind the prompt
-    cuts_answers: ClassVar[bool] = False  # an answer ends with the first sentence at which it costs more than the limit
+    # True where the policy reads its budget behind the prompt.
+    tells_budget: ClassVar[bool] = False
+    # True where an answer ends with the first sentence at which it costs more than the limit.
+    cuts_answers: ClassVar[bool] = False
 
     def init(self, groups: int) -> State:
         """The state before the first rollout: `lambda` is `lam_init` where the handler has one, else 0."""
@@ -59,11 +62,11 @@ class Handler:
     def weigh(self, state: State, shares: ByGroup | Sequence[float] = (1.0,)) -> ChannelWeights:
         """The weights of the next update, of which each group has such a share of samples.
 
-        A Lagrangian's are `(A_r - lambda_g A_c) / (1 + sum of shares_g lambda_g)`. The divisor keeps the weight of a KL
-        term that is taken off rewards and added to costs independent of lambda (Safe RLHF, arXiv 2310.12773). It is the
-        same in all groups, which share the policy: with one of its own a constrained group would learn less of its
-        rewards.
+        A Lagrangian's are `(A_r - lambda_g A_c) / (1 + sum of shares_g lambda_g)`.
         """
+        # The divisor keeps the weight of a KL term that is taken off rewards and added to costs independent of lambda
+        # (Safe RLHF, arXiv 2310.12773). It is the same in all groups, which share the policy: with one of its own a
+        # constrained group would learn less of its rewards.
         multipliers = np.array(state['lambda'], float)
         return ChannelWeights(1.0, multipliers, 1.0 + float(np.dot(multipliers, shares)))
 
@@ -116,12 +119,13 @@ class Handler:
 def updated(handler: Handler, state: State, costs: ByGroup, limits: ByGroup, present: Bool[np.ndarray, ' G']) -> State:
     """The handler's state after a rollout in which the groups `present` had costs.
 
-    Of the others everything stays as it was, sums and rises included: a multiplier that moves on old costs is wound up
-    by the time that its group comes back, and one without any costs has no reason to move.
+    Of the others everything stays as it was, sums and rises included.
     """
     if not present.any():
         return state
     table = {key: np.reshape(values, (-1, len(present))) for key, values in state.items()}
+    # A multiplier that moves on old costs is wound up by the time that its group comes back, and one without any costs
+    # has no reason to move.
     had = {key: rows[:, present].ravel().tolist() for key, rows in table.items()}
     after = {}
     new = handler.update(had, costs[present], limits[present])

@@ -28,6 +28,7 @@ def token_kl(
         case 'k2':
             return jnp.square(d) / 2.0
         case 'k3':
+            # `expm1` keeps the digits where the policies are close.
             return jnp.expm1(-d) + d
     raise ValueError(f'unknown KL estimator {estimator!r}; use one of k1, k2, k3')
 
@@ -45,4 +46,5 @@ def adapt_kl(
     """
     if target <= 0:
         raise ValueError(f'the KL target must be positive, got {target}; for a fixed coefficient do not adapt it')
+    # The clip keeps one odd rollout from moving the coefficient far.
     return coef * (1.0 + jnp.clip(kl / target - 1.0, -0.2, 0.2) * (n / horizon))

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.objectives.masked import keep
 
-PerToken = Callable[[Array, Any], Array]  # (logprobs, aux) -> losses, elementwise
+# A function of log-probs and `aux` that gives losses, elementwise.
+PerToken = Callable[[Array, Any], Array]
 
 
 def token_logprobs(
@@ -51,6 +52,7 @@ def token_logprobs(
     def body(_: None, columns: tuple[Array, Array, Array]) -> tuple[None, tuple[Array, Array]]:
         states, chosen, act = columns
         nothing = jnp.zeros(chosen.shape), jnp.zeros(chosen.shape)
+        # A chunk of padding alone costs nothing.
         return None, lax.cond(jnp.any(act), score, lambda *_: nothing, states, chosen)
 
     acts = jnp.ones_like(targets, bool) if acts is None else acts
@@ -74,8 +76,7 @@ def token_loss(
     """The sum of `per_token(logprobs, aux)` over acting states, and the log-probabilities, which carry no gradient.
 
     `per_token` is elementwise and closes over nothing traced. Masks, weights and advantages go into `aux`, a tree of
-    `[R, M]` arrays, and get no gradient. Gradients reach `hidden` and `unembed`. They are made in the forward pass,
-    where the softmax of a chunk is at hand, so the backward pass only scales them.
+    `[R, M]` arrays, and get no gradient. Gradients reach `hidden` and `unembed`.
     """
     acts = jnp.ones_like(targets, bool) if acts is None else acts
     cap = softcap and softcap / temperature
@@ -94,10 +95,11 @@ def max_z_loss(
     """The weighted sum of the squares of each state's largest logit.
 
     Added to a loss, it keeps logits from growing (Baichuan 2, Yang et al. 2023, section 2.4, where the weights come to
-    2e-4). The largest logit is looked for a chunk at a time, without a gradient; then it is one product of two vectors.
+    2e-4).
     """
     matrix = unembed.astype(dtype)
     columns = _split(hidden, _width(weight, chunk))
+    # The largest logit is looked for a chunk at a time, without a gradient; then it is one product of two vectors.
     best = _join(lax.map(lambda states: _logits(states, matrix).argmax(-1), columns), weight.shape[1])
     largest = (hidden.astype(jnp.float32) * unembed[best].astype(jnp.float32)).sum(-1)
     return jnp.sum(weight * jnp.square(keep(largest, weight != 0)))
@@ -155,6 +157,7 @@ def _loss_fwd(
         return lax.cond(jnp.any(columns[2]), score, skip, *carry, *columns)
 
     start = jnp.zeros(()), jnp.zeros(unembed.shape, jnp.float32)
+    # Missing columns do not act, so what they hold counts nothing.
     columns = *_split((hidden, targets), width), _split(acts, width, mode='constant'), _split(aux, width)
     (loss, dweight), outs = lax.scan(body, start, columns)
     logprobs, dhidden = _join(outs, targets.shape[1])
@@ -169,6 +172,8 @@ def _loss_bwd(
     saved: tuple[Array, Array],
     cotangents: tuple[Array, ...],
 ):
+    # The gradients are made in the forward pass, where the softmax of a chunk is at hand, so the backward pass only
+    # scales them.
     dhidden, dweight = ((x.astype(jnp.float32) * cotangents[0]).astype(x.dtype) for x in saved)
     return dhidden, dweight, None, None, None
 
@@ -183,12 +188,10 @@ def _logits(states: Array, weight: Array, cap: float | None = None) -> Array:
 
 
 def _softmax_parts(logits: Array) -> tuple[Array, Array, Array]:
-    """The maximum of the logits, `exp(logits - maximum)`, and its sum over `V`.
-
-    The exponentials are written out before they are summed: inside a reduction XLA's CPU backend computes them one by
-    one.
-    """
+    """The maximum of the logits, `exp(logits - maximum)`, and its sum over `V`."""
     shift = logits.max(-1)
+    # The exponentials are written out before they are summed: inside a reduction XLA's CPU backend computes them one by
+    # one.
     weights = lax.optimization_barrier(jnp.exp(logits - shift[..., None]))
     return shift, weights, weights.sum(-1)
 
@@ -204,18 +207,19 @@ def _dlogits(weights: Array, total: Array, chosen: Array, slope: Array) -> Array
 
 
 def _width(targets: Array, chunk: int) -> int:
-    """The number of columns of a chunk: chunks are as equal as they can be, with about `chunk` states in each."""
+    """The number of columns of a chunk: a chunk has about `chunk` states."""
     rows, length = targets.shape
+    # Chunks are as equal as they can be, so that the last one has little padding.
     chunks = min(-(-rows * length // chunk), length)
     return -(-length // chunks)
 
 
 def _split(tree: Any, width: int, mode: str = 'edge') -> Any:
-    """Arrays `[R, M, ...]` as chunks `[chunks, R, width, ...]`; missing columns repeat the last one, since a zero may
-    be invalid."""
+    """Arrays `[R, M, ...]` as chunks `[chunks, R, width, ...]`."""
 
     def split(x: Array) -> Array:
         missing = -x.shape[1] % width
+        # A zero may be invalid, so missing columns repeat the last one unless `mode` says otherwise.
         x = jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2), mode=mode)
         return jnp.moveaxis(x.reshape(x.shape[0], -1, width, *x.shape[2:]), 1, 0)
 

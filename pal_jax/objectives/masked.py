@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float
 def keep(x: Float[Array, '*S'], mask: Bool[Array, '*S']) -> Float[Array, '*S']:
     """`x` where the mask holds, 0 elsewhere.
 
-    A loss whose inputs may be undefined on padding applies this to the inputs, not to its result: the gradient of
-    `where(mask, f(x), 0)` is NaN wherever that of `f` is.
+    A loss whose inputs may be undefined on padding applies this to the inputs, not to its result.
     """
+    # The gradient of `where(mask, f(x), 0)` is NaN wherever that of `f` is.
     return jnp.where(mask, x, 0.0)
 
 

@@ -41,6 +41,7 @@ def loss_weights(
     Samples without any action do not count. Weights of all but constant sum to 1, or to 0 when nothing is left.
     """
     used = acts & ok[..., None]
+    # A sample that failed has the length 0, and so counts in no mean.
     lengths = jnp.sum(used, axis=-1, keepdims=True).astype(jnp.float32)
     samples = jnp.sum(lengths > 0.0).astype(jnp.float32)
     match agg:
@@ -52,11 +53,13 @@ def loss_weights(
             # The last group may be smaller.
             group = jnp.arange(ok.size) // micro
             tokens = jax.ops.segment_sum(lengths.ravel(), group, num_segments=-(-ok.size // micro))
+            # Every token is divided by the number of groups and by the tokens of its own group.
             total = (jnp.sum(tokens > 0.0) * tokens)[group].reshape(lengths.shape)
         case 'constant':
             total = samples * _checked(length)
         case _:
             raise ValueError(f'unknown aggregation {agg!r}; use one of {", ".join(get_args(Aggregation))}')
+    # A minibatch without an action has weights of 0, not NaN.
     return used.astype(jnp.float32) / jnp.maximum(total, 1.0)
 
 
@@ -119,6 +122,7 @@ def ppo_token_loss(
     """
     ratio = jnp.exp(logprob - old_logprob)
     clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
+    # The minimum takes the worse of both, so a ratio gains nothing by leaving the range.
     return -jnp.minimum(ratio * advantage, clipped * advantage)
 
 
@@ -127,17 +131,19 @@ def value_token_loss(
 ) -> Float[Array, '*S']:
     """`max((V - G)^2, (Vc - G)^2) / 2`, where `Vc` is `V` kept within `clip` of the value at rollout time."""
     clipped = old_value + jnp.clip(value - old_value, -clip, clip)
+    # The larger error counts, so a value gains nothing by a move of more than `clip`.
     return jnp.maximum(jnp.square(value - ret), jnp.square(clipped - ret)) / 2.0
 
 
 def kl_token_loss(
     logprob: Float[Array, '*S'], ref_logprob: Float[Array, '*S'], estimator: KLEstimator
 ) -> Float[Array, '*S']:
-    """The KL to the reference as a loss, by k2 or k3; the gradient of k1 is 0 in expectation, so k1 is refused.
+    """The KL to the reference as a loss, by k2 or k3; k1 is refused.
 
     Raises:
       ValueError: the estimator is k1, or unknown.
     """
+    # The gradient of k1 is 0 in expectation.
     if estimator == 'k1':
         raise ValueError("KL estimator 'k1' has no use as a loss, its mean gradient is 0; use k2 or k3")
     return token_kl(logprob, ref_logprob, estimator)
@@ -157,6 +163,7 @@ def policy_metrics(
     nats; `ratio_deviation`: the largest |ρ - 1|, which must be about 0 at the first minibatch of a rollout.
     """
     high = clip if clip_high is None else clip_high
+    # `expm1` keeps the digits of a ratio near 1.
     deviation = jnp.expm1(logprob - old_logprob)
     outside = (deviation > high) | (deviation < -clip)
     return {
@@ -172,4 +179,5 @@ def explained_variance(
     """`1 - var(G - V) / var(G)`: 1 is a perfect critic, 0 no better than a constant; 0 where returns are constant."""
     total = masked_var(returns, acts)
     unexplained = masked_var(returns - values, acts)
+    # The inner choice keeps a division by 0 out of the branch that is not taken.
     return jnp.where(total > 0.0, 1.0 - unexplained / jnp.where(total > 0.0, total, 1.0), 0.0)

@@ -37,6 +37,7 @@ def logistic(
 
     `label_smoothing` is the share of choices taken to be made by mistake.
     """
+    # `softplus(-x)` is `-log sigmoid(x)` without overflow.
     right, wrong = jax.nn.softplus(margin - m), jax.nn.softplus(m - margin)
     return (1.0 - label_smoothing) * right + label_smoothing * wrong
 
@@ -61,19 +62,20 @@ def label_loss(
     The label may be a property of a reply (BeaverTails, arXiv 2307.04657), or the sign of its cost: with 1 for an
     unsafe reply the loss is `-log sigmoid(s C)`, so a cost above 0 means unsafe (Safe RLHF, arXiv 2310.12773).
     """
+    # A label that nobody gave is NaN, which equals nothing and is taken out below.
     has, loss = label == 1.0, jnp.where(label == 1.0, jax.nn.softplus(-logit), jax.nn.softplus(logit))
     return jnp.where(jnp.isnan(label), 0.0, jnp.where(has, positive_weight, 1.0) * loss)
 
 
 def centring(chosen: Float[Array, '*S'], rejected: Float[Array, '*S']) -> Float[Array, '*S']:
-    """The penalty `(r(chosen) + r(rejected))²`, which keeps rewards about zero; margins leave their level open
-    (Eisenstein et al. 2023)."""
+    """The penalty `(r(chosen) + r(rejected))²`, which keeps rewards about zero (Eisenstein et al. 2023)."""
+    # Margins leave the level of rewards open.
     return jnp.square(chosen + rejected)
 
 
 def bound(u: Float[Array, '*S D'], upper: float) -> Float[Array, '*S']:
-    """The penalty `max(|u| - upper, 0)`: a hinge's margin has no scale of its own, and distances would grow without end
-    (PAL)."""
+    """The penalty `max(|u| - upper, 0)` (PAL)."""
+    # A hinge's margin has no scale of its own, and distances would grow without end.
     return jnp.maximum(jnp.linalg.norm(u, axis=-1) - upper, 0.0)
 
 
@@ -82,12 +84,12 @@ def differing_span(
 ) -> Bool[Array, 'B T']:
     """The tokens by which a pair is judged: from the first that differs to the last that exists in either text.
 
-    `exists` is the union of the two responses' masks, padded on the right. A pair of equal tokens is judged by its last
-    one.
+    `exists` is the union of the two responses' masks, padded on the right.
     """
     place = jnp.arange(chosen.shape[1])[None]
     end = jnp.max(jnp.where(exists, place + 1, 0), axis=1, keepdims=True)
     differs = (chosen != rejected) & exists
+    # A pair of equal tokens is judged by its last one.
     first = jnp.where(jnp.any(differs, axis=1, keepdims=True), jnp.argmax(differs, axis=1, keepdims=True), end - 1)
     return (place >= first) & (place < end)
 

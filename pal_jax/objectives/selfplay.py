@@ -1,8 +1,5 @@
 """Advantages of self-play: a baseline for each game and seat (SPIRAL, arXiv 2506.24119, section 3), or statistics of
 each role (Self-RedTeam, arXiv 2506.07468).
-
-A seat that moves first may win more often whatever it does. A baseline of its own takes that advantage of the seat out
-of what its player learns.
 """
 
 from __future__ import annotations
@@ -31,8 +28,7 @@ def role_conditioned(
     """Role-conditioned advantages (RAE) of the seats of matches, and the baselines after them.
 
     Matches are taken in their order: `A_p = R_p - b[G, p]`, then `b[G, p] <- alpha b[G, p] + (1 - alpha) R_p`, as the
-    released code has it. The paper moves the baseline first, which makes it depend on the match that it judges and
-    every advantage `alpha` times as large.
+    released code has it.
 
     Args:
       baselines: by game and seat, 0 at the beginning of a run.
@@ -46,10 +42,15 @@ def role_conditioned(
 
     def match(baselines: Array, one: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         game, won, learns = one
+        # A seat that moves first may win more often whatever it does. A baseline of its own takes that advantage of the
+        # seat out of what its player learns.
         before = baselines[game]
         follows = jnp.broadcast_to(jnp.mean(won), won.shape) if baseline == 'shared' else won
+        # A shared baseline moves with every match, also for a seat that has not moved.
         moves = jnp.full_like(learns, True) if baseline == 'shared' else learns
         after = jnp.where(moves, alpha * before + (1.0 - alpha) * follows, before)
+        # The baseline before the match is taken. The paper moves the baseline first, which makes it depend on the match
+        # that it judges and every advantage `alpha` times as large.
         advantages = jnp.where(learns, won - before, 0.0)
         return baselines if baseline == 'none' else baselines.at[game].set(after), advantages
 

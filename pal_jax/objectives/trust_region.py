@@ -6,8 +6,7 @@ reward and mean cost, `c` is the mean cost less its limit in the unit of `b`, an
 known by its products with vectors alone. Sources: CPO, Achiam et al. 2017, arXiv 1705.10528, theorem 2; PCPO, Yang et
 al. 2020, arXiv 2010.03152.
 
-With `r = -g'H⁻¹b`, as here, a reward that grows with the cost makes the multiplier of the cost positive. With `r` of
-the other sign the step would ignore the constraint wherever the two gradients point the same way.
+With `r = -g'H⁻¹b`, as here, a reward that grows with the cost makes the multiplier of the cost positive.
 """
 
 from __future__ import annotations
@@ -19,8 +18,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-SMALL = 1e-10  # a squared length below it is that of no gradient
-PARALLEL = 1e-5  # the squared sine of the angle between two gradients below which they point the same way, or opposite
+# A squared length below this number is that of no gradient.
+SMALL = 1e-10
+# The squared sine of the angle between two gradients below which they point the same way, or opposite.
+PARALLEL = 1e-5
 
 
 class Gradients(NamedTuple):
@@ -45,10 +46,8 @@ class TrustRegionStep(NamedTuple):
 def conjugate_gradient(
     product: Callable[[Float[Array, ' P']], Float[Array, ' P']], right: Float[Array, ' P'], iterations: int
 ) -> Float[Array, ' P']:
-    """Solve `H x = right` for a positive definite `H`, of which `product` gives the product with a vector.
-
-    The residual is held against that of the start, so small gradients are solved as exactly as large ones.
-    """
+    """Solve `H x = right` for a positive definite `H`, of which `product` gives the product with a vector."""
+    # The residual is held against that of the start, so small gradients are solved as exactly as large ones.
     scale = jnp.vdot(right, right)
 
     def step(_: int, carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
@@ -68,15 +67,19 @@ def conjugate_gradient(
 def cpo(gradients: Gradients, c: Float[Array, ''] | float, delta: float) -> TrustRegionStep:
     """CPO's step, with `c` the mean cost less its limit and `delta` the largest mean KL, in nats."""
     g, b, natural_g, natural_b = gradients
+    # With `r` of the other sign the step would ignore the constraint wherever the two gradients point the same way.
     q, r, s = jnp.vdot(g, natural_g), -jnp.vdot(g, natural_b), jnp.vdot(b, natural_b)
     c, q = jnp.asarray(c, q.dtype), jnp.maximum(q, SMALL)
-    steep = s > SMALL  # a cost without a gradient cannot be moved
+    # A cost without a gradient cannot be moved.
+    steep = s > SMALL
     s = jnp.where(steep, s, 1.0)
     # What is left of the reward's gradient along the limit; of gradients in parallel that is a rounding error.
     gain, room = q - r**2 / s, 2.0 * delta - c**2 / s
     gain = jnp.where(gain > PARALLEL * q, gain, 0.0)
-    free = ~steep | ((c < 0.0) & (room <= 0.0))  # the limit lies outside of the region
-    lost = steep & (c >= 0.0) & (room <= 0.0)  # the limit cannot be reached: lower the cost alone
+    # Where the cost cannot be moved or the limit lies outside of the region, the reward alone decides.
+    free = ~steep | ((c < 0.0) & (room <= 0.0))
+    # Where the limit cannot be reached, the step lowers the cost alone.
+    lost = steep & (c >= 0.0) & (room <= 0.0)
     # The dual's two branches, each on its side of lam * c = r: with the limit in force, and without.
     room = jnp.where(room > 0.0, room, 1.0)
     border = jnp.where(c == 0.0, 0.0, r / jnp.where(c == 0.0, 1.0, c))
@@ -108,6 +111,7 @@ def pcpo(gradients: Gradients, c: Float[Array, ''] | float, delta: float) -> Tru
     """
     g, b, natural_g, natural_b = gradients
     q, s = jnp.maximum(jnp.vdot(g, natural_g), SMALL), jnp.vdot(b, natural_b)
+    # The step of the reward reaches the border of the region.
     length = jnp.sqrt(2.0 * delta / q)
     above = length * jnp.vdot(b, natural_g) + c
     nu = jnp.where(s > SMALL, jnp.maximum(above, 0.0) / jnp.where(s > SMALL, s, 1.0), 0.0)

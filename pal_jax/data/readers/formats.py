@@ -41,17 +41,21 @@ class PromptedReplies(NamedTuple):
         prompt = self.replies[0] if self.prompt is None else self.prompt
         if isinstance(prompt, str):
             return normal(prompt)
+        # An empty system prompt only keeps a template's own one away, so it makes no difference.
         messages = [message for message in prompt if message['role'] != 'system' or normal(message['content'])]
         if [message['role'] for message in messages] == ['user']:
-            return normal(messages[0]['content'])  # as if it were a text
+            # A single question is compared as if it were a text.
+            return normal(messages[0]['content'])
         return '\n'.join(map(_content, messages))
 
 
 def _content(message: Message) -> str:
-    """A message as a text for comparisons. The ids of tool calls, which carry no content, are left out."""
+    """A message as a text for comparisons."""
+    # The ids of tool calls carry no content.
     fields = {key: value for key, value in message.items() if key != 'tool_call_id'}
     if calls := fields.get('tool_calls'):
         fields['tool_calls'] = [call['function'] for call in calls]
+    # OpenAI calls the role of system prompts developer in newer models.
     role = 'system' if message['role'] == 'developer' else message['role']
     return json.dumps({**fields, 'role': role, 'content': normal(message['content'])}, sort_keys=True)
 
@@ -101,6 +105,7 @@ def _format(record: Any, *tables: Sequence[Format]) -> Format:
         present = {key for key, value in record.items() if value is not None}
         for formats in tables:
             fitting = [format for format in formats if present.issuperset(format.keys)]
+            # A format gives way to one that has all of its keys and more.
             finest = [format for format in fitting if not any(set(format.keys) < set(wider.keys) for wider in fitting)]
             if len(finest) > 1:
                 candidates = ', or '.join(map(_named, finest))
@@ -122,11 +127,12 @@ def _named(format_: Format) -> str:
 
 def _known(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record without keys whose value is None at any depth, as a table has, or a file written from one, for missing
-    values. A call's arguments that are JSON in a text keep theirs.
+    values.
 
     Raises:
       ValueError: the record has images, videos or another field that is not supported.
     """
+    # A call's arguments that are JSON in a text keep their null values.
     fields = records.without_gaps(record)
     for key in ('images', 'image', 'videos', 'video', 'audios', 'audio', 'functions', 'chat_template_kwargs'):
         if fields.get(key):
@@ -147,6 +153,7 @@ def _rendered(record: Mapping[str, Any], row: PromptedReplies) -> PromptedReplie
             raise ValueError(f'{"tools" if tools else "system"!r} is for messages, and this row has texts')
         return row
     if has_system:
+        # The same system prompt may be written in both places.
         if row.prompt[0]['role'] != 'system':
             row = row._replace(prompt=[{'role': 'system', 'content': system}, *row.prompt])
         elif row.prompt[0]['content'] != system:
@@ -248,7 +255,8 @@ def _openai_pair(record: Mapping[str, Any]) -> PromptedReplies:
 
 def _after(prompt: Any, raw_replies: Sequence[Any], keys: Sequence[str]) -> PromptedReplies:
     """The row of a prompt and its replies. The prompt stands apart from the replies, at their beginning, or both."""
-    replies: list[Any] = [[reply] if isinstance(reply, dict) else reply for reply in raw_replies]  # a message by itself
+    # A message by itself is a list of one message.
+    replies: list[Any] = [[reply] if isinstance(reply, dict) else reply for reply in raw_replies]
     if all(isinstance(reply, str) for reply in replies):
         if prompt is None:
             return _split_texts(replies)
@@ -267,10 +275,12 @@ def _in_messages(prompt: str | list[Any] | None, replies: list[list[Message]], k
     """The row of replies that are messages. Their prompt is messages, a text, or the messages that all begin with."""
     if isinstance(prompt, list):
         before = messages_of({'prompt': prompt}, 'prompt')
+        # Some files repeat the prompt at the beginning of every reply.
         repeated = all(reply[: len(before)] == before for reply in replies)
         return PromptedReplies(before, tuple(reply[len(before) :] if repeated else reply for reply in replies))
     if prompt is not None and all(reply[0]['role'] == 'assistant' for reply in replies):
         return PromptedReplies([{'role': 'user', 'content': prompt}], tuple(replies))
+    # Without a prompt of messages, the messages that both replies begin with are the prompt.
     shared = replies[0][: len([*itertools.takewhile(lambda pair: pair[0] == pair[-1], zip(*replies, strict=False))])]
     questions = (message['content'].strip() for message in shared if message['role'] == 'user')
     if prompt is not None and prompt.strip() not in questions:
@@ -283,16 +293,15 @@ def _in_messages(prompt: str | list[Any] | None, replies: list[list[Message]], k
 
 
 def _split_texts(texts: Sequence[str]) -> PromptedReplies:
-    """The row of two texts that begin alike: transcripts in hh-rlhf's form, or texts with their common start as prompt.
-
-    The space before the first word that differs belongs to the replies, as in TRL.
-    """
+    """The row of two texts that begin alike: transcripts in hh-rlhf's form, or texts with a common start."""
     if all(map(_TRANSCRIPT.match, texts)):
         return _after(None, [_transcript(text) for text in texts], SIDES)
     if texts[0] == texts[1]:
         raise ValueError(SAME)
     least = min(map(len, texts))
+    # Where one text begins with the whole other one, a character stays for the reply.
     shared = next((i for i in range(least) if texts[0][i] != texts[1][i]), max(least - 1, 0))
+    # The space before the first word that differs belongs to the replies, as in TRL.
     shared -= texts[0][:shared].endswith(' ')
     if not texts[0][:shared].strip():
         raise ValueError("'chosen' and 'rejected' begin differently; give a 'prompt'")
@@ -305,10 +314,11 @@ _SPEAKERS = {'Human': 'user', 'Assistant': 'assistant'}
 
 
 def _transcript(text: str) -> list[Message]:
-    """The messages of `\\n\\nHuman: ...\\n\\nAssistant: ...`. Neighbouring turns of one speaker are one message."""
+    """The messages of `\\n\\nHuman: ...\\n\\nAssistant: ...`."""
     _, *parts = _TURN.split(text.lstrip())
     messages: list[Message] = []
     for speaker, words in zip(parts[::2], parts[1::2], strict=True):
+        # Neighbouring turns of one speaker are one message.
         if messages and messages[-1]['role'] == _SPEAKERS[speaker]:
             messages[-1]['content'] += f'\n\n{words.strip()}'
         else:
@@ -367,8 +377,10 @@ def _message(record: Any, place: str) -> Message:
         message = _from_sharegpt(message, place)
     if 'function_call' in message:
         raise ValueError(f"{place}: 'function_call' is not supported; give tool_calls")
+    # Tables write an empty list where a message has no calls.
     if not message.get('tool_calls'):
         message.pop('tool_calls', None)
+    # A message of calls need not say anything.
     content = message.get('content', '' if 'tool_calls' in message else None)
     if not isinstance(message.get('role'), str) or not isinstance(content, str | list):
         raise ValueError(f"{place} must have 'role' and 'content' as text, got {_short(record)}")
@@ -383,6 +395,7 @@ def _from_sharegpt(message: Message, place: str) -> Message:
     speaker, value = message['from'], message.get('value')
     if speaker == 'function_call':
         calls = _json(_text(value, f'{place}.value'), f'{place}.value')
+        # One call may stand without a list.
         calls = calls if isinstance(calls, list) else [calls]
         return {'role': 'assistant', 'content': '', 'tool_calls': [{'function': call} for call in calls]}
     if not isinstance(speaker, str) or speaker not in _ROLES:
@@ -404,7 +417,7 @@ def _joined(parts: list[Any], place: str) -> str:
 
 
 def _calls(calls: Any, place: str) -> list[Message]:
-    """The tool calls of a message as chat templates read them. Arguments, which OpenAI has as JSON, become objects."""
+    """The tool calls of a message as chat templates read them."""
     read = []
     for i, call in enumerate(calls if isinstance(calls, list) else [calls]):
         where = f'{place}.tool_calls[{i}]'
@@ -412,6 +425,7 @@ def _calls(calls: Any, place: str) -> list[Message]:
         if not isinstance(function, dict) or not isinstance(function.get('name'), str):
             raise ValueError(f'{where} must have a function with its name, got {_short(call)}')
         arguments = function.get('arguments', {})
+        # OpenAI has the arguments as JSON in a text, and templates read an object.
         if isinstance(arguments, str):
             arguments = _json(arguments or '{}', f'{where}.function.arguments')
             arguments = {} if arguments is None else arguments
@@ -431,7 +445,8 @@ def _text(value: Any, place: str) -> str:
 def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # RecursionError: lists or objects lie too deep in each other
+    # Python raises RecursionError where lists or objects lie too deep in each other.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{place} is no JSON ({error}), got {_short(text)}') from None
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from pal_jax.data.holdouts import normal
 
-TIMES = 'timestamp', 'time', 'modified', 'created', 'created_at'  # fields that say when
+# Fields that say when a judgement was given.
+TIMES = 'timestamp', 'time', 'modified', 'created', 'created_at'
 
 
 class Judgement(NamedTuple):
@@ -27,7 +28,8 @@ def time_of(place: str, row: Mapping[str, Any]) -> float | None:
     name = next((name for name in TIMES if row.get(name) not in (None, '')), '')
     if not name:
         return None
-    with contextlib.suppress(TypeError, ValueError):  # it may be a date
+    # A value that is no number may be a date.
+    with contextlib.suppress(TypeError, ValueError):
         return float(row[name])
     try:
         return datetime.datetime.fromisoformat(str(row[name])).timestamp()
@@ -45,11 +47,13 @@ def settled(judgements: Iterable[Judgement]) -> list[Judgement]:
     for new in judgements:
         key = normal(new.person), new.thing
         old = kept.setdefault(key, new)
+        # Without both times nobody knows which of two different judgements came last.
         if None in (old.time, new.time) and old.value != new.value:
             raise ValueError(
                 f'{new.place}: {new.person!r} judges {new.thing!r} a second time, and otherwise than at {old.place}; '
                 f'delete one of the rows, or give a column {TIMES[0]}, by which the last one counts'
             )
+        # At one time the later row counts.
         if None not in (old.time, new.time) and new.time >= old.time:  # type: ignore[operator]
             kept[key] = new
     return list(kept.values())

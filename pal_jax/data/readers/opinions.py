@@ -31,7 +31,8 @@ from pal_jax.data.records import Row, field, first_spelling, identity, listed, r
 from pal_jax.run import files
 from pal_jax.types import Choice
 
-PAIRS = 40  # pairs of a person, at most, where pairs are drawn
+# Pairs of a person, at most, where pairs are drawn.
+PAIRS = 40
 HOLDERS = 200  # made-up people, each with one persona
 
 
@@ -68,7 +69,8 @@ def arguments(folder: str | Path) -> Iterator[Choice]:
     Raises:
       ValueError: a choice has another value, or an argument is missing. The message names file and row.
     """
-    argument_of: dict[str, tuple[str, str]] = {}  # debate and stance, and the text
+    # The debate and stance of each argument, and its text.
+    argument_of: dict[str, tuple[str, str]] = {}
     for place, row in rows(str(Path(folder) / 'arguments.jsonl')):
         debate, stance, text = (text_of(place, row, name) for name in ('debate', 'stance', 'text'))
         argument_of[identity(place, row, 'id')] = f'{debate}: {stance}\n', text
@@ -80,11 +82,13 @@ def arguments(folder: str | Path) -> Iterator[Choice]:
         pair = [identity(place, row, name) for name in ('arg1', 'arg2')]
         if unknown := [argument for argument in pair if argument not in argument_of]:
             raise ValueError(f'{place}: argument {unknown[0]!r} is not in arguments.jsonl')
+        # A judgement of two arguments is one thing, whichever stands first.
         chosen, thing = '' if choice == 'equal' else pair[choice == 'a2'], ' and '.join(sorted(pair))
         pair_of.setdefault(thing, pair)
         said.append(Judgement(place, worker, thing, chosen, judgements.time_of(place, row)))
     for one in judgements.settled(said):
         (topic, left), (_, right) = (argument_of[argument] for argument in pair_of[one.thing])
+        # A judgement that both are equal may replace an earlier choice, and is no choice itself.
         if one.value and left != right:
             chosen, rejected = (left, right) if one.value == pair_of[one.thing][0] else (right, left)
             yield Choice(topic, chosen, rejected, one.person)
@@ -117,11 +121,13 @@ def rated(ratings: Sequence[Rating], texts: Mapping[str, str], *, gap: float, mo
         ratings_of.setdefault(who(rating.user), []).append(rating)
     for number, (user, user_ratings) in enumerate(ratings_of.items()):
         values = np.array([rating.value for rating in user_ratings])
+        # All pairs of the person's ratings with the gap are there to draw from.
         above, below = np.nonzero(values[:, None] - values[None] >= gap)
         sampled = np.random.default_rng([seed, number]).permutation(len(above))[:most]
         for i, j in zip(above[sampled], below[sampled], strict=True):
             chosen, rejected = texts[user_ratings[i].item], texts[user_ratings[j].item]
-            if chosen != rejected:  # some films are listed twice
+            # Some films are listed twice.
+            if chosen != rejected:
                 yield Choice('', chosen, rejected, user)
 
 
@@ -138,6 +144,7 @@ def movielens(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
     The folder has GroupLens's `u.data` and `u.item`, or RecBole's `ml-100k.inter` and `ml-100k.item`.
     """
     folder = Path(folder)
+    # RecBole's files have headers and genres in words; GroupLens's have neither.
     if (folder / 'ml-100k.inter').is_file():
         ratings = _ratings(_columns(folder / 'ml-100k.inter'), ('user_id', 'item_id', 'rating'), (0.5, 5))
         films = {
@@ -171,7 +178,8 @@ def _lines(path: Path, between: str, names: Sequence[str]) -> Iterator[tuple[str
     if not path.is_file():
         raise ValueError(f'there is no file {path}; a folder of MovieLens-100K has u.data and u.item')
     text = files.read_bytes(path).decode('latin-1').rstrip('\r\n')
-    for number, line in enumerate(text.split('\n'), 1):  # latin-1 has further characters that `splitlines` cuts at
+    # `splitlines` would also cut at further characters that latin-1 has.
+    for number, line in enumerate(text.split('\n'), 1):
         cells = line.rstrip('\r').split(between)
         if len(cells) < len(names):
             raise ValueError(f'{path}, row {number}: it has {len(cells)} cells of {len(names)}')
@@ -226,6 +234,7 @@ def conversations(path: str | Path) -> Iterator[Choice]:
             if not isinstance(message, Mapping):
                 raise ValueError(f'{place}: a message is {str(message)[:40]!r}; give an object')
             turn = identity(place, message, 'turn')
+            # The turns are put in order by number, so a turn has to be one.
             if not turn.isdecimal() or len(turn) > 9:
                 raise ValueError(f'{place}: turn is {files.short_repr(turn)}; give the number of the turn')
             turns.setdefault(int(turn), []).append(message)
@@ -244,7 +253,8 @@ def _turns(place: str, turns: Mapping[int, Sequence[Mapping[str, Any]]]) -> Iter
         ]
         chosen = [text for text, was_chosen in replies if was_chosen and text]
         if not chosen:
-            return  # the conversation ended without a choice
+            # The conversation ended without a choice.
+            return
         yield questions[0], chosen[0], [text for text, was_chosen in replies if not was_chosen]
 
 
@@ -279,6 +289,7 @@ def personas(path: str | Path, behaviours: Sequence[str], *, users: int, pairs: 
     for name, statements in statements_of.items():
         if len(statements) < pairs:
             raise ValueError(f'{path}: {name!r} has {len(statements)} statements of {pairs}; ask for fewer pairs')
+    # People hold the personas in turn, so each persona has nearly as many people.
     for user, name in zip(range(users), itertools.cycle(statements_of), strict=False):
         for i in np.random.default_rng([seed, user]).permutation(len(statements_of[name]))[:pairs]:
             question, chosen, rejected = statements_of[name][i]
@@ -306,13 +317,15 @@ def summaries(train: str | Path, validation: str | Path) -> Summaries:
     """PAL's heterogeneous TL;DR from the comparisons of `openai/summarize_from_feedback`.
 
     A row has worker, info.post and two summaries with text and policy. Rows count where both policies contain 'sup' and
-    neither contains 'ppo'. Three of the ten busiest workers are taken to like the shorter summary, the others the
-    longer one. Of two summaries of equal length the second counts as chosen, even where both are the same text.
+    neither contains 'ppo'. Of two summaries of equal length the second counts as chosen, even where both are the same
+    text.
     """
     parts = [list(_supervised(str(path))) for path in (train, validation)]
     busiest = [worker for worker, _ in Counter(worker for worker, *_ in parts[0]).most_common(TOP)]
+    # Three of the ten busiest workers are taken to like the shorter summary, the others the longer one.
     short = {busiest[i] for i in MINORITY if i < len(busiest)}
     counts = Counter(worker for worker, *_ in parts[1])
+    # Unseen workers have enough rows of their own for a test, and those known to like it short are listed.
     others = {worker for worker, count in counts.items() if count >= ENOUGH and worker not in busiest}
     short |= {worker for worker in others if worker.startswith(SHORT)}
 
@@ -378,12 +391,14 @@ def pictures(path: str | Path) -> Comparisons:
 
 def _checked(path: str | Path, name: str, array: np.ndarray, axes: int, dtype: type) -> np.ndarray:
     """The array as `dtype`. Raises ValueError where its axes, its kind or a whole number does not fit `dtype`."""
+    # Whole numbers are also fine where floats are asked for.
     kind = np.integer if dtype == np.int32 else np.floating
     if array.ndim != axes or not (np.issubdtype(array.dtype, kind) or np.issubdtype(array.dtype, np.integer)):
         raise ValueError(f'{path}: {name} has {array.ndim} axes of {array.dtype}; give {axes} of {np.dtype(dtype)}')
     if kind is np.integer and array.size and max(-int(array.min()), int(array.max())) > np.iinfo(dtype).max:
         raise ValueError(f'{path}: {name} holds a number that {np.dtype(dtype)} has no room for')
-    with np.errstate(over='ignore'):  # the caller refuses numbers that become infinite
+    # The caller refuses numbers that become infinite.
+    with np.errstate(over='ignore'):
         return array.astype(dtype)
 
 
@@ -396,6 +411,7 @@ def _rated(read: Callable[[str], tuple[list[Rating], dict[str, str]]], folder: s
     if len(set(values)) < 2:
         raise ValueError(f'{folder}: {len(values)} ratings that are all alike say nothing')
     try:
+        # Two ratings make a pair where they are at least a quarter of their scale apart.
         yield from rated(ratings, items, gap=(max(values) - min(values)) / 4, most=PAIRS, seed=0)
     except ValueError as error:
         raise ValueError(f'{folder}: {error}') from None
@@ -403,6 +419,7 @@ def _rated(read: Callable[[str], tuple[list[Rating], dict[str, str]]], folder: s
 
 def _summaries(folder: str) -> Iterator[Choice]:
     for part in summaries(*(Path(folder) / f'{name}.jsonl' for name in ('train', 'validation'))):
+        # PAL labels a pair of one text, too; nobody can learn from it.
         yield from (choice for choice in part if choice.chosen.strip() != choice.rejected.strip())
 
 

@@ -110,11 +110,13 @@ def to_judged(record: Mapping[str, Any]) -> JudgedPair:
         better=_number(record, 'better_response_id'),
         safer=_number(record, 'safer_response_id'),
     )
+    # One text cannot be both safe and unsafe.
     if row.unsafe[0] != row.unsafe[1] and normal(row.responses[0]) == normal(row.responses[1]):
         raise ValueError(
             'response_0 and response_1 are the same text, and one is safe and the other is not; correct '
             'is_response_0_safe or is_response_1_safe, or delete the row'
         )
+    # The safer response may be unsafe only where the other one is, too.
     if row.unsafe[row.safer] and not row.unsafe[1 - row.safer]:
         raise ValueError(
             f'safer_response_id is {row.safer}, but is_response_{row.safer}_safe is False and '
@@ -125,6 +127,7 @@ def to_judged(record: Mapping[str, Any]) -> JudgedPair:
 
 def _categories(record: Mapping[str, Any]) -> tuple[bool, ...]:
     value = _given(record, 'category', 'an object with true or false for each of the 14 categories')
+    # A cell of a CSV file has the object as a text.
     marks = _object(value) if isinstance(value, str) else value
     if not isinstance(marks, Mapping):
         raise ValueError(f'category is {files.short_repr(value)}; give an object with true or false for each key')
@@ -180,9 +183,9 @@ def _number(record: Mapping[str, Any], name: str) -> int:
 def joined(rows: Iterable[LabelledResponse]) -> list[LabelledResponse]:
     """The rows with one row for each pair of prompt and response, in the order in which pairs come first.
 
-    A category is marked where at least half of the pair's rows mark it. BeaverTails has several people's labels of a
-    pair, which may differ (its section 3). They are joined before rows are split.
+    A category is marked where at least half of the pair's rows mark it. Rows are joined before they are split.
     """
+    # BeaverTails has several people's labels of a pair, which may differ (its section 3).
     labels: dict[tuple[str, str], list[tuple[bool, ...]]] = {}
     for row in rows:
         labels.setdefault((row.prompt, row.response), []).append(row.categories)

@@ -7,8 +7,7 @@ A conversation `folder/NAME` is three files (votes to pass are left out):
     NAME.people.csv         participant, group (may be empty); optional. No model reads the groups.
 
 or what https://pol.is exports, as it is: `folder` with votes.csv (timestamp, comment-id, voter-id, vote) and
-comments.csv (comment-id, comment-body, agrees, disagrees). Its counts of agreement tell the sign of the votes. Where
-nobody's vote differs from them, 1 is agreement in exports and -1 in the tables of Polis' data base (pid, tid).
+comments.csv (comment-id, comment-body, agrees, disagrees).
 
 Of two votes of a person on a statement the last counts (`judgements.settled`). `records.identity` reads the ids of
 participants, statements and groups.
@@ -28,7 +27,8 @@ from pal_jax.data.readers.judgements import Judgement
 from pal_jax.types import Choice
 
 PARTS = '.votes.csv', '.statements.jsonl', '.people.csv', '.comments.csv'
-PERSON, STATEMENT = ('participant', 'voter-id', 'pid'), ('comment_id', 'comment-id', 'tid')  # names of columns
+# The names that columns have in the forms that are read.
+PERSON, STATEMENT = ('participant', 'voter-id', 'pid'), ('comment_id', 'comment-id', 'tid')
 TEXT = 'text', 'comment-body', 'txt'
 
 
@@ -61,13 +61,17 @@ def read(conversation: str | Path) -> Votes:
         vote = records.identity(place, row, 'vote')
         if vote not in ('1', '0', '-1'):
             raise ValueError(f'{place}: vote is {row["vote"]!r}; give 1 (agree), -1 (disagree) or 0 (pass)')
+        # Votes on a statement without a text, which exports have, are left out.
         if statement in named and not named[statement]:
             continue
         if statement not in number:
             raise ValueError(f'{place}: {_column(place, row, STATEMENT)} {statement!r} is no statement of {stem}')
         said.append(Judgement(place, who(person), statement, int(vote), judgements.time_of(place, row)))
+    # The counts of agreement in an export tell the sign of its votes. Where they tell nothing, 1 is agreement in
+    # exports, and -1 is agreement in the tables of Polis' data base (pid, tid).
     balance = sum(vote.value * agreed.get(vote.thing, 0) for vote in said)
     sign = -1 if balance < 0 or (balance == 0 and flipped) else 1
+    # Of two votes of a person on a statement the last counts, and it may be a pass.
     votes = judgements.settled(said)
     cast = [(vote.person, number[vote.thing], vote.value == sign) for vote in votes if vote.value]
     if not cast:
@@ -104,6 +108,7 @@ def draw_pairs(votes: Votes, *, most: int, seed: int) -> tuple[np.ndarray, np.nd
     for person in range(len(votes.names)):
         own_votes = order[ends[person] : ends[person + 1]]
         agreed, not_agreed = (votes.statements[own_votes[votes.agree[own_votes] == way]] for way in (True, False))
+        # A number below the product of both counts names a pair.
         total = len(agreed) * len(not_agreed)
         sampled = np.random.default_rng([seed, person]).choice(total, min(total, most), replace=False)
         pair = np.divmod(sampled, max(len(not_agreed), 1))
@@ -131,7 +136,8 @@ def to_choices(votes: Votes, prompt: str, *, disputed: float, seed: int) -> dict
     for person, name in enumerate(votes.names):
         counted, rng = (votes.people == person) & is_disputed, np.random.default_rng([seed, person])
         sides = [rng.permutation(votes.statements[counted & (votes.agree == way)]) for way in (True, False)]
-        pairs = zip(*sides, strict=False)  # as many as the fewer have
+        # There are as many pairs as the side with fewer statements has.
+        pairs = zip(*sides, strict=False)
         choices[name] = [Choice(prompt, votes.texts[chosen], votes.texts[rejected]) for chosen, rejected in pairs]
     return choices
 
@@ -165,11 +171,13 @@ def _statements(stem: str) -> tuple[dict[str, str], dict[str, int]]:
         key = records.identity(place, record, _column(place, record, STATEMENT))
         text = record[_column(place, record, TEXT)]
         text = text.strip() if isinstance(text, str) else records.text_of(place, record, _column(place, record, TEXT))
-        if not text and files[0].suffix != '.csv':  # exports have such statements, which nobody could read
+        # Exports have statements without a text, which nobody could read.
+        if not text and files[0].suffix != '.csv':
             raise ValueError(f'{place}: the text is empty; delete the row and its votes')
         if key in texts:
             raise ValueError(f'{place}: statement {key!r} stood in a row before')
         texts[key] = text
+        # Only exports count the people who agreed and disagreed.
         if records.known(place, record, 'agrees') and records.known(place, record, 'disagrees'):
             counts = (records.identity(place, record, name) for name in ('agrees', 'disagrees'))
             agreed[key] = int.__sub__(*map(int, counts))

@@ -18,8 +18,10 @@ from pal_jax.decode.serve.openai_api import AnswerStream, Form
 from pal_jax.decode.serve.refusals import Refusal, or_refuse
 from pal_jax.types import Completion, FinishReason
 
-GONE = 499  # the status, which nobody reads, of an answer whose client has left, as nginx has it
-LEFT = 'client_left'  # how an answer ended, in the metrics
+# The status, as in nginx, of an answer whose client has left; nobody reads it.
+GONE = 499
+# The name, in the metrics, of the end of an answer whose client has left.
+LEFT = 'client_left'
 
 
 class Metrics:
@@ -65,6 +67,7 @@ async def ask(driver: Driver, requests: Sequence[DecodeRequest], metrics: Metric
     under_way: set[int] = set()
 
     def notify(index: int):
+        # The driver calls from its own thread, and a queue of asyncio belongs to its loop.
         return lambda progress: loop.call_soon_threadsafe(inbox.put_nowait, (index, progress))
 
     try:
@@ -76,7 +79,8 @@ async def ask(driver: Driver, requests: Sequence[DecodeRequest], metrics: Metric
                 except Refusal as refusal:
                     if refusal.status != 429 or not under_way:
                         raise
-                    break  # the line is full, so the other requests start as these end
+                    # The line is full, so the other requests start as these end.
+                    break
                 under_way.add(index)
                 last.append(tickets[index].submitted)
             index, news = await inbox.get()
@@ -91,7 +95,8 @@ async def ask(driver: Driver, requests: Sequence[DecodeRequest], metrics: Metric
         raise
     finally:
         for index in under_way:
-            driver.cancel(tickets[index])  # has no effect on a request that has ended
+            # Taking back a request that has ended has no effect.
+            driver.cancel(tickets[index])
 
 
 async def score(driver: Driver, request: DecodeRequest, metrics: Metrics) -> PromptLogprobs:
@@ -125,6 +130,7 @@ def _or_raise(news: RequestProgress | Exception, metrics: Metrics) -> RequestPro
 
 def _time(metrics: Metrics, ticket: TakenRequest, progress: RequestProgress, last: float) -> float:
     now = time.perf_counter()
+    # The first news of a request tells how long the request waited.
     if last == ticket.submitted:
         metrics.queue.observe(ticket.started - ticket.submitted)
         metrics.first.observe(now - ticket.submitted)
@@ -148,6 +154,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
     task = asyncio.ensure_future(work)
     try:
         while not task.done():
+            # Nothing tells of a client that leaves, so the connection is looked at now and then.
             await asyncio.wait([task], timeout=0.2)
             if not task.done() and await request.is_disconnected():
                 task.cancel()
@@ -155,7 +162,8 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
                 raise Refusal(GONE, 'the client has left')
         return task.result()
     finally:
-        task.cancel()  # where the server cuts the request
+        # The server may have cut the request.
+        task.cancel()
 
 
 async def stream(
@@ -169,6 +177,7 @@ async def stream(
             yield form.event(event)
         async for index, progress in _chain(first, news):
             choice, end = choices[index], progress.completion
+            # The prompt that an answer repeats is its first piece.
             if choice.echo and index not in begun:
                 yield form.event(form.piece(index, choice, choice.echo.rows, choice.echo.text, None, first=True))
                 begun.add(index)
@@ -177,6 +186,7 @@ async def stream(
             text = choice.news(end is not None)
             if end is not None:
                 ended[index] = end.finish_reason
+            # A step may give no certain text, and then there is nothing to send unless log-probs are asked for.
             if text or end or form.logprobs:
                 reason = end.finish_reason if end else None
                 yield form.event(form.piece(index, choice, choice.rows(at), text, reason, first=index not in begun))

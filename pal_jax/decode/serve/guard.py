@@ -1,8 +1,8 @@
 """Rejection sampling in front of a server (BeaverTails, arXiv 2307.04657). An answer that a judge calls unsafe is drawn
 again, and after a number of draws a fixed refusal takes its place.
 
-An answer leaves when all of it is judged, so a streamed answer also comes in one piece. With a judge that calls nothing
-unsafe, answers are those of a server without a judge, bit for bit.
+A streamed answer comes in one piece, too. With a judge that calls nothing unsafe, answers are those of a server without
+a judge, bit for bit.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ async def released(
     Args:
       draw: samples requests, and yields their news until each has ended.
       judge: returns a bool for each answer, True where it is unsafe.
-      draws: the largest number of draws of an answer. A greedy answer is drawn once, since it would be the same again.
+      draws: the largest number of draws of an answer. A greedy answer is drawn once.
       refused: is called for each refusal.
     """
     waiting = list(range(len(requests)))
@@ -58,11 +58,13 @@ async def released(
         async with contextlib.aclosing(draw([again(requests[i], number) for i in waiting])) as news:
             async for place, progress in news:
                 came[waiting[place]].append(progress)
+        # An answer leaves when all of it is judged.
         unsafe = await judge([came[i] for i in waiting])
         for i in (i for i, is_unsafe in zip(waiting, unsafe, strict=True) if not is_unsafe):
             for progress in came[i]:
                 yield News(i, progress)
         waiting = [i for i, is_unsafe in zip(waiting, unsafe, strict=True) if is_unsafe]
+        # A greedy answer would be the same again.
         if not waiting or all(requests[i].sampling.temperature == 0 for i in waiting):
             break
     for i in waiting:
@@ -71,11 +73,9 @@ async def released(
 
 
 def again(request: Request, number: int) -> Request:
-    """The request of draw `number`. The first draw, 0, is the request itself, and the others have other seeds.
-
-    These follow from the request's seed by a hash, so they are not the seeds of neighbouring requests.
-    """
+    """The request of draw `number`. The first draw, 0, is the request itself, and the others have other seeds."""
     if not number:
         return request
+    # The seeds come from a hash, so they are not the seeds of neighbouring requests.
     word = hashlib.sha256(f'{request.seed} {number}'.encode()).digest()
     return dataclasses.replace(request, seed=int.from_bytes(word[:8], 'big') >> 1)

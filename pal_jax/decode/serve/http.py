@@ -44,11 +44,15 @@ from pal_jax.decode.serve.refusals import Refusal
 from pal_jax.decode.serve.responses import ResponseForm, ResponseRequest
 from pal_jax.types import Sampling
 
-MAX_TOKENS = 512  # tokens of an answer whose request names no limit
+# The limit of tokens of an answer whose request names none.
+MAX_TOKENS = 512
 BODY_LIMIT = 1 << 20  # bytes
-BODY_SECONDS = 30.0  # in which a body comes
-LEAST = 1e-6  # stands for a top_p of 0, with which the likeliest token is drawn
-HOST = re.compile(r'(localhost|[0-9.]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?', re.IGNORECASE)  # a machine's own
+# The seconds within which a body has to come.
+BODY_SECONDS = 30.0
+# This number stands for a top_p of 0, with which the likeliest token is drawn.
+LEAST = 1e-6
+# A Host header that names a machine itself.
+HOST = re.compile(r'(localhost|[0-9.]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?', re.IGNORECASE)
 
 
 class LimitBody:
@@ -72,6 +76,7 @@ class LimitBody:
             return await refusal.response({'connection': 'close'})(scope, receive, send)
         if body is None:
             return None
+        # The application reads the body as if it had just come.
         whole = iter([{'type': 'http.request', 'body': body, 'more_body': False}])
 
         async def replay() -> Message:
@@ -103,20 +108,19 @@ async def _read(receive: Receive) -> bytes | None:
             return None
         body += message.get('body', b'')
         more = message.get('more_body', False)
+        # The bytes are counted as they come, since a request need not state its length.
         if len(body) > BODY_LIMIT:
             raise Refusal(413, f'a request has at most {BODY_LIMIT} bytes')
     return bytes(body)
 
 
 def _check_type(headers: Headers) -> None:
-    """Raise Refusal where the headers say of a body that it is something else than plain JSON.
-
-    A web page of another origin can send other types without being asked for leave.
-    """
+    """Raise Refusal where the headers say of a body that it is something else than plain JSON."""
     coding, kind = headers.get('content-encoding', 'identity'), headers.get('content-type', '')
     if coding.strip().lower() != 'identity':
         raise Refusal(415, f'content-encoding {coding!r} is not supported; send the body as it is')
     name = kind.partition(';')[0].strip().lower()
+    # A web page of another origin can send types other than JSON without being asked for leave.
     if name != 'application/json' and not name.endswith('+json'):
         raise Refusal(415, f'the body has content-type {kind or "none"}; send JSON with content-type: application/json')
 
@@ -171,6 +175,7 @@ class Service:
         n: int = 1, usage: bool = False,
     ) -> Response:  # fmt: skip
         try:
+            # Long prompts take a while, and the loop answers others meanwhile.
             prompt = await asyncio.to_thread(self.tokenizer.chat, messages)
         except (jinja2.TemplateError, ValueError) as error:
             raise Refusal(400, f'the chat template refuses these messages: {error}', param=form.asks) from None
@@ -203,6 +208,7 @@ class Service:
             ids = first_of_prompt.prompt_ids
             echo = await asyncio.to_thread(echo_of, self.tokenizer, prompt, ids, scored) if body.echo else None
             choices += [AnswerStream(self.tokenizer, body.stops(), before=ids, echo=echo) for _ in range(n)]
+        # A limit of 0 asks for the prompt alone, as for its log-probs.
         news = answers.say_nothing(choices) if body.max_tokens == 0 else self._ask(requests)
         prompt_tokens, usage = sum(map(len, prompts)), body.stream_options.include_usage
         return await self._answer(form, body, prompt_tokens, choices, request, news, usage=usage)
@@ -224,6 +230,7 @@ class Service:
         async def judge(answers: Sequence[Sequence[RequestProgress]]) -> Sequence[bool]:
             texts = [self._text(answer, stops) for answer in answers]
             try:
+                # The judge answers one call at a time.
                 async with self.judging:
                     unsafe = await asyncio.to_thread(guard.unsafe, [talk] * len(texts), texts)
             except (jinja2.TemplateError, ValueError) as error:
@@ -253,8 +260,8 @@ class Service:
     ) -> list[DecodeRequest]:
         """`n` requests for each prompt. A `limit` of 0 asks for no tokens after a prompt.
 
-        The seeds of a prompt are the request's and the `n - 1` that follow it, so that its answers are those that the
-        prompt gets alone. Without a seed in the request, every prompt has seeds of its own.
+        The seeds of a prompt are the request's and the `n - 1` that follow it. Without a seed in the request, every
+        prompt has seeds of its own.
 
         Raises:
           Refusal: the model cannot meet a request.
@@ -265,6 +272,7 @@ class Service:
             most = max(min(MAX_TOKENS, decoder.cfg.max_len - len(prompt)), 1) if limit is None else max(limit, 1)
             sampling = Sampling(body.temperature, max(body.top_k, 0), body.top_p or LEAST, most, body.stops())
             seed = secrets.randbits(63) if body.seed is None else body.seed
+            # Every prompt has the same seeds, so its answers are those that the prompt gets alone.
             of_prompt = [
                 DecodeRequest(tuple(prompt), sampling, (seed + i) % 2**63, mixture, form.alternatives, form.continues)
                 for i in range(n)
@@ -285,7 +293,8 @@ class Service:
         news: AsyncGenerator[News, None], *, usage: bool,
     ) -> Response:  # fmt: skip
         """The answer to prompts of `prompt` tokens, with all choices, whole or as a stream of their `news`."""
-        first = await answers.unless_gone(request, anext(news))  # refusals come before a stream begins
+        # Refusals come before a stream begins.
+        first = await answers.unless_gone(request, anext(news))
         if not body.stream:
             ended = await answers.unless_gone(request, answers.collect(choices, first, news))
             return JSONResponse(form.whole(choices, ended, prompt))
@@ -324,13 +333,15 @@ def make_app(
         if token and not secrets.compare_digest(sent_token.encode(), token.encode()):
             raise Refusal(401, 'a bearer token is needed, and this is not the one', **refused)
         host = request.headers.get('host', '')
-        if not token and not _is_loopback(host):  # a web page whose name leads here
+        # A web page whose name leads here could otherwise ask in the name of its reader.
+        if not token and not _is_loopback(host):
             raise Refusal(403, f'this server answers to localhost alone, not to {host!a}')
 
     app = FastAPI(title='pal_jax', lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.closing = asyncio.Event()
     app.add_middleware(LimitBody, closing=app.state.closing)
-    if origins:  # this middleware is the outermost, so that other pages can read refusals, too
+    # This middleware is the outermost, so that other pages can read refusals, too.
+    if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=['GET', 'POST'], allow_headers=['*'])
     _answer_errors(app)
     guarded = [Depends(known)]
@@ -366,12 +377,14 @@ def _is_loopback(host: str) -> bool:
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-PLAINLY = {  # what pydantic says of its own insides
+# Plain words for what pydantic says of its own insides.
+PLAINLY = {
     'extra_forbidden': 'is not supported',
     'model_attributes_type': 'should be a JSON object',
     'missing': 'is required, got nothing',
 }
-UNREADABLE = {  # why the JSON of a body could not be read
+# The reasons for which the JSON of a body could not be read.
+UNREADABLE = {
     UnicodeDecodeError: 'the body is not UTF-8; send JSON in UTF-8',
     RecursionError: 'the body is nested too deeply',
     ValueError: 'a number in the body has too many digits',
@@ -392,7 +405,8 @@ def _answer_errors(app: FastAPI) -> None:
             where = f'{first["ctx"]["error"].removesuffix(" at")} at character {first["loc"][-1]}'
             return Refusal(400, f'the body is not valid JSON: {where}').response()
         steps = [str(part) for part in first['loc'][1:]]
-        where = '.'.join(step for step in steps if '[' not in step) or None  # pydantic also names the types it tried
+        # Pydantic also names the types that it tried.
+        where = '.'.join(step for step in steps if '[' not in step) or None
         why = str(PLAINLY.get(first['type'], first['msg'])).removeprefix('Value error, ')
         return Refusal(400, f'{where or "body"}: {why}', param=where).response()
 
@@ -405,10 +419,11 @@ def _answer_errors(app: FastAPI) -> None:
 def _telling(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The error that tells most about a request.
 
-    It is the first one. Where a value may have one of several types, it is the error among these types that lies
-    deepest in the value, and one about the content before one about the type.
+    It is the first one, or the best one about the same value.
     """
     where = errors[0]['loc']
+    # Where a value may have one of several types, pydantic has an error for each. The deepest one tells most, and one
+    # about the content tells more than one about the type.
     typed = next((i for i, part in enumerate(where) if '[' in str(part)), len(where))
     alike = [error for error in errors if error['loc'][:typed] == where[:typed]]
     return max(alike, key=lambda error: (len(error['loc']), not error['type'].endswith('_type')))

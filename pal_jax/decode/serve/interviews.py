@@ -44,7 +44,8 @@ class Clicks(StrictRecord):
 def make_routes(interview: Asks) -> APIRouter:
     """The routes of an interview."""
     router = APIRouter(prefix='/asking')
-    one = asyncio.Lock()  # the interview's programs run for one person at a time
+    # The interview's programs run for one person at a time.
+    one = asyncio.Lock()
 
     async def answer(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
         async with one:

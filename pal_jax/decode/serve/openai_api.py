@@ -246,9 +246,7 @@ def echo_of(
 class AnswerStream:
     """The text of one answer as its tokens come in, up to the first stop string.
 
-    A token is decoded once, together with the last tokens that made text, since some tokenizers drop the space before a
-    first word. Text that may be the beginning of a stop string, or a part of a character, is held back until the next
-    token.
+    Text that is not certain is held back until the next token.
 
     `offsets` are the places in the text where tokens begin; tokens that share a character begin with it. `versions` are
     those of the weights that sampled the tokens.
@@ -304,6 +302,8 @@ class AnswerStream:
         self.offsets.append(len(self._settled) + len(self._tail.rstrip(HALF)))
         self.tokens.append(token)
         first = not self._settled and not self._tail
+        # A token is decoded with the last tokens that made text, since some tokenizers drop the space before a first
+        # word.
         decoded = self._decode(self._context + self.tokens[self._before : self._open])
         self._tail = self._decode(self._context + self.tokens[self._before :])[len(decoded) :]
         raw = self._tokenizer.bytes_of(token)
@@ -334,6 +334,7 @@ class AnswerStream:
         return self.text[start : self._told]
 
     def _sure(self) -> int:
+        # Text that may be the beginning of a stop string, or a part of a character, is held back until the next token.
         certain = len(self.text.rstrip(HALF))
         for stop in self._stops:
             for size in range(len(stop) - 1, 0, -1):

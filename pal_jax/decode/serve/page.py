@@ -47,6 +47,7 @@ def chat_page() -> HTMLResponse:
     html = FILE.read_text('utf-8')
     policy = {
         'default-src': "'none'",
+        # The hash allows the page's own script and no other one.
         'script-src': _hash(html, 'script'),
         'style-src': _hash(html, 'style'),
         'img-src': 'data:',

@@ -136,6 +136,7 @@ class ResponseForm(ChatForm):
     done = ''
 
     def __init__(self, model: str, tokenizer: Tokenizer, body: ResponseRequest):
+        # Either key asks for log-probs.
         with_logprobs = LOGPROBS in body.include or body.top_logprobs > 0
         super().__init__(f'resp_{uuid.uuid4().hex}', model, tokenizer, with_logprobs, body.top_logprobs)
         self._body, self._message, self._numbers = body, f'msg_{uuid.uuid4().hex}', itertools.count()
@@ -150,6 +151,7 @@ class ResponseForm(ChatForm):
             'output_tokens_details': {'reasoning_tokens': 0},
             'total_tokens': counts['total_tokens'],
         }
+        # Only an answer that came to its own end is complete.
         reason = INCOMPLETE.get(end)
         return self._response(
             'incomplete' if reason else 'completed',
@@ -186,6 +188,7 @@ class ResponseForm(ChatForm):
     def closing(
         self, choices: Sequence[AnswerStream], ended: Sequence[FinishReason], prompt: int, usage: bool
     ) -> Sequence[dict[str, Any]]:
+        # The last events repeat the text whole, as clients that skip the pieces read it.
         whole = self.whole(choices, ended, prompt)
         (message,) = whole['output']
         (part,) = message['content']

@@ -93,6 +93,7 @@ def _write_mistral(cfg: ModelConfig) -> dict[str, Any]:
 
 def _read_qwen(config: Config) -> dict[str, Any]:
     window = fields.window(config) if config.get('use_sliding_window') else None
+    # Qwen's first layers see all tokens, and the others a window.
     full = fields.size(config, 'max_window_layers', least=0)
     return {'pattern': _pattern(config, lambda i: window is not None and i >= full, window)}
 
@@ -119,6 +120,7 @@ def _read_gemma3(config: Config) -> dict[str, Any]:
     theta, scaling = fields.rotary({'rope_theta': config.get('rope_local_base_freq', 10_000.0)} | rope, config)
     if scaling:
         raise ValueError('rope_type of windowed layers is not supported unless default; use a model with default there')
+    # Every sixth layer sees all tokens unless the config says otherwise.
     every = config.get('sliding_window_pattern', config.get('_sliding_window_pattern')) or 6
     local = LayerKind(fields.size(config, 'sliding_window'), 'local')
     return {
@@ -144,7 +146,8 @@ def _write_gemma3(cfg: ModelConfig) -> dict[str, Any]:
 
 def _read_smollm3(config: Config) -> dict[str, Any]:
     """The fields of SmolLM3, whose `no_rope_layers` has a 1 for every layer with rotary positions."""
-    _pattern(config, lambda i: False, None)  # no layer has a window
+    # No layer has a window.
+    _pattern(config, lambda i: False, None)
     layers, every = range(fields.size(config, 'num_hidden_layers')), fields.size(config, 'no_rope_layer_interval')
     rotary = fields.by_layer(config, 'no_rope_layers', [(i + 1) % every for i in layers])
     return {'pattern': shortest_pattern([LayerKind() if on else LayerKind(rope='none') for on in rotary])}
@@ -155,9 +158,10 @@ def _write_smollm3(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _read_baichuan(config: Config) -> dict[str, Any]:
-    """The fields of Baichuan 2. The config of 13B has `model_max_length` in place of `max_position_embeddings`."""
+    """The fields of Baichuan 2."""
     if config['vocab_size'] == 64_000:
         raise ValueError('vocab_size=64000 is the first Baichuan, which is not supported; use Baichuan 2')
+    # The config of 13B, whose scores fall with distance, has `model_max_length` in place of `max_position_embeddings`.
     if config.get('max_position_embeddings') is not None:
         return {}
     return {'alibi': True, 'pattern': (LayerKind(rope='none'),)}
@@ -240,7 +244,8 @@ SMOLLM3_DEFAULTS: Config = {
     'no_rope_layers': None, 'no_rope_layer_interval': 4, 'layer_types': None, 'sliding_window': None,
 }  # fmt: skip
 
-FAMILIES: dict[str, ModelFamily] = {  # by config.json's model_type
+# The families by config.json's model_type.
+FAMILIES: dict[str, ModelFamily] = {
     'llama': ModelFamily('LlamaForCausalLM', LLAMA, NO_BIAS),
     'mistral': ModelFamily(
         'MistralForCausalLM',
@@ -354,6 +359,7 @@ def config_from_hf(config: Config) -> ModelConfig:
     )
     if (kind := config.get('model_type') or name) != name:
         raise ValueError(f'model_type={kind} with {family.architecture}; config.json has to name one model')
+    # A key that is read by nothing might change what the model computes.
     known_keys = {*ABSENT, *LLAMA_DEFAULTS, *family.defaults, *family.fixed}
     fields.check_known(config, known_keys, family.architecture)
     return cfg
@@ -389,6 +395,7 @@ def _rope(config: Config, layered: bool) -> tuple[float, RopeScaling | LinearSca
             raise ValueError(f'rope_parameters with {unknown[0]} is not supported; give those of {FULL} and {SLIDING}')
         rope = {**fields.mapping(rope, FULL), **older}
     else:
+        # Where a config has both forms, transformers 5 takes the older one.
         rope = older or rope
     return fields.rotary({'rope_theta': config['rope_theta'], **rope}, config)
 

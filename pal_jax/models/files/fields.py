@@ -62,6 +62,7 @@ def need(config: Config, *keys: str) -> Any:
 def size(config: Config, *keys: str, least: int = 1) -> int:
     """The first of these fields that is not null, a whole number of at least `least`. Raises ValueError for others."""
     value = need(config, *keys)
+    # `isinstance` would take true for 1.
     if type(value) is not int or value < least:
         key = next(key for key in keys if config.get(key) is not None)
         raise ValueError(f'config.json has {key}={value!r}; it has to be a whole number of at least {least}')
@@ -102,7 +103,8 @@ def mapping(config: Config, key: str) -> Config:
     return value
 
 
-ROTARY: Mapping[str, tuple[str, ...]] = {  # the numbers that each kind needs
+# The numbers that each kind of scaling needs.
+ROTARY: Mapping[str, tuple[str, ...]] = {
     'default': (),
     'linear': ('factor',),
     'llama3': ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'),
@@ -116,6 +118,7 @@ def rotary(rope: Config, config: Config) -> tuple[float, RopeScaling | LinearSca
         raise ValueError(f'rope_type={kind} is not supported; use a model with default, linear or llama3')
     lengths = 'original_max_position_embeddings'
     rope = {lengths: config['max_position_embeddings'], **rope}
+    # The length at the top of the config comes before that of the rotary settings.
     rope |= {lengths: config[lengths]} if config.get(lengths) is not None else {}
     for key in ('rope_theta', *ROTARY[kind]):
         if type(rope.get(key)) not in (int, float) or not rope[key] > 0:

@@ -4,9 +4,9 @@ One tensor of each model is open at a time, and read block by block (see `models
 depend on the size of the models or on their number. config.json is that of the first model, or of the base. Tokenizer,
 chat template and generation_config.json are those of the first model where it has them.
 
-Everything that gives weights a meaning has to be the same in all models (see `check_meaning`). Models may differ in
-the length that a config states (`max_position_embeddings`), in precision, padding token, chat template and
-generation_config.json. The base may end texts with another token, since tuned models often end them otherwise.
+Everything that gives weights a meaning has to be the same in all models (see `check_meaning`). Models may differ in the
+length that a config states (`max_position_embeddings`), in precision, padding token, chat template and
+generation_config.json.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ SPEECH = frozenset({
     'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'tokenizer.model',
     'vocab.json', 'vocab.txt', 'merges.txt', 'chat_template.jinja', 'chat_template.json',
 })  # fmt: skip
-FREE = frozenset({'max_position_embeddings', 'model_max_length'})  # fields of config.json in which models may differ
+# The fields of config.json in which models may differ.
+FREE = frozenset({'max_position_embeddings', 'model_max_length'})
 ROLES = ('bos_token', 'eos_token', 'unk_token')
-SIDE = ('*.json', '*.jinja', '*.model', '*.txt')  # files that go along with the tensors
+# The files that go along with the tensors.
+SIDE = ('*.json', '*.jinja', '*.model', '*.txt')
 
 Watch = Callable[[int, int], None]  # is called with the number of tensors done and the number of all
 
@@ -77,6 +79,7 @@ def merge(folders: Sequence[Path], settings: Settings, out: Path, watch: Watch =
         family, config, vocabulary, tensors or shapes; adapters differ in base, rank or scale; a base is missing; a
         result is not finite; or `out` is one of the folders or exists, see `outputs.check_folder`.
     """
+    # All that can be told beforehand is checked before a tensor is read.
     merging.checked(settings.weights, len(folders))
     if settings.method not in METHODS:
         raise ValueError(f'method {settings.method!r} is not one of {", ".join(METHODS)}; mergekit has others')
@@ -175,6 +178,7 @@ def updated(base: StoredModel, folders: Sequence[Path], weights: Sequence[float]
     def read(name: str) -> TensorLike:
         prefix, x = peft.PREFIX + name.removesuffix('.weight'), base.read(name)
         left, right = f'{prefix}.lora_B.weight', f'{prefix}.lora_A.weight'
+        # An adapter need not be on every weight.
         updates = [
             (c, adapter.read(left)[:], adapter.read(right)[:])
             for c, adapter in zip(counts, adapters, strict=True)
@@ -213,6 +217,7 @@ def check_meaning(folders: Sequence[Path], base: Path | None) -> None:
     if silent := [folder for folder in models if folder not in speaking and speaking]:
         raise ValueError(f'{speaking[0]} has a tokenizer, {silent[0]} has none to compare with it; put it there')
     for other in speaking[1:]:
+        # The base may end texts with another token, since tuned models often end them otherwise.
         roles = [role for role in ROLES if speaking[0] != base or role != 'eos_token']
         _check_speech(speaking[0], other, roles)
     if base and len(apart := [folder for folder in folders if folder in speaking]) > 1:
@@ -221,16 +226,14 @@ def check_meaning(folders: Sequence[Path], base: Path | None) -> None:
 
 
 def _comparable(*folders: Path) -> list[dict[str, Any]]:
-    """The fields of configs that decide what a model computes, in one spelling.
-
-    Configs of models that are not known here keep all fields that may have an effect.
-    """
+    """The fields of configs that decide what a model computes, in one spelling."""
     configs = [read_object(folder / 'config.json') for folder in folders]
     try:
         described_configs = [
             (cfg := config_from_hf(config), described(cfg))[1] | {'alibi': cfg.alibi} for config in configs
         ]
     except ValueError:
+        # Configs of models that are not known here keep all fields that may have an effect.
         described_configs = [
             {key: value for key, value in config.items() if key not in IDLE and not neutral(value)}
             for config in configs
@@ -301,7 +304,7 @@ def _write(models: Sequence[StoredModel], settings: Settings, folder: Path, watc
 
 
 def _merged(models: Sequence[StoredModel], weights: Sequence[float], name: str) -> np.ndarray:
-    """A tensor of the merged model. A tensor of whole numbers or truth values has to be the same in all models."""
+    """A tensor of the merged model."""
     xs = [model.read(name) for model in models]
     if jnp.issubdtype(models[0].kinds[name].dtype, jnp.floating):
         merged = merging.linear(xs, weights)
@@ -309,6 +312,7 @@ def _merged(models: Sequence[StoredModel], weights: Sequence[float], name: str) 
             merged, f'{name}, merged of {" and ".join(dict.fromkeys(model.name for model in models))},'
         )
         return merged
+    # A tensor of whole numbers or truth values has no mean, so it has to be the same in all models.
     first, *others = [x[()] for x in xs]
     if any(not np.array_equal(first, other) for other in others):
         raise ValueError(f'{name} is of whole numbers, and they differ; merge models that share it')

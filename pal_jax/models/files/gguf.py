@@ -57,7 +57,8 @@ IDLE = frozenset(
     expert_used_count rope.scaling.finetuned rope.scaling.original_context_length tensor_data_layout vocab_size
     """.split()
 )
-REQUIRED = object()  # a field without a default
+# The default of a field without a default.
+REQUIRED = object()
 
 
 def open_gguf(path: str | Path) -> GGUFReader:
@@ -90,6 +91,7 @@ def config_from_gguf(reader: GGUFReader) -> ModelConfig:
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
     cfg = ModelConfig(
         family=ARCHITECTURES[arch],
+        # gguf has the axes of a shape in reverse order.
         vocab=int(shapes['token_embd.weight'][1]),
         width=width,
         layers=_field(reader, f'{arch}.block_count'),
@@ -133,11 +135,9 @@ def _scaling(reader: GGUFReader, arch: str) -> LinearScaling | None:
 
 
 def _gemma(reader: GGUFReader, arch: str, cfg: ModelConfig) -> dict[str, Any]:
-    """The fields of Gemma's models.
-
-    llama.cpp knows two of them without the file: the layers that have windows, and that the largest model of each
-    generation (46 and 62 layers) scales its queries by width per head.
-    """
+    """The fields of Gemma's models."""
+    # llama.cpp knows two fields without the file: the layers that have windows, and that the largest model of each
+    # generation (46 and 62 layers) scales its queries by width per head.
     window = _field(reader, f'{arch}.attention.sliding_window')
     if arch == 'gemma2':
         pattern = LayerKind(window), LayerKind()
@@ -169,7 +169,8 @@ def load_params(
         except NotImplementedError as error:
             raise ValueError(f'{name} is of type {kind.name}, which gguf cannot read; use a file in Q4_K_M') from error
         if name.endswith('norm.weight'):
-            return x - np.float32(cfg.norm_offset)  # llama.cpp stores the sum
+            # llama.cpp stores the sum of the weight and its offset.
+            return x - np.float32(cfg.norm_offset)
         return _unpermuted(x, heads) if (heads := _permuted_heads(name, cfg)) else x
 
     return assemble(cfg, NAMES, read, tensors, shardings, dtype)
@@ -184,21 +185,20 @@ def _field(reader: GGUFReader, key: str, default: Any = REQUIRED) -> Any:
 
 
 def _check_features(reader: GGUFReader, arch: str) -> None:
-    """Raise ValueError for features that the decoder does not have.
-
-    Llama 3.1 stores its stretched frequencies as a tensor, which cannot be turned back into `RopeScaling`.
-    """
+    """Raise ValueError for features that the decoder does not have."""
     supported = {f'{arch}.expert_count': (0,), f'{arch}.rope.scaling.type': ('none', 'linear')}
     for key, allowed in supported.items():
         if (value := _field(reader, key, allowed[0])) not in allowed:
             choice = ' or '.join(str(option) for option in allowed)
             raise ValueError(f'GGUF with {key}={value} is not supported; use a model with {key}={choice}')
+    # Llama 3.1 stores its stretched frequencies as a tensor, which cannot be turned back into `RopeScaling`.
     if any(tensor.name.startswith('rope_') for tensor in reader.tensors):
         raise ValueError('GGUF with a tensor of rope frequencies is not supported; use hf:<folder> of the same model')
 
 
 def _decimal(x: float) -> float:
-    """The shortest decimal of a float32. 1e-5 would otherwise be read as 9.999999747e-06."""
+    """The shortest decimal of a float32."""
+    # 1e-5 would otherwise be read as 9.999999747e-06.
     return float(str(np.float32(x)))
 
 
@@ -210,8 +210,6 @@ def _permuted_heads(name: str, cfg: ModelConfig) -> int:
 
 
 def _unpermuted(x: np.ndarray, heads: int) -> np.ndarray:
-    """The rows of q or k in Hugging Face's order, where the second half of a head follows the first.
-
-    In llama.cpp's order the two halves alternate, since it rotates neighbours.
-    """
+    """The rows of q or k in Hugging Face's order, where the second half of a head follows the first."""
+    # In llama.cpp's order the two halves alternate, since it rotates neighbours.
     return x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)

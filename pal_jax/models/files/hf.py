@@ -30,8 +30,10 @@ from pal_jax.models.params import Params, ParamSpec, decoder_specs
 from pal_jax.run.files import read_object, short_repr
 from pal_jax.run.outputs import whole_folder
 
-Read = Callable[[str], TensorLike]  # opens a tensor by its name
-ROWS = 1 << 14  # rows of a matrix that are compared at once
+# A function that opens a tensor by its name.
+Read = Callable[[str], TensorLike]
+# The number of a matrix's rows that are compared at once.
+ROWS = 1 << 14
 
 # A torch Linear is stored [out, in]. These are the numbers of a leaf's leading axes that are its `in`. Other leaves
 # keep the order of their axes.
@@ -79,6 +81,7 @@ def load_params(
     for path in set(files.values()):
         tensors.check_kinds(path)
     optional = {names['unembed']} if cfg.tie_embed else set()
+    # Old checkpoints have the rotary frequencies, which follow from the config.
     extra = {name for name in files if not name.endswith('rotary_emb.inv_freq')} - optional
     if cfg.tie_embed and {names['embed'], names['unembed']} <= files.keys():
         _check_tied(*(tensors.stored(files[name], name) for name in (names['embed'], names['unembed'])))
@@ -87,12 +90,10 @@ def load_params(
 
 
 def _check_tied(embed: TensorLike, unembed: TensorLike) -> None:
-    """Raise ValueError where two matrices `[V, D]` that a config ties to each other differ.
-
-    transformers 4 would compute with the first alone, and 5 with both.
-    """
+    """Raise ValueError where two matrices `[V, D]` that a config ties to each other differ."""
     rows = embed.shape[0]
     parts = [slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS)]
+    # transformers 4 would compute with the first matrix alone, and 5 with both.
     if embed.shape != unembed.shape or not all(np.array_equal(embed[part], unembed[part]) for part in parts):
         raise ValueError(
             'the checkpoint has an lm_head.weight that differs from its embeddings, the config '
@@ -150,10 +151,7 @@ def _part(
     dtype: str,
     index: tuple[slice, ...],
 ) -> np.ndarray:
-    """The part of a leaf that `index`, a slice for each axis, cuts, read from the leaf's tensors.
-
-    Where a tensor holds other leaves, too, the rows of this leaf are read.
-    """
+    """The part of a leaf that `index`, a slice for each axis, cuts, read from the leaf's tensors."""
     shapes = {
         leaf_path: _torch_shape(leaf_path, specs[leaf_path].shape)
         for leaf_path in specs
@@ -161,6 +159,7 @@ def _part(
     }
     rows = [shape[0] for shape in shapes.values()]
     expected = (sum(rows), *shapes[path][1:])
+    # Where a tensor holds other leaves, too, the rows of this leaf are read.
     start = sum(rows[: list(shapes).index(path)])
     where, remaining = _torch_index(path, index, specs[path].shape)
     where = slice(start + where[0].start, start + where[0].stop), *where[1:]
@@ -192,10 +191,7 @@ class PartialArray(NamedTuple):
 
 
 def _torch_index(path: str, index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[slice, ...], PartialArray]:
-    """The slices that read a part of a leaf from one of its tensors, and what remains to be cut then.
-
-    Where torch has several axes as one, the first of them alone is cut in the tensor.
-    """
+    """The slices that read a part of a leaf from one of its tensors, and what remains to be cut then."""
     if path.startswith('layers/'):
         index, shape = index[1:], shape[1:]
     index = tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
@@ -204,6 +200,7 @@ def _torch_index(path: str, index: tuple[slice, ...], shape: tuple[int, ...]) ->
     if not inputs and not path.endswith('_bias'):
         return index, PartialArray(tuple(part.stop - part.start for part in index), (slice(None),) * len(shape))
     where, cut, remaining = [], list(shape), list(index)
+    # Where torch has several axes as one, the first of them alone is cut in the tensor.
     for first, *merged in groups:
         size = math.prod(shape[axis] for axis in merged)
         where.append(slice(index[first].start * size, index[first].stop * size))
@@ -224,12 +221,13 @@ def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _put(part: Callable[[tuple[slice, ...]], np.ndarray], spec: ParamSpec, place: Sharding | None) -> jax.Array:
-    """A leaf on its devices. Each part of it is read once."""
+    """A leaf on its devices."""
     if place is None:
         return jnp.array(part((slice(None),) * len(spec.shape)))
     parts: dict[Any, np.ndarray] = {}
 
     def of(index: Any) -> np.ndarray:
+        # Devices that hold the same part share one reading of it.
         key = tuple(cut.indices(size) for cut, size in zip(index, spec.shape, strict=True))
         if key not in parts:
             parts[key] = part(index)
@@ -266,6 +264,7 @@ def save(
     if head is None:
         config = config_to_hf(cfg, tokenizer, dtype)
     else:
+        # A classifier reads the last token that is not padding.
         tokenizer = tokenizer.padding_apart()
         config, beside = classifier_to_hf(cfg, tokenizer, dtype, labels), {'score.weight': np.asarray(head).T}
     write(params, cfg, tokenizer, folder, {**config, **more}, dtype, file_bytes, beside)
@@ -308,7 +307,8 @@ def _write_tensors(
         leaves, names = {**leaves, **beside}, {**names, **{name: name for name in beside}}
         leaves.pop('unembed', None)
     shapes = {path: _torch_shape(path, leaf.shape) for path, leaf in leaves.items()}
-    parts: dict[str, list[tuple[str, Any]]] = {}  # name of a tensor -> the leaves in it, and where in each
+    # The leaves in each tensor, by its name, and the place in each leaf.
+    parts: dict[str, list[tuple[str, Any]]] = {}
     for path in sorted(leaves, key=list(names).index):
         for name, at in _slots(path, names, cfg):
             parts.setdefault(name, []).append((path, at))

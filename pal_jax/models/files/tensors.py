@@ -1,7 +1,4 @@
-"""Safetensors files, tensor by tensor. A tensor is read when it is indexed, and written when it is made.
-
-The library safetensors writes a file from all its tensors at once. `write` has one tensor in memory at a time.
-"""
+"""Safetensors files, tensor by tensor. A tensor is read when it is indexed, and written when it is made."""
 
 from __future__ import annotations
 
@@ -20,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from pal_jax.run.files import read_object
 
-BLOCK = 1 << 20  # numbers that are checked at once
+# The number of numbers that are checked at once.
+BLOCK = 1 << 20
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 DTYPES = {
     'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16',
@@ -29,7 +27,8 @@ DTYPES = {
 
 
 def save(arrays: dict[str, np.ndarray], path: Path) -> None:
-    """Write all arrays to a file at once, with the permissions of other files; the library's files are private."""
+    """Write all arrays to a file at once, with the permissions of other files."""
+    # The library makes files that only their owner can read, so the mode is that of a plain file.
     path.touch()
     mode = path.stat().st_mode
     save_file(arrays, path, metadata={'format': 'pt'})
@@ -51,7 +50,8 @@ def check_finite(x: np.ndarray, name: str) -> None:
 
 
 def _finite(x: np.ndarray) -> bool:
-    if x.dtype == jnp.bfloat16:  # its bits are checked, which takes a third of the time of np.isfinite
+    # The bits of bfloat16 are checked, which takes a third of the time of np.isfinite.
+    if x.dtype == jnp.bfloat16:
         return not x.size or (x.view(np.uint16) & 0x7FFF).max() < 0x7F80
     return bool(np.isfinite(x).all())
 
@@ -111,6 +111,7 @@ def _without_index(shards: list[Path]) -> dict[str, Path]:
     another one."""
     parts = [re.fullmatch(r'model-(\d+)-of-(\d+)', path.stem) for path in shards]
     numbers = [tuple(map(int, part.groups())) for part in parts if part]
+    # Without an index the names alone say whether all shards are there.
     if numbers != [(k + 1, len(shards)) for k in range(len(shards))]:
         raise ValueError(f'{shards[0].parent} has {len(shards)} shards such as {shards[0].name}; get those missing')
     file_of: dict[str, Path] = {}
@@ -146,8 +147,8 @@ def check_kinds(path: Path) -> None:
 
 
 def _check_kind(path: Path, name: str, kind: str) -> None:
-    """Raise ValueError for a weight of quantised numbers, whose scales stand in other tensors, and for kinds of numbers
-    that numpy does not have."""
+    """Raise ValueError for a weight of quantised numbers, and for kinds of numbers that numpy does not have."""
+    # The scales of quantised weights stand in other tensors.
     if kind not in DTYPES or (name.endswith(('weight', 'bias')) and kind[0] in 'IUB' and kind != 'BF16'):
         raise ValueError(
             f'{path}: {name} is of {kind}, and quantised weights are not read; save the model in bfloat16 or float32, '
@@ -174,13 +175,16 @@ def open_tensors(path: Path) -> Any:
 
 def write(path: Path, kinds: Mapping[str, TensorSpec], make: Callable[[str], np.ndarray]) -> None:
     """Write a safetensors file of the tensors `make(name)`. Each is made when those before it are on the disk."""
+    # The library safetensors writes a file from all its tensors at once. Here the header comes first, from shapes
+    # alone, and one tensor is in memory at a time.
     header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
     codes, end = {jnp.dtype(name): code for code, name in DTYPES.items()}, 0
     for name, kind in kinds.items():
         start, end = end, end + math.prod(kind.shape) * kind.dtype.itemsize
         header[name] = {'dtype': codes[kind.dtype], 'shape': kind.shape, 'data_offsets': [start, end]}
     text = json.dumps(header).encode()
-    text += b' ' * (-len(text) % 8)  # values are aligned
+    # Spaces align the values that follow.
+    text += b' ' * (-len(text) % 8)
     with path.open('wb') as file:
         file.write(struct.pack('<Q', len(text)) + text)
         for name, kind in kinds.items():

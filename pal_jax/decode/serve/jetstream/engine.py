@@ -33,7 +33,8 @@ from pal_jax.models.params import Params
 from pal_jax.run import sharding
 from pal_jax.types import Sampling
 
-KNOWN = '0.2.'  # the versions that the repairs below were written for
+# The versions that the repairs below were written for.
+KNOWN = '0.2.'
 
 
 @contextlib.contextmanager
@@ -57,7 +58,8 @@ def _repaired() -> Iterator[None]:
         yield
     finally:
         for name in stand_ins:
-            del sys.modules[name]  # a later import of seqio gets the real module
+            # A later import of seqio gets the real module.
+            del sys.modules[name]
         root.setLevel(level)
         root.handlers[:] = handlers
 
@@ -74,12 +76,10 @@ protocol_grpc = jetstream_pb2_grpc
 
 
 class Thread(threading.Thread):
-    """A daemon thread in place of JetStream's.
-
-    JetStream's thread ends the process with SIGKILL when it fails, and can keep the process from ending.
-    """
+    """A daemon thread in place of JetStream's."""
 
     def __init__(self, *args: Any, **kwargs: Any):
+        # JetStream's thread ends the process with SIGKILL when it fails, and can keep the process from ending.
         super().__init__(*args, **kwargs | {'daemon': True})
 
 
@@ -105,6 +105,7 @@ class Slots(struct.PyTreeNode):
 
 def start(before: Int[Array, ' B'], prefix: engine.PrefixCaches, entry: engine.Admission) -> Int[Array, ' B']:
     """The length of each slot's cache when its request came in, after the admission of these requests."""
+    # Entries that are not used point behind the last slot, where `mode='drop'` ignores them.
     slot = jnp.where(jnp.arange(len(entry.slot)) < entry.size, entry.slot, len(before))
     return before.at[slot].set(prefix.length[entry.row], mode='drop')
 
@@ -112,7 +113,7 @@ def start(before: Int[Array, ' B'], prefix: engine.PrefixCaches, entry: engine.A
 class JetStreamEngine(engine_api.Engine):
     """The functions of `decode.engine` under JetStream's names, for whoever runs JetStream's own driver.
 
-    It decodes greedily, as the driver has no sampling, and computes the same numbers as `LocalDecoder`.
+    It decodes greedily, and computes the same numbers as `LocalDecoder`.
     """
 
     def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer, mesh: Mesh, *, slots: int = 32, int8: bool = False):
@@ -144,6 +145,7 @@ class JetStreamEngine(engine_api.Engine):
         if existing_prefix is not None:
             raise ValueError('a prompt that continues a prefix is not supported; send the whole prompt')
         ids = tuple(np.asarray(padded_tokens)[: min(true_length, len(padded_tokens))].tolist())
+        # JetStream's driver has no sampling, so decoding is greedy.
         request = Request(ids, Sampling(0.0, max_tokens=max(self.cfg.max_len - len(ids), 1)), 0)
         padded = engine.pad_prompts([ids], self._rows, bucket(len(ids), 64))
         with self._one_at_a_time:
@@ -177,7 +179,8 @@ class JetStreamEngine(engine_api.Engine):
     # --- what JetStream asks -----------------------------------------------------------------------------------------
 
     def get_prefix_destination_sharding(self) -> None:
-        return None  # prefill and decode share their devices
+        # Prefill and decoding share their devices.
+        return None
 
     def get_tokenizer(self) -> Any:
         return tokenizer_protocol.TokenizerParameters()
@@ -195,7 +198,8 @@ class JetStreamEngine(engine_api.Engine):
 
     @property
     def max_prefill_length(self) -> int:
-        """The largest power of two within the model's length, since JetStream pads prompts to powers of two."""
+        """The largest power of two within the model's length."""
+        # JetStream pads prompts to powers of two.
         return 1 << (self.cfg.max_len.bit_length() - 1)
 
     @property
@@ -237,7 +241,8 @@ class TokenizerAdapter(tokenizer_api.Tokenizer):
 
     @property
     def bos_id(self) -> int:
-        return self.eos_id  # JetStream reads it and never uses it, since a prompt has its beginning already
+        # JetStream reads this id and never uses it, since a prompt has its beginning already.
+        return self.eos_id
 
     @property
     def stop_tokens(self) -> set[int]:

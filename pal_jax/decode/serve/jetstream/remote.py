@@ -22,9 +22,12 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.types import Completion
 
-PATIENCE = 600.0  # seconds in which requests to a full server are repeated
-START = 300.0  # seconds in which a server starts: it listens once it has read its weights
-SOON = 2.0  # seconds after which a trainer says that it waits
+# The seconds in which requests to a full server are repeated.
+PATIENCE = 600.0
+# The seconds in which a server starts: it listens once it has read its weights.
+START = 300.0
+# The seconds after which a trainer says that it waits.
+SOON = 2.0
 RETRY = (('grpc.max_reconnect_backoff_ms', 2000),)
 HINTS = {
     grpc.StatusCode.UNAVAILABLE: 'it cannot be reached; start python -m pal_jax.serve --driver=jetstream there',
@@ -44,8 +47,7 @@ class RemoteDecoder:
     def load(self, params: Params, version: int | None = None) -> None:
         """Decode with these (plain, merged) parameters from now on. Requests under way end on the old ones.
 
-        The first call waits for a server that is still starting. Without a version the parameters get a random one, so
-        that a call notices weights from another trainer.
+        The first call waits for a server that is still starting. Without a version the parameters get a random one.
 
         Raises:
           RuntimeError: the server cannot be reached, or refuses.
@@ -56,6 +58,7 @@ class RemoteDecoder:
             self._wait(self._channel)
             with self._told():
                 self._check(wire.unpack(wire.Status, self._method('unary_unary', 'Status')(b'')))
+        # A random version lets a call notice weights from another trainer.
         self.version = secrets.randbits(31) if version is None else version
         with self._told():
             self._method('stream_unary', 'Update')(wire.update(params, self.version, 'drain'))
@@ -110,7 +113,9 @@ class RemoteDecoder:
                 except grpc.RpcError as error:
                     if _status(error)[0] != grpc.StatusCode.RESOURCE_EXHAUSTED or time.monotonic() > give_up:
                         raise
-                    time.sleep(1.0)  # requests of other clients fill the server's line
+                    # Requests of other clients fill the server's line.
+                    time.sleep(1.0)
+        # A token of another version was sampled from weights of another trainer.
         versions = {version for completion in done.values() for version in completion.versions}
         if versions - {self.version}:
             raise RuntimeError(

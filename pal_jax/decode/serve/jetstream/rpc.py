@@ -30,8 +30,10 @@ from pal_jax.decode.serve.openai_api import AnswerStream
 from pal_jax.run.processes import host_port
 from pal_jax.types import Sampling
 
-PARTING = 2.0  # seconds in which the last messages of answers leave
-SPARE = 16  # threads for calls that are no requests to the model
+# The seconds in which the last messages of answers leave.
+PARTING = 2.0
+# The number of threads for calls that are no requests to the model.
+SPARE = 16
 METHODS = ('Generate', 'Update', 'Status')
 
 
@@ -64,6 +66,7 @@ class BatchProgress:
         left, self._left = self._left, set()
         for number in left:
             self._driver.cancel(self._tickets[number])
+        # The iteration may be waiting for news, and this wakes it.
         self._inbox.put((0, Closed('nobody waits for the answer any more')))
         return len(left)
 
@@ -71,6 +74,7 @@ class BatchProgress:
         try:
             while self._left:
                 batch = [self._take(*self._inbox.get())]
+                # All news that is there by now makes one message.
                 with contextlib.suppress(queue.Empty):
                     while True:
                         batch.append(self._take(*self._inbox.get_nowait()))
@@ -100,6 +104,7 @@ class LeftRequests:
             with self._lock:
                 self.count += left
 
+        # gRPC takes no callback for a call that has ended.
         if not context.add_callback(leave):
             leave()
 
@@ -143,12 +148,13 @@ class GrpcServer:
     def stop(self, grace: float) -> None:
         """Take no more calls, give answers under way `grace` seconds, and cut the others.
 
-        A call that has not come whole by now is no answer under way, and is given `PARTING` seconds alone.
+        Calls that have not come whole by now get `PARTING` seconds alone.
         """
         stopped, end = self._server.stop(grace), time.monotonic() + grace
         while self._driver is not None and self._driver.accepted and time.monotonic() < end:
             if stopped.wait(0.05):
                 return
+        # A call that has not come whole by now is no answer under way.
         self._server.stop(min(grace, PARTING)).wait()
 
 
@@ -237,6 +243,7 @@ class Rollout:
 
     def update(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """Load new weights from their messages, and return the status with the new version."""
+        # Two updates at once would hold the weights three times.
         if not self._updating.acquire(blocking=False):
             refuse(context, Busy('another update is under way'))
         try:

@@ -24,12 +24,14 @@ from pal_jax.models.params import Params
 from pal_jax.types import Completion, FinishReason, Sampling
 
 SERVICE = 'pal_jax.Rollout'
-CHUNK = 16 << 20  # bytes of weights in a message
+# The largest number of bytes of weights in a message.
+CHUNK = 16 << 20
 LIMIT = 64 << 20  # bytes of a message
 OPTIONS = (
     ('grpc.max_send_message_length', LIMIT),
     ('grpc.max_receive_message_length', LIMIT),
-    ('grpc.keepalive_time_ms', 30_000),  # so that a peer whose machine is gone is noticed
+    # A peer whose machine is gone is noticed.
+    ('grpc.keepalive_time_ms', 30_000),
     ('grpc.http2.min_recv_ping_interval_without_data_ms', 10_000),
 )
 # Fields of a model's config that say how it is computed, and not which model it is.
@@ -121,7 +123,8 @@ class Status(Message):
     free: int
     accepted: int
     room: int
-    left: int  # the requests so far whose caller did not wait for their end
+    # The number of requests so far whose caller did not wait for their end.
+    left: int
 
 
 def pack(message: Message) -> bytes:
@@ -137,7 +140,8 @@ def unpack(kind: type[Message], data: bytes) -> Any:
         first = error.errors()[0]
         where = '.'.join(map(str, first['loc'])) or kind.__name__
         raise ValueError(f'{where}: {first["msg"]}') from None
-    except Exception as error:  # msgpack raises errors of many types
+    # Msgpack raises errors of many types.
+    except Exception as error:
         raise ValueError(f'this is not msgpack: {error}') from None
 
 
@@ -212,11 +216,13 @@ def read_update(messages: Iterator[bytes], cfg: ModelConfig) -> tuple[UpdateHead
     """
     header: UpdateHeader = unpack(UpdateHeader, next(messages, b''))
     expected: dict[str, Any] = traverse_util.flatten_dict(model_params.decoder_specs(cfg), sep='/', is_leaf=_is_spec)
+    # The shapes are checked before any memory is taken for them.
     _check_tensors(header.tensors, {name: list(spec.shape) for name, spec in expected.items()})
     arrays = {name: np.empty(tensor.shape, jnp.dtype(tensor.dtype)) for name, tensor in header.tensors.items()}
     views = {name: x.reshape(-1).view(np.uint8) for name, x in arrays.items()}
     filled = dict.fromkeys(arrays, 0)
     for message in messages:
+        # Only a short message can be the commit, so chunks are not compared with it.
         if len(message) < 64 and message == pack(Commit(commit=True)):
             break
         _take(unpack(Chunk, message), views, filled)
@@ -241,6 +247,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, list[in
 
 
 def _take(chunk: Chunk, views: dict[str, np.ndarray], filled: dict[str, int]) -> None:
+    # Pieces come in order, so no byte is missing or written twice.
     if chunk.name not in views or chunk.offset != filled[chunk.name]:
         raise ValueError(f'a chunk of {chunk.name} at byte {chunk.offset} is out of order')
     end = chunk.offset + len(chunk.data)
