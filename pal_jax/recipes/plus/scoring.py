@@ -33,12 +33,14 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
     summary = read_summary(person)
     ctx = one_device(workdir)
     _, learner, judge, reader = plus_parts.make_models(settings, ctx)
+    # The summary is written already, so the summariser's weights stay on disk: `...` is not read.
     trees = {'reward': reader.abstract_weights, 'policy': jax.tree.map(lambda _: ..., learner.abstract)}
     state = Checkpoints(workdir, trees, read_only=True).read()[0]['reward']
     model = settings.reward_model
 
     def read(record: Any) -> PromptGroup:
         prompt, reply = map(record.get, ('prompt', 'completion')) if isinstance(record, Mapping) else (None, None)
+        # A record of another form has no prompt and no reply, so it is refused with them.
         if not isinstance(prompt, str) or not isinstance(reply, str) or not prompt or not reply:
             raise ValueError("expected an object with 'prompt' and 'completion', both texts")
         return plus_context.to_group(judge.tokenizer, summary, [(prompt, reply)])
