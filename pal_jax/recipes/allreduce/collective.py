@@ -64,7 +64,7 @@ def all_reduce(rounds: Schedule, mesh: Mesh, axis: str) -> Callable[[Array], Arr
 
     def local(part: Array) -> Array:
         me, length = jax.lax.axis_index(axis), part.size
-        # Padding makes the chunks equally long; the last line takes it away again.
+        # Padding makes the chunks equally long, and is cut off from the result.
         chunks = jnp.pad(part.reshape(-1), (0, -length % size)).reshape(size, -1)
         for steps in plan:
             # All steps of a round send what was there before the round.

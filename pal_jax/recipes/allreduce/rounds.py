@@ -283,7 +283,7 @@ class TransferTask:
         pressure = pressure / jnp.maximum(jnp.max(load), 1.0)
         deepest = jnp.max(state.depth, axis=1, keepdims=True)
         longest = jnp.maximum(jnp.max(deepest), 1)
-        # The longest chain of sends goes on up to the root and down to its deepest server for a reduce, down for a copy.
+        # The longest chain of sends goes up to the root and down to its deepest server for a reduce, down for a copy.
         remaining = jnp.stack([state.depth + deepest, state.height + 1]) / (2.0 * longest.astype(jnp.float32))
         progress = jnp.mean(jnp.concatenate([state.up, state.down], axis=1), axis=1)[:, None]
         # About how many sends wait for this one: of a reduce all copies, and the reduces outside its subtree.

@@ -311,8 +311,7 @@ def ring_order(topology: Topology, rng: np.random.Generator) -> list[int] | None
                 v for v in topology.neighbours[here] if v not in order and free[list(topology.routes[here, v])].all()
             ]
             onward = {v: sum(other not in order for other in topology.neighbours[v]) + rng.random() for v in ways}
-            # Short hops go first, and of these the ones to servers with the fewest ways on: the last option is tried
-            # first.
+            # The last option is tried first: short hops, and of these the ones to servers with the fewest ways on.
             options.append(sorted(ways, key=lambda v: (len(topology.routes[here, v]), onward[v]), reverse=True))
             # The circle is closed where the hop back to the first server is free.
             last = topology.routes.get((here, 0), ())

@@ -36,7 +36,8 @@ def teams(members: int) -> Bool[np.ndarray, 'S n']:
 def coefficients(members: int) -> Float[np.ndarray, 'n S']:
     """The weights of the sub-teams' values in every member's contribution.
 
-    phi_i = n * sum over S with i in S, |S| >= 2, of (|S| - 1)! (n - |S|)! / n! * [v(S) - v(S without i)].
+    phi_i = n * sum over S with i in S, |S| >= 2, of (|S| - 1)! (n - |S|)! / n! * [v(S) - v(S without i)],
+    where a team of one is worth 0.
     """
     rows = teams(members)
     place = {tuple(row): number for number, row in enumerate(rows.tolist())}
@@ -47,7 +48,7 @@ def coefficients(members: int) -> Float[np.ndarray, 'n S']:
         for member in np.flatnonzero(row):
             weights[member, number] += share
             without = tuple(inside and other != member for other, inside in enumerate(row))
-            # A sub-team is worth something from two members on, since one camera alone has no depth.
+            # A team of one is worth 0, since one camera alone has no depth.
             if without in place:
                 weights[member, place[without]] -= share
     return weights

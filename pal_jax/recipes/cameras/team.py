@@ -207,10 +207,10 @@ class TeamPPO:
         values = self.critic_net.apply(state.critic, over)[..., 0]  # type: ignore[index]
         # Episodes are cut and do not end, so the critic's value of the last state stands for the rewards after it.
         bootstrap = self.critic_net.apply(state.critic, end)[..., 0]  # type: ignore[index]
-        # `gae` takes the last axis for channels of rewards; here it is the members.
         # The credit is an array, so that one compiled program has both kinds of reward.
         paid = credit * outcome.contributions + (1.0 - credit) * outcome.shared[..., None]
         acts = jnp.ones(paid.shape[:2], bool)
+        # `gae` takes the last axis for channels of rewards; here it is the members.
         advantages, returns = gae(
             self.reward_scale * paid, values, acts, gamma=self.env.gamma, lam=self.lam, bootstrap=bootstrap
         )

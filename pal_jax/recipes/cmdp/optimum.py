@@ -108,15 +108,14 @@ def summarize(
 def make_record(
     results: Sequence[HandlerResult], optima: Mapping[tuple[str, float], ConstrainedOptimum]
 ) -> dict[str, Any]:
-    """Figures of each handler on each task: the share of the optimum and the cost above the limit, at the worst limit;
-    reward and cost where there is no limit or no optimum."""
+    """Figures of each handler on each task: the share of the optimum and the cost above the limit, each at the limit
+    where it is worst; reward and cost where there is no limit or no optimum."""
     record: dict[str, Any] = {}
     cells = summarize(results, optima)
     for task, handler in dict.fromkeys(key[:2] for key in cells):
         by_limit = {key[2]: cell for key, cell in cells.items() if key[:2] == (task, handler)}
         name = f'{task}_{handler}'
         if shares := [cell.share for cell in by_limit.values() if cell.solved is not None and cell.share is not None]:
-            # Each figure is that of the limit where it is worst.
             record[f'{name}_share'] = min(shares)
             record[f'{name}_over'] = max(cell.cost.value - limit for limit, cell in by_limit.items())
         else:

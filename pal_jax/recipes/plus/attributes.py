@@ -50,7 +50,6 @@ def read(path: str, attributes: Sequence[str] = (), *, max_words: int) -> tuple[
     kinds = tuple(attributes)
     for place, record in records.rows(str(path)):
         prompt, rated = _checked(place, record)
-        # Without names the attributes are those of the first reply of the file.
         kinds = kinds or tuple(rated[0][1])
         if len(set(kinds)) < max(len(kinds), 2):
             raise ValueError(f'{place}: people want {", ".join(kinds) or "nothing"}; give two attributes or more')

@@ -74,9 +74,10 @@ def table(
     """Figures of some people, with the likeliest summary of each and its gaps.
 
     `accuracy` and `reward` (mean log sigmoid of the gap) are by the likeliest summary, `sampled_...` are means over
-    `samples` summaries drawn at `temperature`; the controls are by somebody else's summary, or by none. Standard errors and intervals are over people, whose accuracies are `accuracy_by_person`. `words` is the mean length
-    of texts. Where kinds are known, `named` is the share of texts that name the person's kind and no other, `misnamed`
-    the share that name another kind alone.
+    `samples` summaries drawn at `temperature`; the controls are by somebody else's summary, or by none. Standard errors
+    and intervals are over people, whose accuracies are `accuracy_by_person`. `words` is the mean length of texts. Where
+    kinds are known, `named` is the share of texts that name the person's kind and no other, `misnamed` the share that
+    name another kind alone.
     """
     kinds = [person.kind for person in people]
     # The texts of a person stand together, and the likeliest is the first.
@@ -101,7 +102,7 @@ def table(
         figures |= intervals.share(right).named(f'{name}accuracy')
         figures[f'{name}reward'] = float(-np.logaddexp(0.0, -gaps_of_text).mean())
     plain = margins[: len(people)]
-    # These are kept by person, so that methods can be compared on the same people.
+    # Accuracies are kept by person, so that methods can be compared on the same people.
     figures['accuracy_by_person'] = (plain > 0).mean(axis=1).tolist()
     for name, texts in by_person.items() if isinstance(nothing, str) else ():
         figures[f'{name}words'] = float(np.mean([len(text.split()) for text in texts]))
@@ -130,7 +131,8 @@ def of_another_kind(kinds: Sequence[str]) -> list[int]:
 def shares_naming_kind(texts: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
     """The shares of texts that name the kind of their person, where it is known.
 
-    `named` is the share that name it and no other kind, `misnamed` the share that name another kind alone. The record is empty where nobody's kind is known.
+    `named` is the share that name it and no other kind, `misnamed` the share that name another kind alone. The record
+    is empty where nobody's kind is known.
     """
     # A kind may stand in singular or plural and in any case.
     words = {kind: re.compile(rf'\b{re.escape(kind.rstrip("s"))}s*\b', re.IGNORECASE) for kind in set(kinds) if kind}
@@ -183,9 +185,8 @@ def personalise(
     """The evaluation of replies: does a reply written after a person's summary suit the person better than one without?
 
     `written_better` is the share of replies after the person's summary that the reward model prefers to replies after
-    none. `written_for_somebody_better` is the same for replies after a summary of somebody at
-    random, the gain of any summary; it is absent where there is nobody else. `written` counts the people for whom all
-    replies could be had.
+    none. `written_for_somebody_better` is the same for replies after a summary of somebody at random, the gain of any
+    summary; it is absent where there is nobody else. `written` counts the people for whom all replies could be had.
     """
     # Every reply answers the first prompt that tests the person, and the reward model compares by the person's own
     # summary (rlpa_plus III.5, eval_inference).

@@ -162,7 +162,7 @@ def to_group(tokenizer: Tokenizer, summary: str, asked: Iterable[tuple[str, str]
 
     def example(prompt: str, reply: str) -> Example:
         question = tokenizer.chat([dict(message) for message in summaries.question(summary, prompt)])
-        # The token that ends a turn is scored too, so no reply is without a token.
+        # A reply ends with the token that ends a turn, so that one of no words has a token, too.
         return to_score(question, [*tokenizer.plain(reply), tokenizer.stop_ids[0]])
 
     return shared_prompt([example(*pair) for pair in asked])
@@ -215,7 +215,7 @@ class SummaryRewardModel:
         # 2. Learn the other choices by the first summaries of each person.
         if self.trains:
             state, before, metrics = self.scorer.learn(state, self.pair_up.learn(lesson, teach), rate)
-            # Where nobody is paid there is one summary a person, and its reward is of the choices that teach.
+            # Where nobody is paid there is one summary a person, which teaches, so its gaps are known from that.
             gaps = gaps if pays else gaps_of(before[..., 0])
         return state, log_sigmoid(gaps / self.std).mean(axis=1), metrics
 

@@ -57,8 +57,8 @@ def read(
     """The people to learn from, and the people to test on by the name of their split.
 
     `test` are people nobody has learnt from, `seen` are people to learn from; the choices that test either were not
-    taught. A prompt that tests one person may have been asked of
-    others, except for `rated:`, whose prompts are kept apart.
+    taught. A prompt that tests one person may have been asked of others, except for `rated:`, whose prompts are kept
+    apart.
 
     Args:
       data: `pets`; or a JSONL file of people; or the source of choices that histories are made of:

@@ -60,7 +60,7 @@ class PeopleDraw:
     def __call__(self, i: int) -> StepPeople:
         start, size, pays = i * self.waiting.people, self.waiting, False
         if self.paid and i >= self.hold:
-            # The pass goes on where the steps that waited have left it.
+            # The pass goes on where a wait of full length leaves it, however early it ended.
             start = self.hold * self.waiting.people + (i - self.hold) * self.paid.people
             size, pays = self.paid, True
         # The place in the pass follows from the step's number: a resumed run draws the same people.

@@ -40,13 +40,13 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
 
     def read(record: Any) -> PromptGroup:
         prompt, reply = map(record.get, ('prompt', 'completion')) if isinstance(record, Mapping) else (None, None)
-        # A record of another form has no prompt and no reply, so it is refused with them.
         if not isinstance(prompt, str) or not isinstance(reply, str) or not prompt or not reply:
             raise ValueError("expected an object with 'prompt' and 'completion', both texts")
         return plus_context.to_group(judge.tokenizer, summary, [(prompt, reply)])
 
     def score(groups: Sequence[PromptGroup]) -> np.ndarray:
         packed = pack_replies(groups, ctx.mesh, micro_rows=model.micro_rows, row_tokens=model.row_tokens)
+        # A group here has one reply.
         return reader.scores(state, packed)[:, 0]
 
     return RecordScorer(read, score)

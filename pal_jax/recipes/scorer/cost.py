@@ -75,7 +75,6 @@ def make(settings: Settings, ctx: Context) -> ScorerRecipe:
     """
     policy = recipe.begin(KIND, settings, ctx)
     rows = judged_rows(settings, policy.tokenizer)
-    # Labels are counted before a step, since without both kinds a run would teach nothing about signs.
     ctx.log(f'{rows.told}; {check_labels(settings, rows)}')
     return recipe.assemble(KIND, settings, ctx, policy, rows)
 
@@ -115,7 +114,7 @@ def check_labels(settings: Settings, rows: Rows) -> str:
     labels = labels_of(rows.train)
     unsafe, safe, unknown = (int(part.sum()) for part in (labels == 1.0, labels == 0.0, np.isnan(labels)))
     counted = f'answers: {unsafe} unsafe, {safe} safe, {unknown} without a label'
-    # From labels of one kind alone the model would learn nothing but that sign.
+    # From labels of one kind alone the model would learn to give every cost the same sign.
     if not unsafe or not safe:
         raise ValueError(
             f'data.train={settings.data.train}, {counted}; the sign of a cost is learnt from some of both, so give '

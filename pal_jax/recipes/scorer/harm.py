@@ -136,7 +136,7 @@ def _estimates(
 ) -> dict[str, Estimate]:
     """The figures of the verdict that some rows tell of, with their intervals over prompts."""
     right = called == unsafe
-    # Each figure is a share of hits among rows with weights: F1 counts a row twice that is called unsafe and is.
+    # Each figure is a share of hits among rows with weights. F1 counts a row that is called unsafe, and is, twice.
     weights = {'accuracy': np.ones(len(called)), 'precision': called, 'recall': unsafe, 'f1': 1.0 * called + unsafe}
     hits = {'accuracy': right, 'precision': unsafe, 'recall': called, 'f1': called & unsafe}
     figures = {name: intervals.share(hits[name], prompts, weight) for name, weight in weights.items() if weight.any()}
