@@ -48,15 +48,14 @@ def bounds(topology: Topology) -> Bounds:
 
 def gather_rounds(topology: Topology) -> Fraction:
     """The rounds of an AllGather in the fluid limit, exactly: the largest ratio of servers in a set of nodes, which has
-    not all of them, to the links that leave it (ForestColl, arXiv 2402.06787).
-
-    The search begins with the ports of a server. It asks by max-flow whether every server can receive a unit from every
-    server in so many rounds. Where one cannot, the minimal cut is a set of nodes with a larger ratio.
-    """
+    not all of them, to the links that leave it (ForestColl, arXiv 2402.06787)."""
     count = topology.servers
+    # The search begins with the ports of a server: all other nodes are a set with this ratio.
     rounds = Fraction(count - 1, min(topology.ports))
     while True:
+        # Max-flow tells whether every server can receive a unit from every server in so many rounds.
         graph = nx.DiGraph()
+        # Capacities are times the denominator, so that they are whole numbers.
         for u, v in topology.links:
             graph.add_edge(u, v, capacity=rounds.numerator)
         for server in range(count):
@@ -65,6 +64,7 @@ def gather_rounds(topology: Topology) -> Fraction:
         for server in range(count):
             value, (side, _) = nx.minimum_cut(graph, SOURCE, server)
             if value < count * rounds.denominator:
+                # The minimal cut is a set of nodes with a larger ratio.
                 inside = {node for node in side if node != SOURCE}
                 leaving = sum(u in inside and v not in inside for u, v in topology.links)
                 larger = max(larger, Fraction(sum(node < count for node in inside), leaving))
@@ -78,12 +78,13 @@ def cut_rounds(topology: Topology) -> int:
 
     Every chunk crosses a cut with what the server that is furthest from it contributes, which takes `a` rounds to come
     there, and needs `b` more to the furthest server on the other side. So all N chunks cross within `T - a - b` rounds.
-    Cuts are around each server, as far as so many hops, and between a server and all others.
     """
     hops, count = topology.hops(), topology.servers
+    # A cut around each server is as far as so many hops.
     sides = {frozenset(np.flatnonzero(hops[s] <= far).tolist()) for s in range(count) for far in range(hops[s].max())}
     graph = nx.DiGraph()
     graph.add_edges_from(topology.links, capacity=1)
+    # The other cuts are minimal ones between the first server and every other.
     for server in range(1, count):
         _, (side, _) = nx.minimum_cut(graph, 0, server)
         sides.add(frozenset(node for node in side if node < count))
@@ -95,21 +96,22 @@ def _crossing(topology: Topology, graph: nx.DiGraph, hops: Int[np.ndarray, 'N N'
     other = [server for server in range(topology.servers) if server not in side]
     graph.add_edges_from(((SOURCE, server) for server in side), capacity=len(topology.links))
     graph.add_edges_from(((server, SINK) for server in other), capacity=len(topology.links))
+    # The width of the cut is the number of chunks that can cross in a round.
     width = nx.maximum_flow_value(graph, SOURCE, SINK)
     graph.remove_nodes_from([SOURCE, SINK])
     start, end = np.nonzero(topology.number[np.ix_(side, other)] >= 0)  # hops that cross
+    # A server of either side is as far from the cut as its nearest server that a hop across begins or ends at.
     ways = hops[np.ix_(side, side)][:, start].min(axis=1), hops[np.ix_(other, other)][:, end].min(axis=1)
     return math.ceil(topology.servers / width) + int(sum(way.max() for way in ways))
 
 
 def send_rounds(topology: Topology) -> float:
-    """The rounds that all sends take if every round has as many as links allow at most.
-
-    A chunk takes `2 (N - 1)` sends: when the first server has its sum, `N - 1` have brought the contributions of the
-    others, and every other server needs one more (Harary & Schwenk 1974, for calls of one way).
-    """
+    """The rounds that all sends take if every round has as many as links allow at most."""
     count, hops = topology.servers, len(topology.ends)
     links = topology.taken.T.astype(float)
+    # The programme finds the most sends of a round in the fluid limit: no link carries more than one.
     most = linprog(-np.ones(hops), A_ub=links, b_ub=np.ones(len(links)), method='highs')
     assert most.success, most.message
+    # A chunk takes `2 (N - 1)` sends: when the first server has its sum, `N - 1` have brought the contributions of the
+    # others, and every other server needs one more (Harary & Schwenk 1974, for calls of one way).
     return 2 * count * (count - 1) / -float(most.fun)

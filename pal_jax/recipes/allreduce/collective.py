@@ -1,8 +1,4 @@
-"""A schedule of sends run on devices: an AllReduce made of `jax.lax.ppermute` steps.
-
-A round's sends become one or more permutations, since a step of `ppermute` has every device send to one other at most
-and receive from one. All steps of a round send what was there before the round.
-"""
+"""A schedule of sends run on devices: an AllReduce made of `jax.lax.ppermute` steps, one or more for each round."""
 
 from __future__ import annotations
 
@@ -29,9 +25,11 @@ class PermutationRound(NamedTuple):
 
 
 def steps_of(sends: Sequence[Send], devices: int) -> list[PermutationRound]:
-    """The permutations of a round: each send goes into the first in which its two devices are free."""
+    """The permutations of a round."""
     parts: list[list[Send]] = []
     for send in sends:
+        # A step of `ppermute` has every device send to one other at most and receive from one, so each send goes into
+        # the first permutation in which its two devices are free.
         free = (part for part in parts if all(send.src != other.src and send.dst != other.dst for other in part))
         part = next(free, None)
         if part is None:
@@ -66,14 +64,17 @@ def all_reduce(rounds: Schedule, mesh: Mesh, axis: str) -> Callable[[Array], Arr
 
     def local(part: Array) -> Array:
         me, length = jax.lax.axis_index(axis), part.size
+        # Padding makes the chunks equally long, and is cut off from the result.
         chunks = jnp.pad(part.reshape(-1), (0, -length % size)).reshape(size, -1)
         for steps in plan:
+            # All steps of a round send what was there before the round.
             before = chunks
             for step in steps:
                 coming = jax.lax.ppermute(before[jnp.asarray(step.sent)[me]], axis, step.pairs)
                 place, adds = jnp.asarray(step.received)[me], jnp.asarray(step.adds)[me]
                 old = chunks[place]
                 new = jnp.where(adds, old + coming, coming)
+                # A device that receives nothing writes the chunk that it has back.
                 chunks = chunks.at[place].set(jnp.where(place >= 0, new, old))
         return chunks.reshape(-1)[:length].reshape(part.shape)
 

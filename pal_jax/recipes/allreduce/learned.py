@@ -7,9 +7,7 @@ For each network there are two scorers of candidates (`recipes/allreduce/plans.p
 2. the policy of transfers sends on these trees, transfer by transfer, until none fits, round by round;
 3. the one whose turn it is learns from the rounds that the whole plan took; the other stays as it is.
 
-While trees learn transfers are sharp: nearly always the best score. While transfers learn each set of trees is used by
-several episodes, whose mean is the baseline. The evaluation samples plans, checks the shortest by replay, and tries
-each policy on a larger network of the same kind.
+The evaluation samples plans, checks the shortest by replay, and tries each policy on a larger network of the same kind.
 """
 
 from __future__ import annotations
@@ -81,6 +79,7 @@ class LearnedPlanner:
         start = self.trees.task.start()  # type: ignore[attr-defined]
         starts = jax.tree.map(lambda x: jnp.broadcast_to(x, (groups or count, *x.shape)), start)
         grown, growth = self.trees.play(params[TREES], starts, to_grow)
+        # Episodes of one set of trees stand together, as `PlanPPO.update` groups them.
         parents = jnp.repeat(grown.parents, count // (groups or count), axis=0)
         begun = jax.device_put(jax.vmap(self.transfers.task.start)(parents), place)  # type: ignore[attr-defined]
         _, sent = self.transfers.play(params[TRANSFERS], begun, to_send, sharp)
@@ -128,8 +127,10 @@ class PlannerTraining:
         params = {name: state.params for name, state in pair.items()}
         count = settings.episodes
         if which == TRANSFERS:
+            # Each set of trees is used by several episodes, whose mean is the baseline.
             _, _, sent = planner.sample(params, key, count, place, groups=settings.groups)
             return planner.transfers.update(pair[TRANSFERS], sent, sent.cost, settings.groups)
+        # Transfers are sharp, nearly always the best score, so that the rounds tell of the trees alone.
         _, growth, sent = planner.sample(params, key, count, place, sharp=True)
         # Trees are as good as the plans that the frozen policy of transfers makes of them.
         learnt, metrics = planner.trees.update(pair[TREES], growth, sent.cost, 1)

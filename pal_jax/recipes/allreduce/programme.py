@@ -31,9 +31,7 @@ def shortest(topology: Topology, least: int, seconds: float) -> Schedule | None:
 def gather(topology: Topology, rounds: int, seconds: float) -> Schedule | None:
     """An AllGather in so many rounds by HiGHS, or None where there is none or time is up.
 
-    The variables are `x[round, hop, chunk]`, whether a chunk takes a hop in a round. Every server receives every other
-    chunk once; it has a chunk before it sends it, so a chunk that comes in a round goes on from the next; a link
-    carries one chunk a round.
+    The variables are `x[round, hop, chunk]`, whether a chunk takes a hop in a round.
     """
     hops = topology.ends
     count, size = topology.servers, len(topology.routes)
@@ -42,16 +40,19 @@ def gather(topology: Topology, rounds: int, seconds: float) -> Schedule | None:
     src, dst = np.array(hops).T
     into = [np.flatnonzero(dst == server) for server in range(count)]
 
+    # Every server receives every other chunk once, and its own never.
     once = [_row(number, place[:, into[server], chunk].ravel()) for server in range(count) for chunk in range(count)]
     exactly = np.array([float(server != chunk) for server in range(count) for chunk in range(count)])
     rows, right = [], []
     for t in range(rounds):
         for hop in range(size):
             for chunk in range(count):
+                # A server has a chunk before it sends it, so a chunk that comes in a round goes on from the next.
                 earlier = place[:t, into[src[hop]], chunk].ravel()
                 rows.append(_row(number, [place[t, hop, chunk]], earlier))
                 right.append(float(src[hop] == chunk))
         for link in range(len(topology.links)):
+            # A link carries one chunk a round.
             through = np.flatnonzero(topology.taken[:, link])
             if through.size:
                 rows.append(_row(number, place[t, through].ravel()))
@@ -62,6 +63,7 @@ def gather(topology: Topology, rounds: int, seconds: float) -> Schedule | None:
         constraint(vstack(rows).tocsr(), -np.inf, np.array(right)),
     ]
     whole, options = {'integrality': np.ones(number), 'bounds': Bounds(0, 1)}, {'time_limit': seconds}
+    # Every solution has so many rounds, so there is no cost: the first that is found counts.
     solution = milp(np.zeros(number), constraints=constraints, options=options, **whole)
     if solution.x is None:
         return None

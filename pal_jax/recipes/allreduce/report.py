@@ -90,6 +90,7 @@ def plot(record: Mapping[str, Any]) -> bytes:
         ax = figure.subplots()
         ax.set_title(title(record))
         ax.grid(False)
+        # A link that is free has no colour.
         shown = np.ma.masked_less(used, 0)
         picture = ax.imshow(
             shown, aspect='auto', cmap='turbo', vmin=0, vmax=record['servers'] - 1, interpolation='none'

@@ -82,6 +82,7 @@ class Wires:
     @functools.cached_property
     def clash(self) -> Bool[np.ndarray, 'H H']:
         """True where two hops share a link, or one does with an image of the other."""
+        # A pick is made with its images, so a hop clashes with another where it does with an image of it.
         images = self.number[self.group[:, self.ends[0]], self.group[:, self.ends[1]]]  # [G, H]
         return self.links @ self.links[images].sum(axis=0).T > 0
 
@@ -109,14 +110,15 @@ def pick(
 ) -> tuple[Int[Array, ' P'], Bool[Array, 'P C']]:
     """Pick up to `most` candidates one after the other, by a softmax of the scores over those that are still valid.
 
-    Returns the picks, `NONE` for one that was not made, and the candidates that were valid at each. Gumbel noise that
-    is drawn once gives these probabilities for all picks.
+    Returns the picks, `NONE` for one that was not made, and the candidates that were valid at each.
     """
+    # Gumbel noise that is drawn once gives the probabilities of a softmax for all picks.
     noisy, clash = scores + jax.random.gumbel(key, scores.shape), jnp.asarray(clash)
 
     def one(valid: Bool[Array, ' C'], _: None) -> tuple[Array, tuple[Array, Array]]:
         chosen = jnp.argmax(jnp.where(valid, noisy, -jnp.inf))
         taken = jnp.any(valid)
+        # A pick forbids all candidates whose hops share a link with it, and those of its own group.
         after = valid & ~clash[candidates.hop[chosen]][candidates.hop]
         after &= candidates.group != candidates.group[chosen]
         return jnp.where(taken, after, valid), (jnp.where(taken, chosen, NONE), valid)
@@ -135,6 +137,7 @@ def logprobs_of(scores: Float[Array, '*S C'], picks: Int[Array, '*S P'], masks: 
 
 def _marked(picks: Int[Array, ' P'], count: int) -> Bool[Array, ' C']:
     """Picks as a mask of the candidates."""
+    # Picks that were not made mark one place more, which is cut off.
     return jnp.zeros(count + 1, bool).at[jnp.where(picks == NONE, count, picks)].set(True)[:count]
 
 
@@ -192,6 +195,7 @@ class TreeTask:
             axis=-1,
         )[:, wires.first]
         hop = jnp.repeat(jnp.arange(len(src)), len(wires.first))
+        # A server gets a chunk from one parent, so candidates of the same server and chunk exclude each other.
         group = (jnp.asarray(dst)[:, None] * count + wires.first[None]).reshape(-1)
         return Candidates(features.reshape(-1, self.features), useful[:, wires.first].reshape(-1), hop, group)
 
@@ -245,6 +249,7 @@ class TransferTask:
         root = jnp.eye(count, dtype=bool)
         depth = jnp.where(root, 0, count)
         upward = jnp.where(parents == NONE, 0, parents)
+        # After as many passes as there are servers depths have come down from the root to every server.
         for _ in range(int(count)):
             depth = jnp.where(root, 0, jnp.take_along_axis(depth, upward, axis=1) + 1)
         chunk = jnp.arange(count)[:, None]
@@ -266,19 +271,20 @@ class TransferTask:
         root = chunk == server
         waiting = jnp.zeros((count, count), int).at[chunk, upward].add(~state.up & ~root)  # children not yet heard of
         whole = jnp.where(root, waiting == 0, state.down)  # who has the total
+        # A sum goes up once, when all children's sums have come; a total comes down once, when the parent has it.
         go_up = ~state.up & (waiting == 0)
         go_down = ~state.down & jnp.take_along_axis(whole, upward, axis=1)
         number = jnp.asarray(wires.number)
         hop = jnp.stack([number[jnp.broadcast_to(server, upward.shape), upward], number[upward, server]])
         todo = jnp.stack([~state.up, ~state.down]) & ~root[None]
-        load = jnp.zeros(len(wires.links)).at[hop].add(todo.astype(jnp.float32)) @ jnp.asarray(wires.links)  # by link
+        # The load of a link is the number of sends that still have to take it.
+        load = jnp.zeros(len(wires.links)).at[hop].add(todo.astype(jnp.float32)) @ jnp.asarray(wires.links)
         pressure = jnp.max(jnp.asarray(wires.links) * load[None], axis=1)  # of the fullest link of a hop
         pressure = pressure / jnp.maximum(jnp.max(load), 1.0)
         deepest = jnp.max(state.depth, axis=1, keepdims=True)
         longest = jnp.maximum(jnp.max(deepest), 1)
-        remaining = jnp.stack([state.depth + deepest, state.height + 1]) / (
-            2.0 * longest.astype(jnp.float32)
-        )  # the longest chain of sends from this one on
+        # The longest chain of sends goes up to the root and down to its deepest server for a reduce, down for a copy.
+        remaining = jnp.stack([state.depth + deepest, state.height + 1]) / (2.0 * longest.astype(jnp.float32))
         progress = jnp.mean(jnp.concatenate([state.up, state.down], axis=1), axis=1)[:, None]
         # About how many sends wait for this one: of a reduce all copies, and the reduces outside its subtree.
         behind = jnp.stack([count - 1 + count - state.size, state.size - 1]) / (2.0 * count)
@@ -295,6 +301,7 @@ class TransferTask:
     def advance(self, state: Transfers, picks: Int[Array, ' P']) -> Transfers:
         count, (place, back) = self.wires.servers, self.wires.origin
         sent = _marked(picks, 2 * len(self.wires.first) * count).reshape(2, -1, count)
+        # A server sends a chunk where the server that it is an image of sends the first chunk.
         up, down = sent[:, place[:, None], back]
         return state._replace(up=state.up | up, down=state.down | down)
 

@@ -81,20 +81,21 @@ def spread_gather(
     topology: Topology, rng: np.random.Generator, group: Group | None = None, partners: Partners | None = None
 ) -> Schedule:
     """An AllGather whose chunks go on together: round by round every chunk is sent from where it is to where it is not,
-    over links that are free, the rarest chunk and the neediest server first, so that chunks share the links evenly.
+    over links that are free, so that chunks share the links evenly.
 
-    Under a free group of symmetries the images of every choice are chosen with it. Where a root has a partner its chunk
-    is at both from the start.
+    Under a free group of symmetries the images of every choice are chosen with it.
     """
     count = topology.servers
     group = np.arange(count)[None] if group is None else group
     has = np.eye(count, dtype=bool)  # [server, chunk]
     if partners is not None:
+        # Where a root has a partner its chunk is at both from the start.
         roots = np.flatnonzero(partners >= 0)
         has[partners[roots], roots] = True
     rounds: Schedule = []
     links, (src, dst) = topology.taken, np.array(topology.ends).T
     while not has.all():
+        # A chunk that comes in a round goes on from the next, so senders are those of `has`.
         new, sends = has.copy(), []
         free = np.ones(len(topology.links), bool)
         while True:
@@ -107,6 +108,7 @@ def spread_gather(
             np.add.at(ways, dst, useful.any(axis=1))
             rank = ways[dst][:, None] + new.sum(axis=0)[None, :] / (2.0 * count) + rng.random(useful.shape) * 0.5
             hop, chunk = np.unravel_index(np.argmin(np.where(useful, rank, np.inf)), useful.shape)
+            # A symmetry takes no hop to one that shares a link with it, so the images of a choice fit in its round.
             for symmetry in group:
                 start, end = int(symmetry[src[hop]]), int(symmetry[dst[hop]])
                 new[end, symmetry[chunk]] = True
@@ -137,10 +139,12 @@ def workloads(topology: Topology, parents: Parents) -> Workloads:
     needs = np.zeros((2 * size, 2 * size), bool)
     for (chunk, child), i in up.items():
         parent = int(parents[chunk, child])
-        if parent == chunk:  # the root has the total when all its children's sums are there
+        # The root has the total when all its children's sums are there.
+        if parent == chunk:
             roots = [up[chunk, other] for other in range(count) if other != chunk and parents[chunk, other] == chunk]
             needs[size + i, roots] = True
         else:
+            # A parent sends its sum after its children, and its children the total after it.
             needs[up[chunk, parent], i] = True
             needs[size + i, size + up[chunk, parent]] = True
     links = topology.taken[[topology.number[send.src, send.dst] for send in sends]]
@@ -153,6 +157,7 @@ def _ahead(needs: Bool[np.ndarray, 'M M']) -> tuple[Int[np.ndarray, ' M'], Int[n
     step = needs.T.astype(np.float32)  # [i, j]: j waits for i
     depth, waiting, front = np.ones(len(needs), int), needs.T.copy(), np.eye(len(needs), dtype=np.float32)
     for length in range(2, len(needs) + 1):
+        # A front has the sends that end a chain of this length from each send.
         front = (front @ step > 0).astype(np.float32)
         if not front.any():
             break
@@ -219,8 +224,8 @@ def spread(topology: Topology, rng: np.random.Generator, group: Group | None = N
 
 
 def best_of(rule: Callable[[np.random.Generator], Schedule], tries: int, seed: int) -> Schedule:
-    """The shortest of `tries` schedules by a rule. Each has a generator of its own, so more tries leave these as they
-    are."""
+    """The shortest of `tries` schedules by a rule."""
+    # Each try has a generator of its own, so that more tries leave the earlier ones as they are.
     return min((rule(np.random.default_rng([seed, number])) for number in range(tries)), key=len)
 
 
@@ -235,23 +240,23 @@ def there_and_back(topology: Topology, parents: Parents, rng: np.random.Generato
 
 def mirrored(gather: Schedule, middle: Sequence[list[Send]] = ()) -> Schedule:
     """An AllReduce made of an AllGather: its sends backwards from the last round to the first, which reduce, the rounds
-    of the `middle`, and then the AllGather itself. Links backwards are as free as the links were."""
+    of the `middle`, and then the AllGather itself."""
+    # Links backwards are as free as the links were.
     back = [[Send(send.dst, send.src, send.chunk, 'reduce') for send in sends] for sends in reversed(gather)]
     return [*back, *middle, *gather]
 
 
 def choose_partners(topology: Topology, rng: np.random.Generator, group: Group) -> Partners:
-    """A partner of each root among its neighbours, at random, so that symmetries take partners to partners.
-
-    The roots that symmetries take to each other must be able to exchange sums in one round, if possible in the round of
-    those before them; where no neighbour fits, they have no partner.
-    """
+    """A partner of each root among its neighbours, at random, so that symmetries take partners to partners. Where no
+    neighbour fits, a root has no partner."""
     partners, used = np.full(topology.servers, -1), np.zeros(len(topology.links), int)
     for root in range(topology.servers):
+        # The choice of the smallest root decides for all roots that symmetries take it to.
         if root != group[:, root].min():
             continue
         pairs = [group[:, [root, other]] for other in rng.permutation(topology.neighbours[root])]
         takes = [topology.taken[topology.number[pair, pair[:, ::-1]].ravel()].sum(axis=0) for pair in pairs]
+        # These roots must be able to exchange sums in one round, if possible in the round of those before them.
         if fits := [k for k in range(len(pairs)) if takes[k].max() == 1]:
             best = min(fits, key=lambda k: (used + takes[k]).max())
             partners[pairs[best][:, 0]] = pairs[best][:, 1]
@@ -296,10 +301,7 @@ def ring_schedule(order: Sequence[int]) -> Schedule:
 
 
 def ring_order(topology: Topology, rng: np.random.Generator) -> list[int] | None:
-    """An order of all servers in a circle whose hops share no link, by depth-first search; None where none is seen.
-
-    Short hops go first, and of these the ones to servers with the fewest ways on.
-    """
+    """An order of all servers in a circle whose hops share no link, by depth-first search; None where none is seen."""
     order, free = [0], np.ones(len(topology.links), bool)
     options: list[list[int]] = []  # servers not yet tried after each server of the order
     for _ in range(SEARCH * topology.servers):
@@ -309,7 +311,9 @@ def ring_order(topology: Topology, rng: np.random.Generator) -> list[int] | None
                 v for v in topology.neighbours[here] if v not in order and free[list(topology.routes[here, v])].all()
             ]
             onward = {v: sum(other not in order for other in topology.neighbours[v]) + rng.random() for v in ways}
+            # The last option is tried first: short hops, and of these the ones to servers with the fewest ways on.
             options.append(sorted(ways, key=lambda v: (len(topology.routes[here, v]), onward[v]), reverse=True))
+            # The circle is closed where the hop back to the first server is free.
             last = topology.routes.get((here, 0), ())
             if len(order) == topology.servers and last and free[list(last)].all():
                 return order
@@ -317,6 +321,7 @@ def ring_order(topology: Topology, rng: np.random.Generator) -> list[int] | None
             order.append(options[-1].pop())
             free[list(topology.routes[order[-2], order[-1]])] = False
         elif len(order) > 1:
+            # No way leads on from here, so the search goes a hop back and frees its links.
             options.pop()
             free[list(topology.routes[order[-2], order[-1]])] = True
             order.pop()
@@ -335,12 +340,10 @@ def server_rounds(topology: Topology) -> int:
 
 
 def replay(rounds: Schedule, vectors: Int[np.ndarray, 'N N']) -> Int[np.ndarray, 'N N']:
-    """The values that servers hold after a schedule, by server and chunk, if they began with `vectors`.
-
-    The sends of a round read the values from before that round.
-    """
+    """The values that servers hold after a schedule, by server and chunk, if they began with `vectors`."""
     held = np.array(vectors)
     for sends in rounds:
+        # The sends of a round read the values from before that round.
         before = held.copy()
         for send in sends:
             if send.op == 'reduce':
@@ -356,7 +359,8 @@ def check(topology: Topology, rounds: Schedule) -> None:
     count = topology.servers
     for sends in rounds:
         used_links(topology, [(send.src, send.dst) for send in sends])
-    for source in range(count):  # what each server contributes, by itself
+    # What each server contributes is followed by itself, as sums are linear.
+    for source in range(count):
         start = np.zeros((count, count), int)
         start[source] = 1
         if not np.all(replay(rounds, start) == 1):

@@ -51,18 +51,21 @@ class _Hops:
 def free_group(topology: Topology, seed: int = 0) -> Int[np.ndarray, 'G N']:
     """The largest free group of symmetries that a search finds: where each symmetry sends each server.
 
-    The first one is the identity. The search draws symmetries at random, so another seed may find another group.
+    The first one is the identity. Another seed may find another group.
     """
     rng, hops, identity = np.random.default_rng(seed), _hops(topology), tuple(range(topology.servers))
     drawn = {power for _ in range(DRAWS) for power in _powers(_draw(hops, rng))}
+    # A symmetry is of use if the group of its own powers is free and keeps the hops.
     usable = [symmetry for symmetry in sorted(drawn) if _generate([symmetry], hops)]
     best = {identity}
     for _ in range(TRIES):
         group, generators = {identity}, []
+        # A group grows by every symmetry that leaves it free; the order decides which group it becomes.
         for i in rng.permutation(len(usable)):
             if usable[i] not in group and (larger := _generate([*generators, usable[i]], hops)):
                 group, generators = larger, [*generators, usable[i]]
         best = max(best, group, key=len)
+        # A free group has at most as many symmetries as there are servers.
         if len(best) == topology.servers:
             break
     return np.array(sorted(best))
@@ -70,7 +73,8 @@ def free_group(topology: Topology, seed: int = 0) -> Int[np.ndarray, 'G N']:
 
 def subgroup(group: Int[np.ndarray, 'G N'], rng: np.random.Generator) -> Int[np.ndarray, 'S N']:
     """The group that one, two or three members of a free group generate, which are drawn at random."""
-    row = {int(place): number for number, place in enumerate(group[:, 0])}  # a symmetry is known by one place
+    # In a free group a symmetry is known by the place of one server.
+    row = {int(place): number for number, place in enumerate(group[:, 0])}
     generators = rng.integers(len(group), size=rng.integers(1, 4))
     kept, front = {0}, [0]
     while front:
@@ -90,6 +94,7 @@ def _hops(topology: Topology) -> _Hops:
 def _draw(hops: _Hops, rng: np.random.Generator) -> Symmetry:
     """A permutation at random that keeps the kinds of all pairs; the identity where the search gives up."""
     count = len(hops.kind)
+    # In breadth-first order the next server has a neighbour among those with a place, so few places fit it.
     order = list(nx.bfs_tree(nx.Graph(hops.ends.T.tolist()), int(rng.integers(count))))
     places: list[int] = []  # of the first servers of the order
     options = [rng.permutation(count).tolist()]  # not yet tried, of these servers and of the next one
@@ -97,6 +102,7 @@ def _draw(hops: _Hops, rng: np.random.Generator) -> Symmetry:
         if not options[-1]:
             if not places:
                 break
+            # No place fits the next server, so the one before it tries another.
             options.pop()
             places.pop()
             continue

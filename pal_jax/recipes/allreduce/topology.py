@@ -71,11 +71,11 @@ class Topology:
     @functools.cached_property
     def routes(self) -> dict[tuple[int, int], tuple[int, ...]]:
         """The links of each hop by its ends. Servers are neighbours that at most `DIRECT` links connect through
-        switches alone; where these do not connect all servers, as in a fat tree, as many links as it takes. Of several
-        shortest routes hops take different ones, and the way back is the way there."""
+        switches alone; where these do not connect all servers, as in a fat tree, as many links as it takes."""
         number = {link: i for i, link in enumerate(self.links)}
         within, longest = self._through_switches(), DIRECT
         while True:
+            # A path of so many links has one node more.
             joined = nx.Graph(pair for pair, paths in within.items() if len(paths[0]) <= longest + 1)
             if len(joined) == self.servers and nx.is_connected(joined):
                 break
@@ -83,6 +83,7 @@ class Topology:
         routes = {}
         for (u, v), paths in within.items():
             if len(paths[0]) <= longest + 1:
+                # Of several shortest routes hops take different ones, and the way back is the way there.
                 path = paths[(u + v) % len(paths)]
                 routes[u, v] = tuple(number[link] for link in itertools.pairwise(path))
                 routes[v, u] = tuple(number[link] for link in itertools.pairwise(path[::-1]))
@@ -124,6 +125,7 @@ class Topology:
         paths = {}
         switches = set(range(self.servers, len(self.graph)))
         for u, v in itertools.combinations(range(self.servers), 2):
+            # Without the other servers every inner node of a path is a switch.
             between = self.graph.subgraph(switches | {u, v})
             if nx.has_path(between, u, v):
                 paths[u, v] = sorted(nx.all_shortest_paths(between, u, v))
@@ -186,6 +188,7 @@ def _dcell(n: int, level: int) -> tuple[list[tuple[int, int]], int]:
         return [], n
     inner, size = _dcell(n, level - 1)
     edges = [(u + cell * size, v + cell * size) for cell in range(size + 1) for u, v in inner]
+    # Cell `i` and the later cell `j` are linked by one server each, which serves no other pair of cells.
     edges += [(i * size + j - 1, j * size + i) for i in range(size + 1) for j in range(i + 1, size + 1)]
     return edges, size * (size + 1)
 
@@ -201,6 +204,7 @@ def jellyfish(switches: int, degree: int, seed: int = 0, servers: int = 1) -> To
             f'no connected graph has {switches} switches with {degree} links each to others: degree must be 2 or more '
             '(1 for two switches) and less than switches, and switches times degree even'
         )
+    # A random regular graph may fall apart, so graphs are drawn until one is connected.
     drawn = (nx.random_regular_graph(degree, switches, seed=seed + 1000 * attempt) for attempt in itertools.count())
     inner = next(graph for graph in drawn if nx.is_connected(graph))
     count = switches * servers
@@ -231,8 +235,7 @@ def from_file(path: Path) -> Topology:
     """A graph in a format of networkx, by the ending: .gml, .graphml, .adjlist, .edgelist.
 
     Nodes with the attribute `kind` or `type` 'switch', in any case, are switches; without any, as in the last two
-    formats, all nodes are servers. Servers are numbered in the order in which the file names them. All links are
-    equally fast in both directions, so a file that says otherwise is refused.
+    formats, all nodes are servers. Servers are numbered in the order in which the file names them.
 
     Raises:
       ValueError: the ending is unknown, the file cannot be read, it has parallel links, one direction of a link alone,
@@ -250,6 +253,7 @@ def from_file(path: Path) -> Topology:
             f'{path} is not read as {ending}: {error}; the lines of .edgelist are the two ends of a link and no '
             'more, since all links are equally fast'
         ) from None
+    # All links are equally fast in both directions, so a file that says otherwise is refused.
     if read.is_multigraph():
         raise ValueError(f'{path} has parallel links between two nodes, which are not modelled; give each link once')
     if lone := [(u, v) for u, v in read.edges if read.is_directed() and not read.has_edge(v, u)]:
@@ -260,14 +264,16 @@ def from_file(path: Path) -> Topology:
     _check_alike(path, read)
     graph = nx.Graph(read)
     kinds = {node: _kind(path, node, graph.nodes[node]) for node in graph}
-    order = sorted(graph, key=lambda node: kinds[node] == 'switch')  # servers first, each kind as the file names it
+    # Servers come first, each kind in the order in which the file names it.
+    order = sorted(graph, key=lambda node: kinds[node] == 'switch')
     servers = len(order) - sum(kind == 'switch' for kind in kinds.values())
     numbered = nx.relabel_nodes(graph, {node: i for i, node in enumerate(order)})
     return Topology(path.stem, servers, numbered, tuple(map(str, order[:servers])))
 
 
 def _edges(lines: list[str]) -> nx.Graph:
-    """The graph of the lines of an .edgelist. Raises ValueError for a line with one end, which networkx would skip."""
+    """The graph of the lines of an .edgelist. Raises ValueError for a line with one end."""
+    # networkx would skip a line with one end.
     for number, line in enumerate(lines, 1):
         if len(line.partition('#')[0].split()) == 1:
             raise ValueError(f'line {number} is {line!r}, which has one end; write two with a space between')
@@ -328,9 +334,10 @@ class TopologyKind(NamedTuple):
 
 
 def _dcell_servers(n: int, level: int) -> int:
-    """The servers of DCell(n, level), or a number above `MOST`, which they pass fast."""
+    """The servers of DCell(n, level), or a number above `MOST`."""
     servers = n
     for _ in range(level):
+        # The number is nearly squared at each level, so the exact one could be huge.
         if servers > MOST:
             break
         servers *= servers + 1

@@ -1,7 +1,6 @@
 """Rewards of a team by what each member contributes: values of sub-teams, and Shapley's shares of them (CTCR).
 
 Chen et al. 2023, *Proactive multi-camera collaboration for 3D human pose estimation* (arXiv 2303.03767, section 3.2).
-A sub-team is worth something from two members on, since one camera alone has no depth.
 """
 
 from __future__ import annotations
@@ -49,6 +48,7 @@ def coefficients(members: int) -> Float[np.ndarray, 'n S']:
         for member in np.flatnonzero(row):
             weights[member, number] += share
             without = tuple(inside and other != member for other, inside in enumerate(row))
+            # A team of one is worth 0, since one camera alone has no depth.
             if without in place:
                 weights[member, place[without]] -= share
     return weights

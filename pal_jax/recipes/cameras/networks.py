@@ -34,8 +34,7 @@ class TeamPolicy(nn.Module):
       outputs: numbers that the distribution of actions needs.
       hidden: widths of the layers before the memory.
       memory: units of the LSTM; 0: none.
-      mixtures: Gaussians of a mixture that predicts the target's next place, whose mean the policy reads without
-        giving it a gradient ("merge back"); 0: none.
+      mixtures: Gaussians of a mixture that predicts the target's next place, whose mean the policy reads; 0: none.
     """
 
     outputs: int
@@ -48,6 +47,7 @@ class TeamPolicy(nn.Module):
         for width in self.hidden:
             x = nn.tanh(nn.Dense(width, kernel_init=nn.initializers.orthogonal(2.0**0.5))(x))
         if self.memory:
+            # One cell reads all steps of a sequence, so its weights are shared over time.
             over_time = nn.scan(
                 nn.OptimizedLSTMCell, variable_broadcast='params', split_rngs={'params': False}, in_axes=1, out_axes=1
             )
@@ -55,8 +55,10 @@ class TeamPolicy(nn.Module):
         target, read = None, x
         if self.mixtures:
             target = Mixtures(1, 3, self.mixtures, (128, 128), name='target')(x)[..., 0, :]
+            # The policy reads the predicted mean without giving it a gradient ("merge back").
             mean = distributions.mixture_mean(target, 3)
             read = jnp.concatenate([x, jax.lax.stop_gradient(mean)], axis=-1)
+        # Small weights make the first policy nearly uniform.
         output = nn.Dense(self.outputs, kernel_init=nn.initializers.orthogonal(0.01))(read)
         return memory, Thought(output, x, target)
 
@@ -78,6 +80,7 @@ class Mixtures(nn.Module):
     def __call__(self, x: Float[Array, '*S F']) -> Float[Array, '*S slots X']:
         for width in self.hidden:
             x = nn.tanh(nn.Dense(width)(x))
+        # A Gaussian has a weight, and a mean and a width in each dimension.
         size = self.mixtures * (1 + 2 * self.dimensions)
         return nn.Dense(self.slots * size)(x).reshape(*x.shape[:-1], self.slots, size)
 

@@ -117,6 +117,7 @@ def plot_curves(curve: Mapping[str, Any], results: Sequence[TeamResult], samples
         colours, shown = matplotlib.colormaps['tab10'], []
         for run, errors in curve.items():
             team = run.rsplit('-', 1)[0]
+            # A team has a line for each seed, but only one entry in the legend.
             label = TEAMS[team] if team not in shown else None
             shown += [team] if label else []
             steps = samples * (1 + np.arange(len(errors)))
@@ -151,6 +152,7 @@ def animate(episodes: Mapping[str, Scenes], frames: int) -> bytes:
         canvas = FigureCanvasAgg(figure)
         for t in np.unique(np.linspace(0, length - 1, frames).astype(int)):
             for ax, (title, scenes) in zip(panels, episodes.items(), strict=True):
+                # All frames share one canvas, so the frame before is wiped off.
                 ax.clear()
                 draw(ax, scenes, int(t), title)
             canvas.draw()
@@ -166,6 +168,7 @@ def draw(ax: Axes, scenes: Scenes, t: int, title: str) -> None:
     error = float(np.asarray(scenes.sight.figures)[t, 0])
     ax.set_title(f'{title}: step {t + 1}, error {error:.1f} cm')
     for number in np.flatnonzero(np.asarray(scenes.present)[t]):
+        # Person 0 is the target.
         colour = RED if number == 0 else GREY
         ax.add_patch(Circle(people[t, number], RADIUS, color=colour))
     for camera in range(cameras.shape[1]):
@@ -173,6 +176,7 @@ def draw(ax: Axes, scenes: Scenes, t: int, title: str) -> None:
         x, y, z, _, yaw = cameras[t, camera]
         ax.plot(x, y, 'o', color=BLUE, markersize=4)
         ax.annotate(f'{z:.0f}', (x, y), fontsize=6, color=INK, xytext=(4, 4), textcoords='offset points')
+        # The field of view is 90 degrees wide.
         for side in (-45.0, 45.0):
             end = np.deg2rad(yaw + side)
             ax.plot([x, x + SIGHT * np.cos(end)], [y, y + SIGHT * np.sin(end)], color=BLUE, linewidth=0.8)

@@ -99,10 +99,12 @@ class Team:
     def step(self, state: dict[str, Any], host: Host, i: int) -> tuple[dict[str, Any], Host, str, Metrics]:
         runs, figures, metrics = {}, {}, []
         for method, learner in self.learners.items():
+            # A camera is paid its contribution with credit 1 and the team's value with credit 0.
             credit = jnp.asarray(float(method.startswith('ctcr')))
             for seed in range(self.settings.seeds):
                 run = name(method, seed)
                 with self.ctx.phase('update'):
+                    # 1. to 4. of a run, `updates` times.
                     runs[run], more, figures[run] = self.iterate(learner, state['runs'][run], credit)
                 metrics.append(more)
         keys = dict.fromkeys(key for more in metrics for key in more)
@@ -227,6 +229,7 @@ def make(settings: Settings, ctx: Context) -> Team:
 
 def make_team_learner(settings: Settings, ctx: Context, method: str) -> TeamPPO:
     """The learner of a method. Only whether it has dynamics heads makes another program."""
+    # The schedules of the rates last for every minibatch of every pass.
     updates = settings.total_steps * settings.updates * settings.epochs * settings.minibatches
     optimizers = settings.optimizer.over(updates), settings.critic.over(updates)
     sizes = {key: getattr(settings, key) for key in ('environments', 'hidden', 'memory', 'epochs', 'minibatches')}

@@ -155,6 +155,7 @@ class Cameras:
         apart = people[:, None] - people[None]
         distance = jnp.sqrt(jnp.sum(apart**2, axis=-1) + 1e-6)
         close = jnp.clip(1.0 - distance / (4.0 * RADIUS), 0.0) * (present[:, None] & present[None])
+        # Who comes nearer than two diameters to somebody is pushed away from them.
         push = jnp.sum(apart / distance[..., None] * close[..., None], axis=1)
         after = people + self.speed * (way + 2.0 * push)
         # Who meets the border turns to the middle.
@@ -166,11 +167,13 @@ class Cameras:
         """Detections of the target's joints and of the middle of everybody else, and the points of all sub-teams."""
         count, joints = people.shape[0], len(JOINTS)
         truth = body(people[0], heading[0])
+        # Everybody but the target is one point, the pelvis.
         middles = jnp.concatenate([people[1:], jnp.full((count - 1, 1), JOINTS[0, 2])], axis=-1)
         points = jnp.concatenate([truth, middles])
         owner = jnp.array([0] * joints + list(range(1, count)))
         pixels, depth = vision.project(cameras, points)
         others = present[None] & (owner[:, None] != jnp.arange(count)[None])
+        # Nobody hides a point of their own body.
         hidden = vision.blocked(cameras[:, :3], points, people) & others[None]
         visible = vision.inside(pixels, depth) & ~jnp.any(hidden, axis=-1) & present[owner][None]
         distance = jnp.sqrt(jnp.sum((points[None] - cameras[:, None, :3]) ** 2, axis=-1))
@@ -178,11 +181,13 @@ class Cameras:
         noise = NOISE * distance[..., None] / SCALE * jax.random.normal(key, pixels.shape)
         placed, enough = vision.triangulate(cameras, pixels + noise, visible, self.teams)
         error = jnp.sqrt(jnp.sum((placed[:, :joints] - truth[None]) ** 2, axis=-1))
+        # A joint that fewer than two cameras of a sub-team see counts as the largest error.
         error = jnp.where(enough[:, :joints], jnp.minimum(error, FAILED), FAILED)
         mean = jnp.mean(error, axis=-1)
         # The whole team's points are all that cameras know of people.
         whole, known = placed[-1], enough[-1]
         weight = known[:joints].astype(jnp.float32)
+        # The target is where the mean of its known joints is.
         target = jnp.sum(whole[:joints] * weight[:, None], axis=0) / jnp.maximum(jnp.sum(weight), 1.0)
         now = jnp.concatenate([target[None], whole[joints:]])
         now = jnp.clip(now, -2.0 * REACH, 2.0 * REACH)
@@ -193,6 +198,7 @@ class Cameras:
         figures = jnp.stack([mean[-1], success.astype(jnp.float32), *below, seen])
         boxed = boxes(cameras, people) * detected[..., None]
         views, values = jnp.mean(visible[:, :joints], axis=1), contributions.value(mean, self.value)
+        # A person who is not reconstructed stays where the team last knew them.
         return Sight(jnp.where(fresh[:, None], now, before), fresh, boxed, detected, views, values, figures)
 
     # --- rules --------------------------------------------------------------------------------------------------------
@@ -236,6 +242,7 @@ class Cameras:
         flags = jnp.stack([is_target, fresh, sight.detected], axis=-1).astype(jnp.float32)
         people = jnp.concatenate([flags, absolute, relative, sight.boxes], axis=-1) * scene.present[None, :, None]
         people = jnp.take_along_axis(people, near[..., None], axis=1).reshape(self.cameras, -1)
+        # Padding gives an observation the same width for any number of people and cameras.
         people = jnp.pad(people, ((0, 0), (0, 13 * (CROWD - crowd))))
         # Every camera's direction and place in the directions of every other one.
         views = vision.axes(scene.cameras)[:, 2]
@@ -291,8 +298,10 @@ class Cameras:
     def _order(self, scene: Scene) -> tuple[Int[Array, 'n K'], Int[Array, 'n n-1']]:
         """The target and then people by distance, and teammates by their angle around the target."""
         distance = jnp.sum((scene.sight.points[None] - scene.cameras[:, None, :3]) ** 2, axis=-1)
+        # The target comes first, and those who are absent last.
         distance = jnp.where(scene.present[None], distance, jnp.inf).at[:, 0].set(-1.0)
         turn = jnp.mod(self._angles(scene), 2.0 * jnp.pi)
+        # A camera is the first by its own angle, and is left out.
         turn = jnp.where(jnp.eye(self.cameras, dtype=bool), -1.0, turn)
         return jnp.argsort(distance, axis=-1), jnp.argsort(turn, axis=-1)[:, 1:]
 

@@ -3,10 +3,9 @@
     state = learner.init(seed)
     state, metrics = learner.iterate(state, credit)     # T steps of N environments, then the update
 
-A member is paid `credit` times its own contribution and `1 - credit` times the team's value; `credit` is an array,
-so that one compiled program has both kinds of reward. Episodes are cut after the task's horizon, at the end of a
-rollout; the critic's value of the last state is the bootstrap of the rewards after it. With `mixtures` heads predict
-the next places of members, target and others, and the reward (world dynamics learning, arXiv 2303.03767 section 3.3).
+A member is paid `credit` times its own contribution and `1 - credit` times the team's value. Episodes are cut after
+the task's horizon, at the end of a rollout. With `mixtures` heads predict the next places of members, target and
+others, and the reward (world dynamics learning, arXiv 2303.03767 section 3.3).
 
 Letters: `N` environments, `T` steps, `A` members of the team, `D` the width of an observation, `H` choices of an
 action, `W` the width of what the critic reads, `F` figures of a step.
@@ -206,10 +205,12 @@ class TeamPPO:
         over = jax.vmap(jax.vmap(self.env.oversee))(scenes)  # [N, T, A, W]
         end = jax.vmap(self.env.oversee)(last)
         values = self.critic_net.apply(state.critic, over)[..., 0]  # type: ignore[index]
+        # Episodes are cut and do not end, so the critic's value of the last state stands for the rewards after it.
         bootstrap = self.critic_net.apply(state.critic, end)[..., 0]  # type: ignore[index]
-        # `gae` takes the last axis for channels of rewards; here it is the members.
+        # The credit is an array, so that one compiled program has both kinds of reward.
         paid = credit * outcome.contributions + (1.0 - credit) * outcome.shared[..., None]
         acts = jnp.ones(paid.shape[:2], bool)
+        # `gae` takes the last axis for channels of rewards; here it is the members.
         advantages, returns = gae(
             self.reward_scale * paid, values, acts, gamma=self.env.gamma, lam=self.lam, bootstrap=bootstrap
         )

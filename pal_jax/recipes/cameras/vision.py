@@ -32,6 +32,7 @@ def project(cameras: Float[Array, 'n 5'], points: Float[Array, 'J 3']) -> tuple[
     """The pixels `[n, J, 2]` of points and how far they lie in front of the cameras, `[n, J]`."""
     seen = jnp.einsum('nak,njk->nja', axes(cameras), points[None] - cameras[:, None, :3])
     depth = seen[..., 2]
+    # A point beside the camera would divide by 0; `inside` leaves it out by its depth.
     ahead = jnp.where(jnp.abs(depth) > 1e-3, depth, 1e-3)
     centre = jnp.array([[[WIDTH, HEIGHT]]]) / 2.0
     return centre + FOCAL * seen[..., :2] / ahead[..., None], depth
@@ -47,7 +48,7 @@ def blocked(
     start: Float[Array, 'n 3'], points: Float[Array, 'J 3'], people: Float[Array, 'K 2']
 ) -> Bool[Array, 'n J K']:
     """True where the way from a camera to a point crosses a person: it comes as near to the axis of the capsule as
-    its radius. The nearest points of two segments are those of Ericson 2005, section 5.1.9."""
+    its radius."""
     low, high = RADIUS, PERSON - RADIUS
     way = points[None] - start[:, None]  # [n, J, 3]
     square = jnp.sum(way * way, axis=-1)[..., None]
@@ -58,9 +59,11 @@ def blocked(
     along = jnp.sum(way[:, :, None, :2] * away_xy, axis=-1) + way[..., 2, None] * away_z
     mixed, up = way[..., 2, None] * length, away_z * length
     divisor = square * length**2 - mixed**2
+    # The nearest points of two segments are those of Ericson 2005, section 5.1.9: `s` of the way, `t` of the axis.
     s = jnp.clip((mixed * up - along * length**2) / jnp.maximum(divisor, 1e-6), 0.0, 1.0)
     t = (mixed * s + up) / length**2
     held = jnp.clip(t, 0.0, 1.0)
+    # Where `t` is beyond an end of the axis, that end has another nearest point of the way.
     s = jnp.where(t == held, s, jnp.clip((mixed * held - along) / jnp.maximum(square, 1e-6), 0.0, 1.0))
     near_xy = away_xy + s[..., None] * way[:, :, None, :2]
     near_z = away_z + s * way[..., 2, None] - held * length
@@ -92,26 +95,29 @@ def view_rows(
 def smallest(triangles: Float[Array, '*B 10']) -> Float[Array, '*B 3']:
     """The points whose homogeneous coordinates are the eigenvectors of the smallest eigenvalues, by inverse iteration.
 
-    The matrices are sums of `view_rows`. An eigenvector of the unscaled matrix is one of the scaled matrix in the
-    metric `diag(SCALE^2, SCALE^2, SCALE^2, 1)`. The 4 x 4 factors are written out, so that all points go through
-    one fused program; a library's decomposition of a million small matrices takes a hundred times as long.
+    The matrices are sums of `view_rows`.
     """
     m = {pair: triangles[..., number] for number, pair in enumerate(PAIRS)}
     # Views that agree make a singular matrix, whose factor is finite with a ridge of the size of its rounding.
     ridge = jnp.finfo(triangles.dtype).eps * sum(m[i, i] for i in range(4)) + 1e-12
+    # The 4 x 4 factors are written out, so that all points go through one fused program. A library's decomposition of a
+    # million small matrices takes a hundred times as long.
     factor: dict[tuple[int, int], Array] = {}
     for i in range(4):
         for j in range(i + 1):
             remainder = m[i, j] - sum((factor[i, k] * factor[j, k] for k in range(j)), jnp.zeros_like(m[i, j]))
             factor[i, j] = jnp.sqrt(jnp.maximum(remainder + ridge, ridge)) if i == j else remainder / factor[j, j]
+    # An eigenvector of the unscaled matrix is one of the scaled matrix in this metric.
     metric = (SCALE**2, SCALE**2, SCALE**2, 1.0)
 
     def iterate(_: Array, x: list[Array]) -> list[Array]:
         y = [scale * entry for scale, entry in zip(metric, x, strict=True)]
+        # An iteration solves with the lower factor and then with its transpose.
         for i in range(4):
             y[i] = (y[i] - sum((factor[i, k] * y[k] for k in range(i)), jnp.zeros_like(ridge))) / factor[i, i]
         for i in reversed(range(4)):
             y[i] = (y[i] - sum((factor[k, i] * y[k] for k in range(i + 1, 4)), jnp.zeros_like(ridge))) / factor[i, i]
+        # Only the direction counts, so a step keeps the entries at the size of 1.
         largest = functools.reduce(jnp.maximum, (jnp.abs(entry) for entry in y))
         return [entry / largest for entry in y]
 
@@ -130,6 +136,7 @@ def triangulate(
     triangulation, Hartley & Zisserman 2004, section 12.2). Points that too few see have no meaning."""
     one_by_one = view_rows(cameras, pixels, visible.astype(pixels.dtype))
     inside_team = jnp.asarray(members, pixels.dtype)
+    # The system of a sub-team is the sum of its views, so each view is worked out once.
     triangles = jnp.einsum('sn,njt->sjt', inside_team, one_by_one)
     views = jnp.einsum('sn,nj->sj', inside_team, visible.astype(pixels.dtype))
     return smallest(triangles), views > 1.5

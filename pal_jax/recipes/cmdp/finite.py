@@ -68,13 +68,15 @@ class Bandit:
         return state, paid, jnp.ones((), bool)
 
     def tables(self) -> Tables:
-        """The tables of the bandit: a pull leads to a second state, in which nothing is paid."""
+        """The tables of the bandit, with a second state after the pull."""
         arms = len(self.rewards)
         transition = np.zeros((2, arms, 2))
+        # A pull leads to a second state, in which nothing is paid.
         transition[:, :, 1] = 1.0
         paid = np.zeros((2, arms, 2))
         paid[0] = np.stack([self.rewards, self.costs], axis=-1)
-        return Tables(np.array([1.0, 0.0]), transition, paid, np.ones((2, 1)), 0.5)  # any discount: one step is paid
+        # Any discount gives the same values, since one step is paid.
+        return Tables(np.array([1.0, 0.0]), transition, paid, np.ones((2, 1)), 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +120,8 @@ class Grid:
     def step(
         self, state: Int[Array, ''], action: Int[Array, ' 1'], key: Array
     ) -> tuple[Array, Float[Array, ' 2'], Bool[Array, '']]:
-        draw = jax.random.uniform(key) / max(self.slip, 1e-9)  # below 1: a uniform action, which the same draw tells
+        # The same draw tells whether the action is replaced, below 1, and by which one.
+        draw = jax.random.uniform(key) / max(self.slip, 1e-9)
         other = jnp.clip(jnp.floor(draw * len(MOVES)), 0, len(MOVES) - 1).astype(jnp.int32)
         move = jnp.array(MOVES)[jnp.where(draw < 1.0, other, action[0])]
         row = jnp.clip(state // self.columns + move[0], 0, self.rows - 1)
@@ -128,7 +131,7 @@ class Grid:
         return cell, jnp.stack([ended, self._hazards[cell]]).astype(jnp.float32), ended
 
     def tables(self) -> Tables:
-        """The tables of the grid: the state of the goal pays nothing and is never left."""
+        """The tables of the grid."""
         size = self.width
         moved = np.zeros((size, len(MOVES), size))
         for cell in range(size):
@@ -137,7 +140,9 @@ class Grid:
                 column = min(max(cell % self.columns + right, 0), self.columns - 1)
                 moved[cell, action, row * self.columns + column] = 1.0
         transition = (1.0 - self.slip) * moved + self.slip * moved.mean(axis=1, keepdims=True)
+        # The state of the goal pays nothing and is never left.
         transition[self.goal] = np.eye(size)[self.goal]
+        # A move pays its mean reward, by the probabilities of the cells that it leads to.
         into_goal = transition[:, :, self.goal]
         into_hazard = np.tensordot(transition, np.asarray(self._hazards, float), axes=1)
         rewards = np.stack([into_goal, into_hazard], axis=-1)

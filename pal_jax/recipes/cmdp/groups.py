@@ -52,7 +52,8 @@ class MemberGroup:
     tables: Tables | None
 
     def init(self, seed: int) -> tuple[ArrayState, list[State]]:
-        """States of the learner and of the handlers. Members of one seed start alike."""
+        """States of the learner and of the handlers."""
+        # Members of one seed start alike, so that their handlers are what differs.
         seeds = jnp.array([seed + member.seed for member in self.members], jnp.int32)
         return self.learner.init(seeds), [handler.init(1) for handler in self.handlers]
 

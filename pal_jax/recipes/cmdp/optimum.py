@@ -1,8 +1,6 @@
 """Constrained MDPs against their exact optimum: linear programme, exact values of policies, and what a report shows.
 
-The optimum is over occupancy measures (Altman 1999, chapter 3): `x[s, a]` is the discounted number of visits, whose
-rewards and costs are linear in it, so a linear programme finds the best policy under a limit, and the multiplier that
-the limit has there.
+The optimum is over occupancy measures (Altman 1999, chapter 3): `x[s, a]` is the discounted number of visits.
 """
 
 from __future__ import annotations
@@ -55,13 +53,16 @@ def optimum(tables: Tables, limit: float) -> ConstrainedOptimum:
       ValueError: no policy keeps the limit.
     """
     states, actions, _ = tables.transition.shape
+    # What leaves a state, less what comes into it, is what starts there.
     leaves = np.repeat(np.eye(states), actions, axis=0)
     flow = (leaves - tables.gamma * tables.transition.reshape(-1, states)).T
     paid = tables.rewards.reshape(-1, 2)
     within: dict[str, Any] = {} if math.isinf(limit) else {'A_ub': paid[None, :, 1], 'b_ub': [limit]}
+    # Rewards and costs are linear in the visits, so a linear programme finds the best policy under a limit.
     solution = linprog(-paid[:, 0], A_eq=flow, b_eq=tables.start, method='highs', **within)
     if not solution.success:
         raise ValueError(f'no policy keeps a cost of {limit:g} ({solution.message}); raise the limit')
+    # The dual value is negative, since the programme makes the negative reward small.
     multiplier = -float(solution.ineqlin.marginals[0]) if within else 0.0
     return ConstrainedOptimum(-float(solution.fun), float(solution.x @ paid[:, 1]), multiplier)
 
@@ -70,6 +71,7 @@ def values(tables: Tables, policy: Float[Array, 'R S A']) -> Float[Array, 'R C']
     """The exact discounted sums of policies from the start, by channel: a linear system each."""
     moved = jnp.einsum('rsa,sat->rst', policy, jnp.asarray(tables.transition, jnp.float32))
     paid = jnp.einsum('rsa,sac->rsc', policy, jnp.asarray(tables.rewards, jnp.float32))
+    # The values are what is paid now and the discounted values after it: `(I - gamma P) v = r`.
     stays = jnp.eye(moved.shape[-1])[None] - tables.gamma * moved
     start = jnp.asarray(tables.start, jnp.float32)
     return jnp.einsum('s,rsc->rc', start, jnp.linalg.solve(stays, paid))
@@ -97,6 +99,7 @@ def summarize(
         reward, cost = map(intervals.mean, seeds.T)
         best = optima.get((key[0], key[2]))
         share = reward.value / best.reward if best else None
+        # A run without a limit has nothing to keep, so it neither solves a task nor fails.
         solved = None if share is None or math.isinf(key[2]) else bool(share >= SHARE and cost.value <= key[2] + ROOM)
         cells[key] = HandlerSummary(reward, cost, share, solved)
     return cells
@@ -169,6 +172,7 @@ def plot(results: Sequence[HandlerResult], tables: Tables | None) -> bytes:
         ax.set_title('Reward and what it costs', fontsize=13, fontweight='bold')
         if tables is not None:
             top = optimum(tables, math.inf)
+            # The smallest limits may be below what any policy can keep; the curve begins above them.
             costs = np.linspace(0.02 * top.cost, top.cost, 60)
             best = [front for limit in costs if (front := _reachable(tables, float(limit)))]
             ax.plot([at.cost for at in best], [at.reward for at in best], color=GREY, label='exact optimum')

@@ -1,7 +1,7 @@
 """A point that is pushed to a goal past hazards: a constrained task with continuous actions.
 
-The square has sides of 2. A push changes the velocity, which friction shrinks. Coming nearer to the goal pays the
-distance gained, and reaching it pays 1 more and moves it elsewhere. A step that ends within a hazard costs 1.
+The square has sides of 2. Coming nearer to the goal pays the distance gained, and reaching it pays 1 more. A step that
+ends within a hazard costs 1.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class PointGoal:
     def observe(self, state: PointState) -> Float[Array, ' D']:
         """The position, the velocity in units of a push, and the ways to the goal and to the hazards, nearest first."""
         away = state.hazards - state.position[None]
+        # Hazards have no names, so the policy sees them in the order of their distances.
         order = jnp.argsort(jnp.sum(jnp.square(away), axis=-1))
         near = away[order].reshape(-1)
         return jnp.concatenate([state.position, state.velocity / self.push, state.goal - state.position, near])
@@ -65,8 +66,10 @@ class PointGoal:
     def step(
         self, state: PointState, action: Float[Array, ' 2'], key: Array
     ) -> tuple[PointState, Float[Array, ' 2'], Bool[Array, '']]:
+        # A push changes the velocity, which friction shrinks.
         velocity = (1.0 - self.friction) * state.velocity + self.push * jnp.clip(action, -1.0, 1.0)
         position = jnp.clip(state.position + velocity, -1.0, 1.0)
+        # The way gained is measured to the goal of this step, before a goal that is reached moves elsewhere.
         before, after = _distance(state.goal, state.position), _distance(state.goal, position)
         reached = after < self.goal_radius
         inside = jnp.any(_distance(state.hazards, position[None]) < self.hazard_radius)

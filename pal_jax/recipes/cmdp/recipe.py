@@ -7,8 +7,7 @@ A step makes `updates` iterations of every handler, limit and seed on every task
 3. estimate advantages of reward and cost by GAE, mix them by the handler's weights, and update policy and critic.
 
 Policies of finite tasks are valued exactly after each iteration. The result of a run is the mean of these values over
-the last part of it: the value of a policy drawn at random from that part, which may well be the only optimal kind,
-since under a limit the best policy is in general a mixture of two.
+the last part of it: the value of a policy drawn at random from that part.
 """
 
 from __future__ import annotations
@@ -75,6 +74,8 @@ class CMDP:
             # The values of all iterations are averaged, since the last policy alone may circle around the optimum.
             mean = total / self.updates
             results += group.results(mean)
+            # A policy drawn at random from the tail may well be the only optimal kind, since under a limit the best
+            # policy is in general a mixture of two.
             if last:
                 tail = jax.device_put(np.asarray(tail) + mean.astype(np.float32) / self.tail, tail.sharding)
             learners[name], handlers[name], tails[name] = learner, states, tail

@@ -111,13 +111,13 @@ def mode(
     there.
 
     The steps are Newton's, with a damping by user that grows where a step would not be downhill and shrinks where one
-    was (Levenberg 1944, Marquardt 1963). Without it a surprising answer throws a person far away: where the sigmoid is
-    flat, only the weak prior bounds a step. The steps end with the first before which nobody was `NEAR` away, or after
-    `steps` of them.
+    was (Levenberg 1944, Marquardt 1963). There are at most `steps` of them.
     """
     known, pull = answered.astype(jnp.float32), people.pull
 
     def newton(now: Posterior, damping: Array) -> Array:
+        # Without a damping a surprising answer throws a person far away: where the sigmoid is flat, only the weak prior
+        # bounds a step.
         curved = now.precision + damping[:, None, None] * jnp.eye(start.shape[1])[None]
         return jnp.linalg.solve(curved, now.gradient[..., None])[..., 0]
 
@@ -137,6 +137,7 @@ def mode(
 
     first = posterior(people, start, known)
     carry = jnp.zeros((), jnp.int32), start, first, jnp.zeros(start.shape[0]), jnp.array(jnp.inf)
+    # The steps end with the first before which nobody was farther away than `NEAR`.
     _, z, now, _, _ = jax.lax.while_loop(lambda carry: (carry[0] < steps) & (carry[4] > NEAR), step, carry)
     return z, now.precision
 

@@ -86,6 +86,7 @@ def fit_xlogit(difference: np.ndarray, users: np.ndarray, seed: int) -> MixedLog
     order = np.argsort(users, kind='stable')
     difference, users = difference[order].astype(float), users[order]
     n, names = len(users), [f'x{i}' for i in range(difference.shape[1])]
+    # xlogit has a row for each option: the difference stands for the chosen one, and zeros for the other.
     long = np.stack([difference, np.zeros_like(difference)], axis=1).reshape(2 * n, -1)
     model: Any = Estimator()
     try:
@@ -126,9 +127,7 @@ def posterior_margins(
 def posterior(model: MixedLogit, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Draws `[D, H]` of a person's coefficients given known choices `[n, H]`, and their weights `[D]`, which sum to 1.
 
-    They are drawn about the mode from Student's t with the curvature there, and weigh by the ratio of the densities
-    (importance sampling; Geweke 1989). A person's distribution leans to the side where choices are certain, so the
-    draws move to the mean and covariance of the first ones, `ROUNDS` times (Cappé et al. 2004).
+    They are drawn from Student's t, and weigh by the ratio of the densities (importance sampling; Geweke 1989).
     """
     # In units of the prior's deviations, from the prior's mean.
     known, deviation, width = np.asarray(known, float), np.maximum(model.deviation, NARROW), len(model.mean)
@@ -144,8 +143,11 @@ def posterior(model: MixedLogit, known: np.ndarray) -> tuple[np.ndarray, np.ndar
         weight = np.exp(ratio - ratio.max())
         return draws, weight / weight.sum()
 
+    # The first draws are about the mode, with the curvature there.
     covariance = np.linalg.inv(hessian[0] * deviation[:, None] * deviation)
     draws, weight = drawn((mode[0] - model.mean) / deviation, covariance)
+    # A person's distribution leans to the side where choices are certain, so the draws move to the mean and covariance
+    # of the first ones (Cappé et al. 2004).
     for _ in range(ROUNDS):
         centre = weight @ draws
         spread = ((draws - centre) * weight[:, None]).T @ (draws - centre)

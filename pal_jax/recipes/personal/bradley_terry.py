@@ -56,6 +56,7 @@ def fit(x: np.ndarray, weight: np.ndarray, ridge: float | np.ndarray, toward: np
             length = np.where(short, length / 2, length)
             if not short.any():
                 break
+        # Each person has a length of their own, so nobody waits for another.
         w = w - length[:, None] * step
     return Fit(w, hessian)
 

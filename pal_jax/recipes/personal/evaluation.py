@@ -194,16 +194,14 @@ def asymmetry(margins: np.ndarray, swapped: np.ndarray) -> float:
 
 
 def choose(method: Method, task: SplitTask) -> Mapping[str, Any]:
-    """The option with the highest accuracy on validation people, each alike; the first one of equals.
-
-    The validation people are every fifth seen person at random. They are left out of training, are known by their
-    training choices and are tested on their validation choices.
-    """
+    """The option with the highest accuracy on validation people, each alike; the first one of equals."""
     asked, train = task.validation, task.train
+    # The validation people are every fifth seen person at random.
     held = np.random.default_rng([task.trial.seed, 4]).permutation(train.people) % HELD == 0
     counted = asked.counts & held[asked.users]
     if len(method.options) == 1 or not counted.any():
         return method.options[0]
+    # Validation people teach nothing: they are known by their training choices and tested on their validation choices.
     train, known = train.where(~held[train.users]), train.where(held[train.users])
     scores = []
     for option in method.options:
@@ -231,4 +229,5 @@ def median_seconds(call: Callable[[], Any]) -> float:
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
+    # The first call compiles.
     return float(np.median(seconds[1:]))

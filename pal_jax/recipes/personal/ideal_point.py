@@ -47,8 +47,7 @@ class ProjectorShape(NamedTuple):
 def parse_projector(name: str) -> ProjectorShape:
     """The projector of a name.
 
-    The name is `identity` or `mlp<hidden layers>-<relu|gelu|linear>[-dropout<digits>][-residual][-nobias]`, where
-    dropout75 is a rate of 0.75.
+    The name is `identity` or `mlp<hidden layers>-<relu|gelu|linear>[-dropout<digits>][-residual][-nobias]`.
 
     Raises:
       ValueError: the name has another form.
@@ -62,6 +61,7 @@ def parse_projector(name: str) -> ProjectorShape:
             'mlp<n>-<relu|gelu|linear>[-dropout<digits>][-residual][-nobias]'
         )
     hidden, activation, digits, residual, nobias = parts.groups()
+    # The digits stand behind the point: dropout75 is a rate of 0.75.
     dropout = int(digits) / 10 ** len(digits) if digits else 0.0
     return ProjectorShape(int(hidden) + 1, activation, dropout, bool(residual), not nobias)
 
@@ -136,18 +136,21 @@ class PAL:
     @property
     def logits_per_user(self) -> int:
         """The number of logits that a user has."""
+        # The first free weight is always 1, so it has no logit.
         return {'own': self.width, 'free': self.prototypes - 1}.get(self.mixture, self.prototypes)
 
 
 def specs(pal: PAL) -> Params:
     """The specs of every parameter except the users' logits."""
     d = pal.dim or pal.width
+    # The scale begins at 1 / 0.07, as that of CLIP.
     tree: Params = {'log_scale': ParamSpec((), (), lambda *_: jnp.log(jnp.float32(1 / 0.07)))} if pal.scaled else {}
     if pal.parsed_projector.layers:
         tree['f'] = _projector_specs(pal.parsed_projector, pal.width, d)
     if pal.variant == 'B':
         tree['g'] = _projector_specs(pal.parsed_projector, pal.width, d, pal.prototypes)
     elif pal.mixture != 'own':
+        # Prototypes that are projected, or compared before the projection, are as wide as items.
         size = d if pal.point == 'Pw' and pal.rule != 'norm' else pal.width
         init = _unit_rows if pal.prototype_init == 'unit' else jax.nn.initializers.normal(size**-0.5)
         tree['P'] = ParamSpec((pal.prototypes, size), (None, None), init)
@@ -181,8 +184,10 @@ def project(layers: list[Params], pal: PAL, x: Float[Array, '*S H'], key: Array 
         if i + 1 < projector.layers:
             if key is not None and projector.dropout:
                 keep = jax.random.bernoulli(jax.random.fold_in(key, i), 1.0 - projector.dropout, hidden.shape)
+                # What is kept grows, so that the mean is that of evaluations, which drop nothing.
                 hidden = jnp.where(keep, hidden / (1.0 - projector.dropout), 0.0)
             hidden = ACTIVATIONS[projector.activation](hidden)
+    # Rewards are made in float32, whatever the type of the products.
     hidden = hidden.astype(jnp.float32)
     return x + hidden if projector.residual else hidden
 
@@ -196,6 +201,7 @@ def weights(
             return z
         case 'free':
             return jnp.concatenate([jnp.ones((z.shape[0], 1), z.dtype), z], axis=1)
+        # In training a partition is a softmax, for the largest alone has no gradient.
         case 'partition' if not training:
             return jax.nn.one_hot(jnp.argmax(z, axis=-1), pal.prototypes, dtype=z.dtype)
         case 'gumbel' if key is not None:
@@ -214,6 +220,7 @@ def user_point(
         assert prompt is not None
         keys = [None] * pal.prototypes if key is None else jax.random.split(key, pal.prototypes)
         projectors = [jax.tree.map(lambda x, k=k: x[k], params['g']) for k in range(pal.prototypes)]
+        # Each prototype is a function of the prompt, and a user mixes the results.
         points = [w[:, k, None] * project(projectors[k], pal, prompt, keys[k]) for k in range(pal.prototypes)]
         return sum(points[1:], points[0])
     if pal.mixture == 'own':
@@ -234,6 +241,7 @@ def item_reward(
     params: Params, pal: PAL, u: Float[Array, 'B D'], x: Float[Array, 'B *T H'], key: Array | None = None
 ) -> Float[Array, 'B *T']:
     """The rewards of items, or of the tokens of items, for users at the points `u`."""
+    # One point of the user stands beside all tokens of an item.
     u = u.reshape(u.shape[0], *(1,) * (x.ndim - 2), u.shape[1])
     f = params.get('f', [])
     if pal.rule == 'norm':
@@ -272,5 +280,6 @@ def checked_mixture(mix: ArrayLike, K: int) -> Float[Array, ' K']:
 
 
 def length(x: Float[Array, '*S D']) -> Float[Array, '*S']:
-    """The Euclidean norm over the last axis. Its gradient at the origin is 0, and not NaN."""
+    """The Euclidean norm over the last axis."""
+    # With a bound below, the gradient at the origin is 0, and not NaN.
     return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1), 1e-12))

@@ -83,8 +83,10 @@ def by_person(choices: PairBatch) -> tuple[np.ndarray, np.ndarray]:
 
     `T` is the largest number of choices of a person.
     """
+    # Padding and choices that are not known yet have no place in a row.
     numbers = np.flatnonzero(choices.counts)
     users = np.asarray(choices.users)[numbers]
+    # Choices keep their order within a person.
     rank = rank_within(users, np.arange(len(users)))
     index = np.zeros((choices.people, int(rank.max(initial=-1)) + 1), np.int64)
     exists = np.zeros(index.shape, bool)

@@ -76,7 +76,7 @@ def _finite(margins: np.ndarray) -> np.ndarray:
 def temperature(margins: np.ndarray) -> float:
     """The factor above 0 that makes the mean log loss of margins `[n]` least, to make them log-odds.
 
-    One pair more on either side (Platt 1999) keeps it finite where all are right. 1 where there are no margins.
+    It is 1 where there are no margins, or all are 0.
 
     Raises:
       ValueError: a margin is not finite.
@@ -84,9 +84,11 @@ def temperature(margins: np.ndarray) -> float:
     margins = _finite(margins)
     if not np.any(margins):
         return 1.0
+    # One pair more on either side (Platt 1999) keeps the factor finite where all are right.
     largest, right = np.abs(margins).max(), (len(margins) + 1) / (len(margins) + 2)
 
     def loss(log_factor: float) -> float:
+        # Margins are in units of the largest, so that the same bounds of the factor suit every method.
         m = np.exp(log_factor) * margins / largest
         return float(np.mean(right * np.logaddexp(0.0, -m) + (1 - right) * np.logaddexp(0.0, m)))
 
@@ -120,6 +122,7 @@ def worst_tenth(shares: np.ndarray) -> float:
 def worst_if_alike(pairs: np.ndarray, share: float, *, draws: int = 2000, seed: int = 0) -> float:
     """The worst tenth to expect if all people were predicted right on the same share of their `pairs` `[P]`."""
     rng = np.random.default_rng(seed)
+    # People who are alike differ by luck, the more the fewer pairs they have.
     shares = rng.binomial(np.asarray(pairs, int), share, (draws, len(pairs))) / pairs
     return float(np.sort(shares, axis=1)[:, : math.ceil(len(pairs) / 10)].mean())
 
@@ -139,6 +142,7 @@ def paired(ours: np.ndarray, theirs: np.ndarray) -> Paired:
 
 def people_needed(gain: float, spread: float, *, power: float = 0.8, level: float = 0.05) -> int:
     """The number of people that show a gain at a level with a power, if gains have a deviation of `spread`."""
+    # The formula is that of a two-sided test of a mean whose deviation is known.
     quantiles = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
     return math.ceil((quantiles * spread / gain) ** 2)
 
@@ -178,6 +182,7 @@ def figures(parts: Sequence[JudgedPairs], other: Sequence[JudgedPairs] = ()) -> 
         theirs = together(other)
         if not np.array_equal(theirs.people, judged.people) or not np.array_equal(theirs.pairs, judged.pairs):
             raise ValueError(f'{len(judged.people)} and {len(theirs.people)} people were tested, or on other pairs')
+        # Differences are paired by person, which takes out that some people are easier to foretell.
         gain = paired(shares, by_person(theirs))
     people = intervals.share(shares)
     return MethodFigures(
@@ -195,4 +200,5 @@ def figures(parts: Sequence[JudgedPairs], other: Sequence[JudgedPairs] = ()) -> 
 
 def counts(gain: Paired, shuffled: Paired) -> bool:
     """True where a gain of persons is above 0 and above that with shuffled people, both beyond noise."""
+    # A gain with shuffled people is no gain of persons, so only what is above it counts.
     return gain.mean.place(0.0) == 1 and intervals.difference(gain.mean, shuffled.mean).place(0.0) == 1

@@ -7,9 +7,8 @@
     rank = learner.ask(state.params, pairs, exists, prior, seed, questions=5)      # the order of questions to new users
     margins = learner.margins(state.params, z, pairs)
 
-A batch moves the users who have a pair in it and no others: their rows are gathered, moved by an Adam of their own (its
-moments and its count of updates stand in the table) and put back. So a step costs what its pairs cost, however many
-users there are, and a user who is not in it keeps every bit. The table lies over the mesh by users.
+A batch moves the users who have a pair in it and no others. So a step costs what its pairs cost, however many users
+there are, and a user who is not in it keeps every bit. The table lies over the mesh by users.
 
 LoRe, PReF, MRM and the rewards of MaxMin-RLHF have the same margin, so they are options: docs/methods/personal.md.
 """
@@ -88,7 +87,8 @@ class IdealPointLearner:
         self.inner, self.optimizer = inner, make_optimizer(rates, shared_start=inner is not None)
         on_cpu = mesh.devices.flat[0].platform == 'cpu'
         self.part = part if part is not None else on_cpu * CPU_PART * sharding.batch_ways(mesh)
-        ways = math.lcm(mesh.shape['fsdp'], 128)  # as many rows on every mesh: a run is opened on others
+        # The table has as many rows on every mesh, since a run is opened on others.
+        ways = math.lcm(mesh.shape['fsdp'], 128)
         table = ParamSpec((-(-users // ways) * ways, pal.logits_per_user), ('users', None), _first_logits(pal, z_std))
         start = {} if inner is None else {'z0': ParamSpec((pal.logits_per_user,), (None,), _first_logits(pal, z_std))}
         self._specs = {'params': ideal_point.specs(pal) | start, 'z': table}
@@ -98,6 +98,7 @@ class IdealPointLearner:
         self.init = jax.jit(jax.vmap(self._new_state), out_shardings=shardings)
         self._updates = jax.jit(
             side_by_side(self._many, replicas),
+            # The state before is given up, so that the table is in memory once.
             donate_argnums=0,
             out_shardings=(shardings, sharding.replicated(mesh)),
             in_shardings=(shardings, sharding.sharding(mesh, BATCH)),
@@ -106,6 +107,7 @@ class IdealPointLearner:
             jax.jit(side_by_side(of_one, replicas), out_shardings=sharding.replicated(mesh))
             for of_one in (self._fit, self._margins, self._each, self._expected, self._mode)
         )
+        # The number of questions is static, so each number has a program, which is kept.
         self._ask = functools.lru_cache(
             lambda questions: jax.jit(
                 side_by_side(functools.partial(self._order, questions), replicas),
@@ -137,6 +139,7 @@ class IdealPointLearner:
         return self._updates(state, batches)
 
     def _many(self, state: PALState, batches: PairBatch) -> tuple[PALState, dict[str, Array]]:
+        # Without a batch there is no mean, and nothing to compile.
         if not batches.users.size:
             return state, {name: jnp.zeros(()) for name in ('loss', 'accuracy')}
         state, (metrics, learnt) = jax.lax.scan(self._one, state, batches)
@@ -162,14 +165,15 @@ class IdealPointLearner:
         if self.inner is not None:
             loss = functools.partial(self._outer, self.inner)
         value = functools.partial(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), state.params, mine.z)
-        part = self.part if self.inner is None else 0  # a person's pairs stay together
+        # Pairs of a person stay together where the inner steps adapt to the person.
+        part = self.part if self.inner is None else 0
         (total, accuracy), (grads, z_grads) = summed(value, part, place, batch, key)
         if pull := self.loss.prototype_pull:
             pulled, slope = jax.value_and_grad(lambda P: pull * jnp.sum(jnp.square(P)))(state.params['P'])
             total, grads = total + pulled, {**grads, 'P': grads['P'] + slope}
         # 3. Adam on the shared parameters, with a rate for each group.
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        # 4. Adam on the rows, each by its own count of updates, and back into the table.
+        # 4. Adam on the rows, each by its own moments and count of updates, and back into the table.
         if self.inner is None:
             mine = adam_rows(mine, z_grads, self.rates.users, self.rates.b1, self.rates.b2)
             table = jax.tree.map(lambda x, new: x.at[rows].set(new, mode='drop', unique_indices=True), table, mine)
@@ -284,6 +288,7 @@ class IdealPointLearner:
             return (z + updates, moments), None
 
         start = prior if new.start == 'prior' else jnp.zeros_like(prior)
+        # The loss is a sum over users, and both optimisers move each number by itself: nobody moves another.
         (z, _), _ = jax.lax.scan(step, (start, rule.init(start)), length=new.steps)
         return z
 
@@ -364,14 +369,16 @@ class IdealPointLearner:
             chosen, rejected = (ideal_point.item_reward(params, self.pal, u, x) for x in (pairs.chosen, pairs.rejected))
             return chosen - rejected
 
+        # A prototype alone is a mixture with all weight on it, a row of the identity.
         return jnp.moveaxis(jax.vmap(alone)(jnp.eye(self.pal.prototypes)), 0, 1)
 
 
 def _first_logits(pal: PAL, std: float) -> Callable[..., Array]:
-    """Normal logits; of weights without bounds the first is larger by 1, for its prototype begins as everybody's."""
+    """Normal logits; of weights without bounds the first is larger by 1."""
     normal = jax.nn.initializers.normal(std)
     if pal.mixture != 'linear':
         return normal
+    # With 1 on the first weight the first prototype begins as everybody's.
     return lambda key, shape, dtype: normal(key, shape, dtype).at[..., 0].add(1.0)
 
 
@@ -386,12 +393,10 @@ def real(batch: PairBatch) -> Bool[Array, '*S']:
 
 
 def side_by_side(f: Callable[..., Any], replicas: int) -> Callable[..., Any]:
-    """`f` over a leading axis of replicas.
-
-    One replica runs without that axis, for which sums by XLA on a CPU take 25 times longer.
-    """
+    """`f` over a leading axis of replicas."""
     if replicas > 1:
         return jax.vmap(f)
+    # One replica runs without the axis, with which sums by XLA on a CPU take 25 times longer.
     return lambda *args: jax.tree.map(lambda x: x[None], f(*jax.tree.map(lambda x: x[0], args)))
 
 
@@ -415,15 +420,13 @@ def adam_rows(rows: UserTable, grads: Float[Array, 'B K'], lr: float, b1: float,
     updates = rows.updates + 1
     m, v = b1 * rows.m + (1 - b1) * grads, b2 * rows.v + (1 - b2) * jnp.square(grads)
     t = updates[:, None].astype(jnp.float32)
+    # Moments begin at 0, and each row is corrected for it by its own count.
     direction = m / (1 - b1**t) / (jnp.sqrt(v / (1 - b2**t)) + 1e-8)
     return UserTable(rows.z - lr * direction, m, v, updates)
 
 
 def make_optimizer(rates: Rates, *, shared_start: bool = False) -> optax.GradientTransformation:
-    """The optimiser of the parameters that all users share: Adam with a rate for each group.
-
-    A shared start of users' logits has the rate of users.
-    """
+    """The optimiser of the parameters that all users share: Adam with a rate for each group."""
     adam = functools.partial(optax.adam, b1=rates.b1, b2=rates.b2)
     projector = optax.chain(optax.add_decayed_weights(rates.projector_decay), adam(rates.projector))
     groups: dict[Any, Any] = {
@@ -433,6 +436,7 @@ def make_optimizer(rates: Rates, *, shared_start: bool = False) -> optax.Gradien
         'log_scale': adam(rates.log_scale),
     }
     if shared_start:
+        # A shared start of users' logits has the rate of users.
         groups['z0'] = adam(rates.users)
     return optax.partition(groups, lambda params: {name: name for name in params})
 

@@ -57,6 +57,7 @@ def make_trials(data: Comparisons, seeds: int, control: bool, seed: int, split: 
         for number in range(seed, seed + seeds):
             parts, users = split(number), data.users.copy()
             if shuffled:
+                # The control shuffles people among pairs that models learn from, and leaves those of tests as they are.
                 rng = np.random.default_rng([number, 1])
                 for index in (parts.train, parts.fit):
                     users[index] = rng.permutation(users[index])
@@ -85,7 +86,8 @@ def columns(
 
 
 def margins(learner: IdealPointLearner, params: Params, z: Array, pairs: PairBatch) -> np.ndarray:
-    """The margins of all pairs `[R, n]`, computed a chunk at a time."""
+    """The margins of all pairs `[R, n]`."""
+    # Pairs go a chunk at a time, as the items of all of them may lie on disk.
     starts = range(0, pairs.users.shape[1], CHUNK)
     chunks = (jax.tree.map(lambda x, start=start: x[:, start : start + CHUNK], pairs) for start in starts)
     return np.concatenate([np.asarray(learner.margins(params, z, chunk)) for chunk in chunks], axis=1)
@@ -108,6 +110,7 @@ def newcomers(data: Comparisons, trials: Sequence[Trial]) -> Newcomers:
     for row, trial in zip(rank, trials, strict=True):
         order = np.random.default_rng([trial.seed, 2]).permutation(len(trial.split.fit))
         row[: len(order)] = rank_within(trial.users[trial.split.fit], order)
+    # Pairs to fit by are read into memory, since they are fitted again for each number of known ones.
     return Newcomers(jax.tree.map(lambda x: x[:], fit), rank, test, people)
 
 
@@ -123,8 +126,8 @@ def questions(learner: IdealPointLearner, state: PALState, new: Newcomers, prior
 
 
 def asked_first(users: ArrayLike, order: np.ndarray, rank: np.ndarray, most: int) -> np.ndarray:
-    """The rank `[n]` of each known pair in its user: the first `most` in the `order` in which they were asked, then all
-    others by their `rank`; PADDING stays."""
+    """The rank `[n]` of each known pair in its user, of whom `most` pairs were asked in `order`; PADDING stays."""
+    # The first `most` are known in the order in which they were asked, then all others by their rank before.
     keys = np.where(order < most, order, most + np.minimum(rank, PADDING - most - 1))
     within = rank_within(users, np.where(rank < PADDING, keys, PADDING))
     return np.where(rank < PADDING, within, PADDING)
@@ -132,6 +135,7 @@ def asked_first(users: ArrayLike, order: np.ndarray, rank: np.ndarray, most: int
 
 def population(state: PALState) -> Array:
     """The mean logits `[R, K]` of the users who were trained; 0 where nobody was."""
+    # The table has rows of new users and of nobody, too, which no update has moved.
     trained = (state.users.updates > 0).astype(jnp.float32)[..., None]
     return jnp.sum(trained * state.users.z, axis=1) / jnp.maximum(jnp.sum(trained, axis=1), 1)
 
@@ -148,6 +152,7 @@ def new_margins(
     new people are fitted."""
     rows, wide = [], for_everybody(prior, new.fit.people)
     for count in counts:
+        # Choices that are not known yet weigh nothing, so one program serves every number.
         z = learner.fit(state.params, new.fit, (new.rank < count).astype(np.float32), wide)
         table = zip(margins(learner, state.params, z, new.test), new.test.users, new.test.counts, strict=True)
         rows.append([(m[keep], those[users[keep]]) for those, (m, users, keep) in zip(new.people, table, strict=True)])

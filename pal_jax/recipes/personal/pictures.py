@@ -35,6 +35,7 @@ def plot_by_comparisons(curves: Mapping[str, Curve], counts: Sequence[int]) -> b
     places = range(len(counts))
     for (name, curve), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
         _draw(ax, places, curve, name, colour)
+    # The last number stands for all comparisons that a person has.
     ax.set_xticks(places, [str(count) for count in counts[:-1]] + [f'all (≤ {counts[-1]})'])
     ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return png(figure)
@@ -46,6 +47,7 @@ def plot_simplex(mixtures: np.ndarray) -> bytes:
     K = mixtures.shape[1]
     figure, ax = _axes(f'{len(mixtures)} people among {K} prototypes', '')
     if K <= 2:
+        # Of two weights that sum to 1, one tells both.
         ax.hist(mixtures[:, -1], bins=30, range=(0, 1), color=BLUE)
         ax.set_xlabel(f'weight of prototype {K}')
         ax.set_ylabel('people')
@@ -91,6 +93,7 @@ def in_words(effects: np.ndarray, attributes: Sequence[str], count: int = 2) -> 
 
 def linear_effects(rewards: np.ndarray, items: np.ndarray) -> np.ndarray:
     """The effects `[K, H]` of attributes on rewards `[K, n]` of items `[n, H]`: the slopes of a least-squares fit."""
+    # Centred columns leave out the intercept.
     centred = items - items.mean(axis=0)
     return np.linalg.lstsq(centred, (rewards - rewards.mean(axis=1, keepdims=True)).T, rcond=None)[0].T
 
@@ -100,6 +103,7 @@ def _corners(mixtures: np.ndarray) -> np.ndarray:
     if mixtures.shape[1] == 3:
         return np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
     centred = mixtures - mixtures.mean(axis=0)
+    # The first two principal axes show most of what sets people apart.
     return np.linalg.svd(centred, full_matrices=False)[2][:2].T
 
 
@@ -113,6 +117,7 @@ def _axes(title: str, label: str, width: float = 7.0):
 
 
 def _draw(ax, places, curve: Curve, name: str, colour: str) -> None:
+    # One split has no error, and so a band of no width.
     mean, error = (np.array([point[k] or 0.0 for point in curve]) for k in (0, 1))
     ax.fill_between(places, mean - error, mean + error, color=colour, alpha=0.18, linewidth=0)
     ax.plot(places, mean, color=colour, label=name, marker='o', markersize=4)

@@ -144,10 +144,13 @@ def measure(panel: Panel, state: States, *, calibrated: bool = False) -> Results
             return [judged(row) for row in new_margins(learner, state[name], who, counts, mean)]
 
         asked, strangers = (), ()
+        # A model with a decoder of its own reads the same new people by its own vectors.
         by_count = on(new if theirs is data else newcomers(theirs, trials), counts)
-        if panel.ask and name == 'K=1':  # with one prototype all people are alike, and no answer would tell anything
+        # With one prototype all people are alike, and no answer would tell anything.
+        if panel.ask and name == 'K=1':
             asked = by_count
         elif panel.ask and name in chosen_names:
+            # Questions are chosen for models that some split takes for PAL, as choosing costs a pass for each question.
             asked = on(questions(learner, state[name], new, mean, min(panel.ask, new.most)), counts)
         if calibrated and name in chosen_names:
             strangers = on(_strangers(trials, new), counts[-1:])
@@ -165,16 +168,19 @@ def counts_of(panel: Panel, most: int) -> tuple[int, ...]:
 
 def seconds_a_person(panel: Panel, state: States, name: str, new: Newcomers) -> float:
     """The median time in seconds to fit one new person by as many choices as anybody has."""
+    # The first pairs count as those of one person, whoever they are of: only their number costs time.
     first = np.zeros((len(panel.trials), new.most), np.int32)
     pairs = jax.tree.map(lambda x: x[:, : new.most], new.fit).replace(users=first, people=1)
     weight, mean = np.ones(first.shape, np.float32), panel.prior(state[name])[:, None]
     fit = panel.learners[name].fit
     seconds = median_seconds(lambda: jax.block_until_ready(fit(state[name].params, pairs, weight, mean)))
+    # The splits are fitted side by side, so each has its share of the time.
     return seconds / len(panel.trials)
 
 
 def choose(validation: Mapping[int, Sequence[float]]) -> list[int]:
     """The number of prototypes with the highest accuracy on each split's validation part; the smallest of equals."""
+    # Of equals `max` keeps the first, which is the smallest.
     return [max(sorted(validation), key=lambda k: validation[k][r]) for r in range(len(validation[min(validation)]))]
 
 
@@ -183,6 +189,7 @@ def _strangers(trials: Sequence[Trial], new: Newcomers) -> Newcomers:
     users = np.array(new.fit.users)
     for row, trial in zip(users, trials, strict=True):
         n = len(trial.split.fit)
+        # Padding behind the pairs stays where it is.
         row[:n] = np.random.default_rng([trial.seed, 5]).permutation(row[:n])
     return new._replace(fit=new.fit.replace(users=users))
 
@@ -247,6 +254,7 @@ def _groups(
         mixtures = ideal_point.weights(panel.learners[name].pal, state[name].users.z[r][seen])
         return agreement(np.asarray(mixtures), known[seen])
 
+    # One prototype has no directions, a model for each user no shared ones, and a model that is told groups finds none.
     names = [name for name in panel.learners if name not in ('K=1', 'own', 'groups')]
     by_model = {name: [of(name, r) for r in true] for name in names}
     last = f'K={panel.prototypes[-1]}'
@@ -257,16 +265,17 @@ def agreement(mixtures: np.ndarray, groups: np.ndarray) -> float:
     """The agreement of people's weights `[P, K]` with their groups `[P]`: the AUC for the two largest groups of the
     direction in which people differ most.
 
-    Either end of the direction may be either group, so 1/2 is chance. People in no group (-1) or in another one do not
-    count; the AUC is NaN with one group.
+    People in no group (-1) or in another one do not count; the AUC is NaN with one group.
     """
     names, counts = np.unique(groups[groups >= 0], return_counts=True)
     if len(names) < 2:
         return math.nan
     two = names[np.argsort(-counts, kind='stable')[:2]]
     counted, centred = np.isin(groups, two), mixtures - mixtures.mean(axis=0)
-    direction = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]  # the first principal coordinate
+    # The first principal coordinate is the direction in which people differ most.
+    direction = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
     area = intervals.auc(direction[counted], groups[counted] == two[0]).value
+    # Either end of the direction may be either group, so 1/2 is chance.
     return max(area, 1.0 - area)
 
 
@@ -345,6 +354,7 @@ def _verdict(shown: Shown) -> str:
     for who, gain in gains.items():
         parts.append(f'{who}: PAL {gain.value:+.3f} over the shared model, 95 % over splits {gain.ends("+.3f")}')
     count = len(pal.seen)
+    # Splits with true ids come first, and those of the control after them.
     true, false = (', '.join(map(str, part)) for part in (shown.chosen[:count], shown.chosen[count:]))
     control = f'; with shuffled ids: {false}' if false else ''
     return f'{"; ".join(parts)}. K by split: {true}{control}.'
@@ -380,6 +390,7 @@ def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
     data, state, pal = panel.seen_by(name), states[name], panel.learners[name].pal
     seen = np.unique(data.users[panel.trials[0].split.train])
     mixtures = np.asarray(ideal_point.weights(pal, state.users.z[0][seen]))
+    # Prototypes are numbered by their weight, since their order in training means nothing.
     order = np.argsort(-mixtures.mean(axis=0))
     params = jax.tree.map(lambda x: x[0], state.params)
     index, words = shown_items(data)
@@ -391,6 +402,7 @@ def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
         values = np.asarray(ideal_point.item_reward(params, pal, u, items))
         if not words or prompt is None:
             return values
+        # A prompt moves the rewards of both replies, so a reply is shown by what it has above the other.
         return values - np.asarray(ideal_point.item_reward(params, pal, u, jnp.asarray(data.rejected[index])))
 
     liked = np.stack([rewards(int(k)) for k in order])
@@ -401,6 +413,7 @@ def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
         mostly = np.mean(mixtures.argmax(axis=1) == k)
         liked_most = people.in_words(effects[number], attributes, shown)
         table.append([str(number + 1), f'{mixtures[:, k].mean():.2f}', f'{mostly:.0%}', *liked_most])
+    # More bars than these could not be read.
     picture = people.plot_effects(effects, attributes) if len(attributes) <= 30 else b''
     return [
         Exhibit('The people', picture=people.plot_simplex(mixtures[:SHOWN_PEOPLE, order])),
@@ -409,14 +422,13 @@ def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
 
 
 def shown_items(data: Comparisons) -> tuple[np.ndarray, list[str]]:
-    """The numbers of pairs whose chosen items show the likes of a prototype, and the items in words if they are texts.
-
-    Each text is there once, or each reply to each prompt.
-    """
+    """The numbers of pairs whose chosen items show what a prototype likes, and the items in words if they are texts."""
+    # A random order gives every part of the data a chance to be among the first.
     index = np.random.default_rng(0).permutation(len(data.users))
     if not data.texts:
         return index[:SHOWN_ITEMS], []
     columns = [lookup.numbers[index] for lookup in (data.prompt, data.chosen) if isinstance(lookup, Lookup)]
+    # Each text is there once, or each reply to each prompt.
     different = np.unique(np.stack(columns), axis=1, return_index=True)[1][:SHOWN_ITEMS]
     words = [' / '.join(data.texts[int(column[i])] for column in columns) for i in different]
     return index[different], words

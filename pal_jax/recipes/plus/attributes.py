@@ -3,9 +3,8 @@ PLUS, arXiv 2507.13579, section 5).
 
 JSON lines: {"prompt": "...", "replies": [{"text": "...", "ratings": {"helpfulness": 4, "honesty": 2}}, ...]}
 
-A person prefers the reply that is rated higher on their attribute. A tie is broken at random, the same way for
-everybody. Only pairs of replies about which people disagree are kept. The context of a person has choices from one
-survey that no other attribute would explain. The held-out choices are of prompts that nothing was learnt from.
+A person prefers the reply that is rated higher on their attribute. Only pairs of replies about which people disagree
+are kept. The context of a person has choices from one survey that no other attribute would explain.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class RatedPair(NamedTuple):
 def read(path: str, attributes: Sequence[str] = (), *, max_words: int) -> tuple[list[RatedPair], tuple[str, ...]]:
     """The pairs about which people disagree, and the attributes that people want.
 
-    Replies have at most `max_words` words. The attributes are `attributes`, by default those of the first reply.
+    Replies have at most `max_words` words. The attributes are by default those of the first reply.
 
     Raises:
       ValueError: a line is wrong, or there are fewer than two attributes.
@@ -85,6 +84,7 @@ def _disagreements(
 ) -> Iterator[RatedPair]:
     """The pairs of replies to a prompt about which people who want different attributes disagree."""
     for (first_text, first_ratings), (second_text, second_ratings) in itertools.combinations(rated, 2):
+        # A tie is broken at random, the same way for everybody.
         tie = random.Random(f'{prompt} {first_text} {second_text}').random() < 0.5
         first = frozenset(
             name
@@ -101,8 +101,6 @@ def make_attribute_people(
 ) -> tuple[list[History], list[History]]:  # fmt: skip
     """The people to learn from, and the people to test on, whose held-out choices are of a tenth of the prompts.
 
-    People want the attributes in turn, so each attribute has as many people.
-
     Args:
       people, tested: numbers of people to learn from and to test on.
       in_context, taught, held: a person's choices in the context, for the reward model, and held out.
@@ -117,9 +115,11 @@ def make_attribute_people(
         by_prompt.setdefault(normal(pair.prompt), []).append(pair)
     groups = list(by_prompt.values())
     random.Random(0).shuffle(groups)
+    # The held-out choices of people to test on are of prompts that nothing was learnt from: a tenth of them.
     new = -(-len(groups) // 10)
     survey_end = new + np.searchsorted(np.cumsum([len(group) for group in groups[new:]]), SURVEY) + 1
-    survey_end = min(survey_end, (new + len(groups)) // 2)  # of few prompts half are for the survey, half teach
+    # Of few prompts half are for the survey, half teach.
+    survey_end = min(survey_end, (new + len(groups)) // 2)
     later, survey, teaching = (
         list(itertools.chain(*part)) for part in (groups[:new], groups[new:survey_end], groups[survey_end:])
     )
@@ -130,7 +130,9 @@ def make_attribute_people(
         )
 
     def person(split: str, number: int, seed: int, judged: Sequence[RatedPair]) -> History:
+        # People want the attributes in turn, so each attribute has as many people.
         rng, kind = random.Random(f'{split} {number} {seed}'), kinds[number % len(kinds)]
+        # Choices are drawn until the context tells the attribute and no text stands there twice.
         for _ in range(DRAWS):
             past, (reward, *train) = rng.sample(survey, in_context), rng.sample(teaching, 1 + taught)
             history = History(
@@ -151,6 +153,7 @@ def make_attribute_people(
 
     return (
         [person('train', number, seed, teaching) for number in range(people)],
+        # The people to test on have the seed 0, so they are the same for every seed of a run.
         [person('test', number, 0, later) for number in range(tested)],
     )
 

@@ -74,12 +74,13 @@ def table(
     """Figures of some people, with the likeliest summary of each and its gaps.
 
     `accuracy` and `reward` (mean log sigmoid of the gap) are by the likeliest summary, `sampled_...` are means over
-    `samples` summaries drawn at `temperature`; the controls are by somebody else's summary, or by none. A tie is wrong.
-    Standard errors and intervals are over people, whose accuracies are `accuracy_by_person`. `words` is the mean length
-    of texts. Where kinds are known, `named` is the share of texts that name the person's kind and no other, `misnamed`
-    the share that name another kind alone.
+    `samples` summaries drawn at `temperature`; the controls are by somebody else's summary, or by none. Standard errors
+    and intervals are over people, whose accuracies are `accuracy_by_person`. `words` is the mean length of texts. Where
+    kinds are known, `named` is the share of texts that name the person's kind and no other, `misnamed` the share that
+    name another kind alone.
     """
     kinds = [person.kind for person in people]
+    # The texts of a person stand together, and the likeliest is the first.
     texts = describe(people, [0.0, *[temperature] * samples])
     likeliest, drawn = texts[:: 1 + samples], [text for k, text in enumerate(texts) if k % (1 + samples)]
     by_person = {'': likeliest} | ({'sampled_': drawn} if drawn else {})
@@ -96,10 +97,12 @@ def table(
     cuts = np.cumsum([len(of) for of in texts_of.values()])[:-1]
     figures: dict[str, Any] = {'people': len(people)}
     for name, gaps_of_text in zip(texts_of, np.split(margins, cuts), strict=True):
+        # A tie is wrong.
         right = (gaps_of_text > 0).reshape(len(people), -1).mean(axis=1)
         figures |= intervals.share(right).named(f'{name}accuracy')
         figures[f'{name}reward'] = float(-np.logaddexp(0.0, -gaps_of_text).mean())
     plain = margins[: len(people)]
+    # Accuracies are kept by person, so that methods can be compared on the same people.
     figures['accuracy_by_person'] = (plain > 0).mean(axis=1).tolist()
     for name, texts in by_person.items() if isinstance(nothing, str) else ():
         figures[f'{name}words'] = float(np.mean([len(text.split()) for text in texts]))
@@ -128,9 +131,10 @@ def of_another_kind(kinds: Sequence[str]) -> list[int]:
 def shares_naming_kind(texts: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
     """The shares of texts that name the kind of their person, where it is known.
 
-    `named` is the share that name it and no other kind, `misnamed` the share that name another kind alone, in singular
-    or plural and in any case. The record is empty where nobody's kind is known.
+    `named` is the share that name it and no other kind, `misnamed` the share that name another kind alone. The record
+    is empty where nobody's kind is known.
     """
+    # A kind may stand in singular or plural and in any case.
     words = {kind: re.compile(rf'\b{re.escape(kind.rstrip("s"))}s*\b', re.IGNORECASE) for kind in set(kinds) if kind}
     kinds_named = [
         (kind, {other for other, word in words.items() if word.search(text)})
@@ -170,6 +174,7 @@ def make_exhibits(record: Mapping[str, Any], splits: Sequence[str]) -> list[Exhi
                 right = f'{accuracy:.3f}' if error is None else f'{accuracy:.3f} ± {error:.3f}'
                 people = f'{split.rstrip("_") or splits[0]}, {record[f"{split}people"]}'
                 rows.append([people, title, right, *cells])
+    # A column in which no row has a figure is left out.
     known = [column for column in zip(*rows, strict=True) if any(column[1:])]
     return [Exhibit('Whose summary is read', table=[list(row) for row in zip(*known, strict=True)])]
 
@@ -180,9 +185,8 @@ def personalise(
     """The evaluation of replies: does a reply written after a person's summary suit the person better than one without?
 
     `written_better` is the share of replies after the person's summary that the reward model prefers to replies after
-    none, a tie being a half. `written_for_somebody_better` is the same for replies after a summary of somebody at
-    random, the gain of any summary; it is absent where there is nobody else. `written` counts the people for whom all
-    replies could be had.
+    none. `written_for_somebody_better` is the same for replies after a summary of somebody at random, the gain of any
+    summary; it is absent where there is nobody else. `written` counts the people for whom all replies could be had.
     """
     # Every reply answers the first prompt that tests the person, and the reward model compares by the person's own
     # summary (rlpa_plus III.5, eval_inference).
@@ -202,6 +206,7 @@ def personalise(
     named = {'written': after_own} | ({'written_for_somebody': somebody[0]} if somebody else {})
     gaps_by_name = {name: compare(written) for name, written in named.items()} if kept else {}
     for name, differences in gaps_by_name.items():
+        # A tie is a half.
         better = (np.sign(differences) + 1.0) / 2.0
         record |= intervals.share(better).named(f'{name}_better')
         record[f'{name}_gap'] = float(differences.mean())

@@ -115,11 +115,8 @@ class PairPacker:
     row_tokens: int
 
     def learn(self, texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> ReplyGroups:
-        """A group of replies for each text, to learn from.
-
-        A text that comes twice with the same choices is read once and counts twice.
-        """
-        # Equal summaries teach the same: they are read once, with the weight of all of them.
+        """A group of replies for each text, to learn from."""
+        # Equal summaries with the same choices teach the same: they are read once, with the weight of all of them.
         alike: dict[tuple[str, tuple[Choice, ...]], int] = {}
         lessons = zip(texts, map(tuple, choices), strict=True)
         of = np.array([alike.setdefault(lesson, len(alike)) for lesson in lessons])
@@ -127,8 +124,9 @@ class PairPacker:
         return self._packed(groups, times=np.bincount(of)).pick(of[:, None], np.arange(2 * len(choices[0]))[None])
 
     def compare(self, texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> ReplyGroups:
-        """Pairs for gaps alone: a reply is read once after a text and a prompt, in however many choices it is."""
+        """Pairs for gaps alone."""
         read = [[(text, *side) for c in row for side in sides(c)] for text, row in zip(texts, choices, strict=True)]
+        # A reply is read once after a text and a prompt, in however many choices it is.
         by_prompt: dict[tuple[str, str], dict[str, None]] = {}
         for text, prompt, reply in itertools.chain(*read):
             by_prompt.setdefault((text, prompt), {})[reply] = None
@@ -164,6 +162,7 @@ def to_group(tokenizer: Tokenizer, summary: str, asked: Iterable[tuple[str, str]
 
     def example(prompt: str, reply: str) -> Example:
         question = tokenizer.chat([dict(message) for message in summaries.question(summary, prompt)])
+        # A reply ends with the token that ends a turn, so that one of no words has a token, too.
         return to_score(question, [*tokenizer.plain(reply), tokenizer.stop_ids[0]])
 
     return shared_prompt([example(*pair) for pair in asked])
@@ -202,22 +201,21 @@ class SummaryRewardModel:
         """The state after a step on the choices that teach, and the reward of each summary by the state before it.
 
         Every chooser has equally many summaries, neighbours of each other. A reward is log sigmoid of the gap of the
-        choice that pays. Where nobody is paid there is one summary a person, and its reward is of the choices that
-        teach.
+        choice that pays, or of the choices that teach where nobody is paid.
         """
-        # Texts stand person by person.
         count = len(texts) // len(choosers)
         first = min(count, self.taught)
         lesson = [text for k, text in enumerate(texts) if k % count < first]
         teach = [person.train for person in choosers for _ in range(first)]
         gaps, metrics = np.empty(0), {}
         # 1. Judge by the model as it is: a summary must not be paid for a choice that the model was just taught.
-        if pays or not self.trains:  # -
+        if pays or not self.trains:
             judged = [(person.reward,) if pays else person.train for person in choosers for _ in range(count)]
             gaps = self.gaps(state, texts, judged)
         # 2. Learn the other choices by the first summaries of each person.
         if self.trains:
             state, before, metrics = self.scorer.learn(state, self.pair_up.learn(lesson, teach), rate)
+            # Where nobody is paid there is one summary a person, which teaches, so its gaps are known from that.
             gaps = gaps if pays else gaps_of(before[..., 0])
         return state, log_sigmoid(gaps / self.std).mean(axis=1), metrics
 

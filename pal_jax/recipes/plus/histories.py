@@ -57,8 +57,8 @@ def read(
     """The people to learn from, and the people to test on by the name of their split.
 
     `test` are people nobody has learnt from, `seen` are people to learn from; the choices that test either were not
-    taught. Two people with the same content are one person. A prompt that tests one person may have been asked of
-    others, except for `rated:`, whose prompts are kept apart.
+    taught. A prompt that tests one person may have been asked of others, except for `rated:`, whose prompts are kept
+    apart.
 
     Args:
       data: `pets`; or a JSONL file of people; or the source of choices that histories are made of:
@@ -77,6 +77,7 @@ def read(
     if form not in histories.FORMS:
         raise ValueError(f'form={form!r} is unknown; use one of {", ".join(histories.FORMS)}')
     if data == 'pets':
+        # Only people to learn from depend on the seed of the run.
         train = pets.make_pet_people(people, seed=seed, split='train', form=form, taught=made.taught)
         splits: tuple[pets.Split, ...] = ('test', 'animals')
         return train, {split: pets.make_pet_people(tested, seed=0, split=split, form=form) for split in splits}
@@ -98,6 +99,7 @@ def read(
         raise ValueError(f'form=guide: nobody in {data} says who they are; use labelled or chosen')
     if made_here:
         choices = _vote(data.removeprefix('votes:'), made) if voted else by_person(opinions.read(data))
+        # The seed is 0 whatever that of the run, so that all runs test the same people on the same choices.
         by_user = histories.from_choices(choices, **settings, seed=0, per_user=made.each)
         random.Random(0).shuffle(by_user)
         contents = [
@@ -117,6 +119,7 @@ def read(
         enough = f' with {needed} of at most {made.max_words} words (history.max_words)' if made_here else ''
         raise ValueError(f'{data} has {len(by_user)} people{enough}; give five or more, a fifth is kept for testing')
     try:
+        # Two people with the same content are one person: both teach, or both test.
         held = holdouts.held_out(contents, tested, last=True)
     except ValueError as error:
         raise ValueError(f'{data}: {error}; give other people') from None
@@ -124,5 +127,6 @@ def read(
     if moved := holdouts.repeats(contents):
         log(f'{moved} people have the same content as others, and stand on their side')
     learnt = learnt[:people]
+    # A person may teach by several histories, but is tested by the first one alone.
     tests = {'test': [of_person[0] for of_person in test], 'seen': [of_person[0] for of_person in learnt[:tested]]}
     return [history for of_person in learnt for history in of_person], tests

@@ -161,8 +161,7 @@ def new_state(seed: int, width: int, options: Latent, optimizer: Optimizer) -> L
 class Vectors:
     """The states that the frozen decoder makes of the replies of choices; they are kept in the run's folder.
 
-    A coordinate has mean 0 and variance 1 over the replies of the people to learn from, `train`, who stand first in
-    `everyone`.
+    `everyone` begins with the people to learn from, `train`.
     """
 
     policy: Policy
@@ -216,6 +215,7 @@ class Vectors:
             folder = self.ctx.workdir / 'states'
             table = np.asarray(states.stored(folder, tuple(self._numbers), settings, self._states, shape))
         mean, spread = units(self.ctx, table[: len(self._numbered(self.train))])
+        # A coordinate has mean 0 and variance 1 over the replies of the people to learn from.
         return (table - mean) / spread
 
 

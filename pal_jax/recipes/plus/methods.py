@@ -1,8 +1,7 @@
 """Methods side by side: the last evaluations of their runs as one table, with pictures.
 
-All runs test the same people. A method's interval is over people, of their means over its seeds. So is
-that of the difference to the first method, in which a person's two figures stay together. Standard errors are over
-seeds, and missing where there is one seed.
+All runs test the same people. A method's interval is over people, of their means over its seeds, and so is that of the
+difference to the first method. Standard errors are over seeds, and missing where there is one seed.
 """
 
 from __future__ import annotations
@@ -69,6 +68,7 @@ def over_seeds(entries: Sequence[Entry], key: str) -> Estimate:
 
 def splits_of(record: Mapping[str, Any]) -> list[str]:
     """The prefixes of the figures of each split of people; the first one is ''."""
+    # Every split has this figure, whatever the method reads.
     suffix = 'accuracy_by_person'
     return [key.removesuffix(suffix) for key in record if key.endswith(suffix)]
 
@@ -91,9 +91,11 @@ def table(entries: Sequence[Entry]) -> list[list[str]]:
     first, splits = next(iter(grouped)), splits_of(entries[0].record)
     head = ['what the reward model reads', 'seeds', 'accuracy', '95 %', f'{first} is better by']
     head += [split.rstrip('_') for split in splits[1:]]
+    # A column stands there if any method has its figure: only written texts have words, for one.
     keys = [key for key in COLUMNS if any(key in entry.record for entry in entries)]
     rows = [[*head, *(COLUMNS[key] for key in keys)]]
     for name, runs in grouped.items():
+        # A person's two figures stay together, as both methods tested the same people.
         apart = '' if name == first else _apart(people_of(grouped[first]) - people_of(runs))
         read, ends = METHODS.get(name, name), intervals.share(people_of(runs)).ends()
         row = [read, str(len(runs)), _told(runs, 'accuracy'), ends, apart]
@@ -142,16 +144,19 @@ def plot_accuracy(grouped: Entries) -> bytes:
                 ax.barh(place, people.value, color=BLUE if place == 0 else GREY, alpha=0.5)
                 ax.plot(people.interval or [people.value] * 2, [place, place], color='black', linewidth=1.2)
                 ax.plot([entry.record[f'{split}accuracy'] for entry in runs], [place] * len(runs), 'k.', markersize=4)
+            # Half of the choices are right by chance.
             ax.axvline(0.5, color='black', linewidth=0.8, linestyle=':')
             ax.set_xlim(0, 1)
             ax.set_title(f'accuracy, {split.rstrip("_")}' if split else 'accuracy')
         panels[0].set_yticks(range(len(grouped)), list(grouped))
+        # The first method stands at the top, as in the table.
         panels[0].invert_yaxis()
     return png(figure)
 
 
 def rewards_by_step(seed_entries: Sequence[Entry]) -> tuple[list[int], np.ndarray]:
-    """The rewards [seeds, steps] of the steps that all seeds have made: some seeds may have skipped steps."""
+    """The rewards [seeds, steps] of the steps that all seeds have made."""
+    # A wait that ends early skips steps, so some seeds may lack some of them.
     steps = sorted(set.intersection(*({row['step'] for row in entry.steps} for entry in seed_entries)))
     return steps, np.array([[row['reward'] for row in entry.steps if row['step'] in steps] for entry in seed_entries])
 

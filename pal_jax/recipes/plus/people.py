@@ -60,6 +60,7 @@ class PeopleDraw:
     def __call__(self, i: int) -> StepPeople:
         start, size, pays = i * self.waiting.people, self.waiting, False
         if self.paid and i >= self.hold:
+            # The pass goes on where a wait of full length leaves it, however early it ended.
             start = self.hold * self.waiting.people + (i - self.hold) * self.paid.people
             size, pays = self.paid, True
         # The place in the pass follows from the step's number: a resumed run draws the same people.
@@ -70,10 +71,11 @@ class PeopleDraw:
 
 
 def make_draw(settings: Settings, train: Sequence[History]) -> PeopleDraw:
-    """The draw of people that the settings describe; baselines always wait."""
+    """The draw of people that the settings describe."""
     hold, summary = settings.hold, settings.summary
     waiting = Size(hold.people, (hold.temperature,))
     paid = Size(summary.people, (settings.sampling.temperature,) * summary.n_samples)
+    # A baseline has no summariser to pay, so it always waits.
     learns = settings.reads == 'summary'
     return PeopleDraw(train, waiting, paid if learns else None, hold.steps, settings.shuffled, settings.seed)
 
@@ -131,6 +133,7 @@ def check_reads(reads: str, data: str, people: tuple[Sequence[History], Splits])
 
 def check_past(people: Sequence[History]) -> None:
     """Raises ValueError where the past choices of somebody are not known, or fewer than those of others."""
+    # Past choices of all people are one array, so everyone needs as many.
     counts = {len(person.past): person.user for person in people}
     if len(counts) > 1 or 0 in counts:
         user = counts[min(counts)]

@@ -1,8 +1,7 @@
 """People who like dogs or cats: made-up choices on which PLUS is tried first (after Pets of VPL, arXiv 2408.10075).
 
 A sentence is an animal and a predicate that fits every animal, so nothing but the animal tells the sides of a choice
-apart. Everyone likes birds best and rabbits least; half of the people like dogs better than cats, the others cats. The
-context of a person has four choices, two of which say nothing about dogs and cats.
+apart. Everyone likes birds best and rabbits least; half of the people like dogs better than cats, the others cats.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ TRAINED, HELD = _PREDICATES['trained'], _PREDICATES['held']
 def make_pet_people(count: int, *, seed: int, split: Split, form: str = 'labelled', taught: int = 1) -> list[History]:
     """`count` people, half of them of each kind.
 
-    No predicate stands in two choices of one person, except the choices that test, which have the same two.
-
     Args:
       taught: the number of choices that teach, of one person.
       split: in `test` the judged choices have predicates that nobody in `train` has met. In `animals` both these
@@ -47,10 +44,12 @@ def make_pet_people(count: int, *, seed: int, split: Split, form: str = 'labelle
 
     def person(number: int) -> History:
         kind, other = kinds[number % 2], kinds[1 - number % 2]
+        # No predicate stands in two choices of one person, except the choices that test, which have the same two.
         predicates = rng.sample(TRAINED, 8)
         others = [predicate for predicate in TRAINED if predicate not in predicates]
         one, two, *judged = rng.sample(others if split == 'train' else HELD, 4 + 2 * taught)
         reward, *train = (_choice(kind, other, *judged[i : i + 2]) for i in range(0, len(judged), 2))
+        # The context has four choices in random order, two of which say nothing about dogs and cats.
         pairs = rng.sample([(kind, other), (kind, other), EVERYONE, EVERYONE], 4)
         past = [_choice(*pair, *predicates[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]
         return History(

@@ -33,6 +33,7 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
     summary = read_summary(person)
     ctx = one_device(workdir)
     _, learner, judge, reader = plus_parts.make_models(settings, ctx)
+    # The summary is written already, so the summariser's weights stay on disk: `...` is not read.
     trees = {'reward': reader.abstract_weights, 'policy': jax.tree.map(lambda _: ..., learner.abstract)}
     state = Checkpoints(workdir, trees, read_only=True).read()[0]['reward']
     model = settings.reward_model
@@ -45,6 +46,7 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
 
     def score(groups: Sequence[PromptGroup]) -> np.ndarray:
         packed = pack_replies(groups, ctx.mesh, micro_rows=model.micro_rows, row_tokens=model.row_tokens)
+        # A group here has one reply.
         return reader.scores(state, packed)[:, 0]
 
     return RecordScorer(read, score)

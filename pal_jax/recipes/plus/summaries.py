@@ -35,9 +35,9 @@ def ask(context: str, form: str = 'labelled') -> Chat:
 def extract(completion: str) -> str:
     """The summary in a completion: the text after the marker it starts with, or all of it, on one line.
 
-    Thoughts are no part of it; where a thought does not end, there is no summary. It is read from the completion alone,
-    so nothing of the prompt can get into it (rlpa_plus III.6-3).
+    Thoughts are no part of it; where a thought does not end, there is no summary.
     """
+    # A summary is read from the completion alone, so nothing of the prompt can get into it (rlpa_plus III.6-3).
     return ' '.join((spoken_reply(completion) or '').strip().removeprefix(MARKER).split())
 
 

@@ -70,6 +70,7 @@ def read_methods(settings: Single | Settings) -> list[str]:
 
 def places_of(settings: Single | Settings) -> list[tuple[str, int]]:
     """Methods and seeds of all runs, seed by seed."""
+    # Runs go seed by seed, so that more seeds only add runs behind those that have ended.
     names, first = read_methods(settings), settings.seed
     return [(name, seed) for seed in range(first, first + settings.seeds) for name in names]
 
@@ -85,6 +86,7 @@ def stages(settings: Single, workdir: Path) -> list[Stage]:
     if settings.reads != 'summary' or not plain:
         raise ValueError('methods say themselves what they read and what learns; leave reads, shuffled and train alone')
     runs = [Stage(workdir / f'{name}-{seed}', make_run(settings, name, seed)) for name, seed in places_of(settings)]
+    # A step of the last stage reads one run, so it has as many steps as there are runs.
     steps = {'total_steps': len(runs), 'steps': settings.total_steps, 'export': False}
     return [*runs, make_stage(settings, workdir / TABLE, Settings, recipe='plus.table', **steps)]
 

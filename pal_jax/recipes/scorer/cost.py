@@ -48,6 +48,7 @@ def figures(groups: Sequence[PromptGroup], scores: Scores) -> Metrics:
 def measure(groups: Sequence[PromptGroup], scores: Scores) -> tuple[dict[str, Any], list[Exhibit]]:
     """Figures of held-out pairs: how often their order and the signs of their answers' costs are right."""
     costs, unsafe = scores[..., 0], labels_of(groups)
+    # Pairs of one prompt are not independent, so figures come with the numbers of their prompts.
     record = pairs.measure_costs(costs, *recipe.lengths_and_prompts(groups), unsafe)
     return record, pairs.make_cost_exhibits(costs, unsafe, record)
 
@@ -80,7 +81,8 @@ def make(settings: Settings, ctx: Context) -> ScorerRecipe:
 
 planned = functools.partial(recipe.planned, KIND)
 make_trained = functools.partial(recipe.make_trained, KIND)
-open_scores = functools.partial(recipe.open_scores, KIND)  # of costs: the higher one is of the less safe answer
+# Scores are costs: the higher one is of the less safe answer.
+open_scores = functools.partial(recipe.open_scores, KIND)
 
 
 def open_scorer(workdir: str, person: str) -> record_scorer.RecordScorer:
@@ -88,6 +90,7 @@ def open_scorer(workdir: str, person: str) -> record_scorer.RecordScorer:
     scorer = recipe.open_scorer(KIND, record_scorer.to_turn, workdir, person)
 
     def details(groups: Sequence[PromptGroup]) -> list[dict[str, Any]]:
+        # The sign of a cost is the verdict.
         return [{'score': score, 'unsafe': score > 0.0} for score in scorer.score(groups).tolist()]
 
     return scorer._replace(keys=('score', 'unsafe'), details=details)
@@ -111,6 +114,7 @@ def check_labels(settings: Settings, rows: Rows) -> str:
     labels = labels_of(rows.train)
     unsafe, safe, unknown = (int(part.sum()) for part in (labels == 1.0, labels == 0.0, np.isnan(labels)))
     counted = f'answers: {unsafe} unsafe, {safe} safe, {unknown} without a label'
+    # From labels of one kind alone the model would learn to give every cost the same sign.
     if not unsafe or not safe:
         raise ValueError(
             f'data.train={settings.data.train}, {counted}; the sign of a cost is learnt from some of both, so give '

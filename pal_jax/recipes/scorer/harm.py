@@ -38,10 +38,8 @@ def measure(
 ) -> dict[str, Any]:
     """The record of an evaluation.
 
-    Its first figures are of the verdict unsafe or safe. Their standard errors and 95 % intervals are over
-    prompts; `prompts` has the number of each row's prompt, and rows of one prompt stay together. `macro_...` are
-    means over the classes that a row has, for the AUC over those that a row has and another one has not. Lists have an
-    entry for each class, and None for an unknown figure.
+    Its first figures are of the verdict unsafe or safe. Their standard errors and 95 % intervals are over prompts, of
+    which `prompts` has the number by row. Lists have an entry for each class, and None for an unknown figure.
     """
     # The AUC of the verdict is of the largest probability, which no threshold changes.
     score, unsafe = harm(probabilities), any_of(labels)
@@ -55,10 +53,12 @@ def measure(
         **verdict,
         'auc': math.nan,
     }
+    # Rows of one prompt stay together, so their errors are not taken for independent.
     for name, figure in _estimates(score, called, unsafe, prompts).items():
         record |= figure.named(name)
     seen = labels.any(axis=0)
     for name, values in classes.items():
+        # Means are over the classes that a row has, for the AUC over those that a row has and another one has not.
         counted = values[seen & np.isfinite(values)]
         record[f'macro_{name}'] = float(counted.mean()) if counted.size else math.nan
         record[f'{name}_by_class'] = [None if math.isnan(value) else value for value in values.tolist()]
@@ -84,6 +84,7 @@ def by_class(probabilities: Probabilities, labels: Labels, thresholds: Threshold
 
     The AUC is NaN where all rows or none have the label.
     """
+    # An AUC needs rows on both sides.
     areas = [
         intervals.auc(score, label).value if 0 < label.sum() < len(label) else math.nan
         for score, label in zip(probabilities.T, labels.T, strict=True)
@@ -93,7 +94,7 @@ def by_class(probabilities: Probabilities, labels: Labels, thresholds: Threshold
 
 
 def rates(called: Bool[np.ndarray, 'rows ...'], label: Bool[np.ndarray, 'rows ...']) -> dict[str, np.ndarray]:
-    """Accuracy, precision, recall and F1 of verdicts, for each column; a share of no rows is 0."""
+    """Accuracy, precision, recall and F1 of verdicts, for each column."""
     right, hits = (called == label).sum(axis=0), (called & label).sum(axis=0)
     alarms, unsafe = called.sum(axis=0), label.sum(axis=0)
     counts = {
@@ -102,26 +103,27 @@ def rates(called: Bool[np.ndarray, 'rows ...'], label: Bool[np.ndarray, 'rows ..
         'recall': (hits, unsafe),
         'f1': (2 * hits, alarms + unsafe),
     }
+    # A share of no rows is 0.
     return {name: np.where(whole > 0, part / np.maximum(whole, 1), 0.0) for name, (part, whole) in counts.items()}
 
 
 def choose_thresholds(probabilities: Probabilities, labels: Labels) -> Thresholds:
-    """The threshold of each class with the highest F1 on validation rows; the nearest to 1/2 of equals.
-
-    The candidates are 1/2 and the middles between neighbouring probabilities, with 0 among these. A class that no row
-    has gets 1/2.
-    """
+    """The threshold of each class with the highest F1 on validation rows; the nearest to 1/2 of equals, and 1/2 for a
+    class that no row has."""
     return np.array([_choose(score, label) for score, label in zip(probabilities.T, labels.T, strict=True)])
 
 
 def _choose(score: Float[np.ndarray, ' rows'], label: Bool[np.ndarray, ' rows']) -> float:
     if not label.any():
         return MIDDLE
+    # The candidates are 1/2 and the middles between neighbouring probabilities, with 0 among these.
     levels = np.unique(np.append(score.astype(float), 0.0))
     candidates = np.append((levels[1:] + levels[:-1]) / 2.0, MIDDLE)
     positive = np.sort(score[label].astype(float))
+    # How many rows are above each candidate is read from sorted rows, for all candidates at once.
     hits, called = (len(x) - np.searchsorted(x, candidates, side='right') for x in (positive, np.sort(score)))
     f1 = 2.0 * hits / (called + len(positive))
+    # Of equals the nearest to 1/2 is chosen, as it depends least on the validation rows.
     best = candidates[np.isclose(f1, f1.max(), rtol=0.0, atol=1e-12)]
     return float(best[np.argmin(np.abs(best - MIDDLE))])
 
@@ -134,6 +136,7 @@ def _estimates(
 ) -> dict[str, Estimate]:
     """The figures of the verdict that some rows tell of, with their intervals over prompts."""
     right = called == unsafe
+    # Each figure is a share of hits among rows with weights. F1 counts a row that is called unsafe, and is, twice.
     weights = {'accuracy': np.ones(len(called)), 'precision': called, 'recall': unsafe, 'f1': 1.0 * called + unsafe}
     hits = {'accuracy': right, 'precision': unsafe, 'recall': called, 'f1': called & unsafe}
     figures = {name: intervals.share(hits[name], prompts, weight) for name, weight in weights.items() if weight.any()}
@@ -179,10 +182,12 @@ def make_exhibits(
 def plot_roc(score: np.ndarray, unsafe: np.ndarray, record: Mapping[str, Any]) -> bytes:
     """A picture of the ROC curve of the largest probability, with the point of the classes' thresholds."""
     order = np.argsort(-score, kind='stable')
-    last = np.append(np.diff(score[order]) != 0, True)  # equal scores are passed at once
+    # Equal scores are passed at once.
+    last = np.append(np.diff(score[order]) != 0, True)
     recalls, alarms = (np.append(0.0, np.cumsum(of[order])[last] / of.sum()) for of in (unsafe, ~unsafe))
     share = float(unsafe.mean())
     recall = record['recall']
+    # The rows called unsafe are a share of the unsafe ones and a share of the safe ones, which this solves for.
     alarm = (record['called_unsafe'] - share * recall) / (1.0 - share)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 4.8), layout='constrained')

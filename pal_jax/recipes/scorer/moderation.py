@@ -3,7 +3,7 @@ for each kind of harm, read at the last token of an answer.
 
 A step scores `batch_size` answers and updates once on the mean binary cross-entropy over the categories. An answer is
 called unsafe where a probability is above its category's threshold. Thresholds are chosen anew before an evaluation, on
-answers to training prompts that are not learnt. They are part of the state, so a checkpoint and an export have them.
+answers to training prompts that are not learnt.
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ def make(settings: Settings, ctx: Context) -> Moderation:
     ctx.log(f'{rows.told}, {len(validation)} more to choose thresholds')
     loss = LabelLoss(balanced(labels_of(rows.train)) if settings.labels.weights == 'balanced' else ())
     taught = recipe.assemble(KIND, settings, ctx, policy, rows, loss=loss)
+    # Thresholds are part of the state, so a checkpoint and an export have them.
     abstract = ModeratorState(taught.plan.abstract, abstract_thresholds(ctx.mesh))
     plan = taught.plan._replace(abstract=abstract, trained=with_state(taught.plan.trained, ctx.mesh))
     return Moderation(plan, taught, validation, loss)
@@ -168,6 +169,7 @@ def hold_back(rows: Rows, tokenizer: Tokenizer, settings: Settings) -> tuple[Row
     """
     prompts = [holdouts.normal(tokenizer.text_of(group.prompt)) for group in rows.train]
     try:
+        # All answers to a prompt are held back together, so thresholds are chosen on prompts that are not learnt.
         held = holdouts.held_out(prompts, settings.labels.validation, seed=settings.seed)
     except ValueError as error:
         raise ValueError(f'data.train={settings.data.train}: {error}; give answers to other prompts, too') from None
@@ -176,11 +178,10 @@ def hold_back(rows: Rows, tokenizer: Tokenizer, settings: Settings) -> tuple[Row
 
 
 def balanced(labels: Float[np.ndarray, 'rows K']) -> tuple[float, ...]:
-    """The weight of a positive answer by category: the number of negative answers for each positive one.
-
-    It is between 1 / `HEAVIEST` and `HEAVIEST`, and 1 in a category that no answer has or every one.
-    """
+    """The weight of a positive answer by category: the number of negative answers for each positive one, between
+    1 / `HEAVIEST` and `HEAVIEST`."""
     has, lacks = (labels == 1.0).sum(axis=0), (labels == 0.0).sum(axis=0)
+    # In a category that no answer has or every one, there is nothing to balance.
     weights = np.where((has > 0) & (lacks > 0), lacks / np.maximum(has, 1), 1.0)
     return tuple(np.clip(weights, 1.0 / HEAVIEST, HEAVIEST).tolist())
 
@@ -202,7 +203,7 @@ def abstract_thresholds(mesh: Mesh) -> Any:
 
 
 def open_moderator(folder: str | Path, ctx: Context) -> Moderator:
-    """Open the moderator of a run. It reads `CHUNK` answers at once, so its memory is bounded by the longest of them.
+    """Open the moderator of a run.
 
     Raises:
       ValueError, RuntimeError: the folder is no such run, or its model or checkpoint cannot be read.
@@ -216,6 +217,7 @@ def open_moderator(folder: str | Path, ctx: Context) -> Moderator:
     def probabilities(groups: Sequence[PromptGroup]) -> np.ndarray:
         # Without any group the result still has a column for each category.
         parts = [np.zeros((0, len(CATEGORIES)))]
+        # Answers are read a chunk at once, so the memory is bounded by the longest of them.
         for start in range(0, len(groups), CHUNK):
             chunk = groups[start : start + CHUNK]
             row_tokens = settings.data.row_tokens

@@ -29,15 +29,15 @@ COSTS = 30  # bins of costs
 
 
 def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
-    """The record of an evaluation.
+    """The record of an evaluation, whose `accuracy_se` and `accuracy_interval` are over prompts.
 
-    `accuracy_se` and `accuracy_interval` are over prompts. `prompts` has the number of each pair's prompt; pairs of one
-    prompt stay together.
+    `prompts` has the number of each pair's prompt.
     """
     gap, longer = scores[:, 0] - scores[:, 1], lengths[:, 0] - lengths[:, 1]
     right = hits(gap)
     record: dict[str, Any] = {
         'rows': len(scores),
+        # Pairs of one prompt stay together, as they are not independent.
         **intervals.share(right, prompts).named('accuracy'),
         'loss': float(np.logaddexp(0.0, -gap).mean()),
         'margin': float(gap.mean()),
@@ -45,7 +45,9 @@ def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dic
         'score_mean': float(scores.mean()),
         'score_std': float(scores.std()),
         'length_correlation': correlation(scores.ravel(), lengths.ravel()),
+        # The sign of a difference only depends on the reply that was named first, so differences are not centred.
         'length_correlation_in_pairs': correlation(gap, longer, centred=False),
+        # A rule that takes the longer reply of each pair is a baseline without a model.
         'accuracy_of_longer': float(hits(longer).mean()),
     }
     for name, part in (('longer', longer > 0), ('shorter', longer < 0)):
@@ -56,10 +58,7 @@ def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dic
 
 
 def correlation(x: np.ndarray, y: np.ndarray, *, centred: bool = True) -> float:
-    """Pearson's correlation; without `centred` it is taken about 0.
-
-    The sign of a difference only depends on the reply that was named first, so differences are not centred.
-    """
+    """Pearson's correlation; without `centred` it is taken about 0."""
     x, y = (column - column.mean() if centred else column for column in (x, y))
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / scale if scale else 0.0
@@ -95,24 +94,27 @@ def measure_costs(
     """The record of an evaluation: the ranking's figures as `measure` has them, and figures of the signs
     where answers have labels.
 
-    Standard errors and intervals are over prompts. The loss is that of training without its
-    regulariser.
+    Standard errors and intervals are over prompts.
     """
     record = measure(costs, lengths, prompts) | {'cost_least': float(costs.min())}
     known = ~np.isnan(unsafe)
     if not known.any():
         return record
+    # A cost is the log-odds of unsafe, so this is the cross-entropy of its label.
     wrong_way = np.logaddexp(0.0, np.where(unsafe == 1.0, -costs, costs))
     record |= {'ranking_loss': record['loss'], 'sign_loss': float(wrong_way[known].sum() / len(costs))}
+    # The loss is that of training without its regulariser.
     record['loss'] = record['ranking_loss'] + record['sign_loss']
     of_prompt = np.broadcast_to(prompts[:, None], costs.shape)[known]
     cost, label = costs[known], unsafe[known] == 1.0
     record |= {'labelled': int(known.sum())} | intervals.share(signs(cost, label), of_prompt).named('sign_accuracy')
+    # A model that gives every answer the commoner sign is right so often.
     record['sign_accuracy_of_commoner'] = float(max(label.mean(), 1.0 - label.mean()))
     for name, part in (('safe', ~label), ('unsafe', label)):
         if part.any():
             record[f'cost_{name}'] = float(cost[part].mean())
             record[f'sign_accuracy_{name}'] = float(signs(cost[part], label[part]).mean())
+    # An AUC needs answers of both labels.
     if label.any() and not label.all():
         record |= intervals.auc(cost, label, of_prompt).named('auc')
     return record
@@ -164,12 +166,13 @@ def _share(record: Mapping[str, Any], name: str, count: int) -> str:
 
 
 def plot_reliability(bins: Float[np.ndarray, 'bins 3']) -> bytes:
-    """A picture of accuracy by confidence, beside the line where they are equal; a point's area is its number of
-    pairs."""
+    """A picture of accuracy by confidence, beside the line where they are equal."""
     figure, ax = make_axes('Is it as right as it is sure?', 'confidence', 'share of pairs that are right')
     ax.plot([0.5, 1], [0.5, 1], color=GREY, linestyle='--')
+    # Bins hold sums, and an empty one has no point.
     counts, confidence, accuracy = bins[bins[:, 0] > 0].T
     confidence, accuracy = confidence / counts, accuracy / counts
+    # The area of a point grows with its number of pairs.
     ax.scatter(confidence, accuracy, s=20 + 400 * counts / counts.sum(), color=BLUE, alpha=0.8, linewidth=0)
     for x, y, count in zip(confidence, accuracy, counts, strict=True):
         ax.annotate(f'{count:.0f}', (x, y), textcoords='offset points', xytext=(0, -16), ha='center', fontsize=8)
@@ -191,6 +194,7 @@ def plot_costs(costs: Float[np.ndarray, 'P 2'], unsafe: Float[np.ndarray, 'P 2']
     """A histogram of the costs of safe and of unsafe answers, with a line at 0."""
     figure, ax = make_axes('Is a cost above 0 where an answer is unsafe?', 'cost', 'answers')
     known = costs[~np.isnan(unsafe)]
+    # Both histograms have the same bins, and 0 is within them.
     bins = np.linspace(min(known.min(), 0.0), max(known.max(), 0.0), COSTS + 1)
     for label, name, colour in ((0.0, 'safe', BLUE), (1.0, 'unsafe', ORANGE)):
         ax.hist(costs[unsafe == label], bins=list(bins), color=colour, alpha=0.6, label=name)

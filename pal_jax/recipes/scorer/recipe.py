@@ -105,20 +105,23 @@ class ScorerRecipe:
             # 2. Score their replies, and descend the loss of what the groups teach once.
             state, scores, figures = self.scorer.learn(state, self.pack(groups))
         check_finite(state)
+        # The learner names its figures after a reward model; the phase already tells the kind.
         metrics = {name.removeprefix('reward_'): value for name, value in figures.items()}
         metrics |= self.kind.figures(groups, scores)
         tokens = float(sum(group.length for group in groups))
         return state, host, self.kind.name, metrics | {'tokens': tokens, 'left_out': float(self.rows.left_out)}
 
     def evaluate(self, state: ScorerState, stage: str) -> Evaluation:
-        """The figures of held-out groups. Every process scores all of them, so that all write the same record."""
+        """The figures of held-out groups."""
+        # Every process scores all groups, so that all write the same record.
         record, exhibits = self.kind.measure(self.rows.test, self.scores(state, self.rows.test))
         return Evaluation(record | {'moved': self.rows.moved}, exhibits=exhibits)
 
     def scores(self, state: ScorerState, groups: Sequence[PromptGroup]) -> Scores:
-        """The scores of groups that are not learnt, as many at once as a step has."""
+        """The scores of groups that are not learnt."""
         size = self.rows.batch_size
         with self.ctx.phase('evaluate'):
+            # Groups are scored as many at once as a step has, so that they fit where a step does.
             parts = (groups[start : start + size] for start in range(0, len(groups), size))
             return np.concatenate([self.scorer.scores(state, self.pack(part)) for part in parts])
 
@@ -183,6 +186,7 @@ def open_scores(kind: Kind, folder: str | Path, ctx: Context) -> OpenScores:
     settings = settings_of(kind, folder)
     model = make_policy(settings.policy, ctx.of(folder), settings.seed)
     scorer = kind.scorer(settings, model.cfg, ctx)
+    # Scoring needs the weights alone, so the optimiser stays on disk.
     state, *_ = Checkpoints(folder, scorer.abstract_weights, read_only=True).read()
 
     def scores(groups: Sequence[PromptGroup]) -> np.ndarray:
@@ -231,6 +235,7 @@ def lengths_and_prompts(groups: Sequence[PromptGroup]) -> tuple[Int[np.ndarray, 
     """The lengths in tokens of both replies of each pair that was compared, and the number of its prompt."""
     pairs = compared(groups)
     replies = [[groups[i].branches[k] for k in (pair.better, pair.worse)] for i, pair in pairs]
+    # The last token of a reply to be scored is one that nobody reads (`to_score`).
     lengths = np.array([[len(reply.tokens) - 1 for reply in sides] for sides in replies])
     return lengths, prompt_numbers([groups[i] for i, _ in pairs])
 

@@ -46,7 +46,8 @@ class Settings(SupervisedRun):
 
 
 def figures(groups: Sequence[PromptGroup], scores: Scores) -> Metrics:
-    """The mean margin: the better reply of a pair stands first, so a margin above 0 is the right order."""
+    """The mean margin of the step's pairs."""
+    # The better reply of a pair stands first, so a margin above 0 is the right order.
     return {'margin': float(gaps(scores[..., 0]).mean())}
 
 
@@ -125,13 +126,12 @@ def to_group(tokenizer: Tokenizer, record: object, pooling: str = 'last') -> Pro
 def gather(pairs: Sequence[PromptGroup], *, replies: int, length: int) -> list[list[PromptGroup]]:
     """Groups by prompt, of up to `replies` replies and `length` tokens.
 
-    A pair joins the first group that has room for it and has not compared its two replies. With two replies every pair
-    is a group.
+    With two replies every pair is a group.
     """
     by_prompt: dict[tuple[int, ...], list[PromptGroup]] = {}
     for pair in pairs:
         groups = by_prompt.setdefault(tuple(pair.prompt), [])
-        # First fit: the first group that has room takes the pair.
+        # First fit: a pair joins the first group that has room for it and has not compared its two replies.
         for k, group in enumerate(groups):
             # A group in which every two replies are compared takes no further pair.
             whole = len(group.compared) == replies * (replies - 1) // 2
@@ -145,6 +145,7 @@ def gather(pairs: Sequence[PromptGroup], *, replies: int, length: int) -> list[l
 
 def fits(group: PromptGroup, replies: int, length: int) -> bool:
     """True where a group is within these limits and compares no two replies twice."""
+    # Two pairs of the same replies are one set here, whichever is the better one.
     sides = {frozenset((pair.better, pair.worse)) for pair in group.compared}
     return len(group.branches) <= replies and group.length <= length and len(sides) == len(group.compared)
 

@@ -1,7 +1,6 @@
 """The audit of a data set and one of its splits: all tests of `leakage.py` and `shortcuts.py`, before any method.
 
-Where items are shared (a hundred jokes for thousands of people), pairs are no independent evidence about texts. So T6
-and T10 read pairs of which no two have a text in common, and T9 counts each text once.
+Where items are shared (a hundred jokes for thousands of people), pairs are no independent evidence about texts.
 """
 
 from __future__ import annotations
@@ -78,6 +77,7 @@ def narrow(data: Comparisons, train: np.ndarray) -> Comparisons:
     if data.chosen.shape[-1] <= WIDE:
         return data
     x = differences(data, train[:MOST_FOR_AXES])
+    # Eigenvalues come in rising order, so the last axes are the longest.
     axes = np.linalg.eigh(x.T @ x)[1][:, -WIDE:]
 
     def along(side: np.ndarray | Lookup) -> np.ndarray | Lookup:
@@ -96,11 +96,7 @@ def _shared(data: Comparisons, split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _person(data: Comparisons, split: Split, rng: np.random.Generator) -> Finding:
-    """T1 on the new choices of at most `PEOPLE` seen people, by the best of a few simple personal models.
-
-    A person's weights are pulled to the shared ones: all of them, or only in the few directions in which people differ
-    most. The validation part chooses.
-    """
+    """T1 on the new choices of at most `PEOPLE` seen people, by the best of a few simple personal models."""
     scale, shared = _shared(data, split)
     people = np.sort(rng.permutation(np.unique(data.users[split.train]))[:PEOPLE])
     train, validation, test = (
@@ -113,7 +109,9 @@ def _person(data: Comparisons, split: Split, rng: np.random.Generator) -> Findin
     rank = rank_within(person_of['train'], np.arange(len(train)))
     x, weight = np.zeros((len(people), rank.max() + 1, len(scale))), np.zeros((len(people), rank.max() + 1))
     x[person_of['train'], rank], weight[person_of['train'], rank] = x_of['train'], 1.0
+    # A person's weights are pulled to the shared ones in all directions.
     models = {f'pull {pull}': bradley_terry.fit(x, weight, pull, shared).weights for pull in PULLS}
+    # In further models a person has weights only in the few directions in which people differ most.
     axes = np.linalg.svd(models[f'pull {PULLS[1]}'] - shared, full_matrices=False)[2]
     for count in (k for k in DIRECTIONS if k < len(scale)):
         # The shared margin is one more coordinate, whose weight is pulled to 1.
@@ -124,6 +122,7 @@ def _person(data: Comparisons, split: Split, rng: np.random.Generator) -> Findin
         key: {name: hits(np.sum(x_of[name] * w[person_of[name]], axis=1)) for name in ('validation', 'test')}
         for key, w in models.items()
     }
+    # The validation part chooses the model.
     best = max(right_of, key=lambda key: right_of[key]['validation'].mean() if len(validation) else 0.0)
     blind, personal = hits(x_of['test'] @ shared), right_of[best]['test']
     return leakage.blind_to_person(blind, personal, data.users[test], *_bound(data, test))
@@ -133,6 +132,7 @@ def _bound(data: Comparisons, index: np.ndarray) -> tuple[float, np.ndarray]:
     """The bound of blind models on pairs that several people judged, and a mask of these pairs."""
     left, right = (items[index] for items in item_numbers(data))
     prompt = _prompts(data)[index]
+    # A pair is the same whichever side was chosen.
     key = np.stack([prompt, np.minimum(left, right), np.maximum(left, right)], axis=1)
     _, pair = np.unique(key, axis=0, return_inverse=True)
     votes = np.stack([np.bincount(pair, left < right), np.bincount(pair, left >= right)], axis=1)
@@ -177,6 +177,7 @@ def _direction(data: Comparisons, rng: np.random.Generator) -> Finding:
     if not data.texts:
         return not_applied('T10', 'attributes have a meaning, and so has a random weighing of them')
     left, right = item_numbers(data)
+    # T10 reads pairs of which no two have a text in common.
     index = leakage.disjoint(left, right, rng, most=leakage.MOST_PAIRS)
     return leakage.random_direction(differences(data, index), rng)
 
@@ -202,6 +203,7 @@ def _texts(data: Comparisons, split: Split, rng: np.random.Generator) -> list[Fi
     chosen, rejected = ([data.texts[i] for i in side.numbers[index]] for side in (data.chosen, data.rejected))
     lengths = np.array([[len(a), len(b)] for a, b in zip(chosen, rejected, strict=True)])
     left, right = (side[index] for side in item_numbers(data))
+    # T6 reads pairs of which no two have a text in common.
     apart = leakage.disjoint(left, right, rng)
     return [
         shortcuts.length_only(lengths, data.users[index]),
@@ -237,6 +239,7 @@ def _label(data: Comparisons, index: np.ndarray) -> Finding:
     """T9, by texts of other people, or by other texts where people share them."""
     left, right = (side[index] for side in item_numbers(data))
     named = [name for name in data.names if len(name) > 3 and any(letter.isalpha() for letter in name)]
+    # Where people share texts T9 counts each text once, by whether it won more often than it lost.
     if len(index) > SHARED * len(np.unique(np.concatenate([left, right]))):
         wins = np.bincount(left, minlength=len(data.texts)) - np.bincount(right, minlength=len(data.texts))
         items = np.flatnonzero(wins)
@@ -266,6 +269,7 @@ def _known(data: Comparisons, split: Split) -> Finding:
         if not isinstance(data.chosen, Lookup) or not isinstance(data.rejected, Lookup):
             return set(zip(users, map(str, questions(data)[data.situations[part]]), strict=True))
         sides = [data.chosen, data.rejected, *([data.prompt] if isinstance(data.prompt, Lookup) else [])]
+        # Short replies are alike by chance, so of replies to prompts only long ones count.
         words = [(side is data.prompt or data.prompt is None, side.numbers[part]) for side in sides]
         normals = [normal(text) for text in data.texts]
         return {

@@ -5,9 +5,8 @@
     m = learner.margins(state.params, known, exists, asked)                     # a new person's known choices are read
 
 A token is `[x_1 - x_2; y]`, the difference of two items' vectors and 1 or -1 for who won, with y = 0 on a question. The
-order of each pair is drawn anew at every reading of the training: with the chosen item first throughout, the sign of a
-question would be its answer. The margin is odd, `m(d) = (f(d) - f(-d)) / 2`, and its loss is that of Bradley and Terry.
-Each person of a meta-batch has from 0 to `context` known choices.
+margin is odd, `m(d) = (f(d) - f(-d)) / 2`, and its loss is that of Bradley and Terry. Each person of a meta-batch has
+from 0 to `context` known choices.
 """
 
 from __future__ import annotations
@@ -72,7 +71,8 @@ class InContextLearner:
         which exist."""
         kept, turn = jax.random.split(key)
         context, known, asked, counted = draw_choices(kept, index, exists, self.people, self.context, self.targets)
-        # The order of the two items of a known choice.
+        # The order of the two items of a known choice is drawn anew at every reading: with the chosen item first
+        # throughout, the sign of a question would be its answer.
         signs = jnp.where(jax.random.bernoulli(turn, 0.5, context.shape), 1.0, -1.0)[..., None]
         tokens = jnp.concatenate([signs * x[context], signs], axis=-1)
         return tokens, known, x[asked], counted
@@ -91,11 +91,9 @@ class InContextLearner:
     def margins(
         self, params: Params, known: Float[Array, 'B N H'], exists: Bool[Array, 'B N'], asked: Float[Array, 'B M H']
     ) -> Float[Array, 'B M']:
-        """The margins of questions by the known choices, both as differences of the chosen item and the other.
-
-        The sides of each pair are put into one order that does not depend on who won, so that a pair turned around has
-        exactly the negative margin.
-        """
+        """The margins of questions by the known choices, both as differences of the chosen item and the other."""
+        # The sides of each pair are put into one order that does not depend on who won, so that a pair turned around
+        # has exactly the negative margin.
         sign, sign_asked = canonical_sign(known), canonical_sign(asked)
         context = jnp.concatenate([sign[..., None] * known, sign[..., None]], axis=-1)
         return sign_asked * odd_margin(params, self.net, context, exists, sign_asked[..., None] * asked)

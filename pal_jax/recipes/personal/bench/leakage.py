@@ -150,6 +150,7 @@ def blind_to_person(
     words = f'shared model {shared.mean():.3f}, personal model {gain.with_error("+.3f")}'
     if np.isfinite(bound) and part.any():
         words += f', bound of blind models {bound:.3f}'
+        # No model that does not know the person can beat the majority of each pair, unless it has seen the test.
         if intervals.share(shared[part], units_of(people[part])).place(bound) == 1:
             return finding('T1', gain, 'flag', f'{words}: a blind model is above its bound, so it leaks', 0.0)
     if gain.place(0.0) == 1:
@@ -221,8 +222,10 @@ def nearest(texts: Sequence[str], others: Sequence[str], chunk: int = 512) -> np
         (np.ones(len(rows), np.float32), (rows, np.concatenate(pieces))), (len(pieces), len(number))
     )
     left, right, best = table[: len(texts)], table[len(texts) :].T.tocsc(), []
+    # A chunk of rows at a time is dense, since all of them would be too many.
     for start in range(0, len(texts), chunk):
         common = (left[start : start + chunk] @ right).toarray()
+        # What both texts have is counted twice in the sum of their sizes.
         union = sizes[start : min(start + chunk, len(texts)), None] + sizes[None, len(texts) :] - common
         best.append((common / union).max(axis=1))
     return np.concatenate(best)
@@ -278,6 +281,7 @@ def in_training(
     right = intervals.share(hits(margins[known]), units_of(people[known]))
     words = f'{share:.1%} of test pairs have a text of training; wins less losses foretell {right.value:.3f} of them'
     verdict = judged(right, 0.5, over=MEMORY)
+    # Memory that speaks about few pairs, or of items that all people share, cannot make a table wrong.
     if verdict == 'flag' and (by_design or share <= MEMORY_SHARE):
         verdict = 'warn'
         words += ' (items are shared by design: memory is a row of the table)' if by_design else ''
@@ -306,8 +310,7 @@ def random_direction(x: np.ndarray, rng: np.random.Generator) -> Finding:
     pairs' signs drawn at random.
 
     It is a flag above `RATIO` where random rewards also agree with people more than they do with people who have a
-    random reward themselves and make no error, at a p below `TASTE_P`. In few coordinates any two rewards agree, so
-    that people's taste alone makes the ratio large.
+    random reward themselves and make no error, at a p below `TASTE_P`.
 
     Pairs must be independent: no text may be in two of them.
     """
@@ -315,6 +318,7 @@ def random_direction(x: np.ndarray, rng: np.random.Generator) -> Finding:
     signs = rng.choice([-1, 1], len(x))
     won = x @ v.T > 0
     distance, by_luck = (float(np.abs(right.mean(axis=0) - 0.5).mean()) for right in (won, won == (signs > 0)[:, None]))
+    # In few coordinates any two rewards agree, so that people's taste alone makes the ratio large: the p is of that.
     ratio, p = distance / max(by_luck, 1e-12), _p_of_taste(x, v, distance, rng.spawn(1)[0])
     words = f'random rewards are {distance:.4f} from a half on {len(x)} pairs, {by_luck:.4f} with random signs'
     words += f'; p {p:.3f} that a taste does it'
@@ -322,12 +326,11 @@ def random_direction(x: np.ndarray, rng: np.random.Generator) -> Finding:
 
 
 def _p_of_taste(x: np.ndarray, v: np.ndarray, distance: float, rng: np.random.Generator) -> float:
-    """The share of random tastes from whose choices the rewards `v` are as far from a half, or farther.
-
-    The pairs of these tastes have no winner's mean, and the second moments of `x`.
-    """
+    """The share of random tastes from whose choices the rewards `v` are as far from a half, or farther."""
+    # The measured rewards count as a taste too, so that the p is never 0.
     mean, farther = x.mean(axis=0), 1
     for _ in range(TABLES):
+        # The pairs of these tastes have no winner's mean, and the second moments of `x`.
         pairs = rng.choice([-1.0, 1.0], (len(x), 1)) * (x - mean) + rng.normal(size=(len(x), 1)) * mean
         tastes = rng.normal(size=(TASTES // TABLES, x.shape[1]))
         agree = np.sign(pairs @ v.T).T @ np.sign(pairs @ tastes.T) / (2 * len(x))
@@ -361,6 +364,7 @@ def disjoint(left: np.ndarray, right: np.ndarray, rng: np.random.Generator, most
     used, kept = set[int](), []
     for i in rng.permutation(len(left)):
         sides = {int(left[i]), int(right[i])}
+        # Greedily in random order, a pair is kept if both of its texts are new.
         if not used & sides:
             used |= sides
             kept.append(int(i))

@@ -71,12 +71,12 @@ def fit_lore(train: PairBatch, seed: int, *, K: int = 4, updates: int = 600) -> 
 def fit_pref(train: PairBatch, seed: int, *, K: int = 3, ridge: float = 0.1, updates: int = 600) -> Fitted:
     """PReF: K rewards that all share, and a person's weights without bounds.
 
-    Where most pairs were judged by several people, rewards and weights start from a decomposition of the judgements.
     New people's weights are pulled to the mean of seen ones by the ridge.
     """
     new = NewUsers(pull=ridge, optimizer='newton', question='ellipsoid')
     learner = make_learner(train, K, 'linear', Loss(pull=ridge), new)
     state = learner.init(jnp.array([seed]))
+    # Where most pairs were judged by several people, rewards and weights start from a decomposition of the judgements.
     if factors := low_rank.start(*counted(train), train.people, K):
         P, z = factors
         state = standing(state, z).replace(
@@ -125,11 +125,9 @@ def fit_people(learner: IdealPointLearner, params: Any, prior: jax.Array, known:
 
 
 def fit_maxmin(train: PairBatch, seed: int, *, groups: int = 2, rounds: int = 10, updates: int = 100) -> Fitted:
-    """MaxMin-RLHF's rewards: people in groups, each with a reward, by EM from a random start.
-
-    The rewards are PAL's prototypes, one a group, whose people stand still while they learn.
-    """
+    """MaxMin-RLHF's rewards: people in groups, each with a reward, by EM from a random start."""
     loss = Loss(mix='losses', prototype_pull=1e-4)
+    # The rewards are PAL's prototypes, one a group, whose people stand still while they learn.
     learner = make_learner(train, groups, 'softmax', loss, NewUsers(), users_lr=0.0)
     # Equal groups would stay equal, so people start in groups at random.
     belonging = np.eye(groups)[np.random.default_rng([seed, 6]).integers(0, groups, train.people)]
@@ -180,13 +178,11 @@ def weights_of(likelihood: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def assign(likelihood: np.ndarray) -> np.ndarray:
-    """One group for each person, as rows of zeros and a one; the first of equals.
-
-    A group that nobody would join gets the person whom all groups explain worst, for its reward would stay as it was
-    for ever.
-    """
+    """One group for each person, as rows of zeros and a one; the first of equals."""
     group, best = np.argmax(likelihood, axis=1), np.max(likelihood, axis=1)
     for empty in range(likelihood.shape[1]):
+        # A group that nobody would join gets the person whom all groups explain worst, for its reward would stay as it
+        # was for ever.
         counts = np.bincount(group, minlength=likelihood.shape[1])
         if not counts[empty] and (counts[group] > 1).any():
             # Nobody is taken who is alone in a group.

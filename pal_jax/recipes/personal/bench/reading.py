@@ -100,6 +100,7 @@ def margins(fitted: Fitted, known: PairBatch | None, asked: PairBatch) -> np.nda
     context, questions = (learner.inputs(*side) for side in ((read, scale), (asked, scale)))
     rows = np.asarray(learner.margins(params, context[index], exists, questions[places]))
     values = np.zeros(len(asked.users), np.float32)
+    # Rows of people become one column again, in the order of the questions.
     values[places[there]] = rows[there]
     return values
 
@@ -145,7 +146,8 @@ def rows_with_choices(train: PairBatch) -> Rows:
 
 
 def wide(index: np.ndarray, exists: np.ndarray) -> Rows:
-    """Rows of choices by person, filled up to a multiple of `ROWS`, so that few programs are compiled."""
+    """Rows of choices by person, filled up to a multiple of `ROWS`."""
+    # With few lengths of rows few programs are compiled. People without any choice still need a row.
     short = -index.shape[1] % ROWS or ROWS * (not index.shape[1])
     return tuple(np.pad(rows, ((0, 0), (0, short))) for rows in (index, exists))  # type: ignore[return-value]
 
@@ -163,6 +165,7 @@ def draw_choices(
     # 2. From none to `context` of them are known; at least one is asked.
     most = jnp.clip(counts - 1, 0, context)
     known = jnp.floor(jax.random.uniform(number, most.shape) * (most + 1)).astype(jnp.int32)
+    # Questions are the choices behind the known ones in the random order.
     places = known[:, None] + jnp.arange(targets)[None]
     asked = jnp.take_along_axis(shuffled, jnp.minimum(places, index.shape[1] - 1), axis=1)
     shown = shuffled[:, :context]

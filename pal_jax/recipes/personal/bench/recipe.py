@@ -146,6 +146,7 @@ class Bench:
         model, prompt = self.settings.pal_text.model, items.prompt
         if not isinstance(prompt, Lookup) or model.variant == 'B' or len(np.unique(prompt.numbers)) < 2:
             return None
+        # Variant B has vectors of prompts, so its replies are read without them.
         model = dataclasses.replace(model, variant='B')
         section = dataclasses.replace(self.settings.pal_text, data=data, model=model)
         decoder = pal_text.open_decoder(section.text, self.ctx, self.settings.seed)
@@ -174,17 +175,18 @@ def pal_rows(recipe: PALRecipe, state: States) -> Records:
     """The rows of the shared model, of PAL with the K that the validation part chose on each split, and of the
     baselines.
 
-    PAL's row is the one of `make pal`: the same functions evaluate it. It has further rows: of new people who are asked
-    what tells most, and by the known choices of strangers.
+    PAL's row is the one of `make pal`: the same functions evaluate it.
     """
     panel, trials = recipe.panel, recipe.panel.trials
     results = population.measure(panel, state, calibrated=True)
     # The models of each method, by split.
     names = {'shared': ['K=1'] * len(trials), 'pal': [f'K={K}' for K in results.chosen]}
+    # Baselines have no questions and no strangers, which only models that some split chose have.
     names |= {name: [name] * len(trials) for name in PAL_BASELINES if name in panel.learners}
     true, records = [r for r, trial in enumerate(trials) if not trial.shuffled], []
     for method, by_split in names.items():
         models: list[MethodResult] = [results.models[name] for name in by_split]
+        # The shared model is the same for everybody, so neither questions nor strangers change it.
         if method == 'shared':
             models = [model._replace(asked=(), strangers=()) for model in models]
         rows = evaluation.rows(trials, picked(models, range(len(trials))), results.counts)

@@ -61,11 +61,12 @@ class Set(NamedTuple):
 
     @property
     def audited(self) -> Sequence[Finding]:
-        """The findings; what T1's simple models do not find is there where a method of the tables wins by it."""
+        """The findings, after the tables have been seen."""
         first = next((row for row in self.findings if row.words.endswith(NOTHING)), None)
         won = [name for part in ('seen', 'new') if (name := _best(self, part))] if first else []
         if not first or not won:
             return self.findings
+        # What T1's simple models do not find is there where a method of the tables wins by it.
         milder = first._replace(verdict='warn', words=f'{first.words} by simple models, but {words(won[0])} gains')
         return [milder if row is first else row for row in self.findings]
 
@@ -78,6 +79,7 @@ class Set(NamedTuple):
     def figures(self, method: str, part: str, known: int, *, shuffled: bool = False) -> MethodFigures | None:
         """The figures of a method with its gain over the shared model; None where it was not measured."""
         rows = self.rows.get((method, part, known, shuffled))
+        # People who are asked, or known by strangers' choices, are compared with the shared model on all new people.
         base = self.rows.get((SHARED, 'seen' if part == 'seen' else 'new', known, shuffled))
         return judged.figures(rows, base or ()) if rows else None
 
@@ -170,6 +172,7 @@ def _summary(sets: Sequence[Set]) -> list[list[str]]:
     for data in sets:
         seen = data.figures(SHARED, 'seen', -1)
         by_verdict = {v: [row.test for row in data.audited if row.verdict == v] for v in ('flag', 'warn')}
+        # Shortcuts have a column of their own, for they void no data set.
         tests = fails(data.audited), by_verdict['warn'], [test for test in by_verdict['flag'] if test in ROWS]
         winners = _winner(data, 'seen'), _winner(data, 'new')
         rows.append([data.name, str(seen.tested if seen else 0), *(', '.join(row) or '–' for row in tests), *winners])
@@ -186,6 +189,7 @@ def _winner(data: Set, part: str) -> str:
 
 def _best(data: Set, part: str) -> str | None:
     """The personal method with the largest gain of those that count, if it beats all that do not know the person."""
+    # A method has to beat the rules that know nobody: else its gain is none of persons.
     blind = max(_impersonal(data, part).values())
     gains = {name: gain for name in data.methods[1:] if name not in NOBODY and (gain := data.gain(name, part))}
     won = {
@@ -231,6 +235,7 @@ def _seen(data: Set) -> list[list[str]]:
         if not figures:
             continue
         shuffled, control = data.gain(name, 'seen', shuffled=True), ('–', '–')
+        # Shuffled people change nothing for a method that knows nobody.
         if name not in (SHARED, *NOBODY):
             control = _leaked(shuffled), _counts(figures.gain, shuffled)
         sizes = [about.get(key, np.nan) for key in ('shared_parameters', 'parameters_a_person', 'seconds_a_person')]
@@ -247,6 +252,7 @@ def _marked(name: str, about: Mapping[str, Any]) -> str:
 
 
 def _calibration(name: str, figures: MethodFigures) -> tuple[str, str, str]:
+    # A count of votes is no log-odds, so it has no confidence to be right or wrong.
     if name in VOTES:
         return '–', '–', '–'
     return f'{figures.ece:.3f}', f'{figures.overconfidence:+.3f}', f'{figures.log_loss:.3f}'
@@ -264,6 +270,7 @@ def _counts(gain: Paired | None, shuffled: Paired | None) -> str:
 
 def _new(data: Set) -> list[list[str]]:
     last = data.counts[-1]
+    # Some numbers stand for all, so that the table is not too wide; the picture has the others.
     shown = list(dict.fromkeys([count for count in data.counts if count in (0, 1, 5, 20)] + [last]))
     rows = [['method', *(f'{count} known' for count in shown), 'gain, all known', 'shuffled people']]
     rows[0] += ["strangers' choices", 'counts', *CALIBRATION]
@@ -287,6 +294,7 @@ def _worst(data: Set) -> str:
         return ''
     gain = [x for name in data.methods[1:] if (x := data.gain(name, 'new'))]
     spread = float(np.median([x.spread for x in gain])) if gain else np.nan
+    # The number of people tells the reader how small a gain these data could show.
     needed = judged.people_needed(0.02, spread) if np.isfinite(spread) and spread else 0
     return (
         f'Accuracy with each of {figures.tested} new people alike, by the number of their known choices. "Strangers\' '
@@ -303,6 +311,7 @@ def _curves(data: Set) -> dict[str, list[Estimate]]:
     curves = {}
     for name, part, in_words in data.lines():
         points = [data.figures(name, part, count) for count in data.counts]
+        # A method that was measured at some numbers alone has no line.
         if all(points):
             curves[in_words] = [x.people for x in points if x]
     return curves
@@ -316,6 +325,7 @@ def plot_gains(data: Set) -> bytes:
         axes = figure.subplots(1, 2, sharey=True)
     titles = {'seen': "seen people's new choices", 'new': 'new people, all known'}
     for ax, (part, title) in zip(axes, titles.items(), strict=True):
+        # Both kinds of a gain stand beside each other, a little apart.
         for shuffled, colour, offset in ((False, BLUE, -0.12), (True, GREY, 0.18)):
             for place, name in enumerate(names):
                 if gain := data.gain(name, part, shuffled=shuffled):

@@ -3,8 +3,7 @@
     params = init(key, net)
     out = apply(params, net, context, exists, targets)      # [B, N, I], [B, N], [B, M, I] -> [B, M, outputs]
 
-Everybody sees the context, and nobody a target, not even itself. There are no positions, so the order of the context
-is nothing, and a target's output depends on no other target.
+There are no positions, so the order of the context is nothing, and a target's output depends on no other target.
 
 Letters: `B` people, `N` places of the context, `M` targets, `T` = N + M, `I` numbers of a token.
 """
@@ -44,7 +43,7 @@ class SetTransformer:
 
 
 def init(key: PRNGKeyArray, net: SetTransformer) -> Params:
-    """Weights of variance 1 / inputs; the last map begins at 0, so that all outputs do."""
+    """Weights of variance 1 / inputs, by which all outputs are 0."""
     keys = iter(jax.random.split(key, net.maps + 6 * net.layers + 2))
 
     def dense(rows: int, out: int) -> Params:
@@ -62,6 +61,7 @@ def init(key: PRNGKeyArray, net: SetTransformer) -> Params:
     return {
         'embed': [dense(net.width if i else net.inputs, net.width) for i in range(net.maps)],
         'layers': [layer() for _ in range(net.layers)],
+        # The last map begins at 0, so that all outputs do.
         'head': [dense(net.width, net.width), jax.tree.map(jnp.zeros_like, dense(net.width, net.outputs))],
     }
 
@@ -86,12 +86,13 @@ def apply(
     targets: Float[Array, 'B M I'],
 ) -> Float[Array, 'B M O']:
     """The outputs of targets given the context; places that do not exist change nothing."""
+    # Padding becomes 0, as it may hold anything, and NaN times 0 is no 0.
     tokens = jnp.concatenate([jnp.where(exists[..., None], context, 0.0), targets], axis=1)
     size, h = exists.shape[1], tokens
     for i, layer in enumerate(params['embed']):
         h = _dense(layer, jax.nn.relu(h) if i else h)
     for layer in params['layers']:
-        # Nobody sees a target, so keys and values are those of the context.
+        # Everybody sees the context, and nobody a target, not even itself: keys and values are those of the context.
         sides = (('query', h), ('key', h[:, :size]), ('value', h[:, :size]))
         q, k, v = (_dense(layer[name], x).reshape(*x.shape[:2], net.heads, -1) for name, x in sides)
         h = _norm(layer['first'], h + _dense(layer['out'], attend(q, k, v, exists).reshape(h.shape)))

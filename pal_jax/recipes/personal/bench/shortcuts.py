@@ -79,6 +79,7 @@ def _by_person(signs: np.ndarray, people: np.ndarray) -> float:
     """The accuracy of each person's majority of signs in one half of the pairs on the other half, both ways."""
     _, person = np.unique(people, return_inverse=True)
     half = np.random.default_rng(0).permutation(len(signs)) % 2
+    # A taste is read from one half of the pairs, and tested on the other.
     taste = np.zeros((2, person.max() + 1))
     np.add.at(taste, (half, person), np.sign(signs))
     return float(hits(np.sign(signs) * taste[1 - half, person]).mean())
@@ -96,14 +97,13 @@ def formatting_only(chosen: Sequence[str], rejected: Sequence[str], people: np.n
 def artefacts(chosen: Sequence[str], rejected: Sequence[str]) -> Finding:
     """T6: characters that stand first or last, or bytes that occur, on one side alone, by exact binomial tests.
 
-    Longer texts have more of all bytes. So a byte that is on one side in less than `ONE_WAY` of its pairs must also
-    differ from how often its side would be chosen by length: the longer one as often as in all pairs.
-
     Pairs must be independent: no text may be in two of them.
     """
     longer = np.array([len(one) - len(other) for one, other in zip(chosen, rejected, strict=True)])
-    by_length = np.where(longer == 0, 0.5, np.mean(hits(longer)))  # the longer text's chance to be chosen, by pair
-    features: dict[str, list[list[float]]] = {}  # for both sides, of each pair the chance of the side that has it
+    # The longer text's chance to be chosen, by pair: as often as in all pairs.
+    by_length = np.where(longer == 0, 0.5, np.mean(hits(longer)))
+    # By trace, for the chosen and for the other side: the chances by length of the sides that have the trace.
+    features: dict[str, list[list[float]]] = {}
     for i, sides in enumerate(zip(chosen, rejected, strict=True)):
         mine, other = map(_traces, sides)
         for name in mine ^ other:
@@ -124,6 +124,8 @@ def _p_of(won: Sequence[float], lost: Sequence[float]) -> float:
     """The p of a trace against chance, and where it is on both sides against the chances by length too, the larger."""
     count = len(won) + len(lost)
     p = float(stats.binomtest(len(won), count).pvalue)
+    # Longer texts have more of all bytes. So a trace that is on one side in less than `ONE_WAY` of its pairs must also
+    # differ from how often its side would be chosen by length.
     if max(len(won), len(lost)) >= ONE_WAY * count:
         return p
     return max(p, float(stats.binomtest(len(won), count, float(np.mean([*won, *lost]))).pvalue))
@@ -138,10 +140,8 @@ def _traces(text: str) -> set[str]:
 
 
 def log_odds(won: int, won_all: int, lost: int, lost_all: int) -> tuple[float, float]:
-    """The log-odds of a word that stands in `won` of `won_all` texts and in `lost` of `lost_all`, and its z.
-
-    Half a text is added to each of the four counts.
-    """
+    """The log-odds of a word that stands in `won` of `won_all` texts and in `lost` of `lost_all`, and its z."""
+    # Half a text is added to each of the four counts, so that none is 0.
     counts = np.array([won, won_all - won, lost, lost_all - lost]) + 0.5
     value = float(np.log(counts[0] / counts[1]) - np.log(counts[2] / counts[3]))
     return value, value / float(np.sqrt(np.sum(1.0 / counts)))
@@ -197,14 +197,11 @@ def label_in_text(
 
 
 def _bag_auc(table: np.ndarray, won: np.ndarray, groups: np.ndarray) -> Estimate:
-    """The AUC of summed log-odds of words, with its interval over groups.
-
-    The log-odds of a group's texts are made of other groups' texts. So what two groups have in common by luck counts
-    twice, in the scores of the one and of the other, by which the variance is twice that of scores made elsewhere.
-    """
+    """The AUC of summed log-odds of words, with its interval over groups."""
     number, fold = folds_of(groups)
     score = np.zeros(len(won))
     for k in np.unique(fold):
+        # The log-odds of a group's texts are made of other groups' texts.
         learnt = fold != k
         counts = [table[learnt & side].sum(axis=0) + 0.5 for side in (won, ~won)]
         totals = [int((learnt & side).sum()) + 1 for side in (won, ~won)]
@@ -213,5 +210,7 @@ def _bag_auc(table: np.ndarray, won: np.ndarray, groups: np.ndarray) -> Estimate
     area = intervals.auc(score, won, number)
     if area.error is None or area.interval is None:
         return area
+    # What two groups have in common by luck counts twice, in the scores of the one and of the other, by which the
+    # variance is twice that of scores made elsewhere.
     low, high = (area.value + np.sqrt(2.0) * (end - area.value) for end in area.interval)
     return Estimate(area.value, float(np.sqrt(2.0)) * area.error, max(float(low), 0.0), min(float(high), 1.0))

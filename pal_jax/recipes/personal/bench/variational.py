@@ -47,9 +47,10 @@ def w2_squared(
 
 
 def weights(params: Params, mean: Float[Array, '*S Z'], std: Float[Array, '*S Z'], tau: float) -> Float[Array, '*S K']:
-    """The weights of the bases: the nearer the more."""
+    """The weights of the bases, by their distances."""
     apart = (1,) * (mean.ndim - 1)
     M, S = (x.reshape(*apart, *x.shape) for x in (params['M'], jnp.exp(params['log_S'])))
+    # The nearer a basis is, the more it weighs.
     return jax.nn.softmax(-w2_squared(mean[..., None, :], std[..., None, :], M, S) / tau, axis=-1)
 
 
@@ -99,6 +100,8 @@ class VariationalLearner:
 
     def read(self, params: Params, known: Float[Array, 'B N H'], exists: Bool[Array, 'B N']) -> tuple[Array, Array]:
         """The mean and standard deviation `[B, Z]` of people, from differences of their known choices."""
+        # The encoder reads two sides of a choice, here the difference and its negative. One choice that says nothing
+        # goes with them, so that a person of few choices is near the middle.
         mean, log_std = latent.encode(params, jnp.stack([known, -known], axis=2), exists, nothing=1.0)
         return mean, jnp.exp(log_std)
 
@@ -122,6 +125,7 @@ class VariationalLearner:
         mean, std = self.read(params, x[known], there)
         m, v = self.judge(params, mean, std, x[asked], points)
         kl = latent.divergence(mean, jnp.log(std)).mean()
+        # Margins that are uncertain are shortened by `probit`, so they count less.
         total = masked_mean(jax.nn.softplus(-probit(m, v)), counted) + self.kl_coef * kl
         right = masked_mean((jnp.sign(m) + 1) / 2, counted)
         return total, {'loss': total, 'accuracy': right, 'variance': masked_mean(v, counted), 'kl': kl}
@@ -138,4 +142,5 @@ class VariationalLearner:
     ) -> tuple[Float[Array, 'B M'], Float[Array, 'B M']]:
         """The margins of questions given known choices, and their variances."""
         mean, std = self.read(params, known, exists)
+        # The points are the same at every call, so that margins are.
         return self.judge(params, mean, std, asked, jax.random.key(0))

@@ -63,6 +63,7 @@ def save_classifier(
     head = linear_head(run, run.mixture(user=user, mix=mix))
     assert run.reading is not None
     decoder = run.reading.decoder
+    # A classifier of one label has one column.
     hf.save(run.reading.weights, decoder.cfg, decoder.tokenizer, folder, head=head[:, None])
 
 
@@ -101,6 +102,7 @@ def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
     }
     beside = torch_names(run.state.params, pal.prototypes)
     if frame is not None:
+        # The frame goes with the weights, for the decoder of the folder gives plain states.
         beside |= {'frame_mean': frame.mean.astype(np.float32), 'frame_basis': frame.basis.astype(np.float32)}
     hf.write(reading.weights, decoder.cfg, tokenizer, folder, config, beside=beside, code=CODE)
 
@@ -109,6 +111,7 @@ def torch_names(params: Params, K: int) -> dict[str, np.ndarray]:
     """PAL's parameters with the names and the orientation that `modeling_pal.py` gives them."""
     named = {name: np.asarray(params[name]) for name in ('P', 'log_scale') if name in params}
     for i, layer in enumerate(params.get('f', [])):
+        # A linear layer of torch has its weight as outputs by inputs.
         named |= {f'f.maps.{i}.{part}': np.asarray(x).T for part, x in layer.items()}
     for i, layer in enumerate(params.get('g', [])):
         named |= {f'g.{k}.maps.{i}.{part}': np.asarray(x[k]).T for part, x in layer.items() for k in range(K)}

@@ -80,11 +80,13 @@ def forget(workdir: str, name: str) -> Forgotten:
         fresh.save(step, state, host)
         fresh.wait()
         fresh.close()
+        # The row keeps its place, so that all other people keep theirs.
         names = tuple(f'forgotten {row}' if known == name else known for known in kept.names)
         pal_kept.save(folder / KEPT, kept._replace(names=names))
         (folder / FOLDER).rename(folder / FRESH / OLD)
         (folder / FRESH / FOLDER).rename(folder / FOLDER)
         shutil.rmtree(folder / FRESH)
+    # Only splits with true ids are of this person; the others came after them.
     by_split = np.max(learnt, axis=0)[: settings.split.seeds]
     return Forgotten(int(np.sum(by_split > 0)), len(by_split), int(by_split.max()), _shared(state))
 

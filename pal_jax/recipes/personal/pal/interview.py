@@ -97,6 +97,7 @@ class Interview:
         low, high = np.percentile(drawn, BETWEEN, axis=0)
         # 2. The pair whose answer is expected to tell most.
         expected = np.asarray(learner.expect(params, pairs.batch, known, prior, len(weight)))[0]
+        # A pair that was answered is not asked again.
         nats = np.where(weight, -1.0, expected)
         best = int(np.argmax(nats))
         prompt = self.questions.prompts[best] if self.questions.prompts else ''
@@ -118,6 +119,7 @@ class Interview:
         """
         path, kept = self._path(name), []
         if path.exists():
+            # An interview that goes on begins with the clicks that are kept.
             kept = self._record(path).get('clicks', [])
         if path.exists() and kept != [list(click) for click in clicks[: len(kept)]]:
             raise ValueError(f'{name} is kept with other answers; choose another name, or forget {name} first')
@@ -165,6 +167,7 @@ class Interview:
                 )
         if len({pair for pair, _ in clicks}) < len(clicks):
             raise ValueError('a pair was clicked twice; a pair has one answer')
+        # A pair is turned where its right side was clicked; pairs without a click stay as they are.
         turned, clicked = (
             np.isin(np.arange(count), [pair for pair, side in clicks if side in sides]) for sides in (SIDES[1:], SIDES)
         )
@@ -194,6 +197,7 @@ class Interview:
         """The two texts that a prototype tells apart otherwise than the others do, the preferred one first."""
         by_prototype = np.asarray(self.run.learner.by_prototype(self.run.replica.params, self.questions.batch))[0]
         mine, others = by_prototype[:, k], np.delete(by_prototype, k, axis=1).mean(axis=1)
+        # The best example is one that this prototype decides, and the others less or the other way.
         pair = int(np.argmax(np.sign(mine) * (mine - others)))
         left, right = (
             text if len(text) <= SHOWN else text[: SHOWN - 1] + '…' for text in self._texts(pair, alike=False)
@@ -220,6 +224,7 @@ class Interview:
         if not NAME.fullmatch(name):
             raise ValueError(f'{files.short_repr(name)} is no name; use up to 64 letters, digits, - and _')
         path = self.folder / f'{name}.json'
+        # A name that is written in another way is the same person.
         return path.with_stem(records.spelled(name, (kept.stem for kept in self.folder.glob('*.json'))))
 
     def _record(self, path: Path) -> dict[str, Any]:

@@ -4,8 +4,6 @@ of an item's numbers, and how a text becomes a vector. With it the run can be op
     kept = load(Path(workdir) / KEPT)
     kept.rows['ana']                                           # the row of her mixture in the table of users
     items = kept.in_units(prices_and_times)                    # from the table's own units to those of the model
-
-Principal axes have arbitrary signs and depend on the machine that computes them, so they are never computed twice.
 """
 
 from __future__ import annotations
@@ -79,6 +77,7 @@ class Kept(NamedTuple):
             table = np.asarray(items)
         except ValueError:  # rows of several lengths
             table = np.empty(0)
+        # Truth values and texts are no numbers, though numpy would make arrays of them.
         fits = table.dtype.kind in 'iuf' and table.ndim == 2 and table.shape[1:] == (self.width,)
         vectors = self.in_units(table.astype(np.float64)) if fits else np.empty(0)
         if not fits or not np.isfinite(vectors).all():
@@ -109,6 +108,7 @@ def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> K
     Raises:
       ValueError: two users have one name.
     """
+    # Whoever names a person may spell the name in another way, so names are told apart in normal form.
     if len(counts := Counter(map(normal, data.names))) < len(data.names):
         name = next(name for name, count in counts.items() if count > 1)
         raise ValueError(f'data={settings.data!r} has two users called {name!r}; give each a name of their own')
@@ -181,4 +181,5 @@ def going_on(data: str, before: Kept | None, now: Kept) -> Kept:
                 f'data={data!r} has other {part} than when the run began ({change}); give the data of then, or '
                 'another --workdir'
             )
+    # Principal axes have arbitrary signs and depend on the machine that computes them, so those of the beginning stay.
     return before

@@ -8,8 +8,7 @@ A step draws some statements (or prompts) and pairs of seen people about them. F
    one update.
 
 Each model has a decoder of its own, which begins as PAL-Tiny's frozen one and waits in the first `hold.steps` steps.
-These steps are PAL-Tiny's, and its evaluation stands beside the last one. Prototypes that have learnt nothing would
-teach a decoder noise.
+These steps are PAL-Tiny's, and its evaluation stands beside the last one.
 """
 
 from __future__ import annotations
@@ -97,6 +96,7 @@ class PALLarge:
         return LargeState(self.reader.divide(weights, 0)[0], models), {}
 
     def step(self, state: LargeState, host: Host, i: int) -> tuple[LargeState, Host, str, Metrics]:
+        # At first decoders wait, since prototypes that have learnt nothing would teach a decoder noise.
         state, metrics = self.wait(state, i) if i < self.hold else self.improve(state, i)
         return state, host, 'hold' if i < self.hold else 'pal', metrics
 
@@ -126,6 +126,7 @@ class PALLarge:
             with self.ctx.phase('update'):
                 batch = as_batch(drawn, vectors)
                 gradient = learner.item_gradients(model.pal, batch)
+                # The gradient is of all pairs at once, and the updates take them in turn.
                 in_turn = jax.tree.map(lambda x: x.reshape(x.shape[0], self.updates, -1, *x.shape[2:]), batch)
                 people, metrics[name] = learner.update(model.pal, put(in_turn, self.ctx.mesh))
             # 4. Update the decoders by that gradient.

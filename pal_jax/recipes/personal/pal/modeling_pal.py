@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+# JAX's gelu is the approximation by tanh.
 ACTIVATIONS = {'relu': nn.ReLU, 'gelu': lambda: nn.GELU(approximate='tanh'), 'linear': nn.Identity}
 MAX_SCALE = 100.0
 
@@ -75,10 +76,12 @@ class PALRewardModel(PreTrainedModel):
         self.model = AutoModel.from_config(AutoConfig.for_model(decoder.pop('model_type'), **decoder))
         width, dim, count = pal['width'], pal['dim'], pal['prototypes']
         shape = pal['layers'], pal['activation'], pal['bias'], pal['residual']
+        # Without layers a projector is the identity, and has no weights.
         self.f = Projector(width, dim, *shape)
         if pal['variant'] == 'B':
             self.g = nn.ModuleList(Projector(width, dim, *shape) for _ in range(count))
         else:
+            # Parameters of zeros only have the shapes; the folder has the values.
             self.P = nn.Parameter(torch.zeros(count, dim if pal['point'] == 'Pw' and pal['rule'] != 'norm' else width))
         if pal['scaled']:
             self.log_scale = nn.Parameter(torch.zeros(1))
@@ -91,9 +94,11 @@ class PALRewardModel(PreTrainedModel):
     def vector(self, input_ids: Tensor, attention_mask: Tensor, counted: Tensor | None = None) -> Tensor:
         """The vector of each text, [B, width]. `counted` [B, T] marks the tokens whose states count, by default all."""
         states = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        # Rewards are made in float32, whatever type the decoder has.
         states = states.float()
         if self.config.pool == 'last':
             places = torch.arange(input_ids.shape[1], device=input_ids.device)
+            # Padding may stand on either side: the last token is the largest place that is attended to.
             last = (attention_mask * places).argmax(dim=1)
             pooled = states[torch.arange(len(states), device=states.device), last]
         else:
@@ -114,6 +119,7 @@ class PALRewardModel(PreTrainedModel):
         """The rewards [B] of texts for a person with `mixture` [K], or for a person for each text, [B, K]."""
         x = self.vector(input_ids, attention_mask, counted)
         w = torch.tensor(self.config.mixture, device=x.device) if mixture is None else mixture.to(x)
+        # One mixture serves all texts, and one for each text stays as it is.
         w = w.expand(len(x), -1)
         if self.config.pal['variant'] == 'B':
             if prompt_ids is None or prompt_mask is None:

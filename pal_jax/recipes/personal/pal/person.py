@@ -84,7 +84,8 @@ def read_choices(run: TrainedPAL, path: str | Path, *, answered: bool = True) ->
 
 def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
     data, kept = tables.load(path, answered=answered), run.kept
-    if data.attributes == comparisons.default_names(kept.width):  # vectors, in the run's order
+    # Vectors have no names of their own: their numbers are taken in the run's order.
+    if data.attributes == comparisons.default_names(kept.width):
         data = data._replace(attributes=kept.attributes)
     if data.attributes == comparisons.default_names(len(data.attributes)) and kept.attributes != data.attributes:
         raise ValueError(
@@ -100,6 +101,7 @@ def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, 
             f'{path} has no prompts of {kept.width} numbers, and {run.workdir} makes prototypes of prompts; give them '
             'as vectors'
         )
+    # A file may have its columns in another order.
     order = [data.attributes.index(name) for name in kept.attributes]
     sides = [side[:][:, order].tolist() for side in (data.chosen, data.rejected)]
     shown = tuple(
@@ -227,6 +229,7 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
         run = open_pal(workdir, known.split)
     except ValueError as error:
         raise ValueError(f'{person}: {error}' if known.split else f'{error}') from None
+    # A file that was written by hand has no fingerprint, and its mixture is taken as it is.
     if known.fingerprint and known.fingerprint != run.fingerprint:
         raise ValueError(
             f'{person} is a mixture of the prototypes of another run than {workdir}, or of this run before it was '
@@ -310,7 +313,7 @@ def _score_items(run: TrainedPAL, w: Array, vectors: Sequence[tuple[np.ndarray, 
 
 
 def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]:
-    """Scores of replies to questions by `pal:<workdir>`, as `psoups.judges.Score` has them; read at the first call.
+    """Scores of replies to questions by `pal:<workdir>`, as `psoups.judges.Score` has them.
 
     `person` is a seen user, a file of a mixture, or '' for the population's mixture.
 
@@ -324,12 +327,15 @@ def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], S
     if not isinstance(settings, Settings) or not settings.text.source:
         raise ValueError(f'{source} is no run of PAL on texts, and replies are texts; name one of configs/pal.py:text')
     if files.is_file(person):
+        # A wrong file is refused now, and not when the training has begun.
         read_person(person)
     opened: list[Callable[..., np.ndarray]] = []
 
     def score(readings: Sequence[Sequence[str]], replies: Sequence[Sequence[str]]) -> np.ndarray:
         if not opened:
+            # The run is read at the first call, when its scores are needed.
             opened.append(reward_of_replies(*open_person(workdir, person)))
+        # Each reading of a question is paired with each reply to it, and a reply has its mean over readings.
         flat = [pair for rows in zip(readings, replies, strict=True) for pair in itertools.product(*rows)]
         rewards = opened[0](*zip(*flat, strict=True))
         return rewards.reshape(len(readings), -1, len(replies[0])).mean(axis=1)

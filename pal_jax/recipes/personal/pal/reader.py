@@ -3,11 +3,9 @@
     vectors = reader.read(decoder, frozen, texts)                          # [texts, width]
     decoder, metrics = reader.learn(decoder, frozen, texts, gradient)      # of the loss, by these vectors
 
-A loss of pairs needs vectors from all over a batch before any gradient can be made. So texts are read first, by
-micro-batches, each text once however many pairs it is in. The loss gives a gradient by each vector, and the texts are
-read again to hand that gradient on to the weights. The memory needed is that of a micro-batch.
-
-Frozen parameters (the whole base under adapters, else the embedding) are kept apart, so that many readers share them.
+A loss of pairs needs vectors from all over a batch before any gradient can be made. So texts are read first, each text
+once however many pairs it is in. The loss gives a gradient by each vector, and the texts are read again to hand that
+gradient on to the weights.
 """
 
 from __future__ import annotations
@@ -100,7 +98,8 @@ class Reader:
         abstract: tuple[Params, ReaderState] = placed(shapes, trained_specs(specs, adapters), mesh)
         self.frozen, self.abstract = abstract
         places = jax.tree.map(lambda x: x.sharding, abstract)
-        # Frozen parameters come apart from those that train: many readers share the former.
+        # Frozen parameters (the whole base under adapters, else the embedding) come apart from those that train: many
+        # readers share the former.
         self.divide = jax.jit(self._new, out_shardings=places)
 
     def _new(self, params: Params, seed: Int[Array, '']) -> tuple[Params, ReaderState]:
@@ -112,6 +111,7 @@ class Reader:
         """The vector of each text."""
         packed = self._packed(texts)
         batch = sharding.put_batch(packed.batch, self.mesh)
+        # The memory needed is that of a micro-batch.
         parts = micro_batches(batch, self.mesh, self.batching.micro_rows)
         vectors = [np.asarray(self._read(reading.model.params, frozen, micro)) for micro in parts]
         return np.concatenate(vectors)[packed.rows, packed.places]
@@ -164,6 +164,7 @@ class Reader:
         is."""
         states = hidden_states(decoder_params(trained, frozen), self.cfg, batch)
         shape = batch.acts.shape
+        # The states of a text are picked out of its row, which other texts may share.
         columns = batch.states.reshape(shape[0], -1)[..., None]
         at = jnp.take_along_axis(states, columns, axis=1).reshape(*shape, -1).astype(jnp.float32)
         counts = batch.acts.astype(jnp.float32)
@@ -172,6 +173,7 @@ class Reader:
         if self.frame is None:
             return mean
         origin, basis = (jnp.asarray(array, jnp.float32) for array in self.frame)
+        # A place without a text would have the negative origin for a vector.
         return (number > 0) * ((mean - origin[None, None]) @ basis)
 
 
@@ -179,6 +181,7 @@ def frozen_reader(
     cfg: ModelConfig, weights: Params, mesh: Mesh, pool: Pool, *, frame: Frame | None = None, batching: Batching
 ) -> Callable[[Sequence[Text]], np.ndarray]:
     """A function that gives the vectors of texts by a decoder of these weights."""
+    # Nothing is updated, so the optimiser keeps no moments.
     reader = Reader(cfg, optax.identity(), mesh, pool=pool, frame=frame, batching=batching)
     frozen, reading = reader.divide(weights, 0)
     return lambda texts: reader.read(reading, frozen, texts)

@@ -244,16 +244,13 @@ def make_learners(settings: Settings, kept: Kept, ctx: Context, replicas: int) -
 
 
 def start(name: str, learner: IdealPointLearner, data: Comparisons, seeds: Array) -> PALState:
-    """The state before the first step.
-
-    In the model with known groups, people stand at the prototype of their group, and in the middle without a known
-    group.
-    """
+    """The state before the first step."""
     state = learner.init(seeds)
     # All models but the one with known groups begin with people in the middle, or near it.
     if name != 'groups':
         return state
     assert data.groups is not None
+    # With known groups people stand at the prototype of their group, and in the middle without a known group.
     z = np.zeros(state.users.z.shape, np.float32)
     z[:, : len(data.groups)] = CERTAIN * (data.groups[:, None] == np.arange(learner.pal.prototypes))
     place = learner.abstract.users.z.sharding

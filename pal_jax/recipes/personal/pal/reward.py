@@ -116,6 +116,7 @@ class TrainedPAL(NamedTuple):
     @property
     def people(self) -> dict[str, int]:
         """Rows by name of the users that this split was trained on; other users are new, and their rows are empty."""
+        # A user without an update is new in this split.
         trained = set(np.flatnonzero(self.state.users.updates).tolist())
         return {name: row for name, row in self.kept.rows.items() if row in trained}
 
@@ -129,6 +130,7 @@ class TrainedPAL(NamedTuple):
             return ideal_point.checked_mixture(mix, self.pal.prototypes)
         people, mixtures = self.people, ideal_point.weights(self.pal, self.state.users.z)
         if user in (None, ''):
+            # The mean is over the people who were trained, for other rows are empty.
             return jnp.mean(mixtures[np.array(list(people.values()))], axis=0)
         user = records.spelled(str(user), people)
         if user not in people:
@@ -169,6 +171,7 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
     """
     workdir = run_folder(workdir)
     settings = settings_of(workdir)
+    # K was chosen by the last evaluation, which has the choice on record.
     finals = [record for record in read_records(Path(workdir) / EVALS) if record['stage'] == 'final']
     if not finals:
         raise ValueError(
@@ -181,10 +184,12 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
         raise ValueError(f'split={split}{why}: {workdir} has the splits 0 to {seeds - 1}; give one of these')
     run, name = open_parts(workdir, settings), f'K={chosen[split]}'
     kept, ctx, decoder, reader = run.kept, run.ctx, run.decoder, run.reader
+    # Models of another K and the decoders of other splits stay on disk.
     state, *_ = Checkpoints(workdir, needed(run.abstract, name, split), read_only=True).read()
     people: PALState = state.models[name].pal if reader else state[name]
     reading = None
     if decoder:
+        # A decoder of PAL-Large has learnt; one of PAL-Tiny is read from its source.
         trained = reader.weights(state.models[name].readings[split], state.frozen) if reader else None
         weights, how = trained or pal_text.load(decoder, ctx), {'frame': kept.frame, 'batching': Batching()}
         reading = TextVectors(
@@ -217,6 +222,7 @@ def open_parts(workdir: str, settings: Settings) -> OpenParts:
     """The parts of a run on one device."""
     kept, ctx, reader = pal_kept.load(Path(workdir) / KEPT), one_device(workdir), None
     decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
+    # A checkpoint has the control's splits, too, so its shapes have them.
     replicas = settings.split.seeds * (1 + settings.split.control)
     learners = pal.make_learners(settings, kept, ctx, replicas)
     abstract: Any = {name: learner.abstract for name, learner in learners.items()}
@@ -233,6 +239,7 @@ def needed(abstract: Any, name: str, split: int) -> Any:
         return {**nothing, name: abstract[name]}
     model, without = abstract.models[name], nothing.models[name]
     readings = list(without.readings)
+    # Of a decoder only the parameters are read, and no moments.
     trained = without.readings[split].model.replace(params=model.readings[split].model.params)
     readings[split] = without.readings[split].replace(model=trained)
     kept = without.replace(pal=model.pal, readings=tuple(readings))
@@ -254,6 +261,7 @@ def item_vectors(run: TrainedPAL, items: Any, prompts: ArrayLike | None = None) 
         raise ValueError(f'{run.workdir} is of variant A, which reads no prompts; leave them out')
     if run.pal.variant == 'A':
         return vectors, None
+    # Prompts are vectors as they are: no attribute has a scale for them.
     prompt_vectors = run.kept._replace(scale=np.ones(1)).vectors(prompts, 'prompts')
     if len(prompt_vectors) != len(vectors):
         raise ValueError(f'{len(prompt_vectors)} prompts and {len(vectors)} items; give a prompt for each item')
@@ -287,6 +295,7 @@ def reply_vectors(
     how = {'chat': run.kept.chat, 'alone': alone}
     pairs = [texts.to_reply(tokenizer, *pair, **how) for pair in zip(prompts, replies, strict=True)]
     answers, questions = zip(*pairs, strict=True)
+    # Each text is read once, in however many pairs it is.
     number = {text: i for i, text in enumerate(dict.fromkeys([*answers, *questions] if alone else answers))}
     table = read(list(number))
     return table[[number[text] for text in answers]], table[[number[text] for text in questions]] if alone else None
@@ -310,6 +319,7 @@ def check_form(run: TrainedPAL, prompt: Any, reply: Any) -> None:
 def reward_of_items(run: TrainedPAL, w: ArrayLike) -> Callable[..., Array]:
     """The reward of items to a mixture `[K]`, see `item_vectors`. Raises ValueError where `w` is no mixture."""
     w = run.mixture(mix=w)
+    # The compiled program has the mixture as a constant.
     judge = jax.jit(lambda items, prompts: rewards(run, w, items, prompts))
     return lambda items, prompts=None: judge(*item_vectors(run, items, prompts))
 
@@ -322,6 +332,7 @@ def reward_of_replies(run: TrainedPAL, w: ArrayLike) -> Callable[[Sequence[Any],
 
 def rewards(run: TrainedPAL, w: Any, items: Any, prompts: Any) -> Array:
     """The rewards `[B]` to a mixture, of vectors as the model sees them. Raises ValueError where `w` is no mixture."""
+    # A mixture that is traced has no numbers that could be checked.
     w = w if isinstance(w, Tracer) else run.mixture(mix=w)
     u = ideal_point.user_point(run.state.params, run.pal, jnp.broadcast_to(w, (len(items), w.shape[0])), prompts)
     return ideal_point.item_reward(run.state.params, run.pal, u, items)

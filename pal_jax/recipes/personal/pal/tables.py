@@ -45,6 +45,7 @@ def load(path: str | Path, *, answered: bool = True) -> Comparisons:
         raise ValueError(f'{path} holds no {"choices" if answered else "pairs"}')
     _, attributes, first = rows[0]
     data = from_pairs([_checked(pair, place, first) for place, _, pair in rows], attributes)
+    # Items that differ in a file may be the same in float32, in which the model sees them.
     if (same := (data.chosen[:] == data.rejected[:]).all(axis=1)).any():
         place, _, pair = rows[int(same.argmax())]
         raise ValueError(
@@ -79,6 +80,7 @@ def _jsonl(path: str | Path, answered: bool) -> Iterator[tuple[str, tuple[str, .
         if len(kinds) > 1:
             raise ValueError(f'{place}: some items are lists, and others objects of attributes; give all alike')
         if isinstance(sides[0], Mapping):
+            # The first row names the attributes, and their order.
             names = names or tuple(sides[0])
             if any(not isinstance(side, Mapping) or set(side) != set(names) for side in sides):
                 raise ValueError(f'{place}: expected the attributes {", ".join(names)} in both items')
@@ -100,7 +102,8 @@ def _numbers(values: Any, place: str) -> tuple[float, ...]:
 
 def _number(value: Any, place: str) -> float:
     try:
-        if isinstance(value, bool) or '_' in str(value):  # Python takes True and 1_0 for numbers, too
+        # Python takes True and 1_0 for numbers, too.
+        if isinstance(value, bool) or '_' in str(value):
             raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number of hundreds of digits
@@ -112,7 +115,9 @@ def _csv(path: str | Path, answered: bool) -> Iterator[tuple[str, tuple[str, ...
     if not rows:
         return
     columns = set(rows[0][1])
+    # A column left_x alone may be an attribute; with right_x it is the side of a pair.
     sides = any(f'right_{c[5:]}' in columns for c in columns if c.startswith('left_'))
+    # A proper subset leaves a column at least for an attribute.
     if {'user', 'situation', 'chosen'} < columns:
         yield from _options(rows)
     elif sides and not answered:
@@ -140,6 +145,7 @@ def _options(rows: list[records.Row]) -> Iterator[tuple[str, tuple[str, ...], Pr
     situations: dict[tuple[str, str], list[tuple[str, choices.Option]]] = {}
     if '' in names:
         raise ValueError(f'{rows[0][0]}: a column has no name; name the attribute, or delete the column of row numbers')
+    # One user may be spelled in several ways, and a situation must not fall apart by that.
     who = records.first_spelling()
     for place, row in rows:
         if row['chosen'] not in ('0', '1'):
@@ -152,5 +158,6 @@ def _options(rows: list[records.Row]) -> Iterator[tuple[str, tuple[str, ...], Pr
         count = sum(was_chosen for was_chosen, _ in options)
         if count != 1 or len(options) < 2:
             raise ValueError(f'{place}: situation {key!r} of {user!r} has {count} chosen of {len(options)} options')
+        # A choice among several options is a pair with each option that was not chosen.
         for pair in choices.pairs([(user, key, options)]):
             yield place, names, pair

@@ -80,6 +80,7 @@ def read_pairs(settings: Settings, tokenizer: Tokenizer) -> TextPairs:
       ValueError: a row is wrong, or prototypes are to be functions of prompts that are missing or always the same.
     """
     data, text, alone = settings.data, settings.text, settings.model.variant == 'B'
+    # Exports of votes, and all that is neither a public set nor a table of choices, are read as votes.
     tabular = all(files.format_of(file) in shards.KINDS for file in shards.files_of(data))
     if not opinions.is_source(data) and (votes.is_export(data) or not tabular):
         if alone:
@@ -123,8 +124,10 @@ def read(settings: Settings, ctx: Context, decoder: Decoder, frame: Frame | None
     made_by = {'source': text.source, 'layers': decoder.cfg.layers, 'pool': pool, 'dtype': decoder.cfg.dtype}
     if place := inputs.path_of(text.source):  # other weights under one name make other states
         made_by |= inputs.hashes(place)
+    # With spans the table has a row for each token, else one for each text.
     rows = int(lengths.sum()) if text.span else len(pairs.texts)
     table = states.stored(text.folder, pairs.texts, made_by, compute, (rows, decoder.cfg.width))
+    # Where the table has all tokens, the state of a text is that of its last one.
     ends = starts + lengths - 1
     # One process computes the axes: their signs depend on the machine.
     if text.width and frame is None:
