@@ -31,7 +31,7 @@ class Optimizer:
       name: adam (or adamw: they differ only in `weight_decay`), lion, adafactor, muon or sgd.
       max_norm: the largest global norm of a gradient; inf clips nothing.
       lr: the highest rate.
-      warmup_ratio: the share of the updates in which the rate rises from 0 to `lr`.
+      warmup_ratio: the share of the updates in which the rate rises to `lr`.
       min_ratio: the last rate as a share of `lr`, to which it falls by a cosine.
       b1, b2: decays of the first and the second moment.
       weight_decay: see `decays` for the leaves that it acts on.
@@ -104,17 +104,17 @@ def make_schedule(
 ) -> optax.Schedule:
     """The rate as a function of the number of updates.
 
-    It rises linearly from 0 to `lr` in `ceil(warmup_ratio * total_steps)` updates, stays at `lr` for `held` updates,
-    and falls to `min_ratio * lr` by a cosine.
+    It rises linearly to `lr` in `W = ceil(warmup_ratio * total_steps)` updates, of which the first has the rate
+    `lr / W`, stays at `lr` for `held` updates, and falls to `min_ratio * lr` by a cosine.
     """
     if total_steps < 1 or not 0.0 <= warmup_ratio < 1.0:
         raise ValueError(
             f'a schedule needs total_steps >= 1 and warmup_ratio in [0, 1), got {total_steps}, {warmup_ratio}'
         )
-    # The very first update has rate 0, unless it is the only one or there is no warm-up.
     warmup = min(math.ceil(warmup_ratio * total_steps), total_steps - 1)
     schedule = optax.warmup_cosine_decay_schedule(0.0, lr, warmup, total_steps, end_value=min_ratio * lr)
-    return lambda count: schedule(jnp.maximum(jnp.minimum(count, warmup), count - held))
+    # While the rate rises an update has the rate that it rises to: from 0 the first one would learn nothing.
+    return lambda count: schedule(jnp.maximum(jnp.minimum(count + 1, warmup), count - held))
 
 
 def decays(params: optax.Params) -> Any:

@@ -153,7 +153,7 @@ def test_g14_adaptive_kl():
 def test_g15_learning_rate():
     schedule = jax.jit(make_schedule(lr=5e-7, total_steps=1000, warmup_ratio=0.03))
     with jax.numpy_dtype_promotion('standard'):  # optax multiplies its integer count with floats
-        for step, rate in ((0, 0), (15, 2.5e-7), (30, 5e-7), (515, 2.75e-7), (1000, 5e-8)):
+        for step, rate in ((0, 5e-7 / 30), (14, 2.5e-7), (29, 5e-7), (30, 5e-7), (515, 2.75e-7), (1000, 5e-8)):
             np.testing.assert_allclose(schedule(np.int32(step)), rate, rtol=1e-5)
 
 

@@ -26,7 +26,7 @@ def test_schedule_equals_the_formula():
     schedule = make_schedule(lr=2.0, total_steps=50, warmup_ratio=0.1, min_ratio=0.25)
     steps = np.arange(51)
     cosine = 0.25 + 0.75 * 0.5 * (1 + np.cos(np.pi * (steps - 5) / 45))
-    expected = 2.0 * np.where(steps < 5, steps / 5, cosine)
+    expected = 2.0 * np.where(steps < 5, (steps + 1) / 5, cosine)
     np.testing.assert_allclose(schedule(jnp.asarray(steps)), expected, rtol=1e-5)
 
 
@@ -38,7 +38,7 @@ def test_a_rate_may_be_held_before_it_falls():
 
 
 def test_warmup_is_rounded_up():
-    assert float(jnp.asarray(make_schedule(lr=1.0, total_steps=34)(1))) == pytest.approx(0.5)
+    assert float(jnp.asarray(make_schedule(lr=1.0, total_steps=34)(0))) == pytest.approx(0.5)
 
 
 def test_the_only_update_is_not_wasted_on_warmup():
