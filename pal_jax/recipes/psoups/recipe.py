@@ -73,7 +73,8 @@ def reward_values(settings: Settings, rows: Path) -> dict[str, Any]:
     replies = settings.reward.data.replies or settings.rollout.answers
     return values | {
         'data': dataclasses.replace(values['data'], replies=replies),
-        'export': settings.export and settings.reward.data.pooling == 'last',  # transformers has no other
+        # The library transformers has no other pooling.
+        'export': settings.export and settings.reward.data.pooling == 'last',
     }
 
 
