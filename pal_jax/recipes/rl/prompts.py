@@ -47,7 +47,7 @@ class Prompts(NamedTuple):
 
 
 def read_prompts(settings: PromptSettings, tokenizer: Tokenizer, seed: int) -> Prompts:
-    """The prompts that the settings name. A prompt of both sources is tested on and not learnt.
+    """The prompts that the settings name.
 
     Raises:
       ValueError: a source or a row of it is wrong, or there is nothing to learn from or to test on.
@@ -68,6 +68,7 @@ def read_prompts(settings: PromptSettings, tokenizer: Tokenizer, seed: int) -> P
             raise ValueError(f'prompts.train={settings.train}: {error}; give more prompts, or prompts.test') from None
         test = [prompt for prompt, is_held in zip(train, held, strict=True) if is_held]
     tested, rows = {prompt.content for prompt in test}, len(train)
+    # A prompt of both sources is tested on and not learnt.
     fits = {'train': [prompt for prompt in train if prompt.content not in tested], 'test': test[: settings.test_count]}
     fits = {split: [p for p in prompts if len(p.ids) <= settings.max_length] for split, prompts in fits.items()}
     for split, prompts in fits.items():

@@ -51,6 +51,7 @@ def measure(games: Sequence[str], count: int, seed: int, speakers: Mapping[str, 
     others = [name for name in speakers if name != POLICY]
     keys = [*itertools.product(games, others, SEATS)]
     places = [(key, k) for key in keys for k in range(count)]
+    # Match `k` has the same seed in every pairing and seat, so all pairings begin alike.
     arenas = [Arena(game, seed + k) for (game, _, _), k in places]
     seats = [(POLICY, other) if seat == 0 else (other, POLICY) for (_, other, seat), _ in places]
     play_arenas(arenas, seats, speakers)

@@ -17,8 +17,10 @@ S = TypeVar('S')  # the state of a game
 
 SEATS = 0, 1
 POLICY = 'policy'  # the player that learns
-TRAINING = -1.5, 0.5  # what an invalid answer brings the offender and the other seat (SPIRAL's released code)
-EVALUATION = -1.0, 1.0  # the same where it counts as a loss
+# The offender and the other seat get so much after an invalid answer (SPIRAL's released code).
+TRAINING = -1.5, 0.5
+# The offender and the other seat get so much where an invalid answer counts as a loss.
+EVALUATION = -1.0, 1.0
 
 # How an answer is asked for: first as in training, then other wordings for evaluations. The state of the game comes
 # late, since prompts that begin alike are read once.
@@ -74,32 +76,28 @@ class Rules(Protocol[S]):
 
 
 class Match(NamedTuple):
-    """A game under way.
+    """A game under way."""
 
-    game: the place of its rules.
-    players: the name of the player in each seat.
-    offender: the seat whose invalid answer has ended the game.
-    """
-
+    # The place of the rules of the game.
     game: int
     state: Any
+    # The name of the player in each seat.
     players: tuple[str, str] = (POLICY, POLICY)
+    # The seat whose invalid answer has ended the game.
     offender: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Matches:
-    """Matches of several games as one game of two seats, so that `play` has all of them move in step.
+    """Matches of several games as one game of two seats, so that `play` has all of them move in step."""
 
-    rules: the games.
-    invalid: the rewards of the offender and of the other seat after an invalid answer.
-    reasoned: whether answers may reason before they name an action in a box.
-    wording: which of the wordings of `ASKED` asks for an answer.
-    """
-
+    # The games.
     rules: Sequence[Rules[Any]]
+    # The rewards of the offender and of the other seat after an invalid answer.
     invalid: tuple[float, float] = TRAINING
+    # `reasoned` says whether answers may reason before they name an action in a box.
     reasoned: bool = False
+    # The place in `ASKED` of the wording that asks for an answer.
     wording: int = 0
     roles: tuple[str, ...] = ('first', 'second')
 
