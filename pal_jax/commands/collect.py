@@ -73,6 +73,7 @@ def collect(settings: Run, source: str | None, prompts: int | None) -> Iterator[
     while prompts_left > 0:
         size = min(prompts_left, dialogue.rollout_batch_size)
         open_dialogues, queue = pop(queue, size, people=world.train, user=user, seed=i, shuffle=order)
+        # The second episode begins, so everybody's dialogue has been answered once.
         if queue.episode and prompts is None:
             return
         samples = world.reward(sample_turns(open_dialogues, n, (settings.seed, i)), i)

@@ -44,6 +44,7 @@ def draw(runs: Runs, path: str | os.PathLike[str]) -> None:
             for (name, rows), colour in zip(runs.items(), itertools.cycle(COLOURS), strict=False):
                 part = main_part(rows)
                 steps, values = column(part, 'step'), column(part, key)
+                # The running mean is over a fifth of the steps, or over three.
                 mean, _ = running_mean(values, values * 0, max(3, len(part) // 5))
                 ax.plot(steps, values, 'o', color=colour, alpha=0.35, markersize=3, markeredgewidth=0)
                 ax.plot(steps, mean, color=colour, label=name)

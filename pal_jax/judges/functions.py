@@ -18,14 +18,11 @@ REQUIRED = 'prompts', 'completions'
 
 
 class RewardFunction(NamedTuple):
-    """A function that pays answers, and its weight.
+    """A function that pays answers, and its weight."""
 
-    Attributes:
-      text: the value of the config that names it, for messages, such as FILE.py:NAME.
-      name: its name in figures.
-    """
-
+    # The value of the config that names the function, for messages, such as FILE.py:NAME.
     text: str
+    # The name of the function in figures.
     name: str
     call: Callable[..., Any]
     weight: float = 1.0
@@ -69,6 +66,7 @@ def values(function: RewardFunction, lists: Mapping[str, Any], count: int) -> li
     given = {name: lists[name] for name in lists if name in REQUIRED or own.takes(function.call, name)}
     results, name = function.call(**given), f'reward.function={function.text!r}'
     try:
+        # A text such as '7' would be a number to `float`.
         if texts := [value for value in results if isinstance(value, str)]:
             raise TypeError(f'{texts[0]!r} is a text')
         numbers = [None if value is None else float(value) for value in results]

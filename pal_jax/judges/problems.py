@@ -1,8 +1,7 @@
 r"""Problems of mathematics with a known final answer: rows of a file, the answer that a text comes to, and accuracy.
 
 `gsm8k` (Cobbe et al. 2021): `question`, and `answer` whose last line is `#### <number>`. `math500` (Hendrycks et al.
-2021, as Lightman et al. 2023 chose from it): `problem`, and `answer` in LaTeX. A text's answer is the content of its
-last `\boxed{...}`; in GSM8K, where it has none, its last number.
+2021, as Lightman et al. 2023 chose from it): `problem`, and `answer` in LaTeX.
 """
 
 from __future__ import annotations
@@ -45,6 +44,7 @@ def after_mark(text: str) -> str | None:
 
 
 TASKS: Mapping[str, ProblemFormat] = {
+    # A text's answer is the content of its last `\boxed{...}`; in GSM8K, where it has none, its last number.
     'gsm8k': ProblemFormat('question', 'answer', after_mark, last_number),
     'math500': ProblemFormat('problem', 'answer', lambda text: text, boxed),
 }
