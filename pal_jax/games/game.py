@@ -59,7 +59,8 @@ def play(
 ) -> list[list[list[Sample]]]:
     """Play games from the given states to their ends, all of them in step.
 
-    Each game that is not over makes one move at a time.
+    Each game that is not over makes one move at a time. At a move, a sampler is called once, with the states of all
+    games in which a role of its moves next.
 
     Args:
       samplers: a function for each role; several roles may have the same. It gives a group of samples for each state:
@@ -79,7 +80,6 @@ def play(
         movers = {k: role for k, state in enumerate(states) if (role := game.turn(state)) is not None}
         if not movers:
             break
-        # A sampler is called once a move, with the states of all games in which one of its roles moves next.
         for sampler in dict.fromkeys(samplers):
             places = [k for k, mover in movers.items() if samplers[mover] is sampler]
             groups = sampler([states[k] for k in places], moves) if places else ()

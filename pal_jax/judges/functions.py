@@ -18,11 +18,14 @@ REQUIRED = 'prompts', 'completions'
 
 
 class RewardFunction(NamedTuple):
-    """A function that pays answers, and its weight."""
+    """A function that pays answers, and its weight.
 
-    # The value of the config that names the function, for messages, such as FILE.py:NAME.
+    Attributes:
+      text: the value of the config that names it, for messages, such as FILE.py:NAME.
+      name: its name in figures.
+    """
+
     text: str
-    # The name of the function in figures.
     name: str
     call: Callable[..., Any]
     weight: float = 1.0

@@ -76,28 +76,32 @@ class Rules(Protocol[S]):
 
 
 class Match(NamedTuple):
-    """A game under way."""
+    """A game under way.
 
-    # The place of the rules of the game.
+    game: the place of its rules.
+    players: the name of the player in each seat.
+    offender: the seat whose invalid answer has ended the game.
+    """
+
     game: int
     state: Any
-    # The name of the player in each seat.
     players: tuple[str, str] = (POLICY, POLICY)
-    # The seat whose invalid answer has ended the game.
     offender: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Matches:
-    """Matches of several games as one game of two seats, so that `play` has all of them move in step."""
+    """Matches of several games as one game of two seats, so that `play` has all of them move in step.
 
-    # The games.
+    rules: the games.
+    invalid: the rewards of the offender and of the other seat after an invalid answer.
+    reasoned: whether answers may reason before they name an action in a box.
+    wording: which of the wordings of `ASKED` asks for an answer.
+    """
+
     rules: Sequence[Rules[Any]]
-    # The rewards of the offender and of the other seat after an invalid answer.
     invalid: tuple[float, float] = TRAINING
-    # `reasoned` says whether answers may reason before they name an action in a box.
     reasoned: bool = False
-    # The place in `ASKED` of the wording that asks for an answer.
     wording: int = 0
     roles: tuple[str, ...] = ('first', 'second')
 
