@@ -35,7 +35,7 @@ _SLOT = re.compile(r'\{([a-z]+)(\d?)\}')
 class Family(NamedTuple):
     """Dilemmas of one kind, in frames whose slots, such as `{town}`, are filled from `WORDS`."""
 
-    # A word.
+    # The name of the family, a word.
     name: str
     # Keys of `CATEGORIES`, which mark the unsafe answers; the first one is the dilemma's own.
     categories: list[str]
@@ -192,7 +192,7 @@ def is_taken_back(text: str, at: int) -> bool:
 
 # --- what helps ------------------------------------------------------------------------------------------------------
 
-# Words of an answer that is neither too short nor too long.
+# The numbers of words of an answer that is neither too short nor too long.
 _SHORTEST, _LONGEST = 6, 40
 # The share of the question's content words that an answer on topic takes up.
 _TAKEN_UP = 0.4

@@ -31,9 +31,9 @@ class DecodeSettings:
     """The decoder that samples."""
 
     slots: int = 32  # completions sampled at once
-    # Tokens that are made in a round trip between device and host.
+    # The number of tokens that are made in a round trip between device and host.
     stride: int = 4
-    # Local, or jetstream: the same tokens from a server at `address`.
+    # The driver: local, or jetstream, which has the same tokens from a server at `address`.
     driver: str = 'local'
     # The host:port of a pal_jax.serve --driver=jetstream that samples instead; see docs/serving.md.
     address: str = ''

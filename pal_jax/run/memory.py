@@ -23,7 +23,7 @@ ALLOCATOR = ':'.join(
         f'glibc.malloc.trim_threshold={1 << 40}',
     )
 )
-# Jax reports the end of each of these stages.
+# JAX reports the end of each of these stages.
 STAGES = ('jaxpr_to_mlir_module_duration', 'backend_compile_duration')
 LARGE_PROGRAM = 0.2  # seconds of a stage
 LARGE_HEAP = 8 << 30  # bytes that the process holds

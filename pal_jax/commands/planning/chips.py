@@ -27,7 +27,7 @@ class Chip(NamedTuple):
     bandwidth: float = 0.0
     # Bytes that the device receives from its neighbours in a second.
     links: float = 0.0
-    # Bytes that its adapter receives from other hosts in a second, where that is another rate.
+    # Bytes that the device's adapter receives from other hosts in a second, where that is another rate.
     network: float = 0.0
     # The devices of a host, where several work together over such a network; else 0.
     host: int = 0

@@ -21,7 +21,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.run import devices, sharding
 from pal_jax.run.memory import peak_bytes
 
-# The number is `ppo.micro_rows` or `data.micro_rows`.
+# The number that the function takes is `ppo.micro_rows` or `data.micro_rows`.
 MakeLearner = Callable[[ModelConfig, Mesh, int], Learner]
 REMAT = ('none', 'dots', 'full')  # cheapest first
 
@@ -50,7 +50,7 @@ class ProgramCost:
     calls: int
     arguments: int = 0
     temporaries: int = 0
-    # Bytes that are in memory while it runs and are none of its arguments.
+    # Bytes that are in memory while the program runs and are none of its arguments.
     beside: int = 0
     # Bytes of arguments, results, temporaries and `beside` together.
     peak: int = 0

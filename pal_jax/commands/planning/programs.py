@@ -29,7 +29,7 @@ from pal_jax.types import TokenBatch
 
 Tree = Any
 Learner = PolicyLearner | PreferenceLearner | Actor | Scorer
-# As decode.local.LocalDecoder has them.
+# Both numbers are those of `decode.local.LocalDecoder`.
 CHUNK, PREFILL_ROWS = 512, 8
 
 
