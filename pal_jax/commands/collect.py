@@ -91,6 +91,7 @@ def best_and_worst(group: Sequence[Sample], system: str) -> dict[str, Any] | Non
 
     None where all judged samples have the same reward.
     """
+    # A sample that nobody could judge is in no pair.
     judged = [sample for sample in group if sample.ok]
     best, worst = (pick(judged, key=lambda sample: sample.reward, default=None) for pick in (max, min))
     if best is None or worst is None or best.reward == worst.reward:

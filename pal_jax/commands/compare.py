@@ -85,6 +85,7 @@ def stage_table(evals: Runs) -> str:
     lines = ['| run | stage | people | ' + ' | '.join(names) + ' |', '|---|---|---|' + '---|' * len(names)]
     for run, records in evals.items():
         for record in records:
+            # Figures of people with new values have a prefix.
             for people, prefix in (('known values', ''), ('unseen values', 'unseen_')):
                 if f'{prefix}reward' in record:
                     cells = [_cell(record.get(prefix + key)) for key in (*columns, *turns)]
@@ -109,6 +110,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(f'--output: {error}')
     runs = {str(folder): read_records(folder / METRICS) for folder in arguments.runs}
+    # A folder without steps would be an empty curve.
     if empty := [name for name, rows in runs.items() if not rows]:
         parser.error(f'no steps in {", ".join(empty)}; name folders of runs')
     with whole_file(arguments.output) as partial:

@@ -66,6 +66,7 @@ def values(function: RewardFunction, lists: Mapping[str, Any], count: int) -> li
     """
     if not count:
         return []
+    # A function is called with the lists that it names, and with no others.
     given = {name: lists[name] for name in lists if name in REQUIRED or own.takes(function.call, name)}
     results, name = function.call(**given), f'reward.function={function.text!r}'
     try:

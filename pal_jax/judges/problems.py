@@ -77,6 +77,7 @@ def question_chat(problem: Problem) -> Chat:
 def measure(texts: Sequence[str], problems: Sequence[Problem], task: str) -> dict[str, Any]:
     """Accuracy with its exact 95 % interval, and the share of texts that come to no answer."""
     said = [TASKS[task].read(text) for text in texts]
+    # A text that comes to no answer is wrong.
     share = intervals.share(np.array([is_same(one, p.answer) for one, p in zip(said, problems, strict=True)]))
     return {
         'accuracy': share.value,

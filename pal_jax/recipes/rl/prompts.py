@@ -63,6 +63,7 @@ def read_prompts(settings: PromptSettings, tokenizer: Tokenizer, seed: int) -> P
         )
     if not settings.test:
         try:
+            # Whole prompts are held out, so no row of a tested prompt is learnt.
             held = held_out([prompt.content for prompt in train], settings.test_count, seed=seed)
         except ValueError as error:
             raise ValueError(f'prompts.train={settings.train}: {error}; give more prompts, or prompts.test') from None
@@ -97,6 +98,7 @@ def to_prompt(place: str, row: Mapping[str, Any], settings: PromptSettings, toke
     if not isinstance(prompt, str | list) or not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise ValueError(f'{place}: {key!r} is {files.short_repr(prompt)}; give a text or a list of messages')
     try:
+        # A text is asked as a chat, unless the settings have it stand as it is.
         prompt = messages_of(row, key) if isinstance(prompt, list) else prompt
         ids = tokenizer.prompt(prompt) if isinstance(prompt, str) and not settings.chat else None
         ids = ids or tokenizer.chat(chats.as_chat(prompt) if isinstance(prompt, str) else prompt)

@@ -34,7 +34,7 @@ class DialogueSettings:
     max_rounds: int = 3  # turns of a dialogue
     n_samples_per_prompt: int = 4  # answers to each prompt
     rollout_batch_size: int = 8  # prompts a step
-    # The largest number of tokens of a prompt; of a longer one the oldest exchanges are left out; 0: none.
+    # The largest number of tokens of a prompt; of a longer one the oldest exchanges are left out; 0: no limit.
     prompt_max_len: int = 0
     # > 0: depth-first, < 0: breadth-first; less than a batch mixes rounds.
     round_batch_size: int = 5

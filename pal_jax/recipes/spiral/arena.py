@@ -29,6 +29,7 @@ def policy_speaker(answers: ModelPlayer, params: Params, longest: int, seed: Seq
 
     def speak(chats: Sequence[Chat], turns: int) -> list[str | None]:
         prompts = [tuple(answers.tokenizer.chat(chat)) for chat in chats]
+        # A chat that is too long is not sampled, and has no answer.
         short = [k for k, prompt in enumerate(prompts) if len(prompt) <= longest]
         answers.decoder.load(params)
         samples = sampler.sample(
