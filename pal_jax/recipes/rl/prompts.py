@@ -98,8 +98,8 @@ def to_prompt(place: str, row: Mapping[str, Any], settings: PromptSettings, toke
     if not isinstance(prompt, str | list) or not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise ValueError(f'{place}: {key!r} is {files.short_repr(prompt)}; give a text or a list of messages')
     try:
-        # A text is asked as a chat, unless the settings have it stand as it is.
         prompt = messages_of(row, key) if isinstance(prompt, list) else prompt
+        # A text is asked as a chat, unless the settings have it stand as it is.
         ids = tokenizer.prompt(prompt) if isinstance(prompt, str) and not settings.chat else None
         ids = ids or tokenizer.chat(chats.as_chat(prompt) if isinstance(prompt, str) else prompt)
     except ValueError as error:
