@@ -90,6 +90,7 @@ def talk(
             dialogue = start
         if line == '/again' or not line.strip():
             continue
+        # A line enters the dialogue with its answer, so a line without one can be said again.
         open_dialogue = dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('user', line)))
         try:
             text = reply(decoder, tokenizer, preset, open_dialogue, seed + number)
@@ -100,6 +101,7 @@ def talk(
         if bare is None:
             yield Text(f'{text}\n(its thought did not end; ask for more --max_tokens)', style='yellow')
             continue
+        # A policy that has learnt the format writes profile and reply, any other model a reply alone.
         parsed = parse_completion(text) if preset.layout else ParsedCompletion('', (), bare.strip())
         if parsed is None:
             yield Text(f'{bare}\n(not in the format it was trained to write; say it otherwise)', style='yellow')

@@ -73,6 +73,7 @@ def collect(settings: Run, source: str | None, prompts: int | None) -> Iterator[
     while prompts_left > 0:
         size = min(prompts_left, dialogue.rollout_batch_size)
         open_dialogues, queue = pop(queue, size, people=world.train, user=user, seed=i, shuffle=order)
+        # The second episode begins, so everybody's dialogue has been answered once.
         if queue.episode and prompts is None:
             return
         samples = world.reward(sample_turns(open_dialogues, n, (settings.seed, i)), i)
@@ -90,6 +91,7 @@ def best_and_worst(group: Sequence[Sample], system: str) -> dict[str, Any] | Non
 
     None where all judged samples have the same reward.
     """
+    # A sample that nobody could judge is in no pair.
     judged = [sample for sample in group if sample.ok]
     best, worst = (pick(judged, key=lambda sample: sample.reward, default=None) for pick in (max, min))
     if best is None or worst is None or best.reward == worst.reward:

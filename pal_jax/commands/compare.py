@@ -44,6 +44,7 @@ def draw(runs: Runs, path: str | os.PathLike[str]) -> None:
             for (name, rows), colour in zip(runs.items(), itertools.cycle(COLOURS), strict=False):
                 part = main_part(rows)
                 steps, values = column(part, 'step'), column(part, key)
+                # The running mean is over a fifth of the steps, or over three.
                 mean, _ = running_mean(values, values * 0, max(3, len(part) // 5))
                 ax.plot(steps, values, 'o', color=colour, alpha=0.35, markersize=3, markeredgewidth=0)
                 ax.plot(steps, mean, color=colour, label=name)
@@ -84,6 +85,7 @@ def stage_table(evals: Runs) -> str:
     lines = ['| run | stage | people | ' + ' | '.join(names) + ' |', '|---|---|---|' + '---|' * len(names)]
     for run, records in evals.items():
         for record in records:
+            # Figures of people with new values have a prefix.
             for people, prefix in (('known values', ''), ('unseen values', 'unseen_')):
                 if f'{prefix}reward' in record:
                     cells = [_cell(record.get(prefix + key)) for key in (*columns, *turns)]
@@ -108,6 +110,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(f'--output: {error}')
     runs = {str(folder): read_records(folder / METRICS) for folder in arguments.runs}
+    # A folder without steps would be an empty curve.
     if empty := [name for name, rows in runs.items() if not rows]:
         parser.error(f'no steps in {", ".join(empty)}; name folders of runs')
     with whole_file(arguments.output) as partial:

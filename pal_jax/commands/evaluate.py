@@ -76,7 +76,8 @@ ROWS = flags.DEFINE_string('rows', '', 'Problems: a file, several with commas, a
 LIMIT = flags.DEFINE_integer('limit', None, 'How many of its problems; all by default.', lower_bound=1)
 ANSWER_TOKENS = flags.DEFINE_integer('answer_tokens', 512, 'Tokens of an answer.', lower_bound=1)
 SLOTS = flags.DEFINE_integer('slots', 16, 'Problems at once.', lower_bound=1)
-CHUNK = 2  # times so many problems are between two movements of the progress bar
+# The progress bar moves when so many problems for each slot are done.
+CHUNK = 2
 COMPARED = ('al', 'n_ir', 'n_r2', 'reward', 'profile', 'precision', 'recall', 'response', 'strict')
 
 Records = dict[str, dict[str, Any]]
@@ -144,12 +145,12 @@ def evaluate_sources(settings: Run, names: Sequence[str]) -> dict[str, Evaluatio
     files = inputs.look(to_dict(settings))
     people = {key: item for key, item in files.items() if key.startswith('dialogue.')}
     for kind, _, run in (source.partition(':') for source in opened.values()):
-        if (
-            kind == 'orbax'
-        ):  # where the file of people has changed, the run may have trained on people of the evaluation
+        # Where the file of people has changed, the run may have trained on people of the evaluation.
+        if kind == 'orbax':
             inputs.check_shared(people, Path(run))
     for source in dict.fromkeys(opened.values()):
         decoder, tokenizer = open_decoder(settings, source)
+        # Policies of one model share its decoder.
         for name in (item for item in opened if opened[item] == source):
             if name in BASELINES:
                 answer = plain_model(make_complete(settings, tokenizer, decoder), BASELINES[name], world.topics)
@@ -165,11 +166,7 @@ def in_format(settings: Dialogues, sample_turns: Sampler) -> Respond:
 
 
 def make_complete(settings: Dialogues, tokenizer: Tokenizer, decoder: Decoder) -> Complete:
-    """A function that answers chats with the model, sampled as `config.sampling` says.
-
-    A chat of more than `dialogue.prompt_max_len` tokens loses its oldest exchanges, as it does for a policy that writes
-    the format.
-    """
+    """A function that answers chats with the model, sampled as `config.sampling` says."""
     sampling, longest = settings.sampling, settings.dialogue.prompt_max_len
 
     def complete(chats: Sequence[Chat], seed: int) -> list[Completion]:
@@ -179,12 +176,15 @@ def make_complete(settings: Dialogues, tokenizer: Tokenizer, decoder: Decoder) -
         return [replace(c, text=tokenizer.thinking(p, c.text)) for p, c in zip(prompts, completions, strict=True)]
 
     def prompt_of(chat: Chat) -> tuple[int, ...]:
+        # The system message stays, whatever is left out.
         system = [message for message in chat[:1] if message['role'] == 'system']
 
         def render(exchange: Chat) -> tuple[int, ...]:
             return tuple(tokenizer.chat([*system, *exchange]))
 
         exchange = chat[len(system) :]
+        # A chat of more than `dialogue.prompt_max_len` tokens loses its oldest exchanges, as it does for a policy that
+        # writes the format.
         return render(
             env.newest_turns(exchange, lambda newest: len(render(newest)) <= longest) if longest else exchange
         )
@@ -243,7 +243,8 @@ def write_lines(records: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write records as JSON lines, and print the file's name."""
     lines = (json.dumps(plain(record), ensure_ascii=False) + '\n' for record in records)
     with whole_file(path, named_here=True) as partial:
-        partial.write_text(''.join(lines), encoding='utf-8', errors='backslashreplace')  # half surrogate pairs
+        # A model may write half of a surrogate pair, which cannot be encoded.
+        partial.write_text(''.join(lines), encoding='utf-8', errors='backslashreplace')
     print(path)
 
 
@@ -259,6 +260,7 @@ def as_table(stages: Records, words: Words) -> Table:
     table = Table('figure', *stages, 'what it is')
     names = dict.fromkeys(name for record in stages.values() for name in record)
     for name in names:
+        # Times and intervals have no rows of their own.
         if not name.startswith('seconds_') and name != 'stage' and not name.endswith('intervals'):
             table.add_row(name, *(cell(record.get(name)) for record in stages.values()), meaning(name, words).words)
     return table

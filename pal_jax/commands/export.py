@@ -42,6 +42,7 @@ def main() -> None:
     cli.faults(initialize, settings, workdir, cli.place())
     exports, step = cli.faults(load_trained, str(workdir), STEP.value)
 
+    # A run of several policies has a folder for each.
     def folder(name: str) -> Path:
         return output / name if len(exports) > 1 else output
 

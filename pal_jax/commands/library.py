@@ -40,7 +40,8 @@ from pal_jax.run.workdir import run_folder
 from pal_jax.scoring import open_scorer
 from pal_jax.types import Chat, Sampling
 
-Reward = Callable[..., Sequence[float | None]]  # (prompts, completions, **columns): a number for each answer
+# A reward takes prompts, completions and further columns, and gives a number for each answer.
+Reward = Callable[..., Sequence[float | None]]
 SLOTS = 16  # answers that a trained model decodes at once
 
 
@@ -104,6 +105,7 @@ def train(
     texts = {key: str(value) for key, value in (changes or {}).items()}
     if functions:
         texts['reward.function'] = ','.join(f'{own.PYTHON}{name}' for name in functions)
+    # The folder is named after config and variant.
     name = config.replace(':', '-').rpartition('/')[2].replace('.py', '')
     folder = Path(workdir or Path('runs') / name)
     with _errors(), own.given(functions):
@@ -167,5 +169,6 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except Fault as fault:
+        # A fault of code 2 is a wrong input.
         kind = ValueError if fault.code == 2 else RuntimeError
         raise kind(str(fault)) from fault.__cause__

@@ -75,8 +75,7 @@ def parse_weights(texts: Sequence[str], count: int) -> list[float]:
 def merge(names: Sequence[str], settings: Settings, base: str | None, out: Path) -> None:
     """Merge the models that these sources name into the folder `out`, as `folders.merge` does.
 
-    `base` is the source of the model that all started from. Where it is None and the method needs one, it is the base
-    that the adapters name.
+    `base` is the source of the model that all started from.
 
     Raises:
       ValueError, RuntimeError: a source that cannot be had, what cannot be merged, or an `out` that is a source or
@@ -84,9 +83,11 @@ def merge(names: Sequence[str], settings: Settings, base: str | None, out: Path)
     """
     check_folder(out, [folder for name in [*names, *([base] if base else [])] for folder in read_by(name)])
     out.parent.mkdir(parents=True, exist_ok=True)
+    # Models without a folder are written beside the output first.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix='.merge-') as scratch:
         model_folders = [folder_of(name, Path(scratch) / str(i)) for i, name in enumerate(names)]
         adapters = [folder for folder in model_folders if folders.is_adapter(folder)]
+        # Where `base` is None and the method needs one, it is the base that the adapters name.
         if base is None and adapters and settings.method != 'linear':
             base = base_of(adapters)
         if base is not None:

@@ -82,6 +82,7 @@ def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | N
     if ask_file:
         pairs = pal_person.read_choices(run, ask_file, answered=False)
         expected = pal_person.information(run, pairs, choices)
+        # The sort is stable, so pairs of equal information keep the order of the file.
         for i in np.argsort(-expected, kind='stable'):
             left, right = pairs.shown[i]
             cli.print_json({'pair': int(i) + 1, 'information': float(expected[i]), 'left': left, 'right': right})
@@ -91,6 +92,7 @@ def forget_file(path: Path) -> str:
     """Delete the file of a person, and say so. Raises ValueError where it is none."""
     if not path.is_file():
         raise ValueError(f'--forget={path}: there is no such file')
+    # Only the file of a person is deleted.
     pal_person.read_person(path)
     path.unlink()
     return f'{path} is deleted. No shared parameter has learnt from these choices.'

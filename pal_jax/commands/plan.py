@@ -60,9 +60,11 @@ def main() -> None:
     request = cli.faults(make_request, settings, method)
     run_plan = cli.faults(plan, settings, method, request, lambda line: console.print(f'compiling {line}', style='dim'))
     nearest = None
+    # The plan is shown before the search, which may take long.
     if not JSON.value:
         show(run_plan, request)
     if not run_plan.fits:
+        # Where the plan does not fit, all other choices are tried, the cheapest first.
         everything = estimate.choices(request.cfg, len(request.devices), method.micro_rows)
         others = [choice for choice in everything if choice != run_plan.choice]
         nearest = cli.faults(estimate.search, request, others, lambda line: console.print(line, style='dim'))
@@ -80,6 +82,7 @@ def make_request(settings: Run, method: PlannedRun) -> PlanRequest:
     Raises:
       ValueError, RuntimeError: an unknown slice, model or device.
     """
+    # The compiler for a slice needs no device, so JAX itself runs on the CPU.
     os.environ.setdefault('JAX_PLATFORMS', 'cpu' if TOPOLOGY.value else PLATFORM.value)
     policy, decode = method.policy, method.decode
     cfg = shapes.shape(MODEL.value or policy.source)

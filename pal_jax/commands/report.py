@@ -27,6 +27,7 @@ def main() -> None:
         sys.exit(2)
     folder = Path(at_home(sys.argv[1]))
     try:
+        # A folder that is no run is refused here.
         read_run(folder)
         print(write_report(folder))
     except ValueError as fault:

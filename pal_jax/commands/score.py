@@ -65,8 +65,10 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
     if not rows:
         raise ValueError(f'{path} has no records; write one JSON object a line')
     scorer = scoring.open_scorer(source, person)
+    # A score must not take the place of a value of the record.
     if clash := next(((place, key) for place, record in rows for key in scorer.keys if key in record), None):
         raise ValueError(f'{clash[0]}: the record has a key {clash[1]} already; rename it')
+    # All records are read before the first is scored, so a wrong line shows at once.
     read = scorer.read_all(rows)
     scored = ({**record, **fields} for (_, record), fields in zip(rows, in_chunks(scorer, read), strict=True))
     if not output:

@@ -96,9 +96,12 @@ MODERATION_DRAWS = flags.DEFINE_integer('moderation_draws', 4, 'Draws of an answ
 MODERATION_THRESHOLD = flags.DEFINE_float(
     'moderation_threshold', None, 'Above which an answer is unsafe.', lower_bound=0.0, upper_bound=1.0
 )
-KEEP_ALIVE = 75  # seconds that a connection may rest, longer than the minute of most clients and load balancers
-CACHE_GRAIN = 512  # a conversation grows every turn, and each size of the cache is a program to compile
-GRACE = 60  # seconds that answers under way have when the server is told to stop
+# Seconds that a connection may rest, longer than the minute of most clients and load balancers.
+KEEP_ALIVE = 75
+# A conversation grows every turn, and each size of the cache is a program to compile.
+CACHE_GRAIN = 512
+# Seconds that answers under way have when the server is told to stop.
+GRACE = 60
 
 
 def main() -> None:
@@ -107,18 +110,21 @@ def main() -> None:
 
 
 def serve_http() -> None:
-    """Serve over HTTP. The port is taken before the weights are read."""
+    """Serve over HTTP."""
     cli.faults(check_origins, CORS_ORIGINS.value)
+    # The port is taken before the weights are read.
     listener, token = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
         app = cli.faults(make_http, token)
-        cli.faults(listener.listen, 2048)  # before it is announced: who calls from now on waits and is not refused
+        # The socket listens before its address is told: who calls from now on waits and is not refused.
+        cli.faults(listener.listen, 2048)
         address = f'http://{host_port(HOST.value, listener.getsockname()[1])}'
         print(f'serving {SOURCE.value} at {address}/v1, and a page to talk with it at {address}', flush=True)
         config = uvicorn.Config(
             app, log_level='warning', timeout_graceful_shutdown=GRACE, timeout_keep_alive=KEEP_ALIVE
         )
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has drained
+        # The server of uvicorn raises the signal again once it has drained.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         HttpServer(config).run(sockets=[listener])
 
 
@@ -139,7 +145,8 @@ def serve_grpc() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     listener, token = cli.faults(listen, HOST.value, PORT.value)
-    with contextlib.closing(listener):  # gRPC takes no socket, only the address of a free one, and listens at once
+    # The server of gRPC takes no socket, only the address of a free one, and listens at once.
+    with contextlib.closing(listener):
         host, port, *_ = listener.getsockname()
         driver = cli.faults(make_driver)
     server = cli.faults(GrpcServer, host, port, requests=SLOTS.value + LINE.value, token=token)
@@ -162,6 +169,7 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
     if not token and not ipaddress.ip_address(address[0]).is_loopback:
         raise ValueError(f'--host={host} can be reached by others; set {TOKEN} to a secret that callers must send')
     listener = socket.socket(family)
+    # The port of a server that has just ended can be taken again.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
@@ -171,9 +179,10 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
 
 
 def check_origins(origins: Sequence[str]) -> None:
-    """Raise ValueError where a text is no origin. A browser sends scheme, host and port, and compares nothing else."""
+    """Raise ValueError where a text is no origin."""
     for origin in origins:
         parts = urllib.parse.urlsplit(origin)
+        # A browser sends scheme, host and port, and compares nothing else.
         if origin != f'{parts.scheme}://{parts.netloc}' or not parts.hostname or '@' in origin or '*' in origin:
             raise ValueError(
                 f'--cors_origins={origin} is no origin; give scheme, host and port alone, as https://page.example'
@@ -187,8 +196,10 @@ def make_http(token: str):
     decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
     decoder.load(with_adapters(model.load(decoder.param_shardings), cfg))
     driver, preset = Driver(decoder, line=LINE.value), chat_preset(SOURCE.value)
-    hello = len(tokenizer.encode(preset.system)) + 40  # as many tokens as a first message and its frame
-    for length in (hello, hello + 40):  # the second goes on from the first, as the next turn does
+    # As many tokens as a first message and its frame.
+    hello = len(tokenizer.encode(preset.system)) + 40
+    # The second goes on from the first, as the next turn does.
+    for length in (hello, hello + 40):
         warm_up(driver, length, preset.sampling)
     name, origins = NAME.value or SOURCE.value, CORS_ORIGINS.value
     preset = preset._replace(asks=interview is not None)
@@ -232,8 +243,10 @@ def make_guard() -> Guard | None:
         run_folder(MODERATION.value), Context(devices.make_mesh(devices=jax.local_devices()[:1]))
     )
     if threshold is not None:
+        # One threshold stands for all categories.
         moderator = moderator._replace(thresholds=np.full_like(moderator.thresholds, threshold))
-    moderator.unsafe(['Hello'], ['Hello'])  # compiles
+    # The first call compiles.
+    moderator.unsafe(['Hello'], ['Hello'])
     return Guard(moderator.unsafe, MODERATION_DRAWS.value)
 
 
@@ -270,17 +283,17 @@ def make_driver() -> Driver:
 def warm_up(driver: Driver, length: int, sampling: Sampling) -> None:
     """Compile the programs that a prompt of `length` tokens needs, so that no request waits for them later.
 
-    Nothing happens where the model has no room for the prompt and its answer.
-
     Raises:
       Exception: what the decoder raised.
     """
+    # Nothing happens where the model has no room for the prompt and its answer.
     if not 0 < length <= driver.decoder.cfg.max_len - sampling.max_tokens:
         return
     reports: queue.SimpleQueue[RequestProgress | Exception] = queue.SimpleQueue()
     ticket = driver.submit(Request((0,) * length, sampling, 0), reports.put)
     if isinstance(news := reports.get(), Exception):
         raise news
+    # All programs are compiled by the first report, so nobody waits for the answer.
     driver.cancel(ticket)
 
 

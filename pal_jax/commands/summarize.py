@@ -67,7 +67,9 @@ def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str
     state, *_ = Checkpoints(workdir, trees, read_only=True).read()
     people_alone = [person for person, _ in people]
     given_texts = [] if summary is None else [summary] * len(people)
+    # At temperature 0 the model writes its likeliest summary.
     texts = given_texts or parts.describe(state, people_alone, [0.0], (settings.seed,)).texts
+    # Only people with a choice have a pair to compare.
     choices = [[choice] for _, choice in people if choice]
     texts_of_choices = [text for text, (_, choice) in zip(texts, people, strict=True) if choice]
     gaps = iter(

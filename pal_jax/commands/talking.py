@@ -53,6 +53,7 @@ def open_decoder(settings: Dialogues, source: str) -> tuple[Decoder, Tokenizer]:
     context = Context(mesh)
     model = sources.resolve(source, seed=settings.seed, open_run=lambda run: open_run(run, context))
     cfg, tokenizer = devices.for_platform(model.config, settings.policy.dtype), model.tokenizer()
+    # A single decoder samples, however many a run has side by side.
     decode = dataclasses.replace(settings.decode, shares=1)
     decoder = make_decoder(decode, Policy(cfg, tokenizer, model), context)
     decoder.load(model.load(sharding.param_shardings(decoder_specs(cfg), mesh)))

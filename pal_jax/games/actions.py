@@ -5,22 +5,24 @@ from __future__ import annotations
 import re
 
 BOX = '\\boxed{'
-WORDS = 5  # an answer of more words without brackets names no action
+# An answer of more words without brackets names no action.
+WORDS = 5
 
 
 def extract(text: str) -> str | None:
     r"""The action of an answer in brackets, such as `[4]` of `\boxed{\text{4}}`; None of an answer without words.
 
     The action is the content of the last `\boxed{...}` whose braces are balanced, without `\text{}`; without a box it
-    is the whole answer. White space collapses to single blanks. Brackets are added where there are none and the action
-    has at most five words. Whether the action is legal is for the game to say.
+    is the whole answer. Whether the action is legal is for the game to say.
     """
     said = boxed(text)
     said = re.sub(r'\\text\{([^{}]*)\}', r'\1', text if said is None else said)
     words = said.split()
     if not words:
         return None
+    # White space collapses to single blanks.
     action = ' '.join(words)
+    # Brackets are added where there are none and the action has at most five words.
     return action if '[' in action or ']' in action or len(words) > WORDS else f'[{action}]'
 
 

@@ -15,8 +15,10 @@ from pal_jax.types import Chat, Sample
 
 S = TypeVar('S')  # the state of a game
 
-Group = Sequence[Sample]  # samples of one turn of one game, which answer the same prompt
-Sampler = Callable[[Sequence[S], int], Sequence[Group]]  # of the states of games and the number of moves made in each
+# Samples of one turn of one game, which answer the same prompt.
+Group = Sequence[Sample]
+# A sampler takes the states of games and the number of moves made in each.
+Sampler = Callable[[Sequence[S], int], Sequence[Group]]
 
 
 class Game(Protocol[S]):

@@ -56,12 +56,14 @@ class ChatModels:
         if of_file and is_own(name):
             return of_file(key, name)
         if kind == 'endpoint' and model:
+            # A model with other settings is an endpoint of its own.
             called = '-'.join([model, *map(str, changes.values())])
             if called not in self._endpoints:
                 self._endpoints[called] = self._open_endpoint(model, changes)
             return make(self._endpoints[called])
         if kind == 'local' and model:
             role = key.split('.')[-1]
+            # A model on this machine samples as its role does, so each role has its own.
             called = '-'.join([role, model, *map(str, changes.values())])
             if called not in self._local:
                 self._local[called] = self._open_local(model, role, changes)
@@ -78,11 +80,13 @@ class ChatModels:
         return self._endpoints.get(endpoint) if kind == 'endpoint' else None
 
     def _open_endpoint(self, name: str, changes: Mapping[str, Any]) -> Endpoint:
-        from pal_jax.judges.endpoint import Endpoint  # its client takes a second to import
+        # The client of an endpoint takes a second to import.
+        from pal_jax.judges.endpoint import Endpoint
 
         if name not in self._settings:
             raise ValueError(f'endpoint:{name} is unknown; config.endpoints has {", ".join(sorted(self._settings))}')
         settings = {**dataclasses.asdict(self._settings[name]), **changes}
+        # Slots are those of models on this machine.
         del settings['slots']
         prices = settings.pop('prompt_price'), settings.pop('completion_price')
         answers = Path(self._answers).expanduser() if self._answers else None
@@ -112,6 +116,7 @@ class ChatModels:
             for field, value in dataclasses.asdict(endpoint.usage).items()
         }
         parts = [*exchange('usage', own_usage), self._earlier]
+        # Requests of all processes count, and those from before the run went on.
         return {key: sum(part.get(key, 0.0) for part in parts) for key in own_usage} | self.counts
 
     @property

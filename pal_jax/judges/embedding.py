@@ -22,12 +22,14 @@ class SentenceEncoder:
     def __init__(self, folder: Path):
         self._cfg, self._weights = bert.load(folder)
         self._tokenizer = Tokenizer.from_file(str(folder / 'tokenizer.json'))
-        self._tokenizer.encode_special_tokens = True  # as plain text, where somebody writes one out
+        # A special token that somebody writes out is read as plain text.
+        self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(min(_LONGEST, self._cfg.max_len))
         self._known: dict[str, np.ndarray] = {}
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, 'B D']:
+        # Texts of like length share a batch, which then has little padding.
         new = sorted(set(texts) - self._known.keys(), key=len)
         for start in range(0, len(new), _BATCH):
             batch = new[start : start + _BATCH]
@@ -35,11 +37,13 @@ class SentenceEncoder:
         return np.stack([self._known[text] for text in texts])
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
-        """The vectors of new texts; batches have few shapes, so that few programs are compiled."""
+        """The vectors of new texts."""
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        # Batches have few shapes, so that few programs are compiled.
         length = -(-max(map(len, ids)) // _MULTIPLE) * _MULTIPLE
         tokens, mask = np.zeros((_BATCH, length), np.int32), np.zeros((_BATCH, length), bool)
         for row, sequence in enumerate(ids):
             tokens[row, : len(sequence)], mask[row, : len(sequence)] = sequence, True
-        mask[len(ids) :, 0] = True  # rows of padding attend to something
+        # Rows of padding attend to something.
+        mask[len(ids) :, 0] = True
         return np.asarray(bert.embed(self._weights, self._cfg, jnp.asarray(tokens), jnp.asarray(mask)))[: len(ids)]

@@ -62,11 +62,6 @@ class Endpoint:
     jitter, and as the server asks for it. A request that still fails, or gets an empty answer, has no answer; a wrong
     key, model or address ends the run.
 
-    The thoughts of a reasoning model are left out of its answer, and a thought that does not end is no answer. A server
-    whose template begins thoughts is known by an answer that ends one; once it is known, an answer that was cut and
-    ends no thought is none. A server that refuses `max_tokens` and names `max_completion_tokens` is sent the latter
-    from then on, and a server with a single temperature is sent none; `usage.adapted` counts such settings.
-
     Args:
       name: the name that errors have.
       key_env: the environment variable with the key; '' for a server that wants none.
@@ -103,8 +98,10 @@ class Endpoint:
         self.concurrency = concurrency
         self._pool, self._lock = ThreadPoolExecutor(concurrency), threading.Lock()
         self._waiting: dict[str, Future[Reply]] = {}  # asked early, for the call that will ask the same
-        self._adaptations: dict[str, str] = {}  # settings that the server refuses, and what is sent in their place
-        self._opens = False  # its template begins a thought
+        # Settings that the server refuses, and what is sent in their place.
+        self._adaptations: dict[str, str] = {}
+        # The server's template begins a thought.
+        self._opens = False
         self._client = openai.OpenAI(base_url=address, api_key=key, timeout=timeout, max_retries=retries)
         self._answers = AnswerCache(cache) if cache else None
 
@@ -117,11 +114,7 @@ class Endpoint:
         return self._answer(chats, seed, early=False)
 
     def early(self, chats: Sequence[Chat], seed: int) -> list[str | None]:
-        """Answers to questions that will be asked again soon, for a caller in a thread of its own.
-
-        The result, also if it is none, waits for the call that asks the same. So both together ask once, and `usage`
-        counts one request.
-        """
+        """Answers to questions that will be asked again soon, for a caller in a thread of its own."""
         return self._answer(chats, seed, early=True)
 
     def _answer(self, chats: Sequence[Chat], seed: int, *, early: bool) -> list[str | None]:
@@ -132,6 +125,7 @@ class Endpoint:
         cut: dict[str, Reply] = {}
         with self._lock:
             for key, request in dict(zip(keys, requests, strict=True)).items():
+                # A question that waits is taken by the first call that is not early.
                 waiting = self._waiting.get(key) if early else self._waiting.pop(key, None)
                 known = self._known(key) if waiting is None else None
                 if known is not None:
@@ -140,6 +134,8 @@ class Endpoint:
                 else:
                     future = waiting or self._pool.submit(self._ask, key, request)
                     under_way[future] = key
+                    # The result, also if it is none, waits for the call that asks the same. So both together ask once,
+                    # and `usage` counts one request.
                     if early:
                         self._waiting[key] = future
         try:
@@ -148,9 +144,11 @@ class Endpoint:
                 answers[key] = reply.text or None
                 if reply.cut:
                     cut[key] = reply
-            for key, reply in cut.items():  # now that all have been read it is known whether the server begins thoughts
+            # Now that all answers have been read, it is known whether the server begins thoughts.
+            for key, reply in cut.items():
                 answers[key] = self._keep(key, reply) or None
         finally:
+            # Where a request has failed, nobody waits for the others; early ones stay for the call that asks the same.
             for future in () if early else under_way:
                 future.cancel()
         return [answers[key] for key in keys]
@@ -159,6 +157,7 @@ class Endpoint:
         reply = self._request(request)
         with self._lock:
             self._account(reply)
+            # A reply that was cut is kept only when all replies have been read, see `_keep`.
             if not reply.cut:
                 self._put(key, reply)
         return reply
@@ -194,29 +193,36 @@ class Endpoint:
             choice, usage = answer.choices[0], answer.usage
             text, aside = _content(choice.message)
             cut = choice.finish_reason == 'length' and not aside
-            text.encode()  # half of a surrogate pair is a str to Python and to nobody else
+            # Half of a surrogate pair is a str to Python and to nobody else.
+            text.encode()
             tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         except FATAL as error:
             raise RuntimeError(f'endpoint {self.name!r} at {self._address} refuses us: {error}') from error
         except (openai.OpenAIError, ValueError, LookupError, AttributeError, TypeError) as error:
             # The last four mean that the answer does not follow the protocol.
             return Reply(error=f'{type(error).__name__}: {error}'.splitlines()[0])
+        # A server whose template begins thoughts is known by an answer that ends one; once it is known, an answer that
+        # was cut and ends no thought is none.
         self._opens |= closes(text)
+        # The thoughts of a reasoning model are left out of its answer, and a thought that does not end is no answer.
         plain = spoken_reply(text)
         if plain is None or (aside and not plain.strip()):
             return Reply(None, *tokens, error=_UNFINISHED)
         return Reply(plain, *tokens, error='' if plain else 'an empty answer', cut=cut and plain == text)
 
     def _create(self, request: Mapping[str, Any]) -> Any:
-        """The server's answer. A setting that it refuses is sent in another form, now and in all later requests."""
+        """The server's answer."""
         while True:
             sent = self._adapted(request)
             try:
                 return self._client.chat.completions.create(**sent)
             except openai.BadRequestError as error:
+                # A server that refuses `max_tokens` and names `max_completion_tokens` is sent the latter from then on,
+                # and a server with a single temperature is sent none; `usage.adapted` counts such settings.
                 refused = _refused(error)
                 if refused not in sent:
                     raise
+                # A setting that the server refuses is sent in another form, now and in all later requests.
                 with self._lock:
                     self._adaptations[refused] = _ADAPTATIONS[refused]
                     self.usage.adapted = len(self._adaptations)
@@ -236,13 +242,11 @@ class Endpoint:
 
 
 class AnswerCache:
-    """Answers on disk by the digest of their request; a kill loses no answer that was put.
-
-    Processes may share the file, and wait for each other.
-    """
+    """Answers on disk by the digest of their request; a kill loses no answer that was put."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Processes may share the file, and wait for each other.
         self._table = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
         self._table.execute('create table if not exists answers (request text primary key, answer text not null)')
 

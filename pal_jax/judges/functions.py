@@ -66,9 +66,11 @@ def values(function: RewardFunction, lists: Mapping[str, Any], count: int) -> li
     """
     if not count:
         return []
+    # A function is called with the lists that it names, and with no others.
     given = {name: lists[name] for name in lists if name in REQUIRED or own.takes(function.call, name)}
     results, name = function.call(**given), f'reward.function={function.text!r}'
     try:
+        # A text such as '7' would be a number to `float`.
         if texts := [value for value in results if isinstance(value, str)]:
             raise TypeError(f'{texts[0]!r} is a text')
         numbers = [None if value is None else float(value) for value in results]

@@ -28,6 +28,7 @@ def make_user(model: ChatModel) -> UserSimulator:
 
     def answer(dialogues: Sequence[Dialogue], seed: int) -> list[str | None]:
         talking = [dialogue for dialogue in dialogues if dialogue.turns]
+        # A person opens a dialogue by itself, so only begun dialogues are asked about.
         written = iter(ask(model, list(map(prompts.simulate, talking)), read_message, seed))
         return [next(written) if dialogue.turns else dialogue.person.opening for dialogue in dialogues]
 
@@ -69,15 +70,14 @@ def make_judge(model: ChatModel, *, golden: bool = False) -> ResponseJudge:
 def ask(
     model: ChatModel, chats: Sequence[Chat], read: Callable[[str], Answer | None], seed: int
 ) -> list[Answer | None]:
-    """The result of `read` for the model's answer to each chat.
-
-    An answer in which it finds nothing is asked for again with another seed; so is one whose thought does not end.
-    """
+    """The result of `read` for the model's answer to each chat."""
     answers: list[Answer | None] = [None] * len(chats)
     for attempt in range(ATTEMPTS):
         missing = [i for i, answer in enumerate(answers) if answer is None]
         if not missing:
             break
+        # An answer in which `read` finds nothing is asked for again with another seed; so is one whose thought does not
+        # end.
         texts = model([chats[i] for i in missing], seed * ATTEMPTS + attempt)
         for i, text in zip(missing, texts, strict=True):
             plain = None if text is None else spoken_reply(text)
@@ -113,4 +113,5 @@ def _last_box(text: str) -> str:
 
 
 def _at_most(count: int | None, *lists: Sequence[str]) -> int | None:
+    # A model may count more facts than there are.
     return None if count is None else min(count, *map(len, lists))

@@ -16,10 +16,7 @@ from pal_jax.types import Chat, Sampling
 
 
 class LocalModel:
-    """A `ChatModel` on this process's devices, beside the models that are trained there.
-
-    Its weights are read at the first call and stay in memory.
-    """
+    """A `ChatModel` on this process's devices, beside the models that are trained there."""
 
     def __init__(self, source: Source, mesh: Mesh, sampling: Sampling, *, slots: int):
         self._source, self._mesh, self._sampling, self._slots = source, mesh, sampling, slots
@@ -38,6 +35,7 @@ class LocalModel:
 
     def _request(self, chat: Chat, seed: int) -> Request | None:
         prompt = tuple(self._tokenizer.chat([dict(message) for message in chat]))
+        # The seed of a chat follows from its tokens, so chats may be batched in any way.
         entropy = np.random.SeedSequence([seed, zlib.crc32(np.asarray(prompt, np.int32).tobytes())])
         request = Request(prompt, self._sampling, int(entropy.generate_state(1, np.uint64)[0]))
         try:
@@ -47,6 +45,7 @@ class LocalModel:
         return request
 
     def _opened(self) -> LocalDecoder:
+        # The weights are read at the first call and stay in memory.
         if self._decoder is None:
             self._decoder = LocalDecoder(self._cfg, self._tokenizer, self._mesh, slots=self._slots)
             self._decoder.load(self._source.load(self._decoder.param_shardings))

@@ -1,8 +1,7 @@
 r"""Problems of mathematics with a known final answer: rows of a file, the answer that a text comes to, and accuracy.
 
 `gsm8k` (Cobbe et al. 2021): `question`, and `answer` whose last line is `#### <number>`. `math500` (Hendrycks et al.
-2021, as Lightman et al. 2023 chose from it): `problem`, and `answer` in LaTeX. A text's answer is the content of its
-last `\boxed{...}`; in GSM8K, where it has none, its last number.
+2021, as Lightman et al. 2023 chose from it): `problem`, and `answer` in LaTeX.
 """
 
 from __future__ import annotations
@@ -45,6 +44,7 @@ def after_mark(text: str) -> str | None:
 
 
 TASKS: Mapping[str, ProblemFormat] = {
+    # A text's answer is the content of its last `\boxed{...}`; in GSM8K, where it has none, its last number.
     'gsm8k': ProblemFormat('question', 'answer', after_mark, last_number),
     'math500': ProblemFormat('problem', 'answer', lambda text: text, boxed),
 }
@@ -77,6 +77,7 @@ def question_chat(problem: Problem) -> Chat:
 def measure(texts: Sequence[str], problems: Sequence[Problem], task: str) -> dict[str, Any]:
     """Accuracy with its exact 95 % interval, and the share of texts that come to no answer."""
     said = [TASKS[task].read(text) for text in texts]
+    # A text that comes to no answer is wrong.
     share = intervals.share(np.array([is_same(one, p.answer) for one, p in zip(said, problems, strict=True)]))
     return {
         'accuracy': share.value,

@@ -1,8 +1,5 @@
-"""The prompts of language models that play users and judges (roles and contents: RLPA, appendix; the words are ours).
-
-Texts of people and policies are data for their reader: they stand between quotation marks, on one line, without
-anything by which an answer is recognised.
-"""
+"""The prompts of language models that play users and judges (roles and contents: RLPA, appendix; the words are
+ours)."""
 
 from __future__ import annotations
 
@@ -133,6 +130,8 @@ def points(facts: Sequence[str]) -> str:
 def quoted(text: str, longest: int = _LONGEST) -> str:
     """A foreign text, or its first `longest` characters, on one line between quotation marks, without tags, boxes,
     marks of thoughts and quotation marks of its own."""
+    # Texts of people and policies are data for their reader: they stand between quotation marks, on one line, without
+    # anything by which an answer is recognised.
     text = thoughts.unmarked(text)
     text = re.sub(r'\\+\s*boxed', 'boxed', text).translate(str.maketrans('<>"', "‹›'"))
     text = ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())

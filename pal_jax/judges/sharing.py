@@ -42,10 +42,12 @@ def share_reward(reward: RewardFn, shares: Shares, *, together: bool = False) ->
     """The reward, asked for this process's share of the samples; `together`, one process is asked for all of them."""
 
     def verdicts_of(samples: Sequence[Sample], seed: int) -> list[tuple[tuple[float, ...], dict[str, float], bool]]:
+        # Rewards and figures travel between processes, and samples do not.
         return [(sample.rewards, dict(sample.info), sample.ok) for sample in reward(samples, seed)]
 
     def share(samples: Sequence[Sample], seed: int) -> list[Sample]:
         if together:
+            # All samples are one item here, so a single process is asked for them.
             calls = shares.gather('rewards', [samples], lambda _, part: [verdicts_of(batch, seed) for batch in part])
             verdicts = calls[0]
         else:

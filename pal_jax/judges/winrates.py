@@ -1,8 +1,7 @@
 """Win rates of systems against each other (Personalized Soups, part I.3).
 
 A verdict is +1, 0 or -1 on one criterion, for the first system of a pair; the outcome of a prompt is the sign of the
-sum over the criteria of a combination. Outcomes are [combinations, prompts]. Intervals are over
-prompts; a prompt's outcomes in all combinations stay together.
+sum over the criteria of a combination. Outcomes are [combinations, prompts].
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from pal_jax.types import Exhibit
 
 Ties = Literal['drop', 'half']
 Pair = tuple[str, str]
-Front = Sequence[tuple[float, float, float]]  # for each soup the second pole's weight, and its mean score by both rules
+# For each soup the second pole's weight, and its mean score by both rules.
+Front = Sequence[tuple[float, float, float]]
 KEY = (
     'The share of prompts that a system wins by most criteria, mean over the combinations of preferences; 0.5 is '
     'neither better nor worse. Ties half: a tie counts half; intervals are of 95 % over prompts.'
@@ -62,6 +62,7 @@ def measure(outcomes: Float[np.ndarray, 'combinations prompts'], seed: int = 0) 
     record: dict[str, Any] = {'ties': float(np.mean(np.asarray(outcomes) == 0)), 'drop': winrate(outcomes, 'drop')}
     counted = cells(outcomes, 'drop')
     if np.isfinite(counted).any():
+        # Intervals are over prompts; a prompt's outcomes in all combinations stay together.
         draws = _mean(resampled_means(counted, seed=seed, nothing=np.nan))
         record |= {'drop_se': float(draws.std()), 'drop_interval': interval(draws, len(counted))}
     return record | intervals.share(cells(outcomes, 'half').mean(axis=1)).named('half')
@@ -79,6 +80,7 @@ def table(outcomes: Mapping[Pair, np.ndarray], ties: Ties) -> tuple[list[str], n
 
 def against_all(outcomes: Mapping[Pair, np.ndarray], system: str) -> Float[np.ndarray, 'more prompts']:
     """The outcomes of a system against each of the others, all combinations side by side."""
+    # Outcomes are those of the first system of a pair; the second one has them with the other sign.
     sides = [(signs, 1 if pair[0] == system else -1) for pair, signs in outcomes.items() if system in pair]
     return np.concatenate([side * np.asarray(signs) for signs, side in sides])
 
@@ -167,6 +169,7 @@ def plot_radar(by_criterion: Mapping[str, Mapping[str, float]]) -> bytes:
         figure = Figure(figsize=(6, 5.4), layout='constrained')
         ax: Any = figure.add_subplot(projection='polar')
         for name, rates in by_criterion.items():
+            # The first point comes again at the end, so that the line closes.
             around = [rates[criterion] for criterion in (*criteria, criteria[0])]
             ax.plot([*angles, angles[0]], around, label=name)
         ax.set_xticks(angles, criteria)

@@ -18,11 +18,16 @@ GRAMMAR = frozenset(  # words that make sentences of other words
     when where which while who whom whose why will with without would yet you your yours
     """.split()
 )
-_EVERY = 16  # a sentence has one word of `GRAMMAR` for every so many words, at least
-_LONG = 5  # words; shorter sentences need none
-_NEW = 0.75  # the least share of different triples among the triples of neighbouring words
-_COPIED = 0.8  # from this share on an answer that repeats a run of the question's words is a copy
-_LISTED = 0.5  # above this share of words in lists an answer is a list
+# A sentence has one word of `GRAMMAR` for every so many words, at least.
+_EVERY = 16
+# A sentence of fewer words needs no word of `GRAMMAR`.
+_LONG = 5
+# The least share of different triples among the triples of neighbouring words.
+_NEW = 0.75
+# From this share on an answer that repeats a run of the question's words is a copy.
+_COPIED = 0.8
+# Above this share of words in lists an answer is a list.
+_LISTED = 0.5
 _PERSONS = {
     'me': 'i', 'you': 'i', 'your': 'my', 'yours': 'mine', 'yourself': 'myself', 'are': 'am', "you're": "i'm",
     "you've": "i've", "you'd": "i'd", "you'll": "i'll", 'were': 'was',
@@ -54,6 +59,7 @@ def list_share(text: str) -> float:
 
 
 def _is_bare(words: Sequence[str]) -> bool:
+    # A word with an apostrophe, such as `don't`, joins others, too.
     joining = sum(word in GRAMMAR or bool(re.search("['’]", word)) for word in words)
     return len(words) >= _LONG and joining < max(1, len(words) // _EVERY)
 
@@ -66,10 +72,8 @@ def is_repetition(text: str) -> bool:
 
 
 def is_copy(text: str, earlier: Sequence[str], share: float) -> bool:
-    """True where a run of `share` of the text's words, and at least three, stands in one of the `earlier` texts.
-
-    `I` and `you` count as the same, so that an echo turned round is a copy.
-    """
+    """True where a run of `share` of the text's words, and at least three, stands in one of the `earlier` texts."""
+    # `I` and `you` count as the same, so that an echo turned round is a copy.
     new = _turned(text)
     longest = max((_shared_run(new, _turned(old)) for old in earlier), default=0)
     return longest >= max(3, share * len(new))
@@ -79,6 +83,7 @@ def is_answer(question: str, text: str) -> bool:
     """True where a text can be compared with others at all: it has words, and is no list, repetition or copy of the
     question."""
     words = words_of(text)
+    # An answer of three words or more has to bring a word that the question lacks.
     adds = len(words) < 3 or bool({*words} - {*words_of(question)})
     spoilt = list_share(text) > _LISTED or is_repetition(text) or is_copy(text, [question], _COPIED)
     return bool(words) and adds and not spoilt

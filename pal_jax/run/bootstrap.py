@@ -24,12 +24,10 @@ def means(cells: Float[np.ndarray, '... P K'], nothing: float = 0.0) -> Float[np
 def resampled_means(
     cells: Float[np.ndarray, 'P K'], *, draws: int = DRAWS, seed: int = 0, nothing: float = 0.0
 ) -> Float[np.ndarray, 'draws K']:
-    """The `means` of as many people, drawn with replacement, `draws` times.
-
-    A person's cells stay together, so a figure of a whole row (a slope, for example) may be made from each draw.
-    """
+    """The `means` of as many people, drawn with replacement, `draws` times."""
     people = len(cells)
     chosen = np.random.default_rng(seed).integers(people, size=(draws, people))
+    # A person's cells stay together, so a figure of a whole row (a slope, for example) may be made from each draw.
     return means(cells[chosen], nothing)
 
 
@@ -48,5 +46,6 @@ def interval(statistics: Float[np.ndarray, 'draws ...'], people: int) -> list[fl
     a single person."""
     if people < 2:
         return None
+    # With fewer people the ends lie further out, see `intervals.tail`.
     beyond = tail(people)
     return np.quantile(statistics, [beyond, 1.0 - beyond], axis=0).tolist()

@@ -17,6 +17,7 @@ BINS = 10  # of equal width, between the confidences 1/2 and 1
 def reliability(margins: Float[np.ndarray, ' pairs']) -> Float[np.ndarray, 'bins 3']:
     """The number of pairs, the sum of their confidences and that of their hits by bin. Bins of several parts add up."""
     confidence = 1.0 / (1.0 + np.exp(-np.abs(margins)))
+    # A confidence of 1 belongs to the last bin.
     place = np.minimum((2.0 * (confidence - 0.5) * BINS).astype(int), BINS - 1)
     columns = np.ones(len(margins)), confidence, hits(margins)
     return np.stack([np.bincount(place, column, BINS) for column in columns], axis=1)

@@ -1,7 +1,6 @@
 """Checkpoints: one pytree of arrays and one JSON-able `host` item a step, written in the background by Orbax.
 
 A checkpoint appears under its step number in one piece or not at all, so a kill loses only the steps since the last.
-The bits of every leaf are summed at save and compared at restore, so a file that was damaged since is not used.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ from pal_jax.run.files import write_whole
 from pal_jax.run.recipe import KEPT
 from pal_jax.run.workdir import CONFIG
 
-SEEN = 30.0  # seconds after which all processes see a file that one of them wrote to a shared file system
+# Seconds after which all processes see a file that one of them wrote to a shared file system.
+SEEN = 30.0
 FOLDER = 'checkpoints'
 
 
@@ -53,7 +53,8 @@ class Checkpoints:
         read_only: bool = False,
         log: Callable[[str], None] = print,
     ):
-        logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax tells of every file
+        # Orbax tells of every file.
+        logging.getLogger('absl').setLevel(logging.ERROR)
         self.folder = Path(workdir).absolute() / FOLDER
         self._abstract, self._log = abstract, log
         policies = [
@@ -80,10 +81,14 @@ class Checkpoints:
         Raises:
           RuntimeError: this or the previous save failed (no room on the disk, say); older checkpoints are intact.
         """
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))  # all processes write to one file system
+        # All processes write to one file system.
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
+        # Files are a little larger than the arrays in them.
         if free < 1.1 * needed:
             raise RuntimeError(self._failure(step, f'it needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} are free'))
+        # The bits of every leaf are summed at save and compared at restore, so a file that was damaged since is not
+        # used.
         item = {'host': host, 'fingerprint': np.asarray(fingerprint(state)).tolist()}
         try:
             self._manager.save(
@@ -91,13 +96,14 @@ class Checkpoints:
                 args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), host=ocp.args.JsonSave(item)),
                 metrics=None if reward is None else {'reward': reward},
             )
-        except Exception as error:  # Orbax raises what the previous, background save met
+        # Orbax raises what the previous save, in the background, met.
+        except Exception as error:
             raise RuntimeError(self._failure(step, str(error))) from error
 
     def restore(self, step: int | None = None) -> tuple[Any, dict[str, Any], int] | None:
         """The state, host item and step of the newest complete checkpoint, or of that of `step`; None if there is none.
 
-        A checkpoint that cannot be read is left out, with a line in the log. In several processes it ends them all.
+        A checkpoint that cannot be read is left out, with a line in the log.
 
         Raises:
           ValueError: there is no checkpoint of `step`.
@@ -111,6 +117,7 @@ class Checkpoints:
         for candidate in steps:
             try:
                 state, host = self._read(candidate)
+            # In several processes a checkpoint that cannot be read ends them all.
             except Unreadable:
                 raise
             except Exception as error:
@@ -147,6 +154,7 @@ class Checkpoints:
             if later > step and jax.process_index() == 0:
                 aside = self.folder.with_name('unreadable') / f'{later}-{time.time_ns()}'
                 aside.parent.mkdir(exist_ok=True)
+                # Nothing is deleted, so a person can still look at it.
                 (self.folder / str(later)).rename(aside)
         processes.exchange('set aside')
         self._manager.reload()
@@ -205,9 +213,11 @@ class Checkpoints:
 
 
 def _array_handler(abstract: Any) -> ocp.PyTreeCheckpointHandler:
-    """A handler that writes and reads a few arrays at a time. All at once would hold the state twice in memory."""
+    """A handler that writes and reads a few arrays at a time."""
     largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract) if leaf is not ...)
-    limit = max(3 * largest / 1e9, 0.1)  # Orbax refuses an array that alone is above it
+    # Orbax refuses an array that alone is above the limit.
+    limit = max(3 * largest / 1e9, 0.1)
+    # All arrays at once would hold the state twice in memory.
     return ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit)
 
 
@@ -221,6 +231,7 @@ def _bit_sum(leaf: Array) -> Array:
     width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
     bits = leaf.astype(width) if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, width)
     bits = bits.reshape(-1).astype(jnp.uint32)
+    # The weights are odd, so every bit counts wherever it stands.
     return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
 
 
@@ -247,6 +258,7 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
     path = Path(workdir) / CONFIG
     if not path.exists():
         return
+    # JSON makes lists of tuples, as they are in the file.
     old, ours = flatten(files.read_object(path)), flatten(json.loads(json.dumps(config)))
     changed = [
         k
@@ -280,6 +292,7 @@ def write_config(workdir: str | os.PathLike[str], config: dict[str, Any]) -> Non
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(config, indent=2) + '\n')
     processes.exchange('config written')
+    # A process may see a file on a shared file system some seconds late.
     deadline = time.monotonic() + SEEN
     while not path.exists():
         if time.monotonic() > deadline:

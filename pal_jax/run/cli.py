@@ -39,8 +39,10 @@ COORDINATOR = flags.DEFINE_string(
 PROCESSES = flags.DEFINE_integer('processes', os.environ.get('JAX_NUM_PROCESSES'), 'How many processes train together.')
 PROCESS = flags.DEFINE_integer('process', os.environ.get('JAX_PROCESS_ID'), 'Which of them this is, from 0.')
 HELP = '-h', '--help', '-help'
-WIDE = 10_000  # characters of a line of a file: no table is cut
-SETTLE = 3.0  # seconds in which the roll call tells why a program of several processes failed, if one has died
+# Characters of a line of a file: no table is cut.
+WIDE = 10_000
+# Seconds in which the roll call tells why a program of several processes failed, if one has died.
+SETTLE = 3.0
 
 
 def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True) -> None:
@@ -61,7 +63,8 @@ def _run(main: Callable[[], int | None], usage: str, needs_config: bool) -> None
         print(usage.strip())
         _print_keys([arg for arg in argv if arg not in HELP])
         sys.exit(0)
-    logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
+    # Orbax tells of every file.
+    logging.set_verbosity(logging.ERROR)
     try:
         _parse([argv[0], *with_config(list(map(at_home, argv[1:])))])
         if needs_config or flags.FLAGS['config'].present:
@@ -69,6 +72,7 @@ def _run(main: Callable[[], int | None], usage: str, needs_config: bool) -> None
         _check_bits()
         app.run(lambda _: _together(main), argv=argv[:1])
     except Fault as fault:
+        # A reader that has closed the pipe is no fault.
         if isinstance(fault.__cause__, BrokenPipeError):
             raise fault.__cause__ from None
         if isinstance(fault.__cause__, JaxRuntimeError) and processes.joined():
@@ -101,7 +105,8 @@ def _together(main: Callable[[], int | None]) -> int | None:
         code = main()
     except Exception as error:
         _of_devices(error)
-        if not isinstance(error, Fault):  # an error of the program, which Python shows where there is one process
+        # An error of the program, which Python shows where there is one process.
+        if not isinstance(error, Fault):
             if processes.joined():
                 traceback.print_exc()
             processes.leave(f'{type(error).__name__}: {one_line(error)}', 1)
@@ -117,11 +122,12 @@ def _check_bits() -> None:
 
 
 def _of_devices(error: Exception) -> None:
-    """Raise Fault where jax has not found the devices that it was to use. Its own error may be a bare assertion."""
+    """Raise Fault where jax has not found the devices that it was to use."""
     frames = traceback.extract_tb(error.__traceback__)
     if not any(frame.name == 'backends' and frame.filename.endswith('xla_bridge.py') for frame in frames):
         return
     platforms = os.environ.get('JAX_PLATFORMS', '')
+    # The error of jax may be a bare assertion, without a text.
     reason = f' ({one_line(error)})' if str(error) else ''
     raise Fault(
         f'JAX_PLATFORMS={platforms}: there is no such device, or its plugin is not installed{reason}; unset it, or '
@@ -161,11 +167,9 @@ def settings() -> Run:
 
 
 def _check_letters(flag: str, name: str) -> None:
-    """Raise Fault where a name has bytes that are no UTF-8.
-
-    Python keeps such bytes as half surrogate pairs, and the libraries that write files refuse or change these.
-    """
+    """Raise Fault where a name has bytes that are no UTF-8."""
     try:
+        # Python keeps such bytes as half surrogate pairs, and the libraries that write files refuse or change these.
         name.encode()
     except UnicodeEncodeError:
         raise Fault(f'--{flag}={name} is not UTF-8; rename the folder, or give another') from None
@@ -195,15 +199,13 @@ def output_file() -> Path | None:
 
 
 def print_json(record: Mapping[str, Any]) -> None:
-    """Print a record as a line of JSON. Letters beyond ASCII are escaped where the terminal is not UTF-8."""
+    """Print a record as a line of JSON."""
+    # Letters beyond ASCII are escaped where the terminal is not UTF-8.
     print(json.dumps(record, ensure_ascii=(sys.stdout.encoding or 'utf-8').lower() != 'utf-8'))
 
 
 def workdir() -> Path:
-    """The folder that --workdir names, by default runs/<config>[-<variant>].
-
-    Settings behind the variant, as in `:smoke,stage=policy`, are no part of the folder's name.
-    """
+    """The folder that --workdir names, by default runs/<config>[-<variant>]."""
     if WORKDIR.value == '':
         raise Fault('--workdir= names no folder; give one, or leave it out')
     _check_letters('workdir', WORKDIR.value or '')
@@ -216,6 +218,7 @@ def workdir() -> Path:
             raise Fault(f'--workdir={WORKDIR.value} is a file; give a folder')
         return Path(WORKDIR.value)
     path, _, variant = (CONFIG.value or '').partition(':')
+    # Settings behind the variant, as in `:smoke,stage=policy`, are no part of the folder's name.
     variant = ','.join(part for part in variant.split(',') if '=' not in part)
     name = Path(path).stem
     return Path('runs') / (f'{name}-{variant}' if variant else name)
@@ -230,6 +233,7 @@ def place() -> processes.Place | None:
 
 
 def console() -> Console:
-    """A console on standard output. Where that is no terminal, its width is unknown, and tables are written whole."""
+    """A console on standard output."""
+    # Where the output is no terminal, its width is unknown, and tables are written whole.
     width_known = sys.stdout.isatty() or 'COLUMNS' in os.environ
     return Console(width=None if width_known else WIDE)

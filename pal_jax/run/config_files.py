@@ -39,10 +39,12 @@ def _config_of(file: Path, *variant: str) -> Any:
     """The result of `get_config` of a file. Raises Fault where the file fails, with its line."""
     try:
         return runpy.run_path(str(file))['get_config'](*variant)
-    except Exception as error:  # a config file is a program, which may raise anything
+    # A config file is a program, which may raise anything.
+    except Exception as error:
         if isinstance(error, KeyError) and error.args == ('get_config',):
             raise Fault(f'{file} must define get_config() in Python, as configs/rlpa.py does') from None
         frames = traceback.extract_tb(error.__traceback__)
+        # The last line of the file itself in the traceback is the one to mend.
         lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == file.absolute()]
         if isinstance(error, SyntaxError) and Path(error.filename or file).absolute() == file.absolute():
             lines = [error.lineno or 1]

@@ -76,6 +76,7 @@ def learning_curve(rows: Rows) -> bytes:
         for key in panels:
             axes[key].set_title(PANELS[key])
             _draw_series(axes[key], rows, key, size=2)
+            # The limit stands beside the cost that it bounds.
             if key == 'mean_cost':
                 axes[key].plot(column(rows, 'step'), column(rows, 'limit'), color=RED, linestyle=(0, (4, 3)))
         for key, ax in axes.items():
@@ -143,9 +144,10 @@ def column(rows: Rows, key: str) -> np.ndarray:
 def running_mean(values: np.ndarray, errors: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean over the last `window` steps at each step, and its standard error made from theirs.
 
-    Steps without a value (NaN) are left out. The error is that of sampling alone: sqrt(sum of errors^2) / count.
+    The error is that of sampling alone: sqrt(sum of errors^2) / count.
     """
     spans = [slice(max(0, i - window + 1), i + 1) for i in range(len(values))]
+    # Steps without a value (NaN) are left out.
     kept = [(values[span][seen], errors[span][seen]) for span in spans for seen in [np.isfinite(values[span])]]
     mean = [v.mean() if v.size else np.nan for v, _ in kept]
     error = [np.sqrt((e**2).sum()) / e.size if e.size else np.nan for _, e in kept]
@@ -162,7 +164,8 @@ def _draw_headline(ax: Axes, rows: Rows, key: str) -> None:
         Patch(color=BLUE, alpha=0.18, linewidth=0),
     ]
     labels = ['one step', f'mean of the last {window}', '± 1 s.e. of its samples']
-    shown = 3 if key == 'reward' else 2  # a loss has no samples whose error could be drawn
+    # A loss has no samples whose error could be drawn.
+    shown = 3 if key == 'reward' else 2
     style: Any = {'frameon': False, 'loc': 'lower right', 'bbox_to_anchor': (1, 1), 'ncols': shown, 'fontsize': 9}
     ax.legend(marks[:shown], labels[:shown], **style)
 
@@ -174,7 +177,9 @@ def _draw_series(ax: Axes, rows: Rows, key: str, size: float) -> int:
         part = list(group)
         steps, values = column(part, 'step'), column(part, key)
         samples = column(part, 'samples')
-        errors = column(part, f'{key}_std') / np.sqrt(np.where(samples > 0, samples, np.nan))  # 0: none was judged
+        # A step of 0 samples is one in which none was judged.
+        errors = column(part, f'{key}_std') / np.sqrt(np.where(samples > 0, samples, np.nan))
+        # The window is a tenth of the steps, and at least three.
         window = max(3, int(np.isfinite(values).sum()) // 10)
         mean, error = running_mean(values, errors, window)
         ax.plot(steps, values, 'o', color=GREY, markersize=size, markeredgewidth=0)

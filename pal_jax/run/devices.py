@@ -74,6 +74,7 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequen
         raise ValueError(f'mesh: {dict(zip(AXES, sizes, strict=True))}; a size is at least 1, or -1 for the rest')
     if sizes.count(-1) > 1:
         raise ValueError(f'mesh: {dict(zip(AXES, sizes, strict=True))} has more than one -1; leave at most one open')
+    # Where a size is -1, the product has it as a factor; hence the minus sign.
     product = -int(np.prod(sizes))
     if -1 in sizes and len(devices) % product:
         raise ValueError(
@@ -95,8 +96,6 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequen
 def divide(mesh: Mesh, parts: int) -> Mesh:
     """The devices of a mesh as a mesh `parts x rest x tensor` of the same axes, each part within one process.
 
-    The `tensor` axis keeps its size, or the largest divisor of it that a part has devices for.
-
     Raises:
       ValueError: the devices do not divide into so many parts, or the parts not into processes.
     """
@@ -106,9 +105,11 @@ def divide(mesh: Mesh, parts: int) -> Mesh:
             'multiple of the processes that divides the devices, or 0 for one share a process'
         )
     size = mesh.size // parts
+    # The `tensor` axis keeps its size, or the largest divisor of it that a part has devices for.
     tensor = math.gcd(mesh.shape['tensor'], size)
     together = sorted(mesh.devices.reshape(-1, tensor).tolist(), key=lambda row: row[0].process_index)
-    if any(len({device.process_index for device in row}) > 1 for row in together):  # the mesh crosses hosts with tensor
+    # Where the `tensor` axis crosses hosts, the devices are laid out anew, host by host.
+    if any(len({device.process_index for device in row}) > 1 for row in together):
         together = sorted(mesh.devices.flat, key=lambda device: (device.process_index, device.id))
     shaped = np.array(together).reshape(parts, -1, tensor)
     return Mesh(shaped, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -122,14 +123,14 @@ def for_platform(
 ) -> ModelConfig:
     """The model with the precision, layer loop, attention and chunks of logits that a platform runs fastest.
 
-    `platform` is 'cpu', 'tpu' or 'gpu', by default that of this process. A CPU runs unrolled layers faster than a loop
-    over them. The loop compiles faster, and `scan_layers` asks for it. A CPU is as fast with few rows in a product.
-    Accelerators are the reverse in both.
+    `platform` is 'cpu', 'tpu' or 'gpu', by default that of this process.
     """
     platform = platform or jax.default_backend()
     dtypes = precision(dtype, platform)
     attention = ATTENTION.get(platform, 'fused')
     cpu = platform == 'cpu'
+    # A CPU runs unrolled layers faster than a loop over them. The loop compiles faster, and `scan_layers` asks for it.
+    # A CPU is as fast with few rows in a product. Accelerators are the reverse in both.
     unroll, logit_states = cpu and not scan_layers, 128 if cpu else cfg.logit_states
     return dataclasses.replace(cfg, **dtypes, unroll=unroll, attention=attention, logit_states=logit_states)
 
@@ -137,8 +138,7 @@ def for_platform(
 def precision(dtype: str = 'auto', platform: str | None = None) -> dict[str, str]:
     """The precision of the inputs of a matrix product, `dtype`, and of its result, `act_dtype`.
 
-    A CPU multiplies bf16 fast only where the chip has instructions for it. It keeps activations in float32, since
-    elementwise bf16 is emulated. Accelerators have both in bf16.
+    Accelerators have both in bf16.
 
     Raises:
       ValueError: the dtype is none of auto, float32 and bfloat16.
@@ -147,7 +147,9 @@ def precision(dtype: str = 'auto', platform: str | None = None) -> dict[str, str
         raise ValueError(f"dtype={dtype!r} is unknown; use 'auto', 'float32' or 'bfloat16'")
     on_cpu = (platform or jax.default_backend()) == 'cpu'
     if dtype == 'auto':
+        # A CPU multiplies bf16 fast only where the chip has instructions for it.
         dtype = 'float32' if on_cpu and not _cpu_has_bf16() else 'bfloat16'
+    # A CPU keeps activations in float32, since elementwise bf16 is emulated.
     return {'dtype': dtype, 'act_dtype': 'float32' if on_cpu else dtype}
 
 

@@ -20,12 +20,12 @@ class Fault(Exception):
 def faults(call: Callable, *args, **kwargs):
     """The result of `call(...)`, whose errors become faults.
 
-    A ValueError ends the program with exit status 2, a RuntimeError or OSError with 1. PAL_JAX_TRACEBACK=1 in the
-    environment lets the errors through, so that Python shows where they come from.
+    A ValueError ends the program with exit status 2, a RuntimeError or OSError with 1.
     """
     try:
         return call(*args, **kwargs)
     except (ValueError, RuntimeError, OSError) as error:
+        # PAL_JAX_TRACEBACK=1 in the environment lets the errors through, so that Python shows where they come from.
         if os.environ.get('PAL_JAX_TRACEBACK'):
             raise
         wrong_input = isinstance(error, ValueError)
@@ -34,9 +34,10 @@ def faults(call: Callable, *args, **kwargs):
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error on one line. Where a library has put a traceback into the message, its last line."""
+    """The message of an error on one line."""
     # An OSError's first argument is its number; of a KeyError, `str` is quoted.
     message = str(error.args[0] if error.args and not isinstance(error, OSError) else error)
+    # A library may have put a traceback into the message, whose last line says what happened.
     if 'Traceback (most recent call last)' in message:
         message = message.strip().splitlines()[-1].partition(': ')[2]
     return ' '.join(message.split())

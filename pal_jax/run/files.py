@@ -21,7 +21,8 @@ import yaml
 Name = str | os.PathLike[str]
 
 HEAD = 1024  # bytes at a file's beginning by which its kind is recognised
-PACKED = {'.gz': gzip.open, '.xz': lzma.open}  # files with these suffixes are unpacked as they are read
+# Files with these suffixes are unpacked as they are read.
+PACKED = {'.gz': gzip.open, '.xz': lzma.open}
 MARKS = {  # the first bytes of files of other kinds
     b'\x1f\x8b': 'compressed by gzip; let its name end in .gz, or unpack it',
     b'BZh': 'compressed by bzip2; unpack it',
@@ -33,7 +34,8 @@ MARKS = {  # the first bytes of files of other kinds
     b'\xfe\xff': 'in UTF-16; save it as UTF-8',
     b'\0\0\xfe\xff': 'in UTF-32; save it as UTF-8',
 }
-HALF = re.compile(r'\\u[dD][89a-fA-F]')  # JSON's escape of half a surrogate pair
+# JSON's escape of half a surrogate pair.
+HALF = re.compile(r'\\u[dD][89a-fA-F]')
 
 HOME = re.compile(r'(?:(?<=[,=:])|^)~[\w.-]*(?=[/,:]|$)')
 
@@ -49,8 +51,9 @@ def at_home(text: str) -> str:
     """A text with home folders in the place of `~` and `~name`.
 
     They are replaced also where shells leave them: behind `--name=` or the kind of a source (`hf:~/model`), and in a
-    list with commas. A `~name` that is no user's name stays.
+    list with commas.
     """
+    # A `~name` that is no user's name stays.
     return HOME.sub(lambda match: os.path.expanduser(match[0]), text)
 
 
@@ -70,6 +73,7 @@ def write_whole(path: Path, text: str, errors: str = 'strict') -> Path:
         temporary.write_text(text, encoding='utf-8', errors=errors)
         return temporary.replace(path)
     finally:
+        # Where writing has failed, no part of the file stays behind.
         temporary.unlink(missing_ok=True)
 
 
@@ -121,6 +125,7 @@ def open_text(path: Name) -> Iterator[TextIO]:
         _check_kind(file.read(HEAD), path)
         file.seek(0)
         try:
+            # Line ends stay as they are in the file.
             yield io.TextIOWrapper(file, encoding='utf-8-sig', newline='')
         except UnicodeDecodeError:
             raise _first_misencoded(path) from None
@@ -151,14 +156,15 @@ def _check_kind(head: bytes, path: Name) -> None:
     for mark, kind in MARKS.items():
         if head.startswith(mark):
             raise ValueError(f'{path} is {kind}')
+    # Binary files and UTF-16 without a mark show by their NUL bytes.
     if (at := head.find(b'\0')) >= 0:
         line = head.count(b'\n', 0, at) + 1
         raise ValueError(f'{path}, line {line}: byte {at + 1} of the file is NUL, which no text has; save it as UTF-8')
 
 
 def _first_misencoded(path: Name) -> ValueError:
-    """The error for the first line of a file that is no UTF-8. The file is read again, since a reader of text knows the
-    place in its buffer alone."""
+    """The error for the first line of a file that is no UTF-8."""
+    # The file is read again, since a reader of text knows the place in its buffer alone.
     with _opened(path) as file:
         for number, line in enumerate(file, 1):
             try:
@@ -193,7 +199,7 @@ def parse(text: str, path: Name, line: int = 1, *, halves: bool = False) -> Any:
     """The value of a text of JSON, which begins at line `line` of the file `path`.
 
     NaN and Infinity are numbers, as Python writes them; the caller checks that a number is finite. `halves` allows
-    halves of surrogate pairs, in texts that are only shown. No tokenizer takes such halves, and UTF-8 has none.
+    halves of surrogate pairs, in texts that are only shown.
 
     Raises:
       ValueError: the text is no JSON, a key of an object has two values, or a string holds half a surrogate pair. The
@@ -202,6 +208,7 @@ def parse(text: str, path: Name, line: int = 1, *, halves: bool = False) -> Any:
     place = f'{path}, line {line}'
     try:
         value = json.loads(text, object_pairs_hook=_object)
+        # No tokenizer takes halves of surrogate pairs, and UTF-8 has none.
         if not halves and HALF.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -214,14 +221,16 @@ def parse(text: str, path: Name, line: int = 1, *, halves: bool = False) -> Any:
         raise ValueError(f'{place}: {half} is half of a surrogate pair, so no text; delete it or write both') from None
     except RecursionError:
         raise ValueError(f'{place}: lists or objects lie too deep within each other; is it the right file?') from None
-    except ValueError as error:  # a key twice, or a number of thousands of digits
+    # A key stands twice, or a number has thousands of digits.
+    except ValueError as error:
         raise ValueError(f'{place}: not valid JSON, {error}') from None
     return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of keys and values. Raises ValueError where a key has two values; Python would take the last."""
+    """The object of keys and values. Raises ValueError where a key has two values."""
     value_of = dict(pairs)
+    # Python itself would take the last of several values.
     if len(value_of) < len(pairs):
         for key, value in pairs:
             if value_of[key] != value:
@@ -254,9 +263,10 @@ def read_yaml(path: Name) -> Any:
 def _check_nodes(node: yaml.Node | None, checked: set[int]) -> None:
     """Raise MarkedYAMLError where a key of a mapping stands twice, or where a text holds half a surrogate pair.
 
-    PyYAML itself would take the last of two equal keys. `checked` has the ids of the nodes that were checked.
+    `checked` has the ids of the nodes that were checked.
     """
-    if node is None or id(node) in checked:  # an alias may name a node that contains it
+    # An alias may name a node that contains the alias.
+    if node is None or id(node) in checked:
         return
     checked.add(id(node))
     if isinstance(node, yaml.ScalarNode) and not node.value.isascii():
@@ -271,6 +281,7 @@ def _check_nodes(node: yaml.Node | None, checked: set[int]) -> None:
             _check_nodes(child, checked)
         if isinstance(part, tuple) and isinstance(part[0], yaml.ScalarNode):
             key = part[0]
+            # PyYAML itself would take the last of two equal keys; a merge key may stand several times.
             if key.value in names and key.tag != 'tag:yaml.org,2002:merge':
                 raise yaml.MarkedYAMLError(problem=f'the key {key.value} stands twice', problem_mark=key.start_mark)
             names.add(key.value)

@@ -1,9 +1,4 @@
-"""A forecast of the time that a run still takes, from measured times alone.
-
-A coming step is taken to last as long as the last steps of its phase, and an evaluation as long as the last one. The
-seconds of compiling and loading come once, and are not forecast again. A phase without a step so far has no measured
-time. The time that is left is then that of the other phases, and names them.
-"""
+"""A forecast of the time that a run still takes, from measured times alone."""
 
 from __future__ import annotations
 
@@ -69,10 +64,12 @@ class Forecast:
     def stepped(self, step: int, metrics: Metrics) -> str | None:
         """Take the `seconds_` metrics of a step. The result is the name of its phase if no step of it came before."""
         name = next((name for name, span in self._spans.items() if step in span), '')
+        # The seconds of compiling and loading come once, and are not forecast again.
         seconds = sum(seconds_of(metrics)) - once(metrics)
         pace = self._paces.setdefault(name, collections.deque(maxlen=RECENT))
         if len(pace) == 1:
-            pace.clear()  # the first step is slow even without its compiling, so the second one stands for both
+            # The first step is slow even without its compiling, so the second one stands for both.
+            pace.clear()
             pace.extend((seconds, seconds))
             return None
         pace.append(seconds)
@@ -88,9 +85,13 @@ class Forecast:
         for name, span in self._spans.items():
             if count := len(range(max(span.start, step + 1), span.stop)):
                 if pace := self._paces.get(name):
+                    # A coming step is taken to last as long as the last steps of its phase, and an evaluation as long
+                    # as the last one.
                     seconds += count * sum(pace) / len(pace)
                     measured.append(name or 'steps')
                 else:
+                    # A phase without a step so far has no measured time. The time that is left is then that of the
+                    # other phases, and names them.
                     unmeasured.append(name or 'steps')
         if due := sum(i > step for i in self._evaluations):
             if self._evaluated is None:

@@ -36,27 +36,24 @@ class Meaning(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Words:
-    """Words of figures, by their names: those of a method, those of all methods, or both together.
+    """Words of figures, by their names: those of a method, those of all methods, or both together."""
 
-    Attributes:
-      figures: the words of each name, by group.
-      vocabulary: the readable names of what stands in a name for a part in braces, by that part.
-      splits: the words of splits of people and of methods, by what stands before their figures.
-      steps: what the steps of a phase are.
-      levels: what a verdict (`run/verdict.py`) tells of the last evaluation, and the value that needs no learning, or
-        the name of the figure that has it. The first one that an evaluation has decides.
-      changes: the figures that are else held against what they were: the sign of what is better, and the words.
-      shares: those of both that go from 0 to 1.
-      beside: another figure that has to be told of a change, and its words.
-    """
-
+    # The words of each name, by group.
     figures: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    # The readable names of what stands in a name for a part in braces, by that part.
     vocabulary: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    # The words of splits of people and of methods, by what stands before their figures.
     splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # The words of the steps of a phase.
     steps: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # `levels` has what a verdict (`run/verdict.py`) tells of the last evaluation, and the value that needs no learning,
+    # or the name of the figure that has it. The first one that an evaluation has decides.
     levels: Mapping[str, tuple[str, float | str]] = dataclasses.field(default_factory=dict)
+    # The figures that are else held against what they were: the sign of a change for the better, and the words.
     changes: Mapping[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
+    # The figures of `levels` and `changes` that go from 0 to 1.
     shares: tuple[str, ...] = ()
+    # Another figure that has to be told of a change, and the words for it.
     beside: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
 
@@ -234,6 +231,7 @@ def _written(name: str, words: Words) -> Meaning | None:
     for group, pattern, said in _patterns(words):
         parts = match.groupdict() if (match := pattern.fullmatch(name)) else None
         known = {key: words.vocabulary.get(key, {}) for key in parts or ()}
+        # A part that has a vocabulary must be one of its words; any other part may be any word.
         if parts and all(part in known[key] or not known[key] for key, part in parts.items()):
             phrases = {key: known[key].get(part, part.replace('_', ' ')) for key, part in parts.items()}
             return Meaning(group, said.format(**phrases))

@@ -4,8 +4,6 @@
     save(workdir / KEPT, now)                         # when a run begins
     check(load(workdir / KEPT), now, workdir)         # when it goes on, before a weight is read
 
-A file of up to `WHOLE` bytes is hashed whole. For a larger file, its size and `BLOCKS` blocks evenly apart are hashed.
-So weights and columns of many gigabytes take a moment, and a change of single bytes between the blocks is not noticed.
 A folder stands for the files in it, and a run of this package for its config and the sums of its last checkpoint. A
 source that is no file here (a hub id, a data set of TFDS, a model inside a package) is not watched.
 """
@@ -43,17 +41,15 @@ WHOLE, BLOCKS, BLOCK = 1 << 28, 64, 1 << 16
 
 
 class Input(NamedTuple):
-    """A file or folder that a config names.
+    """A file or folder that a config names."""
 
-    value: the config's text, such as hf:models/tiny.
-    kind: the part of it before the path, such as hf:.
-    path: the absolute path.
-    files: hashes of the files there, by name.
-    """
-
+    # The config's text, such as hf:models/tiny.
     value: str
+    # The part of the value before the path, such as hf:.
     kind: str
+    # The absolute path.
     path: str
+    # The hashes of the files there, by name.
     files: dict[str, str]
 
 
@@ -68,7 +64,8 @@ def look(config: dict[str, Any]) -> Inputs:
     for key, value in _entries(flatten(config)):
         if value in words or not any(fnmatch(key, pattern) for pattern in KEYS):
             continue
-        if functions := own.named_in(value):  # a user's own files, one entry for each
+        # A user's own files have an entry each.
+        if functions := own.named_in(value):
             for number, (text, file) in enumerate(functions):
                 inputs[f'{key}.{number}'] = Input(text, '', str(file.absolute()), hashes(file))
         elif files := _several(value):
@@ -118,7 +115,7 @@ def _ending(value: str) -> str:
 
 
 def find(began: Inputs, key: str, value: str) -> str:
-    """The source that `value` named when a run began. It is looked for at the path of now, then at that of then.
+    """The source that `value` named when a run began.
 
     Raises:
       ValueError: the source is at neither path, or has changed.
@@ -128,6 +125,7 @@ def find(began: Inputs, key: str, value: str) -> str:
             raise ValueError(f'{key}={value!r} was no folder when the run began, and {path.absolute()} is one; move it')
         return value
     then, faults = began[key], []
+    # The source is looked for at the path of now, then at that of then.
     for path in dict.fromkeys([path_of(value) or Path(then.path), Path(then.path)]):
         now = hashes(path) if path.exists() else {}
         if not now:
@@ -165,16 +163,21 @@ def _votes(path: Path) -> list[Path]:
 
 
 def digest(path: Path) -> str:
-    """The hash of a file, over all its bytes or over blocks, see the head of this module."""
+    """The hash of a file, over all its bytes or over blocks, see `_digest`."""
     stat = path.stat()
+    # A file that has changed has another size or time, so it is hashed anew.
     return _digest(path.absolute(), stat.st_size, stat.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=1024)  # stages of one run read the same files
+# Stages of one run read the same files.
+@functools.lru_cache(maxsize=1024)
 def _digest(path: Path, size: int, changed: int) -> str:
     with path.open('rb') as file:
+        # A file of up to `WHOLE` bytes is hashed whole.
         if size <= WHOLE:
             return hashlib.file_digest(file, 'sha256').hexdigest()
+        # For a larger file, its size and `BLOCKS` blocks evenly apart are hashed. So weights and columns of many
+        # gigabytes take a moment, and a change of single bytes between the blocks is not noticed.
         hasher = hashlib.sha256(str(size).encode())
         for block in range(BLOCKS):
             file.seek((size - BLOCK) * block // (BLOCKS - 1))
@@ -242,18 +245,18 @@ def check_shared(now: Inputs, run: Path) -> None:
 def check(before: Inputs, now: Inputs, run: Path) -> None:
     """Compare the inputs of a run now with those when it began.
 
-    Further files in a folder are no change. A model's source that is missing is no change either: where its weights are
-    needed, `find` looks for it and names it.
-
     Raises:
       ValueError: a file has changed or is gone. The message names its key and the file.
     """
     for key, (value, _, path, files) in before.items():
         if key not in now:
+            # A model's source that is missing is no change: where its weights are needed, `find` looks for it and names
+            # it.
             if not key.endswith('source'):
                 raise ValueError(f'{key}={value!r} is not there; it was {path} when {run} began: put it back')
             continue
         place = Path(now[key].path).parent
+        # Further files in a folder are no change.
         for name, old in files.items():
             if old != (new := now[key].files.get(name, '')):
                 how = f'has other content than when {run} began (sha256 {old[:8]} -> {new[:8]})' if new else 'is gone'

@@ -19,11 +19,8 @@ UNREAD, CLOSED = 128 + signal.SIGPIPE, 'stopped, since nobody reads the output a
 
 
 def end_plainly() -> None:
-    """End the process at a Ctrl-C with `SAID` on stderr and `STATUS`, until `raise_again` is called.
-
-    The process ends at once: a library that is being imported may take a KeyboardInterrupt for a missing package. A
-    signal that the process ignores, as in the background of a script, stays ignored.
-    """
+    """End the process at a Ctrl-C with `SAID` on stderr and `STATUS`, until `raise_again` is called."""
+    # A signal that the process ignores, as in the background of a script, stays ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 
@@ -43,11 +40,13 @@ def until_closed() -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        # Python flushes standard output once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(CLOSED, file=sys.stderr)
         sys.exit(UNREAD)
 
 
 def _end(*_: object) -> NoReturn:
     os.write(2, f'{SAID}\n'.encode())
+    # The process ends at once: a library that is being imported may take a KeyboardInterrupt for a missing package.
     os._exit(STATUS)

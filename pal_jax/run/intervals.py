@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Shaped
 from scipy import special, stats
 
 LEVEL = 0.95
-EQUAL = 10  # fewer units that are all equal do not show how far others may be
+# Fewer units that are all equal do not show how far others may be.
+EQUAL = 10
 
 Rows = Float[np.ndarray, ' rows']
 Units = Shaped[np.ndarray, ' rows']
@@ -107,11 +108,9 @@ def of_share(value: float, error: float | None, units: int) -> Estimate:
 
 
 def gain(differences: Rows, units: Units | None = None) -> Estimate:
-    """The mean of paired differences of shares, from -1 to 1.
-
-    Where no unit differs, differences are at most as frequent as a share of 0 may be.
-    """
+    """The mean of paired differences of shares, from -1 to 1."""
     if not np.any(differences):
+        # Where no unit differs, differences are at most as frequent as a share of 0 may be.
         none = share(differences, units)
         return Estimate(0.0, none.error, None if none.high is None else -none.high, none.high)
     return share((np.asarray(differences, float) + 1.0) / 2.0, units).scaled(2.0, -1.0)
@@ -119,14 +118,11 @@ def gain(differences: Rows, units: Units | None = None) -> Estimate:
 
 def auc(score: Rows, positive: Bool[np.ndarray, ' rows'], units: Units | None = None) -> Estimate:
     """The chance that one of the `positive` scores higher than one of the others, a tie being a half (Mann & Whitney
-    1947); both kinds are there.
-
-    Its error is of the rows' shares of it (DeLong et al. 1988), summed by unit (Obuchowski 1997). Where all pairs are
-    in the right order, there are as many trials as units of the rarer kind.
-    """
+    1947); both kinds are there."""
     score, positive = np.asarray(score, float), np.asarray(positive, bool)
     units = np.arange(len(score)) if units is None else units
-    wins = np.empty(len(score))  # a row's share of the other kind that it stands in the right order with
+    # The share of the other kind with which a row stands in the right order.
+    wins = np.empty(len(score))
     for kind, way in ((positive, 1.0), (~positive, -1.0)):
         others = np.sort(way * score[~kind])
         places = (np.searchsorted(others, way * score[kind], side) for side in ('left', 'right'))
@@ -134,8 +130,10 @@ def auc(score: Rows, positive: Bool[np.ndarray, ' rows'], units: Units | None = 
     value = float(wins[positive].mean())
     _, unit = np.unique(units, return_inverse=True)
     counts = np.where(positive, positive.sum(), (~positive).sum())
+    # The error is that of the rows' shares of the figure (DeLong et al. 1988), summed by unit (Obuchowski 1997).
     parts = np.bincount(unit, (wins - value) / counts)
     error = float(np.sqrt(_corrected(len(parts)) * np.sum(parts**2))) if len(parts) > 1 else None
+    # Where all pairs are in the right order, there are as many trials as units of the rarer kind.
     rarer = min(len(np.unique(unit[kind])) for kind in (positive, ~positive))
     return _exact(value, error, min(_size(value, error, rarer, len(score)), len(score)))
 
@@ -167,14 +165,12 @@ def average(figures: Sequence[Estimate]) -> Estimate:
 
 
 def tail(units: int) -> float:
-    """The share of draws of a bootstrap that lie beyond an end of the interval.
-
-    Draws of `units` units spread by sqrt(1 - 1 / units) too little, and normal tails are shorter than Student's, so the
-    percentile interval of few units is too narrow (Hesterberg 2015, section 5.3). With one unit there is no interval,
-    and all draws are inside.
-    """
+    """The share of draws of a bootstrap that lie beyond an end of the interval."""
+    # With one unit there is no interval, and all draws are inside.
     if units < 2:
         return 0.0
+    # Draws of `units` units spread by sqrt(1 - 1 / units) too little, and normal tails are shorter than Student's, so
+    # the percentile interval of few units is too narrow (Hesterberg 2015, section 5.3).
     return float(special.ndtr(-math.sqrt(_corrected(units)) * special.stdtrit(units - 1, (1.0 + LEVEL) / 2.0)))
 
 
@@ -201,8 +197,10 @@ def _corrected(units: int) -> float:
 
 def _size(value: float, error: float | None, units: int, rows: float = 0.0) -> float:
     """The number of independent trials whose share has this error, less what a few units know of it (Korn & Graubard
-    1998). Without spread between units it is the number of rows, if that is known; of a share of 0 or 1, of units."""
+    1998)."""
     if not error or not 0.0 < value < 1.0:
+        # Without spread between units the size is the number of rows, if that is known; of a share of 0 or 1 it is the
+        # number of units.
         return float(rows or units) if 0.0 < value < 1.0 and units > 1 else float(units)
     normal, student = stats.norm.isf((1.0 - LEVEL) / 2.0), special.stdtrit(units - 1, (1.0 + LEVEL) / 2.0)
     return value * (1.0 - value) / error**2 * float(normal / student) ** 2

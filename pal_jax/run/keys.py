@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from pal_jax.run.settings import choices, keys_of
 
-COLUMN, WIDTH = 44, 120  # of --help: where meanings begin, and where their lines end
+# In --help, meanings begin at this column, and lines end at this width.
+COLUMN, WIDTH = 44, 120
 ENTRY = re.compile(r'^ *([a-z_]\w*(?:, [a-z_]\w*)*): (.+(?:\n(?! *[a-z_][\w, ]*: ).*\S.*)*)', re.MULTILINE)
 
 
@@ -52,6 +53,7 @@ def sections(settings: Any, at: str = '') -> Iterator[Section]:
     values = {key: getattr(settings, key) for key in keys_of(kind)}
     inner = {key: value for key, value in values.items() if dataclasses.is_dataclass(value)}
     for key, value in values.items():
+        # A mapping, such as `endpoints`, has a section for each of its names.
         if isinstance(value, Mapping):
             inner |= {f'{key}.{name}': section for name, section in value.items()}
     hints, texts = typing.get_type_hints(kind), meanings(kind)
@@ -71,6 +73,7 @@ def described(settings: Any) -> Iterator[str]:
         for key in section.keys:
             option = f'  --config.{key.name}={plain_text(key.value)}'
             lines = textwrap.wrap(with_choices(key), WIDTH - COLUMN)
+            # A long option has its meaning below, and not beside it.
             beside = lines[:1] if len(option) < COLUMN else []
             yield f'{option:{COLUMN}}{beside[0]}' if beside else option
             yield from (' ' * COLUMN + line for line in lines[len(beside) :])
@@ -96,6 +99,7 @@ def first_sentence(kind: type) -> str:
 def meanings(kind: type) -> dict[str, str]:
     """The meaning of each field of a dataclass, by name; '' where nothing is written."""
     texts: dict[str, str] = dict.fromkeys((field.name for field in dataclasses.fields(kind)), '')  # type: ignore[arg-type]
+    # A class comes after those that it builds on, so its own texts count.
     for base in reversed(kind.__mro__):
         if dataclasses.is_dataclass(base):
             texts |= {name: text for name, text in _written(base).items() if text}
@@ -120,6 +124,7 @@ def _written(kind: type) -> dict[str, str]:
     for field in definition.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             name, first, last = field.target.id, field.lineno, field.end_lineno or field.lineno
+            # Comment lines directly above a field belong to it.
             while first - 1 in alone:
                 first -= 1
             lines = [comments[line].string.lstrip('# ') for line in range(first, last + 1) if line in comments]

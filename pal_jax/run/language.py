@@ -16,10 +16,13 @@ from pal_jax.types import Sampling
 class ModelSettings:
     """A model, its precision and its adapters."""
 
-    source: str = EMBEDDED  # hf:, gguf:, orbax:, peft: or random:tiny, see `models/files/sources.py`
+    # The source of the model: hf:, gguf:, orbax:, peft: or random:tiny, see `models/files/sources.py`.
+    source: str = EMBEDDED
     dtype: str = 'auto'  # the type of matrix products: bfloat16 where the machine has it
-    remat: str = 'none'  # 'full' or 'dots' computes layers again in the backward pass, to save memory
-    scan_layers: bool = False  # on a CPU too: compiles in a quarter of the time, but steps take up to a third longer
+    # 'full' or 'dots' computes layers again in the backward pass, to save memory.
+    remat: str = 'none'
+    # Layers are a loop on a CPU too, which compiles in a quarter of the time, but steps take up to a third longer.
+    scan_layers: bool = False
     lora: Lora = Lora()
 
 
@@ -28,12 +31,16 @@ class DecodeSettings:
     """The decoder that samples."""
 
     slots: int = 32  # completions sampled at once
-    stride: int = 4  # tokens that are made in a round trip between device and host
-    driver: str = 'local'  # local, or jetstream: the same tokens from a server at `address`
-    address: str = ''  # host:port of a pal_jax.serve --driver=jetstream that samples instead; see docs/serving.md
+    # The number of tokens that are made in a round trip between device and host.
+    stride: int = 4
+    # The driver: local, or jetstream, which has the same tokens from a server at `address`.
+    driver: str = 'local'
+    # The host:port of a pal_jax.serve --driver=jetstream that samples instead; see docs/serving.md.
+    address: str = ''
     reuse: bool = True  # prompts start from the parts of them that caches hold
     int8: bool = False  # sample with weights of eight bits
-    shares: int = 0  # the number of decoders side by side, each on its share of devices and prompts; 0: one a process
+    # The number of decoders side by side, each on its share of devices and prompts; 0: one a process.
+    shares: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +63,8 @@ class EndpointSettings:
     slots: int = 16  # completions that a `local:` model decodes at once
 
 
-ANSWERS = '~/.cache/pal_jax/answers.sqlite'  # the answers of endpoints, which are not asked again
+# The answers of endpoints, which are not asked again.
+ANSWERS = '~/.cache/pal_jax/answers.sqlite'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,12 +73,14 @@ class RowSettings:
 
     batch_size: int  # the number of rows, pairs or groups of pairs of an update
     train: str = 'oracle'  # oracle, recall (recipes/rlpa/made), or a file: .jsonl, .json, .parquet
-    test: str = ''  # a file of prompts that are not learnt; '': rows of some prompts of train, a fifth at most
+    # A file of prompts that are not learnt; '': rows of some prompts of train, a fifth at most.
+    test: str = ''
     test_rows: int = 64  # the largest number of rows of an evaluation
     max_length: int = 1024  # tokens; longer rows are left out
     epochs: float = 1.0  # passes over the rows where total_steps is 0
     micro_rows: int = 2  # rows in a device's memory at once
-    row_tokens: int = 1024  # the length in tokens of rows that several share; 0: each has its own
+    # The length in tokens of rows that several share; 0: each has its own.
+    row_tokens: int = 1024
 
 
 @dataclasses.dataclass(frozen=True)

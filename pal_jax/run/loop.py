@@ -42,7 +42,8 @@ def train_all(settings: Run, workdir: Path, place: Place | None = None) -> int:
     before, stages = '', unfinished(settings, workdir)
     while stage := faults(next, stages, None):
         if before not in ('', stage.settings.recipe):
-            jax.clear_caches()  # a stage of another kind does not use the compiled programs of the last one
+            # A stage of another kind does not use the compiled programs of the last one.
+            jax.clear_caches()
         faults(initialize, stage.settings, stage.folder, place)
         with contextlib.ExitStack() as stack:
             faults(stack.enter_context, held(stage.folder))
@@ -55,6 +56,7 @@ def train_all(settings: Run, workdir: Path, place: Place | None = None) -> int:
 def train(settings: Run, workdir: Path) -> int:
     """Train one run, or one stage of a run. The result is 0, or the exit status where a signal stopped the run."""
     progress, rollouts, notes = Progress(), [], []
+    # An export that could not be written is told before the training.
     if settings.export and not faults(is_finished, settings, workdir):
         faults(outputs.check_folder, workdir / 'export', folders_read(to_dict(settings)))
     recipe = faults(prepare, settings, workdir, progress, show=rollouts.extend, log=notes.append)
@@ -70,7 +72,8 @@ def train(settings: Run, workdir: Path) -> int:
         try:
             stopped = faults(run, settings, workdir, recipe, progress, checkpoints, restored, stopping, rollouts)
         except Fault:
-            if not processes.joined():  # several would wait here for one that has no fault
+            # Several processes would wait here for one that has no fault.
+            if not processes.joined():
                 with contextlib.suppress(Exception):
                     checkpoints.close()
             raise
@@ -93,6 +96,7 @@ def prepare(
     context = Context(mesh, progress.phase, show, workdir, checkpoint.kept_in(workdir), log or progress.log)
     recipe = recipe_module(settings.recipe).make(settings, context)
     keep = recipe.plan.keep
+    # A run keeps the hashes of what it reads beside the recipe's own files.
     plan = recipe.plan._replace(keep=lambda folder: (inputs.save(folder, read), keep(folder)))
     return dataclasses.replace(recipe, plan=plan)
 
@@ -110,9 +114,11 @@ def run(
     plan = recipe.plan
     if not restored and jax.process_index() == 0:
         plan.keep(workdir / KEPT)
-    checkpoint.write_config(workdir, to_dict(settings))  # for which all processes wait
+    # All processes wait for this file.
+    checkpoint.write_config(workdir, to_dict(settings))
     if jax.process_index() == 0:
-        (workdir / report.REPORT).unlink(missing_ok=True)  # a report says that a run is finished
+        # A report says that a run is finished.
+        (workdir / report.REPORT).unlink(missing_ok=True)
     if restored:
         state, host, first = restored[0], plan.resume(restored[1]), restored[2]
         checkpoints.set_aside_after(first)
@@ -138,6 +144,7 @@ def run(
             progress.done(i, phase, metrics | seconds)
             following = plan.after(host, i)
             every = settings.checkpoint.every
+            # A checkpoint is due where a multiple of `every` lies between this step and the next.
             due = following // every > i // every or following == plan.total_steps
             stop, late = agree(stopping.wish, time.monotonic() - saved > 60 * settings.checkpoint.minutes)
             if due or late or stop:
@@ -151,7 +158,8 @@ def run(
             i = following
         checkpoints.wait()
     finish(settings, workdir, recipe, state, progress)
-    return agree(stopping.wish, False)[0]  # a signal since the last step stops before the next stage
+    # A signal since the last step stops before the next stage.
+    return agree(stopping.wish, False)[0]
 
 
 def agree(stop: int, late: bool) -> tuple[int, bool]:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-Maker = Callable[[Any, str], Iterator[list[dict[str, Any]]]]  # of a run's settings and the key of the good answer
+# A maker takes a run's settings and the key of the good answer.
+Maker = Callable[[Any, str], Iterator[list[dict[str, Any]]]]
 ROOT = Path(__file__).parents[1]
 
 

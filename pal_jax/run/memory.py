@@ -23,20 +23,19 @@ ALLOCATOR = ':'.join(
         f'glibc.malloc.trim_threshold={1 << 40}',
     )
 )
-STAGES = ('jaxpr_to_mlir_module_duration', 'backend_compile_duration')  # jax reports the end of each of these stages
+# JAX reports the end of each of these stages.
+STAGES = ('jaxpr_to_mlir_module_duration', 'backend_compile_duration')
 LARGE_PROGRAM = 0.2  # seconds of a stage
 LARGE_HEAP = 8 << 30  # bytes that the process holds
 
 
 def keep_freed() -> None:
-    """Start this command again under `ALLOCATOR`, unless the environment names another, and in Python's UTF-8 mode.
-
-    glibc reads the setting when a process starts and never again. The libraries below Python take names of files to be
-    UTF-8, whatever the locale.
-    """
+    """Start this command again under `ALLOCATOR`, unless the environment names another, and in Python's UTF-8 mode."""
     if sys.platform == 'linux' and SETTING not in os.environ:
         os.environ[SETTING] = ALLOCATOR
+        # The libraries below Python take names of files to be UTF-8, whatever the locale.
         os.environ.setdefault('PYTHONUTF8', '1')
+        # glibc reads the setting when a process starts and never again, so the command starts anew.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -62,7 +61,8 @@ def resident_bytes() -> int:
 
 def give_back_when_compiling() -> None:
     """Give free pages back, from now on, before and after a large program is compiled."""
-    import jax  # a benchmark's peers have no need of it
+    # A benchmark's peers have no need of JAX.
+    import jax
 
     jax.monitoring.register_event_duration_secs_listener(_after_stage)
 

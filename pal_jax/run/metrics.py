@@ -60,8 +60,10 @@ class MetricsWriter:
         for name in (METRICS, EVALS, DIALOGUES, EXHIBITS, ROLLOUTS):
             _truncate(self._dir / name, first_step)
         self._files = {name: (self._dir / name).open('a', **_TEXT) for name in (METRICS, EVALS, DIALOGUES)}
-        from tensorboardX import SummaryWriter  # half a second that no other process needs
+        # The import takes half a second, which no other process needs.
+        from tensorboardX import SummaryWriter
 
+        # TensorBoard drops what it has of these steps, too.
         self._board = SummaryWriter(str(self._dir / TENSORBOARD), purge_step=first_step)
 
     def __enter__(self) -> Self:
@@ -145,17 +147,19 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    finished, _, _ = files.read_bytes(path).rpartition(b'\n')  # a line without its newline was never finished
+    # A line without its newline was never finished.
+    finished, _, _ = files.read_bytes(path).rpartition(b'\n')
     lines = files.decoded(finished, path).split('\n') if finished else []
     return [_parse(line, path, number) for number, line in enumerate(lines, 1)]
 
 
 def _truncate(path: Path, first_step: int) -> None:
-    """Drop the records of `first_step` and later steps. The file is replaced in one piece, or left alone."""
+    """Drop the records of `first_step` and later steps."""
     if not path.exists():
         return
     earlier = [record for record in read_records(path) if record['step'] < first_step]
     text = ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in earlier)
+    # The file is replaced in one piece, or left alone.
     write_whole(path, text, _TEXT['errors'])
 
 
@@ -196,7 +200,8 @@ def require_wandb(project: str) -> None:
 
 def _start_wandb(project: str, workdir: Path) -> Any:
     require_wandb(project)
-    identity = workdir / 'wandb_id'  # kept in the folder, so that a resumed run goes on in the same chart
+    # The identity is kept in the folder, so that a resumed run goes on in the same chart.
+    identity = workdir / 'wandb_id'
     if not identity.exists():
         identity.write_text(secrets.token_hex(4), encoding='utf-8')
     wandb = importlib.import_module('wandb')

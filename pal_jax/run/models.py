@@ -43,19 +43,18 @@ def make_policy(named: ModelSettings, ctx: Context, seed: int, of: str = 'policy
 def make_source(named: str, ctx: Context, seed: int, of: str) -> Source:
     """The model that `source` of the section `of` of a config names.
 
-    A run that goes on or is opened has kept the model's tokenizer and config, and these count. The weights are found by
-    the same name, or where they were when the run began.
-
     Raises:
       ValueError, RuntimeError: the model cannot be had; where it is kept, when its weights are loaded.
     """
     began = inputs.load(ctx.kept) if ctx.kept else None
 
     def find() -> Source:
+        # The weights are found by the same name, or where they were when the run began.
         name = named if began is None else inputs.find(began, f'{of}.source', named)
         return sources.resolve(name, seed=seed, open_run=lambda run: open_run(run, ctx))
 
     folder = ctx.kept / of if ctx.kept else None
+    # A run that goes on or is opened has kept the model's tokenizer and config, and these count.
     return sources.kept_source(folder, find) if folder and (folder / 'config.json').exists() else find()
 
 
@@ -82,9 +81,11 @@ def make_learner(settings: ReinforcedRun, cfg: ModelConfig, ctx: Context, *, n: 
       n: the number of samples of a prompt.
       more: further arguments of `learners.ppo.make_actor_critic`.
     """
+    # Rates are scheduled over so many updates.
     updates = max(settings.total_steps, 1) * settings.ppo.epochs * settings.ppo.minibatches
     return ppo.make_actor_critic(
         cfg,
+        # Greedy sampling learns as if at temperature 1.
         dataclasses.replace(settings.ppo, temperature=settings.sampling.temperature or 1.0),
         settings.optimizer.over(updates),
         ctx.mesh,

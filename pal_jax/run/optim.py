@@ -21,33 +21,45 @@ from pal_jax.types import derived
 class Optimizer:
     """Settings of an optimiser, in the order in which they act on a gradient.
 
-    The gradient is clipped to a global norm, and `name` makes a direction of it. Weights decay (decoupled, times the
-    rate), and the rate follows `make_schedule`.
+        The gradient is clipped to a global norm, and `name` makes a direction of it. Weights decay (decoupled, times the
+        rate), and the rate follows `make_schedule`.
 
-    `init` and `update` are those of optax's transformations. Optimisers compare by value, so that programs compiled for
-    equal settings are used again.
+        `init` and `update` are those of optax's transformations. Optimisers compare by value, so that programs compiled for
+        equal settings are used again.
 
-    Attributes:
-      name: adam (or adamw: they differ only in `weight_decay`), lion, adafactor, muon or sgd.
-      max_norm: the largest global norm of a gradient; inf clips nothing.
-      lr: the highest rate.
-      warmup_ratio: the share of the updates in which the rate rises to `lr`.
-      min_ratio: the last rate as a share of `lr`, to which it falls by a cosine.
-      b1, b2: decays of the first and the second moment.
-      weight_decay: see `decays` for the leaves that it acts on.
-      total_steps: updates of the run, see `over`.
-    Raises:
-      ValueError: there is no such optimiser, or a value is out of its range.
+    <<<<<<< HEAD
+        Attributes:
+          name: adam (or adamw: they differ only in `weight_decay`), lion, adafactor, muon or sgd.
+          max_norm: the largest global norm of a gradient; inf clips nothing.
+          lr: the highest rate.
+          warmup_ratio: the share of the updates in which the rate rises to `lr`.
+          min_ratio: the last rate as a share of `lr`, to which it falls by a cosine.
+          b1, b2: decays of the first and the second moment.
+          weight_decay: see `decays` for the leaves that it acts on.
+          total_steps: updates of the run, see `over`.
+    =======
+    >>>>>>> cb
+        Raises:
+          ValueError: there is no such optimiser, or a value is out of its range.
     """
 
+    # One of adam (or adamw: they differ only in `weight_decay`), lion, adafactor, muon or sgd.
     name: str = 'adamw'
+    # The highest rate.
     lr: float = dataclasses.field(kw_only=True)
+    # The share of the updates in which the rate rises from 0 to `lr`.
     warmup_ratio: float = 0.03
+    # The last rate as a share of `lr`, to which it falls by a cosine.
     min_ratio: float = 0.1
+    # The decay of the first moment.
     b1: float = 0.9
+    # The decay of the second moment.
     b2: float = 0.95
+    # The decay of weights, see `decays` for the leaves that it acts on.
     weight_decay: float = 0.0
+    # The largest global norm of a gradient; inf clips nothing.
     max_norm: float = 1.0
+    # The updates of the run, see `over`.
     total_steps: int = derived(0)
 
     def __post_init__(self):
@@ -58,7 +70,8 @@ class Optimizer:
                 f'lr={self.lr} and weight_decay={self.weight_decay} must be at least 0, b1={self.b1} and '
                 f'b2={self.b2} in [0, 1), max_norm={self.max_norm} above 0 (inf clips nothing)'
             )
-        make_schedule(**self._schedule | {'total_steps': self.total_steps or 1})  # this checks the other values
+        # The schedule checks the other values.
+        make_schedule(**self._schedule | {'total_steps': self.total_steps or 1})
         _direction(self.name, self.b1, self.b2)
 
     def over(self, total_steps: int) -> Optimizer:
@@ -114,17 +127,16 @@ def make_schedule(
     warmup = min(math.ceil(warmup_ratio * total_steps), total_steps - 1)
     schedule = optax.warmup_cosine_decay_schedule(0.0, lr, warmup, total_steps, end_value=min_ratio * lr)
     # While the rate rises an update has the rate that it rises to: from 0 the first one would learn nothing.
+    # Between rise and cosine the count stands still for `held` updates.
     return lambda count: schedule(jnp.maximum(jnp.minimum(count + 1, warmup), count - held))
 
 
 def decays(params: optax.Params) -> Any:
-    """A tree of bools, True for the leaves that decay. Norms and biases, recognised by their names, do not.
-
-    The number of axes would not tell them, since the norm of a stack of layers has two.
-    """
+    """A tree of bools, True for the leaves that decay. Norms and biases, recognised by their names, do not."""
 
     def is_weight(path: tuple[Any, ...], _: Any) -> bool:
         where = jax.tree_util.keystr(path)
+        # The number of axes would not tell norms and biases, since the norm of a stack of layers has two.
         return 'norm' not in where and 'bias' not in where
 
     return jax.tree_util.tree_map_with_path(is_weight, params)
@@ -147,13 +159,11 @@ def _direction(name: str, b1: float, b2: float) -> optax.GradientTransformation:
 
 
 def _muon(b1: float, b2: float) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) on the matrices of the layers, and Adam on all other leaves, as its authors advise.
-
-    Updates have the size of Adam's (Liu et al. 2025, section 2.2), so that one rate does for both. A stack of layers is
-    orthogonalised layer by layer.
-    """
+    """Muon (Jordan et al. 2024) on the matrices of the layers, and Adam on all other leaves, as its authors advise."""
     matrices = optax.chain(
+        # A stack of layers is orthogonalised layer by layer.
         contrib.scale_by_muon(weight_dimension_numbers=_matrices),
+        # Updates have the size of Adam's (Liu et al. 2025, section 2.2), so that one rate does for both.
         optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(_as_large_as_adam, updates)),
     )
 
@@ -172,6 +182,7 @@ def _matrix(path: tuple[Any, ...], x: Any) -> contrib.MuonDimensionNumbers | Non
     where = jax.tree_util.keystr(path)
     if 'layers' not in where or 'bias' in where or getattr(x, 'ndim', 0) < 3:
         return None
+    # The output projection of attention has heads and their width as inputs.
     inputs = x.ndim - 2 if where.endswith("['o']") else 1
     return contrib.MuonDimensionNumbers(tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, x.ndim)))
 
@@ -188,18 +199,19 @@ def moment_axes(
 ) -> tuple[str | None, ...]:
     """The logical axes of an array that an optimiser keeps for a parameter.
 
-    An array of the parameter's shape has the parameter's axes. A factored moment of Adafactor (Shazeer & Stern 2018,
-    section 3) has those of them that it is not summed over. A placeholder has none.
-
     Args:
       path: the names of the fields that lead to the array in the optimiser's state.
       shape, axes: those of the parameter.
       moment: the shape of the array.
     """
+    # An array of the parameter's shape has the parameter's axes.
     if tuple(moment) == tuple(shape):
         return tuple(axes)
+    # Adafactor factors the two largest axes.
     second, first = np.argsort(shape)[-2:].tolist() if len(shape) > 1 else (0, 0)
     summed_axis = first if 'v_row' in path else second if 'v_col' in path else None
+    # A placeholder has no axes.
     if summed_axis is None or tuple(moment) != (*shape[:summed_axis], *shape[summed_axis + 1 :]):
         return ()
+    # A factored moment of Adafactor (Shazeer & Stern 2018, section 3) has those axes that it is not summed over.
     return (*axes[:summed_axis], *axes[summed_axis + 1 :])

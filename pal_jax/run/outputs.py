@@ -21,8 +21,10 @@ from pathlib import Path
 from pal_jax.run.files import fresh_beside
 
 HINT = 'give another place, or move it away'
-RUNS_OWN = 'checkpoints', 'kept'  # folders of a run, which reads every file in them
-EARLIER = '.pal_jax.json'  # a list of files that earlier versions left in their folders
+# Folders of a run, which reads every file in them.
+RUNS_OWN = 'checkpoints', 'kept'
+# A list of files that earlier versions left in their folders.
+EARLIER = '.pal_jax.json'
 
 
 def check_folder(folder: Path, sources: Iterable[Path] = ()) -> Path:
@@ -71,6 +73,7 @@ def whole_folder(folder: Path, sources: Iterable[Path] = ()) -> Iterator[Path]:
             raise ValueError(f'{folder} has {min(further)}, which the new one has not; {HINT}')
     except ValueError as error:
         raise ValueError(f'{error}. What was made is in {partial}') from None
+    # The earlier folder goes aside before the new one takes its name, so no reader finds a mixture.
     if place.exists() and any(place.iterdir()):
         earlier = fresh_beside(place, 'replaced')
         place.rename(earlier)
@@ -93,6 +96,7 @@ def check_file(path: Path, *, named_here: bool = False) -> Path:
     _check_reachable(path, place)
     if place.is_dir():
         raise ValueError(f'{path} is a folder, a file is to be written; give the name of a file')
+    # A config.json beside the place may be that of somebody's model.
     model = (place.parent / 'config.json').is_file() and not _is_run(place.parent)
     if place.exists() and (model or not named_here):
         raise ValueError(f'{path} exists, and a file that is there is not replaced; {HINT}')

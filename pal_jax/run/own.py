@@ -24,7 +24,8 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 NAMED = re.compile(r'(?P<file>[^,:]+\.py):(?P<name>[A-Za-z_]\w*)')
-PYTHON = 'python:'  # before the name of a function that the Python program gives
+# This text stands before the name of a function that the Python program gives.
+PYTHON = 'python:'
 _GIVEN: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar('given', default=MappingProxyType({}))
 
 
@@ -108,6 +109,7 @@ def _found(key: str, text: str) -> tuple[Path, str, Callable[..., Any]]:
     path, name = Path(match['file']), match['name']
     if not path.is_file():
         raise ValueError(f'{key}={text!r}: there is no file {path}')
+    # A file that has changed is read anew.
     module = _module(path.absolute(), path.stat().st_mtime_ns, key, text)
     call = getattr(module, name, None)
     if not callable(call):
@@ -128,9 +130,11 @@ def _module(path: Path, changed: int, key: str, text: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f'own_{path.stem}', path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    # What the file imports may lie beside it.
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    # Dataclasses look their module up by its name.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -141,6 +145,7 @@ def _module(path: Path, changed: int, key: str, text: str) -> ModuleType:
 def _where_it_failed(error: Exception, path: Path) -> str:
     """The line of the file in which an error arose, the error's kind and its message."""
     frames = traceback.extract_tb(error.__traceback__)
+    # The last line of the file itself is where the error arose.
     lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
     if isinstance(error, SyntaxError):
         lines = [error.lineno]

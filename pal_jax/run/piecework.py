@@ -24,19 +24,16 @@ Work = Callable[[Host, int], tuple[Records, Host, Metrics]]
 
 @dataclasses.dataclass(frozen=True)
 class Piecework:
-    """A recipe whose step `i` writes the records of part `i` to a file; its state counts the parts.
-
-    Attributes:
-      folder: the folder of the files.
-      name: the name of the phase that every step reports.
-      work: makes the records of part `i`, the next host item and the step's figures.
-      finish: makes the last evaluation from the records of all parts, in their order.
-    """
+    """A recipe whose step `i` writes the records of part `i` to a file; its state counts the parts."""
 
     plan: Plan
+    # The folder of the files.
     folder: Path
+    # The name of the phase that every step reports.
     name: str
+    # `work` makes the records of part `i`, the next host item and the step's figures.
     work: Work
+    # `finish` makes the last evaluation from the records of all parts, in their order.
     finish: Callable[[Records], Evaluation]
 
     def init(self) -> tuple[Any, Host]:

@@ -22,22 +22,20 @@ from pal_jax.run.settings import Run
 
 
 class Work(NamedTuple):
-    """The sizes of a step. Every row and completion is taken to be as long as it may become.
+    """The sizes of a step. Every row and completion is taken to be as long as it may become."""
 
-    prompts: prompts of a step. n: samples of a prompt.
-    prompt, completion: tokens of a prompt and of a completion.
-    minibatches, epochs: as `PPO` has them.
-    slots: requests that all decoders decode at once.
-    shares: decoders side by side, each on its part of the devices and of the prompts; 0 is one for each process.
-    """
-
+    # The prompts of a step, and the samples of each.
     prompts: int
     n: int
+    # The tokens of a prompt and of a completion.
     prompt: int
     completion: int
+    # `minibatches` and `epochs` are as `PPO` has them.
     minibatches: int
     epochs: int
+    # Requests that all decoders decode at once.
     slots: int
+    # Decoders side by side, each on its part of the devices and of the prompts; 0 is one for each process.
     shares: int = 0
 
     @property
@@ -56,18 +54,17 @@ class Work(NamedTuple):
 
 
 class PlannedRun(NamedTuple):
-    """The part of a run that is planned.
+    """The part of a run that is planned."""
 
-    policy: the model that is trained. make_learner: its learner on a mesh, with so many rows in memory at once.
-    work: the sizes of a step. micro_rows: those that the config names, `rows` the key that does.
-    decode: the decoder that samples; None where the method does not sample.
-    """
-
+    # The model that is trained, and the maker of its learner on a mesh, with so many rows in memory at once.
     policy: ModelSettings
     make_learner: Callable[[ModelConfig, Mesh, int], Any]
+    # The sizes of a step.
     work: Work
+    # The rows in memory at once that the config names, and the key that names them.
     micro_rows: int
     rows: str
+    # The decoder that samples; None where the method does not sample.
     decode: DecodeSettings | None = None
 
 
@@ -105,7 +102,8 @@ def reading(settings: Any, make: Callable[..., Any], *, n: int) -> PlannedRun:
     """A method that learns from rows of a file: every row is as long as it may be, and has `n` answers."""
     rows = settings.data
     length = max(rows.max_length, rows.row_tokens)
-    shared = length // rows.max_length  # rows of the file in a row of the batch
+    # A row of the batch has room for so many rows of the file.
+    shared = length // rows.max_length
     work = Work(-(-rows.batch_size // shared), n, 0, length // n, 1, 1, slots=0)
 
     def make_learner(cfg: ModelConfig, mesh: Mesh, micro_rows: int) -> Any:

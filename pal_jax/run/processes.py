@@ -19,8 +19,10 @@ import jax
 from pal_jax.run.rollcall import RollCall
 
 LAST_PORT = 65535
-PATIENCE = 300.0  # seconds in which all processes have to come
-_FOREVER = 7 * 24 * 3600 * 1000  # milliseconds; the roll call ends a process that waits in vain much earlier
+# Seconds in which all processes have to come.
+PATIENCE = 300.0
+# The time is in milliseconds; the roll call ends a process that waits in vain much earlier.
+_FOREVER = 7 * 24 * 3600 * 1000
 
 T = TypeVar('T')
 R = TypeVar('R')
@@ -55,8 +57,10 @@ def join(place: Place | None) -> None:
     if place is None or joined():
         return
     host, port = place.coordinator.rsplit(':', 1)
+    # The roll call listens at the port beside that of JAX's coordinator.
     _rollcall = RollCall((host, port_beside(int(port))), place.process, place.processes, timeout=PATIENCE)
-    jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM from `run.stop`
+    # This service would take SIGTERM from `run/stopping.py`.
+    jax.config.update('jax_enable_preemption_service', False)
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.distributed.initialize(
         place.coordinator,
@@ -68,7 +72,8 @@ def join(place: Place | None) -> None:
 
 
 def port_beside(port: int) -> int:
-    """The port after a port, or before the last one. Slurm's jobs get ports up to the last, by their number."""
+    """The port after a port, or before the last one."""
+    # Slurm's jobs get ports up to the last, by their number.
     return port + 1 if port < LAST_PORT else port - 1
 
 
@@ -132,7 +137,8 @@ def in_cluster(env: Any) -> bool:
 
 def _detect() -> Place | None:
     """The place of this process as JAX detects it. Raises ValueError where there is no cluster that JAX knows."""
-    from jax._src.clusters import ClusterEnv  # `jax.distributed.initialize` asks it, too, but later
+    # `jax.distributed.initialize` asks this class, too, but later.
+    from jax._src.clusters import ClusterEnv
 
     coordinator, processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
         None, None, None, None, None, int(PATIENCE)
@@ -144,6 +150,7 @@ def _detect() -> Place | None:
 
 def local_devices(env: Any) -> list[int] | None:
     """The numbers of the GPUs of a Slurm task: one GPU where a node has several tasks; None for all GPUs."""
+    # Slurm writes the numbers of tasks as `2(x3),1`.
     tasks = env.get('SLURM_STEP_TASKS_PER_NODE', '1').partition('(')[0].partition(',')[0]
     visible = env.get('CUDA_VISIBLE_DEVICES', '').count(',') + 1
     return [int(env['SLURM_LOCALID'])] if tasks != '1' and 'SLURM_LOCALID' in env and visible > 1 else None
@@ -163,10 +170,12 @@ def exchange(what: str, value: Any = None) -> list[Any]:
     count = jax.process_count()
     if count == 1:
         return [value]
-    from jax._src import distributed  # there is no public way to the store; Orbax takes the same
+    # There is no public way to the store; Orbax takes the same.
+    from jax._src import distributed
 
     store: Any = distributed.global_state.client
     turn, here = next(_count), jax.process_index()
+    # The name goes along, so that processes at different exchanges notice it.
     store.key_value_set_bytes(_key(turn, here), zlib.compress(json.dumps([what, value]).encode(), 1))
     values = []
     for process in range(count):
@@ -175,7 +184,8 @@ def exchange(what: str, value: Any = None) -> list[Any]:
         if name != what:
             raise RuntimeError(f'process {process} is at {name!r}, this one at {what!r}; start all with one command')
         values.append(their_value)
-    if turn:  # all processes have come here, so all have read the values of the exchange before
+    # All processes have come here, so all have read the values of the exchange before.
+    if turn:
         store.key_value_delete(_key(turn - 1, here))
     return values
 

@@ -32,10 +32,7 @@ DESCRIBED = (
 
 
 class Stopwatch:
-    """A timer that splits wall time into named phases; the package has no other.
-
-    Every moment belongs to exactly one phase, the innermost open one, so the seconds add up to the time that passed.
-    """
+    """A timer that splits wall time into named phases; the package has no other."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
@@ -54,6 +51,7 @@ class Stopwatch:
     def claim(self, name: str, seconds: float) -> None:
         """Count the last `seconds` of the current phase as `name` instead."""
         self._seconds[name] += seconds
+        # Seconds that are claimed are not counted twice.
         self._seconds[self._current] -= seconds
 
     def take_seconds(self) -> Metrics:
@@ -64,6 +62,8 @@ class Stopwatch:
 
     def _switch(self, name: str) -> str:
         now, outer = self._clock(), self._current
+        # Every moment belongs to exactly one phase, the innermost open one, so the seconds add up to the time that
+        # passed.
         self._seconds[outer] += now - self._since
         self._current, self._since = name, now
         return outer
@@ -154,14 +154,12 @@ class Progress:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Show and time a part of the work: rollout, annotate, update, evaluate, save.
-
-        At its end a large heap gives back its free pages, since the next part wants other sizes.
-        """
+        """Show and time a part of the work: rollout, annotate, update, evaluate, save."""
         if self._bar:
             self._bar.update(self._task, phase=name)
         with self._stopwatch.phase(name):
             yield
+            # At the end of a part a large heap gives back its free pages, since the next part wants other sizes.
             memory.give_back(beyond=memory.LARGE_HEAP)
 
     def time_compilation(self) -> None:
@@ -195,8 +193,9 @@ class Progress:
             self.log(f'{stage} {step + 1}/{self._total}  {latest}  {seconds:.1f} s  {left.brief}')
 
     def log(self, text: str) -> None:
-        """Write a line, above the bar if there is one. The text is printed as it is, without markup."""
+        """Write a line, above the bar if there is one."""
         if jax.process_index() == 0:
+            # The text is printed as it is, without markup.
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -122,7 +122,8 @@ class Recipe(Protocol):
         ...
 
 
-EVALUATION = 2**31  # stands in place of a training step's number in seeds
+# This number stands in place of a training step's number in seeds.
+EVALUATION = 2**31
 
 
 def stage_before(i: int, *, warmup: int, steps: int, every: int, base: bool = True) -> str | None:
@@ -131,6 +132,7 @@ def stage_before(i: int, *, warmup: int, steps: int, every: int, base: bool = Tr
     if not (i or base):
         return None
     named = {0: 'base', warmup: 'warm-up' if warmup else 'base', steps: 'final'}
+    # Evaluations in between are counted from the end of the warm-up.
     return named.get(i) or ('step' if every and i > warmup and (i - warmup) % every == 0 else None)
 
 

@@ -17,19 +17,17 @@ from pal_jax.run.recipe import Context
 
 
 class RecordScorer(NamedTuple):
-    """A trained model as two functions.
+    """A trained model as two functions."""
 
-    read: turns a record into the model's input. Raises ValueError, without a place, where the record is wrong.
-    score: turns the results of `read` for several records into their scores `[records]`.
-    form: the form that a record has, where scores of the same reply in several forms differ.
-    keys: the names of the fields that `told` gives a record.
-    details: turns the results of `read` for several records into their fields; None where the score is the only one.
-    """
-
+    # `read` turns a record into the model's input. It raises ValueError, without a place, where the record is wrong.
     read: Callable[[Any], Any]
+    # `score` turns the results of `read` for several records into their scores `[records]`.
     score: Callable[[Sequence[Any]], np.ndarray]
+    # `form` gives the form that a record has, where scores of the same reply in several forms differ.
     form: Callable[[Any], str] = lambda record: ''
+    # The names of the fields that `told` gives a record.
     keys: tuple[str, ...] = ('score',)
+    # `details` turns the results of `read` for several records into their fields; None where the score is the only one.
     details: Callable[[Sequence[Any]], list[dict[str, Any]]] | None = None
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -116,12 +114,11 @@ def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> PromptGroup:
 def to_turn(record: Any, tokenizer: Tokenizer, pooling: str) -> PromptGroup:
     """A record as a group of one reply, in the form of a chat, which is all that cost models learn.
 
-    A prompt and a response that are texts are a chat of one turn, so their cost is that of the same messages.
-
     Raises:
       ValueError: as `to_pair`.
     """
     prompt, response = to_pair(record)
+    # A prompt and a response that are texts are a chat of one turn, so their cost is that of the same messages.
     messages = chats.as_chat(prompt) if isinstance(prompt, str) else prompt
     reply = [{'role': 'assistant', 'content': response}]
     context = {key: record[key] for key in ('system', 'tools') if key in record}
@@ -144,6 +141,7 @@ def to_pair(record: Any) -> tuple[str | list[dict[str, str]], str]:
     if len(responses) != 1 or not prompt or not isinstance(prompt, str | list):
         raise ValueError("expected an object with 'prompt' and 'response' (or 'completion'), or with 'messages'")
     response: Any = responses[0]
+    # A list of one message stands for that message.
     last = response[-1] if isinstance(response, list) and len(response) == 1 else response
     if isinstance(last, Mapping) and last.get('role') == 'assistant':
         last = last.get('content')

@@ -33,7 +33,8 @@ from pal_jax.run.workdir import REPORT, read_run
 
 CURVE = 'learning_curve.png'
 SHOWN_DIALOGUES = 3
-ROOM, LONGEST = 400_000, 1200  # characters of all of the training's samples, and of a text
+# The largest number of characters of all of the training's samples together, and of a text.
+ROOM, LONGEST = 400_000, 1200
 
 Record = Mapping[str, Any]
 
@@ -59,7 +60,8 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     folder = workdir.resolve()
     name = f'{folder.parent.name}: {folder.name}' if summary.get('config', {}).get('part_of') else folder.name
     page = render(name, words, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts)
-    return write_whole(workdir / REPORT, page, 'xmlcharrefreplace')  # a run counts as finished when its report exists
+    # A run counts as finished when its report exists.
+    return write_whole(workdir / REPORT, page, 'xmlcharrefreplace')
 
 
 def exhibits(workdir: Path) -> tuple[Sequence[Record], Sequence[Record]]:
@@ -92,9 +94,11 @@ def render(
     exhibits: tuple[Sequence[Record], Sequence[Record]] = ((), ()),
     rollouts: Sequence[Record] = (),
 ) -> str:
-    """The page as HTML. Every text in it comes from models, users or files, so every text is escaped."""
+    """The page as HTML."""
+    # Every text in the page comes from models, users or files, so every text is escaped.
     env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    env.policies['json.dumps_kwargs'] = {'sort_keys': False}  # scores in their own order, the reward first
+    # Scores stand in their own order, the reward first.
+    env.policies['json.dumps_kwargs'] = {'sort_keys': False}
     env.filters |= {'number': number, 'duration': duration, 'gigabytes': gigabytes, 'flat': flatten, 'digest': digest}
     env.filters |= {f.__name__: functools.partial(f, words=words) for f in (meaning, explained)}
     template = env.from_string(_text_of('report.html.jinja'))
@@ -198,14 +202,14 @@ def of_last_evaluation(dialogues: Sequence[Record]) -> list[Record]:
 def few_samples(rollouts: Sequence[Record], room: int = ROOM, longest: int = LONGEST) -> list[Record]:
     """Samples of the training for a page that stays small.
 
-    Texts are cut at `longest` characters. Steps are left out at even distances until the rest has about `room`
-    characters; at least two steps stay.
+    Texts are cut at `longest` characters.
     """
     cut: list[Record] = [{**record, 'turns': [_cut(turn, longest) for turn in record['turns']]} for record in rollouts]
     steps = sorted({record['step'] for record in cut})
     fitting = len(steps) * room // max(len(json.dumps(cut)), 1)
     if fitting >= len(steps):
         return cut
+    # Steps are left out at even distances until the rest has about `room` characters; at least two steps stay.
     places = max(fitting, 2)
     kept_steps = {steps[i * (len(steps) - 1) // (places - 1)] for i in range(places)}
     return [record for record in cut if record['step'] in kept_steps]

@@ -1,8 +1,7 @@
 """A roll call of the processes of a run: each has a connection to process 0, over which lines of JSON go.
 
 Where a process is gone, JAX lets the others wait for it at a collective, and then ends them with a stack dump. Here the
-kernel reports within milliseconds that a process has died, and TCP's own probes report that a machine is gone. Messages
-sent now and then by a thread of Python would not do, since a call that holds the interpreter stops the thread.
+kernel reports within milliseconds that a process has died, and TCP's own probes report that a machine is gone.
 """
 
 from __future__ import annotations
@@ -17,9 +16,12 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-SILENCE = 30  # seconds after which a machine that does not answer counts as gone
-GONE = 75  # EX_TEMPFAIL: the exit status of a process that ends since another one has; the same command goes on
-_FAREWELL = 1.0  # seconds in which process 0 still passes on why it leaves
+# Seconds after which a machine that does not answer counts as gone.
+SILENCE = 30
+# EX_TEMPFAIL: the exit status of a process that ends since another one has; the same command goes on.
+GONE = 75
+# For so many seconds process 0 still passes on why it leaves.
+_FAREWELL = 1.0
 
 Message = dict[str, Any]
 
@@ -34,7 +36,8 @@ class Peer:
         self.finished = False
 
     def send(self, **message: Any) -> None:
-        """Send a message. Nothing happens where the connection is closed, which its reader notices."""
+        """Send a message."""
+        # Nothing happens where the connection is closed, which its reader notices.
         with self._sending, contextlib.suppress(OSError):
             self._socket.sendall((json.dumps(message) + '\n').encode())
 
@@ -47,6 +50,7 @@ class Peer:
             raise
         except OSError as error:
             raise EOFError(str(error)) from error
+        # A line without its end was cut off when the connection closed.
         if not line.endswith('\n'):
             raise EOFError('closed')
         return json.loads(line)
@@ -113,7 +117,8 @@ class RollCall:
                     ) from None
                 undo.callback(peer.close)
                 self._admit(peer)
-            undo.pop_all()  # all are there
+            # All processes are there, so their connections stay open.
+            undo.pop_all()
         for peer in self._peers.values():
             peer.send(kind='begin')
         threading.Thread(target=self._refuse_more, args=(server,), daemon=True).start()
@@ -123,7 +128,8 @@ class RollCall:
         try:
             hello = peer.receive(5.0)
             number, count = hello['process'], hello['processes']
-        except (EOFError, TimeoutError, ValueError, KeyError, TypeError):  # no process of a run
+        # A stranger that connects is no process of the run.
+        except (EOFError, TimeoutError, ValueError, KeyError, TypeError):
             return
         if count != self.processes:
             why = f'process {number} was started with --processes={count}, process 0 with {self.processes}'
@@ -153,6 +159,7 @@ class RollCall:
             try:
                 peer = Peer(socket.create_connection(address, timeout=5.0))
                 break
+            # Process 0 may start later than this process.
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise RuntimeError(
@@ -191,7 +198,8 @@ class RollCall:
                 self._exit(message['message'], message['code'])
 
     def _exit(self, message: str, code: int, *, say: bool = True) -> None:
-        with self._leaving:  # a second thread waits here until the process is gone
+        # A second thread waits here until the process is gone.
+        with self._leaving:
             if say:
                 with _unbuffered(sys.stderr) as err:
                     err.write(f'error: {message}\n')
@@ -205,6 +213,8 @@ class RollCall:
 
 def probe_when_silent(connection: socket.socket) -> None:
     """Let the kernel end a connection whose other machine is silent for `SILENCE` seconds."""
+    # Messages sent now and then by a thread of Python would not do, since a call that holds the interpreter stops the
+    # thread.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in {
         'TCP_KEEPIDLE': SILENCE // 3,
@@ -212,7 +222,8 @@ def probe_when_silent(connection: socket.socket) -> None:
         'TCP_KEEPCNT': 4,
         'TCP_USER_TIMEOUT': 1000 * SILENCE,
     }.items():
-        if hasattr(socket, name):  # Linux has them all
+        # Linux has all of these options.
+        if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 

@@ -16,7 +16,8 @@ def recipe_module(recipe: str) -> Any:
     try:
         return importlib.import_module(f'pal_jax.recipes.{recipe}')
     except ModuleNotFoundError as error:
-        if not f'pal_jax.recipes.{recipe}'.startswith(error.name or ''):  # a library that the method needs
+        # A library that the method needs may be what is missing.
+        if not f'pal_jax.recipes.{recipe}'.startswith(error.name or ''):
             raise
         raise ValueError(f'recipe={recipe!r} is no method of this package; see pal_jax/recipes') from None
 
@@ -35,6 +36,6 @@ def read_settings(workdir: str | os.PathLike[str]) -> Any:
 
 
 def is_finished(settings: Run, folder: Path) -> bool:
-    """True where the run of these settings is complete, that is, has its report. A run that goes on deletes its
-    report."""
+    """True where the run of these settings is complete, that is, has its report."""
+    # A run that goes on deletes its report.
     return (folder / REPORT).exists() and read_run(folder).get('total_steps') == settings.total_steps

@@ -65,7 +65,8 @@ class Run:
     checkpoint: CheckpointSettings = CheckpointSettings()
     metrics: MetricSettings = MetricSettings()
     export: bool = True  # write a Hugging Face folder at the end
-    part_of: str = ''  # the method that this run is a stage of, which alone sets it (`run/stages.py`)
+    # The method that this run is a stage of, which alone sets it (`run/stages.py`).
+    part_of: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,8 @@ def _value_of(hint: Any, text: str, key: str) -> Any:
     """The value that the text of a flag stands for: `3`, `1e-3`, `true`, `('a', 'b')` or the text itself."""
     origin = get_origin(hint) or hint
     if dataclasses.is_dataclass(hint) or (isinstance(origin, type) and issubclass(origin, Mapping)):
-        return _read(hint, text, key)  # which refuses it: the keys of a section are given one by one
+        # A section is refused here: its keys are given one by one.
+        return _read(hint, text, key)
     if origin is bool and text.lower() in ('true', 'false', '1', '0'):
         return text.lower() in ('true', '1')
     if origin in (int, float):
@@ -156,7 +158,8 @@ def _value_of(hint: Any, text: str, key: str) -> Any:
         try:
             value = ast.literal_eval(text) if text else ()
         except (SyntaxError, ValueError):
-            value = text  # a single word
+            # A single word stands for itself.
+            value = text
         return tuple(value) if isinstance(value, list | tuple) else (value,)
     return text
 
@@ -198,10 +201,11 @@ def keys_of(kind: type) -> list[str]:
 
 
 def _made(make: Callable[[], S], at: str) -> S:
-    """The section that `make` makes. An error of its class, which does not know its place, gets the section's name."""
+    """The section that `make` makes."""
     try:
         return make()
     except ValueError as error:
+        # An error of the section's class, which does not know its place, gets the section's name.
         raise ValueError(f'{error}' if not at or str(error).startswith(at) else f'{at[:-1]}: {error}') from None
 
 
@@ -230,8 +234,10 @@ def _read(hint: Any, value: Any, key: str) -> Any:
             known = [str(choice) or "''" for choice in allowed]
             raise ValueError(f'{key}={value!r}; use one of {", ".join(known)}')
         return value
+    # A whole number stands for a float, as people and JSON write it.
     if origin is float and type(value) is int:
         return float(value)
+    # Types are compared exactly, since a bool would pass for an int.
     if isinstance(origin, type) and type(value) is not origin:
         raise ValueError(f'{key}={value!r} must be of type {origin.__name__}')
     return value
@@ -246,6 +252,7 @@ def _read_section(kind: type, value: Any, key: str) -> Any:
 
 
 def _read_tuple(hints: tuple[Any, ...], values: Sequence[Any], key: str) -> tuple[Any, ...]:
+    # `...` stands for any number of values of one type.
     element_hints = [hints[0]] * len(values) if hints[-1] is ... else hints
     kinds = ', '.join('...' if hint is ... else getattr(hint, '__name__', str(hint)) for hint in hints)
     try:

@@ -40,13 +40,11 @@ def sharding(mesh: Mesh, axes: Sequence[str | None], rules: Rules = RULES) -> Na
 
 
 def constrain(x: Array, axes: Sequence[str | None]) -> Array:
-    """`x`, sharded by these logical axes within `jax.sharding.use_abstract_mesh`, and unchanged outside of it.
-
-    Without this the compiler may split the width of activations as that of the weights, and gather their rows.
-    """
+    """`x`, sharded by these logical axes within `jax.sharding.use_abstract_mesh`, and unchanged outside of it."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
+    # Without this the compiler may split the width of activations as that of the weights, and gather their rows.
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(RULES[axis] if axis else None for axis in axes)))
 
 
@@ -64,6 +62,7 @@ def _checked(spec: ParamSpec, mesh: Mesh, rules: Rules) -> NamedSharding:
         over = rules[axis] if axis else None
         ways = int(np.prod([mesh.shape[name] for name in ((over,) if isinstance(over, str) else over or ())]))
         if size % ways:
+            # The message names sizes of the axis that would do.
             divisors = [str(d) for d in range(1, size + 1) if size % d == 0 and d <= ways]
             raise ValueError(
                 f'{axis}={size} does not divide over {over}={ways}; try --config.mesh.{over}={" or ".join(divisors)}'
@@ -77,11 +76,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(tree: Any, mesh: Mesh, axes: Sequence[str | None] = ('batch',)) -> Any:
-    """Arrays of rows as global arrays whose rows lie over `data` and `fsdp`. Every process has all rows on its host.
+    """Arrays of rows as global arrays whose rows lie over `data` and `fsdp`.
 
     Rows are the leading axis, or the axis called 'batch' in `axes`.
     """
     place = sharding(mesh, axes)
+    # Every process has all rows on its host.
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda index: x[index]), tree)
 
 
@@ -91,16 +91,14 @@ def to_every_host(tree: Any, mesh: Mesh) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Arrays that process 0 can read: as they are, or gathered leaf by leaf to its memory where there are several.
-
-    The other processes take part and get shapes and dtypes in place of the arrays.
-    """
+    """Arrays that process 0 can read: as they are, or gathered leaf by leaf to its memory where there are several."""
     if jax.process_count() == 1:
         return tree
 
     def gather(x: jax.Array) -> Any:
         assert isinstance(x.sharding, NamedSharding)
         gathered = jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec()))
+        # The other processes take part and get shapes and dtypes in place of the arrays.
         return np.asarray(gathered) if jax.process_index() == 0 else jax.ShapeDtypeStruct(x.shape, x.dtype)
 
     return jax.tree.map(gather, tree)

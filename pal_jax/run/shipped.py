@@ -34,6 +34,7 @@ def config_path(text: str) -> str:
 def with_config(arguments: Sequence[str]) -> list[str]:
     """Arguments of a command, with the file of its config in the place of a name: --config=NAME or --config NAME."""
     resolved = [re.sub(r'(?<=^--config=).+', lambda match: config_path(match[0]), text) for text in arguments]
+    # `--config NAME` has its name in the next argument.
     for place, text in enumerate(arguments[:-1], 1):
         if text == '--config':
             resolved[place] = config_path(arguments[place])

@@ -42,19 +42,18 @@ class Stage(NamedTuple):
 
 
 def make_stage(settings: Run, folder: Path, kind: type[Run], **values: Any) -> Stage:
-    """A stage of the method with these settings, with `values` in place of some of the keys that both have.
-
-    The method's `total_steps` are those of one kind of stage, which is given them; the others have 0, or their own.
-    """
+    """A stage of the method with these settings, with `values` in place of some of the keys that both have."""
+    # The method's `total_steps` are those of one kind of stage, which is given them; the others have 0, or their own.
     return Stage(folder, filled(kind, settings, **{'total_steps': 0, **values, 'part_of': settings.recipe}))
 
 
 def section_values(section: Any, rows: Path, source: str = '') -> dict[str, Any]:
     """The keys of a stage that is a run of another recipe: those of its section of the method's settings, which learns
-    from `<rows>.jsonl` and is tested on `<rows>-test.jsonl`. A model of its own without a source has `source`."""
+    from `<rows>.jsonl` and is tested on `<rows>-test.jsonl`."""
     data = dataclasses.replace(section.data, train=f'{rows}.jsonl', test=f'{rows}-test.jsonl')
     values = {**vars(section), 'data': data}
     if 'policy' in values:
+        # A model of the stage's own without a source has `source`.
         values['policy'] = dataclasses.replace(section.policy, source=section.policy.source or source)
     return values
 
@@ -93,6 +92,7 @@ def settings_in(settings: Run, folder: Path) -> Run:
     for stage in stages:
         if stage.folder == folder:
             return stage.settings
+    # A method with stages may also be one run by itself.
     if hasattr(module, 'make'):
         return settings
     example = folder / stages[-1].folder.name
@@ -107,8 +107,10 @@ def unfinished(settings: Run, folder: Path) -> Iterator[Stage]:
         run's.
     """
     stages = stages_of(settings, folder)
+    # All stages are checked before the first one runs.
     for stage in stages:
-        if not stage.settings.part_of:  # the training loop checks a single run
+        # The training loop checks a single run.
+        if not stage.settings.part_of:
             continue
         check_workdir(stage.folder)
         values = to_dict(stage.settings)
@@ -129,11 +131,12 @@ def unfinished(settings: Run, folder: Path) -> Iterator[Stage]:
 def may_change(settings: Run, folder: Path) -> tuple[str, ...]:
     """The keys that may differ between two calls of the run in a folder.
 
-    They are the keys of `MAY_CHANGE` here and in the recipe. A stage may also change the keys whose values name files
-    of another stage: these lie beside the stage, and both folders may have been moved together.
+    They are the keys of `MAY_CHANGE` here and in the recipe.
     """
     keys = *MAY_CHANGE, *getattr(recipe_module(settings.recipe), 'MAY_CHANGE', ())
     if not settings.part_of:
         return keys
     beside, values = f'{folder.parent}/', checkpoint.flatten(to_dict(settings))
+    # A stage may also change the keys whose values name files of another stage: these lie beside the stage, and both
+    # folders may have been moved together.
     return *keys, *(key for key, value in values.items() if beside in str(value))

@@ -33,9 +33,7 @@ def stopped_at(done: int, total: int) -> str:
 class StopListener:
     """A listener for signals in the main thread: `wish` is the number of the signal that came, 0 until then.
 
-    Signals are taken while the `with` block lasts. Python passes a signal to the main thread between two of its
-    bytecodes, and a program that compiles may take minutes between them. The C handler writes the number of a signal to
-    a socket, which a thread here reads, so a second signal ends the process even then.
+    Signals are taken while the `with` block lasts.
     """
 
     def __init__(self, log: Callable[[str], None]):
@@ -45,6 +43,9 @@ class StopListener:
     def __enter__(self) -> Self:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
+        # Python passes a signal to the main thread between two of its bytecodes, and a program that compiles may take
+        # minutes between them. The C handler writes the number of a signal to a socket, which a thread here reads, so a
+        # second signal ends the process even then.
         self._fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self._before = [signal.signal(number, lambda *_: None) for number in SIGNALS]
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -55,7 +56,8 @@ class StopListener:
         for number, handler in zip(SIGNALS, self._before, strict=True):
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._fd)
-        self._write.close()  # ends the thread
+        # The closed socket ends the thread.
+        self._write.close()
         self._thread.join()
         self._read.close()
 
@@ -63,8 +65,10 @@ class StopListener:
         while came := self._read.recv(1):
             if came[0] not in SIGNALS:
                 continue
+            # A second signal ends the process, unless it is SIGUSR1.
             if self.wish in (signal.SIGTERM, signal.SIGINT) and came[0] != signal.SIGUSR1:
                 os._exit(exit_status(came[0]))
+            # A signal that stops for good counts more than SIGUSR1.
             self.wish = came[0] if self.wish in (0, signal.SIGUSR1) else self.wish
             name = signal.Signals(came[0]).name
             self._log(

@@ -59,7 +59,8 @@ def main_part(rows: Sequence[Record]) -> list[Record]:
 
 
 def by_stage(evals: Iterable[Record]) -> dict[str, Record]:
-    """The evaluations by name: base, warm-up, step 10, ..., final. The last of several with one name counts."""
+    """The evaluations by name: base, warm-up, step 10, ..., final."""
+    # The last of several with one name counts.
     return {f'step {record["step"]}' if record['stage'] == 'step' else record['stage']: record for record in evals}
 
 
@@ -124,7 +125,8 @@ def machine() -> dict[str, Any]:
 
 def _version(package: str) -> str | None:
     if package == 'pal_jax':
-        from pal_jax import __version__  # the repository also runs without being installed
+        # The repository also runs without being installed.
+        from pal_jax import __version__
 
         return __version__
     try:

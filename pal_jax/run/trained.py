@@ -33,20 +33,17 @@ class Adapters(NamedTuple):
 
 
 class Export(NamedTuple):
-    """A model in the form of Hugging Face, with its adapters merged, and the adapters by themselves if it has any.
-
-    Attributes:
-      head: the head of a scorer, which stands in place of the unembedding.
-      labels: the names of the head's outputs.
-      more: further keys of the config.json.
-    """
+    """A model in the form of Hugging Face, with its adapters merged, and the adapters by themselves if it has any."""
 
     params: Params
     model: ModelConfig
     tokenizer: Tokenizer
     adapters: Adapters | None = None
+    # The head of a scorer, which stands in place of the unembedding.
     head: jax.Array | None = None
+    # The names of the head's outputs.
     labels: Sequence[str] = ('reward',)
+    # Further keys of the config.json.
     more: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -54,18 +51,16 @@ class TrainedModel(NamedTuple):
     """The language model that a method trains: all that it takes to open, export or merge a run.
 
     A recipe's `make_trained(settings, ctx)` makes it without people, judges or rows, which may be gone or elsewhere.
-
-    Attributes:
-      exports: models by the name of their folder.
-      exported: shapes and shardings of the part of the state that `exports` reads; the rest is `...`.
-      model, tokenizer: those of the first export.
-      actor: the part of a state that is an actor's, where there is one.
     """
 
+    # Models by the name of their folder.
     exports: Callable[[Any], dict[str, Export]]
+    # Shapes and shardings of the part of the state that `exports` reads; the rest is `...`.
     exported: Any
+    # The config and the tokenizer of the first export.
     model: ModelConfig
     tokenizer: Tokenizer
+    # The part of a state that is an actor's, where there is one.
     actor: Callable[[Any], ActorState] = lambda state: state
 
     @property
@@ -88,6 +83,7 @@ def folders_read(named: Any) -> list[Path]:
     folder = Path(name)
     if not kind or not name or not folder.is_dir():
         return []
+    # An adapter stands on a base, whose folders are read as well.
     if (folder / peft.CONFIG).exists():
         return [folder, *folders_read(sources.base_source(peft.read_config(folder).base))]
     return [folder, *(folders_read(read_run(folder)) if kind.endswith('orbax') else [])]

@@ -7,8 +7,6 @@ Otherwise one of its `changes` is: its value before that part against its last o
 decided. Where an evaluation has no interval of it or there is one evaluation, the first fifth of the steps is told
 against the last one, without a word on chance: steps of one run resemble each other, and no interval of them is known.
 
-A run that trains an attacker alone says so in its evaluations (`learner`); then more unsafe answers are better.
-
 A run whose costs have a limit, or limits by group, is also judged by whether its last evaluation keeps them.
 """
 
@@ -58,22 +56,20 @@ def limits_of(record: Record) -> dict[str, Record]:
 
 
 def _kept(limits: Mapping[str, Record]) -> tuple[str, str]:
-    """The verdict on limits in words, and a sentence with the costs of groups that are not clearly within theirs.
-
-    A mean cost is within a limit, or above it, where its interval is. All limits are kept only where all groups have
-    been tested.
-    """
+    """The verdict on limits in words, and a sentence with the costs of groups that are not clearly within theirs."""
     costs = {name: estimate(r, 'cost', ()) for name, r in limits.items() if known(r, 'cost')}
     places = {name: cost.place(limits[name]['limit']) for name, cost in costs.items()}
     tested = [name for name, place in places.items() if place is not None]
     unclear = [name for name in tested if places[name] != -1]
     one = len(limits) == 1
     limit = 'its limit' if one else 'its limits'
+    # A mean cost is within a limit, or above it, where its interval is.
     if 1 in places.values():
         word = f'above {limit}'
     elif unclear:
         word = f'at {limit} within noise'
     else:
+        # All limits are kept only where all groups have been tested.
         word = f'within {limit}' if len(tested) == len(limits) else f'too few prompts to tell if within {limit}'
     parts = [
         f'the mean cost{f" of {name}" if name else ""} is {costs[name].value:.3f}{between(costs[name])}, and the limit '
@@ -92,6 +88,7 @@ def _kept(limits: Mapping[str, Record]) -> tuple[str, str]:
 def _learning(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> RunVerdict | None:
     start = main_part(rows)[0]['step'] if rows else 0
     after = evals[-1] if evals else {}
+    # The run is held against the last evaluation before its main part.
     before = next((record for record in reversed(evals[:-1]) if record['step'] <= start), {})
     for key in words.levels:
         if known(after, key):
@@ -137,16 +134,19 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     sentence = f'{said} is {figure.value:.3f}{between(figure)}; without learning it would be {floor:.3g}'
     basis = 'The last evaluation'
     gap = figure.scaled(1.0, -floor)
-    if earlier is not None and before.get('margin') != 0.0:  # at which nothing tells the replies apart
+    # At a margin of 0 nothing tells the replies apart.
+    if earlier is not None and before.get('margin') != 0.0:
         sentence += f', and before training it was {earlier:.3f}'
-        if earlier > floor:  # to be better than chance is then no news
+        # Where the run began better than chance, to be so at its end is no news.
+        if earlier > floor:
             gap = intervals.difference(figure, estimate(before, key, words.shares))
             basis += ' beside the one before training'
     return RunVerdict(answer(gap), f'{sentence}.', f'{basis}{_of(after)}.')
 
 
 def _better(sign: float, after: Record) -> float:
-    """1 where a larger figure is better, -1 where a smaller one is. An attacker by itself wants attacks to succeed."""
+    """1 where a larger figure is better, -1 where a smaller one is."""
+    # An attacker that is trained by itself (`learner`) wants attacks to succeed.
     return -sign if after.get('learner') == 'attacker' else sign
 
 

@@ -1,8 +1,7 @@
 """The folder of a run. One run at a time writes to it, and no other file is taken for a file of the run.
 
 `held(workdir)` holds `.pal_jax.lease`, a file of filelock that names process and host and is renewed every few seconds.
-A process that ends by whatever signal leaves it to the next one on its machine at once. The lease of another machine
-counts for as long as it is renewed, so the successor of a preempted pod goes on after a minute.
+A process that ends by whatever signal leaves it to the next one on its machine at once.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ NAMES = (
     'summary.json', 'learning_curve.png', 'checkpoints', 'unreadable', 'parts', 'pictures', 'tensorboard', 'table.md',
     'verdicts.jsonl',
 )  # fmt: skip
-SILENCE = 60.0  # seconds without a renewal after which the holder of a lease is taken to be dead
+# Seconds without a renewal after which the holder of a lease is taken to be dead.
+SILENCE = 60.0
 
 
 def check_workdir(workdir: Path) -> None:
@@ -78,7 +78,7 @@ def read_run(workdir: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def held(workdir: Path, *, silence: float = SILENCE, log: Callable[[str], None] = print) -> Iterator[None]:
-    """Hold the folder for as long as the block lasts. The first of several processes holds it for all.
+    """Hold the folder for as long as the block lasts.
 
     Args:
       silence: seconds without a renewal after which a lease of another machine counts no more.
@@ -87,6 +87,7 @@ def held(workdir: Path, *, silence: float = SILENCE, log: Callable[[str], None] 
       ValueError: another run holds the folder, whose process and host the message names; or as `check_workdir`.
     """
     with contextlib.ExitStack() as stack:
+        # The first of several processes holds the folder for all.
         if jax.process_index() == 0:
             check_workdir(workdir)
             workdir.mkdir(parents=True, exist_ok=True)
@@ -100,9 +101,13 @@ def _leased(path: Path, silence: float, log: Callable[[str], None]) -> contextli
     with contextlib.suppress(Timeout):
         return lease.acquire(timeout=0.0)
     with SoftFileLease(probe := files.fresh_beside(path, 'partial'), lease_duration=silence):
-        here = _holder(probe)[1]  # as filelock writes it, with the namespace of a container
-    if host != here:  # only its silence tells that it is dead
+        # The host is named as filelock writes it, with the namespace of a container.
+        here = _holder(probe)[1]
+    # Only silence tells that a process on another machine is dead.
+    if host != here:
         log(f'{path.parent} was in use on {host}; this goes on if nothing is heard of it for {silence:.0f} s')
+        # The lease of another machine counts for as long as it is renewed, so the successor of a preempted pod goes on
+        # after a minute.
         with contextlib.suppress(Timeout):
             return lease.acquire(timeout=1.5 * silence)
     raise ValueError(

@@ -17,28 +17,24 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """The vendor's figures of one device; a rate of 0 is unknown.
+    """The vendor's figures of one device; a rate of 0 is unknown."""
 
-    memory: bytes of the large memory that programs may fill.
-    flops: operations of bf16 products in a second.
-    bandwidth: bytes that the large memory reads or writes in a second.
-    links: bytes that the device receives from its neighbours in a second.
-    network: bytes that its adapter receives from other hosts in a second, where that is another rate.
-    host: the devices of a host, where several work together over such a network; else 0.
-    """
-
+    # Bytes of the large memory that programs may fill.
     memory: float
+    # Operations of bf16 products in a second.
     flops: float = 0.0
+    # Bytes that the large memory reads or writes in a second.
     bandwidth: float = 0.0
+    # Bytes that the device receives from its neighbours in a second.
     links: float = 0.0
+    # Bytes that the device's adapter receives from other hosts in a second, where that is another rate.
     network: float = 0.0
+    # The devices of a host, where several work together over such a network; else 0.
     host: int = 0
 
     def transfer(self, received: float, between: Mapping[int, float]) -> float:
-        """Seconds of collectives by which the device receives so many bytes, see `hlo.Traffic`.
-
-        A ring over several hosts enters a host once for each of its members there, by the adapter of each.
-        """
+        """Seconds of collectives by which the device receives so many bytes, see `hlo.Traffic`."""
+        # A ring over several hosts enters a host once for each of its members there, by the adapter of each.
         far = sum(size / min(self.links, members * self.network) for members, size in between.items())
         return (received - sum(between.values())) / self.links + far
 
@@ -141,9 +137,11 @@ def cuda_devices(name: str) -> Sequence[Any]:
     if not importlib.util.find_spec('jax_plugins.xla_cuda13'):
         raise RuntimeError("CUDA's compiler is not installed; run pip install 'pal_jax[plan-cuda]'")
     overlap_on_cuda()
-    os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # the check of a driver: it only compiles
+    # No driver is checked, since this only compiles.
+    os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')
     os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
-    shape = f'1x{sizes if "x" in sizes else f"1x{sizes}"}'  # slices x nodes x cards of a node
+    # The shape is slices x nodes x cards of a node.
+    shape = f'1x{sizes if "x" in sizes else f"1x{sizes}"}'
     config = CARDS[card].config()
     return topologies.get_topology_desc(platform='cuda', target_config=config, topology=shape).devices
 
@@ -155,7 +153,8 @@ def slice_devices(name: str) -> Sequence[Any]:
     os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
     os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-4')
     os.environ.setdefault('TPU_MIN_LOG_LEVEL', '3')
-    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # it only compiles: no device is held
+    # No device is held, since this only compiles.
+    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
     overlap_on_tpu()
     if not importlib.util.find_spec('libtpu'):
         raise RuntimeError("the TPU compiler is not installed; run pip install 'pal_jax[plan]'")

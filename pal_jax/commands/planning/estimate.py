@@ -21,7 +21,8 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.run import devices, sharding
 from pal_jax.run.memory import peak_bytes
 
-MakeLearner = Callable[[ModelConfig, Mesh, int], Learner]  # the number is ppo.micro_rows or data.micro_rows
+# The number that the function takes is `ppo.micro_rows` or `data.micro_rows`.
+MakeLearner = Callable[[ModelConfig, Mesh, int], Learner]
 REMAT = ('none', 'dots', 'full')  # cheapest first
 
 
@@ -42,32 +43,30 @@ class FitOptions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ProgramCost:
-    """The cost of one program on one device: bytes of memory, and operations, bytes and seconds of one run.
-
-    calls: runs of the program in a step.
-    beside: bytes that are in memory while it runs and are none of its arguments.
-    peak: bytes of arguments, results, temporaries and `beside` together.
-    moved: bytes between the device and its large memory.
-    collectives, started, overlapped, waiting, kernels, between: as `hlo.Traffic` has them.
-    seconds: at the requested efficiency; None where a rate of the device is unknown.
-    refused: the reason why the compiler refused the program, '' where it did not.
-    """
+    """The cost of one program on one device: bytes of memory, and operations, bytes and seconds of one run."""
 
     name: str
+    # Runs of the program in a step.
     calls: int
     arguments: int = 0
     temporaries: int = 0
+    # Bytes that are in memory while the program runs and are none of its arguments.
     beside: int = 0
+    # Bytes of arguments, results, temporaries and `beside` together.
     peak: int = 0
     flops: float = 0.0
+    # Bytes between the device and its large memory.
     moved: float = 0.0
+    # `collectives`, the fields from `started` to `kernels`, and `between` are those of `hlo.Traffic`.
     collectives: dict[str, float] = dataclasses.field(default_factory=dict)
     started: int = 0
     overlapped: int = 0
     waiting: int = 0
     kernels: int = 0
     between: dict[int, float] = dataclasses.field(default_factory=dict)
+    # The seconds of a run at the requested efficiency; None where a rate of the device is unknown.
     seconds: float | None = None
+    # The reason why the compiler refused the program, '' where it did not.
     refused: str = ''
 
 
@@ -100,18 +99,18 @@ class FitPlan:
 
 
 class PlanRequest(NamedTuple):
-    """A model, the work of its step and the devices to plan for. `decode` is False where another machine samples.
-
-    `int8` decodes with weights of eight bits. `efficiency` is the share of the chip's peak that a step reaches.
-    """
+    """A model, the work of its step and the devices to plan for."""
 
     cfg: ModelConfig
     make_learner: MakeLearner
     work: Work
     devices: Sequence[Any]
     chip: Chip
+    # `decode` is False where another machine samples.
     decode: bool
+    # `int8` decodes with weights of eight bits.
     int8: bool
+    # `efficiency` is the share of the chip's peak that a step reaches.
     efficiency: float
     rows: str = 'ppo.micro_rows'  # the key of the rows that a device computes at once
 
@@ -131,6 +130,7 @@ def make_plan(
     cfg = dataclasses.replace(request.cfg, remat=choice.remat)
     learner = request.make_learner(cfg, mesh, choice.micro_rows)
     memory, figures = resident(learner), []
+    # A plan whose lower bound does not fit is not compiled, which would take long.
     if (bound := least(request, learner, choice, memory)) > request.chip.memory:
         reason = f'at least {bound / GIB:.1f} GiB a device: not compiled'
         return FitPlan(choice, request.chip, memory, [ProgramCost('all', 1, peak=bound, refused=reason)])
@@ -159,25 +159,25 @@ def resident(learner: Learner) -> dict[str, int]:
     return {
         'parameters': programs.bytes_of(([(m.params, m.frozen) for m in models], parts.reference)),
         'optimiser': programs.bytes_of([model.opt_state for model in models]),
-        'gradients': max(programs.bytes_of(programs.gradients(model.params)) for model in models),  # one at a time
+        # Models are updated one at a time, so the largest gradients count.
+        'gradients': max(programs.bytes_of(programs.gradients(model.params)) for model in models),
     }
 
 
 def least(request: PlanRequest, learner: Learner, choice: FitOptions, memory: dict[str, int]) -> int:
-    """A lower bound of the bytes on a device, whatever the compiler does.
-
-    An update needs its state and the activations that layers keep for the backward pass. Decoding needs parameters and
-    optimiser state of the training, the weights that decode, and the caches.
-    """
+    """A lower bound of the bytes on a device, whatever the compiler does."""
     cfg, mesh, *_ = programs.parts_of(learner)
     work, ways = request.work, sharding.batch_ways(mesh)
     rows = min(choice.micro_rows, -(-work.prompts // work.minibatches // ways))
+    # With full remat a layer keeps its input alone, otherwise at least some results of its products as well.
     saved_width = cfg.width if choice.remat == 'full' else 3 * cfg.width + 3 * cfg.mlp // choice.tensor
     activations = rows * work.row * cfg.layers * saved_width * jnp.dtype(cfg.act_dtype).itemsize
+    # An update needs its state and the activations that layers keep for the backward pass.
     update = sum(memory.values()) + activations
     if not request.decode:
         return update
     weights, caches = programs.decoding_memory(cfg, mesh, work, int8=request.int8)
+    # Decoding needs parameters and optimiser state of the training, the weights that decode, and the caches.
     return max(update, memory['parameters'] + memory['optimiser'] + weights + caches)
 
 
@@ -212,11 +212,13 @@ def measure(program: Program, chip: Chip, efficiency: float) -> ProgramCost:
             refused=reason,
         )
     stats, traffic = compiled.memory_analysis(), hlo.traffic(compiled.as_text(), chip.host)
+    # Results that take the place of arguments need no memory of their own.
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
     received = sum(traffic.collectives.values())
     seconds = None
     if chip.flops and chip.bandwidth and chip.links:
         transfer = chip.transfer(received, traffic.between)
+        # Arithmetic, memory and links work at the same time, so the slowest of them counts.
         seconds = max(work / chip.flops, traffic.moved / chip.bandwidth, transfer) / efficiency
     return ProgramCost(
         program.name,
@@ -245,19 +247,15 @@ def search(request: PlanRequest, choices: Iterable[FitOptions], log: Callable[[s
                 request, choice, lambda name, c=choice: log(f'{c.flags(request.rows)}: {name}'), stop_early=True
             )
         except ValueError:
-            continue  # the model does not divide over this mesh
+            # The model does not divide over this mesh.
+            continue
         if plan.fits:
             return plan
     return None
 
 
 def choices(cfg: ModelConfig, count: int, micro_rows: int) -> list[FitOptions]:
-    """All meshes of `count` devices over which a model divides, with each remat and number of rows, cheapest first.
-
-    Layers that are computed twice cost a third more arithmetic. A tensor axis sends activations in every layer, where
-    fsdp sends weights. A data axis repeats the state that fsdp would cut. Fewer rows at a time gather the weights more
-    often.
-    """
+    """All meshes of `count` devices over which a model divides, with each remat and number of rows, cheapest first."""
     meshes = []
     for tensor in divisors(count):
         for data in divisors(count // tensor):
@@ -266,6 +264,9 @@ def choices(cfg: ModelConfig, count: int, micro_rows: int) -> list[FitOptions]:
             if divides and cfg.width % fsdp == 0:
                 rows = [micro_rows >> halving for halving in range(micro_rows.bit_length())]
                 meshes += [FitOptions(data, fsdp, tensor, *pair) for pair in itertools.product(REMAT, rows)]
+    # Layers that are computed twice cost a third more arithmetic. A tensor axis sends activations in every layer, where
+    # fsdp sends weights. A data axis repeats the state that fsdp would cut. Fewer rows at a time gather the weights
+    # more often.
     return sorted(meshes, key=lambda choice: (_cost(choice.remat), choice.tensor, choice.data, -choice.micro_rows))
 
 
@@ -280,9 +281,11 @@ def divisors(count: int) -> list[int]:
 
 
 def settled(mesh: dict[str, int], count: int, remat: str, micro_rows: int) -> FitOptions:
-    """The choice that a config makes. An axis of size -1 gets the devices that the others leave."""
+    """The choice that a config makes."""
     sizes = dict(mesh)
+    # An axis of size -1 gets the devices that the others leave.
     if -1 in sizes.values():
         name = next(name for name, size in sizes.items() if size == -1)
+        # The product has the -1 as a factor, hence the minus sign.
         sizes[name] = max(count // -(sizes['data'] * sizes['fsdp'] * sizes['tensor']), 1)
     return FitOptions(**sizes, remat=remat, micro_rows=micro_rows)

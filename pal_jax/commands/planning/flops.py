@@ -8,11 +8,7 @@ from typing import Any
 
 
 def flops(jaxpr: Any) -> float:
-    """Floating-point operations of all matrix products of a jaxpr, on all devices together.
-
-    A condition counts as its dearer branch. A loop without a known length counts as one turn. A Pallas kernel counts as
-    its own estimate says.
-    """
+    """Floating-point operations of all matrix products of a jaxpr, on all devices together."""
     return sum(_cost(equation) for equation in jaxpr.eqns)
 
 
@@ -23,15 +19,20 @@ def _cost(equation: Any) -> float:
         case 'dot_general':
             (contracted, _), _ = params['dimension_numbers']
             inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            # Each product is followed by an addition, hence the 2.
             return 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
         case 'pallas_call':
+            # A Pallas kernel counts as its own estimate says.
             return float(params['cost_estimate'].flops) if params['cost_estimate'] else 0.0
         case 'cond':
+            # A condition counts as its dearer branch.
             return max(flops(branch.jaxpr) for branch in params['branches'])
         case 'scan':
             return params['length'] * flops(params['jaxpr'].jaxpr)
         case 'shard_map':
+            # The inner program is that of one device.
             return params['mesh'].size * flops(params['jaxpr'])
+    # A loop without a known length counts as one turn.
     return sum(flops(inner) for inner in _inner(params))
 
 

@@ -55,7 +55,8 @@ class Traffic(NamedTuple):
     overlapped: int  # ... and for which there is such work
     waiting: int  # collectives that nothing runs beside
     kernels: int  # instructions that a GPU is handed one by one
-    between: Mapping[int, float]  # of the bytes received, those within groups of several hosts, by a host's members
+    # Of the bytes received, those within groups of several hosts, by the number of a host's members.
+    between: Mapping[int, float]
 
 
 def traffic(text: str, host: int = 0) -> Traffic:
@@ -148,6 +149,7 @@ def trip_count(module: Module, loop: Instruction) -> int:
         return int(count[1])
     condition = re.search(r'condition=%?([\w.\-]+)', loop.rest)
     body = module.get(condition[1], []) if condition else []
+    # A loop whose condition has no constant counts as one turn.
     return max(
         [
             1,
@@ -169,17 +171,15 @@ def _launches(instruction: Instruction) -> bool:
 
 
 def _moved(module: Module, sizes: Mapping[str, int], instruction: Instruction) -> int:
-    """Bytes that an instruction reads and writes.
-
-    An instruction that slices an operand reads the slice alone, and one that updates an operand in place the part that
-    changes.
-    """
+    """Bytes that an instruction reads and writes."""
     if instruction.opcode in FREE:
         return 0
     reads = [sizes.get(operand, 0) for operand in instruction.operands]
     match instruction.opcode:
         case 'fusion':
             return _fusion_bytes(module.get(_fused(instruction), []), reads, instruction.size)
+        # An instruction that slices an operand reads the slice alone, and one that updates an operand in place the part
+        # that changes.
         case 'dynamic-slice' | 'gather':
             return 2 * instruction.size
         case 'dynamic-update-slice':
@@ -190,18 +190,16 @@ def _moved(module: Module, sizes: Mapping[str, int], instruction: Instruction) -
 
 
 def _fusion_bytes(body: Computation, reads: list[int], written: int) -> int:
-    """Bytes that a fusion reads and writes.
-
-    An operand that is sliced counts as its slices. An operand that is updated in place counts, with the output that it
-    becomes, as the part that changes.
-    """
+    """Bytes that a fusion reads and writes."""
     sizes = {instruction.name: instruction.size for instruction in body}
     total = 0
     for parameter in (instruction for instruction in body if instruction.opcode == 'parameter'):
         size = reads[int(parameter.arguments)]
         users = [instruction for instruction in body if parameter.name in instruction.operands]
         parts = [_part(parameter.name, instruction, sizes) for instruction in users]
+        # An operand that is sliced counts as its slices.
         total += sum(part for part, _ in parts if part) if users and all(part for part, _ in parts) else size
+        # An operand that is updated in place counts, with the output that it becomes, as the part that changes.
         written -= size if any(in_place for _, in_place in parts) else 0
     return total + max(written, 0)
 
@@ -227,34 +225,37 @@ def _fused(fusion: Instruction) -> str:
 
 
 def _received(module: Module, body: Computation) -> Iterator[tuple[str, int, Instruction]]:
-    """Kind, received bytes and instruction of each collective of a computation and of its fusions.
-
-    The start, middle and end of an asynchronous collective have one channel and count once. A TPU's reduce-scatter is a
-    fusion of an all-reduce and a slice of it.
-    """
+    """Kind, received bytes and instruction of each collective of a computation and of its fusions."""
     channels = set()
     fused = [_fused(instruction) for instruction in body if instruction.opcode == 'fusion']
     inside = [(name, inner) for name in fused for inner in module.get(name, [])]
     for name, instruction in [*(('', instruction) for instruction in body), *inside]:
         kind = instruction.opcode.removesuffix('-start')
         channel = re.search(r'channel_id=(\d+)', instruction.rest)
+        # The start, middle and end of an asynchronous collective have one channel and count once.
         if kind in COLLECTIVES and (key := channel[1] if channel else instruction.name) not in channels:
             channels.add(key)
+            # A TPU's reduce-scatter is a fusion of an all-reduce and a slice of it.
             if name.startswith('all-reduce-scatter'):
                 yield 'reduce-scatter', instruction.largest, instruction
             else:
+                # An all-reduce reduces and then gathers; a reduce-scatter's output is one of as many parts as its group
+                # has members.
                 times = {'all-reduce': 2, 'reduce-scatter': len(_group(instruction))}.get(kind, 1)
                 yield kind, times * instruction.largest, instruction
 
 
 def _group(collective: Instruction) -> list[int]:
     """The numbers of the devices in the first group of a collective, or in the first pair of a permutation."""
+    # Groups as a range of numbers in a shape, transposed or not.
     if groups := re.search(r'replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', collective.rest):
         sizes, order = (_numbers(part or '') for part in groups.group(2, 3))
         numbers = np.arange(math.prod(sizes)).reshape(sizes)
         return numbers.transpose(order or None).reshape(-1)[: int(groups[1])].tolist()
+    # Groups or pairs as lists of numbers.
     if groups := re.search(r'(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}', collective.rest):
         return _numbers(groups[1])
+    # Groups as axes of a mesh with names.
     if groups := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', collective.rest):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", groups[1])}
         names = re.findall(r"'(\w+)'", groups[2])
@@ -289,6 +290,7 @@ def _holds(module: Module, instruction: Instruction, target: str) -> bool:
 
 def _has_work_beside(module: Module, body: Computation, at: int) -> bool:
     """True where an instruction that computes stands between the start of a transfer, at `at`, and its end."""
+    # The transfer may be handed on under other names before its end.
     handed_on, work = {body[at].name}, False
     for instruction in body[at + 1 :]:
         if handed_on.intersection(instruction.operands):

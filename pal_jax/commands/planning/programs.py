@@ -29,22 +29,21 @@ from pal_jax.types import TokenBatch
 
 Tree = Any
 Learner = PolicyLearner | PreferenceLearner | Actor | Scorer
-CHUNK, PREFILL_ROWS = 512, 8  # as decode.local.LocalDecoder has them
+# Both numbers are those of `decode.local.LocalDecoder`.
+CHUNK, PREFILL_ROWS = 512, 8
 
 
 class Program(NamedTuple):
-    """A hot function and its arguments.
-
-    calls: runs of the function in a step.
-    beside: the arrays that are in memory while it runs and are none of its arguments.
-    ways: the number of devices that run it together.
-    """
+    """A hot function and its arguments."""
 
     name: str
     function: Any  # jitted
     arguments: tuple[Any, ...]
+    # The runs of the function in a step.
     calls: int
+    # The arrays that are in memory while the function runs and are none of its arguments.
     beside: Tree
+    # The number of devices that run the function together.
     ways: int
 
 
@@ -112,6 +111,7 @@ def preferring(learner: PreferenceLearner, work: Work) -> list[Program]:
     """The programs of a step on pairs: the log-probabilities of actor and reference, then a supervised step."""
     actor, state = learner.actor, learner.actor.abstract
     (height, rows), models = rows_of(learner, work), [state.whole]
+    # A loss without a reference reads the actor alone.
     models += [] if learner.dpo.reference_free else [actor.reference(state)]
     batch, calls = tokens(actor.mesh, rows, work)[0], height // rows
     return [
@@ -210,7 +210,8 @@ def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool
     ordered = Mesh(wide.devices.reshape(actor.mesh.devices.shape), wide.axis_names, axis_types=wide.axis_types)
     places = sharding.param_shardings(params.decoder_specs(cfg), ordered)
     model = state.actor.model
-    trained = model.frozen if actor.adapters else model.params  # merged weights lie where the base does
+    # Merged weights lie where the base does.
+    trained = model.frozen if actor.adapters else model.params
     plain = jax.tree.map(placed, trained, places)
     outer, number = {name: w for name, w in plain.items() if name != 'layers'}, jax.ShapeDtypeStruct((), jnp.int32)
     layer = result(publish.decode_layer, result(publish.send_layer, plain['layers'], number), number)
@@ -224,7 +225,9 @@ def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool
     cached = jax.eval_shape(functions.extend, *prompts)
     prefix = jax.tree.map(lambda like, new: placed(new, like.sharding), prefix_of(caches), cached)
     prompts_of_share = -(-work.prompts // shares)
+    # Prompts are prefilled in chunks, several rows at a time.
     chunks = -(-work.prompt // chunk) * -(-prompts_of_share // rows)
+    # The answers of a share fill its slots so many times, and each time makes a token a step.
     steps = work.completion * -(-prompts_of_share * work.n // slots)
     # The trained weights are arguments already; the rest of the training's state is in memory beside.
     training = state.replace(actor=state.actor.replace(model=model.replace(params={})))
@@ -308,6 +311,7 @@ def bytes_of(tree: Tree) -> int:
 
 def _bytes(x: jax.ShapeDtypeStruct) -> int:
     """Bytes of the part of one array that lies on a device."""
+    # An array without a sharding lies whole on a device.
     sizes = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
     total = jnp.dtype(x.dtype).itemsize
     for size in sizes:

@@ -50,7 +50,8 @@ def shape(name: str) -> ModelConfig:
     Raises:
       ValueError, RuntimeError: there is no such model, or the hub cannot be reached.
     """
-    from pal_jax.models.files import hf, sources  # a benchmark's peers read the table above without jax
+    # A benchmark's peers read the table above without JAX.
+    from pal_jax.models.files import hf, sources
 
     kind, _, reference = name.partition(':')
     local = reference if kind == 'hf' else name if not reference else ''

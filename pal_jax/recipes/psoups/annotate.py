@@ -47,26 +47,22 @@ class Settings(AnnotatorKeys):
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """Verdicts on which of two answers suits the preference better, and the pairs that reward models learn
-    from.
-
-    Attributes:
-      poles: preferences by their ids.
-      judges: the annotator and, where one is named, the second; each gives a preference's annotator by its id.
-      models: the chat models that annotate, whose usage is counted.
-      parts: for every part its rows.
-      annotator: the annotator's name, which is written into rows.
-      max_failed: the share of rows without a verdict above which the stage stops.
-      test_share: the share of prompts that test reward models.
-    """
+    """Verdicts on which of two answers suits the preference better, and the pairs that reward models learn from."""
 
     ctx: Context
+    # Preferences by their ids.
     poles: Mapping[str, Preference]
+    # The annotator and, where one is named, the second; each gives a preference's annotator by its id.
     judges: Sequence[Callable[[str], Annotator]]
+    # The chat models that annotate, whose usage is counted.
     models: ChatModels
+    # The rows of every part.
     parts: Sequence[Sequence[Row]]
+    # The annotator's name, which is written into rows.
     annotator: str
+    # The share of rows without a verdict above which the stage stops.
     max_failed: float
+    # The share of prompts that test reward models.
     test_share: float
     seed: int
 
@@ -146,7 +142,7 @@ def count_verdicts(records: Sequence[Row], name: str) -> dict[str, int]:
 
 def write_pairs(folder: Path, records: Sequence[Row], names: Sequence[str], test_share: float) -> None:
     """Write the pairs of each preference into files, and those of all preferences but the general one, with the best
-    answers of these, into files of their own. A prompt that tests a model teaches none.
+    answers of these, into files of their own.
 
     Raises:
       RuntimeError: a preference has fewer than two pairs to learn from, or none to test on.
@@ -177,10 +173,7 @@ def asked(row: Row) -> str:
 
 def best(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The examples that multitask learning imitates: for each prompt under each preference the answer preferred most
-    often.
-
-    Among equals it is the first to be preferred.
-    """
+    often."""
     by_prompt: dict[tuple[str, ...], tuple[Any, collections.Counter[str]]] = {}
     for row, pair in zip(rows, map(as_pair, rows), strict=True):
         _, wins = by_prompt.setdefault(
@@ -188,6 +181,7 @@ def best(rows: Sequence[Row]) -> list[dict[str, Any]]:
         )
         wins[pair['chosen'][0]['content']] += 1
     return [
+        # Of answers preferred equally often the first wins, since a counter keeps the order of arrival.
         {'prompt': prompt, 'completion': [{'role': 'assistant', 'content': wins.most_common(1)[0][0]}]}
         for prompt, wins in by_prompt.values()
     ]

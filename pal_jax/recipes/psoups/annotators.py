@@ -15,8 +15,7 @@ A file of annotators has AlpacaFarm's keys (arXiv 2305.14387), by the name of th
 
 An annotator with the id of a preference judges that preference; the first one of the file judges the others. A template
 is plain text or AlpacaFarm's `<|im_start|>role ... <|im_end|>`, with {instruction}, {input}, {output_1}, {output_2}
-once for each row of a batch, and {preference} wherever the criterion is to stand. `tokens_to_favor`, a bias on tokens,
-is refused: the chat models of most servers have none.
+once for each row of a batch, and {preference} wherever the criterion is to stand.
 """
 
 from __future__ import annotations
@@ -90,8 +89,7 @@ def annotate_by_rule(
 ) -> list[int | None]:
     """The rule `Annotator`: the output with the higher score is better.
 
-    An output that is empty or no answer (`wording.is_answer`) loses against any other. The order of outputs and the
-    seed play no part.
+    The order of outputs and the seed play no part.
 
     Raises:
       ValueError: the preference has no rule.
@@ -105,6 +103,7 @@ def annotate_by_rule(
             return 0
         question = f'{row["instruction"]} {row["input"]}'.strip()
         outputs = [row[key] for key in FIELDS[2:]]
+        # An output that is empty or no answer (`wording.is_answer`) loses against any other.
         first, second = (rule.score(question, text) if is_answer(question, text) else -math.inf for text in outputs)
         return 0 if first == second else 1 if first > second else 2
 
@@ -112,11 +111,7 @@ def annotate_by_rule(
 
 
 def make_annotator(model: ChatModel, spec: Spec) -> Annotator:
-    """An `Annotator` that asks `model` about `spec.batch_size` rows at a time.
-
-    An answer to fewer or more rows cannot be read; the model is asked about them again, and in the end the whole batch
-    is left without a verdict.
-    """
+    """An `Annotator` that asks `model` about `spec.batch_size` rows at a time."""
 
     def annotate(
         preference: Preference, rows: Sequence[Row], seed: int, switched: bool | None = None
@@ -124,6 +119,7 @@ def make_annotator(model: ChatModel, spec: Spec) -> Annotator:
         verdicts: list[int | None] = [0 if row['output_1'] == row['output_2'] else None for row in rows]
         differing = [i for i, verdict in enumerate(verdicts) if verdict is None]
         flags = {i: switches(preference, rows[i], seed) if switched is None else switched for i in differing}
+        # Rows with an input have a template of their own, so a batch has rows of one kind.
         for having_input in (True, False):
             numbers = [i for i in differing if bool(rows[i]['input']) == having_input]
             batches = [numbers[k : k + spec.batch_size] for k in range(0, len(numbers), spec.batch_size)]
@@ -131,6 +127,9 @@ def make_annotator(model: ChatModel, spec: Spec) -> Annotator:
             chats = [question(spec, preference, batch) for batch in shown]
             answers = ask(model, chats, lambda text: read(spec, text), seed)
             for batch, answer in zip(batches, answers, strict=True):
+                # An answer to fewer or more rows cannot be read; the model is asked about them again, and in the end
+                # the whole batch is left without a verdict.
+                # Verdicts on the rows that fill up a short batch are dropped.
                 for i, verdict_shown in zip(batch, answer or [None] * len(batch), strict=False):
                     verdicts[i] = None if verdict_shown is None else unswitch(verdict_shown, flags[i])
         return verdicts
@@ -158,6 +157,7 @@ def unswitch(verdict: int, switched: bool) -> int:
 
 def question(spec: Spec, preference: Preference, rows: Sequence[Row]) -> Chat:
     """The messages that ask about up to `batch_size` rows; a short batch is filled up with rows that do not count."""
+    # The template has places for a whole batch.
     rows = [*rows, *[_PADDING] * (spec.batch_size - len(rows))]
     template = (spec.with_inputs if rows[0]['input'] else spec.without_inputs) or own_template(spec)
     slots = {field: iter([quoted(row[field], LONGEST) if row[field] else '' for row in rows]) for field in FIELDS}
@@ -183,6 +183,7 @@ def read(spec: Spec, text: str) -> list[int] | None:
 
     It is None unless there are as many verdicts as rows in a batch.
     """
+    # Thoughts before a result may name either output, and are no verdict.
     text, verdicts = _THOUGHT.sub('', text), []
     while text:
         matches = {verdict: re.search(pattern, text) for verdict, pattern in spec.matches.items()}
@@ -190,7 +191,8 @@ def read(spec: Spec, text: str) -> list[int] | None:
         if first is None:
             break
         verdicts.append(first[2])
-        text = text[max(first[1], 1) :]  # also by a pattern that matches nothing
+        # A pattern may match nothing; the text is shortened all the same.
+        text = text[max(first[1], 1) :]
     return verdicts if len(verdicts) == spec.batch_size else None
 
 
@@ -267,6 +269,7 @@ def _settings(path: Path, name: str, entry: dict[str, Any]) -> dict[str, Any]:
     known = {'model_name': 'model', 'max_tokens': 'max_tokens', 'temperature': 'temperature'}
     if not isinstance(settings, dict):
         raise ValueError(f'{path}: {name}.decoder_kwargs={files.short_repr(settings)}; give settings by their names')
+    # `tokens_to_favor`, a bias on tokens, is refused: the chat models of most servers have none.
     for key in settings:
         if key not in known:
             why = 'is not supported; delete it' if key == 'tokens_to_favor' else f'is unknown; use {", ".join(known)}'
@@ -295,5 +298,6 @@ def cohen_kappa(first: Sequence[int | None], second: Sequence[int | None]) -> fl
     labels = set(itertools.chain.from_iterable(both))
     observed = sum(a == b for a, b in both) / len(both)
     shares = [[sum(pair[side] == label for pair in both) / len(both) for label in labels] for side in (0, 1)]
+    # By chance annotators agree as often as if each gave its verdicts at random, in the shares that it gave them in.
     expected = sum(a * b for a, b in zip(*shares, strict=True))
     return 1.0 if expected == 1.0 else (observed - expected) / (1.0 - expected)

@@ -81,6 +81,7 @@ def check_judges(settings: Settings, poles: Sequence[Preference]) -> None:
         try:
             judges = open_annotators(models, read_annotators(name, settings.preferences), role)
             for pole in poles:
+                # An annotator that is asked about no rows fails only where it can judge no row of the pole.
                 judges(pole.id)(pole, [], settings.seed)
         except ValueError as error:
             raise ValueError(f'{key}={name!r}: {error}') from None

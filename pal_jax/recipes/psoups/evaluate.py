@@ -49,34 +49,31 @@ class Settings(PromptedKeys, AnnotatorKeys):
 
 @dataclasses.dataclass(frozen=True)
 class SystemEvaluation:
-    """Stage 6: a part has one system answer the test prompts; at the end judges compare the systems.
-
-    Attributes:
-      prompts: the test prompts.
-      jobs: for every part its system.
-      fronts: jobs between two poles.
-      draws: the number of answers to a prompt where a policy of one pole is compared with the base.
-      sampler: makes a sampler for a number of prompts at once.
-      load: loads the weights of the base policy.
-      adapters: reads the adapters that the stage in a folder has trained.
-      judge: gives the annotator of a preference by its id.
-      both: whether the annotator sees pairs in both orders.
-      models: the chat models that judge, whose usage is counted.
-      max_failed: the share of comparisons without a verdict above which there is no result.
-    """
+    """Stage 6: a part has one system answer the test prompts; at the end judges compare the systems."""
 
     ctx: Context
     poles: Sequence[Preference]
+    # The test prompts.
     prompts: Sequence[Prompt]
+    # The system of every part.
     jobs: Sequence[Job]
+    # Jobs between two poles.
     fronts: Fronts
+    # The number of answers to a prompt where a policy of one pole is compared with the base.
     draws: int
+    # `sampler` makes a sampler for a number of prompts at once.
     sampler: Callable[[int], Sampler]
+    # `load` loads the weights of the base policy.
     load: Callable[[], Params]
+    # `adapters` reads the adapters that the stage in a folder has trained.
     adapters: Callable[[Path], Params]
+    # `judge` gives the annotator of a preference by its id.
     judge: Callable[[str], Annotator]
+    # `both` says whether the annotator sees pairs in both orders.
     both: bool
+    # The chat models that judge, whose usage is counted.
     models: ChatModels
+    # The share of comparisons without a verdict above which there is no result.
     max_failed: float
     seed: int
 
@@ -107,6 +104,7 @@ class SystemEvaluation:
             sample = self.sampler(len(texts))
             samples = sample(self.weights(job), texts, job.draws, (self.seed, EVALUATION + 1))
         answers = [sample.completion.text.strip() for sample in samples]
+        # The draws of a prompt stand side by side, so every so many answers one of the same draw comes.
         by_draw = {name: answers[k :: job.draws] for k, name in enumerate(job.names)}
         for name, outputs in by_draw.items():
             records = [
@@ -154,18 +152,15 @@ def make(settings: Settings, ctx: Context) -> Piecework:
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """Comparisons of the answers of jobs; a comparison without a verdict counts as a tie, and is counted.
-
-    Attributes:
-      written: answers to the prompts, or to the first of them, by the name of their job.
-      comparisons: every comparison that was made, with its verdicts.
-    """
+    """Comparisons of the answers of jobs; a comparison without a verdict counts as a tie, and is counted."""
 
     prompts: Sequence[Prompt]
+    # Answers to the prompts, or to the first of them, by the name of their job.
     written: Mapping[str, Sequence[str]]
     judge: Callable[[str], Annotator]
     both: bool
     seed: int
+    # Every comparison that was made, with its verdicts.
     comparisons: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property

@@ -6,9 +6,7 @@ multitask  supervised on the best answers of all preferences, with the preferenc
 morl       P-MORL, with the preferences in its prompt
 psoups     for each combination the merged policies of its poles, with the preferences in its prompt
 
-Beside them each policy of one pole stands against the base under that pole alone, by `evaluate.draws` answers. For each
-dimension there are soups of two conflicting poles, by weights from one to the other, without a preference in the
-prompt.
+Beside them each policy of one pole stands against the base under that pole alone, by `evaluate.draws` answers.
 """
 
 from __future__ import annotations
@@ -24,19 +22,16 @@ SYSTEMS: tuple[str, ...] = ('base', 'rlhf', 'multitask', 'morl', 'psoups')
 
 
 class Job(NamedTuple):
-    """A system that answers prompts under some preferences.
-
-    Attributes:
-      sources: stages whose adapters are merged by `weights`; none: the base answers.
-      draws: the number of answers to each prompt.
-      prompts: the number of first prompts that are answered; None: all.
-    """
+    """A system that answers prompts under some preferences."""
 
     system: str
     preferences: tuple[Preference, ...]
+    # Stages whose adapters are merged by `weights`; none: the base answers.
     sources: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    # The number of answers to each prompt.
     draws: int = 1
+    # The number of first prompts that are answered; None: all.
     prompts: int | None = None
 
     @property
@@ -63,6 +58,8 @@ def make_jobs(merge: MergeSettings, evaluate: WinRateSettings, poles: Sequence[P
         jobs.append(Job('psoups', combo, tuple(f'policy-{pole.id}' for pole in combo), weights))
     # Beside the comparison of systems: whether each policy serves its own pole at all.
     jobs += [job for pole in poles for job in pole_jobs(pole, evaluate.draws)]
+    # For each dimension there are soups of two conflicting poles, by weights from one to the other, without a
+    # preference in the prompt.
     jobs += [job for front in make_fronts(evaluate, poles).values() for job in front]
     # With a single dimension a combination is a pole, and its jobs would come twice.
     return list({job.name: job for job in jobs}.values())

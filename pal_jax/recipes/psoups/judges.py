@@ -38,8 +38,7 @@ def read_annotators(source: str, among: str, default: Spec = annotators.LABELLIN
 def open_annotators(models: ChatModels, specs: Mapping[str, Spec], role: str = 'judge') -> Callable[[str], Annotator]:
     """Open the annotators of a file, and return the annotator of a preference by the preference's id.
 
-    The first annotator judges preferences that have none of their own. A local model samples as `config.endpoints` has
-    it for the role.
+    A local model samples as `config.endpoints` has it for the role.
 
     Raises:
       ValueError: an annotator is unknown.
@@ -56,6 +55,7 @@ def open_annotators(models: ChatModels, specs: Mapping[str, Spec], role: str = '
         for name, spec in specs.items()
     }
     first = next(iter(opened.values()))
+    # The first annotator judges preferences that have none of their own.
     return lambda preference: opened.get(preference, first)
 
 
@@ -83,4 +83,5 @@ class ReplyScorer:
         and 3)."""
         texts = [text for by_question in readings for text in by_question]
         repeated = [to_it for by_question, to_it in zip(readings, replies, strict=True) for _ in by_question]
+        # The scores stand by question, then by reading, then by reply.
         return self.scores(texts, repeated).reshape(len(readings), -1, len(replies[0])).mean(axis=1)

@@ -42,20 +42,17 @@ class Settings(PreferenceKeys):
 
 @dataclasses.dataclass(frozen=True)
 class Merges:
-    """For every combination of poles the weighted mean of their policies' adapters, factor by factor.
+    """For every combination of poles the weighted mean of their policies' adapters, factor by factor."""
 
-    Attributes:
-      folder: the folder that all stages share.
-      combinations: the poles of every part.
-      weights: the weights of the poles of a combination, with sum 1.
-      adapters: reads the adapters that the stage in a folder has trained.
-      cfg, base, dropout: the model of the adapters, the name of its base, and the adapters' dropout.
-    """
-
+    # The folder that all stages share.
     folder: Path
+    # The poles of every part.
     combinations: Sequence[Combination]
+    # The weights of the poles of a combination, with sum 1.
     weights: Sequence[float]
+    # `adapters` reads the adapters that the stage in a folder has trained.
     adapters: Callable[[Path], Params]
+    # The model of the adapters, the name of its base, and the adapters' dropout.
     cfg: ModelConfig
     base: str
     dropout: float
@@ -68,7 +65,8 @@ class Merges:
         soup = merging.linear([self.adapters(self.folder / f'policy-{pole.id}') for pole in poles], self.weights)
         if jax.process_index() == 0:
             place = self.folder / MERGED / name
-            if place.exists():  # a kill came between this and the checkpoint
+            # A kill may have come between this and the checkpoint, and left a folder.
+            if place.exists():
                 shutil.rmtree(place)
             peft.save(soup, self.cfg, self.base, place, self.dropout)
         return [{'combination': name, 'weights': list(self.weights)}], host, {'sources': float(len(self.weights))}

@@ -1,7 +1,4 @@
-"""Rewards on a scale of their own: running mean and standard deviation over all scores of a run (P-Soups, part I.2).
-
-Host arithmetic in double precision: the three numbers go into a checkpoint as JSON and come back with every bit.
-"""
+"""Rewards on a scale of their own: running mean and standard deviation over all scores of a run (P-Soups, part I.2)."""
 
 from __future__ import annotations
 
@@ -27,6 +24,8 @@ class Moments(NamedTuple):
 
 def add_scores(moments: Moments, scores: Float[np.ndarray, ' B']) -> Moments:
     """The moments with the scores of a batch added (Chan et al. 1979); an empty batch changes nothing."""
+    # The arithmetic is in double precision: the three numbers go into a checkpoint as JSON and come back with every
+    # bit.
     scores = np.asarray(scores, np.float64)
     if not scores.size:
         return moments

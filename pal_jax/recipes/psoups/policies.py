@@ -29,7 +29,7 @@ def check_trained(folder: Path, settings: PreferenceKeys) -> None:
     inputs.check_shared(inputs.look(configs[1]), folder)
     theirs, ours = ({**config['policy'], 'seed': config['seed']} for config in configs)
     # With a base of random weights the seed is part of the base's name.
-    random = ours['source'].startswith('random:')  # -
+    random = ours['source'].startswith('random:')
     for key in ('source', 'lora', *(['seed'] if random else [])):
         if theirs[key] != ours[key]:
             named = key if key == 'seed' else f'policy.{key}'

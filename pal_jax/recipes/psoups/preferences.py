@@ -30,9 +30,12 @@ from pal_jax.run import files
 
 EMBEDDED = 'embedded'
 ALL = 'all'  # the name of all preferences
-GENERAL = 'general'  # the preference of vanilla RLHF: everybody has it, so no prompt asks for it
-JOINT = 'joint'  # all preferences together: P-MORL's reward model, which reads the preferences in the prompt
-BEST = 'best'  # the best answer to each prompt under each of them, for multitask learning
+# General is the preference of vanilla RLHF: everybody has it, so no prompt asks for it.
+GENERAL = 'general'
+# Joint stands for all preferences together: P-MORL's reward model, which reads the preferences in the prompt.
+JOINT = 'joint'
+# Best stands for the best answer to each prompt under each preference, for multitask learning.
+BEST = 'best'
 RESERVED = ALL, GENERAL, JOINT, BEST
 
 _EMBEDDED = Path(__file__).with_suffix('.json')
@@ -135,7 +138,8 @@ def _mapping(path: Path, key: str, value: Any, least: int = 1) -> dict[str, Any]
     if not isinstance(value, dict) or len(value) < least:
         raise ValueError(f'{path}: {key} must have {least} or more named entries, got {files.short_repr(value)}')
     for name in value:
-        if not isinstance(name, str | int) or isinstance(name, bool):  # YAML's no, on and null are no texts
+        # YAML's no, on and null are no texts.
+        if not isinstance(name, str | int) or isinstance(name, bool):
             raise ValueError(f'{path}: {key} has {name!r} for a name; write it between quotation marks')
     return {str(name): entry for name, entry in value.items()}
 

@@ -37,6 +37,7 @@ def stages(settings: Settings, workdir: Path) -> list[Stage]:
     Raises:
       ValueError: there is no such stage, a value is wrong, or a file that a stage would write exists.
     """
+    # Everything that later stages would fail at is checked before the first one.
     poles, pairs = [pole.id for pole in check(settings)], workdir / annotate.PAIRS
 
     def make(folder: str, kind: type[Run], **values: object) -> Stage:
@@ -61,6 +62,7 @@ def stages(settings: Settings, workdir: Path) -> list[Stage]:
         make('evaluate', evaluate.Settings, recipe='psoups.evaluate'),
     ]
     picked = chosen(listed, settings.stage)
+    # Files of prompts are read only where a picked stage reads them.
     if any(isinstance(stage.settings, PromptedKeys) for stage in picked):
         check_prompts(settings)
     check_shared([stage.folder.name for stage in picked], workdir)
@@ -73,7 +75,8 @@ def reward_values(settings: Settings, rows: Path) -> dict[str, Any]:
     replies = settings.reward.data.replies or settings.rollout.answers
     return values | {
         'data': dataclasses.replace(values['data'], replies=replies),
-        'export': settings.export and settings.reward.data.pooling == 'last',  # transformers has no other
+        # The library transformers has no other pooling.
+        'export': settings.export and settings.reward.data.pooling == 'last',
     }
 
 

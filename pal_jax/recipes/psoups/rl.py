@@ -53,34 +53,31 @@ class Settings(PromptedKeys, ReinforcedRun):
 
 @dataclasses.dataclass(frozen=True)
 class RLPHF:
-    """PPO of the base policy's adapters by a reward model: stages rlhf, morl and policy.
-
-    Attributes:
-      load: loads the base's weights.
-      judge: the folder of the reward model's stage, which must be finished; None: `score` needs no stage.
-      pack: makes a batch of samples, which has the `n` samples of a prompt side by side.
-      train: prompts to learn from, in shuffled passes of which step 0 begins at entry `first`.
-      test: the prompts of an evaluation.
-      wanted: the preferences of prompts, in turn.
-      batch_size: the number of prompts of a step.
-      scale_scores: whether rewards are scores less their mean, over their deviation, of all steps so far.
-    """
+    """PPO of the base policy's adapters by a reward model: stages rlhf, morl and policy."""
 
     plan: Plan
     ctx: Context
     stage: str
     learner: PolicyLearner
+    # `load` loads the base's weights.
     load: Callable[..., Params]
     sample: Sampler
     score: Score
+    # The folder of the reward model's stage, which must be finished; None: `score` needs no stage.
     judge: Path | None
+    # `pack` makes a batch of samples, which has the `n` samples of a prompt side by side.
     pack: Callable[[Sequence[Sample]], RolloutBatch]
+    # Prompts to learn from, in shuffled passes of which step 0 begins at entry `first`.
     train: Sequence[Prompt]
+    # The prompts of an evaluation.
     test: Sequence[Prompt]
+    # The preferences of prompts, in turn.
     wanted: Sequence[tuple[Preference, ...]]
+    # The number of prompts of a step.
     batch_size: int
     n: int
     first: int = 0
+    # `scale_scores` says whether rewards are scores less their mean, over their deviation, of all steps so far.
     scale_scores: bool = False
     seed: int = 0
 
@@ -175,7 +172,8 @@ def make(settings: Settings, ctx: Context) -> RLPHF:
         judge=judge, pack=make_packing(settings, ctx.mesh, n),
         train=train, test=test[: rl.test_count], wanted=who_wants_what(settings),
         batch_size=rl.rollout_batch_size, n=n, scale_scores=rl.scale_scores, seed=seed,
-        first=len(everyone(settings)) * len(train),  # in orders that no reward model's prompts were drawn by
+        # The prompts come in orders that no reward model's prompts were drawn by.
+        first=len(everyone(settings)) * len(train),
     )  # fmt: skip
 
 
@@ -201,10 +199,8 @@ def who_wants_what(settings: Settings) -> list[tuple[Preference, ...]]:
 
 
 def paid(scores: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """The scores, where an answer without text gets the least of them.
-
-    Reward models have learnt from no such answer, and judges let it lose against any other.
-    """
+    """The scores, where an answer without text gets the least of them."""
+    # Reward models have learnt from no such answer, and judges let it lose against any other.
     return np.where([not text.strip() for text in texts], scores.min(), scores)
 
 

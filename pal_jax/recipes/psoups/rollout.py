@@ -37,21 +37,18 @@ class Settings(PromptedKeys):
 
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
-    """Answers of the base policy under every preference and under none, to prompts drawn for each.
-
-    Attributes:
-      load: loads the weights of the base policy.
-      parts: for every part its prompts, each with the preference that stands in the policy's prompt.
-      n: the number of answers to a prompt.
-      moved: the number of prompts that are left out since they test.
-    """
+    """Answers of the base policy under every preference and under none, to prompts drawn for each."""
 
     ctx: Context
     sample: Sampler
+    # `load` loads the weights of the base policy.
     load: Callable[[], Params]
+    # The prompts of every part, each with the preference that stands in the policy's prompt.
     parts: Sequence[Sequence[tuple[Preference, Prompt]]]
+    # The number of answers to a prompt.
     n: int
     seed: int
+    # The number of prompts that are left out since they test.
     moved: int = 0
 
     @functools.cached_property
@@ -66,7 +63,7 @@ class Rollouts:
             texts = [preferences.ask(prompt.question, [pole]) for pole, prompt in part]
             samples = self.sample(self.base, texts, n, (self.seed, i))
         # Chat templates strip a turn, so reward models would read the stripped text anyway.
-        answers = [sample.completion.text.strip() for sample in samples]  # as chat templates have a turn
+        answers = [sample.completion.text.strip() for sample in samples]
         records = [
             {
                 'id': f'{pole.id}-{prompt.id}',

@@ -12,9 +12,8 @@ sound       a whole, unrepetitive answer that takes up the question: the general
 
 A rule may also be a list of words of your own, `{more: [please, thank you]}` or `{less: [...]}`.
 
-A policy finds any text that satisfies a lexicon. So each entry of a lexicon counts once, and in proportion to the
-square root of the length: neither one word repeated nor a long answer alone is paid. A text that is no answer
-(`judges/wording.py`: a list of words, a repetition, the question again) loses against any other, whatever it measures.
+A text that is no answer (`judges/wording.py`: a list of words, a repetition, the question again) loses against any
+other, whatever it measures.
 """
 
 from __future__ import annotations
@@ -87,6 +86,9 @@ def markers(text: str, lexicon: Sequence[str]) -> float:
     """The number of different entries of a lexicon that stand in the text, over the square root of its words."""
     text = normal(text)
     count = sum(bool(re.search(_bounded(entry), text)) for entry in lexicon)
+    # A policy finds any text that satisfies a lexicon. So each entry counts once, and the count is divided by the
+    # square root of the length: neither one word repeated nor a long answer alone is paid.
+    # A shorter text counts as eight words, so that a single marker does not make the best answer.
     return count / math.sqrt(max(len(words_of(text)), 8))
 
 

@@ -43,7 +43,8 @@ class RolloutSettings:
 class AnnotationSettings:
     """The judge that compares answers."""
 
-    annotator: str = 'rule'  # or endpoint:<name>, local:<source>, or a YAML file (pal_jax/recipes/psoups/annotators.py)
+    # The annotator: rule, endpoint:<name>, local:<source>, or a YAML file (pal_jax/recipes/psoups/annotators.py).
+    annotator: str = 'rule'
     second: str = ''  # another annotator, to see how far the two agree
     batch_size: int = 100  # rows of a step
     max_failed: float = 0.1  # share of rows without a verdict at which the stage stops
@@ -56,10 +57,13 @@ class RLHFSettings:
 
     rollout_batch_size: int = 6  # prompts a step
     n_samples_per_prompt: int = 4  # answers to each prompt
-    scale_scores: bool = False  # by the mean and standard deviation of all scores so far; group_norm needs none
+    # Scores are scaled by the mean and standard deviation of all scores so far; group_norm needs none.
+    scale_scores: bool = False
     test_count: int = 8  # prompts of an evaluation
-    reward: str = ''  # pal:<workdir> in place of the reward models of stage=reward (docs/methods/pal.md)
-    person: str = ''  # with `reward`: a user of that run, a file of a mixture, or '': the population
+    # pal:<workdir> in place of the reward models of stage=reward (docs/methods/pal.md).
+    reward: str = ''
+    # With `reward`: a user of that run, a file of a mixture, or '': the population.
+    person: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +77,13 @@ class MergeSettings:
 class WinRateSettings:
     """The comparison of all systems."""
 
-    judge: str = 'rule'  # as annotate.annotator, or endpoint:evaluator; language models see pairs in both orders
+    # The judge: as annotate.annotator, or endpoint:evaluator; language models see pairs in both orders.
+    judge: str = 'rule'
     # The share of comparisons without a verdict above which there is no result; below it they are ties.
     max_failed: float = 0.1
     draws: int = 2  # answers to each prompt where the policy of one pole is compared with the base
-    front: str = ''  # two poles whose policies are merged by weights from 0 to 1, as P2A,P2B; '': two of each dimension
+    # Two poles whose policies are merged by weights from 0 to 1, as P2A,P2B; '': two of each dimension.
+    front: str = ''
     front_weights: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # weights of the second pole
     front_prompts: int = 16  # the number of prompts that each of these soups answers
 

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 ORDER = 4  # of BLEU
-FLOOR = 0.1  # stands for a count of 0 (Chen & Cherry 2014, method 1)
+# The floor stands for a count of 0 (Chen & Cherry 2014, method 1).
+FLOOR = 0.1
 
 
 def spread(vectors: Float[np.ndarray, 'N D']) -> float:
@@ -29,13 +30,12 @@ def spread(vectors: Float[np.ndarray, 'N D']) -> float:
 def self_bleu(texts: Sequence[str]) -> float:
     """The mean BLEU-4 of each text with all others as its references (Zhu et al. 2018); 1: all texts are the same.
 
-    Words are cut at white space and taken in lower case.
-
     Raises:
       ValueError: there are fewer than two texts.
     """
     if len(texts) < 2:
         raise ValueError(f'self-BLEU of {len(texts)} texts is undefined; give two or more')
+    # Words are cut at white space and taken in lower case.
     words = [text.lower().split() for text in texts]
     return float(np.mean([bleu(text, [*words[:k], *words[k + 1 :]]) for k, text in enumerate(words)]))
 
@@ -46,11 +46,13 @@ def bleu(text: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     for n in range(1, ORDER + 1):
         counts, most = ngrams(text, n), Counter[tuple[str, ...]]()
         for reference in references:
-            most |= ngrams(reference, n)  # the largest count in any reference
+            # A run of words counts at most as often as in any one reference.
+            most |= ngrams(reference, n)
         hits = sum(min(count, most[gram]) for gram, count in counts.items())
         if n == 1 and not hits:
             return 0.0
         logs.append(math.log((hits or FLOOR) / max(sum(counts.values()), 1)))
+    # Of references that are equally near the shorter one counts.
     nearest = min((abs(len(reference) - len(text)), len(reference)) for reference in references)[1]
     brevity = 1.0 if len(text) > nearest else math.exp(1 - nearest / len(text))
     return brevity * math.exp(sum(logs) / ORDER)

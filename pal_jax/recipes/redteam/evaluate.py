@@ -63,25 +63,22 @@ class Contestant(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CrossPlay:
-    """Stage evaluate.
-
-    Attributes:
-      systems: the policies; the first is the start.
-      load: reads the weights of a system as attacker and defender.
-      judges: by name; the first is the one that training was paid by.
-      seeds: held-out seeds.
-      encode: vectors of texts; None: attacks are compared by words alone.
-      payment: by which the games that are shown are paid.
-    """
+    """Stage evaluate."""
 
     ctx: Context
+    # The policies; the first is the start.
     systems: Sequence[Contestant]
+    # `load` reads the weights of a system as attacker and defender.
     load: Callable[[Contestant], tuple[Params, Params]]
     players: Players
+    # Judges by name; the first is the one that training was paid by.
     judges: Mapping[str, Judge]
+    # Held-out seeds.
     seeds: Sequence[Seed]
     embedded: bool
+    # `encode` gives vectors of texts; None: attacks are compared by words alone.
     encode: Callable[[Sequence[str]], np.ndarray] | None
+    # The table by which the games that are shown are paid.
     payment: Payment
     shown: int
     seed: int
@@ -138,6 +135,7 @@ class CrossPlay:
         # The frames are of the embedded seeds; others have none.
         if self.embedded:
             given[FRAMES] = [framed(one, rng)[1] for one in self.seeds]
+        # The parts of attacks come first, so all attacks are written when a defender reads them.
         for k in range(len(self.systems)):
             (record,) = piecework.read(self.ctx.workdir / 'parts' / f'{k:05d}.jsonl')
             given[record['system']] = record['requests']
@@ -175,6 +173,7 @@ class CrossPlay:
     def cell(self, judge: Judge, requests: Sequence[str | None], answers: Sequence[str | None]) -> Matchup:
         """The labels of the games of one attacker and one defender."""
         rows = zip(self.seeds, requests, answers, strict=True)
+        # A game without an answer ended by a broken form, whoever broke it.
         ends = [Attack(seed, request, answer, 0 if answer is None else None) for seed, request, answer in rows]
         labels: list[GameLabels | None] = judge_ends(judge, ends, (self.seed, EVALUATION))
         return Matchup([one.harmful for one in self.seeds], labels, [answer is not None for answer in answers])

@@ -116,6 +116,7 @@ def judge_ends(judge: Judge, ends: Sequence[Attack], seed: Sequence[int]) -> lis
     """The labels of finished games; None where the game ended by a broken form, or no verdict could be had."""
     whole = [k for k, end in enumerate(ends) if end.offender is None]
     number = int(np.random.SeedSequence(list(seed)).generate_state(1)[0])
+    # Only games that came to an answer are judged, all in one call.
     verdicts = dict(zip(whole, judge([ends[k] for k in whole], number), strict=True)) if whole else {}
     return [verdicts.get(k) for k in range(len(ends))]
 

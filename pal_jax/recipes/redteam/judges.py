@@ -47,15 +47,13 @@ def make_harm_judge(key: str, named: str, models: ChatModels, ctx: Context) -> J
 
 
 def check(settings: Settings) -> None:
-    """Raises ValueError or RuntimeError where a judge is unknown, has no address, or is a run that is not finished.
-
-    A model on this machine is not read.
-    """
+    """Raises ValueError or RuntimeError where a judge is unknown, has no address, or is a run that is not finished."""
     models = ChatModels(settings.endpoints, '', settings.seed)
     for key, named in (('play.judge', settings.play.judge), ('evaluate.judge', settings.evaluate.judge)):
         kind, _, folder = named.partition(':')
         if kind == 'orbax':
             check_finished(Path(folder))
+        # A model on this machine is not read.
         elif named and kind != 'local':
             models.choose(key, named, by_model, rule=lambda: by_rule)
 
@@ -68,15 +66,13 @@ def by_rule(attacks: Sequence[Attack], seed: int) -> list[GameLabels | None]:
 
 
 def by_moderation(unsafe: Callable[[Sequence[str], Sequence[str]], Bool[np.ndarray, ' N']]) -> Judge:
-    """A judge of a moderator, which judges answers alone.
-
-    A request counts as harmful as its seed is, and refusals are told by their wording.
-    """
+    """A judge of a moderator, which judges answers alone."""
 
     def judge(attacks: Sequence[Attack], seed: int) -> list[GameLabels | None]:
         pairs = list(map(texts, attacks))
         marked = unsafe([request for request, _ in pairs], [answer for _, answer in pairs])
         rows = zip(attacks, pairs, marked, strict=True)
+        # A request counts as harmful as its seed is, and refusals are told by their wording.
         return [GameLabels(attack.seed.harmful, refuses(answer), bool(mark)) for attack, (_, answer), mark in rows]
 
     return judge

@@ -66,14 +66,11 @@ class Settings(PlayKeys, ReinforcedRun):
 
 
 class RoleStates(struct.PyTreeNode):
-    """The policies that learn: one for both roles, or one for each.
+    """The policies that learn: one for both roles, or one for each."""
 
-    Attributes:
-      base: the frozen weights that all adapters stand on, once; empty where all weights train.
-      policies: the state of each policy that learns, without frozen weights, which `base` has.
-    """
-
+    # The frozen weights that all adapters stand on, once; empty where all weights train.
     base: Params
+    # The state of each policy that learns, without frozen weights, which `base` has.
     policies: tuple[PolicyState, ...]
 
     def policy(self, k: int) -> PolicyState:
@@ -81,10 +78,10 @@ class RoleStates(struct.PyTreeNode):
         return with_frozen(self.policies[k], self.base)
 
     def replaced(self, k: int, policy: PolicyState) -> RoleStates:
-        """The states after an update of policy `k`. The update has used up the buffers of the base and gives it back
-        with the same bits."""
+        """The states after an update of policy `k`."""
         policies = list(self.policies)
         policies[k] = with_frozen(policy, {})
+        # The update has used up the buffers of the base and gives it back with the same bits.
         return RoleStates(policy.actor.model.frozen, tuple(policies))
 
 
@@ -96,36 +93,33 @@ def with_frozen(policy: PolicyState, frozen: Params) -> PolicyState:
 
 @dataclasses.dataclass(frozen=True)
 class SelfRedTeam:
-    """REINFORCE++ on whole games: stage play.
-
-    Attributes:
-      load: reads the weights before training.
-      before: the folders of the stages that must be finished.
-      learner: of every policy; each has its own optimiser state and gradient norm.
-      roles: for attacker and defender the index of its policy in `RoleStates.policies`; None: the start policy, which
-        does not learn.
-      judge: labels finished games.
-      models: the chat models that may judge.
-      pack: samples of a step as the batch of an update.
-      train: seeds of the kinds that are played, by kind; test: those of an evaluation.
-      count: games of a step, the same number of each kind.
-      stream: the supervised batch of a step for the defender; None: there is none, or not in this step.
-    """
+    """REINFORCE++ on whole games: stage play."""
 
     plan: Plan
     ctx: Context
+    # The learner of every policy; each has its own optimiser state and gradient norm.
     learner: PolicyLearner
+    # `load` reads the weights before training.
     load: Callable[..., Params]
+    # The folders of the stages that must be finished.
     before: Sequence[Path]
+    # For attacker and defender the index of its policy in `RoleStates.policies`; None: the start policy, which does not
+    # learn.
     roles: tuple[int | None, int | None]
     players: Players
+    # `judge` labels finished games.
     judge: Judge
+    # The chat models that may judge.
     models: ChatModels
+    # `pack` makes the samples of a step the batch of an update.
     pack: Callable[[Sequence[Sample]], RolloutBatch]
+    # The seeds of the kinds that are played, by kind; `test` has those of an evaluation.
     train: Sequence[Sequence[Seed]]
     test: Sequence[Seed]
+    # Games of a step, the same number of each kind.
     count: int
     payment: Payment
+    # The supervised batch of a step for the defender; None: there is none, or not in this step.
     stream: Callable[[int], TokenBatch | None]
     max_failed: float
     seed: int
@@ -163,6 +157,7 @@ class SelfRedTeam:
     def drawn(self, i: int) -> list[Seed]:
         """The seeds of step `i`, in shuffled passes over each kind."""
         size = self.count // len(self.train)
+        # Each kind has an order of its own.
         return [
             seeds[k]
             for number, seeds in enumerate(self.train)
@@ -190,13 +185,11 @@ class SelfRedTeam:
         return reward_game(game, self.payment, self.players.game.hidden)
 
     def learnt(self, games: Sequence[FinishedGame], k: int) -> list[Sample]:
-        """The samples that policy `k` learns from.
-
-        A role whose samples were all paid alike is left out. Their returns differ by the KL penalty alone, which
-        whitening would scale to a variance of 1.
-        """
+        """The samples that policy `k` learns from."""
         samples = [one for game in games for one in game.samples if self.roles[one.role] == k]
         paid_by_role = {role: {one.reward for one in samples if one.ok and one.role == role} for role in (0, 1)}
+        # A role whose samples were all paid alike is left out: their returns differ by the KL penalty alone, which
+        # whitening would scale to a variance of 1.
         return [one for one in samples if len(paid_by_role[one.role]) > 1]
 
     def update(self, state: RoleStates, k: int, samples: Sequence[Sample], i: int) -> tuple[RoleStates, Metrics]:
@@ -308,6 +301,7 @@ def make_stream(
     def batch(i: int) -> TokenBatch | None:
         if i % stream.every:
             return None
+        # Batches are counted by themselves, so steps without one skip no examples.
         packed = pack_examples(
             examples, groups=stream.batch_size, n=1, i=i // stream.every, seed=settings.seed,
             ways=sharding.batch_ways(ctx.mesh), row_tokens=settings.ppo.row_tokens,
@@ -347,6 +341,7 @@ def trained_by(settings: Settings, policy: Policy, learner: PolicyLearner) -> Tr
         return Export(learner.actor.weights(actor), policy.cfg, policy.tokenizer, adapters)
 
     def exports(state: RoleStates) -> dict[str, Export]:
+        # Where each role has a policy, the defender's is the last one.
         last = len(state.policies) - 1
         return {'export': exported(state, last)} | ({'attacker': exported(state, 0)} if last else {})
 

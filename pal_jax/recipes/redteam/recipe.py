@@ -49,6 +49,7 @@ def all_stages(settings: Settings, workdir: Path) -> Iterator[Stage]:
         values = section_values(settings.start, workdir / examples.RECORDS / 'sft')
         yield make('sft', sft.Settings, recipe='sft', eval=StageSettings(base=False), **values)
         source = f'orbax:{workdir / "sft"}'
+    # A run of self-play has its roles and its seed in its name.
     for variant in variants(settings, settings.play.roles):
         roles, _, seed = variant.rpartition('-')
         games = dataclasses.replace(settings.play, roles=roles)
@@ -97,6 +98,7 @@ def check(settings: Settings) -> None:
             f"play.judge='rule' knows the embedded seeds alone, got seeds.train={seeds.train} and seeds.test="
             f'{seeds.test}; give a moderator (orbax:<workdir>) or a language model (endpoint:judge)'
         )
+    # Judges and sources are tried here, so a fault shows before the first stage.
     judges.check(settings)
     seed_sources.check(seeds, settings.seed)
     if late := [step for step in settings.evaluate.steps if not 0 < step < settings.total_steps]:

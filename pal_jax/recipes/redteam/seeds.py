@@ -15,7 +15,8 @@ from pal_jax.recipes.redteam.settings import EMBEDDED, SeedSettings
 from pal_jax.recipes.redteam.stand_ins import make_seeds
 from pal_jax.run import files
 
-KINDS = {'vanilla_harmful': True, 'vanilla_benign': False}  # values of `data_type`, and whether the request is harmful
+# The values of `data_type` say whether the request is harmful.
+KINDS = {'vanilla_harmful': True, 'vanilla_benign': False}
 
 
 def read_seeds(settings: SeedSettings, seed: int, skip: int, tokenizer: Tokenizer) -> tuple[list[Seed], list[Seed]]:
@@ -58,8 +59,9 @@ def by_kind(seeds: Sequence[Seed]) -> list[list[Seed]]:
 
 
 def kinds_of(seeds: Sequence[Seed], roles: str) -> list[list[Seed]]:
-    """The seeds by kind. An attacker by itself has its move in every game, and a defender by itself the only one."""
+    """The seeds by kind."""
     if roles in ('attacker', 'defender'):
+        # An attacker by itself has its move in every game, and a defender by itself the only one.
         seeds = [one._replace(generated=roles == 'attacker') for one in seeds]
     return [kind for kind in by_kind(seeds) if kind]
 
@@ -87,6 +89,7 @@ def to_seed(place: str, record: Mapping[str, object]) -> Seed:
         raise ValueError(f'{place}: data_type is {files.short_repr(kind)}; give one of {", ".join(KINDS)}')
     if not isinstance(completion, str):
         raise ValueError(f'{place}: completion is {files.short_repr(completion)}; give a text, or leave it out')
+    # An answer to a harmful request is never taught.
     return Seed(request, KINDS[kind], completion='' if KINDS[kind] else completion)
 
 

@@ -32,7 +32,9 @@ ENDPOINTS = {'judge': EndpointSettings(temperature=0.0, max_tokens=128)}
 class SeedSettings:
     """The seeds of games."""
 
-    train: str = EMBEDDED  # or a source of records with `vanilla`, `data_type` and maybe `completion` (WildJailbreak)
+    # The seeds to learn from: embedded, or a source of records with `vanilla`, `data_type` and maybe `completion`
+    # (WildJailbreak).
+    train: str = EMBEDDED
     test: str = EMBEDDED  # likewise; seeds of train that it has are left out
     train_count: int = 400  # harmful seeds, and as many harmless ones; 0: all of a source
     test_count: int = 24  # likewise
@@ -52,11 +54,15 @@ class PlaySettings:
     """The games of a step."""
 
     roles: Roles = 'shared'  # who learns, see `POLICIES`
-    games: int = 24  # a quarter each of harmful and harmless seeds, rewritten by the attacker or not
+    # A quarter each of harmful and harmless seeds, rewritten by the attacker or not.
+    games: int = 24
     hidden: bool = True  # moves think in private before they answer
-    payment: Payment = 'general'  # the table of the paper; 'all_one': equal weights; 'zero_sum': unsafe answers alone
-    judge: str = 'rule'  # or orbax:<workdir> of configs/moderation.py, endpoint:judge, local:<source>
-    max_failed: float = 0.1  # the share of the games of a step without a verdict above which the run ends
+    # The table of the paper; 'all_one': equal weights; 'zero_sum': unsafe answers alone.
+    payment: Payment = 'general'
+    # The judge: rule, orbax:<workdir> of configs/moderation.py, endpoint:judge, local:<source>.
+    judge: str = 'rule'
+    # The share of the games of a step without a verdict above which the run ends.
+    max_failed: float = 0.1
     shown: int = 4  # games of a step that are written to rollouts.jsonl
 
 
@@ -72,9 +78,12 @@ class StreamSettings:
 class CrossPlaySettings:
     """The play of attackers and defenders of all runs against each other."""
 
-    steps: tuple[int, ...] = ()  # earlier checkpoints that play, too; `checkpoint.keep` has to keep them
-    judge: str = ''  # a second judge, which nothing was trained on, as `play.judge`; '': none
-    encoder: str = ''  # 'minilm', or a folder of a BERT: attacks are also compared by embeddings
+    # Earlier checkpoints that play, too; `checkpoint.keep` has to keep them.
+    steps: tuple[int, ...] = ()
+    # A second judge, which nothing was trained on, as `play.judge`; '': none.
+    judge: str = ''
+    # 'minilm', or a folder of a BERT: attacks are also compared by embeddings.
+    encoder: str = ''
     shown: int = 6  # attacks of each policy that a report shows
 
 

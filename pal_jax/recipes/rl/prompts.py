@@ -47,7 +47,7 @@ class Prompts(NamedTuple):
 
 
 def read_prompts(settings: PromptSettings, tokenizer: Tokenizer, seed: int) -> Prompts:
-    """The prompts that the settings name. A prompt of both sources is tested on and not learnt.
+    """The prompts that the settings name.
 
     Raises:
       ValueError: a source or a row of it is wrong, or there is nothing to learn from or to test on.
@@ -63,11 +63,13 @@ def read_prompts(settings: PromptSettings, tokenizer: Tokenizer, seed: int) -> P
         )
     if not settings.test:
         try:
+            # Whole prompts are held out, so no row of a tested prompt is learnt.
             held = held_out([prompt.content for prompt in train], settings.test_count, seed=seed)
         except ValueError as error:
             raise ValueError(f'prompts.train={settings.train}: {error}; give more prompts, or prompts.test') from None
         test = [prompt for prompt, is_held in zip(train, held, strict=True) if is_held]
     tested, rows = {prompt.content for prompt in test}, len(train)
+    # A prompt of both sources is tested on and not learnt.
     fits = {'train': [prompt for prompt in train if prompt.content not in tested], 'test': test[: settings.test_count]}
     fits = {split: [p for p in prompts if len(p.ids) <= settings.max_length] for split, prompts in fits.items()}
     for split, prompts in fits.items():
@@ -97,6 +99,7 @@ def to_prompt(place: str, row: Mapping[str, Any], settings: PromptSettings, toke
         raise ValueError(f'{place}: {key!r} is {files.short_repr(prompt)}; give a text or a list of messages')
     try:
         prompt = messages_of(row, key) if isinstance(prompt, list) else prompt
+        # A text is asked as a chat, unless the settings have it stand as it is.
         ids = tokenizer.prompt(prompt) if isinstance(prompt, str) and not settings.chat else None
         ids = ids or tokenizer.chat(chats.as_chat(prompt) if isinstance(prompt, str) else prompt)
     except ValueError as error:

@@ -37,26 +37,24 @@ MAY_CHANGE = 'reward.max_failed', 'rl.shown'  # keys that may change when a run 
 
 @dataclasses.dataclass(frozen=True)
 class RL:
-    """PPO's update on the samples of a source.
-
-    Attributes:
-      load: reads the weights before training.
-      sample: samples of prompts with the weights that `decoder` has loaded, see `sources.Sampler`.
-      pack: makes a batch of samples.
-      models: the judges among language models; a run stops above the share `max_failed` of samples without a reward.
-      shown: samples of a step that a report keeps.
-    """
+    """PPO's update on the samples of a source."""
 
     plan: Plan
     ctx: Context
     learner: PolicyLearner
+    # `load` reads the weights before training.
     load: Callable[..., Params]
     decoder: Decoder
+    # `sample` samples prompts with the weights that `decoder` has loaded, see `sources.Sampler`.
     sample: Callable[[Sequence[PromptRow], int, Sequence[int]], list[Sample]]
     source: PaidAnswers | PaidGames
+    # `pack` makes a batch of samples.
     pack: Callable[[Sequence[Sample]], RolloutBatch]
+    # The judges among language models.
     models: ChatModels
+    # A run stops above this share of samples without a reward.
     max_failed: float
+    # `shown` samples of a step that a report keeps.
     shown: int
     seed: int
 

@@ -39,14 +39,11 @@ class Rewards(NamedTuple):
     functions: tuple[RewardFunction, ...]
 
     def __call__(self, samples: Sequence[Sample], seed: int) -> list[Sample]:
-        """The samples with their rewards, and in `info` the value of each function.
-
-        A sample is `ok=False` where a function had no value for it. Where prompts are messages, functions get an answer
-        as a list of one message, as in TRL.
-        """
+        """The samples with their rewards, and in `info` the value of each function."""
         names = dict.fromkeys(name for sample in samples for name in sample.source.columns)
         lists: dict[str, Any] = {name: [sample.source.columns.get(name) for sample in samples] for name in names}
         lists |= {'prompts': [sample.source.prompt for sample in samples], 'seed': seed}
+        # Where prompts are messages, functions get an answer as a list of one message, as in TRL.
         lists['completions'] = [
             sample.completion.text if isinstance(sample.source.prompt, str) else [message(sample.completion.text)]
             for sample in samples
@@ -56,6 +53,7 @@ class Rewards(NamedTuple):
 
     def _paid(self, sample: Sample, row: Sequence[float | None]) -> Sample:
         pairs = list(zip(self.functions, [number or 0.0 for number in row], strict=True))
+        # A sample is `ok=False` where a function had no value for it.
         ok = None not in row
         total = sum(function.weight * number for function, number in pairs) if ok else 0.0
         info = {f'own_{function.name}': number for function, number in pairs}
@@ -94,8 +92,6 @@ def make_rewards(settings: Settings, prompts: Prompts, models: ChatModels) -> Re
 def make_scores(source: str, person: str, chat: bool) -> Callable[..., list[float]]:
     """A function that pays the scores of the model of a run, which is opened at the first call. It reads no thought.
 
-    With `chat` prompts that are texts are read as the policy read them, as chats, unless the run reads texts alone.
-
     Raises:
       ValueError: the run scores nothing, or the person cannot be had.
     """
@@ -111,6 +107,7 @@ def make_scores(source: str, person: str, chat: bool) -> Callable[..., list[floa
             {'prompt': p, 'completion': text if isinstance(p, str) else [message(text)]}
             for p, text in zip(chats_read, texts, strict=True)
         ]
+        # Prompts that are texts are read as the policy read them, as chats, unless the run reads texts alone.
         if chat and isinstance(prompts[0], str) and not reads(scorer(), rows[0]):
             rows = [{'prompt': p, 'completion': text} for p, text in zip(prompts, texts, strict=True)]
         return scorer()(rows).tolist()

@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from pal_jax.run.language import ANSWERS, EndpointSettings, ReinforcedRun
 from pal_jax.run.settings import StageSettings
 
-EMBEDDED = 'sums'  # the prompts of runs without prompts of their own, with the rule that pays the answers
+# The prompts of runs without prompts of their own, with the rule that pays the answers.
+EMBEDDED = 'sums'
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptSettings:
     """The rows to learn from and to test on, each with a prompt; their further columns go to the reward functions."""
 
-    train: str = EMBEDDED  # made-up sums, or rows: a file (.jsonl, .json, .csv, .parquet), hf:<name> or tfds:<name>
+    # made-up sums, or rows: a file (.jsonl, .json, .csv, .parquet), hf:<name> or tfds:<name>.
+    train: str = EMBEDDED
     test: str = ''  # likewise; '': rows of some prompts of train, a fifth at most
     key: str = 'prompt'  # the column of the prompt, a text or a list of messages
     chat: bool = True  # a prompt that is a text is asked as a chat; False: it stands as it is
@@ -28,11 +30,13 @@ class RewardSources:
     """The sources of rewards, which are added."""
 
     function: str = ''  # functions of your own: FILE.py:NAME, several with commas between
-    scorer: str = ''  # orbax:<folder>: a run whose model scores answers, such as one of configs/reward.py
+    # orbax:<folder>: a run whose model scores answers, such as one of configs/reward.py.
+    scorer: str = ''
     person: str = ''  # with a scorer that knows people: the person who pays
     judge: str = ''  # a language model that gives 0 to 10 points: endpoint:<name> or local:<source>
     rubric: str = 'It answers what was asked, it is right, and it is no longer than needed.'  # what the judge looks for
-    weights: tuple[float, ...] = ()  # of the functions, the scorer and the judge, in this order; (): 1 for each
+    # The weights of the functions, the scorer and the judge, in this order; (): 1 for each.
+    weights: tuple[float, ...] = ()
     max_failed: float = 0.1  # the share of answers without a reward at which a run stops
     shuffled: bool = False  # the control: the rewards of a step go to its answers at random
 
@@ -43,7 +47,8 @@ class StepSettings:
 
     rollout_batch_size: int = 8  # prompts, or starts of a game
     n_samples_per_prompt: int = 8  # answers to each prompt, or games from each start
-    game: str = ''  # a game of your own in place of prompts: FILE.py:NAME, see docs/howto/own_parts.md
+    # A game of your own in place of prompts: FILE.py:NAME, see docs/howto/own_parts.md.
+    game: str = ''
     shown: int = 4  # samples of a step that the report keeps
 
 

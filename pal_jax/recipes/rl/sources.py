@@ -28,10 +28,7 @@ Sampler = Callable[[Sequence[PromptRow], int, Sequence[int]], list[Sample]]  # `
 
 @dataclasses.dataclass(frozen=True)
 class PaidAnswers:
-    """Answers to prompts, `n` to each of the `size` prompts of a step. `reward` pays them.
-
-    With `control` the rewards of a step go to its answers at random.
-    """
+    """Answers to prompts, `n` to each of the `size` prompts of a step. `reward` pays them."""
 
     prompts: Prompts
     reward: RewardFn
@@ -39,7 +36,8 @@ class PaidAnswers:
     n: int
     seed: int
     control: bool
-    estimate: ClassVar[Estimate | None] = None  # the estimator of the settings compares the answers to a prompt
+    # The estimator of the settings compares the answers to a prompt.
+    estimate: ClassVar[Estimate | None] = None
 
     @property
     def packed(self) -> int:
@@ -65,6 +63,7 @@ class PaidAnswers:
         samples = flat(groups)
         if not self.control:
             return samples
+        # With `control` the rewards of a step go to its answers at random.
         order = np.random.default_rng([self.seed, i]).permutation(len(samples))
         return [
             dataclasses.replace(sample, rewards=samples[k].rewards, ok=samples[k].ok)
@@ -74,23 +73,21 @@ class PaidAnswers:
 
 @dataclasses.dataclass(frozen=True)
 class PaidGames:
-    """Games of which the policy plays all roles, `n` from each of the `size` starts of a step, or `tests` of a test.
-
-    Attributes:
-      tokens: the token ids of a chat.
-      longest: the largest number of tokens of a prompt.
-      ppo: its estimator makes the advantages of games.
-    """
+    """Games of which the policy plays all roles, `n` from each of the `size` starts of a step, or `tests` of a test."""
 
     game: Game[Any]
+    # The token ids of a chat.
     tokens: Callable[[Chat], Sequence[int]]
+    # The largest number of tokens of a prompt.
     longest: int
+    # The estimator of `ppo` makes the advantages of games.
     ppo: PPO
     size: int
     n: int
     tests: int
     seed: int
-    estimate: ClassVar[Estimate | None] = staticmethod(as_given)  # rewards are advantages already, see `credit`
+    # Rewards are advantages already, see `credit`.
+    estimate: ClassVar[Estimate | None] = staticmethod(as_given)
     packed: ClassVar[int] = 1  # every move has a prompt of its own
 
     def train(self, sample: Sampler, i: int) -> Groups:
@@ -108,11 +105,7 @@ class PaidGames:
         return groups
 
     def credit(self, groups: Groups, i: int) -> list[Sample]:
-        """The moves of all games with their advantages as rewards.
-
-        The estimator compares the rewards of a role in the games of one start, as it compares the answers to a prompt;
-        all moves of a role in a game have the same advantage.
-        """
+        """The moves of all games with their advantages as rewards."""
         by_role = []
         for role in range(len(self.game.roles)):
             rewards = [next((sample.reward for sample in moves if sample.role == role), None) for moves in groups]
@@ -120,6 +113,8 @@ class PaidGames:
             moved = jnp.array([reward is not None for reward in rewards])
             paid = jnp.array([reward or 0.0 for reward in rewards], jnp.float32)
             zeros = jnp.zeros(len(groups), jnp.int32)
+            # The estimator compares the rewards of a role in the games of one start, as it compares the answers to a
+            # prompt; all moves of a role in a game have the same advantage.
             games = EstimatorInputs(
                 paid[:, None], jnp.zeros((len(groups), 1)), None, moved[:, None], moved, zeros, self.n
             )

@@ -1,10 +1,7 @@
 """Policies in an evaluation: one that writes its profile with every reply, and models that were never taught to.
 
 The latter talk plainly, and beside every reply they are asked for a profile of the user, which nobody else sees (RLPA,
-section 4.1). Their system prompt has the facts that they know beforehand:
-- base: nothing;
-- reminder: that they should be personal;
-- oracle: the user's true profile, which bounds the value of knowing the user for the reply.
+section 4.1). Their system prompt has what they know beforehand, see `BASELINES`.
 """
 
 from __future__ import annotations
@@ -27,8 +24,11 @@ _QUESTION = (
 )
 
 BASELINES: dict[str, Known] = {
+    # This model knows nothing beforehand.
     'base': lambda person: '',
+    # This model knows that it should be personal.
     'reminder': lambda person: REMINDER,
+    # This model knows the user's true profile, which bounds the value of knowing the user for the reply.
     'oracle': lambda person: _KNOWN.format(facts=render_facts(person.facts)),
 }
 
@@ -41,6 +41,7 @@ def plain_model(complete: Complete, known: Known, topics: Sequence[str]) -> Resp
         chats = [_chat(dialogue, known(dialogue.person)) for dialogue in dialogues]
         replies = complete(chats, 2 * seed)
         lines = [{'role': 'assistant', 'content': (spoken_reply(reply.text) or '').strip()} for reply in replies]
+        # The profile is asked for beside the dialogue, so neither question nor profile stands in the next turn's chat.
         profiles = complete([[*chat, turn, question] for chat, turn in zip(chats, lines, strict=True)], 2 * seed + 1)
         return _samples(dialogues, list(map(_together, profiles, replies)))
 
@@ -53,11 +54,9 @@ def _chat(dialogue: Dialogue, system: str) -> list[dict[str, str]]:
 
 
 def _together(profile: Completion, reply: Completion) -> Completion:
-    """The reply in the format, with the facts of the profile.
-
-    A reply that holds the format's tags stays malformed, and so does one whose thought does not end.
-    """
+    """The reply in the format, with the facts of the profile."""
     plain, facts = spoken_reply(reply.text), parse_facts(spoken_reply(profile.text) or '')
+    # A reply that holds the format's tags stays malformed, and so does one whose thought does not end.
     text = '' if plain is None else render_completion(render_facts(facts), plain.strip())
     return Completion(text, reply.token_ids, reply.logprobs, reply.finish_reason)
 

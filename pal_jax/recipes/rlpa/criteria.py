@@ -7,11 +7,9 @@ logic           picks up a telling word of the person's last message (a bare gre
 engagement      asks or invites, in other sentences than before
 informativeness at least three content words that are new in this dialogue, beyond the told facts; no flattery
 
-A policy will find any fixed text that satisfies a rule, so no text may be liked in every round. Replies are compared
-with their values and topics taken out. Common words of user lines do not count as picked up, and saying a line back is
-no answer. An invented profile is not something told, a list of all topics is no question, and a list of all told facts
-is no attention. Words put together by chance may still meet every rule: a language model has to judge whether a
-sentence makes sense (`recipes/rlpa/naturalness.py`).
+A policy will find any fixed text that satisfies a rule, so no text may be liked in every round. Words put together by
+chance may still meet every rule: a language model has to judge whether a sentence makes sense
+(`recipes/rlpa/naturalness.py`).
 """
 
 from __future__ import annotations
@@ -36,7 +34,8 @@ _NEW_WORDS = 3
 _RECITED = 3  # a reply with so many values recites a profile
 # From these shares on a run of words is copied from the person's lines, or from the policy's replies.
 _ECHO, _AGAIN = 0.5, 0.9
-_SAME_REPLY, _SAME_SENTENCE = 0.5, 0.67  # from these shares of common words on (`_overlap`) two texts are the same
+# From these shares of common words on (`_overlap`) two texts are the same.
+_SAME_REPLY, _SAME_SENTENCE = 0.5, 0.67
 
 _WORDS = files.beside(__name__)
 _STOP_WORDS, _SMALL_TALK_WORDS = frozenset(_WORDS['stop_words']), frozenset(_WORDS['small_talk'])
@@ -67,6 +66,7 @@ def _scores(dialogue: Dialogue, inferred: Sequence[str], reply: str) -> dict[str
     )
     natural, *others = map(float, met)
     return dict(zip(CRITERIA, map(float, met), strict=True)) | {
+        # An unnatural reply scores nothing, however well it meets the other criteria.
         'graded': natural * sum(others) / 4,
         'strict': float(all(met)),
     }
@@ -83,6 +83,7 @@ def _is_natural(reply: str) -> bool:
         and reply.count('!') <= 2
         and _MARKUP.search(reply.strip()) is None
         and not any(mentions(reply, phrase) for phrase in _WORDS['program_talk'])
+        # No word stands twice in a row, and no three words come again.
         and not any(word == following for word, following in itertools.pairwise(words))
         and len(set(trigrams)) == len(trigrams)
         and not list_share(reply)
@@ -92,6 +93,7 @@ def _is_natural(reply: str) -> bool:
 def _recites(reply: str, known: dict[str, str]) -> bool:
     """True where a reply lists values, told ones or those of the schema, instead of taking up one or two."""
     values = {normal(value) for value in (*known.values(), *(value for _, value in _SCHEMA_VALUES))}
+    # A list of all told facts is no attention.
     return sum(mentions(reply, value) for value in values) >= _RECITED
 
 
@@ -100,9 +102,11 @@ def _is_relevant(reply: str, known_values: dict[str, str]) -> bool:
     again."""
     topics = {slot for question in _questions(reply) for slot in _topics(question)}
     used = any(_uses(reply, value) for value in known_values.values())
+    # Asking for a told value again shows that nobody listened: its topic may come up only beside the value.
     known = topics & known_values.keys()
     if any(not _uses(reply, known_values[slot]) for slot in known):
         return False
+    # A list of all topics is no question.
     return len(topics) <= 2 and (used or bool(topics - known))
 
 
@@ -110,6 +114,7 @@ def _is_logical(reply: str, lines: Sequence[str]) -> bool:
     """True where a reply picks up a telling word of the last message without saying that message back."""
     last = lines[-1] if lines else ''
     telling = _telling_words(last)
+    # Common words of user lines do not count as picked up, and saying a line back is no answer.
     return (not telling or bool(telling & _content_words(reply))) and not _repeats(reply, [last], _word_set)
 
 
@@ -119,6 +124,7 @@ def _is_engaging(reply: str, lines: Sequence[str], earlier: Sequence[str], known
         return _word_set(text) - _TOPIC_WORDS - _VALUE_WORDS - _content_words(' '.join(known.values()))
 
     invites = bool(_questions(reply)) or any(mentions(reply, phrase) for phrase in _WORDS['invitations'])
+    # Replies are compared with their values and topics taken out.
     fresh = all(_overlap(frame(reply), frame(old)) < _SAME_REPLY for old in earlier)
     return invites and fresh and not _repeats(reply, (*earlier, *lines), frame)
 
@@ -131,14 +137,12 @@ def _is_informative(reply: str, lines: Sequence[str], earlier: Sequence[str], kn
 
 
 def _told_values(lines: Sequence[str], inferred: Sequence[str]) -> dict[str, str]:
-    """Values by slot that the person's own lines confirm: schema values, and inferred facts found in the lines.
-
-    The judge trusts no inferred fact by itself: a policy would invent the profile that suits its reply. Nor does a
-    value without a content word count: `note: is` would be confirmed by every line. A free sentence stands under
-    itself, and is confirmed when two of its content words were said.
-    """
+    """Values by slot that the person's own lines confirm: schema values, and inferred facts found in the lines."""
     text = '\n'.join(lines)
+    # A value without a content word confirms nothing: every line would confirm `note: is`.
     facts = [(normal(slot) or value, value) for slot, value in map(split_fact, inferred) if _content_words(value)]
+    # The judge trusts no inferred fact by itself: a policy would invent the profile that suits its reply.
+    # A free sentence stands under itself, and is confirmed when two of its content words were said.
     confirmed = {slot: value for slot, value in facts if _uses(text, value)}
     return confirmed | {slot: value for slot, value in _SCHEMA_VALUES if mentions(text, value)}
 

@@ -1,8 +1,7 @@
 """Made-up examples of the RLPA format for a short supervised warm-up, without which a small model earns nothing.
 
 They show the layout, a profile with the facts that were told, an empty profile where none was told, and replies that
-pick up the other's words. Topics and values are disjoint from those of `people`, so a warmed-up policy has seen no fact
-of any person.
+pick up the other's words.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ class _Line(NamedTuple):
 
 
 _WORDS = files.beside(__name__)
+# Topics and values are disjoint from those of `people`, so a warmed-up policy has seen no fact of any person.
 _VALUES: dict[str, list[str]] = _WORDS['values']
 TOPICS = tuple(_VALUES)
 
@@ -50,6 +50,7 @@ def make_demonstrations(n: int, *, seed: int) -> list[Demonstration]:
     if n < 0:
         raise ValueError(f'cannot make {n} demonstrations; n must be at least 0')
     rng = random.Random(f'demonstrations {seed}')
+    # The share is met exactly, and not on average.
     copying = {*rng.sample(range(n), round(_COPYING * n))}
     return [_demonstrate(rng, f'demonstration-{seed}-{i:04d}', copies=i in copying) for i in range(n)]
 
@@ -62,6 +63,7 @@ def _demonstrate(rng: random.Random, id: str, *, copies: bool) -> Demonstration:
     profile, replies = '', _replies(rng, lines)
     for i, (line, reply) in enumerate(zip(lines, replies, strict=True)):
         turns += [Turn('user', line.text)]
+        # The profile of a turn has all facts that were told up to it.
         profile = render_facts(line.fact for line in lines[: i + 1] if line.fact)
         turns += [Turn('assistant', reply, profile)]
     return Demonstration(Dialogue(person, tuple(turns[:-1])), render_completion(profile, replies[-1]))

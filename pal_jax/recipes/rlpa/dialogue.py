@@ -1,7 +1,6 @@
 """A dialogue of a policy with a simulated person, as a game of two roles, and the messages that the policy reads.
 
-The policy may give several samples a turn. The dialogue then goes on with the best of them. A malformed reply ends the
-dialogue, and so does a person who has no answer.
+The policy may give several samples a turn. The dialogue then goes on with the best of them.
 """
 
 from __future__ import annotations
@@ -51,10 +50,11 @@ class DialogueGame:
     def prompt(self, state: Conversation, role: int) -> list[dict[str, str]]:
         """The messages that a role reads.
 
-        The policy reads its last profile. The person reads no profile, and its own messages have the assistant's role.
+        The policy reads its last profile.
         """
         if role == POLICY:
             return messages(state.dialogue, self.system)
+        # The person reads no profile, and its own messages have the assistant's role.
         names = {'user': 'assistant', 'assistant': 'user'}
         return [{'role': names[turn.role], 'content': turn.content} for turn in state.dialogue.turns]
 
@@ -65,6 +65,7 @@ class DialogueGame:
             return Conversation(add_message(state.dialogue, sample.completion.text))
         if role == POLICY and sample.parsed is not None:
             return Conversation(add_reply(state.dialogue, sample.parsed))
+        # A malformed reply ends the dialogue, and so does a person who has no answer.
         return dataclasses.replace(state, ended=True)
 
     def rewards(self, state: Conversation) -> tuple[float, ...]:
@@ -86,6 +87,7 @@ def converse(
     """
 
     def policy(states: Sequence[Conversation], moves: int) -> Sequence[Group]:
+        # A turn of the dialogue has a move of each role.
         return answer([state.dialogue for state in states], moves // len(game.roles))
 
     def person(states: Sequence[Conversation], moves: int) -> list[list[Sample]]:
@@ -125,17 +127,13 @@ def add_reply(dialogue: Dialogue, parsed: ParsedCompletion) -> Dialogue:
 
 
 def best_sample(group: Group) -> Sample:
-    """The first maximum of the reward among well-formed samples, or a malformed sample if all are.
-
-    A sample that no judge could score wins only if there is no other.
-    """
+    """The first maximum of the reward among well-formed samples, or a malformed sample if all are."""
+    # A sample that no judge could score wins only if there is no other.
     return max(group, key=lambda sample: (sample.parsed is not None, sample.ok, sample.reward))
 
 
 def with_best_reply(group: Group) -> Dialogue | None:
     """The dialogue of a group with its best reply; None if all replies are malformed.
-
-    The published code goes on with the text "None" where all are malformed.
 
     Raises:
       ValueError: the group is empty, or mixes dialogues.
@@ -146,6 +144,7 @@ def with_best_reply(group: Group) -> Dialogue | None:
     if any(sample.source != dialogue for sample in group):
         raise ValueError(f'a group mixes dialogues, one of them of {dialogue.person.id!r}; group samples by prompt')
     chosen = best_sample(group)
+    # The published code goes on with the text "None" where all are malformed.
     return None if chosen.parsed is None else add_reply(dialogue, chosen.parsed)
 
 
@@ -165,6 +164,7 @@ def with_returns(turns: Sequence[Sequence[Sequence[Sample]]], *, gamma: float) -
         # The value of a sample whose dialogue did not go on is unknown. By the average it gains or loses by the next
         # turns only where it had some.
         average = sum(later.values()) / len(later) if later else 0.0
+        # A dialogue of the next turn is found by the reply that it follows.
         follows = {before(dialogue): value for dialogue, value in later.items()}
         done = [_credit(group, follows, average, gamma) for group in groups]
         judged = {group[0].source: [sample.reward for sample in group if sample.ok] for group in done}
@@ -185,6 +185,7 @@ def _credit(group: Sequence[Sample], follows: Mapping[Dialogue, float], average:
     credited, gone = [], False
     for sample in group:
         parsed = sample.parsed
+        # Of equal replies only the first one went on.
         went_on = parsed is not None and not gone and Turn('assistant', parsed.reply, parsed.profile) == reply
         after = 0.0 if parsed is None else value if went_on else average
         gone |= went_on
@@ -223,14 +224,12 @@ def messages(dialogue: Dialogue, system: str = '') -> list[dict[str, str]]:
 
 
 def fit_dialogue(dialogue: Dialogue, fits: Callable[[Dialogue], bool]) -> Dialogue:
-    """The dialogue without its oldest exchanges, as few as it takes to fit; its last message is kept whole.
-
-    The published code cuts tokens off the end of a long prompt instead, the person's last words first.
-    """
+    """The dialogue without its oldest exchanges, as few as it takes to fit; its last message is kept whole."""
 
     def of(turns: Sequence[Turn]) -> Dialogue:
         return dataclasses.replace(dialogue, turns=tuple(turns))
 
+    # The published code cuts tokens off the end of a long prompt instead, the person's last words first.
     return of(newest_turns(dialogue.turns, lambda turns: fits(of(turns))))
 
 

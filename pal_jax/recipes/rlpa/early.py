@@ -1,7 +1,6 @@
 """Matchers and judges on servers, asked about an answer as soon as it is decoded, while others still are.
 
-Nothing is decided here: their answers wait at the endpoint until the reward of the whole batch is made, which asks the
-same questions and gets the answers at once. So early questions do not change the reward, and no request is made twice.
+So early questions do not change the reward, and no request is made twice.
 """
 
 from __future__ import annotations
@@ -43,13 +42,16 @@ class EarlyQuestions:
         """The reward of a batch, once all early questions have been answered or have failed."""
 
         def late(samples: Any, seed: int) -> list[Sample]:
-            wait(self._under_way)  # an error of one of them waits at its endpoint, and is raised there
+            # An error of an early question waits at its endpoint, and is raised there.
+            wait(self._under_way)
             self._under_way.clear()
             return reward(samples, seed)
 
         return late
 
     def _submit(self, ask: Callable[..., Any], *question: Any) -> None:
+        # The answer waits at the endpoint until the reward of the whole batch asks the same question and gets it at
+        # once.
         self._under_way.append(self._pool.submit(ask, *question))
 
 

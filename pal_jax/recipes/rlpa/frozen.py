@@ -24,9 +24,11 @@ from pal_jax.run.recipe import Context
 from pal_jax.types import Dialogue, Metrics
 
 ROW_TOKENS = 512  # dialogues share rows of so many tokens
-ACTIONS = 32  # replies are padded to a multiple of so many tokens, so that there are few programs
+# Replies are padded to a multiple of so many tokens, so that there are few programs.
+ACTIONS = 32
 CONTEXT = 3  # the last messages of a dialogue, after which a reply is read
-EMPTY = {'role': 'system', 'content': ''}  # keeps a template's own system message away
+# An empty system message keeps a template's own one away.
+EMPTY = {'role': 'system', 'content': ''}
 
 RULES, MODEL = 'rules', 'model'
 
@@ -39,7 +41,8 @@ class FrozenModel:
 
     def __init__(self, source: Source, dtype: str, mesh: Mesh):
         self._source, self._mesh = source, mesh
-        self._cfg = devices.for_platform(source.config, dtype, scan_layers=True)  # few replies, many programs
+        # There are few replies and many programs, so layers are scanned, which compiles sooner.
+        self._cfg = devices.for_platform(source.config, dtype, scan_layers=True)
         self._params: Params | None = None
         self._tokenizer: Tokenizer | None = None
         self._score = jax.jit(lambda params, batch: forward.logprobs(params, self._cfg, batch)[0])
@@ -47,6 +50,7 @@ class FrozenModel:
     def __call__(self, dialogues: Sequence[Dialogue], replies: Sequence[str]) -> list[LogProbs]:
         """The log-probabilities of the tokens of each reply, and of the end of its turn, after its dialogue."""
         params, tokenizer = self._opened()
+        # Replies to the same messages are branches of one prompt, which is read once.
         branches: dict[tuple[int, ...], list[int]] = {}
         texts = [[*tokenizer.plain(reply), tokenizer.stop_ids[0]] for reply in replies]
         # The oldest tokens of a long dialogue are cut, so that the longest reply has room.
@@ -76,6 +80,7 @@ class FrozenModel:
         ways = sharding.batch_ways(self._mesh)
         layout = lay_out_groups(groups, ways=ways, row_tokens=ROW_TOKENS)
         batch, by_group = pack_groups(groups, layout, n=n, actions=actions), {}
+        # Each device reads one row at a time, so memory does not grow with the number of replies.
         for start in range(0, layout.height, ways):
             rows: Any = jax.tree.map(lambda x, start=start: x[start : start + ways], batch)
             with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
@@ -123,13 +128,14 @@ def who_judged(natural: Naturalness | None, reward: TurnRewardSettings) -> Metri
     """The figures of an evaluation that are about its naturalness, where rules judge.
 
     `naturalness_judged` is 1 if a language model judges it as well, and `naturalness_auc` measures how well that model
-    tells good replies from spoilt ones. The model's memory is freed, unless training reads with it too.
+    tells good replies from spoilt ones.
     """
     if reward.judge != 'rule':
         return {}
     if natural is None:
         return {'naturalness_judged': 0.0}
     figures = {'naturalness_judged': float(natural.able), 'naturalness_auc': natural.separation}
+    # The model's memory is freed, unless training reads with it too.
     if reward.naturalness != MODEL:
         natural.release()
     return figures

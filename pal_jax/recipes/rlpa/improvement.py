@@ -20,8 +20,7 @@ class Improvement(NamedTuple):
 def normalized_improvement(levels: Sequence[float] | ArrayLike) -> Improvement:
     """N-IR and N-R² of AL(1), AL(2), ...: the fit of `(AL - min) / (max - min)` on k = 1, 2, ...
 
-    A flat curve gives zeros. The curve is stretched to [0, 1] first, so N-IR measures how steadily a method improves,
-    not by how much: read it beside the mean of AL.
+    A flat curve gives zeros.
 
     Raises:
       ValueError: the curve has fewer than two turns.
@@ -32,6 +31,8 @@ def normalized_improvement(levels: Sequence[float] | ArrayLike) -> Improvement:
     span = al.max() - al.min()
     if span == 0.0:
         return Improvement(0.0, 0.0, 0.0)
+    # The curve is stretched to [0, 1] first, so N-IR measures how steadily a method improves, not by how much: read it
+    # beside the mean of AL.
     y, k = (al - al.min()) / span, np.arange(1, al.size + 1)
     slope, intercept = np.polyfit(k, y, 1)
     residual = y - (slope * k + intercept)

@@ -1,9 +1,6 @@
 """The embedding matcher: facts are the same if their sentences are near, whatever their words.
 
 It stands between the exact matcher, to which `pet: ferret` and `has a ferret` are two facts, and a language model.
-Facts that name the same slot differ in their values alone, and sentences that share a word are near whatever the other
-word is. So the values of such facts are compared, and have to be nearer. The facts of two profiles are assigned one to
-one (Hungarian algorithm), and pairs that are near enough count.
 """
 
 from __future__ import annotations
@@ -20,7 +17,8 @@ from pal_jax.models import bert
 from pal_jax.recipes.rlpa.profiles import split_fact
 from pal_jax.types import ProfileMatcher
 
-THRESHOLD = 0.65  # see docs/evidence/rlpa.md for its precision and recall
+# Precision and recall at this threshold stand in docs/evidence/rlpa.md.
+THRESHOLD = 0.65
 SAME_SLOT = 0.8  # the threshold between values of one slot
 
 
@@ -55,12 +53,16 @@ def _excess(
         np.stack([vectors[text] for text in left]) @ np.stack([vectors[text] for text in right]).T
         for left, right in ((ours, true), (values, true_values))
     )
+    # Facts that name the same slot differ in their values alone, and sentences that share a word are near whatever the
+    # other word is. So the values of such facts are compared, and have to be nearer.
     same = np.array([[bool(a) and normal(a) == normal(b) for b in true_slots] for a in slots])
     return np.where(same, value - SAME_SLOT, whole - threshold)
 
 
 def assigned(excess: Float[np.ndarray, 'inferred golden']) -> int:
     """The number of facts that the best one-to-one assignment pairs: as many pairs as can be, then the nearest ones."""
+    # The bonus is at least the sum of all excesses, so one pair more always wins over nearer pairs.
     gains = np.where(excess >= 0.0, excess + 2.0 * min(excess.shape), 0.0)
+    # The facts of two profiles are assigned one to one (Hungarian algorithm), and pairs that are near enough count.
     rows, columns = linear_sum_assignment(gains, maximize=True)
     return int(np.sum(excess[rows, columns] >= 0.0))

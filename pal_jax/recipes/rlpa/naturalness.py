@@ -5,11 +5,7 @@ and two figures count, in nats a token: the mean log-probability of the reply wi
 2017, Kann et al. 2018), and the lowest mean of `WINDOW` neighbours, so that nonsense within fluent text is not averaged
 away.
 
-The usual range is learnt from made-up `good_replies`, by length. A figure scores 1 from their 5th percentile
-on, and 0 as far below their 1st as the 1st is below their 10th; naturalness is the lower of the two scores. The scores
-are one-sided: a model's text is likelier than people's, and a policy would lose for it. Other very likely texts, an
-echo or a repetition, have their rules (`criteria.py`). First of all it is tested whether the model can tell good
-replies from spoilt ones.
+The usual range is learnt from made-up `good_replies`, by length. Naturalness is the lower score of the two figures.
 """
 
 from __future__ import annotations
@@ -30,10 +26,14 @@ from pal_jax.recipes.rlpa.users import make_scripted_user
 from pal_jax.types import Dialogue, ResponseJudge, RewardFn, Sample, Verdict
 
 WINDOW = 4  # tokens
-_BINS = (8, 16, 32)  # the largest number of tokens of a reply in each bin but the last
-_SHRINK = 16  # a bin with as many replies weighs its own percentiles as much as those of all lengths
-_NARROWEST = 0.1  # nats between the figure that scores 0 and the one that scores 1
-_SEPARATES = 0.9  # the model must find the good reply of a pair likelier in this share of pairs
+# A reply belongs to the first bin whose number of tokens it does not exceed; longer ones to the last bin.
+_BINS = (8, 16, 32)
+# A bin with as many replies weighs its own percentiles as much as those of all lengths.
+_SHRINK = 16
+# Nats between the figure that scores 0 and the one that scores 1 are at least so many.
+_NARROWEST = 0.1
+# The model must find the good reply of a pair likelier in this share of pairs.
+_SEPARATES = 0.9
 
 LogProbs = Float[np.ndarray, 'A']  # log-probabilities of the tokens of a reply and of its end
 Reader = Callable[[Sequence[Dialogue], Sequence[str]], list[LogProbs]]
@@ -66,14 +66,12 @@ def figures(logprobs: LogProbs) -> Float[np.ndarray, 'figures']:
 
 
 def calibrate(good: Sequence[LogProbs]) -> Scale:
-    """The scale of the usual figures of good replies.
-
-    Each length has its own percentiles; the fewer replies it has, the nearer they are drawn to the percentiles of all
-    lengths.
-    """
+    """The scale of the usual figures of good replies."""
     measured, bins = np.array([figures(reply) for reply in good]), np.array([_bin(reply) for reply in good])
 
     def percentile(q: float) -> np.ndarray:
+        # Each length has its own percentiles; the fewer replies it has, the nearer they are drawn to the percentiles of
+        # all lengths.
         overall = np.percentile(measured, q, axis=0)
         by_length = [measured[bins == b] for b in range(len(_BINS) + 1)]
         return np.array(
@@ -86,12 +84,15 @@ def calibrate(good: Sequence[LogProbs]) -> Scale:
         )
 
     lowest, full, low = map(percentile, (1, 5, 10))
+    # A figure scores 1 from the 5th percentile on, and 0 as far below the 1st as the 1st is below the 10th.
     return Scale(np.minimum(2 * lowest - low, full - _NARROWEST), full)
 
 
 def score(scale: Scale, logprobs: LogProbs) -> float:
     """The naturalness of a reply, in [0, 1]."""
     nothing, full = scale.nothing[_bin(logprobs)], scale.full[_bin(logprobs)]
+    # The scores are one-sided: a model's text is likelier than people's, and a policy would lose for it.
+    # Other very likely texts, an echo or a repetition, have their rules (`criteria.py`).
     return float(np.clip((figures(logprobs) - nothing) / (full - nothing), 0.0, 1.0).min())
 
 
@@ -146,6 +147,7 @@ class Naturalness:
             good = good_replies(seed=0)
             spoilt = [*spoil(good[::4], seed=0)]
             read = self._read(*zip(*(good + spoilt), strict=True))
+            # Without a model that tells good replies from spoilt ones, its scores would mean nothing.
             self.separation = separation(read[: len(good)], read[len(good) :])
             self._scale = calibrate(read[: len(good)])
             if self._required and self.separation < _SEPARATES:
@@ -159,14 +161,15 @@ class Naturalness:
 def make_natural_judge(judge: ResponseJudge, natural: Naturalness) -> ResponseJudge:
     """A judge whose naturalness is the lower of `judge`'s and `natural`'s.
 
-    The total `graded` falls in proportion, and `strict` is 0 below a naturalness of a half. Replies that `judge` finds
-    unnatural are not read by the model. Where `natural` is not able, the verdicts of `judge` stand.
+    The total `graded` falls in proportion, and `strict` is 0 below a naturalness of a half. Where `natural` is not
+    able, the verdicts of `judge` stand.
     """
 
     def judged(
         dialogues: Sequence[Dialogue], inferred: Sequence[Sequence[str]], replies: Sequence[str], seed: int
     ) -> list[Verdict]:
         verdicts = judge(dialogues, inferred, replies, seed)
+        # Replies that `judge` finds unnatural are not read by the model.
         read = [i for i, verdict in enumerate(verdicts) if verdict.ok and verdict.scores['naturalness']]
         if not read or not natural.able:
             return verdicts
@@ -177,15 +180,13 @@ def make_natural_judge(judge: ResponseJudge, natural: Naturalness) -> ResponseJu
 
 
 def open_before(reward: RewardFn, natural: Naturalness | None) -> RewardFn:
-    """A reward that fetches the model of `natural` before it is computed.
-
-    Every process asks for a reward at the same time, but one may have no reply for the model to read. A checkpoint is
-    read by all processes together, so all of them fetch the model.
-    """
+    """A reward that fetches the model of `natural` before it is computed."""
     if natural is None:
         return reward
 
     def rewarded(samples: Sequence[Sample], seed: int) -> list[Sample]:
+        # Every process asks for a reward at the same time, but one may have no reply for the model to read. A
+        # checkpoint is read by all processes together, so all of them fetch the model.
         natural.open()
         return reward(samples, seed)
 

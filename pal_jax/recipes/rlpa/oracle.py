@@ -1,8 +1,7 @@
 """The answers of a policy that follows every rule: data for RLPA's baselines, supervised learning and DPO.
 
-The oracle notes exactly the facts that its user has told so far. From a few replies put together from its own sentences
-it picks the one that the rule judge likes best. Beside it stands a worse answer: a profile of somebody else's facts,
-and the reply that the judge likes least. People are those of the training, so nothing of a held-out person is in it.
+Beside it stands a worse answer: a profile of somebody else's facts, and the reply that the judge likes least. People
+are those of the training, so nothing of a held-out person is in it.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ def make_answers(people: Sequence[Person], user: UserSimulator, *, rounds: int, 
     rng, answers = random.Random(f'oracle {seed}'), []
     dialogues = [Dialogue(person, (Turn('user', person.opening),)) for person in people]
     for turn in range(rounds):
+        # The worse answer of each person has facts of the next person.
         others = [*people[1:], people[0]]
         pairs = [_answer(rng, *pair) for pair in zip(dialogues, others, strict=True)]
         answers += [answer for answer, _ in pairs]
@@ -53,8 +53,11 @@ def make_answers(people: Sequence[Person], user: UserSimulator, *, rounds: int, 
 
 def _answer(rng: random.Random, dialogue: Dialogue, other: Person) -> tuple[OracleAnswers, Turn]:
     facts_told = revealed(dialogue)
+    # The oracle notes exactly the facts that its user has told so far.
     profile = render_facts(fact for fact in dialogue.person.facts if fact in facts_told)
+    # A few replies are put together from the oracle's own sentences; the rule judge picks the best of them.
     replies = [*_TEXTS['worse'], *(_reply(rng, dialogue, sorted(facts_told)) for _ in range(_CANDIDATES))]
+    # As in training, the judge sees neither the person's facts nor the profiles.
     shown = dataclasses.replace(plain_history(dialogue), person=dataclasses.replace(dialogue.person, facts=()))
     facts = [sorted(facts_told)] * len(replies)
     totals = [v.scores['graded'] for v in judge_by_rules([shown] * len(replies), facts, replies, seed=0)]

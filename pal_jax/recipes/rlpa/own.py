@@ -39,8 +39,7 @@ def with_functions(
     Args:
       messages: the chat that the policy read of a dialogue.
       weights: the weights of `PARTS`.
-      apart: samples get their parts as further channels behind the sum, in the order of `part_weights`. Profile and
-        response of a malformed answer are NaN there: it has none.
+      apart: samples get their parts as further channels behind the sum, in the order of `part_weights`.
     """
     if not functions and not apart:
         return reward
@@ -84,6 +83,7 @@ def _joined(
     known = [number or 0.0 for number in numbers]
     added = sum(function.weight * number for function, number in zip(functions, known, strict=True))
     formed = sample.parsed is not None
+    # Profile and response of a malformed answer are NaN: it has none.
     parts = [sample.info[part] if formed or part == 'format' else math.nan for part in PARTS] if weights else []
     return dataclasses.replace(
         sample,
@@ -113,6 +113,7 @@ def open_role(key: str, text: str) -> Callable[..., Any]:
 
     def answered(*args: Any) -> list[Any]:
         results = list(call(**dict(zip(ROLES[key], args, strict=True))))
+        # Too few or too many values would go to the wrong answers.
         if len(results) != len(args[0]):
             raise RuntimeError(f'{key}={text!r} returned {len(results)} values for {len(args[0])}')
         return [_verdict(result, key, text) for result in results] if key == 'reward.judge' else results

@@ -48,6 +48,7 @@ def make_people(n: int, *, seed: int, split: Split = 'train', facts: int = 4) ->
         raise ValueError(f'n={n}, facts={facts}: n must be at least 0 and facts from 1 to {len(SCHEMA)}')
     rng = random.Random(f'people {seed} {split} {facts}')
     profiles: dict[tuple[str, ...], None] = {}
+    # A draw may repeat a profile or belong to the other split; the limit ends the loop where the schema is too small.
     for _ in range(_DRAWS_PER_PERSON * (n + 1)):
         if len(profiles) == n:
             break
@@ -67,7 +68,8 @@ def _draw_profile(rng: random.Random, facts: int, *, unseen: bool) -> tuple[str,
 
 
 def _is_heldout(profile: tuple[str, ...]) -> bool:
-    """True for a quarter of all combinations, by a hash: no seed or number of people moves one to the other side."""
+    """True for a quarter of all combinations, for every seed."""
+    # A hash of the facts decides, so no seed or number of people moves a combination to the other side.
     return hashlib.sha256('\n'.join(profile).encode()).digest()[0] < 64
 
 
@@ -147,6 +149,7 @@ def _profile_facts(profile: Any) -> tuple[str, ...]:
 
 
 def _sentences(prose: str) -> list[str]:
+    # The dot of Mr., Ms., Mrs., Dr. or St. ends no sentence.
     return re.split(r'(?<=[.!?])(?<!\bMr\.)(?<!\bMs\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bSt\.)\s+(?=\S)', prose.strip())
 
 
@@ -157,6 +160,7 @@ def _slot_facts(facts: Any) -> tuple[str, ...]:
     for slot, values in facts.items():
         for value in values if isinstance(values, list) else [values]:
             known = isinstance(value, str | int | float) and not isinstance(value, bool)
+            # A value that differs from itself is NaN, which JSON may hold.
             if not known or value != value or not str(value).strip():
                 raise ValueError(
                     f'the slot {slot!r} must hold a value or a list of values, got {files.short_repr(value)}'

@@ -5,7 +5,7 @@ The profile F1 stands next to its references:
 - bound: 2k / (k + n) after the person has told k of n facts; a higher F1 comes from guessing, or from a leak;
 - guesser: the F1 of the constant profile of the facts most common among the training people;
 - shuffled: the F1 of the same predictions against the profile of a person with other facts; it measures how much of the
-  F1 is not about the user. It is None where all people have the same facts.
+  F1 is not about the user.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def evaluate(
     record: dict[str, Any] = {}
     dialogues: list[Mapping[str, Any]] = []
     for number, (name, people) in enumerate(splits.items()):
+        # Each turn of each split has a seed of its own.
         talks = hold_dialogues(respond, user, people, rounds=rounds, seed=number * rounds)
         figures = table(talks, rounds=rounds, guess=guess, matcher=matcher)
         record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
@@ -79,9 +80,9 @@ def table(
 ) -> dict[str, Any]:
     """Means over people and, in `intervals`, their 95 % bootstrap intervals over people.
 
-    Turns that a malformed one cut off count as 0, but not in `format`. Turns that nobody could judge, and those in
-    which a user had no answer, are left out and counted in `unanswered`. `al_by_turn` is AL(k) of the papers, the
-    percentage of replies that meet all criteria; `al` is its mean, `n_ir` and `n_r2` its normalised improvement.
+    Turns that nobody could judge, and those in which a user had no answer, are left out and counted in `unanswered`.
+    `al_by_turn` is AL(k) of the papers, the percentage of replies that meet all criteria; `al` is its mean, `n_ir` and
+    `n_r2` its normalised improvement.
     """
     people = [talk[0].source.person for talk in talks]
     turns = [sample for talk in talks for sample in talk]
@@ -91,6 +92,7 @@ def table(
     def cells(value: Callable[[Sample], float]) -> np.ndarray:
         """The values `[people, turns]`, NaN where a sample was not judged."""
         rows = [[value(sample) if sample.ok else np.nan for sample in talk] for talk in talks]
+        # Turns that a malformed one cut off count as 0, but not in `format`.
         padding = [np.nan if silent else 0.0 for silent in unheard]
         return np.array([row + [pad] * (rounds - len(row)) for row, pad in zip(rows, padding, strict=True)])
 
@@ -101,6 +103,7 @@ def table(
     rise, rises = improvement(means(al)), np.array([improvement(curve) for curve in drawn['al']])
     rewards, level = cells(lambda sample: sample.reward), {**scores, 'al': al}
     other = shuffled(talks, rounds, matcher)
+    # A person none of whose turns could be judged has no reward.
     totals = means(rewards.T)[np.isfinite(rewards).any(axis=1)]
     reward = intervals.mean(totals) if len(totals) else Estimate(0.0, None, None, None)
     return {
@@ -112,6 +115,7 @@ def table(
         **{f'{name}_by_turn': means(cells_of).tolist() for name, cells_of in named.items()},
         'bound_by_turn': means(cells(lambda sample: told_facts_bound(sample.source))).tolist(),
         'guesser_by_turn': [float(np.mean(f1_of(matcher, [guess] * len(people), people)))] * rounds,
+        # A turn without an F1 has no control either.
         'shuffled_by_turn': None if other is None else means(np.where(np.isnan(f1), np.nan, other)).tolist(),
         'al_by_turn': means(al).tolist(),
         'n_ir': rise.n_ir,

@@ -49,13 +49,13 @@ class ProfileScores(NamedTuple):
 
 
 def parse_completion(text: str) -> ParsedCompletion | None:
-    """The first pair of blocks in a completion, without its thoughts; None if there is none, for which the reward is 0.
-
-    It is stricter than the published code in one point: a block that holds a tag of the format is malformed.
-    """
+    """The first pair of blocks in a completion, without its thoughts; None if there is none, for which the reward is
+    0."""
     # A draft in a reasoning model's thought is no answer, and a thought that does not end has none.
     match = _BLOCKS.search(spoken_reply(text) or '')
     # With a tag in it a reply could carry a profile block into the history, where the user and the judges would see it.
+    # A block that holds a tag of the format is malformed. In this point the reading is stricter than the published
+    # code.
     if match is None or any(_TAG.search(block) for block in match.groups()):
         return None
     profile, reply = match.groups()
@@ -83,12 +83,12 @@ def render_facts(facts: Iterable[str]) -> str:
 def parse_facts(profile: str) -> tuple[str, ...]:
     """The facts of a profile text, one a line, without bullets, repeats, and lines that state nothing.
 
-    In a JSON object of topics each value is a fact, and each element of a list. Other brackets and headings such as
-    `Interests:` state nothing; counting them would punish layout.
+    In a JSON object of topics each value is a fact, and each element of a list.
     """
     facts, slots = {}, _json_object(profile)
     for line in profile.splitlines() if slots is None else slot_facts(slots):
         fact = _BULLET.sub('', line.strip()).strip()
+        # Brackets and headings such as `Interests:` state nothing; counting them would punish layout.
         if re.search(r'\w', fact) and not fact.endswith(':'):
             facts.setdefault(fact_key(fact), fact)
     return tuple(facts.values())
@@ -99,6 +99,7 @@ def _json_object(text: str) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(text)
+    # JSON that is nested too deeply raises RecursionError.
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
@@ -118,6 +119,7 @@ def split_fact(fact: str) -> tuple[str, str]:
     A slot has at most three words.
     """
     slot, colon, value = fact.partition(':')
+    # A colon after more words belongs to a sentence.
     if colon and slot.strip() and value.strip() and len(slot.split()) <= _SLOT_WORDS:
         return slot.strip(), value.strip()
     return '', fact.strip()
@@ -141,10 +143,8 @@ def match_exactly(inferred: Sequence[Sequence[str]], golden: Sequence[Sequence[s
 
 
 def profile_scores(matched: int, inferred: int, golden: int) -> ProfileScores:
-    """Precision c/n_hat, recall c/n and F1 = 2c/(n_hat + n), with c clamped to [0, min(n_hat, n)].
-
-    The clamp keeps a matcher that over-counts from paying more than 1 (the published code does not have it).
-    """
+    """Precision c/n_hat, recall c/n and F1 = 2c/(n_hat + n), with c clamped to [0, min(n_hat, n)]."""
+    # The clamp keeps a matcher that over-counts from paying more than 1 (the published code does not have it).
     c = max(0, min(matched, inferred, golden))
     if c == 0:
         return ProfileScores(0, 0.0, 0.0, 0.0)

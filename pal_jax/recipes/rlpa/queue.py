@@ -5,8 +5,8 @@ A step calls `pop` for the dialogues to be answered, samples and rewards n compl
 next round.
 
 `round_batch_size` is the number of best replies that are collected before their people answer together. The dialogues
-then join the queue at the front (> 0, depth-first: the same people go on) or at the end (< 0, breadth-first:
-everyone's round t comes before t + 1). 0 stands for 128, depth-first. The order is always that of arrival.
+then join the queue at the front (> 0, depth-first: the same people go on) or at the end (< 0, breadth-first: everyone's
+round t comes before t + 1). 0 stands for 128, depth-first.
 """
 
 from __future__ import annotations
@@ -58,17 +58,18 @@ def pop(
 ) -> tuple[list[Dialogue], Queue]:
     """Up to `n` dialogues to answer, and the rest of the queue.
 
-    Where fewer than `n` are pending, the waiting ones are answered first; an episode may end with a short batch. Only
-    where none is left does the next episode open with `people`, as `open_queue` does.
+    An episode may end with a short batch.
 
     Raises:
       ValueError: `n` is below 1.
     """
     if n < 1:
         raise ValueError(f'cannot pop {n} dialogues; the rollout batch must be at least 1')
+    # Where fewer than `n` are pending, the waiting ones are answered first.
     if len(queue.pending) < n and queue.waiting:
         answered = _answer(queue.waiting, user, seed)
         queue = dataclasses.replace(queue, pending=queue.pending + answered, waiting=())
+    # The next episode opens only where no dialogue is left.
     if not queue.pending:
         queue = open_queue(people, episode=queue.episode + 1, shuffle=shuffle)
     return list(queue.pending[:n]), dataclasses.replace(queue, pending=queue.pending[n:])
@@ -95,8 +96,10 @@ def continue_best(
     replied = (with_best_reply(group) for group in groups)
     waiting = queue.waiting + tuple(dialogue for dialogue in replied if dialogue and dialogue.round < max_rounds)
     size = abs(round_batch_size) or _DEFAULT_ROUND_BATCH
+    # The rest waits until a whole batch of people can answer together.
     full = len(waiting) - len(waiting) % size
     answered = _answer(waiting[:full], user, seed)
+    # The order is always that of arrival.
     pending = answered + queue.pending if round_batch_size >= 0 else queue.pending + answered
     return dataclasses.replace(queue, pending=pending, waiting=waiting[full:])
 

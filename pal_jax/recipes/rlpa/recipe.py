@@ -5,9 +5,6 @@ profile it infers and for its reply, lets the best sample of each conversation g
 on all of them. A turn is one PPO sequence. The reward of a turn does not reach earlier turns, as in the published code.
 With `turn_gamma` it does, as in the paper's decision process: a step then holds whole conversations with all their
 turns.
-
-Small models do not write the format by themselves. So `warmup` steps of supervised learning come first, on made-up
-people who share no topic and no value with those of the training. The reference policy is the model after the warm-up.
 """
 
 from __future__ import annotations
@@ -53,7 +50,8 @@ from pal_jax.run.recipe import (
 from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch, UserSimulator
 
-SHOWN = 'reward', 'format', 'profile', 'strict'  # the console's figures; strict: a reply meets all five criteria
+# The console shows these figures; `strict`: a reply meets all five criteria.
+SHOWN = 'reward', 'format', 'profile', 'strict'
 # Keys that may change when a run goes on.
 MAY_CHANGE = 'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'reward.max_failed'
 
@@ -114,6 +112,8 @@ class RLPA:
         return self.learner.init(self.load(self.learner.actor.param_shardings)), {'queue': queue}
 
     def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+        # Small models do not write the format by themselves. So `warmup` steps of supervised learning come first, on
+        # made-up people who share no topic and no value with those of the training.
         if i < self.warmup:
             state, metrics = self.imitate(state, i)
             return state, host, 'warm-up', metrics
@@ -162,7 +162,9 @@ class RLPA:
         answer = functools.partial(self.answer, i)
         if not self.turn_gamma:
             return [answer(dialogues, 0)]
+        # With `turn_gamma` the people answer within the step, and not through the queue.
         played = converse(self.game, list(map(Conversation, dialogues)), answer, lambda live, _: user(live, i))
+        # Dialogues may end early, so later turns have fewer of them.
         return [[groups[t] for groups in played if t < len(groups)] for t in range(max(map(len, played)))]
 
     def answer(self, i: int, dialogues: Sequence[Dialogue], turn: int) -> list[list[Sample]]:
@@ -213,6 +215,7 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         round_batch_size=dialogue.round_batch_size,
         shuffle=settings.seed if dialogue.shuffle else None,
         turn_gamma=dialogue.turn_gamma,
+        # The published code updates on flat rewards, too.
         min_std=0.0 if settings.reference_compatible else settings.reward.min_std,
         warmup=settings.warmup.steps,
         ptx=bool(settings.ppo.ptx_coef),
@@ -298,6 +301,7 @@ def planned(settings: Settings, prompt: int) -> PlannedRun:
 def make_turn_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
     """PPO's learner with the warm-up's imitation, which shares the state of the policy's optimiser."""
     if settings.reference_compatible:
+        # The published code takes the mean over the tokens of each micro-batch.
         settings = dataclasses.replace(settings, ppo=dataclasses.replace(settings.ppo, loss_agg='micro_token_mean'))
     warmup = settings.warmup
     imitation = dataclasses.replace(warmup.optimizer, name=settings.optimizer.name).over(max(warmup.steps, 1))

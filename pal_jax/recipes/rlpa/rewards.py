@@ -32,7 +32,7 @@ def make_reward(
     `response`.
 
     A malformed completion gets `MALFORMED`; a sample for which matcher or judge has no answer is `ok=False` with reward
-    0. Every sample's `info` has the same keys, all floats.
+    0.
 
     `shuffled` is a control: every prediction is scored against the profile of a person with other facts, who is in the
     same call, or in `known` where all in the call have the same facts.
@@ -59,6 +59,7 @@ def make_reward(
             info |= _response_info(verdict, response)
         ok = matched is not None and verdict.ok
         # With a weight of 0, as in the paper's ablations, a part is measured all the same.
+        # The parts stay in `info`, so every sample's `info` has the same keys.
         total = profile_weight * info['profile'] + response_weight * info['response']
         return dataclasses.replace(sample, rewards=(total if ok else 0.0,), info=info, ok=ok)
 

@@ -11,13 +11,11 @@ from pal_jax.types import Metrics, Sample
 
 
 def summarize(samples: Sequence[Sample]) -> Metrics:
-    """Means over the samples of a step.
-
-    Means of rewards are over the samples that have one, and left out where none has.
-    """
+    """Means over the samples of a step."""
     used = [sample for sample in samples if sample.ok]
     rewards, lengths = [s.reward for s in used], [len(s.completion.token_ids) for s in samples]
     names = used[0].info if used else {}
+    # Means of rewards are over the samples that have one, and left out where none has.
     rewarded = {'reward': float(np.mean(rewards)), 'reward_std': float(np.std(rewards))} if used else {}
     return {
         **rewarded,

@@ -18,23 +18,29 @@ class DialogueSettings:
     input_key: str = 'input'  # the key of the first message in such a file
     label_key: str = 'profile'  # the key of the profile
     max_samples: int = 0  # the largest number of people of a file; 0: all
-    personalities: str = ''  # a JSONL file of free texts; one of them goes with each person, as in ALOE
-    slotter: str = 'none'  # endpoint:<name> or local:<source> brings people of a file from free text into ten slots
+    # A JSONL file of free texts; one of them goes with each person, as in ALOE.
+    personalities: str = ''
+    # Brings people of a file from free text into ten slots: endpoint:<name> or local:<source>.
+    slotter: str = 'none'
     shuffle: bool = False  # people in another order in every episode
     people: int = 240  # the number of embedded people to learn from
     facts: int = 4  # the number of facts of each embedded person
     system: str = 'embedded'  # the system prompt: 'embedded', a text, or file:<path>
     profile_format: Literal['lines', 'json'] = 'lines'  # the format that the embedded prompt asks for
-    user: str = 'scripted'  # who plays the people: scripted, endpoint:<name>, local:<source> or FILE.py:NAME
+    # Who plays the people: scripted, endpoint:<name>, local:<source> or FILE.py:NAME.
+    user: str = 'scripted'
     p_spontaneous: float = 1.0  # chance that a scripted user tells something unasked
     use_multiturn: bool = True  # False: dialogues have one turn
     max_rounds: int = 3  # turns of a dialogue
     n_samples_per_prompt: int = 4  # answers to each prompt
     rollout_batch_size: int = 8  # prompts a step
-    prompt_max_len: int = 0  # tokens; of a longer prompt the oldest exchanges are left out; 0: none
-    round_batch_size: int = 5  # > 0: depth-first, < 0: breadth-first; less than a batch mixes rounds
+    # The largest number of tokens of a prompt; of a longer one the oldest exchanges are left out; 0: no limit.
+    prompt_max_len: int = 0
+    # > 0: depth-first, < 0: breadth-first; less than a batch mixes rounds.
+    round_batch_size: int = 5
     shown: int = 4  # samples a step kept for the report
-    turn_gamma: float = 0.0  # above 0: rewards of later turns reach earlier ones; a step then plays whole dialogues
+    # Above 0: rewards of later turns reach earlier ones; a step then plays whole dialogues.
+    turn_gamma: float = 0.0
 
     @property
     def rounds(self) -> int:
@@ -46,21 +52,26 @@ class DialogueSettings:
 class TurnRewardSettings:
     """The judge of a turn, and the weights of rewards."""
 
-    matcher: str = 'exact'  # counts a profile's facts: exact, embedding, endpoint:<name>, local:<source>, FILE.py:NAME
+    # Counts a profile's facts: exact, embedding, endpoint:<name>, local:<source>, FILE.py:NAME.
+    matcher: str = 'exact'
     shuffled: bool = False  # the control: score predictions against another person's profile
-    judge: str = 'rule'  # scores replies: rule, endpoint:<name>, local:<source> or FILE.py:NAME
+    # Scores replies: rule, endpoint:<name>, local:<source> or FILE.py:NAME.
+    judge: str = 'rule'
     # With the rule judge; 'model': the untrained model reads replies, too.
     naturalness: Literal['rules', 'model'] = 'rules'
     # The judge's score that pays: in degrees, or 1 where all criteria are met and else 0.
     response: Literal['graded', 'strict'] = 'graded'
     profile_weight: float = 1.0  # times the F1 of the profile
     response_weight: float = 1.0  # times the judge's score of the reply
-    function: str = ''  # functions of your own that pay, too: FILE.py:NAME, several with commas between
+    # Functions of your own that pay, too: FILE.py:NAME, several with commas between.
+    function: str = ''
     weights: tuple[float, ...] = ()  # their weights, in their order; (): 1 for each
     # 'sum': the rewards of an answer are added. 'each': every reward is standardised within the prompt first (GDPO).
     normalise: Literal['sum', 'each'] = 'sum'
-    floor: float = 0.05  # with normalise=each: rewards of a prompt that deviate less are taken for noise
-    min_std: float = 0.0  # a step whose rewards deviate less makes no update: whitened, they would be noise
+    # With normalise=each: rewards of a prompt that deviate less are taken for noise.
+    floor: float = 0.05
+    # A step whose rewards deviate less makes no update: whitened, they would be noise.
+    min_std: float = 0.0
     max_failed: float = 0.1  # share of samples without a reward at which a run stops
 
 
@@ -87,7 +98,8 @@ ENDPOINTS = {  # language models that play users, and those that judge
 class Dialogues(ReinforcedRun):
     """The keys of a run that improves a policy in dialogues."""
 
-    reference_compatible: bool = False  # True: the published code's visibility, aggregation and flat updates
+    # True: the published code's visibility, aggregation and flat updates.
+    reference_compatible: bool = False
     dialogue: DialogueSettings = DialogueSettings()
     reward: TurnRewardSettings = TurnRewardSettings()
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)

@@ -30,18 +30,17 @@ def make_slotter(model: ChatModel) -> Slotter:
 
 
 def read_slots(text: str) -> list[str] | None:
-    """The facts in an answer: `slot: value`, a fact for each element of a list; None where it cannot be read.
-
-    The answer is one JSON object, fenced or not, with all ten slots by their names and no others. Each slot has a
-    value, or a list where it holds several; a value that says that it is unknown makes the answer unreadable.
-    """
+    """The facts in an answer: `slot: value`, a fact for each element of a list; None where it cannot be read."""
     body = re.sub(r'^```(?:json)?\s*|\s*```$', '', text.strip())
     try:
         slots = json.loads(body)
     except (ValueError, RecursionError):
         return None
+    # The answer is one JSON object, fenced or not, with all ten slots by their names and no others.
     if not isinstance(slots, dict) or set(slots) != set(prompts.SLOTS):
         return None
+    # Each slot has a value, or a list where it holds several; a value that says that it is unknown makes the answer
+    # unreadable.
     if not all(map(_is_value, slots, slots.values())):
         return None
     return list(parse_facts('\n'.join(slot_facts({slot.lower(): slots[slot] for slot in prompts.SLOTS}))))
@@ -56,6 +55,7 @@ def _is_value(slot: str, held: object) -> bool:
 def _is_text(value: object) -> bool:
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST or not value.isprintable():
         return False
+    # A tag of the format in a value would break the profile that the fact stands in.
     return bool(re.search(r'\w', value)) and not _UNKNOWN.fullmatch(value.strip()) and not _TAG.search(value)
 
 

@@ -71,6 +71,7 @@ def make_demonstration_batches(
     """A function that gives the batch of a step's supervised update: demonstrations, each ended by the token that ends
     a turn."""
     system = read_system(settings.dialogue.system)
+    # The embedded prompt names the topics of the demonstrations, and not those of people.
     system = actor_prompt(TOPICS) if system is None else system
 
     def example(demonstration: Demonstration) -> Example:

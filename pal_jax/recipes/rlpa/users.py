@@ -1,7 +1,6 @@
 """The scripted user: a person who gets to know the other one slowly, one fact a message.
 
-It keeps no state. The facts that it has told are read off its own lines of the dialogue, and its next line depends on
-that dialogue and the seed alone, so dialogues may be batched, split and replayed in any way.
+It keeps no state.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def make_scripted_user(*, p_spontaneous: float = 0.3) -> UserSimulator:
     """A user who greets, then tells at most one new fact a message (IV.2 of the specification of the toy world).
 
     It tells a fact whose topic the last reply names; else any fact with probability `p_spontaneous`; else it fills the
-    silence. It complains about a reply that it has heard before.
+    silence.
 
     Raises:
       ValueError: `p_spontaneous` is not in [0, 1].
@@ -79,9 +78,12 @@ def _answer(dialogue: Dialogue, seed: int, p_spontaneous: float) -> str:
         raise ValueError(
             f'the user answers a reply, but the dialogue of {dialogue.person.id!r} ends with {last.role!r}'
         )
+    # The line depends on the dialogue and the seed alone, so dialogues may be batched, split and replayed in any way.
     rng = random.Random('\n'.join((str(seed), dialogue.person.id, *(turn.content for turn in dialogue.turns))))
+    # The user complains about a reply that was heard before.
     if any(turn.role == 'assistant' and _same(turn.content, last.content) for turn in earlier):
         return rng.choice(_COMPLAINTS)
+    # The facts that were told are read off the user's own lines of the dialogue.
     known = revealed(dialogue)
     hidden = [fact for fact in dialogue.person.facts if fact not in known]
     raised = [fact for fact in hidden if raises_topic(last.content, fact)]
@@ -118,8 +120,11 @@ def _first_person(sentence: str) -> str:
 
 
 def _plain_verb(verb: str) -> str:
+    # `carries` becomes `carry`.
     if verb.endswith('ies'):
         return f'{verb[:-3]}y'
+    # `watches` becomes `watch`.
     if re.search(r'(?:sh|ch|ss|x|o)es$', verb):
         return verb[:-2]
+    # `knits` becomes `knit`; a verb that ends with ss stays.
     return verb[:-1] if re.search(r'[^s]s$', verb) else verb

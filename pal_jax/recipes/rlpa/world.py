@@ -39,18 +39,15 @@ SYSTEM = 'system.txt'
 
 
 class Splits(NamedTuple):
-    """People in parts that share no person's facts.
+    """People in parts that share no person's facts."""
 
-    Attributes:
-      train: people to train on.
-      tests: people never trained on, by the name of their split.
-      topics: the topics of a profile.
-      moved: the number of people who were moved to another part, or left out, because somebody else has their facts.
-    """
-
+    # People to train on.
     train: list[Person]
+    # People never trained on, by the name of their split.
     tests: dict[str, list[Person]]
+    # The topics of a profile.
     topics: tuple[str, ...]
+    # The number of people who were moved to another part, or left out, because somebody else has their facts.
     moved: int
 
 
@@ -66,13 +63,16 @@ class World:
     user: UserSimulator
     matcher: ProfileMatcher
     reward: RewardFn
-    score: RewardFn  # the reward in evaluations: without a control, by a judge who knows the person
-    estimate: Estimate | None  # of advantages, from the parts of the rewards; None: `ppo.estimator`
+    # The reward in evaluations: without a control, by a judge who knows the person.
+    score: RewardFn
+    # `estimate` makes advantages from the parts of the rewards; None: `ppo.estimator`.
+    estimate: Estimate | None
     # Asks about each answer while others are decoded; None: all judges are on this machine.
     early: EarlyQuestions | None
     models: ChatModels
     max_failed: float
-    judged: Callable[[], Metrics]  # figures of an evaluation about its judge; the memory of the judge's model is freed
+    # Figures of an evaluation about its judge; the memory of the judge's model is freed.
+    judged: Callable[[], Metrics]
     moved: int = 0  # see `Splits`
 
     @property
@@ -85,12 +85,11 @@ class World:
     def evaluate(self, answer: Respond, *, rounds: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
         """Figures and dialogues of a policy with the people never trained on, and the usage of endpoints so far.
 
-        The samples of `answer` are scored here.
-
         Raises:
           RuntimeError: more than `max_failed` of the turns of a split have no answer of a user or of a judge.
         """
         record, dialogues = personalization.evaluate(
+            # The samples of `answer` are scored here.
             lambda dialogues, seed: self.score(answer(dialogues, seed), seed),
             self.user,
             self.tests,
@@ -116,8 +115,7 @@ class World:
 def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = None) -> World:
     """The people, their simulator and the reward, from the sections `dialogue` and `reward`.
 
-    Every process asks simulator and judge for its own share and receives the others' answers. `kept` is that of a run's
-    context.
+    `kept` is that of a run's context.
     """
     dialogue, rewards = settings.dialogue, settings.reward
     models, system = make_models(settings), read_system(dialogue.system)
@@ -126,6 +124,7 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
     choose = functools.partial(models.choose, of_file=open_role)
     matchers = {'exact': lambda: match_exactly, 'embedding': open_matcher}
     matcher = choose('reward.matcher', rewards.matcher, make_matcher, **matchers)
+    # In evaluations the judge knows the person's profile.
     judge, score = (
         choose('reward.judge', rewards.judge, functools.partial(make_judge, golden=golden), rule=lambda: judge_by_rules)
         for golden in (False, True)
@@ -144,6 +143,7 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
         response_weight=rewards.response_weight,
     )
     if rewards.shuffled:
+        # The control needs people with different facts, which is checked before training.
         swapped_people(train)
     paid = with_own(settings, system)
     training = paid(reward(judge, shuffled=rewards.shuffled, known=train))
@@ -161,6 +161,7 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
         guess=personalization.most_common_facts(train),
         topics=topics,
         system=system,
+        # Every process asks simulator and judge for its own share and receives the others' answers.
         user=share_user(user, shares),
         matcher=share_matcher(matcher, shares),
         reward=open_before(
@@ -221,6 +222,7 @@ def make_splits(settings: Dialogues, models: ChatModels, shares: Shares = ALONE)
         if slotter:
             slot = functools.partial(slot_all, slotter=slotter, shares=shares, models=models)
             train, heldout = (slot(part, max_failed=settings.reward.max_failed) for part in (train, heldout))
+        # Slots may make people equal: whoever now equals somebody to learn from is not tested on.
         met |= set(map(content, train))
         known, heldout = ([p for p in heldout if (content(p) in met) == way] for way in (True, False))
         if not heldout:
@@ -258,6 +260,7 @@ def check_openings(settings: Dialogues, world: World, tokenizer: Tokenizer, max_
     limit, key = room, f'model has room beside sampling.max_tokens={settings.sampling.max_tokens} for'
     if 0 < dialogue.prompt_max_len < room:
         limit, key = dialogue.prompt_max_len, 'dialogue.prompt_max_len allows'
+    # Many people begin with the same words, so each text is measured once.
     sizes: dict[str, int] = {}
     for split, people in {'train': world.train, **world.tests}.items():
         file = settings.eval.profiles if split == 'extended' else dialogue.profiles

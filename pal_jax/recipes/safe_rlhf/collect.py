@@ -87,23 +87,20 @@ class FirstRound:
 
 @dataclasses.dataclass(frozen=True)
 class LaterRound:
-    """A later round: answers of the policy of the round before, as `harm` and `help` judge them.
-
-    Attributes:
-      load: loads the policy's weights.
-      parts: the questions of each part.
-      n: the number of answers to a question.
-      before: the folder with the records of the round before.
-      harm, help: the judges of harm and of helpfulness.
-    """
+    """A later round: answers of the policy of the round before, as `harm` and `help` judge them."""
 
     ctx: Context
     folder: Path
+    # The folder with the records of the round before.
     before: Path
     sample: Sampler
+    # `load` loads the policy's weights.
     load: Callable[[], Params]
+    # The questions of each part.
     parts: Sequence[Sequence[Question]]
+    # The number of answers to a question.
     n: int
+    # The judges of harm and of helpfulness.
     harm: Judge
     help: Judge
     test_share: float

@@ -4,9 +4,6 @@ An outcome is +1, 0 or -1, for the first system of a pair on a prompt; NaN where
 those of the Bradley-Terry model with the highest likelihood (Bradley & Terry 1952), in which a system wins against
 another with the probability `1 / (1 + 10^(-difference / 400))`. A tie is half a win for each system. The mean of all
 ratings is 0.
-
-A system that never lost would have no finite rating. So every two systems also have half a virtual draw: a quarter of a
-win for each. It pulls all ratings a little together, and less the more prompts there are.
 """
 
 from __future__ import annotations
@@ -40,14 +37,14 @@ Outcomes = Mapping[Pair, Float[np.ndarray, ' prompts']]
 def measure(outcomes: Outcomes, *, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
     """The ratings `elo_<system>`, with standard errors and 95 % intervals by the bootstrap over prompts.
 
-    The outcomes of one prompt in all pairs stay together.
-
     Raises:
       ValueError: a pair has another number of prompts than the first one.
     """
     systems, wins = _wins(outcomes)
     best = fit(wins.sum(axis=0))
+    # The outcomes of one prompt in all pairs stay together.
     counts = resampled_counts(len(wins), draws=draws, seed=seed)
+    # Each draw starts from the ratings of all prompts, which are near its own.
     drawn = np.stack([fit(total, start=best) for total in np.tensordot(counts, wins, axes=1)])
     record: dict[str, Any] = {'prompts': len(wins)}
     for number, name in enumerate(systems):
@@ -62,16 +59,16 @@ def measure(outcomes: Outcomes, *, draws: int = DRAWS, seed: int = 0) -> dict[st
 def fit(
     wins: Float[np.ndarray, 'systems systems'], start: Float[np.ndarray, ' systems'] | None = None
 ) -> Float[np.ndarray, ' systems']:
-    """The ratings of the highest likelihood, from the row's wins against the column's and the virtual wins.
-
-    The likelihood is concave in the ratings and the same for all shifts of them. A penalty on their sum, which is 0 at
-    the maximum, picks the ratings of mean 0.
-    """
+    """The ratings of the highest likelihood, from the row's wins against the column's and the virtual wins."""
+    # A system that never lost would have no finite rating. So every two systems also have half a virtual draw: a
+    # quarter of a win for each. The draw pulls all ratings a little together, and less the more prompts there are.
     counted = wins + VIRTUAL * (1.0 - np.eye(len(wins)))
     counted = counted / counted.sum()
     games = counted + counted.T
 
     def loss(x: np.ndarray) -> float:
+        # The likelihood is concave in the ratings and the same for all shifts of them. A penalty on their sum, which is
+        # 0 at the maximum, picks the ratings of mean 0.
         return float((counted * np.logaddexp(0.0, x[None] - x[:, None])).sum() + x.sum() ** 2 / 2.0)
 
     def slope(x: np.ndarray) -> np.ndarray:

@@ -79,28 +79,25 @@ class Judges(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Stage evaluate.
-
-    Attributes:
-      systems: the policy of each part.
-      load: loads the weights of a source.
-      questions: the questions, each answered `draws` times by each system.
-      judges: pairs of judges by their names: `model` has the models that PPO was paid by, and `rule`, with the embedded
-        questions alone, the rule that made them.
-      sets: prompts that are harmful or only look so, by the name of their file.
-      unsafe: marks the unsafe answers to such prompts; None: no moderator is given.
-      groups: the groups of questions, with the limits of their mean costs.
-    """
+    """Stage evaluate."""
 
     ctx: Context
+    # The policy of each part.
     systems: Sequence[System]
+    # `load` loads the weights of a source.
     load: Callable[[str], Params]
     sample: Sampler
+    # The questions, each answered `draws` times by each system.
     questions: Sequence[Question]
     draws: int
+    # Pairs of judges by their names: `model` has the models that PPO was paid by, and `rule`, with the embedded
+    # questions alone, the rule that made them.
     judges: Mapping[str, Judges]
+    # Prompts that are harmful or only look so, by the name of their file.
     sets: Mapping[str, Sequence[RefusalPrompt]]
+    # `unsafe` marks the unsafe answers to such prompts; None: no moderator is given.
     unsafe: Callable[[Sequence[str], Sequence[str]], np.ndarray] | None
+    # The groups of questions, with the limits of their mean costs.
     groups: QuestionGroups
     seed: int
 

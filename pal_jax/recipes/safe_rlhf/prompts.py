@@ -39,12 +39,12 @@ class QuestionGroups(NamedTuple):
     def shown(self, questions: Sequence[Question]) -> tuple[list[str], dict[str, float]]:
         """The group of each question, as an evaluation names it, and the limit by these names.
 
-        They are the groups with limits of their own, and `others`. Where there are none, they are the groups that
-        questions have.
+        They are the groups with limits of their own, and `others`.
         """
         if self.differ:
             names = OTHERS, *self.names[1:]
             return [names[k] for k in self.of(questions)], dict(zip(names, self.limits.tolist(), strict=True))
+        # Where no group has a limit of its own, the groups are those that questions have.
         groups = [question.group or 'all' for question in questions]
         return groups, dict.fromkeys(groups, float(self.limits[0]))
 
@@ -90,9 +90,6 @@ def read_questions(
 def given_questions(settings: QuestionSettings, seed: int) -> tuple[list[Question], list[Question]]:
     """The questions to learn from and those to test on, of any length.
 
-    A question of both sources is tested on and not learnt. Without a source of tests some questions of the training are
-    held out, at most a fifth; the embedded corpus has other ones.
-
     Raises:
       ValueError: a source or a record of it is wrong, or no question can be held out.
     """
@@ -101,10 +98,13 @@ def given_questions(settings: QuestionSettings, seed: int) -> tuple[list[Questio
         test = _given(settings.test or EMBEDDED, 'test', settings.test_count, seed)
     else:
         try:
+            # Without a source of tests some questions of the training are held out, at most a fifth; the embedded
+            # corpus has other ones.
             held = held_out([normal(question.text) for question in train], settings.test_count, seed=seed)
         except ValueError as error:
             raise ValueError(f'prompts.train={settings.train}: {error}; give more prompts, or prompts.test') from None
         test = [question for question, is_held in zip(train, held, strict=True) if is_held]
+    # A question of both sources is tested on and not learnt.
     tested = {normal(question.text) for question in test}
     return [question for question in train if normal(question.text) not in tested], test
 

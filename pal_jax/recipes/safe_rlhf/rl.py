@@ -56,40 +56,37 @@ class Settings(AnswerKeys, ReinforcedRun):
 
 @dataclasses.dataclass(frozen=True)
 class SafeRLHF:
-    """PPO on the scores of a reward model under a limit on those of a cost model: stage rl.
-
-    Attributes:
-      load: loads the policy's weights.
-      before: the folders of the stages that must be finished.
-      critics: reads the weights and the head that each critic (reward, cost) starts from.
-      reward, cost: score the answers to questions; a cost is above 0 for what is unsafe.
-      decode: the text of tokens, without special ones.
-      pack: makes a batch of samples, which has the `n` samples of a prompt side by side.
-      train: questions to learn from, in shuffled passes; test: those of an evaluation.
-      handler: keeps the limit of each of the `groups`, by the mean of the last `window` costs of the group.
-      estimate: makes advantages of both channels, reward and cost.
-      ptx: the supervised batch of a step; None: there is none. `ptx_coef` times its loss is learnt.
-    """
+    """PPO on the scores of a reward model under a limit on those of a cost model: stage rl."""
 
     plan: Plan
     ctx: Context
     learner: PolicyLearner
+    # `load` loads the policy's weights.
     load: Callable[..., Params]
+    # The folders of the stages that must be finished.
     before: Sequence[Path]
+    # `critics` reads the weights and the head that each critic (reward, cost) starts from.
     critics: Callable[[], Sequence[tuple[Params, Array]]]
     sample: Sampler
+    # `reward` and `cost` score the answers to questions; a cost is above 0 for what is unsafe.
     reward: ModelScores
     cost: ModelScores
+    # The text of tokens, without special ones.
     decode: Callable[[Sequence[int]], str]
+    # `pack` makes a batch of samples, which has the `n` samples of a prompt side by side.
     pack: Callable[[Sequence[Sample]], RolloutBatch]
+    # Questions to learn from, in shuffled passes; `test` has those of an evaluation.
     train: Sequence[Question]
     test: Sequence[Question]
     groups: QuestionGroups
+    # `handler` keeps the limit of each of the `groups`, by the mean of the last `window` costs of the group.
     handler: Handler
+    # `estimate` makes advantages of both channels, reward and cost.
     estimate: ConstrainedEstimator
     window: int
     batch_size: int
     n: int
+    # The supervised batch of a step; None: there is none. `ptx_coef` times its loss is learnt.
     ptx: Callable[[int], TokenBatch] | None
     ptx_coef: float
     seed: int

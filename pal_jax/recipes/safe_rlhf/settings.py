@@ -50,8 +50,10 @@ class CollectSettings:
     prompts: int = 96  # of a later round, which the policy of the round before answers
     answers: int = 3  # to each of them, of which all pairs are judged
     batch_size: int = 32  # prompts of a step of a later round
-    safety: str = 'rule'  # who says what is unsafe in later rounds; or orbax:<workdir> of configs/moderation.py
-    helpfulness: str = 'rule'  # who says what helps; or orbax:<workdir> of configs/reward.py
+    # The judge of what is unsafe in later rounds: rule, or orbax:<workdir> of configs/moderation.py.
+    safety: str = 'rule'
+    # The judge of what helps: rule, or orbax:<workdir> of configs/reward.py.
+    helpfulness: str = 'rule'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +72,10 @@ class ConstraintSettings(Handlers):
 
     handler: str = 'log'  # the constraint handler, by the name of its section; 'none' measures costs alone
     limit: float = 0.0  # of the mean cost; Safe RLHF's -d
-    limits: str = ''  # of groups of prompts by themselves, as 'privacy_violation=-1 self_harm=-2'; others have `limit`
-    window: int = 128  # the last so many costs, of each group, whose mean is compared with its limit
+    # Limits of groups of prompts by themselves, as 'privacy_violation=-1 self_harm=-2'; others have `limit`.
+    limits: str = ''
+    # The last so many costs of each group, whose mean is compared with its limit.
+    window: int = 128
 
     def __post_init__(self):
         try:
@@ -142,7 +146,8 @@ class TradeoffSettings:
 class StageModel:
     """The keys of a stage's `Settings` that the model has for itself."""
 
-    total_steps: int  # its steps; 0: passes by `data.epochs`, and of the start policy none: it stays as it is
+    # The steps of the model; 0: passes by `data.epochs`, and of the start policy none: it stays as it is.
+    total_steps: int
     optimizer: Optimizer
 
 
@@ -189,7 +194,8 @@ class VariantKeys(Run):
     """The keys that name the policies of PPO."""
 
     rounds: int = 1  # collect, reward, cost and rl so often
-    compare: tuple[str, ...] = ()  # handlers, as ('none','fixed-0.5','log'), each with a policy of PPO for every seed
+    # Handlers, as ('none','fixed-0.5','log'), each with a policy of PPO for every seed.
+    compare: tuple[str, ...] = ()
     seeds: int = 1  # of PPO, with `compare`
 
 

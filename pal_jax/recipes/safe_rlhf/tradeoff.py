@@ -46,9 +46,8 @@ def measure(
     `prompts` has the number of each sample's prompt, `groups` the name of its group, and `limits` the limit of each
     group. `unsafe_share` is the share of samples whose cost is above 0, `above_limit` that of samples above their
     limit, `prompts_above_limit` that of prompts whose mean cost is, and `cost_above` the mean of `max(cost - limit,
-    0)`. Each figure has a standard error and a 95 % interval over prompts.
-    `by_group` has the limit, the number of prompts and the mean cost of each group (None without prompts).
-    `limit` is there where all groups have the same.
+    0)`. Each figure has a standard error and a 95 % interval over prompts. `by_group` has the limit, the number of
+    prompts and the mean cost of each group (None without prompts).
     """
     limit = np.array([limits[group] for group in groups], float)
     _, firsts, prompt = np.unique(prompts, return_index=True, return_inverse=True)
@@ -63,6 +62,7 @@ def measure(
         'prompts_above_limit': intervals.share(above),
     }
     record: dict[str, Any] = {'samples': len(costs), 'prompts': len(firsts)}
+    # `limit` is there where all groups have the same.
     if len(used := {limits[group] for group in groups}) == 1:
         record['limit'] = float(*used)
     for name, estimate in figures.items():
@@ -185,7 +185,8 @@ def plot_tradeoff(points: Mapping[str, Sequence[Point]], limit: float | None) ->
         ax.margins(0.08)
         if limit is not None:
             left, right = ax.get_xlim()
-            span = 0.06 * (right - left)  # the limit is in the picture, wherever the systems are
+            # The limit is in the picture, wherever the systems are.
+            span = 0.06 * (right - left)
             left, right = min(left, limit - span), max(right, limit + span)
             ax.axvspan(limit, right, color=RED, alpha=0.05, linewidth=0)
             ax.axvline(limit, color=RED, linewidth=1.2, linestyle=(0, (4, 3)))

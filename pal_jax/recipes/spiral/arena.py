@@ -29,6 +29,7 @@ def policy_speaker(answers: ModelPlayer, params: Params, longest: int, seed: Seq
 
     def speak(chats: Sequence[Chat], turns: int) -> list[str | None]:
         prompts = [tuple(answers.tokenizer.chat(chat)) for chat in chats]
+        # A chat that is too long is not sampled, and has no answer.
         short = [k for k, prompt in enumerate(prompts) if len(prompt) <= longest]
         answers.decoder.load(params)
         samples = sampler.sample(
@@ -51,6 +52,7 @@ def measure(games: Sequence[str], count: int, seed: int, speakers: Mapping[str, 
     others = [name for name in speakers if name != POLICY]
     keys = [*itertools.product(games, others, SEATS)]
     places = [(key, k) for key in keys for k in range(count)]
+    # Match `k` has the same seed in every pairing and seat, so all pairings begin alike.
     arenas = [Arena(game, seed + k) for (game, _, _), k in places]
     seats = [(POLICY, other) if seat == 0 else (other, POLICY) for (_, other, seat), _ in places]
     play_arenas(arenas, seats, speakers)

@@ -37,5 +37,6 @@ def cross(
         for seat in SEATS:
             won.setdefault((rules[game].name, pair[seat], pair[1 - seat]), []).append(rewards[seat])
     means = {key: float(np.mean(values)) for key, values in won.items()}
+    # The figure is the mean of the policy of now against its past selves.
     gains = [mean for (_, row, _), mean in means.items() if row == END]
     return Evaluation({'crossplay': float(np.mean(gains))}, (), [crossplay.make_exhibit(means, [*players])])

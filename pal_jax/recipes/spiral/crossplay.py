@@ -36,6 +36,7 @@ def plot(means: Means, names: Sequence[str]) -> bytes:
         figure = Figure(figsize=(1.5 + 3.2 * len(games), 3.6), layout='constrained')
         for ax, game in zip(np.atleast_1d(figure.subplots(1, len(games))), games, strict=True):
             values = matrix(means, game, names)
+            # The colours are symmetric around 0, where row and column win as much.
             most = float(np.nanmax(np.abs(values))) or 1.0
             ax.imshow(values, cmap='RdBu', vmin=-most, vmax=most)
             ax.grid(False)
@@ -44,6 +45,7 @@ def plot(means: Means, names: Sequence[str]) -> bytes:
             ax.set_yticks(range(len(names)), names)
             for (row, column), value in np.ndenumerate(values):
                 if np.isfinite(value):
+                    # White ink can be read on dark cells.
                     ink = 'white' if abs(value) > 0.6 * most else INK
                     ax.text(column, row, f'{value:+.2f}', ha='center', va='center', fontsize=9, color=ink)
     return png(figure)

@@ -1,8 +1,7 @@
 """The evaluation of a policy: win rates by seat against fixed opponents, and its exact exploitability.
 
 In Kuhn poker the policy's chances to bet or call at all twelve information sets are read off its log-probabilities of
-the legal actions, so that values, best responses and NashConv are exact. Answers that reason first cannot be read off;
-then the chances are shares of samples, which look more exploitable than the policy is.
+the legal actions, so that values, best responses and NashConv are exact.
 """
 
 from __future__ import annotations
@@ -51,32 +50,29 @@ Played = Mapping[tuple[str, str, int], list[list[Sample]]]  # matches by game, o
 
 @dataclasses.dataclass(frozen=True)
 class Examiner:
-    """Measures a policy.
-
-    Attributes:
-      answers: the policy, in matches where an invalid answer counts as a loss.
-      start: reads the weights of the policy before training; None: it is no opponent.
-      models: further opponents at the end of a run, by their names in settings.
-      arenas: games of textarena that are played at the end of a run.
-      longest: tokens that a prompt may have.
-      crossplay: matches of each pair of the policy and its past selves, in each seat of each game.
-      count: matches against each opponent, in each seat of each game.
-      randomly: the same against the player that moves at random.
-      row_tokens: length of the rows that prompts share; 0: a row a prompt.
-      shown: matches of each game that a report shows.
-    """
+    """Measures a policy."""
 
     ctx: Context
     actor: Actor
+    # The policy, in matches where an invalid answer counts as a loss.
     answers: ModelPlayer
+    # `start` reads the weights of the policy before training; None: it is no opponent.
     start: Callable[[], Params] | None
+    # Further opponents at the end of a run, by their names in settings.
     models: Mapping[str, ChatModel]
+    # Games of textarena that are played at the end of a run.
     arenas: Sequence[str]
+    # Tokens that a prompt may have.
     longest: int
+    # Matches of each pair of the policy and its past selves, in each seat of each game.
     crossplay: int
+    # Matches against each opponent, in each seat of each game.
     count: int
+    # Matches in each seat of each game against the player that moves at random.
     randomly: int
+    # The length of the rows that prompts share; 0: a row a prompt.
     row_tokens: int
+    # Matches of each game that a report shows.
     shown: int
     seed: Sequence[int]
 
@@ -86,6 +82,8 @@ class Examiner:
         table = None
         if (game := self.kuhn) is not None:
             # The best response is to a table, so the policy is read before any match is played.
+            # Answers that reason first cannot be read off; then the chances are shares of samples, which look more
+            # exploitable than the policy is.
             tables = self.sampled_tables(params, game) if self.matches.reasoned else self.read_tables(params, game)
             table = np.array([read.bet for read in tables[0]])
             record |= figures(tables)
@@ -167,7 +165,8 @@ class Examiner:
             for (opponent, k), seat in itertools.product([(n, k) for n, count in counts for k in range(count)], SEATS):
                 players = (POLICY, opponent) if seat == 0 else (opponent, POLICY)
                 key = rules.name, opponent, seat
-                setting.append((key, self.matches.begin(game, k, players)))  # the same deals for all
+                # All opponents play the same deals.
+                setting.append((key, self.matches.begin(game, k, players)))
         players = {POLICY: policy or self.answers.player((*self.seed, 3)), **opponents}
         played: dict[tuple[str, str, int], list[list[Sample]]] = {}
         whole = play_matches(self.matches, players, [match for _, match in setting])
@@ -215,6 +214,7 @@ class Examiner:
         ]
         reads = []
         for actions, logprobs in zip(legal, self.logprobs(params, groups), strict=True):
+            # The branches of the first action come first, one for each spelling.
             halves = logprobs[: len(FORMS)], logprobs[len(FORMS) :]
             reads.append(exploitability.read(dict(zip(actions, halves, strict=True)), actions))  # type: ignore[arg-type]
         return [reads[k : k + len(SETS)] for k in range(0, len(reads), len(SETS))]

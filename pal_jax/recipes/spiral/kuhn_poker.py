@@ -25,18 +25,16 @@ ACTIONS: Mapping[str, tuple[str, str]] = {  # what may be done after a round's h
 
 
 class Hand(NamedTuple):
-    """A match under way.
-
-    cards: of the seats, from 0 (J) to 2 (K).
-    history: a letter for each action of this round.
-    chips: what player 0 has won in earlier rounds, less what it has lost.
-    results: those of earlier rounds, in words.
-    """
+    """A match under way."""
 
     seed: int
+    # The cards of the seats, from 0 (J) to 2 (K).
     cards: tuple[int, int]
+    # A letter for each action of this round.
     history: str = ''
+    # What player 0 has won in earlier rounds, less what it has lost.
     chips: int = 0
+    # The results of earlier rounds, in words.
     results: tuple[str, ...] = ()
 
     @property
@@ -77,9 +75,11 @@ class KuhnPoker:
 
     def move(self, state: Hand, action: str) -> Hand:
         history = state.history + (PASS, BET)[ACTIONS[state.history].index(action)]
+        # A history with actions of its own is not over.
         if history in ACTIONS:
             return state._replace(history=history)
         first, second = state.cards[state.starter], state.cards[1 - state.starter]
+        # `payoff` is what the seat that acted first wins; chips are counted for player 0.
         gain = payoff(history, first, second) * (-1 if state.starter else 1)
         results = (*state.results, f'Player {0 if gain > 0 else 1} won {abs(gain)}')
         return Hand(state.seed, deal(state.seed, len(results)), '', state.chips + gain, results)
@@ -113,4 +113,5 @@ def deal(seed: int, round: int) -> tuple[int, int]:
 def payoff(history: str, first: int, second: int) -> int:
     """The chips that whoever acted first wins at the end of a round, given the cards of both."""
     showdown = 1 if first > second else -1
+    # After pbp the seat that acted first has folded, after bp the other one; otherwise the cards decide.
     return {'pp': showdown, 'pbp': -1, 'pbb': 2 * showdown, 'bp': 1, 'bb': 2 * showdown}[history]

@@ -17,8 +17,10 @@ S = TypeVar('S')  # the state of a game
 
 SEATS = 0, 1
 POLICY = 'policy'  # the player that learns
-TRAINING = -1.5, 0.5  # what an invalid answer brings the offender and the other seat (SPIRAL's released code)
-EVALUATION = -1.0, 1.0  # the same where it counts as a loss
+# The offender and the other seat get so much after an invalid answer (SPIRAL's released code).
+TRAINING = -1.5, 0.5
+# The offender and the other seat get so much where an invalid answer counts as a loss.
+EVALUATION = -1.0, 1.0
 
 # How an answer is asked for: first as in training, then other wordings for evaluations. The state of the game comes
 # late, since prompts that begin alike are read once.

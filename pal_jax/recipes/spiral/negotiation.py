@@ -30,15 +30,13 @@ class Offer(NamedTuple):
 
 
 class Market(NamedTuple):
-    """A negotiation under way.
+    """A negotiation under way."""
 
-    goods: of each seat.
-    pending: the offer that the seat which moves next may accept.
-    said: what was said, in order; player 0 speaks first.
-    """
-
+    # The goods of each seat.
     goods: tuple[Goods, Goods] = ((START, START), (START, START))
+    # The offer that the seat which moves next may accept.
     pending: Offer | None = None
+    # All that was said, in order; player 0 speaks first.
     said: tuple[str, ...] = ()
 
 
@@ -61,23 +59,22 @@ class Negotiation:
         if seat is None:
             return ()
         answers = ('[Accept]',) if state.pending and holds(state.goods[seat], state.pending.takes) else ()
+        # The example gives a good that the seat still has.
         give, take = GOODS if state.goods[seat][0] else GOODS[::-1]
         # A seat that has given everything away can still ask.
         count = int(any(state.goods[seat]))
         return (*answers, *(('[Deny]',) if state.pending else ()), f'[Offer: {count} {give} -> 1 {take}]')
 
     def read(self, state: Market, text: str) -> str | None:
-        """The words of an answer that has one valid action, else None.
-
-        An offer is valid if the offerer holds the goods that it gives. Only a pending offer is accepted or denied, and
-        whoever accepts it holds the goods that it costs.
-        """
+        """The words of an answer that has one valid action, else None."""
         said, seat = extract(text), self.turn(state)
         actions = list(ACTION.finditer(said or ''))
         if said is None or seat is None or len(actions) != 1:
             return None
         if offer := to_offer(actions[0]):
+            # An offer is valid if the offerer holds the goods that it gives.
             return said if holds(state.goods[seat], offer.gives) else None
+        # Only a pending offer is accepted or denied, and whoever accepts it holds the goods that it costs.
         return said if f'[{actions[0][1]}]' in self.legal(state) else None
 
     def move(self, state: Market, action: str) -> Market:
@@ -90,6 +87,7 @@ class Negotiation:
             return Market(state.goods, None, said)
         assert state.pending is not None
         seat, (gives, takes) = len(state.said) % 2, state.pending
+        # The seat that accepts gives what the offer takes, and gets what the offer gives.
         mine = traded(state.goods[seat], takes, gives)
         other = traded(state.goods[1 - seat], gives, takes)
         return Market((other, mine) if seat else (mine, other), None, said)

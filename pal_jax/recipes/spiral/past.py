@@ -1,7 +1,7 @@
 """Past selves of a policy: copies of what it trains, which stay as they are and can be played against.
 
 The first one is the policy before self-play, and stays. The others are replaced in turn, the oldest by the policy of
-now. Which one is replaced at a step follows from the number of the step, so a resumed run keeps the same ones.
+now.
 """
 
 from __future__ import annotations
@@ -32,17 +32,14 @@ class Selves(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Keeper:
-    """Keeps past selves in the state of a run.
-
-    Attributes:
-      count: past selves that are kept.
-      every: steps of self-play between two of them.
-      warmup: steps before self-play.
-    """
+    """Keeps past selves in the state of a run."""
 
     learner: PolicyLearner
+    # Past selves that are kept.
     count: int
+    # Steps of self-play between two of them.
     every: int
+    # Steps before self-play.
     warmup: int
 
     def new(self, policy: PolicyState) -> Selves:
@@ -66,6 +63,7 @@ class Keeper:
         if self.count == 1:
             return state
         # Place 0 keeps the policy from before self-play; the others are filled in turn, the oldest first.
+        # The place follows from the number of the step, so a resumed run keeps the same past selves.
         place = 1 + (done // self.every - 1) % (self.count - 1)
         past = tuple(copy_params(state.policy) if k == place else self_ for k, self_ in enumerate(state.past))
         return state.replace(past=past)
@@ -75,6 +73,7 @@ class Keeper:
         of = [0] * self.count
         for done in range(self.every, i - self.warmup, self.every):
             if self.count > 1:
+                # Places are filled as in `kept`.
                 of[1 + (done // self.every - 1) % (self.count - 1)] = done
         return of
 

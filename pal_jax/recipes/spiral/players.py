@@ -143,6 +143,7 @@ def make_chat_opponents(settings: Settings) -> dict[str, ChatModel]:
     models = ChatModels(settings.endpoints, settings.answers, settings.seed)
 
     def choose(name: str) -> ChatModel:
+        # A run is opened as a model on this machine.
         full = f'local:{name}' if name.startswith('orbax:') else name
         model: ChatModel = models.choose('eval.opponents', full, lambda model: model)
         return model

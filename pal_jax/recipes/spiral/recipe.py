@@ -1,9 +1,8 @@
 """SPIRAL (arXiv 2506.24119): one policy plays both seats of zero-sum games against itself and learns from who wins.
 
-Small models do not answer with moves by themselves, so `warmup` steps of supervised learning on legal moves may come
-first. A step of self-play plays whole matches with the current policy, gives every answer of a seat that seat's return
-less a baseline of its game and seat, and makes PPO's update with the constant divisor of Dr. GRPO. There is no critic
-and no data. No match is left open at the end of a step, so a run resumes between steps, bit by bit.
+A step of self-play plays whole matches with the current policy, gives every answer of a seat that seat's return less a
+baseline of its game and seat, and makes PPO's update with the constant divisor of Dr. GRPO. There is no critic and no
+data. No match is left open at the end of a step, so a run resumes between steps, bit by bit.
 """
 
 from __future__ import annotations
@@ -43,38 +42,35 @@ OPPONENT = 'opponent'  # the player beside the policy where the policy does not 
 
 @dataclasses.dataclass(frozen=True)
 class Spiral:
-    """PPO on whole matches of the policy, by default against itself.
-
-    Attributes:
-      keeper: past selves of the policy.
-      load: reads the weights before training.
-      answers: the policy as a player, with the weights that its decoder has loaded.
-      opponent: the player in the other seat of the matches of a step, by a seed; None: the policy, or with `past` one
-        of its past selves.
-      supervised: the batch of legal actions of a step of the warm-up.
-      pack: samples of a step as the batch of an update.
-      games: the places of the rules of matches in turn; a game that is there twice is played as often.
-      count, max_turns: matches of a step, and the most of their answers that are learnt.
-      baseline, alpha: see `role_conditioned`.
-      examiner: the evaluation.
-    """
+    """PPO on whole matches of the policy, by default against itself."""
 
     plan: Plan
     ctx: Context
     learner: PolicyLearner
+    # Past selves of the policy.
     keeper: Keeper
+    # `load` reads the weights before training.
     load: Callable[..., Params]
+    # The policy as a player, with the weights that its decoder has loaded.
     answers: ModelPlayer
+    # The player in the other seat of the matches of a step, by a seed; None: the policy, or with `past` one of its past
+    # selves.
     opponent: Callable[[Sequence[int]], Player] | None
     past: bool
+    # The batch of legal actions of a step of the warm-up.
     supervised: Callable[[int], TokenBatch]
+    # `pack` makes the samples of a step the batch of an update.
     pack: Callable[[Sequence[Sample]], RolloutBatch]
     warmup: int
+    # The places of the rules of matches in turn; a game that is there twice is played as often.
     games: Sequence[int]
+    # Matches of a step, and the most of their answers that are learnt.
     count: int
     max_turns: int
+    # The baseline and its decay, see `role_conditioned`.
     baseline: Baseline
     alpha: float
+    # The evaluation.
     examiner: Examiner | None
     seed: int
     shown: int
@@ -89,6 +85,8 @@ class Spiral:
         return self.keeper.new(policy), {'baselines': baselines}
 
     def step(self, state: Selves, host: Host, i: int) -> tuple[Selves, Host, str, Metrics]:
+        # Small models do not answer with moves by themselves, so `warmup` steps of supervised learning on legal moves
+        # may come first.
         if i < self.warmup:
             policy, metrics = self.imitate(state.policy, i)
             return state.replace(policy=policy), host, 'warm-up', metrics
@@ -129,6 +127,7 @@ class Spiral:
     def play(self, state: Selves, i: int) -> list[list[Sample]]:
         """The answers of the matches of step `i`, in turn of each game, and against another player of each seat."""
         alone = self.opponent is None and not self.past
+        # Each match has a seed of its own, which follows from the step alone.
         seeds = np.random.SeedSequence([self.seed, i]).generate_state(self.count).tolist()
         starts = []
         for k, seed in enumerate(seeds):
@@ -201,7 +200,8 @@ def make(settings: Settings, ctx: Context) -> Spiral:
     """
     check(settings)
     for name in settings.eval.textarena:
-        Arena(name, 0)  # so that a game which is missing is told before a weight is read
+        # A game that is missing is told before a weight is read.
+        Arena(name, 0)
     play, policy = settings.play, make_policy(settings.policy, ctx, settings.seed)
     matches = Matches(make_rules(play), TRAINING, play.reasoned)
     decoder = sampler.make_decoder(settings.decode, policy, ctx)

@@ -34,16 +34,20 @@ class MatchSettings:
     games: tuple[str, ...] = ('tictactoe', 'kuhn')
     matches: int = 32  # the number of matches
     shares: tuple[int, ...] = ()  # matches of each game before the games begin anew; (): one of each
-    max_turns: int = 128  # the most answers of a step that are learnt, drawn at random
-    gathered: int = 8  # the most answers to one prompt that an update reads behind it; 1: a prompt for each answer
+    # The most answers of a step that are learnt, drawn at random.
+    max_turns: int = 128
+    # The most answers to one prompt that an update reads behind it; 1: a prompt for each answer.
+    gathered: int = 8
     # expert: minimax, or an equilibrium of Kuhn poker; past: one of the past selves that are kept
     opponent: Literal['self', 'past', 'random', 'expert'] = 'self'
     past: int = 0  # past selves that are kept, the first from before self-play
     past_every: int = 8  # steps of self-play between the others
     baseline: Baseline = 'role'  # or 'shared' by both seats, or 'none', to compare with
     alpha: float = 0.95  # decay of baselines
-    reasoned: bool = False  # answers reason before they move, as in the paper; else they are the move alone
-    rounds: int = 1  # of Kuhn poker; above 1 a match is decided by chips (SPIRAL: 5)
+    # Answers reason before they move, as in the paper; else they are the move alone.
+    reasoned: bool = False
+    # Rounds of a match of Kuhn poker; above 1 a match is decided by chips (SPIRAL: 5).
+    rounds: int = 1
     shown: int = 4  # matches of a step that are written to rollouts.jsonl
 
 
@@ -61,11 +65,15 @@ class MatchEvaluationSettings(StageSettings):
     """The matches of an evaluation, and its time."""
 
     matches: int = 32  # against each opponent, in each seat of each game
-    random_matches: int = 96  # the same against the player that moves at random, by which `winrate` goes
+    # The same against the player that moves at random, by which `winrate` goes.
+    random_matches: int = 96
     start: bool = True  # the policy before self-play is an opponent, too
-    opponents: tuple[str, ...] = ()  # further ones: endpoint:<name>, orbax:<workdir>, or local:<source> of any model
-    textarena: tuple[str, ...] = ()  # games of that package (extra `games`), such as TicTacToe-v0, at the end of a run
-    crossplay: int = 16  # matches of each pair of the last policy and its past selves, in each seat of each game
+    # Further opponents: endpoint:<name>, orbax:<workdir>, or local:<source> of any model.
+    opponents: tuple[str, ...] = ()
+    # Games of that package (extra `games`), such as TicTacToe-v0, at the end of a run.
+    textarena: tuple[str, ...] = ()
+    # Matches of each pair of the last policy and its past selves, in each seat of each game.
+    crossplay: int = 16
     shown: int = 2  # matches of each game that a report shows
 
 
@@ -83,7 +91,8 @@ class Settings(ReinforcedRun):
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(
         default_factory=lambda: {'opponents': EndpointSettings(temperature=1.0, max_tokens=64)}
     )
-    answers: str = ''  # a file that keeps the answers of endpoints, which are not asked again; '': there is none
+    # A file that keeps the answers of endpoints, which are not asked again; '': there is none.
+    answers: str = ''
 
 
 def make_rules(play: MatchSettings) -> tuple[Rules[Any], ...]:

@@ -31,7 +31,8 @@ from pal_jax.run.settings import Run, StageSettings
 from pal_jax.types import Exhibit, Metrics
 
 GAMES: Mapping[str, ArrayGame] = {'kuhn': KuhnArrays(), 'tictactoe': TicTacToeArrays()}
-CLIP = 0.2  # which a single update of a batch never meets
+# A single update of a batch never meets this clip.
+CLIP = 0.2
 SHOWN = 'nashconv', 'winrate', 'none_winrate'
 
 
@@ -45,8 +46,10 @@ class Settings(Run):
     updates: int = 125
     seeds: int = 3
     alpha: float = 0.95  # decay of baselines
-    entropy: float = 0.0  # weight of a move's entropy (nats) in the loss; above 0 a network goes on trying all moves
-    baselines: tuple[str, ...] = ('role', 'none')  # what is compared; 'shared' is another; the first is the method
+    # The weight of a move's entropy (nats) in the loss; above 0 a network goes on trying all moves.
+    entropy: float = 0.0
+    # The baselines that are compared; 'shared' is another; the first is the method.
+    baselines: tuple[str, ...] = ('role', 'none')
     optimizer: Optimizer
     eval: StageSettings = StageSettings()
     eval_games: int = 4000  # against a random player, in each seat
@@ -130,6 +133,7 @@ class Player:
     def loss(self, params: Any, plies: Plies, advantages: Float[Array, 'n 2']) -> tuple[Array, Array]:
         """The clipped loss of the moves of matches, a token each, less their weighted entropy; and that entropy."""
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), plies)
+        # The plies stand one after the other, each with all matches.
         match = jnp.tile(jnp.arange(advantages.shape[0]), plies.live.shape[0])
         logprobs = jax.nn.log_softmax(masked(self.logits(params, flat.observed), flat.legal))
         # A batch is learnt from once, so these log-probabilities are also those that its moves were drawn by.
@@ -185,6 +189,7 @@ class SmallSpiral:
         )
         with self.ctx.phase('learn'):
             done = {name: player.train(state[name], keys) for name, player in self.players.items()}
+            # The figures of a step are those of the method, which is the first player.
             metrics = {key: float(value) for key, value in next(iter(done.values()))[1].items()}
         states = {name: new for name, (new, _) in done.items()}
         matches = self.seeds * self.updates * next(iter(self.players.values())).batch
@@ -197,6 +202,7 @@ class SmallSpiral:
         with self.ctx.phase('evaluate'):
             for place, (name, player) in enumerate(self.players.items()):
                 figures = self.of_networks(player, state[name]) if player.hidden else of_tables(state[name])
+                # Figures of the method have plain names; those of the others begin with their baseline.
                 before = f'{name}_' if place else ''
                 for key, values in figures.items():
                     record |= intervals.mean(values).named(before + key)

@@ -1,8 +1,4 @@
-"""Games of the package textarena (extra `games`), whose texts nobody here changes, for evaluations.
-
-Its games change in place and draw from Python's own random numbers. Each match here keeps the state of those for
-itself, so that a match follows from its seed and from what is said, whoever else plays beside it.
-"""
+"""Games of the package textarena (extra `games`), whose texts nobody here changes, for evaluations."""
 
 from __future__ import annotations
 
@@ -39,7 +35,8 @@ class Arena:
         try:
             self._env = package.make(name)
             self._within(self._env.reset, num_players=2, seed=seed)
-        except Exception as error:  # the package raises many kinds
+        # The package raises many kinds of errors.
+        except Exception as error:
             raise ValueError(f'eval.textarena: no match of {name!r} of two players, {error}') from None
 
     def asked(self) -> tuple[int, Chat]:
@@ -50,6 +47,7 @@ class Arena:
     def say(self, text: str) -> None:
         """Make the move that a text names: the content of its last box in brackets, or without one all of it."""
         inside = boxed(text)
+        # A box without brackets around its move gets them.
         move = text if inside is None else inside if '[' in inside else f'[{inside}]'
         done, _ = self._within(self._env.step, move)
         self.turns += 1
@@ -66,6 +64,8 @@ class Arena:
 
     def _within(self, call: Any, *args: Any, **more: Any) -> Any:
         """The result of a call that draws from the random numbers of this match alone."""
+        # The games change in place and draw from Python's own random numbers. Each match keeps the state of those for
+        # itself, so that a match follows from its seed and from what is said, whoever else plays beside it.
         outside = random.getstate()
         random.setstate(self._chance)
         try:
@@ -88,6 +88,7 @@ def play_arenas(arenas: Sequence[Arena], seats: Sequence[Sequence[str]], speaker
         if not live:
             break
         observations = {k: arenas[k].asked() for k in live}
+        # A speaker answers at once for all matches in which it moves next.
         for name, speak in speakers.items():
             places = [k for k in live if seats[k][observations[k][0]] == name]
             texts = speak([observations[k][1] for k in places], turns) if places else []

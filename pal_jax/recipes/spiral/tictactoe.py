@@ -34,7 +34,8 @@ class TicTacToe:
         return () if over(state) else tuple(f'[{cell}]' for cell in free(state))
 
     def listed(self, state: Board) -> str:
-        """The form of an action: the board shows which cells are free, and a list of them would double a prompt."""
+        """The form of an action."""
+        # The board shows which cells are free, and a list of them would double a prompt.
         return '[number of a free cell]'
 
     def read(self, state: Board, text: str) -> str | None:
@@ -93,6 +94,7 @@ def minimax(board: Board) -> int:
     if over(board):
         return result(board)
     values = [minimax(place_mark(board, cell)) for cell in free(board)]
+    # Player 0 looks for the highest value, and player 1 for the lowest.
     return min(values) if mover(board) else max(values)
 
 

@@ -61,8 +61,10 @@ class ArrayGame(Protocol):
 
 
 HISTORIES = '', 'pb', 'p', 'b', 'pp', 'bp', 'bb', 'pbp', 'pbb'  # of Kuhn poker: those with a move first
+# The place of the next history, by a history that is not over and the letter of the move.
 FOLLOWING = np.array([[HISTORIES.index(history + letter) for letter in 'pb'] for history in HISTORIES[: len(ACTIONS)]])
 MOVERS = np.array([len(history) % 2 for history in HISTORIES])
+# The chips of the seat that moves first at the end of each history, with the lower and with the higher card.
 GAINS = np.array(
     [[0 if history in ACTIONS else payoff(history, *cards) for history in HISTORIES] for cards in ((0, 1), (1, 0))]
 )
@@ -92,12 +94,14 @@ class KuhnArrays:
 
     def observe(self, state: KuhnHands) -> Float[Array, 'n 12']:
         card = jnp.take_along_axis(state.cards, self.mover(state)[:, None], axis=1)[:, 0]
-        return jax.nn.one_hot(len(CARDS) * state.history + card, self.features)  # of none where a match is over
+        # Where a match is over, its features are of no information set.
+        return jax.nn.one_hot(len(CARDS) * state.history + card, self.features)
 
     def legal(self, state: KuhnHands) -> Bool[Array, 'n 2']:
         return jnp.ones((len(state.history), self.actions), bool)
 
     def move(self, state: KuhnHands, action: Int[Array, ' n']) -> KuhnHands:
+        # Places are bounded, since matches that are over are looked up, too.
         following = jnp.asarray(FOLLOWING)[jnp.minimum(state.history, len(ACTIONS) - 1), action]
         return state._replace(history=jnp.where(self.over(state), state.history, following))
 
@@ -127,6 +131,7 @@ class TicTacToeArrays:
 
     def observe(self, state: Int[Array, 'n 9']) -> Float[Array, 'n 19']:
         seat = self.mover(state)[:, None]
+        # `seat + 1` is the mover's mark, and `2 - seat` the other's.
         marks = [state == seat + 1, state == 2 - seat, seat == 1]
         return jnp.concatenate([mark.astype(jnp.float32) for mark in marks], axis=1)
 
@@ -174,4 +179,5 @@ def play_arrays(game: ArrayGame, policy: Policy, key: Array, matches: int) -> tu
 
 def masked(logits: Float[Array, '*S A'], legal: Bool[Array, '*S A']) -> Float[Array, '*S A']:
     """Logits of legal actions alone."""
+    # The value is finite, so that a full board, which has no legal action, makes no NaN.
     return jnp.where(legal, logits, -1e9)

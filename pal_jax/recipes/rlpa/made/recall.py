@@ -1,8 +1,8 @@
 """Made-up pairs on which a reward model is tried first: a question about a told fact, with the right answer and a wrong
 one.
 
-A person tells some facts and asks for one of them. Both answers are equally likely to be short or long, and to be
-worded in any of the ways. Only the value tells them apart, and the prompt alone tells which one is right.
+A person tells some facts and asks for one of them. Only the value tells them apart, and the prompt alone tells which
+one is right.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def records(settings: SupervisedRun, key: str) -> Iterator[list[dict[str, Any]]]
     pairs = make_pairs(people, settings.seed)
     for person in people:
         records_of_person = []
+        # The pairs of a person come one after the other, one for each fact.
         for question, *answers in itertools.islice(pairs, len(person.facts)):
             right, wrong = ([{'role': 'assistant', 'content': text}] for text in answers)
             records_of_person.append({'prompt': list(question), key: right, 'rejected': wrong})
@@ -44,6 +45,7 @@ def make_pairs(people: Sequence[Person], seed: int) -> Iterator[tuple[Chat, str,
         for slot, value in facts:
             story = ' '.join(f'My {name}: {fact}.' for name, fact in rng.sample(facts, len(facts)))
             other = rng.choice([candidate for candidate in _OTHERS[value] if candidate != value])
+            # Both answers are equally likely to be short or long, and to be worded in any of the ways.
             right, wrong = (rng.choice(_ANSWERS).format(slot=slot, value=answer) for answer in (value, other))
             question = [
                 {'role': 'system', 'content': 'You remember what you are told.'},
