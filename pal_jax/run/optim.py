@@ -21,33 +21,21 @@ from pal_jax.types import derived
 class Optimizer:
     """Settings of an optimiser, in the order in which they act on a gradient.
 
-        The gradient is clipped to a global norm, and `name` makes a direction of it. Weights decay (decoupled, times the
-        rate), and the rate follows `make_schedule`.
+    The gradient is clipped to a global norm, and `name` makes a direction of it. Weights decay (decoupled, times the
+    rate), and the rate follows `make_schedule`.
 
-        `init` and `update` are those of optax's transformations. Optimisers compare by value, so that programs compiled for
-        equal settings are used again.
+    `init` and `update` are those of optax's transformations. Optimisers compare by value, so that programs compiled for
+    equal settings are used again.
 
-    <<<<<<< HEAD
-        Attributes:
-          name: adam (or adamw: they differ only in `weight_decay`), lion, adafactor, muon or sgd.
-          max_norm: the largest global norm of a gradient; inf clips nothing.
-          lr: the highest rate.
-          warmup_ratio: the share of the updates in which the rate rises to `lr`.
-          min_ratio: the last rate as a share of `lr`, to which it falls by a cosine.
-          b1, b2: decays of the first and the second moment.
-          weight_decay: see `decays` for the leaves that it acts on.
-          total_steps: updates of the run, see `over`.
-    =======
-    >>>>>>> cb
-        Raises:
-          ValueError: there is no such optimiser, or a value is out of its range.
+    Raises:
+      ValueError: there is no such optimiser, or a value is out of its range.
     """
 
     # One of adam (or adamw: they differ only in `weight_decay`), lion, adafactor, muon or sgd.
     name: str = 'adamw'
     # The highest rate.
     lr: float = dataclasses.field(kw_only=True)
-    # The share of the updates in which the rate rises from 0 to `lr`.
+    # The share of the updates in which the rate rises to `lr`.
     warmup_ratio: float = 0.03
     # The last rate as a share of `lr`, to which it falls by a cosine.
     min_ratio: float = 0.1
