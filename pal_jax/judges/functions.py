@@ -83,11 +83,19 @@ def values(function: RewardFunction, lists: Mapping[str, Any], count: int) -> li
     return numbers
 
 
-def check_failed(failed: int, total: int, what: str, whom: str, max_failed: float, why: str = '') -> None:
-    """Raises RuntimeError where more than the share `max_failed` of `total` have failed; `why` is the servers' last
-    error."""
+def check_failed(
+    failed: int, total: int, what: str, whom: str, max_failed: float, why: str = '', *, section: str = 'reward'
+) -> None:
+    """Raises RuntimeError where more than the share `max_failed` of `total` have failed.
+
+    Args:
+      whom: the key of the config that names who answers.
+      why: the last error of the servers.
+      section: the section of the config that has `max_failed`.
+    """
     if failed > max_failed * total:
         raise RuntimeError(
-            f'{failed} of {total} {what}, more than reward.max_failed={max_failed} '
-            f'({why or "no answer could be read"}); check {whom}'
+            f'{failed} of {total} {what}, more than {section}.max_failed={max_failed} '
+            f'({why or "no answer could be read"}); check {whom}, then run this again with a higher limit, or with '
+            "--config.answers='', by which servers are asked anew"
         )

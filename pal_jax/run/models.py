@@ -7,18 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxtyping import Array
+
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners import ppo
 from pal_jax.learners.actor import Actor, ActorState
-from pal_jax.learners.ppo import PolicyLearner
+from pal_jax.learners.ppo import Estimate, PolicyLearner, PolicyState
 from pal_jax.learners.training import Lora
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.files import sources
 from pal_jax.models.files.sources import Source
 from pal_jax.run import devices, inputs
 from pal_jax.run.language import ModelSettings, ReinforcedRun
-from pal_jax.run.recipe import Context
+from pal_jax.run.recipe import Context, check_finite
 from pal_jax.run.trained import Adapters, Export, TrainedModel, open_run
+from pal_jax.types import Metrics, RolloutBatch, TokenBatch
 
 
 class Policy(NamedTuple):
@@ -96,6 +99,33 @@ def make_learner(settings: ReinforcedRun, cfg: ModelConfig, ctx: Context, *, n: 
         seed=settings.seed,
         **more,
     )
+
+
+def improve(
+    learner: PolicyLearner,
+    ctx: Context,
+    state: PolicyState,
+    batch: RolloutBatch,
+    key: Array,
+    *,
+    estimate: Estimate | None = None,
+    ptx: TokenBatch | None = None,
+) -> tuple[PolicyState, Metrics]:
+    """PPO's update on a batch that has its rewards; `estimate` and `ptx` are those of `PolicyLearner`.
+
+    Raises:
+      RuntimeError: three updates in a row were not finite.
+    """
+    with ctx.phase('annotate'):
+        # 1. Log-probabilities by policy and reference, and values by critics.
+        batch, scored = learner.score(state, batch)
+        # 2. Advantages of the rewards.
+        batch, estimated = learner.advantages(state, batch, estimate)
+    with ctx.phase('update'):
+        # 3. Epochs of minibatches on the clipped loss.
+        state, updated = learner.update(state, batch, key, ptx)
+    check_finite(state, 'lower optimizer.lr or raise ppo.kl_coef')
+    return state, scored | estimated | updated
 
 
 def trained_actor(named: ModelSettings, policy: Policy, actor: Actor) -> TrainedModel:

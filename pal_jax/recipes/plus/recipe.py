@@ -22,7 +22,7 @@ import numpy as np
 
 from pal_jax.data.histories import History
 from pal_jax.decode.sampler import make_packing
-from pal_jax.learners.ppo import PolicyLearner, PolicyState
+from pal_jax.learners.ppo import PolicyLearner
 from pal_jax.learners.training import MULTIPLE
 from pal_jax.models.params import Params
 from pal_jax.recipes.plus import conditioning, latent, table
@@ -32,7 +32,7 @@ from pal_jax.recipes.plus.parts import Models, PlusParts, make_models, make_part
 from pal_jax.recipes.plus.people import PeopleDraw, check_reads, make_draw, of_whom, read_people
 from pal_jax.recipes.plus.settings import READS, WRITTEN, Settings
 from pal_jax.run.checkpoint import CONFIG
-from pal_jax.run.models import keeping, make_learner, trained_policy
+from pal_jax.run.models import improve, keeping, make_learner, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
 from pal_jax.run.recipe import (
     EVALUATION,
@@ -113,25 +113,10 @@ class PLUS:
         # 5. Update the summariser by PPO on these rewards; while it waits there is no update.
         if pays and self.trains:
             paid = [dataclasses.replace(s, rewards=(float(r),)) for s, r in zip(samples, rewards, strict=True)]
-            policy, updated = self.improve(state['policy'], paid, i)
+            key = jax.random.fold_in(jax.random.key(self.seed), i)
+            policy, updated = improve(self.learner, self.ctx, state['policy'], self.pack(paid), key)
             state, metrics = state | {'policy': policy}, metrics | updated
         return state, host, 'plus' if pays else self.waiting, metrics
-
-    def improve(self, state: PolicyState, samples: Sequence[Sample], i: int) -> tuple[PolicyState, Metrics]:
-        """PPO's update of the summariser on samples that have their rewards.
-
-        Raises:
-          RuntimeError: three updates in a row were not finite.
-        """
-        with self.ctx.phase('annotate'):
-            # 1. Log-probabilities under the summariser and its start, and advantages of the summaries.
-            batch, scored = self.learner.score(state, self.pack(samples))
-            batch, estimated = self.learner.advantages(state, batch)
-        with self.ctx.phase('update'):
-            # 2. The clipped update.
-            state, updated = self.learner.update(state, batch, jax.random.fold_in(jax.random.key(self.seed), i))
-        check_finite(state, 'lower optimizer.lr or raise ppo.kl_coef')
-        return state, scored | estimated | updated
 
     def texts(self, state: State, people: Sequence[History], temperatures: Sequence[float] = (0.0,)) -> list[str]:
         """The texts that the reward model reads of people in an evaluation; at temperature 0 the likeliest

@@ -22,9 +22,10 @@ import numpy as np
 from pal_jax.data import chats
 from pal_jax.data.holdouts import normal
 from pal_jax.judges.chat_models import ChatModels
+from pal_jax.judges.functions import check_failed
 from pal_jax.recipes.psoups import annotators
 from pal_jax.recipes.psoups.annotators import Annotator, Row
-from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators
+from pal_jax.recipes.psoups.judges import open_annotators, read_annotators
 from pal_jax.recipes.psoups.preferences import BEST, JOINT, Preference
 from pal_jax.recipes.psoups.prompts import Prompt, everyone
 from pal_jax.recipes.psoups.rollout import ROLLOUTS
@@ -76,7 +77,8 @@ class Annotations:
         unread = [by_judge.count(None) for by_judge in verdicts]
         judged, failed = host.get('asked', 0) + len(part), np.add(host.get('failed', 0), unread).tolist()
         for key, count in zip(('annotator', 'second'), failed, strict=False):
-            check_verdicts(count, judged, self.max_failed, f'annotate.{key}', self.models.last_error)
+            whom, why = f'annotate.{key}', self.models.last_error
+            check_failed(count, judged, 'rows have no verdict', whom, self.max_failed, why, section='annotate')
         extra = [{'second': verdict} for verdict in others[0]] if others else [{}] * len(part)
         records = [
             {**row, 'preference': verdict, 'annotator': self.annotator, **more}

@@ -19,12 +19,13 @@ import numpy as np
 from pal_jax.decode.answers import Sampler, as_dialogue, load_base, make_sampler
 from pal_jax.judges import winrates
 from pal_jax.judges.chat_models import ChatModels
+from pal_jax.judges.functions import check_failed
 from pal_jax.models import merging
 from pal_jax.models.params import Params
 from pal_jax.recipes.psoups import figures, merge
 from pal_jax.recipes.psoups.annotators import COMPARING, Annotator
 from pal_jax.recipes.psoups.jobs import SYSTEMS, Fronts, Job, make_fronts, make_jobs, pole_jobs
-from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators
+from pal_jax.recipes.psoups.judges import open_annotators, read_annotators
 from pal_jax.recipes.psoups.policies import check_trained, open_adapters
 from pal_jax.recipes.psoups.preferences import Combination, Preference, ask, combinations, name_of
 from pal_jax.recipes.psoups.prompts import Prompt, read_preferences, read_prompts
@@ -123,7 +124,8 @@ class SystemEvaluation:
         with self.ctx.phase('judge'):
             evaluation = contest.evaluate(self.poles, self.fronts, self.draws)
         piecework.write(self.ctx.workdir / 'verdicts.jsonl', contest.comparisons)
-        check_verdicts(contest.failed, contest.asked, self.max_failed, 'evaluate.judge', self.models.last_error)
+        failed, why = 'rows have no verdict', self.models.last_error
+        check_failed(contest.failed, contest.asked, failed, 'evaluate.judge', self.max_failed, why, section='evaluate')
         failed = {'failed_verdicts': contest.failed, 'verdicts': contest.asked}
         return evaluation._replace(record={**evaluation.record, **failed, **self.models.usage})
 

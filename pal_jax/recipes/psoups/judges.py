@@ -59,19 +59,6 @@ def open_annotators(models: ChatModels, specs: Mapping[str, Spec], role: str = '
     return lambda preference: opened.get(preference, first)
 
 
-def check_verdicts(failed: int, asked: int, max_failed: float, judge: str, why: str) -> None:
-    """Raises RuntimeError where `failed` of `asked` rows, more than the share `max_failed`, have no verdict.
-
-    `judge` is the key of the config that names the judge; `why` is the last error of the servers.
-    """
-    if failed > max_failed * asked:
-        raise RuntimeError(
-            f'{failed} of {asked} rows have no verdict, more than {judge.partition(".")[0]}.max_failed='
-            f'{max_failed}; check {judge} ({why or "its answers could not be read"}), then run this again with a '
-            "higher limit, or with --config.answers='', by which it is asked anew"
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class ReplyScorer:
     """Scores replies to questions in several readings."""

@@ -24,7 +24,7 @@ from pal_jax.recipes.psoups.prompts import PreferencePrompt, Prompt, everyone, r
 from pal_jax.recipes.psoups.settings import PromptedKeys, RLHFSettings
 from pal_jax.recipes.scorer import reward
 from pal_jax.run.language import ReinforcedRun
-from pal_jax.run.models import keeping, make_learner, make_policy, trained_policy
+from pal_jax.run.models import improve, keeping, make_learner, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
 from pal_jax.run.recipe import (
     EVALUATION,
@@ -32,7 +32,6 @@ from pal_jax.run.recipe import (
     Evaluation,
     Host,
     Plan,
-    check_finite,
     stage_before,
 )
 from pal_jax.run.settings import StageSettings
@@ -99,16 +98,10 @@ class RLPHF:
             moments = add_scores(Moments(*host['moments']), scores)
             rewards = standardised(moments, scores) if self.scale_scores else scores
             samples = [dataclasses.replace(s, rewards=(float(r),)) for s, r in zip(samples, rewards, strict=True)]
-        with self.ctx.phase('annotate'):
-            # 4. Score the answers' tokens by policy, reference and critic; estimate advantages.
-            batch, figures = self.learner.score(state, self.pack(samples))
-            batch, estimated = self.learner.advantages(state, batch)
-        with self.ctx.phase('update'):
-            # 5. Update policy and critic in epochs of minibatches.
-            state, updated = self.learner.update(state, batch, jax.random.fold_in(jax.random.key(self.seed), i))
-        check_finite(state, 'lower optimizer.lr or raise ppo.kl_coef')
-        metrics = summarize(samples, scores) | figures | estimated | updated
-        return state, {'moments': list(moments)}, self.stage, metrics
+        # 4. Estimate advantages, and update policy and critic in epochs of minibatches.
+        key = jax.random.fold_in(jax.random.key(self.seed), i)
+        state, updated = improve(self.learner, self.ctx, state, self.pack(samples), key)
+        return state, {'moments': list(moments)}, self.stage, summarize(samples, scores) | updated
 
     def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
         questions = self.ask(self.test, 0)

@@ -25,6 +25,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import sampler
 from pal_jax.decode.answers import check_finished
 from pal_jax.judges.chat_models import ChatModels
+from pal_jax.judges.functions import check_failed
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
@@ -47,8 +48,8 @@ from pal_jax.recipes.redteam.settings import POLICIES, PlayKeys, StreamSettings
 from pal_jax.recipes.redteam.stand_ins import chat_records
 from pal_jax.run import files, models, sharding
 from pal_jax.run.language import ReinforcedRun
-from pal_jax.run.models import Policy, keeping, make_policy
-from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite, stage_before
+from pal_jax.run.models import Policy, improve, keeping, make_policy
+from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, stage_before
 from pal_jax.run.settings import StageSettings
 from pal_jax.run.trained import Adapters, Export, TrainedModel
 from pal_jax.types import Metrics, RolloutBatch, Sample, TokenBatch
@@ -150,8 +151,6 @@ class SelfRedTeam:
             # 5. REINFORCE++ with statistics by role; a policy learns from the moves of its roles alone.
             state, figures = self.update(state, k, self.learnt(games, k), i)
             metrics |= {self.named(k, name): value for name, value in figures.items()}
-        for policy in state.policies:
-            check_finite(policy)
         return state, {'usage': self.models.usage} if self.models.usage else {}, 'redteam', metrics
 
     def drawn(self, i: int) -> list[Seed]:
@@ -173,12 +172,8 @@ class SelfRedTeam:
 
     def check_judged(self, games: Sequence[FinishedGame]) -> None:
         """Raises RuntimeError where too many games have no verdict."""
-        failed = sum(game.failed for game in games)
-        if failed > self.max_failed * len(games):
-            raise RuntimeError(
-                f'{failed} of {len(games)} games have no verdict, more than play.max_failed={self.max_failed}; check '
-                f'play.judge ({self.models.last_error or "its answers could not be read"}), then run this again'
-            )
+        failed, why = sum(game.failed for game in games), self.models.last_error
+        check_failed(failed, len(games), 'games have no verdict', 'play.judge', self.max_failed, why, section='play')
 
     def rewarded(self, game: FinishedGame) -> FinishedGame:
         """A game whose samples have the rewards of their roles."""
@@ -198,15 +193,13 @@ class SelfRedTeam:
         if not figures['samples']:
             return state, figures
         policy, ppo = state.policy(k), self.learner.ppo
-        with self.ctx.phase('annotate'):
-            # Compute the log-probabilities before the update, and returns (rewards less the KL) whitened by role.
-            batch, scored = self.learner.score(policy, self.pack(samples))
-            estimate = RoleWhitening(len(NAMES), Discounts(ppo.gamma, ppo.lam, ppo.reward_clip))
-            batch, estimated = self.learner.advantages(policy, batch, estimate)
-        with self.ctx.phase('update'):
-            ptx = self.stream(i) if self.roles[DEFENDER] == k else None
-            policy, updated = self.learner.update(policy, batch, self.key(i, k), ptx)
-        return state.replaced(k, policy), figures | scored | estimated | updated
+        # Returns (rewards less the KL) are whitened by role.
+        estimate = RoleWhitening(len(NAMES), Discounts(ppo.gamma, ppo.lam, ppo.reward_clip))
+        ptx = self.stream(i) if self.roles[DEFENDER] == k else None
+        policy, updated = improve(
+            self.learner, self.ctx, policy, self.pack(samples), self.key(i, k), estimate=estimate, ptx=ptx
+        )
+        return state.replaced(k, policy), figures | updated
 
     def key(self, i: int, k: int) -> Array:
         """The random key of the update of policy `k` at step `i`."""

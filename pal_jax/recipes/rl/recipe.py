@@ -26,9 +26,9 @@ from pal_jax.recipes.rl.rewards import make_rewards
 from pal_jax.recipes.rl.settings import RewardSources, Settings
 from pal_jax.recipes.rl.sources import Groups, PaidAnswers, PaidGames, flat, open_game
 from pal_jax.run import intervals
-from pal_jax.run.models import Policy, keeping, make_learner, make_policy, trained_policy
+from pal_jax.run.models import Policy, improve, keeping, make_learner, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
-from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_at_least, check_finite, stage_before
+from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_at_least, stage_before
 from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Metrics, RolloutBatch, Sample, Sampling
 
@@ -73,16 +73,11 @@ class RL:
         self.check_paid(groups)
         metrics = summarize(groups)
         self.ctx.show(map(describe, flat(groups)[: self.shown]))
-        with self.ctx.phase('annotate'):
-            # 3. Log-probabilities and values of all samples, and from them and the rewards their advantages.
-            batch, scored = self.learner.score(state, self.pack(self.source.credit(groups, i)))
-            batch, estimated = self.learner.advantages(state, batch, self.source.estimate)
-        with self.ctx.phase('update'):
-            # 4. Update actor and critic in epochs of minibatches.
-            state, updated = self.learner.update(state, batch, jax.random.fold_in(jax.random.key(self.seed), i))
-        check_finite(state, 'lower optimizer.lr or raise ppo.kl_coef')
+        # 3. Make advantages of the rewards, and update actor and critic in epochs of minibatches.
+        batch, key = self.pack(self.source.credit(groups, i)), jax.random.fold_in(jax.random.key(self.seed), i)
+        state, updated = improve(self.learner, self.ctx, state, batch, key, estimate=self.source.estimate)
         usage = self.models.usage
-        return state, {'usage': usage}, 'rl', metrics | scored | estimated | updated | usage
+        return state, {'usage': usage}, 'rl', metrics | updated | usage
 
     def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
         with self.ctx.phase('evaluate'):

@@ -30,7 +30,7 @@ from pal_jax.recipes.spiral.settings import Settings, check, make_rules
 from pal_jax.recipes.spiral.textarena import Arena
 from pal_jax.recipes.spiral.warmup import make_legal_action_batches
 from pal_jax.run import models, sharding
-from pal_jax.run.models import keeping, make_policy, trained_policy
+from pal_jax.run.models import improve, keeping, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite, stage_before
 from pal_jax.run.trained import TrainedModel
@@ -106,15 +106,10 @@ class Spiral:
         samples, policy = self.drawn([sample for match in credited for sample in match], i), state.policy
         metrics |= {'samples': float(len(samples))}
         if samples:
-            with self.ctx.phase('annotate'):
-                # 4. The log-probabilities that the ratios of the update start from; answers keep their advantages.
-                batch, scored = self.learner.score(policy, self.pack(samples))
-                batch, estimated = self.learner.advantages(policy, batch, as_given)
-            with self.ctx.phase('update'):
-                # 5. Descend the clipped loss, summed over tokens and divided by a constant, for all epochs.
-                policy, updated = self.learner.update(policy, batch, jax.random.fold_in(jax.random.key(self.seed), i))
-            metrics |= scored | estimated | updated
-        check_finite(policy)
+            # 4. Descend the clipped loss, summed over tokens and divided by a constant; answers keep their advantages.
+            key = jax.random.fold_in(jax.random.key(self.seed), i)
+            policy, updated = improve(self.learner, self.ctx, policy, self.pack(samples), key, estimate=as_given)
+            metrics |= updated
         return state.replace(policy=policy), {'baselines': baselines}, 'spiral', metrics
 
     def imitate(self, state: PolicyState, i: int) -> tuple[PolicyState, Metrics]:

@@ -147,10 +147,10 @@ class Fake(NamedTuple):
         self.seen.append(('score', [sample.source for sample in samples], [sample.reward for sample in samples]))
         return samples, {}
 
-    def advantages(self, state, batch):
+    def advantages(self, state, batch, estimate):
         return batch, {}
 
-    def update(self, state, batch, key):
+    def update(self, state, batch, key, ptx):
         return Count(state.updates + 1), {}
 
 

@@ -81,7 +81,7 @@ def test_two_annotators_of_one_server_are_two_models(tmp_path, chat_server):
         assert {body['model'] for body in server.asked} == {'one', 'two'}
         assert (host['failed'], metrics['judge-one_requests'], metrics['judge-two_requests']) == ([0, 4], 4, 12)
         recipe = annotate(tmp_path, written, **changes)
-        with pytest.raises(RuntimeError, match=r'4 of 4 rows have no verdict, .* check annotate.second .* asked anew'):
+        with pytest.raises(RuntimeError, match=r'4 of 4 rows have no verdict, .* check annotate.second.* asked anew'):
             recipe.step(*recipe.init(), 0)
 
 
@@ -254,8 +254,3 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     )
     assert silent.compare(poles[0], 'policy-P2A', 'base-P2A').tolist() == [0] * 4
     assert (silent.failed, silent.asked) == (8, 8)
-    judges.check_verdicts(0, 8, 0.1, 'evaluate.judge', '')
-    with pytest.raises(
-        RuntimeError, match=r'8 of 8 rows have no verdict, more than evaluate.max_failed=0.1; check eval'
-    ):
-        judges.check_verdicts(silent.failed, silent.asked, 0.1, 'evaluate.judge', '')

@@ -178,10 +178,10 @@ class Learner(NamedTuple):
     def score(self, state, batch):
         return batch, {'kl': 0.5}
 
-    def advantages(self, state, batch):
+    def advantages(self, state, batch, estimate):
         return batch, {'advantage_std': 1.0}
 
-    def update(self, state, batch, key):
+    def update(self, state, batch, key, ptx):
         return State([sample.reward for sample in batch]), {'policy_loss': 0.25}
 
 
