@@ -8,6 +8,7 @@ Any value can be changed: --config.ppo.kl_coef=0.1 --config.dialogue.profiles=pe
 """
 
 from pal_jax.recipes.rlpa import recipe as rlpa
+from pal_jax.recipes.rlpa.settings import DialogueEvaluationSettings, DialogueSettings
 from pal_jax.recipes.rlpa.turns import WarmupSettings
 from pal_jax.run import presets as p
 
@@ -16,13 +17,22 @@ def get_config(variant: str = '') -> rlpa.Settings:
     variant = p.parse_variant(variant, 'smoke', 'paper')
     settings = rlpa.Settings(
         recipe='rlpa',
-        total_steps=48,  # of PPO; those of the warm-up come before
+        total_steps=24,  # of PPO; those of the warm-up come before
         optimizer=p.Optimizer(lr=3e-5, warmup_ratio=0.1),
         critic=p.Optimizer(lr=9e-6),
         warmup=WarmupSettings(steps=24, rows=2, examples_per_row=4, examples=160, optimizer=p.Optimizer(lr=1e-4)),
         ppo=p.PPO(
-            estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, negative_scale=0.2, micro_rows=2
+            estimator='group_norm',
+            kl_in='loss',
+            kl_estimator='k3',
+            kl_coef=0.05,
+            negative_scale=0.2,
+            micro_rows=1,
+            row_tokens=768,
+            old_logprobs='sampler',
         ),
+        dialogue=DialogueSettings(n_samples_per_prompt=8, learnt_per_prompt=3, share_alike=True),
+        eval=DialogueEvaluationSettings(base=False),
         sampling=p.Sampling(temperature=0.7, max_tokens=72, stop=('</response>',)),
     )
     return {'smoke': smoke, 'paper': paper}[variant](settings) if variant else settings
@@ -56,9 +66,9 @@ def paper(settings: rlpa.Settings) -> rlpa.Settings:
         sampling=p.Sampling(max_tokens=4096),
         dialogue=dict(
             people=3840, facts=10, max_rounds=10, rollout_batch_size=256, round_batch_size=256, p_spontaneous=0.3,
-            max_samples=10_000_000, prompt_max_len=4096,
+            max_samples=10_000_000, prompt_max_len=4096, n_samples_per_prompt=4, learnt_per_prompt=0, share_alike=False,
         ),
         reward=dict(response='strict', min_std=1e-3),
         decode=dict(slots=256, stride=8),
-        eval=dict(people=74),
+        eval=dict(people=74, base=True),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pal_jax.games.game import Group, play
 from pal_jax.recipes.rlpa.profiles import ParsedCompletion, plain_history, render_completion
@@ -191,6 +191,38 @@ def _credit(group: Sequence[Sample], follows: Mapping[Dialogue, float], average:
         gone |= went_on
         credited.append(dataclasses.replace(sample, rewards=(sample.reward + gamma * after, *sample.rewards[1:])))
     return credited
+
+
+def first_alike(dialogues: Sequence[Dialogue]) -> list[int]:
+    """For each dialogue the number of the first one that reads the same, whoever its person is."""
+    first: dict[tuple[Turn, ...], int] = {}
+    return [first.setdefault(dialogue.turns, k) for k, dialogue in enumerate(dialogues)]
+
+
+def learnt_once(groups: Sequence[Group]) -> list[Group]:
+    """The groups, where several of the same answers to the same prompt are one group with their mean rewards."""
+    alike: dict[Any, list[Group]] = {}
+    for group in groups:
+        answers = tuple(sample.completion.token_ids for sample in group)
+        alike.setdefault((tuple(group[0].prompt_ids), answers), []).append(group)
+    return [list(map(_mean_of, zip(*same, strict=True))) for same in alike.values()]
+
+
+def _mean_of(samples: Sequence[Sample]) -> Sample:
+    """One answer that several people got, with the mean of the rewards that somebody could judge."""
+    judged = [sample for sample in samples if sample.ok]
+    if not judged:
+        return samples[0]
+    rewards = zip(*(sample.rewards for sample in judged), strict=True)
+    return dataclasses.replace(judged[0], rewards=tuple(sum(channel) / len(judged) for channel in rewards))
+
+
+def best_and_worst(group: Group, count: int) -> Group:
+    """The `count - 1` best samples of a group and its worst, in their order (as PODS, arXiv 2504.13818)."""
+    # A sample that nobody could judge is learnt only where the group has too few others.
+    ranked = sorted(range(len(group)), key=lambda k: (group[k].ok, group[k].reward), reverse=True)
+    judged = max(sum(sample.ok for sample in group), count)
+    return [group[k] for k in sorted([*ranked[: count - 1], ranked[judged - 1]])]
 
 
 # --- what the policy reads ------------------------------------------------------------------------------------------

@@ -20,13 +20,22 @@ from jax.sharding import Mesh
 from pal_jax.data.packing import round_up
 from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
+from pal_jax.games.game import Group
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
-from pal_jax.recipes.rlpa.dialogue import Conversation, DialogueGame, converse, with_returns
+from pal_jax.recipes.rlpa.dialogue import (
+    Conversation,
+    DialogueGame,
+    best_and_worst,
+    converse,
+    first_alike,
+    learnt_once,
+    with_returns,
+)
 from pal_jax.recipes.rlpa.queue import continue_best, from_json, open_queue, pop, to_json
 from pal_jax.recipes.rlpa.rollouts import describe_sample, spread, summarize
-from pal_jax.recipes.rlpa.settings import Dialogues
+from pal_jax.recipes.rlpa.settings import Dialogues, DialogueSettings
 from pal_jax.recipes.rlpa.turns import Sampler, WarmupSettings, make_demonstration_batches, make_turn_sampler
 from pal_jax.recipes.rlpa.users import CountingUser
 from pal_jax.recipes.rlpa.world import SYSTEM, World, check_openings, make_world
@@ -76,6 +85,8 @@ class RLPA:
     pack: samples of a step, those of a prompt together, as the batch of an update.
     game: the dialogue, of `game.rounds` turns.
     dialogues, n: conversations that a step answers, and samples of each.
+    learnt: the number of samples of a conversation that are learnt.
+    share_alike: conversations that read the same get the same samples.
     round_batch_size: the number of best replies that are collected before their users answer (`recipes/rlpa/queue.py`).
     shuffle: the seed of the order of people; None: the order of the data.
     turn_gamma: the discount from turn to turn; 0: a step plays one turn of each conversation.
@@ -96,6 +107,8 @@ class RLPA:
     game: DialogueGame
     dialogues: int
     n: int
+    learnt: int
+    share_alike: bool
     round_batch_size: int
     shuffle: int | None
     turn_gamma: float
@@ -136,7 +149,7 @@ class RLPA:
         self.ctx.show(map(describe_sample, spread(samples, self.shown)))
         with self.ctx.phase('annotate'):
             # 4. Log-probabilities and values of all answers, and from them and the rewards their advantages.
-            batch, scored = self.learner.score(state, self.pack(with_returns(turns, gamma=self.turn_gamma)))
+            batch, scored = self.learner.score(state, self.pack(self.chosen(turns)))
             batch, estimated = self.learner.advantages(state, batch, world.estimate)
         metrics |= scored | estimated | {'flat': float(metrics.get('reward_std', 0.0) < self.min_std)}
         # 5. Update actor and critic by PPO on all answers, unless their rewards deviate by less than `min_std`.
@@ -171,8 +184,24 @@ class RLPA:
         """A group of `n` rewarded samples for each dialogue."""
         # A judge behind an address reads finished answers while the decoder still samples others.
         early = self.world.early and functools.partial(self.world.early.ask, seed=i)
-        samples = self.world.reward(self.sample_turns(dialogues, self.n, (self.seed, i, turn), early), i)
-        return [samples[k : k + self.n] for k in range(0, len(samples), self.n)]
+        answered = first_alike(dialogues) if self.share_alike else list(range(len(dialogues)))
+        distinct = sorted(set(answered))
+        sampled = self.sample_turns([dialogues[k] for k in distinct], self.n, (self.seed, i, turn), early)
+        groups = dict(zip(distinct, self.groups_of(sampled), strict=True))
+        # Each person pays by itself, since a profile is right or wrong for one person.
+        pairs = zip(dialogues, answered, strict=True)
+        samples = [dataclasses.replace(sample, source=dialogue) for dialogue, k in pairs for sample in groups[k]]
+        return self.groups_of(self.world.reward(samples, i))
+
+    def groups_of(self, samples: Sequence[Sample]) -> list[list[Sample]]:
+        """Samples by conversation."""
+        return [list(samples[k : k + self.n]) for k in range(0, len(samples), self.n)]
+
+    def chosen(self, turns: Sequence[Sequence[Sequence[Sample]]]) -> list[Sample]:
+        """The samples that are learnt, with their returns as rewards."""
+        groups: Sequence[Group] = self.groups_of(with_returns(turns, gamma=self.turn_gamma))
+        groups = learnt_once(groups) if self.share_alike else groups
+        return [sample for group in groups for sample in best_and_worst(group, self.learnt)]
 
     def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
         def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
@@ -208,10 +237,12 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         decoder=decoder,
         sample_turns=make_turn_sampler(settings, world.system, tokenizer, decoder),
         supervised=make_demonstration_batches(settings, settings.warmup, tokenizer, ctx.mesh),
-        pack=sampler.make_packing(settings, ctx.mesh, dialogue.n_samples_per_prompt),
+        pack=sampler.make_packing(settings, ctx.mesh, learnt_of(dialogue)),
         game=DialogueGame(world.train, rounds, world.system),
         dialogues=dialogue.rollout_batch_size,
         n=dialogue.n_samples_per_prompt,
+        learnt=learnt_of(dialogue),
+        share_alike=dialogue.share_alike,
         round_batch_size=dialogue.round_batch_size,
         shuffle=settings.seed if dialogue.shuffle else None,
         turn_gamma=dialogue.turn_gamma,
@@ -229,7 +260,9 @@ def make(settings: Settings, ctx: Context) -> Recipe:
 def make_plan(settings: Settings, policy: Policy, learner: PolicyLearner, world: World) -> Plan:
     """The plan of a run, whose checkpoints keep the queue of conversations and the usage of endpoints."""
     steps = settings.warmup.steps + settings.total_steps
-    stage = functools.partial(stage_before, warmup=settings.warmup.steps, steps=steps, every=settings.eval.every)
+    stage = functools.partial(
+        stage_before, warmup=settings.warmup.steps, steps=steps, every=settings.eval.every, base=settings.eval.base
+    )
 
     def keep(folder: Path) -> None:
         keeping(policy=policy)(folder)
@@ -278,6 +311,11 @@ def check(settings: Settings, mesh: Mesh) -> None:
             "dialogue.profile_format='json': the warm-up's examples are in lines; set warmup.steps=0 and ppo.ptx_coef=0"
         )
     check_at_least(settings, 0, 'dialogue.shown')
+    if dialogue.learnt_per_prompt and not 2 <= dialogue.learnt_per_prompt <= dialogue.n_samples_per_prompt:
+        raise ValueError(
+            f'dialogue.learnt_per_prompt={dialogue.learnt_per_prompt} must be 0 (all answers), or from 2 to '
+            f'dialogue.n_samples_per_prompt={dialogue.n_samples_per_prompt}'
+        )
     if not 0 <= dialogue.turn_gamma <= 1:
         raise ValueError(f'dialogue.turn_gamma={dialogue.turn_gamma} must be from 0 (off) to 1')
     check_divides(settings, 'dialogue.rollout_batch_size', 'ppo.minibatches')
@@ -298,6 +336,11 @@ def planned(settings: Settings, prompt: int) -> PlannedRun:
     return sampling(settings, make_turn_learner, dialogue.rollout_batch_size, dialogue.n_samples_per_prompt, prompt)
 
 
+def learnt_of(dialogue: DialogueSettings) -> int:
+    """The number of answers to a prompt that are learnt."""
+    return dialogue.learnt_per_prompt or dialogue.n_samples_per_prompt
+
+
 def make_turn_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
     """PPO's learner with the warm-up's imitation, which shares the state of the policy's optimiser."""
     if settings.reference_compatible:
@@ -305,5 +348,5 @@ def make_turn_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> Pol
         settings = dataclasses.replace(settings, ppo=dataclasses.replace(settings.ppo, loss_agg='micro_token_mean'))
     warmup = settings.warmup
     imitation = dataclasses.replace(warmup.optimizer, name=settings.optimizer.name).over(max(warmup.steps, 1))
-    n = settings.dialogue.n_samples_per_prompt
+    n = learnt_of(settings.dialogue)
     return models.make_learner(settings, cfg, ctx, n=n, imitation=imitation, warmup=warmup.steps > 0)

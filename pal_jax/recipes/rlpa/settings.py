@@ -33,6 +33,10 @@ class DialogueSettings:
     use_multiturn: bool = True  # False: dialogues have one turn
     max_rounds: int = 3  # turns of a dialogue
     n_samples_per_prompt: int = 4  # answers to each prompt
+    # The number of answers to a prompt that are learnt, the best ones and the worst; 0: all of them.
+    learnt_per_prompt: int = 0
+    # Dialogues that read the same, such as after one greeting, get the same answers, which are learnt once.
+    share_alike: bool = False
     rollout_batch_size: int = 8  # prompts a step
     # The largest number of tokens of a prompt; of a longer one the oldest exchanges are left out; 0: no limit.
     prompt_max_len: int = 0
@@ -83,6 +87,7 @@ class DialogueEvaluationSettings:
     profiles: str = ''  # a JSONL file of people of another schema: the Extended setting
     rounds: int = 0  # 0: as many as max_rounds
     every: int = 0  # 0: before, after the warm-up and at the end
+    base: bool = True  # an evaluation before the first step, too
     shown: int = 3  # dialogues that a report shows
 
 

@@ -12,7 +12,10 @@ from pal_jax.recipes.rlpa.dialogue import (
     actor_prompt,
     add_message,
     add_reply,
+    best_and_worst,
     converse,
+    first_alike,
+    learnt_once,
     messages,
     open_dialogue,
     with_best_reply,
@@ -45,6 +48,45 @@ def test_malformed_never_goes_on_and_unjudged_only_if_nothing_else():
     assert best([a, b], (0.0, 0.0), [False, True]) == 'B.'
     assert best([a, b], (0.0, 0.0), [False, False]) == 'A.'
     assert best(['junk', 'None'], (0.0, 0.0), [True, True]) is None
+
+
+def test_dialogues_read_the_same_whoever_their_people_are():
+    one, two, three = map(open_dialogue, people(3))
+    assert first_alike([one, add_message(two, 'Hm.'), three, one]) == [0, 1, 0, 0]
+
+
+def test_the_same_answers_are_learnt_once_by_their_mean_reward():
+    one, two = map(open_dialogue, people(2))
+    same, other = ('A.', 'B.'), ('C.', 'D.')
+
+    def of(dialogue, rewards, texts, oks=(True, True)):
+        return [
+            dataclasses.replace(
+                sample, completion=dataclasses.replace(sample.completion, token_ids=tuple(map(ord, text)))
+            )
+            for sample, text in zip(group(dialogue, rewards, texts=texts, oks=oks), texts, strict=True)
+        ]
+
+    groups = [of(one, (0.0, 1.0), same), of(two, (0.5, 0.0), same, (True, False)), of(one, (0.2, 0.3), other)]
+    learnt = learnt_once(groups)
+    # A reward that nobody could judge is in no mean.
+    assert [[sample.reward for sample in members] for members in learnt] == [[0.25, 1.0], [0.2, 0.3]]
+    assert learnt_once(groups[:1]) == groups[:1]
+
+
+@pytest.mark.parametrize(
+    ('rewards', 'oks', 'count', 'expected'),
+    [
+        ((0.3, 0.9, 0.0, 0.5), (True,) * 4, 3, [1, 2, 3]),
+        ((0.3, 0.9, 0.0, 0.5), (True,) * 4, 4, [0, 1, 2, 3]),
+        # The worst of the judged ones is learnt, and unjudged ones only where there are too few others.
+        ((0.3, 0.9, 0.0, 0.5), (True, True, False, True), 2, [0, 1]),
+        ((0.0, 0.9, 0.0, 0.0), (False, True, False, False), 2, [0, 1]),
+    ],
+)
+def test_the_best_and_the_worst_are_learnt(rewards, oks, count, expected):
+    members = group(open_dialogue(people(1)[0]), rewards, oks=oks)
+    assert best_and_worst(members, count) == [members[k] for k in expected]
 
 
 def test_policy_sees_only_its_last_profile():

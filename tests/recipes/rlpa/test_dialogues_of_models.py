@@ -79,7 +79,8 @@ def everyone_at(server, **changes):
            for key, value in (('address', server.address), ('model', 'm'))},
         'warmup.steps': 0, 'total_steps': 3, 'sampling.max_tokens': 128, 'reward.max_failed': 0.9,
         'reward.judge': 'endpoint:judge', 'reward.matcher': 'endpoint:matcher', 'dialogue.user': 'endpoint:user',
-        'dialogue.max_rounds': 3, **changes,
+        'dialogue.max_rounds': 3, 'dialogue.n_samples_per_prompt': 4, 'dialogue.learnt_per_prompt': 0,
+        'dialogue.share_alike': False, **changes,
     })  # fmt: skip
 
 

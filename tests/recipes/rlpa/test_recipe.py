@@ -92,8 +92,8 @@ def from_fake_parts(people=4, **changes):
         'plan': Plan(3, None, lambda i: None), 'ctx': CONTEXT, 'world': world, 'learner': Idle(),
         'load': lambda shardings: {}, 'decoder': Writing(), 'sample_turns': sample_turns, 'supervised': lambda i: i,
         'pack': lambda samples: seen.packed.append(samples) or samples, 'game': DialogueGame(crowd, 3),
-        'dialogues': 2, 'n': 2, 'round_batch_size': 2, 'shuffle': None, 'turn_gamma': 0.0, 'min_std': 0.1,
-        'warmup': 0, 'ptx': False, 'seed': 5, 'shown': 0, 'test_rounds': 3, 'test_shown': 0,
+        'dialogues': 2, 'n': 2, 'learnt': 2, 'share_alike': False, 'round_batch_size': 2, 'shuffle': None, 'turn_gamma': 0.0,
+        'min_std': 0.1, 'warmup': 0, 'ptx': False, 'seed': 5, 'shown': 0, 'test_rounds': 3, 'test_shown': 0,
     }  # fmt: skip
     return rlpa.RLPA(**parts | changes), seen
 
@@ -112,6 +112,15 @@ def test_a_recipe_of_fake_parts_takes_conversations_on_with_their_best_answers()
     assert host['usage'] == {'user_requests': 1.0} and len(host['queue'].pending) == 2
 
 
+def test_dialogues_that_read_the_same_get_the_same_answers_which_are_learnt_once():
+    recipe, seen = from_fake_parts(n=3, learnt=2, share_alike=True)
+    recipe.step(*recipe.init(), 0)
+    assert seen.prompts == [(['u0'], (5, 0, 0))]
+    # Both people go on with the best of three answers; the best and the worst are learnt.
+    assert seen.answered == [['u0', 'u1']]
+    assert [(sample.source.person.id, sample.reward) for sample in seen.packed[0]] == [('u0', 0.0), ('u0', 2.0)]
+
+
 def test_a_discount_plays_whole_conversations_and_credits_what_followed():
     recipe, seen = from_fake_parts(turn_gamma=0.5)
     _, host, _, _ = recipe.step(*recipe.init(), 0)
@@ -121,7 +130,7 @@ def test_a_discount_plays_whole_conversations_and_credits_what_followed():
 
 
 def test_answers_of_one_worth_bring_no_update():
-    recipe, _ = from_fake_parts(n=1)
+    recipe, _ = from_fake_parts(n=1, learnt=1)
     *_, metrics = recipe.step(*recipe.init(), 0)
     assert metrics['flat'] == 1.0 and 'updated' not in metrics
 
@@ -250,7 +259,7 @@ def rlpa_model():
 
 
 def test_sampler_and_trainer_agree_on_logprobs():
-    *_, metrics = run(small(), 1)
+    *_, metrics = run(small(**{'ppo.old_logprobs': 'policy'}), 1)
     assert metrics['sampler_drift_max'] < 2e-3
     assert metrics['first_ratio_deviation'] < 1e-3
 
