@@ -56,7 +56,7 @@ import uvicorn
 from absl import flags
 
 from pal_jax.commands.talking import SOURCE, chat_preset, open_model
-from pal_jax.decode.choose import TOKEN
+from pal_jax.decode.choose import TOKEN, check_eight_bits
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Request, RequestProgress
@@ -192,6 +192,7 @@ def check_origins(origins: Sequence[str]) -> None:
 def make_http(token: str):
     """The HTTP application, with its model loaded, its common programs compiled and its driver running."""
     model, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
+    check_eight_bits('--int8', INT8.value, mesh)
     guard, interview = make_guard(), make_interview()
     decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
     decoder.load(with_adapters(model.load(decoder.param_shardings), cfg))
@@ -275,6 +276,7 @@ def make_driver() -> Driver:
     if ASKING.value:
         raise ValueError('--asking is of the HTTP server alone; leave out --driver=jetstream')
     model, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
+    check_eight_bits('--int8', INT8.value, mesh)
     decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
     decoder.load(model.load(decoder.param_shardings))
     return Driver(decoder, line=LINE.value)

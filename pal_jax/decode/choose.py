@@ -57,13 +57,14 @@ def choose_decoder(
 
     Raises:
       ValueError: the driver is unknown, or does not support an address or several shares, the address is no host:port,
-        `int8` is set with an address, or the token of the environment cannot be sent.
+        `int8` is set with an address or on a CPU, or the token of the environment cannot be sent.
     """
     if driver not in ('local', 'jetstream'):
         raise ValueError(f"decode.driver={driver!r} is unknown; use 'local' or 'jetstream'")
     if driver == 'local':
         if address:
             raise ValueError(f"decode.address={address!r} needs decode.driver='jetstream'")
+        check_eight_bits('decode.int8', int8, mesh)
         settings = {'slots': slots, 'stride': stride, 'reuse': reuse, 'int8': int8}
         if shares.parts > 1:
             return SharedDecoder(cfg, tokenizer, mesh, shares, **settings)
@@ -82,3 +83,10 @@ def choose_decoder(
     from pal_jax.decode.serve.jetstream.remote import RemoteDecoder
 
     return RemoteDecoder(cfg, tokenizer, address, secret(TOKEN))
+
+
+def check_eight_bits(key: str, int8: bool, mesh: Mesh) -> None:
+    """Raises ValueError where `key` asks for weights of eight bits on a CPU."""
+    # The compiler has no product of eight-bit weights for a CPU, and widens them anew for each token.
+    if int8 and mesh.devices.flat[0].platform == 'cpu':
+        raise ValueError(f'{key}: weights of eight bits make decoding on a CPU up to 12 times slower; leave it off')

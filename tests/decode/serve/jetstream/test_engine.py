@@ -84,6 +84,7 @@ def test_starting_it_imports_no_tensorflow_and_leaves_the_logging_as_it_was():
         ({'driver': 'jetstream', 'address': 'a:74651'}, "decode.address='a:74651' is no host:port"),
         ({'driver': 'jetstream'}, "decode.address='' is no host:port"),
         ({'driver': 'jetstream', 'address': 'a'}, "decode.address='a' is no host:port"),
+        ({'driver': 'local', 'int8': True}, 'decode.int8: weights of eight bits .* on a CPU'),
         ({'driver': 'local', 'address': 'a:1'}, "decode.address='a:1' needs decode.driver='jetstream'"),
     ],
 )
