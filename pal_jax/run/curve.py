@@ -63,10 +63,7 @@ def learning_curve(rows: Rows) -> bytes:
 
     A step's value is a mean over `samples` samples, with the standard deviation `reward_std` (or `accuracy_std`).
     """
-    # The loss of a warm-up is no headline of what comes after it.
-    last = [row for row in rows if row.get('phase') == rows[-1].get('phase')]
-    known = (key for part in (last, rows) for key in HEADLINES if np.isfinite(column(part, key)).any())
-    headline = next(known, 'reward')
+    headline = headline_of(rows)
     panels = [key for key in PANELS if np.isfinite(column(rows, key)).any()]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 6.4 if panels else 4.2), layout='constrained')
@@ -83,6 +80,14 @@ def learning_curve(rows: Rows) -> bytes:
             _draw_phase_ends(ax, rows, name=key == headline)
             ax.xaxis.set_major_locator(MaxNLocator(nbins=8 if key == headline else 4, integer=True))
         return png(figure)
+
+
+def headline_of(rows: Rows) -> str:
+    """The metric of `HEADLINES` that stands for a run."""
+    # The loss of a warm-up is no headline of what comes after it.
+    last = [row for row in rows if row.get('phase') == rows[-1].get('phase')]
+    known = (key for part in (last, rows) for key in HEADLINES if np.isfinite(column(part, key)).any())
+    return next(known, 'reward')
 
 
 def png(figure: Figure) -> bytes:

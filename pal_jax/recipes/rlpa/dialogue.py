@@ -194,7 +194,7 @@ def _credit(group: Sequence[Sample], follows: Mapping[Dialogue, float], average:
 
 
 def first_alike(dialogues: Sequence[Dialogue]) -> list[int]:
-    """For each dialogue the number of the first one that reads the same, whoever its person is."""
+    """The number of the first dialogue that reads the same as each of these, whoever its person is."""
     first: dict[tuple[Turn, ...], int] = {}
     return [first.setdefault(dialogue.turns, k) for k, dialogue in enumerate(dialogues)]
 
