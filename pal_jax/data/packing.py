@@ -91,8 +91,9 @@ def lay_out(
     micro-batches of every minibatch.
 
     With `row_tokens=0` a row has one group. Otherwise rows have up to `row_tokens` tokens, or the padded length of the
-    longest group where that is more, and the first `opening` tokens of their groups once. The length is a multiple of
-    `multiple`, or `row_tokens`, and `groups` is a power of two.
+    longest group where that is more, and the first `opening` tokens of their groups once. The length is then about a
+    quarter of `row_tokens`, or two, three or four of them, and `groups` is a power of two. In all cases the length is a
+    multiple of `multiple`, or `row_tokens`.
     """
     # In order of length, micro-batches of neighbouring rows have little padding.
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
@@ -106,11 +107,13 @@ def lay_out(
     height = _height(len(rows), ways, micro_rows)
     if row_tokens:
         rows = _evened(lengths, order[::-1], rows, height)
-        # A power of two keeps the programs to compile few.
+        # A power of two, and few lengths, keep the programs to compile few: one takes longer than a step.
         groups = 1 << (max(len(row) for row in rows) - 1).bit_length()
     longest = opening + max(sum(lengths[i] for i in row) for row in rows)
-    length = round_up(longest, multiple)
-    return Layout(rows, height, groups, min(length, row_tokens) if longest <= row_tokens else length, opening)
+    if longest > row_tokens:
+        return Layout(rows, height, groups, round_up(longest, multiple), opening)
+    quarter = round_up(-(-row_tokens // 4), multiple)
+    return Layout(rows, height, groups, min(round_up(longest, quarter), row_tokens), opening)
 
 
 def lay_out_groups(groups: Sequence[PromptGroup], **shape: int) -> Layout:
