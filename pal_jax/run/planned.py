@@ -24,7 +24,7 @@ from pal_jax.run.settings import Run
 class Work(NamedTuple):
     """The sizes of a step. Every row and completion is taken to be as long as it may become."""
 
-    # The prompts of a step, and the samples of each.
+    # The prompts of a step, and the samples of each that are learnt.
     prompts: int
     n: int
     # The tokens of a prompt and of a completion.
@@ -37,6 +37,8 @@ class Work(NamedTuple):
     slots: int
     # Decoders side by side, each on its part of the devices and of the prompts; 0 is one for each process.
     shares: int = 0
+    # The samples of a prompt, where not all of them are learnt; 0: `n`.
+    sampled: int = 0
 
     @property
     def row(self) -> int:
@@ -84,11 +86,21 @@ def planned(settings: Run, prompt: int) -> PlannedRun:
     return part
 
 
-def sampling(settings: Any, make: Callable[..., Any], prompts: int, n: int, prompt: int) -> PlannedRun:
-    """A method that improves a policy by PPO on `n` samples of each of `prompts` prompts."""
+def sampling(
+    settings: Any, make: Callable[..., Any], prompts: int, n: int, prompt: int, sampled: int = 0
+) -> PlannedRun:
+    """A method that improves a policy by PPO on `n` samples of each of `prompts` prompts, of `sampled` ones."""
     ppo, decode = settings.ppo, settings.decode
     work = Work(
-        prompts, n, prompt, settings.sampling.max_tokens, ppo.minibatches, ppo.epochs, decode.slots, decode.shares
+        prompts,
+        n,
+        prompt,
+        settings.sampling.max_tokens,
+        ppo.minibatches,
+        ppo.epochs,
+        decode.slots,
+        decode.shares,
+        sampled,
     )
 
     def make_learner(cfg: ModelConfig, mesh: Mesh, micro_rows: int) -> Any:

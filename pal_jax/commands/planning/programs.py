@@ -228,7 +228,7 @@ def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool
     # Prompts are prefilled in chunks, several rows at a time.
     chunks = -(-work.prompt // chunk) * -(-prompts_of_share // rows)
     # The answers of a share fill its slots so many times, and each time makes a token a step.
-    steps = work.completion * -(-prompts_of_share * work.n // slots)
+    steps = work.completion * -(-prompts_of_share * (work.sampled or work.n) // slots)
     # The trained weights are arguments already; the rest of the training's state is in memory beside.
     training = state.replace(actor=state.actor.replace(model=model.replace(params={})))
     return [

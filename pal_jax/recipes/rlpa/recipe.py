@@ -333,7 +333,8 @@ def check(settings: Settings, mesh: Mesh) -> None:
 def planned(settings: Settings, prompt: int) -> PlannedRun:
     """The part of a run that is planned, see `run/planned.py`."""
     dialogue = settings.dialogue
-    return sampling(settings, make_turn_learner, dialogue.rollout_batch_size, dialogue.n_samples_per_prompt, prompt)
+    prompts, sampled = dialogue.rollout_batch_size, dialogue.n_samples_per_prompt
+    return sampling(settings, make_turn_learner, prompts, learnt_of(dialogue), prompt, sampled)
 
 
 def learnt_of(dialogue: DialogueSettings) -> int:
