@@ -36,7 +36,7 @@ def run_of(steps, recipe=None, **changes):
 
 
 FULL = {'policy.lora.rank': 0, 'optimizer.lr': 5e-3}
-LORA = {'policy.lora.rank': 4, 'optimizer.lr': 1e-2}
+LORA = {'policy.lora.rank': 4, 'optimizer.lr': 5e-3}
 
 
 @pytest.fixture(scope='module', params=[FULL, LORA], ids=['full', 'lora'])

@@ -116,7 +116,7 @@ def test_thresholds_are_chosen_on_answers_that_are_neither_learnt_nor_tested(tra
 
 
 def test_thresholds_are_chosen_before_every_evaluation_and_not_between(tmp_path):
-    changes = files(tmp_path) | {'total_steps': 4, 'eval.every': 2, 'optimizer.lr': 1e-2}
+    changes = files(tmp_path) | {'total_steps': 4, 'eval.every': 2, 'optimizer.lr': 1e-2, 'optimizer.warmup_ratio': 0.5}
     recipe = moderation.make(get_config(**changes), ONE)
     state, host = recipe.init()
     moved = []

@@ -35,7 +35,7 @@ def run_of(steps, recipe=None, **changes):
     return rows, recipe, state
 
 
-LORA = {'policy.lora.rank': 4, 'optimizer.lr': 1e-2}
+LORA = {'policy.lora.rank': 4}
 
 
 @pytest.fixture(scope='module', params=[{}, LORA], ids=['full', 'lora'])
@@ -45,10 +45,10 @@ def trained(request, tmp_path_factory):
         'data.train': path,
         'data.test': configs.other_prompts(path),
         'optimizer.lr': 5e-3,
-        'total_steps': 10,
+        'total_steps': 12,
         **request.param,
     }
-    return run_of(10, **changes)
+    return run_of(12, **changes)
 
 
 def test_it_learns_what_is_preferred(trained):
@@ -134,7 +134,7 @@ def ranked(path, prompts=4):
     """All pairs of four replies to each prompt."""
     told = [said(f'{i}?', *two) for i in range(prompts) for two in itertools.combinations(REPLIES, 2)]
     path.write_text(''.join(json.dumps(each) + '\n' for each in told))
-    return {'data.train': str(path), 'data.batch_size': 2, **LORA}
+    return {'data.train': str(path), 'data.batch_size': 2, 'optimizer.lr': 1e-2, **LORA}
 
 
 def test_groups_of_pairs_are_learnt_and_tested_by_pair(tmp_path):
