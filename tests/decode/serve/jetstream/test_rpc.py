@@ -326,13 +326,16 @@ def test_a_trainer_waits_for_a_server_that_reads_its_weights(local, monkeypatch,
     decoder = RemoteDecoder(CFG, TOKENIZER, f'127.0.0.1:{port}')
     with futures.ThreadPoolExecutor(1) as pool:
         loaded = pool.submit(decoder.load, weights(0), 5)
-        driver = make_driver()
-        assert not loaded.done()
+        driver, printed = make_driver(), ''
+        # On a busy machine the trainer may begin to wait late, and the server must not be there before.
+        while 'waiting' not in printed and not loaded.done():
+            time.sleep(0.02)
+            printed += capsys.readouterr().err
         with serving(driver, port=port) as address:
             loaded.result(60)
             assert decoder([request(1)])[0].token_ids == alone(local, [request(1)])[0].token_ids
             decoder.release()
-    assert f'waiting for the decode server at {address}' in capsys.readouterr().err
+    assert f'waiting for the decode server at {address}' in printed
 
 
 def test_a_trainer_is_told_what_is_wrong_with_a_server(address, monkeypatch):
