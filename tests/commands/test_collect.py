@@ -49,7 +49,8 @@ def writing(requests, told=None):
 @pytest.mark.slow
 def test_a_policys_samples_become_what_dpo_learns_from(monkeypatch, tmp_path):
     monkeypatch.setattr(collect, 'open_decoder', lambda *_: (writing, byte_tokenizer()))
-    config = configs.load('rlpa', **{'dialogue.people': 6, 'eval.people': 2})
+    answers = {'dialogue.n_samples_per_prompt': 4, 'dialogue.learnt_per_prompt': 0}
+    config = configs.load('rlpa', **{'dialogue.people': 6, 'eval.people': 2, **answers})
     pairs = list(collect.collect(config, None, None))
     assert 0 < len(pairs) <= 12
     assert all(pair['chosen_reward'] > pair['rejected_reward'] for pair in pairs)

@@ -57,7 +57,10 @@ def run(config, steps, decoder=None):
 
 
 def small(**changes):
-    return get_config(**{'warmup.steps': 0, 'decode.slots': 8, 'sampling.max_tokens': 8, **changes})
+    return get_config(**{
+        'warmup.steps': 0, 'decode.slots': 8, 'sampling.max_tokens': 8, 'ppo.row_tokens': 0,
+        'dialogue.n_samples_per_prompt': 4, 'dialogue.learnt_per_prompt': 0, 'dialogue.share_alike': False, **changes,
+    })  # fmt: skip
 
 
 def from_fake_parts(people=4, **changes):
