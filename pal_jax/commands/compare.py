@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pal_jax.run import intervals
-from pal_jax.run.curve import HEADLINES, PANELS, STYLE, column, headline_of, running_mean
+from pal_jax.run.curve import HEADLINES, PANELS, STYLE, column, headline_of, logged, running_mean
 from pal_jax.run.files import at_home
 from pal_jax.run.interrupts import until_closed
 from pal_jax.run.metrics import EVALS, METRICS, read_records
@@ -41,9 +41,9 @@ def draw(runs: Runs, path: str | os.PathLike[str]) -> None:
 
     The first panel has the headline of the runs, and others have the first figures of `curve.PANELS` that a run logged.
     """
-    parts = [main_part(rows) for rows in runs.values()]
-    logged = (key for key in PANELS if any(np.isfinite(column(part, key)).any() for part in parts))
-    keys = [headline(runs), *itertools.islice(logged, MOST - 1)]
+    parts = {name: main_part(rows) for name, rows in runs.items()}
+    others = (key for key in PANELS if any(logged(part, key) for part in parts.values()))
+    keys = [headline(runs), *itertools.islice(others, MOST - 1)]
     wide, high = min(len(keys), 2), -(-len(keys) // 2)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.5 * max(wide, 1.5), 3 * high), layout='constrained')
@@ -54,8 +54,7 @@ def draw(runs: Runs, path: str | os.PathLike[str]) -> None:
                 continue
             ax.set_title((HEADLINES | PANELS)[key], fontweight='bold')
             ax.set_xlabel('step')
-            for (name, rows), colour in zip(runs.items(), itertools.cycle(COLOURS), strict=False):
-                part = main_part(rows)
+            for (name, part), colour in zip(parts.items(), itertools.cycle(COLOURS), strict=False):
                 steps, values = column(part, 'step'), column(part, key)
                 # The running mean is over a fifth of the steps, or over three.
                 mean, _ = running_mean(values, values * 0, max(3, len(part) // 5))

@@ -16,6 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from pal_jax.run.summary import main_part
+
 # The first of these that was logged is drawn large.
 HEADLINES = {
     'reward': 'Mean reward of a step',
@@ -64,7 +66,7 @@ def learning_curve(rows: Rows) -> bytes:
     A step's value is a mean over `samples` samples, with the standard deviation `reward_std` (or `accuracy_std`).
     """
     headline = headline_of(rows)
-    panels = [key for key in PANELS if np.isfinite(column(rows, key)).any()]
+    panels = [key for key in PANELS if logged(rows, key)]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 6.4 if panels else 4.2), layout='constrained')
         mosaic: Any = [[headline] * max(1, len(panels))] + ([panels] if panels else [])
@@ -85,9 +87,13 @@ def learning_curve(rows: Rows) -> bytes:
 def headline_of(rows: Rows) -> str:
     """The metric of `HEADLINES` that stands for a run."""
     # The loss of a warm-up is no headline of what comes after it.
-    last = [row for row in rows if row.get('phase') == rows[-1].get('phase')]
-    known = (key for part in (last, rows) for key in HEADLINES if np.isfinite(column(part, key)).any())
+    known = (key for part in (main_part(rows), rows) for key in HEADLINES if logged(part, key))
     return next(known, 'reward')
+
+
+def logged(rows: Rows, key: str) -> bool:
+    """True where a row has a finite value of a metric."""
+    return bool(np.isfinite(column(rows, key)).any())
 
 
 def png(figure: Figure) -> bytes:

@@ -217,7 +217,7 @@ def _mean_of(samples: Sequence[Sample]) -> Sample:
     return dataclasses.replace(judged[0], rewards=tuple(sum(channel) / len(judged) for channel in rewards))
 
 
-def best_and_worst(group: Group, count: int) -> Group:
+def down_sampled(group: Group, count: int) -> Group:
     """The `count - 1` best samples of a group and its worst, in their order (as PODS, arXiv 2504.13818)."""
     # A sample that nobody could judge is learnt only where the group has too few others.
     ranked = sorted(range(len(group)), key=lambda k: (group[k].ok, group[k].reward), reverse=True)

@@ -27,15 +27,15 @@ from pal_jax.models.params import Params
 from pal_jax.recipes.rlpa.dialogue import (
     Conversation,
     DialogueGame,
-    best_and_worst,
     converse,
+    down_sampled,
     first_alike,
     learnt_once,
     with_returns,
 )
 from pal_jax.recipes.rlpa.queue import continue_best, from_json, open_queue, pop, to_json
 from pal_jax.recipes.rlpa.rollouts import describe_sample, spread, summarize
-from pal_jax.recipes.rlpa.settings import Dialogues, DialogueSettings
+from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.recipes.rlpa.turns import Sampler, WarmupSettings, make_demonstration_batches, make_turn_sampler
 from pal_jax.recipes.rlpa.users import CountingUser
 from pal_jax.recipes.rlpa.world import SYSTEM, World, check_openings, make_world
@@ -201,7 +201,7 @@ class RLPA:
         """The samples that are learnt, with their returns as rewards."""
         groups: Sequence[Group] = self.groups_of(with_returns(turns, gamma=self.turn_gamma))
         groups = learnt_once(groups) if self.share_alike else groups
-        return [sample for group in groups for sample in best_and_worst(group, self.learnt)]
+        return [sample for group in groups for sample in down_sampled(group, self.learnt)]
 
     def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
         def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
@@ -237,11 +237,11 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         decoder=decoder,
         sample_turns=make_turn_sampler(settings, world.system, tokenizer, decoder),
         supervised=make_demonstration_batches(settings, settings.warmup, tokenizer, ctx.mesh),
-        pack=sampler.make_packing(settings, ctx.mesh, learnt_of(dialogue)),
+        pack=sampler.make_packing(settings, ctx.mesh, dialogue.learnt),
         game=DialogueGame(world.train, rounds, world.system),
         dialogues=dialogue.rollout_batch_size,
         n=dialogue.n_samples_per_prompt,
-        learnt=learnt_of(dialogue),
+        learnt=dialogue.learnt,
         share_alike=dialogue.share_alike,
         round_batch_size=dialogue.round_batch_size,
         shuffle=settings.seed if dialogue.shuffle else None,
@@ -334,12 +334,7 @@ def planned(settings: Settings, prompt: int) -> PlannedRun:
     """The part of a run that is planned, see `run/planned.py`."""
     dialogue = settings.dialogue
     prompts, sampled = dialogue.rollout_batch_size, dialogue.n_samples_per_prompt
-    return sampling(settings, make_turn_learner, prompts, learnt_of(dialogue), prompt, sampled)
-
-
-def learnt_of(dialogue: DialogueSettings) -> int:
-    """The number of answers to a prompt that are learnt."""
-    return dialogue.learnt_per_prompt or dialogue.n_samples_per_prompt
+    return sampling(settings, make_turn_learner, prompts, dialogue.learnt, prompt, sampled)
 
 
 def make_turn_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
@@ -349,5 +344,5 @@ def make_turn_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> Pol
         settings = dataclasses.replace(settings, ppo=dataclasses.replace(settings.ppo, loss_agg='micro_token_mean'))
     warmup = settings.warmup
     imitation = dataclasses.replace(warmup.optimizer, name=settings.optimizer.name).over(max(warmup.steps, 1))
-    n = learnt_of(settings.dialogue)
+    n = settings.dialogue.learnt
     return models.make_learner(settings, cfg, ctx, n=n, imitation=imitation, warmup=warmup.steps > 0)

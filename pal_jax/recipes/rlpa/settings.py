@@ -51,6 +51,11 @@ class DialogueSettings:
         """The number of turns of a dialogue."""
         return self.max_rounds if self.use_multiturn else 1
 
+    @property
+    def learnt(self) -> int:
+        """The number of answers to a prompt that are learnt."""
+        return self.learnt_per_prompt or self.n_samples_per_prompt
+
 
 @dataclasses.dataclass(frozen=True)
 class TurnRewardSettings:

@@ -13,6 +13,7 @@ from pal_jax.data import chats
 from pal_jax.data.holdouts import normal
 from pal_jax.data.rows import scored_replies
 from pal_jax.judges.chat_models import ChatModels
+from pal_jax.judges.functions import check_failed
 from pal_jax.models.files import sources
 from pal_jax.recipes.psoups import annotate as annotate_stage
 from pal_jax.recipes.psoups import evaluate as psoups_evaluate
@@ -81,7 +82,7 @@ def test_two_annotators_of_one_server_are_two_models(tmp_path, chat_server):
         assert {body['model'] for body in server.asked} == {'one', 'two'}
         assert (host['failed'], metrics['judge-one_requests'], metrics['judge-two_requests']) == ([0, 4], 4, 12)
         recipe = annotate(tmp_path, written, **changes)
-        with pytest.raises(RuntimeError, match=r'4 of 4 rows have no verdict, .* check annotate.second.* asked anew'):
+        with pytest.raises(RuntimeError, match=r'4 of 4 rows have no verdict, .* check annotate.second, .* asked anew'):
             recipe.step(*recipe.init(), 0)
 
 
@@ -254,3 +255,9 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     )
     assert silent.compare(poles[0], 'policy-P2A', 'base-P2A').tolist() == [0] * 4
     assert (silent.failed, silent.asked) == (8, 8)
+    check_failed(0, 8, 'rows have no verdict', 'evaluate.judge', 0.1, section='evaluate')
+    with pytest.raises(
+        RuntimeError,
+        match=r'8 of 8 rows have no verdict, more than evaluate.max_failed=0.1 \(no answer could be read\); check eval',
+    ):
+        check_failed(silent.failed, silent.asked, 'rows have no verdict', 'evaluate.judge', 0.1, section='evaluate')

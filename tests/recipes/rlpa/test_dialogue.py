@@ -12,8 +12,8 @@ from pal_jax.recipes.rlpa.dialogue import (
     actor_prompt,
     add_message,
     add_reply,
-    best_and_worst,
     converse,
+    down_sampled,
     first_alike,
     learnt_once,
     messages,
@@ -86,7 +86,7 @@ def test_the_same_answers_are_learnt_once_by_their_mean_reward():
 )
 def test_the_best_and_the_worst_are_learnt(rewards, oks, count, expected):
     members = group(open_dialogue(people(1)[0]), rewards, oks=oks)
-    assert best_and_worst(members, count) == [members[k] for k in expected]
+    assert down_sampled(members, count) == [members[k] for k in expected]
 
 
 def test_policy_sees_only_its_last_profile():
