@@ -16,8 +16,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from pal_jax.run.summary import main_part
-
 # The first of these that was logged is drawn large.
 HEADLINES = {
     'reward': 'Mean reward of a step',
@@ -87,7 +85,8 @@ def learning_curve(rows: Rows) -> bytes:
 def headline_of(rows: Rows) -> str:
     """The metric of `HEADLINES` that stands for a run."""
     # The loss of a warm-up is no headline of what comes after it.
-    known = (key for part in (main_part(rows), rows) for key in HEADLINES if logged(part, key))
+    last = [row for row in rows if row.get('phase') == rows[-1].get('phase')]
+    known = (key for part in (last, rows) for key in HEADLINES if logged(part, key))
     return next(known, 'reward')
 
 
