@@ -20,7 +20,7 @@ def get_config(variant: str = '') -> rlpa.Settings:
         total_steps=24,  # of PPO; those of the warm-up come before
         optimizer=p.Optimizer(lr=3e-5, warmup_ratio=0.1),
         critic=p.Optimizer(lr=9e-6),
-        warmup=WarmupSettings(steps=24, rows=2, examples_per_row=4, examples=160, optimizer=p.Optimizer(lr=1e-4)),
+        warmup=WarmupSettings(steps=24, rows=8, examples_per_row=1, examples=160, optimizer=p.Optimizer(lr=1e-4)),
         ppo=p.PPO(
             estimator='group_norm',
             kl_in='loss',
@@ -28,7 +28,7 @@ def get_config(variant: str = '') -> rlpa.Settings:
             kl_coef=0.05,
             negative_scale=0.2,
             micro_rows=1,
-            row_tokens=768,
+            row_tokens=640,
             old_logprobs='sampler',
         ),
         dialogue=DialogueSettings(n_samples_per_prompt=8, learnt_per_prompt=3, share_alike=True),

@@ -92,8 +92,8 @@ def lay_out(
 
     With `row_tokens=0` a row has one group. Otherwise rows have up to `row_tokens` tokens, or the padded length of the
     longest group where that is more, and the first `opening` tokens of their groups once. The length is then about a
-    quarter of `row_tokens`, or two, three or four of them, and `groups` is a power of two. In all cases the length is a
-    multiple of `multiple`, or `row_tokens`.
+    half of `row_tokens`, or all of it, and `groups` is a power of two. In all cases the length is a multiple of
+    `multiple`, or `row_tokens`.
     """
     # In order of length, micro-batches of neighbouring rows have little padding.
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
@@ -112,8 +112,8 @@ def lay_out(
     longest = opening + max(sum(lengths[i] for i in row) for row in rows)
     if longest > row_tokens:
         return Layout(rows, height, groups, round_up(longest, multiple), opening)
-    quarter = round_up(-(-row_tokens // 4), multiple)
-    return Layout(rows, height, groups, min(round_up(longest, quarter), row_tokens), opening)
+    half = round_up(-(-row_tokens // 2), multiple)
+    return Layout(rows, height, groups, min(round_up(longest, half), row_tokens), opening)
 
 
 def lay_out_groups(groups: Sequence[PromptGroup], **shape: int) -> Layout:

@@ -10,6 +10,7 @@ The profile F1 stands next to its references:
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -48,19 +49,17 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
     """Figures of every split of people, and all dialogues; the first split's figures go by their own names."""
     record: dict[str, Any] = {}
-    dialogues: list[Mapping[str, Any]] = []
-    for number, (name, people) in enumerate(splits.items()):
-        # Each turn of each split has a seed of its own.
-        talks = hold_dialogues(respond, user, people, rounds=rounds, seed=number * rounds)
-        figures = table(talks, rounds=rounds, guess=guess, matcher=matcher)
+    # All people talk in step, so that the decoder has few turns with empty slots.
+    everybody = list(itertools.chain(*splits.values()))
+    held = iter(hold_dialogues(respond, user, everybody, rounds=rounds))
+    talks = {name: list(itertools.islice(held, len(people))) for name, people in splits.items()}
+    for number, name in enumerate(splits):
+        figures = table(talks[name], rounds=rounds, guess=guess, matcher=matcher)
         record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
-        dialogues += map(describe_dialogue, talks)
-    return record, dialogues
+    return record, list(map(describe_dialogue, itertools.chain(*talks.values())))
 
 
-def hold_dialogues(
-    respond: Respond, user: UserSimulator, people: Sequence[Person], *, rounds: int, seed: int
-) -> list[Talk]:
+def hold_dialogues(respond: Respond, user: UserSimulator, people: Sequence[Person], *, rounds: int) -> list[Talk]:
     """Dialogues with every person of `rounds` turns, all of them in step.
 
     A malformed turn ends its dialogue, and so does a user who has no answer.
@@ -69,8 +68,8 @@ def hold_dialogues(
     played = converse(
         game,
         list(map(game.start, range(len(people)))),
-        lambda dialogues, turn: [[sample] for sample in respond(dialogues, seed + turn)],
-        lambda dialogues, turn: user(dialogues, seed + turn),
+        lambda dialogues, turn: [[sample] for sample in respond(dialogues, turn)],
+        user,
     )
     return [[sample for (sample,) in groups] for groups in played]
 

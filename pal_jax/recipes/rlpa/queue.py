@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,10 +56,12 @@ def pop(
     user: UserSimulator,
     seed: int,
     shuffle: int | None = None,
+    share_alike: bool = False,
 ) -> tuple[list[Dialogue], Queue]:
     """Up to `n` dialogues to answer, and the rest of the queue.
 
-    An episode may end with a short batch.
+    An episode may end with a short batch. With `share_alike`, where dialogues that read the same get the same answers,
+    the dialogues have up to `n` different texts, and up to `n` of them have the same one.
 
     Raises:
       ValueError: `n` is below 1.
@@ -72,7 +75,18 @@ def pop(
     # The next episode opens only where no dialogue is left.
     if not queue.pending:
         queue = open_queue(people, episode=queue.episode + 1, shuffle=shuffle)
-    return list(queue.pending[:n]), dataclasses.replace(queue, pending=queue.pending[n:])
+    taken = _different(queue.pending, n) if share_alike else n
+    return list(queue.pending[:taken]), dataclasses.replace(queue, pending=queue.pending[taken:])
+
+
+def _different(pending: Sequence[Dialogue], n: int) -> int:
+    """The number of dialogues at the head that have up to `n` different texts, each of them up to `n` times."""
+    times = Counter[tuple[Turn, ...]]()
+    for k, dialogue in enumerate(pending):
+        times[dialogue.turns] += 1
+        if len(times) > n or times[dialogue.turns] > n:
+            return k
+    return len(pending)
 
 
 def continue_best(

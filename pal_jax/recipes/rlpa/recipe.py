@@ -84,7 +84,7 @@ class RLPA:
     supervised: the batch of demonstrations of a step.
     pack: samples of a step, those of a prompt together, as the batch of an update.
     game: the dialogue, of `game.rounds` turns.
-    dialogues, n: conversations that a step answers, and samples of each.
+    dialogues, n: different prompts of a step, and samples of each.
     learnt: the number of samples of a conversation that are learnt.
     share_alike: conversations that read the same get the same samples.
     round_batch_size: the number of best replies that are collected before their users answer (`recipes/rlpa/queue.py`).
@@ -135,8 +135,9 @@ class RLPA:
             self.decoder.load(self.learner.weights(state))
             # 1. Take open conversations from the queue.
             open_dialogues, queue = pop(
-                host['queue'], self.dialogues, people=world.train, user=user, seed=i, shuffle=self.shuffle
-            )
+                host['queue'], self.dialogues, people=world.train, user=user, seed=i, shuffle=self.shuffle,
+                share_alike=self.share_alike,
+            )  # fmt: skip
             # 2. Sample n answers to each and reward every answer.
             turns = self.roll_out(open_dialogues, user, i)
             self.decoder.release()
