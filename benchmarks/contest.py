@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 from pal_jax.run.memory import ALLOCATOR, SETTING
 
 ROOT = Path(__file__).parents[1]
+# A precision whose products are slower than the other's by this factor is not raced: its rounds would take minutes.
+SLOWER = 3.0
 
 
 class Contestant(NamedTuple):
@@ -85,11 +87,13 @@ def race(contestants: dict[str, Contestant], rounds: int) -> Outcome:
                 absent[name] = started['absent']
             else:
                 players[name], starts[name] = player, started
+                say(f'{name}: ready in {started["init_s"]:.0f} s, first round {started["seconds"]:.1f} s')
         taken = {name: [] for name in players}
         for _ in range(rounds):
             for name, player in players.items():
                 player.say('')
                 taken[name].append(player.hear())
+                say(f'{name}: {taken[name][-1]["seconds"]:.2f} s')
         peaks = {name: player.end() for name, player in players.items()}
     return Outcome({name: _result(starts[name], taken[name], peaks[name]) for name in players}, absent)
 
@@ -154,10 +158,39 @@ def ratios(ours: Result, theirs: Result) -> dict[str, float]:
 
 def surroundings(*packages: str) -> dict[str, Any]:
     """The surroundings that a number depends on: the machine's own limits, the allocator, our versions."""
-    command = [sys.executable, '-m', 'benchmarks.machine']
-    limits = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT, env=environment()).stdout
+    limits = limits_by('machine')
+    say(f'this machine: {json.dumps(limits)}')
     return {
-        'machine': json.loads(limits),
+        'machine': limits,
         'malloc': ALLOCATOR,
         'versions': {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def limits_by(module: str, python: str = sys.executable) -> dict[str, Any]:
+    """What a module of the benchmarks that measures the machine prints, such as `machine`."""
+    command = [python, '-m', f'benchmarks.{module}']
+    run = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT, env=environment())
+    return json.loads(run.stdout)
+
+
+def precisions(peer: str, machine: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """The precisions in which a peer is raced, and why another is not: its matrix products are several times slower."""
+    limits = machine
+    if peer == 'torch':
+        # Torch multiplies by a library of its own. Without torch, both precisions are named as absent by the race.
+        with contextlib.suppress(subprocess.CalledProcessError):
+            limits = limits_by('torch_machine')
+    rates = {dtype: float(limits[f'{dtype}_gflops']) for dtype in ('bfloat16', 'float32')}
+    best = max(rates.values())
+    slow = {
+        f'{peer}_{dtype}': f'left out: its products have {rate:.0f} GFLOP/s here, the other precision {best:.0f}'
+        for dtype, rate in rates.items()
+        if SLOWER * rate < best
+    }
+    return [dtype for dtype in rates if f'{peer}_{dtype}' not in slow], slow
+
+
+def say(line: str) -> None:
+    """A line of progress, beside the report on standard output."""
+    print(line, file=sys.stderr, flush=True)

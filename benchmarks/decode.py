@@ -1,6 +1,7 @@
 """Speed of decoding with a model of SmolLM2-135M's shape, with random weights.
 
   python benchmarks/decode.py --batch=1,8,32 --prompt=128 --new=128 --against=torch,tunix --json=out.json
+  python -m benchmarks.decode --against=torch --quick        two rounds of calls, eight prompts at once, 64 tokens each
 Prints one JSON object; see `contest.py` for how the numbers come about. It has a part for each question, `--parts`:
   calls     calls of equal lengths: ours, our engine's steps alone, and others; at the largest batch over gRPC too
   mixed     more requests than slots, of many lengths, against as many of equal ones; time to first and between tokens
@@ -31,8 +32,8 @@ from pal_jax.run.outputs import whole_file
 PEERS = {'torch': ('torch', 'transformers'), 'tunix': ('google-tunix', 'jax', 'flax')}  # and whose versions count
 
 
-def contestants(args: argparse.Namespace, batch: int) -> dict[str, Contestant]:
-    """Ours, each peer in both precisions, and the other drivers at the largest batch."""
+def contestants(args: argparse.Namespace, batch: int, raced: dict[str, list[str]]) -> dict[str, Contestant]:
+    """Ours, each peer in its precisions of `raced`, and the other drivers at the largest batch."""
     task = {'model': args.model, 'batch': batch, 'prompt': args.prompt, 'new': args.new}
     ours = {'pal_jax': 'local', 'pal_jax_engine': 'engine'}
     if batch == max(args.batch):
@@ -41,8 +42,8 @@ def contestants(args: argparse.Namespace, batch: int) -> dict[str, Contestant]:
         name: Contestant(f'benchmarks.decoders:make_{make}', task | {'dtype': args.dtype})
         for name, make in ours.items()
     }
-    for peer in args.against:
-        for dtype in ('bfloat16', 'float32'):
+    for peer, dtypes in raced.items():
+        for dtype in dtypes:
             names[f'{peer}_{dtype}'] = Contestant(
                 f'benchmarks.decoders:make_{peer}',
                 task | {'dtype': dtype},
@@ -53,11 +54,15 @@ def contestants(args: argparse.Namespace, batch: int) -> dict[str, Contestant]:
     return names
 
 
-def calls(args: argparse.Namespace, memory_gbytes_per_s: float) -> dict[str, Any]:
-    report = {}
+def calls(args: argparse.Namespace, machine: dict[str, Any]) -> dict[str, Any]:
+    report, raced, slow = {}, dict[str, list[str]](), dict[str, str]()
+    for peer in args.against:
+        raced[peer], slower = contest.precisions(peer, machine)
+        slow |= slower
     for batch in args.batch:
-        results, absent = contest.race(contestants(args, batch), args.rounds)
-        report[f'batch_{batch}'] = compare(results, args.new, memory_gbytes_per_s) | {'absent': absent}
+        results, absent = contest.race(contestants(args, batch, raced), args.rounds)
+        compared = compare(results, args.new, machine['memory_gbytes_per_s'])
+        report[f'batch_{batch}'] = compared | {'absent': absent | slow}
     return report
 
 
@@ -105,7 +110,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--variant', default='', help="of configs/rlpa.py, such as 'smoke'")
     parser.add_argument('--steps', type=int, default=6, help='rollouts of a round of it')
     parser.add_argument('--json', type=shapes.new_file, help='a new file that gets the report too')
-    return parser.parse_args(argv)
+    parser.add_argument('--quick', action='store_true', help='--batch=8 --new=64 --rounds=2 --parts=calls')
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.batch, args.new, args.rounds, args.parts = [8], 64, 2, ['calls']
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -113,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     around = contest.surroundings('jax')
     report = {'model': args.model, 'prompt': args.prompt, 'new': args.new, 'dtype': args.dtype, **around}
     for part in args.parts:
-        report |= PARTS[part](args, around['machine']['memory_gbytes_per_s'])
+        report |= PARTS[part](args, around['machine'])
     text = json.dumps(report)
     if args.json:
         with whole_file(args.json) as partial:
@@ -121,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(text)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, float], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], dict[str, Any]]] = {
     'calls': calls,
     'mixed': lambda args, _: {'mixed': traffic.measure(args.model, args.dtype, args.slots, args.requests, args.rounds)},
     'dialogue': lambda args, _: {'dialogue': dialogues.measure(args.model, args.dtype, args.people, args.rounds)},

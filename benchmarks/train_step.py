@@ -1,6 +1,7 @@
 """Speed of one full training step (cross-entropy, AdamW) of a model of SmolLM2-135M's shape, with random weights.
 
   python -m benchmarks.train_step --against=torch,tunix
+  python -m benchmarks.train_step --against=torch --quick       two timed steps of each
 Prints one JSON object; see `contest.py` for how the numbers come about, and `decode.py` for where Tunix may live.
 """
 
@@ -164,6 +165,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=os.environ.get('TUNIX_PYTHON', sys.executable),
         help='the interpreter that has Tunix; default $TUNIX_PYTHON, or else this one',
     )
+    parser.add_argument('--quick', dest='steps', action='store_const', const=2, help='--steps=2')
     return parser.parse_args(argv)
 
 
@@ -172,13 +174,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {'model': args.model, 'batch': args.batch, 'length': args.seq}
     dtypes = {'pal_jax': args.dtype}
     contestants = {'pal_jax': Contestant('benchmarks.train_step:make_pal_jax', settings | {'dtype': args.dtype})}
+    around, slow = contest.surroundings('jax', 'optax'), dict[str, str]()
     for peer in args.against:
         python = args.tunix_python if peer == 'tunix' else sys.executable
-        for dtype in ('bfloat16', 'float32'):
+        raced, slower = contest.precisions(peer, around['machine'])
+        slow |= slower
+        for dtype in raced:
             make, library = f'benchmarks.train_step:make_{peer}', 'torch' if peer == 'torch' else 'jax'
             dtypes[f'{peer}_{dtype}'] = dtype
             contestants[f'{peer}_{dtype}'] = Contestant(make, settings | {'dtype': dtype}, library, PEERS[peer], python)
-    around = contest.surroundings('jax', 'optax')
     results, absent = contest.race(contestants, args.steps)
     report: dict[str, Any] = {'model': args.model, 'batch': args.batch, 'seq': args.seq, 'dtype': args.dtype, **around}
     work = flops(SHAPES[args.model], args.batch, args.seq)
@@ -187,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report[name] = summary(result, args.batch * args.seq, work, peak)
     for name in list(results)[1:]:
         report[f'pal_jax_over_{name}'] = contest.ratios(results['pal_jax'], results[name])
-    print(json.dumps(report | {'absent': absent}))
+    print(json.dumps(report | {'absent': absent | slow}))
 
 
 if __name__ == '__main__':

@@ -226,7 +226,8 @@ def test_decode_compares_whole_calls_with_the_better_precision_of_each_peer():
 
 def test_peers_run_in_both_precisions_and_tunix_where_it_lives():
     args = decode._parse(['--batch=1,8', '--against=torch,tunix', '--tunix-python=/elsewhere/python'])
-    small, large = (decode.contestants(args, batch) for batch in args.batch)
+    raced = dict.fromkeys(args.against, ['bfloat16', 'float32'])
+    small, large = (decode.contestants(args, batch, raced) for batch in args.batch)
     assert large.keys() - small.keys() == {'grpc'}
     assert {name for name, each in large.items() if each.python == '/elsewhere/python'} == {
         'tunix_bfloat16', 'tunix_float32'
@@ -234,6 +235,19 @@ def test_peers_run_in_both_precisions_and_tunix_where_it_lives():
     assert large['torch_float32'].settings == {
         'model': 'default', 'batch': 8, 'prompt': 128, 'new': 128, 'dtype': 'float32'
     }  # fmt: skip
+
+
+def test_a_precision_whose_products_are_several_times_slower_is_left_out(monkeypatch):
+    machine = {'float32_gflops': 100.0, 'bfloat16_gflops': 60.0}
+    monkeypatch.setattr(contest, 'limits_by', lambda module: {'float32_gflops': 90.0, 'bfloat16_gflops': 15.0})
+    assert contest.precisions('tunix', machine) == (['bfloat16', 'float32'], {})
+    raced, slow = contest.precisions('torch', machine)  # by torch's own products
+    assert raced == ['float32'] and slow.keys() == {'torch_bfloat16'} and '15 GFLOP/s' in slow['torch_bfloat16']
+
+
+def test_quick_is_one_small_contest():
+    args = decode._parse(['--against=torch', '--quick'])
+    assert (args.batch, args.new, args.rounds, args.parts) == ([8], 64, 2, ['calls'])
 
 
 def test_an_unknown_name_in_a_list_is_refused(capsys):

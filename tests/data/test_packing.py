@@ -72,9 +72,9 @@ def test_every_group_has_its_place_in_rows_within_the_budget(lengths, row_tokens
     filled = [sum(lengths[i] for i in row) for row in out.rows]
     assert filled == sorted(filled)
     budget = row_tokens if max(lengths) <= row_tokens else -(-max(lengths) // 32) * 32
-    # Shared rows have one of four lengths, so that there are few programs.
-    quarter = -(-row_tokens // 4 // 32) * 32 if max(filled) <= row_tokens else 32
-    assert max(filled) <= budget and max(filled) <= out.length < max(filled) + quarter
+    # Shared rows have one of two lengths, so that there are few programs.
+    half = -(-row_tokens // 2 // 32) * 32 if max(filled) <= row_tokens else 32
+    assert max(filled) <= budget and max(filled) <= out.length < max(filled) + half
     assert max(len(row) for row in out.rows) <= out.groups
     each = out.height // ways
     assert len(out.rows) <= out.height == each * ways and each % min(each, micro_rows) == 0

@@ -1,17 +1,19 @@
 """RLPA's queue: who is asked when, what goes on, and that a checkpoint keeps all of it."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
 
 from pal_jax.recipes.rlpa.criteria import judge_by_rules
-from pal_jax.recipes.rlpa.dialogue import messages
+from pal_jax.recipes.rlpa.dialogue import messages, open_dialogue
 from pal_jax.recipes.rlpa.people import make_people
 from pal_jax.recipes.rlpa.profiles import match_exactly, render_completion, render_facts
 from pal_jax.recipes.rlpa.queue import Queue, continue_best, from_json, open_queue, pop, to_json
 from pal_jax.recipes.rlpa.rewards import make_reward
 from pal_jax.recipes.rlpa.users import CountingUser, revealed
+from pal_jax.types import Person
 from tests.recipes.rlpa.dialogues import USER, group, never, people
 
 
@@ -43,6 +45,20 @@ def test_depth_first_takes_the_same_people_through_their_rounds():
 
 def test_breadth_first_finishes_a_round_of_all_before_the_next():
     assert run_episode(4, round_batch_size=-1) == [[(f'u{i}', k), (f'u{i + 1}', k)] for k in (1, 2, 3) for i in (0, 2)]
+
+
+def test_dialogues_that_share_answers_fill_a_step_with_texts_that_differ():
+    def text_of(dialogues):
+        return ''.join(dialogue.turns[0].content for dialogue in dialogues)
+
+    queue = Queue(tuple(open_dialogue(Person(f'u{i}', ('pet: cat',), text)) for i, text in enumerate('abaaacbdeab')))
+    take = functools.partial(pop, people=people(1), user=never, seed=0, share_alike=True)
+    # The third text that differs ends a step of two, and so does the third dialogue with a text.
+    steps = []
+    while queue.pending:
+        dialogues, queue = take(queue, 2)
+        steps.append(text_of(dialogues))
+    assert steps == ['aba', 'aac', 'bd', 'ea', 'b']
 
 
 def test_people_that_do_not_fill_a_batch_finish_in_short_batches():
