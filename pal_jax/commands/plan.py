@@ -19,12 +19,14 @@ Options:
 
 Known without a network, by their hub ids with any suffix: SmolLM2-135M, Qwen2.5-0.5B, 3B and 7B, Llama-3.2-1B,
 Llama-3.1-8B and 70B. Every completion is taken to be as long as it may become. What does not fit is refused (exit
-status 1), with the cheapest mesh, remat and micro_rows that do. docs/tpu.md explains the tables.
+status 1), with the cheapest mesh, remat and micro_rows that do. Of what fits the least remat and the most decode.slots
+are told with which it still does. docs/tpu.md explains the tables.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -59,19 +61,21 @@ def main() -> None:
     method = cli.faults(planned, settings, PROMPT.value)
     request = cli.faults(make_request, settings, method)
     run_plan = cli.faults(plan, settings, method, request, lambda line: console.print(f'compiling {line}', style='dim'))
-    nearest = None
     # The plan is shown before the search, which may take long.
     if not JSON.value:
         show(run_plan, request)
-    if not run_plan.fits:
+    tell = functools.partial(console.print, style='dim')
+    if run_plan.fits:
+        better = cli.faults(estimate.quicker, request, run_plan, tell)
+    else:
         # Where the plan does not fit, all other choices are tried, the cheapest first.
         everything = estimate.choices(request.cfg, len(request.devices), method.micro_rows)
         others = [choice for choice in everything if choice != run_plan.choice]
-        nearest = cli.faults(estimate.search, request, others, lambda line: console.print(line, style='dim'))
+        better = cli.faults(estimate.search, request, others, tell)
     if JSON.value:
-        print(json.dumps(as_json(run_plan, nearest, request)))
-    elif not run_plan.fits:
-        show_nearest(nearest, request)
+        print(json.dumps(as_json(run_plan, better, request)))
+    else:
+        show_better(run_plan, better, request)
     if not run_plan.fits:
         sys.exit(1)
 
@@ -122,13 +126,16 @@ def show(run_plan: FitPlan, request: PlanRequest) -> None:
     console.print(verdict(run_plan, request), soft_wrap=True)
 
 
-def show_nearest(nearest: FitPlan | None, request: PlanRequest) -> None:
-    """Print the nearest plan that fits, or that there is none."""
+def show_better(run_plan: FitPlan, better: FitPlan | None, request: PlanRequest) -> None:
+    """Print the quicker plan, if there is one; or where the plan does not fit the nearest one that does, or none."""
     console = cli.console()
-    nothing = f'no mesh of these devices fits, with any remat or {request.rows}'
-    console.print(f'nearest that fits: {nearest.choice.flags(request.rows)}' if nearest else nothing, soft_wrap=True)
-    for table in (bytes_table(nearest), work_table(nearest)) if nearest else ():
-        console.print(table)
+    if better:
+        name = 'quicker' if run_plan.fits else 'nearest that fits'
+        console.print(f'{name}: {better.choice.flags(request.rows)}{duration(better)}', soft_wrap=True)
+        for table in (bytes_table(better), work_table(better)):
+            console.print(table)
+    elif not run_plan.fits:
+        console.print(f'no mesh of these devices fits, with any remat or {request.rows}', soft_wrap=True)
 
 
 def memory_table(run_plan: FitPlan) -> Table:
@@ -150,14 +157,15 @@ def bytes_table(run_plan: FitPlan) -> Table:
 
 def work_table(run_plan: FitPlan) -> Table:
     """A table with a row for each hot function: the operations, bytes and seconds of one run on one device."""
-    table = Table('program', 'runs', 'TFLOP', 'GB moved', 'GB received', 'overlapped', 'kernels', 's a run')
+    table = Table('program', 'runs', 'TFLOP', 'GB moved', 'GB received', 'overlapped', 'kernels', 'bound by', 's a run')
     for program in run_plan.figures:
         received = [f'{kind} {size / 1e9:.3g}' for kind, size in program.collectives.items()]
         if between := sum(program.between.values()):
             received.append(f'of it between nodes {between / 1e9:.3g}')
         numbers = [f'{program.flops / 1e12:.3g}', f'{program.moved / 1e9:.3g}', '\n'.join(received)]
         overlap, seconds = f'{program.overlapped} of {program.started + program.waiting}', program.seconds
-        counts = overlap, str(program.kernels)
+        bound = max(program.limits, key=program.limits.__getitem__, default='')
+        counts = overlap, str(program.kernels), bound
         table.add_row(program.name, str(program.calls), *numbers, *counts, '' if seconds is None else f'{seconds:.3g}')
     return table
 
@@ -167,9 +175,16 @@ def verdict(run_plan: FitPlan, request: PlanRequest) -> str:
     worst, limit = run_plan.worst, run_plan.chip.memory
     text = f'{"fits" if run_plan.fits else "does not fit"}: {run_plan.choice.flags(request.rows)}'
     text += f'; {worst.name} needs {gib(worst.peak)} of {gib(limit)} GiB'
-    if run_plan.fits and run_plan.step_seconds is not None:
-        text += f'; a step of full length takes {run_plan.step_seconds:.0f} s at {EFFICIENCY.value:.0%} of the peak'
-    return text
+    return text + duration(run_plan)
+
+
+def duration(run_plan: FitPlan) -> str:
+    """The end of a line of text: how long a step of a plan that fits takes; '' where a rate is unknown."""
+    seconds, roofline, share = run_plan.step_seconds, run_plan.roofline, run_plan.share_of_peak
+    if not run_plan.fits or seconds is None or roofline is None or share is None:
+        return ''
+    at_limits = f'{roofline:.0f} s at the rates of the device, of which arithmetic alone would take {share:.0%}'
+    return f'; a step of full length takes {seconds:.0f} s at {EFFICIENCY.value:.0%} of these rates, {at_limits}'
 
 
 def gib(size: float) -> str:
@@ -177,8 +192,8 @@ def gib(size: float) -> str:
     return f'{size / GIB:.3f}'
 
 
-def as_json(run_plan: FitPlan, nearest: FitPlan | None, request: PlanRequest) -> dict[str, Any]:
-    """The plan, and the nearest one that fits, as values for JSON."""
+def as_json(run_plan: FitPlan, better: FitPlan | None, request: PlanRequest) -> dict[str, Any]:
+    """The plan, and the quicker one, or the nearest one that fits, as values for JSON."""
 
     def fields(some_plan: FitPlan) -> dict[str, Any]:
         return {
@@ -187,12 +202,15 @@ def as_json(run_plan: FitPlan, nearest: FitPlan | None, request: PlanRequest) ->
             'memory': some_plan.memory,
             'limit': some_plan.chip.memory,
             'step_seconds': some_plan.step_seconds,
+            'step_roofline': some_plan.roofline,
+            'share_of_peak': some_plan.share_of_peak,
             'programs': [dataclasses.asdict(figures) for figures in some_plan.figures],
         }
 
     kind = request.devices[0].device_kind
     head = {'devices': len(request.devices), 'device': kind, 'model': dataclasses.asdict(request.cfg)}
-    return {**head, **fields(run_plan), 'nearest': fields(nearest) if nearest else None}
+    named = {'quicker' if run_plan.fits else 'nearest': fields(better) if better else None}
+    return {**head, **fields(run_plan), **named}
 
 
 if __name__ == '__main__':

@@ -257,6 +257,43 @@ def test_the_nearest_plan_is_the_cheapest_that_fits(monkeypatch) -> None:
     assert estimate.search(request(memory=GIB), choices, lambda _: None) is None
 
 
+def test_the_quicker_plan_has_the_least_remat_and_the_most_slots_that_fit(monkeypatch) -> None:
+    asked = request()._replace(decode=True)
+    work = asked.work._replace(prompts=16, n=2, sampled=4, slots=8, shares=1)
+    seconds = {'none': 1.0, 'dots': 2.0, 'full': 3.0}
+
+    def made(asked, choice, log, stop_early=False):
+        """'none' does not fit, and neither do 64 slots."""
+        slots = choice.slots or work.slots
+        update = ProgramCost('gradients', 4, peak=3 - 2 * (choice.remat != 'none'), seconds=seconds[choice.remat])
+        waves = ProgramCost('generate', 64 // slots, peak=slots // 20, seconds=1.0)
+        figures = [update] * asked.train + [waves] * asked.decode
+        return FitPlan(choice, asked.chip, {'KV cache': slots}, figures)
+
+    monkeypatch.setattr(estimate, 'make_plan', made)
+    asked = asked._replace(work=work, chip=Chip(2, 1e12, 1e11, 1e10))
+    plan = made(asked, FitOptions(1, 8, 1, 'full', 2), print)
+    assert plan.fits and plan.step_seconds == 4 * 3.0 + 8
+    best = estimate.quicker(asked, plan, lambda _: None)
+    assert best is not None and best.choice == FitOptions(1, 8, 1, 'dots', 2, slots=32)
+    assert best.fits and best.step_seconds == 4 * 2.0 + 2 and best.memory == {'KV cache': 32}
+    assert '--config.policy.remat=dots' in best.choice.flags() and '--config.decode.slots=32' in best.choice.flags()
+    # Nothing is quicker than what is chosen already, and nobody knows what is where rates are unknown.
+    assert estimate.quicker(asked._replace(work=work._replace(slots=32)), best, lambda _: None) is None
+    unknown = dataclasses.replace(plan, figures=[ProgramCost('gradients', 1)])
+    assert estimate.quicker(asked, unknown, lambda _: None) is None
+
+
+def test_a_step_at_the_roofline_takes_its_slowest_limit_and_tells_the_share_of_arithmetic() -> None:
+    costs = [
+        ProgramCost('gradients', 2, limits={'arithmetic': 3.0, 'memory': 1.0, 'links': 2.0}),
+        ProgramCost('generate', 4, limits={'arithmetic': 0.5, 'memory': 1.0, 'links': 0.0}),
+    ]
+    plan = FitPlan(FitOptions(1, 1, 1, 'none', 1), request().chip, {}, costs)
+    assert (plan.roofline, plan.share_of_peak) == (2 * 3.0 + 4 * 1.0, (2 * 3.0 + 4 * 0.5) / 10.0)
+    assert FitPlan(plan.choice, plan.chip, {}, [ProgramCost('gradients', 1)]).roofline is None
+
+
 def test_choices_divide_the_model_and_come_cheapest_first() -> None:
     found = estimate.choices(tiny(), 8, 2)
     assert {choice.tensor for choice in found} == {1, 2}  # two kv heads
@@ -314,6 +351,7 @@ def test_the_command_plans_this_machine_whole() -> None:
     assert names == ['gradients', 'apply', 'score', *published, 'prefill', 'insert', 'generate']
     assert told['fits']
     assert told['memory']['KV cache'] > 0
+    assert told['quicker'] is None and told['step_roofline'] is None  # the rates of this machine are not known
 
 
 @pytest.mark.slow

@@ -34,11 +34,13 @@ class FitOptions(NamedTuple):
     tensor: int
     remat: str
     micro_rows: int  # rows of an update that a device computes at once
+    slots: int = 0  # requests that all decoders decode at once; 0: as many as the config says
 
     def flags(self, rows: str = 'ppo.micro_rows') -> str:
         """The flags of a command line that make this choice, where `rows` is the key of the number of rows."""
         sizes = ' '.join(f'--config.mesh.{axis}={getattr(self, axis)}' for axis in devices.AXES)
-        return f'{sizes} --config.policy.remat={self.remat} --config.{rows}={self.micro_rows}'
+        slots = f' --config.decode.slots={self.slots}' if self.slots else ''
+        return f'{sizes} --config.policy.remat={self.remat} --config.{rows}={self.micro_rows}{slots}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +66,18 @@ class ProgramCost:
     waiting: int = 0
     kernels: int = 0
     between: dict[int, float] = dataclasses.field(default_factory=dict)
+    # The seconds of a run at the device's own rates by what takes them: arithmetic, memory and links. They work at the
+    # same time. It is empty where a rate of the device is unknown.
+    limits: dict[str, float] = dataclasses.field(default_factory=dict)
     # The seconds of a run at the requested efficiency; None where a rate of the device is unknown.
     seconds: float | None = None
     # The reason why the compiler refused the program, '' where it did not.
     refused: str = ''
+
+    @property
+    def roofline(self) -> float:
+        """The seconds of a run at the device's own rates: the largest of `limits`, which has to be known."""
+        return max(self.limits.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +107,19 @@ class FitPlan:
             return None
         return sum(program.calls * (program.seconds or 0.0) for program in self.figures)
 
+    @property
+    def roofline(self) -> float | None:
+        """Seconds of a step at the device's own rates, that is, at an efficiency of 1; None where one is unknown."""
+        if not all(program.limits for program in self.figures):
+            return None
+        return sum(program.calls * program.roofline for program in self.figures)
+
+    @property
+    def share_of_peak(self) -> float | None:
+        """The arithmetic of a step at the device's peak as a share of `roofline`; None where a rate is unknown."""
+        arithmetic = sum(program.calls * program.limits.get('arithmetic', 0.0) for program in self.figures)
+        return arithmetic / self.roofline if self.roofline else None
+
 
 class PlanRequest(NamedTuple):
     """A model, the work of its step and the devices to plan for."""
@@ -106,13 +129,14 @@ class PlanRequest(NamedTuple):
     work: Work
     devices: Sequence[Any]
     chip: Chip
-    # `decode` is False where another machine samples.
+    # `decode` is False where another machine samples, and `train` where decoding alone is planned.
     decode: bool
     # `int8` decodes with weights of eight bits.
     int8: bool
     # `efficiency` is the share of the chip's peak that a step reaches.
     efficiency: float
     rows: str = 'ppo.micro_rows'  # the key of the rows that a device computes at once
+    train: bool = True
 
 
 def make_plan(
@@ -125,10 +149,11 @@ def make_plan(
     Raises:
       ValueError: the model does not divide over this mesh.
     """
-    sizes = {axis: getattr(choice, axis) for axis in devices.AXES}
-    mesh = devices.make_mesh(**sizes, devices=request.devices)
+    mesh = mesh_of(request, choice)
     cfg = dataclasses.replace(request.cfg, remat=choice.remat)
     learner = request.make_learner(cfg, mesh, choice.micro_rows)
+    if choice.slots:
+        request = request._replace(work=request.work._replace(slots=choice.slots))
     memory, figures = resident(learner), []
     # A plan whose lower bound does not fit is not compiled, which would take long.
     if (bound := least(request, learner, choice, memory)) > request.chip.memory:
@@ -145,6 +170,11 @@ def make_plan(
         memory['process'] = peak_bytes() // len(request.devices)
         figures = [beside(figure, memory['process']) for figure in figures]
     return FitPlan(choice, request.chip, memory, figures)
+
+
+def mesh_of(request: PlanRequest, choice: FitOptions) -> Mesh:
+    """The devices in the mesh of a choice."""
+    return devices.make_mesh(**{axis: getattr(choice, axis) for axis in devices.AXES}, devices=request.devices)
 
 
 def beside(figures: ProgramCost, size: int) -> ProgramCost:
@@ -183,7 +213,8 @@ def least(request: PlanRequest, learner: Learner, choice: FitOptions, memory: di
 
 def hot_functions(request: PlanRequest, learner: Learner, memory: dict[str, int]) -> Iterator[Program]:
     """The programs of training, then those of decoding. The bytes that decoding keeps are added to `memory`."""
-    yield from programs.training(learner, request.work)
+    if request.train:
+        yield from programs.training(learner, request.work)
     if request.decode:
         assert isinstance(learner, PolicyLearner)
         parts = programs.decoding(learner.actor.cfg, learner, request.work, int8=request.int8)
@@ -215,11 +246,10 @@ def measure(program: Program, chip: Chip, efficiency: float) -> ProgramCost:
     # Results that take the place of arguments need no memory of their own.
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
     received = sum(traffic.collectives.values())
-    seconds = None
+    limits = {}
     if chip.flops and chip.bandwidth and chip.links:
         transfer = chip.transfer(received, traffic.between)
-        # Arithmetic, memory and links work at the same time, so the slowest of them counts.
-        seconds = max(work / chip.flops, traffic.moved / chip.bandwidth, transfer) / efficiency
+        limits = {'arithmetic': work / chip.flops, 'memory': traffic.moved / chip.bandwidth, 'links': transfer}
     return ProgramCost(
         program.name,
         program.calls,
@@ -228,7 +258,9 @@ def measure(program: Program, chip: Chip, efficiency: float) -> ProgramCost:
         beside=beside,
         peak=argument_bytes + results + stats.temp_size_in_bytes + beside,
         flops=work,
-        seconds=seconds,
+        limits=limits,
+        # The slowest of the limits counts.
+        seconds=max(limits.values()) / efficiency if limits else None,
         **traffic._asdict(),
     )
 
@@ -252,6 +284,40 @@ def search(request: PlanRequest, choices: Iterable[FitOptions], log: Callable[[s
         if plan.fits:
             return plan
     return None
+
+
+def quicker(request: PlanRequest, plan: FitPlan, log: Callable[[str], None]) -> FitPlan | None:
+    """The plan on the same mesh with the least recomputation and the most slots that fit; None where a step is no
+    shorter, or its length is unknown."""
+    if not plan.step_seconds:
+        return None
+    choice, most = plan.choice, requests_at_once(request, plan.choice) if request.decode else 0
+    # An update keeps no slots and decoding no activations, so each is chosen by itself.
+    cheaper = [choice._replace(remat=remat) for remat in REMAT[: _cost(choice.remat)]]
+    trained = search(request._replace(decode=False), cheaper, log) or plan
+    # All completions at once, or in two, four, ... turns.
+    counts = [most >> halving for halving in range(most.bit_length())]
+    more = [choice._replace(slots=slots) for slots in counts if slots > request.work.slots]
+    decoded = search(request._replace(train=False), more, log) or plan
+    best = FitPlan(
+        trained.choice._replace(slots=decoded.choice.slots),
+        plan.chip,
+        decoded.memory,
+        [*parts_of(trained, decoding=False), *parts_of(decoded, decoding=True)],
+    )
+    return best if (best.step_seconds or 0.0) < plan.step_seconds else None
+
+
+def parts_of(plan: FitPlan, *, decoding: bool) -> list[ProgramCost]:
+    """The figures of decoding, or of all other programs."""
+    return [program for program in plan.figures if (program.name in programs.DECODING) == decoding]
+
+
+def requests_at_once(request: PlanRequest, choice: FitOptions) -> int:
+    """The number of slots in which all completions of a step are decoded at once, by all decoders together."""
+    mesh = mesh_of(request, choice)
+    shares, work = request.work.shares_on(mesh), request.work
+    return shares * -(-work.prompts // shares) * (work.sampled or work.n)
 
 
 def choices(cfg: ModelConfig, count: int, micro_rows: int) -> list[FitOptions]:

@@ -31,6 +31,8 @@ Tree = Any
 Learner = PolicyLearner | PreferenceLearner | Actor | Scorer
 # Both numbers are those of `decode.local.LocalDecoder`.
 CHUNK, PREFILL_ROWS = 512, 8
+# The names of the programs of `decoding`.
+DECODING = 'publish layer', 'publish rest', 'prefill', 'insert', 'generate'
 
 
 class Program(NamedTuple):
@@ -231,20 +233,14 @@ def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool
     steps = work.completion * -(-prompts_of_share * (work.sampled or work.n) // slots)
     # The trained weights are arguments already; the rest of the training's state is in memory beside.
     training = state.replace(actor=state.actor.replace(model=model.replace(params={})))
-    return [
-        Program(
-            'publish layer',
-            publish.send_layer,
-            (plain['layers'], number),
-            cfg.layers,
-            (outer, training, weights),
-            wide.size,
-        ),
-        Program('publish rest', publish.send_outer, (outer,), 1, (plain['layers'], training), wide.size),
-        Program('prefill', functions.extend, prompts, chunks, state, mesh.size),
-        Program('insert', functions.insert, (caches, prefix, admission(slots)), chunks, (state, weights), mesh.size),
-        Program('generate', functions.generate, (weights, caches), steps, state, mesh.size),
+    parts = [
+        (publish.send_layer, (plain['layers'], number), cfg.layers, (outer, training, weights), wide.size),
+        (publish.send_outer, (outer,), 1, (plain['layers'], training), wide.size),
+        (functions.extend, prompts, chunks, state, mesh.size),
+        (functions.insert, (caches, prefix, admission(slots)), chunks, (state, weights), mesh.size),
+        (functions.generate, (weights, caches), steps, state, mesh.size),
     ]
+    return [Program(name, *part) for name, part in zip(DECODING, parts, strict=True)]
 
 
 def spread(mesh: Mesh, shares: int) -> tuple[Mesh, Mesh]:
