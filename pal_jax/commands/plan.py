@@ -92,8 +92,9 @@ def make_request(settings: Run, method: PlannedRun) -> PlanRequest:
     cfg = shapes.shape(MODEL.value or policy.source)
     slice_devices = chips.topology_devices(TOPOLOGY.value) if TOPOLOGY.value else chips.local_devices(PLATFORM.value)
     hosts = len({device.process_index for device in slice_devices})
+    cfg = devices.for_platform(cfg, policy.dtype, slice_devices[0].platform, policy.scan_layers)
     return PlanRequest(
-        cfg=devices.for_platform(cfg, policy.dtype, slice_devices[0].platform, policy.scan_layers),
+        cfg=dataclasses.replace(cfg, exact=decode is not None and decode.exact),
         make_learner=method.make_learner,
         work=method.work,
         devices=slice_devices,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Protocol
@@ -52,12 +53,14 @@ def choose_decoder(
     shares: Shares = ALONE,
     reuse: bool = True,
     int8: bool = False,
+    exact: bool = False,
 ) -> Decoder:
     """The decoder that `config.decode` names.
 
     Raises:
       ValueError: the driver is unknown, or does not support an address or several shares, the address is no host:port,
-        `int8` is set with an address or on a CPU, or the token of the environment cannot be sent.
+        `int8` is set with an address or on a CPU, `exact` is set where nobody has shown it, or the token of the
+        environment cannot be sent.
     """
     if driver not in ('local', 'jetstream'):
         raise ValueError(f"decode.driver={driver!r} is unknown; use 'local' or 'jetstream'")
@@ -65,6 +68,9 @@ def choose_decoder(
         if address:
             raise ValueError(f"decode.address={address!r} needs decode.driver='jetstream'")
         check_eight_bits('decode.int8', int8, mesh)
+        if exact:
+            check_exact(cfg, mesh)
+            cfg = dataclasses.replace(cfg, exact=True)
         settings = {'slots': slots, 'stride': stride, 'reuse': reuse, 'int8': int8}
         if shares.parts > 1:
             return SharedDecoder(cfg, tokenizer, mesh, shares, **settings)
@@ -77,8 +83,9 @@ def choose_decoder(
         raise ValueError(
             f"decode.address={address!r} is no host:port, such as 127.0.0.1:9000, which decode.driver='jetstream' needs"
         )
-    if int8:
-        raise ValueError(f'decode.address={address!r} decodes as its server was started; leave decode.int8 off')
+    for name, chosen in {'int8': int8, 'exact': exact}.items():
+        if chosen:
+            raise ValueError(f'decode.address={address!r} decodes as its server was started; leave decode.{name} off')
     # gRPC is imported only where a server is asked.
     from pal_jax.decode.serve.jetstream.remote import RemoteDecoder
 
@@ -90,3 +97,15 @@ def check_eight_bits(key: str, int8: bool, mesh: Mesh) -> None:
     # The compiler has no product of eight-bit weights for a CPU, and widens them anew for each token.
     if int8 and mesh.devices.flat[0].platform == 'cpu':
         raise ValueError(f'{key}: weights of eight bits make decoding on a CPU up to 12 times slower; leave it off')
+
+
+def check_exact(cfg: ModelConfig, mesh: Mesh) -> None:
+    """Raises ValueError where it is not shown that a decoder rounds as training does."""
+    platform, tensor = mesh.devices.flat[0].platform, mesh.shape.get('tensor', 1)
+    for fault, key in (
+        (platform != 'cpu', f'this is a {platform}, it is shown on a CPU'),
+        (cfg.dtype != 'float32', f'products are in {cfg.dtype}; set policy.dtype=float32'),
+        (tensor > 1, f'mesh.tensor={tensor} cuts the sums of a product; set it to 1'),
+    ):
+        if fault:
+            raise ValueError(f'decode.exact: {key}, or leave decode.exact off')

@@ -26,6 +26,8 @@ from pal_jax.models import attention, decoder, places, soups
 from pal_jax.models.config import LayerKind, ModelConfig
 from pal_jax.models.linear import SoupWeight, output_major, quantize
 from pal_jax.models.params import Params
+from pal_jax.objectives.logprobs import chosen_logprob
+from pal_jax.objectives.rounding import exponential
 from pal_jax.run import sharding
 
 # Letters: `B` slots, `N` prompts, `M` entries of an admission, `T` tokens, `S` columns of a cache, `H` query heads, `G`
@@ -88,7 +90,8 @@ def decode_layer(layer: Params, i: Int[Array, ''], cfg: ModelConfig, *, slots: i
 
     `int8` rounds the matrices to eight bits, which halves the bytes that a step reads and changes the policy slightly.
     """
-    cpu, single = jax.default_backend() == 'cpu', slots == 1
+    # With `cfg.exact` the matrices stay as they are in training.
+    cpu, single = jax.default_backend() == 'cpu' and not cfg.exact, slots == 1
     # Layers are separate arrays because a slice of a stacked array is a copy before every product. The adapters of a
     # soup are stacked over layers, and those of layer `i` are taken.
     layer = soups.at_layer(layer, i)
@@ -352,7 +355,7 @@ def score(
 
     def some(part: tuple[Array, Array]) -> Any:
         logits = unembed(weights, cfg, part[0]).reshape(rows * SCORED, -1)
-        scores = sampling.logprob_of(logits, part[1].reshape(-1)), sampling.likeliest(logits, alternatives)
+        scores = chosen_logprob(logits, part[1].reshape(-1)), sampling.likeliest(logits, alternatives)
         return jax.tree.map(lambda array: array.reshape(rows, SCORED, *array.shape[1:]), scores)
 
     # Logits of `SCORED` columns exist at a time.
@@ -380,8 +383,8 @@ def attend_cache(
     """
     B, _, H, K = q.shape
     # The queries of a group share its keys.
-    q = q.reshape(B, keys.shape[1], -1, K) * attention.score_scale(cfg)
-    scores = jnp.einsum('bghk,bgks->bghs', q, keys, preferred_element_type=jnp.float32)
+    q = q.reshape(B, keys.shape[1], -1, K)
+    scores = jnp.einsum('bghk,bgks->bghs', q, keys, preferred_element_type=jnp.float32) * attention.score_scale(cfg)
     if cfg.attn_softcap is not None:
         scores = cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
     distance = position - jnp.arange(keys.shape[3])[None]
@@ -390,10 +393,10 @@ def attend_cache(
         scores -= slopes * distance[:, None, None].astype(jnp.float32)
     visible = distance >= 0 if kind.window is None else (distance >= 0) & (distance < kind.window)
     scores = jnp.where(visible[:, None, None, :], scores, -jnp.inf)
-    mass = sampling.before_sum(jnp.exp(scores - scores.max(-1, keepdims=True)))
+    mass = exponential(scores - scores.max(-1, keepdims=True))
     # The outputs are divided by the sum, since they are fewer than the weights.
     out = jnp.einsum('bghs,bgsk->bghk', mass.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return (out / mass.sum(-1, keepdims=True)).reshape(B, 1, H, K).astype(q.dtype)
+    return (out / attention.total_of(mass)).reshape(B, 1, H, K).astype(q.dtype)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:

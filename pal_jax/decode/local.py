@@ -102,7 +102,7 @@ class LocalDecoder:
         grain: int = 128,
     ):
         ways = sharding.batch_ways(mesh)
-        cfg, slots = for_slots(cfg, slots)
+        cfg, slots = for_slots(cfg, slots, ways=ways)
         self.cfg, self.tokenizer, self.mesh = cfg, tokenizer, mesh
         self.slots, self.stride, self.reuse = round_up(slots, ways), stride, reuse
         self.chunk = bucket(chunk, 64)

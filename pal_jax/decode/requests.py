@@ -44,6 +44,8 @@ class Request:
 Alternatives = tuple[tuple[int, float], ...]
 # The largest number of alternatives, as in OpenAI's API.
 ALTERNATIVES = 20
+# The fewest slots whose product with a weight rounds as it does in training: XLA adds up fewer rows in another order.
+EXACT_SLOTS = 64
 # The number of last tokens of a prompt with which the text of its completion is decoded.
 CONTEXT = 16
 # A function of the place of a request and its completion.
@@ -99,10 +101,13 @@ class LiveRequest:
     versions: list[int] = dataclasses.field(default_factory=list)
 
 
-def for_slots(cfg: ModelConfig, slots: int, platform: str | None = None) -> tuple[ModelConfig, int]:
-    """The config and the number of slots that decode fastest for `slots` requests; by default on this platform."""
+def for_slots(cfg: ModelConfig, slots: int, platform: str | None = None, ways: int = 1) -> tuple[ModelConfig, int]:
+    """The config and the number of slots that decode fastest for `slots` requests, or in which a decoder is exact; by
+    default on this platform. The slots are spread over `ways` devices."""
     if (platform or jax.default_backend()) != 'cpu':
         return cfg, slots
+    if cfg.exact:
+        return cfg, ways * max(round_up(-(-slots // ways), 8), EXACT_SLOTS)
     # A CPU multiplies rows in groups of eight, so that 25 rows take more time than 32. It multiplies a single row
     # fastest in float32.
     return (dataclasses.replace(cfg, dtype='float32'), 1) if slots == 1 else (cfg, round_up(slots, 8))

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
+from pal_jax.objectives.logprobs import chosen_logprob
+from pal_jax.objectives.rounding import exponential
+
 BLOCK = 256
 # A lower temperature counts as 0, since logits divided by it would overflow float32.
 COLDEST = 1e-5
@@ -44,7 +47,10 @@ def sample(
     greedy, drawn_logits = temperature < COLDEST, drawn_from(logits, temperature, top_k, top_p)
     uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
     tokens = jnp.where(greedy, argmax(logits), inverse_cdf(drawn_logits, uniform)).astype(jnp.int32)
-    return SampledTokens(tokens, logprob_of(drawn_logits, tokens), logprob_of(logits, tokens))
+    # The same function of plain logits as in training, so that both round alike.
+    kept = jnp.where(drawn_logits == -jnp.inf, -jnp.inf, logits)
+    logprob = chosen_logprob(kept, tokens, 1.0 / jnp.where(greedy, 1.0, temperature))
+    return SampledTokens(tokens, logprob, chosen_logprob(logits, tokens))
 
 
 def drawn_from(
@@ -67,11 +73,6 @@ def likeliest(logits: Float[Array, 'B V'], count: int) -> LikeliestTokens:
     return LikeliestTokens(tokens, top - log_sum_exp(logits)[:, None])
 
 
-def logprob_of(logits: Float[Array, 'B V'], tokens: Int[Array, ' B']) -> Float[Array, ' B']:
-    """The log-probs of tokens under softmax(logits)."""
-    return jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - log_sum_exp(logits)
-
-
 def argmax(logits: Float[Array, 'B V']) -> Int[Array, ' B']:
     """The index of the largest logit of each row, as `jnp.argmax(axis=-1)` gives it."""
     # On CPU `jnp.argmax` compares entries one by one. Maxima of blocks, which are vectorised, find the block first, and
@@ -84,14 +85,7 @@ def argmax(logits: Float[Array, 'B V']) -> Int[Array, ' B']:
 def log_sum_exp(logits: Float[Array, 'B V']) -> Float[Array, ' B']:
     """The log of the sum of exponentials of each row."""
     top = jnp.max(logits, axis=-1)
-    return top + jnp.log(jnp.sum(before_sum(jnp.exp(logits - top[:, None])), axis=-1))
-
-
-def before_sum(mass: Float[Array, 'B *rest']) -> Float[Array, 'B *rest']:
-    """Exponentials that are summed next."""
-    # A barrier keeps a CPU from exponentiating within the sum, without vectors. A GPU would write the exponentials and
-    # read them again.
-    return lax.platform_dependent(mass, cuda=lambda x: x, default=lax.optimization_barrier)
+    return top + jnp.log(jnp.sum(exponential(logits - top[:, None]), axis=-1))
 
 
 def truncate(logits: Float[Array, 'B V'], top_k: Int[Array, ' B'], top_p: Float[Array, ' B']) -> Float[Array, 'B V']:

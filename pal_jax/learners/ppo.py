@@ -40,6 +40,7 @@ Estimate = Callable[..., Estimates]  # makes advantages of `EstimatorInputs` and
 # Makes the minibatch that is trained on from the state, a minibatch and the weights `[R, N, A]` of its actions: `R`
 # rows, `N` samples of a row, `A` actions of a sample.
 Before = Callable[['PolicyState', RolloutBatch, Array], RolloutBatch]
+EXACT_ROW = 512  # the longest row, in tokens, of which sampling and training are known to have the same bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,7 @@ class PPO:
     # between sampler and trainer.
     old_logprobs: Literal['policy', 'sampler'] = 'policy'
     temperature: float = derived(1.0)  # the temperature of the samples; log-probs are taken at it, too
+    exact: bool = derived(False)  # `decode.exact`: a first minibatch whose ratios are not all 1 is an error
 
     def __post_init__(self):
         known = {
@@ -340,6 +342,10 @@ class PolicyLearner:
             means |= {'epochs': float(len(epochs))} if self.ppo.early_stop_kl else {}
             # No update precedes the first minibatch, so its ratios should be 1.
             means |= {'first_ratio_deviation': history[0]['ratio_deviation']}
+            if self.ppo.exact and (off := means['first_ratio_deviation']):
+                raise RuntimeError(
+                    f'decode.exact: a ratio is {off:.1e} off 1; leave it off, or see docs/performance.md'
+                )
         # 4. The KL coefficient of the next rollout rises where the KL is above `kl_target`, and falls below.
         return state.replace(kl_coef=self._adapted_kl(batch, state.kl_coef)), means
 

@@ -16,11 +16,14 @@ from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig, RopeSca
 from pal_jax.models.flash import flash_attention
 from pal_jax.models.places import MASKED, Places, Scoring, alibi_slopes, distance, visible
 from pal_jax.models.splash import splash_attention
+from pal_jax.objectives.rounding import exponential, rounded
 
 # The queries of a causal block on CPU; smaller blocks compute fewer masked scores, but slower products.
 BLOCK = 128
 # The tokens of a row from which a CPU computes block by block, in memory that does not grow with the square.
 LONG = 4096
+# The columns of ones that sum a row of weights by a product. A CPU adds up narrower products in another order.
+ONES = 16
 
 
 def rope(
@@ -32,7 +35,8 @@ def rope(
     cos, sin = _rotation(positions, cfg, kind)
     wide = x.astype(jnp.float32)
     # In the half-split layout the partner of a number is half a head away.
-    return (wide * cos + jnp.roll(wide, cfg.head_dim // 2, axis=-1) * sin).astype(x.dtype)
+    turned = jnp.roll(wide, cfg.head_dim // 2, axis=-1)
+    return (rounded(wide * cos) + rounded(turned * sin)).astype(x.dtype)
 
 
 def _rotation(positions: Array, cfg: ModelConfig, kind: LayerKind) -> tuple[Array, Array]:
@@ -142,8 +146,10 @@ def _folded_fwd(
 ) -> tuple[Array, Residuals]:
     dtype, folded = cfg.dtype, _fold(q.astype(cfg.dtype), k.shape[2])
     repeated = Places(*(jnp.repeat(x, q.shape[2] // k.shape[2], axis=1) for x in queries))
-    p = _probabilities(_scores(folded, k, cfg), repeated, keys, cfg, kind)
-    out = _dot('rgts,rsgk->rgtk', p, v, dtype)
+    weights = _weights(_scores(folded, k, cfg), repeated, keys, cfg, kind)
+    total = total_of(weights)
+    out = _dot('rgts,rsgk->rgtk', weights, v, dtype) / total
+    p = (weights / total).astype(dtype)
     return _unfold(out, q.shape[1]), Residuals(folded, k.astype(dtype), v.astype(dtype), p, out, jnp.empty((), q.dtype))
 
 
@@ -175,16 +181,22 @@ def _scores(q: Array, k: Array, cfg: ModelConfig) -> Array:
     return scores if cfg.attn_softcap is None else cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
 
 
-def _probabilities(scores: Array, queries: Places, keys: Places, cfg: ModelConfig, kind: LayerKind) -> Array:
-    """The probabilities `[R, G, T*J, S]` in `cfg.dtype`. `queries` are the places of the scores' rows `T*J`."""
+def total_of(weights: Float[Array, 'R G M S']) -> Float[Array, 'R G M 1']:
+    """The sums of unnormalised attention weights over the columns."""
+    # A product adds up column after column, so columns of zeros change no bit of it, wherever they stand. A reduction
+    # adds up by vectors, whose order depends on where the columns stand.
+    ones = jnp.ones((*weights.shape[:2], weights.shape[3], ONES), weights.dtype)
+    return _dot('rgms,rgso->rgmo', weights, ones, 'float32')[..., :1]
+
+
+def _weights(scores: Array, queries: Places, keys: Places, cfg: ModelConfig, kind: LayerKind) -> Array:
+    """The unnormalised weights `[R, G, T*J, S]`. `queries` are the places of the scores' rows `T*J`."""
     if cfg.alibi:
         groups, rows = scores.shape[1:3]
         slopes = np.tile(alibi_slopes(cfg.heads).reshape(groups, -1), rows * groups // cfg.heads)
         scores -= slopes[None, :, :, None] * distance(queries, keys)[:, None].astype(jnp.float32)
     scores = jnp.where(visible(queries, keys, kind.window)[:, None], scores, MASKED)
-    # The barrier comes before the sum, since XLA's CPU backend does not vectorise an exp inside a reduction.
-    weights = lax.optimization_barrier(jnp.exp(scores - scores.max(-1, keepdims=True)))
-    return (weights / weights.sum(-1, keepdims=True)).astype(cfg.dtype)
+    return exponential(scores - scores.max(-1, keepdims=True))
 
 
 def _dot(spec: str, x: Array, y: Array, dtype: str) -> Array:

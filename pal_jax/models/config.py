@@ -77,6 +77,7 @@ class ModelConfig:
     # 'blocks': plain XLA; 'fused': XLA's own choice; 'splash': kernels for TPUs (models/splash.py); 'flash': for GPUs
     attention: str = 'blocks'
     logit_states: int = 512  # states whose logits a device has at once; rows with few actions skip most of them
+    exact: bool = False  # a decoder rounds as training does, bit for bit (`decode.exact`)
     remat: str = 'none'  # the part of a layer that the backward pass computes again; see `decoder.saved`
 
     @property

@@ -12,10 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.objectives.masked import keep
+from pal_jax.objectives.rounding import exponential, rounded
 
 # A function of log-probs and `aux` that gives losses, elementwise.
 PerToken = Callable[[Array, Any], Array]
@@ -39,15 +41,12 @@ def token_logprobs(
     `temperature`. `dtype` is the type of the product's inputs; about `chunk` states have their logits in memory at
     once.
     """
-    weight = unembed.astype(dtype)
-    cap = softcap and softcap / temperature
+    weight, factor = unembed.astype(dtype), factor_of(temperature)
 
     def score(states: Array, chosen: Array) -> tuple[Array, Array]:
-        logits = _logits(states, weight, cap)
-        shift, weights, total = _softmax_parts(logits)
-        log_total = jnp.log(total) + shift
-        entropy = log_total - (weights * logits).sum(-1) / total
-        return _pick(logits, chosen) - log_total, entropy
+        centred, weights, total = softmax_parts(_logits(states, weight, softcap), factor)
+        entropy = jnp.log(total) - factor * (weights * centred).sum(-1) / total
+        return picked_logprob(centred, total, chosen, factor), entropy
 
     def body(_: None, columns: tuple[Array, Array, Array]) -> tuple[None, tuple[Array, Array]]:
         states, chosen, act = columns
@@ -56,7 +55,7 @@ def token_logprobs(
         return None, lax.cond(jnp.any(act), score, lambda *_: nothing, states, chosen)
 
     acts = jnp.ones_like(targets, bool) if acts is None else acts
-    columns = _split((hidden / temperature, targets, acts), _width(targets, chunk))
+    columns = _split((hidden, targets, acts), _width(targets, chunk))
     return _join(lax.scan(body, None, columns)[1], targets.shape[1])
 
 
@@ -79,8 +78,7 @@ def token_loss(
     `[R, M]` arrays, and get no gradient. Gradients reach `hidden` and `unembed`.
     """
     acts = jnp.ones_like(targets, bool) if acts is None else acts
-    cap = softcap and softcap / temperature
-    loss, logprobs = _loss(hidden / temperature, unembed, targets, acts, aux, per_token, cap, dtype, chunk)
+    loss, logprobs = _loss(hidden, unembed, targets, acts, aux, per_token, temperature, softcap, dtype, chunk)
     return loss, lax.stop_gradient(logprobs)
 
 
@@ -112,11 +110,14 @@ def _loss_value(
     acts: Array,
     aux: Any,
     per_token: PerToken,
+    temperature: float,
     cap: float | None,
     dtype: str,
     chunk: int,
 ) -> tuple[Array, Array]:
-    logprobs, _ = token_logprobs(hidden, unembed, targets, acts=acts, softcap=cap, dtype=dtype, chunk=chunk)
+    logprobs, _ = token_logprobs(
+        hidden, unembed, targets, acts=acts, temperature=temperature, softcap=cap, dtype=dtype, chunk=chunk
+    )
     return jnp.where(acts, per_token(logprobs, aux), 0.0).sum(), logprobs
 
 
@@ -127,20 +128,21 @@ def _loss_fwd(
     acts: Array,
     aux: Any,
     per_token: PerToken,
+    temperature: float,
     cap: float | None,
     dtype: str,
     chunk: int,
 ):
-    weight = unembed.astype(dtype)
+    weight, factor = unembed.astype(dtype), factor_of(temperature)
     width = _width(targets, chunk)
 
     def score(loss: Array, dweight: Array, states: Array, chosen: Array, act: Array, extra: Any):
         logits = _logits(states, weight, cap)
-        shift, weights, total = _softmax_parts(logits)
-        logprobs = _pick(logits, chosen) - shift - jnp.log(total)
+        centred, weights, total = softmax_parts(logits, factor)
+        logprobs = picked_logprob(centred, total, chosen, factor)
         losses, pull = jax.vjp(lambda lp: jnp.where(act, per_token(lp, extra), 0.0), logprobs)
         (slope,) = pull(jnp.ones_like(losses))
-        dlogits = _dlogits(weights, total, chosen, slope)
+        dlogits = _dlogits(weights, total, chosen, slope * factor)
         # The derivative of cap * tanh(x / cap) by x.
         if cap is not None:
             dlogits *= 1.0 - jnp.square(logits / cap)
@@ -166,6 +168,7 @@ def _loss_fwd(
 
 def _loss_bwd(
     per_token: PerToken,
+    temperature: float,
     cap: float | None,
     dtype: str,
     chunk: int,
@@ -178,7 +181,7 @@ def _loss_bwd(
     return dhidden, dweight, None, None, None
 
 
-_loss = jax.custom_vjp(_loss_value, nondiff_argnums=(5, 6, 7, 8))
+_loss = jax.custom_vjp(_loss_value, nondiff_argnums=(5, 6, 7, 8, 9))
 _loss.defvjp(_loss_fwd, _loss_bwd)
 
 
@@ -187,13 +190,33 @@ def _logits(states: Array, weight: Array, cap: float | None = None) -> Array:
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def _softmax_parts(logits: Array) -> tuple[Array, Array, Array]:
-    """The maximum of the logits, `exp(logits - maximum)`, and its sum over `V`."""
-    shift = logits.max(-1)
-    # The exponentials are written out before they are summed: inside a reduction XLA's CPU backend computes them one by
-    # one.
-    weights = lax.optimization_barrier(jnp.exp(logits - shift[..., None]))
-    return shift, weights, weights.sum(-1)
+# --- log-probabilities of logits, for training and for sampling -----------------------------------------------------
+
+
+def chosen_logprob(
+    logits: Float[Array, '*rows V'], chosen: Int[Array, '*rows'], factor: Float[Array, '*rows'] | float = 1.0
+) -> Float[Array, '*rows']:
+    """The log-probabilities of tokens under softmax(factor * logits), rounded as in a loss."""
+    factor = jnp.asarray(factor, jnp.float32)
+    centred, _, total = softmax_parts(logits, factor[..., None] if factor.ndim else factor)
+    return picked_logprob(centred, total, chosen, factor)
+
+
+def factor_of(temperature: float) -> Any:
+    """The factor of logits at a temperature, rounded as the sampler rounds it."""
+    return np.float32(1) / np.float32(temperature)
+
+
+def softmax_parts(logits: Float[Array, '*rows V'], factor: Any) -> tuple[Array, Array, Array]:
+    """`c = logits - max(logits)`, `exp(factor * c)`, and the sum of these over `V`."""
+    centred = logits - logits.max(-1, keepdims=True)
+    weights = exponential(centred * factor)
+    return centred, weights, weights.sum(-1)
+
+
+def picked_logprob(centred: Array, total: Array, chosen: Array, factor: Any) -> Array:
+    """The log-probabilities of tokens, from two results of `softmax_parts`."""
+    return rounded(_pick(centred, chosen) * factor) - jnp.log(total)
 
 
 def _pick(logits: Array, chosen: Array) -> Array:

@@ -83,13 +83,29 @@ def make_learner(settings: ReinforcedRun, cfg: ModelConfig, ctx: Context, *, n: 
     Args:
       n: the number of samples of a prompt.
       more: further arguments of `learners.ppo.make_actor_critic`.
+    Raises:
+      ValueError: `decode.exact` with adapters or with longer rows than it knows.
     """
     # Rates are scheduled over so many updates.
     updates = max(settings.total_steps, 1) * settings.ppo.epochs * settings.ppo.minibatches
+    # Greedy sampling learns as if at temperature 1.
+    chosen = dataclasses.replace(settings.ppo, temperature=settings.sampling.temperature or 1.0)
+    if settings.decode.exact:
+        if chosen.row_tokens > ppo.EXACT_ROW:
+            raise ValueError(
+                f'decode.exact: ppo.row_tokens={chosen.row_tokens} is above {ppo.EXACT_ROW}, from where attention adds '
+                'up in another order; lower it, or leave decode.exact off'
+            )
+        if settings.policy.lora.rank:
+            raise ValueError(
+                f'decode.exact: policy.lora.rank={settings.policy.lora.rank} decodes merged weights, which round '
+                'otherwise than a base with adapters; train all parameters, or leave decode.exact off'
+            )
+        # The actor's own pass would compute the same numbers again.
+        chosen = dataclasses.replace(chosen, old_logprobs='sampler', exact=True)
     return ppo.make_actor_critic(
         cfg,
-        # Greedy sampling learns as if at temperature 1.
-        dataclasses.replace(settings.ppo, temperature=settings.sampling.temperature or 1.0),
+        chosen,
         settings.optimizer.over(updates),
         ctx.mesh,
         critic=settings.critic.over(updates),

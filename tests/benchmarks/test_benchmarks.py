@@ -226,7 +226,7 @@ def test_decode_compares_whole_calls_with_the_better_precision_of_each_peer():
 
 def test_peers_run_in_both_precisions_and_tunix_where_it_lives():
     args = decode._parse(['--batch=1,8', '--against=torch,tunix', '--tunix-python=/elsewhere/python'])
-    raced = dict.fromkeys(args.against, ['bfloat16', 'float32'])
+    raced = {peer: ['bfloat16', 'float32'] for peer in args.against}
     small, large = (decode.contestants(args, batch, raced) for batch in args.batch)
     assert large.keys() - small.keys() == {'grpc'}
     assert {name for name, each in large.items() if each.python == '/elsewhere/python'} == {

@@ -253,8 +253,9 @@ def spread(mesh: Mesh, shares: int) -> tuple[Mesh, Mesh]:
 
 def slots_on(cfg: ModelConfig, mesh: Mesh, work: Work, shares: int) -> tuple[ModelConfig, int]:
     """The config and the number of slots of one of `shares` decoders, as `for_slots` has them, over its devices."""
-    cfg, slots = for_slots(cfg, -(-work.slots // shares), mesh.devices.flat[0].platform)
-    return cfg, round_up(slots, sharding.batch_ways(mesh))
+    ways = sharding.batch_ways(mesh)
+    cfg, slots = for_slots(cfg, -(-work.slots // shares), mesh.devices.flat[0].platform, ways)
+    return cfg, round_up(slots, ways)
 
 
 def prefix_of(caches: engine.DecodeState) -> engine.PrefixCaches:

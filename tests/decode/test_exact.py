@@ -1,0 +1,65 @@
+"""`decode.exact`: the sampler's log-probs are the trainer's, bit for bit, or a run is refused."""
+
+import dataclasses
+import json
+import types
+
+import jax
+import pytest
+
+from pal_jax.decode.choose import check_exact, choose_decoder
+from pal_jax.decode.requests import EXACT_SLOTS, for_slots
+from pal_jax.models.config import tiny
+from pal_jax.recipes.rlpa import recipe as rlpa
+from pal_jax.run.devices import make_mesh
+from pal_jax.run.progress import Stopwatch
+from pal_jax.run.recipe import Context
+from tests import configs, shell
+
+CFG = tiny()
+
+
+def test_an_exact_decoder_has_as_many_slots_as_products_round_alike():
+    exact = dataclasses.replace(CFG, exact=True)
+    assert [for_slots(exact, slots, 'cpu')[1] for slots in (1, 8, 65)] == [EXACT_SLOTS, EXACT_SLOTS, 72]
+    assert for_slots(exact, 8, 'cpu', ways=2)[1] == 2 * EXACT_SLOTS
+    assert for_slots(CFG, 8, 'cpu')[1] == 8
+
+
+def test_what_is_not_shown_to_be_exact_is_refused_by_name():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    check_exact(CFG, mesh)
+    with pytest.raises(ValueError, match='bfloat16'):
+        check_exact(dataclasses.replace(CFG, dtype='bfloat16'), mesh)
+    with pytest.raises(ValueError, match='mesh.tensor=2'):
+        check_exact(CFG, make_mesh(tensor=2, devices=jax.devices()[:2]))
+    with pytest.raises(ValueError, match='decode.exact off'):
+        choose_decoder(
+            CFG, types.SimpleNamespace(), mesh, driver='jetstream', address='127.0.0.1:9000', slots=8, stride=1, exact=True
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize('changes', [{'policy.lora.rank': 4}, {'ppo.row_tokens': 640}])
+def test_a_learner_that_rounds_otherwise_is_refused_by_its_key(changes):
+    settings = configs.load('rlpa', 'smoke', **{'decode.exact': True, 'ppo.row_tokens': 512, **changes})
+    (key,) = changes
+    context = Context(make_mesh(devices=jax.devices()[:1]), Stopwatch().phase)
+    with pytest.raises(ValueError, match=key):
+        rlpa.make_turn_learner(settings, CFG, context)
+    learner = rlpa.make_turn_learner(
+        configs.load('rlpa', 'smoke', **{'decode.exact': True, 'ppo.row_tokens': 512}), CFG, context
+    )
+    assert learner.ppo.exact and learner.ppo.old_logprobs == 'sampler'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('fewest', [EXACT_SLOTS, 8])
+def test_scores_and_updates_have_the_bits_of_the_sampler_and_fewer_slots_have_not(fewest):
+    """Three layers of SmolLM2's shape: prefixes reused and fresh, packed and own rows, shuffled requests."""
+    done = shell.run('benchmarks.exact', '--quick', '--slots=8', f'--fewest={fewest}')
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert len(report['differences']) == 4
+    exact = fewest == EXACT_SLOTS
+    assert (report['largest'] == 0.0) == exact
+    assert all((case['equal'] == 1.0) == exact for case in report['differences'].values())
