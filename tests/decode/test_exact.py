@@ -33,10 +33,9 @@ def test_what_is_not_shown_to_be_exact_is_refused_by_name():
         check_exact(dataclasses.replace(CFG, dtype='bfloat16'), mesh)
     with pytest.raises(ValueError, match='mesh.tensor=2'):
         check_exact(CFG, make_mesh(tensor=2, devices=jax.devices()[:2]))
+    server = {'driver': 'jetstream', 'address': '127.0.0.1:9000'}
     with pytest.raises(ValueError, match='decode.exact off'):
-        choose_decoder(
-            CFG, types.SimpleNamespace(), mesh, driver='jetstream', address='127.0.0.1:9000', slots=8, stride=1, exact=True
-        )  # fmt: skip
+        choose_decoder(CFG, types.SimpleNamespace(), mesh, **server, slots=8, stride=1, exact=True)
 
 
 @pytest.mark.parametrize('changes', [{'policy.lora.rank': 4}, {'ppo.row_tokens': 640}])
