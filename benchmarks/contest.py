@@ -168,7 +168,7 @@ def surroundings(*packages: str) -> dict[str, Any]:
 
 
 def limits_by(module: str, python: str = sys.executable) -> dict[str, Any]:
-    """What a module of the benchmarks that measures the machine prints, such as `machine`."""
+    """The figures that a module of the benchmarks prints about the machine, such as `machine`."""
     command = [python, '-m', f'benchmarks.{module}']
     run = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT, env=environment())
     return json.loads(run.stdout)

@@ -1,6 +1,6 @@
 """Is the sampler the trainer, bit for bit (`decode.exact`), and what does that cost?
 
-  python -m benchmarks.exact                 # SmolLM2-135M, 64 requests of 80 tokens in 1, 2, 8 and 32 slots
+  python -m benchmarks.exact                 # SmolLM2-135M, 16 requests of 80 tokens in 1, 2, 8 and 32 slots
   python -m benchmarks.exact --quick         # three of its layers, 16 requests of 40 tokens
   python -m benchmarks.exact --quick --slots=64 --fewest=8     # a decoder that is not exact, for comparison
 Prints one JSON object: the largest difference of the sampler's log-probs from those of a scoring pass and of an update,
@@ -59,10 +59,10 @@ def trained(cfg: ModelConfig, weights: Any, asked: Sequence[Request], answers: S
     for start in range(0, len(samples), 4 * N):
         part = samples[start : start + 4 * N]
         batch = pack_rollouts(part, n=N, actions=actions, mesh=mesh, row_tokens=row_tokens)
-        acts, told = (np.asarray(x) for x in (batch.tokens.acts, batch.sampler_logprobs))
+        acts, sampled = (np.asarray(x) for x in (batch.tokens.acts, batch.sampler_logprobs))
         same = np.ones(acts.shape, bool)
         for name, function in (('score', _score), ('update', _update)):
-            off = np.abs(np.asarray(function(weights, cfg, batch.tokens)) - told)
+            off = np.abs(np.asarray(function(weights, cfg, batch.tokens)) - sampled)
             largest[name], same = max(largest[name], float(off[acts].max())), same & (off == 0)
         equal, tokens = equal + int(same[acts].sum()), tokens + int(acts.sum())
     return {**largest, 'equal': equal / tokens}
@@ -96,7 +96,7 @@ def cases(slots: Sequence[int]) -> Iterator[tuple[int, bool]]:
 
 def compare(cfg: ModelConfig, weights: Any, args: argparse.Namespace) -> dict[str, Any]:
     """The differences for each number of slots, with and without prefixes reused, of requests in a shuffled order."""
-    asked, found = questions(args.requests, args.new, cfg.vocab, args.prompt), {}
+    asked, differences = questions(args.requests, args.new, cfg.vocab, args.prompt), {}
     rng = np.random.default_rng(1)
     for slots, reuse in cases(args.slots):
         decoder = make_decoder(cfg, slots, reuse)
@@ -105,13 +105,13 @@ def compare(cfg: ModelConfig, weights: Any, args: argparse.Namespace) -> dict[st
         answers = dict(zip(order, decoder([asked[k] for k in order]), strict=True))
         for row_tokens in (0, args.row_tokens):
             name = f'slots {slots}, {"reused" if reuse else "fresh"} prefixes, {"packed" if row_tokens else "own"} rows'
-            found[name] = trained(cfg, weights, asked, [answers[k] for k in range(len(asked))], row_tokens)
-            contest.say(f'{name}: {found[name]}')
-    return found
+            differences[name] = trained(cfg, weights, asked, [answers[k] for k in range(len(asked))], row_tokens)
+            contest.say(f'{name}: {differences[name]}')
+    return differences
 
 
 def costs(cfg: ModelConfig, weights: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """How many times longer an exact decoder takes for so many requests at once, by the faster of two rounds each."""
+    """The ratios of the times of an exact and of another decoder, for so many requests at once, of two rounds each."""
     ratios = {}
     for batch in (1, 8, 32, 64):
         seconds = {}
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--model', choices=shapes.SHAPES, default='default', help="its shape; 'default' is SmolLM2-135M's"
     )
     parser.add_argument('--layers', type=int, default=0, help='of it; 0: all')
-    parser.add_argument('--requests', type=int, default=64)
+    parser.add_argument('--requests', type=int, default=16)
     parser.add_argument('--prompt', type=int, default=150, help='tokens of the longest prompt')
     parser.add_argument('--new', type=int, default=80, help='tokens of an answer')
     parser.add_argument('--slots', type=shapes.listed(int), default=[1, 2, 8, 32])

@@ -102,10 +102,10 @@ def check_eight_bits(key: str, int8: bool, mesh: Mesh) -> None:
 def check_exact(cfg: ModelConfig, mesh: Mesh) -> None:
     """Raises ValueError where it is not shown that a decoder rounds as training does."""
     platform, tensor = mesh.devices.flat[0].platform, mesh.shape.get('tensor', 1)
-    for fault, key in (
+    for fault, why in (
         (platform != 'cpu', f'this is a {platform}, it is shown on a CPU'),
         (cfg.dtype != 'float32', f'products are in {cfg.dtype}; set policy.dtype=float32'),
         (tensor > 1, f'mesh.tensor={tensor} cuts the sums of a product; set it to 1'),
     ):
         if fault:
-            raise ValueError(f'decode.exact: {key}, or leave decode.exact off')
+            raise ValueError(f'decode.exact: {why}, or leave decode.exact off')

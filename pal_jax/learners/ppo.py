@@ -343,9 +343,7 @@ class PolicyLearner:
             # No update precedes the first minibatch, so its ratios should be 1.
             means |= {'first_ratio_deviation': history[0]['ratio_deviation']}
             if self.ppo.exact and (off := means['first_ratio_deviation']):
-                raise RuntimeError(
-                    f'decode.exact: a ratio is {off:.1e} off 1; leave it off, or see docs/performance.md'
-                )
+                raise RuntimeError(f'decode.exact: a ratio is {off:.1e} off 1; leave it off (docs/performance.md)')
         # 4. The KL coefficient of the next rollout rises where the KL is above `kl_target`, and falls below.
         return state.replace(kl_coef=self._adapted_kl(batch, state.kl_coef)), means
 

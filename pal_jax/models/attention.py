@@ -182,11 +182,15 @@ def _scores(q: Array, k: Array, cfg: ModelConfig) -> Array:
 
 
 def total_of(weights: Float[Array, 'R G M S']) -> Float[Array, 'R G M 1']:
-    """The sums of unnormalised attention weights over the columns."""
-    # A product adds up column after column, so columns of zeros change no bit of it, wherever they stand. A reduction
-    # adds up by vectors, whose order depends on where the columns stand.
-    ones = jnp.ones((*weights.shape[:2], weights.shape[3], ONES), weights.dtype)
-    return _dot('rgms,rgso->rgmo', weights, ones, 'float32')[..., :1]
+    """The sums of unnormalised attention weights over the columns, in float32."""
+
+    # A CPU's reduction adds up by vectors, so its result depends on where the columns stand. A product adds up column
+    # after column, and columns of zeros change no bit of it.
+    def by_product(weights: Array) -> Array:
+        summed = jnp.ones((*weights.shape[:2], weights.shape[3], ONES), weights.dtype)
+        return _dot('rgms,rgso->rgmo', weights, summed, 'float32')[..., :1]
+
+    return lax.platform_dependent(weights, cpu=by_product, default=lambda x: x.sum(-1, keepdims=True))
 
 
 def _weights(scores: Array, queries: Places, keys: Places, cfg: ModelConfig, kind: LayerKind) -> Array:
