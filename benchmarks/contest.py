@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,28 +168,31 @@ def surroundings(*packages: str) -> dict[str, Any]:
     }
 
 
-def limits_by(module: str, python: str = sys.executable) -> dict[str, Any]:
+def limits_by(module: str) -> dict[str, Any]:
     """The figures that a module of the benchmarks prints about the machine, such as `machine`."""
-    command = [python, '-m', f'benchmarks.{module}']
+    command = [sys.executable, '-m', f'benchmarks.{module}']
     run = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT, env=environment())
     return json.loads(run.stdout)
 
 
-def precisions(peer: str, machine: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """The precisions in which a peer is raced, and why another is not: its matrix products are several times slower."""
-    limits = machine
-    if peer == 'torch':
-        # Torch multiplies by a library of its own. Without torch, both precisions are named as absent by the race.
-        with contextlib.suppress(subprocess.CalledProcessError):
-            limits = limits_by('torch_machine')
-    rates = {dtype: float(limits[f'{dtype}_gflops']) for dtype in ('bfloat16', 'float32')}
-    best = max(rates.values())
-    slow = {
-        f'{peer}_{dtype}': f'left out: its products have {rate:.0f} GFLOP/s here, the other precision {best:.0f}'
-        for dtype, rate in rates.items()
-        if SLOWER * rate < best
-    }
-    return [dtype for dtype in rates if f'{peer}_{dtype}' not in slow], slow
+def precisions(peers: Sequence[str], machine: dict[str, Any]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The precisions in which each peer is raced, and why another is not: its products are several times slower."""
+    raced, slow = {}, {}
+    for peer in peers:
+        limits = machine
+        if peer == 'torch':
+            # Torch multiplies by a library of its own. Without torch, the race names both precisions as absent.
+            with contextlib.suppress(subprocess.CalledProcessError):
+                limits = limits_by('torch_machine')
+        rates = {dtype: float(limits[f'{dtype}_gflops']) for dtype in ('bfloat16', 'float32')}
+        best = max(rates.values())
+        raced[peer] = [dtype for dtype, rate in rates.items() if SLOWER * rate >= best]
+        slow |= {
+            f'{peer}_{dtype}': f'left out: its products have {rate:.0f} GFLOP/s here, the other precision {best:.0f}'
+            for dtype, rate in rates.items()
+            if dtype not in raced[peer]
+        }
+    return raced, slow
 
 
 def say(line: str) -> None:

@@ -55,10 +55,7 @@ def contestants(args: argparse.Namespace, batch: int, raced: dict[str, list[str]
 
 
 def calls(args: argparse.Namespace, machine: dict[str, Any]) -> dict[str, Any]:
-    report, raced, slow = {}, dict[str, list[str]](), dict[str, str]()
-    for peer in args.against:
-        raced[peer], slower = contest.precisions(peer, machine)
-        slow |= slower
+    report, (raced, slow) = {}, contest.precisions(args.against, machine)
     for batch in args.batch:
         results, absent = contest.race(contestants(args, batch, raced), args.rounds)
         compared = compare(results, args.new, machine['memory_gbytes_per_s'])

@@ -2,7 +2,7 @@
 
   python -m benchmarks.exact                 # SmolLM2-135M, 16 requests of 80 tokens in 1, 2, 8 and 32 slots
   python -m benchmarks.exact --quick         # three of its layers, 16 requests of 40 tokens
-  python -m benchmarks.exact --quick --slots=64 --fewest=8     # a decoder that is not exact, for comparison
+  python -m benchmarks.exact --quick --slots=8 --fewest=8      # a decoder that is not exact, for comparison
 Prints one JSON object: the largest difference of the sampler's log-probs from those of a scoring pass and of an update,
 on packed and on unpacked rows, and how many times longer an exact decoder takes.
 """
@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -89,16 +90,11 @@ def _update(weights: Any, cfg: ModelConfig, batch: TokenBatch) -> jax.Array:
     return jnp.where(jnp.isnan(total), jnp.nan, logprobs)
 
 
-def cases(slots: Sequence[int]) -> Iterator[tuple[int, bool]]:
-    for count in slots:
-        yield from ((count, True), (count, False))
-
-
 def compare(cfg: ModelConfig, weights: Any, args: argparse.Namespace) -> dict[str, Any]:
     """The differences for each number of slots, with and without prefixes reused, of requests in a shuffled order."""
     asked, differences = questions(args.requests, args.new, cfg.vocab, args.prompt), {}
     rng = np.random.default_rng(1)
-    for slots, reuse in cases(args.slots):
+    for slots, reuse in itertools.product(args.slots, (True, False)):
         decoder = make_decoder(cfg, slots, reuse)
         decoder.load(weights)
         order = rng.permutation(len(asked)).tolist()
@@ -110,7 +106,7 @@ def compare(cfg: ModelConfig, weights: Any, args: argparse.Namespace) -> dict[st
     return differences
 
 
-def costs(cfg: ModelConfig, weights: Any, args: argparse.Namespace) -> dict[str, Any]:
+def costs(cfg: ModelConfig, weights: Any) -> dict[str, float]:
     """The ratios of the times of an exact and of another decoder, for so many requests at once, of two rounds each."""
     ratios = {}
     for batch in (1, 8, 32, 64):
@@ -156,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.quick:
         args.layers, args.requests, args.new = 3, 16, 40
         args.slots = [2, 8] if args.slots == parser.get_default('slots') else args.slots
-    requests.EXACT_SLOTS = args.fewest
+    requests.EXACT_SLOTS, around = args.fewest, contest.surroundings('jax')
     shape = shapes.SHAPES[args.model]
     shape = dataclasses.replace(shape, layers=args.layers or shape.layers)
     cfg = dataclasses.replace(for_platform(shape, 'float32'), exact=True)
@@ -165,8 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report['differences'] = compare(cfg, weights, args)
     report['largest'] = max(max(case['score'], case['update']) for case in report['differences'].values())
     if not args.quick:
-        report['costs'] = costs(cfg, weights, args)
-    print(json.dumps(report | contest.surroundings('jax')))
+        report['costs'] = costs(cfg, weights)
+    print(json.dumps(report | around))
 
 
 if __name__ == '__main__':

@@ -174,12 +174,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {'model': args.model, 'batch': args.batch, 'length': args.seq}
     dtypes = {'pal_jax': args.dtype}
     contestants = {'pal_jax': Contestant('benchmarks.train_step:make_pal_jax', settings | {'dtype': args.dtype})}
-    around, slow = contest.surroundings('jax', 'optax'), dict[str, str]()
-    for peer in args.against:
+    around = contest.surroundings('jax', 'optax')
+    raced, slow = contest.precisions(args.against, around['machine'])
+    for peer, precisions in raced.items():
         python = args.tunix_python if peer == 'tunix' else sys.executable
-        raced, slower = contest.precisions(peer, around['machine'])
-        slow |= slower
-        for dtype in raced:
+        for dtype in precisions:
             make, library = f'benchmarks.train_step:make_{peer}', 'torch' if peer == 'torch' else 'jax'
             dtypes[f'{peer}_{dtype}'] = dtype
             contestants[f'{peer}_{dtype}'] = Contestant(make, settings | {'dtype': dtype}, library, PEERS[peer], python)

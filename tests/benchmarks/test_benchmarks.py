@@ -240,9 +240,11 @@ def test_peers_run_in_both_precisions_and_tunix_where_it_lives():
 def test_a_precision_whose_products_are_several_times_slower_is_left_out(monkeypatch):
     machine = {'float32_gflops': 100.0, 'bfloat16_gflops': 60.0}
     monkeypatch.setattr(contest, 'limits_by', lambda module: {'float32_gflops': 90.0, 'bfloat16_gflops': 15.0})
-    assert contest.precisions('tunix', machine) == (['bfloat16', 'float32'], {})
-    raced, slow = contest.precisions('torch', machine)  # by torch's own products
-    assert raced == ['float32'] and slow.keys() == {'torch_bfloat16'} and '15 GFLOP/s' in slow['torch_bfloat16']
+    assert contest.precisions(['tunix'], machine) == ({'tunix': ['bfloat16', 'float32']}, {})
+    raced, slow = contest.precisions(['torch'], machine)  # by torch's own products
+    assert (
+        raced == {'torch': ['float32']} and slow.keys() == {'torch_bfloat16'} and '15 GFLOP/s' in slow['torch_bfloat16']
+    )
 
 
 def test_quick_is_one_small_contest():
