@@ -2,12 +2,14 @@
 
 The online softmax and the two backward passes are those of FlashAttention-2 (Dao 2023). The mask is this package's, as
 in `models/splash.py`: a token sees its own segment, one more segment and the row's opening, so all branches of a prompt
-attend to the one copy of it in their row. cuDNN's kernels and jax's own know one segment a token.
+attend to the one copy of it in their row. cuDNN's kernels and jax's own know one segment a token. Scores are in bits
+(their logarithm has base 2), as a card has an instruction for powers of two.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,33 +21,71 @@ from jax.experimental.pallas import triton as plgpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from pal_jax.models.places import MASKED, Places, Scoring, alibi_slopes, blocks_seen, round_up
+from pal_jax.models.places import MASKED, Places, Scoring, alibi_slopes, blocks_seen, blocks_whole, round_up
 from pal_jax.types import OPENING
 
-# The number of queries or keys of a block.
-BLOCK = 64
+# Bits of a natural unit of information.
+BITS = math.log2(math.e)
 # The mesh axes of rows and of heads, see run.sharding.
 BATCH, HEADS = ('data', 'fsdp'), 'tensor'
+
+
+class Tile(NamedTuple):
+    """The queries and keys of a block of scores, the warps that compute it, and the blocks that are loaded ahead."""
+
+    queries: int
+    keys: int
+    warps: int = 4
+    stages: int = 2
+
+
+class Tiles(NamedTuple):
+    """The tiles of the forward pass, of the gradient by queries, and of the gradients by keys and values."""
+
+    forward: Tile
+    query: Tile
+    key: Tile
+
+
+def tiles_of(width: int, dtype: Any) -> Tiles:
+    """The tiles for heads of `width`: those in bfloat16 are the fastest of a sweep on an H200 (docs/gpu.md).
+
+    Float32 has no tensor cores, and its products are unrolled: 64 by 64 would take minutes to compile. Heads wider than
+    128 leave no shared memory for more than 64 by 64.
+    """
+    square = Tile(64, 64)
+    if jnp.dtype(dtype) == jnp.float32:
+        return Tiles(*[Tile(32, 32)] * 3)
+    if width <= 64:
+        return Tiles(Tile(64, 64, stages=3), square, square)
+    return Tiles(Tile(128, 64, stages=3), square, Tile(128, 64, warps=8)) if width <= 128 else Tiles(*[square] * 3)
 
 
 class Settings(NamedTuple):
     """The static settings of a call."""
 
     scoring: Scoring
-    block: int
+    tiles: Tiles
     interpret: bool
 
 
+class Met(NamedTuple):
+    """The blocks that each block meets: how many of them it sees whole, how many in all, and their numbers, with those
+    first that are seen whole."""
+
+    whole: Int[Array, 'R n']
+    count: Int[Array, 'R n']
+    blocks: Int[Array, 'R n m']
+
+
 class Lists(NamedTuple):
-    """The places of tokens, the slopes of heads, and which blocks meet: for each block the number of others and the
-    others in rising order."""
+    """The places of tokens, the slopes of heads, and the blocks that meet in each kernel."""
 
     places: Places
     slopes: Float[Array, ' H']
-    key_count: Int[Array, 'R n']
-    keys: Int[Array, 'R n n']
-    query_count: Int[Array, 'R n']
-    queries: Int[Array, 'R n n']
+    forward: Met
+    query: Met
+    key: Met
 
 
 def flash_attention(
@@ -55,7 +95,7 @@ def flash_attention(
     places: Places,
     scoring: Scoring,
     *,
-    block: int = BLOCK,
+    tiles: Tiles | None = None,
     interpret: bool = False,
 ) -> Float[Array, 'R T H K']:
     """Softmax attention in which token `t` sees columns `s <= t` that `places.visible` lets it see.
@@ -64,27 +104,37 @@ def flash_attention(
     padding mean nothing.
 
     Args:
-      block: tokens of a block, a power of two of at least 16.
+      tiles: their queries and keys are powers of two of at least 16; by default `tiles_of`.
       interpret: runs the kernels on any platform, slowly.
     """
     length, width = q.shape[1], q.shape[3]
+    tiles = tiles or tiles_of(width, q.dtype)
+    block = max(max(tile.queries, tile.keys) for tile in tiles)
     # Triton's products need widths that are powers of two, of at least 16.
     missing, wider = round_up(length, block) - length, max(pl.next_power_of_2(width), 16) - width
     q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, wider))) for x in (q, k, v))
     places = places.padded(missing)
     # Each block of queries has a list of the blocks of keys that any of its queries sees, and each block of keys one of
     # the blocks of queries. A kernel goes through its list and touches nothing else.
-    seen = blocks_seen(places, places, (block, block), scoring.window, causal=True)
     slopes = jnp.asarray(alibi_slopes(q.shape[2])) if scoring.alibi else jnp.zeros(q.shape[2])
-    lists = Lists(places, slopes, *_listed(seen), *_listed(seen.swapaxes(1, 2)))
+    forward, query, key = (_meeting(places, tile, scoring.window) for tile in tiles)
+    lists = Lists(places, slopes, _listed(*forward), _listed(*query), _listed(*(x.swapaxes(1, 2) for x in key)))
     # Where a mesh is in context, rows and heads are spread over it as `run.sharding.RULES` spreads them.
-    out = _on_mesh(Settings(scoring, block, interpret))(q, k, v, lists)
+    out = _on_mesh(Settings(scoring, tiles, interpret))(q, k, v, lists)
     return out[:, :length, :, :width]
 
 
-def _listed(seen: Bool[Array, 'R n m']) -> tuple[Int[Array, 'R n'], Int[Array, 'R n m']]:
-    """The number of true entries of each row, and their places first among all."""
-    return seen.sum(-1, dtype=jnp.int32), jnp.argsort(~seen, axis=-1, stable=True).astype(jnp.int32)
+def _meeting(places: Places, tile: Tile, window: int | None) -> tuple[Bool[Array, 'R n m'], Bool[Array, 'R n m']]:
+    """The pairs of a block of queries and one of keys in which a query sees a key, and those in which each sees all."""
+    sizes = tile.queries, tile.keys
+    seen = blocks_seen(places, places, sizes, window, causal=True)
+    return seen, seen & blocks_whole(places, places, sizes, window)
+
+
+def _listed(seen: Bool[Array, 'R n m'], whole: Bool[Array, 'R n m']) -> Met:
+    """The blocks that each block meets, with those first that it sees whole."""
+    order = jnp.argsort(jnp.where(whole, 0, jnp.where(seen, 1, 2)), axis=-1, stable=True)
+    return Met(whole.sum(-1, dtype=jnp.int32), seen.sum(-1, dtype=jnp.int32), order.astype(jnp.int32))
 
 
 def _on_mesh(settings: Settings) -> Callable[..., Array]:
@@ -94,7 +144,7 @@ def _on_mesh(settings: Settings) -> Callable[..., Array]:
     if mesh.empty or mesh.size == 1:
         return attend
     heads, rows = PartitionSpec(BATCH, None, HEADS), PartitionSpec(BATCH)
-    lists = Lists(rows, PartitionSpec(HEADS), rows, rows, rows, rows)  # type: ignore[arg-type]
+    lists = Lists(rows, PartitionSpec(HEADS), rows, rows, rows)  # type: ignore[arg-type]
     return jax.shard_map(attend, in_specs=(heads, heads, heads, lists), out_specs=heads, check_vma=False)
 
 
@@ -107,11 +157,11 @@ def _attend(settings: Settings, q: Array, k: Array, v: Array, lists: Lists) -> A
 
 def _forward(settings: Settings, q: Array, k: Array, v: Array, lists: Lists) -> tuple[Array, tuple[Any, ...]]:
     """The output, and the arrays for the backward pass, with the log of the softmax's denominator [R, H, T]."""
-    grid = _FlashGrid(settings, q, k)
+    grid = _FlashGrid(settings, settings.tiles.forward, q, k)
     specs = [grid.query, grid.all_keys, grid.all_keys, *grid.by_query]
     shapes = _like(q), jax.ShapeDtypeStruct((q.shape[0], q.shape[2], q.shape[1]), jnp.float32)
     call = grid.call(_forward_kernel, 'query', specs, (grid.query, grid.number), shapes, products=2)
-    out, log_total = call(q, k, v, *lists.places, lists.slopes, lists.key_count, lists.keys)
+    out, log_total = call(q, k, v, *lists.places, lists.slopes, *lists.forward)
     return out, (q, k, v, lists, out, log_total)
 
 
@@ -119,14 +169,15 @@ def _backward(settings: Settings, saved: tuple[Any, ...], dout: Array) -> tuple[
     q, k, v, lists, out, log_total = saved
     # sum(p * dp) over keys, as the shorter sum over K (Dao et al. 2022)
     mean = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
-    grid = _FlashGrid(settings, q, k)
+    grid = _FlashGrid(settings, settings.tiles.query, q, k)
     specs = [grid.query, grid.all_keys, grid.all_keys, grid.query, grid.number, grid.number, *grid.by_query]
     call = grid.call(_query_kernel, 'query', specs, grid.query, _like(q), products=3)
-    dq = call(q, k, v, dout, log_total, mean, *lists.places, lists.slopes, lists.key_count, lists.keys)
+    dq = call(q, k, v, dout, log_total, mean, *lists.places, lists.slopes, *lists.query)
+    grid = _FlashGrid(settings, settings.tiles.key, q, k)
     queries, numbers = grid.all_queries, grid.all_numbers
     specs = [queries, grid.key, grid.key, queries, numbers, numbers, *grid.by_key]
     call = grid.call(_key_kernel, 'key', specs, (grid.key, grid.key), (_like(k), _like(v)), products=4)
-    dk, dv = call(q, k, v, dout, log_total, mean, *lists.places, lists.slopes, lists.query_count, lists.queries)
+    dk, dv = call(q, k, v, dout, log_total, mean, *lists.places, lists.slopes, *lists.key)
     return dq, dk, dv, None
 
 
@@ -144,40 +195,39 @@ class _FlashGrid:
     Points are (block of queries, head, row), or (block of keys, kv head, row).
     """
 
-    def __init__(self, settings: Settings, q: Array, k: Array):
-        self.settings, (rows, length, heads, width), groups = settings, q.shape, k.shape[2]
-        size, members, count = settings.block, heads // groups, length // settings.block
-        self.query_grid, self.key_grid = (count, heads, rows), (count, groups, rows)
+    def __init__(self, settings: Settings, tile: Tile, q: Array, k: Array):
+        self.settings, self.tile, (rows, length, heads, width), groups = settings, tile, q.shape, k.shape[2]
+        members, query_blocks, key_blocks = heads // groups, length // tile.queries, length // tile.keys
+        self.query_grid, self.key_grid = (query_blocks, heads, rows), (key_blocks, groups, rows)
         # The flops of one product; half of the square is masked.
         self.product = rows * heads * length * length * width
         self.bytes = 2 * q.size * q.dtype.itemsize
-        self.query = pl.BlockSpec((None, size, None, width), lambda i, h, r: (r, i, h, 0))
-        self.key = pl.BlockSpec((None, size, None, width), lambda j, g, r: (r, j, g, 0))
-        self.number = pl.BlockSpec((None, None, size), lambda i, h, r: (r, h, i))
+        self.query = pl.BlockSpec((None, tile.queries, None, width), lambda i, h, r: (r, i, h, 0))
+        self.key = pl.BlockSpec((None, tile.keys, None, width), lambda j, g, r: (r, j, g, 0))
+        self.number = pl.BlockSpec((None, None, tile.queries), lambda i, h, r: (r, h, i))
         self.all_keys = pl.BlockSpec(
             (None, length, None, width), lambda i, h, r: (r, 0, lax.div(h, jnp.int32(members)), 0)
         )
         self.all_queries = pl.BlockSpec((None, length, members, width), lambda j, g, r: (r, 0, g, 0))
         self.all_numbers = pl.BlockSpec((None, members, length), lambda j, g, r: (r, g, 0))
         row = pl.BlockSpec((None, length), lambda i, h, r: (r, 0))
-        met = [
-            pl.BlockSpec((None, 1), lambda i, h, r: (r, i)),
-            pl.BlockSpec((None, None, count), lambda i, h, r: (r, i, 0)),
-        ]
-        self.by_query = [row, row, row, pl.BlockSpec((1,), lambda i, h, r: (h,)), *met]
-        self.by_key = [row, row, row, pl.BlockSpec((members,), lambda j, g, r: (g,)), *met]
+        number = pl.BlockSpec((None, 1), lambda i, h, r: (r, i))
+        keys = pl.BlockSpec((None, None, key_blocks), lambda i, h, r: (r, i, 0))
+        queries = pl.BlockSpec((None, None, query_blocks), lambda j, g, r: (r, j, 0))
+        self.by_query = [row, row, row, pl.BlockSpec((1,), lambda i, h, r: (h,)), number, number, keys]
+        self.by_key = [row, row, row, pl.BlockSpec((members,), lambda j, g, r: (g,)), number, number, queries]
 
     def call(
         self, kernel: Any, outer: str, inputs: Any, outputs: Any, shapes: Any, products: int
     ) -> Callable[..., Any]:
         """The function that runs a kernel at every point of its grid."""
         return pl.pallas_call(
-            functools.partial(kernel, self.settings),
+            functools.partial(kernel, self.settings.scoring, self.tile),
             grid=self.query_grid if outer == 'query' else self.key_grid,
             in_specs=inputs,
             out_specs=outputs,
             out_shape=shapes,
-            compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+            compiler_params=plgpu.CompilerParams(num_warps=self.tile.warps, num_stages=self.tile.stages),
             cost_estimate=pl.CostEstimate(
                 products * self.product, transcendentals=self.product // 128, bytes_accessed=self.bytes
             ),
@@ -201,22 +251,22 @@ def _tokens(refs: tuple[Any, Any, Any], at: Any) -> TokenPlaces:
     return TokenPlaces(*(ref[at] for ref in refs))
 
 
-def _block(settings: Settings, i: Any) -> Any:
-    return pl.ds(i * settings.block, settings.block)
-
-
 def _scores(
-    settings: Settings, q: Array, k: Array, ours: TokenPlaces, theirs: TokenPlaces, slope: Any
+    scoring: Scoring, q: Array, k: Array, ours: TokenPlaces, theirs: TokenPlaces, slope: Any, masked: bool
 ) -> tuple[Array, Any]:
-    """The masked scores [queries, keys], and their derivative by the product of query and key."""
-    scoring = settings.scoring
-    scores, steepness = _dot(q, k.T) * scoring.scale, scoring.scale
-    if scoring.soft_cap is not None:
-        bounded = jnp.tanh(scores / scoring.soft_cap)
-        scores, steepness = scoring.soft_cap * bounded, scoring.scale * (1.0 - bounded * bounded)
+    """The scores [queries, keys] in bits, and their derivative by the scaled product, in natural units over natural
+    units. Without `masked`, every query sees every key."""
+    product, steepness = _dot(q, k.T), 1.0
+    if scoring.soft_cap is None:
+        scores = product * (scoring.scale * BITS)
+    else:
+        bounded = jnp.tanh(product * (scoring.scale / scoring.soft_cap))
+        scores, steepness = bounded * (scoring.soft_cap * BITS), 1.0 - bounded * bounded
     apart = ours.position[:, None] - theirs.position[None]
     if scoring.alibi:
-        scores -= slope * apart.astype(jnp.float32)
+        scores -= slope * BITS * apart.astype(jnp.float32)
+    if not masked:
+        return scores, steepness
     segment = theirs.segment[None]
     seen = (segment == ours.segment[:, None]) | (segment == ours.prefix[:, None]) | (segment == OPENING)
     seen &= apart >= 0
@@ -225,71 +275,84 @@ def _scores(
     return jnp.where(seen, scores, MASKED), steepness
 
 
+def _through(whole: Any, count: Any, body: Callable[..., Any], carry: Any) -> Any:
+    """The carry after `body(n, carry, masked)` for the blocks that are seen whole, and then for the others."""
+    carry = lax.fori_loop(0, whole, functools.partial(body, masked=False), carry)
+    return lax.fori_loop(whole, count, functools.partial(body, masked=True), carry)
+
+
 def _forward_kernel(
-    settings: Settings, q_ref: Any, k_ref: Any, v_ref: Any, segment: Any, prefix: Any, position: Any, slopes: Any,
-    count: Any, blocks: Any, out_ref: Any, log_total_ref: Any,
+    scoring: Scoring, tile: Tile, q_ref: Any, k_ref: Any, v_ref: Any, segment: Any, prefix: Any, position: Any,
+    slopes: Any, whole: Any, count: Any, blocks: Any, out_ref: Any, log_total_ref: Any,
 ) -> None:  # fmt: skip
     places = segment, prefix, position
-    q, ours, slope = q_ref[...], _tokens(places, _block(settings, pl.program_id(0))), slopes[0]
+    q, slope = q_ref[...], slopes[0]
+    ours = _tokens(places, pl.ds(pl.program_id(0) * tile.queries, tile.queries))
 
-    def body(n: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def body(n: Any, carry: tuple[Array, Array, Array], masked: bool) -> tuple[Array, Array, Array]:
         out, top, total = carry
-        at = _block(settings, blocks[n])
-        scores, _ = _scores(settings, q, k_ref[at, :], ours, _tokens(places, at), slope)
-        # Earlier sums are scaled to the new maximum, so no exponential overflows.
+        at = pl.ds(blocks[n] * tile.keys, tile.keys)
+        scores, _ = _scores(scoring, q, k_ref[at, :], ours, _tokens(places, at), slope, masked)
+        # Earlier sums are scaled to the new maximum, so no power overflows.
         new = jnp.maximum(top, scores.max(-1))
-        p, shrink = jnp.exp(scores - new[:, None]), jnp.exp(top - new)
+        p, shrink = jnp.exp2(scores - new[:, None]), jnp.exp2(top - new)
         out = shrink[:, None] * out + _dot(p.astype(q.dtype), v_ref[at, :])
         return out, new, shrink * total + p.sum(-1)
 
     zeros = jnp.zeros(q.shape[0], jnp.float32)
-    out, top, total = lax.fori_loop(0, count[0], body, (jnp.zeros(q.shape, jnp.float32), zeros + MASKED, zeros))
+    carry = jnp.zeros(q.shape, jnp.float32), zeros + MASKED, zeros
+    out, top, total = _through(whole[0], count[0], body, carry)
     out_ref[...] = (out / total[:, None]).astype(out_ref.dtype)
-    log_total_ref[...] = top + jnp.log(total)
+    log_total_ref[...] = top + jnp.log(total) * BITS
 
 
 def _query_kernel(
-    settings: Settings, q_ref: Any, k_ref: Any, v_ref: Any, dout_ref: Any, log_total_ref: Any, mean_ref: Any,
-    segment: Any, prefix: Any, position: Any, slopes: Any, count: Any, blocks: Any, dq_ref: Any,
+    scoring: Scoring, tile: Tile, q_ref: Any, k_ref: Any, v_ref: Any, dout_ref: Any, log_total_ref: Any, mean_ref: Any,
+    segment: Any, prefix: Any, position: Any, slopes: Any, whole: Any, count: Any, blocks: Any, dq_ref: Any,
 ) -> None:  # fmt: skip
     places = segment, prefix, position
-    ours, slope = _tokens(places, _block(settings, pl.program_id(0))), slopes[0]
-    q, dout, log_total, mean = q_ref[...], dout_ref[...], log_total_ref[...], mean_ref[...]
+    q, dout, log_total, mean, slope = q_ref[...], dout_ref[...], log_total_ref[...], mean_ref[...], slopes[0]
+    ours = _tokens(places, pl.ds(pl.program_id(0) * tile.queries, tile.queries))
 
-    def body(n: Any, dq: Array) -> Array:
-        at = _block(settings, blocks[n])
+    def body(n: Any, dq: Array, masked: bool) -> Array:
+        at = pl.ds(blocks[n] * tile.keys, tile.keys)
         k, v = k_ref[at, :], v_ref[at, :]
-        scores, steepness = _scores(settings, q, k, ours, _tokens(places, at), slope)
-        p = jnp.exp(scores - log_total[:, None])
-        # The derivative of the softmax, times that of a score by its product.
+        scores, steepness = _scores(scoring, q, k, ours, _tokens(places, at), slope, masked)
+        p = jnp.exp2(scores - log_total[:, None])
+        # The derivative of the softmax, times that of a score by its scaled product.
         dscores = p * (_dot(dout, v.T) - mean[:, None]) * steepness
         return dq + _dot(dscores.astype(k.dtype), k)
 
-    dq_ref[...] = lax.fori_loop(0, count[0], body, jnp.zeros(q.shape, jnp.float32)).astype(dq_ref.dtype)
+    dq = _through(whole[0], count[0], body, jnp.zeros(q.shape, jnp.float32))
+    dq_ref[...] = (dq * scoring.scale).astype(dq_ref.dtype)
 
 
 def _key_kernel(
-    settings: Settings, q_ref: Any, k_ref: Any, v_ref: Any, dout_ref: Any, log_total_ref: Any, mean_ref: Any,
-    segment: Any, prefix: Any, position: Any, slopes: Any, count: Any, blocks: Any, dk_ref: Any, dv_ref: Any,
+    scoring: Scoring, tile: Tile, q_ref: Any, k_ref: Any, v_ref: Any, dout_ref: Any, log_total_ref: Any, mean_ref: Any,
+    segment: Any, prefix: Any, position: Any, slopes: Any, whole: Any, count: Any, blocks: Any, dk_ref: Any,
+    dv_ref: Any,
 ) -> None:  # fmt: skip
     places = segment, prefix, position
-    k, v, theirs = k_ref[...], v_ref[...], _tokens(places, _block(settings, pl.program_id(0)))
-    # All query heads of a group read these keys, so the loop goes through the list once for each of them.
-    met = count[0]
+    k, v = k_ref[...], v_ref[...]
+    theirs = _tokens(places, pl.ds(pl.program_id(0) * tile.keys, tile.keys))
 
-    def body(n: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def body(member: Any, n: Any, carry: tuple[Array, Array], masked: bool) -> tuple[Array, Array]:
         dk, dv = carry
-        member, at = n // met, _block(settings, blocks[n % met])
+        at = pl.ds(blocks[n] * tile.queries, tile.queries)
         q, dout = q_ref[at, member, :], dout_ref[at, member, :]
-        scores, steepness = _scores(settings, q, k, _tokens(places, at), theirs, slopes[member])
-        p = jnp.exp(scores - log_total_ref[member, at][:, None])
+        scores, steepness = _scores(scoring, q, k, _tokens(places, at), theirs, slopes[member], masked)
+        p = jnp.exp2(scores - log_total_ref[member, at][:, None])
         dv += _dot(p.astype(dout.dtype).T, dout)
         dscores = p * (_dot(dout, v.T) - mean_ref[member, at][:, None]) * steepness
         return dk + _dot(dscores.astype(q.dtype).T, q), dv
 
+    def of_member(member: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        return _through(whole[0], count[0], functools.partial(body, member), carry)
+
+    # All query heads of a group read these keys.
     zeros = jnp.zeros(k.shape, jnp.float32)
-    dk, dv = lax.fori_loop(0, met * q_ref.shape[1], body, (zeros, zeros))
-    dk_ref[...], dv_ref[...] = dk.astype(dk_ref.dtype), dv.astype(dv_ref.dtype)
+    dk, dv = lax.fori_loop(0, q_ref.shape[1], of_member, (zeros, zeros))
+    dk_ref[...], dv_ref[...] = (dk * scoring.scale).astype(dk_ref.dtype), dv.astype(dv_ref.dtype)
 
 
 def _dot(x: Array, y: Array) -> Array:

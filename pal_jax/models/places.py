@@ -98,6 +98,19 @@ def blocks_seen(
     return (seen | (first < start + sizes[1])[None]) & begun[None]
 
 
+def blocks_whole(queries: Places, keys: Places, sizes: tuple[int, int], window: int | None) -> Bool[Array, 'R n m']:
+    """True where every query of block `n` is known to see every key of block `m`, by the extremes of their places."""
+    (segment, prefix, position), (other, _, other_position) = _extremes(queries, sizes[0]), _extremes(keys, sizes[1])
+
+    def all_of(ours: tuple[Array, Array]) -> Bool[Array, 'R n m']:
+        return (ours[0][:, :, None] == other[1][:, None]) & (ours[1][:, :, None] == other[0][:, None])
+
+    # A block of queries has one segment, which is that of all keys, or all its queries see the segment of all keys.
+    related = all_of(segment) | all_of(prefix) | (other[1] == OPENING)[:, None]
+    whole = related & (other[0] != 0)[:, None] & (position[0][:, :, None] >= other_position[1][:, None])
+    return whole if window is None else whole & (position[1][:, :, None] - other_position[0][:, None] < window)
+
+
 def _extremes(places: Places, size: int) -> list[tuple[Array, Array]]:
     """The least and the largest segment, prefix and position of each block, `[R, blocks]` each."""
     blocks = [x.reshape(len(x), -1, size) for x in places]

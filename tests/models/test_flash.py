@@ -14,8 +14,8 @@ import pytest
 from pal_jax.models import attention
 from pal_jax.models.blockwise import blockwise_attention
 from pal_jax.models.config import LayerKind, tiny
-from pal_jax.models.flash import flash_attention
-from pal_jax.models.places import Places, Scoring, alibi_slopes, blocks_seen, one_sequence
+from pal_jax.models.flash import Tile, Tiles, flash_attention
+from pal_jax.models.places import Places, Scoring, alibi_slopes, blocks_seen, blocks_whole, one_sequence
 from pal_jax.run.devices import make_mesh
 from pal_jax.run.sharding import sharding
 from tests.models.packed_rows import definition, heads, out_and_gradients, packed
@@ -28,9 +28,10 @@ SCORINGS = {
     'slopes': Scoring(0.25, alibi=True),
     'all': Scoring(0.3, window=30, soft_cap=2.0, alibi=True),
 }
+TILES = Tiles(Tile(32, 16), Tile(16, 16), Tile(16, 32))
 WAYS = {
     'loop': functools.partial(blockwise_attention, causal=True, sizes=(32, 64)),
-    'kernels': functools.partial(flash_attention, block=32, interpret=True),
+    'kernels': functools.partial(flash_attention, tiles=TILES, interpret=True),
 }
 
 
@@ -64,7 +65,7 @@ def test_values_and_gradients_are_those_of_the_definition(way, name) -> None:
 @pytest.mark.skipif(jax.default_backend() != 'gpu', reason='needs a CUDA device')
 @pytest.mark.parametrize('name', SCORINGS)
 def test_a_card_computes_what_is_interpreted(monkeypatch, name) -> None:
-    monkeypatch.setitem(WAYS, 'kernels', functools.partial(flash_attention, block=32))
+    monkeypatch.setitem(WAYS, 'kernels', functools.partial(flash_attention, tiles=TILES))
     check('kernels', name, tolerance=1e-4)
 
 
@@ -109,6 +110,19 @@ def test_golden_blocks_that_meet() -> None:
     assert met((8, 8)) == ['x.....', 'xx....', 'xxx...', 'xx.x..', '....x.', '.....x']
     assert met((8, 8), window=8) == ['x.....', 'xx....', '.xx...', '.x.x..', '....x.', '.....x']
     assert met((8, 16)) == ['x..', 'x..', 'xx.', 'xx.', '..x', '..x']
+
+def test_golden_blocks_seen_whole() -> None:
+    """A prompt of two blocks with two branches of one and a half, the last row of blocks padded."""
+    segments = jnp.repeat(jnp.array([[1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 0, 0]]), 4, axis=1)
+    prefix = jnp.where(segments > 0, 1, 0)
+    positions = jnp.concatenate([jnp.arange(16), 16 + jnp.arange(12), 16 + jnp.arange(12), jnp.zeros(8, int)])[None]
+    places = Places(segments, prefix, positions)
+
+    def whole(window: int | None) -> list[str]:
+        return [''.join('.x'[int(sees)] for sees in row) for row in blocks_whole(places, places, (8, 8), window)[0]]
+
+    assert whole(None) == ['......', 'x.....', 'xx....', 'xx....', 'xx....', '......']
+    assert whole(17) == ['......', 'x.....', '.x....', '......', '......', '......']
 
 
 def test_rows_and_heads_are_spread_over_a_mesh() -> None:
