@@ -74,7 +74,7 @@ class Met(NamedTuple):
     first that are seen whole."""
 
     whole: Int[Array, 'R n']
-    count: Int[Array, 'R n']
+    seen: Int[Array, 'R n']
     blocks: Int[Array, 'R n m']
 
 
@@ -275,15 +275,15 @@ def _scores(
     return jnp.where(seen, scores, MASKED), steepness
 
 
-def _through(whole: Any, count: Any, body: Callable[..., Any], carry: Any) -> Any:
+def _through(whole: Any, seen: Any, body: Callable[..., Any], carry: Any) -> Any:
     """The carry after `body(n, carry, masked)` for the blocks that are seen whole, and then for the others."""
     carry = lax.fori_loop(0, whole, functools.partial(body, masked=False), carry)
-    return lax.fori_loop(whole, count, functools.partial(body, masked=True), carry)
+    return lax.fori_loop(whole, seen, functools.partial(body, masked=True), carry)
 
 
 def _forward_kernel(
     scoring: Scoring, tile: Tile, q_ref: Any, k_ref: Any, v_ref: Any, segment: Any, prefix: Any, position: Any,
-    slopes: Any, whole: Any, count: Any, blocks: Any, out_ref: Any, log_total_ref: Any,
+    slopes: Any, whole: Any, seen: Any, blocks: Any, out_ref: Any, log_total_ref: Any,
 ) -> None:  # fmt: skip
     places = segment, prefix, position
     q, slope = q_ref[...], slopes[0]
@@ -301,14 +301,14 @@ def _forward_kernel(
 
     zeros = jnp.zeros(q.shape[0], jnp.float32)
     carry = jnp.zeros(q.shape, jnp.float32), zeros + MASKED, zeros
-    out, top, total = _through(whole[0], count[0], body, carry)
+    out, top, total = _through(whole[0], seen[0], body, carry)
     out_ref[...] = (out / total[:, None]).astype(out_ref.dtype)
     log_total_ref[...] = top + jnp.log(total) * BITS
 
 
 def _query_kernel(
     scoring: Scoring, tile: Tile, q_ref: Any, k_ref: Any, v_ref: Any, dout_ref: Any, log_total_ref: Any, mean_ref: Any,
-    segment: Any, prefix: Any, position: Any, slopes: Any, whole: Any, count: Any, blocks: Any, dq_ref: Any,
+    segment: Any, prefix: Any, position: Any, slopes: Any, whole: Any, seen: Any, blocks: Any, dq_ref: Any,
 ) -> None:  # fmt: skip
     places = segment, prefix, position
     q, dout, log_total, mean, slope = q_ref[...], dout_ref[...], log_total_ref[...], mean_ref[...], slopes[0]
@@ -323,13 +323,13 @@ def _query_kernel(
         dscores = p * (_dot(dout, v.T) - mean[:, None]) * steepness
         return dq + _dot(dscores.astype(k.dtype), k)
 
-    dq = _through(whole[0], count[0], body, jnp.zeros(q.shape, jnp.float32))
+    dq = _through(whole[0], seen[0], body, jnp.zeros(q.shape, jnp.float32))
     dq_ref[...] = (dq * scoring.scale).astype(dq_ref.dtype)
 
 
 def _key_kernel(
     scoring: Scoring, tile: Tile, q_ref: Any, k_ref: Any, v_ref: Any, dout_ref: Any, log_total_ref: Any, mean_ref: Any,
-    segment: Any, prefix: Any, position: Any, slopes: Any, whole: Any, count: Any, blocks: Any, dk_ref: Any,
+    segment: Any, prefix: Any, position: Any, slopes: Any, whole: Any, seen: Any, blocks: Any, dk_ref: Any,
     dv_ref: Any,
 ) -> None:  # fmt: skip
     places = segment, prefix, position
@@ -347,7 +347,7 @@ def _key_kernel(
         return dk + _dot(dscores.astype(q.dtype).T, q), dv
 
     def of_member(member: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        return _through(whole[0], count[0], functools.partial(body, member), carry)
+        return _through(whole[0], seen[0], functools.partial(body, member), carry)
 
     # All query heads of a group read these keys.
     zeros = jnp.zeros(k.shape, jnp.float32)
