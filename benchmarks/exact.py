@@ -2,6 +2,7 @@
 
   python -m benchmarks.exact                 # SmolLM2-135M, 16 requests of 80 tokens in 1, 2, 8 and 32 slots
   python -m benchmarks.exact --quick         # three of its layers, 16 requests of 40 tokens
+  python -m benchmarks.exact --quick --requests=64 --prompt=300 --new=500 --row-tokens=2048 --slots=1,2,8,32
   python -m benchmarks.exact --quick --slots=8 --fewest=8      # a decoder that is not exact, for comparison
 Prints one JSON object: the largest difference of the sampler's log-probs from those of a scoring pass and of an update,
 on packed and on unpacked rows, and how many times longer an exact decoder takes.
@@ -146,12 +147,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--row-tokens', type=int, default=512, help='of packed rows')
     parser.add_argument('--fewest', type=int, default=requests.EXACT_SLOTS, help='slots of an exact decoder at least')
     parser.add_argument(
-        '--quick', action='store_true', help='--layers=3 --requests=16 --new=40 --slots=2,8, without costs'
+        '--quick', action='store_true', help='--layers=3 --new=40 --slots=2,8 where they are not given, without costs'
     )
     args = parser.parse_args(argv)
-    if args.quick:
-        args.layers, args.requests, args.new = 3, 16, 40
-        args.slots = [2, 8] if args.slots == parser.get_default('slots') else args.slots
+    for name, value in {'layers': 3, 'new': 40, 'slots': [2, 8]}.items() if args.quick else ():
+        if getattr(args, name) == parser.get_default(name):
+            setattr(args, name, value)
     requests.EXACT_SLOTS, around = args.fewest, contest.surroundings('jax')
     shape = shapes.SHAPES[args.model]
     shape = dataclasses.replace(shape, layers=args.layers or shape.layers)

@@ -384,10 +384,17 @@ def attend_cache(
     B, _, H, K = q.shape
     # The queries of a group share its keys.
     q = q.reshape(B, keys.shape[1], -1, K)
-    scores = jnp.einsum('bghk,bgks->bghs', q, keys, preferred_element_type=jnp.float32) * attention.score_scale(cfg)
+    size = keys.shape[3]
+    cut = attention.split(q.shape[2], size, cfg)
+    width = attention.WIDE if cut else size
+    parts = [
+        jnp.einsum('bghk,bgks->bghs', q, keys[..., i : i + width], preferred_element_type=jnp.float32)
+        for i in range(0, size, width)
+    ]
+    scores = jnp.concatenate(parts, -1) * attention.score_scale(cfg)
     if cfg.attn_softcap is not None:
         scores = cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
-    distance = position - jnp.arange(keys.shape[3])[None]
+    distance = position - jnp.arange(size)[None]
     if cfg.alibi:
         slopes = places.alibi_slopes(H).reshape(1, keys.shape[1], -1, 1)
         scores -= slopes * distance[:, None, None].astype(jnp.float32)
@@ -395,8 +402,11 @@ def attend_cache(
     scores = jnp.where(visible[:, None, None, :], scores, -jnp.inf)
     mass = exponential(scores - scores.max(-1, keepdims=True))
     # The outputs are divided by the sum, since they are fewer than the weights.
-    out = jnp.einsum('bghs,bgsk->bghk', mass.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return (out / attention.total_of(mass)).reshape(B, 1, H, K).astype(q.dtype)
+    if cut:
+        out = attention.in_order(mass, values)
+    else:
+        out = jnp.einsum('bghs,bgsk->bghk', mass.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return (out / attention.total_of(mass, cfg)).reshape(B, 1, H, K).astype(q.dtype)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:

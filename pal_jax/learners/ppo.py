@@ -40,7 +40,6 @@ Estimate = Callable[..., Estimates]  # makes advantages of `EstimatorInputs` and
 # Makes the minibatch that is trained on from the state, a minibatch and the weights `[R, N, A]` of its actions: `R`
 # rows, `N` samples of a row, `A` actions of a sample.
 Before = Callable[['PolicyState', RolloutBatch, Array], RolloutBatch]
-EXACT_ROW = 512  # the longest row, in tokens, of which sampling and training are known to have the same bits
 
 
 @dataclasses.dataclass(frozen=True)

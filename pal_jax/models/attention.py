@@ -24,6 +24,8 @@ BLOCK = 128
 LONG = 4096
 # The columns of ones that sum a row of weights by a product. A CPU adds up narrower products in another order.
 ONES = 16
+# A CPU adds up a product one column after the other, but for those of fewer rows and more columns than these.
+FEW_ROWS, WIDE = 64, 512
 
 
 def rope(
@@ -147,8 +149,11 @@ def _folded_fwd(
     dtype, folded = cfg.dtype, _fold(q.astype(cfg.dtype), k.shape[2])
     repeated = Places(*(jnp.repeat(x, q.shape[2] // k.shape[2], axis=1) for x in queries))
     weights = _weights(_scores(folded, k, cfg), repeated, keys, cfg, kind)
-    total = total_of(weights)
-    out = _dot('rgts,rsgk->rgtk', weights, v, dtype) / total
+    total = total_of(weights, cfg)
+    if split(weights.shape[2], weights.shape[3], cfg):
+        out = in_order(weights, v.swapaxes(1, 2)) / total
+    else:
+        out = _dot('rgts,rsgk->rgtk', weights, v, dtype) / total
     p = (weights / total).astype(dtype)
     return _unfold(out, q.shape[1]), Residuals(folded, k.astype(dtype), v.astype(dtype), p, out, jnp.empty((), q.dtype))
 
@@ -177,20 +182,45 @@ _folded.defvjp(_folded_fwd, _folded_bwd)
 
 def _scores(q: Array, k: Array, cfg: ModelConfig) -> Array:
     """The scores `[R, G, T*J, S]` of `q [R, G, T*J, K]` and `k [R, S, G, K]`, scaled and capped."""
-    scores = _dot('rgtk,rsgk->rgts', q, k, cfg.dtype) * score_scale(cfg)
+    width = WIDE if split(q.shape[2], k.shape[1], cfg) else k.shape[1]
+    parts = [_dot('rgtk,rsgk->rgts', q, k[:, i : i + width], cfg.dtype) for i in range(0, k.shape[1], width)]
+    scores = jnp.concatenate(parts, -1) * score_scale(cfg)
     return scores if cfg.attn_softcap is None else cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
 
 
-def total_of(weights: Float[Array, 'R G M S']) -> Float[Array, 'R G M 1']:
+def split(rows: int, columns: int, cfg: ModelConfig) -> bool:
+    """Whether an exact decoder cuts the columns of a product, since a CPU would not add them up in their order."""
+    return cfg.exact and rows < FEW_ROWS and columns > WIDE
+
+
+def total_of(weights: Float[Array, 'R G M S'], cfg: ModelConfig) -> Float[Array, 'R G M 1']:
     """The sums of unnormalised attention weights over the columns, in float32."""
 
     # A CPU's reduction adds up by vectors, so its result depends on where the columns stand. A product adds up column
     # after column, and columns of zeros change no bit of it.
     def by_product(weights: Array) -> Array:
         summed = jnp.ones((*weights.shape[:2], weights.shape[3], ONES), weights.dtype)
+        if split(*weights.shape[2:], cfg):
+            return in_order(weights, summed)[..., :1]
         return _dot('rgms,rgso->rgmo', weights, summed, 'float32')[..., :1]
 
     return lax.platform_dependent(weights, cpu=by_product, default=lambda x: x.sum(-1, keepdims=True))
+
+
+def in_order(weights: Float[Array, 'R G M S'], values: Float[Array, 'R G S K']) -> Float[Array, 'R G M K']:
+    """The product of two matrices in float32, whose sums take one column after the other at any number of them.
+
+    The columns are cut into parts. Each part's product goes on from the sum so far: the first columns of its left
+    matrix are those of the identity, and the first rows of its right one are the sum. `M` is less than `FEW_ROWS`.
+    """
+    rows, columns = weights.shape[2:]
+    kept = jnp.broadcast_to(jnp.eye(rows), (*weights.shape[:2], rows, rows))
+    total = jnp.zeros((*weights.shape[:3], values.shape[3]))
+    for start in range(0, columns, WIDE - rows):
+        part = slice(start, start + WIDE - rows)
+        left = jnp.concatenate([kept, weights[..., part]], -1)
+        total = _dot('rgms,rgsk->rgmk', left, jnp.concatenate([total, values[:, :, part]], 2), 'float32')
+    return total
 
 
 def _weights(scores: Array, queries: Places, keys: Places, cfg: ModelConfig, kind: LayerKind) -> Array:

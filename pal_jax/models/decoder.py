@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from pal_jax.models.attention import Places, attention, rope
+from pal_jax.models.attention import ONES, Places, attention, rope
 from pal_jax.models.config import LayerKind, ModelConfig
 from pal_jax.models.linear import by_output, linear
 from pal_jax.models.params import Params, split, unstack
@@ -176,7 +176,12 @@ def rms_norm(x: Float[Array, '... D'], weight: Float[Array, ' D'], cfg: ModelCon
     """
     wide = x.astype(jnp.float32)
     # Squares of half precision would overflow or lose digits, so the mean is taken in float32.
-    inverse = lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + cfg.norm_eps)
+    squares, size = jnp.square(wide), x.shape[-1]
+    if cfg.exact:  # how a CPU's reduction adds up depends on the number of rows, and how its product does, does not
+        mean = (squares @ jnp.ones((size, ONES)))[..., :1] / size
+    else:
+        mean = squares.mean(-1, keepdims=True)
+    inverse = lax.rsqrt(mean + cfg.norm_eps)
     scale = jnp.expand_dims(weight.astype(jnp.float32) + cfg.norm_offset, tuple(range(x.ndim - 1)))
     return (wide * inverse * scale).astype(x.dtype)
 

@@ -14,6 +14,7 @@ from pal_jax.learners import ppo
 from pal_jax.learners.actor import Actor, ActorState
 from pal_jax.learners.ppo import Estimate, PolicyLearner, PolicyState
 from pal_jax.learners.training import Lora
+from pal_jax.models import attention
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.files import sources
 from pal_jax.models.files.sources import Source
@@ -91,9 +92,9 @@ def make_learner(settings: ReinforcedRun, cfg: ModelConfig, ctx: Context, *, n: 
     # Greedy sampling learns as if at temperature 1.
     chosen = dataclasses.replace(settings.ppo, temperature=settings.sampling.temperature or 1.0)
     if settings.decode.exact:
-        if chosen.row_tokens > ppo.EXACT_ROW:
+        if chosen.row_tokens > attention.LONG:
             raise ValueError(
-                f'decode.exact: ppo.row_tokens={chosen.row_tokens} is above {ppo.EXACT_ROW}, from where attention adds '
+                f'decode.exact: ppo.row_tokens={chosen.row_tokens} is above {attention.LONG}, from where attention adds '
                 'up in another order; lower it, or leave decode.exact off'
             )
         if settings.policy.lora.rank:
@@ -103,6 +104,7 @@ def make_learner(settings: ReinforcedRun, cfg: ModelConfig, ctx: Context, *, n: 
             )
         # The actor's own pass would compute the same numbers again.
         chosen = dataclasses.replace(chosen, old_logprobs='sampler', exact=True)
+        cfg = dataclasses.replace(cfg, exact=True)
     return ppo.make_actor_critic(
         cfg,
         chosen,

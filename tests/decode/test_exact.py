@@ -1,15 +1,21 @@
 """`decode.exact`: the sampler's log-probs are the trainer's, bit for bit, or a run is refused."""
 
 import dataclasses
+import functools
 import json
 import types
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pal_jax.decode.choose import check_exact, choose_decoder
+from pal_jax.decode.engine import attend_cache
 from pal_jax.decode.requests import EXACT_SLOTS, for_slots
-from pal_jax.models.config import tiny
+from pal_jax.models import attention
+from pal_jax.models.config import LayerKind, tiny
+from pal_jax.models.places import one_sequence
 from pal_jax.recipes.rlpa import recipe as rlpa
 from pal_jax.run.devices import make_mesh
 from pal_jax.run.progress import Stopwatch
@@ -38,7 +44,7 @@ def test_what_is_not_shown_to_be_exact_is_refused_by_name():
         choose_decoder(CFG, types.SimpleNamespace(), mesh, **server, slots=8, stride=1, exact=True)
 
 
-@pytest.mark.parametrize('changes', [{'policy.lora.rank': 4}, {'ppo.row_tokens': 640}])
+@pytest.mark.parametrize('changes', [{'policy.lora.rank': 4}, {'ppo.row_tokens': 5120}])
 def test_a_learner_that_rounds_otherwise_is_refused_by_its_key(changes):
     settings = configs.load('rlpa', 'smoke', **{'decode.exact': True, 'ppo.row_tokens': 512, **changes})
     (key,) = changes
@@ -49,6 +55,36 @@ def test_a_learner_that_rounds_otherwise_is_refused_by_its_key(changes):
         configs.load('rlpa', 'smoke', **{'decode.exact': True, 'ppo.row_tokens': 512}), CFG, context
     )
     assert learner.ppo.exact and learner.ppo.old_logprobs == 'sampler'
+
+
+def test_columns_are_added_up_in_their_order_at_any_number_of_them():
+    """Each product and sum of two numbers is rounded once to float32, which float64 can tell."""
+    rng = np.random.default_rng(0)
+    weights = rng.exponential(size=(2, 1, 3, 1100)).astype(np.float32)
+    values = rng.normal(size=(2, 1, 1100, 16)).astype(np.float32)
+    total = np.zeros((2, 1, 3, 16), np.float32)
+    for column in range(1100):
+        product = weights[..., column, None].astype(np.float64) * values[:, :, None, column]
+        total = (product + total).astype(np.float32)
+    np.testing.assert_array_equal(jax.jit(attention.in_order)(weights, values), total)
+
+
+@pytest.mark.parametrize('cap', [None, 30.0])
+def test_a_query_over_a_long_cache_has_the_bits_of_a_training_row(cap):
+    """More than 512 columns, of which the cache has some that are unused."""
+    cfg = dataclasses.replace(CFG, exact=True, attention='blocks', attn_softcap=cap)
+    length, room, last = 640, 768, jnp.arange(576, 640)[:, None]
+    q, k, v = (
+        jax.random.normal(jax.random.key(i), (1, length, heads, cfg.head_dim))
+        for i, heads in enumerate((cfg.heads, cfg.kv_heads, cfg.kv_heads))
+    )
+    row, kind = one_sequence(jnp.arange(length)[None]), LayerKind()
+    trained = jax.jit(functools.partial(attention.attention, cfg=cfg, kind=kind, causal=True))(q, k, v, row, row)
+    spare = ((0, 0), (0, room - length), (0, 0), (0, 0))
+    keys, values = (jnp.pad(x, spare).transpose(axes) for x, axes in ((k, (0, 2, 3, 1)), (v, (0, 2, 1, 3))))
+    caches = [jnp.broadcast_to(x, (len(last), *x.shape[1:])) for x in (keys, values)]
+    decoded = jax.jit(functools.partial(attend_cache, cfg=cfg, kind=kind))(q[0, last], *caches, last)
+    np.testing.assert_array_equal(decoded[:, 0], trained[0, last[:, 0]])
 
 
 @pytest.mark.slow
