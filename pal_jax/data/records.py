@@ -6,9 +6,10 @@
     hf:owner/name/path.parquet       one file of a data set on the hub (huggingface_hub downloads it once)
     tfds:name/config:split           of TensorFlow Datasets, which is imported for this alone
 
-A record has the fields user, chosen and rejected, and optionally prompt and group. `readers/opinions.py` brings public
-sets with other fields into this form. Every reader yields the place of a record, for messages about it. One batch of
-rows at a time is in memory.
+A record has the fields user, chosen and rejected, and optionally prompt and group; `named` reads the names and answers
+that surveys have. `readers/opinions.py` brings public sets with other fields into this form. Every reader yields the
+place of a record, for messages about it. One batch of rows at a time is in memory. Cells of CSV stand between commas,
+semicolons or tabs, whichever the header has most of, and rows of empty cells are left out.
 
 Files are UTF-8, with a byte order mark or without, and with any line ends. The id of a person is a text or a whole
 number: 1, 1.0, "1" and " 1 " are one person; "01" is another person. Two spellings of an id (`holdouts.normal`: case,
@@ -43,30 +44,70 @@ MISSING = ('', 'nan', 'NaN', 'null', 'NULL', 'None', '<NA>')  # texts that stand
 NOBODY = 'nobody'  # the user of pairs that wait for an answer
 # Beyond this number, some whole numbers are no floats.
 EXACT = 2**53
+# Names of the column of the person in surveys, in small letters and without `_id`.
+PEOPLE = 'user', 'participant', 'person', 'respondent', 'subject', 'worker', 'prolific_pid'
+# Names of the two sides of a pair, in small letters; an answer names a side.
+SIDES = ('left', 'right'), ('a', 'b'), ('1', '2')
+LISTED = 10  # wrong rows that a message lists
 
 
-def read(source: str, *, answered: bool = True) -> Iterator[Choice]:
+def read(source: str, *, answered: bool = True, drop: Callable[[str], None] | None = None) -> Iterator[Choice]:
     """The choices of a source. Pairs that nobody has `answered` are read as `unanswered` reads them.
 
     Raises:
-      ValueError: there is no such source, or a row is wrong. The message names the row.
+      ValueError: there is no such source, or rows are wrong, see `converted`.
     """
-    for place, row in rows(source):
-        yield to_choice(place, row if answered else unanswered(row))
+    return iter(converted(rows(source), lambda row: to_choice(row if answered else unanswered(row)), drop))
 
 
-def to_choice(place: str, row: Mapping[str, Any]) -> Choice:
-    """The choice of a row. Raises ValueError, with the place, where a field is missing or no text."""
+def to_choice(row: Mapping[str, Any]) -> Choice:
+    """The choice of a row. Raises ValueError where a field is missing or no text."""
+    row = named(row)
     missing = [name for name in ('user', 'chosen', 'rejected') if row.get(name) in (None, '')]
     if missing:
-        raise ValueError(f'{place}: no {" and no ".join(missing)}; its fields are {", ".join(map(str, row))}')
+        raise ValueError(f'no {" and no ".join(missing)}; its fields are {", ".join(map(str, row))}')
     texts = {name: '' if row.get(name) is None else row[name] for name in ('prompt', 'chosen', 'rejected')}
     for name, text in texts.items():
         if not isinstance(text, str):
-            raise ValueError(f'{place}: {name} is {str(text)[:40]!r}, give a text')
+            raise ValueError(f'{name} is {str(text)[:40]!r}, give a text')
     if texts['chosen'] == texts['rejected']:
-        raise ValueError(f'{place}: chosen and rejected are identical, so the choice says nothing; delete the row')
-    return Choice(**texts, user=identity(place, row, 'user'), group=known(place, row, 'group'))
+        raise ValueError('chosen and rejected are identical, so the choice says nothing; delete the row')
+    return Choice(**texts, user=identity('', row, 'user'), group=known('', row, 'group'))
+
+
+def with_user(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row whose column of the person is called `user`, whichever name of `PEOPLE` it has."""
+    if 'user' in row:
+        return row
+    person = next((name for name in row if name.lower().removesuffix('_id') in PEOPLE), None)
+    return {'user' if name == person else name: value for name, value in row.items()}
+
+
+def named(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of a survey with the names that this package reads, see `with_user`.
+
+    The texts in `left` and `right`, or in `A` and `B`, become `chosen` and `rejected` by the answer in `choice`.
+
+    Raises:
+      ValueError: the answer names no side.
+    """
+    row = with_user(row)
+    columns = {name.lower(): name for name in row}
+    sides = next((sides for sides in SIDES if {*sides, 'choice'} <= columns.keys()), None)
+    if 'chosen' in row or sides is None:
+        return row
+    texts, answer = [row[columns[side]] for side in sides], side_of(row[columns['choice']])
+    rest = {name: value for name, value in row.items() if name.lower() not in (*sides, 'choice')}
+    return {**rest, 'chosen': texts[answer], 'rejected': texts[1 - answer]}
+
+
+def side_of(answer: Any) -> int:
+    """The number of the side that an answer names, 0 or 1. Raises ValueError where it names none."""
+    plain = str(answer).strip().lower().removesuffix('.0')
+    for sides in SIDES:
+        if plain in sides:
+            return sides.index(plain)
+    raise ValueError(f'choice is {answer!r}; give left or right, A or B, or 1 or 2')
 
 
 def identity(place: str, row: Mapping[str, Any], name: str) -> str:
@@ -80,7 +121,7 @@ def identity(place: str, row: Mapping[str, Any], name: str) -> str:
     value = row.get(name)
     if isinstance(value, str):
         plain = holdouts.normal(value)
-        if plain and not _is_missing(value):
+        if plain and not is_missing(value):
             # A column of numbers with a gap in it is written as 1.0, so 1.0 is 1; "01" is another id.
             return plain.partition('.')[0] if re.fullmatch(r'-?\d+\.0+', plain) else value.strip()
     # Beyond `EXACT` a float may stand for several whole numbers.
@@ -88,7 +129,7 @@ def identity(place: str, row: Mapping[str, Any], name: str) -> str:
         return str(int(value))
     elif isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**30:
         return str(value)
-    fault = f'no {name}' if _is_missing(value) or isinstance(value, str) else f'{name!r} is {files.short_repr(value)}'
+    fault = f'no {name}' if is_missing(value) or isinstance(value, str) else f'{name!r} is {files.short_repr(value)}'
     at = f'{place}: ' if place else ''
     raise ValueError(f'{at}{fault}; give a text or a whole number that says who or what it is')
 
@@ -139,10 +180,11 @@ def listed(place: str, row: Mapping[str, Any], name: str) -> list[Any]:
 
 def known(place: str, row: Mapping[str, Any], name: str) -> str:
     """The id in an optional field of a row, '' where it is missing. Raises ValueError where its value is no id."""
-    return '' if _is_missing(row.get(name)) else identity(place, row, name)
+    return '' if is_missing(row.get(name)) else identity(place, row, name)
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """True for null, NaN and the texts that stand for no value."""
     if isinstance(value, str):
         return value.strip() in MISSING
     return value is None or (isinstance(value, float) and math.isnan(value))
@@ -157,7 +199,7 @@ def unanswered(record: Any) -> Any:
         return record
     sides = {'left': 'chosen', 'right': 'rejected'}
     renamed = {sides.get(name, name): value for name, value in record.items()}
-    return renamed if not _is_missing(renamed.get('user')) else {**renamed, 'user': NOBODY}
+    return renamed if not is_missing(renamed.get('user')) else {**renamed, 'user': NOBODY}
 
 
 def write(path: str | Path, choices: Iterable[Choice]) -> int:
@@ -187,28 +229,47 @@ def _row(placed: tuple[str, Any]) -> Row:
 
 
 def read_all(
-    source: str | Path, convert: Callable[[Any], T], placed: Callable[[str], Iterable[tuple[str, Any]]] | None = None
+    source: str | Path,
+    convert: Callable[[Any], T],
+    placed: Callable[[str], Iterable[tuple[str, Any]]] | None = None,
+    drop: Callable[[str], None] | None = None,
 ) -> list[T]:
     """The results of `convert` for all records of a source as `placed` reads it: `values`, or `rows` for objects alone.
 
     Raises:
-      ValueError: a record is wrong, or there is none. The message names file and line.
+      ValueError: records are wrong, see `converted`, or there is none.
     """
-    results = converted((placed or values)(str(source)), convert)
+    results = converted((placed or values)(str(source)), convert, drop)
     if not results:
         raise ValueError(f'{source} has no rows; write one JSON record a line')
     return results
 
 
-def converted(placed: Iterable[tuple[str, Any]], convert: Callable[[Any], T]) -> list[T]:
-    """The results of `convert` for records that come with their places. Raises ValueError with the place of a wrong
-    one."""
-    results = []
+def converted(
+    placed: Iterable[tuple[str, Any]], convert: Callable[[Any], T], drop: Callable[[str], None] | None = None
+) -> list[T]:
+    """The results of `convert` for records that come with their places.
+
+    `drop` takes a line that counts the wrong records, which are left out.
+
+    Raises:
+      ValueError: records are wrong, and there is no `drop`. The message lists them with their places.
+    """
+    results, wrong = [], []
     for place, record in placed:
         try:
             results.append(convert(record))
         except ValueError as error:
-            raise ValueError(f'{place}: {error}') from None
+            wrong.append(f'{place}: {error}')
+    if not wrong:
+        return results
+    more = f'; and {len(wrong) - LISTED} more' if len(wrong) > LISTED else ''
+    message = '; '.join(wrong[:LISTED]) + more
+    if len(wrong) > 1:
+        message = f'{len(wrong)} of {len(wrong) + len(results)} rows are wrong: {message}'
+    if drop is None:
+        raise ValueError(message)
+    drop(f'{len(wrong)} rows are left out: {message}')
     return results
 
 
@@ -287,17 +348,21 @@ def without_gaps(value: Any) -> Any:
 def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
     """The rows of a CSV file under its header, with their places. The header must have these columns.
 
-    Rows are counted as a spreadsheet counts them, the header and empty rows included.
+    Rows are counted as a spreadsheet counts them, the header and empty rows included. See `delimiter`.
+
+    Raises:
+      ValueError: the file is not there or no CSV, or a row has another number of cells than the header.
     """
     # A cell may be a long text, and Python's limit is 131,072 characters.
     csv.field_size_limit(sys.maxsize)
     header: list[str] = []
     number = 0
     with files.open_text(path) as file:
-        cells = csv.reader(file, strict=True)
+        cells = csv.reader(file, strict=True, delimiter=delimiter(path))
         try:
             for number, row in enumerate(cells, 1):
-                if not row:
+                # A spreadsheet writes a row that somebody has emptied as empty cells.
+                if not any(cell.strip() for cell in row):
                     continue
                 # The first row that is not empty is the header.
                 if header and len(row) != len(header):
@@ -317,6 +382,14 @@ def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
     # A file without any row lacks the columns, too.
     if not header:
         _header(path, [], columns)
+
+
+def delimiter(path: Path) -> str:
+    """The character between the cells of a CSV file: that of a comma, a semicolon and a tab that its header has most
+    of."""
+    with files.open_text(path) as file:
+        header = re.sub('"[^"]*"', '', next((line for line in file if line.strip()), ''))
+    return max(',;\t', key=header.count)
 
 
 def _header(path: Path, names: list[str], columns: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ II.2).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -84,7 +84,13 @@ class RecordTexts(NamedTuple):
 
 
 def read(
-    path: str | Path, tokenizer: Tokenizer, *, alone: bool, template: str = '{}', answered: bool = True
+    path: str | Path,
+    tokenizer: Tokenizer,
+    *,
+    alone: bool,
+    template: str = '{}',
+    answered: bool = True,
+    drop: Callable[[str], None] | None = None,
 ) -> TextPairs:
     """The pairs of a file.
 
@@ -92,17 +98,19 @@ def read(
       alone: replies are read alone, and not after their prompts.
       template: a text with `{}` in which a statement is put.
       answered: False where nobody has chosen yet. The first side then counts as chosen, see `records.unanswered`.
+      drop: takes a line about wrong records, which are left out (`records.converted`); None: they are refused.
 
     Raises:
       ValueError: a record is wrong, and the message names file and line; or some records have a prompt and others none.
     """
-    if files.format_of(Path(path)) == '.csv':
-        raise ValueError(f'{path}: a table of choices between texts is read as choices:{path}; give that')
+    table = files.format_of(Path(path)) == '.csv'
 
     def convert(record: Any) -> RecordTexts:
+        # An empty cell of a table is no field.
+        record = {name: cell for name, cell in record.items() if cell} if table else record
         return to_said(record if answered else records.unanswered(record), tokenizer, alone=alone, template=template)
 
-    return to_pairs(records.read_all(path, convert), path)
+    return to_pairs(records.read_all(path, convert, drop=drop), path)
 
 
 def from_choices(
@@ -167,6 +175,7 @@ def to_pairs(converted: Sequence[RecordTexts], name: str | Path) -> TextPairs:
 
 def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '{}') -> RecordTexts:
     """The texts of a record. Raises ValueError where the record is wrong, or its two sides have the same tokens."""
+    record = records.named(record) if isinstance(record, dict) else record
     if not isinstance(record, dict) or 'user' not in record:
         raise ValueError(f"expected an object with 'user', 'chosen' and 'rejected', got {files.short_repr(record)}")
     user, group = records.identity('', record, 'user'), records.known('', record, 'group')

@@ -132,9 +132,9 @@ def test_what_is_wrong_in_a_csv_file_is_told_with_its_place(tmp_path, text, mess
     ('row', 'message'),
     [
         ({'chosen': '12', 'rejected': [1, 2]}, "expected a list of numbers, got '12'"),
-        ({'chosen': [True], 'rejected': [2]}, 'expected a list of numbers, got True'),
-        ({'chosen': ['1_0'], 'rejected': [2]}, 'expected a list of numbers'),
-        ({'chosen': [10**400], 'rejected': [2]}, 'expected a list of numbers'),
+        ({'chosen': [True], 'rejected': [2]}, 'an item has True; give a number'),
+        ({'chosen': ['1_0'], 'rejected': [2]}, "an item has '1_0'"),
+        ({'chosen': [10**400], 'rejected': [2]}, 'an item has 10000'),
         ({'chosen': [1e39], 'rejected': [2]}, 'chosen holds a number that is not finite in float32'),
         ({'chosen': [1], 'rejected': [2], 'situation': None}, 'no situation'),
     ],
@@ -154,5 +154,5 @@ def test_texts_that_wait_for_an_answer_need_no_user(tmp_path):
     for read in (lambda: texts.read(path, byte_tokenizer(), alone=False), lambda: list(records.read(str(table)))):
         with pytest.raises(ValueError, match='user'):
             read()
-    with pytest.raises(ValueError, match=r'choices:.*a\.csv'):
+    with pytest.raises(ValueError, match=r'a\.csv, row 2.*user'):
         texts.read(table, byte_tokenizer(), alone=False)

@@ -21,6 +21,7 @@ from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.data.holdouts import normal
 from pal_jax.models.states import Frame
+from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.settings import Settings
 from pal_jax.recipes.personal.pal.text import TextData
@@ -95,6 +96,7 @@ class Kept(NamedTuple):
         """
         if not isinstance(item, Mapping):
             raise ValueError(f'an item is {files.short_repr(item)}, others are objects; give all alike')
+        item = tables.with_numbers(item, self.attributes)
         if missing := [name for name in self.attributes if name not in item]:
             raise ValueError(f'an item has no {missing[0]!r}; it has {", ".join(map(str, item)) or "nothing"}')
         if unknown := [name for name in item if name not in self.attributes]:

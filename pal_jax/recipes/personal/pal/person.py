@@ -83,7 +83,8 @@ def read_choices(run: TrainedPAL, path: str | Path, *, answered: bool = True) ->
 
 
 def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
-    data, kept = tables.load(path, answered=answered), run.kept
+    kept = run.kept
+    data = tables.load(path, answered=answered, attributes=kept.attributes)
     # Vectors have no names of their own: their numbers are taken in the run's order.
     if data.attributes == comparisons.default_names(kept.width):
         data = data._replace(attributes=kept.attributes)

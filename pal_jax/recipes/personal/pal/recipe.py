@@ -127,7 +127,7 @@ def make_parts(settings: Settings, ctx: Context) -> RunParts:
     before = pal_kept.load(ctx.kept) if ctx.kept else None
     decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
     text = pal_text.read(settings, ctx, decoder, before and before.frame) if decoder else None
-    data = text.items if text else read(settings)
+    data = text.items if text else read(settings, ctx.log if settings.wrong_rows == 'drop' else None)
     kept = pal_kept.going_on(settings.data, before, pal_kept.of(settings, data, text))
     data = comparisons.standardized(data, kept.scale) if settings.standardize else data
     trials = make_trials(settings, data)
@@ -179,12 +179,20 @@ def _check_model(model: PALSettings, pull: float) -> None:
         )
 
 
-def read(settings: Settings) -> Comparisons:
-    """The choices of a table in their own units. Raises ValueError where the model cannot use them."""
+def read(settings: Settings, drop: Callable[[str], None] | None = None) -> Comparisons:
+    """The choices of a table in their own units.
+
+    `drop` takes a line about wrong rows, which are left out; None: they are refused.
+
+    Raises:
+      ValueError: a row is wrong, or the model cannot use the choices.
+    """
     if opinions.is_source(settings.data):
         raise ValueError(f'data={settings.data!r} are texts; take --config=configs/pal.py:text')
     known, path = settings.data in choices.TABLES, Path(settings.data)
     pictures, on_disk = path.suffix == '.npz', not known and path.is_dir()
+    if drop and (known or pictures or on_disk):
+        raise ValueError(f"wrong_rows='drop' is for a table of your own, and data={settings.data!r} is none")
     if known:
         data = choices.load(settings.data)
     elif pictures:
@@ -194,7 +202,7 @@ def read(settings: Settings) -> Comparisons:
     elif not any(file.exists() for file in shards.files_of(settings.data)):
         raise ValueError(f'there is no file {path}; give one of choices, or one of {", ".join(choices.TABLES)}')
     else:
-        data = tables.load(path)
+        data = tables.load(path, drop=drop)
     baselines = settings.baselines
     if (on_disk or pictures) and (settings.standardize or baselines.majority or baselines.mixed_logit):
         raise ValueError(

@@ -1,19 +1,23 @@
-"""A researcher's own table of choices. Errors name the file and the row.
+"""A researcher's own table of choices. Errors name the file and all wrong rows.
 
 JSON lines: {"user": "ana", "chosen": [1.5, 0], "rejected": [2, 1]}; items are lists of numbers, or objects of named
     numbers; "situation" names the decision that a row belongs to, "prompt" is the vector of a prompt (PAL-B).
-CSV with a row for each option: columns user, situation, chosen (0 or 1), and one for each attribute.
-CSV with a row for each pair: columns user, choice (left or right), left_<attribute> and right_<attribute>; situation is
-    optional.
+Table with a row for each option: columns user, situation, chosen (0 or 1), and one for each attribute.
+Table with a row for each pair: columns user, choice, and two for each attribute; situation is optional. The answers and
+    the columns of the two sides may be called left and right, A and B, or 1 and 2: left_price, price_B, price1.
 
-Numbers may be written as texts. `records.identity` reads users and situations.
+Tables are CSV or Parquet. Numbers may be written as texts; between semicolons or tabs they may have a decimal comma. An
+attribute that has no number in any row has words, and becomes a number for each of its words but the first: `maker: VW
+over Ford` is 1 for VW. `records.identity` reads users and situations, `records.with_user` finds the column of the user.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,141 +27,297 @@ from pal_jax.data.readers import choices
 from pal_jax.run import files
 
 LARGEST = float(np.finfo(np.float32).max)
+MOST_WORDS = 20  # of an attribute; a column of more is a text or a name
 FORMS = (
     'user, situation, chosen and attributes (a row an option), or user, choice, left_<attribute> and '
     'right_<attribute> (a row a pair)'
 )
+ASKED = 'left_<attribute> and right_<attribute>, a row a pair'
+CHOSEN = {'1': True, '1.0': True, 'true': True, '0': False, '0.0': False, 'false': False}
+
+Drop = Callable[[str], None]
+PlacedPair = tuple[str, PreferencePair]
 
 
-def load(path: str | Path, *, answered: bool = True) -> Comparisons:
+class Attribute(NamedTuple):
+    """An attribute of a table: a number, or one of `words`, which are numbers as the head of this module says."""
+
+    name: str
+    words: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the attribute's numbers."""
+        return tuple(f'{self.name}: {word} over {self.words[0]}' for word in self.words[1:]) or (self.name,)
+
+    def numbers(self, value: Any) -> tuple[float, ...]:
+        """The numbers of a value. Raises ValueError where it is none, or a word that is unknown."""
+        if not self.words:
+            return (_number(value, self.name),)
+        if (word := str(value).strip()) not in self.words:
+            raise ValueError(f'{self.name} has {files.short_repr(value)}; give one of {", ".join(self.words)}')
+        return tuple(float(word == other) for other in self.words[1:])
+
+
+def load(
+    path: str | Path, *, answered: bool = True, attributes: Sequence[str] = (), drop: Drop | None = None
+) -> Comparisons:
     """The choices of a source, which are those of `records.values`.
 
     Args:
       answered: False where nobody has chosen yet. The row of a pair then needs neither `choice` nor `user`, its left
         side counts as chosen, and JSON lines may have `left` and `right`.
+      attributes: those of earlier choices, whose words the table's attributes have.
+      drop: takes a line about wrong rows, which are left out (`records.converted`); None: they are refused.
 
     Raises:
       ValueError: the file is missing or of another kind, or a row is wrong.
     """
-    kinds = {files.format_of(file) for file in shards.files_of(str(path))}
-    rows = list((_csv if kinds == {'.csv'} else _jsonl)(path, answered))
-    if not rows:
+    paths = shards.files_of(str(path))
+    rows = list(records.values(str(path)))
+    tabular = {files.format_of(file) for file in paths} <= {'.csv', '.parquet'}
+    # Parquet files may hold lists and objects, as JSON does.
+    if tabular and rows and not any(isinstance(cell, list | dict) for cell in rows[0][1].values()):
+        comma = any(files.format_of(file) == '.csv' and records.delimiter(file) != ',' for file in paths)
+        names, pairs = _table(path, rows, answered, comma, attributes, drop)
+    else:
+        names, pairs = _items(rows, answered, drop)
+    first = pairs[0][1] if pairs else None
+    checked = records.converted(pairs, lambda pair: _checked(pair, first or pair), drop)
+    if not checked:
         raise ValueError(f'{path} holds no {"choices" if answered else "pairs"}')
-    _, attributes, first = rows[0]
-    data = from_pairs([_checked(pair, place, first) for place, _, pair in rows], attributes)
-    # Items that differ in a file may be the same in float32, in which the model sees them.
-    if (same := (data.chosen[:] == data.rejected[:]).all(axis=1)).any():
-        place, _, pair = rows[int(same.argmax())]
-        raise ValueError(
-            f'{place}: the items {list(pair.chosen)} and {list(pair.rejected)} are the same in float32, so the choice '
-            'says nothing; subtract what all items have in common, or delete the row'
-        )
-    return data
+    return from_pairs(checked, names)
 
 
-def _checked(pair: PreferencePair, place: str, first: PreferencePair) -> PreferencePair:
+def with_numbers(item: Mapping[str, Any], attributes: Sequence[str]) -> Mapping[str, Any]:
+    """An item with the numbers of its words, where `attributes` have them. Raises ValueError for an unknown word."""
+    numbers = {}
+    for name, value in item.items():
+        known = Attribute(str(name), _known_words(str(name), attributes))
+        numbers |= dict(zip(known.names, known.numbers(value), strict=True)) if known.words else {name: value}
+    return numbers
+
+
+def _checked(pair: PreferencePair, first: PreferencePair) -> PreferencePair:
     for side in ('chosen', 'rejected', 'prompt'):
         numbers, expected = getattr(pair, side), first.prompt if side == 'prompt' else first.chosen
         if len(numbers) != len(expected):
-            raise ValueError(f'{place}: {side} has {len(numbers)} numbers, the first row has {len(expected)}')
+            raise ValueError(f'{side} has {len(numbers)} numbers, the first row has {len(expected)}')
         if not all(abs(number) <= LARGEST for number in numbers):
-            raise ValueError(f'{place}: {side} holds a number that is not finite in float32: {list(numbers)}')
+            raise ValueError(f'{side} holds a number that is not finite in float32: {list(numbers)}')
     if pair.chosen == pair.rejected:
-        raise ValueError(f'{place}: the two items are identical, so the choice says nothing; delete the row')
+        raise ValueError('the two items are identical, so the choice says nothing; delete the row')
+    # Items that differ in a file may be the same in float32, in which the model sees them.
+    if (np.asarray(pair.chosen, np.float32) == np.asarray(pair.rejected, np.float32)).all():
+        raise ValueError(
+            f'the items {list(pair.chosen)} and {list(pair.rejected)} are the same in float32, so the choice says '
+            'nothing; subtract what all items have in common, or delete the row'
+        )
     return pair
 
 
-def _jsonl(path: str | Path, answered: bool) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
-    names: tuple[str, ...] = ()
-    kinds: set[bool] = set()
-    for place, line in records.values(str(path)):
-        record = line if answered else records.unanswered(line)
+def _items(rows: list[records.Row], answered: bool, drop: Drop | None) -> tuple[tuple[str, ...], list[PlacedPair]]:
+    """The names of attributes, where items are objects, and the pairs of records of two items."""
+    rows = rows if answered else [(place, records.unanswered(row)) for place, row in rows]
+    sides = next((row['chosen'] for _, row in rows if isinstance(row, Mapping) and 'chosen' in row), ())
+    # The first row names the attributes, and their order.
+    names = tuple(sides) if isinstance(sides, Mapping) else ()
+
+    def read(placed: records.Row) -> PlacedPair:
+        place, record = placed
         if not isinstance(record, dict) or not {'user', 'chosen', 'rejected'} <= set(record):
             keys = 'user, chosen and rejected' if answered else 'left and right'
-            raise ValueError(f'{place}: expected an object with {keys}, got {files.short_repr(line)}')
-        user, sides = records.identity(place, record, 'user'), [record['chosen'], record['rejected']]
-        kinds.add(isinstance(sides[0], Mapping))
-        if len(kinds) > 1:
-            raise ValueError(f'{place}: some items are lists, and others objects of attributes; give all alike')
-        if isinstance(sides[0], Mapping):
-            # The first row names the attributes, and their order.
-            names = names or tuple(sides[0])
-            if any(not isinstance(side, Mapping) or set(side) != set(names) for side in sides):
-                raise ValueError(f'{place}: expected the attributes {", ".join(names)} in both items')
-            sides = [[side[name] for name in names] for side in sides]
-        chosen, rejected, prompt = (_numbers(values, place) for values in (*sides, record.get('prompt', ())))
-        yield place, names, PreferencePair(user, chosen, rejected, _situation(place, record), prompt)
+            raise ValueError(f'expected an object with {keys}, got {files.short_repr(record)}')
+        user, items = records.identity('', record, 'user'), [record['chosen'], record['rejected']]
+        if isinstance(items[0], Mapping) != bool(names):
+            raise ValueError('some items are lists, and others objects of attributes; give all alike')
+        if names:
+            if any(not isinstance(item, Mapping) or set(item) != set(names) for item in items):
+                raise ValueError(f'expected the attributes {", ".join(names)} in both items')
+            items = [[item[name] for name in names] for item in items]
+        chosen, rejected, prompt = map(_numbers, (*items, record.get('prompt', ())))
+        return place, PreferencePair(user, chosen, rejected, _situation(place, record), prompt)
+
+    return names, records.converted([(row[0], row) for row in rows], read, drop)
 
 
 def _situation(place: str, row: Mapping[str, Any]) -> str:
     """The id of a row's situation. A row that names none is a situation of its own."""
-    return records.identity(place, row, 'situation') if 'situation' in row else place
+    return records.identity('', row, 'situation') if 'situation' in row else place
 
 
-def _numbers(values: Any, place: str) -> tuple[float, ...]:
+def _numbers(values: Any) -> tuple[float, ...]:
     if not isinstance(values, list | tuple):
-        raise ValueError(f'{place}: expected a list of numbers, got {files.short_repr(values)}')
-    return tuple(_number(value, place) for value in values)
+        raise ValueError(f'expected a list of numbers, got {files.short_repr(values)}')
+    return tuple(map(_number, values))
 
 
-def _number(value: Any, place: str) -> float:
+def _number(value: Any, name: str = 'an item') -> float:
+    """A number. Raises ValueError, with the name of the attribute, where the value is none."""
     try:
         # Python takes True and 1_0 for numbers, too.
         if isinstance(value, bool) or '_' in str(value):
             raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number of hundreds of digits
-        raise ValueError(f'{place}: expected a list of numbers, got {files.short_repr(value)}') from None
+        raise ValueError(f'{name} has {files.short_repr(value)}; give a number') from None
 
 
-def _csv(path: str | Path, answered: bool) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
-    rows = list(records.rows(str(path)))
-    if not rows:
-        return
-    columns = set(rows[0][1])
-    # A column left_x alone may be an attribute; with right_x it is the side of a pair.
-    sides = any(f'right_{c[5:]}' in columns for c in columns if c.startswith('left_'))
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _table(
+    path: str | Path,
+    rows: list[records.Row],
+    answered: bool,
+    comma: bool,
+    known: Sequence[str],
+    drop: Drop | None,
+) -> tuple[tuple[str, ...], list[PlacedPair]]:
+    """The names of attributes and the pairs of a table of options or of pairs; `comma`: numbers may have a decimal
+    comma."""
+    rows = [(place, records.with_user(row)) for place, row in rows]
+    columns = list(rows[0][1])
+    sides = _sides(path, columns)
     # A proper subset leaves a column at least for an attribute.
-    if {'user', 'situation', 'chosen'} < columns:
-        yield from _options(rows)
-    elif sides and not answered:
-        yield from _pairs([(place, {**records.unanswered(row), 'choice': 'left'}) for place, row in rows])
-    elif sides and {'user', 'choice'} < columns:
-        yield from _pairs(rows)
+    if answered and {'user', 'situation', 'chosen'} < set(columns):
+        of = {name: (name,) for name in columns if name not in ('user', 'situation', 'chosen')}
+        read: Callable[..., list[PlacedPair]] = _options
+    elif sides and (not answered or {'user', 'choice'} <= set(columns)):
+        of, read = sides, _pairs
     else:
-        forms = FORMS if answered else 'left_<attribute> and right_<attribute>, a row a pair'
+        forms = FORMS if answered else ASKED
         raise ValueError(f'{path}: its columns are {", ".join(sorted(columns))}; give {forms}')
+    if '' in of:
+        raise ValueError(f'{path}: a column has no name; name the attribute, or delete the column of row numbers')
+    cells = {c for names in of.values() for c in names}
+    if comma:
+        rows = [(place, {c: _with_point(x) if c in cells else x for c, x in row.items()}) for place, row in rows]
+    attributes = [
+        Attribute(name, _known_words(name, known) or _words(path, name, [row[c] for _, row in rows for c in of[name]]))
+        for name in of
+    ]
+    if not answered:
+        rows = [(place, {**records.unanswered(row), 'choice': 'left'}) for place, row in rows]
+    names = tuple(name for attribute in attributes for name in attribute.names)
+    return names, read(path, rows, attributes, of, drop)
 
 
-def _pairs(rows: list[records.Row]) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
-    names = tuple(key[5:] for key in rows[0][1] if key.startswith('left_')) if rows else ()
-    for place, row in rows:
-        if row['choice'] not in ('left', 'right'):
-            raise ValueError(f'{place}: choice is {row["choice"]!r}; give left or right')
-        left, right = (_numbers([row.get(f'{side}_{name}') for name in names], place) for side in ('left', 'right'))
-        chosen, rejected = (left, right) if row['choice'] == 'left' else (right, left)
-        user = records.identity(place, row, 'user')
-        yield place, names, PreferencePair(user, chosen, rejected, _situation(place, row))
+def _with_point(value: Any) -> Any:
+    """A number with a decimal comma as Python writes it; everything else as it is."""
+    is_number = isinstance(value, str) and re.fullmatch(r'\s*[-+]?\d*,\d+([eE][-+]?\d+)?\s*', value)
+    return value.replace(',', '.') if is_number else value
 
 
-def _options(rows: list[records.Row]) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
-    names = tuple(key for key in rows[0][1] if key not in ('user', 'situation', 'chosen')) if rows else ()
-    situations: dict[tuple[str, str], list[tuple[str, choices.Option]]] = {}
-    if '' in names:
-        raise ValueError(f'{rows[0][0]}: a column has no name; name the attribute, or delete the column of row numbers')
+def _known_words(name: str, attributes: Sequence[str]) -> tuple[str, ...]:
+    """The words of an attribute, the first one first, as the names of its numbers have them (`Attribute.names`)."""
+    start = f'{name}: '
+    words = [a.removeprefix(start).rpartition(' over ') for a in attributes if a.startswith(start) and ' over ' in a]
+    return (words[0][2], *(word for word, _, _ in words)) if words else ()
+
+
+def _words(path: str | Path, name: str, values: Iterable[Any]) -> tuple[str, ...]:
+    """The words of a column in the order of the alphabet; none where a value is a number, or all are missing.
+
+    Raises:
+      ValueError: the column has one word alone, or too many for an attribute.
+    """
+    said = [str(value).strip() for value in values if not records.is_missing(value)]
+    for word in said:
+        try:
+            _number(word)
+        except ValueError:
+            continue
+        # Where one value is a number the column has numbers, and words in it are wrong.
+        return ()
+    words = tuple(sorted(set(said)))
+    if said and not 2 <= len(words) <= MOST_WORDS:
+        raise ValueError(
+            f'{path}: column {name} has {len(words)} different words, such as {files.short_repr(words[0])}; an '
+            f'attribute has 2 to {MOST_WORDS}; delete the column, and for texts take --config=pal:text'
+        )
+    return words
+
+
+def _sides(path: str | Path, columns: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """The columns of the two sides of each attribute, such as left_price and right_price, or price1 and price2.
+
+    Raises:
+      ValueError: a column of the left side has none of the right one.
+    """
+    for sides in records.SIDES:
+        # Between a digit and the name there need not be a mark.
+        marks = '[_ .:-]*' if sides[0].isdigit() else '[_ .:-]+'
+        left, right = (_of_side(side, marks, columns) for side in sides)
+        if both := [name for name in left if name in right]:
+            if sides[0] == 'left' and (lonely := sorted(left.keys() ^ right.keys())):
+                raise ValueError(f'{path}: {lonely[0]} has a column of one side alone; give left_ and right_')
+            return {name: (left[name], right[name]) for name in both}
+    return {}
+
+
+def _of_side(side: str, marks: str, columns: Sequence[str]) -> dict[str, str]:
+    """The columns of one side by the names of their attributes."""
+    before, after = (r'.*\D', r'\D.*') if side.isdigit() else ('.+', '.+')
+    pattern = re.compile(f'{side}{marks}({after})|({before}){marks}{side}', re.IGNORECASE)
+    matches = [(match, column) for column in columns if (match := pattern.fullmatch(column))]
+    return {(match[1] or match[2]).strip('_ .:-'): column for match, column in matches}
+
+
+def _pairs(
+    path: str | Path,
+    rows: list[records.Row],
+    attributes: Sequence[Attribute],
+    of: Mapping[str, tuple[str, ...]],
+    drop: Drop | None,
+) -> list[PlacedPair]:
+    """The pairs of rows that have two sides each."""
+    # 1 is the left side where answers are 1 and 2, and the right one where they are 0 and 1.
+    if any(str(row['choice']).strip() in ('0', '0.0') for _, row in rows):
+        raise ValueError(f'{path}: choice is 0 in some rows; write left and right, A and B, or 1 and 2')
+
+    def read(placed: records.Row) -> PlacedPair:
+        place, row = placed
+        side = records.side_of(row['choice'])
+        chosen, rejected = (
+            tuple(n for a in attributes for n in a.numbers(row[of[a.name][k]])) for k in (side, 1 - side)
+        )
+        return place, PreferencePair(records.identity('', row, 'user'), chosen, rejected, _situation(place, row))
+
+    return records.converted([(row[0], row) for row in rows], read, drop)
+
+
+def _options(
+    path: str | Path,
+    rows: list[records.Row],
+    attributes: Sequence[Attribute],
+    of: Mapping[str, tuple[str, ...]],
+    drop: Drop | None,
+) -> list[PlacedPair]:
+    """The pairs of rows that have one option each: the chosen option with each other option of its situation."""
     # One user may be spelled in several ways, and a situation must not fall apart by that.
     who = records.first_spelling()
-    for place, row in rows:
-        if row['chosen'] not in ('0', '1'):
-            raise ValueError(f'{place}: chosen is {row["chosen"]!r}; give 0 or 1')
-        option = row['chosen'] == '1', _numbers([row[name] for name in names], place)
-        key = who(records.identity(place, row, 'user')), _situation(place, row)
+
+    def read(placed: records.Row) -> tuple[str, tuple[str, str], choices.Option]:
+        place, row = placed
+        chosen = CHOSEN.get(str(row['chosen']).strip().lower())
+        if chosen is None:
+            raise ValueError(f'chosen is {row["chosen"]!r}; give 0 or 1')
+        numbers = tuple(n for a in attributes for n in a.numbers(row[of[a.name][0]]))
+        return place, (who(records.identity('', row, 'user')), _situation(place, row)), (chosen, numbers)
+
+    situations: dict[tuple[str, str], list[tuple[str, choices.Option]]] = {}
+    for place, key, option in records.converted([(row[0], row) for row in rows], read, drop):
         situations.setdefault(key, []).append((place, option))
-    for (user, key), placed in situations.items():
-        (place, _), options = placed[0], [option for _, option in placed]
+
+    def paired(situation: tuple[tuple[str, str], list[tuple[str, choices.Option]]]) -> list[PlacedPair]:
+        (user, name), placed = situation
+        options = [option for _, option in placed]
         count = sum(was_chosen for was_chosen, _ in options)
         if count != 1 or len(options) < 2:
-            raise ValueError(f'{place}: situation {key!r} of {user!r} has {count} chosen of {len(options)} options')
+            raise ValueError(f'situation {name!r} of {user!r} has {count} chosen of {len(options)} options')
         # A choice among several options is a pair with each option that was not chosen.
-        for pair in choices.pairs([(user, key, options)]):
-            yield place, names, pair
+        return [(placed[0][0], pair) for pair in choices.pairs([(user, name, options)])]
+
+    placed = [(same[0][0], (key, same)) for key, same in situations.items()]
+    return list(itertools.chain.from_iterable(records.converted(placed, paired, drop)))

@@ -4,7 +4,7 @@ vectors, and PAL-Large begins with them."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -73,8 +73,10 @@ def open_decoder(text: TextSettings, ctx: Context, seed: int) -> Decoder:
     return Decoder(dataclasses.replace(cfg, tie_embed=True), source.tokenizer(), source)  # nothing is unembedded
 
 
-def read_pairs(settings: Settings, tokenizer: Tokenizer) -> TextPairs:
+def read_pairs(settings: Settings, tokenizer: Tokenizer, drop: Callable[[str], None] | None = None) -> TextPairs:
     """The pairs of the file, of the public set (`opinions.read`) or of the votes that `data` names.
+
+    `drop` takes a line about wrong rows, which are left out; None: they are refused.
 
     Raises:
       ValueError: a row is wrong, or prototypes are to be functions of prompts that are missing or always the same.
@@ -83,28 +85,40 @@ def read_pairs(settings: Settings, tokenizer: Tokenizer) -> TextPairs:
     # Exports of votes, and all that is neither a public set nor a table of choices, are read as votes.
     tabular = all(files.format_of(file) in shards.KINDS for file in shards.files_of(data))
     if not opinions.is_source(data) and (votes.is_export(data) or not tabular):
+        if drop:
+            raise ValueError("wrong_rows='drop' is for files of pairs, and votes are counted; give wrong_rows='refuse'")
         if alone:
             raise ValueError(
                 "model.variant='B' needs prompts, and statements that are voted on have none; use variant A"
             )
         voted = votes.read(data)
         return texts.from_votes(voted, tokenizer, template=text.template, most=text.pairs, seed=settings.seed)
-    pairs = choices_of(data, tokenizer, text.template, alone)
+    if drop and opinions.is_source(data) and not data.startswith('choices:'):
+        raise ValueError(f"wrong_rows='drop' is for files of your own, and data={data!r} is a public set")
+    pairs = choices_of(data, tokenizer, text.template, alone, drop=drop)
     if alone and (pairs.prompt is None or len(np.unique(pairs.prompt)) == 1):
         prompts = 'none' if pairs.prompt is None else 'the same for all'
         raise ValueError(f"model.variant='B' makes prototypes of prompts, and {data} has {prompts}, which is variant A")
     return pairs
 
 
-def choices_of(data: str, tokenizer: Tokenizer, template: str, alone: bool, *, answered: bool = True) -> TextPairs:
-    """The pairs of a file or of a public set; `alone` and `answered` are those of `texts.read`."""
+def choices_of(
+    data: str,
+    tokenizer: Tokenizer,
+    template: str,
+    alone: bool,
+    *,
+    answered: bool = True,
+    drop: Callable[[str], None] | None = None,
+) -> TextPairs:
+    """The pairs of a file or of a public set; `alone`, `answered` and `drop` are those of `texts.read`."""
     how: Any = {'alone': alone, 'template': template}
-    if data.startswith('choices:') and not answered:
-        open_pairs = records.read(data.removeprefix('choices:'), answered=False)
-        return texts.from_choices(open_pairs, tokenizer, **how, name=data)
+    if data.startswith('choices:'):
+        choices = records.read(data.removeprefix('choices:'), answered=answered, drop=drop)
+        return texts.from_choices(choices, tokenizer, **how, name=data)
     if opinions.is_source(data):
         return texts.from_choices(opinions.read(data), tokenizer, **how, name=data)
-    return texts.read(data, tokenizer, **how, answered=answered)
+    return texts.read(data, tokenizer, **how, answered=answered, drop=drop)
 
 
 def read(settings: Settings, ctx: Context, decoder: Decoder, frame: Frame | None = None) -> TextData:
@@ -112,7 +126,8 @@ def read(settings: Settings, ctx: Context, decoder: Decoder, frame: Frame | None
 
     The vectors are in the coordinates of `frame`, or in those that the first process computes for them.
     """
-    text, pairs = settings.text, read_pairs(settings, decoder.tokenizer)
+    text = settings.text
+    pairs = read_pairs(settings, decoder.tokenizer, ctx.log if settings.wrong_rows == 'drop' else None)
     pool: states.Pool = 'tokens' if text.span else text.pool
     starts = states.token_starts(pairs.texts)
     lengths = np.array([len(sequence.tokens) for sequence in pairs.texts])

@@ -1,0 +1,107 @@
+"""Surveys as people have them: other delimiters, decimal commas, answers by letters, words, rows that are wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as arrow
+import pytest
+from pyarrow import parquet
+
+from pal_jax.data import records, texts
+from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.recipes.personal.pal import tables
+
+PLAIN = 'user,choice,left_price,left_time,right_price,right_time\nana,left,1.5,9,2,3\nbo,right,1.5,9,2.25,3\n'
+
+
+def written(folder, text, name='a.csv'):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'participant;choice;price_A;time_A;price_B;time_B\nana;A;1,5;9;2;3\nbo;B;1,5;9;2,25;3\n;;;;;\n',
+        'Participant_ID\tchoice\tprice1\ttime1\tprice2\ttime2\nana\t1\t1,5\t9\t2\t3\nbo\t2.0\t1,5\t9\t2,25\t3\n',
+        'comment,person,choice,A.price,A.time,B.price,B.time\n"a; b; c",ana,a,1.5,9,2,3\n,bo,b,1.5,9,2.25,3\n',
+        'user;situation;chosen;price;time\nana;1;TRUE;1,5;9\nana;1;FALSE;2;3\nbo;1;0;1,5;9\nbo;1;1;2,25;3\n',
+    ],
+)
+def test_surveys_of_other_forms_hold_the_same_choices(tmp_path, text):
+    plain, survey = (tables.load(written(tmp_path, one, f'{k}.csv')) for k, one in enumerate((PLAIN, text)))
+    assert survey.names == ('ana', 'bo') and survey.attributes == ('price', 'time')
+    np.testing.assert_array_equal(survey.chosen, plain.chosen)
+    np.testing.assert_array_equal(survey.rejected, plain.rejected)
+
+
+def test_words_become_a_number_for_each_but_the_first(tmp_path):
+    rows = 'ana,A,VW,3,Ford,2\nbo,B,Seat,3,VW,4\nbo,A,Ford,1,Seat,5\n'
+    table = written(tmp_path, f'user,choice,A_maker,A_doors,B_maker,B_doors\n{rows}')
+    data = tables.load(table)
+    assert data.attributes == ('maker: Seat over Ford', 'maker: VW over Ford', 'doors')
+    np.testing.assert_array_equal(data.chosen, [[0, 1, 3], [0, 1, 4], [0, 0, 1]])
+    np.testing.assert_array_equal(data.rejected, [[0, 0, 2], [1, 0, 3], [1, 0, 5]])
+    # A new person has met some of the words alone.
+    open_pair = written(tmp_path, 'A_maker,A_doors,B_maker,B_doors\nVW,1,Ford,1\n', 'b.csv')
+    new = tables.load(open_pair, answered=False, attributes=data.attributes)
+    assert new.attributes == data.attributes and new.chosen.tolist() == [[0, 1, 1]]
+    assert tables.with_numbers({'maker': 'Seat', 'doors': 3}, data.attributes) == dict(
+        zip(data.attributes, (1, 0, 3), strict=True)
+    )
+    for make in (lambda: tables.with_numbers({'maker': 'Fiat', 'doors': 3}, data.attributes),):
+        with pytest.raises(ValueError, match='maker.*Fiat.*Ford, Seat, VW'):
+            make()
+
+
+def test_a_survey_of_parquet_is_read(tmp_path):
+    row = {'user': 'ana', 'choice': 2, 'price1': 1.5, 'price2': 2.0}
+    parquet.write_table(arrow.Table.from_pylist([row]), tmp_path / 'a.parquet')
+    assert tables.load(tmp_path / 'a.parquet').chosen.tolist() == [[2.0]]
+
+
+WRONG = 'user,choice,left_x,right_x\nana,left,1,2\nana,,1,2\n,left,1,2\nbo,left,2,2\nbo,right,cheap,2\nbo,right,1,2\n'
+
+
+def test_all_wrong_rows_are_listed_or_left_out_and_counted(tmp_path):
+    table, said = written(tmp_path, WRONG), []
+    with pytest.raises(ValueError, match=r'3 of 6 rows are wrong') as error:
+        tables.load(table)
+    for place in ('row 3: choice', 'row 4: no user', "row 6: x has 'cheap'"):
+        assert place in str(error.value)
+    assert tables.load(table, drop=said.append).chosen.tolist() == [[1.0], [2.0]]
+    assert len(said) == 2 and '3 rows are left out' in said[0] and 'row 5: the two items are identical' in said[1]
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('user,choice,left_x,right_x\nana,0,1,2\nbo,1,1,2\n', 'choice.*0'),
+        ('user,choice,left_x,right_x,left_y\nana,left,1,2,3\n', 'y has a column of one side alone'),
+        ('user,situation,chosen,x\nana,1,1,red\nana,1,0,red\n', 'column x has 1 different words'),
+        ('user,situation,chosen,x,,y\nana,1,1,1,1,1\nana,1,0,2,2,2\n', 'a column has no name'),
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        tables.load(written(tmp_path, text))
+
+
+def test_tables_of_texts_need_no_prefix(tmp_path):
+    pairs = [
+        written(tmp_path, 'user,prompt,chosen,rejected\nana,Tea?,yes,no\nbo,Tea?,no,yes\n'),
+        written(tmp_path, 'worker_id;prompt;A;B;choice\nana;Tea?;yes;no;A\nbo;Tea?;yes;no;2\n', 'b.csv'),
+        tmp_path / 'c.parquet',
+    ]
+    parquet.write_table(arrow.Table.from_pylist([row for _, row in records.rows(str(pairs[0]))]), pairs[2])
+    for path in pairs:
+        data = texts.read(path, byte_tokenizer(), alone=False)
+        assert data.names == ('ana', 'bo') and data.prompt is not None
+        assert [data.words[i] for i in (*data.chosen, *data.rejected)] == ['yes', 'no', 'no', 'yes']
+
+
+def test_wrong_rows_of_texts_are_left_out_on_request(tmp_path):
+    table, said = written(tmp_path, 'user,chosen,rejected\nana,yes,no\nbo,yes,yes\n,a,b\n'), []
+    assert texts.read(table, byte_tokenizer(), alone=False, drop=said.append).names == ('ana',)
+    assert [choice.user for choice in records.read(str(table), drop=said.append)] == ['ana']
+    assert len(said) == 2 and all('2 rows are left out' in line for line in said)
