@@ -91,7 +91,8 @@ class MetricsWriter:
                 self._append(DIALOGUES, record)
 
     def rollouts(self, step: int, phase: str, records: Iterable[Mapping[str, Any]]) -> None:
-        """Write samples of a training step: `person`, `facts`, `round`, `judged`, `scores` and `turns`."""
+        """Write samples of a training step: `person`, `facts` and `turns`, and `round`, `judged` and `scores` where the
+        method has them."""
         if self._active:
             for record in records:
                 self._append(ROLLOUTS, {'step': step, 'phase': phase, **record})

@@ -2,10 +2,13 @@
 'use strict';
 const found = id => document.getElementById(id);
 const records = JSON.parse(found('rollouts').textContent);
+// Samples of a method that pays several roles have no one reward; the page then has no choice of order.
+const paid = found('order') !== null;
+const reward = record => (paid ? record.scores.reward : 0);
 const orders = {
-  step: (a, b) => a.step - b.step || a.scores.reward - b.scores.reward,
-  best: (a, b) => b.scores.reward - a.scores.reward || a.step - b.step,
-  worst: (a, b) => a.scores.reward - b.scores.reward || a.step - b.step,
+  step: (a, b) => a.step - b.step || reward(a) - reward(b),
+  best: (a, b) => reward(b) - reward(a) || a.step - b.step,
+  worst: (a, b) => reward(a) - reward(b) || a.step - b.step,
 };
 let shown = [];
 
@@ -18,7 +21,7 @@ function put(parent, tag, name, text) {
 
 function choose() {
   const only = found('only').value;
-  shown = records.filter(each => only === '' || String(each.step) === only).sort(orders[found('order').value]);
+  shown = records.filter(each => only === '' || String(each.step) === only).sort(orders[paid ? found('order').value : 'step']);
   found('place').max = shown.length - 1;
   go(0);
 }
@@ -29,9 +32,10 @@ function go(place) {
   found('place').value = place;
   found('back').disabled = place === 0;
   found('on').disabled = place === shown.length - 1;
-  const scores = Object.entries(record.scores).map(([name, value]) => `${name} ${Number(value).toFixed(2)}`);
-  found('where').textContent = `${place + 1} of ${shown.length}: step ${record.step}, turn ${record.round}, `
-    + (record.judged ? scores.join(' · ') : 'not judged');
+  const scores = Object.entries(record.scores || {}).map(([name, value]) => `${name} ${Number(value).toFixed(2)}`);
+  const parts = [`step ${record.step}`, record.round && `turn ${record.round}`,
+    record.judged === false ? 'not judged' : scores.join(' · ')];
+  found('where').textContent = `${place + 1} of ${shown.length}: ${parts.filter(Boolean).join(', ')}`;
   const dialogue = found('dialogue');
   dialogue.replaceChildren();
   put(dialogue, 'p', 'soft', [record.person, ...record.facts].join(' · '));
@@ -43,7 +47,7 @@ function go(place) {
 }
 
 for (const step of new Set(records.map(each => each.step))) put(found('only'), 'option', '', String(step));
-found('order').addEventListener('change', choose);
+if (paid) found('order').addEventListener('change', choose);
 found('only').addEventListener('change', choose);
 found('place').addEventListener('input', () => go(Number(found('place').value)));
 found('back').addEventListener('click', () => go(Number(found('place').value) - 1));

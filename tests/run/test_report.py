@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import html.parser
 import json
 import re
-import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,8 +32,9 @@ from pal_jax.run.report import (
 from pal_jax.run.summary import summarize
 from pal_jax.run.verdict import judge
 from pal_jax.types import Exhibit
+from tests import browser
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+ROOT = Path(__file__).parents[2]
 ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 
 
@@ -225,20 +227,8 @@ def test_a_page_keeps_its_size_however_long_the_training_was():
     assert few_samples(records[:8], longest=9999) == records[:8] and few_samples([]) == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason='needs chromium on the path')
 def test_a_reader_steps_through_them_by_step_and_by_reward(trained):
-    sync_api = pytest.importorskip('playwright.sync_api', reason='needs pip install playwright')
-    complaints = []
-    with (
-        sync_api.sync_playwright() as play,
-        contextlib.closing(
-            play.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
-        ) as browser,
-    ):
-        page = browser.new_page()
-        page.on('pageerror', lambda error: complaints.append(str(error)))
-        page.on('dialog', lambda dialog: complaints.append(dialog.message))
-        page.goto(write_report(trained).as_uri())
+    with browser.opened(write_report(trained)) as page:
         places = [page.locator('#where').text_content()]
         while page.locator('#on').is_enabled():
             page.locator('#on').click()
@@ -252,7 +242,34 @@ def test_a_reader_steps_through_them_by_step_and_by_reward(trained):
         page.locator('#only').select_option('13')
         assert '1 of 2: step 13, turn 1, reward 1.00' in page.locator('#where').text_content()
         assert page.locator('#dialogue img, #dialogue script').count() == 0
-    assert complaints == []
+        browser.use_all(page)
+
+
+def test_games_of_several_rewards_are_stepped_through_in_their_order(workdir):
+    turns = [{'role': 'user', 'content': 'Your move?'}, {'role': 'assistant', 'content': 'Player 0: [4]'}]
+    with MetricsWriter(workdir, first_step=14) as writer:
+        for step in (4, 5):
+            match = {'person': f'match {step}', 'facts': ['Player 0: won, reward 1'], 'turns': turns}
+            writer.rollouts(step, 'spiral', [match])
+    with browser.opened(write_report(workdir)) as page:
+        assert page.locator('#order').count() == 0
+        assert page.locator('#where').text_content() == '1 of 2: step 4'
+        page.locator('#on').click()
+        assert page.locator('#where').text_content() == '2 of 2: step 5'
+        assert 'Player 0: [4]' in page.locator('#dialogue').text_content()
+        browser.use_all(page)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('config', sorted(path.stem for path in (ROOT / 'configs').glob('*.py')))
+def test_every_control_of_every_methods_reports_works(config, tmp_path):
+    command = [sys.executable, '-m', 'pal_jax.train', f'--config={config}:smoke', f'--workdir={tmp_path}']
+    subprocess.run(command, cwd=ROOT, check=True)
+    reports = sorted(tmp_path.rglob('report.html'))
+    assert reports
+    for report in reports:
+        with browser.opened(report) as page:
+            browser.use_all(page)
 
 
 def test_the_last_evaluations_exhibits_are_shown_and_escaped(workdir):
