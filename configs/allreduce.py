@@ -1,10 +1,10 @@
 r"""AllReduce on data-centre networks and accelerator meshes: short schedules beside the least rounds that there can be.
 
-  python -m pal_jax.train --config=configs/allreduce.py            # BCube, DCell, Jellyfish, ring, torus, fat tree
-  python -m pal_jax.train --config=configs/allreduce.py:exact      # small ones, by integer programme too
-  python -m pal_jax.train --config=configs/allreduce.py:learn      # two policies, trained in turn on each network
-  python -m pal_jax.train --config=configs/allreduce.py:smoke
-  python -m pal_jax.train --config=configs/allreduce.py --config.networks="('bcube:4,1','my.gml')"
+  pal-jax train --config=allreduce                                 # BCube, DCell, Jellyfish, ring, torus, fat tree
+  pal-jax train --config=allreduce:exact                           # small ones, by integer programme too
+  pal-jax train --config=allreduce:learn                           # two policies, trained in turn on each network
+  pal-jax train --config=allreduce:smoke
+  pal-jax train --config=allreduce --config.networks="('bcube:4,1','my.gml')"
 
 The shortest schedule of each network is in schedules/ of the run's folder, as JSON. --help lists all keys.
 """

@@ -1,13 +1,13 @@
 r"""The audited bench of personalised rewards: leakage tests of the data, then all methods on the same people.
 
-  python -m pal_jax.train --config=configs/bench.py                 # 361 people's choices of electricity tariffs
-  python -m pal_jax.train --config=configs/bench.py --config.texts="('polis/bowling_green','jester:jester5k')"
-  python -m pal_jax.train --config=configs/bench.py --config.tables="('electricity','train','my.csv')"
-  python -m pal_jax.train --config=configs/bench.py:quick           # three splits, fewer steps
-  python -m pal_jax.train --config=configs/bench.py:smoke           # nothing learnt
-  python -m pal_jax.train --config=configs/bench.py --config.methods="('majority','mixed_logit')"
+  pal-jax train --config=bench                                      # 361 people's choices of electricity tariffs
+  pal-jax train --config=bench --config.texts="('polis/bowling_green','jester:jester5k')"
+  pal-jax train --config=bench --config.tables="('electricity','train','my.csv')"
+  pal-jax train --config=bench:quick                                # three splits, fewer steps
+  pal-jax train --config=bench:smoke                                # nothing learnt
+  pal-jax train --config=bench --config.methods="('majority','mixed_logit')"
 
-The sections pal and pal_text are configs/pal.py and configs/pal.py:text; all methods have their splits, their numbers
+The sections pal and pal_text are configs/pal.py and pal:text; all methods have their splits, their numbers
 of known choices and the vectors that their decoder makes of texts. The keys:
 pal_jax/recipes/personal/bench/recipe.py."""
 

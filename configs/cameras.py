@@ -1,10 +1,10 @@
 r"""Flying cameras that reconstruct a person in a crowd: contributions of cameras (CTCR) beside a shared reward.
 
-  python -m pal_jax.train --config=configs/cameras.py            # four cameras, six people, three seeds of each
-  python -m pal_jax.train --config=configs/cameras.py:dynamics   # with heads that predict the next places, too
-  python -m pal_jax.train --config=configs/cameras.py:paper      # a policy with an LSTM, mixed crowds, a long run
-  python -m pal_jax.train --config=configs/cameras.py:smoke      # a few updates, nothing learnt
-  python -m pal_jax.train --config=configs/cameras.py --config.scene.cameras=5 --config.scene.people="(7,7)"
+  pal-jax train --config=cameras                                 # four cameras, six people, three seeds of each
+  pal-jax train --config=cameras:dynamics                        # with heads that predict the next places, too
+  pal-jax train --config=cameras:paper                           # a policy with an LSTM, mixed crowds, a long run
+  pal-jax train --config=cameras:smoke                           # a few updates, nothing learnt
+  pal-jax train --config=cameras --config.scene.cameras=5 --config.scene.people="(7,7)"
 
 --help lists all keys.
 """

@@ -1,9 +1,9 @@
 r"""Constraint handlers on small constrained MDPs, beside the exact optimum by linear programme.
 
-  python -m pal_jax.train --config=configs/cmdp.py            # all handlers on a bandit and a grid: under five minutes
-  python -m pal_jax.train --config=configs/cmdp.py:point      # some of them on a continuous task, with small networks
-  python -m pal_jax.train --config=configs/cmdp.py:smoke      # a few updates, nothing learnt
-  python -m pal_jax.train --config=configs/cmdp.py --config.handlers="('linear','pid')" --config.grid.limits="(1.0,)"
+  pal-jax train --config=cmdp                                 # all handlers on a bandit and a grid: under five minutes
+  pal-jax train --config=cmdp:point                           # some of them on a continuous task, with small networks
+  pal-jax train --config=cmdp:smoke                           # a few updates, nothing learnt
+  pal-jax train --config=cmdp --config.handlers="('linear','pid')" --config.grid.limits="(1.0,)"
 
 Handlers: none, fixed, linear, log, pid, ipo, crpo, focops, p3o, cup, cpo, pcpo. --help lists all keys.
 """

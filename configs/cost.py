@@ -1,10 +1,10 @@
 r"""Cost models of Safe RLHF (arXiv 2310.12773): a decoder that says how unsafe an answer is, with 0 as the border.
 
-python -m pal_jax.train --config=configs/cost.py                                # made-up dilemmas, nothing harmful
-python -m pal_jax.train --config=configs/cost.py --config.data.train=pairs.jsonl                # of PKU-SafeRLHF
-python -m pal_jax.train --config=configs/cost.py --config.policy.lora.rank=0 --config.optimizer.lr=1e-4  # all weights
-python -m pal_jax.train --config=configs/cost.py:smoke                          # a random tiny model, under a minute
-python -m pal_jax.train --config=configs/cost.py:paper                          # the published settings
+pal-jax train --config=cost                                                     # made-up dilemmas, nothing harmful
+pal-jax train --config=cost --config.data.train=pairs.jsonl                                     # of PKU-SafeRLHF
+pal-jax train --config=cost --config.policy.lora.rank=0 --config.optimizer.lr=1e-4                       # all weights
+pal-jax train --config=cost:smoke                                               # a random tiny model, under a minute
+pal-jax train --config=cost:paper                                               # the published settings
 """
 
 from pal_jax.data.safety import SafetyRows

@@ -1,14 +1,14 @@
 r"""Direct preference optimisation on pairs of answers (arXiv 2305.18290).
 
-  python -m pal_jax.train --config=configs/dpo.py                                # the oracle's answers and worse ones
-  python -m pal_jax.train --config=configs/dpo.py --config.data.train=pairs.jsonl --config.dpo.loss=ipo
-  python -m pal_jax.train --config=configs/dpo.py:smoke                          # a random tiny model, under a minute
-  python -m pal_jax.train --config=configs/dpo.py:paper                          # the baseline of RLPA's paper
+  pal-jax train --config=dpo                                                     # the oracle's answers and worse ones
+  pal-jax train --config=dpo --config.data.train=pairs.jsonl --config.dpo.loss=ipo
+  pal-jax train --config=dpo:smoke                                               # a random tiny model, under a minute
+  pal-jax train --config=dpo:paper                                               # the baseline of RLPA's paper
 
 RLPA's baseline: the best against the worst of n samples of a policy that writes the format:
 
-  python -m pal_jax.collect --config=configs/rlpa.py --source=orbax:runs/sft --output=pairs.jsonl
-  python -m pal_jax.train --config=configs/dpo.py --config.policy.source=orbax:runs/sft --config.data.train=pairs.jsonl
+  pal-jax collect --config=rlpa --source=orbax:runs/sft --output=pairs.jsonl
+  pal-jax train --config=dpo --config.policy.source=orbax:runs/sft --config.data.train=pairs.jsonl
 """
 
 from pal_jax.recipes import dpo

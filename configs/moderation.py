@@ -1,9 +1,9 @@
 r"""Moderation (BeaverTails, Ji et al. 2023): a decoder that says which of 14 kinds of harm an answer to a question has.
 
-python -m pal_jax.train --config=configs/moderation.py                          # made-up, mild questions and answers
-python -m pal_jax.train --config=configs/moderation.py --config.data.train=train.jsonl --config.data.test=test.jsonl
-python -m pal_jax.train --config=configs/moderation.py:paper --config.data.train=train.jsonl     # of BeaverTails
-python -m pal_jax.train --config=configs/moderation.py:smoke                    # a random tiny model, under a minute
+pal-jax train --config=moderation                                               # made-up, mild questions and answers
+pal-jax train --config=moderation --config.data.train=train.jsonl --config.data.test=test.jsonl
+pal-jax train --config=moderation:paper --config.data.train=train.jsonl                          # of BeaverTails
+pal-jax train --config=moderation:smoke                                         # a random tiny model, under a minute
 """
 
 from pal_jax.data.safety import SafetyRows

@@ -1,13 +1,13 @@
 r"""PAL: preferences of many people as mixtures of a few prototypes, new people from a few choices (arXiv 2406.08469).
 
-  python -m pal_jax.train --config=configs/pal.py                        # 361 people's choices of electricity tariffs
-  python -m pal_jax.train --config=configs/pal.py --config.data=train    # 235 people's of train journeys
-  python -m pal_jax.train --config=configs/pal.py --config.data=my.csv  # your people's (recipes/personal/pal/tables.py)
-  python -m pal_jax.train --config=configs/pal.py:text --config.data=polis/bowling_green    # votes on statements
-  python -m pal_jax.train --config=configs/pal.py:text --config.data=jester:jester5k   # choices between texts, by name
-  python -m pal_jax.train --config=configs/pal.py:text-large --config.data=polis/bowling_green  # the decoder learns
-  python -m pal_jax.train --config=configs/pal.py:large --config.data=folder  # pairs on disk (data/readers/columns.py)
-  python -m pal_jax.train --config=configs/pal.py:smoke                  # a tenth of the steps and two splits
+  pal-jax train --config=pal                                             # 361 people's choices of electricity tariffs
+  pal-jax train --config=pal --config.data=train                         # 235 people's of train journeys
+  pal-jax train --config=pal --config.data=my.csv                       # your people's (recipes/personal/pal/tables.py)
+  pal-jax train --config=pal:text --config.data=polis/bowling_green                         # votes on statements
+  pal-jax train --config=pal:text --config.data=jester:jester5k                        # choices between texts, by name
+  pal-jax train --config=pal:text-large --config.data=polis/bowling_green                       # the decoder learns
+  pal-jax train --config=pal:large --config.data=folder                       # pairs on disk (data/readers/columns.py)
+  pal-jax train --config=pal:smoke                                       # a tenth of the steps and two splits
 
 A minute or two on two CPU cores. Any value can be changed: --config.loss.pull=0.1 --config.model.rule=dist. The keys,
 what they mean and their defaults: pal_jax/recipes/personal/pal/settings.py. A run writes all of them to its

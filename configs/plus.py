@@ -1,11 +1,11 @@
 r"""PLUS: summaries of people learnt by reinforcement, with the reward model that reads them (arXiv 2507.13579).
 
-  python -m pal_jax.train --config=configs/plus.py               # SmolLM2-135M as both, people who like dogs or cats
-  python -m pal_jax.train --config=configs/plus.py:table         # three seeds of it and of all it is compared with
-  python -m pal_jax.train --config=configs/plus.py:smoke         # random tiny models
-  python -m pal_jax.train --config=configs/plus.py --config.reads=context     # a baseline, see `reads` of the settings
-  python -m pal_jax.train --config=configs/plus.py --config.data=histories.jsonl # your own (pal_jax/data/histories.py)
-  python -m pal_jax.train --config=configs/plus.py:people --config.data=votes:data/taxes     # the table, of real people
+  pal-jax train --config=plus                                    # SmolLM2-135M as both, people who like dogs or cats
+  pal-jax train --config=plus:table                              # three seeds of it and of all it is compared with
+  pal-jax train --config=plus:smoke                              # random tiny models
+  pal-jax train --config=plus --config.reads=context                          # a baseline, see `reads` of the settings
+  pal-jax train --config=plus --config.data=histories.jsonl # your own (pal_jax/data/histories.py)
+  pal-jax train --config=plus:people --config.data=votes:data/taxes                          # the table, of real people
 
 Any value can be changed: --config.ppo.kl_coef=0.05 --config.reward_model.train=False. The keys, what they mean and
 their defaults: pal_jax/recipes/plus/settings.py for people, summaries and the reward model, pal_jax/learners/ppo.py for

@@ -1,9 +1,9 @@
 r"""Personalized Soups: a policy for each preference, merged for each combination of them (arXiv 2310.11564).
 
-  python -m pal_jax.train --config=configs/psoups.py            # all stages, three dimensions; the same again resumes
-  python -m pal_jax.train --config=configs/psoups.py:quick      # two dimensions, too few steps to learn much
-  python -m pal_jax.train --config=configs/psoups.py:smoke      # a random tiny model, one dimension, nothing learnt
-  python -m pal_jax.train --config=configs/psoups.py:stage=policy,preference=P2A     # one stage, after those before it
+  pal-jax train --config=psoups                                 # all stages, three dimensions; the same again resumes
+  pal-jax train --config=psoups:quick                           # two dimensions, too few steps to learn much
+  pal-jax train --config=psoups:smoke                           # a random tiny model, one dimension, nothing learnt
+  pal-jax train --config=psoups:stage=policy,preference=P2A                          # one stage, after those before it
 
 Stages, each in a folder of its own: rollout, annotate, reward, rlhf, multitask, morl, policy, merge, evaluate.
 Any value can be changed: --config.preferences=mine.yaml --config.annotate.annotator=rule; --help lists the keys.
@@ -25,7 +25,7 @@ def get_config(variant: str = '') -> Settings:
         recipe='psoups',
         stage=stage,
         total_steps=4,  # of each PPO
-        export=False,  # 9 policies; python -m pal_jax.export --workdir=.../policy-P2A writes one
+        export=False,  # 9 policies; pal-jax export --workdir=.../policy-P2A writes one
         policy=ModelSettings(scan_layers=True, lora=Lora(rank=16, alpha=32.0)),  # many short stages
         sampling=Sampling(temperature=0.7, max_tokens=24),  # at 1 the embedded model hardly makes sense
         decode=DecodeSettings(slots=128),

@@ -1,11 +1,11 @@
 r"""Self-RedTeam: a model attacks itself, defends itself, and learns from both (arXiv 2506.07468).
 
-  python -m pal_jax.train --config=configs/redteam.py            # all stages; the same again resumes
-  python -m pal_jax.train --config=configs/redteam.py:quick      # a third of the work
-  python -m pal_jax.train --config=configs/redteam.py:smoke      # a random tiny model, nothing learnt
-  python -m pal_jax.train --config=configs/redteam.py:table      # all four ways to learn, three seeds each: hours
-  python -m pal_jax.train --config=configs/redteam.py:paper      # the published settings; give seeds and a judge
-  python -m pal_jax.train --config=configs/redteam.py --config.compare="('adapters','attacker')" --workdir=runs/adapters
+  pal-jax train --config=redteam                                 # all stages; the same again resumes
+  pal-jax train --config=redteam:quick                           # a third of the work
+  pal-jax train --config=redteam:smoke                           # a random tiny model, nothing learnt
+  pal-jax train --config=redteam:table                           # all four ways to learn, three seeds each: hours
+  pal-jax train --config=redteam:paper                           # the published settings; give seeds and a judge
+  pal-jax train --config=redteam --config.compare="('adapters','attacker')" --workdir=runs/adapters
 
 Stages, each in a folder of its own: examples, sft, play-<who learns>-<seed>, evaluate. --help lists all keys.
 """
@@ -31,7 +31,7 @@ def get_config(variant: str = '') -> Settings:
         recipe='redteam',
         stage=stage,
         total_steps=16,  # of each self-play
-        export=False,  # python -m pal_jax.export --workdir=.../play-shared-0 writes the policy
+        export=False,  # pal-jax export --workdir=.../play-shared-0 writes the policy
         policy=ModelSettings(scan_layers=True, lora=Lora(rank=16, alpha=32.0)),
         sampling=Sampling(temperature=0.6, max_tokens=80),  # at 1 a model of 135M writes neither harm nor help
         decode=DecodeSettings(slots=32),

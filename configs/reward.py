@@ -1,9 +1,9 @@
 r"""Reward models on pairs of replies (Ouyang et al. 2022): a decoder that says how good a reply is.
 
-python -m pal_jax.train --config=configs/reward.py                                # right and wrong answers
-python -m pal_jax.train --config=configs/reward.py --config.data.train=pairs.jsonl
-python -m pal_jax.train --config=configs/reward.py --config.policy.lora.rank=16 --config.optimizer.lr=5e-4
-python -m pal_jax.train --config=configs/reward.py:smoke                          # a random tiny model, under a minute
+pal-jax train --config=reward                                                     # right and wrong answers
+pal-jax train --config=reward --config.data.train=pairs.jsonl
+pal-jax train --config=reward --config.policy.lora.rank=16 --config.optimizer.lr=5e-4
+pal-jax train --config=reward:smoke                                               # a random tiny model, under a minute
 """
 
 from pal_jax.recipes.scorer import reward

@@ -1,11 +1,11 @@
 r"""Reinforcement learning on your own prompts and rewards: GRPO by default; RLOO, REINFORCE and PPO are one word.
 
-  python -m pal_jax.train --config=configs/rl.py                       # sums of two numbers, for a first look
-  python -m pal_jax.train --config=configs/rl.py --config.prompts.train=prompts.jsonl \
+  pal-jax train --config=rl                                            # sums of two numbers, for a first look
+  pal-jax train --config=rl --config.prompts.train=prompts.jsonl \
     --config.reward.function=my_rewards.py:score                       # a reward for each answer of your own prompts
-  python -m pal_jax.train --config=configs/rl.py --config.ppo.estimator=rloo
-  python -m pal_jax.train --config=configs/rl.py:control               # the control: rewards go to answers at random
-  python -m pal_jax.train --config=configs/rl.py:smoke                 # a random tiny model, under a minute
+  pal-jax train --config=rl --config.ppo.estimator=rloo
+  pal-jax train --config=rl:control                                    # the control: rewards go to answers at random
+  pal-jax train --config=rl:smoke                                      # a random tiny model, under a minute
 """
 
 from pal_jax.learners.training import Lora

@@ -1,8 +1,8 @@
 r"""RLPA: multi-turn PPO that learns its user's profile while talking (arXiv 2505.15456).
 
-  python -m pal_jax.train --config=configs/rlpa.py            # SmolLM2-135M and scripted users: learns on two CPU cores
-  python -m pal_jax.train --config=configs/rlpa.py:smoke      # a random tiny model, under a minute
-  python -m pal_jax.train --config=configs/rlpa.py:paper      # Qwen2.5-3B-Instruct, the published settings
+  pal-jax train --config=rlpa                                 # SmolLM2-135M and scripted users: learns on two CPU cores
+  pal-jax train --config=rlpa:smoke                           # a random tiny model, under a minute
+  pal-jax train --config=rlpa:paper                           # Qwen2.5-3B-Instruct, the published settings
 
 Any value can be changed: --config.ppo.kl_coef=0.1 --config.dialogue.profiles=people.jsonl; --help lists the keys.
 """

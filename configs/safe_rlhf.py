@@ -1,11 +1,11 @@
 r"""Safe RLHF: helpful answers under a limit on their harm (arXiv 2310.12773), by any constraint handler.
 
-  python -m pal_jax.train --config=configs/safe_rlhf.py            # all stages; the same again resumes
-  python -m pal_jax.train --config=configs/safe_rlhf.py:quick      # a third of the work
-  python -m pal_jax.train --config=configs/safe_rlhf.py:smoke      # a random tiny model, nothing learnt
-  python -m pal_jax.train --config=configs/safe_rlhf.py:table      # ten handlers, three seeds each: hours
-  python -m pal_jax.train --config=configs/safe_rlhf.py:paper      # the published settings; give records and a policy
-  python -m pal_jax.train --config=configs/safe_rlhf.py --config.constraint.handler=log --config.constraint.limit=0
+  pal-jax train --config=safe_rlhf                                 # all stages; the same again resumes
+  pal-jax train --config=safe_rlhf:quick                           # a third of the work
+  pal-jax train --config=safe_rlhf:smoke                           # a random tiny model, nothing learnt
+  pal-jax train --config=safe_rlhf:table                           # ten handlers, three seeds each: hours
+  pal-jax train --config=safe_rlhf:paper                           # the published settings; give records and a policy
+  pal-jax train --config=safe_rlhf --config.constraint.handler=log --config.constraint.limit=0
 
 Stages, each in a folder of its own: collect, sft, reward, cost, rl, evaluate. Another handler is one word:
 none, fixed, linear, log, pid, p3o, ipo, crpo, focops, cup, repo, saute, early. --help lists all keys.
@@ -42,7 +42,7 @@ def get_config(variant: str = '') -> Settings:
         recipe='safe_rlhf',
         stage=stage,
         total_steps=40,  # of each PPO
-        export=False,  # python -m pal_jax.export --workdir=.../rl writes the policy
+        export=False,  # pal-jax export --workdir=.../rl writes the policy
         policy=adapted,
         sampling=Sampling(temperature=1.0, max_tokens=48),
         decode=DecodeSettings(slots=32),

@@ -1,9 +1,9 @@
 r"""Supervised fine-tuning on chats: every token that the assistant says, and no other.
 
-python -m pal_jax.train --config=configs/sft.py                                # the oracle's answers, RLPA's baseline
-python -m pal_jax.train --config=configs/sft.py --config.data.train=chats.jsonl
-python -m pal_jax.train --config=configs/sft.py:smoke                          # a random tiny model, under a minute
-python -m pal_jax.train --config=configs/sft.py:paper                          # the baseline of RLPA's paper
+pal-jax train --config=sft                                                     # the oracle's answers, RLPA's baseline
+pal-jax train --config=sft --config.data.train=chats.jsonl
+pal-jax train --config=sft:smoke                                               # a random tiny model, under a minute
+pal-jax train --config=sft:paper                                               # the baseline of RLPA's paper
 """
 
 from pal_jax.recipes import sft

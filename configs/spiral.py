@@ -1,12 +1,12 @@
 r"""SPIRAL: a policy learns zero-sum games against itself, with a baseline for each game and seat (arXiv 2506.24119).
 
-  python -m pal_jax.train --config=configs/spiral.py            # SmolLM2-135M, tic-tac-toe and Kuhn poker
-  python -m pal_jax.train --config=configs/spiral.py:quick      # a tenth of the work: too little to learn much
-  python -m pal_jax.train --config=configs/spiral.py:smoke      # a random tiny model, nothing learnt
-  python -m pal_jax.train --config=configs/spiral.py:tabular    # twelve logits come near an equilibrium of Kuhn poker
-  python -m pal_jax.train --config=configs/spiral.py:mlp        # a small network learns tic-tac-toe
-  python -m pal_jax.train --config=configs/spiral.py:paper      # Qwen3-4B-Base, the published settings
-  python -m pal_jax.train --config=configs/spiral.py --config.play.baseline=none --workdir=runs/no_baseline
+  pal-jax train --config=spiral                                 # SmolLM2-135M, tic-tac-toe and Kuhn poker
+  pal-jax train --config=spiral:quick                           # a tenth of the work: too little to learn much
+  pal-jax train --config=spiral:smoke                           # a random tiny model, nothing learnt
+  pal-jax train --config=spiral:tabular                         # twelve logits come near an equilibrium of Kuhn poker
+  pal-jax train --config=spiral:mlp                             # a small network learns tic-tac-toe
+  pal-jax train --config=spiral:paper                           # Qwen3-4B-Base, the published settings
+  pal-jax train --config=spiral --config.play.baseline=none --workdir=runs/no_baseline
 
 --help lists all keys.
 """

@@ -9,7 +9,7 @@ from pal_jax.run import interrupts, memory
 
 __version__ = '0.1.0'
 
-# `python -m pal_jax.serve` runs commands/serve.py.
+# `pal-jax serve` runs commands/serve.py.
 __path__.append(f'{__path__[0]}/commands')
 
 # Only tokenizers of transformers are used; that torch is missing is no news.
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module('pal_jax.commands.library'), name)
 
 
-# A command, such as `python -m pal_jax.train`, imports this module first, and what is slow afterwards.
+# A command, such as `pal-jax train`, imports this module first, and what is slow afterwards.
 if sys.argv[:1] == ['-m']:
     interrupts.end_plainly()
     memory.keep_freed()

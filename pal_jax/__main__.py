@@ -3,6 +3,7 @@
 pal-jax train --config=rlpa:smoke       the same as python -m pal_jax.train --config=rlpa:smoke
 pal-jax train --help                    the options of a command
 pal-jax train --config=rlpa --help      every key of a config: its value and its meaning
+eval "$(pal-jax --completion)"          Tab completes commands and configs, in bash and in zsh after bashcompinit
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pal_jax
 from pal_jax.run import interrupts, memory
-from pal_jax.run.shipped import CONFIGS, LAUNCH
+from pal_jax.run.shipped import CONFIGS, LAUNCH, config_names
 
 # The modules that are commands, in the order in which a newcomer meets them.
 COMMANDS = {
@@ -50,11 +51,16 @@ def _run() -> None:
         show_help()
     elif name == '--version':
         print(pal_jax.__version__)
+    elif name == '--completion':
+        print(f'complete -o default -W "{" ".join([*COMMANDS, "--config=", "--workdir=", *config_names()])}" pal-jax')
     elif name in COMMANDS:
         # The allocator is set before the command imports jax.
         memory.keep_freed()
         sys.argv = [f'pal-jax {name}', *arguments]
         runpy.run_module(COMMANDS[name], run_name='__main__', alter_sys=True)
+    elif name in config_names():
+        print(f'error: {name} is a config, and no command; give pal-jax train --config={name}', file=sys.stderr)
+        sys.exit(2)
     else:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f'did you mean {near[0]}? ' if near else ''

@@ -1,8 +1,8 @@
 """The training loop of every method.
 
-  python -m pal_jax.train --config=configs/rlpa.py                      train, or go on where the run stopped
-  python -m pal_jax.train --config=configs/rlpa.py:smoke                a variant of the file
-  python -m pal_jax.train --config=configs/rlpa.py --config.ppo.kl_coef=0.1 --workdir=runs/kl
+  pal-jax train --config=rlpa                                           train, or go on where the run stopped
+  pal-jax train --config=rlpa:smoke                                     a variant of the file
+  pal-jax train --config=rlpa --config.ppo.kl_coef=0.1 --workdir=runs/kl
 
 Options:
   --config=FILE[:VARIANT]   what to train; read the file: it is short

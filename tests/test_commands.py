@@ -38,6 +38,16 @@ def test_a_command_runs_and_a_wrong_one_is_named():
     assert 'Writes a checkpoint' in shell.run('pal_jax', 'export', '--help').stdout
     wrong = shell.refusal('pal_jax', 'trian', '--config=rlpa')
     assert wrong.startswith("error: there is no command 'trian'; did you mean train?")
+    assert 'pal-jax train --config=bench' in shell.refusal('pal_jax', 'bench')
+
+
+def test_a_shell_completes_commands_and_configs():
+    script = shell.run('pal_jax', '--completion').stdout
+    # What bash completes of a word, by the options that the script gives.
+    options = script.removeprefix('complete ').removesuffix(' pal-jax\n')
+    for start, end in (('tra', 'train'), ('safe_', 'safe_rlhf')):
+        line = ['bash', '-euc', f'{script}compgen {options} {start}']
+        assert subprocess.run(line, capture_output=True, text=True, check=True).stdout.split() == [end]
 
 
 SCRIPT = "import sys; sys.argv = ['pal-jax', 'train']; from pal_jax.__main__ import main; main()"

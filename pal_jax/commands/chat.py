@@ -1,10 +1,10 @@
 """Talks with a model in the terminal. A policy that was trained to know its user shows the profile beside the reply.
 
-  python -m pal_jax.chat                                   the embedded model
-  python -m pal_jax.chat --source=orbax:runs/rlpa          a run of this package
+  pal-jax chat                                             the embedded model
+  pal-jax chat --source=runs/rlpa                          a run of this package
 
 Options:
-  --source=SOURCE     gguf:<file>, hf:<folder or hub id>, orbax:<workdir>, random:tiny; default the embedded model
+  --source=SOURCE     a run's folder, gguf:<file>, hf:<folder or hub id>, random:tiny; default the embedded model
   --system=TEXT       the system prompt; default the one of its training, or none
   --temperature=T     0 always takes the likeliest token; default that of its training, or 0.7
   --max_tokens=N      of an answer; default that of its training, or 256

@@ -1,6 +1,6 @@
 """Comparison of runs from their files, such as seeds of one config, or a method and its controls.
 
-  python -m pal_jax.compare runs/rlpa runs/rlpa-1 runs/rlpa-2 --output=seeds.png
+  pal-jax compare runs/rlpa runs/rlpa-1 runs/rlpa-2 --output=seeds.png
 draws their figures into one picture and prints two tables in Markdown: the rise of the reward, or of the figure that
 stands for the method, and the evaluations. Of runs that differ in their seeds alone the first table has the means,
 too, with standard errors over seeds.

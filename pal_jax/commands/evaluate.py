@@ -1,9 +1,9 @@
 r"""Evaluates policies on people that they were not trained on, or on problems of mathematics.
 
-  python -m pal_jax.evaluate --config=configs/rlpa.py --workdir=runs/rlpa      a run, before and after training
-  python -m pal_jax.evaluate --config=configs/rlpa.py --sources=base,reminder,oracle,orbax:runs/rlpa,orbax:runs/sft
+  pal-jax evaluate --config=rlpa --workdir=runs/rlpa                           a run, before and after training
+  pal-jax evaluate --config=rlpa --sources=base,reminder,oracle,orbax:runs/rlpa,orbax:runs/sft
 
-  python -m pal_jax.evaluate --source=orbax:runs/spiral --task=gsm8k --rows=test.jsonl --limit=100    any model
+  pal-jax evaluate --source=orbax:runs/spiral --task=gsm8k --rows=test.jsonl --limit=100              any model
 
 Options:
   --config=FILE[:VARIANT]   the config of the run, with the same --config.KEY=VALUE changes
@@ -88,7 +88,7 @@ def main() -> None:
     if TASK.value:
         return solve(TASK.value, SOURCES.value or [SOURCE.value])
     if cli.CONFIG.value is None:
-        raise cli.Fault('no configuration; give one, such as --config=configs/rlpa.py, or a --task for any --source')
+        raise cli.Fault('no configuration; give one, such as --config=rlpa, or a --task for any --source')
     workdir = cli.workdir()
     if SOURCES.value:
         return compare(workdir)

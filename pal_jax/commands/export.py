@@ -1,7 +1,7 @@
 """Writes a checkpoint as a Hugging Face folder, which `AutoModelForCausalLM.from_pretrained` loads.
 
-  python -m pal_jax.export --workdir=runs/rlpa                               its last checkpoint
-  python -m pal_jax.export --workdir=runs/rlpa --step=30 --output=my_model
+  pal-jax export --workdir=runs/rlpa                                         its last checkpoint
+  pal-jax export --workdir=runs/rlpa --step=30 --output=my_model
 
 No accelerator is needed (JAX_PLATFORMS=cpu), on whatever machine the run was trained.
 

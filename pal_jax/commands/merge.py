@@ -1,7 +1,7 @@
 """Merges models into one: policies of several preferences into the policy of a person (P-Soups), or any others.
 
-  python -m pal_jax.merge --sources=orbax:runs/easy,orbax:runs/short,orbax:runs/kind --output=my_soup
-  python -m pal_jax.merge --sources=adapter_1,adapter_2 --weights=3/4,1/4 --method=delta --output=my_model
+  pal-jax merge --sources=orbax:runs/easy,orbax:runs/short,orbax:runs/kind --output=my_soup
+  pal-jax merge --sources=adapter_1,adapter_2 --weights=3/4,1/4 --method=delta --output=my_model
 
 Options:
   --sources=A,B,...   models of one kind: orbax:<workdir> of a run, hf:<folder or hub id>, gguf:<file>, or the folder of

@@ -1,10 +1,10 @@
 """Learns a new person from a few choices: a mixture of a trained PAL's prototypes, and the pair to ask about next.
 
-  python -m pal_jax.personalize --source=orbax:runs/pal --choices=ana.csv --output=ana.json
-  python -m pal_jax.personalize --source=orbax:runs/pal --choices=ana.csv --ask=pairs.csv
-  python -m pal_jax.score       --source=orbax:runs/pal --person=ana.json --texts=items.jsonl
-  python -m pal_jax.personalize --source=orbax:runs/pal --forget=17
-  python -m pal_jax.personalize --forget=people/ana.json
+  pal-jax personalize --source=runs/pal --choices=ana.csv --output=ana.json
+  pal-jax personalize --source=runs/pal --choices=ana.csv --ask=pairs.csv
+  pal-jax score --source=runs/pal --person=ana.json --texts=items.jsonl
+  pal-jax personalize --source=runs/pal --forget=17
+  pal-jax personalize --forget=people/ana.json
 
 Options:
   --source=orbax:FOLDER   a finished run of configs/pal.py

@@ -1,9 +1,9 @@
 """Plans a run: says by the chips' own compiler if the run fits them, what it needs and how long a step takes.
 
-  python -m pal_jax.plan --config=configs/rlpa.py:paper --topology=v5e:4x4     no TPU is needed, no weight is read
-  python -m pal_jax.plan --config=configs/rlpa.py:paper --topology=h100:8      and no GPU: a node of eight H100s
-  python -m pal_jax.plan --config=configs/rlpa.py --platform=cpu               this machine (or cuda)
-  python -m pal_jax.plan --config=configs/rlpa.py:paper --topology=v5p:4x4x4 --model=meta-llama/Llama-3.1-8B
+  pal-jax plan --config=rlpa:paper --topology=v5e:4x4                          no TPU is needed, no weight is read
+  pal-jax plan --config=rlpa:paper --topology=h100:8                           and no GPU: a node of eight H100s
+  pal-jax plan --config=rlpa --platform=cpu                                    this machine (or cuda)
+  pal-jax plan --config=rlpa:paper --topology=v5p:4x4x4 --model=meta-llama/Llama-3.1-8B
 
 Options:
   --config=FILE[:VARIANT]   the run; --config.KEY=VALUE changes one value, such as --config.mesh.tensor=2

@@ -1,6 +1,6 @@
 """Makes the report of a run again, at any time, from the files of the run alone.
 
-  python -m pal_jax.report runs/rlpa
+  pal-jax report runs/rlpa           or --workdir=runs/rlpa
 
 The report is report.html in the run's folder, with learning_curve.png beside it.
 """
@@ -23,9 +23,9 @@ def main() -> None:
         print((__doc__ or '').strip())
         sys.exit(0)
     if len(sys.argv) != 2:
-        print('error: give the folder of one run, as in python -m pal_jax.report runs/rlpa', file=sys.stderr)
+        print('error: give the folder of one run, as in pal-jax report runs/rlpa', file=sys.stderr)
         sys.exit(2)
-    folder = Path(at_home(sys.argv[1]))
+    folder = Path(at_home(sys.argv[1].removeprefix('--workdir=')))
     try:
         # A folder that is no run is refused here.
         read_run(folder)

@@ -1,13 +1,13 @@
 """Scores texts with the model of a run: a reward model, a cost model, a moderator, PLUS or PAL.
 
-  python -m pal_jax.score --source=orbax:runs/reward --texts=replies.jsonl
-  python -m pal_jax.score --source=orbax:runs/pal --person=ana.json --texts=replies.jsonl --output=scored.jsonl
+  pal-jax score --source=runs/reward --texts=replies.jsonl
+  pal-jax score --source=runs/pal --person=ana.json --texts=replies.jsonl --output=scored.jsonl
 
 Options:
   --source=orbax:FOLDER   a run of configs/reward.py, cost.py, moderation.py, plus.py or pal.py
-  --person=FILE|ID        who prefers: for PAL a file of `pal_jax.personalize`, or the id of a person of the training,
+  --person=FILE|ID        who prefers: for PAL a file of `pal-jax personalize`, or the id of a person of the training,
                           or nothing for the mean over them; for PLUS a file with the person's summary, such as a line
-                          that `pal_jax.summarize` printed; others take none. What exists as a file is one
+                          that `pal-jax summarize` printed; others take none. What exists as a file is one
   --texts=FILE            JSON lines, a record a line:
                           {"prompt": ..., "completion": ...}    both texts, or both lists of messages
                           {"messages": [...]}                   the last one, the assistant's, is scored

@@ -1,11 +1,11 @@
 """Serves a model to OpenAI's clients.
 
-  python -m pal_jax.serve --source=orbax:runs/rlpa                      a run of this package, at http://127.0.0.1:8000
-  python -m pal_jax.serve --source=hf:Qwen/Qwen2.5-0.5B-Instruct --port=9000
-  python -m pal_jax.serve --source=orbax:runs/rlpa --driver=jetstream --port=9000         gRPC
+  pal-jax serve --source=runs/rlpa                                      a run of this package, at http://127.0.0.1:8000
+  pal-jax serve --source=hf:Qwen/Qwen2.5-0.5B-Instruct --port=9000
+  pal-jax serve --source=runs/rlpa --driver=jetstream --port=9000                   gRPC
 
 Options:
-  --source=SOURCE     gguf:<file>, hf:<folder or hub id>, orbax:<workdir>, random:tiny; default the embedded model
+  --source=SOURCE     a run's folder, gguf:<file>, hf:<folder or hub id>, random:tiny; default the embedded model
   --driver=NAME       local: HTTP; jetstream: gRPC, by google-jetstream's protocol; default local
   --host=ADDRESS      default 127.0.0.1; any other needs PAL_JAX_TOKEN in the environment, which callers must then send
   --port=N            default 8000

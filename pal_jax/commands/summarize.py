@@ -1,7 +1,7 @@
 """Prints the summaries that a run of configs/plus.py writes of people, and the choices that these predict.
 
-  python -m pal_jax.summarize --source=orbax:runs/plus --history=histories.jsonl
-  python -m pal_jax.summarize --source=orbax:runs/plus --history=histories.jsonl --summary='Liked: Cats sleep'
+  pal-jax summarize --source=runs/plus --history=histories.jsonl
+  pal-jax summarize --source=runs/plus --history=histories.jsonl --summary='Liked: Cats sleep'
 
 Options:
   --source=orbax:FOLDER     the run, with the last checkpoint of its summariser and its reward model

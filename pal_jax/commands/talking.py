@@ -24,10 +24,31 @@ from pal_jax.run.models import Policy
 from pal_jax.run.recipe import KEPT, Context
 from pal_jax.run.runs import read_settings
 from pal_jax.run.trained import open_run
+from pal_jax.run.workdir import CONFIG, read_run
 
-SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
-SOURCES = flags.DEFINE_list('sources', [], 'Several models, of commands that take them.')
 CACHE = '~/.cache/pal_jax/compiled'
+
+
+def source_of(name: str) -> str:
+    """The source that a flag names: the folder of a run is `orbax:FOLDER`, and any other name stays as it is.
+
+    Raises:
+      ValueError: the folder has the stages of a run, of which one has to be named.
+    """
+    folder = Path(name).expanduser()
+    stages = folder.is_dir() and [*folder.glob(CONFIG), *folder.glob(f'*/{CONFIG}')]
+    return f'orbax:{name}' if stages and read_run(folder) else name
+
+
+class SourceParser(flags.ArgumentParser):
+    """Reads the value of --source by `source_of`."""
+
+    def parse(self, argument: str) -> str:
+        return source_of(argument)
+
+
+SOURCE = flags.DEFINE(SourceParser(), 'source', sources.EMBEDDED, 'The model.')
+SOURCES = flags.DEFINE_list('sources', [], 'Several models, of commands that take them.')
 
 
 def open_model(source: str, dtype: str, max_len: int) -> tuple[Source, ModelConfig, Tokenizer, Mesh]:

@@ -1,7 +1,7 @@
 """Direct preference optimisation (arXiv 2305.18290) and its relatives: the policy learns to prefer one of two answers.
 
 A step scores both answers of `batch_size` pairs under the policy and under its frozen start, makes the loss of the
-difference, and updates once. On the best against the worst of `n` samples (`python -m pal_jax.collect`) it is the
+difference, and updates once. On the best against the worst of `n` samples (`pal-jax collect`) it is the
 baseline of RLPA (section 4.1 of arXiv 2505.15456).
 """
 

@@ -1,4 +1,4 @@
-"""The part of a run that `python -m pal_jax.plan` plans: the learner that its settings describe, and a step's sizes.
+"""The part of a run that `pal-jax plan` plans: the learner that its settings describe, and a step's sizes.
 
 A method that trains a language model says so by its function `planned(settings, prompt)`. Of a run of several stages it
 is the one that trains the policy; the others are runs of methods that have configs of their own.

@@ -27,7 +27,7 @@ S = TypeVar('S', bound=Run)
 
 
 def parse_variant(text: str, *variants: str) -> str:
-    """The variant behind the colon of `--config=configs/x.py:variant`; '' is the default.
+    """The variant behind the colon of `--config=x:variant`; '' is the default.
 
     Raises:
       ValueError: the file does not have the variant.

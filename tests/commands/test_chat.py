@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from pal_jax.commands.chat import talk
+from pal_jax.commands.talking import source_of
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.serve.page import PLAIN, Preset
 from pal_jax.recipes.rlpa.profiles import render_completion
@@ -70,3 +71,16 @@ def test_the_command_talks():
     done = shell.run('pal_jax.chat', '--source=random:tiny', '--max_tokens=4', text='hello\n/quit\n')
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('random:tiny: /again starts anew')
+
+
+def test_a_runs_folder_is_a_source(tmp_path):
+    for name, config in {'one': '{"recipe": "rlpa"}', 'all/sft': '{"recipe": "sft"}', 'model': '{}'}.items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / 'config.json').write_text(config)
+    assert source_of(f'{tmp_path}/one') == f'orbax:{tmp_path}/one'
+    for other in ('hf:model', 'orbax:runs/rlpa', 'random:tiny', 'nowhere'):
+        assert source_of(other) == other
+    with pytest.raises(ValueError, match=r'sft'):
+        source_of(f'{tmp_path}/all')
+    with pytest.raises(ValueError, match=r'config\.json'):
+        source_of(f'{tmp_path}/model')

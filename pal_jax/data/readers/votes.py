@@ -147,6 +147,11 @@ def is_export(path: str | Path) -> bool:
     return all((Path(path) / name).is_file() for name in ('votes.csv', 'comments.csv'))
 
 
+def is_votes(stem: str | Path) -> bool:
+    """True for a conversation of votes in either form."""
+    return is_export(stem) or Path(f'{stem}{PARTS[0]}').is_file()
+
+
 def _file(stem: str, part: str) -> Path:
     return Path(stem) / part if is_export(stem) else Path(f'{stem}.{part}')
 

@@ -54,7 +54,7 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
 
 def read_summary(path: str) -> str:
     """The summary in a person's file. Raises ValueError where the file has none."""
-    advice = 'a JSON object with "summary", such as a line that python -m pal_jax.summarize prints'
+    advice = 'a JSON object with "summary", such as a line that pal-jax summarize prints'
     if not files.is_file(path):
         raise ValueError(f'person={path!r}: PLUS knows a person by a file, {advice}')
     summary = files.read_object(path).get('summary')

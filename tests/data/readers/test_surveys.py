@@ -100,6 +100,20 @@ def test_tables_of_texts_need_no_prefix(tmp_path):
         assert [data.words[i] for i in (*data.chosen, *data.rejected)] == ['yes', 'no', 'no', 'yes']
 
 
+@pytest.mark.parametrize(
+    ('name', 'text'),
+    [
+        ('a.csv', 'user,prompt,chosen,rejected\nana,Tea?,yes,no\n'),
+        ('a.csv', 'participant,A,B,choice\nana,yes,no,A\n'),
+        ('a.jsonl', '{"user": "ana", "chosen": "yes", "rejected": "no"}\n'),
+        ('a.jsonl', '{"user": "ana", "chosen": [{"role": "user"}], "rejected": [{"role": "user"}]}\n'),
+    ],
+)
+def test_texts_where_a_table_is_read_are_told_their_config(tmp_path, name, text):
+    with pytest.raises(ValueError, match='--config=pal:text'):
+        tables.load(written(tmp_path, text, name))
+
+
 def test_wrong_rows_of_texts_are_left_out_on_request(tmp_path):
     table, said = written(tmp_path, 'user,chosen,rejected\nana,yes,no\nbo,yes,yes\n,a,b\n'), []
     assert texts.read(table, byte_tokenizer(), alone=False, drop=said.append).names == ('ana',)

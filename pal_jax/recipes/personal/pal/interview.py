@@ -40,7 +40,7 @@ NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}')
 
 
 def open_interview(workdir: str, questions: str, folder: Path, *, adapters: int = 0) -> Interview:
-    """The interview of a finished run of PAL about the pairs of a file, as `pal_jax.personalize --ask` reads them.
+    """The interview of a finished run of PAL about the pairs of a file, as `pal-jax personalize --ask` reads them.
 
     Raises:
       ValueError: the run knows one taste alone or none that are shares, its prior is flat, a pair is wrong, or the
@@ -112,7 +112,7 @@ class Interview:
         return {'question': question, 'mixture': mixture.tolist(), 'soup': self.soup, 'words': words}
 
     def save(self, name: str, clicks: Sequence[Click]) -> dict[str, Any]:
-        """Write the person's mixture and clicks, in the form that `pal_jax.score --person` reads.
+        """Write the person's mixture and clicks, in the form that `pal-jax score --person` reads.
 
         Raises:
           ValueError: the name is none, or somebody has it whose first clicks are others.

@@ -221,7 +221,7 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
         if person and person not in run.people:
             raise ValueError(
                 f'person={person!r} is no file, and not among the {len(run.people)} people that {workdir} was trained '
-                f'on, such as {", ".join(list(run.people)[:3])}; give a file that python -m pal_jax.personalize '
+                f'on, such as {", ".join(list(run.people)[:3])}; give a file that pal-jax personalize '
                 'wrote, the id of one of these people, or leave person out for the mean over them'
             )
         return run, run.mixture(user=person)
@@ -234,7 +234,7 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
     if known.fingerprint and known.fingerprint != run.fingerprint:
         raise ValueError(
             f'{person} is a mixture of the prototypes of another run than {workdir}, or of this run before it was '
-            'trained on; make it again with python -m pal_jax.personalize'
+            'trained on; make it again with pal-jax personalize'
         )
     try:
         return run, run.mixture(mix=known.mixture)
@@ -326,7 +326,7 @@ def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], S
         raise ValueError(f'reward model {source!r} is unknown; use pal:<workdir>')
     settings = read_settings(workdir)
     if not isinstance(settings, Settings) or not settings.text.source:
-        raise ValueError(f'{source} is no run of PAL on texts, and replies are texts; name one of configs/pal.py:text')
+        raise ValueError(f'{source} is no run of PAL on texts, and replies are texts; name one of pal:text')
     if files.is_file(person):
         # A wrong file is refused now, and not when the training has begun.
         read_person(person)

@@ -23,7 +23,7 @@ from jaxtyping import Array
 
 from pal_jax.data import comparisons, shards
 from pal_jax.data.comparisons import Comparisons, PairBatch
-from pal_jax.data.readers import choices, columns, opinions
+from pal_jax.data.readers import choices, columns, opinions, votes
 from pal_jax.recipes.personal import baselines, ideal_point, panel
 from pal_jax.recipes.personal.evaluation import Evaluate, evaluate_each
 from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, NewUsers, PALState, Rates, put
@@ -160,7 +160,7 @@ def check(settings: Settings, ways: int) -> None:
     if settings.text.source:
         pal_text.check(settings)
     elif count := settings.baselines.context:
-        raise ValueError(f'baselines.context={count} is of texts; take --config=configs/pal.py:text')
+        raise ValueError(f'baselines.context={count} is of texts; take --config=pal:text')
 
 
 def _check_model(model: PALSettings, pull: float) -> None:
@@ -187,8 +187,8 @@ def read(settings: Settings, drop: Callable[[str], None] | None = None) -> Compa
     Raises:
       ValueError: a row is wrong, or the model cannot use the choices.
     """
-    if opinions.is_source(settings.data):
-        raise ValueError(f'data={settings.data!r} are texts; take --config=configs/pal.py:text')
+    if opinions.is_source(settings.data) or votes.is_votes(settings.data):
+        raise ValueError(f'data={settings.data!r} are texts; take --config=pal:text')
     known, path = settings.data in choices.TABLES, Path(settings.data)
     pictures, on_disk = path.suffix == '.npz', not known and path.is_dir()
     if drop and (known or pictures or on_disk):
@@ -207,7 +207,7 @@ def read(settings: Settings, drop: Callable[[str], None] | None = None) -> Compa
     if (on_disk or pictures) and (settings.standardize or baselines.majority or baselines.mixed_logit):
         raise ValueError(
             'standardize, baselines.majority and baselines.mixed_logit need all items in memory; for a folder of pairs '
-            'and for embeddings set them to False, or take --config=configs/pal.py:large'
+            'and for embeddings set them to False, or take --config=pal:large'
         )
     if settings.model.variant == 'B' and data.prompt is None:
         raise ValueError(f"model.variant='B' needs the vectors of prompts, and {settings.data} has none")

@@ -174,9 +174,7 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
     # K was chosen by the last evaluation, which has the choice on record.
     finals = [record for record in read_records(Path(workdir) / EVALS) if record['stage'] == 'final']
     if not finals:
-        raise ValueError(
-            f'{workdir} is not finished: K is chosen at its end; go on with its python -m pal_jax.train command'
-        )
+        raise ValueError(f'{workdir} is not finished: K is chosen at its end; go on with its pal-jax train command')
     chosen, seeds = finals[-1]['chosen_prototypes'], settings.split.seeds
     if not isinstance(split, int | np.integer) or not 0 <= split < seeds:
         control = isinstance(split, int | np.integer) and seeds <= split < len(chosen)

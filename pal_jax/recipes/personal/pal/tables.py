@@ -75,6 +75,8 @@ def load(
     """
     paths = shards.files_of(str(path))
     rows = list(records.values(str(path)))
+    if rows and _has_texts(rows[0][1]):
+        raise ValueError(f'{path} has choices between texts; take --config=pal:text')
     tabular = {files.format_of(file) for file in paths} <= {'.csv', '.parquet'}
     # Parquet files may hold lists and objects, as JSON does.
     if tabular and rows and not any(isinstance(cell, list | dict) for cell in rows[0][1].values()):
@@ -87,6 +89,15 @@ def load(
     if not checked:
         raise ValueError(f'{path} holds no {"choices" if answered else "pairs"}')
     return from_pairs(checked, names)
+
+
+def _has_texts(row: Any) -> bool:
+    """True for a choice between texts or messages, which has no situation."""
+    if not isinstance(row, Mapping) or 'situation' in row:
+        return False
+    sides = [value for name, value in row.items() if name.lower() in ('rejected', 'right', 'b')]
+    messages = [isinstance(side, list) and any(isinstance(entry, Mapping) for entry in side) for side in sides]
+    return any(messages) or any(isinstance(side, str) and not re.fullmatch(r'[-+\d.,eE]*', side) for side in sides)
 
 
 def with_numbers(item: Mapping[str, Any], attributes: Sequence[str]) -> Mapping[str, Any]:

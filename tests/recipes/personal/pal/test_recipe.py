@@ -220,7 +220,7 @@ def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monke
         ({'model.variant': 'B'}, 'needs prompts, and statements that are voted on have none'),
         ({'baselines.majority': True}, 'where text.source is given set them to False'),
         ({'baselines.context': -1}, 'baselines.context=-1 must be at least 0'),
-        ({'baselines.context': 2, 'text.source': ''}, 'is of texts; take --config=configs/pal.py:text'),
+        ({'baselines.context': 2, 'text.source': ''}, 'is of texts; take --config=pal:text'),
     ],
 )
 def test_wrong_values_for_statements_are_refused(conversation, changes, message):
@@ -234,7 +234,7 @@ def test_choices_between_texts_are_read_by_their_name(conversation, tmp_path):
     pairs = pal_text.read_pairs(text_settings(conversation, data=f'choices:{path}'), byte_tokenizer())
     assert pairs.names == ('ana', 'bo') and pairs.prompt is not None
     assert [pairs.words[i] for i in (*pairs.chosen, *pairs.prompt)] == ['yes', 'no', 'Tea?', 'Milk?']
-    with pytest.raises(ValueError, match=r'are texts; take --config=configs/pal.py:text'):
+    with pytest.raises(ValueError, match=r'are texts; take --config=pal:text'):
         pal.make(get_settings(data=f'choices:{path}'), ONE)
 
 
