@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from jax.errors import JaxRuntimeError
 from rich.console import Console
 
-from pal_jax.run import interrupts, processes
+from pal_jax.run import habits, interrupts, processes
 from pal_jax.run.config_files import settings_of
 from pal_jax.run.faults import Fault, faults, one_line
 from pal_jax.run.files import at_home
@@ -140,6 +140,8 @@ def _parse(argv: Sequence[str]) -> None:
     """Parse the flags. Raises Fault where a flag or its value is wrong."""
     try:
         positional = flags.FLAGS([_change_of(argument) for argument in argv])
+    except flags.UnrecognizedFlagError as error:
+        raise Fault(one_line(error) + habits.hint(error.flagname)) from None
     except (flags.Error, ValueError) as error:
         raise Fault(one_line(error)) from None
     if positional[1:]:

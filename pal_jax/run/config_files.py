@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import runpy
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pal_jax.run import habits, keys
 from pal_jax.run.faults import Fault, faults, one_line
 from pal_jax.run.files import at_home
 from pal_jax.run.settings import Run, keys_of, overridden
@@ -25,14 +27,26 @@ def settings_of(name: str, changes: Sequence[str]) -> Run:
     """
     file, colon, variant = name.partition(':')
     if not Path(file).is_file():
-        raise Fault(f'there is no configuration file {file}; give one, or a name: {", ".join(config_names())}')
+        ours = importlib.import_module('pal_jax.recipes').ELSEWHERE
+        meant = f'; {file} is in --config={ours[file]} here' if file in ours else ''
+        names = ', '.join(config_names())
+        raise Fault(f'there is no configuration file {file}{meant}; give one, or a name: {names}')
     config = _config_of(Path(file), *([variant] if colon else []))
     if not isinstance(config, Run):
         raise Fault(f'{file}: get_config() must return the Settings of a method; see configs/')
     texts = dict(change.split('=', 1) for change in changes)
     for key in texts.keys() & {'recipe', 'part_of'}:
         raise Fault(f'config.{key} is no choice: the config file names the method; give another --config')
-    return faults(lambda: homed(overridden(config, texts)))
+    try:
+        return faults(lambda: homed(overridden(config, texts)))
+    except Fault as fault:
+        known = [key.name for section in keys.sections(config) for key in section.keys]
+        for key, text in texts.items():
+            if key not in known and (meant := habits.hint(key, known)):
+                raise Fault(f'unknown key {key}{meant}') from None
+            if (same := habits.VALUES.get(text)) and same in str(fault):
+                raise Fault(f'{fault}; {text} is {same} here') from None
+        raise
 
 
 def _config_of(file: Path, *variant: str) -> Any:

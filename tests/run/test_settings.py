@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
-from pal_jax.run.config_files import homed
+from pal_jax import recipes
+from pal_jax.run import habits, keys, shipped
+from pal_jax.run.config_files import homed, settings_of
+from pal_jax.run.faults import Fault
 from pal_jax.run.settings import changed, filled, overridden, parse, to_dict
 from tests import configs
 
@@ -124,3 +128,36 @@ def test_a_tilde_in_a_config_file_is_the_home_folder(monkeypatch):
         ('/home/ana/b', 'c'),
     )
     assert homed(homely) == homely
+
+
+@pytest.mark.parametrize(
+    ('config', 'change', 'message'),
+    [
+        ('rl', 'lr=1e-4', '--config.optimizer.lr'),
+        ('sft', 'learning_rate=1e-4', '--config.optimizer.lr'),
+        ('rl', 'save_steps=5', '--config.checkpoint.every'),
+        ('rl', 'num_generations=4', '--config.rl.n_samples_per_prompt'),
+        ('rlpa', 'ppo.num_generations=4', '--config.dialogue.n_samples_per_prompt'),
+        ('rl', 'beta=0.1', '--config.ppo.kl_coef'),
+        ('dpo', 'beta=0.2', '--config.dpo.beta'),
+        ('sft', 'output_dir=runs/a', '--workdir'),
+        ('rl', 'ppo.estimator=grpo', 'grpo is group_norm'),
+        ('grpo', 'seed=1', '--config=rl'),
+        ('rl', 'ppo.clp=1', 'did you mean ppo.clip'),
+    ],
+)
+def test_habits_of_other_libraries_are_answered_with_our_key(config, change, message):
+    with pytest.raises(Fault, match=re.escape(message)):
+        settings_of(shipped.config_path(config), (change,))
+
+
+def test_every_name_of_a_habit_is_a_key_of_some_method():
+    names = {
+        key.name
+        for config in shipped.config_names()
+        for section in keys.sections(settings_of(shipped.config_path(config), ()))
+        for key in section.keys
+    }
+    assert {key for meant in habits.KEYS.values() for key in meant} <= names | {'--workdir'}
+    assert set(recipes.ELSEWHERE.values()) <= set(shipped.config_names())
+    assert habits.hint('learning-rate') == '; here it is --config.optimizer.lr' and habits.hint('nonsense') == ''

@@ -1,0 +1,82 @@
+"""Names that users of TRL and OpenRLHF have in their fingers, with the names that this package has for them.
+
+docs/training.md and docs/howto/options.md explain each in a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# The keys that may stand for an option, in the order in which they are looked for in a method's settings; one that
+# begins with -- is an option of commands.
+KEYS = {
+    'model_name_or_path': ('policy.source',),
+    'pretrain': ('policy.source',),
+    'learning_rate': ('optimizer.lr',),
+    'actor_learning_rate': ('optimizer.lr',),
+    'critic_learning_rate': ('critic.lr',),
+    'lr': ('optimizer.lr',),
+    'max_grad_norm': ('optimizer.max_norm',),
+    'warmup_ratio': ('optimizer.warmup_ratio',),
+    'per_device_train_batch_size': ('data.batch_size', 'rl.rollout_batch_size', 'dialogue.rollout_batch_size'),
+    'gradient_accumulation_steps': ('data.micro_rows', 'ppo.micro_rows'),
+    'num_train_epochs': ('data.epochs', 'total_steps'),
+    'max_steps': ('total_steps',),
+    'packing': ('data.row_tokens', 'ppo.row_tokens'),
+    'packing_samples': ('data.row_tokens', 'ppo.row_tokens'),
+    'gradient_checkpointing': ('policy.remat',),
+    'lora_rank': ('policy.lora.rank',),
+    'lora_r': ('policy.lora.rank',),
+    'lora_alpha': ('policy.lora.alpha',),
+    'target_modules': ('policy.lora.targets',),
+    'num_generations': ('rl.n_samples_per_prompt', 'dialogue.n_samples_per_prompt'),
+    'max_completion_length': ('sampling.max_tokens',),
+    'max_new_tokens': ('sampling.max_tokens',),
+    'generate_max_len': ('sampling.max_tokens',),
+    'max_prompt_length': ('prompts.max_length', 'dialogue.prompt_max_len'),
+    'num_iterations': ('ppo.epochs',),
+    'max_epochs': ('ppo.epochs', 'data.epochs'),
+    'epsilon': ('ppo.clip',),
+    'epsilon_high': ('ppo.clip_high',),
+    'eps_clip': ('ppo.clip',),
+    'lambd': ('ppo.lam',),
+    'beta': ('dpo.beta', 'ppo.kl_coef'),
+    'init_kl_coef': ('ppo.kl_coef',),
+    'use_kl_loss': ('ppo.kl_in',),
+    'advantage_estimator': ('ppo.estimator',),
+    'loss_type': ('dpo.loss', 'ppo.loss_agg'),
+    'reward_funcs': ('reward.function',),
+    'reward_weights': ('reward.weights',),
+    'reward_pretrain': ('reward.scorer',),
+    'remote_rm_url': ('reward.function',),
+    'dataset_name': ('data.train', 'prompts.train'),
+    'train_dataset': ('data.train', 'prompts.train'),
+    'eval_dataset': ('data.test', 'prompts.test'),
+    'prompt_data': ('prompts.train', 'data.train'),
+    'save_steps': ('checkpoint.every',),
+    'save_total_limit': ('checkpoint.keep',),
+    'eval_steps': ('eval.every',),
+    'report_to': ('metrics.wandb',),
+    'use_wandb': ('metrics.wandb',),
+    'bf16': ('policy.dtype',),
+    'output_dir': ('--workdir',),
+    'save_path': ('--workdir',),
+    'ckpt_path': ('--workdir',),
+    'resume_from_checkpoint': ('--workdir',),
+}
+VALUES = {'grpo': 'group_norm', 'ppo': 'gae', 'reinforce++': 'reinforce', 'bf16': 'bfloat16', 'adam': 'adamw'}
+
+
+def hint(name: str, known: Iterable[str] = ()) -> str:
+    """The key that a name which is no key stands for, in words, or ''.
+
+    Args:
+      name: an option of another library, or the last part of a key without its sections.
+      known: the keys of the settings; without them the first key that may be meant is told.
+    """
+    option, keys = name.rpartition('.')[2].replace('-', '_'), list(known)
+    meant = [key for key in keys if key.rpartition('.')[2] == option]
+    meant += [key for key in KEYS.get(option, ()) if not keys or key in keys or key.startswith('--')]
+    if not meant:
+        return ''
+    return f'; here it is {meant[0]}' if meant[0].startswith('--') else f'; here it is --config.{meant[0]}'
