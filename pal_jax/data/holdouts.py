@@ -75,6 +75,13 @@ def held_out(contents: Sequence[str], most: int, *, last: bool = False, seed: in
     return [content in tested for content in contents]
 
 
+def fewer(key: str, most: int, tested: int) -> str:
+    """A warning behind a line on a split, where fewer entries are tested on than a setting asks for; '' else."""
+    if tested >= most:
+        return ''
+    return f'; {key}={most} became {tested}, since at most a fifth is kept for testing; give more, or a file of tests'
+
+
 def repeats(contents: Sequence[str]) -> int:
     """The number of entries that have the content of an earlier entry."""
     return len(contents) - len(set(contents))

@@ -41,6 +41,7 @@ class Rows(NamedTuple):
       batch_size: the number of rows of an update.
       row_tokens: the length in tokens of a row of the device batch, which several rows share; 0: each row has its own.
       seed: the seed of the order in which rows are drawn.
+      asked: the number of rows to test on that the settings ask for; 0: a file or a method has chosen them.
     """
 
     train: list[PromptGroup]
@@ -52,12 +53,14 @@ class Rows(NamedTuple):
     batch_size: int = 1
     row_tokens: int = 0
     seed: int = 0
+    asked: int = 0
 
     @property
     def told(self) -> str:
         """The split of the rows, in a line."""
         rows = f'{len(self.train)} rows to learn from, {len(self.test)} to test on, of other prompts'
-        return f'{rows} ({self.moved} kept from testing for it)'
+        fewer = holdouts.fewer('data.test_rows', self.asked, len(self.test))
+        return f'{rows} ({self.moved} kept from testing for it){fewer}'
 
     def draw(self, i: int) -> list[PromptGroup]:
         """The rows of step `i`, in shuffled passes over all rows."""
@@ -132,7 +135,8 @@ def make_rows(
         train, test, moved = of_people(parts, data.test_rows)
     else:
         train, test, moved = by_prompt(parts[0], data)
-    return short_rows(settings, train, test, moved, n)
+    rows = short_rows(settings, train, test, moved, n)
+    return rows if data.test or maker else rows._replace(asked=data.test_rows)
 
 
 def short_rows(settings: RowRun, train: list[Keyed], test: list[Keyed], moved: int, n: int) -> Rows:

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from pal_jax.data import rows
-from pal_jax.data.holdouts import held_out, normal
+from pal_jax.data.holdouts import fewer, held_out, normal
 from pal_jax.data.readers import formats
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.recipes import dpo, sft
@@ -122,7 +122,14 @@ def test_a_run_begins_with_a_line_about_it(tmp_path, method, record):
     recipe = {'sft': sft, 'dpo': dpo, 'reward': reward}[method]
     mesh = devices.make_mesh(devices=jax.devices()[:1])
     recipe.make(configs.load(method, **{'data.train': path, 'export': False}), Context(mesh, log=told.append))
-    assert told == ['8 rows to learn from, 2 to test on, of other prompts (5 kept from testing for it)']
+    (line,) = told
+    assert line.startswith('8 rows to learn from, 2 to test on, of other prompts (5 kept from testing for it)')
+    assert 'data.test_rows=3 became 2' in line
+
+
+def test_fewer_to_test_on_than_a_setting_asks_for_are_told_with_the_reason():
+    assert 'eval.people=50 became 2, since at most a fifth' in fewer('eval.people', 50, 2)
+    assert fewer('eval.people', 2, 2) == ''
 
 
 def test_the_same_answer_twice_is_no_pair(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pal_jax.data import holdouts
 from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
 from pal_jax.judges.chat_models import ChatModels
@@ -160,6 +161,8 @@ def make_answers(settings: Settings, policy: Policy, models: ChatModels, ctx: Co
     """The source of samples where there is no game. Raises ValueError as `read_prompts` and `make_rewards`."""
     prompts = read_prompts(settings.prompts, policy.tokenizer, settings.seed)
     rows = f'{len(prompts.train)} prompts to learn from, {len(prompts.test)} others to test on'
+    if not settings.prompts.test:
+        rows += holdouts.fewer('prompts.test_count', settings.prompts.test_count, len(prompts.test))
     ctx.log(f'{rows}; {prompts.left_out} rows left out, longer than prompts.max_length' if prompts.left_out else rows)
     # A function may compare the answers of a step, so one process calls it for all of them.
     reward = make_rewards(settings, prompts, models)

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from pal_jax.data import holdouts
 from pal_jax.data.packing import round_up
 from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
@@ -228,7 +229,7 @@ def make(settings: Settings, ctx: Context) -> Recipe:
     check_openings(settings, world, policy.tokenizer, policy.cfg.max_len)
     learner, tokenizer, dialogue = make_turn_learner(settings, policy.cfg, ctx), policy.tokenizer, settings.dialogue
     decoder, rounds = sampler.make_decoder(settings.decode, policy, ctx), dialogue.rounds
-    ctx.log(world.told)
+    ctx.log(world.told + holdouts.fewer('eval.people', settings.eval.people, len(world.tests['heldout'])))
     return RLPA(
         plan=make_plan(settings, policy, learner, world),
         ctx=ctx,
