@@ -23,6 +23,7 @@ import jinja2
 import markupsafe
 
 from pal_jax.run import files
+from pal_jax.run.advice import advice, uses
 from pal_jax.run.curve import HEADLINES, learning_curve
 from pal_jax.run.files import write_whole
 from pal_jax.run.glossary import GROUPS, PHASES, Words, explained, meaning, words_of
@@ -51,15 +52,17 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     rows, evals, dialogues = (read_records(workdir / name) for name in (METRICS, EVALS, DIALOGUES))
     if not rows:
         raise ValueError(f'{workdir / METRICS}: no steps to report on; train first, or name the folder of a run')
-    words = words_of(read_run(workdir)['recipe'])
+    config = read_run(workdir)
+    words = words_of(config['recipe'])
     curve = learning_curve(rows) if any(finite_values(rows, key) for key in HEADLINES) else b''
     if curve:
         (workdir / CURVE).write_bytes(curve)
     summary = files.read_object(path) if (path := workdir / SUMMARY).exists() else {}
     rollouts = read_records(workdir / ROLLOUTS)
     folder = workdir.resolve()
-    name = f'{folder.parent.name}: {folder.name}' if summary.get('config', {}).get('part_of') else folder.name
-    page = render(name, words, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts)
+    name = f'{folder.parent.name}: {folder.name}' if config.get('part_of') else folder.name
+    head = [name, *described(config, summary)], uses(workdir, config, words)
+    page = render(head, words, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts)
     # A run counts as finished when its report exists.
     return write_whole(workdir / REPORT, page, 'xmlcharrefreplace')
 
@@ -83,8 +86,15 @@ def exhibits(workdir: Path) -> tuple[Sequence[Record], Sequence[Record]]:
     return earlier, [{**record, 'picture': encoded(record['picture'])} for record in last]
 
 
+def described(config: Record, summary: Record) -> list[str]:
+    """The method, the model, the seed and the day of a run, where they are known."""
+    model = config.get('policy', {}).get('source', '').removeprefix('gguf:').removeprefix('package:')
+    seed = [f'seed {config["seed"]}'] if 'seed' in config else []
+    return [config['recipe'], *filter(None, [model.removeprefix('hf:')]), *seed, *filter(None, [summary.get('day')])]
+
+
 def render(
-    name: str,
+    head: tuple[Sequence[str], Sequence[tuple[str, str, str]]],
     words: Words,
     rows: Sequence[Record],
     evals: Sequence[Record],
@@ -94,7 +104,7 @@ def render(
     exhibits: tuple[Sequence[Record], Sequence[Record]] = ((), ()),
     rollouts: Sequence[Record] = (),
 ) -> str:
-    """The page as HTML."""
+    """The page as HTML; `head` has the parts of its title and the uses of the run."""
     # Every text in the page comes from models, users or files, so every text is escaped.
     env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     # Scores stand in their own order, the reward first.
@@ -104,11 +114,14 @@ def render(
     template = env.from_string(_text_of('report.html.jinja'))
     evaluations, (earlier, last) = by_stage(evals), exhibits
     by_turn = [(stage, lists) for stage, record in evaluations.items() if (lists := turn_lists(record))]
+    verdict = judge(rows, evals, words)
     pairs = before_and_after(dialogues) or side_by_side(dialogues)
     return template.render(
-        name=name,
+        title=head[0],
+        uses=head[1],
         facts=headline(rows, evals),
-        verdict=judge(rows, evals, words),
+        verdict=verdict,
+        advice=advice(rows, verdict),
         evaluations=evaluations,
         numbers=grouped(number_rows(list(evaluations.values())), words),
         phases=[(phase, len(steps), grouped(step_rows(steps), words)) for phase, steps in phases(rows).items()],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import datetime
 import importlib.metadata
 import json
 import math
@@ -33,7 +34,8 @@ def summarize(workdir: str | os.PathLike[str], extra: Record | None = None) -> d
       extra: further entries, such as `{'config': ...}`; they replace entries of the same names.
     """
     rows, evals = read_records(Path(workdir, METRICS)), read_records(Path(workdir, EVALS))
-    summary = headline(rows, evals) | machine() | dict(extra or {})
+    day = {'day': datetime.date.today().isoformat()}
+    summary = headline(rows, evals) | day | machine() | dict(extra or {})
     write_whole(Path(workdir, SUMMARY), json.dumps(plain(summary), indent=2) + '\n')
     return summary
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pal_jax.__main__ import COMMANDS
+from pal_jax.run.advice import advice, uses
 from pal_jax.run.curve import learning_curve, plot_turns, running_mean
 from pal_jax.run.glossary import CORE, meaning, words_of
 from pal_jax.run.metrics import EVALS, METRICS, MetricsWriter, read_records
@@ -30,7 +32,7 @@ from pal_jax.run.report import (
     write_report,
 )
 from pal_jax.run.summary import summarize
-from pal_jax.run.verdict import judge
+from pal_jax.run.verdict import RunVerdict, judge
 from pal_jax.types import Exhibit
 from tests import browser
 
@@ -101,6 +103,47 @@ def test_the_page_opens_with_the_verdict_an_example_and_the_curve_and_figures_ar
     judged = judge(read_records(workdir / METRICS), read_records(workdir / EVALS), words_of('rlpa'))
     assert judged and judged.sentence in Text(page).text
     assert meaning('profile', words_of('rlpa')).words in Text(opening).text  # of the scores under a dialogue
+
+
+def test_the_page_says_what_it_is_of_and_what_to_do_next(workdir):
+    run_of('rlpa', workdir)
+    config = {'recipe': 'rlpa', 'seed': 3, 'policy': {'source': 'hf:Qwen/Qwen3-0.6B'}, 'optimizer': {}}
+    (workdir / 'config.json').write_text(json.dumps(config))
+    summarize(workdir, {'day': '2026-01-02'})
+    page = write_report(workdir).read_text()
+    title = re.findall('<title>(.*?)</title>', page)[0]
+    assert title == 'a &amp; b · rlpa · Qwen/Qwen3-0.6B · seed 3 · 2026-01-02'
+    opening = Text(page).text.partition('Learning curve')[0]
+    for command in ('chat --source=', 'export --workdir=', '--config.total_steps'):
+        assert command in opening
+    assert opening.index('Did it learn?') < opening.index('pal-jax chat') < opening.index('Before and after')
+
+
+@pytest.mark.parametrize(('recipe', 'command'), [('scorer.cost', 'score'), ('personal.pal', 'personalize')])
+def test_methods_have_uses_of_their_own(recipe, command, tmp_path):
+    found = uses(tmp_path, {'recipe': recipe, 'policy': {}, 'optimizer': {}}, words_of(recipe))
+    assert any(f'pal-jax {command} --source={tmp_path}' in line for _, line, _ in found)
+    assert not any('chat' in line for _, line, _ in found)
+    for _, line, page in found:
+        assert (ROOT / page).is_file() and (not line.startswith('pal-jax') or line.split()[1] in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ('figures', 'key'),
+    [
+        ({'format': 0.1}, 'warmup.steps'),
+        ({'kl': 8.0, 'reward': -1.0}, 'ppo.kl_coef'),
+        ({'alike': 0.9}, 'sampling.temperature'),
+        ({'reward': 1.0}, 'total_steps'),
+    ],
+)
+def test_a_run_that_has_not_learnt_gets_the_advice_of_its_own_figures(figures, key):
+    rows = [
+        {'step': i, 'phase': 'rl', **{k: v * (i + 1) / 10 if k == 'reward' else v for k, v in figures.items()}}
+        for i in range(10)
+    ]
+    assert key in advice(rows, RunVerdict('Not beyond noise', '', ''))
+    assert advice(rows, RunVerdict('Yes', '', '')) == advice(rows, None) == ''
 
 
 def test_figures_are_in_groups_and_one_that_nobody_explained_is_shown():

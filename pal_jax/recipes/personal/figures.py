@@ -28,6 +28,21 @@ METHODS = MODELS | {  # what the bench of personal rewards compares
     'mrm': 'a start of the weights and a few steps (MRM)',
 }
 WORDS = Words(
+    uses=dict.fromkeys(
+        ('personal.pal', 'personal.pal_large'),
+        (
+            (
+                'learn a new person from a few choices',
+                'pal-jax personalize --source={run} --choices=ana.csv --output=ana.json',
+                'docs/howto/new_people.md',
+            ),
+            (
+                'score items or texts for that person',
+                'pal-jax score --source={run} --person=ana.json --texts=items.jsonl',
+                'docs/howto/new_people.md',
+            ),
+        ),
+    ),
     figures={
         OPTIMISED: {
             'seen_gain': 'accuracy of PAL less that of one model for all, new choices of known people',

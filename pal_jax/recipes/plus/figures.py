@@ -16,6 +16,15 @@ METHODS = {  # what a reward model reads of a person in PLUS's table
     'static-reward-model': 'PLUS, the reward model never learns',
 }
 WORDS = Words(
+    uses={
+        'plus': (
+            (
+                'summarise people of your own',
+                'pal-jax summarize --source={run} --history=histories.jsonl',
+                'docs/howto/histories.md',
+            ),
+        )
+    },
     figures={
         OPTIMISED: {
             'reward_loss': 'loss of the reward model on the choices of the step',

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, PARTS, Words
 
 WORDS = Words(
+    uses=dict.fromkeys(
+        ('scorer.reward', 'scorer.cost', 'scorer.moderation'),
+        (('score texts', 'pal-jax score --source={run} --texts=replies.jsonl', 'docs/tutorials/reward_model.md'),),
+    ),
     figures={
         OPTIMISED: {'sign_accuracy': 'share of answers on the right side of 0: a cost above it says unsafe'},
         COMPARED: {'sign_accuracy_of_commoner': 'control: share of signs right of always giving the commoner one'},

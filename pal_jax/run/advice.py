@@ -1,0 +1,46 @@
+"""The lines of a report that say what to do next: uses of the run, and what to try where it has not learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pal_jax.run.glossary import Words
+from pal_jax.run.summary import fifths, finite_values, main_part
+from pal_jax.run.verdict import RunVerdict
+
+# Uses of every run that has trained a policy.
+POLICY = (
+    ('talk with it', 'pal-jax chat --source={run}', 'docs/tutorials/serve.md'),
+    ('write a folder for transformers', 'pal-jax export --workdir={run} --output=my_model', 'docs/howto/export.md'),
+)
+LONGER = 'train on', 'the command of this run again, with a larger --config.total_steps', 'docs/howto/resume.md'
+SEEDS = 'more total_steps, or several seeds, which pal-jax compare puts side by side'
+KL = 3.0  # nats of a token that are much
+
+
+def uses(workdir: Path, config: Mapping[str, Any], words: Words) -> list[tuple[str, str, str]]:
+    """What the run in a folder is good for: words, a command, and the page that explains it."""
+    known = words.uses.get(config['recipe'], ())
+    trained = POLICY if not words.uses and {'policy', 'optimizer'} <= config.keys() else ()
+    return [(what, command.format(run=workdir), page) for what, command, page in (*known, *trained, LONGER)]
+
+
+def advice(rows: Sequence[Mapping[str, Any]], verdict: RunVerdict | None) -> str:
+    """What to try where a run has not learnt, by its own figures; '' where it has, or nothing is to be said."""
+    if verdict is None or verdict.answer.startswith('Yes'):
+        return ''
+    steps = main_part(rows)
+    last = {key: fifths(steps, key) for key in ('format', 'flat', 'alike', 'kl', 'reward') if finite_values(steps, key)}
+    ends = {key: part['last'] for key, part in last.items()}
+    if ends.get('format', 1.0) < 0.5:
+        return f'Few answers have the format ({ends["format"]:.2f} of them): give more warmup.steps.'
+    if abs(ends.get('kl', 0.0)) > KL and last.get('reward', {'gain': 1.0})['gain'] < 0:
+        return f'The reward falls and the KL is {ends["kl"]:.1f}: give a larger ppo.kl_coef or a smaller optimizer.lr.'
+    if (alike := max(ends.get('alike', 0.0), ends.get('flat', 0.0))) > 0.5:
+        return (
+            f'All answers to a prompt are paid alike in {alike:.0%} of the prompts: give more samples a prompt '
+            '(n_samples_per_prompt) or a higher sampling.temperature.'
+        )
+    return f'To tell more: {SEEDS}.'
