@@ -21,14 +21,14 @@ KL = 3.0  # nats of a token that are much
 
 
 def uses(workdir: Path, config: Mapping[str, Any], words: Words) -> list[tuple[str, str, str]]:
-    """What the run in a folder is good for: words, a command, and the page that explains it."""
+    """Uses of the run in a folder: words, a command, and the page that explains it."""
     known = words.uses.get(config['recipe'], ())
     trained = POLICY if not words.uses and {'policy', 'optimizer'} <= config.keys() else ()
-    return [(what, command.format(run=workdir), page) for what, command, page in (*known, *trained, LONGER)]
+    return [(use, command.format(run=workdir), page) for use, command, page in (*known, *trained, LONGER)]
 
 
 def advice(rows: Sequence[Mapping[str, Any]], verdict: RunVerdict | None) -> str:
-    """What to try where a run has not learnt, by its own figures; '' where it has, or nothing is to be said."""
+    """A sentence on what to try, by a run's own figures; '' where the run has learnt, or has no verdict."""
     if verdict is None or verdict.answer.startswith('Yes'):
         return ''
     steps = main_part(rows)
