@@ -159,5 +159,5 @@ $(DOCS_READY): $(READY)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info docs/_build docs/reference/keys docs/reference/commands.md
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info docs/_build docs/reference/keys docs/reference/commands.md docs/reference/metrics.md
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

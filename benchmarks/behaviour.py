@@ -1,6 +1,6 @@
-"""From reward to behaviour: does a reward that foretells choices also lead a model to what people like?
+"""From reward to behaviour: does a reward that predicts choices also lead a model to what people like?
 
-Under reward-guided decoding, reward accuracy is said to foretell little of what the guided model prefers (arXiv
+Under reward-guided decoding, reward accuracy is said to predict little of what the guided model prefers (arXiv
 2512.23067). The definitions here are our own, since the paper's exact score was not at hand:
 
     policy accuracy    the share of pairs whose preferred reply has the higher log-probability pi

@@ -1,4 +1,4 @@
-"""From reward to behaviour: do rewards that foretell a person's choices also pick the replies that the person likes?
+"""From reward to behaviour: do rewards that predict a person's choices also pick the replies that the person likes?
 
   python -m benchmarks.personal_behaviour --prompts=prompts.jsonl                 # 40 prompts, 16 replies to each
   python -m benchmarks.personal_behaviour --prompts=prompts.jsonl --quick         # 12 prompts, 6 replies, 20 people

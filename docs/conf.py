@@ -1,7 +1,7 @@
 """The site: Sphinx with MyST reads the pages of this folder; `make docs` builds it without a network.
 
-The pages of commands and keys are written here before Sphinx reads them, from the commands' own help and from the
-settings' dataclasses, into `reference/`; git ignores them.
+The pages of commands, keys and metrics are written here before Sphinx reads them, from the commands' own help, the
+settings' dataclasses and the glossary of figures, into `reference/`; git ignores them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pal_jax import __version__  # noqa: E402
 from pal_jax.__main__ import COMMANDS  # noqa: E402
 
 project, author, release = 'pal_jax', 'the authors of pal_jax', __version__
-extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
+extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx_copybutton']
 html_theme = 'furo'
 html_title = 'pal_jax'
 html_show_copyright = False
@@ -72,6 +72,29 @@ def keys_page(config: Path) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def metrics_page() -> str:
+    """The words of every figure: those of all methods, then those that a method adds."""
+    from pal_jax.run import glossary
+
+    lines = [
+        '# Metrics',
+        '',
+        'The figures of `metrics.jsonl`, `evals.jsonl` and reports. A part in braces stands for any word. All figures '
+        f'may have the endings {", ".join(f"`{ending}`" for ending in glossary.ENDINGS)}.',
+    ]
+    methods = sorted(path.parent.name for path in glossary.RECIPES.glob('*/figures.py'))
+    parts = {'All methods': glossary.CORE} | {name: glossary.words_of(name) for name in methods}
+    for title, words in parts.items():
+        lines += ['', f'## {title}']
+        for group, figures in words.figures.items():
+            known = {} if words is glossary.CORE else glossary.CORE.figures[group]
+            added = {name: said for name, said in figures.items() if known.get(name) != said}
+            if added:
+                lines += ['', f'**{group}**', '', '| figure | meaning |', '|---|---|']
+                lines += [f'| `{name}` | {escaped(said)} |' for name, said in added.items()]
+    return '\n'.join(lines) + '\n'
+
+
 def cell(text: str) -> str:
     return f'`{text}`'.replace('|', '\\|') if text else ''
 
@@ -86,7 +109,9 @@ def escaped(text: str) -> str:
 def write_reference(_: object) -> None:
     """Write the generated pages; those that have not changed keep their time."""
     configs = sorted((DOCS.parent / 'configs').glob('[!_]*.py'))
-    pages = {'commands.md': commands_page()} | {f'keys/{path.stem}.md': keys_page(path) for path in configs}
+    pages = {'commands.md': commands_page(), 'metrics.md': metrics_page()} | {
+        f'keys/{path.stem}.md': keys_page(path) for path in configs
+    }
     names = '\n'.join(path.stem for path in configs)
     pages['keys/index.md'] = (
         '# Keys of configs\n\nA page for each config. `pal-jax train --config=NAME --help` prints the same.\n\n'

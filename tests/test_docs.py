@@ -20,12 +20,13 @@ import pytest
 from pal_jax import __main__ as command
 from pal_jax.run import shipped
 from pal_jax.run.checkpoint import flatten
+from pal_jax.run.glossary import CORE, OPTIMISED
 from pal_jax.run.settings import to_dict
 from tests import pages, shell
 from tests.pages import DOCS
 
 ROOT = DOCS.parent
-GENERATED = 'reference/commands.md', 'reference/keys/index.md'
+GENERATED = 'reference/commands.md', 'reference/keys/index.md', 'reference/metrics.md'
 PAGES = sorted(path for path in DOCS.rglob('*.md') if path.relative_to(DOCS).parts[:2] != ('reference', 'keys'))
 PAGES = [page for page in PAGES if page.relative_to(DOCS).as_posix() not in GENERATED]
 MANUALS = [page for page in PAGES if page.parent.name in ('start', 'tutorials', 'howto')]
@@ -131,6 +132,9 @@ def test_the_site_has_every_page_and_loads_nothing_from_elsewhere(site):
         loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="([^"]+)"', html)
         assert [link for link in loaded if link.startswith(('http:', 'https:', '//'))] == []
     assert 'ppo.kl_coef' in (site / 'reference/keys/rlpa.html').read_text(encoding='utf-8')
+    metrics = (site / 'reference/metrics.html').read_text(encoding='utf-8')
+    assert CORE.figures[OPTIMISED]['perplexity'] in metrics and 'seen_gain' in metrics
+    assert 'copybutton' in (site / 'start/install.html').read_text(encoding='utf-8')
     assert '--coordinator' in (site / 'reference/commands.html').read_text(encoding='utf-8')
 
 

@@ -25,7 +25,7 @@ FREEDOM = 8  # degrees of freedom of the draws, whose tails are above those of a
 NARROW = 1e-6  # the least deviation of a coefficient
 LEAST = 1e-12  # probability of a choice, whose log-odds stay finite
 DIVERGED = (
-    'the mixed logit diverges on these choices, which attributes may foretell without an error; leave mixed_logit out'
+    'the mixed logit diverges on these choices, which attributes may predict without an error; leave mixed_logit out'
 )
 
 
@@ -79,7 +79,7 @@ def fit_xlogit(difference: np.ndarray, users: np.ndarray, seed: int) -> MixedLog
     """The model estimated from differences chosen - rejected `[n, H]` of a panel of users.
 
     Raises:
-      Unfit: the estimate is not finite, as where attributes foretell all choices without an error.
+      Unfit: the estimate is not finite, as where attributes predict all choices without an error.
     """
     from xlogit import MixedLogit as Estimator
 

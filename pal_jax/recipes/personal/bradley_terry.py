@@ -2,7 +2,7 @@
 
 The loss of a person is the sum over pairs of `weight log(1 + exp(-x w))`, and `sum ridge (w - toward)² / 2` beside it,
 with `x` the chosen item less the other. It is convex; Newton's method without a damping diverges on it all the same,
-where choices that a start foretells with certainty are flat.
+where choices that a start predicts with certainty are flat.
 """
 
 from __future__ import annotations

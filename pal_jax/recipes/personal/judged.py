@@ -182,7 +182,7 @@ def figures(parts: Sequence[JudgedPairs], other: Sequence[JudgedPairs] = ()) -> 
         theirs = together(other)
         if not np.array_equal(theirs.people, judged.people) or not np.array_equal(theirs.pairs, judged.pairs):
             raise ValueError(f'{len(judged.people)} and {len(theirs.people)} people were tested, or on other pairs')
-        # Differences are paired by person, which takes out that some people are easier to foretell.
+        # Differences are paired by person, which takes out that some people are easier to predict.
         gain = paired(shares, by_person(theirs))
     people = intervals.share(shares)
     return MethodFigures(

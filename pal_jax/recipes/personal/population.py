@@ -333,7 +333,7 @@ def make_exhibits(panel: Panel, state: States, shown: Shown) -> list[Exhibit]:
     curves = {MODELS[name]: curve(method.new) for name, method in shown.methods.items()}
     by_prototypes = {part: curve(list(rows.values())) for part, rows in shown.by_prototypes.items()}
     exhibits = [
-        Exhibit('Who is foretold how well', _verdict(shown), table=_table(shown)),
+        Exhibit('Who is predicted how well', _verdict(shown), table=_table(shown)),
         Exhibit('New people', picture=people.plot_by_comparisons(curves, shown.counts)),
         Exhibit('By prototypes', picture=people.plot_by_prototypes(by_prototypes, panel.prototypes)),
     ]

@@ -279,7 +279,7 @@ def in_training(
     if not known.any():
         return finding('T8', 0.5, 'pass', 'no person, dialogue or text of the test is in training', 0.5)
     right = intervals.share(hits(margins[known]), units_of(people[known]))
-    words = f'{share:.1%} of test pairs have a text of training; wins less losses foretell {right.value:.3f} of them'
+    words = f'{share:.1%} of test pairs have a text of training; wins less losses predict {right.value:.3f} of them'
     verdict = judged(right, 0.5, over=MEMORY)
     # Memory that speaks about few pairs, or of items that all people share, cannot make a table wrong.
     if verdict == 'flag' and (by_design or share <= MEMORY_SHARE):

@@ -207,7 +207,7 @@ def mixed_margin(margins: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def fit_gpo(
     train: PairBatch, seed: int, *, width: int = 32, layers: int = 2, steps: int = 600, people: int = 32
 ) -> Fitted:
-    """GPO: a transformer reads a person's choices and foretells others; nothing of a person is fitted."""
+    """GPO: a transformer reads a person's choices and predicts others; nothing of a person is fitted."""
     net = SetTransformer(train.chosen.shape[1] + 1, width=width, maps=2, layers=layers, heads=2, hidden=width)
     learner = InContextLearner(net, people=people, targets=8, lr=1e-3, decay=0.1, steps=steps)
     return reading.fit(learner, train, reading.rows_with_choices(train), *reading.numbered_keys(seed, steps))

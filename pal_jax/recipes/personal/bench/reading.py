@@ -1,4 +1,4 @@
-"""Networks that read a person's known choices in one pass, and foretell others: GPO, VPL and people as distributions.
+"""Networks that read a person's known choices in one pass, and predict others: GPO, VPL and people as distributions.
 
     fitted = fit(learner, train, rows, start, keys)       # nothing of a person is fitted
     m = margins(fitted, known, asked)                     # as `interface.Margins`

@@ -1,4 +1,4 @@
-"""A transformer that reads a set of answered questions and foretells others: GPO (arXiv 2310.11523, section 3).
+"""A transformer that reads a set of answered questions and predicts others: GPO (arXiv 2310.11523, section 3).
 
     params = init(key, net)
     out = apply(params, net, context, exists, targets)      # [B, N, I], [B, N], [B, M, I] -> [B, M, outputs]

@@ -90,7 +90,7 @@ def formatting_only(chosen: Sequence[str], rejected: Sequence[str], people: np.n
     x = np.array([marks(text) for text in chosen], float) - np.array([marks(text) for text in rejected], float)
     margins = cross_fitted(x, people)
     right = intervals.share(hits(margins), units_of(people))
-    words = f'counts of marks foretell {right.value:.3f}; {np.mean(margins == 0):.0%} of pairs have the same counts'
+    words = f'counts of marks predict {right.value:.3f}; {np.mean(margins == 0):.0%} of pairs have the same counts'
     return finding('T4', right, judged(right, 0.5, over=OVER), words, 0.5)
 
 

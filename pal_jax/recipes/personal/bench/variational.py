@@ -135,9 +135,9 @@ class VariationalLearner:
         self, params: Params, known: Float[Array, 'B N H'], exists: Bool[Array, 'B N'], asked: Float[Array, 'B M H']
     ) -> Float[Array, 'B M']:
         """The log-odds of the mean probability over who the person could be, as in the loss."""
-        return probit(*self.foretell(params, known, exists, asked))
+        return probit(*self.predict(params, known, exists, asked))
 
-    def foretell(
+    def predict(
         self, params: Params, known: Float[Array, 'B N H'], exists: Bool[Array, 'B N'], asked: Float[Array, 'B M H']
     ) -> tuple[Float[Array, 'B M'], Float[Array, 'B M']]:
         """The margins of questions given known choices, and their variances."""

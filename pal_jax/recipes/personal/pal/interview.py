@@ -181,7 +181,7 @@ class Interview:
 
     def _words(self, mixture: np.ndarray, low: np.ndarray, high: np.ndarray, answers: int, right: float) -> list[str]:
         if answers:
-            head = [f'{answers} answer{"s" * (answers > 1)}, {right:g} as your weights foretell.']
+            head = [f'{answers} answer{"s" * (answers > 1)}, {right:g} as your weights predict.']
         else:
             head = ['Nothing is known about you yet: you are taken for the mean of the people of the training.']
         lines = []

@@ -44,13 +44,13 @@ def test_told_pairs_have_no_order_and_padding_is_nothing():
     params = learner.weights(jax.random.key(0))
     known, asked = (rng.normal(size=(2, n, 5)).astype(np.float32) for n in (4, 3))
     exists = np.array([[True] * 4, [True, True, False, False]])
-    m, v = learner.foretell(params, known, exists, asked)
+    m, v = learner.predict(params, known, exists, asked)
     assert (v > 0).all()
-    close(learner.foretell(params, known[:, ::-1], exists[:, ::-1], asked)[0], m)
+    close(learner.predict(params, known[:, ::-1], exists[:, ::-1], asked)[0], m)
     changed = np.where(exists[..., None], known, 9.0)
-    close(learner.foretell(params, changed, exists, asked)[0], m)
-    np.testing.assert_array_equal(learner.foretell(params, known, exists, -asked)[0], -m)
-    assert np.isfinite(learner.foretell(params, known, np.zeros_like(exists), asked)[0]).all()
+    close(learner.predict(params, changed, exists, asked)[0], m)
+    np.testing.assert_array_equal(learner.predict(params, known, exists, -asked)[0], -m)
+    assert np.isfinite(learner.predict(params, known, np.zeros_like(exists), asked)[0]).all()
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_a_population_of_rank_three():
     right, spread = [], []
     for count in (0, 1, 5, 20):
         there = np.broadcast_to(np.arange(people.KNOWN) < count, known.shape[:2])
-        m, v = learner.foretell(state.params, known, there, asked)
+        m, v = learner.predict(state.params, known, there, asked)
         right.append(float((np.asarray(m) > 0).mean()))
         spread.append(float(np.mean(v)))
     print(np.round(right, 3), np.round(spread, 4))
