@@ -40,10 +40,8 @@ once the weights are loaded. SIGTERM ends the server once the answers under way 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import queue
 import signal
-import socket
 import sys
 import threading
 import urllib.parse
@@ -56,20 +54,20 @@ import uvicorn
 from absl import flags
 
 from pal_jax.commands.talking import SOURCE, chat_preset, open_model
-from pal_jax.decode.choose import TOKEN, check_eight_bits
+from pal_jax.decode.choose import check_eight_bits
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Request, RequestProgress
 from pal_jax.decode.serve.guard import Guard
 from pal_jax.decode.serve.http import make_app
 from pal_jax.decode.serve.interviews import make_routes
+from pal_jax.decode.serve.listening import HttpServer, listen
 from pal_jax.models import lora, soups
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.files import peft
 from pal_jax.models.params import Params
 from pal_jax.recipes.personal.pal.interview import Interview, open_interview
 from pal_jax.run import cli, devices
-from pal_jax.run.credentials import secret
 from pal_jax.run.moderator import open_moderator
 from pal_jax.run.processes import host_port
 from pal_jax.run.recipe import Context
@@ -128,15 +126,6 @@ def serve_http() -> None:
         HttpServer(config).run(sockets=[listener])
 
 
-class HttpServer(uvicorn.Server):
-    """A server that tells the application when it is about to end: only answers under way have time to do so."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the server once the answers under way have ended."""
-        self.config.app.state.closing.set()  # type: ignore[union-attr]
-        await super().shutdown(sockets)
-
-
 def serve_grpc() -> None:
     """Serve over gRPC. The port is taken before the weights are read, and nobody is let in before they are there."""
     from pal_jax.decode.serve.jetstream.rpc import GrpcServer
@@ -155,27 +144,6 @@ def serve_grpc() -> None:
     stopping.wait()
     server.stop(GRACE)
     driver.close()
-
-
-def listen(host: str, port: int) -> tuple[socket.socket, str]:
-    """A bound socket and the token that callers must send. The socket is taken before a weight is read.
-
-    Raises:
-      ValueError: other machines can reach the address, and there is no token or none that can be sent.
-      OSError: the port is taken.
-    """
-    token = secret(TOKEN)
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    if not token and not ipaddress.ip_address(address[0]).is_loopback:
-        raise ValueError(f'--host={host} can be reached by others; set {TOKEN} to a secret that callers must send')
-    listener = socket.socket(family)
-    # The port of a server that has just ended can be taken again.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        raise OSError(f'cannot listen on {host_port(host, port)} ({error.strerror}); choose another --port') from error
-    return listener, token
 
 
 def check_origins(origins: Sequence[str]) -> None:

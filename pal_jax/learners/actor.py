@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
@@ -52,7 +53,7 @@ from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives.masked import keep
-from pal_jax.objectives.policy import TokenInputs, TokenLoss
+from pal_jax.objectives.policy import Inputs, TokenLoss
 from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
 from pal_jax.types import Metrics, TokenBatch
@@ -103,7 +104,7 @@ class Actor:
     """
 
     cfg: ModelConfig
-    optimizer: Optimizer
+    optimizer: Optimizer | optax.GradientTransformation
     mesh: Mesh
     imitation: Optimizer | None = None
     micro_rows: int = 4
@@ -280,13 +281,13 @@ class Actor:
 
     @functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=1)
     def gradients(
-        self, grads: Params, state: ActorState, batch: TokenBatch, tokens: TokenInputs, weight: Float[Array, 'R N A'],
-        token_loss: TokenLoss, i: int,
+        self, grads: Params, state: ActorState, batch: TokenBatch, tokens: Inputs, weight: Float[Array, 'R N A'],
+        token_loss: TokenLoss[Inputs], i: int,
     ) -> tuple[Params, Float[Array, ''], Float[Array, 'R N A']]:  # fmt: skip
         """`grads` with the gradient of micro-batch `i` added, its loss `sum(weight * token_loss)`, and its
         log-probabilities.
 
-        The log-probabilities are those of the actor before the step.
+        The log-probabilities are those of the actor before the step. `tokens` is a tree of arrays `[R, N, A]`.
         """
 
         def per_token(logprob: Array, aux: dict[str, Any]) -> Array:

@@ -81,8 +81,8 @@ def logprobs(
     params: Params, cfg: ModelConfig, batch: TokenBatch, temperature: float = 1.0
 ) -> tuple[Float[Array, 'R N A'], Float[Array, 'R N A']]:
     """The log-probability of each action and the entropy of the distribution it was drawn from, in nats."""
-    order, unembed = real_first(batch), decoder.unembed_weight(params, cfg)
-    states = order.states(hidden_states(params, cfg, batch), batch)
+    order = real_first(batch)
+    states, unembed = decoder.output_layer(params, cfg, order.states(hidden_states(params, cfg, batch), batch))
 
     def score(unembed: Array, states: Array, actions: Array, acts: Array) -> tuple[Array, Array]:
         return lp.token_logprobs(
@@ -111,8 +111,8 @@ def token_loss(
 
     The max-z loss, weighted by `aux['weight']`, is added `max_z_coef` times.
     """
-    order, unembed = real_first(batch), decoder.unembed_weight(params, cfg)
-    states = order.states(hidden_states(params, cfg, batch), batch)
+    order = real_first(batch)
+    states, unembed = decoder.output_layer(params, cfg, order.states(hidden_states(params, cfg, batch), batch))
 
     def loss_of(unembed: Array, states: Array, actions: Array, acts: Array, aux: Any) -> tuple[Array, Array]:
         loss, new = lp.token_loss(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from pal_jax.models.attention import ONES, Places, attention, rope
 from pal_jax.models.config import LayerKind, ModelConfig
-from pal_jax.models.linear import by_output, linear
+from pal_jax.models.linear import LoraWeight, by_output, dropped, linear
 from pal_jax.models.params import Params, split, unstack
 from pal_jax.run.sharding import constrain
 
@@ -200,6 +200,24 @@ def unembed_weight(params: Params, cfg: ModelConfig) -> Float[Array, 'V D']:
         return weight
     wide = weight.astype(jnp.float32)
     return (wide / jnp.maximum(jnp.linalg.norm(wide, axis=-1, keepdims=True), 1e-12)).astype(weight.dtype)
+
+
+def output_layer(
+    params: Params, cfg: ModelConfig, hidden: Float[Array, '... D']
+) -> tuple[Float[Array, '... I'], Float[Array, 'V I']]:
+    """The inputs and the weight of the product that gives the logits.
+
+    They are the hidden states and the output matrix. Where the matrix has an adapter of rank `r`, `I` is `D + r`: the
+    inputs end in `scale * hidden @ a`, and the weight ends in `b` transposed.
+    """
+    weight = params.get('unembed')
+    if not isinstance(weight, LoraWeight):
+        return hidden, unembed_weight(params, cfg)
+    inputs = hidden if weight.key is None else dropped(hidden, weight.key, weight.dropout)
+    low = weight.scale * linear(inputs, weight.a, cfg)
+    # One product has the logits of both, so the loss over chunks of them knows no adapters.
+    base = unembed_weight({'embed': weight.base}, cfg)
+    return jnp.concatenate([hidden, low.astype(hidden.dtype)], -1), jnp.concatenate([base, weight.b.T], -1)
 
 
 def unembed(params: Params, cfg: ModelConfig, hidden: Float[Array, '... D']) -> Float[Array, '... V']:

@@ -87,7 +87,7 @@ def linear(
       ValueError: the last `in_dims` axes of `x` are not the first of `w`.
     """
     if isinstance(w, LoraWeight):
-        inputs = x if w.key is None else _dropped(x, w.key, w.dropout)
+        inputs = x if w.key is None else dropped(x, w.key, w.dropout)
         # The correction is computed by its two thin factors, which are never multiplied with each other.
         low = linear(inputs.reshape(*x.shape[: x.ndim - in_dims], -1), w.a, cfg)
         correction = w.scale * linear(low, w.b, cfg)
@@ -125,7 +125,8 @@ def _soup(x: Float[Array, 'B T I'], w: SoupWeight, mixture: Float[Array, 'B K'],
     return linear(mixed, w.b, cfg)
 
 
-def _dropped(x: Array, key: Array, rate: float) -> Array:
+def dropped(x: Array, key: Array, rate: float) -> Array:
+    """The inputs with a share `rate` of them 0 and the others larger, so that their mean stays."""
     keep = jax.random.bernoulli(jax.random.wrap_key_data(key), 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 

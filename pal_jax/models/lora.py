@@ -23,13 +23,15 @@ from pal_jax.models.params import Params, ParamSpec
 
 # The number of input axes of each weight after `L`.
 IN_DIMS = {'q': 1, 'k': 1, 'v': 1, 'o': 2, 'gate': 1, 'up': 1, 'down': 1}
+# The output matrix `[V, D]`. Its adapter has no axis of layers, and no target but its name puts one on it.
+HEAD = 'unembed'
 
 
 class Adapter(struct.PyTreeNode):
     """The trainable part of a `LoraWeight`, as arrays or as their specs."""
 
-    a: Any  # [L, prod(in), rank]
-    b: Any  # [L, rank, prod(out)]
+    a: Any  # [L, prod(in), rank], of the output matrix [D, rank]
+    b: Any  # [L, rank, prod(out)], of the output matrix [rank, V]
     scale: float = struct.field(pytree_node=False)
 
 
@@ -37,7 +39,8 @@ def attach(params: Params, *, rank: int, alpha: float, targets: Sequence[str] | 
     """The tree with fresh adapters on the weights that `targets` names: 'all-linear' or regular expressions.
 
     An expression matches the end of a path, from a name on: `attn/(q|v)` matches `layers/attn/q` and `layers/attn/v`,
-    `down` matches `layers/mlp/down`, and `mlp/.*` matches all linear weights of the network.
+    `down` matches `layers/mlp/down`, and `mlp/.*` matches all linear weights of the network. The output matrix of a
+    model that does not tie it to its embeddings is adapted where `unembed` is among the targets, and by no other one.
 
     The scale is `alpha / rank`. A fresh adapter changes nothing.
 
@@ -81,6 +84,8 @@ def with_dropout(params: Params, rate: float, key: Array) -> Params:
     def dropping(w: Any) -> Any:
         if not _is_lora(w):
             return w
+        if _is_head(w):
+            return w.replace(key=jax.random.key_data(next(keys)), dropout=rate)
         # Every layer gets a key, so that a scan over layers hands each its own.
         return w.replace(key=jax.random.key_data(jax.random.split(next(keys), w.a.shape[0])), dropout=rate)
 
@@ -98,7 +103,9 @@ def merge(params: Params) -> Params:
     def merged(x: Any) -> Any:
         if not isinstance(x, LoraWeight):
             return x
-        correction = x.scale * jnp.matmul(x.a, x.b, precision='highest').reshape(x.base.shape)
+        product = jnp.matmul(x.a, x.b, precision='highest')
+        # The output matrix has its outputs first.
+        correction = x.scale * (product.T if _is_head(x) else product.reshape(x.base.shape))
         return (x.base.astype(correction.dtype) + correction).astype(x.base.dtype)
 
     return _map(merged, params)
@@ -113,6 +120,8 @@ def _adapter_specs(specs: Params, rank: int, alpha: float, targets: Sequence[str
         raise ValueError(f'lora.rank={rank} must be at least 1, or 0 to train without adapters')
     patterns = _patterns(targets)
     linear = [_path(path) for path, _ in jax.tree.leaves_with_path(specs, is_leaf=plain.is_spec) if _in_dims(path)]
+    with_head = HEAD in patterns and HEAD in specs
+    linear += [HEAD] if with_head else []
     if absent := [target for target, pattern in patterns.items() if not any(map(pattern.search, linear))]:
         linear_names = ', '.join(linear) or 'none: adapt a decoder, and only once'
         raise ValueError(
@@ -120,6 +129,8 @@ def _adapter_specs(specs: Params, rank: int, alpha: float, targets: Sequence[str
         )
 
     def adapter(path: Any, spec: ParamSpec) -> Adapter | None:
+        if with_head and _path(path) == HEAD:
+            return _head_spec(spec, rank, alpha)
         is_target = _in_dims(path) and any(pattern.search(_path(path)) for pattern in patterns.values())
         return _adapter_spec(spec, rank, alpha, _in_dims(path)) if is_target else None
 
@@ -133,6 +144,13 @@ def _adapter_spec(spec: ParamSpec, rank: int, alpha: float, in_dims: int) -> Ada
     # Several axes flattened into one are sharded as the first of them, in the same blocks.
     a = ParamSpec((layers, math.prod(inputs), rank), (spec.axes[0], in_axes[0], None), normal)
     b = ParamSpec((layers, rank, math.prod(outputs)), (spec.axes[0], None, out_axes[0]), initializers.zeros)
+    return Adapter(a, b, alpha / rank)
+
+
+def _head_spec(spec: ParamSpec, rank: int, alpha: float) -> Adapter:
+    (outputs, inputs), (out_axis, in_axis) = spec.shape, spec.axes
+    a = ParamSpec((inputs, rank), (in_axis, None), initializers.normal(1.0 / math.sqrt(inputs)))
+    b = ParamSpec((rank, outputs), (None, out_axis), initializers.zeros)
     return Adapter(a, b, alpha / rank)
 
 
@@ -159,3 +177,8 @@ def _name(path: Any) -> str:
 
 def _is_lora(x: Any) -> bool:
     return isinstance(x, LoraWeight)
+
+
+def _is_head(x: LoraWeight) -> bool:
+    """True for the output matrix, the only weight of a whole tree without an axis of layers."""
+    return x.a.ndim == 2

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pal_jax.models.linear import SoupWeight
-from pal_jax.models.lora import Adapter
+from pal_jax.models.lora import HEAD, Adapter
 from pal_jax.models.params import Params
 
 
@@ -23,8 +23,11 @@ def stack(base: Params, adapters: Sequence[Params], kind: Literal['factors', 'de
     """The soup of `K` adapters (see `lora.split`) on their plain base. `SoupWeight` explains `kind`.
 
     Raises:
-      ValueError: the adapters differ in their weights or ranks, or, for 'factors', in their scales.
+      ValueError: the adapters differ in their weights or ranks, or, for 'factors', in their scales, or one of them is
+        on the output matrix.
     """
+    if any(adapter.get(HEAD) for adapter in adapters):
+        raise ValueError('an adapter on the output matrix (lm_head) cannot be mixed; train without it, or merge it')
     kinds = [jax.tree.map(lambda x: x.shape, adapter) for adapter in adapters]
     # 'delta' has a scale for each adapter, 'factors' one for all.
     alike = [jax.tree.map(lambda x: x.replace(scale=1.0), shapes, is_leaf=_is_adapter) for shapes in kinds]

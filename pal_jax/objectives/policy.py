@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -87,8 +87,10 @@ class TokenInputs(NamedTuple):
     cost: Float[Array, '*S'] | None = None
 
 
+# The inputs of a token loss: `TokenInputs`, or a tree of arrays of a loss that is no objective of this package.
+Inputs = TypeVar('Inputs')
 # Takes new log-probabilities; static under `jit`.
-TokenLoss = Callable[[Float[Array, '*S'], TokenInputs], Float[Array, '*S']]
+TokenLoss = Callable[[Float[Array, '*S'], Inputs], Float[Array, '*S']]
 
 
 @dataclasses.dataclass(frozen=True)

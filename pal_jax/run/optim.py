@@ -100,6 +100,36 @@ class Optimizer:
         return self._chain.update(grads, state, params)
 
 
+@optax.inject_hyperparams
+def _adam(
+    learning_rate: Any, beta1: Any, beta2: Any, eps: Any, weight_decay: Any, max_norm: Any
+) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.clip_by_global_norm(max_norm),
+        optax.scale_by_adam(beta1, beta2, eps),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+# AdamW (Loshchilov & Hutter 2019) whose numbers are arrays of its state, so that each step may have other ones and no
+# program is compiled again; see `with_numbers`. All leaves decay.
+ADAM = _adam(learning_rate=1e-4, beta1=0.9, beta2=0.95, eps=1e-12, weight_decay=0.0, max_norm=math.inf)
+
+
+def with_numbers(state: Any, **numbers: float) -> Any:
+    """The state of `ADAM` with other numbers for the next step.
+
+    Raises:
+      ValueError: there is no number of that name.
+    """
+    if unknown := sorted(numbers.keys() - state.hyperparams.keys()):
+        raise ValueError(f'{unknown[0]} is no number of Adam; use {", ".join(state.hyperparams)}')
+    # They stay where the numbers before are, so that no program is compiled again.
+    arrays = {name: jax.device_put(np.float32(x), state.hyperparams[name].sharding) for name, x in numbers.items()}
+    return state._replace(hyperparams=state.hyperparams | arrays)
+
+
 def make_schedule(
     *, lr: float, total_steps: int, warmup_ratio: float = 0.03, min_ratio: float = 0.1, held: int = 0
 ) -> optax.Schedule:

@@ -10,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from pal_jax.models import lora, params
+from pal_jax.models import decoder, lora, params, soups
 from pal_jax.models.config import tiny
+from pal_jax.models.files import peft
 from pal_jax.models.linear import LoraWeight, linear
 from pal_jax.run.optim import Optimizer
 
@@ -219,3 +220,48 @@ def test_bad_options(options, message):
 def test_attaching_twice_is_an_error():
     with pytest.raises(ValueError, match='match some of none: adapt a decoder, and only once'):
         lora.attach(trees().fresh, **OPTIONS, key=jax.random.key(0))
+
+
+# --- the output matrix ------------------------------------------------------------------------------------------------
+
+UNTIED = dataclasses.replace(CFG, tie_embed=False)
+
+
+@functools.cache
+def with_head(targets: Any = ('unembed',)) -> Any:
+    plain = params.init(params.decoder_specs(UNTIED), jax.random.key(0))
+    return lora.attach(plain, rank=3, alpha=6.0, targets=targets, key=jax.random.key(1))
+
+
+def test_the_output_matrix_is_adapted_by_its_name_alone():
+    assert isinstance(with_head()['unembed'], LoraWeight)
+    assert not isinstance(with_head('all-linear')['unembed'], LoraWeight)
+    with pytest.raises(ValueError, match='unembed'):
+        lora.attach(trees().plain, rank=3, alpha=6.0, targets=['unembed'], key=jax.random.key(1))
+
+
+def test_logits_of_an_adapted_output_matrix_are_those_of_the_merged_one():
+    head = with_head()['unembed']
+    head = head.replace(b=0.1 * jax.random.normal(jax.random.key(2), head.b.shape))
+    tree, hidden = {**with_head(), 'unembed': head}, jax.random.normal(jax.random.key(3), (5, UNTIED.width))
+    inputs, weight = decoder.output_layer(tree, UNTIED, hidden)
+    np.testing.assert_allclose(inputs @ weight.T, hidden @ lora.merge(tree)['unembed'].T, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_of_the_output_matrix_drops_its_inputs():
+    tree = lora.with_dropout(with_head(), 0.5, jax.random.key(4))
+    hidden = jnp.ones((64, UNTIED.width))
+    low = decoder.output_layer(tree, UNTIED, hidden)[0][:, UNTIED.width :]
+    assert np.unique(np.asarray(low), axis=0).shape[0] > 1
+
+
+def test_an_adapter_on_the_output_matrix_is_written_and_read(tmp_path):
+    trainable, frozen = lora.split(with_head(('attn/q', 'unembed')))
+    peft.save(trainable, UNTIED, 'base', tmp_path / 'adapter')
+    assert_equal(lora.split(peft.attach(frozen, UNTIED, tmp_path / 'adapter'))[0], trainable)
+
+
+def test_adapters_on_the_output_matrix_are_not_mixed():
+    trainable, frozen = lora.split(with_head())
+    with pytest.raises(ValueError, match='output matrix'):
+        soups.stack(frozen, [trainable, trainable])

@@ -85,10 +85,11 @@ def save(adapters: Params, cfg: ModelConfig, base: str, folder: str | Path, drop
     tensors: dict[str, np.ndarray] = {}
     for path, adapter in adapter_of.items():
         a, b = (np.asarray(jax.device_get(x), np.float32) for x in (adapter.a, adapter.b))
-        for i in range(len(a)):
+        # The output matrix has no axis of layers.
+        for i, (a_layer, b_layer) in enumerate(zip(a, b, strict=True) if a.ndim == 3 else [(a, b)]):
             module = PREFIX + names[path].format(i).removesuffix('.weight')
-            tensors[f'{module}.lora_A.weight'] = np.ascontiguousarray(a[i].T)
-            tensors[f'{module}.lora_B.weight'] = np.ascontiguousarray(b[i].T)
+            tensors[f'{module}.lora_A.weight'] = np.ascontiguousarray(a_layer.T)
+            tensors[f'{module}.lora_B.weight'] = np.ascontiguousarray(b_layer.T)
     rank, scale = next((x.a.shape[-1], x.scale) for x in adapter_of.values())
     config = ONLY | {
         'base_model_name_or_path': base,
@@ -235,9 +236,10 @@ def attach(params: Params, cfg: ModelConfig, folder: str | Path) -> Params:
     flat: dict[Any, Any] = flatten_dict(params, sep='/')
     linear: set[str] = set()
     for where, name in _own_names(cfg).items():
-        if where.rpartition('/')[2] not in lora.IN_DIMS:
+        is_head = where == lora.HEAD and where in flat
+        if where.rpartition('/')[2] not in lora.IN_DIMS and not is_head:
             continue
-        modules = [name.format(i).removesuffix('.weight') for i in range(cfg.layers)]
+        modules = [name.format(i).removesuffix('.weight') for i in range(1 if is_head else cfg.layers)]
         linear.update(modules)
         present = [f'{PREFIX}{module}' if targeted(module) else None for module in modules]
         if any(present):
@@ -246,7 +248,7 @@ def attach(params: Params, cfg: ModelConfig, folder: str | Path) -> Params:
             )
             if a.shape[-1] != rank:
                 raise ValueError(f'{path} has adapters of rank {a.shape[-1]} on {where}, its {CONFIG} r={rank}')
-            flat[where] = _on(flat[where], a, b, scale, where)
+            flat[where] = _on_head(flat[where], a[0], b[0], scale) if is_head else _on(flat[where], a, b, scale, where)
     # Tensors that are left over adapt nothing of this model.
     for name in sorted(tensors):
         if module_of(name) in linear:
@@ -272,6 +274,12 @@ def _stacked(tensors: dict[str, np.ndarray], names: Sequence[str | None]) -> np.
 def _on(weight: Any, a: np.ndarray, b: np.ndarray, scale: float, where: str) -> LoraWeight:
     if a.shape[0] != weight.shape[0] or a.shape[1] * b.shape[2] != weight[0].size or a.shape[2] != b.shape[1]:
         raise ValueError(f'{where} of the model has shape {weight.shape}, its adapter {a.shape} and {b.shape}')
+    return LoraWeight(weight, jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), scale)
+
+
+def _on_head(weight: Any, a: np.ndarray, b: np.ndarray, scale: float) -> LoraWeight:
+    if (b.shape[1], a.shape[0]) != weight.shape or a.shape[1] != b.shape[0]:
+        raise ValueError(f'{lora.HEAD} of the model has shape {weight.shape}, its adapter {a.shape} and {b.shape}')
     return LoraWeight(weight, jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), scale)
 
 
