@@ -24,6 +24,7 @@ COMMANDS = {
     'evaluate': 'pal_jax.commands.evaluate',
     'chat': 'pal_jax.commands.chat',
     'serve': 'pal_jax.commands.serve',
+    'serve-training': 'pal_jax.commands.serve_training',
     'export': 'pal_jax.commands.export',
     'collect': 'pal_jax.commands.collect',
     'score': 'pal_jax.commands.score',

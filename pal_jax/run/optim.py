@@ -100,6 +100,10 @@ class Optimizer:
         return self._chain.update(grads, state, params)
 
 
+# A norm that no finite gradient exceeds. Checkpoints hold finite numbers alone.
+UNCLIPPED = float(np.finfo(np.float32).max)
+
+
 @optax.inject_hyperparams
 def _adam(
     learning_rate: Any, beta1: Any, beta2: Any, eps: Any, weight_decay: Any, max_norm: Any
@@ -114,7 +118,7 @@ def _adam(
 
 # AdamW (Loshchilov & Hutter 2019) whose numbers are arrays of its state, so that each step may have other ones and no
 # program is compiled again; see `with_numbers`. All leaves decay.
-ADAM = _adam(learning_rate=1e-4, beta1=0.9, beta2=0.95, eps=1e-12, weight_decay=0.0, max_norm=math.inf)
+ADAM = _adam(learning_rate=1e-4, beta1=0.9, beta2=0.95, eps=1e-12, weight_decay=0.0, max_norm=UNCLIPPED)
 
 
 def with_numbers(state: Any, **numbers: float) -> Any:

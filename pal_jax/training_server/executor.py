@@ -1,0 +1,64 @@
+"""The thread that owns the devices: it carries out operations one after the other, and decodes in between."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+
+from pal_jax.training_server.futures import Operation
+from pal_jax.training_server.sampler import SampleJob, Sampler
+
+
+class Executor:
+    """A thread that carries out operations in the order of their arrival.
+
+    Args:
+      share: the share of time that training gets while samples wait too, above 0 and below 1.
+    """
+
+    def __init__(self, sampler: Sampler, *, share: float):
+        self._sampler, self._rest = sampler, (1 - share) / share
+        self._inbox: queue.SimpleQueue[Operation | SampleJob | None] = queue.SimpleQueue()
+        self._turns: deque[Operation] = deque()
+        self._open = True
+        self._thread = threading.Thread(target=self._run, name='executor', daemon=True)
+        self._thread.start()
+
+    def put(self, work: Operation | SampleJob) -> None:
+        """Hand over work, from any thread."""
+        self._inbox.put(work)
+
+    def close(self) -> None:
+        """End the thread after the operation under way. What waits is not carried out."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._open:
+            self._take(wait=not (self._turns or self._sampler.busy))
+            until = 0.0
+            if self._turns:
+                began = time.monotonic()
+                self._turns.popleft().carry_out()
+                # Decoding gets its share of time before the next operation.
+                until = time.monotonic() + self._rest * (time.monotonic() - began)
+            while self._open and self._sampler.busy and (not self._turns or time.monotonic() < until):
+                self._sampler.advance()
+                self._take(wait=False)
+
+    def _take(self, wait: bool) -> None:
+        """Take what has come into the inbox. With `wait`, wait until something does."""
+        try:
+            while self._open:
+                work = self._inbox.get(block=wait)
+                wait = False
+                if work is None:
+                    self._open = False
+                elif isinstance(work, SampleJob):
+                    self._sampler.put(work)
+                else:
+                    self._turns.append(work)
+        except queue.Empty:
+            pass

@@ -1,0 +1,237 @@
+"""Samples from many snapshots of weights with one decoder, which holds one of them at a time.
+
+A `Sampler` is used by the executor's thread alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.requests import PromptLogprobs, Request
+from pal_jax.models import lora
+from pal_jax.models.params import Params
+from pal_jax.training_server import wire
+from pal_jax.training_server.futures import Operation, UserFault
+from pal_jax.training_server.trainer import Base
+from pal_jax.types import Completion, Sampling
+
+# Seconds after which samples from other weights get their turn.
+TURN = 20.0
+
+
+@dataclasses.dataclass(eq=False)
+class Snapshot:
+    """Frozen weights to sample from. `read` gives their adapters on the base, None for the base itself."""
+
+    read: Callable[[], Params | None]
+
+
+@dataclasses.dataclass(eq=False)
+class SampleJob:
+    """Samples after one prompt from one snapshot, whose result ends an operation.
+
+    Attributes:
+      with_prompt: whether the tokens of the prompt are to have log-probabilities, of which the `last` are told.
+      started: the number of requests that the decoder has taken.
+    """
+
+    operation: Operation
+    snapshot: Snapshot
+    requests: Sequence[Request]
+    with_prompt: bool = False
+    last: int | None = None
+    cancelled: bool = False
+    started: int = 0
+    completions: dict[int, Completion] = dataclasses.field(default_factory=dict)
+    prompt: PromptLogprobs | None = None
+
+    def finish_when_whole(self) -> None:
+        """End the operation once all samples are there."""
+        if len(self.completions) == len(self.requests) and not self.operation.done.done():
+            ordered = [self.completions[i] for i in range(len(self.requests))]
+            self.operation.end(wire.sample_answer(ordered, self.prompt, self.last))
+
+    def fail(self, error: Exception) -> None:
+        """End the operation with an error, and take no more of its samples."""
+        self.cancelled = True
+        if not self.operation.done.done():
+            self.operation.fail(error)
+
+
+class Sampler:
+    """A decoder and its lines of jobs, one for each snapshot.
+
+    Args:
+      decoder: a decoder of the base's shape whose tokenizer ends no text (see `never_ending`).
+    """
+
+    def __init__(self, decoder: LocalDecoder, base: Base):
+        self.decoder, self.base = decoder, base
+        # Snapshots in the order in which they get their turns.
+        self._lines: dict[Snapshot, deque[SampleJob]] = {}
+        self._live: dict[int, tuple[SampleJob, int]] = {}
+        self._loaded: Snapshot | None = None
+        self._until = 0.0
+
+    def put(self, job: SampleJob) -> None:
+        """Put a job in the line of its snapshot."""
+        self._lines.setdefault(job.snapshot, deque()).append(job)
+
+    @property
+    def busy(self) -> bool:
+        """True while there is anything to decode."""
+        return bool(self._lines or self._live)
+
+    def advance(self) -> None:
+        """Take jobs that wait, score a prompt at most, and decode a few tokens of all samples under way."""
+        self._cancel()
+        if not self._live and self._lines:
+            self._take_turn()
+        self._feed()
+        if not self._live:
+            return
+        try:
+            progress = self.decoder.step()
+        # The server must survive the failure of a request.
+        except Exception as error:
+            # A step that raised leaves the caches in an unknown state.
+            self.decoder.reset()
+            for job, _ in self._live.values():
+                job.fail(error)
+            self._live.clear()
+            return
+        for news in progress:
+            if news.completion is not None:
+                job, place = self._live.pop(news.number)
+                job.completions[place] = news.completion
+                job.finish_when_whole()
+
+    def _take_turn(self) -> None:
+        """Load the weights of the first line, unless they are loaded."""
+        snapshot = next(iter(self._lines))
+        self._until = time.monotonic() + TURN
+        if snapshot is self._loaded:
+            return
+        self._loaded = None
+        try:
+            adapters = snapshot.read()
+            self.decoder.load(self.base.params if adapters is None else _merged(adapters, self.base.params))
+        except Exception as error:
+            for job in self._lines.pop(snapshot):
+                job.fail(error)
+            return
+        self._loaded = snapshot
+
+    def _feed(self) -> None:
+        """Start samples from the loaded weights, unless their turn is over and others wait."""
+        line = self._lines.get(self._loaded) if self._loaded else None
+        if line and len(self._lines) > 1 and time.monotonic() > self._until and self._loaded:
+            self._lines[self._loaded] = self._lines.pop(self._loaded)
+            return
+        while line and self.decoder.free > 0:
+            job, scores = line[0], False
+            try:
+                if job.with_prompt and job.prompt is None and not job.cancelled:
+                    job.prompt, scores = self._scored(job.requests[0]), True
+                while not job.cancelled and job.started < len(job.requests) and self.decoder.free > 0:
+                    number = self.decoder.add(job.requests[job.started])
+                    self._live[number] = job, job.started
+                    job.started += 1
+            except Exception as error:
+                job.fail(error)
+            if job.cancelled:
+                job.fail(UserFault('cancelled'))
+            if job.cancelled or job.started == len(job.requests):
+                line.popleft()
+            # Samples under way wait for one prompt at most.
+            if scores:
+                break
+        if line is not None and not line and self._loaded:
+            del self._lines[self._loaded]
+
+    def _scored(self, request: Request) -> PromptLogprobs:
+        pieces = [*self.decoder.score(request)]
+        logprobs = itertools.chain.from_iterable(piece.logprobs for piece in pieces)
+        return PromptLogprobs(tuple(logprobs), (), pieces[0].version)
+
+    def _cancel(self) -> None:
+        for number, (job, _) in list(self._live.items()):
+            if job.cancelled:
+                self.decoder.cancel(number)
+                del self._live[number]
+                job.fail(UserFault('cancelled'))
+
+
+_merge = jax.jit(lambda adapters, base: lora.merge(lora.join(adapters, base)))
+
+
+def _merged(adapters: Params, base: Params) -> Params:
+    return _merge(adapters, base)
+
+
+def never_ending(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer without tokens that end a text: a request names those that end it."""
+    endless = copy.copy(tokenizer)
+    endless.stop_ids = ()
+    return endless
+
+
+def requests_of(form: wire.Sample, tokenizer: Tokenizer, decoder: LocalDecoder, seed: int) -> list[Request]:
+    """The decoder's requests for a client's.
+
+    The randomness of sample `i` depends on the seed and on `i`, and on nothing else.
+
+    Args:
+      seed: the seed where the request has none.
+    Raises:
+      UserFault: the server cannot meet the request.
+    """
+    _check_supported(form)
+    settings, prompt = form.sampling_params, []
+    for chunk in form.prompt.chunks:
+        if chunk.type != 'encoded_text':
+            raise UserFault(f'prompt has a chunk of type {chunk.type}; text alone is supported')
+        prompt += chunk.tokens
+    stop = settings.stop
+    listed = [stop] if isinstance(stop, str) else stop or []
+    texts = tuple(x for x in listed if isinstance(x, str))
+    ids = tuple(x for x in listed if isinstance(x, int))
+    # An empty list is asked for by name, and ends nothing.
+    ends = () if stop == [] else tokenizer.stop_ids
+    most = settings.max_tokens
+    room = max(decoder.cfg.max_len - len(prompt), 1)
+    first = seed if settings.seed is None else settings.seed
+    seeds = [np.random.SeedSequence([first % 2**64, i]).generate_state(1, np.uint64) for i in range(form.num_samples)]
+    try:
+        sampling = Sampling(
+            settings.temperature, max(settings.top_k, 0), settings.top_p, room if most is None else most,
+            stop=texts, stop_ids=(*ends, *ids),
+        )  # fmt: skip
+        requests = [Request(tuple(prompt), sampling, int(state[0])) for state in seeds]
+        decoder.check(requests[0])
+    except ValueError as error:
+        raise UserFault(str(error)) from None
+    return requests
+
+
+def _check_supported(form: wire.Sample) -> None:
+    """Raise UserFault where a request asks for what this server does not do."""
+    if form.num_samples < 1:
+        raise UserFault(f'num_samples={form.num_samples}; ask for one or more')
+    for key in ('topk_prompt_logprobs', 'topk_sample_logprobs', 'target_prompt_logprobs', 'prompt_alt_tokens_k'):
+        if getattr(form, key):
+            raise UserFault(f'{key} is not supported; leave it out')
+    if form.record_stability_info:
+        raise UserFault('record_stability_info is not supported; leave it out')
+    if form.prompt_logprobs_last_n is not None and form.prompt_logprobs_last_n < 1:
+        raise UserFault(f'prompt_logprobs_last_n={form.prompt_logprobs_last_n}; give 1 or more')
