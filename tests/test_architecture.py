@@ -49,7 +49,7 @@ FLOORS = (
     {'games'},
     {'judges', 'learners'},
     MEETING,
-    {'scoring'},
+    {'scoring', 'training_server'},
     {'recipes'},
     {'commands/planning'},
     {'commands/talking'},
@@ -79,6 +79,7 @@ LAZY = {
     'gguf': {'models/files/gguf.py', 'models/files/sources.py', 'data/tokenizer.py'},
     'openai': {'judges/endpoint.py'},
     'textstat': {'recipes/psoups/rules.py'},
+    'tinker': {'training_server/wire.py'},
     'wandb': set(),
     'torch': {'recipes/personal/pal/modeling_pal.py'},  # which is read by transformers alone
 }
@@ -335,9 +336,10 @@ def test_modules_say_what_they_are():
 
 @pytest.mark.slow
 def test_importing_the_package_touches_no_device_and_nothing_heavy():
-    # These are imported when JetStream or an endpoint is asked for.
+    # These are imported when JetStream, an endpoint or the training server is asked for.
     alone = {f'decode/serve/jetstream/{file}.py' for file in ('engine', 'decoder', 'driver', 'rpc')}
     alone |= {'judges/endpoint.py', *LAZY['torch']}
+    alone |= {f'training_server/{file}.py' for file in ('app', 'executor', 'sampler', 'service', 'start', 'wire')}
     files = [path for path in FILES if floor(room(name(path))) < len(FLOORS) - 1 and name(path) not in alone]
     modules = ['.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__') for path in files]
     code = (

@@ -58,8 +58,6 @@ SCAN_LAYERS = flags.DEFINE_bool('scan_layers', False, 'Loop over layers.')
 def main() -> None:
     """Serve until a signal ends the server."""
     cli.faults(check_extra)
-    if not MODEL.value:
-        raise cli.Fault('no base; give a Hugging Face folder or hub id with --model=NAME')
     listener, key = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
         cli.faults(check_key, key)
@@ -92,6 +90,8 @@ def make(key: str):
     from pal_jax.training_server.app import make_app
     from pal_jax.training_server.start import make_service
 
+    if not MODEL.value:
+        raise ValueError('no base; give a Hugging Face folder or hub id with --model=NAME')
     devices.initialize(Path(CACHE).expanduser())
     if jax.process_count() > 1:
         raise ValueError(f'{jax.process_count()} processes were started; this server runs in one')

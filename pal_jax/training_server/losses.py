@@ -8,7 +8,7 @@ values of all inputs are checked first, so a fault in one datum spoils no gradie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,18 +27,18 @@ class Datum(NamedTuple):
 
 
 class LossInputs(NamedTuple):
-    """The inputs of a token loss, arrays of one shape; a loss reads some of them.
+    """The inputs of a token loss, arrays of one shape; those that a loss does not read are None.
 
     `weight` is a token's weight or advantage, `old` the log-probability `q`. `low` and `high` are thresholds of a
     ratio, `beta` the weight of a penalty, and `sequence` the mean of `lp - q` over a sequence.
     """
 
-    weight: Float[Array, '*S']
-    old: Float[Array, '*S'] | None = None
-    low: Float[Array, '*S'] | None = None
-    high: Float[Array, '*S'] | None = None
-    beta: Float[Array, '*S'] | None = None
-    sequence: Float[Array, '*S'] | None = None
+    weight: Any
+    old: Any = None
+    low: Any = None
+    high: Any = None
+    beta: Any = None
+    sequence: Any = None
 
 
 def cross_entropy(lp: Float[Array, '*S'], x: LossInputs) -> Float[Array, '*S']:

@@ -262,14 +262,19 @@ class Trainer:
     def _rows(self, data: Sequence[Datum], rows: int, length: int) -> TokenBatch:
         lengths = np.asarray([len(datum.tokens) for datum in data] + [0] * (rows - len(data)))
         real = np.arange(length) < lengths[:, None]
-        columns = np.broadcast_to(np.arange(length, dtype=np.int32), real.shape)
-        segments = real.astype(np.int32)
         targets = _padded([datum.inputs['target_tokens'] for datum in data], real.shape, np.int32)
         # The targets are given: position i of the input chooses target i.
-        batch = TokenBatch(
-            _padded([datum.tokens for datum in data], real.shape, np.int32), columns, segments, segments,
-            columns[:, None], targets[:, None], real[:, None],
-        )  # fmt: skip
+        columns = np.broadcast_to(np.arange(length, dtype=np.int32), real.shape)
+        arrays: dict[str, Any] = {
+            'tokens': _padded([datum.tokens for datum in data], real.shape, np.int32),
+            'positions': columns,
+            'segments': real.astype(np.int32),
+            'prefix': real.astype(np.int32),
+            'states': columns[:, None],
+            'actions': targets[:, None],
+            'acts': real[:, None],
+        }
+        batch = TokenBatch(**arrays)
         return jax.device_put(batch, sharding.sharding(self.base.mesh, ('batch',)))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from pal_jax.run.optim import Optimizer, decays, make_schedule, moment_axes
+from pal_jax.run.optim import ADAM, Optimizer, decays, make_schedule, moment_axes, with_numbers
 
 NAMES = ['adam', 'adamw', 'lion', 'adafactor', 'muon', 'sgd']
 
@@ -148,3 +148,45 @@ def test_unknown_optimizer():
             Optimizer('adamw', **{'lr': 1e-3, 'total_steps': 10} | wrong)
     with pytest.raises(ValueError, match="unknown optimizer 'adamm'; use one of adam"):
         Optimizer('adamm', lr=1.0, total_steps=10)
+
+
+# --- AdamW with numbers that change -----------------------------------------------------------------------------------
+
+
+def test_adam_with_numbers_that_change_is_that_of_torch():
+    import torch
+
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(4, 3)).astype(np.float32)
+    theirs = torch.nn.Parameter(torch.tensor(start))
+    adam = torch.optim.AdamW([theirs], lr=1.0)
+    params, state = {'w': jnp.asarray(start)}, ADAM.init({'w': jnp.asarray(start)})
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = ADAM.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for i in range(5):
+        grad = rng.normal(size=(4, 3)).astype(np.float32)
+        numbers = {'beta1': 0.8 + 0.02 * i, 'beta2': 0.9 + 0.01 * i, 'eps': 10.0 ** -(8 + i), 'weight_decay': 0.1 * i}
+        rate, clip = 0.01 * (i + 1), 1.0 + i
+        theirs.grad = torch.tensor(grad)
+        torch.nn.utils.clip_grad_norm_([theirs], clip)
+        adam.param_groups[0].update(
+            lr=rate,
+            betas=(numbers['beta1'], numbers['beta2']),
+            eps=numbers['eps'],
+            weight_decay=numbers['weight_decay'],
+        )
+        adam.step()
+        state = with_numbers(state, learning_rate=rate, max_norm=clip, **numbers)
+        params, state = step(params, state, {'w': jnp.asarray(grad)})
+    np.testing.assert_allclose(params['w'], theirs.detach().numpy(), rtol=1e-5, atol=1e-5)
+    # Numbers are arrays, so they are no other program.
+    assert step._cache_size() == 1
+
+
+def test_an_unknown_number_of_adam_is_refused():
+    with pytest.raises(ValueError, match='momentum'):
+        with_numbers(ADAM.init({'w': jnp.zeros(1)}), momentum=0.9)
