@@ -49,8 +49,10 @@ class Operation:
 
     def carry_out(self) -> None:
         """Do the work. Its result or its error becomes that of the future."""
+        # The work holds the data of a batch, which the result need not keep.
+        work, self.work = self.work, _done
         try:
-            answer = self.work()
+            answer = work()
         # The server must survive the failure of an operation.
         except Exception as error:
             self.fail(error)
@@ -66,6 +68,10 @@ class Operation:
         """Finish with an error."""
         self.finished = time.monotonic()
         self.done.set_exception(error)
+
+
+def _done() -> Answer:
+    raise AssertionError('an operation is carried out once')
 
 
 class Futures:

@@ -9,8 +9,10 @@ import copy
 import dataclasses
 import itertools
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -34,6 +36,18 @@ class Snapshot:
     """Frozen weights to sample from. `read` gives their adapters on the base, None for the base itself."""
 
     read: Callable[[], Params | None]
+
+    def put_aside(self, folder: Path) -> None:
+        """Move the adapters from memory to a file in a folder, from which `read` reads them."""
+        leaves, tree = jax.tree.flatten(self.read())
+        places, path = [leaf.sharding for leaf in leaves], folder / f'{uuid.uuid4().hex}.npz'
+        np.savez(path, *jax.device_get(leaves))
+
+        def read() -> Params:
+            with np.load(path) as arrays:
+                return tree.unflatten(jax.device_put([arrays[name] for name in arrays.files], places))
+
+        self.read = read
 
 
 @dataclasses.dataclass(eq=False)
@@ -172,11 +186,9 @@ class Sampler:
                 job.fail(UserFault('cancelled'))
 
 
-_merge = jax.jit(lambda adapters, base: lora.merge(lora.join(adapters, base)))
-
-
+@jax.jit
 def _merged(adapters: Params, base: Params) -> Params:
-    return _merge(adapters, base)
+    return lora.merge(lora.join(adapters, base))
 
 
 def never_ending(tokenizer: Tokenizer) -> Tokenizer:

@@ -10,9 +10,12 @@ import datetime
 import itertools
 import json
 import secrets
+import tempfile
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pal_jax.data.tokenizer import Tokenizer
@@ -24,6 +27,8 @@ from pal_jax.training_server.sampler import SampleJob, Sampler, Snapshot, reques
 from pal_jax.training_server.store import KINDS, Saved, Store, size_of
 from pal_jax.training_server.trainer import Shape, Tenant, Trainer
 
+# Snapshots of unsaved weights whose adapters are in memory; older ones are in files for as long as the server runs.
+IN_MEMORY = 8
 # Seconds without a heartbeat after which a session is finished.
 SILENCE = 600.0
 
@@ -85,6 +90,8 @@ class Service:
         # Samplers of saved weights and of the base, so that clients of the same weights share their turn.
         self._shared: dict[str, Snapshot] = {'': Snapshot(lambda: None)}
         self._jobs: dict[str, SampleJob] = {}
+        self._recent: deque[Snapshot] = deque()
+        self._aside = tempfile.TemporaryDirectory(prefix='pal_jax_snapshots_')
 
     @property
     def base_name(self) -> str:
@@ -94,6 +101,7 @@ class Service:
     def close(self) -> None:
         """End the executor."""
         self.executor.close()
+        self._aside.cleanup()
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
@@ -261,7 +269,12 @@ class Service:
                 raise UserFault(f'kind={form.kind!r} is not supported; use snapshot')
             adapters = tenant.params
             sampler_id = f'{session_id}:sample:{form.sampling_session_seq_id}'
-            self.samplers[sampler_id] = SamplerEntry(session_id, Snapshot(lambda: adapters))
+            snapshot = Snapshot(lambda: adapters)
+            self.samplers[sampler_id] = SamplerEntry(session_id, snapshot)
+            # A loop makes a snapshot a step, and the client never says that it needs one no longer.
+            self._recent.append(snapshot)
+            if len(self._recent) > IN_MEMORY:
+                self._recent.popleft().put_aside(Path(self._aside.name))
             return as_json({'sampling_session_id': sampler_id, 'type': 'save_weights_for_sampler'})
 
         return self._numbered(form.model_id, form.seq_id, digest, work)

@@ -41,6 +41,12 @@ def service(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
 
 
+def end(client: Any) -> None:
+    """Close the connections of a client, also of one that the server has refused."""
+    with contextlib.suppress(Exception):
+        client.close('success').result(10)
+
+
 @pytest.fixture(scope='session')
 def connect(service: Any) -> Iterator[Connect]:
     """A function that makes a `ServiceClient` of the server; `flags` are the client's configuration."""
@@ -57,7 +63,9 @@ def connect(service: Any) -> Iterator[Connect]:
         def make(key: str = 'tml-test', **flags: Any) -> Any:
             if repr(flags) not in addresses:
                 addresses[repr(flags)] = stack.enter_context(serving(make_app(service, key='tml-test', flags=flags)))
-            return tinker.ServiceClient(base_url=addresses[repr(flags)], api_key=key)
+            client = tinker.ServiceClient(base_url=addresses[repr(flags)], api_key=key)
+            stack.callback(end, client)
+            return client
 
         yield make
     service.close()
