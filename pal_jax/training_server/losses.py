@@ -62,7 +62,7 @@ def cispo(lp: Float[Array, '*S'], x: LossInputs) -> Float[Array, '*S']:
 
 
 def gspo(lp: Float[Array, '*S'], x: LossInputs) -> Float[Array, '*S']:
-    """As `ppo`, with the geometric mean of a sequence's ratios as the ratio of each of its tokens."""
+    """The loss of `ppo`, with the geometric mean of a sequence's ratios as the ratio of each of its tokens."""
     # The value is that of the sequence, and the gradient that of the token.
     return _clipped(jnp.exp(x.sequence + lp - lax.stop_gradient(lp)), x)
 

@@ -170,7 +170,7 @@ class Trainer:
     def forward_backward(
         self, tenant: Tenant, data: Sequence[Datum], loss_fn: str, settings: dict[str, float | str]
     ) -> tuple[list[np.ndarray], dict[str, float]]:
-        """As `forward`, and the gradient of the loss is added to the tenant's.
+        """The results of `forward`, while the gradient of the loss is added to the tenant's.
 
         Raises:
           UserFault: as `forward`.
