@@ -319,6 +319,8 @@ class Routes:
             raise Missing(f'there is no request {form.request_id}; its result was kept for ten minutes')
         closing = asyncio.ensure_future(self.closing.wait())
         done = asyncio.wrap_future(operation.done)
+        # The error is read from the operation itself.
+        done.add_done_callback(lambda future: future.cancelled() or future.exception())
         try:
             await asyncio.wait([done, closing], timeout=WAIT, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -328,7 +330,6 @@ class Routes:
         if (error := operation.done.exception()) is None:
             answer = operation.done.result()
             return Response(answer.body, media_type=answer.media)
-        done.exception()
         if isinstance(error, UserFault):
             return {'error': str(error), 'category': 'user'}
         return {'error': f'{type(error).__name__}: {error}', 'category': 'server'}

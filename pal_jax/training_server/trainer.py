@@ -149,12 +149,15 @@ class Trainer:
           UserFault: the data do not fit the loss or the model.
         """
         form, numbers = self._checked(data, loss_fn, settings)
-        logprobs = self._logprobs(tenant, data)
-        total = 0.0
-        for datum, lp in zip(data, logprobs, strict=True):
-            inputs = _inputs([datum], form, numbers, [lp], (1, 1, len(lp)))
-            total += float(form.loss(jnp.asarray(lp[None, None]), inputs).sum())
-        return logprobs, {'loss:sum': total}
+        whole, total, logprobs = self._state(tenant).whole, 0.0, {}
+        for members, batch in self._batches(data):
+            some = [data[i] for i in members]
+            lps = tenant.actor.logprobs(whole, batch)
+            rows = _trimmed(lps, some)
+            losses_of = form.loss(lps, _inputs(some, form, numbers, rows, batch.acts.shape))
+            total += float(jnp.where(batch.acts, losses_of, 0.0).sum())
+            logprobs |= dict(zip(members, rows, strict=True))
+        return [logprobs[i] for i in range(len(data))], {'loss:sum': total}
 
     @contextlib.contextmanager
     def spoiling(self, tenant: Tenant, seq_id: int) -> Iterator[None]:
@@ -176,24 +179,24 @@ class Trainer:
           UserFault: as `forward`.
         """
         form, numbers = self._checked(data, loss_fn, settings)
-        # The ratio of a sequence needs all of its log-probabilities before the loss of its first token.
-        before = self._logprobs(tenant, data) if 'sequence_ratio_mask' in form.needs else None
-        state, total, logprobs = self._state(tenant), 0.0, [np.zeros(0, np.float32)] * len(data)
+        state, total, logprobs = self._state(tenant), 0.0, {}
         grads, tenant.grads = tenant.grads, None
         places = jax.tree.map(lambda x: x.sharding, tenant.params)
         grads = training.zeros(tenant.params) if grads is None else grads
         for members, batch in self._batches(data):
             some = [data[i] for i in members]
-            inputs = _inputs(some, form, numbers, before and [before[i] for i in members], batch.acts.shape)
+            # The ratio of a sequence needs all of its log-probabilities before the loss of its first token.
+            whole = 'sequence_ratio_mask' in form.needs
+            before = _trimmed(tenant.actor.logprobs(state.whole, batch), some) if whole else ()
+            inputs = _inputs(some, form, numbers, before, batch.acts.shape)
             weight = batch.acts.astype(jnp.float32)
             grads, loss, lps = tenant.actor.gradients(grads, state, batch, inputs, weight, form.loss, 0)
             # The compiler names the places of a sum anew, and another name would be another program.
             grads = jax.device_put(grads, places)
             total += float(loss)
-            for i, row in zip(members, np.asarray(lps), strict=False):
-                logprobs[i] = row[0, : len(data[i].tokens)]
+            logprobs |= dict(zip(members, _trimmed(lps, some), strict=True))
         tenant.grads = grads
-        return logprobs, {'loss:sum': total}
+        return [logprobs[i] for i in range(len(data))], {'loss:sum': total}
 
     def optim_step(self, tenant: Tenant, numbers: dict[str, float]) -> dict[str, float]:
         """One step of AdamW on the sum of gradients, which is cleared. A sum that is not finite makes no step.
@@ -237,14 +240,6 @@ class Trainer:
         losses.check(data, loss_fn, form, self.base.cfg.vocab, self.base.cfg.max_len)
         return form, numbers
 
-    def _logprobs(self, tenant: Tenant, data: Sequence[Datum]) -> list[np.ndarray]:
-        whole, logprobs = self._state(tenant).whole, [np.zeros(0, np.float32)] * len(data)
-        for members, batch in self._batches(data):
-            rows = np.asarray(tenant.actor.logprobs(whole, batch))
-            for i, row in zip(members, rows, strict=False):
-                logprobs[i] = row[0, : len(data[i].tokens)]
-        return logprobs
-
     def _batches(self, data: Sequence[Datum]) -> Iterator[tuple[list[int], TokenBatch]]:
         """The places of data of similar length, and their rows on the devices; a row has one datum.
 
@@ -278,6 +273,11 @@ class Trainer:
         return jax.device_put(batch, sharding.sharding(self.base.mesh, ('batch',)))
 
 
+def _trimmed(rows: jax.Array, data: Sequence[Datum]) -> list[np.ndarray]:
+    """Numbers `[R, 1, T]` without those of padding, an array a datum."""
+    return [row[0, : len(datum.tokens)] for row, datum in zip(np.asarray(rows), data, strict=False)]
+
+
 def _padded(rows: Sequence[np.ndarray], shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     """Rows of several lengths as one array, filled up with 0."""
     array = np.zeros(shape, dtype)
@@ -287,7 +287,7 @@ def _padded(rows: Sequence[np.ndarray], shape: tuple[int, ...], dtype: Any = np.
 
 
 def _inputs(
-    data: Sequence[Datum], form: LossForm, numbers: dict[str, float], before: Sequence[np.ndarray] | None,
+    data: Sequence[Datum], form: LossForm, numbers: dict[str, float], before: Sequence[np.ndarray],
     shape: tuple[int, ...],
 ) -> LossInputs:  # fmt: skip
     """The inputs of a token loss as arrays `[R, 1, T]`.
@@ -305,7 +305,6 @@ def _inputs(
 
     sequence = None
     if 'sequence_ratio_mask' in form.needs:
-        assert before is not None
         sequence = np.zeros(shape, np.float32)
         for row, datum, lp in zip(sequence, data, before, strict=False):
             counted = datum.inputs['sequence_ratio_mask'] != 0
