@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_every_command_is_listed_with_a_sentence(capsys):
-    files = {path.stem for path in (ROOT / 'pal_jax/commands').glob('[!_]*.py')}
+    files = {path.stem.replace('_', '-') for path in (ROOT / 'pal_jax/commands').glob('[!_]*.py')}
     assert command.COMMANDS.keys() == files - {'talking', 'library'} | {'train'}
     command.show_help()
     text = capsys.readouterr().out
