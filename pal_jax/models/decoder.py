@@ -177,11 +177,9 @@ def rms_norm(x: Float[Array, '... D'], weight: Float[Array, ' D'], cfg: ModelCon
     wide = x.astype(jnp.float32)
     # Squares of half precision would overflow or lose digits, so the mean is taken in float32.
     squares, size = jnp.square(wide), x.shape[-1]
-    if cfg.exact:  # how a CPU's reduction adds up depends on the number of rows, and how its product does, does not
-        mean = (squares @ jnp.ones((size, ONES)))[..., :1] / size
-    else:
-        mean = squares.mean(-1, keepdims=True)
-    inverse = lax.rsqrt(mean + cfg.norm_eps)
+    # How a CPU's reduction adds up depends on the number of rows; how its product does, does not.
+    total = (squares @ jnp.ones((size, ONES)))[..., :1] if cfg.exact else squares.sum(-1, keepdims=True)
+    inverse = lax.rsqrt(total / size + cfg.norm_eps)
     scale = jnp.expand_dims(weight.astype(jnp.float32) + cfg.norm_offset, tuple(range(x.ndim - 1)))
     return (wide * inverse * scale).astype(x.dtype)
 

@@ -94,8 +94,8 @@ def make_learner(settings: ReinforcedRun, cfg: ModelConfig, ctx: Context, *, n: 
     if settings.decode.exact:
         if chosen.row_tokens > attention.LONG:
             raise ValueError(
-                f'decode.exact: ppo.row_tokens={chosen.row_tokens} is above {attention.LONG}, from where attention adds '
-                'up in another order; lower it, or leave decode.exact off'
+                f'decode.exact: ppo.row_tokens={chosen.row_tokens} is above {attention.LONG}, from where attention '
+                'adds up in another order; lower it, or leave decode.exact off'
             )
         if settings.policy.lora.rank:
             raise ValueError(
