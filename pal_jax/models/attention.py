@@ -189,7 +189,7 @@ def _scores(q: Array, k: Array, cfg: ModelConfig) -> Array:
 
 
 def split(rows: int, columns: int, cfg: ModelConfig) -> bool:
-    """Whether an exact decoder cuts the columns of a product, since a CPU would not add them up in their order."""
+    """True where an exact decoder cuts the columns of a product, since a CPU would not add them up in order."""
     return cfg.exact and rows < FEW_ROWS and columns > WIDE
 
 
