@@ -385,8 +385,8 @@ def attend_cache(
     # The queries of a group share its keys.
     q = q.reshape(B, keys.shape[1], -1, K)
     size = keys.shape[3]
-    cut = attention.split(q.shape[2], size, cfg)
-    width = attention.WIDE if cut else size
+    cut = attention.columns_at_once((B, *q.shape[1:3], size), cfg)
+    width = cut or size
     parts = [
         jnp.einsum('bghk,bgks->bghs', q, keys[..., i : i + width], preferred_element_type=jnp.float32)
         for i in range(0, size, width)
@@ -403,7 +403,7 @@ def attend_cache(
     mass = exponential(scores - scores.max(-1, keepdims=True))
     # The outputs are divided by the sum, since they are fewer than the weights.
     if cut:
-        out = attention.in_order(mass, values)
+        out = attention.in_order(mass, values, cut)
     else:
         out = jnp.einsum('bghs,bgsk->bghk', mass.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return (out / attention.total_of(mass, cfg)).reshape(B, 1, H, K).astype(q.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,8 +25,9 @@ BLOCK = 128
 LONG = 4096
 # The columns of ones that sum a row of weights by a product. A CPU adds up narrower products in another order.
 ONES = 16
-# A CPU adds up a product one column after the other, but for those of fewer rows and more columns than these.
-FEW_ROWS, WIDE = 64, 512
+# A CPU adds up a product of so many rows one column after the other up to `DEEP` columns, and one of fewer rows up to
+# `WIDE`.
+ROWS, DEEP, WIDE = 64, 2048, 512
 
 
 def rope(
@@ -150,8 +152,8 @@ def _folded_fwd(
     repeated = Places(*(jnp.repeat(x, q.shape[2] // k.shape[2], axis=1) for x in queries))
     weights = _weights(_scores(folded, k, cfg), repeated, keys, cfg, kind)
     total = total_of(weights, cfg)
-    if split(weights.shape[2], weights.shape[3], cfg):
-        out = in_order(weights, v.swapaxes(1, 2)) / total
+    if cut := columns_at_once(weights.shape, cfg):
+        out = in_order(weights, v.swapaxes(1, 2), cut) / total
     else:
         out = _dot('rgts,rsgk->rgtk', weights, v, dtype) / total
     p = (weights / total).astype(dtype)
@@ -182,15 +184,17 @@ _folded.defvjp(_folded_fwd, _folded_bwd)
 
 def _scores(q: Array, k: Array, cfg: ModelConfig) -> Array:
     """The scores `[R, G, T*J, S]` of `q [R, G, T*J, K]` and `k [R, S, G, K]`, scaled and capped."""
-    width = WIDE if split(q.shape[2], k.shape[1], cfg) else k.shape[1]
+    # A product of few rows adds up in order if its result has few columns, too.
+    width = WIDE if cfg.exact and q.shape[2] < ROWS else k.shape[1]
     parts = [_dot('rgtk,rsgk->rgts', q, k[:, i : i + width], cfg.dtype) for i in range(0, k.shape[1], width)]
     scores = jnp.concatenate(parts, -1) * score_scale(cfg)
     return scores if cfg.attn_softcap is None else cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
 
 
-def split(rows: int, columns: int, cfg: ModelConfig) -> bool:
-    """True where an exact decoder cuts the columns of a product, since a CPU would not add them up in order."""
-    return cfg.exact and rows < FEW_ROWS and columns > WIDE
+def columns_at_once(shape: Sequence[int], cfg: ModelConfig) -> int:
+    """The columns that `in_order` multiplies at once for weights of `shape` [R, G, M, S]; 0 where no cut is needed."""
+    most = DEEP if shape[2] >= ROWS else WIDE
+    return most if cfg.exact and shape[3] > most else 0
 
 
 def total_of(weights: Float[Array, 'R G M S'], cfg: ModelConfig) -> Float[Array, 'R G M 1']:
@@ -200,24 +204,30 @@ def total_of(weights: Float[Array, 'R G M S'], cfg: ModelConfig) -> Float[Array,
     # after column, and columns of zeros change no bit of it.
     def by_product(weights: Array) -> Array:
         summed = jnp.ones((*weights.shape[:2], weights.shape[3], ONES), weights.dtype)
-        if split(*weights.shape[2:], cfg):
-            return in_order(weights, summed)[..., :1]
+        if cut := columns_at_once(weights.shape, cfg):
+            return in_order(weights, summed, cut)[..., :1]
         return _dot('rgms,rgso->rgmo', weights, summed, 'float32')[..., :1]
 
     return lax.platform_dependent(weights, cpu=by_product, default=lambda x: x.sum(-1, keepdims=True))
 
 
-def in_order(weights: Float[Array, 'R G M S'], values: Float[Array, 'R G S K']) -> Float[Array, 'R G M K']:
-    """The product of two matrices in float32, whose sums take one column after the other at any number of them.
+def in_order(weights: Float[Array, 'R G M S'], values: Float[Array, 'R G S K'], cut: int) -> Float[Array, 'R G M K']:
+    """The product of two matrices in float32, whose sums take one column after the other.
 
     The columns are cut into parts. Each part's product goes on from the sum so far: the first columns of its left
-    matrix are those of the identity, and the first rows of its right one are the sum. `M` is less than `FEW_ROWS`.
+    matrix are those of the identity, and the first rows of its right one are the sum.
+
+    Args:
+      cut: the number of columns up to which a product of these rows adds up in order.
     """
     rows, columns = weights.shape[2:]
+    if rows > cut // 2:
+        halves = weights[:, :, : rows // 2], weights[:, :, rows // 2 :]
+        return jnp.concatenate([in_order(half, values, cut) for half in halves], 2)
     kept = jnp.broadcast_to(jnp.eye(rows), (*weights.shape[:2], rows, rows))
     total = jnp.zeros((*weights.shape[:3], values.shape[3]))
-    for start in range(0, columns, WIDE - rows):
-        part = slice(start, start + WIDE - rows)
+    for start in range(0, columns, cut - rows):
+        part = slice(start, start + cut - rows)
         left = jnp.concatenate([kept, weights[..., part]], -1)
         total = _dot('rgms,rgsk->rgmk', left, jnp.concatenate([total, values[:, :, part]], 2), 'float32')
     return total

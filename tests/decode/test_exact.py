@@ -57,16 +57,17 @@ def test_a_learner_that_rounds_otherwise_is_refused_by_its_key(changes):
     assert learner.ppo.exact and learner.ppo.old_logprobs == 'sampler'
 
 
-def test_columns_are_added_up_in_their_order_at_any_number_of_them():
+@pytest.mark.parametrize(('rows', 'cut'), [(3, attention.WIDE), (130, 192)])
+def test_columns_are_added_up_in_their_order_at_any_number_of_them(rows, cut):
     """Each product and sum of two numbers is rounded once to float32, which float64 can tell."""
     rng = np.random.default_rng(0)
-    weights = rng.exponential(size=(2, 1, 3, 1100)).astype(np.float32)
+    weights = rng.exponential(size=(2, 1, rows, 1100)).astype(np.float32)
     values = rng.normal(size=(2, 1, 1100, 16)).astype(np.float32)
-    total = np.zeros((2, 1, 3, 16), np.float32)
+    total = np.zeros((2, 1, rows, 16), np.float32)
     for column in range(1100):
         product = weights[..., column, None].astype(np.float64) * values[:, :, None, column]
         total = (product + total).astype(np.float32)
-    np.testing.assert_array_equal(jax.jit(attention.in_order)(weights, values), total)
+    np.testing.assert_array_equal(jax.jit(attention.in_order, static_argnums=2)(weights, values, cut), total)
 
 
 @pytest.mark.parametrize('cap', [None, 30.0])
