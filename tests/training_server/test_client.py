@@ -20,7 +20,7 @@ types = tinker.types
 from pal_jax.training_server.losses import LOSSES  # noqa: E402
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     # The client leaves connections open, and calls some of its own methods deprecated.
     pytest.mark.filterwarnings(
         'ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::ResourceWarning', 'ignore::FutureWarning'

@@ -52,7 +52,7 @@ def train(training: Any, steps: int) -> list[float]:
     return losses
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::ResourceWarning')
 def test_a_killed_server_goes_on_from_saved_weights_bit_for_bit(tiny_folder, tmp_path, monkeypatch):
     tinker = pytest.importorskip('tinker', reason="needs the client: pip install 'pal_jax[tinker]'")
@@ -81,7 +81,7 @@ async def info(client: Any, model_id: str) -> Any:
         return await requests.models.get_info(request=types.GetInfoRequest(model_id=model_id))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ('args', 'told'),
     [
