@@ -184,7 +184,7 @@ def test_an_evaluation_is_announced_before_it_is_made(tmp_path):
 def test_help_tells_how_to_start():
     result = shell.run('pal_jax.train', '--help')
     assert result.returncode == 0
-    assert '--config=rlpa' in result.stdout
+    assert 'pal-jax train --config=rlpa ' in result.stdout
 
 
 def test_a_fault_of_the_system_says_what_and_where(tmp_path):

@@ -114,9 +114,9 @@ def flash_attention(
     missing, wider = round_up(length, block) - length, max(pl.next_power_of_2(width), 16) - width
     q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, wider))) for x in (q, k, v))
     places = places.padded(missing)
+    slopes = jnp.asarray(alibi_slopes(q.shape[2])) if scoring.alibi else jnp.zeros(q.shape[2])
     # Each block of queries has a list of the blocks of keys that any of its queries sees, and each block of keys one of
     # the blocks of queries. A kernel goes through its list and touches nothing else.
-    slopes = jnp.asarray(alibi_slopes(q.shape[2])) if scoring.alibi else jnp.zeros(q.shape[2])
     forward, query, key = (_meeting(places, tile, scoring.window) for tile in tiles)
     lists = Lists(places, slopes, _listed(*forward), _listed(*query), _listed(*(x.swapaxes(1, 2) for x in key)))
     # Where a mesh is in context, rows and heads are spread over it as `run.sharding.RULES` spreads them.

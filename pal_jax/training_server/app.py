@@ -13,8 +13,9 @@ import zstandard
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pal_jax.decode.serve.bodies import TooLarge, read_body, replayed
 from pal_jax.training_server import wire
 from pal_jax.training_server.futures import Conflict, Operation, UserFault
 from pal_jax.training_server.service import Gone, Missing, Service
@@ -42,29 +43,17 @@ class LimitedBody:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope['type'] != 'http':
             return await self.app(scope, receive, send)
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            if message['type'] != 'http.request':
-                return None
-            body += message.get('body', b'')
-            more = message.get('more_body', False)
-            if len(body) > self.limit:
-                return await self._refuse(413, f'a request has at most {self.limit} bytes')(scope, receive, send)
         coding = dict(scope['headers']).get(b'content-encoding', b'identity').decode('latin-1').lower()
         try:
-            whole = await asyncio.to_thread(self._unpacked, bytes(body), coding)
+            body = await read_body(receive, self.limit)
+            if body is None:
+                return None
+            body = await asyncio.to_thread(self._unpacked, body, coding)
+        except TooLarge as error:
+            return await self._refuse(413, str(error))(scope, receive, send)
         except ValueError as error:
             return await self._refuse(415, str(error))(scope, receive, send)
-        if len(whole) > self.limit:
-            return await self._refuse(413, f'a request has at most {self.limit} bytes')(scope, receive, send)
-        parts = iter([{'type': 'http.request', 'body': whole, 'more_body': False}])
-
-        # The application reads the body as if it had just come.
-        async def replay() -> Message:
-            return next(parts, None) or await receive()
-
-        return await self.app(scope, replay, send)
+        return await self.app(scope, replayed(body, receive), send)
 
     def _unpacked(self, body: bytes, coding: str) -> bytes:
         if coding == 'identity':
@@ -73,9 +62,12 @@ class LimitedBody:
             raise ValueError(f'content-encoding {coding!r} is not supported; use zstd or none')
         try:
             # A small body may unpack to any size, so one byte beyond the limit is read at most.
-            return zstandard.ZstdDecompressor().stream_reader(body).read(self.limit + 1)
+            whole = zstandard.ZstdDecompressor().stream_reader(body).read(self.limit + 1)
         except zstandard.ZstdError as error:
             raise ValueError(f'the body is not compressed by zstd: {error}') from None
+        if len(whole) > self.limit:
+            raise TooLarge(f'a request has at most {self.limit} bytes')
+        return whole
 
     @staticmethod
     def _refuse(status: int, why: str) -> JSONResponse:

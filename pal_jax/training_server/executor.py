@@ -50,15 +50,12 @@ class Executor:
 
     def _take(self, wait: bool) -> None:
         """Take what has come into the inbox. With `wait`, wait until something does."""
-        try:
-            while self._open:
-                work = self._inbox.get(block=wait)
-                wait = False
-                if work is None:
-                    self._open = False
-                elif isinstance(work, SampleJob):
-                    self._sampler.put(work)
-                else:
-                    self._turns.append(work)
-        except queue.Empty:
-            pass
+        # Nobody else takes from the inbox, so what is not empty stays so.
+        while self._open and (wait or not self._inbox.empty()):
+            work, wait = self._inbox.get(), False
+            if work is None:
+                self._open = False
+            elif isinstance(work, SampleJob):
+                self._sampler.put(work)
+            else:
+                self._turns.append(work)

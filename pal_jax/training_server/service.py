@@ -63,6 +63,11 @@ class SamplerEntry:
     clients: itertools.count[int] = dataclasses.field(default_factory=lambda: itertools.count(1))
 
 
+def session_of(model_id: str) -> str:
+    """The id of the session in which a model was made."""
+    return model_id.partition(':train:')[0]
+
+
 def as_json(record: Mapping[str, Any]) -> Answer:
     """A result in JSON."""
     return Answer(json.dumps(record).encode())
@@ -196,7 +201,7 @@ class Service:
             tenant.seq = seq_id
             return work(tenant)
 
-        owner = model_id.partition(':train:')[0]
+        owner = session_of(model_id)
         operation, new = self.futures.take((model_id, seq_id), digest, lambda: Operation(owner, in_turn))
         if new:
             self.orders[model_id].add(seq_id, operation)
@@ -205,7 +210,7 @@ class Service:
     def unload(self, model_id: str) -> Operation:
         """The operation that drops a model from memory."""
         self.tenant(model_id)
-        owner = model_id.partition(':train:')[0]
+        owner = session_of(model_id)
         operation, _ = self.futures.take(None, b'', lambda: Operation(owner, lambda: self._unload(model_id)))
         self.executor.put(operation)
         return operation
@@ -258,7 +263,7 @@ class Service:
 
     def save_for_sampler(self, form: wire.SaveForSampler, digest: bytes) -> Operation:
         """The operation that saves adapters to sample from, or holds them in memory for a sampling session."""
-        session_id = form.model_id.partition(':train:')[0]
+        session_id = session_of(form.model_id)
 
         def work(tenant: Tenant) -> Answer:
             if form.path is not None:

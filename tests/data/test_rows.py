@@ -122,9 +122,8 @@ def test_a_run_begins_with_a_line_about_it(tmp_path, method, record):
     recipe = {'sft': sft, 'dpo': dpo, 'reward': reward}[method]
     mesh = devices.make_mesh(devices=jax.devices()[:1])
     recipe.make(configs.load(method, **{'data.train': path, 'export': False}), Context(mesh, log=told.append))
-    (line,) = told
-    assert line.startswith('8 rows to learn from, 2 to test on, of other prompts (5 kept from testing for it)')
-    assert 'data.test_rows=3 became 2' in line
+    split = '8 rows to learn from, 2 to test on, of other prompts (5 kept from testing for it)'
+    assert told == [split + fewer('data.test_rows', 3, 2)]
 
 
 def test_fewer_to_test_on_than_a_setting_asks_for_are_told_with_the_reason():

@@ -53,7 +53,6 @@ def train(training: Any, steps: int) -> list[float]:
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::ResourceWarning')
 def test_a_killed_server_goes_on_from_saved_weights_bit_for_bit(tiny_folder, tmp_path, monkeypatch):
     tinker = pytest.importorskip('tinker', reason="needs the client: pip install 'pal_jax[tinker]'")
     monkeypatch.setenv('TINKER_TELEMETRY', '0')
@@ -64,6 +63,7 @@ def test_a_killed_server_goes_on_from_saved_weights_bit_for_bit(tiny_folder, tmp
         path = training.save_state('two').result().path
         expected = train(training, 3)
         process.send_signal(signal.SIGKILL)
+        let_go(client)
     with serving(tiny_folder, tmp_path) as (address, _):
         client = tinker.ServiceClient(base_url=address, api_key='tml-test')
         resumed = client.create_training_client_from_state_with_optimizer(path).result()
@@ -71,6 +71,12 @@ def test_a_killed_server_goes_on_from_saved_weights_bit_for_bit(tiny_folder, tmp
         gone = client.holder.run_coroutine_threadsafe(info(client, training.model_id))
         with pytest.raises(tinker.NotFoundError, match=re.escape(f'restart from {path}')):
             gone.result()
+        let_go(client)
+
+
+def let_go(client: Any) -> None:
+    """Close the connections of a client, whether or not its server lives."""
+    client.holder.run_coroutine_threadsafe(client.holder.aclose()).result(10)
 
 
 async def info(client: Any, model_id: str) -> Any:

@@ -20,7 +20,7 @@ from prometheus_client import generate_latest
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.driver import Driver
@@ -28,6 +28,7 @@ from pal_jax.decode.requests import News, RequestProgress, TooLong
 from pal_jax.decode.requests import Request as DecodeRequest
 from pal_jax.decode.serve import answers
 from pal_jax.decode.serve.answers import Metrics
+from pal_jax.decode.serve.bodies import TooLarge, read_body, replayed
 from pal_jax.decode.serve.guard import Guard, released
 from pal_jax.decode.serve.openai_api import (
     AnswerStream,
@@ -76,17 +77,12 @@ class LimitBody:
             return await refusal.response({'connection': 'close'})(scope, receive, send)
         if body is None:
             return None
-        # The application reads the body as if it had just come.
-        whole = iter([{'type': 'http.request', 'body': body, 'more_body': False}])
-
-        async def replay() -> Message:
-            return next(whole, None) or await receive()
-
-        return await self.app(scope, replay, send)
+        return await self.app(scope, replayed(body, receive), send)
 
     async def _in_time(self, receive: Receive) -> bytes | None:
         """The body; None where the client has left. Raises Refusal where it does not come."""
-        reading, closing = asyncio.ensure_future(_read(receive)), asyncio.ensure_future(self.closing.wait())
+        reading = asyncio.ensure_future(read_body(receive, BODY_LIMIT))
+        closing = asyncio.ensure_future(self.closing.wait())
         try:
             await asyncio.wait([reading, closing], timeout=BODY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
@@ -94,24 +90,11 @@ class LimitBody:
             if closing.done():
                 raise Refusal(503, 'the server is shutting down', 'server_error')
             raise Refusal(408, f'the body of the request has not come within {BODY_SECONDS:.0f} seconds')
+        except TooLarge as error:
+            raise Refusal(413, str(error)) from None
         finally:
             reading.cancel()
             closing.cancel()
-
-
-async def _read(receive: Receive) -> bytes | None:
-    """The body; None where the client has left. Raises Refusal where it is too large."""
-    body, more = bytearray(), True
-    while more:
-        message = await receive()
-        if message['type'] != 'http.request':
-            return None
-        body += message.get('body', b'')
-        more = message.get('more_body', False)
-        # The bytes are counted as they come, since a request need not state its length.
-        if len(body) > BODY_LIMIT:
-            raise Refusal(413, f'a request has at most {BODY_LIMIT} bytes')
-    return bytes(body)
 
 
 def _check_type(headers: Headers) -> None:
