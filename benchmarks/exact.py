@@ -145,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--new', type=int, default=80, help='tokens of an answer')
     parser.add_argument('--slots', type=shapes.listed(int), default=[1, 2, 8, 32])
     parser.add_argument('--row-tokens', type=int, default=512, help='of packed rows')
-    parser.add_argument('--fewest', type=int, default=requests.EXACT_SLOTS, help='slots of an exact decoder at least')
+    parser.add_argument('--dtype', choices=requests.EXACT_SLOTS, default='float32', help='of what is multiplied')
+    parser.add_argument('--fewest', type=int, default=0, help='slots of an exact decoder at least; 0: as it has them')
     parser.add_argument(
         '--quick', action='store_true', help='--layers=3 --new=40 --slots=2,8 where they are not given, without costs'
     )
@@ -153,12 +154,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, value in {'layers': 3, 'new': 40, 'slots': [2, 8]}.items() if args.quick else ():
         if getattr(args, name) == parser.get_default(name):
             setattr(args, name, value)
-    requests.EXACT_SLOTS, around = args.fewest, contest.surroundings('jax')
+    around = contest.surroundings('jax')
+    if args.fewest:
+        requests.EXACT_SLOTS[args.dtype] = args.fewest
     shape = shapes.SHAPES[args.model]
     shape = dataclasses.replace(shape, layers=args.layers or shape.layers)
-    cfg = dataclasses.replace(for_platform(shape, 'float32'), exact=True)
+    cfg = dataclasses.replace(for_platform(shape, args.dtype), exact=True)
     weights = params.init(params.decoder_specs(cfg), jax.random.key(0))
-    report: dict[str, Any] = {'model': args.model, 'layers': cfg.layers, 'requests': args.requests, 'new': args.new}
+    report: dict[str, Any] = {'model': args.model, 'dtype': args.dtype, 'layers': cfg.layers, 'requests': args.requests, 'new': args.new}
     report['differences'] = compare(cfg, weights, args)
     report['largest'] = max(max(case['score'], case['update']) for case in report['differences'].values())
     if not args.quick:

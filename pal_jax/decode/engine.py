@@ -106,11 +106,19 @@ def decode_layer(layer: Params, i: Int[Array, ''], cfg: ModelConfig, *, slots: i
 
 def decode_outer(outer: Params, cfg: ModelConfig) -> Params:
     """The weights outside the layers in the form for decoding: embedding, final norm and output matrix."""
-    weights = {'embed': outer['embed'].astype(cfg.dtype), 'final_norm': outer['final_norm']}
-    if 'unembed' in outer or cfg.unit_head:
+    # Training reads the embeddings of tokens as they are, and so does an exact decoder.
+    embed = outer['embed'] if cfg.exact else outer['embed'].astype(cfg.dtype)
+    weights = {'embed': embed, 'final_norm': outer['final_norm']}
+    if has_own_output(outer, cfg):
         # The rows of a unit head are divided once here, and not at every step.
         weights['unembed'] = decoder.unembed_weight(outer, cfg).astype(cfg.dtype)
     return weights
+
+
+def has_own_output(outer: Params, cfg: ModelConfig) -> bool:
+    """Whether a decoder has an output matrix beside the embedding."""
+    rounds = cfg.exact and cfg.dtype != cfg.act_dtype
+    return 'unembed' in outer or cfg.unit_head or rounds
 
 
 def _laid_out(name: str, w: Any, cfg: ModelConfig, turned: bool, int8: bool) -> Any:
@@ -385,8 +393,7 @@ def attend_cache(
     # The queries of a group share its keys.
     q = q.reshape(B, keys.shape[1], -1, K)
     size = keys.shape[3]
-    cut = attention.columns_at_once((B, *q.shape[1:3], size), cfg)
-    width = cut or size
+    width = attention.columns_of_scores(q.shape[2], size, cfg)
     parts = [
         jnp.einsum('bghk,bgks->bghs', q, keys[..., i : i + width], preferred_element_type=jnp.float32)
         for i in range(0, size, width)
@@ -402,8 +409,8 @@ def attend_cache(
     scores = jnp.where(visible[:, None, None, :], scores, -jnp.inf)
     mass = exponential(scores - scores.max(-1, keepdims=True))
     # The outputs are divided by the sum, since they are fewer than the weights.
-    if cut:
-        out = attention.in_order(mass, values, cut)
+    if cfg.exact:
+        out = attention.in_order(mass, values)
     else:
         out = jnp.einsum('bghs,bgsk->bghk', mass.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return (out / attention.total_of(mass, cfg)).reshape(B, 1, H, K).astype(q.dtype)

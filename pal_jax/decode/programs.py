@@ -34,7 +34,7 @@ class Programs:
         # Results are given their shardings here, since a constraint inside the function is lost between two meshes.
         places, dtype = dict(self.param_shardings), None if int8 else cfg.dtype
         a_layer = jax.tree.map(lambda place: NamedSharding(mesh, PartitionSpec(*place.spec[1:])), places.pop('layers'))
-        if 'unembed' in places or cfg.unit_head:
+        if engine.has_own_output(places, cfg):
             places['unembed'] = places.get('unembed', places['embed'])
         self.send_outer = jax.jit(lambda outer: engine.decode_outer(outer, cfg), out_shardings=places)
         self.send_layer = jax.jit(lambda stack, i: engine.layer_of(stack, i, dtype), out_shardings=a_layer)

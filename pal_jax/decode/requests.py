@@ -44,8 +44,9 @@ class Request:
 Alternatives = tuple[tuple[int, float], ...]
 # The largest number of alternatives, as in OpenAI's API.
 ALTERNATIVES = 20
-# The fewest slots whose product with a weight rounds as it does in training: XLA adds up fewer rows in another order.
-EXACT_SLOTS = 64
+# The fewest slots whose product with a weight rounds as it does in training, for each type of what is multiplied: XLA
+# adds up fewer rows in another order.
+EXACT_SLOTS = {'float32': 64, 'bfloat16': 8}
 # The number of last tokens of a prompt with which the text of its completion is decoded.
 CONTEXT = 16
 # A function of the place of a request and its completion.
@@ -107,7 +108,7 @@ def for_slots(cfg: ModelConfig, slots: int, platform: str | None = None, ways: i
     if (platform or jax.default_backend()) != 'cpu':
         return cfg, slots
     if cfg.exact:
-        return cfg, ways * max(round_up(-(-slots // ways), 8), EXACT_SLOTS)
+        return cfg, ways * max(round_up(-(-slots // ways), 8), EXACT_SLOTS[cfg.dtype])
     # A CPU multiplies rows in groups of eight, so that 25 rows take more time than 32. It multiplies a single row
     # fastest in float32.
     return (dataclasses.replace(cfg, dtype='float32'), 1) if slots == 1 else (cfg, round_up(slots, 8))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,11 +22,11 @@ from pal_jax.objectives.rounding import exponential, rounded
 BLOCK = 128
 # The tokens of a row from which a CPU computes block by block, in memory that does not grow with the square.
 LONG = 4096
-# The columns of ones that sum a row of weights by a product. A CPU adds up narrower products in another order.
+# The columns of ones that sum a row of weights by a product.
 ONES = 16
-# A CPU adds up a product of so many rows one column after the other up to `DEEP` columns, and one of fewer rows up to
-# `WIDE`.
-ROWS, DEEP, WIDE = 64, 2048, 512
+# The CPUs that were looked at add up a product one column after the other where its result has `NARROW` columns or more:
+# for `ROWS` rows and more up to `DEEP` columns, and for fewer rows while the right matrix has `PANEL` numbers at most.
+ROWS, DEEP, NARROW, PANEL = 64, 512, 64, 2**15
 
 
 def rope(
@@ -148,16 +147,16 @@ def _fold_and_attend(
 def _folded_fwd(
     q: Array, k: Array, v: Array, queries: Places, keys: Places, cfg: ModelConfig, kind: LayerKind
 ) -> tuple[Array, Residuals]:
-    dtype, folded = cfg.dtype, _fold(q.astype(cfg.dtype), k.shape[2])
+    dtype, folded = cfg.dtype, _fold(q.astype(_forward_dtype(cfg)), k.shape[2])
     repeated = Places(*(jnp.repeat(x, q.shape[2] // k.shape[2], axis=1) for x in queries))
     weights = _weights(_scores(folded, k, cfg), repeated, keys, cfg, kind)
     total = total_of(weights, cfg)
-    if cut := columns_at_once(weights.shape, cfg):
-        out = in_order(weights, v.swapaxes(1, 2), cut) / total
+    if cfg.exact:
+        out = in_order(weights, v.swapaxes(1, 2)) / total
     else:
         out = _dot('rgts,rsgk->rgtk', weights, v, dtype) / total
     p = (weights / total).astype(dtype)
-    return _unfold(out, q.shape[1]), Residuals(folded, k.astype(dtype), v.astype(dtype), p, out, jnp.empty((), q.dtype))
+    return _unfold(out, q.shape[1]), Residuals(folded.astype(dtype), k.astype(dtype), v.astype(dtype), p, out, jnp.empty((), q.dtype))
 
 
 def _folded_bwd(cfg: ModelConfig, kind: LayerKind, saved: Residuals, dout: Array) -> tuple[Array | None, ...]:
@@ -182,19 +181,22 @@ _folded = jax.custom_vjp(_fold_and_attend, nondiff_argnums=(5, 6))
 _folded.defvjp(_folded_fwd, _folded_bwd)
 
 
+def _forward_dtype(cfg: ModelConfig) -> str:
+    """The type of what a forward pass multiplies. A decoder multiplies its caches as they are."""
+    return cfg.act_dtype if cfg.exact else cfg.dtype
+
+
 def _scores(q: Array, k: Array, cfg: ModelConfig) -> Array:
     """The scores `[R, G, T*J, S]` of `q [R, G, T*J, K]` and `k [R, S, G, K]`, scaled and capped."""
-    # A product of few rows adds up in order if its result has few columns, too.
-    width = WIDE if cfg.exact and q.shape[2] < ROWS else k.shape[1]
-    parts = [_dot('rgtk,rsgk->rgts', q, k[:, i : i + width], cfg.dtype) for i in range(0, k.shape[1], width)]
+    dtype, width = _forward_dtype(cfg), columns_of_scores(q.shape[2], k.shape[1], cfg)
+    parts = [_dot('rgtk,rsgk->rgts', q, k[:, i : i + width], dtype) for i in range(0, k.shape[1], width)]
     scores = jnp.concatenate(parts, -1) * score_scale(cfg)
     return scores if cfg.attn_softcap is None else cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
 
 
-def columns_at_once(shape: Sequence[int], cfg: ModelConfig) -> int:
-    """The columns that `in_order` multiplies at once for weights of `shape` [R, G, M, S]; 0 where no cut is needed."""
-    most = DEEP if shape[2] >= ROWS else WIDE
-    return most if cfg.exact and shape[3] > most else 0
+def columns_of_scores(rows: int, columns: int, cfg: ModelConfig) -> int:
+    """The columns of keys with which `rows` queries are multiplied at once."""
+    return min(columns, PANEL // cfg.head_dim) if cfg.exact and rows < ROWS else columns
 
 
 def total_of(weights: Float[Array, 'R G M S'], cfg: ModelConfig) -> Float[Array, 'R G M 1']:
@@ -203,34 +205,44 @@ def total_of(weights: Float[Array, 'R G M S'], cfg: ModelConfig) -> Float[Array,
     # A CPU's reduction adds up by vectors, so its result depends on where the columns stand. A product adds up column
     # after column, and columns of zeros change no bit of it.
     def by_product(weights: Array) -> Array:
-        summed = jnp.ones((*weights.shape[:2], weights.shape[3], ONES), weights.dtype)
-        if cut := columns_at_once(weights.shape, cfg):
-            return in_order(weights, summed, cut)[..., :1]
-        return _dot('rgms,rgso->rgmo', weights, summed, 'float32')[..., :1]
+        summed = jnp.ones((*weights.shape[:2], weights.shape[3], NARROW if cfg.exact else ONES), weights.dtype)
+        product = in_order(weights, summed) if cfg.exact else _dot('rgms,rgso->rgmo', weights, summed, 'float32')
+        return product[..., :1]
 
     return lax.platform_dependent(weights, cpu=by_product, default=lambda x: x.sum(-1, keepdims=True))
 
 
-def in_order(weights: Float[Array, 'R G M S'], values: Float[Array, 'R G S K'], cut: int) -> Float[Array, 'R G M K']:
+def in_order(weights: Float[Array, 'R G M S'], values: Float[Array, 'R G S K']) -> Float[Array, 'R G M K']:
     """The product of two matrices in float32, whose sums take one column after the other.
 
     The columns are cut into parts. Each part's product goes on from the sum so far: the first columns of its left
     matrix are those of the identity, and the first rows of its right one are the sum.
-
-    Args:
-      cut: the number of columns up to which a product of these rows adds up in order.
     """
-    rows, columns = weights.shape[2:]
+    (rows, columns), width = weights.shape[2:], values.shape[3]
+    cut = DEEP if rows >= ROWS else min(DEEP, PANEL // max(width, NARROW))
+    # A narrower product adds up in another order.
+    values = jnp.pad(values, ((0, 0), (0, 0), (0, 0), (0, max(NARROW - width, 0))))
+    if columns <= cut:
+        return _dot('rgms,rgsk->rgmk', weights, values, 'float32')[..., :width]
     if rows > cut // 2:
         halves = weights[:, :, : rows // 2], weights[:, :, rows // 2 :]
-        return jnp.concatenate([in_order(half, values, cut) for half in halves], 2)
+        return jnp.concatenate([in_order(half, values) for half in halves], 2)[..., :width]
     kept = jnp.broadcast_to(jnp.eye(rows), (*weights.shape[:2], rows, rows))
     total = jnp.zeros((*weights.shape[:3], values.shape[3]))
     for start in range(0, columns, cut - rows):
         part = slice(start, start + cut - rows)
         left = jnp.concatenate([kept, weights[..., part]], -1)
         total = _dot('rgms,rgsk->rgmk', left, jnp.concatenate([total, values[:, :, part]], 2), 'float32')
-    return total
+    return total[..., :width]
+
+
+def summed(x: Float[Array, '... D']) -> Float[Array, '... 1']:
+    """The sums over the last axis, in an order that does not depend on the number of rows."""
+    missing = -x.shape[-1] % NARROW
+    x = jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, missing),))
+    # Parts are added up number by number, and a product of few columns has one order.
+    part = sum(jnp.split(x, x.shape[-1] // NARROW, axis=-1))
+    return (part @ jnp.ones((NARROW, NARROW)))[..., :1]
 
 
 def _weights(scores: Array, queries: Places, keys: Places, cfg: ModelConfig, kind: LayerKind) -> Array:

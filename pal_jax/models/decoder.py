@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from pal_jax.models.attention import ONES, Places, attention, rope
+from pal_jax.models.attention import Places, attention, rope, summed
 from pal_jax.models.config import LayerKind, ModelConfig
 from pal_jax.models.linear import LoraWeight, by_output, dropped, linear
 from pal_jax.models.params import Params, split, unstack
+from pal_jax.objectives.rounding import rounded
 from pal_jax.run.sharding import constrain
 
 # The axes of activations, whose rows are spread over the devices.
@@ -176,10 +177,10 @@ def rms_norm(x: Float[Array, '... D'], weight: Float[Array, ' D'], cfg: ModelCon
     """
     wide = x.astype(jnp.float32)
     # Squares of half precision would overflow or lose digits, so the mean is taken in float32.
-    squares, size = jnp.square(wide), x.shape[-1]
-    # How a CPU's reduction adds up depends on the number of rows; how its product does, does not.
-    total = (squares @ jnp.ones((size, ONES)))[..., :1] if cfg.exact else squares.sum(-1, keepdims=True)
-    inverse = lax.rsqrt(total / size + cfg.norm_eps)
+    squares = jnp.square(wide)
+    # How a CPU's reduction adds up depends on the number of rows.
+    total = summed(rounded(squares)) if cfg.exact else squares.sum(-1, keepdims=True)
+    inverse = lax.rsqrt(total / x.shape[-1] + cfg.norm_eps)
     scale = jnp.expand_dims(weight.astype(jnp.float32) + cfg.norm_offset, tuple(range(x.ndim - 1)))
     return (wide * inverse * scale).astype(x.dtype)
 
