@@ -30,8 +30,9 @@ from pal_jax.decode import requests
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Request
 from pal_jax.learners import forward
-from pal_jax.models import params
+from pal_jax.models import lora, params
 from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
 from pal_jax.run.devices import for_platform, make_mesh
 from pal_jax.types import Completion, Sample, Sampling, TokenBatch
 
@@ -130,6 +131,16 @@ def costs(cfg: ModelConfig, weights: Any) -> dict[str, float]:
     return ratios
 
 
+def adapted(weights: Params, rank: int) -> Params:
+    """The weights with adapters that change what they compute, and whose scale is no power of two."""
+    trained, frozen = lora.split(
+        lora.attach(weights, rank=rank, alpha=3.0, targets='all-linear', key=jax.random.key(1))
+    )
+    keys = itertools.count(2)
+    moved = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(next(keys)), x.shape), trained)
+    return lora.join(moved, frozen)
+
+
 def make_decoder(cfg: ModelConfig, slots: int, reuse: bool) -> LocalDecoder:
     return LocalDecoder(cfg, Endless(cfg.vocab), make_mesh(devices=jax.devices()[:1]), slots=slots, reuse=reuse)
 
@@ -146,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--slots', type=shapes.listed(int), default=[1, 2, 8, 32])
     parser.add_argument('--row-tokens', type=int, default=512, help='of packed rows')
     parser.add_argument('--dtype', choices=requests.EXACT_SLOTS, default='float32', help='of what is multiplied')
+    parser.add_argument('--lora', type=int, default=0, metavar='RANK', help='of adapters on all layers; 0: none')
     parser.add_argument('--fewest', type=int, default=0, help='slots of an exact decoder at least; 0: as it has them')
     parser.add_argument(
         '--quick', action='store_true', help='--layers=3 --new=40 --slots=2,8 where they are not given, without costs'
@@ -161,7 +173,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape = dataclasses.replace(shape, layers=args.layers or shape.layers)
     cfg = dataclasses.replace(for_platform(shape, args.dtype), exact=True)
     weights = params.init(params.decoder_specs(cfg), jax.random.key(0))
-    report: dict[str, Any] = {'model': args.model, 'dtype': args.dtype, 'layers': cfg.layers, 'requests': args.requests, 'new': args.new}
+    if args.lora:
+        weights = adapted(weights, args.lora)
+    report: dict[str, Any] = {
+        'model': args.model,
+        'dtype': args.dtype,
+        'lora': args.lora,
+        'layers': cfg.layers,
+        'requests': args.requests,
+        'new': args.new,
+    }
     report['differences'] = compare(cfg, weights, args)
     report['largest'] = max(max(case['score'], case['update']) for case in report['differences'].values())
     if not args.quick:

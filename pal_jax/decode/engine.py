@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from pal_jax.decode import sampling
 from pal_jax.models import attention, decoder, places, soups
 from pal_jax.models.config import LayerKind, ModelConfig
-from pal_jax.models.linear import SoupWeight, output_major, quantize
+from pal_jax.models.linear import LoraWeight, SoupWeight, output_major, quantize
 from pal_jax.models.params import Params
 from pal_jax.objectives.logprobs import chosen_logprob
 from pal_jax.objectives.rounding import exponential
@@ -122,7 +122,7 @@ def has_own_output(outer: Params, cfg: ModelConfig) -> bool:
 
 
 def _laid_out(name: str, w: Any, cfg: ModelConfig, turned: bool, int8: bool) -> Any:
-    if isinstance(w, SoupWeight):
+    if isinstance(w, (LoraWeight, SoupWeight)):
         base = _laid_out(name, w.base, cfg, turned, int8)
         return w.replace(base=base, a=w.a.astype(cfg.dtype), b=w.b.astype(cfg.dtype))
     # The output of attention has heads and their width as inputs.

@@ -229,8 +229,9 @@ class PolicyLearner:
         return jax.jit(lambda: jnp.asarray(value), out_shardings=sharding.replicated(self.actor.mesh))()
 
     def weights(self, state: PolicyState) -> Params:
-        """The actor as plain decoder weights."""
-        return self.actor.weights(state.actor)
+        """The actor as a decoder takes it: plain weights, or for an exact decoder with its adapters beside the base."""
+        # Merged weights round otherwise than a base with adapters.
+        return state.actor.whole if self.ppo.exact else self.actor.weights(state.actor)
 
     # --- scores and advantages ---------------------------------------------------------------------------------------
 

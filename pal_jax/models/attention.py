@@ -24,8 +24,8 @@ BLOCK = 128
 LONG = 4096
 # The columns of ones that sum a row of weights by a product.
 ONES = 16
-# The CPUs that were looked at add up a product one column after the other where its result has `NARROW` columns or more:
-# for `ROWS` rows and more up to `DEEP` columns, and for fewer rows while the right matrix has `PANEL` numbers at most.
+# The CPUs that were looked at add up a product one column after the other where its result has `NARROW` columns or
+# more: for `ROWS` rows up to `DEEP` columns, and for fewer rows while the right matrix has `PANEL` numbers at most.
 ROWS, DEEP, NARROW, PANEL = 64, 512, 64, 2**15
 
 
@@ -156,7 +156,9 @@ def _folded_fwd(
     else:
         out = _dot('rgts,rsgk->rgtk', weights, v, dtype) / total
     p = (weights / total).astype(dtype)
-    return _unfold(out, q.shape[1]), Residuals(folded.astype(dtype), k.astype(dtype), v.astype(dtype), p, out, jnp.empty((), q.dtype))
+    return _unfold(out, q.shape[1]), Residuals(
+        folded.astype(dtype), k.astype(dtype), v.astype(dtype), p, out, jnp.empty((), q.dtype)
+    )
 
 
 def _folded_bwd(cfg: ModelConfig, kind: LayerKind, saved: Residuals, dout: Array) -> tuple[Array | None, ...]:

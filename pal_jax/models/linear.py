@@ -12,9 +12,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int8, UInt32
 
 from pal_jax.models.config import ModelConfig
+from pal_jax.objectives.rounding import rounded
 
 # The number of rows above which both orders of a product are equally fast.
 FEW = 64
+# The lowest rank of an exact product with an adapter.
+RANK = 32
 
 
 class LoraWeight(struct.PyTreeNode):
@@ -90,7 +93,8 @@ def linear(
         inputs = x if w.key is None else dropped(x, w.key, w.dropout)
         # The correction is computed by its two thin factors, which are never multiplied with each other.
         low = linear(inputs.reshape(*x.shape[: x.ndim - in_dims], -1), w.a, cfg)
-        correction = w.scale * linear(low, w.b, cfg)
+        correction = w.scale * _from_low(low, w.b, cfg)
+        correction = rounded(correction) if cfg.exact else correction
         frozen = linear(x, w.base, cfg, in_dims)
         return frozen + correction.reshape(frozen.shape)
     if isinstance(w, SoupWeight):
@@ -117,12 +121,22 @@ def _soup(x: Float[Array, 'B T I'], w: SoupWeight, mixture: Float[Array, 'B K'],
     shares = jnp.split(mixture.astype(low.dtype)[:, None, :], count, axis=-1)
     # The parts are added up one by one, since a reduction is slow on a CPU.
     if w.kind == 'factors':
-        mean = sum(share * part for share, part in zip(shares, parts, strict=True))
+        shared = [share * part for share, part in zip(shares, parts, strict=True)]
+        mean = sum(map(rounded, shared) if cfg.exact else shared)
         parts = [w.scales[0] * mean] * count
     else:
         parts = [scale * part for scale, part in zip(w.scales, parts, strict=True)]
     mixed = jnp.concatenate([share * part for share, part in zip(shares, parts, strict=True)], axis=-1)
-    return linear(mixed, w.b, cfg)
+    return _from_low(mixed, w.b, cfg)
+
+
+def _from_low(low: Float[Array, '... r'], b: Float[Array, 'r O'], cfg: ModelConfig) -> Array:
+    """The product of an adapter's second factor."""
+    if cfg.exact:
+        # A CPU multiplies few rows of a lower rank otherwise than many.
+        missing = 0, max(RANK - b.shape[0], 0)
+        low, b = jnp.pad(low, ((0, 0),) * (low.ndim - 1) + (missing,)), jnp.pad(b, (missing, (0, 0)))
+    return linear(low, b, cfg)
 
 
 def dropped(x: Array, key: Array, rate: float) -> Array:

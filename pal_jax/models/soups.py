@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pal_jax.models.linear import SoupWeight
+from pal_jax.models.linear import LoraWeight, SoupWeight
 from pal_jax.models.lora import HEAD, Adapter
 from pal_jax.models.params import Params
 
@@ -55,7 +55,7 @@ def count(tree: Any) -> int:
 def at_layer(tree: Any, i: Any) -> Any:
     """The tree with layer `i` of its stacked adapters."""
     # The base weights are of this layer already.
-    return _map(lambda w: w.replace(a=w.a[i], b=w.b[i]) if _is_soup(w) else w, tree)
+    return _map(lambda w: w.replace(a=w.a[i], b=w.b[i]) if _is_adapted(w) else w, tree)
 
 
 def mixed(tree: Any, mixtures: Float[Array, 'B K'] | None) -> Any:
@@ -66,17 +66,21 @@ def mixed(tree: Any, mixtures: Float[Array, 'B K'] | None) -> Any:
 
 
 def on_base(change: Callable[[Params], Params], tree: Params) -> Params:
-    """The soup with `change` applied to the plain tree below its adapters."""
-    plain = change(_map(lambda w: w.base if _is_soup(w) else w, tree))
-    return _map(lambda w, base: w.replace(base=base) if _is_soup(w) else base, tree, plain)
+    """The soup, or the adapted tree, with `change` applied to the plain tree below its adapters."""
+    plain = change(_map(lambda w: w.base if _is_adapted(w) else w, tree))
+    return _map(lambda w, base: w.replace(base=base) if _is_adapted(w) else base, tree, plain)
 
 
 def _map(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    return jax.tree.map(fn, tree, *rest, is_leaf=_is_soup)
+    return jax.tree.map(fn, tree, *rest, is_leaf=_is_adapted)
 
 
 def _is_soup(x: Any) -> bool:
     return isinstance(x, SoupWeight)
+
+
+def _is_adapted(x: Any) -> bool:
+    return isinstance(x, (LoraWeight, SoupWeight))
 
 
 def _is_adapter(x: Any) -> bool:

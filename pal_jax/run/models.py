@@ -12,12 +12,13 @@ from jaxtyping import Array
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners import ppo
 from pal_jax.learners.actor import Actor, ActorState
-from pal_jax.learners.ppo import Estimate, PolicyLearner, PolicyState
+from pal_jax.learners.ppo import PPO, Estimate, PolicyLearner, PolicyState
 from pal_jax.learners.training import Lora
 from pal_jax.models import attention
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.files import sources
 from pal_jax.models.files.sources import Source
+from pal_jax.models.lora import HEAD
 from pal_jax.run import devices, inputs
 from pal_jax.run.language import ModelSettings, ReinforcedRun
 from pal_jax.run.recipe import Context, check_finite
@@ -85,23 +86,14 @@ def make_learner(settings: ReinforcedRun, cfg: ModelConfig, ctx: Context, *, n: 
       n: the number of samples of a prompt.
       more: further arguments of `learners.ppo.make_actor_critic`.
     Raises:
-      ValueError: `decode.exact` with adapters or with longer rows than it knows.
+      ValueError: `decode.exact` with what rounds otherwise than a decoder.
     """
     # Rates are scheduled over so many updates.
     updates = max(settings.total_steps, 1) * settings.ppo.epochs * settings.ppo.minibatches
     # Greedy sampling learns as if at temperature 1.
     chosen = dataclasses.replace(settings.ppo, temperature=settings.sampling.temperature or 1.0)
     if settings.decode.exact:
-        if chosen.row_tokens > attention.LONG:
-            raise ValueError(
-                f'decode.exact: ppo.row_tokens={chosen.row_tokens} is above {attention.LONG}, from where attention '
-                'adds up in another order; lower it, or leave decode.exact off'
-            )
-        if settings.policy.lora.rank:
-            raise ValueError(
-                f'decode.exact: policy.lora.rank={settings.policy.lora.rank} decodes merged weights, which round '
-                'otherwise than a base with adapters; train all parameters, or leave decode.exact off'
-            )
+        _check_exact(chosen, settings.policy.lora)
         # The actor's own pass would compute the same numbers again.
         chosen = dataclasses.replace(chosen, old_logprobs='sampler', exact=True)
         cfg = dataclasses.replace(cfg, exact=True)
@@ -117,6 +109,24 @@ def make_learner(settings: ReinforcedRun, cfg: ModelConfig, ctx: Context, *, n: 
         seed=settings.seed,
         **more,
     )
+
+
+def _check_exact(chosen: PPO, lora: Lora) -> None:
+    """Raises ValueError where an update rounds otherwise than a decoder, or leaves out what a decoder does not."""
+    for fault, why in (
+        (
+            chosen.row_tokens > attention.LONG,
+            f'ppo.row_tokens={chosen.row_tokens} is above {attention.LONG}, from where attention adds up in another '
+            'order; lower it',
+        ),
+        (lora.rank and lora.dropout, f'policy.lora.dropout={lora.dropout} is on in updates alone; set it to 0'),
+        (
+            lora.rank and HEAD in lora.shape['targets'],
+            f'policy.lora.targets={lora.targets!r} adapts the output matrix; leave {HEAD} out',
+        ),
+    ):
+        if fault:
+            raise ValueError(f'decode.exact: {why}, or leave decode.exact off')
 
 
 def improve(

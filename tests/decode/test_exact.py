@@ -10,16 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.decoders import Endless
 from pal_jax.decode.choose import check_exact, choose_decoder
 from pal_jax.decode.engine import attend_cache
-from pal_jax.decode.requests import EXACT_SLOTS, for_slots
-from pal_jax.models import attention
+from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.requests import EXACT_SLOTS, Request, for_slots
+from pal_jax.models import attention, lora, params, soups
 from pal_jax.models.config import LayerKind, tiny
 from pal_jax.models.places import one_sequence
 from pal_jax.recipes.rlpa import recipe as rlpa
 from pal_jax.run.devices import make_mesh
 from pal_jax.run.progress import Stopwatch
 from pal_jax.run.recipe import Context
+from pal_jax.types import Sampling
 from tests import configs, shell
 
 CFG = tiny()
@@ -27,16 +30,16 @@ CFG = tiny()
 
 def test_an_exact_decoder_has_as_many_slots_as_products_round_alike():
     exact = dataclasses.replace(CFG, exact=True)
-    assert [for_slots(exact, slots, 'cpu')[1] for slots in (1, 8, 65)] == [EXACT_SLOTS, EXACT_SLOTS, 72]
-    assert for_slots(exact, 8, 'cpu', ways=2)[1] == 2 * EXACT_SLOTS
+    assert [for_slots(exact, slots, 'cpu')[1] for slots in (1, 8, 65)] == [64, 64, 72]
+    assert for_slots(exact, 8, 'cpu', ways=2)[1] == 128
+    narrow = dataclasses.replace(exact, dtype='bfloat16')
+    assert [for_slots(narrow, slots, 'cpu')[1] for slots in (1, 8, 33)] == [8, 8, 40]
     assert for_slots(CFG, 8, 'cpu')[1] == 8
 
 
 def test_what_is_not_shown_to_be_exact_is_refused_by_name():
     mesh = make_mesh(devices=jax.devices()[:1])
     check_exact(CFG, mesh)
-    with pytest.raises(ValueError, match='bfloat16'):
-        check_exact(dataclasses.replace(CFG, dtype='bfloat16'), mesh)
     with pytest.raises(ValueError, match='mesh.tensor=2'):
         check_exact(CFG, make_mesh(tensor=2, devices=jax.devices()[:2]))
     server = {'driver': 'jetstream', 'address': '127.0.0.1:9000'}
@@ -44,10 +47,13 @@ def test_what_is_not_shown_to_be_exact_is_refused_by_name():
         choose_decoder(CFG, types.SimpleNamespace(), mesh, **server, slots=8, stride=1, exact=True)
 
 
-@pytest.mark.parametrize('changes', [{'policy.lora.rank': 4}, {'ppo.row_tokens': 5120}])
-def test_a_learner_that_rounds_otherwise_is_refused_by_its_key(changes):
-    settings = configs.load('rlpa', 'smoke', **{'decode.exact': True, 'ppo.row_tokens': 512, **changes})
-    (key,) = changes
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('ppo.row_tokens', 5120), ('policy.lora.dropout', 0.1), ('policy.lora.targets', 'down,unembed')],
+)
+def test_a_learner_that_rounds_otherwise_is_refused_by_its_key(key, value):
+    adapters = {'policy.lora.rank': 4} if 'lora' in key else {}
+    settings = configs.load('rlpa', 'smoke', **{'decode.exact': True, 'ppo.row_tokens': 512, key: value, **adapters})
     context = Context(make_mesh(devices=jax.devices()[:1]), Stopwatch().phase)
     with pytest.raises(ValueError, match=key):
         rlpa.make_turn_learner(settings, CFG, context)
@@ -57,17 +63,17 @@ def test_a_learner_that_rounds_otherwise_is_refused_by_its_key(changes):
     assert learner.ppo.exact and learner.ppo.old_logprobs == 'sampler'
 
 
-@pytest.mark.parametrize(('rows', 'cut'), [(3, attention.WIDE), (130, 192)])
-def test_columns_are_added_up_in_their_order_at_any_number_of_them(rows, cut):
+@pytest.mark.parametrize(('rows', 'width'), [(3, 16), (3, 128), (130, 64), (300, 16)])
+def test_columns_are_added_up_in_their_order_at_any_number_of_them(rows, width):
     """Each product and sum of two numbers is rounded once to float32, which float64 can tell."""
     rng = np.random.default_rng(0)
     weights = rng.exponential(size=(2, 1, rows, 1100)).astype(np.float32)
-    values = rng.normal(size=(2, 1, 1100, 16)).astype(np.float32)
-    total = np.zeros((2, 1, rows, 16), np.float32)
+    values = rng.normal(size=(2, 1, 1100, width)).astype(np.float32)
+    total = np.zeros((2, 1, rows, width), np.float32)
     for column in range(1100):
         product = weights[..., column, None].astype(np.float64) * values[:, :, None, column]
         total = (product + total).astype(np.float32)
-    np.testing.assert_array_equal(jax.jit(attention.in_order, static_argnums=2)(weights, values, cut), total)
+    np.testing.assert_array_equal(jax.jit(attention.in_order)(weights, values), total)
 
 
 @pytest.mark.parametrize('cap', [None, 30.0])
@@ -88,16 +94,61 @@ def test_a_query_over_a_long_cache_has_the_bits_of_a_training_row(cap):
     np.testing.assert_array_equal(decoded[:, 0], trained[0, last[:, 0]])
 
 
+@pytest.mark.parametrize('rows', [8, 64, 300])
+@pytest.mark.parametrize('width', [64, 100, 576])
+def test_a_sum_has_one_order_for_any_number_of_rows(rows, width):
+    x = np.random.default_rng(0).exponential(size=(512, width)).astype(np.float32)
+    total = jax.jit(attention.summed)
+    np.testing.assert_array_equal(total(x[:rows]), total(x)[:rows])
+    np.testing.assert_allclose(total(x)[:, 0], x.astype(np.float64).sum(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', EXACT_SLOTS)
+@pytest.mark.parametrize('kind', ['plain', 'factors', 'delta'])
+def test_a_scored_answer_has_the_log_probs_with_which_it_was_sampled(dtype, kind):
+    """Four requests, each with a mixture of its own where the weights are a soup of three adapters."""
+    cfg = dataclasses.replace(CFG, exact=True, dtype=dtype)
+    plain, mixtures = params.init(params.decoder_specs(cfg), jax.random.key(0)), [None] * 4
+    weights = plain
+    if kind != 'plain':
+        adapted = [adapters(plain, seed) for seed in range(3)]
+        weights, mixtures = (
+            soups.stack(plain, adapted, kind=kind),
+            [(1.0, 0.0, 0.0), (0.2, 0.3, 0.5), None, (0.6, 0.4, 0)],
+        )
+    decoder = LocalDecoder(cfg, Endless(cfg.vocab), make_mesh(devices=jax.devices()[:1]), slots=4)
+    decoder.load(weights)
+    prompts = [tuple(range(5, 5 + size)) for size in (3, 17, 40, 66)]
+    asked = [
+        Request(prompt, Sampling(temperature=0.7, max_tokens=12), seed, mixture=mixture)
+        for seed, (prompt, mixture) in enumerate(zip(prompts, mixtures, strict=True))
+    ]
+    for request, answer in zip(asked, decoder(asked), strict=True):
+        whole = dataclasses.replace(request, prompt_ids=request.prompt_ids + tuple(answer.token_ids))
+        scored = [logprob for piece in decoder.score(whole) for logprob in piece.logprobs]
+        assert scored[len(request.prompt_ids) :] == list(answer.policy_logprobs)
+
+
+def adapters(plain, seed):
+    """Adapters that change what the model computes."""
+    key = jax.random.key(seed)
+    trained, _ = lora.split(lora.attach(plain, rank=4, alpha=3.0, targets='all-linear', key=key))
+    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), trained)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('fewest', [EXACT_SLOTS, 8])
-def test_scores_and_updates_have_the_bits_of_the_sampler_and_fewer_slots_have_not(fewest):
+@pytest.mark.parametrize(
+    ('dtype', 'rank', 'fewest'), [('float32', 0, 64), ('float32', 0, 8), ('bfloat16', 0, 8), ('bfloat16', 8, 8)]
+)
+def test_scores_and_updates_have_the_bits_of_the_sampler_and_fewer_slots_have_not(dtype, rank, fewest):
     """Two layers of SmolLM2's shape, rows beyond 512 columns: prefixes reused and fresh, packed and own rows, shuffled
-    requests."""
+    requests, with adapters and without."""
     sizes = '--layers=2', '--requests=8', '--prompt=600', '--new=24', '--row-tokens=1024'
-    done = shell.run('benchmarks.exact', '--quick', '--slots=8', f'--fewest={fewest}', *sizes)
+    kind = f'--dtype={dtype}', f'--lora={rank}', f'--fewest={fewest}'
+    done = shell.run('benchmarks.exact', '--quick', '--slots=8', *kind, *sizes)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert len(report['differences']) == 4
-    exact = fewest == EXACT_SLOTS
+    exact = fewest == EXACT_SLOTS[dtype]
     assert (report['largest'] == 0.0) == exact
     assert all((case['equal'] == 1.0) == exact for case in report['differences'].values())
