@@ -19,6 +19,7 @@ from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.programs import programs_of
 from pal_jax.decode.requests import Request, Told
 from pal_jax.models import params as model_params
+from pal_jax.models import soups
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.run import devices, sharding
@@ -58,12 +59,13 @@ class SharedDecoder:
         # The shardings of training, in the order of these devices. Where the orders are the same, nothing moves.
         ordered = Mesh(wide.devices.reshape(mesh.devices.shape), wide.axis_names, axis_types=wide.axis_types)
         self._spread = sharding.param_shardings(model_params.decoder_specs(cfg), ordered)
+        self._everywhere = sharding.replicated(wide)
 
     def load(self, params: Params, version: int = 0) -> None:
-        """Decode with these (plain, merged) parameters, spread over all processes, from now on."""
+        """Decode with these parameters, spread over all processes, from now on."""
         # The old weights are freed first.
         self.release()
-        weights = self._publish(jax.device_put(params, self._spread))
+        weights = self._publish(soups.placed(params, self._spread, self._everywhere))
         # Each decoder takes the part on its own devices without a copy.
         for decoder in self._decoders.values():
             decoder.use(on_mesh(weights, decoder.mesh), version)

@@ -71,6 +71,15 @@ def on_base(change: Callable[[Params], Params], tree: Params) -> Params:
     return _map(lambda w, base: w.replace(base=base) if _is_adapted(w) else base, tree, plain)
 
 
+def placed(tree: Params, base: Params, adapters: Any) -> Params:
+    """The tree with its plain weights in the shardings `base`, and all adapters in the sharding `adapters`."""
+    spread = on_base(lambda plain: jax.device_put(plain, base), tree)
+    return _map(
+        lambda w: w.replace(a=jax.device_put(w.a, adapters), b=jax.device_put(w.b, adapters)) if _is_adapted(w) else w,
+        spread,
+    )
+
+
 def _map(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return jax.tree.map(fn, tree, *rest, is_leaf=_is_adapted)
 

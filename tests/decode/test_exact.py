@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import queue
 import types
 
 import jax
@@ -11,18 +12,23 @@ import numpy as np
 import pytest
 
 from benchmarks.decoders import Endless
+from pal_jax.data.packing import pack_rollouts
 from pal_jax.decode.choose import check_exact, choose_decoder
+from pal_jax.decode.driver import Driver
 from pal_jax.decode.engine import attend_cache
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import EXACT_SLOTS, Request, for_slots
+from pal_jax.learners import forward
 from pal_jax.models import attention, lora, params, soups
 from pal_jax.models.config import LayerKind, tiny
 from pal_jax.models.places import one_sequence
 from pal_jax.recipes.rlpa import recipe as rlpa
+from pal_jax.run import sharding
 from pal_jax.run.devices import make_mesh
+from pal_jax.run.processes import Shares
 from pal_jax.run.progress import Stopwatch
 from pal_jax.run.recipe import Context
-from pal_jax.types import Sampling
+from pal_jax.types import Sample, Sampling
 from tests import configs, shell
 
 CFG = tiny()
@@ -127,6 +133,68 @@ def test_a_scored_answer_has_the_log_probs_with_which_it_was_sampled(dtype, kind
         whole = dataclasses.replace(request, prompt_ids=request.prompt_ids + tuple(answer.token_ids))
         scored = [logprob for piece in decoder.score(whole) for logprob in piece.logprobs]
         assert scored[len(request.prompt_ids) :] == list(answer.policy_logprobs)
+
+
+@pytest.mark.parametrize('policy', ['drain', 'continue'])
+def test_around_a_swap_in_flight_tokens_have_the_log_probs_of_the_weights_that_sampled_them(policy):
+    """With `continue`, the tokens after the swap are of a cache that two models made, and of no single one."""
+    cfg, mesh = dataclasses.replace(CFG, exact=True), make_mesh(devices=jax.devices()[:1])
+    models = [params.init(params.decoder_specs(cfg), jax.random.key(seed)) for seed in range(2)]
+    decoder, ended, began = LocalDecoder(cfg, Endless(cfg.vocab), mesh, slots=8, stride=2), queue.Queue(), queue.Queue()
+    decoder.load(models[0])
+    driver = Driver(decoder)
+    asked = [Request((5, 6, 7, seed), Sampling(temperature=0.7, max_tokens=48), seed) for seed in range(3)]
+
+    def notify(k, news):
+        began.put(k)
+        if news.completion:
+            ended.put((k, news.completion))
+
+    driver.submit_all(asked[:2], notify)
+    began.get(timeout=60)
+    swapped = driver.swap(models[1], 1, policy)
+    driver.submit(asked[2], lambda news: notify(2, news))
+    assert swapped.result(timeout=60) == 1
+    answers = dict(ended.get(timeout=60) for _ in asked)
+    driver.close()
+    assert set(answers[0].versions) == ({0} if policy == 'drain' else {0, 1})
+    assert set(answers[2].versions) == {1}
+    samples = [Sample(asked[k].prompt_ids, answers[k], k, rewards=(0.0,)) for k in range(3)]
+    batch = pack_rollouts(samples, n=1, actions=48, mesh=mesh, row_tokens=256)
+    trained = [
+        np.asarray(jax.jit(forward.logprobs, static_argnums=(1, 3))(weights, cfg, batch.tokens, 0.7)[0]).reshape(-1, 48)
+        for weights in models
+    ]
+    sampled, acts = (np.asarray(x).reshape(-1, 48) for x in (batch.sampler_logprobs, batch.tokens.acts))
+    for row in np.flatnonzero(acts.any(-1)):
+        (k,) = (k for k in answers if sampled[row].tolist() == list(answers[k].logprobs))
+        versions = np.asarray(answers[k].versions)
+        counted = versions == versions[0]
+        np.testing.assert_array_equal(sampled[row][counted], trained[versions[0]][row][counted])
+
+
+def test_shares_of_a_decoder_have_the_bits_of_a_whole_one_with_adapters():
+    cfg = dataclasses.replace(CFG, exact=True, dtype='bfloat16')
+    plain = params.init(params.decoder_specs(cfg), jax.random.key(0))
+    weights, mesh = lora.join(adapters(plain, 1), plain), make_mesh(devices=jax.devices()[:2])
+    weights = jax.device_put(weights, sharding.replicated(mesh))
+    asked = [Request((5, 6, seed), Sampling(max_tokens=8), seed) for seed in range(4)]
+    answers = []
+    for shares in (1, 2):
+        decoder = choose_decoder(
+            cfg,
+            Endless(cfg.vocab),
+            mesh,
+            driver='local',
+            address='',
+            slots=4,
+            stride=2,
+            shares=Shares(shares),
+            exact=True,
+        )
+        decoder.load(weights)
+        answers.append(decoder(asked))
+    assert answers[0] == answers[1]
 
 
 def adapters(plain, seed):
