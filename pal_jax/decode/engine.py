@@ -116,7 +116,7 @@ def decode_outer(outer: Params, cfg: ModelConfig) -> Params:
 
 
 def has_own_output(outer: Params, cfg: ModelConfig) -> bool:
-    """Whether a decoder has an output matrix beside the embedding."""
+    """True where a decoder has an output matrix beside the embedding."""
     rounds = cfg.exact and cfg.dtype != cfg.act_dtype
     return 'unembed' in outer or cfg.unit_head or rounds
 

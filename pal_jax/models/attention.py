@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -236,6 +237,22 @@ def in_order(weights: Float[Array, 'R G M S'], values: Float[Array, 'R G S K']) 
         left = jnp.concatenate([kept, weights[..., part]], -1)
         total = _dot('rgms,rgsk->rgmk', left, jnp.concatenate([total, values[:, :, part]], 2), 'float32')
     return total[..., :width]
+
+
+@functools.cache
+def adds_in_order() -> bool:
+    """True where `in_order` does what it says on this machine's processor."""
+    rng, columns = np.random.default_rng(0), 2 * DEEP
+    for rows in (3, ROWS):
+        weights = rng.exponential(size=(1, 1, rows, columns)).astype(np.float32)
+        values = rng.normal(size=(1, 1, columns, NARROW)).astype(np.float32)
+        total = np.zeros((1, 1, rows, NARROW), np.float32)
+        for i in range(columns):
+            # float64 has a product of two numbers in full, so that it is rounded once, with the sum.
+            total = (weights[..., i, None].astype(np.float64) * values[:, :, i, None] + total).astype(np.float32)
+        if not np.array_equal(jax.jit(in_order)(weights, values), total):
+            return False
+    return True
 
 
 def summed(x: Float[Array, '... D']) -> Float[Array, '... 1']:
