@@ -9,7 +9,7 @@ Stages, each in a folder of its own: rollout, annotate, reward, rlhf, multitask,
 Any value can be changed: --config.preferences=mine.yaml --config.annotate.annotator=rule; --help lists the keys.
 """
 
-from pal_jax.learners.ppo import PPO
+from pal_jax.learners.ppo_settings import PPO
 from pal_jax.learners.training import Lora
 from pal_jax.recipes.psoups.settings import MultitaskSettings, PoleRewardSettings, Settings
 from pal_jax.recipes.scorer.reward import PairSettings

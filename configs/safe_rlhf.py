@@ -14,7 +14,7 @@ none, fixed, linear, log, pid, p3o, ipo, crpo, focops, cup, repo, saute, early. 
 import dataclasses
 
 from pal_jax.data.safety import SafetyRows
-from pal_jax.learners.ppo import PPO
+from pal_jax.learners.ppo_settings import PPO
 from pal_jax.learners.training import Lora
 from pal_jax.objectives.constraints import LinearLagrangian, LogLagrangian, PIDLagrangian
 from pal_jax.recipes.safe_rlhf.settings import (

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,132 +23,24 @@ from jaxtyping import Array, Float
 
 from pal_jax.learners.actor import Actor, ActorState, mean_weights
 from pal_jax.learners.critic import Critic
+from pal_jax.learners.ppo_settings import PPO
 from pal_jax.learners.training import Lora, TrainState, any_of, floats, global_norm, skipped, take, zeros
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
-from pal_jax.objectives import advantages as adv
 from pal_jax.objectives import kl as kl_divergence
 from pal_jax.objectives import policy as losses
-from pal_jax.objectives.advantages import Discounts, Estimates, EstimatorInputs
+from pal_jax.objectives.advantages import Estimates, EstimatorInputs
+from pal_jax.objectives.corrections import drift_figures, sample_means
 from pal_jax.objectives.masked import masked_mean, masked_sum, masked_var
-from pal_jax.objectives.policy import ClippedSurrogate, TokenInputs, TokenLoss
+from pal_jax.objectives.policy import TokenInputs, TokenLoss
 from pal_jax.run import sharding
 from pal_jax.run.optim import Optimizer
-from pal_jax.types import Metrics, RolloutBatch, TokenBatch, derived
+from pal_jax.types import Metrics, RolloutBatch, TokenBatch
 
 Estimate = Callable[..., Estimates]  # makes advantages of `EstimatorInputs` and further arrays; static under `jit`
 # Makes the minibatch that is trained on from the state, a minibatch and the weights `[R, N, A]` of its actions: `R`
 # rows, `N` samples of a row, `A` actions of a sample.
 Before = Callable[['PolicyState', RolloutBatch, Array], RolloutBatch]
-
-
-@dataclasses.dataclass(frozen=True)
-class PPO:
-    """Hyper-parameters under the papers' names; defaults are those of RLPA's published code.
-
-    Raises:
-      ValueError: a value is unknown or out of its range, or two values contradict each other.
-    """
-
-    estimator: str = 'gae'  # a name of `objectives.advantages.ESTIMATORS`
-    gamma: float = 1.0  # the discount from token to token
-    lam: float = 0.95  # lambda of generalised advantage estimation
-    clip: float = 0.2  # PPO clips the ratio to 1 - clip, 1 + clip
-    clip_high: float = 0.0  # the ratio is clipped to 1 + clip_high; 0: to 1 + clip; above clip it keeps entropy (DAPO)
-    # In units of the reward: a value further from the rollout's value, and nearer to its return, gets no gradient.
-    value_clip: float = 0.2
-    kl_coef: float = 0.01  # weight of the KL penalty; 0: no reference is kept, and no figure tells the distance from it
-    kl_estimator: kl_divergence.KLEstimator = 'k1'  # Schulman's estimators of the divergence from the reference
-    # The penalty is a part of the reward of each token (`rollout_of`), or a term of the loss (`ClippedSurrogate`).
-    kl_in: Literal['reward', 'loss'] = 'reward'
-    kl_target: float = 0.0  # nats; adapts kl_coef when above 0
-    # The KL that is compared with kl_target: the mean of the tokens, or the mean of the samples' sums.
-    kl_target_per: Literal['token', 'sample'] = 'token'
-    kl_horizon: int = 10_000  # a rollout of n samples changes an adaptive kl_coef by at most 20 % * n / kl_horizon
-    reward_clip: tuple[float, float] = (-10.0, 10.0)  # rewards of samples are clipped to this range
-    negative_scale: float = 1.0  # weight of negative advantages
-    std_floor: float = 0.0  # added to a group's standard deviation (group_norm): what is below it is taken for noise
-    loss_agg: losses.Aggregation | Literal[''] = ''  # '': 'constant' for dr_grpo, as it defines, else 'seq_mean'
-    micro_train_batch_size: int = 4  # samples whose tokens loss_agg='micro_token_mean' takes the mean of
-    epochs: int = 1  # passes over the samples of a step
-    early_stop_kl: float = 0.0  # above 0: epochs end once approx_kl is above 1.5 times it (P-Soups' target_kl)
-    minibatches: int = 1  # updates of a pass
-    micro_rows: int = 4  # rows in a device's memory at once
-    row_tokens: int = 0  # prompts share rows of so many tokens; 0: a row a prompt
-    ptx_coef: float = 0.0  # above 0: every update also learns supervised examples, weighted by it (RLPA's warm-up)
-    # The actor makes no step in its first optimiser steps (one for each minibatch), up to this number, so that the
-    # critic settles first.
-    freezing_actor_steps: int = -1
-    # The log-probs that count as those of before the update. 'policy': those of the policy, computed again. 'sampler':
-    # those that the sampler drew with. The latter costs one pass less, and its ratio also corrects the difference
-    # between sampler and trainer.
-    old_logprobs: Literal['policy', 'sampler'] = 'policy'
-    temperature: float = derived(1.0)  # the temperature of the samples; log-probs are taken at it, too
-    exact: bool = derived(False)  # `decode.exact`: a first minibatch whose ratios are not all 1 is an error
-
-    def __post_init__(self):
-        known = {
-            'estimator': tuple(adv.ESTIMATORS),
-            'kl_estimator': get_args(kl_divergence.KLEstimator),
-            'kl_in': ('reward', 'loss'),
-            'kl_target_per': ('token', 'sample'),
-            'loss_agg': ('', *get_args(losses.Aggregation)),
-            'old_logprobs': ('policy', 'sampler'),
-        }
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f'ppo.{name}={getattr(self, name)!r}; use one of {", ".join(values)}')
-        if self.row_tokens < 0:
-            raise ValueError(f'ppo.row_tokens={self.row_tokens} must be at least 0; 0 gives every prompt a row')
-        for name in ('micro_train_batch_size', 'epochs', 'minibatches', 'micro_rows'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'ppo.{name}={getattr(self, name)} must be at least 1')
-        if self.kl_in == 'loss' and self.kl_estimator == 'k1':
-            raise ValueError("ppo.kl_estimator='k1' has no gradient as a loss; use k2 or k3, or ppo.kl_in='reward'")
-        if self.estimator == 'dr_grpo' and self.aggregation != 'constant':  # arXiv 2503.20783, section 3.2
-            raise ValueError(
-                f"ppo.loss_agg={self.loss_agg!r} divides by lengths, ppo.estimator='dr_grpo' by a constant alone; set "
-                "ppo.loss_agg='constant' or '', or another estimator"
-            )
-        if self.std_floor and self.estimator != 'group_norm':
-            raise ValueError(
-                f'ppo.std_floor={self.std_floor} is of a standard deviation that ppo.estimator={self.estimator!r} does '
-                "not divide by; set it to 0, or ppo.estimator='group_norm'"
-            )
-        if self.kl_target and not self.has_reference:
-            raise ValueError(
-                f'ppo.kl_target={self.kl_target} adapts ppo.kl_coef, which is 0; raise it, or leave it out'
-            )
-
-    @property
-    def aggregation(self) -> losses.Aggregation:
-        """`loss_agg`, or where it is empty the aggregation that suits the estimator."""
-        return self.loss_agg or ('constant' if self.estimator == 'dr_grpo' else 'seq_mean')
-
-    @property
-    def has_critic(self) -> bool:
-        return self.estimator == 'gae'
-
-    @property
-    def has_reference(self) -> bool:
-        return self.kl_coef != 0
-
-    @property
-    def compares(self) -> bool:
-        """True where the estimator compares the samples of a prompt with each other."""
-        return self.estimator not in ('gae', 'reinforce')
-
-    @property
-    def token_loss(self) -> ClippedSurrogate:
-        """The clipped surrogate, with the KL term where the KL is part of the loss."""
-        kl = self.kl_estimator if self.kl_in == 'loss' and self.has_reference else None
-        return ClippedSurrogate(self.clip, self.clip_high or None, kl)
-
-    def estimate(self, rollout: EstimatorInputs) -> Estimates:
-        """Advantages and returns by the estimator that the settings name."""
-        constants = Discounts(self.gamma, self.lam, self.reward_clip, self.std_floor)
-        advantages, returns = adv.ESTIMATORS[self.estimator](rollout, constants)
-        return adv.scale_negative(advantages, self.negative_scale), returns
 
 
 class PolicyState(struct.PyTreeNode):
@@ -249,9 +141,21 @@ class PolicyLearner:
             ref_logprobs=scores.reference,
             values=jnp.concatenate(values, axis=-1) if values else None,
         )
+        batch, left_out = self._kept(batch)
         metrics, share = self._scored(batch, scores.entropy, self.actor.computed(batch.tokens))
         # No mean exists where no action counts; the share of real tokens always does.
-        return batch, (floats(metrics) if any_of(counted_actions(batch)) else {}) | floats({'real_share': share})
+        means = floats(metrics) if any_of(counted_actions(batch)) else {}
+        return batch, means | floats({'real_share': share} | left_out)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _kept(self, batch: RolloutBatch) -> tuple[RolloutBatch, dict[str, Array]]:
+        """The batch without the samples that the sampler and the policy disagree on, and how many these are."""
+        if not self.ppo.max_drift:
+            return batch, {}
+        assert batch.logprobs is not None
+        drift = sample_means(jnp.abs(batch.logprobs - batch.sampler_logprobs), batch.tokens.acts)[..., 0]
+        ok = batch.ok & (drift <= self.ppo.max_drift)
+        return batch.replace(ok=ok), {'drifted_samples': jnp.sum(batch.ok & ~ok)}
 
     @functools.partial(jax.jit, static_argnums=0)
     def _scored(self, batch: RolloutBatch, entropy: Array | None, size: int) -> tuple[dict[str, Array], Array]:
@@ -261,9 +165,7 @@ class PolicyLearner:
             metrics['kl'] = masked_mean(kl_divergence.token_kl(batch.logprobs, batch.ref_logprobs), mask)
         # Without the actor's own pass the update's `first_ratio_deviation` shows the same difference.
         if entropy is not None:
-            drift = jnp.abs(batch.logprobs - batch.sampler_logprobs)
-            metrics['sampler_drift'] = masked_mean(drift, mask)
-            metrics['sampler_drift_max'] = jnp.max(drift, initial=0.0, where=mask)
+            metrics |= drift_figures(batch.sampler_logprobs, batch.logprobs, mask)
             metrics['entropy'] = masked_mean(entropy, mask)
         return metrics, jnp.sum(batch.tokens.segments != 0) / size
 
@@ -356,7 +258,7 @@ class PolicyLearner:
         # 1. The gradient of the policy's loss, summed over micro-batches.
         grads, losses_of, new = zeros(state.actor.model.params), [], []
         for i, (micro, counts) in enumerate(micros):
-            tokens = tokens_of(micro, state.kl_coef)
+            tokens = self._corrected(tokens_of(micro, state.kl_coef), state, micro)
             grads, value, logprobs = self.actor.gradients(grads, state.actor, micro.tokens, tokens, counts, loss, i)
             losses_of.append(value)
             new.append(logprobs)
@@ -392,6 +294,17 @@ class PolicyLearner:
         # An update counts as skipped where one norm is not finite; the models with finite norms have made their step.
         actor = actor.replace(step=step + 1, skipped=skipped(state.actor.skipped, norm))
         return state.replace(actor=actor, critics=tuple(critics)), floats(metrics)
+
+    def _corrected(self, tokens: TokenInputs, state: PolicyState, batch: RolloutBatch) -> TokenInputs:
+        """The constants of a loss with those that the settings' correction reads."""
+        if not (correction := self.ppo.corrects):
+            return tokens
+        tokens = tokens._replace(sampled=batch.sampler_logprobs)
+        if not correction.of_samples:
+            return tokens
+        # The mean over a sample is of the policy before this step, which has to be computed first.
+        now = self.actor.logprobs(state.actor.whole, batch.tokens)
+        return tokens._replace(sequence=sample_means(now - batch.sampler_logprobs, batch.tokens.acts))
 
     @functools.partial(jax.jit, static_argnums=0)
     def _adapted_kl(self, batch: RolloutBatch, kl_coef: Array) -> Array:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from pal_jax.objectives.corrections import Correction, SampledToken
 from pal_jax.objectives.kl import KLEstimator, token_kl
 from pal_jax.objectives.masked import masked_mean, masked_var
 
@@ -78,6 +79,8 @@ class TokenInputs(NamedTuple):
       reference: the log-probability under the reference policy; None without one.
       kl_coef: the weight of the distance from the reference.
       cost: a second advantage, for a loss that has one.
+      sampled: the log-probability with which the token was drawn; None where no correction reads it.
+      sequence: the mean of new less sampled log-probabilities over the token's sample; None likewise.
     """
 
     old: Float[Array, '*S']
@@ -85,6 +88,8 @@ class TokenInputs(NamedTuple):
     reference: Float[Array, '*S'] | None
     kl_coef: Float[Array, '*S']
     cost: Float[Array, '*S'] | None = None
+    sampled: Float[Array, '*S'] | None = None
+    sequence: Float[Array, '*S'] | None = None
 
 
 # The inputs of a token loss: `TokenInputs`, or a tree of arrays of a loss that is no objective of this package.
@@ -95,15 +100,20 @@ TokenLoss = Callable[[Float[Array, '*S'], Inputs], Float[Array, '*S']]
 
 @dataclasses.dataclass(frozen=True)
 class ClippedSurrogate:
-    """PPO's loss of a token, see `ppo_token_loss`; with `kl` the distance from the reference is added, see
-    `kl_token_loss`."""
+    """PPO's loss of a token, see `ppo_token_loss`. With `correction` it is corrected for another sampler, and with `kl`
+    the distance from the reference is added, see `kl_token_loss`."""
 
     clip: float = 0.2
     clip_high: float | None = None
     kl: KLEstimator | None = None
+    correction: Correction | None = None
 
     def __call__(self, logprob: Float[Array, '*S'], tokens: TokenInputs) -> Float[Array, '*S']:
         loss = ppo_token_loss(logprob, tokens.old, tokens.advantage, clip=self.clip, clip_high=self.clip_high)
+        if self.correction is not None:
+            assert tokens.sampled is not None
+            token = SampledToken(tokens.sampled, tokens.old, tokens.advantage, tokens.sequence)
+            loss = self.correction.loss(loss, logprob, token, self.correction.bounds)
         if self.kl is None or tokens.reference is None:
             return loss
         return loss + tokens.kl_coef * kl_token_loss(logprob, tokens.reference, self.kl)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pal_jax.learners.ppo import PPO
+from pal_jax.learners.ppo_settings import PPO
 from pal_jax.learners.training import Lora
 from pal_jax.models.files.sources import EMBEDDED
 from pal_jax.run.optim import Optimizer

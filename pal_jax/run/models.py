@@ -12,7 +12,8 @@ from jaxtyping import Array
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners import ppo
 from pal_jax.learners.actor import Actor, ActorState
-from pal_jax.learners.ppo import PPO, Estimate, PolicyLearner, PolicyState
+from pal_jax.learners.ppo import Estimate, PolicyLearner, PolicyState
+from pal_jax.learners.ppo_settings import PPO
 from pal_jax.learners.training import Lora
 from pal_jax.models import attention
 from pal_jax.models.config import ModelConfig

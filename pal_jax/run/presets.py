@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from pal_jax.learners.ppo import PPO
+from pal_jax.learners.ppo_settings import PPO
 from pal_jax.models.files.sources import EMBEDDED
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.settings import Run, changed, filled

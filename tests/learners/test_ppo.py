@@ -455,3 +455,45 @@ def test_padding_columns_are_cut_from_each_micro_batch():
         kept = jax.tree.map(lambda x, r=rows, n=length: x[r, :n] if x.ndim == 2 else x[r], wide)
         jax.tree.map(np.testing.assert_array_equal, part, kept)
         assert np.sum(part.segments > 0) == np.sum(wide.segments[rows] > 0)
+
+
+@pytest.mark.parametrize('correction', ['tis', 'icepop', 'cispo', 'gspo'])
+def test_a_correction_changes_an_update_where_the_sampler_is_another_policy_and_only_there(correction):
+    learner = make_learner(estimator='reinforce', kl_coef=0.0)
+    corrected = dataclasses.replace(learner, ppo=dataclasses.replace(learner.ppo, correction=correction))
+    state = learner.init(weights())
+    batch, _ = annotate(learner, state, rollouts()[1])
+    moved = []
+    for drift in (0.0, 0.7):
+        sampled = batch.replace(sampler_logprobs=batch.logprobs.at[::2].add(drift))
+        states = [x.update(x.init(weights()), sampled, jax.random.key(0))[0] for x in (learner, corrected)]
+        leaves = (jax.tree.leaves(state.actor.model.params) for state in states)
+        moved.append(max(float(jnp.abs(a - b).max()) for a, b in zip(*leaves, strict=True)))
+    assert moved[0] < 1e-6 < 1e-4 < moved[1]
+
+
+def test_samples_on_which_sampler_and_policy_disagree_are_left_out_and_counted():
+    learner = make_learner(estimator='reinforce', max_drift=0.5)
+    state, (_, batch) = learner.init(weights()), rollouts()
+    scored, metrics = make_learner(estimator='reinforce').score(state, batch)
+    assert 'drifted_samples' not in metrics
+    close_by = batch.replace(sampler_logprobs=scored.logprobs)
+    far = close_by.replace(sampler_logprobs=close_by.sampler_logprobs.at[1].add(1.0))
+    kept, metrics = learner.score(state, far)
+    assert metrics['drifted_samples'] == batch.ok[1].sum() > 0
+    assert not kept.ok[1].any()
+    np.testing.assert_array_equal(kept.ok[2:], batch.ok[2:])
+
+
+@pytest.mark.parametrize(
+    ('changes', 'key'),
+    [
+        ({'correction': 'none', 'correction_bounds': (0.5, 2.0)}, 'ppo.correction_bounds'),
+        ({'correction': 'tis', 'old_logprobs': 'sampler'}, 'ppo.old_logprobs'),
+        ({'max_drift': 0.1, 'old_logprobs': 'sampler'}, 'ppo.max_drift'),
+        ({'correction': 'tiss'}, "ppo.correction='tiss'"),
+    ],
+)
+def test_corrections_that_cannot_be_are_refused(changes, key):
+    with pytest.raises(ValueError, match=key):
+        PPO(**changes)

@@ -158,6 +158,8 @@ def improving(learner: PolicyLearner, work: Work) -> list[Program]:
     # The log-probabilities before the update and of the reference, the advantages and the KL penalties are alike.
     number: Any = weight
     constants = TokenInputs(number, number, number if actor.anchored else None, number)
+    if correction := learner.ppo.corrects:
+        constants = constants._replace(sampled=number, sequence=number if correction.of_samples else None)
     grads, beside = gradients(model.params), (state.critics, batch)
     updates, ways = work.minibatches * work.epochs, mesh.size
     calls = updates * (minibatch // rows)

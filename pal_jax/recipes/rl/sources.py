@@ -14,7 +14,8 @@ import numpy as np
 
 from pal_jax.data.passes import shuffled
 from pal_jax.games.game import Game, play
-from pal_jax.learners.ppo import PPO, Estimate
+from pal_jax.learners.ppo import Estimate
+from pal_jax.learners.ppo_settings import PPO
 from pal_jax.objectives.advantages import EstimatorInputs
 from pal_jax.objectives.selfplay import as_given
 from pal_jax.recipes.rl.prompts import PromptRow, Prompts

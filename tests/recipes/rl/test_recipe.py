@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import pal_jax
-from pal_jax.learners.ppo import PPO
+from pal_jax.learners.ppo_settings import PPO
 from pal_jax.models.files import sources
 from pal_jax.objectives.advantages import standardised
 from pal_jax.recipes.rl import recipe as rl
