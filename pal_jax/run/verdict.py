@@ -25,7 +25,7 @@ from pal_jax.run.summary import fifths, finite_values, main_part
 from pal_jax.run.workdir import read_run
 
 COUNTS = 'people', 'rows', 'seeds', 'prompts'  # of what an evaluation tested
-TOO_LITTLE, UNTESTED = 'Too little to tell', 'Not tested'
+YES, TOO_LITTLE, UNTESTED = 'Yes', 'Too little to tell', 'Not tested'
 
 Record = Mapping[str, Any]
 
@@ -141,7 +141,20 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
         if earlier > floor:
             gap = intervals.difference(figure, estimate(before, key, words.shares))
             basis += ' beside the one before training'
-    return RunVerdict(answer(gap), f'{sentence}.', f'{basis}{_of(after)}.')
+    said, of = answer(gap), f'{basis}{_of(after)}.'
+    leads = _unbeaten(after, words.rivals.get(key, {}))
+    if not leads:
+        return RunVerdict(said, f'{sentence}.', of)
+    if said == YES:
+        said += f', but {"less" if 1 in {lead.place(0.0) for lead in leads.values()} else "no more"} than a baseline'
+    listed = '; '.join(f'{name}, {lead.value:+.3f}{between(lead)}' for name, lead in leads.items())
+    return RunVerdict(said, f'{sentence}. Baselines that it does not beat beyond noise: {listed}.', of)
+
+
+def _unbeaten(record: Record, rivals: Mapping[str, str]) -> dict[str, Estimate]:
+    """The leads of the baselines that an evaluation has not shown to be worse, by their words."""
+    leads = {said: estimate(record, key, ()) for key, said in rivals.items() if known(record, key)}
+    return {said: lead for said, lead in leads.items() if lead.place(0.0) != -1}
 
 
 def _better(sign: float, after: Record) -> float:
@@ -182,7 +195,7 @@ def answer(gap: Estimate, better: float = 1.0) -> str:
         return TOO_LITTLE
     if not place:
         return 'Not beyond noise' if gap.value else 'No'
-    return 'Yes' if place * better > 0 else 'No, it became worse'
+    return YES if place * better > 0 else 'No, it became worse'
 
 
 def between(figure: Estimate) -> str:

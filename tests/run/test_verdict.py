@@ -131,6 +131,18 @@ def test_methods_that_compare_in_one_evaluation():
     assert found and found.answer == 'Yes'
 
 
+@pytest.mark.parametrize(('gain', 'lead', 'answer'), [
+    (0.1, (-0.05, -0.01), 'Yes'), (0.1, (-0.05, 0.01), 'Yes, but no more than a baseline'),
+    (0.1, (0.01, 0.05), 'Yes, but less than a baseline'), (0.0, (0.01, 0.05), 'No'),
+])  # fmt: skip
+def test_baselines_that_do_as_well_are_part_of_the_verdict(gain, lead, answer):
+    figures = {'seen_gain': gain, 'seen_gain_interval': [gain, gain], 'people': 30}
+    figures |= {'seen_lead_mixed_logit': sum(lead) / 2, 'seen_lead_mixed_logit_interval': list(lead)}
+    found = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
+    assert found and found.answer == answer
+    assert ('mixed logit' in found.sentence) == (lead[1] > 0) and '30 people' in found.basis
+
+
 @pytest.mark.parametrize(('cost', 'answer'), [
     (-2.0, 'Yes, within its limit'), (-0.9, 'Yes, at its limit within noise'), (0.0, 'Yes, above its limit')
 ])  # fmt: skip

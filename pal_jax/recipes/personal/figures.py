@@ -16,6 +16,7 @@ MODELS = {  # what PAL is compared with
     'mixed_logit': 'mixed logit (xlogit)',
     'context': 'in context: earlier choices before the pair',
 }
+BASELINES = 'embedding', 'own', 'majority', 'mixed_logit', 'context'  # what a gain of PAL's should beat, too
 METHODS = MODELS | {  # what the bench of personal rewards compares
     'memory': 'wins less losses of the items in training',
     'variational': 'people as distributions (own form of VRF)',
@@ -59,6 +60,7 @@ WORDS = Words(
         COMPARED: {
             'seen_{pal}': 'accuracy on new choices of known people: {pal}',
             'new_{pal}': 'accuracy on new people: {pal}',
+            'seen_lead_{pal}': 'accuracy over that of PAL, new choices of known people: {pal}',
             'asked_gain': 'accuracy gained by choosing what to ask over asking at random',
             'accuracy {pal}': 'share of choices right: {pal}',
             'loss {pal}': 'loss of: {pal}',
@@ -76,4 +78,5 @@ WORDS = Words(
         'hold': 'people and prototypes learn, and the decoders wait',
     },
     levels={'seen_gain': ("PAL's accuracy on new choices of people it knows, less that of one model for all", 0.0)},
+    rivals={'seen_gain': {f'seen_lead_{name}': MODELS[name] for name in BASELINES}},
 )

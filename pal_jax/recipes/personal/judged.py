@@ -114,6 +114,11 @@ def by_person(judged: JudgedPairs) -> np.ndarray:
     return judged.hits / judged.pairs
 
 
+def alike(parts: Sequence[JudgedPairs]) -> Estimate:
+    """The accuracy with each person alike, over splits."""
+    return intervals.share(by_person(together(parts)))
+
+
 def worst_tenth(shares: np.ndarray) -> float:
     """The mean of the lowest tenth of people, rounded up."""
     return float(np.sort(shares)[: math.ceil(len(shares) / 10)].mean())
@@ -170,21 +175,24 @@ class MethodFigures(NamedTuple):
     gain: Paired | None
 
 
-def figures(parts: Sequence[JudgedPairs], other: Sequence[JudgedPairs] = ()) -> MethodFigures:
-    """The figures of a method's results by split, and the difference to another method's results on the same splits.
+def gain(parts: Sequence[JudgedPairs], other: Sequence[JudgedPairs]) -> Paired:
+    """The difference of a method's results to another's on the same splits, paired by person.
 
     Raises:
       ValueError: the two methods were not tested on the same people.
     """
+    ours, theirs = together(parts), together(other)
+    if not np.array_equal(theirs.people, ours.people) or not np.array_equal(theirs.pairs, ours.pairs):
+        raise ValueError(f'{len(ours.people)} and {len(theirs.people)} people were tested, or on other pairs')
+    # Differences are paired by person, which takes out that some people are easier to predict.
+    return paired(by_person(ours), by_person(theirs))
+
+
+def figures(parts: Sequence[JudgedPairs], other: Sequence[JudgedPairs] = ()) -> MethodFigures:
+    """The figures of a method's results by split, and the difference to another method's (`gain`), if there is one."""
     judged = together(parts)
-    shares, gain, bins = by_person(judged), None, judged.bins
-    if other:
-        theirs = together(other)
-        if not np.array_equal(theirs.people, judged.people) or not np.array_equal(theirs.pairs, judged.pairs):
-            raise ValueError(f'{len(judged.people)} and {len(theirs.people)} people were tested, or on other pairs')
-        # Differences are paired by person, which takes out that some people are easier to predict.
-        gain = paired(shares, by_person(theirs))
-    people = intervals.share(shares)
+    shares, bins = by_person(judged), judged.bins
+    people = alike(parts)
     return MethodFigures(
         people=people,
         pairs=intervals.share(shares, weights=judged.pairs),
@@ -194,7 +202,7 @@ def figures(parts: Sequence[JudgedPairs], other: Sequence[JudgedPairs] = ()) -> 
         overconfidence=float((bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1)),
         log_loss=float(judged.loss.sum() / judged.pairs.sum()),
         tested=len(shares),
-        gain=gain,
+        gain=gain(parts, other) if other else None,
     )
 
 

@@ -16,8 +16,8 @@ from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, median_seconds, picked
-from pal_jax.recipes.personal.figures import MODELS
-from pal_jax.recipes.personal.judged import JudgedPairs, by_person, judge, temperature, worst_tenth
+from pal_jax.recipes.personal.figures import BASELINES, MODELS
+from pal_jax.recipes.personal.judged import JudgedPairs, alike, by_person, figures, gain, judge, temperature, together
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
 from pal_jax.recipes.personal.panel import (
     Judged,
@@ -105,7 +105,7 @@ class Shown(NamedTuple):
     Attributes:
       by_prototypes: results by split, by the part of the data and by K.
       groups: AUC by split for each model, see `agreement`.
-      by_group: for the shared model and PAL, by split, the accuracies `[groups]` on each known group.
+      by_group: for the shared model and PAL, the accuracy on each known group.
     """
 
     methods: Mapping[str, MethodResult]
@@ -113,7 +113,7 @@ class Shown(NamedTuple):
     chosen: Sequence[int]
     counts: tuple[int, ...]
     groups: Mapping[str, Sequence[float]]
-    by_group: Mapping[str, Sequence[np.ndarray]]
+    by_group: Mapping[str, Sequence[intervals.Estimate | None]]
 
 
 def measure(panel: Panel, state: States, *, calibrated: bool = False) -> Results:
@@ -205,19 +205,19 @@ def compare(panel: Panel, state: States, results: Results, others: Mapping[str, 
     data, trials, models, counts = panel.data, panel.trials, results.models, results.counts
     # The places of the splits with true user ids, and of the control's, which come after them.
     true, false = ([r for r, trial in enumerate(trials) if trial.shuffled == shuffled] for shuffled in (False, True))
-    alike = {name: picked([model] * len(true), true) for name, model in models.items()}
+    on_true = {name: picked([model] * len(true), true) for name, model in models.items()}
     pal = picked([results.chosen_models[r] for r in true], true)
-    methods = {'shared': alike['K=1'], 'pal': pal}
+    methods = {'shared': on_true['K=1'], 'pal': pal}
     if panel.ask:
         methods['asked'] = pal._replace(new=pal.asked)
     if false:
         methods['shuffled'] = picked([results.chosen_models[r] for r in false], false)
-    methods |= {name: model for name, model in alike.items() if not name.startswith('K=')}
+    methods |= {name: model for name, model in on_true.items() if not name.startswith('K=')}
     methods |= {name: other(data, [trials[r] for r in true], counts) for name, other in others.items()}
     by_prototypes = {
         'seen people, validation': {K: [row[r] for r in true] for K, row in results.validation.items()},
-        'seen people, test': {K: alike[f'K={K}'].seen for K in panel.prototypes},
-        'new people, all their comparisons': {K: alike[f'K={K}'].new[-1] for K in panel.prototypes},
+        'seen people, test': {K: on_true[f'K={K}'].seen for K in panel.prototypes},
+        'new people, all their comparisons': {K: on_true[f'K={K}'].new[-1] for K in panel.prototypes},
     }
     if false:
         by_prototypes['seen people, shuffled ids'] = {
@@ -226,22 +226,18 @@ def compare(panel: Panel, state: States, results: Results, others: Mapping[str, 
     groups, by_group = {}, {}
     if data.groups is not None and (data.groups >= 0).any():
         groups = _groups(panel, state, data.groups, true, false)
-        by_group = {
-            name: [_by_group(data.groups, judged) for judged in methods[name].seen] for name in ('shared', 'pal')
-        }
+        by_group = {name: _by_group(data.groups, methods[name].seen) for name in ('shared', 'pal')}
     return Shown(methods, by_prototypes, results.chosen, counts, groups, by_group)
 
 
 # --- known groups, which no model was told ----------------------------------------------------------------------------
 
 
-def _by_group(groups: np.ndarray, judged: JudgedPairs) -> np.ndarray:
-    """Accuracies on seen people's new choices by group; NaN for a group of which nobody is tested."""
-    group = groups[judged.people]
-    right, pairs = (
-        np.bincount(group[group >= 0], x[group >= 0], groups.max() + 1) for x in (judged.hits, judged.pairs)
-    )
-    return right / np.where(pairs > 0, pairs, np.nan)
+def _by_group(groups: np.ndarray, parts: Sequence[JudgedPairs]) -> list[intervals.Estimate | None]:
+    """The accuracy on seen people's new choices with each person of a group alike; None where nobody is tested."""
+    judged = together(parts)
+    shares, group = by_person(judged), groups[judged.people]
+    return [intervals.share(shares[group == g]) if (group == g).any() else None for g in range(groups.max() + 1)]
 
 
 def _groups(
@@ -282,53 +278,45 @@ def agreement(mixtures: np.ndarray, groups: np.ndarray) -> float:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def _accuracies(row: Sequence[JudgedPairs]) -> np.ndarray:
-    """The share of pairs predicted right, by split."""
-    return np.array([judged.accuracy for judged in row])
-
-
-def _gain(ours: Sequence[JudgedPairs], theirs: Sequence[JudgedPairs]) -> intervals.Estimate:
-    """The mean over splits of the difference of two accuracies."""
-    return intervals.mean(_accuracies(ours) - _accuracies(theirs))
-
-
 def _cell(values: Sequence[float] | np.ndarray) -> str:
     return intervals.mean(np.asarray(values)).with_error()
 
 
 def make_record(shown: Shown) -> dict[str, Any]:
-    """The record of an evaluation: numbers with standard errors over splits, and lists by K and by number of
-    comparisons."""
+    """The record of an evaluation: accuracies with each person alike, with intervals over people who are in all splits
+    together, paired differences to PAL, and lists by K and by number of comparisons."""
 
-    def means(rows: Sequence[Sequence[JudgedPairs]]) -> list[float]:
-        return [float(np.mean(_accuracies(row))) for row in rows]
+    def values(rows: Sequence[Sequence[JudgedPairs]]) -> list[float]:
+        return [alike(row).value for row in rows]
 
-    record: dict[str, Any] = {}
-    for name, method in shown.methods.items():
-        record |= intervals.mean(_accuracies(method.seen)).named(f'seen_{name}')
-        record |= intervals.mean(_accuracies(method.new[-1])).named(f'new_{name}')
     pal, shared = shown.methods['pal'], shown.methods['shared']
-    record |= _gain(pal.seen, shared.seen).named('seen_gain') | _gain(pal.new[-1], shared.new[-1]).named('new_gain')
+    record: dict[str, Any] = {'people': len(together(pal.seen).people)}
+    for name, method in shown.methods.items():
+        record |= alike(method.seen).named(f'seen_{name}') | alike(method.new[-1]).named(f'new_{name}')
+        if name in BASELINES:
+            record |= gain(method.seen, pal.seen).mean.named(f'seen_lead_{name}')
+    record |= gain(pal.seen, shared.seen).mean.named('seen_gain')
+    record |= gain(pal.new[-1], shared.new[-1]).mean.named('new_gain')
     if 'asked' in shown.methods:
-        gains = [_gain(chosen, random) for chosen, random in zip(shown.methods['asked'].new, pal.new, strict=True)]
+        gains = [gain(*rows).mean for rows in zip(shown.methods['asked'].new, pal.new, strict=True)]
         record['asked_gain_by_known'] = [figure.value for figure in gains]
         record['asked_gain_by_known_se'] = [figure.error for figure in gains]
     for name, row in shown.by_group.items():
-        record[f'seen_{name}_by_group'] = [None if np.isnan(x) else float(x) for x in np.nanmean(row, axis=0)]
+        record[f'seen_{name}_by_group'] = [figure and figure.value for figure in row]
     record['chosen_prototypes'] = list(shown.chosen)
     for part, rows in shown.by_prototypes.items():
-        record[f'{part.replace(",", "").replace(" ", "_")}_by_prototypes'] = means([*rows.values()])
+        record[f'{part.replace(",", "").replace(" ", "_")}_by_prototypes'] = values([*rows.values()])
     for name, row in shown.groups.items():
         record |= intervals.mean(np.array(row)).named(f'group_auc {name}')
     record['known_comparisons'] = list(shown.counts)
-    return record | {f'new_{name}_by_known': means(method.new) for name, method in shown.methods.items()}
+    return record | {f'new_{name}_by_known': values(method.new) for name, method in shown.methods.items()}
 
 
 def make_exhibits(panel: Panel, state: States, shown: Shown) -> list[Exhibit]:
     """The exhibits of a report; its people and prototypes are those of the first split."""
 
     def curve(rows: Sequence[Sequence[JudgedPairs]]) -> people.Curve:
-        return [intervals.mean(_accuracies(row)) for row in rows]
+        return [alike(row) for row in rows]
 
     curves = {MODELS[name]: curve(method.new) for name, method in shown.methods.items()}
     by_prototypes = {part: curve(list(rows.values())) for part, rows in shown.by_prototypes.items()}
@@ -348,11 +336,11 @@ def make_exhibits(panel: Panel, state: States, shown: Shown) -> list[Exhibit]:
 def _verdict(shown: Shown) -> str:
     parts, (pal, shared) = [], (shown.methods[name] for name in ('pal', 'shared'))
     gains = {
-        "seen people's new choices": _gain(pal.seen, shared.seen),
-        'new people': _gain(pal.new[-1], shared.new[-1]),
+        "seen people's new choices": gain(pal.seen, shared.seen).mean,
+        'new people': gain(pal.new[-1], shared.new[-1]).mean,
     }
-    for who, gain in gains.items():
-        parts.append(f'{who}: PAL {gain.value:+.3f} over the shared model, 95 % over splits {gain.ends("+.3f")}')
+    for who, more in gains.items():
+        parts.append(f'{who}: PAL {more.value:+.3f} over the shared model, 95 % over people {more.ends("+.3f")}')
     count = len(pal.seen)
     # Splits with true ids come first, and those of the control after them.
     true, false = (', '.join(map(str, part)) for part in (shown.chosen[:count], shown.chosen[count:]))
@@ -361,26 +349,24 @@ def _verdict(shown: Shown) -> str:
 
 
 def _table(shown: Shown) -> list[list[str]]:
-    """A table of accuracy ± standard error over splits.
+    """A table of accuracy with each person alike ± standard error over people, who are in all splits together.
 
-    The columns in which each person counts the same, and of the worst tenth of people, are of seen people.
+    The column by pairs and that of the worst tenth of people are of seen people.
     """
     middle = len(shown.counts) // 2
-    rows = [['', 'seen people', 'each person alike', 'worst tenth', 'new, none known']]
+    rows = [['', 'seen people', 'by pairs', 'worst tenth', 'new, none known']]
     rows[0] += [f'{shown.counts[middle]} known', 'all known', 'parameters', 'a user']
     for name, method in shown.methods.items():
-        seen, *new = (_cell(_accuracies(row)) for row in (method.seen, *(method.new[i] for i in (0, middle, -1))))
-        by_split = [by_person(judged) for judged in method.seen]
-        alike, worst = (_cell([float(of(shares)) for shares in by_split]) for of in (np.mean, worst_tenth))
-        rows.append([MODELS[name], seen, alike, worst, *new, f'{method.shared:.3g}', f'{method.person:.3g}'])
+        seen, new = figures(method.seen), [alike(method.new[i]).with_error() for i in (0, middle, -1)]
+        row = [MODELS[name], seen.people.with_error(), seen.pairs.with_error(), f'{seen.worst:.3f}', *new]
+        rows.append([*row, f'{method.shared:.3g}', f'{method.person:.3g}'])
     return rows
 
 
 def _table_by_group(shown: Shown, groups: np.ndarray) -> list[list[str]]:
     rows = [['group', 'people', *(MODELS[name] for name in shown.by_group)]]
     for group in range(groups.max() + 1):
-        values = [np.array([by_split[group] for by_split in row]) for row in shown.by_group.values()]
-        cells = [_cell(row[np.isfinite(row)]) if np.isfinite(row).any() else '–' for row in values]
+        cells = [figure.with_error() if (figure := row[group]) else '–' for row in shown.by_group.values()]
         rows.append([str(group), str(int((groups == group).sum())), *cells])
     return rows
 

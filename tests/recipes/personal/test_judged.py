@@ -55,6 +55,17 @@ def test_paired_differences():
     assert unpaired == pytest.approx(0.0872, abs=5e-5)
 
 
+def test_splits_of_the_same_people_are_no_more_people(judged):
+    """Five splits that test the same people on the same choices tell as much as one of them."""
+    worse = protocol.judge(np.array([1.0, -1.0] * 9), np.repeat(list(RIGHT), [8, 4, 2, 4]))
+    one, five = protocol.gain([judged], [worse]), protocol.gain([judged] * 5, [worse] * 5)
+    gaps = np.array([1.0, 0.5, 0.5, 0.375]) - 0.5
+    assert one.mean.value == pytest.approx(gaps.mean())
+    assert one.mean.error == pytest.approx(gaps.std(ddof=1) / 2)
+    assert five.mean == pytest.approx(one.mean)
+    assert protocol.alike([judged] * 5) == pytest.approx(protocol.alike([judged]))
+
+
 def test_people_that_a_gain_needs():
     assert protocol.people_needed(0.02, 0.08) == 126
 

@@ -69,7 +69,7 @@ def test_the_row_of_pal_is_that_of_its_own_run(made, table):
         keys = {'method': method, 'part': part, 'known': known, 'shuffled': False}
         (row,) = (line for line in lines if keys.items() <= line.items())
         judged = protocol.from_json(row)
-        assert judged.hits.sum() / judged.pairs.sum() == pytest.approx(record[key], abs=1e-6), key
+        assert protocol.by_person(judged).mean() == pytest.approx(record[key], abs=1e-6), key
 
 
 def test_the_report_has_the_audit_at_its_head_and_says_what_was_not_given(made):

@@ -89,7 +89,7 @@ def test_new_people_have_not_moved_while_the_seen_were_trained(trained):
 
 def test_exhibits_tell_the_story(trained):
     exhibits = {exhibit.title: exhibit for exhibit in trained[-1].exhibits}
-    assert '95 % over splits' in exhibits['Who is predicted how well'].text
+    assert '95 % over people' in exhibits['Who is predicted how well'].text
     assert [row[0] for row in exhibits['Who is predicted how well'].table][1:5] == [
         'one model for all (K = 1)',
         'PAL, K chosen on validation',
