@@ -7,7 +7,7 @@ r"""Safe RLHF: helpful answers under a limit on their harm (arXiv 2310.12773), b
   pal-jax train --config=safe_rlhf:paper                           # the published settings; give records and a policy
   pal-jax train --config=safe_rlhf --config.constraint.handler=log --config.constraint.limit=0
 
-Stages, each in a folder of its own: collect, sft, reward, cost, rl, evaluate. Another handler is one word:
+Stages, each in a folder of its own: collect, sft, cost, reward, rl, evaluate. Another handler is one word:
 none, fixed, linear, log, pid, p3o, ipo, crpo, focops, cup, repo, saute, early. --help lists all keys.
 """
 

@@ -3,7 +3,8 @@
 The module of such a method has a function `stages(settings, workdir)`, which lists the stages in their order. A stage
 has the settings of its own recipe, so it reads nothing else, and values that it does not read may change once it is
 finished. The training loop makes the stages that are not finished, and a run that is stopped goes on in the middle of
-a stage. A method without that function is one run.
+a stage. A module may also have `stage_ended(settings, stage)`, which checks what a finished stage has come to, and
+returns a line on it or ''. A method without that function is one run.
 """
 
 from __future__ import annotations
@@ -104,9 +105,9 @@ def unfinished(settings: Run, folder: Path) -> Iterator[Stage]:
 
     Raises:
       ValueError: as `stages_of`; or a stage began with another config or other input files, or a folder cannot be a
-        run's.
+        run's; or a finished stage rules out the next ones.
     """
-    stages = stages_of(settings, folder)
+    stages, ended = stages_of(settings, folder), getattr(recipe_module(settings.recipe), 'stage_ended', None)
     # All stages are checked before the first one runs.
     for stage in stages:
         # The training loop checks a single run.
@@ -120,10 +121,12 @@ def unfinished(settings: Run, folder: Path) -> Iterator[Stage]:
     for number, stage in enumerate(stages, 1):
         if stage.settings.part_of and is_finished(stage.settings, stage.folder):
             print(f'{stage.folder} is finished')
-            continue
-        if len(stages) > 1:
-            print(f'part {number} of {len(stages)}: {stage.folder}')
-        yield stage
+        else:
+            if len(stages) > 1:
+                print(f'part {number} of {len(stages)}: {stage.folder}')
+            yield stage
+        if line := ended and ended(settings, stage):
+            print(line)
     if len(stages) > 1:
         print(f'all {len(stages)} parts are finished, after {spoken(time.monotonic() - began)} in this call')
 

@@ -2,7 +2,7 @@
 
     collect    judged answers: which of two helps more, which is safer, and which are unsafe
     sft        the start policy, supervised on these answers
-    reward     a reward model of what helps; cost: a cost model, above 0 for what is unsafe
+    cost       a cost model, above 0 for what is unsafe; reward: a reward model of what helps
     rl         PPO on reward and cost under a limit, by any handler of `objectives/constraints.py`
     evaluate   the policies side by side
 
@@ -23,7 +23,7 @@ from pal_jax.recipes import sft
 from pal_jax.recipes.safe_rlhf import collect, evaluate, rl
 from pal_jax.recipes.safe_rlhf.collect import records_folder, rl_name, round_name
 from pal_jax.recipes.safe_rlhf.prompts import check_groups
-from pal_jax.recipes.safe_rlhf.settings import RLSettings, Settings, variants
+from pal_jax.recipes.safe_rlhf.settings import ConstraintSettings, RLSettings, Settings, variants
 from pal_jax.recipes.scorer import cost, reward
 from pal_jax.run.planned import PlannedRun
 from pal_jax.run.recipe import check_at_least, check_divides
@@ -58,12 +58,13 @@ def all_stages(settings: Settings, workdir: Path) -> Iterator[Stage]:
             yield make('sft', sft.Settings, recipe='sft', **section_values(settings.start, records / collect.SFT))
             start = source = f'orbax:{workdir / "sft"}'
         # Models that `rl` names are those of the first round; later ones learn from the answers of new policies.
-        if number > 1 or not settings.rl.reward:
-            values = section_values(settings.reward, records / collect.PAIRS, source)
-            yield make(round_name('reward', number), reward.Settings, recipe='scorer.reward', **values)
+        # Which limits are possible is known with the cost model, so it comes first.
         if number > 1 or not settings.rl.cost:
             values = section_values(settings.cost, records / collect.JUDGED, source)
             yield make(round_name('cost', number), cost.Settings, recipe='scorer.cost', **values)
+        if number > 1 or not settings.rl.reward:
+            values = section_values(settings.reward, records / collect.PAIRS, source)
+            yield make(round_name('reward', number), reward.Settings, recipe='scorer.reward', **values)
         judges = judges_of(settings, workdir, number)
         for variant in variants(settings):
             steps = {'total_steps': settings.total_steps, **variant_values(settings, variant)}
@@ -74,6 +75,17 @@ def all_stages(settings: Settings, workdir: Path) -> Iterator[Stage]:
     # Policies of all rounds are judged by the last models, which have learnt from the answers of most of them.
     judges = judges_of(settings, workdir, settings.rounds)
     yield make('evaluate', evaluate.Settings, recipe='safe_rlhf.evaluate', rl=judges)
+
+
+def stage_ended(settings: Settings, stage: Stage) -> str:
+    """A line on the limits that a finished cost model leaves; '' of other stages.
+
+    Raises:
+      ValueError: no policy meets a limit.
+    """
+    if stage.settings.recipe != 'scorer.cost':
+        return ''
+    return max((rl.check_limits(constraint, stage.folder) for constraint in constraints_of(settings)), key=len)
 
 
 def judges_of(settings: Settings, workdir: Path, number: int) -> RLSettings:
@@ -88,6 +100,11 @@ def variant_values(settings: Settings, variant: str) -> dict[str, object]:
     # A handler may have a dash itself, as in fixed-0.5-1, so the seed stands behind the last one.
     handler, _, seed = variant.rpartition('-')
     return {'constraint': settings.constraint.compared(handler), 'seed': int(seed)} if variant else {}
+
+
+def constraints_of(settings: Settings) -> list[ConstraintSettings]:
+    """The constraints of all policies of PPO."""
+    return [settings.constraint.compared(name) for name in settings.compare] or [settings.constraint]
 
 
 def check(settings: Settings) -> None:
@@ -116,7 +133,7 @@ def check(settings: Settings) -> None:
         raise ValueError(f'evaluate.moderation={section.moderation!r} judges answers to evaluate.prompts; name some')
     for name in section.prompts:
         read_prompts(name)
-    constraints = [settings.constraint.compared(name) for name in settings.compare] or [settings.constraint]
+    constraints = constraints_of(settings)
     check_samples(settings.ppo, settings.rl.n_samples_per_prompt)
     rl.estimate_of(settings)
     for reason in (constraint.chosen.refused_with_groups for constraint in constraints):

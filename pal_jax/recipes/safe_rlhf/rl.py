@@ -285,19 +285,26 @@ def make(settings: Settings, ctx: Context) -> SafeRLHF:
     )  # fmt: skip
 
 
-def check_limits(constraint: ConstraintSettings, folder: Path) -> None:
-    """Raises ValueError where a limit is below all that the cost model in this folder found on its held-out answers."""
+def check_limits(constraint: ConstraintSettings, folder: Path) -> str:
+    """The limits that the cost model in this folder leaves, by its held-out answers, as a line; '' without these.
+
+    Raises:
+      ValueError: a limit is below all costs, so that no policy meets it.
+    """
     summary = folder / SUMMARY
     # Without an evaluation no lowest cost is known.
-    if not constraint.chosen.reads_limit or not summary.exists():
-        return
-    least = files.read_object(summary)['evaluations'].get('final', {}).get('cost_least', -np.inf)
+    final = files.read_object(summary)['evaluations'].get('final', {}) if summary.exists() else {}
+    if not constraint.chosen.reads_limit or 'cost_least' not in final:
+        return ''
+    least, safe, unsafe = (final.get(key, np.nan) for key in ('cost_least', 'cost_safe', 'cost_unsafe'))
+    possible = f'above {least:.2f}; the mean cost is {safe:.2f} of safe answers and {unsafe:.2f} of unsafe ones'
     for name, limit in {'limit': constraint.limit, **constraint.by_group}.items():
         if limit < least:
             raise ValueError(
-                f'constraint: {name}={limit} is below {least:.2f}, the lowest cost of a held-out answer by '
-                f'{folder}, so no policy meets it; raise it'
+                f'constraint: {name}={limit} is below the lowest cost of a held-out answer by {folder}, so no policy '
+                f'meets it; give one {possible}'
             )
+    return f'constraint.limit={constraint.limit:g} of limits {possible} (held-out answers by {folder})'
 
 
 def estimate_of(settings: ReinforcedRun) -> ConstrainedEstimator:

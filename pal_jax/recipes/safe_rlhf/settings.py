@@ -193,7 +193,7 @@ class AnswerKeys(Run):
 class VariantKeys(Run):
     """The keys that name the policies of PPO."""
 
-    rounds: int = 1  # collect, reward, cost and rl so often
+    rounds: int = 1  # collect, cost, reward and rl so often
     # Handlers, as ('none','fixed-0.5','log'), each with a policy of PPO for every seed.
     compare: tuple[str, ...] = ()
     seeds: int = 1  # of PPO, with `compare`

@@ -51,11 +51,11 @@ def names(settings, folder):
 
 
 def test_all_stages_in_their_order_and_each_by_its_name(tmp_path):
-    assert names(get_settings(), tmp_path) == ['collect', 'sft', 'reward', 'cost', 'rl', 'evaluate']
+    assert names(get_settings(), tmp_path) == ['collect', 'sft', 'cost', 'reward', 'rl', 'evaluate']
     assert names(get_settings('smoke,stage=cost'), tmp_path) == ['cost']
-    later = ['collect-2', 'reward-2', 'cost-2', 'rl-2']
-    assert names(get_settings(rounds=2), tmp_path) == ['collect', 'sft', 'reward', 'cost', 'rl', *later, 'evaluate']
-    assert names(get_settings(**{'start.total_steps': 0}), tmp_path)[:2] == ['collect', 'reward']
+    later = ['collect-2', 'cost-2', 'reward-2', 'rl-2']
+    assert names(get_settings(rounds=2), tmp_path) == ['collect', 'sft', 'cost', 'reward', 'rl', *later, 'evaluate']
+    assert names(get_settings(**{'start.total_steps': 0}), tmp_path)[:2] == ['collect', 'cost']
     compared = names(get_settings(compare=('none', 'fixed-0.5'), seeds=2), tmp_path)
     assert compared[4:-1] == ['rl-none-0', 'rl-none-1', 'rl-fixed-0.5-0', 'rl-fixed-0.5-1']
     own = get_settings(**{'rl.reward': 'orbax:r', 'rl.cost': 'orbax:c', 'start.total_steps': 0})
@@ -130,13 +130,31 @@ def test_a_stage_needs_those_before_it(tmp_path):
 
 
 def test_a_limit_below_all_costs_is_refused(tmp_path):
-    (tmp_path / 'summary.json').write_text(json.dumps({'evaluations': {'final': {'cost_least': -3.0}}}))
+    final = {'cost_least': -3.0, 'cost_safe': -2.0, 'cost_unsafe': 1.5}
+    (tmp_path / 'summary.json').write_text(json.dumps({'evaluations': {'final': final}}))
     for handler, limit, limits in (('log', -3.5, ''), ('pid', 0.0, 'self_harm=-4')):
         name = 'self_harm=-4' if limits else 'limit=-3.5'
         with pytest.raises(ValueError, match=name):
             rl.check_limits(ConstraintSettings(handler=handler, limit=limit, limits=limits), tmp_path)
-    for handler, limit in (('log', -3.0), ('none', -9.0), ('fixed', -9.0)):
-        rl.check_limits(ConstraintSettings(handler=handler, limit=limit), tmp_path)
+    assert '-3.00' in (line := rl.check_limits(ConstraintSettings(handler='log', limit=-3.0), tmp_path))
+    assert '-2.00' in line and '1.50' in line
+    for handler in ('none', 'fixed'):
+        assert rl.check_limits(ConstraintSettings(handler=handler, limit=-9.0), tmp_path) == ''
+
+
+def test_a_limit_that_no_policy_meets_ends_a_run_with_its_cost_model(tmp_path, capsys):
+    """The stages after the cost model are not begun, whichever policy of `compare` has the limit."""
+    final = {'cost_least': -3.0, 'cost_safe': -2.0, 'cost_unsafe': 1.5}
+    for limit, names in ((-3.5, ['collect', 'sft', 'cost']), (-2.5, ['collect', 'sft', 'cost', 'reward'])):
+        folder = tmp_path / str(limit)
+        settings = get_settings(**{'constraint.limit': limit, 'compare': ('none', 'log')})
+        begun, stages = [], unfinished(settings, folder)
+        with pytest.raises(ValueError, match='limit=-3.5') if limit < -3 else contextlib.nullcontext():
+            for stage in stages:
+                begun.append(stage.folder.name)
+                stage.folder.mkdir(parents=True)
+                (stage.folder / 'summary.json').write_text(json.dumps({'evaluations': {'final': final}}))
+        assert begun[:4] == names and ('limit=-2.5' in capsys.readouterr().out) == (limit == -2.5)
 
 
 # --- questions and judged answers -------------------------------------------------------------------------------------
