@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import shapes
-from pal_jax.recipes.plus import methods
 from pal_jax.run.outputs import whole_file
+from pal_jax.run.pages import markdown
 
 ROOT = Path(__file__).parents[1]
 START = 'warm-up'
@@ -159,7 +159,7 @@ def standard_error(values: Sequence[float], intervals: Sequence[Sequence[float]]
 def as_markdown(rows: dict[str, dict[str, tuple[float, float]]]) -> str:
     head = ['', *next(iter(rows.values()))]
     cells = [[method, *(f'{mean:.3f} ± {se:.3f}' for mean, se in row.values())] for method, row in rows.items()]
-    return methods.markdown([head, *cells])
+    return markdown([head, *cells])
 
 
 def plot(records: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = {
         split: {method: row(of_method, split) for method, of_method in records.items()} for split in ('', 'unseen_')
     }
-    texts = {'json': json.dumps(splits, indent=2), 'md': (table := '\n'.join(map(as_markdown, splits.values())))}
+    texts = {'json': json.dumps(splits, indent=2), 'md': (table := '\n\n'.join(map(as_markdown, splits.values())))}
     for suffix, text in texts.items():
         with whole_file(folder / f'table.{suffix}', named_here=True) as partial:
             partial.write_text(text + '\n', encoding='utf-8')

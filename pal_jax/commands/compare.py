@@ -1,16 +1,19 @@
 """Comparison of runs from their files, such as seeds of one config, or a method and its controls.
 
-  pal-jax compare runs/rlpa runs/rlpa-1 runs/rlpa-2 --output=seeds.png
-draws their figures into one picture and prints two tables in Markdown: the rise of the reward, or of the figure that
-stands for the method, and the evaluations. Of runs that differ in their seeds alone the first table has the means,
-too, with standard errors over seeds.
+  pal-jax compare runs/rlpa runs/rlpa-1 runs/rlpa-2                  prints the tables and writes compared.html
+  pal-jax compare runs/rlpa runs/pal --output=both.png --output=both.csv
+
+prints two tables in Markdown: the figure that stands for each method in the first and the last steps, and what the
+evaluations say of learning. Of runs that differ in their seeds alone the first table has the means, too, with standard
+errors over seeds. --output names a new file: .html (a page with the picture, the tables and the verdicts), .png (the
+picture) or .csv (every figure of every evaluation, a row each).
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,75 +21,107 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from pal_jax.run import intervals
-from pal_jax.run.curve import HEADLINES, PANELS, STYLE, column, headline_of, logged, running_mean
+from pal_jax.run.curve import HEADLINES, OWN, PANELS, STYLE, column, headline_of, logged, panels_of, png, running_mean
 from pal_jax.run.files import at_home
+from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.interrupts import until_closed
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.outputs import check_file, whole_file
+from pal_jax.run.overview import overview, run_row
+from pal_jax.run.pages import markdown
 from pal_jax.run.progress import print_anything
-from pal_jax.run.summary import fifths, main_part
+from pal_jax.run.report import turn_lists
+from pal_jax.run.summary import fifths, main_part, scalars
+from pal_jax.run.verdict import estimate, known
 from pal_jax.run.workdir import read_run
+from pal_jax.types import Exhibit
 
 COLOURS = ('#2563eb', '#d97706', '#059669', '#9333ea', '#dc2626', '#4b5563')
 MOST = 4  # panels of a picture
+ENDINGS = '.html', '.png', '.csv'
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # records by the run's name
 
 
-def draw(runs: Runs, path: str | os.PathLike[str]) -> None:
-    """Write a PNG with a colour for each run: steps are dots, running means lines.
+def draw(runs: Runs, evals: Runs, words: Mapping[str, Words]) -> bytes:
+    """A PNG with a colour for each run: steps are dots, running means lines.
 
-    The first panel has the headline of the runs, and others have the first figures of `curve.PANELS` that a run logged.
+    The first panels have the headlines of the runs' steps and of their last evaluations with intervals, and others have
+    the first figures of `curve.PANELS` that a run logged.
     """
     parts = {name: main_part(rows) for name, rows in runs.items()}
-    others = (key for key in PANELS if any(logged(part, key) for part in parts.values()))
-    keys = [headline(runs), *itertools.islice(others, MOST - 1)]
-    wide, high = min(len(keys), 2), -(-len(keys) // 2)
+    titles = HEADLINES | {key: title for part in parts.values() for key, title in panels_of(part).items()}
+    own = (key for key in titles if key.startswith(OWN))
+    keys = dict.fromkeys([*map(headline_of, runs.values()), *own, *PANELS])
+    keys = [key for key in keys if any(logged(part, key) for part in parts.values())]
+    tested = dict.fromkeys(key for name in evals for key in telling_figures(evals[name], words[name])[:1])
+    panels = [*((key, False) for key in keys[:1]), *((key, True) for key in tested)]
+    panels = [*panels, *((key, False) for key in keys[1:])][:MOST]
+    wide, high = min(len(panels), 2), -(-len(panels) // 2)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.5 * max(wide, 1.5), 3 * high), layout='constrained')
         axes = figure.subplots(high, wide, squeeze=False).flat
-        for key, ax in itertools.zip_longest(keys, axes):
-            if key is None:
+        for panel, ax in itertools.zip_longest(panels, axes):
+            if panel is None:
                 ax.set_axis_off()
                 continue
-            ax.set_title((HEADLINES | PANELS)[key], fontweight='bold')
-            ax.set_xlabel('step')
-            for (name, part), colour in zip(parts.items(), itertools.cycle(COLOURS), strict=False):
-                steps, values = column(part, 'step'), column(part, key)
-                # The running mean is over a fifth of the steps, or over three.
-                mean, _ = running_mean(values, values * 0, max(3, len(part) // 5))
-                ax.plot(steps, values, 'o', color=colour, alpha=0.35, markersize=3, markeredgewidth=0)
-                ax.plot(steps, mean, color=colour, label=name)
+            key, of_evaluation = panel
+            if of_evaluation:
+                _draw_evaluations(ax, evals, words, key)
+            else:
+                _draw_steps(ax, parts, key, titles[key])
         # One legend beside the panels hides no curve.
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='outside right upper', frameon=False)
-        figure.savefig(path, format='png', dpi=160)
+        handles = [Line2D([], [], color=colour) for _, colour in zip(runs, itertools.cycle(COLOURS), strict=False)]
+        figure.legend(handles, list(runs), loc='outside right upper', frameon=False)
+        return png(figure)
 
 
-def headline(runs: Runs) -> str:
-    """The figure that stands for the method of the first run."""
-    return headline_of(next(iter(runs.values())))
+def _draw_steps(ax: Axes, parts: Runs, key: str, title: str) -> None:
+    ax.set_title(title, fontweight='bold')
+    ax.set(xlabel='step', ylabel=key)
+    for part, colour in zip(parts.values(), itertools.cycle(COLOURS), strict=False):
+        steps, values = column(part, 'step'), column(part, key)
+        # The running mean is over a fifth of the steps, or over three.
+        mean, _ = running_mean(values, values * 0, max(3, len(part) // 5))
+        ax.plot(steps, values, 'o', color=colour, alpha=0.35, markersize=3, markeredgewidth=0)
+        ax.plot(steps, mean, color=colour)
 
 
-def rise_table(runs: Runs, *, seeds: bool = False) -> str:
-    """A table of the headline's mean over the first and the last fifth of each run's steps.
+def _draw_evaluations(ax: Axes, evals: Runs, words: Mapping[str, Words], key: str) -> None:
+    ax.set_title('Evaluations, with 95 % intervals', fontweight='bold')
+    ax.set(xlabel='step', ylabel=key)
+    for name, colour in zip(evals, itertools.cycle(COLOURS), strict=False):
+        figures = [(row['step'], estimate(row, key, words[name].shares)) for row in evals[name] if known(row, key)]
+        ax.plot([step for step, _ in figures], [figure.value for _, figure in figures], 'o-', color=colour)
+        for step, figure in figures:
+            if figure.interval:
+                ax.plot([step] * 2, figure.interval, color=colour, linewidth=1)
+
+
+def rise_table(runs: Runs, *, seeds: bool = False) -> list[list[str]]:
+    """A table of the mean of each run's headline over the first and the last fifth of its steps.
 
     Where the runs are `seeds` of one config, the last row has their means with standard errors over seeds, and the 95 %
-    interval of the gain.
+    interval of the gain. A run whose steps have no headline has no row.
     """
-    key = headline(runs)
-    lines = [f'| run | {key}, first fifth | last fifth | gain |', '|---|---|---|---|']
-    rises = {name: fifths(main_part(rows), key) for name, rows in runs.items()}
+    table = [['run', 'figure', 'first fifth', 'last fifth', 'gain']]
+    heads = {name: headline_of(rows) for name, rows in runs.items()}
+    rises = {
+        name: fifths(part, heads[name]) for name, rows in runs.items() if logged(part := main_part(rows), heads[name])
+    }
     for name, rise in rises.items():
-        lines.append(f'| {name} | {rise["first"]:.3f} | {rise["last"]:.3f} | {rise["gain"]:+.3f} |')
-    if seeds:
+        table.append([name, heads[name], f'{rise["first"]:.3f}', f'{rise["last"]:.3f}', f'{rise["gain"]:+.3f}'])
+    if seeds and rises:
         columns = ([rise[end] for rise in rises.values()] for end in ('first', 'last', 'gain'))
         first, last, gain = (intervals.mean(np.array(column)) for column in columns)
-        row = f'{first.with_error()} | {last.with_error()} | {gain.with_error("+.3f")} ({gain.ends("+.3f")})'
-        lines.append(f'| {len(runs)} seeds | {row} |')
-    return '\n'.join(lines)
+        gained = f'{gain.with_error("+.3f")} ({gain.ends("+.3f")})'
+        table.append([f'{len(runs)} seeds', '', first.with_error(), last.with_error(), gained])
+    return table
 
 
 def are_seeds(configs: Sequence[Mapping[str, Any]]) -> bool:
@@ -95,30 +130,43 @@ def are_seeds(configs: Sequence[Mapping[str, Any]]) -> bool:
     return bool(others) and all(config == first for config in others)
 
 
-def stage_table(evals: Runs) -> str:
-    """A table of the evaluations of each run: those of these figures that a run has."""
-    figures = ('reward', 'accuracy', 'loss', 'format', 'response', 'strict', 'profile')
-    turns = ('f1_by_turn', 'bound_by_turn', 'guesser_by_turn', 'shuffled_by_turn')
-    rows: list[tuple[str, str, str, Mapping[str, Any]]] = []
+def stage_table(evals: Runs, words: Mapping[str, Words]) -> list[list[str]]:
+    """A table of the evaluations of each run: the figures that tell of its learning, and lists by turn."""
+    figures = dict.fromkeys(key for name, records in evals.items() for key in telling_figures(records, words[name]))
+    turns = dict.fromkeys(f'{key}_by_turn' for rows in evals.values() for row in rows for key in turn_lists(row))
+    table = [['run', 'stage', *figures, *(key.replace('_by_turn', ' by turn') for key in turns)]]
     for run, records in evals.items():
         for record in records:
-            # Figures of people with new values have a prefix.
-            for people, prefix in (('', ''), ('unseen', 'unseen_')):
-                shown = {key: record[prefix + key] for key in (*figures, *turns) if prefix + key in record}
-                if shown:
-                    rows.append((run, record['stage'], people, shown))
-    columns = [key for key in (*figures, *turns) if any(key in shown for *_, shown in rows)]
-    names = [key.replace('_by_turn', ' by turn') for key in columns]
-    lines = ['| run | stage | people | ' + ' | '.join(names) + ' |', '|---|---|---|' + '---|' * len(names)]
-    for *head, shown in rows:
-        lines.append(f'| {" | ".join([*head, *(_cell(shown.get(key)) for key in columns)])} |')
-    return '\n'.join(lines)
+            told = (_told(record, key, words[run]) for key in figures)
+            by_turn = (' '.join(f'{value:.2f}' for value in record.get(key) or ()) for key in turns)
+            table.append([run, record['stage'], *told, *by_turn])
+    return table
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return ' '.join(f'{number:.2f}' for number in value)
-    return '' if value is None else f'{value:.3f}'
+def telling_figures(records: Sequence[Mapping[str, Any]], words: Words) -> list[str]:
+    """The figures of evaluations that tell whether a run has learnt, those that decide first, and own rewards."""
+    own = (key for record in records for key in record if key.startswith(OWN))
+    keys = dict.fromkeys((*words.levels, *words.changes, *own))
+    return [key for key in keys if any(known(record, key) for record in records)]
+
+
+def _told(record: Mapping[str, Any], key: str, words: Words) -> str:
+    if not known(record, key):
+        return ''
+    figure = estimate(record, key, words.shares)
+    return f'{figure.value:.3f}' + (f' ({figure.ends()})' if figure.interval else '')
+
+
+def write_csv(evals: Runs, path: Path) -> None:
+    """Write every figure of every evaluation as a row: run, stage, step, figure, value, standard error, interval."""
+    with path.open('w', newline='', encoding='utf-8') as file:
+        writer = csv.writer(file)
+        writer.writerow(['run', 'stage', 'step', 'figure', 'value', 'error', 'low', 'high'])
+        for run, records in evals.items():
+            for record in records:
+                for key in (key for key in scalars(record) if not key.endswith('_se')):
+                    figure = intervals.from_record(record, key)
+                    writer.writerow([run, record['stage'], record['step'], key, *figure])
 
 
 def named(folders: Sequence[Path]) -> dict[str, Path]:
@@ -130,23 +178,39 @@ def named(folders: Sequence[Path]) -> dict[str, Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', type=Path, help='folders of runs')
-    parser.add_argument('--output', type=Path, default=Path('compared.png'), help='picture to write, a new file')
+    parser.add_argument('--output', type=Path, action='append', help='a new file, by default compared.html')
     print_anything()
     arguments = parser.parse_args(list(map(at_home, sys.argv[1:])))
-    try:
-        check_file(arguments.output)
-    except ValueError as error:
-        parser.error(f'--output: {error}')
-    names = named(arguments.runs)
-    runs = {name: read_records(folder / METRICS) for name, folder in names.items()}
+    outputs = arguments.output or [Path('compared.html')]
+    for path in outputs:
+        if path.suffix not in ENDINGS:
+            parser.error(f'--output={path}: its ending is none of {", ".join(ENDINGS)}')
+        try:
+            check_file(path)
+        except ValueError as error:
+            parser.error(f'--output: {error}')
+    folders = named(arguments.runs)
+    runs, evals = ({name: read_records(folder / file) for name, folder in folders.items()} for file in (METRICS, EVALS))
     # A folder without steps would be an empty curve.
     if empty := [name for name, rows in runs.items() if not rows]:
         parser.error(f'no steps in {", ".join(empty)}; name folders of runs')
-    with whole_file(arguments.output) as partial:
-        draw(runs, partial)
-    evals = {name: read_records(folder / EVALS) for name, folder in names.items()}
-    seeds = are_seeds([read_run(folder) for folder in arguments.runs])
-    print(rise_table(runs, seeds=seeds), stage_table(evals), sep='\n\n')
+    configs = [read_run(folder) for folder in folders.values()]
+    words = {name: words_of(config['recipe']) for name, config in zip(folders, configs, strict=True)}
+    tables = {'Steps': rise_table(runs, seeds=are_seeds(configs)), 'Evaluations': stage_table(evals, words)}
+    picture = draw(runs, evals, words)
+    for path in outputs:
+        with whole_file(path) as partial:
+            if path.suffix == '.csv':
+                write_csv(evals, partial)
+            elif path.suffix == '.png':
+                partial.write_bytes(picture)
+            else:
+                exhibits = [Exhibit('Side by side', picture=picture)]
+                exhibits += [Exhibit(title, table=table) for title, table in tables.items()]
+                rows = [run_row(name, folder, path) for name, folder in folders.items()]
+                partial.write_text(overview([f'{len(runs)} runs'], rows, exhibits), 'utf-8', 'xmlcharrefreplace')
+    print(*map(markdown, tables.values()), sep='\n\n')
+    print(f'\nwritten: {", ".join(map(str, outputs))}')
 
 
 if __name__ == '__main__':

@@ -37,6 +37,8 @@ PANELS = {
     'margin': 'Margin of pairs',
     'sign_accuracy': 'Signs right',
 }
+OWN = 'own_'  # before the name of a user's function, in metrics
+WIDE = 6  # panels side by side
 INK, BLUE, GREY, RULE, RED = '#1f2937', '#2563eb', '#9ca3af', '#d1d5db', '#dc2626'
 
 Rows = Sequence[Mapping[str, Any]]
@@ -63,15 +65,16 @@ def learning_curve(rows: Rows) -> bytes:
 
     A step's value is a mean over `samples` samples, with the standard deviation `reward_std` (or `accuracy_std`).
     """
-    headline = headline_of(rows)
-    panels = [key for key in PANELS if logged(rows, key)]
+    headline, titles = headline_of(rows), panels_of(rows)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 6.4 if panels else 4.2), layout='constrained')
-        mosaic: Any = [[headline] * max(1, len(panels))] + ([panels] if panels else [])
-        axes = figure.subplot_mosaic(mosaic, height_ratios=[2.4, 1] if panels else [1])
+        wide = min(len(titles), WIDE) or 1
+        lines = [list(titles)[k : k + wide] for k in range(0, len(titles), wide)]
+        figure = Figure(figsize=(9, 4.2 + 2.2 * len(lines)), layout='constrained')
+        mosaic: Any = [[headline] * wide, *(line + ['.'] * (wide - len(line)) for line in lines)]
+        axes = figure.subplot_mosaic(mosaic, height_ratios=[2.4, *[1] * len(lines)])
         _draw_headline(axes[headline], rows, headline)
-        for key in panels:
-            axes[key].set_title(PANELS[key])
+        for key, title in titles.items():
+            axes[key].set_title(title)
             _draw_series(axes[key], rows, key, size=2)
             # The limit stands beside the cost that it bounds.
             if key == 'mean_cost':
@@ -88,6 +91,12 @@ def headline_of(rows: Rows) -> str:
     last = [row for row in rows if row.get('phase') == rows[-1].get('phase')]
     known = (key for part in (last, rows) for key in HEADLINES if logged(part, key))
     return next(known, 'reward')
+
+
+def panels_of(rows: Rows) -> dict[str, str]:
+    """The titles of the metrics that have a panel of their own, and of a user's own functions (`own_<name>`)."""
+    own = {key: f'{key.removeprefix(OWN)}, your own' for row in rows for key in row if key.startswith(OWN)}
+    return {key: title for key, title in (PANELS | own).items() if logged(rows, key)}
 
 
 def logged(rows: Rows, key: str) -> bool:

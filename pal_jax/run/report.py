@@ -9,20 +9,16 @@ learning curve. Figures are folded away, each with its meaning in the words of t
 from __future__ import annotations
 
 import base64
-import datetime
 import functools
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import markupsafe
 
-from pal_jax.run import files
+from pal_jax.run import files, pages
 from pal_jax.run.advice import advice, uses
 from pal_jax.run.curve import HEADLINES, learning_curve
 from pal_jax.run.files import write_whole
@@ -46,25 +42,33 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     The result is the path of the page.
 
     Raises:
+      ValueError: as `make_report`.
+    """
+    page, curve = make_report(workdir := Path(workdir))
+    if curve:
+        (workdir / CURVE).write_bytes(curve)
+    # A run counts as finished when its report exists.
+    return write_whole(workdir / REPORT, page, 'xmlcharrefreplace')
+
+
+def make_report(workdir: Path) -> tuple[str, bytes]:
+    """The report of a run as HTML, and its learning curve as a PNG; b'' where no figure has a curve.
+
+    Raises:
       ValueError: the folder has no training steps to report on, or is that of no run, or of no method.
     """
-    workdir = Path(workdir)
     rows, evals, dialogues = (read_records(workdir / name) for name in (METRICS, EVALS, DIALOGUES))
     if not rows:
         raise ValueError(f'{workdir / METRICS}: no steps to report on; train first, or name the folder of a run')
     config = read_run(workdir)
     words = words_of(config['recipe'])
     curve = learning_curve(rows) if any(finite_values(rows, key) for key in HEADLINES) else b''
-    if curve:
-        (workdir / CURVE).write_bytes(curve)
     summary = files.read_object(path) if (path := workdir / SUMMARY).exists() else {}
     rollouts = read_records(workdir / ROLLOUTS)
     folder = workdir.resolve()
     name = f'{folder.parent.name}: {folder.name}' if config.get('part_of') else folder.name
     head = [name, *described(config, summary)], uses(workdir, config, words)
-    page = render(head, words, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts)
-    # A run counts as finished when its report exists.
-    return write_whole(workdir / REPORT, page, 'xmlcharrefreplace')
+    return render(head, words, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts), curve
 
 
 def exhibits(workdir: Path) -> tuple[Sequence[Record], Sequence[Record]]:
@@ -105,13 +109,9 @@ def render(
     rollouts: Sequence[Record] = (),
 ) -> str:
     """The page as HTML; `head` has the parts of its title and the uses of the run."""
-    # Every text in the page comes from models, users or files, so every text is escaped.
-    env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    # Scores stand in their own order, the reward first.
-    env.policies['json.dumps_kwargs'] = {'sort_keys': False}
-    env.filters |= {'number': number, 'duration': duration, 'gigabytes': gigabytes, 'flat': flatten, 'digest': digest}
-    env.filters |= {f.__name__: functools.partial(f, words=words) for f in (meaning, explained)}
-    template = env.from_string(_text_of('report.html.jinja'))
+    template = pages.template(
+        'report.html.jinja', **{f.__name__: functools.partial(f, words=words) for f in (meaning, explained)}
+    )
     evaluations, (earlier, last) = by_stage(evals), exhibits
     by_turn = [(stage, lists) for stage, record in evaluations.items() if (lists := turn_lists(record))]
     verdict = judge(rows, evals, words)
@@ -132,7 +132,7 @@ def render(
         exhibit=None if pairs else lead_exhibit(earlier, last),
         exhibits=last,
         rollouts=few_samples(rollouts),
-        script=markupsafe.Markup(_text_of('report.js')),
+        script=markupsafe.Markup(pages.text_of('report.js')),
         times=PHASES,
         steps=words.steps,
         summary=summary,
@@ -233,40 +233,5 @@ def _cut(turn: Record, longest: int) -> Record:
     return {**turn, **{key: f'{text[:longest]} …' for key, text in texts.items() if len(text) > longest}}
 
 
-def digest(script: str) -> str:
-    """The name of a script in a content security policy, which is a hash of its text."""
-    return f'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'
-
-
-def _text_of(file: str) -> str:
-    return resources.files('pal_jax.run').joinpath(file).read_text(encoding='utf-8')
-
-
 def _moment(record: Record) -> tuple[int, str]:
     return record['step'], record['stage']
-
-
-def number(value: Any) -> str:
-    """A number with three significant digits, a whole number in full, or a dash for None."""
-    if value is None:
-        return '–'
-    return f'{value:,}' if isinstance(value, int) else f'{value:.3g}' if abs(value) < 1000 else f'{value:,.0f}'
-
-
-def duration(seconds: float) -> str:
-    """A duration as `1:02:03`, or as `7.3 s` below a minute."""
-    return f'{seconds:.1f} s' if seconds < 60 else str(datetime.timedelta(seconds=round(seconds)))
-
-
-def gigabytes(count: int | None) -> str:
-    """A number of bytes as the text of gigabytes, or a dash for None."""
-    return '–' if count is None else f'{count / 1e9:.1f} GB'
-
-
-def flatten(tree: Record, prefix: str = '') -> Iterable[tuple[str, Any]]:
-    """The values of nested settings with their keys, such as `ppo.clip`."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f'{prefix}{key}.')
-        else:
-            yield prefix + key, value

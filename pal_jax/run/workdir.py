@@ -62,8 +62,7 @@ def read_run(workdir: Path) -> dict[str, Any]:
     """The config of the run in a folder. Raises ValueError where there is no config, or it names no recipe."""
     path = workdir / CONFIG
     if not path.is_file():
-        stages = sorted(folder.parent.name for folder in workdir.glob(f'*/{CONFIG}'))
-        if stages:
+        if stages := sorted(folder.name for folder in stage_folders(workdir)):
             raise ValueError(f'{workdir} has a folder for each stage of a run; name one: {", ".join(stages)}')
         raise ValueError(f'{workdir} is no run of this package: {CONFIG} is missing; name the folder of a run')
     try:
@@ -74,6 +73,13 @@ def read_run(workdir: Path) -> dict[str, Any]:
         raise ValueError(f'{path} is not the config of a run: it names no recipe; name another folder')
     renamed = importlib.import_module('pal_jax.recipes').RENAMED
     return config | {'recipe': renamed.get(recipe, recipe)}
+
+
+def stage_folders(workdir: Path) -> list[Path]:
+    """The folders of the stages in a folder that is no run itself, in the order in which they were begun."""
+    if (workdir / CONFIG).exists():
+        return []
+    return [path.parent for path in sorted(workdir.glob(f'*/{CONFIG}'), key=lambda path: path.stat().st_mtime)]
 
 
 @contextlib.contextmanager

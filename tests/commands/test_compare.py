@@ -1,10 +1,19 @@
-"""Several runs in one picture and two tables."""
+"""Several runs in one picture, in tables, on a page and as CSV."""
 
 from __future__ import annotations
 
+import csv
+import json
+
+import pytest
 from scipy import stats
 
 from pal_jax.commands.compare import are_seeds, draw, rise_table, stage_table
+from pal_jax.run.glossary import words_of
+from pal_jax.run.metrics import MetricsWriter
+from tests import browser, shell
+
+WORDS = words_of('rlpa')
 
 
 def rows(level, steps=20):
@@ -12,29 +21,34 @@ def rows(level, steps=20):
     return [{'step': 0, 'phase': 'warm-up', 'loss': 1.0}, *part]
 
 
-def test_the_rise_of_each_run_is_told_and_that_of_seeds_with_its_error(tmp_path):
+def test_the_rise_of_each_run_is_told_and_that_of_seeds_with_its_error():
     runs = {'a': rows(0.0), 'b': rows(1.0), 'short': rows(0.0, steps=5)}
-    lines = rise_table(runs).splitlines()
-    assert lines[2:] == [
-        '| a | 0.075 | 0.875 | +0.800 |',
-        '| b | 1.075 | 1.875 | +0.800 |',
-        '| short | 0.000 | 0.200 | +0.200 |',
+    assert rise_table(runs)[1:] == [
+        ['a', 'reward', '0.075', '0.875', '+0.800'],
+        ['b', 'reward', '1.075', '1.875', '+0.800'],
+        ['short', 'reward', '0.000', '0.200', '+0.200'],
     ]
-    *_, means = rise_table(runs, seeds=True).splitlines()
+    *_, means = rise_table(runs, seeds=True)
     ends = stats.t.interval(0.95, 2, 0.6, 0.2)  # of .8, .8 and .2
-    assert f'| +0.600 ± 0.200 ({ends[0]:+.3f} to {ends[1]:+.3f}) |' in means and means.startswith('| 3 seeds |')
-    draw(runs, tmp_path / 'runs.png')
-    assert (tmp_path / 'runs.png').read_bytes().startswith(b'\x89PNG')
+    assert means[0] == '3 seeds' and means[-1] == f'+0.600 ± 0.200 ({ends[0]:+.3f} to {ends[1]:+.3f})'
+    assert draw(runs, {name: [] for name in runs}, dict.fromkeys(runs, WORDS)).startswith(b'\x89PNG')
 
 
-def test_runs_are_compared_by_the_figure_of_their_method(tmp_path):
-    """A run without rewards or formats ended in a traceback, beside empty panels."""
-    runs = {'a': [{'step': i, 'phase': 'dpo', 'accuracy': i / 10, 'margin': 0.1} for i in range(10)]}
-    assert rise_table(runs).splitlines()[0] == '| run | accuracy, first fifth | last fifth | gain |'
-    assert rise_table(runs).endswith('| a | 0.050 | 0.850 | +0.800 |')
-    draw(runs, tmp_path / 'runs.png')
-    lines = stage_table({'a': [{'step': 0, 'stage': 'base', 'accuracy': 0.5}]}).splitlines()
-    assert lines[0] == '| run | stage | people | accuracy |' and lines[2] == '| a | base |  | 0.500 |'
+def test_each_run_is_told_by_the_figure_of_its_method():
+    """Runs without rewards or formats ended in a traceback, and runs of several methods had the figure of the first."""
+    runs = {'a': [{'step': i, 'phase': 'dpo', 'accuracy': i / 10, 'margin': 0.1} for i in range(10)], 'b': rows(0.0)}
+    assert rise_table(runs)[1] == ['a', 'accuracy', '0.050', '0.850', '+0.800'] and rise_table(runs)[2][1] == 'reward'
+    silent = {'bench': [{'step': 0, 'phase': 'bench', 'rows': 3}]}
+    assert len(rise_table(silent)) == 1
+    gained = {'step': 4, 'stage': 'final', 'people': 30, 'seen_gain': 0.125, 'seen_gain_interval': [0.1, 0.15]}
+    evals = {'a': [{'step': 0, 'stage': 'base', 'accuracy': 0.5}], 'b': [gained]}
+    words = {'a': words_of('dpo'), 'b': words_of('personal.pal')}
+    assert stage_table(evals, words) == [
+        ['run', 'stage', 'accuracy', 'seen_gain'],
+        ['a', 'base', '0.500', ''],
+        ['b', 'final', '', '0.125 (0.100 to 0.150)'],
+    ]
+    assert draw(runs, evals, words).startswith(b'\x89PNG')
 
 
 def test_runs_that_differ_in_their_seeds_alone_are_seeds():
@@ -43,9 +57,43 @@ def test_runs_that_differ_in_their_seeds_alone_are_seeds():
     assert not are_seeds(configs[:1]) and not are_seeds([*configs, {'recipe': 'rlpa', 'seed': 3, 'total_steps': 2}])
 
 
-def test_evaluations_stand_by_stage_and_kind_of_people():
-    record = {'step': 0, 'stage': 'base', 'reward': 0.5, 'unseen_reward': 0.25, 'f1_by_turn': [0.0, 0.5]}
-    lines = stage_table({'a': [record]}).splitlines()
-    assert lines[2].startswith('| a | base |  | 0.500 |')
-    assert '| 0.00 0.50 |' in lines[2]
-    assert lines[3].startswith('| a | base | unseen | 0.250 |')
+def test_lists_by_turn_stand_in_the_table():
+    record = {'step': 0, 'stage': 'base', 'reward': 0.5, 'f1_by_turn': [0.0, 0.5]}
+    assert stage_table({'a': [record]}, {'a': WORDS})[1] == ['a', 'base', '0.500', '0.00 0.50']
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    for name, seed in (('a', 0), ('b <i>', 1)):
+        folder = tmp_path / 'runs' / name
+        with MetricsWriter(folder) as writer:
+            writer.evaluation({'step': 0, 'stage': 'base', 'reward': 0.25, 'reward_se': 0.02, 'people': 8})
+            for row in rows(0.0, 6):
+                writer.write(row['step'], row['phase'], {'reward': row.get('reward', 0.0)})
+            writer.evaluation({'step': 6, 'stage': 'final', 'reward': 0.75, 'reward_se': 0.02, 'people': 8})
+        (folder / 'config.json').write_text(json.dumps({'recipe': 'rlpa', 'seed': seed}))
+    (tmp_path / 'runs' / 'a' / 'report.html').write_text('a')
+    return tmp_path
+
+
+def compare(folder, *arguments):
+    return shell.run('pal_jax', 'compare', *(f'{folder}/runs/{name}' for name in ('a', 'b <i>')), *arguments)
+
+
+def test_a_page_a_picture_and_a_table_of_numbers(two_runs):
+    done = compare(two_runs, *(f'--output={two_runs}/c.{ending}' for ending in ('html', 'png', 'csv')))
+    assert '| 2 seeds |' in done.stdout and (two_runs / 'c.png').read_bytes().startswith(b'\x89PNG')
+    page = (two_runs / 'c.html').read_text()
+    assert 'href="runs/a/report.html"' in page and 'b &lt;i&gt;' in page and page.count('<b>Yes:</b>') == 2
+    numbers = list(csv.DictReader((two_runs / 'c.csv').read_text().splitlines()))
+    (last,) = (row for row in numbers if (row['run'], row['stage'], row['figure']) == ('b <i>', 'final', 'reward'))
+    assert (float(last['value']), float(last['error'])) == (0.75, 0.02)
+    assert compare(two_runs, f'--output={two_runs}/c.csv').returncode == 2  # it is there
+    assert 'c.txt' in compare(two_runs, f'--output={two_runs}/c.txt').stderr
+
+
+@pytest.mark.long
+def test_the_page_of_a_comparison_in_a_browser(two_runs):
+    compare(two_runs, f'--output={two_runs}/compared.html')
+    with browser.opened(two_runs / 'compared.html') as page:
+        assert page.locator('img').count() == 1 and page.locator('table').count() == 3

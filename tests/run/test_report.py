@@ -16,17 +16,15 @@ import pytest
 
 from pal_jax.__main__ import COMMANDS
 from pal_jax.run.advice import advice, uses
-from pal_jax.run.curve import learning_curve, plot_turns, running_mean
+from pal_jax.run.curve import learning_curve, panels_of, plot_turns, running_mean
 from pal_jax.run.glossary import CORE, meaning, words_of
 from pal_jax.run.metrics import EVALS, METRICS, MetricsWriter, read_records
+from pal_jax.run.pages import duration, flatten, number
 from pal_jax.run.report import (
     before_and_after,
-    duration,
     few_samples,
-    flatten,
     grouped,
     lead_exhibit,
-    number,
     number_rows,
     side_by_side,
     write_report,
@@ -38,6 +36,13 @@ from tests import browser
 
 ROOT = Path(__file__).parents[2]
 ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+def test_own_rewards_have_panels_and_many_panels_stand_in_rows():
+    rows = [{'step': i, 'phase': 'rl', 'reward': 0.1 * i, 'own_short': -i, 'kl': 0.0} for i in range(6)]
+    assert list(panels_of(rows)) == ['kl', 'own_short'] and 'short' in panels_of(rows)['own_short']
+    many = [{**row, **{f'own_{k}': k for k in range(9)}} for row in rows]
+    assert learning_curve(many).startswith(b'\x89PNG')
 
 
 def dialogue(step, stage, person, reply='Hi'):

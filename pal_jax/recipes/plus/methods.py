@@ -103,12 +103,6 @@ def table(entries: Sequence[Entry]) -> list[list[str]]:
     return rows
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """The table in Markdown; its first row is the head."""
-    head, *body = ['| ' + ' | '.join(row) + ' |' for row in rows]
-    return '\n'.join([head, '|' + '---|' * len(rows[0]), *body]) + '\n'
-
-
 def _told(entries: Sequence[Entry], key: str) -> str:
     figure = over_seeds(entries, key)
     return '' if np.isnan(figure.value) else figure.with_error()

@@ -25,8 +25,8 @@ from pal_jax.recipes.plus import methods
 from pal_jax.recipes.plus.settings import Settings as Single
 from pal_jax.run import files, piecework
 from pal_jax.run.metrics import EVALS, METRICS, read_records
+from pal_jax.run.pages import duration, gigabytes, markdown
 from pal_jax.run.recipe import Context, Evaluation, Host, Recipe, check_at_least
-from pal_jax.run.report import duration, gigabytes
 from pal_jax.run.settings import Run, changed
 from pal_jax.run.stages import Stage, make_stage
 from pal_jax.run.summary import SUMMARY
@@ -127,7 +127,7 @@ class Table:
     def finish(self, records: Sequence[dict[str, Any]]) -> Evaluation:
         """Write the table of all runs into the folder, and print it."""
         entries = [methods.Entry(**record) for record in records]
-        text = f'{methods.markdown(methods.table(entries))}\n{methods.KEY}\n'
+        text = f'{markdown(methods.table(entries))}\n\n{methods.KEY}\n'
         (self.folder / MARKDOWN).write_text(text, encoding='utf-8')
         print(text)
         rows = [tell(self.runs / f'{name}-{seed}') for name, seed in self.places]

@@ -9,6 +9,7 @@ from scipy import stats
 from pal_jax.recipes.plus import methods
 from pal_jax.recipes.plus.figures import METHODS
 from pal_jax.recipes.plus.methods import Entry
+from pal_jax.run.pages import markdown
 
 RNG = np.random.default_rng(0)
 RIGHT = {'plus': RNG.binomial(1, 0.9, (3, 64)), 'context': RNG.binomial(1, 0.7, (3, 64))}
@@ -61,7 +62,7 @@ def test_one_seed_has_no_error():
 
 
 def test_markdown_has_a_line_a_method():
-    text = methods.markdown(methods.table(ENTRIES))
+    text = markdown(methods.table(ENTRIES))
     lines = text.splitlines()
     assert len(lines) == 4
     assert len({line.count('|') for line in lines}) == 1

@@ -20,6 +20,7 @@ from pal_jax.recipes.personal.bench.leakage import ASYMMETRY, NOTHING, Finding
 from pal_jax.recipes.personal.figures import METHODS
 from pal_jax.recipes.personal.judged import JudgedPairs, MethodFigures, Paired
 from pal_jax.recipes.personal.pictures import plot_by_comparisons
+from pal_jax.run import pages
 from pal_jax.run.curve import BLUE, GREY, INK, STYLE, png
 from pal_jax.run.intervals import Estimate
 from pal_jax.types import Exhibit
@@ -345,8 +346,7 @@ def markdown(exhibits: Sequence[Exhibit], title: str, picture_names: Sequence[st
     for exhibit in exhibits:
         parts += [f'## {exhibit.title}', *([exhibit.text] if exhibit.text else [])]
         if exhibit.table:
-            head, *rows = ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in exhibit.table]
-            parts.append('\n'.join([head, '|' + '---|' * len(exhibit.table[0]), *rows]))
+            parts.append(pages.markdown(exhibit.table))
         if exhibit.picture:
             parts.append(f'![{exhibit.title}]({next(names)})')
     return '\n\n'.join(parts) + '\n'
