@@ -2,7 +2,8 @@
 
   pal-jax report runs/rlpa           or --workdir=runs/rlpa
 
-The report is report.html in the run's folder, with learning_curve.png beside it.
+The report is report.html in the run's folder, with learning_curve.png beside it. A run of stages has a report for each
+stage, and report.html above them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import sys
 from pathlib import Path
 
 from pal_jax.run.files import at_home
+from pal_jax.run.overview import write_front_page
 from pal_jax.run.progress import print_anything
 from pal_jax.run.report import write_report
-from pal_jax.run.workdir import read_run
+from pal_jax.run.workdir import read_run, stage_folders
 
 
 def main() -> None:
@@ -27,6 +29,9 @@ def main() -> None:
         sys.exit(2)
     folder = Path(at_home(sys.argv[1].removeprefix('--workdir=')))
     try:
+        if stages := stage_folders(folder):
+            print(*map(write_report, stages), write_front_page(folder), sep='\n')
+            return
         # A folder that is no run is refused here.
         read_run(folder)
         print(write_report(folder))

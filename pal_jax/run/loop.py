@@ -15,6 +15,7 @@ from pal_jax.run import checkpoint, devices, inputs, outputs, processes, report,
 from pal_jax.run.faults import Fault, faults
 from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.metrics import MetricsWriter, require_wandb
+from pal_jax.run.overview import write_front_page
 from pal_jax.run.processes import Place
 from pal_jax.run.progress import Progress, evaluation_text
 from pal_jax.run.recipe import KEPT, Context, Evaluation, Recipe
@@ -49,6 +50,8 @@ def train_all(settings: Run, workdir: Path, place: Place | None = None) -> int:
             faults(stack.enter_context, held(stage.folder))
             if status := train(stage.settings, stage.folder):
                 return status
+        if stage.settings.part_of and jax.process_index() == 0:
+            Progress().log(f'all stages: {faults(write_front_page, stage.folder.parent)}')
         before = stage.settings.recipe
     return 0
 
