@@ -34,6 +34,7 @@ COMMANDS = {
     'plan': 'pal_jax.commands.plan',
     'compare': 'pal_jax.commands.compare',
     'report': 'pal_jax.commands.report',
+    'watch': 'pal_jax.commands.watch',
 }
 HELP = '-h', '--help', '-help', 'help'
 
