@@ -33,8 +33,7 @@ function go(place) {
   found('back').disabled = place === 0;
   found('on').disabled = place === shown.length - 1;
   const scores = Object.entries(record.scores || {}).map(([name, value]) => `${name} ${Number(value).toFixed(2)}`);
-  const parts = [`step ${record.step}`, record.round && `turn ${record.round}`,
-    record.judged === false ? 'not judged' : scores.join(' · ')];
+  const parts = [`step ${record.step}`, record.round && `turn ${record.round}`];
   found('where').textContent = `${place + 1} of ${shown.length}: ${parts.filter(Boolean).join(', ')}`;
   const dialogue = found('dialogue');
   dialogue.replaceChildren();
@@ -44,6 +43,7 @@ function go(place) {
     if (turn.profile) put(box, 'span', 'profile', turn.profile);
     box.appendChild(document.createTextNode(turn.content));
   }
+  put(dialogue, 'p', 'soft', record.judged === false ? 'not judged' : scores.join(' · '));
 }
 
 for (const step of new Set(records.map(each => each.step))) put(found('only'), 'option', '', String(step));

@@ -24,6 +24,7 @@ from pal_jax.recipes.rlpa.dialogue import DialogueGame, converse
 from pal_jax.recipes.rlpa.improvement import Improvement, normalized_improvement
 from pal_jax.recipes.rlpa.people import content
 from pal_jax.recipes.rlpa.profiles import match_exactly, profile_f1
+from pal_jax.recipes.rlpa.rollouts import scores_of
 from pal_jax.recipes.rlpa.users import revealed
 from pal_jax.run import intervals
 from pal_jax.run.bootstrap import interval, means, resampled_means
@@ -184,7 +185,7 @@ def describe_dialogue(talk: Talk) -> Mapping[str, Any]:
     for sample in talk:
         parsed = sample.parsed
         turns.append({'role': 'user', 'content': sample.source.turns[-1].content})
-        scores = {name: sample.info[name] for name in ('profile', 'response', 'strict')} | {'total': sample.reward}
+        scores = scores_of(sample, 'profile', 'response', 'strict') | {'total': sample.reward}
         content, profile = (parsed.reply, parsed.profile) if parsed else (sample.completion.text, '')
         turns.append({'role': 'assistant', 'content': content, 'profile': profile, 'rewards': scores})
     return {'person': person.id, 'facts': list(person.facts), 'turns': turns}

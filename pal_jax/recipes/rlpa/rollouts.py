@@ -47,7 +47,7 @@ def describe_sample(sample: Sample) -> Mapping[str, Any]:
         turns.append({'role': turn.role, 'content': turn.content, 'profile': turn.profile})
     content, profile = (parsed.reply, parsed.profile) if parsed else (sample.completion.text, '')
     turns.append({'role': 'assistant', 'content': content, 'profile': profile})
-    scores = {'reward': sample.reward, **{name: sample.info[name] for name in ('profile', 'response', 'format')}}
+    scores = {'reward': sample.reward, **scores_of(sample, 'profile', 'response', 'format')}
     person = sample.source.person
     return {
         'person': person.id,
@@ -57,3 +57,9 @@ def describe_sample(sample: Sample) -> Mapping[str, Any]:
         'scores': scores,
         'turns': turns,
     }
+
+
+def scores_of(sample: Sample, *names: str) -> dict[str, float]:
+    """The scores of these names, and those of a user's own functions."""
+    own = (name for name in sample.info if name.startswith('own_'))
+    return {name: sample.info[name] for name in (*names, *own)}
