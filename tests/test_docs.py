@@ -107,6 +107,23 @@ def test_commands_of_a_page_run(page, tmp_path):
             assert done.returncode == 0, f'{block.text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}'
 
 
+@pytest.mark.long
+def test_the_cells_of_the_notebook_run(tmp_path):
+    jupytext = pytest.importorskip('jupytext', reason='needs pip install jupytext')
+    pytest.importorskip('pandas', reason='needs pip install pandas')
+    notebook = jupytext.read(DOCS / 'howto' / 'notebook.md')
+    script = '\n'.join(cell.source for cell in notebook.cells if cell.cell_type == 'code')
+    environment = (
+        os.environ | shell.PLAIN | {'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path]), 'MPLBACKEND': 'agg'}
+    )
+    line = [sys.executable, '-c', script]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all(
+        (tmp_path / name).exists() for name in ('reward.png', 'runs/short/report.html', 'runs/parity/report.html')
+    )
+
+
 # --- the site -------------------------------------------------------------------------------------------------------
 
 

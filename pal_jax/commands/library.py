@@ -92,7 +92,8 @@ def train(
 
     Args:
       config: the name of a config of the package or a config file, with `:variant` behind it, such as 'rl:smoke'.
-      changes: values by the keys of the config, with dots, such as `{'ppo.kl_coef': 0.1}`.
+      changes: values by the keys of the config, with dots, such as `{'ppo.kl_coef': 0.1}`. A key that takes
+        FILE.py:NAME takes a function or a class of this program as well, as in `{'rl.game': MyGame}`.
       reward: functions of this program that pay answers, for methods with `reward.function`.
       workdir: the folder of the run, by default runs/<config>.
 
@@ -101,10 +102,12 @@ def train(
       RuntimeError: a model or a file cannot be had, or an own function fails.
       KeyboardInterrupt: a signal stopped the run; its checkpoint is saved.
     """
-    functions = _by_name(reward)
-    texts = {key: str(value) for key, value in (changes or {}).items()}
-    if functions:
-        texts['reward.function'] = ','.join(f'{own.PYTHON}{name}' for name in functions)
+    paying = _by_name([reward] if callable(reward) else reward)
+    changes = dict(changes or {})
+    functions = _by_name([*paying.values(), *(part for value in changes.values() for part in _callables(value))])
+    texts = {key: _text(value) for key, value in changes.items()}
+    if paying:
+        texts['reward.function'] = ','.join(map(_text, paying.values()))
     # The folder is named after config and variant.
     name = config.replace(':', '-').rpartition('/')[2].replace('.py', '')
     folder = Path(workdir or Path('runs') / name)
@@ -118,13 +121,13 @@ def train(
 def evaluate(
     workdir: str | os.PathLike[str], *, step: int | None = None, reward: Reward | Sequence[Reward] = ()
 ) -> dict[str, Any]:
-    """The figures of a checkpoint of a run, by default the last one. A run that was paid by functions of a Python
-    program needs them again.
+    """The figures of a checkpoint of a run, by default the last one. A run that has functions or classes of a Python
+    program (rewards, a judge, a game) needs them again, all of them as `reward`.
 
     Raises:
       ValueError: the folder is not that of a run, or has no such checkpoint.
     """
-    with _errors(), own.given(_by_name(reward)):
+    with _errors(), own.given(_by_name([reward] if callable(reward) else reward)):
         at, evaluation = loop.evaluate_checkpoint(read_settings(workdir), Path(workdir), step)
     return {'step': at, **evaluation.record}
 
@@ -154,13 +157,24 @@ def personalize(source: str | os.PathLike[str], choices: str | os.PathLike[str],
     return pal_person.to_record(run, choices_of_person, pal_person.fit(run, choices_of_person))
 
 
-def _by_name(reward: Reward | Sequence[Reward]) -> dict[str, Reward]:
-    """Functions that pay answers, by the names that a config has for them. Raises ValueError where two have one."""
-    functions = [reward] if callable(reward) else list(reward)
+def _by_name(functions: Sequence[Reward]) -> dict[str, Reward]:
+    """Functions and classes by the names that a config has for them. Raises ValueError where two have one."""
     by_name = {function.__name__: function for function in functions}
     if len(by_name) < len(functions):
-        raise ValueError('reward: two functions have one name; rename one, figures are called by it')
+        raise ValueError('two functions have one name; rename one, configs and figures call them by it')
     return by_name
+
+
+def _callables(value: Any) -> list[Any]:
+    """The functions and classes in a value of a change."""
+    return [part for part in (value if isinstance(value, list | tuple) else [value]) if callable(part)]
+
+
+def _text(value: Any) -> str:
+    """A value of a change as the text of a config, in which functions and classes have their names."""
+    if isinstance(value, list | tuple):
+        return str(tuple(_text(part) if callable(part) else part for part in value))
+    return f'{own.PYTHON}{value.__name__}' if callable(value) else str(value)
 
 
 @contextlib.contextmanager

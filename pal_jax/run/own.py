@@ -100,7 +100,7 @@ def _found(key: str, text: str) -> tuple[Path, str, Callable[..., Any]]:
         if name not in _GIVEN.get():
             raise ValueError(
                 f'{key}={text!r} is a function of the Python program that began this run; go on from there, by '
-                f'pal_jax.train(..., reward={name})'
+                f'pal_jax.train(..., {{{key!r}: {name}}})'
             )
         call = _GIVEN.get()[name]
         return Path(call.__code__.co_filename if inspect.isfunction(call) else '-'), name, call

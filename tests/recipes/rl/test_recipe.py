@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import pal_jax
+from pal_jax.commands import library
 from pal_jax.learners.ppo_settings import PPO
 from pal_jax.models.files import sources
 from pal_jax.objectives.advantages import standardised
@@ -21,6 +22,7 @@ from pal_jax.recipes.rl.prompts import PromptRow, read_prompts
 from pal_jax.recipes.rl.settings import PromptSettings
 from pal_jax.recipes.rl.sources import PaidGames
 from pal_jax.run import devices
+from pal_jax.run import own as own_parts
 from pal_jax.run.recipe import Context
 from pal_jax.run.record_scorer import RecordScorer
 from pal_jax.types import Completion, Sample
@@ -260,6 +262,26 @@ def test_a_run_from_python_with_a_function_that_is_resumed_and_answers(tmp_path,
     assert figures['step'] == 2 and figures['reward'] == again.evaluations[-1]['reward']
     with pytest.raises(ValueError, match='python:vowels'):
         pal_jax.evaluate(folder)
+
+
+def test_functions_and_classes_of_a_program_are_values_of_any_key_that_takes_a_file():
+    def judge(dialogues, inferred, replies, seed):
+        return [1.0] * len(replies)
+
+    class Sticks:
+        name = 'sticks'
+
+    changes = {'reward.judge': judge, 'play.games': (Sticks, 'tictactoe'), 'total_steps': 2, 'sizes': [1, 2]}
+    assert {key: library._text(value) for key, value in changes.items()} == {
+        'reward.judge': 'python:judge', 'play.games': "('python:Sticks', 'tictactoe')", 'total_steps': '2',
+        'sizes': '(1, 2)',
+    }  # fmt: skip
+    with own_parts.given(library._by_name([judge, Sticks])):
+        assert own_parts.load('play.games', 'python:Sticks')().name == 'sticks'
+        loaded = own_parts.load('reward.judge', 'python:judge', 'dialogues', 'inferred', 'replies', 'seed')
+        assert loaded([], [], ['a', 'b'], 0) == [1.0, 1.0]
+        with pytest.raises(ValueError, match='reward.judge'):
+            own_parts.load('reward.judge', 'python:judge', 'prompts')
 
 
 def test_wrong_inputs_from_python_are_value_errors(tmp_path):
