@@ -1,14 +1,15 @@
 """Trains adapters for clients of `tinker`, whose loops run elsewhere in plain Python.
 
-  python -m pal_jax.serve_training --model=my_model                  at http://127.0.0.1:8123
+  python -m pal_jax.serve_training                                   at http://127.0.0.1:8123
   TINKER_BASE_URL=http://127.0.0.1:8123 TINKER_API_KEY=tml-local python my_loop.py
 
 Options:
-  --model=NAME        a Hugging Face folder or hub id, by which clients name the base, too
+  --model=NAME        a Hugging Face folder or hub id, gguf:<file>, random:tiny; default the embedded model
   --host=ADDRESS      default 127.0.0.1; any other needs PAL_JAX_TOKEN=tml-... in the environment, which clients must
                       then send as TINKER_API_KEY
   --port=N            default 8123
-  --workdir=FOLDER    where weights are saved, below tinker/; default runs/training_server
+  --workdir=FOLDER    where weights are saved, below tinker/, and tokenizers of other sources than folders and hub ids,
+                      below bases/; default runs/training_server
   --dtype=NAME        of matrix products: float32, bfloat16 or auto, the best of this machine; default auto
   --max_len=N         tokens of a sequence; default 2048, or what the model has room for
   --max_rank=N        the largest rank of adapters; default 128
@@ -34,14 +35,16 @@ from pathlib import Path
 import jax
 import uvicorn
 from absl import flags
+from fastapi import FastAPI
 
 from pal_jax.commands.talking import CACHE
 from pal_jax.decode.choose import TOKEN
 from pal_jax.decode.serve.listening import HttpServer, listen
+from pal_jax.models.files import sources
 from pal_jax.run import cli, devices
 from pal_jax.run.processes import host_port
 
-MODEL = flags.DEFINE_string('model', None, 'The base.')
+MODEL = flags.DEFINE_string('model', sources.EMBEDDED, 'The base.')
 HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
 PORT = flags.DEFINE_integer('port', 8123, 'Port to listen on.', lower_bound=0, upper_bound=65535)
 DTYPE = flags.DEFINE_string('dtype', 'auto', 'Of matrix products.')
@@ -61,11 +64,11 @@ def main() -> None:
     listener, key = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
         cli.faults(check_key, key)
-        app = cli.faults(make, key)
+        app, name = cli.faults(make, key)
         # The socket listens before its address is told: who calls from now on waits and is not refused.
         cli.faults(listener.listen, 2048)
         address = f'http://{host_port(HOST.value, listener.getsockname()[1])}'
-        print(f'serving {MODEL.value}: TINKER_BASE_URL={address} TINKER_API_KEY=tml-...', flush=True)
+        print(f'serving {name}: TINKER_BASE_URL={address} TINKER_API_KEY=tml-...', flush=True)
         config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=5, timeout_keep_alive=75)
         # The server of uvicorn raises the signal again once it has drained.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -85,13 +88,11 @@ def check_key(key: str) -> None:
         raise ValueError(f'{TOKEN} is no key that the client sends; let it begin with tml-')
 
 
-def make(key: str):
-    """The HTTP application, with its model loaded and its executor running."""
+def make(key: str) -> tuple[FastAPI, str]:
+    """The HTTP application, with its model loaded and its executor running, and the base's name for clients."""
     from pal_jax.training_server.app import make_app
     from pal_jax.training_server.start import make_service
 
-    if not MODEL.value:
-        raise ValueError('no base; give a Hugging Face folder or hub id with --model=NAME')
     devices.initialize(Path(CACHE).expanduser())
     if jax.process_count() > 1:
         raise ValueError(f'{jax.process_count()} processes were started; this server runs in one')
@@ -100,7 +101,7 @@ def make(key: str):
         max_len=MAX_LEN.value, max_rank=MAX_RANK.value, rows=ROWS.value, slots=SLOTS.value, line=LINE.value,
         share=TRAIN_SHARE.value, scan_layers=SCAN_LAYERS.value,
     )  # fmt: skip
-    return make_app(service, key=key, body_limit=BODY_MIB.value << 20)
+    return make_app(service, key=key, body_limit=BODY_MIB.value << 20), service.base_name
 
 
 if __name__ == '__main__':

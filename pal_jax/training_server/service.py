@@ -82,10 +82,10 @@ class Service:
     """
 
     def __init__(
-        self, trainer: Trainer, store: Store, sampler: Sampler, tokenizer: Tokenizer, *, tokenizer_id: str,
-        line: int = 8192, share: float = 0.5,
+        self, trainer: Trainer, store: Store, sampler: Sampler, tokenizer: Tokenizer, *, line: int = 8192,
+        share: float = 0.5,
     ):  # fmt: skip
-        self.trainer, self.store, self.tokenizer, self.tokenizer_id = trainer, store, tokenizer, tokenizer_id
+        self.trainer, self.store, self.tokenizer = trainer, store, tokenizer
         self.decoder, self.line = sampler.decoder, line
         self.executor = Executor(sampler, share=share)
         self.futures = Futures()
@@ -160,7 +160,7 @@ class Service:
     def about_model(self, model_id: str) -> dict[str, Any]:
         """The information about a model."""
         shape, cfg = self.tenant(model_id).shape, self.trainer.base.cfg
-        data = {'arch': cfg.family, 'model_name': self.base_name, 'tokenizer_id': self.tokenizer_id}
+        data = {'arch': cfg.family, 'model_name': self.base_name, 'tokenizer_id': self.base_name}
         return {
             'type': 'get_info', 'model_id': model_id, 'model_name': self.base_name, 'model_data': data, 'is_lora': True,
             'lora_rank': shape.rank,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 from jax.sharding import Mesh
 
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.models.files import sources
+from pal_jax.models.files.sources import Source
 from pal_jax.models.params import decoder_specs
 from pal_jax.run import devices, sharding
 from pal_jax.training_server.sampler import Sampler, never_ending
@@ -20,17 +22,37 @@ from pal_jax.training_server.trainer import Base, Trainer
 GRAIN = 256
 
 
+def resolved(model: str, workdir: Path) -> tuple[Source, str, str]:
+    """The model, the source that saved adapters name as their base, and the base's name for clients.
+
+    `model` is a Hugging Face folder or hub id, or another source of `models.files.sources`. Clients hand the name to
+    `AutoTokenizer`. For a source that it cannot open, the name is that of a folder in `workdir` with its tokenizer and
+    config.
+
+    Raises:
+      ValueError, RuntimeError: as `sources.resolve`.
+    """
+    if not model.startswith(('gguf:', 'hf:', 'peft:', 'random:')):
+        model = f'hf:{model}'
+    source, plain = sources.resolve(model), model.removeprefix('hf:')
+    if plain != model:
+        return source, plain, plain
+    # The client cuts a name at a colon.
+    folder = workdir.absolute() / 'bases' / re.sub(r'[^\w.-]+', '_', model)
+    sources.keep(folder, source, source.tokenizer())
+    return source, model, str(folder)
+
+
 def make_service(
     model: str, workdir: Path, mesh: Mesh, *, dtype: str = 'auto', max_len: int = 2048, max_rank: int = 128,
     rows: int = 4, slots: int = 32, line: int = 8192, share: float = 0.5, scan_layers: bool = False,
 ) -> Service:  # fmt: skip
-    """The service of a Hugging Face folder or hub id, or of another source of `models.files.sources`.
+    """The service of a model, see `resolved`.
 
     Raises:
-      ValueError, RuntimeError: as `sources.resolve`, or a dimension of the model does not divide over the mesh.
+      ValueError, RuntimeError: as `resolved`, or a dimension of the model does not divide over the mesh.
     """
-    kinds = 'gguf:', 'hf:', 'random:'
-    source = sources.resolve(model if model.startswith(kinds) else f'hf:{model}')
+    source, origin, name = resolved(model, workdir)
     cfg = devices.for_platform(source.config, dtype, scan_layers=scan_layers)
     tied, tokenizer = cfg.tie_embed, source.tokenizer()
     cfg = dataclasses.replace(cfg, max_len=min(cfg.max_len, max_len))
@@ -39,10 +61,7 @@ def make_service(
         # An adapter on the output matrix leaves the embeddings as they are, so the matrix is a leaf of its own. Both
         # leaves are one array.
         cfg, params = dataclasses.replace(cfg, tie_embed=False), {**params, 'unembed': params['embed']}
-    base = Base(model, cfg, params, mesh)
+    base = Base(name, origin, cfg, params, mesh)
     decoder = LocalDecoder(cfg, never_ending(tokenizer), mesh, slots=slots, grain=GRAIN)
     trainer, store = Trainer(base, rows=rows, max_rank=max_rank), Store(workdir.absolute() / 'tinker', base)
-    return Service(
-        trainer, store, Sampler(decoder, base), tokenizer, tokenizer_id=model.removeprefix('hf:'), line=line,
-        share=share,
-    )  # fmt: skip
+    return Service(trainer, store, Sampler(decoder, base), tokenizer, line=line, share=share)

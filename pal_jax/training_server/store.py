@@ -87,7 +87,7 @@ class Store:
         # What is to be replaced stays until the new folder is whole.
         fresh = fresh_beside(saved.folder, 'new') if saved.folder.exists() else saved.folder
         with whole_folder(fresh) as partial:
-            peft.save(tenant.params, self.base.cfg, self.base.name, partial / ADAPTER)
+            peft.save(tenant.params, self.base.cfg, self.base.source, partial / ADAPTER)
             if kind == 'weights':
                 checkpoints = Checkpoints(partial / OPTIMIZER, tenant.opt_state)
                 checkpoints.save(tenant.seq, tenant.opt_state, {})

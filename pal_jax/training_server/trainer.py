@@ -40,9 +40,10 @@ GRAIN = 64
 
 
 class Base(NamedTuple):
-    """The frozen model: its weights, whose output matrix is a leaf of its own, and its name for clients."""
+    """The frozen model: its name for clients, its source, and its weights, whose output matrix is a leaf of its own."""
 
     name: str
+    source: str
     cfg: ModelConfig
     params: Params
     mesh: Mesh

@@ -95,7 +95,7 @@ async def info(client: Any, model_id: str) -> Any:
 @pytest.mark.parametrize(
     ('args', 'told'),
     [
-        ([], '--model'),
+        (['--model=gguf:/nowhere.gguf'], '/nowhere.gguf'),
         (['--model=/nowhere/at/all'], '/nowhere/at/all'),
         (['--model=x', '--host=0.0.0.0'], '--host=0.0.0.0'),
     ],
