@@ -217,7 +217,8 @@ class Routes:
 
     async def nothing(self, path: str) -> JSONResponse:
         """The answer to all other paths of the interface."""
-        return JSONResponse({'detail': f'{path} is not served by pal_jax; see docs/serve_training.md'}, 501)
+        # The client would ask again for minutes after a status of 500 and more.
+        return JSONResponse({'detail': f'{path} is not served by pal_jax; see docs/serve_training.md'}, 404)
 
     # --- models ------------------------------------------------------------------------------------------------------
 

@@ -323,7 +323,7 @@ def test_a_wrong_key_and_an_unknown_field_are_refused(client, connect):
     answer = raw.post('create_session', {'tags': [], 'sdk_version': '1', 'colour': 'red'})
     assert answer.status_code == 422
     assert 'colour' in answer.text
-    assert raw.post('publish_everything', {}).status_code == 501
+    assert raw.post('publish_everything', {}).status_code == 404
     assert raw.result('nothing').status_code == 404
 
 

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip('tinker', reason="needs the client: pip install 'pal_jax[tinker]'")
 
-from pal_jax.training_server.start import resolved  # noqa: E402
+from pal_jax.training_server.start import resolved
 
 
 def test_a_folder_is_the_name_of_its_base(tiny_folder, tmp_path):

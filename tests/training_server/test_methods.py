@@ -1,0 +1,162 @@
+"""The public methods of the client: the table of docs/serve_training.md against the client and against the server."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+tinker = pytest.importorskip('tinker', reason="needs the client: pip install 'pal_jax[tinker]'")
+types = tinker.types
+
+CLIENTS = 'ServiceClient', 'TrainingClient', 'SamplingClient', 'RestClient'
+PAGE = Path(__file__).parents[2] / 'docs' / 'serve_training.md'
+TOKENS = np.random.default_rng(0).integers(0, 256, size=9).tolist()
+
+
+def documented() -> dict[str, tuple[set[str], set[str]]]:
+    """The methods of each client that work, and those that do not, as the page has them."""
+    rows = re.findall(r'^\| `(\w+Client)` \| (.*) \| ?(.*)\|$', PAGE.read_text('utf-8'), re.MULTILINE)
+    return {
+        client: (set(re.findall(r'`(\w+)`', works)), set(re.findall(r'`(\w+)`', not_))) for client, works, not_ in rows
+    }
+
+
+def public(client: str) -> set[str]:
+    """The public methods of the installed client; an `_async` twin is no method of its own."""
+    kind = getattr(tinker, client)
+    names = {name for name, _ in inspect.getmembers(kind, callable) if not name.startswith('_')}
+    return {name for name in names if name.removesuffix('_async') == name or name.removesuffix('_async') not in names}
+
+
+def test_the_page_names_every_method_and_counts_them():
+    table = documented()
+    assert {client: works | not_ for client, (works, not_) in table.items()} == {c: public(c) for c in CLIENTS}
+    assert all(not works & not_ for works, not_ in table.values())
+    works, every = sum(len(works) for works, _ in table.values()), sum(len(public(client)) for client in CLIENTS)
+    assert f'The client has {every} public methods' in PAGE.read_text('utf-8')
+    assert f'{works} of {every} work' in PAGE.read_text('utf-8')
+
+
+def calls(service: Any, folder: str) -> dict[str, dict[str, Callable[[], Any]]]:
+    """A call of every method, in an order in which each finds what it needs."""
+    training = service.create_lora_training_client(base_model=folder, rank=4).result()
+    run = training.model_id
+    path = training.save_state('start').result().path
+    datum = types.Datum(
+        model_input=types.ModelInput.from_ints(TOKENS[:-1]),
+        loss_fn_inputs={'target_tokens': types.TensorData(data=TOKENS[1:], dtype='int64', shape=[8])},
+    )
+    prompt, two = types.ModelInput.from_ints(TOKENS), types.SamplingParams(max_tokens=2)
+    sampling = service.create_sampling_client(base_model=folder).result()
+    rest = service.create_rest_client()
+    session = service.holder.get_session_id()
+
+    def custom(data: Any, logprobs: Any) -> Any:
+        return -sum(lp.sum() for lp in logprobs), {}
+
+    state = {'path': path}
+    return {
+        'TrainingClient': {
+            'get_info': training.get_info,
+            'get_tokenizer': training.get_tokenizer,
+            'get_telemetry': training.get_telemetry,
+            'get_console_url': training.get_console_url,
+            'forward': lambda: training.forward([datum], 'cross_entropy'),
+            'forward_backward': lambda: training.forward_backward([datum], 'cross_entropy'),
+            'forward_backward_custom': lambda: training.forward_backward_custom([datum], custom),
+            'optim_step': lambda: training.optim_step(types.AdamParams()),
+            'save_state': lambda: training.save_state('end'),
+            'load_state': lambda: training.load_state(path),
+            'load_state_with_optimizer': lambda: training.load_state_with_optimizer(path),
+            'save_weights_for_sampler': lambda: training.save_weights_for_sampler('end'),
+            'save_weights_and_get_sampling_client': training.save_weights_and_get_sampling_client,
+            'save_weights_external': lambda: training.save_weights_external('other'),
+            'create_sampling_client': lambda: training.create_sampling_client(path),
+        },
+        'SamplingClient': {
+            'create': lambda: tinker.SamplingClient.create(service.holder, base_model=folder),
+            'sample': lambda: sampling.sample(prompt, 1, two),
+            'compute_logprobs': lambda: sampling.compute_logprobs(prompt),
+            'get_base_model': sampling.get_base_model,
+            'get_tokenizer': sampling.get_tokenizer,
+            'get_telemetry': sampling.get_telemetry,
+            'get_sampler_handle': sampling.get_sampler_handle,
+            'from_sampler_handle': lambda: tinker.SamplingClient.from_sampler_handle(
+                sampling.get_sampler_handle(), api_key='tml-test'
+            ),
+            'on_queue_state_change': lambda: sampling.on_queue_state_change(None, None),
+        },
+        'RestClient': {
+            'get_sampler': lambda: rest.get_sampler(sampling._sampling_session_id),
+            'get_server_capabilities': rest.get_server_capabilities,
+            'get_telemetry': rest.get_telemetry,
+            'get_training_run': lambda: rest.get_training_run(run),
+            'get_training_run_by_tinker_path': lambda: rest.get_training_run_by_tinker_path(path),
+            'get_weights_info_by_tinker_path': lambda: rest.get_weights_info_by_tinker_path(path),
+            'list_checkpoints': lambda: rest.list_checkpoints(run),
+            'list_training_runs': rest.list_training_runs,
+            'list_user_checkpoints': rest.list_user_checkpoints,
+            'list_sessions': rest.list_sessions,
+            'get_session': lambda: rest.get_session(session),
+            'assign_session_project': lambda: rest.assign_session_project(session, 'project'),
+            'copy_weights': lambda: rest.copy_weights(path),
+            'delete_checkpoint': lambda: rest.delete_checkpoint(run, 'weights/end'),
+            'delete_checkpoint_from_tinker_path': lambda: rest.delete_checkpoint_from_tinker_path(
+                path.replace('/weights/start', '/sampler_weights/end')
+            ),
+            'export_session_trace': lambda: rest.export_session_trace(session),
+            'get_audit_log': rest.get_audit_log,
+            'get_billing_usage': lambda: rest.get_billing_usage('2026-01-01', '2026-01-02'),
+            'get_current_checkpoint_storage_usage': rest.get_current_checkpoint_storage_usage,
+            'get_external_weights_urls': lambda: rest.get_external_weights_urls(
+                path.replace('/weights/', '/external_weights/')
+            ),
+            'publish_checkpoint_from_tinker_path': lambda: rest.publish_checkpoint_from_tinker_path(path),
+            'unpublish_checkpoint_from_tinker_path': lambda: rest.unpublish_checkpoint_from_tinker_path(path),
+            'search_sessions': lambda: rest.search_sessions(types.SessionSearchRequest()),
+            'set_checkpoint_ttl_from_tinker_path': lambda: rest.set_checkpoint_ttl_from_tinker_path(path, 60),
+            'whoami': rest.whoami,
+        },
+        'ServiceClient': {
+            'create_lora_training_client': lambda: service.create_lora_training_client(base_model=folder, rank=2),
+            'create_rest_client': service.create_rest_client,
+            'create_sampling_client': lambda: service.create_sampling_client(base_model=folder),
+            'create_training_client_from_state': lambda: service.create_training_client_from_state(**state),
+            'create_training_client_from_state_with_optimizer': (
+                lambda: service.create_training_client_from_state_with_optimizer(**state)
+            ),
+            'get_console_url': service.get_console_url,
+            'get_server_capabilities': service.get_server_capabilities,
+            'get_telemetry': service.get_telemetry,
+            'copy_weights': lambda: service.copy_weights(path),
+            'create_custom_loss': lambda: service.create_custom_loss(lambda logprobs: (-logprobs.sum(), {}), {'logprobs': 1}),
+            'close': lambda: service.close('success'),
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings(
+    'ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::ResourceWarning', 'ignore::FutureWarning'
+)
+def test_a_method_works_where_the_page_says_so(connect, tiny_folder, monkeypatch):
+    monkeypatch.setenv('TINKER_PROJECT_ID', 'project')
+    outcome: dict[str, tuple[set[str], set[str]]] = {}
+    for client, methods in calls(connect(), str(tiny_folder)).items():
+        outcome[client] = set(), set()
+        for name, call in methods.items():
+            try:
+                result = call()
+                if hasattr(result, 'result'):
+                    result.result(60)
+            except (tinker.TinkerError, RuntimeError):
+                outcome[client][1].add(name)
+            else:
+                outcome[client][0].add(name)
+    assert outcome == documented()
