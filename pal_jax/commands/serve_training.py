@@ -12,9 +12,10 @@ Options:
                       below bases/; default runs/training_server
   --dtype=NAME        of matrix products: float32, bfloat16 or auto, the best of this machine; default auto
   --max_len=N         tokens of a sequence; default 2048, or what the model has room for
-  --max_rank=N        the largest rank of adapters; default 128
+  --max_rank=N        the largest rank of adapters, which sets the memory of --bank; default 32
   --rows=N            sequences in a device's memory at once when training; default 4
   --slots=N           samples decoded at once; default 32
+  --bank=N            models whose samples are decoded in one batch; each makes a step a little slower; default 4
   --line=N            sampling requests that may wait; the next gets 429; default 8192
   --train_share=X     the share of time that training gets while samples wait too; default 0.5
   --body_mib=N        the largest request; default 256
@@ -49,9 +50,10 @@ HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
 PORT = flags.DEFINE_integer('port', 8123, 'Port to listen on.', lower_bound=0, upper_bound=65535)
 DTYPE = flags.DEFINE_string('dtype', 'auto', 'Of matrix products.')
 MAX_LEN = flags.DEFINE_integer('max_len', 2048, 'Tokens of a sequence.', lower_bound=2)
-MAX_RANK = flags.DEFINE_integer('max_rank', 128, 'The largest rank of adapters.', lower_bound=1)
+MAX_RANK = flags.DEFINE_integer('max_rank', 32, 'The largest rank of adapters.', lower_bound=1)
 ROWS = flags.DEFINE_integer('rows', 4, 'Sequences in memory at once.', lower_bound=1)
 SLOTS = flags.DEFINE_integer('slots', 32, 'Samples decoded at once.', lower_bound=1)
+BANK = flags.DEFINE_integer('bank', 4, 'Models in one batch of samples.', lower_bound=1)
 LINE = flags.DEFINE_integer('line', 8192, 'Sampling requests that may wait.', lower_bound=1)
 TRAIN_SHARE = flags.DEFINE_float('train_share', 0.5, 'Share of time.', lower_bound=0.01, upper_bound=0.99)
 BODY_MIB = flags.DEFINE_integer('body_mib', 256, 'The largest request.', lower_bound=1)
@@ -98,8 +100,8 @@ def make(key: str) -> tuple[FastAPI, str]:
         raise ValueError(f'{jax.process_count()} processes were started; this server runs in one')
     service = make_service(
         MODEL.value, Path(cli.WORKDIR.value or 'runs/training_server'), devices.make_mesh(), dtype=DTYPE.value,
-        max_len=MAX_LEN.value, max_rank=MAX_RANK.value, rows=ROWS.value, slots=SLOTS.value, line=LINE.value,
-        share=TRAIN_SHARE.value, scan_layers=SCAN_LAYERS.value,
+        max_len=MAX_LEN.value, max_rank=MAX_RANK.value, rows=ROWS.value, slots=SLOTS.value, bank=BANK.value,
+        line=LINE.value, share=TRAIN_SHARE.value, scan_layers=SCAN_LAYERS.value,
     )  # fmt: skip
     return make_app(service, key=key, body_limit=BODY_MIB.value << 20), service.base_name
 

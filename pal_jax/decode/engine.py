@@ -124,7 +124,7 @@ def has_own_output(outer: Params, cfg: ModelConfig) -> bool:
 def _laid_out(name: str, w: Any, cfg: ModelConfig, turned: bool, int8: bool) -> Any:
     if isinstance(w, (LoraWeight, SoupWeight)):
         base = _laid_out(name, w.base, cfg, turned, int8)
-        return w.replace(base=base, a=w.a.astype(cfg.dtype), b=w.b.astype(cfg.dtype))
+        return soups.with_precision(w.replace(base=base), cfg.dtype)
     # The output of attention has heads and their width as inputs.
     in_dims = 2 if name == 'o' else 1
     if name.endswith(('_bias', '_norm')):

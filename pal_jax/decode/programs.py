@@ -12,6 +12,7 @@ from pal_jax.decode import engine
 from pal_jax.models import params as model_params
 from pal_jax.models import soups
 from pal_jax.models.config import ModelConfig
+from pal_jax.models.linear import LoraWeight
 from pal_jax.models.params import Params
 from pal_jax.run import sharding
 
@@ -39,7 +40,7 @@ class Programs:
         self.send_outer = jax.jit(lambda outer: engine.decode_outer(outer, cfg), out_shardings=places)
         self.send_layer = jax.jit(lambda stack, i: engine.layer_of(stack, i, dtype), out_shardings=a_layer)
         self.decode_layer = jax.jit(lambda layer, i: engine.decode_layer(layer, i, cfg, slots=slots, int8=int8))
-        self.layers = cfg.layers
+        self.layers, self.dtype = cfg.layers, cfg.dtype
         self.init = jax.jit(lambda room: engine.init_state(cfg, slots, room), static_argnums=0, out_shardings=state)
         self.grow = jax.jit(engine.grow, static_argnums=1, out_shardings=state)
 
@@ -83,9 +84,17 @@ class Programs:
         )
 
     def publish(self, params: Params) -> Params:
-        """Plain parameters, or a soup, in the form for decoding: a list of layers, and the other weights."""
+        """Plain parameters, a soup, or an adapted tree, in the form for decoding: a list of layers, and the others.
+
+        Raises:
+          ValueError: the output matrix has an adapter that is part of no soup.
+        """
+        if isinstance(params.get('unembed'), LoraWeight):
+            raise ValueError('an adapter of the output matrix cannot be decoded beside its base; merge it')
         stack = params['layers']
-        outer = self.send_outer({name: w for name, w in params.items() if name != 'layers'})
+        outer = self.send_outer({name: soups.plain(w) for name, w in params.items() if name != 'layers'})
+        if soups.count(head := params.get('unembed')):
+            outer['unembed'] = soups.with_precision(head.replace(base=outer['unembed']), self.dtype)
         # Layers are sent one by one, so that few bytes are on their way at a time.
         layers = (soups.on_base(lambda plain, i=i: self.send_layer(plain, i), stack) for i in range(self.layers))
         return outer | {'layers': [self.decode_layer(layer, i) for i, layer in enumerate(layers)]}

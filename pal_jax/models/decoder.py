@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from pal_jax.models.attention import Places, attention, rope, summed
 from pal_jax.models.config import LayerKind, ModelConfig
-from pal_jax.models.linear import LoraWeight, by_output, dropped, linear
+from pal_jax.models.linear import LoraWeight, SoupWeight, by_output, dropped, linear, linear_by_row, mixed_correction
 from pal_jax.models.params import Params, split, unstack
 from pal_jax.objectives.rounding import rounded
 from pal_jax.run.sharding import constrain
@@ -207,20 +207,28 @@ def output_layer(
     """The inputs and the weight of the product that gives the logits.
 
     They are the hidden states and the output matrix. Where the matrix has an adapter of rank `r`, `I` is `D + r`: the
-    inputs end in `scale * hidden @ a`, and the weight ends in `b` transposed.
+    inputs end in `scale * hidden @ a`, and the weight ends in `b` transposed. With an adapter for each of `R` rows, `I`
+    is `D + R * r`: a row has its product in the columns of its own adapter, and zeros in the others.
     """
     weight = params.get('unembed')
     if not isinstance(weight, LoraWeight):
         return hidden, unembed_weight(params, cfg)
     inputs = hidden if weight.key is None else dropped(hidden, weight.key, weight.dropout)
-    low = weight.scale * linear(inputs, weight.a, cfg)
+    low, b = weight.scale * linear_by_row(inputs, weight.a, cfg), weight.b
+    if b.ndim == 3:
+        own = jnp.eye(len(b), dtype=low.dtype)[:, None, :, None]
+        low, b = (own * low[:, :, None]).reshape(*low.shape[:2], -1), b.reshape(-1, b.shape[-1])
     # One product has the logits of both, so the loss over chunks of them knows no adapters.
     base = unembed_weight({'embed': weight.base}, cfg)
-    return jnp.concatenate([hidden, low.astype(hidden.dtype)], -1), jnp.concatenate([base, weight.b.T], -1)
+    return jnp.concatenate([hidden, low.astype(hidden.dtype)], -1), jnp.concatenate([base, b.T], -1)
 
 
 def unembed(params: Params, cfg: ModelConfig, hidden: Float[Array, '... D']) -> Float[Array, '... V']:
     """The logits in float32. Losses use `objectives.logprobs`, which never holds all of them."""
     with jax.named_scope('unembed'):
-        logits = by_output(hidden, unembed_weight(params, cfg), cfg.dtype, 'float32')
+        weight = params.get('unembed')
+        plain = {**params, 'unembed': weight.base} if isinstance(weight, SoupWeight) else params
+        logits = by_output(hidden, unembed_weight(plain, cfg), cfg.dtype, 'float32')
+        if isinstance(weight, SoupWeight) and weight.mixture is not None:
+            logits += mixed_correction(hidden, weight, cfg).astype(logits.dtype)
         return logits if cfg.final_softcap is None else cfg.final_softcap * jnp.tanh(logits / cfg.final_softcap)

@@ -24,7 +24,8 @@ class LoraWeight(struct.PyTreeNode):
     """A frozen weight and its low-rank correction (Hu et al. 2021): `base + scale * a @ b`.
 
     With a `key`, the inputs of the correction are dropped with probability `dropout`. A stack of layers has a leading
-    axis `L` on all arrays.
+    axis `L` on all arrays. With a further axis `R` on `a` and `b`, every row of activations has a correction of its own
+    (see `lora.by_row`).
     """
 
     base: Float[Array, '...']  # [*in, *out]
@@ -92,7 +93,7 @@ def linear(
     if isinstance(w, LoraWeight):
         inputs = x if w.key is None else dropped(x, w.key, w.dropout)
         # The correction is computed by its two thin factors, which are never multiplied with each other.
-        low = linear(inputs.reshape(*x.shape[: x.ndim - in_dims], -1), w.a, cfg)
+        low = linear_by_row(inputs.reshape(*x.shape[: x.ndim - in_dims], -1), w.a, cfg)
         correction = w.scale * _from_low(low, w.b, cfg)
         correction = rounded(correction) if cfg.exact else correction
         frozen = linear(x, w.base, cfg, in_dims)
@@ -101,7 +102,7 @@ def linear(
         frozen = linear(x, w.base, cfg, in_dims)
         if w.mixture is None:
             return frozen
-        return frozen + _soup(x.reshape(*x.shape[: x.ndim - in_dims], -1), w, w.mixture, cfg).reshape(frozen.shape)
+        return frozen + mixed_correction(x.reshape(*x.shape[: x.ndim - in_dims], -1), w, cfg).reshape(frozen.shape)
     if isinstance(w, Int8Weight):
         # The scale belongs to an output, so it can wait until after the product.
         out = linear(x, w.values, cfg, in_dims)
@@ -114,11 +115,20 @@ def linear(
     return product(x.reshape(*rows, math.prod(inner)), w, cfg.dtype, cfg.act_dtype).reshape(*rows, *out)
 
 
-def _soup(x: Float[Array, 'B T I'], w: SoupWeight, mixture: Float[Array, 'B K'], cfg: ModelConfig) -> Array:
-    """The correction [B, T, prod(out)] of the mixed adapters, by one product with all `a` and one with all `b`."""
+def linear_by_row(x: Float[Array, 'R T I'], w: Float[Array, '...'], cfg: ModelConfig) -> Float[Array, 'R T O']:
+    """The product with `w [I, O]`, or of each row with its own of `w [R, I, O]`."""
+    if w.ndim == 2:
+        return linear(x, w, cfg)
+    return jax.vmap(lambda row, own: linear(row, own, cfg))(x, w)
+
+
+def mixed_correction(x: Float[Array, 'B *T I'], w: SoupWeight, cfg: ModelConfig) -> Array:
+    """The correction [B, *T, prod(out)] of the mixed adapters, by one product with all `a` and one with all `b`."""
+    assert w.mixture is not None
     low, count = linear(x, w.a, cfg), len(w.scales)
     parts = jnp.split(low, count, axis=-1)
-    shares = jnp.split(mixture.astype(low.dtype)[:, None, :], count, axis=-1)
+    mixture = jnp.expand_dims(w.mixture.astype(low.dtype), tuple(range(1, x.ndim - 1)))
+    shares = jnp.split(mixture, count, axis=-1)
     # The parts are added up one by one, since a reduction is slow on a CPU.
     if w.kind == 'factors':
         shared = [share * part for share, part in zip(shares, parts, strict=True)]
@@ -130,13 +140,14 @@ def _soup(x: Float[Array, 'B T I'], w: SoupWeight, mixture: Float[Array, 'B K'],
     return _from_low(mixed, w.b, cfg)
 
 
-def _from_low(low: Float[Array, '... r'], b: Float[Array, 'r O'], cfg: ModelConfig) -> Array:
-    """The product of an adapter's second factor."""
+def _from_low(low: Float[Array, '... r'], b: Float[Array, '... O'], cfg: ModelConfig) -> Array:
+    """The product with an adapter's second factor `b [r, O]`, or of each row with its own of `b [R, r, O]`."""
     if cfg.exact:
         # A CPU multiplies few rows of a lower rank otherwise than many.
-        missing = 0, max(RANK - b.shape[0], 0)
-        low, b = jnp.pad(low, ((0, 0),) * (low.ndim - 1) + (missing,)), jnp.pad(b, (missing, (0, 0)))
-    return linear(low, b, cfg)
+        missing = 0, max(RANK - b.shape[-2], 0)
+        low = jnp.pad(low, ((0, 0),) * (low.ndim - 1) + (missing,))
+        b = jnp.pad(b, ((0, 0),) * (b.ndim - 2) + (missing, (0, 0)))
+    return linear_by_row(low, b, cfg)
 
 
 def dropped(x: Array, key: Array, rate: float) -> Array:

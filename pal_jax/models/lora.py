@@ -76,6 +76,39 @@ def join(trainable: Params, frozen: Params) -> Params:
     )
 
 
+def by_row(adapters: Sequence[Params], rank: int) -> Params:
+    """The adapters of `R` rows as one tree, whose arrays have an axis `R` before their last two.
+
+    Ranks are padded with zeros to `rank`, and scales are those of this rank.
+    """
+
+    def stacked(*parts: Adapter) -> Adapter:
+        scale = parts[0].scale * parts[0].a.shape[-1] / rank
+        a, b = zip(*(_padded(part, rank, scale) for part in parts), strict=True)
+        return Adapter(jnp.stack(a, axis=-3), jnp.stack(b, axis=-3), scale)
+
+    return jax.tree.map(stacked, *adapters, is_leaf=_is_adapter)
+
+
+def _padded(x: Adapter, rank: int, scale: float) -> tuple[Array, Array]:
+    """The factors with `rank` columns and rows, and the quotient of both scales folded into `b`."""
+    missing, axes = rank - x.a.shape[-1], [(0, 0)] * (x.a.ndim - 2)
+    b = x.b if x.scale == scale else x.b * (x.scale / scale)
+    return jnp.pad(x.a, (*axes, (0, 0), (0, missing))), jnp.pad(b, (*axes, (0, missing), (0, 0)))
+
+
+def gradient_of_row(grads: Params, row: int | Array, like: Params) -> Params:
+    """The gradient by the adapters `like` of one row, from the gradients by those of `by_row`."""
+
+    def taken(x: Adapter, stacked: Adapter) -> Adapter:
+        a, b = (jnp.take(y, row, axis=y.ndim - 3) for y in (stacked.a, stacked.b))
+        rank, quotient = x.a.shape[-1], x.scale / stacked.scale
+        b = b[..., :rank, :]
+        return Adapter(a[..., :rank], b if quotient == 1 else b * quotient, x.scale)
+
+    return jax.tree.map(taken, like, grads, is_leaf=_is_adapter)
+
+
 def with_dropout(params: Params, rate: float, key: Array) -> Params:
     """The adapted tree with a random key for every layer of every adapter, so that adapters drop inputs at `rate`."""
     adapted = [w for w in jax.tree.leaves(params, is_leaf=_is_lora) if _is_lora(w)]
@@ -173,6 +206,10 @@ def _in_dims(path: Any) -> int:
 
 def _name(path: Any) -> str:
     return str(getattr(path[-1], 'key', ''))
+
+
+def _is_adapter(x: Any) -> bool:
+    return isinstance(x, Adapter)
 
 
 def _is_lora(x: Any) -> bool:

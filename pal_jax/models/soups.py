@@ -7,15 +7,18 @@ mixture.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Sharding
 from jaxtyping import Array, Float
 
 from pal_jax.models.linear import LoraWeight, SoupWeight
-from pal_jax.models.lora import HEAD, Adapter
+from pal_jax.models.lora import Adapter
 from pal_jax.models.params import Params
 
 
@@ -23,11 +26,8 @@ def stack(base: Params, adapters: Sequence[Params], kind: Literal['factors', 'de
     """The soup of `K` adapters (see `lora.split`) on their plain base. `SoupWeight` explains `kind`.
 
     Raises:
-      ValueError: the adapters differ in their weights or ranks, or, for 'factors', in their scales, or one of them is
-        on the output matrix.
+      ValueError: the adapters differ in their weights or ranks, or, for 'factors', in their scales.
     """
-    if any(adapter.get(HEAD) for adapter in adapters):
-        raise ValueError('an adapter on the output matrix (lm_head) cannot be mixed; train without it, or merge it')
     kinds = [jax.tree.map(lambda x: x.shape, adapter) for adapter in adapters]
     # 'delta' has a scale for each adapter, 'factors' one for all.
     alike = [jax.tree.map(lambda x: x.replace(scale=1.0), shapes, is_leaf=_is_adapter) for shapes in kinds]
@@ -45,6 +45,59 @@ def stack(base: Params, adapters: Sequence[Params], kind: Literal['factors', 'de
         return SoupWeight(leaf, a, b, tuple(x.scale for x in present), kind)
 
     return jax.tree.map(stacked, base, *adapters)
+
+
+def bank(base: Params, specs: Params, size: int, rank: int, place: Sharding) -> Params:
+    """The soup of `size` adapters of zeros on the weights that have one in `specs`, to be filled by `put`."""
+
+    def empty(leaf: Any, adapter: Adapter | None) -> Any:
+        if adapter is None:
+            return leaf
+        (*layers, inputs, _), (*_, outputs) = adapter.a.shape, adapter.b.shape
+        a, b = (
+            jnp.zeros((*layers, *x), leaf.dtype, device=place) for x in ((inputs, size * rank), (size * rank, outputs))
+        )
+        return SoupWeight(leaf, a, b, (1.0,) * size, 'delta')
+
+    return jax.tree.map(empty, base, specs)
+
+
+def put(weights: Params, adapters: Params, place: int) -> Params:
+    """A bank in the form for decoding with other adapters at a place, whose scales are folded into their `b`.
+
+    Weights without adapters get zeros there.
+    """
+
+    def replaced(w: Any, adapter: Adapter | None, i: int) -> Any:
+        if not _is_soup(w):
+            return w
+        rank = w.a.shape[-1] // len(w.scales)
+        changed = _put(w.a, w.b, adapter, i, place * rank, rank)
+        # Another sharding would be another program for every step of the decoder.
+        a, b = jax.device_put(changed, (w.a.sharding, w.b.sharding))
+        return w.replace(a=a, b=b)
+
+    outer = {name: w for name, w in weights.items() if name != 'layers'}
+    outer = {name: replaced(w, adapters.get(name), 0) for name, w in outer.items()}
+    layers = [
+        jax.tree.map(lambda w, x, i=i: replaced(w, x, i), layer, adapters['layers'], is_leaf=_is_soup)
+        for i, layer in enumerate(weights['layers'])
+    ]
+    return {**outer, 'layers': layers}
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def _put(a: Array, b: Array, adapter: Adapter | None, i: int, start: int, rank: int) -> tuple[Array, Array]:
+    """The factors `a [I, K * r]` and `b [K * r, O]` with those of layer `i` of an adapter from `start` on."""
+    new_a, new_b = jnp.zeros((a.shape[0], rank), a.dtype), jnp.zeros((rank, b.shape[1]), b.dtype)
+    if adapter is not None:
+        of_layer = (x if x.ndim == 2 else x[i] for x in (adapter.a, adapter.scale * adapter.b))
+        # Ranks below that of the bank are padded with zeros.
+        new_a, new_b = (
+            lax.dynamic_update_slice(new, x.astype(new.dtype), (0, 0))
+            for new, x in zip((new_a, new_b), of_layer, strict=True)
+        )
+    return lax.dynamic_update_slice(a, new_a, (0, start)), lax.dynamic_update_slice(b, new_b, (start, 0))
 
 
 def count(tree: Any) -> int:
@@ -65,10 +118,20 @@ def mixed(tree: Any, mixtures: Float[Array, 'B K'] | None) -> Any:
     return _map(lambda w: w.replace(mixture=mixtures) if _is_soup(w) else w, tree)
 
 
+def with_precision(tree: Params, dtype: str) -> Params:
+    """The soup, or the adapted tree, with its adapters in another precision."""
+    return _map(lambda w: w.replace(a=w.a.astype(dtype), b=w.b.astype(dtype)) if _is_adapted(w) else w, tree)
+
+
+def plain(tree: Any) -> Any:
+    """The plain tree below the adapters."""
+    return _map(lambda w: w.base if _is_adapted(w) else w, tree)
+
+
 def on_base(change: Callable[[Params], Params], tree: Params) -> Params:
     """The soup, or the adapted tree, with `change` applied to the plain tree below its adapters."""
-    plain = change(_map(lambda w: w.base if _is_adapted(w) else w, tree))
-    return _map(lambda w, base: w.replace(base=base) if _is_adapted(w) else base, tree, plain)
+    changed = change(plain(tree))
+    return _map(lambda w, base: w.replace(base=base) if _is_adapted(w) else base, tree, changed)
 
 
 def placed(tree: Params, base: Params, adapters: Any) -> Params:

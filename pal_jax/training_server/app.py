@@ -319,7 +319,8 @@ class Routes:
         finally:
             closing.cancel()
         if not operation.done.done():
-            return {'type': 'try_again', 'request_id': form.request_id, 'queue_state': 'active'}
+            state = self.service.queue_state(form.request_id)
+            return {'type': 'try_again', 'request_id': form.request_id, 'queue_state': state}
         if (error := operation.done.exception()) is None:
             answer = operation.done.result()
             return Response(answer.body, media_type=answer.media)

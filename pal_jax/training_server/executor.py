@@ -1,4 +1,4 @@
-"""The thread that owns the devices: it carries out operations one after the other, and decodes in between."""
+"""The thread that owns the devices: it carries out operations, those of many models at once, and decodes between."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import threading
 import time
 from collections import deque
 
-from pal_jax.training_server.futures import Operation
+from pal_jax.training_server.futures import Operation, carry_out
 from pal_jax.training_server.sampler import SampleJob, Sampler
 
 
 class Executor:
     """A thread that carries out operations in the order of their arrival.
+
+    With an operation that can be carried out together with others, it takes those of other models whose turn it is.
 
     Args:
       share: the share of time that training gets while samples wait too, above 0 and below 1.
@@ -41,12 +43,24 @@ class Executor:
             until = 0.0
             if self._turns:
                 began = time.monotonic()
-                self._turns.popleft().carry_out()
+                carry_out(self._next())
                 # Decoding gets its share of time before the next operation.
                 until = time.monotonic() + self._rest * (time.monotonic() - began)
             while self._open and self._sampler.busy and (not self._turns or time.monotonic() < until):
                 self._sampler.advance()
                 self._take(wait=False)
+
+    def _next(self) -> list[Operation]:
+        """The operation at the head of the line, and those of other models that are carried out together with it."""
+        first, *line = self._turns
+        taken, rest, seen = [first], [], {first.model}
+        for operation in line:
+            # The first one in line is the one whose turn it is.
+            joins = first.together is not None and operation.together == first.together and operation.model not in seen
+            (taken if joins else rest).append(operation)
+            seen.add(operation.model)
+        self._turns = deque(rest)
+        return taken
 
     def _take(self, wait: bool) -> None:
         """Take what has come into the inbox. With `wait`, wait until something does."""

@@ -6,9 +6,9 @@ import asyncio
 import dataclasses
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Seconds for which a finished result can be retrieved again.
 KEPT = 600.0
@@ -37,27 +37,20 @@ class Operation:
 
     Attributes:
       owner: the session that the operation belongs to.
-      work: carries the operation out; it runs on the executor's thread.
+      work: carries the operation out, or gives the part of it that `together` finishes; it runs on the executor's
+        thread.
+      model: the model whose operations keep their order; '' for none.
+      together: gives the answers to the parts of operations of several models.
       finished: the time of `time.monotonic` at which the result came; None before.
     """
 
     owner: str
-    work: Callable[[], Answer]
+    work: Callable[[], Any]
+    model: str = ''
+    together: Callable[[Sequence[Any]], Sequence[Answer]] | None = None
     request_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     done: Future[Answer] = dataclasses.field(default_factory=Future)
     finished: float | None = None
-
-    def carry_out(self) -> None:
-        """Do the work. Its result or its error becomes that of the future."""
-        # The work holds the data of a batch, which the result need not keep.
-        work, self.work = self.work, _done
-        try:
-            answer = work()
-        # The server must survive the failure of an operation.
-        except Exception as error:
-            self.fail(error)
-        else:
-            self.end(answer)
 
     def end(self, answer: Answer) -> None:
         """Finish with a result."""
@@ -68,6 +61,28 @@ class Operation:
         """Finish with an error."""
         self.finished = time.monotonic()
         self.done.set_exception(error)
+
+
+def carry_out(operations: Sequence[Operation]) -> None:
+    """Do the work of operations that have the same `together`. A result or an error becomes that of the future."""
+    parts: list[tuple[Operation, Any]] = []
+    for operation in operations:
+        # The work holds the data of a batch, which the result need not keep.
+        work, operation.work = operation.work, _done
+        try:
+            parts.append((operation, work()))
+        # The server must survive the failure of an operation.
+        except Exception as error:
+            operation.fail(error)
+    together = operations[0].together
+    try:
+        answers = together([part for _, part in parts]) if together and parts else [part for _, part in parts]
+    except Exception as error:
+        for operation, _ in parts:
+            operation.fail(error)
+        return
+    for (operation, _), answer in zip(parts, answers, strict=True):
+        operation.end(answer)
 
 
 def _done() -> Answer:

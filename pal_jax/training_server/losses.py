@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from pal_jax.objectives.masked import keep
 from pal_jax.objectives.policy import TokenLoss
 from pal_jax.training_server.futures import UserFault
 
@@ -30,7 +32,8 @@ class LossInputs(NamedTuple):
     """The inputs of a token loss, arrays of one shape; those that a loss does not read are None.
 
     `weight` is a token's weight or advantage, `old` the log-probability `q`. `low` and `high` are thresholds of a
-    ratio, `beta` the weight of a penalty, and `sequence` the mean of `lp - q` over a sequence.
+    ratio, `beta` the weight of a penalty, and `sequence` the mean of `lp - q` over a sequence. `kind` is the place of
+    the token's loss in `LOSSES`, -1 for a token without one.
     """
 
     weight: Any
@@ -39,6 +42,7 @@ class LossInputs(NamedTuple):
     high: Any = None
     beta: Any = None
     sequence: Any = None
+    kind: Any = None
 
 
 def cross_entropy(lp: Float[Array, '*S'], x: LossInputs) -> Float[Array, '*S']:
@@ -101,6 +105,17 @@ LOSSES = {
     'gspo': LossForm(gspo, (*_SAMPLED, 'sequence_ratio_mask'), settings=_clips(None, None)),
     'dro': LossForm(dro, _SAMPLED, settings={'beta': None}),
 }
+
+
+def any_loss(lp: Float[Array, '*S'], x: LossInputs) -> Float[Array, '*S']:
+    """The loss of each token by its own kind, 0 for a token without one."""
+    total = jnp.zeros_like(lp)
+    for kind, form in enumerate(LOSSES.values()):
+        chosen = x.kind == kind
+        # Another kind's ratio may overflow here, and its gradient would be NaN.
+        kept_lp, kept = jax.tree.map(lambda y, chosen=chosen: keep(y, chosen), (lp, x._replace(kind=None)))
+        total += keep(form.loss(kept_lp, kept), chosen)
+    return total
 
 
 def form_of(name: str, given: Mapping[str, float | str]) -> tuple[LossForm, dict[str, float]]:

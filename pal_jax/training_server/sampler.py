@@ -1,4 +1,4 @@
-"""Samples from many snapshots of weights with one decoder, which holds one of them at a time.
+"""Samples from many snapshots of weights with one decoder, which holds the adapters of a few of them at a time.
 
 A `Sampler` is used by the executor's thread alone.
 """
@@ -11,7 +11,7 @@ import itertools
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import jax
@@ -19,23 +19,26 @@ import numpy as np
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.programs import programs_of
 from pal_jax.decode.requests import PromptLogprobs, Request
-from pal_jax.models import lora
-from pal_jax.models.params import Params
+from pal_jax.models import lora, soups
+from pal_jax.models.params import Params, decoder_specs
+from pal_jax.run import sharding
 from pal_jax.training_server import wire
 from pal_jax.training_server.futures import Operation, UserFault
-from pal_jax.training_server.trainer import Base
+from pal_jax.training_server.trainer import Base, Shape
 from pal_jax.types import Completion, Sampling
 
-# Seconds after which samples from other weights get their turn.
+# Seconds after which a snapshot that waits for a place gets the next one.
 TURN = 20.0
 
 
 @dataclasses.dataclass(eq=False)
 class Snapshot:
-    """Frozen weights to sample from. `read` gives their adapters on the base, None for the base itself."""
+    """Frozen weights to sample from. `read` gives their adapters on the base."""
 
-    read: Callable[[], Params | None]
+    read: Callable[[], Params]
+    is_base: bool = False
 
     def put_aside(self, folder: Path) -> None:
         """Move the adapters from memory to a file in a folder, from which `read` reads them."""
@@ -82,20 +85,68 @@ class SampleJob:
             self.operation.fail(error)
 
 
-class Sampler:
-    """A decoder and its lines of jobs, one for each snapshot.
+class Bank:
+    """Places in a decoder's weights for the adapters of snapshots, which are then sampled from in one batch.
+
+    A snapshot that is sampled from keeps its place. The least recently used one of the others gives its place up.
 
     Args:
-      decoder: a decoder of the base's shape whose tokenizer ends no text (see `never_ending`).
+      decoder: a decoder of the base's shape.
+      size: the number of places.
+      rank: the largest rank of adapters.
     """
 
-    def __init__(self, decoder: LocalDecoder, base: Base):
-        self.decoder, self.base = decoder, base
+    def __init__(self, decoder: LocalDecoder, base: Base, *, size: int, rank: int):
+        self.decoder, self.size = decoder, size
+        specs = lora.lora_specs(decoder_specs(base.cfg), **Shape(rank, True, True, True).lora.shape)
+        empty = soups.bank(base.params, lora.split(specs)[0], size, rank, sharding.replicated(base.mesh))
+        programs = programs_of(decoder.cfg, decoder.mesh, slots=decoder.slots, int8=False)
+        self._weights = programs.publish(empty)
+        decoder.use(self._weights)
+        # Snapshots by the time of their last use, the latest last.
+        self._places: dict[Snapshot, int] = {}
+
+    def seat(self, snapshot: Snapshot, busy: Collection[Snapshot]) -> bool:
+        """True where the snapshot has a place, or gets one that no snapshot of `busy` has."""
+        if snapshot.is_base:
+            return True
+        place = self._places.pop(snapshot, None)
+        if place is None:
+            place = self._free(busy)
+            if place is None:
+                return False
+            self._weights = soups.put(self._weights, snapshot.read(), place)
+            self.decoder.use(self._weights)
+        self._places[snapshot] = place
+        return True
+
+    def _free(self, busy: Collection[Snapshot]) -> int | None:
+        if len(self._places) < self.size:
+            return next(place for place in range(self.size) if place not in self._places.values())
+        idle = next((snapshot for snapshot in self._places if snapshot not in busy), None)
+        return None if idle is None else self._places.pop(idle)
+
+    def mixture(self, snapshot: Snapshot) -> tuple[float, ...] | None:
+        """The weights of the places for a request of this snapshot; None for the base."""
+        if snapshot.is_base:
+            return None
+        return tuple(float(place == self._places[snapshot]) for place in range(self.size))
+
+
+class Sampler:
+    """A decoder and its lines of jobs, one for each snapshot, which take turns.
+
+    Args:
+      bank: the places of a decoder whose tokenizer ends no text (see `never_ending`).
+    """
+
+    def __init__(self, bank: Bank):
+        self.bank, self.decoder = bank, bank.decoder
         # Snapshots in the order in which they get their turns.
         self._lines: dict[Snapshot, deque[SampleJob]] = {}
         self._live: dict[int, tuple[SampleJob, int]] = {}
-        self._loaded: Snapshot | None = None
-        self._until = 0.0
+        # Snapshots that wait for a place, and since when.
+        self.waiting: dict[Snapshot, float] = {}
 
     def put(self, job: SampleJob) -> None:
         """Put a job in the line of its snapshot."""
@@ -109,9 +160,8 @@ class Sampler:
     def advance(self) -> None:
         """Take jobs that wait, score a prompt at most, and decode a few tokens of all samples under way."""
         self._cancel()
-        if not self._live and self._lines:
-            self._take_turn()
-        self._feed()
+        while self.decoder.free > 0 and self._feed():
+            pass
         if not self._live:
             return
         try:
@@ -130,48 +180,49 @@ class Sampler:
                 job.completions[place] = news.completion
                 job.finish_when_whole()
 
-    def _take_turn(self) -> None:
-        """Load the weights of the first line, unless they are loaded."""
-        snapshot = next(iter(self._lines))
-        self._until = time.monotonic() + TURN
-        if snapshot is self._loaded:
-            return
-        self._loaded = None
-        try:
-            adapters = snapshot.read()
-            self.decoder.load(self.base.params if adapters is None else _merged(adapters, self.base.params))
-        except Exception as error:
-            for job in self._lines.pop(snapshot):
-                job.fail(error)
-            return
-        self._loaded = snapshot
-
-    def _feed(self) -> None:
-        """Start samples from the loaded weights, unless their turn is over and others wait."""
-        line = self._lines.get(self._loaded) if self._loaded else None
-        if line and len(self._lines) > 1 and time.monotonic() > self._until and self._loaded:
-            self._lines[self._loaded] = self._lines.pop(self._loaded)
-            return
-        while line and self.decoder.free > 0:
-            job, scores = line[0], False
+    def _feed(self) -> bool:
+        """Start samples of the first job in line whose snapshot has a place. False where nothing more is to start."""
+        busy = {job.snapshot for job, _ in self._live.values()}
+        for snapshot, line in list(self._lines.items()):
             try:
-                if job.with_prompt and job.prompt is None and not job.cancelled:
-                    job.prompt, scores = self._scored(job.requests[0]), True
-                while not job.cancelled and job.started < len(job.requests) and self.decoder.free > 0:
-                    number = self.decoder.add(job.requests[job.started])
-                    self._live[number] = job, job.started
-                    job.started += 1
+                seated = self.bank.seat(snapshot, busy)
             except Exception as error:
-                job.fail(error)
-            if job.cancelled:
-                job.fail(UserFault('cancelled'))
-            if job.cancelled or job.started == len(job.requests):
-                line.popleft()
+                for job in self._lines.pop(snapshot):
+                    job.fail(error)
+                continue
+            if not seated:
+                # Who has waited for long gets the next place, since nobody behind starts samples.
+                if time.monotonic() - self.waiting.setdefault(snapshot, time.monotonic()) > TURN:
+                    return False
+                continue
+            self.waiting.pop(snapshot, None)
+            scored = self._start(line)
+            # The next job is that of another snapshot.
+            del self._lines[snapshot]
+            if line:
+                self._lines[snapshot] = line
             # Samples under way wait for one prompt at most.
-            if scores:
-                break
-        if line is not None and not line and self._loaded:
-            del self._lines[self._loaded]
+            return not scored
+        return False
+
+    def _start(self, line: deque[SampleJob]) -> bool:
+        """Start samples of the first job of a line, and take the job out once all have started. True where a prompt was
+        scored."""
+        job, scored, mixture = line[0], False, self.bank.mixture(line[0].snapshot)
+        try:
+            if job.with_prompt and job.prompt is None and not job.cancelled:
+                job.prompt, scored = self._scored(dataclasses.replace(job.requests[0], mixture=mixture)), True
+            while not job.cancelled and job.started < len(job.requests) and self.decoder.free > 0:
+                number = self.decoder.add(dataclasses.replace(job.requests[job.started], mixture=mixture))
+                self._live[number] = job, job.started
+                job.started += 1
+        except Exception as error:
+            job.fail(error)
+        if job.cancelled:
+            job.fail(UserFault('cancelled'))
+        if job.cancelled or job.started == len(job.requests):
+            line.popleft()
+        return scored
 
     def _scored(self, request: Request) -> PromptLogprobs:
         pieces = [*self.decoder.score(request)]
@@ -184,11 +235,6 @@ class Sampler:
                 self.decoder.cancel(number)
                 del self._live[number]
                 job.fail(UserFault('cancelled'))
-
-
-@jax.jit
-def _merged(adapters: Params, base: Params) -> Params:
-    return lora.merge(lora.join(adapters, base))
 
 
 def never_ending(tokenizer: Tokenizer) -> Tokenizer:

@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pal_jax.training_server.executor import Executor
 from pal_jax.training_server.futures import Answer, Futures, Operation, Order, UserFault
 from pal_jax.training_server.sampler import SampleJob, Sampler, Snapshot, requests_of
 from pal_jax.training_server.store import KINDS, Saved, Store, size_of
-from pal_jax.training_server.trainer import Shape, Tenant, Trainer
+from pal_jax.training_server.trainer import Batch, Shape, Step, Tenant, Trainer
 
 # Snapshots of unsaved weights whose adapters are in memory; older ones are in files for as long as the server runs.
 IN_MEMORY = 8
@@ -86,14 +86,14 @@ class Service:
         share: float = 0.5,
     ):  # fmt: skip
         self.trainer, self.store, self.tokenizer = trainer, store, tokenizer
-        self.decoder, self.line = sampler.decoder, line
+        self.sampling, self.decoder, self.line = sampler, sampler.decoder, line
         self.executor = Executor(sampler, share=share)
         self.futures = Futures()
         self.sessions: dict[str, Session] = {}
         self.orders: dict[str, Order] = {}
         self.samplers: dict[str, SamplerEntry] = {}
         # Samplers of saved weights and of the base, so that clients of the same weights share their turn.
-        self._shared: dict[str, Snapshot] = {'': Snapshot(lambda: None)}
+        self._shared: dict[str, Snapshot] = {'': Snapshot(dict, is_base=True)}
         self._jobs: dict[str, SampleJob] = {}
         self._recent: deque[Snapshot] = deque()
         self._aside = tempfile.TemporaryDirectory(prefix='pal_jax_snapshots_')
@@ -129,7 +129,7 @@ class Service:
             return
         for model_id in session.models:
             self.orders.pop(model_id, None)
-            self.executor.put(Operation('', lambda model_id=model_id: self._unload(model_id)))
+            self.executor.put(Operation('', lambda model_id=model_id: self._unload(model_id), model_id))
         self.samplers = {key: kept for key, kept in self.samplers.items() if kept.session_id != session_id}
         for job in self._jobs.values():
             job.cancelled = job.cancelled or job.operation.owner == session_id
@@ -192,17 +192,22 @@ class Service:
             self.executor.put(operation)
         return operation
 
-    def _numbered(self, model_id: str, seq_id: int, digest: bytes, work: Callable[[Tenant], Answer]) -> Operation:
+    def _numbered(
+        self, model_id: str, seq_id: int, digest: bytes, work: Callable[[Tenant], Any],
+        together: Callable[[Sequence[Any]], Sequence[Answer]] | None = None,
+    ) -> Operation:  # fmt: skip
         """An operation of a model, which is carried out in its turn."""
         tenant = self.tenant(model_id)
         tenant.last_request = time.time()
 
-        def in_turn() -> Answer:
+        def in_turn() -> Any:
             tenant.seq = seq_id
             return work(tenant)
 
         owner = session_of(model_id)
-        operation, new = self.futures.take((model_id, seq_id), digest, lambda: Operation(owner, in_turn))
+        operation, new = self.futures.take(
+            (model_id, seq_id), digest, lambda: Operation(owner, in_turn, model_id, together)
+        )
         if new:
             self.orders[model_id].add(seq_id, operation)
         return operation
@@ -211,7 +216,7 @@ class Service:
         """The operation that drops a model from memory."""
         self.tenant(model_id)
         owner = session_of(model_id)
-        operation, _ = self.futures.take(None, b'', lambda: Operation(owner, lambda: self._unload(model_id)))
+        operation, _ = self.futures.take(None, b'', lambda: Operation(owner, lambda: self._unload(model_id), model_id))
         self.executor.put(operation)
         return operation
 
@@ -224,28 +229,36 @@ class Service:
     def forward_backward(self, message: Any, digest: bytes) -> Operation:
         """The operation of a batch: its log-probabilities, and its gradient unless it is `forward_only`."""
 
-        def work(tenant: Tenant) -> Answer:
-            settings = wire.settings_of(message)
-            if message.forward_only:
-                data = wire.data_of(message)
-                return wire.training_answer(*self.trainer.forward(tenant, data, message.loss_fn, settings))
-            with self.trainer.spoiling(tenant, message.seq_id):
-                data = wire.data_of(message)
-                return wire.training_answer(*self.trainer.forward_backward(tenant, data, message.loss_fn, settings))
+        def work(tenant: Tenant) -> Batch:
+            try:
+                return self.trainer.checked(tenant, wire.data_of(message), message.loss_fn, wire.settings_of(message))
+            except Exception:
+                if not message.forward_only:
+                    tenant.spoil()
+                raise
 
-        return self._numbered(message.model_id, message.seq_id, digest, work)
+        together = self._forward if message.forward_only else self._forward_backward
+        return self._numbered(message.model_id, message.seq_id, digest, work, together)
+
+    def _forward(self, batches: Sequence[Batch]) -> list[Answer]:
+        return [wire.training_answer(*result) for result in self.trainer.forward(batches)]
+
+    def _forward_backward(self, batches: Sequence[Batch]) -> list[Answer]:
+        return [wire.training_answer(*result) for result in self.trainer.forward_backward(batches)]
+
+    def _steps(self, steps: Sequence[Step]) -> list[Answer]:
+        return [as_json({'type': 'optim_step', 'metrics': metrics}) for metrics in self.trainer.optim_steps(steps)]
 
     def optim_step(self, form: wire.OptimStep, digest: bytes) -> Operation:
         """The operation of a step."""
 
-        def work(tenant: Tenant) -> Answer:
+        def work(tenant: Tenant) -> Step:
             if form.optimizer_params is not None or form.adam_params is None:
                 kind = form.optimizer_params.type if form.optimizer_params else 'none'
                 raise UserFault(f'optimizer_params of type {kind!r} are not supported; pass AdamParams')
-            metrics = self.trainer.optim_step(tenant, form.adam_params.model_dump(exclude={'type'}))
-            return as_json({'type': 'optim_step', 'metrics': metrics})
+            return self.trainer.step_of(tenant, form.adam_params.model_dump(exclude={'type'}))
 
-        return self._numbered(form.model_id, form.seq_id, digest, work)
+        return self._numbered(form.model_id, form.seq_id, digest, work, self._steps)
 
     # --- weights -----------------------------------------------------------------------------------------------------
 
@@ -434,6 +447,12 @@ class Service:
         self._jobs[operation.request_id] = job
         self.executor.put(job)
         return operation
+
+    def queue_state(self, request_id: str) -> str:
+        """The word of the interface for what keeps a request waiting: `paused_capacity` where its weights wait for a
+        place in the decoder."""
+        job = self._jobs.get(request_id)
+        return 'paused_capacity' if job and not job.started and job.snapshot in self.sampling.waiting else 'active'
 
     def cancel(self, request_id: str) -> None:
         """Take samples back. Raises Missing where nothing has that id."""

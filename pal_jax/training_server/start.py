@@ -13,7 +13,7 @@ from pal_jax.models.files import sources
 from pal_jax.models.files.sources import Source
 from pal_jax.models.params import decoder_specs
 from pal_jax.run import devices, sharding
-from pal_jax.training_server.sampler import Sampler, never_ending
+from pal_jax.training_server.sampler import Bank, Sampler, never_ending
 from pal_jax.training_server.service import Service
 from pal_jax.training_server.store import Store
 from pal_jax.training_server.trainer import Base, Trainer
@@ -44,8 +44,8 @@ def resolved(model: str, workdir: Path) -> tuple[Source, str, str]:
 
 
 def make_service(
-    model: str, workdir: Path, mesh: Mesh, *, dtype: str = 'auto', max_len: int = 2048, max_rank: int = 128,
-    rows: int = 4, slots: int = 32, line: int = 8192, share: float = 0.5, scan_layers: bool = False,
+    model: str, workdir: Path, mesh: Mesh, *, dtype: str = 'auto', max_len: int = 2048, max_rank: int = 32,
+    rows: int = 4, slots: int = 32, bank: int = 4, line: int = 8192, share: float = 0.5, scan_layers: bool = False,
 ) -> Service:  # fmt: skip
     """The service of a model, see `resolved`.
 
@@ -64,4 +64,5 @@ def make_service(
     base = Base(name, origin, cfg, params, mesh)
     decoder = LocalDecoder(cfg, never_ending(tokenizer), mesh, slots=slots, grain=GRAIN)
     trainer, store = Trainer(base, rows=rows, max_rank=max_rank), Store(workdir.absolute() / 'tinker', base)
-    return Service(trainer, store, Sampler(decoder, base), tokenizer, line=line, share=share)
+    sampler = Sampler(Bank(decoder, base, size=bank, rank=max_rank))
+    return Service(trainer, store, sampler, tokenizer, line=line, share=share)

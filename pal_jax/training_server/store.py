@@ -136,10 +136,9 @@ class Store:
         if optimizer and not (saved.folder / OPTIMIZER).exists():
             raise UserFault(f'{path} has weights alone; give a path of save_weights, or load without optimizer')
         metadata = saved.note['model_metadata'] if user_metadata is None else user_metadata
-        actor = trainer.actor(saved.shape)
-        tenant = trainer.start(actor, self.adapters(saved), model_id, saved.shape, metadata)
+        tenant = trainer.start(self.adapters(saved), model_id, saved.shape, metadata)
         if optimizer:
-            checkpoints = Checkpoints(saved.folder / OPTIMIZER, actor.abstract.model.opt_state, read_only=True)
+            checkpoints = Checkpoints(saved.folder / OPTIMIZER, trainer.layout(saved.shape).opt_state, read_only=True)
             tenant.opt_state = checkpoints.read()[0]
             checkpoints.close()
         return tenant

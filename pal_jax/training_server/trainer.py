@@ -1,11 +1,14 @@
 """Models of tenants: adapters over one frozen base, each with its own gradients and optimiser.
 
+Batches of many tenants are computed together. A row has one datum, and beside it stand the adapters of its tenant. The
+gradient comes by row, too, and is added to the tenant's in the order of its data. A row's numbers of float32 depend on
+no other row.
+
 All functions of a `Trainer` run on the executor's thread, one after the other.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -21,16 +24,16 @@ from jax.sharding import Mesh
 
 from pal_jax.data.packing import round_up
 from pal_jax.decode.requests import bucket
-from pal_jax.learners import training
-from pal_jax.learners.actor import Actor, ActorState
+from pal_jax.learners import forward, training
 from pal_jax.learners.training import Lora, TrainState
+from pal_jax.models import lora
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.run import sharding
 from pal_jax.run.optim import ADAM, UNCLIPPED, with_numbers
 from pal_jax.training_server import losses
 from pal_jax.training_server.futures import UserFault
-from pal_jax.training_server.losses import Datum, LossForm, LossInputs
+from pal_jax.training_server.losses import LOSSES, Datum, LossInputs
 from pal_jax.types import TokenBatch
 
 # The product of an adapter's factors is multiplied by ALPHA / rank.
@@ -58,6 +61,11 @@ class Shape(NamedTuple):
     attn: bool
 
     @property
+    def padded(self) -> Shape:
+        """The shape with the rank rounded up to a power of two. Rows of one such shape are computed together."""
+        return self._replace(rank=1 << (self.rank - 1).bit_length())
+
+    @property
     def lora(self) -> Lora:
         """The adapters as the learners know them."""
         parts = {'attn/.*': self.attn, 'mlp/.*': self.mlp, 'unembed': self.unembed}
@@ -78,7 +86,6 @@ class Tenant:
 
     model_id: str
     shape: Shape
-    actor: Actor
     params: Params
     opt_state: Any
     user_metadata: dict[str, Any]
@@ -86,6 +93,45 @@ class Tenant:
     spoiled: int | None = None
     seq: int = 0
     last_request: float = dataclasses.field(default_factory=time.time)
+
+    def spoil(self) -> None:
+        """Drop the gradients, since a forward_backward has failed, and refuse the next step."""
+        # A step without this batch would be a step on half of what the client meant.
+        self.spoiled = self.seq if self.spoiled is None else self.spoiled
+        self.grads = None
+
+
+class Batch(NamedTuple):
+    """The data of one operation, the name of their loss and its settings."""
+
+    tenant: Tenant
+    data: Sequence[Datum]
+    loss: str
+    numbers: dict[str, float]
+
+
+class Step(NamedTuple):
+    """One step of a tenant's optimiser: its gradient and the numbers of `wire.AdamForm`."""
+
+    tenant: Tenant
+    grads: Params
+    numbers: dict[str, float]
+
+
+class Row(NamedTuple):
+    """A datum on its way through a program: its batch, and its place there."""
+
+    batch: Batch
+    place: int
+
+    @property
+    def datum(self) -> Datum:
+        """The datum itself."""
+        return self.batch.data[self.place]
+
+
+# The log-probability of each target of each datum of a batch, and the metrics.
+Result = tuple[list[np.ndarray], dict[str, float]]
 
 
 class Trainer:
@@ -114,93 +160,98 @@ class Trainer:
             raise UserFault(f'lora_config.seed={seed}; give one from 0 to 2^31 - 1')
         if not shape.lora.targets:
             raise UserFault('lora_config trains nothing; set one of train_unembed, train_mlp and train_attn')
-        actor = self.actor(shape)
         drawn = secrets.randbits(31) if seed is None else seed
         params, _ = training.attached(self.base.params, shape.lora, drawn)
-        tenant = self.start(actor, params, model_id, shape, user_metadata or {})
+        tenant = self.start(params, model_id, shape, user_metadata or {})
         self.tenants[model_id] = tenant
         return tenant
 
-    def start(self, actor: Actor, params: Params, model_id: str, shape: Shape, user_metadata: dict[str, Any]) -> Tenant:
+    def start(self, params: Params, model_id: str, shape: Shape, user_metadata: dict[str, Any]) -> Tenant:
         """A model with these adapters, whose optimiser starts afresh."""
-        places = jax.tree.map(lambda x: x.sharding, actor.abstract.model)
+        places = self._places(shape)
         params = jax.device_put(params, places.params)
-        return Tenant(
-            model_id, shape, actor, params, jax.device_put(ADAM.init(params), places.opt_state), user_metadata
-        )
+        return Tenant(model_id, shape, params, jax.device_put(ADAM.init(params), places.opt_state), user_metadata)
 
-    # Actors of one shape share their compiled programs.
-    @functools.lru_cache(maxsize=16)  # noqa: B019
-    def actor(self, shape: Shape) -> Actor:
-        """The learner of adapters of that shape."""
-        return Actor(self.base.cfg, ADAM, self.base.mesh, micro_rows=self.rows, adapters=shape.lora, anchored=False)
+    @functools.lru_cache(maxsize=64)  # noqa: B019
+    def layout(self, shape: Shape) -> TrainState:
+        """The shapes and shardings of a model's adapters and optimiser."""
 
-    def _state(self, tenant: Tenant) -> ActorState:
-        nothing = jnp.zeros((), jnp.int32)
-        return ActorState(nothing, TrainState(tenant.params, self.base.params, ()), {}, nothing)
+        def new(params: Params) -> TrainState:
+            adapters, _ = training.attached(params, shape.lora, 0)
+            return TrainState(adapters, {}, ADAM.init(adapters))
+
+        return training.laid_out(new, self.base.cfg, shape.lora, self.base.mesh)
+
+    def _places(self, shape: Shape) -> TrainState:
+        return jax.tree.map(lambda x: x.sharding, self.layout(shape))
 
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def forward(
-        self, tenant: Tenant, data: Sequence[Datum], loss_fn: str, settings: dict[str, float | str]
-    ) -> tuple[list[np.ndarray], dict[str, float]]:
-        """The log-probability of each target of each datum, and the metrics. No gradient is touched.
+    def checked(self, tenant: Tenant, data: Sequence[Datum], loss_fn: str, settings: dict[str, float | str]) -> Batch:
+        """The data of an operation.
 
         Raises:
-          UserFault: the data do not fit the loss or the model.
+          UserFault: they do not fit the loss or the model.
         """
-        form, numbers = self._checked(data, loss_fn, settings)
-        whole, total, logprobs = self._state(tenant).whole, 0.0, {}
-        for members, batch in self._batches(data):
-            some = [data[i] for i in members]
-            lps = tenant.actor.logprobs(whole, batch)
-            rows = _trimmed(lps, some)
-            losses_of = form.loss(lps, _inputs(some, form, numbers, rows, batch.acts.shape))
-            total += float(jnp.where(batch.acts, losses_of, 0.0).sum())
-            logprobs |= dict(zip(members, rows, strict=True))
-        return [logprobs[i] for i in range(len(data))], {'loss:sum': total}
+        form, numbers = losses.form_of(loss_fn, settings)
+        losses.check(data, loss_fn, form, self.base.cfg.vocab, self.base.cfg.max_len)
+        return Batch(tenant, data, loss_fn, numbers)
 
-    @contextlib.contextmanager
-    def spoiling(self, tenant: Tenant, seq_id: int) -> Iterator[None]:
-        """A context of a forward_backward. Where it fails, the gradients are dropped and the next step is refused."""
+    def forward(self, batches: Sequence[Batch]) -> list[Result]:
+        """The results of batches of any tenants. No gradient is touched."""
+        return self._passes(batches, learn=False)
+
+    def forward_backward(self, batches: Sequence[Batch]) -> list[Result]:
+        """The results of `forward`, while the gradient of each batch's loss is added to that of its tenant.
+
+        Where it fails, the gradients are dropped and the next steps are refused. No tenant has two of the batches.
+        """
         try:
-            yield
+            return self._passes(batches, learn=True)
         except Exception:
-            # A step without this batch would be a step on half of what the client meant.
-            tenant.spoiled = seq_id if tenant.spoiled is None else tenant.spoiled
-            tenant.grads = None
+            for batch in batches:
+                batch.tenant.spoil()
             raise
 
-    def forward_backward(
-        self, tenant: Tenant, data: Sequence[Datum], loss_fn: str, settings: dict[str, float | str]
-    ) -> tuple[list[np.ndarray], dict[str, float]]:
-        """The results of `forward`, while the gradient of the loss is added to the tenant's.
-
-        Raises:
-          UserFault: as `forward`.
-        """
-        form, numbers = self._checked(data, loss_fn, settings)
-        state, total, logprobs = self._state(tenant), 0.0, {}
-        grads, tenant.grads = tenant.grads, None
-        places = jax.tree.map(lambda x: x.sharding, tenant.params)
-        grads = training.zeros(tenant.params) if grads is None else grads
-        for members, batch in self._batches(data):
-            some = [data[i] for i in members]
+    def _passes(self, batches: Sequence[Batch], learn: bool) -> list[Result]:
+        done: dict[tuple[int, int], tuple[np.ndarray, float]] = {}
+        for members, tokens in self._micro_batches(batches):
+            adapters = self._adapters(members, len(tokens.tokens))
+            args = self.base.cfg, self.base.mesh, adapters, self.base.params, tokens
             # The ratio of a sequence needs all of its log-probabilities before the loss of its first token.
-            whole = 'sequence_ratio_mask' in form.needs
-            before = _trimmed(tenant.actor.logprobs(state.whole, batch), some) if whole else ()
-            inputs = _inputs(some, form, numbers, before, batch.acts.shape)
-            weight = batch.acts.astype(jnp.float32)
-            grads, loss, lps = tenant.actor.gradients(grads, state, batch, inputs, weight, form.loss, 0)
-            # The compiler names the places of a sum anew, and another name would be another program.
-            grads = jax.device_put(grads, places)
-            total += float(loss)
-            logprobs |= dict(zip(members, _trimmed(lps, some), strict=True))
-        tenant.grads = grads
-        return [logprobs[i] for i in range(len(data))], {'loss:sum': total}
+            whole = any('sequence_ratio_mask' in LOSSES[row.batch.loss].needs for row in members)
+            before = _trimmed(_logprobs(*args), members) if whole else ()
+            inputs = jax.device_put(_inputs(members, before, tokens.acts.shape), self._by_row)
+            if learn:
+                grads, lps = _gradients(*args, inputs)
+                for place, row in enumerate(members):
+                    self._add(row.batch.tenant, grads, place)
+            else:
+                lps = _logprobs(*args)
+            sums = np.asarray(_sums(lps, inputs))
+            for row, some, total in zip(members, _trimmed(lps, members), sums.tolist(), strict=False):
+                done[id(row.batch), row.place] = some, total
+        results = []
+        for batch in batches:
+            logprobs, sums = zip(*(done[id(batch), place] for place in range(len(batch.data))), strict=True)
+            results.append((list(logprobs), {'loss:sum': sum(sums)}))
+        return results
 
-    def optim_step(self, tenant: Tenant, numbers: dict[str, float]) -> dict[str, float]:
-        """One step of AdamW on the sum of gradients, which is cleared. A sum that is not finite makes no step.
+    def _add(self, tenant: Tenant, grads: Params, row: int) -> None:
+        """Add the gradient of a row to that of its tenant."""
+        before, tenant.grads = tenant.grads, None
+        before = training.zeros(tenant.params) if before is None else before
+        tenant.grads = self._added(tenant.shape)(before, grads, row)
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019
+    def _added(self, shape: Shape) -> Any:
+        def add(total: Params, grads: Params, row: int) -> Params:
+            return jax.tree.map(jnp.add, total, lora.gradient_of_row(grads, row, total))
+
+        return jax.jit(add, donate_argnums=0, out_shardings=self._places(shape).params)
+
+    def step_of(self, tenant: Tenant, numbers: dict[str, float]) -> Step:
+        """The step on the tenant's sum of gradients, which is cleared.
 
         Args:
           numbers: those of `wire.AdamForm`.
@@ -214,16 +265,27 @@ class Trainer:
         if grads is None:
             raise UserFault('nothing to apply: no forward_backward came since the last step')
         _check_numbers(numbers)
-        clip = numbers['grad_clip_norm']
-        named = {name: x for name, x in numbers.items() if name != 'grad_clip_norm'} | {'max_norm': clip or UNCLIPPED}
-        tenant.params, tenant.opt_state, norm = self._step(tenant.shape)(
-            tenant.params, with_numbers(tenant.opt_state, **named), grads
-        )
-        return {'grad_norm:mean': float(norm), 'skipped:sum': float(not math.isfinite(float(norm)))}
+        return Step(tenant, grads, numbers)
 
-    @functools.lru_cache(maxsize=16)  # noqa: B019
+    def optim_steps(self, steps: Sequence[Step]) -> list[dict[str, float]]:
+        """The metrics of steps of AdamW. A gradient that is not finite makes no step."""
+        norms = []
+        for tenant, grads, numbers in steps:
+            clip = numbers['grad_clip_norm']
+            named = {key: x for key, x in numbers.items() if key != 'grad_clip_norm'} | {'max_norm': clip or UNCLIPPED}
+            tenant.params, tenant.opt_state, norm = self._step(tenant.shape)(
+                tenant.params, with_numbers(tenant.opt_state, **named), grads
+            )
+            norms.append(norm)
+        # The devices have the steps of all tenants before the first result is waited for.
+        return [
+            {'grad_norm:mean': float(norm), 'skipped:sum': float(not math.isfinite(norm))}
+            for norm in jax.device_get(norms)
+        ]
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019
     def _step(self, shape: Shape) -> Any:
-        places = jax.tree.map(lambda x: x.sharding, self.actor(shape).abstract.model)
+        places = self._places(shape)
 
         def step(params: Params, opt_state: Any, grads: Params) -> tuple[Params, Any, jax.Array]:
             state, norm = training.apply(ADAM, TrainState(params, {}, opt_state), grads)
@@ -232,37 +294,45 @@ class Trainer:
         # Nothing is donated, so that snapshots may hold the adapters.
         return jax.jit(step, out_shardings=(places.params, places.opt_state, None))
 
-    # --- batches -----------------------------------------------------------------------------------------------------
+    # --- rows --------------------------------------------------------------------------------------------------------
 
-    def _checked(
-        self, data: Sequence[Datum], loss_fn: str, settings: dict[str, float | str]
-    ) -> tuple[LossForm, dict[str, float]]:
-        form, numbers = losses.form_of(loss_fn, settings)
-        losses.check(data, loss_fn, form, self.base.cfg.vocab, self.base.cfg.max_len)
-        return form, numbers
+    @property
+    def _by_row(self) -> jax.sharding.NamedSharding:
+        return sharding.sharding(self.base.mesh, ('batch',))
 
-    def _batches(self, data: Sequence[Datum]) -> Iterator[tuple[list[int], TokenBatch]]:
-        """The places of data of similar length, and their rows on the devices; a row has one datum.
+    def _micro_batches(self, batches: Sequence[Batch]) -> Iterator[tuple[list[Row], TokenBatch]]:
+        """Rows of one length and one padded shape of adapters, and their tokens on the devices.
 
-        Rows are padded to few lengths and few numbers of rows, so that few programs are compiled.
+        What a row is computed with depends on its own length and shape alone, and not on who else is there.
         """
+        groups: dict[tuple[int, Shape], list[Row]] = {}
+        for batch in batches:
+            for place, datum in enumerate(batch.data):
+                # Few lengths and few numbers of rows keep the programs to compile few.
+                key = bucket(len(datum.tokens), GRAIN), batch.tenant.shape.padded
+                groups.setdefault(key, []).append(Row(batch, place))
         ways = sharding.batch_ways(self.base.mesh)
-        order, size = sorted(range(len(data)), key=lambda i: len(data[i].tokens)), self.rows * ways
-        for first in range(0, len(order), size):
-            members = order[first : first + size]
-            rows = round_up(1 << (len(members) - 1).bit_length(), ways)
-            # The last member is the longest.
-            length = bucket(len(data[members[-1]].tokens), GRAIN)
-            yield members, self._rows([data[i] for i in members], rows, length)
+        size = self.rows * ways
+        for length, shape in sorted(groups):
+            rows = groups[length, shape]
+            for first in range(0, len(rows), size):
+                members = rows[first : first + size]
+                count = round_up(1 << (len(members) - 1).bit_length(), ways)
+                yield members, self._tokens(members, count, length)
 
-    def _rows(self, data: Sequence[Datum], rows: int, length: int) -> TokenBatch:
-        lengths = np.asarray([len(datum.tokens) for datum in data] + [0] * (rows - len(data)))
+    def _adapters(self, members: Sequence[Row], rows: int) -> Params:
+        """The adapters of the rows' tenants. Rows without a datum have those of the first."""
+        tenants = [row.batch.tenant for row in members] + [members[0].batch.tenant] * (rows - len(members))
+        return _stacked(tuple(tenant.params for tenant in tenants), tenants[0].shape.padded.rank, self.base.mesh)
+
+    def _tokens(self, members: Sequence[Row], rows: int, length: int) -> TokenBatch:
+        lengths = np.asarray([len(row.datum.tokens) for row in members] + [0] * (rows - len(members)))
         real = np.arange(length) < lengths[:, None]
-        targets = _padded([datum.inputs['target_tokens'] for datum in data], real.shape, np.int32)
+        targets = _padded([row.datum.inputs['target_tokens'] for row in members], real.shape, np.int32)
         # The targets are given: position i of the input chooses target i.
         columns = np.broadcast_to(np.arange(length, dtype=np.int32), real.shape)
         arrays: dict[str, Any] = {
-            'tokens': _padded([datum.tokens for datum in data], real.shape, np.int32),
+            'tokens': _padded([row.datum.tokens for row in members], real.shape, np.int32),
             'positions': columns,
             'segments': real.astype(np.int32),
             'prefix': real.astype(np.int32),
@@ -270,13 +340,54 @@ class Trainer:
             'actions': targets[:, None],
             'acts': real[:, None],
         }
-        batch = TokenBatch(**arrays)
-        return jax.device_put(batch, sharding.sharding(self.base.mesh, ('batch',)))
+        return jax.device_put(TokenBatch(**arrays), self._by_row)
 
 
-def _trimmed(rows: jax.Array, data: Sequence[Datum]) -> list[np.ndarray]:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _stacked(adapters: tuple[Params, ...], rank: int, mesh: Mesh) -> Params:
+    """The adapters of rows, spread over the devices as the rows are."""
+
+    def spread(x: jax.Array) -> jax.Array:
+        axes = (*[None] * (x.ndim - 3), 'batch', None, None)
+        return jax.lax.with_sharding_constraint(x, sharding.sharding(mesh, axes))
+
+    return jax.tree.map(spread, lora.by_row(adapters, rank))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logprobs(cfg: ModelConfig, mesh: Mesh, adapters: Params, base: Params, batch: TokenBatch) -> jax.Array:
+    """The log-probabilities `[R, 1, T]` of the targets."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return forward.logprobs(lora.join(adapters, base), cfg, batch)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _gradients(
+    cfg: ModelConfig, mesh: Mesh, adapters: Params, base: Params, batch: TokenBatch, inputs: LossInputs
+) -> tuple[Params, jax.Array]:
+    """The gradient of the sum of losses by the adapters of each row, and the log-probabilities `[R, 1, T]`."""
+
+    def loss(adapters: Params) -> tuple[jax.Array, jax.Array]:
+        aux = inputs._asdict()
+        return forward.token_loss(lora.join(adapters, base), cfg, batch, aux, _per_token)
+
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return jax.grad(loss, has_aux=True)(adapters)
+
+
+def _per_token(lp: jax.Array, aux: dict[str, Any]) -> jax.Array:
+    return losses.any_loss(lp, LossInputs(**aux))
+
+
+@jax.jit
+def _sums(lps: jax.Array, inputs: LossInputs) -> jax.Array:
+    """The loss `[R]` of each row."""
+    return losses.any_loss(lps, inputs).sum(axis=(1, 2))
+
+
+def _trimmed(rows: jax.Array, members: Sequence[Row]) -> list[np.ndarray]:
     """Numbers `[R, 1, T]` without those of padding, an array a datum."""
-    return [row[0, : len(datum.tokens)] for row, datum in zip(np.asarray(rows), data, strict=False)]
+    return [of_row[0, : len(row.datum.tokens)] for of_row, row in zip(np.asarray(rows), members, strict=False)]
 
 
 def _padded(rows: Sequence[np.ndarray], shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
@@ -287,35 +398,32 @@ def _padded(rows: Sequence[np.ndarray], shape: tuple[int, ...], dtype: Any = np.
     return array
 
 
-def _inputs(
-    data: Sequence[Datum], form: LossForm, numbers: dict[str, float], before: Sequence[np.ndarray],
-    shape: tuple[int, ...],
-) -> LossInputs:  # fmt: skip
-    """The inputs of a token loss as arrays `[R, 1, T]`.
+def _inputs(members: Sequence[Row], before: Sequence[np.ndarray], shape: tuple[int, ...]) -> LossInputs:
+    """The inputs of the rows' losses as arrays `[R, 1, T]`.
 
     Args:
-      before: the log-probabilities of the data's targets, for losses with the ratio of a sequence.
+      before: the log-probabilities of the targets, for losses with the ratio of a sequence.
     """
-
-    def column(key: str) -> np.ndarray:
+    columns: dict[str, np.ndarray] = {name: np.zeros(shape, np.float32) for name in LossInputs._fields}
+    columns['kind'] = np.full(shape, -1, np.int32)
+    for i, row in enumerate(members):
+        form, numbers, given = LOSSES[row.batch.loss], row.batch.numbers, row.datum.inputs
         # A datum without weights has all weights 1.
-        return _padded([datum.inputs.get(key, np.ones(len(datum.tokens))) for datum in data], shape)
-
-    def everywhere(key: str) -> np.ndarray | None:
-        return np.full(shape, numbers[key], np.float32) if key in numbers else None
-
-    sequence = None
-    if 'sequence_ratio_mask' in form.needs:
-        sequence = np.zeros(shape, np.float32)
-        for row, datum, lp in zip(sequence, data, before, strict=False):
-            counted = datum.inputs['sequence_ratio_mask'] != 0
-            row[...] = (lp - datum.inputs['logprobs'])[counted].mean() if counted.any() else 0.0
-    sampled = 'logprobs' in form.needs
-    arrays = LossInputs(
-        column('advantages' if sampled else 'weights'), column('logprobs') if sampled else None,
-        everywhere('clip_low_threshold'), everywhere('clip_high_threshold'), everywhere('beta'), sequence,
-    )  # fmt: skip
-    return jax.tree.map(jnp.asarray, arrays)
+        weight = given['advantages'] if 'advantages' in form.needs else given.get('weights', 1.0)
+        values = {
+            'kind': [*LOSSES].index(row.batch.loss),
+            'weight': weight,
+            'old': given.get('logprobs', 0.0),
+            'low': numbers.get('clip_low_threshold', 0.0),
+            'high': numbers.get('clip_high_threshold', 0.0),
+            'beta': numbers.get('beta', 0.0),
+        }
+        if 'sequence_ratio_mask' in form.needs:
+            counted = given['sequence_ratio_mask'] != 0
+            values['sequence'] = (before[i] - given['logprobs'])[counted].mean() if counted.any() else 0.0
+        for name, value in values.items():
+            columns[name][i, 0, : len(row.datum.tokens)] = value
+    return LossInputs(**columns)
 
 
 def _check_numbers(numbers: dict[str, float]) -> None:

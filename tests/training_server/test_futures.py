@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from pal_jax.training_server.futures import Answer, Conflict, Futures, Operation, Order, UserFault
+from pal_jax.training_server.futures import Answer, Conflict, Futures, Operation, Order, UserFault, carry_out
 
 
 def operation(log: list[int], number: int) -> Operation:
@@ -19,7 +19,7 @@ def operation(log: list[int], number: int) -> Operation:
 
 async def send(numbers: list[int], patience: float = 300.0) -> tuple[list[int], list[Operation]]:
     log: list[int] = []
-    order = Order(Operation.carry_out, patience)
+    order = Order(lambda operation: carry_out([operation]), patience)
     operations = [operation(log, number) for number in numbers]
     for number, sent in zip(numbers, operations, strict=True):
         order.add(number, sent)
@@ -68,7 +68,7 @@ def test_a_failure_is_kept_as_a_result_is():
         raise UserFault('wrong')
 
     failing, _ = futures.take(('model', 1), b'', lambda: Operation('session', work))
-    failing.carry_out()
+    carry_out([failing])
     for _ in range(2):
         kept = futures.get(failing.request_id)
         assert kept is not None

@@ -57,6 +57,9 @@ def calls(service: Any, folder: str) -> dict[str, dict[str, Callable[[], Any]]]:
     rest = service.create_rest_client()
     session = service.holder.get_session_id()
 
+    def of_datum(logprobs: Any) -> Any:
+        return -logprobs.sum(), {}
+
     def custom(data: Any, logprobs: Any) -> Any:
         return -sum(lp.sum() for lp in logprobs), {}
 
@@ -135,7 +138,7 @@ def calls(service: Any, folder: str) -> dict[str, dict[str, Callable[[], Any]]]:
             'get_server_capabilities': service.get_server_capabilities,
             'get_telemetry': service.get_telemetry,
             'copy_weights': lambda: service.copy_weights(path),
-            'create_custom_loss': lambda: service.create_custom_loss(lambda logprobs: (-logprobs.sum(), {}), {'logprobs': 1}),
+            'create_custom_loss': lambda: service.create_custom_loss(of_datum, {'logprobs': 1}),
             'close': lambda: service.close('success'),
         },
     }  # fmt: skip
