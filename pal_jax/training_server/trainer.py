@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pal_jax.data.packing import round_up
 from pal_jax.decode.requests import bucket
 from pal_jax.learners import forward, training
 from pal_jax.learners.training import Lora, TrainState
@@ -308,17 +307,16 @@ class Trainer:
         groups: dict[tuple[int, Shape], list[Row]] = {}
         for batch in batches:
             for place, datum in enumerate(batch.data):
-                # Few lengths and few numbers of rows keep the programs to compile few.
+                # Few lengths keep the programs to compile few.
                 key = bucket(len(datum.tokens), GRAIN), batch.tenant.shape.padded
                 groups.setdefault(key, []).append(Row(batch, place))
-        ways = sharding.batch_ways(self.base.mesh)
-        size = self.rows * ways
+        size = self.rows * sharding.batch_ways(self.base.mesh)
         for length, shape in sorted(groups):
             rows = groups[length, shape]
             for first in range(0, len(rows), size):
                 members = rows[first : first + size]
-                count = round_up(1 << (len(members) - 1).bit_length(), ways)
-                yield members, self._tokens(members, count, length)
+                # A program of fewer rows would add some numbers up in another order.
+                yield members, self._tokens(members, size, length)
 
     def _adapters(self, members: Sequence[Row], rows: int) -> Params:
         """The adapters of the rows' tenants. Rows without a datum have those of the first."""

@@ -1,0 +1,154 @@
+"""Many tenants in one program: what one of them computes depends on no other, bit for bit, in training and sampling."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip('tinker', reason="needs the client: pip install 'pal_jax[tinker]'")
+
+from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.requests import Request
+from pal_jax.models.files import sources
+from pal_jax.run import devices
+from pal_jax.training_server.executor import Executor
+from pal_jax.training_server.futures import Operation
+from pal_jax.training_server.losses import Datum
+from pal_jax.training_server.sampler import Bank, SampleJob, Sampler, Snapshot, never_ending
+from pal_jax.training_server.trainer import Base, Shape, Tenant, Trainer
+from pal_jax.types import Sampling
+
+STEP = {
+    'learning_rate': 0.01, 'beta1': 0.9, 'beta2': 0.95, 'eps': 1e-12, 'weight_decay': 0.1, 'grad_clip_norm': 0.0,
+}  # fmt: skip
+# Tenants of several ranks, losses, numbers of data and lengths.
+SHAPES = {'a': Shape(4, True, True, True), 'b': Shape(3, True, True, True), 'c': Shape(4, False, False, True)}
+LOSSES = {'a': 'cross_entropy', 'b': 'ppo', 'c': 'cross_entropy'}
+LENGTHS = {'a': (10, 70, 20, 30, 90), 'b': (12, 66, 25), 'c': (40,)}
+
+
+@pytest.fixture(scope='module')
+def base() -> Base:
+    source = sources.resolve('random:tiny')
+    cfg = dataclasses.replace(source.config, tie_embed=False, max_len=128)
+    params = source.load()
+    return Base(
+        'tiny', 'random:tiny', cfg, {**params, 'unembed': params['embed']}, devices.make_mesh(devices=jax.devices()[:1])
+    )
+
+
+def data(name: str, step: int) -> list[Datum]:
+    rng, made = np.random.default_rng([step, ord(name)]), []
+    for length in LENGTHS[name]:
+        tokens = rng.integers(0, 256, length + 1)
+        inputs = {'target_tokens': tokens[1:]}
+        if LOSSES[name] == 'ppo':
+            inputs['logprobs'] = rng.normal(-5.5, 0.3, length).astype(np.float32)
+            inputs['advantages'] = rng.normal(size=length).astype(np.float32)
+        made.append(Datum(tokens[:-1].astype(np.int32), inputs))
+    return made
+
+
+def trained(base: Base, names: str) -> tuple[Trainer, dict[str, list[Any]]]:
+    """The models of these names after two steps together, and the results of each."""
+    trainer = Trainer(base, rows=4, max_rank=4)
+    tenants = [trainer.create(name, SHAPES[name], ord(name), None) for name in names]
+    results: dict[str, list[Any]] = {name: [] for name in names}
+    for step in range(2):
+        batches = [trainer.checked(x, data(x.model_id, step), LOSSES[x.model_id], {}) for x in tenants]
+        for name, result in zip(names, trainer.forward_backward(batches), strict=True):
+            results[name].append(result)
+        trainer.optim_steps([trainer.step_of(x, STEP) for x in tenants])
+    return trainer, results
+
+
+@pytest.mark.slow
+def test_a_tenant_alone_trains_as_beside_others_bit_for_bit(base):
+    alone, expected = trained(base, 'a')
+    for names in ('abc', 'cba'):
+        beside, results = trained(base, names)
+        jax.tree.map(np.testing.assert_array_equal, results['a'], expected['a'])
+        ours, theirs = alone.tenants['a'], beside.tenants['a']
+        jax.tree.map(np.testing.assert_array_equal, (ours.params, ours.opt_state), (theirs.params, theirs.opt_state))
+    # The others were trained, too, and a weight that is not to be trained has no adapter.
+    assert beside.tenants['c'].params['unembed'] is None
+    assert bool((beside.tenants['b'].params['unembed'].b != 0).any())
+
+
+def sampled(base: Base, places: int, asked: Sequence[tuple[Snapshot, int]], **more: Any) -> tuple[list[bytes], Sampler]:
+    """The answers to requests of (snapshot, seed), three samples and the prompt's log-probs each."""
+    tokenizer = never_ending(sources.resolve('random:tiny').tokenizer())
+    cfg = dataclasses.replace(base.cfg, **more)
+    decoder = LocalDecoder(cfg, tokenizer, base.mesh, slots=8)
+    sampler, jobs = Sampler(Bank(decoder, base, size=places, rank=4)), []
+    for snapshot, seed in asked:
+        prompt = tuple(np.random.default_rng(seed).integers(0, 256, 20 + seed).tolist())
+        requests = [Request(prompt, Sampling(1.0, 0, 1.0, 6), 100 * seed + i) for i in range(3)]
+        jobs.append(SampleJob(Operation('', lambda: None), snapshot, requests, with_prompt=True))
+        sampler.put(jobs[-1])
+    while sampler.busy:
+        sampler.advance()
+    return [job.operation.done.result(0).body for job in jobs], sampler
+
+
+@pytest.mark.slow
+def test_a_seeded_sample_is_the_same_beside_other_adapters_bit_for_bit(base):
+    trainer, _ = trained(base, 'abc')
+    ours, *others = (snapshot_of(trainer.tenants[name]) for name in 'abc')
+    asked = [(ours, 1), (ours, 2)]
+    alone, _ = sampled(base, 2, asked)
+    # Four kinds of weights share two places and eight slots.
+    crowd = [(others[0], 3), asked[0], (others[1], 4), (Snapshot(dict, is_base=True), 5), asked[1], (others[0], 6)]
+    beside, sampler = sampled(base, 2, crowd)
+    assert [beside[1], beside[4]] == alone
+    assert not sampler.waiting
+    # The adapters are those that were asked for.
+    assert len(set(beside)) == len(beside)
+
+
+def snapshot_of(tenant: Tenant) -> Snapshot:
+    return Snapshot(lambda: tenant.params)
+
+
+class Idle:
+    """A sampler without work."""
+
+    busy = False
+
+
+def test_operations_of_several_models_are_carried_out_together_and_each_model_keeps_its_order():
+    log, executor = [], Executor(Idle(), share=0.5)  # ty: ignore
+
+    def together(parts: Sequence[str]) -> Sequence[str]:
+        log.append(list(parts))
+        return parts
+
+    def step(parts: Sequence[str]) -> Sequence[str]:
+        log.append(['step', *parts])
+        return parts
+
+    # The first operation keeps the thread until all others wait.
+    import threading
+
+    go = threading.Event()
+    operations = [Operation('', go.wait)]
+    for name, kind in (
+        ('a1', together),
+        ('a2', together),
+        ('b1', together),
+        ('a3', step),
+        ('b2', step),
+        ('c1', together),
+    ):
+        operations.append(Operation('', lambda name=name: name, name[0], kind))
+    for operation in operations:
+        executor.put(operation)
+    go.set()
+    assert [operation.done.result(5) for operation in operations[1:]] == ['a1', 'a2', 'b1', 'a3', 'b2', 'c1']
+    executor.close()
+    assert log == [['a1', 'b1', 'c1'], ['a2'], ['step', 'a3', 'b2']]
