@@ -12,7 +12,7 @@ from pal_jax.decode import engine
 from pal_jax.models import params as model_params
 from pal_jax.models import soups
 from pal_jax.models.config import ModelConfig
-from pal_jax.models.linear import LoraWeight
+from pal_jax.models.linear import LoraWeight, SoupWeight
 from pal_jax.models.params import Params
 from pal_jax.run import sharding
 
@@ -89,11 +89,12 @@ class Programs:
         Raises:
           ValueError: the output matrix has an adapter that is part of no soup.
         """
-        if isinstance(params.get('unembed'), LoraWeight):
+        head = params.get('unembed')
+        if isinstance(head, LoraWeight):
             raise ValueError('an adapter of the output matrix cannot be decoded beside its base; merge it')
         stack = params['layers']
         outer = self.send_outer({name: soups.plain(w) for name, w in params.items() if name != 'layers'})
-        if soups.count(head := params.get('unembed')):
+        if isinstance(head, SoupWeight):
             outer['unembed'] = soups.with_precision(head.replace(base=outer['unembed']), self.dtype)
         # Layers are sent one by one, so that few bytes are on their way at a time.
         layers = (soups.on_base(lambda plain, i=i: self.send_layer(plain, i), stack) for i in range(self.layers))

@@ -101,6 +101,8 @@ class PPO:
             )
 
     def _check_correction(self) -> None:
+        if self.max_drift < 0:
+            raise ValueError(f'ppo.max_drift={self.max_drift} must be at least 0; 0 leaves no sample out')
         low, high = self.correction_bounds
         if not 0 <= low <= high or (high and self.correction == 'none'):
             raise ValueError(

@@ -118,7 +118,7 @@ def mixed(tree: Any, mixtures: Float[Array, 'B K'] | None) -> Any:
     return _map(lambda w: w.replace(mixture=mixtures) if _is_soup(w) else w, tree)
 
 
-def with_precision(tree: Params, dtype: str) -> Params:
+def with_precision(tree: Any, dtype: str) -> Any:
     """The soup, or the adapted tree, with its adapters in another precision."""
     return _map(lambda w: w.replace(a=w.a.astype(dtype), b=w.b.astype(dtype)) if _is_adapted(w) else w, tree)
 

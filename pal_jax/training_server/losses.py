@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
+from pal_jax.objectives import corrections
+from pal_jax.objectives.corrections import SampledToken
 from pal_jax.objectives.masked import keep
 from pal_jax.objectives.policy import TokenLoss
 from pal_jax.training_server.futures import UserFault
@@ -57,18 +58,18 @@ def importance_sampling(lp: Float[Array, '*S'], x: LossInputs) -> Float[Array, '
 
 def ppo(lp: Float[Array, '*S'], x: LossInputs) -> Float[Array, '*S']:
     """`-min(r A, clip(r, low, high) A)`."""
-    return _clipped(jnp.exp(lp - x.old), x)
+    ratio = jnp.exp(lp - x.old)
+    return -jnp.minimum(ratio * x.weight, jnp.clip(ratio, x.low, x.high) * x.weight)
 
 
 def cispo(lp: Float[Array, '*S'], x: LossInputs) -> Float[Array, '*S']:
     """`-clip(r, low, high) lp A`, where no gradient flows through the ratio."""
-    return -lax.stop_gradient(jnp.clip(jnp.exp(lp - x.old), x.low, x.high)) * lp * x.weight
+    return corrections.cispo(lp, lp, _token(x), (x.low, x.high))
 
 
 def gspo(lp: Float[Array, '*S'], x: LossInputs) -> Float[Array, '*S']:
     """The loss of `ppo`, with the geometric mean of a sequence's ratios as the ratio of each of its tokens."""
-    # The value is that of the sequence, and the gradient that of the token.
-    return _clipped(jnp.exp(x.sequence + lp - lax.stop_gradient(lp)), x)
+    return corrections.gspo(lp, lp, _token(x), (x.low, x.high))
 
 
 def dro(lp: Float[Array, '*S'], x: LossInputs) -> Float[Array, '*S']:
@@ -76,8 +77,8 @@ def dro(lp: Float[Array, '*S'], x: LossInputs) -> Float[Array, '*S']:
     return -(lp * x.weight - 0.5 * x.beta * jnp.square(lp - x.old))
 
 
-def _clipped(ratio: Array, x: LossInputs) -> Array:
-    return -jnp.minimum(ratio * x.weight, jnp.clip(ratio, x.low, x.high) * x.weight)
+def _token(x: LossInputs) -> SampledToken:
+    return SampledToken(x.old, x.old, x.weight, x.sequence)
 
 
 class LossForm(NamedTuple):
