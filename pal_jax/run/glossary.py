@@ -55,6 +55,8 @@ class Words:
     shares: tuple[str, ...] = ()
     # Another figure that has to be told of a change, and the words for it.
     beside: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    # The questions that a verdict by a level answers, where they are not whether a run has learnt.
+    questions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # The leads of baselines over a level, which a verdict tells of: the words of baselines by the names of the figures.
     rivals: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     # Uses of a finished run by the recipe: words, a command with {run} for the folder, and the page that explains it.
@@ -212,6 +214,7 @@ def words_of(recipe: str) -> Words:
         shares=(*special.shares, *CORE.shares),
         beside={**special.beside, **CORE.beside},
         rivals=special.rivals,
+        questions=special.questions,
         uses=special.uses,
     )
 

@@ -24,18 +24,19 @@ from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.summary import fifths, finite_values, main_part
 from pal_jax.run.workdir import read_run
 
-COUNTS = 'people', 'rows', 'seeds', 'prompts'  # of what an evaluation tested
+COUNTS = 'people', 'rows', 'seeds', 'prompts', 'networks', 'data_sets'  # of what an evaluation tested
 YES, TOO_LITTLE, UNTESTED = 'Yes', 'Too little to tell', 'Not tested'
 
 Record = Mapping[str, Any]
 
 
 class RunVerdict(NamedTuple):
-    """`answer` is a word or two, `sentence` the figures, `basis` how they were had."""
+    """`answer` is a word or two that answers `question`, `sentence` the figures, `basis` how they were had."""
 
     answer: str
     sentence: str
     basis: str
+    question: str = 'Did it learn?'
 
 
 def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> RunVerdict | None:
@@ -92,7 +93,8 @@ def _learning(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> 
     before = next((record for record in reversed(evals[:-1]) if record['step'] <= start), {})
     for key in words.levels:
         if known(after, key):
-            return _level(key, before, after, words)
+            verdict = _level(key, before, after, words)
+            return verdict._replace(question=words.questions.get(key, verdict.question))
     for key in words.changes:
         measured = f'{key}_se' in after or (key in words.shares and test_size(after))
         if known(before, key) and known(after, key) and measured:
@@ -106,7 +108,7 @@ def verdict_line(workdir: str | os.PathLike[str]) -> str:
     """The verdict on the run in a folder as a line with its end; nothing where there is none."""
     rows, evals = (read_records(Path(workdir, name)) for name in (METRICS, EVALS))
     verdict = judge(rows, evals, words_of(read_run(Path(workdir))['recipe']))
-    return f'did it learn? {verdict.answer}: {verdict.sentence}\n' if verdict else ''
+    return f'{verdict.question} {verdict.answer}: {verdict.sentence}\n' if verdict else ''
 
 
 def known(record: Record, key: str) -> bool:

@@ -183,4 +183,4 @@ def test_what_learns_nothing_has_no_verdict(tmp_path):
     (tmp_path / 'config.json').write_text('{"recipe": "sft"}')
     assert verdict_line(tmp_path) == ''
     (tmp_path / 'metrics.jsonl').write_text('{"step": 0, "phase": "sft", "loss": 2.0}\n')
-    assert verdict_line(tmp_path).startswith('did it learn? Not tested') and verdict_line(tmp_path).endswith('.\n')
+    assert verdict_line(tmp_path).startswith('Did it learn? Not tested') and verdict_line(tmp_path).endswith('.\n')

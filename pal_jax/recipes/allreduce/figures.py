@@ -13,6 +13,7 @@ WORDS = Words(
             ),
         },
         COMPARED: {
+            'saved_to_least': 'rounds saved over the greedy baseline, in units of the least that there can be',
             'greedy_to_least': 'the same of the greedy baseline: breadth-first trees, deepest first',
             'least_rounds': 'bound: rounds that every schedule takes at least',
         },
@@ -23,6 +24,14 @@ WORDS = Words(
             'networks': 'networks that were planned for',
         },
     },
+    levels={
+        'saved_to_least': (
+            'what the shortest schedules save of the rounds of greedy ones, in units of the least rounds, mean over '
+            'networks,',
+            0.0,
+        )
+    },
+    questions={'saved_to_least': 'Are its schedules shorter than greedy ones?'},
     steps={
         'allreduce_trees': 'the policy of trees learns, that of transfers stays',
         'allreduce_transfers': 'the policy of transfers learns, that of trees stays',

@@ -26,7 +26,7 @@ from pal_jax.recipes.allreduce import rounds, topology
 from pal_jax.recipes.allreduce import schedules as allreduce
 from pal_jax.recipes.allreduce.plans import PlanEpisodes, PlanPPO, PlanState
 from pal_jax.recipes.allreduce.recipe import SCHEDULES, file_name
-from pal_jax.recipes.allreduce.report import learned_exhibit
+from pal_jax.recipes.allreduce.report import learned_exhibit, saved
 from pal_jax.recipes.allreduce.rounds import TransferTask, TreeTask, Wires
 from pal_jax.recipes.allreduce.topology import Topology
 from pal_jax.run import sharding
@@ -148,11 +148,12 @@ class PlannerTraining:
                 source = next((k for k in self.planners if k.partition(':')[0] == kind), next(iter(self.planners)))
                 records.append(self.measure(planner, state[source], number, True, trained=False))
         trained = [record for record in records if record['trained']]
+        best, greedy = (np.array([record[key] / record['least'] for record in trained]) for key in ('best', 'greedy'))
         figures = {
-            'learned_to_least': float(np.mean([record['best'] / record['least'] for record in trained])),
-            'greedy_to_least': float(np.mean([record['greedy'] / record['least'] for record in trained])),
+            'learned_to_least': float(best.mean()),
+            'greedy_to_least': float(greedy.mean()),
             'rounds_mean': float(np.mean([record['mean'] for record in trained])),
-        }
+        } | saved(greedy, best)
         return Evaluation(figures, exhibits=[learned_exhibit(records)] if stage == 'final' else [])
 
     def measure(

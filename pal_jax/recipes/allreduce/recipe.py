@@ -81,7 +81,7 @@ class Planner:
         rounds = {name: len(schedule) for name, schedule in plans.items()}
         record = {'network': network.name, 'servers': network.servers, 'least': least.rounds}
         record |= {'server': allreduce.server_rounds(network), 'rounds': rounds, 'rule': rule}
-        record |= {'used': used_by_round(network, best)}
+        record |= {'used': used_by_round(network, best), 'links': [f'{a} to {b}' for a, b in network.links]}
         ratio = len(best) / least.rounds
         return [record], host, {'rounds': float(len(best)), 'least_rounds': float(least.rounds), 'to_least': ratio}
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import jax
 import networkx as nx
+import numpy as np
 import pytest
 
 from pal_jax.recipes.allreduce import recipe as allreduce
 from pal_jax.recipes.allreduce import schedules as a
 from pal_jax.recipes.allreduce import topology
 from pal_jax.run import devices
+from pal_jax.run.glossary import words_of
 from pal_jax.run.recipe import Context
+from pal_jax.run.verdict import judge
 from tests import configs
 
 
@@ -36,6 +39,14 @@ def test_a_run_plans_for_every_network_and_goes_on_where_it_was_stopped(tmp_path
     assert [row[head.index('at least')] for row in rows] == ['3', '4', '6']
     assert all(exhibit.picture.startswith(b'\x89PNG') for exhibit in pictures)
     assert evaluation.record['to_least'] >= 1.0
+    record, greedy = (
+        evaluation.record,
+        [int(row[head.index('greedy')]) / int(row[head.index('at least')]) for row in rows],
+    )
+    best = [float(row[-1]) for row in rows]
+    assert record['saved_to_least'] == pytest.approx(np.mean(greedy) - np.mean(best), abs=0.01)
+    verdict = judge([], [{'step': 3, 'stage': 'final', **record}], words_of('allreduce'))
+    assert 'greedy' in verdict.question and verdict.basis.endswith('of 3 networks.')
     for name, network in (('bcube-2-1', topology.bcube(2, 1)), ('ring-5', topology.ring(5))):
         rounds, servers = a.load(tmp_path / 'schedules' / f'{name}.json')
         assert servers == network.servers

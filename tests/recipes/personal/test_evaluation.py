@@ -15,6 +15,8 @@ from pal_jax.recipes.personal.bench import report as bench_report
 from pal_jax.recipes.personal.bench.leakage import ASYMMETRY
 from pal_jax.recipes.personal.bradley_terry import logistic
 from pal_jax.recipes.personal.interface import Fitted, Method, by_person
+from pal_jax.run.glossary import words_of
+from pal_jax.run.verdict import judge
 
 COUNTS = 0, 3, 9
 
@@ -186,6 +188,10 @@ def test_the_report_marks_a_data_set_that_fails_and_a_gain_of_shuffled_people(ta
     assert 'Not given: texts' in exhibits['Data and their audit'].text
     record = bench_report.make_record(records)
     assert record['failed_data_sets'] == 1
+    gain = bench_report.by_set(records)[0].gain('own', 'seen').mean  # the best one that counts
+    assert (record['best_gain'], record['best_gain_interval']) == (gain.value, pytest.approx(gain.interval))
+    verdict = judge([], [{'step': 1, 'stage': 'final', **record}], words_of('personal.bench'))
+    assert verdict.answer == 'Yes' and 'person' in verdict.question
     # A method that fits some splits only is compared on none.
     partly = bench_report.by_set([*records, {'data': 'toys', 'method': 'own', 'unfit': 'too few people'}])[0]
     assert partly.methods == ['shared']

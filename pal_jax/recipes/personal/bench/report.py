@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from pal_jax.recipes.personal import judged
 from pal_jax.recipes.personal.bench.audit import ROWS, fails
@@ -20,7 +21,7 @@ from pal_jax.recipes.personal.bench.leakage import ASYMMETRY, NOTHING, Finding
 from pal_jax.recipes.personal.figures import METHODS
 from pal_jax.recipes.personal.judged import JudgedPairs, MethodFigures, Paired
 from pal_jax.recipes.personal.pictures import plot_by_comparisons
-from pal_jax.run import pages
+from pal_jax.run import intervals, pages
 from pal_jax.run.curve import BLUE, GREY, INK, STYLE, png
 from pal_jax.run.intervals import Estimate
 from pal_jax.types import Exhibit
@@ -122,7 +123,9 @@ def by_set(records: Sequence[Mapping[str, Any]]) -> list[Set]:
 def make_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over data sets of each method's gains over the shared model, and the number of sets that fail the audit."""
     sets = by_set(records)
-    record: dict[str, Any] = {'failed_data_sets': sum(bool(data.mark) for data in sets)}
+    record: dict[str, Any] = {'data_sets': len(sets), 'failed_data_sets': sum(bool(data.mark) for data in sets)}
+    if known := [data for data in sets if data.methods]:
+        record |= intervals.average([_best_gain(data) for data in known]).named('best_gain')
     for name in dict.fromkeys(method for data in sets for method in data.methods if method != SHARED):
         for part in ('seen', 'new'):
             gains = [gain.mean.value for data in sets if (gain := data.gain(name, part))]
@@ -199,6 +202,13 @@ def _best(data: Set, part: str) -> str | None:
         if gain.mean.value > blind and _counts(gain, data.gain(name, part, shuffled=True)) == 'yes'
     }
     return max(won, key=lambda name: won[name], default=None)
+
+
+def _best_gain(data: Set) -> Estimate:
+    """The gain of the best method on seen people, which is 0 where none counts."""
+    best = _best(data, 'seen')
+    gain = data.gain(best, 'seen') if best else None
+    return gain.mean if gain else Estimate(0.0, 0.0, 0.0, 0.0)
 
 
 def _impersonal(data: Set, part: str) -> dict[str, float]:
@@ -334,9 +344,12 @@ def plot_gains(data: Set) -> bytes:
                     ax.plot(ends, [height] * 2, color=colour, linewidth=2)
                     ax.plot(gain.mean.value, height, 'o', color=colour, markersize=5)
         ax.axvline(0, color=INK, linewidth=0.8)
-        ax.set_title(f'Gain: {title} (grey: shuffled people)')
+        ax.set_title(title[0].upper() + title[1:])
+        ax.set_xlabel('gain in accuracy over one model for all')
         ax.set_yticks(range(len(names)), [words(name) for name in names])
     axes[0].invert_yaxis()
+    kinds = [Line2D([], [], color=colour, marker='o') for colour in (BLUE, GREY)]
+    figure.legend(kinds, ['true people', 'shuffled people'], loc='outside upper right', ncols=2, frameon=False)
     return png(figure)
 
 
