@@ -30,6 +30,7 @@ from pal_jax.recipes.rlpa.turns import make_turn_sampler
 from pal_jax.recipes.rlpa.users import CountingUser
 from pal_jax.recipes.rlpa.world import make_world
 from pal_jax.run import cli, devices
+from pal_jax.run.forecast import counted
 from pal_jax.run.outputs import check_file, whole_file
 from pal_jax.run.settings import Run
 from pal_jax.types import Sample
@@ -47,7 +48,7 @@ def main() -> None:
     settings, source = cli.settings(), SOURCE.value if SOURCE.present else None
     pairs = cli.faults(lambda: list(collect(settings, source, PROMPTS.value)))
     cli.faults(write, pairs, path)
-    print(f'{path}: {len(pairs)} pairs')
+    print(f'{path}: {counted(len(pairs), "pair")}')
 
 
 def write(pairs: Sequence[Mapping[str, Any]], path: Path) -> None:

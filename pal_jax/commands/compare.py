@@ -28,6 +28,7 @@ from matplotlib.lines import Line2D
 from pal_jax.run import intervals
 from pal_jax.run.curve import HEADLINES, OWN, PANELS, STYLE, column, headline_of, logged, panels_of, png, running_mean
 from pal_jax.run.files import at_home
+from pal_jax.run.forecast import counted
 from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.interrupts import until_closed
 from pal_jax.run.metrics import EVALS, METRICS, read_records
@@ -208,7 +209,7 @@ def main() -> None:
                 exhibits = [Exhibit('Side by side', picture=picture)]
                 exhibits += [Exhibit(title, table=table) for title, table in tables.items()]
                 rows = [run_row(name, folder, path) for name, folder in folders.items()]
-                partial.write_text(overview([f'{len(runs)} runs'], rows, exhibits), 'utf-8', 'xmlcharrefreplace')
+                partial.write_text(overview([counted(len(runs), 'run')], rows, exhibits), 'utf-8', 'xmlcharrefreplace')
     print(*map(markdown, tables.values()), sep='\n\n')
     print(f'\nwritten: {", ".join(map(str, outputs))}')
 

@@ -33,6 +33,7 @@ from pal_jax.recipes.personal.pal import forget as pal_forget
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.run import cli, devices, files
+from pal_jax.run.forecast import counted
 
 CHOICES = flags.DEFINE_string('choices', '', "One person's choices.")
 ASK = flags.DEFINE_string('ask', '', 'Pairs that could be asked.')
@@ -75,7 +76,8 @@ def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | N
         if output:
             pal_person.save(output, record)
             print(
-                f'{choices.user}: {record["choices"]} choices, {record["agreement"]:.0%} of them as fitted -> {output}'
+                f'{choices.user}: {counted(record["choices"], "choice")}, {record["agreement"]:.0%} of them as fitted '
+                f'-> {output}'
             )
         else:
             cli.print_json(record)

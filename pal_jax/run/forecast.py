@@ -54,6 +54,7 @@ class Forecast:
         self._spans = {name: range(end - count, end) for (name, count), end in zip(phases.items(), ends, strict=True)}
         self._evaluations = evaluations
         self._paces: dict[str, collections.deque[float]] = {}
+        self._compiled = collections.defaultdict[str, list[float]](list)
         self._evaluated: float | None = None
 
     def __str__(self) -> str:
@@ -64,9 +65,11 @@ class Forecast:
     def stepped(self, step: int, metrics: Metrics) -> str | None:
         """Take the `seconds_` metrics of a step. The result is the name of its phase if no step of it came before."""
         name = next((name for name, span in self._spans.items() if step in span), '')
-        # The seconds of compiling and loading come once, and are not forecast again.
+        # The seconds of compiling and loading are no part of the pace, see `_of_new_shapes`.
         seconds = sum(seconds_of(metrics)) - once(metrics)
         pace = self._paces.setdefault(name, collections.deque(maxlen=RECENT))
+        if pace:
+            self._compiled[name].append(metrics.get('seconds_compile', 0.0))
         if len(pace) == 1:
             # The first step is slow even without its compiling, so the second one stands for both.
             pace.clear()
@@ -87,7 +90,7 @@ class Forecast:
                 if pace := self._paces.get(name):
                     # A coming step is taken to last as long as the last steps of its phase, and an evaluation as long
                     # as the last one.
-                    seconds += count * sum(pace) / len(pace)
+                    seconds += count * sum(pace) / len(pace) + self._of_new_shapes(name, count)
                     measured.append(name or 'steps')
                 else:
                     # A phase without a step so far has no measured time. The time that is left is then that of the
@@ -100,6 +103,15 @@ class Forecast:
                 seconds += due * self._evaluated
                 measured.append('evaluations')
         return Left(seconds, tuple(unmeasured), tuple(measured))
+
+    def _of_new_shapes(self, name: str, count: int) -> float:
+        """The seconds of compiling that `count` coming steps of a phase may take, for shapes that are new to them.
+
+        As many steps as the later half of those so far are taken to compile as much as that half; further ones nothing.
+        """
+        # What the first step compiles comes once, and is not in the list.
+        later = self._compiled[name][len(self._compiled[name]) // 2 :]
+        return sum(later) * min(count, len(later)) / len(later) if later else 0.0
 
 
 def seconds_of(metrics: Metrics) -> list[float]:

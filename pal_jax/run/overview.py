@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pal_jax.run import files, pages
+from pal_jax.run.forecast import counted
 from pal_jax.run.glossary import words_of
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.report import described, exhibits
@@ -63,7 +64,12 @@ def front_page(workdir: Path, *, live: bool = False) -> str:
     # The last stage compares the policies of those before it.
     shown = next((last for folder in reversed(folders) if (last := exhibits(folder)[1])), [])
     method = read_run(folders[-1]).get('part_of') or ''
-    title = [workdir.resolve().name, method, f'{len(folders)} stages', pages.duration(sum(row.seconds for row in rows))]
+    title = [
+        workdir.resolve().name,
+        method,
+        counted(len(folders), 'stage'),
+        pages.duration(sum(row.seconds for row in rows)),
+    ]
     return overview(title, rows, shown)
 
 

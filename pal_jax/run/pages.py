@@ -11,6 +11,8 @@ from typing import Any
 
 import jinja2
 
+from pal_jax.run.forecast import counted
+
 
 def template(file: str, **filters: Callable[..., Any]) -> jinja2.Template:
     """The template of a page in this folder; `filters` are further ones of the page."""
@@ -21,6 +23,7 @@ def template(file: str, **filters: Callable[..., Any]) -> jinja2.Template:
     # Scores stand in their own order, the reward first.
     env.policies['json.dumps_kwargs'] = {'sort_keys': False}
     env.filters |= {'number': number, 'duration': duration, 'gigabytes': gigabytes, 'flat': flatten, 'digest': digest}
+    env.filters |= {'counted': counted}
     env.filters |= filters
     return env.get_template(file)
 

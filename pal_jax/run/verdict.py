@@ -25,6 +25,7 @@ from pal_jax.run.summary import fifths, finite_values, main_part
 from pal_jax.run.workdir import read_run
 
 COUNTS = 'people', 'rows', 'seeds', 'prompts', 'networks', 'data_sets'  # of what an evaluation tested
+ONE = {'people': 'person', 'data_sets': 'data set'}
 YES, TOO_LITTLE, UNTESTED = 'Yes', 'Too little to tell', 'Not tested'
 
 Record = Mapping[str, Any]
@@ -213,5 +214,7 @@ def moved(first: float, last: float) -> str:
 
 
 def _of(record: Record) -> str:
-    count = test_size(record)
-    return f', of {count[0]} {count[1]}' if count else ''
+    if not (size := test_size(record)):
+        return ''
+    count, units = size
+    return f', of {count:,} {ONE.get(units, units[:-1]) if count == 1 else units.replace("_", " ")}'

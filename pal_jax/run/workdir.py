@@ -96,10 +96,18 @@ def held(workdir: Path, *, silence: float = SILENCE, log: Callable[[str], None] 
         # The first of several processes holds the folder for all.
         if jax.process_index() == 0:
             check_workdir(workdir)
+            # A run that is refused before it has written anything leaves no empty folders.
+            for folder in reversed([path for path in (workdir, *workdir.parents) if not path.exists()]):
+                stack.callback(_remove_empty, folder)
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_leased(workdir / LEASE, silence, log))
         processes.exchange('workdir held')
         yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _leased(path: Path, silence: float, log: Callable[[str], None]) -> contextlib.AbstractContextManager[Any]:

@@ -179,3 +179,12 @@ def test_only_the_metrics_that_matter_are_described():
 def output(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def test_the_time_left_counts_what_new_shapes_compile_and_no_more_of_it_than_has_come():
+    forecast = Forecast({'rl': 100})
+    forecast.stepped(0, {'seconds_update': 9.0, 'seconds_compile': 50.0})  # comes once
+    for step, compiled in enumerate((20.0, 0.0, 10.0, 0.0), 1):
+        forecast.stepped(step, {'seconds_update': 2.0, 'seconds_compile': compiled, 'seconds_load': 7.0})
+    assert forecast.left(4).seconds == 95 * 2.0 + 10.0  # two of the coming steps as the last two
+    assert forecast.left(98).seconds == 2.0 + 5.0

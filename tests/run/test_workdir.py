@@ -101,3 +101,14 @@ def test_the_lease_of_another_machine_counts_as_long_as_it_is_renewed(tmp_path):
     ended.set()
     renewing.join()
     assert 'pid=7' in path.read_text()
+
+
+def test_a_run_that_is_refused_leaves_no_empty_folders_and_a_user_s_stay(tmp_path):
+    (tmp_path / 'mine').mkdir()
+    for folder in ('mine', 'new/deep'):
+        with pytest.raises(ValueError, match='wrong'), held(tmp_path / folder):
+            raise ValueError('wrong')
+    assert [path.name for path in tmp_path.iterdir()] == ['mine']
+    with held(tmp_path / 'new' / 'deep'):
+        (tmp_path / 'new' / 'deep' / 'config.json').write_text('{}')
+    assert (tmp_path / 'new' / 'deep' / 'config.json').exists()
