@@ -25,12 +25,15 @@ extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphin
 html_theme = 'furo'
 html_title = 'pal_jax'
 html_show_copyright = False
+html_static_path = html_css_files = ['site.css']  # lines of code are broken where they are too long
 exclude_patterns = ['_build']
 napoleon_use_ivar = True
 myst_heading_anchors = 4  # links to headings, as on GitHub
 myst_linkify_fuzzy_links = False
 default_role = 'code'
-autodoc_typehints = 'none'  # signatures have them
+autodoc_typehints = 'signature'
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 80
 autodoc_member_order = 'bysource'
 # A block of JSON may have ... in it, and a page may leave a level of headings out.
 suppress_warnings = ['misc.highlighting_failure', 'myst.header']
@@ -124,5 +127,14 @@ def write_reference(_: object) -> None:
             path.write_text(text, encoding='utf-8')
 
 
+def mark_examples(_app: object, what: str, _name: str, _of: object, _options: object, lines: list[str]) -> None:
+    """Make code of the indented blocks of a module's docstring."""
+    if what == 'module':
+        before = ['', *lines]
+        marks = [['::', ''] if line[:2] == '  ' and not before[k] else [] for k, line in enumerate(lines)]
+        lines[:] = [part for mark, line in zip(marks, lines, strict=True) for part in (*mark, line)]
+
+
 def setup(app: object) -> None:
     app.connect('builder-inited', write_reference)  # type: ignore[attr-defined]
+    app.connect('autodoc-process-docstring', mark_examples)  # type: ignore[attr-defined]

@@ -151,6 +151,10 @@ def test_the_site_has_every_page_and_loads_nothing_from_elsewhere(site):
     assert 'ppo.kl_coef' in (site / 'reference/keys/rlpa.html').read_text(encoding='utf-8')
     metrics = (site / 'reference/metrics.html').read_text(encoding='utf-8')
     assert CORE.figures[OPTIMISED]['perplexity'] in metrics and 'seen_gain' in metrics
+    api = (site / 'reference/api.html').read_text(encoding='utf-8')
+    train = api.partition('id="pal_jax.commands.library.train"')[2].partition('</dt>')[0]
+    assert 'Mapping' in train and 'PathLike' in train  # types
+    assert re.search(r'<pre>[^§]*?pal_jax', api.partition('id="scores"')[0])  # the example of the module is code
     assert 'copybutton' in (site / 'start/install.html').read_text(encoding='utf-8')
     assert '--coordinator' in (site / 'reference/commands.html').read_text(encoding='utf-8')
 
