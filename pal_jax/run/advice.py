@@ -15,7 +15,7 @@ POLICY = (
     ('talk with it', 'pal-jax chat --source={run}', 'docs/tutorials/serve.md'),
     ('write a folder for transformers', 'pal-jax export --workdir={run} --output=my_model', 'docs/howto/export.md'),
 )
-LONGER = 'train on', 'the command of this run again, with a larger --config.total_steps', 'docs/howto/resume.md'
+AGAIN = 'the command of this run again, with a larger --config.{key}'
 SEEDS = 'more total_steps, or several seeds, which pal-jax compare puts side by side'
 KL = 3.0  # nats of a token that are much
 
@@ -24,7 +24,11 @@ def uses(workdir: Path, config: Mapping[str, Any], words: Words) -> list[tuple[s
     """Uses of the run in a folder: words, a command, and the page that explains it."""
     known = words.uses.get(config['recipe'], ())
     trained = POLICY if not words.uses and {'policy', 'optimizer'} <= config.keys() else ()
-    return [(use, command.format(run=workdir), page) for use, command, page in (*known, *trained, LONGER)]
+    # A run whose number of steps follows from something else goes on by passes over its rows, or not at all.
+    passes = 'epochs' in config.get('data', ())
+    key = 'total_steps' if config.get('total_steps') else 'data.epochs' if passes else ''
+    longer = [('train on', AGAIN.format(key=key), 'docs/howto/resume.md')] if key else []
+    return [(use, command.format(run=workdir), page) for use, command, page in (*known, *trained, *longer)]
 
 
 def advice(rows: Sequence[Mapping[str, Any]], verdict: RunVerdict | None) -> str:

@@ -112,7 +112,8 @@ def test_the_page_opens_with_the_verdict_an_example_and_the_curve_and_figures_ar
 
 def test_the_page_says_what_it_is_of_and_what_to_do_next(workdir):
     run_of('rlpa', workdir)
-    config = {'recipe': 'rlpa', 'seed': 3, 'policy': {'source': 'hf:Qwen/Qwen3-0.6B'}, 'optimizer': {}}
+    config = {'recipe': 'rlpa', 'seed': 3, 'total_steps': 4, 'optimizer': {}}
+    config |= {'policy': {'source': 'hf:Qwen/Qwen3-0.6B'}}
     (workdir / 'config.json').write_text(json.dumps(config))
     summarize(workdir, {'day': '2026-01-02'})
     page = write_report(workdir).read_text()
@@ -122,6 +123,16 @@ def test_the_page_says_what_it_is_of_and_what_to_do_next(workdir):
     for command in ('chat --source=', 'export --workdir=', '--config.total_steps'):
         assert command in opening
     assert opening.index('Did it learn?') < opening.index('pal-jax chat') < opening.index('Before and after')
+
+
+@pytest.mark.parametrize(
+    ('config', 'key'),
+    [({'total_steps': 4}, 'total_steps'), ({'total_steps': 0, 'data': {'epochs': 2}}, 'data.epochs'), ({}, '')],
+)
+def test_only_what_can_go_on_is_told_to(config, key, tmp_path):
+    """The bench and AllReduce make a step for each data set or network, and were told to take more."""
+    again = [line for _, line, _ in uses(tmp_path, {'recipe': 'allreduce', **config}, words_of('allreduce'))]
+    assert [line.rpartition('--config.')[2] for line in again] == ([key] if key else [])
 
 
 @pytest.mark.parametrize(('recipe', 'command'), [('scorer.cost', 'score'), ('personal.pal', 'personalize')])
