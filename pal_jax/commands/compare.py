@@ -57,8 +57,8 @@ def draw(runs: Runs, evals: Runs, words: Mapping[str, Words]) -> bytes:
     """
     parts = {name: main_part(rows) for name, rows in runs.items()}
     titles = HEADLINES | {key: title for part in parts.values() for key, title in panels_of(part).items()}
-    own = (key for key in titles if key.startswith(OWN))
-    keys = dict.fromkeys([*map(headline_of, runs.values()), *own, *PANELS])
+    custom = (key for key in titles if key.startswith(OWN))
+    keys = dict.fromkeys([*map(headline_of, runs.values()), *custom, *PANELS])
     keys = [key for key in keys if any(logged(part, key) for part in parts.values())]
     tested = dict.fromkeys(key for name in evals for key in telling_figures(evals[name], words[name])[:1])
     panels = [*((key, False) for key in keys[:1]), *((key, True) for key in tested)]
@@ -146,8 +146,8 @@ def stage_table(evals: Runs, words: Mapping[str, Words]) -> list[list[str]]:
 
 def telling_figures(records: Sequence[Mapping[str, Any]], words: Words) -> list[str]:
     """The figures of evaluations that tell whether a run has learnt, those that decide first, and own rewards."""
-    own = (key for record in records for key in record if key.startswith(OWN))
-    keys = dict.fromkeys((*words.levels, *words.changes, *own))
+    custom = (key for record in records for key in record if key.startswith(OWN))
+    keys = dict.fromkeys((*words.levels, *words.changes, *custom))
     return [key for key in keys if any(known(record, key) for record in records)]
 
 

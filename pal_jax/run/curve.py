@@ -95,8 +95,8 @@ def headline_of(rows: Rows) -> str:
 
 def panels_of(rows: Rows) -> dict[str, str]:
     """The titles of the metrics that have a panel of their own, and of a user's own functions (`own_<name>`)."""
-    own = {key: f'{key.removeprefix(OWN)}, your own' for row in rows for key in row if key.startswith(OWN)}
-    return {key: title for key, title in (PANELS | own).items() if logged(rows, key)}
+    custom = {key: f'{key.removeprefix(OWN)}, your own' for row in rows for key in row if key.startswith(OWN)}
+    return {key: title for key, title in (PANELS | custom).items() if logged(rows, key)}
 
 
 def logged(rows: Rows, key: str) -> bool:

@@ -1,4 +1,4 @@
-"""What pages have in common: templates of HTML, numbers in words, tables of Markdown."""
+"""The parts of pages: templates of HTML, numbers in words, tables of Markdown."""
 
 from __future__ import annotations
 

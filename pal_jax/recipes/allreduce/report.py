@@ -39,7 +39,7 @@ def make_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def saved(greedy: np.ndarray, best: np.ndarray) -> dict[str, Any]:
-    """How much nearer to the least rounds the shortest schedules are than greedy ones, over networks."""
+    """The rounds that the shortest schedules save over greedy ones, in units of the least rounds, over networks."""
     return intervals.mean(greedy - best).named('saved_to_least') | {'networks': len(best)}
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pal_jax.data.histories import History, content
+from pal_jax.data.holdouts import fewer
 from pal_jax.data.passes import shuffled
 from pal_jax.recipes.plus import histories
 from pal_jax.recipes.plus.histories import Splits
@@ -119,6 +120,8 @@ def read_people(settings: Settings, log: histories.Log = histories.no_log) -> tu
         log=log,
     )
     check_reads(settings.reads, settings.data, (train, tests))
+    tested = len(next(iter(tests.values())))
+    log(f'{len(train)} people to learn from, {tested} to test on{fewer("eval.people", settings.eval.people, tested)}')
     return train, tests
 
 

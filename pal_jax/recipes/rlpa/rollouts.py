@@ -61,5 +61,5 @@ def describe_sample(sample: Sample) -> Mapping[str, Any]:
 
 def scores_of(sample: Sample, *names: str) -> dict[str, float]:
     """The scores of these names, and those of a user's own functions."""
-    own = (name for name in sample.info if name.startswith('own_'))
-    return {name: sample.info[name] for name in (*names, *own)}
+    custom = (name for name in sample.info if name.startswith('own_'))
+    return {name: sample.info[name] for name in (*names, *custom)}

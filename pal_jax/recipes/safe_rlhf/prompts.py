@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pal_jax.data import chats, records
-from pal_jax.data.holdouts import held_out, normal
+from pal_jax.data.holdouts import fewer, held_out, normal
 from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.judges import dilemmas
@@ -107,6 +107,11 @@ def given_questions(settings: QuestionSettings, seed: int) -> tuple[list[Questio
     # A question of both sources is tested on and not learnt.
     tested = {normal(question.text) for question in test}
     return [question for question in train if normal(question.text) not in tested], test
+
+
+def fewer_tests(settings: QuestionSettings, tested: int) -> str:
+    """A warning where fewer prompts are held out for tests than asked for; '' where tests have a source."""
+    return '' if settings.test or settings.tests_embedded else fewer('prompts.test_count', settings.test_count, tested)
 
 
 def check_groups(settings: QuestionSettings, seed: int, limits: Mapping[str, float]) -> None:

@@ -25,7 +25,7 @@ from pal_jax.objectives.constraints import P3O, Handlers, Saute
 from pal_jax.recipes.safe_rlhf import collect, evaluate, prompts, recipe, rl
 from pal_jax.recipes.safe_rlhf.prompts import Question, make_groups
 from pal_jax.recipes.safe_rlhf.rl import SafeRLHF, sentences
-from pal_jax.recipes.safe_rlhf.settings import ConstraintSettings
+from pal_jax.recipes.safe_rlhf.settings import ConstraintSettings, QuestionSettings
 from pal_jax.run import checkpoint, devices, piecework, sharding
 from pal_jax.run.glossary import meaning, words_of
 from pal_jax.run.metrics import EVALS, METRICS, read_records
@@ -158,6 +158,12 @@ def test_a_limit_that_no_policy_meets_ends_a_run_with_its_cost_model(tmp_path, c
 
 
 # --- questions and judged answers -------------------------------------------------------------------------------------
+
+
+def test_fewer_tests_than_asked_for_are_told():
+    held = QuestionSettings(train='mine.jsonl', test_count=64)
+    assert 'prompts.test_count=64' in (line := prompts.fewer_tests(held, 3)) and '3' in line
+    assert prompts.fewer_tests(held, 64) == prompts.fewer_tests(QuestionSettings(), 3) == ''
 
 
 def test_questions_that_are_tested_are_not_learnt(tmp_path):
