@@ -52,8 +52,8 @@ Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # records by the run's name
 def draw(runs: Runs, evals: Runs, words: Mapping[str, Words]) -> bytes:
     """A PNG with a colour for each run: steps are dots, running means lines.
 
-    The first panels have the headlines of the runs' steps and of their last evaluations with intervals, and others have
-    the first figures of `curve.PANELS` that a run logged.
+    The first panels have the headline of the runs' steps and those of their evaluations with intervals, and others have
+    own rewards and the first figures of `curve.PANELS` that a run logged. The result is b'' where there are none.
     """
     parts = {name: main_part(rows) for name, rows in runs.items()}
     titles = HEADLINES | {key: title for part in parts.values() for key, title in panels_of(part).items()}
@@ -63,6 +63,8 @@ def draw(runs: Runs, evals: Runs, words: Mapping[str, Words]) -> bytes:
     tested = dict.fromkeys(key for name in evals for key in telling_figures(evals[name], words[name])[:1])
     panels = [*((key, False) for key in keys[:1]), *((key, True) for key in tested)]
     panels = [*panels, *((key, False) for key in keys[1:])][:MOST]
+    if not panels:
+        return b''
     wide, high = min(len(panels), 2), -(-len(panels) // 2)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.5 * max(wide, 1.5), 3 * high), layout='constrained')
@@ -138,9 +140,9 @@ def stage_table(evals: Runs, words: Mapping[str, Words]) -> list[list[str]]:
     table = [['run', 'stage', *figures, *(key.replace('_by_turn', ' by turn') for key in turns)]]
     for run, records in evals.items():
         for record in records:
-            told = (_told(record, key, words[run]) for key in figures)
+            values = (_cell(record, key, words[run]) for key in figures)
             by_turn = (' '.join(f'{value:.2f}' for value in record.get(key) or ()) for key in turns)
-            table.append([run, record['stage'], *told, *by_turn])
+            table.append([run, record['stage'], *values, *by_turn])
     return table
 
 
@@ -151,7 +153,7 @@ def telling_figures(records: Sequence[Mapping[str, Any]], words: Words) -> list[
     return [key for key in keys if any(known(record, key) for record in records)]
 
 
-def _told(record: Mapping[str, Any], key: str, words: Words) -> str:
+def _cell(record: Mapping[str, Any], key: str, words: Words) -> str:
     if not known(record, key):
         return ''
     figure = estimate(record, key, words.shares)
@@ -195,10 +197,15 @@ def main() -> None:
     # A folder without steps would be an empty curve.
     if empty := [name for name, rows in runs.items() if not rows]:
         parser.error(f'no steps in {", ".join(empty)}; name folders of runs')
-    configs = [read_run(folder) for folder in folders.values()]
+    try:
+        configs = [read_run(folder) for folder in folders.values()]
+    except ValueError as error:
+        parser.error(str(error))
     words = {name: words_of(config['recipe']) for name, config in zip(folders, configs, strict=True)}
     tables = {'Steps': rise_table(runs, seeds=are_seeds(configs)), 'Evaluations': stage_table(evals, words)}
     picture = draw(runs, evals, words)
+    if not picture and any(path.suffix == '.png' for path in outputs):
+        parser.error('these runs have no figure to draw; give --output=compared.html or .csv')
     for path in outputs:
         with whole_file(path) as partial:
             if path.suffix == '.csv':
@@ -206,7 +213,7 @@ def main() -> None:
             elif path.suffix == '.png':
                 partial.write_bytes(picture)
             else:
-                exhibits = [Exhibit('Side by side', picture=picture)]
+                exhibits = [Exhibit('Side by side', picture=picture)] if picture else []
                 exhibits += [Exhibit(title, table=table) for title, table in tables.items()]
                 rows = [run_row(name, folder, path) for name, folder in folders.items()]
                 partial.write_text(overview([counted(len(runs), 'run')], rows, exhibits), 'utf-8', 'xmlcharrefreplace')

@@ -3,7 +3,7 @@
   pal-jax report runs/rlpa           or --workdir=runs/rlpa
 
 The report is report.html in the run's folder, with learning_curve.png beside it. A run of stages has a report for each
-stage, and report.html above them.
+finished stage, and report.html above them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pal_jax.run.files import at_home
 from pal_jax.run.overview import write_front_page
 from pal_jax.run.progress import print_anything
 from pal_jax.run.report import write_report
-from pal_jax.run.workdir import read_run, stage_folders
+from pal_jax.run.workdir import REPORT, read_run, stage_folders
 
 
 def main() -> None:
@@ -30,7 +30,9 @@ def main() -> None:
     folder = Path(at_home(sys.argv[1].removeprefix('--workdir=')))
     try:
         if stages := stage_folders(folder):
-            print(*map(write_report, stages), write_front_page(folder), sep='\n')
+            # A report says that a stage is finished, so one that is under way gets none.
+            reports = [write_report(stage) for stage in stages if (stage / REPORT).exists()]
+            print(*reports, write_front_page(folder), sep='\n')
             return
         # A folder that is no run is refused here.
         read_run(folder)

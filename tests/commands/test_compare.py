@@ -39,7 +39,7 @@ def test_each_run_is_told_by_the_figure_of_its_method():
     runs = {'a': [{'step': i, 'phase': 'dpo', 'accuracy': i / 10, 'margin': 0.1} for i in range(10)], 'b': rows(0.0)}
     assert rise_table(runs)[1] == ['a', 'accuracy', '0.050', '0.850', '+0.800'] and rise_table(runs)[2][1] == 'reward'
     silent = {'bench': [{'step': 0, 'phase': 'bench', 'rows': 3}]}
-    assert len(rise_table(silent)) == 1
+    assert len(rise_table(silent)) == 1 and draw(silent, {'bench': []}, {'bench': WORDS}) == b''
     gained = {'step': 4, 'stage': 'final', 'people': 30, 'seen_gain': 0.125, 'seen_gain_interval': [0.1, 0.15]}
     evals = {'a': [{'step': 0, 'stage': 'base', 'accuracy': 0.5}], 'b': [gained]}
     words = {'a': words_of('dpo'), 'b': words_of('personal.pal')}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 from pal_jax.run.metrics import MetricsWriter
 from pal_jax.run.overview import write_front_page
 from pal_jax.types import Exhibit
-from tests import browser
+from tests import browser, shell
 
 
 @pytest.fixture
@@ -39,6 +40,12 @@ def test_stages_stand_in_their_order_with_verdict_link_and_the_policies(staged):
     assert 'href="sft/report.html"' in page and 'href="later' not in page
     assert '<b>Yes:</b>' in page and '0:01:05' in page and 'seed 3' in page
     assert '&lt;b&gt;sft' in page and '-1.5' in page and '<b>sft' not in page
+
+
+def test_only_finished_stages_have_their_reports_made_again(staged):
+    done = shell.run('pal_jax', 'report', str(staged))
+    assert [Path(line).parent.name for line in done.stdout.split('\n')[:-1]] == ['sft', staged.name]
+    assert not (staged / 'evaluate' / 'report.html').exists()  # it would count as finished
 
 
 def test_a_folder_without_stages_has_no_front_page(tmp_path):
