@@ -24,6 +24,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from pal_jax.run import intervals
 from pal_jax.run.curve import HEADLINES, OWN, PANELS, STYLE, column, headline_of, logged, panels_of, png, running_mean
@@ -98,12 +99,17 @@ def _draw_steps(ax: Axes, parts: Runs, key: str, title: str) -> None:
 def _draw_evaluations(ax: Axes, evals: Runs, words: Mapping[str, Words], key: str) -> None:
     ax.set_title('Evaluations, with 95 % intervals', fontweight='bold')
     ax.set(xlabel='step', ylabel=key)
-    for name, colour in zip(evals, itertools.cycle(COLOURS), strict=False):
-        figures = [(row['step'], estimate(row, key, words[name].shares)) for row in evals[name] if known(row, key)]
+    steps = [row['step'] for rows in evals.values() for row in rows]
+    # Runs that are evaluated at the same step stand a little apart.
+    apart = max(max(steps) - min(steps), 1) / 50
+    for number, (name, colour) in enumerate(zip(evals, itertools.cycle(COLOURS), strict=False)):
+        rows = [{**row, 'step': row['step'] + number * apart} for row in evals[name] if known(row, key)]
+        figures = [(row['step'], estimate(row, key, words[name].shares)) for row in rows]
         ax.plot([step for step, _ in figures], [figure.value for _, figure in figures], 'o-', color=colour)
         for step, figure in figures:
             if figure.interval:
                 ax.plot([step] * 2, figure.interval, color=colour, linewidth=1)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def rise_table(runs: Runs, *, seeds: bool = False) -> list[list[str]]:
