@@ -67,7 +67,8 @@ def main() -> None:
         parser.error(f'--every={arguments.every} must be at least 1, and --port={arguments.port} a port')
     try:
         # A folder that is no run is refused here; one whose run is yet to begin its first step is shown.
-        stage_folders(arguments.run) or read_run(arguments.run)
+        if not stage_folders(arguments.run):
+            read_run(arguments.run)
         listener, _ = listen(LOCAL, arguments.port)
     except (ValueError, OSError) as error:
         parser.error(str(error))
