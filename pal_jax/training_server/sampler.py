@@ -35,10 +35,11 @@ TURN = 20.0
 
 @dataclasses.dataclass(eq=False)
 class Snapshot:
-    """Frozen weights to sample from. `read` gives their adapters on the base."""
+    """Frozen weights to sample from. `read` gives their adapters on the base, and `path` is their file, if any."""
 
     read: Callable[[], Params]
     is_base: bool = False
+    path: Path | None = None
 
     def put_aside(self, folder: Path) -> None:
         """Move the adapters from memory to a file in a folder, from which `read` reads them."""
@@ -50,7 +51,7 @@ class Snapshot:
             with np.load(path) as arrays:
                 return tree.unflatten(jax.device_put([arrays[name] for name in arrays.files], places))
 
-        self.read = read
+        self.read, self.path = read, path
 
 
 @dataclasses.dataclass(eq=False)
@@ -125,6 +126,10 @@ class Bank:
             return next(place for place in range(self.size) if place not in self._places.values())
         idle = next((snapshot for snapshot in self._places if snapshot not in busy), None)
         return None if idle is None else self._places.pop(idle)
+
+    def forget(self, snapshots: Collection[Snapshot]) -> None:
+        """Give up the places of snapshots that nobody will sample from."""
+        self._places = {snapshot: place for snapshot, place in self._places.items() if snapshot not in snapshots}
 
     def mixture(self, snapshot: Snapshot) -> tuple[float, ...] | None:
         """The weights of the places for a request of this snapshot; None for the base."""
@@ -210,16 +215,14 @@ class Sampler:
         scored."""
         job, scored, mixture = line[0], False, self.bank.mixture(line[0].snapshot)
         try:
-            if job.with_prompt and job.prompt is None and not job.cancelled:
+            if job.with_prompt and job.prompt is None:
                 job.prompt, scored = self._scored(dataclasses.replace(job.requests[0], mixture=mixture)), True
-            while not job.cancelled and job.started < len(job.requests) and self.decoder.free > 0:
+            while job.started < len(job.requests) and self.decoder.free > 0:
                 number = self.decoder.add(dataclasses.replace(job.requests[job.started], mixture=mixture))
                 self._live[number] = job, job.started
                 job.started += 1
         except Exception as error:
             job.fail(error)
-        if job.cancelled:
-            job.fail(UserFault('cancelled'))
         if job.cancelled or job.started == len(job.requests):
             line.popleft()
         return scored
@@ -230,6 +233,15 @@ class Sampler:
         return PromptLogprobs(tuple(logprobs), (), pieces[0].version)
 
     def _cancel(self) -> None:
+        """End the jobs that were taken back, those in line and those under way."""
+        for snapshot, line in list(self._lines.items()):
+            for job in line:
+                if job.cancelled:
+                    job.fail(UserFault('cancelled'))
+            self._lines[snapshot] = deque(job for job in line if not job.cancelled)
+            if not self._lines[snapshot]:
+                del self._lines[snapshot]
+                self.waiting.pop(snapshot, None)
         for number, (job, _) in list(self._live.items()):
             if job.cancelled:
                 self.decoder.cancel(number)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -115,26 +117,18 @@ def snapshot_of(tenant: Tenant) -> Snapshot:
     return Snapshot(lambda: tenant.params)
 
 
-class Idle:
-    """A sampler without work."""
-
-    busy = False
-
-
 def test_operations_of_several_models_are_carried_out_together_and_each_model_keeps_its_order():
-    log, executor = [], Executor(Idle(), share=0.5)  # ty: ignore
+    log, executor = [], Executor(mock.Mock(busy=False), share=0.5)
 
-    def together(parts: Sequence[str]) -> Sequence[str]:
+    def together(parts: Sequence[Any]) -> Sequence[Any]:
         log.append(list(parts))
         return parts
 
-    def step(parts: Sequence[str]) -> Sequence[str]:
+    def step(parts: Sequence[Any]) -> Sequence[Any]:
         log.append(['step', *parts])
         return parts
 
     # The first operation keeps the thread until all others wait.
-    import threading
-
     go = threading.Event()
     operations = [Operation('', go.wait)]
     for name, kind in (
