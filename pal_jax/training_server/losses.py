@@ -21,12 +21,23 @@ from pal_jax.objectives.masked import keep
 from pal_jax.objectives.policy import TokenLoss
 from pal_jax.training_server.futures import UserFault
 
+# The target of a position that has fewer than others.
+NO_TARGET = -1
+
 
 class Datum(NamedTuple):
-    """A sequence of `T` tokens and the inputs of its loss by name, each with a row a position."""
+    """A sequence of `T` tokens and the inputs of its loss by name, each with a row a position.
+
+    A position has one target, or `K` of them with a weight each.
+    """
 
     tokens: np.ndarray
     inputs: Mapping[str, np.ndarray]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The targets, [T, K]."""
+        return self.inputs['target_tokens'].reshape(len(self.tokens), -1)
 
 
 class LossInputs(NamedTuple):
@@ -147,6 +158,11 @@ def check(data: Sequence[Datum], name: str, form: LossForm, vocab: int, max_len:
             _check_datum(datum, name, form, vocab, max_len)
         except UserFault as fault:
             raise UserFault(f'data[{place}]: {fault}') from None
+        # The interface has one shape for the log-probabilities of all data.
+        if (shape := datum.inputs['target_tokens'].shape[1:]) != (first := data[0].inputs['target_tokens'].shape[1:]):
+            raise UserFault(
+                f'data[{place}]: target_tokens has {shape} targets a position, data[0] {first}; give as many'
+            )
 
 
 def _check_datum(datum: Datum, name: str, form: LossForm, vocab: int, max_len: int) -> None:
@@ -157,14 +173,24 @@ def _check_datum(datum: Datum, name: str, form: LossForm, vocab: int, max_len: i
         raise UserFault(f'loss_fn={name} takes no input {surplus[0]!r}; leave it out')
     if not 0 < length <= max_len:
         raise UserFault(f'model_input has {length} tokens; give 1 to {max_len}, the context of the model')
+    _check_shapes(datum.inputs, name)
     for key, value in datum.inputs.items():
-        if value.ndim != 1:
-            raise UserFault(f'{key} has shape {value.shape}; several targets a position are not supported yet')
         if len(value) != length:
             raise UserFault(f'{key} has {len(value)} values, model_input {length} tokens; give one a position')
         # A comparison with NaN is False, so NaN is no finite number either.
         if not np.isfinite(value).all():
             raise UserFault(f'{key} has a value that is not finite at position {int(np.isfinite(value).argmin())}')
-    for key, tokens in (('model_input', datum.tokens), ('target_tokens', datum.inputs['target_tokens'])):
-        if tokens.dtype.kind != 'i' or tokens.min() < 0 or tokens.max() >= vocab:
-            raise UserFault(f'{key} has to have token ids from 0 to {vocab - 1}')
+    least = NO_TARGET if datum.inputs['target_tokens'].ndim == 2 else 0
+    for key, tokens, first in (('model_input', datum.tokens, 0), ('target_tokens', datum.targets, least)):
+        if tokens.dtype.kind != 'i' or tokens.min() < first or tokens.max() >= vocab:
+            raise UserFault(f'{key} has to have token ids from {first} to {vocab - 1}')
+
+
+def _check_shapes(inputs: Mapping[str, np.ndarray], name: str) -> None:
+    """Raise UserFault where inputs have another shape than one number a position, or one for each target."""
+    shape = inputs['target_tokens'].shape
+    for key, value in inputs.items():
+        if len(shape) == 2 and name != 'cross_entropy':
+            raise UserFault(f'target_tokens has shape {shape}; loss_fn={name} has one target a position')
+        if value.ndim != len(shape) or value.shape[1:] != shape[1:] or value.ndim not in (1, 2) or 0 in shape[1:]:
+            raise UserFault(f'{key} has shape {value.shape}, target_tokens {shape}; give a number for each target')

@@ -32,7 +32,7 @@ from pal_jax.run import sharding
 from pal_jax.run.optim import ADAM, UNCLIPPED, with_numbers
 from pal_jax.training_server import losses
 from pal_jax.training_server.futures import UserFault
-from pal_jax.training_server.losses import LOSSES, Datum, LossInputs
+from pal_jax.training_server.losses import LOSSES, NO_TARGET, Datum, LossInputs
 from pal_jax.types import TokenBatch
 
 # The product of an adapter's factors is multiplied by ALPHA / rank.
@@ -127,6 +127,12 @@ class Row(NamedTuple):
     def datum(self) -> Datum:
         """The datum itself."""
         return self.batch.data[self.place]
+
+    @property
+    def part(self) -> tuple[slice, slice]:
+        """The part of the row's numbers `[K, T]` that is not padding."""
+        length, targets = self.datum.targets.shape
+        return slice(targets), slice(length)
 
 
 # The log-probability of each target of each datum of a batch, and the metrics.
@@ -304,39 +310,43 @@ class Trainer:
 
         What a row is computed with depends on its own length and shape alone, and not on who else is there.
         """
-        groups: dict[tuple[int, Shape], list[Row]] = {}
+        groups: dict[tuple[int, int, Shape], list[Row]] = {}
         for batch in batches:
             for place, datum in enumerate(batch.data):
-                # Few lengths keep the programs to compile few.
-                key = bucket(len(datum.tokens), GRAIN), batch.tenant.shape.padded
+                # Few lengths and few numbers of targets keep the programs to compile few.
+                targets = bucket(datum.targets.shape[1], 1)
+                key = bucket(len(datum.tokens), GRAIN), targets, batch.tenant.shape.padded
                 groups.setdefault(key, []).append(Row(batch, place))
         size = self.rows * sharding.batch_ways(self.base.mesh)
-        for length, shape in sorted(groups):
-            rows = groups[length, shape]
+        for (length, targets, _), rows in sorted(groups.items(), key=lambda group: group[0]):
             for first in range(0, len(rows), size):
                 members = rows[first : first + size]
                 # A program of fewer rows would add some numbers up in another order.
-                yield members, self._tokens(members, size, length)
+                yield members, self._tokens(members, (size, targets, length))
 
     def _adapters(self, members: Sequence[Row], rows: int) -> Params:
         """The adapters of the rows' tenants. Rows without a datum have those of the first."""
         tenants = [row.batch.tenant for row in members] + [members[0].batch.tenant] * (rows - len(members))
         return _stacked(tuple(tenant.params for tenant in tenants), tenants[0].shape.padded.rank, self.base.mesh)
 
-    def _tokens(self, members: Sequence[Row], rows: int, length: int) -> TokenBatch:
-        lengths = np.asarray([len(row.datum.tokens) for row in members] + [0] * (rows - len(members)))
-        real = np.arange(length) < lengths[:, None]
-        targets = _padded([row.datum.inputs['target_tokens'] for row in members], real.shape, np.int32)
+    def _tokens(self, members: Sequence[Row], shape: tuple[int, int, int]) -> TokenBatch:
+        """The rows, `shape[2]` columns each, and `shape[1]` targets of each column."""
+        tokens, targets = np.zeros((shape[0], shape[2]), np.int32), np.full(shape, NO_TARGET, np.int32)
+        for i, row in enumerate(members):
+            tokens[i, : len(row.datum.tokens)] = row.datum.tokens
+            targets[i][row.part] = row.datum.targets.T
+        lengths = np.asarray([len(row.datum.tokens) for row in members] + [0] * (shape[0] - len(members)))
+        real = (np.arange(shape[2]) < lengths[:, None]).astype(np.int32)
         # The targets are given: position i of the input chooses target i.
-        columns = np.broadcast_to(np.arange(length, dtype=np.int32), real.shape)
+        columns = np.arange(shape[2], dtype=np.int32)
         arrays: dict[str, Any] = {
-            'tokens': _padded([row.datum.tokens for row in members], real.shape, np.int32),
-            'positions': columns,
-            'segments': real.astype(np.int32),
-            'prefix': real.astype(np.int32),
-            'states': columns[:, None],
-            'actions': targets[:, None],
-            'acts': real[:, None],
+            'tokens': tokens,
+            'positions': np.broadcast_to(columns, tokens.shape),
+            'segments': real,
+            'prefix': real,
+            'states': np.broadcast_to(columns, shape),
+            'actions': np.maximum(targets, 0),
+            'acts': targets != NO_TARGET,
         }
         return jax.device_put(TokenBatch(**arrays), self._by_row)
 
@@ -354,7 +364,7 @@ def _stacked(adapters: tuple[Params, ...], rank: int, mesh: Mesh) -> Params:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _logprobs(cfg: ModelConfig, mesh: Mesh, adapters: Params, base: Params, batch: TokenBatch) -> jax.Array:
-    """The log-probabilities `[R, 1, T]` of the targets."""
+    """The log-probabilities `[R, K, T]` of the targets."""
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return forward.logprobs(lora.join(adapters, base), cfg, batch)[0]
 
@@ -363,7 +373,7 @@ def _logprobs(cfg: ModelConfig, mesh: Mesh, adapters: Params, base: Params, batc
 def _gradients(
     cfg: ModelConfig, mesh: Mesh, adapters: Params, base: Params, batch: TokenBatch, inputs: LossInputs
 ) -> tuple[Params, jax.Array]:
-    """The gradient of the sum of losses by the adapters of each row, and the log-probabilities `[R, 1, T]`."""
+    """The gradient of the sum of losses by the adapters of each row, and the log-probabilities `[R, K, T]`."""
 
     def loss(adapters: Params) -> tuple[jax.Array, jax.Array]:
         aux = inputs._asdict()
@@ -384,20 +394,15 @@ def _sums(lps: jax.Array, inputs: LossInputs) -> jax.Array:
 
 
 def _trimmed(rows: jax.Array, members: Sequence[Row]) -> list[np.ndarray]:
-    """Numbers `[R, 1, T]` without those of padding, an array a datum."""
-    return [of_row[0, : len(row.datum.tokens)] for of_row, row in zip(np.asarray(rows), members, strict=False)]
-
-
-def _padded(rows: Sequence[np.ndarray], shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-    """Rows of several lengths as one array, filled up with 0."""
-    array = np.zeros(shape, dtype)
-    for place, row in zip(array.reshape(-1, shape[-1]), rows, strict=False):
-        place[: len(row)] = row
-    return array
+    """Numbers `[R, K, T]` without those of padding, an array of the shape of the targets for each datum."""
+    return [
+        of_row[row.part].T.reshape(row.datum.inputs['target_tokens'].shape)
+        for of_row, row in zip(np.asarray(rows), members, strict=False)
+    ]
 
 
 def _inputs(members: Sequence[Row], before: Sequence[np.ndarray], shape: tuple[int, ...]) -> LossInputs:
-    """The inputs of the rows' losses as arrays `[R, 1, T]`.
+    """The inputs of the rows' losses as arrays `[R, K, T]`.
 
     Args:
       before: the log-probabilities of the targets, for losses with the ratio of a sequence.
@@ -419,8 +424,10 @@ def _inputs(members: Sequence[Row], before: Sequence[np.ndarray], shape: tuple[i
         if 'sequence_ratio_mask' in form.needs:
             counted = given['sequence_ratio_mask'] != 0
             values['sequence'] = (before[i] - given['logprobs'])[counted].mean() if counted.any() else 0.0
+        exists = row.datum.targets.T != NO_TARGET
         for name, value in values.items():
-            columns[name][i, 0, : len(row.datum.tokens)] = value
+            # Numbers of one target a position are rows, and those of several have the targets last.
+            columns[name][i][row.part] = np.where(exists, np.asarray(value).T, columns[name][i, 0, 0])
     return LossInputs(**columns)
 
 

@@ -67,7 +67,7 @@ def _text(datum: Any, place: int) -> np.ndarray:
 
 def _array(tensor: pb.Tensor, name: str, place: int) -> np.ndarray:
     if tensor.HasField('sparse_csr'):
-        raise UserFault(f'data[{place}]: {name} is a sparse tensor; send a dense one with one number a position')
+        raise UserFault(f'data[{place}]: {name} is a sparse tensor; send a dense one')
     if tensor.dtype not in DTYPES:
         raise UserFault(f'data[{place}]: {name} has the unknown dtype {tensor.dtype}')
     try:
@@ -88,7 +88,8 @@ def training_answer(logprobs: Sequence[np.ndarray], metrics: Mapping[str, float]
     flat = [np.ascontiguousarray(x, np.float32) for x in logprobs]
     offsets = np.cumsum([0, *(x.nbytes for x in flat)], dtype=np.int64)
     data = b''.join(x.tobytes() for x in flat)
-    tensor = pb.BatchedTensor(data=data, offsets=offsets.tobytes(), dtype=pb.DTYPE_FLOAT32)
+    trailing = flat[0].shape[1:]
+    tensor = pb.BatchedTensor(data=data, offsets=offsets.tobytes(), dtype=pb.DTYPE_FLOAT32, trailing_shape=trailing)
     record = pb.ArrayRecord(type_tag='ArrayRecord', fields={'logprobs': tensor}, num_datums=len(flat))
     output = pb.ForwardBackwardOutput(
         loss_fn_output_type='ArrayRecord', loss_fn_outputs=[record], metrics=dict(metrics)

@@ -261,7 +261,32 @@ def test_an_adapter_on_the_output_matrix_is_written_and_read(tmp_path):
     assert_equal(lora.split(peft.attach(frozen, UNTIED, tmp_path / 'adapter'))[0], trainable)
 
 
-def test_adapters_on_the_output_matrix_are_not_mixed():
-    trainable, frozen = lora.split(with_head())
-    with pytest.raises(ValueError, match='output matrix'):
-        soups.stack(frozen, [trainable, trainable])
+def heads() -> list[Any]:
+    """Two trees whose output matrices have trained adapters."""
+    tree, waves = with_head(), jnp.sin(jnp.arange(3 * 32.0)).reshape(3, 32)
+    return [{**tree, 'unembed': tree['unembed'].replace(b=factor * waves)} for factor in (0.1, -0.2)]
+
+
+def test_a_row_has_the_logits_of_its_own_output_matrix():
+    both, hidden = heads(), jax.random.normal(jax.random.key(3), (2, 5, UNTIED.width))
+    expected = np.stack([x @ lora.merge(tree)['unembed'].T for x, tree in zip(hidden, both, strict=True)])
+    trainable, frozen = [lora.split(tree)[0] for tree in both], lora.split(both[0])[1]
+    # Ranks are padded, and scales stay.
+    inputs, weight = decoder.output_layer(lora.join(lora.by_row(trainable, 4), frozen), UNTIED, hidden)
+    np.testing.assert_allclose(inputs @ weight.T, expected, rtol=1e-4, atol=1e-5)
+    soup = soups.mixed(soups.stack(frozen, trainable, 'delta'), jnp.eye(2))
+    np.testing.assert_allclose(decoder.unembed(soup, UNTIED, hidden), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_a_row_is_that_of_its_own_adapters():
+    trainable, frozen = zip(*map(lora.split, heads()), strict=True)
+    hidden = jax.random.normal(jax.random.key(3), (2, 5, UNTIED.width))
+
+    def squares(adapters: Any, states: Any) -> Any:
+        inputs, weight = decoder.output_layer(lora.join(adapters, frozen[0]), UNTIED, states)
+        return jnp.sum(jnp.square(inputs @ weight.T))
+
+    stacked = jax.grad(squares)(lora.by_row(trainable, 4), hidden)
+    own = jax.grad(squares)(trainable[1], hidden[1:])
+    taken = lora.gradient_of_row(stacked, 1, trainable[1])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3), taken, own)

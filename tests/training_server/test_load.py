@@ -14,7 +14,7 @@ import pytest
 tinker = pytest.importorskip('tinker', reason="needs the client: pip install 'pal_jax[tinker]'")
 types = tinker.types
 
-CLIENTS, SAMPLES = 8, 30
+CLIENTS, SAMPLES = 8, 12
 
 
 def loop(client: Any, folder: str, number: int) -> list[Any]:

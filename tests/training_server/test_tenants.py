@@ -20,7 +20,7 @@ from pal_jax.models.files import sources
 from pal_jax.run import devices
 from pal_jax.training_server.executor import Executor
 from pal_jax.training_server.futures import Operation
-from pal_jax.training_server.losses import Datum
+from pal_jax.training_server.losses import NO_TARGET, Datum
 from pal_jax.training_server.sampler import Bank, SampleJob, Sampler, Snapshot, never_ending
 from pal_jax.training_server.trainer import Base, Shape, Tenant, Trainer
 from pal_jax.types import Sampling
@@ -80,6 +80,30 @@ def test_a_tenant_alone_trains_as_beside_others_bit_for_bit(base):
     # The others were trained, too, and a weight that is not to be trained has no adapter.
     assert beside.tenants['c'].params['unembed'] is None
     assert bool((beside.tenants['b'].params['unembed'].b != 0).any())
+
+
+@pytest.mark.slow
+def test_several_targets_of_a_position_are_the_sum_of_their_losses(base):
+    rng = np.random.default_rng(0)
+    tokens, targets = rng.integers(0, 256, 20).astype(np.int32), rng.integers(0, 256, (20, 2))
+    weights = rng.normal(size=(20, 2)).astype(np.float32)
+    # The last position has one target alone, whose weight counts nothing.
+    targets[-1, 1] = NO_TARGET
+    results, sums = [], []
+    for columns in ([slice(None)], [0, 1]):
+        trainer = Trainer(base, rows=4, max_rank=4)
+        tenant = trainer.create('a', SHAPES['a'], 1, None)
+        for k in columns:
+            real = targets[:, k] != NO_TARGET
+            single = {'target_tokens': np.maximum(targets[:, k], 0), 'weights': weights[:, k] * real}
+            inputs = {'target_tokens': targets, 'weights': weights} if isinstance(k, slice) else single
+            results += trainer.forward_backward([trainer.checked(tenant, [Datum(tokens, inputs)], 'cross_entropy', {})])
+        sums.append(tenant.grads)
+    ((both,), metrics), ((first,), one), ((second,), other) = results
+    exists = targets != NO_TARGET
+    np.testing.assert_allclose(both[exists], np.stack([first, second], axis=1)[exists], atol=1e-5)
+    assert metrics['loss:sum'] == pytest.approx(one['loss:sum'] + other['loss:sum'], rel=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), *sums)
 
 
 def sampled(base: Base, places: int, asked: Sequence[tuple[Snapshot, int]], **more: Any) -> tuple[list[bytes], Sampler]:
