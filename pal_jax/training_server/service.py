@@ -130,20 +130,22 @@ class Service:
         for model_id in session.models:
             self.orders.pop(model_id, None)
             self.executor.put(Operation('', lambda model_id=model_id: self._unload(model_id), model_id))
-        ended = {entry.snapshot for entry in self.samplers.values() if entry.session_id == session_id}
-        self.samplers = {key: kept for key, kept in self.samplers.items() if kept.session_id != session_id}
-        used = {entry.snapshot for entry in self.samplers.values()}
-        self._shared = {key: kept for key, kept in self._shared.items() if kept.is_base or kept in used}
-        self.executor.put(Operation('', lambda: self._release(ended - used)))
+        self.executor.put(Operation('', lambda: self._release(session_id)))
         for job in self._jobs.values():
             job.cancelled = job.cancelled or job.operation.owner == session_id
         self.futures.drop(lambda operation: operation.owner == session_id)
 
-    def _release(self, snapshots: set[Snapshot]) -> Answer:
-        """Free the memory and the files of snapshots of sessions that have finished."""
-        self.sampling.bank.forget(snapshots)
-        self._recent = deque(kept for kept in self._recent if kept not in snapshots)
-        for snapshot in snapshots:
+    def _release(self, session_id: str) -> Answer:
+        """Free the samplers of a session that has finished, and the memory and files of their snapshots."""
+        # An operation before this one may have made a sampler, on this thread.
+        names = [key for key, entry in list(self.samplers.items()) if entry.session_id == session_id]
+        ended = {self.samplers.pop(key).snapshot for key in names}
+        used = {entry.snapshot for entry in list(self.samplers.values())} | {self._shared['']}
+        for key in [key for key, kept in list(self._shared.items()) if kept not in used]:
+            del self._shared[key]
+        self.sampling.bank.forget(ended - used)
+        self._recent = deque(kept for kept in self._recent if kept in used)
+        for snapshot in ended - used:
             if snapshot.path is not None:
                 snapshot.path.unlink(missing_ok=True)
         return as_json({})
