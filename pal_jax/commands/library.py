@@ -63,7 +63,7 @@ class CompletedRun:
 
     @functools.cached_property
     def model(self) -> Callable[..., list[str | None]]:
-        """The trained language model: `model(prompts, seed=0)` answers texts or chats, None where one is too long.
+        """The trained language model. `model(prompts, seed=0)` answers texts or chats, None where one is too long.
 
         It samples as the run did.
 
