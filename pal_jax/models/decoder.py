@@ -216,8 +216,8 @@ def output_layer(
     inputs = hidden if weight.key is None else dropped(hidden, weight.key, weight.dropout)
     low, b = weight.scale * linear_by_row(inputs, weight.a, cfg), weight.b
     if b.ndim == 3:
-        own = jnp.eye(len(b), dtype=low.dtype)[:, None, :, None]
-        low, b = (own * low[:, :, None]).reshape(*low.shape[:2], -1), b.reshape(-1, b.shape[-1])
+        blocks = jnp.eye(len(b), dtype=low.dtype)[:, None, :, None]
+        low, b = (blocks * low[:, :, None]).reshape(*low.shape[:2], -1), b.reshape(-1, b.shape[-1])
     # One product has the logits of both, so the loss over chunks of them knows no adapters.
     base = unembed_weight({'embed': weight.base}, cfg)
     return jnp.concatenate([hidden, low.astype(hidden.dtype)], -1), jnp.concatenate([base, b.T], -1)

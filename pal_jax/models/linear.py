@@ -119,7 +119,7 @@ def linear_by_row(x: Float[Array, 'R T I'], w: Float[Array, '...'], cfg: ModelCo
     """The product with `w [I, O]`, or of each row with its own of `w [R, I, O]`."""
     if w.ndim == 2:
         return linear(x, w, cfg)
-    return jax.vmap(lambda row, own: linear(row, own, cfg))(x, w)
+    return jax.vmap(lambda row, weight: linear(row, weight, cfg))(x, w)
 
 
 def mixed_correction(x: Float[Array, 'B *T I'], w: SoupWeight, cfg: ModelConfig) -> Array:
