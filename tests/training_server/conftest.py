@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,3 +71,7 @@ def connect(service: Any) -> Iterator[Connect]:
 
         yield make
     service.close()
+    # The client leaves sockets open, which Python tells when it collects them.
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ResourceWarning)
+        gc.collect()
