@@ -225,7 +225,7 @@ def adapters(plain, seed):
 def test_scores_and_updates_have_the_bits_of_the_sampler_and_fewer_slots_have_not(dtype, rank, fewest, monkeypatch):
     """Two layers of SmolLM2's shape, rows beyond 512 columns: prefixes reused and fresh, packed and own rows, shuffled
     requests, with adapters and without."""
-    # With far more threads than cores, a product in bfloat16 is cut into parts of one or two rows (docs/performance.md).
+    # With far more threads than cores, a product in bfloat16 is cut into parts of one or two rows.
     monkeypatch.delenv('PJRT_NPROC', raising=False)
     monkeypatch.delenv('XLA_FLAGS', raising=False)
     sizes = '--layers=2', '--requests=8', '--prompt=600', '--new=24', '--row-tokens=1024'
