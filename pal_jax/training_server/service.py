@@ -133,6 +133,8 @@ class Service:
         self.executor.put(Operation('', lambda: self._release(session_id)))
         for job in self._jobs.values():
             job.cancelled = job.cancelled or job.operation.owner == session_id
+        # A job holds the adapters that it samples from.
+        self._jobs = {key: job for key, job in self._jobs.items() if job.operation.owner != session_id}
         self.futures.drop(lambda operation: operation.owner == session_id)
 
     def _release(self, session_id: str) -> Answer:
