@@ -43,25 +43,110 @@ def test_the_page_names_every_method_and_counts_them():
     assert f'{works} of {every} work' in PAGE.read_text('utf-8')
 
 
-def calls(service: Any, folder: str) -> dict[str, dict[str, Callable[[], Any]]]:
+Calls = dict[str, Callable[[], Any]]
+
+
+def calls(service: Any, folder: str) -> dict[str, Calls]:
     """A call of every method, in an order in which each finds what it needs."""
     training = service.create_lora_training_client(base_model=folder, rank=4).result()
-    run = training.model_id
     path = training.save_state('start').result().path
+    sampling = service.create_sampling_client(base_model=folder).result()
     datum = types.Datum(
         model_input=types.ModelInput.from_ints(TOKENS[:-1]),
         loss_fn_inputs={'target_tokens': types.TensorData(data=TOKENS[1:], dtype='int64', shape=[8])},
     )
-    prompt, two = types.ModelInput.from_ints(TOKENS), types.SamplingParams(max_tokens=2)
-    sampling = service.create_sampling_client(base_model=folder).result()
-    rest = service.create_rest_client()
-    session = service.holder.get_session_id()
+    return {
+        'TrainingClient': training_calls(training, datum, path),
+        'SamplingClient': sampling_calls(sampling, service, folder),
+        'RestClient': rest_calls(service, sampling, training.model_id, path),
+        'ServiceClient': service_calls(service, folder, datum, path),
+    }
 
-    def of_datum(logprobs: Any) -> Any:
-        return -logprobs.sum(), {}
+
+def training_calls(training: Any, datum: Any, path: str) -> Calls:
+    """The calls of a client of one model, which has saved its weights at a path."""
 
     def custom(data: Any, logprobs: Any) -> Any:
         return -sum(lp.sum() for lp in logprobs), {}
+
+    return {
+        'get_info': training.get_info,
+        'get_tokenizer': training.get_tokenizer,
+        'get_telemetry': training.get_telemetry,
+        'get_console_url': training.get_console_url,
+        'forward': lambda: training.forward([datum], 'cross_entropy'),
+        'forward_backward': lambda: training.forward_backward([datum], 'cross_entropy'),
+        'forward_backward_custom': lambda: training.forward_backward_custom([datum], custom),
+        'optim_step': lambda: training.optim_step(types.AdamParams()),
+        'save_state': lambda: training.save_state('end'),
+        'load_state': lambda: training.load_state(path),
+        'load_state_with_optimizer': lambda: training.load_state_with_optimizer(path),
+        'save_weights_for_sampler': lambda: training.save_weights_for_sampler('end'),
+        'save_weights_and_get_sampling_client': training.save_weights_and_get_sampling_client,
+        'save_weights_external': lambda: training.save_weights_external('other'),
+        'create_sampling_client': lambda: training.create_sampling_client(path),
+    }
+
+
+def sampling_calls(sampling: Any, service: Any, folder: str) -> Calls:
+    """The calls of a client that samples from the base."""
+    prompt, two = types.ModelInput.from_ints(TOKENS), types.SamplingParams(max_tokens=2)
+    return {
+        'create': lambda: tinker.SamplingClient.create(service.holder, base_model=folder),
+        'sample': lambda: sampling.sample(prompt, 1, two),
+        'compute_logprobs': lambda: sampling.compute_logprobs(prompt),
+        'get_base_model': sampling.get_base_model,
+        'get_tokenizer': sampling.get_tokenizer,
+        'get_telemetry': sampling.get_telemetry,
+        'get_sampler_handle': sampling.get_sampler_handle,
+        'from_sampler_handle': lambda: tinker.SamplingClient.from_sampler_handle(
+            sampling.get_sampler_handle(), api_key='tml-test'
+        ),
+        'on_queue_state_change': lambda: sampling.on_queue_state_change(None, None),
+    }
+
+
+def rest_calls(service: Any, sampling: Any, run: str, path: str) -> Calls:
+    """The calls about a sampler, a model and its weights at a path."""
+    rest, session = service.create_rest_client(), service.holder.get_session_id()
+    return {
+        'get_sampler': lambda: rest.get_sampler(sampling._sampling_session_id),
+        'get_server_capabilities': rest.get_server_capabilities,
+        'get_telemetry': rest.get_telemetry,
+        'get_training_run': lambda: rest.get_training_run(run),
+        'get_training_run_by_tinker_path': lambda: rest.get_training_run_by_tinker_path(path),
+        'get_weights_info_by_tinker_path': lambda: rest.get_weights_info_by_tinker_path(path),
+        'list_checkpoints': lambda: rest.list_checkpoints(run),
+        'list_training_runs': rest.list_training_runs,
+        'list_user_checkpoints': rest.list_user_checkpoints,
+        'list_sessions': rest.list_sessions,
+        'get_session': lambda: rest.get_session(session),
+        'assign_session_project': lambda: rest.assign_session_project(session, 'project'),
+        'copy_weights': lambda: rest.copy_weights(path),
+        'delete_checkpoint': lambda: rest.delete_checkpoint(run, 'weights/end'),
+        'delete_checkpoint_from_tinker_path': lambda: rest.delete_checkpoint_from_tinker_path(
+            path.replace('/weights/start', '/sampler_weights/end')
+        ),
+        'export_session_trace': lambda: rest.export_session_trace(session),
+        'get_audit_log': rest.get_audit_log,
+        'get_billing_usage': lambda: rest.get_billing_usage('2026-01-01', '2026-01-02'),
+        'get_current_checkpoint_storage_usage': rest.get_current_checkpoint_storage_usage,
+        'get_external_weights_urls': lambda: rest.get_external_weights_urls(
+            path.replace('/weights/', '/external_weights/')
+        ),
+        'publish_checkpoint_from_tinker_path': lambda: rest.publish_checkpoint_from_tinker_path(path),
+        'unpublish_checkpoint_from_tinker_path': lambda: rest.unpublish_checkpoint_from_tinker_path(path),
+        'search_sessions': lambda: rest.search_sessions(types.SessionSearchRequest()),
+        'set_checkpoint_ttl_from_tinker_path': lambda: rest.set_checkpoint_ttl_from_tinker_path(path, 60),
+        'whoami': rest.whoami,
+    }
+
+
+def service_calls(service: Any, folder: str, datum: Any, path: str) -> Calls:
+    """The calls of the client that makes the others; the last one ends its session."""
+
+    def of_datum(logprobs: Any) -> Any:
+        return -logprobs.sum(), {}
 
     # What is not served leaves a gap in the numbers of a model's operations, so this is another model.
     def by_own_loss(handle: Any) -> Any:
@@ -70,83 +155,20 @@ def calls(service: Any, folder: str) -> dict[str, dict[str, Callable[[], Any]]]:
 
     state = {'path': path}
     return {
-        'TrainingClient': {
-            'get_info': training.get_info,
-            'get_tokenizer': training.get_tokenizer,
-            'get_telemetry': training.get_telemetry,
-            'get_console_url': training.get_console_url,
-            'forward': lambda: training.forward([datum], 'cross_entropy'),
-            'forward_backward': lambda: training.forward_backward([datum], 'cross_entropy'),
-            'forward_backward_custom': lambda: training.forward_backward_custom([datum], custom),
-            'optim_step': lambda: training.optim_step(types.AdamParams()),
-            'save_state': lambda: training.save_state('end'),
-            'load_state': lambda: training.load_state(path),
-            'load_state_with_optimizer': lambda: training.load_state_with_optimizer(path),
-            'save_weights_for_sampler': lambda: training.save_weights_for_sampler('end'),
-            'save_weights_and_get_sampling_client': training.save_weights_and_get_sampling_client,
-            'save_weights_external': lambda: training.save_weights_external('other'),
-            'create_sampling_client': lambda: training.create_sampling_client(path),
-        },
-        'SamplingClient': {
-            'create': lambda: tinker.SamplingClient.create(service.holder, base_model=folder),
-            'sample': lambda: sampling.sample(prompt, 1, two),
-            'compute_logprobs': lambda: sampling.compute_logprobs(prompt),
-            'get_base_model': sampling.get_base_model,
-            'get_tokenizer': sampling.get_tokenizer,
-            'get_telemetry': sampling.get_telemetry,
-            'get_sampler_handle': sampling.get_sampler_handle,
-            'from_sampler_handle': lambda: tinker.SamplingClient.from_sampler_handle(
-                sampling.get_sampler_handle(), api_key='tml-test'
-            ),
-            'on_queue_state_change': lambda: sampling.on_queue_state_change(None, None),
-        },
-        'RestClient': {
-            'get_sampler': lambda: rest.get_sampler(sampling._sampling_session_id),
-            'get_server_capabilities': rest.get_server_capabilities,
-            'get_telemetry': rest.get_telemetry,
-            'get_training_run': lambda: rest.get_training_run(run),
-            'get_training_run_by_tinker_path': lambda: rest.get_training_run_by_tinker_path(path),
-            'get_weights_info_by_tinker_path': lambda: rest.get_weights_info_by_tinker_path(path),
-            'list_checkpoints': lambda: rest.list_checkpoints(run),
-            'list_training_runs': rest.list_training_runs,
-            'list_user_checkpoints': rest.list_user_checkpoints,
-            'list_sessions': rest.list_sessions,
-            'get_session': lambda: rest.get_session(session),
-            'assign_session_project': lambda: rest.assign_session_project(session, 'project'),
-            'copy_weights': lambda: rest.copy_weights(path),
-            'delete_checkpoint': lambda: rest.delete_checkpoint(run, 'weights/end'),
-            'delete_checkpoint_from_tinker_path': lambda: rest.delete_checkpoint_from_tinker_path(
-                path.replace('/weights/start', '/sampler_weights/end')
-            ),
-            'export_session_trace': lambda: rest.export_session_trace(session),
-            'get_audit_log': rest.get_audit_log,
-            'get_billing_usage': lambda: rest.get_billing_usage('2026-01-01', '2026-01-02'),
-            'get_current_checkpoint_storage_usage': rest.get_current_checkpoint_storage_usage,
-            'get_external_weights_urls': lambda: rest.get_external_weights_urls(
-                path.replace('/weights/', '/external_weights/')
-            ),
-            'publish_checkpoint_from_tinker_path': lambda: rest.publish_checkpoint_from_tinker_path(path),
-            'unpublish_checkpoint_from_tinker_path': lambda: rest.unpublish_checkpoint_from_tinker_path(path),
-            'search_sessions': lambda: rest.search_sessions(types.SessionSearchRequest()),
-            'set_checkpoint_ttl_from_tinker_path': lambda: rest.set_checkpoint_ttl_from_tinker_path(path, 60),
-            'whoami': rest.whoami,
-        },
-        'ServiceClient': {
-            'create_lora_training_client': lambda: service.create_lora_training_client(base_model=folder, rank=2),
-            'create_rest_client': service.create_rest_client,
-            'create_sampling_client': lambda: service.create_sampling_client(base_model=folder),
-            'create_training_client_from_state': lambda: service.create_training_client_from_state(**state),
-            'create_training_client_from_state_with_optimizer': (
-                lambda: service.create_training_client_from_state_with_optimizer(**state)
-            ),
-            'get_console_url': service.get_console_url,
-            'get_server_capabilities': service.get_server_capabilities,
-            'get_telemetry': service.get_telemetry,
-            'copy_weights': lambda: service.copy_weights(path),
-            'create_custom_loss': lambda: by_own_loss(service.create_custom_loss(of_datum, {'logprobs': 1}).result()),
-            'close': lambda: service.close('success'),
-        },
-    }  # fmt: skip
+        'create_lora_training_client': lambda: service.create_lora_training_client(base_model=folder, rank=2),
+        'create_rest_client': service.create_rest_client,
+        'create_sampling_client': lambda: service.create_sampling_client(base_model=folder),
+        'create_training_client_from_state': lambda: service.create_training_client_from_state(**state),
+        'create_training_client_from_state_with_optimizer': (
+            lambda: service.create_training_client_from_state_with_optimizer(**state)
+        ),
+        'get_console_url': service.get_console_url,
+        'get_server_capabilities': service.get_server_capabilities,
+        'get_telemetry': service.get_telemetry,
+        'copy_weights': lambda: service.copy_weights(path),
+        'create_custom_loss': lambda: by_own_loss(service.create_custom_loss(of_datum, {'logprobs': 1}).result()),
+        'close': lambda: service.close('success'),
+    }
 
 
 @pytest.mark.long
