@@ -102,7 +102,7 @@ def train(
       RuntimeError: a model or a file cannot be had, or an own function fails.
       KeyboardInterrupt: a signal stopped the run; its checkpoint is saved.
     """
-    paying = _by_name([reward] if callable(reward) else reward)
+    paying = _by_name(reward)
     changes = dict(changes or {})
     functions = _by_name([*paying.values(), *(part for value in changes.values() for part in _callables(value))])
     texts = {key: _text(value) for key, value in changes.items()}
@@ -127,7 +127,7 @@ def evaluate(
     Raises:
       ValueError: the folder is not that of a run, or has no such checkpoint.
     """
-    with _errors(), own.given(_by_name([reward] if callable(reward) else reward)):
+    with _errors(), own.given(_by_name(reward)):
         at, evaluation = loop.evaluate_checkpoint(read_settings(workdir), Path(workdir), step)
     return {'step': at, **evaluation.record}
 
@@ -157,8 +157,9 @@ def personalize(source: str | os.PathLike[str], choices: str | os.PathLike[str],
     return pal_person.to_record(run, choices_of_person, pal_person.fit(run, choices_of_person))
 
 
-def _by_name(functions: Sequence[Reward]) -> dict[str, Reward]:
+def _by_name(reward: Reward | Sequence[Reward]) -> dict[str, Reward]:
     """Functions and classes by the names that a config has for them. Raises ValueError where two have one."""
+    functions = [reward] if callable(reward) else list(reward)
     by_name = {function.__name__: function for function in functions}
     if len(by_name) < len(functions):
         raise ValueError('two functions have one name; rename one, configs and figures call them by it')

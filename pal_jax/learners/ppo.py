@@ -141,7 +141,7 @@ class PolicyLearner:
             ref_logprobs=scores.reference,
             values=jnp.concatenate(values, axis=-1) if values else None,
         )
-        batch, left_out = self._kept(batch)
+        batch, left_out = self._kept(batch) if self.ppo.max_drift else (batch, {})
         metrics, share = self._scored(batch, scores.entropy, self.actor.computed(batch.tokens))
         # No mean exists where no action counts; the share of real tokens always does.
         means = floats(metrics) if any_of(counted_actions(batch)) else {}
@@ -150,8 +150,6 @@ class PolicyLearner:
     @functools.partial(jax.jit, static_argnums=0)
     def _kept(self, batch: RolloutBatch) -> tuple[RolloutBatch, dict[str, Array]]:
         """The batch without the samples that the sampler and the policy disagree on, and how many these are."""
-        if not self.ppo.max_drift:
-            return batch, {}
         assert batch.logprobs is not None
         drift = sample_means(jnp.abs(batch.logprobs - batch.sampler_logprobs), batch.tokens.acts)[..., 0]
         ok = batch.ok & (drift <= self.ppo.max_drift)

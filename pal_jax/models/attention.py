@@ -208,8 +208,8 @@ def total_of(weights: Float[Array, 'R G M S'], cfg: ModelConfig) -> Float[Array,
     # A CPU's reduction adds up by vectors, so its result depends on where the columns stand. A product adds up column
     # after column, and columns of zeros change no bit of it.
     def by_product(weights: Array) -> Array:
-        summed = jnp.ones((*weights.shape[:2], weights.shape[3], NARROW if cfg.exact else ONES), weights.dtype)
-        product = in_order(weights, summed) if cfg.exact else _dot('rgms,rgso->rgmo', weights, summed, 'float32')
+        columns = jnp.ones((*weights.shape[:2], weights.shape[3], NARROW if cfg.exact else ONES), weights.dtype)
+        product = in_order(weights, columns) if cfg.exact else _dot('rgms,rgso->rgmo', weights, columns, 'float32')
         return product[..., :1]
 
     return lax.platform_dependent(weights, cpu=by_product, default=lambda x: x.sum(-1, keepdims=True))

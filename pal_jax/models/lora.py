@@ -76,6 +76,11 @@ def join(trainable: Params, frozen: Params) -> Params:
     )
 
 
+def is_adapter(x: Any) -> bool:
+    """True where a tree of adapters has a leaf."""
+    return isinstance(x, Adapter)
+
+
 def by_row(adapters: Sequence[Params], rank: int) -> Params:
     """The adapters of `R` rows as one tree, whose arrays have an axis `R` before their last two.
 
@@ -87,7 +92,7 @@ def by_row(adapters: Sequence[Params], rank: int) -> Params:
         a, b = zip(*(_padded(part, rank, scale) for part in parts), strict=True)
         return Adapter(jnp.stack(a, axis=-3), jnp.stack(b, axis=-3), scale)
 
-    return jax.tree.map(stacked, *adapters, is_leaf=_is_adapter)
+    return jax.tree.map(stacked, *adapters, is_leaf=is_adapter)
 
 
 def _padded(x: Adapter, rank: int, scale: float) -> tuple[Array, Array]:
@@ -106,7 +111,7 @@ def gradient_of_row(grads: Params, row: int | Array, like: Params) -> Params:
         b = b[..., :rank, :]
         return Adapter(a[..., :rank], b if quotient == 1 else b * quotient, x.scale)
 
-    return jax.tree.map(taken, like, grads, is_leaf=_is_adapter)
+    return jax.tree.map(taken, like, grads, is_leaf=is_adapter)
 
 
 def with_dropout(params: Params, rate: float, key: Array) -> Params:
@@ -206,10 +211,6 @@ def _in_dims(path: Any) -> int:
 
 def _name(path: Any) -> str:
     return str(getattr(path[-1], 'key', ''))
-
-
-def _is_adapter(x: Any) -> bool:
-    return isinstance(x, Adapter)
 
 
 def _is_lora(x: Any) -> bool:

@@ -18,7 +18,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float
 
 from pal_jax.models.linear import LoraWeight, SoupWeight
-from pal_jax.models.lora import Adapter
+from pal_jax.models.lora import Adapter, is_adapter
 from pal_jax.models.params import Params
 
 
@@ -30,7 +30,7 @@ def stack(base: Params, adapters: Sequence[Params], kind: Literal['factors', 'de
     """
     kinds = [jax.tree.map(lambda x: x.shape, adapter) for adapter in adapters]
     # 'delta' has a scale for each adapter, 'factors' one for all.
-    alike = [jax.tree.map(lambda x: x.replace(scale=1.0), shapes, is_leaf=_is_adapter) for shapes in kinds]
+    alike = [jax.tree.map(lambda x: x.replace(scale=1.0), shapes, is_leaf=is_adapter) for shapes in kinds]
     if any(shapes != alike[0] for shapes in alike) or (
         kind == 'factors' and any(shapes != kinds[0] for shapes in kinds)
     ):
@@ -108,7 +108,7 @@ def count(tree: Any) -> int:
 def at_layer(tree: Any, i: Any) -> Any:
     """The tree with layer `i` of its stacked adapters."""
     # The base weights are of this layer already.
-    return _map(lambda w: w.replace(a=w.a[i], b=w.b[i]) if _is_adapted(w) else w, tree)
+    return _on_adapters(lambda factor: factor[i], tree)
 
 
 def mixed(tree: Any, mixtures: Float[Array, 'B K'] | None) -> Any:
@@ -120,7 +120,7 @@ def mixed(tree: Any, mixtures: Float[Array, 'B K'] | None) -> Any:
 
 def with_precision(tree: Any, dtype: str) -> Any:
     """The soup, or the adapted tree, with its adapters in another precision."""
-    return _map(lambda w: w.replace(a=w.a.astype(dtype), b=w.b.astype(dtype)) if _is_adapted(w) else w, tree)
+    return _on_adapters(lambda factor: factor.astype(dtype), tree)
 
 
 def plain(tree: Any) -> Any:
@@ -137,10 +137,12 @@ def on_base(change: Callable[[Params], Params], tree: Params) -> Params:
 def placed(tree: Params, base: Params, adapters: Any) -> Params:
     """The tree with its plain weights in the shardings `base`, and all adapters in the sharding `adapters`."""
     spread = on_base(lambda plain: jax.device_put(plain, base), tree)
-    return _map(
-        lambda w: w.replace(a=jax.device_put(w.a, adapters), b=jax.device_put(w.b, adapters)) if _is_adapted(w) else w,
-        spread,
-    )
+    return _on_adapters(lambda factor: jax.device_put(factor, adapters), spread)
+
+
+def _on_adapters(change: Callable[[Array], Array], tree: Any) -> Any:
+    """The tree with `change` applied to both factors of all adapters."""
+    return _map(lambda w: w.replace(a=change(w.a), b=change(w.b)) if _is_adapted(w) else w, tree)
 
 
 def _map(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
@@ -153,7 +155,3 @@ def _is_soup(x: Any) -> bool:
 
 def _is_adapted(x: Any) -> bool:
     return isinstance(x, (LoraWeight, SoupWeight))
-
-
-def _is_adapter(x: Any) -> bool:
-    return isinstance(x, Adapter)

@@ -58,28 +58,24 @@ def gspo(loss: Float[Array, '*S'], new: Float[Array, '*S'], token: SampledToken,
 
 
 class Correction(NamedTuple):
-    """A correction with its bounds."""
+    """A correction with its bounds.
+
+    `of_samples` says that it reads a mean over the tokens of a sample, and `of_drift` that it compares the policy
+    before the update with the sampler.
+    """
 
     loss: Callable[[Array, Array, SampledToken, Bounds], Array]
     bounds: Bounds
-
-    @property
-    def of_samples(self) -> bool:
-        """True where the correction reads a mean over the tokens of a sample."""
-        return self.loss is gspo
-
-    @property
-    def of_drift(self) -> bool:
-        """True where the correction compares the policy before the update with the sampler."""
-        return self.loss in (tis, icepop)
+    of_samples: bool = False
+    of_drift: bool = False
 
 
 # By the names of `ppo.correction`, with the bounds of their papers.
 CORRECTIONS = {
-    'tis': Correction(tis, (0.0, 2.0)),
-    'icepop': Correction(icepop, (0.5, 5.0)),
+    'tis': Correction(tis, (0.0, 2.0), of_drift=True),
+    'icepop': Correction(icepop, (0.5, 5.0), of_drift=True),
     'cispo': Correction(cispo, (0.0, 4.0)),
-    'gspo': Correction(gspo, (1 - 3e-4, 1 + 4e-4)),
+    'gspo': Correction(gspo, (1 - 3e-4, 1 + 4e-4), of_samples=True),
 }
 
 
