@@ -39,6 +39,7 @@ from rich.table import Table
 from pal_jax.commands.planning import chips, estimate, shapes
 from pal_jax.commands.planning.chips import GIB
 from pal_jax.commands.planning.estimate import FitPlan, PlanRequest
+from pal_jax.models.config import exact_config
 from pal_jax.run import cli, devices
 from pal_jax.run.planned import PlannedRun, planned
 from pal_jax.run.settings import Run
@@ -94,7 +95,7 @@ def make_request(settings: Run, method: PlannedRun) -> PlanRequest:
     hosts = len({device.process_index for device in slice_devices})
     cfg = devices.for_platform(cfg, policy.dtype, slice_devices[0].platform, policy.scan_layers)
     return PlanRequest(
-        cfg=dataclasses.replace(cfg, exact=decode is not None and decode.exact),
+        cfg=exact_config(cfg) if decode is not None and decode.exact else cfg,
         make_learner=method.make_learner,
         work=method.work,
         devices=slice_devices,

@@ -53,6 +53,10 @@ class PromptGroup(NamedTuple):
         """The number of tokens of the prompt and all branches."""
         return len(self.prompt) + sum(len(branch.tokens) for branch in self.branches)
 
+    def length_apart(self, block: int) -> int:
+        """The number of tokens where every branch follows a copy of the prompt, together in whole blocks."""
+        return sum(round_up(len(self.prompt) + len(branch.tokens), block) for branch in self.branches)
+
 
 class Example(NamedTuple):
     """A completion to imitate, after its prompt. Where `acts` is given, only the tokens that it marks are learnt."""
@@ -172,34 +176,40 @@ def round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def pack_groups(groups: Sequence[PromptGroup], layout: Layout, *, n: int, actions: int) -> TokenBatch:
+def pack_groups(groups: Sequence[PromptGroup], layout: Layout, *, n: int, actions: int, apart: int = 0) -> TokenBatch:
     """Numpy arrays of `layout`'s shape, with room for `n` branches of `actions` actions in every group of a row.
 
-    A group may have fewer than `n` branches; the missing ones have no actions.
+    A group may have fewer than `n` branches; the missing ones have no actions. With `apart`, every branch and a copy of
+    its prompt are one segment, which begins at a multiple of `apart` columns; the layout is of `length_apart`.
     """
     flat, acted = (layout.height, layout.length), (layout.height, layout.groups * n, actions)
     tokens, positions, segments, prefix = (_zeros(flat, np.int32) for _ in range(4))
     states, actions_, acts = _zeros(acted, np.int32), _zeros(acted, np.int32), _zeros(acted, bool)
+
+    def write(r: int, start: int, ids: Sequence[int], first: int, segment: int, seen: int) -> int:
+        """Write tokens, whose positions begin at `first`, and return the column after them."""
+        end = start + len(ids)
+        tokens[r, start:end], positions[r, start:end] = ids, first + np.arange(len(ids))
+        segments[r, start:end], prefix[r, start:end] = segment, seen
+        return end
+
     for r, row in enumerate(layout.rows):
-        start = layout.opening
         # The opening stands once at the head of a row; the row's first group has its tokens.
-        if row and start:
-            tokens[r, :start], positions[r, :start] = groups[row[0]].prompt[:start], np.arange(start)
-            segments[r, :start] = prefix[r, :start] = OPENING
+        start = write(r, 0, groups[row[0]].prompt[: layout.opening], 0, OPENING, OPENING) if row else 0
         for place, group in enumerate(groups[i] for i in row):
             # The segment of the prompt is `shared`, and branch k has the segment `shared + 1 + k`.
             shared = 1 + place * (n + 1)
             size = len(group.prompt)
             # A group's prompt goes on where the row's opening ends, and its positions go on, too.
-            places = np.arange(layout.opening, size)
-            fork, end = start + len(places) - 1, start + len(places)
-            tokens[r, start:end], positions[r, start:end] = group.prompt[layout.opening :], places
-            segments[r, start:end] = prefix[r, start:end] = shared
-            start = end
+            if not apart:
+                start = write(r, start, group.prompt[layout.opening :], layout.opening, shared, shared)
+            fork = start - 1
             for k, (branch, acting) in enumerate(group.branches):
-                end = start + len(branch)
-                tokens[r, start:end], positions[r, start:end] = branch, size + np.arange(len(branch))
-                segments[r, start:end], prefix[r, start:end] = shared + 1 + k, shared
+                own = shared + 1 + k
+                if apart:
+                    start = write(r, round_up(start, apart), group.prompt, 0, own, own)
+                    fork = start - 1
+                end = write(r, start, branch, size, own, own if apart else shared)
                 # An action is predicted in the column before it; the first one of a branch in the prompt's last column.
                 before = np.concatenate([[fork], np.arange(start, end - 1)])
                 marked = np.arange(len(branch)) if acting is None else np.flatnonzero(acting)
@@ -211,21 +221,25 @@ def pack_groups(groups: Sequence[PromptGroup], layout: Layout, *, n: int, action
 
 def pack_rollouts(
     samples: Sequence[Sample], *, n: int, actions: int, mesh: Mesh, ways: int = 1, micro_rows: int = 1,
-    row_tokens: int = 0, multiple: int = 128, gathered: bool = False,
+    row_tokens: int = 0, multiple: int = 128, gathered: bool = False, apart: int = 0,
 ) -> RolloutBatch:  # fmt: skip
     """Samples as a global batch. `n` neighbours have the same prompt, and all processes pass the same samples.
 
     `ways` and the arguments up to `multiple` are those of `lay_out`. With `gathered` the samples come in any order:
     those that have the same prompt stand together, up to `n` of them, so a prompt that comes up often is read once.
-    Missing rows and samples are padding, which has `ok` False and no actions.
+    Missing rows and samples are padding, which has `ok` False and no actions. For `apart` see `pack_groups`.
     """
     sampled = by_prompt(samples, n) if gathered else [samples[i : i + n] for i in range(0, len(samples), n)]
     groups = [
         PromptGroup(group_samples[0].prompt_ids, [Branch(s.completion.token_ids) for s in group_samples])
         for group_samples in sampled
     ]
-    layout = lay_out_groups(groups, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple)
-    tokens = pack_groups(groups, layout, n=n, actions=actions)
+    shape = {'ways': ways, 'micro_rows': micro_rows, 'row_tokens': row_tokens, 'multiple': multiple}
+    if apart:
+        layout = lay_out([group.length_apart(apart) for group in groups], **shape)
+    else:
+        layout = lay_out_groups(groups, **shape)
+    tokens = pack_groups(groups, layout, n=n, actions=actions, apart=apart)
     logprobs = _zeros(tokens.acts.shape, np.float32)
     place = tokens.acts.shape[:2]
     rewards = _zeros((*place, len(samples[0].rewards)), np.float32)

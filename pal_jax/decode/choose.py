@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Protocol
@@ -14,7 +13,7 @@ from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Request, Told
 from pal_jax.decode.shares import SharedDecoder
 from pal_jax.models import attention
-from pal_jax.models.config import ModelConfig
+from pal_jax.models.config import ModelConfig, exact_config
 from pal_jax.models.params import Params
 from pal_jax.run.credentials import secret
 from pal_jax.run.processes import ALONE, LAST_PORT, Shares
@@ -70,8 +69,8 @@ def choose_decoder(
             raise ValueError(f"decode.address={address!r} needs decode.driver='jetstream'")
         check_eight_bits('decode.int8', int8, mesh)
         if exact:
-            check_exact(mesh)
-            cfg = dataclasses.replace(cfg, exact=True)
+            check_exact(cfg, mesh)
+            cfg = exact_config(cfg)
         settings = {'slots': slots, 'stride': stride, 'reuse': reuse, 'int8': int8}
         if shares.parts > 1:
             return SharedDecoder(cfg, tokenizer, mesh, shares, **settings)
@@ -100,11 +99,15 @@ def check_eight_bits(key: str, int8: bool, mesh: Mesh) -> None:
         raise ValueError(f'{key}: weights of eight bits make decoding on a CPU up to 12 times slower; leave it off')
 
 
-def check_exact(mesh: Mesh) -> None:
-    """Raises ValueError where it is not shown that a decoder rounds as training does."""
+def check_exact(cfg: ModelConfig, mesh: Mesh) -> None:
+    """Raises ValueError where a decoder is known to round otherwise than training."""
     platform, tensor = mesh.devices.flat[0].platform, mesh.shape.get('tensor', 1)
     for fault, why in (
-        (platform != 'cpu', f'this is a {platform}, it is shown on a CPU'),
+        (
+            platform != 'cpu' and cfg.attention not in ('flash', 'splash'),
+            f'this is a {platform}, for which there are no kernels of attention',
+        ),
+        (cfg.attention == 'splash' and cfg.alibi, 'the kernels for a TPU have no ALiBi'),
         (
             platform == 'cpu' and not attention.adds_in_order(),
             'this processor adds up the columns of a product in an order that depends on their number',

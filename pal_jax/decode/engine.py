@@ -26,7 +26,6 @@ from pal_jax.models import attention, decoder, places, soups
 from pal_jax.models.config import LayerKind, ModelConfig
 from pal_jax.models.linear import LoraWeight, SoupWeight, output_major, quantize
 from pal_jax.models.params import Params
-from pal_jax.objectives.logprobs import chosen_logprob
 from pal_jax.objectives.rounding import exponential
 from pal_jax.run import sharding
 
@@ -106,8 +105,8 @@ def decode_layer(layer: Params, i: Int[Array, ''], cfg: ModelConfig, *, slots: i
 
 def decode_outer(outer: Params, cfg: ModelConfig) -> Params:
     """The weights outside the layers in the form for decoding: embedding, final norm and output matrix."""
-    # Training reads the embeddings of tokens as they are, and so does an exact decoder.
-    embed = outer['embed'] if cfg.exact else outer['embed'].astype(cfg.dtype)
+    # Training reads the embeddings of tokens as they are, and so does an exact decoder where it does not round states.
+    embed = outer['embed'] if cfg.exact and not cfg.tile else outer['embed'].astype(cfg.dtype)
     weights = {'embed': embed, 'final_norm': outer['final_norm']}
     if has_own_output(outer, cfg):
         # The rows of a unit head are divided once here, and not at every step.
@@ -322,19 +321,19 @@ def _step(
         x, (new_keys, new_values) = decoder.block(layer, cfg, kind, x, position, attend)
         keys.append(new_keys)
         values.append(new_values)
-    logits = unembed(weights, cfg, x[:, 0])
+    logits = unembed(weights, cfg, x)[:, 0]
     # The key of a draw depends on the request and the position, not on the slot or the other requests.
     step_keys = jax.vmap(jax.random.fold_in)(state.rng, state.length)
-    sampled = sampling.sample(logits, step_keys, state.temperature, state.top_k, state.top_p)
+    sampled = sampling.sample(logits, step_keys, state.temperature, state.top_k, state.top_p, cfg.tile)
     state = state.replace(keys=tuple(keys), values=tuple(values), length=state.length + 1, token=sampled.token)
     return state, sampled, logits
 
 
-def unembed(weights: Params, cfg: ModelConfig, x: Float[Array, '*rows D']) -> Float[Array, '*rows V']:
+def unembed(weights: Params, cfg: ModelConfig, x: Float[Array, 'R T D']) -> Float[Array, 'R T V']:
     """The logits of states before the final norm."""
     # `decode_outer` has divided the rows of a unit head.
     head = dataclasses.replace(cfg, unit_head=False)
-    return decoder.unembed(weights, head, decoder.rms_norm(x, weights['final_norm'], cfg))
+    return decoder.unembed(weights, head, decoder.final_norm(weights, cfg, x))
 
 
 class TokenScores(NamedTuple):
@@ -363,7 +362,9 @@ def score(
 
     def some(part: tuple[Array, Array]) -> Any:
         logits = unembed(weights, cfg, part[0]).reshape(rows * SCORED, -1)
-        scores = chosen_logprob(logits, part[1].reshape(-1)), sampling.likeliest(logits, alternatives)
+        targets = part[1].reshape(-1)
+        chosen = sampling.token_logprob(logits, targets, jnp.ones(targets.shape), cfg.tile)
+        scores = chosen, sampling.likeliest(logits, alternatives)
         return jax.tree.map(lambda array: array.reshape(rows, SCORED, *array.shape[1:]), scores)
 
     # Logits of `SCORED` columns exist at a time.
@@ -390,6 +391,10 @@ def attend_cache(
     Windows, caps and slopes are those of `models.attention`.
     """
     B, _, H, K = q.shape
+    if cfg.exact and cfg.attention != 'blocks':
+        columns = places.one_sequence(jnp.broadcast_to(jnp.arange(keys.shape[3]), (B, keys.shape[3])))
+        rows = keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
+        return attention.attention(q, *rows, places.one_sequence(position), columns, cfg, kind)
     # The queries of a group share its keys.
     q = q.reshape(B, keys.shape[1], -1, K)
     size = keys.shape[3]

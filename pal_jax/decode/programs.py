@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import Array
@@ -44,29 +46,39 @@ class Programs:
         self.init = jax.jit(lambda room: engine.init_state(cfg, slots, room), static_argnums=0, out_shardings=state)
         self.grow = jax.jit(engine.grow, static_argnums=1, out_shardings=state)
 
+        def on_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
+            def in_context(*arguments: Any) -> Any:
+                # Kernels that no compiler spreads need to know the mesh.
+                with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                    return function(*arguments)
+
+            return in_context
+
         def prefill(
             weights: Params, tokens: Array, length: Array, mixtures: Array | None = None
         ) -> engine.PrefixCaches:
-            # Kernels that no compiler spreads need to know the mesh.
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return engine.prefill(soups.mixed(weights, mixtures), cfg, tokens, length)
+            return engine.prefill(soups.mixed(weights, mixtures), cfg, tokens, length)
 
-        self.prefill = jax.jit(prefill)
+        self.prefill = jax.jit(on_mesh(prefill))
         self.extend = jax.jit(
-            lambda weights, state, slots, start, tokens, length, mixtures=None: engine.prefill(
-                soups.mixed(weights, mixtures), cfg, tokens, length, engine.read(state, slots, start)
+            on_mesh(
+                lambda weights, state, slots, start, tokens, length, mixtures=None: engine.prefill(
+                    soups.mixed(weights, mixtures), cfg, tokens, length, engine.read(state, slots, start)
+                )
             )
         )
         # The state is donated, so its caches are updated in place.
         self.insert = jax.jit(engine.insert, donate_argnums=0, out_shardings=state)
         self.generate = jax.jit(
-            lambda weights, state, mixtures=None: engine.generate(soups.mixed(weights, mixtures), cfg, state),
+            on_mesh(lambda weights, state, mixtures=None: engine.generate(soups.mixed(weights, mixtures), cfg, state)),
             donate_argnums=1,
             out_shardings=(state, None),
         )
         self.generate_telling = jax.jit(
-            lambda weights, state, mixtures, alternatives: engine.generate_telling(
-                soups.mixed(weights, mixtures), cfg, state, alternatives
+            on_mesh(
+                lambda weights, state, mixtures, alternatives: engine.generate_telling(
+                    soups.mixed(weights, mixtures), cfg, state, alternatives
+                )
             ),
             static_argnums=3,
             donate_argnums=1,
@@ -75,8 +87,10 @@ class Programs:
         prefix = engine.PrefixCaches(state.keys, state.values, state.length, state.token)
         self.blank = jax.jit(functools.partial(engine.empty_caches, cfg), static_argnums=(0, 1), out_shardings=prefix)
         self.score = jax.jit(
-            lambda weights, cache, tokens, targets, length, mixtures, alternatives: engine.score(
-                soups.mixed(weights, mixtures), cfg, cache, tokens, targets, length, alternatives
+            on_mesh(
+                lambda weights, cache, tokens, targets, length, mixtures, alternatives: engine.score(
+                    soups.mixed(weights, mixtures), cfg, cache, tokens, targets, length, alternatives
+                )
             ),
             static_argnums=6,
             donate_argnums=1,

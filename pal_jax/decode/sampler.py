@@ -15,6 +15,7 @@ from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder, choose_decoder
 from pal_jax.decode.requests import Request
+from pal_jax.models import attention
 from pal_jax.run import sharding
 from pal_jax.run.language import DecodeSettings, ReinforcedRun
 from pal_jax.run.models import Policy
@@ -55,6 +56,7 @@ def make_packing(
         pack_rollouts, n=n, actions=round_up(settings.sampling.max_tokens, 8), mesh=mesh,
         ways=sharding.batch_ways(mesh) * settings.ppo.minibatches, micro_rows=settings.ppo.micro_rows,
         row_tokens=settings.ppo.row_tokens, multiple=multiple, gathered=gathered,
+        apart=attention.COLUMNS if settings.decode.exact and mesh.devices.flat[0].platform != 'cpu' else 0,
     )  # fmt: skip
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
-from pal_jax.objectives.logprobs import chosen_logprob
-from pal_jax.objectives.rounding import exponential
+from pal_jax.objectives.logprobs import chosen_logprob, logprob_at
+from pal_jax.objectives.rounding import by_tile, exponential
 
 BLOCK = 256
 # A lower temperature counts as 0, since logits divided by it would overflow float32.
@@ -38,19 +38,31 @@ def sample(
     temperature: Float[Array, ' B'],
     top_k: Int[Array, ' B'],
     top_p: Float[Array, ' B'],
+    tile: int = 0,
 ) -> SampledTokens:
     """Draw one token for each row. At a temperature below 1e-5 it is the likeliest one, and the row is greedy.
 
     `logprob` is that of the distribution drawn from: softmax(logits / temperature), cut by top-k and top-p. For greedy
-    rows it is that of softmax(logits). `policy_logprob` is that of softmax(logits) under all settings.
+    rows it is that of softmax(logits). `policy_logprob` is that of softmax(logits) under all settings. Both are
+    computed for `tile` rows at a time, where that is not 0 (`rounding.by_tile`).
     """
     greedy, drawn_logits = temperature < COLDEST, drawn_from(logits, temperature, top_k, top_p)
     uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
     tokens = jnp.where(greedy, argmax(logits), inverse_cdf(drawn_logits, uniform)).astype(jnp.int32)
     # The same function of plain logits as in training, so that both round alike.
     kept = jnp.where(drawn_logits == -jnp.inf, -jnp.inf, logits)
-    logprob = chosen_logprob(kept, tokens, 1.0 / jnp.where(greedy, 1.0, temperature))
-    return SampledTokens(tokens, logprob, chosen_logprob(logits, tokens))
+    logprob = token_logprob(kept, tokens, jnp.where(greedy, 1.0, temperature), tile)
+    return SampledTokens(tokens, logprob, token_logprob(logits, tokens, jnp.ones_like(temperature), tile))
+
+
+def token_logprob(
+    logits: Float[Array, 'B V'], tokens: Int[Array, ' B'], temperature: Float[Array, ' B'], tile: int = 0
+) -> Float[Array, ' B']:
+    """The log-probs of tokens under softmax(logits / temperature), for `tile` rows at a time."""
+    if not tile:
+        return chosen_logprob(logits, tokens, 1.0 / temperature)
+    rows = jax.tree.map(lambda x: x[:, None], (logits, tokens, temperature))
+    return by_tile(logprob_at, tile, 'float32', (), rows)[:, 0]
 
 
 def drawn_from(

@@ -88,6 +88,7 @@ def logprobs(
         return lp.token_logprobs(
             states, unembed, actions,
             acts=acts, temperature=temperature, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=cfg.logit_states,
+            tile=cfg.tile,
         )  # fmt: skip
 
     out = by_rows(score)(unembed, states, order.sort(batch.actions), order.acts)
@@ -118,6 +119,7 @@ def token_loss(
         loss, new = lp.token_loss(
             states, unembed, actions, aux, per_token,
             acts=acts, temperature=temperature, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=cfg.logit_states,
+            tile=cfg.tile,
         )  # fmt: skip
         if max_z_coef:
             loss += max_z_coef * lp.max_z_loss(states, unembed, aux['weight'], dtype=cfg.dtype, chunk=cfg.logit_states)

@@ -28,6 +28,8 @@ ONES = 16
 # The CPUs that were looked at add up a product one column after the other where its result has `NARROW` columns or
 # more: for `ROWS` rows up to `DEEP` columns, and for fewer rows while the right matrix has `PANEL` numbers at most.
 ROWS, DEEP, NARROW, PANEL = 64, 512, 64, 2**15
+# With the kernels of accelerators each segment of an exact row begins at a multiple of so many columns.
+COLUMNS = 128
 
 
 def rope(
@@ -95,10 +97,14 @@ def attention(
     half is then left out where possible.
     """
     scoring = Scoring(score_scale(cfg), kind.window, cfg.attn_softcap, cfg.alibi)
-    if cfg.attention == 'splash' and causal and not cfg.alibi:
-        return splash_attention(q, k, v, *queries, scale=scoring.scale, window=kind.window, soft_cap=scoring.soft_cap)
-    if cfg.attention == 'flash' and causal:
-        return flash_attention(q, k, v, queries, scoring)
+    # An exact decoder uses the kernels of training for its caches, too.
+    if cfg.attention == 'splash' and (causal or cfg.exact) and not cfg.alibi:
+        return splash_attention(
+            q, k, v, *queries, scale=scoring.scale, window=kind.window, soft_cap=scoring.soft_cap,
+            keys=None if causal else keys, **{'block': COLUMNS} if cfg.exact else {},
+        )  # fmt: skip
+    if cfg.attention == 'flash' and (causal or cfg.exact):
+        return flash_attention(q, k, v, queries, scoring, keys=None if causal else keys, in_order=cfg.exact)
     if cfg.attention in ('splash', 'flash') or (cfg.attention == 'blocks' and causal and q.shape[1] > LONG):
         return blockwise_attention(q, k, v, queries, keys, scoring, causal=causal, dtype=cfg.dtype)
     if cfg.attention == 'blocks' or cfg.attn_softcap is not None:

@@ -36,6 +36,10 @@ class LayerKind:
     rope: Literal['global', 'local', 'none'] = 'global'
 
 
+# The tokens of an exact tile. A decoder that reads all weights for one token has time to compute as many.
+TILE = 256
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer. Frozen and hashable, so it is static under `jit`.
@@ -78,12 +82,19 @@ class ModelConfig:
     attention: str = 'blocks'
     logit_states: int = 512  # states whose logits a device has at once; rows with few actions skip most of them
     exact: bool = False  # a decoder rounds as training does, bit for bit (`decode.exact`)
+    tile: int = 0  # the tokens that both compute at once on an accelerator (`rounding.by_tile`)
     remat: str = 'none'  # the part of a layer that the backward pass computes again; see `decoder.saved`
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
         """The kind of every layer."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.layers))
+
+
+def exact_config(cfg: ModelConfig) -> ModelConfig:
+    """The model computed so that a decoder rounds as training does; on an accelerator, whose attention is a kernel, in
+    tiles."""
+    return dataclasses.replace(cfg, exact=True, tile=0 if cfg.attention == 'blocks' else TILE)
 
 
 def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:

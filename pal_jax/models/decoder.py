@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pal_jax.models import soups
 from pal_jax.models.attention import Places, attention, rope, summed
 from pal_jax.models.config import LayerKind, ModelConfig
 from pal_jax.models.linear import LoraWeight, SoupWeight, by_output, dropped, linear, linear_by_row, mixed_correction
 from pal_jax.models.params import Params, split, unstack
-from pal_jax.objectives.rounding import rounded
+from pal_jax.objectives.rounding import by_tile, rounded
 from pal_jax.run.sharding import constrain
 
 # The axes of activations, whose rows are spread over the devices.
@@ -49,7 +51,7 @@ def forward(
     if cfg.remat != 'none':
         body = jax.checkpoint(body, policy=saved(cfg.remat), static_argnums=2)
     x = _run_layers(body, constrain(embed(params, cfg, tokens), ROWS), params['layers'], cfg)
-    return rms_norm(x, params['final_norm'], cfg)
+    return final_norm(params, cfg, x)
 
 
 def saved(remat: str) -> Callable[..., bool]:
@@ -103,14 +105,49 @@ def block(
     `attend(q, k, v)` gets rotated `q [R,T,H,K]` and `k, v [R,T,G,K]`. It returns the attention's output `[R,T,H,K]` and
     any further value, such as a cache.
     """
-    attn, norm = layer['attn'], layer['norm']
+    q, k, v = by_token(functools.partial(_before, kind), cfg, layer, x, positions)
+    out, extra = attend(q, k, v)
+    return by_token(_after, cfg, layer, x, out), extra
+
+
+def by_token(function: Callable[..., Any], cfg: ModelConfig, weights: Any, *rows: Array) -> Any:
+    """`function(cfg, weights, *rows)` of arrays `[R, T, ...]`, whose tokens do not read each other."""
+    if not cfg.tile:
+        return function(cfg, weights, *rows)
+    # A tile has one size, so nothing in it depends on how a sum of another size is added up.
+    plain, mixture = dataclasses.replace(cfg, exact=False, tile=0), soups.mixture_of(weights)
+    if mixture is not None:
+        rows = (*rows, jnp.broadcast_to(mixture[:, None], (*rows[0].shape[:2], mixture.shape[1])))
+
+    def of_tile(weights: Any, rows: tuple[Array, ...]) -> Any:
+        if mixture is None:
+            return function(plain, weights, *rows)
+        *rows, mixtures = rows
+        return function(plain, soups.mixed(weights, mixtures[:, 0]), *rows)
+
+    return by_tile(of_tile, cfg.tile, cfg.dtype, weights, rows)
+
+
+def _before(kind: LayerKind, cfg: ModelConfig, layer: Params, x: Array, positions: Array) -> tuple[Array, Array, Array]:
+    """The rotated queries and keys, and the values, that a layer's attention reads."""
     with jax.named_scope('attention'):
-        q, k, v = _project(attn, cfg, rms_norm(x, norm['attn'], cfg))
-        out, extra = attend(rope(q, positions, cfg, kind), rope(k, positions, cfg, kind), v)
-        x = x + _post_norm(linear(out, attn['o'], cfg, in_dims=2), norm, 'attn_out', cfg)
+        q, k, v = _project(layer['attn'], cfg, rms_norm(x, layer['norm']['attn'], cfg))
+        return rope(q, positions, cfg, kind), rope(k, positions, cfg, kind), v
+
+
+def _after(cfg: ModelConfig, layer: Params, x: Array, out: Array) -> Array:
+    """A layer's output, of its input and the output of its attention."""
+    norm = layer['norm']
+    with jax.named_scope('attention'):
+        x = x + _post_norm(linear(out, layer['attn']['o'], cfg, in_dims=2), norm, 'attn_out', cfg)
     with jax.named_scope('mlp'):
         out = _mlp(layer['mlp'], cfg, rms_norm(x, norm['mlp'], cfg))
-        return x + _post_norm(out, norm, 'mlp_out', cfg), extra
+        return x + _post_norm(out, norm, 'mlp_out', cfg)
+
+
+def final_norm(params: Params, cfg: ModelConfig, x: Float[Array, 'R T D']) -> Float[Array, 'R T D']:
+    """The states from which logits are made."""
+    return by_token(lambda cfg, weight, x: rms_norm(x, weight, cfg), cfg, params['final_norm'], x)
 
 
 def _post_norm(x: Array, norm: Params, name: str, cfg: ModelConfig) -> Array:
@@ -223,12 +260,19 @@ def output_layer(
     return jnp.concatenate([hidden, low.astype(hidden.dtype)], -1), jnp.concatenate([base, b.T], -1)
 
 
-def unembed(params: Params, cfg: ModelConfig, hidden: Float[Array, '... D']) -> Float[Array, '... V']:
+def unembed(params: Params, cfg: ModelConfig, hidden: Float[Array, 'R T D']) -> Float[Array, 'R T V']:
     """The logits in float32. Losses use `objectives.logprobs`, which never holds all of them."""
     with jax.named_scope('unembed'):
         weight = params.get('unembed')
         plain = {**params, 'unembed': weight.base} if isinstance(weight, SoupWeight) else params
-        logits = by_output(hidden, unembed_weight(plain, cfg), cfg.dtype, 'float32')
-        if isinstance(weight, SoupWeight) and weight.mixture is not None:
-            logits += mixed_correction(hidden, weight, cfg).astype(logits.dtype)
-        return logits if cfg.final_softcap is None else cfg.final_softcap * jnp.tanh(logits / cfg.final_softcap)
+        head = unembed_weight(plain, cfg)
+        weight = weight.replace(base=head) if isinstance(weight, SoupWeight) else head
+        return by_token(_logits, cfg, weight, hidden)
+
+
+def _logits(cfg: ModelConfig, weight: Array | SoupWeight, hidden: Array) -> Array:
+    soup = isinstance(weight, SoupWeight)
+    logits = by_output(hidden, weight.base if soup else weight, cfg.dtype, 'float32')
+    if soup and weight.mixture is not None:
+        logits += mixed_correction(hidden, weight, cfg).astype(logits.dtype)
+    return logits if cfg.final_softcap is None else cfg.final_softcap * jnp.tanh(logits / cfg.final_softcap)

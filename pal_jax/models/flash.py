@@ -79,9 +79,10 @@ class Met(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """The places of tokens, the slopes of heads, and the blocks that meet in each kernel."""
+    """The places of queries and keys, the slopes of heads, and the blocks that meet in each kernel."""
 
-    places: Places
+    queries: Places
+    keys: Places
     slopes: Float[Array, ' H']
     forward: Met
     query: Met
@@ -90,11 +91,13 @@ class Lists(NamedTuple):
 
 def flash_attention(
     q: Float[Array, 'R T H K'],
-    k: Float[Array, 'R T G K'],
-    v: Float[Array, 'R T G K'],
+    k: Float[Array, 'R S G K'],
+    v: Float[Array, 'R S G K'],
     places: Places,
     scoring: Scoring,
     *,
+    keys: Places | None = None,
+    in_order: bool = False,
     tiles: Tiles | None = None,
     interpret: bool = False,
 ) -> Float[Array, 'R T H K']:
@@ -104,6 +107,9 @@ def flash_attention(
     padding mean nothing.
 
     Args:
+      keys: the places of the keys; None: queries and keys are the same tokens.
+      in_order: adds up blocks of keys in the order of their columns, by the same instructions wherever a query stands.
+        The output of a query then depends on its keys alone, where its segment begins at a multiple of a block.
       tiles: their queries and keys are powers of two of at least 16; by default `tiles_of`.
       interpret: runs the kernels on any platform, slowly.
     """
@@ -111,24 +117,31 @@ def flash_attention(
     tiles = tiles or tiles_of(width, q.dtype)
     block = max(max(tile.queries, tile.keys) for tile in tiles)
     # Triton's products need widths that are powers of two, of at least 16.
-    missing, wider = round_up(length, block) - length, max(pl.next_power_of_2(width), 16) - width
-    q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, wider))) for x in (q, k, v))
-    places = places.padded(missing)
+    missing, absent = (round_up(x.shape[1], block) - x.shape[1] for x in (q, k))
+    wider = max(pl.next_power_of_2(width), 16) - width
+    q, k, v = (jnp.pad(x, ((0, 0), (0, n), (0, 0), (0, wider))) for x, n in ((q, missing), (k, absent), (v, absent)))
+    same, places = keys is None, places.padded(missing)
+    columns = places if keys is None else keys.padded(absent)
     slopes = jnp.asarray(alibi_slopes(q.shape[2])) if scoring.alibi else jnp.zeros(q.shape[2])
     # Each block of queries has a list of the blocks of keys that any of its queries sees, and each block of keys one of
     # the blocks of queries. A kernel goes through its list and touches nothing else.
-    forward, query, key = (_meeting(places, tile, scoring.window) for tile in tiles)
-    lists = Lists(places, slopes, _listed(*forward), _listed(*query), _listed(*(x.swapaxes(1, 2) for x in key)))
+    forward, query, key = (_meeting(places, columns, tile, scoring.window, same) for tile in tiles)
+    if in_order:
+        forward = forward[0], jnp.zeros_like(forward[1])
+    key = tuple(x.swapaxes(1, 2) for x in key)
+    lists = Lists(places, columns, slopes, _listed(*forward), _listed(*query), _listed(*key))
     # Where a mesh is in context, rows and heads are spread over it as `run.sharding.RULES` spreads them.
     out = _on_mesh(Settings(scoring, tiles, interpret))(q, k, v, lists)
     return out[:, :length, :, :width]
 
 
-def _meeting(places: Places, tile: Tile, window: int | None) -> tuple[Bool[Array, 'R n m'], Bool[Array, 'R n m']]:
+def _meeting(
+    queries: Places, keys: Places, tile: Tile, window: int | None, same: bool
+) -> tuple[Bool[Array, 'R n m'], Bool[Array, 'R n m']]:
     """The pairs of a block of queries and one of keys in which a query sees a key, and those in which each sees all."""
     sizes = tile.queries, tile.keys
-    seen = blocks_seen(places, places, sizes, window, causal=True)
-    return seen, seen & blocks_whole(places, places, sizes, window)
+    seen = blocks_seen(queries, keys, sizes, window, causal=same)
+    return seen, seen & blocks_whole(queries, keys, sizes, window)
 
 
 def _listed(seen: Bool[Array, 'R n m'], whole: Bool[Array, 'R n m']) -> Met:
@@ -144,7 +157,7 @@ def _on_mesh(settings: Settings) -> Callable[..., Array]:
     if mesh.empty or mesh.size == 1:
         return attend
     heads, rows = PartitionSpec(BATCH, None, HEADS), PartitionSpec(BATCH)
-    lists = Lists(rows, PartitionSpec(HEADS), rows, rows, rows)  # type: ignore[arg-type]
+    lists = Lists(rows, rows, PartitionSpec(HEADS), rows, rows, rows)  # type: ignore[arg-type]
     return jax.shard_map(attend, in_specs=(heads, heads, heads, lists), out_specs=heads, check_vma=False)
 
 
@@ -161,7 +174,7 @@ def _forward(settings: Settings, q: Array, k: Array, v: Array, lists: Lists) -> 
     specs = [grid.query, grid.all_keys, grid.all_keys, *grid.by_query]
     shapes = _like(q), jax.ShapeDtypeStruct((q.shape[0], q.shape[2], q.shape[1]), jnp.float32)
     call = grid.call(_forward_kernel, 'query', specs, (grid.query, grid.number), shapes, products=2)
-    out, log_total = call(q, k, v, *lists.places, lists.slopes, *lists.forward)
+    out, log_total = call(q, k, v, *lists.queries, *lists.keys, lists.slopes, *lists.forward)
     return out, (q, k, v, lists, out, log_total)
 
 
@@ -172,12 +185,12 @@ def _backward(settings: Settings, saved: tuple[Any, ...], dout: Array) -> tuple[
     grid = _FlashGrid(settings, settings.tiles.query, q, k)
     specs = [grid.query, grid.all_keys, grid.all_keys, grid.query, grid.number, grid.number, *grid.by_query]
     call = grid.call(_query_kernel, 'query', specs, grid.query, _like(q), products=3)
-    dq = call(q, k, v, dout, log_total, mean, *lists.places, lists.slopes, *lists.query)
+    dq = call(q, k, v, dout, log_total, mean, *lists.queries, *lists.keys, lists.slopes, *lists.query)
     grid = _FlashGrid(settings, settings.tiles.key, q, k)
     queries, numbers = grid.all_queries, grid.all_numbers
     specs = [queries, grid.key, grid.key, queries, numbers, numbers, *grid.by_key]
     call = grid.call(_key_kernel, 'key', specs, (grid.key, grid.key), (_like(k), _like(v)), products=4)
-    dk, dv = call(q, k, v, dout, log_total, mean, *lists.places, lists.slopes, *lists.key)
+    dk, dv = call(q, k, v, dout, log_total, mean, *lists.queries, *lists.keys, lists.slopes, *lists.key)
     return dq, dk, dv, None
 
 
@@ -197,25 +210,26 @@ class _FlashGrid:
 
     def __init__(self, settings: Settings, tile: Tile, q: Array, k: Array):
         self.settings, self.tile, (rows, length, heads, width), groups = settings, tile, q.shape, k.shape[2]
-        members, query_blocks, key_blocks = heads // groups, length // tile.queries, length // tile.keys
+        columns, members = k.shape[1], heads // groups
+        query_blocks, key_blocks = length // tile.queries, columns // tile.keys
         self.query_grid, self.key_grid = (query_blocks, heads, rows), (key_blocks, groups, rows)
         # The flops of one product; half of the square is masked.
-        self.product = rows * heads * length * length * width
+        self.product = rows * heads * length * columns * width
         self.bytes = 2 * q.size * q.dtype.itemsize
         self.query = pl.BlockSpec((None, tile.queries, None, width), lambda i, h, r: (r, i, h, 0))
         self.key = pl.BlockSpec((None, tile.keys, None, width), lambda j, g, r: (r, j, g, 0))
         self.number = pl.BlockSpec((None, None, tile.queries), lambda i, h, r: (r, h, i))
         self.all_keys = pl.BlockSpec(
-            (None, length, None, width), lambda i, h, r: (r, 0, lax.div(h, jnp.int32(members)), 0)
+            (None, columns, None, width), lambda i, h, r: (r, 0, lax.div(h, jnp.int32(members)), 0)
         )
         self.all_queries = pl.BlockSpec((None, length, members, width), lambda j, g, r: (r, 0, g, 0))
         self.all_numbers = pl.BlockSpec((None, members, length), lambda j, g, r: (r, g, 0))
-        row = pl.BlockSpec((None, length), lambda i, h, r: (r, 0))
+        places = [pl.BlockSpec((None, size), lambda i, h, r: (r, 0)) for size in [length] * 3 + [columns] * 3]
         number = pl.BlockSpec((None, 1), lambda i, h, r: (r, i))
         keys = pl.BlockSpec((None, None, key_blocks), lambda i, h, r: (r, i, 0))
         queries = pl.BlockSpec((None, None, query_blocks), lambda j, g, r: (r, j, 0))
-        self.by_query = [row, row, row, pl.BlockSpec((1,), lambda i, h, r: (h,)), number, number, keys]
-        self.by_key = [row, row, row, pl.BlockSpec((members,), lambda j, g, r: (g,)), number, number, queries]
+        self.by_query = [*places, pl.BlockSpec((1,), lambda i, h, r: (h,)), number, number, keys]
+        self.by_key = [*places, pl.BlockSpec((members,), lambda j, g, r: (g,)), number, number, queries]
 
     def call(
         self, kernel: Any, outer: str, inputs: Any, outputs: Any, shapes: Any, products: int
@@ -282,17 +296,16 @@ def _through(whole: Any, seen: Any, body: Callable[..., Any], carry: Any) -> Any
 
 
 def _forward_kernel(
-    scoring: Scoring, tile: Tile, q_ref: Any, k_ref: Any, v_ref: Any, segment: Any, prefix: Any, position: Any,
-    slopes: Any, whole: Any, seen: Any, blocks: Any, out_ref: Any, log_total_ref: Any,
+    scoring: Scoring, tile: Tile, q_ref: Any, k_ref: Any, v_ref: Any, *rest: Any,
 ) -> None:  # fmt: skip
-    places = segment, prefix, position
+    queries, keys, (slopes, whole, seen, blocks, out_ref, log_total_ref) = rest[:3], rest[3:6], rest[6:]
     q, slope = q_ref[...], slopes[0]
-    ours = _tokens(places, pl.ds(pl.program_id(0) * tile.queries, tile.queries))
+    ours = _tokens(queries, pl.ds(pl.program_id(0) * tile.queries, tile.queries))
 
     def body(n: Any, carry: tuple[Array, Array, Array], masked: bool) -> tuple[Array, Array, Array]:
         out, top, total = carry
         at = pl.ds(blocks[n] * tile.keys, tile.keys)
-        scores, _ = _scores(scoring, q, k_ref[at, :], ours, _tokens(places, at), slope, masked)
+        scores, _ = _scores(scoring, q, k_ref[at, :], ours, _tokens(keys, at), slope, masked)
         # Earlier sums are scaled to the new maximum, so no power overflows.
         new = jnp.maximum(top, scores.max(-1))
         p, shrink = jnp.exp2(scores - new[:, None]), jnp.exp2(top - new)
@@ -308,16 +321,16 @@ def _forward_kernel(
 
 def _query_kernel(
     scoring: Scoring, tile: Tile, q_ref: Any, k_ref: Any, v_ref: Any, dout_ref: Any, log_total_ref: Any, mean_ref: Any,
-    segment: Any, prefix: Any, position: Any, slopes: Any, whole: Any, seen: Any, blocks: Any, dq_ref: Any,
+    *rest: Any,
 ) -> None:  # fmt: skip
-    places = segment, prefix, position
+    queries, keys, (slopes, whole, seen, blocks, dq_ref) = rest[:3], rest[3:6], rest[6:]
     q, dout, log_total, mean, slope = q_ref[...], dout_ref[...], log_total_ref[...], mean_ref[...], slopes[0]
-    ours = _tokens(places, pl.ds(pl.program_id(0) * tile.queries, tile.queries))
+    ours = _tokens(queries, pl.ds(pl.program_id(0) * tile.queries, tile.queries))
 
     def body(n: Any, dq: Array, masked: bool) -> Array:
         at = pl.ds(blocks[n] * tile.keys, tile.keys)
         k, v = k_ref[at, :], v_ref[at, :]
-        scores, steepness = _scores(scoring, q, k, ours, _tokens(places, at), slope, masked)
+        scores, steepness = _scores(scoring, q, k, ours, _tokens(keys, at), slope, masked)
         p = jnp.exp2(scores - log_total[:, None])
         # The derivative of the softmax, times that of a score by its scaled product.
         dscores = p * (_dot(dout, v.T) - mean[:, None]) * steepness
@@ -329,18 +342,17 @@ def _query_kernel(
 
 def _key_kernel(
     scoring: Scoring, tile: Tile, q_ref: Any, k_ref: Any, v_ref: Any, dout_ref: Any, log_total_ref: Any, mean_ref: Any,
-    segment: Any, prefix: Any, position: Any, slopes: Any, whole: Any, seen: Any, blocks: Any, dk_ref: Any,
-    dv_ref: Any,
+    *rest: Any,
 ) -> None:  # fmt: skip
-    places = segment, prefix, position
+    queries, keys, (slopes, whole, seen, blocks, dk_ref, dv_ref) = rest[:3], rest[3:6], rest[6:]
     k, v = k_ref[...], v_ref[...]
-    theirs = _tokens(places, pl.ds(pl.program_id(0) * tile.keys, tile.keys))
+    theirs = _tokens(keys, pl.ds(pl.program_id(0) * tile.keys, tile.keys))
 
     def body(member: Any, n: Any, carry: tuple[Array, Array], masked: bool) -> tuple[Array, Array]:
         dk, dv = carry
         at = pl.ds(blocks[n] * tile.queries, tile.queries)
         q, dout = q_ref[at, member, :], dout_ref[at, member, :]
-        scores, steepness = _scores(scoring, q, k, _tokens(places, at), theirs, slopes[member], masked)
+        scores, steepness = _scores(scoring, q, k, _tokens(queries, at), theirs, slopes[member], masked)
         p = jnp.exp2(scores - log_total_ref[member, at][:, None])
         dv += _dot(p.astype(dout.dtype).T, dout)
         dscores = p * (_dot(dout, v.T) - mean_ref[member, at][:, None]) * steepness

@@ -118,6 +118,11 @@ def mixed(tree: Any, mixtures: Float[Array, 'B K'] | None) -> Any:
     return _map(lambda w: w.replace(mixture=mixtures) if _is_soup(w) else w, tree)
 
 
+def mixture_of(tree: Any) -> Float[Array, 'B K'] | None:
+    """The mixture for each row of activations that `mixed` has given a soup."""
+    return next((w.mixture for w in jax.tree.leaves(tree, is_leaf=_is_soup) if _is_soup(w)), None)
+
+
 def with_precision(tree: Any, dtype: str) -> Any:
     """The soup, or the adapted tree, with its adapters in another precision."""
     return _on_adapters(lambda factor: factor.astype(dtype), tree)

@@ -19,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from pal_jax.models.places import Places
 from pal_jax.types import OPENING
 
 # The number of queries or columns of a block, where a row is that long.
@@ -31,12 +32,13 @@ BATCH, HEADS = ('data', 'fsdp'), 'tensor'
 
 
 class Settings(NamedTuple):
-    """The static settings of a call."""
+    """The static settings of a call. `same` says that queries and keys are the same tokens."""
 
     scale: float
     window: int | None
     soft_cap: float | None
     block: int
+    same: bool
     interpret: bool
 
 
@@ -44,14 +46,15 @@ class Ids(NamedTuple):
     """Segments, prefixes and positions as the kernels read them: by query, by column, and their extremes by block."""
 
     queries: Int[Array, 'R 8 T']  # rows: segment, prefix, position
-    columns: Int[Array, 'R T 128']  # columns: segment, position
-    bounds: Int[Array, 'R blocks 6']  # least and largest segment, prefix, position
+    columns: Int[Array, 'R S 128']  # columns: segment, position
+    # Least and largest segment, prefix, position: of the blocks of queries, then of those of columns.
+    bounds: Int[Array, 'R blocks 6']
 
 
 def splash_attention(
     q: Float[Array, 'R T H K'],
-    k: Float[Array, 'R T G K'],
-    v: Float[Array, 'R T G K'],
+    k: Float[Array, 'R S G K'],
+    v: Float[Array, 'R S G K'],
     segments: Int[Array, 'R T'],
     prefix: Int[Array, 'R T'],
     positions: Int[Array, 'R T'],
@@ -59,6 +62,8 @@ def splash_attention(
     scale: float | None = None,
     window: int | None = None,
     soft_cap: float | None = None,
+    keys: Places | None = None,
+    block: int = BLOCK,
     interpret: bool = False,
 ) -> Float[Array, 'R T H K']:
     """Softmax attention in which token `t` sees columns `s <= t` of its own segment, of segment `prefix[t]` and of the
@@ -71,16 +76,23 @@ def splash_attention(
       scale: of the scores; `1 / sqrt(K)` by default.
       window: a token sees only tokens less than so many positions before it.
       soft_cap: bounds scores by `cap * tanh(score / cap)`.
+      keys: the places of the keys; None: queries and keys are the same tokens. Others have no gradient, and each query
+        sees one of them.
+      block: the most tokens of a block. The output of a query depends on its keys alone where all calls have the same
+        size of a block, and its segment begins at a multiple of that.
       interpret: runs the kernels on any platform, slowly.
     """
     length = q.shape[1]
-    block = min(BLOCK, _round_up(length, LANES))
-    settings = Settings(q.shape[3] ** -0.5 if scale is None else scale, window, soft_cap, block, interpret)
-    missing = _round_up(length, block) - length
-    q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
-    segments, prefix, positions = (jnp.pad(x, ((0, 0), (0, missing))) for x in (segments, prefix, positions))
+    block = min(block, _round_up(length, LANES))
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    settings = Settings(scale, window, soft_cap, block, keys is None, interpret)
+    missing, absent = (_round_up(x.shape[1], block) - x.shape[1] for x in (q, k))
+    q, k, v = (
+        jnp.pad(x, ((0, 0), (0, n), (0, 0), (0, 0))).swapaxes(1, 2) for x, n in ((q, missing), (k, absent), (v, absent))
+    )
+    queries = Places(segments, prefix, positions).padded(missing)
     # Where a mesh is in context, rows and heads are spread over it as `run.sharding.RULES` spreads them.
-    out = _on_mesh(settings)(q, k, v, _ids(segments, prefix, positions, block))
+    out = _on_mesh(settings)(q, k, v, _ids(queries, queries if keys is None else keys.padded(absent), block))
     return out.swapaxes(1, 2)[:, :length]
 
 
@@ -94,12 +106,12 @@ def _on_mesh(settings: Settings) -> Callable[..., Array]:
     return jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
 
 
-def _ids(segments: Array, prefix: Array, positions: Array, block: int) -> Ids:
-    columns = segments, prefix, positions
-    blocks = [x.reshape(len(x), -1, block) for x in columns]
+def _ids(queries: Places, keys: Places, block: int) -> Ids:
+    both = [jnp.concatenate(pair, axis=1) for pair in zip(queries, keys, strict=True)]
+    blocks = [x.reshape(len(x), -1, block) for x in both]
     return Ids(
-        jnp.pad(jnp.stack(columns, axis=1), ((0, 0), (0, 5), (0, 0))),
-        jnp.pad(jnp.stack([segments, positions], axis=-1), ((0, 0), (0, 0), (0, LANES - 2))),
+        jnp.pad(jnp.stack(queries, axis=1), ((0, 0), (0, 5), (0, 0))),
+        jnp.pad(jnp.stack([keys.segments, keys.positions], axis=-1), ((0, 0), (0, 0), (0, LANES - 2))),
         jnp.stack([extreme(x, axis=2) for x in blocks for extreme in (jnp.min, jnp.max)], axis=-1),
     )
 
@@ -162,12 +174,14 @@ class _SplashGrid:
     def __init__(self, settings: Settings, q: Array, k: Array, outer: str):
         self.settings, self.block, self.outer = settings, settings.block, outer
         rows, heads, length, size = q.shape
-        groups, count = k.shape[1], length // self.block
+        groups, columns = k.shape[1], k.shape[2]
+        self.blocks, key_blocks = length // self.block, columns // self.block
         # The flops of one product; half of the square is masked.
-        self.product = rows * heads * length * length * size
+        self.product = rows * heads * length * columns * size
         self.exps, self.bytes = self.product // size // 2, 2 * q.size * q.dtype.itemsize
         self.members = heads // groups
-        by_query, by_key = (rows, heads, count, count), (rows, groups, count, self.members, count)
+        by_query = rows, heads, self.blocks, key_blocks
+        by_key = rows, groups, key_blocks, self.members, self.blocks
         self.shape = by_query if outer == 'query' else by_key
         self.q = self._spec((None, None, self.block, size), lambda r, h, g, i, j: (r, h, i, 0))
         self.kv = self._spec((None, None, self.block, size), lambda r, h, g, i, j: (r, g, j, 0))
@@ -187,7 +201,8 @@ class _SplashGrid:
         def place(*point: Any) -> tuple[Any, ...]:
             r, h, g, i, j = self.at(*point[: len(self.shape)])
             # Columns after the queries are masked. Naming the last block again for them copies nothing.
-            i, j = (i, jnp.minimum(i, j)) if self.outer == 'query' else (jnp.maximum(i, j), j)
+            if self.settings.same:
+                i, j = (i, jnp.minimum(i, j)) if self.outer == 'query' else (jnp.maximum(i, j), j)
             return index(r, h, g, i, j)
 
         return pl.BlockSpec(shape, place)
@@ -214,7 +229,7 @@ class _SplashGrid:
                 for accumulator in accumulators:
                     accumulator[...] = jnp.zeros_like(accumulator)
 
-            meets = _meets(self.settings, bounds, r, i, j)
+            meets = _meets(self.settings, bounds, r, i, j, self.blocks)
             visible = functools.partial(_visible, self.settings, queries, columns, i, j)
             kernel(GridPoint(self.settings, first, last, meets, visible), *refs)
 
@@ -255,14 +270,18 @@ class GridPoint(NamedTuple):
     visible: Callable[[], Array]
 
 
-def _meets(settings: Settings, bounds: Any, r: Any, i: Any, j: Any) -> Any:
-    """False where no query of block `i` can see a column of block `j`."""
+def _meets(settings: Settings, bounds: Any, r: Any, i: Any, j: Any, queries: int) -> Any:
+    """False where no query of block `i`, of `queries` blocks, can see a column of block `j`."""
     segment, prefix = ([bounds[r, i, n], bounds[r, i, n + 1]] for n in (0, 2))
-    least, largest = bounds[r, j, 0], bounds[r, j, 1]
+    columns = queries + j
+    least, largest = bounds[r, columns, 0], bounds[r, columns, 1]
     related = [(low <= largest) & (least <= high) for low, high in (segment, prefix)]
-    may_see = (j < i) & (related[0] | related[1] | (least == OPENING))
+    may_see = related[0] | related[1] | (least == OPENING)
     if settings.window is not None:
-        may_see &= bounds[r, i, 4] - bounds[r, j, 5] < settings.window
+        may_see &= bounds[r, i, 4] - bounds[r, columns, 5] < settings.window
+    if not settings.same:
+        return may_see & (bounds[r, columns, 4] <= bounds[r, i, 5])
+    may_see &= j < i
     # A token sees itself, also in padding, so its own block always counts.
     return may_see | (j == i)
 
@@ -274,9 +293,11 @@ def _visible(settings: Settings, queries: Any, columns: Any, i: Any, j: Any) -> 
     query = i * size + lax.broadcasted_iota(jnp.int32, (size, size), 1)
     column = j * size + lax.broadcasted_iota(jnp.int32, (size, size), 0)
     related = (column_segment == segment) | (column_segment == prefix) | (column_segment == OPENING)
-    mask = related & (column_segment != 0) & (column <= query)
+    mask = related & (column_segment != 0) & (column <= query if settings.same else column_position <= position)
     if settings.window is not None:
         mask &= position - column_position < settings.window
+    if not settings.same:
+        return mask
     # Padding sees itself, so every softmax has something to sum.
     return mask | (column == query)
 

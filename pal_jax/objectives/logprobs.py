@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.objectives.masked import keep
-from pal_jax.objectives.rounding import exponential, rounded
+from pal_jax.objectives.rounding import by_tile, exponential, rounded
 
 # A function of log-probs and `aux` that gives losses, elementwise.
 PerToken = Callable[[Array, Any], Array]
@@ -34,14 +34,17 @@ def token_logprobs(
     softcap: float | None = None,
     dtype: str = 'float32',
     chunk: int = 1024,
+    tile: int = 0,
 ) -> tuple[Float[Array, 'R M'], Float[Array, 'R M']]:
     """The log-probability of each target and the entropy of the distribution it is drawn from, in nats, without a
     gradient.
 
     Where nothing acts they may be anything. Logits are capped to `softcap * tanh(logit / softcap)`, then divided by
     `temperature`. `dtype` is the type of the product's inputs; about `chunk` states have their logits in memory at
-    once.
+    once. With a `tile` so many states are computed at a time, all of them, as an exact sampler does.
     """
+    if tile:
+        return _tiled_logprobs(hidden, unembed, targets, temperature, softcap, dtype, tile)
     weight, factor = unembed.astype(dtype), factor_of(temperature)
 
     def score(states: Array, chosen: Array) -> tuple[Array, Array]:
@@ -72,6 +75,7 @@ def token_loss(
     softcap: float | None = None,
     dtype: str = 'float32',
     chunk: int = 1024,
+    tile: int = 0,
 ) -> tuple[Float[Array, ''], Float[Array, 'R M']]:
     """The sum of `per_token(logprobs, aux)` over acting states, and the log-probabilities, which carry no gradient.
 
@@ -79,7 +83,12 @@ def token_loss(
     `[R, M]` arrays, and get no gradient. Gradients reach `hidden` and `unembed`.
     """
     acts = jnp.ones_like(targets, bool) if acts is None else acts
-    loss, logprobs = _loss(hidden, unembed, targets, acts, aux, per_token, temperature, softcap, dtype, chunk)
+    # The gradient is that of chunks, of which the log-probs differ in their last bits.
+    exact = token_logprobs(
+        *map(lax.stop_gradient, (hidden, unembed)), targets,
+        temperature=temperature, softcap=softcap, dtype=dtype, tile=tile,
+    )[0] if tile else None  # fmt: skip
+    loss, logprobs = _loss(hidden, unembed, targets, acts, aux, exact, per_token, temperature, softcap, dtype, chunk)
     return loss, lax.stop_gradient(logprobs)
 
 
@@ -110,6 +119,7 @@ def _loss_value(
     targets: Array,
     acts: Array,
     aux: Any,
+    exact: Array | None,
     per_token: PerToken,
     temperature: float,
     cap: float | None,
@@ -119,6 +129,7 @@ def _loss_value(
     logprobs, _ = token_logprobs(
         hidden, unembed, targets, acts=acts, temperature=temperature, softcap=cap, dtype=dtype, chunk=chunk
     )
+    logprobs = logprobs if exact is None else exact
     return jnp.where(acts, per_token(logprobs, aux), 0.0).sum(), logprobs
 
 
@@ -128,6 +139,7 @@ def _loss_fwd(
     targets: Array,
     acts: Array,
     aux: Any,
+    exact: Array | None,
     per_token: PerToken,
     temperature: float,
     cap: float | None,
@@ -137,10 +149,10 @@ def _loss_fwd(
     weight, factor = unembed.astype(dtype), factor_of(temperature)
     width = _width(targets, chunk)
 
-    def score(loss: Array, dweight: Array, states: Array, chosen: Array, act: Array, extra: Any):
+    def score(loss: Array, dweight: Array, states: Array, chosen: Array, known: Array | None, act: Array, extra: Any):
         logits = _logits(states, weight, cap)
         centred, weights, total = softmax_parts(logits, factor)
-        logprobs = picked_logprob(centred, total, chosen, factor)
+        logprobs = picked_logprob(centred, total, chosen, factor) if known is None else known
         losses, pull = jax.vjp(lambda lp: jnp.where(act, per_token(lp, extra), 0.0), logprobs)
         (slope,) = pull(jnp.ones_like(losses))
         dlogits = _dlogits(weights, total, chosen, slope * factor)
@@ -157,11 +169,11 @@ def _loss_fwd(
         return (loss, dweight), (jnp.zeros(chosen.shape), jnp.zeros_like(states))
 
     def body(carry: tuple[Array, Array], columns: Any):
-        return lax.cond(jnp.any(columns[2]), score, skip, *carry, *columns)
+        return lax.cond(jnp.any(columns[3]), score, skip, *carry, *columns)
 
     start = jnp.zeros(()), jnp.zeros(unembed.shape, jnp.float32)
     # Missing columns do not act, so what they hold counts nothing.
-    columns = *_split((hidden, targets), width), _split(acts, width, mode='constant'), _split(aux, width)
+    columns = *_split((hidden, targets, exact), width), _split(acts, width, mode='constant'), _split(aux, width)
     (loss, dweight), outs = lax.scan(body, start, columns)
     logprobs, dhidden = _join(outs, targets.shape[1])
     return (loss, logprobs), (dhidden, dweight.astype(unembed.dtype))
@@ -179,11 +191,29 @@ def _loss_bwd(
     # The gradients are made in the forward pass, where the softmax of a chunk is at hand, so the backward pass only
     # scales them.
     dhidden, dweight = ((x.astype(jnp.float32) * cotangents[0]).astype(x.dtype) for x in saved)
-    return dhidden, dweight, None, None, None
+    return dhidden, dweight, None, None, None, None
 
 
-_loss = jax.custom_vjp(_loss_value, nondiff_argnums=(5, 6, 7, 8, 9))
+_loss = jax.custom_vjp(_loss_value, nondiff_argnums=(6, 7, 8, 9, 10))
 _loss.defvjp(_loss_fwd, _loss_bwd)
+
+
+def _tiled_logprobs(
+    hidden: Array, unembed: Array, targets: Array, temperature: float, cap: float | None, dtype: str, tile: int
+) -> tuple[Array, Array]:
+    """The log-probs and entropies of `token_logprobs`, in the tiles of a sampler."""
+
+    def score(weight: Array, rows: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        states, chosen, temperature = rows
+        logits = lax.optimization_barrier(_logits(states, weight, cap))
+        logprob = logprob_at((), (logits, chosen, temperature))
+        centred, weights, total = softmax_parts(lax.optimization_barrier(logits), 1.0 / temperature[..., None])
+        entropy = jnp.log(total) - (weights * centred).sum(-1) / total / temperature
+        return lax.optimization_barrier(logprob), entropy
+
+    # A sampler divides by temperatures that it is given, so they are no constants here.
+    temperatures = jnp.full(targets.shape, temperature)
+    return by_tile(score, tile, dtype, unembed, (hidden, targets, temperatures))
 
 
 def _logits(states: Array, weight: Array, cap: float | None = None) -> Array:
@@ -201,6 +231,12 @@ def chosen_logprob(
     factor = jnp.asarray(factor, jnp.float32)
     centred, _, total = softmax_parts(logits, factor[..., None] if factor.ndim else factor)
     return picked_logprob(centred, total, chosen, factor)
+
+
+def logprob_at(_: Any, rows: tuple[Array, Array, Array]) -> Float[Array, '*rows']:
+    """The log-probabilities of tokens, of logits `[*rows, V]`, tokens and temperatures `[*rows]`; for `by_tile`."""
+    logits, chosen, temperature = rows
+    return chosen_logprob(logits, chosen, 1.0 / temperature)
 
 
 def factor_of(temperature: float) -> Any:

@@ -16,7 +16,7 @@ from pal_jax.learners.ppo import Estimate, PolicyLearner, PolicyState
 from pal_jax.learners.ppo_settings import PPO
 from pal_jax.learners.training import Lora
 from pal_jax.models import attention
-from pal_jax.models.config import ModelConfig
+from pal_jax.models.config import ModelConfig, exact_config
 from pal_jax.models.files import sources
 from pal_jax.models.files.sources import Source
 from pal_jax.models.lora import HEAD
@@ -94,10 +94,10 @@ def make_learner(settings: ReinforcedRun, cfg: ModelConfig, ctx: Context, *, n: 
     # Greedy sampling learns as if at temperature 1.
     chosen = dataclasses.replace(settings.ppo, temperature=settings.sampling.temperature or 1.0)
     if settings.decode.exact:
-        _check_exact(chosen, settings.policy.lora)
+        _check_exact(cfg, chosen, settings.policy.lora)
         # The actor's own pass would compute the same numbers again.
         chosen = dataclasses.replace(chosen, old_logprobs='sampler', exact=True)
-        cfg = dataclasses.replace(cfg, exact=True)
+        cfg = exact_config(cfg)
     return ppo.make_actor_critic(
         cfg,
         chosen,
@@ -112,11 +112,11 @@ def make_learner(settings: ReinforcedRun, cfg: ModelConfig, ctx: Context, *, n: 
     )
 
 
-def _check_exact(chosen: PPO, lora: Lora) -> None:
+def _check_exact(cfg: ModelConfig, chosen: PPO, lora: Lora) -> None:
     """Raises ValueError where an update rounds otherwise than a decoder, or leaves out what a decoder does not."""
     for fault, why in (
         (
-            chosen.row_tokens > attention.LONG,
+            cfg.attention == 'blocks' and chosen.row_tokens > attention.LONG,
             f'ppo.row_tokens={chosen.row_tokens} is above {attention.LONG}, from where attention adds up in another '
             'order; lower it',
         ),

@@ -49,12 +49,12 @@ def test_an_exact_decoder_has_as_many_slots_as_products_round_alike():
 def test_what_is_not_shown_to_be_exact_is_refused_by_name(monkeypatch):
     mesh = make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(attention, 'adds_in_order', lambda: True)
-    check_exact(mesh)
+    check_exact(CFG, mesh)
     with pytest.raises(ValueError, match='mesh.tensor=2'):
-        check_exact(make_mesh(tensor=2, devices=jax.devices()[:2]))
+        check_exact(CFG, make_mesh(tensor=2, devices=jax.devices()[:2]))
     monkeypatch.setattr(attention, 'adds_in_order', lambda: False)
     with pytest.raises(ValueError, match='processor'):
-        check_exact(mesh)
+        check_exact(CFG, mesh)
     server = {'driver': 'jetstream', 'address': '127.0.0.1:9000'}
     with pytest.raises(ValueError, match='decode.exact off'):
         choose_decoder(CFG, types.SimpleNamespace(), mesh, **server, slots=8, stride=1, exact=True)
