@@ -6,6 +6,7 @@ a row's actions side by side.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -85,14 +86,25 @@ def logprobs(
     states, unembed = decoder.output_layer(params, cfg, order.states(hidden_states(params, cfg, batch), batch))
 
     def score(unembed: Array, states: Array, actions: Array, acts: Array) -> tuple[Array, Array]:
-        return lp.token_logprobs(
+        logprobs, entropy = lp.token_logprobs(
             states, unembed, actions,
             acts=acts, temperature=temperature, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=cfg.logit_states,
-            tile=cfg.tile,
         )  # fmt: skip
+        exact = _exact_logprobs(cfg, states, unembed, actions, temperature)
+        return logprobs if exact is None else exact, entropy
 
     out = by_rows(score)(unembed, states, order.sort(batch.actions), order.acts)
     return jax.tree.map(lambda x: order.unsort(x, batch.acts.shape), out)
+
+
+def _exact_logprobs(
+    cfg: ModelConfig, states: Array, unembed: Array, actions: Array, temperature: float
+) -> Float[Array, 'R M'] | None:
+    """The log-probs that an exact sampler of an accelerator reports; None for other models."""
+    if not cfg.tile:
+        return None
+    logits = functools.partial(decoder.logits_of, cfg)
+    return lp.exact_logprobs(states, unembed, actions, logits, tile=cfg.tile, temperature=temperature, dtype=cfg.dtype)
 
 
 def values(critic: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N A K']:
@@ -119,7 +131,7 @@ def token_loss(
         loss, new = lp.token_loss(
             states, unembed, actions, aux, per_token,
             acts=acts, temperature=temperature, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=cfg.logit_states,
-            tile=cfg.tile,
+            exact=_exact_logprobs(cfg, states, unembed, actions, temperature),
         )  # fmt: skip
         if max_z_coef:
             loss += max_z_coef * lp.max_z_loss(states, unembed, aux['weight'], dtype=cfg.dtype, chunk=cfg.logit_states)

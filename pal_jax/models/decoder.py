@@ -16,7 +16,16 @@ from jaxtyping import Array, Float, Int
 from pal_jax.models import soups
 from pal_jax.models.attention import Places, attention, rope, summed
 from pal_jax.models.config import LayerKind, ModelConfig
-from pal_jax.models.linear import LoraWeight, SoupWeight, by_output, dropped, linear, linear_by_row, mixed_correction
+from pal_jax.models.linear import (
+    LoraWeight,
+    SoupWeight,
+    by_kernel,
+    by_output,
+    dropped,
+    linear,
+    linear_by_row,
+    mixed_correction,
+)
 from pal_jax.models.params import Params, split, unstack
 from pal_jax.objectives.rounding import by_tile, rounded
 from pal_jax.run.sharding import constrain
@@ -115,7 +124,7 @@ def by_token(function: Callable[..., Any], cfg: ModelConfig, weights: Any, *rows
     if not cfg.tile:
         return function(cfg, weights, *rows)
     # A tile has one size, so nothing in it depends on how a sum of another size is added up.
-    plain, mixture = dataclasses.replace(cfg, exact=False, tile=0), soups.mixture_of(weights)
+    plain, mixture = dataclasses.replace(cfg, exact=False), soups.mixture_of(weights)
     if mixture is not None:
         rows = (*rows, jnp.broadcast_to(mixture[:, None], (*rows[0].shape[:2], mixture.shape[1])))
 
@@ -267,12 +276,13 @@ def unembed(params: Params, cfg: ModelConfig, hidden: Float[Array, 'R T D']) -> 
         plain = {**params, 'unembed': weight.base} if isinstance(weight, SoupWeight) else params
         head = unembed_weight(plain, cfg)
         weight = weight.replace(base=head) if isinstance(weight, SoupWeight) else head
-        return by_token(_logits, cfg, weight, hidden)
+        return by_token(logits_of, cfg, weight, hidden)
 
 
-def _logits(cfg: ModelConfig, weight: Array | SoupWeight, hidden: Array) -> Array:
+def logits_of(cfg: ModelConfig, weight: Float[Array, 'V D'] | SoupWeight, hidden: Array) -> Array:
+    """The logits of hidden states by an output matrix."""
     soup = isinstance(weight, SoupWeight)
-    logits = by_output(hidden, weight.base if soup else weight, cfg.dtype, 'float32')
+    logits = by_output(hidden, weight.base if soup else weight, cfg.dtype, 'float32', by_kernel(cfg))
     if soup and weight.mixture is not None:
         logits += mixed_correction(hidden, weight, cfg).astype(logits.dtype)
     return logits if cfg.final_softcap is None else cfg.final_softcap * jnp.tanh(logits / cfg.final_softcap)

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int8, UInt32
 
 from pal_jax.models.config import ModelConfig
+from pal_jax.models.tile_product import tile_product
 from pal_jax.objectives.rounding import rounded
 
 # The number of rows above which both orders of a product are equally fast.
@@ -112,7 +113,8 @@ def linear(
     rows, inner, out = x.shape[: x.ndim - in_dims], x.shape[x.ndim - in_dims :], w.shape[in_dims:]
     if inner != w.shape[:in_dims]:
         raise ValueError(f'x ends in {inner} but the weight {w.shape} starts with {w.shape[:in_dims]}; check in_dims')
-    return product(x.reshape(*rows, math.prod(inner)), w, cfg.dtype, cfg.act_dtype).reshape(*rows, *out)
+    flat = x.reshape(*rows, math.prod(inner))
+    return product(flat, w, cfg.dtype, cfg.act_dtype, by_kernel(cfg)).reshape(*rows, *out)
 
 
 def linear_by_row(x: Float[Array, 'R T I'], w: Float[Array, '...'], cfg: ModelConfig) -> Float[Array, 'R T O']:
@@ -162,9 +164,19 @@ def _output_major_product(x: Array, w: Array, cfg: ModelConfig, in_dims: int) ->
     return by_output(*flat, cfg.dtype, cfg.act_dtype).reshape(*rows, *out)
 
 
-def by_output(x: Float[Array, '... I'], w: Float[Array, 'O I'], dtype: str, out_dtype: str) -> Float[Array, '... O']:
-    """The product `x @ w.T`."""
+def by_kernel(cfg: ModelConfig) -> bool:
+    """True where the products of an exact tile are `tile_product`, without which a TPU adds up in no fixed order."""
+    return cfg.tile > 0 and cfg.attention == 'splash'
+
+
+def by_output(
+    x: Float[Array, '... I'], w: Float[Array, 'O I'], dtype: str, out_dtype: str, kernel: bool = False
+) -> Float[Array, '... O']:
+    """The product `x @ w.T`, with `kernel` by `tile_product`."""
     narrow, w, rows = x.astype(dtype), w.astype(dtype), math.prod(x.shape[:-1])
+    if kernel:
+        out = tile_product(narrow.reshape(rows, -1), w, out_dtype, by_output=True)
+        return out.reshape(*x.shape[:-1], -1)
     if jax.default_backend() != 'cpu' or dtype != 'float32' or not 1 < rows <= FEW:
         contract = (((x.ndim - 1,), (1,)), ((), ()))
         return lax.dot_general(narrow, w, contract, preferred_element_type=out_dtype)
@@ -174,28 +186,29 @@ def by_output(x: Float[Array, '... I'], w: Float[Array, 'O I'], dtype: str, out_
     return lax.optimization_barrier(turned).T.reshape(*x.shape[:-1], -1)
 
 
-def _multiply(x: Array, w: Array, dtype: str, out_dtype: str) -> Array:
+def _multiply(x: Array, w: Array, dtype: str, out_dtype: str, kernel: bool) -> Array:
     """The product `[..., prod(out)]` of `x [..., I]` and `w [*in, *out]`, where `I` is `prod(in)`."""
-    return lax.dot_general(
-        x.astype(dtype),
-        _matrix(w, x.shape[-1], dtype),
-        (((x.ndim - 1,), (0,)), ((), ())),
-        preferred_element_type=out_dtype,
-    )
+    narrow, matrix = x.astype(dtype), _matrix(w, x.shape[-1], dtype)
+    if kernel:
+        return tile_product(narrow.reshape(-1, x.shape[-1]), matrix, out_dtype).reshape(*x.shape[:-1], -1)
+    return lax.dot_general(narrow, matrix, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=out_dtype)
 
 
 def _matrix(w: Array, size: int, dtype: str) -> Float[Array, 'I O']:
     return w.astype(dtype).reshape(size, -1)
 
 
-def _multiply_fwd(x: Array, w: Array, dtype: str, out_dtype: str) -> tuple[Array, tuple[Array, Array, Array]]:
+def _multiply_fwd(x: Array, w: Array, dtype: str, out_dtype: str, _: bool) -> tuple[Array, tuple[Array, Array, Array]]:
     """The product, and the arrays for its backward pass."""
     narrow = x.astype(dtype)
     # The weight is kept unchanged, so that a scan over layers reads its stack again and keeps no second one.
-    return _multiply(narrow, w, dtype, out_dtype), (narrow, w, jnp.empty((), x.dtype))
+    # A pass for a gradient needs no order of its sums.
+    return _multiply(narrow, w, dtype, out_dtype, False), (narrow, w, jnp.empty((), x.dtype))
 
 
-def _multiply_bwd(dtype: str, out_dtype: str, saved: tuple[Array, Array, Array], dy: Array) -> tuple[Array, Array]:
+def _multiply_bwd(
+    dtype: str, out_dtype: str, _: bool, saved: tuple[Array, Array, Array], dy: Array
+) -> tuple[Array, Array]:
     """The gradients by input and weight, whose products all have inputs in `dtype`."""
     x, w, like = saved
     # Autodiff would multiply a wide cotangent with a narrow weight, at the speed of the wide one.
@@ -211,5 +224,5 @@ def _multiply_bwd(dtype: str, out_dtype: str, saved: tuple[Array, Array, Array],
     return dx.astype(like.dtype), dw.astype(w.dtype).reshape(w.shape)
 
 
-product = jax.custom_vjp(_multiply, nondiff_argnums=(2, 3))
+product = jax.custom_vjp(_multiply, nondiff_argnums=(2, 3, 4))
 product.defvjp(_multiply_fwd, _multiply_bwd)

@@ -34,17 +34,14 @@ def token_logprobs(
     softcap: float | None = None,
     dtype: str = 'float32',
     chunk: int = 1024,
-    tile: int = 0,
 ) -> tuple[Float[Array, 'R M'], Float[Array, 'R M']]:
     """The log-probability of each target and the entropy of the distribution it is drawn from, in nats, without a
     gradient.
 
     Where nothing acts they may be anything. Logits are capped to `softcap * tanh(logit / softcap)`, then divided by
     `temperature`. `dtype` is the type of the product's inputs; about `chunk` states have their logits in memory at
-    once. With a `tile` so many states are computed at a time, all of them, as an exact sampler does.
+    once.
     """
-    if tile:
-        return _tiled_logprobs(hidden, unembed, targets, temperature, softcap, dtype, tile)
     weight, factor = unembed.astype(dtype), factor_of(temperature)
 
     def score(states: Array, chosen: Array) -> tuple[Array, Array]:
@@ -75,21 +72,41 @@ def token_loss(
     softcap: float | None = None,
     dtype: str = 'float32',
     chunk: int = 1024,
-    tile: int = 0,
+    exact: Float[Array, 'R M'] | None = None,
 ) -> tuple[Float[Array, ''], Float[Array, 'R M']]:
     """The sum of `per_token(logprobs, aux)` over acting states, and the log-probabilities, which carry no gradient.
 
     `per_token` is elementwise and closes over nothing traced. Masks, weights and advantages go into `aux`, a tree of
-    `[R, M]` arrays, and get no gradient. Gradients reach `hidden` and `unembed`.
+    `[R, M]` arrays, and get no gradient. Gradients reach `hidden` and `unembed`. `exact` are the log-probabilities of
+    `exact_logprobs`, where the loss is to have those; they are constants.
     """
     acts = jnp.ones_like(targets, bool) if acts is None else acts
-    # The gradient is that of chunks, of which the log-probs differ in their last bits.
-    exact = token_logprobs(
-        *map(lax.stop_gradient, (hidden, unembed)), targets,
-        temperature=temperature, softcap=softcap, dtype=dtype, tile=tile,
-    )[0] if tile else None  # fmt: skip
     loss, logprobs = _loss(hidden, unembed, targets, acts, aux, exact, per_token, temperature, softcap, dtype, chunk)
     return loss, lax.stop_gradient(logprobs)
+
+
+def exact_logprobs(
+    hidden: Float[Array, 'R M D'],
+    unembed: Float[Array, 'V D'],
+    targets: Int[Array, 'R M'],
+    logits: Callable[[Array, Array], Array],
+    *,
+    tile: int,
+    temperature: float = 1.0,
+    dtype: str = 'float32',
+) -> Float[Array, 'R M']:
+    """The log-probabilities of `token_logprobs`, by the instructions of a sampler of `tile` states at a time.
+
+    They carry no gradient. `logits(unembed, hidden)` are the sampler's.
+    """
+
+    def score(weight: Array, rows: tuple[Array, Array, Array]) -> Array:
+        states, chosen, temperature = rows
+        return logprob_at((), (lax.optimization_barrier(logits(weight, states)), chosen, temperature))
+
+    # A sampler divides by temperatures that it is given, so they are no constants here.
+    rows = lax.stop_gradient(hidden), targets, jnp.full(targets.shape, temperature)
+    return by_tile(score, tile, dtype, lax.stop_gradient(unembed), rows)
 
 
 def max_z_loss(
@@ -196,24 +213,6 @@ def _loss_bwd(
 
 _loss = jax.custom_vjp(_loss_value, nondiff_argnums=(6, 7, 8, 9, 10))
 _loss.defvjp(_loss_fwd, _loss_bwd)
-
-
-def _tiled_logprobs(
-    hidden: Array, unembed: Array, targets: Array, temperature: float, cap: float | None, dtype: str, tile: int
-) -> tuple[Array, Array]:
-    """The log-probs and entropies of `token_logprobs`, in the tiles of a sampler."""
-
-    def score(weight: Array, rows: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        states, chosen, temperature = rows
-        logits = lax.optimization_barrier(_logits(states, weight, cap))
-        logprob = logprob_at((), (logits, chosen, temperature))
-        centred, weights, total = softmax_parts(lax.optimization_barrier(logits), 1.0 / temperature[..., None])
-        entropy = jnp.log(total) - (weights * centred).sum(-1) / total / temperature
-        return lax.optimization_barrier(logprob), entropy
-
-    # A sampler divides by temperatures that it is given, so they are no constants here.
-    temperatures = jnp.full(targets.shape, temperature)
-    return by_tile(score, tile, dtype, unembed, (hidden, targets, temperatures))
 
 
 def _logits(states: Array, weight: Array, cap: float | None = None) -> Array:
