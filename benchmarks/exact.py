@@ -30,8 +30,8 @@ from pal_jax.decode import requests
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Request
 from pal_jax.learners import forward
-from pal_jax.models import lora, params
-from pal_jax.models.config import ModelConfig
+from pal_jax.models import attention, lora, params
+from pal_jax.models.config import ModelConfig, exact_config
 from pal_jax.models.params import Params
 from pal_jax.run.devices import for_platform, make_mesh
 from pal_jax.types import Completion, Sample, Sampling, TokenBatch
@@ -61,7 +61,8 @@ def trained(cfg: ModelConfig, weights: Any, asked: Sequence[Request], answers: S
     largest, equal, tokens = {'score': 0.0, 'update': 0.0}, 0, 0
     for start in range(0, len(samples), 4 * N):
         part = samples[start : start + 4 * N]
-        batch = pack_rollouts(part, n=N, actions=actions, mesh=mesh, row_tokens=row_tokens)
+        apart = attention.COLUMNS if cfg.tile else 0
+        batch = pack_rollouts(part, n=N, actions=actions, mesh=mesh, row_tokens=row_tokens, apart=apart)
         acts, sampled = (np.asarray(x) for x in (batch.tokens.acts, batch.sampler_logprobs))
         same = np.ones(acts.shape, bool)
         for name, function in (('score', _score), ('update', _update)):
@@ -114,7 +115,8 @@ def costs(cfg: ModelConfig, weights: Any) -> dict[str, float]:
     for batch in (1, 8, 32, 64):
         seconds = {}
         for exact in (False, True):
-            decoder = make_decoder(dataclasses.replace(cfg, exact=exact), batch, reuse=True)
+            plain = dataclasses.replace(cfg, exact=False, tile=0)
+            decoder = make_decoder(cfg if exact else plain, batch, reuse=True)
             decoder.load(weights)
             asked = [
                 Request(r.prompt_ids, Sampling(max_tokens=32), k) for k, r in enumerate(questions(batch, 39, cfg.vocab))
@@ -171,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         requests.EXACT_SLOTS[args.dtype] = args.fewest
     shape = shapes.SHAPES[args.model]
     shape = dataclasses.replace(shape, layers=args.layers or shape.layers)
-    cfg = dataclasses.replace(for_platform(shape, args.dtype), exact=True)
+    cfg = exact_config(for_platform(shape, args.dtype))
     weights = params.init(params.decoder_specs(cfg), jax.random.key(0))
     if args.lora:
         weights = adapted(weights, args.lora)

@@ -63,7 +63,7 @@ def splash_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     keys: Places | None = None,
-    block: int = BLOCK,
+    block: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, 'R T H K']:
     """Softmax attention in which token `t` sees columns `s <= t` of its own segment, of segment `prefix[t]` and of the
@@ -78,12 +78,12 @@ def splash_attention(
       soft_cap: bounds scores by `cap * tanh(score / cap)`.
       keys: the places of the keys; None: queries and keys are the same tokens. Others have no gradient, and each query
         sees one of them.
-      block: the most tokens of a block. The output of a query depends on its keys alone where all calls have the same
-        size of a block, and its segment begins at a multiple of that.
+      block: the tokens of a block; by default `BLOCK`, or fewer for short rows. The output of a query depends on its
+        keys alone where all calls have blocks of one size, and its segment begins at a multiple of that.
       interpret: runs the kernels on any platform, slowly.
     """
     length = q.shape[1]
-    block = min(block, _round_up(length, LANES))
+    block = block or min(BLOCK, _round_up(length, LANES))
     scale = q.shape[3] ** -0.5 if scale is None else scale
     settings = Settings(scale, window, soft_cap, block, keys is None, interpret)
     missing, absent = (_round_up(x.shape[1], block) - x.shape[1] for x in (q, k))

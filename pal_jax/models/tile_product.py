@@ -36,10 +36,8 @@ def tile_product(
     width = columns if parts == 1 else -(-columns // (parts * LANES)) * LANES
     # Columns of zeros change no sum.
     missing = parts * width - columns
-    x, w = (
-        jnp.pad(x, ((0, 0), (0, missing))),
-        jnp.pad(w, ((0, 0), (0, missing)) if by_output else ((0, missing), (0, 0))),
-    )
+    spare = (0, 0), (0, missing)
+    x, w = jnp.pad(x, spare), jnp.pad(w, spare if by_output else spare[::-1])
     if by_output:
         weights = pl.BlockSpec((OUTPUTS, width), lambda i, j, k: (j, k))
     else:

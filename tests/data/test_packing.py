@@ -53,6 +53,31 @@ def test_segments_keep_completions_apart_and_share_their_own_prompt(batch):
     assert batch.prefix[0].tolist() == [1] * 8 + [4] * 4 + [0] * 4
 
 
+def test_branches_apart_follow_their_own_copy_of_the_prompt_in_whole_blocks():
+    lengths = [group.length_apart(8) for group in GROUPS]
+    assert lengths == [16, 16, 8]
+    layout = lay_out(lengths, row_tokens=32, multiple=8)
+    batch = pack_groups(GROUPS, layout, n=2, actions=8, apart=8)
+    for r, row in enumerate(layout.rows):
+        for place, i in enumerate(row):
+            prompt, branches, *_ = GROUPS[i]
+            for k, (completion, _) in enumerate(branches):
+                where, sequence = (r, 2 * place + k), [*prompt, *completion]
+                before = batch.states[where][batch.acts[where]]
+                start = before[0] - len(prompt) + 1
+                columns = slice(start, start + len(sequence))
+                assert start % 8 == 0
+                assert batch.tokens[r, columns].tolist() == sequence
+                assert batch.positions[r, columns].tolist() == list(range(len(sequence)))
+                assert len(set(batch.segments[r, columns])) == 1
+                assert (batch.segments[r, columns] == batch.prefix[r, columns]).all()
+                assert before.tolist() == list(range(start + len(prompt) - 1, start + len(sequence) - 1))
+                assert batch.actions[where][: len(completion)].tolist() == completion
+    assert batch.acts.sum() == sum(len(branch.tokens) for group in GROUPS for branch in group.branches)
+    # No two branches share a segment.
+    assert len({(r, s) for r in range(len(batch.segments)) for s in set(batch.segments[r]) - {0}}) == 5
+
+
 def test_what_is_missing_does_not_act(batch):
     assert not batch.acts[2].any()
     assert not batch.segments[2].any()

@@ -16,6 +16,7 @@ from pal_jax.models.blockwise import blockwise_attention
 from pal_jax.models.config import LayerKind, tiny
 from pal_jax.models.flash import Tile, Tiles, flash_attention
 from pal_jax.models.places import Places, Scoring, alibi_slopes, blocks_seen, blocks_whole, one_sequence
+from pal_jax.models.splash import splash_attention
 from pal_jax.run.devices import make_mesh
 from pal_jax.run.sharding import sharding
 from tests.models.packed_rows import definition, heads, out_and_gradients, packed
@@ -59,6 +60,27 @@ def check(way: str, name: str, dtype: str = 'float32', tolerance: float = 1e-5, 
 @pytest.mark.parametrize('way', WAYS)
 def test_values_and_gradients_are_those_of_the_definition(way, name) -> None:
     check(way, name)
+
+
+@pytest.mark.parametrize('window', [None, 40])
+@pytest.mark.parametrize('way', ['flash', 'splash'])
+def test_queries_at_the_end_of_a_cache_have_the_bits_that_they_have_in_a_row(way, window) -> None:
+    """The cache has room for more tokens, and the queries begin within a block."""
+    q, k, v, _ = heads(256, 64)
+    places = one_sequence(jnp.broadcast_to(jnp.arange(384), (2, 384)))
+    row, last = (Places(*(x[:, part] for x in places)) for part in (slice(256), slice(203, 256)))
+    spare = ((0, 0), (0, 128), (0, 0), (0, 0))
+    caches = jnp.pad(k, spare, constant_values=3.0), jnp.pad(v, spare, constant_values=3.0)
+    if way == 'flash':
+        attend = functools.partial(flash_attention, scoring=Scoring(0.25, window), in_order=True, tiles=TILES)
+        whole, part = (
+            attend(q, k, v, row, interpret=True),
+            attend(q[:, 203:], *caches, last, keys=places, interpret=True),
+        )
+    else:
+        attend = functools.partial(splash_attention, scale=0.25, window=window, block=128, interpret=True)
+        whole, part = attend(q, k, v, *row), attend(q[:, 203:], *caches, *last, keys=places)
+    np.testing.assert_array_equal(part, whole[:, 203:])
 
 
 @pytest.mark.gpu

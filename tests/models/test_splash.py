@@ -13,6 +13,7 @@ from jax.experimental.topologies import get_topology_desc
 
 from pal_jax.models import attention, splash
 from pal_jax.models.config import LayerKind, tiny
+from pal_jax.models.places import Places
 from pal_jax.models.splash import splash_attention
 from pal_jax.run.devices import make_mesh
 from pal_jax.run.sharding import sharding
@@ -49,20 +50,26 @@ def test_all_settings_agree_with_the_definition(monkeypatch, length, size, setti
     check(monkeypatch, length, size, **settings)
 
 
+def ids_of(*places: np.ndarray) -> splash.Ids:
+    """What the kernels read of tokens that are queries and keys."""
+    same = Places(*map(jnp.asarray, places))
+    return splash._ids(same, same, 128)
+
+
 def test_blocks_that_nobody_sees_are_left_out(monkeypatch) -> None:
     """Of three blocks of columns, the last block of queries meets the prompt's and its own, not the other branch's."""
     ids = [np.repeat(x, 128)[None] for x in ([1, 2, 3], [1, 1, 1])]
     positions = np.concatenate([np.arange(128), *[128 + np.arange(128)] * 2])[None]
-    bounds = np.asarray(splash._ids(*map(jnp.asarray, (*ids, positions)), 128).bounds)
+    bounds = np.asarray(ids_of(*ids, positions).bounds)
 
     def met(**settings) -> list[str]:
-        options = splash.Settings(1.0, settings.get('window'), None, 128, True)
-        return [''.join('.x'[int(splash._meets(options, bounds, 0, i, j))] for j in range(3)) for i in range(3)]
+        options = splash.Settings(1.0, settings.get('window'), None, 128, True, True)
+        return [''.join('.x'[int(splash._meets(options, bounds, 0, i, j, 3))] for j in range(3)) for i in range(3)]
 
     assert met() == ['x..', 'xx.', 'x.x']
     assert met(window=1) == ['x..', '.x.', '..x']
     ids = [np.repeat(x, 128)[None] for x in ([-1, 2, 3], [-1, 2, 3])]  # prompts of their own behind an opening
-    bounds = np.asarray(splash._ids(*map(jnp.asarray, (*ids, positions)), 128).bounds)
+    bounds = np.asarray(ids_of(*ids, positions).bounds)
     assert met() == ['x..', 'xx.', 'x.x']
 
 

@@ -54,7 +54,7 @@ print(compiled.as_text().count('__gpu$xla.gpu.triton'), compiled.memory_analysis
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=env, check=False
     )  # fmt: skip
@@ -85,6 +85,18 @@ def test_the_command_plans_a_node_of_cards() -> None:
     generate = planned['programs'][-1]
     assert generate['name'] == 'generate'
     assert 0 < generate['kernels'] < 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('topology', [pytest.param('h100:1', marks=needs_compiler), 'v5e:2x2'])
+def test_an_exact_sampler_and_its_trainer_add_up_by_the_same_kernels(topology) -> None:
+    if topology.startswith('v5e'):
+        pytest.importorskip('libtpu', reason='needs the compiler for TPUs: pip install pal_jax[plan]')
+    done = run(str(Path(__file__).parent / 'exact_programs.py'), topology)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report['kernels'] > 10
+    assert report['missing'] == {'generate': [], 'score': [], 'update': []}
 
 
 def test_a_machine_without_the_compiler_says_what_to_install(monkeypatch) -> None:
