@@ -12,6 +12,7 @@ from typing import Any
 
 # What a kernel does where the order of its sums, or the instructions of a function, could differ.
 ARITHMETIC = re.compile(r'\b(dot|convolution|reduce|exponential|rsqrt|cosine|logistic|tanh)\(')
+INSTRUCTION = re.compile(r'(?:ROOT )?%[\w.\-]+ = (\S+|\(.*?\)) (fusion|custom-call|reduce|dot|convolution)\(.*?\)(.*)')
 TILE_SHAPE = re.compile(r'\[(\d+,)?256[,\]]')
 
 
