@@ -39,6 +39,7 @@ from rich.table import Table
 from pal_jax.commands.planning import chips, estimate, shapes
 from pal_jax.commands.planning.chips import GIB
 from pal_jax.commands.planning.estimate import FitPlan, PlanRequest
+from pal_jax.models import attention
 from pal_jax.models.config import exact_config
 from pal_jax.run import cli, devices
 from pal_jax.run.planned import PlannedRun, planned
@@ -94,10 +95,11 @@ def make_request(settings: Run, method: PlannedRun) -> PlanRequest:
     slice_devices = chips.topology_devices(TOPOLOGY.value) if TOPOLOGY.value else chips.local_devices(PLATFORM.value)
     hosts = len({device.process_index for device in slice_devices})
     cfg = devices.for_platform(cfg, policy.dtype, slice_devices[0].platform, policy.scan_layers)
+    cfg = exact_config(cfg) if decode is not None and decode.exact else cfg
     return PlanRequest(
-        cfg=exact_config(cfg) if decode is not None and decode.exact else cfg,
+        cfg=cfg,
         make_learner=method.make_learner,
-        work=method.work,
+        work=method.work._replace(apart=attention.COLUMNS if cfg.tile else 0),
         devices=slice_devices,
         chip=chips.chip(slice_devices[0], len(slice_devices) // hosts if hosts > 1 else 0),
         decode=DECODE.value and decode is not None and not decode.address,

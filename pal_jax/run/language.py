@@ -39,8 +39,8 @@ class DecodeSettings:
     address: str = ''
     reuse: bool = True  # prompts start from the parts of them that caches hold
     int8: bool = False  # sample with weights of eight bits
-    # The sampler's log-probs are the trainer's, bit for bit, and `ppo.old_logprobs` is 'sampler'. On a CPU in float32,
-    # with rows of up to 512 tokens; a decoder has at least 64 slots.
+    # The sampler's log-probs are the trainer's, bit for bit, and `ppo.old_logprobs` is 'sampler'; docs/performance.md
+    # says where that is shown and what it costs.
     exact: bool = False
     # The number of decoders side by side, each on its share of devices and prompts; 0: one a process.
     shares: int = 0

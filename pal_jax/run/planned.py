@@ -39,10 +39,14 @@ class Work(NamedTuple):
     shares: int = 0
     # The samples of a prompt, where not all of them are learnt; 0: `n`.
     sampled: int = 0
+    # The columns of a block, where each sample follows a copy of its prompt in whole blocks (`decode.exact`).
+    apart: int = 0
 
     @property
     def row(self) -> int:
         """Tokens of a row, which has a prompt and its completions, rounded up to 128."""
+        if self.apart:
+            return self.n * round_up(self.prompt + self.completion, self.apart)
         return round_up(self.prompt + self.n * self.completion, 128)
 
     @property

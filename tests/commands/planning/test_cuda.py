@@ -99,6 +99,11 @@ def test_an_exact_sampler_and_its_trainer_add_up_by_the_same_kernels(topology) -
     assert report['missing'] == {'generate': [], 'score': [], 'update': []}
 
 
+def test_samples_of_an_exact_run_have_their_own_prompts() -> None:
+    work = planned(configs.load('rlpa', 'smoke'), prompt=100).work._replace(n=4, completion=30)
+    assert (work.row, work._replace(apart=128).row) == (256, 4 * 256)
+
+
 def test_a_machine_without_the_compiler_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setattr(chips.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(RuntimeError, match='plan-cuda'):
