@@ -47,6 +47,7 @@ class Programs:
         self.grow = jax.jit(engine.grow, static_argnums=1, out_shardings=state)
 
         def on_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(function)
             def in_context(*arguments: Any) -> Any:
                 # Kernels that no compiler spreads need to know the mesh.
                 with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,8 @@ def token_logprob(
     if not tile:
         return chosen_logprob(logits, tokens, 1.0 / temperature)
     rows = jax.tree.map(lambda x: x[:, None], (logits, tokens, temperature))
-    return by_tile(logprob_at, tile, 'float32', (), rows)[:, 0]
+    scores: Any = by_tile(logprob_at, tile, 'float32', (), rows)
+    return scores[:, 0]
 
 
 def drawn_from(

@@ -101,7 +101,7 @@ def attention(
     if cfg.attention == 'splash' and (causal or cfg.exact) and not cfg.alibi:
         return splash_attention(
             q, k, v, *queries, scale=scoring.scale, window=kind.window, soft_cap=scoring.soft_cap,
-            keys=None if causal else keys, **{'block': COLUMNS} if cfg.exact else {},
+            keys=None if causal else keys, block=COLUMNS if cfg.exact else None,
         )  # fmt: skip
     if cfg.attention == 'flash' and (causal or cfg.exact):
         return flash_attention(q, k, v, queries, scoring, keys=None if causal else keys, in_order=cfg.exact)

@@ -131,8 +131,7 @@ def by_token(function: Callable[..., Any], cfg: ModelConfig, weights: Any, *rows
     def of_tile(weights: Any, rows: tuple[Array, ...]) -> Any:
         if mixture is None:
             return function(plain, weights, *rows)
-        *rows, mixtures = rows
-        return function(plain, soups.mixed(weights, mixtures[:, 0]), *rows)
+        return function(plain, soups.mixed(weights, rows[-1][:, 0]), *rows[:-1])
 
     return by_tile(of_tile, cfg.tile, cfg.dtype, weights, rows)
 

@@ -84,8 +84,8 @@ def splash_attention(
     """
     length = q.shape[1]
     block = block or min(BLOCK, _round_up(length, LANES))
-    scale = q.shape[3] ** -0.5 if scale is None else scale
-    settings = Settings(scale, window, soft_cap, block, keys is None, interpret)
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    settings = Settings(factor, window, soft_cap, block, keys is None, interpret)
     missing, absent = (_round_up(x.shape[1], block) - x.shape[1] for x in (q, k))
     q, k, v = (
         jnp.pad(x, ((0, 0), (0, n), (0, 0), (0, 0))).swapaxes(1, 2) for x, n in ((q, missing), (k, absent), (v, absent))
