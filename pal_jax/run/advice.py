@@ -8,15 +8,18 @@ from typing import Any
 
 from pal_jax.run.glossary import Words
 from pal_jax.run.summary import fifths, finite_values, main_part
-from pal_jax.run.verdict import RunVerdict
+from pal_jax.run.verdict import TOO_LITTLE, RunVerdict
 
 # Uses of every run that has trained a policy.
 POLICY = (
     ('talk with it', 'pal-jax chat --source={run}', 'docs/tutorials/serve.md'),
     ('write a folder for transformers', 'pal-jax export --workdir={run} --output=my_model', 'docs/howto/export.md'),
 )
-AGAIN = 'the command of this run again, with a larger --config.{key}'
+AGAIN = 'the command of this run again, with a larger {key}, such as --config.{key}={value}'
 SEEDS = 'more total_steps, or several seeds, which pal-jax compare puts side by side'
+TESTS = 'more people, prompts or rows to test on'
+ABOVE = 'above its limit', 'above its limits'
+LIMIT = 'more total_steps, a higher constraint.limit, or a handler that moves faster (docs/howto/constraints.md)'
 KL = 3.0  # nats of a token that are much
 
 
@@ -25,16 +28,21 @@ def uses(workdir: Path, config: Mapping[str, Any], words: Words) -> list[tuple[s
     known = words.uses.get(config['recipe'], ())
     trained = POLICY if not words.uses and {'policy', 'optimizer'} <= config.keys() else ()
     # A run whose number of steps follows from something else goes on by passes over its rows, or not at all.
-    passes = 'epochs' in config.get('data', ())
-    key = 'total_steps' if config.get('total_steps') else 'data.epochs' if passes else ''
-    longer = [('train on', AGAIN.format(key=key), 'docs/howto/resume.md')] if key else []
+    data = config.get('data')
+    passes = data.get('epochs', 0) if isinstance(data, Mapping) else 0
+    key, value = ('total_steps', steps) if (steps := config.get('total_steps', 0)) else ('data.epochs', passes)
+    longer = [('train on', AGAIN.format(key=key, value=2 * value), 'docs/howto/resume.md')] if value else []
     return [(use, command.format(run=workdir), page) for use, command, page in (*known, *trained, *longer)]
 
 
-def advice(rows: Sequence[Mapping[str, Any]], verdict: RunVerdict | None) -> str:
+def advice(rows: Sequence[Mapping[str, Any]], verdict: RunVerdict | None, config: Mapping[str, Any]) -> str:
     """A sentence on what to try, by a run's own figures; '' where the run has learnt, or has no verdict."""
+    if verdict and verdict.answer.endswith(ABOVE):
+        return f'The costs are above the limit: try {LIMIT}.'
     if verdict is None or verdict.answer.startswith('Yes'):
         return ''
+    if verdict.answer.startswith(TOO_LITTLE):
+        return f'The tests are too few: give {TESTS}.'
     steps = main_part(rows)
     last = {key: fifths(steps, key) for key in ('format', 'flat', 'alike', 'kl', 'reward') if finite_values(steps, key)}
     ends = {key: part['last'] for key, part in last.items()}
@@ -47,4 +55,4 @@ def advice(rows: Sequence[Mapping[str, Any]], verdict: RunVerdict | None) -> str
             f'All answers to a prompt are paid alike in {alike:.0%} of the prompts: give more samples a prompt '
             '(n_samples_per_prompt) or a higher sampling.temperature.'
         )
-    return f'To tell more: {SEEDS}.'
+    return f'To tell more: {SEEDS if config.get("total_steps") else TESTS}.'

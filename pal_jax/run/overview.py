@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pal_jax.run import files, pages
+from pal_jax.run.advice import uses
 from pal_jax.run.forecast import counted
 from pal_jax.run.glossary import words_of
 from pal_jax.run.metrics import EVALS, METRICS, read_records
@@ -23,12 +24,16 @@ from pal_jax.types import Exhibit
 
 
 class RunRow(NamedTuple):
-    """A run in the table of the page; `link` leads to its report, and is '' where it has none."""
+    """A run in the table of the page.
+
+    `link` leads to its report and `use` is a command that uses the run; each is '' where there is none.
+    """
 
     name: str
     link: str
     facts: Sequence[str]
     verdict: RunVerdict | None
+    use: str
     steps: int
     seconds: float
 
@@ -40,8 +45,11 @@ def run_row(name: str, folder: Path, page: Path, *, live: bool = False) -> RunRo
     summary = files.read_object(path) if (path := folder / SUMMARY).exists() else {}
     report = folder / REPORT
     link = os.path.relpath(report.resolve(), page.resolve().parent) if live or report.exists() else ''
-    verdict = judge(rows, evals, words_of(config['recipe']))
-    return RunRow(name, link, described(config, summary), verdict, facts['steps'], facts['seconds_total'])
+    words = words_of(config['recipe'])
+    use = next((command for _, command, _ in uses(folder, config, words) if command.startswith('pal-jax')), '')
+    return RunRow(
+        name, link, described(config, summary), judge(rows, evals, words), use, facts['steps'], facts['seconds_total']
+    )
 
 
 def write_front_page(workdir: Path) -> Path:

@@ -127,15 +127,17 @@ def test_the_page_says_what_it_is_of_and_what_to_do_next(workdir):
 
 @pytest.mark.parametrize(
     ('config', 'key'),
-    [({'total_steps': 4}, 'total_steps'), ({'total_steps': 0, 'data': {'epochs': 2}}, 'data.epochs'), ({}, '')],
+    [({'total_steps': 4}, 'total_steps=8'), ({'total_steps': 0, 'data': {'epochs': 2}}, 'data.epochs=4'), ({}, '')],
 )
 def test_only_what_can_go_on_is_told_to(config, key, tmp_path):
     """The bench and AllReduce make a step for each data set or network, and were told to take more."""
-    again = [line for _, line, _ in uses(tmp_path, {'recipe': 'allreduce', **config}, words_of('allreduce'))]
+    again = [line for _, line, _ in uses(tmp_path, {'recipe': 'cmdp', **config}, words_of('cmdp'))]
     assert [line.rpartition('--config.')[2] for line in again] == ([key] if key else [])
 
 
-@pytest.mark.parametrize(('recipe', 'command'), [('scorer.cost', 'score'), ('personal.pal', 'personalize')])
+@pytest.mark.parametrize(
+    ('recipe', 'command'), [('scorer.cost', 'score'), ('personal.pal', 'personalize'), ('plus', 'summarize')]
+)
 def test_methods_have_uses_of_their_own(recipe, command, tmp_path):
     found = uses(tmp_path, {'recipe': recipe, 'policy': {}, 'optimizer': {}}, words_of(recipe))
     assert any(f'pal-jax {command} --source={tmp_path}' in line for _, line, _ in found)
@@ -158,8 +160,16 @@ def test_a_run_that_has_not_learnt_gets_the_advice_of_its_own_figures(figures, k
         {'step': i, 'phase': 'rl', **{k: v * (i + 1) / 10 if k == 'reward' else v for k, v in figures.items()}}
         for i in range(10)
     ]
-    assert key in advice(rows, RunVerdict('Not beyond noise', '', ''))
-    assert advice(rows, RunVerdict('Yes', '', '')) == advice(rows, None) == ''
+    assert key in advice(rows, RunVerdict('Not beyond noise', '', ''), {'total_steps': 10})
+    assert advice(rows, RunVerdict('Yes', '', ''), {}) == advice(rows, None, {}) == ''
+
+
+@pytest.mark.parametrize(
+    ('answer', 'key'),
+    [('Yes, above its limit', 'constraint.limit'), ('Too little to tell', 'to test on'), ('No', 'to test on')],
+)
+def test_advice_goes_by_the_verdict(answer, key):
+    assert key in advice([], RunVerdict(answer, '', ''), {})
 
 
 def test_figures_are_in_groups_and_one_that_nobody_explained_is_shown():

@@ -5,6 +5,15 @@ from __future__ import annotations
 from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, Words
 
 WORDS = Words(
+    uses={
+        'allreduce': (
+            (
+                'plan for your own network',
+                """pal-jax train --config=allreduce --config.networks="('my.gml',)\"""",
+                'docs/methods/allreduce.md',
+            ),
+        )
+    },
     figures={
         OPTIMISED: {
             'to_least': 'rounds of the shortest schedule over the least that there can be, mean over networks',

@@ -43,7 +43,21 @@ WORDS = Words(
                 'docs/howto/new_people.md',
             ),
         ),
-    ),
+    )
+    | {
+        'personal.bench': (
+            (
+                'compare the methods on your own data',
+                """pal-jax train --config=bench --config.tables="('my.csv',)\"""",
+                'docs/howto/choices.md',
+            ),
+            (
+                'train PAL on it, to know new people',
+                'pal-jax train --config=pal --config.data=my.csv',
+                'docs/methods/pal.md',
+            ),
+        )
+    },
     figures={
         OPTIMISED: {
             'seen_gain': 'accuracy of PAL less that of one model for all, new choices of known people',

@@ -23,6 +23,11 @@ WORDS = Words(
                 'pal-jax summarize --source={run} --history=histories.jsonl',
                 'docs/howto/histories.md',
             ),
+            (
+                'score replies for one of them',
+                'pal-jax score --source={run} --person=summary.txt --texts=replies.jsonl',
+                'docs/methods/plus.md',
+            ),
         )
     },
     figures={

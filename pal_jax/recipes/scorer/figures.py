@@ -7,7 +7,10 @@ from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, PARTS, Words
 WORDS = Words(
     uses=dict.fromkeys(
         ('scorer.reward', 'scorer.cost', 'scorer.moderation'),
-        (('score texts', 'pal-jax score --source={run} --texts=replies.jsonl', 'docs/tutorials/reward_model.md'),),
+        (
+            ('score texts', 'pal-jax score --source={run} --texts=replies.jsonl', 'docs/tutorials/reward_model.md'),
+            ('write a classifier', 'pal-jax export --workdir={run} --output=my_model', 'docs/methods/reward.md'),
+        ),
     ),
     figures={
         OPTIMISED: {'sign_accuracy': 'share of answers on the right side of 0: a cost above it says unsafe'},
