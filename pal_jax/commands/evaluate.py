@@ -29,6 +29,7 @@ exact interval of it; the last \boxed{...} of a text is its answer, or in gsm8k 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ from rich.progress import track
 from rich.table import Table
 
 from pal_jax.commands.talking import CACHE, SOURCE, SOURCES, open_decoder
+from pal_jax.data import holdouts
 from pal_jax.data.thoughts import spoken_reply
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder
@@ -197,6 +199,8 @@ def solve(task: str, names: Sequence[str]) -> None:
     if not ROWS.value:
         raise cli.Fault(f'--task={task} reads its problems from a file; name it with --rows=FILE')
     output, problems = cli.output_file(), cli.faults(read_problems, ROWS.value, task)[: LIMIT.value]
+    if fewer := holdouts.fewer('--limit', LIMIT.value or 0, len(problems), f'{ROWS.value} has no more'):
+        print(fewer.strip(), file=sys.stderr)
     devices.initialize(Path(CACHE).expanduser())
     mesh = devices.make_mesh()
     answers: list[dict[str, Any]] = []

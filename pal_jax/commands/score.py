@@ -38,6 +38,7 @@ from pal_jax import scoring
 from pal_jax.commands.talking import CACHE, SOURCE
 from pal_jax.data import records
 from pal_jax.run import cli, devices
+from pal_jax.run.forecast import counted
 from pal_jax.run.outputs import whole_file
 from pal_jax.scoring import RecordScorer
 
@@ -77,7 +78,7 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
         return
     with whole_file(output) as partial, partial.open('w', encoding='utf-8') as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in scored)
-    print(f'{len(rows)} records -> {output}')
+    print(f'{counted(len(rows), "record")} -> {output}')
 
 
 def in_chunks(scorer: RecordScorer, read: Sequence[Any]) -> Iterator[dict[str, Any]]:

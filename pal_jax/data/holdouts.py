@@ -25,6 +25,8 @@ _UNSEEN = re.compile(  # letters and marks without a shape: joiners, fillers and
     '[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]'
 )
 
+FIFTH = 'at most a fifth is kept for testing; give more, or a file of tests'  # why tests are fewer than asked for
+
 
 # Facts and ids are compared again and again.
 @functools.lru_cache(maxsize=1024)
@@ -75,11 +77,9 @@ def held_out(contents: Sequence[str], most: int, *, last: bool = False, seed: in
     return [content in tested for content in contents]
 
 
-def fewer(key: str, most: int, tested: int) -> str:
-    """A warning behind a line on a split, where fewer entries are tested on than a setting asks for; '' else."""
-    if tested >= most:
-        return ''
-    return f'; {key}={most} became {tested}, since at most a fifth is kept for testing; give more, or a file of tests'
+def fewer(key: str, asked: int, had: int, why: str = FIFTH) -> str:
+    """A warning below a line on entries, where there are fewer than a setting asks for, and why; '' else."""
+    return f'\nwarning: {key}={asked} became {had}, since {why}' if had < asked else ''
 
 
 def repeats(contents: Sequence[str]) -> int:

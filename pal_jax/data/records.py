@@ -34,6 +34,7 @@ import numpy as np
 
 from pal_jax.data import holdouts, shards
 from pal_jax.run import files
+from pal_jax.run.forecast import counted
 from pal_jax.run.outputs import whole_file
 from pal_jax.types import Choice
 
@@ -269,7 +270,7 @@ def converted(
         message = f'{len(wrong)} of {len(wrong) + len(results)} rows are wrong: {message}'
     if drop is None:
         raise ValueError(message)
-    drop(f'{len(wrong)} rows are left out: {message}')
+    drop(f'left out {counted(len(wrong), "row")}: {message}')
     return results
 
 

@@ -19,6 +19,7 @@ from pal_jax.learners.actor import Actor
 from pal_jax.learners.scorer import to_score
 from pal_jax.models.config import ModelConfig
 from pal_jax.run import made, sharding
+from pal_jax.run.forecast import counted
 from pal_jax.run.language import RowRun, RowSettings, SupervisedRun
 from pal_jax.run.models import Policy, keeping, make_adapters
 from pal_jax.run.recipe import Context, Plan, check_at_least, stage_before
@@ -41,7 +42,7 @@ class Rows(NamedTuple):
       batch_size: the number of rows of an update.
       row_tokens: the length in tokens of a row of the device batch, which several rows share; 0: each row has its own.
       seed: the seed of the order in which rows are drawn.
-      asked: the number of rows to test on that the settings ask for; 0: a file or a method has chosen them.
+      fewer: a warning where fewer rows are tested on than the settings ask for (`holdouts.fewer`).
     """
 
     train: list[PromptGroup]
@@ -53,14 +54,13 @@ class Rows(NamedTuple):
     batch_size: int = 1
     row_tokens: int = 0
     seed: int = 0
-    asked: int = 0
+    fewer: str = ''
 
     @property
     def told(self) -> str:
         """The split of the rows, in a line."""
-        rows = f'{len(self.train)} rows to learn from, {len(self.test)} to test on, of other prompts'
-        fewer = holdouts.fewer('data.test_rows', self.asked, len(self.test))
-        return f'{rows} ({self.moved} kept from testing for it){fewer}'
+        rows = f'{counted(len(self.train), "row")} to learn from, {len(self.test)} to test on, of other prompts'
+        return f'{rows} ({self.moved} kept from testing for it){self.fewer}'
 
     def draw(self, i: int) -> list[PromptGroup]:
         """The rows of step `i`, in shuffled passes over all rows."""
@@ -136,7 +136,8 @@ def make_rows(
     else:
         train, test, moved = by_prompt(parts[0], data)
     rows = short_rows(settings, train, test, moved, n)
-    return rows if data.test or maker else rows._replace(asked=data.test_rows)
+    # A file of tests is tested on as a whole, and made-up people are not cut in two.
+    return rows if data.test or maker else rows._replace(fewer=fewer_tests(data, test))
 
 
 def short_rows(settings: RowRun, train: list[Keyed], test: list[Keyed], moved: int, n: int) -> Rows:
@@ -164,6 +165,11 @@ def by_prompt(rows: list[Keyed], data: RowSettings, seed: int = 0) -> tuple[list
     except ValueError as error:
         raise ValueError(f'{data.train}: {error}; give rows of other prompts, or a data.test file') from None
     return *parted(rows, tested), holdouts.repeats(contents)
+
+
+def fewer_tests(data: RowSettings, test: Sequence[Keyed]) -> str:
+    """A warning where fewer rows are held out than the settings ask for; '' else."""
+    return holdouts.fewer('data.test_rows', data.test_rows, len(test))
 
 
 def parted(rows: Sequence[Entry], held: Sequence[bool]) -> tuple[list[Entry], list[Entry]]:

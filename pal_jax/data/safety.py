@@ -13,7 +13,7 @@ from pal_jax.data.holdouts import normal
 from pal_jax.data.packing import BranchPair, PromptGroup, shared_prompt
 from pal_jax.data.readers import formats, safety
 from pal_jax.data.readers.safety import JudgedPair, LabelledResponse
-from pal_jax.data.rows import Keyed, Rows, by_prompt, scored_replies, short_rows, without_test_prompts
+from pal_jax.data.rows import Keyed, Rows, by_prompt, fewer_tests, scored_replies, short_rows, without_test_prompts
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.judges import dilemmas
 from pal_jax.judges.dilemmas import Dilemma
@@ -122,4 +122,5 @@ def _make_rows(settings: RowRun, read: Read, make: Make, n: int) -> Rows:
         parts = learnt, embedded('test', -(-data.test_rows // ANSWERS)), 0
     else:
         parts = by_prompt(learnt, data, settings.seed)
+        return short_rows(settings, *parts, n)._replace(fewer=fewer_tests(data, parts[1]))
     return short_rows(settings, *parts, n)

@@ -125,8 +125,8 @@ def once(metrics: Metrics) -> float:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number with its noun, as in `1 step` or `2,000 steps`."""
-    return f'{count:,} {noun}' if count == 1 else f'{count:,} {noun}s'
+    """A number with its noun, as in `1 step`, `2,000 steps` or `3 people`."""
+    return f'{count:,} {noun}' if count == 1 else f'{count:,} {"people" if noun == "person" else f"{noun}s"}'
 
 
 def spoken(seconds: float) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pal_jax.run import intervals
+from pal_jax.run.forecast import counted
 from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.intervals import Estimate
 from pal_jax.run.metrics import EVALS, METRICS, read_records
@@ -25,7 +26,7 @@ from pal_jax.run.summary import fifths, finite_values, main_part
 from pal_jax.run.workdir import read_run
 
 COUNTS = 'people', 'rows', 'seeds', 'prompts', 'networks', 'data_sets'  # of what an evaluation tested
-ONE = {'people': 'person', 'data_sets': 'data set'}
+ONE = {'people': 'person'}
 YES, TOO_LITTLE, UNTESTED = 'Yes', 'Too little to tell', 'Not tested'
 
 Record = Mapping[str, Any]
@@ -217,4 +218,4 @@ def _of(record: Record) -> str:
     if not (size := test_size(record)):
         return ''
     count, units = size
-    return f', of {count:,} {ONE.get(units, units[:-1]) if count == 1 else units.replace("_", " ")}'
+    return f', of {counted(count, ONE.get(units, units[:-1]).replace("_", " "))}'

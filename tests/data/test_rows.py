@@ -123,11 +123,12 @@ def test_a_run_begins_with_a_line_about_it(tmp_path, method, record):
     mesh = devices.make_mesh(devices=jax.devices()[:1])
     recipe.make(configs.load(method, **{'data.train': path, 'export': False}), Context(mesh, log=told.append))
     split = '8 rows to learn from, 2 to test on, of other prompts (5 kept from testing for it)'
-    assert told == [split + fewer('data.test_rows', 3, 2)]
+    assert told == [split + fewer('data.test_rows', 3, 2)] and 'warning: data.test_rows=3 became 2' in told[0]
 
 
 def test_fewer_to_test_on_than_a_setting_asks_for_are_told_with_the_reason():
     assert 'eval.people=50 became 2, since at most a fifth' in fewer('eval.people', 50, 2)
+    assert 'limit=9 became 2, since a.jsonl has no more' in fewer('limit', 9, 2, 'a.jsonl has no more')
     assert fewer('eval.people', 2, 2) == ''
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pal_jax.run.curve import BLUE, GREY, INK, RULE, STYLE, png
+from pal_jax.run.forecast import counted
 from pal_jax.run.intervals import Estimate
 
 COLOURS = (BLUE, '#d97706', '#059669', '#9333ea', '#dc2626', GREY, INK, '#0891b2', '#65a30d', '#db2777')
@@ -45,7 +46,7 @@ def plot_simplex(mixtures: np.ndarray) -> bytes:
     """A picture of people by their weights `[people, K]`: a histogram for K = 2, a triangle for 3, two principal axes
     for more."""
     K = mixtures.shape[1]
-    figure, ax = _axes(f'{len(mixtures)} people among {K} prototypes', '')
+    figure, ax = _axes(f'{counted(len(mixtures), "person")} among {counted(K, "prototype")}', '')
     if K <= 2:
         # Of two weights that sum to 1, one tells both.
         ax.hist(mixtures[:, -1], bins=30, range=(0, 1), color=BLUE)

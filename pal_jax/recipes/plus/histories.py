@@ -12,6 +12,7 @@ from pal_jax.data import histories, holdouts
 from pal_jax.data.histories import History
 from pal_jax.data.readers import opinions, votes
 from pal_jax.recipes.plus import attributes, pets
+from pal_jax.run.forecast import counted
 from pal_jax.types import Choice
 
 Splits = Mapping[str, Sequence[History]]
@@ -125,7 +126,7 @@ def read(
         raise ValueError(f'{data}: {error}; give other people') from None
     learnt, test = ([row for row, kept in zip(by_user, held, strict=True) if kept == way] for way in (False, True))
     if moved := holdouts.repeats(contents):
-        log(f'{moved} people have the same content as others, and stand on their side')
+        log(f'{counted(moved, "person")} with the same content as others, kept on their side of the split')
     learnt = learnt[:people]
     # A person may teach by several histories, but is tested by the first one alone.
     tests = {'test': [of_person[0] for of_person in test], 'seen': [of_person[0] for of_person in learnt[:tested]]}

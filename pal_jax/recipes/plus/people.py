@@ -15,6 +15,7 @@ from pal_jax.data.passes import shuffled
 from pal_jax.recipes.plus import histories
 from pal_jax.recipes.plus.histories import Splits
 from pal_jax.recipes.plus.settings import Settings
+from pal_jax.run.forecast import counted
 
 
 class StepPeople(NamedTuple):
@@ -121,7 +122,8 @@ def read_people(settings: Settings, log: histories.Log = histories.no_log) -> tu
     )
     check_reads(settings.reads, settings.data, (train, tests))
     tested = len(next(iter(tests.values())))
-    log(f'{len(train)} people to learn from, {tested} to test on{fewer("eval.people", settings.eval.people, tested)}')
+    warning = fewer('eval.people', settings.eval.people, tested)
+    log(f'{counted(len(train), "person")} to learn from, {tested} to test on{warning}')
     return train, tests
 
 

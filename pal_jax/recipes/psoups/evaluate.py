@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pal_jax.data import holdouts
 from pal_jax.decode.answers import Sampler, as_dialogue, load_base, make_sampler
 from pal_jax.judges import winrates
 from pal_jax.judges.chat_models import ChatModels
@@ -31,6 +32,7 @@ from pal_jax.recipes.psoups.preferences import Combination, Preference, ask, com
 from pal_jax.recipes.psoups.prompts import Prompt, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import AnnotatorKeys, MergeSettings, PromptedKeys, WinRateSettings
 from pal_jax.run import piecework, processes
+from pal_jax.run.forecast import counted
 from pal_jax.run.models import make_policy
 from pal_jax.run.piecework import Piecework, Records
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host
@@ -137,6 +139,9 @@ def make(settings: Settings, ctx: Context) -> Piecework:
     specs = read_annotators(evaluate.judge, settings.preferences, COMPARING)
     judge = open_annotators(models, specs, 'evaluator')
     prompts = read_prompts(settings, 'test', policy.tokenizer)
+    asked = {'prompts.test_count': settings.prompts.test_count, 'evaluate.front_prompts': evaluate.front_prompts}
+    fewer = (holdouts.fewer(key, count, len(prompts), 'prompts.test has no more') for key, count in asked.items())
+    ctx.log(f'{counted(len(prompts), "prompt")} to test on{"".join(fewer)}')
     jobs = make_jobs(settings.merge, evaluate, poles)
     for stage in dict.fromkeys(source for job in jobs for source in job.sources):
         check_trained(ctx.workdir.parent / stage, settings)

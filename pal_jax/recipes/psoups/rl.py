@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from pal_jax.data import holdouts
 from pal_jax.data.passes import shuffled
 from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_finished, make_sampler
 from pal_jax.decode.sampler import make_packing
@@ -23,6 +24,7 @@ from pal_jax.recipes.psoups.preferences import GENERAL, JOINT, Preference, combi
 from pal_jax.recipes.psoups.prompts import PreferencePrompt, Prompt, everyone, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import PromptedKeys, RLHFSettings
 from pal_jax.recipes.scorer import reward
+from pal_jax.run.forecast import counted
 from pal_jax.run.language import ReinforcedRun
 from pal_jax.run.models import improve, keeping, make_learner, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
@@ -150,6 +152,9 @@ def make(settings: Settings, ctx: Context) -> RLPHF:
     learner = make_learner(settings, policy.cfg, ctx, n=n)
     judge = None if rl.reward else ctx.workdir.parent / f'reward-{settings.preference}'
     train, test = (read_prompts(settings, split, policy.tokenizer) for split in ('train', 'test'))
+    # Each of these stages is evaluated on the first of the test prompts.
+    fewer = holdouts.fewer('rl.test_count', rl.test_count, len(test), 'prompts.test has no more')
+    ctx.log(f'{counted(len(train), "prompt")} to learn from, {min(len(test), rl.test_count)} to test on{fewer}')
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
     trained, keep = trained_policy(settings.policy, policy, learner), keeping(policy=policy)
     scores = ModelScores(judge, ctx, reward.open_scores) if judge else None

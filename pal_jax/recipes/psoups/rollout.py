@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from pal_jax.data import holdouts
 from pal_jax.data.passes import shuffled
 from pal_jax.decode.answers import Sampler, load_base, make_sampler
 from pal_jax.models.params import Params
@@ -20,6 +21,7 @@ from pal_jax.recipes.psoups.preferences import Preference
 from pal_jax.recipes.psoups.prompts import Prompt, everyone, prompts_moved, read_prompts
 from pal_jax.recipes.psoups.settings import PromptedKeys, RolloutSettings
 from pal_jax.run import piecework
+from pal_jax.run.forecast import counted
 from pal_jax.run.models import make_policy
 from pal_jax.run.piecework import Piecework, Records
 from pal_jax.run.recipe import Context, Evaluation, Host
@@ -95,7 +97,8 @@ def make(settings: Settings, ctx: Context) -> Piecework:
     size, n = settings.rollout.batch_size, settings.rollout.answers
     sample = make_sampler(settings.decode, settings.sampling, policy, ctx, at_once=n * size)
     prompts, moved = read_prompts(settings, 'train', policy.tokenizer), prompts_moved(settings.prompts)
-    ctx.log(f'{len(prompts)} prompts to learn from; {moved} left out that prompts.test has')
+    fewer = holdouts.fewer('rollout.prompts', settings.rollout.prompts, len(prompts), 'prompts.train has no more')
+    ctx.log(f'{counted(len(prompts), "prompt")} to learn from; {moved} left out that prompts.test has{fewer}')
     parts = piecework.in_parts(draw(everyone(settings), prompts, settings.rollout.prompts, seed), size)
     stage = Rollouts(ctx, sample, functools.partial(load_base, policy, ctx), parts, n, seed, moved)
     return piecework.make(ctx, len(parts), stage.work, 'rollout', stage.finish)

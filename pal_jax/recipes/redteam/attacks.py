@@ -11,6 +11,7 @@ from pal_jax.recipes.redteam.attack import GameLabels, Seed
 from pal_jax.recipes.redteam.diversity import self_bleu, spread
 from pal_jax.run import intervals
 from pal_jax.run.bootstrap import means
+from pal_jax.run.forecast import counted
 from pal_jax.types import Exhibit
 
 KEY = (
@@ -119,7 +120,7 @@ def make_exhibits(
     attackers = [*dict.fromkeys(attacker for attacker, _ in cells)]
     defenders = [*dict.fromkeys(defender for _, defender in cells)]
     exhibits, failed = [], sum(cell.failed for cell in cells.values())
-    key = f'{KEY} {failed} games have no verdict.' if failed else KEY
+    key = f'{KEY} Without a verdict: {counted(failed, "game")}.' if failed else KEY
     for title, name in (('Success of attacks', 'unsafe'), ('Over-refusal', 'refused')):
         rows = [
             [defender, *(share_text(getattr(cells[attacker, defender], name)) for attacker in attackers)]

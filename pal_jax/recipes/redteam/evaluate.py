@@ -27,7 +27,7 @@ from pal_jax.recipes.redteam.attack import DEFENDER, Attack, GameLabels, Payment
 from pal_jax.recipes.redteam.attacks import Matchup
 from pal_jax.recipes.redteam.games import Players, describe_game, judge_ends, play_judged, reward_game
 from pal_jax.recipes.redteam.judges import Judge, make_harm_judge
-from pal_jax.recipes.redteam.seeds import read_seeds
+from pal_jax.recipes.redteam.seeds import counted_seeds, read_seeds
 from pal_jax.recipes.redteam.settings import EMBEDDED, POLICIES, CrossPlaySettings, PlayKeys, RosterKeys, variants
 from pal_jax.recipes.redteam.stand_ins import framed
 from pal_jax.run import piecework
@@ -191,7 +191,8 @@ def make(settings: Settings, ctx: Context) -> Piecework:
         if system.folder:
             check_finished(system.folder)
     policy = make_policy(settings.policy, ctx, seed)
-    _, test = read_seeds(settings.seeds, seed, settings.examples.count, policy.tokenizer)
+    train, test = read_seeds(settings.seeds, seed, settings.examples.count, policy.tokenizer)
+    ctx.log(counted_seeds(settings.seeds, train, test))
     chat = ChatModels(settings.endpoints, settings.answers, seed)
     judges = {'judge': make_harm_judge('play.judge', settings.play.judge, chat, ctx)}
     if evaluate.judge:

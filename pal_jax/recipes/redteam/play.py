@@ -43,7 +43,7 @@ from pal_jax.recipes.redteam.games import (
     summarize,
 )
 from pal_jax.recipes.redteam.judges import Judge, make_harm_judge
-from pal_jax.recipes.redteam.seeds import kinds_of, read_seeds
+from pal_jax.recipes.redteam.seeds import counted_seeds, kinds_of, read_seeds
 from pal_jax.recipes.redteam.settings import POLICIES, PlayKeys, StreamSettings
 from pal_jax.recipes.redteam.stand_ins import chat_records
 from pal_jax.run import files, models, sharding
@@ -249,6 +249,7 @@ def make(settings: Settings, ctx: Context) -> SelfRedTeam:
     play = settings.play
     learner, chat = make_learner(settings, policy.cfg, ctx), ChatModels(settings.endpoints, settings.answers, seed)
     train, test = read_seeds(settings.seeds, seed, settings.examples.count, policy.tokenizer)
+    ctx.log(counted_seeds(settings.seeds, train, test))
     game = RedTeam(hidden=play.hidden)
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
     source = Path(settings.policy.source.removeprefix('orbax:'))

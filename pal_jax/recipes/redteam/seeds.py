@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pal_jax.data import chats, records
-from pal_jax.data.holdouts import normal
+from pal_jax.data.holdouts import fewer, normal
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.judges.dilemmas import Split
 from pal_jax.recipes.redteam.attack import Seed
 from pal_jax.recipes.redteam.settings import EMBEDDED, SeedSettings
 from pal_jax.recipes.redteam.stand_ins import make_seeds
 from pal_jax.run import files
+from pal_jax.run.forecast import counted
 
 # The values of `data_type` say whether the request is harmful.
 KINDS = {'vanilla_harmful': True, 'vanilla_benign': False}
@@ -40,6 +41,17 @@ def read_seeds(settings: SeedSettings, seed: int, skip: int, tokenizer: Tokenize
                     f'{settings.max_length} tokens that are not tested on; give {least} or more'
                 )
     return train, test
+
+
+def counted_seeds(settings: SeedSettings, train: Sequence[Seed], test: Sequence[Seed]) -> str:
+    """A line on the numbers of seeds, with warnings where a kind has fewer than asked for."""
+    line = f'{counted(len(train), "seed")} to learn from, {counted(len(test), "other")} to test on'
+    for split, count, seeds in (('train', settings.train_count, train), ('test', settings.test_count, test)):
+        least = min(sum(one.harmful == harmful for one in seeds) for harmful in (True, False))
+        line += fewer(
+            f'seeds.{split}_count', count, least, f'{getattr(settings, split)} has no more of a kind that fit'
+        )
+    return line
 
 
 def check(settings: SeedSettings, seed: int) -> None:

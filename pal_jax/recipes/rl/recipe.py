@@ -27,6 +27,7 @@ from pal_jax.recipes.rl.rewards import make_rewards
 from pal_jax.recipes.rl.settings import RewardSources, Settings
 from pal_jax.recipes.rl.sources import Groups, PaidAnswers, PaidGames, flat, open_game
 from pal_jax.run import intervals
+from pal_jax.run.forecast import counted
 from pal_jax.run.models import Policy, improve, keeping, make_learner, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_at_least, stage_before
@@ -160,10 +161,11 @@ def make(settings: Settings, ctx: Context) -> RL:
 def make_answers(settings: Settings, policy: Policy, models: ChatModels, ctx: Context) -> PaidAnswers:
     """The source of samples where there is no game. Raises ValueError as `read_prompts` and `make_rewards`."""
     prompts = read_prompts(settings.prompts, policy.tokenizer, settings.seed)
-    rows = f'{len(prompts.train)} prompts to learn from, {len(prompts.test)} others to test on'
-    if not settings.prompts.test:
-        rows += holdouts.fewer('prompts.test_count', settings.prompts.test_count, len(prompts.test))
-    ctx.log(f'{rows}; {prompts.left_out} rows left out, longer than prompts.max_length' if prompts.left_out else rows)
+    rows = f'{counted(len(prompts.train), "prompt")} to learn from, {counted(len(prompts.test), "other")} to test on'
+    if prompts.left_out:
+        rows += f'; {counted(prompts.left_out, "row")} left out, longer than prompts.max_length'
+    why = f'{source} has no more that fit' if (source := settings.prompts.test) else holdouts.FIFTH
+    ctx.log(rows + holdouts.fewer('prompts.test_count', settings.prompts.test_count, len(prompts.test), why))
     # A function may compare the answers of a step, so one process calls it for all of them.
     reward = make_rewards(settings, prompts, models)
     shared = share_reward(reward, sampler.make_shares(settings.decode), together=True)

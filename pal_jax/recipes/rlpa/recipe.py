@@ -36,7 +36,7 @@ from pal_jax.recipes.rlpa.dialogue import (
 )
 from pal_jax.recipes.rlpa.queue import continue_best, from_json, open_queue, pop, to_json
 from pal_jax.recipes.rlpa.rollouts import describe_sample, spread, summarize
-from pal_jax.recipes.rlpa.settings import Dialogues
+from pal_jax.recipes.rlpa.settings import DialogueEvaluationSettings, Dialogues
 from pal_jax.recipes.rlpa.turns import Sampler, WarmupSettings, make_demonstration_batches, make_turn_sampler
 from pal_jax.recipes.rlpa.users import CountingUser
 from pal_jax.recipes.rlpa.world import SYSTEM, World, check_openings, make_world
@@ -216,6 +216,15 @@ class RLPA:
         return Evaluation(record, dialogues[: self.test_shown])
 
 
+def fewer_people(evaluation: DialogueEvaluationSettings, world: World) -> str:
+    """A warning where a split has fewer people than the settings ask for; '' else."""
+    why = {'extended': f'{evaluation.profiles} has no more who are not trained on'}
+    return ''.join(
+        holdouts.fewer('eval.people', evaluation.people, len(people), why.get(split, holdouts.FIFTH))
+        for split, people in world.tests.items()
+    )
+
+
 def make(settings: Settings, ctx: Context) -> Recipe:
     """Check the config and build the parts; weights are read by `init`.
 
@@ -229,7 +238,7 @@ def make(settings: Settings, ctx: Context) -> Recipe:
     check_openings(settings, world, policy.tokenizer, policy.cfg.max_len)
     learner, tokenizer, dialogue = make_turn_learner(settings, policy.cfg, ctx), policy.tokenizer, settings.dialogue
     decoder, rounds = sampler.make_decoder(settings.decode, policy, ctx), dialogue.rounds
-    ctx.log(world.told + holdouts.fewer('eval.people', settings.eval.people, len(world.tests['heldout'])))
+    ctx.log(world.told + fewer_people(settings.eval, world))
     return RLPA(
         plan=make_plan(settings, policy, learner, world),
         ctx=ctx,

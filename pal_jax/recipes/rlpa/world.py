@@ -32,6 +32,7 @@ from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.recipes.rlpa.slotting import Slotter, make_slotter, slot_people, with_personalities
 from pal_jax.recipes.rlpa.users import CountingUser, make_scripted_user
 from pal_jax.run import files
+from pal_jax.run.forecast import counted
 from pal_jax.run.processes import ALONE, Shares
 from pal_jax.types import Dialogue, Metrics, Person, ProfileMatcher, RewardFn, Sample, Turn, UserSimulator
 
@@ -80,7 +81,7 @@ class World:
         """The split of the people, in a line."""
         tested = ', '.join(f'{len(people)} {split}' for split, people in self.tests.items())
         moved = f'({self.moved} kept from testing for it)'
-        return f'{len(self.train)} people to learn from; to test on, with other facts: {tested} {moved}'
+        return f'{counted(len(self.train), "person")} to learn from; to test on, with other facts: {tested} {moved}'
 
     def evaluate(self, answer: Respond, *, rounds: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
         """Figures and dialogues of a policy with the people never trained on, and the usage of endpoints so far.

@@ -33,6 +33,7 @@ from pal_jax.recipes.safe_rlhf.prompts import EMBEDDED, Question, read_questions
 from pal_jax.recipes.safe_rlhf.settings import AnswerKeys, CollectSettings
 from pal_jax.recipes.scorer import reward
 from pal_jax.run import piecework
+from pal_jax.run.forecast import counted
 from pal_jax.run.models import make_policy
 from pal_jax.run.moderator import open_moderator
 from pal_jax.run.piecework import Piecework, Records
@@ -214,6 +215,8 @@ def make(settings: Settings, ctx: Context) -> Piecework:
     policy = make_policy(settings.policy, ctx, seed)
     train, _ = read_questions(settings.prompts, seed, policy.tokenizer)
     count = min(given.prompts, len(train))
+    why = f'prompts.train={settings.prompts.train} has no more'
+    ctx.log(f'{counted(count, "prompt")} to answer{holdouts.fewer("collect.prompts", given.prompts, count, why)}')
     # A round goes on in the passes where the last one stopped, so prompts repeat only after a whole pass.
     drawn = [train[k] for k in shuffled(len(train), start=settings.round * count, size=count, seed=seed)]
     parts = [drawn[k : k + given.batch_size] for k in range(0, count, given.batch_size)]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pal_jax.data import holdouts
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_finished, load_base, make_sampler
 from pal_jax.judges import winrates
@@ -23,7 +24,14 @@ from pal_jax.judges.refusals import RefusalPrompt, is_refusal, read_prompts
 from pal_jax.models.params import Params
 from pal_jax.recipes.safe_rlhf import elo, tradeoff
 from pal_jax.recipes.safe_rlhf.collect import by_rule, helps_by_rule, rl_name
-from pal_jax.recipes.safe_rlhf.prompts import Question, QuestionGroups, make_groups, read_questions, tell_budget
+from pal_jax.recipes.safe_rlhf.prompts import (
+    Question,
+    QuestionGroups,
+    counted_questions,
+    make_groups,
+    read_questions,
+    tell_budget,
+)
 from pal_jax.recipes.safe_rlhf.settings import (
     AnswerKeys,
     ConstraintSettings,
@@ -36,6 +44,7 @@ from pal_jax.recipes.safe_rlhf.settings import (
 from pal_jax.recipes.safe_rlhf.tradeoff import Point
 from pal_jax.recipes.scorer import cost, reward
 from pal_jax.run import intervals, piecework
+from pal_jax.run.forecast import counted
 from pal_jax.run.language import ModelSettings
 from pal_jax.run.models import make_policy
 from pal_jax.run.moderator import open_moderator
@@ -221,8 +230,12 @@ def make(settings: Settings, ctx: Context) -> Piecework:
         if (stage := Path(system.source.removeprefix('orbax:'))).parent == folder:
             check_finished(stage)
     policy = make_policy(settings.policy, ctx, seed)
-    _, questions = read_questions(settings.prompts, seed, policy.tokenizer)
+    train, questions = read_questions(settings.prompts, seed, policy.tokenizer)
+    ctx.log(counted_questions(settings.prompts, len(train), len(questions)))
     sets = {Path(name).stem: read_prompts(name)[: evaluate.prompts_count] for name in evaluate.prompts}
+    for name, prompts in sets.items():
+        fewer = holdouts.fewer('evaluate.prompts_count', evaluate.prompts_count, len(prompts), 'the file has no more')
+        ctx.log(f'{counted(len(prompts), "prompt")} of {name}{fewer}')
     judges = make_judges(settings, ctx)
     at_once = max(len(questions) * evaluate.draws, sum(map(len, sets.values())))
     moderator = evaluate.moderation and open_moderator(Path(evaluate.moderation.removeprefix('orbax:')), ctx)

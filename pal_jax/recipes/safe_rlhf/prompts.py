@@ -8,12 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from pal_jax.data import chats, records
-from pal_jax.data.holdouts import fewer, held_out, normal
+from pal_jax.data.holdouts import FIFTH, fewer, held_out, normal
 from pal_jax.data.readers.safety import CATEGORIES
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.judges import dilemmas
 from pal_jax.recipes.safe_rlhf.settings import OTHERS, QuestionSettings
 from pal_jax.run import files
+from pal_jax.run.forecast import counted
 
 EMBEDDED = 'embedded'
 
@@ -109,9 +110,15 @@ def given_questions(settings: QuestionSettings, seed: int) -> tuple[list[Questio
     return [question for question in train if normal(question.text) not in tested], test
 
 
-def fewer_tests(settings: QuestionSettings, tested: int) -> str:
-    """A warning where fewer prompts are held out for tests than asked for; '' where tests have a source."""
-    return '' if settings.test or settings.tests_embedded else fewer('prompts.test_count', settings.test_count, tested)
+def counted_questions(settings: QuestionSettings, train: int, test: int) -> str:
+    """A line on the numbers of prompts, with warnings where there are fewer than asked for."""
+    why = f'{{}} has no more other prompts of at most prompts.max_length={settings.max_length} tokens'
+    held_out = not (settings.test or settings.tests_embedded)
+    return (
+        f'{counted(train, "prompt")} to learn from, {counted(test, "other")} to test on'
+        + fewer('prompts.train_count', settings.train_count, train, why.format(settings.train))
+        + fewer('prompts.test_count', settings.test_count, test, FIFTH if held_out else why.format(settings.test))
+    )
 
 
 def check_groups(settings: QuestionSettings, seed: int, limits: Mapping[str, float]) -> None:

@@ -30,7 +30,7 @@ from pal_jax.recipes.safe_rlhf.collect import SFT, records_folder
 from pal_jax.recipes.safe_rlhf.prompts import (
     Question,
     QuestionGroups,
-    fewer_tests,
+    counted_questions,
     make_groups,
     read_questions,
     tell_budget,
@@ -273,9 +273,7 @@ def make(settings: Settings, ctx: Context) -> SafeRLHF:
     opens = reward.open_scores, cost.open_scores
     scores = [ModelScores(folder, ctx, opened) for folder, opened in zip(judges, opens, strict=True)]
     train, test = read_questions(settings.prompts, seed, policy.tokenizer)
-    ctx.log(
-        f'{len(train)} prompts to learn from, {len(test)} others to test on{fewer_tests(settings.prompts, len(test))}'
-    )
+    ctx.log(counted_questions(settings.prompts, len(train), len(test)))
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
     trained, keep = trained_policy(settings.policy, policy, learner), keeping(policy=policy)
     # One decoder samples the answers of a step and those of an evaluation, so it is as large as both need.

@@ -75,7 +75,7 @@ def make(settings: Settings, ctx: Context) -> ScorerRecipe:
     """
     policy = recipe.begin(KIND, settings, ctx)
     rows = judged_rows(settings, policy.tokenizer)
-    ctx.log(f'{rows.told}; {check_labels(settings, rows)}')
+    ctx.log(f'{check_labels(settings, rows)}; {rows.told}')
     return recipe.assemble(KIND, settings, ctx, policy, rows)
 
 

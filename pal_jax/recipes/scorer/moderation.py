@@ -34,6 +34,7 @@ from pal_jax.recipes.scorer import harm, recipe
 from pal_jax.recipes.scorer.recipe import Kind, ScorerRecipe
 from pal_jax.run import record_scorer, sharding
 from pal_jax.run.checkpoint import Checkpoints
+from pal_jax.run.forecast import counted
 from pal_jax.run.language import RowRun
 from pal_jax.run.models import make_policy
 from pal_jax.run.moderator import Moderator, unsafe_by
@@ -131,7 +132,8 @@ def make(settings: Settings, ctx: Context) -> Moderation:
     check_at_least(settings, 1, 'labels.validation', 'data.dilemmas')
     policy = recipe.begin(KIND, settings, ctx)
     rows, validation = hold_back(labelled_rows(settings, policy.tokenizer), policy.tokenizer, settings)
-    ctx.log(f'{rows.told}, {len(validation)} more to choose thresholds')
+    fewer = holdouts.fewer('labels.validation', settings.labels.validation, len(validation))
+    ctx.log(f'{counted(len(validation), "answer")} to choose thresholds, {rows.told}{fewer}')
     loss = LabelLoss(balanced(labels_of(rows.train)) if settings.labels.weights == 'balanced' else ())
     taught = recipe.assemble(KIND, settings, ctx, policy, rows, loss=loss)
     # Thresholds are part of the state, so a checkpoint and an export have them.

@@ -70,7 +70,7 @@ def test_all_wrong_rows_are_listed_or_left_out_and_counted(tmp_path):
     for place in ('row 3: choice', 'row 4: no user', "row 6: x has 'cheap'"):
         assert place in str(error.value)
     assert tables.load(table, drop=said.append).chosen.tolist() == [[1.0], [2.0]]
-    assert len(said) == 2 and '3 rows are left out' in said[0] and 'row 5: the two items are identical' in said[1]
+    assert len(said) == 2 and 'left out 3 rows' in said[0] and 'row 5: the two items are identical' in said[1]
 
 
 @pytest.mark.parametrize(
@@ -118,4 +118,4 @@ def test_wrong_rows_of_texts_are_left_out_on_request(tmp_path):
     table, said = written(tmp_path, 'user,chosen,rejected\nana,yes,no\nbo,yes,yes\n,a,b\n'), []
     assert texts.read(table, byte_tokenizer(), alone=False, drop=said.append).names == ('ana',)
     assert [choice.user for choice in records.read(str(table), drop=said.append)] == ['ana']
-    assert len(said) == 2 and all('2 rows are left out' in line for line in said)
+    assert len(said) == 2 and all('left out 2 rows' in line for line in said)

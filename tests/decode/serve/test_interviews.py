@@ -121,7 +121,7 @@ def test_nothing_of_a_person_stays_for_the_next(visitor, asking):  # noqa: F811
         page.get_by_role('button', name='<b>plain</b>' if leave == 'Load' else 'short', exact=True).wait_for()
         of_ben = {
             'New conversation': {},
-            'Load': {'person': 'ben', '.note': ['ben is back, with 1 answers.'], 'clicks': [[0, 'left']],
+            'Load': {'person': 'ben', '.note': ['ben is back, with 1 answer.'], 'clicks': [[0, 'left']],
                      '#words p': ['1 answers.', '67% taste 1.']},
             'Forget': {'person': 'ben', '.note': ['ben is forgotten.']},
         }[leave]  # fmt: skip

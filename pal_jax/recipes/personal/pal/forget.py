@@ -19,6 +19,7 @@ from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import large as pal_large
 from pal_jax.recipes.personal.pal.reward import open_parts, settings_of
 from pal_jax.run.checkpoint import FOLDER, Checkpoints
+from pal_jax.run.forecast import counted
 from pal_jax.run.recipe import KEPT
 from pal_jax.run.workdir import held, run_folder
 
@@ -41,8 +42,9 @@ class Forgotten(NamedTuple):
             return f'{dropped} No parameter has learnt from this person, who was new to all {self.of} splits.'
         return (
             f'{dropped} What all people share ({", ".join(self.shared)}) has learnt from this person in up to '
-            f'{self.updates} updates in {self.splits} of {self.of} splits, and stays; so do the figures of the report. '
-            'To be rid of that, delete the rows of this person in the data and train again in another --workdir.'
+            f'{counted(self.updates, "update")} in {self.splits} of {self.of} splits, and stays; so do the figures of '
+            'the report. To be rid of that, delete the rows of this person in the data and train again in another '
+            '--workdir.'
         )
 
 

@@ -31,6 +31,7 @@ from pal_jax.recipes.personal.pal.person import PersonChoices
 from pal_jax.recipes.personal.pal.reward import TrainedPAL, open_pal
 from pal_jax.run import files
 from pal_jax.run.files import write_whole
+from pal_jax.run.forecast import counted
 
 Click = tuple[int, str]  # the number of a pair, from 0, and the side that was clicked
 SIDES = 'left', 'right'
@@ -129,7 +130,7 @@ class Interview:
         record |= {'clicks': [list(click) for click in clicks], 'questions': self._fingerprint}
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(record, ensure_ascii=False) + '\n')
-        return {'name': name, 'words': [f'{name} is kept with {len(clicks)} answers.']}
+        return {'name': name, 'words': [f'{name} is kept with {counted(len(clicks), "answer")}.']}
 
     def load(self, name: str) -> dict[str, Any]:
         """A saved person's clicks, and what is known after them. Raises ValueError where nobody has the name, or the
