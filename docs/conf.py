@@ -44,12 +44,12 @@ def commands_page() -> str:
     lines = [
         '# Commands',
         '',
-        '`pal-jax NAME` and the line below it are the same. `--help` prints what stands here.',
+        '`pal-jax NAME --help` prints what stands here.',
     ]
     for name, module in COMMANDS.items():
         path = DOCS.parent / f'{module.replace(".", "/")}.py'
         usage = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
-        lines += ['', f'## {name}', '', f'`python -m pal_jax.{path.stem}`', '', '```text', usage, '```']
+        lines += ['', f'## {name}', '', '```text', usage, '```']
     return '\n'.join(lines) + '\n'
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on CUDA nodes with all their GPUs, one process a node.
-#   sbatch launch/slurm_cuda.sh --config=configs/rlpa.py --workdir=/shared/runs/rlpa
-#   sbatch --nodes=4 launch/slurm_cuda.sh --config=configs/rlpa.py:paper --workdir=/shared/runs/paper
+#   sbatch launch/slurm_cuda.sh --config=rlpa --workdir=/shared/runs/rlpa
+#   sbatch --nodes=4 launch/slurm_cuda.sh --config=rlpa:paper --workdir=/shared/runs/paper
 # Two minutes before the time limit the run saves a checkpoint and the job queues up again, to go on from there; where it
 # is preempted (SIGTERM) it saves one too, and Slurm queues it up. Set up once on a login node: make setup EXTRA=cuda
 #SBATCH --job-name=pal_jax

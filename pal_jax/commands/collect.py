@@ -1,6 +1,6 @@
-"""Samples a policy in RLPA's dialogues and writes the best against the worst of n answers, for configs/dpo.py.
+"""Samples a policy in RLPA's dialogues and writes the best against the worst of n answers, for --config=dpo.
 
-  pal-jax collect --config=rlpa --source=orbax:runs/sft --output=pairs.jsonl
+  pal-jax collect --config=rlpa --source=runs/sft --output=pairs.jsonl
 
 Options:
   --config=FILE[:VARIANT]   people, users, rewards, n and rounds, as for training; --config.KEY=VALUE changes one value

@@ -1,9 +1,9 @@
 r"""Evaluates policies on people that they were not trained on, or on problems of mathematics.
 
   pal-jax evaluate --config=rlpa --workdir=runs/rlpa                           a run, before and after training
-  pal-jax evaluate --config=rlpa --sources=base,reminder,oracle,orbax:runs/rlpa,orbax:runs/sft
+  pal-jax evaluate --config=rlpa --sources=base,reminder,oracle,runs/rlpa,runs/sft
 
-  pal-jax evaluate --source=orbax:runs/spiral --task=gsm8k --rows=test.jsonl --limit=100              any model
+  pal-jax evaluate --source=runs/spiral --task=gsm8k --rows=test.jsonl --limit=100                    any model
 
 Options:
   --config=FILE[:VARIANT]   the config of the run, with the same --config.KEY=VALUE changes

@@ -1,6 +1,6 @@
 """Merges models into one: policies of several preferences into the policy of a person (P-Soups), or any others.
 
-  pal-jax merge --sources=orbax:runs/easy,orbax:runs/short,orbax:runs/kind --output=my_soup
+  pal-jax merge --sources=runs/easy,runs/short,runs/kind --output=my_soup
   pal-jax merge --sources=adapter_1,adapter_2 --weights=3/4,1/4 --method=delta --output=my_model
 
 Options:

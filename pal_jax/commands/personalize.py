@@ -7,7 +7,7 @@
   pal-jax personalize --forget=people/ana.json
 
 Options:
-  --source=orbax:FOLDER   a finished run of configs/pal.py
+  --source=FOLDER         a finished run of --config=pal
   --choices=FILE          one person's choices, in the format the run learnt from (docs/howto/choices.md)
   --output=FILE           where the person is written, as a line of JSON; a file that exists is refused
   --ask=FILE              pairs that nobody has answered, in the same format without user and choice: left_<attribute>
@@ -50,7 +50,7 @@ def main() -> None:
         return
     workdir = SOURCE.value.removeprefix('orbax:')
     if not workdir or (':' in workdir and not Path(workdir).is_dir()):
-        raise cli.Fault(f'--source={SOURCE.value}: give a run of configs/pal.py, as orbax:runs/pal')
+        raise cli.Fault(f'--source={SOURCE.value}: give a run of --config=pal, as runs/pal')
     if not CHOICES.value and not ASK.value and not FORGET.value:
         raise cli.Fault('nothing to learn from and nothing to ask; give --choices=FILE, --ask=FILE or --forget=ID')
     output = cli.output_file()

@@ -4,7 +4,7 @@
   pal-jax score --source=runs/pal --person=ana.json --texts=replies.jsonl --output=scored.jsonl
 
 Options:
-  --source=orbax:FOLDER   a run of configs/reward.py, cost.py, moderation.py, plus.py or pal.py
+  --source=FOLDER         a run of --config=reward, cost, moderation, plus or pal
   --person=FILE|ID        who prefers: for PAL a file of `pal-jax personalize`, or the id of a person of the training,
                           or nothing for the mean over them; for PLUS a file with the person's summary, such as a line
                           that `pal-jax summarize` printed; others take none. What exists as a file is one

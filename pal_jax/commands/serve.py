@@ -18,12 +18,12 @@ Options:
   --mixing=KIND       factors: as pal_jax.merge --method=linear; delta: as --method=delta; default factors
   --int8              decode with weights of eight bits: less to read, and a slightly other policy
   --max_len=N         tokens of a prompt and its answer; default 2048, or what the model has room for
-  --asking=orbax:FOLDER       a finished run of configs/pal.py: the chat page shows two texts at a time and learns the
+  --asking=FOLDER             a finished run of --config=pal: the chat page shows two texts at a time and learns the
                       user's taste from clicks; with --adapters, one for each of the run's prototypes, it mixes the next
                       answer by it; HTTP only
   --questions=FILE    pairs to ask about, as pal_jax.personalize --ask reads them
   --people=FOLDER     where people who save their taste are kept, a file each; default people
-  --moderation=orbax:FOLDER   a run of configs/moderation.py judges answers: an unsafe one is drawn again, and at last a
+  --moderation=FOLDER         a run of --config=moderation judges answers: an unsafe one is drawn again, and at last a
                       fixed refusal is told (finish_reason content_filter); chats and /v1/responses alone are answered,
                       and a stream comes once its answer is judged; HTTP only
   --moderation_draws=N        draws of an answer at most; default 4
@@ -186,7 +186,7 @@ def make_interview() -> Interview | None:
     """
     if bool(ASKING.value) != bool(QUESTIONS.value):
         raise ValueError(
-            f'--asking={ASKING.value} and --questions={QUESTIONS.value} belong together; give a run of configs/pal.py '
+            f'--asking={ASKING.value} and --questions={QUESTIONS.value} belong together; give a run of --config=pal '
             'and a file of pairs'
         )
     if not ASKING.value:
@@ -204,9 +204,7 @@ def make_guard() -> Guard | None:
     threshold = MODERATION_THRESHOLD.value
     if not MODERATION.value:
         if threshold is not None:
-            raise ValueError(
-                f'--moderation_threshold={threshold} needs a run that judges; give --moderation=orbax:FOLDER'
-            )
+            raise ValueError(f'--moderation_threshold={threshold} needs a run that judges; give --moderation=FOLDER')
         return None
     moderator = open_moderator(
         run_folder(MODERATION.value), Context(devices.make_mesh(devices=jax.local_devices()[:1]))

@@ -1,6 +1,6 @@
 """Trains adapters for clients of `tinker`, whose loops run elsewhere in plain Python.
 
-  python -m pal_jax.serve_training                                   at http://127.0.0.1:8123
+  pal-jax serve-training                                              at http://127.0.0.1:8123
   TINKER_BASE_URL=http://127.0.0.1:8123 TINKER_API_KEY=tml-local python my_loop.py
 
 Options:

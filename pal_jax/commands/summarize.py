@@ -1,10 +1,10 @@
-"""Prints the summaries that a run of configs/plus.py writes of people, and the choices that these predict.
+"""Prints the summaries that a run of --config=plus writes of people, and the choices that these predict.
 
   pal-jax summarize --source=runs/plus --history=histories.jsonl
   pal-jax summarize --source=runs/plus --history=histories.jsonl --summary='Liked: Cats sleep'
 
 Options:
-  --source=orbax:FOLDER     the run, with the last checkpoint of its summariser and its reward model
+  --source=FOLDER           the run, with the last checkpoint of its summariser and its reward model
   --history=FILE            a person a line, as for training (pal_jax/data/histories.py); only `context` must be there
   --summary=TEXT            your words in place of the model's, for everyone in the file
 
@@ -44,7 +44,7 @@ def main() -> None:
         raise cli.Fault('no people; give a file with --history=histories.jsonl')
     workdir = SOURCE.value.removeprefix('orbax:')
     if not workdir or (':' in workdir and not Path(workdir).is_dir()):
-        raise cli.Fault(f'--source={SOURCE.value}: give a run of configs/plus.py, as orbax:runs/plus')
+        raise cli.Fault(f'--source={SOURCE.value}: give a run of --config=plus, as runs/plus')
     devices.initialize(Path(CACHE).expanduser())
     for record in cli.faults(lambda: list(summarize(workdir, HISTORY.value, SUMMARY.value))):
         cli.print_json(record)
@@ -60,7 +60,7 @@ def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str
     settings, people = read_settings(workdir), histories.load_contexts(path)
     if not isinstance(settings, plus.Settings) or settings.reads not in WRITTEN:
         reads = ' or '.join(WRITTEN)
-        raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of configs/plus.py, reads={reads}')
+        raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of --config=plus, reads={reads}')
     mesh = devices.make_mesh(**dataclasses.asdict(settings.mesh))
     parts = plus_parts.make_parts(settings, Context(mesh).of(workdir))
     trees = {'reward': parts.reader.abstract_weights, 'policy': parts.learner.abstract_weights}

@@ -47,8 +47,15 @@ class SourceParser(flags.ArgumentParser):
         return source_of(argument)
 
 
+class SourcesParser(flags.ListParser):
+    """Reads the values of --sources by `source_of`."""
+
+    def parse(self, argument: str | list[str]) -> list[str]:
+        return list(map(source_of, super().parse(argument)))
+
+
 SOURCE = flags.DEFINE(SourceParser(), 'source', sources.EMBEDDED, 'The model.')
-SOURCES = flags.DEFINE_list('sources', [], 'Several models, of commands that take them.')
+SOURCES = flags.DEFINE(SourcesParser(), 'sources', [], 'Several models, of commands that take them.')
 
 
 def open_model(source: str, dtype: str, max_len: int) -> tuple[Source, ModelConfig, Tokenizer, Mesh]:

@@ -59,7 +59,7 @@ class PlaySettings:
     hidden: bool = True  # moves think in private before they answer
     # The table of the paper; 'all_one': equal weights; 'zero_sum': unsafe answers alone.
     payment: Payment = 'general'
-    # The judge: rule, orbax:<workdir> of configs/moderation.py, endpoint:judge, local:<source>.
+    # The judge: rule, orbax:<workdir> of --config=moderation, endpoint:judge, local:<source>.
     judge: str = 'rule'
     # The share of the games of a step without a verdict above which the run ends.
     max_failed: float = 0.1

@@ -30,7 +30,7 @@ class RewardSources:
     """The sources of rewards, which are added."""
 
     function: str = ''  # functions of your own: FILE.py:NAME, several with commas between
-    # orbax:<folder>: a run whose model scores answers, such as one of configs/reward.py.
+    # orbax:<folder>: a run whose model scores answers, such as one of --config=reward.
     scorer: str = ''
     person: str = ''  # with a scorer that knows people: the person who pays
     judge: str = ''  # a language model that gives 0 to 10 points: endpoint:<name> or local:<source>

@@ -50,9 +50,9 @@ class CollectSettings:
     prompts: int = 96  # of a later round, which the policy of the round before answers
     answers: int = 3  # to each of them, of which all pairs are judged
     batch_size: int = 32  # prompts of a step of a later round
-    # The judge of what is unsafe in later rounds: rule, or orbax:<workdir> of configs/moderation.py.
+    # The judge of what is unsafe in later rounds: rule, or orbax:<workdir> of --config=moderation.
     safety: str = 'rule'
-    # The judge of what helps: rule, or orbax:<workdir> of configs/reward.py.
+    # The judge of what helps: rule, or orbax:<workdir> of --config=reward.
     helpfulness: str = 'rule'
 
 
@@ -137,7 +137,7 @@ class TradeoffSettings:
     draws: int = 2  # answers to each prompt
     reward: str = ''  # orbax:<workdir> of a reward model that nothing was trained on; '': none
     cost: str = ''  # likewise a cost model
-    moderation: str = ''  # orbax:<workdir> of configs/moderation.py; with it answers to `prompts` are judged
+    moderation: str = ''  # orbax:<workdir> of --config=moderation; with it answers to `prompts` are judged
     prompts: tuple[str, ...] = ()  # files of prompts that are harmful or only look so (docs/methods/safe_rlhf.md)
     prompts_count: int = 50  # of each file
 

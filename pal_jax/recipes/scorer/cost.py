@@ -118,6 +118,6 @@ def check_labels(settings: Settings, rows: Rows) -> str:
     if not unsafe or not safe:
         raise ValueError(
             f'data.train={settings.data.train}, {counted}; the sign of a cost is learnt from some of both, so give '
-            'records of PKU-SafeRLHF, or rank these pairs by a reward model (configs/reward.py)'
+            'records of PKU-SafeRLHF, or rank these pairs by a reward model (--config=reward)'
         )
     return counted

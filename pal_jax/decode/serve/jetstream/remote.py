@@ -1,4 +1,4 @@
-"""Rollouts in another process or on another machine, by `python -m pal_jax.serve --driver=jetstream`.
+"""Rollouts in another process or on another machine, by `pal-jax serve --driver=jetstream`.
 
 `load` sends the weights over gRPC, and the server samples and returns tokens and log-probs.
 """
@@ -30,8 +30,8 @@ START = 300.0
 SOON = 2.0
 RETRY = (('grpc.max_reconnect_backoff_ms', 2000),)
 HINTS = {
-    grpc.StatusCode.UNAVAILABLE: 'it cannot be reached; start python -m pal_jax.serve --driver=jetstream there',
-    grpc.StatusCode.UNIMPLEMENTED: 'it is no server of this package; start python -m pal_jax.serve --driver=jetstream',
+    grpc.StatusCode.UNAVAILABLE: 'it cannot be reached; start pal-jax serve --driver=jetstream there',
+    grpc.StatusCode.UNIMPLEMENTED: 'it is no server of this package; start pal-jax serve --driver=jetstream',
     grpc.StatusCode.UNAUTHENTICATED: 'it asks for another token; set PAL_JAX_TOKEN to its secret',
 }
 

@@ -56,8 +56,8 @@ class Settings(Run):
     Splits, numbers of known choices and the vectors of texts are those of PAL's sections, for all methods.
     """
 
-    tables: tuple[str, ...] = ('electricity',)  # tables of choices, as `data` of configs/pal.py names them
-    texts: tuple[str, ...] = ()  # votes or choices between texts, as `data` of configs/pal.py:text names them
+    tables: tuple[str, ...] = ('electricity',)  # tables of choices, as `data` of --config=pal names them
+    texts: tuple[str, ...] = ()  # votes or choices between texts, as `data` of --config=pal:text names them
     methods: tuple[str, ...] = ()  # names in `recipes/personal/bench/methods.py`; (): all
     pal: pal.Settings  # the run of PAL on each table
     pal_text: pal.Settings  # the run of PAL on each set of texts
@@ -251,7 +251,9 @@ def check_data(settings: Settings) -> None:
             )
     for name in settings.texts:
         if inputs.path_of(name) is None and '://' not in name and 'hf:' not in name and 'tfds:' not in name:
-            raise ValueError(f'texts has {name!r}, and there is nothing at this path; see data in configs/pal.py')
+            raise ValueError(
+                f'texts has {name!r}, and there is nothing at this path; give what `data` of --config=pal names'
+            )
         if name in choices.TABLES:
             raise ValueError(f'texts has {name!r}, which is a table; put it into tables')
 
