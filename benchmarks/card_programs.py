@@ -36,7 +36,7 @@ def compiled(part: str, size: Size, card: str) -> Results:
         with jax.sharding.use_abstract_mesh(mesh):
             figures, before = estimate.measure(program, chip, 1.0), start
         start = time.perf_counter()
-        yield name, {**card_tasks.foretold(figures), 'compile_s': start - before}
+        yield name, {**card_tasks.predicted(figures), 'compile_s': start - before}
 
 
 def attention(size: Size, devices: Any) -> Programs:

@@ -309,15 +309,15 @@ def plan_pal_jax(size: Size) -> Results:
                 jax.block_until_ready(program.function(*arguments))
                 fastest = min(fastest, time.perf_counter() - start)
                 del arguments
-            yield f'{model}, {program.name}', {**foretold(figures), 'ms': 1e3 * fastest, 'gib': _peak_gib()}
+            yield f'{model}, {program.name}', {**predicted(figures), 'ms': 1e3 * fastest, 'gib': _peak_gib()}
 
 
-def foretold(figures: Any) -> dict[str, Any]:
+def predicted(figures: Any) -> dict[str, Any]:
     """The compiler's figures of a program: milliseconds, where the rates of the device are known, GiB of arguments,
     results and temporaries, kernels, GB read and written, and '' or the reason of a refusal."""
     return {
-        'foretold_ms': None if figures.seconds is None else 1e3 * figures.seconds,
-        'foretold_gib': (figures.peak - figures.beside) / 2**30, 'kernels': figures.kernels,
+        'predicted_ms': None if figures.seconds is None else 1e3 * figures.seconds,
+        'predicted_gib': (figures.peak - figures.beside) / 2**30, 'kernels': figures.kernels,
         'gbytes': figures.moved / 1e9, 'refused': figures.refused,
     }  # fmt: skip
 

@@ -388,7 +388,7 @@ def test_all_that_a_card_is_asked_runs_in_tiny_shapes(report, known_machine, tmp
     assert out['equality']['pal_jax']['tiny, float32']['largest'] < 1e-5
     assert out['train']['ratios'].keys() == {'tiny: over torch (tokens_per_s)'}
     assert {'tiny, gradients', 'tiny, apply', 'tiny, score'} <= out['plan']['pal_jax'].keys()
-    needs = [program['foretold_gib'] for program in out['plan']['pal_jax'].values()]
+    needs = [program['predicted_gib'] for program in out['plan']['pal_jax'].values()]
     assert needs == sorted(needs)  # a device tells the most that was taken since the process began
 
 
