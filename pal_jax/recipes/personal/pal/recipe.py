@@ -38,6 +38,7 @@ from pal_jax.recipes.personal.pal.text import TextData
 from pal_jax.recipes.personal.panel import Trial
 from pal_jax.recipes.personal.population import Panel, evaluate
 from pal_jax.run import devices, sharding
+from pal_jax.run.forecast import counted
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, stage_before
 from pal_jax.types import Metrics
 
@@ -94,8 +95,9 @@ def make(settings: Settings, ctx: Context) -> PALRecipe:
     check(settings, sharding.batch_ways(ctx.mesh))
     parts = make_parts(settings, ctx)
     panel, text, decoder = parts.panel, parts.text, parts.decoder
-    unit = 'texts' if panel.data.texts else 'situations'
-    ctx.log(f'{comparisons.repeats(panel.data)} {unit} stay with the same ones in every split')
+    if repeats := comparisons.repeats(panel.data):
+        unit = 'text' if panel.data.texts else 'situation'
+        ctx.log(f'{counted(repeats, unit)} of the same content as an earlier one, kept on its side of every split')
     # Methods without a learner are fitted in the evaluation, from the same training pairs.
     others: dict[str, Evaluate] = {
         name: functools.partial(evaluate_each, method)
