@@ -52,6 +52,10 @@ SIDES = ('left', 'right'), ('a', 'b'), ('1', '2')
 LISTED = 10  # wrong rows that a message lists
 
 
+class WrongRows(ValueError):
+    """Rows are wrong that could have been left out."""
+
+
 def read(source: str, *, answered: bool = True, drop: Callable[[str], None] | None = None) -> Iterator[Choice]:
     """The choices of a source. Pairs that nobody has `answered` are read as `unanswered` reads them.
 
@@ -269,7 +273,7 @@ def converted(
     if len(wrong) > 1:
         message = f'{len(wrong)} of {len(wrong) + len(results)} rows are wrong: {message}'
     if drop is None:
-        raise ValueError(message)
+        raise WrongRows(message)
     drop(f'left out {counted(len(wrong), "row")}: {message}')
     return results
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pal_jax.data import comparisons, shards
+from pal_jax.data import comparisons, records, shards
 from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.data.readers import choices, columns, opinions, votes
 from pal_jax.recipes.personal import baselines, ideal_point, panel
@@ -124,7 +124,19 @@ class RunParts(NamedTuple):
 
 
 def make_parts(settings: Settings, ctx: Context) -> RunParts:
-    """Read the choices and build the models that are compared; new people are asked nothing."""
+    """Read the choices and build the models that are compared; new people are asked nothing.
+
+    Raises:
+      ValueError: a value or a row is wrong; where rows are, the message names the key that leaves them out.
+    """
+    try:
+        return read_parts(settings, ctx)
+    except records.WrongRows as error:
+        raise ValueError(f'{error}; mend the file, or leave such rows out by --config.wrong_rows=drop') from None
+
+
+def read_parts(settings: Settings, ctx: Context) -> RunParts:
+    """The parts of `make_parts`. Raises as it does, with `records.WrongRows` where rows are wrong."""
     # A run that goes on keeps its people, scales and axes: computed again they could differ.
     before = pal_kept.load(ctx.kept) if ctx.kept else None
     decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None

@@ -404,3 +404,10 @@ def test_known_prototypes_are_found_by_accuracy():  # II.9, checks 8 to 10
     assert np.mean(four.seen) >= np.mean(three.seen) - 0.015
     low = pal_synthetic.run('partition', 2, 'linear', 3, range(5))
     assert np.mean(low.seen) >= 0.96
+
+
+def test_a_wrong_row_names_the_key_that_leaves_it_out(tmp_path):
+    path = tmp_path / 'a.csv'
+    path.write_text('user,choice,left_x,right_x\nana,left,1,2\nana,,1,2\n')
+    with pytest.raises(ValueError, match=r'row 3: choice.*--config\.wrong_rows=drop'):
+        pal.make_parts(get_settings(data=str(path)), ONE)
