@@ -1,8 +1,8 @@
 """Scores of texts, or of items in numbers, by a trained model of preferences.
 
-    scorer = open_scorer('orbax:runs/reward')
+    scorer = open_scorer('runs/reward')
     scorer([{'prompt': 'Hello', 'completion': 'Good day.'}])               # [records] float
-    scorer = open_scorer('orbax:runs/people', person='ana.json')           # where a run knows people
+    scorer = open_scorer('runs/people', person='ana.json')           # where a run knows people
 
 `scorer.read` turns a record into the model's input, and raises an error for a wrong record. `scorer.score` scores many.
 Which methods score, what records they read and whom they know stands in docs/library.md.
