@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from pal_jax.commands.chat import talk
-from pal_jax.commands.talking import source_of
+from pal_jax.commands.talking import SourcesParser, source_of
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.serve.page import PLAIN, Preset
 from pal_jax.recipes.rlpa.profiles import render_completion
@@ -78,6 +78,7 @@ def test_a_runs_folder_is_a_source(tmp_path):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / 'config.json').write_text(config)
     assert source_of(f'{tmp_path}/one') == f'orbax:{tmp_path}/one'
+    assert SourcesParser().parse(f'base,{tmp_path}/one') == ['base', f'orbax:{tmp_path}/one']
     for other in ('hf:model', 'orbax:runs/rlpa', 'random:tiny', 'nowhere'):
         assert source_of(other) == other
     with pytest.raises(ValueError, match=r'sft'):
