@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pal_jax.run import shipped
 from pal_jax.run.checkpoint import flatten
 from pal_jax.run.settings import to_dict
 
@@ -41,7 +42,7 @@ def check_command(module: str, arguments: list[str]) -> None:
     for flag in (argument.partition('=')[0] for argument in arguments):
         if flag.startswith('--config.'):
             assert config
-            path, _, variant = config.removeprefix('--config=').partition(':')
+            path, _, variant = shipped.config_path(config.removeprefix('--config=')).partition(':')
             keys = flatten(to_dict(runpy.run_path(str(ROOT / path))['get_config'](variant)))
             assert flag.removeprefix('--config.') in keys, f'no key {flag}'
         else:
