@@ -205,11 +205,11 @@ def pack_groups(groups: Sequence[PromptGroup], layout: Layout, *, n: int, action
                 start = write(r, start, group.prompt[layout.opening :], layout.opening, shared, shared)
             fork = start - 1
             for k, (branch, acting) in enumerate(group.branches):
-                own = shared + 1 + k
+                segment = shared + 1 + k
                 if apart:
-                    start = write(r, round_up(start, apart), group.prompt, 0, own, own)
+                    start = write(r, round_up(start, apart), group.prompt, 0, segment, segment)
                     fork = start - 1
-                end = write(r, start, branch, size, own, own if apart else shared)
+                end = write(r, start, branch, size, segment, segment if apart else shared)
                 # An action is predicted in the column before it; the first one of a branch in the prompt's last column.
                 before = np.concatenate([[fork], np.arange(start, end - 1)])
                 marked = np.arange(len(branch)) if acting is None else np.flatnonzero(acting)
