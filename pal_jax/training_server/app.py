@@ -102,7 +102,7 @@ def make_app(
     app = FastAPI(title='pal_jax training', lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.closing = asyncio.Event()
     app.add_middleware(LimitedBody, limit=body_limit)
-    _answer_errors(app)
+    _answer_errors(app, service)
     routes = Routes(service, FLAGS | dict(flags or {}), app.state.closing)
     guarded = [Depends(known)]
     app.get(f'{API}/healthz')(lambda: {'status': 'ok'})
@@ -122,7 +122,7 @@ class Unauthorized(Exception):
 STATUS = {Unauthorized: 401, Missing: 404, Conflict: 409, Gone: 410, UserFault: 400}
 
 
-def _answer_errors(app: FastAPI) -> None:
+def _answer_errors(app: FastAPI, service: Service) -> None:
     """Make the application answer every error in one line of JSON."""
     for kind, status in STATUS.items():
 
@@ -132,6 +132,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        service.refuse(error.body)
         first = error.errors()[0]
         where = '.'.join(str(part) for part in first['loc'][1:]) or 'body'
         return JSONResponse({'detail': f'{where}: {first["msg"]}'}, 422)
@@ -215,8 +216,10 @@ class Routes:
         """Events of the client, which nobody reads here."""
         return {'status': 'accepted'}
 
-    async def nothing(self, path: str) -> JSONResponse:
+    async def nothing(self, path: str, request: Request) -> JSONResponse:
         """The answer to all other paths of the interface."""
+        with contextlib.suppress(ValueError):
+            self.service.refuse(await request.json())
         # The client would ask again for minutes after a status of 500 and more.
         return JSONResponse({'detail': f'{path} is not served by pal_jax; see docs/serve_training.md'}, 404)
 

@@ -144,7 +144,8 @@ class Order:
     def __init__(self, release: Callable[[Operation], None], patience: float = PATIENCE):
         self._release, self._patience = release, patience
         self._next = 1
-        self._held: dict[int, Operation] = {}
+        # None stands for an operation that was refused.
+        self._held: dict[int, Operation | None] = {}
 
     def add(self, number: int, operation: Operation) -> None:
         """Release the operation, now or when those before it have come."""
@@ -156,10 +157,18 @@ class Order:
         if number in self._held:
             asyncio.get_running_loop().call_later(self._patience, self._expire, number)
 
+    def refuse(self, number: int) -> None:
+        """Count a refused operation as carried out, so that those after it do not wait for it."""
+        if number >= self._next:
+            self._held.setdefault(number, None)
+            self._advance()
+
     def _advance(self) -> None:
-        while (operation := self._held.pop(self._next, None)) is not None:
+        while self._next in self._held:
+            operation = self._held.pop(self._next)
             self._next += 1
-            self._release(operation)
+            if operation is not None:
+                self._release(operation)
 
     def _expire(self, number: int) -> None:
         if (operation := self._held.pop(number, None)) is None:

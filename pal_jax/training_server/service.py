@@ -229,6 +229,12 @@ class Service:
             self.orders[model_id].add(seq_id, operation)
         return operation
 
+    def refuse(self, body: object) -> None:
+        """Count an operation as carried out whose request, with this body, is refused. Other bodies change nothing."""
+        match body:
+            case {'model_id': str(model_id), 'seq_id': int(number)} if model_id in self.orders:
+                self.orders[model_id].refuse(number)
+
     def unload(self, model_id: str) -> Operation:
         """The operation that drops a model from memory."""
         self.tenant(model_id)
@@ -317,9 +323,8 @@ class Service:
     def load_weights(self, form: wire.LoadWeights, digest: bytes) -> tuple[Operation, str]:
         """The operation that loads saved weights into a new model or an existing one, and the model's id."""
         if form.model_id is not None and form.seq_id is not None:
-            return self._numbered(form.model_id, form.seq_id, digest, lambda tenant: self._load(form, tenant)), (
-                form.model_id
-            )
+            operation = self._numbered(form.model_id, form.seq_id, digest, lambda tenant: self._load(form, tenant))
+            return operation, form.model_id
         if form.session_id is None or form.model_seq_id is None:
             raise UserFault('load_weights needs session_id and model_seq_id, or model_id and seq_id')
         model_id = f'{form.session_id}:train:{form.model_seq_id}'
@@ -430,9 +435,8 @@ class Service:
 
     def about_sampler(self, sampler_id: str) -> dict[str, Any]:
         """The base and the path of a sampling session."""
-        return {
-            'sampler_id': sampler_id, 'base_model': self.base_name, 'model_path': self.sampler(sampler_id).path
-        }  # fmt: skip
+        path = self.sampler(sampler_id).path
+        return {'sampler_id': sampler_id, 'base_model': self.base_name, 'model_path': path}
 
     def join(self, sampler_id: str) -> int:
         """A number of its own for a client of a sampling session."""

@@ -124,8 +124,7 @@ def sample_answer(completions: Sequence[Completion], prompt: PromptLogprobs | No
 class Form(BaseModel):
     """A JSON request. A field that it does not have is refused.
 
-    Values out of their range are refused where the operation is carried out: a request refused here would leave a gap
-    in the numbers of a model's operations.
+    Values out of their range are refused where the operation is carried out, so that the error reaches the future.
     """
 
     model_config = ConfigDict(extra='forbid', protected_namespaces=())

@@ -40,6 +40,25 @@ def test_an_operation_whose_predecessor_never_came_fails_and_the_next_go_on():
     assert fourth.done.result(0) == Answer(b'{}')
 
 
+@pytest.mark.parametrize('refused_first', [True, False])
+def test_no_operation_waits_for_one_that_was_refused(refused_first):
+    log: list[int] = []
+    order = Order(lambda operation: carry_out([operation]))
+
+    async def act() -> None:
+        order.add(1, operation(log, 1))
+        if refused_first:
+            order.refuse(2)
+        order.add(4, operation(log, 4))
+        order.refuse(3)
+        order.refuse(2)
+        order.refuse(1)
+        order.add(5, operation(log, 5))
+
+    asyncio.run(act())
+    assert log == [1, 4, 5]
+
+
 def test_an_operation_that_comes_after_its_turn_fails():
     log, (*_, late) = asyncio.run(send([1, 2, 3, 2]))
     assert log == [1, 2, 3]

@@ -148,7 +148,6 @@ def service_calls(service: Any, folder: str, datum: Any, path: str) -> Calls:
     def of_datum(logprobs: Any) -> Any:
         return -logprobs.sum(), {}
 
-    # What is not served leaves a gap in the numbers of a model's operations, so this is another model.
     def by_own_loss(handle: Any) -> Any:
         other = service.create_lora_training_client(base_model=folder, rank=4).result()
         return other.forward_backward_custom([datum], handle)
@@ -190,3 +189,22 @@ def test_a_method_works_where_the_page_says_so(connect, tiny_folder, monkeypatch
             else:
                 outcome[client][0].add(name)
     assert outcome == documented()
+
+
+def test_no_operation_waits_for_one_that_was_refused(service, tiny_folder):
+    from fastapi.testclient import TestClient
+
+    from pal_jax.training_server.app import make_app
+
+    http = TestClient(make_app(service), base_url='http://127.0.0.1/api/v1/', headers={'X-API-Key': 'tml-test'})
+    session = http.post('create_session', json={'tags': [], 'sdk_version': '1'}).json()['session_id']
+    form = {'session_id': session, 'model_seq_id': 0, 'base_model': str(tiny_folder), 'lora_config': {'rank': 1}}
+    future = http.post('create_model', json=form).json()
+    assert http.post('retrieve_future', json={'request_id': future['request_id']}).json()['model_id']
+    of_model = {'model_id': future['model_id']}
+    assert http.post('save_weights_external', json=of_model | {'seq_id': 1, 'path': 'x'}).status_code == 404
+    assert http.post('optim_step', json=of_model | {'seq_id': 2, 'colour': 'red'}).status_code == 422
+    third = http.post('optim_step', json=of_model | {'seq_id': 3, 'adam_params': {}}).json()['request_id']
+    # There is no gradient to apply, which the third operation can tell only in its turn.
+    assert http.post('retrieve_future', json={'request_id': third}).json()['category'] == 'user'
+    http.post(f'sessions/{session}/finish', json={'reason': 'success'})
