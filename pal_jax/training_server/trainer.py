@@ -38,7 +38,7 @@ from pal_jax.types import TokenBatch
 # The product of an adapter's factors is multiplied by ALPHA / rank.
 ALPHA = 32.0
 # The unit of the lengths of rows, in tokens.
-GRAIN = 64
+GRAIN = 16
 
 
 class Base(NamedTuple):

@@ -23,10 +23,11 @@ TOKENS = np.random.default_rng(0).integers(0, 256, size=12)
 
 
 @contextlib.contextmanager
-def serving(model: Path, workdir: Path) -> Iterator[tuple[str, Any]]:
+def serving(model: Path, workdir: Path, *flags: str) -> Iterator[tuple[str, Any]]:
     """The address of a server in a process of its own, and the process."""
     pytest.importorskip('tinker', reason="needs the client: pip install 'pal_jax[tinker]'")
-    command = [sys.executable, '-m', MODULE, f'--model={model}', '--port=0', f'--workdir={workdir}', '--dtype=float32']
+    options = f'--model={model}', '--port=0', f'--workdir={workdir}', '--dtype=float32', *flags
+    command = [sys.executable, '-m', MODULE, *options]
     env = os.environ | {'XLA_FLAGS': os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count=1')}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout
