@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -19,6 +20,7 @@ from pal_jax.run.checkpoint import flatten
 from pal_jax.run.settings import to_dict
 
 ROOT = Path(__file__).parents[1]
+COORDINATION = {'--coordinator', '--processes', '--process'}
 LAUNCH = ROOT / 'launch'
 JOBS = yaml.safe_load((LAUNCH / 'gke.yaml').read_text())
 CONTAINERS = {
@@ -66,7 +68,11 @@ def test_the_set_of_jobs_is_one() -> None:
     spec, (decode, train) = JOBS['spec'], JOBS['spec']['replicatedJobs']
     assert (JOBS['apiVersion'], JOBS['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
     assert spec['network']['enableDNSHostnames']
-    assert spec['startupPolicy'] == {'startupPolicyOrder': 'InOrder'}
+    assert train['dependsOn'] == [{'name': decode['name'], 'status': 'Ready'}]
+    # The fields of JobSet's own types; those below `template` are Kubernetes' and have a test of their own.
+    assert set(spec) <= {'network', 'successPolicy', 'failurePolicy', 'replicatedJobs'}
+    assert all(set(job) <= {'name', 'replicas', 'dependsOn', 'template'} for job in (decode, train))
+    assert list(JOBS['metadata']['labels']) == ['kueue.x-k8s.io/queue-name']
     assert spec['successPolicy'] == {'operator': 'All', 'targetReplicatedJobs': [train['name']]}
     port = CONTAINERS['decode']['ports'][0]['containerPort']
     host = f'{JOBS["metadata"]["name"]}-{decode["name"]}-0-0.{spec["network"]["subdomain"]}'
@@ -83,6 +89,30 @@ def test_the_set_of_jobs_is_one() -> None:
     mounts = {mount['name'] for mount in CONTAINERS['train']['volumeMounts']}
     assert mounts == {volume['name'] for volume in train['template']['spec']['template']['spec']['volumes']}
     assert CONTAINERS['train']['env'] == CONTAINERS['decode']['env']
+
+
+@pytest.mark.parametrize('job', JOBS['spec']['replicatedJobs'], ids=lambda job: job['name'])
+def test_jobs_have_the_fields_and_types_of_kubernetes(job) -> None:
+    # The package carries the schemas that Kubernetes publishes.
+    manifest = {'apiVersion': 'batch/v1', 'kind': 'Job', 'metadata': {'name': job['name']}, **job['template']}
+    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+    wrong = {**manifest, 'spec': {**manifest['spec'], 'completions': 'two'}}
+    with pytest.raises(kubernetes_validate.ValidationError, match='completions'):
+        kubernetes_validate.validate(wrong, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_nodes_of_skypilot_run_one_command_and_find_each_other() -> None:
+    task = yaml.safe_load((LAUNCH / 'skypilot.yaml').read_text())
+    command = task['run'].replace('\\\n', ' ').split()
+    assert command[:2] == ['.venv/bin/pal-jax', 'train']
+    flags = re.findall(r'--[\w.]+=[\w./:$-]+', task['run'])
+    check_command('pal_jax.train', [flag for flag in flags if flag.partition('=')[0] not in COORDINATION])
+    assert {flag.partition('=')[0] for flag in flags} >= COORDINATION
+    (folder,) = task['file_mounts']
+    assert f'--workdir={folder}/rlpa' in command
+    assert set(re.findall(r'\$(\w+)', task['run'])) == {
+        'SKYPILOT_NODE_IPS', 'SKYPILOT_NUM_NODES', 'SKYPILOT_NODE_RANK'
+    }  # fmt: skip
 
 
 def test_the_image_knows_the_extras_it_names() -> None:
