@@ -74,7 +74,8 @@ def test_commands_of_manuals_name_what_exists(page):
 
 
 def test_every_tutorial_has_commands_that_a_test_runs():
-    assert set(TUTORIALS) <= set(RUN) and len(TUTORIALS) >= 5
+    # That of the training server has a loop, which tests/training_server/test_loops.py runs.
+    assert set(TUTORIALS) - set(RUN) == {DOCS / 'tutorials' / 'everyone.md'} and len(TUTORIALS) > 5
     for page in RUN:
         for block in pages.blocks(page):
             if block.kind == 'bash' and 'train' in block.text:

@@ -186,7 +186,7 @@ def by_output(
     return lax.optimization_barrier(turned).T.reshape(*x.shape[:-1], -1)
 
 
-def _multiply(x: Array, w: Array, dtype: str, out_dtype: str, kernel: bool) -> Array:
+def _multiply(x: Array, w: Array, dtype: str, out_dtype: str, kernel: bool = False) -> Array:
     """The product `[..., prod(out)]` of `x [..., I]` and `w [*in, *out]`, where `I` is `prod(in)`."""
     narrow, matrix = x.astype(dtype), _matrix(w, x.shape[-1], dtype)
     if kernel:

@@ -89,7 +89,7 @@ def as_transformers_has_it(name: str, config: Any) -> dict[str, Any]:
 
 
 def described(cfg: ModelConfig) -> dict[str, Any]:
-    computed = {'dtype', 'act_dtype', 'unroll', 'attention', 'logit_states', 'exact', 'remat', 'pattern'}
+    computed = {'dtype', 'act_dtype', 'unroll', 'attention', 'logit_states', 'exact', 'tile', 'remat', 'pattern'}
     found = {each.name: getattr(cfg, each.name) for each in dataclasses.fields(cfg) if each.name not in computed}
     return found | {'kinds': cfg.kinds}
 

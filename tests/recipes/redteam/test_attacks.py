@@ -60,7 +60,7 @@ def test_games_without_a_verdict_are_neither_safe_nor_unsafe():
     assert low < 0.0 < high
     assert gain == {'safety_gain': 0.25, 'safety_gain_se': pytest.approx(0.25), 'seeds': 2}
     success, *_ = make_exhibits(cells, {'start': 'start'}, {}, 'judge')
-    assert '6 games have no verdict' in success.text
+    assert 'Without a verdict: 6 games' in success.text
 
 
 def test_the_gain_of_defenders_is_over_seeds():

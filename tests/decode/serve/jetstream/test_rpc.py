@@ -347,7 +347,7 @@ def test_a_trainer_is_told_what_is_wrong_with_a_server(address, monkeypatch):
     other.stop_ids = (1,)
     with pytest.raises(ValueError, match='has another tokenizer: its answers end with'):
         RemoteDecoder(CFG, other, address).load(weights(0))
-    with pytest.raises(RuntimeError, match='127.0.0.1:1: it cannot be reached; start python -m pal_jax.serve') as error:
+    with pytest.raises(RuntimeError, match='127.0.0.1:1: it cannot be reached; start pal-jax serve') as error:
         RemoteDecoder(CFG, TOKENIZER, '127.0.0.1:1').load(weights(0))
     assert '\n' not in str(error.value)
 
