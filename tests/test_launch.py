@@ -20,7 +20,6 @@ from pal_jax.run.checkpoint import flatten
 from pal_jax.run.settings import to_dict
 
 ROOT = Path(__file__).parents[1]
-COORDINATION = {'--coordinator', '--processes', '--process'}
 LAUNCH = ROOT / 'launch'
 JOBS = yaml.safe_load((LAUNCH / 'gke.yaml').read_text())
 CONTAINERS = {
@@ -99,20 +98,6 @@ def test_jobs_have_the_fields_and_types_of_kubernetes(job) -> None:
     wrong = {**manifest, 'spec': {**manifest['spec'], 'completions': 'two'}}
     with pytest.raises(kubernetes_validate.ValidationError, match='completions'):
         kubernetes_validate.validate(wrong, kubernetes_validate.latest_version(), strict=True)
-
-
-def test_nodes_of_skypilot_run_one_command_and_find_each_other() -> None:
-    task = yaml.safe_load((LAUNCH / 'skypilot.yaml').read_text())
-    command = task['run'].replace('\\\n', ' ').split()
-    assert command[:2] == ['.venv/bin/pal-jax', 'train']
-    flags = re.findall(r'--[\w.]+=[\w./:$-]+', task['run'])
-    check_command('pal_jax.train', [flag for flag in flags if flag.partition('=')[0] not in COORDINATION])
-    assert {flag.partition('=')[0] for flag in flags} >= COORDINATION
-    (folder,) = task['file_mounts']
-    assert f'--workdir={folder}/rlpa' in command
-    assert set(re.findall(r'\$(\w+)', task['run'])) == {
-        'SKYPILOT_NODE_IPS', 'SKYPILOT_NUM_NODES', 'SKYPILOT_NODE_RANK'
-    }  # fmt: skip
 
 
 def test_the_image_knows_the_extras_it_names() -> None:
