@@ -222,6 +222,7 @@ class Exhibit:
 
 
 OPENING = -1  # the segment that all tokens of a row see
+BATCH = 'data', 'fsdp'  # the axes of a mesh over which rows are spread, see run.sharding
 
 
 class TokenBatch(struct.PyTreeNode):

@@ -122,5 +122,6 @@ def _make_rows(settings: RowRun, read: Read, make: Make, n: int) -> Rows:
         parts = learnt, embedded('test', -(-data.test_rows // ANSWERS)), 0
     else:
         parts = by_prompt(learnt, data, settings.seed)
-        return short_rows(settings, *parts, n)._replace(fewer=fewer_tests(data, parts[1]))
-    return short_rows(settings, *parts, n)
+    rows = short_rows(settings, *parts, n)
+    # A file of tests is tested on as a whole, and dilemmas are made for each split.
+    return rows if data.test or data.train == EMBEDDED else rows._replace(fewer=fewer_tests(data, parts[1]))

@@ -105,8 +105,8 @@ def decode_layer(layer: Params, i: Int[Array, ''], cfg: ModelConfig, *, slots: i
 
 def decode_outer(outer: Params, cfg: ModelConfig) -> Params:
     """The weights outside the layers in the form for decoding: embedding, final norm and output matrix."""
-    # Training reads the embeddings of tokens as they are, and so does an exact decoder where it does not round states.
-    embed = outer['embed'] if cfg.exact and not cfg.tile else outer['embed'].astype(cfg.dtype)
+    # Training reads the embeddings of tokens as they are, and so does an exact decoder.
+    embed = outer['embed'] if _keeps_embed(cfg) else outer['embed'].astype(cfg.dtype)
     weights = {'embed': embed, 'final_norm': outer['final_norm']}
     if has_own_output(outer, cfg):
         # The rows of a unit head are divided once here, and not at every step.
@@ -116,8 +116,12 @@ def decode_outer(outer: Params, cfg: ModelConfig) -> Params:
 
 def has_own_output(outer: Params, cfg: ModelConfig) -> bool:
     """True where a decoder has an output matrix beside the embedding."""
-    rounds = cfg.exact and cfg.dtype != cfg.act_dtype
-    return 'unembed' in outer or cfg.unit_head or rounds
+    return 'unembed' in outer or cfg.unit_head or _keeps_embed(cfg)
+
+
+def _keeps_embed(cfg: ModelConfig) -> bool:
+    """True where an exact decoder keeps embeddings as training reads them, beside an output matrix in `cfg.dtype`."""
+    return cfg.exact and cfg.dtype != cfg.act_dtype
 
 
 def _laid_out(name: str, w: Any, cfg: ModelConfig, turned: bool, int8: bool) -> Any:
@@ -362,8 +366,7 @@ def score(
 
     def some(part: tuple[Array, Array]) -> Any:
         logits = unembed(weights, cfg, part[0]).reshape(rows * SCORED, -1)
-        targets = part[1].reshape(-1)
-        chosen = sampling.token_logprob(logits, targets, jnp.ones(targets.shape), cfg.tile)
+        chosen = sampling.token_logprob(logits, part[1].reshape(-1), tile=cfg.tile)
         scores = chosen, sampling.likeliest(logits, alternatives)
         return jax.tree.map(lambda array: array.reshape(rows, SCORED, *array.shape[1:]), scores)
 

@@ -52,16 +52,17 @@ def sample(
     # The same function of plain logits as in training, so that both round alike.
     kept = jnp.where(drawn_logits == -jnp.inf, -jnp.inf, logits)
     logprob = token_logprob(kept, tokens, jnp.where(greedy, 1.0, temperature), tile)
-    return SampledTokens(tokens, logprob, token_logprob(logits, tokens, jnp.ones_like(temperature), tile))
+    return SampledTokens(tokens, logprob, token_logprob(logits, tokens, tile=tile))
 
 
 def token_logprob(
-    logits: Float[Array, 'B V'], tokens: Int[Array, ' B'], temperature: Float[Array, ' B'], tile: int = 0
+    logits: Float[Array, 'B V'], tokens: Int[Array, ' B'], temperature: Float[Array, ' B'] | float = 1.0, tile: int = 0
 ) -> Float[Array, ' B']:
     """The log-probs of tokens under softmax(logits / temperature), for `tile` rows at a time."""
     if not tile:
         return chosen_logprob(logits, tokens, 1.0 / temperature)
-    rows = jax.tree.map(lambda x: x[:, None], (logits, tokens, temperature))
+    temperatures = jnp.broadcast_to(jnp.float32(temperature), tokens.shape)
+    rows = jax.tree.map(lambda x: x[:, None], (logits, tokens, temperatures))
     scores: Any = by_tile(logprob_at, tile, 'float32', (), rows)
     return scores[:, 0]
 

@@ -21,7 +21,7 @@ from pal_jax.models.params import Params
 from pal_jax.objectives import logprobs as lp
 from pal_jax.objectives.masked import keep
 from pal_jax.run.sharding import constrain
-from pal_jax.types import TokenBatch
+from pal_jax.types import BATCH, TokenBatch
 
 
 def flat(x: Array) -> Array:
@@ -68,9 +68,9 @@ def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
     def mapped(unembed: Array, *rows: Any) -> Any:
-        spread = PartitionSpec(('data', 'fsdp'))
+        spread = PartitionSpec(BATCH)
         specs = PartitionSpec(), *[spread] * len(rows)
-        manual = jax.shard_map(function, in_specs=specs, out_specs=spread, axis_names={'data', 'fsdp'}, check_vma=False)
+        manual = jax.shard_map(function, in_specs=specs, out_specs=spread, axis_names=set(BATCH), check_vma=False)
         # jax 0.12 refuses to add to the Ref of `training.accumulate` what is still to be summed over devices. The
         # gradient of a copy, which compiles to nothing, is added after the sum.
         return manual(jnp.copy(unembed), *rows)

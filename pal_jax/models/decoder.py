@@ -271,17 +271,14 @@ def output_layer(
 def unembed(params: Params, cfg: ModelConfig, hidden: Float[Array, 'R T D']) -> Float[Array, 'R T V']:
     """The logits in float32. Losses use `objectives.logprobs`, which never holds all of them."""
     with jax.named_scope('unembed'):
-        weight = params.get('unembed')
-        plain = {**params, 'unembed': weight.base} if isinstance(weight, SoupWeight) else params
-        head = unembed_weight(plain, cfg)
-        weight = weight.replace(base=head) if isinstance(weight, SoupWeight) else head
-        return by_token(logits_of, cfg, weight, hidden)
+        weight = params.get('unembed', params['embed'])
+        head = soups.on_base(lambda plain: unembed_weight({'embed': plain}, cfg), weight)
+        return by_token(logits_of, cfg, head, hidden)
 
 
 def logits_of(cfg: ModelConfig, weight: Float[Array, 'V D'] | SoupWeight, hidden: Array) -> Array:
     """The logits of hidden states by an output matrix."""
-    soup = isinstance(weight, SoupWeight)
-    logits = by_output(hidden, weight.base if soup else weight, cfg.dtype, 'float32', by_kernel(cfg))
-    if soup and weight.mixture is not None:
+    logits = by_output(hidden, soups.plain(weight), cfg.dtype, 'float32', by_kernel(cfg))
+    if isinstance(weight, SoupWeight) and weight.mixture is not None:
         logits += mixed_correction(hidden, weight, cfg).astype(logits.dtype)
     return logits if cfg.final_softcap is None else cfg.final_softcap * jnp.tanh(logits / cfg.final_softcap)

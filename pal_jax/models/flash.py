@@ -22,12 +22,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.models.places import MASKED, Places, Scoring, alibi_slopes, blocks_seen, blocks_whole, round_up
-from pal_jax.types import OPENING
+from pal_jax.types import BATCH, OPENING
 
 # Bits of a natural unit of information.
 BITS = math.log2(math.e)
-# The mesh axes of rows and of heads, see run.sharding.
-BATCH, HEADS = ('data', 'fsdp'), 'tensor'
+# The mesh axis of heads, see run.sharding.
+HEADS = 'tensor'
 
 
 class Tile(NamedTuple):

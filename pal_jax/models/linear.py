@@ -203,7 +203,7 @@ def _multiply_fwd(x: Array, w: Array, dtype: str, out_dtype: str, _: bool) -> tu
     narrow = x.astype(dtype)
     # The weight is kept unchanged, so that a scan over layers reads its stack again and keeps no second one.
     # A pass for a gradient needs no order of its sums.
-    return _multiply(narrow, w, dtype, out_dtype, False), (narrow, w, jnp.empty((), x.dtype))
+    return _multiply(narrow, w, dtype, out_dtype), (narrow, w, jnp.empty((), x.dtype))
 
 
 def _multiply_bwd(

@@ -133,7 +133,7 @@ def plain(tree: Any) -> Any:
     return _map(lambda w: w.base if _is_adapted(w) else w, tree)
 
 
-def on_base(change: Callable[[Params], Params], tree: Params) -> Params:
+def on_base(change: Callable[[Any], Any], tree: Any) -> Any:
     """The soup, or the adapted tree, with `change` applied to the plain tree below its adapters."""
     changed = change(plain(tree))
     return _map(lambda w, base: w.replace(base=base) if _is_adapted(w) else base, tree, changed)

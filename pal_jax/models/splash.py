@@ -19,16 +19,14 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from pal_jax.models.places import Places
-from pal_jax.types import OPENING
+from pal_jax.models.places import MASKED, Places, round_up
+from pal_jax.types import BATCH, OPENING
 
 # The number of queries or columns of a block, where a row is that long.
 BLOCK = 512
 LANES = 128
-# The score of a hidden column is finite, so that a difference of two of them is 0 and not NaN.
-MASKED = -1e30
-# The mesh axes of rows and of heads, see run.sharding.
-BATCH, HEADS = ('data', 'fsdp'), 'tensor'
+# The mesh axis of heads, see run.sharding.
+HEADS = 'tensor'
 
 
 class Settings(NamedTuple):
@@ -83,10 +81,10 @@ def splash_attention(
       interpret: runs the kernels on any platform, slowly.
     """
     length = q.shape[1]
-    block = block or min(BLOCK, _round_up(length, LANES))
+    block = block or min(BLOCK, round_up(length, LANES))
     factor = q.shape[3] ** -0.5 if scale is None else scale
     settings = Settings(factor, window, soft_cap, block, keys is None, interpret)
-    missing, absent = (_round_up(x.shape[1], block) - x.shape[1] for x in (q, k))
+    missing, absent = (round_up(x.shape[1], block) - x.shape[1] for x in (q, k))
     q, k, v = (
         jnp.pad(x, ((0, 0), (0, n), (0, 0), (0, 0))).swapaxes(1, 2) for x, n in ((q, missing), (k, absent), (v, absent))
     )
@@ -114,10 +112,6 @@ def _ids(queries: Places, keys: Places, block: int) -> Ids:
         jnp.pad(jnp.stack([keys.segments, keys.positions], axis=-1), ((0, 0), (0, 0), (0, LANES - 2))),
         jnp.stack([extreme(x, axis=2) for x in blocks for extreme in (jnp.min, jnp.max)], axis=-1),
     )
-
-
-def _round_up(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple
 
 
 # --- passes: q, out [R, H, T, K], k, v [R, G, T, K] -----------------------------------------------------------------

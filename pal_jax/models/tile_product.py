@@ -16,6 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from pal_jax.models.places import round_up
+
 # The most rows, outputs and summed columns of a block: two blocks of each matrix in bfloat16 take 8 MiB.
 ROWS, OUTPUTS, COLUMNS = 256, 256, 4096
 LANES = 128
@@ -33,7 +35,7 @@ def tile_product(
     """
     (rows, columns), outputs = x.shape, w.shape[0 if by_output else 1]
     parts = -(-columns // COLUMNS)
-    width = columns if parts == 1 else -(-columns // (parts * LANES)) * LANES
+    width = columns if parts == 1 else round_up(-(-columns // parts), LANES)
     # Columns of zeros change no sum.
     missing = parts * width - columns
     spare = (0, 0), (0, missing)

@@ -13,8 +13,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-# The mesh axes over which rows are spread, see run.sharding.
-BATCH = ('data', 'fsdp')
+from pal_jax.types import BATCH
 
 
 def rounded(product: Float[Array, '*any']) -> Float[Array, '*any']:

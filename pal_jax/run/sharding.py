@@ -11,11 +11,12 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from pal_jax.models.params import Params, ParamSpec, is_spec
+from pal_jax.types import BATCH
 
 Rules = dict[str, str | tuple[str, ...] | None]
 
 RULES: Rules = {
-    'batch': ('data', 'fsdp'),
+    'batch': BATCH,
     'width': 'fsdp',
     'vocab': 'tensor',
     'heads': 'tensor',
