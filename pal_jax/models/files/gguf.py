@@ -61,6 +61,16 @@ IDLE = frozenset(
 REQUIRED = object()
 
 
+class _Reader(GGUFReader):
+    """The library's reader, which ends where the file ends."""
+
+    # The library reads nothing beyond the end, and continues: a damaged count of an array would fill all memory.
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray:
+        if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
+            raise ValueError('a value lies beyond the end of the file')
+        return super()._get(offset, dtype, count, override_order)
+
+
 def open_gguf(path: str | Path) -> GGUFReader:
     """A memory-mapped reader of a GGUF file. Metadata are read now, and tensors when they are asked for.
 
@@ -70,7 +80,7 @@ def open_gguf(path: str | Path) -> GGUFReader:
     if not Path(path).is_file():
         raise ValueError(f'no file {path}; give the path of a .gguf file')
     try:
-        return GGUFReader(path)
+        return _Reader(path)
     except (ValueError, LookupError, TypeError, ArithmeticError, MemoryError, OSError) as error:
         # In a file that is cut or damaged, the library reads offsets, types and sizes that do not exist.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -144,6 +144,19 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         gguf.open_gguf(tmp_path / 'none.gguf')
 
 
+def test_a_damaged_count_takes_no_memory(tmp_path):
+    path = tmp_path / 'm.gguf'
+    writer = ggml.GGUFWriter(path, 'llama')
+    writer.add_token_types([1, 2, 3])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    count = path.read_bytes().rindex((3).to_bytes(8, 'little'))
+    path.write_bytes(path.read_bytes()[:count] + (2**50).to_bytes(8, 'little') + path.read_bytes()[count + 8 :])
+    with pytest.raises(ValueError, match='beyond the end'):
+        gguf.open_gguf(path)
+
+
 @pytest.mark.parametrize(
     ('family', 'extra', 'message'),
     [
