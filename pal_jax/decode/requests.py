@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -205,6 +205,12 @@ def finish(live: LiveRequest, tokenizer: Tokenizer, reason: FinishReason) -> Com
         policy_logprobs=tuple(live.policy_logprobs),
         versions=tuple(live.versions),
     )
+
+
+def completion_of(record: Mapping[str, Any]) -> Completion:
+    """A completion from its `dataclasses.asdict`, also after that went through JSON text."""
+    values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    return Completion(**values)
 
 
 def bucket(length: int, unit: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder, choose_decoder
-from pal_jax.decode.requests import Request
+from pal_jax.decode.requests import Request, completion_of
 from pal_jax.models import attention
 from pal_jax.run import sharding
 from pal_jax.run.language import DecodeSettings, ReinforcedRun
@@ -58,6 +58,17 @@ def make_packing(
         row_tokens=settings.ppo.row_tokens, multiple=multiple, gathered=gathered,
         apart=attention.COLUMNS if settings.decode.exact and mesh.devices.flat[0].platform != 'cpu' else 0,
     )  # fmt: skip
+
+
+def to_json(sample: Sample) -> dict[str, Any]:
+    """A sample without `source` and `parsed`, as plain dicts, lists and numbers; the inverse of `from_json`."""
+    return dataclasses.asdict(dataclasses.replace(sample, source=None, parsed=None))
+
+
+def from_json(record: Mapping[str, Any], source: Any = None, parsed: Any = None) -> Sample:
+    """The sample that `to_json` gave, also after it went through JSON text."""
+    values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    return Sample(**values | {'completion': completion_of(record['completion']), 'source': source, 'parsed': parsed})
 
 
 def sample(

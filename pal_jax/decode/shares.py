@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.programs import programs_of
-from pal_jax.decode.requests import Request, Told
+from pal_jax.decode.requests import Request, Told, completion_of
 from pal_jax.models import params as model_params
 from pal_jax.models import soups
 from pal_jax.models.config import ModelConfig
@@ -100,14 +100,8 @@ class SharedDecoder:
             requests,
             decode,
             pack=dataclasses.asdict,
-            unpack=completion,
+            unpack=completion_of,
         )
-
-
-def completion(packed: dict[str, Any]) -> Completion:
-    """A completion from its `dataclasses.asdict`, also after that went through JSON text."""
-    values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in packed.items()}
-    return Completion(**values)
 
 
 def on_mesh(tree: Any, mesh: Mesh) -> Any:

@@ -74,6 +74,11 @@ class ChatModels:
             raise ValueError(f'{key}={name!r} is unknown; use {ways}')
         return known[name]()
 
+    @property
+    def here(self) -> bool:
+        """True where one of the models is on this machine."""
+        return bool(self._local)
+
     def endpoint(self, name: str) -> Endpoint | None:
         """The endpoint that `choose` has opened for endpoint:<name>; None for any other name."""
         kind, _, endpoint = name.partition(':')

@@ -74,6 +74,7 @@ PHASES = {  # of wall time
     'read': 'read: the reward model reads',
     'reward': 'reward: the reward model scores',
     'judge': 'judge: judges compare answers',
+    'wait': 'wait: for users and judges, in a run whose rollouts are ahead of its updates',
     'draw': 'draw: choosing what a step learns from',
     'learn': 'learn: updates of the decoder',
     'other': 'other: all else',

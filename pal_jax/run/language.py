@@ -46,6 +46,15 @@ class DecodeSettings:
     shares: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class RolloutSettings:
+    """The time between the samples of a step and its update."""
+
+    # The number of steps before its update at which a rollout begins. Judges and users behind addresses then answer
+    # while the policy is updated; see docs/training.md.
+    ahead: int = 0
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EndpointSettings:
     """A chat model of an OpenAI-compatible server, for a role that is set to `endpoint:<name>`.

@@ -11,7 +11,9 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -40,7 +42,9 @@ class Place(NamedTuple):
 
 
 _rollcall: RollCall | None = None
-_count = itertools.count()
+# The exchanges of a thread, by their name; those of the main thread have none.
+_exchanges: ContextVar[str] = ContextVar('exchanges', default='')
+_counts: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
 
 
 # --- coming and going -------------------------------------------------------------------------------------------------
@@ -162,7 +166,8 @@ def local_devices(env: Any) -> list[int] | None:
 def exchange(what: str, value: Any = None) -> list[Any]:
     """The `value` of every process, in the order of their numbers. A value is anything that JSON can hold.
 
-    All processes have to call this in the same order, with the same `what`, which names the exchange.
+    All processes have to call this in the same order, with the same `what`, which names the exchange. Threads that have
+    called `exchange_as` have orders of their own.
 
     Raises:
       RuntimeError: another process is at another exchange.
@@ -174,24 +179,30 @@ def exchange(what: str, value: Any = None) -> list[Any]:
     from jax._src import distributed
 
     store: Any = distributed.global_state.client
-    turn, here = next(_count), jax.process_index()
+    thread, here = _exchanges.get(), jax.process_index()
+    turn = next(_counts[thread])
     # The name goes along, so that processes at different exchanges notice it.
-    store.key_value_set_bytes(_key(turn, here), zlib.compress(json.dumps([what, value]).encode(), 1))
+    store.key_value_set_bytes(_key(thread, turn, here), zlib.compress(json.dumps([what, value]).encode(), 1))
     values = []
     for process in range(count):
-        text = zlib.decompress(store.blocking_key_value_get_bytes(_key(turn, process), _FOREVER))
+        text = zlib.decompress(store.blocking_key_value_get_bytes(_key(thread, turn, process), _FOREVER))
         name, their_value = json.loads(text)
         if name != what:
             raise RuntimeError(f'process {process} is at {name!r}, this one at {what!r}; start all with one command')
         values.append(their_value)
     # All processes have come here, so all have read the values of the exchange before.
     if turn:
-        store.key_value_delete(_key(turn - 1, here))
+        store.key_value_delete(_key(thread, turn - 1, here))
     return values
 
 
-def _key(turn: int, process: int) -> str:
-    return f'pal_jax/{turn}/{process}'
+def exchange_as(thread: str) -> None:
+    """Give the exchanges of the calling thread an order of their own, under this name."""
+    _exchanges.set(thread)
+
+
+def _key(thread: str, turn: int, process: int) -> str:
+    return f'pal_jax/{thread}/{turn}/{process}'
 
 
 class Shares(NamedTuple):

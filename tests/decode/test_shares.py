@@ -11,8 +11,8 @@ import pytest
 from pal_jax.decode.choose import choose_decoder
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.programs import Programs
-from pal_jax.decode.requests import Request
-from pal_jax.decode.shares import SharedDecoder, completion, on_mesh
+from pal_jax.decode.requests import Request, completion_of
+from pal_jax.decode.shares import SharedDecoder, on_mesh
 from pal_jax.models import params
 from pal_jax.models.config import tiny
 from pal_jax.models.files import sources
@@ -24,7 +24,7 @@ from pal_jax.types import Completion, Sampling
 
 def test_a_completion_is_the_same_after_json():
     one = Completion('a \udcff \x00 "', (1, 2), (-0.1, -1e-30), 'stop', (-1 / 3, -2.0), (0, 0))
-    assert completion(json.loads(json.dumps(dataclasses.asdict(one)))) == one
+    assert completion_of(json.loads(json.dumps(dataclasses.asdict(one)))) == one
 
 
 @pytest.mark.parametrize('address', ['', 'elsewhere:1'])

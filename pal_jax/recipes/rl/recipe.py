@@ -25,8 +25,9 @@ from pal_jax.models.params import Params
 from pal_jax.recipes.rl.prompts import PromptRow, read_prompts
 from pal_jax.recipes.rl.rewards import make_rewards
 from pal_jax.recipes.rl.settings import RewardSources, Settings
-from pal_jax.recipes.rl.sources import Groups, PaidAnswers, PaidGames, flat, open_game
+from pal_jax.recipes.rl.sources import Groups, PaidAnswers, PaidGames, flat, groups_of, groups_to_json, open_game
 from pal_jax.run import intervals
+from pal_jax.run.ahead import Ahead, check_ahead
 from pal_jax.run.forecast import counted
 from pal_jax.run.models import Policy, improve, keeping, make_learner, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
@@ -50,6 +51,8 @@ class RL:
     # `sample` samples prompts with the weights that `decoder` has loaded, see `sources.Sampler`.
     sample: Callable[[Sequence[PromptRow], int, Sequence[int]], list[Sample]]
     source: PaidAnswers | PaidGames
+    # `paid` is the work of paying a step's samples, which may begin before the step.
+    paid: Ahead
     # `pack` makes a batch of samples.
     pack: Callable[[Sequence[Sample]], RolloutBatch]
     # The judges among language models.
@@ -61,17 +64,21 @@ class RL:
     seed: int
 
     def init(self) -> tuple[PolicyState, Host]:
-        return self.learner.init(self.load(self.learner.actor.param_shardings)), {}
+        return self.learner.init(self.load(self.learner.actor.param_shardings)), {'paid': ()}
 
     def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+        paid = host['paid']
         with self.ctx.phase('rollout'):
-            # 1. Draw prompts and sample n answers to each; or play n games from each of some starts.
+            # 1. Draw prompts and sample n answers to each; or play n games from each of some starts. With
+            # `rollout.ahead` they are those of a later step.
             self.decoder.load(self.learner.weights(state))
-            groups = self.source.train(self.sample, i)
+            for due in self.paid.due(i, paid, self.plan.total_steps):
+                groups = self.source.train(self.sample, due)
+                paid = self.paid.begin(paid, functools.partial(self.source.pay, groups, due))
             self.decoder.release()
         with self.ctx.phase('reward'):
             # 2. Pay every sample.
-            groups = self.source.pay(groups, i)
+            groups, paid = self.paid.take(paid)
         self.check_paid(groups)
         metrics = summarize(groups)
         self.ctx.show(map(describe, flat(groups)[: self.shown]))
@@ -79,7 +86,7 @@ class RL:
         batch, key = self.pack(self.source.credit(groups, i)), jax.random.fold_in(jax.random.key(self.seed), i)
         state, updated = improve(self.learner, self.ctx, state, batch, key, estimate=self.source.estimate)
         usage = self.models.usage
-        return state, {'usage': usage}, 'rl', metrics | updated | usage
+        return state, {'paid': paid, 'usage': usage}, 'rl', metrics | updated | usage
 
     def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
         with self.ctx.phase('evaluate'):
@@ -133,6 +140,7 @@ def make(settings: Settings, ctx: Context) -> RL:
       ValueError: a value, a file or a row of it is wrong.
       RuntimeError: a model cannot be had.
     """
+    check_ahead(settings.rollout.ahead, exact=settings.decode.exact)
     check_at_least(settings, 1, 'rl.rollout_batch_size', 'rl.n_samples_per_prompt', 'prompts.test_count')
     policy = make_policy(settings.policy, ctx, settings.seed)
     models = ChatModels(settings.endpoints, settings.answers, settings.seed)
@@ -141,7 +149,17 @@ def make(settings: Settings, ctx: Context) -> RL:
     decoder = sampler.make_decoder(settings.decode, policy, ctx)
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
     trained = trained_policy(settings.policy, policy, learner)
-    plan = Plan(steps, learner.abstract, stage, trained, resume=models.count_on, keep=keeping(policy=policy))
+
+    def pack(host: Host) -> Host:
+        packed = host | {'paid': [groups_to_json(groups()) for groups in host['paid']]}
+        # Work that was under way has asked endpoints since the step.
+        return packed | ({'usage': models.usage} if host['paid'] else {})
+
+    def resume(host: Host) -> Host:
+        paid = tuple(functools.partial(groups_of, groups) for groups in host.get('paid', ()))
+        return models.count_on(host) | {'paid': paid}
+
+    plan = Plan(steps, learner.abstract, stage, trained, pack=pack, resume=resume, keep=keeping(policy=policy))
     return RL(
         plan=plan,
         ctx=ctx,
@@ -150,6 +168,8 @@ def make(settings: Settings, ctx: Context) -> RL:
         decoder=decoder,
         sample=functools.partial(sample, decoder, policy, settings.sampling),
         source=source,
+        # A scorer computes on this machine's devices.
+        paid=Ahead('paid', settings.rollout.ahead, phase=ctx.phase, here=models.here or bool(settings.reward.scorer)),
         pack=sampler.make_packing(settings, ctx.mesh, source.packed),
         models=models,
         max_failed=settings.reward.max_failed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from pal_jax.run.language import ANSWERS, EndpointSettings, ReinforcedRun
+from pal_jax.run.language import ANSWERS, EndpointSettings, ReinforcedRun, RolloutSettings
 from pal_jax.run.settings import StageSettings
 
 # The prompts of runs without prompts of their own, with the rule that pays the answers.
@@ -62,6 +62,7 @@ class Settings(ReinforcedRun):
     prompts: PromptSettings = PromptSettings()
     reward: RewardSources = RewardSources()
     rl: StepSettings = StepSettings()
+    rollout: RolloutSettings = RolloutSettings()
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
     answers: str = ANSWERS  # '': endpoints are asked again
     eval: StageSettings = StageSettings()

@@ -6,13 +6,14 @@ A group is what is sampled together: the `n` answers to a prompt, or all moves o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.data.passes import shuffled
+from pal_jax.decode import sampler
 from pal_jax.games.game import Game, play
 from pal_jax.learners.ppo import Estimate
 from pal_jax.learners.ppo_settings import PPO
@@ -155,6 +156,22 @@ def open_game(text: str) -> Game[Any]:
     if missing := [part for part in parts if not hasattr(game, part)]:
         raise ValueError(f'rl.game={text!r} has no {", ".join(missing)}; see docs/howto/own_parts.md')
     return game
+
+
+def groups_to_json(groups: Groups) -> list[Any]:
+    """Paid samples as plain dicts, lists, strings and numbers; the inverse of `groups_of`."""
+    return [[sampler.to_json(sample) | {'chat': list(sample.source.chat)} for sample in group] for group in groups]
+
+
+def groups_of(records: Sequence[Any]) -> Groups:
+    """The samples that `groups_to_json` gave, also after they went through JSON text. Their sources have no columns,
+    which rewards alone read."""
+
+    def sample(record: Mapping[str, Any]) -> Sample:
+        row = PromptRow(record['chat'], tuple(record['prompt_ids']), {})
+        return sampler.from_json({key: value for key, value in record.items() if key != 'chat'}, source=row)
+
+    return [list(map(sample, group)) for group in records]
 
 
 def flat(groups: Groups) -> list[Sample]:

@@ -1,8 +1,8 @@
 """RLPA's queue of open conversations (appendix and published code), as pure functions over a frozen record.
 
 A step calls `pop` for the dialogues to be answered, samples and rewards n completions of each dialogue, and calls
-`continue_best`: each dialogue goes on with its best reply, the person answers it, and the dialogue queues up for its
-next round.
+`continue_best`: each dialogue goes on with its best reply (`best_replies`), the person answers it (`answer`), and the
+dialogue queues up for its next round (`join`).
 
 `round_batch_size` is the number of best replies that are collected before their people answer together. The dialogues
 then join the queue at the front (> 0, depth-first: the same people go on) or at the end (< 0, breadth-first: everyone's
@@ -21,6 +21,8 @@ from pal_jax.recipes.rlpa.dialogue import add_message, hear_people, open_dialogu
 from pal_jax.types import Dialogue, Person, Sample, Turn, UserSimulator
 
 _DEFAULT_ROUND_BATCH = 128
+# Dialogues that end with their persons' messages, and None for each that nobody has answered.
+Answered = tuple[Dialogue | None, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +72,8 @@ def pop(
         raise ValueError(f'cannot pop {n} dialogues; the rollout batch must be at least 1')
     # Where fewer than `n` are pending, the waiting ones are answered first.
     if len(queue.pending) < n and queue.waiting:
-        answered = _answer(queue.waiting, user, seed)
-        queue = dataclasses.replace(queue, pending=queue.pending + answered, waiting=())
+        waiting, queue = queue.waiting, dataclasses.replace(queue, waiting=())
+        queue = join(queue, answer(waiting, user, seed), at_front=False)
     # The next episode opens only where no dialogue is left.
     if not queue.pending:
         queue = open_queue(people, episode=queue.episode + 1, shuffle=shuffle)
@@ -98,9 +100,18 @@ def continue_best(
     user: UserSimulator,
     seed: int,
 ) -> Queue:
-    """Take each group's dialogue on with its best reply, unless that was the last of `max_rounds`.
+    """Take each group's dialogue on with its best reply, and have its person answer; see `best_replies`."""
+    asked, queue = best_replies(queue, groups, max_rounds=max_rounds, round_batch_size=round_batch_size)
+    return join(queue, answer(asked, user, seed), at_front=round_batch_size >= 0)
 
-    `max_rounds=1` is ordinary single-turn training: nothing is continued and no user is asked.
+
+def best_replies(
+    queue: Queue, groups: Sequence[Sequence[Sample]], *, max_rounds: int, round_batch_size: int
+) -> tuple[tuple[Dialogue, ...], Queue]:
+    """The dialogues whose people are to answer now, each with its best reply, and the rest of the queue.
+
+    A dialogue whose best reply was the last of `max_rounds` has ended. `max_rounds=1` is ordinary single-turn training:
+    nothing is continued and no user is asked.
 
     Raises:
       ValueError: `max_rounds` is below 1.
@@ -112,18 +123,22 @@ def continue_best(
     size = abs(round_batch_size) or _DEFAULT_ROUND_BATCH
     # The rest waits until a whole batch of people can answer together.
     full = len(waiting) - len(waiting) % size
-    answered = _answer(waiting[:full], user, seed)
-    # The order is always that of arrival.
-    pending = answered + queue.pending if round_batch_size >= 0 else queue.pending + answered
-    return dataclasses.replace(queue, pending=pending, waiting=waiting[full:])
+    return waiting[:full], dataclasses.replace(queue, waiting=waiting[full:])
 
 
-def _answer(dialogues: tuple[Dialogue, ...], user: UserSimulator, seed: int) -> tuple[Dialogue, ...]:
-    """The dialogues with their people's next messages; a dialogue that nobody answers has ended and is left out."""
+def answer(dialogues: Sequence[Dialogue], user: UserSimulator, seed: int) -> Answered:
+    """The dialogues with their people's next messages; None for a dialogue that nobody answers."""
     lines = hear_people(dialogues, user, seed)
     return tuple(
-        add_message(dialogue, line) for dialogue, line in zip(dialogues, lines, strict=True) if line is not None
+        None if line is None else add_message(dialogue, line) for dialogue, line in zip(dialogues, lines, strict=True)
     )
+
+
+def join(queue: Queue, answered: Answered, *, at_front: bool) -> Queue:
+    """The queue with answered dialogues in the order of their arrival; a dialogue that nobody answers has ended."""
+    arrived = tuple(dialogue for dialogue in answered if dialogue)
+    pending = arrived + queue.pending if at_front else queue.pending + arrived
+    return dataclasses.replace(queue, pending=pending)
 
 
 # --- what a checkpoint keeps ----------------------------------------------------------------------------------------
@@ -138,13 +153,24 @@ def from_json(record: Mapping[str, Any]) -> Queue:
     """The queue that `to_json` gave, also after it went through JSON text. Raises ValueError where a field is
     missing."""
     try:
-        pending, waiting = (tuple(map(_dialogue, record[name])) for name in ('pending', 'waiting'))
+        pending, waiting = (tuple(map(dialogue_of, record[name])) for name in ('pending', 'waiting'))
         return Queue(pending, waiting, int(record['episode']))
     except (KeyError, TypeError) as error:
         raise ValueError(f'this is no saved queue ({error!r}); it must come from to_json') from None
 
 
-def _dialogue(record: Mapping[str, Any]) -> Dialogue:
+def answered_to_json(answered: Answered) -> list[dict[str, Any] | None]:
+    """Answered dialogues as plain dicts, lists, strings and integers; the inverse of `answered_of`."""
+    return [None if dialogue is None else dataclasses.asdict(dialogue) for dialogue in answered]
+
+
+def answered_of(records: Sequence[Mapping[str, Any] | None]) -> Answered:
+    """The dialogues that `answered_to_json` gave, also after they went through JSON text."""
+    return tuple(None if record is None else dialogue_of(record) for record in records)
+
+
+def dialogue_of(record: Mapping[str, Any]) -> Dialogue:
+    """The dialogue of its `dataclasses.asdict`, also after that went through JSON text."""
     person = record['person']
     return Dialogue(
         Person(person['id'], tuple(person['facts']), person['opening']),

@@ -34,13 +34,24 @@ from pal_jax.recipes.rlpa.dialogue import (
     learnt_once,
     with_returns,
 )
-from pal_jax.recipes.rlpa.queue import continue_best, from_json, open_queue, pop, to_json
-from pal_jax.recipes.rlpa.rollouts import describe_sample, spread, summarize
+from pal_jax.recipes.rlpa.queue import (
+    answer,
+    answered_of,
+    answered_to_json,
+    best_replies,
+    from_json,
+    join,
+    open_queue,
+    pop,
+    to_json,
+)
+from pal_jax.recipes.rlpa.rollouts import Turns, describe_sample, spread, summarize, turns_of, turns_to_json
 from pal_jax.recipes.rlpa.settings import DialogueEvaluationSettings, Dialogues
 from pal_jax.recipes.rlpa.turns import Sampler, WarmupSettings, make_demonstration_batches, make_turn_sampler
 from pal_jax.recipes.rlpa.users import CountingUser
 from pal_jax.recipes.rlpa.world import SYSTEM, World, check_openings, make_world
 from pal_jax.run import models, sharding
+from pal_jax.run.ahead import Ahead, check_ahead
 from pal_jax.run.files import write_whole
 from pal_jax.run.models import Policy, keeping, make_policy, trained_policy
 from pal_jax.run.optim import Optimizer
@@ -87,6 +98,7 @@ class RLPA:
     game: the dialogue, of `game.rounds` turns.
     dialogues, n: different prompts of a step, and samples of each.
     learnt: the number of samples of a conversation that are learnt.
+    rollouts, replies: the work of a step's samples, and of its users, that is done before the step or after it.
     share_alike: conversations that read the same get the same samples.
     round_batch_size: the number of best replies that are collected before their users answer (`recipes/rlpa/queue.py`).
     shuffle: the seed of the order of people; None: the order of the data.
@@ -106,6 +118,8 @@ class RLPA:
     supervised: Callable[[int], TokenBatch]
     pack: Callable[[Sequence[Sample]], RolloutBatch]
     game: DialogueGame
+    rollouts: Ahead
+    replies: Ahead
     dialogues: int
     n: int
     learnt: int
@@ -123,7 +137,8 @@ class RLPA:
 
     def init(self) -> tuple[PolicyState, Host]:
         queue = open_queue(self.world.train, shuffle=self.shuffle)
-        return self.learner.init(self.load(self.learner.actor.param_shardings)), {'queue': queue}
+        state = self.learner.init(self.load(self.learner.actor.param_shardings))
+        return state, {'queue': queue, 'rollouts': (), 'replies': ()}
 
     def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         # Small models do not write the format by themselves. So `warmup` steps of supervised learning come first, on
@@ -132,20 +147,29 @@ class RLPA:
             state, metrics = self.imitate(state, i)
             return state, host, 'warm-up', metrics
         user, world = CountingUser(self.world.user), self.world
+        queue, rollouts, replies = host['queue'], host['rollouts'], host['replies']
         with self.ctx.phase('rollout'):
             self.decoder.load(self.learner.weights(state))
-            # 1. Take open conversations from the queue.
-            open_dialogues, queue = pop(
-                host['queue'], self.dialogues, people=world.train, user=user, seed=i, shuffle=self.shuffle,
-                share_alike=self.share_alike,
-            )  # fmt: skip
-            # 2. Sample n answers to each and reward every answer.
-            turns = self.roll_out(open_dialogues, user, i)
+            # With `rollout.ahead` the steps that are due are later ones.
+            for due in self.rollouts.due(i, rollouts, self.plan.total_steps):
+                # 1. Take open conversations from the queue.
+                open_dialogues, queue = pop(
+                    queue, self.dialogues, people=world.train, user=user, seed=due, shuffle=self.shuffle,
+                    share_alike=self.share_alike,
+                )  # fmt: skip
+                # 2. Sample n answers to each and reward every answer.
+                rollouts = self.rollouts.begin(rollouts, self.roll_out(open_dialogues, user, due))
+            turns, rollouts = self.rollouts.take(rollouts)
             self.decoder.release()
             # 3. The user replies to the best answer of each conversation, which queues up unless its rounds are over.
-            queue = continue_best(
-                queue, turns[-1], max_rounds=self.game.rounds, round_batch_size=self.round_batch_size, user=user, seed=i
+            asked, queue = best_replies(
+                queue, turns[-1], max_rounds=self.game.rounds, round_batch_size=self.round_batch_size
             )
+            replies = self.replies.begin(replies, functools.partial(answer, asked, world.user, i))
+            if len(replies) > self.replies.steps:
+                answered, replies = self.replies.take(replies)
+                user.count(answered)
+                queue = join(queue, answered, at_front=self.round_batch_size >= 0)
         samples = [sample for groups in turns for group in groups for sample in group]
         metrics = summarize(samples) | {'silent': float(user.silent)}
         self.ctx.show(map(describe_sample, spread(samples, self.shown)))
@@ -163,7 +187,8 @@ class RLPA:
         check_finite(state, 'lower optimizer.lr or raise ppo.kl_coef')
         world.check_answers(samples, user)
         usage = world.models.usage
-        return state, {'queue': queue, 'usage': usage}, 'rlpa', metrics | usage
+        host = {'queue': queue, 'rollouts': rollouts, 'replies': replies, 'usage': usage}
+        return state, host, 'rlpa', metrics | usage
 
     def imitate(self, state: PolicyState, i: int) -> tuple[PolicyState, Metrics]:
         """A step of the warm-up; the policy after the last of these steps is the reference."""
@@ -172,18 +197,26 @@ class RLPA:
         check_finite(state, 'lower warmup.optimizer.lr')
         return self.learner.anchor(state) if i == self.warmup - 1 else state, metrics
 
-    def roll_out(self, dialogues: Sequence[Dialogue], user: UserSimulator, i: int) -> list[list[list[Sample]]]:
-        """The samples as `[turn][dialogue][sample]`: one turn of each dialogue, or with `turn_gamma` all its turns."""
-        answer = functools.partial(self.answer, i)
+    def roll_out(self, dialogues: Sequence[Dialogue], user: UserSimulator, i: int) -> Callable[[], Turns]:
+        """A function that gives the rewarded samples of dialogues: one turn of each, which is sampled now, or with
+        `turn_gamma` all its turns."""
         if not self.turn_gamma:
-            return [answer(dialogues, 0)]
-        # With `turn_gamma` the people answer within the step, and not through the queue.
+            samples = self.sample(i, dialogues, 0)
+            return lambda: [self.pay(i, samples)]
+        return functools.partial(self.play, dialogues, user, i)
+
+    def play(self, dialogues: Sequence[Dialogue], user: UserSimulator, i: int) -> Turns:
+        """The rewarded samples of whole dialogues, whose people answer within the step and not through the queue."""
+
+        def answer(dialogues: Sequence[Dialogue], turn: int) -> list[list[Sample]]:
+            return self.pay(i, self.sample(i, dialogues, turn))
+
         played = converse(self.game, list(map(Conversation, dialogues)), answer, lambda live, _: user(live, i))
         # Dialogues may end early, so later turns have fewer of them.
         return [[groups[t] for groups in played if t < len(groups)] for t in range(max(map(len, played)))]
 
-    def answer(self, i: int, dialogues: Sequence[Dialogue], turn: int) -> list[list[Sample]]:
-        """A group of `n` rewarded samples for each dialogue."""
+    def sample(self, i: int, dialogues: Sequence[Dialogue], turn: int) -> list[Sample]:
+        """The `n` samples of each dialogue, side by side."""
         # A judge behind an address reads finished answers while the decoder still samples others.
         early = self.world.early and functools.partial(self.world.early.ask, seed=i)
         answered = first_alike(dialogues) if self.share_alike else list(range(len(dialogues)))
@@ -192,7 +225,10 @@ class RLPA:
         groups = dict(zip(distinct, self.groups_of(sampled), strict=True))
         # Each person pays by itself, since a profile is right or wrong for one person.
         pairs = zip(dialogues, answered, strict=True)
-        samples = [dataclasses.replace(sample, source=dialogue) for dialogue, k in pairs for sample in groups[k]]
+        return [dataclasses.replace(sample, source=dialogue) for dialogue, k in pairs for sample in groups[k]]
+
+    def pay(self, i: int, samples: Sequence[Sample]) -> list[list[Sample]]:
+        """The samples with their rewards, as a group for each dialogue."""
         return self.groups_of(self.world.reward(samples, i))
 
     def groups_of(self, samples: Sequence[Sample]) -> list[list[Sample]]:
@@ -238,6 +274,9 @@ def make(settings: Settings, ctx: Context) -> Recipe:
     check_openings(settings, world, policy.tokenizer, policy.cfg.max_len)
     learner, tokenizer, dialogue = make_turn_learner(settings, policy.cfg, ctx), policy.tokenizer, settings.dialogue
     decoder, rounds = sampler.make_decoder(settings.decode, policy, ctx), dialogue.rounds
+    # The judges that compute on this machine's devices.
+    here = world.models.here or settings.reward.matcher == 'embedding' or settings.reward.naturalness == 'model'
+    line = functools.partial(Ahead, steps=settings.rollout.ahead, phase=ctx.phase, here=here)
     ctx.log(world.told + fewer_people(settings.eval, world))
     return RLPA(
         plan=make_plan(settings, policy, learner, world),
@@ -250,6 +289,8 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         supervised=make_demonstration_batches(settings, settings.warmup, tokenizer, ctx.mesh),
         pack=sampler.make_packing(settings, ctx.mesh, dialogue.learnt),
         game=DialogueGame(world.train, rounds, world.system),
+        rollouts=line('rollouts'),
+        replies=line('replies'),
         dialogues=dialogue.rollout_batch_size,
         n=dialogue.n_samples_per_prompt,
         learnt=dialogue.learnt,
@@ -280,10 +321,20 @@ def make_plan(settings: Settings, policy: Policy, learner: PolicyLearner, world:
         write_whole(folder / SYSTEM, world.system)
 
     def pack(host: Host) -> Host:
-        return host | {'queue': to_json(host['queue'])}
+        packed = host | {
+            'queue': to_json(host['queue']),
+            'rollouts': [turns_to_json(turns()) for turns in host['rollouts']],
+            'replies': [answered_to_json(answered()) for answered in host['replies']],
+        }
+        # Work that was under way has asked endpoints since the step.
+        return packed | ({'usage': world.models.usage} if host['rollouts'] else {})
 
     def resume(host: Host) -> Host:
-        return world.models.count_on(host) | {'queue': from_json(host['queue'])}
+        return world.models.count_on(host) | {
+            'queue': from_json(host['queue']),
+            'rollouts': tuple(functools.partial(turns_of, turns) for turns in host.get('rollouts', ())),
+            'replies': tuple(functools.partial(answered_of, answered) for answered in host.get('replies', ())),
+        }
 
     trained = trained_policy(settings.policy, policy, learner)
     phases = {'warm-up': settings.warmup.steps, 'PPO': settings.total_steps}
@@ -329,6 +380,12 @@ def check(settings: Settings, mesh: Mesh) -> None:
         )
     if not 0 <= dialogue.turn_gamma <= 1:
         raise ValueError(f'dialogue.turn_gamma={dialogue.turn_gamma} must be from 0 (off) to 1')
+    check_ahead(settings.rollout.ahead, exact=settings.decode.exact)
+    if settings.rollout.ahead and dialogue.turn_gamma:
+        raise ValueError(
+            f'rollout.ahead={settings.rollout.ahead}: with dialogue.turn_gamma={dialogue.turn_gamma} users answer '
+            'between the samples of a step; leave one of them at 0'
+        )
     check_divides(settings, 'dialogue.rollout_batch_size', 'ppo.minibatches')
     ways, micro = sharding.batch_ways(mesh), settings.ppo.micro_rows
     for key, size in (

@@ -1,13 +1,19 @@
-"""Figures of the samples of a training step, and dialogues for a report."""
+"""The samples of a training step: their figures, dialogues for a report, and what a checkpoint keeps of them."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pal_jax.decode import sampler
+from pal_jax.recipes.rlpa.profiles import parse_completion
+from pal_jax.recipes.rlpa.queue import dialogue_of
 from pal_jax.types import Metrics, Sample
+
+Turns = list[list[list[Sample]]]  # rewarded samples as `[turn][dialogue][sample]`
 
 
 def summarize(samples: Sequence[Sample]) -> Metrics:
@@ -63,3 +69,18 @@ def scores_of(sample: Sample, *names: str) -> dict[str, float]:
     """The scores of these names, and those of a user's own functions."""
     custom = (name for name in sample.info if name.startswith('own_'))
     return {name: sample.info[name] for name in (*names, *custom)}
+
+
+def turns_to_json(turns: Turns) -> list[Any]:
+    """Samples as plain dicts, lists, strings and numbers; the inverse of `turns_of`."""
+    return [[[sampler.to_json(s) | {'source': dataclasses.asdict(s.source)} for s in g] for g in t] for t in turns]
+
+
+def turns_of(turns: Sequence[Any]) -> Turns:
+    """The samples that `turns_to_json` gave, also after they went through JSON text."""
+
+    def sample(record: Mapping[str, Any]) -> Sample:
+        parsed = parse_completion(record['completion']['text'])
+        return sampler.from_json(record, source=dialogue_of(record['source']), parsed=parsed)
+
+    return [[list(map(sample, group)) for group in groups] for groups in turns]

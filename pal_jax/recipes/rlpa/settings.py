@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from pal_jax.run.language import ANSWERS, EndpointSettings, ReinforcedRun
+from pal_jax.run.language import ANSWERS, EndpointSettings, ReinforcedRun, RolloutSettings
 from pal_jax.run.settings import Run
 
 
@@ -112,6 +112,7 @@ class Dialogues(ReinforcedRun):
     reference_compatible: bool = False
     dialogue: DialogueSettings = DialogueSettings()
     reward: TurnRewardSettings = TurnRewardSettings()
+    rollout: RolloutSettings = RolloutSettings()
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
     answers: str = ANSWERS  # '': endpoints are asked again
     eval: DialogueEvaluationSettings = DialogueEvaluationSettings()

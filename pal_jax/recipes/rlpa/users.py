@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from pal_jax.data.holdouts import normal
 from pal_jax.recipes.rlpa.people import SCHEMA
@@ -51,9 +52,13 @@ class CountingUser:
 
     def __call__(self, dialogues: Sequence[Dialogue], seed: int) -> Sequence[str | None]:
         lines = self._user(dialogues, seed)
-        self.asked += len(lines)
-        self.silent += sum(line is None for line in lines)
+        self.count(lines)
         return lines
+
+    def count(self, answers: Sequence[Any]) -> None:
+        """Count answers, of which those that are None could not be given."""
+        self.asked += len(answers)
+        self.silent += sum(answer is None for answer in answers)
 
 
 def revealed(dialogue: Dialogue) -> frozenset[str]:

@@ -148,8 +148,11 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
         swapped_people(train)
     paid = with_own(settings, system)
     training = paid(reward(judge, shuffled=rewards.shuffled, known=train))
-    # The control takes another person of the same call, so it has to see all of them.
-    early = None if rewards.shuffled else open_early(models, rewards.matcher, rewards.judge, read)
+    # The control takes another person of the same call, so it has to see all of them; rollouts that are ahead of
+    # their updates are judged beside other work anyway.
+    early = None
+    if not rewards.shuffled and not settings.rollout.ahead:
+        early = open_early(models, rewards.matcher, rewards.judge, read)
     user = choose(
         'dialogue.user',
         dialogue.user,

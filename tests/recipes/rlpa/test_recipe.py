@@ -21,6 +21,7 @@ from pal_jax.recipes.rlpa.people import SCHEMA
 from pal_jax.recipes.rlpa.profiles import render_completion, render_facts, to_sample
 from pal_jax.recipes.rlpa.world import make_world
 from pal_jax.run import devices
+from pal_jax.run.ahead import Ahead
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.recipe import Context, Plan
 from pal_jax.run.settings import changed, to_dict
@@ -92,9 +93,10 @@ def from_fake_parts(people=4, **changes):
         check_answers=lambda samples, user: None,
     )
     parts = {
-        'plan': Plan(3, None, lambda i: None), 'ctx': CONTEXT, 'world': world, 'learner': Idle(),
+        'plan': Plan(4, None, lambda i: None), 'ctx': CONTEXT, 'world': world, 'learner': Idle(),
         'load': lambda shardings: {}, 'decoder': Writing(), 'sample_turns': sample_turns, 'supervised': lambda i: i,
         'pack': lambda samples: seen.packed.append(samples) or samples, 'game': DialogueGame(crowd, 3),
+        'rollouts': Ahead('rollouts', 0), 'replies': Ahead('replies', 0),
         'dialogues': 2, 'n': 2, 'learnt': 2, 'share_alike': False, 'round_batch_size': 2, 'shuffle': None,
         'turn_gamma': 0.0, 'min_std': 0.1, 'warmup': 0, 'ptx': False, 'seed': 5,
         'shown': 0, 'test_rounds': 3, 'test_shown': 0,

@@ -1,0 +1,66 @@
+"""Rollouts ahead of updates: work that begins some steps before its result is needed, on a thread of its own.
+
+A recipe keeps a line in its host item: a tuple of functions, the oldest first, each of which waits for the result of
+one step's work. With `rollout.ahead=k` the rollout of step `i + k` begins before the update of step `i`, with the
+weights after step `i - 1`. Which weights sample a rollout is fixed, so a run repeats bit by bit (lockstep). Models on
+the trainer's devices do not run on the thread: two threads could start the programs of several devices in different
+orders, and each device would wait for the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+from pal_jax.run import processes
+
+T = TypeVar('T')
+Line = tuple[Callable[[], T], ...]
+
+
+class Ahead:
+    """Begins work, and gives its result `steps` steps later. One thread does the work, in the order in which it began.
+
+    Args:
+      name: names the thread, and the values that it exchanges with those of other processes.
+      phase: times the wait for a result, as `run.recipe.Context.phase`.
+      here: the work needs models on this machine, so the caller's thread does it when it takes the result.
+    """
+
+    def __init__(
+        self, name: str, steps: int, *, phase: Callable[[str], AbstractContextManager[None]] = contextlib.nullcontext,
+        here: bool = False,
+    ):  # fmt: skip
+        self.steps, self._phase, self._pool = steps, phase, None
+        if steps and not here:
+            self._pool = ThreadPoolExecutor(1, name, processes.exchange_as, (name,))
+
+    def begin(self, line: Line[T], work: Callable[[], T]) -> Line[T]:
+        """The line with work that begins now; with `steps=0` it begins when its result is taken."""
+        return (*line, self._pool.submit(work).result if self._pool else functools.cache(work))
+
+    def due(self, i: int, line: Line[T], end: int) -> range:
+        """The steps whose work begins in step `i` of a run of `end` steps: one, and in the first step `steps` more."""
+        return range(i + len(line), min(i + self.steps + 1, end))
+
+    def take(self, line: Line[T]) -> tuple[T, Line[T]]:
+        """The result of the oldest work, and the rest of the line."""
+        if not self._pool:
+            return line[0](), line[1:]
+        with self._phase('wait'):
+            return line[0](), line[1:]
+
+
+def check_ahead(ahead: int, *, exact: bool) -> None:
+    """Raises ValueError where a run cannot sample `ahead` steps ahead; `exact` is `decode.exact`."""
+    if ahead < 0:
+        raise ValueError(f'rollout.ahead={ahead} must be at least 0; 0 samples a step before its update')
+    if ahead and exact:
+        raise ValueError(
+            f'rollout.ahead={ahead} samples with earlier weights, and decode.exact checks that the weights are '
+            'those of the update; leave one of them off'
+        )

@@ -1,0 +1,68 @@
+"""Lines of work that begins before its result is needed."""
+
+import threading
+import time
+
+import pytest
+
+from pal_jax.run import ahead
+from pal_jax.run.ahead import Ahead
+
+
+@pytest.mark.parametrize('steps', [0, 1, 2, 4])
+@pytest.mark.parametrize('here', [False, True])
+def test_every_step_gets_its_own_result(steps, here):
+    work, line, results, began = Ahead('work', steps, here=here), (), [], []
+    for i in range(6):
+        due = work.due(i, line, 6)
+        began.append(list(due))
+        for j in due:
+            line = work.begin(line, lambda j=j: 10 * j)
+        result, line = work.take(line)
+        results.append(result)
+    assert results == [0, 10, 20, 30, 40, 50] and not line
+    assert began[0] == list(range(steps + 1))
+    assert [j for row in began for j in row] == list(range(6))
+
+
+def test_a_thread_works_in_order_while_its_caller_goes_on():
+    seen, work, line = [], Ahead('work', 2), ()
+
+    def slow(j):
+        time.sleep(0.01 * (3 - j))
+        seen.append((j, threading.current_thread() is threading.main_thread()))
+
+    for j in range(3):
+        line = work.begin(line, lambda j=j: slow(j))
+    while line:
+        _, line = work.take(line)
+    assert seen == [(0, False), (1, False), (2, False)]
+
+
+@pytest.mark.parametrize(('steps', 'here'), [(0, False), (2, True)])
+def test_without_a_thread_the_caller_does_the_work_once_when_it_takes_the_result(steps, here):
+    seen = []
+    line = Ahead('work', steps, here=here).begin((), lambda: seen.append(threading.current_thread()))
+    assert not seen
+    # A checkpoint asks for results that are taken later.
+    line[0]()
+    line[0]()
+    assert seen == [threading.main_thread()]
+
+
+def test_an_error_of_the_work_is_raised_where_its_result_is_taken():
+    def fail():
+        raise RuntimeError('no judge')
+
+    work = Ahead('work', 1)
+    line = work.begin((), fail)
+    with pytest.raises(RuntimeError, match='no judge'):
+        work.take(line)
+
+
+def test_what_cannot_be_ahead_is_refused():
+    with pytest.raises(ValueError, match=r'rollout\.ahead=-1'):
+        ahead.check_ahead(-1, exact=False)
+    with pytest.raises(ValueError, match=r'rollout\.ahead=2 .*decode\.exact'):
+        ahead.check_ahead(2, exact=True)
+    ahead.check_ahead(0, exact=True)
