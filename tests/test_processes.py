@@ -37,14 +37,14 @@ from pal_jax.train import main
 from pal_jax.recipes.rlpa import criteria as judges
 from pal_jax.recipes.rlpa.profiles import ParsedCompletion
 from pal_jax.recipes.rlpa import world
-from pal_jax.recipes.rlpa import turns
+from pal_jax.recipes.rlpa import rollouts, turns
 from pal_jax.types import Verdict
 def parse(text):
     return ParsedCompletion('- tea: green\\n', ('tea: green',), text or 'Hm.')
 def judge(dialogues, inferred, replies, seed):
     scores = [zlib.crc32(reply.encode('utf-8', 'backslashreplace')) % 97 / 97 for reply in replies]
     return [Verdict(dict.fromkeys(judges.SCORES, score)) for score in scores]
-turns.parse_completion = parse
+turns.parse_completion = rollouts.parse_completion = parse
 world.judge_by_rules = judge
 cli.run(main, '')
 """
@@ -204,6 +204,15 @@ def test_a_run_one_of_whose_processes_is_killed_ends_as_an_unbroken_one(unbroken
     assert max(waits) < rollcall.SILENCE
     run(tmp_path, cache)
     assert_same_run(unbroken, tmp_path)
+
+
+@pytest.mark.long
+def test_rollouts_ahead_of_updates_are_the_same_in_two_processes_one_of_which_is_killed(cache, tmp_path):
+    ahead = '--config.rollout.ahead=2', '--config.total_steps=8'
+    run(tmp_path / 'one', cache, '--config.decode.shares=2', *ahead, count=1)
+    assert kill_at_random(tmp_path / 'two', cache, 2, random.Random(1), *ahead)
+    run(tmp_path / 'two', cache, *ahead)
+    assert_same_run(tmp_path / 'one', tmp_path / 'two')
 
 
 @pytest.mark.long

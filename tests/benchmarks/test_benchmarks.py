@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import (
+    ahead,
     card,
     card_programs,
     card_tasks,
@@ -109,6 +110,14 @@ def test_judging_reports_both_parts_and_what_they_take_together(report):
     out = report(judging, '--samples=8', '--rate=100', '--latency=0.05', '--concurrency=4')
     assert out['samples'] == 8 and min(out['decode_s'], out['judge_s'], out['both_s'], out['over_larger']) > 0
     assert out['judge_s'] >= 0.1  # twice four at once
+
+
+@pytest.mark.slow
+def test_ahead_reports_steps_and_their_parts(report):
+    out = report(ahead, '--user=0.1', '--judge=0.05', '--steps=2', '--tokens=4', '--ahead=1')
+    parts = [out[f'{part}_s'] for part in ('decode', 'judge', 'user', 'update')]
+    assert out['ahead'] == 1 and min(parts) > 0 and out['user_s'] >= 0.05
+    assert out['over_longest'] == pytest.approx(out['step_s'] / max(parts), abs=0.05)
 
 
 @pytest.mark.slow

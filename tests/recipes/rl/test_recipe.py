@@ -248,6 +248,33 @@ def test_a_step_of_a_game_learns_from_the_moves_of_both_roles(own):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('ahead', [1, 3])
+def test_a_run_ahead_of_its_updates_goes_on_bit_by_bit_wherever_it_is_broken_off(own, tmp_path, ahead):
+    write(tmp_path / 'rows.jsonl', [{'prompt': f'What is {k}?'} for k in range(40)])
+    recipe = rl.make(
+        get_settings('smoke', **{
+            'prompts.train': str(tmp_path / 'rows.jsonl'), 'reward.function': f'{own}:length', 'optimizer.lr': 1e-2,
+            'rollout.ahead': ahead, 'total_steps': 6,
+        }),
+        ONE,
+    )  # fmt: skip
+    state, host = recipe.init()
+    kept = []
+    for i in range(6):
+        kept.append((jax.tree.map(np.asarray, state), json.dumps(recipe.plan.pack(host))))
+        assert len(host['paid']) == min(ahead, 6 - i) * (i > 0)
+        state, host, *_ = recipe.step(state, host, i)
+    last = jax.tree.map(np.asarray, state)
+    for point in range(1, 6):
+        arrays, text = kept[point]
+        state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), arrays, recipe.plan.abstract)
+        host = recipe.plan.resume(json.loads(text))
+        for i in range(point, 6):
+            state, host, *_ = recipe.step(state, host, i)
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, state), last)
+
+
+@pytest.mark.slow
 def test_a_run_from_python_with_a_function_that_is_resumed_and_answers(tmp_path, own):
     def vowels(prompts, completions, **columns):
         return [sum(text.count(letter) for letter in 'aeiou') for text in completions]
