@@ -10,7 +10,6 @@ orders, and each device would wait for the other.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -28,20 +27,36 @@ class Ahead:
     Args:
       name: names the thread, and the values that it exchanges with those of other processes.
       phase: times the wait for a result, as `run.recipe.Context.phase`.
-      here: the work needs models on this machine, so the caller's thread does it when it takes the result.
+      here: the work needs this machine's devices, so the caller's thread does it when it begins.
     """
 
     def __init__(
         self, name: str, steps: int, *, phase: Callable[[str], AbstractContextManager[None]] = contextlib.nullcontext,
         here: bool = False,
     ):  # fmt: skip
-        self.steps, self._phase, self._pool = steps, phase, None
+        self.steps, self._phase, self._here, self._pool = steps, phase, here, None
         if steps and not here:
             self._pool = ThreadPoolExecutor(1, name, processes.exchange_as, (name,))
 
     def begin(self, line: Line[T], work: Callable[[], T]) -> Line[T]:
-        """The line with work that begins now; with `steps=0` it begins when its result is taken."""
-        return (*line, self._pool.submit(work).result if self._pool else functools.cache(work))
+        """The line with work that begins now; with `steps=0` and not `here` it begins when its result is taken."""
+        if self._pool:
+            return (*line, self._pool.submit(work).result)
+        if self._here:
+            result = work()
+            return (*line, lambda: result)
+        return (*line, work)
+
+    @property
+    def apart(self) -> bool:
+        """True where a thread of its own does the work."""
+        return self._pool is not None
+
+    def wait(self) -> None:
+        """Wait until the thread has done all work that has begun."""
+        if self._pool:
+            with self._phase('wait'):
+                self._pool.submit(lambda: None).result()
 
     def due(self, i: int, line: Line[T], end: int) -> range:
         """The steps whose work begins in step `i` of a run of `end` steps: one, and in the first step `steps` more."""

@@ -14,6 +14,7 @@ from pal_jax.run.ahead import Ahead
 def test_every_step_gets_its_own_result(steps, here):
     work, line, results, began = Ahead('work', steps, here=here), (), [], []
     for i in range(6):
+        work.wait()
         due = work.due(i, line, 6)
         began.append(list(due))
         for j in due:
@@ -39,15 +40,31 @@ def test_a_thread_works_in_order_while_its_caller_goes_on():
     assert seen == [(0, False), (1, False), (2, False)]
 
 
-@pytest.mark.parametrize(('steps', 'here'), [(0, False), (2, True)])
-def test_without_a_thread_the_caller_does_the_work_once_when_it_takes_the_result(steps, here):
+def test_without_a_thread_the_caller_does_the_work():
     seen = []
-    line = Ahead('work', steps, here=here).begin((), lambda: seen.append(threading.current_thread()))
+    line = Ahead('work', 0).begin((), lambda: seen.append(threading.current_thread()))
     assert not seen
+    Ahead('work', 0).take(line)
+    assert seen == [threading.main_thread()]
+
+
+@pytest.mark.parametrize('steps', [0, 2])
+def test_work_of_this_machines_devices_is_done_once_when_it_begins(steps):
+    seen, work = [], Ahead('work', steps, here=True)
+    line = work.begin((), lambda: seen.append(threading.current_thread()))
+    assert seen == [threading.main_thread()] and not work.apart
     # A checkpoint asks for results that are taken later.
     line[0]()
-    line[0]()
-    assert seen == [threading.main_thread()]
+    work.take(line)
+    assert len(seen) == 1
+
+
+def test_a_caller_can_wait_for_all_work():
+    seen, work = [], Ahead('work', 2)
+    for j in range(2):
+        work.begin((), lambda j=j: (time.sleep(0.02), seen.append(j)))
+    work.wait()
+    assert seen == [0, 1] and work.apart
 
 
 def test_an_error_of_the_work_is_raised_where_its_result_is_taken():

@@ -51,7 +51,8 @@ class RL:
     # `sample` samples prompts with the weights that `decoder` has loaded, see `sources.Sampler`.
     sample: Callable[[Sequence[PromptRow], int, Sequence[int]], list[Sample]]
     source: PaidAnswers | PaidGames
-    # `paid` is the work of paying a step's samples, which may begin before the step.
+    # `sampling` and `paid` are the work of sampling and of paying that is done beside updates.
+    sampling: Ahead
     paid: Ahead
     # `pack` makes a batch of samples.
     pack: Callable[[Sequence[Sample]], RolloutBatch]
@@ -71,11 +72,14 @@ class RL:
         with self.ctx.phase('rollout'):
             # 1. Draw prompts and sample n answers to each; or play n games from each of some starts. With
             # `rollout.ahead` they are those of a later step.
+            # A server may still sample the rollout that began in the step before.
+            self.sampling.wait()
             self.decoder.load(self.learner.weights(state))
             for due in self.paid.due(i, paid, self.plan.total_steps):
-                groups = self.source.train(self.sample, due)
-                paid = self.paid.begin(paid, functools.partial(self.source.pay, groups, due))
-            self.decoder.release()
+                (groups,) = self.sampling.begin((), functools.partial(self.source.train, self.sample, due))
+                paid = self.paid.begin(paid, functools.partial(self.pay, groups, due))
+            if not self.sampling.apart:
+                self.decoder.release()
         with self.ctx.phase('reward'):
             # 2. Pay every sample.
             groups, paid = self.paid.take(paid)
@@ -88,8 +92,13 @@ class RL:
         usage = self.models.usage
         return state, {'paid': paid, 'usage': usage}, 'rl', metrics | updated | usage
 
+    def pay(self, groups: Callable[[], Groups], i: int) -> Groups:
+        """The samples of step `i` with their rewards, once they are sampled."""
+        return self.source.pay(groups(), i)
+
     def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
         with self.ctx.phase('evaluate'):
+            self.sampling.wait()
             self.decoder.load(self.learner.weights(state))
             groups = self.source.pay(self.source.test(self.sample), EVALUATION)
             self.decoder.release()
@@ -160,6 +169,7 @@ def make(settings: Settings, ctx: Context) -> RL:
         return models.count_on(host) | {'paid': paid}
 
     plan = Plan(steps, learner.abstract, stage, trained, pack=pack, resume=resume, keep=keeping(policy=policy))
+    line = functools.partial(Ahead, steps=settings.rollout.ahead, phase=ctx.phase)
     return RL(
         plan=plan,
         ctx=ctx,
@@ -168,8 +178,9 @@ def make(settings: Settings, ctx: Context) -> RL:
         decoder=decoder,
         sample=functools.partial(sample, decoder, policy, settings.sampling),
         source=source,
+        sampling=line('sampling', here=settings.decode.driver == 'local'),
         # A scorer computes on this machine's devices.
-        paid=Ahead('paid', settings.rollout.ahead, phase=ctx.phase, here=models.here or bool(settings.reward.scorer)),
+        paid=line('paid', here=bool(settings.rollout.ahead) and (models.here or bool(settings.reward.scorer))),
         pack=sampler.make_packing(settings, ctx.mesh, source.packed),
         models=models,
         max_failed=settings.reward.max_failed,

@@ -98,7 +98,7 @@ class RLPA:
     game: the dialogue, of `game.rounds` turns.
     dialogues, n: different prompts of a step, and samples of each.
     learnt: the number of samples of a conversation that are learnt.
-    rollouts, replies: the work of a step's samples, and of its users, that is done before the step or after it.
+    sampling, rollouts, replies: the work of samples, of their judges and of users that is done beside updates.
     share_alike: conversations that read the same get the same samples.
     round_batch_size: the number of best replies that are collected before their users answer (`recipes/rlpa/queue.py`).
     shuffle: the seed of the order of people; None: the order of the data.
@@ -118,6 +118,7 @@ class RLPA:
     supervised: Callable[[int], TokenBatch]
     pack: Callable[[Sequence[Sample]], RolloutBatch]
     game: DialogueGame
+    sampling: Ahead
     rollouts: Ahead
     replies: Ahead
     dialogues: int
@@ -149,6 +150,8 @@ class RLPA:
         user, world = CountingUser(self.world.user), self.world
         queue, rollouts, replies = host['queue'], host['rollouts'], host['replies']
         with self.ctx.phase('rollout'):
+            # A server may still sample the rollout that began in the step before.
+            self.sampling.wait()
             self.decoder.load(self.learner.weights(state))
             # With `rollout.ahead` the steps that are due are later ones.
             for due in self.rollouts.due(i, rollouts, self.plan.total_steps):
@@ -160,7 +163,8 @@ class RLPA:
                 # 2. Sample n answers to each and reward every answer.
                 rollouts = self.rollouts.begin(rollouts, self.roll_out(open_dialogues, user, due))
             turns, rollouts = self.rollouts.take(rollouts)
-            self.decoder.release()
+            if not self.sampling.apart:
+                self.decoder.release()
             # 3. The user replies to the best answer of each conversation, which queues up unless its rounds are over.
             asked, queue = best_replies(
                 queue, turns[-1], max_rounds=self.game.rounds, round_batch_size=self.round_batch_size
@@ -198,12 +202,12 @@ class RLPA:
         return self.learner.anchor(state) if i == self.warmup - 1 else state, metrics
 
     def roll_out(self, dialogues: Sequence[Dialogue], user: UserSimulator, i: int) -> Callable[[], Turns]:
-        """A function that gives the rewarded samples of dialogues: one turn of each, which is sampled now, or with
+        """A function that gives the rewarded samples of dialogues: one turn of each, whose sampling begins now, or with
         `turn_gamma` all its turns."""
-        if not self.turn_gamma:
-            samples = self.sample(i, dialogues, 0)
-            return lambda: [self.pay(i, samples)]
-        return functools.partial(self.play, dialogues, user, i)
+        if self.turn_gamma:
+            return functools.partial(self.play, dialogues, user, i)
+        (samples,) = self.sampling.begin((), functools.partial(self.sample, i, dialogues, 0))
+        return lambda: [self.pay(i, samples())]
 
     def play(self, dialogues: Sequence[Dialogue], user: UserSimulator, i: int) -> Turns:
         """The rewarded samples of whole dialogues, whose people answer within the step and not through the queue."""
@@ -246,6 +250,7 @@ class RLPA:
             return self.sample_turns(dialogues, 1, (self.seed, EVALUATION, seed))
 
         with self.ctx.phase('evaluate'):
+            self.sampling.wait()
             self.decoder.load(self.learner.weights(state))
             record, dialogues = self.world.evaluate(respond, rounds=self.test_rounds)
             self.decoder.release()
@@ -274,9 +279,9 @@ def make(settings: Settings, ctx: Context) -> Recipe:
     check_openings(settings, world, policy.tokenizer, policy.cfg.max_len)
     learner, tokenizer, dialogue = make_turn_learner(settings, policy.cfg, ctx), policy.tokenizer, settings.dialogue
     decoder, rounds = sampler.make_decoder(settings.decode, policy, ctx), dialogue.rounds
-    # The judges that compute on this machine's devices.
+    line = functools.partial(Ahead, steps=settings.rollout.ahead, phase=ctx.phase)
+    # Some judges compute on this machine's devices.
     here = world.models.here or settings.reward.matcher == 'embedding' or settings.reward.naturalness == 'model'
-    line = functools.partial(Ahead, steps=settings.rollout.ahead, phase=ctx.phase, here=here)
     ctx.log(world.told + fewer_people(settings.eval, world))
     return RLPA(
         plan=make_plan(settings, policy, learner, world),
@@ -289,8 +294,9 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         supervised=make_demonstration_batches(settings, settings.warmup, tokenizer, ctx.mesh),
         pack=sampler.make_packing(settings, ctx.mesh, dialogue.learnt),
         game=DialogueGame(world.train, rounds, world.system),
-        rollouts=line('rollouts'),
-        replies=line('replies'),
+        sampling=line('sampling', here=settings.decode.driver == 'local'),
+        rollouts=line('rollouts', here=here),
+        replies=line('replies', here=here),
         dialogues=dialogue.rollout_batch_size,
         n=dialogue.n_samples_per_prompt,
         learnt=dialogue.learnt,

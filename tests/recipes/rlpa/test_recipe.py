@@ -96,7 +96,7 @@ def from_fake_parts(people=4, **changes):
         'plan': Plan(4, None, lambda i: None), 'ctx': CONTEXT, 'world': world, 'learner': Idle(),
         'load': lambda shardings: {}, 'decoder': Writing(), 'sample_turns': sample_turns, 'supervised': lambda i: i,
         'pack': lambda samples: seen.packed.append(samples) or samples, 'game': DialogueGame(crowd, 3),
-        'rollouts': Ahead('rollouts', 0), 'replies': Ahead('replies', 0),
+        'sampling': Ahead('sampling', 0, here=True), 'rollouts': Ahead('rollouts', 0), 'replies': Ahead('replies', 0),
         'dialogues': 2, 'n': 2, 'learnt': 2, 'share_alike': False, 'round_batch_size': 2, 'shuffle': None,
         'turn_gamma': 0.0, 'min_std': 0.1, 'warmup': 0, 'ptx': False, 'seed': 5,
         'shown': 0, 'test_rounds': 3, 'test_shown': 0,

@@ -37,7 +37,8 @@ HINTS = {
 
 
 class RemoteDecoder:
-    """A decoder on a server. Nothing is sent before the first `load`; a connection lives from there to `release`."""
+    """A decoder on a server. Nothing is sent before the first `load`. A connection lives until the next `load` or
+    `release`."""
 
     def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer, address: str, token: str = ''):
         self.cfg, self.tokenizer, self.address, self.version = cfg, tokenizer, address, 0
@@ -47,17 +48,17 @@ class RemoteDecoder:
     def load(self, params: Params, version: int | None = None) -> None:
         """Decode with these (plain, merged) parameters from now on. Requests under way end on the old ones.
 
-        The first call waits for a server that is still starting. Without a version the parameters get a random one.
+        The call waits for a server that is still starting. Without a version the parameters get a random one.
 
         Raises:
           RuntimeError: the server cannot be reached, or refuses.
           ValueError: the server has another model.
         """
-        if self._channel is None:
-            self._channel = grpc.insecure_channel(self.address, options=(*wire.OPTIONS, *RETRY))
-            self._wait(self._channel)
-            with self._told():
-                self._check(wire.unpack(wire.Status, self._method('unary_unary', 'Status')(b'')))
+        self.release()
+        self._channel = grpc.insecure_channel(self.address, options=(*wire.OPTIONS, *RETRY))
+        self._wait(self._channel)
+        with self._told():
+            self._check(wire.unpack(wire.Status, self._method('unary_unary', 'Status')(b'')))
         # A random version lets a call notice weights from another trainer.
         self.version = secrets.randbits(31) if version is None else version
         with self._told():
