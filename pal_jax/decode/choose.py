@@ -77,19 +77,32 @@ def choose_decoder(
         return LocalDecoder(cfg, tokenizer, mesh, **settings)
     if shares.parts > 1:
         raise ValueError(f"{shares.parts} shares or processes sample with decode.driver='local' alone; choose that")
-    # A wrong address is found before the trainer waits for it.
-    host, _, port = address.rpartition(':')
-    if not host or not re.fullmatch('[0-9]{1,5}', port) or not 0 < int(port) <= LAST_PORT:
-        raise ValueError(
-            f"decode.address={address!r} is no host:port, such as 127.0.0.1:9000, which decode.driver='jetstream' needs"
-        )
+    addresses = split(address)
     for name, chosen in {'int8': int8, 'exact': exact}.items():
         if chosen:
             raise ValueError(f'decode.address={address!r} decodes as its server was started; leave decode.{name} off')
     # gRPC is imported only where a server is asked.
     from pal_jax.decode.serve.jetstream.remote import RemoteDecoder
+    from pal_jax.decode.serve.jetstream.servers import Servers
 
-    return RemoteDecoder(cfg, tokenizer, address, secret(TOKEN))
+    decoders = [RemoteDecoder(cfg, tokenizer, server, secret(TOKEN)) for server in addresses]
+    return decoders[0] if len(decoders) == 1 else Servers(decoders)
+
+
+def split(address: str) -> list[str]:
+    """The servers that `decode.address` names. Raises ValueError where one is no host:port, or is named twice."""
+    addresses = address.split(',')
+    # A wrong address is found before the trainer waits for it.
+    for server in addresses:
+        host, _, port = server.rpartition(':')
+        if not host or not re.fullmatch('[0-9]{1,5}', port) or not 0 < int(port) <= LAST_PORT:
+            raise ValueError(
+                f'decode.address={address!r}: {server!r} is no host:port, such as 127.0.0.1:9000, which '
+                "decode.driver='jetstream' needs"
+            )
+    if len(set(addresses)) < len(addresses):
+        raise ValueError(f'decode.address={address!r} names a server twice')
+    return addresses
 
 
 def check_eight_bits(key: str, int8: bool, mesh: Mesh) -> None:

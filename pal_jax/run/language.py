@@ -35,7 +35,8 @@ class DecodeSettings:
     stride: int = 4
     # The driver: local, or jetstream, which has the same tokens from a server at `address`.
     driver: str = 'local'
-    # The host:port of a pal-jax serve --driver=jetstream that samples instead; see docs/serving.md.
+    # The host:port of a pal-jax serve --driver=jetstream that samples instead, or several with commas between, which
+    # share the prompts; see docs/serving.md.
     address: str = ''
     reuse: bool = True  # prompts start from the parts of them that caches hold
     int8: bool = False  # sample with weights of eight bits

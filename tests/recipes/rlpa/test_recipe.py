@@ -313,7 +313,7 @@ def test_the_published_model_is_sharded_as_declared_without_its_weights():
         ({'decode.driver': 'vllm'}, "decode.driver='vllm' is unknown; use 'local' or 'jetstream'"),
         ({'decode.driver': 'jetstream', 'decode.address': 'a:1', 'decode.int8': True}, 'leave decode.int8 off'),
         ({'decode.address': 'a:1'}, "decode.address='a:1' needs decode.driver='jetstream'"),
-        ({'decode.driver': 'jetstream'}, "decode.address='' is no host:port"),
+        ({'decode.driver': 'jetstream'}, r"decode\.address='': '' is no host:port"),
         ({'reward.judge': 'rules'}, "reward.judge='rules' is unknown; use rule"),
         ({'policy.source': 'hf:nowhere/at all'}, 'nowhere/at all'),
         ({'policy.source': 'elsewhere:x'}, 'unknown model source'),

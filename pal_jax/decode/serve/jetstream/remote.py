@@ -36,6 +36,10 @@ HINTS = {
 }
 
 
+class Unreachable(RuntimeError):
+    """The error of a server that cannot be reached, or no longer."""
+
+
 class RemoteDecoder:
     """A decoder on a server. Nothing is sent before the first `load`. A connection lives until the next `load` or
     `release`."""
@@ -45,18 +49,20 @@ class RemoteDecoder:
         self._metadata = (('authorization', f'Bearer {token}'),) if token else ()
         self._channel: grpc.Channel | None = None
 
-    def load(self, params: Params, version: int | None = None) -> None:
+    def load(self, params: Params, version: int | None = None, patience: float | None = None) -> None:
         """Decode with these (plain, merged) parameters from now on. Requests under way end on the old ones.
 
-        The call waits for a server that is still starting. Without a version the parameters get a random one.
+        The call waits `patience` seconds, by default `START`, for a server that is still starting. Without a version
+        the parameters get a random one.
 
         Raises:
-          RuntimeError: the server cannot be reached, or refuses.
+          Unreachable: the server cannot be reached.
+          RuntimeError: the server refuses.
           ValueError: the server has another model.
         """
         self.release()
         self._channel = grpc.insecure_channel(self.address, options=(*wire.OPTIONS, *RETRY))
-        self._wait(self._channel)
+        self._wait(self._channel, START if patience is None else patience)
         with self._told():
             self._check(wire.unpack(wire.Status, self._method('unary_unary', 'Status')(b'')))
         # A random version lets a call notice weights from another trainer.
@@ -64,17 +70,18 @@ class RemoteDecoder:
         with self._told():
             self._method('stream_unary', 'Update')(wire.update(params, self.version, 'drain'))
 
-    def _wait(self, channel: grpc.Channel) -> None:
-        """Wait until the server answers. Raises RuntimeError where it does not within `START` seconds."""
+    def _wait(self, channel: grpc.Channel, patience: float) -> None:
+        """Wait until the server answers. Raises Unreachable where it does not within `patience` seconds."""
         ready = grpc.channel_ready_future(channel)
         try:
             with contextlib.suppress(grpc.FutureTimeoutError):
-                return ready.result(min(SOON, START))
-            print(f'waiting for the decode server at {self.address}, {START:.0f} seconds at most', file=sys.stderr)
-            ready.result(START)
+                return ready.result(min(SOON, patience))
+            wait = f'waiting for the decode server at {self.address}, {patience:.0f} seconds at most'
+            print(wait, file=sys.stderr)
+            ready.result(patience)
         except grpc.FutureTimeoutError:
             self.release()
-            raise RuntimeError(f'the decode server at {self.address}: {HINTS[grpc.StatusCode.UNAVAILABLE]}') from None
+            raise Unreachable(f'the decode server at {self.address}: {HINTS[grpc.StatusCode.UNAVAILABLE]}') from None
         finally:
             ready.cancel()
 
@@ -91,7 +98,8 @@ class RemoteDecoder:
 
         Raises:
           ValueError: a request does not fit the model's context.
-          RuntimeError: no weights are loaded, the server cannot be reached, or it refuses.
+          Unreachable: the server cannot be reached.
+          RuntimeError: no weights are loaded, or the server refuses.
         """
         if self._channel is None:
             raise RuntimeError('the decoder has no weights; call load(params) first')
@@ -154,13 +162,15 @@ class RemoteDecoder:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """A context in which errors of gRPC become a RuntimeError with one line."""
+        """A context in which errors of gRPC become an Unreachable or another RuntimeError with one line."""
         try:
             yield
         except grpc.RpcError as error:
             code, details = _status(error)
             hint = HINTS.get(code, details)
-            raise RuntimeError(f'the decode server at {self.address}: {hint}') from error
+            # A server that is stopped cancels the calls that are under way.
+            kind = Unreachable if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) else RuntimeError
+            raise kind(f'the decode server at {self.address}: {hint}') from error
 
 
 def _status(error: Any) -> tuple[grpc.StatusCode, str]:

@@ -1,0 +1,91 @@
+"""Rollouts by several decode servers, each of which has a part of the requests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from secrets import randbits
+from typing import Any
+
+from pal_jax.decode.requests import Request, Told
+from pal_jax.decode.serve.jetstream.remote import START, RemoteDecoder, Unreachable
+from pal_jax.models.params import Params
+from pal_jax.run.processes import Shares
+from pal_jax.types import Completion
+
+# The seconds in which a `load` tries a server again that was lost.
+AGAIN = 0.5
+
+
+class Servers:
+    """A decoder on several servers. A server that cannot be reached is left out until the next `load`, which may reach
+    it again."""
+
+    def __init__(self, decoders: Sequence[RemoteDecoder]):
+        self._decoders, self._reached = list(decoders), list[RemoteDecoder]()
+        self._pool = ThreadPoolExecutor(len(decoders), 'decode servers')
+
+    def load(self, params: Params, version: int | None = None) -> None:
+        """Decode with these parameters from now on. Each server is sent them once.
+
+        The first call waits for servers that are still starting.
+
+        Raises:
+          RuntimeError: no server can be reached, or one refuses.
+          ValueError: a server has another model.
+        """
+        # All servers have one version, so that a token of other weights is noticed.
+        version = randbits(31) if version is None else version
+        patience = AGAIN if self._reached else START
+        errors = self._try(dict.fromkeys(self._decoders, (params, version, patience)), RemoteDecoder.load)
+        self._leave_out(errors, self._decoders)
+
+    def release(self) -> None:
+        """Close the connections."""
+        for decoder in self._decoders:
+            decoder.release()
+
+    def __call__(self, requests: Sequence[Request], on_completion: Told | None = None) -> list[Completion]:
+        """The completions, in the order of the requests. A server that is lost gives its requests to the others.
+
+        `on_completion(place, completion)` is called when a completion has arrived, on any thread.
+
+        Raises:
+          ValueError: a request does not fit the model's context.
+          RuntimeError: no weights are loaded, no server can be reached, or one refuses.
+        """
+        if not self._reached:
+            raise RuntimeError('the decoder has no weights; call load(params) first')
+        done: dict[int, Completion] = {}
+
+        def ask(decoder: RemoteDecoder, places: Sequence[int]) -> None:
+            def arrived(k: int, completion: Completion) -> None:
+                done[places[k]] = completion
+                if on_completion:
+                    on_completion(places[k], completion)
+
+            decoder([requests[place] for place in places], arrived)
+
+        while left := [place for place in range(len(requests)) if place not in done]:
+            shares = Shares(len(self._reached))
+            parts = {decoder: (shares.part(left, number),) for number, decoder in enumerate(self._reached)}
+            self._leave_out(self._try(parts, ask), self._reached)
+        return [done[place] for place in range(len(requests))]
+
+    def _try(self, arguments: dict[RemoteDecoder, tuple[Any, ...]], call: Any) -> dict[RemoteDecoder, Unreachable]:
+        """Call all servers side by side, each with its arguments; the errors of those that cannot be reached."""
+        calls = {decoder: self._pool.submit(call, decoder, *args) for decoder, args in arguments.items()}
+        errors = {decoder: future.exception() for decoder, future in calls.items()}
+        for error in errors.values():
+            if error and not isinstance(error, Unreachable):
+                raise error
+        return {decoder: error for decoder, error in errors.items() if isinstance(error, Unreachable)}
+
+    def _leave_out(self, errors: dict[RemoteDecoder, Unreachable], tried: Sequence[RemoteDecoder]) -> None:
+        """Go on with the servers among `tried` that have no error. Raises the first error where all have one."""
+        self._reached = [decoder for decoder in tried if decoder not in errors]
+        if not self._reached:
+            raise next(iter(errors.values()))
+        for error in errors.values():
+            print(f'{error}; the other decode servers go on', file=sys.stderr)
