@@ -74,10 +74,11 @@ class RemoteDecoder:
         """Wait until the server answers. Raises Unreachable where it does not within `patience` seconds."""
         ready = grpc.channel_ready_future(channel)
         try:
-            with contextlib.suppress(grpc.FutureTimeoutError):
-                return ready.result(min(SOON, patience))
-            wait = f'waiting for the decode server at {self.address}, {patience:.0f} seconds at most'
-            print(wait, file=sys.stderr)
+            if patience > SOON:
+                with contextlib.suppress(grpc.FutureTimeoutError):
+                    return ready.result(SOON)
+                wait = f'waiting for the decode server at {self.address}, {patience:.0f} seconds at most'
+                print(wait, file=sys.stderr)
             ready.result(patience)
         except grpc.FutureTimeoutError:
             self.release()

@@ -84,8 +84,12 @@ class Servers:
 
     def _leave_out(self, errors: dict[RemoteDecoder, Unreachable], tried: Sequence[RemoteDecoder]) -> None:
         """Go on with the servers among `tried` that have no error. Raises the first error where all have one."""
-        self._reached = [decoder for decoder in tried if decoder not in errors]
+        before, self._reached = self._reached, [decoder for decoder in tried if decoder not in errors]
         if not self._reached:
             raise next(iter(errors.values()))
-        for error in errors.values():
-            print(f'{error}; the other decode servers go on', file=sys.stderr)
+        for decoder, error in errors.items():
+            if decoder in before or not before:
+                print(f'{error}; the other decode servers go on', file=sys.stderr)
+        for decoder in self._reached:
+            if before and decoder not in before:
+                print(f'the decode server at {decoder.address} is back', file=sys.stderr)
