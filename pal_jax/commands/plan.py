@@ -188,7 +188,10 @@ def duration(run_plan: FitPlan) -> str:
     if not run_plan.fits or seconds is None or roofline is None or share is None:
         return ''
     at_limits = f'{roofline:.0f} s at the rates of the device, of which arithmetic alone would take {share:.0%}'
-    return f'; a step of full length takes {seconds:.0f} s at {EFFICIENCY.value:.0%} of these rates, {at_limits}'
+    text = f'; a step of full length takes {seconds:.0f} s at {EFFICIENCY.value:.0%} of these rates, {at_limits}'
+    if apart := run_plan.apart_seconds:
+        text += f'; were rollouts sampled ahead by as many devices again, {apart:.0f} s'
+    return text
 
 
 def gib(size: float) -> str:
@@ -206,6 +209,7 @@ def as_json(run_plan: FitPlan, better: FitPlan | None, request: PlanRequest) -> 
             'memory': some_plan.memory,
             'limit': some_plan.chip.memory,
             'step_seconds': some_plan.step_seconds,
+            'apart_seconds': some_plan.apart_seconds,
             'step_roofline': some_plan.roofline,
             'share_of_peak': some_plan.share_of_peak,
             'programs': [dataclasses.asdict(figures) for figures in some_plan.figures],

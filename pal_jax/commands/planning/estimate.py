@@ -108,6 +108,17 @@ class FitPlan:
         return sum(program.calls * (program.seconds or 0.0) for program in self.figures)
 
     @property
+    def apart_seconds(self) -> float | None:
+        """Seconds of a step whose rollout is ahead of its update, on as many other devices: those of the longer part.
+
+        None where no decoding is planned, or a rate is unknown.
+        """
+        if (together := self.step_seconds) is None:
+            return None
+        sampling = sum(program.calls * (program.seconds or 0.0) for program in parts_of(self, decoding=True))
+        return max(sampling, together - sampling) if sampling else None
+
+    @property
     def roofline(self) -> float | None:
         """Seconds of a step at the device's own rates, that is, at an efficiency of 1; None where one is unknown."""
         if not all(program.limits for program in self.figures):
