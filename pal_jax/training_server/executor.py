@@ -7,8 +7,12 @@ import threading
 import time
 from collections import deque
 
+from pal_jax.run import memory
 from pal_jax.training_server.futures import Operation, carry_out
 from pal_jax.training_server.sampler import SampleJob, Sampler
+
+# Seconds without work after which the process gives freed memory back to the system.
+IDLE = 1.0
 
 
 class Executor:
@@ -38,14 +42,20 @@ class Executor:
         self._thread.join()
 
     def _run(self) -> None:
+        trained = False
         while self._open:
             self._take(wait=not (self._turns or self._sampler.busy))
             until = 0.0
             if self._turns:
+                trained = True
                 began = time.monotonic()
                 carry_out(self._next())
                 # Decoding gets its share of time before the next operation.
                 until = time.monotonic() + self._rest * (time.monotonic() - began)
+            if trained and self._sampler.busy and not self._turns:
+                # The programs of the decoder want other sizes of memory.
+                memory.give_back(memory.LARGE_HEAP)
+                trained = False
             while self._open and self._sampler.busy and (not self._turns or time.monotonic() < until):
                 self._sampler.advance()
                 self._take(wait=False)
@@ -66,10 +76,18 @@ class Executor:
         """Take what has come into the inbox. With `wait`, wait until something does."""
         # Nobody else takes from the inbox, so what is not empty stays so.
         while self._open and (wait or not self._inbox.empty()):
-            work, wait = self._inbox.get(), False
+            work, wait = self._awaited() if wait else self._inbox.get(), False
             if work is None:
                 self._open = False
             elif isinstance(work, SampleJob):
                 self._sampler.put(work)
             else:
                 self._turns.append(work)
+
+    def _awaited(self) -> Operation | SampleJob | None:
+        """What comes into the inbox next."""
+        try:
+            return self._inbox.get(timeout=IDLE)
+        except queue.Empty:
+            memory.give_back()
+            return self._inbox.get()

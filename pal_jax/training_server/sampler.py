@@ -139,7 +139,7 @@ class Bank:
 
 
 class Sampler:
-    """A decoder and its lines of jobs, one for each snapshot, which take turns.
+    """A decoder and its lines of jobs, one for each snapshot, which take turns of several samples.
 
     Args:
       bank: the places of a decoder whose tokenizer ends no text (see `never_ending`).
@@ -150,6 +150,8 @@ class Sampler:
         # Snapshots in the order in which they get their turns.
         self._lines: dict[Snapshot, deque[SampleJob]] = {}
         self._live: dict[int, tuple[SampleJob, int]] = {}
+        # The samples of a turn, so that the snapshots in the bank fill the slots together.
+        self._turn = max(self.decoder.slots // bank.size, 1)
         # Snapshots that wait for a place, and since when.
         self.waiting: dict[Snapshot, float] = {}
 
@@ -202,7 +204,7 @@ class Sampler:
                 continue
             self.waiting.pop(snapshot, None)
             scored = self._start(line)
-            # The next job is that of another snapshot.
+            # The next turn is that of another snapshot.
             del self._lines[snapshot]
             if line:
                 self._lines[snapshot] = line
@@ -211,20 +213,22 @@ class Sampler:
         return False
 
     def _start(self, line: deque[SampleJob]) -> bool:
-        """Start samples of the first job of a line, and take the job out once all have started. True where a prompt was
-        scored."""
-        job, scored, mixture = line[0], False, self.bank.mixture(line[0].snapshot)
-        try:
-            if job.with_prompt and job.prompt is None:
-                job.prompt, scored = self._scored(dataclasses.replace(job.requests[0], mixture=mixture)), True
-            while job.started < len(job.requests) and self.decoder.free > 0:
-                number = self.decoder.add(dataclasses.replace(job.requests[job.started], mixture=mixture))
-                self._live[number] = job, job.started
-                job.started += 1
-        except Exception as error:
-            job.fail(error)
-        if job.cancelled or job.started == len(job.requests):
-            line.popleft()
+        """Start samples of the first jobs of a line for one turn, and take the jobs out whose samples have all started.
+        True where a prompt was scored."""
+        mixture, scored, started = self.bank.mixture(line[0].snapshot), False, 0
+        while line and not scored and started < self._turn and self.decoder.free > 0:
+            job = line[0]
+            try:
+                if job.with_prompt and job.prompt is None:
+                    job.prompt, scored = self._scored(dataclasses.replace(job.requests[0], mixture=mixture)), True
+                while job.started < len(job.requests) and self.decoder.free > 0:
+                    number = self.decoder.add(dataclasses.replace(job.requests[job.started], mixture=mixture))
+                    self._live[number] = job, job.started
+                    job.started, started = job.started + 1, started + 1
+            except Exception as error:
+                job.fail(error)
+            if job.cancelled or job.started == len(job.requests):
+                line.popleft()
         return scored
 
     def _scored(self, request: Request) -> PromptLogprobs:

@@ -23,7 +23,7 @@ from pal_jax.training_server.futures import Operation
 from pal_jax.training_server.losses import NO_TARGET, Datum
 from pal_jax.training_server.sampler import Bank, SampleJob, Sampler, Snapshot, never_ending
 from pal_jax.training_server.trainer import Base, Shape, Tenant, Trainer
-from pal_jax.types import Sampling
+from pal_jax.types import Completion, Sampling
 
 STEP = {
     'learning_rate': 0.01, 'beta1': 0.9, 'beta2': 0.95, 'eps': 1e-12, 'weight_decay': 0.1, 'grad_clip_norm': 0.0,
@@ -139,6 +139,41 @@ def test_a_seeded_sample_is_the_same_beside_other_adapters_bit_for_bit(base):
 
 def snapshot_of(tenant: Tenant) -> Snapshot:
     return Snapshot(lambda: tenant.params)
+
+
+def test_a_snapshot_starts_several_jobs_in_its_turn_and_no_more_than_its_share(monkeypatch):
+    started: list[str] = []
+    put = mock.Mock()
+    monkeypatch.setattr('pal_jax.training_server.sampler.soups.put', put)
+    # Everybody has waited for long as soon as they wait.
+    monkeypatch.setattr('pal_jax.training_server.sampler.TURN', -1.0)
+    decoder = mock.Mock(slots=6, free=6)
+
+    def add(request: Request) -> int:
+        decoder.free -= 1
+        started.append(chr(request.prompt_ids[0]))
+        return len(started)
+
+    def step() -> list[Any]:
+        ended = range(len(started) - 5 + decoder.free, len(started) + 1)
+        decoder.free = 6
+        return [mock.Mock(number=number, completion=Completion('', (), (), 'length')) for number in ended]
+
+    decoder.add, decoder.step = add, step
+    bank = Bank.__new__(Bank)
+    bank.__dict__.update(decoder=decoder, size=2, _places={}, _weights=None)
+    sampler = Sampler(bank)
+    for name in 'abc':
+        snapshot = Snapshot(dict)
+        for _ in range(4):
+            request = Request((ord(name),), Sampling(1.0, 0, 1.0, 1), 0)
+            sampler.put(SampleJob(Operation('', lambda: None), snapshot, [request]))
+    while sampler.busy:
+        sampler.advance()
+    # Two places share six slots, so a turn has three samples.
+    assert ''.join(started) == 'aaabbbcccabc'
+    # A place is filled once a turn, and not once a job.
+    assert put.call_count == 6
 
 
 def test_operations_of_several_models_are_carried_out_together_and_each_model_keeps_its_order():
