@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import zstandard
@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pal_jax.decode.serve.bodies import TooLarge, read_body, replayed
+from pal_jax.decode.serve.bodies import START, TooLarge, read_body, replayed
 from pal_jax.training_server import wire
 from pal_jax.training_server.futures import Conflict, Operation, UserFault
 from pal_jax.training_server.service import Gone, Missing, Service
@@ -35,10 +35,14 @@ FLAGS = {
 
 
 class LimitedBody:
-    """ASGI middleware that refuses a body of more than `limit` bytes, and unpacks one that is compressed by zstd."""
+    """ASGI middleware that refuses a body of more than `limit` bytes, and unpacks one that is compressed by zstd.
 
-    def __init__(self, app: ASGIApp, limit: int):
-        self.app, self.limit = app, limit
+    Args:
+      refused: is told the first bytes of a body that is refused, as far as they can be read, and why.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, refused: Callable[[bytes, str], None]):
+        self.app, self.limit, self.refused = app, limit, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope['type'] != 'http':
@@ -50,8 +54,10 @@ class LimitedBody:
                 return None
             body = await asyncio.to_thread(self._unpacked, body, coding)
         except TooLarge as error:
+            self.refused(_unpacked_start(error.start) if coding == 'zstd' else error.start, str(error))
             return await self._refuse(413, str(error))(scope, receive, send)
         except ValueError as error:
+            self.refused(b'', str(error))
             return await self._refuse(415, str(error))(scope, receive, send)
         return await self.app(scope, replayed(body, receive), send)
 
@@ -66,12 +72,20 @@ class LimitedBody:
         except zstandard.ZstdError as error:
             raise ValueError(f'the body is not compressed by zstd: {error}') from None
         if len(whole) > self.limit:
-            raise TooLarge(f'a request has at most {self.limit} bytes')
+            raise TooLarge(self.limit, body[:START])
         return whole
 
     @staticmethod
     def _refuse(status: int, why: str) -> JSONResponse:
         return JSONResponse({'detail': why}, status, {'connection': 'close'})
+
+
+def _unpacked_start(start: bytes) -> bytes:
+    """The first bytes of a body of which the first packed ones are there."""
+    try:
+        return zstandard.ZstdDecompressor().stream_reader(start).read(START)
+    except zstandard.ZstdError:
+        return b''
 
 
 def make_app(
@@ -101,7 +115,7 @@ def make_app(
 
     app = FastAPI(title='pal_jax training', lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.closing = asyncio.Event()
-    app.add_middleware(LimitedBody, limit=body_limit)
+    app.add_middleware(LimitedBody, limit=body_limit, refused=service.refuse_unread)
     _answer_errors(app, service)
     routes = Routes(service, FLAGS | dict(flags or {}), app.state.closing)
     guarded = [Depends(known)]
@@ -243,6 +257,7 @@ class Routes:
         try:
             message = await asyncio.to_thread(wire.read_training, body)
         except ValueError as error:
+            self.service.refuse_unread(body[:START], str(error))
             return JSONResponse({'detail': str(error)}, 422)
         # The bytes of one message may differ in the order of a map.
         digest = digest_of(message.SerializeToString(deterministic=True))

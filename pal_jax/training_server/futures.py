@@ -139,10 +139,11 @@ class Order:
 
     Args:
       release: hands an operation to the executor.
+      unread: why requests were refused before their number was known, the latest last.
     """
 
-    def __init__(self, release: Callable[[Operation], None], patience: float = PATIENCE):
-        self._release, self._patience = release, patience
+    def __init__(self, release: Callable[[Operation], None], patience: float = PATIENCE, unread: Sequence[str] = ()):
+        self._release, self._patience, self._unread = release, patience, unread
         self._next = 1
         # None stands for an operation that was refused.
         self._held: dict[int, Operation | None] = {}
@@ -173,7 +174,10 @@ class Order:
     def _expire(self, number: int) -> None:
         if (operation := self._held.pop(number, None)) is None:
             return
-        operation.fail(UserFault(f'operation {self._next} never arrived, so operation {number} was not carried out'))
+        why = f'. A request whose number is not known was refused: {self._unread[-1]}' if self._unread else ''
+        operation.fail(
+            UserFault(f'operation {self._next} never arrived, so operation {number} was not carried out{why}')
+        )
         # The operations after this one wait no longer for what never came.
         self._next = number + 1
         self._advance()

@@ -6,7 +6,6 @@ The event loop's thread alone uses a `Service`. What an operation does on device
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import itertools
 import json
 import secrets
@@ -19,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.models.params import Params
 from pal_jax.training_server import wire
 from pal_jax.training_server.executor import Executor
 from pal_jax.training_server.futures import Answer, Futures, Operation, Order, UserFault
 from pal_jax.training_server.sampler import SampleJob, Sampler, Snapshot, requests_of
-from pal_jax.training_server.store import KINDS, Saved, Store, size_of
+from pal_jax.training_server.store import Saved, Store, about, moment
 from pal_jax.training_server.trainer import Batch, Shape, Step, Tenant, Trainer
 
 # Snapshots of unsaved weights whose adapters are in memory; older ones are in files for as long as the server runs.
@@ -95,6 +93,8 @@ class Service:
         # Samplers of saved weights and of the base, so that clients of the same weights share their turn.
         self._shared: dict[str, Snapshot] = {'': Snapshot(dict, is_base=True)}
         self._jobs: dict[str, SampleJob] = {}
+        # Why requests were refused whose number nobody knows.
+        self._unread: deque[str] = deque(maxlen=8)
         self._recent: deque[Snapshot] = deque()
         self._aside = tempfile.TemporaryDirectory(prefix='pal_jax_snapshots_')
 
@@ -205,7 +205,7 @@ class Service:
         operation, new = self.futures.take((model_id, 0), digest, lambda: Operation(session_id, work))
         if new:
             session.models.append(model_id)
-            self.orders[model_id] = Order(self.executor.put)
+            self.orders[model_id] = Order(self.executor.put, unread=self._unread)
             self.executor.put(operation)
         return operation
 
@@ -234,6 +234,20 @@ class Service:
         match body:
             case {'model_id': str(model_id), 'seq_id': int(number)} if model_id in self.orders:
                 self.orders[model_id].refuse(number)
+
+    def refuse_unread(self, start: bytes, why: str) -> None:
+        """Fail the forward_backward whose first bytes are there, since the request is refused. Its gradient counts as
+        lost. Where these bytes name no operation, those that wait for it will say why it is missing."""
+
+        def work(tenant: Tenant) -> Answer:
+            tenant.spoil()
+            raise UserFault(why)
+
+        match wire.numbered_in(start):
+            case (model_id, number) if model_id in self.orders and model_id in self.trainer.tenants:
+                self._numbered(model_id, number, b'', work)
+            case _:
+                self._unread.append(why)
 
     def unload(self, model_id: str) -> Operation:
         """The operation that drops a model from memory."""
@@ -377,27 +391,17 @@ class Service:
             raise Missing(f'there is no model {model_id}')
         metadata = tenant.user_metadata if tenant else saved[-1].note['model_metadata']
         last = tenant.last_request if tenant else saved[-1].note['time']
-        entries = [self._checkpoint(entry) for entry in saved]
-        by_kind = {entry['checkpoint_type']: entry for entry in entries}
+        by_kind = {entry['checkpoint_type']: entry for entry in map(about, saved)}
         return {
             'training_run_id': model_id, 'base_model': self.base_name, 'model_owner': 'local', 'is_lora': True,
-            'lora_rank': (tenant.shape if tenant else saved[-1].shape).rank, 'last_request_time': _moment(last),
+            'lora_rank': (tenant.shape if tenant else saved[-1].shape).rank, 'last_request_time': moment(last),
             'last_checkpoint': by_kind.get('training'), 'last_sampler_checkpoint': by_kind.get('sampler'),
             'user_metadata': {key: str(value) for key, value in metadata.items()},
         }  # fmt: skip
 
     def checkpoints(self, model_id: str) -> list[dict[str, Any]]:
         """The saved weights of one model."""
-        return [self._checkpoint(saved) for saved in self.store.listed(model_id)]
-
-    def _checkpoint(self, saved: Saved) -> dict[str, Any]:
-        kind, name = saved.folder.parts[-2:]
-        ttl = saved.note['ttl_seconds']
-        return {
-            'checkpoint_id': f'{kind}/{name}', 'checkpoint_type': KINDS[kind], 'time': _moment(saved.note['time']),
-            'tinker_path': saved.path, 'size_bytes': size_of(saved), 'user_metadata': saved.note['user_metadata'],
-            'expires_at': _moment(saved.note['time'] + ttl) if ttl else None,
-        }  # fmt: skip
+        return [about(saved) for saved in self.store.listed(model_id)]
 
     # --- samples -----------------------------------------------------------------------------------------------------
 
@@ -422,10 +426,7 @@ class Service:
         saved = self._saved(path)
         # Weights that were saved anew under an old name are others.
         key = f'{path} {saved.note["time"]}'
-        return self._shared.setdefault(key, Snapshot(lambda: self._read(saved)))
-
-    def _read(self, saved: Saved) -> Params:
-        return self.store.adapters(saved)
+        return self._shared.setdefault(key, Snapshot(lambda: self.store.adapters(saved)))
 
     def sampler(self, sampler_id: str) -> SamplerEntry:
         """The sampling session of that id. Raises Missing where there is none."""
@@ -494,7 +495,3 @@ def _never() -> Answer:
 def _check_optimizer(form: wire.OptimizerForm | None) -> None:
     if form is not None and form.type != 'adamw':
         raise UserFault(f'optimizer_config of type {form.type!r} is not supported; use adamw')
-
-
-def _moment(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()

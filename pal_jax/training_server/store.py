@@ -9,6 +9,7 @@ a checkpoint of this package, and the note a JSON object.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import re
@@ -157,6 +158,18 @@ class Store:
         return Saved(f'tinker://{model_id}/{kind}/{name}', self.folder / model_id / kind / name, {})
 
 
-def size_of(saved: Saved) -> int:
-    """The bytes of saved weights."""
-    return sum(path.stat().st_size for path in saved.folder.rglob('*') if path.is_file())
+def about(saved: Saved) -> dict[str, Any]:
+    """What clients are told about saved weights."""
+    kind, name = saved.folder.parts[-2:]
+    ttl = saved.note['ttl_seconds']
+    return {
+        'checkpoint_id': f'{kind}/{name}', 'checkpoint_type': KINDS[kind], 'time': moment(saved.note['time']),
+        'tinker_path': saved.path, 'user_metadata': saved.note['user_metadata'],
+        'size_bytes': sum(path.stat().st_size for path in saved.folder.rglob('*') if path.is_file()),
+        'expires_at': moment(saved.note['time'] + ttl) if ttl else None,
+    }  # fmt: skip
+
+
+def moment(seconds: float) -> str:
+    """The time `seconds` after the epoch as clients read it."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()

@@ -6,6 +6,7 @@ refuse fields that they do not know.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from pal_jax.training_server.losses import Datum
 from pal_jax.types import Completion
 
 PROTOBUF = 'application/x-protobuf'
+# The first bytes of a forward_backward that have its model and number.
+HEAD = 256
 # The types of numbers of a tensor. Numbers of half precision are the upper halves of float32.
 DTYPES = {
     pb.DTYPE_FLOAT32: np.float32,
@@ -39,6 +42,17 @@ def read_training(body: bytes) -> pb.ForwardBackwardRequest:
     # protobuf's own class of errors is no public name of the package.
     except Exception as error:
         raise ValueError(f'the body is no ForwardBackwardRequest: {error}') from None
+
+
+def numbered_in(start: bytes) -> tuple[str, int] | None:
+    """The model and the number of a forward_backward of which the first bytes are there; None where they lack them."""
+    # The client writes the two fields before the data. A part that ends within a field is no message.
+    for end in range(min(len(start), HEAD)):
+        with contextlib.suppress(ValueError):
+            message = read_training(start[: end + 1])
+            if message.model_id and message.seq_id:
+                return message.model_id, message.seq_id
+    return None
 
 
 def settings_of(message: pb.ForwardBackwardRequest) -> dict[str, float | str]:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 tinker = pytest.importorskip('tinker', reason="needs the client: pip install 'pal_jax[tinker]'")
 types = tinker.types
+
+import zstandard  # noqa: E402
+from tinker.proto import tinker_public_pb2 as pb  # noqa: E402
+
+from pal_jax.training_server.futures import Order  # noqa: E402
 
 CLIENTS = 'ServiceClient', 'TrainingClient', 'SamplingClient', 'RestClient'
 PAGE = Path(__file__).parents[2] / 'docs' / 'serve_training.md'
@@ -191,20 +199,70 @@ def test_a_method_works_where_the_page_says_so(connect, tiny_folder, monkeypatch
     assert outcome == documented()
 
 
-def test_no_operation_waits_for_one_that_was_refused(service, tiny_folder):
+@contextlib.contextmanager
+def opened(service: Any, folder: Path, **options: Any) -> Iterator[tuple[Any, str]]:
+    """A client of HTTP alone, and a model of a session that ends with it."""
     from fastapi.testclient import TestClient
 
     from pal_jax.training_server.app import make_app
 
-    http = TestClient(make_app(service), base_url='http://127.0.0.1/api/v1/', headers={'X-API-Key': 'tml-test'})
-    session = http.post('create_session', json={'tags': [], 'sdk_version': '1'}).json()['session_id']
-    form = {'session_id': session, 'model_seq_id': 0, 'base_model': str(tiny_folder), 'lora_config': {'rank': 1}}
-    future = http.post('create_model', json=form).json()
-    assert http.post('retrieve_future', json={'request_id': future['request_id']}).json()['model_id']
-    of_model = {'model_id': future['model_id']}
-    assert http.post('save_weights_external', json=of_model | {'seq_id': 1, 'path': 'x'}).status_code == 404
-    assert http.post('optim_step', json=of_model | {'seq_id': 2, 'colour': 'red'}).status_code == 422
-    third = http.post('optim_step', json=of_model | {'seq_id': 3, 'adam_params': {}}).json()['request_id']
-    # There is no gradient to apply, which the third operation can tell only in its turn.
-    assert http.post('retrieve_future', json={'request_id': third}).json()['category'] == 'user'
-    http.post(f'sessions/{session}/finish', json={'reason': 'success'})
+    app = make_app(service, **options)
+    http = TestClient(app, base_url='http://127.0.0.1/api/v1/', headers={'X-API-Key': 'tml-test'})
+    # The service outlives this application.
+    with mock.patch.object(service, 'close'), http:
+        session = http.post('create_session', json={'tags': [], 'sdk_version': '1'}).json()['session_id']
+        form = {'session_id': session, 'model_seq_id': 0, 'base_model': str(folder), 'lora_config': {'rank': 1}}
+        future = http.post('create_model', json=form).json()
+        assert result(http, future)['model_id']
+        yield http, future['model_id']
+        http.post(f'sessions/{session}/finish', json={'reason': 'success'})
+
+
+def result(http: Any, future: Any) -> Any:
+    return http.post('retrieve_future', json={'request_id': future['request_id']}).json()
+
+
+def step(http: Any, model_id: str, number: int) -> Any:
+    """The result of a step."""
+    form = {'model_id': model_id, 'seq_id': number, 'adam_params': {}}
+    return result(http, http.post('optim_step', json=form).json())
+
+
+def test_no_operation_waits_for_one_that_was_refused(service, tiny_folder):
+    with opened(service, tiny_folder) as (http, model_id):
+        of_model = {'model_id': model_id}
+        assert http.post('save_weights_external', json=of_model | {'seq_id': 1, 'path': 'x'}).status_code == 404
+        assert http.post('optim_step', json=of_model | {'seq_id': 2, 'colour': 'red'}).status_code == 422
+        # There is no gradient to apply, which the third operation can tell only in its turn.
+        assert step(http, model_id, 3)['category'] == 'user'
+
+
+@pytest.mark.parametrize('kind', ['large', 'packed', 'packed_small', 'unreadable'])
+def test_a_batch_whose_body_is_refused_fails_the_next_step_and_nothing_waits_for_it(service, tiny_folder, kind):
+    with opened(service, tiny_folder, body_limit=1000) as (http, model_id):
+        # Noise stays large when it is packed.
+        noise = np.random.default_rng(0).integers(ord('a'), ord('z'), 5000).astype(np.uint8).tobytes().decode()
+        loss = noise if kind == 'packed' else 'x' * 5000
+        body = pb.ForwardBackwardRequest(model_id=model_id, seq_id=1, loss_fn=loss).SerializeToString()
+        headers, status = {}, 413
+        if kind.startswith('packed'):
+            body, headers = zstandard.compress(body), {'content-encoding': 'zstd'}
+            assert (len(body) > 1000) == (kind == 'packed')
+        elif kind == 'unreadable':
+            body, status = body[:100], 422
+        assert http.post('forward_backward', content=body, headers=headers).status_code == status
+        answer = step(http, model_id, 2)
+        assert answer['category'] == 'user'
+        assert 'forward_backward 1 failed' in answer['error']
+
+
+def test_who_waits_for_an_operation_whose_number_could_not_be_read_is_told_why_it_is_missing(
+    service, tiny_folder, monkeypatch
+):
+    monkeypatch.setattr('pal_jax.training_server.service.Order', functools.partial(Order, patience=0.05))
+    with opened(service, tiny_folder, body_limit=1000) as (http, model_id):
+        assert http.post('optim_step', content=b'x' * 1001).status_code == 413
+        answer = step(http, model_id, 2)
+    assert answer['category'] == 'user'
+    assert 'operation 1 ' in answer['error']
+    assert '1000 bytes' in answer['error']

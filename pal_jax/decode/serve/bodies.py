@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from starlette.types import Message, Receive
 
+# The bytes that are kept of a body of too many. A block of zstd is smaller.
+START = 1 << 18
+
 
 class TooLarge(ValueError):
-    """The error of a body of too many bytes."""
+    """The error of a body of too many bytes, which begins with `start`."""
+
+    def __init__(self, limit: int, start: bytes):
+        super().__init__(f'a request has at most {limit} bytes')
+        self.start = start
 
 
 async def read_body(receive: Receive, limit: int) -> bytes | None:
@@ -20,7 +27,7 @@ async def read_body(receive: Receive, limit: int) -> bytes | None:
         more = message.get('more_body', False)
         # The bytes are counted as they come, since a request need not state its length.
         if len(body) > limit:
-            raise TooLarge(f'a request has at most {limit} bytes')
+            raise TooLarge(limit, bytes(body[:START]))
     return bytes(body)
 
 
