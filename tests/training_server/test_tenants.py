@@ -14,10 +14,13 @@ import pytest
 
 pytest.importorskip('tinker', reason="needs the client: pip install 'pal_jax[tinker]'")
 
+from tinker.proto import tinker_public_pb2 as pb
+
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Request
 from pal_jax.models.files import sources
-from pal_jax.run import devices
+from pal_jax.models.params import decoder_specs
+from pal_jax.run import devices, sharding
 from pal_jax.training_server.executor import Executor
 from pal_jax.training_server.futures import Operation
 from pal_jax.training_server.losses import NO_TARGET, Datum
@@ -80,6 +83,26 @@ def test_a_tenant_alone_trains_as_beside_others_bit_for_bit(base):
     # The others were trained, too, and a weight that is not to be trained has no adapter.
     assert beside.tenants['c'].params['unembed'] is None
     assert bool((beside.tenants['b'].params['unembed'].b != 0).any())
+
+
+@pytest.mark.slow
+def test_eight_devices_train_and_sample_as_one_does(base):
+    """Their sums are added up in another order, so numbers agree to the precision of float32."""
+    mesh = devices.make_mesh()
+    assert mesh.size == 8
+    params = jax.device_put(base.params, sharding.param_shardings(decoder_specs(base.cfg), mesh))
+    spread = base._replace(mesh=mesh, params=params)
+    answers, kept = [], []
+    for where in base, spread:
+        trainer, results = trained(where, 'abc')
+        kept.append((results, [trainer.tenants[name].params for name in 'abc']))
+        asked = [(snapshot_of(trainer.tenants['b']), 1), (Snapshot(dict, is_base=True), 2)]
+        answers.append([pb.SampleResponse.FromString(body) for body in sampled(where, 2, asked)[0]])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), *kept)
+    for one, other in zip(*answers, strict=True):
+        for ours, theirs in zip(one.sequences, other.sequences, strict=True):
+            assert ours.tokens == theirs.tokens
+            np.testing.assert_allclose(*(np.frombuffer(x.logprobs, np.float32) for x in (ours, theirs)), atol=1e-4)
 
 
 @pytest.mark.slow
