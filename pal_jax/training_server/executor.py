@@ -85,7 +85,7 @@ class Executor:
                 self._turns.append(work)
 
     def _awaited(self) -> Operation | SampleJob | None:
-        """What comes into the inbox next."""
+        """The next work in the inbox."""
         try:
             return self._inbox.get(timeout=IDLE)
         except queue.Empty:

@@ -159,7 +159,7 @@ class Store:
 
 
 def about(saved: Saved) -> dict[str, Any]:
-    """What clients are told about saved weights."""
+    """The entry of saved weights among the checkpoints that clients list."""
     kind, name = saved.folder.parts[-2:]
     ttl = saved.note['ttl_seconds']
     return {

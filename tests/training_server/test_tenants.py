@@ -102,7 +102,8 @@ def test_eight_devices_train_and_sample_as_one_does(base):
     for one, other in zip(*answers, strict=True):
         for ours, theirs in zip(one.sequences, other.sequences, strict=True):
             assert ours.tokens == theirs.tokens
-            np.testing.assert_allclose(*(np.frombuffer(x.logprobs, np.float32) for x in (ours, theirs)), atol=1e-4)
+            one_lps, other_lps = (np.frombuffer(x.logprobs, np.float32) for x in (ours, theirs))
+            np.testing.assert_allclose(one_lps, other_lps, atol=1e-4)
 
 
 @pytest.mark.slow
