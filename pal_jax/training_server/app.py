@@ -38,10 +38,11 @@ class LimitedBody:
     """ASGI middleware that refuses a body of more than `limit` bytes, and unpacks one that is compressed by zstd.
 
     Args:
-      refused: is told the first bytes of a body that is refused, as far as they can be read, and why.
+      refused: is told of a request whose body is refused: the request, the body's first bytes as far as they can be
+        read, and why.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, refused: Callable[[bytes, str], None]):
+    def __init__(self, app: ASGIApp, limit: int, refused: Callable[[Request, bytes, str], None]):
         self.app, self.limit, self.refused = app, limit, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,10 +55,11 @@ class LimitedBody:
                 return None
             body = await asyncio.to_thread(self._unpacked, body, coding)
         except TooLarge as error:
-            self.refused(_unpacked_start(error.start) if coding == 'zstd' else error.start, str(error))
+            start = _unpacked_start(error.start) if coding == 'zstd' else error.start
+            self.refused(Request(scope), start, str(error))
             return await self._refuse(413, str(error))(scope, receive, send)
         except ValueError as error:
-            self.refused(b'', str(error))
+            self.refused(Request(scope), b'', str(error))
             return await self._refuse(415, str(error))(scope, receive, send)
         return await self.app(scope, replayed(body, receive), send)
 
@@ -113,9 +115,15 @@ def make_app(
         if not sent.startswith('tml-') or (key and not secrets.compare_digest(sent.encode(), key.encode())):
             raise Unauthorized('X-API-Key is not the key of this server; set TINKER_API_KEY to it')
 
+    def refused(request: Request, start: bytes, why: str) -> None:
+        # A body is refused before the key is checked, and a caller without the key fails nobody's operation.
+        with contextlib.suppress(Unauthorized):
+            known(request)
+            service.refuse_unread(start, why)
+
     app = FastAPI(title='pal_jax training', lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.closing = asyncio.Event()
-    app.add_middleware(LimitedBody, limit=body_limit, refused=service.refuse_unread)
+    app.add_middleware(LimitedBody, limit=body_limit, refused=refused)
     _answer_errors(app, service)
     routes = Routes(service, FLAGS | dict(flags or {}), app.state.closing)
     guarded = [Depends(known)]

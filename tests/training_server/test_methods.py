@@ -266,3 +266,14 @@ def test_who_waits_for_an_operation_whose_number_could_not_be_read_is_told_why_i
     assert answer['category'] == 'user'
     assert 'operation 1 ' in answer['error']
     assert '1000 bytes' in answer['error']
+
+
+def test_a_caller_without_the_key_fails_nobodys_batch(service, tiny_folder):
+    body = pb.ForwardBackwardRequest(seq_id=1, loss_fn='x' * 5000)
+    with opened(service, tiny_folder, body_limit=1000) as (http, model_id):
+        body.model_id = model_id
+        stranger = {'x-api-key': 'no key'}
+        assert http.post('forward_backward', content=body.SerializeToString(), headers=stranger).status_code == 413
+        # Operation 1 did not fail: the step lacks a gradient, and has lost none.
+        answer = step(http, model_id, 1)
+        assert 'failed' not in answer['error']

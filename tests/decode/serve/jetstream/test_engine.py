@@ -81,9 +81,10 @@ def test_starting_it_imports_no_tensorflow_and_leaves_the_logging_as_it_was():
     ('chosen', 'message'),
     [
         ({'driver': 'vllm'}, "decode.driver='vllm' is unknown; use 'local' or 'jetstream'"),
-        ({'driver': 'jetstream', 'address': 'a:74651'}, "decode.address='a:74651' is no host:port"),
-        ({'driver': 'jetstream'}, "decode.address='' is no host:port"),
-        ({'driver': 'jetstream', 'address': 'a'}, "decode.address='a' is no host:port"),
+        ({'driver': 'jetstream', 'address': 'a:74651'}, "'a:74651' is no host:port"),
+        ({'driver': 'jetstream'}, "decode.address='': '' is no host:port"),
+        ({'driver': 'jetstream', 'address': 'a,b:1'}, "decode.address='a,b:1': 'a' is no host:port"),
+        ({'driver': 'jetstream', 'address': 'b:1,b:1'}, 'names a server twice'),
         ({'driver': 'local', 'int8': True}, 'decode.int8: weights of eight bits .* on a CPU'),
         ({'driver': 'local', 'address': 'a:1'}, "decode.address='a:1' needs decode.driver='jetstream'"),
     ],
