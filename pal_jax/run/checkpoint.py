@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -22,7 +23,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import Array, UInt32
 from orbax.checkpoint import checkpoint_managers
 
-from pal_jax.run import files, processes
+from pal_jax.run import files, processes, stores
 from pal_jax.run.files import write_whole
 from pal_jax.run.recipe import KEPT
 from pal_jax.run.workdir import CONFIG
@@ -55,7 +56,8 @@ class Checkpoints:
     ):
         # Orbax tells of every file.
         logging.getLogger('absl').setLevel(logging.ERROR)
-        self.folder = Path(workdir).absolute() / FOLDER
+        self._mirror = Path(workdir).absolute() / FOLDER
+        self.folder = stores.target(self._mirror)
         self._abstract, self._log = abstract, log
         policies = [
             checkpoint_managers.LatestN(keep),
@@ -83,7 +85,7 @@ class Checkpoints:
         """
         # All processes write to one file system.
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.folder).free
+        free = math.inf if stores.in_store(self._mirror) else shutil.disk_usage(self.folder).free
         # Files are a little larger than the arrays in them.
         if free < 1.1 * needed:
             raise RuntimeError(self._failure(step, f'it needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} are free'))
@@ -168,6 +170,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            stores.pull(self._mirror)
         except Exception as error:
             raise RuntimeError(self._failure(self.latest, str(error))) from error
 
@@ -259,7 +262,7 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
     if not path.exists():
         return
     # JSON makes lists of tuples, as they are in the file.
-    old, ours = flatten(files.read_object(path)), flatten(json.loads(json.dumps(config)))
+    old, ours = flatten(files.read_object(path)), flatten(json.loads(stores.shown(json.dumps(config))))
     changed = [
         k
         for k in sorted(old.keys() | ours.keys())
@@ -291,7 +294,9 @@ def write_config(workdir: str | os.PathLike[str], config: dict[str, Any]) -> Non
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(config, indent=2) + '\n')
+        stores.push(path.parent)
     processes.exchange('config written')
+    stores.pull(path.parent)
     # A process may see a file on a shared file system some seconds late.
     deadline = time.monotonic() + SEEN
     while not path.exists():

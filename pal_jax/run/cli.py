@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from jax.errors import JaxRuntimeError
 from rich.console import Console
 
-from pal_jax.run import habits, interrupts, processes
+from pal_jax.run import habits, interrupts, processes, stores
 from pal_jax.run.config_files import settings_of
 from pal_jax.run.faults import Fault, faults, one_line
 from pal_jax.run.files import at_home
@@ -66,7 +66,7 @@ def _run(main: Callable[[], int | None], usage: str, needs_config: bool) -> None
     # Orbax tells of every file.
     logging.set_verbosity(logging.ERROR)
     try:
-        _parse([argv[0], *with_config(list(map(at_home, argv[1:])))])
+        _parse([argv[0], *with_config(faults(lambda: list(map(at_home, argv[1:]))))])
         if needs_config or flags.FLAGS['config'].present:
             settings()
         _check_bits()
@@ -77,7 +77,7 @@ def _run(main: Callable[[], int | None], usage: str, needs_config: bool) -> None
             raise fault.__cause__ from None
         if isinstance(fault.__cause__, JaxRuntimeError) and processes.joined():
             time.sleep(SETTLE)
-        print(f'error: {fault}', file=sys.stderr)
+        print(f'error: {stores.shown(fault)}', file=sys.stderr)
         sys.stderr.flush()
         processes.leave(str(fault), fault.code)
         sys.exit(fault.code)
@@ -103,6 +103,8 @@ def _together(main: Callable[[], int | None]) -> int | None:
     """Call `main` and leave at the same time as the other processes. The result is that of `main`."""
     try:
         code = main()
+        if jax.process_index() == 0:
+            faults(stores.push)
     except Exception as error:
         _of_devices(error)
         # An error of the program, which Python shows where there is one process.
@@ -213,7 +215,7 @@ def workdir() -> Path:
     _check_letters('workdir', WORKDIR.value or '')
     if '://' in (WORKDIR.value or ''):
         raise Fault(
-            f'--workdir={WORKDIR.value} is not a folder of a file system; mount the bucket and name that folder'
+            f'--workdir={WORKDIR.value} is no folder of a file system or of gs://; mount the bucket and name that folder'
         )
     if WORKDIR.value:
         if Path(WORKDIR.value).is_file():

@@ -18,6 +18,8 @@ from typing import Any, BinaryIO, TextIO, cast
 
 import yaml
 
+from pal_jax.run import stores
+
 Name = str | os.PathLike[str]
 
 HEAD = 1024  # bytes at a file's beginning by which its kind is recognised
@@ -48,13 +50,16 @@ def beside(module: str) -> Any:
 
 
 def at_home(text: str) -> str:
-    """A text with home folders in the place of `~` and `~name`.
+    """A text with home folders in the place of `~` and `~name`, and folders of this machine in that of URLs of a store.
 
     They are replaced also where shells leave them: behind `--name=` or the kind of a source (`hf:~/model`), and in a
     list with commas.
+
+    Raises:
+      ValueError, RuntimeError: as `stores.local`.
     """
     # A `~name` that is no user's name stays.
-    return HOME.sub(lambda match: os.path.expanduser(match[0]), text)
+    return stores.local(HOME.sub(lambda match: os.path.expanduser(match[0]), text))
 
 
 def is_file(name: str) -> bool:
@@ -63,14 +68,14 @@ def is_file(name: str) -> bool:
 
 
 def write_whole(path: Path, text: str, errors: str = 'strict') -> Path:
-    """Write a text as UTF-8 and return its path.
+    """Write a text as UTF-8 and return its path. Paths of a store's mirror in it become URLs.
 
     A reader finds the whole text or the file that was there before, even where the writer is killed. `errors` is as in
     `str.encode`.
     """
     temporary = fresh_beside(path, 'partial')
     try:
-        temporary.write_text(text, encoding='utf-8', errors=errors)
+        temporary.write_text(stores.shown(text), encoding='utf-8', errors=errors)
         return temporary.replace(path)
     finally:
         # Where writing has failed, no part of the file stays behind.
