@@ -34,7 +34,7 @@ from pal_jax.decode.requests import Request
 from pal_jax.decode.serve.page import Preset
 from pal_jax.recipes.rlpa.dialogue import messages
 from pal_jax.recipes.rlpa.profiles import ParsedCompletion, parse_completion
-from pal_jax.run import cli
+from pal_jax.run import cli, stores
 from pal_jax.types import Dialogue, Person, Turn
 
 SYSTEM = flags.DEFINE_string('system', None, 'The system prompt.')
@@ -49,7 +49,7 @@ def main() -> None:
     """Open the model, and answer the lines of the user until the end of input."""
     console = Console()
     decoder, tokenizer, preset = cli.faults(open_chat)
-    console.print(Text(f'{SOURCE.value}: /again starts anew, /quit ends'))
+    console.print(Text(f'{stores.shown(SOURCE.value)}: /again starts anew, /quit ends'))
     for answer in talk(decoder, tokenizer, preset, lines(console), seed=SEED.value):
         console.print(answer)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pal_jax.run import intervals
+from pal_jax.run import intervals, stores
 from pal_jax.run.curve import HEADLINES, OWN, PANELS, STYLE, column, headline_of, logged, panels_of, png, running_mean
-from pal_jax.run.files import at_home
+from pal_jax.run.files import arguments_at_home
 from pal_jax.run.forecast import counted
 from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.interrupts import until_closed
@@ -181,7 +180,7 @@ def write_csv(evals: Runs, path: Path) -> None:
 def named(folders: Sequence[Path]) -> dict[str, Path]:
     """The folders of runs by their own names, or by their whole paths where two have one name."""
     names = [folder.resolve().name for folder in folders]
-    return dict(zip(names if len({*names}) == len(names) else map(str, folders), folders, strict=True))
+    return dict(zip(names if len({*names}) == len(names) else map(stores.shown, folders), folders, strict=True))
 
 
 def main() -> None:
@@ -189,7 +188,7 @@ def main() -> None:
     parser.add_argument('runs', nargs='+', type=Path, help='folders of runs')
     parser.add_argument('--output', type=Path, action='append', help='a new file, by default compared.html')
     print_anything()
-    arguments = parser.parse_args(list(map(at_home, sys.argv[1:])))
+    arguments = arguments_at_home(parser)
     outputs = arguments.output or [Path('compared.html')]
     for path in outputs:
         if path.suffix not in ENDINGS:
@@ -206,7 +205,7 @@ def main() -> None:
     try:
         configs = [read_run(folder) for folder in folders.values()]
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(stores.shown(error))
     words = {name: words_of(config['recipe']) for name, config in zip(folders, configs, strict=True)}
     tables = {'Steps': rise_table(runs, seeds=are_seeds(configs)), 'Evaluations': stage_table(evals, words)}
     picture = draw(runs, evals, words)
@@ -222,7 +221,8 @@ def main() -> None:
                 exhibits = [Exhibit('Side by side', picture=picture)] if picture else []
                 exhibits += [Exhibit(title, table=table) for title, table in tables.items()]
                 rows = [run_row(name, folder, path) for name, folder in folders.items()]
-                partial.write_text(overview([counted(len(runs), 'run')], rows, exhibits), 'utf-8', 'xmlcharrefreplace')
+                page = stores.shown(overview([counted(len(runs), 'run')], rows, exhibits))
+                partial.write_text(page, 'utf-8', 'xmlcharrefreplace')
     print(*map(markdown, tables.values()), sep='\n\n')
     print(f'\nwritten: {", ".join(map(str, outputs))}')
 

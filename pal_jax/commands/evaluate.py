@@ -58,7 +58,7 @@ from pal_jax.recipes.rlpa.personalization import Respond
 from pal_jax.recipes.rlpa.settings import Dialogues, of_dialogues
 from pal_jax.recipes.rlpa.turns import Sampler, make_turn_sampler
 from pal_jax.recipes.rlpa.world import make_world
-from pal_jax.run import cli, devices, inputs
+from pal_jax.run import cli, devices, inputs, stores
 from pal_jax.run.curve import plot_alignment, plot_turns
 from pal_jax.run.glossary import Words, meaning, words_of
 from pal_jax.run.loop import evaluate_checkpoint
@@ -240,7 +240,7 @@ def write(records: Records, path: Path) -> None:
     """Write records as one JSON object, and print the file's name."""
     with whole_file(path, named_here=True) as partial:
         partial.write_text(json.dumps(plain(records), indent=2) + '\n', encoding='utf-8')
-    print(path)
+    print(stores.shown(path))
 
 
 def write_lines(records: Iterable[Mapping[str, Any]], path: Path) -> None:
@@ -249,14 +249,14 @@ def write_lines(records: Iterable[Mapping[str, Any]], path: Path) -> None:
     with whole_file(path, named_here=True) as partial:
         # A model may write half of a surrogate pair, which cannot be encoded.
         partial.write_text(''.join(lines), encoding='utf-8', errors='backslashreplace')
-    print(path)
+    print(stores.shown(path))
 
 
 def draw(plot: Callable[[Records, Path], None], records: Records, path: Path) -> None:
     """Write the picture that `plot` makes of records, and print the file's name."""
     with whole_file(path, named_here=True) as partial:
         plot(records, partial)
-    print(path)
+    print(stores.shown(path))
 
 
 def as_table(stages: Records, words: Words) -> Table:

@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 
 from pal_jax.models.files import peft
-from pal_jax.run import cli
+from pal_jax.run import cli, stores
 from pal_jax.run.loop import initialize
 from pal_jax.run.outputs import check_folder
 from pal_jax.run.runs import read_settings
@@ -52,7 +52,7 @@ def main() -> None:
     else:
         cli.faults(write_exports, exports, folder)
     for name in exports:
-        print(f'step {step} -> {folder(name)}')
+        print(f'step {step} -> {stores.shown(folder(name))}')
 
 
 def save_adapter(export: Export, folder: Path) -> None:

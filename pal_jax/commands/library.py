@@ -31,6 +31,7 @@ from pal_jax.recipes.personal.pal.reward import open_pal
 from pal_jax.run import devices, loop, own
 from pal_jax.run.config_files import settings_of
 from pal_jax.run.faults import Fault
+from pal_jax.run.files import at_home
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.recipe import Context
 from pal_jax.run.runs import read_settings
@@ -110,8 +111,8 @@ def train(
         texts['reward.function'] = ','.join(map(_text, paying.values()))
     # The folder is named after config and variant.
     name = config.replace(':', '-').rpartition('/')[2].replace('.py', '')
-    folder = Path(workdir or Path('runs') / name)
     with _errors(), own.given(functions):
+        folder = Path(at_home(os.fspath(workdir or Path('runs') / name)))
         settings = settings_of(config_path(config), tuple(f'{key}={text}' for key, text in texts.items()))
         if loop.train_all(settings, folder):
             raise KeyboardInterrupt(f'{folder} was stopped; the same call goes on')
@@ -128,6 +129,7 @@ def evaluate(
       ValueError: the folder is not that of a run, or has no such checkpoint.
     """
     with _errors(), own.given(_by_name(reward)):
+        workdir = run_folder(workdir)
         at, evaluation = loop.evaluate_checkpoint(read_settings(workdir), Path(workdir), step)
     return {'step': at, **evaluation.record}
 

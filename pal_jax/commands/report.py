@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from pal_jax.run import stores
 from pal_jax.run.files import at_home
 from pal_jax.run.overview import write_front_page
 from pal_jax.run.progress import print_anything
@@ -27,19 +28,21 @@ def main() -> None:
     if len(sys.argv) != 2:
         print('error: give the folder of one run, as in pal-jax report runs/rlpa', file=sys.stderr)
         sys.exit(2)
-    folder = Path(at_home(sys.argv[1].removeprefix('--workdir=')))
     try:
+        folder = Path(at_home(sys.argv[1].removeprefix('--workdir=')))
         if stages := stage_folders(folder):
             # A report says that a stage is finished, so one that is under way gets none.
             reports = [write_report(stage) for stage in stages if (stage / REPORT).exists()]
-            print(*reports, write_front_page(folder), sep='\n')
-            return
-        # A folder that is no run is refused here.
-        read_run(folder)
-        print(write_report(folder))
-    except ValueError as fault:
-        print(f'error: {fault}', file=sys.stderr)
-        sys.exit(2)
+            reports.append(write_front_page(folder))
+        else:
+            # A folder that is no run is refused here.
+            read_run(folder)
+            reports = [write_report(folder)]
+        stores.push()
+        print(*map(stores.shown, reports), sep='\n')
+    except (ValueError, RuntimeError) as fault:
+        print(f'error: {stores.shown(fault)}', file=sys.stderr)
+        sys.exit(2 if isinstance(fault, ValueError) else 1)
 
 
 if __name__ == '__main__':

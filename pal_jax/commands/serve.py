@@ -67,7 +67,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.files import peft
 from pal_jax.models.params import Params
 from pal_jax.recipes.personal.pal.interview import Interview, open_interview
-from pal_jax.run import cli, devices
+from pal_jax.run import cli, devices, stores
 from pal_jax.run.moderator import open_moderator
 from pal_jax.run.processes import host_port
 from pal_jax.run.recipe import Context
@@ -117,7 +117,9 @@ def serve_http() -> None:
         # The socket listens before its address is told: who calls from now on waits and is not refused.
         cli.faults(listener.listen, 2048)
         address = f'http://{host_port(HOST.value, listener.getsockname()[1])}'
-        print(f'serving {SOURCE.value} at {address}/v1, and a page to talk with it at {address}', flush=True)
+        print(
+            f'serving {stores.shown(SOURCE.value)} at {address}/v1, and a page to talk with it at {address}', flush=True
+        )
         config = uvicorn.Config(
             app, log_level='warning', timeout_graceful_shutdown=GRACE, timeout_keep_alive=KEEP_ALIVE
         )
@@ -140,7 +142,7 @@ def serve_grpc() -> None:
         driver = cli.faults(make_driver)
     server = cli.faults(GrpcServer, host, port, requests=SLOTS.value + LINE.value, token=token)
     server.start(driver, NAME.value or SOURCE.value)
-    print(f'serving {SOURCE.value} at {host_port(HOST.value, server.port)} (gRPC)', flush=True)
+    print(f'serving {stores.shown(SOURCE.value)} at {host_port(HOST.value, server.port)} (gRPC)', flush=True)
     stopping.wait()
     server.stop(GRACE)
     driver.close()
@@ -191,7 +193,7 @@ def make_interview() -> Interview | None:
         )
     if not ASKING.value:
         return None
-    folder = Path(PEOPLE.value).expanduser()
+    stores.check_local(folder := Path(PEOPLE.value).expanduser(), '--people')
     return open_interview(run_folder(ASKING.value), QUESTIONS.value, folder, adapters=len(ADAPTERS.value))
 
 

@@ -42,7 +42,7 @@ from pal_jax.commands.talking import CACHE
 from pal_jax.decode.choose import TOKEN
 from pal_jax.decode.serve.listening import HttpServer, listen
 from pal_jax.models.files import sources
-from pal_jax.run import cli, devices
+from pal_jax.run import cli, devices, stores
 from pal_jax.run.processes import host_port
 
 MODEL = flags.DEFINE_string('model', sources.EMBEDDED, 'The base.')
@@ -98,8 +98,9 @@ def make(key: str) -> tuple[FastAPI, str]:
     devices.initialize(Path(CACHE).expanduser())
     if jax.process_count() > 1:
         raise ValueError(f'{jax.process_count()} processes were started; this server runs in one')
+    stores.check_local(workdir := Path(cli.WORKDIR.value or 'runs/training_server'), '--workdir')
     service = make_service(
-        MODEL.value, Path(cli.WORKDIR.value or 'runs/training_server'), devices.make_mesh(), dtype=DTYPE.value,
+        MODEL.value, workdir, devices.make_mesh(), dtype=DTYPE.value,
         max_len=MAX_LEN.value, max_rank=MAX_RANK.value, rows=ROWS.value, slots=SLOTS.value, bank=BANK.value,
         line=LINE.value, share=TRAIN_SHARE.value, scan_layers=SCAN_LAYERS.value,
     )  # fmt: skip

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import html
-import sys
 from pathlib import Path
 
 import uvicorn
@@ -21,7 +20,8 @@ from fastapi.responses import HTMLResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pal_jax.decode.serve.listening import listen
-from pal_jax.run.files import at_home
+from pal_jax.run import stores
+from pal_jax.run.files import arguments_at_home
 from pal_jax.run.interrupts import until_closed
 from pal_jax.run.overview import front_page
 from pal_jax.run.report import make_report
@@ -38,9 +38,10 @@ def make_app(workdir: Path, every: int) -> FastAPI:
 
     def shown(folder: Path) -> HTMLResponse:
         try:
+            stores.pull(workdir)
             page = front_page(folder, live=True) if stage_folders(folder) else make_report(folder)[0]
-        except ValueError as error:
-            page = f'<!doctype html><p>Nothing to show yet: {html.escape(str(error))}'
+        except (ValueError, RuntimeError) as error:
+            page = f'<!doctype html><p>Nothing to show yet: {html.escape(stores.shown(error))}'
         return HTMLResponse(page, headers={'Refresh': str(every), 'Cache-Control': 'no-store'})
 
     @app.get('/')
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument('run', type=Path, help='the folder of a run, or of all its stages')
     parser.add_argument('--port', type=int, default=8500, help='the port on 127.0.0.1; 0 is any free one')
     parser.add_argument('--every', type=int, default=30, help='seconds between two looks')
-    arguments = parser.parse_args(list(map(at_home, sys.argv[1:])))
+    arguments = arguments_at_home(parser)
     if arguments.every < 1 or not 0 <= arguments.port < 65536:
         parser.error(f'--every={arguments.every} must be at least 1, and --port={arguments.port} a port')
     try:
@@ -71,7 +72,7 @@ def main() -> None:
             read_run(arguments.run)
         listener, _ = listen(LOCAL, arguments.port)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(stores.shown(error))
     with contextlib.closing(listener):
         print(f'http://{LOCAL}:{listener.getsockname()[1]} (Ctrl-C ends it)', flush=True)
         config = uvicorn.Config(make_app(arguments.run, arguments.every), log_level='warning')

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import openai
 
 from pal_jax.data.thoughts import closes, spoken_reply
+from pal_jax.run import stores
 from pal_jax.run.credentials import secret
 from pal_jax.types import Chat
 
@@ -245,6 +246,7 @@ class AnswerCache:
     """Answers on disk by the digest of their request; a kill loses no answer that was put."""
 
     def __init__(self, path: Path):
+        stores.check_local(path, 'answers')
         path.parent.mkdir(parents=True, exist_ok=True)
         # Processes may share the file, and wait for each other.
         self._table = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)

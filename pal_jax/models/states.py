@@ -31,7 +31,7 @@ from pal_jax.models import decoder
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.run import sharding
-from pal_jax.run.processes import exchange
+from pal_jax.run.processes import exchange, share
 
 Pool = Literal['mean', 'last', 'tokens']
 
@@ -75,6 +75,7 @@ def stored(
             partial.unlink(missing_ok=True)
     # No process reads before the first one has written.
     exchange('states written')
+    share(path)
     return np.load(path, mmap_mode='r')
 
 

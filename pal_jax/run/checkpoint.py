@@ -294,9 +294,8 @@ def write_config(workdir: str | os.PathLike[str], config: dict[str, Any]) -> Non
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(config, indent=2) + '\n')
-        stores.push(path.parent)
     processes.exchange('config written')
-    stores.pull(path.parent)
+    processes.share(path.parent)
     # A process may see a file on a shared file system some seconds late.
     deadline = time.monotonic() + SEEN
     while not path.exists():

@@ -54,7 +54,9 @@ def claimed(path: Path, silence: float, log: Callable[[str], None]) -> Iterator[
     def check() -> None:
         last, found = _last(path)
         if _fact(found or '', 'claim') != _fact(mine, 'claim'):
-            raise RuntimeError(f'{stores.shown(path.parent)} was taken over by another run (claim {last}); this one ends')
+            raise RuntimeError(
+                f'{stores.shown(path.parent)} was taken over by another run (claim {last}); this one ends'
+            )
 
     ended = threading.Event()
     renewal = threading.Thread(target=_renew, args=(own, mine, ended, silence / RENEWALS, check), daemon=True)
@@ -108,9 +110,8 @@ def _numbered(path: Path, number: int) -> Path:
 
 def _record(token: str) -> str:
     """The text of a claim of this process: what filelock writes of it, and a token."""
-    with tempfile.TemporaryDirectory() as folder:
-        with SoftFileLease(path := Path(folder, 'claim')):
-            text = path.read_text(encoding='utf-8')
+    with tempfile.TemporaryDirectory() as folder, SoftFileLease(path := Path(folder, 'claim')):
+        text = path.read_text(encoding='utf-8')
     return f'{text.strip()}\nclaim={token}\n'
 
 

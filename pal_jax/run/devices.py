@@ -16,7 +16,7 @@ from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from pal_jax.models.config import ModelConfig
-from pal_jax.run import memory, processes
+from pal_jax.run import memory, processes, stores
 
 AXES = ('data', 'fsdp', 'tensor')
 
@@ -49,7 +49,7 @@ def initialize(cache_dir: str | os.PathLike[str] | None = None, place: processes
     overlap_on_tpu()
     processes.join(place)
     if cache_dir and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-        jax.config.update('jax_compilation_cache_dir', os.fspath(cache_dir))
+        jax.config.update('jax_compilation_cache_dir', os.fspath(stores.target(pathlib.Path(cache_dir))))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 

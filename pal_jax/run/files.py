@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gzip
 import io
@@ -10,6 +11,7 @@ import lzma
 import os
 import re
 import secrets
+import sys
 import zlib
 from collections.abc import Iterator
 from importlib import resources
@@ -60,6 +62,14 @@ def at_home(text: str) -> str:
     """
     # A `~name` that is no user's name stays.
     return stores.local(HOME.sub(lambda match: os.path.expanduser(match[0]), text))
+
+
+def arguments_at_home(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of the command line, each as `at_home` has it. Its errors are those of the parser."""
+    try:
+        return parser.parse_args(list(map(at_home, sys.argv[1:])))
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error))
 
 
 def is_file(name: str) -> bool:

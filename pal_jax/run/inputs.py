@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pal_jax.data.readers import choices, votes
-from pal_jax.run import made, own, processes
+from pal_jax.run import made, own, processes, stores
 from pal_jax.run.checkpoint import CONFIG, FOLDER, flatten, kept_in
 from pal_jax.run.files import write_whole
 from pal_jax.run.recipe import KEPT
@@ -201,7 +201,8 @@ def load(folder: Path) -> Inputs | None:
     if not path.is_file():
         return None
     try:
-        return {key: Input(**entry) for key, entry in json.loads(path.read_text(encoding='utf-8')).items()}
+        text = stores.local(path.read_text(encoding='utf-8'))
+        return {key: Input(**entry) for key, entry in json.loads(text).items()}
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f'{path} cannot be read ({error}); copy the folder of the run again') from None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from pal_jax.run import checkpoint, devices, inputs, outputs, processes, report, verdict
+from pal_jax.run import checkpoint, devices, inputs, outputs, processes, report, stores, verdict
 from pal_jax.run.faults import Fault, faults
 from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.metrics import MetricsWriter, require_wandb
@@ -50,6 +50,8 @@ def train_all(settings: Run, workdir: Path, place: Place | None = None) -> int:
             faults(stack.enter_context, held(stage.folder))
             if status := train(stage.settings, stage.folder):
                 return status
+            # A stage also writes beside its folder.
+            processes.share(stage.folder.parent if stage.settings.part_of else stage.folder)
         if stage.settings.part_of and jax.process_index() == 0:
             Progress().log(f'all stages: {faults(write_front_page, stage.folder.parent)}')
         before = stage.settings.recipe
@@ -137,6 +139,7 @@ def run(
         while i <= plan.total_steps:
             if stage := plan.stage(i):
                 evaluate(recipe, state, stage, i, writer, progress, words_of(settings.recipe))
+                push(workdir)
             if i == plan.total_steps:
                 break
             state, host, phase, metrics = recipe.step(state, host, i)
@@ -152,6 +155,8 @@ def run(
             stop, late = agree(stopping.wish, time.monotonic() - saved > 60 * settings.checkpoint.minutes)
             if due or late or stop:
                 with progress.phase('save'):
+                    # A resumed run does not write the steps before its checkpoint again.
+                    push(workdir)
                     checkpoints.save(following, state, plan.pack(host), metrics.get('reward'))
                 saved = time.monotonic()
             if stop:
@@ -163,6 +168,12 @@ def run(
     finish(settings, workdir, recipe, state, progress)
     # A signal since the last step stops before the next stage.
     return agree(stopping.wish, False)[0]
+
+
+def push(workdir: Path) -> None:
+    """Write what has changed in the folder of a run to its store, if it is in one; the first process writes."""
+    if jax.process_index() == 0:
+        stores.push(workdir.absolute())
 
 
 def agree(stop: int, late: bool) -> tuple[int, bool]:

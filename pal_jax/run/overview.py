@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pal_jax.run import files, pages
+from pal_jax.run import files, pages, stores
 from pal_jax.run.advice import uses
 from pal_jax.run.forecast import counted
 from pal_jax.run.glossary import words_of
@@ -44,7 +44,10 @@ def run_row(name: str, folder: Path, page: Path, *, live: bool = False) -> RunRo
     config, facts = read_run(folder), headline(rows, evals)
     summary = files.read_object(path) if (path := folder / SUMMARY).exists() else {}
     report = folder / REPORT
-    link = os.path.relpath(report.resolve(), page.resolve().parent) if live or report.exists() else ''
+    # A page outside the store does not reach a report in it.
+    reached = stores.in_store(page) or not stores.in_store(folder)
+    there = reached and (live or report.exists())
+    link = os.path.relpath(report.resolve(), page.resolve().parent) if there else ''
     words = words_of(config['recipe'])
     use = next((command for _, command, _ in uses(folder, config, words) if command.startswith('pal-jax')), '')
     return RunRow(

@@ -84,6 +84,7 @@ def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, ''.join(json.dumps(record) + '\n' for record in records))
     processes.exchange(f'written {path.name}')
+    processes.share(path)
 
 
 def read(path: Path) -> Records:

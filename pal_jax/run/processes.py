@@ -14,10 +14,12 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 
+from pal_jax.run import stores
 from pal_jax.run.rollcall import RollCall
 
 LAST_PORT = 65535
@@ -161,6 +163,15 @@ def local_devices(env: Any) -> list[int] | None:
 
 
 # --- values that hosts exchange ---------------------------------------------------------------------------------------
+
+
+def share(path: Path) -> None:
+    """Have all processes find what the first one has written below a path in the mirror of a store."""
+    if stores.in_store(path):
+        if jax.process_index() == 0:
+            stores.push(path.absolute())
+        exchange(f'shared {path.name}')
+        stores.pull(path.absolute())
 
 
 def exchange(what: str, value: Any = None) -> list[Any]:

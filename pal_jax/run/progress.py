@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
-from pal_jax.run import memory
+from pal_jax.run import memory, stores
 from pal_jax.run.forecast import Forecast, once, seconds_of, spoken
 from pal_jax.run.glossary import Words, figure_line
 from pal_jax.types import Exhibit, Metrics
@@ -196,7 +196,7 @@ class Progress:
         """Write a line, above the bar if there is one."""
         if jax.process_index() == 0:
             # The text is printed as it is, without markup.
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(stores.shown(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _make_bar(console: Console) -> Bar:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
+from pal_jax.run import stores
 from pal_jax.run.settings import Run, parse
 from pal_jax.run.workdir import REPORT, read_run
 
@@ -28,7 +30,7 @@ def read_settings(workdir: str | os.PathLike[str]) -> Any:
     Raises:
       ValueError: the folder is not that of a run; or as `recipe_module` and `settings.parse`.
     """
-    config = read_run(Path(workdir))
+    config = json.loads(stores.local(json.dumps(read_run(Path(workdir)))))
     try:
         return parse(recipe_module(config['recipe']).Settings, config)
     except ValueError as error:

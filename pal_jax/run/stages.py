@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pal_jax.run import checkpoint, inputs
+from pal_jax.run import checkpoint, inputs, stores
 from pal_jax.run.forecast import spoken
 from pal_jax.run.runs import is_finished, recipe_module
 from pal_jax.run.settings import Run, filled, to_dict
@@ -120,10 +120,10 @@ def unfinished(settings: Run, folder: Path) -> Iterator[Stage]:
     began = time.monotonic()
     for number, stage in enumerate(stages, 1):
         if stage.settings.part_of and is_finished(stage.settings, stage.folder):
-            print(f'{stage.folder} is finished')
+            print(f'{stores.shown(stage.folder)} is finished')
         else:
             if len(stages) > 1:
-                print(f'part {number} of {len(stages)}: {stage.folder}')
+                print(f'part {number} of {len(stages)}: {stores.shown(stage.folder)}')
             yield stage
         if line := ended and ended(settings, stage):
             print(line)

@@ -33,7 +33,9 @@ from etils import epath
 URL = re.compile(r'(?:(?<=[,=:"])|^)(gs|s3|az)://([^\s,"]*)')
 # The buckets lie below this folder.
 ROOT = Path(tempfile.gettempdir()).resolve() / f'pal_jax-{os.getpid()}-{secrets.token_hex(4)}'
-MISSING = "gs:// needs gcsfs, which is not installed; pip install 'pal_jax[gcs]', or mount the bucket and name that folder"
+MISSING = (
+    "gs:// needs gcsfs, which is not installed; pip install 'pal_jax[gcs]', or mount the bucket and name that folder"
+)
 REFUSED = 'Orbax writes checkpoints to gs:// and to file systems alone; mount the bucket and name that folder'
 # Folders of a run that are not mirrored: JAX and Orbax write them, and TensorBoard's files are only written.
 UNREAD = 'compiled', 'unreadable', 'tensorboard'
@@ -91,6 +93,15 @@ def _mirrored(match: re.Match[str]) -> str:
 def shown(text: object) -> str:
     """A text with URLs in the place of the mirror's folders."""
     return str(text).replace(f'{ROOT}/', 'gs://')
+
+
+def check_local(path: Path, what: str) -> None:
+    """Raise ValueError where a path is in a store, and its file or folder is changed in place for as long as a command
+    runs."""
+    if in_store(path):
+        raise ValueError(
+            f'{what}={shown(path)} is changed in place, which a store cannot do; give one of a file system'
+        )
 
 
 def in_store(path: str | os.PathLike[str]) -> bool:
@@ -153,11 +164,6 @@ def push(folder: Path = ROOT) -> None:
     found = _listed(folder)
     for path in changed:
         _known[path] = _known[path]._replace(generation=found[path]['generation'])
-
-
-def share(folder: Path, first: bool) -> None:
-    """`push` in the first of several processes, `pull` in the others, which call it after the first has returned."""
-    (push if first else pull)(folder)
 
 
 def _is_read(place: Path, path: Path, found: dict[Path, Any]) -> bool:

@@ -1,7 +1,8 @@
 """The folder of a run. One run at a time writes to it, and no other file is taken for a file of the run.
 
 `held(workdir)` holds `.pal_jax.lease`, a file of filelock that names process and host and is renewed every few seconds.
-A process that ends by whatever signal leaves it to the next one on its machine at once.
+A process that ends by whatever signal leaves it to the next one on its machine at once. In an object store a claim takes
+its place, see `claims`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 from filelock import SoftFileLease, Timeout
 
-from pal_jax.run import files, processes
+from pal_jax.run import claims, files, processes, stores
 
 LEASE, CONFIG, REPORT = '.pal_jax.lease', 'config.json', 'report.html'
 # Files that a run writes into its folder after its config. The lease, compiled/, kept/, an empty checkpoints/, and
@@ -55,7 +56,7 @@ def run_folder(run: str | os.PathLike[str]) -> str:
     folder = os.fspath(run).removeprefix('orbax:') if isinstance(run, str | os.PathLike) else ''
     if not folder:
         raise ValueError(f'{run!r} is no run; give orbax:<workdir>, or the folder itself')
-    return folder
+    return files.at_home(folder)
 
 
 def read_run(workdir: Path) -> dict[str, Any]:
@@ -100,8 +101,11 @@ def held(workdir: Path, *, silence: float = SILENCE, log: Callable[[str], None] 
             for folder in reversed([path for path in (workdir, *workdir.parents) if not path.exists()]):
                 stack.callback(_remove_empty, folder)
             workdir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_leased(workdir / LEASE, silence, log))
+            leased = claims.claimed if stores.in_store(workdir) else _leased
+            stack.enter_context(leased(workdir.absolute() / LEASE, silence, log))
         processes.exchange('workdir held')
+        # A run that has just ended may have written since the folder was named.
+        stores.pull(workdir.absolute())
         yield
 
 

@@ -18,6 +18,7 @@ from pal_jax.recipes.personal.learner import UserTable
 from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import large as pal_large
 from pal_jax.recipes.personal.pal.reward import open_parts, settings_of
+from pal_jax.run import stores
 from pal_jax.run.checkpoint import FOLDER, Checkpoints
 from pal_jax.run.forecast import counted
 from pal_jax.run.recipe import KEPT
@@ -55,6 +56,7 @@ def forget(workdir: str, name: str) -> Forgotten:
       ValueError: the folder is of no run of PAL, a run is under way in it, or it has no such person.
     """
     workdir = run_folder(workdir)
+    stores.check_local(Path(workdir), '--source')
     settings, folder = settings_of(workdir), Path(workdir)
     kept = pal_kept.load(folder / KEPT)
     name = records.spelled(name, kept.names)

@@ -173,7 +173,7 @@ def to_record(run: TrainedPAL, choices: PersonChoices, person: FittedPerson) -> 
     return {
         'user': choices.user,
         'mixture': np.asarray(person.mixture).tolist(),
-        'run': str(Path(run.workdir).resolve()),
+        'run': stores.shown(Path(run.workdir).resolve()),
         'split': run.split,
         'fingerprint': run.fingerprint,
         'choices': len(choices.shown),
