@@ -1,4 +1,4 @@
-"""An emulator of Google Cloud Storage in a process of its own: gcp-storage-emulator, with the condition that it lacks.
+"""An emulator of Google Cloud Storage: gcp-storage-emulator, with the conditions on generations that it lacks.
 
 python tests/gcs_emulator.py PORT BUCKET
 """
@@ -6,41 +6,45 @@ python tests/gcs_emulator.py PORT BUCKET
 from __future__ import annotations
 
 import sys
-import threading
 from http import HTTPStatus
 
+from gcp_storage_emulator import server
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
-from gcp_storage_emulator.server import create_server
+
+read = objects.download
 
 
-def main(port: int, bucket: str) -> None:
-    """Serve a bucket in memory until a signal ends the process."""
-    insert, lock = objects.insert, threading.Lock()
+def generation(storage, bucket: str, name: str) -> str:
+    """The generation of an object; '0' where there is none, as in the conditions of Google's interface."""
+    try:
+        return storage.get_file_obj(bucket, name)['generation']
+    except NotFound:
+        return '0'
 
-    def checked(request, response, storage, *args, **kwargs):
-        """An insert with `ifGenerationMatch=0` succeeds only where the object is not there."""
-        with lock:
-            name = request.query.get('name', [None])[0] or request.data['meta'].get('name')
-            if request.query.get('ifGenerationMatch') == ['0']:
-                try:
-                    storage.get_file_obj(request.params['bucket_name'], name)
-                except NotFound:
-                    pass
-                else:
-                    response.status = HTTPStatus.PRECONDITION_FAILED
-                    return
-            insert(request, response, storage, *args, **kwargs)
 
-    # The table of routes holds the functions themselves.
-    from gcp_storage_emulator import server
+def insert(request, response, storage, *args, **kwargs) -> None:
+    """Write an object if its generation is the one that the request names, if it names one."""
+    # The server answers one request after the other.
+    wanted, name = (request.query.get(key, [None])[0] for key in ('ifGenerationMatch', 'name'))
+    name = name or (request.data['meta']['name'] if wanted else None)
+    if wanted and wanted != generation(storage, request.params['bucket_name'], name):
+        response.status = HTTPStatus.PRECONDITION_FAILED
+        return
+    objects.insert(request, response, storage, *args, **kwargs)
 
-    server.HANDLERS = tuple(
-        (route, {method: checked if call is insert else call for method, call in calls.items()})
-        for route, calls in server.HANDLERS
-    )
-    create_server('localhost', port, in_memory=True, default_bucket=bucket).run()
+
+def download(request, response, storage, *args, **kwargs) -> None:
+    """Read an object, with its generation in the head."""
+    response['x-goog-generation'] = generation(storage, request.params['bucket_name'], request.params['object_id'])
+    read(request, response, storage, *args, **kwargs)
 
 
 if __name__ == '__main__':
-    main(int(sys.argv[1]), sys.argv[2])
+    ours = {objects.insert: insert, read: download}
+    # Other handlers call this one by its name.
+    objects.download = download
+    server.HANDLERS = tuple(
+        (route, {method: ours.get(call, call) for method, call in calls.items()}) for route, calls in server.HANDLERS
+    )
+    server.create_server('localhost', int(sys.argv[1]), in_memory=True, default_bucket=sys.argv[2]).run()

@@ -1,10 +1,10 @@
 """One run at a time in a folder of an object store, which has no locks.
 
 The objects `.pal_jax.lease.000001`, `.000002`, ... are claims, and the last one counts. A claim is created under the
-condition that it does not exist yet, which the store checks, so of two runs one has it. Its holder writes it again every
-few seconds, and at its end writes that it is released. Whoever finds the last claim released, unchanged for `silence`
-seconds, or of a dead process of the same machine creates the next one. A run whose claim is not the last any more ends
-before it writes again.
+condition that it does not exist yet, which the store checks, so of two runs one has it. Its holder writes it again
+every few seconds, and writes at the end that it is released. Whoever finds the last claim released, unchanged for
+`silence` seconds, or of a dead process of the same machine, creates the next one. A run whose claim is not the last any
+more ends before it writes again.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def _fact(text: str, name: str) -> str:
 
 
 def _in_use(path: Path, number: int, text: str) -> ValueError:
+    process, host, claim = _fact(text, 'pid'), _fact(text, 'host'), _numbered(path, number).name
     return ValueError(
-        f'{stores.shown(path.parent)} is in use by process {_fact(text, "pid")} on {_fact(text, "host")}; wait for it or '
-        f'end it, or give another --workdir (where it is dead for certain, delete {_numbered(path, number).name} there)'
+        f'{stores.shown(path.parent)} is in use by process {process} on {host}; wait for it or end it, or give another '
+        f'--workdir (where it is dead for certain, delete {claim} there)'
     )

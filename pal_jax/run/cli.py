@@ -215,7 +215,7 @@ def workdir() -> Path:
     _check_letters('workdir', WORKDIR.value or '')
     if '://' in (WORKDIR.value or ''):
         raise Fault(
-            f'--workdir={WORKDIR.value} is no folder of a file system or of gs://; mount the bucket and name that folder'
+            f'--workdir={WORKDIR.value} is neither in gs:// nor in a file system; mount the bucket and name that folder'
         )
     if WORKDIR.value:
         if Path(WORKDIR.value).is_file():

@@ -6,9 +6,9 @@
     pull(folder)                                       # what others have changed is read
 
 A store cannot append to a file, rename a folder or lock a file. So the files of a run are written in the mirror, as in
-any folder, and each becomes one whole object whenever the run saves. The mirror is a temporary folder of one process. It
-has all files of a run but the arrays of its checkpoints, which Orbax writes to the store itself, compiled programs, and
-the weights of models that were exported.
+any folder, and each becomes one whole object whenever the run saves. The mirror is a temporary folder of one process.
+It has all files of a run but the arrays of its checkpoints, which Orbax writes to the store itself, compiled programs,
+and the weights of models that were exported.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ from etils import epath
 URL = re.compile(r'(?:(?<=[,=:"])|^)(gs|s3|az)://([^\s,"]*)')
 # The buckets lie below this folder.
 ROOT = Path(tempfile.gettempdir()).resolve() / f'pal_jax-{os.getpid()}-{secrets.token_hex(4)}'
-MISSING = (
-    "gs:// needs gcsfs, which is not installed; pip install 'pal_jax[gcs]', or mount the bucket and name that folder"
-)
+MISSING = "gs:// needs gcsfs, which is missing: pip install 'pal_jax[gcs]', or mount the bucket and name that folder"
 REFUSED = 'Orbax writes checkpoints to gs:// and to file systems alone; mount the bucket and name that folder'
 # Folders of a run that are not mirrored: JAX and Orbax write them, and TensorBoard's files are only written.
 UNREAD = 'compiled', 'unreadable', 'tensorboard'
@@ -99,9 +97,7 @@ def check_local(path: Path, what: str) -> None:
     """Raise ValueError where a path is in a store, and its file or folder is changed in place for as long as a command
     runs."""
     if in_store(path):
-        raise ValueError(
-            f'{what}={shown(path)} is changed in place, which a store cannot do; give one of a file system'
-        )
+        raise ValueError(f'{what}={shown(path)} is changed in place, as no store can; give one of a file system')
 
 
 def in_store(path: str | os.PathLike[str]) -> bool:

@@ -1,8 +1,8 @@
 """The folder of a run. One run at a time writes to it, and no other file is taken for a file of the run.
 
 `held(workdir)` holds `.pal_jax.lease`, a file of filelock that names process and host and is renewed every few seconds.
-A process that ends by whatever signal leaves it to the next one on its machine at once. In an object store a claim takes
-its place, see `claims`.
+A process that ends by whatever signal leaves it to the next one on its machine at once. In an object store a claim
+takes its place, see `claims`.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.reward import TextVectors, TrainedPAL, open_pal, reward_of_replies
 from pal_jax.recipes.personal.pal.settings import Settings
-from pal_jax.run import files
+from pal_jax.run import files, stores
 from pal_jax.run.accuracy import hits
 from pal_jax.run.outputs import whole_file
 from pal_jax.run.record_scorer import RecordScorer
