@@ -5,7 +5,9 @@ python tests/gcs_emulator.py PORT BUCKET
 
 from __future__ import annotations
 
+import http.server
 import sys
+import threading
 from http import HTTPStatus
 
 from gcp_storage_emulator import server
@@ -25,7 +27,6 @@ def generation(storage, bucket: str, name: str) -> str:
 
 def insert(request, response, storage, *args, **kwargs) -> None:
     """Write an object if its generation is the one that the request names, if it names one."""
-    # The server answers one request after the other.
     wanted, name = (request.query.get(key, [None])[0] for key in ('ifGenerationMatch', 'name'))
     name = name or (request.data['meta']['name'] if wanted else None)
     if wanted and wanted != generation(storage, request.params['bucket_name'], name):
@@ -47,4 +48,13 @@ if __name__ == '__main__':
     server.HANDLERS = tuple(
         (route, {method: ours.get(call, call) for method, call in calls.items()}) for route, calls in server.HANDLERS
     )
+    # A client keeps connections open, so each has a thread. Requests are answered one after the other.
+    http.server.HTTPServer = http.server.ThreadingHTTPServer
+    handle, lock = server.Router.handle, threading.Lock()
+
+    def locked(router: server.Router, method: str) -> None:
+        with lock:
+            handle(router, method)
+
+    server.Router.handle = locked
     server.create_server('localhost', int(sys.argv[1]), in_memory=True, default_bucket=sys.argv[2]).run()

@@ -123,8 +123,7 @@ def _is_free(text: str) -> bool:
         # filelock takes over what a dead process of this machine has left.
         path = Path(folder, 'claim')
         path.write_text(text.partition('claim=')[0], encoding='utf-8')
-        with contextlib.suppress(Timeout):
-            SoftFileLease(path).acquire(timeout=0.0).release()
+        with contextlib.suppress(Timeout), SoftFileLease(path).acquire(timeout=0.0):
             return True
     return False
 
