@@ -38,7 +38,7 @@ def main() -> None:
             # A folder that is no run is refused here.
             read_run(folder)
             reports = [write_report(folder)]
-        stores.push()
+        stores.push_all()
         print(*map(stores.shown, reports), sep='\n')
     except (ValueError, RuntimeError) as fault:
         print(f'error: {stores.shown(fault)}', file=sys.stderr)

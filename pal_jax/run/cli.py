@@ -104,7 +104,7 @@ def _together(main: Callable[[], int | None]) -> int | None:
     try:
         code = main()
         if jax.process_index() == 0:
-            faults(stores.push)
+            faults(stores.push_all)
     except Exception as error:
         _of_devices(error)
         # An error of the program, which Python shows where there is one process.

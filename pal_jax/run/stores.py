@@ -65,7 +65,8 @@ def local(text: str) -> str:
     """A text with the mirror's folders in the place of URLs. A folder that is named first is read from the store.
 
     Raises:
-      ValueError: a store is not one that checkpoints can be written to, or a URL names no folder of it.
+      ValueError: a store is not one that checkpoints can be written to, there is no such bucket, or a URL names no folder
+        of one.
       RuntimeError: a store cannot be reached.
     """
     return URL.sub(_mirrored, text)
@@ -79,13 +80,17 @@ def _mirrored(match: re.Match[str]) -> str:
         raise ValueError(f'{match[0]} names no folder; give one in the bucket, such as gs://{place or "bucket"}/runs/a')
     path = ROOT / place
     if not any(path.is_relative_to(above) for above in _pulled):
-        pull(path)
-        _pulled.append(path)
+        _pull_first(path)
         # A stage reads what other stages have written beside it.
         config = path / LAST[0]
         if config.is_file() and json.loads(config.read_text(encoding='utf-8')).get('part_of'):
-            pull(path.parent)
+            _pull_first(path.parent)
     return str(path)
+
+
+def _pull_first(path: Path) -> None:
+    pull(path)
+    _pulled.append(path)
 
 
 def shown(text: object) -> str:
@@ -130,7 +135,13 @@ def pull(folder: Path) -> None:
         del _known[path]
 
 
-def push(folder: Path = ROOT) -> None:
+def push_all() -> None:
+    """`push` every folder that this process has named. Raises RuntimeError as `push`."""
+    for folder in _pulled:
+        push(folder)
+
+
+def push(folder: Path) -> None:
     """Write to the store what has changed below a folder since it was read or written, each file as one object.
 
     Raises:
@@ -222,8 +233,8 @@ def _reached(path: Path) -> Iterator[Any]:
     files = _filesystem()
     try:
         yield files
-    except (FileExistsError, FileNotFoundError):
-        raise
+    except FileNotFoundError:
+        raise ValueError(f'{shown(path)}: there is no bucket of this name; make it, or give another') from None
     # Credentials, HTTP and time-outs have errors of several libraries.
     except Exception as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
