@@ -17,7 +17,6 @@ import atexit
 import contextlib
 import functools
 import importlib.util
-import json
 import os
 import re
 import secrets
@@ -31,6 +30,8 @@ from etils import epath
 
 # A URL by itself, behind `--name=` or the kind of a source (orbax:gs://bucket/run), or in a list with commas.
 URL = re.compile(r'(?:(?<=[,=:"])|^)(gs|s3|az)://([^\s,"]*)')
+# What the config of a stage has.
+PART = re.compile(r'"part_of": "\w')
 # The buckets lie below this folder.
 ROOT = Path(tempfile.gettempdir()).resolve() / f'pal_jax-{os.getpid()}-{secrets.token_hex(4)}'
 MISSING = "gs:// needs gcsfs, which is missing: pip install 'pal_jax[gcs]', or mount the bucket and name that folder"
@@ -65,8 +66,7 @@ def local(text: str) -> str:
     """A text with the mirror's folders in the place of URLs. A folder that is named first is read from the store.
 
     Raises:
-      ValueError: a store is not one that checkpoints can be written to, there is no such bucket, or a URL names no folder
-        of one.
+      ValueError: checkpoints cannot be written to such a store, a bucket does not exist, or a URL names no folder.
       RuntimeError: a store cannot be reached.
     """
     return URL.sub(_mirrored, text)
@@ -83,7 +83,7 @@ def _mirrored(match: re.Match[str]) -> str:
         _pull_first(path)
         # A stage reads what other stages have written beside it.
         config = path / LAST[0]
-        if config.is_file() and json.loads(config.read_text(encoding='utf-8')).get('part_of'):
+        if config.is_file() and PART.search(config.read_text(encoding='utf-8', errors='replace')):
             _pull_first(path.parent)
     return str(path)
 
@@ -216,15 +216,18 @@ def _listed(folder: Path) -> dict[Path, Any]:
 @functools.cache
 def _filesystem() -> Any:
     import fsspec
+    from fsspec.config import conf
 
     # What other processes have written is seen.
-    fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
-    ROOT.mkdir(mode=0o700)
-    atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
+    conf.setdefault('gcs', {})['use_listings_cache'] = False
     try:
-        return fsspec.filesystem('gcs')
+        files = fsspec.filesystem('gcs')
     except ImportError:
         raise ValueError(MISSING) from None
+    # Nobody else reads what is in the mirror.
+    ROOT.mkdir(mode=0o700)
+    atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
+    return files
 
 
 @contextlib.contextmanager
