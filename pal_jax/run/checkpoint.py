@@ -154,10 +154,9 @@ class Checkpoints:
         """Move the checkpoints later than `step`, which could not be read, out of the way of a run that resumes."""
         for later in self._manager.all_steps():
             if later > step and jax.process_index() == 0:
-                aside = self.folder.with_name('unreadable') / f'{later}-{time.time_ns()}'
-                aside.parent.mkdir(exist_ok=True)
+                aside = self._mirror.with_name('unreadable') / f'{later}-{time.time_ns()}'
                 # Nothing is deleted, so a person can still look at it.
-                (self.folder / str(later)).rename(aside)
+                stores.rename(self._mirror / str(later), aside)
         processes.exchange('set aside')
         self._manager.reload()
 

@@ -173,6 +173,16 @@ def push(folder: Path) -> None:
         _known[path] = _known[path]._replace(generation=found[path]['generation'])
 
 
+def rename(folder: Path, new: Path) -> None:
+    """Move a folder of the disk or, object by object, one of the store that a path of the mirror stands for."""
+    if in_store(folder):
+        with _reached(folder) as files:
+            files.mv(_key(folder), _key(new), recursive=True)
+    else:
+        new.parent.mkdir(exist_ok=True)
+        folder.rename(new)
+
+
 def _is_read(place: Path, path: Path, found: dict[Path, Any]) -> bool:
     """True where a file at a place below the folder that was named belongs in the mirror."""
     if any(part.startswith('.') or part in UNREAD for part in place.parts):
