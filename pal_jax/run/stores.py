@@ -79,7 +79,7 @@ def _mirrored(match: re.Match[str]) -> str:
     if '/' not in place:
         raise ValueError(f'{match[0]} names no folder; give one in the bucket, such as gs://{place or "bucket"}/runs/a')
     path = ROOT / place
-    if not any(path.is_relative_to(above) for above in _pulled):
+    if path not in _pulled:
         _pull_first(path)
         # A stage reads what other stages have written beside it.
         config = path / LAST[0]
@@ -130,7 +130,7 @@ def pull(folder: Path) -> None:
         # Stages are shown in the order in which they were begun.
         os.utime(path, (item['mtime'].timestamp(),) * 2)
         _known[path] = _known_as(path, item)
-    for path in [path for path in _known if path.is_relative_to(folder) and path not in wanted and not _changed(path)]:
+    for path in [path for path in _known if path.is_relative_to(folder) and path not in found and not _changed(path)]:
         path.unlink(missing_ok=True)
         del _known[path]
 

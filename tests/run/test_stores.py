@@ -76,7 +76,8 @@ def put(folder, **texts):
 )
 def test_a_url_stands_for_a_folder_of_this_machine(text, place, tmp_path, monkeypatch):
     monkeypatch.setattr(stores, 'ROOT', tmp_path)
-    monkeypatch.setattr(stores, '_pulled', [tmp_path])
+    monkeypatch.setattr(stores, 'pull', lambda folder: None)
+    monkeypatch.setattr(stores, '_pulled', [])
     assert stores.local(text) == place.format(tmp_path)
     assert stores.shown(stores.local(text)) == text.rstrip('/')
 
@@ -130,6 +131,15 @@ def test_what_others_change_is_read_and_what_was_changed_here_stays(machine):
     written = objects(folder)
     stores.push(folder)
     assert objects(folder) == written | {'ours': b'new here'}
+
+
+def test_what_is_written_and_never_read_stays_here(machine):
+    folder = machine()
+    (folder / 'tensorboard').mkdir(parents=True)
+    (folder / 'tensorboard/events').write_text('open')
+    stores.push(folder)
+    stores.pull(folder)
+    assert (folder / 'tensorboard/events').exists()
 
 
 def test_of_checkpoints_only_whole_ones_are_known(machine):
