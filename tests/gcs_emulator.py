@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.server
 import sys
 import threading
+from collections.abc import Callable
 from http import HTTPStatus
 
 from gcp_storage_emulator import server
@@ -15,6 +16,7 @@ from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 
 read = objects.download
+LOCK = threading.Lock()
 
 
 def generation(storage, bucket: str, name: str) -> str:
@@ -41,20 +43,25 @@ def download(request, response, storage, *args, **kwargs) -> None:
     read(request, response, storage, *args, **kwargs)
 
 
+def in_turn(call: Callable[..., None]) -> Callable[..., None]:
+    """A handler that is called once at a time, when the client has sent all of its request."""
+
+    def answer(request, response, storage, *args, **kwargs) -> None:
+        _ = request.data
+        with LOCK:
+            call(request, response, storage, *args, **kwargs)
+
+    return answer
+
+
 if __name__ == '__main__':
     ours = {objects.insert: insert, read: download}
     # Other handlers call this one by its name.
     objects.download = download
     server.HANDLERS = tuple(
-        (route, {method: ours.get(call, call) for method, call in calls.items()}) for route, calls in server.HANDLERS
+        (route, {method: in_turn(ours.get(call, call)) for method, call in calls.items()})
+        for route, calls in server.HANDLERS
     )
-    # A client keeps connections open, so each has a thread. Requests are answered one after the other.
+    # A client keeps connections open, so each has a thread.
     http.server.HTTPServer = http.server.ThreadingHTTPServer
-    handle, lock = server.Router.handle, threading.Lock()
-
-    def locked(router: server.Router, method: str) -> None:
-        with lock:
-            handle(router, method)
-
-    server.Router.handle = locked
     server.create_server('localhost', int(sys.argv[1]), in_memory=True, default_bucket=sys.argv[2]).run()

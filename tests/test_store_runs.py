@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -47,6 +48,8 @@ def test_a_run_in_a_bucket_that_is_killed_ends_as_one_in_a_folder(tmp_path):
             while not bucket.exists(f'{URL[5:]}/checkpoints/2/commit_success.txt'):
                 assert first.poll() is None
                 time.sleep(0.1)
+            # A process that stands still holds the run, too.
+            first.send_signal(signal.SIGSTOP)
             refused = run('train', CONFIG, f'--workdir={URL}', status=2)
             assert f'error: {URL} is in use by process {first.pid}' in refused.stderr
             first.kill()
