@@ -45,14 +45,16 @@ def test_a_run_in_a_bucket_that_is_killed_ends_as_one_in_a_folder(tmp_path):
 
         run('train', CONFIG, f'--workdir={tmp_path / "whole"}')
         with subprocess.Popen(command('train', CONFIG, f'--workdir={URL}'), env=environment) as first:
-            while not bucket.exists(f'{URL[5:]}/checkpoints/2/commit_success.txt'):
-                assert first.poll() is None
-                time.sleep(0.1)
-            # A process that stands still holds the run, too.
-            first.send_signal(signal.SIGSTOP)
-            refused = run('train', CONFIG, f'--workdir={URL}', status=2)
+            try:
+                while not bucket.exists(f'{URL[5:]}/checkpoints/2/commit_success.txt'):
+                    assert first.poll() is None
+                    time.sleep(0.1)
+                # A process that stands still holds the run, too.
+                first.send_signal(signal.SIGSTOP)
+                refused = run('train', CONFIG, f'--workdir={URL}', status=2)
+            finally:
+                first.kill()
             assert f'error: {URL} is in use by process {first.pid}' in refused.stderr
-            first.kill()
         assert f'resuming {URL} at step ' in run('train', CONFIG, f'--workdir={URL}').stdout
         for name in ('metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl'):
             assert timeless(read(name)) == timeless((tmp_path / 'whole' / name).read_text())
