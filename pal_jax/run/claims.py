@@ -44,22 +44,22 @@ def claimed(path: Path, silence: float, log: Callable[[str], None]) -> Iterator[
         here, there = _fact(mine, 'host'), _fact(text, 'host')
         if here == there or not _fell_silent(path, silence, log, there):
             raise _in_use(path, number, text)
-    own = _numbered(path, number + 1)
-    if not stores.create(own, mine):
+    claim = _numbered(path, number + 1)
+    if not stores.create(claim, mine):
         number, text = _last(path)
         raise _in_use(path, number, text or '')
     for earlier in stores.beginning(path)[:-1]:
         stores.remove(earlier)
 
     def check() -> None:
-        last, found = _last(path)
-        if _fact(found or '', 'claim') != _fact(mine, 'claim'):
+        last, written = _last(path)
+        if _fact(written or '', 'claim') != _fact(mine, 'claim'):
             raise RuntimeError(
                 f'{stores.shown(path.parent)} was taken over by another run (claim {last}); this one ends'
             )
 
     ended = threading.Event()
-    renewal = threading.Thread(target=_renew, args=(own, mine, ended, silence / RENEWALS, check), daemon=True)
+    renewal = threading.Thread(target=_renew, args=(claim, mine, ended, silence / RENEWALS, check), daemon=True)
     renewal.start()
     stores.hold(path.parent, check)
     try:
@@ -70,17 +70,17 @@ def claimed(path: Path, silence: float, log: Callable[[str], None]) -> Iterator[
         stores.hold(path.parent, None)
         # Where the store cannot be reached, silence ends the claim.
         with contextlib.suppress(RuntimeError):
-            stores.write(own, f'{mine}{RELEASED}\n')
+            stores.write(claim, f'{mine}{RELEASED}\n')
 
 
-def _renew(own: Path, mine: str, ended: threading.Event, every: float, check: Callable[[], None]) -> None:
+def _renew(claim: Path, mine: str, ended: threading.Event, every: float, check: Callable[[], None]) -> None:
     count = 0
     while not ended.wait(every):
         # A store that cannot be reached is tried again; what is lost meanwhile shows at the next save.
         with contextlib.suppress(RuntimeError):
             check()
             count += 1
-            stores.write(own, f'{mine}renewed={count}\n')
+            stores.write(claim, f'{mine}renewed={count}\n')
 
 
 def _fell_silent(path: Path, silence: float, log: Callable[[str], None], host: str) -> bool:
@@ -129,8 +129,8 @@ def _is_free(text: str) -> bool:
 
 
 def _fact(text: str, name: str) -> str:
-    found = re.search(rf'^{name}=(.+)$', text, re.MULTILINE)
-    return found[1] if found else 'unknown'
+    match = re.search(rf'^{name}=(.+)$', text, re.MULTILINE)
+    return match[1] if match else 'unknown'
 
 
 def _in_use(path: Path, number: int, text: str) -> ValueError:

@@ -119,9 +119,9 @@ def pull(folder: Path) -> None:
     """Read what others have changed in the store below a folder. What was changed here stays."""
     if not in_store(folder):
         return
-    found = _listed(folder)
-    wanted = {path: item for path, item in found.items() if _is_read(path.relative_to(folder), path, found)}
-    stale = {path: item for path, item in wanted.items() if not path.exists() or not _changed(path)}
+    objects = _listed(folder)
+    mirrored = {path: item for path, item in objects.items() if _is_read(path.relative_to(folder), path, objects)}
+    stale = {path: item for path, item in mirrored.items() if not path.exists() or not _changed(path)}
     stale = {path: item for path, item in stale.items() if path not in _known or item['generation'] != _known[path][0]}
     if stale:
         with _reached(folder) as files:
@@ -130,7 +130,7 @@ def pull(folder: Path) -> None:
         # Stages are shown in the order in which they were begun.
         os.utime(path, (item['mtime'].timestamp(),) * 2)
         _known[path] = _known_as(path, item)
-    for path in [path for path in _known if path.is_relative_to(folder) and path not in found and not _changed(path)]:
+    for path in [path for path in _known if path.is_relative_to(folder) and path not in objects and not _changed(path)]:
         path.unlink(missing_ok=True)
         del _known[path]
 
@@ -168,9 +168,9 @@ def push(folder: Path) -> None:
             if part:
                 files.put([str(path) for path in part], [_key(path) for path in part])
             _known.update(known)
-    found = _listed(folder)
+    objects = _listed(folder)
     for path in changed:
-        _known[path] = _known[path]._replace(generation=found[path]['generation'])
+        _known[path] = _known[path]._replace(generation=objects[path]['generation'])
 
 
 def rename(folder: Path, new: Path) -> None:
@@ -183,7 +183,7 @@ def rename(folder: Path, new: Path) -> None:
         folder.rename(new)
 
 
-def _is_read(place: Path, path: Path, found: dict[Path, Any]) -> bool:
+def _is_read(place: Path, path: Path, objects: dict[Path, Any]) -> bool:
     """True where a file at a place below the folder that was named belongs in the mirror."""
     if any(part.startswith('.') or part in UNREAD for part in place.parts):
         return False
@@ -193,7 +193,7 @@ def _is_read(place: Path, path: Path, found: dict[Path, Any]) -> bool:
         return len(place.parts) < 2 or not re.fullmatch(r'model.*\.safetensors', path.name)
     # Of a whole checkpoint its host item is read, by which the run is known to have it.
     step = ROOT.joinpath(*parts[: parts.index('checkpoints') + 2])
-    return step / COMMITTED in found and path.parent == step / 'host'
+    return step / COMMITTED in objects and path.parent == step / 'host'
 
 
 def _is_written(path: Path) -> bool:
@@ -218,8 +218,8 @@ def _key(path: Path) -> str:
 def _listed(folder: Path) -> dict[Path, Any]:
     """The objects in the store below a folder, or the one of this name, by their paths in the mirror."""
     with _reached(folder) as files:
-        found: dict[str, Any] = files.find(_key(folder), detail=True)
-    objects = {ROOT / name: item for name, item in found.items() if not name.endswith('/')}
+        items: dict[str, Any] = files.find(_key(folder), detail=True)
+    objects = {ROOT / name: item for name, item in items.items() if not name.endswith('/')}
     return {path: item for path, item in objects.items() if path.is_relative_to(folder)}
 
 
@@ -294,8 +294,8 @@ def remove(path: Path) -> None:
 def beginning(path: Path) -> list[Path]:
     """The objects whose names begin as a path does, in the order of their names."""
     with _reached(path) as files:
-        found = files.find(_key(path.parent), prefix=path.name)
-    return sorted(ROOT / name for name in found)
+        names = files.find(_key(path.parent), prefix=path.name)
+    return sorted(ROOT / name for name in names)
 
 
 def hold(folder: Path, check: Callable[[], None] | None) -> None:
