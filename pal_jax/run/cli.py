@@ -103,7 +103,8 @@ def _together(main: Callable[[], int | None]) -> int | None:
     """Call `main` and leave at the same time as the other processes. The result is that of `main`."""
     try:
         code = main()
-        if jax.process_index() == 0:
+        # A command that has named no store starts no device here.
+        if stores.ROOT.exists() and jax.process_index() == 0:
             faults(stores.push_all)
     except Exception as error:
         _of_devices(error)
