@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from pal_jax.data.holdouts import normal
 from pal_jax.data.records import first_spelling
+from pal_jax.run import forecast
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +265,11 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
     if isinstance(data.prompt, Lookup):
         distinct_prompts, of_pair = np.unique(same[data.prompt.numbers], return_inverse=True)
         items, sides = len(distinct_prompts), [of_pair]
+        if items < 3:
+            raise ValueError(
+                f'all choices answer {forecast.counted(items, "prompt")}, and training, validation and test have prompts of '
+                'their own; without the column of the prompt, the statements are split'
+            )
     else:
         distinct, item = np.unique(same, return_inverse=True)
         items, sides = len(distinct), [item[data.chosen.numbers], item[data.rejected.numbers]]

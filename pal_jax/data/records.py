@@ -6,10 +6,10 @@
     hf:owner/name/path.parquet       one file of a data set on the hub (huggingface_hub downloads it once)
     tfds:name/config:split           of TensorFlow Datasets, which is imported for this alone
 
-A record has the fields user, chosen and rejected, and optionally prompt and group; `named` reads the names and answers
-that surveys have. `readers/opinions.py` brings public sets with other fields into this form. Every reader yields the
-place of a record, for messages about it. One batch of rows at a time is in memory. Cells of CSV stand between commas,
-semicolons or tabs, whichever the header has most of, and rows of empty cells are left out.
+A record has the fields user, chosen and rejected, and optionally prompt and group; `surveys.named` reads the names and
+answers that surveys have. `readers/opinions.py` brings public sets with other fields into this form. Every reader
+yields the place of a record, for messages about it. One batch of rows at a time is in memory. Cells of CSV stand
+between commas, semicolons or tabs, whichever the header has most of, and rows of empty cells are left out.
 
 Files are UTF-8, with a byte order mark or without, and with any line ends. The id of a person is a text or a whole
 number: 1, 1.0, "1" and " 1 " are one person; "01" is another person. Two spellings of an id (`holdouts.normal`: case,
@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pal_jax.data import holdouts, shards
+from pal_jax.data import holdouts, shards, surveys
 from pal_jax.run import files
 from pal_jax.run.forecast import counted
 from pal_jax.run.outputs import whole_file
@@ -45,11 +45,7 @@ MISSING = ('', 'nan', 'NaN', 'null', 'NULL', 'None', '<NA>')  # texts that stand
 NOBODY = 'nobody'  # the user of pairs that wait for an answer
 # Beyond this number, some whole numbers are no floats.
 EXACT = 2**53
-# Names of the column of the person in surveys, in small letters and without `_id`.
-PEOPLE = 'user', 'participant', 'person', 'respondent', 'subject', 'worker', 'prolific_pid'
-# Names of the two sides of a pair, in small letters; an answer names a side.
-SIDES = ('left', 'right'), ('a', 'b'), ('1', '2')
-LISTED = 10  # wrong rows that a message lists
+LISTED = 10  # faults that a message lists, and rows of a fault
 
 
 class WrongRows(ValueError):
@@ -67,7 +63,7 @@ def read(source: str, *, answered: bool = True, drop: Callable[[str], None] | No
 
 def to_choice(row: Mapping[str, Any]) -> Choice:
     """The choice of a row. Raises ValueError where a field is missing or no text."""
-    row = named(row)
+    row = surveys.named(row)
     missing = [name for name in ('user', 'chosen', 'rejected') if row.get(name) in (None, '')]
     if missing:
         raise ValueError(f'no {" and no ".join(missing)}; its fields are {", ".join(map(str, row))}')
@@ -78,41 +74,6 @@ def to_choice(row: Mapping[str, Any]) -> Choice:
     if texts['chosen'] == texts['rejected']:
         raise ValueError('chosen and rejected are identical, so the choice says nothing; delete the row')
     return Choice(**texts, user=identity('', row, 'user'), group=known('', row, 'group'))
-
-
-def with_user(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row whose column of the person is called `user`, whichever name of `PEOPLE` it has."""
-    if 'user' in row:
-        return row
-    person = next((name for name in row if name.lower().removesuffix('_id') in PEOPLE), None)
-    return {'user' if name == person else name: value for name, value in row.items()}
-
-
-def named(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row of a survey with the names that this package reads, see `with_user`.
-
-    The texts in `left` and `right`, or in `A` and `B`, become `chosen` and `rejected` by the answer in `choice`.
-
-    Raises:
-      ValueError: the answer names no side.
-    """
-    row = with_user(row)
-    columns = {name.lower(): name for name in row}
-    sides = next((sides for sides in SIDES if {*sides, 'choice'} <= columns.keys()), None)
-    if 'chosen' in row or sides is None:
-        return row
-    texts, answer = [row[columns[side]] for side in sides], side_of(row[columns['choice']])
-    rest = {name: value for name, value in row.items() if name.lower() not in (*sides, 'choice')}
-    return {**rest, 'chosen': texts[answer], 'rejected': texts[1 - answer]}
-
-
-def side_of(answer: Any) -> int:
-    """The number of the side that an answer names, 0 or 1. Raises ValueError where it names none."""
-    plain = str(answer).strip().lower().removesuffix('.0')
-    for sides in SIDES:
-        if plain in sides:
-            return sides.index(plain)
-    raise ValueError(f'choice is {answer!r}; give left or right, A or B, or 1 or 2')
 
 
 def identity(place: str, row: Mapping[str, Any], name: str) -> str:
@@ -258,24 +219,36 @@ def converted(
     `drop` takes a line that counts the wrong records, which are left out.
 
     Raises:
-      ValueError: records are wrong, and there is no `drop`. The message lists them with their places.
+      ValueError: records are wrong, and there is no `drop`. The message lists each fault with its places.
     """
-    results, wrong = [], []
+    results: list[T] = []
+    wrong: dict[str, list[str]] = {}
     for place, record in placed:
         try:
             results.append(convert(record))
         except ValueError as error:
-            wrong.append(f'{place}: {error}')
+            wrong.setdefault(str(error), []).append(place)
     if not wrong:
         return results
-    more = f'; and {len(wrong) - LISTED} more' if len(wrong) > LISTED else ''
-    message = '; '.join(wrong[:LISTED]) + more
-    if len(wrong) > 1:
-        message = f'{len(wrong)} of {len(wrong) + len(results)} rows are wrong: {message}'
+    listed = [f'{_together(places)}: {fault}' for fault, places in list(wrong.items())[:LISTED]]
+    message = '; '.join(listed) + (f'; and {len(wrong) - LISTED} other faults' if len(wrong) > LISTED else '')
+    if (count := sum(map(len, wrong.values()))) > 1:
+        message = f'{count} of {count + len(results)} rows are wrong: {message}'
     if drop is None:
         raise WrongRows(message)
-    drop(f'left out {counted(len(wrong), "row")}: {message}')
+    drop(f'left out {counted(count, "row")}: {message}')
     return results
+
+
+def _together(places: list[str]) -> str:
+    """The places of rows in words, such as `a.csv, rows 3, 5, 8 and 7 more`."""
+    if len(places) == 1:
+        return places[0]
+    start = places[0].rpartition(' ')[0]
+    # Rows of another file are listed with its name.
+    numbers = [place.removeprefix(f'{start} ') for place in places]
+    more = f' and {len(numbers) - LISTED} more' if len(numbers) > LISTED else ''
+    return f'{start}s {", ".join(numbers[:LISTED])}{more}'
 
 
 def values(source: str) -> Iterator[tuple[str, Any]]:

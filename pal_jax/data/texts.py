@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from pal_jax.data import chats, records
+from pal_jax.data import chats, records, surveys
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.packing import Example, Layout, PromptGroup, lay_out, pack_groups, round_up, shared_prompt
 from pal_jax.data.readers import formats
@@ -175,7 +175,7 @@ def to_pairs(converted: Sequence[RecordTexts], name: str | Path) -> TextPairs:
 
 def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '{}') -> RecordTexts:
     """The texts of a record. Raises ValueError where the record is wrong, or its two sides have the same tokens."""
-    record = records.named(record) if isinstance(record, dict) else record
+    record = surveys.named(record) if isinstance(record, dict) else record
     if not isinstance(record, dict) or 'user' not in record:
         raise ValueError(f"expected an object with 'user', 'chosen' and 'rejected', got {files.short_repr(record)}")
     user, group = records.identity('', record, 'user'), records.known('', record, 'group')

@@ -112,6 +112,9 @@ def test_prompts_are_split_where_there_are_some():
     train, validation, test, fit, new_test = (set(asked[part]) for part in parts)
     assert (len(train), len(validation), len(test)) == (10, 4, 6)
     assert not train & validation and not (train | validation) & test and fit == train and new_test == test
+    alike = pairs._replace(prompt=np.zeros(800, int))
+    with pytest.raises(ValueError, match='1 prompt'):
+        comparisons.split_items(alike.in_states(np.eye(22, 4)), seed=0, seen=0.8, train=0.5, validation=0.2)
 
 
 def test_a_text_in_other_clothes_is_the_same_text():

@@ -24,9 +24,7 @@ POSTERIOR_DRAWS, ROUNDS = 2000, 2
 FREEDOM = 8  # degrees of freedom of the draws, whose tails are above those of any person's distribution
 NARROW = 1e-6  # the least deviation of a coefficient
 LEAST = 1e-12  # probability of a choice, whose log-odds stay finite
-DIVERGED = (
-    'the mixed logit diverges on these choices, which attributes may predict without an error; leave mixed_logit out'
-)
+DIVERGED = 'the mixed logit diverges on these choices, which attributes may predict without an error'
 
 
 # --- the majority -----------------------------------------------------------------------------------------------------

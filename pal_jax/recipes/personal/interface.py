@@ -31,10 +31,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pal_jax.data.comparisons import PairBatch, rank_within
+from pal_jax.recipes.personal.figures import METHODS
 
 
 class Unfit(ValueError):
     """Raised by a method's `fit` where choices allow no fit. The bench says so in the place of the method's row."""
+
+
+def without_rows(unfit: Mapping[str, str]) -> str:
+    """Sentences on methods that have no row in a table, by their names with the reasons; each begins with a space."""
+    return ''.join(f' Without a row: {METHODS.get(name, name)}, since {reason}.' for name, reason in unfit.items())
 
 
 class Fitted(NamedTuple):

@@ -4,7 +4,7 @@ number of a new person's known comparisons), people and prototypes."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, median_seconds, picked
 from pal_jax.recipes.personal.figures import BASELINES, MODELS
+from pal_jax.recipes.personal.interface import Unfit, without_rows
 from pal_jax.recipes.personal.judged import JudgedPairs, alike, by_person, figures, gain, judge, temperature, together
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
 from pal_jax.recipes.personal.panel import (
@@ -106,6 +107,7 @@ class Shown(NamedTuple):
       by_prototypes: results by split, by the part of the data and by K.
       groups: AUC by split for each model, see `agreement`.
       by_group: for the shared model and PAL, the accuracy on each known group.
+      unfit: the methods that these choices do not allow to fit, with the reasons.
     """
 
     methods: Mapping[str, MethodResult]
@@ -114,6 +116,7 @@ class Shown(NamedTuple):
     counts: tuple[int, ...]
     groups: Mapping[str, Sequence[float]]
     by_group: Mapping[str, Sequence[intervals.Estimate | None]]
+    unfit: Mapping[str, str]
 
 
 def measure(panel: Panel, state: States, *, calibrated: bool = False) -> Results:
@@ -194,9 +197,19 @@ def _strangers(trials: Sequence[Trial], new: Newcomers) -> Newcomers:
     return new._replace(fit=new.fit.replace(users=users))
 
 
-def evaluate(panel: Panel, state: States, others: Mapping[str, Evaluate] = MappingProxyType({})) -> Evaluation:
-    """The record and the exhibits of a panel; `others` are methods without a learner of PAL's."""
+def evaluate(
+    panel: Panel,
+    state: States,
+    others: Mapping[str, Evaluate] = MappingProxyType({}),
+    log: Callable[[str], None] = lambda line: None,
+) -> Evaluation:
+    """The record and the exhibits of a panel; `others` are methods without a learner of PAL's.
+
+    `log` takes a line on those of them that cannot be fitted.
+    """
     shown = compare(panel, state, measure(panel, state), others)
+    if shown.unfit:
+        log(without_rows(shown.unfit).strip())
     return Evaluation(make_record(shown), exhibits=make_exhibits(panel, state, shown))
 
 
@@ -213,7 +226,12 @@ def compare(panel: Panel, state: States, results: Results, others: Mapping[str, 
     if false:
         methods['shuffled'] = picked([results.chosen_models[r] for r in false], false)
     methods |= {name: model for name, model in on_true.items() if not name.startswith('K=')}
-    methods |= {name: other(data, [trials[r] for r in true], counts) for name, other in others.items()}
+    unfit: dict[str, str] = {}
+    for name, other in others.items():
+        try:
+            methods[name] = other(data, [trials[r] for r in true], counts)
+        except Unfit as reason:  # a method may have no row
+            unfit[name] = str(reason)
     by_prototypes = {
         'seen people, validation': {K: [row[r] for r in true] for K, row in results.validation.items()},
         'seen people, test': {K: on_true[f'K={K}'].seen for K in panel.prototypes},
@@ -227,7 +245,7 @@ def compare(panel: Panel, state: States, results: Results, others: Mapping[str, 
     if data.groups is not None and (data.groups >= 0).any():
         groups = _groups(panel, state, data.groups, true, false)
         by_group = {name: _by_group(data.groups, methods[name].seen) for name in ('shared', 'pal')}
-    return Shown(methods, by_prototypes, results.chosen, counts, groups, by_group)
+    return Shown(methods, by_prototypes, results.chosen, counts, groups, by_group, unfit)
 
 
 # --- known groups, which no model was told ----------------------------------------------------------------------------
@@ -345,7 +363,7 @@ def _verdict(shown: Shown) -> str:
     # Splits with true ids come first, and those of the control after them.
     true, false = (', '.join(map(str, part)) for part in (shown.chosen[:count], shown.chosen[count:]))
     control = f'; with shuffled ids: {false}' if false else ''
-    return f'{"; ".join(parts)}. K by split: {true}{control}.'
+    return f'{"; ".join(parts)}. K by split: {true}{control}.{without_rows(shown.unfit)}'
 
 
 def _table(shown: Shown) -> list[list[str]]:

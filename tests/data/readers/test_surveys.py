@@ -24,7 +24,7 @@ def written(folder, text, name='a.csv'):
     [
         'participant;choice;price_A;time_A;price_B;time_B\nana;A;1,5;9;2;3\nbo;B;1,5;9;2,25;3\n;;;;;\n',
         'Participant_ID\tchoice\tprice1\ttime1\tprice2\ttime2\nana\t1\t1,5\t9\t2\t3\nbo\t2.0\t1,5\t9\t2,25\t3\n',
-        'comment,person,choice,A.price,A.time,B.price,B.time\n"a; b; c",ana,a,1.5,9,2,3\n,bo,b,1.5,9,2.25,3\n',
+        'comment,person,Answer,A.price,A.time,B.price,B.time\n"a; b; c",ana,a,1.5,9,2,3\n,bo,b,1.5,9,2.25,3\n',
         'user;situation;chosen;price;time\nana;1;TRUE;1,5;9\nana;1;FALSE;2;3\nbo;1;0;1,5;9\nbo;1;1;2,25;3\n',
     ],
 )
@@ -65,12 +65,27 @@ WRONG = 'user,choice,left_x,right_x\nana,left,1,2\nana,,1,2\n,left,1,2\nbo,left,
 
 def test_all_wrong_rows_are_listed_or_left_out_and_counted(tmp_path):
     table, said = written(tmp_path, WRONG), []
-    with pytest.raises(ValueError, match=r'3 of 6 rows are wrong') as error:
+    with pytest.raises(ValueError, match=r'4 of 6 rows are wrong') as error:
         tables.load(table)
-    for place in ('row 3: choice', 'row 4: no user', "row 6: x has 'cheap'"):
+    for place in ('row 3: choice', 'row 4: no user', 'row 5: the two items', "row 6: x has 'cheap'"):
         assert place in str(error.value)
     assert tables.load(table, drop=said.append).chosen.tolist() == [[1.0], [2.0]]
-    assert len(said) == 2 and 'left out 3 rows' in said[0] and 'row 5: the two items are identical' in said[1]
+    assert len(said) == 1 and 'left out 4 rows' in said[0]
+
+
+def test_rows_with_the_same_fault_are_listed_together(tmp_path):
+    rows = [('a.csv, row 2', 0), *((f'a.csv, row {n}', 1) for n in range(3, 20)), ('b.csv, row 2', 1)]
+
+    def convert(value):
+        if value:
+            raise ValueError('a fault')
+        return value
+
+    with pytest.raises(records.WrongRows) as error:
+        records.converted(rows, convert)
+    assert str(error.value).endswith('a.csv, rows 3, 4, 5, 6, 7, 8, 9, 10, 11, 12 and 8 more: a fault')
+    with pytest.raises(records.WrongRows, match='rows 3, b.csv, row 2: a fault'):
+        records.converted([rows[1], rows[-1]], convert)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +106,10 @@ def test_tables_of_texts_need_no_prefix(tmp_path):
     pairs = [
         written(tmp_path, 'user,prompt,chosen,rejected\nana,Tea?,yes,no\nbo,Tea?,no,yes\n'),
         written(tmp_path, 'worker_id;prompt;A;B;choice\nana;Tea?;yes;no;A\nbo;Tea?;yes;no;2\n', 'b.csv'),
+        written(tmp_path, 'worker_id;prompt;text_A;text_B;Answer\nana;Tea?;yes;no;A\nbo;Tea?;yes;no;2\n', 'd.csv'),
         tmp_path / 'c.parquet',
     ]
-    parquet.write_table(arrow.Table.from_pylist([row for _, row in records.rows(str(pairs[0]))]), pairs[2])
+    parquet.write_table(arrow.Table.from_pylist([row for _, row in records.rows(str(pairs[0]))]), pairs[-1])
     for path in pairs:
         data = texts.read(path, byte_tokenizer(), alone=False)
         assert data.names == ('ana', 'bo') and data.prompt is not None

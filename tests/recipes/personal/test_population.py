@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from pal_jax.recipes.personal import judged, population
 from pal_jax.recipes.personal import pictures as people
+from pal_jax.recipes.personal.evaluation import MethodResult
 from pal_jax.recipes.personal.figures import MODELS
+from pal_jax.recipes.personal.interface import Unfit
 from pal_jax.run import intervals
 
 
@@ -61,3 +65,17 @@ def test_every_method_has_a_line_of_its_own(monkeypatch):
     people.plot_by_comparisons({name: [intervals.of_mean(0.5, 0.1, 3)] for name in MODELS.values()}, [0])
     assert list(drawn) == list(MODELS.values())
     assert len(set(drawn.values())) == len(drawn)
+
+
+def test_a_method_that_cannot_be_fitted_has_no_row_and_says_why(monkeypatch):
+    def diverges(*arguments):
+        raise Unfit('it diverges')
+
+    row = judged.judge(np.array([1.0, -1.0]), np.array([0, 1]))
+    result = MethodResult([row], [[row]])
+    panel = population.Panel(SimpleNamespace(groups=None), [SimpleNamespace(shuffled=False)], {}, (1,), (0,), 0.0)
+    results = population.Results({'K=1': result}, {1: [row]}, [1], (0,), None)
+    shown = population.compare(panel, {}, results, {'mixed_logit': diverges, 'majority': lambda *arguments: result})
+    assert list(shown.methods) == ['shared', 'pal', 'majority']
+    assert 'mixed logit (xlogit), since it diverges' in population._verdict(shown)
+    assert 'seen_mixed_logit' not in population.make_record(shown)

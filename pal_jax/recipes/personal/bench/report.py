@@ -19,6 +19,7 @@ from pal_jax.recipes.personal import judged
 from pal_jax.recipes.personal.bench.audit import ROWS, fails
 from pal_jax.recipes.personal.bench.leakage import ASYMMETRY, NOTHING, Finding
 from pal_jax.recipes.personal.figures import METHODS
+from pal_jax.recipes.personal.interface import without_rows
 from pal_jax.recipes.personal.judged import JudgedPairs, MethodFigures, Paired
 from pal_jax.recipes.personal.pictures import plot_by_comparisons
 from pal_jax.run import intervals, pages
@@ -143,7 +144,7 @@ def make_exhibits(records: Sequence[Mapping[str, Any]], missing: Sequence[str] =
     for data in sets:
         name, by_count = f'{data.name}{data.mark}', plot_by_comparisons(_curves(data), data.counts)
         exhibits += [
-            Exhibit(f'Seen people: {name}', BY_PEOPLE + _unfit(data), _seen(data)),
+            Exhibit(f'Seen people: {name}', BY_PEOPLE + without_rows(data.unfit), _seen(data)),
             Exhibit(f'New people: {name}', _worst(data), _new(data)),
             Exhibit(f'Gains: {name}', picture=plot_gains(data)),
             Exhibit(f'By known choices: {name}', picture=by_count),
@@ -232,10 +233,6 @@ def _number(value: float) -> str:
 
 def _of_gain(gain: Paired | None) -> str:
     return gain.mean.with_error('+.3f') if gain else '–'
-
-
-def _unfit(data: Set) -> str:
-    return ''.join(f' Without a row: {words(name)}, since {reason}.' for name, reason in data.unfit.items())
 
 
 def _seen(data: Set) -> list[list[str]]:

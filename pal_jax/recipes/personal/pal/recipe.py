@@ -82,7 +82,7 @@ class PALRecipe:
 
     def evaluate(self, state: States, stage: str) -> Evaluation:
         with self.ctx.phase('evaluate'):
-            return evaluate(self.panel, state, self.others)
+            return evaluate(self.panel, state, self.others, self.ctx.log)
 
 
 def make(settings: Settings, ctx: Context) -> PALRecipe:

@@ -8,7 +8,7 @@ Table with a row for each pair: columns user, choice, and two for each attribute
 
 Tables are CSV or Parquet. Numbers may be written as texts; between semicolons or tabs they may have a decimal comma. An
 attribute that has no number in any row has words, and becomes a number for each of its words but the first: `maker: VW
-over Ford` is 1 for VW. `records.identity` reads users and situations, `records.with_user` finds the column of the user.
+over Ford` is 1 for VW. `records.identity` reads users and situations, `surveys.with_user` finds the column of the user.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.data import records, shards
+from pal_jax.data import records, shards, surveys
 from pal_jax.data.comparisons import Comparisons, PreferencePair, from_pairs
 from pal_jax.data.readers import choices
 from pal_jax.run import files
@@ -36,7 +36,6 @@ ASKED = 'left_<attribute> and right_<attribute>, a row a pair'
 CHOSEN = {'1': True, '1.0': True, 'true': True, '0': False, '0.0': False, 'false': False}
 
 Drop = Callable[[str], None]
-PlacedPair = tuple[str, PreferencePair]
 
 
 class Attribute(NamedTuple):
@@ -84,11 +83,9 @@ def load(
         names, pairs = _table(path, rows, answered, comma, attributes, drop)
     else:
         names, pairs = _items(rows, answered, drop)
-    first = pairs[0][1] if pairs else None
-    checked = records.converted(pairs, lambda pair: _checked(pair, first or pair), drop)
-    if not checked:
+    if not pairs:
         raise ValueError(f'{path} holds no {"choices" if answered else "pairs"}')
-    return from_pairs(checked, names)
+    return from_pairs(pairs, names)
 
 
 def _has_texts(row: Any) -> bool:
@@ -127,14 +124,16 @@ def _checked(pair: PreferencePair, first: PreferencePair) -> PreferencePair:
     return pair
 
 
-def _items(rows: list[records.Row], answered: bool, drop: Drop | None) -> tuple[tuple[str, ...], list[PlacedPair]]:
+def _items(rows: list[records.Row], answered: bool, drop: Drop | None) -> tuple[tuple[str, ...], list[PreferencePair]]:
     """The names of attributes, where items are objects, and the pairs of records of two items."""
     rows = rows if answered else [(place, records.unanswered(row)) for place, row in rows]
     sides = next((row['chosen'] for _, row in rows if isinstance(row, Mapping) and 'chosen' in row), ())
     # The first row names the attributes, and their order.
     names = tuple(sides) if isinstance(sides, Mapping) else ()
 
-    def read(placed: records.Row) -> PlacedPair:
+    first: list[PreferencePair] = []
+
+    def read(placed: records.Row) -> PreferencePair:
         place, record = placed
         if not isinstance(record, dict) or not {'user', 'chosen', 'rejected'} <= set(record):
             keys = 'user, chosen and rejected' if answered else 'left and right'
@@ -147,7 +146,8 @@ def _items(rows: list[records.Row], answered: bool, drop: Drop | None) -> tuple[
                 raise ValueError(f'expected the attributes {", ".join(names)} in both items')
             items = [[item[name] for name in names] for item in items]
         chosen, rejected, prompt = map(_numbers, (*items, record.get('prompt', ())))
-        return place, PreferencePair(user, chosen, rejected, _situation(place, record), prompt)
+        first.append(pair := PreferencePair(user, chosen, rejected, _situation(place, record), prompt))
+        return _checked(pair, first[0])
 
     return names, records.converted([(row[0], row) for row in rows], read, drop)
 
@@ -184,16 +184,16 @@ def _table(
     comma: bool,
     known: Sequence[str],
     drop: Drop | None,
-) -> tuple[tuple[str, ...], list[PlacedPair]]:
+) -> tuple[tuple[str, ...], list[PreferencePair]]:
     """The names of attributes and the pairs of a table of options or of pairs; `comma`: numbers may have a decimal
     comma."""
-    rows = [(place, records.with_user(row)) for place, row in rows]
+    rows = [(place, surveys.with_user(row)) for place, row in rows]
     columns = list(rows[0][1])
     sides = _sides(path, columns)
     # A proper subset leaves a column at least for an attribute.
     if answered and {'user', 'situation', 'chosen'} < set(columns):
         of = {name: (name,) for name in columns if name not in ('user', 'situation', 'chosen')}
-        read: Callable[..., list[PlacedPair]] = _options
+        read: Callable[..., list[PreferencePair]] = _options
     elif sides and (not answered or {'user', 'choice'} <= set(columns)):
         of, read = sides, _pairs
     else:
@@ -256,23 +256,13 @@ def _sides(path: str | Path, columns: Sequence[str]) -> dict[str, tuple[str, str
     Raises:
       ValueError: a column of the left side has none of the right one.
     """
-    for sides in records.SIDES:
-        # Between a digit and the name there need not be a mark.
-        marks = '[_ .:-]*' if sides[0].isdigit() else '[_ .:-]+'
-        left, right = (_of_side(side, marks, columns) for side in sides)
+    for sides in surveys.SIDES:
+        left, right = (surveys.columns_of_side(side, columns) for side in sides)
         if both := [name for name in left if name in right]:
             if sides[0] == 'left' and (lonely := sorted(left.keys() ^ right.keys())):
                 raise ValueError(f'{path}: {lonely[0]} has a column of one side alone; give left_ and right_')
             return {name: (left[name], right[name]) for name in both}
     return {}
-
-
-def _of_side(side: str, marks: str, columns: Sequence[str]) -> dict[str, str]:
-    """The columns of one side by the names of their attributes."""
-    before, after = (r'.*\D', r'\D.*') if side.isdigit() else ('.+', '.+')
-    pattern = re.compile(f'{side}{marks}({after})|({before}){marks}{side}', re.IGNORECASE)
-    matches = [(match, column) for column in columns if (match := pattern.fullmatch(column))]
-    return {(match[1] or match[2]).strip('_ .:-'): column for match, column in matches}
 
 
 def _pairs(
@@ -281,19 +271,20 @@ def _pairs(
     attributes: Sequence[Attribute],
     of: Mapping[str, tuple[str, ...]],
     drop: Drop | None,
-) -> list[PlacedPair]:
+) -> list[PreferencePair]:
     """The pairs of rows that have two sides each."""
     # 1 is the left side where answers are 1 and 2, and the right one where they are 0 and 1.
     if any(str(row['choice']).strip() in ('0', '0.0') for _, row in rows):
         raise ValueError(f'{path}: choice is 0 in some rows; write left and right, A and B, or 1 and 2')
 
-    def read(placed: records.Row) -> PlacedPair:
+    def read(placed: records.Row) -> PreferencePair:
         place, row = placed
-        side = records.side_of(row['choice'])
+        side = surveys.side_of(row['choice'])
         chosen, rejected = (
             tuple(n for a in attributes for n in a.numbers(row[of[a.name][k]])) for k in (side, 1 - side)
         )
-        return place, PreferencePair(records.identity('', row, 'user'), chosen, rejected, _situation(place, row))
+        pair = PreferencePair(records.identity('', row, 'user'), chosen, rejected, _situation(place, row))
+        return _checked(pair, pair)
 
     return records.converted([(row[0], row) for row in rows], read, drop)
 
@@ -304,7 +295,7 @@ def _options(
     attributes: Sequence[Attribute],
     of: Mapping[str, tuple[str, ...]],
     drop: Drop | None,
-) -> list[PlacedPair]:
+) -> list[PreferencePair]:
     """The pairs of rows that have one option each: the chosen option with each other option of its situation."""
     # One user may be spelled in several ways, and a situation must not fall apart by that.
     who = records.first_spelling()
@@ -321,7 +312,9 @@ def _options(
     for place, key, option in records.converted([(row[0], row) for row in rows], read, drop):
         situations.setdefault(key, []).append((place, option))
 
-    def paired(situation: tuple[tuple[str, str], list[tuple[str, choices.Option]]]) -> list[PlacedPair]:
+    def paired(
+        situation: tuple[tuple[str, str], list[tuple[str, choices.Option]]],
+    ) -> list[tuple[str, PreferencePair]]:
         (user, name), placed = situation
         options = [option for _, option in placed]
         count = sum(was_chosen for was_chosen, _ in options)
@@ -331,4 +324,5 @@ def _options(
         return [(placed[0][0], pair) for pair in choices.pairs([(user, name, options)])]
 
     placed = [(same[0][0], (key, same)) for key, same in situations.items()]
-    return list(itertools.chain.from_iterable(records.converted(placed, paired, drop)))
+    pairs = itertools.chain.from_iterable(records.converted(placed, paired, drop))
+    return records.converted(pairs, lambda pair: _checked(pair, pair), drop)
