@@ -25,7 +25,7 @@ from pal_jax.run.loop import train_all
 
 def main() -> int:
     """Train, and return the exit status: 0, or that of a process ended by a signal where a signal stopped the run."""
-    return train_all(cli.settings(), cli.workdir(), cli.faults(cli.place))
+    return train_all(cli.settings(), cli.workdir(), cli.faults(cli.place), cli.name())
 
 
 if __name__ == '__main__':

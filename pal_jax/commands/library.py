@@ -5,7 +5,7 @@
     run.metrics[-1]['reward'], run.folder
     run.model(['What is 3 + 4?'])                                       # answers of the trained model
     pal_jax.evaluate('runs/rl', reward=my_function)                     # a record of figures
-    pal_jax.score('runs/reward', [{'prompt': 'Hello', 'completion': 'Good day.'}])      # numpy [records]
+    pal_jax.score('runs/reward', [{'prompt': 'Hi', 'completion': 'Hello.'}])    # numpy [records]
     pal_jax.personalize('runs/pal', 'ana.csv')                          # {'mixture': [...], ...}
 
 Errors that a command shows as one line are ValueError (a wrong input) and RuntimeError here.
@@ -114,7 +114,7 @@ def train(
     with _errors(), own.given(functions):
         folder = Path(at_home(os.fspath(workdir or Path('runs') / name)))
         settings = settings_of(config_path(config), tuple(f'{key}={text}' for key, text in texts.items()))
-        if loop.train_all(settings, folder):
+        if loop.train_all(settings, folder, name=config):
             raise KeyboardInterrupt(f'{folder} was stopped; the same call goes on')
     return CompletedRun(folder)
 

@@ -230,7 +230,7 @@ def converted(
             wrong.setdefault(str(error), []).append(place)
     if not wrong:
         return results
-    listed = [f'{_together(places)}: {fault}' for fault, places in list(wrong.items())[:LISTED]]
+    listed = [f'{places[0]}: {fault}{_also(places)}' for fault, places in list(wrong.items())[:LISTED]]
     message = '; '.join(listed) + (f'; and {len(wrong) - LISTED} other faults' if len(wrong) > LISTED else '')
     if (count := sum(map(len, wrong.values()))) > 1:
         message = f'{count} of {count + len(results)} rows are wrong: {message}'
@@ -240,15 +240,15 @@ def converted(
     return results
 
 
-def _together(places: list[str]) -> str:
-    """The places of rows in words, such as `a.csv, rows 3, 5, 8 and 7 more`."""
+def _also(places: list[str]) -> str:
+    """The places of rows behind the first one in words, such as ` (also rows 5, 8 and 7 more)`."""
     if len(places) == 1:
-        return places[0]
+        return ''
     start = places[0].rpartition(' ')[0]
     # Rows of another file are listed with its name.
-    numbers = [place.removeprefix(f'{start} ') for place in places]
+    numbers = [place.removeprefix(f'{start} ') for place in places[1:]]
     more = f' and {len(numbers) - LISTED} more' if len(numbers) > LISTED else ''
-    return f'{start}s {", ".join(numbers[:LISTED])}{more}'
+    return f' (also {start.rpartition(" ")[2]}s {", ".join(numbers[:LISTED])}{more})'
 
 
 def values(source: str) -> Iterator[tuple[str, Any]]:

@@ -15,9 +15,9 @@ POLICY = (
     ('talk with it', 'pal-jax chat --source={run}', 'docs/tutorials/serve.md'),
     ('write a folder for transformers', 'pal-jax export --workdir={run} --output=my_model', 'docs/howto/export.md'),
 )
-AGAIN = 'the command of this run again, with a larger {key}, such as --config.{key}={value}'
+AGAIN = '--config.{key}={value}'
 SEEDS = 'more total_steps, or several seeds, which pal-jax compare puts side by side'
-TESTS = 'more people, prompts or rows to test on'
+TESTS = 'more {units} to test on'
 ABOVE = 'above its limit', 'above its limits'
 LIMIT = 'more total_steps, a higher constraint.limit, or a handler that moves faster (docs/howto/constraints.md)'
 KL = 3.0  # nats of a token that are much
@@ -31,7 +31,17 @@ def uses(workdir: Path, config: Mapping[str, Any], words: Words) -> list[tuple[s
     data = config.get('data')
     passes = data.get('epochs', 0) if isinstance(data, Mapping) else 0
     key, value = ('total_steps', steps) if (steps := config.get('total_steps', 0)) else ('data.epochs', passes)
-    longer = [('train on', AGAIN.format(key=key, value=2 * value), 'docs/howto/resume.md')] if value else []
+    longer = (
+        [
+            (
+                'train on, by the command of this run with a larger number',
+                AGAIN.format(key=key, value=2 * value),
+                'docs/howto/resume.md',
+            )
+        ]
+        if value
+        else []
+    )
     return [(use, command.format(run=workdir), page) for use, command, page in (*known, *trained, *longer)]
 
 
@@ -39,10 +49,11 @@ def advice(rows: Sequence[Mapping[str, Any]], verdict: RunVerdict | None, config
     """A sentence on what to try, by a run's own figures; '' where the run has learnt, or has no verdict."""
     if verdict and verdict.answer.endswith(ABOVE):
         return f'The costs are above the limit: try {LIMIT}.'
+    units = verdict.units if verdict else ''
     if verdict is None or verdict.answer.startswith('Yes'):
         return ''
     if verdict.answer.startswith(TOO_LITTLE):
-        return f'The tests are too few: give {TESTS}.'
+        return f'The tests are too few: give {TESTS.format(units=units)}.'
     steps = main_part(rows)
     last = {key: fifths(steps, key) for key in ('format', 'flat', 'alike', 'kl', 'reward') if finite_values(steps, key)}
     ends = {key: part['last'] for key, part in last.items()}
@@ -55,4 +66,4 @@ def advice(rows: Sequence[Mapping[str, Any]], verdict: RunVerdict | None, config
             f'All answers to a prompt are paid alike in {alike:.0%} of the prompts: give more samples a prompt '
             '(n_samples_per_prompt) or a higher sampling.temperature.'
         )
-    return f'To tell more: {SEEDS if config.get("total_steps") else TESTS}.'
+    return f'To tell more: {SEEDS if config.get("total_steps") else TESTS.format(units=units)}.'

@@ -222,11 +222,15 @@ def workdir() -> Path:
         if Path(WORKDIR.value).is_file():
             raise Fault(f'--workdir={WORKDIR.value} is a file; give a folder')
         return Path(WORKDIR.value)
+    return Path('runs') / name().replace(':', '-')
+
+
+def name() -> str:
+    """The config that the command line names, without folder and ending, with its variant: `pal:smoke`."""
     path, _, variant = (CONFIG.value or '').partition(':')
-    # Settings behind the variant, as in `:smoke,stage=policy`, are no part of the folder's name.
+    # Settings behind the variant, as in `:smoke,stage=policy`, are no part of the name.
     variant = ','.join(part for part in variant.split(',') if '=' not in part)
-    name = Path(path).stem
-    return Path('runs') / (f'{name}-{variant}' if variant else name)
+    return Path(path).stem + (f':{variant}' if variant else '')
 
 
 def place() -> processes.Place | None:

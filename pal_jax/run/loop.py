@@ -31,8 +31,10 @@ Show = Callable[[Iterable[Mapping[str, Any]]], None]
 Log = Callable[[str], None]
 
 
-def train_all(settings: Run, workdir: Path, place: Place | None = None) -> int:
+def train_all(settings: Run, workdir: Path, place: Place | None = None, name: str = '') -> int:
     """Train the stages of a run that are not finished, in a process at its place among several.
+
+    `name` is that of the config, for titles.
 
     Returns:
       The exit status: 0, or that of a process ended by a signal where a signal stopped the run.
@@ -48,7 +50,7 @@ def train_all(settings: Run, workdir: Path, place: Place | None = None) -> int:
         faults(initialize, stage.settings, stage.folder, place)
         with contextlib.ExitStack() as stack:
             faults(stack.enter_context, held(stage.folder))
-            if status := train(stage.settings, stage.folder):
+            if status := train(stage.settings, stage.folder, name):
                 return status
             # A stage also writes beside its folder.
             processes.share(stage.folder.parent if stage.settings.part_of else stage.folder)
@@ -58,8 +60,8 @@ def train_all(settings: Run, workdir: Path, place: Place | None = None) -> int:
     return 0
 
 
-def train(settings: Run, workdir: Path) -> int:
-    """Train one run, or one stage of a run. The result is 0, or the exit status where a signal stopped the run."""
+def train(settings: Run, workdir: Path, name: str = '') -> int:
+    """Train one run, or one stage of a run, of the config `name`. The result is 0, or the exit status where a signal stopped the run."""
     progress, rollouts, notes = Progress(), [], []
     # An export that could not be written is told before the training.
     if settings.export and not faults(is_finished, settings, workdir):
@@ -75,7 +77,7 @@ def train(settings: Run, workdir: Path) -> int:
     progress.announce(title, plan.phases or {'': plan.total_steps}, plan.evaluations, notes)
     with StopListener(progress.log) as stopping:
         try:
-            stopped = faults(run, settings, workdir, recipe, progress, checkpoints, restored, stopping, rollouts)
+            stopped = faults(run, settings, workdir, recipe, progress, checkpoints, restored, stopping, rollouts, name)
         except Fault:
             # Several processes would wait here for one that has no fault.
             if not processes.joined():
@@ -113,7 +115,7 @@ def initialize(settings: Run, workdir: Path, place: Place | None) -> None:
 
 def run(
     settings: Run, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored, stopping: StopListener,
-    rollouts: list[Mapping[str, Any]],
+    rollouts: list[Mapping[str, Any]], name: str = '',
 ) -> int:  # fmt: skip
     """Make the steps that remain, then the report and the exports. The result is the signal that came, or 0."""
     plan = recipe.plan
@@ -165,7 +167,7 @@ def run(
                 return stop
             i = following
         checkpoints.wait()
-    finish(settings, workdir, recipe, state, progress)
+    finish(settings, workdir, recipe, state, progress, name)
     # A signal since the last step stops before the next stage.
     return agree(stopping.wish, False)[0]
 
@@ -212,13 +214,13 @@ def evaluate(
     progress.log(evaluation_text(stage, evaluation.record, evaluation.exhibits, recipe.plan.shown, words))
 
 
-def finish(settings: Run, workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
+def finish(settings: Run, workdir: Path, recipe: Recipe, state, progress: Progress, name: str = '') -> None:
     """Write exports, summary and report from the run's last state and its files."""
     if settings.export and recipe.plan.trained:
         recipe.plan.trained.write(state, workdir)
     if jax.process_index() == 0:
         notes = list(recipe.plan.trained.notes) if recipe.plan.trained else []
         finished = time.strftime('%Y-%m-%d %H:%M:%S')
-        summarize(workdir, {'config': to_dict(settings), 'finished': finished, 'notes': notes})
+        summarize(workdir, {'name': name, 'config': to_dict(settings), 'finished': finished, 'notes': notes})
         report.write_report(workdir)
         progress.log(f'{verdict.verdict_line(workdir)}report: {workdir / report.REPORT}')

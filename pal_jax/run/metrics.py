@@ -101,14 +101,18 @@ class MetricsWriter:
         """Write the exhibits of an evaluation. Pictures go to `pictures/`, named by their titles."""
         if not self._active:
             return
+        taken: list[str] = []
         for exhibit in exhibits:
             record = {'step': step, 'stage': stage, **dataclasses.asdict(exhibit)}
-            record['picture'] = self._picture(exhibit) if exhibit.picture else ''
+            record['picture'] = self._picture(exhibit, taken) if exhibit.picture else ''
             self._append(EXHIBITS, record)
 
-    def _picture(self, exhibit: Exhibit) -> str:
+    def _picture(self, exhibit: Exhibit, taken: list[str]) -> str:
         ending = '.gif' if exhibit.picture.startswith(b'GIF8') else '.png'
-        name = re.sub(r'\W+', '_', exhibit.title.lower()).strip('_') + ending
+        stem = re.sub(r'\W+', '_', exhibit.title.lower()).strip('_')
+        taken.append(stem)
+        # Two titles may differ in marks alone, and no picture replaces another of its evaluation.
+        name = stem + (f'_{count}' if (count := taken.count(stem)) > 1 else '') + ending
         (self._dir / PICTURES).mkdir(exist_ok=True)
         (self._dir / PICTURES / name).write_bytes(exhibit.picture)
         return name

@@ -42,7 +42,8 @@ def run_row(name: str, folder: Path, page: Path, *, live: bool = False) -> RunRo
     """The row of the run in a folder, on a page that lies at `page`."""
     rows, evals = (read_records(folder / file) for file in (METRICS, EVALS))
     config, facts = read_run(folder), headline(rows, evals)
-    summary = files.read_object(path) if (path := folder / SUMMARY).exists() else {}
+    # A stage is shown by its own recipe.
+    summary = _summary(folder) | ({'name': ''} if config.get('part_of') else {})
     report = folder / REPORT
     # A page outside the store does not reach a report in it.
     reached = stores.in_store(page) or not stores.in_store(folder)
@@ -53,6 +54,10 @@ def run_row(name: str, folder: Path, page: Path, *, live: bool = False) -> RunRo
     return RunRow(
         name, link, described(config, summary), judge(rows, evals, words), use, facts['steps'], facts['seconds_total']
     )
+
+
+def _summary(folder: Path) -> Mapping[str, Any]:
+    return files.read_object(path) if (path := folder / SUMMARY).exists() else {}
 
 
 def write_front_page(workdir: Path) -> Path:
@@ -74,10 +79,13 @@ def front_page(workdir: Path, *, live: bool = False) -> str:
     rows = [run_row(folder.name, folder, page, live=live) for folder in folders]
     # The last stage compares the policies of those before it.
     shown = next((last for folder in reversed(folders) if (last := exhibits(folder)[1])), [])
-    method = read_run(folders[-1]).get('part_of') or ''
+    configs = [read_run(folder) for folder in folders]
+    # The stages begin with one model, and the last one ends on the day of the run.
+    policy = next((config['policy'] for config in configs if config.get('policy', {}).get('source')), {})
+    method = configs[-1] | {'recipe': configs[-1].get('part_of') or configs[-1]['recipe'], 'policy': policy}
     title = [
         workdir.resolve().name,
-        method,
+        *described(method, _summary(folders[-1])),
         counted(len(folders), 'stage'),
         pages.duration(sum(row.seconds for row in rows)),
     ]

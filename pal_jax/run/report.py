@@ -91,10 +91,15 @@ def exhibits(workdir: Path) -> tuple[Sequence[Record], Sequence[Record]]:
 
 
 def described(config: Record, summary: Record) -> list[str]:
-    """The method, the model, the seed and the day of a run, where they are known."""
+    """The method with its variant, the model, the seed and the day of a run, where they are known."""
     model = config.get('policy', {}).get('source', '').removeprefix('gguf:').removeprefix('package:')
     seed = [f'seed {config["seed"]}'] if 'seed' in config else []
-    return [config['recipe'], *filter(None, [model.removeprefix('hf:')]), *seed, *filter(None, [summary.get('day')])]
+    return [
+        summary.get('name') or config['recipe'],
+        *filter(None, [model.removeprefix('hf:')]),
+        *seed,
+        *filter(None, [summary.get('day')]),
+    ]
 
 
 def render(

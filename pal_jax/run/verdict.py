@@ -33,12 +33,14 @@ Record = Mapping[str, Any]
 
 
 class RunVerdict(NamedTuple):
-    """`answer` is a word or two that answers `question`, `sentence` the figures, `basis` how they were had."""
+    """`answer` is a word or two that answers `question`, `sentence` the figures, `basis` how they were had, and `units`
+    are the things that were tested."""
 
     answer: str
     sentence: str
     basis: str
     question: str = 'Did it learn?'
+    units: str = 'people, prompts or rows'
 
 
 def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> RunVerdict | None:
@@ -96,11 +98,12 @@ def _learning(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> 
     for key in words.levels:
         if known(after, key):
             verdict = _level(key, before, after, words)
-            return verdict._replace(question=words.questions.get(key, verdict.question))
+            verdict = verdict._replace(question=words.questions.get(key, verdict.question))
+            return verdict._replace(units=_units(after))
     for key in words.changes:
         measured = f'{key}_se' in after or (key in words.shares and test_size(after))
         if known(before, key) and known(after, key) and measured:
-            return _evaluated(key, before, after, words)
+            return _evaluated(key, before, after, words)._replace(units=_units(after))
         if finite_values(main_part(rows), key):
             return _trained(key, main_part(rows), before, after, words)
     return None
@@ -212,6 +215,11 @@ def moved(first: float, last: float) -> str:
     if first == last:
         return f'stayed at {first:.3f}'
     return f'{"rose" if last > first else "fell"} from {first:.3f} to {last:.3f}'
+
+
+def _units(record: Record) -> str:
+    size = test_size(record)
+    return size[1].replace('_', ' ') if size else RunVerdict._field_defaults['units']
 
 
 def _of(record: Record) -> str:

@@ -16,6 +16,7 @@ import pytest
 
 from pal_jax.run import metrics
 from pal_jax.run.metrics import MetricsWriter, read_records
+from pal_jax.types import Exhibit
 
 FILES = ('metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'rollouts.jsonl')
 
@@ -158,3 +159,13 @@ def test_importing_it_loads_no_logger_and_starts_no_device():
     )
     output = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert json.loads(output) == [False, False]
+
+
+def test_no_picture_replaces_another(tmp_path):
+    pictures = [Exhibit(title, picture=b'\x89PNG' + title.encode()) for title in ('Elo ratings', 'Elo, ratings')]
+    with MetricsWriter(tmp_path) as writer:
+        for _ in range(2):
+            writer.exhibits(1, 'final', pictures)
+    files = [record['picture'] for record in read_records(tmp_path / metrics.EXHIBITS)]
+    assert files[:2] == files[2:] == ['elo_ratings.png', 'elo_ratings_2.png']
+    assert [(tmp_path / metrics.PICTURES / file).read_bytes() for file in files[:2]] == [p.picture for p in pictures]

@@ -31,11 +31,14 @@ def staged(tmp_path):
         writer.write(0, 'evaluate', {'answers': 3.0, 'seconds_update': 4.0})
         writer.exhibits(1, 'final', [Exhibit('Side by side', table=[['policy', 'cost'], ['<b>sft', '-1.5']])])
     (folder / 'sft' / 'report.html').write_text('a')
+    summary = {'name': 'safe_rlhf:smoke', 'day': '2026-11-29'}
+    (folder / 'later' / 'summary.json').write_text(json.dumps(summary))
     return folder
 
 
 def test_stages_stand_in_their_order_with_verdict_link_and_the_policies(staged):
     page = write_front_page(staged).read_text()
+    assert '<p class="soft">safe_rlhf:smoke · seed 3 · 2026-11-29 · 3 stages' in page
     assert page.index('>sft</a>') < page.index('evaluate') < page.index('later')
     assert 'href="sft/report.html"' in page and 'href="later' not in page
     assert '<b>Yes:</b>' in page and '0:01:05' in page and 'seed 3' in page

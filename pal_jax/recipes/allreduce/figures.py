@@ -12,6 +12,11 @@ WORDS = Words(
                 """pal-jax train --config=allreduce --config.networks="('my.gml',)\"""",
                 'docs/methods/allreduce.md',
             ),
+            (
+                'see which schedules learned policies find',
+                'pal-jax train --config=allreduce:learn',
+                'docs/methods/allreduce.md',
+            ),
         )
     },
     figures={

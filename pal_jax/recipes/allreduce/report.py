@@ -28,6 +28,17 @@ RULES = {  # as docs/methods/allreduce.md names them
     'programme': 'programme',
 }
 
+WAYS = {  # how a schedule was made
+    'ring': 'around a ring',
+    'random': 'drawn at random',
+    'greedy': 'drawn greedily',
+    'spread': 'of trees made together',
+    'back': 'there and back along the same trees',
+    'symmetric': 'moved from chunk to chunk by symmetries',
+    'exchange': 'by an exchange of sums',
+    'programme': 'by an integer programme',
+}
+
 
 def make_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Over all networks the mean ratio of the shortest schedule and of the greedy one to the least rounds."""
@@ -91,7 +102,7 @@ def learned_exhibit(records: Sequence[Mapping[str, Any]]) -> Exhibit:
 
 
 def title(record: Mapping[str, Any]) -> str:
-    return f'{record["network"]}: {len(record["used"])} rounds by {RULES[record["rule"]]}'
+    return f'{record["network"]}: a schedule of {len(record["used"])} rounds, {WAYS[record["rule"]]}'
 
 
 def plot(record: Mapping[str, Any]) -> bytes:

@@ -13,6 +13,20 @@ TEAMS = {  # who flies the cameras, and what pays them
     'ctcr_dynamics': 'MAPPO, contributions (CTCR), with dynamics',
 }
 WORDS = Words(
+    uses={
+        'cameras': (
+            (
+                'fly another team in another crowd',
+                'pal-jax train --config=cameras --config.scene.cameras=5 --config.scene.people="(1,7)"',
+                'docs/methods/cameras.md',
+            ),
+            (
+                'let cameras predict the next places, too',
+                'pal-jax train --config=cameras:dynamics',
+                'docs/methods/cameras.md',
+            ),
+        )
+    },
     figures={
         OPTIMISED: {
             '{team}_error': 'mean error of a joint in cm: {team}',

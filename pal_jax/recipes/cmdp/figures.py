@@ -20,6 +20,20 @@ HANDLERS = {  # constraint handlers on arrays
 }
 TASKS = {'bandit': 'the bandit', 'grid': 'the grid', 'point': 'the point among hazards'}
 WORDS = Words(
+    uses={
+        'cmdp': (
+            (
+                'compare handlers at limits of your own',
+                """pal-jax train --config=cmdp --config.handlers="('linear','cpo')" --config.grid.limits="(0.5,)\"""",
+                'docs/methods/cmdp.md',
+            ),
+            (
+                'use a handler with a language model',
+                'pal-jax train --config=safe_rlhf --config.constraint.handler=linear',
+                'docs/howto/constraints.md',
+            ),
+        )
+    },
     figures={
         OPTIMISED: {
             'solved': 'share of handlers and limits with at least 97 % of the exact optimum and a cost near the limit',

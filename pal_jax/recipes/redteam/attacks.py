@@ -9,9 +9,11 @@ import numpy as np
 
 from pal_jax.recipes.redteam.attack import GameLabels, Seed
 from pal_jax.recipes.redteam.diversity import self_bleu, spread
+from pal_jax.recipes.redteam.figures import WORDS
 from pal_jax.run import intervals
 from pal_jax.run.bootstrap import means
 from pal_jax.run.forecast import counted
+from pal_jax.run.glossary import meaning
 from pal_jax.types import Exhibit
 
 KEY = (
@@ -134,7 +136,8 @@ def make_exhibits(
             [system, *(f'{figures[name]:.3f}' if name in figures else '' for name in names)]
             for system, figures in diversities.items()
         ]
-        exhibits.append(Exhibit('Attacks', table=[['attacker', *names], *rows]))
+        heads = [meaning(name, WORDS).words for name in names]
+        exhibits.append(Exhibit('Attacks', table=[['attacker', *heads], *rows]))
     return exhibits
 
 

@@ -109,23 +109,24 @@ def _wins(outcomes: Outcomes) -> tuple[list[str], Float[np.ndarray, 'prompts sys
 # --- what a report shows ----------------------------------------------------------------------------------------------
 
 
-def make_exhibits(record: Mapping[str, Any], systems: Iterable[str]) -> list[Exhibit]:
-    """A table and a picture of the figures of `measure`, the best system first."""
+def make_exhibits(record: Mapping[str, Any], systems: Iterable[str], kind: str) -> list[Exhibit]:
+    """A table and a picture of the figures of `measure`, the best system first; `kind` says what they are best at."""
     names = sorted(systems, key=lambda name: -record[f'elo_{name}'])
     rows = [
         [name, f'{record[f"elo_{name}"]:+.0f}', ' to '.join(f'{end:+.0f}' for end in record[f'elo_{name}_interval'])]
         for name in names
     ]
-    return [Exhibit('Elo ratings', KEY, [['', 'Elo', '95 %'], *rows], plot_ratings(record, names))]
+    title = f'Elo ratings, the most {kind} first'
+    return [Exhibit(title, KEY, [['', 'Elo', '95 %'], *rows], plot_ratings(record, names, title))]
 
 
-def plot_ratings(record: Mapping[str, Any], names: list[str]) -> bytes:
+def plot_ratings(record: Mapping[str, Any], names: list[str], title: str) -> bytes:
     """Ratings with their intervals, the first of `names` on top."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 1.4 + 0.36 * len(names)), layout='constrained')
         ax = figure.subplots()
         ax.grid(visible=False, axis='y')
-        ax.set_title('Elo ratings', fontsize=13, fontweight='bold')
+        ax.set_title(title, fontsize=13, fontweight='bold')
         ax.axvline(0, color=GREY, linewidth=1, linestyle='--')
         for row, name in enumerate(names):
             ax.plot(record[f'elo_{name}_interval'], [row, row], color=BLUE, alpha=0.35, linewidth=5)

@@ -186,7 +186,7 @@ class Comparison:
             rates = {pair: winrates.winrate(signs[None], 'half') for pair, signs in outcomes.items()}
             rows = [[f'{one} against {other}', f'{rate:.3f}'] for (one, other), rate in rates.items()]
             rows.insert(0, ['', 'win rate, ties half'])
-            exhibits += [Exhibit(f'Who is more {kind}', table=rows), *elo.make_exhibits(rated, scored)]
+            exhibits += [Exhibit(f'Who is more {kind}', table=rows), *elo.make_exhibits(rated, scored, kind)]
             record |= {f'{kind}_{key}': value for key, value in rated.items() if key != 'prompts'}
         return record, exhibits, scored
 

@@ -156,7 +156,7 @@ def make_exhibits(
         for key, name in (
             ('auc', 'AUC of the largest probability'),
             ('accuracy', 'rows called right'),
-            ('precision', 'of those called unsafe, that are'),
+            ('precision', 'share of those called unsafe that are unsafe'),
             ('recall', 'of the unsafe, that are called so'),
             ('f1', 'F1'),
         )

@@ -87,5 +87,5 @@ def test_tables_of_all_defenders_and_of_kinds():
     shared = kinds.table[2]
     # Two defenders: plain 1 of 4, own 0 of 4, others 1 of 8 (the start's and each other's).
     assert shared[0] == 'shared (2)' and [text[:5] for text in shared[1:4]] == ['0.250', '0.000', '0.125']
-    assert attacks.table == [['attacker', 'attacks_form', 'self_bleu', 'diversity'],
+    assert attacks.table == [['attacker', *(meaning(name, words_of('redteam.evaluate')).words for name in found)],
                              ['start', '1.000', '0.000', '1.000']]  # fmt: skip

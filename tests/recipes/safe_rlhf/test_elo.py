@@ -97,6 +97,6 @@ def test_pairs_of_unequal_prompts_are_refused():
 
 def test_a_report_has_a_table_and_a_picture():
     record = elo.measure(play({'worse_': -100.0, 'better_se': 100.0}, 300), draws=50)
-    (exhibit,) = elo.make_exhibits(record, ['worse_', 'better_se'])
+    (exhibit,) = elo.make_exhibits(record, ['worse_', 'better_se'], 'helpful')
     assert [row[0] for row in exhibit.table[1:]] == ['better_se', 'worse_']
     assert exhibit.picture.startswith(b'\x89PNG')
