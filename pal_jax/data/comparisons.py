@@ -267,8 +267,8 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
         items, sides = len(distinct_prompts), [of_pair]
         if items < 3:
             raise ValueError(
-                f'all choices answer {forecast.counted(items, "prompt")}, and training, validation and test have prompts '
-                'of their own; without the column of the prompt, the statements are split'
+                f'all choices answer {forecast.counted(items, "prompt")}, and training, validation and test have '
+                'prompts of their own; without the column of the prompt, the statements are split'
             )
     else:
         distinct, item = np.unique(same, return_inverse=True)

@@ -28,7 +28,7 @@ def settings_of(name: str, changes: Sequence[str]) -> Run:
     file, colon, variant = name.partition(':')
     if not Path(file).is_file():
         ours = importlib.import_module('pal_jax.recipes').ELSEWHERE
-        meant = f'; {file} is in --config={ours[file]} here' if file in ours else ''
+        meant = f'; what {file} names elsewhere is --config={ours[file]} here' if file in ours else ''
         names = ', '.join(config_names())
         raise Fault(f'there is no configuration file {file}{meant}; give one, or a name: {names}')
     config = _config_of(Path(file), *([variant] if colon else []))

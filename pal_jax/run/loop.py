@@ -61,7 +61,10 @@ def train_all(settings: Run, workdir: Path, place: Place | None = None, name: st
 
 
 def train(settings: Run, workdir: Path, name: str = '') -> int:
-    """Train one run, or one stage of a run, of the config `name`. The result is 0, or the exit status where a signal stopped the run."""
+    """Train one run, or one stage of a run, of the config `name`.
+
+    The result is 0, or the exit status where a signal stopped the run.
+    """
     progress, rollouts, notes = Progress(), [], []
     # An export that could not be written is told before the training.
     if settings.export and not faults(is_finished, settings, workdir):
