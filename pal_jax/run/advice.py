@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pal_jax.run.glossary import Words
+from pal_jax.run.metrics import METRICS, read_records
 from pal_jax.run.summary import fifths, finite_values, main_part
 from pal_jax.run.verdict import TOO_LITTLE, RunVerdict
 
@@ -15,7 +16,6 @@ POLICY = (
     ('talk with it', 'pal-jax chat --source={run}', 'docs/tutorials/serve.md'),
     ('write a folder for transformers', 'pal-jax export --workdir={run} --output=my_model', 'docs/howto/export.md'),
 )
-AGAIN = '--config.{key}={value}'
 SEEDS = 'more total_steps, or several seeds, which pal-jax compare puts side by side'
 TESTS = 'more {units} to test on'
 ABOVE = 'above its limit', 'above its limits'
@@ -27,21 +27,13 @@ def uses(workdir: Path, config: Mapping[str, Any], words: Words) -> list[tuple[s
     """Uses of the run in a folder: words, a command, and the page that explains it."""
     known = words.uses.get(config['recipe'], ())
     trained = POLICY if not words.uses and {'policy', 'optimizer'} <= config.keys() else ()
-    # A run whose number of steps follows from something else goes on by passes over its rows, or not at all.
+    # A run whose number of steps follows from something else goes on by passes over its rows, or not at all. The number
+    # of passes may not change, but a number of steps may replace it.
     data = config.get('data')
     passes = data.get('epochs', 0) if isinstance(data, Mapping) else 0
-    key, value = ('total_steps', steps) if (steps := config.get('total_steps', 0)) else ('data.epochs', passes)
-    longer = (
-        [
-            (
-                'train on, by the command of this run with a larger number',
-                AGAIN.format(key=key, value=2 * value),
-                'docs/howto/resume.md',
-            )
-        ]
-        if value
-        else []
-    )
+    steps = config.get('total_steps', 0) or (len(read_records(workdir / METRICS)) if passes else 0)
+    longer_run = 'train on, by the command of this run with a larger number'
+    longer = [(longer_run, f'--config.total_steps={2 * steps}', 'docs/howto/resume.md')] if steps else []
     return [(use, command.format(run=workdir), page) for use, command, page in (*known, *trained, *longer)]
 
 

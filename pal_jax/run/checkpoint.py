@@ -269,8 +269,9 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
     ]
     if changed:
         listed = ', '.join(f'{key}: {old.get(key)!r} -> {ours.get(key)!r}' for key in changed)
+        lost = '' if any(Path(workdir, FOLDER).glob('[0-9]*')) else ', for it has no checkpoint yet'
         raise ValueError(
-            f'{workdir} was made by another config ({listed}); give that one, another --workdir, or delete it'
+            f'{workdir} was made by another config ({listed}); give that one, another --workdir, or delete it{lost}'
         )
 
 

@@ -43,7 +43,7 @@ def run_row(name: str, folder: Path, page: Path, *, live: bool = False) -> RunRo
     rows, evals = (read_records(folder / file) for file in (METRICS, EVALS))
     config, facts = read_run(folder), headline(rows, evals)
     # A stage is shown by its own recipe.
-    summary = {**_summary(folder)} | ({'name': ''} if config.get('part_of') else {})
+    summary = {**_summary(folder), **({'name': ''} if config.get('part_of') else {})}
     report = folder / REPORT
     # A page outside the store does not reach a report in it.
     reached = stores.in_store(page) or not stores.in_store(folder)

@@ -127,10 +127,13 @@ def test_the_page_says_what_it_is_of_and_what_to_do_next(workdir):
 
 @pytest.mark.parametrize(
     ('config', 'key'),
-    [({'total_steps': 4}, 'total_steps=8'), ({'total_steps': 0, 'data': {'epochs': 2}}, 'data.epochs=4'), ({}, '')],
+    [({'total_steps': 4}, 'total_steps=8'), ({'total_steps': 0, 'data': {'epochs': 2}}, 'total_steps=6'), ({}, '')],
 )
 def test_only_what_can_go_on_is_told_to(config, key, tmp_path):
     """The bench and AllReduce make a step for each data set or network, and were told to take more."""
+    with MetricsWriter(tmp_path) as writer:
+        for step in range(3):
+            writer.write(step, 'sft', {'loss': 1.0})
     again = [
         line for _, line, page in uses(tmp_path, {'recipe': 'cmdp', **config}, words_of('cmdp')) if 'resume' in page
     ]
