@@ -5,8 +5,9 @@ Prints one JSON object a line for every value of `rollout.ahead`: the mean secon
 judge, the user and the update in the same steps, and `over_longest`: a step over the longest of these four.
 `over_device` counts decoding and the update, which share this machine's device, as one part.
 
-The servers are processes on this machine that sleep. The policy is a random model, whose answers are replaced by some
-in the format.
+The judge is asked when all answers are sampled, also with nothing ahead, where a run asks it while others are sampled
+(`benchmarks.judging`). The servers are processes on this machine that sleep. The policy is a random model, whose answers
+are replaced by some in the format.
 """
 
 from __future__ import annotations

@@ -58,8 +58,16 @@ class Ahead:
             with self._phase('wait'):
                 self._pool.submit(lambda: None).result()
 
+    def close(self) -> None:
+        """Do no work of those that have not started yet."""
+        if self._pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
     def due(self, i: int, line: Line[T], end: int) -> range:
-        """The steps whose work begins in step `i` of a run of `end` steps: one, and in the first step `steps` more."""
+        """The steps whose work begins in step `i` of a run of `end` steps.
+
+        These are one step, in the first step of a run `steps` more, and none in its last `steps` steps.
+        """
         return range(i + len(line), min(i + self.steps + 1, end))
 
     def take(self, line: Line[T]) -> tuple[T, Line[T]]:

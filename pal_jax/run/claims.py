@@ -44,6 +44,7 @@ def claimed(path: Path, silence: float, log: Callable[[str], None]) -> Iterator[
         here, there = _fact(mine, 'host'), _fact(text, 'host')
         if here == there or not _fell_silent(path, silence, log, there):
             raise _in_use(path, number, text)
+        number, _ = _last(path)
     claim = _numbered(path, number + 1)
     if not stores.create(claim, mine):
         number, text = _last(path)
@@ -77,7 +78,7 @@ def _renew(claim: Path, mine: str, ended: threading.Event, every: float, check: 
     count = 0
     while not ended.wait(every):
         # A store that cannot be reached is tried again; what is lost meanwhile shows at the next save.
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, ValueError):
             check()
             count += 1
             stores.write(claim, f'{mine}renewed={count}\n')
@@ -100,7 +101,7 @@ def _fell_silent(path: Path, silence: float, log: Callable[[str], None], host: s
 
 def _last(path: Path) -> tuple[int, str | None]:
     """The number and the text of the last claim; 0 and None where there is none."""
-    names = stores.beginning(path.with_name(f'{path.name}.'))
+    names = [name for name in stores.beginning(path.with_name(f'{path.name}.')) if name.suffix[1:].isdigit()]
     return (int(names[-1].suffix[1:]), stores.read(names[-1])) if names else (0, None)
 
 

@@ -50,10 +50,11 @@ def train_all(settings: Run, workdir: Path, place: Place | None = None, name: st
         faults(initialize, stage.settings, stage.folder, place)
         with contextlib.ExitStack() as stack:
             faults(stack.enter_context, held(stage.folder))
-            if status := train(stage.settings, stage.folder, name):
-                return status
+            status = train(stage.settings, stage.folder, name)
             # A stage also writes beside its folder.
             processes.share(stage.folder.parent if stage.settings.part_of else stage.folder)
+            if status:
+                return status
         if stage.settings.part_of and jax.process_index() == 0:
             Progress().log(f'all stages: {faults(write_front_page, stage.folder.parent)}')
         before = stage.settings.recipe
@@ -87,6 +88,8 @@ def train(settings: Run, workdir: Path, name: str = '') -> int:
                 with contextlib.suppress(Exception):
                     checkpoints.close()
             raise
+        finally:
+            plan.close()
         checkpoints.close()
     return exit_status(stopped) if stopped else 0
 

@@ -75,6 +75,7 @@ class Plan(NamedTuple):
       resume: the inverse of `pack`, called once, before a run goes on from a checkpoint or evaluates it.
       after: the step that comes after step `i`, by the host item. It is not the next one where steps are skipped; no
         evaluation comes before a skipped step.
+      close: ends the work that is under way beside the steps, when the run ends.
       keep: writes into a folder the meaning of the trained parameters, such as the users that their rows belong to.
       phases: the number of steps of each part of the run by the part's name, in their order; none: the run has one
         part.
@@ -89,6 +90,7 @@ class Plan(NamedTuple):
     resume: Callable[[Host], Host] = lambda host: host
     after: Callable[[Host, int], int] = lambda host, i: i + 1
     keep: Callable[[Path], Any] = lambda folder: None
+    close: Callable[[], Any] = lambda: None
     phases: Mapping[str, int] = {}
 
     @property

@@ -79,6 +79,8 @@ def _mirrored(match: re.Match[str]) -> str:
     if '/' not in place:
         raise ValueError(f'{match[0]} names no folder; give one in the bucket, such as gs://{place or "bucket"}/runs/a')
     path = ROOT / place
+    if path.name in (*UNREAD, *UNWRITTEN) and not (path.parent / LAST[0]).exists():
+        raise ValueError(f'{match[0]}: a folder of this name is a part of a run; give another name')
     if path not in _pulled:
         _pull_first(path)
         # A stage reads what other stages have written beside it.
@@ -120,7 +122,7 @@ def pull(folder: Path) -> None:
     if not in_store(folder):
         return
     objects = _listed(folder)
-    mirrored = {path: item for path, item in objects.items() if _is_read(path.relative_to(folder), path, objects)}
+    mirrored = {path: item for path, item in objects.items() if _is_read(folder, path, objects)}
     stale = {path: item for path, item in mirrored.items() if not path.exists() or not _changed(path)}
     stale = {path: item for path, item in stale.items() if path not in _known or item['generation'] != _known[path][0]}
     if stale:
@@ -149,8 +151,10 @@ def push(folder: Path) -> None:
     """
     if not in_store(folder) or not folder.exists():
         return
-    changed = [path for path in sorted(folder.rglob('*')) if path.is_file() and _is_written(path) and _changed(path)]
-    gone = [path for path in _known if path.is_relative_to(folder) and _is_written(path) and not path.exists()]
+    below = [folder] if folder.is_file() else sorted(folder.rglob('*'))
+    changed = [p for p in below if p.is_file() and _is_written(p.relative_to(folder)) and _changed(p)]
+    # A report is removed when its run goes on. Another file that is missing was not removed by this program.
+    gone = [path for path in _known if path.is_relative_to(folder) and path.name == LAST[1] and not path.exists()]
     if not changed and not gone:
         return
     for held, check in _holds.items():
@@ -183,22 +187,23 @@ def rename(folder: Path, new: Path) -> None:
         folder.rename(new)
 
 
-def _is_read(place: Path, path: Path, objects: dict[Path, Any]) -> bool:
-    """True where a file at a place below the folder that was named belongs in the mirror."""
+def _is_read(folder: Path, path: Path, objects: dict[Path, Any]) -> bool:
+    """True where a file below the folder that was named belongs in the mirror."""
+    place = path.relative_to(folder)
     if any(part.startswith('.') or part in UNREAD for part in place.parts):
         return False
-    parts = path.relative_to(ROOT).parts
+    parts = path.relative_to(folder.parent).parts
     if 'checkpoints' not in parts:
         # Weights of an exported model are read where their own folder is named.
         return len(place.parts) < 2 or not re.fullmatch(r'model.*\.safetensors', path.name)
     # Of a whole checkpoint its host item is read, by which the run is known to have it.
-    step = ROOT.joinpath(*parts[: parts.index('checkpoints') + 2])
+    step = folder.parent.joinpath(*parts[: parts.index('checkpoints') + 2])
     return step / COMMITTED in objects and path.parent == step / 'host'
 
 
-def _is_written(path: Path) -> bool:
-    """True where a file of the mirror is to be an object of the store."""
-    return not any(part.startswith('.') or part in UNWRITTEN for part in path.relative_to(ROOT).parts)
+def _is_written(place: Path) -> bool:
+    """True where a file at a place below the folder that is pushed is to be an object of the store."""
+    return not any(part.startswith('.') or part in UNWRITTEN for part in place.parts)
 
 
 def _changed(path: Path) -> bool:

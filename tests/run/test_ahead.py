@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import CancelledError
 
 import pytest
 
@@ -75,6 +76,19 @@ def test_an_error_of_the_work_is_raised_where_its_result_is_taken():
     line = work.begin((), fail)
     with pytest.raises(RuntimeError, match='no judge'):
         work.take(line)
+
+
+def test_a_line_that_is_closed_does_nothing_more():
+    seen, work, go, line = [], Ahead('work', 4), threading.Event(), ()
+    line = work.begin(line, go.wait)
+    for j in range(3):
+        line = work.begin(line, lambda j=j: seen.append(j))
+    work.close()
+    go.set()
+    line[0]()
+    with pytest.raises(CancelledError):
+        line[1]()
+    assert not seen
 
 
 def test_what_cannot_be_ahead_is_refused():

@@ -109,13 +109,11 @@ def test_files_become_whole_objects_and_are_read_elsewhere(machine):
     assert set(objects(folder)) == {'metrics.jsonl', 'config.json', 'kept/a.txt', 'model.safetensors'}
     with (folder / 'metrics.jsonl').open('a') as file:
         file.write('\nmore')
-    (folder / 'kept/a.txt').unlink()
     stores.push(folder)
     assert objects(folder)['metrics.jsonl'] == b'metrics.jsonl\nmore'
-    assert 'kept/a.txt' not in objects(folder)
     there = machine('b')
     assert (there / 'metrics.jsonl').read_text() == 'metrics.jsonl\nmore'
-    assert not (there / 'kept/a.txt').exists()
+    assert (there / 'kept/a.txt').read_text() == 'kept/a.txt'
 
 
 def test_what_others_change_is_read_and_what_was_changed_here_stays(machine):
@@ -140,6 +138,32 @@ def test_what_is_written_and_never_read_stays_here(machine):
     stores.push(folder)
     stores.pull(folder)
     assert (folder / 'tensorboard/events').exists()
+
+
+def test_folders_above_a_run_may_have_the_names_of_parts_of_a_run(machine):
+    folder = machine().parent / 'checkpoints' / 'run'
+    folder.mkdir(parents=True)
+    for name in ('config.json', 'kept/people.json', 'checkpoints/2/array'):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{}')
+    stores.push(folder)
+    assert set(objects(folder)) == {'config.json', 'kept/people.json'}
+    # A single file can be pushed, too.
+    (folder / 'kept' / 'people.json').write_text('[]')
+    stores.push(folder / 'kept' / 'people.json')
+    assert objects(folder)['kept/people.json'] == b'[]'
+
+
+def test_a_file_that_somebody_else_deletes_here_stays_in_the_store(machine):
+    folder = machine()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ('config.json', 'report.html'):
+        (folder / name).write_text('{}')
+    stores.push(folder)
+    for name in ('config.json', 'report.html'):
+        (folder / name).unlink()
+    stores.push(folder)
+    assert set(objects(folder)) == {'config.json'}
 
 
 def test_of_checkpoints_only_whole_ones_are_known(machine):

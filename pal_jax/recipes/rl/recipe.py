@@ -72,16 +72,18 @@ class RL:
         with self.ctx.phase('rollout'):
             # 1. Draw prompts and sample n answers to each; or play n games from each of some starts. With
             # `rollout.ahead` they are those of a later step.
+            due, sampled = self.paid.due(i, paid, self.plan.total_steps), ()
             # A server may still sample the rollout that began in the step before.
             self.sampling.wait()
             self.decoder.load(self.learner.weights(state))
-            for due in self.paid.due(i, paid, self.plan.total_steps):
-                (groups,) = self.sampling.begin((), functools.partial(self.source.train, self.sample, due))
-                paid = self.paid.begin(paid, functools.partial(self.pay, groups, due))
+            for later in due:
+                sampled = self.sampling.begin(sampled, functools.partial(self.source.train, self.sample, later))
             if not self.sampling.apart:
                 self.decoder.release()
         with self.ctx.phase('reward'):
             # 2. Pay every sample.
+            for later, groups in zip(due, sampled, strict=True):
+                paid = self.paid.begin(paid, functools.partial(self.pay, groups, later))
             groups, paid = self.paid.take(paid)
         self.check_paid(groups)
         metrics = summarize(groups)
@@ -169,7 +171,11 @@ def make(settings: Settings, ctx: Context) -> RL:
         return models.count_on(host) | {'paid': paid}
 
     plan = Plan(steps, learner.abstract, stage, trained, pack=pack, resume=resume, keep=keeping(policy=policy))
-    line = functools.partial(Ahead, steps=settings.rollout.ahead, phase=ctx.phase)
+    make_ahead = functools.partial(Ahead, steps=settings.rollout.ahead, phase=ctx.phase)
+    sampling = make_ahead('sampling', here=not settings.rollout.ahead or settings.decode.driver == 'local')
+    # A scorer computes on this machine's devices.
+    paid = make_ahead('paid', here=models.here or bool(settings.reward.scorer))
+    plan = plan._replace(close=lambda: (sampling.close(), paid.close()))
     return RL(
         plan=plan,
         ctx=ctx,
@@ -178,9 +184,8 @@ def make(settings: Settings, ctx: Context) -> RL:
         decoder=decoder,
         sample=functools.partial(sample, decoder, policy, settings.sampling),
         source=source,
-        sampling=line('sampling', here=settings.decode.driver == 'local'),
-        # A scorer computes on this machine's devices.
-        paid=line('paid', here=bool(settings.rollout.ahead) and (models.here or bool(settings.reward.scorer))),
+        sampling=sampling,
+        paid=paid,
         pack=sampler.make_packing(settings, ctx.mesh, source.packed),
         models=models,
         max_failed=settings.reward.max_failed,

@@ -279,12 +279,15 @@ def make(settings: Settings, ctx: Context) -> Recipe:
     check_openings(settings, world, policy.tokenizer, policy.cfg.max_len)
     learner, tokenizer, dialogue = make_turn_learner(settings, policy.cfg, ctx), policy.tokenizer, settings.dialogue
     decoder, rounds = sampler.make_decoder(settings.decode, policy, ctx), dialogue.rounds
-    line = functools.partial(Ahead, steps=settings.rollout.ahead, phase=ctx.phase)
+    make_ahead = functools.partial(Ahead, steps=settings.rollout.ahead, phase=ctx.phase)
     # Some judges compute on this machine's devices.
     here = world.models.here or settings.reward.matcher == 'embedding' or settings.reward.naturalness == 'model'
+    lines = {name: make_ahead(name, here=here) for name in ('rollouts', 'replies')}
+    lines['sampling'] = make_ahead('sampling', here=not settings.rollout.ahead or settings.decode.driver == 'local')
+    plan = make_plan(settings, policy, learner, world)
     ctx.log(world.told + fewer_people(settings.eval, world))
     return RLPA(
-        plan=make_plan(settings, policy, learner, world),
+        plan=plan._replace(close=lambda: [line.close() for line in lines.values()]),
         ctx=ctx,
         world=world,
         learner=learner,
@@ -294,9 +297,7 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         supervised=make_demonstration_batches(settings, settings.warmup, tokenizer, ctx.mesh),
         pack=sampler.make_packing(settings, ctx.mesh, dialogue.learnt),
         game=DialogueGame(world.train, rounds, world.system),
-        sampling=line('sampling', here=settings.decode.driver == 'local'),
-        rollouts=line('rollouts', here=here),
-        replies=line('replies', here=here),
+        **lines,
         dialogues=dialogue.rollout_batch_size,
         n=dialogue.n_samples_per_prompt,
         learnt=dialogue.learnt,
@@ -333,7 +334,7 @@ def make_plan(settings: Settings, policy: Policy, learner: PolicyLearner, world:
             'replies': [answered_to_json(answered()) for answered in host['replies']],
         }
         # Work that was under way has asked endpoints since the step.
-        return packed | ({'usage': world.models.usage} if host['rollouts'] else {})
+        return packed | ({'usage': world.models.usage} if host['replies'] else {})
 
     def resume(host: Host) -> Host:
         return world.models.count_on(host) | {

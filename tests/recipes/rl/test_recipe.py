@@ -248,6 +248,22 @@ def test_a_step_of_a_game_learns_from_the_moves_of_both_roles(own):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('ahead', [0, 1])
+def test_a_decode_server_samples_with_the_weights_of_the_step(ahead):
+    local = rl.make(get_settings('smoke', total_steps=3), ONE)
+    changes = {'decode.driver': 'jetstream', 'decode.address': '127.0.0.1:1', 'rollout.ahead': ahead, 'total_steps': 3}
+    recipe = dataclasses.replace(
+        rl.make(get_settings('smoke', **changes), ONE), decoder=local.decoder, sample=local.sample
+    )
+    assert recipe.sampling.apart == bool(ahead)
+    state, host = recipe.init()
+    for i in range(3):
+        # The decoder on this machine stands for a server: without weights it raises an error.
+        state, host, *_ = recipe.step(state, host, i)
+    recipe.plan.close()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('ahead', [1, 3])
 def test_a_run_ahead_of_its_updates_goes_on_bit_by_bit_wherever_it_is_broken_off(own, tmp_path, ahead):
     write(tmp_path / 'rows.jsonl', [{'prompt': f'What is {k}?'} for k in range(40)])

@@ -36,8 +36,8 @@ HINTS = {
 }
 
 
-class Unreachable(RuntimeError):
-    """The error of a server that cannot be reached, or no longer."""
+class Lost(RuntimeError):
+    """The error of a server that cannot be reached, or no longer has the weights of this trainer."""
 
 
 class RemoteDecoder:
@@ -50,13 +50,13 @@ class RemoteDecoder:
         self._channel: grpc.Channel | None = None
 
     def load(self, params: Params, version: int | None = None, patience: float | None = None) -> None:
-        """Decode with these (plain, merged) parameters from now on. Requests under way end on the old ones.
+        """Decode with these (plain, merged) parameters from now on. No requests of this decoder may be under way.
 
         The call waits `patience` seconds, by default `START`, for a server that is still starting. Without a version
         the parameters get a random one.
 
         Raises:
-          Unreachable: the server cannot be reached.
+          Lost: the server cannot be reached.
           RuntimeError: the server refuses.
           ValueError: the server has another model.
         """
@@ -71,7 +71,7 @@ class RemoteDecoder:
             self._method('stream_unary', 'Update')(wire.update(params, self.version, 'drain'))
 
     def _wait(self, channel: grpc.Channel, patience: float) -> None:
-        """Wait until the server answers. Raises Unreachable where it does not within `patience` seconds."""
+        """Wait until the server answers. Raises Lost where it does not within `patience` seconds."""
         ready = grpc.channel_ready_future(channel)
         try:
             if patience > SOON:
@@ -82,7 +82,7 @@ class RemoteDecoder:
             ready.result(patience)
         except grpc.FutureTimeoutError:
             self.release()
-            raise Unreachable(f'the decode server at {self.address}: {HINTS[grpc.StatusCode.UNAVAILABLE]}') from None
+            raise Lost(f'the decode server at {self.address}: {HINTS[grpc.StatusCode.UNAVAILABLE]}') from None
         finally:
             ready.cancel()
 
@@ -99,7 +99,7 @@ class RemoteDecoder:
 
         Raises:
           ValueError: a request does not fit the model's context.
-          Unreachable: the server cannot be reached.
+          Lost: the server cannot be reached.
           RuntimeError: no weights are loaded, or the server refuses.
         """
         if self._channel is None:
@@ -125,20 +125,19 @@ class RemoteDecoder:
                         raise
                     # Requests of other clients fill the server's line.
                     time.sleep(1.0)
-        # A token of another version was sampled from weights of another trainer.
-        versions = {version for completion in done.values() for version in completion.versions}
-        if versions - {self.version}:
-            raise RuntimeError(
-                f'the server at {self.address} got weights from elsewhere: asked version {self.version}, got '
-                f'{sorted(versions)}; give every trainer a server of its own'
-            )
         return [done[number] for number in range(len(requests))]
 
     def _receive(self, batch: bytes, on_completion: Told | None) -> dict[int, Completion]:
         done: dict[int, Completion] = {}
         answers = self._method('unary_stream', 'Generate')(batch)
         for answer in itertools.chain.from_iterable(wire.unpack(wire.Answers, data).answers for data in answers):
-            done[answer.index] = wire.completion_of(answer)
+            completion = done[answer.index] = wire.completion_of(answer)
+            # A token of another version was sampled from the weights of another trainer, or of a server's own start.
+            if versions := set(completion.versions) - {self.version}:
+                raise Lost(
+                    f'the server at {self.address} got weights from elsewhere: asked version {self.version}, got '
+                    f'{sorted(versions)}; give every trainer a server of its own'
+                )
             if on_completion:
                 on_completion(answer.index, done[answer.index])
         return done
@@ -163,14 +162,14 @@ class RemoteDecoder:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """A context in which errors of gRPC become an Unreachable or another RuntimeError with one line."""
+        """A context in which errors of gRPC become an Lost or another RuntimeError with one line."""
         try:
             yield
         except grpc.RpcError as error:
             code, details = _status(error)
             hint = HINTS.get(code, details)
             # A server that is stopped cancels the calls that are under way.
-            kind = Unreachable if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) else RuntimeError
+            kind = Lost if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) else RuntimeError
             raise kind(f'the decode server at {self.address}: {hint}') from error
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from secrets import randbits
 from typing import Any
 
 from pal_jax.decode.requests import Request, Told
-from pal_jax.decode.serve.jetstream.remote import START, RemoteDecoder, Unreachable
+from pal_jax.decode.serve.jetstream.remote import START, Lost, RemoteDecoder
 from pal_jax.models.params import Params
 from pal_jax.run.processes import Shares
 from pal_jax.types import Completion
 
-# The seconds in which a `load` tries a server again that was lost.
-AGAIN = 0.5
+# The seconds in which a `load` tries a server, and one that was lost before.
+SOON, AGAIN = 10.0, 0.5
 
 
 class Servers:
@@ -29,7 +29,7 @@ class Servers:
     def load(self, params: Params, version: int | None = None) -> None:
         """Decode with these parameters from now on. Each server is sent them once.
 
-        The first call waits for servers that are still starting.
+        Where no server is there, the call waits for those that are still starting.
 
         Raises:
           RuntimeError: no server can be reached, or one refuses.
@@ -37,8 +37,13 @@ class Servers:
         """
         # All servers have one version, so that a token of other weights is noticed.
         version = randbits(31) if version is None else version
-        patience = AGAIN if self._reached else START
-        errors = self._try(dict.fromkeys(self._decoders, (params, version, patience)), RemoteDecoder.load)
+
+        def reach(patience: Mapping[RemoteDecoder, float]) -> dict[RemoteDecoder, Lost]:
+            return self._try({d: (params, version, seconds) for d, seconds in patience.items()}, RemoteDecoder.load)
+
+        errors = reach({decoder: SOON if decoder in self._reached else AGAIN for decoder in self._decoders})
+        if len(errors) == len(self._decoders):
+            errors = reach(dict.fromkeys(self._decoders, START))
         self._leave_out(errors, self._decoders)
 
     def release(self) -> None:
@@ -73,16 +78,16 @@ class Servers:
             self._leave_out(self._try(parts, ask), self._reached)
         return [done[place] for place in range(len(requests))]
 
-    def _try(self, arguments: dict[RemoteDecoder, tuple[Any, ...]], call: Any) -> dict[RemoteDecoder, Unreachable]:
+    def _try(self, arguments: dict[RemoteDecoder, tuple[Any, ...]], call: Any) -> dict[RemoteDecoder, Lost]:
         """Call all servers side by side, each with its arguments; the errors of those that cannot be reached."""
         calls = {decoder: self._pool.submit(call, decoder, *args) for decoder, args in arguments.items()}
         errors = {decoder: future.exception() for decoder, future in calls.items()}
         for error in errors.values():
-            if error and not isinstance(error, Unreachable):
+            if error and not isinstance(error, Lost):
                 raise error
-        return {decoder: error for decoder, error in errors.items() if isinstance(error, Unreachable)}
+        return {decoder: error for decoder, error in errors.items() if isinstance(error, Lost)}
 
-    def _leave_out(self, errors: dict[RemoteDecoder, Unreachable], tried: Sequence[RemoteDecoder]) -> None:
+    def _leave_out(self, errors: dict[RemoteDecoder, Lost], tried: Sequence[RemoteDecoder]) -> None:
         """Go on with the servers among `tried` that have no error. Raises the first error where all have one."""
         before, self._reached = self._reached, [decoder for decoder in tried if decoder not in errors]
         if not self._reached:
