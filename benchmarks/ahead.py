@@ -6,8 +6,8 @@ judge, the user and the update in the same steps, and `over_longest`: a step ove
 `over_device` counts decoding and the update, which share this machine's device, as one part.
 
 The judge is asked when all answers are sampled, also with nothing ahead, where a run asks it while others are sampled
-(`benchmarks.judging`). The servers are processes on this machine that sleep. The policy is a random model, whose answers
-are replaced by some in the format.
+(`benchmarks.judging`). The servers are processes on this machine that sleep. The policy is a random model, and texts in
+the format replace its answers.
 """
 
 from __future__ import annotations
