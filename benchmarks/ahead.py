@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import multiprocessing
 import runpy
 import time
 from collections import defaultdict
@@ -23,21 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from benchmarks.judging import CONFIG, Writing, serve
-
-
-@contextmanager
-def server(latency: float) -> Iterator[str]:
-    """The address of a server that answers after `latency` seconds."""
-    spawn = multiprocessing.get_context('spawn')
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=serve, args=(latency, there), daemon=True)
-    process.start()
-    try:
-        yield f'http://127.0.0.1:{here.recv()}/v1'
-    finally:
-        process.terminate()
-        process.join()
+from benchmarks.judging import CONFIG, Writing, server
 
 
 def measure(ahead: int, addresses: dict[str, str], args: argparse.Namespace) -> dict[str, float]:

@@ -19,7 +19,8 @@ import json
 import multiprocessing
 import runpy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -63,6 +64,20 @@ def serve(latency: float, port: Connection) -> None:
     server = Server(('127.0.0.1', 0), Judge)
     port.send(server.server_port)
     server.serve_forever()
+
+
+@contextmanager
+def server(latency: float) -> Iterator[str]:
+    """The address of a server that answers after `latency` seconds."""
+    spawn = multiprocessing.get_context('spawn')
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=serve, args=(latency, there), daemon=True)
+    process.start()
+    try:
+        yield f'http://127.0.0.1:{here.recv()}/v1'
+    finally:
+        process.terminate()
+        process.join()
 
 
 class Writing:
@@ -161,16 +176,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--latency', type=float, default=1.0, help='seconds the judge takes')
     parser.add_argument('--concurrency', type=int, default=64, help='questions to the judge under way at once')
     args = parser.parse_args(argv)
-    spawn = multiprocessing.get_context('spawn')
-    here, there = spawn.Pipe()
-    server = spawn.Process(target=serve, args=(args.latency, there), daemon=True)
-    server.start()
-    try:
-        address = f'http://127.0.0.1:{here.recv()}/v1'
+    with server(args.latency) as address:
         report = measure(args.samples, args.tokens, args.slots, args.rate, args.concurrency, address)
-    finally:
-        server.terminate()
-        server.join()
     versions = {name: importlib.metadata.version(name) for name in ('jax', 'openai')}
     print(json.dumps(vars(args) | report | {'versions': versions}))
 

@@ -27,6 +27,7 @@ from pal_jax.run.recipe import Context
 from pal_jax.run.record_scorer import RecordScorer
 from pal_jax.types import Completion, Sample
 from tests import configs
+from tests.recipes.broken_off import assert_it_goes_on_wherever_it_is_broken_off
 
 get_settings = functools.partial(configs.load, 'rl')
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
@@ -274,20 +275,8 @@ def test_a_run_ahead_of_its_updates_goes_on_bit_by_bit_wherever_it_is_broken_off
         }),
         ONE,
     )  # fmt: skip
-    state, host = recipe.init()
-    kept = []
-    for i in range(6):
-        kept.append((jax.tree.map(np.asarray, state), json.dumps(recipe.plan.pack(host))))
-        assert len(host['paid']) == min(ahead, 6 - i) * (i > 0)
-        state, host, *_ = recipe.step(state, host, i)
-    last = jax.tree.map(np.asarray, state)
-    for point in range(1, 6):
-        arrays, text = kept[point]
-        state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), arrays, recipe.plan.abstract)
-        host = recipe.plan.resume(json.loads(text))
-        for i in range(point, 6):
-            state, host, *_ = recipe.step(state, host, i)
-        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, state), last)
+    steps = assert_it_goes_on_wherever_it_is_broken_off(recipe, 6)
+    assert [len(host['paid']) for host, _ in steps] == [min(ahead, 6 - i) * (i > 0) for i in range(6)]
 
 
 @pytest.mark.slow

@@ -8,8 +8,6 @@ import json
 import zlib
 from types import SimpleNamespace
 
-import jax
-import numpy as np
 import pytest
 
 from pal_jax.recipes.rlpa import criteria, rollouts, turns, world
@@ -18,6 +16,7 @@ from pal_jax.recipes.rlpa.profiles import ParsedCompletion
 from pal_jax.run.ahead import Ahead
 from pal_jax.run.recipe import Plan
 from pal_jax.types import Verdict
+from tests.recipes.broken_off import assert_it_goes_on_wherever_it_is_broken_off
 from tests.recipes.rlpa.test_dialogues_of_models import Idle
 from tests.recipes.rlpa.test_recipe import CONTEXT, Writing, from_fake_parts, small
 
@@ -103,21 +102,8 @@ def test_a_policy_learns_the_same_bits_wherever_its_run_is_broken_off(steps, mon
     recipe = rlpa.make(
         small(**{'rollout.ahead': steps, 'total_steps': 11, 'optimizer.lr': 1e-2, 'dialogue.max_rounds': 3}), CONTEXT
     )
-    state, host = recipe.init()
-    kept, rewards = [], []
-    for i in range(11):
-        kept.append((jax.tree.map(np.asarray, state), json.dumps(recipe.plan.pack(host))))
-        state, host, _, metrics = recipe.step(state, host, i)
-        rewards.append(metrics['reward'])
-    last = jax.tree.map(np.asarray, state)
-    assert len(set(rewards)) > 5
-    for point in range(1, 11):
-        arrays, text = kept[point]
-        state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), arrays, recipe.plan.abstract)
-        host = recipe.plan.resume(json.loads(text))
-        for i in range(point, 11):
-            state, host, *_ = recipe.step(state, host, i)
-        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, state), last)
+    steps_of = assert_it_goes_on_wherever_it_is_broken_off(recipe, 11)
+    assert len({metrics['reward'] for _, metrics in steps_of}) > 5
 
 
 def test_whole_dialogues_within_a_step_are_not_ahead():

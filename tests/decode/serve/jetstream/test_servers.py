@@ -1,0 +1,76 @@
+"""Several decode servers of one trainer: they share the prompts, one is lost, and it comes back."""
+
+import contextlib
+import threading
+
+import pytest
+
+from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.serve.jetstream import servers
+from pal_jax.decode.serve.jetstream.remote import RemoteDecoder
+from pal_jax.decode.serve.jetstream.rpc import GrpcServer
+from pal_jax.decode.serve.jetstream.servers import Servers
+from tests.decode.serve.jetstream.test_rpc import (
+    CFG,
+    MESH,
+    TOKENIZER,
+    alone,
+    make_driver,
+    request,
+    serving,
+    weights,
+)
+
+
+@pytest.fixture(scope='module')
+def local():
+    return LocalDecoder(CFG, TOKENIZER, MESH, slots=8, stride=2)
+
+
+def test_several_servers_share_requests_and_one_that_is_lost_gives_its_own_to_the_others(local, capsys):
+    requests, told = [request(seed, 48) for seed in range(12)], {}
+    expected = [completion.token_ids for completion in alone(local, requests, version=1)]
+    with contextlib.ExitStack() as stack:
+        first, lost = make_driver(), GrpcServer('127.0.0.1', 0, requests=24, token='')
+        lost_driver = make_driver()
+        lost.start(lost_driver, 'tiny')
+        stack.callback(lost_driver.close)
+        addresses = [stack.enter_context(serving(first)), f'127.0.0.1:{lost.port}']
+        decoder = Servers([RemoteDecoder(CFG, TOKENIZER, address) for address in addresses])
+        decoder.load(weights(1), 1)
+        assert [completion.token_ids for completion in decoder(requests)] == expected
+        counts = [driver.decoder.counters.requests for driver in (first, lost_driver)]
+        assert counts == [6, 6]
+        # The server is lost as soon as its first completion has arrived.
+        stopped = threading.Event()
+
+        def tell(place, completion):
+            told[place] = completion.token_ids
+            if place >= 6 and not stopped.is_set():
+                stopped.set()
+                threading.Thread(target=lost.stop, args=(0,)).start()
+
+        assert [completion.token_ids for completion in decoder(requests, tell)] == expected
+        assert [told[place] for place in range(12)] == expected
+        decoder.load(weights(1), 2)
+        assert f'127.0.0.1:{lost.port}: ' in capsys.readouterr().err
+        assert [completion.token_ids for completion in decoder(requests)] == expected
+        # It comes back between two loads.
+        again = GrpcServer('127.0.0.1', lost.port, requests=24, token='')
+        again.start(lost_driver, 'tiny')
+        stack.callback(again.stop, 0)
+        before = lost_driver.decoder.counters.requests
+        decoder.load(weights(1), 3)
+        assert [completion.token_ids for completion in decoder(requests)] == expected
+        assert lost_driver.decoder.counters.requests == before + 6
+        assert f'127.0.0.1:{lost.port} is back' in capsys.readouterr().err
+        decoder.release()
+
+
+def test_a_trainer_without_any_server_is_told(monkeypatch):
+    monkeypatch.setattr(servers, 'START', 0.1)
+    decoder = Servers([RemoteDecoder(CFG, TOKENIZER, f'127.0.0.1:{port}') for port in (1, 2)])
+    with pytest.raises(RuntimeError, match='127.0.0.1:1: it cannot be reached'):
+        decoder.load(weights(0))
+    with pytest.raises(RuntimeError, match='no weights'):
+        decoder([request(0)])
