@@ -20,6 +20,9 @@ Options:
   --train_share=X     the share of time that training gets while samples wait too; default 0.5
   --body_mib=N        the largest request; default 256
   --scan_layers       loop over layers: programs are compiled sooner, and run slower on a CPU
+  --coordinator=HOST:PORT --processes=N --process=I
+                      one server of several processes, as `pal-jax train --help` says; process 0 has the clients, and
+                      all processes need the same --workdir
 
 Needs the client for its messages: pip install 'pal_jax[tinker]'. SIGTERM ends the server. Saved weights stay usable,
 and unsaved models are gone with it.
@@ -32,8 +35,8 @@ import importlib.util
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
 import uvicorn
 from absl import flags
 from fastapi import FastAPI
@@ -42,8 +45,12 @@ from pal_jax.commands.talking import CACHE
 from pal_jax.decode.choose import TOKEN
 from pal_jax.decode.serve.listening import HttpServer, listen
 from pal_jax.models.files import sources
-from pal_jax.run import cli, devices, stores
-from pal_jax.run.processes import host_port
+from pal_jax.run import cli, devices, processes, stores
+from pal_jax.run.processes import Place, host_port
+
+if TYPE_CHECKING:
+    from pal_jax.data.tokenizer import Tokenizer
+    from pal_jax.training_server.worker import Worker
 
 MODEL = flags.DEFINE_string('model', sources.EMBEDDED, 'The base.')
 HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
@@ -63,10 +70,14 @@ SCAN_LAYERS = flags.DEFINE_bool('scan_layers', False, 'Loop over layers.')
 def main() -> None:
     """Serve until a signal ends the server."""
     cli.faults(check_extra)
+    place = cli.faults(cli.place)
+    if place is not None and place.process:
+        cli.faults(follow, place)
+        return
     listener, key = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
         cli.faults(check_key, key)
-        app, name = cli.faults(make, key)
+        app, name = cli.faults(make, place, key)
         # The socket listens before its address is told: who calls from now on waits and is not refused.
         cli.faults(listener.listen, 2048)
         address = f'http://{host_port(HOST.value, listener.getsockname()[1])}'
@@ -74,7 +85,8 @@ def main() -> None:
         config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=5, timeout_keep_alive=75)
         # The server of uvicorn raises the signal again once it has drained.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        HttpServer(config).run(sockets=[listener])
+        with contextlib.suppress(SystemExit) if processes.joined() else contextlib.nullcontext():
+            HttpServer(config).run(sockets=[listener])
 
 
 def check_extra() -> None:
@@ -90,21 +102,38 @@ def check_key(key: str) -> None:
         raise ValueError(f'{TOKEN} is no key that the client sends; let it begin with tml-')
 
 
-def make(key: str) -> tuple[FastAPI, str]:
+def make(place: Place | None, key: str) -> tuple[FastAPI, str]:
     """The HTTP application, with its model loaded and its executor running, and the base's name for clients."""
     from pal_jax.training_server.app import make_app
-    from pal_jax.training_server.start import make_service
+    from pal_jax.training_server.service import Service
 
-    devices.initialize(Path(CACHE).expanduser())
-    if jax.process_count() > 1:
-        raise ValueError(f'{jax.process_count()} processes were started; this server runs in one')
-    stores.check_local(workdir := Path(cli.WORKDIR.value or 'runs/training_server'), '--workdir')
-    service = make_service(
-        MODEL.value, workdir, devices.make_mesh(), dtype=DTYPE.value,
-        max_len=MAX_LEN.value, max_rank=MAX_RANK.value, rows=ROWS.value, slots=SLOTS.value, bank=BANK.value,
-        line=LINE.value, share=TRAIN_SHARE.value, scan_layers=SCAN_LAYERS.value,
-    )  # fmt: skip
+    worker, tokenizer = load(place)
+    service = Service(worker, tokenizer, line=LINE.value, share=TRAIN_SHARE.value)
     return make_app(service, key=key, body_limit=BODY_MIB.value << 20), service.base_name
+
+
+def follow(place: Place) -> None:
+    """Do what process 0, which has the clients, tells this process to do, until it ends."""
+    from pal_jax.training_server.executor import Executor
+
+    # A signal to all processes ends process 0, which ends the others.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    worker, _ = load(place)
+    Executor(worker, share=TRAIN_SHARE.value).join()
+    worker.close()
+
+
+def load(place: Place | None) -> tuple[Worker, Tokenizer]:
+    """The model on the mesh of all processes' devices, and its tokenizer."""
+    from pal_jax.training_server.start import make_worker
+
+    devices.initialize(Path(CACHE).expanduser(), place)
+    stores.check_local(workdir := Path(cli.WORKDIR.value or 'runs/training_server'), '--workdir')
+    return make_worker(
+        MODEL.value, workdir, devices.make_mesh(), dtype=DTYPE.value, max_len=MAX_LEN.value, max_rank=MAX_RANK.value,
+        rows=ROWS.value, slots=SLOTS.value, bank=BANK.value, scan_layers=SCAN_LAYERS.value,
+    )  # fmt: skip
 
 
 if __name__ == '__main__':

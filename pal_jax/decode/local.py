@@ -454,7 +454,7 @@ class LocalDecoder:
 
     def _place(self, arrays: tuple[np.ndarray, ...]) -> tuple[Any, ...]:
         """Rows of prompts, spread over the mesh as batches are."""
-        return jax.device_put(arrays, sharding.sharding(self.mesh, ('batch',)))
+        return sharding.put_batch(arrays, self.mesh)
 
     # --- out of slots ------------------------------------------------------------------------------------------------
 

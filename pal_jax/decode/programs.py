@@ -34,6 +34,8 @@ class Programs:
     def __init__(self, cfg: ModelConfig, mesh: Mesh, *, slots: int, int8: bool = False):
         self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
         state = engine.state_shardings(mesh)
+        # The host of every process reads the samples and scores.
+        told = sharding.replicated(mesh)
         # Results are given their shardings here, since a constraint inside the function is lost between two meshes.
         places, dtype = dict(self.param_shardings), None if int8 else cfg.dtype
         a_layer = jax.tree.map(lambda place: NamedSharding(mesh, PartitionSpec(*place.spec[1:])), places.pop('layers'))
@@ -73,7 +75,7 @@ class Programs:
         self.generate = jax.jit(
             on_mesh(lambda weights, state, mixtures=None: engine.generate(soups.mixed(weights, mixtures), cfg, state)),
             donate_argnums=1,
-            out_shardings=(state, None),
+            out_shardings=(state, told),
         )
         self.generate_telling = jax.jit(
             on_mesh(
@@ -83,7 +85,7 @@ class Programs:
             ),
             static_argnums=3,
             donate_argnums=1,
-            out_shardings=(state, None, None),
+            out_shardings=(state, told, told),
         )
         prefix = engine.PrefixCaches(state.keys, state.values, state.length, state.token)
         self.blank = jax.jit(functools.partial(engine.empty_caches, cfg), static_argnums=(0, 1), out_shardings=prefix)
@@ -95,7 +97,7 @@ class Programs:
             ),
             static_argnums=6,
             donate_argnums=1,
-            out_shardings=(prefix, None),
+            out_shardings=(prefix, told),
         )
 
     def publish(self, params: Params) -> Params:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from optax import contrib
 
+from pal_jax.run import sharding
 from pal_jax.types import derived
 
 
@@ -130,7 +131,7 @@ def with_numbers(state: Any, **numbers: float) -> Any:
     if unknown := sorted(numbers.keys() - state.hyperparams.keys()):
         raise ValueError(f'{unknown[0]} is no number of Adam; use {", ".join(state.hyperparams)}')
     # They stay where the numbers before are, so that no program is compiled again.
-    arrays = {name: jax.device_put(np.float32(x), state.hyperparams[name].sharding) for name, x in numbers.items()}
+    arrays = {name: sharding.put(np.float32(x), state.hyperparams[name].sharding) for name, x in numbers.items()}
     return state._replace(hyperparams=state.hyperparams | arrays)
 
 

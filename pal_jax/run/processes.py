@@ -28,6 +28,9 @@ PATIENCE = 300.0
 # The time is in milliseconds; the roll call ends a process that waits in vain much earlier.
 _FOREVER = 7 * 24 * 3600 * 1000
 
+# The order of what process 0 tells, the bytes of one entry of it in the store, and how many of them the store keeps.
+_TOLD, _PART, _KEPT = 'told', 1 << 20, 256
+
 T = TypeVar('T')
 R = TypeVar('R')
 
@@ -186,11 +189,7 @@ def exchange(what: str, value: Any = None) -> list[Any]:
     count = jax.process_count()
     if count == 1:
         return [value]
-    # There is no public way to the store; Orbax takes the same.
-    from jax._src import distributed
-
-    store: Any = distributed.global_state.client
-    thread, here = _exchanges.get(), jax.process_index()
+    store, thread, here = _store(), _exchanges.get(), jax.process_index()
     turn = next(_counts[thread])
     # The name goes along, so that processes at different exchanges notice it.
     store.key_value_set_bytes(_key(thread, turn, here), zlib.compress(json.dumps([what, value]).encode(), 1))
@@ -207,9 +206,61 @@ def exchange(what: str, value: Any = None) -> list[Any]:
     return values
 
 
+def agree(what: str, check: Callable[[], T], fault: type[Exception]) -> T:
+    """The result of a check in this process. Where the check raises `fault` in any process, all of them raise it.
+
+    All processes have to call this in the same order, as `exchange`.
+    """
+    result: Any = None
+    try:
+        result, why = check(), None
+    except fault as error:
+        why = str(error)
+    if reasons := [reason for reason in exchange(what, why) if reason is not None]:
+        raise fault(reasons[0])
+    return result
+
+
+def tell(value: bytes) -> None:
+    """Send bytes to all other processes, each of which calls `heard` for them."""
+    store, turn = _store(), next(_counts[_TOLD])
+    parts = [value[i : i + _PART] for i in range(0, len(value), _PART)] or [b'']
+    for place, part in enumerate(parts):
+        # The first byte says whether more parts follow.
+        store.key_value_set_bytes(_key(_TOLD, turn, place), bytes([place + 1 < len(parts)]) + part)
+    _forget_told(turn)
+
+
+def heard() -> bytes:
+    """The next bytes that process 0 has sent by `tell`, once they come."""
+    store, turn, parts = _store(), next(_counts[_TOLD]), []
+    while not parts or parts[-1][0]:
+        parts.append(store.blocking_key_value_get_bytes(_key(_TOLD, turn, len(parts)), _FOREVER))
+    _forget_told(turn)
+    return b''.join(part[1:] for part in parts)
+
+
+def _forget_told(turn: int) -> None:
+    """Now and then, wait until all processes have heard what was told, and drop it."""
+    if turn % _KEPT == _KEPT - 1:
+        exchange(_TOLD, turn)
+        if jax.process_index() == 0:
+            for earlier in range(turn - _KEPT + 1, turn + 1):
+                # The store deletes all keys below this one.
+                _store().key_value_delete(f'pal_jax/{_TOLD}/{earlier}/')
+
+
 def exchange_as(thread: str) -> None:
     """Give the exchanges of the calling thread an order of their own, under this name."""
     _exchanges.set(thread)
+
+
+def _store() -> Any:
+    """The key-value store of JAX's coordinator."""
+    # There is no public way to the store; Orbax takes the same.
+    from jax._src import distributed
+
+    return distributed.global_state.client
 
 
 def _key(thread: str, turn: int, process: int) -> str:

@@ -82,8 +82,17 @@ def put_batch(tree: Any, mesh: Mesh, axes: Sequence[str | None] = ('batch',)) ->
     Rows are the leading axis, or the axis called 'batch' in `axes`.
     """
     place = sharding(mesh, axes)
-    # Every process has all rows on its host.
-    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda index: x[index]), tree)
+    return put(tree, jax.tree.map(lambda _: place, tree))
+
+
+def put(tree: Any, places: Any) -> Any:
+    """Arrays that every process has on its host, as global arrays in the shardings `places`."""
+
+    def global_array(x: Any, place: NamedSharding) -> Array:
+        on_host = np.asarray(x)
+        return jax.make_array_from_callback(on_host.shape, place, lambda index: on_host[index])
+
+    return jax.tree.map(global_array, tree, places)
 
 
 def to_every_host(tree: Any, mesh: Mesh) -> Any:

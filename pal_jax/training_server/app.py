@@ -269,7 +269,7 @@ class Routes:
             return JSONResponse({'detail': str(error)}, 422)
         # The bytes of one message may differ in the order of a map.
         digest = digest_of(message.SerializeToString(deterministic=True))
-        return _future(self.service.forward_backward(message, digest), message.model_id)
+        return _future(self.service.forward_backward(message, body, digest), message.model_id)
 
     async def optim_step(self, form: wire.OptimStep) -> dict[str, Any]:
         """The future of a step."""

@@ -1,15 +1,24 @@
-"""The thread that owns the devices: it carries out operations, those of many models at once, and decodes between."""
+"""The thread that owns the devices: it carries out operations, those of many models at once, and decodes between.
+
+With several processes, the thread of process 0 decides what is done, and tells the threads of the others.
+"""
 
 from __future__ import annotations
 
+import functools
+import pickle
 import queue
 import threading
 import time
 from collections import deque
+from typing import Any
 
-from pal_jax.run import memory
-from pal_jax.training_server.futures import Operation, carry_out
-from pal_jax.training_server.sampler import SampleJob, Sampler
+import jax
+
+from pal_jax.run import memory, processes
+from pal_jax.training_server.futures import Operation, outcome
+from pal_jax.training_server.sampler import SampleJob
+from pal_jax.training_server.worker import Work, Worker
 
 # Seconds without work after which the process gives freed memory back to the system.
 IDLE = 1.0
@@ -24,41 +33,88 @@ class Executor:
       share: the share of time that training gets while samples wait too, above 0 and below 1.
     """
 
-    def __init__(self, sampler: Sampler, *, share: float):
-        self._sampler, self._rest = sampler, (1 - share) / share
-        self._inbox: queue.SimpleQueue[Operation | SampleJob | None] = queue.SimpleQueue()
+    def __init__(self, worker: Worker, *, share: float):
+        self._worker, self._rest = worker, (1 - share) / share
+        # Operations, samples with their operations, request ids that are cancelled, and None for the end.
+        self._inbox: queue.SimpleQueue[Operation | tuple[Operation, SampleJob] | str | None] = queue.SimpleQueue()
         self._turns: deque[Operation] = deque()
+        self._jobs: list[SampleJob] = []
+        self._cancelled: set[str] = set()
+        self._sampling: dict[str, Operation] = {}
         self._open = True
-        self._thread = threading.Thread(target=self._run, name='executor', daemon=True)
+        work = self._follow if jax.process_index() else self._lead
+        self._thread = threading.Thread(target=work, name='executor', daemon=True)
         self._thread.start()
 
-    def put(self, work: Operation | SampleJob) -> None:
-        """Hand over work, from any thread."""
-        self._inbox.put(work)
+    def put(self, operation: Operation) -> None:
+        """Hand over an operation, from any thread."""
+        self._inbox.put(operation)
+
+    def sample(self, operation: Operation, job: SampleJob) -> None:
+        """Hand over samples, whose result ends an operation, from any thread."""
+        self._inbox.put((operation, job))
+
+    def cancel(self, request_id: str) -> None:
+        """Take samples back, from any thread."""
+        self._inbox.put(request_id)
 
     def close(self) -> None:
         """End the thread after the operation under way. What waits is not carried out."""
         self._inbox.put(None)
+        self.join()
+
+    def join(self) -> None:
+        """Wait for the end of the thread, which in other processes than the first comes with that of process 0."""
         self._thread.join()
 
-    def _run(self) -> None:
+    # --- process 0 ---------------------------------------------------------------------------------------------------
+
+    def _lead(self) -> None:
+        processes.exchange_as('executor')
         trained = False
         while self._open:
-            self._take(wait=not (self._turns or self._sampler.busy))
+            self._take(wait=not (self._turns or self._decoding))
             until = 0.0
             if self._turns:
                 trained = True
                 began = time.monotonic()
-                carry_out(self._next())
+                self._carry_out(self._next())
                 # Decoding gets its share of time before the next operation.
                 until = time.monotonic() + self._rest * (time.monotonic() - began)
-            if trained and self._sampler.busy and not self._turns:
+            if trained and self._decoding and not self._turns:
                 # The programs of the decoder want other sizes of memory.
-                memory.give_back(memory.LARGE_HEAP)
+                self._everywhere(functools.partial(_give_back, beyond=memory.LARGE_HEAP))
                 trained = False
-            while self._open and self._sampler.busy and (not self._turns or time.monotonic() < until):
-                self._sampler.advance()
+            while self._open and self._decoding and (not self._turns or time.monotonic() < until):
+                self._decode()
                 self._take(wait=False)
+        self._tell(None)
+
+    @property
+    def _decoding(self) -> bool:
+        """True while there is anything to decode."""
+        return bool(self._jobs) or self._worker.sampler.busy
+
+    def _everywhere(self, work: Work) -> Any:
+        """The result of work that all processes do."""
+        self._tell(work)
+        return work(self._worker)
+
+    def _tell(self, work: Work | None) -> None:
+        if jax.process_count() > 1:
+            processes.tell(pickle.dumps(work))
+
+    def _carry_out(self, operations: list[Operation]) -> None:
+        works, together = [operation.work for operation in operations], operations[0].together
+        outcomes = self._everywhere(functools.partial(Worker.carry_out, works=works, together=together))
+        for operation, result in zip(operations, outcomes, strict=True):
+            operation.end(result)
+
+    def _decode(self) -> None:
+        jobs, cancelled, self._jobs, self._cancelled = self._jobs, self._cancelled, [], set()
+        work = functools.partial(Worker.sample, jobs=jobs, cancelled=cancelled, now=time.monotonic())
+        for request_id, result in self._everywhere(work):
+            self._sampling.pop(request_id).end(result)
 
     def _next(self) -> list[Operation]:
         """The operation at the head of the line, and those of other models that are carried out together with it."""
@@ -76,18 +132,35 @@ class Executor:
         """Take what has come into the inbox. With `wait`, wait until something does."""
         # Nobody else takes from the inbox, so what is not empty stays so.
         while self._open and (wait or not self._inbox.empty()):
-            work, wait = self._awaited() if wait else self._inbox.get(), False
-            if work is None:
-                self._open = False
-            elif isinstance(work, SampleJob):
-                self._sampler.put(work)
-            else:
-                self._turns.append(work)
+            item, wait = self._awaited() if wait else self._inbox.get(), False
+            match item:
+                case None:
+                    self._open = False
+                case Operation():
+                    self._turns.append(item)
+                case str():
+                    # What has ended is not cancelled any more.
+                    if item in self._sampling:
+                        self._cancelled.add(item)
+                case operation, job:
+                    self._jobs.append(job)
+                    self._sampling[job.request_id] = operation
 
-    def _awaited(self) -> Operation | SampleJob | None:
-        """The next work in the inbox."""
+    def _awaited(self) -> Any:
+        """The next item of the inbox."""
         try:
             return self._inbox.get(timeout=IDLE)
         except queue.Empty:
-            memory.give_back()
+            self._everywhere(_give_back)
             return self._inbox.get()
+
+    # --- the other processes -----------------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        processes.exchange_as('executor')
+        while (work := pickle.loads(processes.heard())) is not None:  # noqa: S301
+            outcome(functools.partial(work, self._worker))
+
+
+def _give_back(_: Worker, beyond: int = 0) -> None:
+    memory.give_back(beyond)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from pal_jax.run import processes
+
+T = TypeVar('T')
 
 # Seconds for which a finished result can be retrieved again.
 KEPT = 600.0
@@ -31,62 +36,60 @@ class Answer(NamedTuple):
     media: str = 'application/json'
 
 
+# What ends an operation.
+Outcome = Answer | Exception
+
+
+def as_json(record: Mapping[str, Any]) -> Answer:
+    """A result in JSON."""
+    return Answer(json.dumps(record).encode())
+
+
+def outcome(work: Callable[[], T]) -> T | Exception:
+    """The result of work, or its error, which the server survives.
+
+    A `UserFault` has the same cause in all processes. With several processes, any other error ends all of them, since
+    the others may not have it and would wait for this one.
+    """
+    try:
+        return work()
+    except UserFault as fault:
+        return fault
+    except Exception as error:
+        processes.leave(f'{type(error).__name__}: {error}', 1)
+        return error
+
+
 @dataclasses.dataclass(eq=False)
 class Operation:
     """An operation and its result.
 
     Attributes:
       owner: the session that the operation belongs to.
-      work: carries the operation out, or gives the part of it that `together` finishes; it runs on the executor's
-        thread.
+      work: carries the operation out on a worker, or gives the part of it that `together` finishes; None once it is
+        carried out, since the work holds the data of a batch.
       model: the model whose operations keep their order; '' for none.
       together: gives the answers to the parts of operations of several models.
       finished: the time of `time.monotonic` at which the result came; None before.
     """
 
     owner: str
-    work: Callable[[], Any]
+    work: Callable[[Any], Any] | None
     model: str = ''
-    together: Callable[[Sequence[Any]], Sequence[Answer]] | None = None
+    together: Callable[[Any, Sequence[Any]], Sequence[Answer]] | None = None
     request_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     done: Future[Answer] = dataclasses.field(default_factory=Future)
     finished: float | None = None
 
-    def end(self, answer: Answer) -> None:
-        """Finish with a result."""
-        self.finished = time.monotonic()
-        self.done.set_result(answer)
-
-    def fail(self, error: Exception) -> None:
-        """Finish with an error."""
-        self.finished = time.monotonic()
-        self.done.set_exception(error)
-
-
-def carry_out(operations: Sequence[Operation]) -> None:
-    """Do the work of operations that have the same `together`. A result or an error becomes that of the future."""
-    parts: list[tuple[Operation, Any]] = []
-    for operation in operations:
-        # The work holds the data of a batch, which the result need not keep.
-        work, operation.work = operation.work, _done
-        try:
-            parts.append((operation, work()))
-        # The server must survive the failure of an operation.
-        except Exception as error:
-            operation.fail(error)
-    together = operations[0].together
-    try:
-        answers = together([part for _, part in parts]) if together and parts else [part for _, part in parts]
-    except Exception as error:
-        for operation, _ in parts:
-            operation.fail(error)
-        return
-    for (operation, _), answer in zip(parts, answers, strict=True):
-        operation.end(answer)
-
-
-def _done() -> Answer:
-    raise AssertionError('an operation is carried out once')
+    def end(self, result: Outcome) -> None:
+        """Finish with an answer or an error, unless the operation has finished."""
+        if self.done.done():
+            return
+        self.finished, self.work = time.monotonic(), None
+        if isinstance(result, Exception):
+            self.done.set_exception(result)
+        else:
+            self.done.set_result(result)
 
 
 class Futures:
@@ -151,7 +154,7 @@ class Order:
     def add(self, number: int, operation: Operation) -> None:
         """Release the operation, now or when those before it have come."""
         if number < self._next:
-            operation.fail(UserFault(f'operation {number} came after operation {self._next - 1} was carried out'))
+            operation.end(UserFault(f'operation {number} came after operation {self._next - 1} was carried out'))
             return
         self._held[number] = operation
         self._advance()
@@ -175,7 +178,7 @@ class Order:
         if (operation := self._held.pop(number, None)) is None:
             return
         why = f'. A request whose number is not known was refused: {self._unread[-1]}' if self._unread else ''
-        operation.fail(
+        operation.end(
             UserFault(f'operation {self._next} never arrived, so operation {number} was not carried out{why}')
         )
         # The operations after this one wait no longer for what never came.

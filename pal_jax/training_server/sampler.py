@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ from pal_jax.models import lora, soups
 from pal_jax.models.params import Params, decoder_specs
 from pal_jax.run import sharding
 from pal_jax.training_server import wire
-from pal_jax.training_server.futures import Operation, UserFault
+from pal_jax.training_server.futures import Answer, Outcome, UserFault, outcome
 from pal_jax.training_server.trainer import Base, Shape
 from pal_jax.types import Completion, Sampling
 
@@ -45,45 +46,59 @@ class Snapshot:
         """Move the adapters from memory to a file in a folder, from which `read` reads them."""
         leaves, tree = jax.tree.flatten(self.read())
         places, path = [leaf.sharding for leaf in leaves], folder / f'{uuid.uuid4().hex}.npz'
-        np.savez(path, *jax.device_get(leaves))
+        np.savez(path, *sharding.to_every_host(leaves, places[0].mesh))
 
         def read() -> Params:
             with np.load(path) as arrays:
-                return tree.unflatten(jax.device_put([arrays[name] for name in arrays.files], places))
+                return tree.unflatten(sharding.put([arrays[name] for name in arrays.files], places))
 
         self.read, self.path = read, path
 
 
+class Weights(NamedTuple):
+    """The name of weights to sample from.
+
+    Attributes:
+      name: the path of saved weights, or the sampling session for which a model's weights are held; '' for the base.
+      saved: the time at which saved weights were saved, since weights that are saved anew under an old name are others.
+    """
+
+    name: str
+    saved: float | None = None
+
+
+BASE = Weights('')
+
+
 @dataclasses.dataclass(eq=False)
 class SampleJob:
-    """Samples after one prompt from one snapshot, whose result ends an operation.
+    """Samples after one prompt.
 
     Attributes:
       with_prompt: whether the tokens of the prompt are to have log-probabilities, of which the `last` are told.
+      snapshot: what the weights stand for, once the job is in line.
       started: the number of requests that the decoder has taken.
+      over: True where no more samples are wanted.
     """
 
-    operation: Operation
-    snapshot: Snapshot
+    request_id: str
+    weights: Weights
     requests: Sequence[Request]
     with_prompt: bool = False
     last: int | None = None
-    cancelled: bool = False
+    snapshot: Snapshot | None = None
     started: int = 0
+    over: bool = False
     completions: dict[int, Completion] = dataclasses.field(default_factory=dict)
     prompt: PromptLogprobs | None = None
 
-    def finish_when_whole(self) -> None:
-        """End the operation once all samples are there."""
-        if len(self.completions) == len(self.requests) and not self.operation.done.done():
-            ordered = [self.completions[i] for i in range(len(self.requests))]
-            self.operation.end(wire.sample_answer(ordered, self.prompt, self.last))
-
-    def fail(self, error: Exception) -> None:
-        """End the operation with an error, and take no more of its samples."""
-        self.cancelled = True
-        if not self.operation.done.done():
-            self.operation.fail(error)
+    @property
+    def answer(self) -> Answer | None:
+        """The answer; None until all samples are there."""
+        if len(self.completions) < len(self.requests):
+            return None
+        ordered = [self.completions[i] for i in range(len(self.requests))]
+        return wire.sample_answer(ordered, self.prompt, self.last)
 
 
 class Bank:
@@ -107,7 +122,7 @@ class Bank:
         # Snapshots by the time of their last use, the latest last.
         self._places: dict[Snapshot, int] = {}
 
-    def seat(self, snapshot: Snapshot, busy: Collection[Snapshot]) -> bool:
+    def seat(self, snapshot: Snapshot, busy: Collection[Snapshot | None]) -> bool:
         """True where the snapshot has a place, or gets one that no snapshot of `busy` has."""
         if snapshot.is_base:
             return True
@@ -121,7 +136,7 @@ class Bank:
         self._places[snapshot] = place
         return True
 
-    def _free(self, busy: Collection[Snapshot]) -> int | None:
+    def _free(self, busy: Collection[Snapshot | None]) -> int | None:
         if len(self._places) < self.size:
             return next(place for place in range(self.size) if place not in self._places.values())
         idle = next((snapshot for snapshot in self._places if snapshot not in busy), None)
@@ -150,60 +165,75 @@ class Sampler:
         # Snapshots in the order in which they get their turns.
         self._lines: dict[Snapshot, deque[SampleJob]] = {}
         self._live: dict[int, tuple[SampleJob, int]] = {}
+        self._ended: list[tuple[str, Outcome]] = []
         # The samples of a turn, so that the snapshots in the bank fill the slots together.
         self._turn = max(self.decoder.slots // bank.size, 1)
         # Snapshots that wait for a place, and since when.
-        self.waiting: dict[Snapshot, float] = {}
+        self._since: dict[Snapshot, float] = {}
 
-    def put(self, job: SampleJob) -> None:
-        """Put a job in the line of its snapshot."""
-        self._lines.setdefault(job.snapshot, deque()).append(job)
+    def put(self, job: SampleJob, snapshot: Snapshot) -> None:
+        """Put a job in the line of a snapshot."""
+        job.snapshot = snapshot
+        self._lines.setdefault(snapshot, deque()).append(job)
 
     @property
     def busy(self) -> bool:
         """True while there is anything to decode."""
         return bool(self._lines or self._live)
 
-    def advance(self) -> None:
-        """Take jobs that wait, score a prompt at most, and decode a few tokens of all samples under way."""
-        self._cancel()
-        while self.decoder.free > 0 and self._feed():
+    def advance(self, cancelled: Collection[str], now: float) -> list[tuple[str, Outcome]]:
+        """Take jobs that wait, score a prompt at most, and decode a few tokens of all samples under way.
+
+        Args:
+          cancelled: the request ids of jobs to take back.
+          now: the time in seconds.
+        Returns:
+          the request ids of jobs that have ended, with their answers or errors.
+        """
+        self._ended = []
+        self._take_back(cancelled)
+        while self.decoder.free > 0 and self._feed(now):
             pass
         if not self._live:
-            return
-        try:
-            progress = self.decoder.step()
-        # The server must survive the failure of a request.
-        except Exception as error:
+            return self._ended
+        progress = outcome(self.decoder.step)
+        if isinstance(progress, Exception):
             # A step that raised leaves the caches in an unknown state.
             self.decoder.reset()
             for job, _ in self._live.values():
-                job.fail(error)
+                self._end(job, progress)
             self._live.clear()
-            return
+            return self._ended
         for news in progress:
             if news.completion is not None:
                 job, place = self._live.pop(news.number)
                 job.completions[place] = news.completion
-                job.finish_when_whole()
+                if (answer := job.answer) is not None:
+                    self._end(job, answer)
+        return self._ended
 
-    def _feed(self) -> bool:
+    def _end(self, job: SampleJob, result: Outcome) -> None:
+        """End a job, unless it has ended. No more of its samples start."""
+        if not job.over:
+            job.over = True
+            self._ended.append((job.request_id, result))
+
+    def _feed(self, now: float) -> bool:
         """Start samples of the first job in line whose snapshot has a place. False where nothing more is to start."""
         busy = {job.snapshot for job, _ in self._live.values()}
         for snapshot, line in list(self._lines.items()):
-            try:
-                seated = self.bank.seat(snapshot, busy)
-            except Exception as error:
+            seated = outcome(functools.partial(self.bank.seat, snapshot, busy))
+            if isinstance(seated, Exception):
                 for job in self._lines.pop(snapshot):
-                    job.fail(error)
+                    self._end(job, seated)
                 continue
             if not seated:
                 # Who has waited for long gets the next place, since nobody behind starts samples.
-                if time.monotonic() - self.waiting.setdefault(snapshot, time.monotonic()) > TURN:
+                if now - self._since.setdefault(snapshot, now) > TURN:
                     return False
                 continue
-            self.waiting.pop(snapshot, None)
-            scored = self._start(line)
+            self._since.pop(snapshot, None)
+            scored = self._start(snapshot, line)
             # The next turn is that of another snapshot.
             del self._lines[snapshot]
             if line:
@@ -212,22 +242,28 @@ class Sampler:
             return not scored
         return False
 
-    def _start(self, line: deque[SampleJob]) -> bool:
+    def _start(self, snapshot: Snapshot, line: deque[SampleJob]) -> bool:
         """Start samples of the first jobs of a line for one turn, and take the jobs out whose samples have all started.
         True where a prompt was scored."""
-        mixture, scored, started = self.bank.mixture(line[0].snapshot), False, 0
+        mixture, scored, started = self.bank.mixture(snapshot), False, 0
         while line and not scored and started < self._turn and self.decoder.free > 0:
             job = line[0]
-            try:
-                if job.with_prompt and job.prompt is None:
-                    job.prompt, scored = self._scored(dataclasses.replace(job.requests[0], mixture=mixture)), True
-                while job.started < len(job.requests) and self.decoder.free > 0:
-                    number = self.decoder.add(dataclasses.replace(job.requests[job.started], mixture=mixture))
+            if job.with_prompt and job.prompt is None:
+                scored = True
+                prompt = outcome(functools.partial(self._scored, dataclasses.replace(job.requests[0], mixture=mixture)))
+                if isinstance(prompt, Exception):
+                    self._end(job, prompt)
+                else:
+                    job.prompt = prompt
+            while not job.over and job.started < len(job.requests) and self.decoder.free > 0:
+                request = dataclasses.replace(job.requests[job.started], mixture=mixture)
+                number = outcome(functools.partial(self.decoder.add, request))
+                if isinstance(number, Exception):
+                    self._end(job, number)
+                else:
                     self._live[number] = job, job.started
                     job.started, started = job.started + 1, started + 1
-            except Exception as error:
-                job.fail(error)
-            if job.cancelled or job.started == len(job.requests):
+            if job.over or job.started == len(job.requests):
                 line.popleft()
         return scored
 
@@ -236,21 +272,24 @@ class Sampler:
         logprobs = itertools.chain.from_iterable(piece.logprobs for piece in pieces)
         return PromptLogprobs(tuple(logprobs), (), pieces[0].version)
 
-    def _cancel(self) -> None:
-        """End the jobs that were taken back, those in line and those under way."""
+    def waits(self, job: SampleJob) -> bool:
+        """True where the snapshot of a job waits for a place."""
+        return job.snapshot in self._since
+
+    def _take_back(self, cancelled: Collection[str]) -> None:
+        """End the jobs of these request ids, and take the samples of all jobs that are over out of line and slots."""
+        for job in [*itertools.chain.from_iterable(self._lines.values()), *(job for job, _ in self._live.values())]:
+            if job.request_id in cancelled:
+                self._end(job, UserFault('cancelled'))
         for snapshot, line in list(self._lines.items()):
-            for job in line:
-                if job.cancelled:
-                    job.fail(UserFault('cancelled'))
-            self._lines[snapshot] = deque(job for job in line if not job.cancelled)
+            self._lines[snapshot] = deque(job for job in line if not job.over)
             if not self._lines[snapshot]:
                 del self._lines[snapshot]
-                self.waiting.pop(snapshot, None)
+                self._since.pop(snapshot, None)
         for number, (job, _) in list(self._live.items()):
-            if job.cancelled:
+            if job.over:
                 self.decoder.cancel(number)
                 del self._live[number]
-                job.fail(UserFault('cancelled'))
 
 
 def never_ending(tokenizer: Tokenizer) -> Tokenizer:

@@ -1,32 +1,29 @@
 """The state behind the HTTP paths: sessions, models, samplers, and the operations that they order.
 
-The event loop's thread alone uses a `Service`. What an operation does on devices runs on the executor's thread.
+The event loop's thread of process 0 alone uses a `Service`. What an operation does on devices is a call of a `Worker`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import secrets
-import tempfile
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.training_server import wire
 from pal_jax.training_server.executor import Executor
-from pal_jax.training_server.futures import Answer, Futures, Operation, Order, UserFault
-from pal_jax.training_server.sampler import SampleJob, Sampler, Snapshot, requests_of
-from pal_jax.training_server.store import Saved, Store, about, moment
-from pal_jax.training_server.trainer import Batch, Shape, Step, Tenant, Trainer
+from pal_jax.training_server.futures import Futures, Operation, Order, UserFault
+from pal_jax.training_server.sampler import BASE, SampleJob, Weights, requests_of
+from pal_jax.training_server.store import Saved, about, moment
+from pal_jax.training_server.trainer import Shape, Tenant
+from pal_jax.training_server.worker import Together, Work, Worker
 
-# Snapshots of unsaved weights whose adapters are in memory; older ones are in files for as long as the server runs.
-IN_MEMORY = 8
 # Seconds without a heartbeat after which a session is finished.
 SILENCE = 600.0
 
@@ -53,22 +50,16 @@ class Session:
 
 @dataclasses.dataclass
 class SamplerEntry:
-    """A sampling session: its session, its weights, their path if they are saved, and the count of its clients."""
+    """A sampling session: its session, its weights, and the count of its clients."""
 
     session_id: str
-    snapshot: Snapshot
-    path: str | None = None
+    weights: Weights
     clients: itertools.count[int] = dataclasses.field(default_factory=lambda: itertools.count(1))
 
 
 def session_of(model_id: str) -> str:
     """The id of the session in which a model was made."""
     return model_id.partition(':train:')[0]
-
-
-def as_json(record: Mapping[str, Any]) -> Answer:
-    """A result in JSON."""
-    return Answer(json.dumps(record).encode())
 
 
 class Service:
@@ -79,24 +70,17 @@ class Service:
       share: see `Executor`.
     """
 
-    def __init__(
-        self, trainer: Trainer, store: Store, sampler: Sampler, tokenizer: Tokenizer, *, line: int = 8192,
-        share: float = 0.5,
-    ):  # fmt: skip
-        self.trainer, self.store, self.tokenizer = trainer, store, tokenizer
-        self.sampling, self.decoder, self.line = sampler, sampler.decoder, line
-        self.executor = Executor(sampler, share=share)
+    def __init__(self, worker: Worker, tokenizer: Tokenizer, *, line: int = 8192, share: float = 0.5):
+        self.worker, self.trainer, self.store = worker, worker.trainer, worker.store
+        self.tokenizer, self.line = tokenizer, line
+        self.executor = Executor(worker, share=share)
         self.futures = Futures()
         self.sessions: dict[str, Session] = {}
         self.orders: dict[str, Order] = {}
         self.samplers: dict[str, SamplerEntry] = {}
-        # Samplers of saved weights and of the base, so that clients of the same weights share their turn.
-        self._shared: dict[str, Snapshot] = {'': Snapshot(dict, is_base=True)}
-        self._jobs: dict[str, SampleJob] = {}
+        self._jobs: dict[str, tuple[Operation, SampleJob]] = {}
         # Why requests were refused whose number nobody knows.
         self._unread: deque[str] = deque(maxlen=8)
-        self._recent: deque[Snapshot] = deque()
-        self._aside = tempfile.TemporaryDirectory(prefix='pal_jax_snapshots_')
 
     @property
     def base_name(self) -> str:
@@ -106,7 +90,7 @@ class Service:
     def close(self) -> None:
         """End the executor."""
         self.executor.close()
-        self._aside.cleanup()
+        self.worker.close()
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
@@ -129,28 +113,14 @@ class Service:
             return
         for model_id in session.models:
             self.orders.pop(model_id, None)
-            self.executor.put(Operation('', lambda model_id=model_id: self._unload(model_id), model_id))
-        self.executor.put(Operation('', lambda: self._release(session_id)))
-        for job in self._jobs.values():
-            job.cancelled = job.cancelled or job.operation.owner == session_id
-        # A job holds the adapters that it samples from.
-        self._jobs = {key: job for key, job in self._jobs.items() if job.operation.owner != session_id}
+            self.executor.put(Operation('', partial(Worker.unload, model_id=model_id), model_id))
+        for request_id, (operation, _) in self._jobs.items():
+            if operation.owner == session_id:
+                self.executor.cancel(request_id)
+        self.executor.put(Operation('', partial(Worker.release, session_id=session_id)))
+        self._jobs = {key: entry for key, entry in self._jobs.items() if entry[0].owner != session_id}
+        self.samplers = {key: entry for key, entry in self.samplers.items() if entry.session_id != session_id}
         self.futures.drop(lambda operation: operation.owner == session_id)
-
-    def _release(self, session_id: str) -> Answer:
-        """Free the samplers of a session that has finished, and the memory and files of their snapshots."""
-        # An operation before this one may have made a sampler, on this thread.
-        names = [key for key, entry in list(self.samplers.items()) if entry.session_id == session_id]
-        ended = {self.samplers.pop(key).snapshot for key in names}
-        used = {entry.snapshot for entry in list(self.samplers.values())} | {self._shared['']}
-        for key in [key for key, kept in list(self._shared.items()) if kept not in used]:
-            del self._shared[key]
-        self.sampling.bank.forget(ended - used)
-        self._recent = deque(kept for kept in self._recent if kept in used)
-        for snapshot in ended - used:
-            if snapshot.path is not None:
-                snapshot.path.unlink(missing_ok=True)
-        return as_json({})
 
     def sweep(self) -> None:
         """Finish sessions without a heartbeat, and forget old results."""
@@ -187,19 +157,21 @@ class Service:
         """The operation that makes a model."""
         model_id = f'{form.session_id}:train:{form.model_seq_id}'
 
-        def work() -> Answer:
+        def work() -> Work:
             self._check_base(form.base_model)
             _check_optimizer(form.optimizer_config)
             if form.lora_config is None:
                 raise UserFault('lora_config is missing; this server trains adapters alone')
             lora = form.lora_config
             shape = Shape(lora.rank, lora.train_unembed, lora.train_mlp, lora.train_attn)
-            self.trainer.create(model_id, shape, lora.seed, form.user_metadata)
-            return as_json({'model_id': model_id, 'type': 'create_model'})
+            seed = secrets.randbits(31) if lora.seed is None else lora.seed
+            return partial(
+                Worker.create, model_id=model_id, shape=shape, seed=seed, user_metadata=form.user_metadata or {}
+            )
 
-        return self._first(form.session_id, model_id, digest, work)
+        return self._first(form.session_id, model_id, digest, _checked(work))
 
-    def _first(self, session_id: str, model_id: str, digest: bytes, work: Callable[[], Answer]) -> Operation:
+    def _first(self, session_id: str, model_id: str, digest: bytes, work: Work) -> Operation:
         """The operation 0 of a model, which makes it."""
         session = self.session(session_id)
         operation, new = self.futures.take((model_id, 0), digest, lambda: Operation(session_id, work))
@@ -210,23 +182,14 @@ class Service:
         return operation
 
     def _numbered(
-        self, model_id: str, seq_id: int, digest: bytes, work: Callable[[Tenant], Any],
-        together: Callable[[Sequence[Any]], Sequence[Answer]] | None = None,
-    ) -> Operation:  # fmt: skip
+        self, model_id: str, seq: int, digest: bytes, work: Work, together: Together | None = None
+    ) -> Operation:
         """An operation of a model, which is carried out in its turn."""
-        tenant = self.tenant(model_id)
-        tenant.last_request = time.time()
-
-        def in_turn() -> Any:
-            tenant.seq = seq_id
-            return work(tenant)
-
+        self.tenant(model_id).last_request = time.time()
         owner = session_of(model_id)
-        operation, new = self.futures.take(
-            (model_id, seq_id), digest, lambda: Operation(owner, in_turn, model_id, together)
-        )
+        operation, new = self.futures.take((model_id, seq), digest, lambda: Operation(owner, work, model_id, together))
         if new:
-            self.orders[model_id].add(seq_id, operation)
+            self.orders[model_id].add(seq, operation)
         return operation
 
     def refuse(self, body: object) -> None:
@@ -239,12 +202,9 @@ class Service:
         """Fail the forward_backward whose first bytes are there, since the request is refused. Its gradient counts as
         lost. Where these bytes name no operation, those that wait for it will say why it is missing."""
 
-        def work(tenant: Tenant) -> Answer:
-            tenant.spoil()
-            raise UserFault(why)
-
         match wire.numbered_in(start):
             case (model_id, number) if model_id in self.orders and model_id in self.trainer.tenants:
+                work = partial(Worker.spoil, model_id=model_id, seq=number, why=why)
                 self._numbered(model_id, number, b'', work)
             case _:
                 self._unread.append(why)
@@ -252,118 +212,76 @@ class Service:
     def unload(self, model_id: str) -> Operation:
         """The operation that drops a model from memory."""
         self.tenant(model_id)
-        owner = session_of(model_id)
-        operation, _ = self.futures.take(None, b'', lambda: Operation(owner, lambda: self._unload(model_id), model_id))
+        work = partial(Worker.unload, model_id=model_id)
+        operation, _ = self.futures.take(None, b'', lambda: Operation(session_of(model_id), work, model_id))
         self.executor.put(operation)
         return operation
 
-    def _unload(self, model_id: str) -> Answer:
-        self.trainer.tenants.pop(model_id, None)
-        return as_json({'type': 'unload_model', 'model_id': model_id})
-
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def forward_backward(self, message: Any, digest: bytes) -> Operation:
-        """The operation of a batch: its log-probabilities, and its gradient unless it is `forward_only`."""
+    def forward_backward(self, message: Any, body: bytes, digest: bytes) -> Operation:
+        """The operation of a batch: its log-probabilities, and its gradient unless it is `forward_only`.
 
-        def work(tenant: Tenant) -> Batch:
-            try:
-                return self.trainer.checked(tenant, wire.data_of(message), message.loss_fn, wire.settings_of(message))
-            except Exception:
-                if not message.forward_only:
-                    tenant.spoil()
-                raise
-
-        together = self._forward if message.forward_only else self._forward_backward
-        return self._numbered(message.model_id, message.seq_id, digest, work, together)
-
-    def _forward(self, batches: Sequence[Batch]) -> list[Answer]:
-        return [wire.training_answer(*result) for result in self.trainer.forward(batches)]
-
-    def _forward_backward(self, batches: Sequence[Batch]) -> list[Answer]:
-        return [wire.training_answer(*result) for result in self.trainer.forward_backward(batches)]
-
-    def _steps(self, steps: Sequence[Step]) -> list[Answer]:
-        return [as_json({'type': 'optim_step', 'metrics': metrics}) for metrics in self.trainer.optim_steps(steps)]
+        `body` has the bytes of the message.
+        """
+        name, seq, learn = message.model_id, message.seq_id, not message.forward_only
+        work = partial(Worker.batch, model_id=name, seq=seq, body=body, learn=learn)
+        return self._numbered(name, seq, digest, work, Worker.forward_backward if learn else Worker.forward)
 
     def optim_step(self, form: wire.OptimStep, digest: bytes) -> Operation:
         """The operation of a step."""
 
-        def work(tenant: Tenant) -> Step:
+        def work() -> Work:
             if form.optimizer_params is not None or form.adam_params is None:
                 kind = form.optimizer_params.type if form.optimizer_params else 'none'
                 raise UserFault(f'optimizer_params of type {kind!r} are not supported; pass AdamParams')
-            return self.trainer.step_of(tenant, form.adam_params.model_dump(exclude={'type'}))
+            numbers = form.adam_params.model_dump(exclude={'type'})
+            return partial(Worker.step, model_id=form.model_id, seq=form.seq_id, numbers=numbers)
 
-        return self._numbered(form.model_id, form.seq_id, digest, work, self._steps)
+        return self._numbered(form.model_id, form.seq_id, digest, _checked(work), Worker.optim_steps)
 
     # --- weights -----------------------------------------------------------------------------------------------------
 
     def save_weights(self, form: wire.SaveWeights, digest: bytes) -> Operation:
         """The operation that saves a model to train on."""
-
-        def work(tenant: Tenant) -> Answer:
-            saved = self.store.save(
-                tenant, 'weights', form.path, overwrite=form.overwrite, ttl_seconds=form.ttl_seconds,
-                user_metadata=form.user_metadata,
-            )  # fmt: skip
-            return as_json({'path': saved.path, 'type': 'save_weights'})
-
-        return self._numbered(form.model_id, form.seq_id, digest, work)
+        return self._numbered(form.model_id, form.seq_id, digest, partial(Worker.save, form=form))
 
     def save_for_sampler(self, form: wire.SaveForSampler, digest: bytes) -> Operation:
         """The operation that saves adapters to sample from, or holds them in memory for a sampling session."""
         session_id = session_of(form.model_id)
+        sampler_id = f'{session_id}:sample:{form.sampling_session_seq_id}'
 
-        def work(tenant: Tenant) -> Answer:
+        def work() -> Work:
             if form.path is not None:
-                more = {'ttl_seconds': form.ttl_seconds, 'user_metadata': form.user_metadata}
-                saved = self.store.save(tenant, 'sampler_weights', form.path, **more)
-                return as_json({'path': saved.path, 'type': 'save_weights_for_sampler'})
+                return partial(Worker.save_for_sampler, form=form)
             if form.kind != 'snapshot':
                 raise UserFault(f'kind={form.kind!r} is not supported; use snapshot')
-            adapters = tenant.params
-            sampler_id = f'{session_id}:sample:{form.sampling_session_seq_id}'
-            snapshot = Snapshot(lambda: adapters)
-            self.samplers[sampler_id] = SamplerEntry(session_id, snapshot)
-            # A loop makes a snapshot a step, and the client never says that it needs one no longer.
-            self._recent.append(snapshot)
-            if len(self._recent) > IN_MEMORY:
-                self._recent.popleft().put_aside(Path(self._aside.name))
-            return as_json({'sampling_session_id': sampler_id, 'type': 'save_weights_for_sampler'})
+            # Nobody knows the sampling session before the operation has ended.
+            self.samplers[sampler_id] = SamplerEntry(session_id, Weights(sampler_id))
+            return partial(
+                Worker.hold, model_id=form.model_id, seq=form.seq_id, sampler_id=sampler_id, session_id=session_id
+            )
 
-        return self._numbered(form.model_id, form.seq_id, digest, work)
+        self.tenant(form.model_id)
+        return self._numbered(form.model_id, form.seq_id, digest, _checked(work))
 
     def load_weights(self, form: wire.LoadWeights, digest: bytes) -> tuple[Operation, str]:
         """The operation that loads saved weights into a new model or an existing one, and the model's id."""
+
+        def checked(work: Work) -> Work:
+            _check_optimizer(form.optimizer_config)
+            if form.base_model is not None:
+                self._check_base(form.base_model)
+            return work
+
         if form.model_id is not None and form.seq_id is not None:
-            operation = self._numbered(form.model_id, form.seq_id, digest, lambda tenant: self._load(form, tenant))
-            return operation, form.model_id
+            work = partial(Worker.load, model_id=form.model_id, seq=form.seq_id, form=form)
+            return self._numbered(form.model_id, form.seq_id, digest, _checked(partial(checked, work))), form.model_id
         if form.session_id is None or form.model_seq_id is None:
             raise UserFault('load_weights needs session_id and model_seq_id, or model_id and seq_id')
         model_id = f'{form.session_id}:train:{form.model_seq_id}'
-
-        def work() -> Answer:
-            self.trainer.tenants[model_id] = self._loaded(form, model_id)
-            return as_json({'path': form.path, 'model_id': model_id, 'type': 'load_weights'})
-
-        return self._first(form.session_id, model_id, digest, work), model_id
-
-    def _load(self, form: wire.LoadWeights, tenant: Tenant) -> Answer:
-        loaded = self._loaded(form, tenant.model_id)
-        if loaded.shape != tenant.shape:
-            raise UserFault(f'{form.path} has adapters {loaded.shape}, the model {tenant.shape}; make a model of it')
-        tenant.params, tenant.opt_state = loaded.params, loaded.opt_state
-        tenant.grads = tenant.spoiled = None
-        return as_json({'path': form.path, 'model_id': tenant.model_id, 'type': 'load_weights'})
-
-    def _loaded(self, form: wire.LoadWeights, model_id: str) -> Tenant:
-        _check_optimizer(form.optimizer_config)
-        if form.base_model is not None:
-            self._check_base(form.base_model)
-        return self.store.load(
-            self.trainer, form.path, model_id, optimizer=form.optimizer, user_metadata=form.user_metadata
-        )
+        work = partial(Worker.load_new, model_id=model_id, form=form)
+        return self._first(form.session_id, model_id, digest, _checked(partial(checked, work))), model_id
 
     def weights_info(self, path: str) -> dict[str, Any]:
         """The base and the adapters of saved weights. Raises Missing where there are none."""
@@ -409,24 +327,23 @@ class Service:
         """The id of a sampling session of the base or of saved weights. Raises Missing where there are none."""
         self.session(form.session_id)
         sampler_id = f'{form.session_id}:sample:{form.sampling_session_seq_id}'
-        snapshot = self._snapshot(form.base_model, form.model_path)
-        self.samplers[sampler_id] = SamplerEntry(form.session_id, snapshot, form.model_path)
+        weights = self._weights(form.base_model, form.model_path)
+        self.samplers[sampler_id] = SamplerEntry(form.session_id, weights)
+        work = partial(Worker.open_sampler, sampler_id=sampler_id, session_id=form.session_id, weights=weights)
+        self.executor.put(Operation('', work))
         return sampler_id
 
-    def _snapshot(self, base_model: str | None, path: str | None) -> Snapshot:
+    def _weights(self, base_model: str | None, path: str | None) -> Weights:
         """The weights of a path, or the base. Raises Missing for another base or path."""
-        if path is None:
-            if base_model is None:
-                raise Missing('neither base_model nor model_path is given; give one of them')
-            try:
-                self._check_base(base_model)
-            except UserFault as fault:
-                raise Missing(str(fault)) from None
-            return self._shared['']
-        saved = self._saved(path)
-        # Weights that were saved anew under an old name are others.
-        key = f'{path} {saved.note["time"]}'
-        return self._shared.setdefault(key, Snapshot(lambda: self.store.adapters(saved)))
+        if path is not None:
+            return Weights(path, self._saved(path).note['time'])
+        if base_model is None:
+            raise Missing('neither base_model nor model_path is given; give one of them')
+        try:
+            self._check_base(base_model)
+        except UserFault as fault:
+            raise Missing(str(fault)) from None
+        return BASE
 
     def sampler(self, sampler_id: str) -> SamplerEntry:
         """The sampling session of that id. Raises Missing where there is none."""
@@ -436,7 +353,8 @@ class Service:
 
     def about_sampler(self, sampler_id: str) -> dict[str, Any]:
         """The base and the path of a sampling session."""
-        path = self.sampler(sampler_id).path
+        weights = self.sampler(sampler_id).weights
+        path = None if weights.saved is None else weights.name
         return {'sampler_id': sampler_id, 'base_model': self.base_name, 'model_path': path}
 
     def join(self, sampler_id: str) -> int:
@@ -445,7 +363,7 @@ class Service:
 
     def full(self) -> bool:
         """True where no more samples are taken."""
-        self._jobs = {key: job for key, job in self._jobs.items() if not job.operation.done.done()}
+        self._jobs = {key: entry for key, entry in self._jobs.items() if not entry[0].done.done()}
         return len(self._jobs) >= self.line
 
     def sample(self, form: wire.Sample, digest: bytes) -> Operation:
@@ -453,43 +371,48 @@ class Service:
         owner, key = '', None
         if form.sampling_session_id is not None:
             entry = self.sampler(form.sampling_session_id)
-            owner, snapshot = entry.session_id, entry.snapshot
+            owner, weights = entry.session_id, entry.weights
             key = None if form.seq_id is None else (form.sampling_session_id, form.seq_id)
         else:
-            snapshot = self._snapshot(form.base_model, form.model_path)
-        operation, new = self.futures.take(key, digest, lambda: Operation(owner, _never))
+            weights = self._weights(form.base_model, form.model_path)
+        operation, new = self.futures.take(key, digest, lambda: Operation(owner, None))
         if not new:
             return operation
         try:
-            requests = requests_of(form, self.tokenizer, self.decoder, secrets.randbits(62))
+            requests = requests_of(form, self.tokenizer, self.worker.sampler.decoder, secrets.randbits(62))
         except UserFault as fault:
-            operation.fail(fault)
+            operation.end(fault)
             return operation
-        job = SampleJob(operation, snapshot, requests, bool(form.prompt_logprobs), form.prompt_logprobs_last_n)
-        self._jobs[operation.request_id] = job
-        self.executor.put(job)
+        job = SampleJob(
+            operation.request_id, weights, requests, bool(form.prompt_logprobs), form.prompt_logprobs_last_n
+        )
+        self._jobs[operation.request_id] = operation, job
+        self.executor.sample(operation, job)
         return operation
 
     def queue_state(self, request_id: str) -> str:
         """The word of the interface for what keeps a request waiting: `paused_capacity` where its weights wait for a
         place in the decoder."""
-        job = self._jobs.get(request_id)
-        return 'paused_capacity' if job and not job.started and job.snapshot in self.sampling.waiting else 'active'
+        _, job = self._jobs.get(request_id, (None, None))
+        return 'paused_capacity' if job and not job.started and self.worker.sampler.waits(job) else 'active'
 
     def cancel(self, request_id: str) -> None:
         """Take samples back. Raises Missing where nothing has that id."""
         if self.futures.get(request_id) is None:
             raise Missing(f'there is no request {request_id}')
-        if request_id in self._jobs:
-            self._jobs[request_id].cancelled = True
+        self.executor.cancel(request_id)
 
     def _check_base(self, name: str) -> None:
         if name != self.base_name:
             raise UserFault(f'there is no model {name!r} here; this server has {self.base_name!r}')
 
 
-def _never() -> Answer:
-    raise AssertionError('samples are decoded, and not carried out')
+def _checked(work: Callable[[], Work]) -> Work:
+    """The work, or one that fails where it is refused, so that the error reaches the future."""
+    try:
+        return work()
+    except UserFault as fault:
+        return partial(Worker.refuse, why=str(fault))
 
 
 def _check_optimizer(form: wire.OptimizerForm | None) -> None:

@@ -1,4 +1,4 @@
-"""Makes a training server's service of a model."""
+"""Makes a training server's worker of a model."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.models.files import sources
 from pal_jax.models.files.sources import Source
 from pal_jax.models.params import decoder_specs
 from pal_jax.run import devices, sharding
 from pal_jax.training_server.sampler import Bank, Sampler, never_ending
-from pal_jax.training_server.service import Service
 from pal_jax.training_server.store import Store
 from pal_jax.training_server.trainer import Base, Trainer
+from pal_jax.training_server.worker import Worker
 
 # The unit of the lengths of the decoder's caches, in tokens.
 GRAIN = 256
@@ -43,11 +44,11 @@ def resolved(model: str, workdir: Path) -> tuple[Source, str, str]:
     return source, model, str(folder)
 
 
-def make_service(
+def make_worker(
     model: str, workdir: Path, mesh: Mesh, *, dtype: str = 'auto', max_len: int = 2048, max_rank: int = 32,
-    rows: int = 4, slots: int = 32, bank: int = 4, line: int = 8192, share: float = 0.5, scan_layers: bool = False,
-) -> Service:  # fmt: skip
-    """The service of a model, see `resolved`.
+    rows: int = 4, slots: int = 32, bank: int = 4, scan_layers: bool = False,
+) -> tuple[Worker, Tokenizer]:  # fmt: skip
+    """The worker of a model, see `resolved`, and the model's tokenizer.
 
     Raises:
       ValueError, RuntimeError: as `resolved`, or a dimension of the model does not divide over the mesh.
@@ -64,5 +65,4 @@ def make_service(
     base = Base(name, origin, cfg, params, mesh)
     decoder = LocalDecoder(cfg, never_ending(tokenizer), mesh, slots=slots, grain=GRAIN)
     trainer, store = Trainer(base, rows=rows, max_rank=max_rank), Store(workdir.absolute() / 'tinker', base)
-    sampler = Sampler(Bank(decoder, base, size=bank, rank=max_rank))
-    return Service(trainer, store, sampler, tokenizer, line=line, share=share)
+    return Worker(trainer, store, Sampler(Bank(decoder, base, size=bank, rank=max_rank))), tokenizer

@@ -9,6 +9,7 @@ a checkpoint of this package, and the note a JSON object.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -19,11 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from pal_jax.models import lora
 from pal_jax.models.files import peft
 from pal_jax.models.params import Params
+from pal_jax.run import processes, sharding
 from pal_jax.run.checkpoint import Checkpoints, fingerprint
 from pal_jax.run.files import fresh_beside, read_object
 from pal_jax.run.outputs import whole_folder
@@ -70,11 +73,7 @@ class Store:
         Raises:
           UserFault: the name is taken, or cannot be that of a folder.
         """
-        if not name or not PART.fullmatch(name):
-            raise UserFault(f'path={name!r} is no name of weights; give letters, digits and the signs _ . : -')
-        saved = self._at(tenant.model_id, kind, name)
-        if saved.folder.exists() and not overwrite:
-            raise UserFault(f'{saved.path} exists; give another name, or overwrite=True')
+        saved = processes.agree('to be saved', lambda: self._free(tenant.model_id, kind, name, overwrite), UserFault)
         note = {
             'base_model': self.base.name,
             'base_fingerprint': self._fingerprint,
@@ -85,22 +84,45 @@ class Store:
             'user_metadata': user_metadata,
             'model_metadata': tenant.user_metadata,
         }
-        # What is to be replaced stays until the new folder is whole.
-        fresh = fresh_beside(saved.folder, 'new') if saved.folder.exists() else saved.folder
-        with whole_folder(fresh) as partial:
-            peft.save(tenant.params, self.base.cfg, self.base.source, partial / ADAPTER)
+        adapters = sharding.to_every_host(tenant.params, self.base.mesh)
+        with self._replacing(saved.folder) as place:
+            # Process 0 makes the folder, in which all processes write the state of the optimiser.
+            partial = Path(processes.exchange('saving', str(place))[0])
             if kind == 'weights':
                 checkpoints = Checkpoints(partial / OPTIMIZER, tenant.opt_state)
                 checkpoints.save(tenant.seq, tenant.opt_state, {})
                 checkpoints.wait()
                 checkpoints.close()
-            (partial / NOTE).write_text(json.dumps(note, indent=2) + '\n', encoding='utf-8')
-        if fresh != saved.folder:
-            earlier = fresh_beside(saved.folder, 'replaced')
-            saved.folder.rename(earlier)
-            fresh.rename(saved.folder)
-            shutil.rmtree(earlier)
+            if place:
+                peft.save(adapters, self.base.cfg, self.base.source, place / ADAPTER)
+                (place / NOTE).write_text(json.dumps(note, indent=2) + '\n', encoding='utf-8')
+        processes.exchange('saved')
         return saved._replace(note=note)
+
+    def _free(self, model_id: str, kind: str, name: str | None, overwrite: bool) -> Saved:
+        """The place of weights that are to be saved. Raises UserFault where it is taken, or the name is none."""
+        if not name or not PART.fullmatch(name):
+            raise UserFault(f'path={name!r} is no name of weights; give letters, digits and the signs _ . : -')
+        saved = self._at(model_id, kind, name)
+        if saved.folder.exists() and not overwrite:
+            raise UserFault(f'{saved.path} exists; give another name, or overwrite=True')
+        return saved
+
+    @contextlib.contextmanager
+    def _replacing(self, folder: Path) -> Iterator[Path | None]:
+        """A folder that takes the place of another one once it is whole, in process 0; None in other processes."""
+        if jax.process_index():
+            yield None
+            return
+        # What is to be replaced stays until the new folder is whole.
+        fresh = fresh_beside(folder, 'new') if folder.exists() else folder
+        with whole_folder(fresh) as partial:
+            yield partial
+        if fresh != folder:
+            earlier = fresh_beside(folder, 'replaced')
+            folder.rename(earlier)
+            fresh.rename(folder)
+            shutil.rmtree(earlier)
 
     def open(self, path: str) -> Saved:
         """The saved weights of a path.
@@ -121,9 +143,13 @@ class Store:
             raise UserFault(f'{path} was trained on another base, {saved.note["base_model"]}; serve that one')
         return saved
 
-    def adapters(self, saved: Saved) -> Params:
-        """The adapters of saved weights."""
-        return lora.split(peft.attach(self.base.params, self.base.cfg, saved.folder / ADAPTER))[0]
+    def adapters(self, trainer: Trainer, path: str) -> Params:
+        """The adapters of a path. Raises UserFault as `open`, in all processes where it does in one."""
+        return self._adapters(trainer, processes.agree('weights', lambda: self.open(path), UserFault))
+
+    def _adapters(self, trainer: Trainer, saved: Saved) -> Params:
+        adapters = lora.split(peft.attach(self.base.params, self.base.cfg, saved.folder / ADAPTER))[0]
+        return trainer.placed(adapters, saved.shape)
 
     def load(
         self, trainer: Trainer, path: str, model_id: str, *, optimizer: bool, user_metadata: dict[str, Any] | None
@@ -133,16 +159,21 @@ class Store:
         Raises:
           UserFault: as `open`, or there is no state of an optimiser.
         """
-        saved = self.open(path)
-        if optimizer and not (saved.folder / OPTIMIZER).exists():
-            raise UserFault(f'{path} has weights alone; give a path of save_weights, or load without optimizer')
+        saved = processes.agree('to be loaded', lambda: self._complete(path, optimizer), UserFault)
         metadata = saved.note['model_metadata'] if user_metadata is None else user_metadata
-        tenant = trainer.start(self.adapters(saved), model_id, saved.shape, metadata)
+        tenant = trainer.start(self._adapters(trainer, saved), model_id, saved.shape, metadata)
         if optimizer:
             checkpoints = Checkpoints(saved.folder / OPTIMIZER, trainer.layout(saved.shape).opt_state, read_only=True)
             tenant.opt_state = checkpoints.read()[0]
             checkpoints.close()
         return tenant
+
+    def _complete(self, path: str, optimizer: bool) -> Saved:
+        """The saved weights of a path, which have a state of the optimiser where it is wanted."""
+        saved = self.open(path)
+        if optimizer and not (saved.folder / OPTIMIZER).exists():
+            raise UserFault(f'{path} has weights alone; give a path of save_weights, or load without optimizer')
+        return saved
 
     def listed(self, model_id: str | None = None) -> Iterator[Saved]:
         """All saved weights, or those of one model, the oldest first."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -153,29 +152,39 @@ class Trainer:
 
     # --- models ------------------------------------------------------------------------------------------------------
 
-    def create(self, model_id: str, shape: Shape, seed: int | None, user_metadata: dict[str, Any] | None) -> Tenant:
-        """A new model. The same seed draws the same adapters, bit for bit; without one, they differ each time.
+    def create(self, model_id: str, shape: Shape, seed: int, user_metadata: dict[str, Any]) -> Tenant:
+        """A new model. The same seed draws the same adapters, bit for bit.
 
         Raises:
           UserFault: the rank or the seed is out of its range, or nothing is to be trained.
         """
         if not 1 <= shape.rank <= self.max_rank:
             raise UserFault(f'lora_config.rank={shape.rank}; this server has ranks from 1 to {self.max_rank}')
-        if seed is not None and not 0 <= seed < 2**31:
+        if not 0 <= seed < 2**31:
             raise UserFault(f'lora_config.seed={seed}; give one from 0 to 2^31 - 1')
         if not shape.lora.targets:
             raise UserFault('lora_config trains nothing; set one of train_unembed, train_mlp and train_attn')
-        drawn = secrets.randbits(31) if seed is None else seed
-        params, _ = training.attached(self.base.params, shape.lora, drawn)
-        tenant = self.start(params, model_id, shape, user_metadata or {})
+        tenant = self.start(self._drawn(shape)(self.base.params, seed), model_id, shape, user_metadata)
         self.tenants[model_id] = tenant
         return tenant
 
     def start(self, params: Params, model_id: str, shape: Shape, user_metadata: dict[str, Any]) -> Tenant:
         """A model with these adapters, whose optimiser starts afresh."""
-        places = self._places(shape)
-        params = jax.device_put(params, places.params)
-        return Tenant(model_id, shape, params, jax.device_put(ADAM.init(params), places.opt_state), user_metadata)
+        return Tenant(model_id, shape, params, self._new_optimizer(shape)(params), user_metadata)
+
+    def placed(self, params: Params, shape: Shape) -> Params:
+        """Adapters that every process has, as they lie on the mesh."""
+        return sharding.put(params, self._places(shape).params)
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019
+    def _new_optimizer(self, shape: Shape) -> Any:
+        return training.jit_to(self.layout(shape).opt_state, ADAM.init)
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019
+    def _drawn(self, shape: Shape) -> Any:
+        return training.jit_to(
+            self.layout(shape).params, lambda params, seed: training.attached(params, shape.lora, seed)[0]
+        )
 
     @functools.lru_cache(maxsize=64)  # noqa: B019
     def layout(self, shape: Shape) -> TrainState:
@@ -225,15 +234,15 @@ class Trainer:
             args = self.base.cfg, self.base.mesh, adapters, self.base.params, tokens
             # The ratio of a sequence needs all of its log-probabilities before the loss of its first token.
             whole = any('sequence_ratio_mask' in LOSSES[row.batch.loss].needs for row in members)
-            before = _trimmed(_logprobs(*args), members) if whole else ()
-            inputs = jax.device_put(_inputs(members, before, tokens.acts.shape), self._by_row)
+            before = _trimmed(sharding.to_every_host(_logprobs(*args), self.base.mesh), members) if whole else ()
+            inputs = sharding.put_batch(_inputs(members, before, tokens.acts.shape), self.base.mesh)
             if learn:
                 grads, lps = _gradients(*args, inputs)
                 for place, row in enumerate(members):
                     self._add(row.batch.tenant, grads, place)
             else:
                 lps = _logprobs(*args)
-            sums = np.asarray(_sums(lps, inputs))
+            lps, sums = sharding.to_every_host((lps, _sums(lps, inputs)), self.base.mesh)
             for row, some, total in zip(members, _trimmed(lps, members), sums.tolist(), strict=False):
                 done[id(row.batch), row.place] = some, total
         results = []
@@ -301,10 +310,6 @@ class Trainer:
 
     # --- rows --------------------------------------------------------------------------------------------------------
 
-    @property
-    def _by_row(self) -> jax.sharding.NamedSharding:
-        return sharding.sharding(self.base.mesh, ('batch',))
-
     def _micro_batches(self, batches: Sequence[Batch]) -> Iterator[tuple[list[Row], TokenBatch]]:
         """Rows of one length and one padded shape of adapters, and their tokens on the devices.
 
@@ -348,7 +353,7 @@ class Trainer:
             'actions': np.maximum(targets, 0),
             'acts': targets != NO_TARGET,
         }
-        return jax.device_put(TokenBatch(**arrays), self._by_row)
+        return sharding.put_batch(TokenBatch(**arrays), self.base.mesh)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -393,11 +398,11 @@ def _sums(lps: jax.Array, inputs: LossInputs) -> jax.Array:
     return losses.any_loss(lps, inputs).sum(axis=(1, 2))
 
 
-def _trimmed(rows: jax.Array, members: Sequence[Row]) -> list[np.ndarray]:
+def _trimmed(rows: np.ndarray, members: Sequence[Row]) -> list[np.ndarray]:
     """Numbers `[R, K, T]` without those of padding, an array of the shape of the targets for each datum."""
     return [
         of_row[row.part].T.reshape(row.datum.inputs['target_tokens'].shape)
-        for of_row, row in zip(np.asarray(rows), members, strict=False)
+        for of_row, row in zip(rows, members, strict=False)
     ]
 
 

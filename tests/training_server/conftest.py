@@ -35,11 +35,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The service of the tiny model on one device."""
     pytest.importorskip('tinker', reason="needs the client: pip install 'pal_jax[tinker]'")
-    from pal_jax.training_server.start import make_service
+    from pal_jax.training_server.service import Service
+    from pal_jax.training_server.start import make_worker
 
     mesh = devices.make_mesh(devices=jax.devices()[:1])
-    return make_service(
-        str(tiny_folder), tmp_path_factory.mktemp('work'), mesh, dtype='float32', max_len=128, rows=2, slots=8
+    return Service(
+        *make_worker(
+            str(tiny_folder), tmp_path_factory.mktemp('work'), mesh, dtype='float32', max_len=128, rows=2, slots=8
+        )
     )
 
 

@@ -440,7 +440,7 @@ def test_saved_weights_go_on_bit_for_bit(client, tiny_folder, service):
 
 
 def test_a_snapshot_stays_and_saved_weights_can_be_sampled(client, tiny_folder, monkeypatch):
-    monkeypatch.setattr('pal_jax.training_server.service.IN_MEMORY', 1)
+    monkeypatch.setattr('pal_jax.training_server.worker.IN_MEMORY', 1)
     training = model(client, tiny_folder)
     train(training, 1)
     frozen = training.save_weights_and_get_sampling_client()

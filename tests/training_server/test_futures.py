@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 import pytest
 
-from pal_jax.training_server.futures import Answer, Conflict, Futures, Operation, Order, UserFault, carry_out
+from pal_jax.training_server.futures import Answer, Conflict, Futures, Operation, Order, UserFault, outcome
+
+
+def carry_out(operation: Operation) -> None:
+    assert operation.work is not None
+    operation.end(outcome(functools.partial(operation.work, None)))
 
 
 def operation(log: list[int], number: int) -> Operation:
-    def work() -> Answer:
+    def work(_: object) -> Answer:
         log.append(number)
         return Answer(b'{}')
 
@@ -19,7 +25,7 @@ def operation(log: list[int], number: int) -> Operation:
 
 async def send(numbers: list[int], patience: float = 300.0) -> tuple[list[int], list[Operation]]:
     log: list[int] = []
-    order = Order(lambda operation: carry_out([operation]), patience)
+    order = Order(carry_out, patience)
     operations = [operation(log, number) for number in numbers]
     for number, sent in zip(numbers, operations, strict=True):
         order.add(number, sent)
@@ -43,7 +49,7 @@ def test_an_operation_whose_predecessor_never_came_fails_and_the_next_go_on():
 @pytest.mark.parametrize('refused_first', [True, False])
 def test_no_operation_waits_for_one_that_was_refused(refused_first):
     log: list[int] = []
-    order = Order(lambda operation: carry_out([operation]))
+    order = Order(carry_out)
 
     async def act() -> None:
         order.add(1, operation(log, 1))
@@ -83,11 +89,11 @@ def test_the_same_request_is_one_operation_and_another_body_a_conflict():
 def test_a_failure_is_kept_as_a_result_is():
     futures = Futures()
 
-    def work() -> Answer:
+    def work(_: object) -> Answer:
         raise UserFault('wrong')
 
     failing, _ = futures.take(('model', 1), b'', lambda: Operation('session', work))
-    carry_out([failing])
+    carry_out(failing)
     for _ in range(2):
         kept = futures.get(failing.request_id)
         assert kept is not None

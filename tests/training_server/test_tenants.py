@@ -24,8 +24,9 @@ from pal_jax.run import devices, sharding
 from pal_jax.training_server.executor import Executor
 from pal_jax.training_server.futures import Operation
 from pal_jax.training_server.losses import NO_TARGET, Datum
-from pal_jax.training_server.sampler import Bank, SampleJob, Sampler, Snapshot, never_ending
+from pal_jax.training_server.sampler import BASE, Bank, SampleJob, Sampler, Snapshot, never_ending
 from pal_jax.training_server.trainer import Base, Shape, Tenant, Trainer
+from pal_jax.training_server.worker import Worker
 from pal_jax.types import Completion, Sampling
 
 STEP = {
@@ -62,7 +63,7 @@ def data(name: str, step: int) -> list[Datum]:
 def trained(base: Base, names: str) -> tuple[Trainer, dict[str, list[Any]]]:
     """The models of these names after two steps together, and the results of each."""
     trainer = Trainer(base, rows=4, max_rank=4)
-    tenants = [trainer.create(name, SHAPES[name], ord(name), None) for name in names]
+    tenants = [trainer.create(name, SHAPES[name], ord(name), {}) for name in names]
     results: dict[str, list[Any]] = {name: [] for name in names}
     for step in range(2):
         batches = [trainer.checked(x, data(x.model_id, step), LOSSES[x.model_id], {}) for x in tenants]
@@ -97,7 +98,7 @@ def test_eight_devices_train_and_sample_as_one_does(base):
         trainer, results = trained(where, 'abc')
         kept.append((results, [trainer.tenants[name].params for name in 'abc']))
         asked = [(snapshot_of(trainer.tenants['b']), 1), (Snapshot(dict, is_base=True), 2)]
-        answers.append([pb.SampleResponse.FromString(body) for body in sampled(where, 2, asked)[0]])
+        answers.append([pb.SampleResponse.FromString(body) for body in sampled(where, 2, asked)])
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), *kept)
     for one, other in zip(*answers, strict=True):
         for ours, theirs in zip(one.sequences, other.sequences, strict=True):
@@ -116,7 +117,7 @@ def test_several_targets_of_a_position_are_the_sum_of_their_losses(base):
     results, sums = [], []
     for columns in ([slice(None)], [0, 1]):
         trainer = Trainer(base, rows=4, max_rank=4)
-        tenant = trainer.create('a', SHAPES['a'], 1, None)
+        tenant = trainer.create('a', SHAPES['a'], 1, {})
         for k in columns:
             real = targets[:, k] != NO_TARGET
             single = {'target_tokens': np.maximum(targets[:, k], 0), 'weights': weights[:, k] * real}
@@ -130,7 +131,7 @@ def test_several_targets_of_a_position_are_the_sum_of_their_losses(base):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), *sums)
 
 
-def sampled(base: Base, places: int, asked: Sequence[tuple[Snapshot, int]], **more: Any) -> tuple[list[bytes], Sampler]:
+def sampled(base: Base, places: int, asked: Sequence[tuple[Snapshot, int]], **more: Any) -> list[bytes]:
     """The answers to requests of (snapshot, seed), three samples and the prompt's log-probs each."""
     tokenizer = never_ending(sources.resolve('random:tiny').tokenizer())
     cfg = dataclasses.replace(base.cfg, **more)
@@ -139,11 +140,12 @@ def sampled(base: Base, places: int, asked: Sequence[tuple[Snapshot, int]], **mo
     for snapshot, seed in asked:
         prompt = tuple(np.random.default_rng(seed).integers(0, 256, 20 + seed).tolist())
         requests = [Request(prompt, Sampling(1.0, 0, 1.0, 6), 100 * seed + i) for i in range(3)]
-        jobs.append(SampleJob(Operation('', lambda: None), snapshot, requests, with_prompt=True))
-        sampler.put(jobs[-1])
+        jobs.append(SampleJob(str(len(jobs)), BASE, requests, with_prompt=True))
+        sampler.put(jobs[-1], snapshot)
+    answers: dict[str, Any] = {}
     while sampler.busy:
-        sampler.advance()
-    return [job.operation.done.result(0).body for job in jobs], sampler
+        answers |= sampler.advance((), 0.0)
+    return [answers[job.request_id].body for job in jobs]
 
 
 @pytest.mark.slow
@@ -151,12 +153,11 @@ def test_a_seeded_sample_is_the_same_beside_other_adapters_bit_for_bit(base):
     trainer, _ = trained(base, 'abc')
     ours, *others = (snapshot_of(trainer.tenants[name]) for name in 'abc')
     asked = [(ours, 1), (ours, 2)]
-    alone, _ = sampled(base, 2, asked)
+    alone = sampled(base, 2, asked)
     # Four kinds of weights share two places and eight slots.
     crowd = [(others[0], 3), asked[0], (others[1], 4), (Snapshot(dict, is_base=True), 5), asked[1], (others[0], 6)]
-    beside, sampler = sampled(base, 2, crowd)
+    beside = sampled(base, 2, crowd)
     assert [beside[1], beside[4]] == alone
-    assert not sampler.waiting
     # The adapters are those that were asked for.
     assert len(set(beside)) == len(beside)
 
@@ -191,9 +192,9 @@ def test_a_snapshot_starts_several_jobs_in_its_turn_and_no_more_than_its_share(m
         snapshot = Snapshot(dict)
         for _ in range(4):
             request = Request((ord(name),), Sampling(1.0, 0, 1.0, 1), 0)
-            sampler.put(SampleJob(Operation('', lambda: None), snapshot, [request]))
+            sampler.put(SampleJob(name, BASE, [request]), snapshot)
     while sampler.busy:
-        sampler.advance()
+        sampler.advance((), 0.0)
     # Two places share six slots, so a turn has three samples.
     assert ''.join(started) == 'aaabbbcccabc'
     # A place is filled once a turn, and not once a job.
@@ -201,19 +202,20 @@ def test_a_snapshot_starts_several_jobs_in_its_turn_and_no_more_than_its_share(m
 
 
 def test_operations_of_several_models_are_carried_out_together_and_each_model_keeps_its_order():
-    log, executor = [], Executor(mock.Mock(busy=False), share=0.5)
+    worker = Worker(mock.Mock(), mock.Mock(), mock.Mock(busy=False))
+    log, executor = [], Executor(worker, share=0.5)
 
-    def together(parts: Sequence[Any]) -> Sequence[Any]:
+    def together(_: Worker, parts: Sequence[Any]) -> Sequence[Any]:
         log.append(list(parts))
         return parts
 
-    def step(parts: Sequence[Any]) -> Sequence[Any]:
+    def step(_: Worker, parts: Sequence[Any]) -> Sequence[Any]:
         log.append(['step', *parts])
         return parts
 
     # The first operation keeps the thread until all others wait.
     go = threading.Event()
-    operations = [Operation('', go.wait)]
+    operations = [Operation('', lambda _: go.wait())]
     for name, kind in (
         ('a1', together),
         ('a2', together),
@@ -222,10 +224,11 @@ def test_operations_of_several_models_are_carried_out_together_and_each_model_ke
         ('b2', step),
         ('c1', together),
     ):
-        operations.append(Operation('', lambda name=name: name, name[0], kind))
+        operations.append(Operation('', lambda _, name=name: name, name[0], kind))
     for operation in operations:
         executor.put(operation)
     go.set()
     assert [operation.done.result(5) for operation in operations[1:]] == ['a1', 'a2', 'b1', 'a3', 'b2', 'c1']
     executor.close()
+    worker.close()
     assert log == [['a1', 'b1', 'c1'], ['a2'], ['step', 'a3', 'b2']]
