@@ -101,6 +101,34 @@ def test_jobs_have_the_fields_and_types_of_kubernetes(job) -> None:
         kubernetes_validate.validate(wrong, kubernetes_validate.latest_version(), strict=True)
 
 
+def test_the_decode_servers_are_those_that_the_flags_of_the_trainer_name() -> None:
+    text = (LAUNCH / 'decode.yaml').read_text()
+    servers = yaml.safe_load(text)
+    spec, name = servers['spec'], servers['metadata']['name']
+    assert (servers['apiVersion'], servers['kind']) == ('leaderworkerset.x-k8s.io/v1', 'LeaderWorkerSet')
+    # The fields of LeaderWorkerSet's own types; the template is Kubernetes'.
+    assert (set(spec), set(spec['leaderWorkerTemplate'])) == (
+        {'replicas', 'leaderWorkerTemplate'},
+        {'size', 'workerTemplate'},
+    )
+    pod = {
+        'apiVersion': 'v1',
+        'kind': 'Pod',
+        'metadata': {'name': name},
+        **spec['leaderWorkerTemplate']['workerTemplate'],
+    }
+    kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+    # These servers and those beside a trainer run alike.
+    (container,) = pod['spec']['containers']
+    assert {key: x for key, x in container.items() if key != 'livenessProbe'} == CONTAINERS['decode']
+    # The leader of a replica has its number, below the service of the set's name.
+    port = container['ports'][0]['containerPort']
+    hosts = [f'{name}-{i}.{name}:{port}' for i in range(spec['replicas'])]
+    flags = re.findall(r'--[\w.]+=\S+', next(line for line in text.splitlines() if '--config.decode.address' in line))
+    assert f'--config.decode.address={",".join(hosts)}' in flags
+    check_command('pal_jax.train', flags)
+
+
 def test_the_image_knows_the_extras_it_names() -> None:
     extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
     text = (LAUNCH / 'Dockerfile').read_text()

@@ -35,7 +35,7 @@ import importlib.util
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from absl import flags
@@ -45,7 +45,7 @@ from pal_jax.commands.talking import CACHE
 from pal_jax.decode.choose import TOKEN
 from pal_jax.decode.serve.listening import HttpServer, listen
 from pal_jax.models.files import sources
-from pal_jax.run import cli, devices, processes, stores
+from pal_jax.run import checkpoint, cli, devices, processes, stores
 from pal_jax.run.processes import Place, host_port
 
 if TYPE_CHECKING:
@@ -130,10 +130,14 @@ def load(place: Place | None) -> tuple[Worker, Tokenizer]:
 
     devices.initialize(Path(CACHE).expanduser(), place)
     stores.check_local(workdir := Path(cli.WORKDIR.value or 'runs/training_server'), '--workdir')
-    return make_worker(
-        MODEL.value, workdir, devices.make_mesh(), dtype=DTYPE.value, max_len=MAX_LEN.value, max_rank=MAX_RANK.value,
-        rows=ROWS.value, slots=SLOTS.value, bank=BANK.value, scan_layers=SCAN_LAYERS.value,
-    )  # fmt: skip
+    flagged = MODEL, DTYPE, MAX_LEN, MAX_RANK, ROWS, SLOTS, BANK, SCAN_LAYERS
+    options: dict[str, Any] = {flag.name: flag.value for flag in flagged}
+    if place is not None:
+        checkpoint.check_processes(options)
+        if not place.process:
+            workdir.mkdir(parents=True, exist_ok=True)
+        checkpoint.check_seen(workdir)
+    return make_worker(options.pop('model'), workdir, devices.make_mesh(), **options)
 
 
 if __name__ == '__main__':

@@ -35,7 +35,7 @@ class Programs:
         self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
         state = engine.state_shardings(mesh)
         # The host of every process reads the samples and scores.
-        told = sharding.replicated(mesh)
+        replicated = sharding.replicated(mesh)
         # Results are given their shardings here, since a constraint inside the function is lost between two meshes.
         places, dtype = dict(self.param_shardings), None if int8 else cfg.dtype
         a_layer = jax.tree.map(lambda place: NamedSharding(mesh, PartitionSpec(*place.spec[1:])), places.pop('layers'))
@@ -75,7 +75,7 @@ class Programs:
         self.generate = jax.jit(
             on_mesh(lambda weights, state, mixtures=None: engine.generate(soups.mixed(weights, mixtures), cfg, state)),
             donate_argnums=1,
-            out_shardings=(state, told),
+            out_shardings=(state, replicated),
         )
         self.generate_telling = jax.jit(
             on_mesh(
@@ -85,7 +85,7 @@ class Programs:
             ),
             static_argnums=3,
             donate_argnums=1,
-            out_shardings=(state, told, told),
+            out_shardings=(state, replicated, replicated),
         )
         prefix = engine.PrefixCaches(state.keys, state.values, state.length, state.token)
         self.blank = jax.jit(functools.partial(engine.empty_caches, cfg), static_argnums=(0, 1), out_shardings=prefix)
@@ -97,7 +97,7 @@ class Programs:
             ),
             static_argnums=6,
             donate_argnums=1,
-            out_shardings=(prefix, told),
+            out_shardings=(prefix, replicated),
         )
 
     def publish(self, params: Params) -> Params:

@@ -288,13 +288,22 @@ def write_config(workdir: str | os.PathLike[str], config: dict[str, Any]) -> Non
     """Write the configuration of the run in `workdir`, in one piece.
 
     Raises:
-      ValueError: another process does not find the file, so its `workdir` is not the same folder.
+      ValueError: as `check_seen`.
     """
     path = Path(workdir) / CONFIG
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(config, indent=2) + '\n')
-    processes.exchange('config written')
+    check_seen(path)
+
+
+def check_seen(path: Path) -> None:
+    """Wait until all processes see what process 0 has written to a path.
+
+    Raises:
+      ValueError: this process does not see it, so its folder is another one.
+    """
+    processes.exchange('written')
     processes.share(path.parent)
     # A process may see a file on a shared file system some seconds late.
     deadline = time.monotonic() + SEEN

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.mesh_utils import create_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from pal_jax.models.config import ModelConfig
@@ -88,9 +88,22 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequen
             f'mesh: {dict(zip(AXES, sizes, strict=True))} needs {np.prod(sizes)} devices, got {len(devices)}; '
             'set one of --config.mesh.data, .fsdp, .tensor to -1'
         )
+    return Mesh(_laid_out(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _laid_out(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices in the shape of a mesh. `data` alone crosses the network between slices, once a step."""
+    slices, (data, *rest) = len({getattr(device, 'slice_index', 0) for device in devices}), sizes
     # An axis of a slice such as 8x8x8 may have to be split, which `jax.make_mesh` refuses.
-    placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    if slices == 1:
+        return create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if data % slices:
+        raise ValueError(
+            f'mesh.data={data} does not divide over {slices} slices, and no other axis may cross the network between '
+            f'them; use --config.mesh.data={slices} or a multiple of it'
+        )
+    within = (data // slices, *rest)
+    return create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
 
 
 def divide(mesh: Mesh, parts: int) -> Mesh:

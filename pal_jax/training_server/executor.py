@@ -158,7 +158,7 @@ class Executor:
 
     def _follow(self) -> None:
         processes.exchange_as('executor')
-        while (work := pickle.loads(processes.heard())) is not None:  # noqa: S301
+        while (work := pickle.loads(processes.heard())) is not None:
             outcome(functools.partial(work, self._worker))
 
 

@@ -66,15 +66,14 @@ class Operation:
 
     Attributes:
       owner: the session that the operation belongs to.
-      work: carries the operation out on a worker, or gives the part of it that `together` finishes; None once it is
-        carried out, since the work holds the data of a batch.
+      work: carries the operation out on a worker, or gives the part of it that `together` finishes.
       model: the model whose operations keep their order; '' for none.
       together: gives the answers to the parts of operations of several models.
       finished: the time of `time.monotonic` at which the result came; None before.
     """
 
     owner: str
-    work: Callable[[Any], Any] | None
+    work: Callable[[Any], Any]
     model: str = ''
     together: Callable[[Any, Sequence[Any]], Sequence[Answer]] | None = None
     request_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
@@ -85,11 +84,17 @@ class Operation:
         """Finish with an answer or an error, unless the operation has finished."""
         if self.done.done():
             return
-        self.finished, self.work = time.monotonic(), None
+        # The work holds the data of a batch, which the result need not keep.
+        self.finished, self.work = time.monotonic(), no_work
         if isinstance(result, Exception):
             self.done.set_exception(result)
         else:
             self.done.set_result(result)
+
+
+def no_work(_: Any) -> Any:
+    """The work of an operation that is carried out, or is not carried out by a worker's call of its own."""
+    raise AssertionError('this operation has no work')
 
 
 class Futures:

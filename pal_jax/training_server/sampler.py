@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import uuid
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ import numpy as np
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.programs import programs_of
-from pal_jax.decode.requests import PromptLogprobs, Request
+from pal_jax.decode.requests import ALTERNATIVES, Alternatives, PromptLogprobs, Request
 from pal_jax.models import lora, soups
 from pal_jax.models.params import Params, decoder_specs
 from pal_jax.run import sharding
@@ -75,7 +75,7 @@ class SampleJob:
     """Samples after one prompt.
 
     Attributes:
-      with_prompt: whether the tokens of the prompt are to have log-probabilities, of which the `last` are told.
+      wishes: the parts of the answer that are about the prompt.
       snapshot: what the weights stand for, once the job is in line.
       started: the number of requests that the decoder has taken.
       over: True where no more samples are wanted.
@@ -84,12 +84,12 @@ class SampleJob:
     request_id: str
     weights: Weights
     requests: Sequence[Request]
-    with_prompt: bool = False
-    last: int | None = None
+    wishes: wire.PromptWishes = wire.PromptWishes()
     snapshot: Snapshot | None = None
     started: int = 0
     over: bool = False
     completions: dict[int, Completion] = dataclasses.field(default_factory=dict)
+    likeliest: defaultdict[int, list[Alternatives]] = dataclasses.field(default_factory=lambda: defaultdict(list))
     prompt: PromptLogprobs | None = None
 
     @property
@@ -97,8 +97,9 @@ class SampleJob:
         """The answer; None until all samples are there."""
         if len(self.completions) < len(self.requests):
             return None
-        ordered = [self.completions[i] for i in range(len(self.requests))]
-        return wire.sample_answer(ordered, self.prompt, self.last)
+        completions = [self.completions[i] for i in range(len(self.requests))]
+        likeliest = [self.likeliest[i] for i in range(len(self.requests))]
+        return wire.sample_answer(completions, likeliest, self.requests[0].alternatives, self.prompt, self.wishes)
 
 
 class Bank:
@@ -205,8 +206,10 @@ class Sampler:
             self._live.clear()
             return self._ended
         for news in progress:
+            job, place = self._live[news.number]
+            job.likeliest[place] += news.alternatives
             if news.completion is not None:
-                job, place = self._live.pop(news.number)
+                del self._live[news.number]
                 job.completions[place] = news.completion
                 if (answer := job.answer) is not None:
                     self._end(job, answer)
@@ -248,9 +251,10 @@ class Sampler:
         mixture, scored, started = self.bank.mixture(snapshot), False, 0
         while line and not scored and started < self._turn and self.decoder.free > 0:
             job = line[0]
-            if job.with_prompt and job.prompt is None:
+            if (job.wishes.logprobs or job.wishes.likeliest) and job.prompt is None:
                 scored = True
-                prompt = outcome(functools.partial(self._scored, dataclasses.replace(job.requests[0], mixture=mixture)))
+                asked = dataclasses.replace(job.requests[0], mixture=mixture, alternatives=job.wishes.likeliest)
+                prompt = outcome(functools.partial(self._scored, asked))
                 if isinstance(prompt, Exception):
                     self._end(job, prompt)
                 else:
@@ -270,7 +274,8 @@ class Sampler:
     def _scored(self, request: Request) -> PromptLogprobs:
         pieces = [*self.decoder.score(request)]
         logprobs = itertools.chain.from_iterable(piece.logprobs for piece in pieces)
-        return PromptLogprobs(tuple(logprobs), (), pieces[0].version)
+        alternatives = itertools.chain.from_iterable(piece.alternatives for piece in pieces)
+        return PromptLogprobs(tuple(logprobs), tuple(alternatives), pieces[0].version)
 
     def waits(self, job: SampleJob) -> bool:
         """True where the snapshot of a job waits for a place."""
@@ -309,7 +314,7 @@ def requests_of(form: wire.Sample, tokenizer: Tokenizer, decoder: LocalDecoder, 
     Raises:
       UserFault: the server cannot meet the request.
     """
-    _check_supported(form)
+    _check_supported(form, min(ALTERNATIVES, decoder.cfg.vocab))
     settings, prompt = form.sampling_params, []
     for chunk in form.prompt.chunks:
         if chunk.type != 'encoded_text':
@@ -330,21 +335,27 @@ def requests_of(form: wire.Sample, tokenizer: Tokenizer, decoder: LocalDecoder, 
             settings.temperature, max(settings.top_k, 0), settings.top_p, room if most is None else most,
             stop=texts, stop_ids=(*ends, *ids),
         )  # fmt: skip
-        requests = [Request(tuple(prompt), sampling, int(state[0])) for state in seeds]
+        likeliest = form.topk_sample_logprobs
+        requests = [Request(tuple(prompt), sampling, int(state[0]), alternatives=likeliest) for state in seeds]
         decoder.check(requests[0])
     except ValueError as error:
         raise UserFault(str(error)) from None
     return requests
 
 
-def _check_supported(form: wire.Sample) -> None:
-    """Raise UserFault where a request asks for what this server does not do."""
+def _check_supported(form: wire.Sample, most: int) -> None:
+    """Raise UserFault where a request asks for what this server does not do.
+
+    Args:
+      most: the largest number of likeliest tokens.
+    """
     if form.num_samples < 1:
         raise UserFault(f'num_samples={form.num_samples}; ask for one or more')
-    for key in ('topk_prompt_logprobs', 'topk_sample_logprobs', 'target_prompt_logprobs', 'prompt_alt_tokens_k'):
+    for key in ('target_prompt_logprobs', 'prompt_alt_tokens_k', 'record_stability_info'):
         if getattr(form, key):
             raise UserFault(f'{key} is not supported; leave it out')
-    if form.record_stability_info:
-        raise UserFault('record_stability_info is not supported; leave it out')
+    for key in ('topk_prompt_logprobs', 'topk_sample_logprobs'):
+        if not 0 <= getattr(form, key) <= most:
+            raise UserFault(f'{key}={getattr(form, key)}; this server gives up to {most}')
     if form.prompt_logprobs_last_n is not None and form.prompt_logprobs_last_n < 1:
         raise UserFault(f'prompt_logprobs_last_n={form.prompt_logprobs_last_n}; give 1 or more')

@@ -18,7 +18,7 @@ from typing import Any
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.training_server import wire
 from pal_jax.training_server.executor import Executor
-from pal_jax.training_server.futures import Futures, Operation, Order, UserFault
+from pal_jax.training_server.futures import Futures, Operation, Order, UserFault, no_work
 from pal_jax.training_server.sampler import BASE, SampleJob, Weights, requests_of
 from pal_jax.training_server.store import Saved, about, moment
 from pal_jax.training_server.trainer import Shape, Tenant
@@ -375,7 +375,7 @@ class Service:
             key = None if form.seq_id is None else (form.sampling_session_id, form.seq_id)
         else:
             weights = self._weights(form.base_model, form.model_path)
-        operation, new = self.futures.take(key, digest, lambda: Operation(owner, None))
+        operation, new = self.futures.take(key, digest, lambda: Operation(owner, no_work))
         if not new:
             return operation
         try:
@@ -383,9 +383,8 @@ class Service:
         except UserFault as fault:
             operation.end(fault)
             return operation
-        job = SampleJob(
-            operation.request_id, weights, requests, bool(form.prompt_logprobs), form.prompt_logprobs_last_n
-        )
+        wishes = wire.PromptWishes(bool(form.prompt_logprobs), form.topk_prompt_logprobs, form.prompt_logprobs_last_n)
+        job = SampleJob(operation.request_id, weights, requests, wishes)
         self._jobs[operation.request_id] = operation, job
         self.executor.sample(operation, job)
         return operation

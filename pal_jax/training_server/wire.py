@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from tinker.proto import tinker_public_pb2 as pb
 
-from pal_jax.decode.requests import PromptLogprobs
+from pal_jax.decode.requests import Alternatives, PromptLogprobs
 from pal_jax.training_server.futures import Answer, UserFault
 from pal_jax.training_server.losses import Datum
 from pal_jax.types import Completion
@@ -29,6 +29,8 @@ DTYPES = {
     pb.DTYPE_INT32: np.int32,
     pb.DTYPE_BFLOAT16: np.uint16,
 }
+# The log-probability that stands where a row has fewer tokens.
+NO_LOGPROB = -99999.0
 REASONS = {'stop': pb.STOP_REASON_STOP, 'length': pb.STOP_REASON_LENGTH}
 
 
@@ -111,25 +113,54 @@ def training_answer(logprobs: Sequence[np.ndarray], metrics: Mapping[str, float]
     return Answer(output.SerializeToString(), PROTOBUF)
 
 
-def sample_answer(completions: Sequence[Completion], prompt: PromptLogprobs | None, last: int | None) -> Answer:
+class PromptWishes(NamedTuple):
+    """The parts of an answer that are about the prompt: its log-probabilities, and so many likeliest tokens.
+
+    `last` is the number of last tokens of the prompt that are to have them; None for all.
+    """
+
+    logprobs: bool = False
+    likeliest: int = 0
+    last: int | None = None
+
+
+def sample_answer(
+    completions: Sequence[Completion], likeliest: Sequence[Sequence[Alternatives]], count: int,
+    prompt: PromptLogprobs | None, wishes: PromptWishes,
+) -> Answer:  # fmt: skip
     """The result of an asample: tokens and log-probabilities at temperature 1, without cuts.
 
     Args:
+      likeliest: the `count` likeliest tokens at each token of each completion, if the client wants any.
       prompt: the log-probabilities of the prompt, where they were asked for.
-      last: the number of last tokens of the prompt that are to have one; None for all.
     """
     response = pb.SampleResponse()
-    for completion in completions:
+    for completion, others in zip(completions, likeliest, strict=True):
         response.sequences.add(
             stop_reason=REASONS[completion.finish_reason],
             tokens=np.asarray(completion.token_ids, np.int32).tobytes(),
             logprobs=np.asarray(completion.policy_logprobs, np.float32).tobytes(),
+            topk_sampled_logprobs=_likeliest(others, count) if count else None,
         )
     if prompt is not None:
+        dropped = len(prompt.logprobs) - (wishes.last or len(prompt.logprobs))
         values = np.asarray([np.nan if x is None else x for x in prompt.logprobs], np.float32)
-        values[: len(values) - (last or len(values))] = np.nan
-        response.prompt_logprobs = values.tobytes()
+        values[:dropped] = np.nan
+        if wishes.logprobs:
+            response.prompt_logprobs = values.tobytes()
+        if wishes.likeliest:
+            shown = [() if i < dropped else others for i, others in enumerate(prompt.alternatives)]
+            response.topk_prompt_logprobs.CopyFrom(_likeliest(shown, wishes.likeliest))
     return Answer(response.SerializeToString(), PROTOBUF)
+
+
+def _likeliest(rows: Sequence[Alternatives], count: int) -> pb.TopkLogprobs:
+    """The `count` likeliest tokens of each row, as the client reads them."""
+    ids, logprobs = np.zeros((len(rows), count), np.int32), np.full((len(rows), count), NO_LOGPROB, np.float32)
+    for i, row in enumerate(rows):
+        for place, (token, logprob) in enumerate(row):
+            ids[i, place], logprobs[i, place] = token, logprob
+    return pb.TopkLogprobs(token_ids=ids.tobytes(), logprobs=logprobs.tobytes(), k=count, length=len(rows))
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------

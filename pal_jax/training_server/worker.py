@@ -182,9 +182,7 @@ class Worker:
                 snapshot.path.unlink(missing_ok=True)
         return as_json({})
 
-    def sample(
-        self, jobs: Sequence[SampleJob], cancelled: Collection[str], now: float
-    ) -> list[tuple[str, Outcome]]:
+    def sample(self, jobs: Sequence[SampleJob], cancelled: Collection[str], now: float) -> list[tuple[str, Outcome]]:
         """Put jobs in line, take others back, and decode a few tokens of all samples under way.
 
         Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -24,6 +25,29 @@ def test_parts_that_do_not_fit_are_told(monkeypatch):
     monkeypatch.setattr(devices.jax, 'process_count', lambda: 4)
     with pytest.raises(ValueError, match='decode.shares=2 does not divide 8 devices of 4 processes'):
         devices.divide(devices.make_mesh(), 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfSlice:
+    """A device as it looks in one of several slices."""
+
+    id: int
+    slice_index: int
+    platform: str = 'cpu'
+    device_kind: str = 'cpu'
+    process_index: int = 0
+
+
+def test_data_alone_crosses_the_network_between_slices(monkeypatch):
+    monkeypatch.setattr(devices, 'Mesh', lambda placed, *_, **__: placed)
+    # The devices come in any order.
+    chips = [OfSlice(number, number % 2) for number in range(8)]
+    placed = devices.make_mesh(data=4, fsdp=2, devices=chips)
+    assert placed.shape == (4, 2, 1)
+    assert [{device.slice_index for device in copy.flat} for copy in placed] == [{0}, {0}, {1}, {1}]
+    assert len(set(placed.flat)) == 8
+    with pytest.raises(ValueError, match=r'mesh.data=1 .* 2 slices'):
+        devices.make_mesh(devices=chips)
 
 
 def test_flags_of_the_tpu_compiler_are_ours_unless_the_environment_has_others(monkeypatch):

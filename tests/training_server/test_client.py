@@ -380,6 +380,27 @@ def test_a_seeded_sample_depends_on_nothing_else(client, tiny_folder):
     assert tokens_of(ask(1, 1, top_k=1).result())[0] == greedy[0]
 
 
+def test_the_likeliest_tokens_stand_beside_samples_and_prompts(client, tiny_folder):
+    sampler = client.create_sampling_client(base_model=str(tiny_folder))
+    sampler = sampler.result() if hasattr(sampler, 'result') else sampler
+    settings = types.SamplingParams(max_tokens=5, temperature=0.0, stop=[])
+    answer = sampler.sample(
+        prompt=prompt(3), num_samples=1, sampling_params=settings, include_prompt_logprobs=True,
+        topk_prompt_logprobs=20, topk_sample_logprobs=2,
+    ).result()  # fmt: skip
+    sample = answer.sequences[0]
+    # A greedy sample takes the likeliest token.
+    assert [row[0][0] for row in sample.topk_logprobs] == list(sample.tokens)
+    np.testing.assert_allclose([row[0][1] for row in sample.topk_logprobs], sample.logprobs, atol=1e-5)
+    assert all(len(row) == 2 and row[0][1] >= row[1][1] for row in sample.topk_logprobs)
+    ids, (first, *rows) = prompt(3).to_ints(), answer.topk_prompt_logprobs
+    assert first is None
+    assert len(rows) == len(ids) - 1
+    for token, logprob, row in zip(ids[1:], answer.prompt_logprobs[1:], rows, strict=True):
+        assert len(row) == 20
+        assert dict(row).get(token, logprob) == pytest.approx(logprob, abs=1e-5)
+
+
 def test_stops_end_a_sample_and_stay_in_it(client, tiny_folder):
     sampler = client.create_sampling_client(base_model=str(tiny_folder))
     sampler = sampler.result() if hasattr(sampler, 'result') else sampler
@@ -400,7 +421,7 @@ def test_what_samples_cannot_have_is_refused_by_name(client, tiny_folder):
     sampler = client.create_sampling_client(base_model=str(tiny_folder))
     sampler = sampler.result() if hasattr(sampler, 'result') else sampler
     settings = types.SamplingParams(max_tokens=2)
-    for more, named in (({'topk_sample_logprobs': 2}, 'topk_sample_logprobs'), ({'prompt_alt_tokens_k': 2}, 'alt')):
+    for more, named in (({'topk_sample_logprobs': 21}, 'topk_sample_logprobs=21'), ({'prompt_alt_tokens_k': 2}, 'alt')):
         with pytest.raises(tinker.RequestFailedError, match=named):
             sampler.sample(prompt=prompt(0), num_samples=1, sampling_params=settings, **more).result()
     long = types.ModelInput.from_ints([1] * 127)

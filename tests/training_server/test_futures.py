@@ -11,7 +11,6 @@ from pal_jax.training_server.futures import Answer, Conflict, Futures, Operation
 
 
 def carry_out(operation: Operation) -> None:
-    assert operation.work is not None
     operation.end(outcome(functools.partial(operation.work, None)))
 
 

@@ -17,7 +17,7 @@ pytest.importorskip('tinker', reason="needs the client: pip install 'pal_jax[tin
 from tinker.proto import tinker_public_pb2 as pb
 
 from pal_jax.decode.local import LocalDecoder
-from pal_jax.decode.requests import Request
+from pal_jax.decode.requests import Request, RequestProgress
 from pal_jax.models.files import sources
 from pal_jax.models.params import decoder_specs
 from pal_jax.run import devices, sharding
@@ -26,6 +26,7 @@ from pal_jax.training_server.futures import Operation
 from pal_jax.training_server.losses import NO_TARGET, Datum
 from pal_jax.training_server.sampler import BASE, Bank, SampleJob, Sampler, Snapshot, never_ending
 from pal_jax.training_server.trainer import Base, Shape, Tenant, Trainer
+from pal_jax.training_server.wire import PromptWishes
 from pal_jax.training_server.worker import Worker
 from pal_jax.types import Completion, Sampling
 
@@ -140,7 +141,7 @@ def sampled(base: Base, places: int, asked: Sequence[tuple[Snapshot, int]], **mo
     for snapshot, seed in asked:
         prompt = tuple(np.random.default_rng(seed).integers(0, 256, 20 + seed).tolist())
         requests = [Request(prompt, Sampling(1.0, 0, 1.0, 6), 100 * seed + i) for i in range(3)]
-        jobs.append(SampleJob(str(len(jobs)), BASE, requests, with_prompt=True))
+        jobs.append(SampleJob(str(len(jobs)), BASE, requests, PromptWishes(logprobs=True)))
         sampler.put(jobs[-1], snapshot)
     answers: dict[str, Any] = {}
     while sampler.busy:
@@ -182,7 +183,7 @@ def test_a_snapshot_starts_several_jobs_in_its_turn_and_no_more_than_its_share(m
     def step() -> list[Any]:
         ended = range(len(started) - 5 + decoder.free, len(started) + 1)
         decoder.free = 6
-        return [mock.Mock(number=number, completion=Completion('', (), (), 'length')) for number in ended]
+        return [RequestProgress(number, (), (), Completion('', (), (), 'length')) for number in ended]
 
     decoder.add, decoder.step = add, step
     bank = Bank.__new__(Bank)
