@@ -339,7 +339,8 @@ def test_importing_the_package_touches_no_device_and_nothing_heavy():
     # These are imported when JetStream, an endpoint or the training server is asked for.
     alone = {f'decode/serve/jetstream/{file}.py' for file in ('engine', 'decoder', 'driver', 'rpc')}
     alone |= {'judges/endpoint.py', *LAZY['torch']}
-    alone |= {f'training_server/{file}.py' for file in ('app', 'executor', 'sampler', 'service', 'start', 'wire')}
+    serving = 'app', 'executor', 'sampler', 'service', 'start', 'wire', 'worker'
+    alone |= {f'training_server/{file}.py' for file in serving}
     files = [path for path in FILES if floor(room(name(path))) < len(FLOORS) - 1 and name(path) not in alone]
     modules = ['.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__') for path in files]
     code = (

@@ -1,4 +1,4 @@
-"""What the processes of a training server do: they train the models of clients, save and load them, and sample.
+"""The work of a training server on its devices: it trains the models of clients, saves and loads them, and samples.
 
 Process 0 has the clients. Every process has a `Worker`, and all of them get the same calls in the same order, so that
 each takes part in every program on the mesh of all devices. A call is an object that `pickle` can carry.
