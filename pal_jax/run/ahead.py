@@ -10,12 +10,13 @@ orders, and each device would wait for the other.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from pal_jax.run import processes
+from pal_jax.run.recipe import Context
 
 T = TypeVar('T')
 Line = tuple[Callable[[], T], ...]
@@ -76,6 +77,17 @@ class Ahead:
             return line[0](), line[1:]
         with self._phase('wait'):
             return line[0](), line[1:]
+
+
+def make_lines(ctx: Context, steps: int, here: Mapping[str, bool]) -> dict[str, Ahead]:
+    """An `Ahead` for each kind of work, by its name. `here` says which work needs this machine's devices."""
+    lines = {name: Ahead(name, steps, phase=ctx.phase, here=on_devices) for name, on_devices in here.items()}
+    if steps and not any(line.apart for line in lines.values()):
+        ctx.log(
+            f'rollout.ahead={steps}: all of {", ".join(here)} needs the devices of this machine, so nothing is done '
+            'beside updates, and samples are of earlier weights for no gain'
+        )
+    return lines
 
 
 def check_ahead(ahead: int, *, exact: bool) -> None:

@@ -6,8 +6,9 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from pal_jax.run import ahead
+from pal_jax.run import ahead, devices
 from pal_jax.run.ahead import Ahead
+from pal_jax.run.recipe import Context
 
 
 @pytest.mark.parametrize('steps', [0, 1, 2, 4])
@@ -97,3 +98,11 @@ def test_what_cannot_be_ahead_is_refused():
     with pytest.raises(ValueError, match=r'rollout\.ahead=2 .*decode\.exact'):
         ahead.check_ahead(2, exact=True)
     ahead.check_ahead(0, exact=True)
+
+
+@pytest.mark.parametrize(('steps', 'here', 'said'), [(2, True, 1), (2, False, 0), (0, True, 0)])
+def test_a_run_in_which_nothing_is_done_beside_updates_says_so(steps, here, said):
+    log = []
+    lines = ahead.make_lines(Context(devices.make_mesh(), log=log.append), steps, {'sampling': True, 'paid': here})
+    assert [line.apart for line in lines.values()] == [False, bool(steps and not here)]
+    assert len(log) == said and all(f'rollout.ahead={steps}' in line for line in log)

@@ -102,10 +102,7 @@ class FitPlan:
     @property
     def step_seconds(self) -> float | None:
         """Seconds of a step in which every completion is as long as it may become; None where a rate is unknown."""
-        seconds = [program.seconds for program in self.figures]
-        if None in seconds:
-            return None
-        return sum(program.calls * (program.seconds or 0.0) for program in self.figures)
+        return None if any(program.seconds is None for program in self.figures) else _seconds(self.figures)
 
     @property
     def apart_seconds(self) -> float | None:
@@ -115,7 +112,7 @@ class FitPlan:
         """
         if (together := self.step_seconds) is None:
             return None
-        sampling = sum(program.calls * (program.seconds or 0.0) for program in parts_of(self, decoding=True))
+        sampling = _seconds(parts_of(self, decoding=True))
         return max(sampling, together - sampling) if sampling else None
 
     @property
@@ -148,6 +145,11 @@ class PlanRequest(NamedTuple):
     efficiency: float
     rows: str = 'ppo.micro_rows'  # the key of the rows that a device computes at once
     train: bool = True
+
+
+def _seconds(programs: Sequence[ProgramCost]) -> float:
+    """The seconds of all runs of programs, without those whose seconds are unknown."""
+    return sum(program.calls * (program.seconds or 0.0) for program in programs)
 
 
 def make_plan(

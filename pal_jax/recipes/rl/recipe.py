@@ -27,7 +27,7 @@ from pal_jax.recipes.rl.rewards import make_rewards
 from pal_jax.recipes.rl.settings import RewardSources, Settings
 from pal_jax.recipes.rl.sources import Groups, PaidAnswers, PaidGames, flat, groups_of, groups_to_json, open_game
 from pal_jax.run import intervals
-from pal_jax.run.ahead import Ahead, check_ahead
+from pal_jax.run.ahead import Ahead, check_ahead, make_lines
 from pal_jax.run.forecast import counted
 from pal_jax.run.models import Policy, improve, keeping, make_learner, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
@@ -75,7 +75,8 @@ class RL:
             due, sampled = self.paid.due(i, paid, self.plan.total_steps), ()
             # A server may still sample the rollout that began in the step before.
             self.sampling.wait()
-            self.decoder.load(self.learner.weights(state))
+            if due:
+                self.decoder.load(self.learner.weights(state))
             for later in due:
                 sampled = self.sampling.begin(sampled, functools.partial(self.source.train, self.sample, later))
             if not self.sampling.apart:
@@ -171,21 +172,19 @@ def make(settings: Settings, ctx: Context) -> RL:
         return models.count_on(host) | {'paid': paid}
 
     plan = Plan(steps, learner.abstract, stage, trained, pack=pack, resume=resume, keep=keeping(policy=policy))
-    make_ahead = functools.partial(Ahead, steps=settings.rollout.ahead, phase=ctx.phase)
-    sampling = make_ahead('sampling', here=not settings.rollout.ahead or settings.decode.driver == 'local')
+    ahead = settings.rollout.ahead
+    sampled = not ahead or settings.decode.driver == 'local'
     # A scorer computes on this machine's devices.
-    paid = make_ahead('paid', here=models.here or bool(settings.reward.scorer))
-    plan = plan._replace(close=lambda: (sampling.close(), paid.close()))
+    lines = make_lines(ctx, ahead, {'sampling': sampled, 'paid': models.here or bool(settings.reward.scorer)})
     return RL(
-        plan=plan,
+        plan=plan._replace(close=lambda: [line.close() for line in lines.values()]),
         ctx=ctx,
         learner=learner,
         load=policy.source.load,
         decoder=decoder,
         sample=functools.partial(sample, decoder, policy, settings.sampling),
         source=source,
-        sampling=sampling,
-        paid=paid,
+        **lines,
         pack=sampler.make_packing(settings, ctx.mesh, source.packed),
         models=models,
         max_failed=settings.reward.max_failed,

@@ -51,7 +51,7 @@ from pal_jax.recipes.rlpa.turns import Sampler, WarmupSettings, make_demonstrati
 from pal_jax.recipes.rlpa.users import CountingUser
 from pal_jax.recipes.rlpa.world import SYSTEM, World, check_openings, make_world
 from pal_jax.run import models, sharding
-from pal_jax.run.ahead import Ahead, check_ahead
+from pal_jax.run.ahead import Ahead, check_ahead, make_lines
 from pal_jax.run.files import write_whole
 from pal_jax.run.models import Policy, keeping, make_policy, trained_policy
 from pal_jax.run.optim import Optimizer
@@ -152,9 +152,11 @@ class RLPA:
         with self.ctx.phase('rollout'):
             # A server may still sample the rollout that began in the step before.
             self.sampling.wait()
-            self.decoder.load(self.learner.weights(state))
-            # With `rollout.ahead` the steps that are due are later ones.
-            for due in self.rollouts.due(i, rollouts, self.plan.total_steps):
+            # With `rollout.ahead` the steps that are due are later ones, and in the end there are none.
+            due_steps = self.rollouts.due(i, rollouts, self.plan.total_steps)
+            if due_steps:
+                self.decoder.load(self.learner.weights(state))
+            for due in due_steps:
                 # 1. Take open conversations from the queue.
                 open_dialogues, queue = pop(
                     queue, self.dialogues, people=world.train, user=user, seed=due, shuffle=self.shuffle,
@@ -279,11 +281,11 @@ def make(settings: Settings, ctx: Context) -> Recipe:
     check_openings(settings, world, policy.tokenizer, policy.cfg.max_len)
     learner, tokenizer, dialogue = make_turn_learner(settings, policy.cfg, ctx), policy.tokenizer, settings.dialogue
     decoder, rounds = sampler.make_decoder(settings.decode, policy, ctx), dialogue.rounds
-    make_ahead = functools.partial(Ahead, steps=settings.rollout.ahead, phase=ctx.phase)
+    ahead = settings.rollout.ahead
     # Some judges compute on this machine's devices.
-    here = world.models.here or settings.reward.matcher == 'embedding' or settings.reward.naturalness == 'model'
-    lines = {name: make_ahead(name, here=here) for name in ('rollouts', 'replies')}
-    lines['sampling'] = make_ahead('sampling', here=not settings.rollout.ahead or settings.decode.driver == 'local')
+    judged = world.models.here or settings.reward.matcher == 'embedding' or settings.reward.naturalness == 'model'
+    sampled = not ahead or settings.decode.driver == 'local'
+    lines = make_lines(ctx, ahead, {'sampling': sampled, 'rollouts': judged, 'replies': judged})
     plan = make_plan(settings, policy, learner, world)
     ctx.log(world.told + fewer_people(settings.eval, world))
     return RLPA(

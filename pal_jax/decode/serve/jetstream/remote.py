@@ -27,7 +27,7 @@ PATIENCE = 600.0
 # The seconds in which a server starts: it listens once it has read its weights.
 START = 300.0
 # The seconds after which a trainer says that it waits.
-SOON = 2.0
+SILENT = 2.0
 RETRY = (('grpc.max_reconnect_backoff_ms', 2000),)
 HINTS = {
     grpc.StatusCode.UNAVAILABLE: 'it cannot be reached; start pal-jax serve --driver=jetstream there',
@@ -74,9 +74,9 @@ class RemoteDecoder:
         """Wait until the server answers. Raises Lost where it does not within `patience` seconds."""
         ready = grpc.channel_ready_future(channel)
         try:
-            if patience > SOON:
+            if patience > SILENT:
                 with contextlib.suppress(grpc.FutureTimeoutError):
-                    return ready.result(SOON)
+                    return ready.result(SILENT)
                 wait = f'waiting for the decode server at {self.address}, {patience:.0f} seconds at most'
                 print(wait, file=sys.stderr)
             ready.result(patience)

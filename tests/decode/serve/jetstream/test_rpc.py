@@ -322,7 +322,7 @@ def test_an_update_whose_sender_vanishes_leaves_room_for_the_next(channel):
 def test_a_trainer_waits_for_a_server_that_reads_its_weights(local, monkeypatch, capsys):
     with socket.create_server(('127.0.0.1', 0)) as free:
         port = free.getsockname()[1]
-    monkeypatch.setattr(remote, 'SOON', 0.1)
+    monkeypatch.setattr(remote, 'SILENT', 0.1)
     decoder = RemoteDecoder(CFG, TOKENIZER, f'127.0.0.1:{port}')
     with futures.ThreadPoolExecutor(1) as pool:
         loaded = pool.submit(decoder.load, weights(0), 5)
