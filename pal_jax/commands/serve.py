@@ -17,6 +17,8 @@ Options:
                       field `mixture` (numbers with sum 1; without it the source answers alone); HTTP only
   --mixing=KIND       factors: as pal_jax.merge --method=linear; delta: as --method=delta; default factors
   --int8              decode with weights of eight bits: less to read, and a slightly other policy
+  --exact             log-probs have the bits of a trainer's, whoever is answered beside them (docs/performance.md); a
+                      CPU takes at least 64 slots for it in float32
   --max_len=N         tokens of a prompt and its answer; default 2048, or what the model has room for
   --asking=FOLDER             a finished run of --config=pal: the chat page shows two texts at a time and learns the
                       user's taste from clicks; with --adapters, one for each of the run's prototypes, it mixes the next
@@ -54,7 +56,7 @@ import uvicorn
 from absl import flags
 
 from pal_jax.commands.talking import SOURCE, chat_preset, open_model
-from pal_jax.decode.choose import check_eight_bits
+from pal_jax.decode.choose import check_eight_bits, check_exact
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Request, RequestProgress
@@ -63,8 +65,9 @@ from pal_jax.decode.serve.http import make_app
 from pal_jax.decode.serve.interviews import make_routes
 from pal_jax.decode.serve.listening import HttpServer, listen
 from pal_jax.models import lora, soups
-from pal_jax.models.config import ModelConfig
+from pal_jax.models.config import ModelConfig, exact_config
 from pal_jax.models.files import peft
+from pal_jax.models.files.sources import Source
 from pal_jax.models.params import Params
 from pal_jax.recipes.personal.pal.interview import Interview, open_interview
 from pal_jax.run import cli, devices, stores
@@ -85,6 +88,7 @@ DTYPE = flags.DEFINE_string('dtype', 'auto', 'Of matrix products.')
 ADAPTERS = flags.DEFINE_list('adapters', [], 'Folders of adapters that requests mix.')
 MIXING = flags.DEFINE_enum('mixing', 'factors', ['factors', 'delta'], 'What of adapters is mixed.')
 INT8 = flags.DEFINE_bool('int8', False, 'Decode with weights of eight bits.')
+EXACT = flags.DEFINE_bool('exact', False, 'Round as a trainer does.')
 CORS_ORIGINS = flags.DEFINE_list('cors_origins', [], 'Origins of web pages that may ask.')
 ASKING = flags.DEFINE_string('asking', '', "A run of PAL that learns the user's taste.")
 QUESTIONS = flags.DEFINE_string('questions', '', 'Pairs to ask about.')
@@ -161,11 +165,9 @@ def check_origins(origins: Sequence[str]) -> None:
 
 def make_http(token: str):
     """The HTTP application, with its model loaded, its common programs compiled and its driver running."""
-    model, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
-    check_eight_bits('--int8', INT8.value, mesh)
-    guard, interview = make_guard(), make_interview()
-    decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
-    decoder.load(with_adapters(model.load(decoder.param_shardings), cfg))
+    model, decoder = open_decoder()
+    guard, interview, tokenizer = make_guard(), make_interview(), decoder.tokenizer
+    decoder.load(with_adapters(model.load(decoder.param_shardings), decoder.cfg))
     driver, preset = Driver(decoder, line=LINE.value), chat_preset(SOURCE.value)
     # As many tokens as a first message and its frame.
     hello = len(tokenizer.encode(preset.system)) + 40
@@ -243,11 +245,19 @@ def make_driver() -> Driver:
         raise ValueError('--moderation is of the HTTP server alone; leave out --driver=jetstream')
     if ASKING.value:
         raise ValueError('--asking is of the HTTP server alone; leave out --driver=jetstream')
-    model, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
-    check_eight_bits('--int8', INT8.value, mesh)
-    decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
+    model, decoder = open_decoder()
     decoder.load(model.load(decoder.param_shardings))
     return Driver(decoder, line=LINE.value)
+
+
+def open_decoder() -> tuple[Source, LocalDecoder]:
+    """The model, and a decoder of it as the flags say, without weights yet."""
+    model, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
+    check_eight_bits('--int8', INT8.value, mesh)
+    if EXACT.value:
+        check_exact('--exact', cfg, mesh)
+        cfg = exact_config(cfg)
+    return model, LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
 
 
 def warm_up(driver: Driver, length: int, sampling: Sampling) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
+import jax
 from jax.sharding import Mesh
 
 from pal_jax.data.tokenizer import Tokenizer
@@ -69,23 +70,25 @@ def choose_decoder(
             raise ValueError(f"decode.address={address!r} needs decode.driver='jetstream'")
         check_eight_bits('decode.int8', int8, mesh)
         if exact:
-            check_exact(cfg, mesh)
+            check_exact('decode.exact', cfg, mesh)
             cfg = exact_config(cfg)
         settings = {'slots': slots, 'stride': stride, 'reuse': reuse, 'int8': int8}
         if shares.parts > 1:
             return SharedDecoder(cfg, tokenizer, mesh, shares, **settings)
         return LocalDecoder(cfg, tokenizer, mesh, **settings)
-    if shares.parts > 1:
-        raise ValueError(f"{shares.parts} shares or processes sample with decode.driver='local' alone; choose that")
+    if shares.parts != jax.process_count():
+        raise ValueError(f"decode.shares={shares.parts} is for decode.driver='local' alone; leave it at 0")
     addresses = split(address)
     for name, chosen in {'int8': int8, 'exact': exact}.items():
         if chosen:
             raise ValueError(f'decode.address={address!r} decodes as its server was started; leave decode.{name} off')
     # gRPC is imported only where a server is asked.
     from pal_jax.decode.serve.jetstream.remote import RemoteDecoder
-    from pal_jax.decode.serve.jetstream.servers import Servers
+    from pal_jax.decode.serve.jetstream.servers import Servers, SharedServers
 
     decoders = [RemoteDecoder(cfg, tokenizer, server, secret(TOKEN)) for server in addresses]
+    if shares.parts > 1:
+        return SharedServers(Servers(decoders))
     return decoders[0] if len(decoders) == 1 else Servers(decoders)
 
 
@@ -112,8 +115,8 @@ def check_eight_bits(key: str, int8: bool, mesh: Mesh) -> None:
         raise ValueError(f'{key}: weights of eight bits make decoding on a CPU up to 12 times slower; leave it off')
 
 
-def check_exact(cfg: ModelConfig, mesh: Mesh) -> None:
-    """Raises ValueError where a decoder is known to round otherwise than training."""
+def check_exact(key: str, cfg: ModelConfig, mesh: Mesh) -> None:
+    """Raises ValueError, which names the setting `key`, where a decoder is known to round otherwise than training."""
     platform, tensor = mesh.devices.flat[0].platform, mesh.shape.get('tensor', 1)
     for fault, why in (
         (
@@ -128,4 +131,4 @@ def check_exact(cfg: ModelConfig, mesh: Mesh) -> None:
         (tensor > 1, f'mesh.tensor={tensor} cuts the sums of a product; set it to 1'),
     ):
         if fault:
-            raise ValueError(f'decode.exact: {why}, or leave decode.exact off')
+            raise ValueError(f'{key}: {why}, or leave {key} off')

@@ -8,7 +8,7 @@ which then take turns, gives the same samples bit by bit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,32 @@ from pal_jax.models.params import Params
 from pal_jax.run import devices, sharding
 from pal_jax.run.processes import Shares
 from pal_jax.types import Completion
+
+# The completions of requests, each of which is told as soon as it is there.
+Decode = Callable[[Sequence[Request], Told], list[Completion]]
+
+
+def by_shares(
+    shares: Shares, decoders: Mapping[int, Decode], requests: Sequence[Request], on_completion: Told | None
+) -> list[Completion]:
+    """The completions of all shares, in the order of the requests. `decoders` are those of this process's shares.
+
+    `on_completion(place, completion)` is called for the completions that this process has sampled.
+    """
+
+    def decode(number: int, part: Sequence[Request]) -> list[Completion]:
+        # Places are counted among all requests, not among those of a share.
+        start = shares.start(len(requests), number)
+
+        def tell(place: int, sampled: Completion) -> None:
+            if on_completion:
+                on_completion(start + place, sampled)
+
+        return decoders[number](part, tell)
+
+    return shares.gather(
+        f'{len(requests)} completions', requests, decode, pack=dataclasses.asdict, unpack=completion_of
+    )
 
 
 class SharedDecoder:
@@ -84,24 +110,7 @@ class SharedDecoder:
           ValueError: a request does not fit the model's context.
           RuntimeError: no weights are loaded.
         """
-
-        def decode(number: int, part: Sequence[Request]) -> list[Completion]:
-            # Places are counted among all requests, not among those of a share.
-            start = self._shares.start(len(requests), number)
-
-            def tell(place: int, sampled: Completion) -> None:
-                if on_completion:
-                    on_completion(start + place, sampled)
-
-            return self._decoders[number](part, tell)
-
-        return self._shares.gather(
-            f'{len(requests)} completions',
-            requests,
-            decode,
-            pack=dataclasses.asdict,
-            unpack=completion_of,
-        )
+        return by_shares(self._shares, self._decoders, requests, on_completion)
 
 
 def on_mesh(tree: Any, mesh: Mesh) -> Any:

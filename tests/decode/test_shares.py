@@ -30,7 +30,7 @@ def test_a_completion_is_the_same_after_json():
 @pytest.mark.parametrize('address', ['', 'elsewhere:1'])
 def test_other_drivers_have_no_shares(address):
     source, mesh = sources.resolve('random:tiny'), devices.make_mesh()
-    with pytest.raises(ValueError, match="2 shares or processes sample with decode.driver='local' alone"):
+    with pytest.raises(ValueError, match="decode.shares=2 is for decode.driver='local' alone"):
         choose_decoder(
             source.config, source.tokenizer(), mesh, driver='jetstream', address=address, slots=8, stride=2,
             shares=Shares(2),

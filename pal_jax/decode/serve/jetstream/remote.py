@@ -60,15 +60,23 @@ class RemoteDecoder:
           RuntimeError: the server refuses.
           ValueError: the server has another model.
         """
+        # A random version lets a call notice weights from another trainer.
+        self.join(secrets.randbits(31) if version is None else version, patience)
+        with self._told():
+            self._method('stream_unary', 'Update')(wire.update(params, self.version, 'drain'))
+
+    def join(self, version: int, patience: float | None = None) -> None:
+        """Decode with the weights of this version, which another process sends.
+
+        Raises:
+          Lost, RuntimeError, ValueError: as `load`.
+        """
         self.release()
         self._channel = grpc.insecure_channel(self.address, options=(*wire.OPTIONS, *RETRY))
         self._wait(self._channel, START if patience is None else patience)
         with self._told():
             self._check(wire.unpack(wire.Status, self._method('unary_unary', 'Status')(b'')))
-        # A random version lets a call notice weights from another trainer.
-        self.version = secrets.randbits(31) if version is None else version
-        with self._told():
-            self._method('stream_unary', 'Update')(wire.update(params, self.version, 'drain'))
+        self.version = version
 
     def _wait(self, channel: grpc.Channel, patience: float) -> None:
         """Wait until the server answers. Raises Lost where it does not within `patience` seconds."""

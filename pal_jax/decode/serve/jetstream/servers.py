@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from secrets import randbits
 from typing import Any
 
+import jax
+
 from pal_jax.decode.requests import Request, Told
 from pal_jax.decode.serve.jetstream.remote import START, Lost, RemoteDecoder
+from pal_jax.decode.shares import by_shares
 from pal_jax.models.params import Params
+from pal_jax.run import processes, sharding
 from pal_jax.run.processes import Shares
 from pal_jax.types import Completion
 
@@ -45,6 +49,20 @@ class Servers:
         if len(errors) == len(self._decoders):
             errors = reach(dict.fromkeys(self._decoders, START))
         self._leave_out(errors, self._decoders)
+
+    @property
+    def reached(self) -> list[str]:
+        """The addresses of the servers that decode."""
+        return [decoder.address for decoder in self._reached]
+
+    def join(self, version: int, reached: Collection[str]) -> None:
+        """Decode with the weights of this version, which another process has sent to the servers that it reached.
+
+        Raises:
+          RuntimeError: none of them can be reached from here.
+        """
+        tried = [decoder for decoder in self._decoders if decoder.address in reached]
+        self._leave_out(self._try(dict.fromkeys(tried, (version, SOON)), RemoteDecoder.join), tried)
 
     def release(self) -> None:
         """Close the connections."""
@@ -98,3 +116,32 @@ class Servers:
         for decoder in self._reached:
             if before and decoder not in before:
                 print(f'the decode server at {decoder.address} is back', file=sys.stderr)
+
+
+class SharedServers:
+    """The servers of a trainer of several processes. Process 0 sends the weights, and every process asks for its share
+    of the completions."""
+
+    def __init__(self, servers: Servers):
+        self._servers, self._shares = servers, Shares(jax.process_count())
+
+    def load(self, params: Params, version: int | None = None) -> None:
+        """Decode with these parameters, spread over all processes, from now on; raises as `Servers.load`."""
+        gathered, first = sharding.to_host(params), jax.process_index() == 0
+        chosen = randbits(31) if version is None else version
+        if first:
+            self._servers.load(gathered, chosen)
+        sent, reached = processes.exchange('decode servers', [chosen, self._servers.reached])[0]
+        if not first:
+            self._servers.join(sent, reached)
+
+    def release(self) -> None:
+        """Close the connections."""
+        self._servers.release()
+
+    def __call__(self, requests: Sequence[Request], on_completion: Told | None = None) -> list[Completion]:
+        """The completions, in the order of the requests, which are the same in every process; raises as `Servers`.
+
+        `on_completion(place, completion)` is called for the completions that this process has asked for.
+        """
+        return by_shares(self._shares, {jax.process_index(): self._servers}, requests, on_completion)

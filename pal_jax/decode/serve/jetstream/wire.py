@@ -35,7 +35,7 @@ OPTIONS = (
     ('grpc.http2.min_recv_ping_interval_without_data_ms', 10_000),
 )
 # Fields of a model's config that say how it is computed, and not which model it is.
-HOW = ('act_dtype', 'attention', 'unroll', 'logit_states', 'remat', 'max_len')
+HOW = ('act_dtype', 'attention', 'unroll', 'logit_states', 'remat', 'max_len', 'exact', 'tile')
 
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 
