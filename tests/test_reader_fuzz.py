@@ -238,7 +238,10 @@ READERS: dict[str, tuple[dict[str, bytes], Reader]] = {
     'steps': ({'a.jsonl': lines({'step': 0, 'a': 1}, {'step': 1})}, lambda f: metrics.read_records(f / 'a.jsonl')),
     'parts': ({'0.jsonl': lines({'id': 'a'}, {'id': 'b'})}, lambda f: piecework.read(f / '0.jsonl')),
     'run': ({'config.json': b'{"recipe": "sft", "seed": 0}'}, read_run),
-    'resumed': ({'config.json': b'{"seed": 0}'}, lambda f: checkpoint.check_config(f, {'seed': 0})),
+    'resumed': (
+        {'config.json': b'{"seed": 0}', 'metrics.jsonl': lines({'step': 0})},
+        lambda f: checkpoint.check_config(f, {'seed': 0}),
+    ),
     'mixture': ({'a.json': b'{"mixture": [0.2, 0.8]}'}, lambda f: pal_person.read_person(f / 'a.json')),
 }  # fmt: skip
 

@@ -222,7 +222,7 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
     rng, people = np.random.default_rng(seed), len(data.names)
     count = round(seen * people)
     if not 0 < count < people:
-        raise ValueError(f'split.seen={seen} of {people} people leaves nobody seen or nobody new')
+        raise ValueError(f'split.seen={seen} of {forecast.counted(people, "person")} leaves nobody seen or nobody new')
     # People are drawn first, so that the questions make no difference to who is new.
     is_seen = np.zeros(people, bool)
     is_seen[rng.permutation(people)[:count]] = True

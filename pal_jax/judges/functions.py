@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pal_jax.run import own
+from pal_jax.run.forecast import counted
 
 REQUIRED = 'prompts', 'completions'
 
@@ -53,7 +54,7 @@ def open_functions(key: str, text: str, weights: Sequence[float], extra: Sequenc
 def check_weights(weights: Sequence[float], count: int) -> None:
     """Raises ValueError where `reward.weights` is neither empty nor has a finite number for each of `count` rewards."""
     if weights and len(weights) != count:
-        raise ValueError(f'reward.weights={tuple(weights)} has {len(weights)} numbers for {count} functions')
+        raise ValueError(f'reward.weights={tuple(weights)} has {counted(len(weights), "number")} for {counted(count, "function")}')
     if not all(map(math.isfinite, weights)):
         raise ValueError(f'reward.weights={tuple(weights)} must be finite numbers')
 
@@ -77,7 +78,7 @@ def values(function: RewardFunction, lists: Mapping[str, Any], count: int) -> li
     except (TypeError, ValueError) as error:
         raise RuntimeError(f'{name} must return a list of numbers: {error}') from None
     if len(numbers) != count:
-        raise RuntimeError(f'{name} returned {len(numbers)} numbers for {count} answers')
+        raise RuntimeError(f'{name} returned {counted(len(numbers), "number")} for {counted(count, "answer")}')
     if wrong := [number for number in numbers if number is not None and not math.isfinite(number)]:
         raise RuntimeError(f'{name} returned {wrong[0]}; return finite numbers, or None')
     return numbers

@@ -25,6 +25,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from pal_jax.run import files, processes, stores
 from pal_jax.run.files import write_whole
+from pal_jax.run.metrics import METRICS, read_records
 from pal_jax.run.recipe import KEPT
 from pal_jax.run.workdir import CONFIG
 
@@ -252,13 +253,16 @@ def kept_in(workdir: str | os.PathLike[str]) -> Path | None:
 def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: tuple[str, ...] = ()) -> None:
     """Compare a configuration with the one that the run in `workdir` has written, if there is one.
 
+    A run that has made no step, since it failed or was stopped before, may begin again with another configuration.
+
     Args:
       free: keys that may change between two calls of one run, such as `total_steps` or `endpoints.*.address`.
     Raises:
       ValueError: the folder belongs to a run of another configuration; the changed keys are listed.
     """
     path = Path(workdir) / CONFIG
-    if not path.exists():
+    saved = any(Path(workdir, FOLDER).glob('[0-9]*'))
+    if not path.exists() or not (saved or read_records(Path(workdir, METRICS))):
         return
     # JSON makes lists of tuples, as they are in the file.
     old, ours = flatten(files.read_object(path)), flatten(json.loads(stores.shown(json.dumps(config))))
@@ -269,7 +273,7 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
     ]
     if changed:
         listed = ', '.join(f'{key}: {old.get(key)!r} -> {ours.get(key)!r}' for key in changed)
-        lost = '' if any(Path(workdir, FOLDER).glob('[0-9]*')) else ', for it has no checkpoint yet'
+        lost = '' if saved else ', for it has no checkpoint yet'
         raise ValueError(
             f'{workdir} was made by another config ({listed}); give that one, another --workdir, or delete it{lost}'
         )

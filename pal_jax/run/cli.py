@@ -25,7 +25,7 @@ from pal_jax.run.keys import described
 from pal_jax.run.outputs import check_file
 from pal_jax.run.progress import print_anything
 from pal_jax.run.settings import Run
-from pal_jax.run.shipped import with_config
+from pal_jax.run.shipped import config_path, with_config
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config file> by default.')
 OUTPUT = flags.DEFINE_string('output', None, 'What is written, of commands that write something.')
@@ -148,7 +148,9 @@ def _parse(argv: Sequence[str]) -> None:
     except (flags.Error, ValueError) as error:
         raise Fault(one_line(error)) from None
     if positional[1:]:
-        raise Fault(f'unexpected argument {positional[1]!r}; every option is written --name=value')
+        word = positional[1]
+        option = f'write --config={word}' if config_path(word) != word else 'every option is written --name=value'
+        raise Fault(f'unexpected argument {word!r}; {option}')
 
 
 def _change_of(argument: str) -> str:

@@ -17,8 +17,11 @@ KEYS = {
     'critic_learning_rate': ('critic.lr',),
     'lr': ('optimizer.lr',),
     'max_grad_norm': ('optimizer.max_norm',),
+    'optim': ('optimizer.name',),
+    'lr_scheduler_type': ('optimizer.min_ratio',),
     'warmup_ratio': ('optimizer.warmup_ratio',),
     'per_device_train_batch_size': ('data.batch_size', 'rl.rollout_batch_size', 'dialogue.rollout_batch_size'),
+    'train_batch_size': ('data.batch_size', 'ppo.minibatches'),
     'gradient_accumulation_steps': ('data.micro_rows', 'ppo.micro_rows'),
     'num_train_epochs': ('data.epochs', 'total_steps'),
     'max_steps': ('total_steps',),
@@ -28,7 +31,13 @@ KEYS = {
     'lora_rank': ('policy.lora.rank',),
     'lora_r': ('policy.lora.rank',),
     'lora_alpha': ('policy.lora.alpha',),
+    'lora_dropout': ('policy.lora.dropout',),
     'target_modules': ('policy.lora.targets',),
+    'lora_target_modules': ('policy.lora.targets',),
+    'use_peft': ('policy.lora.rank',),
+    'zero_stage': ('mesh.fsdp',),
+    'max_len': ('data.max_length', 'prompts.max_length'),
+    'max_seq_length': ('data.max_length', 'prompts.max_length'),
     'num_generations': ('rl.n_samples_per_prompt', 'dialogue.n_samples_per_prompt'),
     'max_completion_length': ('sampling.max_tokens',),
     'max_new_tokens': ('sampling.max_tokens',),
@@ -44,7 +53,9 @@ KEYS = {
     'init_kl_coef': ('ppo.kl_coef',),
     'use_kl_loss': ('ppo.kl_in',),
     'advantage_estimator': ('ppo.estimator',),
+    'scale_rewards': ('ppo.estimator',),
     'loss_type': ('dpo.loss', 'ppo.loss_agg'),
+    'use_vllm': ('decode.driver',),
     'reward_funcs': ('reward.function',),
     'reward_weights': ('reward.weights',),
     'reward_pretrain': ('reward.scorer',),
@@ -54,16 +65,26 @@ KEYS = {
     'eval_dataset': ('data.test', 'prompts.test'),
     'prompt_data': ('prompts.train', 'data.train'),
     'save_steps': ('checkpoint.every',),
+    'save_strategy': ('checkpoint.every',),
     'save_total_limit': ('checkpoint.keep',),
     'eval_steps': ('eval.every',),
+    'eval_strategy': ('eval.every',),
     'report_to': ('metrics.wandb',),
     'use_wandb': ('metrics.wandb',),
     'bf16': ('policy.dtype',),
+    'fp16': ('policy.dtype',),
+    'torch_dtype': ('policy.dtype',),
     'output_dir': ('--workdir',),
+    'logging_dir': ('--workdir',),
     'save_path': ('--workdir',),
     'ckpt_path': ('--workdir',),
+    'load_checkpoint': ('--workdir',),
     'resume_from_checkpoint': ('--workdir',),
 }
+# Options that need no key.
+NEEDLESS = dict.fromkeys(
+    ('logging_steps', 'logging_strategy', 'logging_first_step'), 'every step is written to metrics.jsonl of the run'
+)
 VALUES = {'grpo': 'group_norm', 'ppo': 'gae', 'reinforce++': 'reinforce', 'bf16': 'bfloat16', 'adam': 'adamw'}
 
 
@@ -75,6 +96,8 @@ def hint(name: str, known: Iterable[str] = ()) -> str:
       known: the keys of the settings; without them the first key that may be meant is told.
     """
     option, keys = name.rpartition('.')[2].replace('-', '_'), list(known)
+    if option in NEEDLESS:
+        return f'; here {NEEDLESS[option]}'
     meant = [key for key in keys if key.rpartition('.')[2] == option]
     meant += [key for key in KEYS.get(option, ()) if not keys or key in keys or key.startswith('--')]
     if not meant:

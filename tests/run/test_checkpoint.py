@@ -132,10 +132,13 @@ def test_fingerprints_see_every_bit_and_no_mesh():
     np.testing.assert_array_equal(plain, np.asarray(fingerprint(state | {'w': spread})))
 
 
-def test_another_config_is_refused_with_the_changed_keys(tmp_path):
+def test_another_config_is_refused_with_the_changed_keys_once_a_step_is_made(tmp_path):
     config = {'total_steps': 3, 'ppo': {'clip': 0.2, 'range': (1, 2)}}
     check_config(tmp_path, config)  # no run yet
     write_config(tmp_path, config)
+    (tmp_path / 'metrics.jsonl').touch()
+    check_config(tmp_path, {'total_steps': 4})  # the first step failed
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 0}\n')
     check_config(tmp_path, config | {'total_steps': 9}, free=('total_steps',))
     assert json.loads((tmp_path / 'config.json').read_text())['total_steps'] == 3
     with pytest.raises(ValueError, match=r'another config \(ppo.clip: 0.2 -> 0.1, ppo.kl: None -> 1\)'):

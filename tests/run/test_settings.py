@@ -141,6 +141,7 @@ def test_a_tilde_in_a_config_file_is_the_home_folder(monkeypatch):
         ('rl', 'beta=0.1', '--config.ppo.kl_coef'),
         ('dpo', 'beta=0.2', '--config.dpo.beta'),
         ('sft', 'output_dir=runs/a', '--workdir'),
+        ('rl', 'logging_steps=1', 'metrics.jsonl'),
         ('rl', 'ppo.estimator=grpo', 'grpo is group_norm'),
         ('grpo', 'seed=1', '--config=rl'),
         ('rl', 'ppo.clp=1', 'did you mean ppo.clip'),

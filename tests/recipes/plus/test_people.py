@@ -130,6 +130,7 @@ def test_a_table_of_another_config_is_refused_before_its_runs(tmp_path):
     config = configs.load('plus', methods='plus')
     folder, table = plus.stages(config, tmp_path)[-1]
     checkpoint.write_config(folder, to_dict(table) | {'steps': 99})
+    (folder / 'metrics.jsonl').write_text('{"step": 0}\n')
     with pytest.raises(ValueError, match=r'table was made by another config \(steps: 99 -> 4\)'):
         next(unfinished(config, tmp_path))
 

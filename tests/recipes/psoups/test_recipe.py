@@ -82,6 +82,7 @@ def test_policies_are_exported_where_reward_models_cannot_be(tmp_path):
 def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path):
     for folder, stage in psoups.stages(get_settings(), tmp_path / 'here'):
         checkpoint.write_config(folder, to_dict(stage))
+        (folder / 'metrics.jsonl').write_text('{"step": 0}\n')
     (tmp_path / 'here').rename(tmp_path / 'there')
     assert len(list(unfinished(get_settings(), tmp_path / 'there'))) == 13
     with pytest.raises(ValueError, match='made by another config'):
