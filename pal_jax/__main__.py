@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pal_jax
-from pal_jax.run import interrupts, memory
+from pal_jax.run import interrupts, memory, named_files
 from pal_jax.run.shipped import CONFIGS, LAUNCH, config_names
 
 # The modules that are commands, in the order in which a newcomer meets them.
@@ -56,6 +56,9 @@ def _run() -> None:
     elif name == '--completion':
         print(f'complete -o default -W "{" ".join([*COMMANDS, "--config=", "--workdir=", *config_names()])}" pal-jax')
     elif name in COMMANDS:
+        if not set(arguments) & set(HELP) and (line := named_files.first_missing(arguments)):
+            print(f'error: {line}', file=sys.stderr)
+            sys.exit(2)
         # The allocator is set before the command imports jax.
         memory.keep_freed()
         sys.argv = [f'pal-jax {name}', *arguments]

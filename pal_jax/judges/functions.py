@@ -54,7 +54,8 @@ def open_functions(key: str, text: str, weights: Sequence[float], extra: Sequenc
 def check_weights(weights: Sequence[float], count: int) -> None:
     """Raises ValueError where `reward.weights` is neither empty nor has a finite number for each of `count` rewards."""
     if weights and len(weights) != count:
-        raise ValueError(f'reward.weights={tuple(weights)} has {counted(len(weights), "number")} for {counted(count, "function")}')
+        numbers, of = counted(len(weights), 'number'), counted(count, 'function')
+        raise ValueError(f'reward.weights={tuple(weights)} has {numbers} for {of}')
     if not all(map(math.isfinite, weights)):
         raise ValueError(f'reward.weights={tuple(weights)} must be finite numbers')
 

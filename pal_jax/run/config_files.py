@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import runpy
 import traceback
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from pal_jax.run import habits, keys
 from pal_jax.run.faults import Fault, faults, one_line
 from pal_jax.run.files import at_home
 from pal_jax.run.settings import Run, keys_of, overridden
-from pal_jax.run.shipped import config_names
+from pal_jax.run.shipped import missing_config
 
 
 @functools.cache
@@ -26,11 +25,8 @@ def settings_of(name: str, changes: Sequence[str]) -> Run:
       Fault: the file cannot be had, or a value is wrong.
     """
     file, colon, variant = name.partition(':')
-    if not Path(file).is_file():
-        ours = importlib.import_module('pal_jax.recipes').ELSEWHERE
-        meant = f'; what {file} names elsewhere is --config={ours[file]} here' if file in ours else ''
-        names = ', '.join(config_names())
-        raise Fault(f'there is no configuration file {file}{meant}; give one, or a name: {names}')
+    if line := missing_config(name):
+        raise Fault(line)
     config = _config_of(Path(file), *([variant] if colon else []))
     if not isinstance(config, Run):
         raise Fault(f'{file}: get_config() must return the Settings of a method; see configs/')

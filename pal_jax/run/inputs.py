@@ -24,17 +24,11 @@ from pal_jax.data.readers import choices, votes
 from pal_jax.run import made, own, processes, stores
 from pal_jax.run.checkpoint import CONFIG, FOLDER, flatten, kept_in
 from pal_jax.run.files import write_whole
+from pal_jax.run.named_files import KEYS, LISTS
 from pal_jax.run.recipe import KEPT
 from pal_jax.run.runs import recipe_module
 
 FILE = 'inputs.json'
-KEYS = (  # keys of a config whose values name files that may not change while a run goes on
-    'data', 'data.train', 'data.test', 'dialogue.profiles', 'dialogue.personalities', 'dialogue.system',
-    'dialogue.user', 'dialogue.slotter', 'reward.matcher', 'reward.judge', 'reward.function', 'play.games',
-    'preferences', 'prompts.train', 'prompts.test', 'annotate.annotator', 'annotate.second', 'evaluate.judge',
-    'rl.reward', 'rl.person', '*.source', 'texts.*', 'tables.*',
-)  # fmt: skip
-LISTS = 'texts', 'tables'  # keys whose values are lists of such names
 WORDS = 'embedded', 'rule'  # values of these keys that stand for data of this package, beside those of its methods
 ELSEWHERE = 'random:', 'gguf:package:', 'tfds:', 'endpoint:'
 WHOLE, BLOCKS, BLOCK = 1 << 28, 64, 1 << 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,16 @@ def config_path(text: str) -> str:
     if re.fullmatch(r'\w+', name) and name in config_names():
         return f'{CONFIGS / name}.py{colon}{variant}'
     return text
+
+
+def missing_config(name: str) -> str:
+    """A line that says that there is no file of the config `FILE[:VARIANT]`; '' where there is one."""
+    file = name.partition(':')[0]
+    if Path(file).is_file():
+        return ''
+    ours = importlib.import_module('pal_jax.recipes').ELSEWHERE
+    meant = f'; what {file} names elsewhere is --config={ours[file]} here' if file in ours else ''
+    return f'there is no configuration file {file}{meant}; give one, or a name: {", ".join(config_names())}'
 
 
 def with_config(arguments: Sequence[str]) -> list[str]:
