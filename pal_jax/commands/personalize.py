@@ -76,8 +76,8 @@ def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | N
         if output:
             pal_person.save(output, record)
             print(
-                f'{choices.user}: {counted(record["choices"], "choice")}, {record["agreement"]:.0%} of them as fitted '
-                f'-> {output}'
+                f'{choices.user}: the mixture predicts {record["agreement"]:.0%} of '
+                f'{counted(record["choices"], "choice")} -> {output}'
             )
         else:
             cli.print_json(record)

@@ -20,6 +20,7 @@ SEEDS = 'more total_steps, or several seeds, which pal-jax compare puts side by 
 TESTS = 'more {units} to test on'
 ABOVE = 'above its limit', 'above its limits'
 LIMIT = 'more total_steps, a higher constraint.limit, or a handler that moves faster (docs/howto/constraints.md)'
+TRIAL = ':smoke'
 KL = 3.0  # nats of a token that are much
 
 
@@ -37,8 +38,15 @@ def uses(workdir: Path, config: Mapping[str, Any], words: Words) -> list[tuple[s
     return [(use, command.format(run=workdir), page) for use, command, page in (*known, *trained, *longer)]
 
 
-def advice(rows: Sequence[Mapping[str, Any]], verdict: RunVerdict | None, config: Mapping[str, Any]) -> str:
-    """A sentence on what to try, by a run's own figures; '' where the run has learnt, or has no verdict."""
+def advice(
+    rows: Sequence[Mapping[str, Any]], verdict: RunVerdict | None, config: Mapping[str, Any], name: str = ''
+) -> str:
+    """A sentence on what to try, by a run's own figures; '' where the run has learnt, or has no verdict.
+
+    `name` is that of the config, with its variant.
+    """
+    if name.endswith(TRIAL):
+        return f'This was a trial of the command, which hardly learns: leave {TRIAL} out for a run that does.'
     if verdict and verdict.answer.endswith(ABOVE):
         return f'The costs are above the limit: try {LIMIT}.'
     units = verdict.units if verdict else ''

@@ -94,7 +94,7 @@ WORDS = Words(
         'hold': 'people and prototypes learn, and the decoders wait',
     },
     levels={
-        'seen_gain': ("PAL's accuracy on new choices of people it knows, less that of one model for all", 0.0),
+        'seen_gain': ("the gain of PAL's accuracy over one model for all, on new choices of known people,", 0.0),
         'best_gain': (
             "the gain over one model for all, on seen people's new choices, of the best method whose gain counts "
             '(0 where none does),',

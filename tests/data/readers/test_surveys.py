@@ -136,3 +136,11 @@ def test_wrong_rows_of_texts_are_left_out_on_request(tmp_path):
     assert texts.read(table, byte_tokenizer(), alone=False, drop=said.append).names == ('ana',)
     assert [choice.user for choice in records.read(str(table), drop=said.append)] == ['ana']
     assert len(said) == 2 and all('left out 2 rows' in line for line in said)
+
+
+def test_an_item_is_shown_in_the_words_of_its_file():
+    attributes = 'maker: Seat over Ford', 'maker: VW over Ford', 'price', 'doors'
+    for maker, numbers in (('Ford', (0, 0)), ('Seat', (1, 0)), ('VW', (0, 1))):
+        item = tables.in_words(dict(zip(attributes, (*numbers, np.float32(16.9).item(), 5.0), strict=True)))
+        assert item == {'maker': maker, 'price': 16.9, 'doors': 5}
+        assert tuple(tables.with_numbers(item, attributes).values()) == (*numbers, 16.9, 5)

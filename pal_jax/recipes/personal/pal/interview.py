@@ -211,7 +211,7 @@ class Interview:
         if isinstance(left, str):
             return left, right
         names = [name for name in left if alike or left[name] != right[name]]
-        first, second = (', '.join(f'{name} {side[name]:g}' for name in names) for side in (left, right))
+        first, second = (', '.join(f'{name} {side[name]}' for name in names) for side in (left, right))
         return first, second
 
     # --- on disk ------------------------------------------------------------------------------------------------------

@@ -106,7 +106,8 @@ def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, 
     order = [data.attributes.index(name) for name in kept.attributes]
     sides = [side[:][:, order].tolist() for side in (data.chosen, data.rejected)]
     shown = tuple(
-        tuple(dict(zip(kept.attributes, item, strict=True)) for item in pair) for pair in zip(*sides, strict=True)
+        tuple(tables.in_words(dict(zip(kept.attributes, item, strict=True))) for item in pair)
+        for pair in zip(*sides, strict=True)
     )
     chosen, rejected = (kept.in_units(side) for side in sides)
     return data._replace(chosen=chosen, rejected=rejected, attributes=kept.attributes), shown  # type: ignore[return-value]

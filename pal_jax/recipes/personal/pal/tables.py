@@ -106,6 +106,21 @@ def with_numbers(item: Mapping[str, Any], attributes: Sequence[str]) -> Mapping[
     return numbers
 
 
+def in_words(item: Mapping[str, float]) -> dict[str, Any]:
+    """An item of float32 numbers as its file has it, with words in place of their numbers."""
+    shown: dict[str, Any] = {}
+    for name, number in item.items():
+        attribute, colon, word = name.partition(': ')
+        chosen, over, first = word.rpartition(' over ')
+        if not (colon and over) or number not in (0, 1):
+            digits = float(f'{number:.7g}')
+            shown[name] = int(digits) if digits.is_integer() else digits
+        # The first word has no number of its own: it is the one that is left.
+        elif number or attribute not in shown:
+            shown[attribute] = chosen if number else first
+    return shown
+
+
 def _checked(pair: PreferencePair, first: PreferencePair) -> PreferencePair:
     for side in ('chosen', 'rejected', 'prompt'):
         numbers, expected = getattr(pair, side), first.prompt if side == 'prompt' else first.chosen
