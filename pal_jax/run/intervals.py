@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
-from scipy import special, stats
+from scipy import special
 
 LEVEL = 0.95
 # Fewer units that are all equal do not show how far others may be.
@@ -202,7 +202,7 @@ def _size(value: float, error: float | None, units: int, rows: float = 0.0) -> f
         # Without spread between units the size is the number of rows, if that is known; of a share of 0 or 1 it is the
         # number of units.
         return float(rows or units) if 0.0 < value < 1.0 and units > 1 else float(units)
-    normal, student = stats.norm.isf((1.0 - LEVEL) / 2.0), special.stdtrit(units - 1, (1.0 + LEVEL) / 2.0)
+    normal, student = special.ndtri((1.0 + LEVEL) / 2.0), special.stdtrit(units - 1, (1.0 + LEVEL) / 2.0)
     return value * (1.0 - value) / error**2 * float(normal / student) ** 2
 
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import jax
 
-from pal_jax.run import checkpoint, devices, inputs, outputs, processes, report, stores, verdict
+from pal_jax.run import checkpoint, devices, inputs, outputs, processes, stores, verdict
 from pal_jax.run.faults import Fault, faults
 from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.metrics import MetricsWriter, require_wandb
-from pal_jax.run.overview import write_front_page
 from pal_jax.run.processes import Place
 from pal_jax.run.progress import Progress, evaluation_text
 from pal_jax.run.recipe import KEPT, Context, Evaluation, Recipe
@@ -25,7 +24,7 @@ from pal_jax.run.stages import may_change, unfinished
 from pal_jax.run.stopping import StopListener, exit_status, stopped_at
 from pal_jax.run.summary import summarize
 from pal_jax.run.trained import folders_read
-from pal_jax.run.workdir import held
+from pal_jax.run.workdir import REPORT, held
 
 Show = Callable[[Iterable[Mapping[str, Any]]], None]
 Log = Callable[[str], None]
@@ -56,6 +55,9 @@ def train_all(settings: Run, workdir: Path, place: Place | None = None, name: st
             if status:
                 return status
         if stage.settings.part_of and jax.process_index() == 0:
+            # Pages bring libraries of pictures, whose import no error before them should wait for.
+            from pal_jax.run.overview import write_front_page
+
             Progress().log(f'all stages: {faults(write_front_page, stage.folder.parent)}')
         before = stage.settings.recipe
     return 0
@@ -74,8 +76,8 @@ def train(settings: Run, workdir: Path, name: str = '') -> int:
     plan, keep = recipe.plan, settings.checkpoint.keep
     checkpoints = faults(checkpoint.Checkpoints, workdir, plan.abstract, keep=keep, log=progress.log)
     restored = faults(checkpoints.restore)
-    if restored and restored[2] >= plan.total_steps and (workdir / report.REPORT).exists():
-        progress.log(f'{workdir} is finished: {workdir / report.REPORT}; a larger --config.total_steps goes on')
+    if restored and restored[2] >= plan.total_steps and (workdir / REPORT).exists():
+        progress.log(f'{workdir} is finished: {workdir / REPORT}; a larger --config.total_steps goes on')
         return 0
     title = workdir.name if settings.part_of else settings.recipe
     progress.announce(title, plan.phases or {'': plan.total_steps}, plan.evaluations, notes)
@@ -131,7 +133,7 @@ def run(
     checkpoint.write_config(workdir, to_dict(settings))
     if jax.process_index() == 0:
         # A report says that a run is finished.
-        (workdir / report.REPORT).unlink(missing_ok=True)
+        (workdir / REPORT).unlink(missing_ok=True)
     if restored:
         state, host, first = restored[0], plan.resume(restored[1]), restored[2]
         checkpoints.set_aside_after(first)
@@ -228,5 +230,8 @@ def finish(settings: Run, workdir: Path, recipe: Recipe, state, progress: Progre
         notes = list(recipe.plan.trained.notes) if recipe.plan.trained else []
         finished = time.strftime('%Y-%m-%d %H:%M:%S')
         summarize(workdir, {'name': name, 'config': to_dict(settings), 'finished': finished, 'notes': notes})
-        report.write_report(workdir)
-        progress.log(f'{verdict.verdict_line(workdir)}report: {workdir / report.REPORT}')
+        # See `train_all`.
+        from pal_jax.run.report import write_report
+
+        write_report(workdir)
+        progress.log(f'{verdict.verdict_line(workdir)}report: {workdir / REPORT}')
