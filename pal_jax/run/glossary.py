@@ -49,12 +49,14 @@ class Words:
     # `levels` has what a verdict (`run/verdict.py`) tells of the last evaluation, and the value that needs no learning,
     # or the name of the figure that has it. The first one that an evaluation has decides.
     levels: Mapping[str, tuple[str, float | str]] = dataclasses.field(default_factory=dict)
+    # The levels of which less is better.
+    less: tuple[str, ...] = ()
     # The figures that are else held against what they were: the sign of a change for the better, and the words.
     changes: Mapping[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
     # The figures of `levels` and `changes` that go from 0 to 1.
     shares: tuple[str, ...] = ()
-    # Another figure that has to be told of a change, and the words for it.
-    beside: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    # Another figure that has to be told of a change, with its sign and its words.
+    beside: Mapping[str, tuple[str, float, str]] = dataclasses.field(default_factory=dict)
     # The questions that a verdict by a level answers, where they are not whether a run has learnt.
     questions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # The leads of baselines over a level, which a verdict tells of: the words of baselines by the names of the figures.
@@ -211,6 +213,7 @@ def words_of(recipe: str) -> Words:
         splits={**special.splits, **CORE.splits},
         steps={**special.steps, **CORE.steps},
         levels={**special.levels, **CORE.levels},
+        less=special.less,
         changes={**special.changes, **CORE.changes},
         shares=(*special.shares, *CORE.shares),
         beside={**special.beside, **CORE.beside},

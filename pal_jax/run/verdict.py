@@ -28,6 +28,7 @@ from pal_jax.run.workdir import read_run
 COUNTS = 'people', 'rows', 'seeds', 'prompts', 'networks', 'data_sets'  # of what an evaluation tested
 ONE = {'people': 'person'}
 YES, TOO_LITTLE, UNTESTED = 'Yes', 'Too little to tell', 'Not tested'
+BEFORE, WITHOUT, LIMIT = 'before training', 'without learning', 'the limit'
 
 Record = Mapping[str, Any]
 
@@ -41,6 +42,60 @@ class RunVerdict(NamedTuple):
     basis: str
     question: str = 'Did it learn?'
     units: str = 'people, prompts or rows'
+
+
+class Claim(NamedTuple):
+    """A figure of the last evaluation that tells of learning, and its control.
+
+    Attributes:
+      key: the name of the figure.
+      said: the words for it.
+      better: 1 where more of it is better, -1 where less is.
+      value: the figure after training.
+      control: the figure that it is held against.
+      against: the words for that one.
+    """
+
+    key: str
+    said: str
+    better: float
+    value: Estimate
+    control: Estimate
+    against: str
+
+    @property
+    def gap(self) -> Estimate:
+        """The figure less its control, as if both were of different samples."""
+        return intervals.difference(self.value, self.control)
+
+
+def claims(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> list[Claim]:
+    """The claims of a run's last evaluation, those that decide first: levels and the leads of their rivals, or else
+    changes with what stands beside them; and the cost where that has a limit."""
+    before, after = _ends(rows, evals)
+    listed = []
+    for key in (key for key in words.levels if known(after, key)):
+        listed.append(_above_level(key, before, after, words))
+        for rival, said in words.rivals.get(key, {}).items():
+            if known(after, rival):
+                lead, none = estimate(after, rival, ()), constant(0.0)
+                listed.append(Claim(rival, f'lead of {said}', -1.0, lead, none, 'no lead'))
+    if not listed:
+        for key, change in words.changes.items():
+            if known(before, key) and known(after, key):
+                listed.append(_changed(key, *change, before, after, words))
+                other, *change = words.beside.get(key, ('', 0.0, ''))
+                if known(before, other) and known(after, other):
+                    listed.append(_changed(other, *change, before, after, words))
+    if limit := limits_of(after).get(''):
+        cost, most = estimate(limit, 'cost', ()), constant(limit['limit'])
+        listed.append(Claim('cost', 'mean cost of an answer', -1.0, cost, most, LIMIT))
+    return listed
+
+
+def constant(value: float) -> Estimate:
+    """The estimate of a figure that is known."""
+    return Estimate(value, 0.0, value, value)
 
 
 def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> RunVerdict | None:
@@ -91,10 +146,7 @@ def _kept(limits: Mapping[str, Record]) -> tuple[str, str]:
 
 
 def _learning(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> RunVerdict | None:
-    start = main_part(rows)[0]['step'] if rows else 0
-    after = evals[-1] if evals else {}
-    # The run is held against the last evaluation before its main part.
-    before = next((record for record in reversed(evals[:-1]) if record['step'] <= start), {})
+    before, after = _ends(rows, evals)
     for key in words.levels:
         if known(after, key):
             verdict = _level(key, before, after, words)
@@ -107,6 +159,13 @@ def _learning(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> 
         if finite_values(main_part(rows), key):
             return _trained(key, main_part(rows), before, after, words)
     return None
+
+
+def _ends(rows: Sequence[Record], evals: Sequence[Record]) -> tuple[Record, Record]:
+    """The last evaluation before the main part of a run and its last one, {} where there is none."""
+    start = main_part(rows)[0]['step'] if rows else 0
+    before = next((record for record in reversed(evals[:-1]) if record['step'] <= start), {})
+    return before, evals[-1] if evals else {}
 
 
 def verdict_line(workdir: str | os.PathLike[str]) -> str:
@@ -134,21 +193,40 @@ def test_size(record: Record) -> tuple[int, str] | None:
     return next(((int(record[key]), key) for key in COUNTS if known(record, key)), None)
 
 
-def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
-    said, level = words.levels[key]
-    floor = float(after[level]) if isinstance(level, str) else level
-    figure, earlier = estimate(after, key, words.shares), before.get(key)
-    sentence = f'{said} is {figure.value:.3f}{between(figure)}; without learning it would be {floor:.3g}'
-    basis = 'The last evaluation'
-    gap = figure.scaled(1.0, -floor)
+def _floor(key: str, after: Record, words: Words) -> float:
+    """The value of a level that needs no learning."""
+    level = words.levels[key][1]
+    return float(after[level]) if isinstance(level, str) else level
+
+
+def _earlier(key: str, before: Record) -> float | None:
+    """A level before training, None where it is not known."""
     # At a margin of 0 nothing tells the replies apart.
-    if earlier is not None and before.get('margin') != 0.0:
+    return before[key] if known(before, key) and before.get('margin') != 0.0 else None
+
+
+def _above_level(key: str, before: Record, after: Record, words: Words) -> Claim:
+    floor, earlier, better = _floor(key, after, words), _earlier(key, before), -1.0 if key in words.less else 1.0
+    control, against = constant(floor), WITHOUT
+    # Where the run began better than chance, to be so at its end is no news.
+    if earlier is not None and better * (earlier - floor) > 0:
+        control, against = estimate(before, key, words.shares), BEFORE
+    return Claim(key, words.levels[key][0], better, estimate(after, key, words.shares), control, against)
+
+
+def _changed(key: str, sign: float, said: str, before: Record, after: Record, words: Words) -> Claim:
+    value, control = (estimate(record, key, words.shares) for record in (after, before))
+    return Claim(key, said, _better(sign, after), value, control, BEFORE)
+
+
+def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
+    claim, earlier = _above_level(key, before, after, words), _earlier(key, before)
+    sentence = f'{claim.said} is {claim.value.value:.3f}{between(claim.value)}; without learning it would be '
+    sentence += f'{_floor(key, after, words):.3g}'
+    if earlier is not None:
         sentence += f', and before training it was {earlier:.3f}'
-        # Where the run began better than chance, to be so at its end is no news.
-        if earlier > floor:
-            gap = intervals.difference(figure, estimate(before, key, words.shares))
-            basis += ' beside the one before training'
-    said, of = answer(gap), f'{basis}{_of(after)}.'
+    basis = 'The last evaluation' + (' beside the one before training' if claim.against == BEFORE else '')
+    said, of = answer(claim.gap, claim.better), f'{basis}{_of(after)}.'
     leads = _unbeaten(after, words.rivals.get(key, {}))
     if not leads:
         return RunVerdict(said, f'{sentence}.', of)
@@ -171,18 +249,17 @@ def _better(sign: float, after: Record) -> float:
 
 
 def _evaluated(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
-    sign, said = words.changes[key]
-    gap = intervals.difference(*(estimate(record, key, words.shares) for record in (after, before)))
-    sentence = f'the {said} {moved(before[key], after[key])}'
+    claim = _changed(key, *words.changes[key], before, after, words)
+    sentence = f'the {claim.said} {moved(before[key], after[key])}'
     basis = (
         f'Evaluations "{before["stage"]}" and "{after["stage"]}"{_of(after)}, as if of different samples, which '
         'widens the interval.'
     )
-    sentence += f': {gap.value:+.3f}{between(gap)}'
-    other, said = words.beside.get(key, ('', ''))
+    sentence += f': {claim.gap.value:+.3f}{between(claim.gap)}'
+    other, _, said = words.beside.get(key, ('', 0.0, ''))
     if known(before, other) and known(after, other):
-        sentence += f'; {said} {moved(before[other], after[other])}'
-    return RunVerdict(answer(gap, _better(sign, after)), f'{sentence}.', basis)
+        sentence += f'; the {said} {moved(before[other], after[other])}'
+    return RunVerdict(answer(claim.gap, claim.better), f'{sentence}.', basis)
 
 
 def _trained(key: str, steps: Sequence[Record], before: Record, after: Record, words: Words) -> RunVerdict:

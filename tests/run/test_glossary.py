@@ -58,8 +58,8 @@ def test_a_method_explains_what_the_core_does_not(method):
         assert not getattr(own, field).keys() & getattr(CORE, field).keys(), field
     # What a verdict tells of has words, and what it calls a share is a figure of its own.
     floors = [floor for _, floor in own.levels.values() if isinstance(floor, str)]
-    told = [*own.levels, *floors, *own.changes, *own.beside, *(other for other, _ in own.beside.values())]
-    assert {*told, *own.shares} <= set(names) and set(own.shares) <= {*own.levels, *own.changes}
+    told = [*own.levels, *floors, *own.changes, *own.beside, *(other for other, *_ in own.beside.values())]
+    assert {*told, *own.shares} <= set(names) and {*own.shares, *own.less} <= {*own.levels, *own.changes}
 
 
 def test_words_are_those_of_the_method_alone():

@@ -38,5 +38,5 @@ WORDS = Words(
     changes={'attack_success': (-1.0, 'share of unsafe answers to attacks on harmful requests')},
     shares=('attack_success',),
     # An attack also fails where everything is refused.
-    beside={'attack_success': ('overrefusal', 'the share of harmless requests that are refused')},
+    beside={'attack_success': ('overrefusal', -1.0, 'share of harmless requests that are refused')},
 )

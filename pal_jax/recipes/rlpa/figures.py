@@ -8,6 +8,8 @@ WORDS = Words(
     figures={
         COMPARED: {
             'bound': 'bound: the best F1 from what the person has told so far; above it is guessing',
+            'guesser_profile': 'control: F1 of one fixed guess, mean over turns',
+            'shuffled_profile': 'control: F1 against the profile of somebody else, mean over turns',
             'guesser': 'control: F1 of one fixed guess, the commonest facts of the training people',
             'shuffled': 'control: F1 against the profile of somebody else, not about the person',
         },
@@ -42,4 +44,5 @@ WORDS = Words(
     },
     splits={'unseen': 'people with new values', 'extended': 'people with facts of other kinds'},
     steps={'rlpa': 'PPO on dialogues'},
+    beside={'reward': ('profile', 1.0, 'mean F1 of the profiles')},
 )

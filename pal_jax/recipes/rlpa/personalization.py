@@ -102,7 +102,9 @@ def table(
     drawn = {name: resampled_means(cells_of) for name, cells_of in {**scores, **named, 'al': al}.items()}
     rise, rises = improvement(means(al)), np.array([improvement(curve) for curve in drawn['al']])
     rewards, level = cells(lambda sample: sample.reward), {**scores, 'al': al}
-    other = shuffled(talks, rounds, matcher)
+    other, guessed = shuffled(talks, rounds, matcher), float(np.mean(f1_of(matcher, [guess] * len(people), people)))
+    # A turn without an F1 has no control either.
+    of_others = None if other is None else means(np.where(np.isnan(f1), np.nan, other))
     # A person none of whose turns could be judged has no reward.
     totals = means(rewards.T)[np.isfinite(rewards).any(axis=1)]
     reward = intervals.mean(totals) if len(totals) else Estimate(0.0, None, None, None)
@@ -114,9 +116,10 @@ def table(
         **{name: float(means(cells_of).mean()) for name, cells_of in level.items()},
         **{f'{name}_by_turn': means(cells_of).tolist() for name, cells_of in named.items()},
         'bound_by_turn': means(cells(lambda sample: told_facts_bound(sample.source))).tolist(),
-        'guesser_by_turn': [float(np.mean(f1_of(matcher, [guess] * len(people), people)))] * rounds,
-        # A turn without an F1 has no control either.
-        'shuffled_by_turn': None if other is None else means(np.where(np.isnan(f1), np.nan, other)).tolist(),
+        'guesser_profile': guessed,
+        'guesser_by_turn': [guessed] * rounds,
+        'shuffled_profile': None if of_others is None else float(of_others.mean()),
+        'shuffled_by_turn': None if of_others is None else of_others.tolist(),
         'al_by_turn': means(al).tolist(),
         'n_ir': rise.n_ir,
         'n_r2': rise.n_r2,
