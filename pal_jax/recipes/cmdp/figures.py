@@ -47,4 +47,5 @@ WORDS = Words(
     },
     vocabulary={'task': TASKS, 'handler': HANDLERS},
     steps={'cmdp': 'policies under all constraint handlers learn'},
+    changes={'solved': (1.0, 'share of handlers and limits that are solved')},
 )

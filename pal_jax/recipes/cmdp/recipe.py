@@ -13,6 +13,7 @@ the last part of it: the value of a policy drawn at random from that part.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -26,7 +27,7 @@ from pal_jax.recipes.cmdp.groups import TASKS, MemberGroup, make_groups
 from pal_jax.recipes.cmdp.optimum import ConstrainedOptimum
 from pal_jax.recipes.cmdp.settings import LAGRANGIAN, Settings
 from pal_jax.run import sharding
-from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least
+from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, stage_before
 from pal_jax.types import Metrics
 
 States = dict[str, Any]
@@ -93,6 +94,11 @@ class CMDP:
         return means | cmdp.make_record(results, self.optima)
 
     def evaluate(self, state: States, stage: str) -> Evaluation:
+        if stage == 'base':
+            # A run may solve what the policy before training, which draws all actions alike, has solved already.
+            worth = {name: group.worth(state['learners'][name]) for name, group in self.groups.items()}
+            results = [result for name, group in self.groups.items() for result in group.results(worth[name])]
+            return Evaluation(cmdp.make_record(results, self.optima))
         results = [
             result
             for name, group in self.groups.items()
@@ -129,7 +135,10 @@ def make(settings: Settings, ctx: Context) -> CMDP:
     }
     tail = max(1, round(settings.tail * settings.total_steps))
     shown = ('solved', *(f'{task}_{name}_share' for task in settings.tasks for name in LAGRANGIAN))
-    plan = Plan(settings.total_steps, abstract, lambda i: 'final' if i == settings.total_steps else None, shown=shown)
+    # A policy is worth an exact sum only where its task is finite.
+    base = all(group.tables for group in groups.values())
+    stage = functools.partial(stage_before, warmup=0, steps=settings.total_steps, every=0, base=base)
+    plan = Plan(settings.total_steps, abstract, stage, shown=shown)
     return CMDP(plan, ctx, groups, optima, settings.seed, settings.updates, tail)
 
 

@@ -100,6 +100,15 @@ def test_an_evaluation_has_a_table_and_a_picture(run):
     assert evaluation.record['bandit_linear_share'] > 0
 
 
+def test_the_policy_before_training_is_the_control():
+    recipe = make(handlers=('linear',), tasks=('bandit',), **{'bandit.limits': (0.4, 0.7)})
+    assert recipe.plan.stage(0) == 'base'
+    record = recipe.evaluate(recipe.init()[0], 'base').record
+    # All arms alike are worth .6 and cost .467, within .1 of the lower limit, whose optimum is .6 too.
+    assert record['bandit_linear_share'] == pytest.approx(0.6 / 0.8, abs=0.01)
+    assert record['solved'] == 0.5
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
