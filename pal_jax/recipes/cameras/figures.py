@@ -38,4 +38,10 @@ WORDS = Words(
     },
     vocabulary={'team': TEAMS},
     steps={'cameras': 'cameras fly, and their policy learns'},
+    levels={
+        'error_to_tracking': ('the error with contributions over that of cameras that turn to the target', 1.0),
+        'error_to_shared': ('the error with contributions over that with a shared reward', 1.0),
+    },
+    less=('error_to_tracking', 'error_to_shared'),
+    questions={'error_to_tracking': 'Are its cameras better than fixed ones?'},
 )

@@ -54,9 +54,9 @@ def make_record(results: Sequence[TeamResult]) -> dict[str, Any]:
         if len(rows) > 1:
             record |= intervals.mean(rows[:, 0]).named(f'{team}_error')
     if 'ctcr' in teams:
-        record['error_to_tracking'] = record['ctcr_error'] / record['tracking_error']
-        if 'shared' in teams:
-            record['error_to_shared'] = record['ctcr_error'] / record['shared_error']
+        for team in (team for team in ('tracking', 'shared') if team in teams):
+            # A rule has one row for all seeds.
+            record |= intervals.mean(teams['ctcr'][:, 0] / teams[team][:, 0]).named(f'error_to_{team}')
     return record
 
 

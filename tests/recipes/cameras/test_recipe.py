@@ -11,9 +11,12 @@ import pytest
 
 from pal_jax.recipes import cameras
 from pal_jax.recipes.cameras.figures import TEAMS
+from pal_jax.recipes.cameras.pictures import TeamResult, make_record
 from pal_jax.recipes.cameras.recipe import Team
 from pal_jax.run import devices
+from pal_jax.run.glossary import words_of
 from pal_jax.run.recipe import Context
+from pal_jax.run.verdict import judge
 from tests import configs, whole_runs
 
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]))
@@ -74,6 +77,19 @@ def test_an_evaluation_has_tables_pictures_and_an_animation(run):
     assert [row[:2] for row in others.table[1:]] == [['2', '3']]
     record = evaluation.record
     assert record['error_to_tracking'] == pytest.approx(record['ctcr_error'] / record['tracking_error'])
+
+
+def test_ratios_of_errors_are_by_seed():
+    errors = {'ctcr': (1.0, 2.0), 'shared': (2.0, 2.5), 'tracking': (10.0,)}
+    results = [
+        TeamResult(team, seed, 4, 6, (error, 1.0)) for team, seeds in errors.items() for seed, error in enumerate(seeds)
+    ]
+    record = make_record(results)
+    assert record['error_to_shared'] == pytest.approx((0.5 + 0.8) / 2)
+    assert record['error_to_tracking'] == pytest.approx(0.15)
+    assert record['error_to_shared_se'] == pytest.approx(0.15) and record['error_to_shared_interval'][1] > 1
+    verdict = judge([], [{'step': 1, 'stage': 'final', **record}], words_of('cameras'))
+    assert verdict and verdict.answer == 'Yes' and 'fixed' in verdict.question
 
 
 @pytest.mark.parametrize(
