@@ -83,10 +83,10 @@ def claims(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> lis
     if not listed:
         for key, change in words.changes.items():
             if known(before, key) and known(after, key):
-                listed.append(_changed(key, *change, before, after, words))
-                other, *change = words.beside.get(key, ('', 0.0, ''))
+                listed.append(_changed(key, change, before, after, words))
+                other, sign, said = words.beside.get(key, ('', 0.0, ''))
                 if known(before, other) and known(after, other):
-                    listed.append(_changed(other, *change, before, after, words))
+                    listed.append(_changed(other, (sign, said), before, after, words))
     if limit := limits_of(after).get(''):
         cost, most = estimate(limit, 'cost', ()), constant(limit['limit'])
         listed.append(Claim('cost', 'mean cost of an answer', -1.0, cost, most, LIMIT))
@@ -214,7 +214,8 @@ def _above_level(key: str, before: Record, after: Record, words: Words) -> Claim
     return Claim(key, words.levels[key][0], better, estimate(after, key, words.shares), control, against)
 
 
-def _changed(key: str, sign: float, said: str, before: Record, after: Record, words: Words) -> Claim:
+def _changed(key: str, change: tuple[float, str], before: Record, after: Record, words: Words) -> Claim:
+    sign, said = change
     value, control = (estimate(record, key, words.shares) for record in (after, before))
     return Claim(key, said, _better(sign, after), value, control, BEFORE)
 
@@ -249,7 +250,7 @@ def _better(sign: float, after: Record) -> float:
 
 
 def _evaluated(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
-    claim = _changed(key, *words.changes[key], before, after, words)
+    claim = _changed(key, words.changes[key], before, after, words)
     sentence = f'the {claim.said} {moved(before[key], after[key])}'
     basis = (
         f'Evaluations "{before["stage"]}" and "{after["stage"]}"{_of(after)}, as if of different samples, which '
