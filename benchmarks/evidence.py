@@ -4,10 +4,10 @@
   python -m benchmarks.evidence runs/rlpa runs/rlpa-1             # keeps what runs have come to, and writes the table
   python -m benchmarks.evidence                                   # writes the table anew
 
-docs/evidence/runs has a small JSON for each run: its command, seed, model, version, day, seconds, machine and claims. A
-claim is a figure of the run's last evaluation and its control (`run/verdict.py`). Runs that differ in their seeds alone
-are one group of the table: a figure is their mean with Student's interval over seeds (`run/intervals.py`), and a claim
-holds where the interval of the paired differences to the control says so.
+docs/evidence/summaries has a small JSON for each run: its command, seed, model, version, day, seconds, machine and
+claims. A claim is a figure of the last evaluation of a run and its control (`run/verdict.py`). Runs that differ in
+their seeds alone are one group of the table: a figure is their mean with the interval of Student over seeds
+(`run/intervals.py`), and a claim holds where the interval of the paired differences to the control says so.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pal_jax.run.summary import SUMMARY, scalars
 from pal_jax.run.workdir import read_run, stage_folders
 
 PAGE = Path(__file__).parents[1] / 'docs' / 'evidence.md'
-RUNS = PAGE.with_suffix('') / 'runs'
+SUMMARIES = PAGE.with_suffix('') / 'summaries'
 BEGIN, END = '<!-- the table of python -m benchmarks.evidence -->', '<!-- its end -->'
 HEAD = [
     'method', 'claim', 'mean over seeds', 'control', 'difference', 'holds', 'in each run', 'seeds', 'command', 'work',
@@ -53,7 +53,7 @@ Record = Mapping[str, Any]
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """The summary of a finished run, as it is kept in `RUNS`. A run of stages is judged by its last one.
+    """The summary of a finished run, as it is kept in `SUMMARIES`. A run of stages is judged by its last one.
 
     Raises:
       ValueError: the folder is no finished run, or its last evaluation makes no claim.
@@ -182,8 +182,8 @@ def table(runs: Sequence[Record]) -> str:
 
 
 def kept() -> list[dict[str, Any]]:
-    """The summaries in `RUNS`."""
-    return [files.read_object(path) for path in sorted(RUNS.glob('*.json'))]
+    """The summaries in `SUMMARIES`."""
+    return [files.read_object(path) for path in sorted(SUMMARIES.glob('*.json'))]
 
 
 def page(text: str, runs: Sequence[Record]) -> str:
@@ -200,10 +200,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             run = summary_of(folder)
         except ValueError as error:
             sys.exit(f'error: {error}')
-        path = RUNS / f'{folder.resolve().name}.json'
+        path = SUMMARIES / f'{folder.resolve().name}.json'
         if path.exists() and identity(files.read_object(path)) != identity(run):
             sys.exit(f'error: {path} is of another command or seed; rename {folder}')
-        RUNS.mkdir(exist_ok=True)
+        SUMMARIES.mkdir(exist_ok=True)
         files.write_whole(path, json.dumps(run, indent=1) + '\n')
     files.write_whole(PAGE, page(PAGE.read_text(encoding='utf-8'), kept()))
 

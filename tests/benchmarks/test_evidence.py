@@ -99,7 +99,7 @@ def finished(tmp_path):
 
 
 def test_a_run_is_kept_with_its_command_and_claims(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(evidence, 'RUNS', tmp_path / 'kept')
+    monkeypatch.setattr(evidence, 'SUMMARIES', tmp_path / 'kept')
     monkeypatch.setattr(evidence, 'PAGE', page := tmp_path / 'page.md')
     page.write_text(f'Before.\n\n{evidence.BEGIN}\nstale\n{evidence.END}\n\nAfter.\n')
     evidence.main([str(finished)])
