@@ -166,6 +166,35 @@ def test_a_limit_on_costs_is_part_of_the_verdict(cost, answer):
     assert 'rare' in verdict.sentence
 
 
+def listed(rows, evals, recipe):
+    claims = verdict.claims(rows, evals, words_of(recipe))
+    return [(claim.key, claim.value.value, claim.control.value, claim.better, claim.against) for claim in claims]
+
+
+def test_claims_are_figures_with_the_control_that_they_have_to_beat():
+    rewards = {'reward_se': 0.1, 'profile': 0.3, 'cost': 1.0, 'limit': -1.0}
+    evals = [evaluation(0, 'base', reward=0.0, **rewards), evaluation(4, 'final', reward=2.0, **rewards)]
+    changes = [('reward', 2.0, 0.0, 1.0, 'before training'), ('profile', 0.3, 0.3, 1.0, 'before training')]
+    assert listed(steps([0.5] * 4), evals, 'rlpa') == [*changes, ('cost', 1.0, -1.0, -1.0, 'the limit')]
+    figures = {'seen_gain': 0.1, 'seen_lead_mixed_logit': 0.02}
+    leads = [('seen_gain', 0.1, 0.0, 1.0, 'without learning'), ('seen_lead_mixed_logit', 0.02, 0.0, -1.0, 'no lead')]
+    assert listed([], [evaluation(4, 'final', **figures)], 'personal.pal') == leads
+
+
+@pytest.mark.parametrize(('key', 'before', 'floor', 'better', 'recipe'), [
+    ('accuracy', 0.7, 0.5, 1.0, 'scorer.reward'), ('error_to_tracking', 0.9, 1.0, -1.0, 'cameras'),
+])  # fmt: skip
+def test_a_level_is_held_against_the_start_where_that_is_better_than_no_learning(key, before, floor, better, recipe):
+    last = evaluation(4, 'final', **{key: 0.6})
+    for first, control, against in (
+        (before, before, 'before training'),
+        (2 * floor - before, floor, 'without learning'),
+    ):
+        assert listed([], [evaluation(0, 'base', **{key: first}), last], recipe) == [
+            (key, 0.6, control, better, against)
+        ]
+
+
 def test_limits_that_no_group_tests_are_not_kept():
     """Two groups of one prompt each, both far above their limits."""
     groups = {name: {'cost': 4.0, 'cost_se': None, 'limit': -1.0, 'prompts': 1} for name in 'ab'}
