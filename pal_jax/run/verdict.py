@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from pal_jax.run import intervals
 from pal_jax.run.forecast import counted
-from pal_jax.run.glossary import Words, words_of
+from pal_jax.run.glossary import Words, meaning, words_of
 from pal_jax.run.intervals import Estimate
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.summary import fifths, finite_values, main_part
@@ -76,10 +76,9 @@ def claims(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> lis
     listed = []
     for key in (key for key in words.levels if known(after, key)):
         listed.append(_above_level(key, before, after, words))
-        for rival, said in words.rivals.get(key, {}).items():
-            if known(after, rival):
-                lead, none = estimate(after, rival, ()), constant(0.0)
-                listed.append(Claim(rival, f'lead of {said}', -1.0, lead, none, 'no lead'))
+        for rival in (rival for rival in words.rivals.get(key, ()) if known(after, rival)):
+            lead = estimate(after, rival, ()), constant(0.0)
+            listed.append(Claim(rival, meaning(rival, words).words, -1.0, *lead, 'no lead'))
     if not listed:
         for key, change in words.changes.items():
             if known(before, key) and known(after, key):
