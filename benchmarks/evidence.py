@@ -17,7 +17,7 @@ import collections
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +126,13 @@ def rows_of(runs: Sequence[Record]) -> Iterator[list[str]]:
     """The rows of runs that differ in their seeds alone: one for each claim.
 
     Raises:
-      ValueError: two of them share a seed.
+      ValueError: two of them share a seed, or their claims are not of the same figures.
     """
     first, seeds = runs[0], [run['seed'] for run in runs]
     if any(after - seed < first['seeds'] for seed, after in itertools.pairwise(seeds)):
         raise ValueError(f'{command(first)}: seeds {seeds}, {first["seeds"]} in a run, are not different ones')
+    if len({tuple(claim['key'] for claim in run['claims']) for run in runs}) > 1:
+        raise ValueError(f'{command(first)}: its runs make different claims; run all seeds with the same code')
     more = f', each with the next {first["seeds"] - 1}' if first['seeds'] > 1 else ''
     work = max(run['seconds'] * run['machine']['float32_gflops'] / TERA for run in runs)
     method = first['config'].partition(':')[0]
@@ -175,37 +177,47 @@ def flag(value: Any) -> str:
     return f'"{tuple(value)}"' if isinstance(value, list) else str(value)
 
 
-def table(runs: Sequence[Record]) -> str:
+def table(runs: Iterable[Record]) -> str:
     """The table of runs; groups stand in the order of their commands."""
     groups = itertools.groupby(sorted(runs, key=identity), key=command)
     return markdown([HEAD, *(row for _, group in groups for row in rows_of(list(group)))])
 
 
-def kept() -> list[dict[str, Any]]:
-    """The summaries in `SUMMARIES`."""
-    return [files.read_object(path) for path in sorted(SUMMARIES.glob('*.json'))]
+def kept() -> dict[str, Record]:
+    """The summaries in `SUMMARIES`, by their names."""
+    return {path.stem: files.read_object(path) for path in sorted(SUMMARIES.glob('*.json'))}
 
 
-def page(text: str, runs: Sequence[Record]) -> str:
+def page(text: str, runs: Iterable[Record]) -> str:
     """The text of the page with the table of runs in its place."""
     before, _, rest = text.partition(BEGIN)
     return f'{before}{BEGIN}\n\n{table(runs)}\n\n{END}{rest.partition(END)[2]}'
 
 
+def write(folders: Sequence[Path]) -> None:
+    """Keep what the runs in folders have come to, and write the page with it.
+
+    Raises:
+      ValueError: as `summary_of` and `rows_of`; or a summary of this name is of another run.
+    """
+    before, runs = kept(), {folder.resolve().name: summary_of(folder) for folder in folders}
+    for name in before.keys() & runs.keys():
+        if identity(before[name]) != identity(runs[name]):
+            raise ValueError(f'{SUMMARIES / name}.json is of another command or seed; rename the folder {name}')
+    text = page(PAGE.read_text(encoding='utf-8'), {**before, **runs}.values())
+    SUMMARIES.mkdir(exist_ok=True)
+    for name, run in runs.items():
+        files.write_whole(SUMMARIES / f'{name}.json', json.dumps(run, indent=1) + '\n')
+    files.write_whole(PAGE, text)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='*', type=Path, help='folders of finished runs')
-    for folder in parser.parse_args(argv).runs:
-        try:
-            run = summary_of(folder)
-        except ValueError as error:
-            sys.exit(f'error: {error}')
-        path = SUMMARIES / f'{folder.resolve().name}.json'
-        if path.exists() and identity(files.read_object(path)) != identity(run):
-            sys.exit(f'error: {path} is of another command or seed; rename {folder}')
-        SUMMARIES.mkdir(exist_ok=True)
-        files.write_whole(path, json.dumps(run, indent=1) + '\n')
-    files.write_whole(PAGE, page(PAGE.read_text(encoding='utf-8'), kept()))
+    try:
+        write(parser.parse_args(argv).runs)
+    except ValueError as error:
+        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

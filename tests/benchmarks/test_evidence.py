@@ -19,7 +19,14 @@ from pal_jax.run.workdir import CONFIG
 
 
 def claims(values, controls, better=1.0):
-    same = {'said': 'mean reward', 'better': better, 'against': 'before training', 'others': {}, 'holds': 'yes'}
+    same = {
+        'key': 'reward',
+        'said': 'mean reward',
+        'better': better,
+        'against': 'before training',
+        'others': {},
+        'holds': 'yes',
+    }
     return [{**same, 'value': value, 'control': control} for value, control in zip(values, controls, strict=True)]
 
 
@@ -32,11 +39,12 @@ def run(seed, seeds=1, **changes):
 
 def test_the_page_is_what_the_summaries_of_runs_say():
     text = evidence.PAGE.read_text(encoding='utf-8')
-    assert evidence.kept() and evidence.page(text, evidence.kept()) == text
+    assert evidence.kept() and evidence.page(text, evidence.kept().values()) == text
 
 
-@pytest.mark.parametrize('kept', evidence.kept(), ids=lambda kept: f'{kept["config"]}-{kept["seed"]}')
-def test_commands_of_the_page_name_keys_that_exist(kept):
+@pytest.mark.parametrize('name', evidence.kept())
+def test_commands_of_the_page_name_keys_that_exist(name):
+    kept = evidence.kept()[name]
     texts = tuple(f'{key}={evidence.flag(value).strip(chr(34))}' for key, value in kept['changes'].items())
     known = flatten(to_dict(settings_of(config_path(kept['config']), texts)))
     assert {key: json.loads(json.dumps(known[key])) for key in kept['changes']} == kept['changes']
@@ -70,6 +78,11 @@ def test_runs_of_one_command_are_a_row():
         '| 1.000 ± 0.500 (' in rows[0] and '| 0, 1 | `pal-jax train --config=rl` | 25 TFLOP | 2026-11-29 |' in rows[0]
     )
     assert '`pal-jax train --config=rl --config.reward.shuffled=True`' in rows[1]
+
+
+def test_runs_with_different_claims_are_no_group():
+    with pytest.raises(ValueError, match='different claims'):
+        evidence.table([run(0), run(1) | {'claims': []}])
 
 
 def test_a_seed_counts_once():
