@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 
 from pal_jax.judges.embedding import SentenceEncoder
-from pal_jax.models import bert
+from pal_jax.models.files import packages
 from pal_jax.recipes.rlpa.matcher import make_embedding_matcher
 from pal_jax.recipes.rlpa.people import SCHEMA
 
@@ -57,7 +57,7 @@ def figures(encode: SentenceEncoder, threshold: float) -> tuple[float, float, fl
 
 
 def main() -> None:
-    encode = SentenceEncoder(bert.package_folder())
+    encode = SentenceEncoder(packages.encoder_folder('minilm'))
     print(f'{len(cases())} phrasings of {len(FACTS)} facts\nthreshold  recall  precision  wrong values  as slot: value')
     for threshold in (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8):
         recall, false, plain = figures(encode, threshold)

@@ -103,7 +103,7 @@ JUDGE = {
 MODEL = families.config_to_hf(config.tiny(vocab=TOKENIZER.vocab_size), TOKENIZER)
 BERT = {
     'model_type': 'bert', 'hidden_act': 'gelu', 'num_hidden_layers': 1, 'num_attention_heads': 1,
-    'layer_norm_eps': 1e-6, 'max_position_embeddings': 8,
+    'layer_norm_eps': 1e-6, 'max_position_embeddings': 8, 'hidden_size': 2,
 }  # fmt: skip
 TENSOR = save({'x': np.zeros((2, 2), np.float32)})
 

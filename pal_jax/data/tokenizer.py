@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]  # {'role': 'system' | 'user' | 'assistant', 'content': ...}, and calls of tools
 
-# Tokens that end a turn or a text in the templates of the supported families, where the vocabulary has them.
-ENDS = ('<|im_end|>', '<|eot_id|>', '<|endoftext|>', '<|end_of_text|>', '<end_of_turn>', '</s>')
+# Tokens that end a turn or a text in the templates of the supported families, and a sentence of an encoder.
+ENDS = ('<|im_end|>', '<|eot_id|>', '<|endoftext|>', '<|end_of_text|>', '<end_of_turn>', '</s>', '[SEP]')
 
 _MARK_TOKENS = 32  # tokens at the end of a prompt that are read; the mark of a thought has fewer
 
@@ -465,8 +465,8 @@ def byte_tokenizer() -> Tokenizer:
 # --- from a GGUF file -----------------------------------------------------------------------------------------------
 
 
-def from_gguf(reader: GGUFReader) -> Tokenizer:
-    """The tokenizer and chat template in a GGUF file, which is byte-level BPE or SentencePiece's BPE.
+def from_gguf(reader: GGUFReader, template: str = '') -> Tokenizer:
+    """The tokenizer and chat template (or else `template`) in a GGUF file: byte-level or SentencePiece's BPE.
 
     Raises:
       ValueError: the tokenizer is of another kind, or its pre-tokenizer is unknown.
@@ -486,7 +486,7 @@ def from_gguf(reader: GGUFReader) -> Tokenizer:
     ids = {name: _field(reader, f'ggml.{key}_token_id') for name, key in keys.items()}
     fast = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        chat_template=_field(reader, 'chat_template'),
+        chat_template=_field(reader, 'chat_template') or template or None,
         add_bos_token=bool(_field(reader, 'ggml.add_bos_token')),
         add_eos_token=bool(_field(reader, 'ggml.add_eos_token')),
         **{name: tokens[i] for name, i in ids.items() if i is not None},

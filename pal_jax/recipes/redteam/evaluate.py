@@ -20,7 +20,7 @@ from pal_jax.decode import sampler
 from pal_jax.decode.answers import check_finished, load_base
 from pal_jax.judges.chat_models import ChatModels
 from pal_jax.judges.embedding import SentenceEncoder
-from pal_jax.models import bert
+from pal_jax.models.files import packages
 from pal_jax.models.params import Params
 from pal_jax.recipes.redteam import attacks as figures
 from pal_jax.recipes.redteam.attack import DEFENDER, Attack, GameLabels, Payment, RedTeam, Seed
@@ -197,9 +197,7 @@ def make(settings: Settings, ctx: Context) -> Piecework:
     judges = {'judge': make_harm_judge('play.judge', settings.play.judge, chat, ctx)}
     if evaluate.judge:
         judges['second'] = make_harm_judge('evaluate.judge', evaluate.judge, chat, ctx)
-    encoder = evaluate.encoder and SentenceEncoder(
-        bert.package_folder() if evaluate.encoder == 'minilm' else Path(evaluate.encoder)
-    )
+    encoder = evaluate.encoder and SentenceEncoder(packages.encoder_folder(evaluate.encoder))
     decoder = sampler.make_decoder(settings.decode, policy, ctx)
     cross = CrossPlay(
         ctx, systems, functools.partial(load_system, lambda: load_base(policy, ctx), ctx),

@@ -82,7 +82,7 @@ class CrossPlaySettings:
     steps: tuple[int, ...] = ()
     # A second judge, which nothing was trained on, as `play.judge`; '': none.
     judge: str = ''
-    # 'minilm', or a folder of a BERT: attacks are also compared by embeddings.
+    # 'minilm', 'mpnet', or a folder of a BERT or MPNet: attacks are also compared by embeddings.
     encoder: str = ''
     shown: int = 6  # attacks of each policy that a report shows
 

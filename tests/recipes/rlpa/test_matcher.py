@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.matcher import figures
 from pal_jax.judges.embedding import SentenceEncoder
-from pal_jax.models import bert
+from pal_jax.models.files import packages
 from pal_jax.recipes.rlpa.matcher import THRESHOLD, assigned, make_embedding_matcher
 
 
@@ -35,7 +35,7 @@ def test_one_fact_covers_one_and_nothing_covers_nothing():
 @pytest.mark.slow
 def test_our_phrasings_are_told_apart():
     try:
-        minilm = SentenceEncoder(bert.package_folder())
+        minilm = SentenceEncoder(packages.encoder_folder('minilm'))
     except RuntimeError as error:
         pytest.skip(str(error))
     recall, false, plain = figures(minilm, THRESHOLD)

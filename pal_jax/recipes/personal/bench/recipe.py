@@ -149,8 +149,8 @@ class Bench:
         # Variant B has vectors of prompts, so its replies are read without them.
         model = dataclasses.replace(model, variant='B')
         section = dataclasses.replace(self.settings.pal_text, data=data, model=model)
-        decoder = pal_text.open_decoder(section.text, self.ctx, self.settings.seed)
-        return pal_text.read(section, self.ctx, decoder).items
+        reader = pal_text.open_reader(section.text, self.ctx, self.settings.seed)
+        return pal_text.read(section, self.ctx, reader).items
 
     def finish(self, records: Sequence[Mapping[str, Any]]) -> Evaluation:
         """The report, also as Markdown with its pictures, and the figures as one record."""

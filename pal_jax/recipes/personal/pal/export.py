@@ -18,8 +18,19 @@ from numpy.typing import ArrayLike
 from pal_jax.models.files import families, hf
 from pal_jax.models.params import Params
 from pal_jax.recipes.personal.pal.reward import TrainedPAL, open_pal, rewards
+from pal_jax.recipes.personal.pal.text import Decoder
 
 CODE = Path(__file__).with_name('modeling_pal.py')
+
+
+def decoder_of(run: TrainedPAL) -> Decoder:
+    """The decoder that reads the texts of a run. Raises ValueError where none does."""
+    if run.reading is None or not isinstance(run.reading.model, Decoder):
+        raise ValueError(
+            f'text.source={run.settings.text.source!r} is no decoder, and only a decoder is exported; take '
+            'load_pal_reward_model'
+        )
+    return run.reading.model
 
 
 def linear_head(run: TrainedPAL, w: Array) -> np.ndarray:
@@ -60,9 +71,8 @@ def save_classifier(
       ValueError: the reward is no linear head, see `linear_head`; or transformers has no classifier for the family.
     """
     run = open_pal(workdir, split)
-    head = linear_head(run, run.mixture(user=user, mix=mix))
-    assert run.reading is not None
-    decoder = run.reading.decoder
+    decoder, head = decoder_of(run), linear_head(run, run.mixture(user=user, mix=mix))
+    assert run.reading
     # A classifier of one label has one column.
     hf.save(run.reading.weights, decoder.cfg, decoder.tokenizer, folder, head=head[:, None])
 
@@ -78,12 +88,12 @@ def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
     """
     run = open_pal(workdir, split)
     pal, reading = run.pal, run.reading
-    if reading is None or pal.mixture in ('own', 'free'):
+    if not reading or pal.mixture in ('own', 'free'):
         raise ValueError(
             f'{workdir}: only a run on texts whose users mix prototypes is a model for transformers; of others take '
             'load_pal_reward_model'
         )
-    decoder, frame, projector = reading.decoder, run.kept.frame, pal.parsed_projector
+    decoder, frame, projector = decoder_of(run), run.kept.frame, pal.parsed_projector
     # transformers finds a text's last token by its padding, which must be no token of the text.
     tokenizer = decoder.tokenizer.padding_apart()
     of_pal = {key: getattr(pal, key) for key in ('variant', 'rule', 'scaled', 'point', 'width', 'prototypes')}

@@ -123,13 +123,13 @@ def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> K
     return Kept(data.names, data.attributes, scale, text.frame, groups, prompted, chat)
 
 
-def keeping(kept: Kept, decoder: pal_text.Decoder | None = None) -> Callable[[Path], None]:
-    """A function that writes into a folder the record of a run, and of the decoder that reads its texts."""
+def keeping(kept: Kept, reader: pal_text.Decoder | pal_text.Encoder | None = None) -> Callable[[Path], None]:
+    """A function that writes into a folder the record of a run, and of a decoder that reads its texts."""
 
     def keep(folder: Path) -> None:
         save(folder, kept)
-        if decoder:
-            models.keeping(text=decoder)(folder)
+        if isinstance(reader, pal_text.Decoder):
+            models.keeping(text=reader)(folder)
 
     return keep
 

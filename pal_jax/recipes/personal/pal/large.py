@@ -172,7 +172,7 @@ def make(settings: LargeSettings, ctx: Context) -> PALLarge:
     check(settings, sharding.batch_ways(ctx.mesh))
     parts, hold = pal.make_parts(settings, ctx), settings.hold
     (panel, kept, data, decoder), trials = parts, parts.panel.trials
-    assert data and decoder
+    assert data and isinstance(decoder, Decoder)
     reader = make_reader(settings, decoder, kept.frame, ctx)
     steps = hold.steps + settings.total_steps
     stage = functools.partial(stage_before, hold=hold.steps, steps=steps, every=settings.eval.every)
@@ -213,6 +213,8 @@ def check(settings: LargeSettings, ways: int) -> None:
     """Raises ValueError for everything that can be wrong before a file is read."""
     if not settings.text.source:
         raise ValueError("text.source='': a decoder is needed to read texts; name one")
+    if settings.text.source.startswith(pal_text.ENCODER):
+        raise ValueError(f'text.source={settings.text.source!r} is an encoder, and a decoder learns here; name one')
     if settings.text.span:
         raise ValueError(f'text.span={settings.text.span!r} is of frozen states; PAL-Large learns from whole texts')
     if settings.new.ask:

@@ -116,7 +116,7 @@ def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, 
 def _of_texts(
     run: TrainedPAL, reading: TextVectors, path: str, answered: bool
 ) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
-    tokenizer, template, kept = reading.decoder.tokenizer, run.settings.text.template, run.kept
+    tokenizer, template, kept = reading.model.tokenizer, run.settings.text.template, run.kept
     pairs = pal_text.choices_of(path, tokenizer, template, run.pal.variant == 'B', answered=answered)
     form, learnt = (pairs.prompt is not None, pairs.chat), (kept.prompted, kept.chat)
     if form != learnt:

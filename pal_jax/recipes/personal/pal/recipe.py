@@ -94,7 +94,7 @@ def make(settings: Settings, ctx: Context) -> PALRecipe:
     """
     check(settings, sharding.batch_ways(ctx.mesh))
     parts = make_parts(settings, ctx)
-    panel, text, decoder = parts.panel, parts.text, parts.decoder
+    panel, text, reader = parts.panel, parts.text, parts.reader
     if repeats := comparisons.repeats(panel.data):
         unit = 'text' if panel.data.texts else 'situation'
         ctx.log(f'{counted(repeats, unit)} of the same content as an earlier one, kept on its side of every split')
@@ -104,23 +104,23 @@ def make(settings: Settings, ctx: Context) -> PALRecipe:
         for name, method in baselines.METHODS.items()
         if getattr(settings.baselines, name)
     }
-    if decoder and text and settings.baselines.context:
-        others['context'] = pal_context.make_method(settings.text, ctx, decoder, text.pairs, settings.baselines.context)
+    if isinstance(reader, pal_text.Decoder) and text and settings.baselines.context:
+        others['context'] = pal_context.make_method(settings.text, ctx, reader, text.pairs, settings.baselines.context)
     abstract = {name: learner.abstract for name, learner in panel.learners.items()}
     stage = functools.partial(stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every, base=False)
-    plan = Plan(settings.total_steps, abstract, stage, shown=SHOWN, keep=pal_kept.keeping(parts.kept, decoder))
+    plan = Plan(settings.total_steps, abstract, stage, shown=SHOWN, keep=pal_kept.keeping(parts.kept, reader))
     draw = make_draw(panel.data, panel.trials, settings.updates, settings.batch, text)
     return PALRecipe(plan, ctx, panel._replace(ask=settings.new.ask), draw, others)
 
 
 class RunParts(NamedTuple):
     """The parts that PAL and PAL-Large begin with: the panel that a run compares, and what it keeps of its data; `text`
-    and `decoder` are None for a table."""
+    and the `reader` of texts are None for a table."""
 
     panel: Panel
     kept: Kept
     text: TextData | None
-    decoder: pal_text.Decoder | None
+    reader: pal_text.Decoder | pal_text.Encoder | None
 
 
 def make_parts(settings: Settings, ctx: Context) -> RunParts:
@@ -139,15 +139,15 @@ def read_parts(settings: Settings, ctx: Context) -> RunParts:
     """The parts of `make_parts`. Raises as it does, with `records.WrongRows` where rows are wrong."""
     # A run that goes on keeps its people, scales and axes: computed again they could differ.
     before = pal_kept.load(ctx.kept) if ctx.kept else None
-    decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
-    text = pal_text.read(settings, ctx, decoder, before and before.frame) if decoder else None
+    reader = pal_text.open_reader(settings.text, ctx, settings.seed) if settings.text.source else None
+    text = pal_text.read(settings, ctx, reader, before and before.frame) if reader else None
     data = text.items if text else read(settings, ctx.log if settings.wrong_rows == 'drop' else None)
     kept = pal_kept.going_on(settings.data, before, pal_kept.of(settings, data, text))
     data = comparisons.standardized(data, kept.scale) if settings.standardize else data
     trials = make_trials(settings, data)
     learners = make_learners(settings, kept, ctx, len(trials))
     panel = Panel(data, trials, learners, settings.prototypes, settings.new.counts, settings.new.toward)
-    return RunParts(panel, kept, text, decoder)
+    return RunParts(panel, kept, text, reader)
 
 
 def check(settings: Settings, ways: int) -> None:

@@ -1,5 +1,5 @@
 """One person's reward by a trained PAL, for items or for replies to prompts. Only the run's folder is read and, where
-the run is on texts, the decoder that its `text.source` names: the data that the run learnt from may be gone.
+the run is on texts, the model that its `text.source` names: the data that the run learnt from may be gone.
 
     model = load_pal_reward_model('runs/pal', user='17')       # or mix=[.2, .8], or the population's
     model.reward(items)                                        # a run on a table: items [B, H] -> [B]
@@ -66,9 +66,9 @@ class PersonalReward(NamedTuple):
 
 
 class TextVectors(NamedTuple):
-    """The decoder of a run on texts as it was trained, and the function that makes vectors of texts."""
+    """The decoder of a run on texts as it was trained, or its encoder, and the function that makes vectors of texts."""
 
-    decoder: pal_text.Decoder
+    model: pal_text.Decoder | pal_text.Encoder
     weights: Params
     read: Read
 
@@ -181,29 +181,29 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
         why = ', whose user ids were shuffled for comparison' if control else ''
         raise ValueError(f'split={split}{why}: {workdir} has the splits 0 to {seeds - 1}; give one of these')
     run, name = open_parts(workdir, settings), f'K={chosen[split]}'
-    kept, ctx, decoder, reader = run.kept, run.ctx, run.decoder, run.reader
+    kept, ctx, model, reader = run.kept, run.ctx, run.model, run.reader
     # Models of another K and the decoders of other splits stay on disk.
     state, *_ = Checkpoints(workdir, needed(run.abstract, name, split), read_only=True).read()
     people: PALState = state.models[name].pal if reader else state[name]
     reading = None
-    if decoder:
+    if isinstance(model, pal_text.Encoder):
+        reading = TextVectors(model, model.weights, pal_text.sentence_reader(model, ctx.mesh, kept.frame))
+    elif model:
         # A decoder of PAL-Large has learnt; one of PAL-Tiny is read from its source.
         trained = reader.weights(state.models[name].readings[split], state.frozen) if reader else None
-        weights, how = trained or pal_text.load(decoder, ctx), {'frame': kept.frame, 'batching': Batching()}
-        reading = TextVectors(
-            decoder, weights, frozen_reader(decoder.cfg, weights, ctx.mesh, settings.text.pool, **how)
-        )
+        weights, how = trained or pal_text.load(model, ctx), {'frame': kept.frame, 'batching': Batching()}
+        reading = TextVectors(model, weights, frozen_reader(model.cfg, weights, ctx.mesh, settings.text.pool, **how))
     learner = pal.make_learners(settings, kept, ctx, 1)[name]
     return TrainedPAL(workdir, split, settings, learner, jax.tree.map(lambda x: x[split], people), kept, reading)
 
 
 class OpenParts(NamedTuple):
-    """The parts that a checkpoint is read with: what the run has kept, the decoder of texts, PAL-Large's reader of
-    them, and the shapes and shardings of the whole state."""
+    """The parts that a checkpoint is read with: what the run has kept, the model that reads texts, PAL-Large's reader
+    of them, and the shapes and shardings of the whole state."""
 
     kept: Kept
     ctx: Context
-    decoder: pal_text.Decoder | None
+    model: pal_text.Decoder | pal_text.Encoder | None
     reader: Reader | None
     abstract: Any
 
@@ -219,15 +219,15 @@ def settings_of(workdir: str) -> Settings:
 def open_parts(workdir: str, settings: Settings) -> OpenParts:
     """The parts of a run on one device."""
     kept, ctx, reader = pal_kept.load(Path(workdir) / KEPT), one_device(workdir), None
-    decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
+    model = pal_text.open_reader(settings.text, ctx, settings.seed) if settings.text.source else None
     # A checkpoint has the control's splits, too, so its shapes have them.
     replicas = settings.split.seeds * (1 + settings.split.control)
     learners = pal.make_learners(settings, kept, ctx, replicas)
     abstract: Any = {name: learner.abstract for name, learner in learners.items()}
-    if decoder and isinstance(settings, LargeSettings):
-        reader = pal_large.make_reader(settings, decoder, kept.frame, ctx)
+    if isinstance(model, pal_text.Decoder) and isinstance(settings, LargeSettings):
+        reader = pal_large.make_reader(settings, model, kept.frame, ctx)
         abstract = pal_large.abstract_state(learners, reader, replicas)
-    return OpenParts(kept, ctx, decoder, reader, abstract)
+    return OpenParts(kept, ctx, model, reader, abstract)
 
 
 def needed(abstract: Any, name: str, split: int) -> Any:
@@ -279,7 +279,7 @@ def reply_vectors(
     """
     if run.reading is None:
         raise ValueError(f'{run.workdir} learnt from a table, and not from texts; give items')
-    read, tokenizer, alone = run.reading.read, run.reading.decoder.tokenizer, run.pal.variant == 'B'
+    read, tokenizer, alone = run.reading.read, run.reading.model.tokenizer, run.pal.variant == 'B'
     if any(isinstance(side, str) or not isinstance(side, Sequence | np.ndarray) for side in (prompts, replies)):
         raise ValueError(
             f'{files.short_repr(prompts)} and {files.short_repr(replies)} are no two lists; give both as lists'

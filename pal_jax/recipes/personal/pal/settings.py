@@ -17,9 +17,11 @@ from pal_jax.run.settings import Run
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings:
-    """The decoder that makes vectors of texts, which people voted on (`data/readers/votes.py`) or chose among."""
+    """The model that makes vectors of texts, which people voted on (`data/readers/votes.py`) or chose among."""
 
-    source: str = ''  # the decoder's source, see `models/files/sources.py`; '': there is no text
+    # A decoder's source, see `models/files/sources.py`; or an encoder of sentences, encoder:minilm, encoder:mpnet or
+    # encoder:<folder>; '': there is no text.
+    source: str = ''
     dtype: str = 'auto'  # the type of the decoder's matrix products: bfloat16 where the machine has it
     layers: int = 0  # the number of the decoder's first layers that read; 0: all
     pool: Pool = 'mean'  # over the tokens of a text, or last
