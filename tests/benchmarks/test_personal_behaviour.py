@@ -43,12 +43,20 @@ def test_choices_have_the_ceiling_and_the_oracle_is_first():
 @pytest.mark.slow
 def test_rewards_of_people_pick_better_replies_than_one_for_all(capsys, tmp_path):
     (path := tmp_path / 'prompts.jsonl').write_text('{"prompt": "Hi"}\n' * 40)
-    bench.main([f'--prompts={path}', '--methods=lore,pref'], drawn)
+    kept = tmp_path / 'replies.jsonl'
+    asked = [f'--prompts={path}', '--methods=lore,pref', f'--kept={kept}']
+    bench.main(asked, lambda *sizes: drawn(*sizes)[0], lambda *_: drawn(range(40), 16, 0)[1])
     table = capsys.readouterr().out.splitlines()
-    row = {line.split(' | ')[0].strip('| '): line.split(' | ')[1:] for line in table[2:-1]}
+    row = {line.split(' | ')[0].strip('| '): line.split(' | ')[1:] for line in table[4:-1]}
     best = {name: float(cells[3].split()[0]) for name, cells in row.items()}
     assert best['oracle'] > best['lore'] > best['shared'] + 0.05
     assert best['shuffled'] < best['shared'] + 0.1
+    # The coordinates are the attributes but for lists and some noise, so what can be read is near the truth.
+    accuracy = {name: float(cells[0].split()[0]) for name, cells in row.items()}
+    assert accuracy['oracle'] > accuracy['linear ceiling'] > accuracy['lore']
+    assert len(kept.read_text().splitlines()) == 640
+    with pytest.raises(ValueError, match='replies to other prompts, or another number'):
+        bench.main([*asked, '--replies=8'])
     path.write_text('{"prompt": "Hi"}\n')
     with pytest.raises(ValueError, match='give 12 or more'):
-        bench.main([f'--prompts={path}', '--quick'], drawn)
+        bench.main([f'--prompts={path}', '--quick'])

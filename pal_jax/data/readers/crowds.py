@@ -7,9 +7,10 @@
     personalllm:<source>   PersonalLLM (arXiv 2409.20296): made-up people who weigh ten reward models
     vpl:<source>           VPL's pairs relabelled for kinds of user (arXiv 2408.10075): made-up people of each kind
     uf_p:<source>          UltraFeedback-P, likewise (arXiv 2408.10075)
+    alignx:<source>        AlignX's pairs of P-Soups' poles, likewise (Li et al. 2025, arXiv 2503.15463)
 
 A source is a file, or `hf:owner/name/file` (`records.rows`). The forms are those of the sets as published, and a row
-that lacks a field is refused by name. The people of the last three are made up: pairs of a kind are dealt to them.
+that lacks a field is refused by name. The people of the last four are made up: pairs of a kind are dealt to them.
 """
 
 from __future__ import annotations
@@ -257,6 +258,24 @@ def uf_p(source: str) -> Iterator[Choice]:
             yield Choice(text_of(place, row, 'prompt'), chosen, rejected, deal(kind), kind)
 
 
+def alignx(source: str) -> Iterator[Choice]:
+    """The pairs of AlignX's benchmark of P-Soups, dealt to made-up people of each kind, `PAIRS` to each, in the order
+    of the file.
+
+    A row has ground_truth_persona (the kind of user, as an instruction), prompt, chosen and rejected. The user's
+    profile and earlier pairs are not read.
+
+    Raises:
+      ValueError: a field is missing. The message names the row.
+    """
+    deal = _dealer()
+    for place, row in rows(source):
+        kind = identity(place, row, 'ground_truth_persona')
+        prompt, chosen, rejected = (text_of(place, row, name) for name in ('prompt', 'chosen', 'rejected'))
+        if chosen != rejected:
+            yield Choice(prompt, chosen, rejected, deal(kind), kind)
+
+
 def _dealer() -> Callable[[str], str]:
     """A function of a kind that gives the made-up person of this kind who has the next pair, `PAIRS` to each."""
     dealt: Counter[str] = Counter()
@@ -287,4 +306,5 @@ SOURCES: Mapping[str, Callable[[str], Iterator[Choice]]] = {
     'personalllm': personalllm,
     'vpl': vpl,
     'uf_p': uf_p,
+    'alignx': alignx,
 }

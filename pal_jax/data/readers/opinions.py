@@ -7,8 +7,8 @@
     summaries     Reddit TL;DR comparisons by worker (Stiennon et al. 2020), labelled by length as PAL has them
     pictures      Pick-a-Pic by embeddings (Kirstain et al. 2023): vectors, as PAL has them
 
-`read` opens the sets of choices between texts by the names that `config.data` has, and those of `crowds.py`. `votes.py`
-reads votes (Polis), and `choices.py` reads stated choices. Nothing is downloaded.
+`read` opens the sets of choices between texts by the names that `config.data` has, and those of `crowds.py` and
+`profiles.py`. `votes.py` reads votes (Polis), and `choices.py` reads stated choices. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 from pal_jax.data import records
 from pal_jax.data.comparisons import Comparisons, Lookup, alike, default_names, row_keys
-from pal_jax.data.readers import crowds, judgements
+from pal_jax.data.readers import crowds, judgements, profiles
 from pal_jax.data.readers.columns import read_arrays
 from pal_jax.data.readers.judgements import Judgement
 from pal_jax.data.records import Row, field, first_spelling, identity, listed, rows, text_of
@@ -46,7 +46,8 @@ def read(data: str) -> Iterator[Choice]:
     """The choices of a named set.
 
     `data` is `ukp:<folder>`, `jester:<folder>`, `movielens:<folder>`, `prism:<folder>`, `personas:<file>`,
-    `tldr:<folder>` of train.jsonl and validation.jsonl, `choices:<source>` (see `records.read`), or one of `crowds.py`.
+    `tldr:<folder>` of train.jsonl and validation.jsonl, `choices:<source>` (see `records.read`), or one of `crowds.py`
+    or `profiles.py`.
     Two ratings make a pair where they are at least a quarter of their scale apart. Pairs of equal texts are left out.
 
     Raises:
@@ -432,4 +433,5 @@ SOURCES: Mapping[str, Callable[[str], Iterator[Choice]]] = {
     'tldr': _summaries,
     'choices': records.read,
     **crowds.SOURCES,
+    **profiles.SOURCES,
 }

@@ -129,6 +129,10 @@ def test_pairs_of_kinds_are_dealt_to_made_up_people(tmp_path):
     assert list(opinions.read(f'uf_p:{jsonl(tmp_path / "u.jsonl", row)}')) == [
         Choice('hi', 'hello', 'go away', '4-0', '4')
     ]
+    row = {'ground_truth_persona': 'Be brief.', 'profile': 'Young', 'prompt': 'hi', 'chosen': 'yo', 'rejected': 'hello'}
+    assert list(opinions.read(f'alignx:{jsonl(tmp_path / "x.jsonl", row)}')) == [
+        Choice('hi', 'yo', 'hello', 'Be brief.-0', 'Be brief.')
+    ]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +147,11 @@ def test_pairs_of_kinds_are_dealt_to_made_up_people(tmp_path):
         ('personalllm', {'prompt': 'p', 'response_1': 'r'}, 'no reward'),
         ('personalllm', {'prompt': 'p', 'response_1': 'r', 'response_1_m': 'high'}, 'give a number'),
         ('vpl', {'objective': 'a', 'prompt': 'p', 'responses': ['x'], 'label': 0}, 'two responses'),
+        (
+            'alignx',
+            {'ground_truth_persona': 'k', 'prompt': 'p', 'chosen': 'x', 'rejected': ['y']},
+            'rejected is .*text',
+        ),
         ('uf_p', {'data_subset': '4', 'prompt': 'p', 'chosen': 'x', 'rejected': ['y']}, 'give a text'),
         ('multipref', MULTIPREF | {'completion_b': ['Nobody.']}, 'completion_b is .*give a text'),
         ('dices', rating('1', 1, 'No') | {'response': ['x']}, 'response is .*give a text'),

@@ -42,7 +42,8 @@ from pal_jax.types import Exhibit, Metrics
 
 # Sources whose prompts are questions; the prompts of others are topics, and T2 warns at most.
 PROMPTS_MATTER = (
-    'prism', 'tldr', 'choices', 'multipref', 'community', 'tldr_workers', 'personalllm', 'vpl', 'uf_p',
+    'prism', 'tldr', 'choices', 'multipref', 'community', 'tldr_workers', 'personalllm', 'vpl', 'uf_p', 'alignx',
+    'rewardbench', 'personamem',
 )  # fmt: skip
 NEVER_GIVEN = 'texts of your own or of shared sets (--config.texts)'
 FIRST = 'audit', 'pal'  # a step of each data set, before the methods
