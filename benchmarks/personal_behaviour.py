@@ -7,12 +7,13 @@
 Prompts are JSON lines of `prompt`, `instruction` or `text`. The embedded model samples replies. Made-up people, half of
 them seen and half new, have utilities `theta . attributes(reply)` of length, questions, warmth, formality and lists.
 Each method of the bench learns from the seen people's noisy choices between replies and reads 20 of each new person's;
-nobody's utility is computed by a reward. Rewards read the vectors that a reader, by default the embedded model, makes of
-replies, less the mean over the replies to the same prompt, without the direction of lists.
+nobody's utility is computed by a reward. Rewards read the vectors that a reader, by default the embedded model, makes
+of replies, less the mean over the replies to the same prompt, without the direction of lists.
 
-For each reward it prints, on prompts that nothing was learnt from and over new people: reward accuracy on choices (with
-the same noise, so `ceiling` is the truth's), the utility of the best of 1, 4, 16 and 64 replies in standard deviations
-of the person's utility, and the regret. `linear ceiling` is the truth by attributes that ridge regression reads. `tau` is Kendall's tau-b between accuracy and utility over methods, with its 95 %
+For each reader and reward it prints, on prompts that nothing was learnt from and over new people: reward accuracy on
+choices (with the same noise, so `ceiling` is the truth's), the utility of the best of 1, 4, 16 and 64 replies in
+standard deviations of the person's utility, and the regret. `linear ceiling` is the truth by the attributes that ridge
+regression finds in the vectors. `tau` is Kendall's tau-b between accuracy and utility over methods, with its 95 %
 bootstrap over people and its p by permuting methods (`benchmarks/behaviour.py`).
 """
 

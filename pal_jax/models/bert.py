@@ -116,11 +116,13 @@ def encode(
 ) -> Float[Array, 'B T D']:
     """The last hidden states. Tokens from `ends` on are padding."""
     T = tokens.shape[1]
-    positions = weights['embeddings.position_embeddings.weight'][cfg.first : cfg.first + T]
+    # Padding may lie beyond the last position.
+    numbers = cfg.first + np.minimum(np.arange(T), cfg.max_len - 1)
+    positions = weights['embeddings.position_embeddings.weight'][numbers]
     # A sentence alone is of the first type of the two that BERT tells apart.
     x = weights[WORDS][tokens] + positions[None] + weights[TYPES][:1, None]
     x = _norm(weights, 'embeddings.LayerNorm', x, cfg.norm_eps)
-    bias = jnp.where(jnp.arange(T) < ends[:, None], 0.0, -jnp.inf)[:, None, None]
+    bias = jnp.where(jnp.arange(T)[None] < ends[:, None], 0.0, -jnp.inf)[:, None, None]
     if cfg.mpnet:
         table = weights[DISTANCES]
         bias += table[distance_buckets(T, len(table))].transpose(2, 0, 1)[None]

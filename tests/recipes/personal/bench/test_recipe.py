@@ -113,7 +113,7 @@ def test_replies_are_read_without_prompts_where_prompts_differ(table, monkeypatc
     def fail(*_):
         raise ValueError('a row is wrong')
 
-    monkeypatch.setattr(bench_recipe.pal_text, 'open_decoder', fail)
+    monkeypatch.setattr(bench_recipe.pal_text, 'open_reader', fail)
     work = bench_recipe.Bench(settings, ONE, (), frozenset([text]))
     sides = Lookup(np.eye(3), np.array([0, 1]))
     items = Comparisons(np.zeros(2, int), np.arange(2), sides, sides, None, ('p',), ('x0', 'x1', 'x2'))

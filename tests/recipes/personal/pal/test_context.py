@@ -75,7 +75,7 @@ def test_new_people_are_told_by_what_is_known_of_them(pairs, trial):
 
 
 def test_choices_are_told_in_words_before_the_pair(pairs):
-    decoder = pal_text.open_decoder(SETTINGS().text, CONTEXT, 0)
+    decoder = pal_text.open_reader(SETTINGS().text, CONTEXT, 0)
     start = pal_context.tell(decoder, pairs, (0, 1))
     words = decoder.tokenizer.decode(start)
     for k in (0, 1):
@@ -90,7 +90,7 @@ def test_choices_are_told_in_words_before_the_pair(pairs):
 
 def test_texts_that_share_a_context_are_read_as_each_would_be_alone(pairs, tmp_path):
     text = SETTINGS(**{'text.folder': str(tmp_path)}).text
-    decoder = pal_text.open_decoder(text, CONTEXT, 0)
+    decoder = pal_text.open_reader(text, CONTEXT, 0)
     starts = [(), *(pal_context.tell(decoder, pairs, context) for context in ((0, 1), (2, 3)))]
     texts = [text for k in range(9) for text in pal_context.after(pairs, k, starts[k % 3])]
     together = pal_context.make_vectors(text, CONTEXT, decoder)(texts)

@@ -112,7 +112,7 @@ def test_states_are_of_the_weights_that_stand_in_the_source(read):
     settings, tables = config, []
     for seed in (0, 1, 0):
         save_source(seed)
-        found = pal_text.read(settings, ONE, pal_text.open_decoder(settings.text, ONE, settings.seed))
+        found = pal_text.read(settings, ONE, pal_text.open_reader(settings.text, ONE, settings.seed))
         tables.append(np.array(found.items.chosen.table))
     np.testing.assert_array_equal(tables[0], tables[2])
     assert np.abs(tables[0] - tables[1]).max() > 0.1

@@ -61,7 +61,7 @@ def test_large_at_rate_0_is_tiny(statements_file):
     config = small(statements_file, **{'decoder.optimizer.lr': 0.0})
     _, state = run(config, 2)
     settings = config
-    decoder = pal_text.open_decoder(settings.text, ONE, settings.seed)
+    decoder = pal_text.open_reader(settings.text, ONE, settings.seed)
     data = pal_text.read(settings, ONE, decoder)
     reader = pal_large.make_reader(settings, decoder, data.frame, ONE)
     for model in state.models.values():
@@ -199,7 +199,7 @@ def test_eight_devices_learn_what_one_does(replies_file):
 def learner_and_draw(config, name):
     """The learner of a model by its name, and what draws its batches."""
     settings = config
-    data = pal_text.read(settings, ONE, pal_text.open_decoder(settings.text, ONE, settings.seed))
+    data = pal_text.read(settings, ONE, pal_text.open_reader(settings.text, ONE, settings.seed))
     learners = pal.make_learners(settings, pal_kept.of(settings, data.items, data), ONE, 1)
     trials = pal.make_trials(settings, data.items)
     return learners[name], pal_batches.make_draw(data.items, trials, settings.updates, settings.batch, data)

@@ -37,7 +37,7 @@ def test_a_persons_reward_of_texts_says_what_the_pair_rule_says(folder, replies_
     workdir, *_, record = folder
     assert record['chosen_prototypes'] == [2]
     run = pal_reward.open_pal(str(workdir))
-    pairs = pal_text.read_pairs(run.settings, run.reading.decoder.tokenizer)
+    pairs = pal_text.read_pairs(run.settings, run.reading.model.tokenizer)
     items = pairs.in_states(run.reading.read(pairs.texts))
     margins = {}
     lines = [json.loads(line) for line in replies_file.read_text().splitlines()]
