@@ -118,8 +118,8 @@ def read(
         count = made.told + 1 + made.taught + made.held
         needed = f'{count} choices apart (history.told + 1 + history.taught + history.held)'
         enough = f' with {needed} of at most {made.max_words} words (history.max_words)' if made_here else ''
-        people = counted(len(by_user), 'person')
-        raise ValueError(f'{data} has {people}{enough}; give five or more, a fifth is kept for testing')
+        available = counted(len(by_user), 'person')
+        raise ValueError(f'{data} has {available}{enough}; give five or more, a fifth is kept for testing')
     try:
         # Two people with the same content are one person: both teach, or both test.
         held = holdouts.held_out(contents, tested, last=True)
