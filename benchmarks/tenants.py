@@ -71,7 +71,7 @@ def seconds_in_turn(calls: dict[str, Callable[[], None]], rounds: int) -> dict[s
 def measure(trainer: Trainer, count: int, args: argparse.Namespace) -> dict[str, Any]:
     """The figures of so many tenants."""
     shape = Shape(args.rank, True, True, True)
-    tenants = [trainer.create(f't{i}', shape, i, None) for i in range(count)]
+    tenants = [trainer.create(f't{i}', shape, i, {}) for i in range(count)]
     data = make_data(args.data * count, args.length, trainer.base.cfg.vocab)
     calls = {
         'together': lambda: round_of(trainer, tenants, data),
