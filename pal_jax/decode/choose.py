@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from secrets import randbits
 from typing import Protocol
 
 import jax
@@ -17,7 +18,7 @@ from pal_jax.models import attention
 from pal_jax.models.config import ModelConfig, exact_config
 from pal_jax.models.params import Params
 from pal_jax.run.credentials import secret
-from pal_jax.run.processes import ALONE, LAST_PORT, Shares
+from pal_jax.run.processes import ALONE, LAST_PORT, Shares, exchange
 from pal_jax.types import Completion
 
 # The environment variable that a server's secret is in.
@@ -55,8 +56,12 @@ def choose_decoder(
     reuse: bool = True,
     int8: bool = False,
     exact: bool = False,
+    lockstep: bool = True,
 ) -> Decoder:
     """The decoder that `config.decode` names.
+
+    Args:
+      lockstep: see `rollout.lockstep`.
 
     Raises:
       ValueError: the driver is unknown, or does not support an address or several shares, the address is no host:port,
@@ -86,7 +91,9 @@ def choose_decoder(
     from pal_jax.decode.serve.jetstream.remote import RemoteDecoder
     from pal_jax.decode.serve.jetstream.servers import Servers, SharedServers
 
-    decoders = [RemoteDecoder(cfg, tokenizer, server, secret(TOKEN)) for server in addresses]
+    # A number of this run's own, from which its weights are counted, lets it notice those of another trainer.
+    start = None if lockstep else exchange('versions', randbits(30))[0]
+    decoders = [RemoteDecoder(cfg, tokenizer, server, secret(TOKEN), start=start) for server in addresses]
     if shares.parts > 1:
         return SharedServers(Servers(decoders))
     return decoders[0] if len(decoders) == 1 else Servers(decoders)

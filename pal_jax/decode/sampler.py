@@ -29,16 +29,19 @@ def make_shares(decode: DecodeSettings) -> Shares:
     return Shares(decode.shares or jax.process_count())
 
 
-def make_decoder(decode: DecodeSettings, policy: Policy, ctx: Context, at_once: int | None = None) -> Decoder:
+def make_decoder(
+    decode: DecodeSettings, policy: Policy, ctx: Context, at_once: int | None = None, *, lockstep: bool = True
+) -> Decoder:
     """The decoder that the settings name.
 
     Args:
       at_once: the largest number of samples that will be asked for together.
+      lockstep: see `rollout.lockstep`.
 
     Raises:
       ValueError: as `decode.choose.choose_decoder`.
     """
-    options: dict[str, Any] = dataclasses.asdict(decode) | {'shares': make_shares(decode)}
+    options: dict[str, Any] = dataclasses.asdict(decode) | {'shares': make_shares(decode), 'lockstep': lockstep}
     # More slots than samples would stay empty.
     if at_once:
         options['slots'] = min(decode.slots, at_once)

@@ -2,7 +2,8 @@
 
 A recipe keeps a line in its host item: a tuple of functions, the oldest first, each of which waits for the result of
 one step's work. With `rollout.ahead=k` the rollout of step `i + k` begins before the update of step `i`, with the
-weights after step `i - 1`. Which weights sample a rollout is fixed, so a run repeats bit by bit (lockstep). Models on
+weights after step `i - 1`. Which weights sample a rollout is fixed, so a run repeats bit by bit (lockstep). Without
+lockstep a decode server gets the weights of every step while it samples, and no token is of earlier ones. Models on
 the trainer's devices do not run on the thread: two threads could start the programs of several devices in different
 orders, and each device would wait for the other.
 """
@@ -10,13 +11,17 @@ orders, and each device would wait for the other.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
+import numpy as np
+
+from pal_jax.models.params import Params
 from pal_jax.run import processes
 from pal_jax.run.recipe import Context
+from pal_jax.types import Metrics, Sample
 
 T = TypeVar('T')
 Line = tuple[Callable[[], T], ...]
@@ -29,13 +34,14 @@ class Ahead:
       name: names the thread, and the values that it exchanges with those of other processes.
       phase: times the wait for a result, as `run.recipe.Context.phase`.
       here: the work needs this machine's devices, so the caller's thread does it when it begins.
+      lockstep: the work is done with the weights that were there when it began.
     """
 
     def __init__(
         self, name: str, steps: int, *, phase: Callable[[str], AbstractContextManager[None]] = contextlib.nullcontext,
-        here: bool = False,
+        here: bool = False, lockstep: bool = True,
     ):  # fmt: skip
-        self.steps, self._phase, self._here, self._pool = steps, phase, here, None
+        self.steps, self.lockstep, self._phase, self._here, self._pool = steps, lockstep, phase, here, None
         if steps and not here:
             self._pool = ThreadPoolExecutor(1, name, processes.exchange_as, (name,))
 
@@ -59,6 +65,22 @@ class Ahead:
             with self._phase('wait'):
                 self._pool.submit(lambda: None).result()
 
+    def refresh(self, load: Callable[..., None], weights: Params, i: int) -> None:
+        """Load the weights of step `i`: in lockstep once all work that has begun is done, and otherwise at once, with
+        `i` as their version."""
+        if self.lockstep:
+            self.wait()
+            load(weights)
+        else:
+            load(weights, i)
+
+    def age(self, samples: Iterable[Sample], i: int) -> Metrics:
+        """The mean number of updates between the weights of a token and those of step `i`, which learns it, as `age`;
+        nothing in lockstep, where it is `steps`."""
+        if self.lockstep:
+            return {}
+        return {'age': float(np.mean([i - version for one in samples for version in one.completion.versions]))}
+
     def close(self) -> None:
         """Do no work of those that have not started yet."""
         if self._pool:
@@ -79,9 +101,12 @@ class Ahead:
             return line[0](), line[1:]
 
 
-def make_lines(ctx: Context, steps: int, here: Mapping[str, bool]) -> dict[str, Ahead]:
+def make_lines(ctx: Context, steps: int, lockstep: bool, here: Mapping[str, bool]) -> dict[str, Ahead]:
     """An `Ahead` for each kind of work, by its name. `here` says which work needs this machine's devices."""
-    lines = {name: Ahead(name, steps, phase=ctx.phase, here=on_devices) for name, on_devices in here.items()}
+    lines = {
+        name: Ahead(name, steps, phase=ctx.phase, here=on_devices, lockstep=lockstep)
+        for name, on_devices in here.items()
+    }
     if steps and not any(line.apart for line in lines.values()):
         ctx.log(
             f'rollout.ahead={steps}: all of {", ".join(here)} needs the devices of this machine, so nothing is done '
@@ -90,8 +115,13 @@ def make_lines(ctx: Context, steps: int, here: Mapping[str, bool]) -> dict[str, 
     return lines
 
 
-def check_ahead(ahead: int, *, exact: bool) -> None:
-    """Raises ValueError where a run cannot sample `ahead` steps ahead; `exact` is `decode.exact`."""
+def check_ahead(ahead: int, lockstep: bool, *, driver: str, exact: bool) -> None:
+    """Raises ValueError where a run cannot sample `ahead` steps ahead; `driver` and `exact` are those of `decode`."""
+    if not lockstep and (not ahead or driver == 'local'):
+        raise ValueError(
+            f'rollout.lockstep=False with rollout.ahead={ahead} and decode.driver={driver!r}: only a decode server '
+            "samples while its weights change; use decode.driver='jetstream' and an `ahead` of 1 or more"
+        )
     if ahead < 0:
         raise ValueError(f'rollout.ahead={ahead} must be at least 0; 0 samples a step before its update')
     if ahead and exact:

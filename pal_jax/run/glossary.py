@@ -167,6 +167,7 @@ CORE = Words(
             'sampler_drift_max': 'how far sampled and trained log-probabilities differ, at most',
             'sampler_ratio': "ratio of trained to sampled tokens' probabilities, mean",
             'sampler_ratio_max': "ratio of trained to sampled tokens' probabilities, at most",
+            'age': 'updates between the weights that sampled a token and those that learn it, mean',
             'drifted_samples': 'samples left out since training and sampling differ too much (ppo.max_drift)',
             'entropy': 'how undecided the policy is about the next token (nats)',
             'real_share': 'share of a batch that is no padding',

@@ -54,6 +54,9 @@ class RolloutSettings:
     # The number of steps before its update at which a rollout begins. Judges and users behind addresses then answer
     # while the policy is updated; see docs/training.md.
     ahead: int = 0
+    # Samples wait for the weights of their step, so a run repeats bit by bit. False: a decode server never waits, and
+    # gets every update while it samples.
+    lockstep: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

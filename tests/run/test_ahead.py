@@ -9,6 +9,7 @@ import pytest
 from pal_jax.run import ahead, devices
 from pal_jax.run.ahead import Ahead
 from pal_jax.run.recipe import Context
+from pal_jax.types import Completion, Sample
 
 
 @pytest.mark.parametrize('steps', [0, 1, 2, 4])
@@ -94,15 +95,36 @@ def test_a_line_that_is_closed_does_nothing_more():
 
 def test_what_cannot_be_ahead_is_refused():
     with pytest.raises(ValueError, match=r'rollout\.ahead=-1'):
-        ahead.check_ahead(-1, exact=False)
+        ahead.check_ahead(-1, True, driver='local', exact=False)
     with pytest.raises(ValueError, match=r'rollout\.ahead=2 .*decode\.exact'):
-        ahead.check_ahead(2, exact=True)
-    ahead.check_ahead(0, exact=True)
+        ahead.check_ahead(2, True, driver='local', exact=True)
+    ahead.check_ahead(0, True, driver='local', exact=True)
+    for steps, driver in ((0, 'jetstream'), (2, 'local')):
+        with pytest.raises(ValueError, match='rollout.lockstep=False'):
+            ahead.check_ahead(steps, False, driver=driver, exact=False)
+    ahead.check_ahead(2, False, driver='jetstream', exact=False)
 
 
 @pytest.mark.parametrize(('steps', 'here', 'said'), [(2, True, 1), (2, False, 0), (0, True, 0)])
 def test_a_run_in_which_nothing_is_done_beside_updates_says_so(steps, here, said):
     log = []
-    lines = ahead.make_lines(Context(devices.make_mesh(), log=log.append), steps, {'sampling': True, 'paid': here})
+    lines = ahead.make_lines(
+        Context(devices.make_mesh(), log=log.append), steps, True, {'sampling': True, 'paid': here}
+    )
     assert [line.apart for line in lines.values()] == [False, bool(steps and not here)]
     assert len(log) == said and all(f'rollout.ahead={steps}' in line for line in log)
+
+
+@pytest.mark.parametrize('lockstep', [True, False])
+def test_weights_wait_for_work_under_way_in_lockstep_alone(lockstep):
+    done, loaded, go = [], [], threading.Event()
+    work = Ahead('work', 2, lockstep=lockstep)
+    work.begin((), lambda: (go.wait(), done.append('work')))
+    threading.Timer(0.2, go.set).start()
+    work.refresh(lambda *arguments: loaded.append((list(done), arguments)), {'w': 1}, 7)
+    assert loaded == ([(['work'], ({'w': 1},))] if lockstep else [([], ({'w': 1}, 7))])
+    work.wait()
+    samples = [
+        Sample((1,), Completion('', (1, 2), (0.0, 0.0), 'stop', versions=versions)) for versions in ((5, 7), (6, 6))
+    ]
+    assert work.age(samples, 8) == ({} if lockstep else {'age': 2.0})

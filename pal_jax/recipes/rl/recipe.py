@@ -73,10 +73,8 @@ class RL:
             # 1. Draw prompts and sample n answers to each; or play n games from each of some starts. With
             # `rollout.ahead` they are those of a later step.
             due, sampled = self.paid.due(i, paid, self.plan.total_steps), ()
-            # A server may still sample the rollout that began in the step before.
-            self.sampling.wait()
             if due:
-                self.decoder.load(self.learner.weights(state))
+                self.sampling.refresh(self.decoder.load, self.learner.weights(state), i)
             for later in due:
                 sampled = self.sampling.begin(sampled, functools.partial(self.source.train, self.sample, later))
             if not self.sampling.apart:
@@ -87,7 +85,7 @@ class RL:
                 paid = self.paid.begin(paid, functools.partial(self.pay, groups, later))
             groups, paid = self.paid.take(paid)
         self.check_paid(groups)
-        metrics = summarize(groups)
+        metrics = summarize(groups) | self.sampling.age(flat(groups), i)
         self.ctx.show(map(describe, flat(groups)[: self.shown]))
         # 3. Make advantages of the rewards, and update actor and critic in epochs of minibatches.
         batch, key = self.pack(self.source.credit(groups, i)), jax.random.fold_in(jax.random.key(self.seed), i)
@@ -152,13 +150,14 @@ def make(settings: Settings, ctx: Context) -> RL:
       ValueError: a value, a file or a row of it is wrong.
       RuntimeError: a model cannot be had.
     """
-    check_ahead(settings.rollout.ahead, exact=settings.decode.exact)
+    ahead, lockstep = settings.rollout.ahead, settings.rollout.lockstep
+    check_ahead(ahead, lockstep, driver=settings.decode.driver, exact=settings.decode.exact)
     check_at_least(settings, 1, 'rl.rollout_batch_size', 'rl.n_samples_per_prompt', 'prompts.test_count')
     policy = make_policy(settings.policy, ctx, settings.seed)
     models = ChatModels(settings.endpoints, settings.answers, settings.seed)
     source = make_games(settings, policy) if settings.rl.game else make_answers(settings, policy, models, ctx)
     learner, steps, evaluated = make_rl_learner(settings, policy.cfg, ctx), settings.total_steps, settings.eval
-    decoder = sampler.make_decoder(settings.decode, policy, ctx)
+    decoder = sampler.make_decoder(settings.decode, policy, ctx, lockstep=lockstep)
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
     trained = trained_policy(settings.policy, policy, learner)
 
@@ -172,10 +171,9 @@ def make(settings: Settings, ctx: Context) -> RL:
         return models.count_on(host) | {'paid': paid}
 
     plan = Plan(steps, learner.abstract, stage, trained, pack=pack, resume=resume, keep=keeping(policy=policy))
-    ahead = settings.rollout.ahead
     sampled = not ahead or settings.decode.driver == 'local'
     # A scorer computes on this machine's devices.
-    lines = make_lines(ctx, ahead, {'sampling': sampled, 'paid': models.here or bool(settings.reward.scorer)})
+    lines = make_lines(ctx, ahead, lockstep, {'sampling': sampled, 'paid': models.here or bool(settings.reward.scorer)})
     return RL(
         plan=plan._replace(close=lambda: [line.close() for line in lines.values()]),
         ctx=ctx,

@@ -150,12 +150,10 @@ class RLPA:
         user, world = CountingUser(self.world.user), self.world
         queue, rollouts, replies = host['queue'], host['rollouts'], host['replies']
         with self.ctx.phase('rollout'):
-            # A server may still sample the rollout that began in the step before.
-            self.sampling.wait()
             # With `rollout.ahead` the steps that are due are later ones, and in the end there are none.
             due_steps = self.rollouts.due(i, rollouts, self.plan.total_steps)
             if due_steps:
-                self.decoder.load(self.learner.weights(state))
+                self.sampling.refresh(self.decoder.load, self.learner.weights(state), i)
             for due in due_steps:
                 # 1. Take open conversations from the queue.
                 open_dialogues, queue = pop(
@@ -177,7 +175,7 @@ class RLPA:
                 user.count(answered)
                 queue = join(queue, answered, at_front=self.round_batch_size >= 0)
         samples = [sample for groups in turns for group in groups for sample in group]
-        metrics = summarize(samples) | {'silent': float(user.silent)}
+        metrics = summarize(samples) | {'silent': float(user.silent)} | self.sampling.age(samples, i)
         self.ctx.show(map(describe_sample, spread(samples, self.shown)))
         with self.ctx.phase('annotate'):
             # 4. Log-probabilities and values of all answers, and from them and the rewards their advantages.
@@ -280,12 +278,12 @@ def make(settings: Settings, ctx: Context) -> Recipe:
     policy = make_policy(settings.policy, ctx, settings.seed)
     check_openings(settings, world, policy.tokenizer, policy.cfg.max_len)
     learner, tokenizer, dialogue = make_turn_learner(settings, policy.cfg, ctx), policy.tokenizer, settings.dialogue
-    decoder, rounds = sampler.make_decoder(settings.decode, policy, ctx), dialogue.rounds
-    ahead = settings.rollout.ahead
+    ahead, lockstep = settings.rollout.ahead, settings.rollout.lockstep
+    decoder, rounds = sampler.make_decoder(settings.decode, policy, ctx, lockstep=lockstep), dialogue.rounds
     # Some judges compute on this machine's devices.
     judged = world.models.here or settings.reward.matcher == 'embedding' or settings.reward.naturalness == 'model'
     sampled = not ahead or settings.decode.driver == 'local'
-    lines = make_lines(ctx, ahead, {'sampling': sampled, 'rollouts': judged, 'replies': judged})
+    lines = make_lines(ctx, ahead, lockstep, {'sampling': sampled, 'rollouts': judged, 'replies': judged})
     plan = make_plan(settings, policy, learner, world)
     ctx.log(world.told + fewer_people(settings.eval, world))
     return RLPA(
@@ -389,7 +387,8 @@ def check(settings: Settings, mesh: Mesh) -> None:
         )
     if not 0 <= dialogue.turn_gamma <= 1:
         raise ValueError(f'dialogue.turn_gamma={dialogue.turn_gamma} must be from 0 (off) to 1')
-    check_ahead(settings.rollout.ahead, exact=settings.decode.exact)
+    rollout, decode = settings.rollout, settings.decode
+    check_ahead(rollout.ahead, rollout.lockstep, driver=decode.driver, exact=decode.exact)
     if settings.rollout.ahead and dialogue.turn_gamma:
         raise ValueError(
             f'rollout.ahead={settings.rollout.ahead}: with dialogue.turn_gamma={dialogue.turn_gamma} users answer '

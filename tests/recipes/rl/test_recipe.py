@@ -13,6 +13,7 @@ import pytest
 
 import pal_jax
 from pal_jax.commands import library
+from pal_jax.decode.driver import Driver
 from pal_jax.learners.ppo_settings import PPO
 from pal_jax.models.files import sources
 from pal_jax.objectives.advantages import standardised
@@ -27,6 +28,7 @@ from pal_jax.run.recipe import Context
 from pal_jax.run.record_scorer import RecordScorer
 from pal_jax.types import Completion, Sample
 from tests import configs
+from tests.decode.serve.jetstream.test_rpc import serving
 from tests.recipes.broken_off import assert_it_goes_on_wherever_it_is_broken_off
 
 get_settings = functools.partial(configs.load, 'rl')
@@ -262,6 +264,25 @@ def test_a_decode_server_samples_with_the_weights_of_the_step(ahead):
         # The decoder on this machine stands for a server: without weights it raises an error.
         state, host, *_ = recipe.step(state, host, i)
     recipe.plan.close()
+
+
+@pytest.mark.slow
+def test_without_lockstep_no_token_is_of_weights_more_than_so_many_updates_ago():
+    local = rl.make(get_settings('smoke', total_steps=4), ONE)
+    state, _ = local.init()
+    local.decoder.load(local.learner.weights(state))
+    with serving(Driver(local.decoder, line=64)) as address:
+        changes = {'decode.driver': 'jetstream', 'decode.address': address, 'total_steps': 4}
+        recipe = rl.make(get_settings('smoke', **{'rollout.ahead': 2, 'rollout.lockstep': False} | changes), ONE)
+        state, host = recipe.init()
+        ages = []
+        for i in range(4):
+            state, host, _, metrics = recipe.step(state, host, i)
+            ages.append(metrics['age'])
+            assert all(0 <= version <= i for groups in host['paid'] for group in groups() for sample in group
+                       for version in sample.completion.versions)  # fmt: skip
+        recipe.plan.close()
+    assert ages[0] == 0 and 0 <= max(ages) <= 2
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import secrets
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import grpc
 
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.driver import SwapPolicy
 from pal_jax.decode.requests import Request, Told, check
 from pal_jax.decode.serve.jetstream import wire
 from pal_jax.models.config import ModelConfig
@@ -42,28 +44,46 @@ class Lost(RuntimeError):
 
 class RemoteDecoder:
     """A decoder on a server. Nothing is sent before the first `load`. A connection lives until the next `load` or
-    `release`."""
+    `release`.
 
-    def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer, address: str, token: str = ''):
+    Args:
+      start: None: all tokens of a request are of one version. A number: `load` may come from another thread while
+        requests are under way, which go on with the new weights. Versions are then counted from `start` on the server,
+        and from 0 for the caller.
+    """
+
+    def __init__(
+        self, cfg: ModelConfig, tokenizer: Tokenizer, address: str, token: str = '', *, start: int | None = None
+    ):
         self.cfg, self.tokenizer, self.address, self.version = cfg, tokenizer, address, 0
+        self._start = start
         self._metadata = (('authorization', f'Bearer {token}'),) if token else ()
         self._channel: grpc.Channel | None = None
 
     def load(self, params: Params, version: int | None = None, patience: float | None = None) -> None:
-        """Decode with these (plain, merged) parameters from now on. No requests of this decoder may be under way.
+        """Decode with these (plain, merged) parameters from now on. Without `start`, no requests of this decoder may be
+        under way.
 
         The call waits `patience` seconds, by default `START`, for a server that is still starting. Without a version
-        the parameters get a random one.
+        the parameters get a random one, or with `start` that of the last ones.
 
         Raises:
           Lost: the server cannot be reached.
           RuntimeError: the server refuses.
           ValueError: the server has another model.
         """
-        # A random version lets a call notice weights from another trainer.
-        self.join(secrets.randbits(31) if version is None else version, patience)
+        policy: SwapPolicy = 'drain' if self._start is None else 'continue'
+        version = self.numbered(version)
+        self.join(version, patience)
         with self._told():
-            self._method('stream_unary', 'Update')(wire.update(params, self.version, 'drain'))
+            self._method('stream_unary', 'Update')(wire.update(params, version + (self._start or 0), policy))
+
+    def numbered(self, version: int | None) -> int:
+        """The version of weights that are sent with this one, see `load`."""
+        if version is not None:
+            return version
+        # A random version lets a call notice weights from another trainer.
+        return secrets.randbits(31) if self._start is None else self.version
 
     def join(self, version: int, patience: float | None = None) -> None:
         """Decode with the weights of this version, which another process sends.
@@ -71,11 +91,13 @@ class RemoteDecoder:
         Raises:
           Lost, RuntimeError, ValueError: as `load`.
         """
-        self.release()
-        self._channel = grpc.insecure_channel(self.address, options=(*wire.OPTIONS, *RETRY))
-        self._wait(self._channel, START if patience is None else patience)
-        with self._told():
-            self._check(wire.unpack(wire.Status, self._method('unary_unary', 'Status')(b'')))
+        # Requests may be under way over the connection that is there.
+        if self._start is None or self._channel is None:
+            self.release()
+            self._channel = grpc.insecure_channel(self.address, options=(*wire.OPTIONS, *RETRY))
+            self._wait(self._channel, START if patience is None else patience)
+            with self._told():
+                self._check(wire.unpack(wire.Status, self._method('unary_unary', 'Status')(b'')))
         self.version = version
 
     def _wait(self, channel: grpc.Channel, patience: float) -> None:
@@ -139,9 +161,13 @@ class RemoteDecoder:
         done: dict[int, Completion] = {}
         answers = self._method('unary_stream', 'Generate')(batch)
         for answer in itertools.chain.from_iterable(wire.unpack(wire.Answers, data).answers for data in answers):
-            completion = done[answer.index] = wire.completion_of(answer)
+            completion, first = wire.completion_of(answer), self.version
+            if self._start is not None:
+                counted = tuple(version - self._start for version in completion.versions)
+                completion, first = dataclasses.replace(completion, versions=counted), 0
+            done[answer.index] = completion
             # A token of another version was sampled from the weights of another trainer, or of a server's own start.
-            if versions := set(completion.versions) - {self.version}:
+            if versions := {version for version in completion.versions if not first <= version <= self.version}:
                 raise Lost(
                     f'the server at {self.address} got weights from elsewhere: asked version {self.version}, got '
                     f'{sorted(versions)}; give every trainer a server of its own'

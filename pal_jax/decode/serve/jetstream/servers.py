@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from secrets import randbits
 from typing import Any
 
 import jax
@@ -28,7 +27,8 @@ class Servers:
 
     def __init__(self, decoders: Sequence[RemoteDecoder]):
         self._decoders, self._reached = list(decoders), list[RemoteDecoder]()
-        self._pool = ThreadPoolExecutor(len(decoders), 'decode servers')
+        # Without lockstep, weights are sent while all servers sample.
+        self._pool = ThreadPoolExecutor(2 * len(decoders), 'decode servers')
 
     def load(self, params: Params, version: int | None = None) -> None:
         """Decode with these parameters from now on. Each server is sent them once.
@@ -40,7 +40,7 @@ class Servers:
           ValueError: a server has another model.
         """
         # All servers have one version, so that a token of other weights is noticed.
-        version = randbits(31) if version is None else version
+        version = self.numbered(version)
 
         def reach(patience: Mapping[RemoteDecoder, float]) -> dict[RemoteDecoder, Lost]:
             return self._try({d: (params, version, seconds) for d, seconds in patience.items()}, RemoteDecoder.load)
@@ -49,6 +49,10 @@ class Servers:
         if len(errors) == len(self._decoders):
             errors = reach(dict.fromkeys(self._decoders, START))
         self._leave_out(errors, self._decoders)
+
+    def numbered(self, version: int | None) -> int:
+        """The version of weights that are sent with this one, as `RemoteDecoder.numbered` has it."""
+        return self._decoders[0].numbered(version)
 
     @property
     def reached(self) -> list[str]:
@@ -128,7 +132,7 @@ class SharedServers:
     def load(self, params: Params, version: int | None = None) -> None:
         """Decode with these parameters, spread over all processes, from now on; raises as `Servers.load`."""
         gathered, first = sharding.to_host(params), jax.process_index() == 0
-        chosen = randbits(31) if version is None else version
+        chosen = self._servers.numbered(version)
         if first:
             self._servers.load(gathered, chosen)
         sent, reached = processes.exchange('decode servers', [chosen, self._servers.reached])[0]

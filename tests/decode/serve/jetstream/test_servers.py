@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -74,3 +75,29 @@ def test_a_trainer_without_any_server_is_told(monkeypatch):
         decoder.load(weights(0))
     with pytest.raises(RuntimeError, match='no weights'):
         decoder([request(0)])
+
+
+def test_without_lockstep_weights_change_while_servers_sample(local):
+    short, long = request(0, 4), request(1, 600)
+    expected = alone(local, [long], version=1)[0].token_ids
+    with serving(make_driver()) as address:
+        decoder, began = Servers([RemoteDecoder(CFG, TOKENIZER, address, start=1000)]), threading.Event()
+        decoder.load(weights(1), 3)
+        with ThreadPoolExecutor(1) as pool:
+            answers = pool.submit(decoder, [short, long], lambda place, completion: began.set())
+            assert began.wait(60)
+            decoder.load(weights(2), 4)
+            first, second = answers.result(60)
+        assert (set(first.versions), set(second.versions)) == ({3}, {3, 4})
+        assert list(second.versions) == sorted(second.versions)
+        # The tokens before the change are those of the earlier weights.
+        same = second.versions.count(3)
+        assert second.token_ids[:same] == expected[:same]
+        assert second.token_ids != expected
+        # Without a number, weights have that of the last ones.
+        decoder.load(weights(2))
+        assert set(decoder([short])[0].versions) == {4}
+        RemoteDecoder(CFG, TOKENIZER, address).load(weights(1), 7)  # as another trainer would
+        with pytest.raises(RuntimeError, match='got weights from elsewhere'):
+            decoder([short])
+        decoder.release()
