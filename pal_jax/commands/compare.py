@@ -93,6 +93,7 @@ def _draw_steps(ax: Axes, parts: Runs, key: str, title: str) -> None:
         mean, _ = running_mean(values, values * 0, max(3, len(part) // 5))
         ax.plot(steps, values, 'o', color=colour, alpha=0.35, markersize=3, markeredgewidth=0)
         ax.plot(steps, mean, color=colour)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_evaluations(ax: Axes, evals: Runs, words: Mapping[str, Words], key: str) -> None:
@@ -108,6 +109,8 @@ def _draw_evaluations(ax: Axes, evals: Runs, words: Mapping[str, Words], key: st
         for step, figure in figures:
             if figure.interval:
                 ax.plot([step] * 2, figure.interval, color=colour, linewidth=1)
+    # All panels of evaluations span the same steps, so that one evaluation has an axis, too.
+    ax.set_xlim(min(steps) - 3 * apart, max(steps) + (len(evals) + 2) * apart)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

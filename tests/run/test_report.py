@@ -25,6 +25,7 @@ from pal_jax.run.report import (
     few_samples,
     grouped,
     lead_exhibit,
+    make_report,
     number_rows,
     side_by_side,
     write_report,
@@ -175,6 +176,13 @@ def test_a_run_that_has_not_learnt_gets_the_advice_of_its_own_figures(figures, k
 )
 def test_advice_goes_by_the_verdict(answer, key):
     assert key in advice([], RunVerdict(answer, '', ''), {})
+    assert ':smoke' in advice([], RunVerdict(answer, '', ''), {}, 'rl:smoke')
+
+
+def test_a_run_without_a_figure_that_tells_of_learning_says_so(tmp_path):
+    (tmp_path / 'config.json').write_text('{"recipe": "cmdp"}')
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 0, "phase": "cmdp", "bandit_pid_reward": 1.0}\n')
+    assert 'no single figure' in make_report(tmp_path)[0]
 
 
 def test_figures_are_in_groups_and_one_that_nobody_explained_is_shown():
