@@ -27,7 +27,7 @@ from benchmarks.machine import measure
 from pal_jax.run import files, intervals, verdict
 from pal_jax.run.checkpoint import flatten
 from pal_jax.run.config_files import settings_of
-from pal_jax.run.glossary import Words, meaning, words_of
+from pal_jax.run.glossary import COMPARED, Words, words_of
 from pal_jax.run.intervals import Estimate
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.pages import markdown
@@ -95,11 +95,12 @@ def changes(name: str, folder: Path, config: Record) -> dict[str, Any]:
 def claim_record(claim: verdict.Claim, after: Record, words: Words) -> dict[str, Any]:
     """A claim of one run: the figure, its control and further ones of the evaluation, and whether it holds by the run's
     own interval, which is over people, prompts or rows."""
-    others = {}
-    for name, value in scalars(after).items():
-        of_claim = name.endswith(f'_{claim.key}') or name.startswith(f'{claim.key}_of_')
-        if of_claim and (said := meaning(name, words).words).startswith(CONTROL):
-            others[said.removeprefix(CONTROL)] = value
+    others = {
+        words.figures[COMPARED][name].removeprefix(CONTROL): value
+        for name, value in scalars(after).items()
+        if name.endswith(f'_{claim.key}') or name.startswith(f'{claim.key}_of_')
+        if words.figures[COMPARED].get(name, '').startswith(CONTROL)
+    }
     return {
         'key': claim.key,
         'said': claim.said.strip(','),

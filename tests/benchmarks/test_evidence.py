@@ -11,10 +11,12 @@ from scipy import stats
 from benchmarks import evidence
 from pal_jax.run.checkpoint import flatten
 from pal_jax.run.config_files import settings_of
+from pal_jax.run.glossary import words_of
 from pal_jax.run.metrics import EVALS, METRICS
 from pal_jax.run.settings import to_dict
 from pal_jax.run.shipped import config_path
 from pal_jax.run.summary import SUMMARY
+from pal_jax.run.verdict import Claim, constant
 from pal_jax.run.workdir import CONFIG
 
 
@@ -126,6 +128,19 @@ def test_a_run_is_kept_with_its_command_and_claims(finished, tmp_path, monkeypat
     (finished / CONFIG).write_text(json.dumps(to_dict(settings_of(config_path('rl'), ('seed=1',)))))
     with pytest.raises(SystemExit, match='rl-1.json is of another'):
         evidence.main([str(finished)])
+
+
+def test_controls_of_the_same_evaluation_are_beside_the_claim():
+    key, words = 'profile', words_of('rlpa')
+    claim = Claim(key, 'mean F1', 1.0, constant(0.3), constant(0.1), 'before training')
+    after = {
+        key: 0.3,
+        'guesser_profile': 0.04,
+        'shuffled_profile': None,
+        'unseen_guesser_profile': 0.0,
+        'f1_profile': 1.0,
+    }
+    assert evidence.claim_record(claim, after, words)['others'] == {'F1 of one fixed guess, mean over turns': 0.04}
 
 
 def test_a_run_that_has_not_ended_is_refused(finished):

@@ -49,6 +49,7 @@ def test_levels_profile_and_controls_by_turn():
     assert record['bound_by_turn'] == pytest.approx([0.0, 2 / 3])
     assert record['guesser_by_turn'] == pytest.approx([1 / 3] * 2)
     assert record['shuffled_by_turn'] == pytest.approx([0.0, (0 + 1 / 2) / 2])  # b's `pet: cat` is true of a
+    assert (record['guesser_profile'], record['shuffled_profile']) == pytest.approx((1 / 3, 1 / 8))
     low, high = record['intervals']['al_by_turn']
     assert (low, high) == ([0.0, 100.0], [100.0, 100.0])
 
@@ -74,7 +75,8 @@ def test_nobody_is_compared_with_who_has_the_same_facts():
     record = personalization.table(alike, rounds=1, guess=())
     assert record['shuffled_by_turn'] == pytest.approx([2 / 3 / 3])  # b's answer alone, against a or a's twin
     for people in (alike[:1], alike[:2]):
-        assert personalization.table(people, rounds=1, guess=())['shuffled_by_turn'] is None
+        nobody = personalization.table(people, rounds=1, guess=())
+        assert nobody['shuffled_by_turn'] is None and nobody['shuffled_profile'] is None
 
 
 def test_strangers_are_as_many_as_there_are_people():
