@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pal_jax.data.readers import choices, votes
+from pal_jax.models.files import packages
 from pal_jax.run import made, own, processes, stores
 from pal_jax.run.checkpoint import CONFIG, FOLDER, flatten, kept_in
 from pal_jax.run.files import write_whole
@@ -97,8 +98,8 @@ def path_of(value: Any) -> Path | None:
 
 @functools.cache
 def _made() -> frozenset[str]:
-    """The names of data that are made here, and of no file."""
-    return frozenset((*WORDS, *choices.TABLES, *made.names()))
+    """The names of data that are made here and of models inside packages, which are no files."""
+    return frozenset((*WORDS, *choices.TABLES, *made.names(), *packages.DECODERS))
 
 
 def _ending(value: str) -> str:

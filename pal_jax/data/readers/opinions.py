@@ -47,8 +47,8 @@ def read(data: str) -> Iterator[Choice]:
 
     `data` is `ukp:<folder>`, `jester:<folder>`, `movielens:<folder>`, `prism:<folder>`, `personas:<file>`,
     `tldr:<folder>` of train.jsonl and validation.jsonl, `choices:<source>` (see `records.read`), or one of `crowds.py`
-    or `profiles.py`.
-    Two ratings make a pair where they are at least a quarter of their scale apart. Pairs of equal texts are left out.
+    or `profiles.py`. Two ratings make a pair where they are at least a quarter of their scale apart. Pairs of equal
+    texts are left out.
 
     Raises:
       ValueError: a file is missing, or a row is wrong.

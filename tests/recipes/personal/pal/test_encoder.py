@@ -93,6 +93,7 @@ def replies(tmp_path_factory):
     return write_replies(tmp_path_factory.mktemp('replies') / 'replies.jsonl')
 
 
+@pytest.mark.slow
 def test_a_run_with_an_encoder_is_opened_for_a_persons_reward(encoder, replies, tmp_path):
     config = small(replies, 'text', **{'text.source': f'encoder:{encoder}'})
     recipe, *_ = finished(config, tmp_path / 'run')
