@@ -27,7 +27,7 @@ from pal_jax.run import files, processes, stores
 from pal_jax.run.files import write_whole
 from pal_jax.run.metrics import METRICS, read_records
 from pal_jax.run.recipe import KEPT
-from pal_jax.run.workdir import CONFIG
+from pal_jax.run.workdir import CONFIG, PARTS, REPORT
 
 # Seconds after which all processes see a file that one of them wrote to a shared file system.
 SEEN = 30.0
@@ -253,7 +253,7 @@ def kept_in(workdir: str | os.PathLike[str]) -> Path | None:
 def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: tuple[str, ...] = ()) -> None:
     """Compare a configuration with the one that the run in `workdir` has written, if there is one.
 
-    A run that has made no step, since it failed or was stopped before, may begin again with another configuration.
+    A run that has made nothing, since it failed or was stopped before, may begin again with another configuration.
 
     Args:
       free: keys that may change between two calls of one run, such as `total_steps` or `endpoints.*.address`.
@@ -262,7 +262,11 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
     """
     path = Path(workdir) / CONFIG
     saved = any(Path(workdir, FOLDER).glob('[0-9]*'))
-    if not path.exists() or not (saved or read_records(Path(workdir, METRICS))):
+    # A run of parts has written some before its first step ends, and one of no steps has a report.
+    made = (
+        saved or any(Path(workdir, name).exists() for name in (REPORT, PARTS)) or read_records(Path(workdir, METRICS))
+    )
+    if not path.exists() or not made:
         return
     # JSON makes lists of tuples, as they are in the file.
     old, ours = flatten(files.read_object(path)), flatten(json.loads(stores.shown(json.dumps(config))))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from pal_jax.run import files, processes, sharding
 from pal_jax.run.files import write_whole
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan
+from pal_jax.run.workdir import PARTS
 from pal_jax.types import Metrics
 
 T = TypeVar('T')
@@ -70,7 +71,7 @@ def make(
     abstract = {'parts': jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(ctx.mesh))}
     stage = {steps: 'final'}.get
     plan = Plan(steps, abstract, stage, shown=shown, resume=resume, phases=phases or {})
-    return Piecework(plan, ctx.workdir / 'parts', name, work, finish)
+    return Piecework(plan, ctx.workdir / PARTS, name, work, finish)
 
 
 def in_parts(rows: Sequence[T], size: int) -> list[Sequence[T]]:

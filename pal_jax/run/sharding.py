@@ -88,11 +88,9 @@ def put_batch(tree: Any, mesh: Mesh, axes: Sequence[str | None] = ('batch',)) ->
 def put(tree: Any, places: Any) -> Any:
     """Arrays that every process has on its host, as global arrays in the shardings `places`."""
 
-    def global_array(x: Any, place: NamedSharding) -> Array:
-        on_host = np.asarray(x)
-        return jax.make_array_from_callback(on_host.shape, place, lambda index: on_host[index])
-
-    return jax.tree.map(global_array, tree, places)
+    return jax.tree.map(
+        lambda x, place: jax.make_array_from_callback(x.shape, place, lambda index: x[index]), tree, places
+    )
 
 
 def to_every_host(tree: Any, mesh: Mesh) -> Any:

@@ -20,12 +20,12 @@ from filelock import SoftFileLease, Timeout
 
 from pal_jax.run import claims, files, processes, stores
 
-LEASE, CONFIG, REPORT = '.pal_jax.lease', 'config.json', 'report.html'
+LEASE, CONFIG, REPORT, PARTS = '.pal_jax.lease', 'config.json', 'report.html', 'parts'
 # Files that a run writes into its folder after its config. The lease, compiled/, kept/, an empty checkpoints/, and
 # outputs that commands check for themselves, such as export/ and evaluation.json, may be there before.
 NAMES = (
     'metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'exhibits.jsonl', 'rollouts.jsonl', 'report.html', 'wandb_id',
-    'summary.json', 'learning_curve.png', 'checkpoints', 'unreadable', 'parts', 'pictures', 'tensorboard', 'table.md',
+    'summary.json', 'learning_curve.png', 'checkpoints', 'unreadable', PARTS, 'pictures', 'tensorboard', 'table.md',
     'verdicts.jsonl',
 )  # fmt: skip
 # Seconds without a renewal after which the holder of a lease is taken to be dead.

@@ -174,7 +174,7 @@ class Trainer:
 
     def placed(self, params: Params, shape: Shape) -> Params:
         """Adapters that every process has, as they lie on the mesh."""
-        return sharding.put(params, self._places(shape).params)
+        return sharding.put(jax.device_get(params), self._places(shape).params)
 
     @functools.lru_cache(maxsize=64)  # noqa: B019
     def _new_optimizer(self, shape: Shape) -> Any:

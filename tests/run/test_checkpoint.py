@@ -138,6 +138,11 @@ def test_another_config_is_refused_with_the_changed_keys_once_a_step_is_made(tmp
     write_config(tmp_path, config)
     (tmp_path / 'metrics.jsonl').touch()
     check_config(tmp_path, {'total_steps': 4})  # the first step failed
+    for name in ('report.html', 'parts'):
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=r'another config .total_steps: 3 -> 4'):
+            check_config(tmp_path, config | {'total_steps': 4})
+        (tmp_path / name).unlink()
     (tmp_path / 'metrics.jsonl').write_text('{"step": 0}\n')
     check_config(tmp_path, config | {'total_steps': 9}, free=('total_steps',))
     assert json.loads((tmp_path / 'config.json').read_text())['total_steps'] == 3

@@ -100,7 +100,7 @@ def test_a_function_that_cannot_be_had_is_named(tmp_path, text, name, message):
 
 def test_weights_belong_to_functions(tmp_path):
     text = f'{write(tmp_path, "def score(prompts, completions): return []")}:score'
-    with pytest.raises(ValueError, match=r'reward\.weights=\(1\.0, 2\.0\) has 2 numbers for 1 functions'):
+    with pytest.raises(ValueError, match=r'reward\.weights=\(1\.0, 2\.0\) has 2 numbers for 1 function\b'):
         open_functions(KEY, text, (1.0, 2.0), EXTRA)
     with pytest.raises(ValueError, match='two functions of one name'):
         open_functions(KEY, f'{text},{text}', (), EXTRA)
@@ -111,7 +111,7 @@ def test_weights_belong_to_functions(tmp_path):
 @pytest.mark.parametrize(
     ('body', 'message'),
     [
-        ('return [1.0]', 'returned 1 numbers for 2 answers'),
+        ('return [1.0]', 'returned 1 number for 2 answers'),
         ('return [float("nan"), 0]', 'returned nan'),
         ('return ["good", 0]', 'must return a list of numbers'),
         ('return 5', 'must return a list of numbers'),

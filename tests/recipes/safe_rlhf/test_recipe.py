@@ -83,6 +83,7 @@ def test_a_stage_is_told_what_the_stages_before_it_leave(tmp_path):
 def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path):
     for folder, stage in recipe.stages(get_settings(), tmp_path / 'here'):
         checkpoint.write_config(folder, to_dict(stage))
+        (folder / 'metrics.jsonl').write_text('{"step": 0}\n')
     (tmp_path / 'here').rename(tmp_path / 'there')
     assert len(list(unfinished(get_settings(), tmp_path / 'there'))) == 6
     with pytest.raises(ValueError, match=r'constraint\.limit'):
