@@ -51,9 +51,9 @@ def test_rewards_of_people_pick_better_replies_than_one_for_all(capsys, tmp_path
     best = {name: float(cells[3].split()[0]) for name, cells in row.items()}
     assert best['oracle'] > best['lore'] > best['shared'] + 0.05
     assert best['shuffled'] < best['shared'] + 0.1
-    # The coordinates are the attributes but for lists and some noise, so what can be read is near the truth.
+    # The coordinates are the attributes and some noise, so all of the truth can be read.
     accuracy = {name: float(cells[0].split()[0]) for name, cells in row.items()}
-    assert accuracy['oracle'] > accuracy['linear ceiling'] > accuracy['lore']
+    assert accuracy['oracle'] + 0.005 > accuracy['linear ceiling'] > accuracy['lore']
     assert len(kept.read_text().splitlines()) == 640
     with pytest.raises(ValueError, match='replies to other prompts, or another number'):
         bench.main([*asked, '--replies=8'])
