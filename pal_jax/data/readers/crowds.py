@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from pal_jax.data.holdouts import normal
 from pal_jax.data.readers import judgements
 from pal_jax.data.readers.judgements import Judgement
 from pal_jax.data.records import field, first_spelling, identity, listed, rows, text_of
@@ -272,7 +273,8 @@ def alignx(source: str) -> Iterator[Choice]:
     for place, row in rows(source):
         kind = identity(place, row, 'ground_truth_persona')
         prompt, chosen, rejected = (text_of(place, row, name) for name in ('prompt', 'chosen', 'rejected'))
-        if chosen != rejected:
+        # Some readers have no capital letters, so replies that differ in these alone make no choice.
+        if normal(chosen) != normal(rejected):
             yield Choice(prompt, chosen, rejected, deal(kind), kind)
 
 

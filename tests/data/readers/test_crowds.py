@@ -130,7 +130,8 @@ def test_pairs_of_kinds_are_dealt_to_made_up_people(tmp_path):
         Choice('hi', 'hello', 'go away', '4-0', '4')
     ]
     row = {'ground_truth_persona': 'Be brief.', 'profile': 'Young', 'prompt': 'hi', 'chosen': 'yo', 'rejected': 'hello'}
-    assert list(opinions.read(f'alignx:{jsonl(tmp_path / "x.jsonl", row)}')) == [
+    alike = row | {'rejected': 'Yo'}
+    assert list(opinions.read(f'alignx:{jsonl(tmp_path / "x.jsonl", row, alike)}')) == [
         Choice('hi', 'yo', 'hello', 'Be brief.-0', 'Be brief.')
     ]
 
