@@ -311,18 +311,22 @@ def test_a_page_keeps_its_size_however_long_the_training_was():
 
 def test_a_reader_steps_through_them_by_step_and_by_reward(trained):
     with browser.opened(write_report(trained)) as page:
-        places = [page.locator('#where').text_content()]
+
+        def shown():
+            return f'{page.locator("#where").text_content()} {page.locator("#dialogue p >> nth=-1").text_content()}'
+
+        places = [shown()]
         while page.locator('#on').is_enabled():
             page.locator('#on').click()
-            places.append(page.locator('#where').text_content())
+            places.append(shown())
         assert [re.findall(r'step (\d+).*reward ([\d.]+)', place)[0] for place in places] == [
             ('4', '0.10'), ('4', '0.50'), ('5', '0.30'), ('5', '1.50'), ('13', '0.20'), ('13', '1.00'),
         ]  # fmt: skip
         page.locator('#order').select_option('best')
-        assert '1 of 6: step 5, turn 1, reward 1.50' in page.locator('#where').text_content()
+        assert '1 of 6: step 5, turn 1 reward 1.50' in shown()
         assert f'</script>{ATTACK} 1.5' in page.locator('#dialogue').text_content()
         page.locator('#only').select_option('13')
-        assert '1 of 2: step 13, turn 1, reward 1.00' in page.locator('#where').text_content()
+        assert '1 of 2: step 13, turn 1 reward 1.00' in shown()
         assert page.locator('#dialogue img, #dialogue script').count() == 0
         browser.use_all(page)
 
