@@ -93,7 +93,9 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequen
 
 def _laid_out(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     """The devices in the shape of a mesh. `data` alone crosses the network between slices, once a step."""
-    slices, (data, *rest) = len({getattr(device, 'slice_index', 0) for device in devices}), sizes
+    # The driver of GPUs gives every host an index of its own, and any axis may cross the network between hosts.
+    indices = {0 if device.platform == 'gpu' else getattr(device, 'slice_index', 0) for device in devices}
+    slices, (data, *rest) = len(indices), sizes
     # An axis of a slice such as 8x8x8 may have to be split, which `jax.make_mesh` refuses.
     if slices == 1:
         return create_device_mesh(sizes, devices, allow_split_physical_axes=True)

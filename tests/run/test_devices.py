@@ -48,6 +48,9 @@ def test_data_alone_crosses_the_network_between_slices(monkeypatch):
     assert len(set(placed.flat)) == 8
     with pytest.raises(ValueError, match=r'mesh.data=1 .* 2 slices'):
         devices.make_mesh(devices=chips)
+    # To the driver of GPUs every host is a slice.
+    gpus = [dataclasses.replace(chip, platform='gpu') for chip in chips]
+    assert devices.make_mesh(devices=gpus).shape == (1, 8, 1)
 
 
 def test_flags_of_the_tpu_compiler_are_ours_unless_the_environment_has_others(monkeypatch):
