@@ -54,6 +54,11 @@ class Servers:
         """The version of weights that are sent with this one, as `RemoteDecoder.numbered` has it."""
         return self._decoders[0].numbered(version)
 
+    def await_version(self, version: int) -> None:
+        """Take answers by the weights of this version, too, which another process is about to send."""
+        for decoder in self._decoders:
+            decoder.version = version
+
     @property
     def reached(self) -> list[str]:
         """The addresses of the servers that decode."""
@@ -133,9 +138,12 @@ class SharedServers:
         """Decode with these parameters, spread over all processes, from now on; raises as `Servers.load`."""
         gathered, first = sharding.to_host(params), jax.process_index() == 0
         chosen = self._servers.numbered(version)
+        # A server may answer by the new weights before process 0 has sent them to all servers.
+        self._servers.await_version(chosen)
+        sent = processes.exchange('version', chosen)[0]
         if first:
-            self._servers.load(gathered, chosen)
-        sent, reached = processes.exchange('decode servers', [chosen, self._servers.reached])[0]
+            self._servers.load(gathered, sent)
+        reached = processes.exchange('decode servers', self._servers.reached)[0]
         if not first:
             self._servers.join(sent, reached)
 

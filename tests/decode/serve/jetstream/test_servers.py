@@ -10,7 +10,7 @@ from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.serve.jetstream import servers
 from pal_jax.decode.serve.jetstream.remote import RemoteDecoder
 from pal_jax.decode.serve.jetstream.rpc import GrpcServer
-from pal_jax.decode.serve.jetstream.servers import Servers
+from pal_jax.decode.serve.jetstream.servers import Servers, SharedServers
 from tests.decode.serve.jetstream.test_rpc import (
     CFG,
     MESH,
@@ -101,3 +101,18 @@ def test_without_lockstep_weights_change_while_servers_sample(local):
         with pytest.raises(RuntimeError, match='got weights from elsewhere'):
             decoder([short])
         decoder.release()
+
+
+def test_no_process_refuses_answers_by_weights_that_process_0_is_sending(monkeypatch):
+    decoder, seen = RemoteDecoder(CFG, TOKENIZER, '127.0.0.1:1', start=1000), []
+
+    def exchange(what, value):
+        seen.append((what, decoder.version))
+        return [value]
+
+    monkeypatch.setattr(servers.processes, 'exchange', exchange)
+    monkeypatch.setattr(servers.jax, 'process_index', lambda: 1)
+    monkeypatch.setattr(Servers, 'join', lambda self, version, reached: seen.append(('join', version)))
+    SharedServers(Servers([decoder])).load(weights(1), 4)
+    # Process 0 sends the weights between the two exchanges, while requests of this process are under way.
+    assert seen == [('version', 4), ('decode servers', 4), ('join', 4)]
