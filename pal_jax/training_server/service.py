@@ -138,7 +138,8 @@ class Service:
 
     def tenant(self, model_id: str) -> Tenant:
         """The model of that id. Raises Missing, with the last saved weights, where it is not in memory."""
-        if model_id not in self.trainer.tenants:
+        # A model whose session has finished is in memory until the executor drops it.
+        if model_id not in self.trainer.tenants or model_id not in self.orders:
             paths = [saved.path for saved in self.store.listed(model_id) if '/weights/' in saved.path]
             advice = f'restart from {paths[-1]}' if paths else 'it has no saved weights'
             raise Missing(f'there is no model {model_id} in memory; {advice}')
