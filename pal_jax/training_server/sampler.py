@@ -182,6 +182,10 @@ class Sampler:
         """True while there is anything to decode."""
         return bool(self._lines or self._live)
 
+    def samples(self, snapshot: Snapshot) -> bool:
+        """True where samples of a snapshot are in line or under way."""
+        return snapshot in self._lines or any(job.snapshot is snapshot for job, _ in self._live.values())
+
     def advance(self, cancelled: Collection[str], now: float) -> list[tuple[str, Outcome]]:
         """Take jobs that wait, score a prompt at most, and decode a few tokens of all samples under way.
 

@@ -174,6 +174,8 @@ class Worker:
         """Free the sampling sessions of a session, and the memory and files of weights that no other one has."""
         self._samplers = {name: kept for name, kept in self._samplers.items() if kept[0] != session_id}
         used = {BASE} | {weights for _, weights in self._samplers.values()}
+        # Samples of saved weights that are under way may be of no session, and need their place.
+        used |= {weights for weights, kept in self._snapshots.items() if weights.saved and self.sampler.samples(kept)}
         ended = [self._snapshots.pop(weights) for weights in [*self._snapshots] if weights not in used]
         self.sampler.bank.forget(ended)
         self._recent = deque(snapshot for snapshot in self._recent if snapshot not in ended)
