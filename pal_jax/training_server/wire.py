@@ -143,7 +143,7 @@ def sample_answer(
             topk_sampled_logprobs=_likeliest(others, count) if count else None,
         )
     if prompt is not None:
-        dropped = len(prompt.logprobs) - (wishes.last or len(prompt.logprobs))
+        dropped = max(len(prompt.logprobs) - (wishes.last or len(prompt.logprobs)), 0)
         values = np.asarray([np.nan if x is None else x for x in prompt.logprobs], np.float32)
         values[:dropped] = np.nan
         if wishes.logprobs:
