@@ -77,6 +77,8 @@ def _text(datum: Any, place: int) -> np.ndarray:
     kinds = {kind for kind in ('image', 'dmel') for chunk in datum.model_input if chunk.HasField(kind)}
     if kinds:
         raise UserFault(f'data[{place}]: model_input has a chunk of type {min(kinds)}; text alone is supported')
+    if any(len(chunk.encoded_text.tokens) % 4 for chunk in datum.model_input):
+        raise UserFault(f'data[{place}]: model_input has a chunk that is no array of int32')
     parts = [np.frombuffer(chunk.encoded_text.tokens, np.int32) for chunk in datum.model_input]
     return np.concatenate([np.zeros(0, np.int32), *parts])
 
