@@ -5,7 +5,9 @@ With several processes, the thread of process 0 decides what is done, and tells 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import pickle
 import queue
 import threading
@@ -22,6 +24,8 @@ from pal_jax.training_server.worker import Work, Worker
 
 # Seconds without work after which the process gives freed memory back to the system.
 IDLE = 1.0
+# Seconds after which an idle process calls the others, which wait for a week at most.
+CALL = 24 * 3600.0
 
 
 class Executor:
@@ -42,8 +46,7 @@ class Executor:
         self._cancelled: set[str] = set()
         self._sampling: dict[str, Operation] = {}
         self._open = True
-        work = self._follow if jax.process_index() else self._lead
-        self._thread = threading.Thread(target=work, name='executor', daemon=True)
+        self._thread = threading.Thread(target=self._run, name='executor', daemon=True)
         self._thread.start()
 
     def put(self, operation: Operation) -> None:
@@ -67,10 +70,18 @@ class Executor:
         """Wait for the end of the thread, which in other processes than the first comes with that of process 0."""
         self._thread.join()
 
+    def _run(self) -> None:
+        processes.exchange_as('executor')
+        try:
+            self._follow() if jax.process_index() else self._lead()
+        except Exception as error:
+            # The other processes would wait for this one.
+            processes.leave(f'{type(error).__name__}: {error}', 1)
+            raise
+
     # --- process 0 ---------------------------------------------------------------------------------------------------
 
     def _lead(self) -> None:
-        processes.exchange_as('executor')
         trained = False
         while self._open:
             self._take(wait=not (self._turns or self._decoding))
@@ -148,16 +159,14 @@ class Executor:
 
     def _awaited(self) -> Any:
         """The next item of the inbox."""
-        try:
-            return self._inbox.get(timeout=IDLE)
-        except queue.Empty:
+        for seconds in itertools.chain([IDLE], itertools.repeat(CALL)):
+            with contextlib.suppress(queue.Empty):
+                return self._inbox.get(timeout=seconds)
             self._everywhere(_give_back)
-            return self._inbox.get()
 
     # --- the other processes -----------------------------------------------------------------------------------------
 
     def _follow(self) -> None:
-        processes.exchange_as('executor')
         while (work := pickle.loads(processes.heard())) is not None:
             outcome(functools.partial(work, self._worker))
 
