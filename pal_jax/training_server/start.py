@@ -6,6 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 
 from pal_jax.data.tokenizer import Tokenizer
@@ -40,7 +41,8 @@ def resolved(model: str, workdir: Path) -> tuple[Source, str, str]:
         return source, plain, plain
     # The client cuts a name at a colon.
     folder = workdir.absolute() / 'bases' / re.sub(r'[^\w.-]+', '_', model)
-    sources.keep(folder, source, source.tokenizer())
+    if jax.process_index() == 0:
+        sources.keep(folder, source, source.tokenizer())
     return source, model, str(folder)
 
 
