@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import pickle
 import queue
 import threading
@@ -159,10 +158,12 @@ class Executor:
 
     def _awaited(self) -> Any:
         """The next item of the inbox."""
-        for seconds in itertools.chain([IDLE], itertools.repeat(CALL)):
+        seconds = IDLE
+        while True:
             with contextlib.suppress(queue.Empty):
                 return self._inbox.get(timeout=seconds)
             self._everywhere(_give_back)
+            seconds = CALL
 
     # --- the other processes -----------------------------------------------------------------------------------------
 

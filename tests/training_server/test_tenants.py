@@ -17,14 +17,15 @@ pytest.importorskip('tinker', reason="needs the client: pip install 'pal_jax[tin
 from tinker.proto import tinker_public_pb2 as pb
 
 from pal_jax.decode.local import LocalDecoder
-from pal_jax.decode.requests import Request, RequestProgress
+from pal_jax.decode.requests import PromptLogprobs, Request, RequestProgress
 from pal_jax.models.files import sources
 from pal_jax.models.params import decoder_specs
 from pal_jax.run import devices, sharding
+from pal_jax.training_server import wire
 from pal_jax.training_server.executor import Executor
-from pal_jax.training_server.futures import Operation
+from pal_jax.training_server.futures import Operation, UserFault
 from pal_jax.training_server.losses import NO_TARGET, Datum
-from pal_jax.training_server.sampler import BASE, Bank, SampleJob, Sampler, Snapshot, never_ending
+from pal_jax.training_server.sampler import BASE, Bank, SampleJob, Sampler, Snapshot, Weights, never_ending
 from pal_jax.training_server.trainer import Base, Shape, Tenant, Trainer
 from pal_jax.training_server.wire import PromptWishes
 from pal_jax.training_server.worker import Worker
@@ -233,3 +234,31 @@ def test_operations_of_several_models_are_carried_out_together_and_each_model_ke
     executor.close()
     worker.close()
     assert log == [['a1', 'b1', 'c1'], ['a2'], ['step', 'a3', 'b2']]
+
+
+def test_the_end_of_a_session_leaves_saved_weights_that_are_sampled_in_their_place():
+    sampler = mock.Mock(busy=False)
+    sampler.samples = lambda snapshot: snapshot is under_way
+    worker, under_way, idle, held = Worker(mock.Mock(), mock.Mock(), sampler), *(Snapshot(dict) for _ in range(3))
+    named = Weights('x', 1.0), Weights('y', 1.0), Weights('session:sample:0')
+    worker._snapshots.update(zip(named, (under_way, idle, held), strict=True))
+    worker.open_sampler(named[2].name, 'session', named[2])
+    worker.release('session')
+    worker.close()
+    assert worker._snapshots.keys() == {BASE, named[0]}
+    assert sampler.bank.forget.call_args.args == ([idle, held],)
+
+
+def test_a_prompt_shorter_than_the_last_tokens_asked_for_has_all_log_probs():
+    prompt = PromptLogprobs((None, -1.0, -2.0), ((), (), ()), 0)
+    for last, expected in ((2, [np.nan, -1, -2]), (1, [np.nan, np.nan, -2]), (5, [np.nan, -1, -2])):
+        answer = wire.sample_answer([], [], 0, prompt, PromptWishes(logprobs=True, last=last))
+        given = pb.SampleResponse.FromString(answer.body).prompt_logprobs
+        np.testing.assert_array_equal(np.frombuffer(given, np.float32), np.float32(expected))
+
+
+def test_broken_tokens_are_the_fault_of_their_request():
+    message = pb.ForwardBackwardRequest()
+    message.data.add().model_input.add().encoded_text.tokens = b'12345'
+    with pytest.raises(UserFault, match=r'data\[0\].*int32'):
+        wire.data_of(message)
