@@ -258,7 +258,8 @@ class Service:
             if form.kind != 'snapshot':
                 raise UserFault(f'kind={form.kind!r} is not supported; use snapshot')
             # Nobody knows the sampling session before the operation has ended.
-            self.samplers[sampler_id] = SamplerEntry(session_id, Weights(sampler_id))
+            # The request may come again, and its clients keep their numbers.
+            self.samplers.setdefault(sampler_id, SamplerEntry(session_id, Weights(sampler_id)))
             return partial(
                 Worker.hold, model_id=form.model_id, seq=form.seq_id, sampler_id=sampler_id, session_id=session_id
             )
