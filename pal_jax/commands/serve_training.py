@@ -116,10 +116,10 @@ def follow(place: Place) -> None:
     """Do what process 0, which has the clients, tells this process to do, until it ends."""
     from pal_jax.training_server.executor import Executor
 
-    # A signal to all processes ends process 0, which ends the others.
+    worker, _ = load(place)
+    # From now on, a signal to all processes ends process 0, which ends the others.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    worker, _ = load(place)
     Executor(worker, share=TRAIN_SHARE.value).join()
     worker.close()
 
