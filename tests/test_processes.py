@@ -6,6 +6,7 @@ python -m tests.test_processes 30      kills a run so many times, at random mome
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -17,7 +18,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -393,6 +396,26 @@ def test_a_process_knows_its_place_from_flags_and_from_slurm(monkeypatch):
 )
 def test_a_task_takes_its_gpus(env, devices):
     assert processes.local_devices(env) == devices
+
+
+def test_what_process_0_tells_is_heard_whole_and_dropped_by_number_and_by_size(monkeypatch):
+    values, entries, dropped, met = [b'', b'abcd', b'abcdefghi', b'x' * 20, b'y'], {}, [], []
+    store = mock.Mock(
+        key_value_set_bytes=entries.__setitem__, key_value_delete=dropped.append,
+        blocking_key_value_get_bytes=lambda key, _: entries[key],
+    )  # fmt: skip
+    for name, value in {'_PART': 4, '_KEPT': 3, '_KEPT_BYTES': 20, '_store': lambda: store}.items():
+        monkeypatch.setattr(processes, name, value)
+    monkeypatch.setattr(processes, 'exchange', lambda _, turn: met.append(turn))
+    for side in (lambda: [processes.tell(value) for value in values], lambda: [processes.heard() for _ in values]):
+        monkeypatch.setattr(processes, '_counts', defaultdict(itertools.count))
+        monkeypatch.setattr(processes, '_told', [])
+        heard = side()
+    assert heard == values
+    # Both sides meet after the same messages: three of them, or twenty bytes.
+    assert met == [2, 3, 2, 3]
+    assert dropped[:4] == [f'pal_jax/told/{turn}/' for turn in range(4)]
+    assert max(map(len, entries.values())) == 5
 
 
 def test_shares_are_neighbours_and_cover_everything():

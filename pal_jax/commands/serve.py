@@ -255,7 +255,7 @@ def open_decoder() -> tuple[Source, LocalDecoder]:
     model, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
     check_eight_bits('--int8', INT8.value, mesh)
     if EXACT.value:
-        check_exact(cfg, mesh, '--exact')
+        check_exact(cfg, mesh, '--exact', int8=INT8.value)
         cfg = exact_config(cfg)
     return model, LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
 

@@ -75,7 +75,7 @@ def choose_decoder(
             raise ValueError(f"decode.address={address!r} needs decode.driver='jetstream'")
         check_eight_bits('decode.int8', int8, mesh)
         if exact:
-            check_exact(cfg, mesh)
+            check_exact(cfg, mesh, int8=int8)
             cfg = exact_config(cfg)
         settings = {'slots': slots, 'stride': stride, 'reuse': reuse, 'int8': int8}
         if shares.parts > 1:
@@ -122,10 +122,11 @@ def check_eight_bits(key: str, int8: bool, mesh: Mesh) -> None:
         raise ValueError(f'{key}: weights of eight bits make decoding on a CPU up to 12 times slower; leave it off')
 
 
-def check_exact(cfg: ModelConfig, mesh: Mesh, key: str = 'decode.exact') -> None:
+def check_exact(cfg: ModelConfig, mesh: Mesh, key: str = 'decode.exact', *, int8: bool = False) -> None:
     """Raises ValueError, which names the setting `key`, where a decoder is known to round otherwise than training."""
     platform, tensor = mesh.devices.flat[0].platform, mesh.shape.get('tensor', 1)
     for fault, why in (
+        (int8, 'weights of eight bits are not those of training'),
         (
             platform != 'cpu' and cfg.attention not in ('flash', 'splash'),
             f'this is a {platform}, for which there are no kernels of attention',

@@ -28,8 +28,8 @@ PATIENCE = 300.0
 # The time is in milliseconds; the roll call ends a process that waits in vain much earlier.
 _FOREVER = 7 * 24 * 3600 * 1000
 
-# The order of what process 0 tells, the bytes of one entry of it in the store, and how many of them the store keeps.
-_TOLD, _PART, _KEPT = 'told', 1 << 20, 256
+# The name of what process 0 tells, the bytes of an entry in the store, and the messages and bytes that the store keeps.
+_TOLD, _PART, _KEPT, _KEPT_BYTES = 'told', 1 << 20, 256, 1 << 26
 
 T = TypeVar('T')
 R = TypeVar('R')
@@ -50,6 +50,8 @@ _rollcall: RollCall | None = None
 # The exchanges of a thread, by their name; those of the main thread have none.
 _exchanges: ContextVar[str] = ContextVar('exchanges', default='')
 _counts: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+# The numbers and the bytes of the messages that the store keeps.
+_told: list[tuple[int, int]] = []
 
 
 # --- coming and going -------------------------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ def tell(value: bytes) -> None:
     for place, part in enumerate(parts):
         # The first byte says whether more parts follow.
         store.key_value_set_bytes(_key(_TOLD, turn, place), bytes([place + 1 < len(parts)]) + part)
-    _forget_told(turn)
+    _forget_told(turn, len(value))
 
 
 def heard() -> bytes:
@@ -236,18 +238,22 @@ def heard() -> bytes:
     store, turn, parts = _store(), next(_counts[_TOLD]), []
     while not parts or parts[-1][0]:
         parts.append(store.blocking_key_value_get_bytes(_key(_TOLD, turn, len(parts)), _FOREVER))
-    _forget_told(turn)
-    return b''.join(part[1:] for part in parts)
+    value = b''.join(part[1:] for part in parts)
+    _forget_told(turn, len(value))
+    return value
 
 
-def _forget_told(turn: int) -> None:
+def _forget_told(turn: int, size: int) -> None:
     """Now and then, wait until all processes have heard what was told, and drop it."""
-    if turn % _KEPT == _KEPT - 1:
-        exchange(_TOLD, turn)
-        if jax.process_index() == 0:
-            for earlier in range(turn - _KEPT + 1, turn + 1):
-                # The store deletes all keys below this one.
-                _store().key_value_delete(f'pal_jax/{_TOLD}/{earlier}/')
+    _told.append((turn, size))
+    if len(_told) < _KEPT and sum(size for _, size in _told) < _KEPT_BYTES:
+        return
+    exchange(_TOLD, turn)
+    if jax.process_index() == 0:
+        for earlier, _ in _told:
+            # The store deletes all keys below this one.
+            _store().key_value_delete(f'pal_jax/{_TOLD}/{earlier}/')
+    _told.clear()
 
 
 def exchange_as(thread: str) -> None:

@@ -27,7 +27,7 @@ from pal_jax.models import lora
 from pal_jax.models.files import peft
 from pal_jax.models.params import Params
 from pal_jax.run import processes, sharding
-from pal_jax.run.checkpoint import Checkpoints, fingerprint
+from pal_jax.run.checkpoint import Checkpoints, check_seen, fingerprint
 from pal_jax.run.files import fresh_beside, read_object
 from pal_jax.run.outputs import whole_folder
 from pal_jax.training_server.futures import UserFault
@@ -96,7 +96,7 @@ class Store:
             if place:
                 peft.save(adapters, self.base.cfg, self.base.source, place / ADAPTER)
                 (place / NOTE).write_text(json.dumps(note, indent=2) + '\n', encoding='utf-8')
-        processes.exchange('saved')
+        check_seen(saved.folder / NOTE)
         return saved._replace(note=note)
 
     def _free(self, model_id: str, kind: str, name: str | None, overwrite: bool) -> Saved:
@@ -143,9 +143,20 @@ class Store:
             raise UserFault(f'{path} was trained on another base, {saved.note["base_model"]}; serve that one')
         return saved
 
-    def adapters(self, trainer: Trainer, path: str) -> Params:
-        """The adapters of a path. Raises UserFault as `open`, in all processes where it does in one."""
-        return self._adapters(trainer, processes.agree('weights', lambda: self.open(path), UserFault))
+    def adapters(self, trainer: Trainer, path: str, time: float) -> Params:
+        """The adapters of a path, saved at a time.
+
+        Raises:
+          UserFault: as `open`, or other weights have been saved there since; in all processes where it does in one.
+        """
+
+        def unchanged() -> Saved:
+            saved = self.open(path)
+            if saved.note['time'] != time:
+                raise UserFault(f'{path} was saved anew since this sampling session began; make another session')
+            return saved
+
+        return self._adapters(trainer, processes.agree('weights', unchanged, UserFault))
 
     def _adapters(self, trainer: Trainer, saved: Saved) -> Params:
         adapters = lora.split(peft.attach(self.base.params, self.base.cfg, saved.folder / ADAPTER))[0]

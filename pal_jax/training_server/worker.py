@@ -204,7 +204,8 @@ class Worker:
 
     def _snapshot(self, weights: Weights) -> Snapshot:
         if weights not in self._snapshots:
-            if weights.saved is None:
-                raise UserFault(f'the weights of sampling session {weights.name} are gone; save them again')
-            self._snapshots[weights] = Snapshot(lambda: self.store.adapters(self.trainer, weights.name))
+            name, saved = weights
+            if saved is None:
+                raise UserFault(f'the weights of sampling session {name} are gone; save them again')
+            self._snapshots[weights] = Snapshot(lambda: self.store.adapters(self.trainer, name, saved))
         return self._snapshots[weights]

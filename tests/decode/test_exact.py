@@ -50,6 +50,8 @@ def test_what_is_not_shown_to_be_exact_is_refused_by_name(monkeypatch):
     mesh = make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(attention, 'adds_in_order', lambda: True)
     check_exact(CFG, mesh)
+    with pytest.raises(ValueError, match='--exact: weights of eight bits'):
+        check_exact(CFG, mesh, '--exact', int8=True)
     with pytest.raises(ValueError, match='mesh.tensor=2'):
         check_exact(CFG, make_mesh(tensor=2, devices=jax.devices()[:2]))
     monkeypatch.setattr(attention, 'adds_in_order', lambda: False)
