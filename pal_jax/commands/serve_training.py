@@ -77,6 +77,7 @@ def main() -> None:
     listener, key = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
         cli.faults(check_key, key)
+        print(f'loading {MODEL.value}; clients may start, and wait until it is served', flush=True)
         app, name = cli.faults(make, place, key)
         # The socket listens before its address is told: who calls from now on waits and is not refused.
         cli.faults(listener.listen, 2048)

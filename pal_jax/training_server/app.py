@@ -113,7 +113,8 @@ def make_app(
         sent = request.headers.get('x-api-key', '')
         # A web page can send no such header unasked, so the prefix alone keeps other sites out.
         if not sent.startswith('tml-') or (key and not secrets.compare_digest(sent.encode(), key.encode())):
-            raise Unauthorized('X-API-Key is not the key of this server; set TINKER_API_KEY to it')
+            wanted = 'the key of this server' if key else 'one that begins with tml-'
+            raise Unauthorized(f'X-API-Key is not {wanted}; set TINKER_API_KEY to it')
 
     def refused(request: Request, start: bytes, why: str) -> None:
         # A body is refused before the key is checked, and a caller without the key fails nobody's operation.
@@ -157,6 +158,7 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
         service.refuse(error.body)
         first = error.errors()[0]
         where = '.'.join(str(part) for part in first['loc'][1:]) or 'body'
+        where = f'character {where}' if first['type'] == 'json_invalid' else where
         return JSONResponse({'detail': f'{where}: {first["msg"]}'}, 422)
 
 

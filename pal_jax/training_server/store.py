@@ -137,7 +137,7 @@ class Store:
             raise UserFault(f'{path!r} has a part that names no weights of this server')
         saved = self._at(*parts)
         if not (saved.folder / NOTE).exists():
-            raise UserFault(f'{path} is not there; the weights of this server are in {self.folder.name}/')
+            raise UserFault(f'{path} is not there; the weights of this server are in {self.folder}')
         saved = saved._replace(note=read_object(saved.folder / NOTE))
         if saved.note['base_fingerprint'] != self._fingerprint:
             raise UserFault(f'{path} was trained on another base, {saved.note["base_model"]}; serve that one')

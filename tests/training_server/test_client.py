@@ -18,6 +18,7 @@ torch = pytest.importorskip('torch')
 types = tinker.types
 
 from pal_jax.training_server.losses import LOSSES  # noqa: E402
+from tests import pages  # noqa: E402
 
 pytestmark = [
     pytest.mark.long,
@@ -480,3 +481,17 @@ def test_a_snapshot_stays_and_saved_weights_can_be_sampled(client, tiny_folder, 
         newer = newer.result() if hasattr(newer, 'result') else newer
     assert newer.compute_logprobs(prompt(0)).result() != before
     assert frozen.compute_logprobs(prompt(0)).result() == before
+
+
+def test_the_loops_of_the_page_run_as_they_stand(client, monkeypatch, capsys):
+    first, second = (block.text for block in pages.blocks(pages.DOCS / 'serve_training.md') if block.kind == 'python')
+    *begin, end = first.splitlines(keepends=True)
+    assert end.startswith('service.close')
+    url = Raw(client).http.base_url
+    monkeypatch.setenv('TINKER_BASE_URL', f'http://{url.host}:{url.port}')
+    monkeypatch.setenv('TINKER_API_KEY', 'tml-test')
+    names: dict[str, Any] = {}
+    exec(''.join(begin) + second + end, names)
+    losses = [float(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 10 and losses[-1] < losses[0]
+    assert names['path'].endswith('/weights/four-steps')

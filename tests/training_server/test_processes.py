@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.test_processes import environment, free_port
-from tests.training_server.test_restart import MODULE, TOKENS, let_go, train
+from tests.training_server.test_restart import MODULE, TOKENS, address_in, let_go, train
 
 pytestmark = [
     pytest.mark.long,
@@ -37,9 +36,7 @@ def serving(model: Path, workdir: Path, count: int) -> Iterator[tuple[str, list[
     processes = [subprocess.Popen(command, env=env, **pipes) for command in commands]
     try:
         assert processes[0].stdout
-        # Gloo writes lines of its own.
-        found = (re.search(r'TINKER_BASE_URL=(\S+)', line) for line in processes[0].stdout)
-        yield next(address[1] for address in found if address), processes
+        yield address_in(processes[0].stdout), processes
     finally:
         for process in processes:
             process.kill()

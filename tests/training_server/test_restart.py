@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ def serving(model: Path, workdir: Path, *flags: str) -> Iterator[tuple[str, Any]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout
         try:
-            line = process.stdout.readline()
-            address = re.search(r'TINKER_BASE_URL=(\S+)', line)
-            assert address, line
-            yield address[1], process
+            yield address_in(process.stdout), process
         finally:
             process.kill()
+
+
+def address_in(lines: Iterable[str]) -> str:
+    """The address in what a server prints, which says before that it loads."""
+    found = (re.search(r'TINKER_BASE_URL=(\S+)', line) for line in lines)
+    return next(address[1] for address in found if address)
 
 
 def train(training: Any, steps: int) -> list[float]:
