@@ -113,8 +113,8 @@ def make_app(
         sent = request.headers.get('x-api-key', '')
         # A web page can send no such header unasked, so the prefix alone keeps other sites out.
         if not sent.startswith('tml-') or (key and not secrets.compare_digest(sent.encode(), key.encode())):
-            wanted = 'the key of this server' if key else 'one that begins with tml-'
-            raise Unauthorized(f'X-API-Key is not {wanted}; set TINKER_API_KEY to it')
+            fit = 'the key of this server' if key else 'one that begins with tml-'
+            raise Unauthorized(f'X-API-Key is not {fit}; set TINKER_API_KEY to it')
 
     def refused(request: Request, start: bytes, why: str) -> None:
         # A body is refused before the key is checked, and a caller without the key fails nobody's operation.
