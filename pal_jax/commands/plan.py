@@ -10,6 +10,7 @@ Options:
   --topology=SLICE          a TPU slice: v5e:4x4, v6e:2x4, v5p:4x4x4; needs pip install 'pal_jax[plan]'
                             or GPUs, a100, h100, h200 or b200, a node of eight or eight such nodes: h100:8, h100:8x8;
                             needs pip install 'pal_jax[plan-cuda]'
+  --slices=N                so many TPU slices, which the network of the data centre joins
   --platform=cpu|cuda       the devices of this machine instead
   --model=NAME              another model: a hub id, or a folder with a config.json; default config.policy.source
   --prompt=TOKENS           length of a prompt with its dialogue; default 1024
@@ -46,6 +47,7 @@ from pal_jax.run.planned import PlannedRun, planned
 from pal_jax.run.settings import Run
 
 TOPOLOGY = flags.DEFINE_string('topology', '', 'A TPU slice such as v5e:4x4, or GPUs such as h100:8.')
+SLICES = flags.DEFINE_integer('slices', 1, 'TPU slices joined by a network.', lower_bound=1)
 PLATFORM = flags.DEFINE_enum('platform', '', ['', 'cpu', 'cuda'], 'The devices of this machine.')
 MODEL = flags.DEFINE_string('model', '', 'Another model: a hub id, or a folder with a config.json.')
 PROMPT = flags.DEFINE_integer('prompt', 1024, 'Tokens of a prompt with its dialogue.', lower_bound=1)
@@ -58,6 +60,8 @@ def main() -> None:
     """Plan the run of --config, and print the plan. The exit status is 1 where it does not fit."""
     if bool(TOPOLOGY.value) == bool(PLATFORM.value):
         raise cli.Fault('name either a slice (--topology=v5e:4x4) or the devices of this machine (--platform=cpu)')
+    if SLICES.value > 1 and not TOPOLOGY.value:
+        raise cli.Fault(f'--slices={SLICES.value} are slices of TPUs; name their shape, such as --topology=v5e:4x4')
     console = Console(stderr=True)
     settings = cli.settings()
     method = cli.faults(planned, settings, PROMPT.value)
@@ -92,7 +96,9 @@ def make_request(settings: Run, method: PlannedRun) -> PlanRequest:
     os.environ.setdefault('JAX_PLATFORMS', 'cpu' if TOPOLOGY.value else PLATFORM.value)
     policy, decode = method.policy, method.decode
     cfg = shapes.shape(MODEL.value or policy.source)
-    slice_devices = chips.topology_devices(TOPOLOGY.value) if TOPOLOGY.value else chips.local_devices(PLATFORM.value)
+    slice_devices = (
+        chips.topology_devices(TOPOLOGY.value, SLICES.value) if TOPOLOGY.value else chips.local_devices(PLATFORM.value)
+    )
     hosts = len({device.process_index for device in slice_devices})
     cfg = devices.for_platform(cfg, policy.dtype, slice_devices[0].platform, policy.scan_layers)
     cfg = exact_config(cfg) if decode is not None and decode.exact else cfg
@@ -165,7 +171,7 @@ def work_table(run_plan: FitPlan) -> Table:
     for program in run_plan.figures:
         received = [f'{kind} {size / 1e9:.3g}' for kind, size in program.collectives.items()]
         if between := sum(program.between.values()):
-            received.append(f'of it between nodes {between / 1e9:.3g}')
+            received.append(f'of it over the network {between / 1e9:.3g}')
         numbers = [f'{program.flops / 1e12:.3g}', f'{program.moved / 1e9:.3g}', '\n'.join(received)]
         overlap, seconds = f'{program.overlapped} of {program.started + program.waiting}', program.seconds
         bound = max(program.limits, key=program.limits.__getitem__, default='')

@@ -119,6 +119,27 @@ def test_golden_seconds_of_transfers_between_hosts() -> None:
     assert chip.transfer(100.0, {}) == 100 / 50
 
 
+def test_golden_bytes_between_slices_are_those_that_hosts_hand_over() -> None:
+    """A sum of 64 x 256 numbers over two slices, as the compiler writes it; a transfer within the slice is another."""
+    module = """HloModule jit_f, is_scheduled=true
+
+ENTRY %main (x: f32[64,256]) -> f32[64,256] {
+  %x = f32[64,256]{1,0} parameter(0)
+  %after = token[] after-all()
+  %send = (f32[64,256]{1,0}, u32[], token[]) send(%x, %after), channel_id=2, is_host_transfer=true
+  %recv = (f32[64,256]{1,0}, u32[], token[]) recv(%after), channel_id=1, is_host_transfer=true
+  %near = f32[64,64]{1,0} dot(%x, %x), lhs_contracting_dims={1}
+  %sent = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %done = (f32[64,256]{1,0}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %out = f32[64,256]{1,0} get-tuple-element(%done), index=0
+}
+"""
+    found = hlo.traffic(module)
+    assert found.collectives == {hlo.BETWEEN_SLICES: 64 * 1024} and found.between == {1: 64 * 1024}
+    assert (found.started, found.overlapped, found.waiting) == (1, 1, 0)
+    assert not hlo.traffic(module.replace(', is_host_transfer=true', '')).between
+
+
 def test_a_transfer_with_nothing_beside_it_is_not_overlapped() -> None:
     alone = MODULE.replace('  %work = f32[1,256]{1,0:S(1)} dot(%near, %near), lhs_contracting_dims={1}\n', '')
     assert hlo.traffic(alone).overlapped == 0
@@ -338,6 +359,25 @@ def test_the_tpu_compiler_takes_the_update_of_the_paper(topology, model, choice)
     assert found.collectives['all-reduce'] < 10 * unembed  # once a call, not once a turn of the loop
 
 
+@pytest.mark.slow
+def test_the_tpu_compiler_sums_no_more_than_the_gradients_between_two_slices() -> None:
+    pytest.importorskip('libtpu', reason="needs the TPU's compiler: pip install 'pal_jax[plan]'")
+    devices = chips.topology_devices('v5e:2x2', 2)
+    config = configs.load('sft', 'smoke')
+    with pytest.raises(ValueError, match='mesh.data=1'):
+        make_mesh(devices=devices)
+    mesh = make_mesh(data=2, devices=devices)
+    cfg = for_platform(shapes.shape(config.policy.source), platform='tpu')
+    method = planned(config, prompt=64)
+    learner = method.make_learner(cfg, mesh, method.micro_rows)
+    gradients = programs.training(learner, method.work)[0]
+    found = estimate.measure(gradients, chips.chip(devices[0]), efficiency=0.4)
+    # A device sums its fourth of the gradients with the other slice; the compiler sums that of the embedding whole.
+    share = programs.bytes_of(learner.abstract.model.params)
+    (between,) = found.between.values()
+    assert share <= between <= 4 * share
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +399,8 @@ def test_faults_are_one_line() -> None:
     compiler = importlib.util.find_spec('libtpu')
     for arguments, message in (
         (['--config=configs/rlpa.py:smoke'], 'name either a slice'),
+        (['--config=configs/rlpa.py:smoke', '--topology=h100:8', '--slices=2'], '--slices=2'),
+        (['--config=configs/rlpa.py:smoke', '--platform=cpu', '--slices=2'], '--slices=2'),
         (['--config=configs/rlpa.py:smoke', '--topology=v5e:3x9'], 'v5e:3x9' if compiler else 'pal_jax[plan]'),
     ):
         done = shell.run('pal_jax.plan', *arguments)

@@ -27,9 +27,10 @@ class Chip(NamedTuple):
     bandwidth: float = 0.0
     # Bytes that the device receives from its neighbours in a second.
     links: float = 0.0
-    # Bytes that the device's adapter receives from other hosts in a second, where that is another rate.
+    # Bytes that the device receives in a second over the network of the data centre: from GPUs of other hosts, and from
+    # TPUs of other slices.
     network: float = 0.0
-    # The devices of a host, where several work together over such a network; else 0.
+    # The GPUs of a host, where several hosts work together; else 0.
     host: int = 0
 
     def transfer(self, received: float, between: Mapping[int, float]) -> float:
@@ -99,27 +100,32 @@ CARDS = {
                  7.67232e12, 2250e12, 900e9, 50e9),
 }  # fmt: skip
 
-# TPUs: cloud.google.com/tpu/docs/v5e and the pages beside it; the memory limit is the compiler's own.
+# TPUs: cloud.google.com/tpu/docs/v5e and the pages beside it, with the network of the data centre by chip; that of v4
+# is not stated. The memory limit is the compiler's own.
 CHIPS = {
     'TPU v4': Chip(31.25 * GIB, 275e12, 1228e9, 150e9),
-    'TPU v5 lite': Chip(15.75 * GIB, 197e12, 819e9, 100e9),
-    'TPU v5': Chip(95.7 * GIB, 459e12, 2765e9, 300e9),
-    'TPU v5p': Chip(95.7 * GIB, 459e12, 2765e9, 300e9),
-    'TPU v6 lite': Chip(31.25 * GIB, 918e12, 1640e9, 224e9),
+    'TPU v5 lite': Chip(15.75 * GIB, 197e12, 819e9, 100e9, 3.125e9),
+    'TPU v5': Chip(95.7 * GIB, 459e12, 2765e9, 300e9, 6.25e9),
+    'TPU v5p': Chip(95.7 * GIB, 459e12, 2765e9, 300e9, 6.25e9),
+    'TPU v6 lite': Chip(31.25 * GIB, 918e12, 1640e9, 224e9, 12.5e9),
 } | {
     card.kind: Chip(TAKEN * card.memory, card.flops, card.bandwidth, card.links, card.network)
     for card in CARDS.values()
 }
 
 
-def topology_devices(name: str) -> Sequence[Any]:
-    """The devices of a TPU slice such as v5e:4x4, or of CUDA nodes such as h100:8 or h100:8x8, from the compiler alone.
+def topology_devices(name: str, slices: int = 1) -> Sequence[Any]:
+    """The devices of TPU slices such as v5e:4x4, or of CUDA nodes such as h100:8 or h100:8x8, from the compiler alone.
 
     Raises:
       RuntimeError: the compiler is not installed.
-      ValueError: the compiler knows no such slice.
+      ValueError: the compiler knows no such slice, or several slices of GPUs are asked for.
     """
-    return cuda_devices(name) if name.partition(':')[0] in CARDS else slice_devices(name)
+    if name.partition(':')[0] not in CARDS:
+        return slice_devices(name, slices)
+    if slices > 1:
+        raise ValueError(f'--slices={slices} are slices of TPUs; --topology={name} names its nodes, as in h100:8x8')
+    return cuda_devices(name)
 
 
 def cuda_devices(name: str) -> Sequence[Any]:
@@ -146,8 +152,8 @@ def cuda_devices(name: str) -> Sequence[Any]:
     return topologies.get_topology_desc(platform='cuda', target_config=config, topology=shape).devices
 
 
-def slice_devices(name: str) -> Sequence[Any]:
-    """The chips of a TPU slice; raises as `topology_devices`."""
+def slice_devices(name: str, slices: int = 1) -> Sequence[Any]:
+    """The chips of so many TPU slices; raises as `topology_devices`."""
     # Without these variables the library looks for a TPU machine and writes many lines that there is none.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
@@ -159,7 +165,7 @@ def slice_devices(name: str) -> Sequence[Any]:
     if not importlib.util.find_spec('libtpu'):
         raise RuntimeError("the TPU compiler is not installed; run pip install 'pal_jax[plan]'")
     try:
-        return topologies.get_topology_desc(platform='tpu', topology_name=name).devices
+        return topologies.get_topology_desc(platform='tpu', topology_name=name, num_slices=slices).devices
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -184,7 +190,7 @@ def local_devices(platform: str) -> Sequence[Any]:
 def chip(device: Any, host: int = 0) -> Chip:
     """The figures of a device. Its memory is always known; its rates are 0 where the device is not in `CHIPS`.
 
-    Where several hosts work together, `host` is the number of devices of each.
+    Where several hosts of GPUs work together, `host` is the number of devices of each.
 
     Raises:
       ValueError: the device is not in `CHIPS` and does not state its memory.
@@ -194,7 +200,7 @@ def chip(device: Any, host: int = 0) -> Chip:
         return Chip(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // jax.local_device_count('cpu'))
     if device.device_kind in CHIPS:
         known = CHIPS[device.device_kind]
-        return known._replace(host=host if known.network else 0)
+        return known._replace(host=host if device.platform == 'gpu' else 0)
     stats = None if device.platform == 'tpu' else device.memory_stats()
     if not stats:
         raise ValueError(

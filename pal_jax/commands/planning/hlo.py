@@ -15,6 +15,8 @@ import numpy as np
 
 BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's64': 8, 'u64': 8, 'f64': 8}  # else 4
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
+# The kind of what a TPU receives from other slices, which the compiler writes as a transfer by the hosts.
+BETWEEN_SLICES = 'between slices'
 WORK = {'fusion', 'convolution', 'dot', 'custom-call', 'while'}
 FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call', 'after-all'}
 ARRAY = re.compile(r'([a-z]+[0-9]*)\[([0-9,]*)\](\{[^}]*\})?')
@@ -55,7 +57,8 @@ class Traffic(NamedTuple):
     overlapped: int  # ... and for which there is such work
     waiting: int  # collectives that nothing runs beside
     kernels: int  # instructions that a GPU is handed one by one
-    # Of the bytes received, those within groups of several hosts, by the number of a host's members.
+    # Of the bytes received, those over the network: within groups of several hosts, by the number of a host's members,
+    # and for a TPU from other slices, as by one.
     between: Mapping[int, float]
 
 
@@ -65,7 +68,7 @@ def traffic(text: str, host: int = 0) -> Traffic:
     A host has `host` devices with numbers that follow each other; 0 stands for all devices.
     """
     module, entry = parse(text)
-    received: dict[str, float] = dict.fromkeys(COLLECTIVES, 0.0)
+    received: dict[str, float] = dict.fromkeys((*COLLECTIVES, BETWEEN_SLICES), 0.0)
     between: dict[int, float] = collections.defaultdict(float)
     moved, started, overlapped, waiting, kernels = 0.0, 0, 0, 0, 0
     for name, times in run_counts(module, entry).items():
@@ -74,7 +77,7 @@ def traffic(text: str, host: int = 0) -> Traffic:
         moved += times * sum(_moved(module, sizes, instruction) for instruction in body)
         for kind, size, collective in _received(module, body):
             received[kind] += times * size
-            if members := _members_of_a_host(collective, host):
+            if members := 1 if kind == BETWEEN_SLICES else _members_of_a_host(collective, host):
                 between[members] += times * size
         pairs = [
             _has_work_beside(module, body, at) for at, instruction in enumerate(body) if _starts(module, instruction)
@@ -232,6 +235,8 @@ def _received(module: Module, body: Computation) -> Iterator[tuple[str, int, Ins
     for name, instruction in [*(('', instruction) for instruction in body), *inside]:
         kind = instruction.opcode.removesuffix('-start')
         channel = re.search(r'channel_id=(\d+)', instruction.rest)
+        if kind == 'recv' and 'is_host_transfer=true' in instruction.rest:
+            yield BETWEEN_SLICES, instruction.largest, instruction
         # The start, middle and end of an asynchronous collective have one channel and count once.
         if kind in COLLECTIVES and (key := channel[1] if channel else instruction.name) not in channels:
             channels.add(key)
@@ -280,7 +285,7 @@ def _starts(module: Module, instruction: Instruction) -> bool:
         *COLLECTIVES,
         'async',
     )
-    return asynchronous or _holds(module, instruction, 'AsyncCollectiveStart')
+    return asynchronous or instruction.opcode == 'recv' or _holds(module, instruction, 'AsyncCollectiveStart')
 
 
 def _holds(module: Module, instruction: Instruction, target: str) -> bool:
