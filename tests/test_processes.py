@@ -373,6 +373,12 @@ def test_all_meet_at_the_port_beside_the_coordinators():
     assert [processes.port_beside(port) for port in (8476, 65534, 65535)] == [8477, 65535, 65534]
 
 
+def test_hosts_of_a_slice_and_slices_of_one_host_are_several_processes():
+    assert not processes.in_cluster({'TPU_WORKER_HOSTNAMES': 'localhost', 'MEGASCALE_NUM_SLICES': '1'})
+    assert processes.in_cluster({'TPU_WORKER_HOSTNAMES': 'a,b'})
+    assert processes.in_cluster({'TPU_WORKER_HOSTNAMES': 'localhost', 'MEGASCALE_NUM_SLICES': '2'})
+
+
 def test_a_process_knows_its_place_from_flags_and_from_slurm(monkeypatch):
     assert locate('', None, None) is None
     assert locate('a:1', 2, 1) == Place('a:1', 2, 1)

@@ -141,9 +141,10 @@ def locate(coordinator: str, processes: int | None, process: int | None) -> Plac
 
 
 def in_cluster(env: Any) -> bool:
-    """True where this is one of several tasks of a Slurm step, or one of several hosts of a TPU slice."""
+    """True where this is one of several tasks of a Slurm step, or one of several hosts of TPU slices."""
+    hosts = ',' in env.get('TPU_WORKER_HOSTNAMES', '') or env.get('MEGASCALE_NUM_SLICES', '1') != '1'
     task = all(name in env for name in ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_PROCID', 'SLURM_LOCALID'))
-    return (task and env.get('SLURM_NTASKS', '1') != '1') or ',' in env.get('TPU_WORKER_HOSTNAMES', '')
+    return (task and env.get('SLURM_NTASKS', '1') != '1') or hosts
 
 
 def _detect() -> Place | None:
