@@ -14,21 +14,29 @@ RECENT = 20  # steps whose mean is the pace
 
 
 class Left(NamedTuple):
-    """The seconds left for the phases in `measured`, and the names of those that have not been measured."""
+    """The seconds left for the phases in `measured`, and the names of those that have not been measured.
+
+    With `early` a phase is measured by its first step alone, which is slow even without its compiling.
+    """
 
     seconds: float
     unmeasured: tuple[str, ...] = ()
     measured: tuple[str, ...] = ()
+    early: bool = False
+
+    @property
+    def _time(self) -> str:
+        return f'{"up to" if self.early else "about"} {spoken(self.seconds)} left'
 
     def __str__(self) -> str:
-        """The time as a text: `about 14 min left`, or `done`.
+        """The time as a text: `about 14 min left`, `up to 14 min left`, or `done`.
 
         Where a phase is not measured: `warm-up: about 2 min left; not measured yet: PPO, evaluations`.
         """
         if not self.unmeasured:
-            return f'about {spoken(self.seconds)} left' if self.seconds else 'done'
+            return self._time if self.seconds else 'done'
         unknown = f'not measured yet: {", ".join(self.unmeasured)}'
-        known = f'{", ".join(self.measured)}: about {spoken(self.seconds)} left; '
+        known = f'{", ".join(self.measured)}: {self._time}; '
         return f'{known if self.measured else ""}{unknown}'
 
     @property
@@ -38,7 +46,7 @@ class Left(NamedTuple):
             return str(self)
         if not self.measured:
             return 'what is left is not measured yet'
-        return f'{", ".join(self.measured)}: about {spoken(self.seconds)} left; the rest is not measured yet'
+        return f'{", ".join(self.measured)}: {self._time}; the rest is not measured yet'
 
 
 class Forecast:
@@ -84,7 +92,7 @@ class Forecast:
 
     def left(self, step: int) -> Left:
         """The time that is left after step number `step`, counted from 0."""
-        seconds, unmeasured, measured = 0.0, [], []
+        seconds, unmeasured, measured, early = 0.0, [], [], False
         for name, span in self._spans.items():
             if count := len(range(max(span.start, step + 1), span.stop)):
                 if pace := self._paces.get(name):
@@ -92,6 +100,7 @@ class Forecast:
                     # as the last one.
                     seconds += count * sum(pace) / len(pace) + self._of_new_shapes(name, count)
                     measured.append(name or 'steps')
+                    early = early or len(pace) == 1
                 else:
                     # A phase without a step so far has no measured time. The time that is left is then that of the
                     # other phases, and names them.
@@ -102,7 +111,7 @@ class Forecast:
             else:
                 seconds += due * self._evaluated
                 measured.append('evaluations')
-        return Left(seconds, tuple(unmeasured), tuple(measured))
+        return Left(seconds, tuple(unmeasured), tuple(measured), early)
 
     def _of_new_shapes(self, name: str, count: int) -> float:
         """The seconds of compiling that `count` coming steps of a phase may take, for shapes that are new to them.

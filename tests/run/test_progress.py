@@ -75,7 +75,7 @@ def test_a_log_gets_a_line_a_step_with_the_time_left():
         progress.done(7, 'rlpa', {'reward': 0.41234, 'kl': 0.01, 'seconds_update': 60.0, 'seconds_other': 30.0})
         progress.done(8, 'rlpa', {'reward': 0.5, 'seconds_update': 30.0})
     assert output(console).splitlines() == [
-        'rlpa 8/10  reward 0.412  kl 0.01  90.0 s  about 3 min left',
+        'rlpa 8/10  reward 0.412  kl 0.01  90.0 s  up to 3 min left',
         'rlpa 9/10  reward 0.5  30.0 s  about 30 s left',
     ]
 
@@ -97,27 +97,27 @@ def test_what_a_run_will_do_comes_first_and_how_long_as_soon_as_it_is_measured()
     assert lines[0].startswith(whole) and lines[1] == '8 people'
     # The time of what is measured is never said without its name while something else is not measured.
     assert lines[2].startswith(whole) and lines[2].endswith(
-        'warm-up, evaluations: about 25 s left; not measured yet: PPO'
+        'warm-up, evaluations: up to 25 s left; not measured yet: PPO'
     )
     assert '2 min of compiling' in lines[2]
     assert [line.split('  ')[-1] for line in (*lines[3:5], *lines[6:])] == [
-        'warm-up, evaluations: about 25 s left; the rest is not measured yet',
+        'warm-up, evaluations: up to 25 s left; the rest is not measured yet',
         'evaluations: about 20 s left; the rest is not measured yet',
-        'about 2 min left', 'about 90 s left', 'about 30 s left',
+        'up to 2 min left', 'about 90 s left', 'about 30 s left',
     ]  # fmt: skip
-    assert lines[5].startswith(whole) and lines[5].endswith('; about 2 min left')
+    assert lines[5].startswith(whole) and lines[5].endswith('; up to 2 min left')
 
 
 def test_what_is_left_is_measured_skips_what_a_run_skips_and_ends():
     forecast = Forecast({'waiting, at most': 4, '': 4}, (0, 8))
-    assert forecast.left(-1) == (0.0, ('waiting, at most', 'steps', 'evaluations'), ())
+    assert forecast.left(-1) == (0.0, ('waiting, at most', 'steps', 'evaluations'), (), False)
     assert forecast.left(-1).brief == 'what is left is not measured yet'
     forecast.evaluated({'seconds_evaluate': 5.0})
     assert forecast.stepped(0, {'seconds_read': 100.0}) == 'waiting, at most'
     assert forecast.stepped(1, {'seconds_read': 2.0}) is None
-    assert forecast.left(1) == (2 * 2.0 + 5.0, ('steps',), ('waiting, at most', 'evaluations'))
+    assert forecast.left(1) == (2 * 2.0 + 5.0, ('steps',), ('waiting, at most', 'evaluations'), False)
     assert forecast.stepped(4, {'seconds_read': 3.0, 'seconds_compile': 50.0}) == ''
-    assert forecast.left(4) == (3 * 3.0 + 5.0, (), ('steps', 'evaluations'))
+    assert forecast.left(4) == (3 * 3.0 + 5.0, (), ('steps', 'evaluations'), True)
     assert str(forecast.left(7)) == 'about 5 s left'
     assert str(Forecast({'': 1}).left(0)) == 'done'
 
@@ -137,7 +137,7 @@ def test_a_terminal_gets_a_bar_with_phase_and_latest_numbers():
             pass
         progress.log('[red]text of a model is not markup')
     shown = output(console)
-    assert all(text in shown for text in ('8/10', 'rollout', 'reward 0.412', 'about 2 min left', '[red]text'))
+    assert all(text in shown for text in ('8/10', 'rollout', 'reward 0.412', 'up to 2 min left', '[red]text'))
 
 
 def test_other_processes_show_nothing(monkeypatch, capsys):
