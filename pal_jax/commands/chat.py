@@ -99,12 +99,12 @@ def talk(
             continue
         bare = spoken_reply(text)
         if bare is None:
-            yield Text(f'{text}\n(its thought did not end; ask for more --max_tokens)', style='yellow')
+            yield Text(f'{visible(text)}\n(its thought did not end; ask for more --max_tokens)', style='yellow')
             continue
         # A policy that has learnt the format writes profile and reply, any other model a reply alone.
         parsed = parse_completion(text) if preset.layout else ParsedCompletion('', (), bare.strip())
         if parsed is None:
-            yield Text(f'{bare}\n(not in the format it was trained to write; say it otherwise)', style='yellow')
+            yield Text(f'{visible(bare)}\n(not in the format it was trained to write; say it otherwise)', style='yellow')
             continue
         dialogue = dataclasses.replace(
             open_dialogue, turns=(*open_dialogue.turns, Turn('assistant', parsed.reply, parsed.profile))
@@ -127,13 +127,18 @@ def reply(decoder: LocalDecoder, tokenizer: Tokenizer, preset: Preset, dialogue:
 
 def reply_columns(parsed: ParsedCompletion, *, with_profile: bool) -> Columns | Text:
     """The reply, and beside it the facts that the policy has noted about its user."""
-    answer = Text(parsed.reply)
+    answer = Text(visible(parsed.reply))
     if not with_profile:
         return answer
-    notes = Text('\n'.join(parsed.facts) or 'nothing yet', style='' if parsed.facts else 'dim')
+    notes = Text(visible('\n'.join(parsed.facts)) or 'nothing yet', style='' if parsed.facts else 'dim')
     return Columns(
         [Panel(answer, title='reply', title_align='left'), Panel(notes, title='profile', title_align='left')]
     )
+
+
+def visible(text: str) -> str:
+    """The text of a model for a terminal, which would obey its control characters: � stands for each of them."""
+    return ''.join(c if c.isprintable() or c in '\n\t' else '\N{REPLACEMENT CHARACTER}' for c in text)
 
 
 if __name__ == '__main__':

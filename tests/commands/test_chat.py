@@ -58,6 +58,15 @@ def test_again_forgets_and_a_plain_model_reads_plain_turns():
     assert 'One.' not in decoder.read[2] and 'a question' not in decoder.read[2]
 
 
+@pytest.mark.parametrize('preset', [PLAIN, TRAINED])
+def test_no_control_character_of_a_model_reaches_the_terminal(preset):
+    answer = 'red\x1b[31m\x07\x9b0m\nand\tblue'
+    for text in (answer, render_completion(f'- {answer}', answer)):
+        seen = screen(Scripted(text), preset, 'hello')
+        assert 'red' in seen and 'blue' in seen
+        assert all(c.isprintable() or c == '\n' for c in seen), repr(seen)
+
+
 def test_a_conversation_that_is_too_long_says_so():
     class Full(Scripted):
         def __call__(self, requests):
