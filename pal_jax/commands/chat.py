@@ -104,7 +104,9 @@ def talk(
         # A policy that has learnt the format writes profile and reply, any other model a reply alone.
         parsed = parse_completion(text) if preset.layout else ParsedCompletion('', (), bare.strip())
         if parsed is None:
-            yield Text(f'{visible(bare)}\n(not in the format it was trained to write; say it otherwise)', style='yellow')
+            yield Text(
+                f'{visible(bare)}\n(not in the format it was trained to write; say it otherwise)', style='yellow'
+            )
             continue
         dialogue = dataclasses.replace(
             open_dialogue, turns=(*open_dialogue.turns, Turn('assistant', parsed.reply, parsed.profile))
