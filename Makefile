@@ -52,7 +52,7 @@ SAY = @echo '$@: $(1). $(TIMES)'
 .PHONY: rlpa pal bench plus plus-table psoups safe_rlhf cmdp cameras spiral redteam smoke docs test test-slow test-long check lint format setup clean
 
 rlpa: $(READY)
-	$(call SAY,255 TFLOP: 42 minutes beside other work on two cores at 133 GFLOP/s)
+	$(call SAY,20 to 30 minutes on two idle cores; 42 beside other work)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py $(ARGS)
 
 pal: $(PAL_READY)
