@@ -24,6 +24,7 @@ MEETING = {
     'decode/answers',
     'decode/sampler',
     'judges/chat_models',
+    'run/ahead',
     'run/inputs',
     'run/language',
     'run/loop',

@@ -1,26 +1,31 @@
 """Rollouts ahead of updates: work that begins some steps before its result is needed, on a thread of its own.
 
 A recipe keeps a line in its host item: a tuple of functions, the oldest first, each of which waits for the result of
-one step's work. With `rollout.ahead=k` the rollout of step `i + k` begins before the update of step `i`, with the
-weights after step `i - 1`. Which weights sample a rollout is fixed, so a run repeats bit by bit (lockstep). Without
-lockstep a decode server gets the weights of every step while it samples, and no token is of earlier ones. Models on
-the trainer's devices do not run on the thread: two threads could start the programs of several devices in different
-orders, and each device would wait for the other.
+one step's work. `Rollouts` keeps a line of rollouts. With `rollout.ahead=k` the rollout of step `i + k` begins before
+the update of step `i`, with the weights after step `i - 1`. Which weights sample a rollout is fixed, so a run repeats
+bit by bit (lockstep). Without lockstep a decode server gets the weights of every step while it samples, and no token is
+of earlier ones. Models on the trainer's devices do not run on the thread: two threads could start the programs of
+several devices in different orders, and each device would wait for the other.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from pal_jax.decode.choose import Decoder
+from pal_jax.judges.chat_models import ChatModels
 from pal_jax.models.params import Params
 from pal_jax.run import processes
-from pal_jax.run.recipe import Context
+from pal_jax.run.language import DecodeSettings, RolloutRun, RolloutSettings
+from pal_jax.run.recipe import Context, Host
 from pal_jax.types import Metrics, Sample
 
 T = TypeVar('T')
@@ -115,17 +120,105 @@ def make_lines(ctx: Context, steps: int, lockstep: bool, here: Mapping[str, bool
     return lines
 
 
-def check_ahead(ahead: int, lockstep: bool, *, driver: str, exact: bool) -> None:
-    """Raises ValueError where a run cannot sample `ahead` steps ahead; `driver` and `exact` are those of `decode`."""
-    if not lockstep and (not ahead or driver == 'local'):
+def check_ahead(rollout: RolloutSettings, decode: DecodeSettings) -> None:
+    """Raises ValueError where a run cannot sample so far ahead."""
+    ahead = rollout.ahead
+    if not rollout.lockstep and (not ahead or decode.driver == 'local'):
         raise ValueError(
-            f'rollout.lockstep=False with rollout.ahead={ahead} and decode.driver={driver!r}: only a decode server '
-            "samples while its weights change; use decode.driver='jetstream' and an `ahead` of 1 or more"
+            f'rollout.lockstep=False with rollout.ahead={ahead} and decode.driver={decode.driver!r}: only a decode '
+            "server samples while its weights change; use decode.driver='jetstream' and an `ahead` of 1 or more"
         )
     if ahead < 0:
         raise ValueError(f'rollout.ahead={ahead} must be at least 0; 0 samples a step before its update')
-    if ahead and exact:
+    if ahead and decode.exact:
         raise ValueError(
             f'rollout.ahead={ahead} samples with earlier weights, and decode.exact checks that the weights are '
             'those of the update; leave one of them off'
         )
+
+
+# --- rollouts ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts(Generic[T]):
+    """The rollouts of a run, which begin `rollout.ahead` steps before they are learnt.
+
+    The host item has those that have begun as `rollouts`, the oldest first.
+    """
+
+    ctx: Context
+    # The number of steps of the run.
+    end: int
+    sampling: Ahead
+    # The decoder that gets the weights of a step; None: who samples loads them.
+    decoder: Decoder | None
+    # A checkpoint keeps rollouts as JSON.
+    to_json: Callable[[T], Any]
+    from_json: Callable[[Any], T]
+    # The work of judges beside updates; None: a rollout is paid when it is learnt.
+    paid: Ahead | None = None
+    # The judges among language models, whose requests are counted.
+    models: ChatModels | None = None
+
+    def __call__(
+        self, host: Host, i: int, weights: Callable[[], Params], sample: Callable[[int], Any],
+        pay: Callable[[Any, int], T] | None = None,
+    ) -> tuple[T, Line[T]]:  # fmt: skip
+        """The rollout of step `i`, and the line of those that have begun. The rollouts that are due begin now.
+
+        Args:
+          weights: gives the weights before the update of step `i`.
+          sample: samples for a step with the weights that `decoder` has loaded.
+          pay: makes a rollout of what was sampled for a step; None: samples are rollouts.
+        """
+        line, sampled = host['rollouts'], ()
+        due = self.sampling.due(i, line, self.end)
+        with self.ctx.phase('rollout'):
+            if due and self.decoder:
+                self.sampling.refresh(self.decoder.load, weights(), i)
+            for later in due:
+                sampled = self.sampling.begin(sampled, functools.partial(sample, later))
+            # An update needs the memory that a decoder on this machine has taken.
+            if self.decoder and not self.sampling.apart:
+                self.decoder.release()
+            if pay is None:
+                return self.sampling.take((*line, *sampled))
+        with self.ctx.phase('reward'):
+            for later, samples in zip(due, sampled, strict=True):
+                # A checkpoint may ask for a rollout before the step that learns it.
+                work = functools.cache(functools.partial(_paid, pay, samples, later))
+                line = self.paid.begin(line, work) if self.paid else (*line, work)
+            return self.paid.take(line) if self.paid else (line[0](), line[1:])
+
+    def pack(self, host: Host) -> Host:
+        """The host item of a checkpoint, once all work that has begun is done."""
+        packed = host | {'rollouts': [self.to_json(rollout()) for rollout in host['rollouts']]}
+        # Work that was under way has asked endpoints since the step.
+        return packed | ({'usage': self.models.usage} if self.models and host['rollouts'] else {})
+
+    def resume(self, host: Host) -> Host:
+        """The inverse of `pack`."""
+        rollouts = tuple(functools.partial(self.from_json, packed) for packed in host.get('rollouts', ()))
+        return (self.models.count_on(host) if self.models else host) | {'rollouts': rollouts}
+
+    def close(self) -> None:
+        """Do no work of those that have not started yet."""
+        for work in (self.sampling, self.paid):
+            if work:
+                work.close()
+
+
+def _paid(pay: Callable[[Any, int], T], samples: Callable[[], Any], i: int) -> T:
+    return pay(samples(), i)
+
+
+def make_rollouts(
+    settings: RolloutRun, ctx: Context, end: int, decoder: Decoder | None, to_json: Callable[[T], Any],
+    from_json: Callable[[Any], T], *, judged: bool = False, models: ChatModels | None = None,
+) -> Rollouts[T]:  # fmt: skip
+    """The rollouts of a run of `end` steps, see `Rollouts`. `judged`: judges need none of this machine's devices."""
+    rollout = settings.rollout
+    here = {'sampling': not rollout.ahead or settings.decode.driver == 'local'} | ({'paid': False} if judged else {})
+    lines = make_lines(ctx, rollout.ahead, rollout.lockstep, here)
+    return Rollouts(ctx, end, **lines, decoder=decoder, to_json=to_json, from_json=from_json, models=models)

@@ -136,3 +136,10 @@ class ReinforcedRun(Run):
     ppo: PPO
     sampling: Sampling
     decode: DecodeSettings = DecodeSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutRun(ReinforcedRun):
+    """The keys of a run whose rollouts may begin ahead of their updates (`run/ahead.py`)."""
+
+    rollout: RolloutSettings = RolloutSettings()

@@ -1,5 +1,7 @@
 """Lines of work that begins before its result is needed."""
 
+import contextlib
+import json
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -7,7 +9,8 @@ from concurrent.futures import CancelledError
 import pytest
 
 from pal_jax.run import ahead, devices
-from pal_jax.run.ahead import Ahead
+from pal_jax.run.ahead import Ahead, Rollouts
+from pal_jax.run.language import DecodeSettings, RolloutSettings
 from pal_jax.run.recipe import Context
 from pal_jax.types import Completion, Sample
 
@@ -93,16 +96,20 @@ def test_a_line_that_is_closed_does_nothing_more():
     assert not seen
 
 
-def test_what_cannot_be_ahead_is_refused():
-    with pytest.raises(ValueError, match=r'rollout\.ahead=-1'):
-        ahead.check_ahead(-1, True, driver='local', exact=False)
-    with pytest.raises(ValueError, match=r'rollout\.ahead=2 .*decode\.exact'):
-        ahead.check_ahead(2, True, driver='local', exact=True)
-    ahead.check_ahead(0, True, driver='local', exact=True)
-    for steps, driver in ((0, 'jetstream'), (2, 'local')):
-        with pytest.raises(ValueError, match='rollout.lockstep=False'):
-            ahead.check_ahead(steps, False, driver=driver, exact=False)
-    ahead.check_ahead(2, False, driver='jetstream', exact=False)
+@pytest.mark.parametrize(
+    ('rollout', 'decode', 'named'),
+    [
+        (RolloutSettings(-1), DecodeSettings(), r'rollout\.ahead=-1'),
+        (RolloutSettings(2), DecodeSettings(exact=True), r'rollout\.ahead=2 .*decode\.exact'),
+        (RolloutSettings(0), DecodeSettings(exact=True), ''),
+        (RolloutSettings(0, lockstep=False), DecodeSettings(driver='jetstream'), r'rollout\.lockstep=False'),
+        (RolloutSettings(2, lockstep=False), DecodeSettings(), r'rollout\.lockstep=False'),
+        (RolloutSettings(2, lockstep=False), DecodeSettings(driver='jetstream'), ''),
+    ],
+)
+def test_what_cannot_be_ahead_is_refused(rollout, decode, named):
+    with pytest.raises(ValueError, match=named) if named else contextlib.nullcontext():
+        ahead.check_ahead(rollout, decode)
 
 
 @pytest.mark.parametrize(('steps', 'here', 'said'), [(2, True, 1), (2, False, 0), (0, True, 0)])
@@ -128,3 +135,84 @@ def test_weights_wait_for_work_under_way_in_lockstep_alone(lockstep):
         Sample((1,), Completion('', (1, 2), (0.0, 0.0), 'stop', versions=versions)) for versions in ((5, 7), (6, 6))
     ]
     assert work.age(samples, 8) == ({} if lockstep else {'age': 2.0})
+
+
+# --- rollouts ---------------------------------------------------------------------------------------------------------
+
+
+class Weights:
+    """A decoder that keeps the weights which it has loaded."""
+
+    loaded = None
+
+    def load(self, params, version=0):
+        self.loaded = params
+
+    def release(self):
+        self.loaded = None
+
+
+@pytest.mark.parametrize('steps', [0, 1, 2, 4])
+@pytest.mark.parametrize('apart', [False, True])
+@pytest.mark.parametrize('judged', [None, False, True])
+def test_a_rollout_has_the_weights_of_so_many_steps_before_also_out_of_a_checkpoint(steps, apart, judged):
+    """The weights before step i are the number i; every step goes through a checkpoint."""
+    decoder, paid = Weights(), []
+    rollouts = Rollouts(
+        Context(devices.make_mesh()), 6, Ahead('sampling', steps, here=not (steps and apart)), decoder, list, tuple,
+        Ahead('paid', steps) if judged else None,
+    )  # fmt: skip
+
+    def pay(samples, i):
+        paid.append(i)
+        return (*samples, 'paid')
+
+    host, taken = {'rollouts': ()}, []
+    for i in range(6):
+        rollout, line = rollouts(
+            host, i, lambda i=i: i, lambda j: (j, decoder.loaded), None if judged is None else pay
+        )  # fmt: skip
+        taken.append(rollout)
+        assert len(line) == min(steps, 5 - i)
+        assert (decoder.loaded is None) == (not rollouts.sampling.apart)
+        host = rollouts.resume(json.loads(json.dumps(rollouts.pack({'rollouts': line}))))
+    assert taken == [(i, max(i - steps, 0), *(() if judged is None else ('paid',))) for i in range(6)]
+    assert paid == ([] if judged is None else [*range(6)])
+    rollouts.close()
+
+
+def test_a_rollout_is_sampled_and_paid_beside_the_update_of_an_earlier_step():
+    """The second rollout has begun, though nobody has asked for it and its judge has not answered."""
+    began, go, decoder = threading.Event(), threading.Event(), Weights()
+    rollouts = Rollouts(
+        Context(devices.make_mesh()), 2, Ahead('sampling', 1), decoder, list, tuple, Ahead('paid', 1)
+    )  # fmt: skip
+
+    def pay(i, _):
+        if i:
+            began.set()
+            go.wait()
+        return (i,)
+
+    first, line = rollouts({'rollouts': ()}, 0, dict, lambda i: i, pay)
+    assert first == (0,) and began.wait(60)
+    go.set()
+    assert rollouts({'rollouts': line}, 1, dict, lambda i: i, pay)[0] == (1,)
+    rollouts.close()
+
+
+def test_a_judge_on_this_machine_does_not_wait_for_a_server_that_samples_a_later_step():
+    go, began = threading.Event(), threading.Event()
+    rollouts = Rollouts(Context(devices.make_mesh()), 2, Ahead('sampling', 1), Weights(), list, tuple)
+
+    def sample(i):
+        if i:
+            began.set()
+            go.wait()
+        return (i,)
+
+    first, line = rollouts({'rollouts': ()}, 0, dict, sample, lambda samples, i: samples)
+    assert first == (0,) and began.wait(60) and not go.is_set()
+    go.set()
+    assert rollouts({'rollouts': line}, 1, dict, sample, lambda samples, i: samples)[0] == (1,)
+    rollouts.close()

@@ -27,7 +27,7 @@ from pal_jax.recipes.rl.rewards import make_rewards
 from pal_jax.recipes.rl.settings import RewardSources, Settings
 from pal_jax.recipes.rl.sources import Groups, PaidAnswers, PaidGames, flat, groups_of, groups_to_json, open_game
 from pal_jax.run import intervals
-from pal_jax.run.ahead import Ahead, check_ahead, make_lines
+from pal_jax.run.ahead import Rollouts, check_ahead, make_rollouts
 from pal_jax.run.forecast import counted
 from pal_jax.run.models import Policy, improve, keeping, make_learner, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
@@ -51,9 +51,7 @@ class RL:
     # `sample` samples prompts with the weights that `decoder` has loaded, see `sources.Sampler`.
     sample: Callable[[Sequence[PromptRow], int, Sequence[int]], list[Sample]]
     source: PaidAnswers | PaidGames
-    # `sampling` and `paid` are the work of sampling and of paying that is done beside updates.
-    sampling: Ahead
-    paid: Ahead
+    rollouts: Rollouts[Groups]
     # `pack` makes a batch of samples.
     pack: Callable[[Sequence[Sample]], RolloutBatch]
     # The judges among language models.
@@ -65,41 +63,25 @@ class RL:
     seed: int
 
     def init(self) -> tuple[PolicyState, Host]:
-        return self.learner.init(self.load(self.learner.actor.param_shardings)), {'paid': ()}
+        return self.learner.init(self.load(self.learner.actor.param_shardings)), {'rollouts': ()}
 
     def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
-        paid = host['paid']
-        with self.ctx.phase('rollout'):
-            # 1. Draw prompts and sample n answers to each; or play n games from each of some starts. With
-            # `rollout.ahead` they are those of a later step.
-            due, sampled = self.paid.due(i, paid, self.plan.total_steps), ()
-            if due:
-                self.sampling.refresh(self.decoder.load, self.learner.weights(state), i)
-            for later in due:
-                sampled = self.sampling.begin(sampled, functools.partial(self.source.train, self.sample, later))
-            if not self.sampling.apart:
-                self.decoder.release()
-        with self.ctx.phase('reward'):
-            # 2. Pay every sample.
-            for later, groups in zip(due, sampled, strict=True):
-                paid = self.paid.begin(paid, functools.partial(self.pay, groups, later))
-            groups, paid = self.paid.take(paid)
+        # 1. Draw prompts and sample n answers to each; or play n games from each of some starts. 2. Pay every sample.
+        # With `rollout.ahead` those of a later step begin, too.
+        sample = functools.partial(self.source.train, self.sample)
+        groups, rollouts = self.rollouts(host, i, lambda: self.learner.weights(state), sample, self.source.pay)
         self.check_paid(groups)
-        metrics = summarize(groups) | self.sampling.age(flat(groups), i)
+        metrics = summarize(groups) | self.rollouts.sampling.age(flat(groups), i)
         self.ctx.show(map(describe, flat(groups)[: self.shown]))
         # 3. Make advantages of the rewards, and update actor and critic in epochs of minibatches.
         batch, key = self.pack(self.source.credit(groups, i)), jax.random.fold_in(jax.random.key(self.seed), i)
         state, updated = improve(self.learner, self.ctx, state, batch, key, estimate=self.source.estimate)
         usage = self.models.usage
-        return state, {'paid': paid, 'usage': usage}, 'rl', metrics | updated | usage
-
-    def pay(self, groups: Callable[[], Groups], i: int) -> Groups:
-        """The samples of step `i` with their rewards, once they are sampled."""
-        return self.source.pay(groups(), i)
+        return state, {'rollouts': rollouts, 'usage': usage}, 'rl', metrics | updated | usage
 
     def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
         with self.ctx.phase('evaluate'):
-            self.sampling.wait()
+            self.rollouts.sampling.wait()
             self.decoder.load(self.learner.weights(state))
             groups = self.source.pay(self.source.test(self.sample), EVALUATION)
             self.decoder.release()
@@ -150,39 +132,32 @@ def make(settings: Settings, ctx: Context) -> RL:
       ValueError: a value, a file or a row of it is wrong.
       RuntimeError: a model cannot be had.
     """
-    ahead, lockstep = settings.rollout.ahead, settings.rollout.lockstep
-    check_ahead(ahead, lockstep, driver=settings.decode.driver, exact=settings.decode.exact)
+    check_ahead(settings.rollout, settings.decode)
     check_at_least(settings, 1, 'rl.rollout_batch_size', 'rl.n_samples_per_prompt', 'prompts.test_count')
     policy = make_policy(settings.policy, ctx, settings.seed)
     models = ChatModels(settings.endpoints, settings.answers, settings.seed)
     source = make_games(settings, policy) if settings.rl.game else make_answers(settings, policy, models, ctx)
     learner, steps, evaluated = make_rl_learner(settings, policy.cfg, ctx), settings.total_steps, settings.eval
-    decoder = sampler.make_decoder(settings.decode, policy, ctx, lockstep=lockstep)
+    decoder = sampler.make_decoder(settings.decode, policy, ctx, lockstep=settings.rollout.lockstep)
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
     trained = trained_policy(settings.policy, policy, learner)
 
-    def pack(host: Host) -> Host:
-        packed = host | {'paid': [groups_to_json(groups()) for groups in host['paid']]}
-        # Work that was under way has asked endpoints since the step.
-        return packed | ({'usage': models.usage} if host['paid'] else {})
-
-    def resume(host: Host) -> Host:
-        paid = tuple(functools.partial(groups_of, groups) for groups in host.get('paid', ()))
-        return models.count_on(host) | {'paid': paid}
-
-    plan = Plan(steps, learner.abstract, stage, trained, pack=pack, resume=resume, keep=keeping(policy=policy))
-    sampled = not ahead or settings.decode.driver == 'local'
     # A scorer computes on this machine's devices.
-    lines = make_lines(ctx, ahead, lockstep, {'sampling': sampled, 'paid': models.here or bool(settings.reward.scorer)})
+    judged = not (models.here or settings.reward.scorer)
+    rollouts = make_rollouts(settings, ctx, steps, decoder, groups_to_json, groups_of, judged=judged, models=models)
+    plan = Plan(
+        steps, learner.abstract, stage, trained, pack=rollouts.pack, resume=rollouts.resume,
+        keep=keeping(policy=policy), close=rollouts.close,
+    )  # fmt: skip
     return RL(
-        plan=plan._replace(close=lambda: [line.close() for line in lines.values()]),
+        plan=plan,
         ctx=ctx,
         learner=learner,
         load=policy.source.load,
         decoder=decoder,
         sample=functools.partial(sample, decoder, policy, settings.sampling),
         source=source,
-        **lines,
+        rollouts=rollouts,
         pack=sampler.make_packing(settings, ctx.mesh, source.packed),
         models=models,
         max_failed=settings.reward.max_failed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from pal_jax.run.language import ANSWERS, EndpointSettings, ReinforcedRun, RolloutSettings
+from pal_jax.run.language import ANSWERS, EndpointSettings, RolloutRun
 from pal_jax.run.settings import StageSettings
 
 # The prompts of runs without prompts of their own, with the rule that pays the answers.
@@ -56,13 +56,12 @@ ENDPOINTS = {'judge': EndpointSettings(temperature=0.0, max_tokens=256)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(ReinforcedRun):
+class Settings(RolloutRun):
     """The keys of a run; those of every run that samples are in `run/language.py`."""
 
     prompts: PromptSettings = PromptSettings()
     reward: RewardSources = RewardSources()
     rl: StepSettings = StepSettings()
-    rollout: RolloutSettings = RolloutSettings()
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
     answers: str = ANSWERS  # '': endpoints are asked again
     eval: StageSettings = StageSettings()

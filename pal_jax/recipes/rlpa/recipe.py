@@ -387,8 +387,7 @@ def check(settings: Settings, mesh: Mesh) -> None:
         )
     if not 0 <= dialogue.turn_gamma <= 1:
         raise ValueError(f'dialogue.turn_gamma={dialogue.turn_gamma} must be from 0 (off) to 1')
-    rollout, decode = settings.rollout, settings.decode
-    check_ahead(rollout.ahead, rollout.lockstep, driver=decode.driver, exact=decode.exact)
+    check_ahead(settings.rollout, settings.decode)
     if settings.rollout.ahead and dialogue.turn_gamma:
         raise ValueError(
             f'rollout.ahead={settings.rollout.ahead}: with dialogue.turn_gamma={dialogue.turn_gamma} users answer '

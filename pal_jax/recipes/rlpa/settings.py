@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from pal_jax.run.language import ANSWERS, EndpointSettings, ReinforcedRun, RolloutSettings
+from pal_jax.run.language import ANSWERS, EndpointSettings, RolloutRun
 from pal_jax.run.settings import Run
 
 
@@ -105,14 +105,13 @@ ENDPOINTS = {  # language models that play users, and those that judge
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dialogues(ReinforcedRun):
+class Dialogues(RolloutRun):
     """The keys of a run that improves a policy in dialogues."""
 
     # True: the published code's visibility, aggregation and flat updates.
     reference_compatible: bool = False
     dialogue: DialogueSettings = DialogueSettings()
     reward: TurnRewardSettings = TurnRewardSettings()
-    rollout: RolloutSettings = RolloutSettings()
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
     answers: str = ANSWERS  # '': endpoints are asked again
     eval: DialogueEvaluationSettings = DialogueEvaluationSettings()

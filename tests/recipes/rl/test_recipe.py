@@ -255,10 +255,10 @@ def test_a_step_of_a_game_learns_from_the_moves_of_both_roles(own):
 def test_a_decode_server_samples_with_the_weights_of_the_step(ahead):
     local = rl.make(get_settings('smoke', total_steps=3), ONE)
     changes = {'decode.driver': 'jetstream', 'decode.address': '127.0.0.1:1', 'rollout.ahead': ahead, 'total_steps': 3}
-    recipe = dataclasses.replace(
-        rl.make(get_settings('smoke', **changes), ONE), decoder=local.decoder, sample=local.sample
-    )
-    assert recipe.sampling.apart == bool(ahead)
+    recipe = rl.make(get_settings('smoke', **changes), ONE)
+    rollouts = dataclasses.replace(recipe.rollouts, decoder=local.decoder)
+    recipe = dataclasses.replace(recipe, rollouts=rollouts, sample=local.sample)
+    assert recipe.rollouts.sampling.apart == bool(ahead)
     state, host = recipe.init()
     for i in range(3):
         # The decoder on this machine stands for a server: without weights it raises an error.
@@ -279,7 +279,7 @@ def test_without_lockstep_no_token_is_of_weights_more_than_so_many_updates_ago()
         for i in range(4):
             state, host, _, metrics = recipe.step(state, host, i)
             ages.append(metrics['age'])
-            assert all(0 <= version <= i for groups in host['paid'] for group in groups() for sample in group
+            assert all(0 <= version <= i for groups in host['rollouts'] for group in groups() for sample in group
                        for version in sample.completion.versions)  # fmt: skip
         recipe.plan.close()
     assert ages[0] == 0 and 0 <= max(ages) <= 2
@@ -297,7 +297,7 @@ def test_a_run_ahead_of_its_updates_goes_on_bit_by_bit_wherever_it_is_broken_off
         ONE,
     )  # fmt: skip
     steps = assert_it_goes_on_wherever_it_is_broken_off(recipe, 6)
-    assert [len(host['paid']) for host, _ in steps] == [min(ahead, 6 - i) * (i > 0) for i in range(6)]
+    assert [len(host['rollouts']) for host, _ in steps] == [min(ahead, 6 - i) * (i > 0) for i in range(6)]
 
 
 @pytest.mark.slow
