@@ -28,7 +28,7 @@ from pal_jax.run.recipe import Context
 from pal_jax.run.workdir import REPORT
 from pal_jax.types import Sample, Sampling
 
-# Takes weights, questions, the number of samples of each, and a seed; see `PolicySampler`.
+# Takes weights or None, questions, the number of samples of each, and a seed; see `PolicySampler`.
 Sampler = Callable[..., list[Sample]]
 
 
@@ -40,21 +40,24 @@ class PolicySampler:
     tokenizer: Tokenizer
     sampling: Sampling
 
-    def __call__(self, params: Params, questions: Sequence[str], n: int, seed: Sequence[int]) -> list[Sample]:
-        """Sample `n` answers to each question, side by side."""
+    def __call__(self, params: Params | None, questions: Sequence[str], n: int, seed: Sequence[int]) -> list[Sample]:
+        """Sample `n` answers to each question, side by side. Without `params` the decoder has loaded the weights, and
+        keeps them."""
         prompts = [tuple(self.tokenizer.chat(chats.as_chat(text))) for text in questions]
-        self.decoder.load(params)
+        if params is not None:
+            self.decoder.load(params)
         samples = sampler.sample(self.decoder, self.tokenizer, prompts, [self.sampling] * n, seed, sources=questions)
         # The learner needs the memory of the weights next.
-        self.decoder.release()
+        if params is not None:
+            self.decoder.release()
         return list(map(without_thoughts, samples))
 
 
 def make_sampler(
-    decode: DecodeSettings, sampling: Sampling, policy: Policy, ctx: Context, at_once: int
+    decode: DecodeSettings, sampling: Sampling, policy: Policy, ctx: Context, at_once: int, *, lockstep: bool = True
 ) -> PolicySampler:
-    """A sampler of the policy that decodes at most `at_once` answers at a time."""
-    decoder = sampler.make_decoder(decode, policy, ctx, at_once)
+    """A sampler of the policy that decodes at most `at_once` answers at a time; for `lockstep` see `make_decoder`."""
+    decoder = sampler.make_decoder(decode, policy, ctx, at_once, lockstep=lockstep)
     return PolicySampler(decoder, policy.tokenizer, sampling)
 
 

@@ -74,6 +74,16 @@ def from_json(record: Mapping[str, Any], source: Any = None, parsed: Any = None)
     return Sample(**values | {'completion': completion_of(record['completion']), 'source': source, 'parsed': parsed})
 
 
+def samples_to_json(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Samples without `source` and `parsed`; the inverse of `samples_of`."""
+    return list(map(to_json, samples))
+
+
+def samples_of(records: Sequence[Mapping[str, Any]]) -> list[Sample]:
+    """The samples that `samples_to_json` gave, also after they went through JSON text."""
+    return list(map(from_json, records))
+
+
 def sample(
     decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[tuple[int, ...]], samplings: Sequence[Sampling],
     seed: Sequence[int], *, sources: Sequence[Any] | None = None, parse: Callable[[str], Any] = lambda text: None,

@@ -25,6 +25,7 @@ from pal_jax.recipes.safe_rlhf.collect import records_folder, rl_name, round_nam
 from pal_jax.recipes.safe_rlhf.prompts import check_groups
 from pal_jax.recipes.safe_rlhf.settings import ConstraintSettings, RLSettings, Settings, variants
 from pal_jax.recipes.scorer import cost, reward
+from pal_jax.run.ahead import check_ahead
 from pal_jax.run.planned import PlannedRun
 from pal_jax.run.recipe import check_at_least, check_divides
 from pal_jax.run.settings import Run, filled
@@ -121,6 +122,7 @@ def check(settings: Settings) -> None:
     # One answer makes no pair.
     check_at_least(settings, 2, 'collect.answers')
     check_divides(settings, 'rl.rollout_batch_size', 'ppo.minibatches')
+    check_ahead(settings.rollout, settings.decode)
     if not 0 < settings.collect.test_share < 1:
         raise ValueError(f'collect.test_share={settings.collect.test_share} must be between 0 and 1')
     # The folder of a variant has no number of a round, so rounds would write over one another.

@@ -18,7 +18,7 @@ from pal_jax.data.packing import pack_examples
 from pal_jax.data.passes import shuffled
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_finished, make_sampler
-from pal_jax.decode.sampler import make_packing
+from pal_jax.decode.sampler import make_packing, samples_of, samples_to_json
 from pal_jax.learners.actor import mean_weights
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
@@ -38,8 +38,9 @@ from pal_jax.recipes.safe_rlhf.prompts import (
 from pal_jax.recipes.safe_rlhf.settings import AnswerKeys, ConstraintSettings, PtxSettings, RLSettings, groups_shown
 from pal_jax.recipes.scorer import cost, reward
 from pal_jax.run import files, sharding
+from pal_jax.run.ahead import Rollouts, make_rollouts
 from pal_jax.run.checkpoint import Checkpoints
-from pal_jax.run.language import ReinforcedRun
+from pal_jax.run.language import ReinforcedRun, RolloutRun
 from pal_jax.run.models import Policy, keeping, make_learner, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite, stage_before
@@ -52,7 +53,7 @@ SHOWN = 'reward', 'cost', 'limit', 'prompts_above_limit', 'unsafe_share'  # on t
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(AnswerKeys, ReinforcedRun):
+class Settings(AnswerKeys, RolloutRun):
     """The keys of stage rl."""
 
     rl: RLSettings = RLSettings()
@@ -75,6 +76,7 @@ class SafeRLHF:
     # `critics` reads the weights and the head that each critic (reward, cost) starts from.
     critics: Callable[[], Sequence[tuple[Params, Array]]]
     sample: Sampler
+    rollouts: Rollouts[list[Sample]]
     # `reward` and `cost` score the answers to questions; a cost is above 0 for what is unsafe.
     reward: ModelScores
     cost: ModelScores
@@ -103,19 +105,14 @@ class SafeRLHF:
             check_finished(folder)
         # Every stage before has finished here, so PPO starts from the weights that they have ended with.
         params, groups = self.load(self.learner.actor.param_shardings), len(self.groups.names)
-        host = {'constraint': self.handler.init(groups), 'costs': [[] for _ in range(groups)]}
+        host = {'constraint': self.handler.init(groups), 'costs': [[] for _ in range(groups)], 'rollouts': ()}
         return self.learner.init(params, self.critics()), host
 
     def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
-        # 1. Draw prompts.
-        drawn = shuffled(len(self.train), start=i * self.batch_size, size=self.batch_size, seed=self.seed)
-        questions, (names, limits) = [self.train[k] for k in drawn], self.groups
-        group = np.repeat(self.groups.of(questions), self.n)
-        with self.ctx.phase('rollout'):
-            # 2. Sample answers of the policy.
-            budgets = self.handler.budget(limits[group[:: self.n]])
-            texts = self.prompt_texts(questions, budgets)
-            samples = self.sample(self.learner.weights(state), texts, self.n, (self.seed, i))
+        # 1. Draw prompts. 2. Sample answers of the policy. With `rollout.ahead` those of a later step begin, too.
+        samples, rollouts = self.rollouts(host, i, lambda: self.learner.weights(state), self.roll_out)
+        questions, (names, limits) = self.drawn(i), self.groups
+        group, budgets = np.repeat(self.groups.of(questions), self.n), self.budgets(questions)
         with self.ctx.phase('reward'):
             # 3. Score the answers by the reward model and by the cost model; keep the last costs of each group.
             samples = self.end_early(questions, samples)
@@ -147,7 +144,22 @@ class SafeRLHF:
         metrics = self.summarize(questions, samples, rewards, costs) | figures | estimated | moved | learnt
         metrics |= self.groups.apart('multiplier', constraint['lambda']) | self.groups.apart('limit', limits)
         metrics |= self.groups.apart('mean_cost', means) | {'cost_step': float(weights.reward == 0)}
-        return state, {'constraint': constraint, 'costs': kept}, 'rl', metrics
+        metrics |= self.rollouts.sampling.age(samples, i)
+        return state, {'constraint': constraint, 'costs': kept, 'rollouts': rollouts}, 'rl', metrics
+
+    def drawn(self, i: int) -> list[Question]:
+        """The prompts of step `i`."""
+        drawn = shuffled(len(self.train), start=i * self.batch_size, size=self.batch_size, seed=self.seed)
+        return [self.train[k] for k in drawn]
+
+    def budgets(self, questions: Sequence[Question]) -> np.ndarray:
+        """The budget of each prompt of a step, which follows from the limits and no state of the handler."""
+        return self.handler.budget(self.groups.limits[self.groups.of(questions)])
+
+    def roll_out(self, i: int) -> list[Sample]:
+        """Answers to the prompts of step `i`, by the weights that the decoder has loaded."""
+        questions = self.drawn(i)
+        return self.sample(None, self.prompt_texts(questions, self.budgets(questions)), self.n, (self.seed, i))
 
     @functools.cached_property
     def estimator(self) -> ConstrainedEstimator:
@@ -202,6 +214,7 @@ class SafeRLHF:
 
     def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
         with self.ctx.phase('evaluate'):
+            self.rollouts.sampling.wait()
             texts = self.prompt_texts(self.test, self.groups.limits[self.groups.of(self.test)])
             samples = self.sample(self.learner.weights(state), texts, 1, (self.seed, EVALUATION))
             rewards, costs = self.scores(self.test, samples)
@@ -278,11 +291,17 @@ def make(settings: Settings, ctx: Context) -> SafeRLHF:
     trained, keep = trained_policy(settings.policy, policy, learner), keeping(policy=policy)
     # One decoder samples the answers of a step and those of an evaluation, so it is as large as both need.
     at_once = max(rl.rollout_batch_size * n, len(test))
+    lockstep = settings.rollout.lockstep
+    sample = make_sampler(settings.decode, settings.sampling, policy, ctx, at_once, lockstep=lockstep)
+    rollouts = make_rollouts(settings, ctx, steps, sample.decoder, samples_to_json, samples_of)
     return SafeRLHF(
-        Plan(steps, learner.abstract, stage, trained, (*SHOWN, *groups_shown(settings.constraint)), keep=keep), ctx,
-        learner, policy.source.load, [folder for folder in judges if folder.parent == ctx.workdir.parent],
+        Plan(
+            steps, learner.abstract, stage, trained, (*SHOWN, *groups_shown(settings.constraint)),
+            pack=rollouts.pack, resume=rollouts.resume, keep=keep, close=rollouts.close,
+        ),
+        ctx, learner, policy.source.load, [folder for folder in judges if folder.parent == ctx.workdir.parent],
         critics=functools.partial(read_critics, judges, policy, ctx) if settings.ppo.has_critic else tuple,
-        sample=make_sampler(settings.decode, settings.sampling, policy, ctx, at_once),
+        sample=sample, rollouts=rollouts,
         reward=scores[0], cost=scores[1], decode=policy.tokenizer.text_of,
         pack=make_packing(settings, ctx.mesh, n), train=train, test=test,
         groups=make_groups(settings.constraint.limit, settings.constraint.by_group),

@@ -14,7 +14,7 @@ from pal_jax.learners.scorer import BradleyTerry, CostLoss
 from pal_jax.objectives.constraints import FixedPenalty, Handlers
 from pal_jax.objectives.handler import Handler
 from pal_jax.recipes.scorer.reward import PairSettings
-from pal_jax.run.language import DecodeSettings, ModelSettings, ReinforcedRun, RowSettings
+from pal_jax.run.language import DecodeSettings, ModelSettings, RolloutRun, RowSettings
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.settings import Run, StageSettings
 from pal_jax.types import Sampling
@@ -200,7 +200,7 @@ class VariantKeys(Run):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(AnswerKeys, VariantKeys, ReinforcedRun):
+class Settings(AnswerKeys, VariantKeys, RolloutRun):
     """The keys of all stages; `total_steps` is that of each PPO."""
 
     stage: str = 'all'  # all, a stage such as cost or rl-2, or all of a kind, as rl

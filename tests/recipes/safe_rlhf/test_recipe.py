@@ -35,6 +35,7 @@ from pal_jax.run.settings import to_dict
 from pal_jax.run.stages import unfinished
 from pal_jax.types import Completion, Sample
 from tests import configs
+from tests.recipes.ahead import Noting, make_rollouts
 from tests.whole_runs import run, stop_once, timeless
 
 get_settings = functools.partial(configs.load, 'safe_rlhf')
@@ -111,6 +112,7 @@ def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path):
         ({'evaluate.moderation': 'orbax:m'}, r"evaluate\.moderation='orbax:m'"),
         ({'collect.test_share': 1.0}, r'collect\.test_share=1\.0'),
         ({'rl.n_samples_per_prompt': 1}, 'n_samples_per_prompt=1'),
+        ({'rollout.ahead': 1, 'decode.exact': True}, r'rollout\.ahead=1 .*decode\.exact'),
         ({'stage': 'reword'}, "stage='reword'"),
     ],
 )
@@ -327,7 +329,8 @@ def make_recipe(handler='log', mesh=MESH, estimator='dr_grpo', limit=0.2, limits
     return SafeRLHF(
         Plan(4, learner.abstract, lambda i: None), ONE._replace(mesh=mesh), learner,
         load=lambda shardings: jax.device_put(params.init(params.decoder_specs(CFG), jax.random.key(0)), shardings),
-        before=(), critics=tuple, sample=fake_sample, reward=fake_scores(1.0), cost=fake_scores(2.0),
+        before=(), critics=tuple, sample=fake_sample, rollouts=make_rollouts(ONE, 4, Noting()),
+        reward=fake_scores(1.0), cost=fake_scores(2.0),
         decode=lambda tokens: ''.join('a.' if token < 32 else 'b.' for token in tokens),
         pack=functools.partial(
             pack_rollouts, n=N, actions=8, mesh=mesh, micro_rows=4, ways=sharding.batch_ways(mesh)
