@@ -19,6 +19,7 @@ from pal_jax.recipes.psoups.preferences import Preference, combinations
 from pal_jax.recipes.psoups.prompts import known_prompts, read_preferences
 from pal_jax.recipes.psoups.rollout import ROLLOUTS
 from pal_jax.recipes.psoups.settings import Settings
+from pal_jax.run.ahead import check_ahead
 from pal_jax.run.models import make_adapters
 from pal_jax.run.recipe import check_at_least, check_divides
 from pal_jax.run.workdir import CONFIG
@@ -48,6 +49,7 @@ def check(settings: Settings) -> tuple[Preference, ...]:
         'evaluate.front_prompts', 'ppo.minibatches', 'checkpoint.every',
     )  # fmt: skip
     check_divides(settings, 'rl.rollout_batch_size', 'ppo.minibatches')
+    check_ahead(settings.rollout, settings.decode)
     if not 0 < settings.annotate.test_share < 1:
         raise ValueError(f'annotate.test_share={settings.annotate.test_share} must be between 0 and 1')
     check_learning(settings)

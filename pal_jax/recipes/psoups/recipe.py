@@ -24,8 +24,9 @@ from pal_jax.recipes import sft
 from pal_jax.recipes.psoups import annotate, evaluate, merge, rl, rollout
 from pal_jax.recipes.psoups.check import check, check_prompts, check_shared
 from pal_jax.recipes.psoups.preferences import BEST, GENERAL, JOINT
-from pal_jax.recipes.psoups.settings import PromptedKeys, Settings
+from pal_jax.recipes.psoups.settings import PromptedKeys, RolloutSettings, Settings
 from pal_jax.recipes.scorer import reward
+from pal_jax.run import language
 from pal_jax.run.planned import PlannedRun
 from pal_jax.run.settings import Run, filled
 from pal_jax.run.stages import Stage, chosen, make_stage, section_values
@@ -44,11 +45,11 @@ def stages(settings: Settings, workdir: Path) -> list[Stage]:
         return make_stage(settings, workdir / folder, kind, **values)
 
     def policy(folder: str, preference: str) -> Stage:
-        steps = settings.total_steps
-        return make(folder, rl.Settings, recipe='psoups.rl', preference=preference, total_steps=steps)
+        steps, ahead = settings.total_steps, filled(language.RolloutSettings, settings.rollout)
+        return make(folder, rl.Settings, recipe='psoups.rl', preference=preference, total_steps=steps, rollout=ahead)
 
     listed = [
-        make('rollout', rollout.Settings, recipe='psoups.rollout'),
+        make('rollout', rollout.Settings, recipe='psoups.rollout', rollout=filled(RolloutSettings, settings.rollout)),
         make('annotate', annotate.Settings, recipe='psoups.annotate'),
         *(
             make(f'reward-{name}', reward.Settings, recipe='scorer.reward', **reward_values(settings, pairs / name))

@@ -14,7 +14,7 @@ import numpy as np
 from pal_jax.data import holdouts
 from pal_jax.data.passes import shuffled
 from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_finished, make_sampler
-from pal_jax.decode.sampler import make_packing
+from pal_jax.decode.sampler import make_packing, samples_of, samples_to_json
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
 from pal_jax.recipes.personal.pal import person as pal_person
@@ -24,8 +24,9 @@ from pal_jax.recipes.psoups.preferences import GENERAL, JOINT, Preference, combi
 from pal_jax.recipes.psoups.prompts import PreferencePrompt, Prompt, everyone, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import PromptedKeys, RLHFSettings
 from pal_jax.recipes.scorer import reward
+from pal_jax.run.ahead import Rollouts, make_rollouts
 from pal_jax.run.forecast import counted
-from pal_jax.run.language import ReinforcedRun
+from pal_jax.run.language import RolloutRun
 from pal_jax.run.models import improve, keeping, make_learner, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
 from pal_jax.run.recipe import (
@@ -44,7 +45,7 @@ PHASES = {GENERAL: 'rlhf', JOINT: 'morl'}  # the stages of what is no pole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(PromptedKeys, ReinforcedRun):
+class Settings(PromptedKeys, RolloutRun):
     """The keys of stages rlhf, morl and policy."""
 
     preference: str  # general (rlhf), joint (morl), or the pole of a policy
@@ -63,6 +64,7 @@ class RLPHF:
     # `load` loads the base's weights.
     load: Callable[..., Params]
     sample: Sampler
+    rollouts: Rollouts[list[Sample]]
     score: Score
     # The folder of the reward model's stage, which must be finished; None: `score` needs no stage.
     judge: Path | None
@@ -85,15 +87,14 @@ class RLPHF:
     def init(self) -> tuple[PolicyState, Host]:
         if self.judge:
             check_finished(self.judge)
-        return self.learner.init(self.load(self.learner.actor.param_shardings)), {'moments': list(Moments())}
+        policy = self.learner.init(self.load(self.learner.actor.param_shardings))
+        return policy, {'moments': list(Moments()), 'rollouts': ()}
 
     def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
-        # 1. Draw prompts, each with the preferences that the policy is told.
+        # 1. Draw prompts, each with the preferences that the policy is told. 2. Sample answers of the policy. With
+        # `rollout.ahead` those of a later step begin, too.
+        samples, rollouts = self.rollouts(host, i, lambda: self.learner.weights(state), self.roll_out)
         questions = self.draw(i)
-        with self.ctx.phase('rollout'):
-            # 2. Sample answers of the policy.
-            texts = [question.text for question in questions]
-            samples = self.sample(self.learner.weights(state), texts, self.n, (self.seed, i))
         with self.ctx.phase('reward'):
             # 3. Score question and whole answer by the reward model; put the scores on one scale.
             scores = self.scores(questions, samples)
@@ -103,11 +104,17 @@ class RLPHF:
         # 4. Estimate advantages, and update policy and critic in epochs of minibatches.
         key = jax.random.fold_in(jax.random.key(self.seed), i)
         state, updated = improve(self.learner, self.ctx, state, self.pack(samples), key)
-        return state, {'moments': list(moments)}, self.stage, summarize(samples, scores) | updated
+        metrics = summarize(samples, scores) | self.rollouts.sampling.age(samples, i)
+        return state, {'moments': list(moments), 'rollouts': rollouts}, self.stage, metrics | updated
+
+    def roll_out(self, i: int) -> list[Sample]:
+        """Answers to the prompts of step `i`, by the weights that the decoder has loaded."""
+        return self.sample(None, [question.text for question in self.draw(i)], self.n, (self.seed, i))
 
     def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
         questions = self.ask(self.test, 0)
         with self.ctx.phase('evaluate'):
+            self.rollouts.sampling.wait()
             texts = [question.text for question in questions]
             samples = self.sample(self.learner.weights(state), texts, 1, (self.seed, EVALUATION))
             scores = self.scores(questions, samples)
@@ -159,14 +166,19 @@ def make(settings: Settings, ctx: Context) -> RLPHF:
     trained, keep = trained_policy(settings.policy, policy, learner), keeping(policy=policy)
     scores = ModelScores(judge, ctx, reward.open_scores) if judge else None
     score = ReplyScorer(scores) if scores else pal_person.make_score(rl.reward, rl.person)
+    sample = make_sampler(
+        settings.decode, settings.sampling, policy, ctx, at_once=max(rl.rollout_batch_size * n, rl.test_count),
+        lockstep=settings.rollout.lockstep,
+    )  # fmt: skip
+    rollouts = make_rollouts(settings, ctx, steps, sample.decoder, samples_to_json, samples_of)
     return RLPHF(
-        Plan(steps, learner.abstract, stage, trained, ('reward', 'words'), keep=keep),
+        Plan(
+            steps, learner.abstract, stage, trained, ('reward', 'words'),
+            pack=rollouts.pack, resume=rollouts.resume, keep=keep, close=rollouts.close,
+        ),
         ctx, PHASES.get(settings.preference, 'policy'),
         learner, policy.source.load,
-        sample=make_sampler(
-            settings.decode, settings.sampling, policy, ctx, at_once=max(rl.rollout_batch_size * n, rl.test_count)
-        ),
-        score=score,
+        sample=sample, rollouts=rollouts, score=score,
         judge=judge, pack=make_packing(settings, ctx.mesh, n),
         train=train, test=test[: rl.test_count], wanted=who_wants_what(settings),
         batch_size=rl.rollout_batch_size, n=n, scale_scores=rl.scale_scores, seed=seed,

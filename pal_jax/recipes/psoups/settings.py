@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 from pal_jax.learners.scorer import BradleyTerry
 from pal_jax.recipes.scorer.reward import PairSettings
-from pal_jax.run.language import ANSWERS, DecodeSettings, EndpointSettings, ModelSettings, ReinforcedRun, RowSettings
+from pal_jax.run import language
+from pal_jax.run.language import ANSWERS, DecodeSettings, EndpointSettings, ModelSettings, RolloutRun, RowSettings
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.settings import Run, StageSettings
 from pal_jax.types import Sampling
@@ -37,6 +38,11 @@ class RolloutSettings:
     prompts: int = 48  # prompts drawn for each preference; 0: all
     answers: int = 4  # answers to each prompt; all pairs of them are compared
     batch_size: int = 32  # prompts of a step
+
+
+@dataclasses.dataclass(frozen=True)
+class AllRolloutSettings(RolloutSettings, language.RolloutSettings):
+    """The answers that are compared, and the time between the samples of a step of PPO and its update."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +150,11 @@ class AnnotatorKeys(PreferenceKeys):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(PromptedKeys, AnnotatorKeys, ReinforcedRun):
+class Settings(PromptedKeys, AnnotatorKeys, RolloutRun):
     """The keys of all stages; `total_steps` counts the steps of each PPO."""
 
     stage: str = 'all'  # all, a stage such as rollout or policy-P2A, or all of a kind, as policy
-    rollout: RolloutSettings = RolloutSettings()
+    rollout: AllRolloutSettings = AllRolloutSettings()
     annotate: AnnotationSettings = AnnotationSettings()
     rl: RLHFSettings = RLHFSettings()
     eval: StageSettings = StageSettings(base=False)  # stage evaluate measures the results of all stages

@@ -28,6 +28,7 @@ def test_every_variant_of_the_file(variant):
         ({'preferences': 'absent.yaml'}, 'absent.yaml is no file'),
         ({'policy.lora.rank': 0}, 'soups are made of adapters'),
         ({'rollout.answers': 1}, 'rollout.answers=1 must be at least 2'),
+        ({'rollout.ahead': -1}, 'rollout.ahead=-1'),
         (
             {'annotate.annotator': 'friend'},
             r"^annotate.annotator='friend': judge='friend' is unknown; use rule, endpoint:",

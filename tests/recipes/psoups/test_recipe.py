@@ -30,6 +30,7 @@ from pal_jax.run.stages import unfinished
 from pal_jax.run.workdir import REPORT
 from pal_jax.types import Completion, Sample
 from tests import configs
+from tests.recipes.ahead import make_rollouts
 from tests.whole_runs import run
 
 get_settings = functools.partial(configs.load, 'psoups')
@@ -56,6 +57,8 @@ def test_a_stage_is_told_what_it_reads_and_no_more(tmp_path):
         'evaluate',
         *(n for n in before if 'reward' in n),
     }
+    assert [*before['rollout']['rollout']] == ['prompts', 'answers', 'batch_size']
+    assert [*before['rlhf']['rollout']] == ['ahead', 'lockstep']
     assert before['reward-P2A']['data']['train'] == str(tmp_path / 'pairs' / 'P2A.jsonl')
     assert before['multitask']['data']['test'] == str(tmp_path / 'pairs' / 'best-test.jsonl')
 
@@ -207,6 +210,7 @@ def fake_rlphf(asked, **changes):
     plan = Plan(4, None, lambda i: None)
     recipe = rl.RLPHF(
         plan, ONE, 'morl', Learner(), lambda shardings: 0.0, fake_sampler(asked),
+        rollouts=make_rollouts(ONE, 4, None),
         score=lambda readings, replies: np.array([[-float(len(text)) for text in texts] for texts in replies]),
         judge=None, pack=list, train=[Prompt(str(k), f'question {k}') for k in range(4)],
         test=[Prompt('t', 'Why?')], wanted=[(brief,), (full,)], batch_size=3, n=2,
@@ -218,7 +222,7 @@ def test_a_step_asks_for_preferences_in_turn_and_pays_by_the_scores():
     recipe = fake_rlphf(asked := [])
     brief, full = (poles[0].text for poles in recipe.wanted)
     state, host = recipe.init()
-    assert state == State([0.0]) and host == {'moments': [0.0, 0.0, 0.0]}
+    assert state == State([0.0]) and host == {'moments': [0.0, 0.0, 0.0], 'rollouts': ()}
     state, host, phase, metrics = recipe.step(state, host, 0)
     assert state.rewards == [-14.0, -4.0, -4.0, -9.0, -9.0, -14.0]  # the first has no text, so it is paid as the worst
     assert (phase, metrics['reward'], metrics['words']) == ('morl', -9, 1.5)
