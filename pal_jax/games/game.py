@@ -90,5 +90,14 @@ def play(
     return [_rewarded(groups, rewards) if rewards else groups for groups, rewards in zip(played, ends, strict=True)]
 
 
+def replayed(game: Game[S], state: S, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples of a game from its first state to its end, each with the state that it was made in as its source."""
+    placed = []
+    for sample in samples:
+        placed.append(dataclasses.replace(sample, source=state))
+        state = game.apply(state, sample)
+    return placed
+
+
 def _rewarded(groups: list[list[Sample]], rewards: tuple[float, ...]) -> list[list[Sample]]:
     return [[dataclasses.replace(sample, rewards=(rewards[sample.role],)) for sample in group] for group in groups]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
+from pal_jax.run.ahead import Ahead
 from pal_jax.types import Completion
 from tests.recipes import ahead
 from tests.recipes.psoups import test_recipe as psoups
 from tests.recipes.safe_rlhf import test_recipe as safe_rlhf
+from tests.recipes.spiral import test_recipe as spiral
 
 STEPS, AHEAD = 4, 2
 
@@ -41,3 +45,21 @@ def test_personalized_soups():
     rollouts = ahead.make_rollouts(psoups.ONE, STEPS, decoder, AHEAD)
     recipe = psoups.fake_rlphf([], sample=sample, rollouts=rollouts, scale_scores=True)
     ahead.assert_it_goes_on_with_the_weights_of_its_steps(recipe, STEPS, recipe.learner.weights, sampled, AHEAD)
+
+
+@pytest.mark.slow
+def test_spiral():
+    """The baselines are those of the matches that have been learnt."""
+    decoder, sampled = ahead.Noting(), {}
+
+    class Answers(spiral.Scripted):
+        def player(self, seed):
+            sampled[seed[1]] = decoder.loaded
+            return super().player((*seed, decoder.loaded))
+
+    recipe = spiral.make_recipe()
+    rollouts = dataclasses.replace(recipe.rollouts, decoder=decoder, end=STEPS, sampling=Ahead('', AHEAD, here=True))
+    recipe = dataclasses.replace(recipe, answers=Answers(recipe.matches, decoder), rollouts=rollouts)
+    ahead.assert_it_goes_on_with_the_weights_of_its_steps(
+        recipe, STEPS, lambda state: recipe.learner.weights(state.policy), sampled, AHEAD
+    )

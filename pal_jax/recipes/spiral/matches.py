@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from pal_jax.games.game import Group, Sampler, play
+from pal_jax.decode.sampler import samples_of, samples_to_json
+from pal_jax.games.game import Group, Sampler, play, replayed
 from pal_jax.types import Sample
 
 S = TypeVar('S')  # the state of a game
@@ -81,12 +82,14 @@ class Match(NamedTuple):
     game: the place of its rules.
     players: the name of the player in each seat.
     offender: the seat whose invalid answer has ended the game.
+    seed: that of its chance.
     """
 
     game: int
     state: Any
     players: tuple[str, str] = (POLICY, POLICY)
     offender: int | None = None
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Matches:
 
     def begin(self, game: int, seed: int, players: tuple[str, str] = (POLICY, POLICY)) -> Match:
         """A match of a game between two players."""
-        return Match(game, self.rules[game].start(seed), players)
+        return Match(game, self.rules[game].start(seed), players, seed=seed)
 
     def turn(self, match: Match) -> int | None:
         return None if match.offender is not None else self.rules[match.game].turn(match.state)
@@ -181,3 +184,22 @@ def play_matches(
     """The samples of each match in the order of play, each with its seat as its role and that seat's reward."""
     sampler = seat_samplers(matches, players)
     return [[sample for (sample,) in groups] for groups in play(matches, [sampler] * len(matches.roles), states)]
+
+
+Played = list[list[Sample]]  # the samples of each match, in the order of play
+
+
+def played_to_json(played: Played) -> list[Any]:
+    """Matches as plain dicts, lists, strings and numbers; the inverse of `played_of`."""
+    starts: list[Match] = [samples[0].source for samples in played]
+    pairs = zip(starts, played, strict=True)
+    return [[start.game, start.seed, start.players, samples_to_json(samples)] for start, samples in pairs]
+
+
+def played_of(matches: Matches, records: Sequence[Any]) -> Played:
+    """The matches that `played_to_json` gave, also after they went through JSON text: they are played again."""
+    played = []
+    for game, seed, (first, second), samples in records:
+        moves = replayed(matches, matches.begin(game, seed, (first, second)), samples_of(samples))
+        played.append([dataclasses.replace(one, parsed=matches.read(one.source, one.completion.text)) for one in moves])
+    return played

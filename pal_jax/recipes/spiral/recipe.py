@@ -2,13 +2,14 @@
 
 A step of self-play plays whole matches with the current policy, gives every answer of a seat that seat's return less a
 baseline of its game and seat, and makes PPO's update with the constant divisor of Dr. GRPO. There is no critic and no
-data. No match is left open at the end of a step, so a run resumes between steps, bit by bit.
+data. No match is open in a checkpoint, so a run resumes between steps, bit by bit.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,13 +24,24 @@ from pal_jax.models.params import Params, decoder_specs
 from pal_jax.objectives.selfplay import Baseline, as_given, role_conditioned
 from pal_jax.recipes.spiral.counts import is_policys, named, policys, summarize
 from pal_jax.recipes.spiral.evaluate import Examiner, make_examiner
-from pal_jax.recipes.spiral.matches import POLICY, SEATS, TRAINING, Match, Matches, play_matches
+from pal_jax.recipes.spiral.matches import (
+    POLICY,
+    SEATS,
+    TRAINING,
+    Match,
+    Matches,
+    Played,
+    play_matches,
+    played_of,
+    played_to_json,
+)
 from pal_jax.recipes.spiral.past import Keeper, Selves
 from pal_jax.recipes.spiral.players import ModelPlayer, Player, at_random, describe_match, expert, make_chat_opponents
 from pal_jax.recipes.spiral.settings import Settings, check, make_rules
 from pal_jax.recipes.spiral.textarena import Arena
 from pal_jax.recipes.spiral.warmup import make_legal_action_batches
 from pal_jax.run import models, sharding
+from pal_jax.run.ahead import Rollouts, check_ahead, make_rollouts
 from pal_jax.run.models import improve, keeping, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite, stage_before
@@ -53,6 +65,7 @@ class Spiral:
     load: Callable[..., Params]
     # The policy as a player, with the weights that its decoder has loaded.
     answers: ModelPlayer
+    rollouts: Rollouts[Played]
     # The player in the other seat of the matches of a step, by a seed; None: the policy, or with `past` one of its past
     # selves.
     opponent: Callable[[Sequence[int]], Player] | None
@@ -82,7 +95,7 @@ class Spiral:
     def init(self) -> tuple[Selves, Host]:
         baselines = [[0.0] * len(SEATS) for _ in self.matches.rules]
         policy = self.learner.init(self.load(self.learner.actor.param_shardings))
-        return self.keeper.new(policy), {'baselines': baselines}
+        return self.keeper.new(policy), {'baselines': baselines, 'rollouts': ()}
 
     def step(self, state: Selves, host: Host, i: int) -> tuple[Selves, Host, str, Metrics]:
         # Small models do not answer with moves by themselves, so `warmup` steps of supervised learning on legal moves
@@ -91,11 +104,9 @@ class Spiral:
             policy, metrics = self.imitate(state.policy, i)
             return state.replace(policy=policy), host, 'warm-up', metrics
         state = self.keeper.kept(state, i)
-        with self.ctx.phase('rollout'):
-            # 1. Play whole matches with the current policy.
-            played = self.play(state, i)
-            # The update needs the memory that the decoder has taken.
-            self.answers.decoder.release()
+        # 1. Play whole matches with the current policy. With `rollout.ahead` those of a later step begin, too.
+        play = functools.partial(self.play, state)
+        played, rollouts = self.rollouts(host, i, lambda: self.learner.weights(state.policy), play)
         # 2. Role-conditioned advantages: all answers of a seat get its return less the baseline of its game and seat.
         credited, baselines = self.credited(played, host['baselines'])
         metrics = summarize(self.matches, played) | named(self.matches, baselines)
@@ -105,12 +116,13 @@ class Spiral:
         # 3. Leave out answers without advantage, and draw at most `max_turns` of the others.
         samples, policy = self.drawn([sample for match in credited for sample in match], i), state.policy
         metrics |= {'samples': float(len(samples))}
+        metrics |= self.rollouts.sampling.age(itertools.chain.from_iterable(played), i)
         if samples:
             # 4. Descend the clipped loss, summed over tokens and divided by a constant; answers keep their advantages.
             key = jax.random.fold_in(jax.random.key(self.seed), i)
             policy, updated = improve(self.learner, self.ctx, policy, self.pack(samples), key, estimate=as_given)
             metrics |= updated
-        return state.replace(policy=policy), {'baselines': baselines}, 'spiral', metrics
+        return state.replace(policy=policy), {'baselines': baselines, 'rollouts': rollouts}, 'spiral', metrics
 
     def imitate(self, state: PolicyState, i: int) -> tuple[PolicyState, Metrics]:
         """A step of the warm-up, after the last of which the optimiser starts afresh."""
@@ -119,8 +131,11 @@ class Spiral:
         check_finite(state)
         return self.learner.anchor(state) if i == self.warmup - 1 else state, metrics
 
-    def play(self, state: Selves, i: int) -> list[list[Sample]]:
-        """The answers of the matches of step `i`, in turn of each game, and against another player of each seat."""
+    def play(self, state: Selves, i: int) -> Played:
+        """The answers of the matches of step `i`, in turn of each game, and against another player of each seat.
+
+        The decoder has loaded the policy, unless the policy plays a past self.
+        """
         alone = self.opponent is None and not self.past
         # Each match has a seed of its own, which follows from the step alone.
         seeds = np.random.SeedSequence([self.seed, i]).generate_state(self.count).tolist()
@@ -131,17 +146,19 @@ class Spiral:
             # Against another player the policy changes seats after each turn of all games, so it learns both seats.
             seats = (POLICY, OPPONENT) if turn % 2 == 0 else (OPPONENT, POLICY)
             starts.append(self.matches.begin(game, seed, (POLICY, POLICY) if alone else seats))
-        policy, seed = self.learner.weights(state.policy), (self.seed, i)
-        if self.past:
-            # One past self sits in all matches of a step, so that few weights are loaded.
-            chosen = int(np.random.default_rng([*seed, 2]).integers(len(state.past)))
-            past = self.answers.loaded(self.keeper.weights(state, chosen), (*seed, 1))
-            players = {POLICY: self.answers.loaded(policy, seed), OPPONENT: past}
-        else:
-            self.answers.decoder.load(policy)
+        seed = self.seed, i
+        if not self.past:
             players = {POLICY: self.answers.player(seed)}
             players |= {OPPONENT: self.opponent((*seed, 1))} if self.opponent else {}
-        return play_matches(self.matches, players, starts)
+            return play_matches(self.matches, players, starts)
+        # One past self sits in all matches of a step, so that few weights are loaded.
+        chosen = int(np.random.default_rng([*seed, 2]).integers(len(state.past)))
+        policy, past = self.learner.weights(state.policy), self.keeper.weights(state, chosen)
+        players = {POLICY: self.answers.loaded(policy, seed), OPPONENT: self.answers.loaded(past, (*seed, 1))}
+        played = play_matches(self.matches, players, starts)
+        # The update needs the memory that the decoder has taken.
+        self.answers.decoder.release()
+        return played
 
     def credited(
         self, played: Sequence[Sequence[Sample]], baselines: Sequence[Sequence[float]]
@@ -183,6 +200,7 @@ class Spiral:
         steps = self.keeper.steps(self.plan.total_steps)[:count]
         past = {step: self.keeper.weights(state, k) for k, step in enumerate(steps)}
         with self.ctx.phase('evaluate'):
+            self.rollouts.sampling.wait()
             return self.examiner(self.learner.weights(state.policy), stage, past)
 
 
@@ -194,12 +212,13 @@ def make(settings: Settings, ctx: Context) -> Spiral:
       RuntimeError: a model cannot be had.
     """
     check(settings)
+    check_ahead(settings.rollout, settings.decode)
     for name in settings.eval.textarena:
         # A game that is missing is told before a weight is read.
         Arena(name, 0)
     play, policy = settings.play, make_policy(settings.policy, ctx, settings.seed)
     matches = Matches(make_rules(play), TRAINING, play.reasoned)
-    decoder = sampler.make_decoder(settings.decode, policy, ctx)
+    decoder = sampler.make_decoder(settings.decode, policy, ctx, lockstep=settings.rollout.lockstep)
     answers = ModelPlayer(decoder, policy.tokenizer, settings.sampling, matches)
     learner = make_match_learner(settings, policy.cfg, ctx)
     examiner = make_examiner(
@@ -215,6 +234,10 @@ def make(settings: Settings, ctx: Context) -> Spiral:
     stage = functools.partial(
         stage_before, warmup=settings.warmup.steps, steps=steps, every=settings.eval.every, base=settings.eval.base
     )
+    rollouts = make_rollouts(
+        settings, ctx, steps, None if play.opponent == 'past' else decoder, played_to_json,
+        functools.partial(played_of, matches),
+    )  # fmt: skip
     keeper = make_keeper(settings, learner)
     trained = keeper.trained(trained_policy(settings.policy, policy, learner))
     return Spiral(
@@ -224,7 +247,10 @@ def make(settings: Settings, ctx: Context) -> Spiral:
             stage,
             trained,
             SHOWN,
+            pack=rollouts.pack,
+            resume=rollouts.resume,
             keep=keeping(policy=policy),
+            close=rollouts.close,
             phases={name: count for name, count in (phases | {'self-play': settings.total_steps}).items() if count},
         ),
         ctx=ctx,
@@ -232,6 +258,7 @@ def make(settings: Settings, ctx: Context) -> Spiral:
         keeper=keeper,
         load=policy.source.load,
         answers=answers,
+        rollouts=rollouts,
         opponent=make_opponent(play.opponent, matches),
         past=play.opponent == 'past',
         supervised=make_legal_action_batches(settings, answers, ctx.mesh),

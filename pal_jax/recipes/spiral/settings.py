@@ -12,7 +12,7 @@ from pal_jax.recipes.spiral.matches import Rules
 from pal_jax.recipes.spiral.negotiation import Negotiation
 from pal_jax.recipes.spiral.tictactoe import TicTacToe
 from pal_jax.run import own
-from pal_jax.run.language import EndpointSettings, ReinforcedRun
+from pal_jax.run.language import EndpointSettings, RolloutRun
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.recipe import check_at_least
 from pal_jax.run.settings import StageSettings
@@ -78,7 +78,7 @@ class MatchEvaluationSettings(StageSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(ReinforcedRun):
+class Settings(RolloutRun):
     """The keys of a run of SPIRAL; `ppo.estimator` has no say, for advantages are role-conditioned returns.
 
     `total_steps` counts the steps of self-play; the steps of the warm-up come before them.
@@ -125,17 +125,28 @@ def check(settings: Settings) -> None:
         raise ValueError(f'play.shares={play.shares} must have a number above 0 for each of play.games={play.games}')
     if not 0 <= play.alpha < 1:
         raise ValueError(f'play.alpha={play.alpha} must be at least 0 and below 1')
-    if play.opponent == 'expert' and (unsolved := set(play.games) - set(SOLVED)):
-        raise ValueError(f"play.opponent='expert': nobody has solved {unsolved.pop()}; leave it out of play.games")
+    check_opponent(settings)
     for name in settings.eval.opponents:
         if name.partition(':')[0] not in KINDS or not name.partition(':')[2]:
             raise ValueError(f'eval.opponents: {name!r} must be {", ".join(f"{kind}:..." for kind in KINDS)}')
-    if play.opponent == 'past' and not play.past:
-        raise ValueError(
-            "play.opponent='past' plays against past selves, and play.past=0 keeps none; set it to 2 or more"
-        )
     if ppo.estimator != 'reinforce':
         raise ValueError(
             f'ppo.estimator={ppo.estimator!r}: advantages are role-conditioned returns, without a critic and without '
             "other samples of a prompt; set ppo.estimator='reinforce'"
+        )
+
+
+def check_opponent(settings: Settings) -> None:
+    """Raises ValueError where the opponent of matches does not play them."""
+    play = settings.play
+    if play.opponent == 'expert' and (unsolved := set(play.games) - set(SOLVED)):
+        raise ValueError(f"play.opponent='expert': nobody has solved {unsolved.pop()}; leave it out of play.games")
+    if play.opponent == 'past' and not play.past:
+        raise ValueError(
+            "play.opponent='past' plays against past selves, and play.past=0 keeps none; set it to 2 or more"
+        )
+    if play.opponent == 'past' and settings.rollout.ahead and settings.decode.driver != 'local':
+        raise ValueError(
+            f"play.opponent='past' with rollout.ahead={settings.rollout.ahead}: a decode server has one policy at a "
+            "time, and a match has two; set rollout.ahead=0 or decode.driver='local'"
         )

@@ -22,7 +22,7 @@ from pal_jax.recipes import spiral
 from pal_jax.recipes.spiral import exploitability, players
 from pal_jax.recipes.spiral.evaluate import Examiner, make_examiner, spellings
 from pal_jax.recipes.spiral.kuhn_poker import KuhnPoker
-from pal_jax.recipes.spiral.matches import Match, Matches
+from pal_jax.recipes.spiral.matches import Match, Matches, played_of, played_to_json
 from pal_jax.recipes.spiral.negotiation import Negotiation
 from pal_jax.recipes.spiral.past import Keeper
 from pal_jax.recipes.spiral.recipe import Spiral, make_opponent
@@ -37,6 +37,7 @@ from pal_jax.run.optim import Optimizer
 from pal_jax.run.recipe import Context, Plan
 from pal_jax.types import Completion, Sample
 from tests import configs
+from tests.recipes.ahead import make_rollouts
 from tests.whole_runs import run, stop_once, timeless
 
 get_config = get_settings = functools.partial(configs.load, 'spiral')
@@ -117,7 +118,9 @@ def make_recipe(
     return Spiral(
         Plan(4, keeper.abstract, lambda i: None), ONE._replace(mesh=mesh), learner, keeper,
         load=lambda shardings: jax.device_put(params.init(params.decoder_specs(CFG), jax.random.key(0)), shardings),
-        answers=Scripted(Matches(RULES), legal=legal), opponent=make_opponent(opponent, Matches(RULES)),
+        answers=Scripted(Matches(RULES), legal=legal),
+        rollouts=make_rollouts(ONE, 6, None, 0, played_to_json, functools.partial(played_of, Matches(RULES))),
+        opponent=make_opponent(opponent, Matches(RULES)),
         past=opponent == 'past', supervised=legal_moves, warmup=warmup,
         pack=functools.partial(
             pack_rollouts, n=gathered, gathered=True, actions=8, mesh=mesh, micro_rows=8,
@@ -403,6 +406,11 @@ def test_every_variant_is_complete(variant):
         ({'play.opponent': 'expert'}, r"play\.opponent='expert'.*negotiation"),
         ({'play.opponent': 'me'}, r"play\.opponent='me'"),
         ({'play.opponent': 'past', 'play.past': 0}, r"play\.opponent='past'.*play\.past=0"),
+        (
+            {'play.opponent': 'past', 'rollout.ahead': 1, 'decode.driver': 'jetstream'},
+            r"play\.opponent='past'.*rollout\.ahead=1",
+        ),
+        ({'rollout.lockstep': False}, r'rollout\.lockstep=False'),
         ({'eval.opponents': ('gpt',)}, r"eval\.opponents.*'gpt'"),
         ({'warmup.optimizer.name': 'sgd'}, r"warmup\.optimizer\.name='sgd'"),
         ({'ppo.estimator': 'gae'}, r"ppo\.estimator='gae'"),
