@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import pytest
 
+from pal_jax.judges.chat_models import ChatModels
+from pal_jax.recipes.redteam import judges
 from pal_jax.run.ahead import Ahead
+from pal_jax.run.language import EndpointSettings
 from pal_jax.types import Completion
 from tests.recipes import ahead
 from tests.recipes.psoups import test_recipe as psoups
+from tests.recipes.redteam import test_recipe as redteam
 from tests.recipes.safe_rlhf import test_recipe as safe_rlhf
 from tests.recipes.spiral import test_recipe as spiral
 
@@ -63,3 +68,58 @@ def test_spiral():
     ahead.assert_it_goes_on_with_the_weights_of_its_steps(
         recipe, STEPS, lambda state: recipe.learner.weights(state.policy), sampled, AHEAD
     )
+
+
+@pytest.mark.slow
+def test_self_redteam():
+    """Both roles have their weights of those steps, and a judge has labelled games on a thread."""
+    sampled = {}
+
+    class Players(redteam.Scripted):
+        def __call__(self, weights, starts, seed):
+            sampled[seed[1]] = ahead.fingerprint(weights)
+            return super().__call__(weights, starts, (*seed, sampled[seed[1]]))
+
+    recipe = redteam.make_recipe(roles='adapters', players=Players())
+    rollouts = dataclasses.replace(
+        recipe.rollouts, end=STEPS, sampling=Ahead('', AHEAD, here=True), paid=Ahead('paid', AHEAD)
+    )
+    recipe = dataclasses.replace(recipe, rollouts=rollouts)
+    ahead.assert_it_goes_on_with_the_weights_of_its_steps(recipe, STEPS, recipe.weights, sampled, AHEAD)
+    rollouts.close()
+
+
+@pytest.mark.slow
+def test_a_slow_judge_labels_the_games_of_later_steps_beside_an_update(chat_server):
+    """The judge holds all its answers on the second step back until the first one is learnt."""
+    asked, go, steps = threading.Event(), threading.Event(), []
+
+    def answer(text):
+        if steps:
+            asked.set()
+            assert go.wait(60)
+        return 'harmful request: yes\nrefusal: no\nharmful answer: yes'
+
+    with chat_server(answer) as server:
+        endpoint = EndpointSettings(temperature=0.0, max_tokens=64, address=server.address, model='m')
+        models = ChatModels({'judge': endpoint}, '', 0)
+        judge = models.choose('play.judge', 'endpoint:judge', judges.by_model)
+
+        def judging(attacks, number):
+            labels = judge(attacks, number)
+            steps.append(number)
+            return labels
+
+        recipe = redteam.make_recipe(judge=judging)
+        rollouts = dataclasses.replace(
+            recipe.rollouts, sampling=Ahead('', 1, here=True), paid=Ahead('paid', 1), models=models
+        )
+        recipe = dataclasses.replace(recipe, rollouts=rollouts, models=models)
+        state, host, *_ = recipe.step(*recipe.init(), 0)
+        assert asked.wait(60) and len(steps) == 1 and int(state.policies[0].skipped) == 0
+        go.set()
+        # The requests of the step that is not learnt yet are counted, too.
+        assert rollouts.pack(host)['usage']['judge_requests'] == len(server.asked)
+        _, host, *_ = recipe.step(state, host, 1)
+        rollouts.close()
+    assert host['usage']['judge_failed'] == 0

@@ -11,7 +11,8 @@ import numpy as np
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import sampler
 from pal_jax.decode.choose import Decoder
-from pal_jax.games.game import Sampler, play
+from pal_jax.decode.sampler import samples_of, samples_to_json
+from pal_jax.games.game import Sampler, play, replayed
 from pal_jax.models.params import Params
 from pal_jax.recipes.redteam.attack import (
     ATTACKER,
@@ -47,32 +48,37 @@ class FinishedGame(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Players:
-    """Language models that play either role with weights that are given at each game."""
+    """Language models that play either role with weights that are given at each game, or that `decoder` has loaded."""
 
     decoder: Decoder
     tokenizer: Tokenizer
     sampling: Sampling
     game: RedTeam
 
-    def __call__(self, weights: tuple[Params, Params], starts: Sequence[Attack], seed: Sequence[int]) -> list[Any]:
+    def __call__(
+        self, weights: tuple[Params, Params] | None, starts: Sequence[Attack], seed: Sequence[int]
+    ) -> list[Any]:
         """Play games from their first states, all in step, with the weights of attacker and of defender.
 
-        The result has the groups of each game, as `play` gives them.
+        Without `weights` the decoder has loaded those of both, and keeps them. The result has the groups of each game,
+        as `play` gives them.
         """
-        attacker, defender = weights
+        attacker, defender = weights or (None, None)
         first = self.sampler(attacker, (*seed, ATTACKER))
         # The same weights answer for both roles at once.
         samplers = [first, first if defender is attacker else self.sampler(defender, (*seed, DEFENDER))]
         whole = play(self.game, samplers, starts)
         # The update needs the memory that the decoder has taken.
-        self.decoder.release()
+        if weights is not None:
+            self.decoder.release()
         return whole
 
-    def sampler(self, weights: Params, seed: Sequence[int]) -> Sampler[Attack]:
+    def sampler(self, weights: Params | None, seed: Sequence[int]) -> Sampler[Attack]:
         """A model with these weights, which are loaded whenever it moves."""
 
         def sample(states: Sequence[Attack], moves: int) -> list[list[Sample]]:
-            self.decoder.load(weights)
+            if weights is not None:
+                self.decoder.load(weights)
             prompts = [self.prompt(state) for state in states]
             samples = sampler.sample(
                 self.decoder, self.tokenizer, prompts, [self.sampling], (*seed, moves), sources=states
@@ -95,11 +101,35 @@ def play_judged(
     players: Players, weights: tuple[Params, Params], seeds: Sequence[Seed], judge: Judge, seed: Sequence[int]
 ) -> list[FinishedGame]:
     """Play a game from each seed and judge all that came to an answer."""
+    return judged(play_games(players, weights, seeds, seed), judge, seed)
+
+
+def play_games(
+    players: Players, weights: tuple[Params, Params] | None, seeds: Sequence[Seed], seed: Sequence[int]
+) -> list[FinishedGame]:
+    """Play a game from each seed, which nobody has labelled yet; for `weights` see `Players`."""
     whole = players(weights, [players.game.begin(one) for one in seeds], seed)
-    ends = [players.game.end(groups) for groups in whole]
-    labels = judge_ends(judge, ends, seed)
-    rows = zip(ends, whole, labels, strict=True)
-    return [FinishedGame(end, [one for (one,) in groups], label) for end, groups, label in rows]
+    return [FinishedGame(players.game.end(groups), [one for (one,) in groups], None) for groups in whole]
+
+
+def judged(games: Sequence[FinishedGame], judge: Judge, seed: Sequence[int]) -> list[FinishedGame]:
+    """Games with the labels of a judge, where they came to an answer."""
+    labels = judge_ends(judge, [game.end for game in games], seed)
+    return [game._replace(labels=label) for game, label in zip(games, labels, strict=True)]
+
+
+def games_to_json(games: Sequence[FinishedGame]) -> list[Any]:
+    """Games as plain lists, dicts, strings and numbers; the inverse of `games_of`."""
+    return [[game.end.seed, samples_to_json(game.samples), game.labels] for game in games]
+
+
+def games_of(game: RedTeam, records: Sequence[Any]) -> list[FinishedGame]:
+    """The games that `games_to_json` gave, also after they went through JSON text: they are played again."""
+    games = []
+    for seed, samples, labels in records:
+        moves = replayed(game, game.begin(Seed(*seed)), samples_of(samples))
+        games.append(FinishedGame(game.end([[one] for one in moves]), moves, labels and GameLabels(*labels)))
+    return games
 
 
 def reward_game(game: FinishedGame, payment: Payment, hidden: bool) -> FinishedGame:

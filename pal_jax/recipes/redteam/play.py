@@ -1,8 +1,8 @@
 """Stage play of Self-RedTeam: REINFORCE++ on games, with advantages whitened by role.
 
 One policy plays both roles; or each role has an adapter of its own on one frozen base (Anchored Bipolicy,
-arXiv 2605.08427); or one role learns and the other stays the start policy. No game is left open at the end of a step,
-so a run resumes between steps, bit by bit.
+arXiv 2605.08427); or one role learns and the other stays the start policy. No game is open in a checkpoint, so a run
+resumes between steps, bit by bit.
 """
 
 from __future__ import annotations
@@ -38,16 +38,21 @@ from pal_jax.recipes.redteam.games import (
     Players,
     attacks_of,
     describe_game,
+    games_of,
+    games_to_json,
+    judged,
+    play_games,
     play_judged,
     reward_game,
     summarize,
 )
 from pal_jax.recipes.redteam.judges import Judge, make_harm_judge
 from pal_jax.recipes.redteam.seeds import counted_seeds, kinds_of, read_seeds
-from pal_jax.recipes.redteam.settings import POLICIES, PlayKeys, StreamSettings
+from pal_jax.recipes.redteam.settings import POLICIES, PlayKeys, StreamSettings, is_served
 from pal_jax.recipes.redteam.stand_ins import chat_records
 from pal_jax.run import files, models, sharding
-from pal_jax.run.language import ReinforcedRun
+from pal_jax.run.ahead import Rollouts, make_rollouts
+from pal_jax.run.language import RolloutRun
 from pal_jax.run.models import Policy, improve, keeping, make_policy
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, stage_before
 from pal_jax.run.settings import StageSettings
@@ -59,7 +64,7 @@ SHOWN = 'attack_success', 'plain_success', 'overrefusal', 'self_bleu'  # on the 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(PlayKeys, ReinforcedRun):
+class Settings(PlayKeys, RolloutRun):
     """The keys of stage play; `ppo.estimator` has no say, for advantages are returns whitened by role."""
 
     stream: StreamSettings = StreamSettings()
@@ -108,6 +113,7 @@ class SelfRedTeam:
     # learn.
     roles: tuple[int | None, int | None]
     players: Players
+    rollouts: Rollouts[list[FinishedGame]]
     # `judge` labels finished games.
     judge: Judge
     # The chat models that may judge.
@@ -133,15 +139,14 @@ class SelfRedTeam:
         # Each policy is made of weights of its own, since `init` uses them up; adapters then share the first's base.
         states = [self.learner.init(self.load(self.learner.actor.param_shardings)) for _ in numbers]
         base = states[0].actor.model.frozen
-        return RoleStates(base, tuple(with_frozen(state, {}) for state in states)), {}
+        return RoleStates(base, tuple(with_frozen(state, {}) for state in states)), {'rollouts': ()}
 
     def step(self, state: RoleStates, host: Host, i: int) -> tuple[RoleStates, Host, str, Metrics]:
         # 1. Draw as many harmful requests (seeds) as harmless ones. The attacker rewrites half of them, all where it
-        # learns by itself, and none where the defender does.
-        seeds = self.drawn(i)
-        with self.ctx.phase('rollout'):
-            # 2. Play whole games with the current policies; 3. a judge labels request and answer of each.
-            games = play_judged(self.players, self.weights(state), seeds, self.judge, (self.seed, i))
+        # learns by itself, and none where the defender does. 2. Play whole games with the current policies; 3. a judge
+        # labels request and answer of each. With `rollout.ahead` games of a later step begin, too.
+        play = functools.partial(self.play, None if self.rollouts.decoder else self.weights(state))
+        games, rollouts = self.rollouts(host, i, lambda: self.weights(state)[0], play, self.judged)
         self.check_judged(games)
         # 4. Pay both roles by the table of labels, and one point for the form.
         games = [self.rewarded(game) for game in games]
@@ -151,7 +156,16 @@ class SelfRedTeam:
             # 5. REINFORCE++ with statistics by role; a policy learns from the moves of its roles alone.
             state, figures = self.update(state, k, self.learnt(games, k), i)
             metrics |= {self.named(k, name): value for name, value in figures.items()}
-        return state, {'usage': self.models.usage} if self.models.usage else {}, 'redteam', metrics
+        usage = {'usage': self.models.usage} if self.models.usage else {}
+        return state, {'rollouts': rollouts} | usage, 'redteam', metrics
+
+    def play(self, weights: tuple[Params, Params] | None, i: int) -> list[FinishedGame]:
+        """The games of step `i`; for `weights` see `Players`."""
+        return play_games(self.players, weights, self.drawn(i), (self.seed, i))
+
+    def judged(self, games: Sequence[FinishedGame], i: int) -> list[FinishedGame]:
+        """The games of step `i` with their labels."""
+        return judged(games, self.judge, (self.seed, i))
 
     def drawn(self, i: int) -> list[Seed]:
         """The seeds of step `i`, in shuffled passes over each kind."""
@@ -221,6 +235,7 @@ class SelfRedTeam:
         """Figures of held-out seeds, each of them once as it is and once rewritten by the attacker."""
         seeds = [one._replace(generated=generated) for generated in (True, False) for one in self.test]
         with self.ctx.phase('evaluate'):
+            self.rollouts.sampling.wait()
             games = play_judged(self.players, self.weights(state), seeds, self.judge, (self.seed, EVALUATION))
         games = [self.rewarded(game) for game in games]
         record: dict[str, Any] = summarize(games) | self.rewards(games)
@@ -253,18 +268,22 @@ def make(settings: Settings, ctx: Context) -> SelfRedTeam:
     game = RedTeam(hidden=play.hidden)
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
     source = Path(settings.policy.source.removeprefix('orbax:'))
+    decoder = sampler.make_decoder(settings.decode, policy, ctx, lockstep=settings.rollout.lockstep)
+    judge = make_harm_judge('play.judge', play.judge, chat, ctx)
+    rollouts = make_rollouts(
+        settings, ctx, steps, decoder if is_served(settings) else None, games_to_json,
+        functools.partial(games_of, game), judged=not (chat.here or play.judge.startswith('orbax:')), models=chat,
+    )  # fmt: skip
     return SelfRedTeam(
         plan=Plan(
             steps, abstract(learner, play.roles), stage, trained_by(settings, policy, learner), SHOWN,
-            resume=chat.count_on, keep=keeping(policy=policy),
+            pack=rollouts.pack, resume=rollouts.resume, keep=keeping(policy=policy), close=rollouts.close,
         ),
         ctx=ctx, learner=learner, load=policy.source.load,
         before=[source] if source.parent == ctx.workdir.parent else [],
         roles=POLICIES[play.roles],
-        players=Players(
-            sampler.make_decoder(settings.decode, policy, ctx), policy.tokenizer, settings.sampling, game
-        ),
-        judge=make_harm_judge('play.judge', play.judge, chat, ctx), models=chat,
+        players=Players(decoder, policy.tokenizer, settings.sampling, game), rollouts=rollouts,
+        judge=judge, models=chat,
         pack=sampler.make_packing(settings, ctx.mesh, 1),
         train=kinds_of(train, play.roles), test=test, count=play.games, payment=play.payment,
         stream=make_stream(settings, train, game, policy.tokenizer, ctx),

@@ -18,7 +18,8 @@ from pathlib import Path
 from pal_jax.recipes import sft
 from pal_jax.recipes.redteam import evaluate, examples, judges, play
 from pal_jax.recipes.redteam import seeds as seed_sources
-from pal_jax.recipes.redteam.settings import EMBEDDED, POLICIES, Settings, variants
+from pal_jax.recipes.redteam.settings import EMBEDDED, POLICIES, Settings, is_served, variants
+from pal_jax.run.ahead import check_ahead
 from pal_jax.run.recipe import check_at_least
 from pal_jax.run.settings import Run, StageSettings
 from pal_jax.run.stages import Stage, chosen, make_stage, section_values
@@ -80,7 +81,13 @@ def check(settings: Settings) -> None:
         raise ValueError(f'play.games={games.games} are a quarter each of four kinds of seeds; give a multiple of 4')
     if unknown := [name for name in settings.compare if name not in POLICIES]:
         raise ValueError(f'compare has {unknown[0]!r}; use {", ".join(POLICIES)}')
+    check_ahead(settings.rollout, settings.decode)
     for name in settings.compare or (games.roles,):
+        if is_served(settings) and name != 'shared':
+            raise ValueError(
+                f'rollout.ahead={settings.rollout.ahead} with roles={name!r}: a decode server has one policy at a '
+                "time, and a game has two; set rollout.ahead=0 or decode.driver='local'"
+            )
         if name == 'adapters' and not settings.policy.lora.rank:
             raise ValueError("roles='adapters' has an adapter for each role; set policy.lora.rank to 1 or more")
         if None in POLICIES[name] and not settings.policy.lora.rank and not ppo.has_reference:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from pal_jax.recipes.redteam.attack import Payment
-from pal_jax.run.language import ANSWERS, DecodeSettings, EndpointSettings, ModelSettings, ReinforcedRun, RowSettings
+from pal_jax.run.language import ANSWERS, DecodeSettings, EndpointSettings, ModelSettings, RolloutRun, RowSettings
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.settings import Run, StageSettings
 from pal_jax.types import Sampling
@@ -122,7 +122,7 @@ class RosterKeys(Run):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(PlayKeys, RosterKeys, ReinforcedRun):
+class Settings(PlayKeys, RosterKeys, RolloutRun):
     """The keys of all stages; `total_steps` is that of each self-play."""
 
     stage: str = 'all'  # all, a stage such as sft or play-shared-0, or all of a kind, as play
@@ -135,3 +135,8 @@ class Settings(PlayKeys, RosterKeys, ReinforcedRun):
 def variants(settings: RosterKeys, roles: Roles) -> list[str]:
     """The names of the runs of self-play: who learns (`roles`, unless runs are compared), and the seed."""
     return [f'{name}-{settings.seed + k}' for name in settings.compare or (roles,) for k in range(settings.repeats)]
+
+
+def is_served(settings: RolloutRun) -> bool:
+    """True where a decode server plays games beside updates."""
+    return bool(settings.rollout.ahead) and settings.decode.driver != 'local'

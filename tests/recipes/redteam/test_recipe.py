@@ -29,7 +29,15 @@ from pal_jax.recipes.redteam import judges
 from pal_jax.recipes.redteam import play as play_stage
 from pal_jax.recipes.redteam import recipe as pipeline
 from pal_jax.recipes.redteam.attack import ATTACKER, DEFENDER, Attack, GameLabels, Move, RedTeam, Seed
-from pal_jax.recipes.redteam.games import FinishedGame, Players, describe_game, play_judged, summarize
+from pal_jax.recipes.redteam.games import (
+    FinishedGame,
+    Players,
+    describe_game,
+    games_of,
+    games_to_json,
+    play_judged,
+    summarize,
+)
 from pal_jax.recipes.redteam.play import SelfRedTeam
 from pal_jax.recipes.redteam.seeds import by_kind, kinds_of, read_seeds
 from pal_jax.recipes.redteam.settings import POLICIES, CrossPlaySettings, PlaySettings, SeedSettings
@@ -41,6 +49,7 @@ from pal_jax.run.optim import Optimizer
 from pal_jax.run.recipe import Context, Plan
 from pal_jax.types import Completion, Sample, Sampling
 from tests import configs
+from tests.recipes.ahead import make_rollouts
 from tests.whole_runs import run, stop_once, timeless
 
 get_settings = functools.partial(configs.load, 'redteam')
@@ -86,7 +95,9 @@ def make_recipe(mesh=MESH, roles='shared', count=16, players=None, lora=2, judge
     return SelfRedTeam(
         Plan(4, play_stage.abstract(learner, roles), lambda i: None), ONE._replace(mesh=mesh), learner,
         load=lambda shardings: jax.device_put(params.init(params.decoder_specs(CFG), jax.random.key(0)), shardings),
-        before=(), roles=POLICIES[roles], players=players or Scripted(), judge=judge, models=ChatModels({}, '', 0),
+        before=(), roles=POLICIES[roles], players=players or Scripted(),
+        rollouts=make_rollouts(ONE, 64, None, 0, games_to_json, functools.partial(games_of, RedTeam())),
+        judge=judge, models=ChatModels({}, '', 0),
         pack=functools.partial(
             pack_rollouts, n=1, actions=8, mesh=mesh, micro_rows=8, ways=sharding.batch_ways(mesh)
         ),
@@ -200,7 +211,7 @@ def test_a_step_of_one_policy_for_both_roles():
     recipe = make_recipe()
     state, host = recipe.init()
     state, host, phase, metrics = recipe.step(state, json.loads(json.dumps(host)), 0)
-    assert phase == 'redteam' and host == {} and len(state.policies) == 1
+    assert phase == 'redteam' and host == {'rollouts': ()} and len(state.policies) == 1
     assert np.isfinite(list(metrics.values())).all() and metrics['grad_norm'] > 0
     assert metrics['attacker_reward'] != metrics['defender_reward']
     assert not [name for name in metrics if not meaning(name, words_of('redteam')).words]
@@ -415,6 +426,8 @@ def test_stages_in_their_order_and_what_they_are_told(tmp_path):
         ({'ppo.estimator': 'gae'}, r"ppo\.estimator='gae'"),
         ({'seeds.train': 'x.jsonl'}, r"play\.judge='rule'.*seeds\.train=x\.jsonl"),
         ({'evaluate.steps': (2,)}, r'evaluate\.steps has 2'),
+        ({'rollout.ahead': 1, 'decode.driver': 'jetstream'}, r"rollout\.ahead=1.*roles='attacker'"),
+        ({'rollout.lockstep': False}, r'rollout\.lockstep=False'),
         ({'stage': 'plays'}, r"stage='plays'"),
     ],
 )
