@@ -74,7 +74,7 @@ from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch, U
 # The console shows these figures; `strict`: a reply meets all five criteria.
 SHOWN = 'reward', 'format', 'profile', 'strict'
 # Keys that may change when a run goes on.
-MAY_CHANGE = 'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'reward.max_failed'
+MAY_CHANGE = 'eval.rounds', 'eval.profiles', 'eval.shown', 'eval.restraint', 'dialogue.shown', 'reward.max_failed'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,8 @@ class DialogueEvaluationSettings:
     every: int = 0  # 0: before, after the warm-up and at the end
     base: bool = True  # an evaluation before the first step, too
     shown: int = 3  # dialogues that a report shows
+    # Made-up people of scripted dialogues, which measure restraint; 0: there are none.
+    restraint: int = 0
 
 
 ENDPOINTS = {  # language models that play users, and those that judge

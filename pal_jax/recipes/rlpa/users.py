@@ -75,6 +75,13 @@ def raises_topic(reply: str, fact: str) -> bool:
     return any(mentions(reply, keyword) for keyword in keywords)
 
 
+def tell(fact: str, rng: random.Random) -> str:
+    """A message that tells a fact, and no other one."""
+    slot, _ = split_fact(fact)
+    phrasings: list[str] = _TELLING.get(slot) or _LINES['telling_slot' if slot else 'telling_sentence']
+    return rng.choice(phrasings).format(slot=slot, value=_telling_words(fact))
+
+
 def _answer(dialogue: Dialogue, seed: int, p_spontaneous: float) -> str:
     if not dialogue.turns:
         return dialogue.person.opening
@@ -93,18 +100,12 @@ def _answer(dialogue: Dialogue, seed: int, p_spontaneous: float) -> str:
     hidden = [fact for fact in dialogue.person.facts if fact not in known]
     raised = [fact for fact in hidden if raises_topic(last.content, fact)]
     if hidden and (raised or rng.random() < p_spontaneous):
-        return _tell(rng.choice(raised or hidden), rng)
+        return tell(rng.choice(raised or hidden), rng)
     return rng.choice([line for line in _FILLERS if all(line != turn.content for turn in earlier)] or _FILLERS)
 
 
 def _same(reply: str, other: str) -> bool:
     return re.findall(r'\w+', normal(reply)) == re.findall(r'\w+', normal(other))
-
-
-def _tell(fact: str, rng: random.Random) -> str:
-    slot, _ = split_fact(fact)
-    phrasings: list[str] = _TELLING.get(slot) or _LINES['telling_slot' if slot else 'telling_sentence']
-    return rng.choice(phrasings).format(slot=slot, value=_telling_words(fact))
 
 
 def _telling_words(fact: str) -> str:

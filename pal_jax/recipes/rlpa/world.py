@@ -16,7 +16,7 @@ from pal_jax.judges.language import make_judge, make_matcher, make_user
 from pal_jax.judges.sharing import share_matcher, share_reward, share_user
 from pal_jax.learners.ppo import Estimate
 from pal_jax.recipes.rlpa import dialogue as env
-from pal_jax.recipes.rlpa import personalization
+from pal_jax.recipes.rlpa import personalization, restraint
 from pal_jax.recipes.rlpa.criteria import judge_by_rules
 from pal_jax.recipes.rlpa.early import EarlyQuestions, open_early
 from pal_jax.recipes.rlpa.frozen import MODEL, open_naturalness, who_judged
@@ -75,6 +75,7 @@ class World:
     # Figures of an evaluation about its judge; the memory of the judge's model is freed.
     judged: Callable[[], Metrics]
     moved: int = 0  # see `Splits`
+    scripts: tuple[restraint.Script, ...] = ()  # scripted dialogues of an evaluation
 
     @property
     def told(self) -> str:
@@ -89,9 +90,12 @@ class World:
         Raises:
           RuntimeError: more than `max_failed` of the turns of a split have no answer of a user or of a judge.
         """
+
+        def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
+            return self.score(answer(dialogues, seed), seed)
+
         record, dialogues = personalization.evaluate(
-            # The samples of `answer` are scored here.
-            lambda dialogues, seed: self.score(answer(dialogues, seed), seed),
+            respond,
             self.user,
             self.tests,
             rounds=rounds,
@@ -102,6 +106,10 @@ class World:
             failed, turns = record[f'{split}_unanswered' if number else 'unanswered'], rounds * len(people)
             fault = f'turns with {split} people have no answer of a user or of a judge'
             self._check(failed, turns, fault, 'dialogue.user and the judge')
+        if self.scripts:
+            figures, ends, scripted = restraint.evaluate(respond, self.scripts)
+            record |= figures | {'intervals': record['intervals'] | ends}
+            dialogues += scripted
         return record | {'people_moved': self.moved} | self.models.usage | self.judged(), dialogues
 
     def check_answers(self, samples: Sequence[Sample], user: CountingUser) -> None:
@@ -179,7 +187,23 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
         max_failed=rewards.max_failed,
         judged=functools.partial(who_judged, natural, rewards),
         moved=moved,
+        scripts=open_scripts(settings),
     )
+
+
+def open_scripts(settings: Dialogues) -> tuple[restraint.Script, ...]:
+    """The scripted dialogues of evaluations, by `eval.restraint`. Raises ValueError where people cannot have them."""
+    count, dialogue = settings.eval.restraint, settings.dialogue
+    if count < 0:
+        raise ValueError(f'eval.restraint={count} must be at least 0')
+    if not count:
+        return ()
+    if dialogue.profiles != 'embedded' or dialogue.facts < 2:
+        made = f'dialogue.profiles={dialogue.profiles!r} and dialogue.facts={dialogue.facts}'
+        raise ValueError(
+            f'eval.restraint={count}: its people are made up and have two facts or more, not {made}; set it to 0'
+        )
+    return tuple(restraint.make_scripts(make_people(count, seed=0, split='heldout', facts=dialogue.facts)))
 
 
 def make_models(settings: Dialogues) -> ChatModels:
