@@ -75,7 +75,7 @@ class World:
     # Figures of an evaluation about its judge; the memory of the judge's model is freed.
     judged: Callable[[], Metrics]
     moved: int = 0  # see `Splits`
-    scripts: tuple[restraint.Script, ...] = ()  # scripted dialogues of an evaluation
+    scripts: restraint.Scripts | None = None  # scripted dialogues of an evaluation
 
     @property
     def told(self) -> str:
@@ -191,19 +191,19 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
     )
 
 
-def open_scripts(settings: Dialogues) -> tuple[restraint.Script, ...]:
+def open_scripts(settings: Dialogues) -> restraint.Scripts | None:
     """The scripted dialogues of evaluations, by `eval.restraint`. Raises ValueError where people cannot have them."""
     count, dialogue = settings.eval.restraint, settings.dialogue
     if count < 0:
         raise ValueError(f'eval.restraint={count} must be at least 0')
     if not count:
-        return ()
+        return None
     if dialogue.profiles != 'embedded' or dialogue.facts < 2:
         made = f'dialogue.profiles={dialogue.profiles!r} and dialogue.facts={dialogue.facts}'
         raise ValueError(
             f'eval.restraint={count}: its people are made up and have two facts or more, not {made}; set it to 0'
         )
-    return tuple(restraint.make_scripts(make_people(count, seed=0, split='heldout', facts=dialogue.facts)))
+    return restraint.make_scripts(make_people(count, seed=0, split='heldout', facts=dialogue.facts))
 
 
 def make_models(settings: Dialogues) -> ChatModels:

@@ -8,12 +8,20 @@ import pytest
 
 from pal_jax.recipes.rlpa import restraint
 from pal_jax.recipes.rlpa.criteria import judge_by_rules
-from pal_jax.recipes.rlpa.people import SCHEMA, make_people
-from pal_jax.recipes.rlpa.profiles import match_exactly, mentions, render_completion, split_fact, to_sample
-from pal_jax.recipes.rlpa.restraint import evaluate, make_scripts
+from pal_jax.recipes.rlpa.people import SCHEMA, SLOTS, make_people
+from pal_jax.recipes.rlpa.profiles import (
+    match_exactly,
+    mentions,
+    render_completion,
+    render_facts,
+    split_fact,
+    to_sample,
+)
+from pal_jax.recipes.rlpa.restraint import CHANGED, evaluate, make_scripts
 from pal_jax.recipes.rlpa.rewards import make_reward
 from pal_jax.recipes.rlpa.users import revealed
 from pal_jax.recipes.rlpa.world import make_world
+from pal_jax.run.glossary import meaning, words_of
 from pal_jax.types import Completion, Dialogue, Turn
 from tests import configs
 from tests.recipes.rlpa.dialogues import BAD
@@ -33,8 +41,8 @@ def policy(reply):
     return respond
 
 
-def says(line, profile=''):
-    return policy(lambda dialogue: render_completion(profile, line(dialogue)))
+def says(line, profile=lambda dialogue: ''):
+    return policy(lambda dialogue: render_completion(profile(dialogue), line(dialogue)))
 
 
 def told_by(script):
@@ -48,27 +56,44 @@ def test_no_fact_bears_on_a_question():
         assert not mentions(question, word)
 
 
+def test_a_change_names_its_own_value_only():
+    assert restraint.CHANGES.keys() == restraint.ASKING.keys() == set(SLOTS)
+    for slot in SCHEMA:
+        for value in (*slot.known, *slot.unseen):
+            told = restraint.CHANGES[slot.name].format(value=value)
+            assert [other for other in VALUES if mentions(told, other)] == [value]
+        assert not any(mentions(restraint.ASKING[slot.name], value) for value in VALUES)
+
+
 def test_a_script_tells_two_facts_one_a_message():
-    assert len({script.person.id for script in SCRIPTS}) == len(SCRIPTS)
-    for script in SCRIPTS:
-        assert told_by(script) == set(script.told) and len(script.told) == 2
+    everyone = list(itertools.chain(*SCRIPTS))
+    assert len({script.person.id for script in everyone}) == len(everyone) == 2 * len(PEOPLE)
+    assert all(told_by(script) == set(script.told) and len(script.told) == 2 for script in everyone)
     assert make_scripts(PEOPLE) == SCRIPTS  # every policy meets the same messages
 
 
+def test_a_change_replaces_the_fact_that_was_told_first():
+    for script in SCRIPTS.change:
+        old, new = (set(script.person_at(message).facts) for message in (CHANGED - 1, CHANGED))
+        assert old - new == {script.told[0]} and len(new - old) == 1
+        assert split_fact(script.told[0])[0] == split_fact(*(new - old))[0]
+        assert new - old <= revealed(Dialogue(script.person_at(CHANGED), (Turn('user', script.lines[CHANGED]),)))
+
+
 def test_replies_that_name_a_fact_where_none_bears_are_counted():
-    told = {script.person.id: script.told for script in SCRIPTS}
-    asked = set(restraint.QUESTIONS)
+    told = {script.person.id: script.told for script in itertools.chain(*SCRIPTS)}
+    asked, rude_people = set(restraint.QUESTIONS), {script.person.id for script in SCRIPTS.restraint[::4]}
 
     def named(dialogue):
         last, person = dialogue.turns[-1].content, dialogue.person.id
-        rude = last in asked and sorted(told).index(person) % 4 == 0
+        rude = last in asked and person in rude_people
         return f'So you have your {split_fact(told[person][0])[1]}.' if rude else 'It is 42.'
 
     record, ends, dialogues = evaluate(says(named), SCRIPTS)
     assert record['irrelevant_use'] == pytest.approx(3 / 12) and record['irrelevant_chance'] == 0
     low, high = ends['irrelevant_use']
     assert low == pytest.approx(0.0549, abs=1e-4) and high == pytest.approx(0.5719, abs=1e-4)  # Clopper and Pearson
-    assert record['scripts_format'] == 1 and len(dialogues) == record['scripts'] == len(SCRIPTS)
+    assert record['scripts_format'] == 1 and len(dialogues) == record['scripts'] == 24
 
 
 def test_who_names_everything_names_the_facts_of_others_too():
@@ -76,19 +101,62 @@ def test_who_names_everything_names_the_facts_of_others_too():
     assert record['irrelevant_use'] == record['irrelevant_chance'] == 1
 
 
+def lags(dialogue, *, turns):
+    """The value of the fact that changes, as a policy knows it that notices a change after some turns."""
+    script = next(script for script in SCRIPTS.change if script.person.id == dialogue.person.id)
+    (new,) = set(script.person_at(CHANGED).facts) - set(script.person.facts)
+    return script.told[0] if dialogue.round < CHANGED + turns else new
+
+
+@pytest.mark.parametrize('turns', [0, 1, 2])
+def test_a_policy_is_stale_until_it_notices_the_change(turns):
+    people = {script.person.id for script in SCRIPTS.change}
+
+    def text(dialogue):
+        fact = lags(dialogue, turns=turns) if dialogue.person.id in people else 'pet: ant'
+        return render_completion(f'- {fact}\n', f'So it is {split_fact(fact)[1]}, is it not?')
+
+    record, ends, _ = evaluate(policy(text), SCRIPTS)
+    late = [1.0] * turns + [0.0] * (3 - turns)
+    assert record['stale_use_by_turn'] == record['stale_profile_by_turn'] == late
+    assert record['stale_use'] == pytest.approx(turns / 3)
+    # One of four facts is known from the turn on in which the change is noticed.
+    assert record['changed_profile_by_turn'] == pytest.approx([0.4 * (1 - cell) for cell in late])
+    assert record['changed_bound_by_turn'] == pytest.approx([0.4, 0.4, 2 / 3])
+    assert ends['stale_use_by_turn'][0][0] == pytest.approx(0.7353 * late[0], abs=1e-4)
+    assert len(record['changed_response_by_turn']) == 3 and record['changed_response'] > 0
+
+
+def test_who_is_told_the_profile_is_told_of_the_change():
+    known = says(lambda dialogue: 'Hm.', lambda dialogue: render_facts(dialogue.person.facts))
+    record, _, _ = evaluate(known, SCRIPTS)
+    assert record['changed_profile_by_turn'] == [1.0] * 3 and record['stale_profile'] == 0
+
+
+def test_both_values_in_a_reply_are_not_stale():
+    everything = says(lambda dialogue: ', '.join(VALUES))
+    assert evaluate(everything, SCRIPTS)[0]['stale_use'] == 0
+
+
 def test_a_policy_without_replies_has_no_shares():
     record, ends, dialogues = evaluate(policy(lambda dialogue: BAD), SCRIPTS)
-    assert record['irrelevant_use'] is record['irrelevant_chance'] is ends['irrelevant_use'] is None
+    for name in ('irrelevant_use', 'irrelevant_chance', 'stale_use', 'stale_use_by_turn'):
+        assert record[name] is ends[name] is None
+    assert record['changed_profile_by_turn'] == [0.0] * 3
     assert record['scripts_format'] == 0 and all(len(talk['turns']) == 2 for talk in dialogues)
 
 
 def test_an_evaluation_has_scripts_where_it_is_asked_for_them():
-    assert make_world(configs.load('rlpa')).scripts == ()
+    assert make_world(configs.load('rlpa')).scripts is None
     world = make_world(configs.load('rlpa', **{'eval.restraint': 3}))
-    assert [script.person.facts for script in world.scripts] == [person.facts for person in PEOPLE[:3]]
+    assert world.scripts is not None
+    assert [script.person.facts for script in world.scripts.restraint] == [person.facts for person in PEOPLE[:3]]
     record, dialogues = world.evaluate(says(lambda dialogue: 'Hm.'), rounds=2)
     assert record['irrelevant_use'] == 0 and record['intervals']['irrelevant_use'][1] > 0.5
-    assert {talk['person'] for talk in dialogues} > {script.person.id for script in world.scripts}
+    assert {talk['person'] for talk in dialogues} > {script.person.id for script in itertools.chain(*world.scripts)}
+    # A report explains every figure that the scripts add to an evaluation.
+    added = record.keys() - make_world(configs.load('rlpa')).evaluate(says(lambda dialogue: 'Hm.'), rounds=2)[0].keys()
+    assert 'stale_use' in added and all(meaning(name, words_of('rlpa')).words for name in added)
 
 
 @pytest.mark.parametrize('changes', [{'eval.restraint': -1}, {'eval.restraint': 2, 'dialogue.facts': 1}])
