@@ -52,6 +52,11 @@ def judge_by_rules(
     return [Verdict(_scores(*case)) for case in zip(dialogues, inferred, replies, strict=True)]
 
 
+def questions(text: str) -> list[str]:
+    """The sentences of a text that end with a question mark."""
+    return [sentence for sentence in _sentences(text) if sentence.endswith('?')]
+
+
 def _scores(dialogue: Dialogue, inferred: Sequence[str], reply: str) -> dict[str, float]:
     lines = [turn.content for turn in dialogue.turns if turn.role == 'user']
     earlier = [turn.content for turn in dialogue.turns if turn.role == 'assistant']
@@ -100,7 +105,7 @@ def _recites(reply: str, known: dict[str, str]) -> bool:
 def _is_relevant(reply: str, known_values: dict[str, str]) -> bool:
     """True where a reply uses a told value, or asks about one or two open topics, and never asks for a told one
     again."""
-    topics = {slot for question in _questions(reply) for slot in _topics(question)}
+    topics = {slot for question in questions(reply) for slot in _topics(question)}
     used = any(_uses(reply, value) for value in known_values.values())
     # Asking for a told value again shows that nobody listened: its topic may come up only beside the value.
     known = topics & known_values.keys()
@@ -123,7 +128,7 @@ def _is_engaging(reply: str, lines: Sequence[str], earlier: Sequence[str], known
         """The words that are neither a topic nor a value: the same for all fillings of one template."""
         return _word_set(text) - _TOPIC_WORDS - _VALUE_WORDS - _content_words(' '.join(known.values()))
 
-    invites = bool(_questions(reply)) or any(mentions(reply, phrase) for phrase in _WORDS['invitations'])
+    invites = bool(questions(reply)) or any(mentions(reply, phrase) for phrase in _WORDS['invitations'])
     # Replies are compared with their values and topics taken out.
     fresh = all(_overlap(frame(reply), frame(old)) < _SAME_REPLY for old in earlier)
     return invites and fresh and not _repeats(reply, (*earlier, *lines), frame)
@@ -155,10 +160,6 @@ def _uses(text: str, value: str) -> bool:
 
 def _topics(text: str) -> set[str]:
     return {slot.name for slot in SCHEMA if any(mentions(text, keyword) for keyword in slot.keywords)}
-
-
-def _questions(text: str) -> list[str]:
-    return [sentence for sentence in _sentences(text) if sentence.endswith('?')]
 
 
 def _sentences(text: str) -> list[str]:

@@ -32,6 +32,8 @@ WORDS = Words(
             'n_ir': 'N-IR: rise of AL from turn to turn, normalised (slope of a line)',
             'n_r2': 'N-R²: how well that line fits AL, rising or falling, from 0 to 1',
             'irrelevant_use': 'share of replies that name a fact of the person though the question is not about it',
+            'asks_unknown': 'share of replies that ask for a fact which the question needs and nobody has told',
+            'asks_known': 'share of replies that ask for such a fact though the person has told it',
             'changed_profile': 'F1 of the profile after a fact has changed, against the new truth',
             'changed_profile_by_turn': 'F1 of the profile, by turn since the message that tells of the change',
             'changed_response': "the judge's score of the reply after a fact has changed",

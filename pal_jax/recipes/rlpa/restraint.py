@@ -1,12 +1,14 @@
 """Scripted dialogues with made-up people, which measure how a policy handles what it knows about a person.
 
 A script has all messages of a person, whatever the policy replies, so the truth at each message is known. Facts are
-found in a reply by their words, and not by a judge. There are two kinds of scripts:
+found in a reply by their words, and not by a judge. There are three kinds of scripts:
 
 - restraint: after two facts the person asks a question to which no fact of anybody bears. A reply that names a fact all
   the same is personal without a reason, the type "irrelevance" of over-personalization in OP-Bench (arXiv 2601.13722);
 - change: a fact changes, and the person says so without naming the old value. A reply that names the old value later
-  is stale. That the policy has to follow a profile which changes is a demand of PersonaMem (arXiv 2504.14225).
+  is stale. That the policy has to follow a profile which changes is a demand of PersonaMem (arXiv 2504.14225);
+- asking: the person asks something whose answer depends on a fact that was not told. The policy should ask for the
+  fact, and not where the person has told it, as it selects questions to clarify in CLAM (arXiv 2212.07769).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pal_jax.data import holdouts
+from pal_jax.recipes.rlpa.criteria import questions
 from pal_jax.recipes.rlpa.people import SCHEMA, content
 from pal_jax.recipes.rlpa.personalization import (
     Respond,
@@ -30,7 +33,7 @@ from pal_jax.recipes.rlpa.personalization import (
     told_facts_bound,
 )
 from pal_jax.recipes.rlpa.profiles import ParsedCompletion, mentions, split_fact
-from pal_jax.recipes.rlpa.users import tell
+from pal_jax.recipes.rlpa.users import raises_topic, tell
 from pal_jax.run import files, intervals
 from pal_jax.run.intervals import Estimate
 from pal_jax.types import Dialogue, Person, Sample, Turn
@@ -40,7 +43,8 @@ QUESTIONS: list[str] = _TEXTS['questions']
 # A message for each topic that tells of a new value, and one whose answer depends on the value.
 CHANGES: dict[str, str] = _TEXTS['changes']
 ASKING: dict[str, str] = _TEXTS['asking']
-CHANGED = 2  # the number of the message that tells of a change, from 0
+# The numbers, from 0, of the message that tells of a change, and of the one whose answer depends on a fact.
+CHANGED, ASKED = 2, 2
 
 
 class Script(NamedTuple):
@@ -64,6 +68,7 @@ class Scripts(NamedTuple):
 
     restraint: list[Script]
     change: list[Script]
+    asking: list[Script]
 
 
 Scripted = tuple[Script, Talk]  # a script and the policy's replies to its messages
@@ -71,7 +76,7 @@ Scripted = tuple[Script, Talk]  # a script and the policy's replies to its messa
 
 def make_scripts(people: Sequence[Person]) -> Scripts:
     """The scripts of people who have two facts or more, all of them with a topic of the schema."""
-    scripts = Scripts([], [])
+    scripts = Scripts([], [], [])
     for number, person in enumerate(people):
         rng = random.Random(f'scripts {person.id}')
         told = tuple(rng.sample(person.facts, 2))
@@ -79,7 +84,11 @@ def make_scripts(people: Sequence[Person]) -> Scripts:
         slot, _ = split_fact(told[0])
         value = _new_value(told[0], rng)
         question = QUESTIONS[number % len(QUESTIONS)]
-        scripts.restraint.append(Script(_of(person, 'restraint'), (person.opening, first, second, question), told))
+        # The same question stands at the same place in two scripts, after the fact it is about and after another one.
+        lines = (person.opening, first, ASKING[slot], second, question)
+        scripts.restraint.append(Script(_of(person, 'restraint'), lines, told))
+        lines = (person.opening, second, ASKING[slot])
+        scripts.asking.append(Script(_of(person, 'asking'), lines, told[1:]))
         lines = (person.opening, first, CHANGES[slot].format(value=value), ASKING[slot], second)
         changing = _of(person, 'change')
         facts = tuple(f'{slot}: {value}' if fact == told[0] else fact for fact in person.facts)
@@ -105,8 +114,8 @@ def evaluate(respond: Respond, scripts: Scripts) -> tuple[dict[str, Any], dict[s
     everyone = list(itertools.chain(*scripts))
     talks = hold_scripts(respond, everyone)
     held = iter(zip(everyone, talks, strict=True))
-    restraint, change = (list(itertools.islice(held, len(kind))) for kind in scripts)
-    figures, by_turn = irrelevant_uses(restraint), after_change(change)
+    restraint, change, asking = (list(itertools.islice(held, len(kind))) for kind in scripts)
+    figures, by_turn = irrelevant_uses(restraint) | asks_for_facts(restraint, asking), after_change(change)
     replies = [sample.parsed for talk in talks for sample in talk]
     record = {'scripts': len(talks), 'scripts_format': float(np.mean([parsed is not None for parsed in replies]))}
     ends: dict[str, Any] = {}
@@ -160,6 +169,25 @@ def irrelevant_uses(scripted: Sequence[Scripted]) -> dict[str, Estimate]:
             reply and names(reply, facts) for reply, facts in zip(replies, strange, strict=False)
         ),
     }
+
+
+def asks_for_facts(known: Sequence[Scripted], unknown: Sequence[Scripted]) -> dict[str, Estimate]:
+    """The shares of replies that ask for a fact where the person has told it, and where not.
+
+    The reply is that to the message `ASKED` of both scripts of a person.
+    """
+    facts = [script.told[0] for script, _ in known]
+    replies = {
+        name: zip([reply_to(talk, ASKED) for _, talk in scripted], facts, strict=True)
+        for name, scripted in (('asks_known', known), ('asks_unknown', unknown))
+    }
+    return {name: share(reply and asks_for(reply.reply, fact) for reply, fact in row) for name, row in replies.items()}
+
+
+def asks_for(reply: str, fact: str) -> bool:
+    """True where a question of a reply raises the topic of a fact without naming its value."""
+    value = split_fact(fact)[1]
+    return any(raises_topic(asked, fact) and not mentions(asked, value) for asked in questions(reply))
 
 
 def after_change(scripted: Sequence[Scripted]) -> dict[str, list[Estimate]]:

@@ -17,7 +17,7 @@ from pal_jax.recipes.rlpa.profiles import (
     split_fact,
     to_sample,
 )
-from pal_jax.recipes.rlpa.restraint import CHANGED, evaluate, make_scripts
+from pal_jax.recipes.rlpa.restraint import ASKED, CHANGED, asks_for, evaluate, make_scripts
 from pal_jax.recipes.rlpa.rewards import make_reward
 from pal_jax.recipes.rlpa.users import revealed
 from pal_jax.recipes.rlpa.world import make_world
@@ -56,20 +56,47 @@ def test_no_fact_bears_on_a_question():
         assert not mentions(question, word)
 
 
+@pytest.mark.parametrize('slot', SCHEMA, ids=SLOTS)
+def test_a_question_that_needs_a_fact_does_not_ask_for_it_itself(slot):
+    # So an echo of the question is no question for the fact.
+    line, fact = restraint.ASKING[slot.name], f'{slot.name}: {slot.known[0]}'
+    assert not asks_for(line, fact) and not any(mentions(line, value) for value in VALUES)
+    assert asks_for(f'It depends. Which {slot.keywords[0]} is it?', fact)
+    assert not asks_for(f'It depends on your {slot.name}. Is it late?', fact)
+    assert not asks_for(f'Is {slot.known[0]} the {slot.name}?', fact)
+
+
 def test_a_change_names_its_own_value_only():
     assert restraint.CHANGES.keys() == restraint.ASKING.keys() == set(SLOTS)
     for slot in SCHEMA:
         for value in (*slot.known, *slot.unseen):
             told = restraint.CHANGES[slot.name].format(value=value)
             assert [other for other in VALUES if mentions(told, other)] == [value]
-        assert not any(mentions(restraint.ASKING[slot.name], value) for value in VALUES)
 
 
 def test_a_script_tells_two_facts_one_a_message():
     everyone = list(itertools.chain(*SCRIPTS))
-    assert len({script.person.id for script in everyone}) == len(everyone) == 2 * len(PEOPLE)
-    assert all(told_by(script) == set(script.told) and len(script.told) == 2 for script in everyone)
+    assert len({script.person.id for script in everyone}) == len(everyone) == 3 * len(PEOPLE)
+    assert all(told_by(script) == set(script.told) for script in everyone)
     assert make_scripts(PEOPLE) == SCRIPTS  # every policy meets the same messages
+
+
+def test_the_same_question_is_asked_after_its_fact_and_after_another_one():
+    for known, unknown in zip(SCRIPTS.restraint, SCRIPTS.asking, strict=True):
+        assert known.lines[ASKED] == unknown.lines[ASKED] and known.person.facts == unknown.person.facts
+        slot, _ = split_fact(known.told[0])
+        assert known.lines[ASKED] == restraint.ASKING[slot] and known.told[0] not in unknown.told
+
+
+@pytest.mark.parametrize(('always', 'known'), [(True, 1.0), (False, 0.0)])
+def test_who_asks_only_for_what_is_unknown_asks_where_it_is_due(always, known):
+    def text(dialogue):
+        open_facts = [fact for fact in dialogue.person.facts if always or fact not in revealed(dialogue)]
+        return ' '.join(f'Which {split_fact(fact)[0]} is yours?' for fact in open_facts)
+
+    record, ends, _ = evaluate(says(text), SCRIPTS)
+    assert (record['asks_unknown'], record['asks_known']) == (1.0, known)
+    assert ends['asks_unknown'][0] == pytest.approx(0.7353, abs=1e-4)
 
 
 def test_a_change_replaces_the_fact_that_was_told_first():
@@ -93,7 +120,7 @@ def test_replies_that_name_a_fact_where_none_bears_are_counted():
     assert record['irrelevant_use'] == pytest.approx(3 / 12) and record['irrelevant_chance'] == 0
     low, high = ends['irrelevant_use']
     assert low == pytest.approx(0.0549, abs=1e-4) and high == pytest.approx(0.5719, abs=1e-4)  # Clopper and Pearson
-    assert record['scripts_format'] == 1 and len(dialogues) == record['scripts'] == 24
+    assert record['scripts_format'] == 1 and len(dialogues) == record['scripts'] == 36
 
 
 def test_who_names_everything_names_the_facts_of_others_too():
@@ -140,7 +167,7 @@ def test_both_values_in_a_reply_are_not_stale():
 
 def test_a_policy_without_replies_has_no_shares():
     record, ends, dialogues = evaluate(policy(lambda dialogue: BAD), SCRIPTS)
-    for name in ('irrelevant_use', 'irrelevant_chance', 'stale_use', 'stale_use_by_turn'):
+    for name in ('irrelevant_use', 'irrelevant_chance', 'asks_known', 'stale_use', 'stale_use_by_turn'):
         assert record[name] is ends[name] is None
     assert record['changed_profile_by_turn'] == [0.0] * 3
     assert record['scripts_format'] == 0 and all(len(talk['turns']) == 2 for talk in dialogues)
