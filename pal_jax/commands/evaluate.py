@@ -55,6 +55,7 @@ from pal_jax.models.files import sources
 from pal_jax.recipes.rlpa import dialogue as env
 from pal_jax.recipes.rlpa.baselines import BASELINES, Complete, plain_model
 from pal_jax.recipes.rlpa.personalization import Respond
+from pal_jax.recipes.rlpa.restraint import FIGURES
 from pal_jax.recipes.rlpa.settings import Dialogues, of_dialogues
 from pal_jax.recipes.rlpa.turns import Sampler, make_turn_sampler
 from pal_jax.recipes.rlpa.world import make_world
@@ -295,6 +296,10 @@ def as_comparison(records: Records, words: Words) -> Table:
                     '' if turn > 1 else meaning(f'{key}_by_turn', words).words,
                 )
         table.add_section()
+    # Scripted dialogues, which all policies have or none.
+    for number, key in enumerate(FIGURES if FIGURES[0] in first else ()):
+        cells = [f'{cell(record[key])}\n{cell(record["intervals"][key])}' for record in records.values()]
+        table.add_row('' if number else 'scripted', key, *cells, meaning(key, words).words)
     return table
 
 

@@ -22,10 +22,10 @@ def get_config(**changes):
 def test_policies_stand_side_by_side(tmp_path):
     people = tmp_path / 'people.jsonl'
     people.write_text('\n'.join(json.dumps({'facts': {'star sign': sign}}) for sign in ('Leo', 'Aries', 'Libra')))
-    config = get_config(**{'eval.profiles': str(people), 'eval.rounds': 3})
+    config = get_config(**{'eval.profiles': str(people), 'eval.rounds': 3, 'eval.restraint': 1})
     evaluations = evaluate.evaluate_sources(config, ['oracle', 'random:tiny', 'base'])
     records = {name: dict(evaluation.record) for name, evaluation in evaluations.items()}
-    assert [len(evaluation.dialogues) for evaluation in evaluations.values()] == 3 * [6]
+    assert [len(evaluation.dialogues) for evaluation in evaluations.values()] == 3 * [9]
     assert list(records) == ['oracle', 'random:tiny', 'base']
     assert records['base']['format'] == 1.0 > records['random:tiny']['format']
     assert len(records['base']['al_by_turn']) == 3 and records['base']['extended_people'] == 2
@@ -33,7 +33,7 @@ def test_policies_stand_side_by_side(tmp_path):
     with console.capture() as shown:
         console.print(evaluate.as_comparison(records, words_of('rlpa')))
     rows = [[part.strip() for part in line.split('│')[1:3]] for line in shown.get().splitlines() if '│' in line]
-    assert [people for people, _ in rows if people] == ['heldout', 'unseen', 'extended']
+    assert [people for people, _ in rows if people] == ['heldout', 'unseen', 'extended', 'scripted']
     assert [figure for _, figure in rows].count('AL(3)') == 3
     evaluate.write_lines(({'source': name, **each.dialogues[0]} for name, each in evaluations.items()), tmp_path / 'x')
     said = [json.loads(line) for line in (tmp_path / 'x').read_text(encoding='utf-8').splitlines()]

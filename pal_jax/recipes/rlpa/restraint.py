@@ -45,6 +45,11 @@ CHANGES: dict[str, str] = _TEXTS['changes']
 ASKING: dict[str, str] = _TEXTS['asking']
 # The numbers, from 0, of the message that tells of a change, and of the one whose answer depends on a fact.
 CHANGED, ASKED = 2, 2
+# The figures of an evaluation that have an interval.
+FIGURES = (
+    'irrelevant_use', 'irrelevant_chance', 'asks_unknown', 'asks_known', 'changed_profile', 'changed_bound',
+    'changed_response', 'stale_use', 'stale_profile',
+)  # fmt: skip
 
 
 class Script(NamedTuple):

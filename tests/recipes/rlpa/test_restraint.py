@@ -183,7 +183,7 @@ def test_an_evaluation_has_scripts_where_it_is_asked_for_them():
     assert {talk['person'] for talk in dialogues} > {script.person.id for script in itertools.chain(*world.scripts)}
     # A report explains every figure that the scripts add to an evaluation.
     added = record.keys() - make_world(configs.load('rlpa')).evaluate(says(lambda dialogue: 'Hm.'), rounds=2)[0].keys()
-    assert 'stale_use' in added and all(meaning(name, words_of('rlpa')).words for name in added)
+    assert added > {*restraint.FIGURES} and all(meaning(name, words_of('rlpa')).words for name in added)
 
 
 @pytest.mark.parametrize('changes', [{'eval.restraint': -1}, {'eval.restraint': 2, 'dialogue.facts': 1}])
