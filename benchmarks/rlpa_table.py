@@ -36,6 +36,8 @@ CHANGES = {
     'rlpa': [],
     'profile reward only': ['--config.reward.response_weight=0'],
     'reply reward only': ['--config.reward.profile_weight=0'],
+    # A gain has several nats, a reply's score is at most 1.
+    'gain of belief': ['--config.reward.profile=belief', '--config.reward.profile_weight=0.1'],
     'shuffled': ['--config.reward.shuffled=True'],
     # Two thirds of the steps, with 48 samples in place of 32.
     'credit across turns': ['--config.dialogue.turn_gamma=0.9', '--config.dialogue.rollout_batch_size=4'],

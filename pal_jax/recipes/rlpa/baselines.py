@@ -33,9 +33,14 @@ BASELINES: dict[str, Known] = {
 }
 
 
+def profile_question(topics: Sequence[str]) -> dict[str, str]:
+    """The message that asks a model for the profile of its user."""
+    return {'role': 'user', 'content': _QUESTION.format(topics=', '.join(topics) or 'any')}
+
+
 def plain_model(complete: Complete, known: Known, topics: Sequence[str]) -> Respond:
     """A model that replies as it likes after the system prompt `known`, and is asked for a profile besides."""
-    question = {'role': 'user', 'content': _QUESTION.format(topics=', '.join(topics) or 'any')}
+    question = profile_question(topics)
 
     def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
         chats = [_chat(dialogue, known(dialogue.person)) for dialogue in dialogues]

@@ -42,6 +42,7 @@ WORDS = Words(
             'stale_use_by_turn': 'replies that name the old value, by turn since the message that tells of the change',
             'stale_profile': 'share of profiles that have the old value after a fact has changed',
             'stale_profile_by_turn': 'profiles with the old value, by turn since the message that tells of the change',
+            'belief': 'gain of the belief in the true profile in this turn, by the model before training (nats)',
             'facts': 'facts in a written profile',
             'matched': 'facts in a written profile that are true',
             'naturalness_judged': 'whether a language model judged naturalness beside the rules (1: yes)',

@@ -1,9 +1,10 @@
-"""The model that a run's policy was before any training, as a reader of replies: it judges whether they are natural."""
+"""The model that a run's policy was before any training, as a reader: how likely a text is as an answer to a chat, and
+so whether a reply is natural."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pal_jax.recipes.rlpa.settings import Dialogues, TurnRewardSettings
 from pal_jax.run import devices, sharding
 from pal_jax.run.models import make_source
 from pal_jax.run.recipe import Context
-from pal_jax.types import Dialogue, Metrics
+from pal_jax.types import Chat, Dialogue, Metrics
 
 ROW_TOKENS = 512  # dialogues share rows of so many tokens
 # Replies are padded to a multiple of so many tokens, so that there are few programs.
@@ -31,6 +32,7 @@ CONTEXT = 3  # the last messages of a dialogue, after which a reply is read
 EMPTY = {'role': 'system', 'content': ''}
 
 RULES, MODEL = 'rules', 'model'
+BELIEF = 'belief'  # of reward.profile
 
 
 class FrozenModel:
@@ -48,19 +50,25 @@ class FrozenModel:
         self._score = jax.jit(lambda params, batch: forward.logprobs(params, self._cfg, batch)[0])
 
     def __call__(self, dialogues: Sequence[Dialogue], replies: Sequence[str]) -> list[LogProbs]:
-        """The log-probabilities of the tokens of each reply, and of the end of its turn, after its dialogue."""
+        """The `logprobs` of each reply after the last messages of its dialogue."""
+        spoken = [[turn for turn in dialogue.turns if turn.role != 'system'] for dialogue in dialogues]
+        chats = [[{'role': turn.role, 'content': turn.content} for turn in turns[-CONTEXT:]] for turns in spoken]
+        return self.logprobs(chats, replies)
+
+    def logprobs(self, chats: Sequence[Chat], texts: Sequence[str]) -> list[LogProbs]:
+        """The log-probabilities of the tokens of each text, and of the end of its turn, as an answer to its chat."""
         params, tokenizer = self._opened()
-        # Replies to the same messages are branches of one prompt, which is read once.
+        # Answers to the same messages are branches of one prompt, which is read once.
         branches: dict[tuple[int, ...], list[int]] = {}
-        texts = [[*tokenizer.plain(reply), tokenizer.stop_ids[0]] for reply in replies]
-        # The oldest tokens of a long dialogue are cut, so that the longest reply has room.
-        longest = self._cfg.max_len - max(map(len, texts))
-        for i, dialogue in enumerate(dialogues):
-            branches.setdefault(self._prompt(tokenizer, dialogue)[-longest:], []).append(i)
-        groups = [PromptGroup(prompt, [Branch(texts[i]) for i in numbers]) for prompt, numbers in branches.items()]
-        numbers = itertools.chain(*branches.values())  # of the replies, group by group
+        answers = [[*tokenizer.plain(text), tokenizer.stop_ids[0]] for text in texts]
+        # The oldest tokens of a long chat are cut, so that the longest answer has room.
+        longest = self._cfg.max_len - max(map(len, answers))
+        for i, chat in enumerate(chats):
+            branches.setdefault(tuple(tokenizer.chat([EMPTY, *chat]))[-longest:], []).append(i)
+        groups = [PromptGroup(prompt, [Branch(answers[i]) for i in numbers]) for prompt, numbers in branches.items()]
+        numbers = itertools.chain(*branches.values())  # of the answers, group by group
         logprobs = dict(zip(numbers, itertools.chain(*self._read(params, groups)), strict=True))
-        return [logprobs[i] for i in range(len(replies))]
+        return [logprobs[i] for i in range(len(texts))]
 
     def open(self) -> None:
         """Read the weights, unless they are in memory."""
@@ -69,10 +77,6 @@ class FrozenModel:
     def release(self) -> None:
         """Free the memory of the weights."""
         self._params = None
-
-    def _prompt(self, tokenizer: Tokenizer, dialogue: Dialogue) -> tuple[int, ...]:
-        messages = [{'role': turn.role, 'content': turn.content} for turn in dialogue.turns if turn.role != 'system']
-        return tuple(tokenizer.chat([EMPTY, *messages[-CONTEXT:]]))
 
     def _read(self, params: Params, groups: Sequence[PromptGroup]) -> list[list[LogProbs]]:
         """The log-probabilities of the branches of each group, a few rows at a time."""
@@ -100,8 +104,16 @@ class FrozenModel:
         return self._params, self._tokenizer
 
 
-def open_naturalness(settings: Dialogues, kept: Path | None = None) -> Naturalness | None:
-    """The naturalness that is judged beside the rules.
+def open_frozen(settings: Dialogues, kept: Path | None = None) -> FrozenModel:
+    """The model before training, whose weights are read at the first question."""
+    mesh = devices.make_mesh(devices=jax.local_devices())
+    # A run that goes on or is opened finds the weights by the record in `kept`.
+    source = make_source(settings.policy.source, Context(mesh, kept=kept), settings.seed, 'policy')
+    return FrozenModel(source, settings.policy.dtype, mesh)
+
+
+def open_naturalness(settings: Dialogues, open_model: Callable[[], FrozenModel]) -> Naturalness | None:
+    """The naturalness that is judged beside the rules by the model before training.
 
     It is None where a language model judges, or where the policy begins from random weights, which know no language.
 
@@ -116,12 +128,13 @@ def open_naturalness(settings: Dialogues, kept: Path | None = None) -> Naturalne
         raise ValueError(f"reward.naturalness='{MODEL}': {why}; use '{RULES}'")
     if judged or random:
         return None
-    mesh = devices.make_mesh(devices=jax.local_devices())
-    # Weights are read at the first question. A run that goes on or is opened finds them by the record in `kept`.
-    reader = FrozenModel(
-        make_source(source, Context(mesh, kept=kept), settings.seed, 'policy'), settings.policy.dtype, mesh
-    )
+    reader = open_model()
     return Naturalness(reader, open=reader.open, release=reader.release, required=named == MODEL)
+
+
+def reads_in_training(reward: TurnRewardSettings) -> bool:
+    """True where the model before training reads answers in training, and not only in evaluations."""
+    return reward.naturalness == MODEL or reward.profile == BELIEF
 
 
 def who_judged(natural: Naturalness | None, reward: TurnRewardSettings) -> Metrics:
@@ -136,6 +149,6 @@ def who_judged(natural: Naturalness | None, reward: TurnRewardSettings) -> Metri
         return {'naturalness_judged': 0.0}
     figures = {'naturalness_judged': float(natural.able), 'naturalness_auc': natural.separation}
     # The model's memory is freed, unless training reads with it too.
-    if reward.naturalness != MODEL:
+    if not reads_in_training(reward):
         natural.release()
     return figures

@@ -179,15 +179,15 @@ def make_natural_judge(judge: ResponseJudge, natural: Naturalness) -> ResponseJu
     return judged
 
 
-def open_before(reward: RewardFn, natural: Naturalness | None) -> RewardFn:
-    """A reward that fetches the model of `natural` before it is computed."""
-    if natural is None:
+def open_before(reward: RewardFn, open: Callable[[], Any] | None) -> RewardFn:
+    """A reward that fetches the model that reads for it, by `open`, before it is computed."""
+    if open is None:
         return reward
 
     def rewarded(samples: Sequence[Sample], seed: int) -> list[Sample]:
         # Every process asks for a reward at the same time, but one may have no reply for the model to read. A
         # checkpoint is read by all processes together, so all of them fetch the model.
-        natural.open()
+        open()
         return reward(samples, seed)
 
     return rewarded

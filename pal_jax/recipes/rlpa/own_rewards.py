@@ -42,6 +42,11 @@ def make_estimate(settings: Dialogues) -> Estimate | None:
             f"reward.normalise='each' standardises rewards within a prompt, ppo.estimator={ppo.estimator!r} does not; "
             "set ppo.estimator='group_norm'"
         )
+    if rewards.profile != 'f1':
+        raise ValueError(
+            f"reward.normalise='each' standardises the F1, reward.profile={rewards.profile!r} pays something else; set "
+            "reward.profile='f1'"
+        )
     if ppo.std_floor:
         raise ValueError(f"ppo.std_floor={ppo.std_floor} has no say with reward.normalise='each'; set reward.floor")
     if settings.dialogue.turn_gamma:

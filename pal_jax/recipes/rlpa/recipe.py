@@ -34,6 +34,7 @@ from pal_jax.recipes.rlpa.dialogue import (
     learnt_once,
     with_returns,
 )
+from pal_jax.recipes.rlpa.frozen import reads_in_training
 from pal_jax.recipes.rlpa.queue import (
     answer,
     answered_of,
@@ -281,7 +282,7 @@ def make(settings: Settings, ctx: Context) -> Recipe:
     ahead, lockstep = settings.rollout.ahead, settings.rollout.lockstep
     decoder, rounds = sampler.make_decoder(settings.decode, policy, ctx, lockstep=lockstep), dialogue.rounds
     # Some judges compute on this machine's devices.
-    judged = world.models.here or settings.reward.matcher == 'embedding' or settings.reward.naturalness == 'model'
+    judged = world.models.here or settings.reward.matcher == 'embedding' or reads_in_training(settings.reward)
     sampled = not ahead or settings.decode.driver == 'local'
     lines = make_lines(ctx, ahead, lockstep, {'sampling': sampled, 'rollouts': judged, 'replies': judged})
     plan = make_plan(settings, policy, learner, world)

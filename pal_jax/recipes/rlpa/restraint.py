@@ -108,9 +108,7 @@ def _of(person: Person, kind: str) -> Person:
 
 def _new_value(fact: str, rng: random.Random) -> str:
     name, value = split_fact(fact)
-    slot = next(slot for slot in SCHEMA if slot.name == name)
-    # Known values change to known ones and unseen values to unseen ones.
-    values = slot.known if value in slot.known else slot.unseen
+    values = next(slot.known for slot in SCHEMA if slot.name == name)
     return rng.choice([other for other in values if other != value])
 
 
@@ -124,8 +122,8 @@ def evaluate(respond: Respond, scripts: Scripts) -> tuple[dict[str, Any], dict[s
     replies = [sample.parsed for talk in talks for sample in talk]
     record = {'scripts': len(talks), 'scripts_format': float(np.mean([parsed is not None for parsed in replies]))}
     ends: dict[str, Any] = {}
-    for name, turns in by_turn.items():
-        figures[name], *turns = turns
+    for name, (whole, *turns) in by_turn.items():
+        figures[name] = whole
         # A figure has no curve where nobody got a reply in one of the turns.
         known = not any(math.isnan(turn.value) for turn in turns)
         record[f'{name}_by_turn'] = [turn.value for turn in turns] if known else None

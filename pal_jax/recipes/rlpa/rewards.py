@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from pal_jax.recipes.rlpa.criteria import SCORES
 from pal_jax.recipes.rlpa.people import content
 from pal_jax.recipes.rlpa.profiles import ParsedCompletion, ProfileScores, plain_history, profile_scores
-from pal_jax.types import Dialogue, Person, ProfileMatcher, ResponseJudge, RewardFn, Sample, Turn, Verdict
+from pal_jax.types import Dialogue, Metrics, Person, ProfileMatcher, ResponseJudge, RewardFn, Sample, Turn, Verdict
 
 MALFORMED = 0.0  # the reward of a completion that does not keep the format
+# The gain of belief in each golden profile by a reply to its dialogue, see `belief.py`.
+Belief = Callable[[Sequence[Dialogue], Sequence[ParsedCompletion], Sequence[Sequence[str]]], list[float]]
 _NO_INFO = dict.fromkeys(('format', 'profile', 'response', *SCORES, 'facts', 'matched', 'precision', 'recall'), 0.0)
 
 
@@ -27,9 +29,10 @@ def make_reward(
     known: Sequence[Person] = (),
     informed: bool = False,
     system: str = '',
+    belief: Belief | None = None,
 ) -> RewardFn:
     """The reward `profile_weight * R_p + response_weight * R_r`: R_p is the profile F1, R_r the judge's score named
-    `response`.
+    `response`. With `belief`, R_p is the gain of belief, and the F1 is only measured.
 
     A malformed completion gets `MALFORMED`; a sample for which matcher or judge has no answer is `ok=False` with reward
     0.
@@ -49,10 +52,18 @@ def make_reward(
         if not 0 <= weight < math.inf:
             raise ValueError(f'{name}={weight} must be a finite number of at least 0')
 
+    paid = 'belief' if belief else 'profile'
+    nothing = _NO_INFO | {paid: 0.0}
+
     def score(
-        sample: Sample, golden: Sequence[str], parsed: ParsedCompletion, matched: int | None, verdict: Verdict
+        sample: Sample,
+        golden: Sequence[str],
+        parsed: ParsedCompletion,
+        matched: int | None,
+        verdict: Verdict,
+        gain: Metrics,
     ) -> Sample:
-        info = _NO_INFO | {'format': 1.0, 'facts': float(len(parsed.facts))}
+        info = nothing | gain | {'format': 1.0, 'facts': float(len(parsed.facts))}
         if matched is not None:
             info |= _profile_info(profile_scores(matched, len(parsed.facts), len(golden)))
         if verdict.ok:
@@ -60,11 +71,11 @@ def make_reward(
         ok = matched is not None and verdict.ok
         # With a weight of 0, as in the paper's ablations, a part is measured all the same.
         # The parts stay in `info`, so every sample's `info` has the same keys.
-        total = profile_weight * info['profile'] + response_weight * info['response']
+        total = profile_weight * info[paid] + response_weight * info['response']
         return dataclasses.replace(sample, rewards=(total if ok else 0.0,), info=info, ok=ok)
 
     def reward(samples: Sequence[Sample], seed: int) -> list[Sample]:
-        scored = [dataclasses.replace(sample, rewards=(MALFORMED,), info=dict(_NO_INFO), ok=True) for sample in samples]
+        scored = [dataclasses.replace(sample, rewards=(MALFORMED,), info=dict(nothing), ok=True) for sample in samples]
         # A malformed completion reaches neither matcher nor judge; each is called once, with all others.
         formed = [(i, sample.parsed) for i, sample in enumerate(samples) if sample.parsed is not None]
         if not formed:
@@ -76,8 +87,9 @@ def make_reward(
         matches = matcher(inferred, golden)
         shown = [judged_dialogue(samples[i].source, informed, system) for i, _ in formed]
         verdicts = judge(shown, inferred, [parsed.reply for _, parsed in formed], seed)
-        for (i, parsed), facts, matched, verdict in zip(formed, golden, matches, verdicts, strict=True):
-            scored[i] = score(samples[i], facts, parsed, matched, verdict)
+        gains = _gains(belief, [samples[i].source for i, _ in formed], [parsed for _, parsed in formed], golden)
+        for (i, parsed), facts, matched, verdict, gain in zip(formed, golden, matches, verdicts, gains, strict=True):
+            scored[i] = score(samples[i], facts, parsed, matched, verdict, gain)
         return scored
 
     return reward
@@ -104,6 +116,17 @@ def judged_dialogue(dialogue: Dialogue, informed: bool = False, system: str = ''
     person = dialogue.person if informed else dataclasses.replace(dialogue.person, facts=())
     head = (Turn('system', system),) if system else ()
     return Dialogue(person, (*head, *plain_history(dialogue).turns))
+
+
+def _gains(
+    belief: Belief | None,
+    dialogues: Sequence[Dialogue],
+    replies: Sequence[ParsedCompletion],
+    golden: Sequence[Sequence[str]],
+) -> list[Metrics]:
+    if belief is None:
+        return [{} for _ in replies]
+    return [{'belief': gain} for gain in belief(dialogues, replies, golden)]
 
 
 def _profile_info(scores: ProfileScores) -> dict[str, float]:

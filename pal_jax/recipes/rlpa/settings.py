@@ -70,7 +70,9 @@ class TurnRewardSettings:
     naturalness: Literal['rules', 'model'] = 'rules'
     # The judge's score that pays: in degrees, or 1 where all criteria are met and else 0.
     response: Literal['graded', 'strict'] = 'graded'
-    profile_weight: float = 1.0  # times the F1 of the profile
+    # What pays for the profile: its F1, or the gain of a frozen model's belief in the true profile, in nats.
+    profile: Literal['f1', 'belief'] = 'f1'
+    profile_weight: float = 1.0  # times what pays for the profile
     response_weight: float = 1.0  # times the judge's score of the reply
     # Functions of your own that pay, too: FILE.py:NAME, several with commas between.
     function: str = ''

@@ -17,9 +17,10 @@ from pal_jax.judges.sharing import share_matcher, share_reward, share_user
 from pal_jax.learners.ppo import Estimate
 from pal_jax.recipes.rlpa import dialogue as env
 from pal_jax.recipes.rlpa import personalization, restraint
+from pal_jax.recipes.rlpa.belief import belief_gains, make_potential
 from pal_jax.recipes.rlpa.criteria import judge_by_rules
 from pal_jax.recipes.rlpa.early import EarlyQuestions, open_early
-from pal_jax.recipes.rlpa.frozen import MODEL, open_naturalness, who_judged
+from pal_jax.recipes.rlpa.frozen import BELIEF, MODEL, open_frozen, open_naturalness, reads_in_training, who_judged
 from pal_jax.recipes.rlpa.matcher import open_matcher
 from pal_jax.recipes.rlpa.naturalness import make_natural_judge, open_before
 from pal_jax.recipes.rlpa.own import open_role
@@ -138,7 +139,9 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
         choose('reward.judge', rewards.judge, functools.partial(make_judge, golden=golden), rule=lambda: judge_by_rules)
         for golden in (False, True)
     )
-    natural = open_naturalness(settings, kept)
+    # One model reads for the naturalness and for the belief.
+    frozen = functools.cache(functools.partial(open_frozen, settings, kept))
+    natural = open_naturalness(settings, frozen)
     if natural:
         score = make_natural_judge(score, natural)
         judge = make_natural_judge(judge, natural) if rewards.naturalness == MODEL else judge
@@ -155,7 +158,12 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
         # The control needs people with different facts, which is checked before training.
         swapped_people(train)
     paid = with_own(settings, system)
-    training = paid(reward(judge, shuffled=rewards.shuffled, known=train))
+    belief = None
+    if rewards.profile == BELIEF:
+        # Without credit across turns the discount from turn to turn is 1.
+        potential, gamma = make_potential(frozen().logprobs, topics), dialogue.turn_gamma or 1.0
+        belief = functools.partial(belief_gains, potential, gamma=gamma)
+    training = paid(reward(judge, shuffled=rewards.shuffled, known=train, belief=belief))
     # The control takes another person of the same call, so it has to see all of them; rollouts that are ahead of
     # their updates are judged beside other work anyway.
     early = None
@@ -178,9 +186,9 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
         matcher=share_matcher(matcher, shares),
         reward=open_before(
             share_reward(early.then(training) if early else training, shares, together=rewards.shuffled),
-            natural if rewards.naturalness == MODEL else None,
+            frozen().open if reads_in_training(rewards) else None,
         ),
-        score=open_before(share_reward(paid(reward(score, informed=True)), shares), natural),
+        score=open_before(share_reward(paid(reward(score, informed=True)), shares), natural and natural.open),
         estimate=make_estimate(settings),
         early=early,
         models=models,

@@ -21,6 +21,10 @@ DIALOGUES = [Dialogue(Person('p', ()), tuple(Turn(('user', 'assistant')[i % 2], 
 REPLIES = ['How are you?', 'Is it tame?', 'Hm.', 'Who looks after it when you travel?']
 
 
+def no_model():
+    raise AssertionError('the model before training was opened')
+
+
 @pytest.fixture(scope='module')
 def reader():
     return FrozenModel(sources.resolve('random:tiny'), 'float32', devices.make_mesh(devices=jax.devices()[:1]))
@@ -62,12 +66,12 @@ def test_weights_that_were_given_back_are_read_again(reader):
 )
 def test_naturalness_that_cannot_be_had_is_told(changes, told):
     with pytest.raises(ValueError, match=rf'reward\.naturalness=.*(?:{told})'):
-        open_naturalness(configs.load('rlpa', **changes))
+        open_naturalness(configs.load('rlpa', **changes), no_model)
 
 
 def test_an_evaluation_says_that_random_weights_judge_nothing():
     config = configs.load('rlpa')
-    assert open_naturalness(config) is None
+    assert open_naturalness(config, no_model) is None
     assert who_judged(None, config.reward) == {'naturalness_judged': 0.0}
     judged = configs.load('rlpa', **{'reward.judge': 'endpoint:judge'})  # a language model judges all of it
-    assert who_judged(open_naturalness(judged), judged.reward) == {}
+    assert who_judged(open_naturalness(judged, no_model), judged.reward) == {}

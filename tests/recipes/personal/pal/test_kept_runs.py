@@ -16,7 +16,7 @@ from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.plus import latent as plus_latent
 from pal_jax.recipes.rlpa import recipe as rlpa
-from pal_jax.recipes.rlpa.frozen import open_naturalness
+from pal_jax.recipes.rlpa.frozen import open_frozen
 from pal_jax.run import checkpoint, devices
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.language import ModelSettings
@@ -156,9 +156,9 @@ def test_the_model_that_reads_replies_is_found_where_the_policy_was(home, tmp_pa
     config = configs.load('rlpa', 'smoke', **{'policy.source': 'hf:models/tiny'})
     begin(config, home / 'run', lambda folder: None)
     monkeypatch.chdir(tmp_path)
-    assert open_naturalness(config, home / 'run' / KEPT) is not None
+    open_frozen(config, home / 'run' / KEPT)
     with pytest.raises((ValueError, RuntimeError), match='models/tiny'):
-        open_naturalness(config)
+        open_frozen(config)
 
 
 def test_the_units_of_latent_vectors_stay_those_of_the_first_machine(tmp_path):
