@@ -64,7 +64,7 @@ class Script(NamedTuple):
     changed: Person | None = None
 
     def person_at(self, message: int) -> Person:
-        """Who the person is at a message."""
+        """The person as of a message."""
         return self.changed if self.changed and message >= CHANGED else self.person
 
 
@@ -84,20 +84,20 @@ def make_scripts(people: Sequence[Person]) -> Scripts:
     scripts = Scripts([], [], [])
     for number, person in enumerate(people):
         rng = random.Random(f'scripts {person.id}')
-        told = tuple(rng.sample(person.facts, 2))
-        first, second = (tell(fact, rng) for fact in told)
-        slot, _ = split_fact(told[0])
-        value = _new_value(told[0], rng)
+        facts = tuple(rng.sample(person.facts, 2))
+        first, second = (tell(fact, rng) for fact in facts)
+        slot, _ = split_fact(facts[0])
+        value = _new_value(facts[0], rng)
         question = QUESTIONS[number % len(QUESTIONS)]
         # The same question stands at the same place in two scripts, after the fact it is about and after another one.
         lines = (person.opening, first, ASKING[slot], second, question)
-        scripts.restraint.append(Script(_of(person, 'restraint'), lines, told))
+        scripts.restraint.append(Script(_of(person, 'restraint'), lines, facts))
         lines = (person.opening, second, ASKING[slot])
-        scripts.asking.append(Script(_of(person, 'asking'), lines, told[1:]))
+        scripts.asking.append(Script(_of(person, 'asking'), lines, facts[1:]))
         lines = (person.opening, first, CHANGES[slot].format(value=value), ASKING[slot], second)
-        changing = _of(person, 'change')
-        facts = tuple(f'{slot}: {value}' if fact == told[0] else fact for fact in person.facts)
-        scripts.change.append(Script(changing, lines, told, dataclasses.replace(changing, facts=facts)))
+        before = _of(person, 'change')
+        after = tuple(f'{slot}: {value}' if fact == facts[0] else fact for fact in person.facts)
+        scripts.change.append(Script(before, lines, facts, dataclasses.replace(before, facts=after)))
     return scripts
 
 
@@ -231,7 +231,7 @@ def _since(estimate: Callable[..., Estimate], cells: np.ndarray) -> list[Estimat
 
 
 def _heard(script: Script, message: int) -> Dialogue:
-    """What a person has said up to a message."""
+    """The messages of a person up to one of them."""
     return Dialogue(script.person_at(message), tuple(Turn('user', line) for line in script.lines[: message + 1]))
 
 
