@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 from absl import flags
@@ -140,7 +141,8 @@ def reply_columns(parsed: ParsedCompletion, *, with_profile: bool) -> Columns | 
 
 def visible(text: str) -> str:
     """The text of a model for a terminal, which would obey its control characters: � stands for each of them."""
-    return ''.join(c if c.isprintable() or c in '\n\t' else '\N{REPLACEMENT CHARACTER}' for c in text)
+    obeyed = (c not in '\n\t' and unicodedata.category(c) in ('Cc', 'Cs') for c in text)
+    return ''.join('\N{REPLACEMENT CHARACTER}' if hidden else c for c, hidden in zip(text, obeyed, strict=True))
 
 
 if __name__ == '__main__':

@@ -40,6 +40,7 @@ from rich.table import Table
 from pal_jax.commands.planning import chips, estimate, shapes
 from pal_jax.commands.planning.chips import GIB
 from pal_jax.commands.planning.estimate import FitPlan, PlanRequest
+from pal_jax.commands.planning.hlo import BETWEEN_SLICES
 from pal_jax.models import attention
 from pal_jax.models.config import exact_config
 from pal_jax.run import cli, devices
@@ -170,7 +171,8 @@ def work_table(run_plan: FitPlan) -> Table:
     table = Table('program', 'runs', 'TFLOP', 'GB moved', 'GB received', 'overlapped', 'kernels', 'bound by', 's a run')
     for program in run_plan.figures:
         received = [f'{kind} {size / 1e9:.3g}' for kind, size in program.collectives.items()]
-        if between := sum(program.between.values()):
+        # What slices receive from each other is a kind of its own.
+        if between := sum(program.between.values()) - program.collectives.get(BETWEEN_SLICES, 0.0):
             received.append(f'of it over the network {between / 1e9:.3g}')
         numbers = [f'{program.flops / 1e12:.3g}', f'{program.moved / 1e9:.3g}', '\n'.join(received)]
         overlap, seconds = f'{program.overlapped} of {program.started + program.waiting}', program.seconds

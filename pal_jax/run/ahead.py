@@ -151,7 +151,7 @@ class Rollouts(Generic[T]):
     # The number of steps of the run.
     end: int
     sampling: Ahead
-    # The decoder that gets the weights of a step; None: who samples loads them.
+    # The decoder that gets the weights of a step; None: the function that samples loads them.
     decoder: Decoder | None
     # A checkpoint keeps rollouts as JSON.
     to_json: Callable[[T], Any]
@@ -187,9 +187,16 @@ class Rollouts(Generic[T]):
         with self.ctx.phase('reward'):
             for later, samples in zip(due, sampled, strict=True):
                 # A checkpoint may ask for a rollout before the step that learns it.
-                work = functools.cache(functools.partial(_paid, pay, samples, later))
+                work = functools.cache(functools.partial(self._pay, pay, samples, later))
                 line = self.paid.begin(line, work) if self.paid else (*line, work)
             return self.paid.take(line) if self.paid else (line[0](), line[1:])
+
+    def _pay(self, pay: Callable[[Any, int], T], samples: Callable[[], Any], i: int) -> T:
+        # Where no thread pays, the step waits here for the samples of a decode server.
+        waits = self.sampling.apart and self.paid is None
+        with self.ctx.phase('wait') if waits else contextlib.nullcontext():
+            sampled = samples()
+        return pay(sampled, i)
 
     def pack(self, host: Host) -> Host:
         """The host item of a checkpoint, once all work that has begun is done."""
@@ -207,10 +214,6 @@ class Rollouts(Generic[T]):
         for work in (self.sampling, self.paid):
             if work:
                 work.close()
-
-
-def _paid(pay: Callable[[Any, int], T], samples: Callable[[], Any], i: int) -> T:
-    return pay(samples(), i)
 
 
 def make_rollouts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 import pytest
@@ -60,11 +61,13 @@ def test_again_forgets_and_a_plain_model_reads_plain_turns():
 
 @pytest.mark.parametrize('preset', [PLAIN, TRAINED])
 def test_no_control_character_of_a_model_reaches_the_terminal(preset):
-    answer = 'red\x1b[31m\x07\x9b0m\nand\tblue'
+    # Spaces and joiners of other scripts are no control characters.
+    answer = 'red\x1b[31m\x07\x9b0m\nand\u3000\u200d\tblue'
     for text in (answer, render_completion(f'- {answer}', answer)):
         seen = screen(Scripted(text), preset, 'hello')
         assert 'red' in seen and 'blue' in seen
-        assert all(c.isprintable() or c == '\n' for c in seen), repr(seen)
+        assert all(unicodedata.category(c) != 'Cc' or c == '\n' for c in seen), repr(seen)
+        assert '\u3000' in seen and '\u200d' in seen
 
 
 def test_a_conversation_that_is_too_long_says_so():

@@ -401,6 +401,7 @@ def test_faults_are_one_line() -> None:
         (['--config=configs/rlpa.py:smoke'], 'name either a slice'),
         (['--config=configs/rlpa.py:smoke', '--topology=h100:8', '--slices=2'], '--slices=2'),
         (['--config=configs/rlpa.py:smoke', '--platform=cpu', '--slices=2'], '--slices=2'),
+        *([(['--config=configs/rlpa.py:smoke', '--topology=v4:2x2x1', '--slices=2'], 'TPU v4')] if compiler else []),
         (['--config=configs/rlpa.py:smoke', '--topology=v5e:3x9'], 'v5e:3x9' if compiler else 'pal_jax[plan]'),
     ):
         done = shell.run('pal_jax.plan', *arguments)

@@ -165,13 +165,17 @@ def slice_devices(name: str, slices: int = 1) -> Sequence[Any]:
     if not importlib.util.find_spec('libtpu'):
         raise RuntimeError("the TPU compiler is not installed; run pip install 'pal_jax[plan]'")
     try:
-        return topologies.get_topology_desc(platform='tpu', topology_name=name, num_slices=slices).devices
+        chips = topologies.get_topology_desc(platform='tpu', topology_name=name, num_slices=slices).devices
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f'--topology={name} is no TPU slice ({reason}); such as v5e:4x4, v6e:2x4, v5p:4x4x4; for GPUs '
             f'{", ".join(CARDS)} with nodes and cards, such as h100:8 or h100:8x8'
         ) from None
+    kind = chips[0].device_kind
+    if slices > 1 and not (kind in CHIPS and CHIPS[kind].network):
+        raise ValueError(f'--slices={slices}: the rate of the network between slices of {kind} is not known')
+    return chips
 
 
 def local_devices(platform: str) -> Sequence[Any]:

@@ -145,12 +145,14 @@ class SelfRedTeam:
         # 1. Draw as many harmful requests (seeds) as harmless ones. The attacker rewrites half of them, all where it
         # learns by itself, and none where the defender does. 2. Play whole games with the current policies; 3. a judge
         # labels request and answer of each. With `rollout.ahead` games of a later step begin, too.
-        play = functools.partial(self.play, None if self.rollouts.decoder else self.weights(state))
+        # A thread that samples later holds no old state.
+        play = functools.partial(self.play, None if self.rollouts.decoder else state)
         games, rollouts = self.rollouts(host, i, lambda: self.weights(state)[0], play, self.judged)
         self.check_judged(games)
         # 4. Pay both roles by the table of labels, and one point for the form.
         games = [self.rewarded(game) for game in games]
         metrics = summarize(games) | self.rewards(games)
+        metrics |= self.rollouts.sampling.age((one for game in games for one in game.samples), i)
         self.ctx.show(describe_game(game, f'game {k + 1}') for k, game in enumerate(games[: self.shown]))
         for k in range(len(state.policies)):
             # 5. REINFORCE++ with statistics by role; a policy learns from the moves of its roles alone.
@@ -159,8 +161,9 @@ class SelfRedTeam:
         usage = {'usage': self.models.usage} if self.models.usage else {}
         return state, {'rollouts': rollouts} | usage, 'redteam', metrics
 
-    def play(self, weights: tuple[Params, Params] | None, i: int) -> list[FinishedGame]:
-        """The games of step `i`; for `weights` see `Players`."""
+    def play(self, state: RoleStates | None, i: int) -> list[FinishedGame]:
+        """The games of step `i`, with the weights of the state; None: with those that the decoder has loaded."""
+        weights = None if state is None else self.weights(state)
         return play_games(self.players, weights, self.drawn(i), (self.seed, i))
 
     def judged(self, games: Sequence[FinishedGame], i: int) -> list[FinishedGame]:

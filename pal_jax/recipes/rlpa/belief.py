@@ -1,11 +1,11 @@
 """The gain of belief in the true profile as a reward: what a turn adds to its log-probability under a frozen model.
 
-The model before training reads the dialogue as the policy does, with the policy's last profile, and is asked for the
-profile of the user. The log-probability of the true profile as its answer is the potential of the dialogue. The reward
-of a turn is the difference of the potentials after its reply and after the reply before it, times the discount
-(potential-based shaping: Ng, Harada & Russell 1999; of beliefs about a user: CURIO, arXiv 2504.03206). So the rewards
-of a dialogue add up to the potential at its end less that before it: nothing is paid twice, and a fact that is
-forgotten is paid back.
+The model before training reads the dialogue with the policy's last profile, without the policy's system prompt, and is
+asked for the profile of the user. The log-probability of the true profile as its answer is the potential of the
+dialogue. The reward of a turn is the difference of the potentials after its reply and after the reply before it, times
+the discount (potential-based shaping: Ng, Harada & Russell 1999; of beliefs about a user: CURIO, arXiv 2504.03206). So
+the rewards of a dialogue, discounted, add up to the discounted potential at its end less that before it: nothing is
+paid twice, and a fact that is forgotten is paid back.
 """
 
 from __future__ import annotations

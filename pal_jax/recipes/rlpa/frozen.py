@@ -61,9 +61,9 @@ class FrozenModel:
         # Answers to the same messages are branches of one prompt, which is read once.
         branches: dict[tuple[int, ...], list[int]] = {}
         answers = [[*tokenizer.plain(text), tokenizer.stop_ids[0]] for text in texts]
-        # The oldest tokens of a long chat are cut, so that the longest answer has room.
-        longest = self._cfg.max_len - max(map(len, answers))
-        for i, chat in enumerate(chats):
+        for i, (chat, answer) in enumerate(zip(chats, answers, strict=True)):
+            # The oldest tokens of a long chat are cut, so that the answer has room.
+            longest = self._cfg.max_len - len(answer)
             branches.setdefault(tuple(tokenizer.chat([EMPTY, *chat]))[-longest:], []).append(i)
         groups = [PromptGroup(prompt, [Branch(answers[i]) for i in numbers]) for prompt, numbers in branches.items()]
         numbers = itertools.chain(*branches.values())  # of the answers, group by group

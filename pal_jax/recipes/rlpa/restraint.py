@@ -213,9 +213,9 @@ def after_change(scripted: Sequence[Scripted]) -> dict[str, list[Estimate]]:
 
     bounds = [[told_facts_bound(_heard(script, t)) for t in turns] for script, _ in scripted]
     return {
-        'changed_profile': _since(intervals.mean, score('profile')),
-        'changed_bound': _since(intervals.mean, np.array(bounds)),
-        'changed_response': _since(intervals.mean, score('response')),
+        'changed_profile': _since(intervals.share, score('profile')),
+        'changed_bound': _since(intervals.share, np.array(bounds)),
+        'changed_response': _since(intervals.share, score('response')),
         'stale_use': _since(intervals.share, given(_is_stale)),
         'stale_profile': _since(
             intervals.share, given(lambda parsed, script: any(mentions(fact, _old(script)) for fact in parsed.facts))

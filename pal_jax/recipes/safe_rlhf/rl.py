@@ -193,9 +193,11 @@ class SafeRLHF:
         return state, figures
 
     def with_costs(self, excess: float, state: PolicyState, batch: RolloutBatch, weight: Array) -> RolloutBatch:
-        """A minibatch with the costs that the handler makes. Where a rollout has one update, all ratios are 1."""
+        """A minibatch with the costs that the handler makes. All ratios are 1 where a rollout
+        has one update and `old_logprobs` are those of the policy before it."""
         assert batch.costs is not None and batch.logprobs is not None
-        if self.learner.ppo.epochs * self.learner.ppo.minibatches == 1:
+        ppo = self.learner.ppo
+        if ppo.epochs * ppo.minibatches == 1 and ppo.old_logprobs == 'policy':
             ratio = jnp.ones_like(batch.costs)
         else:
             new = self.learner.actor.score(state.actor, batch.tokens).logprobs

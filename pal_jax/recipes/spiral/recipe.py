@@ -105,7 +105,8 @@ class Spiral:
             return state.replace(policy=policy), host, 'warm-up', metrics
         state = self.keeper.kept(state, i)
         # 1. Play whole matches with the current policy. With `rollout.ahead` those of a later step begin, too.
-        play = functools.partial(self.play, state)
+        # A thread that samples later holds no old state.
+        play = functools.partial(self.play, state if self.past else None)
         played, rollouts = self.rollouts(host, i, lambda: self.learner.weights(state.policy), play)
         # 2. Role-conditioned advantages: all answers of a seat get its return less the baseline of its game and seat.
         credited, baselines = self.credited(played, host['baselines'])
@@ -131,12 +132,12 @@ class Spiral:
         check_finite(state)
         return self.learner.anchor(state) if i == self.warmup - 1 else state, metrics
 
-    def play(self, state: Selves, i: int) -> Played:
+    def play(self, state: Selves | None, i: int) -> Played:
         """The answers of the matches of step `i`, in turn of each game, and against another player of each seat.
 
-        The decoder has loaded the policy, unless the policy plays a past self.
+        With a state the policy plays a past self; None: the decoder has loaded the policy.
         """
-        alone = self.opponent is None and not self.past
+        alone = self.opponent is None and state is None
         # Each match has a seed of its own, which follows from the step alone.
         seeds = np.random.SeedSequence([self.seed, i]).generate_state(self.count).tolist()
         starts = []
@@ -147,7 +148,7 @@ class Spiral:
             seats = (POLICY, OPPONENT) if turn % 2 == 0 else (OPPONENT, POLICY)
             starts.append(self.matches.begin(game, seed, (POLICY, POLICY) if alone else seats))
         seed = self.seed, i
-        if not self.past:
+        if state is None:
             players = {POLICY: self.answers.player(seed)}
             players |= {OPPONENT: self.opponent((*seed, 1))} if self.opponent else {}
             return play_matches(self.matches, players, starts)

@@ -151,7 +151,7 @@ def steps(recipe, count=2, first=0, start=None):
 
 def test_the_policy_in_both_seats_learns_from_returns_less_their_baselines():
     recipe = make_recipe(count=40)
-    played, baselines = recipe.play(recipe.init()[0], 0), np.zeros((2, 2))
+    played, baselines = recipe.play(None, 0), np.zeros((2, 2))
     credited, after = recipe.credited(played, baselines.tolist())
     for samples, given in zip(played, credited, strict=True):
         rewards = recipe.matches.rewards(recipe.end(samples))
@@ -170,7 +170,7 @@ def test_the_policy_in_both_seats_learns_from_returns_less_their_baselines():
 @pytest.mark.parametrize('opponent', ['random', 'expert'])
 def test_against_another_player_the_policy_learns_its_own_answers_in_both_seats(opponent):
     recipe = make_recipe(opponent=opponent, count=16)
-    played = recipe.play(recipe.init()[0], 0)
+    played = recipe.play(None, 0)
     credited, _ = recipe.credited(played, [[0.0, 0.0]] * 2)
     seats = [{sample.role for sample in samples} for samples in credited]
     assert all(len(got) <= 1 for got in seats) and {0} in seats and {1} in seats
@@ -180,7 +180,7 @@ def test_against_another_player_the_policy_learns_its_own_answers_in_both_seats(
 
 
 def test_games_are_played_as_often_as_their_shares():
-    played = make_recipe(count=12, games=(0, 1, 1)).play(make_recipe().init()[0], 1)
+    played = make_recipe(count=12, games=(0, 1, 1)).play(None, 1)
     assert [samples[0].source.game for samples in played] == [0, 1, 1] * 4
 
 
