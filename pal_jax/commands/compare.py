@@ -43,6 +43,10 @@ from pal_jax.run.workdir import read_run
 from pal_jax.types import Exhibit
 
 COLOURS = ('#2563eb', '#d97706', '#059669', '#9333ea', '#dc2626', '#4b5563')
+# The lines of runs: those after the first six have other dashes.
+LINES: list[dict[str, Any]] = [
+    {'color': colour, 'linestyle': dashes} for dashes in ('-', '--', ':', '-.') for colour in COLOURS
+]
 MOST = 4  # panels of a picture
 ENDINGS = '.html', '.png', '.csv'
 
@@ -79,7 +83,7 @@ def draw(runs: Runs, evals: Runs, words: Mapping[str, Words]) -> bytes:
             else:
                 _draw_steps(ax, parts, key, titles[key])
         # One legend beside the panels hides no curve.
-        handles = [Line2D([], [], color=colour) for _, colour in zip(runs, itertools.cycle(COLOURS), strict=False)]
+        handles = [Line2D([], [], **line) for _, line in zip(runs, itertools.cycle(LINES), strict=False)]
         figure.legend(handles, list(runs), loc='outside right upper', frameon=False)
         return png(figure)
 
@@ -87,12 +91,12 @@ def draw(runs: Runs, evals: Runs, words: Mapping[str, Words]) -> bytes:
 def _draw_steps(ax: Axes, parts: Runs, key: str, title: str) -> None:
     ax.set_title(title, fontweight='bold')
     ax.set(xlabel='step', ylabel=key)
-    for part, colour in zip(parts.values(), itertools.cycle(COLOURS), strict=False):
+    for part, line in zip(parts.values(), itertools.cycle(LINES), strict=False):
         steps, values = column(part, 'step'), column(part, key)
         # The running mean is over a fifth of the steps, or over three.
         mean, _ = running_mean(values, values * 0, max(3, len(part) // 5))
-        ax.plot(steps, values, 'o', color=colour, alpha=0.35, markersize=3, markeredgewidth=0)
-        ax.plot(steps, mean, color=colour)
+        ax.plot(steps, values, 'o', color=line['color'], alpha=0.35, markersize=3, markeredgewidth=0)
+        ax.plot(steps, mean, **line)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -102,13 +106,13 @@ def _draw_evaluations(ax: Axes, evals: Runs, words: Mapping[str, Words], key: st
     steps = [row['step'] for rows in evals.values() for row in rows]
     # Runs that are evaluated at the same step stand a little apart.
     apart = max(max(steps) - min(steps), 1) / 50
-    for number, (name, colour) in enumerate(zip(evals, itertools.cycle(COLOURS), strict=False)):
+    for number, (name, line) in enumerate(zip(evals, itertools.cycle(LINES), strict=False)):
         rows = [{**row, 'step': row['step'] + number * apart} for row in evals[name] if known(row, key)]
         figures = [(row['step'], estimate(row, key, words[name].shares)) for row in rows]
-        ax.plot([step for step, _ in figures], [figure.value for _, figure in figures], 'o-', color=colour)
+        ax.plot([step for step, _ in figures], [figure.value for _, figure in figures], marker='o', **line)
         for step, figure in figures:
             if figure.interval:
-                ax.plot([step] * 2, figure.interval, color=colour, linewidth=1)
+                ax.plot([step] * 2, figure.interval, color=line['color'], linewidth=1)
     # All panels of evaluations span the same steps, so that one evaluation has an axis, too.
     ax.set_xlim(min(steps) - 3 * apart, max(steps) + (len(evals) + 2) * apart)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
