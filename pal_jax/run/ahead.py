@@ -1,11 +1,11 @@
 """Rollouts ahead of updates: work that begins some steps before its result is needed, on a thread of its own.
 
 A recipe keeps a line in its host item: a tuple of functions, the oldest first, each of which waits for the result of
-one step's work. `Rollouts` keeps a line of rollouts. With `rollout.ahead=k` the rollout of step `i + k` begins before
-the update of step `i`, with the weights after step `i - 1`. Which weights sample a rollout is fixed, so a run repeats
-bit by bit (lockstep). Without lockstep a decode server gets the weights of every step while it samples, and no token is
-of earlier ones. Models on the trainer's devices do not run on the thread: two threads could start the programs of
-several devices in different orders, and each device would wait for the other.
+one step's work. `RolloutsAhead` keeps a line of rollouts. With `rollout.ahead=k` the rollout of step `i + k` begins
+before the update of step `i`, with the weights after step `i - 1`. Which weights sample a rollout is fixed, so a run
+repeats bit by bit (lockstep). Without lockstep a decode server gets the weights of every step while it samples, and
+no token is of earlier ones. Models on the trainer's devices do not run on the thread: two threads could start the
+programs of several devices in different orders, and each device would wait for the other.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def check_ahead(rollout: RolloutSettings, decode: DecodeSettings) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rollouts(Generic[T]):
+class RolloutsAhead(Generic[T]):
     """The rollouts of a run, which begin `rollout.ahead` steps before they are learnt.
 
     The host item has those that have begun as `rollouts`, the oldest first.
@@ -219,9 +219,9 @@ class Rollouts(Generic[T]):
 def make_rollouts(
     settings: RolloutRun, ctx: Context, end: int, decoder: Decoder | None, to_json: Callable[[T], Any],
     from_json: Callable[[Any], T], *, judged: bool = False, models: ChatModels | None = None,
-) -> Rollouts[T]:  # fmt: skip
-    """The rollouts of a run of `end` steps, see `Rollouts`. `judged`: judges need none of this machine's devices."""
+) -> RolloutsAhead[T]:  # fmt: skip
+    """The rollouts of a run of `end` steps. `judged`: judges need none of this machine's devices."""
     rollout = settings.rollout
     here = {'sampling': not rollout.ahead or settings.decode.driver == 'local'} | ({'paid': False} if judged else {})
     lines = make_lines(ctx, rollout.ahead, rollout.lockstep, here)
-    return Rollouts(ctx, end, **lines, decoder=decoder, to_json=to_json, from_json=from_json, models=models)
+    return RolloutsAhead(ctx, end, **lines, decoder=decoder, to_json=to_json, from_json=from_json, models=models)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from pal_jax.decode import sampler
-from pal_jax.run.ahead import Ahead, Rollouts
+from pal_jax.run.ahead import Ahead, RolloutsAhead
 from pal_jax.run.recipe import Context
 
 
@@ -35,9 +35,9 @@ class Noting:
 def make_rollouts(
     ctx: Context, end: int, decoder: Any, steps: int = 0, to_json=sampler.samples_to_json, from_json=sampler.samples_of,
     **more: Any,
-) -> Rollouts:  # fmt: skip
+) -> RolloutsAhead:  # fmt: skip
     """Rollouts on this machine, `steps` steps ahead of their updates."""
-    return Rollouts(ctx, end, Ahead('sampling', steps, here=True), decoder, to_json, from_json, **more)
+    return RolloutsAhead(ctx, end, Ahead('sampling', steps, here=True), decoder, to_json, from_json, **more)
 
 
 def assert_it_goes_on_with_the_weights_of_its_steps(

@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError
 import pytest
 
 from pal_jax.run import ahead, devices
-from pal_jax.run.ahead import Ahead, Rollouts
+from pal_jax.run.ahead import Ahead, RolloutsAhead
 from pal_jax.run.language import DecodeSettings, RolloutSettings
 from pal_jax.run.recipe import Context
 from pal_jax.types import Completion, Sample
@@ -158,7 +158,7 @@ class Weights:
 def test_a_rollout_has_the_weights_of_so_many_steps_before_also_out_of_a_checkpoint(steps, apart, judged):
     """The weights before step i are the number i; every step goes through a checkpoint."""
     decoder, paid = Weights(), []
-    rollouts = Rollouts(
+    rollouts = RolloutsAhead(
         Context(devices.make_mesh()), 6, Ahead('sampling', steps, here=not (steps and apart)), decoder, list, tuple,
         Ahead('paid', steps) if judged else None,
     )  # fmt: skip
@@ -184,7 +184,7 @@ def test_a_rollout_has_the_weights_of_so_many_steps_before_also_out_of_a_checkpo
 def test_a_rollout_is_sampled_and_paid_beside_the_update_of_an_earlier_step():
     """The second rollout has begun, though nobody has asked for it and its judge has not answered."""
     began, go, decoder = threading.Event(), threading.Event(), Weights()
-    rollouts = Rollouts(
+    rollouts = RolloutsAhead(
         Context(devices.make_mesh()), 2, Ahead('sampling', 1), decoder, list, tuple, Ahead('paid', 1)
     )  # fmt: skip
 
@@ -203,7 +203,7 @@ def test_a_rollout_is_sampled_and_paid_beside_the_update_of_an_earlier_step():
 
 def test_a_judge_on_this_machine_does_not_wait_for_a_server_that_samples_a_later_step():
     go, began = threading.Event(), threading.Event()
-    rollouts = Rollouts(Context(devices.make_mesh()), 2, Ahead('sampling', 1), Weights(), list, tuple)
+    rollouts = RolloutsAhead(Context(devices.make_mesh()), 2, Ahead('sampling', 1), Weights(), list, tuple)
 
     def sample(i):
         if i:

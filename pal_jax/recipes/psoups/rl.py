@@ -24,7 +24,7 @@ from pal_jax.recipes.psoups.preferences import GENERAL, JOINT, Preference, combi
 from pal_jax.recipes.psoups.prompts import PreferencePrompt, Prompt, everyone, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import PromptedKeys, RLHFSettings
 from pal_jax.recipes.scorer import reward
-from pal_jax.run.ahead import Rollouts, make_rollouts
+from pal_jax.run.ahead import RolloutsAhead, make_rollouts
 from pal_jax.run.forecast import counted
 from pal_jax.run.language import RolloutRun
 from pal_jax.run.models import improve, keeping, make_learner, make_policy, trained_policy
@@ -64,7 +64,7 @@ class RLPHF:
     # `load` loads the base's weights.
     load: Callable[..., Params]
     sample: Sampler
-    rollouts: Rollouts[list[Sample]]
+    rollouts: RolloutsAhead[list[Sample]]
     score: Score
     # The folder of the reward model's stage, which must be finished; None: `score` needs no stage.
     judge: Path | None

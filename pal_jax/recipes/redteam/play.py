@@ -51,7 +51,7 @@ from pal_jax.recipes.redteam.seeds import counted_seeds, kinds_of, read_seeds
 from pal_jax.recipes.redteam.settings import POLICIES, PlayKeys, StreamSettings, is_served
 from pal_jax.recipes.redteam.stand_ins import chat_records
 from pal_jax.run import files, models, sharding
-from pal_jax.run.ahead import Rollouts, make_rollouts
+from pal_jax.run.ahead import RolloutsAhead, make_rollouts
 from pal_jax.run.language import RolloutRun
 from pal_jax.run.models import Policy, improve, keeping, make_policy
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, stage_before
@@ -113,7 +113,7 @@ class SelfRedTeam:
     # learn.
     roles: tuple[int | None, int | None]
     players: Players
-    rollouts: Rollouts[list[FinishedGame]]
+    rollouts: RolloutsAhead[list[FinishedGame]]
     # `judge` labels finished games.
     judge: Judge
     # The chat models that may judge.

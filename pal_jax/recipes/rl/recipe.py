@@ -27,7 +27,7 @@ from pal_jax.recipes.rl.rewards import make_rewards
 from pal_jax.recipes.rl.settings import RewardSources, Settings
 from pal_jax.recipes.rl.sources import Groups, PaidAnswers, PaidGames, flat, groups_of, groups_to_json, open_game
 from pal_jax.run import intervals
-from pal_jax.run.ahead import Rollouts, check_ahead, make_rollouts
+from pal_jax.run.ahead import RolloutsAhead, check_ahead, make_rollouts
 from pal_jax.run.forecast import counted
 from pal_jax.run.models import Policy, improve, keeping, make_learner, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
@@ -51,7 +51,7 @@ class RL:
     # `sample` samples prompts with the weights that `decoder` has loaded, see `sources.Sampler`.
     sample: Callable[[Sequence[PromptRow], int, Sequence[int]], list[Sample]]
     source: PaidAnswers | PaidGames
-    rollouts: Rollouts[Groups]
+    rollouts: RolloutsAhead[Groups]
     # `pack` makes a batch of samples.
     pack: Callable[[Sequence[Sample]], RolloutBatch]
     # The judges among language models.

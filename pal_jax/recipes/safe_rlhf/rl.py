@@ -38,7 +38,7 @@ from pal_jax.recipes.safe_rlhf.prompts import (
 from pal_jax.recipes.safe_rlhf.settings import AnswerKeys, ConstraintSettings, PtxSettings, RLSettings, groups_shown
 from pal_jax.recipes.scorer import cost, reward
 from pal_jax.run import files, sharding
-from pal_jax.run.ahead import Rollouts, make_rollouts
+from pal_jax.run.ahead import RolloutsAhead, make_rollouts
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.language import ReinforcedRun, RolloutRun
 from pal_jax.run.models import Policy, keeping, make_learner, make_policy, trained_policy
@@ -76,7 +76,7 @@ class SafeRLHF:
     # `critics` reads the weights and the head that each critic (reward, cost) starts from.
     critics: Callable[[], Sequence[tuple[Params, Array]]]
     sample: Sampler
-    rollouts: Rollouts[list[Sample]]
+    rollouts: RolloutsAhead[list[Sample]]
     # `reward` and `cost` score the answers to questions; a cost is above 0 for what is unsafe.
     reward: ModelScores
     cost: ModelScores

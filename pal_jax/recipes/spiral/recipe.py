@@ -41,7 +41,7 @@ from pal_jax.recipes.spiral.settings import Settings, check, make_rules
 from pal_jax.recipes.spiral.textarena import Arena
 from pal_jax.recipes.spiral.warmup import make_legal_action_batches
 from pal_jax.run import models, sharding
-from pal_jax.run.ahead import Rollouts, check_ahead, make_rollouts
+from pal_jax.run.ahead import RolloutsAhead, check_ahead, make_rollouts
 from pal_jax.run.models import improve, keeping, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite, stage_before
@@ -65,7 +65,7 @@ class Spiral:
     load: Callable[..., Params]
     # The policy as a player, with the weights that its decoder has loaded.
     answers: ModelPlayer
-    rollouts: Rollouts[Played]
+    rollouts: RolloutsAhead[Played]
     # The player in the other seat of the matches of a step, by a seed; None: the policy, or with `past` one of its past
     # selves.
     opponent: Callable[[Sequence[int]], Player] | None
