@@ -43,7 +43,7 @@ from pal_jax.data import chats
 from pal_jax.data.packing import Branch, PromptGroup, lay_out_groups, most_actions, pack_groups, pack_rollouts, round_up
 from pal_jax.decode.answers import PolicySampler, load_base
 from pal_jax.decode.requests import Request
-from pal_jax.decode.sampler import make_decoder
+from pal_jax.decode.sampler import make_decoder, samples_of, samples_to_json
 from pal_jax.learners import ppo
 from pal_jax.learners.training import Lora
 from pal_jax.models import lora, merging, soups
@@ -55,6 +55,7 @@ from pal_jax.recipes.psoups.prompts import Prompt
 from pal_jax.recipes.psoups.rl import RLPHF
 from pal_jax.run import devices, sharding
 from pal_jax.run.accuracy import hits
+from pal_jax.run.ahead import Ahead, RolloutsAhead
 from pal_jax.run.forecast import Forecast
 from pal_jax.run.language import DecodeSettings, ModelSettings
 from pal_jax.run.models import Policy, make_policy
@@ -190,9 +191,11 @@ def make_models(source: str, sizes: Sizes, seed: int) -> Models:
     pack = functools.partial(
         pack_rollouts, n=sizes.samples, actions=round_up(sizes.tokens, 8), mesh=ctx.mesh, row_tokens=ROW_TOKENS
     )
+    # Every step samples its own answers.
+    rollouts = RolloutsAhead(ctx, sizes.steps, Ahead('', 0, here=True), decoder, samples_to_json, samples_of)
     rl = RLPHF(
         Plan(sizes.steps, learner.abstract, lambda i: None), ctx, 'policy', learner, policy.source.load,
-        sample=sampler, score=lambda readings, replies: np.zeros(0), judge=None, pack=pack,
+        sample=sampler, rollouts=rollouts, score=lambda readings, replies: np.zeros(0), judge=None, pack=pack,
         train=(), test=(), wanted=[()], batch_size=sizes.batch, n=sizes.samples, seed=seed,
     )  # fmt: skip
     return Models(rl, policy, ctx, sampler, together, sizes.steps, seed)
