@@ -110,8 +110,6 @@ class Models:
     ctx: Context
     sampler: PolicySampler
     soups: Any  # the decoder of soups, which answer many prompts at once
-    steps: int
-    seed: int
 
     @functools.cached_property
     def base(self) -> Params:
@@ -120,7 +118,7 @@ class Models:
 
     def base_replies(self, prompts: Sequence[str], n: int) -> list[str]:
         """`n` replies of the base to each prompt, side by side."""
-        samples = self.sampler(self.base, prompts, n, (self.seed, 1))
+        samples = self.sampler(self.base, prompts, n, (self.rl.seed, 1))
         return [sample.completion.text.strip() or '-' for sample in samples]
 
     def read(self, asked: Sequence[str], texts: Sequence[str]) -> np.ndarray:
@@ -132,7 +130,7 @@ class Models:
         train = [Prompt(str(i), prompt) for i, prompt in enumerate(prompts)]
         rl = dataclasses.replace(self.rl, score=score, train=train)
         state, host = rl.init()
-        for i in range(self.steps):
+        for i in range(self.rl.plan.total_steps):
             state, host, _, metrics = rl.step(state, host, i)
             tell(i, metrics)
         return state.actor.model.params
@@ -142,7 +140,7 @@ class Models:
     ) -> list[list[str]]:
         """`n` replies to each prompt, side by side, of the soup of each mixture, all by the same random numbers."""
         repeated = [tuple(self.policy.tokenizer.chat(chats.as_chat(prompt))) for prompt in prompts for _ in range(n)]
-        seeds = np.random.SeedSequence([self.seed, 2]).generate_state(len(repeated), np.uint64).tolist()
+        seeds = np.random.SeedSequence([self.rl.seed, 2]).generate_state(len(repeated), np.uint64).tolist()
         requests = [Request(prompt, self.sampler.sampling, seed, mixture)
                     for mixture in mixtures for prompt, seed in zip(repeated, seeds, strict=True)]  # fmt: skip
         self.soups.load(soups.stack(self.base, policies))
@@ -191,14 +189,13 @@ def make_models(source: str, sizes: Sizes, seed: int) -> Models:
     pack = functools.partial(
         pack_rollouts, n=sizes.samples, actions=round_up(sizes.tokens, 8), mesh=ctx.mesh, row_tokens=ROW_TOKENS
     )
-    # Every step samples its own answers.
     rollouts = RolloutsAhead(ctx, sizes.steps, Ahead('', 0, here=True), decoder, samples_to_json, samples_of)
     rl = RLPHF(
         Plan(sizes.steps, learner.abstract, lambda i: None), ctx, 'policy', learner, policy.source.load,
         sample=sampler, rollouts=rollouts, score=lambda readings, replies: np.zeros(0), judge=None, pack=pack,
         train=(), test=(), wanted=[()], batch_size=sizes.batch, n=sizes.samples, seed=seed,
     )  # fmt: skip
-    return Models(rl, policy, ctx, sampler, together, sizes.steps, seed)
+    return Models(rl, policy, ctx, sampler, together)
 
 
 # --- rewards ----------------------------------------------------------------------------------------------------------

@@ -141,8 +141,7 @@ def reply_columns(parsed: ParsedCompletion, *, with_profile: bool) -> Columns | 
 
 def visible(text: str) -> str:
     """The text of a model for a terminal, which would obey its control characters: � stands for each of them."""
-    obeyed = (c not in '\n\t' and unicodedata.category(c) in ('Cc', 'Cs') for c in text)
-    return ''.join('\N{REPLACEMENT CHARACTER}' if hidden else c for c, hidden in zip(text, obeyed, strict=True))
+    return ''.join(c if c in '\n\t' or unicodedata.category(c) not in ('Cc', 'Cs') else '�' for c in text)
 
 
 if __name__ == '__main__':

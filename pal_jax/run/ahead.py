@@ -222,6 +222,6 @@ def make_rollouts(
 ) -> RolloutsAhead[T]:  # fmt: skip
     """The rollouts of a run of `end` steps. `judged`: judges need none of this machine's devices."""
     rollout = settings.rollout
-    here = {'sampling': not rollout.ahead or settings.decode.driver == 'local'} | ({'paid': False} if judged else {})
+    here = {'sampling': not settings.served_ahead} | ({'paid': False} if judged else {})
     lines = make_lines(ctx, rollout.ahead, rollout.lockstep, here)
     return RolloutsAhead(ctx, end, **lines, decoder=decoder, to_json=to_json, from_json=from_json, models=models)

@@ -143,3 +143,8 @@ class RolloutRun(ReinforcedRun):
     """The keys of a run whose rollouts may begin ahead of their updates (`run/ahead.py`)."""
 
     rollout: RolloutSettings = RolloutSettings()
+
+    @property
+    def served_ahead(self) -> bool:
+        """True where a decode server samples beside updates."""
+        return bool(self.rollout.ahead) and self.decode.driver != 'local'

@@ -48,7 +48,7 @@ from pal_jax.recipes.redteam.games import (
 )
 from pal_jax.recipes.redteam.judges import Judge, make_harm_judge
 from pal_jax.recipes.redteam.seeds import counted_seeds, kinds_of, read_seeds
-from pal_jax.recipes.redteam.settings import POLICIES, PlayKeys, StreamSettings, is_served
+from pal_jax.recipes.redteam.settings import POLICIES, PlayKeys, StreamSettings
 from pal_jax.recipes.redteam.stand_ins import chat_records
 from pal_jax.run import files, models, sharding
 from pal_jax.run.ahead import RolloutsAhead, make_rollouts
@@ -274,7 +274,7 @@ def make(settings: Settings, ctx: Context) -> SelfRedTeam:
     decoder = sampler.make_decoder(settings.decode, policy, ctx, lockstep=settings.rollout.lockstep)
     judge = make_harm_judge('play.judge', play.judge, chat, ctx)
     rollouts = make_rollouts(
-        settings, ctx, steps, decoder if is_served(settings) else None, games_to_json,
+        settings, ctx, steps, decoder if settings.served_ahead else None, games_to_json,
         functools.partial(games_of, game), judged=not (chat.here or play.judge.startswith('orbax:')), models=chat,
     )  # fmt: skip
     return SelfRedTeam(

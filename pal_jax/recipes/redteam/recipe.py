@@ -18,7 +18,7 @@ from pathlib import Path
 from pal_jax.recipes import sft
 from pal_jax.recipes.redteam import evaluate, examples, judges, play
 from pal_jax.recipes.redteam import seeds as seed_sources
-from pal_jax.recipes.redteam.settings import EMBEDDED, POLICIES, Settings, is_served, variants
+from pal_jax.recipes.redteam.settings import EMBEDDED, POLICIES, Settings, variants
 from pal_jax.run.ahead import check_ahead
 from pal_jax.run.recipe import check_at_least
 from pal_jax.run.settings import Run, StageSettings
@@ -83,7 +83,7 @@ def check(settings: Settings) -> None:
         raise ValueError(f'compare has {unknown[0]!r}; use {", ".join(POLICIES)}')
     check_ahead(settings.rollout, settings.decode)
     for name in settings.compare or (games.roles,):
-        if is_served(settings) and name != 'shared':
+        if settings.served_ahead and name != 'shared':
             raise ValueError(
                 f'rollout.ahead={settings.rollout.ahead} with roles={name!r}: a decode server has one policy at a '
                 "time, and a game has two; set rollout.ahead=0 or decode.driver='local'"

@@ -135,8 +135,3 @@ class Settings(PlayKeys, RosterKeys, RolloutRun):
 def variants(settings: RosterKeys, roles: Roles) -> list[str]:
     """The names of the runs of self-play: who learns (`roles`, unless runs are compared), and the seed."""
     return [f'{name}-{settings.seed + k}' for name in settings.compare or (roles,) for k in range(settings.repeats)]
-
-
-def is_served(settings: RolloutRun) -> bool:
-    """True where a decode server plays games beside updates."""
-    return bool(settings.rollout.ahead) and settings.decode.driver != 'local'

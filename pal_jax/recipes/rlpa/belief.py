@@ -28,11 +28,11 @@ def make_potential(logprobs: LogProbsOf, topics: Sequence[str]) -> Potential:
     question = profile_question(topics)
 
     def potential(dialogues: Sequence[Dialogue], golden: Sequence[Sequence[str]]) -> list[float]:
-        asked = [(dialogue.turns, render_facts(facts)) for dialogue, facts in zip(dialogues, golden, strict=True)]
-        first = dict(zip(asked, dialogues, strict=True))
+        keys = [(dialogue.turns, render_facts(facts)) for dialogue, facts in zip(dialogues, golden, strict=True)]
+        first = dict(zip(keys, dialogues, strict=True))
         read = logprobs([[*messages(dialogue), question] for dialogue in first.values()], [text for _, text in first])
         values = {key: float(tokens.sum()) for key, tokens in zip(first, read, strict=True)}
-        return [values[key] for key in asked]
+        return [values[key] for key in keys]
 
     return potential
 

@@ -283,8 +283,8 @@ def make(settings: Settings, ctx: Context) -> Recipe:
     decoder, rounds = sampler.make_decoder(settings.decode, policy, ctx, lockstep=lockstep), dialogue.rounds
     # Some judges compute on this machine's devices.
     judged = world.models.here or settings.reward.matcher == 'embedding' or reads_in_training(settings.reward)
-    sampled = not ahead or settings.decode.driver == 'local'
-    lines = make_lines(ctx, ahead, lockstep, {'sampling': sampled, 'rollouts': judged, 'replies': judged})
+    here = {'sampling': not settings.served_ahead, 'rollouts': judged, 'replies': judged}
+    lines = make_lines(ctx, ahead, lockstep, here)
     plan = make_plan(settings, policy, learner, world)
     ctx.log(world.told + fewer_people(settings.eval, world))
     return RLPA(

@@ -190,7 +190,8 @@ def asks_for_facts(known: Sequence[Scripted], unknown: Sequence[Scripted]) -> di
 def asks_for(reply: str, fact: str) -> bool:
     """True where a question of a reply raises the topic of a fact without naming its value."""
     value = split_fact(fact)[1]
-    return any(raises_topic(asked, fact) and not mentions(asked, value) for asked in questions(reply))
+    sentences = questions(reply)
+    return any(raises_topic(sentence, fact) and not mentions(sentence, value) for sentence in sentences)
 
 
 def after_change(scripted: Sequence[Scripted]) -> dict[str, list[Estimate]]:

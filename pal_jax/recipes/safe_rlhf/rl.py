@@ -193,8 +193,8 @@ class SafeRLHF:
         return state, figures
 
     def with_costs(self, excess: float, state: PolicyState, batch: RolloutBatch, weight: Array) -> RolloutBatch:
-        """A minibatch with the costs that the handler makes. All ratios are 1 where a rollout
-        has one update and `old_logprobs` are those of the policy before it."""
+        """A minibatch with the costs that the handler makes. All ratios are 1 where a rollout has one update
+        and `old_logprobs` are those of the policy before it."""
         assert batch.costs is not None and batch.logprobs is not None
         ppo = self.learner.ppo
         if ppo.epochs * ppo.minibatches == 1 and ppo.old_logprobs == 'policy':

@@ -145,7 +145,7 @@ def check_opponent(settings: Settings) -> None:
         raise ValueError(
             "play.opponent='past' plays against past selves, and play.past=0 keeps none; set it to 2 or more"
         )
-    if play.opponent == 'past' and settings.rollout.ahead and settings.decode.driver != 'local':
+    if play.opponent == 'past' and settings.served_ahead:
         raise ValueError(
             f"play.opponent='past' with rollout.ahead={settings.rollout.ahead}: a decode server has one policy at a "
             "time, and a match has two; set rollout.ahead=0 or decode.driver='local'"
