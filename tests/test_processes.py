@@ -382,11 +382,11 @@ def test_hosts_of_a_slice_and_slices_of_one_host_are_several_processes():
 def test_a_process_knows_its_place_from_flags_and_from_slurm(monkeypatch):
     assert locate('', None, None) is None
     assert locate('a:1', 2, 1) == Place('a:1', 2, 1)
+    assert locate('auto', None, None) == processes.DETECTED
     slurm = {'JOB_ID': '5', 'NTASKS': '4', 'STEP_NODELIST': 'gpu[03-04],x', 'PROCID': '3', 'LOCALID': '1'}
     for name, value in slurm.items():
         monkeypatch.setenv(f'SLURM_{name}', value)
-    place = locate('', None, None)
-    assert (place.coordinator.partition(':')[0], place.processes, place.process) == ('gpu03', 4, 3)
+    assert locate('', None, None) == processes.DETECTED
     monkeypatch.setenv('SLURM_NTASKS', '1')
     assert locate('', None, None) is None
 
@@ -395,9 +395,9 @@ def test_a_process_knows_its_place_from_flags_and_from_slurm(monkeypatch):
     ('env', 'devices'),
     [
         ({}, None),
-        ({'SLURM_LOCALID': '0', 'SLURM_STEP_TASKS_PER_NODE': '1(x2)', 'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, None),
+        ({'SLURM_LOCALID': '0', 'SLURM_STEP_TASKS_PER_NODE': '1(x2)', 'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, []),
         ({'SLURM_LOCALID': '3', 'SLURM_STEP_TASKS_PER_NODE': '4(x2)', 'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, [3]),
-        ({'SLURM_LOCALID': '3', 'SLURM_STEP_TASKS_PER_NODE': '4', 'CUDA_VISIBLE_DEVICES': '0'}, None),
+        ({'SLURM_LOCALID': '3', 'SLURM_STEP_TASKS_PER_NODE': '4', 'CUDA_VISIBLE_DEVICES': '0'}, []),
     ],
 )
 def test_a_task_takes_its_gpus(env, devices):

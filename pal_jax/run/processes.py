@@ -46,6 +46,9 @@ class Place(NamedTuple):
     process: int
 
 
+# Stands for the place that JAX detects when it starts: the number and the coordinator are not known before.
+DETECTED = Place('auto', 0, 0)
+
 _rollcall: RollCall | None = None
 # The exchanges of a thread, by their name; those of the main thread have none.
 _exchanges: ContextVar[str] = ContextVar('exchanges', default='')
@@ -61,25 +64,42 @@ def join(place: Place | None) -> None:
     """Wait for the other processes, the first time it is called. `place` is None where there are no others.
 
     Raises:
-      RuntimeError: a process cannot be reached in time; the message names it.
-      ValueError: two processes have one number, or they disagree about how many there are.
+      RuntimeError: a process cannot be reached in time; the message names it where the places were given.
+      ValueError: two processes have one number, they disagree about how many there are, or JAX detects no cluster.
     """
     global _rollcall
     if place is None or joined():
         return
-    host, port = place.coordinator.rsplit(':', 1)
-    # The roll call listens at the port beside that of JAX's coordinator.
-    _rollcall = RollCall((host, port_beside(int(port))), place.process, place.processes, timeout=PATIENCE)
     # This service would take SIGTERM from `run/stopping.py`.
     jax.config.update('jax_enable_preemption_service', False)
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    if place == DETECTED:
+        _rollcall = _call(_detect())
+        return
+    # The roll call comes first, since it says which process is missing.
+    _rollcall = _call(place)
     jax.distributed.initialize(
-        place.coordinator,
-        place.processes,
-        place.process,
-        local_device_ids=local_devices(os.environ),
-        cluster_detection_method='deactivate',
+        *place, local_device_ids=local_devices(os.environ), cluster_detection_method='deactivate'
     )
+
+
+def _call(place: Place) -> RollCall:
+    """The connections to the other processes."""
+    host, port = place.coordinator.rsplit(':', 1)
+    # The roll call listens at the port beside that of JAX's coordinator.
+    return RollCall((host, port_beside(int(port))), place.process, place.processes, timeout=PATIENCE)
+
+
+def _detect() -> Place:
+    """Start JAX, which detects its cluster, and return the place that it has detected."""
+    try:
+        jax.distributed.initialize(local_device_ids=local_devices(os.environ), initialization_timeout=int(PATIENCE))
+    except ValueError as error:
+        raise ValueError(
+            '--coordinator=auto found no cluster; give --coordinator=host:port --processes=N --process=I'
+        ) from error
+    state = _distributed()
+    return Place(state.coordinator_address, state.num_processes, state.process_id)
 
 
 def port_beside(port: int) -> int:
@@ -117,14 +137,15 @@ def joined() -> bool:
 def locate(coordinator: str, processes: int | None, process: int | None) -> Place | None:
     """The place of this process, by its arguments or, where there are none, by its environment; None if it is alone.
 
-    Slurm's tasks and TPU pods are recognised; `coordinator='auto'` has JAX look for other clusters.
+    Slurm's tasks and TPU pods are recognised; `coordinator='auto'` has JAX look for other clusters. In all of these the
+    place is `DETECTED`.
 
     Raises:
       ValueError: the arguments are incomplete, or contradict each other.
     """
     present = (bool(coordinator), processes is not None, process is not None)
     if coordinator == 'auto' or (not any(present) and in_cluster(os.environ)):
-        return _detect()
+        return DETECTED
     if not any(present):
         return None
     if not all(present) or processes is None or process is None:
@@ -147,25 +168,18 @@ def in_cluster(env: Any) -> bool:
     return (task and env.get('SLURM_NTASKS', '1') != '1') or hosts
 
 
-def _detect() -> Place | None:
-    """The place of this process as JAX detects it. Raises ValueError where there is no cluster that JAX knows."""
-    # `jax.distributed.initialize` asks this class, too, but later.
-    from jax._src.clusters import ClusterEnv
-
-    coordinator, processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, None, int(PATIENCE)
-    )
-    if coordinator is None or processes is None or process is None:
-        raise ValueError('--coordinator=auto found no cluster; give --coordinator=host:port --processes=N --process=I')
-    return Place(coordinator, processes, process)
-
-
 def local_devices(env: Any) -> list[int] | None:
-    """The numbers of the GPUs of a Slurm task: one GPU where a node has several tasks; None for all GPUs."""
+    """The numbers of the GPUs of this process.
+
+    A Slurm task has one GPU where its node has several tasks that see all GPUs, else every GPU that it sees, which an
+    empty list means. None leaves it to JAX.
+    """
+    if 'SLURM_LOCALID' not in env or 'JAX_LOCAL_DEVICE_IDS' in env:
+        return None
     # Slurm writes the numbers of tasks as `2(x3),1`.
     tasks = env.get('SLURM_STEP_TASKS_PER_NODE', '1').partition('(')[0].partition(',')[0]
     visible = env.get('CUDA_VISIBLE_DEVICES', '').count(',') + 1
-    return [int(env['SLURM_LOCALID'])] if tasks != '1' and 'SLURM_LOCALID' in env and visible > 1 else None
+    return [int(env['SLURM_LOCALID'])] if tasks != '1' and visible > 1 else []
 
 
 # --- values that hosts exchange ---------------------------------------------------------------------------------------
@@ -264,10 +278,15 @@ def exchange_as(thread: str) -> None:
 
 def _store() -> Any:
     """The key-value store of JAX's coordinator."""
-    # There is no public way to the store; Orbax takes the same.
+    return _distributed().client
+
+
+def _distributed() -> Any:
+    """The state that JAX keeps of the processes that it has joined."""
+    # There is no public way to the store and to the coordinator's address; Orbax takes the same.
     from jax._src import distributed
 
-    return distributed.global_state.client
+    return distributed.global_state
 
 
 def _key(thread: str, turn: int, process: int) -> str:
