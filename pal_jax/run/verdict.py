@@ -278,7 +278,7 @@ def answer(gap: Estimate, better: float = 1.0) -> str:
     if place is None:
         return TOO_LITTLE
     if not place:
-        return 'Not beyond noise' if gap.value else 'No'
+        return 'Not beyond noise'
     return YES if place * better > 0 else 'No, it became worse'
 
 
