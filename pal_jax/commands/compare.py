@@ -1,6 +1,6 @@
 """Comparison of runs from their files, such as seeds of one config, or a method and its controls.
 
-  pal-jax compare runs/rlpa runs/rlpa-1 runs/rlpa-2                  prints the tables and writes compared.html
+  pal-jax compare runs/rlpa runs/rlpa-1 runs/rlpa-2
   pal-jax compare runs/rlpa runs/pal --output=both.png --output=both.csv
 
 prints two tables in Markdown: the figure that stands for each method in the first and the last steps, and what the
@@ -191,12 +191,14 @@ def named(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog='pal-jax compare', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('runs', nargs='+', type=Path, help='folders of runs')
-    parser.add_argument('--output', type=Path, action='append', help='a new file, by default compared.html')
+    parser.add_argument('--output', type=Path, action='append', help='a new file: .html, .png or .csv')
     print_anything()
     arguments = arguments_at_home(parser)
-    outputs = arguments.output or [Path('compared.html')]
+    outputs = arguments.output or []
     for path in outputs:
         if path.suffix not in ENDINGS:
             parser.error(f'--output={path}: its ending is none of {", ".join(ENDINGS)}')
@@ -231,7 +233,8 @@ def main() -> None:
                 page = stores.shown(overview([counted(len(runs), 'run')], rows, exhibits))
                 partial.write_text(page, 'utf-8', 'xmlcharrefreplace')
     print(*map(markdown, tables.values()), sep='\n\n')
-    print(f'\nwritten: {", ".join(map(str, outputs))}')
+    written = ', '.join(map(str, outputs))
+    print(f'\nwritten: {written}' if outputs else '\n--output=compared.html writes a page with the curves')
 
 
 if __name__ == '__main__':

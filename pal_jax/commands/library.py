@@ -113,7 +113,10 @@ def train(
     name = config.replace(':', '-').rpartition('/')[2].replace('.py', '')
     with _errors(), own.given(functions):
         folder = Path(at_home(os.fspath(workdir or Path('runs') / name)))
-        settings = settings_of(config_path(config), tuple(f'{key}={text}' for key, text in texts.items()))
+        path = config_path(config)
+        if paying and not hasattr(getattr(settings_of(path, ()), 'reward', None), 'function'):
+            raise ValueError(f'reward=: {config} has no key reward.function, so no function can pay its answers')
+        settings = settings_of(path, tuple(f'{key}={text}' for key, text in texts.items()))
         if loop.train_all(settings, folder, name=config):
             raise KeyboardInterrupt(f'{folder} was stopped; the same call goes on')
     return CompletedRun(folder)
@@ -162,6 +165,8 @@ def personalize(source: str | os.PathLike[str], choices: str | os.PathLike[str],
 def _by_name(reward: Reward | Sequence[Reward]) -> dict[str, Reward]:
     """Functions and classes by the names that a config has for them. Raises ValueError where two have one."""
     functions = [reward] if callable(reward) else list(reward)
+    if not all(map(callable, functions)):
+        raise ValueError(f"reward={reward!r} is no function; a file goes into {{'reward.function': 'FILE.py:NAME'}}")
     by_name = {function.__name__: function for function in functions}
     if len(by_name) < len(functions):
         raise ValueError('two functions have one name; rename one, configs and figures call them by it')
@@ -174,8 +179,15 @@ def _callables(value: Any) -> list[Any]:
 
 
 def _text(value: Any) -> str:
-    """A value of a change as the text of a config, in which functions and classes have their names."""
+    """A value of a change as the text of a config, in which functions and classes have their names.
+
+    Raises ValueError for rows of data.
+    """
     if isinstance(value, list | tuple):
+        if any(isinstance(part, Mapping) for part in value):
+            raise ValueError(
+                'rows in memory are not read; write them to a file, a JSON object a line, and name the file'
+            )
         return str(tuple(_text(part) if callable(part) else part for part in value))
     return f'{own.PYTHON}{value.__name__}' if callable(value) else str(value)
 

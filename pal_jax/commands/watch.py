@@ -59,7 +59,9 @@ def make_app(workdir: Path, every: int) -> FastAPI:
 
 def main() -> None:
     """Serve the pages until a signal ends the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog='pal-jax watch', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('run', type=Path, help='the folder of a run, or of all its stages')
     parser.add_argument('--port', type=int, default=8500, help='the port on 127.0.0.1; 0 is any free one')
     parser.add_argument('--every', type=int, default=30, help='seconds between two looks')

@@ -25,7 +25,8 @@ _UNSEEN = re.compile(  # letters and marks without a shape: joiners, fillers and
     '[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]'
 )
 
-FIFTH = 'at most a fifth is kept for testing; give more, or a file of tests'  # why tests are fewer than asked for
+# Why tests are fewer than asked for.
+FIFTH = 'a fifth at most is kept for testing, and at least one; give more, or a file of tests'
 
 
 # Facts and ids are compared again and again.

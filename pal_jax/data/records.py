@@ -346,7 +346,7 @@ def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
                 if header and len(row) != len(header):
                     raise ValueError(
                         f'{path}, row {number}: it has another number of cells than the header, {len(row)} of '
-                        f'{len(header)}'
+                        f'{len(header)}; mend or delete the row, since nobody knows which cells are which'
                     )
                 if header:
                     yield f'{path}, row {number}', dict(zip(header, row, strict=True))

@@ -176,8 +176,12 @@ def to_pairs(converted: Sequence[RecordTexts], name: str | Path) -> TextPairs:
 def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '{}') -> RecordTexts:
     """The texts of a record. Raises ValueError where the record is wrong, or its two sides have the same tokens."""
     record = surveys.named(record) if isinstance(record, dict) else record
-    if not isinstance(record, dict) or 'user' not in record:
+    if not isinstance(record, dict):
         raise ValueError(f"expected an object with 'user', 'chosen' and 'rejected', got {files.short_repr(record)}")
+    if 'user' not in record:
+        raise ValueError(
+            f'the person is missing or empty; give {", ".join(surveys.PEOPLE)}; got keys {", ".join(map(str, record))}'
+        )
     user, group = records.identity('', record, 'user'), records.known('', record, 'group')
     # Statements answer nothing, so their sides are texts by themselves.
     if is_of_statements(record):

@@ -33,7 +33,7 @@ def uses(workdir: Path, config: Mapping[str, Any], words: Words) -> list[tuple[s
     data = config.get('data')
     passes = data.get('epochs', 0) if isinstance(data, Mapping) else 0
     steps = config.get('total_steps', 0) or (len(read_records(workdir / METRICS)) if passes else 0)
-    longer_run = 'train on, by the command of this run with a larger number'
+    longer_run = 'train longer: the command of this run with a larger number'
     longer = [(longer_run, f'--config.total_steps={2 * steps}', 'docs/howto/resume.md')] if steps else []
     return [(use, command.format(run=workdir), page) for use, command, page in (*known, *trained, *longer)]
 

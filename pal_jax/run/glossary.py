@@ -99,7 +99,7 @@ CORE = Words(
         OPTIMISED: {
             'reward': 'mean reward, which training raises',
             'loss': 'mean loss, which training lowers',
-            'accuracy': 'share of choices that it gets right, or of answers that it calls unsafe or safe',
+            'accuracy': 'share of choices or labels that it gets right',
             'cost': 'mean cost of an answer, which the limit bounds',
             'mean_cost': 'mean of the last costs, which is compared with the limit',
             'mean_cost_{group}': 'mean of the last costs of {group}, which is compared with the limit of the group',
@@ -116,11 +116,6 @@ CORE = Words(
         },
         PARTS: {
             'own_{function}': 'what your function {function} returned, before its weight',
-            'f1': 'F1 of the profile it wrote against the true one, from 0 to 1; in moderation: of the unsafe answers',
-            'precision': (
-                'share of written facts that are true; in moderation: of answers called unsafe, those that are'
-            ),
-            'recall': 'share of true facts that were written, or of unsafe answers that are called so',
             'words': 'words of a text',
             'length': 'tokens of an answer',
             'truncated': 'share of answers cut at the length limit',

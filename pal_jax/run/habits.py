@@ -11,6 +11,7 @@ from collections.abc import Iterable
 # begins with -- is an option of commands.
 KEYS = {
     'model_name_or_path': ('policy.source',),
+    'model': ('policy.source',),
     'pretrain': ('policy.source',),
     'learning_rate': ('optimizer.lr',),
     'actor_learning_rate': ('optimizer.lr',),
@@ -20,10 +21,15 @@ KEYS = {
     'optim': ('optimizer.name',),
     'lr_scheduler_type': ('optimizer.min_ratio',),
     'warmup_ratio': ('optimizer.warmup_ratio',),
+    'warmup_steps': ('optimizer.warmup_ratio',),
+    'adam_beta1': ('optimizer.b1',),
+    'adam_beta2': ('optimizer.b2',),
     'per_device_train_batch_size': ('data.batch_size', 'rl.rollout_batch_size', 'dialogue.rollout_batch_size'),
+    'batch_size': ('data.batch_size', 'rl.rollout_batch_size', 'dialogue.rollout_batch_size'),
     'train_batch_size': ('data.batch_size', 'ppo.minibatches'),
     'gradient_accumulation_steps': ('data.micro_rows', 'ppo.micro_rows'),
     'num_train_epochs': ('data.epochs', 'total_steps'),
+    'epochs': ('data.epochs', 'ppo.epochs'),
     'max_steps': ('total_steps',),
     'packing': ('data.row_tokens', 'ppo.row_tokens'),
     'packing_samples': ('data.row_tokens', 'ppo.row_tokens'),
@@ -39,10 +45,13 @@ KEYS = {
     'max_len': ('data.max_length', 'prompts.max_length'),
     'max_seq_length': ('data.max_length', 'prompts.max_length'),
     'num_generations': ('rl.n_samples_per_prompt', 'dialogue.n_samples_per_prompt'),
+    'group_size': ('rl.n_samples_per_prompt', 'dialogue.n_samples_per_prompt'),
+    'generations_per_prompt': ('rl.n_samples_per_prompt', 'dialogue.n_samples_per_prompt'),
     'max_completion_length': ('sampling.max_tokens',),
     'max_new_tokens': ('sampling.max_tokens',),
     'generate_max_len': ('sampling.max_tokens',),
     'max_prompt_length': ('prompts.max_length', 'dialogue.prompt_max_len'),
+    'prompt_max_len': ('prompts.max_length', 'dialogue.prompt_max_len'),
     'num_iterations': ('ppo.epochs',),
     'max_epochs': ('ppo.epochs', 'data.epochs'),
     'epsilon': ('ppo.clip',),
@@ -56,10 +65,13 @@ KEYS = {
     'scale_rewards': ('ppo.estimator',),
     'loss_type': ('dpo.loss', 'ppo.loss_agg'),
     'use_vllm': ('decode.driver',),
+    'vllm_mode': ('decode.driver',),
+    'steps_per_generation': ('ppo.minibatches',),
     'reward_funcs': ('reward.function',),
     'reward_weights': ('reward.weights',),
     'reward_pretrain': ('reward.scorer',),
     'remote_rm_url': ('reward.function',),
+    'dataset': ('data.train', 'prompts.train'),
     'dataset_name': ('data.train', 'prompts.train'),
     'train_dataset': ('data.train', 'prompts.train'),
     'eval_dataset': ('data.test', 'prompts.test'),
@@ -82,9 +94,26 @@ KEYS = {
     'resume_from_checkpoint': ('--workdir',),
 }
 # Options that need no key.
-NEEDLESS = dict.fromkeys(
-    ('logging_steps', 'logging_strategy', 'logging_first_step'), 'every step is written to metrics.jsonl of the run'
-)
+NEEDLESS = {
+    **dict.fromkeys(
+        ('logging_steps', 'logging_strategy', 'logging_first_step'), 'every step is written to metrics.jsonl of the run'
+    ),
+    'log_completions': 'samples of every step are written to rollouts.jsonl of the run',
+}
+# What a value means here, where the same number or word means something else.
+UNITS = {
+    **dict.fromkeys(
+        ('per_device_train_batch_size', 'batch_size'), 'rl and rlpa count prompts of a step, sft and dpo rows'
+    ),
+    'gradient_accumulation_steps': 'it counts the rows of a part, and the number of parts follows',
+    'num_train_epochs': 'total_steps counts steps',
+    'warmup_steps': 'it is a share of the updates',
+    'lr_scheduler_type': '0 is the cosine, 1 a constant rate',
+    'scale_rewards': 'group_norm divides by the deviation of a prompt, dr_grpo does not',
+    'zero_stage': '-1, the default, splits parameters, gradients and optimiser as stage 3 does',
+    'steps_per_generation': 'it counts updates of a pass over the samples of a step',
+    **dict.fromkeys(('bf16', 'fp16'), 'bfloat16 or float32; auto takes bfloat16 where the machine has it'),
+}
 VALUES = {'grpo': 'group_norm', 'ppo': 'gae', 'reinforce++': 'reinforce', 'bf16': 'bfloat16', 'adam': 'adamw'}
 
 
@@ -98,8 +127,9 @@ def hint(name: str, known: Iterable[str] = ()) -> str:
     option, keys = name.rpartition('.')[2].replace('-', '_'), list(known)
     if option in NEEDLESS:
         return f'; here {NEEDLESS[option]}'
-    meant = [key for key in keys if key.rpartition('.')[2] == option]
-    meant += [key for key in KEYS.get(option, ()) if not keys or key in keys or key.startswith('--')]
+    meant = [key for key in KEYS.get(option, ()) if not keys or key in keys or key.startswith('--')]
+    meant += [key for key in keys if key.rpartition('.')[2] == option]
     if not meant:
         return ''
-    return f'; here it is {meant[0]}' if meant[0].startswith('--') else f'; here it is --config.{meant[0]}'
+    key = meant[0] if meant[0].startswith('--') else f'--config.{meant[0]}'
+    return f'; here it is {key}' + (f' ({UNITS[option]})' if option in UNITS else '')

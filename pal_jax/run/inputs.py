@@ -256,9 +256,7 @@ def check(before: Inputs, now: Inputs, run: Path) -> None:
         for name, old in files.items():
             if old != (new := now[key].files.get(name, '')):
                 how = f'has other content than when {run} began (sha256 {old[:8]} -> {new[:8]})' if new else 'is gone'
-                raise ValueError(
-                    f'{key}={value!r}: {place / name} {how}; put the file of then back, or give another --workdir'
-                )
+                raise ValueError(f'{key}={value!r}: {place / name} {how}; restore that file, or give another --workdir')
     if new := [key for key in now if key not in before]:
         value, _, path, _ = now[new[0]]
         raise ValueError(f'{new[0]}={value!r} was no file when {run} began, and {path} is one; give another --workdir')

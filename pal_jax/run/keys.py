@@ -93,7 +93,8 @@ def plain_text(value: Any) -> str:
 def first_sentence(kind: type) -> str:
     """The first sentence of a class's docstring, without its full stop."""
     paragraph = ' '.join(inspect.cleandoc(kind.__doc__ or '').split('\n\n')[0].split())
-    return re.split(r'\.(?: |$)', paragraph)[0]
+    # The full stop of "et al." ends no sentence.
+    return re.split(r'(?<! al)\.(?: |$)', paragraph)[0]
 
 
 def meanings(kind: type) -> dict[str, str]:

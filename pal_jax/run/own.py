@@ -80,8 +80,7 @@ def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[
     try:
         inspect.signature(call).bind(**dict.fromkeys([*asked, *(extra for extra in may if takes(call, extra))]))
     except TypeError as error:
-        signature, also = f'{name}({", ".join(asked)})', f', also with {", ".join(may)}' if may else ''
-        raise ValueError(f'{key}={text!r}: {name} must be callable as {signature}{also}; {error}') from None
+        raise ValueError(f'{key}={text!r}: {error}; {name} is called with {", ".join([*asked, *may])}') from None
 
     @functools.wraps(call)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -99,8 +98,8 @@ def _found(key: str, text: str) -> tuple[Path, str, Callable[..., Any]]:
         name = text.removeprefix(PYTHON)
         if name not in _GIVEN.get():
             raise ValueError(
-                f'{key}={text!r} is a function of the Python program that began this run; go on from there, by '
-                f'pal_jax.train(..., {{{key!r}: {name}}})'
+                f'{key}={text!r} is a function of the Python program that began this run; give it again, as '
+                f'reward={name} or, to pal_jax.train, as {{{key!r}: {name}}}'
             )
         call = _GIVEN.get()[name]
         return Path(call.__code__.co_filename if inspect.isfunction(call) else '-'), name, call

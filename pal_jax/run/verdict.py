@@ -232,14 +232,20 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
         return RunVerdict(said, f'{sentence}.', of)
     if said == YES:
         said += f', but {"less" if 1 in {lead.place(0.0) for lead in leads.values()} else "no more"} than a baseline'
-    listed = '; '.join(f'{name}, {lead.value:+.3f}{between(lead)}' for name, lead in leads.items())
-    return RunVerdict(said, f'{sentence}. Baselines that it does not beat beyond noise: {listed}.', of)
+    listed = '; '.join(f'{name} {_lead_in_words(lead)}' for name, lead in leads.items())
+    return RunVerdict(said, f'{sentence}. Baselines that it does not beat: {listed}.', of)
 
 
 def _unbeaten(record: Record, rivals: Mapping[str, str]) -> dict[str, Estimate]:
     """The leads of the baselines that an evaluation has not shown to be worse, by their words."""
     leads = {said: estimate(record, key, ()) for key, said in rivals.items() if known(record, key)}
     return {said: lead for said, lead in leads.items() if lead.place(0.0) != -1}
+
+
+def _lead_in_words(lead: Estimate) -> str:
+    """The lead of a baseline in words, or that it is within noise."""
+    better = f'is better by {lead.value:.3f}' if lead.place(0.0) == 1 else f'is as good within noise, {lead.value:+.3f}'
+    return f'{better}{between(lead)}'
 
 
 def _better(sign: float, after: Record) -> float:
@@ -252,8 +258,8 @@ def _evaluated(key: str, before: Record, after: Record, words: Words) -> RunVerd
     claim = _changed(key, words.changes[key], before, after, words)
     sentence = f'the {claim.said} {moved(before[key], after[key])}'
     basis = (
-        f'Evaluations "{before["stage"]}" and "{after["stage"]}"{_of(after)}, as if of different samples, which '
-        'widens the interval.'
+        f'Evaluations "{before["stage"]}" and "{after["stage"]}"{_of(after)}. The interval treats them as independent, '
+        'so it is rather too wide.'
     )
     sentence += f': {claim.gap.value:+.3f}{between(claim.gap)}'
     other, _, said = words.beside.get(key, ('', 0.0, ''))

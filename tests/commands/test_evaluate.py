@@ -43,5 +43,5 @@ def test_policies_stand_side_by_side(tmp_path):
 
 
 def test_a_source_that_is_none_is_told():
-    with pytest.raises(ValueError, match='unknown model source'):
+    with pytest.raises(ValueError, match='is no source of a model'):
         evaluate.evaluate_sources(get_config(), ['orcale'])

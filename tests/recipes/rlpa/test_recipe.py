@@ -316,7 +316,7 @@ def test_the_published_model_is_sharded_as_declared_without_its_weights():
         ({'decode.driver': 'jetstream'}, r"decode\.address='': '' is no host:port"),
         ({'reward.judge': 'rules'}, "reward.judge='rules' is unknown; use rule"),
         ({'policy.source': 'hf:nowhere/at all'}, 'nowhere/at all'),
-        ({'policy.source': 'elsewhere:x'}, 'unknown model source'),
+        ({'policy.source': 'elsewhere:x'}, 'is no source of a model'),
         ({'policy.lora.rank': 4, 'policy.lora.targets': 'q,w'}, "LoRA targets \\['w'\\] match no linear weight"),
         ({'ppo.kl_estimator': 'k4'}, "ppo.kl_estimator='k4'; use one of k1, k2, k3"),
         ({'warmup.optimizer.name': 'lion'}, "warmup.optimizer.name='lion'"),

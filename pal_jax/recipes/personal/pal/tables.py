@@ -49,12 +49,15 @@ class Attribute(NamedTuple):
         """The names of the attribute's numbers."""
         return tuple(f'{self.name}: {word} over {self.words[0]}' for word in self.words[1:]) or (self.name,)
 
-    def numbers(self, value: Any) -> tuple[float, ...]:
-        """The numbers of a value. Raises ValueError where it is none, or a word that is unknown."""
+    def numbers(self, value: Any, column: str = '') -> tuple[float, ...]:
+        """The numbers of a value. Raises ValueError, with the name of the column, where it is none, or a word that is
+        unknown."""
         if not self.words:
-            return (_number(value, self.name),)
+            return (_number(value, column or self.name),)
         if (word := str(value).strip()) not in self.words:
-            raise ValueError(f'{self.name} has {files.short_repr(value)}; give one of {", ".join(self.words)}')
+            raise ValueError(
+                f'{column or self.name} has {files.short_repr(value)}; give one of {", ".join(self.words)}'
+            )
         return tuple(float(word == other) for other in self.words[1:])
 
 
@@ -296,7 +299,7 @@ def _pairs(
         place, row = placed
         side = surveys.side_of(row['choice'])
         chosen, rejected = (
-            tuple(n for a in attributes for n in a.numbers(row[of[a.name][k]])) for k in (side, 1 - side)
+            tuple(n for a in attributes for n in a.numbers(row[of[a.name][k]], of[a.name][k])) for k in (side, 1 - side)
         )
         pair = PreferencePair(records.identity('', row, 'user'), chosen, rejected, _situation(place, row))
         return _checked(pair, pair)
