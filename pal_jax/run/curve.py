@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 # The first of these that was logged is drawn large.
 HEADLINES = {
     'reward': 'Mean reward of a step',
-    'accuracy': 'Accuracy on the pairs of a step',
+    'accuracy': 'Accuracy on the training pairs of a step',
     'loss': 'Mean loss of a step',
     'legal': 'Share of legal moves',
     'attack_success': 'Share of unsafe answers to attacks',
