@@ -1,6 +1,6 @@
 """Names that users of TRL and OpenRLHF have in their fingers, with the names that this package has for them.
 
-docs/training.md and docs/howto/options.md explain each in a line.
+docs/howto/options.md explains each in a line.
 """
 
 from __future__ import annotations

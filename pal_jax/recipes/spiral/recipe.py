@@ -121,7 +121,11 @@ class Spiral:
         if samples:
             # 4. Descend the clipped loss, summed over tokens and divided by a constant; answers keep their advantages.
             key = jax.random.fold_in(jax.random.key(self.seed), i)
-            policy, updated = improve(self.learner, self.ctx, policy, self.pack(samples), key, estimate=as_given)
+            # Beside it, all legal actions of some positions are learnt alike, where `ppo.ptx_coef` weighs that.
+            ptx = self.supervised(i) if self.learner.ppo.ptx_coef else None
+            policy, updated = improve(
+                self.learner, self.ctx, policy, self.pack(samples), key, estimate=as_given, ptx=ptx
+            )
             metrics |= updated
         return state.replace(policy=policy), {'baselines': baselines, 'rollouts': rollouts}, 'spiral', metrics
 

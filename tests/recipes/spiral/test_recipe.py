@@ -109,9 +109,10 @@ def make_recipe(
     warmup=0,
     gathered=1,
     games=(0, 1),
+    ptx=0.0,
 ):
     learner = make_actor_critic(
-        CFG, PPO('reinforce', loss_agg='constant', kl_coef=0.0, epochs=2, micro_rows=8),
+        CFG, PPO('reinforce', loss_agg='constant', kl_coef=0.0, epochs=2, micro_rows=8, ptx_coef=ptx),
         Optimizer(lr=1e-3, total_steps=8, warmup_ratio=0.0), mesh, n=1, length=3,
     )  # fmt: skip
     keeper = Keeper(learner, past, 1, warmup)
@@ -200,6 +201,13 @@ def test_a_step_updates_the_policy_and_writes_figures_that_are_explained():
     assert not [name for name in rows[0] if not meaning(name, words_of('spiral')).words]
     assert rows[0]['samples'] <= rows[0]['turns'] and 0 < rows[0]['legal'] < 1
     assert rows[1]['baseline_kuhn_first'] == pytest.approx(host['baselines'][1][0])
+
+
+def test_legal_actions_are_learnt_beside_the_update_where_they_have_a_weight():
+    (plain,), without, _ = steps(make_recipe(), 1)
+    (beside,), with_them, _ = steps(make_recipe(ptx=0.5), 1)
+    assert 'ptx_loss' not in plain and 0 < beside['ptx_loss'] < 20
+    assert leaves(without.policy.actor.model.params) != leaves(with_them.policy.actor.model.params)
 
 
 def test_answers_to_one_prompt_stand_behind_it_once_and_teach_the_same():
