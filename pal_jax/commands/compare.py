@@ -148,7 +148,13 @@ def are_seeds(configs: Sequence[Mapping[str, Any]]) -> bool:
 def stage_table(evals: Runs, words: Mapping[str, Words]) -> list[list[str]]:
     """A table of the evaluations of each run: the figures that tell of its learning, and lists by turn."""
     figures = dict.fromkeys(key for name, records in evals.items() for key in telling_figures(records, words[name]))
-    turns = dict.fromkeys(f'{key}_by_turn' for rows in evals.values() for row in rows for key in turn_lists(row))
+    # The lists of further splits of people, such as those with new values, would be as many columns again.
+    turns = dict.fromkeys(
+        f'{key}_by_turn'
+        for name, rows in evals.items()
+        for key in itertools.chain.from_iterable(map(turn_lists, rows))
+        if key.partition('_')[0] not in words[name].splits
+    )
     table = [['run', 'stage', *figures, *(key.replace('_by_turn', ' by turn') for key in turns)]]
     for run, records in evals.items():
         for record in records:
