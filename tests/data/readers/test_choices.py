@@ -236,7 +236,7 @@ PAIRS = 'user,choice,left_x,right_x\n'
         ),
         ('a.jsonl', '', 'holds no choices'),
         ('a.csv', PAIRS + 'a,left,1,2\na,both,1,2\n', "row 3: choice is 'both'; give left or right"),
-        ('a.csv', PAIRS + 'a,left,1,cheap\n', "row 2: x has 'cheap'; give a number"),
+        ('a.csv', PAIRS + 'a,left,1,cheap\n', "row 2: right_x has 'cheap'; give a number"),
         ('a.csv', PAIRS + 'a,left,1\n', 'row 2: it has another number of cells'),
         ('a.csv', PAIRS + ',left,1,2\n', 'row 2: no user'),
         ('a.csv', 'who,x\na,1\n', 'its columns are who, x'),

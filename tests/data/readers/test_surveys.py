@@ -67,7 +67,7 @@ def test_all_wrong_rows_are_listed_or_left_out_and_counted(tmp_path):
     table, said = written(tmp_path, WRONG), []
     with pytest.raises(ValueError, match=r'4 of 6 rows are wrong') as error:
         tables.load(table)
-    for place in ('row 3: choice', 'row 4: no user', 'row 5: the two items', "row 6: x has 'cheap'"):
+    for place in ('row 3: choice', 'row 4: no user', 'row 5: the two items', "row 6: left_x has 'cheap'"):
         assert place in str(error.value)
     assert tables.load(table, drop=said.append).chosen.tolist() == [[1.0], [2.0]]
     assert len(said) == 1 and 'left out 4 rows' in said[0]
