@@ -16,8 +16,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import itertools
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +97,8 @@ def train(
     Args:
       config: the name of a config of the package or a config file, with `:variant` behind it, such as 'rl:smoke'.
       changes: values by the keys of the config, with dots, such as `{'ppo.kl_coef': 0.1}`. A key that takes
-        FILE.py:NAME takes a function or a class of this program as well, as in `{'rl.game': MyGame}`.
+        FILE.py:NAME takes a function or a class of this program as well, as in `{'rl.game': MyGame}`. A key that takes
+        a file of rows takes the rows, as a list of dictionaries or a `datasets.Dataset`; the run's folder keeps them.
       reward: functions of this program that pay answers, for methods with `reward.function`.
       workdir: the folder of the run, by default runs/<config>.
 
@@ -106,16 +110,18 @@ def train(
     paying = _by_name(reward)
     changes = dict(changes or {})
     functions = _by_name([*paying.values(), *(part for value in changes.values() for part in _callables(value))])
-    texts = {key: _text(value) for key, value in changes.items()}
-    if paying:
-        texts['reward.function'] = ','.join(map(_text, paying.values()))
     # The folder is named after config and variant.
     name = config.replace(':', '-').rpartition('/')[2].replace('.py', '')
     with _errors(), own.given(functions):
-        folder = Path(at_home(os.fspath(workdir or Path('runs') / name)))
-        path = config_path(config)
+        folder, path = Path(at_home(os.fspath(workdir or Path('runs') / name))), config_path(config)
         if paying and not hasattr(getattr(settings_of(path, ()), 'reward', None), 'function'):
             raise ValueError(f'reward=: {config} has no key reward.function, so no function can pay its answers')
+        texts = {
+            key: str(_written(folder, key, value)) if _are_rows(value) else _text(value)
+            for key, value in changes.items()
+        }
+        if paying:
+            texts['reward.function'] = ','.join(map(_text, paying.values()))
         settings = settings_of(path, tuple(f'{key}={text}' for key, text in texts.items()))
         if loop.train_all(settings, folder, name=config):
             raise KeyboardInterrupt(f'{folder} was stopped; the same call goes on')
@@ -173,21 +179,36 @@ def _by_name(reward: Reward | Sequence[Reward]) -> dict[str, Reward]:
     return by_name
 
 
+def _are_rows(value: Any) -> bool:
+    """True for rows of data, such as a list of dictionaries."""
+    rows = hasattr(value, '__getitem__') and not isinstance(value, str | Mapping | type)
+    return rows and any(isinstance(row, Mapping) for row in itertools.islice(value, 1))
+
+
+def _written(folder: Path, key: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """A file of these rows in the folder of a run, named after its content, so that other rows have another file.
+
+    Raises:
+      ValueError: a value of a row is nothing that JSON holds.
+    """
+    try:
+        text = ''.join(json.dumps(row) + '\n' for row in rows)
+    except TypeError as error:
+        raise ValueError(f'{key}: {error}; rows are written as JSON') from None
+    path = folder / 'rows' / f'{key}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, 'utf-8')
+    return path
+
+
 def _callables(value: Any) -> list[Any]:
     """The functions and classes in a value of a change."""
     return [part for part in (value if isinstance(value, list | tuple) else [value]) if callable(part)]
 
 
 def _text(value: Any) -> str:
-    """A value of a change as the text of a config, in which functions and classes have their names.
-
-    Raises ValueError for rows of data.
-    """
+    """A value of a change as the text of a config, in which functions and classes have their names."""
     if isinstance(value, list | tuple):
-        if any(isinstance(part, Mapping) for part in value):
-            raise ValueError(
-                'rows in memory are not read; write them to a file, a JSON object a line, and name the file'
-            )
         return str(tuple(_text(part) if callable(part) else part for part in value))
     return f'{own.PYTHON}{value.__name__}' if callable(value) else str(value)
 

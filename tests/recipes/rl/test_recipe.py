@@ -306,9 +306,10 @@ def test_a_run_from_python_with_a_function_that_is_resumed_and_answers(tmp_path,
         return [sum(text.count(letter) for letter in 'aeiou') for text in completions]
 
     folder = tmp_path / 'run'
-    run = pal_jax.train('rl:smoke', {'total_steps': 1, 'export': False}, reward=vowels, workdir=folder)
+    changes = {'prompts.train': [{'prompt': f'Say {letter}'} for letter in 'abcdefgh'], 'export': False}
+    run = pal_jax.train('rl:smoke', changes | {'total_steps': 1}, reward=vowels, workdir=folder)
     assert run.folder == folder and len(run.metrics) == 1 and 'own_vowels' in run.metrics[0]
-    again = pal_jax.train('rl:smoke', {'total_steps': 2, 'export': False}, reward=vowels, workdir=folder)
+    again = pal_jax.train('rl:smoke', changes | {'total_steps': 2}, reward=vowels, workdir=folder)
     assert [row['step'] for row in again.metrics] == [0, 1] and again.evaluations[-1]['stage'] == 'final'
     assert len(again.model(['Hello', [{'role': 'user', 'content': 'Hi'}]])) == 2
     figures = pal_jax.evaluate(folder, reward=vowels)
@@ -342,5 +343,13 @@ def test_wrong_inputs_from_python_are_value_errors(tmp_path):
         pal_jax.train('rl:smoke', {'rl.gamma': 1}, workdir=tmp_path)
     with pytest.raises(ValueError, match='two functions'):
         pal_jax.train('rl:smoke', reward=[sums.right, sums.right], workdir=tmp_path)
+    for reward in ('rewards.py:right', [sums.right, 'rewards.py:right']):
+        with pytest.raises(ValueError, match=r"'reward.function': 'FILE.py:NAME'"):
+            pal_jax.train('rl:smoke', reward=reward, workdir=tmp_path)
+    with pytest.raises(ValueError, match='sft:smoke has no key reward.function'):
+        pal_jax.train('sft:smoke', reward=sums.right, workdir=tmp_path)
+    with pytest.raises(ValueError, match='prompts.train: .*JSON'):
+        pal_jax.train('rl:smoke', {'prompts.train': [{'prompt': {1, 2}}]}, workdir=tmp_path)
+    assert not [*tmp_path.iterdir()]
     with pytest.raises(AttributeError):
         pal_jax.tarin  # noqa: B018
