@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html.parser
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from pal_jax.run.report import (
 from pal_jax.run.summary import summarize
 from pal_jax.run.verdict import RunVerdict, judge
 from pal_jax.types import Exhibit
-from tests import browser
+from tests import browser, shell
 
 ROOT = Path(__file__).parents[2]
 ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -350,7 +351,7 @@ def test_games_of_several_rewards_are_stepped_through_in_their_order(workdir):
 @pytest.mark.parametrize('config', sorted(path.stem for path in (ROOT / 'configs').glob('*.py')))
 def test_every_control_of_every_methods_reports_works(config, tmp_path):
     command = [sys.executable, '-m', 'pal_jax.train', f'--config={config}:smoke', f'--workdir={tmp_path}']
-    subprocess.run(command, cwd=ROOT, check=True)
+    subprocess.run(command, cwd=ROOT, env=os.environ | shell.PLAIN, check=True)
     reports = sorted(tmp_path.rglob('report.html'))
     assert reports
     for report in reports:
