@@ -1,3 +1,4 @@
+# make setup   sets up .venv
 # make rlpa    sets up .venv and trains RLPA on this machine
 # make pal     sets up .venv and finds out what 361 people's choices of electricity tariffs have in common
 # make bench   sets up .venv and compares all methods of personal rewards on audited data

@@ -9,8 +9,8 @@ r"""PAL: preferences of many people as mixtures of a few prototypes, new people 
   pal-jax train --config=pal:large --config.data=folder                       # pairs on disk (data/readers/columns.py)
   pal-jax train --config=pal:smoke                                       # a 25th of the updates and two splits
 
-A minute or two on two CPU cores. Any value can be changed: --config.loss.pull=0.1 --config.model.rule=dist. The keys,
-what they mean and their defaults: pal_jax/recipes/personal/pal/settings.py. A run writes all of them to its
+Under five minutes on two CPU cores. Any value can be changed: --config.loss.pull=0.1 --config.model.rule=dist. The
+keys, what they mean and their defaults: pal_jax/recipes/personal/pal/settings.py. A run writes all of them to its
 config.json."""
 
 from pal_jax.learners.training import Lora

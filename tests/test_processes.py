@@ -391,6 +391,17 @@ def test_a_process_knows_its_place_from_flags_and_from_slurm(monkeypatch):
     assert locate('', None, None) is None
 
 
+def test_where_jax_detects_no_cluster_the_error_says_what_to_give(monkeypatch):
+    def initialize(**flags):
+        assert 'JAX_COORDINATOR_ADDRESS' not in os.environ
+        raise ValueError('coordinator_address should be defined.')
+
+    monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'auto')
+    monkeypatch.setattr('jax.distributed.initialize', initialize)
+    with pytest.raises(ValueError, match='found no cluster .*--coordinator=host:port'):
+        processes._detect()
+
+
 @pytest.mark.parametrize(
     ('env', 'devices'),
     [
@@ -398,6 +409,8 @@ def test_a_process_knows_its_place_from_flags_and_from_slurm(monkeypatch):
         ({'SLURM_LOCALID': '0', 'SLURM_STEP_TASKS_PER_NODE': '1(x2)', 'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, []),
         ({'SLURM_LOCALID': '3', 'SLURM_STEP_TASKS_PER_NODE': '4(x2)', 'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, [3]),
         ({'SLURM_LOCALID': '3', 'SLURM_STEP_TASKS_PER_NODE': '4', 'CUDA_VISIBLE_DEVICES': '0'}, []),
+        ({'SLURM_LOCALID': '3', 'SLURM_STEP_TASKS_PER_NODE': '4'}, [3]),
+        ({'SLURM_LOCALID': '0', 'SLURM_STEP_TASKS_PER_NODE': '4', 'OMPI_COMM_WORLD_LOCAL_RANK': '3'}, None),
     ],
 )
 def test_a_task_takes_its_gpus(env, devices):

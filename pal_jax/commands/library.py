@@ -17,10 +17,9 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal.reward import open_pal
 from pal_jax.run import devices, loop, own
 from pal_jax.run.config_files import settings_of
-from pal_jax.run.faults import Fault
+from pal_jax.run.faults import Fault, faults
 from pal_jax.run.files import at_home
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.recipe import Context
@@ -116,13 +115,18 @@ def train(
         folder, path = Path(at_home(os.fspath(workdir or Path('runs') / name))), config_path(config)
         if paying and not hasattr(getattr(settings_of(path, ()), 'reward', None), 'function'):
             raise ValueError(f'reward=: {config} has no key reward.function, so no function can pay its answers')
-        texts = {
-            key: str(_written(folder, key, value)) if _are_rows(value) else _text(value)
-            for key, value in changes.items()
+        rows = {key: _lines(key, rows) for key, value in changes.items() if (rows := _rows_of(value))}
+        # A file is named after its content, so that other rows have another file.
+        files = {
+            key: folder / 'rows' / f'{key}-{hashlib.sha256(lines.encode()).hexdigest()[:12]}.jsonl'
+            for key, lines in rows.items()
         }
+        texts = {key: str(files[key]) if key in files else _text(value) for key, value in changes.items()}
         if paying:
             texts['reward.function'] = ','.join(map(_text, paying.values()))
         settings = settings_of(path, tuple(f'{key}={text}' for key, text in texts.items()))
+        for key, file in files.items():
+            faults(_write, file, rows[key])
         if loop.train_all(settings, folder, name=config):
             raise KeyboardInterrupt(f'{folder} was stopped; the same call goes on')
     return CompletedRun(folder)
@@ -179,26 +183,24 @@ def _by_name(reward: Reward | Sequence[Reward]) -> dict[str, Reward]:
     return by_name
 
 
-def _are_rows(value: Any) -> bool:
-    """True for rows of data, such as a list of dictionaries."""
-    rows = hasattr(value, '__getitem__') and not isinstance(value, str | Mapping | type)
-    return rows and any(isinstance(row, Mapping) for row in itertools.islice(value, 1))
+def _rows_of(value: Any) -> Sequence[Mapping[str, Any]]:
+    """The rows of data that a value of a change is: a list of dictionaries, or a `datasets.Dataset`; () for others."""
+    rows = value.to_list() if hasattr(value, 'to_list') else value
+    return rows if isinstance(rows, list | tuple) and rows and isinstance(rows[0], Mapping) else ()
 
 
-def _written(folder: Path, key: str, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """A file of these rows in the folder of a run, named after its content, so that other rows have another file.
-
-    Raises:
-      ValueError: a value of a row is nothing that JSON holds.
-    """
+def _lines(key: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of a key as lines of JSON. Raises ValueError where JSON does not hold a value of them."""
     try:
-        text = ''.join(json.dumps(row) + '\n' for row in rows)
+        return ''.join(json.dumps(row) + '\n' for row in rows)
     except TypeError as error:
         raise ValueError(f'{key}: {error}; rows are written as JSON') from None
-    path = folder / 'rows' / f'{key}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, 'utf-8')
-    return path
+
+
+def _write(file: Path, lines: str) -> None:
+    """Write the lines of a file, and the folder that it lies in."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(lines, 'utf-8')
 
 
 def _callables(value: Any) -> list[Any]:

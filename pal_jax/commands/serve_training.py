@@ -37,6 +37,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import uvicorn
 from absl import flags
 from fastapi import FastAPI
@@ -71,9 +72,12 @@ def main() -> None:
     """Serve until a signal ends the server."""
     cli.faults(check_extra)
     place = cli.faults(cli.place)
-    if place is not None and place.process:
-        cli.faults(follow, place)
-        return
+    if place is not None:
+        # The number of this process may be known only once all have come.
+        cli.faults(devices.initialize, Path(CACHE).expanduser(), place)
+        if jax.process_index():
+            cli.faults(follow, place)
+            return
     listener, key = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
         cli.faults(check_key, key)
@@ -135,7 +139,7 @@ def load(place: Place | None) -> tuple[Worker, Tokenizer]:
     options: dict[str, Any] = {flag.name: flag.value for flag in flagged}
     if place is not None:
         checkpoint.check_processes(options)
-        if not place.process:
+        if not jax.process_index():
             workdir.mkdir(parents=True, exist_ok=True)
         checkpoint.check_seen(workdir)
     return make_worker(options.pop('model'), workdir, devices.make_mesh(), **options)

@@ -47,7 +47,7 @@ class PPO:
     minibatches: int = 1  # updates of a pass
     micro_rows: int = 4  # rows in a device's memory at once
     row_tokens: int = 0  # prompts share rows of so many tokens; 0: a row a prompt
-    ptx_coef: float = 0.0  # above 0: every update also learns supervised examples, weighted by it (RLPA's warm-up)
+    ptx_coef: float = 0.0  # above 0: every update also learns supervised examples, weighted by it
     # The actor makes no step in its first optimiser steps (one for each minibatch), up to this number, so that the
     # critic settles first.
     freezing_actor_steps: int = -1

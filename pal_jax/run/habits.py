@@ -1,6 +1,6 @@
 """Names that users of TRL and OpenRLHF have in their fingers, with the names that this package has for them.
 
-docs/howto/options.md explains each in a line.
+docs/howto/options.md explains the common ones.
 """
 
 from __future__ import annotations
@@ -98,7 +98,6 @@ NEEDLESS = {
     **dict.fromkeys(
         ('logging_steps', 'logging_strategy', 'logging_first_step'), 'every step is written to metrics.jsonl of the run'
     ),
-    'log_completions': 'samples of every step are written to rollouts.jsonl of the run',
 }
 # What a value means here, where the same number or word means something else.
 UNITS = {
@@ -106,7 +105,6 @@ UNITS = {
         ('per_device_train_batch_size', 'batch_size'), 'rl and rlpa count prompts of a step, sft and dpo rows'
     ),
     'gradient_accumulation_steps': 'it counts the rows of a part, and the number of parts follows',
-    'num_train_epochs': 'total_steps counts steps',
     'warmup_steps': 'it is a share of the updates',
     'lr_scheduler_type': '0 is the cosine, 1 a constant rate',
     'scale_rewards': 'group_norm divides by the deviation of a prompt, dr_grpo does not',

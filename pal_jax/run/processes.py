@@ -92,11 +92,14 @@ def _call(place: Place) -> RollCall:
 
 def _detect() -> Place:
     """Start JAX, which detects its cluster, and return the place that it has detected."""
+    # `auto` is a word of `--coordinator` alone, and JAX reads this variable, too.
+    if os.environ.get('JAX_COORDINATOR_ADDRESS') == 'auto':
+        del os.environ['JAX_COORDINATOR_ADDRESS']
     try:
         jax.distributed.initialize(local_device_ids=local_devices(os.environ), initialization_timeout=int(PATIENCE))
     except ValueError as error:
         raise ValueError(
-            '--coordinator=auto found no cluster; give --coordinator=host:port --processes=N --process=I'
+            f'JAX found no cluster ({error}); give --coordinator=host:port --processes=N --process=I'
         ) from error
     state = _distributed()
     return Place(state.coordinator_address, state.num_processes, state.process_id)
@@ -174,12 +177,13 @@ def local_devices(env: Any) -> list[int] | None:
     A Slurm task has one GPU where its node has several tasks that see all GPUs, else every GPU that it sees, which an
     empty list means. None leaves it to JAX.
     """
-    if 'SLURM_LOCALID' not in env or 'JAX_LOCAL_DEVICE_IDS' in env:
+    # OpenMPI's ranks in a task of Slurm have numbers of their own.
+    if 'SLURM_LOCALID' not in env or env.keys() & {'JAX_LOCAL_DEVICE_IDS', 'OMPI_COMM_WORLD_LOCAL_RANK'}:
         return None
     # Slurm writes the numbers of tasks as `2(x3),1`.
     tasks = env.get('SLURM_STEP_TASKS_PER_NODE', '1').partition('(')[0].partition(',')[0]
-    visible = env.get('CUDA_VISIBLE_DEVICES', '').count(',') + 1
-    return [int(env['SLURM_LOCALID'])] if tasks != '1' and visible > 1 else []
+    sees_others = ',' in env.get('CUDA_VISIBLE_DEVICES', 'all,')
+    return [int(env['SLURM_LOCALID'])] if tasks != '1' and sees_others else []
 
 
 # --- values that hosts exchange ---------------------------------------------------------------------------------------

@@ -244,8 +244,8 @@ def _unbeaten(record: Record, rivals: Mapping[str, str]) -> dict[str, Estimate]:
 
 def _lead_in_words(lead: Estimate) -> str:
     """The lead of a baseline in words, or that it is within noise."""
-    better = f'is better by {lead.value:.3f}' if lead.place(0.0) == 1 else f'is as good within noise, {lead.value:+.3f}'
-    return f'{better}{between(lead)}'
+    said = {1: 'is better', 0: 'is as good within noise', None: 'is not told apart'}[lead.place(0.0)]
+    return f'{said}, lead {lead.value:+.3f}{between(lead)}'
 
 
 def _better(sign: float, after: Record) -> float:

@@ -173,7 +173,11 @@ def test_a_run_that_has_not_learnt_gets_the_advice_of_its_own_figures(figures, k
 
 @pytest.mark.parametrize(
     ('answer', 'key'),
-    [('Yes, above its limit', 'constraint.limit'), ('Too little to tell', 'to test on'), ('No', 'to test on')],
+    [
+        ('Yes, above its limit', 'constraint.limit'),
+        ('Too little to tell', 'to test on'),
+        ('Not beyond noise', 'to test on'),
+    ],
 )
 def test_advice_goes_by_the_verdict(answer, key):
     assert key in advice([], RunVerdict(answer, '', ''), {})

@@ -115,19 +115,14 @@ def _format(record: Any, *tables: Sequence[Format]) -> Format:
             if finest:
                 return finest[0]
         present_text = f'keys {", ".join(map(str, record)) or "none"}'
-        # Of a record that has a part of a format's keys, the others are told.
-        shared = [(len(present & {*format.keys}), format) for formats in tables for format in formats]
-        if most := max(count for count, _ in shared):
-            missing = dict.fromkeys(_missing(format, present) for count, format in shared if count == most)
-            raise ValueError(f'{", or ".join(missing)} is missing or empty, got {present_text}')
+        # Of a record that has a part of a format's keys, the others are told: those of the format that lacks fewest.
+        partial = [format.keys for formats in tables for format in formats if present & {*format.keys}]
+        if missing := [[key for key in keys if key not in present] for keys in partial]:
+            raise ValueError(f'{" and ".join(min(missing, key=len))} is missing or empty, got {present_text}')
     else:
         present_text = type(record).__name__
     expected = ' or '.join(dict.fromkeys(_named(format) for formats in tables for format in formats))
     raise ValueError(f'expected an object with {expected}, got {present_text}')
-
-
-def _missing(format_: Format, present: set[str]) -> str:
-    return ' and '.join(key for key in format_.keys if key not in present)
 
 
 def _named(format_: Format) -> str:

@@ -70,7 +70,7 @@ class Spiral:
     # selves.
     opponent: Callable[[Sequence[int]], Player] | None
     past: bool
-    # The batch of legal actions of a step of the warm-up.
+    # The batch of legal actions of a step, for the warm-up and for `ppo.ptx_coef`.
     supervised: Callable[[int], TokenBatch]
     # `pack` makes the samples of a step the batch of an update.
     pack: Callable[[Sequence[Sample]], RolloutBatch]
