@@ -80,7 +80,8 @@ def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[
     try:
         inspect.signature(call).bind(**dict.fromkeys([*asked, *(extra for extra in may if takes(call, extra))]))
     except TypeError as error:
-        raise ValueError(f'{key}={text!r}: {error}; {name} is called with {", ".join([*asked, *may])}') from None
+        also = f', and may take {", ".join(may)}' if may else ''
+        raise ValueError(f'{key}={text!r}: {error}; {name} is called with {", ".join(asked)}{also}') from None
 
     @functools.wraps(call)
     def guarded(*args: Any, **kwargs: Any) -> Any:

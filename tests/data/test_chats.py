@@ -90,7 +90,7 @@ def test_wrong_rows_are_told_by_file_and_line(tmp_path, line, message):
 
 
 def test_wrong_pairs_and_files_are_told(tmp_path):
-    with pytest.raises(ValueError, match='expected an object with chosen and rejected or .*, got keys prompt, chosen'):
+    with pytest.raises(ValueError, match='rejected is missing or empty, got keys prompt, chosen'):
         chats.to_prefer({'prompt': 'a', 'chosen': 'b'}, TOKENIZER)
     with pytest.raises(ValueError, match='begin differently'):
         chats.to_prefer({'chosen': [USER, BOT], 'rejected': [MORE, BOT]}, TOKENIZER)

@@ -127,7 +127,7 @@ def test_a_run_begins_with_a_line_about_it(tmp_path, method, record):
 
 
 def test_fewer_to_test_on_than_a_setting_asks_for_are_told_with_the_reason():
-    assert 'eval.people=50 became 2, since at most a fifth' in fewer('eval.people', 50, 2)
+    assert 'eval.people=50 became 2, since a fifth at most' in fewer('eval.people', 50, 2)
     assert 'limit=9 became 2, since a.jsonl has no more' in fewer('limit', 9, 2, 'a.jsonl has no more')
     assert fewer('eval.people', 2, 2) == ''
 

@@ -84,7 +84,7 @@ def test_a_function_reads_what_it_names_and_none_is_no_reward(tmp_path):
 @pytest.mark.parametrize(
     ('text', 'name', 'message'),
     [
-        ('def score(prompts): return []', 'score', 'callable as score.prompts, completions.'),
+        ('def score(prompts): return []', 'score', 'score is called with prompts, completions, and may take'),
         ('def other(prompts, completions): return []', 'score', 'no function score; it has other'),
         ('x = 1 / 0', 'score', r'mine\.py, line 1: ZeroDivisionError'),
         ('def score(:', 'score', r'mine\.py, line 1: SyntaxError'),

@@ -166,7 +166,7 @@ def test_a_limit_that_no_policy_meets_ends_a_run_with_its_cost_model(tmp_path, c
 def test_fewer_tests_than_asked_for_are_told():
     held = QuestionSettings(train='mine.jsonl', test_count=64)
     line = prompts.counted_questions(held, 1200, 3)
-    assert 'prompts.test_count=64 became 3, since at most a fifth' in line and 'prompts.train_count' not in line
+    assert 'prompts.test_count=64 became 3, since a fifth at most' in line and 'prompts.train_count' not in line
     assert 'prompts.train_count=1200 became 9, since mine.jsonl' in prompts.counted_questions(held, 9, 64)
     assert 'warning' not in prompts.counted_questions(held, 1200, 64)
 
