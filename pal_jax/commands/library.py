@@ -33,7 +33,7 @@ from pal_jax.recipes.personal.pal.reward import open_pal
 from pal_jax.run import devices, loop, own
 from pal_jax.run.config_files import settings_of
 from pal_jax.run.faults import Fault, faults
-from pal_jax.run.files import at_home
+from pal_jax.run.files import at_home, write_whole
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.recipe import Context
 from pal_jax.run.runs import read_settings
@@ -200,7 +200,8 @@ def _lines(key: str, rows: Sequence[Mapping[str, Any]]) -> str:
 def _write(file: Path, lines: str) -> None:
     """Write the lines of a file, and the folder that it lies in."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(lines, 'utf-8')
+    # Other processes of the run may read the file meanwhile.
+    write_whole(file, lines)
 
 
 def _callables(value: Any) -> list[Any]:
