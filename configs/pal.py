@@ -8,6 +8,7 @@ r"""PAL: preferences of many people as mixtures of a few prototypes, new people 
   pal-jax train --config=pal:text-large --config.data=polis/bowling_green                       # the decoder learns
   pal-jax train --config=pal:large --config.data=folder                       # pairs on disk (data/readers/columns.py)
   pal-jax train --config=pal:smoke                                       # a 25th of the updates and two splits
+  pal-jax train --config=pal:text-smoke --config.data=pairs.jsonl        # 2 steps on one split
 
 Under five minutes on two CPU cores. Any value can be changed: --config.loss.pull=0.1 --config.model.rule=dist. The
 keys, what they mean and their defaults: pal_jax/recipes/personal/pal/settings.py. A run writes all of them to its
@@ -21,10 +22,10 @@ from pal_jax.run import presets as p
 
 
 def get_config(variant: str = '') -> pal.Settings:
-    variant = p.parse_variant(variant, 'smoke', 'text', 'text-large', 'large')
+    variant = p.parse_variant(variant, 'smoke', 'text', 'text-smoke', 'text-large', 'large')
     rates = Rates(projector=1e-3, projector_decay=0.0, prototypes=2e-2, users=2e-2)
     settings = pal.Settings(recipe='personal.pal', total_steps=20, optimizer=rates)
-    variants = {'smoke': smoke, 'text': text, 'text-large': text_large, 'large': large}
+    variants = {'smoke': smoke, 'text': text, 'text-smoke': text_smoke, 'text-large': text_large, 'large': large}
     return variants[variant](settings) if variant else settings
 
 
@@ -46,6 +47,13 @@ def text(settings: pal.Settings) -> pal.Settings:
         split=dict(train=0.5, validation=0.2),  # of the statements
         updates=20,
         baselines=dict(groups=True, majority=False, mixed_logit=False),
+    )
+
+
+def text_smoke(settings: pal.Settings) -> pal.Settings:
+    """A first look at texts: 2 steps on one split."""
+    return p.changed(
+        text(settings), total_steps=2, prototypes=(1, 2), split=dict(seeds=1, control=False), new=dict(ask=0)
     )
 
 

@@ -61,6 +61,7 @@ from pal_jax.recipes.rlpa.turns import Sampler, make_turn_sampler
 from pal_jax.recipes.rlpa.world import make_world
 from pal_jax.run import cli, devices, inputs, stores
 from pal_jax.run.curve import plot_alignment, plot_turns
+from pal_jax.run.forecast import counted
 from pal_jax.run.glossary import Words, meaning, words_of
 from pal_jax.run.loop import evaluate_checkpoint
 from pal_jax.run.metrics import EVALS, plain, read_records
@@ -71,7 +72,7 @@ from pal_jax.run.stages import settings_in
 from pal_jax.run.summary import by_stage
 from pal_jax.run.trained import open_run
 from pal_jax.run.workdir import read_run
-from pal_jax.types import Chat, ChatModel, Completion, Sampling
+from pal_jax.types import Chat, ChatModel, Completion, Dialogue, Sample, Sampling
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
 TASK = flags.DEFINE_enum('task', None, [*TASKS], 'Problems of mathematics instead of people.')
@@ -159,8 +160,18 @@ def evaluate_sources(settings: Run, names: Sequence[str]) -> dict[str, Evaluatio
                 answer = plain_model(make_complete(settings, tokenizer, decoder), BASELINES[name], world.topics)
             else:
                 answer = in_format(settings, make_turn_sampler(settings, world.system, tokenizer, decoder))
-            evaluations[name] = Evaluation(*world.evaluate(answer, rounds=rounds))
+            evaluations[name] = Evaluation(*world.evaluate(logged(name, answer), rounds=rounds))
     return {name: evaluations[name] for name in opened}
+
+
+def logged(name: str, answer: Respond) -> Respond:
+    """The answers of a policy, with a line on stderr for each turn, since all turns together take minutes."""
+
+    def respond(dialogues: Sequence[Dialogue], turn: int) -> list[Sample]:
+        print(f'{name}: turn {turn + 1} of {counted(len(dialogues), "dialogue")}', file=sys.stderr, flush=True)
+        return answer(dialogues, turn)
+
+    return respond
 
 
 def in_format(settings: Dialogues, sample_turns: Sampler) -> Respond:

@@ -97,7 +97,8 @@ def train(
       config: the name of a config of the package or a config file, with `:variant` behind it, such as 'rl:smoke'.
       changes: values by the keys of the config, with dots, such as `{'ppo.kl_coef': 0.1}`. A key that takes
         FILE.py:NAME takes a function or a class of this program as well, as in `{'rl.game': MyGame}`. A key that takes
-        a file of rows takes the rows, as a list of dictionaries or a `datasets.Dataset`; the run's folder keeps them.
+        a file of rows takes the rows, as a list of dictionaries, a pandas table or a `datasets.Dataset`; the run's
+        folder keeps them.
       reward: functions of this program that pay answers, for methods with `reward.function`.
       workdir: the folder of the run, by default runs/<config>.
 
@@ -115,7 +116,7 @@ def train(
         folder, path = Path(at_home(os.fspath(workdir or Path('runs') / name))), config_path(config)
         if paying and not hasattr(getattr(settings_of(path, ()), 'reward', None), 'function'):
             raise ValueError(f'reward=: {config} has no key reward.function, so no function can pay its answers')
-        rows = {key: _lines(key, rows) for key, value in changes.items() if (rows := _rows_of(value))}
+        rows = {key: lines for key, value in changes.items() if (lines := _lines(key, value))}
         # A file is named after its content, so that other rows have another file.
         files = {
             key: folder / 'rows' / f'{key}-{hashlib.sha256(lines.encode()).hexdigest()[:12]}.jsonl'
@@ -183,14 +184,22 @@ def _by_name(reward: Reward | Sequence[Reward]) -> dict[str, Reward]:
     return by_name
 
 
-def _rows_of(value: Any) -> Sequence[Mapping[str, Any]]:
-    """The rows of data that a value of a change is: a list of dictionaries, or a `datasets.Dataset`; () for others."""
-    rows = value.to_list() if hasattr(value, 'to_list') else value
-    return rows if isinstance(rows, list | tuple) and rows and isinstance(rows[0], Mapping) else ()
+def _lines(key: str, value: Any) -> str:
+    """The rows of data that a value of a change is, as lines of JSON; '' where the value is something else.
 
-
-def _lines(key: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of a key as lines of JSON. Raises ValueError where JSON does not hold a value of them."""
+    Raises:
+      ValueError: there are no rows, or JSON does not hold a value of them.
+    """
+    rows = value
+    if hasattr(value, 'iterrows'):
+        # A table of pandas has NaN for what is missing, which JSON lacks.
+        rows = value.astype(object).where(value.notna(), None).to_dict('records')
+    elif hasattr(value, 'to_list'):
+        rows = value.to_list()
+    if rows is not value and not rows:
+        raise ValueError(f'{key}: there are no rows in it')
+    if not isinstance(rows, list | tuple) or not rows or not isinstance(rows[0], Mapping):
+        return ''
     try:
         return ''.join(json.dumps(row) + '\n' for row in rows)
     except TypeError as error:

@@ -47,7 +47,7 @@ from pal_jax.decode.choose import TOKEN
 from pal_jax.decode.serve.listening import HttpServer, listen
 from pal_jax.models.files import sources
 from pal_jax.run import checkpoint, cli, devices, processes, stores
-from pal_jax.run.processes import Place, host_port
+from pal_jax.run.processes import host_port
 
 if TYPE_CHECKING:
     from pal_jax.data.tokenizer import Tokenizer
@@ -71,18 +71,16 @@ SCAN_LAYERS = flags.DEFINE_bool('scan_layers', False, 'Loop over layers.')
 def main() -> None:
     """Serve until a signal ends the server."""
     cli.faults(check_extra)
-    place = cli.faults(cli.place)
-    if place is not None:
-        # The number of this process may be known only once all have come.
-        cli.faults(devices.initialize, Path(CACHE).expanduser(), place)
-        if jax.process_index():
-            cli.faults(follow, place)
-            return
+    # The number of this process may be known only once all have come.
+    cli.faults(devices.initialize, Path(CACHE).expanduser(), cli.faults(cli.place))
+    if processes.joined() and jax.process_index():
+        cli.faults(follow)
+        return
     listener, key = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
         cli.faults(check_key, key)
         print(f'loading {MODEL.value}; clients may start, and wait until it is served', flush=True)
-        app, name = cli.faults(make, place, key)
+        app, name = cli.faults(make, key)
         # The socket listens before its address is told: who calls from now on waits and is not refused.
         cli.faults(listener.listen, 2048)
         address = f'http://{host_port(HOST.value, listener.getsockname()[1])}'
@@ -107,21 +105,21 @@ def check_key(key: str) -> None:
         raise ValueError(f'{TOKEN} is no key that the client sends; let it begin with tml-')
 
 
-def make(place: Place | None, key: str) -> tuple[FastAPI, str]:
+def make(key: str) -> tuple[FastAPI, str]:
     """The HTTP application, with its model loaded and its executor running, and the base's name for clients."""
     from pal_jax.training_server.app import make_app
     from pal_jax.training_server.service import Service
 
-    worker, tokenizer = load(place)
+    worker, tokenizer = load()
     service = Service(worker, tokenizer, line=LINE.value, share=TRAIN_SHARE.value)
     return make_app(service, key=key, body_limit=BODY_MIB.value << 20), service.base_name
 
 
-def follow(place: Place) -> None:
+def follow() -> None:
     """Do what process 0, which has the clients, tells this process to do, until it ends."""
     from pal_jax.training_server.executor import Executor
 
-    worker, _ = load(place)
+    worker, _ = load()
     # From now on, a signal to all processes ends process 0, which ends the others.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -129,15 +127,14 @@ def follow(place: Place) -> None:
     worker.close()
 
 
-def load(place: Place | None) -> tuple[Worker, Tokenizer]:
+def load() -> tuple[Worker, Tokenizer]:
     """The model on the mesh of all processes' devices, and its tokenizer."""
     from pal_jax.training_server.start import make_worker
 
-    devices.initialize(Path(CACHE).expanduser(), place)
     stores.check_local(workdir := Path(cli.WORKDIR.value or 'runs/training_server'), '--workdir')
     flagged = MODEL, DTYPE, MAX_LEN, MAX_RANK, ROWS, SLOTS, BANK, SCAN_LAYERS
     options: dict[str, Any] = {flag.name: flag.value for flag in flagged}
-    if place is not None:
+    if processes.joined():
         checkpoint.check_processes(options)
         if not jax.process_index():
             workdir.mkdir(parents=True, exist_ok=True)

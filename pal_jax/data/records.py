@@ -21,6 +21,7 @@ NaN, an empty text, or the texts nan, NaN, null, NULL, None and <NA>, as program
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 import math
@@ -40,6 +41,7 @@ from pal_jax.types import Choice
 
 T = TypeVar('T')
 Row = tuple[str, Mapping[str, Any]]  # the place of a row, and its fields
+Drop = Callable[[str], None]  # takes a line about wrong rows, which are left out
 
 MISSING = ('', 'nan', 'NaN', 'null', 'NULL', 'None', '<NA>')  # texts that stand for no value
 NOBODY = 'nobody'  # the user of pairs that wait for an answer
@@ -52,13 +54,13 @@ class WrongRows(ValueError):
     """Rows are wrong that could have been left out."""
 
 
-def read(source: str, *, answered: bool = True, drop: Callable[[str], None] | None = None) -> Iterator[Choice]:
+def read(source: str, *, answered: bool = True, drop: Drop | None = None) -> Iterator[Choice]:
     """The choices of a source. Pairs that nobody has `answered` are read as `unanswered` reads them.
 
     Raises:
       ValueError: there is no such source, or rows are wrong, see `converted`.
     """
-    return iter(converted(rows(source), lambda row: to_choice(row if answered else unanswered(row)), drop))
+    return iter(converted(rows(source, drop), lambda row: to_choice(row if answered else unanswered(row)), drop))
 
 
 def to_choice(row: Mapping[str, Any]) -> Choice:
@@ -178,13 +180,13 @@ def write(path: str | Path, choices: Iterable[Choice]) -> int:
     return count
 
 
-def rows(source: str) -> Iterator[Row]:
-    """The records of a source with their places. Their fields are not checked.
+def rows(source: str, drop: Drop | None = None) -> Iterator[Row]:
+    """The records of a source with their places. Their fields are not checked. `drop`: see `table`.
 
     Raises:
       ValueError: there is no such source, or a row cannot be read or is no object.
     """
-    return map(_row, values(source))
+    return map(_row, values(source, drop))
 
 
 def _row(placed: tuple[str, Any]) -> Row:
@@ -198,7 +200,7 @@ def read_all(
     source: str | Path,
     convert: Callable[[Any], T],
     placed: Callable[[str], Iterable[tuple[str, Any]]] | None = None,
-    drop: Callable[[str], None] | None = None,
+    drop: Drop | None = None,
 ) -> list[T]:
     """The results of `convert` for all records of a source as `placed` reads it: `values`, or `rows` for objects alone.
 
@@ -211,9 +213,7 @@ def read_all(
     return results
 
 
-def converted(
-    placed: Iterable[tuple[str, Any]], convert: Callable[[Any], T], drop: Callable[[str], None] | None = None
-) -> list[T]:
+def converted(placed: Iterable[tuple[str, Any]], convert: Callable[[Any], T], drop: Drop | None = None) -> list[T]:
     """The results of `convert` for records that come with their places.
 
     `drop` takes a line that counts the wrong records, which are left out.
@@ -228,16 +228,21 @@ def converted(
             results.append(convert(record))
         except ValueError as error:
             wrong.setdefault(str(error), []).append(place)
+    _leave_out(wrong, len(results), drop)
+    return results
+
+
+def _leave_out(wrong: Mapping[str, list[str]], right: int, drop: Drop | None) -> None:
+    """Tell `drop` of wrong rows, the places of each fault, beside so many right ones. Raises WrongRows without it."""
     if not wrong:
-        return results
+        return
     listed = [f'{places[0]}: {fault}{_also(places)}' for fault, places in list(wrong.items())[:LISTED]]
     message = '; '.join(listed) + (f'; and {len(wrong) - LISTED} other faults' if len(wrong) > LISTED else '')
     if (count := sum(map(len, wrong.values()))) > 1:
-        message = f'{count} of {count + len(results)} rows are wrong: {message}'
+        message = f'{count} of {count + right} rows are wrong: {message}'
     if drop is None:
         raise WrongRows(message)
     drop(f'left out {counted(count, "row")}: {message}')
-    return results
 
 
 def _also(places: list[str]) -> str:
@@ -251,8 +256,8 @@ def _also(places: list[str]) -> str:
     return f' (also {start.rpartition(" ")[2]}s {", ".join(numbers[:LISTED])}{more})'
 
 
-def values(source: str) -> Iterator[tuple[str, Any]]:
-    """The values of a source with their places; those of JSON may be of any type. All rows are read here.
+def values(source: str, drop: Drop | None = None) -> Iterator[tuple[str, Any]]:
+    """The values of a source with their places; those of JSON may be of any type. `drop`: see `table`.
 
     Raises:
       ValueError: there is no such source, or a row cannot be read.
@@ -262,11 +267,16 @@ def values(source: str) -> Iterator[tuple[str, Any]]:
     if source.startswith('tfds:'):
         return _tfds(source)
     # The files of all shards are looked for before the first row is read.
-    return itertools.chain.from_iterable([_values(path) for path in shards.files_of(source)])
+    return itertools.chain.from_iterable([_values(path, drop) for path in shards.files_of(source)])
 
 
-def _values(path: Path) -> Iterator[tuple[str, Any]]:
-    readers = {'.csv': table, '.parquet': _parquet, '': _json, **dict.fromkeys(('.jsonl', '.ndjson', '.json'), _json)}
+def _values(path: Path, drop: Drop | None) -> Iterator[tuple[str, Any]]:
+    readers = {
+        '.csv': functools.partial(table, drop=drop),
+        '.parquet': _parquet,
+        '': _json,
+        **dict.fromkeys(('.jsonl', '.ndjson', '.json'), _json),
+    }
     if files.format_of(path) not in readers:
         raise ValueError(f'{path} is no source; give {shards.READ}, hf:owner/name/file or tfds:name')
     if not path.exists():
@@ -323,18 +333,21 @@ def without_gaps(value: Any) -> Any:
     return [without_gaps(entry) for entry in value] if isinstance(value, list) else value
 
 
-def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
+def table(path: Path, columns: Iterable[str] = (), drop: Drop | None = None) -> Iterator[Row]:
     """The rows of a CSV file under its header, with their places. The header must have these columns.
 
-    Rows are counted as a spreadsheet counts them, the header and empty rows included. See `delimiter`.
+    Rows are counted as a spreadsheet counts them, the header and empty rows included. See `delimiter`. `drop` takes a
+    line about rows that have another number of cells than the header, which are left out.
 
     Raises:
-      ValueError: the file is not there or no CSV, or a row has another number of cells than the header.
+      ValueError: the file is not there or no CSV, or, without `drop`, a row has another number of cells.
     """
     # A cell may be a long text, and Python's limit is 131,072 characters.
     csv.field_size_limit(sys.maxsize)
     header: list[str] = []
-    number = 0
+    number = right = 0
+    # The places of rows by the number of their cells.
+    wrong: dict[str, list[str]] = {}
     with files.open_text(path) as file:
         cells = csv.reader(file, strict=True, delimiter=delimiter(path))
         try:
@@ -344,11 +357,11 @@ def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
                     continue
                 # The first row that is not empty is the header.
                 if header and len(row) != len(header):
-                    raise ValueError(
-                        f'{path}, row {number}: it has another number of cells than the header, {len(row)} of '
-                        f'{len(header)}; mend or delete the row, since nobody knows which cells are which'
-                    )
-                if header:
+                    # Nobody knows which of its cells are which.
+                    fault = f'it has another number of cells than the header, {len(row)} of {len(header)}'
+                    wrong.setdefault(fault, []).append(f'{path}, row {number}')
+                elif header:
+                    right += 1
                     yield f'{path}, row {number}', dict(zip(header, row, strict=True))
                 else:
                     header = _header(path, row, columns)
@@ -360,6 +373,7 @@ def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
     # A file without any row lacks the columns, too.
     if not header:
         _header(path, [], columns)
+    _leave_out(wrong, right, drop)
 
 
 def delimiter(path: Path) -> str:

@@ -13,7 +13,7 @@ II.2).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -90,7 +90,7 @@ def read(
     alone: bool,
     template: str = '{}',
     answered: bool = True,
-    drop: Callable[[str], None] | None = None,
+    drop: records.Drop | None = None,
 ) -> TextPairs:
     """The pairs of a file.
 

@@ -83,7 +83,9 @@ def train(settings: Run, workdir: Path, name: str = '') -> int:
     progress.announce(title, plan.phases or {'': plan.total_steps}, plan.evaluations, notes)
     with StopListener(progress.log) as stopping:
         try:
-            stopped = faults(run, settings, workdir, recipe, progress, checkpoints, restored, stopping, rollouts, name)
+            stopped = faults(
+                run, settings, workdir, recipe, progress, checkpoints, restored, stopping, rollouts, notes, name
+            )
         except Fault:
             # Several processes would wait here for one that has no fault.
             if not processes.joined():
@@ -123,7 +125,7 @@ def initialize(settings: Run, workdir: Path, place: Place | None) -> None:
 
 def run(
     settings: Run, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored, stopping: StopListener,
-    rollouts: list[Mapping[str, Any]], name: str = '',
+    rollouts: list[Mapping[str, Any]], notes: Iterable[str] = (), name: str = '',
 ) -> int:  # fmt: skip
     """Make the steps that remain, then the report and the exports. The result is the signal that came, or 0."""
     plan = recipe.plan
@@ -175,7 +177,7 @@ def run(
                 return stop
             i = following
         checkpoints.wait()
-    finish(settings, workdir, recipe, state, progress, name)
+    finish(settings, workdir, recipe, state, progress, notes, name)
     # A signal since the last step stops before the next stage.
     return agree(stopping.wish, False)[0]
 
@@ -203,9 +205,10 @@ def evaluate_checkpoint(
     if not (workdir / checkpoint.FOLDER).is_dir():
         raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
     initialize(settings, workdir, place)
-    recipe = prepare(settings, workdir, Progress())
+    recipe = prepare(settings, workdir, progress := Progress())
     state, host, step = checkpoint.Checkpoints(workdir, recipe.plan.abstract, read_only=True).read(step)
     recipe.plan.resume(host)
+    progress.log(f'evaluating {workdir} at step {step}')
     return step, recipe.evaluate(state, 'final')
 
 
@@ -222,12 +225,14 @@ def evaluate(
     progress.log(evaluation_text(stage, evaluation.record, evaluation.exhibits, recipe.plan.shown, words))
 
 
-def finish(settings: Run, workdir: Path, recipe: Recipe, state, progress: Progress, name: str = '') -> None:
-    """Write exports, summary and report from the run's last state and its files."""
+def finish(
+    settings: Run, workdir: Path, recipe: Recipe, state, progress: Progress, notes: Iterable[str] = (), name: str = ''
+) -> None:
+    """Write exports, summary and report from the run's last state and its files. `notes` are lines on its data."""
     if settings.export and recipe.plan.trained:
         recipe.plan.trained.write(state, workdir)
     if jax.process_index() == 0:
-        notes = list(recipe.plan.trained.notes) if recipe.plan.trained else []
+        notes = [*notes, *(recipe.plan.trained.notes if recipe.plan.trained else ())]
         finished = time.strftime('%Y-%m-%d %H:%M:%S')
         summarize(workdir, {'name': name, 'config': to_dict(settings), 'finished': finished, 'notes': notes})
         # See `train_all`.

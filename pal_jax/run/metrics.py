@@ -76,13 +76,13 @@ class MetricsWriter:
         """Write the metrics of one training step. `phase` names the part of the run: `'warm-up'`, `'ppo'`, ..."""
         if self._active:
             self._append(METRICS, {'step': step, 'phase': phase, **metrics})
-            self._scalars(step, metrics, prefix='')
+            self._scalars(step, metrics, 'train')
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Write one evaluation: `step`, `stage` ('base', 'warm-up', 'step' or 'final'), numbers and lists of them."""
         if self._active:
             self._append(EVALS, record)
-            self._scalars(record['step'], record, prefix='eval/')
+            self._scalars(record['step'], record, 'eval')
 
     def dialogues(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Write sample dialogues: `step`, `stage`, `person`, `facts` and `turns`, a list of objects."""
@@ -134,8 +134,10 @@ class MetricsWriter:
         file.write(json.dumps(plain(record), ensure_ascii=False) + '\n')
         file.flush()
 
-    def _scalars(self, step: int, record: Mapping[str, Any], prefix: str) -> None:
-        scalars = {prefix + k: float(v) for k, v in record.items() if k != 'step' and np.ndim(v) == 0 and _is_number(v)}
+    def _scalars(self, step: int, record: Mapping[str, Any], group: str) -> None:
+        # TensorBoard and W&B show the names before a slash as groups; times have one of their own.
+        numbers = {k: float(v) for k, v in record.items() if k != 'step' and np.ndim(v) == 0 and _is_number(v)}
+        scalars = {re.sub('^train/seconds_', 'seconds/', f'{group}/{name}'): value for name, value in numbers.items()}
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
         self._board.flush()

@@ -252,6 +252,30 @@ def test_what_is_wrong_in_a_file_is_told_with_its_row(tmp_path, name, text, mess
     assert str(tmp_path / name) in str(told.value)
 
 
+def test_rows_with_other_cells_than_the_header_are_left_out_on_request(tmp_path):
+    path = written(tmp_path, 'a.csv', PAIRS + 'ana,left,1,2\nana,left,1\nbo,right,1,2,3\nbo,right,1,2\n')
+    lines = []
+    data = tables.load(path, drop=lines.append)
+    assert data.chosen[:].tolist() == [[1.0], [2.0]]
+    (line,) = lines
+    assert 'left out 2 rows' in line
+    assert 'row 3' in line
+    assert 'row 4' in line
+
+
+def test_a_table_may_be_lines_of_json_of_which_some_lack_a_cell(tmp_path):
+    pairs = '{"user": "ana", "choice": "left", "left_x": 1, "right_x": 2}\n{"user": "bo", "choice": "A", "left_x": 3}'
+    with pytest.raises(ValueError, match=r'line 2: right_x has None'):
+        tables.load(written(tmp_path, 'a.jsonl', pairs))
+    options = ''.join(
+        f'{{"user": "ana", "situation": 1, "chosen": {int(x == 2)}, "x": {x}, "maker": "{maker}"}}\n'
+        for x, maker in ((1, 'VW'), (2, 'Ford'))
+    )
+    data = tables.load(written(tmp_path, 'b.jsonl', options))
+    assert data.attributes == ('x', 'maker: VW over Ford')
+    assert (data.chosen[:].tolist(), data.rejected[:].tolist()) == ([[2.0, 0.0]], [[1.0, 1.0]])
+
+
 def test_a_file_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r'nowhere\.csv') as told:
         tables.load('nowhere.csv')
@@ -274,7 +298,7 @@ def test_pairs_that_wait_for_an_answer_need_neither_user_nor_choice(tmp_path):
         tables.load(lines)
     with pytest.raises(ValueError, match=r'no\.csv: .*left_'):
         tables.load(written(tmp_path, 'no.csv', 'user,x\na,1\n'), answered=False)
-    with pytest.raises(ValueError, match=r'no\.jsonl, line 1: .*left'):
+    with pytest.raises(ValueError, match=r'no\.jsonl: .*left_'):
         tables.load(written(tmp_path, 'no.jsonl', '{"user": "a"}'), answered=False)
 
 

@@ -338,6 +338,19 @@ def test_functions_and_classes_of_a_program_are_values_of_any_key_that_takes_a_f
             own_parts.load('reward.judge', 'python:judge', 'prompts')
 
 
+def test_a_table_of_pandas_becomes_lines_with_null_for_what_is_missing():
+    table = pytest.importorskip('pandas').DataFrame(
+        {'prompt': ['Hi', 'é'], 'score': [1 / 3, float('nan')]}, index=[4, 7]
+    )
+    assert [json.loads(line) for line in library._lines('prompts.train', table).splitlines()] == [
+        {'prompt': 'Hi', 'score': 1 / 3}, {'prompt': 'é', 'score': None},
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match='prompts.train: there are no rows'):
+        library._lines('prompts.train', table[:0])
+    assert not library._lines('total_steps', 3)
+    assert not library._lines('prototypes', (1, 2))
+
+
 def test_wrong_inputs_from_python_are_value_errors(tmp_path):
     with pytest.raises(ValueError, match='rl.gamma'):
         pal_jax.train('rl:smoke', {'rl.gamma': 1}, workdir=tmp_path)

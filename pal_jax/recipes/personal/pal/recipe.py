@@ -193,7 +193,7 @@ def _check_model(model: PALSettings, pull: float) -> None:
         )
 
 
-def read(settings: Settings, drop: Callable[[str], None] | None = None) -> Comparisons:
+def read(settings: Settings, drop: records.Drop | None = None) -> Comparisons:
     """The choices of a table in their own units.
 
     `drop` takes a line about wrong rows, which are left out; None: they are refused.

@@ -1,14 +1,15 @@
 """A researcher's own table of choices. Errors name the file and all wrong rows.
 
-JSON lines: {"user": "ana", "chosen": [1.5, 0], "rejected": [2, 1]}; items are lists of numbers, or objects of named
+Items: {"user": "ana", "chosen": [1.5, 0], "rejected": [2, 1]}; items are lists of numbers, or objects of named
     numbers; "situation" names the decision that a row belongs to, "prompt" is the vector of a prompt (PAL-B).
 Table with a row for each option: columns user, situation, chosen (0 or 1), and one for each attribute.
 Table with a row for each pair: columns user, choice, and two for each attribute; situation is optional. The answers and
     the columns of the two sides may be called left and right, A and B, or 1 and 2: left_price, price_B, price1.
 
-Tables are CSV or Parquet. Numbers may be written as texts; between semicolons or tabs they may have a decimal comma. An
-attribute that has no number in any row has words, and becomes a number for each of its words but the first: `maker: VW
-over Ford` is 1 for VW. `records.identity` reads users and situations, `surveys.with_user` finds the column of the user.
+Files are those of `records.values`. Numbers may be written as texts; in CSV between semicolons or tabs they may have a
+decimal comma. An attribute that has no number in any row has words, and becomes a number for each of its words but the
+first: `maker: VW over Ford` is 1 for VW. `records.identity` reads users and situations, `surveys.with_user` finds the
+column of the user.
 """
 
 from __future__ import annotations
@@ -35,8 +36,6 @@ FORMS = (
 ASKED = 'left_<attribute> and right_<attribute>, a row a pair'
 CHOSEN = {'1': True, '1.0': True, 'true': True, '0': False, '0.0': False, 'false': False}
 
-Drop = Callable[[str], None]
-
 
 class Attribute(NamedTuple):
     """An attribute of a table: a number, or one of `words`, which are numbers as the head of this module says."""
@@ -62,7 +61,7 @@ class Attribute(NamedTuple):
 
 
 def load(
-    path: str | Path, *, answered: bool = True, attributes: Sequence[str] = (), drop: Drop | None = None
+    path: str | Path, *, answered: bool = True, attributes: Sequence[str] = (), drop: records.Drop | None = None
 ) -> Comparisons:
     """The choices of a source, which are those of `records.values`.
 
@@ -76,12 +75,10 @@ def load(
       ValueError: the file is missing or of another kind, or a row is wrong.
     """
     paths = shards.files_of(str(path))
-    rows = list(records.values(str(path)))
+    rows = list(records.values(str(path), drop))
     if rows and _has_texts(rows[0][1]):
         raise ValueError(f'{path} has choices between texts; take --config=pal:text')
-    tabular = {files.format_of(file) for file in paths} <= {'.csv', '.parquet'}
-    # Parquet files may hold lists and objects, as JSON does.
-    if tabular and rows and not any(isinstance(cell, list | dict) for cell in rows[0][1].values()):
+    if _is_table(rows):
         comma = any(files.format_of(file) == '.csv' and records.delimiter(file) != ',' for file in paths)
         names, pairs = _table(path, rows, answered, comma, attributes, drop)
     else:
@@ -98,6 +95,14 @@ def _has_texts(row: Any) -> bool:
     sides = [value for name, value in row.items() if name.lower() in ('rejected', 'right', 'b')]
     messages = [isinstance(side, list) and any(isinstance(entry, Mapping) for entry in side) for side in sides]
     return any(messages) or any(isinstance(side, str) and not re.fullmatch(r'[-+\d.,eE]*', side) for side in sides)
+
+
+def _is_table(rows: Sequence[tuple[str, Any]]) -> bool:
+    """True for rows of cells, and False for rows of two items, which are lists or objects. Any file may hold both."""
+    if not rows or not all(isinstance(row, Mapping) for _, row in rows):
+        return False
+    first = rows[0][1]
+    return not {'chosen', 'rejected'} <= {*first} and not any(isinstance(cell, list | dict) for cell in first.values())
 
 
 def with_numbers(item: Mapping[str, Any], attributes: Sequence[str]) -> Mapping[str, Any]:
@@ -142,7 +147,9 @@ def _checked(pair: PreferencePair, first: PreferencePair) -> PreferencePair:
     return pair
 
 
-def _items(rows: list[records.Row], answered: bool, drop: Drop | None) -> tuple[tuple[str, ...], list[PreferencePair]]:
+def _items(
+    rows: list[records.Row], answered: bool, drop: records.Drop | None
+) -> tuple[tuple[str, ...], list[PreferencePair]]:
     """The names of attributes, where items are objects, and the pairs of records of two items."""
     rows = rows if answered else [(place, records.unanswered(row)) for place, row in rows]
     sides = next((row['chosen'] for _, row in rows if isinstance(row, Mapping) and 'chosen' in row), ())
@@ -201,12 +208,13 @@ def _table(
     answered: bool,
     comma: bool,
     known: Sequence[str],
-    drop: Drop | None,
+    drop: records.Drop | None,
 ) -> tuple[tuple[str, ...], list[PreferencePair]]:
     """The names of attributes and the pairs of a table of options or of pairs; `comma`: numbers may have a decimal
     comma."""
-    rows = [(place, surveys.with_user(row)) for place, row in rows]
-    columns = list(rows[0][1])
+    columns = list(dict.fromkeys(itertools.chain.from_iterable(surveys.with_user(row) for _, row in rows)))
+    # Objects of JSON may lack what others have.
+    rows = [(place, dict.fromkeys(columns) | surveys.with_user(row)) for place, row in rows]
     sides = _sides(path, columns)
     # A proper subset leaves a column at least for an attribute.
     if answered and {'user', 'situation', 'chosen'} < set(columns):
@@ -288,7 +296,7 @@ def _pairs(
     rows: list[records.Row],
     attributes: Sequence[Attribute],
     of: Mapping[str, tuple[str, ...]],
-    drop: Drop | None,
+    drop: records.Drop | None,
 ) -> list[PreferencePair]:
     """The pairs of rows that have two sides each."""
     # 1 is the left side where answers are 1 and 2, and the right one where they are 0 and 1.
@@ -312,7 +320,7 @@ def _options(
     rows: list[records.Row],
     attributes: Sequence[Attribute],
     of: Mapping[str, tuple[str, ...]],
-    drop: Drop | None,
+    drop: records.Drop | None,
 ) -> list[PreferencePair]:
     """The pairs of rows that have one option each: the chosen option with each other option of its situation."""
     # One user may be spelled in several ways, and a situation must not fall apart by that.

@@ -109,7 +109,7 @@ def open_encoder(text: TextSettings) -> Encoder:
     return Encoder(states.first_layers(cfg, text.layers), words, weights)
 
 
-def read_pairs(settings: Settings, tokenizer: Tokenizer, drop: Callable[[str], None] | None = None) -> TextPairs:
+def read_pairs(settings: Settings, tokenizer: Tokenizer, drop: records.Drop | None = None) -> TextPairs:
     """The pairs of the file, of the public set (`opinions.read`) or of the votes that `data` names.
 
     `drop` takes a line about wrong rows, which are left out; None: they are refused.
@@ -145,7 +145,7 @@ def choices_of(
     alone: bool,
     *,
     answered: bool = True,
-    drop: Callable[[str], None] | None = None,
+    drop: records.Drop | None = None,
 ) -> TextPairs:
     """The pairs of a file or of a public set; `alone`, `answered` and `drop` are those of `texts.read`."""
     how: Any = {'alone': alone, 'template': template}
