@@ -19,6 +19,7 @@ import functools
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,8 @@ def train(
       KeyboardInterrupt: a signal stopped the run; its checkpoint is saved.
     """
     paying = _by_name(reward)
+    if changes is not None and not isinstance(changes, Mapping):
+        raise ValueError(f"changes is a {type(changes).__name__}; give a dictionary of keys, such as {{'data': rows}}")
     changes = dict(changes or {})
     functions = _by_name([*paying.values(), *(part for value in changes.values() for part in _callables(value))])
     # The folder is named after config and variant.
@@ -149,27 +152,37 @@ def evaluate(
 
 
 def score(
-    source: str | os.PathLike[str], records: Sequence[Mapping[str, Any]], *, person: str | int | os.PathLike[str] = ''
+    source: str | os.PathLike[str],
+    records: Sequence[Mapping[str, Any]],
+    *,
+    person: str | int | os.PathLike[str] | Mapping[str, Any] = '',
 ) -> np.ndarray:
     """The scores `[records]` of records by the model of a run, see `scoring.open_scorer`, which opens it once for many
-    calls.
+    calls. `person` may also be a record of `personalize`.
 
     Raises:
       ValueError: the run scores nothing, or a record or the person is wrong.
     """
-    return open_scorer(source, person)(records)
+    if not isinstance(person, Mapping):
+        return open_scorer(source, person)(records)
+    with _file_of(json.dumps(dict(person))) as file:
+        scorer = open_scorer(source, file)
+    return scorer(records)
 
 
-def personalize(source: str | os.PathLike[str], choices: str | os.PathLike[str], *, split: int = 0) -> dict[str, Any]:
-    """A new person as the mixture of a PAL's prototypes that suits the choices in a file (docs/howto/choices.md).
+def personalize(source: str | os.PathLike[str], choices: Any, *, split: int = 0) -> dict[str, Any]:
+    """A new person as the mixture of a PAL's prototypes that suits the choices in a file (docs/howto/choices.md), a
+    list of dictionaries or a pandas table.
 
-    `pal_jax.score(..., person=FILE)` takes the record where it is written as JSON.
+    `pal_jax.score(..., person=...)` takes the record, or a file of it.
 
     Raises:
       ValueError: the run is none of PAL, or a row of the file is wrong.
     """
     run = open_pal(run_folder(source), split)
-    choices_of_person = pal_person.read_choices(run, os.fspath(choices))
+    rows = _lines('choices', choices)
+    with _file_of(rows) if rows else contextlib.nullcontext(choices) as file:
+        choices_of_person = pal_person.read_choices(run, os.fspath(file))
     return pal_person.to_record(run, choices_of_person, pal_person.fit(run, choices_of_person))
 
 
@@ -204,6 +217,15 @@ def _lines(key: str, value: Any) -> str:
         return ''.join(json.dumps(row) + '\n' for row in rows)
     except TypeError as error:
         raise ValueError(f'{key}: {error}; rows are written as JSON') from None
+
+
+@contextlib.contextmanager
+def _file_of(lines: str) -> Iterator[Path]:
+    """A file of JSON lines for as long as the block lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'rows.jsonl'
+        file.write_text(lines, encoding='utf-8')
+        yield file
 
 
 def _write(file: Path, lines: str) -> None:

@@ -50,7 +50,8 @@ def main() -> None:
         return
     workdir = SOURCE.value.removeprefix('orbax:')
     if not workdir or (':' in workdir and not Path(workdir).is_dir()):
-        raise cli.Fault(f'--source={SOURCE.value}: give a run of --config=pal, as runs/pal')
+        given = f'--source={SOURCE.value} is no run' if SOURCE.present else 'there is no --source'
+        raise cli.Fault(f'{given}; give a run of --config=pal, such as --source=runs/pal')
     if not CHOICES.value and not ASK.value and not FORGET.value:
         raise cli.Fault('nothing to learn from and nothing to ask; give --choices=FILE, --ask=FILE or --forget=ID')
     output = cli.output_file()

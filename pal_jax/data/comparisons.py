@@ -17,8 +17,10 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from pal_jax.data.holdouts import normal
-from pal_jax.data.records import first_spelling
+from pal_jax.data.records import LISTED, Drop, WrongRows, first_spelling
 from pal_jax.run import forecast
+
+LEAST = 3  # questions of a person: one for training, one for validation and one for the test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +219,8 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
       train, validation: the shares of a person's situations; all others are for the test.
 
     Raises:
-      ValueError: there is nobody seen or nobody new, or a person has fewer than three situations.
+      ValueError: there is nobody seen or nobody new.
+      WrongRows: people have fewer than three questions.
     """
     rng, people = np.random.default_rng(seed), len(data.names)
     count = round(seen * people)
@@ -227,17 +230,19 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
     is_seen = np.zeros(people, bool)
     is_seen[rng.permutation(people)[:count]] = True
     # Situations of a person with the same items are one question, and are drawn as one.
-    count_of_user = questions(data)
-    _, first = np.unique(count_of_user, return_index=True)
-    question_of_pair = count_of_user[data.situations]
+    number = questions(data)
+    _, first = np.unique(number, return_index=True)
+    question_of_pair = number[data.situations]
     owner = np.zeros(len(first), np.int64)
     owner[question_of_pair] = data.users
-    place = rank_within(owner, rng.permutation(len(count_of_user))[first])
+    place = rank_within(owner, rng.permutation(len(number))[first])
     count_of_user = np.bincount(owner, minlength=people)
-    if (users := np.flatnonzero(count_of_user < 3)).size:
-        raise ValueError(
-            f'user {data.names[users[0]]!r} has {count_of_user[users[0]]} of the 3 choices that are needed for '
-            'training, validation and test; give more of them, or leave the user out'
+    if (users := np.flatnonzero(count_of_user < LEAST)).size:
+        listed = ', '.join(f'{data.names[user]} ({count_of_user[user]})' for user in users[:LISTED])
+        more = f' and {len(users) - LISTED} more' if len(users) > LISTED else ''
+        raise WrongRows(
+            f'{forecast.counted(len(users), "person")} with fewer than the {LEAST} different questions that training, '
+            f'validation and test need: {listed}{more}'
         )
     # Training and validation have one question at least, and training leaves two.
     cuts = np.maximum(np.round(count_of_user * train), 1), np.maximum(np.round(count_of_user * validation), 1)
@@ -247,6 +252,48 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
     seen_parts = [np.flatnonzero(of_seen & (of_pair == k)) for k in range(3)]
     new_parts = [np.flatnonzero(~of_seen & (of_pair == 0)), np.flatnonzero(~of_seen & (of_pair > 0))]
     return Split._make([*seen_parts, *new_parts])
+
+
+def without_few(data: Comparisons, drop: Drop) -> Comparisons:
+    """The choices of the people who have as many questions as `split` needs; `drop` takes a line about the others."""
+    number = questions(data)
+    owner = np.zeros(len(np.unique(number)), np.int64)
+    owner[number[data.situations]] = data.users
+    enough = np.bincount(owner, minlength=len(data.names)) >= LEAST
+    if enough.all():
+        return data
+    names = [name for name, has in zip(data.names, enough, strict=True) if not has]
+    drop(f'left out {forecast.counted(len(names), "person")} with fewer than {LEAST} questions: {", ".join(names)}')
+    keep, people = enough[data.users], np.flatnonzero(enough)
+    return data._replace(
+        users=np.searchsorted(people, data.users[keep]).astype(np.int32),
+        situations=np.unique(data.situations[keep], return_inverse=True)[1].astype(np.int32),
+        chosen=data.chosen[keep],
+        rejected=data.rejected[keep],
+        prompt=None if data.prompt is None else data.prompt[keep],
+        names=tuple(data.names[person] for person in people),
+        groups=None if data.groups is None else data.groups[people],
+    )
+
+
+def described(data: Comparisons) -> str:
+    """The numbers of choices and people in words, and the attributes with the range of their values."""
+    users = data.users[np.unique(data.situations, return_index=True)[1]]
+    counts = np.bincount(users)
+    words = (
+        f'{forecast.counted(len(users), "choice")} of {forecast.counted(len(data.names), "person")}, '
+        f'{counts.min()} to {counts.max()} of each'
+    )
+    # Items that are looked up are texts or lie on disk, so their attributes say nothing or cost a pass.
+    if isinstance(data.chosen, Lookup):
+        return words + (f'; {forecast.counted(len(data.texts), "text")}' if data.texts else '')
+    low, high = data.items.min(axis=0), data.items.max(axis=0)
+    # A word of an attribute is 0 or 1, see `recipes/personal/pal/tables.py`.
+    ranges = [
+        name if ' over ' in name else f'{name} {a:.4g} to {b:.4g}'
+        for name, a, b in zip(data.attributes, low, high, strict=True)
+    ]
+    return f'{words}; {", ".join(ranges[:LISTED])}' + (', ...' if len(ranges) > LISTED else '')
 
 
 def split_items(data: Comparisons, *, seed: int, seen: float, train: float, validation: float) -> Split:

@@ -14,8 +14,8 @@ between commas, semicolons or tabs, whichever the header has most of, and rows o
 Files are UTF-8, with a byte order mark or without, and with any line ends. The id of a person is a text or a whole
 number: 1, 1.0, "1" and " 1 " are one person; "01" is another person. Two spellings of an id (`holdouts.normal`: case,
 forms of accents and marks, invisible characters) are one person, who is called as written first. A missing value (null,
-NaN, an empty text, or the texts nan, NaN, null, NULL, None and <NA>, as programs write it) is no id. Neither are true,
-1.5 or a list. A row without an id is refused.
+NaN, an empty text, or the texts nan, NaN, NA, null, NULL, None and <NA>, as programs write it) is no id. Neither are
+true, 1.5 or a list. A row without an id is refused.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ T = TypeVar('T')
 Row = tuple[str, Mapping[str, Any]]  # the place of a row, and its fields
 Drop = Callable[[str], None]  # takes a line about wrong rows, which are left out
 
-MISSING = ('', 'nan', 'NaN', 'null', 'NULL', 'None', '<NA>')  # texts that stand for no value
+MISSING = ('', 'nan', 'NaN', 'NA', 'null', 'NULL', 'None', '<NA>')  # texts that stand for no value
 NOBODY = 'nobody'  # the user of pairs that wait for an answer
 # Beyond this number, some whole numbers are no floats.
 EXACT = 2**53
@@ -238,11 +238,10 @@ def _leave_out(wrong: Mapping[str, list[str]], right: int, drop: Drop | None) ->
         return
     listed = [f'{places[0]}: {fault}{_also(places)}' for fault, places in list(wrong.items())[:LISTED]]
     message = '; '.join(listed) + (f'; and {len(wrong) - LISTED} other faults' if len(wrong) > LISTED else '')
-    if (count := sum(map(len, wrong.values()))) > 1:
-        message = f'{count} of {count + right} rows are wrong: {message}'
+    count = sum(map(len, wrong.values()))
     if drop is None:
-        raise WrongRows(message)
-    drop(f'left out {counted(count, "row")}: {message}')
+        raise WrongRows(f'{count} of {count + right} rows are wrong: {message}' if count > 1 else message)
+    drop(f'left out {count} of {counted(count + right, "row")}: {message}')
 
 
 def _also(places: list[str]) -> str:
@@ -253,7 +252,8 @@ def _also(places: list[str]) -> str:
     # Rows of another file are listed with its name.
     numbers = [place.removeprefix(f'{start} ') for place in places[1:]]
     more = f' and {len(numbers) - LISTED} more' if len(numbers) > LISTED else ''
-    return f' (also {start.rpartition(" ")[2]}s {", ".join(numbers[:LISTED])}{more})'
+    unit = start.rpartition(' ')[2] + ('s' if len(numbers) > 1 else '')
+    return f' (also {unit} {", ".join(numbers[:LISTED])}{more})'
 
 
 def values(source: str, drop: Drop | None = None) -> Iterator[tuple[str, Any]]:

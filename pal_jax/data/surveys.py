@@ -14,15 +14,21 @@ ANSWERS = 'choice', 'answer', 'preferred', 'preference'
 SIDES = ('left', 'right'), ('a', 'b'), ('1', '2')
 
 
+def person_column(columns: Iterable[str]) -> str | None:
+    """The column of the person: `user`, or the first that has a name of `PEOPLE`."""
+    return 'user' if 'user' in columns else next((c for c in columns if c.lower().removesuffix('_id') in PEOPLE), None)
+
+
+def answer_column(columns: Iterable[str]) -> str | None:
+    """The column of the answer: `choice`, or the first that has a name of `ANSWERS`."""
+    return 'choice' if 'choice' in columns else next((c for c in columns if c.lower() in ANSWERS), None)
+
+
 def with_user(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """A row whose columns of the person and of the answer are called `user` and `choice`, whichever names of `PEOPLE`
     and `ANSWERS` they have. A row that says what was `chosen` needs no answer."""
-    new = {}
-    if 'user' not in row:
-        new[next((name for name in row if name.lower().removesuffix('_id') in PEOPLE), '')] = 'user'
-    if not {'choice', 'chosen'} & row.keys():
-        new[next((name for name in row if name.lower() in ANSWERS), '')] = 'choice'
-    return {new.get(name, name) if name else name: value for name, value in row.items()}
+    new = {person_column(row): 'user'} | ({} if 'chosen' in row else {answer_column(row): 'choice'})
+    return {new.get(name, name): value for name, value in row.items()}
 
 
 def named(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -34,11 +40,13 @@ def named(row: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
       ValueError: the answer names no side.
     """
+    sides, answered_in = text_columns(row), answer_column(row)
     row = with_user(row)
-    sides = text_columns(row)
     if 'chosen' in row or 'choice' not in row or not sides:
         return row
-    answer = side_of(row['choice'])
+    if empty := [name for name in sides if row[name] is None or not str(row[name]).strip()]:
+        raise ValueError(f'{empty[0]} is empty')
+    answer = side_of(row['choice'], answered_in or 'choice')
     rest = {name: value for name, value in row.items() if name not in (*sides, 'choice')}
     return {**rest, 'chosen': row[sides[answer]], 'rejected': row[sides[1 - answer]]}
 
@@ -67,10 +75,11 @@ def columns_of_side(side: str, columns: Iterable[str]) -> dict[str, str]:
     return {(match[1] or match[2]).strip('_ .:-'): column for match, column in matches}
 
 
-def side_of(answer: Any) -> int:
-    """The number of the side that an answer names, 0 or 1. Raises ValueError where it names none."""
+def side_of(answer: Any, column: str = 'choice') -> int:
+    """The number of the side that an answer names, 0 or 1. Raises ValueError, with its column, where it names none."""
     plain = str(answer).strip().lower().removesuffix('.0')
     for sides in SIDES:
         if plain in sides:
             return sides.index(plain)
-    raise ValueError(f'choice is {answer!r}; give left or right, A or B, or 1 or 2')
+    shown = 'empty' if answer is None or not str(answer).strip() else repr(answer)
+    raise ValueError(f'{column} is {shown}; give left or right, A or B, or 1 or 2')

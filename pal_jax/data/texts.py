@@ -106,6 +106,7 @@ def read(
     table = files.format_of(Path(path)) == '.csv'
 
     def convert(record: Any) -> RecordTexts:
+        record = surveys.named(record) if answered and isinstance(record, dict) else record
         # An empty cell of a table is no field.
         record = {name: cell for name, cell in record.items() if cell} if table else record
         return to_said(record if answered else records.unanswered(record), tokenizer, alone=alone, template=template)

@@ -144,7 +144,10 @@ def _parse(argv: Sequence[str]) -> None:
     try:
         positional = flags.FLAGS([_change_of(argument) for argument in argv])
     except flags.UnrecognizedFlagError as error:
-        raise Fault(one_line(error) + habits.hint(error.flagname)) from None
+        line, hint = one_line(error), habits.hint(error.flagname)
+        if not hint and CONFIG.value and 'Did you mean' not in line:
+            hint = f'; a key of the config is written --config.{error.flagname}=VALUE'
+        raise Fault(line + hint) from None
     except (flags.Error, ValueError) as error:
         raise Fault(one_line(error)) from None
     if positional[1:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import re
 from collections.abc import Sequence
@@ -38,7 +39,10 @@ def missing_config(name: str) -> str:
     if Path(file).is_file():
         return ''
     ours = importlib.import_module('pal_jax.recipes').ELSEWHERE
-    meant = f'; what {file} names elsewhere is --config={ours[file]} here' if file in ours else ''
+    near = difflib.get_close_matches(file, config_names(), 1)
+    meant = f'; did you mean {near[0]}?' if near else ''
+    if file in ours:
+        meant = f'; what {file} names elsewhere is --config={ours[file]} here'
     return f'there is no configuration file {file}{meant}; give one, or a name: {", ".join(config_names())}'
 
 

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from pal_jax.data.comparisons import Comparisons, PairBatch, Split, rank_within, shares, take
 from pal_jax.models.params import Params
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
+from pal_jax.run.forecast import counted
 
 CHUNK = 65536  # pairs judged at once
 PADDING = 2**30
@@ -63,6 +64,19 @@ def make_trials(data: Comparisons, seeds: int, control: bool, seed: int, split: 
                     users[index] = rng.permutation(users[index])
             trials.append(Trial(parts, users, number, shuffled))
     return trials
+
+
+def in_words(data: Comparisons, trial: Trial) -> str:
+    """The numbers of people and pairs in the parts of a split, in words."""
+    parts, pairs = trial.split, len(data.users)
+    known, new = (len(np.unique(data.users[part])) for part in (parts.train, parts.new_test))
+    unused = pairs - sum(map(len, parts))
+    words = (
+        f'the first split: {counted(len(parts.train), "pair")} of {known} known people to learn from, '
+        f'{len(parts.validation)} to choose the number of prototypes by, {len(parts.test)} to test on; '
+        f'{new} new people with {len(parts.fit)} and {len(parts.new_test)} to test on'
+    )
+    return words + (f'; {unused} pairs are unused, since their texts are in two parts' if unused else '')
 
 
 def columns(

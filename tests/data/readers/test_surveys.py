@@ -7,7 +7,7 @@ import pyarrow as arrow
 import pytest
 from pyarrow import parquet
 
-from pal_jax.data import records, texts
+from pal_jax.data import comparisons, records, texts
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.recipes.personal.pal import tables
 
@@ -70,7 +70,7 @@ def test_all_wrong_rows_are_listed_or_left_out_and_counted(tmp_path):
     for place in ('row 3: choice', 'row 4: no user', 'row 5: the two items', "row 6: left_x has 'cheap'"):
         assert place in str(error.value)
     assert tables.load(table, drop=said.append).chosen.tolist() == [[1.0], [2.0]]
-    assert len(said) == 1 and 'left out 4 rows' in said[0]
+    assert len(said) == 1 and 'left out 4 of 6 rows' in said[0]
 
 
 def test_rows_with_the_same_fault_are_listed_together(tmp_path):
@@ -85,7 +85,7 @@ def test_rows_with_the_same_fault_are_listed_together(tmp_path):
         records.converted(rows, convert)
     listed = 'a.csv, row 3: a fault (also rows 4, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 7 more)'
     assert str(error.value) == f'18 of 19 rows are wrong: {listed}'
-    with pytest.raises(records.WrongRows, match='a.csv, row 3: .*also rows b.csv, row 2'):
+    with pytest.raises(records.WrongRows, match='a.csv, row 3: .*also row b.csv, row 2'):
         records.converted([rows[1], rows[-1]], convert)
 
 
@@ -93,7 +93,13 @@ def test_rows_with_the_same_fault_are_listed_together(tmp_path):
     ('text', 'message'),
     [
         ('user,choice,left_x,right_x\nana,0,1,2\nbo,1,1,2\n', 'choice.*0'),
-        ('user,choice,left_x,right_x,left_y\nana,left,1,2,3\n', 'y has a column of one side alone'),
+        ('user,choice,left_x,right_x,left_y\nana,left,1,2,3\n', 'column left_y has no partner'),
+        ('user,choice,x_A,price_A,x_B,prise_B\nana,A,1,2,3,4\n', 'column price_A has no partner.*prise_B'),
+        ('user,choice,x1,price1,x2,prise2,wave1\nana,1,1,2,3,4,5\n', 'column price1 has no partner.*prise2'),
+        ('user,choice,left_x,right_x\nana,left,"1,5","2,5"\n', "x has '1,5'; write numbers with a point"),
+        ('user,choice,left_x,right_x\nana,left,red,NA\nbo,left,red,blue\n', 'row 2: right_x is empty'),
+        ('who,choice,left_x,right_x\nana,left,1,2\n', 'no column says who chose.*participant'),
+        ('user,pick,left_x,right_x\nana,left,1,2\n', 'no column says which side was chosen.*answer'),
         ('user,situation,chosen,x\nana,1,1,red\nana,1,0,red\n', 'column x has 1 different words'),
         ('user,situation,chosen,x,,y\nana,1,1,1,1,1\nana,1,0,2,2,2\n', 'a column has no name'),
     ],
@@ -135,7 +141,30 @@ def test_wrong_rows_of_texts_are_left_out_on_request(tmp_path):
     table, said = written(tmp_path, 'user,chosen,rejected\nana,yes,no\nbo,yes,yes\n,a,b\n'), []
     assert texts.read(table, byte_tokenizer(), alone=False, drop=said.append).names == ('ana',)
     assert [choice.user for choice in records.read(str(table), drop=said.append)] == ['ana']
-    assert len(said) == 2 and all('left out 2 rows' in line for line in said)
+    assert len(said) == 2 and all('left out 2 of' in line for line in said)
+
+
+def test_the_column_of_a_missing_text_or_answer_is_named(tmp_path):
+    table = 'participant;text_A;text_B;answer\nana;yes;no;A\nana;;no;A\nana;yes;no;\n'
+    with pytest.raises(ValueError, match=r'row 3: text_A is empty; .*row 4: answer is empty'):
+        texts.read(written(tmp_path, table), byte_tokenizer(), alone=False)
+
+
+def test_what_a_table_holds_and_what_is_not_read_is_told(tmp_path):
+    rows = 'participant,age,answer,x_A,x_B,made_A,made_B\n' + 'ana,40,A,1,2,VW,Ford\nana,40,B,1,3,Ford,vw\n' * 2
+    said = []
+    data = tables.load(written(tmp_path, rows + 'bo,30,A,0,3,VW,Ford\n'), log=said.append, drop=said.append)
+    assert 'not read: age' in said[0]
+    assert 'made has words that differ in capitals alone' in said[1]
+    assert comparisons.described(data).startswith('5 choices of 2 people, 1 to 4 of each; x 0 to 3, made: VW over')
+    with pytest.raises(records.WrongRows, match=r'ana \(2\), bo \(1\)'):
+        comparisons.split(data, seed=0, seen=0.5, train=0.5, validation=0.2)
+    more = data._replace(
+        users=np.array([0, 0, 0, 0, 1]), situations=np.arange(5), chosen=np.eye(5), rejected=-np.eye(5)
+    )
+    left = comparisons.without_few(more, said.append)
+    assert (left.names, left.users.tolist(), left.situations.tolist()) == (('ana',), [0] * 4, [0, 1, 2, 3])
+    assert said[-1].endswith('questions: bo')
 
 
 def test_an_item_is_shown_in_the_words_of_its_file():

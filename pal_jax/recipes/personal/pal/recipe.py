@@ -11,6 +11,7 @@ from n of their comparisons, with everything else as it was.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ from pal_jax.recipes.personal.pal.batches import make_draw
 from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.settings import PALSettings, Settings
 from pal_jax.recipes.personal.pal.text import TextData
-from pal_jax.recipes.personal.panel import Trial
+from pal_jax.recipes.personal.panel import Trial, in_words
 from pal_jax.recipes.personal.population import Panel, evaluate
 from pal_jax.run import devices, sharding
 from pal_jax.run.forecast import counted
@@ -96,8 +97,9 @@ def make(settings: Settings, ctx: Context) -> PALRecipe:
     parts = make_parts(settings, ctx)
     panel, text, reader = parts.panel, parts.text, parts.reader
     if repeats := comparisons.repeats(panel.data):
-        unit = 'text' if panel.data.texts else 'situation'
-        ctx.log(f'{counted(repeats, unit)} of the same content as an earlier one, kept on its side of every split')
+        unit = 'text' if panel.data.texts else 'question'
+        ctx.log(f'{counted(repeats, f"repeated {unit}")}: repeats are all in one part, training, validation or test')
+    ctx.log(in_words(panel.data, panel.trials[0]))
     # Methods without a learner are fitted in the evaluation, from the same training pairs.
     others: dict[str, Evaluate] = {
         name: functools.partial(evaluate_each, method)
@@ -141,7 +143,8 @@ def read_parts(settings: Settings, ctx: Context) -> RunParts:
     before = pal_kept.load(ctx.kept) if ctx.kept else None
     reader = pal_text.open_reader(settings.text, ctx, settings.seed) if settings.text.source else None
     text = pal_text.read(settings, ctx, reader, before and before.frame) if reader else None
-    data = text.items if text else read(settings, ctx.log if settings.wrong_rows == 'drop' else None)
+    data = text.items if text else read(settings, ctx.log)
+    ctx.log(f'{settings.data}: {comparisons.described(data)}')
     kept = pal_kept.going_on(settings.data, before, pal_kept.of(settings, data, text))
     data = comparisons.standardized(data, kept.scale) if settings.standardize else data
     trials = make_trials(settings, data)
@@ -162,7 +165,9 @@ def check(settings: Settings, ways: int) -> None:
     if settings.batch % ways:
         raise ValueError(f'batch={settings.batch} does not divide over {ways} devices')
     if 1 not in settings.prototypes or len(set(settings.prototypes)) != len(settings.prototypes):
-        raise ValueError(f'prototypes={settings.prototypes} needs 1, the shared model, and each K once')
+        raise ValueError(
+            f'prototypes={settings.prototypes} lacks 1, the shared model, or has a number twice; give such as (1,2,3)'
+        )
     _check_model(settings.model, settings.loss.prototype_pull)
     if new.ask and new.pull <= 0:
         raise ValueError(
@@ -193,18 +198,19 @@ def _check_model(model: PALSettings, pull: float) -> None:
         )
 
 
-def read(settings: Settings, drop: records.Drop | None = None) -> Comparisons:
-    """The choices of a table in their own units.
-
-    `drop` takes a line about wrong rows, which are left out; None: they are refused.
+def read(settings: Settings, log: records.Drop = lambda line: None) -> Comparisons:
+    """The choices of a table in their own units. `log` takes lines about what is not read, and what is left out.
 
     Raises:
       ValueError: a row is wrong, or the model cannot use the choices.
     """
     if opinions.is_source(settings.data) or votes.is_votes(settings.data):
         raise ValueError(f'data={settings.data!r} are texts; take --config=pal:text')
+    if not settings.data:
+        raise ValueError(f'data is empty; give a file, or the name of a table: {", ".join(choices.TABLES)}')
     known, path = settings.data in choices.TABLES, Path(settings.data)
     pictures, on_disk = path.suffix == '.npz', not known and path.is_dir()
+    drop = log if settings.wrong_rows == 'drop' else None
     if drop and (known or pictures or on_disk):
         raise ValueError(f"wrong_rows='drop' is for a table of your own, and data={settings.data!r} is none")
     if known:
@@ -214,9 +220,14 @@ def read(settings: Settings, drop: records.Drop | None = None) -> Comparisons:
     elif on_disk:
         data = columns.load(path)
     elif not any(file.exists() for file in shards.files_of(settings.data)):
-        raise ValueError(f'there is no file {path}; give one of choices, or one of {", ".join(choices.TABLES)}')
+        near = difflib.get_close_matches(settings.data, choices.TABLES, 1)
+        hint = (
+            f'did you mean {near[0]}?' if near else f'give a file, or the name of a table: {", ".join(choices.TABLES)}'
+        )
+        raise ValueError(f'data={settings.data!r} is no file; {hint}')
     else:
-        data = tables.load(path, drop=drop)
+        data = tables.load(path, drop=drop, log=log)
+        data = comparisons.without_few(data, drop) if drop else data
     baselines = settings.baselines
     if (on_disk or pictures) and (settings.standardize or baselines.majority or baselines.mixed_logit):
         raise ValueError(

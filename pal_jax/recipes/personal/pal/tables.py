@@ -14,6 +14,8 @@ column of the user.
 
 from __future__ import annotations
 
+import difflib
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -54,14 +56,20 @@ class Attribute(NamedTuple):
         if not self.words:
             return (_number(value, column or self.name),)
         if (word := str(value).strip()) not in self.words:
-            raise ValueError(
-                f'{column or self.name} has {files.short_repr(value)}; give one of {", ".join(self.words)}'
-            )
+            name = column or self.name
+            if records.is_missing(value):
+                raise ValueError(f'{name} is empty')
+            raise ValueError(f'{name} has {files.short_repr(value)}; give one of {", ".join(self.words)}')
         return tuple(float(word == other) for other in self.words[1:])
 
 
 def load(
-    path: str | Path, *, answered: bool = True, attributes: Sequence[str] = (), drop: records.Drop | None = None
+    path: str | Path,
+    *,
+    answered: bool = True,
+    attributes: Sequence[str] = (),
+    drop: records.Drop | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Comparisons:
     """The choices of a source, which are those of `records.values`.
 
@@ -70,6 +78,7 @@ def load(
         side counts as chosen, and JSON lines may have `left` and `right`.
       attributes: those of earlier choices, whose words the table's attributes have.
       drop: takes a line about wrong rows, which are left out (`records.converted`); None: they are refused.
+      log: takes a line about columns that are not read, and words of an attribute that may be the same.
 
     Raises:
       ValueError: the file is missing or of another kind, or a row is wrong.
@@ -80,7 +89,7 @@ def load(
         raise ValueError(f'{path} has choices between texts; take --config=pal:text')
     if _is_table(rows):
         comma = any(files.format_of(file) == '.csv' and records.delimiter(file) != ',' for file in paths)
-        names, pairs = _table(path, rows, answered, comma, attributes, drop)
+        names, pairs = _table(path, rows, answered, comma, attributes, drop, log)
     else:
         names, pairs = _items(rows, answered, drop)
     if not pairs:
@@ -196,7 +205,8 @@ def _number(value: Any, name: str = 'an item') -> float:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number of hundreds of digits
-        raise ValueError(f'{name} has {files.short_repr(value)}; give a number') from None
+        fault = 'is empty' if records.is_missing(value) else f'has {files.short_repr(value)}'
+        raise ValueError(f'{name} {fault}; give a number') from None
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -209,25 +219,28 @@ def _table(
     comma: bool,
     known: Sequence[str],
     drop: records.Drop | None,
+    log: Callable[[str], None],
 ) -> tuple[tuple[str, ...], list[PreferencePair]]:
     """The names of attributes and the pairs of a table of options or of pairs; `comma`: numbers may have a decimal
     comma."""
-    columns = list(dict.fromkeys(itertools.chain.from_iterable(surveys.with_user(row) for _, row in rows)))
     # Objects of JSON may lack what others have.
-    rows = [(place, dict.fromkeys(columns) | surveys.with_user(row)) for place, row in rows]
-    sides = _sides(path, columns)
+    header = list(dict.fromkeys(itertools.chain.from_iterable(row for _, row in rows)))
+    rows = [(place, surveys.with_user(dict.fromkeys(header) | row)) for place, row in rows]
+    columns, sides = list(rows[0][1]), _sides(path, header)
     # A proper subset leaves a column at least for an attribute.
     if answered and {'user', 'situation', 'chosen'} < set(columns):
         of = {name: (name,) for name in columns if name not in ('user', 'situation', 'chosen')}
         read: Callable[..., list[PreferencePair]] = _options
     elif sides and (not answered or {'user', 'choice'} <= set(columns)):
-        of, read = sides, _pairs
+        of = sides
+        read = functools.partial(_pairs, answer=surveys.answer_column(header) or 'choice')
     else:
-        forms = FORMS if answered else ASKED
-        raise ValueError(f'{path}: its columns are {", ".join(sorted(columns))}; give {forms}')
+        raise ValueError(f'{path}: {_lacking(header, bool(sides), answered)}')
     if '' in of:
         raise ValueError(f'{path}: a column has no name; name the attribute, or delete the column of row numbers')
     cells = {c for names in of.values() for c in names}
+    if unread := [c for c in columns if c and c not in cells and c not in ('user', 'choice', 'chosen', 'situation')]:
+        log(f'{path}: not read: {", ".join(unread)}')
     if comma:
         rows = [(place, {c: _with_point(x) if c in cells else x for c, x in row.items()}) for place, row in rows]
     attributes = [
@@ -236,14 +249,36 @@ def _table(
     ]
     if not answered:
         rows = [(place, {**records.unanswered(row), 'choice': 'left'}) for place, row in rows]
+    for attribute in attributes:
+        if len(attributes) == 1 and any(' ' in word for word in attribute.words):
+            log(
+                f'{path}: each text of {attribute.name} is an attribute of its own; --config=pal:text reads what the '
+                'texts say'
+            )
+        if len({word.lower() for word in attribute.words}) < len(attribute.words):
+            log(f'{path}: {attribute.name} has words that differ in capitals alone: {", ".join(attribute.words)}')
     names = tuple(name for attribute in attributes for name in attribute.names)
     return names, read(path, rows, attributes, of, drop)
 
 
+def _lacking(columns: Sequence[str], has_sides: bool, answered: bool) -> str:
+    """The words that say what a table with these columns lacks."""
+    given = f'the columns are {", ".join(columns)}'
+    if answered and has_sides and not surveys.person_column(columns):
+        return f'no column says who chose; call it one of {", ".join(surveys.PEOPLE)}; {given}'
+    if answered and has_sides:
+        return f'no column says which side was chosen; call it one of {", ".join(surveys.ANSWERS)}; {given}'
+    return f'{given}; give {FORMS if answered else ASKED}'
+
+
+def _has_comma(value: Any) -> bool:
+    """True for a text that is a number with a decimal comma."""
+    return isinstance(value, str) and bool(re.fullmatch(r'\s*[-+]?\d*,\d+([eE][-+]?\d+)?\s*', value))
+
+
 def _with_point(value: Any) -> Any:
     """A number with a decimal comma as Python writes it; everything else as it is."""
-    is_number = isinstance(value, str) and re.fullmatch(r'\s*[-+]?\d*,\d+([eE][-+]?\d+)?\s*', value)
-    return value.replace(',', '.') if is_number else value
+    return value.replace(',', '.') if _has_comma(value) else value
 
 
 def _known_words(name: str, attributes: Sequence[str]) -> tuple[str, ...]:
@@ -257,9 +292,13 @@ def _words(path: str | Path, name: str, values: Iterable[Any]) -> tuple[str, ...
     """The words of a column in the order of the alphabet; none where a value is a number, or all are missing.
 
     Raises:
-      ValueError: the column has one word alone, or too many for an attribute.
+      ValueError: the column has one word alone, too many for an attribute, or numbers with decimal commas.
     """
     said = [str(value).strip() for value in values if not records.is_missing(value)]
+    if number := next(filter(_has_comma, said), ''):
+        raise ValueError(
+            f'{path}: {name} has {number!r}; write numbers with a point, or separate the cells by semicolons'
+        )
     for word in said:
         try:
             _number(word)
@@ -280,15 +319,26 @@ def _sides(path: str | Path, columns: Sequence[str]) -> dict[str, tuple[str, str
     """The columns of the two sides of each attribute, such as left_price and right_price, or price1 and price2.
 
     Raises:
-      ValueError: a column of the left side has none of the right one.
+      ValueError: a column of one side has none of the other one.
     """
     for sides in surveys.SIDES:
         left, right = (surveys.columns_of_side(side, columns) for side in sides)
         if both := [name for name in left if name in right]:
-            if sides[0] == 'left' and (lonely := sorted(left.keys() ^ right.keys())):
-                raise ValueError(f'{path}: {lonely[0]} has a column of one side alone; give left_ and right_')
+            lonely = {name: (left | right)[name] for name in left.keys() ^ right.keys()}
+            # A digit ends many names, such as wave1, so there only two names that are almost one are a mistake.
+            if sides[0] == '1':
+                lonely = {name: column for name, column in lonely.items() if _near(name, lonely)}
+            if lonely:
+                name, column = min(lonely.items())
+                near = f'; is {lonely[near]} meant for the other side?' if (near := _near(name, lonely)) else ''
+                raise ValueError(f'{path}: column {column} has no partner on the other side; mend or rename it{near}')
             return {name: (left[name], right[name]) for name in both}
     return {}
+
+
+def _near(name: str, others: Iterable[str]) -> str:
+    """Another name that differs in a letter or two, or ''."""
+    return next(iter(difflib.get_close_matches(name, [other for other in others if other != name], 1, 0.75)), '')
 
 
 def _pairs(
@@ -297,15 +347,17 @@ def _pairs(
     attributes: Sequence[Attribute],
     of: Mapping[str, tuple[str, ...]],
     drop: records.Drop | None,
+    *,
+    answer: str,
 ) -> list[PreferencePair]:
-    """The pairs of rows that have two sides each."""
+    """The pairs of rows that have two sides each; `answer` is the column of the answers in the file."""
     # 1 is the left side where answers are 1 and 2, and the right one where they are 0 and 1.
     if any(str(row['choice']).strip() in ('0', '0.0') for _, row in rows):
-        raise ValueError(f'{path}: choice is 0 in some rows; write left and right, A and B, or 1 and 2')
+        raise ValueError(f'{path}: {answer} is 0 in some rows; write left and right, A and B, or 1 and 2')
 
     def read(placed: records.Row) -> PreferencePair:
         place, row = placed
-        side = surveys.side_of(row['choice'])
+        side = surveys.side_of(row['choice'], answer)
         chosen, rejected = (
             tuple(n for a in attributes for n in a.numbers(row[of[a.name][k]], of[a.name][k])) for k in (side, 1 - side)
         )

@@ -132,7 +132,7 @@ def test_fake_learners_update_on_the_same_pairs_which_are_put_on_the_device_once
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'prototypes': (2, 3)}, r'prototypes=\(2, 3\) needs 1'),
+        ({'prototypes': (2, 3)}, r'prototypes=\(2, 3\) lacks 1'),
         ({'prototypes': (1, 100)}, 'model.prototypes=100 is more than the 60 users'),
         ({'batch': 0}, 'batch=0 must be at least 1'),
         ({'split.train': 0.9}, 'leave nothing for the test'),
