@@ -16,7 +16,9 @@ SIDES = ('left', 'right'), ('a', 'b'), ('1', '2')
 
 def person_column(columns: Iterable[str]) -> str | None:
     """The column of the person: `user`, or the first that has a name of `PEOPLE`."""
-    return 'user' if 'user' in columns else next((c for c in columns if c.lower().removesuffix('_id') in PEOPLE), None)
+    # Programs that read a byte order mark as a letter leave it before the name of the first column.
+    names = {c: c.lower().strip('\ufeff ').removesuffix('_id') for c in columns}
+    return 'user' if 'user' in names else next((column for column, name in names.items() if name in PEOPLE), None)
 
 
 def answer_column(columns: Iterable[str]) -> str | None:
