@@ -170,9 +170,11 @@ def score(
     return scorer(records)
 
 
-def personalize(source: str | os.PathLike[str], choices: Any, *, split: int = 0) -> dict[str, Any]:
+def personalize(source: str | os.PathLike[str], choices: Any, *, split: int | None = None) -> dict[str, Any]:
     """A new person as the mixture of a PAL's prototypes that suits the choices in a file (docs/howto/choices.md), a
     list of dictionaries or a pandas table.
+
+    `split` is that of the run whose model is taken, by default the one that the report shows.
 
     `pal_jax.score(..., person=...)` takes the record, or a file of it.
 
@@ -180,6 +182,7 @@ def personalize(source: str | os.PathLike[str], choices: Any, *, split: int = 0)
       ValueError: the run is none of PAL, or a row of the file is wrong.
     """
     run = open_pal(run_folder(source), split)
+    pal_person.warn_of_one(run)
     rows = _lines('choices', choices)
     with _file_of(rows) if rows else contextlib.nullcontext(choices) as file:
         choices_of_person = pal_person.read_choices(run, os.fspath(file))

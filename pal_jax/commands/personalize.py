@@ -14,7 +14,8 @@ Options:
                           and right_<attribute>, or JSON lines of left and right
   --forget=ID             drop the row of a person whom the run was trained on, and say what has learnt from the person
                           and stays; or delete the file of a person (.json)
-  --split=N               the split of the run whose model is taken, default 0; from 0 to split.seeds - 1
+  --split=N               the split of the run whose model is taken, from 0 to split.seeds - 1; by default the one
+                          whose people and prototypes the report shows
 
 Without --output the person is printed. With --ask the pairs are printed instead, a JSON object a line, the most
 informative first: `pair` is the number in the file, from 1, and `information` the nats that the answer is expected to
@@ -38,7 +39,7 @@ from pal_jax.run.forecast import counted
 CHOICES = flags.DEFINE_string('choices', '', "One person's choices.")
 ASK = flags.DEFINE_string('ask', '', 'Pairs that could be asked.')
 FORGET = flags.DEFINE_string('forget', '', 'A person to be forgotten.')
-SPLIT = flags.DEFINE_integer('split', 0, "The run's split.", lower_bound=0)
+SPLIT = flags.DEFINE_integer('split', None, "The run's split.", lower_bound=0)
 
 
 def main() -> None:
@@ -64,13 +65,14 @@ def main() -> None:
     cli.faults(personalize, workdir, CHOICES.value, ASK.value, output, SPLIT.value)
 
 
-def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | None, split: int) -> None:
+def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | None, split: int | None) -> None:
     """Fit a person and write or print it, then print the pairs of `ask_file` by their expected information.
 
     Raises:
       ValueError: the run, a row of a file or the output is wrong.
     """
     run = pal_reward.open_pal(workdir, split)
+    pal_person.warn_of_one(run)
     choices = pal_person.read_choices(run, choices_file) if choices_file else None
     if choices and (output or not ask_file):
         record = pal_person.to_record(run, choices, pal_person.fit(run, choices))

@@ -6,8 +6,10 @@
 Options:
   --source=FOLDER         a run of --config=reward, cost, moderation, plus or pal
   --person=FILE|ID        who prefers: for PAL a file of `pal-jax personalize`, or the id of a person of the training,
-                          or nothing for the mean over them; for PLUS a file with the person's summary, such as a line
-                          that `pal-jax summarize` printed; others take none. What exists as a file is one
+                          (a person who was held out in the split of the report is scored by the first split that was
+                          trained on the person), or nothing for the mean over them; for PLUS a file with the person's
+                          summary, such as a line that `pal-jax summarize` printed; others take none. What exists as a
+                          file is one
   --texts=FILE            JSON lines, a record a line:
                           {"prompt": ..., "completion": ...}    both texts, or both lists of messages
                           {"messages": [...]}                   the last one, the assistant's, is scored

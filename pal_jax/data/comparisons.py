@@ -91,6 +91,10 @@ class Lookup:
         """The `Lookup` of the rows at `index`, without reading them."""
         return dataclasses.replace(self, numbers=self.numbers[index])
 
+    def of(self, replica: int) -> Lookup:
+        """The `Lookup` in the table of one replica. All replicas share this table."""
+        return self
+
     def __getitem__(self, where: Any) -> np.ndarray:
         if isinstance(where, tuple) and len(where) > self.numbers.ndim:
             return self.table[self.numbers[where[:-1]]][..., where[-1]]

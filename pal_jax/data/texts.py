@@ -320,6 +320,10 @@ class Replicas(Lookup):
         """The shape of the array, whose last axis is a vector's width."""
         return *self.numbers.shape, self.table.shape[2]
 
+    def of(self, replica: int) -> Lookup:
+        """The `Lookup` in the table of one replica."""
+        return Lookup(self.table[replica], self.numbers)
+
     def __getitem__(self, where: Any) -> np.ndarray:
         if isinstance(where, tuple) and len(where) > self.numbers.ndim:
             return self[where[:-1]][..., where[-1]]

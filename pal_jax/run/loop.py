@@ -222,6 +222,7 @@ def evaluate(
     writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **seconds})
     writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)
     writer.exhibits(i, stage, evaluation.exhibits)
+    writer.files(evaluation.files)
     progress.log(evaluation_text(stage, evaluation.record, evaluation.exhibits, recipe.plan.shown, words))
 
 

@@ -107,6 +107,12 @@ class MetricsWriter:
             record['picture'] = self._picture(exhibit, taken) if exhibit.picture else ''
             self._append(EXHIBITS, record)
 
+    def files(self, texts: Mapping[str, str]) -> None:
+        """Write the files of an evaluation, by their names in the folder, each in one piece."""
+        if self._active:
+            for name, text in texts.items():
+                write_whole(self._dir / name, text, 'backslashreplace')
+
     def _picture(self, exhibit: Exhibit, taken: list[str]) -> str:
         ending = '.gif' if exhibit.picture.startswith(b'GIF8') else '.png'
         stem = re.sub(r'\W+', '_', exhibit.title.lower()).strip('_')

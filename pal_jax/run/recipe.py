@@ -42,11 +42,16 @@ class Context(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """One record of numbers and lists of numbers, some dialogues to look at, and further exhibits of a report."""
+    """One record of numbers and lists of numbers, some dialogues to look at, and further exhibits of a report.
+
+    `files` are texts for other programs, such as tables, by their names in the folder of the run
+    (`run.workdir.NAMES`). Those of a later evaluation replace them.
+    """
 
     record: Mapping[str, Any]
     dialogues: Sequence[Mapping[str, Any]] = ()
     exhibits: Sequence[Exhibit] = ()
+    files: Mapping[str, str] = {}
 
 
 class Exportable(Protocol):

@@ -147,6 +147,11 @@ def asked_first(users: ArrayLike, order: np.ndarray, rank: np.ndarray, most: int
     return np.where(rank < PADDING, within, PADDING)
 
 
+def shown_split(chosen: Sequence[int]) -> int:
+    """The split that stands for all, by the K that each chose: the first of the median K, the upper of two."""
+    return list(chosen).index(sorted(chosen)[len(chosen) // 2])
+
+
 def population(state: PALState) -> Array:
     """The mean logits `[R, K]` of the users who were trained; 0 where nobody was."""
     # The table has rows of new users and of nobody, too, which no update has moved.

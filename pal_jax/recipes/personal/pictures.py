@@ -84,6 +84,17 @@ def plot_effects(effects: np.ndarray, attributes: Sequence[str]) -> bytes:
     return png(figure)
 
 
+def plot_wants(effects: np.ndarray, attributes: Sequence[str]) -> bytes:
+    """A picture of the effects of attributes on the rewards of people `[people, attributes]`, a box for each
+    attribute."""
+    figure, ax = _axes('What people want', 'effect on the reward: the line is the median, the box half of the people')
+    figure.set_size_inches(9, 1.8 + 0.35 * len(attributes))
+    ax.axvline(0, color=INK, linewidth=0.8)
+    ax.boxplot(effects, orientation='horizontal', whis=(5, 95), showfliers=False, tick_labels=list(attributes))
+    ax.invert_yaxis()
+    return png(figure)
+
+
 def in_words(effects: np.ndarray, attributes: Sequence[str], count: int = 2) -> tuple[str, str]:
     """The attributes that one prototype likes most and least: 'local company +1.9, well known +1.5'."""
     order = np.argsort(effects)

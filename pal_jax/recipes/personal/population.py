@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
-from pal_jax.recipes.personal import ideal_point
+from pal_jax.recipes.personal import ideal_point, portrait
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, median_seconds, picked
 from pal_jax.recipes.personal.figures import BASELINES, MODELS
@@ -29,6 +29,7 @@ from pal_jax.recipes.personal.panel import (
     population,
     questions,
     seen_margins,
+    shown_split,
 )
 from pal_jax.run import intervals
 from pal_jax.run.recipe import Evaluation
@@ -39,21 +40,6 @@ GROUPS = (
     'somebody of the one group before somebody of the other (AUC; 1/2 is chance).'
 )
 BY_GROUP = "Accuracy on seen people's new choices, of each group alone; no model was told who is in which."
-CORNERS = (
-    'A person is a mixture of the prototypes, so a prototype is often more extreme than anybody. The numbers of a '
-    'mixture (pal-jax personalize) stand in the order of the prototypes.'
-)
-PROTOTYPES = {
-    False: f'Effects on the reward of one standard deviation of an attribute. {CORNERS}',
-    True: (
-        'How much more a prototype likes a statement, or a reply than the other reply to its prompt, compared with the '
-        f'mean of the prototypes. {CORNERS}'
-    ),
-}
-SHOWN_TEXTS = 3  # the number of texts that a prototype likes most, and least
-SHOWN_ITEMS = 2000  # the number of items whose rewards show what a prototype likes
-SHOWN_PEOPLE = 5000  # the number of people in the picture
-
 States = Mapping[str, PALState]
 
 
@@ -62,7 +48,8 @@ class Panel(NamedTuple):
 
     Where models have decoders of their own, `by_model` is the data as each decoder reads them, and `decoder_parameters`
     is the number of a decoder's trained parameters. `prototypes` has the values of K, `counts` the numbers of known
-    comparisons of new people, and `toward` the mean of the prior on their logits.
+    comparisons of new people, and `toward` the mean of the prior on their logits. `scale` `[H]` is what the attributes
+    of a table were divided by; None: by nothing.
     """
 
     data: Comparisons
@@ -74,6 +61,7 @@ class Panel(NamedTuple):
     by_model: Mapping[str, Comparisons] = {}
     decoder_parameters: int = 0
     ask: int = 0  # questions to new people, chosen one by one; 0: none
+    scale: np.ndarray | None = None
 
     def seen_by(self, model: str) -> Comparisons:
         """The data as this model reads them."""
@@ -124,6 +112,12 @@ class Shown(NamedTuple):
     groups: Mapping[str, Sequence[float]]
     by_group: Mapping[str, Sequence[intervals.Estimate | None]]
     unfit: Mapping[str, str]
+
+    @property
+    def true_chosen(self) -> Sequence[int]:
+        """The K that each split with true user ids chose."""
+        # They come first, and those of the control after them.
+        return self.chosen[: len(self.methods['pal'].seen)]
 
 
 def measure(panel: Panel, state: States, *, calibrated: bool = False) -> Results:
@@ -210,14 +204,17 @@ def evaluate(
     others: Mapping[str, Evaluate] = MappingProxyType({}),
     log: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
-    """The record and the exhibits of a panel; `others` are methods without a learner of PAL's.
+    """The record, the exhibits and the table of people of a panel; `others` are methods without a learner of PAL's.
 
     `log` takes a line on those of them that cannot be fitted.
     """
     shown = compare(panel, state, measure(panel, state), others)
     if shown.unfit:
         log(without_rows(shown.unfit).strip())
-    return Evaluation(make_record(shown), exhibits=make_exhibits(panel, state, shown))
+    model = _portrait(panel, state, shown.true_chosen)
+    effects = portrait.effects_on_people(model)
+    files = {portrait.PEOPLE: portrait.table_of_people(model, effects)}
+    return Evaluation(make_record(shown), exhibits=make_exhibits(panel, shown, model, effects), files=files)
 
 
 def compare(panel: Panel, state: States, results: Results, others: Mapping[str, Evaluate]) -> Shown:
@@ -337,8 +334,9 @@ def make_record(shown: Shown) -> dict[str, Any]:
     return record | {f'new_{name}_by_known': values(method.new) for name, method in shown.methods.items()}
 
 
-def make_exhibits(panel: Panel, state: States, shown: Shown) -> list[Exhibit]:
-    """The exhibits of a report; its people and prototypes are those of the first split."""
+def make_exhibits(panel: Panel, shown: Shown, model: portrait.SplitModel, effects: np.ndarray | None) -> list[Exhibit]:
+    """The exhibits of a report; its people and prototypes are those of the `model` of the split that is shown, with the
+    effects `[P, H]` of attributes on its people."""
 
     def curve(rows: Sequence[Sequence[JudgedPairs]]) -> people.Curve:
         return [alike(row) for row in rows]
@@ -347,6 +345,7 @@ def make_exhibits(panel: Panel, state: States, shown: Shown) -> list[Exhibit]:
     by_prototypes = {part: curve(list(rows.values())) for part, rows in shown.by_prototypes.items()}
     exhibits = [
         Exhibit('Who is predicted how well', _verdict(shown), table=_table(shown)),
+        *([] if effects is None else [portrait.exhibit_wants(model, effects)]),
         Exhibit('New people', picture=people.plot_by_comparisons(curves, shown.counts)),
         Exhibit('By prototypes', picture=people.plot_by_prototypes(by_prototypes, panel.prototypes)),
     ]
@@ -355,7 +354,7 @@ def make_exhibits(panel: Panel, state: States, shown: Shown) -> list[Exhibit]:
         exhibits.append(Exhibit('Opinion groups', GROUPS, table))
     if shown.by_group and panel.data.groups is not None:
         exhibits.append(Exhibit('Each group', BY_GROUP, _table_by_group(shown, panel.data.groups)))
-    return exhibits + (_portrait(panel, f'K={shown.chosen[0]}', state) if shown.chosen[0] > 1 else [])
+    return [*exhibits, *portrait.exhibit_prototypes(model)]
 
 
 def _verdict(shown: Shown) -> str:
@@ -366,9 +365,7 @@ def _verdict(shown: Shown) -> str:
     }
     for who, more in gains.items():
         parts.append(f'{who}: PAL {more.value:+.3f} over the shared model, 95 % over people {more.ends("+.3f")}')
-    count = len(pal.seen)
-    # Splits with true ids come first, and those of the control after them.
-    true, false = (', '.join(map(str, part)) for part in (shown.chosen[:count], shown.chosen[count:]))
+    true, false = (', '.join(map(str, part)) for part in (shown.true_chosen, shown.chosen[len(pal.seen) :]))
     control = f'; with shuffled ids: {false}' if false else ''
     return f'{"; ".join(parts)}. K by split: {true}{control}.{without_rows(shown.unfit)}'
 
@@ -396,48 +393,15 @@ def _table_by_group(shown: Shown, groups: np.ndarray) -> list[list[str]]:
     return rows
 
 
-def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
-    """The people of the first split among its prototypes, and the attributes or texts that each prototype likes."""
+def _portrait(panel: Panel, states: States, chosen: Sequence[int]) -> portrait.SplitModel:
+    """The model and the people of the split that is shown, by the K that each split chose."""
+    r = shown_split(chosen)
+    name = f'K={chosen[r]}'
     data, state, pal = panel.seen_by(name), states[name], panel.learners[name].pal
-    seen = np.unique(data.users[panel.trials[0].split.train])
-    mixtures = np.asarray(ideal_point.weights(pal, state.users.z[0][seen]))
-    params = jax.tree.map(lambda x: x[0], state.params)
-    index, words = shown_items(data)
-    items, prompt = jnp.asarray(data.chosen[index]), None if data.prompt is None else jnp.asarray(data.prompt[index])
-
-    def rewards(k: int) -> np.ndarray:
-        w = jnp.zeros((len(items), pal.prototypes)).at[:, k].set(1.0)
-        u = ideal_point.user_point(params, pal, w, prompt)
-        values = np.asarray(ideal_point.item_reward(params, pal, u, items))
-        if not words or prompt is None:
-            return values
-        # A prompt moves the rewards of both replies, so a reply is shown by what it has above the other.
-        return values - np.asarray(ideal_point.item_reward(params, pal, u, jnp.asarray(data.rejected[index])))
-
-    liked = np.stack([rewards(k) for k in range(pal.prototypes)])
-    effects = people.linear_effects(liked, np.asarray(items)) if not words else liked - liked.mean(axis=0)
-    attributes, shown = (words, SHOWN_TEXTS) if words else (data.attributes, 2)
-    table = [['prototype', 'mean weight', 'largest for', 'likes most', 'likes least']]
-    for k, effect in enumerate(effects):
-        mostly = np.mean(mixtures.argmax(axis=1) == k)
-        liked_most = people.in_words(effect, attributes, shown)
-        table.append([str(k + 1), f'{mixtures[:, k].mean():.2f}', f'{mostly:.0%}', *liked_most])
-    # More bars than these could not be read.
-    picture = people.plot_effects(effects, attributes) if len(attributes) <= 30 else b''
-    return [
-        Exhibit('The people', picture=people.plot_simplex(mixtures[:SHOWN_PEOPLE])),
-        Exhibit('The prototypes', PROTOTYPES[bool(words)], table, picture),
-    ]
-
-
-def shown_items(data: Comparisons) -> tuple[np.ndarray, list[str]]:
-    """The numbers of pairs whose chosen items show what a prototype likes, and the items in words if they are texts."""
-    # A random order gives every part of the data a chance to be among the first.
-    index = np.random.default_rng(0).permutation(len(data.users))
-    if not data.texts:
-        return index[:SHOWN_ITEMS], []
-    columns = [lookup.numbers[index] for lookup in (data.prompt, data.chosen) if isinstance(lookup, Lookup)]
-    # Each text is there once, or each reply to each prompt.
-    different = np.unique(np.stack(columns), axis=1, return_index=True)[1][:SHOWN_ITEMS]
-    words = [' / '.join(data.texts[int(column[i])] for column in columns) for i in different]
-    return index[different], words
+    seen = np.unique(data.users[panel.trials[r].split.train])
+    mixtures = np.asarray(ideal_point.weights(pal, state.users.z[r][seen]))
+    sides = {
+        part: side.of(r) for part in ('chosen', 'rejected', 'prompt') if isinstance(side := getattr(data, part), Lookup)
+    }
+    params, names = jax.tree.map(lambda x: x[r], state.params), [data.names[u] for u in seen]
+    return portrait.SplitModel(r, chosen, pal, params, names, mixtures, data._replace(**sides), panel.scale)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pal_jax.recipes.personal import judged, population
+from pal_jax.recipes.personal import ideal_point, judged, panel, population, portrait
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.evaluation import MethodResult
 from pal_jax.recipes.personal.figures import MODELS
@@ -25,6 +25,44 @@ def test_accuracy_by_pair_and_by_person():
 
 def test_k_is_chosen_by_split_and_the_smallest_of_equals():
     assert population.choose({1: [0.5, 0.7], 4: [0.6, 0.7], 2: [0.6, 0.65]}) == [2, 1]
+
+
+@pytest.mark.parametrize(('chosen', 'split'), [([3], 0), ([1, 3, 8, 1, 3], 1), ([1, 4], 1), ([1, 8, 1], 0)])
+def test_the_split_that_is_shown_has_the_median_k(chosen, split):
+    assert panel.shown_split(chosen) == split
+
+
+def split_model(mixtures, scale=None):
+    """A model with the rule dot, whose two prototypes want one more, or one less, of the first attribute `a`."""
+    data = SimpleNamespace(
+        chosen=np.random.default_rng(0).normal(size=(30, 2)), prompt=None, texts=(), attributes=('a', 'b'),
+        users=np.zeros(30),
+    )  # fmt: skip
+    K = mixtures.shape[1]
+    params = {'P': np.array([[1.0, 0.5], [-1.0, 0.5]], np.float32)[:K]}
+    pal = ideal_point.PAL(2, K, rule='dot', point='Pw')
+    names = [f'p{i}' for i in range(len(mixtures))]
+    return portrait.SplitModel(1, [K, K], pal, params, names, mixtures, data, scale)
+
+
+def test_what_people_want_is_told_in_the_units_of_the_table():
+    model = split_model(np.array([[1.0, 0.0], [0.75, 0.25], [0.0, 1.0]], np.float32), np.array([2.0, 1.0]))
+    effects = portrait.effects_on_people(model)
+    np.testing.assert_allclose(effects, [[1.0, 0.5], [0.5, 0.5], [-1.0, 0.5]], atol=1e-5)
+    head, a, b = portrait.exhibit_wants(model, effects).table
+    assert a == ['a', '+0.0833', '0.425', '67%', '+0.17'] and len(head) == len(a)
+    assert (b[1], b[3]) == ('+0.5', '100%')
+    table = portrait.table_of_people(model, effects)
+    assert table.splitlines()[:2] == ['participant,weight_1,weight_2,effect_a,effect_b', 'p0,1,0,0.5,0.5']
+    assert portrait.without_person(table, 'p1').count('p') == table.count('p') - 1
+
+
+def test_one_model_for_all_shows_no_differences_and_says_so():
+    model = split_model(np.ones((3, 1), np.float32))
+    _, a, _ = portrait.exhibit_wants(model, portrait.effects_on_people(model)).table
+    assert a == ['a', '+1', '0', '100%']
+    (people_exhibit,) = portrait.exhibit_prototypes(model)
+    assert 'no differences between people' in people_exhibit.text and '--split=1' in people_exhibit.text
 
 
 def test_effects_of_a_linear_reward_are_its_coefficients():
@@ -73,9 +111,10 @@ def test_a_method_that_cannot_be_fitted_has_no_row_and_says_why(monkeypatch):
 
     row = judged.judge(np.array([1.0, -1.0]), np.array([0, 1]))
     result = MethodResult([row], [[row]])
-    panel = population.Panel(SimpleNamespace(groups=None), [SimpleNamespace(shuffled=False)], {}, (1,), (0,), 0.0)
+    trials = [SimpleNamespace(shuffled=False)]
+    compared = population.Panel(SimpleNamespace(groups=None), trials, {}, (1,), (0,), 0.0)
     results = population.Results({'K=1': result}, {1: [row]}, [1], (0,), None)
-    shown = population.compare(panel, {}, results, {'mixed_logit': diverges, 'majority': lambda *arguments: result})
+    shown = population.compare(compared, {}, results, {'mixed_logit': diverges, 'majority': lambda *arguments: result})
     assert list(shown.methods) == ['shared', 'pal', 'majority']
     assert 'mixed logit (xlogit), since it diverges' in population._verdict(shown)
     assert 'seen_mixed_logit' not in population.make_record(shown)

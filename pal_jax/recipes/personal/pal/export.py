@@ -60,7 +60,12 @@ def linear_head(run: TrainedPAL, w: Array) -> np.ndarray:
 
 
 def save_classifier(
-    workdir: str, folder: str | Path, *, user: str | int | None = None, mix: ArrayLike | None = None, split: int = 0
+    workdir: str,
+    folder: str | Path,
+    *,
+    user: str | int | None = None,
+    mix: ArrayLike | None = None,
+    split: int | None = None,
 ) -> None:
     """Write a person's reward as a Hugging Face folder for `AutoModelForSequenceClassification`, with one label.
 
@@ -77,7 +82,7 @@ def save_classifier(
     hf.save(run.reading.weights, decoder.cfg, decoder.tokenizer, folder, head=head[:, None])
 
 
-def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
+def save_model(workdir: str, folder: str | Path, *, split: int | None = None) -> None:
     """Write everybody's reward as a Hugging Face folder, for any rule.
 
     `AutoModel` loads it with its own code, `recipes/personal/pal/modeling_pal.py`, which says how to ask it. Without a

@@ -1,4 +1,5 @@
-"""Forgets a person of a finished run: drops the row from the table of users of every model and split, and the name.
+"""Forgets a person of a finished run: drops the row from the table of users of every model and split, the name, and the
+row of `people.csv`.
 
 What all people share has learnt from the person too, and stays as it is: `forget` says which parameters these are. A
 run is rid of a person's choices altogether only by training again without them.
@@ -14,11 +15,12 @@ import jax
 import numpy as np
 
 from pal_jax.data import records
+from pal_jax.recipes.personal import portrait
 from pal_jax.recipes.personal.learner import UserTable
 from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import large as pal_large
 from pal_jax.recipes.personal.pal.reward import open_parts, settings_of
-from pal_jax.run import stores
+from pal_jax.run import files, stores
 from pal_jax.run.checkpoint import FOLDER, Checkpoints
 from pal_jax.run.forecast import counted
 from pal_jax.run.recipe import KEPT
@@ -87,6 +89,8 @@ def forget(workdir: str, name: str) -> Forgotten:
         # The row keeps its place, so that all other people keep theirs.
         names = tuple(f'forgotten {row}' if known == name else known for known in kept.names)
         pal_kept.save(folder / KEPT, kept._replace(names=names))
+        if (people := folder / portrait.PEOPLE).exists():
+            files.write_whole(people, portrait.without_person(files.read_text(people), name), 'backslashreplace')
         (folder / FOLDER).rename(folder / FRESH / OLD)
         (folder / FRESH / FOLDER).rename(folder / FOLDER)
         shutil.rmtree(folder / FRESH)

@@ -17,6 +17,7 @@ import functools
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,10 +163,10 @@ def information(run: TrainedPAL, open_pairs: PersonChoices, choices: PersonChoic
 
 class PersonRecord(NamedTuple):
     """The content of a person's file: a mixture, the split of the run whose prototypes it mixes, and that split's
-    `TrainedPAL.fingerprint`, which is '' in a file that was written by hand."""
+    `TrainedPAL.fingerprint`. A file that was written by hand may have neither: its split is that of the report."""
 
     mixture: list[float]
-    split: int = 0
+    split: int | None = None
     fingerprint: str = ''
 
 
@@ -195,42 +196,64 @@ def save(path: str | Path, record: Mapping[str, Any]) -> None:
 def read_person(path: str | Path) -> PersonRecord:
     """The person whom a file describes. Raises ValueError where the file holds no mixture."""
     record = files.read_object(path)
-    mixture, split, fingerprint = record.get('mixture'), record.get('split', 0), record.get('fingerprint', '')
+    mixture, split, fingerprint = record.get('mixture'), record.get('split'), record.get('fingerprint', '')
     if (
         not isinstance(mixture, list)
         or not mixture
         or not all(type(w) in (int, float) and abs(w) < 1e30 for w in mixture)
     ):
         raise ValueError(f'{path} holds no mixture such as {{"mixture": [0.2, 0.8]}}, got {files.short_repr(mixture)}')
-    if type(split) is not int or split < 0 or not isinstance(fingerprint, str):
+    if ('split' in record and (type(split) is not int or split < 0)) or not isinstance(fingerprint, str):
         raise ValueError(f'{path} has split={split!r} and fingerprint={fingerprint!r}; leave both as they were written')
     return PersonRecord([float(weight) for weight in mixture], split, fingerprint)
 
 
+def warn_of_one(run: TrainedPAL) -> None:
+    """Say on stderr that all people are alike to a run with one prototype."""
+    if run.pal.prototypes == 1:
+        print(
+            f'warning: split {run.split} of {run.workdir} chose K=1, one model for all: nothing is known of a person, '
+            'and all are scored alike',
+            file=sys.stderr,
+        )
+
+
 def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
-    """A run and a person's mixture `[K]` of its prototypes.
+    """A run and a person's mixture `[K]` of its prototypes. A line on stderr says where the run knows less than that.
 
     Args:
-      person: a file of a mixture, the id of a person of the training, or '' for the population's mean.
+      person: a file of a mixture, the id of a person of the training, or '' for the population's mean. Of a person who
+        was held out in the split of the report, the first split is taken that was trained on the person.
 
     Raises:
       ValueError: as `open_pal`; the person is unknown, or the file's mixture is of another run's prototypes.
     """
     if not files.is_file(person):
         run = open_pal(workdir)
-        person = records.spelled(person, run.people)
-        if person and person not in run.people:
+        person = records.spelled(person, run.kept.names)
+        splits = run.splits_of(person)
+        if person and not splits:
             raise ValueError(
                 f'person={person!r} is no file, and not among the {len(run.people)} people that {workdir} was trained '
                 f'on, such as {", ".join(list(run.people)[:3])}; give a file that pal-jax personalize '
                 'wrote, the id of one of these people, or leave person out for the mean over them'
             )
+        if person and run.split not in splits:
+            of, run = run.split, open_pal(workdir, splits[0])
+            told = ', '.join(map(str, splits))
+            print(
+                f'{person} was held out in split {of} and trained on in {told}: split {run.split} is taken',
+                file=sys.stderr,
+            )
+        if person:
+            warn_of_one(run)
         return run, run.mixture(user=person)
     known = read_person(person)
     try:
         run = open_pal(workdir, known.split)
     except ValueError as error:
         raise ValueError(f'{person}: {error}' if known.split else f'{error}') from None
+    warn_of_one(run)
     # A file that was written by hand has no fingerprint, and its mixture is taken as it is.
     if known.fingerprint and known.fingerprint != run.fingerprint:
         raise ValueError(

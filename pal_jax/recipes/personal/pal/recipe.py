@@ -150,6 +150,7 @@ def read_parts(settings: Settings, ctx: Context) -> RunParts:
     trials = make_trials(settings, data)
     learners = make_learners(settings, kept, ctx, len(trials))
     panel = Panel(data, trials, learners, settings.prototypes, settings.new.counts, settings.new.toward)
+    panel = panel._replace(scale=kept.scale if settings.standardize else None)
     return RunParts(panel, kept, text, reader)
 
 

@@ -41,7 +41,7 @@ from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.reader import Batching, Reader, frozen_reader
 from pal_jax.recipes.personal.pal.settings import LargeSettings, Settings
-from pal_jax.recipes.personal.panel import population
+from pal_jax.recipes.personal.panel import population, shown_split
 from pal_jax.run import files
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.metrics import EVALS, read_records
@@ -79,6 +79,7 @@ class TrainedPAL(NamedTuple):
     Attributes:
       learner: the learner of one replica; `fit` gives the logits of new people.
       state: parameters and the table of users, without an axis of replicas.
+      updates: `[splits, U]`, the updates of each user's row in each split of the run.
       kept: users by their rows, attributes, scales, coordinates.
       reading: None in a run on a table.
     """
@@ -88,6 +89,7 @@ class TrainedPAL(NamedTuple):
     settings: Settings
     learner: IdealPointLearner
     state: PALState
+    updates: np.ndarray
     kept: Kept
     reading: TextVectors | None
 
@@ -117,8 +119,13 @@ class TrainedPAL(NamedTuple):
     def people(self) -> dict[str, int]:
         """Rows by name of the users that this split was trained on; other users are new, and their rows are empty."""
         # A user without an update is new in this split.
-        trained = set(np.flatnonzero(self.state.users.updates).tolist())
+        trained = set(np.flatnonzero(self.updates[self.split]).tolist())
         return {name: row for name, row in self.kept.rows.items() if row in trained}
+
+    def splits_of(self, name: str) -> list[int]:
+        """The splits of the run that were trained on a user; none where the run does not know the name."""
+        row = self.kept.rows.get(name)
+        return [] if row is None else np.flatnonzero(self.updates[:, row]).tolist()
 
     def mixture(self, *, user: str | int | None = None, mix: ArrayLike | None = None) -> Array:
         """The mixture `[K]` of a seen user, or `mix`, or without either the population's mean.
@@ -132,20 +139,22 @@ class TrainedPAL(NamedTuple):
         if user in (None, ''):
             # The mean is over the people who were trained, for other rows are empty.
             return jnp.mean(mixtures[np.array(list(people.values()))], axis=0)
-        user = records.spelled(str(user), people)
+        user = records.spelled(str(user), self.kept.names)
         if user not in people:
+            others = ', '.join(map(str, self.splits_of(user)))
             raise ValueError(
                 f'user {user!r} is not among the {len(people)} that split {self.split} of {self.workdir} was trained '
-                "on; leave user out for the population's mixture, or give mix=[...]"
+                f'on; {f"give split=N of one that was ({others}), or " if others else ""}leave user out for the '
+                "population's mixture, or give mix=[...]"
             )
         return mixtures[people[user]]
 
 
 def load_pal_reward_model(
-    workdir: str, *, user: str | int | None = None, mix: ArrayLike | None = None, split: int = 0
+    workdir: str, *, user: str | int | None = None, mix: ArrayLike | None = None, split: int | None = None
 ) -> PersonalReward:
-    """The reward of a trained run's `split`, with the K chosen there, for a seen user, a mixture, or without either the
-    population's mean.
+    """The reward of a trained run's `split` (by default that of the report), with the K chosen there, for a seen user,
+    a mixture, or without either the population's mean.
 
     Raises:
       ValueError: the run is not finished, the user is unknown or new in this split, or `mix` is no mixture.
@@ -158,12 +167,13 @@ def load_pal_reward_model(
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
+def open_pal(workdir: str, split: int | None = None) -> TrainedPAL:
     """The model that a run chose on `split`, from its last checkpoint and the record that it keeps of its data.
 
     Args:
       workdir: the folder of the run, or `orbax:<workdir>`.
-      split: one of the run's `split.seeds`; splits with shuffled user ids are no model of anybody.
+      split: one of the run's `split.seeds`; splits with shuffled user ids are no model of anybody. None: the split
+        whose people and prototypes the report shows (`panel.shown_split`).
 
     Raises:
       ValueError: the folder is of no run of PAL or of an earlier version, the run is not finished, or it has no such
@@ -176,6 +186,7 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
     if not finals:
         raise ValueError(f'{workdir} is not finished: K is chosen at its end; go on with its pal-jax train command')
     chosen, seeds = finals[-1]['chosen_prototypes'], settings.split.seeds
+    split = shown_split(chosen[:seeds]) if split is None else split
     if not isinstance(split, int | np.integer) or not 0 <= split < seeds:
         control = isinstance(split, int | np.integer) and seeds <= split < len(chosen)
         why = ', whose user ids were shuffled for comparison' if control else ''
@@ -193,8 +204,10 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
         trained = reader.weights(state.models[name].readings[split], state.frozen) if reader else None
         weights, how = trained or pal_text.load(model, ctx), {'frame': kept.frame, 'batching': Batching()}
         reading = TextVectors(model, weights, frozen_reader(model.cfg, weights, ctx.mesh, settings.text.pool, **how))
-    learner = pal.make_learners(settings, kept, ctx, 1)[name]
-    return TrainedPAL(workdir, split, settings, learner, jax.tree.map(lambda x: x[split], people), kept, reading)
+    learner, updates = pal.make_learners(settings, kept, ctx, 1)[name], np.asarray(people.users.updates)[:seeds]
+    return TrainedPAL(
+        workdir, split, settings, learner, jax.tree.map(lambda x: x[split], people), updates, kept, reading
+    )
 
 
 class OpenParts(NamedTuple):

@@ -133,6 +133,7 @@ def test_a_forgotten_persons_row_is_gone_and_all_else_stays(workdir, tmp_path, c
     shutil.copytree(workdir, folder)
     before = pal_reward.open_pal(str(folder))
     name, other = list(before.people)[:2]
+    (folder / 'people.csv').write_text(f'participant,weight_1\n{name},0.5\n{other},0.25\n')
     told = pal_forget.forget(str(folder), name)
     assert (told.splits, told.of) == (1, 1) and told.updates > 0 and 'prototypes' in told.shared
     assert 'train again' in told.in_words(str(folder), name)
@@ -145,6 +146,7 @@ def test_a_forgotten_persons_row_is_gone_and_all_else_stays(workdir, tmp_path, c
     assert after.fingerprint == before.fingerprint
     assert sorted(path.name for path in (folder / 'checkpoints').iterdir() if path.name.isdigit()) == ['1']
     assert not (folder / 'forgetting').exists()
+    assert (folder / 'people.csv').read_text() == f'participant,weight_1\n{other},0.25\n'
     assert f'"{name}"' not in (folder / 'kept' / 'pal.json').read_text()
     with pytest.raises(ValueError, match=f"'{name}' is not among"):
         pal_forget.forget(str(folder), name)

@@ -230,7 +230,7 @@ def test_a_run_is_named_by_its_folder_or_as_orbax_and_opened_in_silence(run, cap
                 opened(wrong)
 
 
-@pytest.mark.parametrize('split', [2, 3, 4, -1, '0', 0.5, None])
+@pytest.mark.parametrize('split', [2, 3, 4, -1, '0', 0.5])
 def test_a_split_with_shuffled_ids_is_no_model_of_anybody(tmp_path, split):
     config = configs.load('pal', **FEW | {'split.seeds': 2, 'split.control': True})
     checkpoint.write_config(tmp_path, to_dict(config))
@@ -245,6 +245,24 @@ def test_a_split_with_shuffled_ids_is_no_model_of_anybody(tmp_path, split):
         (path := tmp_path / 'ana.json').write_text(json.dumps({'mixture': [0.5, 0.5], 'split': 2}))
         with pytest.raises(ValueError, match=r'ana\.json: split=2.*shuffled'):
             pal_person.open_person(str(tmp_path), str(path))
+
+
+def test_the_split_of_the_report_is_opened_or_one_that_was_trained_on_the_person(tmp_path, capsys):
+    data = choices(tmp_path / 'choices.jsonl', [f'p{i}' for i in range(12)])
+    changes = {'data': str(data), 'split.seeds': 2, 'baselines.majority': False, 'baselines.mixed_logit': False}
+    finished(
+        configs.load('pal', **FEW | changes), tmp_path / 'run', evaluation=lambda *_: {'chosen_prototypes': [1, 2]}
+    )
+    run, first = (pal_reward.open_pal(str(tmp_path / 'run'), split) for split in (None, 0))
+    assert (run.split, run.pal.prototypes) == (1, 2) and run.splits_of('nobody') == []
+    both, held = (next(name for name in first.people if (name in run.people) == seen) for seen in (True, False))
+    assert (run.splits_of(both), run.splits_of(held)) == ([0, 1], [0])
+    assert pal_person.open_person(run.workdir, both)[0].split == 1 and not capsys.readouterr().err
+    assert pal_person.open_person(run.workdir, held)[0].split == 0
+    told = capsys.readouterr().err
+    assert f'{held} was held out in split 1 and trained on in 0' in told and 'chose K=1' in told
+    with pytest.raises(ValueError, match=r'give split=N of one that was \(0\)'):
+        run.mixture(user=held)
 
 
 def test_a_person_is_a_file_an_id_or_nobody(run, tmp_path):

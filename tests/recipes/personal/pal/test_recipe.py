@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import json
 import os
@@ -96,10 +97,26 @@ def test_exhibits_tell_the_story(trained):
         'PAL, new people asked what tells most',
         'PAL, shuffled user ids',
     ]
+    assert list(exhibits)[1] == 'What people want'
+    assert [row[0] for row in exhibits['What people want'].table] == ['attribute', 'x0', 'x1']
+    assert '--split=0' in exhibits['The people'].text and 'triangle' not in exhibits['The people'].text
     prototypes = exhibits['The prototypes'].table
     assert len(prototypes) == 3
     assert {prototypes[1][3].split()[0], prototypes[1][4].split()[0]} & {'x0'}  # what the two kinds disagree about
     assert all(exhibits[title].picture for title in ('By prototypes', 'New people', 'The people', 'The prototypes'))
+
+
+def test_what_each_person_wants_is_a_table_for_other_programs(trained):
+    recipe, state, *_, evaluation = trained
+    rows = list(csv.DictReader(evaluation.files['people.csv'].splitlines()))
+    seen = np.flatnonzero(np.asarray(state['K=2'].users.updates)[0])
+    assert [row['participant'] for row in rows] == [recipe.panel.data.names[u] for u in seen]
+    weights = np.array([[float(row[f'weight_{k}']) for k in (1, 2)] for row in rows])
+    np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-5)
+    effects = np.array([float(row['effect_x0']) for row in rows])  # the half of the people wants the opposite
+    _, x0, _ = next(each.table for each in evaluation.exhibits if each.title == 'What people want')
+    assert 0.3 < (effects > 0).mean() < 0.7 and x0[3] == f'{(effects > 0).mean():.0%}'
+    assert (x0[1], x0[2]) == (f'{effects.mean():+.3g}', f'{effects.std():.3g}')
 
 
 class Learner(NamedTuple):
