@@ -8,8 +8,8 @@
 
 Options:
   --source=FOLDER         a finished run of --config=pal
-  --choices=FILE          one person's choices, in the format the run learnt from (docs/howto/choices.md)
-  --output=FILE           where the person is written, as a line of JSON; a file that exists is refused
+  --choices=FILE          choices of one person or of several, in the format the run learnt from (docs/howto/choices.md)
+  --output=FILE           where each person is written, as a line of JSON; a file that exists is refused
   --ask=FILE              pairs that nobody has answered, in the same format without user and choice: left_<attribute>
                           and right_<attribute>, or JSON lines of left and right
   --forget=ID             drop the row of a person whom the run was trained on, and say what has learnt from the person
@@ -36,7 +36,7 @@ from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.run import cli, devices, files
 from pal_jax.run.forecast import counted
 
-CHOICES = flags.DEFINE_string('choices', '', "One person's choices.")
+CHOICES = flags.DEFINE_string('choices', '', 'Choices of a person or of several.')
 ASK = flags.DEFINE_string('ask', '', 'Pairs that could be asked.')
 FORGET = flags.DEFINE_string('forget', '', 'A person to be forgotten.')
 SPLIT = flags.DEFINE_integer('split', None, "The run's split.", lower_bound=0)
@@ -66,31 +66,35 @@ def main() -> None:
 
 
 def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | None, split: int | None) -> None:
-    """Fit a person and write or print it, then print the pairs of `ask_file` by their expected information.
+    """Fit each person and write or print the mixtures, then print the pairs of `ask_file` by their expected information.
 
     Raises:
       ValueError: the run, a row of a file or the output is wrong.
     """
     run = pal_reward.open_pal(workdir, split)
     pal_person.warn_of_one(run)
-    choices = pal_person.read_choices(run, choices_file) if choices_file else None
-    if choices and (output or not ask_file):
-        record = pal_person.to_record(run, choices, pal_person.fit(run, choices))
+    people = pal_person.read_people(run, choices_file) if choices_file else []
+    if ask_file and len(people) > 1:
+        raise ValueError(f'{choices_file} has choices of {len(people)} people, and --ask={ask_file} is for one of them')
+    if output or not ask_file:
+        records = [pal_person.to_record(run, choices, pal_person.fit(run, choices)) for choices in people]
         if output:
-            pal_person.save(output, record)
-            print(
-                f'{choices.user}: the mixture predicts {record["agreement"]:.0%} of '
-                f'{counted(record["choices"], "choice")} -> {output}'
-            )
-        else:
-            cli.print_json(record)
+            pal_person.save(output, *records)
+        for record in records:
+            if output:
+                predicted = f'{record["agreement"]:.0%} of {counted(record["choices"], "choice")}'
+                print(f'{record["user"]}: the mixture predicts {predicted} -> {output}')
+            else:
+                cli.print_json(record)
     if ask_file:
         pairs = pal_person.read_choices(run, ask_file, answered=False)
-        expected = pal_person.information(run, pairs, choices)
+        expected = pal_person.information(run, pairs, people[0] if people else None)
         # The sort is stable, so pairs of equal information keep the order of the file.
         for i in np.argsort(-expected, kind='stable'):
             left, right = pairs.shown[i]
-            cli.print_json({'pair': int(i) + 1, 'information': float(expected[i]), 'left': left, 'right': right})
+            cli.print_json(
+                {'pair': int(i) + 1, 'information': float(f'{expected[i]:.4g}'), 'left': left, 'right': right}
+            )
 
 
 def forget_file(path: Path) -> str:

@@ -71,16 +71,27 @@ def read_choices(run: TrainedPAL, path: str | Path, *, answered: bool = True) ->
     Raises:
       ValueError: a row is wrong, the file has choices of several people, or other attributes than the run.
     """
+    people = read_people(run, path, answered=answered)
+    if answered and len(people) > 1:
+        named = ', '.join([*(person.user for person in people[:3]), *(['...'] if len(people) > 3 else [])])
+        raise ValueError(f'{path} has choices of {len(people)} people ({named}); give a file for each')
+    return people[0]
+
+
+def read_people(run: TrainedPAL, path: str | Path, *, answered: bool = True) -> list[PersonChoices]:
+    """Read the choices of each person in a file, as `read_choices` reads one person's. Pairs that nobody has answered
+    are those of one person."""
     path = os.fspath(path)
     data, shown = _of_texts(run, run.reading, path, answered) if run.reading else _of_table(run, path, answered)
-    if answered and len(data.names) > 1:
-        named = ', '.join([*data.names[:3], *(['...'] if len(data.names) > 3 else [])])
-        raise ValueError(f'{path} has choices of {len(data.names)} people ({named}); give a file for each')
-    index = np.arange(len(data.users))[None]
-    nothing = np.zeros(index.shape, np.int32)
-    batch = comparisons.take(data, index, nothing, nothing.astype(np.float32))
     prompts = [data.texts[i] for i in data.prompt.numbers] if isinstance(data.prompt, Lookup) and data.texts else []
-    return PersonChoices(next(iter(data.names)), batch, shown, tuple(prompts))
+    people = []
+    for number, user in enumerate(data.names if answered else data.names[:1]):
+        index = np.flatnonzero(data.users == number) if answered else np.arange(len(data.users))
+        nothing = np.zeros((1, len(index)), np.int32)
+        batch = comparisons.take(data, index[None], nothing, nothing.astype(np.float32))
+        own = [tuple(part[i] for i in index) for part in (shown, prompts) if part]
+        people.append(PersonChoices(user, batch, *own))
+    return people
 
 
 def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
@@ -183,14 +194,14 @@ def to_record(run: TrainedPAL, choices: PersonChoices, person: FittedPerson) -> 
     }
 
 
-def save(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Write a person's record as one line of JSON.
+def save(path: str | Path, *records: Mapping[str, Any]) -> None:
+    """Write a person's record as one line of JSON, or a line for each of several people.
 
     Raises:
       ValueError: the file exists.
     """
     with whole_file(Path(path)) as file:
-        file.write_text(json.dumps(record, ensure_ascii=False) + '\n', encoding='utf-8')
+        file.write_text(''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records), encoding='utf-8')
 
 
 def read_person(path: str | Path) -> PersonRecord:

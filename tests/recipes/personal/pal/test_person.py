@@ -328,6 +328,21 @@ def test_a_person_is_written_and_scores_with_it(run, tmp_path, capsys):
         score.score(source, str(out), str(items), scored)
 
 
+def test_people_of_one_file_get_a_line_each_as_if_they_had_files_of_their_own(run, tmp_path, capsys):
+    names = 'cheap', 'dear'
+    files = [of_person(tmp_path / f'{name}.jsonl', number) for number, name in enumerate(names)]
+    both = tmp_path / 'both.jsonl'
+    both.write_text(''.join(file.read_text() for file in files))
+    personalize.personalize(run.workdir, str(both), '', None, 0)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert tuple(row['user'] for row in rows) == names
+    for row, file in zip(rows, files, strict=True):
+        alone = pal_person.fit(run, pal_person.read_choices(run, file))
+        np.testing.assert_allclose(row['mixture'], alone.mixture, atol=1e-5)
+    with pytest.raises(ValueError, match='2 people'):
+        personalize.personalize(run.workdir, str(both), str(files[0]), None, 0)
+
+
 def test_open_pairs_are_printed_the_most_informative_first(run, tmp_path, capsys):
     ana = of_person(tmp_path / 'ana.jsonl', 1)
     personalize.personalize(run.workdir, '', str(ana), None, 0)
