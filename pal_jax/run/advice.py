@@ -39,11 +39,15 @@ def uses(workdir: Path, config: Mapping[str, Any], words: Words) -> list[tuple[s
 
 
 def advice(
-    rows: Sequence[Mapping[str, Any]], verdict: RunVerdict | None, config: Mapping[str, Any], name: str = ''
+    rows: Sequence[Mapping[str, Any]],
+    verdict: RunVerdict | None,
+    config: Mapping[str, Any],
+    name: str = '',
+    more: str = '',
 ) -> str:
     """A sentence on what to try, by a run's own figures; '' where the run has learnt, or has no verdict.
 
-    `name` is that of the config, with its variant.
+    `name` is that of the config, with its variant, and `more` is what tells more by the method's words, if they say so.
     """
     if name.endswith(TRIAL):
         return f'This was a trial of the command, which hardly learns: leave {TRIAL} out for a run that does.'
@@ -66,4 +70,4 @@ def advice(
             f'All answers to a prompt are paid alike in {alike:.0%} of the prompts: give more samples a prompt '
             '(n_samples_per_prompt) or a higher sampling.temperature.'
         )
-    return f'To tell more: {SEEDS if config.get("total_steps") else TESTS.format(units=units)}.'
+    return f'To tell more: {more or (SEEDS if config.get("total_steps") else TESTS.format(units=units))}.'

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 HEADLINES = {
     'reward': 'Mean reward of a step',
     'accuracy': 'Accuracy on the training pairs of a step',
+    'training_accuracy': 'Training accuracy, the largest K',
     'loss': 'Mean loss of a step',
     'legal': 'Share of legal moves',
     'attack_success': 'Share of unsafe answers to attacks',

@@ -34,6 +34,19 @@ class Meaning(NamedTuple):
     words: str
 
 
+class Rivals(NamedTuple):
+    """The baselines that a verdict holds beside the figure of a method.
+
+    Attributes:
+      own: the words for the method, and the name of its figure.
+      leads: by the name of a difference, the baseline's figure less the method's: the words for the baseline, and the
+        name of its figure.
+    """
+
+    own: tuple[str, str]
+    leads: Mapping[str, tuple[str, str]]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Words:
     """Words of figures, by their names: those of a method, those of all methods, or both together."""
@@ -59,8 +72,10 @@ class Words:
     beside: Mapping[str, tuple[str, float, str]] = dataclasses.field(default_factory=dict)
     # The questions that a verdict by a level answers, where they are not whether a run has learnt.
     questions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    # The leads of baselines over a level, which a verdict tells of: the words of baselines by the names of the figures.
-    rivals: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    # The baselines that a verdict by a level tells of.
+    rivals: Mapping[str, Rivals] = dataclasses.field(default_factory=dict)
+    # What would tell more of a difference that is not beyond noise, where it is not more steps or seeds.
+    more: str = ''
     # Uses of a finished run by the recipe: words, a command with {run} for the folder, and the page that explains it.
     uses: Mapping[str, tuple[tuple[str, str, str], ...]] = dataclasses.field(default_factory=dict)
 
@@ -214,6 +229,7 @@ def words_of(recipe: str) -> Words:
         shares=(*special.shares, *CORE.shares),
         beside={**special.beside, **CORE.beside},
         rivals=special.rivals,
+        more=special.more,
         questions=special.questions,
         uses=special.uses,
     )

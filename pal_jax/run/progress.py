@@ -26,8 +26,8 @@ from pal_jax.types import Exhibit, Metrics
 OTHER = 'other'  # the phase of all time outside the named phases
 # The figures of a step that the console shows.
 DESCRIBED = (
-    'loss', 'accuracy', 'reward', 'format', 'legal', 'attack_success', 'plain_success', 'overrefusal', 'cost',
-    'mean_cost', 'limit', 'multiplier', 'kl',
+    'loss', 'accuracy', 'training_accuracy', 'reward', 'format', 'legal', 'attack_success', 'plain_success',
+    'overrefusal', 'cost', 'mean_cost', 'limit', 'multiplier', 'kl',
 )  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def render(
         uses=head[1],
         facts=headline(rows, evals),
         verdict=verdict,
-        advice=advice(rows, verdict, summary.get('config', {}), summary.get('name', '')),
+        advice=advice(rows, verdict, summary.get('config', {}), summary.get('name', ''), words.more),
         evaluations=evaluations,
         numbers=grouped(number_rows(list(evaluations.values())), words),
         phases=[(phase, len(steps), grouped(step_rows(steps), words)) for phase, steps in phases(rows).items()],

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from pal_jax.run import intervals
 from pal_jax.run.forecast import counted
-from pal_jax.run.glossary import Words, meaning, words_of
+from pal_jax.run.glossary import Rivals, Words, meaning, words_of
 from pal_jax.run.intervals import Estimate
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.summary import fifths, finite_values, main_part
@@ -76,7 +76,8 @@ def claims(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> lis
     listed = []
     for key in (key for key in words.levels if known(after, key)):
         listed.append(_above_level(key, before, after, words))
-        for rival in (rival for rival in words.rivals.get(key, ()) if known(after, rival)):
+        leads = words.rivals[key].leads if key in words.rivals else ()
+        for rival in (rival for rival in leads if known(after, rival)):
             lead = estimate(after, rival, ()), constant(0.0)
             listed.append(Claim(rival, meaning(rival, words).words, -1.0, *lead, 'no lead'))
     if not listed:
@@ -227,25 +228,28 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
         sentence += f', and before training it was {earlier:.3f}'
     basis = 'The last evaluation' + (' beside the one before training' if claim.against == BEFORE else '')
     said, of = answer(claim.gap, claim.better), f'{basis}{_of(after)}.'
-    leads = _unbeaten(after, words.rivals.get(key, {}))
+    leads = _unbeaten(after, words.rivals[key]) if key in words.rivals else {}
     if not leads:
         return RunVerdict(said, f'{sentence}.', of)
     if said == YES:
         said += f', but {"less" if 1 in {lead.place(0.0) for lead in leads.values()} else "no more"} than a baseline'
-    listed = '; '.join(f'{name} {_lead_in_words(lead)}' for name, lead in leads.items())
-    return RunVerdict(said, f'{sentence}. Baselines that it does not beat: {listed}.', of)
+    listed = '; '.join(_lead_in_words(after, words.rivals[key], name, lead) for name, lead in leads.items())
+    return RunVerdict(said, f'{sentence}. Baselines that it does not clearly beat: {listed}.', of)
 
 
-def _unbeaten(record: Record, rivals: Mapping[str, str]) -> dict[str, Estimate]:
-    """The leads of the baselines that an evaluation has not shown to be worse, by their words."""
-    leads = {said: estimate(record, key, ()) for key, said in rivals.items() if known(record, key)}
-    return {said: lead for said, lead in leads.items() if lead.place(0.0) != -1}
+def _unbeaten(record: Record, rivals: Rivals) -> dict[str, Estimate]:
+    """The leads of the baselines that an evaluation has not shown to be worse, by the names of their figures."""
+    leads = {name: estimate(record, name, ()) for name in rivals.leads if known(record, name)}
+    return {name: lead for name, lead in leads.items() if lead.place(0.0) != -1}
 
 
-def _lead_in_words(lead: Estimate) -> str:
-    """The lead of a baseline in words, or that it is within noise."""
-    said = {1: 'is better', 0: 'is as good within noise', None: 'is not told apart'}[lead.place(0.0)]
-    return f'{said}, lead {lead.value:+.3f}{between(lead)}'
+def _lead_in_words(record: Record, rivals: Rivals, name: str, lead: Estimate) -> str:
+    """Both figures, and who is ahead by how much: `PAL 0.740, user embedding 0.695: PAL is ahead by 0.045 (...)`."""
+    (mine, own), (theirs, other) = rivals.own, rivals.leads[name]
+    ahead, gap = (theirs, lead) if lead.value > 0 else (mine, intervals.difference(constant(0.0), lead))
+    clear = '' if lead.place(0.0) else ', not clear'
+    both = f'{mine} {record[own]:.3f}, {theirs} {record[other]:.3f}'
+    return f'{both}: {ahead} is ahead by {gap.value:.3f}{between(gap)}{clear}'
 
 
 def _better(sign: float, after: Record) -> float:

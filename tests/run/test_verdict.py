@@ -138,9 +138,22 @@ def test_methods_that_compare_in_one_evaluation():
 def test_baselines_that_do_as_well_are_part_of_the_verdict(gain, lead, answer):
     figures = {'seen_gain': gain, 'seen_gain_interval': [gain, gain], 'people': 30}
     figures |= {'seen_lead_mixed_logit': sum(lead) / 2, 'seen_lead_mixed_logit_interval': list(lead)}
+    figures |= {'seen_pal': 0.75, 'seen_mixed_logit': 0.75 + sum(lead) / 2}
     found = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
     assert found and found.answer == answer
     assert ('mixed logit' in found.sentence) == (lead[1] > 0) and '30 people' in found.basis
+
+
+def test_who_is_ahead_is_told_by_a_positive_number():
+    figures = {'seen_gain': 0.0, 'seen_gain_interval': [-0.1, 0.1], 'people': 30, 'seen_pal': 0.74, 'seen_own': 0.695}
+    figures |= {'seen_lead_own': -0.045, 'seen_lead_own_interval': [-0.098, 0.008], 'seen_mixed_logit': 0.79}
+    figures |= {'seen_lead_mixed_logit': 0.05, 'seen_lead_mixed_logit_interval': [0.01, 0.09]}
+    found = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
+    own, logit = found.sentence.split(': ', 1)[1].split('; ')
+    assert own == (
+        'PAL 0.740, a model of their own each 0.695: PAL is ahead by 0.045 (95 % interval -0.008 to 0.098), not clear'
+    )
+    assert logit.endswith('mixed logit (xlogit) is ahead by 0.050 (95 % interval 0.010 to 0.090).')
 
 
 @pytest.mark.parametrize(('cost', 'answer'), [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, Words
+from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, Rivals, Words
 
 MODELS = {  # what PAL is compared with
     'shared': 'one model for all (K = 1)',
@@ -67,6 +67,7 @@ WORDS = Words(
             'best_gain': 'accuracy over that of one model for all, of the best method whose gain counts; seen people',
             'data_sets': 'the number of data sets',
             'failed_data_sets': 'the number of data sets that a leakage test flags',
+            'training_accuracy': 'share of training choices right: PAL with the largest K, which knows them',
             'seen_pal': 'accuracy on new choices of known people: PAL, K chosen on validation',
             'new_pal': 'accuracy on new people: PAL, K chosen on validation',
             'accuracy K={K}': 'share of choices right: PAL, K={K} prototypes',
@@ -76,7 +77,7 @@ WORDS = Words(
         COMPARED: {
             'seen_{pal}': 'accuracy on new choices of known people: {pal}',
             'new_{pal}': 'accuracy on new people: {pal}',
-            'seen_lead_{pal}': 'accuracy over that of PAL, new choices of known people: {pal}',
+            'seen_lead_{pal}': 'how far ahead of PAL (below 0: behind), new choices of known people: {pal}',
             'asked_gain': 'accuracy gained by choosing what to ask over asking at random',
             'accuracy {pal}': 'share of choices right: {pal}',
             'loss {pal}': 'loss of: {pal}',
@@ -102,5 +103,10 @@ WORDS = Words(
         ),
     },
     questions={'best_gain': 'Does a method know the person?'},
-    rivals={'seen_gain': {f'seen_lead_{name}': MODELS[name] for name in BASELINES}},
+    rivals={
+        'seen_gain': Rivals(
+            ('PAL', 'seen_pal'), {f'seen_lead_{name}': (MODELS[name], f'seen_{name}') for name in BASELINES}
+        )
+    },
+    more='more people, or more choices of each; seeds share the same people',
 )

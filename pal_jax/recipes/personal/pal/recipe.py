@@ -292,7 +292,7 @@ def start(name: str, learner: IdealPointLearner, data: Comparisons, seeds: Array
 
 
 def summarize(metrics: dict[str, dict[str, Any]], trials: Sequence[Trial]) -> Metrics:
-    """Means over the splits with true users; `loss` and `accuracy` are of PAL with the most prototypes.
+    """Means over the splits with true users; `loss` and `training_accuracy` are of PAL with the most prototypes.
 
     Raises:
       RuntimeError: a loss is not finite.
@@ -306,6 +306,6 @@ def summarize(metrics: dict[str, dict[str, Any]], trials: Sequence[Trial]) -> Me
         raise RuntimeError(f'the loss of {bad[0]} is not finite; lower the rates in optimizer')
     # The most prototypes: the loss of the model that can fit best shows whether training works.
     largest = [name for name in means if name.startswith('K=')][-1]
-    spread = float(np.std(np.asarray(metrics[largest]['accuracy'])[true]))
     named = {f'{key} {name}': value for name, row in means.items() for key, value in row.items()}
-    return means[largest] | {'accuracy_std': spread, 'samples': float(len(true))} | named
+    first = {'training_accuracy' if key == 'accuracy' else key: value for key, value in means[largest].items()}
+    return first | named

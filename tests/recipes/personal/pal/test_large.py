@@ -153,7 +153,7 @@ def test_large_of_fake_parts_waits_and_then_hands_the_gradient_on():
     assert (phase, reader.heard, state.models['K=1']) == ('hold', [], pal_large.LargeModel(1, (ReaderState(5, 0),)))
     assert learners['K=1'].seen[0] is learners['K=2'].seen[0]  # which was put on the device once
     state, host, phase, metrics = recipe.step(state, host, 1)
-    assert (phase, metrics['accuracy'], state.models['K=2']) == (
+    assert (phase, metrics['training_accuracy'], state.models['K=2']) == (
         'pal',
         1.0,
         pal_large.LargeModel(2, (ReaderState(15, 0),)),
