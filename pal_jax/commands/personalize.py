@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | None, split: int | None) -> None:
-    """Fit each person and write or print the mixtures, then print the pairs of `ask_file` by their expected information.
+    """Fit each person and write or print the mixtures, then print the pairs of `ask_file` by expected information.
 
     Raises:
       ValueError: the run, a row of a file or the output is wrong.
