@@ -3,10 +3,10 @@
   pal-jax compare runs/rlpa runs/rlpa-1 runs/rlpa-2
   pal-jax compare runs/rlpa runs/pal --output=both.png --output=both.csv
 
-prints two tables in Markdown: the figure that stands for each method in the first and the last steps, and what the
-evaluations say of learning. Of runs that differ in their seeds alone the first table has the means, too, with standard
-errors over seeds. --output names a new file: .html (a page with the picture, the tables and the verdicts), .png (the
-picture) or .csv (every figure of every evaluation, a row each).
+prints two tables in Markdown: what the evaluations say of learning, and the figure that stands for each method in the
+first and the last training steps. Of runs that differ in their seeds alone both tables have the means, too, with
+standard errors over seeds. --output names a new file: .html (a page with the picture, the tables and the verdicts),
+.png (the picture) or .csv (every figure of every evaluation, a row each).
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ LINES: list[dict[str, Any]] = [
     {'color': colour, 'linestyle': dashes} for dashes in ('-', '--', ':', '-.') for colour in COLOURS
 ]
 MOST = 4  # panels of a picture
+OVER_SEEDS = (
+    'The errors of the last row are over seeds alone. The intervals of the single runs say how far a figure may have '
+    'moved by the choice of the people, prompts or rows that were tested.'
+)
 ENDINGS = '.html', '.png', '.csv'
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # records by the run's name
@@ -56,7 +60,7 @@ Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # records by the run's name
 def draw(runs: Runs, evals: Runs, words: Mapping[str, Words]) -> bytes:
     """A PNG with a colour for each run: steps are dots, running means lines.
 
-    The first panels have the headline of the runs' steps and those of their evaluations with intervals, and others have
+    The first panels have the headlines of the runs' evaluations with intervals and that of their steps, and others have
     own rewards and the first figures of `curve.PANELS` that a run logged. The result is b'' where there are none.
     """
     parts = {name: main_part(rows) for name, rows in runs.items()}
@@ -65,8 +69,7 @@ def draw(runs: Runs, evals: Runs, words: Mapping[str, Words]) -> bytes:
     keys = dict.fromkeys([*map(headline_of, runs.values()), *custom, *PANELS])
     keys = [key for key in keys if any(logged(part, key) for part in parts.values())]
     tested = dict.fromkeys(key for name in evals for key in telling_figures(evals[name], words[name])[:1])
-    panels = [*((key, False) for key in keys[:1]), *((key, True) for key in tested)]
-    panels = [*panels, *((key, False) for key in keys[1:])][:MOST]
+    panels = [*((key, True) for key in tested), *((key, False) for key in keys)][:MOST]
     if not panels:
         return b''
     wide, high = min(len(panels), 2), -(-len(panels) // 2)
@@ -145,8 +148,12 @@ def are_seeds(configs: Sequence[Mapping[str, Any]]) -> bool:
     return bool(others) and all(config == first for config in others)
 
 
-def stage_table(evals: Runs, words: Mapping[str, Words]) -> list[list[str]]:
-    """A table of the evaluations of each run: the figures that tell of its learning, and lists by turn."""
+def stage_table(evals: Runs, words: Mapping[str, Words], *, seeds: bool = False) -> list[list[str]]:
+    """A table of the evaluations of each run: the figures that tell of its learning, and lists by turn.
+
+    Where the runs are `seeds` of one config, the last row has the means of their last evaluations with standard errors
+    over seeds.
+    """
     figures = dict.fromkeys(key for name, records in evals.items() for key in telling_figures(records, words[name]))
     # The lists of further splits of people, such as those with new values, would be as many columns again.
     turns = dict.fromkeys(
@@ -161,6 +168,12 @@ def stage_table(evals: Runs, words: Mapping[str, Words]) -> list[list[str]]:
             values = (_cell(record, key, words[run]) for key in figures)
             by_turn = (' '.join(f'{value:.2f}' for value in record.get(key) or ()) for key in turns)
             table.append([run, record['stage'], *values, *by_turn])
+    if seeds and figures and all(evals.values()):
+        last = [records[-1] for records in evals.values()]
+        # A figure that one of the runs lacks has no mean.
+        columns = [[r[key] for r in last if known(r, key)] for key in figures]
+        means = [intervals.mean(np.array(x)).with_error() if len(x) == len(last) else '' for x in columns]
+        table.append([f'{len(last)} seeds', last[0]['stage'], *means, *('' for _ in turns)])
     return table
 
 
@@ -222,7 +235,11 @@ def main() -> None:
     except ValueError as error:
         parser.error(stores.shown(error))
     words = {name: words_of(config['recipe']) for name, config in zip(folders, configs, strict=True)}
-    tables = {'Steps': rise_table(runs, seeds=are_seeds(configs)), 'Evaluations': stage_table(evals, words)}
+    seeds = are_seeds(configs)
+    exhibits = [
+        Exhibit('Evaluations', OVER_SEEDS if seeds else '', stage_table(evals, words, seeds=seeds)),
+        Exhibit('Figures of training steps', table=rise_table(runs, seeds=seeds)),
+    ]
     picture = draw(runs, evals, words)
     if not picture and any(path.suffix == '.png' for path in outputs):
         parser.error('these runs have no figure to draw; give --output=compared.html or .csv')
@@ -233,12 +250,11 @@ def main() -> None:
             elif path.suffix == '.png':
                 partial.write_bytes(picture)
             else:
-                exhibits = [Exhibit('Side by side', picture=picture)] if picture else []
-                exhibits += [Exhibit(title, table=table) for title, table in tables.items()]
+                pictures = [Exhibit('Side by side', picture=picture)] if picture else []
                 rows = [run_row(name, folder, path) for name, folder in folders.items()]
-                page = stores.shown(overview([counted(len(runs), 'run')], rows, exhibits))
+                page = stores.shown(overview([counted(len(runs), 'run')], rows, [*pictures, *exhibits]))
                 partial.write_text(page, 'utf-8', 'xmlcharrefreplace')
-    print(*map(markdown, tables.values()), sep='\n\n')
+    print('\n\n'.join(part for each in exhibits for part in (each.title, each.text, markdown(each.table)) if part))
     written = ', '.join(map(str, outputs))
     print(f'\nwritten: {written}' if outputs else '\n--output=compared.html writes a page with the curves')
 

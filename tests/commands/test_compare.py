@@ -62,6 +62,15 @@ def test_lists_by_turn_stand_in_the_table():
     assert stage_table({'a': [record]}, {'a': WORDS})[1] == ['a', 'base', '0.500', '0.00 0.50']
 
 
+def test_the_last_evaluations_of_seeds_have_their_mean_and_error():
+    evals = {
+        name: [{'step': 0, 'stage': 'base', 'reward': 9.0}, {'step': 1, 'stage': 'final', 'reward': reward}]
+        for name, reward in (('a', 0.8), ('b', 0.8), ('c', 0.2))
+    }
+    *_, pooled = stage_table(evals, dict.fromkeys(evals, WORDS), seeds=True)
+    assert pooled == ['3 seeds', 'final', '0.600 ± 0.200']
+
+
 @pytest.fixture
 def two_runs(tmp_path):
     for name, seed in (('a', 0), ('b <i>', 1)):
@@ -82,7 +91,8 @@ def compare(folder, *arguments):
 
 def test_a_page_a_picture_and_a_table_of_numbers(two_runs):
     done = compare(two_runs, *(f'--output={two_runs}/c.{ending}' for ending in ('html', 'png', 'csv')))
-    assert '| 2 seeds |' in done.stdout and (two_runs / 'c.png').read_bytes().startswith(b'\x89PNG')
+    assert done.stdout.index('Evaluations') < done.stdout.index('Figures of training steps')
+    assert done.stdout.count('| 2 seeds |') == 2 and (two_runs / 'c.png').read_bytes().startswith(b'\x89PNG')
     page = (two_runs / 'c.html').read_text()
     assert 'href="runs/a/report.html"' in page and 'b &lt;i&gt;' in page and page.count('<b>Yes:</b>') == 2
     numbers = list(csv.DictReader((two_runs / 'c.csv').read_text().splitlines()))
