@@ -11,7 +11,7 @@ MODELS = {  # what PAL is compared with
     'shuffled': 'PAL, shuffled user ids',
     'embedding': 'user embedding',
     'own': 'a model of their own each',
-    'groups': 'PAL that is told the groups of seen people',
+    'groups': 'PAL that is told the groups of known people',
     'majority': 'majority vote on the same pair',
     'mixed_logit': 'mixed logit (xlogit)',
     'context': 'in context: earlier choices before the pair',
@@ -62,9 +62,9 @@ WORDS = Words(
         OPTIMISED: {
             'seen_gain': 'accuracy of PAL less that of one model for all, new choices of known people',
             'new_gain': 'accuracy of PAL less that of one model for all, new people',
-            'seen_gain_{bench}': 'accuracy over that of one model for all, new choices of seen people: {bench}',
+            'seen_gain_{bench}': 'accuracy over that of one model for all, new choices of known people: {bench}',
             'new_gain_{bench}': 'accuracy over that of one model for all, new people: {bench}',
-            'best_gain': 'accuracy over that of one model for all, of the best method whose gain counts; seen people',
+            'best_gain': 'accuracy over that of one model for all, of the best method whose gain counts; known people',
             'data_sets': 'the number of data sets',
             'failed_data_sets': 'the number of data sets that a leakage test flags',
             'training_accuracy': 'share of training choices right: PAL with the largest K, which knows them',
@@ -81,7 +81,7 @@ WORDS = Words(
             'asked_gain': 'accuracy gained by choosing what to ask over asking at random',
             'accuracy {pal}': 'share of choices right: {pal}',
             'loss {pal}': 'loss of: {pal}',
-            'seen_people_{part}': 'accuracy on known people, {part}',
+            'known_people_{part}': 'accuracy on known people, {part}',
             'new_people_{part}': 'accuracy on new people, {part}',
             'group_auc {model}': 'how well {model} tells known groups apart that it was not told (AUC; .5 is chance)',
             'chosen_prototypes': 'number of prototypes K chosen on validation, by split',
@@ -97,7 +97,7 @@ WORDS = Words(
     levels={
         'seen_gain': ("the gain of PAL's accuracy over one model for all, on new choices of known people,", 0.0),
         'best_gain': (
-            "the gain over one model for all, on seen people's new choices, of the best method whose gain counts "
+            "the gain over one model for all, on known people's new choices, of the best method whose gain counts "
             '(0 where none does),',
             0.0,
         ),

@@ -16,14 +16,17 @@ from pal_jax.run.intervals import Estimate
 
 COLOURS = (BLUE, '#d97706', '#059669', '#9333ea', '#dc2626', GREY, INK, '#0891b2', '#65a30d', '#db2777')
 
+# Lines of one picture: those after the first five are dashed, as more colours would be too alike.
+LINES = tuple((colour, dashes) for dashes in ('-', '--') for colour in COLOURS[:5])
+
 Curve = Sequence[Estimate]
 
 
 def plot_by_prototypes(curves: Mapping[str, Curve], prototypes: Sequence[int]) -> bytes:
     """A picture of accuracy against K, with a line for each part of the data."""
     figure, ax = _axes('Accuracy by number of prototypes', 'K')
-    for (name, curve), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
-        _draw(ax, prototypes, curve, name, colour)
+    for (name, curve), line in zip(curves.items(), itertools.cycle(LINES), strict=False):
+        _draw(ax, prototypes, curve, name, line)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False)
     return png(figure)
@@ -34,8 +37,8 @@ def plot_by_comparisons(curves: Mapping[str, Curve], counts: Sequence[int]) -> b
     method."""
     figure, ax = _axes('New people: accuracy by known comparisons', 'comparisons known of each person', width=9.5)
     places = range(len(counts))
-    for (name, curve), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
-        _draw(ax, places, curve, name, colour)
+    for (name, curve), line in zip(curves.items(), itertools.cycle(LINES), strict=False):
+        _draw(ax, places, curve, name, line)
     # The last number stands for all comparisons that a person has.
     ax.set_xticks(places, [str(count) for count in counts[:-1]] + [f'all (≤ {counts[-1]})'])
     ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
@@ -87,7 +90,8 @@ def plot_effects(effects: np.ndarray, attributes: Sequence[str]) -> bytes:
 def plot_wants(effects: np.ndarray, attributes: Sequence[str]) -> bytes:
     """A picture of the effects of attributes on the rewards of people `[people, attributes]`, a box for each
     attribute."""
-    figure, ax = _axes('What people want', 'effect on the reward: the line is the median, the box half of the people')
+    label = 'effect on the reward: median, middle half of the people (box), 5th to 95th percentile (line)'
+    figure, ax = _axes('What people want', label)
     figure.set_size_inches(9, 1.8 + 0.35 * len(attributes))
     ax.axvline(0, color=INK, linewidth=0.8)
     ax.boxplot(effects, orientation='horizontal', whis=(5, 95), showfliers=False, tick_labels=list(attributes))
@@ -128,8 +132,9 @@ def _axes(title: str, label: str, width: float = 7.0):
     return figure, ax
 
 
-def _draw(ax, places, curve: Curve, name: str, colour: str) -> None:
+def _draw(ax, places, curve: Curve, name: str, line: tuple[str, str]) -> None:
+    colour, dashes = line
     # One split has no error, and so a band of no width.
     mean, error = (np.array([point[k] or 0.0 for point in curve]) for k in (0, 1))
     ax.fill_between(places, mean - error, mean + error, color=colour, alpha=0.18, linewidth=0)
-    ax.plot(places, mean, color=colour, label=name, marker='o', markersize=4)
+    ax.plot(places, mean, color=colour, linestyle=dashes, label=name, marker='o', markersize=4)

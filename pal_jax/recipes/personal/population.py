@@ -39,7 +39,7 @@ GROUPS = (
     'The direction in which people differ most, by a model that was not told the groups: the chance that it puts '
     'somebody of the one group before somebody of the other (AUC; 1/2 is chance).'
 )
-BY_GROUP = "Accuracy on seen people's new choices, of each group alone; no model was told who is in which."
+BY_GROUP = "Accuracy on known people's new choices, of each group alone; no model was told who is in which."
 States = Mapping[str, PALState]
 
 
@@ -237,12 +237,12 @@ def compare(panel: Panel, state: States, results: Results, others: Mapping[str, 
         except Unfit as reason:  # a method may have no row
             unfit[name] = str(reason)
     by_prototypes = {
-        'seen people, validation': {K: [row[r] for r in true] for K, row in results.validation.items()},
-        'seen people, test': {K: on_true[f'K={K}'].seen for K in panel.prototypes},
+        'known people, validation': {K: [row[r] for r in true] for K, row in results.validation.items()},
+        'known people, test': {K: on_true[f'K={K}'].seen for K in panel.prototypes},
         'new people, all their comparisons': {K: on_true[f'K={K}'].new[-1] for K in panel.prototypes},
     }
     if false:
-        by_prototypes['seen people, shuffled ids'] = {
+        by_prototypes['known people, shuffled ids'] = {
             K: [models[f'K={K}'].seen[r] for r in false] for K in panel.prototypes
         }
     groups, by_group = {}, {}
@@ -256,7 +256,7 @@ def compare(panel: Panel, state: States, results: Results, others: Mapping[str, 
 
 
 def _by_group(groups: np.ndarray, parts: Sequence[JudgedPairs]) -> list[intervals.Estimate | None]:
-    """The accuracy on seen people's new choices with each person of a group alike; None where nobody is tested."""
+    """The accuracy on known people's new choices with each person of a group alike; None where nobody is tested."""
     judged = together(parts)
     shares, group = by_person(judged), groups[judged.people]
     return [intervals.share(shares[group == g]) if (group == g).any() else None for g in range(groups.max() + 1)]
@@ -360,7 +360,7 @@ def make_exhibits(panel: Panel, shown: Shown, model: portrait.SplitModel, effect
 def _verdict(shown: Shown) -> str:
     parts, (pal, shared) = [], (shown.methods[name] for name in ('pal', 'shared'))
     gains = {
-        "seen people's new choices": gain(pal.seen, shared.seen).mean,
+        "known people's new choices": gain(pal.seen, shared.seen).mean,
         'new people': gain(pal.new[-1], shared.new[-1]).mean,
     }
     for who, more in gains.items():
@@ -373,10 +373,10 @@ def _verdict(shown: Shown) -> str:
 def _table(shown: Shown) -> list[list[str]]:
     """A table of accuracy with each person alike ± standard error over people, who are in all splits together.
 
-    The column by pairs and that of the worst tenth of people are of seen people.
+    The column by pairs and that of the worst tenth of people are of known people.
     """
     middle = len(shown.counts) // 2
-    rows = [['', 'seen people', 'by pairs', 'worst tenth', 'new, none known']]
+    rows = [['', 'known people', 'by pairs', 'worst tenth', 'new, none known']]
     rows[0] += [f'{shown.counts[middle]} known', 'all known', 'parameters', 'a user']
     for name, method in shown.methods.items():
         seen, new = figures(method.seen), [alike(method.new[i]).with_error() for i in (0, middle, -1)]

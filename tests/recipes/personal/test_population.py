@@ -95,9 +95,9 @@ def test_the_direction_people_differ_in_is_compared_whichever_way_it_points():
 def test_every_method_has_a_line_of_its_own(monkeypatch):
     drawn, draw = {}, people._draw
 
-    def noted(ax, places, curve, name, colour):
-        drawn[name] = colour
-        draw(ax, places, curve, name, colour)
+    def noted(ax, places, curve, name, line):
+        drawn[name] = line
+        draw(ax, places, curve, name, line)
 
     monkeypatch.setattr(people, '_draw', noted)
     people.plot_by_comparisons({name: [intervals.of_mean(0.5, 0.1, 3)] for name in MODELS.values()}, [0])

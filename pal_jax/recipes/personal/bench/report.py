@@ -173,7 +173,7 @@ def _told(sets: Sequence[Set]) -> str:
 
 
 def _summary(sets: Sequence[Set]) -> list[list[str]]:
-    rows = [['data', 'people tested', 'flags', 'warnings', 'shortcuts', 'wins on seen people', 'wins on new people']]
+    rows = [['data', 'people tested', 'flags', 'warnings', 'shortcuts', 'wins on known people', 'wins on new people']]
     for data in sets:
         seen = data.figures(SHARED, 'seen', -1)
         by_verdict = {v: [row.test for row in data.audited if row.verdict == v] for v in ('flag', 'warn')}
@@ -331,7 +331,7 @@ def plot_gains(data: Set) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 1.4 + 0.34 * len(names)), layout='constrained')
         axes = figure.subplots(1, 2, sharey=True)
-    titles = {'seen': "seen people's new choices", 'new': 'new people, all known'}
+    titles = {'seen': "known people's new choices", 'new': 'new people, all known'}
     for ax, (part, title) in zip(axes, titles.items(), strict=True):
         # Both kinds of a gain stand beside each other, a little apart.
         for shuffled, colour, offset in ((False, BLUE, -0.12), (True, GREY, 0.18)):
