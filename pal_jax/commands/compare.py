@@ -254,7 +254,8 @@ def main() -> None:
                 rows = [run_row(name, folder, path) for name, folder in folders.items()]
                 page = stores.shown(overview([counted(len(runs), 'run')], rows, [*pictures, *exhibits]))
                 partial.write_text(page, 'utf-8', 'xmlcharrefreplace')
-    print('\n\n'.join(part for each in exhibits for part in (each.title, each.text, markdown(each.table)) if part))
+    parts = ((exhibit.title, exhibit.text, markdown(exhibit.table)) for exhibit in exhibits)
+    print('\n\n'.join(part for part in itertools.chain.from_iterable(parts) if part))
     written = ', '.join(map(str, outputs))
     print(f'\nwritten: {written}' if outputs else '\n--output=compared.html writes a page with the curves')
 

@@ -245,10 +245,10 @@ def _unbeaten(record: Record, rivals: Rivals) -> dict[str, Estimate]:
 
 def _lead_in_words(record: Record, rivals: Rivals, name: str, lead: Estimate) -> str:
     """Both figures, and who is ahead by how much: `PAL 0.740, user embedding 0.695: PAL is ahead by 0.045 (...)`."""
-    (mine, own), (theirs, other) = rivals.own, rivals.leads[name]
-    ahead, gap = (theirs, lead) if lead.value > 0 else (mine, intervals.difference(constant(0.0), lead))
+    (method, figure), (rival, other) = rivals.own, rivals.leads[name]
+    ahead, gap = (rival, lead) if lead.value > 0 else (method, intervals.difference(constant(0.0), lead))
     clear = '' if lead.place(0.0) else ', not clear'
-    both = f'{mine} {record[own]:.3f}, {theirs} {record[other]:.3f}'
+    both = f'{method} {record[figure]:.3f}, {rival} {record[other]:.3f}'
     return f'{both}: {ahead} is ahead by {gap.value:.3f}{between(gap)}{clear}'
 
 

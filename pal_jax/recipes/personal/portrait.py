@@ -99,13 +99,13 @@ class SplitModel(NamedTuple):
 
 
 def exhibit_wants(model: SplitModel, effects: np.ndarray) -> Exhibit:
-    """What people want, by the effects `[P, H]` of attributes as the model sees them."""
+    """The exhibit of what people want, by the effects `[P, H]` of attributes as the model sees them."""
     attributes = model.data.attributes
     head = ['attribute', 'mean effect of one unit', 'standard deviation over people', 'people above 0']
     table = [head if model.scale is None else [*head, 'mean effect of one standard deviation']]
-    for name, own, seen in zip(attributes, _in_own_units(model, effects).T, effects.T, strict=True):
+    for name, unit, seen in zip(attributes, _in_own_units(model, effects).T, effects.T, strict=True):
         # Equal effects have no spread, and none of rounding either.
-        row = [name, f'{own.mean():+.3g}', f'{own.std() if np.ptp(own) else 0.0:.3g}', f'{(own > 0).mean():.0%}']
+        row = [name, f'{unit.mean():+.3g}', f'{unit.std() if np.ptp(unit) else 0.0:.3g}', f'{(unit > 0).mean():.0%}']
         table.append(row if model.scale is None else [*row, f'{seen.mean():+.2f}'])
     text = f'{model.which} {WANTS}{"" if model.scale is None else DEVIATIONS}'
     return Exhibit('What people want', text, table, pictures.plot_wants(effects, attributes))
@@ -130,10 +130,10 @@ def exhibit_prototypes(model: SplitModel) -> list[Exhibit]:
         liked_most = pictures.in_words(effect, attributes, shown)
         table.append([str(k + 1), f'{mixtures[:, k].mean():.2f}', f'{mostly:.0%}', *liked_most])
     picture = pictures.plot_effects(effects, attributes) if len(attributes) <= SHOWN_ATTRIBUTES else b''
-    where, what = MAPS.get(pal.prototypes, MAP), OF_TEXTS if words else OF_ATTRIBUTES
+    place, effect_of = MAPS.get(pal.prototypes, MAP), OF_TEXTS if words else OF_ATTRIBUTES
     return [
-        Exhibit('The people', f'{model.which} {where}', picture=pictures.plot_simplex(mixtures[:SHOWN_PEOPLE])),
-        Exhibit('The prototypes', f'{what}{CORNERS}', table, picture),
+        Exhibit('The people', f'{model.which} {place}', picture=pictures.plot_simplex(mixtures[:SHOWN_PEOPLE])),
+        Exhibit('The prototypes', f'{effect_of}{CORNERS}', table, picture),
     ]
 
 
@@ -157,8 +157,8 @@ def table_of_people(model: SplitModel, effects: np.ndarray | None) -> str:
     `effects` `[P, H]`."""
     columns = {f'weight_{k + 1}': weights for k, weights in enumerate(model.mixtures.T)}
     if effects is not None:
-        own = _in_own_units(model, effects)
-        columns |= {f'effect_{name}': effect for name, effect in zip(model.data.attributes, own.T, strict=True)}
+        by_attribute = zip(model.data.attributes, _in_own_units(model, effects).T, strict=True)
+        columns |= {f'effect_{name}': effect for name, effect in by_attribute}
     rows = zip(model.names, *([f'{x:.6g}' for x in column] for column in columns.values()), strict=True)
     file = io.StringIO()
     csv.writer(file, lineterminator='\n').writerows([['participant', *columns], *rows])

@@ -89,8 +89,8 @@ def read_people(run: TrainedPAL, path: str | Path, *, answered: bool = True) -> 
         index = np.flatnonzero(data.users == number) if answered else np.arange(len(data.users))
         nothing = np.zeros((1, len(index)), np.int32)
         batch = comparisons.take(data, index[None], nothing, nothing.astype(np.float32))
-        own = [tuple(part[i] for i in index) for part in (shown, prompts) if part]
-        people.append(PersonChoices(user, batch, *own))
+        texts = [tuple(part[i] for i in index) for part in (shown, prompts) if part]
+        people.append(PersonChoices(user, batch, *texts))
     return people
 
 
@@ -250,10 +250,10 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
                 'wrote, the id of one of these people, or leave person out for the mean over them'
             )
         if person and run.split not in splits:
-            of, run = run.split, open_pal(workdir, splits[0])
-            told = ', '.join(map(str, splits))
+            held_out, run = run.split, open_pal(workdir, splits[0])
+            listed = ', '.join(map(str, splits))
             print(
-                f'{person} was held out in split {of} and trained on in {told}: split {run.split} is taken',
+                f'{person} was held out in split {held_out} and trained on in {listed}: split {run.split} is taken',
                 file=sys.stderr,
             )
         if person:
