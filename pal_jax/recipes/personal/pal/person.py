@@ -251,11 +251,8 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
             )
         if person and run.split not in splits:
             held_out, run = run.split, open_pal(workdir, splits[0])
-            listed = ', '.join(map(str, splits))
-            print(
-                f'{person} was held out in split {held_out} and trained on in {listed}: split {run.split} is taken',
-                file=sys.stderr,
-            )
+            line = f'{person} was held out in split {held_out}, and trained on in split {", ".join(map(str, splits))}'
+            print(f'{line}: split {run.split} is taken', file=sys.stderr)
         if person:
             warn_of_one(run)
         return run, run.mixture(user=person)

@@ -225,7 +225,7 @@ def _table(
     comma."""
     # Objects of JSON may lack what others have.
     header = list(dict.fromkeys(itertools.chain.from_iterable(row for _, row in rows)))
-    rows = [(place, surveys.with_user(dict.fromkeys(header) | row)) for place, row in rows]
+    rows = [(place, surveys.with_user({**dict.fromkeys(header), **row})) for place, row in rows]
     columns, sides = list(rows[0][1]), _sides(path, header)
     # A proper subset leaves a column at least for an attribute.
     if answered and {'user', 'situation', 'chosen'} < set(columns):

@@ -260,7 +260,9 @@ def test_the_split_of_the_report_is_opened_or_one_that_was_trained_on_the_person
     assert pal_person.open_person(run.workdir, both)[0].split == 1 and not capsys.readouterr().err
     assert pal_person.open_person(run.workdir, held)[0].split == 0
     told = capsys.readouterr().err
-    assert f'{held} was held out in split 1 and trained on in 0' in told and 'chose K=1' in told
+    assert (
+        f'{held} was held out in split 1, and trained on in split 0: split 0 is taken' in told and 'chose K=1' in told
+    )
     with pytest.raises(ValueError, match=r'give split=N of one that was \(0\)'):
         run.mixture(user=held)
 
