@@ -89,8 +89,8 @@ def read_people(run: TrainedPAL, path: str | Path, *, answered: bool = True) -> 
         index = np.flatnonzero(data.users == number) if answered else np.arange(len(data.users))
         nothing = np.zeros((1, len(index)), np.int32)
         batch = comparisons.take(data, index[None], nothing, nothing.astype(np.float32))
-        texts = [tuple(part[i] for i in index) for part in (shown, prompts) if part]
-        people.append(PersonChoices(user, batch, *texts))
+        texts = tuple(prompts[i] for i in index) if prompts else ()
+        people.append(PersonChoices(user, batch, tuple(shown[i] for i in index), texts))
     return people
 
 
