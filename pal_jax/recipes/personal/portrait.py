@@ -121,7 +121,7 @@ def exhibit_prototypes(model: SplitModel) -> list[Exhibit]:
     liked = model.rewards(np.eye(pal.prototypes, dtype=np.float32), items, prompt)
     if words and prompt is not None:
         # A prompt moves the rewards of both replies, so a reply is shown by what it has above the other.
-        liked -= model.rewards(np.eye(pal.prototypes, dtype=np.float32), data.rejected[index], prompt)
+        liked = liked - model.rewards(np.eye(pal.prototypes, dtype=np.float32), data.rejected[index], prompt)
     effects = pictures.linear_effects(liked, items) if not words else liked - liked.mean(axis=0)
     attributes, shown = (words, SHOWN_TEXTS) if words else (data.attributes, 2)
     table = [['prototype', 'mean weight', 'largest for', 'likes most', 'likes least']]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from pal_jax.data.comparisons import Lookup
 from pal_jax.recipes.personal import ideal_point, judged, panel, population, portrait
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.evaluation import MethodResult
@@ -63,6 +64,18 @@ def test_one_model_for_all_shows_no_differences_and_says_so():
     assert a == ['a', '+1', '0', '100%']
     (people_exhibit,) = portrait.exhibit_prototypes(model)
     assert 'no differences between people' in people_exhibit.text and '--split=1' in people_exhibit.text
+
+
+def test_a_reply_is_shown_by_what_it_has_above_the_other_reply():
+    replies, numbers = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32), np.array([0, 1])
+    model = split_model(np.array([[0.5, 0.5]], np.float32))
+    sides = {'chosen': Lookup(replies, numbers), 'rejected': Lookup(replies, numbers[::-1])}
+    data = {**vars(model.data), **sides, 'prompt': Lookup(replies, numbers), 'texts': ('yes', 'no'), 'users': numbers}
+    model = model._replace(data=SimpleNamespace(**data))
+    assert portrait.effects_on_people(model) is None
+    *_, prototypes = portrait.exhibit_prototypes(model)
+    # The prototypes differ in the first coordinate alone, which is that of yes.
+    assert [row[3] for row in prototypes.table[1:]] == ['yes / yes +1.00', 'no / no +1.00']
 
 
 def test_effects_of_a_linear_reward_are_its_coefficients():
