@@ -35,7 +35,7 @@ from pal_jax.run import devices, loop, own
 from pal_jax.run.config_files import settings_of
 from pal_jax.run.faults import Fault, faults
 from pal_jax.run.files import at_home, write_whole
-from pal_jax.run.metrics import EVALS, METRICS, read_records
+from pal_jax.run.metrics import EVALS, METRICS, plain, read_records
 from pal_jax.run.recipe import Context
 from pal_jax.run.runs import read_settings
 from pal_jax.run.shipped import config_path
@@ -165,7 +165,7 @@ def score(
     """
     if not isinstance(person, Mapping):
         return open_scorer(source, person)(records)
-    with _file_of(json.dumps(dict(person))) as file:
+    with _file_of(json.dumps(plain(person))) as file:
         scorer = open_scorer(source, file)
     return scorer(records)
 
@@ -184,6 +184,10 @@ def personalize(source: str | os.PathLike[str], choices: Any, *, split: int | No
     run = open_pal(run_folder(source), split)
     pal_person.warn_of_one(run)
     rows = _lines('choices', choices)
+    if not rows and not isinstance(choices, str | os.PathLike):
+        raise ValueError(
+            f'choices is a {type(choices).__name__}; give a file, a list of dictionaries or a pandas table'
+        )
     with _file_of(rows) if rows else contextlib.nullcontext(choices) as file:
         choices_of_person = pal_person.read_choices(run, os.fspath(file))
     return pal_person.to_record(run, choices_of_person, pal_person.fit(run, choices_of_person))
@@ -208,6 +212,8 @@ def _lines(key: str, value: Any) -> str:
     """
     rows = value
     if hasattr(value, 'iterrows'):
+        if not value.columns.is_unique:
+            raise ValueError(f'{key}: two columns of the table have one name; rename or drop one')
         # A table of pandas has NaN for what is missing, which JSON lacks.
         rows = value.astype(object).where(value.notna(), None).to_dict('records')
     elif hasattr(value, 'to_list'):
@@ -226,7 +232,7 @@ def _lines(key: str, value: Any) -> str:
 def _file_of(lines: str) -> Iterator[Path]:
     """A file of JSON lines for as long as the block lasts."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / 'rows.jsonl'
+        file = Path(folder) / 'choices.jsonl'
         file.write_text(lines, encoding='utf-8')
         yield file
 

@@ -83,7 +83,8 @@ def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | N
         for record in records:
             if output:
                 predicted = f'{record["agreement"]:.0%} of {counted(record["choices"], "choice")}'
-                print(f'{record["user"]}: the mixture predicts {predicted} -> {output}')
+                mixture = ' '.join(f'{share:.3f}' for share in record['mixture'])
+                print(f'{record["user"]}: mixture {mixture}, which predicts {predicted} -> {output}')
             else:
                 cli.print_json(record)
     if ask_file:

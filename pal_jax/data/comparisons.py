@@ -267,7 +267,11 @@ def without_few(data: Comparisons, drop: Drop) -> Comparisons:
     if enough.all():
         return data
     names = [name for name, has in zip(data.names, enough, strict=True) if not has]
-    drop(f'left out {forecast.counted(len(names), "person")} with fewer than {LEAST} questions: {", ".join(names)}')
+    if not enough.any():
+        raise ValueError(f'nobody has {LEAST} different questions, which training, validation and test need')
+    more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
+    listed = ', '.join(names[:LISTED]) + more
+    drop(f'left out {forecast.counted(len(names), "person")} with fewer than {LEAST} questions: {listed}')
     keep, people = enough[data.users], np.flatnonzero(enough)
     return data._replace(
         users=np.searchsorted(people, data.users[keep]).astype(np.int32),
@@ -335,14 +339,16 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
     of_seen = is_seen[data.users]
     if not (counted & of_seen).any() or not (counted & ~of_seen).any():
         raise ValueError(
-            f'of {people} people with choices among {items} items nobody is left to be seen or to be new at '
-            f'split.seen={seen}, split.train={train} and split.validation={validation}; give more choices'
+            f'of {people} people with choices among {items} different texts or prompts, nobody has choices in all '
+            f'parts at split.seen={seen}, split.train={train} and split.validation={validation}; the test is on new '
+            'texts, and needs at least fifty of them'
         )
     seen_parts = [np.flatnonzero(counted & of_seen & (of_pair == k)) for k in range(3)]
     if not len(seen_parts[1]):
         raise ValueError(
-            f'nobody seen has a pair of the {round(validation * items)} items of {items} that split.validation='
-            f'{validation} sets apart to choose by; raise it, or give more choices'
+            f'no known person has a choice between the {round(validation * items)} of {items} different texts that '
+            f'split.validation={validation} sets apart; the test is on new texts, which needs at least fifty of them; '
+            'with few texts take --config=pal, where each text is an attribute'
         )
     new_parts = [np.flatnonzero(counted & ~of_seen & (of_pair == k)) for k in (0, 2)]
     return Split._make([*seen_parts, *new_parts])

@@ -42,6 +42,7 @@ from pal_jax.types import Choice
 T = TypeVar('T')
 Row = tuple[str, Mapping[str, Any]]  # the place of a row, and its fields
 Drop = Callable[[str], None]  # takes a line about wrong rows, which are left out
+Wrong = dict[str, list[str]]  # the places of wrong rows, by their faults
 
 MISSING = ('', 'nan', 'NaN', 'NA', 'null', 'NULL', 'None', '<NA>')  # texts that stand for no value
 NOBODY = 'nobody'  # the user of pairs that wait for an answer
@@ -60,7 +61,9 @@ def read(source: str, *, answered: bool = True, drop: Drop | None = None) -> Ite
     Raises:
       ValueError: there is no such source, or rows are wrong, see `converted`.
     """
-    return iter(converted(rows(source, drop), lambda row: to_choice(row if answered else unanswered(row)), drop))
+    wrong: Wrong = {}
+    convert = lambda row: to_choice(row if answered else unanswered(row))  # noqa: E731
+    return iter(converted(rows(source, wrong), convert, drop, wrong))
 
 
 def to_choice(row: Mapping[str, Any]) -> Choice:
@@ -180,13 +183,13 @@ def write(path: str | Path, choices: Iterable[Choice]) -> int:
     return count
 
 
-def rows(source: str, drop: Drop | None = None) -> Iterator[Row]:
-    """The records of a source with their places. Their fields are not checked. `drop`: see `table`.
+def rows(source: str, wrong: Wrong | None = None) -> Iterator[Row]:
+    """The records of a source with their places. Their fields are not checked. `wrong`: see `table`.
 
     Raises:
       ValueError: there is no such source, or a row cannot be read or is no object.
     """
-    return map(_row, values(source, drop))
+    return map(_row, values(source, wrong))
 
 
 def _row(placed: tuple[str, Any]) -> Row:
@@ -199,7 +202,7 @@ def _row(placed: tuple[str, Any]) -> Row:
 def read_all(
     source: str | Path,
     convert: Callable[[Any], T],
-    placed: Callable[[str], Iterable[tuple[str, Any]]] | None = None,
+    placed: Callable[[str, Wrong], Iterable[tuple[str, Any]]] | None = None,
     drop: Drop | None = None,
 ) -> list[T]:
     """The results of `convert` for all records of a source as `placed` reads it: `values`, or `rows` for objects alone.
@@ -207,35 +210,42 @@ def read_all(
     Raises:
       ValueError: records are wrong, see `converted`, or there is none.
     """
-    results = converted((placed or values)(str(source)), convert, drop)
+    wrong: Wrong = {}
+    results = converted((placed or values)(str(source), wrong), convert, drop, wrong)
     if not results:
         raise ValueError(f'{source} has no rows; write one JSON record a line')
     return results
 
 
-def converted(placed: Iterable[tuple[str, Any]], convert: Callable[[Any], T], drop: Drop | None = None) -> list[T]:
+def converted(
+    placed: Iterable[tuple[str, Any]],
+    convert: Callable[[Any], T],
+    drop: Drop | None = None,
+    wrong: Wrong | None = None,
+) -> list[T]:
     """The results of `convert` for records that come with their places.
 
-    `drop` takes a line that counts the wrong records, which are left out.
+    `drop` takes a line that counts the wrong records, which are left out. `wrong` has rows that could
+    not be read, which count as wrong, too.
 
     Raises:
       ValueError: records are wrong, and there is no `drop`. The message lists each fault with its places.
     """
     results: list[T] = []
-    wrong: dict[str, list[str]] = {}
+    faults: Wrong = {}
     for place, record in placed:
         try:
             results.append(convert(record))
         except ValueError as error:
-            wrong.setdefault(str(error), []).append(place)
-    _leave_out(wrong, len(results), drop)
+            faults.setdefault(str(error), []).append(place)
+    # Rows that cannot be read are known when all have been read.
+    if faults := {**(wrong or {}), **faults}:
+        leave_out(faults, len(results), drop)
     return results
 
 
-def _leave_out(wrong: Mapping[str, list[str]], right: int, drop: Drop | None) -> None:
-    """Tell `drop` of wrong rows, the places of each fault, beside so many right ones. Raises WrongRows without it."""
-    if not wrong:
-        return
+def leave_out(wrong: Wrong, right: int, drop: Drop | None) -> None:
+    """Tell `drop` of wrong rows beside so many right ones. Raises WrongRows without it."""
     listed = [f'{places[0]}: {fault}{_also(places)}' for fault, places in list(wrong.items())[:LISTED]]
     message = '; '.join(listed) + (f'; and {len(wrong) - LISTED} other faults' if len(wrong) > LISTED else '')
     count = sum(map(len, wrong.values()))
@@ -256,8 +266,8 @@ def _also(places: list[str]) -> str:
     return f' (also {unit} {", ".join(numbers[:LISTED])}{more})'
 
 
-def values(source: str, drop: Drop | None = None) -> Iterator[tuple[str, Any]]:
-    """The values of a source with their places; those of JSON may be of any type. `drop`: see `table`.
+def values(source: str, wrong: Wrong | None = None) -> Iterator[tuple[str, Any]]:
+    """The values of a source with their places; those of JSON may be of any type. `wrong`: see `table`.
 
     Raises:
       ValueError: there is no such source, or a row cannot be read.
@@ -267,12 +277,12 @@ def values(source: str, drop: Drop | None = None) -> Iterator[tuple[str, Any]]:
     if source.startswith('tfds:'):
         return _tfds(source)
     # The files of all shards are looked for before the first row is read.
-    return itertools.chain.from_iterable([_values(path, drop) for path in shards.files_of(source)])
+    return itertools.chain.from_iterable([_values(path, wrong) for path in shards.files_of(source)])
 
 
-def _values(path: Path, drop: Drop | None) -> Iterator[tuple[str, Any]]:
+def _values(path: Path, wrong: Wrong | None) -> Iterator[tuple[str, Any]]:
     readers = {
-        '.csv': functools.partial(table, drop=drop),
+        '.csv': functools.partial(table, wrong=wrong),
         '.parquet': _parquet,
         '': _json,
         **dict.fromkeys(('.jsonl', '.ndjson', '.json'), _json),
@@ -333,21 +343,20 @@ def without_gaps(value: Any) -> Any:
     return [without_gaps(entry) for entry in value] if isinstance(value, list) else value
 
 
-def table(path: Path, columns: Iterable[str] = (), drop: Drop | None = None) -> Iterator[Row]:
+def table(path: Path, columns: Iterable[str] = (), wrong: Wrong | None = None) -> Iterator[Row]:
     """The rows of a CSV file under its header, with their places. The header must have these columns.
 
-    Rows are counted as a spreadsheet counts them, the header and empty rows included. See `delimiter`. `drop` takes a
-    line about rows that have another number of cells than the header, which are left out.
+    Rows are counted as a spreadsheet counts them, the header and empty rows included. See `delimiter`. Rows that have
+    another number of cells than the header are left out, and added to `wrong`.
 
     Raises:
-      ValueError: the file is not there or no CSV, or, without `drop`, a row has another number of cells.
+      ValueError: the file is not there or no CSV, or, without `wrong`, a row has another number of cells.
     """
     # A cell may be a long text, and Python's limit is 131,072 characters.
     csv.field_size_limit(sys.maxsize)
     header: list[str] = []
     number = right = 0
-    # The places of rows by the number of their cells.
-    wrong: dict[str, list[str]] = {}
+    uneven: Wrong = {}
     with files.open_text(path) as file:
         cells = csv.reader(file, strict=True, delimiter=delimiter(path))
         try:
@@ -359,7 +368,7 @@ def table(path: Path, columns: Iterable[str] = (), drop: Drop | None = None) -> 
                 if header and len(row) != len(header):
                     # Nobody knows which of its cells are which.
                     fault = f'it has another number of cells than the header, {len(row)} of {len(header)}'
-                    wrong.setdefault(fault, []).append(f'{path}, row {number}')
+                    uneven.setdefault(fault, []).append(f'{path}, row {number}')
                 elif header:
                     right += 1
                     yield f'{path}, row {number}', dict(zip(header, row, strict=True))
@@ -373,7 +382,16 @@ def table(path: Path, columns: Iterable[str] = (), drop: Drop | None = None) -> 
     # A file without any row lacks the columns, too.
     if not header:
         _header(path, [], columns)
-    _leave_out(wrong, right, drop)
+    # Where most rows are so, the cells are cut wrongly.
+    if (count := sum(map(len, uneven.values()))) > max(right, 2):
+        raise ValueError(
+            f'{path}: {count} of {counted(count + right, "row")} have another number of cells than the header; if '
+            'numbers have decimal commas, separate the cells by semicolons (in R by write.csv2)'
+        )
+    if wrong is not None:
+        wrong |= uneven
+    elif uneven:
+        leave_out(uneven, right, None)
 
 
 def delimiter(path: Path) -> str:

@@ -168,7 +168,7 @@ def table_of_people(model: SplitModel, effects: np.ndarray | None) -> str:
 def without_person(table: str, name: str) -> str:
     """The CSV of `table_of_people` without the row of a person."""
     (head, *rows), file = csv.reader(io.StringIO(table)), io.StringIO()
-    csv.writer(file, lineterminator='\n').writerows([head, *(row for row in rows if row[0] != name)])
+    csv.writer(file, lineterminator='\n').writerows([head, *(row for row in rows if row[:1] != [name])])
     return file.getvalue()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pal_jax.data import comparisons
+from pal_jax.data import comparisons, records
 from pal_jax.data.comparisons import PreferencePair, from_pairs
 from pal_jax.data.passes import shuffled
 from pal_jax.data.readers import choices
@@ -261,6 +261,29 @@ def test_rows_with_other_cells_than_the_header_are_left_out_on_request(tmp_path)
     assert 'left out 2 of 4 rows' in line
     assert 'row 3' in line
     assert 'row 4' in line
+    with pytest.raises(ValueError, match=r'3 of 4 rows have another number of cells .* semicolons'):
+        tables.load(written(tmp_path, 'b.csv', PAIRS + 'ana,left,1,2\n' + 'bo,left,1,5,2,5\n' * 3))
+
+
+def test_cells_that_are_missing_and_rows_of_other_lengths_are_in_one_list(tmp_path):
+    rows = PAIRS + 'ana,left,1,2\nana,left,1\nana,left,,2\nana,left,None,2\nbo,left,3,2\n'
+    with pytest.raises(records.WrongRows, match=r"3 of 5 .*row 3: .*row 4: left_x is empty.*row 5: left_x is 'None'"):
+        tables.load(written(tmp_path, 'a.csv', rows))
+
+
+def test_each_of_several_files_has_its_own_names_of_columns(tmp_path):
+    first = written(tmp_path, 'a.csv', 'participant,choice,left_x,right_x\nana,left,1,2\n')
+    second = written(tmp_path, 'b.csv', 'user,answer,left_x,right_x,left_y,right_y\nbo,B,1,2,3,4\n')
+    lines = []
+    data = tables.load(f'{first},{second}', log=lines.append)
+    assert (data.names, data.attributes, data.chosen[:].tolist()) == (('ana', 'bo'), ('x',), [[1.0], [2.0]])
+    assert 'not read: left_y, right_y' in lines[0]
+
+
+def test_rows_that_are_no_objects_are_wrong_rows_of_a_table(tmp_path):
+    rows = '{"user": "a", "choice": "left", "left_x": 1, "right_x": 2}\n[1, 2]\n'
+    with pytest.raises(records.WrongRows, match='line 2: expected an object'):
+        tables.load(written(tmp_path, 'a.jsonl', rows))
 
 
 def test_a_table_may_be_lines_of_json_of_which_some_lack_a_cell(tmp_path):

@@ -64,6 +64,7 @@ def forget(workdir: str, name: str) -> Forgotten:
     name = records.spelled(name, kept.names)
     if name not in kept.rows:
         raise ValueError(f'{name!r} is not among the {len(kept.names)} people of {workdir}')
+    people = _without(folder / portrait.PEOPLE, name)
     row, abstract = kept.rows[name], open_parts(workdir, settings).abstract
     with held(folder):
         # A forgetting that was stopped half-way is undone, so that the run has its checkpoints.
@@ -89,14 +90,28 @@ def forget(workdir: str, name: str) -> Forgotten:
         # The row keeps its place, so that all other people keep theirs.
         names = tuple(f'forgotten {row}' if known == name else known for known in kept.names)
         pal_kept.save(folder / KEPT, kept._replace(names=names))
-        if (people := folder / portrait.PEOPLE).exists():
-            files.write_whole(people, portrait.without_person(files.read_text(people), name), 'backslashreplace')
+        if people is not None:
+            files.write_whole(folder / portrait.PEOPLE, people, 'backslashreplace')
         (folder / FOLDER).rename(folder / FRESH / OLD)
         (folder / FRESH / FOLDER).rename(folder / FOLDER)
         shutil.rmtree(folder / FRESH)
     # Only splits with true ids are of this person; the others came after them.
     by_split = np.max(learnt, axis=0)[: settings.split.seeds]
     return Forgotten(int(np.sum(by_split > 0)), len(by_split), int(by_split.max()), _shared(state))
+
+
+def _without(people: Path, name: str) -> str | None:
+    """The text of the file of people without the row of a person; None: there is no such file.
+
+    Raises:
+      ValueError: another program has changed the file.
+    """
+    if not people.exists():
+        return None
+    text = files.read_text(people)
+    if not text.startswith('participant,weight_1'):
+        raise ValueError(f'{people} was changed by another program; delete or move it, and give the command again')
+    return portrait.without_person(text, name)
 
 
 def _shared(state: Any) -> tuple[str, ...]:

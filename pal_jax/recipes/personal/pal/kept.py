@@ -98,7 +98,11 @@ class Kept(NamedTuple):
             raise ValueError(f'an item is {files.short_repr(item)}, others are objects; give all alike')
         item = tables.with_numbers(item, self.attributes)
         if missing := [name for name in self.attributes if name not in item]:
-            raise ValueError(f'an item has no {missing[0]!r}; it has {", ".join(map(str, item)) or "nothing"}')
+            expected = ', '.join(tables.in_order(self.attributes))
+            name = missing[0].partition(': ')[0]
+            raise ValueError(
+                f'an item has no {name!r}; give {expected}; it has {", ".join(map(str, item)) or "nothing"}'
+            )
         if unknown := [name for name in item if name not in self.attributes]:
             raise ValueError(f'an item has {unknown[0]!r}, of which the run knows nothing; leave it out')
         return [item[name] for name in self.attributes]

@@ -324,7 +324,10 @@ def to_item(record: Any, run: TrainedPAL) -> tuple[np.ndarray, np.ndarray | None
     prompt = record.get('prompt') if run.pal.variant == 'B' else None
     for key, numbers in {'item': item, **({'prompt': prompt} if run.pal.variant == 'B' else {})}.items():
         if not isinstance(numbers, list) or len(numbers) != len(names):
-            raise ValueError(f'expected an object with {key!r}: {len(names)} numbers, for {", ".join(names)}')
+            attributes = ', '.join(tables.in_order(names))
+            raise ValueError(
+                f'expected an object with {key!r}: an object of {attributes}, or {len(names)} numbers in their order'
+            )
         if wrong := [name for name, x in zip(names, numbers, strict=True) if not _is_number(x)]:
             value = files.short_repr(numbers[names.index(wrong[0])])
             raise ValueError(f'{key!r} has {value} for {wrong[0]!r}; give a number that is finite in float32')

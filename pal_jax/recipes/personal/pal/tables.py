@@ -58,7 +58,7 @@ class Attribute(NamedTuple):
         if (word := str(value).strip()) not in self.words:
             name = column or self.name
             if records.is_missing(value):
-                raise ValueError(f'{name} is empty')
+                raise ValueError(f'{name} {_absence(value)}')
             raise ValueError(f'{name} has {files.short_repr(value)}; give one of {", ".join(self.words)}')
         return tuple(float(word == other) for other in self.words[1:])
 
@@ -84,12 +84,15 @@ def load(
       ValueError: the file is missing or of another kind, or a row is wrong.
     """
     paths = shards.files_of(str(path))
-    rows = list(records.values(str(path), drop))
+    wrong: records.Wrong = {}
+    rows = list(records.values(str(path), wrong))
     if rows and _has_texts(rows[0][1]):
         raise ValueError(f'{path} has choices between texts; take --config=pal:text')
+    if not rows and wrong:
+        records.leave_out(wrong, 0, drop)
     if _is_table(rows):
         comma = any(files.format_of(file) == '.csv' and records.delimiter(file) != ',' for file in paths)
-        names, pairs = _table(path, rows, answered, comma, attributes, drop, log)
+        names, pairs = _table(path, rows, answered, comma, attributes, drop, wrong, log)
     else:
         names, pairs = _items(rows, answered, drop)
     if not pairs:
@@ -107,11 +110,19 @@ def _has_texts(row: Any) -> bool:
 
 
 def _is_table(rows: Sequence[tuple[str, Any]]) -> bool:
-    """True for rows of cells, and False for rows of two items, which are lists or objects. Any file may hold both."""
-    if not rows or not all(isinstance(row, Mapping) for _, row in rows):
-        return False
-    first = rows[0][1]
-    return not {'chosen', 'rejected'} <= {*first} and not any(isinstance(cell, list | dict) for cell in first.values())
+    """True for rows of cells, and False where some row has an item, a list or an object. Any file may hold both."""
+    cells = [cell for _, row in rows if isinstance(row, Mapping) for cell in row.values()]
+    return bool(cells) and not any(isinstance(cell, list | dict) for cell in cells)
+
+
+def in_order(attributes: Sequence[str]) -> list[str]:
+    """The attributes by which an item is given, with the words that each may have: `seat (none, window)`."""
+    shown: dict[str, None] = {}
+    for attribute in attributes:
+        name, colon, _ = attribute.partition(': ')
+        words = _known_words(name, attributes) if colon else ()
+        shown[f'{name} ({", ".join(words)})' if words else attribute] = None
+    return list(shown)
 
 
 def with_numbers(item: Mapping[str, Any], attributes: Sequence[str]) -> Mapping[str, Any]:
@@ -205,8 +216,16 @@ def _number(value: Any, name: str = 'an item') -> float:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number of hundreds of digits
-        fault = 'is empty' if records.is_missing(value) else f'has {files.short_repr(value)}'
-        raise ValueError(f'{name} {fault}; give a number') from None
+        point = ', with a point before its decimals' if _has_comma(value) else ''
+        has = f'has {files.short_repr(value)}; give a number{point}'
+        fault = _absence(value) if records.is_missing(value) else has
+        raise ValueError(f'{name} {fault}') from None
+
+
+def _absence(value: Any) -> str:
+    """The words for a value that is missing (`records.is_missing`)."""
+    has_text = isinstance(value, str) and value.strip()
+    return f'is {value.strip()!r}, which stands for no value' if has_text else 'is empty'
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -219,14 +238,17 @@ def _table(
     comma: bool,
     known: Sequence[str],
     drop: records.Drop | None,
+    wrong: records.Wrong,
     log: Callable[[str], None],
 ) -> tuple[tuple[str, ...], list[PreferencePair]]:
     """The names of attributes and the pairs of a table of options or of pairs; `comma`: numbers may have a decimal
     comma."""
-    # Objects of JSON may lack what others have.
-    header = list(dict.fromkeys(itertools.chain.from_iterable(row for _, row in rows)))
-    rows = [(place, surveys.with_user({**dict.fromkeys(header), **row})) for place, row in rows]
-    columns, sides = list(rows[0][1]), _sides(path, header)
+    placed = _objects(rows, wrong)
+    # The first row has the attributes, and others may lack them. Each of several files has its own names of columns.
+    header, named = list(placed[0][1]), [(place, surveys.with_user(row)) for place, row in placed]
+    known_columns = dict.fromkeys(itertools.chain.from_iterable(row for _, row in named))
+    rows = [(place, {**known_columns, **row}) for place, row in named]
+    columns, sides = list(named[0][1]), _sides(path, header)
     # A proper subset leaves a column at least for an attribute.
     if answered and {'user', 'situation', 'chosen'} < set(columns):
         of = {name: (name,) for name in columns if name not in ('user', 'situation', 'chosen')}
@@ -239,8 +261,6 @@ def _table(
     if '' in of:
         raise ValueError(f'{path}: a column has no name; name the attribute, or delete the column of row numbers')
     cells = {c for names in of.values() for c in names}
-    if unread := [c for c in columns if c and c not in cells and c not in ('user', 'choice', 'chosen', 'situation')]:
-        log(f'{path}: not read: {", ".join(unread)}')
     if comma:
         rows = [(place, {c: _with_point(x) if c in cells else x for c, x in row.items()}) for place, row in rows]
     attributes = [
@@ -249,6 +269,29 @@ def _table(
     ]
     if not answered:
         rows = [(place, {**records.unanswered(row), 'choice': 'left'}) for place, row in rows]
+    _log_doubts(path, known_columns, cells, attributes, log)
+    names = tuple(name for attribute in attributes for name in attribute.names)
+    return names, read(path, rows, attributes, of, drop, wrong)
+
+
+def _objects(rows: Sequence[tuple[str, Any]], wrong: records.Wrong) -> list[records.Row]:
+    """The rows that are objects; others are added to `wrong`."""
+    for place, row in rows:
+        if not isinstance(row, Mapping):
+            wrong.setdefault(f'expected an object, got {files.short_repr(row)}', []).append(place)
+    return [(place, row) for place, row in rows if isinstance(row, Mapping)]
+
+
+def _log_doubts(
+    path: str | Path,
+    columns: Iterable[str],
+    cells: set[str],
+    attributes: Sequence[Attribute],
+    log: Callable[[str], None],
+) -> None:
+    """Log the columns that are not read, and words that somebody may not have meant as they are read."""
+    if unread := [c for c in columns if c and c not in cells and c not in ('user', 'choice', 'chosen', 'situation')]:
+        log(f'{path}: not read: {", ".join(unread)}')
     for attribute in attributes:
         if len(attributes) == 1 and any(' ' in word for word in attribute.words):
             log(
@@ -257,8 +300,6 @@ def _table(
             )
         if len({word.lower() for word in attribute.words}) < len(attribute.words):
             log(f'{path}: {attribute.name} has words that differ in capitals alone: {", ".join(attribute.words)}')
-    names = tuple(name for attribute in attributes for name in attribute.names)
-    return names, read(path, rows, attributes, of, drop)
 
 
 def _lacking(columns: Sequence[str], has_sides: bool, answered: bool) -> str:
@@ -295,9 +336,10 @@ def _words(path: str | Path, name: str, values: Iterable[Any]) -> tuple[str, ...
       ValueError: the column has one word alone, too many for an attribute, or numbers with decimal commas.
     """
     said = [str(value).strip() for value in values if not records.is_missing(value)]
-    if number := next(filter(_has_comma, said), ''):
+    if said and all(map(_has_comma, said)):
         raise ValueError(
-            f'{path}: {name} has {number!r}; write numbers with a point, or separate the cells by semicolons'
+            f'{path}: {name} has {said[0]!r}; write numbers with a point, or separate the cells of a CSV file by '
+            'semicolons'
         )
     for word in said:
         try:
@@ -325,20 +367,21 @@ def _sides(path: str | Path, columns: Sequence[str]) -> dict[str, tuple[str, str
         left, right = (surveys.columns_of_side(side, columns) for side in sides)
         if both := [name for name in left if name in right]:
             lonely = {name: (left | right)[name] for name in left.keys() ^ right.keys()}
+            near = {name: _near(name, lonely.keys() & (right if name in left else left).keys()) for name in lonely}
             # A digit ends many names, such as wave1, so there only two names that are almost one are a mistake.
             if sides[0] == '1':
-                lonely = {name: column for name, column in lonely.items() if _near(name, lonely)}
+                lonely = {name: column for name, column in lonely.items() if near[name]}
             if lonely:
                 name, column = min(lonely.items())
-                near = f'; is {lonely[near]} meant for the other side?' if (near := _near(name, lonely)) else ''
-                raise ValueError(f'{path}: column {column} has no partner on the other side; mend or rename it{near}')
+                meant = f'; is {lonely[near[name]]} meant for the other side?' if near[name] else ''
+                raise ValueError(f'{path}: column {column} has no partner on the other side; mend or rename it{meant}')
             return {name: (left[name], right[name]) for name in both}
     return {}
 
 
 def _near(name: str, others: Iterable[str]) -> str:
-    """Another name that differs in a letter or two, or ''."""
-    return next(iter(difflib.get_close_matches(name, [other for other in others if other != name], 1, 0.75)), '')
+    """One of the other names that differs in a letter or two, or ''."""
+    return next(iter(difflib.get_close_matches(name, others, 1, 0.75)), '')
 
 
 def _pairs(
@@ -347,6 +390,7 @@ def _pairs(
     attributes: Sequence[Attribute],
     of: Mapping[str, tuple[str, ...]],
     drop: records.Drop | None,
+    wrong: records.Wrong,
     *,
     answer: str,
 ) -> list[PreferencePair]:
@@ -364,7 +408,7 @@ def _pairs(
         pair = PreferencePair(records.identity('', row, 'user'), chosen, rejected, _situation(place, row))
         return _checked(pair, pair)
 
-    return records.converted([(row[0], row) for row in rows], read, drop)
+    return records.converted([(row[0], row) for row in rows], read, drop, wrong)
 
 
 def _options(
@@ -373,6 +417,7 @@ def _options(
     attributes: Sequence[Attribute],
     of: Mapping[str, tuple[str, ...]],
     drop: records.Drop | None,
+    wrong: records.Wrong,
 ) -> list[PreferencePair]:
     """The pairs of rows that have one option each: the chosen option with each other option of its situation."""
     # One user may be spelled in several ways, and a situation must not fall apart by that.
@@ -387,7 +432,7 @@ def _options(
         return place, (who(records.identity('', row, 'user')), _situation(place, row)), (chosen, numbers)
 
     situations: dict[tuple[str, str], list[tuple[str, choices.Option]]] = {}
-    for place, key, option in records.converted([(row[0], row) for row in rows], read, drop):
+    for place, key, option in records.converted([(row[0], row) for row in rows], read, drop, wrong):
         situations.setdefault(key, []).append((place, option))
 
     def paired(
