@@ -25,6 +25,10 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module('pal_jax.commands.library'), name)
 
 
+def __dir__() -> list[str]:
+    return sorted([*LIBRARY, '__version__'])
+
+
 # A command, such as `pal-jax train`, imports this module first, and what is slow afterwards.
 if sys.argv[:1] == ['-m']:
     interrupts.end_plainly()

@@ -80,6 +80,9 @@ class CompletedRun:
         model = LocalModel(source, mesh, sampling, slots=SLOTS)
 
         def answer(prompts: Sequence[str | Chat], seed: int = 0) -> list[str | None]:
+            """The answers to texts or chats, None where one is too long. Raises ValueError for a single text."""
+            if isinstance(prompts, str):
+                raise ValueError(f'prompts is a text; give a list of prompts, such as [{prompts[:40]!r}]')
             return model([chats.as_chat(one) if isinstance(one, str) else one for one in prompts], seed)
 
         return answer
@@ -198,7 +201,7 @@ def _by_name(reward: Reward | Sequence[Reward]) -> dict[str, Reward]:
     functions = [reward] if callable(reward) else list(reward)
     if not all(map(callable, functions)):
         raise ValueError(f"reward={reward!r} is no function; a file goes into {{'reward.function': 'FILE.py:NAME'}}")
-    by_name = {function.__name__: function for function in functions}
+    by_name = {own.name_of(function): function for function in functions}
     if len(by_name) < len(functions):
         raise ValueError('two functions have one name; rename one, configs and figures call them by it')
     return by_name
@@ -253,7 +256,7 @@ def _text(value: Any) -> str:
     """A value of a change as the text of a config, in which functions and classes have their names."""
     if isinstance(value, list | tuple):
         return str(tuple(_text(part) if callable(part) else part for part in value))
-    return f'{own.PYTHON}{value.__name__}' if callable(value) else str(value)
+    return f'{own.PYTHON}{own.name_of(value)}' if callable(value) else str(value)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import functools
 import glob
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from os.path import exists, isfile  # False, and no error, for a text that is too long for a path
@@ -59,10 +60,11 @@ def look(config: dict[str, Any]) -> Inputs:
     for key, value in _entries(flatten(config)):
         if value in words or not any(fnmatch(key, pattern) for pattern in KEYS):
             continue
-        # A user's own files have an entry each.
-        if functions := own.named_in(value):
+        # A user's own files have an entry each, and so have functions of a Python program.
+        if functions := own.named_in(value) or own.given_in(value):
             for number, (text, file) in enumerate(functions):
-                inputs[f'{key}.{number}'] = Input(text, '', str(file.absolute()), hashes(file))
+                entry = (text, {text: file}) if isinstance(file, str) else (str(file.absolute()), hashes(file))
+                inputs[f'{key}.{number}'] = Input(text, '', *entry)
         elif files := _several(value):
             for number, file in enumerate(files):
                 inputs[f'{key}.{number}'] = Input(str(file), '', str(file.absolute()), hashes(file))
@@ -248,7 +250,7 @@ def check(before: Inputs, now: Inputs, run: Path) -> None:
         if key not in now:
             # A model's source that is missing is no change: where its weights are needed, `find` looks for it and names
             # it.
-            if not key.endswith('source'):
+            if not key.endswith('source') and not value.startswith(own.PYTHON):
                 raise ValueError(f'{key}={value!r} is not there; it was {path} when {run} began: put it back')
             continue
         place = Path(now[key].path).parent
@@ -256,7 +258,9 @@ def check(before: Inputs, now: Inputs, run: Path) -> None:
         for name, old in files.items():
             if old != (new := now[key].files.get(name, '')):
                 how = f'has other content than when {run} began (sha256 {old[:8]} -> {new[:8]})' if new else 'is gone'
-                raise ValueError(f'{key}={value!r}: {place / name} {how}; restore that file, or give another --workdir')
-    if new := [key for key in now if key not in before]:
+                named, remedy = re.sub(r'\.\d+$', '', key), 'restore it, or give another --workdir'
+                raise ValueError(f'{named}={value!r}: {place / name} {how}; {remedy}')
+    # A run of an earlier version has no digests of functions.
+    if new := [key for key in now if key not in before and not now[key].value.startswith(own.PYTHON)]:
         value, _, path, _ = now[new[0]]
         raise ValueError(f'{new[0]}={value!r} was no file when {run} began, and {path} is one; give another --workdir')

@@ -5,13 +5,14 @@
 The file's folder is searched for what the file imports. A run remembers the hash of the file (`run/inputs.py`).
 
 A Python program may give a function itself (`given`). The config then has `python:NAME`, and the run goes on where the
-function is given again.
+same function is given again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.util
 import inspect
 import re
@@ -62,6 +63,40 @@ def named_in(value: Any) -> list[tuple[str, Path]]:
     texts = value if isinstance(value, list | tuple) else value.split(',') if isinstance(value, str) else ()
     matches = [NAMED.fullmatch(text.strip()) for text in texts if isinstance(text, str)]
     return [(match[0], Path(match['file'])) for match in matches if match and Path(match['file']).is_file()]
+
+
+def given_in(value: Any) -> list[tuple[str, str]]:
+    """The texts `python:NAME` in a config's value, of functions that are given, with the digests of the functions."""
+    texts = value if isinstance(value, list | tuple) else value.split(',') if isinstance(value, str) else ()
+    names = [text.strip() for text in texts if isinstance(text, str) and text.strip().startswith(PYTHON)]
+    calls = {name: _GIVEN.get().get(name.removeprefix(PYTHON)) for name in names}
+    return [(name, hashlib.sha256(_source(call).encode()).hexdigest()) for name, call in calls.items() if call]
+
+
+def name_of(call: Callable[..., Any]) -> str:
+    """The name of a function or a class, and for another callable that of its class or of the function in a partial."""
+    if isinstance(call, functools.partial):
+        return name_of(call.func)
+    return getattr(call, '__name__', type(call).__name__)
+
+
+def _source(call: Any) -> str:
+    """The text that a function or a class was written as, with the values that it was made with; else its byte code."""
+    if isinstance(call, functools.partial):
+        return _source(call.func) + repr(
+            [x for x in (*call.args, *call.keywords.values()) if isinstance(x, int | float | str)]
+        )
+    if not inspect.isroutine(call) and not inspect.isclass(call):
+        # The fields of an object that can be called may change with every call.
+        return _source(type(call))
+    values = [cell.cell_contents for cell in getattr(call, '__closure__', None) or ()]
+    # Texts of other values have addresses, which differ in every process.
+    plain = [value for value in values if isinstance(value, int | float | str)]
+    try:
+        return f'{inspect.getsource(call)}{plain}'
+    except (OSError, TypeError):
+        code = getattr(call, '__code__', None)
+        return f'{code.co_code.hex()}{code.co_names}{plain}' if code else name_of(call)
 
 
 def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[..., Any]:

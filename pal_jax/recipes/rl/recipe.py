@@ -24,7 +24,7 @@ from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
 from pal_jax.recipes.rl.prompts import PromptRow, read_prompts
 from pal_jax.recipes.rl.rewards import make_rewards
-from pal_jax.recipes.rl.settings import RewardSources, Settings
+from pal_jax.recipes.rl.settings import EMBEDDED, RewardSources, Settings
 from pal_jax.recipes.rl.sources import Groups, PaidAnswers, PaidGames, flat, groups_of, groups_to_json, open_game
 from pal_jax.run import intervals
 from pal_jax.run.ahead import RolloutsAhead, check_ahead, make_rollouts
@@ -36,6 +36,7 @@ from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Metrics, RolloutBatch, Sample, Sampling
 
 MAY_CHANGE = 'reward.max_failed', 'rl.shown'  # keys that may change when a run goes on
+SHORT = 12  # tokens of an answer to a sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +175,8 @@ def make_answers(settings: Settings, policy: Policy, models: ChatModels, ctx: Co
         rows += f'; {counted(prompts.left_out, "row")} left out, longer than prompts.max_length'
     why = f'{source} has no more that fit' if (source := settings.prompts.test) else holdouts.FIFTH
     ctx.log(rows + holdouts.fewer('prompts.test_count', settings.prompts.test_count, len(prompts.test), why))
+    if settings.prompts.train != EMBEDDED and settings.sampling.max_tokens <= SHORT:
+        ctx.log(f'answers are cut after sampling.max_tokens={settings.sampling.max_tokens}, which suits the sums alone')
     # A function may compare the answers of a step, so one process calls it for all of them.
     reward = make_rewards(settings, prompts, models)
     shared = share_reward(reward, sampler.make_shares(settings.decode), together=True)

@@ -16,7 +16,7 @@ EMBEDDED = 'sums'
 class PromptSettings:
     """The rows to learn from and to test on, each with a prompt; their further columns go to the reward functions."""
 
-    # made-up sums, or rows: a file (.jsonl, .json, .csv, .parquet), hf:<name> or tfds:<name>.
+    # made-up sums, or rows: a file (.jsonl, .json, .csv, .parquet), hf:owner/name/file or tfds:<name>.
     train: str = EMBEDDED
     test: str = ''  # likewise; '': rows of some prompts of train, a fifth at most
     key: str = 'prompt'  # the column of the prompt, a text or a list of messages

@@ -113,7 +113,7 @@ def test_statements_of_the_test_are_new_and_so_are_the_new_people():
     assert all(map(np.array_equal, parts, again))
     with pytest.raises(ValueError, match='nobody has choices in all parts at split.seen=1'):
         comparisons.split_items(data, seed=1, seen=1.0, train=0.5, validation=0.2)
-    with pytest.raises(ValueError, match='nobody seen has a pair of the 0 items of 30 that split.validation=0.01'):
+    with pytest.raises(ValueError, match='between the 0 of 30 different texts that split.validation=0.01'):
         comparisons.split_items(data, seed=1, seen=0.8, train=0.5, validation=0.01)
 
 

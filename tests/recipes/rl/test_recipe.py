@@ -316,6 +316,33 @@ def test_a_run_from_python_with_a_function_that_is_resumed_and_answers(tmp_path,
     assert figures['step'] == 2 and figures['reward'] == again.evaluations[-1]['reward']
     with pytest.raises(ValueError, match='python:vowels'):
         pal_jax.evaluate(folder)
+    with pytest.raises(ValueError, match='give a list of prompts'):
+        again.model('Hello')
+
+    def edited(prompts, completions, **columns):
+        return [2.0 * sum(text.count(letter) for letter in 'aeiou') for text in completions]
+
+    edited.__name__ = 'vowels'
+    with pytest.raises(ValueError, match=r"reward.function='python:vowels': .*has other content"):
+        pal_jax.train('rl:smoke', changes | {'total_steps': 3}, reward=edited, workdir=folder)
+
+
+def test_callables_have_names_and_digests_by_what_they_were_made_of():
+    def scaled(factor):
+        return lambda prompts, completions, **columns: [factor * len(text) for text in completions]
+
+    class Length:
+        def __call__(self, prompts, completions, **columns):
+            return list(map(len, completions))
+
+    twice = functools.partial(scaled(1), prompts=2)
+    assert list(map(own_parts.name_of, (Length(), Length, twice))) == ['Length', 'Length', '<lambda>']
+    digests = []
+    for call in (scaled(1), scaled(2), scaled(1), Length(), Length()):
+        with own_parts.given({'reward': call}):
+            digests.append(own_parts.given_in('python:reward,a.py:f'))
+    assert digests[0] == digests[2] != digests[1] and digests[3] == digests[4]
+    assert [name for name, _ in digests[0]] == ['python:reward']
 
 
 def test_functions_and_classes_of_a_program_are_values_of_any_key_that_takes_a_file():

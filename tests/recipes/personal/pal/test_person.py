@@ -366,7 +366,7 @@ def test_a_mixture_of_another_run_is_refused(run, tmp_path):
 
 @pytest.mark.parametrize(
     ('record', 'key'),
-    [({'item': [1.0]}, '2 numbers'), ({'item': {'price': 1.0}}, "no 'years'; give price, years; it has price$"), ({'text': 'x'}, 'item'),
+    [({'item': [1.0]}, '2 numbers'), ({'item': {'price': 1.0}}, "no 'years'; .*price$"), ({'text': 'x'}, 'item'),
      ({'item': {'price': 1.0, 'years': 'x'}}, "'x'.*years"), ({'item': {'price': 1.0, 'years': 2.0, 'no': 1}}, "'no'"),
      ({'item': [1.0, True]}, 'item'), ({'item': [1.0, 2.0], 'score': 1}, 'score')],
 )  # fmt: skip
