@@ -211,10 +211,12 @@ def evaluate(
     shown = compare(panel, state, measure(panel, state), others)
     if shown.unfit:
         log(without_rows(shown.unfit).strip())
-    model = _portrait(panel, state, shown.true_chosen)
-    effects = portrait.effects_on_people(model)
-    files = {portrait.PEOPLE: portrait.table_of_people(model, effects)}
-    return Evaluation(make_record(shown), exhibits=make_exhibits(panel, shown, model, effects), files=files)
+    record, chosen = make_record(shown), shown.true_chosen
+    models = [_split_model(panel, state, chosen, r) for r in range(len(chosen))]
+    model = models[shown_split(chosen)]
+    wants = _wants(models, model.split, differ=intervals.from_record(record, 'seen_gain').place(0.0) == 1)
+    files = {portrait.PEOPLE: portrait.table_of_people(model, wants and wants.effects)}
+    return Evaluation(record, exhibits=make_exhibits(panel, shown, model, wants), files=files)
 
 
 def compare(panel: Panel, state: States, results: Results, others: Mapping[str, Evaluate]) -> Shown:
@@ -334,9 +336,11 @@ def make_record(shown: Shown) -> dict[str, Any]:
     return record | {f'new_{name}_by_known': values(method.new) for name, method in shown.methods.items()}
 
 
-def make_exhibits(panel: Panel, shown: Shown, model: portrait.SplitModel, effects: np.ndarray | None) -> list[Exhibit]:
+def make_exhibits(
+    panel: Panel, shown: Shown, model: portrait.SplitModel, wants: portrait.Wants | None
+) -> list[Exhibit]:
     """The exhibits of a report; its people and prototypes are those of the `model` of the split that is shown, with the
-    effects `[P, H]` of attributes on its people."""
+    effects of attributes on its people, if there are some."""
 
     def curve(rows: Sequence[Sequence[JudgedPairs]]) -> people.Curve:
         return [alike(row) for row in rows]
@@ -345,7 +349,7 @@ def make_exhibits(panel: Panel, shown: Shown, model: portrait.SplitModel, effect
     by_prototypes = {part: curve(list(rows.values())) for part, rows in shown.by_prototypes.items()}
     exhibits = [
         Exhibit('Who is predicted how well', _verdict(shown), table=_table(shown)),
-        *([] if effects is None else [portrait.exhibit_wants(model, effects)]),
+        *([] if wants is None else [portrait.exhibit_wants(model, wants)]),
         Exhibit('New people', picture=people.plot_by_comparisons(curves, shown.counts)),
         Exhibit('By prototypes', picture=people.plot_by_prototypes(by_prototypes, panel.prototypes)),
     ]
@@ -393,9 +397,8 @@ def _table_by_group(shown: Shown, groups: np.ndarray) -> list[list[str]]:
     return rows
 
 
-def _portrait(panel: Panel, states: States, chosen: Sequence[int]) -> portrait.SplitModel:
-    """The model and the people of the split that is shown, by the K that each split chose."""
-    r = shown_split(chosen)
+def _split_model(panel: Panel, states: States, chosen: Sequence[int], r: int) -> portrait.SplitModel:
+    """The model and the people of split `r`, by the K that each split chose."""
     name = f'K={chosen[r]}'
     data, state, pal = panel.seen_by(name), states[name], panel.learners[name].pal
     seen = np.unique(data.users[panel.trials[r].split.train])
@@ -404,4 +407,11 @@ def _portrait(panel: Panel, states: States, chosen: Sequence[int]) -> portrait.S
         part: side.of(r) for part in ('chosen', 'rejected', 'prompt') if isinstance(side := getattr(data, part), Lookup)
     }
     params, names = jax.tree.map(lambda x: x[r], state.params), [data.names[u] for u in seen]
-    return portrait.SplitModel(r, chosen, pal, params, names, mixtures, data._replace(**sides), panel.scale)
+    everybody, data = len(np.unique(data.users)), data._replace(**sides)
+    return portrait.SplitModel(r, chosen, pal, params, names, everybody, mixtures, data, panel.scale)
+
+
+def _wants(models: Sequence[portrait.SplitModel], split: int, *, differ: bool) -> portrait.Wants | None:
+    """The effects of attributes by the models of all splits, of which `split` is shown; None where there are none."""
+    effects = [x for model in models if (x := portrait.effects_on_people(model)) is not None]
+    return portrait.Wants(effects[split], np.stack([x.mean(axis=0) for x in effects]), differ) if effects else None

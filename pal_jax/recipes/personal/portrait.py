@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,17 +17,24 @@ from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.models.params import Params
 from pal_jax.recipes.personal import ideal_point, pictures
 from pal_jax.recipes.personal.ideal_point import PAL
+from pal_jax.run import intervals
 from pal_jax.run.forecast import counted
+from pal_jax.run.intervals import Estimate
 from pal_jax.types import Exhibit
 
 PEOPLE = 'people.csv'  # the file with a row for each person, in the folder of a run
 WANTS = (
-    'The effect of one more unit of an attribute (for a yes or no: of having it) on the reward, whose differences are '
-    'the log-odds of a choice: the mean over people, the standard deviation over people, and the share of people who '
-    'want more of it. The effects are estimates, which are pulled towards each other, so people may differ by more. '
-    f'{PEOPLE} in the folder of the run has those of each person.'
+    'The effect of one more unit of an attribute (for a yes or no: of having it) on the reward. The mean over people '
+    'is that of all splits, ± its standard error from the differences between splits, which leave out different people '
+    f'(the delete-a-group jackknife). {PEOPLE} in the folder of the run has the effects of each person.'
 )
-DEVIATIONS = ' The last column and the picture have the effect of one standard deviation, to compare attributes by.'
+SPREAD = (
+    'The effects of a person are estimated from few choices, so the spread over people also contains this noise and is '
+    'too large, the more so the fewer choices there are.'
+)
+NO_SPREAD = 'This run has not shown that people differ, so no spread over people is given.'
+DEVIATIONS = ' The last column has the effect of one standard deviation, to compare attributes by.'
+DRAWN = ' The picture has it, too.'
 ALIKE = (
     'On validation choices one model for all was as good as prototypes, so this run shows no differences between '
     'people.'
@@ -64,7 +72,8 @@ class SplitModel(NamedTuple):
       split: the number of the split.
       chosen: the K of each split.
       names: the P people.
-      mixtures: their weights `[P, K]`.
+      everybody: the number of all people, with the new ones.
+      mixtures: the weights `[P, K]` of the P people.
       data: the pairs, as the model reads them.
       scale: `[H]`, by which the attributes of a table were divided; None: by nothing.
     """
@@ -74,6 +83,7 @@ class SplitModel(NamedTuple):
     pal: PAL
     params: Params
     names: Sequence[str]
+    everybody: int
     mixtures: np.ndarray
     data: Comparisons
     scale: np.ndarray | None
@@ -83,8 +93,8 @@ class SplitModel(NamedTuple):
         """A sentence on which split this is, and why it is shown."""
         listed = ', '.join(map(str, self.chosen))
         return (
-            f'By split {self.split} (--split={self.split}), the first whose K={self.pal.prototypes} is the median of '
-            f'those that the splits chose ({listed}), and the {counted(len(self.names), "person")} of its training.'
+            f'From the {len(self.names)} of {counted(self.everybody, "person")} whom split {self.split} was trained on '
+            f'(--split={self.split}; the splits chose K = {listed}, and this one is the first of the median).'
         )
 
     def rewards(self, mixtures: np.ndarray, items: np.ndarray, prompt: np.ndarray | None) -> np.ndarray:
@@ -98,17 +108,45 @@ class SplitModel(NamedTuple):
         return np.asarray(jax.vmap(of)(jnp.asarray(mixtures)))
 
 
-def exhibit_wants(model: SplitModel, effects: np.ndarray) -> Exhibit:
-    """The exhibit of what people want, by the effects `[P, H]` of attributes as the model sees them."""
-    attributes = model.data.attributes
-    head = ['attribute', 'mean effect of one unit', 'standard deviation over people', 'people above 0']
+class Wants(NamedTuple):
+    """The effects of attributes on the rewards of people, as the models see them.
+
+    Attributes:
+      effects: `[P, H]`, of the split that is shown.
+      means: `[S, H]`, the means over people by split.
+      differ: whether the run has shown that people differ.
+    """
+
+    effects: np.ndarray
+    means: np.ndarray
+    differ: bool
+
+
+def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
+    """The exhibit of what people want."""
+    attributes, spread = model.data.attributes, wants.differ and model.pal.prototypes > 1
+    means = [jackknifed(column, len(model.names) / model.everybody) for column in wants.means.T]
+    scale = np.ones(len(attributes)) if model.scale is None else model.scale
+    head = ['attribute', 'mean effect of one unit', '95 % interval']
+    head += ['standard deviation over people', 'people above 0'] if spread else []
     table = [head if model.scale is None else [*head, 'mean effect of one standard deviation']]
-    for name, unit, seen in zip(attributes, _in_own_units(model, effects).T, effects.T, strict=True):
-        # Equal effects have no spread, and none of rounding either.
-        row = [name, f'{unit.mean():+.3g}', f'{unit.std() if np.ptp(unit) else 0.0:.3g}', f'{(unit > 0).mean():.0%}']
-        table.append(row if model.scale is None else [*row, f'{seen.mean():+.2f}'])
-    text = f'{model.which} {WANTS}{"" if model.scale is None else DEVIATIONS}'
-    return Exhibit('What people want', text, table, pictures.plot_wants(effects, attributes))
+    for name, mean, unit, by in zip(attributes, means, _in_own_units(model, wants.effects).T, scale, strict=True):
+        scaled = mean.scaled(1.0 / float(by))
+        row = [name, scaled.with_error('+.3g'), scaled.ends('+.3g')]
+        row += [f'{unit.std():.3g}', f'{(unit > 0).mean():.0%}'] if spread else []
+        table.append(row if model.scale is None else [*row, f'{mean.value:+.2f}'])
+    text = f'{WANTS} {f"{model.which} {SPREAD}" if spread else NO_SPREAD}'
+    text += '' if model.scale is None else DEVIATIONS + (DRAWN if spread else '')
+    picture = pictures.plot_wants(wants.effects, attributes) if spread else b''
+    return Exhibit('What people want', text, table, picture)
+
+
+def jackknifed(values: np.ndarray, seen: float) -> Estimate:
+    """The mean of a figure `[S]` of splits, each of a random share `seen` of the people: the error is that of the
+    delete-d jackknife (Shao & Wu 1989)."""
+    splits = len(values)
+    error = math.sqrt(seen / (1.0 - seen)) * float(values.std(ddof=1)) if splits > 1 else None
+    return intervals.of_mean(float(values.mean()), error, splits)
 
 
 def exhibit_prototypes(model: SplitModel) -> list[Exhibit]:
