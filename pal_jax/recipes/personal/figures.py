@@ -85,6 +85,7 @@ WORDS = Words(
             'new_people_{part}': 'accuracy on new people, {part}',
             'group_auc {model}': 'how well {model} tells known groups apart that it was not told (AUC; .5 is chance)',
             'chosen_prototypes': 'number of prototypes K chosen on validation, by split',
+            'shown_split': 'the split whose people and prototypes the report shows',
             'known_comparisons': 'numbers of known choices of a new person',
         },
         MACHINE: {'decoder_grad_norm': 'size of the gradient of the decoder'},

@@ -327,7 +327,7 @@ def make_record(shown: Shown) -> dict[str, Any]:
         record['asked_gain_by_known_se'] = [figure.error for figure in gains]
     for name, row in shown.by_group.items():
         record[f'seen_{name}_by_group'] = [figure and figure.value for figure in row]
-    record['chosen_prototypes'] = list(shown.chosen)
+    record |= {'chosen_prototypes': list(shown.chosen), 'shown_split': shown_split(shown.true_chosen)}
     for part, rows in shown.by_prototypes.items():
         record[f'{part.replace(",", "").replace(" ", "_")}_by_prototypes'] = values([*rows.values()])
     for name, row in shown.groups.items():

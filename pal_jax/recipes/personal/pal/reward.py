@@ -41,7 +41,7 @@ from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.reader import Batching, Reader, frozen_reader
 from pal_jax.recipes.personal.pal.settings import LargeSettings, Settings
-from pal_jax.recipes.personal.panel import population, shown_split
+from pal_jax.recipes.personal.panel import population
 from pal_jax.run import files
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.metrics import EVALS, read_records
@@ -173,7 +173,7 @@ def open_pal(workdir: str, split: int | None = None) -> TrainedPAL:
     Args:
       workdir: the folder of the run, or `orbax:<workdir>`.
       split: one of the run's `split.seeds`; splits with shuffled user ids are no model of anybody. None: the split
-        whose people and prototypes the report shows (`panel.shown_split`).
+        whose people and prototypes the report shows.
 
     Raises:
       ValueError: the folder is of no run of PAL or of an earlier version, the run is not finished, or it has no such
@@ -186,7 +186,8 @@ def open_pal(workdir: str, split: int | None = None) -> TrainedPAL:
     if not finals:
         raise ValueError(f'{workdir} is not finished: K is chosen at its end; go on with its pal-jax train command')
     chosen, seeds = finals[-1]['chosen_prototypes'], settings.split.seeds
-    split = shown_split(chosen[:seeds]) if split is None else split
+    # Runs of earlier versions, which lack the entry, showed the first split.
+    split = finals[-1].get('shown_split', 0) if split is None else split
     if not isinstance(split, int | np.integer) or not 0 <= split < seeds:
         control = isinstance(split, int | np.integer) and seeds <= split < len(chosen)
         why = ', whose user ids were shuffled for comparison' if control else ''

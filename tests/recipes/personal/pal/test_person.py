@@ -250,9 +250,8 @@ def test_a_split_with_shuffled_ids_is_no_model_of_anybody(tmp_path, split):
 def test_the_split_of_the_report_is_opened_or_one_that_was_trained_on_the_person(tmp_path, capsys):
     data = choices(tmp_path / 'choices.jsonl', [f'p{i}' for i in range(12)])
     changes = {'data': str(data), 'split.seeds': 2, 'baselines.majority': False, 'baselines.mixed_logit': False}
-    finished(
-        configs.load('pal', **FEW | changes), tmp_path / 'run', evaluation=lambda *_: {'chosen_prototypes': [1, 2]}
-    )
+    record = {'chosen_prototypes': [1, 2], 'shown_split': 1}
+    finished(configs.load('pal', **FEW | changes), tmp_path / 'run', evaluation=lambda *_: record)
     run, first = (pal_reward.open_pal(str(tmp_path / 'run'), split) for split in (None, 0))
     assert (run.split, run.pal.prototypes) == (1, 2) and run.splits_of('nobody') == []
     both, held = (next(name for name in first.people if (name in run.people) == seen) for seen in (True, False))
@@ -265,6 +264,9 @@ def test_the_split_of_the_report_is_opened_or_one_that_was_trained_on_the_person
     )
     with pytest.raises(ValueError, match=r'give split=N of one that was \(0\)'):
         run.mixture(user=held)
+    evals = tmp_path / 'run' / 'evals.jsonl'
+    evals.write_text(evals.read_text().replace('"shown_split"', '"new_to_earlier_versions"'))
+    assert pal_reward.open_pal(str(tmp_path / 'run')).split == 0
 
 
 def test_a_person_is_a_file_an_id_or_nobody(run, tmp_path):
