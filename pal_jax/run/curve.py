@@ -90,8 +90,10 @@ def headline_of(rows: Rows) -> str:
     """The metric of `HEADLINES` that stands for a run."""
     # The loss of a warm-up is no headline of what comes after it.
     last = [row for row in rows if row.get('phase') == rows[-1].get('phase')]
-    known = (key for part in (last, rows) for key in HEADLINES if logged(part, key))
-    return next(known, 'reward')
+    # Of a run that a later version resumed, the steps of both have other names.
+    new = [key for key in HEADLINES if any(key in row for row in rows[-1:])]
+    tried = (last, new), (last, HEADLINES), (rows, HEADLINES)
+    return next((key for part, keys in tried for key in keys if logged(part, key)), 'reward')
 
 
 def panels_of(rows: Rows) -> dict[str, str]:

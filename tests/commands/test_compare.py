@@ -51,6 +51,11 @@ def test_each_run_is_told_by_the_figure_of_its_method():
     assert draw(runs, evals, words).startswith(b'\x89PNG')
 
 
+def test_a_run_that_a_later_version_resumed_is_told_by_its_new_figure():
+    steps = [{'step': i, 'phase': 'pal', ('training_accuracy' if i > 4 else 'accuracy'): i / 10} for i in range(10)]
+    assert rise_table({'a': steps})[1] == ['a', 'training_accuracy', '0.500', '0.900', '+0.400']
+
+
 def test_runs_that_differ_in_their_seeds_alone_are_seeds():
     configs = [{'recipe': 'rlpa', 'seed': seed} for seed in range(3)]
     assert are_seeds(configs)
