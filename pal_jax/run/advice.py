@@ -20,7 +20,7 @@ SEEDS = 'more total_steps, or several seeds, which pal-jax compare puts side by 
 TESTS = 'more {units} to test on'
 ABOVE = 'above its limit', 'above its limits'
 LIMIT = 'more total_steps, a higher constraint.limit, or a handler that moves faster (docs/howto/constraints.md)'
-TRIAL = ':smoke'
+TRIALS = ':smoke', '-smoke'  # how the names of variants for trials end
 KL = 3.0  # nats of a token that are much
 
 
@@ -49,8 +49,8 @@ def advice(
 
     `name` is that of the config, with its variant, and `more` is what tells more by the method's words, if they say so.
     """
-    if name.endswith(TRIAL):
-        return f'This was a trial of the command, which hardly learns: leave {TRIAL} out for a run that does.'
+    if name.endswith(TRIALS):
+        return f'This was a trial of the command, which hardly learns: leave {name[-6:]} out for a run that does.'
     if verdict and verdict.answer.endswith(ABOVE):
         return f'The costs are above the limit: try {LIMIT}.'
     units = verdict.units if verdict else ''

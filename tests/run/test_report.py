@@ -181,7 +181,8 @@ def test_a_run_that_has_not_learnt_gets_the_advice_of_its_own_figures(figures, k
 )
 def test_advice_goes_by_the_verdict(answer, key):
     assert key in advice([], RunVerdict(answer, '', ''), {})
-    assert ':smoke' in advice([], RunVerdict(answer, '', ''), {}, 'rl:smoke')
+    for name in ('rl:smoke', 'pal:text-smoke'):
+        assert f'leave {name[-6:]} out' in advice([], RunVerdict(answer, '', ''), {}, name)
     people = words_of('personal.pal').more
     assert (people in advice([], RunVerdict(answer, '', ''), {}, more=people)) == (answer == 'Not beyond noise')
 
