@@ -152,7 +152,7 @@ def stage_table(evals: Runs, words: Mapping[str, Words], *, seeds: bool = False)
     """A table of the evaluations of each run: the figures that tell of its learning, and lists by turn.
 
     Where the runs are `seeds` of one config, the last row has the means of their last evaluations with standard errors
-    over seeds.
+    over seeds, if all of these are of one stage and step.
     """
     figures = dict.fromkeys(key for name, records in evals.items() for key in telling_figures(records, words[name]))
     # The lists of further splits of people, such as those with new values, would be as many columns again.
@@ -168,8 +168,9 @@ def stage_table(evals: Runs, words: Mapping[str, Words], *, seeds: bool = False)
             values = (_cell(record, key, words[run]) for key in figures)
             by_turn = (' '.join(f'{value:.2f}' for value in record.get(key) or ()) for key in turns)
             table.append([run, record['stage'], *values, *by_turn])
-    if seeds and figures and all(evals.values()):
-        last = [records[-1] for records in evals.values()]
+    last = [record for records in evals.values() for record in records[-1:]]
+    alike = len(last) == len(evals) and len({(record['stage'], record['step']) for record in last}) == 1
+    if seeds and figures and alike:
         # A figure that one of the runs lacks has no mean.
         columns = [[r[key] for r in last if known(r, key)] for key in figures]
         means = [intervals.mean(np.array(x)).with_error() if len(x) == len(last) else '' for x in columns]
@@ -236,8 +237,11 @@ def main() -> None:
         parser.error(stores.shown(error))
     words = {name: words_of(config['recipe']) for name, config in zip(folders, configs, strict=True)}
     seeds = are_seeds(configs)
+    stages = stage_table(evals, words, seeds=seeds)
+    # Beside the head and the evaluations there may be a row over seeds.
+    pooled = len(stages) > 1 + sum(map(len, evals.values()))
     exhibits = [
-        Exhibit('Evaluations', OVER_SEEDS if seeds else '', stage_table(evals, words, seeds=seeds)),
+        Exhibit('Evaluations', OVER_SEEDS if pooled else '', stages),
         Exhibit('Figures of training steps', table=rise_table(runs, seeds=seeds)),
     ]
     picture = draw(runs, evals, words)

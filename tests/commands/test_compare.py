@@ -8,7 +8,7 @@ import json
 import pytest
 from scipy import stats
 
-from pal_jax.commands.compare import are_seeds, draw, rise_table, stage_table
+from pal_jax.commands.compare import OVER_SEEDS, are_seeds, draw, rise_table, stage_table
 from pal_jax.run.glossary import words_of
 from pal_jax.run.metrics import MetricsWriter
 from tests import browser, shell
@@ -74,6 +74,8 @@ def test_the_last_evaluations_of_seeds_have_their_mean_and_error():
     }
     *_, pooled = stage_table(evals, dict.fromkeys(evals, WORDS), seeds=True)
     assert pooled == ['3 seeds', 'final', '0.600 ± 0.200']
+    evals['c'] = evals['c'][:1]  # a run that has not ended yet
+    assert len(stage_table(evals, dict.fromkeys(evals, WORDS), seeds=True)) == 6
 
 
 @pytest.fixture
@@ -103,8 +105,10 @@ def test_a_page_a_picture_and_a_table_of_numbers(two_runs):
     numbers = list(csv.DictReader((two_runs / 'c.csv').read_text().splitlines()))
     (last,) = (row for row in numbers if (row['run'], row['stage'], row['figure']) == ('b <i>', 'final', 'reward'))
     assert (float(last['value']), float(last['error'])) == (0.75, 0.02)
-    assert compare(two_runs, f'--output={two_runs}/c.csv').returncode == 2  # it is there
+    assert OVER_SEEDS in done.stdout and compare(two_runs, f'--output={two_runs}/c.csv').returncode == 2  # it is there
     assert 'c.txt' in compare(two_runs, f'--output={two_runs}/c.txt').stderr
+    (two_runs / 'runs' / 'a' / 'evals.jsonl').unlink()
+    assert OVER_SEEDS not in compare(two_runs).stdout
 
 
 @pytest.mark.long
