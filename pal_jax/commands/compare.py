@@ -26,7 +26,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pal_jax.run import intervals, stores
-from pal_jax.run.curve import HEADLINES, OWN, PANELS, STYLE, column, headline_of, logged, panels_of, png, running_mean
+from pal_jax.run.curve import (
+    HEADLINES,
+    OWN,
+    PANELS,
+    STYLE,
+    column,
+    counted_steps,
+    headline_of,
+    logged,
+    panels_of,
+    png,
+    running_mean,
+)
 from pal_jax.run.files import arguments_at_home
 from pal_jax.run.forecast import counted
 from pal_jax.run.glossary import Words, words_of
@@ -95,7 +107,7 @@ def _draw_steps(ax: Axes, parts: Runs, key: str, title: str) -> None:
     ax.set_title(title, fontweight='bold')
     ax.set(xlabel='step', ylabel=key)
     for part, line in zip(parts.values(), itertools.cycle(LINES), strict=False):
-        steps, values = column(part, 'step'), column(part, key)
+        steps, values = counted_steps(part), column(part, key)
         # The running mean is over a fifth of the steps, or over three.
         mean, _ = running_mean(values, values * 0, max(3, len(part) // 5))
         ax.plot(steps, values, 'o', color=line['color'], alpha=0.35, markersize=3, markeredgewidth=0)

@@ -79,7 +79,7 @@ def learning_curve(rows: Rows) -> bytes:
             _draw_series(axes[key], rows, key, size=2)
             # The limit stands beside the cost that it bounds.
             if key == 'mean_cost':
-                axes[key].plot(column(rows, 'step'), column(rows, 'limit'), color=RED, linestyle=(0, (4, 3)))
+                axes[key].plot(counted_steps(rows), column(rows, 'limit'), color=RED, linestyle=(0, (4, 3)))
         for key, ax in axes.items():
             _draw_phase_ends(ax, rows, name=key == headline)
             ax.xaxis.set_major_locator(MaxNLocator(nbins=8 if key == headline else 4, integer=True))
@@ -192,12 +192,17 @@ def _draw_headline(ax: Axes, rows: Rows, key: str) -> None:
     ax.legend(marks[:shown], labels[:shown], **style)
 
 
+def counted_steps(rows: Rows) -> np.ndarray:
+    """The steps `[rows]` of rows, counted from 1 as on the console; in files they are counted from 0."""
+    return column(rows, 'step') + 1
+
+
 def _draw_series(ax: Axes, rows: Rows, key: str, size: float) -> int:
     """Draws steps, running mean and band of each phase by itself; returns the window of the last phase."""
     window = 0
     for _, group in itertools.groupby(rows, key=lambda row: row['phase']):
         part = list(group)
-        steps, values = column(part, 'step'), column(part, key)
+        steps, values = counted_steps(part), column(part, key)
         samples = column(part, 'samples')
         # A step of 0 samples is one in which none was judged.
         errors = column(part, f'{key}_std') / np.sqrt(np.where(samples > 0, samples, np.nan))
@@ -213,7 +218,7 @@ def _draw_series(ax: Axes, rows: Rows, key: str, size: float) -> int:
 def _draw_phase_ends(ax: Axes, rows: Rows, name: bool) -> None:
     for row, after in itertools.pairwise(rows):
         if row['phase'] != after['phase']:
-            end = (row['step'] + after['step']) / 2
+            end = counted_steps([row, after]).mean()
             ax.axvline(end, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
             if name:
                 ax.text(end, 0.99, f' {row["phase"]} ends', transform=ax.get_xaxis_transform(), va='top', fontsize=9)

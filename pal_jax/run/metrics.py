@@ -64,7 +64,7 @@ class MetricsWriter:
         from tensorboardX import SummaryWriter
 
         # TensorBoard drops what it has of these steps, too.
-        self._board = SummaryWriter(str(self._dir / TENSORBOARD), purge_step=first_step)
+        self._board = SummaryWriter(str(self._dir / TENSORBOARD), purge_step=first_step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +76,8 @@ class MetricsWriter:
         """Write the metrics of one training step. `phase` names the part of the run: `'warm-up'`, `'ppo'`, ..."""
         if self._active:
             self._append(METRICS, {'step': step, 'phase': phase, **metrics})
-            self._scalars(step, metrics, 'train')
+            # Boards count steps from 1, as the console does, so the last step stands where the last evaluation does.
+            self._scalars(step + 1, metrics, 'train')
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Write one evaluation: `step`, `stage` ('base', 'warm-up', 'step' or 'final'), numbers and lists of them."""

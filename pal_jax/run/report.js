@@ -21,7 +21,7 @@ function put(parent, tag, name, text) {
 
 function choose() {
   const only = found('only').value;
-  shown = records.filter(each => only === '' || String(each.step) === only).sort(orders[paid ? found('order').value : 'step']);
+  shown = records.filter(each => only === '' || String(each.step + 1) === only).sort(orders[paid ? found('order').value : 'step']);
   found('place').max = shown.length - 1;
   go(0);
 }
@@ -33,7 +33,7 @@ function go(place) {
   found('back').disabled = place === 0;
   found('on').disabled = place === shown.length - 1;
   const scores = Object.entries(record.scores || {}).map(([name, value]) => `${name} ${Number(value).toFixed(2)}`);
-  const parts = [`step ${record.step}`, record.round && `turn ${record.round}`];
+  const parts = [`step ${record.step + 1}`, record.round && `turn ${record.round}`];
   found('where').textContent = `${place + 1} of ${shown.length}: ${parts.filter(Boolean).join(', ')}`;
   const dialogue = found('dialogue');
   dialogue.replaceChildren();
@@ -46,7 +46,7 @@ function go(place) {
   put(dialogue, 'p', 'soft', record.judged === false ? 'not judged' : scores.join(' · '));
 }
 
-for (const step of new Set(records.map(each => each.step))) put(found('only'), 'option', '', String(step));
+for (const step of new Set(records.map(each => each.step))) put(found('only'), 'option', '', String(step + 1));
 if (paid) found('order').addEventListener('change', choose);
 found('only').addEventListener('change', choose);
 found('place').addEventListener('input', () => go(Number(found('place').value)));

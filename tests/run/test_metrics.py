@@ -99,7 +99,7 @@ def test_tensorboard_gets_every_scalar(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         writer.write(7, 'rlpa', {'reward': 0.25, 'seconds_update': 2.0})
         writer.evaluation({'step': 7, 'stage': 'final', 'reward': 0.75, 'f1_by_turn': [0.0]})
-    scalars = {(7, 'train/reward', 0.25), (7, 'seconds/update', 2.0), (7, 'eval/reward', 0.75)}
+    scalars = {(8, 'train/reward', 0.25), (8, 'seconds/update', 2.0), (7, 'eval/reward', 0.75)}
     assert set(tensorboard_scalars(tmp_path / 'tensorboard')) == scalars
 
 
@@ -148,7 +148,7 @@ def test_wandb_gets_the_same_numbers_and_one_identity_for_life(tmp_path, monkeyp
     for first in (0, 1):
         with MetricsWriter(tmp_path, first, wandb='mine') as writer:
             writer.write(first, 'rlpa', {'reward': 0.5})
-    assert logged == [(0, {'train/reward': 0.5}), (1, {'train/reward': 0.5})]
+    assert logged == [(1, {'train/reward': 0.5}), (2, {'train/reward': 0.5})]
     assert identities[0] == identities[1]
 
 
