@@ -29,12 +29,13 @@ def uses(workdir: Path, config: Mapping[str, Any], words: Words) -> list[tuple[s
     known = words.uses.get(config['recipe'], ())
     trained = POLICY if not words.uses and {'policy', 'optimizer'} <= config.keys() else ()
     # A run whose number of steps follows from something else goes on by passes over its rows, or not at all. The number
-    # of passes may not change, but a number of steps may replace it.
+    # of passes may not change, but a number of steps may replace it. Where other things tell more, steps are not named.
     data = config.get('data')
     passes = data.get('epochs', 0) if isinstance(data, Mapping) else 0
     steps = config.get('total_steps', 0) or (len(read_records(workdir / METRICS)) if passes else 0)
     longer_run = 'train longer: the command of this run with a larger number'
-    longer = [(longer_run, f'--config.total_steps={2 * steps}', 'docs/howto/resume.md')] if steps else []
+    go_on = steps and not words.more
+    longer = [(longer_run, f'--config.total_steps={2 * steps}', 'docs/howto/resume.md')] if go_on else []
     return [(use, command.format(run=workdir), page) for use, command, page in (*known, *trained, *longer)]
 
 

@@ -231,10 +231,10 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     leads = _unbeaten(after, words.rivals[key]) if key in words.rivals else {}
     if not leads:
         return RunVerdict(said, f'{sentence}.', of)
+    method, behind = words.rivals[key].own[0], 1 in {lead.place(0.0) for lead in leads.values()}
     if said == YES:
-        said += f', but {"less" if 1 in {lead.place(0.0) for lead in leads.values()} else "no more"} than a baseline'
-    listed = '; '.join(_lead_in_words(after, words.rivals[key], name, lead) for name, lead in leads.items())
-    return RunVerdict(said, f'{sentence}. Baselines that it does not clearly beat: {listed}.', of)
+        said += f', but {method} is {"behind" if behind else "not clearly ahead of"} a baseline'
+    return RunVerdict(said, f'{sentence}. {_rivals_in_words(after, words.rivals[key], leads)}', of)
 
 
 def _unbeaten(record: Record, rivals: Rivals) -> dict[str, Estimate]:
@@ -243,13 +243,17 @@ def _unbeaten(record: Record, rivals: Rivals) -> dict[str, Estimate]:
     return {name: lead for name, lead in leads.items() if lead.place(0.0) != -1}
 
 
-def _lead_in_words(record: Record, rivals: Rivals, name: str, lead: Estimate) -> str:
-    """Both figures, and who is ahead by how much: `PAL 0.740, user embedding 0.695: PAL is ahead by 0.045 (...)`."""
-    (method, figure), (rival, other) = rivals.own, rivals.leads[name]
-    ahead, gap = (rival, lead) if lead.value > 0 else (method, intervals.difference(constant(0.0), lead))
-    clear = '' if lead.place(0.0) else ', not clear'
-    both = f'{method} {record[figure]:.3f}, {rival} {record[other]:.3f}'
-    return f'{both}: {ahead} is ahead by {gap.value:.3f}{between(gap)}{clear}'
+def _rivals_in_words(record: Record, rivals: Rivals, leads: Mapping[str, Estimate]) -> str:
+    """The figures of a method and of the baselines that it has no clear lead over, with who is ahead by how much."""
+    (method, figure), unclear, ahead = rivals.own, [], []
+    for name, lead in leads.items():
+        rival, other = rivals.leads[name]
+        first, gap = (rival, lead) if lead.value > 0 else (method, intervals.difference(constant(0.0), lead))
+        part, who = (ahead, '') if lead.place(0.0) == 1 else (unclear, f'{first} is ahead ')
+        part.append(f'{rival} {record[other]:.3f} ({who}by {gap.value:.3f}, {gap.ends()})')
+    parts = {'No clear difference from': unclear, f'Ahead of {method}': ahead}
+    listed = (f'{said}: {"; ".join(part)}.' for said, part in parts.items() if part)
+    return ' '.join([f'{method} has {record[figure]:.3f}.', *listed])
 
 
 def _better(sign: float, after: Record) -> float:

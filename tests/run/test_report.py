@@ -140,6 +140,9 @@ def test_only_what_can_go_on_is_told_to(config, key, tmp_path):
         line for _, line, page in uses(tmp_path, {'recipe': 'cmdp', **config}, words_of('cmdp')) if 'resume' in page
     ]
     assert again == ([f'--config.{key}'] if key else [])
+    assert not any(
+        'resume' in page for *_, page in uses(tmp_path, {'recipe': 'personal.pal', **config}, words_of('personal.pal'))
+    )
 
 
 @pytest.mark.parametrize(

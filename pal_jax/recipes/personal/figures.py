@@ -103,7 +103,7 @@ WORDS = Words(
             0.0,
         ),
     },
-    questions={'best_gain': 'Does a method know the person?'},
+    questions={'seen_gain': 'Do people differ?', 'best_gain': 'Does a method know the person?'},
     rivals={
         'seen_gain': Rivals(
             ('PAL', 'seen_pal'), {f'seen_lead_{name}': (MODELS[name], f'seen_{name}') for name in BASELINES}
