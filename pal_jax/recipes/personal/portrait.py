@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -60,7 +61,7 @@ OF_TEXTS = (
 )
 SHOWN_TEXTS = 3  # the number of texts that a prototype likes most, and least
 SHOWN_ITEMS = 2000  # the number of items whose rewards show what a prototype likes
-SHOWN_PEOPLE = 5000  # the number of people in the picture
+SHOWN_PEOPLE = 5000  # the number of people in the pictures, and of those whose effects are computed
 SHOWN_ATTRIBUTES = 30  # more rows could not be read
 CHUNK = 256  # people whose rewards are computed at once
 
@@ -112,8 +113,8 @@ class Wants(NamedTuple):
     """The effects of attributes on the rewards of people, as the models see them.
 
     Attributes:
-      effects: `[P, H]`, of the split that is shown.
-      means: `[S, H]`, the means over people by split.
+      effects: `[E, H]`, of the first E people of the split that is shown.
+      means: `[S, H]`, the means over such people by split.
       differ: whether the run has shown that people differ.
     """
 
@@ -176,15 +177,15 @@ def exhibit_prototypes(model: SplitModel) -> list[Exhibit]:
 
 
 def effects_on_people(model: SplitModel) -> np.ndarray | None:
-    """The effects `[P, H]` of attributes on each person's reward, as the model sees them; None where the items are
-    texts, or have too many attributes to be read."""
+    """The effects `[E, H]` of attributes on the reward of each of the first people, as the model sees them; None where
+    the items are texts, or have too many attributes to be read."""
     data = model.data
     if data.texts or len(data.attributes) > SHOWN_ATTRIBUTES:
         return None
     index, _ = shown_items(data)
     items, prompt = data.chosen[index], None if data.prompt is None else data.prompt[index]
     # People with the same mixture have the same effects.
-    mixtures, person = np.unique(model.mixtures, axis=0, return_inverse=True)
+    mixtures, person = np.unique(model.mixtures[:SHOWN_PEOPLE], axis=0, return_inverse=True)
     chunks = (mixtures[start : start + CHUNK] for start in range(0, len(mixtures), CHUNK))
     effects = [pictures.linear_effects(model.rewards(chunk, items, prompt), items) for chunk in chunks]
     return np.concatenate(effects)[person.reshape(-1)]
@@ -192,12 +193,13 @@ def effects_on_people(model: SplitModel) -> np.ndarray | None:
 
 def table_of_people(model: SplitModel, effects: np.ndarray | None) -> str:
     """The people as CSV: `participant`, `weight_<prototype>`, and `effect_<attribute>` of one unit where there are
-    `effects` `[P, H]`."""
+    `effects` `[E, H]` of the first E people; those of others are empty."""
     columns = {f'weight_{k + 1}': weights for k, weights in enumerate(model.mixtures.T)}
     if effects is not None:
         by_attribute = zip(model.data.attributes, _in_own_units(model, effects).T, strict=True)
         columns |= {f'effect_{name}': effect for name, effect in by_attribute}
-    rows = zip(model.names, *([f'{x:.6g}' for x in column] for column in columns.values()), strict=True)
+    cells = ([f'{x:.6g}' for x in column] for column in columns.values())
+    rows = itertools.zip_longest(model.names, *cells, fillvalue='')
     file = io.StringIO()
     csv.writer(file, lineterminator='\n').writerows([['participant', *columns], *rows])
     return file.getvalue()

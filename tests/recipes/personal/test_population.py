@@ -65,6 +65,13 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
     assert portrait.without_person(table, 'p1').count('p') == table.count('p') - 1
 
 
+def test_of_very_many_people_the_first_have_effects(monkeypatch):
+    monkeypatch.setattr(portrait, 'SHOWN_PEOPLE', 2)
+    model = split_model(np.array([[1.0, 0.0], [0.75, 0.25], [0.0, 1.0]], np.float32))
+    table = portrait.table_of_people(model, portrait.effects_on_people(model))
+    assert table.splitlines()[1:] == ['p0,1,0,1,0.5', 'p1,0.75,0.25,0.5,0.5', 'p2,0,1,,']
+
+
 def test_one_model_for_all_shows_no_differences_and_says_so():
     model = split_model(np.ones((3, 1), np.float32))
     effects = portrait.effects_on_people(model)
