@@ -331,13 +331,13 @@ def test_a_reader_steps_through_them_by_step_and_by_reward(trained):
             page.locator('#on').click()
             places.append(shown())
         assert [re.findall(r'step (\d+).*reward ([\d.]+)', place)[0] for place in places] == [
-            ('4', '0.10'), ('4', '0.50'), ('5', '0.30'), ('5', '1.50'), ('13', '0.20'), ('13', '1.00'),
+            ('5', '0.10'), ('5', '0.50'), ('6', '0.30'), ('6', '1.50'), ('14', '0.20'), ('14', '1.00'),
         ]  # fmt: skip
         page.locator('#order').select_option('best')
-        assert '1 of 6: step 5, turn 1 reward 1.50' in shown()
+        assert '1 of 6: step 6, turn 1 reward 1.50' in shown()
         assert f'</script>{ATTACK} 1.5' in page.locator('#dialogue').text_content()
-        page.locator('#only').select_option('13')
-        assert '1 of 2: step 13, turn 1 reward 1.00' in shown()
+        page.locator('#only').select_option('14')
+        assert '1 of 2: step 14, turn 1 reward 1.00' in shown()
         assert page.locator('#dialogue img, #dialogue script').count() == 0
         browser.use_all(page)
 
@@ -350,9 +350,9 @@ def test_games_of_several_rewards_are_stepped_through_in_their_order(workdir):
             writer.rollouts(step, 'spiral', [match])
     with browser.opened(write_report(workdir)) as page:
         assert page.locator('#order').count() == 0
-        assert page.locator('#where').text_content() == '1 of 2: step 4'
+        assert page.locator('#where').text_content() == '1 of 2: step 5'
         page.locator('#on').click()
-        assert page.locator('#where').text_content() == '2 of 2: step 5'
+        assert page.locator('#where').text_content() == '2 of 2: step 6'
         assert 'Player 0: [4]' in page.locator('#dialogue').text_content()
         browser.use_all(page)
 
