@@ -51,7 +51,7 @@ def labelled_rows(settings: RowRun, tokenizer: Tokenizer) -> Rows:
 
     def read(source: str) -> list[Keyed]:
         placed = [*records.rows(source)]
-        rows = records.read_all(source, safety.to_labelled, lambda _: placed)
+        rows = records.read_all(source, safety.to_labelled, lambda *_: placed)
         # A joined row is called by the place of the first record of its pair.
         places = {row[:2]: place for (place, _), row in reversed([*zip(placed, rows, strict=True)])}
         return records.converted(((places[row[:2]], row) for row in safety.joined(rows)), keyed)
