@@ -4,10 +4,11 @@
   pal-jax chat --source=runs/rlpa                          a run of this package
 
 Options:
-  --source=SOURCE     a run's folder, gguf:<file>, hf:<folder or hub id>, random:tiny; default the embedded model
-  --system=TEXT       the system prompt; default the one of its training, or none
-  --temperature=T     0 always takes the likeliest token; default that of its training, or 0.7
-  --max_tokens=N      of an answer; default that of its training, or 256
+  --source=SOURCE     a run's folder, which --workdir=FOLDER names too, gguf:<file>, hf:<folder or hub id>,
+                      random:tiny; default the embedded model
+  --system=TEXT       the system prompt; default that of a run of RLPA, or none
+  --temperature=T     0 always takes the likeliest token; default that of a run of RLPA, or 0.7
+  --max_tokens=N      of an answer; default that of a run of RLPA, or 256
   --max_len=N         tokens of the whole conversation; default 2048, or what the model has room for
   --seed=N            the same seed and the same words get the same answers; default 0
 
@@ -27,7 +28,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from pal_jax.commands.talking import SOURCE, chat_preset, open_model
+from pal_jax.commands.talking import chat_preset, open_model, source_or_run
 from pal_jax.data.thoughts import spoken_reply
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.local import LocalDecoder
@@ -50,18 +51,18 @@ def main() -> None:
     """Open the model, and answer the lines of the user until the end of input."""
     console = Console()
     decoder, tokenizer, preset = cli.faults(open_chat)
-    console.print(Text(f'{stores.shown(SOURCE.value)}: /again starts anew, /quit ends'))
+    console.print(Text(f'{stores.shown(source_or_run())}: /again starts anew, /quit ends'))
     for answer in talk(decoder, tokenizer, preset, lines(console), seed=SEED.value):
         console.print(answer)
 
 
 def open_chat() -> tuple[LocalDecoder, Tokenizer, Preset]:
     """The model in a decoder of one slot, its tokenizer, and the system prompt and sampling to talk with it."""
-    preset = chat_preset(SOURCE.value)
+    preset = chat_preset(source_or_run())
     changes = {'temperature': TEMPERATURE.value, 'max_tokens': MAX_TOKENS.value}
     sampling = dataclasses.replace(preset.sampling, **{k: v for k, v in changes.items() if v is not None})
     preset = preset._replace(sampling=sampling, system=preset.system if SYSTEM.value is None else SYSTEM.value)
-    model, cfg, tokenizer, mesh = open_model(SOURCE.value, 'auto', MAX_LEN.value)
+    model, cfg, tokenizer, mesh = open_model(source_or_run(), 'auto', MAX_LEN.value)
     decoder = LocalDecoder(cfg, tokenizer, mesh, slots=1, grain=512)
     decoder.load(model.load(decoder.param_shardings))
     return decoder, tokenizer, preset

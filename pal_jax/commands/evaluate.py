@@ -1,12 +1,13 @@
 r"""Evaluates policies on people that they were not trained on, or on problems of mathematics.
 
-  pal-jax evaluate --config=rlpa --workdir=runs/rlpa                           a run, before and after training
+  pal-jax evaluate --workdir=runs/rlpa                                         a run, before and after training
   pal-jax evaluate --config=rlpa --sources=base,reminder,oracle,runs/rlpa,runs/sft
 
   pal-jax evaluate --source=runs/spiral --task=gsm8k --rows=test.jsonl --limit=100                    any model
 
 Options:
-  --config=FILE[:VARIANT]   the config of the run, with the same --config.KEY=VALUE changes
+  --config=FILE[:VARIANT]   the config of the run, with the same --config.KEY=VALUE changes; default the settings that
+                            the folder of --workdir keeps
   --workdir=FOLDER          the run; default runs/<name of the config>
   --step=N                  which checkpoint; default the last
   --sources=NAME,...        policies side by side instead: base, reminder and oracle are config.policy.source, asked
@@ -67,6 +68,7 @@ from pal_jax.run.loop import evaluate_checkpoint
 from pal_jax.run.metrics import EVALS, plain, read_records
 from pal_jax.run.outputs import check_file, whole_file
 from pal_jax.run.recipe import EVALUATION, Context, Evaluation
+from pal_jax.run.runs import read_settings
 from pal_jax.run.settings import Run, to_dict
 from pal_jax.run.stages import settings_in
 from pal_jax.run.summary import by_stage
@@ -91,8 +93,11 @@ def main() -> None:
     """Evaluate a run, the policies of --sources, or models on a task, and write and print the figures."""
     if TASK.value:
         return solve(TASK.value, SOURCES.value or [SOURCE.value])
-    if cli.CONFIG.value is None:
-        raise cli.Fault('no configuration; give one, such as --config=rlpa, or a --task for any --source')
+    if cli.CONFIG.value is None and (cli.WORKDIR.value is None or SOURCES.value or cli.CHANGES.value):
+        raise cli.Fault(
+            'no configuration; give one, such as --config=rlpa, or --workdir=FOLDER of a run alone, or a --task for '
+            'any --source'
+        )
     workdir = cli.workdir()
     if SOURCES.value:
         return compare(workdir)
@@ -112,7 +117,7 @@ def evaluate(workdir: Path) -> Records:
     Raises:
       ValueError: the folder has no checkpoints, or not of this step.
     """
-    settings = settings_in(cli.settings(), workdir)
+    settings = read_settings(workdir) if cli.CONFIG.value is None else settings_in(cli.settings(), workdir)
     step, evaluation = evaluate_checkpoint(settings, workdir, STEP.value, cli.place())
     earlier = [r for r in read_records(workdir / EVALS) if r['step'] < step and r['stage'] != 'final']
     stages: Records = {stage: dict(record) for stage, record in by_stage(earlier).items()}

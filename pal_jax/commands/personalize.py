@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from pal_jax.commands.talking import CACHE, SOURCE
+from pal_jax.commands.talking import CACHE, SOURCE, source_or_run
 from pal_jax.recipes.personal.pal import forget as pal_forget
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal import reward as pal_reward
@@ -49,7 +49,7 @@ def main() -> None:
     if files.is_file(FORGET.value):
         print(cli.faults(forget_file, Path(FORGET.value)))
         return
-    workdir = SOURCE.value.removeprefix('orbax:')
+    workdir = source_or_run().removeprefix('orbax:')
     if not workdir or (':' in workdir and not Path(workdir).is_dir()):
         given = f'--source={SOURCE.value} is no run' if SOURCE.present else 'there is no --source'
         raise cli.Fault(f'{given}; give a run of --config=pal, such as --source=runs/pal')

@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pal_jax import scoring
-from pal_jax.commands.talking import CACHE, SOURCE
+from pal_jax.commands.talking import CACHE, source_or_run
 from pal_jax.data import records
 from pal_jax.run import cli, devices
 from pal_jax.run.forecast import counted
@@ -55,7 +55,7 @@ def main() -> None:
         raise cli.Fault('nothing to score; give a file with --texts=replies.jsonl')
     output = cli.output_file()
     devices.initialize(Path(CACHE).expanduser())
-    cli.faults(score, SOURCE.value, PERSON.value, TEXTS.value, output)
+    cli.faults(score, source_or_run(), PERSON.value, TEXTS.value, output)
 
 
 def score(source: str, person: str, path: str, output: Path | None) -> None:

@@ -5,7 +5,8 @@
   pal-jax serve --source=runs/rlpa --driver=jetstream --port=9000                   gRPC
 
 Options:
-  --source=SOURCE     a run's folder, gguf:<file>, hf:<folder or hub id>, random:tiny; default the embedded model
+  --source=SOURCE     a run's folder, which --workdir=FOLDER names too, gguf:<file>, hf:<folder or hub id>,
+                      random:tiny; default the embedded model
   --driver=NAME       local: HTTP; jetstream: gRPC, by google-jetstream's protocol; default local
   --host=ADDRESS      default 127.0.0.1; any other needs PAL_JAX_TOKEN in the environment, which callers must then send
   --port=N            default 8000
@@ -55,7 +56,7 @@ import numpy as np
 import uvicorn
 from absl import flags
 
-from pal_jax.commands.talking import SOURCE, chat_preset, open_model
+from pal_jax.commands.talking import chat_preset, open_model, source_or_run
 from pal_jax.decode.choose import check_eight_bits, check_exact
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.local import LocalDecoder
@@ -122,7 +123,8 @@ def serve_http() -> None:
         cli.faults(listener.listen, 2048)
         address = f'http://{host_port(HOST.value, listener.getsockname()[1])}'
         print(
-            f'serving {stores.shown(SOURCE.value)} at {address}/v1, and a page to talk with it at {address}', flush=True
+            f'serving {stores.shown(source_or_run())} at {address}/v1, and a page to talk with it at {address}',
+            flush=True,
         )
         config = uvicorn.Config(
             app, log_level='warning', timeout_graceful_shutdown=GRACE, timeout_keep_alive=KEEP_ALIVE
@@ -145,8 +147,8 @@ def serve_grpc() -> None:
         host, port, *_ = listener.getsockname()
         driver = cli.faults(make_driver)
     server = cli.faults(GrpcServer, host, port, requests=SLOTS.value + LINE.value, token=token)
-    server.start(driver, NAME.value or SOURCE.value)
-    print(f'serving {stores.shown(SOURCE.value)} at {host_port(HOST.value, server.port)} (gRPC)', flush=True)
+    server.start(driver, NAME.value or source_or_run())
+    print(f'serving {stores.shown(source_or_run())} at {host_port(HOST.value, server.port)} (gRPC)', flush=True)
     stopping.wait()
     server.stop(GRACE)
     driver.close()
@@ -168,13 +170,13 @@ def make_http(token: str):
     model, decoder = open_decoder()
     guard, interview, tokenizer = make_guard(), make_interview(), decoder.tokenizer
     decoder.load(with_adapters(model.load(decoder.param_shardings), decoder.cfg))
-    driver, preset = Driver(decoder, line=LINE.value), chat_preset(SOURCE.value)
+    driver, preset = Driver(decoder, line=LINE.value), chat_preset(source_or_run())
     # As many tokens as a first message and its frame.
     hello = len(tokenizer.encode(preset.system)) + 40
     # The second goes on from the first, as the next turn does.
     for length in (hello, hello + 40):
         warm_up(driver, length, preset.sampling)
-    name, origins = NAME.value or SOURCE.value, CORS_ORIGINS.value
+    name, origins = NAME.value or source_or_run(), CORS_ORIGINS.value
     preset = preset._replace(asks=interview is not None)
     routes = make_routes(interview) if interview else None
     return make_app(
@@ -252,7 +254,7 @@ def make_driver() -> Driver:
 
 def open_decoder() -> tuple[Source, LocalDecoder]:
     """The model, and a decoder of it as the flags say, without weights yet."""
-    model, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
+    model, cfg, tokenizer, mesh = open_model(source_or_run(), DTYPE.value, MAX_LEN.value)
     check_eight_bits('--int8', INT8.value, mesh)
     if EXACT.value:
         check_exact(cfg, mesh, '--exact', int8=INT8.value)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from pal_jax.commands.talking import CACHE, SOURCE
+from pal_jax.commands.talking import CACHE, source_or_run
 from pal_jax.data import histories
 from pal_jax.recipes import plus
 from pal_jax.recipes.plus import context as plus_context
@@ -42,9 +42,10 @@ def main() -> None:
     """Print a record with the summary of each person of --history."""
     if not HISTORY.value:
         raise cli.Fault('no people; give a file with --history=histories.jsonl')
-    workdir = SOURCE.value.removeprefix('orbax:')
+    source = source_or_run()
+    workdir = source.removeprefix('orbax:')
     if not workdir or (':' in workdir and not Path(workdir).is_dir()):
-        raise cli.Fault(f'--source={SOURCE.value}: give a run of --config=plus, as runs/plus')
+        raise cli.Fault(f'--source={source}: give a run of --config=plus, as runs/plus')
     devices.initialize(Path(CACHE).expanduser())
     for record in cli.faults(lambda: list(summarize(workdir, HISTORY.value, SUMMARY.value))):
         cli.print_json(record)

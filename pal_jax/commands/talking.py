@@ -19,7 +19,7 @@ from pal_jax.models.params import decoder_specs
 from pal_jax.recipes.rlpa.profiles import render_completion
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.recipes.rlpa.world import make_system
-from pal_jax.run import devices, sharding
+from pal_jax.run import cli, devices, sharding
 from pal_jax.run.models import Policy
 from pal_jax.run.recipe import KEPT, Context
 from pal_jax.run.runs import read_settings
@@ -56,6 +56,19 @@ class SourcesParser(flags.ListParser):
 
 SOURCE = flags.DEFINE(SourceParser(), 'source', sources.EMBEDDED, 'The model.')
 SOURCES = flags.DEFINE(SourcesParser(), 'sources', [], 'Several models, of commands that take them.')
+
+
+def source_or_run() -> str:
+    """The source that --source names, or the run that --workdir names.
+
+    Raises:
+      Fault: both are given, or --workdir is no folder of one run.
+    """
+    if cli.WORKDIR.value is None:
+        return SOURCE.value
+    if SOURCE.present:
+        raise cli.Fault(f'--source={SOURCE.value} and --workdir={cli.WORKDIR.value} name two models; give one')
+    return cli.faults(lambda: source_of(str(cli.workdir())))
 
 
 def open_model(source: str, dtype: str, max_len: int) -> tuple[Source, ModelConfig, Tokenizer, Mesh]:

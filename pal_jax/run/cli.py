@@ -144,8 +144,11 @@ def _parse(argv: Sequence[str]) -> None:
     try:
         positional = flags.FLAGS([_change_of(argument) for argument in argv])
     except flags.UnrecognizedFlagError as error:
-        line, hint = one_line(error), habits.hint(error.flagname)
-        if not hint and CONFIG.value and 'Did you mean' not in line:
+        # `CONFIG.value` cannot be read before all flags are.
+        line, hint, config = one_line(error), habits.hint(error.flagname), flags.FLAGS['config'].value
+        if error.flagname == 'source' and not config:
+            hint = '; here the run is --workdir=FOLDER'
+        if not hint and config and 'Did you mean' not in line:
             hint = f'; a key of the config is written --config.{error.flagname}=VALUE'
         raise Fault(line + hint) from None
     except (flags.Error, ValueError) as error:

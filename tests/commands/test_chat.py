@@ -6,13 +6,15 @@ import unicodedata
 from typing import Any
 
 import pytest
+from absl.testing import flagsaver
 from rich.console import Console
 
 from pal_jax.commands.chat import talk
-from pal_jax.commands.talking import SourcesParser, source_of
+from pal_jax.commands.talking import SourcesParser, source_of, source_or_run
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.serve.page import PLAIN, Preset
 from pal_jax.recipes.rlpa.profiles import render_completion
+from pal_jax.run import cli
 from pal_jax.types import Completion
 from tests import shell
 
@@ -97,3 +99,12 @@ def test_a_runs_folder_is_a_source(tmp_path):
         source_of(f'{tmp_path}/all')
     with pytest.raises(ValueError, match=r'config\.json'):
         source_of(f'{tmp_path}/model')
+
+
+def test_a_workdir_is_the_run_that_is_talked_with(tmp_path):
+    (tmp_path / 'config.json').write_text('{"recipe": "rl"}')
+    with flagsaver.as_parsed(workdir=str(tmp_path)):
+        assert source_or_run() == f'orbax:{tmp_path}'
+        with flagsaver.as_parsed(source='random:tiny'), pytest.raises(cli.Fault, match='--source=random:tiny'):
+            source_or_run()
+    assert '--workdir=' in shell.refusal('pal_jax', 'export', '--source=runs/mine')

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from absl.testing import flagsaver
 from rich.console import Console
 
 from pal_jax.commands import evaluate
 from pal_jax.run.curve import plot_alignment
 from pal_jax.run.glossary import words_of
+from pal_jax.run.recipe import Evaluation
+from pal_jax.run.settings import to_dict
 from tests import configs
 
 
@@ -45,3 +48,14 @@ def test_policies_stand_side_by_side(tmp_path):
 def test_a_source_that_is_none_is_told():
     with pytest.raises(ValueError, match='is no source of a model'):
         evaluate.evaluate_sources(get_config(), ['orcale'])
+
+
+def test_a_workdir_alone_is_evaluated_by_the_settings_that_it_keeps(tmp_path, monkeypatch):
+    (tmp_path / 'config.json').write_text(json.dumps(to_dict(get_config())))
+    seen = []
+    monkeypatch.setattr(
+        evaluate, 'evaluate_checkpoint', lambda settings, *places: (7, seen.append(settings) or Evaluation({'al': 1.0}))
+    )
+    with flagsaver.as_parsed(workdir=str(tmp_path)):
+        assert evaluate.evaluate(tmp_path) == {'step 7': {'step': 7, 'al': 1.0}}
+    assert seen == [get_config()]

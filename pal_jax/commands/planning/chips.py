@@ -119,9 +119,14 @@ def topology_devices(name: str, slices: int = 1) -> Sequence[Any]:
 
     Raises:
       RuntimeError: the compiler is not installed.
-      ValueError: the compiler knows no such slice, or several slices of GPUs are asked for.
+      ValueError: there is no such slice or GPU, or several slices of GPUs are asked for.
     """
     if name.partition(':')[0] not in CARDS:
+        if not re.match(r'v[0-9]', name):
+            raise ValueError(
+                f'--topology={name} is not known; give GPUs, {", ".join(CARDS)} with nodes and cards, such as h100:8 '
+                'or h100:8x8, or a TPU slice, such as v5e:4x4, v6e:2x4, v5p:4x4x4'
+            )
         return slice_devices(name, slices)
     if slices > 1:
         raise ValueError(f'--slices={slices} are slices of TPUs; --topology={name} names its nodes, as in h100:8x8')
@@ -140,7 +145,8 @@ def cuda_devices(name: str) -> Sequence[Any]:
         raise ValueError(
             f'--topology={name} names no nodes; such as {card}:8 (one node of eight) or {card}:8x8 (eight)'
         )
-    if not importlib.util.find_spec('jax_plugins.xla_cuda13'):
+    # `find_spec` raises where the parent is not there.
+    if not all(map(importlib.util.find_spec, ('jax_plugins', 'jax_plugins.xla_cuda13'))):
         raise RuntimeError("CUDA's compiler is not installed; run pip install 'pal_jax[plan-cuda]'")
     overlap_on_cuda()
     # No driver is checked, since this only compiles.
