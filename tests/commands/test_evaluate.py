@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 from rich.console import Console
 
@@ -56,6 +57,7 @@ def test_a_workdir_alone_is_evaluated_by_the_settings_that_it_keeps(tmp_path, mo
     monkeypatch.setattr(
         evaluate, 'evaluate_checkpoint', lambda settings, *places: (7, seen.append(settings) or Evaluation({'al': 1.0}))
     )
-    with flagsaver.as_parsed(workdir=str(tmp_path)):
+    with flagsaver.flagsaver():
+        flags.FLAGS(['pal-jax', f'--workdir={tmp_path}'])
         assert evaluate.evaluate(tmp_path) == {'step 7': {'step': 7, 'al': 1.0}}
     assert seen == [get_config()]
