@@ -78,11 +78,7 @@ class PPO:
             if getattr(self, name) not in values:
                 raise ValueError(f'ppo.{name}={getattr(self, name)!r}; use one of {", ".join(values)}')
         self._check_correction()
-        if self.row_tokens < 0:
-            raise ValueError(f'ppo.row_tokens={self.row_tokens} must be at least 0; 0 gives every prompt a row')
-        for name in ('micro_train_batch_size', 'epochs', 'minibatches', 'micro_rows'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'ppo.{name}={getattr(self, name)} must be at least 1')
+        self._check_ranges()
         if self.kl_in == 'loss' and self.kl_estimator == 'k1':
             raise ValueError("ppo.kl_estimator='k1' has no gradient as a loss; use k2 or k3, or ppo.kl_in='reward'")
         if self.estimator == 'dr_grpo' and self.aggregation != 'constant':  # arXiv 2503.20783, section 3.2
@@ -99,6 +95,19 @@ class PPO:
             raise ValueError(
                 f'ppo.kl_target={self.kl_target} adapts ppo.kl_coef, which is 0; raise it, or leave it out'
             )
+
+    def _check_ranges(self) -> None:
+        if self.row_tokens < 0:
+            raise ValueError(f'ppo.row_tokens={self.row_tokens} must be at least 0; 0 gives every prompt a row')
+        for name in ('micro_train_batch_size', 'epochs', 'minibatches', 'micro_rows'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'ppo.{name}={getattr(self, name)} must be at least 1')
+        if self.kl_coef < 0:
+            raise ValueError(f'ppo.kl_coef={self.kl_coef} must be at least 0; 0 keeps no reference')
+        if self.clip <= 0:
+            raise ValueError(f'ppo.clip={self.clip} must be above 0; without room for the ratio nothing is learnt')
+        if self.clip_high < 0:
+            raise ValueError(f'ppo.clip_high={self.clip_high} must be at least 0; 0 takes ppo.clip')
 
     def _check_correction(self) -> None:
         if self.max_drift < 0:
