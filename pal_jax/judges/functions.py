@@ -24,12 +24,14 @@ class RewardFunction(NamedTuple):
     Attributes:
       text: the value of the config that names it, for messages, such as FILE.py:NAME.
       name: its name in figures.
+      key: the key of the config that has the value.
     """
 
     text: str
     name: str
     call: Callable[..., Any]
     weight: float = 1.0
+    key: str = 'reward.function'
 
 
 def open_functions(key: str, text: str, weights: Sequence[float], extra: Sequence[str]) -> tuple[RewardFunction, ...]:
@@ -70,7 +72,7 @@ def values(function: RewardFunction, lists: Mapping[str, Any], count: int) -> li
         return []
     # A function is called with the lists that it names, and with no others.
     given = {name: lists[name] for name in lists if name in REQUIRED or own.takes(function.call, name)}
-    results, name = function.call(**given), f'reward.function={function.text!r}'
+    results, name = _called(function, given), f'{function.key}={function.text!r}'
     try:
         # A text such as '7' would be a number to `float`.
         if texts := [value for value in results if isinstance(value, str)]:
@@ -85,8 +87,26 @@ def values(function: RewardFunction, lists: Mapping[str, Any], count: int) -> li
     return numbers
 
 
+def _called(function: RewardFunction, given: Mapping[str, Any]) -> Any:
+    """Whatever a function returns. A function of TRL that reads texts as lists of messages is told so."""
+    try:
+        return function.call(**given)
+    except RuntimeError as error:
+        if 'string indices' in str(error.__cause__) and isinstance(given['completions'][0], str):
+            raise RuntimeError(f'{error}; prompts are texts, so completions are texts') from error
+        raise
+
+
 def check_failed(
-    failed: int, total: int, what: str, whom: str, max_failed: float, why: str = '', *, section: str = 'reward'
+    failed: int,
+    total: int,
+    what: str,
+    whom: str,
+    max_failed: float,
+    why: str = '',
+    *,
+    section: str = 'reward',
+    served: bool = True,
 ) -> None:
     """Raises RuntimeError where more than the share `max_failed` of `total` have failed.
 
@@ -94,10 +114,11 @@ def check_failed(
       whom: the key of the config that names who answers.
       why: the last error of the servers.
       section: the section of the config that has `max_failed`.
+      served: whether servers may be asked anew.
     """
     if failed > max_failed * total:
+        anew = ", or with --config.answers='', by which servers are asked anew" if served else ''
         raise RuntimeError(
             f'{failed} of {total} {what}, more than {section}.max_failed={max_failed} '
-            f'({why or "no answer could be read"}); check {whom}, then run this again with a higher limit, or with '
-            "--config.answers='', by which servers are asked anew"
+            f'({why or "no answer could be read"}); check {whom}, then run this again with a higher limit{anew}'
         )

@@ -42,6 +42,7 @@ KEYS = {
     'lora_target_modules': ('policy.lora.targets',),
     'use_peft': ('policy.lora.rank',),
     'zero_stage': ('mesh.fsdp',),
+    'deepspeed': ('mesh.fsdp',),
     'max_len': ('data.max_length', 'prompts.max_length'),
     'max_seq_length': ('data.max_length', 'prompts.max_length'),
     'num_generations': ('rl.n_samples_per_prompt', 'dialogue.n_samples_per_prompt'),
@@ -65,6 +66,7 @@ KEYS = {
     'scale_rewards': ('ppo.estimator',),
     'loss_type': ('dpo.loss', 'ppo.loss_agg'),
     'use_vllm': ('decode.driver',),
+    'vllm_num_engines': ('decode.shares',),
     'vllm_mode': ('decode.driver',),
     'steps_per_generation': ('ppo.minibatches',),
     'reward_funcs': ('reward.function',),
@@ -75,6 +77,7 @@ KEYS = {
     'dataset_name': ('data.train', 'prompts.train'),
     'train_dataset': ('data.train', 'prompts.train'),
     'eval_dataset': ('data.test', 'prompts.test'),
+    'input_key': ('prompts.key',),
     'prompt_data': ('prompts.train', 'data.train'),
     'save_steps': ('checkpoint.every',),
     'save_strategy': ('checkpoint.every',),
@@ -98,6 +101,8 @@ NEEDLESS = {
     **dict.fromkeys(
         ('logging_steps', 'logging_strategy', 'logging_first_step'), 'every step is written to metrics.jsonl of the run'
     ),
+    'ref_model': 'the reference is the policy as it was before training',
+    'flash_attn': 'the machine decides on the kernel of attention',
 }
 # What a value means here, where the same number or word means something else.
 UNITS = {
@@ -108,9 +113,17 @@ UNITS = {
     'warmup_steps': 'it is a share of the updates',
     'lr_scheduler_type': '0 is the cosine, 1 a constant rate',
     'scale_rewards': 'group_norm divides by the deviation of a prompt, dr_grpo does not',
-    'zero_stage': '-1, the default, splits parameters, gradients and optimiser as stage 3 does',
+    **dict.fromkeys(
+        ('zero_stage', 'deepspeed'), '-1, the default, splits parameters, gradients and optimiser as stage 3 does'
+    ),
     'steps_per_generation': 'it counts updates of a pass over the samples of a step',
     **dict.fromkeys(('bf16', 'fp16'), 'bfloat16 or float32; auto takes bfloat16 where the machine has it'),
+}
+# Likewise, of one of the keys that an option may be.
+UNITS_OF_KEYS = {
+    ('num_train_epochs', 'total_steps'): 'epochs * prompts / rl.rollout_batch_size',
+    ('train_batch_size', 'ppo.minibatches'): 'it counts minibatches',
+    ('beta', 'ppo.kl_coef'): "with ppo.kl_in=loss for TRL's loss",
 }
 VALUES = {'grpo': 'group_norm', 'ppo': 'gae', 'reinforce++': 'reinforce', 'bf16': 'bfloat16', 'adam': 'adamw'}
 
@@ -130,4 +143,5 @@ def hint(name: str, known: Iterable[str] = ()) -> str:
     if not meant:
         return ''
     key = meant[0] if meant[0].startswith('--') else f'--config.{meant[0]}'
-    return f'; here it is {key}' + (f' ({UNITS[option]})' if option in UNITS else '')
+    unit = UNITS.get(option) or UNITS_OF_KEYS.get((option, meant[0]))
+    return f'; here it is {key}' + (f' ({unit})' if unit else '')

@@ -56,6 +56,9 @@ def read_prompts(settings: PromptSettings, tokenizer: Tokenizer, seed: int) -> P
         [to_prompt(place, row, settings, tokenizer) for place, row in rows_of(source)] if source else []
         for source in (settings.train, settings.test)
     )
+    if len(train) < (1 if settings.test else 2):
+        short = ' has 1 row; one prompt at least is kept for testing: give 2, or prompts.test'
+        raise ValueError(f'prompts.train={settings.train}{short if train else " has no rows"}')
     if len({isinstance(prompt.prompt, str) for prompt in (*train, *test)}) > 1:
         raise ValueError(
             f'prompts.train={settings.train}: some prompts are texts and others messages, and reward functions get '

@@ -22,9 +22,9 @@ from pal_jax.judges.functions import check_failed
 from pal_jax.judges.sharing import share_reward
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
-from pal_jax.recipes.rl.prompts import PromptRow, read_prompts
+from pal_jax.recipes.rl.prompts import PromptRow, Prompts, read_prompts
 from pal_jax.recipes.rl.rewards import make_rewards
-from pal_jax.recipes.rl.settings import EMBEDDED, RewardSources, Settings
+from pal_jax.recipes.rl.settings import PromptSettings, RewardSources, Settings
 from pal_jax.recipes.rl.sources import Groups, PaidAnswers, PaidGames, flat, groups_of, groups_to_json, open_game
 from pal_jax.run import intervals
 from pal_jax.run.ahead import RolloutsAhead, check_ahead, make_rollouts
@@ -95,8 +95,12 @@ class RL:
     def check_paid(self, groups: Groups) -> None:
         """Raises RuntimeError where too many samples have no reward."""
         samples = flat(groups)
-        failed, why = sum(not sample.ok for sample in samples), self.models.last_error
-        check_failed(failed, len(samples), 'samples got no reward', 'reward.judge', self.max_failed, why)
+        failed = [sample for sample in samples if not sample.ok]
+        silent = [text for name, text in self.source.payers.items() if any(name not in s.info for s in failed)]
+        served = any(text.startswith('reward.judge=') for text in silent)
+        why = self.models.last_error if served else 'None was returned'
+        whom = ' and '.join(silent) or 'reward'
+        check_failed(len(failed), len(samples), 'samples got no reward', whom, self.max_failed, why, served=served)
 
 
 def summarize(groups: Groups) -> Metrics:
@@ -134,7 +138,12 @@ def make(settings: Settings, ctx: Context) -> RL:
       RuntimeError: a model cannot be had.
     """
     check_ahead(settings.rollout, settings.decode)
-    check_at_least(settings, 1, 'rl.rollout_batch_size', 'rl.n_samples_per_prompt', 'prompts.test_count')
+    check_at_least(settings, 1, 'total_steps', 'rl.rollout_batch_size', 'rl.n_samples_per_prompt', 'prompts.test_count')
+    if settings.ppo.compares and not settings.sampling.temperature:
+        raise ValueError(
+            f'sampling.temperature=0 makes all answers to a prompt alike, and ppo.estimator={settings.ppo.estimator!r} '
+            'learns from their differences; raise it, such as to 1'
+        )
     policy = make_policy(settings.policy, ctx, settings.seed)
     models = ChatModels(settings.endpoints, settings.answers, settings.seed)
     source = make_games(settings, policy) if settings.rl.game else make_answers(settings, policy, models, ctx)
@@ -173,8 +182,7 @@ def make_answers(settings: Settings, policy: Policy, models: ChatModels, ctx: Co
     rows = f'{counted(len(prompts.train), "prompt")} to learn from, {counted(len(prompts.test), "other")} to test on'
     if prompts.left_out:
         rows += f'; {counted(prompts.left_out, "row")} left out, longer than prompts.max_length'
-    why = f'{source} has no more that fit' if (source := settings.prompts.test) else holdouts.FIFTH
-    ctx.log(rows + holdouts.fewer('prompts.test_count', settings.prompts.test_count, len(prompts.test), why))
+    ctx.log(rows + fewer_tests(settings.prompts, prompts))
     if settings.prompts.train != EMBEDDED and settings.sampling.max_tokens <= SHORT:
         ctx.log(f'answers are cut after sampling.max_tokens={settings.sampling.max_tokens}, which suits the sums alone')
     # A function may compare the answers of a step, so one process calls it for all of them.
@@ -182,8 +190,23 @@ def make_answers(settings: Settings, policy: Policy, models: ChatModels, ctx: Co
     shared = share_reward(reward, sampler.make_shares(settings.decode), together=True)
     rl = settings.rl
     return PaidAnswers(
-        prompts, shared, rl.rollout_batch_size, rl.n_samples_per_prompt, settings.seed, settings.reward.shuffled
+        prompts, shared, rl.rollout_batch_size, rl.n_samples_per_prompt, settings.seed, settings.reward.shuffled,
+        reward.payers,
+    )  # fmt: skip
+
+
+def fewer_tests(settings: PromptSettings, prompts: Prompts) -> str:
+    """A warning where fewer prompts are tested than a config asks for; '' else."""
+    asked, had = settings.test_count, len(prompts.test)
+    if settings.test:
+        return holdouts.fewer('prompts.test_count', asked, had, f'{settings.test} has no more that fit')
+    if asked == PromptSettings().test_count:
+        return ''
+    why = (
+        f'{had} of your {counted(had + len(prompts.train), "prompt")} {"is" if had == 1 else "are"} kept for testing, '
+        'at most a fifth; more prompts, or prompts.test=FILE, give more'
     )
+    return holdouts.fewer('prompts.test_count', asked, had, why)
 
 
 def make_games(settings: Settings, policy: Policy) -> PaidGames:
@@ -199,7 +222,7 @@ def make_games(settings: Settings, policy: Policy) -> PaidGames:
     rl, prompts = settings.rl, settings.prompts
     return PaidGames(
         open_game(rl.game), policy.tokenizer.chat, prompts.max_length, settings.ppo, rl.rollout_batch_size,
-        rl.n_samples_per_prompt, prompts.test_count, settings.seed,
+        rl.n_samples_per_prompt, prompts.test_count, settings.seed, rl.game,
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ class Rewards(NamedTuple):
     functions: tuple[RewardFunction, ...]
 
     def __call__(self, samples: Sequence[Sample], seed: int) -> list[Sample]:
-        """The samples with their rewards, and in `info` the value of each function."""
+        """The samples with their rewards, and in `info` the value of each function that had one."""
         names = dict.fromkeys(name for sample in samples for name in sample.source.columns)
         lists: dict[str, Any] = {name: [sample.source.columns.get(name) for sample in samples] for name in names}
         lists |= {'prompts': [sample.source.prompt for sample in samples], 'seed': seed}
@@ -51,10 +51,15 @@ class Rewards(NamedTuple):
         by_function = [functions.values(function, lists, len(samples)) for function in self.functions]
         return [self._paid(sample, row) for sample, row in zip(samples, zip(*by_function, strict=True), strict=True)]
 
+    @property
+    def payers(self) -> dict[str, str]:
+        """The key and value of the config behind each name in `info`."""
+        return {f'own_{f.name}': f'{f.key}={f.text}' for f in self.functions}
+
     def _paid(self, sample: Sample, row: Sequence[float | None]) -> Sample:
-        pairs = list(zip(self.functions, [number or 0.0 for number in row], strict=True))
         # A sample is `ok=False` where a function had no value for it.
-        ok = None not in row
+        pairs = [(f, number) for f, number in zip(self.functions, row, strict=True) if number is not None]
+        ok = len(pairs) == len(row)
         total = sum(function.weight * number for function, number in pairs) if ok else 0.0
         info = {f'own_{function.name}': number for function, number in pairs}
         return dataclasses.replace(sample, rewards=(total,), info=info, ok=ok)
@@ -64,25 +69,24 @@ def make_rewards(settings: Settings, prompts: Prompts, models: ChatModels) -> Re
     """The rewards that the section `reward` names; of the embedded prompts their rule, where it names none.
 
     Raises:
-      ValueError: nobody pays, a weight is wrong, or a function, a scorer or a judge cannot be had.
+      ValueError: no reward is given, a weight is wrong, or a function, a scorer or a judge cannot be had.
     """
     named, extra = settings.reward, (*prompts.columns, 'seed')
     paying = list(functions.open_functions('reward.function', named.function, (), extra))
     if named.scorer:
-        paying.append(
-            RewardFunction(named.scorer, 'scorer', make_scores(named.scorer, named.person, settings.prompts.chat))
-        )
+        scores = make_scores(named.scorer, named.person, settings.prompts.chat)
+        paying.append(RewardFunction(named.scorer, 'scorer', scores, key='reward.scorer'))
     elif named.person:
         raise ValueError(f'reward.person={named.person!r} goes with reward.scorer, which is empty')
     if named.judge:
         judge = models.choose('reward.judge', named.judge, lambda model: make_judge(model, named.rubric))
-        paying.append(RewardFunction(named.judge, 'judge', judge))
+        paying.append(RewardFunction(named.judge, 'judge', judge, key='reward.judge'))
     if not paying and settings.prompts.train == EMBEDDED:
         paying = [RewardFunction(EMBEDDED, 'right', sums.right)]
     if not paying:
         raise ValueError(
-            f'nobody pays the answers to prompts.train={settings.prompts.train}; name reward.function=FILE.py:NAME, '
-            'reward.scorer=orbax:<folder> or reward.judge'
+            f'no reward is given for the answers to prompts.train={settings.prompts.train}; give '
+            'reward.function=FILE.py:NAME, reward.scorer=orbax:<folder> or reward.judge'
         )
     functions.check_weights(named.weights, len(paying))
     weights = named.weights or [1.0] * len(paying)

@@ -20,7 +20,7 @@ from pal_jax.learners.ppo_settings import PPO
 from pal_jax.objectives.advantages import EstimatorInputs
 from pal_jax.objectives.selfplay import as_given
 from pal_jax.recipes.rl.prompts import PromptRow, Prompts
-from pal_jax.run import own
+from pal_jax.run import files, own
 from pal_jax.run.recipe import EVALUATION
 from pal_jax.types import Chat, RewardFn, Sample
 
@@ -38,6 +38,8 @@ class PaidAnswers:
     n: int
     seed: int
     control: bool
+    # The key and value of the config behind each name of a figure of rewards.
+    payers: Mapping[str, str]
     # The estimator of the settings compares the answers to a prompt.
     estimate: ClassVar[Estimate | None] = None
 
@@ -88,8 +90,11 @@ class PaidGames:
     n: int
     tests: int
     seed: int
+    # The value of `rl.game`, for messages.
+    name: str
     # Rewards are advantages already, see `credit`.
     estimate: ClassVar[Estimate | None] = staticmethod(as_given)
+    payers: ClassVar[Mapping[str, str]] = {}
     packed: ClassVar[int] = 1  # every move has a prompt of its own
 
     def train(self, sample: Sampler, i: int) -> Groups:
@@ -135,10 +140,15 @@ class PaidGames:
         return list(map(flat, played))
 
     def _prompt(self, state: Any) -> PromptRow:
-        """The prompt of the role that moves next. Raises RuntimeError where it is too long."""
+        """The prompt of the role that moves next. Raises RuntimeError where it is no chat or too long."""
         role = self.game.turn(state)
         assert role is not None
-        chat = [dict(message) for message in self.game.prompt(state, role)]
+        messages: Any = self.game.prompt(state, role)
+        if not isinstance(messages, list | tuple) or not all(isinstance(message, Mapping) for message in messages):
+            raise RuntimeError(
+                f'rl.game={self.name!r}: prompt() must return a list of messages, got {files.short_repr(messages)}'
+            )
+        chat = [dict(message) for message in messages]
         ids = tuple(self.tokens(chat))
         if len(ids) > self.longest:
             raise RuntimeError(f'rl.game: a prompt has {len(ids)} tokens, above prompts.max_length={self.longest}')

@@ -14,6 +14,7 @@ import pytest
 import pal_jax
 from pal_jax.commands import library
 from pal_jax.decode.driver import Driver
+from pal_jax.judges import functions
 from pal_jax.learners.ppo_settings import PPO
 from pal_jax.models.files import sources
 from pal_jax.objectives.advantages import standardised
@@ -45,6 +46,10 @@ def tagged(prompts, completions, tag):
 
 def none(prompts, completions):
     return [None for _ in prompts]
+
+
+def of_chats(prompts, completions):
+    return [float(len(completion[0]['content'])) for completion in completions]
 
 
 class Guess:
@@ -143,6 +148,42 @@ def test_rewards_are_the_weighted_sum_of_functions_that_get_columns(tmp_path, to
     assert [s.ok for s in rewards.make_rewards(failed, prompts, None)(samples, 0)] == [False, False]
 
 
+def test_a_function_without_values_is_named_and_no_server_is(tmp_path, tokenizer, own):
+    path = write(tmp_path / 'rows.jsonl', [{'prompt': f'{k}?'} for k in range(6)])
+    made = rl.make(get_settings(**{'prompts.train': path, 'reward.function': f'{own}:length,{own}:none'}), ONE)
+    groups = made.source.pay([[answer(prompt, 'four')] for prompt in made.source.prompts.train], 0)
+    with pytest.raises(RuntimeError, match=f'reward.function={own}:none') as error:
+        made.check_paid(groups)
+    assert ':length' not in str(error.value) and 'answers=' not in str(error.value)
+
+
+def test_a_function_that_reads_texts_as_messages_is_told_of_texts(own):
+    function = functions.open_functions('reward.function', f'{own}:of_chats', (), ())
+    with pytest.raises(RuntimeError, match='reward.function=.*completions are texts'):
+        rewards.Rewards(function)([answer(PromptRow('a?', (1,), {}), 'A')], 0)
+
+
+def test_a_game_without_messages_is_named():
+    game = type('Game', (), {'roles': ('a',), 'turn': lambda *_: 0, 'prompt': lambda *_: {'role': 'user'}})()
+    games = PaidGames(game, None, 9, PPO(estimator='group_norm'), size=1, n=1, tests=1, seed=0, name='own.py:Game')
+    with pytest.raises(RuntimeError, match="rl.game='own.py:Game'"):
+        games._prompt(None)
+
+
+@pytest.mark.parametrize('changes', [{'clip': 0.0}, {'clip_high': -0.1}, {'kl_coef': -0.1}])
+def test_values_of_ppo_that_cannot_be_meant_are_refused(changes):
+    ((key, value),) = changes.items()
+    with pytest.raises(ValueError, match=f'ppo.{key}={value}'):
+        PPO(**changes)
+
+
+def test_tests_are_fewer_than_asked_for(tmp_path, tokenizer):
+    path = write(tmp_path / 'rows.jsonl', [{'prompt': f'{k}?'} for k in range(6)])
+    asked, default = PromptSettings(path, test_count=3), PromptSettings(path)
+    assert 'prompts.test_count=3 became 1' in rl.fewer_tests(asked, read_prompts(asked, tokenizer, 0))
+    assert not rl.fewer_tests(default, read_prompts(default, tokenizer, 0))
+
+
 def test_texts_are_no_rewards():
     pay = rewards.Rewards((rewards.RewardFunction('f', 'f', lambda prompts, completions: ['1.0']),))
     with pytest.raises(RuntimeError, match="'1.0' is a text"):
@@ -207,10 +248,15 @@ def test_the_embedded_sums_pay_the_last_number():
     ({'rl.game': 'own.py:Guess', 'reward.judge': 'endpoint:judge'}, 'rl.game'),
     ({'rl.game': 'own.py:length'}, 'rl.game'), ({'rl.rollout_batch_size': 0}, 'rl.rollout_batch_size'),
     ({'rl.game': 'own.py:Guess', 'ppo.estimator': 'gae'}, 'ppo.estimator'),
+    ({'sampling.temperature': 0.0}, 'sampling.temperature=0'), ({'total_steps': 0}, 'total_steps=0'),
+    ({'prompts.train': 'one.jsonl'}, 'prompts.train=one.jsonl has 1 row'),
+    ({'prompts.train': 'none.jsonl'}, 'prompts.train=none.jsonl has no rows'),
 ])  # fmt: skip
 def test_wrong_values_are_told_by_their_key(tmp_path, monkeypatch, own, changes, key):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / 'rows.jsonl', [{'prompt': f'{k}?'} for k in range(6)])
+    write(tmp_path / 'one.jsonl', [{'prompt': 'a?'}])
+    write(tmp_path / 'none.jsonl', [])
     with pytest.raises(ValueError, match=key):
         rl.make(get_settings(**changes), ONE)
 
@@ -220,8 +266,9 @@ def test_wrong_values_are_told_by_their_key(tmp_path, monkeypatch, own, changes,
 
 def test_all_moves_of_a_role_in_a_game_have_the_advantage_of_its_reward():
     games = PaidGames(
-        type('Game', (), {'roles': ('a', 'b')})(), None, 0, PPO(estimator='group_norm'), size=1, n=3, tests=1, seed=0
-    )
+        type('Game', (), {'roles': ('a', 'b')})(), None, 0, PPO(estimator='group_norm'), size=1, n=3, tests=1,
+        seed=0, name='own.py:Game',
+    )  # fmt: skip
     paid = [(0.0, 1.0), (1.0, 0.0), (2.0, 5.0)]
     groups = [[Sample((1,), None, role=role, rewards=(reward[role],)) for role in (0, 1, 0)] for reward in paid]
     credited = np.array([sample.reward for sample in games.credit(groups, 0)]).reshape(3, 3)
