@@ -24,7 +24,7 @@ from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
 from pal_jax.recipes.rl.prompts import PromptRow, Prompts, read_prompts
 from pal_jax.recipes.rl.rewards import make_rewards
-from pal_jax.recipes.rl.settings import PromptSettings, RewardSources, Settings
+from pal_jax.recipes.rl.settings import EMBEDDED, PromptSettings, RewardSources, Settings
 from pal_jax.recipes.rl.sources import Groups, PaidAnswers, PaidGames, flat, groups_of, groups_to_json, open_game
 from pal_jax.run import intervals
 from pal_jax.run.ahead import RolloutsAhead, check_ahead, make_rollouts
