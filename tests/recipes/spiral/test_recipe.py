@@ -295,7 +295,7 @@ def test_an_evaluation_reads_the_table_of_kuhn_poker_and_plays_all_opponents():
         seed=(0,),
     )  # fmt: skip
     examiner = Examined(**{field.name: getattr(examiner, field.name) for field in dataclasses.fields(examiner)})
-    record, dialogues, exhibits = examiner({}, 'final')
+    record, dialogues, exhibits, _ = examiner({}, 'final')
     got = exploitability.measure_exploitability(table)
     assert record['nashconv'] == pytest.approx(got.nashconv) and record['value'] == pytest.approx(got.value)
     assert record['legal_mass'] == pytest.approx(0.8)
