@@ -308,7 +308,7 @@ def test_an_evaluation_reads_the_table_of_kuhn_poker_and_plays_all_opponents():
     assert record['kuhn_model1_win'] >= 0 and 'tictactoe_model1_first_win' in record
     assert len(dialogues) == 2 and exhibits[0].title == 'Matches against fixed opponents'
     assert 'kuhn_start_win' not in examiner({}, 'base').record
-    record, _, exhibits = examiner({}, 'final', {0: {}, 4: {}})
+    record, _, exhibits, _ = examiner({}, 'final', {0: {}, 4: {}})
     assert -2 <= record['crossplay'] <= 2 and exhibits[-1].picture.startswith(b'\x89PNG')
 
 
