@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from pal_jax.data.holdouts import normal
-from pal_jax.data.records import LISTED, Drop, WrongRows, first_spelling
+from pal_jax.data.records import LISTED, Drop, WrongRows, few_of, first_spelling
 from pal_jax.run import forecast
 
 LEAST = 3  # questions of a person: one for training, one for validation and one for the test
@@ -236,17 +236,13 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
     # Situations of a person with the same items are one question, and are drawn as one.
     number = questions(data)
     _, first = np.unique(number, return_index=True)
-    question_of_pair = number[data.situations]
-    owner = np.zeros(len(first), np.int64)
-    owner[question_of_pair] = data.users
+    question_of_pair, owner = number[data.situations], _owners(data, number)
     place = rank_within(owner, rng.permutation(len(number))[first])
     count_of_user = np.bincount(owner, minlength=people)
     if (users := np.flatnonzero(count_of_user < LEAST)).size:
-        listed = ', '.join(f'{data.names[user]} ({count_of_user[user]})' for user in users[:LISTED])
-        more = f' and {len(users) - LISTED} more' if len(users) > LISTED else ''
         raise WrongRows(
             f'{forecast.counted(len(users), "person")} with fewer than the {LEAST} different questions that training, '
-            f'validation and test need: {listed}{more}'
+            f'validation and test need: {few_of([f"{data.names[user]} ({count_of_user[user]})" for user in users])}'
         )
     # Training and validation have one question at least, and training leaves two.
     cuts = np.maximum(np.round(count_of_user * train), 1), np.maximum(np.round(count_of_user * validation), 1)
@@ -260,18 +256,13 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
 
 def without_few(data: Comparisons, drop: Drop) -> Comparisons:
     """The choices of the people who have as many questions as `split` needs; `drop` takes a line about the others."""
-    number = questions(data)
-    owner = np.zeros(len(np.unique(number)), np.int64)
-    owner[number[data.situations]] = data.users
-    enough = np.bincount(owner, minlength=len(data.names)) >= LEAST
+    enough = np.bincount(_owners(data, questions(data)), minlength=len(data.names)) >= LEAST
     if enough.all():
         return data
     names = [name for name, has in zip(data.names, enough, strict=True) if not has]
     if not enough.any():
         raise ValueError(f'nobody has {LEAST} different questions, which training, validation and test need')
-    more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
-    listed = ', '.join(names[:LISTED]) + more
-    drop(f'left out {forecast.counted(len(names), "person")} with fewer than {LEAST} questions: {listed}')
+    drop(f'left out {forecast.counted(len(names), "person")} with fewer than {LEAST} questions: {few_of(names)}')
     keep, people = enough[data.users], np.flatnonzero(enough)
     return data._replace(
         users=np.searchsorted(people, data.users[keep]).astype(np.int32),
@@ -391,6 +382,13 @@ def questions(data: Comparisons) -> np.ndarray:
     # `np.unique` numbers by key, and the ranks of first places number by occurrence.
     _, first, number = np.unique(keys, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[number]
+
+
+def _owners(data: Comparisons, number: np.ndarray) -> np.ndarray:
+    """The user `[Q]` of each question, by the `number` of each situation's question."""
+    owner = np.zeros(int(number.max()) + 1, np.int64)
+    owner[number[data.situations]] = data.users
+    return owner
 
 
 def _hashes(items: np.ndarray | Lookup) -> np.ndarray:

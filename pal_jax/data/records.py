@@ -27,7 +27,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,8 +62,9 @@ def read(source: str, *, answered: bool = True, drop: Drop | None = None) -> Ite
       ValueError: there is no such source, or rows are wrong, see `converted`.
     """
     wrong: Wrong = {}
-    convert = lambda row: to_choice(row if answered else unanswered(row))  # noqa: E731
-    return iter(converted(rows(source, wrong), convert, drop, wrong))
+    return iter(
+        converted(rows(source, wrong), lambda row: to_choice(row if answered else unanswered(row)), drop, wrong)
+    )
 
 
 def to_choice(row: Mapping[str, Any]) -> Choice:
@@ -261,9 +262,13 @@ def _also(places: list[str]) -> str:
     start = places[0].rpartition(' ')[0]
     # Rows of another file are listed with its name.
     numbers = [place.removeprefix(f'{start} ') for place in places[1:]]
-    more = f' and {len(numbers) - LISTED} more' if len(numbers) > LISTED else ''
     unit = start.rpartition(' ')[2] + ('s' if len(numbers) > 1 else '')
-    return f' (also {unit} {", ".join(numbers[:LISTED])}{more})'
+    return f' (also {unit} {few_of(numbers)})'
+
+
+def few_of(names: Sequence[str]) -> str:
+    """The first names with commas between, and the number of the others."""
+    return ', '.join(names[:LISTED]) + (f' and {len(names) - LISTED} more' if len(names) > LISTED else '')
 
 
 def values(source: str, wrong: Wrong | None = None) -> Iterator[tuple[str, Any]]:

@@ -61,7 +61,7 @@ def look(config: dict[str, Any]) -> Inputs:
         if value in words or not any(fnmatch(key, pattern) for pattern in KEYS):
             continue
         # A user's own files have an entry each, and so have functions of a Python program.
-        if functions := own.named_in(value) or own.given_in(value):
+        if functions := [*own.named_in(value), *own.given_in(value)]:
             for number, (text, file) in enumerate(functions):
                 entry = (text, {text: file}) if isinstance(file, str) else (str(file.absolute()), hashes(file))
                 inputs[f'{key}.{number}'] = Input(text, '', *entry)

@@ -18,10 +18,10 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import CodeType, MappingProxyType, ModuleType
 from typing import Any
 
 NAMED = re.compile(r'(?P<file>[^,:]+\.py):(?P<name>[A-Za-z_]\w*)')
@@ -60,17 +60,21 @@ def split(key: str, text: str) -> list[str]:
 
 def named_in(value: Any) -> list[tuple[str, Path]]:
     """The texts FILE.py:NAME in a config's value and the files that they name, of those that exist."""
-    texts = value if isinstance(value, list | tuple) else value.split(',') if isinstance(value, str) else ()
-    matches = [NAMED.fullmatch(text.strip()) for text in texts if isinstance(text, str)]
+    matches = map(NAMED.fullmatch, _texts(value))
     return [(match[0], Path(match['file'])) for match in matches if match and Path(match['file']).is_file()]
 
 
 def given_in(value: Any) -> list[tuple[str, str]]:
     """The texts `python:NAME` in a config's value, of functions that are given, with the digests of the functions."""
-    texts = value if isinstance(value, list | tuple) else value.split(',') if isinstance(value, str) else ()
-    names = [text.strip() for text in texts if isinstance(text, str) and text.strip().startswith(PYTHON)]
+    names = [text for text in _texts(value) if text.startswith(PYTHON)]
     calls = {name: _GIVEN.get().get(name.removeprefix(PYTHON)) for name in names}
     return [(name, hashlib.sha256(_source(call).encode()).hexdigest()) for name, call in calls.items() if call]
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts in a config's value, which is a list or has commas between them."""
+    texts = value if isinstance(value, list | tuple) else value.split(',') if isinstance(value, str) else ()
+    return [text.strip() for text in texts if isinstance(text, str)]
 
 
 def name_of(call: Callable[..., Any]) -> str:
@@ -83,20 +87,27 @@ def name_of(call: Callable[..., Any]) -> str:
 def _source(call: Any) -> str:
     """The text that a function or a class was written as, with the values that it was made with; else its byte code."""
     if isinstance(call, functools.partial):
-        return _source(call.func) + repr(
-            [x for x in (*call.args, *call.keywords.values()) if isinstance(x, int | float | str)]
-        )
+        return f'{_source(call.func)}{_plain((*call.args, *call.keywords.values()))}'
     if not inspect.isroutine(call) and not inspect.isclass(call):
         # The fields of an object that can be called may change with every call.
         return _source(type(call))
-    values = [cell.cell_contents for cell in getattr(call, '__closure__', None) or ()]
-    # Texts of other values have addresses, which differ in every process.
-    plain = [value for value in values if isinstance(value, int | float | str)]
+    plain = _plain([cell.cell_contents for cell in getattr(call, '__closure__', None) or ()])
     try:
         return f'{inspect.getsource(call)}{plain}'
     except (OSError, TypeError):
         code = getattr(call, '__code__', None)
-        return f'{code.co_code.hex()}{code.co_names}{plain}' if code else name_of(call)
+        return f'{_byte_code(code)}{plain}' if code else name_of(call)
+
+
+def _byte_code(code: CodeType) -> str:
+    """The instructions of a function, with its names and constants, and those of the functions in it."""
+    inner = [_byte_code(value) for value in code.co_consts if isinstance(value, CodeType)]
+    return f'{code.co_code.hex()}{code.co_names}{_plain(code.co_consts)}{inner}'
+
+
+def _plain(values: Iterable[Any]) -> list[int | float | str]:
+    """The numbers and texts among values; the texts of others have addresses, which differ in every process."""
+    return [value for value in values if isinstance(value, int | float | str)]
 
 
 def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[..., Any]:

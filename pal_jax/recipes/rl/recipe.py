@@ -197,16 +197,16 @@ def make_answers(settings: Settings, policy: Policy, models: ChatModels, ctx: Co
 
 def fewer_tests(settings: PromptSettings, prompts: Prompts) -> str:
     """A warning where fewer prompts are tested than a config asks for; '' else."""
-    asked, had = settings.test_count, len(prompts.test)
+    count, kept = settings.test_count, len(prompts.test)
     if settings.test:
-        return holdouts.fewer('prompts.test_count', asked, had, f'{settings.test} has no more that fit')
-    if asked == PromptSettings().test_count:
+        return holdouts.fewer('prompts.test_count', count, kept, f'{settings.test} has no more that fit')
+    if count == PromptSettings().test_count:
         return ''
     why = (
-        f'{had} of your {counted(had + len(prompts.train), "prompt")} {"is" if had == 1 else "are"} kept for testing, '
-        'at most a fifth; more prompts, or prompts.test=FILE, give more'
+        f'{kept} of your {counted(kept + len(prompts.train), "prompt")} {"is" if kept == 1 else "are"} kept for '
+        'testing, at most a fifth; more prompts, or prompts.test=FILE, give more'
     )
-    return holdouts.fewer('prompts.test_count', asked, had, why)
+    return holdouts.fewer('prompts.test_count', count, kept, why)
 
 
 def make_games(settings: Settings, policy: Policy) -> PaidGames:

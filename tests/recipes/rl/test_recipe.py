@@ -392,6 +392,16 @@ def test_callables_have_names_and_digests_by_what_they_were_made_of():
     assert [name for name, _ in digests[0]] == ['python:reward']
 
 
+def test_a_function_without_its_source_has_the_digest_of_its_constants():
+    digests = []
+    for number in (100, 50, 100):
+        names = {}
+        exec(f'def reward(prompts, completions, **columns): return [{number} for text in completions]', names)
+        with own_parts.given({'reward': names['reward']}):
+            digests.append(own_parts.given_in('python:reward'))
+    assert digests[0] == digests[2] != digests[1]
+
+
 def test_functions_and_classes_of_a_program_are_values_of_any_key_that_takes_a_file():
     def judge(dialogues, inferred, replies, seed):
         return [1.0] * len(replies)
