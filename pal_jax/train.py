@@ -7,6 +7,7 @@
 Options:
   --config=FILE[:VARIANT]   what to train; read the file: it is short
   --config.KEY=VALUE        change one value; --config=FILE --help lists every key, and so does config.json of a run
+  --changed=KEY             go on although the own function of this key has changed, as in --changed=reward.function
   --workdir=FOLDER          where checkpoints, metrics, report and export go; default runs/<name of the config>
   --coordinator=HOST:PORT --processes=N --process=I
                             one of N commands that train together, numbered from 0, which is on HOST; Slurm's tasks and
@@ -19,13 +20,17 @@ tensorboard/, checkpoints/, kept/ (docs/pods.md), export/ (Hugging Face).
 
 from __future__ import annotations
 
+from absl import flags
+
 from pal_jax.run import cli
 from pal_jax.run.loop import train_all
+
+CHANGED = flags.DEFINE_list('changed', [], 'Keys of own functions that have changed since the run began.')
 
 
 def main() -> int:
     """Train, and return the exit status: 0, or that of a process ended by a signal where a signal stopped the run."""
-    return train_all(cli.settings(), cli.workdir(), cli.faults(cli.place), cli.name())
+    return train_all(cli.settings(), cli.workdir(), cli.faults(cli.place), cli.name(), CHANGED.value)
 
 
 if __name__ == '__main__':

@@ -94,6 +94,7 @@ def train(
     *,
     reward: Reward | Sequence[Reward] = (),
     workdir: str | os.PathLike[str] | None = None,
+    changed: Sequence[str] = (),
 ) -> CompletedRun:
     """Train, or go on where the run stopped.
 
@@ -105,6 +106,8 @@ def train(
         folder keeps them.
       reward: functions of this program that pay answers, for methods with `reward.function`.
       workdir: the folder of the run, by default runs/<config>.
+      changed: keys of own functions that have changed since the run began, such as 'reward.function'; it goes on with
+        what they are now.
 
     Raises:
       ValueError: an input is wrong.
@@ -134,7 +137,7 @@ def train(
         settings = settings_of(path, tuple(f'{key}={text}' for key, text in texts.items()))
         for key, file in files.items():
             faults(_write, file, rows[key])
-        if loop.train_all(settings, folder, name=config):
+        if loop.train_all(settings, folder, name=config, changed=changed):
             raise KeyboardInterrupt(f'{folder} was stopped; the same call goes on')
     return CompletedRun(folder)
 

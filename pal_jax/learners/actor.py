@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
@@ -104,7 +103,7 @@ class Actor:
     """
 
     cfg: ModelConfig
-    optimizer: Optimizer | optax.GradientTransformation
+    optimizer: Optimizer
     mesh: Mesh
     imitation: Optimizer | None = None
     micro_rows: int = 4
@@ -242,7 +241,11 @@ class Actor:
         if not any_of(batch.acts):
             return state, {}
         state, loss, norm = self.imitate_weighted(state, batch, mean_weights(batch))
-        return state, floats({'loss': loss, 'grad_norm': norm})
+        return state, floats({'loss': loss, 'grad_norm': norm}) | {'lr': self.rate(state, self.imitation)}
+
+    def rate(self, state: ActorState, optimizer: Optimizer | None = None) -> float:
+        """The learning rate of the last update, by `optimizer` in place of the actor's own."""
+        return (optimizer or self.optimizer).rate(int(state.step) - 1)
 
     def imitate_weighted(
         self, state: ActorState, batch: TokenBatch, weight: Float[Array, 'R N A']

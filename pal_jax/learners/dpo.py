@@ -63,7 +63,7 @@ class PreferenceLearner:
         gradient, metrics = self.compare(state, batch)
         # 2. A weighted imitation has the same gradient by the weights: d loss / d logprob, times d logprob / d weights.
         state, _, norm = self.actor.imitate_weighted(state, batch, -gradient)
-        return state, metrics | floats({'grad_norm': norm})
+        return state, metrics | floats({'grad_norm': norm}) | {'lr': self.actor.rate(state, self.actor.imitation)}
 
     def compare(self, state: ActorState, batch: TokenBatch) -> tuple[Float[Array, 'R N A'], Metrics]:
         """The gradient of the mean loss by each log-probability, and the figures of `objectives.dpo.preference`."""

@@ -164,7 +164,8 @@ class PolicyLearner:
         # Without the actor's own pass the update's `first_ratio_deviation` shows the same difference.
         if entropy is not None:
             metrics |= drift_figures(batch.sampler_logprobs, batch.logprobs, mask)
-            metrics['entropy'] = masked_mean(entropy, mask)
+        # The sampled tokens estimate the entropy where no pass has computed it.
+        metrics['entropy'] = masked_mean(-batch.logprobs if entropy is None else entropy, mask)
         return metrics, jnp.sum(batch.tokens.segments != 0) / size
 
     def advantages(
@@ -238,7 +239,7 @@ class PolicyLearner:
                     epochs[-1].append(metrics)
         means = {'kl_coef': float(state.kl_coef)}
         if history := [*itertools.chain(*epochs)]:
-            means |= {name: _mean(history, name) for name in history[0]}
+            means |= {name: _mean(history, name) for name in history[0]} | {'lr': self.actor.rate(state.actor)}
             means |= {'epochs': float(len(epochs))} if self.ppo.early_stop_kl else {}
             # No update precedes the first minibatch, so its ratios should be 1.
             means |= {'first_ratio_deviation': history[0]['ratio_deviation']}

@@ -60,10 +60,17 @@ def advice(
     if verdict.answer.startswith(TOO_LITTLE):
         return f'The tests are too few: give {TESTS.format(units=units)}.'
     steps = main_part(rows)
-    last = {key: fifths(steps, key) for key in ('format', 'flat', 'alike', 'kl', 'reward') if finite_values(steps, key)}
+    last = {
+        key: fifths(steps, key)
+        for key in ('format', 'flat', 'alike', 'kl', 'reward', 'truncated')
+        if finite_values(steps, key)
+    }
     ends = {key: part['last'] for key, part in last.items()}
     if ends.get('format', 1.0) < 0.5:
         return f'Few answers have the format ({ends["format"]:.2f} of them): give more warmup.steps.'
+    if ends.get('truncated', 0.0) > 0.5:
+        cut = config.get('sampling', {}).get('max_tokens', 'its value')
+        return f'{ends["truncated"]:.0%} of the answers are cut at sampling.max_tokens={cut}: give more of them.'
     if abs(ends.get('kl', 0.0)) > KL and last.get('reward', {'gain': 1.0})['gain'] < 0:
         return f'The reward falls and the KL is {ends["kl"]:.1f}: give a larger ppo.kl_coef or a smaller optimizer.lr.'
     if (alike := max(ends.get('alike', 0.0), ends.get('flat', 0.0))) > 0.5:

@@ -158,6 +158,7 @@ CORE = Words(
             'answers': 'answers of the step',
             'tokens': 'tokens learnt from',
             'grad_norm': 'size of the gradient',
+            'lr': 'learning rate of the last update',
             'reward_grad_norm': 'size of the gradient of the reward model',
             'critic_grad_norm': 'size of the gradient of the critic',
             'policy_loss': 'loss of PPO',

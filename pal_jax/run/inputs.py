@@ -15,11 +15,13 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from fnmatch import fnmatch
 from os.path import exists, isfile  # False, and no error, for a text that is too long for a path
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
 
 from pal_jax.data.readers import choices, votes
 from pal_jax.models.files import packages
@@ -47,6 +49,8 @@ class Input(NamedTuple):
     path: str
     # The hashes of the files there, by name.
     files: dict[str, str]
+    # Changes of an own function since the run began, see `watched`.
+    changes: Sequence[str] = ()
 
 
 Inputs = dict[str, Input]  # the inputs by their keys in the config
@@ -199,13 +203,16 @@ def load(folder: Path) -> Inputs | None:
         return None
     try:
         text = stores.local(path.read_text(encoding='utf-8'))
-        return {key: Input(**entry) for key, entry in json.loads(text).items()}
+        entries = {key: Input(**entry) for key, entry in json.loads(text).items()}
+        return {key: entry._replace(changes=(*entry.changes,)) for key, entry in entries.items()}
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f'{path} cannot be read ({error}); copy the folder of the run again') from None
 
 
-def watched(config: dict[str, Any], workdir: Path, log: Callable[[str], None]) -> Inputs:
+def watched(config: dict[str, Any], workdir: Path, log: Callable[[str], None], changed: Collection[str] = ()) -> Inputs:
     """The files that a run of this config reads, the same in all its processes.
+
+    An own function under a key of `changed` may be another one than before; the run's folder keeps that it has changed.
 
     Raises:
       ValueError: another process reads other files, or a file has changed since the run began, see `check`.
@@ -215,18 +222,34 @@ def watched(config: dict[str, Any], workdir: Path, log: Callable[[str], None]) -
     for number, theirs in enumerate(others, 1):
         if differing := [key for key in sorted(first.keys() | theirs.keys()) if first.get(key) != theirs.get(key)]:
             raise ValueError(f'process {number} reads another {differing[0]} than process 0; give all the same files')
-    compare(now, workdir, log)
+    before = compare(now, workdir, log, changed)
+    now = {key: entry._replace(changes=_changes(before.get(key), entry)) for key, entry in now.items()}
+    if changed and jax.process_index() == 0 and (folder := kept_in(workdir)):
+        save(folder, before | now)
     return now
 
 
-def compare(now: Inputs, workdir: Path, log: Callable[[str], None] = print) -> None:
-    """Compare the inputs of a run now with those when it began, if it has begun. Raises ValueError as `check` does."""
+def _changes(before: Input | None, now: Input) -> tuple[str, ...]:
+    """The changes of an input since its run began, as lines."""
+    if before is None:
+        return ()
+    hashes_of = ((name, old, now.files.get(name, '')) for name, old in before.files.items())
+    return (*before.changes, *(f'{name}, sha256 {old[:8]} -> {new[:8]}' for name, old, new in hashes_of if old != new))
+
+
+def compare(now: Inputs, workdir: Path, log: Callable[[str], None] = print, changed: Collection[str] = ()) -> Inputs:
+    """Compare the inputs of a run now with those before, if it has begun. Raises ValueError as `check` does.
+
+    Returns:
+      The inputs before; none of a run that begins.
+    """
     if not (folder := kept_in(workdir)):
-        return
+        return {}
     if (before := load(folder)) is None:
         log(f'{folder / FILE} is missing, so it is not known whether the files that {workdir} reads have changed')
-        return
-    check(before, now, workdir)
+        return {}
+    check(before, now, workdir, changed)
+    return before
 
 
 def check_shared(now: Inputs, run: Path) -> None:
@@ -240,27 +263,38 @@ def check_shared(now: Inputs, run: Path) -> None:
     check({key: began[key] for key in shared}, {key: now[key] for key in shared}, run)
 
 
-def check(before: Inputs, now: Inputs, run: Path) -> None:
-    """Compare the inputs of a run now with those when it began.
+def without_number(key: str) -> str:
+    """The config's key of an input that is one of several under it: `reward.function` of `reward.function.0`."""
+    return re.sub(r'\.\d+$', '', key)
+
+
+def check(before: Inputs, now: Inputs, run: Path, changed: Collection[str] = ()) -> None:
+    """Compare the inputs of a run now with those before. Own functions under the keys `changed` may be others.
 
     Raises:
       ValueError: a file has changed or is gone. The message names its key and the file.
     """
-    for key, (value, _, path, files) in before.items():
+    for key, (value, _, path, files, _) in before.items():
         if key not in now:
             # A model's source that is missing is no change: where its weights are needed, `find` looks for it and names
             # it.
             if not key.endswith('source') and not value.startswith(own.PYTHON):
                 raise ValueError(f'{key}={value!r} is not there; it was {path} when {run} began: put it back')
             continue
-        place = Path(now[key].path).parent
+        named, place = without_number(key), Path(now[key].path).parent
+        if named in changed and own.is_own(value):
+            continue
         # Further files in a folder are no change.
         for name, old in files.items():
             if old != (new := now[key].files.get(name, '')):
                 how = f'has other content than when {run} began (sha256 {old[:8]} -> {new[:8]})' if new else 'is gone'
-                named, remedy = re.sub(r'\.\d+$', '', key), 'restore it, or give another --workdir'
-                raise ValueError(f'{named}={value!r}: {place / name} {how}; {remedy}')
+                mended = f', or go on with what it is now by --changed={named}' if own.is_own(value) else ''
+                raise ValueError(
+                    f'{named}={value!r}: {place / name} {how}; restore it, or give another --workdir{mended}'
+                )
     # A run of an earlier version has no digests of functions.
     if new := [key for key in now if key not in before and not now[key].value.startswith(own.PYTHON)]:
-        value, _, path, _ = now[new[0]]
-        raise ValueError(f'{new[0]}={value!r} was no file when {run} began, and {path} is one; give another --workdir')
+        entry = now[new[0]]
+        raise ValueError(
+            f'{new[0]}={entry.value!r} was no file when {run} began, and {entry.path} is one; give another --workdir'
+        )

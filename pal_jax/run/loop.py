@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from pal_jax.run import checkpoint, devices, inputs, outputs, processes, stores, verdict
+from pal_jax.run.checkpoint import flatten
 from pal_jax.run.faults import Fault, faults
+from pal_jax.run.forecast import counted
 from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.metrics import MetricsWriter, require_wandb
 from pal_jax.run.processes import Place
 from pal_jax.run.progress import Progress, evaluation_text
-from pal_jax.run.recipe import KEPT, Context, Evaluation, Recipe
+from pal_jax.run.recipe import KEPT, Context, Evaluation, Host, Plan, Recipe
 from pal_jax.run.runs import is_finished, recipe_module
 from pal_jax.run.settings import Run, to_dict
 from pal_jax.run.stages import may_change, unfinished
@@ -30,10 +32,14 @@ Show = Callable[[Iterable[Mapping[str, Any]]], None]
 Log = Callable[[str], None]
 
 
-def train_all(settings: Run, workdir: Path, place: Place | None = None, name: str = '') -> int:
+def train_all(
+    settings: Run, workdir: Path, place: Place | None = None, name: str = '', changed: Collection[str] = ()
+) -> int:
     """Train the stages of a run that are not finished, in a process at its place among several.
 
-    `name` is that of the config, for titles.
+    Args:
+      name: that of the config, for titles.
+      changed: keys of own functions that may have changed since the run began.
 
     Returns:
       The exit status: 0, or that of a process ended by a signal where a signal stopped the run.
@@ -41,7 +47,10 @@ def train_all(settings: Run, workdir: Path, place: Place | None = None, name: st
     Raises:
       Fault: an input is wrong, or a model or a file cannot be had.
     """
-    before, stages = '', unfinished(settings, workdir)
+    for key in changed:
+        if key not in flatten(to_dict(settings)):
+            raise Fault(f'changed={key!r} is no key of the config; name the key of a function that has changed')
+    before, stages = '', unfinished(settings, workdir, changed)
     while stage := faults(next, stages, None):
         if before not in ('', stage.settings.recipe):
             # A stage of another kind does not use the compiled programs of the last one.
@@ -49,7 +58,7 @@ def train_all(settings: Run, workdir: Path, place: Place | None = None, name: st
         faults(initialize, stage.settings, stage.folder, place)
         with contextlib.ExitStack() as stack:
             faults(stack.enter_context, held(stage.folder))
-            status = train(stage.settings, stage.folder, name)
+            status = train(stage.settings, stage.folder, name, changed)
             # A stage also writes beside its folder.
             processes.share(stage.folder.parent if stage.settings.part_of else stage.folder)
             if status:
@@ -63,16 +72,16 @@ def train_all(settings: Run, workdir: Path, place: Place | None = None, name: st
     return 0
 
 
-def train(settings: Run, workdir: Path, name: str = '') -> int:
+def train(settings: Run, workdir: Path, name: str = '', changed: Collection[str] = ()) -> int:
     """Train one run, or one stage of a run, of the config `name`.
 
-    The result is 0, or the exit status where a signal stopped the run.
+    The result is 0, or the exit status where a signal stopped the run. `changed` is as in `train_all`.
     """
     progress, rollouts, notes = Progress(), [], []
     # An export that could not be written is told before the training.
     if settings.export and not faults(is_finished, settings, workdir):
         faults(outputs.check_folder, workdir / 'export', folders_read(to_dict(settings)))
-    recipe = faults(prepare, settings, workdir, progress, show=rollouts.extend, log=notes.append)
+    recipe = faults(prepare, settings, workdir, progress, show=rollouts.extend, log=notes.append, changed=changed)
     plan, keep = recipe.plan, settings.checkpoint.keep
     checkpoints = faults(checkpoint.Checkpoints, workdir, plan.abstract, keep=keep, log=progress.log)
     restored = faults(checkpoints.restore)
@@ -99,18 +108,23 @@ def train(settings: Run, workdir: Path, name: str = '') -> int:
 
 
 def prepare(
-    settings: Run, workdir: Path, progress: Progress, *, show: Show = lambda records: None, log: Log | None = None
-) -> Recipe:
+    settings: Run, workdir: Path, progress: Progress, *, show: Show = lambda records: None, log: Log | None = None,
+    changed: Collection[str] = (),
+) -> Recipe:  # fmt: skip
     """The recipe of a run. Faults that show before a weight is read raise ValueError or RuntimeError here."""
-    config = to_dict(settings)
+    config, log = to_dict(settings), log or progress.log
     progress.time_compilation()
     checkpoint.check_processes(config)
     checkpoint.check_config(workdir, config, free=may_change(settings, workdir))
-    read = inputs.watched(config, workdir, progress.log)
+    read = inputs.watched(config, workdir, progress.log, changed)
+    for key, entry in read.items():
+        if entry.changes:
+            named, lines = inputs.without_number(key), '; '.join(entry.changes)
+            log(f'{named}={entry.value!r} has changed since the run began: {lines}')
     if settings.metrics.wandb:
         require_wandb(settings.metrics.wandb)
     mesh = devices.make_mesh(**dataclasses.asdict(settings.mesh))
-    context = Context(mesh, progress.phase, show, workdir, checkpoint.kept_in(workdir), log or progress.log)
+    context = Context(mesh, progress.phase, show, workdir, checkpoint.kept_in(workdir), log)
     recipe = recipe_module(settings.recipe).make(settings, context)
     keep = recipe.plan.keep
     # A run keeps the hashes of what it reads beside the recipe's own files.
@@ -147,14 +161,15 @@ def run(
         MetricsWriter(workdir, first, wandb=settings.metrics.wandb or None) as writer,
         progress.start(plan.total_steps, first),
     ):
-        saved, i = time.monotonic(), first
+        saved, kept, i = time.monotonic(), first, first
         while i <= plan.total_steps:
-            if stage := plan.stage(i):
-                evaluate(recipe, state, stage, i, writer, progress, words_of(settings.recipe))
-                push(workdir)
-            if i == plan.total_steps:
-                break
-            state, host, phase, metrics = recipe.step(state, host, i)
+            with rescued(checkpoints, i, i - kept, state, plan, host, progress.log):
+                if stage := plan.stage(i):
+                    evaluate(recipe, state, stage, i, writer, progress, words_of(settings.recipe))
+                    push(workdir)
+                if i == plan.total_steps:
+                    break
+                state, host, phase, metrics = recipe.step(state, host, i)
             seconds = progress.take_seconds()
             writer.write(i, phase, metrics | seconds)
             writer.rollouts(i, phase, rollouts)
@@ -170,7 +185,7 @@ def run(
                     # A resumed run does not write the steps before its checkpoint again.
                     push(workdir)
                     checkpoints.save(following, state, plan.pack(host), metrics.get('reward'))
-                saved = time.monotonic()
+                saved, kept = time.monotonic(), following
             if stop:
                 checkpoints.wait()
                 progress.log(stopped_at(following, plan.total_steps))
@@ -180,6 +195,27 @@ def run(
     finish(settings, workdir, recipe, state, progress, notes, name)
     # A signal since the last step stops before the next stage.
     return agree(stopping.wish, False)[0]
+
+
+@contextlib.contextmanager
+def rescued(
+    checkpoints: checkpoint.Checkpoints, i: int, unsaved: int, state, plan: Plan, host: Host, log: Log
+) -> Iterator[None]:
+    """A block whose failure first saves the `i` steps before it, of which the last `unsaved` are in no checkpoint.
+
+    So a user's function that has failed is mended, and the run goes on. Nothing is saved where the block has used up
+    the state, or where samples that are under way fail alike.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError):
+        # Several processes would wait here for one that has not failed.
+        if unsaved and not processes.joined():
+            with contextlib.suppress(Exception):
+                checkpoints.save(i, state, plan.pack(host))
+                checkpoints.wait()
+                log(f'the {counted(i, "step")} before the failure are saved; the same command goes on from there')
+        raise
 
 
 def push(workdir: Path) -> None:

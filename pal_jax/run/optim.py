@@ -90,6 +90,10 @@ class Optimizer:
             optax.scale_by_learning_rate(make_schedule(**self._schedule)),
         )
 
+    def rate(self, updates: int) -> float:
+        """The rate of the update after so many others."""
+        return float(np.asarray(make_schedule(**self._schedule)(updates)))
+
     def init(self, params: optax.Params) -> optax.OptState:
         """The state before the first update."""
         return self._chain.init(params)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,8 +100,8 @@ def settings_in(settings: Run, folder: Path) -> Run:
     raise ValueError(f'a run of {settings.recipe} has a folder for each of its stages; name one, such as {example}')
 
 
-def unfinished(settings: Run, folder: Path) -> Iterator[Stage]:
-    """The stages to run, in their order.
+def unfinished(settings: Run, folder: Path, changed: Collection[str] = ()) -> Iterator[Stage]:
+    """The stages to run, in their order. `changed` is as in `inputs.check`.
 
     Raises:
       ValueError: as `stages_of`; or a stage began with another config or other input files, or a folder cannot be a
@@ -116,7 +116,7 @@ def unfinished(settings: Run, folder: Path) -> Iterator[Stage]:
         check_workdir(stage.folder)
         values = to_dict(stage.settings)
         checkpoint.check_config(stage.folder, values, may_change(stage.settings, stage.folder))
-        inputs.compare(inputs.look(values), stage.folder)
+        inputs.compare(inputs.look(values), stage.folder, changed=changed)
     began = time.monotonic()
     for number, stage in enumerate(stages, 1):
         if stage.settings.part_of and is_finished(stage.settings, stage.folder):

@@ -94,7 +94,7 @@ def test_logprobs_of_the_sampler_may_stand_for_those_before_the_update():
     true = rollouts()[1].replace(sampler_logprobs=batch.logprobs)
     trusting, _, metrics = run(learner, true)
     close(trusting.actor.model.params, state.actor.model.params)
-    assert metrics['first_ratio_deviation'] < 1e-3 and not {'entropy', 'sampler_drift'} & set(metrics)
+    assert metrics['first_ratio_deviation'] < 1e-3 and 'sampler_drift' not in metrics and metrics['entropy'] > 0
     _, _, metrics = run(learner, true.replace(sampler_logprobs=batch.logprobs - 0.1))
     assert metrics['first_ratio_deviation'] == pytest.approx(np.exp(0.1) - 1, abs=1e-3)
 

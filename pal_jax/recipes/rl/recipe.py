@@ -184,11 +184,19 @@ def make_answers(settings: Settings, policy: Policy, models: ChatModels, ctx: Co
         rows += f'; {counted(prompts.left_out, "row")} left out, longer than prompts.max_length'
     ctx.log(rows + fewer_tests(settings.prompts, prompts))
     if settings.prompts.train != EMBEDDED and settings.sampling.max_tokens <= SHORT:
-        ctx.log(f'answers are cut after sampling.max_tokens={settings.sampling.max_tokens}, which suits the sums alone')
+        ctx.log(
+            f'warning: answers are cut after sampling.max_tokens={settings.sampling.max_tokens}, which suits the sums '
+            'that are embedded; give more for longer answers, such as --config.sampling.max_tokens=256'
+        )
     # A function may compare the answers of a step, so one process calls it for all of them.
     reward = make_rewards(settings, prompts, models)
     shared = share_reward(reward, sampler.make_shares(settings.decode), together=True)
-    rl = settings.rl
+    rl, ppo = settings.rl, settings.ppo
+    if (count := rl.rollout_batch_size * rl.n_samples_per_prompt) % ppo.minibatches:
+        raise ValueError(
+            f'ppo.minibatches={ppo.minibatches} does not divide the {count} answers of a step '
+            '(rl.rollout_batch_size x rl.n_samples_per_prompt)'
+        )
     return PaidAnswers(
         prompts, shared, rl.rollout_batch_size, rl.n_samples_per_prompt, settings.seed, settings.reward.shuffled,
         reward.payers,

@@ -251,6 +251,7 @@ def test_the_embedded_sums_pay_the_last_number():
     ({'sampling.temperature': 0.0}, 'sampling.temperature=0'), ({'total_steps': 0}, 'total_steps=0'),
     ({'prompts.train': 'one.jsonl'}, 'prompts.train=one.jsonl has 1 row'),
     ({'prompts.train': 'none.jsonl'}, 'prompts.train=none.jsonl has no rows'),
+    ({'ppo.minibatches': 3}, 'ppo.minibatches=3'),
 ])  # fmt: skip
 def test_wrong_values_are_told_by_their_key(tmp_path, monkeypatch, own, changes, key):
     monkeypatch.chdir(tmp_path)
@@ -370,6 +371,7 @@ def test_a_run_from_python_with_a_function_that_is_resumed_and_answers(tmp_path,
         return [2.0 * sum(text.count(letter) for letter in 'aeiou') for text in completions]
 
     edited.__name__ = 'vowels'
+    assert run.metrics[0]['lr'] == pytest.approx(3e-4) and run.metrics[0]['entropy'] > 0
     with pytest.raises(ValueError, match=r"reward.function='python:vowels': .*has other content"):
         pal_jax.train('rl:smoke', changes | {'total_steps': 3}, reward=edited, workdir=folder)
 
@@ -420,6 +422,30 @@ def test_functions_and_classes_of_a_program_are_values_of_any_key_that_takes_a_f
         assert loaded([], [], ['a', 'b'], 0) == [1.0, 1.0]
         with pytest.raises(ValueError, match='reward.judge'):
             own_parts.load('reward.judge', 'python:judge', 'prompts')
+
+
+@pytest.mark.slow
+def test_the_steps_before_a_failure_are_saved_and_a_mended_function_goes_on(tmp_path):
+    failing = (
+        'def score(prompts, completions):\n    score.calls += 1\n    return [1.0 / (3 - score.calls)] * len(prompts)\n'
+    )
+    file = tmp_path / 'mine.py'
+    file.write_text(failing + 'score.calls = 0\n')
+    changes = {'checkpoint.every': 10, 'total_steps': 4, 'eval.base': False, 'reward.function': f'{file}:score'}
+    train = functools.partial(pal_jax.train, 'rl:smoke', changes | {'export': False}, workdir=tmp_path / 'run')
+    with pytest.raises(RuntimeError, match=r'reward.function=.*line 3: ZeroDivisionError'):
+        train()
+    assert [path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()] == ['2']
+    file.write_text(failing.replace('(3 - ', '(9 - ') + 'score.calls = 2\n')
+    with pytest.raises(ValueError, match=r'--changed=reward.function'):
+        train()
+    with pytest.raises(ValueError, match="changed='reward.functions'"):
+        train(changed=['reward.functions'])
+    run = train(changed=['reward.function'])
+    assert [row['own_score'] for row in run.metrics] == [1 / 2, 1 / 1, 1 / 6, 1 / 5]
+    assert 'mine.py, sha256' in json.loads((run.folder / 'summary.json').read_text())['notes'][0]
+    # The change is kept, so that the next call needs no word on it.
+    assert train().metrics == run.metrics
 
 
 def test_a_table_of_pandas_becomes_lines_with_null_for_what_is_missing():
