@@ -113,7 +113,8 @@ def _plain(values: Iterable[Any]) -> list[int | float | str]:
 def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[..., Any]:
     """The function or class that `FILE.py:NAME` names.
 
-    Its errors become a RuntimeError of one line with the place in the file.
+    Its errors, and those of the methods of an object that the class makes, become a RuntimeError of one line with the
+    place in the file.
 
     Args:
       key: the config's key that names it, for messages.
@@ -129,14 +130,29 @@ def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[
         also = f', and may take {", ".join(may)}' if may else ''
         raise ValueError(f'{key}={text!r}: {error}; {name} is called with {", ".join(asked)}{also}') from None
 
-    @functools.wraps(call)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return call(*args, **kwargs)
-        except Exception as error:
-            raise RuntimeError(f'{key}={text!r} failed: {_where_it_failed(error, path)}') from error
+    def guard(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                raise RuntimeError(f'{key}={text!r} failed: {_where_it_failed(error, path)}') from error
 
-    return guarded
+        return guarded
+
+    make = guard(call)
+    return (lambda *args, **kwargs: _Guarded(make(*args, **kwargs), guard)) if inspect.isclass(call) else make
+
+
+class _Guarded:
+    """An object with its methods guarded, as `load` guards functions."""
+
+    def __init__(self, inner: Any, guard: Callable[[Callable[..., Any]], Callable[..., Any]]):
+        self._inner, self._guard = inner, guard
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._inner, name)
+        return self._guard(value) if callable(value) else value
 
 
 def _found(key: str, text: str) -> tuple[Path, str, Callable[..., Any]]:
@@ -149,7 +165,7 @@ def _found(key: str, text: str) -> tuple[Path, str, Callable[..., Any]]:
                 f'reward={name} or, to pal_jax.train, as {{{key!r}: {name}}}'
             )
         call = _GIVEN.get()[name]
-        return Path(call.__code__.co_filename if inspect.isfunction(call) else '-'), name, call
+        return _file_of(call), name, call
     match = NAMED.fullmatch(text.strip())
     assert match, text
     path, name = Path(match['file']), match['name']
@@ -162,6 +178,16 @@ def _found(key: str, text: str) -> tuple[Path, str, Callable[..., Any]]:
         public = [n for n, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
         raise ValueError(f'{key}={text!r}: {path} has no function {name}; it has {", ".join(public) or "none"}')
     return path, name, call
+
+
+def _file_of(call: Callable[..., Any]) -> Path:
+    """The file of a function, a class or the class of an object; '-' where Python knows none, as in a notebook."""
+    if inspect.isfunction(call):
+        return Path(call.__code__.co_filename)
+    try:
+        return Path(inspect.getfile(call if inspect.isclass(call) else type(call)))
+    except (OSError, TypeError):
+        return Path('-')
 
 
 def takes(call: Callable[..., Any], name: str) -> bool:
