@@ -4,8 +4,8 @@
   pal-jax chat --source=runs/rlpa                          a run of this package
 
 Options:
-  --source=SOURCE     a run's folder, which --workdir=FOLDER names too, gguf:<file>, hf:<folder or hub id>,
-                      random:tiny; default the embedded model
+  --source=SOURCE     a run's folder (--workdir=FOLDER is the same), gguf:<file>, hf:<folder or hub id> or random:tiny;
+                      default the embedded model
   --system=TEXT       the system prompt; default that of a run of RLPA, or none
   --temperature=T     0 always takes the likeliest token; default that of a run of RLPA, or 0.7
   --max_tokens=N      of an answer; default that of a run of RLPA, or 256
@@ -50,19 +50,20 @@ YOU = Person('you', ())
 def main() -> None:
     """Open the model, and answer the lines of the user until the end of input."""
     console = Console()
-    decoder, tokenizer, preset = cli.faults(open_chat)
-    console.print(Text(f'{stores.shown(source_or_run())}: /again starts anew, /quit ends'))
+    source = source_or_run()
+    decoder, tokenizer, preset = cli.faults(open_chat, source)
+    console.print(Text(f'{stores.shown(source)}: /again starts anew, /quit ends'))
     for answer in talk(decoder, tokenizer, preset, lines(console), seed=SEED.value):
         console.print(answer)
 
 
-def open_chat() -> tuple[LocalDecoder, Tokenizer, Preset]:
-    """The model in a decoder of one slot, its tokenizer, and the system prompt and sampling to talk with it."""
-    preset = chat_preset(source_or_run())
+def open_chat(source: str) -> tuple[LocalDecoder, Tokenizer, Preset]:
+    """A model in a decoder of one slot, its tokenizer, and the system prompt and sampling to talk with it."""
+    preset = chat_preset(source)
     changes = {'temperature': TEMPERATURE.value, 'max_tokens': MAX_TOKENS.value}
     sampling = dataclasses.replace(preset.sampling, **{k: v for k, v in changes.items() if v is not None})
     preset = preset._replace(sampling=sampling, system=preset.system if SYSTEM.value is None else SYSTEM.value)
-    model, cfg, tokenizer, mesh = open_model(source_or_run(), 'auto', MAX_LEN.value)
+    model, cfg, tokenizer, mesh = open_model(source, 'auto', MAX_LEN.value)
     decoder = LocalDecoder(cfg, tokenizer, mesh, slots=1, grain=512)
     decoder.load(model.load(decoder.param_shardings))
     return decoder, tokenizer, preset

@@ -7,13 +7,13 @@
   pal-jax personalize --forget=people/ana.json
 
 Options:
-  --source=FOLDER         a finished run of --config=pal
+  --source=FOLDER         a finished run of --config=pal; --workdir=FOLDER is the same
   --choices=FILE          choices of one person or of several, in the format the run learnt from (docs/howto/choices.md)
   --output=FILE           where each person is written, as a line of JSON; a file that exists is refused
   --ask=FILE              pairs that nobody has answered, in the same format without user and choice: left_<attribute>
                           and right_<attribute>, or JSON lines of left and right
-  --forget=ID             drop the row of a person whom the run was trained on, and say what has learnt from the person
-                          and stays; or delete the file of a person (.json)
+  --forget=ID             delete the mixture of a person whom the run was trained on, and print which parts of the run
+                          have learnt from the person and stay; or delete the file of a person (.json)
   --split=N               the split of the run whose model is taken, from 0 to split.seeds - 1; by default the one
                           whose people and prototypes the report shows
 

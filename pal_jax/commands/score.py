@@ -4,7 +4,7 @@
   pal-jax score --source=runs/pal --person=ana.json --texts=replies.jsonl --output=scored.jsonl
 
 Options:
-  --source=FOLDER         a run of --config=reward, cost, moderation, plus or pal
+  --source=FOLDER         a run of --config=reward, cost, moderation, plus or pal; --workdir=FOLDER is the same
   --person=FILE|ID        who prefers: for PAL a file of `pal-jax personalize`, or the id of a person of the training,
                           (a person who was held out in the split of the report is scored by the first split that was
                           trained on the person), or nothing for the mean over them; for PLUS a file with the person's

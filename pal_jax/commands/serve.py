@@ -5,8 +5,8 @@
   pal-jax serve --source=runs/rlpa --driver=jetstream --port=9000                   gRPC
 
 Options:
-  --source=SOURCE     a run's folder, which --workdir=FOLDER names too, gguf:<file>, hf:<folder or hub id>,
-                      random:tiny; default the embedded model
+  --source=SOURCE     a run's folder (--workdir=FOLDER is the same), gguf:<file>, hf:<folder or hub id> or random:tiny;
+                      default the embedded model
   --driver=NAME       local: HTTP; jetstream: gRPC, by google-jetstream's protocol; default local
   --host=ADDRESS      default 127.0.0.1; any other needs PAL_JAX_TOKEN in the environment, which callers must then send
   --port=N            default 8000
@@ -109,21 +109,21 @@ GRACE = 60
 
 def main() -> None:
     """Serve over HTTP or gRPC until a signal ends the server."""
-    (serve_grpc if DRIVER.value == 'jetstream' else serve_http)()
+    (serve_grpc if DRIVER.value == 'jetstream' else serve_http)(source_or_run())
 
 
-def serve_http() -> None:
+def serve_http(source: str) -> None:
     """Serve over HTTP."""
     cli.faults(check_origins, CORS_ORIGINS.value)
     # The port is taken before the weights are read.
     listener, token = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
-        app = cli.faults(make_http, token)
+        app = cli.faults(make_http, source, token)
         # The socket listens before its address is told: who calls from now on waits and is not refused.
         cli.faults(listener.listen, 2048)
         address = f'http://{host_port(HOST.value, listener.getsockname()[1])}'
         print(
-            f'serving {stores.shown(source_or_run())} at {address}/v1, and a page to talk with it at {address}',
+            f'serving {stores.shown(source)} at {address}/v1, and a page to talk with it at {address}',
             flush=True,
         )
         config = uvicorn.Config(
@@ -134,7 +134,7 @@ def serve_http() -> None:
         HttpServer(config).run(sockets=[listener])
 
 
-def serve_grpc() -> None:
+def serve_grpc(source: str) -> None:
     """Serve over gRPC. The port is taken before the weights are read, and nobody is let in before they are there."""
     from pal_jax.decode.serve.jetstream.rpc import GrpcServer
 
@@ -145,10 +145,10 @@ def serve_grpc() -> None:
     # The server of gRPC takes no socket, only the address of a free one, and listens at once.
     with contextlib.closing(listener):
         host, port, *_ = listener.getsockname()
-        driver = cli.faults(make_driver)
+        driver = cli.faults(make_driver, source)
     server = cli.faults(GrpcServer, host, port, requests=SLOTS.value + LINE.value, token=token)
-    server.start(driver, NAME.value or source_or_run())
-    print(f'serving {stores.shown(source_or_run())} at {host_port(HOST.value, server.port)} (gRPC)', flush=True)
+    server.start(driver, NAME.value or source)
+    print(f'serving {stores.shown(source)} at {host_port(HOST.value, server.port)} (gRPC)', flush=True)
     stopping.wait()
     server.stop(GRACE)
     driver.close()
@@ -165,18 +165,18 @@ def check_origins(origins: Sequence[str]) -> None:
             )
 
 
-def make_http(token: str):
+def make_http(source: str, token: str):
     """The HTTP application, with its model loaded, its common programs compiled and its driver running."""
-    model, decoder = open_decoder()
+    model, decoder = open_decoder(source)
     guard, interview, tokenizer = make_guard(), make_interview(), decoder.tokenizer
     decoder.load(with_adapters(model.load(decoder.param_shardings), decoder.cfg))
-    driver, preset = Driver(decoder, line=LINE.value), chat_preset(source_or_run())
+    driver, preset = Driver(decoder, line=LINE.value), chat_preset(source)
     # As many tokens as a first message and its frame.
     hello = len(tokenizer.encode(preset.system)) + 40
     # The second goes on from the first, as the next turn does.
     for length in (hello, hello + 40):
         warm_up(driver, length, preset.sampling)
-    name, origins = NAME.value or source_or_run(), CORS_ORIGINS.value
+    name, origins = NAME.value or source, CORS_ORIGINS.value
     preset = preset._replace(asks=interview is not None)
     routes = make_routes(interview) if interview else None
     return make_app(
@@ -237,7 +237,7 @@ def with_adapters(params: Params, cfg: ModelConfig) -> Params:
     return soups.stack(params, adapters, kind) if adapters else params
 
 
-def make_driver() -> Driver:
+def make_driver(source: str) -> Driver:
     """The driver of the gRPC server, with its model loaded. Raises ValueError for flags of HTTP alone."""
     if ADAPTERS.value:
         raise ValueError('--adapters are mixed by the HTTP server alone; leave out --driver=jetstream')
@@ -247,14 +247,14 @@ def make_driver() -> Driver:
         raise ValueError('--moderation is of the HTTP server alone; leave out --driver=jetstream')
     if ASKING.value:
         raise ValueError('--asking is of the HTTP server alone; leave out --driver=jetstream')
-    model, decoder = open_decoder()
+    model, decoder = open_decoder(source)
     decoder.load(model.load(decoder.param_shardings))
     return Driver(decoder, line=LINE.value)
 
 
-def open_decoder() -> tuple[Source, LocalDecoder]:
+def open_decoder(source: str) -> tuple[Source, LocalDecoder]:
     """The model, and a decoder of it as the flags say, without weights yet."""
-    model, cfg, tokenizer, mesh = open_model(source_or_run(), DTYPE.value, MAX_LEN.value)
+    model, cfg, tokenizer, mesh = open_model(source, DTYPE.value, MAX_LEN.value)
     check_eight_bits('--int8', INT8.value, mesh)
     if EXACT.value:
         check_exact(cfg, mesh, '--exact', int8=INT8.value)

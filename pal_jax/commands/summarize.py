@@ -4,7 +4,7 @@
   pal-jax summarize --source=runs/plus --history=histories.jsonl --summary='Liked: Cats sleep'
 
 Options:
-  --source=FOLDER           the run, with the last checkpoint of its summariser and its reward model
+  --source=FOLDER           the run, whose last checkpoint is read; --workdir=FOLDER is the same
   --history=FILE            a person a line, as for training (pal_jax/data/histories.py); only `context` must be there
   --summary=TEXT            your words in place of the model's, for everyone in the file
 

@@ -148,7 +148,7 @@ from pal_jax.run.settings import to_dict
 from pal_jax.commands import serve
 from pal_jax.run.settings import to_dict
 
-def make_driver():
+def make_driver(source):
     place = '127.0.0.1', serve.PORT.value
     for act in (lambda: socket.create_connection(place, 5), lambda: socket.socket().bind(place)):
         try:
