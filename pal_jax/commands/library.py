@@ -17,10 +17,12 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +33,24 @@ from pal_jax.judges.local_model import LocalModel
 from pal_jax.models.files import sources
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal.reward import open_pal
-from pal_jax.run import devices, loop, own
+from pal_jax.run import devices, loop, named_files, own, verdict
 from pal_jax.run.config_files import settings_of
 from pal_jax.run.faults import Fault, faults
-from pal_jax.run.files import at_home, write_whole
+from pal_jax.run.files import at_home, short_repr, write_whole
 from pal_jax.run.metrics import EVALS, METRICS, plain, read_records
 from pal_jax.run.recipe import Context
 from pal_jax.run.runs import read_settings
+from pal_jax.run.settings import Run
 from pal_jax.run.shipped import config_path
 from pal_jax.run.trained import open_run
-from pal_jax.run.workdir import run_folder
+from pal_jax.run.workdir import REPORT, read_run, run_folder
 from pal_jax.scoring import open_scorer
 from pal_jax.types import Chat, Sampling
 
 # A reward takes prompts, completions and further columns, and gives a number for each answer.
 Reward = Callable[..., Sequence[float | None]]
+# A callback takes the number of a step and its figures.
+Callback = Callable[[int, dict[str, Any]], Any]
 SLOTS = 16  # answers that a trained model decodes at once
 
 
@@ -54,6 +59,20 @@ class CompletedRun:
     """A run that is finished, or was stopped by a signal, in its folder."""
 
     folder: Path
+
+    def __repr__(self) -> str:
+        recipe, steps = read_run(self.folder)['recipe'], len(self.metrics)
+        return f'<CompletedRun of {recipe}, steps: {steps}, folder: {self.folder}, verdict: {self.verdict or None}>'
+
+    @property
+    def report(self) -> Path:
+        """The page with all figures of the run."""
+        return self.folder / REPORT
+
+    @property
+    def verdict(self) -> str:
+        """The sentence of the console on whether the run learnt; '' where it has no figure that tells of learning."""
+        return verdict.verdict_line(self.folder).strip()
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -93,8 +112,9 @@ def train(
     changes: Mapping[str, Any] | None = None,
     *,
     reward: Reward | Sequence[Reward] = (),
+    callback: Callback | None = None,
     workdir: str | os.PathLike[str] | None = None,
-    changed: Sequence[str] = (),
+    changed: str | Sequence[str] = (),
 ) -> CompletedRun:
     """Train, or go on where the run stopped.
 
@@ -102,12 +122,14 @@ def train(
       config: the name of a config of the package or a config file, with `:variant` behind it, such as 'rl:smoke'.
       changes: values by the keys of the config, with dots, such as `{'ppo.kl_coef': 0.1}`. A key that takes
         FILE.py:NAME takes a function or a class of this program as well, as in `{'rl.game': MyGame}`. A key that takes
-        a file of rows takes the rows, as a list of dictionaries, a pandas table or a `datasets.Dataset`; the run's
-        folder keeps them.
+        a file of rows takes the rows, as dictionaries, a pandas table or a `datasets.Dataset`; the run's folder keeps
+        them.
       reward: functions of this program that pay answers, for methods with `reward.function`.
+      callback: a function that is called after each step with its number and its figures, those of metrics.jsonl. An
+        exception in it ends the run after a checkpoint, and `train` raises it.
       workdir: the folder of the run, by default runs/<config>.
-      changed: keys of own functions that have changed since the run began, such as 'reward.function'; it goes on with
-        what they are now.
+      changed: a key of an own function that has changed since the run began, such as 'reward.function', or several; the
+        run goes on with what they are now.
 
     Raises:
       ValueError: an input is wrong.
@@ -117,28 +139,30 @@ def train(
     paying = _by_name(reward)
     if changes is not None and not isinstance(changes, Mapping):
         raise ValueError(f"changes is a {type(changes).__name__}; give a dictionary of keys, such as {{'data': rows}}")
-    changes = dict(changes or {})
+    changes, failures = dict(changes or {}), list[Exception]()
     functions = _by_name([*paying.values(), *(part for value in changes.values() for part in _callables(value))])
     # The folder is named after config and variant.
     name = config.replace(':', '-').rpartition('/')[2].replace('.py', '')
-    with _errors(), own.given(functions):
+    # A file of rows is named after its content, so that other rows have another file.
+    files: dict[str, Path] = {}
+    with _errors(files), own.given(functions):
+        _check_callback(callback)
         folder, path = Path(at_home(os.fspath(workdir or Path('runs') / name))), config_path(config)
-        if paying and not hasattr(getattr(settings_of(path, ()), 'reward', None), 'function'):
+        defaults = settings_of(path, ())
+        if paying and not hasattr(getattr(defaults, 'reward', None), 'function'):
             raise ValueError(f'reward=: {config} has no key reward.function, so no function can pay its answers')
-        rows = {key: lines for key, value in changes.items() if (lines := _lines(key, value))}
-        # A file is named after its content, so that other rows have another file.
-        files = {
-            key: folder / 'rows' / f'{key}-{hashlib.sha256(lines.encode()).hexdigest()[:12]}.jsonl'
-            for key, lines in rows.items()
-        }
-        texts = {key: str(files[key]) if key in files else _text(value) for key, value in changes.items()}
-        if paying:
-            texts['reward.function'] = ','.join(map(_text, paying.values()))
-        settings = settings_of(path, tuple(f'{key}={text}' for key, text in texts.items()))
+        rows = {key: lines for key, value in changes.items() if (lines := _lines(key, value, _default(defaults, key)))}
+        for key, lines in rows.items():
+            files[key] = folder / 'rows' / f'{key}-{hashlib.sha256(lines.encode()).hexdigest()[:12]}.jsonl'
+        settings = settings_of(path, _changes_of(changes, paying, defaults, files))
         for key, file in files.items():
             faults(_write, file, rows[key])
-        if loop.train_all(settings, folder, name=config, changed=changed):
-            raise KeyboardInterrupt(f'{folder} was stopped; the same call goes on')
+        keys = [changed] if isinstance(changed, str) else changed
+        stopped = loop.train_all(settings, folder, name=config, changed=keys, stops=_stops(callback, failures))
+    if failures:
+        raise failures[0]
+    if stopped:
+        raise KeyboardInterrupt(f'{folder} was stopped; the same call goes on')
     return CompletedRun(folder)
 
 
@@ -151,7 +175,7 @@ def evaluate(
     Raises:
       ValueError: the folder is not that of a run, or has no such checkpoint.
     """
-    with _errors(), own.given(_by_name(reward)):
+    with _errors({}), own.given(_by_name(reward)):
         workdir = run_folder(workdir)
         at, evaluation = loop.evaluate_checkpoint(read_settings(workdir), Path(workdir), step)
     return {'step': at, **evaluation.record}
@@ -171,7 +195,7 @@ def score(
     """
     if not isinstance(person, Mapping):
         return open_scorer(source, person)(records)
-    with _file_of(json.dumps(plain(person))) as file:
+    with _file_of(json.dumps(plain(person))) as file, _errors({'person': file}):
         scorer = open_scorer(source, file)
     return scorer(records)
 
@@ -194,8 +218,11 @@ def personalize(source: str | os.PathLike[str], choices: Any, *, split: int | No
         raise ValueError(
             f'choices is a {type(choices).__name__}; give a file, a list of dictionaries or a pandas table'
         )
-    with _file_of(rows) if rows else contextlib.nullcontext(choices) as file:
-        choices_of_person = pal_person.read_choices(run, os.fspath(file))
+    if not rows:
+        choices_of_person = pal_person.read_choices(run, os.fspath(choices))
+    else:
+        with _file_of(rows) as file, _errors({'choices': file}):
+            choices_of_person = pal_person.read_choices(run, str(file))
     return pal_person.to_record(run, choices_of_person, pal_person.fit(run, choices_of_person))
 
 
@@ -210,28 +237,105 @@ def _by_name(reward: Reward | Sequence[Reward]) -> dict[str, Reward]:
     return by_name
 
 
-def _lines(key: str, value: Any) -> str:
+def _lines(key: str, value: Any, default: Any = '') -> str:
     """The rows of data that a value of a change is, as lines of JSON; '' where the value is something else.
 
+    `default` is the value of the key in the config.
+
     Raises:
-      ValueError: there are no rows, or JSON does not hold a value of them.
+      ValueError: as `_rows`, a row is no dictionary, or JSON does not hold a value of it.
     """
-    rows = value
+    lines = []
+    for number, row in enumerate(_rows(key, value, isinstance(default, str)) or (), 1):
+        if not isinstance(row, Mapping):
+            raise ValueError(
+                f"{key}, row {number}: {short_repr(row)} is no row; give a dictionary, such as {{'prompt': 'Hello'}}"
+            )
+        try:
+            lines.append(json.dumps(plain(row)) + '\n')
+        except TypeError as error:
+            raise ValueError(f'{key}, row {number}: {error}; rows are written as JSON') from None
+    return ''.join(lines)
+
+
+def _rows(key: str, value: Any, is_text: bool) -> Sequence[Any] | None:
+    """The rows that a value of a change is, None where the value is something else.
+
+    With `is_text` the key's value is a text in the config, so that a list or a mapping is of rows or wrong.
+
+    Raises:
+      ValueError: there are no rows, or the value holds rows in another way.
+    """
+    rows = None
     if hasattr(value, 'iterrows'):
         if not value.columns.is_unique:
             raise ValueError(f'{key}: two columns of the table have one name; rename or drop one')
-        # A table of pandas has NaN for what is missing, which JSON lacks.
+        # A table of pandas has several values for what is missing, which JSON lacks.
         rows = value.astype(object).where(value.notna(), None).to_dict('records')
     elif hasattr(value, 'to_list'):
         rows = value.to_list()
-    if rows is not value and not rows:
+    elif isinstance(value, list | tuple):
+        is_rows = not _are_functions(value) if is_text else bool(value) and isinstance(value[0], Mapping)
+        rows = value if is_rows else None
+    elif is_text and isinstance(value, Mapping):
+        names = [repr(name) for name in value]
+        advice = f'give one of them, such as [{names[0]}]' if hasattr(value, 'num_rows') else 'give a list of rows'
+        raise ValueError(f'{key} is a {type(value).__name__} of {", ".join(names[:5]) or "nothing"}; {advice}')
+    elif is_text and isinstance(value, Iterable) and not isinstance(value, str) and not callable(value):
+        # A generator and a data set that streams give their rows once.
+        rows = list(value)
+    if rows is not None and not rows:
         raise ValueError(f'{key}: there are no rows in it')
-    if not isinstance(rows, list | tuple) or not rows or not isinstance(rows[0], Mapping):
-        return ''
+    return rows
+
+
+def _are_functions(value: Sequence[Any]) -> bool:
+    return bool(value) and all(callable(part) or own.is_own(part) for part in value)
+
+
+def _changes_of(
+    changes: Mapping[str, Any], paying: Mapping[str, Reward], defaults: Run, files: Mapping[str, Path]
+) -> tuple[str, ...]:
+    """The changes of a config as texts KEY=VALUE. Raises ValueError where a value is None or a file is not there."""
+    texts = {key: str(files.get(key) or _text(key, value, _default(defaults, key))) for key, value in changes.items()}
+    # The files of rows are not written yet.
+    if line := named_files.first_missing([f'--config.{key}={text}' for key, text in texts.items() if key not in files]):
+        raise ValueError(line)
+    if paying:
+        texts['reward.function'] = _text('reward.function', [*paying.values()], '')
+    return tuple(f'{key}={text}' for key, text in texts.items())
+
+
+def _default(settings: Run, key: str) -> Any:
+    """The value of a key with dots in settings, None where they have no such key."""
+    value: Any = settings
+    for part in key.split('.'):
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
+    return value
+
+
+def _stops(callback: Callback | None, failures: list[Exception]) -> loop.Stops:
+    """A function of a step and its figures that calls the callback and is True where that fails. `failures` takes its
+    exception, which waits until the loop has saved a checkpoint."""
+
+    def stops(step: int, figures: Mapping[str, Any]) -> bool:
+        try:
+            if callback:
+                callback(step, plain(figures))
+        except Exception as error:
+            failures.append(error)
+        return bool(failures)
+
+    return stops
+
+
+def _check_callback(callback: Any) -> None:
+    """Raise ValueError where a callback cannot be called with a step and its figures."""
     try:
-        return ''.join(json.dumps(row) + '\n' for row in rows)
+        if callback is not None:
+            inspect.signature(callback).bind(0, {})
     except TypeError as error:
-        raise ValueError(f'{key}: {error}; rows are written as JSON') from None
+        raise ValueError(f'callback={short_repr(callback)}: {error}; it is called with step, metrics') from None
 
 
 @contextlib.contextmanager
@@ -255,19 +359,43 @@ def _callables(value: Any) -> list[Any]:
     return [part for part in (value if isinstance(value, list | tuple) else [value]) if callable(part)]
 
 
-def _text(value: Any) -> str:
-    """A value of a change as the text of a config, in which functions and classes have their names."""
+def _text(key: str, value: Any, default: Any) -> str:
+    """A value of a change as the text of a config, in which functions and classes have their names.
+
+    `default` is the value of the key in the config; where it is a text, several functions have commas between them.
+    """
+    if value is None:
+        raise ValueError(f'{key} is None; leave it out, or give a value')
     if isinstance(value, list | tuple):
-        return str(tuple(_text(part) if callable(part) else part for part in value))
+        parts = tuple(_text(key, part, default) if callable(part) else part for part in value)
+        return ','.join(parts) if isinstance(default, str) else str(parts)
     return f'{own.PYTHON}{own.name_of(value)}' if callable(value) else str(value)
 
 
 @contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """A block whose faults are errors of Python again."""
+def _errors(files: Mapping[str, Path]) -> Iterator[None]:
+    """A block whose faults are errors of Python again, in the words of Python.
+
+    `files` has the files that rows of this program stand in, by the key or argument that the rows were given for.
+    """
     try:
         yield
-    except Fault as fault:
+    except (Fault, ValueError, RuntimeError) as error:
         # A fault of code 2 is a wrong input.
-        kind = ValueError if fault.code == 2 else RuntimeError
-        raise kind(str(fault)) from fault.__cause__
+        wrong = error.code == 2 if isinstance(error, Fault) else isinstance(error, ValueError)
+        line = _in_python(str(error), files)
+        if line == str(error) and not isinstance(error, Fault):
+            raise
+        raise (ValueError if wrong else RuntimeError)(line) from error.__cause__
+
+
+def _in_python(line: str, files: Mapping[str, Path]) -> str:
+    """An error of a command in the words of Python: arguments in place of flags, and rows in place of their files."""
+    for key, file in files.items():
+        rows = re.escape(str(file.parent / key)) + r'-\w{12}\.jsonl'
+        line = re.sub(f"'{rows}' -> '{rows}'", 'it has other rows', line)
+        name = rf"(?:{re.escape(key)}=)?'?(?:{re.escape(str(file.absolute()))}|{re.escape(str(file))})'?"
+        line = re.sub(rf'{name}, (?:line|record) (\d+)', rf'{key}, row \1', line)
+        line = re.sub(r'\(also lines? ', '(also rows ', re.sub(name, key, line))
+    line = re.sub(r"'python:(\w+)'", r'\1', line)
+    return re.sub(r'--(?:config\.|(?=workdir\b|config\b|changed\b))', '', line)

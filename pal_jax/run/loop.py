@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -30,10 +31,17 @@ from pal_jax.run.workdir import REPORT, held
 
 Show = Callable[[Iterable[Mapping[str, Any]]], None]
 Log = Callable[[str], None]
+# A function that is called after each step with its number and its figures. The run stops where it returns True.
+Stops = Callable[[int, Mapping[str, Any]], bool]
 
 
 def train_all(
-    settings: Run, workdir: Path, place: Place | None = None, name: str = '', changed: Collection[str] = ()
+    settings: Run,
+    workdir: Path,
+    place: Place | None = None,
+    name: str = '',
+    changed: Collection[str] = (),
+    stops: Stops = lambda i, figures: False,
 ) -> int:
     """Train the stages of a run that are not finished, in a process at its place among several.
 
@@ -58,7 +66,7 @@ def train_all(
         faults(initialize, stage.settings, stage.folder, place)
         with contextlib.ExitStack() as stack:
             faults(stack.enter_context, held(stage.folder))
-            status = train(stage.settings, stage.folder, name, changed)
+            status = train(stage.settings, stage.folder, name, changed, stops)
             # A stage also writes beside its folder.
             processes.share(stage.folder.parent if stage.settings.part_of else stage.folder)
             if status:
@@ -72,10 +80,13 @@ def train_all(
     return 0
 
 
-def train(settings: Run, workdir: Path, name: str = '', changed: Collection[str] = ()) -> int:
+def train(
+    settings: Run, workdir: Path, name: str = '', changed: Collection[str] = (),
+    stops: Stops = lambda i, figures: False,
+) -> int:  # fmt: skip
     """Train one run, or one stage of a run, of the config `name`.
 
-    The result is 0, or the exit status where a signal stopped the run. `changed` is as in `train_all`.
+    The result is 0, or the exit status where a signal or `stops` stopped the run. `changed` is as in `train_all`.
     """
     progress, rollouts, notes = Progress(), [], []
     # An export that could not be written is told before the training.
@@ -86,14 +97,14 @@ def train(settings: Run, workdir: Path, name: str = '', changed: Collection[str]
     checkpoints = faults(checkpoint.Checkpoints, workdir, plan.abstract, keep=keep, log=progress.log)
     restored = faults(checkpoints.restore)
     if restored and restored[2] >= plan.total_steps and (workdir / REPORT).exists():
-        progress.log(f'{workdir} is finished: {workdir / REPORT}; a larger --config.total_steps goes on')
+        progress.log(f'{workdir} is finished: {workdir / REPORT}; a larger total_steps goes on')
         return 0
     title = workdir.name if settings.part_of else settings.recipe
     progress.announce(title, plan.phases or {'': plan.total_steps}, plan.evaluations, notes)
     with StopListener(progress.log) as stopping:
         try:
             stopped = faults(
-                run, settings, workdir, recipe, progress, checkpoints, restored, stopping, rollouts, notes, name
+                run, settings, workdir, recipe, progress, checkpoints, restored, stopping, rollouts, notes, name, stops
             )
         except Fault:
             # Several processes would wait here for one that has no fault.
@@ -140,6 +151,7 @@ def initialize(settings: Run, workdir: Path, place: Place | None) -> None:
 def run(
     settings: Run, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored, stopping: StopListener,
     rollouts: list[Mapping[str, Any]], notes: Iterable[str] = (), name: str = '',
+    stops: Stops = lambda i, figures: False,
 ) -> int:  # fmt: skip
     """Make the steps that remain, then the report and the exports. The result is the signal that came, or 0."""
     plan = recipe.plan
@@ -179,7 +191,9 @@ def run(
             every = settings.checkpoint.every
             # A checkpoint is due where a multiple of `every` lies between this step and the next.
             due = following // every > i // every or following == plan.total_steps
-            stop, late = agree(stopping.wish, time.monotonic() - saved > 60 * settings.checkpoint.minutes)
+            # A run that `stops` ends saves and ends as one that a signal stops.
+            wish = signal.SIGTERM if stops(i, {'phase': phase, **metrics, **seconds}) else stopping.wish
+            stop, late = agree(wish, time.monotonic() - saved > 60 * settings.checkpoint.minutes)
             if due or late or stop:
                 with progress.phase('save'):
                     # A resumed run does not write the steps before its checkpoint again.

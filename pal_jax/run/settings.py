@@ -247,7 +247,7 @@ def _read_section(kind: type, value: Any, key: str) -> Any:
     if isinstance(value, kind):
         return value
     if not isinstance(value, Mapping):
-        raise ValueError(f'{key}={value!r} must be a section, with the keys of {kind.__name__}')
+        raise ValueError(f'{key}={value!r} must be a section; give its keys, such as {key}.{keys_of(kind)[0]}')
     return parse(kind, value, at=f'{key}.')
 
 
