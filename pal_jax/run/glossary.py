@@ -47,6 +47,15 @@ class Rivals(NamedTuple):
     leads: Mapping[str, tuple[str, str]]
 
 
+class Question(NamedTuple):
+    """The question that a verdict by a level answers, its answers where it is not yes, and the reason for the worse."""
+
+    words: str = 'Did it learn?'
+    unclear: str = 'Not beyond noise'
+    worse: str = 'No, it is worse than without learning'
+    reason: str = ''
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Words:
     """Words of figures, by their names: those of a method, those of all methods, or both together."""
@@ -71,7 +80,7 @@ class Words:
     # Another figure that has to be told of a change, with its sign and its words.
     beside: Mapping[str, tuple[str, float, str]] = dataclasses.field(default_factory=dict)
     # The questions that a verdict by a level answers, where they are not whether a run has learnt.
-    questions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    questions: Mapping[str, Question] = dataclasses.field(default_factory=dict)
     # The baselines that a verdict by a level tells of.
     rivals: Mapping[str, Rivals] = dataclasses.field(default_factory=dict)
     # What would tell more of a difference that is not beyond noise, where it is not more steps or seeds.

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from pal_jax.run import intervals
 from pal_jax.run.forecast import counted
-from pal_jax.run.glossary import Rivals, Words, meaning, words_of
+from pal_jax.run.glossary import Question, Rivals, Words, meaning, words_of
 from pal_jax.run.intervals import Estimate
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.summary import fifths, finite_values, main_part
@@ -28,6 +28,7 @@ from pal_jax.run.workdir import read_run
 COUNTS = 'people', 'rows', 'seeds', 'prompts', 'networks', 'data_sets'  # of what an evaluation tested
 ONE = {'people': 'person'}
 YES, TOO_LITTLE, UNTESTED = 'Yes', 'Too little to tell', 'Not tested'
+UNCLEAR, WORSE = 'Not beyond noise', 'No, it became worse'
 BEFORE, WITHOUT, LIMIT = 'before training', 'without learning', 'the limit'
 
 Record = Mapping[str, Any]
@@ -40,7 +41,7 @@ class RunVerdict(NamedTuple):
     answer: str
     sentence: str
     basis: str
-    question: str = 'Did it learn?'
+    question: str = Question().words
     units: str = 'people, prompts or rows'
 
 
@@ -150,7 +151,6 @@ def _learning(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> 
     for key in words.levels:
         if known(after, key):
             verdict = _level(key, before, after, words)
-            verdict = verdict._replace(question=words.questions.get(key, verdict.question))
             return verdict._replace(units=_units(after))
     for key in words.changes:
         measured = f'{key}_se' in after or (key in words.shares and test_size(after))
@@ -227,14 +227,20 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     if earlier is not None:
         sentence += f', and before training it was {earlier:.3f}'
     basis = 'The last evaluation' + (' beside the one before training' if claim.against == BEFORE else '')
-    said, of = answer(claim.gap, claim.better), f'{basis}{_of(after)}.'
+    said, of, asking = answer(claim.gap, claim.better), f'{basis}{_of(after)}.', words.questions.get(key, Question())
+    if said == UNCLEAR:
+        said = asking.unclear
+    # Where no level of before is known, it has not become anything.
+    elif said == WORSE and (key in words.questions or earlier is None):
+        said, sentence = asking.worse, f'{asking.reason}{sentence}'
     leads = _unbeaten(after, words.rivals[key]) if key in words.rivals else {}
     if not leads:
-        return RunVerdict(said, f'{sentence}.', of)
+        return RunVerdict(said, f'{sentence}.', of, asking.words)
     method, behind = words.rivals[key].own[0], 1 in {lead.place(0.0) for lead in leads.values()}
     if said == YES:
         said += f', but {method} is {"behind" if behind else "not clearly ahead of"} a baseline'
-    return RunVerdict(said, f'{sentence}. {_rivals_in_words(after, words.rivals[key], leads)}', of)
+    sentence += f'. {_rivals_in_words(after, words.rivals[key], leads)}'
+    return RunVerdict(said, sentence, of, asking.words)
 
 
 def _unbeaten(record: Record, rivals: Rivals) -> dict[str, Estimate]:
@@ -265,10 +271,7 @@ def _better(sign: float, after: Record) -> float:
 def _evaluated(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     claim = _changed(key, words.changes[key], before, after, words)
     sentence = f'the {claim.said} {moved(before[key], after[key])}'
-    basis = (
-        f'Evaluations "{before["stage"]}" and "{after["stage"]}"{_of(after)}. The interval treats them as independent, '
-        'so it is rather too wide.'
-    )
+    basis = f'Evaluations "{before["stage"]}" and "{after["stage"]}"{_of(after)}.'
     sentence += f': {claim.gap.value:+.3f}{between(claim.gap)}'
     other, _, said = words.beside.get(key, ('', 0.0, ''))
     if known(before, other) and known(after, other):
@@ -292,8 +295,8 @@ def answer(gap: Estimate, better: float = 1.0) -> str:
     if place is None:
         return TOO_LITTLE
     if not place:
-        return 'Not beyond noise'
-    return YES if place * better > 0 else 'No, it became worse'
+        return UNCLEAR
+    return YES if place * better > 0 else WORSE
 
 
 def between(figure: Estimate) -> str:

@@ -123,9 +123,12 @@ def test_attacks_that_succeed_less_often_are_a_better_defender(final, learner, a
 
 
 def test_methods_that_compare_in_one_evaluation():
+    steps_of_pal = steps([0.5] * 4, 'accuracy', 'pal')
     gained = evaluation(4, 'final', seen_gain=0.04, seen_gain_se=0.03)
-    found = judge(steps([0.5] * 4, 'accuracy', 'pal'), [gained], 'personal.pal')
-    assert found and found.answer == 'Not beyond noise'
+    found = judge(steps_of_pal, [gained], 'personal.pal')
+    assert found and (found.question, found.answer) == ('Do people differ?', 'Not shown')
+    found = judge(steps_of_pal, [gained | {'seen_gain': -0.09}], 'personal.pal')
+    assert found and found.answer == 'No' and found.sentence.startswith('one model for all predicts new choices better')
     won = evaluation(4, 'final', winrate_psoups=0.63, winrate_psoups_se=0.015)
     found = judge([{'step': 0, 'phase': 'evaluate', 'answers': 3.0}], [won], 'psoups')
     assert found and found.answer == 'Yes'
@@ -133,7 +136,7 @@ def test_methods_that_compare_in_one_evaluation():
 
 @pytest.mark.parametrize(('gain', 'lead', 'answer'), [
     (0.1, (-0.05, -0.01), 'Yes'), (0.1, (-0.05, 0.01), 'Yes, but PAL is not clearly ahead of a baseline'),
-    (0.1, (0.01, 0.05), 'Yes, but PAL is behind a baseline'), (0.0, (0.01, 0.05), 'Not beyond noise'),
+    (0.1, (0.01, 0.05), 'Yes, but PAL is behind a baseline'), (0.0, (0.01, 0.05), 'Not shown'),
 ])  # fmt: skip
 def test_baselines_that_do_as_well_are_part_of_the_verdict(gain, lead, answer):
     figures = {'seen_gain': gain, 'seen_gain_interval': [gain, gain], 'people': 30}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, Words
+from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, Question, Words
 
 WORDS = Words(
     uses={
@@ -45,7 +45,7 @@ WORDS = Words(
             0.0,
         )
     },
-    questions={'saved_to_least': 'Are its schedules shorter than greedy ones?'},
+    questions={'saved_to_least': Question('Are its schedules shorter than greedy ones?', worse='No')},
     steps={
         'allreduce_trees': 'the policy of trees learns, that of transfers stays',
         'allreduce_transfers': 'the policy of transfers learns, that of trees stays',

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pal_jax.run.glossary import MACHINE, OPTIMISED, Words
+from pal_jax.run.glossary import MACHINE, OPTIMISED, Question, Words
 
 TEAMS = {  # who flies the cameras, and what pays them
     'standing': 'fixed formation',
@@ -43,5 +43,5 @@ WORDS = Words(
         'error_to_shared': ('the error with contributions over that with a shared reward', 1.0),
     },
     less=('error_to_tracking', 'error_to_shared'),
-    questions={'error_to_tracking': 'Are its cameras better than fixed ones?'},
+    questions={'error_to_tracking': Question('Are its cameras better than fixed ones?', worse='No')},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, Rivals, Words
+from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, Question, Rivals, Words
 
 MODELS = {  # what PAL is compared with
     'shared': 'one model for all (K = 1)',
@@ -103,7 +103,15 @@ WORDS = Words(
             0.0,
         ),
     },
-    questions={'seen_gain': 'Do people differ?', 'best_gain': 'Does a method know the person?'},
+    questions={
+        'seen_gain': Question(
+            'Do people differ?',
+            'Not shown',
+            'No',
+            'one model for all predicts new choices better than PAL, so these data do not show that people differ; ',
+        ),
+        'best_gain': Question('Does a method know the person?', 'Not shown'),
+    },
     rivals={
         'seen_gain': Rivals(
             ('PAL', 'seen_pal'), {f'seen_lead_{name}': (MODELS[name], f'seen_{name}') for name in BASELINES}
