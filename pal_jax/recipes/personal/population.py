@@ -21,9 +21,11 @@ from pal_jax.recipes.personal.interface import Unfit, without_rows
 from pal_jax.recipes.personal.judged import JudgedPairs, alike, by_person, figures, gain, judge, temperature, together
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
 from pal_jax.recipes.personal.panel import (
+    PADDING,
     Judged,
     Newcomers,
     Trial,
+    for_everybody,
     new_margins,
     newcomers,
     population,
@@ -208,14 +210,16 @@ def evaluate(
 
     `log` takes a line on those of them that cannot be fitted.
     """
-    shown = compare(panel, state, measure(panel, state), others)
+    results = measure(panel, state)
+    shown = compare(panel, state, results, others)
     if shown.unfit:
         log(without_rows(shown.unfit).strip())
     record, chosen = make_record(shown), shown.true_chosen
     models = [_split_model(panel, state, chosen, r) for r in range(len(chosen))]
     model = models[shown_split(chosen)]
     wants = _wants(models, model.split, differ=intervals.from_record(record, 'seen_gain').place(0.0) == 1)
-    files = {portrait.PEOPLE: portrait.table_of_people(model, wants and wants.effects)}
+    kept_out = _kept_out(panel, state, model, results.new)
+    files = {portrait.PEOPLE: portrait.table_of_people(model, kept_out)}
     return Evaluation(record, exhibits=make_exhibits(panel, shown, model, wants), files=files)
 
 
@@ -409,6 +413,20 @@ def _split_model(panel: Panel, states: States, chosen: Sequence[int], r: int) ->
     params, names = jax.tree.map(lambda x: x[r], state.params), [data.names[u] for u in seen]
     everybody, data = len(np.unique(data.users)), data._replace(**sides)
     return portrait.SplitModel(r, chosen, pal, params, names, everybody, mixtures, data, panel.scale)
+
+
+def _kept_out(panel: Panel, states: States, model: portrait.SplitModel, new: Newcomers) -> portrait.SplitModel:
+    """The model with the new people of its split in place of those whom it was trained on, each by all known choices of
+    the person."""
+    name, r = f'K={model.chosen[model.split]}', model.split
+    data, state, learner = panel.seen_by(name), states[name], panel.learners[name]
+    # A model with a decoder of its own reads the same new people by its own vectors.
+    new = new if data is panel.data else newcomers(data, panel.trials)
+    known = (new.rank < PADDING).astype(np.float32)
+    z = learner.fit(state.params, new.fit, known, for_everybody(panel.prior(state), new.fit.people))
+    people = new.people[r]
+    mixtures = np.asarray(ideal_point.weights(learner.pal, z[r][: len(people)]))
+    return model._replace(names=[data.names[u] for u in people], mixtures=mixtures)
 
 
 def _wants(models: Sequence[portrait.SplitModel], split: int, *, differ: bool) -> portrait.Wants | None:

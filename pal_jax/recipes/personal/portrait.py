@@ -176,11 +176,16 @@ def exhibit_prototypes(model: SplitModel) -> list[Exhibit]:
     ]
 
 
+def has_effects(data: Comparisons) -> bool:
+    """True where the items are no texts, and have few enough attributes to be read."""
+    return not data.texts and len(data.attributes) <= SHOWN_ATTRIBUTES
+
+
 def effects_on_people(model: SplitModel) -> np.ndarray | None:
     """The effects `[E, H]` of attributes on the reward of each of the first people, as the model sees them; None where
     the items are texts, or have too many attributes to be read."""
     data = model.data
-    if data.texts or len(data.attributes) > SHOWN_ATTRIBUTES:
+    if not has_effects(data):
         return None
     index, _ = shown_items(data)
     items, prompt = data.chosen[index], None if data.prompt is None else data.prompt[index]
@@ -191,17 +196,20 @@ def effects_on_people(model: SplitModel) -> np.ndarray | None:
     return np.concatenate(effects)[person.reshape(-1)]
 
 
-def table_of_people(model: SplitModel, effects: np.ndarray | None) -> str:
-    """The people as CSV: `participant`, `weight_<prototype>`, and `effect_<attribute>` of one unit where there are
-    `effects` `[E, H]` of the first E people; those of others are empty."""
-    columns = {f'weight_{k + 1}': weights for k, weights in enumerate(model.mixtures.T)}
-    if effects is not None:
-        by_attribute = zip(model.data.attributes, _in_own_units(model, effects).T, strict=True)
-        columns |= {f'effect_{name}': effect for name, effect in by_attribute}
-    cells = ([f'{x:.6g}' for x in column] for column in columns.values())
-    rows = itertools.zip_longest(model.names, *cells, fillvalue='')
+def table_of_people(model: SplitModel, kept_out: SplitModel) -> str:
+    """The people as CSV: `participant`, `kept_out` (1 for the people of `kept_out`, whom the model was not trained on),
+    `weight_<prototype>`, and `effect_<attribute>` of one unit, which is empty for people without effects."""
+    head, rows = ['participant', 'kept_out', *(f'weight_{k + 1}' for k in range(model.mixtures.shape[1]))], []
+    if has_effects(model.data):
+        head += [f'effect_{name}' for name in model.data.attributes]
+    for number, part in enumerate((model, kept_out)):
+        effects = effects_on_people(part) if len(part.names) else None
+        shown = () if effects is None else _in_own_units(part, effects)
+        for name, weights, effect in itertools.zip_longest(part.names, part.mixtures, shown, fillvalue=()):
+            cells = [str(name), str(number), *(f'{x:.6g}' for x in (*weights, *effect))]
+            rows.append(cells + [''] * (len(head) - len(cells)))
     file = io.StringIO()
-    csv.writer(file, lineterminator='\n').writerows([['participant', *columns], *rows])
+    csv.writer(file, lineterminator='\n').writerows([head, *rows])
     return file.getvalue()
 
 

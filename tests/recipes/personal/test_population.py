@@ -60,16 +60,18 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
     assert 'From the 3 of 6 people whom split 1 was trained on (--split=1; the splits chose K = 2, 2' in shown.text
     shown = portrait.exhibit_wants(model, portrait.Wants(effects, means[:1], False))
     assert shown.table[1] == ['a', '+0.133', '–', '+0.27'] and portrait.NO_SPREAD in shown.text and not shown.picture
-    table = portrait.table_of_people(model, effects)
-    assert table.splitlines()[:2] == ['participant,weight_1,weight_2,effect_a,effect_b', 'p0,1,0,0.5,0.5']
+    table = portrait.table_of_people(model, model._replace(names=['q'], mixtures=model.mixtures[:1]))
+    head, first, *_, last = table.splitlines()
+    assert head == 'participant,kept_out,weight_1,weight_2,effect_a,effect_b'
+    assert (first, last) == ('p0,0,1,0,0.5,0.5', 'q,1,1,0,0.5,0.5')
     assert portrait.without_person(table, 'p1').count('p') == table.count('p') - 1
 
 
 def test_of_very_many_people_the_first_have_effects(monkeypatch):
     monkeypatch.setattr(portrait, 'SHOWN_PEOPLE', 2)
     model = split_model(np.array([[1.0, 0.0], [0.75, 0.25], [0.0, 1.0]], np.float32))
-    table = portrait.table_of_people(model, portrait.effects_on_people(model))
-    assert table.splitlines()[1:] == ['p0,1,0,1,0.5', 'p1,0.75,0.25,0.5,0.5', 'p2,0,1,,']
+    table = portrait.table_of_people(model, model._replace(names=[], mixtures=model.mixtures[:0]))
+    assert table.splitlines()[1:] == ['p0,0,1,0,1,0.5', 'p1,0,0.75,0.25,0.5,0.5', 'p2,0,0,1,,']
 
 
 def test_one_model_for_all_shows_no_differences_and_says_so():

@@ -109,7 +109,7 @@ def _without(people: Path, name: str) -> str | None:
     if not people.exists():
         return None
     text = files.read_text(people)
-    if not text.startswith('participant,weight_1'):
+    if not text.startswith('participant,'):
         raise ValueError(f'{people} was changed by another program; delete or move it, and give the command again')
     return portrait.without_person(text, name)
 

@@ -110,10 +110,12 @@ def test_what_each_person_wants_is_a_table_for_other_programs(trained):
     recipe, state, *_, evaluation = trained
     rows = list(csv.DictReader(evaluation.files['people.csv'].splitlines()))
     seen = np.flatnonzero(np.asarray(state['K=2'].users.updates)[0])
-    assert [row['participant'] for row in rows] == [recipe.panel.data.names[u] for u in seen]
-    weights = np.array([[float(row[f'weight_{k}']) for k in (1, 2)] for row in rows])
+    everybody, known = rows, [row for row in rows if row['kept_out'] == '0']
+    assert sorted(row['participant'] for row in everybody) == sorted(recipe.panel.data.names)
+    assert [row['participant'] for row in known] == [recipe.panel.data.names[u] for u in seen]
+    weights = np.array([[float(row[f'weight_{k}']) for k in (1, 2)] for row in everybody])
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-5)
-    effects = np.array([float(row['effect_x0']) for row in rows])  # the half of the people wants the opposite
+    effects = np.array([float(row['effect_x0']) for row in known])  # the half of the people wants the opposite
     _, x0, _ = next(each.table for each in evaluation.exhibits if each.title == 'What people want')
     assert 0.3 < (effects > 0).mean() < 0.7 and x0[4] == f'{(effects > 0).mean():.0%}'
     assert x0[3] == f'{effects.std():.3g}' and '±' in x0[1] and ' to ' in x0[2]
