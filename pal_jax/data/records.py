@@ -452,18 +452,28 @@ def _first(error: Exception) -> str:
 
 
 def _hub(source: str) -> Iterator[Row]:
-    parts = re.fullmatch(r'hf:([^/]+/[^/]+)/(.+)', source)
-    if not parts:
-        raise ValueError(f'{source} names no file; give hf:owner/name/path, such as hf:me/choices/data/train.parquet')
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError
+    if not (parts := re.fullmatch(r'hf:([^/]+/[^/]+)/(.+)', source)):
+        raise ValueError(f'{source} names no file; give hf:owner/name/path, such as {_on_hub(source[3:].strip("/"))}')
+    from huggingface_hub import errors, hf_hub_download
 
     try:
         local = hf_hub_download(parts[1], parts[2], repo_type='dataset')
         # Messages name the source, not the copy on this machine.
         return ((place.replace(local, source), row) for place, row in rows(local))
-    except (HFValidationError, OSError) as error:
+    except (errors.HFValidationError, OSError) as error:
         raise ValueError(f'{source} cannot be had from the hub ({_first(error)}); check name and network') from None
+
+
+def _on_hub(name: str) -> str:
+    """The files with rows of a data set of the hub as sources, or an example where the hub tells none."""
+    try:
+        from huggingface_hub import list_repo_files
+
+        paths = list(map(Path, list_repo_files(name, repo_type='dataset')))
+    except Exception:  # of the client's transport, which is another library
+        paths = []
+    readable = (path for path in paths if files.format_of(path) in ('.parquet', '.jsonl', '.json', '.csv'))
+    return few_of([f'hf:{name}/{path}' for path in readable]) or 'hf:me/choices/data/train.parquet'
 
 
 def _tfds(source: str) -> Iterator[Row]:

@@ -293,7 +293,8 @@ def test_a_file_of_the_hub_is_one_of_its_data_sets(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
     assert list(records.read('hf:me/choices/data/train.jsonl')) == CHOICES
     assert asked == [('me/choices', 'data/train.jsonl', 'dataset')]
-    with pytest.raises(ValueError, match='names no file'):
+    monkeypatch.setattr(huggingface_hub, 'list_repo_files', lambda *_, **__: ['README.md', 'data/train.parquet'])
+    with pytest.raises(ValueError, match='hf:me/choices names no file.*such as hf:me/choices/data/train.parquet$'):
         list(records.read('hf:me/choices'))
 
 
