@@ -75,7 +75,7 @@ class Sampling:
       ValueError: a value out of its range.
     """
 
-    temperature: float = 1.0  # 0: greedy
+    temperature: float = 1.0  # of the draws; 0 always takes the likeliest token
     top_k: int = 0  # draw from so many likeliest tokens; 0: from all
     top_p: float = 1.0  # draw from the likeliest tokens with this probability in sum; 1: from all
     max_tokens: int = 64  # the largest number of tokens of an answer

@@ -22,44 +22,45 @@ class PPO:
       ValueError: a value is unknown or out of its range, or two values contradict each other.
     """
 
-    estimator: str = 'gae'  # a name of `objectives.advantages.ESTIMATORS`
+    estimator: str = 'gae'  # the estimator of advantages: a name of `objectives.advantages.ESTIMATORS`
     gamma: float = 1.0  # the discount from token to token
     lam: float = 0.95  # lambda of generalised advantage estimation
     clip: float = 0.2  # PPO clips the ratio to 1 - clip, 1 + clip
-    clip_high: float = 0.0  # the ratio is clipped to 1 + clip_high; 0: to 1 + clip; above clip it keeps entropy (DAPO)
-    # In units of the reward: a value further from the rollout's value, and nearer to its return, gets no gradient.
+    clip_high: float = 0.0  # the ratio's upper limit is 1 + clip_high (DAPO: above clip); 0: 1 + clip
+    # The largest change of the critic's value in a step, in units of the reward: a value that has come nearer to its
+    # return by more gets no gradient.
     value_clip: float = 0.2
-    kl_coef: float = 0.01  # weight of the KL penalty; 0: no reference is kept, and no figure tells the distance from it
+    kl_coef: float = 0.01  # weight of the KL penalty; 0: no penalty and no reference model, so the figures have no `kl`
     kl_estimator: kl_divergence.KLEstimator = 'k1'  # Schulman's estimators of the divergence from the reference
-    # The penalty is a part of the reward of each token (`rollout_of`), or a term of the loss (`ClippedSurrogate`).
+    # The place of the KL penalty: in the reward of each token, or in the loss.
     kl_in: Literal['reward', 'loss'] = 'reward'
-    kl_target: float = 0.0  # nats; adapts kl_coef when above 0
+    kl_target: float = 0.0  # above 0: kl_coef is adapted so that the KL comes to so many nats
     # The KL that is compared with kl_target: the mean of the tokens, or the mean of the samples' sums.
     kl_target_per: Literal['token', 'sample'] = 'token'
     kl_horizon: int = 10_000  # a rollout of n samples changes an adaptive kl_coef by at most 20 % * n / kl_horizon
     reward_clip: tuple[float, float] = (-10.0, 10.0)  # rewards of samples are clipped to this range
-    negative_scale: float = 1.0  # weight of negative advantages
+    negative_scale: float = 1.0  # negative advantages are multiplied by it
     std_floor: float = 0.0  # added to a group's standard deviation (group_norm): what is below it is taken for noise
-    loss_agg: losses.Aggregation | Literal[''] = ''  # '': 'constant' for dr_grpo, as it defines, else 'seq_mean'
+    loss_agg: losses.Aggregation | Literal[''] = ''  # '' is 'constant' for dr_grpo and else 'seq_mean'
     micro_train_batch_size: int = 4  # samples whose tokens loss_agg='micro_token_mean' takes the mean of
     epochs: int = 1  # passes over the samples of a step
     early_stop_kl: float = 0.0  # above 0: epochs end once approx_kl is above 1.5 times it (P-Soups' target_kl)
-    minibatches: int = 1  # updates of a pass
+    minibatches: int = 1  # updates in each pass
     micro_rows: int = 4  # rows in a device's memory at once
-    row_tokens: int = 0  # prompts share rows of so many tokens; 0: a row a prompt
+    row_tokens: int = 0  # length of a row that several prompts share, in tokens; 0: every prompt has its own row
     ptx_coef: float = 0.0  # above 0: every update also learns supervised examples, weighted by it
-    # The actor makes no step in its first optimiser steps (one for each minibatch), up to this number, so that the
-    # critic settles first.
+    # The critic alone is trained in the first updates, up to this number, so that it settles first.
     freezing_actor_steps: int = -1
-    # The log-probs that count as those of before the update. 'policy': those of the policy, computed again. 'sampler':
-    # those that the sampler drew with. The latter costs one pass less, and its ratio also corrects the difference
+    # The source of the log-probs before the update, the ratio's denominator. 'policy': the policy computes them again.
+    # 'sampler': the sampler has them from drawing, which saves a pass, and the ratio then also corrects the difference
     # between sampler and trainer.
     old_logprobs: Literal['policy', 'sampler'] = 'policy'
-    # What the loss does about the difference between the sampler and the policy before the update, a name of
-    # `objectives.corrections.CORRECTIONS`; 'none': nothing.
+    # The method (`objectives/corrections.py`) that corrects for the difference in log-probs between the sampler and
+    # the policy before the update.
     correction: Literal['none', 'tis', 'icepop', 'cispo', 'gspo'] = 'none'
-    correction_bounds: tuple[float, float] = (0.0, 0.0)  # of its ratio; two zeros: those of its paper
-    # Nats; a sample whose log-probs differ by more in the mean between sampler and policy is left out. 0: none is.
+    correction_bounds: tuple[float, float] = (0.0, 0.0)  # bounds of that method's ratio; two zeros: those of its paper
+    # A sample is left out where the log-probs of sampler and policy differ by more than so many nats in the mean; 0: no
+    # sample is.
     max_drift: float = 0.0
     temperature: float = derived(1.0)  # the temperature of the samples; log-probs are taken at it, too
     exact: bool = derived(False)  # `decode.exact`: a first minibatch whose ratios are not all 1 is an error

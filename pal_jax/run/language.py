@@ -33,17 +33,17 @@ class DecodeSettings:
     slots: int = 32  # completions sampled at once
     # The number of tokens that are made in a round trip between device and host.
     stride: int = 4
-    # The driver: local, or jetstream, which has the same tokens from a server at `address`.
+    # The place that samples: local is this process, and jetstream a server at `address`.
     driver: str = 'local'
-    # The host:port of a pal-jax serve --driver=jetstream that samples instead, or several with commas between, which
+    # With driver=jetstream: the host:port of a pal-jax serve --driver=jetstream, or several with commas between, which
     # share the prompts; see docs/serving.md.
     address: str = ''
-    reuse: bool = True  # prompts start from the parts of them that caches hold
+    reuse: bool = True  # a prompt that begins as an earlier one is not computed again from its start
     int8: bool = False  # sample with weights of eight bits
     # The sampler's log-probs are the trainer's, bit for bit, and `ppo.old_logprobs` is 'sampler'; docs/performance.md
     # says where that is shown and what it costs.
     exact: bool = False
-    # The number of decoders side by side, each on its share of devices and prompts; 0: one a process.
+    # The number of decoders, each with its share of devices and prompts; 0: one in each process.
     shares: int = 0
 
 
@@ -54,8 +54,8 @@ class RolloutSettings:
     # The number of steps before its update at which a rollout begins. Judges and users behind addresses then answer
     # while the policy is updated; see docs/training.md.
     ahead: int = 0
-    # Samples wait for the weights of their step, so a run repeats bit by bit. False: a decode server never waits, and
-    # gets every update while it samples.
+    # True: sampling waits for the weights of its step, so the same seed gives the same run bit by bit. False: a decode
+    # server never waits and takes new weights while it samples.
     lockstep: bool = True
 
 
@@ -66,16 +66,16 @@ class EndpointSettings:
     A role that is set to `local:<source>` reads `temperature`, `max_tokens` and `slots`.
     """
 
-    temperature: float  # of its answers; 0: greedy
-    max_tokens: int  # of an answer
-    address: str = ''  # http://host:port/v1
+    temperature: float  # of the model's draws; 0 always takes the likeliest token
+    max_tokens: int  # the largest number of tokens of an answer
+    address: str = ''  # the server's URL, such as http://host:8000/v1
     model: str = ''  # the name of the model at that address
     key_env: str = ''  # the environment variable that holds the key
     concurrency: int = 64  # requests under way at once
-    timeout: float = 60.0  # seconds of an attempt
+    timeout: float = 60.0  # seconds after which a request has failed
     retries: int = 5  # further attempts of a request that failed
-    prompt_price: float = 0.0  # the price of a million tokens, for the metrics
-    completion_price: float = 0.0  # likewise of what it writes
+    prompt_price: float = 0.0  # the price of a million tokens that the model reads, for the metrics
+    completion_price: float = 0.0  # the price of a million tokens that it writes
     slots: int = 16  # completions that a `local:` model decodes at once
 
 
@@ -92,10 +92,10 @@ class RowSettings:
     # A file of prompts that are not learnt; '': rows of some prompts of train, a fifth at most.
     test: str = ''
     test_rows: int = 64  # the largest number of rows of an evaluation
-    max_length: int = 1024  # tokens; longer rows are left out
+    max_length: int = 1024  # the largest number of tokens of a row; longer rows are left out
     epochs: float = 1.0  # passes over the rows where total_steps is 0
     micro_rows: int = 2  # rows in a device's memory at once
-    # The length in tokens of rows that several share; 0: each has its own.
+    # Several rows are packed into one of so many tokens; 0: no packing.
     row_tokens: int = 1024
 
 

@@ -32,9 +32,9 @@ S = TypeVar('S')
 class MeshSettings:
     """The sizes of the axes of the device mesh; -1: all devices that are left."""
 
-    data: int = 1  # copies of the parameters
-    fsdp: int = -1  # parts of the parameters by width
-    tensor: int = 1  # parts by heads, hidden units and vocabulary
+    data: int = 1  # the number of copies of the parameters
+    fsdp: int = -1  # the number of parts that the parameters are split into, by width
+    tensor: int = 1  # likewise, by heads, hidden units and vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CheckpointSettings:
 class MetricSettings:
     """The places that metrics go to beside the files of the run."""
 
-    wandb: str = ''  # the name of a wandb project
+    wandb: str = ''  # the name of a wandb project; '': none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,12 +60,12 @@ class Run:
 
     recipe: str  # the module of `pal_jax/recipes` that makes the run
     total_steps: int  # the number of steps; a larger number goes on from a finished run
-    seed: int = 0  # of everything random: the same seed makes the same run
+    seed: int = 0  # the seed of everything random: the same seed makes the same run
     mesh: MeshSettings = MeshSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     metrics: MetricSettings = MetricSettings()
     export: bool = True  # write a Hugging Face folder at the end
-    # The method that this run is a stage of, which alone sets it (`run/stages.py`).
+    # Not to be set: the method that this run is a stage of (`run/stages.py`).
     part_of: str = ''
 
 

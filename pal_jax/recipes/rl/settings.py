@@ -18,7 +18,7 @@ class PromptSettings:
 
     # made-up sums, or rows: a file (.jsonl, .json, .csv, .parquet), hf:owner/name/file or tfds:<name>.
     train: str = EMBEDDED
-    test: str = ''  # likewise; '': rows of some prompts of train, a fifth at most
+    test: str = ''  # rows to test on, as for train; '': a part of train, at most a fifth of its prompts
     key: str = 'prompt'  # the column of the prompt, a text or a list of messages
     chat: bool = True  # a prompt that is a text is asked as a chat; False: it stands as it is
     test_count: int = 64  # the largest number of prompts of an evaluation
@@ -63,5 +63,5 @@ class Settings(RolloutRun):
     reward: RewardSources = RewardSources()
     rl: StepSettings = StepSettings()
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
-    answers: str = ANSWERS  # '': endpoints are asked again
+    answers: str = ANSWERS  # the file that keeps answers of endpoints, which are not asked twice; '': no file
     eval: StageSettings = StageSettings()

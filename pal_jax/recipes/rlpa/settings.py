@@ -117,7 +117,7 @@ class Dialogues(RolloutRun):
     dialogue: DialogueSettings = DialogueSettings()
     reward: TurnRewardSettings = TurnRewardSettings()
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
-    answers: str = ANSWERS  # '': endpoints are asked again
+    answers: str = ANSWERS  # the file that keeps answers of endpoints, which are not asked twice; '': no file
     eval: DialogueEvaluationSettings = DialogueEvaluationSettings()
 
 
