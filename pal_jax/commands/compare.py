@@ -41,7 +41,7 @@ from pal_jax.run.curve import (
 )
 from pal_jax.run.files import arguments_at_home
 from pal_jax.run.forecast import counted
-from pal_jax.run.glossary import Words, words_of
+from pal_jax.run.glossary import Words, meaning, words_of
 from pal_jax.run.interrupts import until_closed
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.outputs import check_file, whole_file
@@ -190,10 +190,24 @@ def stage_table(evals: Runs, words: Mapping[str, Words], *, seeds: bool = False)
     return table
 
 
+def make_exhibits(runs: Runs, evals: Runs, words: Mapping[str, Words], *, seeds: bool) -> list[Exhibit]:
+    """The tables of evaluations and of steps; a method with figures that are `compared` has no steps."""
+    stages = stage_table(evals, words, seeds=seeds)
+    # Beside the head and the evaluations there may be a row over seeds.
+    pooled = len(stages) > 1 + sum(map(len, evals.values()))
+    compared = {key: meaning(key, of).words for of in words.values() for key in of.compared if key in stages[0]}
+    legend = [f'{key}: {said}.' for key, said in compared.items()]
+    exhibits = [Exhibit('Evaluations', '\n'.join([*legend, *([OVER_SEEDS] if pooled else [])]), stages)]
+    if stepped := {name: rows for name, rows in runs.items() if not words[name].compared or not evals[name]}:
+        exhibits.append(Exhibit('Figures of training steps', table=rise_table(stepped, seeds=seeds)))
+    return exhibits
+
+
 def telling_figures(records: Sequence[Mapping[str, Any]], words: Words) -> list[str]:
-    """The figures of evaluations that tell whether a run has learnt, those that decide first, and own rewards."""
+    """The figures of evaluations that tell whether a run has learnt, those that decide first, those that its method
+    compares, and own rewards."""
     custom = (key for record in records for key in record if key.startswith(OWN))
-    keys = dict.fromkeys((*words.levels, *words.changes, *custom))
+    keys = dict.fromkeys((*words.levels, *words.compared, *words.changes, *custom))
     return [key for key in keys if any(known(record, key) for record in records)]
 
 
@@ -249,13 +263,7 @@ def main() -> None:
         parser.error(stores.shown(error))
     words = {name: words_of(config['recipe']) for name, config in zip(folders, configs, strict=True)}
     seeds = are_seeds(configs)
-    stages = stage_table(evals, words, seeds=seeds)
-    # Beside the head and the evaluations there may be a row over seeds.
-    pooled = len(stages) > 1 + sum(map(len, evals.values()))
-    exhibits = [
-        Exhibit('Evaluations', OVER_SEEDS if pooled else '', stages),
-        Exhibit('Figures of training steps', table=rise_table(runs, seeds=seeds)),
-    ]
+    exhibits = make_exhibits(runs, evals, words, seeds=seeds)
     picture = draw(runs, evals, words)
     if not picture and any(path.suffix == '.png' for path in outputs):
         parser.error('these runs have no figure to draw; give --output=compared.html or .csv')

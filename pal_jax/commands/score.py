@@ -10,16 +10,22 @@ Options:
                           trained on the person), or nothing for the mean over them; for PLUS a file with the person's
                           summary, such as a line that `pal-jax summarize` printed; others take none. What exists as a
                           file is one
-  --texts=FILE            JSON lines, a record a line:
+  --texts=FILE            records, JSON lines or a CSV file:
                           {"prompt": ..., "completion": ...}    both texts, or both lists of messages
                           {"messages": [...]}                   the last one, the assistant's, is scored
                           {"prompt": ..., "response": ...}      for a moderator or a cost model; both texts
                           {"text": ...}                         for a PAL of statements
                           {"item": [...] or {...}}              for a PAL of a table, with "prompt": [...] in variant B
-  --output=FILE           where the records are written, each with its `score`; a file that exists is refused
+                          a CSV file of options                 for a PAL of a table, with a column for each attribute
+                          a CSV file of pairs                   for the same, with two columns for each attribute, such
+                                                                as price_A and price_B
+  --output=FILE           where the records are written, each with its `score`; a file that exists is refused. An ending
+                          .csv writes a table, and any other one JSON lines
 
 Without --output the records are printed. Scores can be compared within one run and one person alone, and a text with a
 higher score is preferred. The sigmoid of the difference of two scores is the probability that the first text is chosen.
+A pair has no score but a `probability`, with which its first option is chosen: by the person, or without --person as a
+mean over the people of the training.
 A cost model gives costs. An answer with a higher cost is less safe, and a cost above 0 says that the answer is unsafe.
 A moderator's score is the largest of 14 probabilities, which stand beside it in `categories`. An answer with a higher
 score is less safe, and `unsafe` says if a probability is above its threshold.
@@ -27,6 +33,8 @@ score is less safe, and `unsafe` says if a probability is above its threshold.
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,13 +47,14 @@ from rich.progress import track
 from pal_jax import scoring
 from pal_jax.commands.talking import CACHE, source_or_run
 from pal_jax.data import records
+from pal_jax.recipes.personal.pal import tables
 from pal_jax.run import cli, devices
 from pal_jax.run.forecast import counted
 from pal_jax.run.outputs import whole_file
 from pal_jax.scoring import RecordScorer
 
 PERSON = flags.DEFINE_string('person', '', 'Who prefers.')
-TEXTS = flags.DEFINE_string('texts', '', 'A JSONL file of what is scored.')
+TEXTS = flags.DEFINE_string('texts', '', 'A JSONL or CSV file of what is scored.')
 CHUNK = 64  # records scored at once
 
 
@@ -66,20 +75,26 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
     """
     rows = list(records.rows(str(path)))
     if not rows:
-        raise ValueError(f'{path} has no records; write one JSON object a line')
+        raise ValueError(f'{path} has no records; write one JSON object a line, or a CSV file with a head')
     scorer = scoring.open_scorer(source, person)
     # A score must not take the place of a value of the record.
     if clash := next(((place, key) for place, record in rows for key in scorer.keys if key in record), None):
         raise ValueError(f'{clash[0]}: the record has a key {clash[1]} already; rename it')
     # All records are read before the first is scored, so a wrong line shows at once.
-    read = scorer.read_all(rows)
+    read = scorer.read_all(tables.with_points(path, rows))
     scored = ({**record, **fields} for (_, record), fields in zip(rows, in_chunks(scorer, read), strict=True))
     if not output:
         for record in scored:
             cli.print_json(record)
         return
-    with whole_file(output) as partial, partial.open('w', encoding='utf-8') as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in scored)
+    with whole_file(output) as partial, partial.open('w', encoding='utf-8', newline='') as file:
+        if output.suffix == '.csv':
+            done = list(scored)
+            table = csv.DictWriter(file, dict.fromkeys(itertools.chain.from_iterable(done)), lineterminator='\n')
+            table.writeheader()
+            table.writerows(done)
+        else:
+            file.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in scored)
     print(f'{counted(len(rows), "record")} -> {output}')
 
 

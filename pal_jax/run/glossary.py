@@ -83,6 +83,10 @@ class Words:
     questions: Mapping[str, Question] = dataclasses.field(default_factory=dict)
     # The baselines that a verdict by a level tells of.
     rivals: Mapping[str, Rivals] = dataclasses.field(default_factory=dict)
+    # The figures of evaluations that stand in a comparison of runs in place of those of steps, which tell less.
+    compared: tuple[str, ...] = ()
+    # The titles of the exhibits that a report does not fold away.
+    unfolded: tuple[str, ...] = ()
     # What would tell more of a difference that is not beyond noise, where it is not more steps or seeds.
     more: str = ''
     # Uses of a finished run by the recipe: words, a command with {run} for the folder, and the page that explains it.
@@ -239,6 +243,8 @@ def words_of(recipe: str) -> Words:
         shares=(*special.shares, *CORE.shares),
         beside={**special.beside, **CORE.beside},
         rivals=special.rivals,
+        compared=special.compared,
+        unfolded=special.unfolded,
         more=special.more,
         questions=special.questions,
         uses=special.uses,

@@ -136,6 +136,7 @@ def render(
         dialogues=[] if pairs else of_last_evaluation(dialogues)[:SHOWN_DIALOGUES],
         exhibit=None if pairs else lead_exhibit(earlier, last),
         exhibits=last,
+        unfolded=words.unfolded,
         rollouts=few_samples(rollouts),
         script=markupsafe.Markup(pages.text_of('report.js')),
         times=PHASES,

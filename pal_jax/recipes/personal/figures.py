@@ -117,5 +117,7 @@ WORDS = Words(
             ('PAL', 'seen_pal'), {f'seen_lead_{name}': (MODELS[name], f'seen_{name}') for name in BASELINES}
         )
     },
+    compared=('seen_gain', 'seen_pal', 'seen_shared', 'new_gain', 'new_pal', 'new_shared'),
+    unfolded=('Who is predicted how well', 'Each group', 'The people', 'The prototypes', 'New people'),
     more='more people, or more choices of each; seeds share the same people',
 )

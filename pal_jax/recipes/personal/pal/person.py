@@ -41,6 +41,12 @@ from pal_jax.run.outputs import whole_file
 from pal_jax.run.record_scorer import RecordScorer
 from pal_jax.run.runs import read_settings
 
+KEYS = 'score', 'probability'  # of an option, and of the choice of a pair's first side
+CHUNK = 64  # people whose choices are predicted at once
+
+# An option, or both sides of a pair: their vectors `[1, H]`, and of prompts in variant B.
+Items = tuple[tuple[np.ndarray, np.ndarray | None], ...]
+
 
 class PersonChoices(NamedTuple):
     """One person's pairs as a trained run sees them; `shown` has both sides of each pair in the file's own words, and
@@ -285,7 +291,14 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
     """
     run, w = open_person(workdir, person)
     if run.reading is None:
-        return RecordScorer(lambda record: to_item(record, run), functools.partial(_score_items, run, w))
+        # A share of all people is a mean over them, and not the choice of their mean.
+        mixtures = w[None] if person else run.mixtures
+        score = functools.partial(_score_rows, run, w, mixtures)
+
+        def details(read: Sequence[Items]) -> list[dict[str, Any]]:
+            return [{KEYS[len(items) - 1]: float(x)} for items, x in zip(read, score(read), strict=True)]
+
+        return RecordScorer(functools.partial(to_items, run), score, lambda record: _form(run, record), KEYS, details)
     reward_of = reward_of_replies(run, w)
     return RecordScorer(lambda record: to_reply(record, run), lambda pairs: reward_of(*zip(*pairs, strict=True)))
 
@@ -310,6 +323,25 @@ def to_reply(record: Any, run: TrainedPAL) -> tuple[Any, Any]:
         raise ValueError("expected an object with 'prompt' and 'completion', or with 'messages'")
     pal_reward.check_form(run, prompt, reply)
     return prompt, reply
+
+
+def to_items(run: TrainedPAL, record: Any) -> Items:
+    """The items of a record: its `item`, or those that its columns give as the table that the run learnt from had them,
+    one option or both sides of a pair.
+
+    Raises:
+      ValueError: as `to_item`.
+    """
+    if not isinstance(record, Mapping) or 'item' in record:
+        return (to_item(record, run),)
+    given = tables.items_of(record, run.kept.attributes)
+    return tuple(to_item({**record, 'item': item or None}, run) for item in given)
+
+
+def _form(run: TrainedPAL, record: Mapping[str, Any]) -> str:
+    """The form of a record of items: 'a pair' or 'an option'."""
+    pair = 'item' not in record and len(tables.items_of(record, run.kept.attributes)) == 2
+    return 'a pair' if pair else 'an option'
 
 
 def to_item(record: Any, run: TrainedPAL) -> tuple[np.ndarray, np.ndarray | None]:
@@ -343,6 +375,22 @@ def _score_items(run: TrainedPAL, w: Array, vectors: Sequence[tuple[np.ndarray, 
     items, prompts = zip(*vectors, strict=True)
     of_prompts = np.concatenate(prompts) if run.pal.variant == 'B' else None
     return np.asarray(pal_reward.rewards(run, w, np.concatenate(items), of_prompts))
+
+
+def _score_rows(run: TrainedPAL, w: Array, mixtures: Array, read: Sequence[Items]) -> np.ndarray:
+    """The scores of options to a mixture, or the chance that the first of each pair is chosen, as a mean over the
+    `mixtures` `[P, K]`."""
+    if len(read[0]) == 1:
+        return _score_items(run, w, [item for (item,) in read])
+    items, prompts = zip(*(item for pair in zip(*read, strict=True) for item in pair), strict=True)
+    of_prompts = np.concatenate(prompts) if run.pal.variant == 'B' else None
+    flat = np.concatenate(items)
+
+    def chance(mixture: Array) -> Array:
+        first, second = jnp.split(pal_reward.rewards(run, mixture, flat, of_prompts), 2)
+        return jax.nn.sigmoid(first - second)
+
+    return np.asarray(jax.lax.map(chance, mixtures, batch_size=CHUNK).mean(axis=0))
 
 
 # --- for others' training ---------------------------------------------------------------------------------------------

@@ -127,6 +127,12 @@ class TrainedPAL(NamedTuple):
         row = self.kept.rows.get(name)
         return [] if row is None else np.flatnonzero(self.updates[:, row]).tolist()
 
+    @property
+    def mixtures(self) -> Array:
+        """The mixtures `[P, K]` of the people whom this split was trained on."""
+        # Rows of other people are empty.
+        return ideal_point.weights(self.pal, self.state.users.z)[np.array(list(self.people.values()))]
+
     def mixture(self, *, user: str | int | None = None, mix: ArrayLike | None = None) -> Array:
         """The mixture `[K]` of a seen user, or `mix`, or without either the population's mean.
 
@@ -135,10 +141,9 @@ class TrainedPAL(NamedTuple):
         """
         if mix is not None:
             return ideal_point.checked_mixture(mix, self.pal.prototypes)
-        people, mixtures = self.people, ideal_point.weights(self.pal, self.state.users.z)
         if user in (None, ''):
-            # The mean is over the people who were trained, for other rows are empty.
-            return jnp.mean(mixtures[np.array(list(people.values()))], axis=0)
+            return jnp.mean(self.mixtures, axis=0)
+        people = self.people
         user = records.spelled(str(user), self.kept.names)
         if user not in people:
             others = ', '.join(map(str, self.splits_of(user)))
@@ -147,7 +152,7 @@ class TrainedPAL(NamedTuple):
                 f'on; {f"give split=N of one that was ({others}), or " if others else ""}leave user out for the '
                 "population's mixture, or give mix=[...]"
             )
-        return mixtures[people[user]]
+        return self.mixtures[list(people).index(user)]
 
 
 def load_pal_reward_model(

@@ -125,6 +125,29 @@ def in_order(attributes: Sequence[str]) -> list[str]:
     return list(shown)
 
 
+def items_of(row: Mapping[str, Any], attributes: Sequence[str]) -> list[dict[str, Any]]:
+    """The items of a row of a table by their attributes: the two sides of a pair, or one option. Other columns are left
+    out. Raises ValueError where a number is none."""
+    names = dict.fromkeys(name.partition(': ')[0] if ' over ' in name else name for name in attributes)
+    by_side = ([surveys.columns_of_side(side, list(row)) for side in sides] for sides in surveys.SIDES)
+    option = [{name: name for name in row}]
+    columns = next((both for both in by_side if names.keys() & both[0].keys() & both[1].keys()), option)
+    return [
+        {
+            name: row[column] if _known_words(name, attributes) else _number(row[column], column)
+            for name, column in side.items()
+            if name in names
+        }
+        for side in columns
+    ]
+
+
+def with_points(path: str, rows: list[records.Row]) -> list[records.Row]:
+    """The rows of a file, with a point in numbers with a decimal comma, which CSV has between semicolons or tabs."""
+    comma = files.format_of(Path(path)) == '.csv' and Path(path).is_file() and records.delimiter(Path(path)) != ','
+    return [(place, {c: _with_point(x) for c, x in row.items()}) for place, row in rows] if comma else rows
+
+
 def with_numbers(item: Mapping[str, Any], attributes: Sequence[str]) -> Mapping[str, Any]:
     """An item with the numbers of its words, where `attributes` have them. Raises ValueError for an unknown word."""
     numbers = {}

@@ -425,3 +425,28 @@ def test_scores_of_no_records_are_none_and_a_number_too_large_is_named(run, tmp_
     (path := tmp_path / 'ana.json').write_text('{"mixture": [0.5, 0.6]}')
     with pytest.raises(ValueError, match='ana.json: a mixture'):
         scoring.open_scorer(f'orbax:{run.workdir}', str(path))
+
+
+def test_a_table_of_pairs_has_probabilities_and_one_of_options_scores(run, tmp_path):
+    person = tmp_path / 'ana.json'
+    person.write_text('{"mixture": [0.5, 0.5]}')
+    names = run.kept.attributes
+    first, second = ([float(k + n) for k in range(len(names))] for n in (1, 3))
+    scorer = scoring.open_scorer(run.workdir, str(person))
+    options = [dict(zip(names, item, strict=True)) for item in (first, second)]
+    scores = scorer(options)
+    np.testing.assert_allclose(scores, scorer([{'item': first}, {'item': second}]), rtol=1e-5)
+    row = {f'{name}_{side}': value for side, item in zip('AB', options, strict=True) for name, value in item.items()}
+    expected = 1 / (1 + np.exp(scores[1] - scores[0]))
+    ((told, probability),) = scorer.told(scorer.read_all([('', row)]))[0].items()
+    assert told == 'probability' and probability == pytest.approx(expected, rel=1e-4)
+    of_people = [scoring.open_scorer(run.workdir, name)([row])[0] for name in list(run.people)[:3]]
+    assert min(of_people) > 0 and scoring.open_scorer(run.workdir)([row]).shape == (1,)
+    with pytest.raises(ValueError, match='an option'):
+        scorer([row, options[0]])
+    (path := tmp_path / 'pairs.csv').write_text(
+        ';'.join(row) + '\n' + ';'.join(str(x).replace('.', ',') for x in row.values())
+    )
+    score.score(run.workdir, str(person), str(path), tmp_path / 'out.csv')
+    head, line = (tmp_path / 'out.csv').read_text().splitlines()
+    assert head.endswith(',probability') and float(line.rpartition(',')[2]) == pytest.approx(expected, rel=1e-4)
