@@ -38,8 +38,8 @@ WORDS = Words(
                 'docs/howto/new_people.md',
             ),
             (
-                'score items or texts for that person',
-                'pal-jax score --source={run} --person=ana.json --texts=items.jsonl',
+                'score options or texts for that person, or predict choices between pairs of options',
+                'pal-jax score --source={run} --person=ana.json --texts=options.csv',
                 'docs/howto/new_people.md',
             ),
         ),
@@ -85,6 +85,7 @@ WORDS = Words(
             'new_people_{part}': 'accuracy on new people, {part}',
             'group_auc {model}': 'how well {model} tells known groups apart that it was not told (AUC; .5 is chance)',
             'chosen_prototypes': 'number of prototypes K chosen on validation, by split',
+            'log_odds_factors': 'factor that makes log-odds of the rewards, fitted on validation, by split',
             'shown_split': 'the split whose people and prototypes the report shows',
             'known_comparisons': 'numbers of known choices of a new person',
         },

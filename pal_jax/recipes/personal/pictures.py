@@ -80,7 +80,8 @@ def plot_effects(effects: np.ndarray, attributes: Sequence[str]) -> bytes:
         axes = figure.subplots(1, K, sharex=True, sharey=True, squeeze=False)[0]
     for k, ax in enumerate(axes):
         ax.barh(range(len(attributes)), effects[k], color=[BLUE if value > 0 else '#d97706' for value in effects[k]])
-        ax.set_title(f'prototype {k + 1}')
+        # With many prototypes there is room for their numbers alone.
+        ax.set_title(f'prototype {k + 1}' if K <= 4 else str(k + 1))
         ax.axvline(0, color=INK, linewidth=0.8)
         ax.set_yticks(range(len(attributes)), attributes)
     axes[0].invert_yaxis()
@@ -90,7 +91,7 @@ def plot_effects(effects: np.ndarray, attributes: Sequence[str]) -> bytes:
 def plot_wants(effects: np.ndarray, attributes: Sequence[str]) -> bytes:
     """A picture of the effects of attributes on the rewards of people `[people, attributes]`, a box for each
     attribute."""
-    label = 'effect on the reward: median, middle half of the people (box), 5th to 95th percentile (line)'
+    label = 'effect on the log-odds: median, middle half of the people (box), 5th to 95th percentile (line)'
     figure, ax = _axes('What people want', label)
     figure.set_size_inches(9, 1.8 + 0.35 * len(attributes))
     ax.axvline(0, color=INK, linewidth=0.8)

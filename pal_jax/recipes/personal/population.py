@@ -37,6 +37,11 @@ from pal_jax.run import intervals
 from pal_jax.run.recipe import Evaluation
 from pal_jax.types import Exhibit
 
+COLUMNS = (
+    'Each person counts alike, except in the column by pairs. The worst tenth are the known people who are predicted '
+    'worst. New people were not in the training; the head of a column says how many of their choices are known. The '
+    'last columns are the learnt numbers of a model, and of each person, as means over splits.'
+)
 GROUPS = (
     'The direction in which people differ most, by a model that was not told the groups: the chance that it puts '
     'somebody of the one group before somebody of the other (AUC; 1/2 is chance).'
@@ -82,12 +87,14 @@ class Results(NamedTuple):
       models: by name, on all trials; only a K that some split chose has results of asked people and of strangers.
       validation: of PAL by K, on the validation part by split.
       chosen: the K of the highest accuracy on each trial's validation part, the smallest of equals.
+      factors: by trial, the factors that make log-odds of the margins of the chosen K, see `judged.temperature`.
       counts: numbers of known comparisons of new people, the last of which is all that anybody has.
     """
 
     models: Mapping[str, MethodResult]
     validation: Mapping[int, Sequence[JudgedPairs]]
     chosen: Sequence[int]
+    factors: Sequence[float]
     counts: tuple[int, ...]
     new: Newcomers
 
@@ -138,10 +145,11 @@ def measure(panel: Panel, state: States, *, calibrated: bool = False) -> Results
     validation = {K: [judge(*part) for part in valid[f'K={K}']] for K in panel.prototypes}
     chosen = choose({K: [judged.accuracy for judged in row] for K, row in validation.items()})
     chosen_names = {f'K={K}' for K in chosen}
+    log_odds = {name: [temperature(margins) for margins, _ in parts] for name, parts in valid.items()}
 
     def of(name: str) -> MethodResult:
         learner, theirs, mean = panel.learners[name], panel.seen_by(name), panel.prior(state[name])
-        factors = [temperature(m) if calibrated else 1.0 for m, _ in valid[name]]
+        factors = log_odds[name] if calibrated else [1.0] * len(trials)
 
         def judged(row: Judged) -> list[JudgedPairs]:
             return [judge(factor * margins, users) for (margins, users), factor in zip(row, factors, strict=True)]
@@ -164,7 +172,8 @@ def measure(panel: Panel, state: States, *, calibrated: bool = False) -> Results
         seen, person = seen_margins(learner, state[name], theirs, trials, 'test'), learner.pal.logits_per_user
         return MethodResult(judged(seen), by_count, asked, strangers, size, 0 if name == 'K=1' else person)
 
-    return Results({name: of(name) for name in panel.learners}, validation, chosen, counts, new)
+    factors = [log_odds[f'K={K}'][r] for r, K in enumerate(chosen)]
+    return Results({name: of(name) for name in panel.learners}, validation, chosen, factors, counts, new)
 
 
 def counts_of(panel: Panel, most: int) -> tuple[int, ...]:
@@ -215,7 +224,8 @@ def evaluate(
     if shown.unfit:
         log(without_rows(shown.unfit).strip())
     record, chosen = make_record(shown), shown.true_chosen
-    models = [_split_model(panel, state, chosen, r) for r in range(len(chosen))]
+    record['log_odds_factors'] = list(results.factors[: len(chosen)])
+    models = [_split_model(panel, state, chosen, r, results.factors[r]) for r in range(len(chosen))]
     model = models[shown_split(chosen)]
     wants = _wants(models, model.split, differ=intervals.from_record(record, 'seen_gain').place(0.0) == 1)
     kept_out = _kept_out(panel, state, model, results.new)
@@ -352,7 +362,7 @@ def make_exhibits(
     curves = {MODELS[name]: curve(method.new) for name, method in shown.methods.items()}
     by_prototypes = {part: curve(list(rows.values())) for part, rows in shown.by_prototypes.items()}
     exhibits = [
-        Exhibit('Who is predicted how well', _verdict(shown), table=_table(shown)),
+        Exhibit('Who is predicted how well', _accuracies(shown), table=_table(shown)),
         *([] if wants is None else [portrait.exhibit_wants(model, wants)]),
         Exhibit('New people', picture=people.plot_by_comparisons(curves, shown.counts)),
         Exhibit('By prototypes', picture=people.plot_by_prototypes(by_prototypes, panel.prototypes)),
@@ -365,17 +375,18 @@ def make_exhibits(
     return [*exhibits, *portrait.exhibit_prototypes(model)]
 
 
-def _verdict(shown: Shown) -> str:
-    parts, (pal, shared) = [], (shown.methods[name] for name in ('pal', 'shared'))
-    gains = {
-        "known people's new choices": gain(pal.seen, shared.seen).mean,
-        'new people': gain(pal.new[-1], shared.new[-1]).mean,
-    }
-    for who, more in gains.items():
-        parts.append(f'{who}: PAL {more.value:+.3f} over the shared model, 95 % over people {more.ends("+.3f")}')
+def _accuracies(shown: Shown) -> str:
+    """The sentences above the table of accuracies."""
+    pal, shared = (shown.methods[name] for name in ('pal', 'shared'))
+    seen, new = gain(pal.seen, shared.seen).mean, gain(pal.new[-1], shared.new[-1]).mean
     true, false = (', '.join(map(str, part)) for part in (shown.true_chosen, shown.chosen[len(pal.seen) :]))
-    control = f'; with shuffled ids: {false}' if false else ''
-    return f'{"; ".join(parts)}. K by split: {true}{control}.{without_rows(shown.unfit)}'
+    control = f'; with shuffled people, a control, {false}' if false else ''
+    return (
+        f'The share of choices that are predicted right, ± its standard error over people. {COLUMNS} On new choices of '
+        f'known people PAL is {seen.value:+.3f} above one model for all (95 % interval {seen.ends("+.3f")}), and on '
+        f'those of new people {new.value:+.3f} ({new.ends("+.3f")}). The splits chose K = {true}{control}.'
+        f'{without_rows(shown.unfit)}'
+    )
 
 
 def _table(shown: Shown) -> list[list[str]]:
@@ -385,7 +396,7 @@ def _table(shown: Shown) -> list[list[str]]:
     """
     middle = len(shown.counts) // 2
     rows = [['', 'known people', 'by pairs', 'worst tenth', 'new, none known']]
-    rows[0] += [f'{shown.counts[middle]} known', 'all known', 'parameters', 'a user']
+    rows[0] += [f'new, {shown.counts[middle]} known', 'new, all known', 'parameters', 'a person']
     for name, method in shown.methods.items():
         seen, new = figures(method.seen), [alike(method.new[i]).with_error() for i in (0, middle, -1)]
         row = [MODELS[name], seen.people.with_error(), seen.pairs.with_error(), f'{seen.worst:.3f}', *new]
@@ -401,8 +412,8 @@ def _table_by_group(shown: Shown, groups: np.ndarray) -> list[list[str]]:
     return rows
 
 
-def _split_model(panel: Panel, states: States, chosen: Sequence[int], r: int) -> portrait.SplitModel:
-    """The model and the people of split `r`, by the K that each split chose."""
+def _split_model(panel: Panel, states: States, chosen: Sequence[int], r: int, factor: float) -> portrait.SplitModel:
+    """The model and the people of split `r`, by the K that each split chose; `factor` makes log-odds of its rewards."""
     name = f'K={chosen[r]}'
     data, state, pal = panel.seen_by(name), states[name], panel.learners[name].pal
     seen = np.unique(data.users[panel.trials[r].split.train])
@@ -412,7 +423,7 @@ def _split_model(panel: Panel, states: States, chosen: Sequence[int], r: int) ->
     }
     params, names = jax.tree.map(lambda x: x[r], state.params), [data.names[u] for u in seen]
     everybody, data = len(np.unique(data.users)), data._replace(**sides)
-    return portrait.SplitModel(r, chosen, pal, params, names, everybody, mixtures, data, panel.scale)
+    return portrait.SplitModel(r, chosen, pal, params, factor, names, everybody, mixtures, data, panel.scale)
 
 
 def _kept_out(panel: Panel, states: States, model: portrait.SplitModel, new: Newcomers) -> portrait.SplitModel:

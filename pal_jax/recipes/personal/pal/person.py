@@ -286,6 +286,8 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
 def open_scorer(workdir: str, person: str) -> RecordScorer:
     """Open a run for a person: a file of a mixture, the id of a person of the training, or '' for the mean over them.
 
+    The difference of two scores is the log-odds of the choice between them.
+
     Raises:
       ValueError, RuntimeError: as `person.open_person`.
     """
@@ -300,7 +302,9 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
 
         return RecordScorer(functools.partial(to_items, run), score, lambda record: _form(run, record), KEYS, details)
     reward_of = reward_of_replies(run, w)
-    return RecordScorer(lambda record: to_reply(record, run), lambda pairs: reward_of(*zip(*pairs, strict=True)))
+    return RecordScorer(
+        lambda record: to_reply(record, run), lambda pairs: run.factor * reward_of(*zip(*pairs, strict=True))
+    )
 
 
 def to_reply(record: Any, run: TrainedPAL) -> tuple[Any, Any]:
@@ -381,14 +385,14 @@ def _score_rows(run: TrainedPAL, w: Array, mixtures: Array, read: Sequence[Items
     """The scores of options to a mixture, or the chance that the first of each pair is chosen, as a mean over the
     `mixtures` `[P, K]`."""
     if len(read[0]) == 1:
-        return _score_items(run, w, [item for (item,) in read])
+        return run.factor * _score_items(run, w, [item for (item,) in read])
     items, prompts = zip(*(item for pair in zip(*read, strict=True) for item in pair), strict=True)
     of_prompts = np.concatenate(prompts) if run.pal.variant == 'B' else None
     flat = np.concatenate(items)
 
     def chance(mixture: Array) -> Array:
         first, second = jnp.split(pal_reward.rewards(run, mixture, flat, of_prompts), 2)
-        return jax.nn.sigmoid(first - second)
+        return jax.nn.sigmoid(run.factor * (first - second))
 
     return np.asarray(jax.lax.map(chance, mixtures, batch_size=CHUNK).mean(axis=0))
 

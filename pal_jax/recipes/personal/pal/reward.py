@@ -80,6 +80,7 @@ class TrainedPAL(NamedTuple):
       learner: the learner of one replica; `fit` gives the logits of new people.
       state: parameters and the table of users, without an axis of replicas.
       updates: `[splits, U]`, the updates of each user's row in each split of the run.
+      factor: makes log-odds of rewards, fitted to the split's validation choices; 1 in runs of earlier versions.
       kept: users by their rows, attributes, scales, coordinates.
       reading: None in a run on a table.
     """
@@ -90,6 +91,7 @@ class TrainedPAL(NamedTuple):
     learner: IdealPointLearner
     state: PALState
     updates: np.ndarray
+    factor: float
     kept: Kept
     reading: TextVectors | None
 
@@ -211,9 +213,8 @@ def open_pal(workdir: str, split: int | None = None) -> TrainedPAL:
         weights, how = trained or pal_text.load(model, ctx), {'frame': kept.frame, 'batching': Batching()}
         reading = TextVectors(model, weights, frozen_reader(model.cfg, weights, ctx.mesh, settings.text.pool, **how))
     learner, updates = pal.make_learners(settings, kept, ctx, 1)[name], np.asarray(people.users.updates)[:seeds]
-    return TrainedPAL(
-        workdir, split, settings, learner, jax.tree.map(lambda x: x[split], people), updates, kept, reading
-    )
+    replica, factors = jax.tree.map(lambda x: x[split], people), finals[-1].get('log_odds_factors', [1.0] * seeds)
+    return TrainedPAL(workdir, split, settings, learner, replica, updates, factors[split], kept, reading)
 
 
 class OpenParts(NamedTuple):

@@ -434,7 +434,9 @@ def test_a_table_of_pairs_has_probabilities_and_one_of_options_scores(run, tmp_p
     first, second = ([float(k + n) for k in range(len(names))] for n in (1, 3))
     scorer = scoring.open_scorer(run.workdir, str(person))
     options = [dict(zip(names, item, strict=True)) for item in (first, second)]
-    scores = scorer(options)
+    scores, w = scorer(options), run.mixture(mix=[0.5, 0.5])
+    rewards = pal_reward.rewards(run, w, *pal_reward.item_vectors(run, [first, second]))
+    np.testing.assert_allclose(scores, run.factor * np.asarray(rewards), rtol=1e-5)
     np.testing.assert_allclose(scores, scorer([{'item': first}, {'item': second}]), rtol=1e-5)
     row = {f'{name}_{side}': value for side, item in zip('AB', options, strict=True) for name, value in item.items()}
     expected = 1 / (1 + np.exp(scores[1] - scores[0]))

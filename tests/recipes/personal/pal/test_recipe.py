@@ -90,7 +90,7 @@ def test_new_people_have_not_moved_while_the_seen_were_trained(trained):
 
 def test_exhibits_tell_the_story(trained):
     exhibits = {exhibit.title: exhibit for exhibit in trained[-1].exhibits}
-    assert '95 % over people' in exhibits['Who is predicted how well'].text
+    assert '95 % interval' in exhibits['Who is predicted how well'].text
     assert [row[0] for row in exhibits['Who is predicted how well'].table][1:5] == [
         'one model for all (K = 1)',
         'PAL, K chosen on validation',
@@ -100,6 +100,8 @@ def test_exhibits_tell_the_story(trained):
     assert list(exhibits)[1] == 'What people want'
     assert [row[0] for row in exhibits['What people want'].table] == ['attribute', 'x0', 'x1']
     assert '--split=0' in exhibits['The people'].text and 'triangle' not in exhibits['The people'].text
+    factors = trained[-1].record['log_odds_factors']
+    assert len(factors) == 2 and min(factors) > 0
     prototypes = exhibits['The prototypes'].table
     assert len(prototypes) == 3
     assert {prototypes[1][3].split()[0], prototypes[1][4].split()[0]} & {'x0'}  # what the two kinds disagree about
