@@ -225,7 +225,7 @@ def evaluate(
         log(without_rows(shown.unfit).strip())
     record, chosen = make_record(shown), shown.true_chosen
     record['log_odds_factors'] = list(results.factors[: len(chosen)])
-    models = [_split_model(panel, state, chosen, r, results.factors[r]) for r in range(len(chosen))]
+    models = [_split_model(panel, state, chosen, r) for r in range(len(chosen))]
     model = models[shown_split(chosen)]
     wants = _wants(models, model.split, differ=intervals.from_record(record, 'seen_gain').place(0.0) == 1)
     kept_out = _kept_out(panel, state, model, results.new)
@@ -412,8 +412,8 @@ def _table_by_group(shown: Shown, groups: np.ndarray) -> list[list[str]]:
     return rows
 
 
-def _split_model(panel: Panel, states: States, chosen: Sequence[int], r: int, factor: float) -> portrait.SplitModel:
-    """The model and the people of split `r`, by the K that each split chose; `factor` makes log-odds of its rewards."""
+def _split_model(panel: Panel, states: States, chosen: Sequence[int], r: int) -> portrait.SplitModel:
+    """The model and the people of split `r`, by the K that each split chose."""
     name = f'K={chosen[r]}'
     data, state, pal = panel.seen_by(name), states[name], panel.learners[name].pal
     seen = np.unique(data.users[panel.trials[r].split.train])
@@ -423,7 +423,7 @@ def _split_model(panel: Panel, states: States, chosen: Sequence[int], r: int, fa
     }
     params, names = jax.tree.map(lambda x: x[r], state.params), [data.names[u] for u in seen]
     everybody, data = len(np.unique(data.users)), data._replace(**sides)
-    return portrait.SplitModel(r, chosen, pal, params, factor, names, everybody, mixtures, data, panel.scale)
+    return portrait.SplitModel(r, chosen, pal, params, names, everybody, mixtures, data, panel.scale)
 
 
 def _kept_out(panel: Panel, states: States, model: portrait.SplitModel, new: Newcomers) -> portrait.SplitModel:

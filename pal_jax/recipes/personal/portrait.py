@@ -25,11 +25,11 @@ from pal_jax.types import Exhibit
 
 PEOPLE = 'people.csv'  # the file with a row for each person, in the folder of a run
 WANTS = (
-    'The effect of one more unit of an attribute (for a yes or no: of having it) on the log-odds of the choice, as a '
-    'coefficient of a logit: of two options that differ by 1, people choose the better one in 73 % of cases. The mean '
-    'is over all people and splits, and ± is its standard error, from the differences between splits, which leave '
-    f'out different people (the delete-a-group jackknife). {PEOPLE} in the folder of the run has the effects of each '
-    'person.'
+    "The effect of one more unit of an attribute (for a yes or no: of having it) on a person's reward. Rewards are the "
+    'log-odds of a choice when a person is known exactly, so an effect is like a coefficient of a mixed logit; '
+    'probabilities by pal-jax score are less sure, for they also count that a person is known by few choices. The mean '
+    'is over all people and splits, and ± is its standard error, from the differences between splits, which leave out '
+    f'different people (the delete-a-group jackknife). {PEOPLE} has the effects of each person.'
 )
 SPREAD = (
     'The effects of a person are estimated from few choices, so the spread over people also contains this noise and is '
@@ -55,7 +55,7 @@ CORNERS = (
     'mixture (pal-jax personalize) stand in the order of the prototypes.'
 )
 OF_ATTRIBUTES = (
-    'A bar is the effect on the log-odds of one standard deviation of an attribute, or of one unit with '
+    'A bar is the effect on the reward of one standard deviation of an attribute, or of one unit with '
     'standardize=False. '
 )
 OF_TEXTS = (
@@ -75,7 +75,6 @@ class SplitModel(NamedTuple):
     Attributes:
       split: the number of the split.
       chosen: the K of each split.
-      factor: makes log-odds of the model's rewards.
       names: the P people.
       everybody: the number of all people, with the new ones.
       mixtures: the weights `[P, K]` of the P people.
@@ -87,7 +86,6 @@ class SplitModel(NamedTuple):
     chosen: Sequence[int]
     pal: PAL
     params: Params
-    factor: float
     names: Sequence[str]
     everybody: int
     mixtures: np.ndarray
@@ -104,18 +102,18 @@ class SplitModel(NamedTuple):
         )
 
     def rewards(self, mixtures: np.ndarray, items: np.ndarray, prompt: np.ndarray | None) -> np.ndarray:
-        """The rewards `[M, n]` of items `[n, H]` to mixtures `[M, K]`, whose differences are log-odds."""
+        """The rewards `[M, n]` of items `[n, H]` to mixtures `[M, K]`."""
         x, c = jnp.asarray(items), None if prompt is None else jnp.asarray(prompt)
 
         def of(w: jax.Array) -> jax.Array:
             u = ideal_point.user_point(self.params, self.pal, jnp.broadcast_to(w, (len(x), *w.shape)), c)
             return ideal_point.item_reward(self.params, self.pal, u, x)
 
-        return self.factor * np.asarray(jax.vmap(of)(jnp.asarray(mixtures)))
+        return np.asarray(jax.vmap(of)(jnp.asarray(mixtures)))
 
 
 class Wants(NamedTuple):
-    """The effects of attributes on the log-odds of people's choices, as the models see them.
+    """The effects of attributes on the rewards of people, as the models see them.
 
     Attributes:
       effects: `[E, H]`, of the first E people of the split that is shown.
