@@ -38,12 +38,12 @@ class Rivals(NamedTuple):
     """The baselines that a verdict holds beside the figure of a method.
 
     Attributes:
-      own: the words for the method, and the name of its figure.
+      own: the words for the method.
       leads: by the name of a difference, the baseline's figure less the method's: the words for the baseline, and the
         name of its figure.
     """
 
-    own: tuple[str, str]
+    own: str
     leads: Mapping[str, tuple[str, str]]
 
 
@@ -54,6 +54,8 @@ class Question(NamedTuple):
     unclear: str = 'Not beyond noise'
     worse: str = 'No, it is worse than without learning'
     reason: str = ''
+    # The figures in words, with the names of an evaluation's figures in braces, in place of those of the level alone.
+    figures: str = ''
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

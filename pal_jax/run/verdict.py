@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Formatter
 from typing import Any, NamedTuple
 
 from pal_jax.run import intervals
@@ -226,8 +227,11 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     sentence += f'{_floor(key, after, words):.3g}'
     if earlier is not None:
         sentence += f', and before training it was {earlier:.3f}'
+    asking = words.questions.get(key, Question())
+    if asking.figures and all(known(after, name) for _, name, *_ in Formatter().parse(asking.figures) if name):
+        sentence = f'{asking.figures.format_map(after)}{between(claim.value)}'
     basis = 'The last evaluation' + (' beside the one before training' if claim.against == BEFORE else '')
-    said, of, asking = answer(claim.gap, claim.better), f'{basis}{_of(after)}.', words.questions.get(key, Question())
+    said, of = answer(claim.gap, claim.better), f'{basis}{_of(after)}.'
     if said == UNCLEAR:
         said = asking.unclear
     # Where no level of before is known, it has not become anything.
@@ -236,9 +240,9 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     leads = _unbeaten(after, words.rivals[key]) if key in words.rivals else {}
     if not leads:
         return RunVerdict(said, f'{sentence}.', of, asking.words)
-    method, behind = words.rivals[key].own[0], 1 in {lead.place(0.0) for lead in leads.values()}
-    if said == YES:
-        said += f', but {method} is {"behind" if behind else "not clearly ahead of"} a baseline'
+    method, behind = words.rivals[key].own, 1 in {lead.place(0.0) for lead in leads.values()}
+    if said == YES and behind:
+        said += f', but a simpler method is ahead of {method}'
     sentence += f'. {_rivals_in_words(after, words.rivals[key], leads)}'
     return RunVerdict(said, sentence, of, asking.words)
 
@@ -250,16 +254,14 @@ def _unbeaten(record: Record, rivals: Rivals) -> dict[str, Estimate]:
 
 
 def _rivals_in_words(record: Record, rivals: Rivals, leads: Mapping[str, Estimate]) -> str:
-    """The figures of a method and of the baselines that it has no clear lead over, with who is ahead by how much."""
-    (method, figure), unclear, ahead = rivals.own, [], []
+    """The figures of the baselines that a method has no clear lead over, and theirs less the method's."""
+    method, unclear, ahead = rivals.own, [], []
     for name, lead in leads.items():
         rival, other = rivals.leads[name]
-        first, gap = (rival, lead) if lead.value > 0 else (method, intervals.difference(constant(0.0), lead))
-        part, who = (ahead, '') if lead.place(0.0) == 1 else (unclear, f'{first} is ahead ')
-        part.append(f'{rival} {record[other]:.3f} ({who}by {gap.value:.3f}, {gap.ends()})')
-    parts = {'No clear difference from': unclear, f'Ahead of {method}': ahead}
-    listed = (f'{said}: {"; ".join(part)}.' for said, part in parts.items() if part)
-    return ' '.join([f'{method} has {record[figure]:.3f}.', *listed])
+        part = f'{rival} {record[other]:.1%} ({lead.value:+.3f}, {lead.ends("+.3f")})'
+        (ahead if lead.place(0.0) == 1 else unclear).append(part)
+    parts = {f'Within noise of {method}': unclear, f'Ahead of {method}': ahead}
+    return ' '.join(f'{said}: {"; ".join(part)}.' for said, part in parts.items() if part)
 
 
 def _better(sign: float, after: Record) -> float:

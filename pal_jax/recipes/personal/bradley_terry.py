@@ -11,8 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pal_jax.run import intervals
+from pal_jax.run.intervals import Estimate
+
 STEPS, HALVINGS = 100, 30  # at most
 NEAR = 1e-18  # nats above the optimum, by the quadratic about the weights, at which a person moves no more
+FREE = (
+    1e-6  # the ridge of a model that is hardly pulled, and has weights where choices can be predicted without an error
+)
 ENOUGH = 1e-4  # the share of the fall that the slope promises, below which a step is halved (Armijo 1966)
 
 
@@ -64,6 +70,26 @@ def fit(x: np.ndarray, weight: np.ndarray, ridge: float | np.ndarray, toward: np
 def logistic(x: np.ndarray, ridge: float = 1.0) -> np.ndarray:
     """The weights `[H]` of a model of everybody, of differences chosen - rejected `[n, H]`, pulled to 0."""
     return fit(x[None], np.ones((1, len(x))), ridge, np.zeros(x.shape[1])).weights[0]
+
+
+def of_all(x: np.ndarray, people: np.ndarray) -> list[Estimate]:
+    """The weights `[H]` of one model of everybody, a logit, with intervals over people.
+
+    The choices of a person are not independent, so errors are clustered by person (Liang & Zeger 1986). They are at
+    least those of independent choices, so an attribute that hardly any choice contradicts has a wide interval.
+
+    Args:
+      x: differences chosen - rejected `[n, H]`.
+      people: the person of each choice `[n]`.
+    """
+    fitted = fit(x[None], np.ones((1, len(x))), FREE, np.zeros(x.shape[1]))
+    w, inverse = fitted.weights[0], np.linalg.inv(fitted.hessian[0])
+    names, person = np.unique(people, return_inverse=True)
+    scores = np.zeros((len(names), len(w)))
+    np.add.at(scores, person, 0.5 * (1.0 + np.tanh(-0.5 * x @ w))[:, None] * x)
+    clustered = inverse @ (scores.T @ scores) @ inverse * len(names) / max(len(names) - 1, 1)
+    errors = np.sqrt(np.maximum(np.diag(clustered), np.diag(inverse)))
+    return [intervals.of_mean(float(value), float(error), len(names)) for value, error in zip(w, errors, strict=True)]
 
 
 def _margins(x: np.ndarray, w: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
-from pal_jax.recipes.personal import ideal_point, portrait
+from pal_jax.recipes.personal import bradley_terry, ideal_point, portrait
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, median_seconds, picked
 from pal_jax.recipes.personal.figures import BASELINES, MODELS
@@ -225,9 +225,8 @@ def evaluate(
         log(without_rows(shown.unfit).strip())
     record, chosen = make_record(shown), shown.true_chosen
     record['log_odds_factors'] = list(results.factors[: len(chosen)])
-    models = [_split_model(panel, state, chosen, r) for r in range(len(chosen))]
-    model = models[shown_split(chosen)]
-    wants = _wants(models, model.split, differ=intervals.from_record(record, 'seen_gain').place(0.0) == 1)
+    model = _split_model(panel, state, chosen, shown_split(chosen))
+    wants = _wants(model, differ=intervals.from_record(record, 'seen_gain').place(0.0) == 1)
     kept_out = _kept_out(panel, state, model, results.new)
     files = {portrait.PEOPLE: portrait.table_of_people(model, kept_out)}
     return Evaluation(record, exhibits=make_exhibits(panel, shown, model, wants), files=files)
@@ -440,7 +439,9 @@ def _kept_out(panel: Panel, states: States, model: portrait.SplitModel, new: New
     return model._replace(names=[data.names[u] for u in people], mixtures=mixtures)
 
 
-def _wants(models: Sequence[portrait.SplitModel], split: int, *, differ: bool) -> portrait.Wants | None:
-    """The effects of attributes by the models of all splits, of which `split` is shown; None where there are none."""
-    effects = [x for model in models if (x := portrait.effects_on_people(model)) is not None]
-    return portrait.Wants(effects[split], np.stack([x.mean(axis=0) for x in effects]), differ) if effects else None
+def _wants(model: portrait.SplitModel, *, differ: bool) -> portrait.Wants | None:
+    """The effects of attributes by one model for all and on the people of a split; None where there are none."""
+    if (effects := portrait.effects_on_people(model)) is None:
+        return None
+    data, every = model.data, slice(None)
+    return portrait.Wants(effects, bradley_terry.of_all(data.chosen[every] - data.rejected[every], data.users), differ)

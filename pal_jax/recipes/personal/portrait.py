@@ -18,26 +18,23 @@ from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.models.params import Params
 from pal_jax.recipes.personal import ideal_point, pictures
 from pal_jax.recipes.personal.ideal_point import PAL
-from pal_jax.run import intervals
 from pal_jax.run.forecast import counted
 from pal_jax.run.intervals import Estimate
 from pal_jax.types import Exhibit
 
 PEOPLE = 'people.csv'  # the file with a row for each person, in the folder of a run
 WANTS = (
-    "The effect of one more unit of an attribute (for a yes or no: of having it) on a person's reward. Rewards are the "
-    'log-odds of a choice when a person is known exactly, so an effect is like a coefficient of a mixed logit; '
-    'probabilities by pal-jax score are less sure, for they also count that a person is known by few choices. The mean '
-    'is over all people and splits, and ± is its standard error, from the differences between splits, which leave out '
-    f'different people (the delete-a-group jackknife). {PEOPLE} has the effects of each person.'
+    'The effect of one more unit of an attribute (for a yes or no: of having it) by one model for all people, a logit '
+    'on all choices; ± is its standard error, clustered by person. An effect of 1 multiplies the odds of choosing an '
+    'option by 2.7. "Chosen" is how often the option with one more unit is chosen from two that are alike otherwise.'
 )
 SPREAD = (
-    'The effects of a person are estimated from few choices, so the spread over people also contains this noise and is '
-    'too large, the more so the fewer choices there are.'
+    f'The columns on people have the effects of each person by PAL, of which {PEOPLE} has all. They are further from '
+    '0 than those of one model for all, which averages over people who want different things. They are estimated from '
+    'few choices, so they differ more than the people do: the effect of a single person may have the wrong sign.'
 )
 NO_SPREAD = 'This run has not shown that people differ, so no spread over people is given.'
 DEVIATIONS = ' The last column has the effect of one standard deviation, to compare attributes by.'
-DRAWN = ' The picture has it, too.'
 ALIKE = (
     'On validation choices one model for all was as good as prototypes, so this run shows no differences between '
     'people.'
@@ -113,44 +110,36 @@ class SplitModel(NamedTuple):
 
 
 class Wants(NamedTuple):
-    """The effects of attributes on the rewards of people, as the models see them.
+    """The effects of attributes on the choices of people.
 
     Attributes:
-      effects: `[E, H]`, of the first E people of the split that is shown.
-      means: `[S, H]`, the means over such people by split.
+      effects: `[E, H]`, on the rewards of the first E people of the split that is shown.
+      means: by attribute, of one model for all.
       differ: whether the run has shown that people differ.
     """
 
     effects: np.ndarray
-    means: np.ndarray
+    means: Sequence[Estimate]
     differ: bool
 
 
 def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
     """The exhibit of what people want."""
     attributes, spread = model.data.attributes, wants.differ and model.pal.prototypes > 1
-    means = [jackknifed(column, len(model.names) / model.everybody) for column in wants.means.T]
     scale = np.ones(len(attributes)) if model.scale is None else model.scale
-    head = ['attribute', 'mean effect of one unit', '95 % interval']
-    head += ['standard deviation over people', 'people above 0'] if spread else []
-    table = [head if model.scale is None else [*head, 'mean effect of one standard deviation']]
-    for name, mean, unit, by in zip(attributes, means, _in_own_units(model, wants.effects).T, scale, strict=True):
+    head = ['attribute', 'effect of one unit', '95 % interval', 'chosen']
+    head += ['middle half of the people', 'standard deviation over people'] if spread else []
+    table = [head if model.scale is None else [*head, 'effect of one standard deviation']]
+    for name, mean, unit, by in zip(attributes, wants.means, _in_own_units(model, wants.effects).T, scale, strict=True):
         scaled = mean.scaled(1.0 / float(by))
-        row = [name, scaled.with_error('+.3g'), scaled.ends('+.3g')]
-        row += [f'{unit.std():.3g}', f'{(unit > 0).mean():.0%}'] if spread else []
+        row = [name, scaled.with_error('+.3g'), scaled.ends('+.3g'), f'{1.0 / (1.0 + math.exp(-scaled.value)):.0%}']
+        low, high = np.percentile(unit, (25, 75))
+        row += [f'{low:+.3g} to {high:+.3g}', f'{unit.std():.3g}'] if spread else []
         table.append(row if model.scale is None else [*row, f'{mean.value:+.2f}'])
-    text = f'{WANTS} {f"{model.which} {SPREAD}" if spread else NO_SPREAD}'
-    text += '' if model.scale is None else DEVIATIONS + (DRAWN if spread else '')
+    text = f'{WANTS} {f"{SPREAD} {model.which}" if spread else NO_SPREAD}'
+    text += '' if model.scale is None else DEVIATIONS
     picture = pictures.plot_wants(wants.effects, attributes) if spread else b''
     return Exhibit('What people want', text, table, picture)
-
-
-def jackknifed(values: np.ndarray, seen: float) -> Estimate:
-    """The mean of a figure `[S]` of splits, each of a random share `seen` of the people: the error is that of the
-    delete-d jackknife (Shao & Wu 1989)."""
-    splits = len(values)
-    error = math.sqrt(seen / (1.0 - seen)) * float(values.std(ddof=1)) if splits > 1 else None
-    return intervals.of_mean(float(values.mean()), error, splits)
 
 
 def exhibit_prototypes(model: SplitModel) -> list[Exhibit]:

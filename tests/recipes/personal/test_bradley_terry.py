@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import optimize
 
 from pal_jax.recipes.personal import bradley_terry
 
@@ -27,3 +28,36 @@ def test_nobody_without_pairs_moves():
     weights, hessian = bradley_terry.fit(np.zeros((1, 0, 2)), np.zeros((1, 0)), 0.5, np.array([1.0, 2.0]))
     np.testing.assert_array_equal(weights, [[1.0, 2.0]])
     np.testing.assert_array_equal(hessian, [np.diag([0.5, 0.5])])
+
+
+def choices_of_people(rng, people, count):
+    """Differences chosen - rejected `[n, 2]`, and the people, who want the first attribute or its opposite."""
+    taste = np.stack([rng.choice([2.0, -0.5], people), rng.normal(0.5, 0.5, people)], axis=1)
+    person = np.repeat(np.arange(people), count)
+    x = rng.normal(size=(len(person), 2))
+    chosen = rng.random(len(x)) < 1 / (1 + np.exp(-np.sum(x * taste[person], axis=1)))
+    return np.where(chosen[:, None], x, -x), person
+
+
+def test_one_model_for_all_is_a_logit_with_the_errors_of_a_general_optimiser_and_the_sandwich():
+    x, person = choices_of_people(np.random.default_rng(0), 30, 10)
+    estimates = bradley_terry.of_all(x, person)
+    w = optimize.minimize(lambda w: np.logaddexp(0, -x @ w).sum(), np.zeros(2), tol=1e-12).x
+    np.testing.assert_allclose([figure.value for figure in estimates], w, atol=1e-4)
+    p = 1 / (1 + np.exp(x @ w))
+    bread = np.linalg.inv((x * (p * (1 - p))[:, None]).T @ x)
+    meat = sum(np.outer(g, g) for g in (x[person == one].T @ p[person == one] for one in range(30)))
+    errors = np.sqrt(np.maximum(np.diag(bread @ meat @ bread) * 30 / 29, np.diag(bread)))
+    np.testing.assert_allclose([figure.error for figure in estimates], errors, rtol=1e-3)
+
+
+def test_intervals_of_one_model_for_all_cover_and_what_nobody_contradicts_is_open():
+    rng, inside = np.random.default_rng(1), []
+    truth = bradley_terry.logistic(choices_of_people(rng, 20_000, 10)[0], 1e-6)
+    for _ in range(200):
+        estimates = bradley_terry.of_all(*choices_of_people(rng, 40, 12))
+        inside.append([figure.low <= true <= figure.high for figure, true in zip(estimates, truth, strict=True)])
+    assert 0.9 <= np.mean(inside) <= 0.99
+    always = np.abs(rng.normal(size=(60, 1)))
+    (figure,) = bradley_terry.of_all(always, np.repeat(np.arange(6), 10))
+    assert figure.low < 0 < figure.value

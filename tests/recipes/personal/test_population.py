@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from pal_jax.data.comparisons import Lookup
 from pal_jax.recipes.personal import ideal_point, judged, panel, population, portrait
@@ -15,6 +14,7 @@ from pal_jax.recipes.personal.evaluation import MethodResult
 from pal_jax.recipes.personal.figures import MODELS
 from pal_jax.recipes.personal.interface import Unfit
 from pal_jax.run import intervals
+from pal_jax.run.intervals import Estimate
 
 
 def test_accuracy_by_pair_and_by_person():
@@ -51,15 +51,18 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
     model = split_model(np.array([[1.0, 0.0], [0.75, 0.25], [0.0, 1.0]], np.float32), np.array([2.0, 1.0]))
     effects = portrait.effects_on_people(model)
     np.testing.assert_allclose(effects, [[1.0, 0.5], [0.5, 0.5], [-1.0, 0.5]], atol=1e-5)
-    means = effects.mean(axis=0) + np.array([[0.1], [-0.1]])  # half of the people are left out: the error is sd
+    means = [Estimate(0.2, 0.1, 0.0, 0.4), Estimate(0.5, 0.1, 0.3, 0.7)]
     shown = portrait.exhibit_wants(model, portrait.Wants(effects, means, True))
     head, a, b = shown.table
-    low, high = stats.t.interval(0.95, 1, 1 / 12, 0.1 / np.sqrt(2))
-    assert a == ['a', '+0.0833 ± 0.0707', f'{low:+.3g} to {high:+.3g}', '0.425', '67%', '+0.17'] and len(head) == len(a)
-    assert (b[1], b[4]) == ('+0.5 ± 0.141', '100%') and portrait.SPREAD in shown.text and shown.picture
+    assert a == ['a', '+0.1 ± 0.05', '+0 to +0.2', '52%', '-0.125 to +0.375', '0.425', '+0.20'] and len(head) == len(a)
+    assert b[1:3] == ['+0.5 ± 0.1', '+0.3 to +0.7'] and portrait.SPREAD in shown.text and shown.picture
     assert 'From the 3 of 6 people whom split 1 was trained on (--split=1; the splits chose K = 2, 2' in shown.text
-    shown = portrait.exhibit_wants(model, portrait.Wants(effects, means[:1], False))
-    assert shown.table[1] == ['a', '+0.133', '–', '+0.27'] and portrait.NO_SPREAD in shown.text and not shown.picture
+    shown = portrait.exhibit_wants(model, portrait.Wants(effects, means, False))
+    assert (
+        shown.table[1] == ['a', '+0.1 ± 0.05', '+0 to +0.2', '52%', '+0.20']
+        and portrait.NO_SPREAD in shown.text
+        and not shown.picture
+    )
     table = portrait.table_of_people(model, model._replace(names=['q'], mixtures=model.mixtures[:1]))
     head, first, *_, last = table.splitlines()
     assert head == 'participant,kept_out,weight_1,weight_2,effect_a,effect_b'
@@ -77,8 +80,8 @@ def test_of_very_many_people_the_first_have_effects(monkeypatch):
 def test_one_model_for_all_shows_no_differences_and_says_so():
     model = split_model(np.ones((3, 1), np.float32))
     effects = portrait.effects_on_people(model)
-    _, a, _ = portrait.exhibit_wants(model, portrait.Wants(effects, effects[:2], True)).table
-    assert a == ['a', '+1 ± 0', '–']
+    _, a, _ = portrait.exhibit_wants(model, portrait.Wants(effects, [Estimate(1.0, 0.0, 1.0, 1.0)] * 2, True)).table
+    assert a == ['a', '+1 ± 0', '+1 to +1', '73%']
     (people_exhibit,) = portrait.exhibit_prototypes(model)
     assert 'no differences between people' in people_exhibit.text and '--split=1' in people_exhibit.text
 
