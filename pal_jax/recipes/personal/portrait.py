@@ -29,9 +29,10 @@ WANTS = (
     'option by 2.7. "Chosen" is how often the option with one more unit is chosen from two that are alike otherwise.'
 )
 SPREAD = (
-    f'The columns on people have the effects of each person by PAL, of which {PEOPLE} has all. They are usually further '
-    'from 0 than those of one model for all, which averages over people who want different things. They are estimated '
-    'from few choices, so they differ more than the people do: the effect of a single person may have the wrong sign.'
+    f'The columns on people have the effects of each person by PAL, of which {PEOPLE} has all. They are usually '
+    'further from 0 than those of one model for all, which averages over people who want different things. They are '
+    'estimated from few choices, so they differ more than the people do: the effect of a single person may have the '
+    'wrong sign.'
 )
 NO_SPREAD = 'This run has not shown that people differ, so no spread over people is given.'
 DEVIATIONS = ' The last column has the effect of one standard deviation, to compare attributes by.'

@@ -127,7 +127,7 @@ def describe(sample: Sample) -> Mapping[str, Any]:
     scores = {'reward': sample.reward, **sample.info}
     answer = {'role': 'assistant', 'content': sample.completion.text, 'rewards': scores}
     turns = [*sample.source.chat, answer]
-    return {'person': turns[-2]['content'][:60], 'facts': [], 'judged': sample.ok, 'scores': scores, 'turns': turns}
+    return {'person': f'prompt {sample.group + 1}', 'facts': [], 'judged': sample.ok, 'scores': scores, 'turns': turns}
 
 
 def make(settings: Settings, ctx: Context) -> RL:
