@@ -52,10 +52,13 @@ class Newcomers(NamedTuple):
 
 
 def make_trials(data: Comparisons, seeds: int, control: bool, seed: int, split: Callable[[int], Split]) -> list[Trial]:
-    """The trials of `seeds` splits; with `control` there are as many more, whose users are shuffled among the pairs."""
+    """The trials of `seeds` splits; with `control` there are as many more, whose users are shuffled among the pairs.
+
+    Runs with different seeds have no split in common.
+    """
     trials = []
     for shuffled in (False, True)[: 1 + control]:
-        for number in range(seed, seed + seeds):
+        for number in range(seed * seeds, (seed + 1) * seeds):
             parts, users = split(number), data.users.copy()
             if shuffled:
                 # The control shuffles people among pairs that models learn from, and leaves those of tests as they are.

@@ -41,6 +41,16 @@ def tasks():
     return bench.make_tasks(data, panel.make_trials(data, 2, True, 0, lambda seed: split(seed=seed)))
 
 
+def test_runs_with_different_seeds_have_no_split_in_common():
+    data = people()
+    split = functools.partial(comparisons.split, data, seen=0.75, train=0.6, validation=0.2)
+    zero, one = (
+        [trial.seed for trial in panel.make_trials(data, 5, True, seed, lambda number: split(seed=number))]
+        for seed in (0, 1)
+    )
+    assert zero == [*range(5)] * 2 and not set(zero) & set(one)
+
+
 def weights(choices: PairBatch, shared, pull):
     """A model for each person by the choices that count."""
     index, exists = by_person(choices)

@@ -36,7 +36,7 @@ class TextSettings:
 class SplitSettings:
     """The random splits, which are trained side by side."""
 
-    seeds: int = 5  # the number of splits
+    seeds: int = 5  # the number of splits; runs with different seeds have none in common
     seen: float = 0.8  # the share of people who are seen; the others are new
     train: float = 0.6  # share of each person's choice situations; of the statements or prompts where there is text
     validation: float = 0.2  # the rest is the test
