@@ -247,7 +247,8 @@ def converted(
 
 def leave_out(wrong: Wrong, right: int, drop: Drop | None) -> None:
     """Tell `drop` of wrong rows beside so many right ones. Raises WrongRows without it."""
-    listed = [f'{places[0]}: {fault}{_also(places)}' for fault, places in list(wrong.items())[:LISTED]]
+    also = {fault: f' (also {few_places(x[1:], x[0])})' if len(x) > 1 else '' for fault, x in wrong.items()}
+    listed = [f'{places[0]}: {fault}{also[fault]}' for fault, places in list(wrong.items())[:LISTED]]
     message = '; '.join(listed) + (f'; and {len(wrong) - LISTED} other faults' if len(wrong) > LISTED else '')
     count = sum(map(len, wrong.values()))
     if drop is None:
@@ -255,15 +256,13 @@ def leave_out(wrong: Wrong, right: int, drop: Drop | None) -> None:
     drop(f'left out {count} of {counted(count + right, "row")}: {message}')
 
 
-def _also(places: list[str]) -> str:
-    """The places of rows behind the first one in words, such as ` (also rows 5, 8 and 7 more)`."""
-    if len(places) == 1:
-        return ''
-    start = places[0].rpartition(' ')[0]
+def few_places(places: Sequence[str], first: str) -> str:
+    """The places of rows in words, such as `rows 5, 8 and 7 more`, without the name of the file that `first` is in."""
+    start = first.rpartition(' ')[0]
     # Rows of another file are listed with its name.
-    numbers = [place.removeprefix(f'{start} ') for place in places[1:]]
+    numbers = [place.removeprefix(f'{start} ') for place in places]
     unit = start.rpartition(' ')[2] + ('s' if len(numbers) > 1 else '')
-    return f' (also {unit} {few_of(numbers)})'
+    return f'{unit} {few_of(numbers)}'
 
 
 def few_of(names: Sequence[str]) -> str:

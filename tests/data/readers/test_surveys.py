@@ -168,6 +168,15 @@ def test_what_a_table_holds_and_what_is_not_read_is_told(tmp_path):
     assert said[-1].endswith('questions: bo')
 
 
+def test_exact_copies_of_rows_are_told(tmp_path):
+    said = []
+    tables.load(written(tmp_path, PLAIN + PLAIN.partition('\n')[2]), log=said.append)
+    assert len(said) == 1 and '2 rows' in said[0] and 'rows 4, 5;' in said[0]
+    options = 'user,situation,chosen,x\n' + 'ana,7,1,1\nana,7,0,2\n' * 2
+    with pytest.raises(ValueError, match="'7' of 'ana' has 2 chosen of 4 .*duplicated"):
+        tables.load(written(tmp_path, options, 'b.csv'))
+
+
 def test_an_item_is_shown_in_the_words_of_its_file():
     attributes = 'maker: Seat over Ford', 'maker: VW over Ford', 'price', 'doors'
     for maker, numbers in (('Ford', (0, 0)), ('Seat', (1, 0)), ('VW', (0, 1))):

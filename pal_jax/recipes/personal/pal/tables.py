@@ -28,6 +28,7 @@ from pal_jax.data import records, shards, surveys
 from pal_jax.data.comparisons import Comparisons, PreferencePair, from_pairs
 from pal_jax.data.readers import choices
 from pal_jax.run import files
+from pal_jax.run.forecast import counted
 
 LARGEST = float(np.finfo(np.float32).max)
 MOST_WORDS = 20  # of an attribute; a column of more is a text or a name
@@ -293,6 +294,8 @@ def _table(
     if not answered:
         rows = [(place, {**records.unanswered(row), 'choice': 'left'}) for place, row in rows]
     _log_doubts(path, known_columns, cells, attributes, log)
+    if answered:
+        _log_copies(path, rows, log)
     names = tuple(name for attribute in attributes for name in attribute.names)
     return names, read(path, rows, attributes, of, drop, wrong)
 
@@ -323,6 +326,23 @@ def _log_doubts(
             )
         if len({word.lower() for word in attribute.words}) < len(attribute.words):
             log(f'{path}: {attribute.name} has words that differ in capitals alone: {", ".join(attribute.words)}')
+
+
+def _log_copies(path: str | Path, rows: Sequence[records.Row], log: Callable[[str], None]) -> None:
+    """Log the rows that are equal to an earlier row in every cell."""
+    seen: set[tuple[str, ...]] = set()
+    copies = []
+    for place, row in rows:
+        cells = tuple(str(cell).strip() for cell in row.values())
+        if cells in seen:
+            copies.append(place)
+        seen.add(cells)
+    if copies:
+        are, them = ('is an exact copy', 'it') if len(copies) == 1 else ('are exact copies', 'them')
+        log(
+            f'{path}: {counted(len(copies), "row")} {are} of another row of the same person: '
+            f'{records.few_places(copies, copies[0])}; drop {them} if this is a mistake'
+        )
 
 
 def _lacking(columns: Sequence[str], has_sides: bool, answered: bool) -> str:
@@ -465,7 +485,8 @@ def _options(
         options = [option for _, option in placed]
         count = sum(was_chosen for was_chosen, _ in options)
         if count != 1 or len(options) < 2:
-            raise ValueError(f'situation {name!r} of {user!r} has {count} chosen of {len(options)} options')
+            copied = ' (rows may be duplicated)' if len(set(options)) < len(options) else ''
+            raise ValueError(f'situation {name!r} of {user!r} has {count} chosen of {len(options)} options{copied}')
         # A choice among several options is a pair with each option that was not chosen.
         return [(placed[0][0], pair) for pair in choices.pairs([(user, name, options)])]
 
