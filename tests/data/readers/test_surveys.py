@@ -102,6 +102,7 @@ def test_rows_with_the_same_fault_are_listed_together(tmp_path):
         ('who,choice,left_x,right_x\nana,left,1,2\n', 'no column says who chose.*participant'),
         ('user,pick,left_x,right_x\nana,left,1,2\n', 'no column says which side was chosen.*answer'),
         ('user,situation,chosen,x\nana,1,1,red\nana,1,0,red\n', 'column x has 1 different words'),
+        ('user,task,chosen,x\nana,1,1,1\nana,1,0,2\n', 'task.*call it situation'),
         ('user,situation,chosen,x,,y\nana,1,1,1,1,1\nana,1,0,2,2,2\n', 'a column has no name'),
     ],
 )
@@ -166,6 +167,20 @@ def test_what_a_table_holds_and_what_is_not_read_is_told(tmp_path):
     left = comparisons.without_few(more, said.append)
     assert (left.names, left.users.tolist(), left.situations.tolist()) == (('ana',), [0] * 4, [0, 1, 2, 3])
     assert said[-1].endswith('questions: bo')
+
+
+def test_a_persons_age_and_the_number_of_an_option_are_no_attributes(tmp_path):
+    rows = [(1, 1, 1, 5), (1, 0, 2, 6), (2, 0, 1, 7), (2, 1, 2, 8)]
+    text = 'user,situation,chosen,age,alt,price\n' + ''.join(f'ana,{s},{c},40,{alt},{x}\n' for s, c, alt, x in rows)
+    said = []
+    assert tables.load(written(tmp_path, text), log=said.append).attributes == ('price',)
+    assert len(said) == 1 and 'not read: age' in said[0] and 'alt' in said[0]
+    # Ways to travel are attributes, though every choice has all of them.
+    labelled = written(tmp_path, text.replace(',40,1,', ',40,bus,').replace(',40,2,', ',40,car,'), 'b.csv')
+    assert tables.load(labelled).attributes[-1] == 'price' and len(tables.load(labelled).attributes) == 2
+    # A new person's only choice may have options of one price.
+    alone = written(tmp_path, 'user,situation,chosen,age,price,time\nbo,1,1,30,5,1\nbo,1,0,30,5,2\n', 'c.csv')
+    assert tables.load(alone, attributes=('price', 'time')).attributes == ('price', 'time')
 
 
 def test_exact_copies_of_rows_are_told(tmp_path):

@@ -27,8 +27,8 @@ import numpy as np
 from pal_jax.data import records, shards, surveys
 from pal_jax.data.comparisons import Comparisons, PreferencePair, from_pairs
 from pal_jax.data.readers import choices
+from pal_jax.recipes.personal.pal import notes
 from pal_jax.run import files
-from pal_jax.run.forecast import counted
 
 LARGEST = float(np.finfo(np.float32).max)
 MOST_WORDS = 20  # of an attribute; a column of more is a text or a name
@@ -37,6 +37,8 @@ FORMS = (
     'right_<attribute> (a row a pair)'
 )
 ASKED = 'left_<attribute> and right_<attribute>, a row a pair'
+SITUATIONS = 'task', 'question', 'set', 'choice_set', 'scenario'  # likely names of the column of the situation
+KEYS = 'user', 'situation', 'chosen'
 CHOSEN = {'1': True, '1.0': True, 'true': True, '0': False, '0.0': False, 'false': False}
 
 
@@ -275,10 +277,14 @@ def _table(
     columns, sides = list(named[0][1]), _sides(path, header)
     # A proper subset leaves a column at least for an attribute.
     if answered and {'user', 'situation', 'chosen'} < set(columns):
-        of = {name: (name,) for name in columns if name not in ('user', 'situation', 'chosen')}
+        of = {name: (name,) for name in columns if name not in KEYS}
+        # A new person's few choices have the attributes of the run, even where they are alike.
+        earlier = {name.partition(': ')[0] if ' over ' in name else name for name in known}
+        unread = notes.unread_of_options(rows, list(of), earlier)
+        of = {name: column for name, column in of.items() if name not in unread}
         read: Callable[..., list[PreferencePair]] = _options
     elif sides and (not answered or {'user', 'choice'} <= set(columns)):
-        of = sides
+        of, unread = sides, {}
         read = functools.partial(_pairs, answer=surveys.answer_column(header) or 'choice')
     else:
         raise ValueError(f'{path}: {_lacking(header, bool(sides), answered)}')
@@ -293,9 +299,10 @@ def _table(
     ]
     if not answered:
         rows = [(place, {**records.unanswered(row), 'choice': 'left'}) for place, row in rows]
-    _log_doubts(path, known_columns, cells, attributes, log)
+    unread |= {c: '' for c in known_columns if c and c not in cells | unread.keys() and c not in (*KEYS, 'choice')}
+    notes.log_doubts(path, unread, {attribute.name: attribute.words for attribute in attributes}, log)
     if answered:
-        _log_copies(path, rows, log)
+        notes.log_copies(path, rows, log)
     names = tuple(name for attribute in attributes for name in attribute.names)
     return names, read(path, rows, attributes, of, drop, wrong)
 
@@ -308,43 +315,6 @@ def _objects(rows: Sequence[tuple[str, Any]], wrong: records.Wrong) -> list[reco
     return [(place, row) for place, row in rows if isinstance(row, Mapping)]
 
 
-def _log_doubts(
-    path: str | Path,
-    columns: Iterable[str],
-    cells: set[str],
-    attributes: Sequence[Attribute],
-    log: Callable[[str], None],
-) -> None:
-    """Log the columns that are not read, and words that somebody may not have meant as they are read."""
-    if unread := [c for c in columns if c and c not in cells and c not in ('user', 'choice', 'chosen', 'situation')]:
-        log(f'{path}: not read: {", ".join(unread)}')
-    for attribute in attributes:
-        if len(attributes) == 1 and any(' ' in word for word in attribute.words):
-            log(
-                f'{path}: each text of {attribute.name} is an attribute of its own; --config=pal:text reads what the '
-                'texts say'
-            )
-        if len({word.lower() for word in attribute.words}) < len(attribute.words):
-            log(f'{path}: {attribute.name} has words that differ in capitals alone: {", ".join(attribute.words)}')
-
-
-def _log_copies(path: str | Path, rows: Sequence[records.Row], log: Callable[[str], None]) -> None:
-    """Log the rows that are equal to an earlier row in every cell."""
-    seen: set[tuple[str, ...]] = set()
-    copies = []
-    for place, row in rows:
-        cells = tuple(str(cell).strip() for cell in row.values())
-        if cells in seen:
-            copies.append(place)
-        seen.add(cells)
-    if copies:
-        are, them = ('is an exact copy', 'it') if len(copies) == 1 else ('are exact copies', 'them')
-        log(
-            f'{path}: {counted(len(copies), "row")} {are} of another row of the same person: '
-            f'{records.few_places(copies, copies[0])}; drop {them} if this is a mistake'
-        )
-
-
 def _lacking(columns: Sequence[str], has_sides: bool, answered: bool) -> str:
     """The words that say what a table with these columns lacks."""
     given = f'the columns are {", ".join(columns)}'
@@ -352,6 +322,10 @@ def _lacking(columns: Sequence[str], has_sides: bool, answered: bool) -> str:
         return f'no column says who chose; call it one of {", ".join(surveys.PEOPLE)}; {given}'
     if answered and has_sides:
         return f'no column says which side was chosen; call it one of {", ".join(surveys.ANSWERS)}; {given}'
+    if answered and 'chosen' in columns and 'situation' not in columns:
+        near = [c for c in columns if c.lower().removesuffix('_id') in SITUATIONS]
+        meant = f', as {near[0]} may be' if near else ''
+        return f'no column says which rows are one choice{meant}; call it situation; {given}'
     return f'{given}; give {FORMS if answered else ASKED}'
 
 
