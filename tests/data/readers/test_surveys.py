@@ -183,6 +183,17 @@ def test_a_persons_age_and_the_number_of_an_option_are_no_attributes(tmp_path):
     assert tables.load(alone, attributes=('price', 'time')).attributes == ('price', 'time')
 
 
+def test_numbers_with_a_unit_are_told(tmp_path):
+    rows = ''.join(f'ana;A;{x},9 €;{x} low;{x + 1},9 €;{x + 1} low\n' for x in range(10, 12))
+    said = []
+    text = 'user;choice;price_A;size_A;price_B;size_B\n' + rows.replace('11 low', '11 high')
+    tables.load(written(tmp_path, text), log=said.append)
+    assert len(said) == 1 and 'price' in said[0] and '10,9 €' in said[0] and 'unit' in said[0]
+    many = 'user,choice,price_A,price_B\n' + ''.join(f'ana,A,$ {x},$ {x + 1}\n' for x in range(30))
+    with pytest.raises(ValueError, match='price has 31 .*unit'):
+        tables.load(written(tmp_path, many, 'b.csv'))
+
+
 def test_exact_copies_of_rows_are_told(tmp_path):
     said = []
     tables.load(written(tmp_path, PLAIN + PLAIN.partition('\n')[2]), log=said.append)

@@ -13,6 +13,7 @@ from pal_jax.run.forecast import counted
 # Names of a column that says which of a situation's options a row has, in small letters and without `_id`.
 OPTIONS = 'alt', 'alternative', 'option'
 PLACE = re.compile(r'(alt|alternative|option)?[ _-]*(\d+(\.0)?|[a-z])|left|right', re.IGNORECASE)
+AMOUNT = re.compile(r'(?P<before>(?:[^\w\s]|[A-Z]{3})?)\s*[-+]?\d[\d.,\s]*(?P<after>\D*)')
 
 
 def log_doubts(
@@ -29,6 +30,17 @@ def log_doubts(
             log(f'{path}: each text of {name} is an attribute of its own; --config=pal:text reads what the texts say')
         if len({word.lower() for word in words}) < len(words):
             log(f'{path}: {name} has words that differ in capitals alone: {", ".join(words)}')
+        if have_unit(words):
+            log(
+                f'{path}: {name} has words that look like numbers ({words[0]}, ...): remove the unit to read them as '
+                'numbers'
+            )
+
+
+def have_unit(words: Sequence[str]) -> bool:
+    """True for numbers that all have the same unit, such as 14,9 € and 20 €."""
+    amounts = [AMOUNT.fullmatch(word) for word in words]
+    return len({amount and amount.groups() for amount in amounts}) == 1 and any(amounts)
 
 
 def unread_of_options(

@@ -367,9 +367,12 @@ def _words(path: str | Path, name: str, values: Iterable[Any]) -> tuple[str, ...
         return ()
     words = tuple(sorted(set(said)))
     if said and not 2 <= len(words) <= MOST_WORDS:
+        advice = (
+            'remove the unit' if notes.have_unit(words) else 'delete the column, and for texts take --config=pal:text'
+        )
         raise ValueError(
             f'{path}: column {name} has {len(words)} different words, such as {files.short_repr(words[0])}; an '
-            f'attribute has 2 to {MOST_WORDS}; delete the column, and for texts take --config=pal:text'
+            f'attribute has 2 to {MOST_WORDS}; {advice}'
         )
     return words
 
