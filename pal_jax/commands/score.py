@@ -20,7 +20,8 @@ Options:
                           a CSV file of pairs                   for the same, with two columns for each attribute, such
                                                                 as price_A and price_B
   --output=FILE           where the records are written, each with its `score`; a file that exists is refused. An ending
-                          .csv writes a table, and any other one JSON lines
+                          .csv writes a table with commas between cells and points in numbers, and any other one JSON
+                          lines
 
 Without --output the records are printed. Scores can be compared within one run and one person alone, and a text with a
 higher score is preferred. The sigmoid of the difference of two scores is the probability that the first text is chosen.
@@ -73,7 +74,8 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
     Raises:
       ValueError: the source, the person, a line of the file or the output is wrong.
     """
-    rows = list(records.rows(str(path)))
+    # What is written has points in its numbers, too, as commas stand between the cells of a CSV file.
+    rows = tables.with_points(path, list(records.rows(str(path))))
     if not rows:
         raise ValueError(f'{path} has no records; write one JSON object a line, or a CSV file with a head')
     scorer = scoring.open_scorer(source, person)
@@ -81,8 +83,8 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
     if clash := next(((place, key) for place, record in rows for key in scorer.keys if key in record), None):
         raise ValueError(f'{clash[0]}: the record has a key {clash[1]} already; rename it')
     # All records are read before the first is scored, so a wrong line shows at once.
-    read = scorer.read_all(tables.with_points(path, rows))
-    scored = ({**record, **fields} for (_, record), fields in zip(rows, in_chunks(scorer, read), strict=True))
+    read = scorer.read_all(rows)
+    scored = ({**record, **_rounded(fields)} for (_, record), fields in zip(rows, in_chunks(scorer, read), strict=True))
     if not output:
         for record in scored:
             cli.print_json(record)
@@ -103,6 +105,11 @@ def in_chunks(scorer: RecordScorer, read: Sequence[Any]) -> Iterator[dict[str, A
     starts = range(0, len(read), CHUNK)
     for start in track(starts, 'scoring', console=Console(stderr=True), transient=True, disable=len(starts) < 2):
         yield from scorer.told(read[start : start + CHUNK])
+
+
+def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields whose numbers have 6 significant digits, which is as many as float32 gives for sure."""
+    return {key: float(f'{value:.6g}') if isinstance(value, float) else value for key, value in fields.items()}
 
 
 if __name__ == '__main__':

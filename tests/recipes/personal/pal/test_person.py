@@ -451,4 +451,7 @@ def test_a_table_of_pairs_has_probabilities_and_one_of_options_scores(run, tmp_p
     )
     score.score(run.workdir, str(person), str(path), tmp_path / 'out.csv')
     head, line = (tmp_path / 'out.csv').read_text().splitlines()
-    assert head.endswith(',probability') and float(line.rpartition(',')[2]) == pytest.approx(expected, rel=1e-4)
+    assert head == ','.join([*row, 'probability'])
+    *cells, shown = line.split(',')
+    assert cells == [str(x) for x in row.values()]
+    assert float(shown) == pytest.approx(expected, rel=1e-4) and len(shown.lstrip('0.')) <= 6
