@@ -102,6 +102,8 @@ def forget_file(path: Path) -> str:
     """Delete the file of a person, and say so. Raises ValueError where it is none."""
     if not path.is_file():
         raise ValueError(f'--forget={path}: there is no such file')
+    if len(people := pal_person.read_records(path)) > 1:
+        raise ValueError(f'--forget={path}: the file has {len(people)} people; delete the line of one in an editor')
     # Only the file of a person is deleted.
     pal_person.read_person(path)
     path.unlink()

@@ -17,6 +17,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -210,9 +211,22 @@ def save(path: str | Path, *records: Mapping[str, Any]) -> None:
         file.write_text(''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records), encoding='utf-8')
 
 
-def read_person(path: str | Path) -> PersonRecord:
-    """The person whom a file describes. Raises ValueError where the file holds no mixture."""
-    record = files.read_object(path)
+def read_person(path: str | Path, name: str = '') -> PersonRecord:
+    """The person whom a file describes; in a file of several people, the one with this name.
+
+    Raises:
+      ValueError: the file holds no mixture, or nobody of this name, or several people and no name is given.
+    """
+    people = read_records(path)
+    name = records.spelled(name, people)
+    if not name and len(people) > 1:
+        raise ValueError(
+            f'{path} has {len(people)} people ({records.few_of(list(people))}); name one, as in '
+            f'--person={path}:{next(iter(people))}'
+        )
+    if name and name not in people:
+        raise ValueError(f'{path} has nobody called {name!r}; it has {records.few_of(list(people))}')
+    record = people[name] if name else next(iter(people.values()))
     mixture, split, fingerprint = record.get('mixture'), record.get('split'), record.get('fingerprint', '')
     if (
         not isinstance(mixture, list)
@@ -223,6 +237,25 @@ def read_person(path: str | Path) -> PersonRecord:
     if ('split' in record and (type(split) is not int or split < 0)) or not isinstance(fingerprint, str):
         raise ValueError(f'{path} has split={split!r} and fingerprint={fingerprint!r}; leave both as they were written')
     return PersonRecord([float(weight) for weight in mixture], split, fingerprint)
+
+
+def read_records(path: str | Path) -> dict[str, dict[str, Any]]:
+    """The records of the people in a file by their names, or by their lines where they have none."""
+    lines = [(k, line) for k, line in enumerate(files.read_text(path).split('\n'), 1) if line.strip()]
+    # One record may also stand on several lines, where somebody wrote it by hand.
+    if len(lines) > 1 and all(re.fullmatch(r'\s*\{.*\}\s*', line) for _, line in lines):
+        placed = [(k, files.parse(line, path, k)) for k, line in lines]
+    else:
+        placed = [(1, files.read_object(path))]
+    return {str(record.get('user') or f'line {k}'): record for k, record in placed}
+
+
+def file_and_name(person: str) -> tuple[str, str]:
+    """The file that `person` names, and the name of somebody in it, as in `two.json:anna`; '' for what is not given."""
+    if files.is_file(person):
+        return person, ''
+    match = re.fullmatch(r'(.+?\.jsonl?):(.+)', person)
+    return (match[1], match[2]) if match else ('', '')
 
 
 def warn_of_one(run: TrainedPAL) -> None:
@@ -239,13 +272,15 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
     """A run and a person's mixture `[K]` of its prototypes. A line on stderr says where the run knows less than that.
 
     Args:
-      person: a file of a mixture, the id of a person of the training, or '' for the population's mean. Of a person who
-        was held out in the split of the report, the first split is taken that was trained on the person.
+      person: a file of a mixture, with a name behind it where it has several people (`two.json:anna`), the id of a
+        person of the training, or '' for the population's mean. Of a person who was held out in the split of the
+        report, the first split is taken that was trained on the person.
 
     Raises:
       ValueError: as `open_pal`; the person is unknown, or the file's mixture is of another run's prototypes.
     """
-    if not files.is_file(person):
+    file, name = file_and_name(person)
+    if not file:
         run = open_pal(workdir)
         person = records.spelled(person, run.kept.names)
         splits = run.splits_of(person)
@@ -262,7 +297,7 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
         if person:
             warn_of_one(run)
         return run, run.mixture(user=person)
-    known = read_person(person)
+    known = read_person(file, name)
     try:
         run = open_pal(workdir, known.split)
     except ValueError as error:
@@ -414,9 +449,10 @@ def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], S
     settings = read_settings(workdir)
     if not isinstance(settings, Settings) or not settings.text.source:
         raise ValueError(f'{source} is no run of PAL on texts, and replies are texts; name one of pal:text')
-    if files.is_file(person):
+    file, name = file_and_name(person)
+    if file:
         # A wrong file is refused now, and not when the training has begun.
-        read_person(person)
+        read_person(file, name)
     opened: list[Callable[..., np.ndarray]] = []
 
     def score(readings: Sequence[Sequence[str]], replies: Sequence[Sequence[str]]) -> np.ndarray:

@@ -343,6 +343,17 @@ def test_people_of_one_file_get_a_line_each_as_if_they_had_files_of_their_own(ru
     for row, file in zip(rows, files, strict=True):
         alone = pal_person.fit(run, pal_person.read_choices(run, file))
         np.testing.assert_allclose(row['mixture'], alone.mixture, atol=1e-5)
+    two = tmp_path / 'two.json'
+    pal_person.save(two, *rows)
+    for row in rows:
+        _, mixture = pal_person.open_person(run.workdir, f'{two}:{row["user"]}')
+        np.testing.assert_allclose(mixture, row['mixture'], atol=1e-6)
+    with pytest.raises(ValueError, match=r'2 people \(cheap, dear\).*two\.json:cheap'):
+        scoring.open_scorer(run.workdir, two)
+    with pytest.raises(ValueError, match="'cherry'.*cheap, dear"):
+        scoring.open_scorer(run.workdir, f'{two}:cherry')
+    with pytest.raises(ValueError, match='2 people'):
+        personalize.forget_file(two)
     with pytest.raises(ValueError, match='2 people'):
         personalize.personalize(run.workdir, str(both), str(files[0]), None, 0)
 
