@@ -224,7 +224,7 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
 
     Raises:
       ValueError: there is nobody seen or nobody new.
-      WrongRows: people have fewer than three questions.
+      WrongRows: people have fewer than three questions; ValueError where no two others are left.
     """
     rng, people = np.random.default_rng(seed), len(data.names)
     count = round(seen * people)
@@ -240,9 +240,11 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
     place = rank_within(owner, rng.permutation(len(number))[first])
     count_of_user = np.bincount(owner, minlength=people)
     if (users := np.flatnonzero(count_of_user < LEAST)).size:
-        raise WrongRows(
+        few = few_of([f'{data.names[user]} ({count_of_user[user]})' for user in users])
+        kind, advice = (WrongRows, '') if people - len(users) > 1 else (ValueError, '; give each person more questions')
+        raise kind(
             f'{forecast.counted(len(users), "person")} with fewer than the {LEAST} different questions that training, '
-            f'validation and test need: {few_of([f"{data.names[user]} ({count_of_user[user]})" for user in users])}'
+            f'validation and test need: {few}{advice}'
         )
     # Training and validation have one question at least, and training leaves two.
     cuts = np.maximum(np.round(count_of_user * train), 1), np.maximum(np.round(count_of_user * validation), 1)

@@ -246,13 +246,19 @@ def converted(
 
 
 def leave_out(wrong: Wrong, right: int, drop: Drop | None) -> None:
-    """Tell `drop` of wrong rows beside so many right ones. Raises WrongRows without it."""
+    """Tell `drop` of wrong rows beside so many right ones.
+
+    Raises:
+      WrongRows: there is no `drop`; another ValueError where all rows are wrong.
+    """
     also = {fault: f' (also {few_places(x[1:], x[0])})' if len(x) > 1 else '' for fault, x in wrong.items()}
     listed = [f'{places[0]}: {fault}{also[fault]}' for fault, places in list(wrong.items())[:LISTED]]
     message = '; '.join(listed) + (f'; and {len(wrong) - LISTED} other faults' if len(wrong) > LISTED else '')
     count = sum(map(len, wrong.values()))
     if drop is None:
-        raise WrongRows(f'{count} of {count + right} rows are wrong: {message}' if count > 1 else message)
+        # Where all rows are wrong, nothing would be left without them.
+        kind = WrongRows if right else ValueError
+        raise kind(f'{count} of {count + right} rows are wrong: {message}' if count > 1 else message)
     drop(f'left out {count} of {counted(count + right, "row")}: {message}')
 
 

@@ -432,3 +432,8 @@ def test_a_wrong_row_names_the_key_that_leaves_it_out(tmp_path):
     path.write_text('user,choice,left_x,right_x\nana,left,1,2\nana,,1,2\n')
     with pytest.raises(ValueError, match=r'row 3: choice.*--config\.wrong_rows=drop'):
         pal.make_parts(get_settings(data=str(path)), ONE)
+    for lines in ('ana,,1,2', 'ana,left,1,2\nbo,left,2,3\ncy,left,1,2'):  # nobody would be left
+        path.write_text(f'user,choice,left_x,right_x\n{lines}\n')
+        with pytest.raises(ValueError, match='choice|ana') as error:
+            pal.make_parts(get_settings(data=str(path)), ONE)
+        assert 'wrong_rows' not in str(error.value)
