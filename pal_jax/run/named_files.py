@@ -51,6 +51,15 @@ def _nothing(path: Path) -> str:
     """The words for a file that is not there, with the name in its folder that is most like its own."""
     if not path.parent.is_dir():
         return f'there is no folder {path.parent}; it is looked for in {Path.cwd()}'
-    near = difflib.get_close_matches(path.name, os.listdir(path.parent), 1)
-    meant = f'did you mean {path.with_name(near[0])}?' if near else 'check the name'
+    names = sorted(os.listdir(path.parent))
+    # All files of one kind have the same ending, which makes no names alike.
+    near = [name for name in difflib.get_close_matches(path.name, names, 5) if _likeness(path.name, name) >= 0.7]
+    same = [name for name in names if name.endswith(path.suffix)]
+    others = f'it has {", ".join(same[:3])}{", ..." if len(same) > 3 else ""}' if same else 'check the name'
+    meant = f'did you mean {path.with_name(near[0])}?' if near else others
     return f'there is no file {path.name} in {path.parent.absolute()}; {meant}'
+
+
+def _likeness(name: str, other: str) -> float:
+    """The share of letters that the names of two files have in common, without their endings."""
+    return difflib.SequenceMatcher(None, name.partition('.')[0], other.partition('.')[0]).ratio()

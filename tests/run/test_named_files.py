@@ -26,6 +26,8 @@ def folder(tmp_path, monkeypatch):
     ('argument', 'line'),
     [
         ('--config.prompts.train=promts.jsonl', 'did you mean prompts.jsonl?'),
+        ('--config.data=survy.csv', 'it has a,b.csv'),
+        ('--config.data=survy.json', 'check the name'),
         ('--config.prompts.train=prompts.jsonl,more.jsonl', 'no file more.jsonl'),
         ('--config.data.train=no/where.csv.gz', 'no folder no'),
         ('--config.data=personas:x.jsonl', 'no file x.jsonl'),
