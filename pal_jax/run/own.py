@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import traceback
@@ -23,6 +24,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from types import CodeType, MappingProxyType, ModuleType
 from typing import Any
+
+from pal_jax.run.files import short_repr
+from pal_jax.run.forecast import counted
 
 NAMED = re.compile(r'(?P<file>[^,:]+\.py):(?P<name>[A-Za-z_]\w*)')
 # This text stands before the name of a function that the Python program gives.
@@ -153,6 +157,30 @@ class _Guarded:
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._inner, name)
         return self._guard(value) if callable(value) else value
+
+
+def checking_rewards(game: Any, roles: int, name: str) -> Any:
+    """An own game, whose `rewards` now raises RuntimeError where it gives anything but a number for each role.
+
+    `name` is the key and the value of the config that name the game, for the message.
+    """
+    rewards = game.rewards
+
+    def checked(state: Any) -> tuple[float, ...]:
+        paid: Any = rewards(state)
+        try:
+            numbers = tuple(float(number) for number in paid if not isinstance(number, str))
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) != roles or not all(map(math.isfinite, numbers)):
+            raise RuntimeError(
+                f'{name}: rewards() must return {counted(roles, "number")}, one for each role, such as '
+                f'{(1.0, *[0.0] * (roles - 1))}, got {short_repr(paid)}'
+            )
+        return numbers
+
+    game.rewards = checked
+    return game
 
 
 def _found(key: str, text: str) -> tuple[Path, str, Callable[..., Any]]:

@@ -165,7 +165,7 @@ def open_game(text: str) -> Game[Any]:
     parts = 'roles', 'start', 'turn', 'prompt', 'apply', 'rewards'
     if missing := [part for part in parts if not hasattr(game, part)]:
         raise ValueError(f'rl.game={text!r} has no {", ".join(missing)}; see docs/howto/own_parts.md')
-    return game
+    return own.checking_rewards(game, len(game.roles), f'rl.game={text!r}')
 
 
 def groups_to_json(groups: Groups) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pal_jax.objectives.selfplay import Baseline
 from pal_jax.recipes.spiral.kuhn_poker import KuhnPoker
-from pal_jax.recipes.spiral.matches import Rules
+from pal_jax.recipes.spiral.matches import SEATS, Rules
 from pal_jax.recipes.spiral.negotiation import Negotiation
 from pal_jax.recipes.spiral.tictactoe import TicTacToe
 from pal_jax.run import own
@@ -98,7 +98,10 @@ class Settings(RolloutRun):
 def make_rules(play: MatchSettings) -> tuple[Rules[Any], ...]:
     """The games of the settings."""
     return tuple(
-        own.load('play.games', name)() if own.is_own(name) else GAMES[name](play.rounds) for name in play.games
+        own.checking_rewards(own.load('play.games', name)(), len(SEATS), f'play.games={name!r}')
+        if own.is_own(name)
+        else GAMES[name](play.rounds)
+        for name in play.games
     )
 
 

@@ -22,7 +22,7 @@ from pal_jax.recipes.rl import recipe as rl
 from pal_jax.recipes.rl import rewards, sums
 from pal_jax.recipes.rl.prompts import PromptRow, read_prompts
 from pal_jax.recipes.rl.settings import PromptSettings
-from pal_jax.recipes.rl.sources import PaidGames
+from pal_jax.recipes.rl.sources import PaidGames, open_game
 from pal_jax.run import devices
 from pal_jax.run import own as own_parts
 from pal_jax.run.recipe import Context
@@ -383,6 +383,16 @@ def test_a_run_from_python_with_a_function_that_is_resumed_and_answers(tmp_path,
     assert run.metrics[0]['lr'] == pytest.approx(3e-4) and run.metrics[0]['entropy'] > 0
     with pytest.raises(ValueError, match=r'reward.function=vowels: .*has other content'):
         pal_jax.train('rl:smoke', changes | {'total_steps': 3}, reward=edited, workdir=folder)
+
+
+@pytest.mark.parametrize('paid', ['1.0', '(1.0, 2.0)', '()', "('1',)", "(float('nan'),)", 'None'])
+def test_wrong_rewards_of_a_game_name_the_key_and_the_value(tmp_path, paid):
+    lines = ["roles = ('a',)", *(f'def {name}(self, *_): 0' for name in ('start', 'turn', 'prompt', 'apply'))]
+    lines += [f'def rewards(self, state): return {paid}']
+    file = tmp_path / 'games.py'
+    file.write_text('class Game:\n' + ''.join(f'    {line}\n' for line in lines))
+    with pytest.raises(RuntimeError, match=r"rl.game='.*games.py:Game': rewards\(\).*got "):
+        open_game(f'{file}:Game').rewards(0)
 
 
 def test_an_error_in_a_method_of_a_game_names_key_file_and_line(tmp_path):
