@@ -71,7 +71,7 @@ def test_what_a_message_says_can_end_no_turn():
         ('[1]', 'line 2: expected an object with messages or prompt and completion or .*, got list'),
         ('{"words": "a"}', 'line 2: expected an object with messages or prompt and completion or .*, got keys words'),
         ('{"messages": []}', "line 2: 'messages' must be a list of messages"),
-        ('{"messages": [{"role": "user"}]}', r"line 2: messages\[0\] must have 'role' and 'content'"),
+        ('{"messages": [{"role": "user"}]}', r"line 2: messages\[0\]: 'content'"),
         ('{"messages": [{"role": "user", "content": "a"}]}', 'line 2: .* no assistant message'),
         ('{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}',
          r"line 2: messages\[0\] is the assistant's, .* put a system or user message before it"),

@@ -355,6 +355,8 @@ PREFERRED = (
 
 # The keys of a message that chat templates read beside its role and its content.
 _PASSED = ('name', 'tool_calls', 'tool_call_id', 'reasoning_content', 'thinking')
+# The roles that chat templates know.
+ROLES = 'system', 'developer', 'user', 'assistant', 'tool', 'function'
 _ROLES = {'human': 'user', 'gpt': 'assistant', 'observation': 'tool'}
 _ROLES |= {role: role for role in ('user', 'assistant', 'system', 'tool')}
 
@@ -386,9 +388,14 @@ def _message(record: Any, place: str) -> Message:
         message.pop('tool_calls', None)
     # A message of calls need not say anything.
     content = message.get('content', '' if 'tool_calls' in message else None)
+    if content is None and 'role' in record:
+        raise ValueError(f"{place}: 'content' is missing or null; write a text")
     if not isinstance(message.get('role'), str) or not isinstance(content, str | list):
         raise ValueError(f"{place} must have 'role' and 'content' as text, got {_short(record)}")
-    read = {'role': message['role'], 'content': content if isinstance(content, str) else _joined(content, place)}
+    if (role := message['role']) not in ROLES:
+        meaning = f' ({role!r} is {_ROLES[role]} here)' if role in _ROLES else ''
+        raise ValueError(f'{place} has the role {_short(role)}; use {", ".join(ROLES)}{meaning}')
+    read = {'role': role, 'content': content if isinstance(content, str) else _joined(content, place)}
     read |= {key: message[key] for key in _PASSED if key in message}
     if 'tool_calls' in read:
         read['tool_calls'] = _calls(read['tool_calls'], place)
