@@ -62,7 +62,7 @@ def preference(
     """The gradient of the mean loss by each log-probability, and figures of the pairs.
 
     Completions of a pair are neighbours, the chosen one first; a pair without actions is padding. `accuracy` is the
-    share of pairs whose chosen log-ratio is the larger (a tie is wrong), `margin` the mean of β h.
+    share of pairs whose chosen log-ratio is the larger (a tie counts one half), `margin` the mean of β h.
     """
     pairs = real_pairs(acts)
 
@@ -76,7 +76,7 @@ def preference(
     h = ratios[:, 0] - ratios[:, 1]
     metrics = {
         'loss': value,
-        'accuracy': masked_mean((h > 0).astype(h.dtype), pairs),
+        'accuracy': masked_mean((jnp.sign(h) + 1.0) / 2.0, pairs),
         'margin': beta * masked_mean(h, pairs),
         'chosen': beta * masked_mean(ratios[:, 0], pairs),
         'rejected': beta * masked_mean(ratios[:, 1], pairs),
