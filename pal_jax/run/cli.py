@@ -150,6 +150,9 @@ def _parse(argv: Sequence[str]) -> None:
             hint = '; here the run is --workdir=FOLDER'
         if not hint and config and 'Did you mean' not in line:
             hint = f'; a key of the config is written --config.{error.flagname}=VALUE'
+        if hint:
+            # A name that is known elsewhere leaves no need to guess.
+            line = line.partition('. Did you mean')[0]
         raise Fault(line + hint) from None
     except (flags.Error, ValueError) as error:
         raise Fault(one_line(error)) from None

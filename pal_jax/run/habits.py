@@ -1,4 +1,4 @@
-"""Names that users of TRL and OpenRLHF have in their fingers, with the names that this package has for them.
+"""Names that users of TRL, OpenRLHF and verl have in their fingers, with the names that this package has for them.
 
 docs/howto/options.md explains the common ones.
 """
@@ -8,8 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 # The keys that may stand for an option, in the order in which they are looked for in a method's settings; one that
-# begins with -- is an option of commands.
+# begins with -- is an option of commands. A name with dots, as verl has them, stands before its last part.
 KEYS = {
+    'data.train_batch_size': ('rl.rollout_batch_size', 'dialogue.rollout_batch_size', 'data.batch_size'),
+    'actor_rollout_ref.model.path': ('policy.source',),
+    'actor_rollout_ref.rollout.n': ('rl.n_samples_per_prompt', 'dialogue.n_samples_per_prompt'),
+    'max_response_length': ('sampling.max_tokens',),
+    'adv_estimator': ('ppo.estimator',),
+    'total_epochs': ('data.epochs', 'total_steps'),
+    'total_training_steps': ('total_steps',),
     'model_name_or_path': ('policy.source',),
     'model': ('policy.source',),
     'pretrain': ('policy.source',),
@@ -107,7 +114,8 @@ NEEDLESS = {
 # What a value means here, where the same number or word means something else.
 UNITS = {
     **dict.fromkeys(
-        ('per_device_train_batch_size', 'batch_size'), 'rl and rlpa count prompts of a step, sft and dpo rows'
+        ('per_device_train_batch_size', 'batch_size', 'data.train_batch_size'),
+        'rl and rlpa count prompts of a step, sft and dpo rows',
     ),
     'gradient_accumulation_steps': 'it counts the rows of a part, and the number of parts follows',
     'warmup_steps': 'it is a share of the updates',
@@ -121,7 +129,10 @@ UNITS = {
 }
 # Likewise, of one of the keys that an option may be.
 UNITS_OF_KEYS = {
-    ('num_train_epochs', 'total_steps'): 'epochs * prompts / rl.rollout_batch_size',
+    **dict.fromkeys(
+        (('num_train_epochs', 'total_steps'), ('total_epochs', 'total_steps')),
+        'epochs * prompts / rl.rollout_batch_size',
+    ),
     ('train_batch_size', 'ppo.minibatches'): 'it counts minibatches',
     ('beta', 'ppo.kl_coef'): "with ppo.kl_in=loss for TRL's loss",
 }
@@ -135,7 +146,8 @@ def hint(name: str, known: Iterable[str] = ()) -> str:
       name: an option of another library, or the last part of a key without its sections.
       known: the keys of the settings; without them the first key that may be meant is told.
     """
-    option, keys = name.rpartition('.')[2].replace('-', '_'), list(known)
+    path, keys = name.replace('-', '_'), list(known)
+    option = path if path in KEYS else path.rpartition('.')[2]
     if option in NEEDLESS:
         return f'; here {NEEDLESS[option]}'
     meant = [key for key in KEYS.get(option, ()) if not keys or key in keys or key.startswith('--')]
