@@ -228,7 +228,10 @@ def rescued(
             with contextlib.suppress(Exception):
                 checkpoints.save(i, state, plan.pack(host))
                 checkpoints.wait()
-                log(f'the {counted(i, "step")} before the failure are saved; the same command goes on from there')
+                log(
+                    f'the {counted(i, "step")} before the failure are saved; the same command goes on from there, '
+                    'with --changed=KEY if you mend an own function'
+                )
         raise
 
 
