@@ -183,21 +183,28 @@ def evaluate(
 
 def score(
     source: str | os.PathLike[str],
-    records: Sequence[Mapping[str, Any]],
+    records: Any,
     *,
     person: str | int | os.PathLike[str] | Mapping[str, Any] = '',
 ) -> np.ndarray:
     """The scores `[records]` of records by the model of a run, see `scoring.open_scorer`, which opens it once for many
-    calls. `person` may also be a record of `personalize`.
+    calls.
+
+    The records are dictionaries, a pandas table or a `datasets.Dataset`. For a PAL of a table each is an option or a
+    pair in columns of its own, and pairs have probabilities. `person` may also be a record of `personalize`.
 
     Raises:
       ValueError: the run scores nothing, or a record or the person is wrong.
     """
+    rows = records if isinstance(records, list | tuple) else _rows('records', records, True)
+    if rows is None:
+        raise ValueError(f'records is a {type(records).__name__}; give a list of dictionaries or a pandas table')
+    rows = [plain(row) for row in rows]
     if not isinstance(person, Mapping):
-        return open_scorer(source, person)(records)
+        return open_scorer(source, person)(rows)
     with _file_of(json.dumps(plain(person))) as file, _errors({'person': file}):
         scorer = open_scorer(source, file)
-    return scorer(records)
+    return scorer(rows)
 
 
 def personalize(source: str | os.PathLike[str], choices: Any, *, split: int | None = None) -> dict[str, Any]:
