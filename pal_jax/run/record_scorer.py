@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ class RecordScorer(NamedTuple):
     keys: tuple[str, ...] = ('score',)
     # `details` turns the results of `read` for several records into their fields; None where the score is the only one.
     details: Callable[[Sequence[Any]], list[dict[str, Any]]] | None = None
+    # `doubt` gives words on a result of `read` that the model has learnt little about, '' where there is no doubt.
+    doubt: Callable[[Any], str] = lambda read: ''
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The scores `[records]` of records. Raises ValueError, with the record's number, where one is wrong."""
@@ -40,17 +43,19 @@ class RecordScorer(NamedTuple):
         return self.details(read) if self.details else [{'score': float(score)} for score in self.score(read)]
 
     def read_all(self, placed: Iterable[tuple[str, Any]]) -> list[Any]:
-        """The model's inputs of records, which come with their places in a file.
+        """The model's inputs of records, which come with their places in a file. The first doubt is told on stderr.
 
         Raises:
           ValueError: a record is wrong, or of another form than the records before it. The message names its place.
         """
-        read, forms = [], {}
+        read, forms, doubt = [], {}, ''
         for place, record in placed:
             try:
                 read.append(self.read(record))
             except ValueError as error:
                 raise ValueError(f'{place}: {error}') from None
+            if not doubt and (doubt := self.doubt(read[-1])):
+                print(f'warning: {place}: {doubt}', file=sys.stderr)
             forms.setdefault(self.form(record), place)
             if len(forms) > 1:
                 (form, first), (form_here, _) = forms.items()

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pal_jax.data import comparisons
-from pal_jax.data.comparisons import Comparisons
+from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.holdouts import normal
 from pal_jax.models.states import Frame
 from pal_jax.recipes.personal.pal import tables
@@ -42,6 +42,7 @@ class Kept(NamedTuple):
       groups: the number of groups of people that are known.
       prompted: whether texts are replies to prompts.
       chat: whether prompts and replies are messages.
+      ranges: the least and the largest value of each named attribute of a table; () in runs of earlier versions.
     """
 
     names: tuple[str, ...]
@@ -51,6 +52,7 @@ class Kept(NamedTuple):
     groups: int = 0
     prompted: bool = False
     chat: bool = False
+    ranges: tuple[tuple[float, float], ...] = ()
 
     @property
     def width(self) -> int:
@@ -98,11 +100,7 @@ class Kept(NamedTuple):
             raise ValueError(f'an item is {files.short_repr(item)}, others are objects; give all alike')
         item = tables.with_numbers(item, self.attributes)
         if missing := [name for name in self.attributes if name not in item]:
-            expected = ', '.join(tables.in_order(self.attributes))
-            name = missing[0].partition(': ')[0]
-            raise ValueError(
-                f'an item has no {name!r}; give {expected}; it has {", ".join(map(str, item)) or "nothing"}'
-            )
+            raise ValueError(f'an item has {tables.lacking(missing[0], item, self.attributes)}')
         if unknown := [name for name in item if name not in self.attributes]:
             raise ValueError(f'an item has {unknown[0]!r}, of which the run knows nothing; leave it out')
         return [item[name] for name in self.attributes]
@@ -122,7 +120,11 @@ def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> K
     scale = comparisons.scales(data) if settings.standardize else np.ones(data.chosen.shape[1])
     groups = 0 if data.groups is None else int(data.groups.max()) + 1
     if text is None:
-        return Kept(data.names, data.attributes, scale, groups=groups)
+        # Numbers of vectors say nothing by themselves.
+        unnamed = data.attributes == comparisons.default_names(len(data.attributes))
+        without = unnamed or isinstance(data.chosen, Lookup)
+        ends = () if without else (data.items.min(axis=0).tolist(), data.items.max(axis=0).tolist())
+        return Kept(data.names, data.attributes, scale, groups=groups, ranges=tuple(zip(*ends, strict=True)))
     prompted, chat = text.pairs.prompt is not None, text.pairs.chat
     return Kept(data.names, data.attributes, scale, text.frame, groups, prompted, chat)
 
@@ -162,6 +164,7 @@ def load(folder: Path) -> Kept:
         record: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
         frame = record['frame'] and Frame(**{name: np.array(x) for name, x in record['frame'].items()})
         columns: dict[str, Any] = {name: tuple(record[name]) for name in ('names', 'attributes')}
+        columns['ranges'] = tuple((low, high) for low, high in record.get('ranges', ()))
         return Kept(**record | columns | {'scale': np.array(record['scale']), 'frame': frame})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path} cannot be read ({error}); copy the folder of the run again') from None

@@ -13,6 +13,7 @@ Prototypes and the map of items stay as they were trained: only the person's K l
 
 from __future__ import annotations
 
+import difflib
 import functools
 import itertools
 import json
@@ -34,6 +35,7 @@ from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.personal.pal import text as pal_text
+from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.reward import TextVectors, TrainedPAL, open_pal, reward_of_replies
 from pal_jax.recipes.personal.pal.settings import Settings
 from pal_jax.run import files, stores
@@ -113,7 +115,7 @@ def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, 
             f'{", ".join(kept.attributes)}'
         )
     if missing := [name for name in kept.attributes if name not in data.attributes]:
-        raise ValueError(f'{path} has no attribute {missing[0]!r}; it has {", ".join(data.attributes)}')
+        raise ValueError(f'{path} has {tables.lacking(missing[0], data.attributes, kept.attributes)}')
     if unknown := [name for name in data.attributes if name not in kept.attributes]:
         raise ValueError(f'{path} has {unknown[0]!r}, of which {run.workdir} has learnt nothing; delete the attribute')
     if run.pal.variant == 'B' and (data.prompt is None or data.prompt.shape[1] != kept.width):
@@ -285,9 +287,11 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
         person = records.spelled(person, run.kept.names)
         splits = run.splits_of(person)
         if person and not splits:
+            near = _near(person, run.kept.names)
+            such = f'; did you mean {near}? Otherwise' if near else f', such as {", ".join(list(run.people)[:3])};'
             raise ValueError(
                 f'person={person!r} is no file, and not among the {len(run.people)} people that {workdir} was trained '
-                f'on, such as {", ".join(list(run.people)[:3])}; give a file that pal-jax personalize '
+                f'on{such} give a file that pal-jax personalize '
                 'wrote, the id of one of these people, or leave person out for the mean over them'
             )
         if person and run.split not in splits:
@@ -315,6 +319,13 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
         raise ValueError(f'{person}: {error}') from None
 
 
+def _near(person: str, names: Sequence[str]) -> str:
+    """The name that is most like that of a person, or ''. Zeros before a number make no difference."""
+    plain = functools.partial(re.sub, r'(?<!\d)0+(?=\d)', '')
+    by_plain = {plain(name): name for name in names}
+    return next((by_plain[near] for near in difflib.get_close_matches(plain(person), by_plain, 1, 0.7)), '')
+
+
 # --- as a function that scores records --------------------------------------------------------------------------------
 
 
@@ -335,7 +346,8 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
         def details(read: Sequence[Items]) -> list[dict[str, Any]]:
             return [{KEYS[len(items) - 1]: float(x)} for items, x in zip(read, score(read), strict=True)]
 
-        return RecordScorer(functools.partial(to_items, run), score, lambda record: _form(run, record), KEYS, details)
+        form, doubt = functools.partial(_form, run), functools.partial(_doubt, run.kept)
+        return RecordScorer(functools.partial(to_items, run), score, form, KEYS, details, doubt)
     reward_of = reward_of_replies(run, w)
     return RecordScorer(
         lambda record: to_reply(record, run), lambda pairs: run.factor * reward_of(*zip(*pairs, strict=True))
@@ -381,6 +393,16 @@ def _form(run: TrainedPAL, record: Mapping[str, Any]) -> str:
     """The form of a record of items: 'a pair' or 'an option'."""
     pair = 'item' not in record and len(tables.items_of(record, run.kept.attributes)) == 2
     return 'a pair' if pair else 'an option'
+
+
+def _doubt(kept: Kept, items: Items) -> str:
+    """The words for a number beyond those of the run's data; '' where there is none, or the run knows no ranges."""
+    for vector, _ in items:
+        for name, x, ends in zip(kept.attributes, (vector[0] * kept.scale).tolist(), kept.ranges, strict=False):
+            # Scales and float32 change the last digits of a number.
+            if not np.isclose(x, np.clip(x, *ends), rtol=1e-5):
+                return f'{name} {x:.6g} is outside {ends[0]:.6g} to {ends[1]:.6g} of the survey'
+    return ''
 
 
 def to_item(record: Any, run: TrainedPAL) -> tuple[np.ndarray, np.ndarray | None]:

@@ -128,13 +128,30 @@ def in_order(attributes: Sequence[str]) -> list[str]:
     return list(shown)
 
 
+def columns_of(attributes: Iterable[str]) -> dict[str, None]:
+    """The names of attributes as a table has them: one column for all words of an attribute."""
+    return dict.fromkeys(name.partition(': ')[0] if ' over ' in name else name for name in attributes)
+
+
+def lacking(missing: str, given: Iterable[str], attributes: Sequence[str]) -> str:
+    """The words for an attribute that is missing among the `given` ones, which may have it by a name that is almost its
+    own."""
+    (name, *_), has, known = columns_of([missing]), columns_of(given), columns_of(attributes)
+    near = _near(name, has.keys() - known.keys())
+    meant = f'; did you mean {name} where it says {near}?' if near else ''
+    return f'no {name!r}; give {", ".join(in_order(attributes))}; it has {", ".join(has) or "nothing"}{meant}'
+
+
 def items_of(row: Mapping[str, Any], attributes: Sequence[str]) -> list[dict[str, Any]]:
     """The items of a row of a table by their attributes: the two sides of a pair, or one option. Other columns are left
-    out. Raises ValueError where a number is none."""
-    names = dict.fromkeys(name.partition(': ')[0] if ' over ' in name else name for name in attributes)
+    out. Raises ValueError where an attribute is missing, or a number is none."""
+    names = columns_of(attributes)
     by_side = ([surveys.columns_of_side(side, list(row)) for side in sides] for sides in surveys.SIDES)
     option = [{name: name for name in row}]
     columns = next((both for both in by_side if names.keys() & both[0].keys() & both[1].keys()), option)
+    for side in columns:
+        if (missing := [name for name in names if name not in side]) and len(missing) < len(names):
+            raise ValueError(f'it has {lacking(missing[0], side, attributes)}')
     return [
         {
             name: row[column] if _known_words(name, attributes) else _number(row[column], column)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+import pal_jax
 from pal_jax import scoring
 from pal_jax.commands import personalize, score
 from pal_jax.recipes.personal import ideal_point
@@ -455,6 +456,11 @@ def test_a_table_of_pairs_has_probabilities_and_one_of_options_scores(run, tmp_p
     assert told == 'probability' and probability == pytest.approx(expected, rel=1e-4)
     of_people = [scoring.open_scorer(run.workdir, name)([row])[0] for name in list(run.people)[:3]]
     assert min(of_people) > 0 and scoring.open_scorer(run.workdir)([row]).shape == (1,)
+    pandas = pytest.importorskip('pandas')
+    np.testing.assert_allclose(pal_jax.score(run.workdir, pandas.DataFrame(options), person=person), scores, rtol=1e-5)
+    assert pal_jax.score(run.workdir, pandas.DataFrame([row])).shape == (1,)
+    with pytest.raises(ValueError, match='records is a int'):
+        pal_jax.score(run.workdir, 3)
     with pytest.raises(ValueError, match='an option'):
         scorer([row, options[0]])
     (path := tmp_path / 'pairs.csv').write_text(
@@ -466,3 +472,23 @@ def test_a_table_of_pairs_has_probabilities_and_one_of_options_scores(run, tmp_p
     *cells, shown = line.split(',')
     assert cells == [str(x) for x in row.values()]
     assert float(shown) == pytest.approx(expected, rel=1e-4) and len(shown.lstrip('0.')) <= 6
+
+
+def test_an_attribute_that_is_missing_or_out_of_range_is_named(run, capsys):
+    scorer = scoring.open_scorer(run.workdir)
+    (low, high), _ = run.kept.ranges
+    scorer([{'price': low, 'years': 2.0}, {'price': high, 'years': 2.0}])
+    assert not capsys.readouterr().err
+    scorer([{'price': low, 'years': 2.0}, {'price': 950.0, 'years': 2.0}, {'price': 951.0, 'years': 2.0}])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'record 2' in line and 'price 950' in line and f'{low:.6g} to {high:.6g}' in line
+    for row in ({'price': 1.0, 'yeers': 2.0}, {'item': {'price': 1.0, 'yeers': 2.0}},
+                {'price_A': 1, 'price_B': 2, 'yeers_A': 1, 'yeers_B': 2}):  # fmt: skip
+        with pytest.raises(ValueError, match="record 1: .*no 'years'.* it has price, yeers.*years where .* yeers"):
+            scorer([row])
+
+
+def test_the_name_of_a_person_may_be_almost_right(run):
+    name = next(iter(run.people))
+    with pytest.raises(ValueError, match=f'did you mean {name}'):
+        scoring.open_scorer(run.workdir, f'{name[0]}0{name[1:]}')
