@@ -334,13 +334,13 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
         raise ValueError(
             f'of {people} people with choices among {items} different texts or prompts, nobody has choices in all '
             f'parts at split.seen={seen}, split.train={train} and split.validation={validation}; the test is on new '
-            'texts, and needs at least fifty of them'
+            'texts, so ask each person about many more'
         )
     seen_parts = [np.flatnonzero(counted & of_seen & (of_pair == k)) for k in range(3)]
     if not len(seen_parts[1]):
         raise ValueError(
             f'no known person has a choice between the {round(validation * items)} of {items} different texts that '
-            f'split.validation={validation} sets apart; the test is on new texts, which needs at least fifty of them; '
+            f'split.validation={validation} sets apart; the test is on new texts, so ask each person about many more; '
             'with few texts take --config=pal, where each text is an attribute'
         )
     new_parts = [np.flatnonzero(counted & ~of_seen & (of_pair == k)) for k in (0, 2)]

@@ -11,6 +11,7 @@ import pytest
 from pal_jax.data import comparisons, records, texts
 from pal_jax.data.texts import Spans, Text, TextPairs
 from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.recipes.personal.panel import Trial, in_words
 from pal_jax.types import Choice
 
 TOKENIZER = byte_tokenizer()
@@ -115,6 +116,30 @@ def test_prompts_are_split_where_there_are_some():
     alike = pairs._replace(prompt=np.zeros(800, int))
     with pytest.raises(ValueError, match='1 prompt'):
         comparisons.split_items(alike.in_states(np.eye(22, 4)), seed=0, seen=0.8, train=0.5, validation=0.2)
+
+
+def test_unused_pairs_and_people_who_are_left_out_are_told():
+    """40 people chose 14 times each between 128 texts, in random pairs."""
+    rng, people = np.random.default_rng(0), np.arange(40).repeat(14)
+    chosen = rng.integers(128, size=560)
+    said, names = tuple(Text((i,)) for i in range(256)), tuple(map(str, range(40)))
+    pairs = TextPairs(
+        people, chosen, (chosen + 1 + rng.integers(127, size=560)) % 128, None, said, tuple(map(str, range(256))),
+        names, np.full(40, -1),
+    )  # fmt: skip
+
+    def told(pairs):
+        data = pairs.in_states(np.eye(256, 4))
+        parts = comparisons.split_items(data, seed=0, seen=0.8, train=0.5, validation=0.2)
+        left = 40 - len(np.unique(people[np.concatenate(parts)]))
+        return in_words(data, Trial(parts, data.users, 0, False)), left, 560 - sum(map(len, parts))
+
+    words, left, unused = told(pairs)
+    assert left > 10 and f'{left} of 40 people' in words and f'{unused} pairs are unused' in words
+    assert f'\nwarning: {unused / 560:.0%} of the pairs' in words
+    # Both texts of a pair with a prompt are in the part of the prompt.
+    words, left, unused = told(pairs._replace(prompt=128 + chosen))
+    assert unused < 100 and 'warning' not in words
 
 
 def test_a_text_in_other_clothes_is_the_same_text():

@@ -22,6 +22,7 @@ from pal_jax.run.forecast import counted
 
 CHUNK = 65536  # pairs judged at once
 PADDING = 2**30
+MOST_UNUSED = 2 / 3  # of the pairs; of random pairs of texts .62 are in two parts, however many people answer
 
 Part = Literal['train', 'validation', 'test', 'fit', 'new_test']
 Judged = list[tuple[np.ndarray, np.ndarray]]  # the margins of pairs and their users, numbered as in the data, by trial
@@ -73,13 +74,24 @@ def in_words(data: Comparisons, trial: Trial) -> str:
     """The numbers of people and pairs in the parts of a split, in words."""
     parts, pairs = trial.split, len(data.users)
     known, new = (len(np.unique(data.users[part])) for part in (parts.train, parts.new_test))
-    unused = pairs - sum(map(len, parts))
+    unused, people = pairs - sum(map(len, parts)), len(np.unique(data.users))
+    left = people - len(np.unique(data.users[np.concatenate(parts)]))
     words = (
         f'the first split: {counted(len(parts.train), "pair")} of {known} known people to learn from, '
         f'{len(parts.validation)} to choose the number of prototypes by, {len(parts.test)} to test on; '
         f'{new} new people with {len(parts.fit)} and {len(parts.new_test)} to test on'
     )
-    return words + (f'; {unused} pairs are unused, since their texts are in two parts' if unused else '')
+    if unused:
+        reason = ', since their texts are in two parts' if data.prompt is None else ''
+        words += f'; {unused} pairs are unused{reason}'
+    if left:
+        words += f'; {left} of {people} people have too few usable pairs and are left out'
+    if unused > MOST_UNUSED * pairs:
+        words += (
+            f'\nwarning: {unused / pairs:.0%} of the pairs are unused; ask for many more answers of each person, or '
+            'give each pair a prompt, which keeps its texts in one part'
+        )
+    return words
 
 
 def columns(

@@ -38,6 +38,7 @@ from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.reward import TextVectors, TrainedPAL, open_pal, reward_of_replies
 from pal_jax.recipes.personal.pal.settings import Settings
+from pal_jax.recipes.personal.portrait import PEOPLE
 from pal_jax.run import files, stores
 from pal_jax.run.accuracy import hits
 from pal_jax.run.outputs import whole_file
@@ -270,6 +271,15 @@ def warn_of_one(run: TrainedPAL) -> None:
         )
 
 
+def is_left_out(run: TrainedPAL, person: str) -> bool:
+    """True where a run on texts had too few usable pairs of a person on whom no split was trained."""
+    path = Path(run.workdir) / PEOPLE
+    if run.reading is None or person not in run.kept.names or not path.is_file():
+        return False
+    # The file has the new people of the report's split, too.
+    return all(row['participant'] != person for _, row in records.table(path, ('participant',)))
+
+
 def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
     """A run and a person's mixture `[K]` of its prototypes. A line on stderr says where the run knows less than that.
 
@@ -286,6 +296,11 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
         run = open_pal(workdir)
         person = records.spelled(person, run.kept.names)
         splits = run.splits_of(person)
+        if person and not splits and is_left_out(run, person):
+            raise ValueError(
+                f'person={person!r} was left out by {workdir}, with too few pairs whose texts are in one part; write '
+                'more choices of this person in a file, of which pal-jax personalize makes a mixture'
+            )
         if person and not splits:
             near = _near(person, run.kept.names)
             such = f'; did you mean {near}? Otherwise' if near else f', such as {", ".join(list(run.people)[:3])};'

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -268,6 +270,12 @@ def test_the_split_of_the_report_is_opened_or_one_that_was_trained_on_the_person
     evals = tmp_path / 'run' / 'evals.jsonl'
     evals.write_text(evals.read_text().replace('"shown_split"', '"new_to_earlier_versions"'))
     assert pal_reward.open_pal(str(tmp_path / 'run')).split == 0
+
+
+def test_a_person_with_too_few_usable_pairs_of_texts_is_left_out(tmp_path):
+    (tmp_path / 'people.csv').write_text('participant,kept_out,weight_1\nana,0,1\nbo,1,1\n')
+    run: Any = SimpleNamespace(workdir=str(tmp_path), reading=True, kept=SimpleNamespace(names=('ana', 'bo', 'cy')))
+    assert [pal_person.is_left_out(run, name) for name in ('ana', 'bo', 'cy', 'dee')] == [False, False, True, False]
 
 
 def test_a_person_is_a_file_an_id_or_nobody(run, tmp_path):
