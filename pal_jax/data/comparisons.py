@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from pal_jax.data.holdouts import normal
-from pal_jax.data.records import LISTED, Drop, WrongRows, few_of, first_spelling
+from pal_jax.data.records import Drop, WrongRows, first_spelling
 from pal_jax.run import forecast
 
 LEAST = 3  # questions of a person: one for training, one for validation and one for the test
@@ -240,11 +240,11 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
     place = rank_within(owner, rng.permutation(len(number))[first])
     count_of_user = np.bincount(owner, minlength=people)
     if (users := np.flatnonzero(count_of_user < LEAST)).size:
-        few = few_of([f'{data.names[user]} ({count_of_user[user]})' for user in users])
+        listed = forecast.few_of([f'{data.names[user]} ({count_of_user[user]})' for user in users])
         kind, advice = (WrongRows, '') if people - len(users) > 1 else (ValueError, '; give each person more questions')
         raise kind(
             f'{forecast.counted(len(users), "person")} with fewer than the {LEAST} different questions that training, '
-            f'validation and test need: {few}{advice}'
+            f'validation and test need: {listed}{advice}'
         )
     # Training and validation have one question at least, and training leaves two.
     cuts = np.maximum(np.round(count_of_user * train), 1), np.maximum(np.round(count_of_user * validation), 1)
@@ -264,7 +264,9 @@ def without_few(data: Comparisons, drop: Drop) -> Comparisons:
     names = [name for name, has in zip(data.names, enough, strict=True) if not has]
     if not enough.any():
         raise ValueError(f'nobody has {LEAST} different questions, which training, validation and test need')
-    drop(f'left out {forecast.counted(len(names), "person")} with fewer than {LEAST} questions: {few_of(names)}')
+    drop(
+        f'left out {forecast.counted(len(names), "person")} with fewer than {LEAST} questions: {forecast.few_of(names)}'
+    )
     keep, people = enough[data.users], np.flatnonzero(enough)
     return data._replace(
         users=np.searchsorted(people, data.users[keep]).astype(np.int32),
@@ -294,7 +296,7 @@ def described(data: Comparisons) -> str:
         name if ' over ' in name else f'{name} {a:.4g} to {b:.4g}'
         for name, a, b in zip(data.attributes, low, high, strict=True)
     ]
-    return f'{words}; {", ".join(ranges[:LISTED])}' + (', ...' if len(ranges) > LISTED else '')
+    return f'{words}; {", ".join(ranges[: forecast.LISTED])}' + (', ...' if len(ranges) > forecast.LISTED else '')
 
 
 def split_items(data: Comparisons, *, seed: int, seen: float, train: float, validation: float) -> Split:

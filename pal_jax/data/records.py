@@ -35,7 +35,7 @@ import numpy as np
 
 from pal_jax.data import holdouts, shards, surveys
 from pal_jax.run import files
-from pal_jax.run.forecast import counted
+from pal_jax.run.forecast import LISTED, counted, few_of
 from pal_jax.run.outputs import whole_file
 from pal_jax.types import Choice
 
@@ -48,7 +48,6 @@ MISSING = ('', 'nan', 'NaN', 'NA', 'null', 'NULL', 'None', '<NA>')  # texts that
 NOBODY = 'nobody'  # the user of pairs that wait for an answer
 # Beyond this number, some whole numbers are no floats.
 EXACT = 2**53
-LISTED = 10  # faults that a message lists, and rows of a fault
 
 
 class WrongRows(ValueError):
@@ -269,11 +268,6 @@ def few_places(places: Sequence[str], first: str) -> str:
     numbers = [place.removeprefix(f'{start} ') for place in places]
     unit = start.rpartition(' ')[2] + ('s' if len(numbers) > 1 else '')
     return f'{unit} {few_of(numbers)}'
-
-
-def few_of(names: Sequence[str]) -> str:
-    """The first names with commas between, and the number of the others."""
-    return ', '.join(names[:LISTED]) + (f' and {len(names) - LISTED} more' if len(names) > LISTED else '')
 
 
 def values(source: str, wrong: Wrong | None = None) -> Iterator[tuple[str, Any]]:

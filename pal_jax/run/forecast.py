@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from pal_jax.types import Metrics
 
+LISTED = 10  # things of one kind that a message lists
+
 ONCE = 'seconds_compile', 'seconds_load'  # seconds that the next step does not need again
 RECENT = 20  # steps whose mean is the pace
 
@@ -136,6 +138,11 @@ def once(metrics: Metrics) -> float:
 def counted(count: int, noun: str) -> str:
     """A number with its noun, as in `1 step`, `2,000 steps` or `3 people`."""
     return f'{count:,} {noun}' if count == 1 else f'{count:,} {"people" if noun == "person" else f"{noun}s"}'
+
+
+def few_of(names: Sequence[str]) -> str:
+    """The first names with commas between, and the number of the others."""
+    return ', '.join(names[:LISTED]) + (f' and {len(names) - LISTED} more' if len(names) > LISTED else '')
 
 
 def spoken(seconds: float) -> str:

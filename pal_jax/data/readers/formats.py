@@ -378,7 +378,7 @@ def messages_of(record: Mapping[str, Any], key: str) -> list[Message]:
 def _message(record: Any, place: str) -> Message:
     if not isinstance(record, dict):
         raise ValueError(f"{place} must have 'role' and 'content' as text, got {_short(record)}")
-    message = dict(record)
+    message: Message = dict(record)
     if 'from' in message and 'role' not in message:
         message = _from_sharegpt(message, place)
     if 'function_call' in message:
@@ -395,7 +395,7 @@ def _message(record: Any, place: str) -> Message:
     if (role := message['role']) not in ROLES:
         meaning = f' ({role!r} is {_ROLES[role]} here)' if role in _ROLES else ''
         raise ValueError(f'{place} has the role {_short(role)}; use {", ".join(ROLES)}{meaning}')
-    read = {'role': role, 'content': content if isinstance(content, str) else _joined(content, place)}
+    read: Message = {'role': role, 'content': content if isinstance(content, str) else _joined(content, place)}
     read |= {key: message[key] for key in _PASSED if key in message}
     if 'tool_calls' in read:
         read['tool_calls'] = _calls(read['tool_calls'], place)

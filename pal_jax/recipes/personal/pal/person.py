@@ -41,6 +41,7 @@ from pal_jax.recipes.personal.pal.settings import Settings
 from pal_jax.recipes.personal.portrait import PEOPLE
 from pal_jax.run import files, stores
 from pal_jax.run.accuracy import hits
+from pal_jax.run.forecast import few_of
 from pal_jax.run.outputs import whole_file
 from pal_jax.run.record_scorer import RecordScorer
 from pal_jax.run.runs import read_settings
@@ -224,11 +225,11 @@ def read_person(path: str | Path, name: str = '') -> PersonRecord:
     name = records.spelled(name, people)
     if not name and len(people) > 1:
         raise ValueError(
-            f'{path} has {len(people)} people ({records.few_of(list(people))}); name one, as in '
+            f'{path} has {len(people)} people ({few_of(list(people))}); name one, as in '
             f'--person={path}:{next(iter(people))}'
         )
     if name and name not in people:
-        raise ValueError(f'{path} has nobody called {name!r}; it has {records.few_of(list(people))}')
+        raise ValueError(f'{path} has nobody called {name!r}; it has {few_of(list(people))}')
     record = people[name] if name else next(iter(people.values()))
     mixture, split, fingerprint = record.get('mixture'), record.get('split'), record.get('fingerprint', '')
     if (
