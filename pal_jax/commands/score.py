@@ -18,7 +18,8 @@ Options:
                           {"item": [...] or {...}}              for a PAL of a table, with "prompt": [...] in variant B
                           a CSV file of options                 for a PAL of a table, with a column for each attribute
                           a CSV file of pairs                   for the same, with two columns for each attribute, such
-                                                                as price_A and price_B
+                                                                as price_A and price_B; for a PAL of texts text_A and
+                                                                text_B, with "prompt" where it learnt from prompts
   --output=FILE           where the records are written, each with its `score`; a file that exists is refused. An ending
                           .csv writes a table with commas between cells and points in numbers, and any other one JSON
                           lines

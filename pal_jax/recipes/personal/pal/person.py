@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pal_jax.data import comparisons, records
+from pal_jax.data import comparisons, records, surveys
 from pal_jax.data.comparisons import Comparisons, Lookup, PairBatch
 from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal.pal import reward as pal_reward
@@ -354,20 +354,36 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
       ValueError, RuntimeError: as `person.open_person`.
     """
     run, w = open_person(workdir, person)
-    if run.reading is None:
-        # A share of all people is a mean over them, and not the choice of their mean.
-        mixtures = w[None] if person else run.mixtures
-        score = functools.partial(_score_rows, run, w, mixtures)
+    # A share of all people is a mean over them, and not the choice of their mean.
+    score = functools.partial(_score_rows, run, w, w[None] if person else run.mixtures)
 
-        def details(read: Sequence[Items]) -> list[dict[str, Any]]:
-            return [{KEYS[len(items) - 1]: float(x)} for items, x in zip(read, score(read), strict=True)]
+    def details(read: Sequence[Any]) -> list[dict[str, Any]]:
+        return [{KEYS[len(sides) - 1]: float(x)} for sides, x in zip(read, score(read), strict=True)]
 
-        form, doubt = functools.partial(_form, run), functools.partial(_doubt, run.kept)
-        return RecordScorer(functools.partial(to_items, run), score, form, KEYS, details, doubt)
-    reward_of = reward_of_replies(run, w)
-    return RecordScorer(
-        lambda record: to_reply(record, run), lambda pairs: run.factor * reward_of(*zip(*pairs, strict=True))
-    )
+    form = functools.partial(_form, run)
+    if run.reading:
+        return RecordScorer(functools.partial(to_replies, run), score, form, KEYS, details)
+    doubt = functools.partial(_doubt, run.kept)
+    return RecordScorer(functools.partial(to_items, run), score, form, KEYS, details, doubt)
+
+
+def to_replies(run: TrainedPAL, record: Any) -> tuple[tuple[Any, Any], ...]:
+    """The prompt and reply of a record, or of both sides of a pair in columns such as `text_A` and `text_B`.
+
+    Raises:
+      ValueError: as `to_reply`, or a side is empty.
+    """
+    columns = _text_columns(record)
+    if empty := [column for column in columns if records.is_missing(record[column])]:
+        raise ValueError(f'{empty[0]} is empty; give a text')
+    key = 'completion' if run.kept.prompted else 'text'
+    return tuple(to_reply({**record, key: record[side]}, run) for side in columns) or (to_reply(record, run),)
+
+
+def _text_columns(record: Any) -> tuple[str, ...]:
+    """The columns of a pair of texts; () for a record of one text."""
+    is_pair = isinstance(record, Mapping) and not record.keys() & {'text', 'completion', 'messages'}
+    return surveys.text_columns(record) if is_pair else ()
 
 
 def to_reply(record: Any, run: TrainedPAL) -> tuple[Any, Any]:
@@ -380,7 +396,8 @@ def to_reply(record: Any, run: TrainedPAL) -> tuple[Any, Any]:
     if not run.kept.prompted:
         if not record.get('text'):
             raise ValueError(
-                f"expected an object with 'text', which is not empty: {run.workdir} learnt from statements"
+                "expected an object with 'text' (or a pair in 'text_A' and 'text_B'), which is not empty: "
+                f'{run.workdir} learnt from statements'
             )
         pal_reward.check_form(run, '', record['text'])
         return '', record['text']
@@ -406,7 +423,9 @@ def to_items(run: TrainedPAL, record: Any) -> Items:
 
 
 def _form(run: TrainedPAL, record: Mapping[str, Any]) -> str:
-    """The form of a record of items: 'a pair' or 'an option'."""
+    """The form of a record: 'a pair', or 'an option', which is a text in a run on texts."""
+    if run.reading:
+        return 'a pair' if _text_columns(record) else 'a text'
     pair = 'item' not in record and len(tables.items_of(record, run.kept.attributes)) == 2
     return 'a pair' if pair else 'an option'
 
@@ -448,20 +467,18 @@ def _is_number(x: Any) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= tables.LARGEST
 
 
-def _score_items(run: TrainedPAL, w: Array, vectors: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
-    items, prompts = zip(*vectors, strict=True)
-    of_prompts = np.concatenate(prompts) if run.pal.variant == 'B' else None
-    return np.asarray(pal_reward.rewards(run, w, np.concatenate(items), of_prompts))
-
-
-def _score_rows(run: TrainedPAL, w: Array, mixtures: Array, read: Sequence[Items]) -> np.ndarray:
+def _score_rows(run: TrainedPAL, w: Array, mixtures: Array, read: Sequence[Any]) -> np.ndarray:
     """The scores of options to a mixture, or the chance that the first of each pair is chosen, as a mean over the
     `mixtures` `[P, K]`."""
+    # All first sides stand before the second ones.
+    sides = zip(*(side for row in zip(*read, strict=True) for side in row), strict=True)
+    if run.reading:
+        flat, of_prompts = pal_reward.reply_vectors(run, *map(list, sides))
+    else:
+        items, prompts = sides
+        flat, of_prompts = np.concatenate(items), np.concatenate(prompts) if run.pal.variant == 'B' else None
     if len(read[0]) == 1:
-        return run.factor * _score_items(run, w, [item for (item,) in read])
-    items, prompts = zip(*(item for pair in zip(*read, strict=True) for item in pair), strict=True)
-    of_prompts = np.concatenate(prompts) if run.pal.variant == 'B' else None
-    flat = np.concatenate(items)
+        return run.factor * np.asarray(pal_reward.rewards(run, w, flat, of_prompts))
 
     def chance(mixture: Array) -> Array:
         first, second = jnp.split(pal_reward.rewards(run, mixture, flat, of_prompts), 2)

@@ -424,6 +424,14 @@ def test_choices_between_statements_make_a_person_who_prefers_them(tmp_path, sta
     texts.write_text('\n'.join(json.dumps({'text': text}) for text in ('azam', 'zzzz')))
     score.score(f'orbax:{tmp_path}', 'p1' if 'p1' in run.people else '', str(texts), scored)
     assert len(scored.read_text().splitlines()) == 2
+    scorer = scoring.open_scorer(tmp_path, next(iter(run.people)))
+    scores = scorer([{'text': 'azam'}, {'text': 'zzzz'}])
+    pair = {'text_A': 'azam', 'text_B': 'zzzz'}
+    np.testing.assert_allclose(scorer([pair]), 1 / (1 + np.exp(scores[1:] - scores[:1])), rtol=1e-4)
+    assert scorer.told(scorer.read_all([('', pair)]))[0].keys() == {'probability'}
+    for wrong, place in (({**pair, 'text_B': ' '}, 'text_B is empty'), ({'text': 'azam'}, 'a text')):
+        with pytest.raises(ValueError, match=f'record 2: .*{place}'):
+            scorer([pair, wrong])
     texts.write_text(json.dumps({'prompt': 'Say', 'completion': 'a'}))
     with pytest.raises(ValueError, match=r'texts\.jsonl, line 1.*text'):
         score.score(f'orbax:{tmp_path}', '', str(texts), None)
