@@ -105,7 +105,7 @@ class Comparisons(NamedTuple):
     """`n` pairs by column. `users` and `situations` are numbers; `names` are the users', `attributes` the items'.
 
     Where many pairs share few items (statements), the sides are a `Lookup` in the table of all items, and `texts` has
-    the items' words. `groups` has the users' groups, -1 where a group is not known.
+    the items' words. `groups` has the users' groups, numbers of `group_names`, -1 where a group is not known.
     """
 
     users: np.ndarray  # [n]
@@ -117,6 +117,7 @@ class Comparisons(NamedTuple):
     attributes: tuple[str, ...]
     texts: tuple[str, ...] = ()
     groups: np.ndarray | None = None
+    group_names: tuple[str, ...] = ()
 
     @property
     def items(self) -> np.ndarray:

@@ -43,8 +43,8 @@ class Text(NamedTuple):
 class TextPairs(NamedTuple):
     """`n` pairs by column. `prompt`, `chosen` and `rejected` are numbers of `texts`, and `words` are the texts' words.
 
-    `names` are the users', and `groups` are the users' groups, -1 where a group is not known. With `chat` prompts and
-    replies are messages.
+    `names` are the users', and `groups` are the users' groups, numbers of `group_names`, -1 where a group is not known.
+    With `chat` prompts and replies are messages.
     """
 
     users: np.ndarray  # [n]
@@ -56,6 +56,7 @@ class TextPairs(NamedTuple):
     names: tuple[str, ...]
     groups: np.ndarray  # [users]
     chat: bool = False
+    group_names: tuple[str, ...] = ()
 
     def in_states(self, table: np.ndarray) -> Comparisons:
         """The pairs with the vectors of their texts, from a table `[texts, H]` or, for replicas, `[R, texts, H]`."""
@@ -65,7 +66,16 @@ class TextPairs(NamedTuple):
         attributes = tuple(f'x{i}' for i in range(table.shape[-1]))
         situations = np.arange(len(self.users))
         return Comparisons(
-            self.users, situations, chosen, rejected, prompt, self.names, attributes, self.words, self.groups
+            self.users,
+            situations,
+            chosen,
+            rejected,
+            prompt,
+            self.names,
+            attributes,
+            self.words,
+            self.groups,
+            self.group_names,
         )
 
 
@@ -167,11 +177,12 @@ def to_pairs(converted: Sequence[RecordTexts], name: str | Path) -> TextPairs:
     group_of = dict.fromkeys((pair.user for pair in converted), '') | {
         pair.user: pair.group for pair in converted if pair.group
     }
-    names, group_names = tuple(group_of), sorted({group for group in group_of.values() if group})
+    names, group_names = tuple(group_of), tuple(sorted({group for group in group_of.values() if group}))
     place = {name: i for i, name in enumerate(names)}
     users = np.array([place[pair.user] for pair in converted], np.int32)
     groups = np.array([group_names.index(group) if group else -1 for group in group_of.values()], np.int32)
-    return TextPairs(users, chosen, rejected, prompt, tuple(number), tuple(words), names, groups, converted[0].chat)
+    chat = converted[0].chat
+    return TextPairs(users, chosen, rejected, prompt, tuple(number), tuple(words), names, groups, chat, group_names)
 
 
 def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '{}') -> RecordTexts:
@@ -247,7 +258,8 @@ def from_votes(votes: Votes, tokenizer: Tokenizer, *, template: str, most: int, 
     users, *sides = draw_pairs(votes, most=most, seed=seed)
     chosen, rejected = (number[side] for side in sides)
     users, chosen, rejected = (column[chosen != rejected] for column in (users, chosen, rejected))
-    return TextPairs(users, chosen, rejected, None, statements, votes.texts, votes.names, votes.groups)
+    columns = users, chosen, rejected, None, statements, votes.texts, votes.names, votes.groups
+    return TextPairs(*columns, group_names=votes.group_names)
 
 
 # --- as batches -------------------------------------------------------------------------------------------------------

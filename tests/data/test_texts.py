@@ -30,7 +30,7 @@ def write(path, records):
 def test_replies_are_read_alone_or_after_their_prompt_and_each_text_once(tmp_path):
     path = write(tmp_path / 'a.jsonl', RECORDS)
     alone, after = (texts.read(path, TOKENIZER, alone=flag) for flag in (True, False))
-    assert alone.names == ('ana.1', 'bo') and alone.groups.tolist() == [0, -1]
+    assert alone.names == ('ana.1', 'bo') and (alone.groups.tolist(), alone.group_names) == ([0, -1], ('north',))
     for pairs in (alone, after):
         assert pairs.users.tolist() == [0, 1, 0]
         assert pairs.prompt is not None and pairs.prompt[0] == pairs.prompt[1] != pairs.prompt[2]

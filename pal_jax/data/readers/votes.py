@@ -41,6 +41,7 @@ class Votes(NamedTuple):
     names: tuple[str, ...]
     texts: tuple[str, ...]
     groups: np.ndarray  # [people], -1 where not known
+    group_names: tuple[str, ...] = ()
 
 
 def read(conversation: str | Path) -> Votes:
@@ -82,7 +83,7 @@ def read(conversation: str | Path) -> Votes:
     group_of = _groups(_file(stem, 'people.csv'))
     group_of = {who(name): group for name, group in group_of.items()}
     groups = np.array([group_of.get(name, '') for name in names])
-    group_names = [group for group in np.unique(groups) if group]
+    group_names = tuple(str(group) for group in np.unique(groups) if group)
     return Votes(
         np.array(people, np.int32),
         np.array(statements, np.int32),
@@ -90,6 +91,7 @@ def read(conversation: str | Path) -> Votes:
         names,
         tuple(named[key] for key in shown),
         np.array([group_names.index(group) if group else -1 for group in groups], np.int32),
+        group_names,
     )
 
 

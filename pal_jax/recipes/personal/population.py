@@ -370,7 +370,9 @@ def make_exhibits(
         table = [['model', 'AUC'], *([name, _cell(row)] for name, row in shown.groups.items())]
         exhibits.append(Exhibit('Opinion groups', GROUPS, table))
     if shown.by_group and panel.data.groups is not None:
-        exhibits.append(Exhibit('Each group', BY_GROUP, _table_by_group(shown, panel.data.groups)))
+        exhibits.append(
+            Exhibit('Each group', BY_GROUP, _table_by_group(shown, panel.data.groups, panel.data.group_names))
+        )
     return [*exhibits, *portrait.exhibit_prototypes(model)]
 
 
@@ -403,11 +405,11 @@ def _table(shown: Shown) -> list[list[str]]:
     return rows
 
 
-def _table_by_group(shown: Shown, groups: np.ndarray) -> list[list[str]]:
+def _table_by_group(shown: Shown, groups: np.ndarray, names: Sequence[str]) -> list[list[str]]:
     rows = [['group', 'people', *(MODELS[name] for name in shown.by_group)]]
     for group in range(groups.max() + 1):
         cells = [figure.with_error() if (figure := row[group]) else '–' for row in shown.by_group.values()]
-        rows.append([str(group), str(int((groups == group).sum())), *cells])
+        rows.append([names[group], str(int((groups == group).sum())), *cells])
     return rows
 
 

@@ -192,7 +192,7 @@ def conversation(tmp_path_factory):
     stem.with_suffix('.statements.jsonl').write_text(''.join(lines))
     said = (f'p{p},{s},{1 if s % 2 == p % 2 else -1}\n' for p in range(40) for s in range(60))
     stem.with_suffix('.votes.csv').write_text('participant,comment_id,vote\n' + ''.join(said))
-    people = (f'p{p},{p % 2}\n' for p in range(40))
+    people = (f'p{p},{("north", "south")[p % 2]}\n' for p in range(40))
     stem.with_suffix('.people.csv').write_text('participant,group\n' + ''.join(people))
     return stem
 
@@ -223,7 +223,7 @@ def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monke
         assert mine > 0.9  # of both groups
         assert all_alike < 0.9
     exhibits = {exhibit.title: exhibit for exhibit in evaluation.exhibits}
-    assert [row[:2] for row in exhibits['Each group'].table[1:]] == [['0', '20'], ['1', '20']]
+    assert [row[:2] for row in exhibits['Each group'].table[1:]] == [['north', '20'], ['south', '20']]
     _, one, two = exhibits['The prototypes'].table
     letters = [max('az', key=row[3].count) for row in (one, two)]  # of the statements that each likes most
     assert sorted(letters) == ['a', 'z']
