@@ -8,6 +8,7 @@ from typing import Any
 
 from pal_jax.run.glossary import Words
 from pal_jax.run.metrics import METRICS, read_records
+from pal_jax.run.progress import CUT
 from pal_jax.run.summary import fifths, finite_values, main_part
 from pal_jax.run.verdict import TOO_LITTLE, RunVerdict
 
@@ -46,7 +47,8 @@ def advice(
     name: str = '',
     more: str = '',
 ) -> str:
-    """A sentence on what to try, by a run's own figures; '' where the run has learnt, or has no verdict.
+    """A sentence on what to try, by a run's own figures; '' where it has learnt and few answers are cut, or where it
+    has no verdict.
 
     `name` is that of the config, with its variant, and `more` is what tells more by the method's words, if they say so.
     """
@@ -55,22 +57,19 @@ def advice(
     if verdict and verdict.answer.endswith(ABOVE):
         return f'The costs are above the limit: try {LIMIT}.'
     units = verdict.units if verdict else ''
-    if verdict is None or verdict.answer.startswith('Yes'):
+    if verdict is None:
         return ''
+    if verdict.answer.startswith('Yes'):
+        return _on_cut(rows, config, above=CUT)
     if verdict.answer.startswith(TOO_LITTLE):
         return f'The tests are too few: give {TESTS.format(units=units)}.'
     steps = main_part(rows)
-    last = {
-        key: fifths(steps, key)
-        for key in ('format', 'flat', 'alike', 'kl', 'reward', 'truncated')
-        if finite_values(steps, key)
-    }
+    last = {key: fifths(steps, key) for key in ('format', 'flat', 'alike', 'kl', 'reward') if finite_values(steps, key)}
     ends = {key: part['last'] for key, part in last.items()}
     if ends.get('format', 1.0) < 0.5:
         return f'Few answers have the format ({ends["format"]:.2f} of them): give more warmup.steps.'
-    if ends.get('truncated', 0.0) > 0.5:
-        cut = config.get('sampling', {}).get('max_tokens', 'its value')
-        return f'{ends["truncated"]:.0%} of the answers are cut at sampling.max_tokens={cut}: give more of them.'
+    if line := _on_cut(rows, config, above=0.5):
+        return line
     if abs(ends.get('kl', 0.0)) > KL and last.get('reward', {'gain': 1.0})['gain'] < 0:
         return f'The reward falls and the KL is {ends["kl"]:.1f}: give a larger ppo.kl_coef or a smaller optimizer.lr.'
     if (alike := max(ends.get('alike', 0.0), ends.get('flat', 0.0))) > 0.5:
@@ -79,3 +78,12 @@ def advice(
             '(n_samples_per_prompt) or a higher sampling.temperature.'
         )
     return f'To tell more: {more or (SEEDS if config.get("total_steps") else TESTS.format(units=units))}.'
+
+
+def _on_cut(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], *, above: float) -> str:
+    """A sentence where, at the end of a run, a larger share of the answers than `above` is cut; '' else."""
+    steps = main_part(rows)
+    share = fifths(steps, 'truncated')['last'] if finite_values(steps, 'truncated') else 0.0
+    most = config.get('sampling', {}).get('max_tokens', 'its value')
+    line = f'{share:.0%} of the answers are cut at sampling.max_tokens={most}: give more of them.'
+    return line if share > above else ''

@@ -29,6 +29,7 @@ DESCRIBED = (
     'loss', 'accuracy', 'training_accuracy', 'reward', 'format', 'legal', 'attack_success', 'plain_success',
     'overrefusal', 'cost', 'mean_cost', 'limit', 'multiplier', 'kl',
 )  # fmt: skip
+CUT = 0.2  # the console shows the share of cut answers where it is larger
 
 
 class Stopwatch:
@@ -78,7 +79,10 @@ def print_anything() -> None:
 
 def describe(metrics: Metrics) -> str:
     """A short text with the latest values of a step: `reward 0.412  format 0.98`."""
-    return '  '.join(f'{key} {metrics[key]:.3g}' for key in DESCRIBED if key in metrics)
+    figures = [f'{key} {metrics[key]:.3g}' for key in DESCRIBED if key in metrics]
+    if (cut := metrics.get('truncated', 0.0)) > CUT:
+        figures.append(f'cut {cut:.0%}')
+    return '  '.join(figures)
 
 
 def evaluation_text(

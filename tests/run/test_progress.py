@@ -174,6 +174,8 @@ def test_an_evaluation_shows_its_figures_with_their_errors_and_its_tables():
 
 def test_only_the_metrics_that_matter_are_described():
     assert describe({'kl': 0.0123, 'reward': 1.0, 'grad_norm': 3.0}) == 'reward 1  kl 0.0123'
+    assert describe({'reward': 1.0, 'truncated': 0.2}) == 'reward 1'
+    assert describe({'reward': 1.0, 'truncated': 0.25}) == 'reward 1  cut 25%'
 
 
 def output(console: Console) -> str:

@@ -171,7 +171,10 @@ def test_a_run_that_has_not_learnt_gets_the_advice_of_its_own_figures(figures, k
         for i in range(10)
     ]
     assert key in advice(rows, RunVerdict('Not beyond noise', '', ''), {'total_steps': 10})
-    assert advice(rows, RunVerdict('Yes', '', ''), {}) == advice(rows, None, {}) == ''
+    cut = [row | {'truncated': 0.3} for row in rows]
+    assert 'sampling.max_tokens' in advice(cut, RunVerdict('Yes', '', ''), {}) and advice(cut, None, {}) == ''
+    few_cut = [row | {'truncated': 0.1} for row in rows]
+    assert advice(few_cut, RunVerdict('Yes', '', ''), {}) == ''
 
 
 @pytest.mark.parametrize(
