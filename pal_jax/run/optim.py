@@ -52,13 +52,15 @@ class Optimizer:
     total_steps: int = derived(0)
 
     def __post_init__(self):
-        if not (
-            self.lr >= 0 and 0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.weight_decay >= 0 and self.max_norm > 0
+        for key, fits, bounds in (
+            ('lr', self.lr >= 0, 'at least 0'),
+            ('weight_decay', self.weight_decay >= 0, 'at least 0'),
+            ('b1', 0 <= self.b1 < 1, 'in [0, 1)'),
+            ('b2', 0 <= self.b2 < 1, 'in [0, 1)'),
+            ('max_norm', self.max_norm > 0, 'above 0 (inf clips nothing)'),
         ):
-            raise ValueError(
-                f'lr={self.lr} and weight_decay={self.weight_decay} must be at least 0, b1={self.b1} and '
-                f'b2={self.b2} in [0, 1), max_norm={self.max_norm} above 0 (inf clips nothing)'
-            )
+            if not fits:
+                raise ValueError(f'{key}={getattr(self, key)} must be {bounds}')
         # The schedule checks the other values.
         make_schedule(**self._schedule | {'total_steps': self.total_steps or 1})
         _direction(self.name, self.b1, self.b2)
