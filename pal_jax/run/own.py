@@ -10,6 +10,7 @@ same function is given again.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import hashlib
@@ -58,8 +59,23 @@ def split(key: str, text: str) -> list[str]:
     parts = [part.strip() for part in text.split(',')]
     for part in parts:
         if not is_own(part):
-            raise ValueError(f'{key}={text!r}: {part!r} is no function; write FILE.py:NAME, with commas between')
+            raise ValueError(
+                f'{key}={text!r}: {part!r} is no function; write FILE.py:NAME, with commas between{_functions_in(part)}'
+            )
     return parts
+
+
+def _functions_in(file: str) -> str:
+    """The words for the functions and classes in a Python file; '' where there is no such file or it has none."""
+    path = Path(file)
+    if path.suffix != '.py' or not path.is_file():
+        return ''
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return ''
+    names = [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != '_']
+    return f'; {file} has {", ".join(names)}' if names else ''
 
 
 def named_in(value: Any) -> list[tuple[str, Path]]:
@@ -132,7 +148,8 @@ def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[
         inspect.signature(call).bind(**dict.fromkeys([*asked, *(extra for extra in may if takes(call, extra))]))
     except TypeError as error:
         also = f', and may take {", ".join(may)}' if may else ''
-        raise ValueError(f'{key}={text!r}: {error}; {name} is called with {", ".join(asked)}{also}') from None
+        reason = _unmet(call, [*asked, *may]) or error
+        raise ValueError(f'{key}={text!r}: {reason}; {name} is called with {", ".join(asked)}{also}') from None
 
     def guard(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -181,6 +198,17 @@ def checking_rewards(game: Any, roles: int, name: str) -> Any:
 
     game.rewards = checked
     return game
+
+
+def _unmet(call: Callable[..., Any], given: Sequence[str]) -> str:
+    """The words for the parameters that a function must get and that it is not given; '' where it gets them all."""
+    parameters = inspect.signature(call).parameters.values()
+    missing = [
+        repr(p.name)
+        for p in parameters
+        if p.name not in given and p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    return f'it wants {" and ".join(missing)}, which it does not get' if missing else ''
 
 
 def _found(key: str, text: str) -> tuple[Path, str, Callable[..., Any]]:

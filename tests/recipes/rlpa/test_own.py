@@ -89,6 +89,7 @@ def test_a_function_reads_what_it_names_and_none_is_no_reward(tmp_path):
         ('x = 1 / 0', 'score', r'mine\.py, line 1: ZeroDivisionError'),
         ('def score(:', 'score', r'mine\.py, line 1: SyntaxError'),
         ('', 'score, x', 'is no function; write FILE.py:NAME'),
+        ('def score(prompts, completions, solution): return []', 'score', "'solution'.*score is called with"),
     ],
 )
 def test_a_function_that_cannot_be_had_is_named(tmp_path, text, name, message):
@@ -96,6 +97,12 @@ def test_a_function_that_cannot_be_had_is_named(tmp_path, text, name, message):
         open_functions(KEY, f'{write(tmp_path, text)}:{name}', (), EXTRA)
     with pytest.raises(ValueError, match='there is no file'):
         open_functions(KEY, f'{tmp_path}/none.py:score', (), EXTRA)
+
+
+def test_a_file_without_a_name_is_answered_with_its_functions(tmp_path):
+    file = write(tmp_path, 'def score(prompts, completions): return []')
+    with pytest.raises(ValueError, match='mine.py has score'):
+        open_functions(KEY, file, (), EXTRA)
 
 
 def test_weights_belong_to_functions(tmp_path):
