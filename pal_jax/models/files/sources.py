@@ -11,6 +11,7 @@ orbax:<workdir>            a run of this package
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 from collections.abc import Callable
@@ -83,6 +84,11 @@ def resolve(source: str, *, seed: int = 0, open_run: Callable[[str], Source] | N
             return open_run(name)
         case 'orbax', str() if name:
             raise ValueError(f'model source {source} needs a reader of checkpoints; call resolve(..., open_run=...)')
+    if '/' in source and ':' not in source and (folder := Path(source)).parent.is_dir() and not folder.exists():
+        others = sorted(path.name for path in folder.parent.iterdir() if path.is_dir())
+        near = difflib.get_close_matches(folder.name, others, 1) or others[:1]
+        meant = f'; did you mean {folder.with_name(near[0])}?' if near else f'; {folder.parent} has no folders'
+        raise ValueError(f'there is no folder {source}{meant}')
     names = ', '.join(packages.DECODERS)
     forms = f'{names}, gguf:<file>, gguf:package:<wheel>, hf:<folder or hub id>, peft:<folder>, orbax:<workdir>'
     meant = f'; of the hub it is hf:{source}' if source.count('/') == 1 else ''

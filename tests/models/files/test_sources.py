@@ -162,6 +162,12 @@ def test_an_unknown_source_lists_the_forms(source):
         sources.resolve(source)
 
 
+def test_a_folder_that_is_not_there_is_answered_with_one_beside_it(tmp_path):
+    (tmp_path / 'real').mkdir()
+    with pytest.raises(ValueError, match='there is no folder .*nope; did you mean .*real'):
+        sources.resolve(f'{tmp_path}/nope')
+
+
 def test_wrong_places_are_named(tmp_path):
     with pytest.raises(ValueError, match='no file nowhere.gguf'):
         sources.resolve('gguf:nowhere.gguf')
