@@ -25,6 +25,8 @@ _UNSEEN = re.compile(  # letters and marks without a shape: joiners, fillers and
     '[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]'
 )
 
+# Why no row can be tested on, behind the file.
+ONE_PROMPT = ' has only one distinct prompt, so no row can be kept for testing; add rows with other prompts'
 # Why tests are fewer than asked for.
 FIFTH = 'a fifth at most is kept for testing, and at least one; give more, or a file of tests'
 

@@ -60,7 +60,8 @@ class Rows(NamedTuple):
     def told(self) -> str:
         """The split of the rows, in a line."""
         rows = f'{counted(len(self.train), "row")} to learn from, {len(self.test)} to test on, of other prompts'
-        return f'{rows} ({self.moved} kept from testing for it){self.fewer}'
+        shared = f' ({counted(self.moved, "row")} with the prompt of another row)' if self.moved else ''
+        return f'{rows}{shared}{self.fewer}'
 
     def draw(self, i: int) -> list[PromptGroup]:
         """The rows of step `i`, in shuffled passes over all rows."""
@@ -162,8 +163,8 @@ def by_prompt(rows: list[Keyed], data: RowSettings, seed: int = 0) -> tuple[list
     contents = [content for content, _ in rows]
     try:
         tested = holdouts.held_out(contents, data.test_rows, seed=seed)
-    except ValueError as error:
-        raise ValueError(f'{data.train}: {error}; give rows of other prompts, or a data.test file') from None
+    except ValueError:
+        raise ValueError(f'data.train={data.train}{holdouts.ONE_PROMPT}, or give data.test=FILE') from None
     return *parted(rows, tested), holdouts.repeats(contents)
 
 

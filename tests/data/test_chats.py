@@ -68,8 +68,8 @@ def test_what_a_message_says_can_end_no_turn():
     ('line', 'message'),
     [
         ('{"messages": [', 'rows.jsonl, line 2: not valid JSON'),
-        ('[1]', 'line 2: expected an object with messages or prompt and completion or .*, got list'),
-        ('{"words": "a"}', 'line 2: expected an object with messages or prompt and completion or .*, got keys words'),
+        ('[1]', r'line 2: got list; .* messages \| prompt, completion \| '),
+        ('{"words": "a"}', r'line 2: got keys words; .* messages \| prompt, completion \| '),
         ('{"messages": []}', "line 2: 'messages' must be a list of messages"),
         ('{"messages": [{"role": "user"}]}', r"line 2: messages\[0\]: 'content'"),
         ('{"messages": [{"role": "user", "content": "a"}]}', 'line 2: .* no assistant message'),

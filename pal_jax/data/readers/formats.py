@@ -121,8 +121,8 @@ def _format(record: Any, *tables: Sequence[Format]) -> Format:
             raise ValueError(f'{" and ".join(min(missing, key=len))} is missing or empty, got {present_text}')
     else:
         present_text = type(record).__name__
-    expected = ' or '.join(dict.fromkeys(_named(format) for formats in tables for format in formats))
-    raise ValueError(f'expected an object with {expected}, got {present_text}')
+    known = ' | '.join(dict.fromkeys(', '.join(format.keys) for formats in tables for format in formats))
+    raise ValueError(f'got {present_text}; rows have: {known}')
 
 
 def _named(format_: Format) -> str:

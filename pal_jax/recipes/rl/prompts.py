@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pal_jax.data import chats, records
-from pal_jax.data.holdouts import held_out
+from pal_jax.data.holdouts import ONE_PROMPT, held_out
 from pal_jax.data.readers.formats import PromptedReplies, TextOrMessages, messages_of
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.recipes.rl import sums
@@ -68,8 +68,8 @@ def read_prompts(settings: PromptSettings, tokenizer: Tokenizer, seed: int) -> P
         try:
             # Whole prompts are held out, so no row of a tested prompt is learnt.
             held = held_out([prompt.content for prompt in train], settings.test_count, seed=seed)
-        except ValueError as error:
-            raise ValueError(f'prompts.train={settings.train}: {error}; give more prompts, or prompts.test') from None
+        except ValueError:
+            raise ValueError(f'prompts.train={settings.train}{ONE_PROMPT}, or give prompts.test=FILE') from None
         test = [prompt for prompt, is_held in zip(train, held, strict=True) if is_held]
     tested, rows = {prompt.content for prompt in test}, len(train)
     # A prompt of both sources is tested on and not learnt.

@@ -82,8 +82,8 @@ class World:
     def told(self) -> str:
         """The split of the people, in a line."""
         tested = ', '.join(f'{len(people)} {split}' for split, people in self.tests.items())
-        moved = f'({self.moved} kept from testing for it)'
-        return f'{counted(len(self.train), "person")} to learn from; to test on, with other facts: {tested} {moved}'
+        moved = f' ({counted(self.moved, "person")} with the facts of another)' if self.moved else ''
+        return f'{counted(len(self.train), "person")} to learn from; to test on, with other facts: {tested}{moved}'
 
     def evaluate(self, answer: Respond, *, rounds: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
         """Figures and dialogues of a policy with the people never trained on, and the usage of endpoints so far.

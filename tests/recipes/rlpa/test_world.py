@@ -66,7 +66,7 @@ def test_people_with_the_same_facts_stand_on_one_side(tmp_path):
     world = make_world(configs.load('rlpa', **{'dialogue.profiles': write(tmp_path / 'p.jsonl', lines)}))
     assert not contents(world.train) & contents(world.tests['heldout'])
     assert (len(world.train), len(world.tests['heldout']), world.moved) == (27, 3, 20)  # of at most four
-    assert '27 people to learn from' in world.told and '20 kept from testing' in world.told
+    assert '27 people to learn from' in world.told and '20 people with the facts' in world.told
 
 
 def test_who_is_trained_on_is_not_met_anew_in_another_file(tmp_path):
