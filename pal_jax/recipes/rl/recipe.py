@@ -113,8 +113,10 @@ def summarize(groups: Groups) -> Metrics:
         'failed': float(len(samples) - len(paid)),
         'length': float(np.mean(lengths)),
         'truncated': float(np.mean([sample.completion.finish_reason == 'length' for sample in samples])),
-        'alike': float(np.mean([len({sample.reward for sample in group}) == 1 for group in groups])),
     }
+    # A group of one sample is always alike.
+    if any(len(group) > 1 for group in groups):
+        metrics['alike'] = float(np.mean([len({sample.reward for sample in group}) == 1 for group in groups]))
     if paid:
         rewards = [sample.reward for sample in paid]
         metrics |= {'reward': float(np.mean(rewards)), 'reward_std': float(np.std(rewards))}
@@ -227,7 +229,10 @@ def make_games(settings: Settings, policy: Policy) -> PaidGames:
         raise ValueError(f'rl.game={settings.rl.game!r} pays its roles itself; leave out the keys of reward')
     if settings.ppo.has_critic:
         raise ValueError("rl.game has no critic, and ppo.estimator='gae' needs one; set ppo.estimator='group_norm'")
-    rl, prompts = settings.rl, settings.prompts
+    rl, prompts, default = settings.rl, settings.prompts, PromptSettings()
+    changed = [key for key in ('train', 'test', 'key') if getattr(prompts, key) != getattr(default, key)]
+    if unused := [f'prompts.{key}' for key in changed]:
+        raise ValueError(f'rl.game={rl.game!r} writes its prompts itself; leave out {", ".join(unused)}')
     return PaidGames(
         open_game(rl.game), policy.tokenizer.chat, prompts.max_length, settings.ppo, rl.rollout_batch_size,
         rl.n_samples_per_prompt, prompts.test_count, settings.seed, rl.game,
