@@ -16,7 +16,7 @@ __path__.append(f'{__path__[0]}/commands')
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 
 # Functions of `commands/library.py`, which is imported at the first use.
-LIBRARY = 'train', 'evaluate', 'score', 'personalize'
+LIBRARY = 'train', 'open_run', 'evaluate', 'score', 'personalize'
 
 
 def __getattr__(name: str) -> Any:

@@ -33,7 +33,7 @@ from pal_jax.judges.local_model import LocalModel
 from pal_jax.models.files import sources
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal.reward import open_pal
-from pal_jax.run import devices, loop, named_files, own, verdict
+from pal_jax.run import devices, loop, named_files, own, trained, verdict
 from pal_jax.run.config_files import settings_of
 from pal_jax.run.faults import Fault, faults
 from pal_jax.run.files import at_home, short_repr, write_whole
@@ -42,7 +42,6 @@ from pal_jax.run.recipe import Context
 from pal_jax.run.runs import read_settings
 from pal_jax.run.settings import Run
 from pal_jax.run.shipped import config_path
-from pal_jax.run.trained import open_run
 from pal_jax.run.workdir import REPORT, read_run, run_folder
 from pal_jax.scoring import open_scorer
 from pal_jax.types import Chat, Sampling
@@ -86,25 +85,40 @@ class CompletedRun:
 
     @functools.cached_property
     def model(self) -> Callable[..., list[str | None]]:
-        """The trained language model. `model(prompts, seed=0)` answers texts or chats, None where one is too long.
+        """The trained language model: a function that answers texts or chats, with None where one is too long.
 
-        It samples as the run did.
+        `model(prompts, seed=0, max_tokens=None, temperature=None)` samples as the run did where these are None.
 
         Raises:
           ValueError: the run trains no language model.
         """
         mesh = devices.make_mesh()
-        source = sources.resolve(f'orbax:{self.folder}', open_run=lambda run: open_run(run, Context(mesh)))
+        source = sources.resolve(f'orbax:{self.folder}', open_run=lambda run: trained.open_run(run, Context(mesh)))
         sampling = getattr(read_settings(self.folder), 'sampling', Sampling(max_tokens=256))
         model = LocalModel(source, mesh, sampling, slots=SLOTS)
 
-        def answer(prompts: Sequence[str | Chat], seed: int = 0) -> list[str | None]:
+        def answer(
+            prompts: Sequence[str | Chat],
+            seed: int = 0,
+            max_tokens: int | None = None,
+            temperature: float | None = None,
+        ) -> list[str | None]:
             """The answers to texts or chats, None where one is too long. Raises ValueError for a single text."""
             if isinstance(prompts, str):
                 raise ValueError(f'prompts is a text; give a list of prompts, such as [{prompts[:40]!r}]')
-            return model([chats.as_chat(one) if isinstance(one, str) else one for one in prompts], seed)
+            given = {'max_tokens': max_tokens, 'temperature': temperature}
+            changed = dataclasses.replace(sampling, **{key: value for key, value in given.items() if value is not None})
+            questions = [chats.as_chat(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+            return model(questions, seed, changed)
 
         return answer
+
+
+def open_run(workdir: str | os.PathLike[str]) -> CompletedRun:
+    """The run in a folder. Raises ValueError where the folder is not that of one run."""
+    folder = Path(run_folder(workdir))
+    read_run(folder)
+    return CompletedRun(folder)
 
 
 def train(
@@ -123,7 +137,7 @@ def train(
       changes: values by the keys of the config, with dots, such as `{'ppo.kl_coef': 0.1}`. A key that takes
         FILE.py:NAME takes a function or a class of this program as well, as in `{'rl.game': MyGame}`. A key that takes
         a file of rows takes the rows, as dictionaries, a pandas table or a `datasets.Dataset`; the run's folder keeps
-        them.
+        them. The keys of a section may stand in a dictionary, as in `{'ppo': {'kl_coef': 0.1}}`.
       reward: functions of this program that pay answers, for methods with `reward.function`.
       callback: a function that is called after each step with its number and its figures, those of metrics.jsonl. An
         exception in it ends the run after a checkpoint, and `train` raises it.
@@ -139,7 +153,10 @@ def train(
     paying = _by_name(reward)
     if changes is not None and not isinstance(changes, Mapping):
         raise ValueError(f"changes is a {type(changes).__name__}; give a dictionary of keys, such as {{'data': rows}}")
-    changes, failures = dict(changes or {}), list[Exception]()
+    with _errors({}):
+        path = config_path(config)
+        defaults = settings_of(path, ())
+    changes, failures = _flat(changes or {}, defaults), list[Exception]()
     functions = _by_name([*paying.values(), *(part for value in changes.values() for part in _callables(value))])
     # The folder is named after config and variant.
     name = config.replace(':', '-').rpartition('/')[2].replace('.py', '')
@@ -147,10 +164,9 @@ def train(
     files: dict[str, Path] = {}
     with _errors(files), own.given(functions):
         _check_callback(callback)
-        folder, path = Path(at_home(os.fspath(workdir or Path('runs') / name))), config_path(config)
-        defaults = settings_of(path, ())
+        folder = Path(at_home(os.fspath(workdir or Path('runs') / name)))
         if paying and not hasattr(getattr(defaults, 'reward', None), 'function'):
-            raise ValueError(f'reward=: {config} has no key reward.function, so no function can pay its answers')
+            raise ValueError(f'reward=: {config.partition(":")[0]} takes no reward; use rl or rlpa')
         rows = {key: lines for key, value in changes.items() if (lines := _lines(key, value, _default(defaults, key)))}
         for key, lines in rows.items():
             files[key] = folder / 'rows' / f'{key}-{hashlib.sha256(lines.encode()).hexdigest()[:12]}.jsonl'
@@ -242,6 +258,16 @@ def _by_name(reward: Reward | Sequence[Reward]) -> dict[str, Reward]:
     if len(by_name) < len(functions):
         raise ValueError('two functions have one name; rename one, configs and figures call them by it')
     return by_name
+
+
+def _flat(changes: Mapping[str, Any], defaults: Run, at: str = '') -> dict[str, Any]:
+    """Changes by keys with dots, where the keys of a section may stand in a dictionary."""
+    flat: dict[str, Any] = {}
+    for key, value in changes.items():
+        # Where the config has a text, a dictionary is wrong data, which `_rows` refuses.
+        is_section = isinstance(value, Mapping) and not isinstance(_default(defaults, f'{at}{key}'), str)
+        flat |= _flat(value, defaults, f'{at}{key}.') if is_section else {f'{at}{key}': value}
+    return flat
 
 
 def _lines(key: str, value: Any, default: Any = '') -> str:

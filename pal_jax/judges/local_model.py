@@ -24,20 +24,22 @@ class LocalModel:
         self._cfg = devices.for_platform(source.config)
         self._decoder: LocalDecoder | None = None
 
-    def __call__(self, chats: Sequence[Chat], seed: int) -> list[str | None]:
-        """Answers in the order of the chats; None where one is too long for the model."""
-        requests = {i: request for i, chat in enumerate(chats) if (request := self._request(chat, seed))}
+    def __call__(self, chats: Sequence[Chat], seed: int, sampling: Sampling | None = None) -> list[str | None]:
+        """Answers in the order of the chats, by another `sampling` if it is given; None where a chat is too long for
+        the model."""
+        sampling = sampling or self._sampling
+        requests = {i: request for i, chat in enumerate(chats) if (request := self._request(chat, seed, sampling))}
         completions = dict(zip(requests, self._opened()(list(requests.values())), strict=True))
         return [
             self._tokenizer.thinking(requests[i].prompt_ids, completions[i].text) if i in requests else None
             for i in range(len(chats))
         ]
 
-    def _request(self, chat: Chat, seed: int) -> Request | None:
+    def _request(self, chat: Chat, seed: int, sampling: Sampling) -> Request | None:
         prompt = tuple(self._tokenizer.chat([dict(message) for message in chat]))
         # The seed of a chat follows from its tokens, so chats may be batched in any way.
         entropy = np.random.SeedSequence([seed, zlib.crc32(np.asarray(prompt, np.int32).tobytes())])
-        request = Request(prompt, self._sampling, int(entropy.generate_state(1, np.uint64)[0]))
+        request = Request(prompt, sampling, int(entropy.generate_state(1, np.uint64)[0]))
         try:
             check(request, self._cfg)
         except ValueError:

@@ -246,6 +246,7 @@ def test_the_embedded_sums_pay_the_last_number():
     ({'reward.scorer': 'orbax:gone'}, 'gone'), ({'reward.judge': 'gpt'}, 'reward.judge'),
     ({'reward.weights': (1.0, 2.0)}, 'reward.weights'),
     ({'rl.game': 'own.py:Guess', 'reward.judge': 'endpoint:judge'}, 'rl.game'),
+    ({'rl.game': 'own.py:Guess', 'prompts.train': 'a.jsonl'}, r'rl.game=.*own.py:Guess.*prompts.train'),
     ({'rl.game': 'own.py:length'}, 'rl.game'), ({'rl.rollout_batch_size': 0}, 'rl.rollout_batch_size'),
     ({'rl.game': 'own.py:Guess', 'ppo.estimator': 'gae'}, 'ppo.estimator'),
     ({'sampling.temperature': 0.0}, 'sampling.temperature=0'), ({'total_steps': 0}, 'total_steps=0'),
@@ -534,12 +535,17 @@ def test_a_callback_that_cannot_take_a_step_is_refused(tmp_path):
 def test_wrong_inputs_from_python_are_value_errors(tmp_path):
     with pytest.raises(ValueError, match='rl.gamma'):
         pal_jax.train('rl:smoke', {'rl.gamma': 1}, workdir=tmp_path)
+    with pytest.raises(ValueError, match='rl.gamma') as nested:
+        pal_jax.train('rl:smoke', {'prompts': {'train': [{'prompt': 'a'}]}, 'rl': {'gamma': 1}}, workdir=tmp_path)
+    assert "'a'" not in str(nested.value)
+    with pytest.raises(ValueError, match='config.json'):
+        pal_jax.open_run(tmp_path)
     with pytest.raises(ValueError, match='two functions'):
         pal_jax.train('rl:smoke', reward=[sums.right, sums.right], workdir=tmp_path)
     for reward in ('rewards.py:right', [sums.right, 'rewards.py:right']):
         with pytest.raises(ValueError, match=r"'reward.function': 'FILE.py:NAME'"):
             pal_jax.train('rl:smoke', reward=reward, workdir=tmp_path)
-    with pytest.raises(ValueError, match='sft:smoke has no key reward.function'):
+    with pytest.raises(ValueError, match='reward=: sft takes no reward'):
         pal_jax.train('sft:smoke', reward=sums.right, workdir=tmp_path)
     with pytest.raises(ValueError, match='prompts.train, row 1: .*JSON'):
         pal_jax.train('rl:smoke', {'prompts.train': [{'prompt': {1, 2}}]}, workdir=tmp_path)
