@@ -9,7 +9,7 @@ from pathlib import Path
 from pal_jax.judges.chat_models import ChatModels
 from pal_jax.learners.ppo import check_samples
 from pal_jax.learners.scorer import check_dropout, check_pooling
-from pal_jax.recipes.personal.pal import person as pal_person
+from pal_jax.recipes.personal.pal import scores as pal_scores
 from pal_jax.recipes.psoups.annotate import ANNOTATIONS, PAIRS
 from pal_jax.recipes.psoups.evaluate import GENERATIONS
 from pal_jax.recipes.psoups.jobs import make_fronts
@@ -100,7 +100,7 @@ def check_learning(settings: Settings) -> None:
     check_pooling(settings.reward.data.pooling)
     check_dropout(make_adapters(settings.reward.policy.lora))
     if settings.rl.reward:
-        pal_person.make_score(settings.rl.reward, settings.rl.person)
+        pal_scores.make_score(settings.rl.reward, settings.rl.person)
 
 
 def check_shared(stages: Sequence[str], workdir: Path) -> None:

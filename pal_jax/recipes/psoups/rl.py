@@ -17,7 +17,7 @@ from pal_jax.decode.answers import ModelScores, Sampler, as_dialogue, check_fini
 from pal_jax.decode.sampler import make_packing, samples_of, samples_to_json
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
-from pal_jax.recipes.personal.pal import person as pal_person
+from pal_jax.recipes.personal.pal import scores as pal_scores
 from pal_jax.recipes.psoups.judges import ReplyScorer, Score
 from pal_jax.recipes.psoups.moments import Moments, add_scores, standardised
 from pal_jax.recipes.psoups.preferences import GENERAL, JOINT, Preference, combinations
@@ -165,7 +165,7 @@ def make(settings: Settings, ctx: Context) -> RLPHF:
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
     trained, keep = trained_policy(settings.policy, policy, learner), keeping(policy=policy)
     scores = ModelScores(judge, ctx, reward.open_scores) if judge else None
-    score = ReplyScorer(scores) if scores else pal_person.make_score(rl.reward, rl.person)
+    score = ReplyScorer(scores) if scores else pal_scores.make_score(rl.reward, rl.person)
     sample = make_sampler(
         settings.decode, settings.sampling, policy, ctx, at_once=max(rl.rollout_batch_size * n, rl.test_count),
         lockstep=settings.rollout.lockstep,

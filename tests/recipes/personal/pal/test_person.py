@@ -18,6 +18,7 @@ from pal_jax.commands import personalize, score
 from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal import reward as pal_reward
+from pal_jax.recipes.personal.pal import scores as pal_scores
 from pal_jax.run import checkpoint
 from pal_jax.run.settings import to_dict
 from tests import configs
@@ -198,7 +199,7 @@ def test_prompts_of_variant_b_are_as_many_vectors_as_items(tmp_path):
             reward([[1.0, 2.0]], prompts)
     for prompt in (None, [1.0], [1.0, 'x']):
         with pytest.raises(ValueError, match="'prompt'"):
-            pal_person.to_item({'item': [1.0, 2.0], 'prompt': prompt}, run)
+            pal_scores.to_item({'item': [1.0, 2.0], 'prompt': prompt}, run)
     (pairs := tmp_path / 'pairs.jsonl').write_text('{"left": [1, 2], "right": [2, 1], "prompt": [0]}')
     with pytest.raises(ValueError, match=r'pairs\.jsonl.*prompts of 2'):
         pal_person.read_choices(run, pairs, answered=False)

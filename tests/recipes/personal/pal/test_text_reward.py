@@ -12,6 +12,7 @@ from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal.pal import export as pal_export
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal import reward as pal_reward
+from pal_jax.recipes.personal.pal import scores as pal_scores
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.psoups import recipe as psoups
 from tests import configs
@@ -91,14 +92,14 @@ def test_ppo_is_paid_by_one_persons_reward(folder, tmp_path):
     state, host = recipe.init()
     _, _, _, metrics = recipe.step(state, host, 0)
     assert np.isfinite(metrics['reward']) and np.isfinite(metrics['policy_loss'])
-    score = pal_person.make_score(f'pal:{workdir}', '')
+    score = pal_scores.make_score(f'pal:{workdir}', '')
     model = pal_reward.load_pal_reward_model(str(workdir))
     found = score([['zz', 'aa'], ['nn', 'mm']], [['yes', 'no', 'well'], ['no', 'x', 'y']])
     alone = [np.mean([model.reward([q], [reply])[0] for q in ('zz', 'aa')]) for reply in ('yes', 'no', 'well')]
     np.testing.assert_allclose(found[0], alone, rtol=1e-4, atol=1e-5)
     assert found.shape == (2, 3)
     with pytest.raises(ValueError, match='is unknown; use pal:<workdir>'):
-        pal_person.make_score('hf:x', '')
+        pal_scores.make_score('hf:x', '')
 
 
 @pytest.mark.parametrize('variant', ['text', 'text-large'])
