@@ -243,9 +243,11 @@ class Actor:
         state, loss, norm = self.imitate_weighted(state, batch, mean_weights(batch))
         return state, floats({'loss': loss, 'grad_norm': norm}) | {'lr': self.rate(state, self.imitation)}
 
-    def rate(self, state: ActorState, optimizer: Optimizer | None = None) -> float:
-        """The learning rate of the last update, by `optimizer` in place of the actor's own."""
-        return (optimizer or self.optimizer).rate(int(state.step) - 1)
+    def rate(self, state: ActorState, optimizer: Optimizer | None = None, frozen: int = 0) -> float:
+        """The learning rate of the last update, by `optimizer` in place of the actor's own; 0 in the first `frozen`
+        updates, which the actor has waited for."""
+        updates = int(state.step) - frozen
+        return (optimizer or self.optimizer).rate(updates - 1) if updates > 0 else 0.0
 
     def imitate_weighted(
         self, state: ActorState, batch: TokenBatch, weight: Float[Array, 'R N A']

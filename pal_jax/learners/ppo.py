@@ -239,7 +239,8 @@ class PolicyLearner:
                     epochs[-1].append(metrics)
         means = {'kl_coef': float(state.kl_coef)}
         if history := [*itertools.chain(*epochs)]:
-            means |= {name: _mean(history, name) for name in history[0]} | {'lr': self.actor.rate(state.actor)}
+            means |= {name: _mean(history, name) for name in history[0]}
+            means |= {'lr': self.actor.rate(state.actor, frozen=self.ppo.freezing_actor_steps)}
             means |= {'epochs': float(len(epochs))} if self.ppo.early_stop_kl else {}
             # No update precedes the first minibatch, so its ratios should be 1.
             means |= {'first_ratio_deviation': history[0]['ratio_deviation']}

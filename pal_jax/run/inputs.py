@@ -187,13 +187,13 @@ def _digest(path: Path, size: int, changed: int) -> str:
 
 
 def save(folder: Path, inputs: Inputs) -> None:
-    """Write the inputs of a run that begins."""
+    """Write the inputs of a run that begins, or that goes on with a function that has changed."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / FILE, json.dumps({key: entry._asdict() for key, entry in inputs.items()}, indent=2) + '\n')
 
 
 def load(folder: Path) -> Inputs | None:
-    """The inputs of a run when it began; None where its folder has no such file.
+    """The inputs of a run when it began, or when a function was last changed; None where its folder has no such file.
 
     Raises:
       ValueError: the file is damaged.
@@ -287,14 +287,15 @@ def check(before: Inputs, now: Inputs, run: Path, changed: Collection[str] = ())
         # Further files in a folder are no change.
         for name, old in files.items():
             if old != (new := now[key].files.get(name, '')):
-                how = f'has other content than when {run} began (sha256 {old[:8]} -> {new[:8]})' if new else 'is gone'
+                how = f'has other content than {run} began with (sha256 {old[:8]} -> {new[:8]})' if new else 'is gone'
                 mended = f', or go on with what it is now by --changed={named}' if own.is_own(value) else ''
                 raise ValueError(
                     f'{named}={value!r}: {place / name} {how}; restore it, or give another --workdir{mended}'
                 )
-    # A run of an earlier version has no digests of functions.
-    if new := [key for key in now if key not in before and not now[key].value.startswith(own.PYTHON)]:
+    # A run of an earlier version has no digests of some functions.
+    if new := [key for key in now if key not in before and not own.is_own(now[key].value)]:
         entry = now[new[0]]
         raise ValueError(
-            f'{new[0]}={entry.value!r} was no file when {run} began, and {entry.path} is one; give another --workdir'
+            f'{without_number(new[0])}={entry.value!r} was no file when {run} began, and {entry.path} is one; give '
+            'another --workdir'
         )

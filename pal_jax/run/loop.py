@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from pal_jax.run import checkpoint, devices, inputs, outputs, processes, stores, verdict
+from pal_jax.run import checkpoint, devices, inputs, outputs, own, processes, stores, verdict
 from pal_jax.run.checkpoint import flatten
 from pal_jax.run.faults import Fault, faults
 from pal_jax.run.forecast import counted
@@ -56,8 +56,8 @@ def train_all(
       Fault: an input is wrong, or a model or a file cannot be had.
     """
     for key in changed:
-        if key not in flatten(to_dict(settings)):
-            raise Fault(f'changed={key!r} is no key of the config; name the key of a function that has changed')
+        if not own.parts_of(flatten(to_dict(settings)).get(key)):
+            raise Fault(f'changed={key!r} is no key of an own function; name the key of one that has changed')
     before, stages = '', unfinished(settings, workdir, changed)
     while stage := faults(next, stages, None):
         if before not in ('', stage.settings.recipe):
@@ -175,7 +175,7 @@ def run(
     ):
         saved, kept, i = time.monotonic(), first, first
         while i <= plan.total_steps:
-            with rescued(checkpoints, i, i - kept, state, plan, host, progress.log):
+            with rescued(workdir, checkpoints, i, i - kept, state, plan, host, progress.log):
                 if stage := plan.stage(i):
                     evaluate(recipe, state, stage, i, writer, progress, words_of(settings.recipe))
                     push(workdir)
@@ -213,7 +213,7 @@ def run(
 
 @contextlib.contextmanager
 def rescued(
-    checkpoints: checkpoint.Checkpoints, i: int, unsaved: int, state, plan: Plan, host: Host, log: Log
+    workdir: Path, checkpoints: checkpoint.Checkpoints, i: int, unsaved: int, state, plan: Plan, host: Host, log: Log
 ) -> Iterator[None]:
     """A block whose failure first saves the `i` steps before it, of which the last `unsaved` are in no checkpoint.
 
@@ -226,6 +226,8 @@ def rescued(
         # Several processes would wait here for one that has not failed.
         if unsaved and not processes.joined():
             with contextlib.suppress(Exception):
+                # A resumed run does not write the steps before its checkpoint again.
+                push(workdir)
                 checkpoints.save(i, state, plan.pack(host))
                 checkpoints.wait()
                 log(

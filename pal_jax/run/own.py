@@ -78,6 +78,11 @@ def _functions_in(file: str) -> str:
     return f'; {file} has {", ".join(names)}' if names else ''
 
 
+def parts_of(value: Any) -> list[str]:
+    """The texts FILE.py:NAME and python:NAME in a config's value."""
+    return [text for text in _texts(value) if is_own(text)]
+
+
 def named_in(value: Any) -> list[tuple[str, Path]]:
     """The texts FILE.py:NAME in a config's value and the files that they name, of those that exist."""
     matches = map(NAMED.fullmatch, _texts(value))

@@ -22,7 +22,9 @@ from pal_jax.run.forecast import counted
 
 CHUNK = 65536  # pairs judged at once
 PADDING = 2**30
-MOST_UNUSED = 2 / 3  # of the pairs; of random pairs of texts .62 are in two parts, however many people answer
+MOST_UNUSED = (
+    2 / 3
+)  # of the pairs; of random pairs of texts .56 are in two parts, and more are unused where people answer few
 
 Part = Literal['train', 'validation', 'test', 'fit', 'new_test']
 Judged = list[tuple[np.ndarray, np.ndarray]]  # the margins of pairs and their users, numbered as in the data, by trial
@@ -52,14 +54,19 @@ class Newcomers(NamedTuple):
         return int(np.max(self.rank, where=self.rank < PADDING, initial=-1)) + 1
 
 
+def first_split(seed: int) -> int:
+    """The number of the first split of a run. No run has a thousand splits, so those of another seed are others."""
+    return 1000 * seed
+
+
 def make_trials(data: Comparisons, seeds: int, control: bool, seed: int, split: Callable[[int], Split]) -> list[Trial]:
     """The trials of `seeds` splits; with `control` there are as many more, whose users are shuffled among the pairs.
 
     Runs with different seeds have no split in common.
     """
-    trials = []
+    trials, first = [], first_split(seed)
     for shuffled in (False, True)[: 1 + control]:
-        for number in range(seed * seeds, (seed + 1) * seeds):
+        for number in range(first, first + seeds):
             parts, users = split(number), data.users.copy()
             if shuffled:
                 # The control shuffles people among pairs that models learn from, and leaves those of tests as they are.

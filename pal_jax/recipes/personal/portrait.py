@@ -133,7 +133,7 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
     table = [head if model.scale is None else [*head, 'effect of one standard deviation']]
     for name, mean, unit, by in zip(attributes, wants.means, _in_own_units(model, wants.effects).T, scale, strict=True):
         scaled = mean.scaled(1.0 / float(by))
-        row = [name, scaled.with_error('+.3g'), scaled.ends('+.3g'), f'{1.0 / (1.0 + math.exp(-scaled.value)):.0%}']
+        row = [name, scaled.with_error('+.3g'), scaled.ends('+.3g'), f'{0.5 + 0.5 * math.tanh(0.5 * scaled.value):.0%}']
         low, high = np.percentile(unit, (25, 75))
         row += [f'{low:+.3g} to {high:+.3g}', f'{unit.std():.3g}'] if spread else []
         table.append(row if model.scale is None else [*row, f'{mean.value:+.2f}'])

@@ -31,7 +31,7 @@ from pal_jax.run.ahead import RolloutsAhead, check_ahead, make_rollouts
 from pal_jax.run.forecast import counted
 from pal_jax.run.models import Policy, improve, keeping, make_learner, make_policy, trained_policy
 from pal_jax.run.planned import PlannedRun, sampling
-from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_at_least, stage_before
+from pal_jax.run.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_at_least, check_divides, stage_before
 from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Metrics, RolloutBatch, Sample, Sampling
 
@@ -193,12 +193,9 @@ def make_answers(settings: Settings, policy: Policy, models: ChatModels, ctx: Co
     # A function may compare the answers of a step, so one process calls it for all of them.
     reward = make_rewards(settings, prompts, models)
     shared = share_reward(reward, sampler.make_shares(settings.decode), together=True)
-    rl, ppo = settings.rl, settings.ppo
-    if (count := rl.rollout_batch_size * rl.n_samples_per_prompt) % ppo.minibatches:
-        raise ValueError(
-            f'ppo.minibatches={ppo.minibatches} does not divide the {count} answers of a step '
-            '(rl.rollout_batch_size x rl.n_samples_per_prompt)'
-        )
+    rl = settings.rl
+    # A row of a minibatch is a prompt with all its answers.
+    check_divides(settings, 'rl.rollout_batch_size', 'ppo.minibatches')
     return PaidAnswers(
         prompts, shared, rl.rollout_batch_size, rl.n_samples_per_prompt, settings.seed, settings.reward.shuffled,
         reward.payers,

@@ -57,6 +57,11 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
     assert a == ['a', '+0.1 ± 0.05', '+0 to +0.2', '52%', '-0.125 to +0.375', '0.425', '+0.20'] and len(head) == len(a)
     assert b[1:3] == ['+0.5 ± 0.1', '+0.3 to +0.7'] and portrait.SPREAD in shown.text and shown.picture
     assert 'From the 3 of 6 people whom split 1 was trained on (--split=1; the splits chose K = 2, 2' in shown.text
+    # An effect of thousands is a chance of 0, too.
+    table = portrait.exhibit_wants(
+        model, portrait.Wants(effects, [Estimate(-9e3, 1.0, -9.1e3, -8.9e3)] * 2, True)
+    ).table
+    assert table[1][3] == '0%'
     shown = portrait.exhibit_wants(model, portrait.Wants(effects, means, False))
     assert (
         shown.table[1] == ['a', '+0.1 ± 0.05', '+0 to +0.2', '52%', '+0.20']

@@ -21,6 +21,7 @@ from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.holdouts import normal
 from pal_jax.models.states import Frame
+from pal_jax.recipes.personal import panel
 from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.settings import Settings
@@ -43,6 +44,7 @@ class Kept(NamedTuple):
       prompted: whether texts are replies to prompts.
       chat: whether prompts and replies are messages.
       ranges: the least and the largest value of each named attribute of a table; () in runs of earlier versions.
+      first_split: the number of the first split; -1 in runs of earlier versions, whose numbers were others.
     """
 
     names: tuple[str, ...]
@@ -53,6 +55,7 @@ class Kept(NamedTuple):
     prompted: bool = False
     chat: bool = False
     ranges: tuple[tuple[float, float], ...] = ()
+    first_split: int = -1
 
     @property
     def width(self) -> int:
@@ -118,15 +121,16 @@ def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> K
         raise ValueError(f'data={settings.data!r} has two users called {name!r}; give each a name of their own')
     # The scale is kept: a new person's items have to be divided by the same numbers.
     scale = comparisons.scales(data) if settings.standardize else np.ones(data.chosen.shape[1])
-    groups = 0 if data.groups is None else int(data.groups.max()) + 1
+    groups, first = 0 if data.groups is None else int(data.groups.max()) + 1, panel.first_split(settings.seed)
     if text is None:
         # Numbers of vectors say nothing by themselves.
         unnamed = data.attributes == comparisons.default_names(len(data.attributes))
         without = unnamed or isinstance(data.chosen, Lookup)
         ends = () if without else (data.items.min(axis=0).tolist(), data.items.max(axis=0).tolist())
-        return Kept(data.names, data.attributes, scale, groups=groups, ranges=tuple(zip(*ends, strict=True)))
+        ranges = tuple(zip(*ends, strict=True))
+        return Kept(data.names, data.attributes, scale, groups=groups, ranges=ranges, first_split=first)
     prompted, chat = text.pairs.prompt is not None, text.pairs.chat
-    return Kept(data.names, data.attributes, scale, text.frame, groups, prompted, chat)
+    return Kept(data.names, data.attributes, scale, text.frame, groups, prompted, chat, first_split=first)
 
 
 def keeping(kept: Kept, reader: pal_text.Decoder | pal_text.Encoder | None = None) -> Callable[[Path], None]:
@@ -181,6 +185,12 @@ def going_on(data: str, before: Kept | None, now: Kept) -> Kept:
     """
     if before is None:
         return now
+    # Splits of seed 0 have the numbers that they had.
+    if before.first_split < 0 < now.first_split:
+        raise ValueError(
+            'the run is of an earlier version, which divided people in another way for a seed other than 0; train it '
+            'again in another --workdir'
+        )
     # A file in another order has its people at other rows, so names are compared one by one.
     for part, old, new in (('users', before.names, now.names), ('attributes', before.attributes, now.attributes)):
         if old != new:
