@@ -91,7 +91,7 @@ def plot_effects(effects: np.ndarray, attributes: Sequence[str]) -> bytes:
 def plot_wants(effects: np.ndarray, attributes: Sequence[str]) -> bytes:
     """A picture of the effects of attributes on the rewards of people `[people, attributes]`, a box for each
     attribute."""
-    label = 'effect on the reward: median, middle half of the people (box), 5th to 95th percentile (line)'
+    label = 'effect on the log-odds: median, middle half of the people (box), 5th to 95th percentile (line)'
     figure, ax = _axes('What people want', label)
     figure.set_size_inches(9, 1.8 + 0.35 * len(attributes))
     ax.axvline(0, color=INK, linewidth=0.8)

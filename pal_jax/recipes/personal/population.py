@@ -225,11 +225,13 @@ def evaluate(
         log(without_rows(shown.unfit).strip())
     record, chosen = make_record(shown), shown.true_chosen
     record['log_odds_factors'] = list(results.factors[: len(chosen)])
-    model = _split_model(panel, state, chosen, shown_split(chosen))
-    wants = _wants(model, differ=intervals.from_record(record, 'seen_gain').place(0.0) == 1)
+    split = shown_split(chosen)
+    model = _split_model(panel, state, chosen, split, results.factors[split])
+    differ = intervals.from_record(record, 'seen_gain').place(0.0) == 1
+    wants = _wants(model, differ=differ)
     kept_out = _kept_out(panel, state, model, results.new)
     files = {portrait.PEOPLE: portrait.table_of_people(model, kept_out)}
-    return Evaluation(record, exhibits=make_exhibits(panel, shown, model, wants), files=files)
+    return Evaluation(record, exhibits=make_exhibits(panel, shown, model, wants, differ=differ), files=files)
 
 
 def compare(panel: Panel, state: States, results: Results, others: Mapping[str, Evaluate]) -> Shown:
@@ -350,10 +352,10 @@ def make_record(shown: Shown) -> dict[str, Any]:
 
 
 def make_exhibits(
-    panel: Panel, shown: Shown, model: portrait.SplitModel, wants: portrait.Wants | None
+    panel: Panel, shown: Shown, model: portrait.SplitModel, wants: portrait.Wants | None, *, differ: bool
 ) -> list[Exhibit]:
     """The exhibits of a report; its people and prototypes are those of the `model` of the split that is shown, with the
-    effects of attributes on its people, if there are some."""
+    effects of attributes on its people, if there are some. `differ`: the run has shown that people differ."""
 
     def curve(rows: Sequence[Sequence[JudgedPairs]]) -> people.Curve:
         return [alike(row) for row in rows]
@@ -373,7 +375,7 @@ def make_exhibits(
         exhibits.append(
             Exhibit('Each group', BY_GROUP, _table_by_group(shown, panel.data.groups, panel.data.group_names))
         )
-    return [*exhibits, *portrait.exhibit_prototypes(model)]
+    return [*exhibits, *portrait.exhibit_prototypes(model, differ=differ)]
 
 
 def _accuracies(shown: Shown) -> str:
@@ -413,8 +415,8 @@ def _table_by_group(shown: Shown, groups: np.ndarray, names: Sequence[str]) -> l
     return rows
 
 
-def _split_model(panel: Panel, states: States, chosen: Sequence[int], r: int) -> portrait.SplitModel:
-    """The model and the people of split `r`, by the K that each split chose."""
+def _split_model(panel: Panel, states: States, chosen: Sequence[int], r: int, factor: float) -> portrait.SplitModel:
+    """The model and the people of split `r`, by the K that each split chose; `factor` makes log-odds of its rewards."""
     name = f'K={chosen[r]}'
     data, state, pal = panel.seen_by(name), states[name], panel.learners[name].pal
     seen = np.unique(data.users[panel.trials[r].split.train])
@@ -424,7 +426,7 @@ def _split_model(panel: Panel, states: States, chosen: Sequence[int], r: int) ->
     }
     params, names = jax.tree.map(lambda x: x[r], state.params), [data.names[u] for u in seen]
     everybody, data = len(np.unique(data.users)), data._replace(**sides)
-    return portrait.SplitModel(r, chosen, pal, params, names, everybody, mixtures, data, panel.scale)
+    return portrait.SplitModel(r, chosen, pal, params, factor, names, everybody, mixtures, data, panel.scale)
 
 
 def _kept_out(panel: Panel, states: States, model: portrait.SplitModel, new: Newcomers) -> portrait.SplitModel:

@@ -34,6 +34,10 @@ SPREAD = (
     'estimated from few choices, so they differ more than the people do: the effect of a single person may have the '
     'wrong sign.'
 )
+DOUBT = (
+    'This run has not shown that people differ: these prototypes predict no better than one model for all, and nothing '
+    'should be read into them. '
+)
 NO_SPREAD = 'This run has not shown that people differ, so no spread over people is given.'
 DEVIATIONS = ' The last column has the effect of one standard deviation, to compare attributes by.'
 ALIKE = (
@@ -53,7 +57,7 @@ CORNERS = (
     'mixture (pal-jax personalize) stand in the order of the prototypes.'
 )
 OF_ATTRIBUTES = (
-    'A bar is the effect on the reward of one standard deviation of an attribute, or of one unit with '
+    'A bar is the effect on the log-odds of one standard deviation of an attribute, or of one unit with '
     'standardize=False. '
 )
 OF_TEXTS = (
@@ -73,6 +77,7 @@ class SplitModel(NamedTuple):
     Attributes:
       split: the number of the split.
       chosen: the K of each split.
+      factor: makes log-odds of the model's rewards.
       names: the P people.
       everybody: the number of all people, with the new ones.
       mixtures: the weights `[P, K]` of the P people.
@@ -84,6 +89,7 @@ class SplitModel(NamedTuple):
     chosen: Sequence[int]
     pal: PAL
     params: Params
+    factor: float
     names: Sequence[str]
     everybody: int
     mixtures: np.ndarray
@@ -100,14 +106,14 @@ class SplitModel(NamedTuple):
         )
 
     def rewards(self, mixtures: np.ndarray, items: np.ndarray, prompt: np.ndarray | None) -> np.ndarray:
-        """The rewards `[M, n]` of items `[n, H]` to mixtures `[M, K]`."""
+        """The rewards `[M, n]` of items `[n, H]` to mixtures `[M, K]`, as log-odds."""
         x, c = jnp.asarray(items), None if prompt is None else jnp.asarray(prompt)
 
         def of(w: jax.Array) -> jax.Array:
             u = ideal_point.user_point(self.params, self.pal, jnp.broadcast_to(w, (len(x), *w.shape)), c)
             return ideal_point.item_reward(self.params, self.pal, u, x)
 
-        return np.asarray(jax.vmap(of)(jnp.asarray(mixtures)))
+        return self.factor * np.asarray(jax.vmap(of)(jnp.asarray(mixtures)))
 
 
 class Wants(NamedTuple):
@@ -143,8 +149,9 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
     return Exhibit('What people want', text, table, picture)
 
 
-def exhibit_prototypes(model: SplitModel) -> list[Exhibit]:
-    """The people among the prototypes, and the attributes or texts that each prototype likes."""
+def exhibit_prototypes(model: SplitModel, *, differ: bool = True) -> list[Exhibit]:
+    """The people among the prototypes, and the attributes or texts that each prototype likes. `differ` is that of
+    `Wants`."""
     pal, mixtures, data = model.pal, model.mixtures, model.data
     if pal.prototypes == 1:
         return [Exhibit('The people', f'{model.which} {ALIKE}')]
@@ -165,7 +172,7 @@ def exhibit_prototypes(model: SplitModel) -> list[Exhibit]:
     place, effect_of = MAPS.get(pal.prototypes, MAP), OF_TEXTS if words else OF_ATTRIBUTES
     return [
         Exhibit('The people', f'{model.which} {place}', picture=pictures.plot_simplex(mixtures[:SHOWN_PEOPLE])),
-        Exhibit('The prototypes', f'{effect_of}{CORNERS}', table, picture),
+        Exhibit('The prototypes', f'{"" if differ else DOUBT}{effect_of}{CORNERS}', table, picture),
     ]
 
 

@@ -44,13 +44,14 @@ def split_model(mixtures, scale=None):
     params = {'P': np.array([[1.0, 0.5], [-1.0, 0.5]], np.float32)[:K]}
     pal = ideal_point.PAL(2, K, rule='dot', point='Pw')
     names = [f'p{i}' for i in range(len(mixtures))]
-    return portrait.SplitModel(1, [K, K], pal, params, names, 2 * len(names), mixtures, data, scale)
+    return portrait.SplitModel(1, [K, K], pal, params, 1.0, names, 2 * len(names), mixtures, data, scale)
 
 
 def test_what_people_want_is_told_in_the_units_of_the_table():
     model = split_model(np.array([[1.0, 0.0], [0.75, 0.25], [0.0, 1.0]], np.float32), np.array([2.0, 1.0]))
     effects = portrait.effects_on_people(model)
     np.testing.assert_allclose(effects, [[1.0, 0.5], [0.5, 0.5], [-1.0, 0.5]], atol=1e-5)
+    np.testing.assert_allclose(portrait.effects_on_people(model._replace(factor=0.5)), effects / 2, atol=1e-5)
     means = [Estimate(0.2, 0.1, 0.0, 0.4), Estimate(0.5, 0.1, 0.3, 0.7)]
     shown = portrait.exhibit_wants(model, portrait.Wants(effects, means, True))
     head, a, b = shown.table
