@@ -156,6 +156,14 @@ def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[
         reason = _unmet(call, [*asked, *may]) or error
         raise ValueError(f'{key}={text!r}: {reason}; {name} is called with {", ".join(asked)}{also}') from None
 
+    guard = _guard(key, text, path)
+    make = guard(call)
+    return (lambda *args, **kwargs: _Guarded(make(*args, **kwargs), guard)) if inspect.isclass(call) else make
+
+
+def _guard(key: str, text: str, path: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator for functions of a file, whose errors become a RuntimeError of one line."""
+
     def guard(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -166,43 +174,56 @@ def load(key: str, text: str, *asked: str, may: Sequence[str] = ()) -> Callable[
 
         return guarded
 
-    make = guard(call)
-    return (lambda *args, **kwargs: _Guarded(make(*args, **kwargs), guard)) if inspect.isclass(call) else make
+    return guard
 
 
 class _Guarded:
-    """An object with its methods guarded, as `load` guards functions."""
+    """An object with its methods guarded, as `load` guards functions, or replaced by others."""
 
-    def __init__(self, inner: Any, guard: Callable[[Callable[..., Any]], Callable[..., Any]]):
+    def __init__(self, inner: Any, guard: Callable[[Callable[..., Any]], Callable[..., Any]], **replaced: Any):
         self._inner, self._guard = inner, guard
+        vars(self).update(replaced)
 
     def __getattr__(self, name: str) -> Any:
+        # Copying and pickling look for methods before the fields are there.
+        if name in ('_inner', '_guard') or name.startswith('__'):
+            raise AttributeError(name)
         value = getattr(self._inner, name)
         return self._guard(value) if callable(value) else value
 
 
-def checking_rewards(game: Any, roles: int, name: str) -> Any:
-    """An own game, whose `rewards` now raises RuntimeError where it gives anything but a number for each role.
+def load_game(key: str, text: str, parts: Sequence[str], roles: int | None = None) -> Any:
+    """The game that a class or a function of a file makes without arguments, guarded as `load` guards functions.
 
-    `name` is the key and the value of the config that name the game, for the message.
+    Its `rewards` raises RuntimeError where it gives anything but a number for each role.
+
+    Args:
+      parts: names of the fields and methods that it must have.
+      roles: the number of roles; None: that of its own `roles`.
+    Raises:
+      ValueError: it cannot be had, or lacks a part.
     """
-    rewards = game.rewards
+    game = load(key, text)()
+    if missing := [part for part in parts if not hasattr(game, part)]:
+        raise ValueError(f'{key}={text!r} has no {", ".join(missing)}; see docs/howto/own_parts.md')
+    guarded = game if isinstance(game, _Guarded) else _Guarded(game, _guard(key, text, _found(key, text)[0]))
+    count, rewards = roles or len(guarded.roles), guarded.rewards
 
     def checked(state: Any) -> tuple[float, ...]:
         paid: Any = rewards(state)
         try:
-            numbers = tuple(float(number) for number in paid if not isinstance(number, str))
+            is_wrong = isinstance(paid, Mapping) or any(isinstance(number, str | bytes) for number in paid)
+            numbers = () if is_wrong else tuple(map(float, paid))
         except (TypeError, ValueError):
             numbers = ()
-        if len(numbers) != roles or not all(map(math.isfinite, numbers)):
+        if len(numbers) != count or not all(map(math.isfinite, numbers)):
             raise RuntimeError(
-                f'{name}: rewards() must return {counted(roles, "number")}, one for each role, such as '
-                f'{(1.0, *[0.0] * (roles - 1))}, got {short_repr(paid)}'
+                f'{key}={text!r}: rewards() must return {counted(count, "number")}, one for each role, such as '
+                f'{(1.0, *[0.0] * (count - 1))}, got {short_repr(paid)}'
             )
         return numbers
 
-    game.rewards = checked
-    return game
+    return _Guarded(guarded._inner, guarded._guard, rewards=checked)
 
 
 def _unmet(call: Callable[..., Any], given: Sequence[str]) -> str:

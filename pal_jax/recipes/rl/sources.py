@@ -161,11 +161,7 @@ def open_game(text: str) -> Game[Any]:
     Raises:
       ValueError: it cannot be had, or lacks a function of `games.game.Game`.
     """
-    game: Any = own.load('rl.game', text)()
-    parts = 'roles', 'start', 'turn', 'prompt', 'apply', 'rewards'
-    if missing := [part for part in parts if not hasattr(game, part)]:
-        raise ValueError(f'rl.game={text!r} has no {", ".join(missing)}; see docs/howto/own_parts.md')
-    return own.checking_rewards(game, len(game.roles), f'rl.game={text!r}')
+    return own.load_game('rl.game', text, ('roles', 'start', 'turn', 'prompt', 'apply', 'rewards'))
 
 
 def groups_to_json(groups: Groups) -> list[Any]:

@@ -23,6 +23,8 @@ GAMES: Mapping[str, Callable[[int], Rules[Any]]] = {  # by the rounds of a match
     'negotiation': lambda rounds: Negotiation(),
 }
 KINDS = 'endpoint', 'orbax', 'local'  # of opponents in evaluations that are models
+# Of a game's class (`matches.Rules`).
+PARTS = 'name', 'start', 'turn', 'legal', 'read', 'move', 'rewards', 'observe'
 SOLVED = 'tictactoe', 'kuhn'  # games that an expert plays
 
 
@@ -96,11 +98,9 @@ class Settings(RolloutRun):
 
 
 def make_rules(play: MatchSettings) -> tuple[Rules[Any], ...]:
-    """The games of the settings."""
+    """The games of the settings. Raises ValueError where one cannot be had, or lacks a part of `matches.Rules`."""
     return tuple(
-        own.checking_rewards(own.load('play.games', name)(), len(SEATS), f'play.games={name!r}')
-        if own.is_own(name)
-        else GAMES[name](play.rounds)
+        own.load_game('play.games', name, PARTS, len(SEATS)) if own.is_own(name) else GAMES[name](play.rounds)
         for name in play.games
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
@@ -386,7 +387,9 @@ def test_a_run_from_python_with_a_function_that_is_resumed_and_answers(tmp_path,
         pal_jax.train('rl:smoke', changes | {'total_steps': 3}, reward=edited, workdir=folder)
 
 
-@pytest.mark.parametrize('paid', ['1.0', '(1.0, 2.0)', '()', "('1',)", "(float('nan'),)", 'None'])
+@pytest.mark.parametrize(
+    'paid', ['1.0', '(1.0, 2.0)', '()', "('1',)", "('1', 1.0)", '{0: 1.0}', "(float('nan'),)", 'None']
+)
 def test_wrong_rewards_of_a_game_name_the_key_and_the_value(tmp_path, paid):
     lines = ["roles = ('a',)", *(f'def {name}(self, *_): 0' for name in ('start', 'turn', 'prompt', 'apply'))]
     lines += [f'def rewards(self, state): return {paid}']
@@ -402,6 +405,24 @@ def test_an_error_in_a_method_of_a_game_names_key_file_and_line(tmp_path):
     game = own_parts.load('rl.game', f'{file}:Game')()
     assert game.roles == ('a',) and game.start(1) == 1 and not hasattr(game, 'turn')
     with pytest.raises(RuntimeError, match=r"rl.game='.*games.py:Game' .*games.py, line 4: ZeroDivisionError"):
+        game.start(0)
+
+
+@pytest.mark.parametrize(
+    'head', ['from typing import NamedTuple\nclass Made(NamedTuple):', '@dataclass(frozen=True)\nclass Made:']
+)
+def test_a_function_may_make_a_game_whose_fields_are_fixed(tmp_path, head):
+    file = tmp_path / 'games.py'
+    methods = ''.join(f'    def {name}(self, *_): return 1 // 0\n' for name in ('start', 'turn', 'prompt', 'apply'))
+    file.write_text(
+        f'from dataclasses import dataclass\n{head}\n    roles: tuple = ("a",)\n{methods}'
+        '    def rewards(self, state): return state\ndef make(): return Made()\n'
+    )
+    game = copy.copy(open_game(f'{file}:make'))
+    assert game.roles == ('a',) and game.rewards([1]) == (1.0,)
+    with pytest.raises(RuntimeError, match=r'one for each role.*got \[\]'):
+        game.rewards([])
+    with pytest.raises(RuntimeError, match='games.py:make.*games.py, line 5: ZeroDivisionError'):
         game.start(0)
 
 

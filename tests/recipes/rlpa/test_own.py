@@ -177,6 +177,12 @@ def test_a_game_of_a_file_is_played(examples):
     assert rules.name == 'sticks' and rules.observe(state, 0).startswith('There are 0')
 
 
+def test_a_game_without_a_part_is_refused(tmp_path):
+    file = write(tmp_path, 'class Game:\n    name = "mine"\n    start = turn = legal = read = move = observe = print\n')
+    with pytest.raises(ValueError, match=r"play.games='.*mine.py:Game' has no rewards; see"):
+        make_rules(MatchSettings(games=(f'{file}:Game',)))
+
+
 def test_a_run_remembers_the_files_of_its_functions(tmp_path):
     file = write(tmp_path, 'def a(prompts, completions): return []')
     config = {'reward': {'function': f'{file}:a,{file}:b'}, 'play': {'games': ('kuhn', f'{file}:c')}}
