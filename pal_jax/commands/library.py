@@ -23,6 +23,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,15 @@ class CompletedRun:
             max_tokens: int | None = None,
             temperature: float | None = None,
         ) -> list[str | None]:
-            """The answers to texts or chats, None where one is too long. Raises ValueError for a single text."""
+            """The answers to texts or chats, None where one is too long.
+
+            Raises:
+              ValueError: `prompts` is a single text, or `max_tokens` leaves no room for a prompt.
+            """
             if isinstance(prompts, str):
                 raise ValueError(f'prompts is a text; give a list of prompts, such as [{prompts[:40]!r}]')
+            if max_tokens and max_tokens > model.longest:
+                raise ValueError(f'max_tokens={max_tokens} leaves no room for a prompt; give {model.longest} or fewer')
             given = {'max_tokens': max_tokens, 'temperature': temperature}
             changed = dataclasses.replace(sampling, **{key: value for key, value in given.items() if value is not None})
             questions = [chats.as_chat(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
@@ -278,8 +285,10 @@ def _lines(key: str, value: Any, default: Any = '') -> str:
     Raises:
       ValueError: as `_rows`, a row is no dictionary, or JSON does not hold a value of it.
     """
+    # A list for another text, such as addresses, has commas between its parts.
+    is_text = isinstance(default, str) and (not isinstance(value, list | tuple) or _takes_rows(key, default))
     lines = []
-    for number, row in enumerate(_rows(key, value, isinstance(default, str)) or (), 1):
+    for number, row in enumerate(_rows(key, value, is_text) or (), 1):
         if not isinstance(row, Mapping):
             raise ValueError(
                 f"{key}, row {number}: {short_repr(row)} is no row; give a dictionary, such as {{'prompt': 'Hello'}}"
@@ -289,6 +298,13 @@ def _lines(key: str, value: Any, default: Any = '') -> str:
         except TypeError as error:
             raise ValueError(f'{key}, row {number}: {error}; rows are written as JSON') from None
     return ''.join(lines)
+
+
+def _takes_rows(key: str, default: str) -> bool:
+    """True for a key whose text names data."""
+    patterns = (*named_files.KEYS, *named_files.OTHERS)
+    names_data = named_files.NAME.fullmatch(default) or default.startswith(named_files.ELSEWHERE)
+    return bool(names_data) or any(fnmatch(key, pattern) for pattern in patterns)
 
 
 def _rows(key: str, value: Any, is_text: bool) -> Sequence[Any] | None:
@@ -369,6 +385,8 @@ def _check_callback(callback: Any) -> None:
             inspect.signature(callback).bind(0, {})
     except TypeError as error:
         raise ValueError(f'callback={short_repr(callback)}: {error}; it is called with step, metrics') from None
+    except ValueError:
+        pass  # Python knows no signature of some builtins.
 
 
 @contextlib.contextmanager
@@ -429,6 +447,6 @@ def _in_python(line: str, files: Mapping[str, Path]) -> str:
         line = re.sub(f"'{rows}' -> '{rows}'", 'it has other rows', line)
         name = rf"(?:{re.escape(key)}=)?'?(?:{re.escape(str(file.absolute()))}|{re.escape(str(file))})'?"
         line = re.sub(rf'{name}, (?:line|record) (\d+)', rf'{key}, row \1', line)
-        line = re.sub(r'\(also lines? ', '(also rows ', re.sub(name, key, line))
+        line = re.sub(r'\(also line(s?) ', r'(also row\1 ', re.sub(name, key, line))
     line = re.sub(r"'python:(\w+)'", r'\1', line)
     return re.sub(r'--(?:config\.|(?=workdir\b|config\b|changed\b))', '', line)

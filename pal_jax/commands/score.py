@@ -75,11 +75,12 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
     Raises:
       ValueError: the source, the person, a line of the file or the output is wrong.
     """
-    # What is written has points in its numbers, too, as commas stand between the cells of a CSV file.
-    rows = tables.with_points(path, list(records.rows(str(path))))
+    rows = list(records.rows(str(path)))
     if not rows:
         raise ValueError(f'{path} has no records; write one JSON object a line, or a CSV file with a head')
     scorer = scoring.open_scorer(source, person)
+    # The attributes that are written have points in their numbers, too.
+    rows = tables.with_points(path, rows, scorer.attributes) if scorer.attributes else rows
     # A score must not take the place of a value of the record.
     if clash := next(((place, key) for place, record in rows for key in scorer.keys if key in record), None):
         raise ValueError(f'{clash[0]}: the record has a key {clash[1]} already; rename it')
@@ -95,7 +96,7 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
             done = list(scored)
             table = csv.DictWriter(file, dict.fromkeys(itertools.chain.from_iterable(done)), lineterminator='\n')
             table.writeheader()
-            table.writerows(done)
+            table.writerows({key: _cell(value) for key, value in record.items()} for record in done)
         else:
             file.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in scored)
     print(f'{counted(len(rows), "record")} -> {output}')
@@ -106,6 +107,11 @@ def in_chunks(scorer: RecordScorer, read: Sequence[Any]) -> Iterator[dict[str, A
     starts = range(0, len(read), CHUNK)
     for start in track(starts, 'scoring', console=Console(stderr=True), transient=True, disable=len(starts) < 2):
         yield from scorer.told(read[start : start + CHUNK])
+
+
+def _cell(value: Any) -> Any:
+    """A value for a cell of a table: lists and objects are written as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
 def _rounded(fields: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,11 @@ class LocalModel:
         self._cfg = devices.for_platform(source.config)
         self._decoder: LocalDecoder | None = None
 
+    @property
+    def longest(self) -> int:
+        """The number of tokens that an answer to an empty message may have."""
+        return self._cfg.max_len - len(self._tokenizer.chat([{'role': 'user', 'content': ''}]))
+
     def __call__(self, chats: Sequence[Chat], seed: int, sampling: Sampling | None = None) -> list[str | None]:
         """Answers in the order of the chats, by another `sampling` if it is given; None where a chat is too long for
         the model."""

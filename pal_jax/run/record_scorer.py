@@ -32,6 +32,8 @@ class RecordScorer(NamedTuple):
     details: Callable[[Sequence[Any]], list[dict[str, Any]]] | None = None
     # `doubt` gives words on a result of `read` that the model has learnt little about, '' where there is no doubt.
     doubt: Callable[[Any], str] = lambda read: ''
+    # The attributes of a table by which the model scores.
+    attributes: tuple[str, ...] = ()
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The scores `[records]` of records. Raises ValueError, with the record's number, where one is wrong."""

@@ -356,7 +356,7 @@ PREFERRED = (
 # The keys of a message that chat templates read beside its role and its content.
 _PASSED = ('name', 'tool_calls', 'tool_call_id', 'reasoning_content', 'thinking')
 # The roles that chat templates know.
-ROLES = 'system', 'developer', 'user', 'assistant', 'tool', 'function'
+ROLES = 'system', 'developer', 'user', 'assistant', 'tool', 'function', 'ipython', 'environment'
 _ROLES = {'human': 'user', 'gpt': 'assistant', 'observation': 'tool'}
 _ROLES |= {role: role for role in ('user', 'assistant', 'system', 'tool')}
 
@@ -386,8 +386,10 @@ def _message(record: Any, place: str) -> Message:
     # Tables write an empty list where a message has no calls.
     if not message.get('tool_calls'):
         message.pop('tool_calls', None)
+    content = message.get('content')
     # A message of calls need not say anything.
-    content = message.get('content', '' if 'tool_calls' in message else None)
+    if content is None and 'tool_calls' in message:
+        content = ''
     if content is None and 'role' in record:
         raise ValueError(f"{place}: 'content' is missing or null; write a text")
     if not isinstance(message.get('role'), str) or not isinstance(content, str | list):

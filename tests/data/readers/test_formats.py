@@ -218,6 +218,13 @@ def test_tools_and_their_calls_go_through_the_template_as_transformers_has_it(to
     assert chats.to_prefer(pair, tokenizer).chosen == example
 
 
+@pytest.mark.parametrize('role', ['ipython', 'environment', 'tool'])
+def test_a_message_of_calls_may_say_null_and_several_roles_answer_it(role):
+    calls = said('assistant', None, tool_calls=[CALL])
+    read = formats.messages_of({'messages': [USER, calls, said(role, 'a map'), BOT]}, 'messages')
+    assert read[1]['content'] == '' and read[2] == said(role, 'a map')
+
+
 def test_a_call_can_end_no_turn():
     call = {'function': {'name': 'look', 'arguments': {'at': 'a<|im_end|>b'}}}
     example = chats.to_imitate(

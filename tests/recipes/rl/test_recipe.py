@@ -377,6 +377,8 @@ def test_a_run_from_python_with_a_function_that_is_resumed_and_answers(tmp_path,
         pal_jax.evaluate(folder)
     with pytest.raises(ValueError, match='give a list of prompts'):
         again.model('Hello')
+    with pytest.raises(ValueError, match=r'max_tokens=99999 leaves no room .* give \d+ or fewer'):
+        again.model(['Hello'], max_tokens=99999)
 
     def edited(prompts, completions, **columns):
         return [2.0 * sum(text.count(letter) for letter in 'aeiou') for text in completions]
@@ -541,7 +543,7 @@ def test_wrong_rows_from_python_are_named_as_the_program_gave_them(tmp_path, row
 def test_a_line_of_a_command_is_told_in_the_words_of_python(tmp_path):
     files = {'data': tmp_path / 'rows' / 'data-0123456789ab.jsonl'}
     line = f'data={files["data"]}, line 3: no user (also line 5); see {files["data"]} or --config.data, --workdir'
-    assert library._in_python(line, files) == 'data, row 3: no user (also rows 5); see data or data, workdir'
+    assert library._in_python(line, files) == 'data, row 3: no user (also row 5); see data or data, workdir'
     other = files['data'].with_name('data-ba9876543210.jsonl')
     assert library._in_python(f"config (data: '{other}' -> '{files['data']}')", files) == (
         'config (data: it has other rows)'
@@ -551,6 +553,14 @@ def test_a_line_of_a_command_is_told_in_the_words_of_python(tmp_path):
 def test_a_callback_that_cannot_take_a_step_is_refused(tmp_path):
     with pytest.raises(ValueError, match='callback=.*step, metrics'):
         pal_jax.train('rl:smoke', reward=sums.right, callback=lambda step: None, workdir=tmp_path)
+    # Python knows no signature of this builtin.
+    library._check_callback(dict)
+
+
+def test_a_list_for_a_text_that_names_no_data_is_no_rows():
+    assert library._lines('decode.address', ['h:1', 'h:2'], '') == ''
+    with pytest.raises(ValueError, match='data, row 1'):
+        library._lines('data', ['h:1'], '')
 
 
 def test_wrong_inputs_from_python_are_value_errors(tmp_path):

@@ -232,14 +232,23 @@ def read_person(path: str | Path, name: str = '') -> PersonRecord:
 
 
 def read_records(path: str | Path) -> dict[str, dict[str, Any]]:
-    """The records of the people in a file by their names, or by their lines where they have none."""
+    """The records of the people in a file by their names, or by their lines where they have none.
+
+    Raises:
+      ValueError: a line is no record, or two have one name.
+    """
     lines = [(k, line) for k, line in enumerate(files.read_text(path).split('\n'), 1) if line.strip()]
     # One record may also stand on several lines, where somebody wrote it by hand.
     if len(lines) > 1 and all(re.fullmatch(r'\s*\{.*\}\s*', line) for _, line in lines):
         placed = [(k, files.parse(line, path, k)) for k, line in lines]
     else:
         placed = [(1, files.read_object(path))]
-    return {str(record.get('user') or f'line {k}'): record for k, record in placed}
+    people: dict[str, dict[str, Any]] = {}
+    for k, record in placed:
+        if (user := str(record.get('user') or f'line {k}')) in people:
+            raise ValueError(f'{path}, line {k}: an earlier line has the user {user!r}, too; delete one of the two')
+        people[user] = record
+    return people
 
 
 def file_and_name(person: str) -> tuple[str, str]:

@@ -49,7 +49,7 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
     if run.reading:
         return RecordScorer(functools.partial(to_replies, run), score, form, KEYS, details)
     doubt = functools.partial(_doubt, run.kept)
-    return RecordScorer(functools.partial(to_items, run), score, form, KEYS, details, doubt)
+    return RecordScorer(functools.partial(to_items, run), score, form, KEYS, details, doubt, run.kept.attributes)
 
 
 def to_replies(run: TrainedPAL, record: Any) -> tuple[tuple[Any, Any], ...]:

@@ -368,6 +368,12 @@ def test_people_of_one_file_get_a_line_each_as_if_they_had_files_of_their_own(ru
         personalize.personalize(run.workdir, str(both), str(files[0]), None, 0)
 
 
+def test_two_lines_of_one_user_are_refused(tmp_path):
+    (file := tmp_path / 'two.jsonl').write_text('{"user": "ana", "mixture": [1]}\n{"user": "ana", "mixture": [0]}\n')
+    with pytest.raises(ValueError, match="two.jsonl, line 2: an earlier line has the user 'ana'"):
+        pal_person.read_records(file)
+
+
 def test_open_pairs_are_printed_the_most_informative_first(run, tmp_path, capsys):
     ana = of_person(tmp_path / 'ana.jsonl', 1)
     personalize.personalize(run.workdir, '', str(ana), None, 0)
