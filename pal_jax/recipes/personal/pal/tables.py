@@ -173,11 +173,8 @@ def with_points(path: str, rows: list[records.Row], attributes: Sequence[str]) -
     names = columns_of(attributes)
     numeric = {c for _, row in rows[:1] for side in _sides_of(row, names) for name, c in side.items() if name in names}
     comma = files.format_of(Path(path)) == '.csv' and Path(path).is_file() and records.delimiter(Path(path)) != ','
-    return (
-        [(place, {c: _with_point(x) if c in numeric else x for c, x in row.items()}) for place, row in rows]
-        if comma
-        else rows
-    )
+    converted = ((place, {c: _with_point(x) if c in numeric else x for c, x in row.items()}) for place, row in rows)
+    return list(converted) if comma else rows
 
 
 def with_numbers(item: Mapping[str, Any], attributes: Sequence[str]) -> Mapping[str, Any]:
