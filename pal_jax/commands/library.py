@@ -380,13 +380,14 @@ def _stops(callback: Callback | None, failures: list[Exception]) -> loop.Stops:
 
 def _check_callback(callback: Any) -> None:
     """Raise ValueError where a callback cannot be called with a step and its figures."""
+    if callback is None:
+        return
     try:
-        if callback is not None:
+        # Python knows no signature of some builtins, which may take anything.
+        with contextlib.suppress(ValueError):
             inspect.signature(callback).bind(0, {})
     except TypeError as error:
         raise ValueError(f'callback={short_repr(callback)}: {error}; it is called with step, metrics') from None
-    except ValueError:
-        pass  # Python knows no signature of some builtins.
 
 
 @contextlib.contextmanager

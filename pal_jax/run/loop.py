@@ -35,19 +35,25 @@ Log = Callable[[str], None]
 Stops = Callable[[int, Mapping[str, Any]], bool]
 
 
+def never(step: int, figures: Mapping[str, Any]) -> bool:
+    """False after every step: the run goes to its end."""
+    return False
+
+
 def train_all(
     settings: Run,
     workdir: Path,
     place: Place | None = None,
     name: str = '',
     changed: Collection[str] = (),
-    stops: Stops = lambda i, figures: False,
+    stops: Stops = never,
 ) -> int:
     """Train the stages of a run that are not finished, in a process at its place among several.
 
     Args:
       name: that of the config, for titles.
       changed: keys of own functions that may have changed since the run began.
+      stops: see `Stops`.
 
     Returns:
       The exit status: 0, or that of a process ended by a signal where a signal stopped the run.
@@ -80,10 +86,7 @@ def train_all(
     return 0
 
 
-def train(
-    settings: Run, workdir: Path, name: str = '', changed: Collection[str] = (),
-    stops: Stops = lambda i, figures: False,
-) -> int:  # fmt: skip
+def train(settings: Run, workdir: Path, name: str = '', changed: Collection[str] = (), stops: Stops = never) -> int:
     """Train one run, or one stage of a run, of the config `name`.
 
     The result is 0, or the exit status where a signal or `stops` stopped the run. `changed` is as in `train_all`.
@@ -151,7 +154,7 @@ def initialize(settings: Run, workdir: Path, place: Place | None) -> None:
 def run(
     settings: Run, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored, stopping: StopListener,
     rollouts: list[Mapping[str, Any]], notes: Iterable[str] = (), name: str = '',
-    stops: Stops = lambda i, figures: False,
+    stops: Stops = never,
 ) -> int:  # fmt: skip
     """Make the steps that remain, then the report and the exports. The result is the signal that came, or 0."""
     plan = recipe.plan

@@ -16,9 +16,7 @@ from pal_jax.run.intervals import Estimate
 
 STEPS, HALVINGS = 100, 30  # at most
 NEAR = 1e-18  # nats above the optimum, by the quadratic about the weights, at which a person moves no more
-FREE = (
-    1e-6  # the ridge of a model that is hardly pulled, and has weights where choices can be predicted without an error
-)
+FREE = 1e-6  # a ridge that hardly pulls, and keeps weights finite where choices can be predicted without an error
 ENOUGH = 1e-4  # the share of the fall that the slope promises, below which a step is halved (Armijo 1966)
 
 
@@ -46,7 +44,7 @@ def fit(x: np.ndarray, weight: np.ndarray, ridge: float | np.ndarray, toward: np
 
     w, hessian = np.tile(np.asarray(toward, float), (len(x), 1)), np.tile(np.diag(ridge), (len(x), 1, 1))
     for _ in range(STEPS):
-        p = 0.5 * (1.0 + np.tanh(-0.5 * _margins(x, w)))  # the probability of the other choice
+        p = _other(_margins(x, w))
         gradient = ridge * (w - toward) - np.matmul((weight * p)[:, None], x)[:, 0]
         curved = np.matmul(np.swapaxes(x * (weight * p * (1 - p))[..., None], 1, 2), x)
         hessian = curved + np.diag(ridge)
@@ -86,10 +84,15 @@ def of_all(x: np.ndarray, people: np.ndarray) -> list[Estimate]:
     w, inverse = fitted.weights[0], np.linalg.inv(fitted.hessian[0])
     names, person = np.unique(people, return_inverse=True)
     scores = np.zeros((len(names), len(w)))
-    np.add.at(scores, person, 0.5 * (1.0 + np.tanh(-0.5 * x @ w))[:, None] * x)
+    np.add.at(scores, person, _other(x @ w)[:, None] * x)
     clustered = inverse @ (scores.T @ scores) @ inverse * len(names) / max(len(names) - 1, 1)
     errors = np.sqrt(np.maximum(np.diag(clustered), np.diag(inverse)))
     return [intervals.of_mean(float(value), float(error), len(names)) for value, error in zip(w, errors, strict=True)]
+
+
+def _other(margins: np.ndarray) -> np.ndarray:
+    """The probability of the other choice; a margin of any size overflows nothing."""
+    return 0.5 * (1.0 + np.tanh(-0.5 * margins))
 
 
 def _margins(x: np.ndarray, w: np.ndarray) -> np.ndarray:

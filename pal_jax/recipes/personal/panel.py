@@ -22,9 +22,9 @@ from pal_jax.run.forecast import counted
 
 CHUNK = 65536  # pairs judged at once
 PADDING = 2**30
-MOST_UNUSED = (
-    2 / 3
-)  # of the pairs; of random pairs of texts .56 are in two parts, and more are unused where people answer few
+# Above this share of unused pairs a run warns. Of random pairs of texts .56 are in two parts, and more are unused where
+# people answer few.
+MOST_UNUSED = 2 / 3
 
 Part = Literal['train', 'validation', 'test', 'fit', 'new_test']
 Judged = list[tuple[np.ndarray, np.ndarray]]  # the margins of pairs and their users, numbered as in the data, by trial

@@ -6,13 +6,13 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.models.params import Params
@@ -120,7 +120,7 @@ class Wants(NamedTuple):
     """The effects of attributes on the choices of people.
 
     Attributes:
-      effects: `[E, H]`, on the rewards of the first E people of the split that is shown.
+      effects: `[E, H]`, on the log-odds of the first E people of the split that is shown.
       means: by attribute, of one model for all.
       differ: whether the run has shown that people differ.
     """
@@ -139,7 +139,7 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
     table = [head if model.scale is None else [*head, 'effect of one standard deviation']]
     for name, mean, unit, by in zip(attributes, wants.means, _in_own_units(model, wants.effects).T, scale, strict=True):
         scaled = mean.scaled(1.0 / float(by))
-        row = [name, scaled.with_error('+.3g'), scaled.ends('+.3g'), f'{0.5 + 0.5 * math.tanh(0.5 * scaled.value):.0%}']
+        row = [name, scaled.with_error('+.3g'), scaled.ends('+.3g'), f'{special.expit(scaled.value):.0%}']
         low, high = np.percentile(unit, (25, 75))
         row += [f'{low:+.3g} to {high:+.3g}', f'{unit.std():.3g}'] if spread else []
         table.append(row if model.scale is None else [*row, f'{mean.value:+.2f}'])

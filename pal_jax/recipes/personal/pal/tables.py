@@ -305,8 +305,7 @@ def _table(
     if answered and {'user', 'situation', 'chosen'} < set(columns):
         of = {name: (name,) for name in columns if name not in KEYS}
         # A new person's few choices have the attributes of the run, even where they are alike.
-        earlier = {name.partition(': ')[0] if ' over ' in name else name for name in known}
-        unread = notes.unread_of_options(rows, list(of), earlier)
+        unread = notes.unread_of_options(rows, list(of), columns_of(known))
         of = {name: column for name, column in of.items() if name not in unread}
         read: Callable[..., list[PreferencePair]] = _options
     elif sides and (not answered or {'user', 'choice'} <= set(columns)):
