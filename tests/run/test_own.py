@@ -1,0 +1,46 @@
+"""Functions and classes of a user's own: names, digests and errors."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from pal_jax.run import own as own_parts
+
+
+def test_an_error_in_a_method_of_a_game_names_key_file_and_line(tmp_path):
+    file = tmp_path / 'games.py'
+    file.write_text('class Game:\n    roles = ("a",)\n    def start(self, seed):\n        return 1 // seed\n')
+    game = own_parts.load('rl.game', f'{file}:Game')()
+    assert game.roles == ('a',) and game.start(1) == 1 and not hasattr(game, 'turn')
+    with pytest.raises(RuntimeError, match=r"rl.game='.*games.py:Game' .*games.py, line 4: ZeroDivisionError"):
+        game.start(0)
+
+
+def test_callables_have_names_and_digests_by_what_they_were_made_of():
+    def scaled(factor):
+        return lambda prompts, completions, **columns: [factor * len(text) for text in completions]
+
+    class Length:
+        def __call__(self, prompts, completions, **columns):
+            return list(map(len, completions))
+
+    twice = functools.partial(scaled(1), prompts=2)
+    assert list(map(own_parts.name_of, (Length(), Length, twice))) == ['Length', 'Length', '<lambda>']
+    digests = []
+    for call in (scaled(1), scaled(2), scaled(1), Length(), Length()):
+        with own_parts.given({'reward': call}):
+            digests.append(own_parts.given_in('python:reward,a.py:f'))
+    assert digests[0] == digests[2] != digests[1] and digests[3] == digests[4]
+    assert [name for name, _ in digests[0]] == ['python:reward']
+
+
+def test_a_function_without_its_source_has_the_digest_of_its_constants():
+    digests = []
+    for number in (100, 50, 100):
+        names = {}
+        exec(f'def reward(prompts, completions, **columns): return [{number} for text in completions]', names)
+        with own_parts.given({'reward': names['reward']}):
+            digests.append(own_parts.given_in('python:reward'))
+    assert digests[0] == digests[2] != digests[1]
