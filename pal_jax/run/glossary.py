@@ -47,6 +47,23 @@ class Rivals(NamedTuple):
     leads: Mapping[str, tuple[str, str]]
 
 
+class Test(NamedTuple):
+    """A test that answers the question of a verdict.
+
+    Attributes:
+      key: the name of its p-value.
+      name: its name in words.
+      yes, no: what it has shown, where the p-value is small, and what it has not, where it is not.
+      alone: what is said of a level that is not beyond noise, where the p-value is small.
+    """
+
+    key: str
+    name: str
+    yes: str
+    no: str
+    alone: str
+
+
 class Question(NamedTuple):
     """The question that a verdict by a level answers, its answers where it is not yes, and the reason for the worse."""
 
@@ -56,6 +73,7 @@ class Question(NamedTuple):
     reason: str = ''
     # The figures in words, with the names of an evaluation's figures in braces, in place of those of the level alone.
     figures: str = ''
+    test: Test | None = None  # answers the question in place of the level, where an evaluation has its figure
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -237,6 +237,8 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     # Where no level of before is known, it has not become anything.
     elif said == WORSE and (key in words.questions or earlier is None):
         said, sentence = asking.worse, f'{asking.reason}{sentence}'
+    if asking.test and known(after, asking.test.key):
+        said, sentence = _tested(asking, after, claim, sentence)
     leads = _unbeaten(after, words.rivals[key]) if key in words.rivals else {}
     if not leads:
         return RunVerdict(said, f'{sentence}.', of, asking.words)
@@ -245,6 +247,17 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
         said += f', but a simpler method is ahead of {method}'
     sentence += f'. {_rivals_in_words(after, words.rivals[key], leads)}'
     return RunVerdict(said, sentence, of, asking.words)
+
+
+def _tested(asking: Question, after: Record, claim: Claim, sentence: str) -> tuple[str, str]:
+    """The answer by the test of a question, and the sentence with it before the figures of the level."""
+    assert asking.test
+    p = after[asking.test.key]
+    shown = p <= 1.0 - intervals.LEVEL
+    proof = f'{asking.test.yes if shown else asking.test.no} ({asking.test.name}, p = {p:.3f})'
+    alone = shown and answer(claim.gap, claim.better) != YES
+    figures = sentence.removeprefix(asking.reason)
+    return YES if shown else asking.unclear, f'{proof}; {figures}{f", {asking.test.alone}" if alone else ""}'
 
 
 def _unbeaten(record: Record, rivals: Rivals) -> dict[str, Estimate]:

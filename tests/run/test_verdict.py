@@ -134,6 +134,18 @@ def test_methods_that_compare_in_one_evaluation():
     assert found and found.answer == 'Yes'
 
 
+@pytest.mark.parametrize(('p', 'interval', 'answer', 'not_better'), [
+    (0.001, [0.02, 0.2], 'Yes', False), (0.05, [-0.02, 0.2], 'Yes', True), (0.04, [-0.2, -0.1], 'Yes', True),
+    (0.051, [-0.02, 0.2], 'Not shown', False), (0.3, [-0.2, -0.1], 'Not shown', False),
+])  # fmt: skip
+def test_whether_people_differ_is_answered_by_a_test_and_not_by_a_prediction(p, interval, answer, not_better):
+    figures = {'seen_gain': sum(interval) / 2, 'seen_gain_interval': interval, 'people': 30, 'differ_p': p}
+    verdict = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
+    assert verdict and verdict.answer == answer and f'p = {p:.3f}' in verdict.sentence
+    assert ('not shown to predict' in verdict.sentence) == not_better
+    assert f'{interval[0]:.3f} to {interval[1]:.3f}' in verdict.sentence
+
+
 @pytest.mark.parametrize(('gain', 'lead', 'answer'), [
     (0.1, (-0.05, -0.01), 'Yes'), (0.1, (-0.05, 0.01), 'Yes'),
     (0.1, (0.01, 0.05), 'Yes, but a simpler method is ahead of PAL'), (0.0, (0.01, 0.05), 'Not shown'),

@@ -70,6 +70,13 @@ def logistic(x: np.ndarray, ridge: float = 1.0) -> np.ndarray:
     return fit(x[None], np.ones((1, len(x))), ridge, np.zeros(x.shape[1])).weights[0]
 
 
+def scores(x: np.ndarray) -> np.ndarray:
+    """The scores `[n, H]` of choices by one model of everybody: the derivatives of their log likelihoods with respect to
+    the weights. `x` are differences chosen - rejected `[n, H]`; the sum of the scores is 0."""
+    w = fit(x[None], np.ones((1, len(x))), FREE, np.zeros(x.shape[1])).weights[0]
+    return _other(x @ w)[:, None] * x
+
+
 def of_all(x: np.ndarray, people: np.ndarray) -> list[Estimate]:
     """The weights `[H]` of one model of everybody, a logit, with intervals over people.
 
@@ -83,9 +90,9 @@ def of_all(x: np.ndarray, people: np.ndarray) -> list[Estimate]:
     fitted = fit(x[None], np.ones((1, len(x))), FREE, np.zeros(x.shape[1]))
     w, inverse = fitted.weights[0], np.linalg.inv(fitted.hessian[0])
     names, person = np.unique(people, return_inverse=True)
-    scores = np.zeros((len(names), len(w)))
-    np.add.at(scores, person, _other(x @ w)[:, None] * x)
-    clustered = inverse @ (scores.T @ scores) @ inverse * len(names) / max(len(names) - 1, 1)
+    of_people = np.zeros((len(names), len(w)))
+    np.add.at(of_people, person, _other(x @ w)[:, None] * x)
+    clustered = inverse @ (of_people.T @ of_people) @ inverse * len(names) / max(len(names) - 1, 1)
     errors = np.sqrt(np.maximum(np.diag(clustered), np.diag(inverse)))
     return [intervals.of_mean(float(value), float(error), len(names)) for value, error in zip(w, errors, strict=True)]
 

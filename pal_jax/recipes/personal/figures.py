@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, Question, Rivals, Words
+from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, Question, Rivals, Test, Words
 
 MODELS = {  # what PAL is compared with
     'shared': 'one model for all (K = 1)',
@@ -86,6 +86,7 @@ WORDS = Words(
             'group_auc {model}': 'how well {model} tells known groups apart that it was not told (AUC; .5 is chance)',
             'chosen_prototypes': 'number of prototypes K chosen on validation, by split',
             'log_odds_factors': 'factor that makes log-odds of the rewards, fitted on validation, by split',
+            'differ_p': 'p-value of the hypothesis that all people want the same (permutations of who chose)',
             'shown_split': 'the split whose people and prototypes the report shows',
             'known_comparisons': 'numbers of known choices of a new person',
         },
@@ -112,6 +113,13 @@ WORDS = Words(
             'these data do not show that people differ; ',
             'of new choices of known people one model for all predicts {seen_shared:.1%} right, and PAL, which knows '
             'who chooses, {seen_pal:.1%}: {seen_gain:+.3f}',
+            test=Test(
+                'differ_p',
+                'permutation test',
+                'the choices of one person are more alike than those of different people',
+                'the choices of one person are no more alike than those of different people may be by chance',
+                'so PAL is not shown to predict single people better',
+            ),
         ),
         'best_gain': Question('Does a method know the person?', 'Not shown'),
     },

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
-from pal_jax.recipes.personal import bradley_terry, ideal_point, portrait
+from pal_jax.recipes.personal import bradley_terry, heterogeneity, ideal_point, portrait
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, median_seconds, picked
 from pal_jax.recipes.personal.figures import BASELINES, MODELS
@@ -225,6 +225,8 @@ def evaluate(
         log(without_rows(shown.unfit).strip())
     record, chosen = make_record(shown), shown.true_chosen
     record['log_odds_factors'] = list(results.factors[: len(chosen)])
+    if portrait.has_effects(panel.data):
+        record['differ_p'] = heterogeneity.p_of_same_wants(panel.data)
     split = shown_split(chosen)
     model = _split_model(panel, state, chosen, split, results.factors[split])
     differ = intervals.from_record(record, 'seen_gain').place(0.0) == 1

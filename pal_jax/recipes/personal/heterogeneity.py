@@ -1,0 +1,61 @@
+"""A test of whether people want different things, by permutations of who made which choice.
+
+Where all people want the same, a choice says nothing about other choices of the same person. The statistic is that of
+the score test of random coefficients against one logit for all (Chesher 1984): a person's scores, the derivatives of
+the log likelihood with respect to the weights, are summed, and the squared lengths of the sums are added. It is large
+where the choices of a person err in the same direction.
+
+Its distribution comes from permutations, so that the logit need not be true: choices of the same question are exchanged
+among the people who were asked it, and choices of questions that one person alone was asked among all people. The
+second needs questions that were drawn at random, or in the same way for everybody.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pal_jax.data import comparisons
+from pal_jax.data.comparisons import Comparisons
+from pal_jax.recipes.personal import bradley_terry
+
+PERMUTATIONS = 999
+NEAR = 1e-12  # statistics that differ by this share of them are equal
+
+
+def p_of_same_wants(data: Comparisons, seed: int = 0) -> float:
+    """The p-value of the hypothesis that all people want the same, of choices between items with few attributes.
+
+    It is at least `1 / (PERMUTATIONS + 1)`, and 1 where no exchange of choices changes the statistic.
+    """
+    everything = slice(None)
+    x = data.chosen[everything].astype(float) - data.rejected[everything]
+    # The score of a situation, whose pairs were chosen at once, is the sum over its pairs.
+    scores = np.zeros((int(data.situations.max()) + 1, x.shape[1]))
+    np.add.at(scores, data.situations, bradley_terry.scores(x))
+    person = np.zeros(len(scores), np.int64)
+    person[data.situations] = data.users
+    # Questions have the same number where only the person differs.
+    question = comparisons.questions(data._replace(users=np.zeros_like(data.users)))
+    return permuted(scores, person, question, seed)
+
+
+def permuted(scores: np.ndarray, person: np.ndarray, question: np.ndarray, seed: int) -> float:
+    """The p-value of the scores `[S, H]` of situations, with the numbers `[S]` of their people and questions."""
+    # Attributes count alike, in any units, where the scores have the same variance in all directions.
+    directions, size, _ = np.linalg.svd(scores, full_matrices=False)
+    directions = directions[:, size > NEAR * size.max(initial=0.0)]
+    by_person = np.argsort(person, kind='stable')
+    starts = np.flatnonzero(np.diff(person[by_person], prepend=-1))
+
+    def statistic(moved: np.ndarray) -> float:
+        """The sum over people of squared lengths, where situation `i` has the choice of situation `moved[i]`."""
+        return float(np.sum(np.add.reduceat(directions[moved[by_person]], starts) ** 2))
+
+    asked_once = np.bincount(question)[question] == 1
+    stratum, rng = np.where(asked_once, -1, question), np.random.default_rng(seed)
+    place, moved = np.argsort(stratum, kind='stable'), np.arange(len(scores))
+    observed, at_least = statistic(moved), 1
+    for _ in range(PERMUTATIONS):
+        moved[place] = np.lexsort((rng.random(len(scores)), stratum))
+        at_least += statistic(moved) >= observed * (1.0 - NEAR)
+    return at_least / (PERMUTATIONS + 1)
