@@ -49,7 +49,7 @@ from rich.progress import track
 from pal_jax import scoring
 from pal_jax.commands.talking import CACHE, source_or_run
 from pal_jax.data import records
-from pal_jax.recipes.personal.pal import tables
+from pal_jax.recipes.personal.pal.attributes import with_points
 from pal_jax.run import cli, devices
 from pal_jax.run.forecast import counted
 from pal_jax.run.outputs import whole_file
@@ -80,7 +80,7 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
         raise ValueError(f'{path} has no records; write one JSON object a line, or a CSV file with a head')
     scorer = scoring.open_scorer(source, person)
     # The attributes that are written have points in their numbers, too.
-    rows = tables.with_points(path, rows, scorer.attributes) if scorer.attributes else rows
+    rows = with_points(path, rows, scorer.attributes) if scorer.attributes else rows
     # A score must not take the place of a value of the record.
     if clash := next(((place, key) for place, record in rows for key in scorer.keys if key in record), None):
         raise ValueError(f'{clash[0]}: the record has a key {clash[1]} already; rename it')

@@ -25,13 +25,17 @@ LEAST = 3  # questions of a person: one for training, one for validation and one
 
 @dataclasses.dataclass(frozen=True)
 class PreferencePair:
-    """One person's choice between two items, given by their numbers. Pairs of one `situation` were chosen at once."""
+    """One person's choice between two items, given by their numbers.
+
+    Pairs of one `situation` were chosen at once. `group` is the person's, '' where it is not known.
+    """
 
     user: str
     chosen: tuple[float, ...]
     rejected: tuple[float, ...]
     situation: str
     prompt: tuple[float, ...] = ()
+    group: str = ''
 
 
 class PairBatch(struct.PyTreeNode):
@@ -120,6 +124,11 @@ class Comparisons(NamedTuple):
     group_names: tuple[str, ...] = ()
 
     @property
+    def difference(self) -> np.ndarray:
+        """The vectors `[n, H]` of the chosen items less those of the others."""
+        return self.chosen[:] - self.rejected[:]
+
+    @property
     def items(self) -> np.ndarray:
         """All items, chosen ones first."""
         return np.concatenate([self.chosen[:], self.rejected[:]])
@@ -136,7 +145,11 @@ class Split(NamedTuple):
 
 
 def from_pairs(pairs: Sequence[PreferencePair], attributes: Sequence[str] = ()) -> Comparisons:
-    """The columns of these pairs. Users are numbered in the order in which they come, and called as written first."""
+    """The columns of these pairs. Users are numbered in the order in which they come, and called as written first.
+
+    Raises:
+      ValueError: a user is in two groups.
+    """
     who = first_spelling()
     users = [who(pair.user) for pair in pairs]
     names = tuple(dict.fromkeys(users))
@@ -146,6 +159,16 @@ def from_pairs(pairs: Sequence[PreferencePair], attributes: Sequence[str] = ()) 
     chosen, rejected = (
         np.array([getattr(pair, side) for pair in pairs], np.float32) for side in ('chosen', 'rejected')
     )
+    group_of: dict[str, str] = {}
+    for user, pair in zip(users, pairs, strict=True):
+        # A person's group need not stand in every row of theirs.
+        if pair.group and group_of.setdefault(user, pair.group) != pair.group:
+            raise ValueError(
+                f'user {user!r} is in group {group_of[user]!r} and in group {pair.group!r}; rename the column group '
+                'where it is not of people'
+            )
+    group_names = tuple(sorted(set(group_of.values())))
+    groups = [group_names.index(group_of[name]) if name in group_of else -1 for name in names]
     return Comparisons(
         users=np.array([number[user] for user in users], np.int32),
         situations=np.array([situations[key] for key in keys], np.int32),
@@ -154,6 +177,8 @@ def from_pairs(pairs: Sequence[PreferencePair], attributes: Sequence[str] = ()) 
         prompt=np.array([pair.prompt for pair in pairs], np.float32) if pairs[0].prompt else None,
         names=names,
         attributes=tuple(attributes) or default_names(chosen.shape[1]),
+        groups=np.array(groups, np.int32) if group_of else None,
+        group_names=group_names,
     )
 
 
@@ -292,7 +317,7 @@ def described(data: Comparisons) -> str:
     if isinstance(data.chosen, Lookup):
         return words + (f'; {forecast.counted(len(data.texts), "text")}' if data.texts else '')
     low, high = data.items.min(axis=0), data.items.max(axis=0)
-    # A word of an attribute is 0 or 1, see `recipes/personal/pal/tables.py`.
+    # A word of an attribute is 0 or 1, see `recipes/personal/pal/attributes.py`.
     ranges = [
         name if ' over ' in name else f'{name} {a:.4g} to {b:.4g}'
         for name, a, b in zip(data.attributes, low, high, strict=True)

@@ -40,6 +40,13 @@ def uses(workdir: Path, config: Mapping[str, Any], words: Words) -> list[tuple[s
     return [(use, command.format(run=workdir), page) for use, command, page in (*known, *trained, *longer)]
 
 
+def of_trial(name: str) -> str:
+    """A sentence on a run of the config `name`, where its variant is one for trials; '' where it is not."""
+    if not name.endswith(TRIALS):
+        return ''
+    return f'This was a trial of the command, which hardly learns: leave {name[-6:]} out for a run that does.'
+
+
 def advice(
     rows: Sequence[Mapping[str, Any]],
     verdict: RunVerdict | None,
@@ -52,8 +59,8 @@ def advice(
 
     `name` is that of the config, with its variant, and `more` is what tells more by the method's words, if they say so.
     """
-    if name.endswith(TRIALS):
-        return f'This was a trial of the command, which hardly learns: leave {name[-6:]} out for a run that does.'
+    if sentence := of_trial(name):
+        return sentence
     if verdict and verdict.answer.endswith(ABOVE):
         return f'The costs are above the limit: try {LIMIT}.'
     units = verdict.units if verdict else ''

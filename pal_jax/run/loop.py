@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from pal_jax.run import checkpoint, devices, inputs, outputs, own, processes, stores, verdict
+from pal_jax.run.advice import of_trial
 from pal_jax.run.checkpoint import flatten
 from pal_jax.run.faults import Fault, faults
 from pal_jax.run.forecast import counted
@@ -298,4 +299,5 @@ def finish(
         from pal_jax.run.report import write_report
 
         write_report(workdir)
-        progress.log(f'{verdict.verdict_line(workdir)}report: {workdir / REPORT}')
+        trial = f'{sentence}\n' if (sentence := of_trial(name)) else ''
+        progress.log(f'{verdict.verdict_line(workdir)}{trial}report: {workdir / REPORT}')

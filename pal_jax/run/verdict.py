@@ -271,7 +271,7 @@ def _rivals_in_words(record: Record, rivals: Rivals, leads: Mapping[str, Estimat
     method, unclear, ahead = rivals.own, [], []
     for name, lead in leads.items():
         rival, other = rivals.leads[name]
-        part = f'{rival} {record[other]:.1%} ({lead.value:+.3f}, {lead.ends("+.3f")})'
+        part = f'{rival} {record[other]:.1%} ({lead.value:+z.3f}, {lead.ends("+.3f")})'
         (ahead if lead.place(0.0) == 1 else unclear).append(part)
     parts = {f'Within noise of {method}': unclear, f'Ahead of {method}': ahead}
     return ' '.join(f'{said}: {"; ".join(part)}.' for said, part in parts.items() if part)

@@ -118,7 +118,7 @@ def from_gguf(path: Path, template: str = '') -> Source:
 
     cfg = checked_read(gguf.config_from_gguf)
     read = functools.partial(checked_read, functools.partial(tokenizer.from_gguf, template=template))
-    return Source(cfg, functools.partial(_fitting, read, cfg), functools.partial(gguf.load_params, reader, cfg))
+    return Source(cfg, functools.partial(_fitting, path, read, cfg), functools.partial(gguf.load_params, reader, cfg))
 
 
 def from_hf(name: str) -> Source:
@@ -133,11 +133,11 @@ def from_hf(name: str) -> Source:
         return hf.load_params(weights, cfg, shardings, dtype)
 
     read = functools.partial(tokenizer.from_folder, folder)
-    return Source(cfg, functools.partial(_fitting, read, cfg), load)
+    return Source(cfg, functools.partial(_fitting, folder, read, cfg), load)
 
 
-def _fitting(read: Callable[[], Tokenizer], cfg: ModelConfig) -> Tokenizer:
-    """The tokenizer that `read` gives. Raises ValueError where one of its tokens has no embedding in the model."""
+def _fitting(path: str | Path, read: Callable[[], Tokenizer], cfg: ModelConfig) -> Tokenizer:
+    """The tokenizer that `read` gives of `path`. Raises ValueError where one of its tokens has no embedding."""
     tok = read()
     beyond = {i for i in tok.fast.get_vocab().values() if i >= cfg.vocab}
     special = {i for i, token in tok.fast.added_tokens_decoder.items() if token.special}
@@ -146,8 +146,8 @@ def _fitting(read: Callable[[], Tokenizer], cfg: ModelConfig) -> Tokenizer:
     idle = special - {*tok.opening, *tok.stop_ids, tok.pad_id}
     if beyond - idle:
         raise ValueError(
-            f'the tokenizer has ids up to {max(beyond)}, the model embeds {cfg.vocab} tokens; use the tokenizer of the '
-            'model, or resize its embeddings with transformers'
+            f'{path}: the tokenizer has ids up to {max(beyond)}, the model embeds {cfg.vocab} tokens; use the '
+            'tokenizer of the model, or resize its embeddings with transformers'
         )
     if (last := max(tok.stop_ids)) >= cfg.vocab:
         raise ValueError(
@@ -173,7 +173,7 @@ def from_peft(folder: str, base_of: Callable[[str], Source]) -> Source:
         return peft.load_merged(base.load(shardings, dtype), base.config, folder)
 
     def read() -> Tokenizer:
-        return _fitting(lambda: peft.read_tokenizer(folder, base.tokenizer()), base.config)
+        return _fitting(folder, lambda: peft.read_tokenizer(folder, base.tokenizer()), base.config)
 
     return base._replace(load=load, tokenizer=read)
 
@@ -248,4 +248,4 @@ def kept_source(folder: Path, find: Callable[[], Source]) -> Source:
             )
         return source.load(shardings, dtype)
 
-    return Source(cfg, functools.partial(_fitting, functools.partial(tokenizer.from_folder, folder), cfg), load)
+    return Source(cfg, functools.partial(_fitting, folder, functools.partial(tokenizer.from_folder, folder), cfg), load)

@@ -61,10 +61,11 @@ def _ballot(difference: np.ndarray) -> tuple[bytes, int]:
 
 
 class MixedLogit(NamedTuple):
-    """The mean and the standard deviation of each attribute's coefficient."""
+    """The mean and the standard deviation of each attribute's coefficient, and standard errors of both `[2, H]`."""
 
     mean: np.ndarray
     deviation: np.ndarray
+    errors: np.ndarray | None = None
 
 
 def require_xlogit() -> None:
@@ -73,8 +74,11 @@ def require_xlogit() -> None:
         raise ValueError("baselines has 'mixed_logit', but xlogit is missing: pip install 'pal_jax[choice]'")
 
 
-def fit_xlogit(difference: np.ndarray, users: np.ndarray, seed: int) -> MixedLogit:
+def fit_xlogit(difference: np.ndarray, users: np.ndarray, seed: int, *, errors: bool = False) -> MixedLogit:
     """The model estimated from differences chosen - rejected `[n, H]` of a panel of users.
+
+    Standard errors, by the curvature of the log likelihood, are those of choices between two items: the pairs of one
+    choice among several are not independent.
 
     Raises:
       Unfit: the estimate is not finite, as where attributes predict all choices without an error.
@@ -92,7 +96,7 @@ def fit_xlogit(difference: np.ndarray, users: np.ndarray, seed: int) -> MixedLog
             model.fit(
                 X=long, y=np.tile([1, 0], n), varnames=names, alts=np.tile([1, 2], n), ids=np.repeat(np.arange(n), 2),
                 panels=np.repeat(users, 2), randvars=dict.fromkeys(names, 'n'), n_draws=DRAWS, random_state=seed,
-                verbose=0, skip_std_errs=True,
+                verbose=0, skip_std_errs=not errors, num_hess=errors,
             )  # fmt: skip
     except np.linalg.LinAlgError as error:
         raise Unfit(f'{DIVERGED} ({error})') from None
@@ -100,7 +104,9 @@ def fit_xlogit(difference: np.ndarray, users: np.ndarray, seed: int) -> MixedLog
     mean, deviation = (np.array([estimates[prefix + name] for name in names]) for prefix in ('', 'sd.'))
     if not np.isfinite([mean, deviation]).all():
         raise Unfit(DIVERGED)
-    return MixedLogit(mean, np.abs(deviation))
+    of = dict(zip(model.coeff_names, model.stderr, strict=True)) if errors else {}
+    both = np.array([[of[prefix + name] for name in names] for prefix in ('', 'sd.')]) if errors else None
+    return MixedLogit(mean, np.abs(deviation), both)
 
 
 def posterior_margins(

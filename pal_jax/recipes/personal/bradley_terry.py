@@ -7,9 +7,11 @@ where choices that a start predicts with certainty are flat.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from pal_jax.run import intervals
 from pal_jax.run.intervals import Estimate
@@ -17,6 +19,7 @@ from pal_jax.run.intervals import Estimate
 STEPS, HALVINGS = 100, 30  # at most
 NEAR = 1e-18  # nats above the optimum, by the quadratic about the weights, at which a person moves no more
 FREE = 1e-6  # a ridge that hardly pulls, and keeps weights finite where choices can be predicted without an error
+TINY = 1e-300  # a variance that is divided by
 ENOUGH = 1e-4  # the share of the fall that the slope promises, below which a step is halved (Armijo 1966)
 
 
@@ -71,14 +74,46 @@ def logistic(x: np.ndarray, ridge: float = 1.0) -> np.ndarray:
 
 
 def scores(x: np.ndarray) -> np.ndarray:
-    """The scores `[n, H]` of choices by one model of everybody: the derivatives of their log likelihoods with respect to
-    the weights. `x` are differences chosen - rejected `[n, H]`; the sum of the scores is 0."""
+    """The scores `[n, H]` of choices by one model of everybody, which are the derivatives of their log likelihoods with
+    respect to the weights. `x` are differences chosen - rejected `[n, H]`; the sum of the scores is 0."""
     w = fit(x[None], np.ones((1, len(x))), FREE, np.zeros(x.shape[1])).weights[0]
     return _other(x @ w)[:, None] * x
 
 
-def of_all(x: np.ndarray, people: np.ndarray) -> list[Estimate]:
-    """The weights `[H]` of one model of everybody, a logit, with intervals over people.
+class Common(NamedTuple):
+    """One model of everybody: the weights `[H]`, their covariance `[H, H]` over people, and the number of people."""
+
+    weights: np.ndarray
+    covariance: np.ndarray
+    people: int
+
+    @property
+    def estimates(self) -> list[Estimate]:
+        """The weights with their intervals."""
+        errors = np.sqrt(np.diag(self.covariance))
+        pairs = zip(self.weights, errors, strict=True)
+        return [intervals.of_mean(float(value), float(error), self.people) for value, error in pairs]
+
+    def worth(self, attribute: int, price: int) -> Estimate:
+        """The change of the attribute `price` that outweighs one unit of another: the ratio of their weights, negated.
+
+        The interval is Fieller's (1954); there is none where the weight of the price may be 0.
+        """
+        both = [attribute, price]
+        w, p = self.weights[both]
+        (v, shared), (_, of_price) = self.covariance[np.ix_(both, both)]
+        worth = float(-w / p) if p else math.nan
+        t = float(special.stdtrit(max(self.people - 1, 1), (1.0 + intervals.LEVEL) / 2.0))
+        # The worths r at which w + r p is within t errors of 0 solve a r² + 2 b r + c <= 0.
+        a, b, c = p**2 - t**2 * of_price, w * p - t**2 * shared, w**2 - t**2 * v
+        if a <= 0.0:
+            return Estimate(worth, None, None, None)
+        half = math.sqrt(max(b**2 - a * c, 0.0))
+        return Estimate(worth, None, float((-b - half) / a), float((-b + half) / a))
+
+
+def of_all(x: np.ndarray, people: np.ndarray) -> Common:
+    """One model of everybody, a logit.
 
     The choices of a person are not independent, so errors are clustered by person (Liang & Zeger 1986). They are at
     least those of independent choices, so an attribute that hardly any choice contradicts has a wide interval.
@@ -93,8 +128,8 @@ def of_all(x: np.ndarray, people: np.ndarray) -> list[Estimate]:
     of_people = np.zeros((len(names), len(w)))
     np.add.at(of_people, person, _other(x @ w)[:, None] * x)
     clustered = inverse @ (of_people.T @ of_people) @ inverse * len(names) / max(len(names) - 1, 1)
-    errors = np.sqrt(np.maximum(np.diag(clustered), np.diag(inverse)))
-    return [intervals.of_mean(float(value), float(error), len(names)) for value, error in zip(w, errors, strict=True)]
+    wider = np.sqrt(np.maximum(np.diag(inverse) / np.maximum(np.diag(clustered), TINY), 1.0))
+    return Common(w, clustered * wider[:, None] * wider, len(names))
 
 
 def _other(margins: np.ndarray) -> np.ndarray:

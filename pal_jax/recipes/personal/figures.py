@@ -87,6 +87,7 @@ WORDS = Words(
             'chosen_prototypes': 'number of prototypes K chosen on validation, by split',
             'log_odds_factors': 'factor that makes log-odds of the rewards, fitted on validation, by split',
             'differ_p': 'p-value of the hypothesis that all people want the same (permutations of who chose)',
+            'groups_differ_p': 'p-value of the hypothesis that all groups want the same (permutations of people)',
             'shown_split': 'the split whose people and prototypes the report shows',
             'known_comparisons': 'numbers of known choices of a new person',
         },
@@ -112,7 +113,7 @@ WORDS = Words(
             'No',
             'these data do not show that people differ; ',
             'of new choices of known people one model for all predicts {seen_shared:.1%} right, and PAL, which knows '
-            'who chooses, {seen_pal:.1%}: {seen_gain:+.3f}',
+            'who chooses, {seen_pal:.1%}: {seen_gain:+z.3f}',
             test=Test(
                 'differ_p',
                 'permutation test',
@@ -127,11 +128,14 @@ WORDS = Words(
     compared=('seen_gain', 'seen_pal', 'seen_shared', 'new_gain', 'new_pal', 'new_shared'),
     unfolded=(
         'What people want',
+        'How much people differ',
+        'What each group wants',
         'Who is predicted how well',
         'Each group',
         'The people',
         'The prototypes',
         'New people',
     ),
-    more='more people, or more choices of each; seeds share the same people',
+    more='more people, or more choices of each; seeds share the same people. What people want, below, holds for all '
+    'people together',
 )

@@ -27,8 +27,7 @@ def p_of_same_wants(data: Comparisons, seed: int = 0) -> float:
 
     It is at least `1 / (PERMUTATIONS + 1)`, and 1 where no exchange of choices changes the statistic.
     """
-    everything = slice(None)
-    x = data.chosen[everything].astype(float) - data.rejected[everything]
+    x = data.difference.astype(float)
     # The score of a situation, whose pairs were chosen at once, is the sum over its pairs.
     scores = np.zeros((int(data.situations.max()) + 1, x.shape[1]))
     np.add.at(scores, data.situations, bradley_terry.scores(x))
@@ -39,8 +38,23 @@ def p_of_same_wants(data: Comparisons, seed: int = 0) -> float:
     return permuted(scores, person, question, seed)
 
 
+def p_of_same_groups(data: Comparisons, seed: int = 0) -> float:
+    """The p-value of the hypothesis that all of the `data.groups` want the same, by permutations of whole people over
+    groups; people in no group (-1) do not count."""
+    assert data.groups is not None
+    x, users = data.difference.astype(float), data.users
+    grouped = data.groups[users] >= 0
+    scores = np.zeros((len(data.names), x.shape[1]))
+    np.add.at(scores, users[grouped], bradley_terry.scores(x[grouped]))
+    people = np.unique(users[grouped])
+    return permuted(scores[people], data.groups[people], np.zeros(len(people), np.int64), seed)
+
+
 def permuted(scores: np.ndarray, person: np.ndarray, question: np.ndarray, seed: int) -> float:
-    """The p-value of the scores `[S, H]` of situations, with the numbers `[S]` of their people and questions."""
+    """The p-value of the scores `[S, H]` of situations, with the numbers `[S]` of their people and questions.
+
+    The people may also be groups, and the situations people.
+    """
     # Attributes count alike, in any units, where the scores have the same variance in all directions.
     directions, size, _ = np.linalg.svd(scores, full_matrices=False)
     directions = directions[:, size > NEAR * size.max(initial=0.0)]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
-from pal_jax.recipes.personal import bradley_terry, heterogeneity, ideal_point, portrait
+from pal_jax.recipes.personal import baselines, bradley_terry, heterogeneity, ideal_point, portrait
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, median_seconds, picked
 from pal_jax.recipes.personal.figures import BASELINES, MODELS
@@ -56,7 +56,7 @@ class Panel(NamedTuple):
     Where models have decoders of their own, `by_model` is the data as each decoder reads them, and `decoder_parameters`
     is the number of a decoder's trained parameters. `prototypes` has the values of K, `counts` the numbers of known
     comparisons of new people, and `toward` the mean of the prior on their logits. `scale` `[H]` is what the attributes
-    of a table were divided by; None: by nothing.
+    of a table were divided by; None: by nothing. `price` is the attribute that is a price; '': none is.
     """
 
     data: Comparisons
@@ -69,6 +69,7 @@ class Panel(NamedTuple):
     decoder_parameters: int = 0
     ask: int = 0  # questions to new people, chosen one by one; 0: none
     scale: np.ndarray | None = None
+    price: str = ''
 
     def seen_by(self, model: str) -> Comparisons:
         """The data as this model reads them."""
@@ -227,13 +228,15 @@ def evaluate(
     record['log_odds_factors'] = list(results.factors[: len(chosen)])
     if portrait.has_effects(panel.data):
         record['differ_p'] = heterogeneity.p_of_same_wants(panel.data)
+        if panel.data.groups is not None and len(panel.data.group_names) > 1:
+            record['groups_differ_p'] = heterogeneity.p_of_same_groups(panel.data)
     split = shown_split(chosen)
     model = _split_model(panel, state, chosen, split, results.factors[split])
-    differ = intervals.from_record(record, 'seen_gain').place(0.0) == 1
-    wants = _wants(model, differ=differ)
+    predicts = intervals.from_record(record, 'seen_gain').place(0.0) == 1
+    wants = _wants(panel, model, record, predicts=predicts, mixed_logit='mixed_logit' in others)
     kept_out = _kept_out(panel, state, model, results.new)
     files = {portrait.PEOPLE: portrait.table_of_people(model, kept_out)}
-    return Evaluation(record, exhibits=make_exhibits(panel, shown, model, wants, differ=differ), files=files)
+    return Evaluation(record, exhibits=make_exhibits(panel, shown, model, wants, predicts=predicts), files=files)
 
 
 def compare(panel: Panel, state: States, results: Results, others: Mapping[str, Evaluate]) -> Shown:
@@ -354,10 +357,10 @@ def make_record(shown: Shown) -> dict[str, Any]:
 
 
 def make_exhibits(
-    panel: Panel, shown: Shown, model: portrait.SplitModel, wants: portrait.Wants | None, *, differ: bool
+    panel: Panel, shown: Shown, model: portrait.SplitModel, wants: Sequence[Exhibit], *, predicts: bool
 ) -> list[Exhibit]:
-    """The exhibits of a report; its people and prototypes are those of the `model` of the split that is shown, with the
-    effects of attributes on its people, if there are some. `differ`: the run has shown that people differ."""
+    """The exhibits of a report; its people and prototypes are those of the `model` of the split that is shown. `wants`
+    are those of what people want, and `predicts` is that of `Wants`."""
 
     def curve(rows: Sequence[Sequence[JudgedPairs]]) -> people.Curve:
         return [alike(row) for row in rows]
@@ -366,7 +369,7 @@ def make_exhibits(
     by_prototypes = {part: curve(list(rows.values())) for part, rows in shown.by_prototypes.items()}
     exhibits = [
         Exhibit('Who is predicted how well', _accuracies(shown), table=_table(shown)),
-        *([] if wants is None else [portrait.exhibit_wants(model, wants)]),
+        *wants,
         Exhibit('New people', picture=people.plot_by_comparisons(curves, shown.counts)),
         Exhibit('By prototypes', picture=people.plot_by_prototypes(by_prototypes, panel.prototypes)),
     ]
@@ -377,7 +380,7 @@ def make_exhibits(
         exhibits.append(
             Exhibit('Each group', BY_GROUP, _table_by_group(shown, panel.data.groups, panel.data.group_names))
         )
-    return [*exhibits, *portrait.exhibit_prototypes(model, differ=differ)]
+    return [*exhibits, *portrait.exhibit_prototypes(model, predicts=predicts)]
 
 
 def _accuracies(shown: Shown) -> str:
@@ -388,8 +391,8 @@ def _accuracies(shown: Shown) -> str:
     control = f'; with shuffled people, a control, {false}' if false else ''
     return (
         f'The share of choices that are predicted right, ± its standard error over people. {COLUMNS} On new choices of '
-        f'known people PAL is {seen.value:+.3f} above one model for all (95 % interval {seen.ends("+.3f")}), and on '
-        f'those of new people {new.value:+.3f} ({new.ends("+.3f")}). The splits chose K = {true}{control}.'
+        f'known people PAL is {seen.value:+z.3f} above one model for all (95 % interval {seen.ends("+.3f")}), and on '
+        f'those of new people {new.value:+z.3f} ({new.ends("+.3f")}). The splits chose K = {true}{control}.'
         f'{without_rows(shown.unfit)}'
     )
 
@@ -445,9 +448,24 @@ def _kept_out(panel: Panel, states: States, model: portrait.SplitModel, new: New
     return model._replace(names=[data.names[u] for u in people], mixtures=mixtures)
 
 
-def _wants(model: portrait.SplitModel, *, differ: bool) -> portrait.Wants | None:
-    """The effects of attributes by one model for all and on the people of a split; None where there are none."""
+def _wants(
+    panel: Panel, model: portrait.SplitModel, record: Mapping[str, Any], *, predicts: bool, mixed_logit: bool
+) -> list[Exhibit]:
+    """The exhibits of what people want, and each group; none where items have no attributes that can be read."""
     if (effects := portrait.effects_on_people(model)) is None:
-        return None
-    data, every = model.data, slice(None)
-    return portrait.Wants(effects, bradley_terry.of_all(data.chosen[every] - data.rejected[every], data.users), differ)
+        return []
+    data = model.data
+    common = bradley_terry.of_all(data.difference, data.users)
+    price = data.attributes.index(panel.price) if panel.price else None
+    exhibits = [portrait.exhibit_wants(model, portrait.Wants(effects, common, predicts, price))]
+    if mixed_logit:
+        # The pairs of a choice among several options are not independent, and have no standard errors.
+        pairs = len(np.unique(data.situations)) == len(data.situations)
+        try:
+            mixed = baselines.fit_xlogit(data.difference, data.users, seed=0, errors=pairs)
+            exhibits.append(portrait.exhibit_mixed_logit(mixed, data.attributes, panel.scale))
+        except Unfit:
+            pass  # the table of methods says why
+    if (p := record.get('groups_differ_p')) is not None:
+        exhibits.append(portrait.exhibit_by_group(data, panel.scale, p))
+    return exhibits

@@ -16,7 +16,9 @@ from scipy import special
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.models.params import Params
-from pal_jax.recipes.personal import ideal_point, pictures
+from pal_jax.recipes.personal import bradley_terry, ideal_point, pictures
+from pal_jax.recipes.personal.baselines import MixedLogit
+from pal_jax.recipes.personal.bradley_terry import Common
 from pal_jax.recipes.personal.ideal_point import PAL
 from pal_jax.run.forecast import counted
 from pal_jax.run.intervals import Estimate
@@ -34,11 +36,30 @@ SPREAD = (
     'estimated from few choices, so they differ more than the people do: the effect of a single person may have the '
     'wrong sign.'
 )
-DOUBT = (
-    'This run has not shown that people differ: these prototypes predict no better than one model for all, and nothing '
-    'should be read into them. '
+DOUBT = 'These prototypes predict no better than one model for all, and nothing should be read into them. '
+WORTH = (
+    ' The worth of a unit is the change of {price} that outweighs it, with its 95 % interval by Fieller (1954); a dash '
+    'stands where the effect of {price} may be 0.'
 )
-NO_SPREAD = 'This run has not shown that people differ, so no spread over people is given.'
+DASH = ' An effect is a dash where nearly all choices go one way, so that it has no estimate.'
+MIXED = (
+    'A mixed logit on all choices, in which each effect has a normal distribution over people, independent of others. '
+    'The means are further from 0 than the effects by one model for all, which averages over people who want '
+    'different things.'
+)
+ERRORS = ' ± is a standard error; a standard deviation of less than two of its errors may be 0.'
+GROUPS = (
+    'The effect of one more unit by one logit for each group, ± its standard error over people. A group whose choices '
+    'follow the attributes less has smaller effects of all. The hypothesis that all groups want the same has '
+    'p = {p:.3f} (permutations of people over groups).'
+)
+CERTAIN = 20.0  # an effect of one standard deviation on the log-odds that choices cannot tell from any larger one
+SHOWN_GROUPS = 6
+TINY = 1e-300  # a deviation that is divided by
+UNSHOWN = ', not shown to predict anybody'
+NO_SPREAD = (
+    'PAL is not shown to predict single people better than one model for all, so no spread of its effects is given.'
+)
 DEVIATIONS = ' The last column has the effect of one standard deviation, to compare attributes by.'
 ALIKE = (
     'On validation choices one model for all was as good as prototypes, so this run shows no differences between '
@@ -121,36 +142,82 @@ class Wants(NamedTuple):
 
     Attributes:
       effects: `[E, H]`, on the log-odds of the first E people of the split that is shown.
-      means: by attribute, of one model for all.
-      differ: whether the run has shown that people differ.
+      common: one model for all people.
+      predicts: whether PAL is shown to predict single people better than one model for all.
+      price: the number of the attribute that is a price; None: there is none.
     """
 
     effects: np.ndarray
-    means: Sequence[Estimate]
-    differ: bool
+    common: Common
+    predicts: bool
+    price: int | None = None
 
 
 def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
     """The exhibit of what people want."""
-    attributes, spread = model.data.attributes, wants.differ and model.pal.prototypes > 1
+    attributes, spread = model.data.attributes, wants.predicts and model.pal.prototypes > 1
     scale = np.ones(len(attributes)) if model.scale is None else model.scale
     head = ['attribute', 'effect of one unit', '95 % interval', 'chosen']
+    price = '' if wants.price is None else attributes[wants.price]
+    head += [f'worth in {price}'] if price else []
     head += ['middle half of the people', 'standard deviation over people'] if spread else []
     table = [head if model.scale is None else [*head, 'effect of one standard deviation']]
-    for name, mean, unit, by in zip(attributes, wants.means, _in_own_units(model, wants.effects).T, scale, strict=True):
-        scaled = mean.scaled(1.0 / float(by))
-        row = [name, scaled.with_error('+.3g'), scaled.ends('+.3g'), f'{special.expit(scaled.value):.0%}']
+    units = _in_own_units(model, wants.effects).T
+    for h, (name, mean, unit) in enumerate(zip(attributes, wants.common.estimates, units, strict=True)):
+        scaled = mean.scaled(1.0 / float(scale[h]))
+        row = [name, *_cells(mean, scaled), f'{special.expit(scaled.value):.0%}']
+        if wants.price is not None:
+            worth = wants.common.worth(h, wants.price).scaled(float(scale[wants.price] / scale[h]))
+            row.append('' if h == wants.price else f'{worth.value:+.3g} ({worth.ends("+.3g")})')
         low, high = np.percentile(unit, (25, 75))
         row += [f'{low:+.3g} to {high:+.3g}', f'{unit.std():.3g}'] if spread else []
         table.append(row if model.scale is None else [*row, f'{mean.value:+.2f}'])
     text = f'{WANTS} {f"{SPREAD} {model.which}" if spread else NO_SPREAD}'
     text += '' if model.scale is None else DEVIATIONS
+    text += WORTH.format(price=price) if price else ''
+    text += DASH if any(row[1] == '–' for row in table) else ''
     picture = pictures.plot_wants(wants.effects, attributes) if spread else b''
     return Exhibit('What people want', text, table, picture)
 
 
-def exhibit_prototypes(model: SplitModel, *, differ: bool = True) -> list[Exhibit]:
-    """The people among the prototypes, and the attributes or texts that each prototype likes. `differ` is that of
+def exhibit_mixed_logit(model: MixedLogit, attributes: Sequence[str], scale: np.ndarray | None) -> Exhibit:
+    """The exhibit of how much people differ, by a mixed logit of all choices."""
+    by = np.ones(len(attributes)) if scale is None else scale
+    table = [['effect of one unit', 'mean over people', 'standard deviation over people', 'people above 0']]
+    errors = [[None, None]] * len(by) if model.errors is None else (model.errors / by).T.tolist()
+    for name, mean, deviation, both in zip(attributes, model.mean / by, model.deviation / by, errors, strict=True):
+        figures = zip((mean, deviation), both, ('+.3g', '.3g'), strict=True)
+        cells = [Estimate(float(x), error, None, None).with_error(form) for x, error, form in figures]
+        table.append([name, *cells, f'{special.ndtr(mean / max(deviation, TINY)):.0%}'])
+    return Exhibit('How much people differ', f'{MIXED}{"" if model.errors is None else ERRORS}', table)
+
+
+def exhibit_by_group(data: Comparisons, scale: np.ndarray | None, p: float) -> Exhibit:
+    """The effects of attributes in each of the largest groups; `p` is that of the hypothesis that all want the same."""
+    assert data.groups is not None
+    x, of_pair = data.difference, data.groups[data.users]
+    by = np.ones(x.shape[1]) if scale is None else scale
+    sizes = np.bincount(data.groups[data.groups >= 0], minlength=len(data.group_names))
+    largest = sorted(np.argsort(-sizes, kind='stable')[:SHOWN_GROUPS])
+    models = [bradley_terry.of_all(x[of_pair == g], data.users[of_pair == g]).estimates for g in largest]
+    table = [['effect of one unit', *(f'{data.group_names[g]} ({counted(int(sizes[g]), "person")})' for g in largest)]]
+    for h, name in enumerate(data.attributes):
+        table.append([name, *(_cells(row[h], row[h].scaled(1.0 / float(by[h])))[0] for row in models)])
+    text = GROUPS.format(p=p) + (DASH if any('–' in row for row in table) else '')
+    hidden = len(sizes) - len(largest)
+    text += f' {counted(hidden, "smaller group")} not shown.' if hidden else ''
+    return Exhibit('What each group wants', text, table)
+
+
+def _cells(mean: Estimate, scaled: Estimate) -> list[str]:
+    """The cells of an effect of one unit and of its interval; `mean` is the effect of one standard deviation."""
+    if abs(mean.value) > CERTAIN:
+        return ['–', '–']
+    return [scaled.with_error('+.3g'), scaled.ends('+.3g')]
+
+
+def exhibit_prototypes(model: SplitModel, *, predicts: bool = True) -> list[Exhibit]:
+    """The people among the prototypes, and the attributes or texts that each prototype likes. `predicts` is that of
     `Wants`."""
     pal, mixtures, data = model.pal, model.mixtures, model.data
     if pal.prototypes == 1:
@@ -169,10 +236,12 @@ def exhibit_prototypes(model: SplitModel, *, differ: bool = True) -> list[Exhibi
         liked_most = pictures.in_words(effect, attributes, shown)
         table.append([str(k + 1), f'{mixtures[:, k].mean():.2f}', f'{mostly:.0%}', *liked_most])
     picture = pictures.plot_effects(effects, attributes) if len(attributes) <= SHOWN_ATTRIBUTES else b''
+    # A report folds exhibits with other titles than `figures.WORDS.unfolded` away.
+    doubt = '' if predicts else UNSHOWN
     place, effect_of = MAPS.get(pal.prototypes, MAP), OF_TEXTS if words else OF_ATTRIBUTES
     return [
-        Exhibit('The people', f'{model.which} {place}', picture=pictures.plot_simplex(mixtures[:SHOWN_PEOPLE])),
-        Exhibit('The prototypes', f'{"" if differ else DOUBT}{effect_of}{CORNERS}', table, picture),
+        Exhibit(f'The people{doubt}', f'{model.which} {place}', picture=pictures.plot_simplex(mixtures[:SHOWN_PEOPLE])),
+        Exhibit(f'The prototypes{doubt}', f'{"" if predicts else DOUBT}{effect_of}{CORNERS}', table, picture),
     ]
 
 

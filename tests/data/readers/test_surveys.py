@@ -9,6 +9,7 @@ from pyarrow import parquet
 
 from pal_jax.data import comparisons, records, texts
 from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.recipes.personal.pal import attributes as attributes_of
 from pal_jax.recipes.personal.pal import tables
 
 PLAIN = 'user,choice,left_price,left_time,right_price,right_time\nana,left,1.5,9,2,3\nbo,right,1.5,9,2.25,3\n'
@@ -46,10 +47,10 @@ def test_words_become_a_number_for_each_but_the_first(tmp_path):
     open_pair = written(tmp_path, 'A_maker,A_doors,B_maker,B_doors\nVW,1,Ford,1\n', 'b.csv')
     new = tables.load(open_pair, answered=False, attributes=data.attributes)
     assert new.attributes == data.attributes and new.chosen.tolist() == [[0, 1, 1]]
-    assert tables.with_numbers({'maker': 'Seat', 'doors': 3}, data.attributes) == dict(
+    assert attributes_of.with_numbers({'maker': 'Seat', 'doors': 3}, data.attributes) == dict(
         zip(data.attributes, (1, 0, 3), strict=True)
     )
-    for make in (lambda: tables.with_numbers({'maker': 'Fiat', 'doors': 3}, data.attributes),):
+    for make in (lambda: attributes_of.with_numbers({'maker': 'Fiat', 'doors': 3}, data.attributes),):
         with pytest.raises(ValueError, match='maker.*Fiat.*Ford, Seat, VW'):
             make()
 
@@ -206,6 +207,24 @@ def test_exact_copies_of_rows_are_told(tmp_path):
 def test_an_item_is_shown_in_the_words_of_its_file():
     attributes = 'maker: Seat over Ford', 'maker: VW over Ford', 'price', 'doors'
     for maker, numbers in (('Ford', (0, 0)), ('Seat', (1, 0)), ('VW', (0, 1))):
-        item = tables.in_words(dict(zip(attributes, (*numbers, np.float32(16.9).item(), 5.0), strict=True)))
+        item = attributes_of.in_words(dict(zip(attributes, (*numbers, np.float32(16.9).item(), 5.0), strict=True)))
         assert item == {'maker': maker, 'price': 16.9, 'doors': 5}
-        assert tuple(tables.with_numbers(item, attributes).values()) == (*numbers, 16.9, 5)
+        assert tuple(attributes_of.with_numbers(item, attributes).values()) == (*numbers, 16.9, 5)
+
+
+def test_the_column_group_of_people_is_read_in_every_form(tmp_path):
+    rows = [f'{who},{group},A,{i},{i + 1}' for i in range(4) for who, group in (('ana', 'north'), ('bo', ''))]
+    table = '\n'.join(['participant,group,answer,price_A,price_B', *rows, 'cy,south,B,1,2'])
+    data = tables.load(written(tmp_path, table))
+    assert data.groups.tolist() == [0, -1, 1] and data.group_names == ('north', 'south')
+    people = ('ana', 'n'), ('bo', 's')
+    rows = [f'{who},{group},{i},{j},{2 - j}' for who, group in people for i in (1, 2) for j in (1, 2)]
+    options = tables.load(written(tmp_path, '\n'.join(['user,group,situation,price,chosen', *rows])))
+    assert options.groups.tolist() == [0, 1] and options.attributes == ('price',)
+    # A group that is not the same for all options of a choice is an attribute of theirs.
+    rows = [f'ana,{"nf"[j]},{i},{2 + j},{int(j == 1)}' for i in (1, 2) for j in (0, 1)]
+    options = tables.load(written(tmp_path, '\n'.join(['user,group,situation,price,chosen', *rows])))
+    assert options.groups is None and options.attributes == ('group: n over f', 'price')
+    twice = 'user,group,choice,price_A,price_B\nana,n,A,1,2\nana,s,A,1,2'
+    with pytest.raises(ValueError, match=r"survey.*'ana'.*'n'.*'s'"):
+        tables.load(written(tmp_path, twice, 'survey.csv'))

@@ -57,9 +57,11 @@ def test_xlogit_finds_the_distribution_that_made_the_choices():
     beta = rng.normal([1.0, -2.0], [1.0, 0.5], (300, 2))
     difference = rng.normal(size=(3000, 2))
     chosen = rng.random(3000) < 1 / (1 + np.exp(-np.sum(difference * beta[users], axis=1)))
-    model = baselines.fit_xlogit(np.where(chosen[:, None], difference, -difference), users, seed=0)
+    model = baselines.fit_xlogit(np.where(chosen[:, None], difference, -difference), users, seed=0, errors=True)
     np.testing.assert_allclose(model.mean, [1.0, -2.0], atol=0.25)
     np.testing.assert_allclose(model.deviation, [1.0, 0.5], atol=0.35)
+    assert (np.abs(model.mean - [1.0, -2.0]) < 3 * model.errors[0]).all() and (model.errors < 0.25).all()
+    assert (np.abs(model.deviation - [1.0, 0.5]) < 3 * model.errors[1]).all()
 
 
 def test_a_mixed_logit_that_diverges_has_no_fit(monkeypatch):

@@ -41,7 +41,7 @@ def choices_of_people(rng, people, count):
 
 def test_one_model_for_all_is_a_logit_with_the_errors_of_a_general_optimiser_and_the_sandwich():
     x, person = choices_of_people(np.random.default_rng(0), 30, 10)
-    estimates = bradley_terry.of_all(x, person)
+    estimates = bradley_terry.of_all(x, person).estimates
     w = optimize.minimize(lambda w: np.logaddexp(0, -x @ w).sum(), np.zeros(2), tol=1e-12).x
     np.testing.assert_allclose([figure.value for figure in estimates], w, atol=1e-4)
     p = 1 / (1 + np.exp(x @ w))
@@ -55,9 +55,21 @@ def test_intervals_of_one_model_for_all_cover_and_what_nobody_contradicts_is_ope
     rng, inside = np.random.default_rng(1), []
     truth = bradley_terry.logistic(choices_of_people(rng, 20_000, 10)[0], 1e-6)
     for _ in range(200):
-        estimates = bradley_terry.of_all(*choices_of_people(rng, 40, 12))
+        estimates = bradley_terry.of_all(*choices_of_people(rng, 40, 12)).estimates
         inside.append([figure.low <= true <= figure.high for figure, true in zip(estimates, truth, strict=True)])
     assert 0.9 <= np.mean(inside) <= 0.99
     always = np.abs(rng.normal(size=(60, 1)))
-    (figure,) = bradley_terry.of_all(always, np.repeat(np.arange(6), 10))
+    (figure,) = bradley_terry.of_all(always, np.repeat(np.arange(6), 10)).estimates
     assert figure.low < 0 < figure.value
+
+
+def test_intervals_of_worth_cover_and_are_open_where_the_price_may_not_matter():
+    rng, inside = np.random.default_rng(2), []
+    wants = bradley_terry.logistic(choices_of_people(rng, 20_000, 10)[0], 1e-6)
+    for _ in range(200):
+        worth = bradley_terry.of_all(*choices_of_people(rng, 40, 12)).worth(0, 1)
+        inside.append(worth.low is None or worth.low <= -wants[0] / wants[1] <= worth.high)
+    assert 0.9 <= np.mean(inside) <= 0.99
+    model = bradley_terry.Common(np.array([1.0, -2.0]), np.zeros((2, 2)), 50)
+    assert model.worth(0, 1) == (0.5, None, 0.5, 0.5)
+    assert model._replace(covariance=np.diag([0.0, 2.0])).worth(0, 1) == (0.5, None, None, None)

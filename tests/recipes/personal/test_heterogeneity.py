@@ -86,3 +86,16 @@ def test_pairs_of_a_situation_stay_together_and_units_do_not_matter():
         chosen=np.tile(data.chosen, (2, 1)), rejected=np.tile(data.rejected, (2, 1)),
     )  # fmt: skip
     assert heterogeneity.p_of_same_wants(twice) == p
+
+
+def test_groups_that_want_different_things_are_told_from_people_who_do():
+    person, group = np.repeat(np.arange(40), 10), np.arange(40, dtype=np.int32) % 2
+
+    def by(taste, seed):
+        rng = np.random.default_rng(seed)
+        data = survey(rng, *rng.normal(size=(2, 400, 2)), person, taste(rng)[person])
+        return heterogeneity.p_of_same_groups(data._replace(groups=group))
+
+    people = [by(lambda rng: rng.normal(size=(40, 2)), seed) <= 0.05 for seed in range(100)]
+    assert np.mean(people) <= 0.1
+    assert by(lambda rng: np.stack([2.0 * group - 1.0, np.ones(40)], axis=1), 0) == 0.01

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from pal_jax.data.comparisons import Lookup
-from pal_jax.recipes.personal import ideal_point, judged, panel, population, portrait
+from pal_jax.recipes.personal import bradley_terry, ideal_point, judged, panel, population, portrait
 from pal_jax.recipes.personal import pictures as people
+from pal_jax.recipes.personal.baselines import MixedLogit
+from pal_jax.recipes.personal.bradley_terry import Common
 from pal_jax.recipes.personal.evaluation import MethodResult
 from pal_jax.recipes.personal.figures import MODELS
 from pal_jax.recipes.personal.interface import Unfit
 from pal_jax.run import intervals
-from pal_jax.run.intervals import Estimate
 
 
 def test_accuracy_by_pair_and_by_person():
@@ -52,20 +53,22 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
     effects = portrait.effects_on_people(model)
     np.testing.assert_allclose(effects, [[1.0, 0.5], [0.5, 0.5], [-1.0, 0.5]], atol=1e-5)
     np.testing.assert_allclose(portrait.effects_on_people(model._replace(factor=0.5)), effects / 2, atol=1e-5)
-    means = [Estimate(0.2, 0.1, 0.0, 0.4), Estimate(0.5, 0.1, 0.3, 0.7)]
-    shown = portrait.exhibit_wants(model, portrait.Wants(effects, means, True))
+    common = Common(np.array([0.2, 0.5]), np.diag([0.01, 0.01]), 1000)
+    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, True))
     head, a, b = shown.table
-    assert a == ['a', '+0.1 ± 0.05', '+0 to +0.2', '52%', '-0.125 to +0.375', '0.425', '+0.20'] and len(head) == len(a)
-    assert b[1:3] == ['+0.5 ± 0.1', '+0.3 to +0.7'] and portrait.SPREAD in shown.text and shown.picture
+    assert a == ['a', '+0.1 ± 0.05', '+0.00188 to +0.198', '52%', '-0.125 to +0.375', '0.425', '+0.20'] and len(
+        head
+    ) == len(a)
+    assert b[1:3] == ['+0.5 ± 0.1', '+0.304 to +0.696'] and portrait.SPREAD in shown.text and shown.picture
     assert 'From the 3 of 6 people whom split 1 was trained on (--split=1; the splits chose K = 2, 2' in shown.text
     # An effect of thousands is a chance of 0, too.
-    table = portrait.exhibit_wants(
-        model, portrait.Wants(effects, [Estimate(-9e3, 1.0, -9.1e3, -8.9e3)] * 2, True)
-    ).table
-    assert table[1][3] == '0%'
-    shown = portrait.exhibit_wants(model, portrait.Wants(effects, means, False))
+    certain = portrait.exhibit_wants(model, portrait.Wants(effects, Common(np.full(2, -9e3), np.eye(2), 9), True))
     assert (
-        shown.table[1] == ['a', '+0.1 ± 0.05', '+0 to +0.2', '52%', '+0.20']
+        certain.table[1][1:4] == ['–', '–', '0%'] and portrait.DASH in certain.text and portrait.DASH not in shown.text
+    )
+    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False))
+    assert (
+        shown.table[1] == ['a', '+0.1 ± 0.05', '+0.00188 to +0.198', '52%', '+0.20']
         and portrait.NO_SPREAD in shown.text
         and not shown.picture
     )
@@ -74,6 +77,44 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
     assert head == 'participant,kept_out,weight_1,weight_2,effect_a,effect_b'
     assert (first, last) == ('p0,0,1,0,0.5,0.5', 'q,1,1,0,0.5,0.5')
     assert portrait.without_person(table, 'p1').count('p') == table.count('p') - 1
+
+
+def test_the_worth_of_attributes_is_told_in_units_of_the_price():
+    model = split_model(np.array([[1.0, 0.0], [0.0, 1.0]], np.float32), np.array([2.0, 4.0]))
+    effects = portrait.effects_on_people(model)
+    common = Common(np.array([-0.8, 0.4]), np.diag([1e-4, 1e-4]), 1000)
+    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False, price=0))
+    # Of b, a unit has the effect .4 / 4, and a unit of the price a has -.8 / 2.
+    place = shown.table[0].index('worth in a')
+    assert shown.table[1][place] == '' and shown.table[2][place].startswith('+0.25 (') and 'Fieller' in shown.text
+    unknown = Common(np.array([-0.8, 0.4]), np.diag([1.0, 1e-4]), 1000)
+    shown = portrait.exhibit_wants(model, portrait.Wants(effects, unknown, False, price=0))
+    assert shown.table[2][place] == '+0.25 (–)'
+
+
+def test_how_much_people_differ_is_told_in_the_units_of_the_table():
+    model = MixedLogit(np.array([1.0, -0.5]), np.array([0.5, 0.0]), np.array([[0.2, 0.1], [0.3, 0.1]]))
+    shown = portrait.exhibit_mixed_logit(model, ('a', 'b'), np.array([2.0, 1.0]))
+    assert shown.table[1] == ['a', '+0.5 ± 0.1', '0.25 ± 0.15', '98%']
+    assert shown.table[2] == ['b', '-0.5 ± 0.1', '0 ± 0.1', '0%'] and portrait.ERRORS in shown.text
+    shown = portrait.exhibit_mixed_logit(model._replace(errors=None), ('a', 'b'), None)
+    assert shown.table[1][1:3] == ['+1', '0.5'] and portrait.ERRORS not in shown.text
+
+
+def test_each_group_has_its_own_effects():
+    rng = np.random.default_rng(0)
+    users, groups = np.repeat(np.arange(40), 10), np.arange(40) % 3 - 1
+    x = rng.normal(size=(400, 2))
+    x[groups[users] == 0, 0] = np.abs(x[groups[users] == 0, 0])
+    data = SimpleNamespace(
+        difference=x, users=users, groups=groups, group_names=('north', 'south'),
+        attributes=('a', 'b'),
+    )  # fmt: skip
+    shown = portrait.exhibit_by_group(data, np.array([2.0, 1.0]), 0.001)
+    assert shown.table[0][1:] == ['north (13 people)', 'south (13 people)'] and 'p = 0.001' in shown.text
+    south = bradley_terry.of_all(x[groups[users] == 1], users[groups[users] == 1]).estimates
+    assert shown.table[1][2] == south[0].scaled(0.5).with_error('+.3g')
+    assert shown.table[2][2] == south[1].with_error('+.3g') and shown.table[1][1] == '–'
 
 
 def test_of_very_many_people_the_first_have_effects(monkeypatch):
@@ -86,8 +127,9 @@ def test_of_very_many_people_the_first_have_effects(monkeypatch):
 def test_one_model_for_all_shows_no_differences_and_says_so():
     model = split_model(np.ones((3, 1), np.float32))
     effects = portrait.effects_on_people(model)
-    _, a, _ = portrait.exhibit_wants(model, portrait.Wants(effects, [Estimate(1.0, 0.0, 1.0, 1.0)] * 2, True)).table
-    assert a == ['a', '+1 ± 0', '+1 to +1', '73%']
+    common = Common(np.ones(2), 0.01 * np.eye(2), 1000)
+    _, a, _ = portrait.exhibit_wants(model, portrait.Wants(effects, common, True)).table
+    assert a == ['a', '+1 ± 0.1', '+0.804 to +1.2', '73%']
     (people_exhibit,) = portrait.exhibit_prototypes(model)
     assert 'no differences between people' in people_exhibit.text and '--split=1' in people_exhibit.text
 

@@ -22,8 +22,8 @@ from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.holdouts import normal
 from pal_jax.models.states import Frame
 from pal_jax.recipes.personal import panel
-from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.personal.pal import text as pal_text
+from pal_jax.recipes.personal.pal.attributes import lacking, with_numbers
 from pal_jax.recipes.personal.pal.settings import Settings
 from pal_jax.recipes.personal.pal.text import TextData
 from pal_jax.run import files, models
@@ -101,9 +101,9 @@ class Kept(NamedTuple):
         """
         if not isinstance(item, Mapping):
             raise ValueError(f'an item is {files.short_repr(item)}, others are objects; give all alike')
-        item = tables.with_numbers(item, self.attributes)
+        item = with_numbers(item, self.attributes)
         if missing := [name for name in self.attributes if name not in item]:
-            raise ValueError(f'an item has {tables.lacking(missing[0], item, self.attributes)}')
+            raise ValueError(f'an item has {lacking(missing[0], item, self.attributes)}')
         if unknown := [name for name in item if name not in self.attributes]:
             raise ValueError(f'an item has {unknown[0]!r}, of which the run knows nothing; leave it out')
         return [item[name] for name in self.attributes]

@@ -33,6 +33,7 @@ from pal_jax.data.comparisons import Comparisons, Lookup, PairBatch
 from pal_jax.recipes.personal import ideal_point
 from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.personal.pal import text as pal_text
+from pal_jax.recipes.personal.pal.attributes import in_words, lacking
 from pal_jax.recipes.personal.pal.reward import TextVectors, TrainedPAL, open_pal
 from pal_jax.recipes.personal.portrait import PEOPLE
 from pal_jax.run import files, stores
@@ -105,7 +106,7 @@ def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, 
             f'{", ".join(kept.attributes)}'
         )
     if missing := [name for name in kept.attributes if name not in data.attributes]:
-        raise ValueError(f'{path} has {tables.lacking(missing[0], data.attributes, kept.attributes)}')
+        raise ValueError(f'{path} has {lacking(missing[0], data.attributes, kept.attributes)}')
     if unknown := [name for name in data.attributes if name not in kept.attributes]:
         raise ValueError(f'{path} has {unknown[0]!r}, of which {run.workdir} has learnt nothing; delete the attribute')
     if run.pal.variant == 'B' and (data.prompt is None or data.prompt.shape[1] != kept.width):
@@ -117,7 +118,7 @@ def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, 
     order = [data.attributes.index(name) for name in kept.attributes]
     sides = [side[:][:, order].tolist() for side in (data.chosen, data.rejected)]
     shown = tuple(
-        tuple(tables.in_words(dict(zip(kept.attributes, item, strict=True))) for item in pair)
+        tuple(in_words(dict(zip(kept.attributes, item, strict=True))) for item in pair)
         for pair in zip(*sides, strict=True)
     )
     chosen, rejected = (kept.in_units(side) for side in sides)

@@ -150,7 +150,7 @@ def read_parts(settings: Settings, ctx: Context) -> RunParts:
     trials = make_trials(settings, data)
     learners = make_learners(settings, kept, ctx, len(trials))
     panel = Panel(data, trials, learners, settings.prototypes, settings.new.counts, settings.new.toward)
-    panel = panel._replace(scale=kept.scale if settings.standardize else None)
+    panel = panel._replace(scale=kept.scale if settings.standardize else None, price=settings.price)
     return RunParts(panel, kept, text, reader)
 
 
@@ -177,6 +177,8 @@ def check(settings: Settings, ways: int) -> None:
         )
     if settings.baselines.mixed_logit:
         baselines.require_xlogit()
+    if settings.text.source and settings.price:
+        raise ValueError(f'price={settings.price!r} is of tables, and texts have no attributes')
     if settings.text.source:
         pal_text.check(settings)
     elif count := settings.baselines.context:
@@ -229,15 +231,22 @@ def read(settings: Settings, log: records.Drop = lambda line: None) -> Compariso
     else:
         data = tables.load(path, drop=drop, log=log)
         data = comparisons.without_few(data, drop) if drop else data
+    _check_data(settings, data, in_memory=not (on_disk or pictures))
+    return data
+
+
+def _check_data(settings: Settings, data: Comparisons, *, in_memory: bool) -> None:
+    """Raises ValueError where the settings cannot be those of a table of choices."""
     baselines = settings.baselines
-    if (on_disk or pictures) and (settings.standardize or baselines.majority or baselines.mixed_logit):
+    if not in_memory and (settings.standardize or baselines.majority or baselines.mixed_logit):
         raise ValueError(
             'standardize, baselines.majority and baselines.mixed_logit need all items in memory; for a folder of pairs '
             'and for embeddings set them to False, or take --config=pal:large'
         )
+    if settings.price and settings.price not in data.attributes:
+        raise ValueError(f'price={settings.price!r} is no attribute of {settings.data}: {", ".join(data.attributes)}')
     if settings.model.variant == 'B' and data.prompt is None:
         raise ValueError(f"model.variant='B' needs the vectors of prompts, and {settings.data} has none")
-    return data
 
 
 def make_trials(settings: Settings, data: Comparisons) -> list[Trial]:

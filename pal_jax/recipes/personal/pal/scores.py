@@ -15,6 +15,7 @@ from jaxtyping import Array
 from pal_jax.data import records, surveys
 from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.recipes.personal.pal import tables
+from pal_jax.recipes.personal.pal.attributes import in_order, items_of
 from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.person import file_and_name, open_person, read_person
 from pal_jax.recipes.personal.pal.reward import TrainedPAL, reward_of_replies
@@ -103,7 +104,7 @@ def to_items(run: TrainedPAL, record: Any) -> Items:
     """
     if not isinstance(record, Mapping) or 'item' in record:
         return (to_item(record, run),)
-    given = tables.items_of(record, run.kept.attributes)
+    given = items_of(record, run.kept.attributes)
     return tuple(to_item({**record, 'item': item or None}, run) for item in given)
 
 
@@ -111,7 +112,7 @@ def _form(run: TrainedPAL, record: Mapping[str, Any]) -> str:
     """The form of a record: 'a pair', or 'an option', which is a text in a run on texts."""
     if run.reading:
         return 'a pair' if _text_columns(record) else 'a text'
-    pair = 'item' not in record and len(tables.items_of(record, run.kept.attributes)) == 2
+    pair = 'item' not in record and len(items_of(record, run.kept.attributes)) == 2
     return 'a pair' if pair else 'an option'
 
 
@@ -137,7 +138,7 @@ def to_item(record: Any, run: TrainedPAL) -> tuple[np.ndarray, np.ndarray | None
     prompt = record.get('prompt') if run.pal.variant == 'B' else None
     for key, numbers in {'item': item, **({'prompt': prompt} if run.pal.variant == 'B' else {})}.items():
         if not isinstance(numbers, list) or len(numbers) != len(names):
-            attributes = ', '.join(tables.in_order(names))
+            attributes = ', '.join(in_order(names))
             raise ValueError(
                 f'expected an object with {key!r}: an object of {attributes}, or {len(names)} numbers in their order'
             )

@@ -120,6 +120,7 @@ class Settings(Run):
     # `text.source` votes or choices between texts, such as a public set: jester:, movielens:, ukp:, prism:,
     # tldr:<folder>, personas:<file>, choices:<source> (data/readers/opinions.py, data/readers/crowds.py).
     data: str = 'electricity'
+    price: str = ''  # of a table: the attribute that is a price, in which the report says what others are worth
     wrong_rows: Literal['refuse', 'drop'] = 'refuse'  # of a file of your own; drop leaves them out, and counts them
     text: TextSettings = TextSettings()
     standardize: bool = True  # attributes in units of their standard deviation

@@ -6,6 +6,7 @@ Table with a row for each option: columns user, situation, chosen (0 or 1), and 
 Table with a row for each pair: columns user, choice, and two for each attribute; situation is optional. The answers and
     the columns of the two sides may be called left and right, A and B, or 1 and 2: left_price, price_B, price1.
 
+A column `group` is the group of the person, such as a region; a table of options may have it as an attribute, too.
 Files are those of `records.values`. Numbers may be written as texts; in CSV between semicolons or tabs they may have a
 decimal comma. An attribute that has no number in any row has words, and becomes a number for each of its words but the
 first: `maker: VW over Ford` is 1 for VW. `records.identity` reads users and situations, `surveys.with_user` finds the
@@ -14,13 +15,13 @@ column of the user.
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,15 @@ from pal_jax.data import records, shards, surveys
 from pal_jax.data.comparisons import Comparisons, PreferencePair, from_pairs
 from pal_jax.data.readers import choices
 from pal_jax.recipes.personal.pal import notes
+from pal_jax.recipes.personal.pal.attributes import (
+    Attribute,
+    columns_of,
+    has_comma,
+    known_words,
+    near_name,
+    to_number,
+    with_point,
+)
 from pal_jax.run import files
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -39,31 +49,8 @@ FORMS = (
 ASKED = 'left_<attribute> and right_<attribute>, a row a pair'
 SITUATIONS = 'task', 'question', 'set', 'choice_set', 'scenario'  # likely names of the column of the situation
 KEYS = 'user', 'situation', 'chosen'
+UNLIKE = *KEYS, 'choice', 'group'  # columns that are read, and are no attributes
 CHOSEN = {'1': True, '1.0': True, 'true': True, '0': False, '0.0': False, 'false': False}
-
-
-class Attribute(NamedTuple):
-    """An attribute of a table: a number, or one of `words`, which are numbers as the head of this module says."""
-
-    name: str
-    words: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the attribute's numbers."""
-        return tuple(f'{self.name}: {word} over {self.words[0]}' for word in self.words[1:]) or (self.name,)
-
-    def numbers(self, value: Any, column: str = '') -> tuple[float, ...]:
-        """The numbers of a value. Raises ValueError, with the name of the column, where it is none, or a word that is
-        unknown."""
-        if not self.words:
-            return (_number(value, column or self.name),)
-        if (word := str(value).strip()) not in self.words:
-            name = column or self.name
-            if records.is_missing(value):
-                raise ValueError(f'{name} {_absence(value)}')
-            raise ValueError(f'{name} has {files.short_repr(value)}; give one of {", ".join(self.words)}')
-        return tuple(float(word == other) for other in self.words[1:])
 
 
 def load(
@@ -100,7 +87,10 @@ def load(
         names, pairs = _items(rows, answered, drop)
     if not pairs:
         raise ValueError(f'{path} holds no {"choices" if answered else "pairs"}')
-    return from_pairs(pairs, names)
+    try:
+        return from_pairs(pairs, names)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
 
 
 def _has_texts(row: Any) -> bool:
@@ -116,89 +106,6 @@ def _is_table(rows: Sequence[tuple[str, Any]]) -> bool:
     """True for rows of cells, and False where some row has an item, a list or an object. Any file may hold both."""
     cells = [cell for _, row in rows if isinstance(row, Mapping) for cell in row.values()]
     return bool(cells) and not any(isinstance(cell, list | dict) for cell in cells)
-
-
-def in_order(attributes: Sequence[str]) -> list[str]:
-    """The attributes by which an item is given, with the words that each may have: `seat (none, window)`."""
-    shown: dict[str, None] = {}
-    for attribute in attributes:
-        name, colon, _ = attribute.partition(': ')
-        words = _known_words(name, attributes) if colon else ()
-        shown[f'{name} ({", ".join(words)})' if words else attribute] = None
-    return list(shown)
-
-
-def columns_of(attributes: Iterable[str]) -> dict[str, None]:
-    """The names of attributes as a table has them: one column for all words of an attribute."""
-    return dict.fromkeys(name.partition(': ')[0] if ' over ' in name else name for name in attributes)
-
-
-def lacking(missing: str, given: Iterable[str], attributes: Sequence[str]) -> str:
-    """The words for an attribute that is missing among the `given` ones, which may have it by a name that is almost its
-    own."""
-    (name, *_), has, known = columns_of([missing]), columns_of(given), columns_of(attributes)
-    near = _near(name, has.keys() - known.keys())
-    meant = f'; did you mean {name} where it says {near}?' if near else ''
-    return f'no {name!r}; give {", ".join(in_order(attributes))}; it has {", ".join(has) or "nothing"}{meant}'
-
-
-def items_of(row: Mapping[str, Any], attributes: Sequence[str]) -> list[dict[str, Any]]:
-    """The items of a row of a table by their attributes: the two sides of a pair, or one option. Other columns are left
-    out. Raises ValueError where an attribute is missing, or a number is none."""
-    names = columns_of(attributes)
-    columns = _sides_of(row, names)
-    for side in columns:
-        if (missing := [name for name in names if name not in side]) and len(missing) < len(names):
-            raise ValueError(f'it has {lacking(missing[0], side, attributes)}')
-    return [
-        {
-            name: row[column] if _known_words(name, attributes) else _number(row[column], column)
-            for name, column in side.items()
-            if name in names
-        }
-        for side in columns
-    ]
-
-
-def _sides_of(row: Mapping[str, Any], names: Mapping[str, None]) -> list[dict[str, str]]:
-    """The columns of both sides of a pair, or of one option, by the names that they have in it."""
-    by_side = ([surveys.columns_of_side(side, list(row)) for side in sides] for sides in surveys.SIDES)
-    option = [{name: name for name in row}]
-    return next((both for both in by_side if names.keys() & both[0].keys() & both[1].keys()), option)
-
-
-def with_points(path: str, rows: list[records.Row], attributes: Sequence[str]) -> list[records.Row]:
-    """The rows of a file, with a point in numbers of the attributes that have a decimal comma, which CSV has between
-    semicolons or tabs."""
-    names = columns_of(attributes)
-    numeric = {c for _, row in rows[:1] for side in _sides_of(row, names) for name, c in side.items() if name in names}
-    comma = files.format_of(Path(path)) == '.csv' and Path(path).is_file() and records.delimiter(Path(path)) != ','
-    converted = ((place, {c: _with_point(x) if c in numeric else x for c, x in row.items()}) for place, row in rows)
-    return list(converted) if comma else rows
-
-
-def with_numbers(item: Mapping[str, Any], attributes: Sequence[str]) -> Mapping[str, Any]:
-    """An item with the numbers of its words, where `attributes` have them. Raises ValueError for an unknown word."""
-    numbers = {}
-    for name, value in item.items():
-        known = Attribute(str(name), _known_words(str(name), attributes))
-        numbers |= dict(zip(known.names, known.numbers(value), strict=True)) if known.words else {name: value}
-    return numbers
-
-
-def in_words(item: Mapping[str, float]) -> dict[str, Any]:
-    """An item of float32 numbers as its file has it, with words in place of their numbers."""
-    shown: dict[str, Any] = {}
-    for name, number in item.items():
-        attribute, colon, word = name.partition(': ')
-        chosen, over, first = word.rpartition(' over ')
-        if not (colon and over) or number not in (0, 1):
-            digits = float(f'{number:.7g}')
-            shown[name] = int(digits) if digits.is_integer() else digits
-        # The first word has no number of its own: it is the one that is left.
-        elif number or attribute not in shown:
-            shown[attribute] = chosen if number else first
-    return shown
 
 
 def _checked(pair: PreferencePair, first: PreferencePair) -> PreferencePair:
@@ -243,7 +150,8 @@ def _items(
                 raise ValueError(f'expected the attributes {", ".join(names)} in both items')
             items = [[item[name] for name in names] for item in items]
         chosen, rejected, prompt = map(_numbers, (*items, record.get('prompt', ())))
-        first.append(pair := PreferencePair(user, chosen, rejected, _situation(place, record), prompt))
+        group = records.known('', record, 'group')
+        first.append(pair := PreferencePair(user, chosen, rejected, _situation(place, record), prompt, group))
         return _checked(pair, first[0])
 
     return names, records.converted([(row[0], row) for row in rows], read, drop)
@@ -257,27 +165,7 @@ def _situation(place: str, row: Mapping[str, Any]) -> str:
 def _numbers(values: Any) -> tuple[float, ...]:
     if not isinstance(values, list | tuple):
         raise ValueError(f'expected a list of numbers, got {files.short_repr(values)}')
-    return tuple(map(_number, values))
-
-
-def _number(value: Any, name: str = 'an item') -> float:
-    """A number. Raises ValueError, with the name of the attribute, where the value is none."""
-    try:
-        # Python takes True and 1_0 for numbers, too.
-        if isinstance(value, bool) or '_' in str(value):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number of hundreds of digits
-        point = ', with a point before its decimals' if _has_comma(value) else ''
-        has = f'has {files.short_repr(value)}; give a number{point}'
-        fault = _absence(value) if records.is_missing(value) else has
-        raise ValueError(f'{name} {fault}') from None
-
-
-def _absence(value: Any) -> str:
-    """The words for a value that is missing (`records.is_missing`)."""
-    has_text = isinstance(value, str) and value.strip()
-    return f'is {value.strip()!r}, which stands for no value' if has_text else 'is empty'
+    return tuple(map(to_number, values))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -307,6 +195,7 @@ def _table(
         # A new person's few choices have the attributes of the run, even where they are alike.
         unread = notes.unread_of_options(rows, list(of), columns_of(known))
         of = {name: column for name, column in of.items() if name not in unread}
+        unread.pop('group', '')
         read: Callable[..., list[PreferencePair]] = _options
     elif sides and (not answered or {'user', 'choice'} <= set(columns)):
         of, unread = sides, {}
@@ -317,14 +206,14 @@ def _table(
         raise ValueError(f'{path}: a column has no name; name the attribute, or delete the column of row numbers')
     cells = {c for names in of.values() for c in names}
     if comma:
-        rows = [(place, {c: _with_point(x) if c in cells else x for c, x in row.items()}) for place, row in rows]
+        rows = [(place, {c: with_point(x) if c in cells else x for c, x in row.items()}) for place, row in rows]
     attributes = [
-        Attribute(name, _known_words(name, known) or _words(path, name, [row[c] for _, row in rows for c in of[name]]))
+        Attribute(name, known_words(name, known) or _words(path, name, [row[c] for _, row in rows for c in of[name]]))
         for name in of
     ]
     if not answered:
         rows = [(place, {**records.unanswered(row), 'choice': 'left'}) for place, row in rows]
-    unread |= {c: '' for c in known_columns if c and c not in cells | unread.keys() and c not in (*KEYS, 'choice')}
+    unread |= {c: '' for c in known_columns if c and c not in cells | unread.keys() and c not in UNLIKE}
     notes.log_doubts(path, unread, {attribute.name: attribute.words for attribute in attributes}, log)
     if answered:
         notes.log_copies(path, rows, log)
@@ -354,23 +243,6 @@ def _lacking(columns: Sequence[str], has_sides: bool, answered: bool) -> str:
     return f'{given}; give {FORMS if answered else ASKED}'
 
 
-def _has_comma(value: Any) -> bool:
-    """True for a text that is a number with a decimal comma."""
-    return isinstance(value, str) and bool(re.fullmatch(r'\s*[-+]?\d*,\d+([eE][-+]?\d+)?\s*', value))
-
-
-def _with_point(value: Any) -> Any:
-    """A number with a decimal comma as Python writes it; everything else as it is."""
-    return value.replace(',', '.') if _has_comma(value) else value
-
-
-def _known_words(name: str, attributes: Sequence[str]) -> tuple[str, ...]:
-    """The words of an attribute, the first one first, as the names of its numbers have them (`Attribute.names`)."""
-    start = f'{name}: '
-    words = [a.removeprefix(start).rpartition(' over ') for a in attributes if a.startswith(start) and ' over ' in a]
-    return (words[0][2], *(word for word, _, _ in words)) if words else ()
-
-
 def _words(path: str | Path, name: str, values: Iterable[Any]) -> tuple[str, ...]:
     """The words of a column in the order of the alphabet; none where a value is a number, or all are missing.
 
@@ -378,14 +250,14 @@ def _words(path: str | Path, name: str, values: Iterable[Any]) -> tuple[str, ...
       ValueError: the column has one word alone, too many for an attribute, or numbers with decimal commas.
     """
     said = [str(value).strip() for value in values if not records.is_missing(value)]
-    if said and all(map(_has_comma, said)):
+    if said and all(map(has_comma, said)):
         raise ValueError(
             f'{path}: {name} has {said[0]!r}; write numbers with a point, or separate the cells of a CSV file by '
             'semicolons'
         )
     for word in said:
         try:
-            _number(word)
+            to_number(word)
         except ValueError:
             continue
         # Where one value is a number the column has numbers, and words in it are wrong.
@@ -412,7 +284,7 @@ def _sides(path: str | Path, columns: Sequence[str]) -> dict[str, tuple[str, str
         left, right = (surveys.columns_of_side(side, columns) for side in sides)
         if both := [name for name in left if name in right]:
             lonely = {name: (left | right)[name] for name in left.keys() ^ right.keys()}
-            near = {name: _near(name, lonely.keys() & (right if name in left else left).keys()) for name in lonely}
+            near = {name: near_name(name, lonely.keys() & (right if name in left else left).keys()) for name in lonely}
             # A digit ends many names, such as wave1, so there only two names that are almost one are a mistake.
             if sides[0] == '1':
                 lonely = {name: column for name, column in lonely.items() if near[name]}
@@ -422,11 +294,6 @@ def _sides(path: str | Path, columns: Sequence[str]) -> dict[str, tuple[str, str
                 raise ValueError(f'{path}: column {column} has no partner on the other side; mend or rename it{meant}')
             return {name: (left[name], right[name]) for name in both}
     return {}
-
-
-def _near(name: str, others: Iterable[str]) -> str:
-    """One of the other names that differs in a letter or two, or ''."""
-    return next(iter(difflib.get_close_matches(name, others, 1, 0.75)), '')
 
 
 def _pairs(
@@ -450,7 +317,8 @@ def _pairs(
         chosen, rejected = (
             tuple(n for a in attributes for n in a.numbers(row[of[a.name][k]], of[a.name][k])) for k in (side, 1 - side)
         )
-        pair = PreferencePair(records.identity('', row, 'user'), chosen, rejected, _situation(place, row))
+        user, group = records.identity('', row, 'user'), records.known('', row, 'group')
+        pair = PreferencePair(user, chosen, rejected, _situation(place, row), group=group)
         return _checked(pair, pair)
 
     return records.converted([(row[0], row) for row in rows], read, drop, wrong)
@@ -467,6 +335,7 @@ def _options(
     """The pairs of rows that have one option each: the chosen option with each other option of its situation."""
     # One user may be spelled in several ways, and a situation must not fall apart by that.
     who = records.first_spelling()
+    groups: dict[tuple[str, str], str] = {}
 
     def read(placed: records.Row) -> tuple[str, tuple[str, str], choices.Option]:
         place, row = placed
@@ -474,7 +343,9 @@ def _options(
         if chosen is None:
             raise ValueError(f'chosen is {row["chosen"]!r}; give 0 or 1')
         numbers = tuple(n for a in attributes for n in a.numbers(row[of[a.name][0]]))
-        return place, (who(records.identity('', row, 'user')), _situation(place, row)), (chosen, numbers)
+        key = who(records.identity('', row, 'user')), _situation(place, row)
+        groups[key] = '' if 'group' in of else records.known('', row, 'group')
+        return place, key, (chosen, numbers)
 
     situations: dict[tuple[str, str], list[tuple[str, choices.Option]]] = {}
     for place, key, option in records.converted([(row[0], row) for row in rows], read, drop, wrong):
@@ -490,7 +361,8 @@ def _options(
             copied = ' (rows may be duplicated)' if len(set(options)) < len(options) else ''
             raise ValueError(f'situation {name!r} of {user!r} has {count} chosen of {len(options)} options{copied}')
         # A choice among several options is a pair with each option that was not chosen.
-        return [(placed[0][0], pair) for pair in choices.pairs([(user, name, options)])]
+        pairs = choices.pairs([(user, name, options)])
+        return [(placed[0][0], dataclasses.replace(pair, group=groups[user, name])) for pair in pairs]
 
     placed = [(same[0][0], (key, same)) for key, same in situations.items()]
     pairs = itertools.chain.from_iterable(records.converted(placed, paired, drop))
