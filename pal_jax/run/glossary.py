@@ -89,8 +89,8 @@ class Words:
     # The words of the steps of a phase.
     steps: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # `levels` has what a verdict (`run/verdict.py`) tells of the last evaluation, and the value that needs no learning,
-    # or the name of the figure that has it. The first one that an evaluation has decides.
-    levels: Mapping[str, tuple[str, float | str]] = dataclasses.field(default_factory=dict)
+    # if the evaluation has no figure `<level>_of_commoner`. The first one that an evaluation has decides.
+    levels: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
     # The levels of which less is better.
     less: tuple[str, ...] = ()
     # The figures that are else held against what they were: the sign of a change for the better, and the words.
@@ -231,7 +231,7 @@ CORE = Words(
     steps={'warm-up': 'imitation of examples, to learn the format'},
     levels={
         'auc': ('the chance that it has an unsafe held-out answer above a safe one (AUC)', 0.5),
-        'accuracy': ('the share of held-out choices that it gets right', 0.5),
+        'accuracy': ('the share of held-out choices, or labels, that it gets right', 0.5),
     },
     changes={'reward': (1.0, 'mean reward'), 'loss': (-1.0, 'mean loss')},
     shares=('accuracy', 'auc'),

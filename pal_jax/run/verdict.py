@@ -30,6 +30,7 @@ COUNTS = 'people', 'rows', 'seeds', 'prompts', 'networks', 'data_sets'  # of wha
 ONE = {'people': 'person'}
 YES, TOO_LITTLE, UNTESTED = 'Yes', 'Too little to tell', 'Not tested'
 UNCLEAR, WORSE = 'Not beyond noise', 'No, it became worse'
+OF_COMMONER = '_of_commoner'  # ends the name of what a level is where the commoner label is always given
 BEFORE, WITHOUT, LIMIT = 'before training', 'without learning', 'the limit'
 
 Record = Mapping[str, Any]
@@ -196,8 +197,7 @@ def test_size(record: Record) -> tuple[int, str] | None:
 
 def _floor(key: str, after: Record, words: Words) -> float:
     """The value of a level that needs no learning."""
-    level = words.levels[key][1]
-    return float(after[level]) if isinstance(level, str) else level
+    return float(after.get(f'{key}{OF_COMMONER}', words.levels[key][1]))
 
 
 def _earlier(key: str, before: Record) -> float | None:

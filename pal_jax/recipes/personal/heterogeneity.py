@@ -19,13 +19,14 @@ from pal_jax.data.comparisons import Comparisons
 from pal_jax.recipes.personal import bradley_terry
 
 PERMUTATIONS = 999
+LARGE, FEWER = 100_000, 199  # choices beyond which a fifth of the permutations must do
 NEAR = 1e-12  # statistics that differ by this share of them are equal
 
 
 def p_of_same_wants(data: Comparisons, seed: int = 0) -> float:
     """The p-value of the hypothesis that all people want the same, of choices between items with few attributes.
 
-    It is at least `1 / (PERMUTATIONS + 1)`, and 1 where no exchange of choices changes the statistic.
+    It is at least one over the number of permutations and one, and 1 where no exchange of choices changes the statistic.
     """
     x = data.difference.astype(float)
     # The score of a situation, whose pairs were chosen at once, is the sum over its pairs.
@@ -69,7 +70,8 @@ def permuted(scores: np.ndarray, person: np.ndarray, question: np.ndarray, seed:
     stratum, rng = np.where(asked_once, -1, question), np.random.default_rng(seed)
     place, moved = np.argsort(stratum, kind='stable'), np.arange(len(scores))
     observed, at_least = statistic(moved), 1
-    for _ in range(PERMUTATIONS):
+    count = PERMUTATIONS if len(scores) <= LARGE else FEWER
+    for _ in range(count):
         moved[place] = np.lexsort((rng.random(len(scores)), stratum))
         at_least += statistic(moved) >= observed * (1.0 - NEAR)
-    return at_least / (PERMUTATIONS + 1)
+    return at_least / (count + 1)

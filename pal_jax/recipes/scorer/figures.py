@@ -14,7 +14,10 @@ WORDS = Words(
     ),
     figures={
         OPTIMISED: {'sign_accuracy': 'share of answers on the right side of 0: a cost above it says unsafe'},
-        COMPARED: {'sign_accuracy_of_commoner': 'control: share of signs right of always giving the commoner one'},
+        COMPARED: {
+            'sign_accuracy_of_commoner': 'control: share of signs right of always giving the commoner one',
+            'accuracy_of_commoner': 'control: share right of always giving the commoner verdict',
+        },
         PARTS: {
             'ranking_loss': 'the part of the loss that is of the order in pairs',
             'sign_loss': 'the part of the loss that is of the signs of costs',
@@ -37,6 +40,6 @@ WORDS = Words(
         },
         MACHINE: {'labelled': 'answers that have a label'},
     },
-    levels={'sign_accuracy': ('the share of answers whose cost has the right sign', 'sign_accuracy_of_commoner')},
+    levels={'sign_accuracy': ('the share of answers whose cost has the right sign', 0.5)},
     shares=('sign_accuracy',),
 )

@@ -52,6 +52,8 @@ def measure(
         'called_unsafe': float(called.mean()),
         **verdict,
         'auc': math.nan,
+        # A verdict that is always the commoner one is right so often.
+        'accuracy_of_commoner': max(float(unsafe.mean()), 1.0 - float(unsafe.mean())),
     }
     # Rows of one prompt stay together, so their errors are not taken for independent.
     for name, figure in _estimates(score, called, unsafe, prompts).items():

@@ -13,7 +13,7 @@ from pal_jax.run import files
 
 
 class Attribute(NamedTuple):
-    """An attribute of a table: a number, or one of `words`, which are numbers as the head of this module says."""
+    """An attribute of a table: a number, or one of `words`, which are numbers as the head of `tables.py` says."""
 
     name: str
     words: tuple[str, ...] = ()
