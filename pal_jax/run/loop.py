@@ -267,16 +267,16 @@ def evaluate_checkpoint(
     recipe = prepare(settings, workdir, progress := Progress())
     state, host, step = checkpoint.Checkpoints(workdir, recipe.plan.abstract, read_only=True).read(step)
     recipe.plan.resume(host)
-    progress.log(f'evaluating {workdir} at step {step}')
-    return step, recipe.evaluate(state, 'final')
+    with progress.silent(f'evaluating {workdir} at step {step}'):
+        return step, recipe.evaluate(state, 'final')
 
 
 def evaluate(
     recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, progress: Progress, words: Words
 ) -> None:
     """Evaluate once, and write the figures to the run's files and to the console."""
-    progress.log(f'evaluating ({stage})')
-    evaluation = recipe.evaluate(state, stage)
+    with progress.silent(f'evaluating ({stage})'):
+        evaluation = recipe.evaluate(state, stage)
     progress.evaluated(seconds := progress.take_seconds())
     writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **seconds})
     writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)

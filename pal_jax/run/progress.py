@@ -9,6 +9,7 @@ import collections
 import contextlib
 import io
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -29,6 +30,7 @@ DESCRIBED = (
     'loss', 'accuracy', 'training_accuracy', 'reward', 'format', 'legal', 'attack_success', 'plain_success',
     'overrefusal', 'cost', 'mean_cost', 'limit', 'multiplier', 'kl',
 )  # fmt: skip
+SILENCE = 60.0  # seconds without a line, after which a log says that work goes on
 CUT = 0.2  # the console shows the share of cut answers where it is larger
 
 
@@ -126,7 +128,7 @@ class Progress:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._describe, self._console, self._stopwatch = describe, console or Console(), Stopwatch(clock)
-        self._title, self._forecast, self._total = '', Forecast({}), 0
+        self._title, self._forecast, self._total, self._clock = '', Forecast({}), 0, clock
         self._bar: Bar | None = None
         self._task = TaskID(0)
 
@@ -195,6 +197,24 @@ class Progress:
             self._bar.update(self._task, completed=step + 1, description=stage, latest=latest, eta=left.brief)
         else:
             self.log(f'{stage} {step + 1}/{self._total}  {latest}  {seconds:.1f} s  {left.brief}')
+
+    @contextlib.contextmanager
+    def silent(self, work: str, every: float = SILENCE) -> Iterator[None]:
+        """Log `work`, which says nothing before its end, and after each `every` seconds for how long it has gone on."""
+        self.log(work)
+        ended, began = threading.Event(), self._clock()
+
+        def tell() -> None:
+            while not ended.wait(every):
+                self.log(f'{work}: {spoken(self._clock() - began)} so far')
+
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def log(self, text: str) -> None:
         """Write a line, above the bar if there is one."""

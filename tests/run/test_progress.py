@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 
 import jax
 import pytest
@@ -170,6 +171,19 @@ def test_an_evaluation_shows_its_figures_with_their_errors_and_its_tables():
     first, reward, *rows = text.splitlines()
     assert 'final' in first and '1.000 ± 0.250' in reward
     assert [row.strip() for row in rows] == ['Costs', 'limit', 'policy  -1', 'a       -10']
+
+
+def test_work_that_says_nothing_is_known_to_go_on():
+    out, clock = io.StringIO(), Clock()
+    progress = Progress(console=Console(file=out, width=100), clock=clock)
+    with progress.silent('evaluating (base)', every=0.01):
+        clock.now += 90
+        while 'so far' not in out.getvalue():
+            time.sleep(0.01)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == 'evaluating (base)' and lines[-1] == f'evaluating (base): {spoken(90)} so far'
+    time.sleep(0.05)
+    assert out.getvalue().splitlines() == lines
 
 
 def test_only_the_metrics_that_matter_are_described():

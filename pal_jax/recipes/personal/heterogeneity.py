@@ -26,7 +26,7 @@ NEAR = 1e-12  # statistics that differ by this share of them are equal
 def p_of_same_wants(data: Comparisons, seed: int = 0) -> float:
     """The p-value of the hypothesis that all people want the same, of choices between items with few attributes.
 
-    It is at least one over the number of permutations and one, and 1 where no exchange of choices changes the statistic.
+    It is at least one over the number of permutations and one; it is 1 where no exchange changes the statistic.
     """
     x = data.difference.astype(float)
     # The score of a situation, whose pairs were chosen at once, is the sum over its pairs.
