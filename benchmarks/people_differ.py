@@ -1,6 +1,6 @@
 """The size and power of two tests of whether people differ, at 5 %, on surveys of made-up people.
 
-  python -m benchmarks.people_differ             300 surveys of each kind: some five minutes
+  python -m benchmarks.people_differ             300 surveys of each kind: some ten minutes
   python -m benchmarks.people_differ --quick     40 of each
 
 In a survey 50 people choose 12 times between two options with random attributes. Their wants are normal about means
