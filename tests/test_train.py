@@ -177,7 +177,7 @@ def test_an_evaluation_is_announced_before_it_is_made(tmp_path):
 
     recipe: Any = SimpleNamespace(plan=Plan(1, None, lambda i: None), evaluate=evaluated)
     with MetricsWriter(tmp_path, 0) as writer:
-        loop.evaluate(recipe, None, 'final', 1, writer, Progress(console=Console(file=shown)), CORE)
+        loop.evaluate(recipe, None, 'final', 1, writer, Progress(console=Console(file=shown)), CORE, {})
     assert shown.getvalue().splitlines()[1:] == ['evaluation (final):', f'  {figure_line("loss", 0.5, CORE)}']
 
 

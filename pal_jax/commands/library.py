@@ -38,7 +38,7 @@ from pal_jax.run import devices, loop, named_files, own, trained, verdict
 from pal_jax.run.config_files import settings_of
 from pal_jax.run.faults import Fault, faults
 from pal_jax.run.files import at_home, short_repr, write_whole
-from pal_jax.run.metrics import EVALS, METRICS, plain, read_records
+from pal_jax.run.metrics import EVALS, EXHIBITS, METRICS, plain, read_records
 from pal_jax.run.recipe import Context
 from pal_jax.run.runs import read_settings
 from pal_jax.run.settings import Run
@@ -83,6 +83,17 @@ class CompletedRun:
     def evaluations(self) -> list[dict[str, Any]]:
         """The figures of each evaluation, the last one at the end."""
         return read_records(self.folder / EVALS)
+
+    @property
+    def tables(self) -> dict[str, list[dict[str, str]]]:
+        """The tables of the report after the last evaluation, by their titles: a dictionary for each row, by the heads
+        of the columns. `pandas.DataFrame(run.tables['What people want'])` is one of them."""
+        exhibits = read_records(self.folder / EXHIBITS)
+        last = [exhibit for exhibit in exhibits if exhibit['step'] == exhibits[-1]['step'] and exhibit['table']]
+        return {
+            exhibit['title']: [dict(zip(exhibit['table'][0], row, strict=True)) for row in exhibit['table'][1:]]
+            for exhibit in last
+        }
 
     @functools.cached_property
     def model(self) -> Callable[..., list[str | None]]:

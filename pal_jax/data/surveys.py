@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# Names of the column of the person in surveys, in small letters and without `_id`.
+# Names of the column of the person in surveys, in small letters and without `_id` or `id`; Qualtrics has ResponseId.
 PEOPLE = 'user', 'participant', 'person', 'respondent', 'subject', 'worker', 'prolific_pid'
 # Names of the column of the answer, in small letters.
 ANSWERS = 'choice', 'answer', 'preferred', 'preference'
@@ -18,7 +18,8 @@ def person_column(columns: Iterable[str]) -> str | None:
     """The column of the person: `user`, or the first that has a name of `PEOPLE`."""
     # Programs that read a byte order mark as a letter leave it before the name of the first column.
     names = {c: c.lower().strip('\ufeff ').removesuffix('_id') for c in columns}
-    return 'user' if 'user' in names else next((column for column, name in names.items() if name in PEOPLE), None)
+    known = {*PEOPLE, *(f'{name}id' for name in PEOPLE), 'responseid'}
+    return 'user' if 'user' in names else next((column for column, name in names.items() if name in known), None)
 
 
 def answer_column(columns: Iterable[str]) -> str | None:
@@ -53,6 +54,13 @@ def named(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**rest, 'chosen': row[sides[answer]], 'rejected': row[sides[1 - answer]]}
 
 
+def answers(rows: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The rows of a file without the two that Qualtrics has below the head: the questions, and ids in JSON."""
+    second = rows[1][1] if len(rows) > 1 else None
+    marked = isinstance(second, Mapping) and any('"ImportId"' in str(cell) for cell in second.values())
+    return rows[2:] if marked else rows
+
+
 def text_columns(columns: Iterable[str]) -> tuple[str, ...]:
     """The two columns of a pair's sides that are called as in `SIDES`, or else the only two that end or begin so;
     () without such."""
@@ -79,7 +87,7 @@ def columns_of_side(side: str, columns: Iterable[str]) -> dict[str, str]:
 
 def side_of(answer: Any, column: str = 'choice') -> int:
     """The number of the side that an answer names, 0 or 1. Raises ValueError, with its column, where it names none."""
-    plain = str(answer).strip().lower().removesuffix('.0')
+    plain = str(answer).strip().lower().removesuffix('.0').removeprefix('option ')
     for sides in SIDES:
         if plain in sides:
             return sides.index(plain)

@@ -209,6 +209,12 @@ def load(folder: Path) -> Inputs | None:
         raise ValueError(f'{path} cannot be read ({error}); copy the folder of the run again') from None
 
 
+def mended(workdir: Path) -> dict[str, int]:
+    """The number of changes of each own function since a run began, by its key; nothing of functions without."""
+    entries = load(folder) if (folder := kept_in(workdir)) else None
+    return {key: len(entry.changes) for key, entry in (entries or {}).items() if entry.changes}
+
+
 def watched(config: dict[str, Any], workdir: Path, log: Callable[[str], None], changed: Collection[str] = ()) -> Inputs:
     """The files that a run of this config reads, the same in all its processes.
 

@@ -177,11 +177,11 @@ def run(
         MetricsWriter(workdir, first, wandb=settings.metrics.wandb or None) as writer,
         progress.start(plan.total_steps, first),
     ):
-        saved, kept, i = time.monotonic(), first, first
+        saved, kept, i, mended = time.monotonic(), first, first, inputs.mended(workdir)
         while i <= plan.total_steps:
             with rescued(workdir, checkpoints, i, i - kept, state, plan, host, progress.log):
                 if stage := plan.stage(i):
-                    evaluate(recipe, state, stage, i, writer, progress, words_of(settings.recipe))
+                    evaluate(recipe, state, stage, i, writer, progress, words_of(settings.recipe), mended)
                     push(workdir)
                 if i == plan.total_steps:
                     break
@@ -272,13 +272,18 @@ def evaluate_checkpoint(
 
 
 def evaluate(
-    recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, progress: Progress, words: Words
-) -> None:
-    """Evaluate once, and write the figures to the run's files and to the console."""
+    recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, progress: Progress, words: Words,
+    mended: Mapping[str, int],
+) -> None:  # fmt: skip
+    """Evaluate once, and write the figures to the run's files and to the console.
+
+    `mended` has the numbers of changes of own functions until then, and makes figures of other functions known as such.
+    """
     with progress.silent(f'evaluating ({stage})'):
         evaluation = recipe.evaluate(state, stage)
     progress.evaluated(seconds := progress.take_seconds())
-    writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **seconds})
+    by = {'mended': dict(mended)} if mended else {}
+    writer.evaluation({'step': i, 'stage': stage, **by, **evaluation.record, **seconds})
     writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)
     writer.exhibits(i, stage, evaluation.exhibits)
     writer.files(evaluation.files)

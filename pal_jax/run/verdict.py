@@ -7,7 +7,8 @@ Otherwise one of its `changes` is: its value before that part against its last o
 decided. Where an evaluation has no interval of it or there is one evaluation, the first fifth of the steps is told
 against the last one, without a word on chance: steps of one run resemble each other, and no interval of them is known.
 
-A run whose costs have a limit, or limits by group, is also judged by whether its last evaluation keeps them.
+Where an own function, such as a reward, has changed between two evaluations, they are not compared. A run whose costs
+have a limit, or limits by group, is also judged by whether its last evaluation keeps them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pal_jax.run.workdir import read_run
 COUNTS = 'people', 'rows', 'seeds', 'prompts', 'networks', 'data_sets'  # of what an evaluation tested
 ONE = {'people': 'person'}
 YES, TOO_LITTLE, UNTESTED = 'Yes', 'Too little to tell', 'Not tested'
+UNLIKE = 'Not comparable'
 UNCLEAR, WORSE = 'Not beyond noise', 'No, it became worse'
 OF_COMMONER = '_of_commoner'  # ends the name of what a level is where the commoner label is always given
 BEFORE, WITHOUT, LIMIT = 'before training', 'without learning', 'the limit'
@@ -103,7 +105,12 @@ def constant(value: float) -> Estimate:
 
 def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> RunVerdict | None:
     """The verdict on a run's steps and evaluations; None where it has no figure that tells of learning."""
-    verdict, limits = _learning(rows, evals, words), limits_of(evals[-1] if evals else {})
+    before, after = _ends(rows, evals)
+    if before and (changed := before.get('mended', {})) != (now := after.get('mended', {})):
+        keys = ' and '.join(key for key in now if now[key] != changed.get(key))
+        sentence = f'{keys} has changed between the evaluations "{before["stage"]}" and "{after["stage"]}"'
+        return RunVerdict(UNLIKE, f'{sentence}, so their figures do not tell whether the run has learnt.', '')
+    verdict, limits = _learning(rows, evals, words), limits_of(after)
     if verdict is None or not limits:
         return verdict
     kept, sentence = _kept(limits)
@@ -257,7 +264,8 @@ def _tested(asking: Question, after: Record, claim: Claim, sentence: str) -> tup
     proof = f'{asking.test.yes if shown else asking.test.no} ({asking.test.name}, p = {p:.3f})'
     alone = shown and answer(claim.gap, claim.better) != YES
     figures = sentence.removeprefix(asking.reason)
-    return YES if shown else asking.unclear, f'{proof}; {figures}{f", {asking.test.alone}" if alone else ""}'
+    figures = f'{figures[0].upper()}{figures[1:]}{f", {asking.test.alone}" if alone else ""}'
+    return YES if shown else asking.unclear, f'{proof}. {figures}'
 
 
 def _unbeaten(record: Record, rivals: Rivals) -> dict[str, Estimate]:
@@ -273,7 +281,8 @@ def _rivals_in_words(record: Record, rivals: Rivals, leads: Mapping[str, Estimat
         rival, other = rivals.leads[name]
         part = f'{rival} {record[other]:.1%} ({lead.value:+z.3f}, {lead.ends("+.3f")})'
         (ahead if lead.place(0.0) == 1 else unclear).append(part)
-    parts = {f'Within noise of {method}': unclear, f'Ahead of {method}': ahead}
+    unlike = f'(difference to {method}, 95 % interval)'
+    parts = {f'Within noise of {method} {unlike}': unclear, f'Ahead of {method} {unlike}': ahead}
     return ' '.join(f'{said}: {"; ".join(part)}.' for said, part in parts.items() if part)
 
 

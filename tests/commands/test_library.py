@@ -93,6 +93,7 @@ def test_the_steps_before_a_failure_are_saved_and_a_mended_function_goes_on(tmp_
     run = train(changed='reward.function')
     assert [row['own_score'] for row in run.metrics] == [1 / 2, 1 / 1, 1 / 6, 1 / 5]
     assert 'mine.py, sha256' in json.loads((run.folder / 'summary.json').read_text())['notes'][0]
+    assert [record.get('mended') for record in run.evaluations] == [{'reward.function': 1}]
     # The change is kept, so that the next call needs no word on it.
     assert train().metrics == run.metrics
 

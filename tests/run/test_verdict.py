@@ -165,9 +165,22 @@ def test_methods_that_do_as_well_stand_with_their_difference():
     figures |= {'seen_lead_mixed_logit': 0.05, 'seen_lead_mixed_logit_interval': [0.01, 0.09]}
     found = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
     assert found.question == 'Do people differ?' and found.sentence.endswith(
-        'Within noise of PAL: a model of their own each 69.5% (-0.045, -0.098 to +0.008). '
-        'Ahead of PAL: mixed logit (xlogit) 79.0% (+0.050, +0.010 to +0.090).'
+        'Within noise of PAL (difference to PAL, 95 % interval): a model of their own each 69.5% (-0.045, -0.098 to '
+        '+0.008). Ahead of PAL (difference to PAL, 95 % interval): mixed logit (xlogit) 79.0% (+0.050, +0.010 to '
+        '+0.090).'
     )
+
+
+def test_figures_of_an_own_function_that_has_changed_are_not_compared():
+    rows = steps([0.5] * 4, 'reward')
+    before, after = (
+        evaluation(i, stage, reward=x, reward_se=0.01) for i, stage, x in ((0, 'base', 0.1), (4, 'final', 0.2))
+    )
+    assert judge(rows, [before, after]).answer == 'Yes'
+    found = judge(rows, [before, after | {'mended': {'reward.function': 1}}])
+    assert found.answer == 'Not comparable' and 'reward.function' in found.sentence
+    again = {'mended': {'reward.function': 2}}
+    assert judge(rows, [before | again, after | again]).answer == 'Yes'
 
 
 @pytest.mark.parametrize(('cost', 'answer'), [

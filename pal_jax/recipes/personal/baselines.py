@@ -128,6 +128,15 @@ def posterior_margins(
     return log_odds
 
 
+def conditional_means(model: MixedLogit, known: np.ndarray, users: np.ndarray) -> np.ndarray:
+    """The mean `[P, H]` of each user's coefficients given the user's choices (Train 2009, section 11.4).
+
+    `known` are differences chosen - rejected `[n, H]`, and `users` numbers from 0 to P - 1.
+    """
+    by_user = (posterior(model, known[users == user]) for user in range(int(users.max()) + 1))
+    return np.array([weight @ draws for draws, weight in by_user])
+
+
 def posterior(model: MixedLogit, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Draws `[D, H]` of a person's coefficients given known choices `[n, H]`, and their weights `[D]`, which sum to 1.
 

@@ -82,7 +82,10 @@ class IdealPointLearner:
     ):  # fmt: skip
         check(pal, loss, inner)
         if pal.prototypes > users:
-            raise ValueError(f'model.prototypes={pal.prototypes} is more than the {users} users; use fewer')
+            raise ValueError(
+                f'model.prototypes={pal.prototypes} is more than the {users} users; give more people, or fewer '
+                'prototypes'
+            )
         self.pal, self.loss, self.rates, self.new, self.mesh = pal, loss, rates, new or NewUsers(), mesh
         self.inner, self.optimizer = inner, make_optimizer(rates, shared_start=inner is not None)
         on_cpu = mesh.devices.flat[0].platform == 'cpu'

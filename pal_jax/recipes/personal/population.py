@@ -15,6 +15,7 @@ import numpy as np
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.recipes.personal import baselines, bradley_terry, heterogeneity, ideal_point, portrait
 from pal_jax.recipes.personal import pictures as people
+from pal_jax.recipes.personal.baselines import MixedLogit
 from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, median_seconds, picked
 from pal_jax.recipes.personal.figures import BASELINES, MODELS
 from pal_jax.recipes.personal.interface import Unfit, without_rows
@@ -88,14 +89,14 @@ class Results(NamedTuple):
       models: by name, on all trials; only a K that some split chose has results of asked people and of strangers.
       validation: of PAL by K, on the validation part by split.
       chosen: the K of the highest accuracy on each trial's validation part, the smallest of equals.
-      factors: by trial, the factors that make log-odds of the margins of the chosen K, see `judged.temperature`.
+      factor: makes log-odds of the margins of the chosen K, on all splits with true user ids (`judged.temperature`).
       counts: numbers of known comparisons of new people, the last of which is all that anybody has.
     """
 
     models: Mapping[str, MethodResult]
     validation: Mapping[int, Sequence[JudgedPairs]]
     chosen: Sequence[int]
-    factors: Sequence[float]
+    factor: float
     counts: tuple[int, ...]
     new: Newcomers
 
@@ -173,8 +174,10 @@ def measure(panel: Panel, state: States, *, calibrated: bool = False) -> Results
         seen, person = seen_margins(learner, state[name], theirs, trials, 'test'), learner.pal.logits_per_user
         return MethodResult(judged(seen), by_count, asked, strangers, size, 0 if name == 'K=1' else person)
 
-    factors = [log_odds[f'K={K}'][r] for r, K in enumerate(chosen)]
-    return Results({name: of(name) for name in panel.learners}, validation, chosen, factors, counts, new)
+    # A split alone has too few validation choices: its factor would be far from that of the others.
+    pooled = [valid[f'K={K}'][r][0] for r, K in enumerate(chosen) if not trials[r].shuffled]
+    factor = temperature(np.concatenate(pooled))
+    return Results({name: of(name) for name in panel.learners}, validation, chosen, factor, counts, new)
 
 
 def counts_of(panel: Panel, most: int) -> tuple[int, ...]:
@@ -225,17 +228,21 @@ def evaluate(
     if shown.unfit:
         log(without_rows(shown.unfit).strip())
     record, chosen = make_record(shown), shown.true_chosen
-    record['log_odds_factors'] = list(results.factors[: len(chosen)])
+    record['log_odds_factor'] = results.factor
     if portrait.has_effects(panel.data):
         record['differ_p'] = heterogeneity.p_of_same_wants(panel.data)
         if panel.data.groups is not None and len(panel.data.group_names) > 1:
             record['groups_differ_p'] = heterogeneity.p_of_same_groups(panel.data)
     split = shown_split(chosen)
-    model = _split_model(panel, state, chosen, split, results.factors[split])
+    model = _split_model(panel, state, chosen, split, results.factor)
     predicts = intervals.from_record(record, 'seen_gain').place(0.0) == 1
-    wants = _wants(panel, model, record, predicts=predicts, mixed_logit='mixed_logit' in others)
+    mixed = _fit_mixed_logit(panel.data) if 'mixed_logit' in others and portrait.has_effects(panel.data) else None
+    wants, known = _wants(panel, model, record, predicts=predicts, mixed=mixed), None
+    if mixed and len(panel.data.names) <= portrait.SHOWN_PEOPLE:
+        means = baselines.conditional_means(mixed, panel.data.difference, panel.data.users)
+        known = dict(zip(panel.data.names, means, strict=True))
     kept_out = _kept_out(panel, state, model, results.new)
-    files = {portrait.PEOPLE: portrait.table_of_people(model, kept_out)}
+    files = {portrait.PEOPLE: portrait.table_of_people(model, kept_out, known)}
     return Evaluation(record, exhibits=make_exhibits(panel, shown, model, wants, predicts=predicts), files=files)
 
 
@@ -269,7 +276,7 @@ def compare(panel: Panel, state: States, results: Results, others: Mapping[str, 
         }
     groups, by_group = {}, {}
     if data.groups is not None and (data.groups >= 0).any():
-        groups = _groups(panel, state, data.groups, true, false)
+        groups = _groups(panel, state, data.groups, true, false) if data.texts else {}
         by_group = {name: _by_group(data.groups, methods[name].seen) for name in ('shared', 'pal')}
     return Shown(methods, by_prototypes, results.chosen, counts, groups, by_group, unfit)
 
@@ -448,8 +455,18 @@ def _kept_out(panel: Panel, states: States, model: portrait.SplitModel, new: New
     return model._replace(names=[data.names[u] for u in people], mixtures=mixtures)
 
 
+def _fit_mixed_logit(data: Comparisons) -> MixedLogit | None:
+    """The mixed logit of all choices; None where it has no fit, of which the table of methods says why."""
+    # The pairs of a choice among several options are not independent, and have no standard errors.
+    pairs = len(np.unique(data.situations)) == len(data.situations)
+    try:
+        return baselines.fit_xlogit(data.difference, data.users, seed=0, errors=pairs)
+    except Unfit:
+        return None
+
+
 def _wants(
-    panel: Panel, model: portrait.SplitModel, record: Mapping[str, Any], *, predicts: bool, mixed_logit: bool
+    panel: Panel, model: portrait.SplitModel, record: Mapping[str, Any], *, predicts: bool, mixed: MixedLogit | None
 ) -> list[Exhibit]:
     """The exhibits of what people want, and each group; none where items have no attributes that can be read."""
     if (effects := portrait.effects_on_people(model)) is None:
@@ -458,14 +475,8 @@ def _wants(
     common = bradley_terry.of_all(data.difference, data.users)
     price = data.attributes.index(panel.price) if panel.price else None
     exhibits = [portrait.exhibit_wants(model, portrait.Wants(effects, common, predicts, price))]
-    if mixed_logit:
-        # The pairs of a choice among several options are not independent, and have no standard errors.
-        pairs = len(np.unique(data.situations)) == len(data.situations)
-        try:
-            mixed = baselines.fit_xlogit(data.difference, data.users, seed=0, errors=pairs)
-            exhibits.append(portrait.exhibit_mixed_logit(mixed, data.attributes, panel.scale))
-        except Unfit:
-            pass  # the table of methods says why
+    if mixed:
+        exhibits.append(portrait.exhibit_mixed_logit(mixed, data.attributes, panel.scale))
     if (p := record.get('groups_differ_p')) is not None:
         exhibits.append(portrait.exhibit_by_group(data, panel.scale, p))
     return exhibits

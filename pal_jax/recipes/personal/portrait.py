@@ -6,7 +6,8 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from pal_jax.recipes.personal import bradley_terry, ideal_point, pictures
 from pal_jax.recipes.personal.baselines import MixedLogit
 from pal_jax.recipes.personal.bradley_terry import Common
 from pal_jax.recipes.personal.ideal_point import PAL
+from pal_jax.run import intervals
 from pal_jax.run.forecast import counted
 from pal_jax.run.intervals import Estimate
 from pal_jax.types import Exhibit
@@ -47,11 +49,15 @@ MIXED = (
     'The means are further from 0 than the effects by one model for all, which averages over people who want '
     'different things.'
 )
-ERRORS = ' ± is a standard error; a standard deviation of less than two of its errors may be 0.'
+ERRORS = (
+    ' ± is a standard error. Where a standard deviation is less than two of its errors, it may be 0: people are not '
+    'shown to differ in this effect, and no share of people is given.'
+)
 GROUPS = (
-    'The effect of one more unit by one logit for each group, ± its standard error over people. A group whose choices '
-    'follow the attributes less has smaller effects of all. The hypothesis that all groups want the same has '
-    'p = {p:.3f} (permutations of people over groups).'
+    'The effect of one more unit by one logit for each group, ± its standard error over people. Where the people in a '
+    'group choose more at random, all its effects are nearer to 0. A test of all effects together, by permutations of '
+    'people over groups, has p = {p:.3f}: groups are shown to differ where it is at most 0.05. The last columns are of '
+    'single effects, of which one in twenty differs by chance.'
 )
 CERTAIN = 20.0  # an effect of one standard deviation on the log-odds that choices cannot tell from any larger one
 SHOWN_GROUPS = 6
@@ -61,10 +67,7 @@ NO_SPREAD = (
     'PAL is not shown to predict single people better than one model for all, so no spread of its effects is given.'
 )
 DEVIATIONS = ' The last column has the effect of one standard deviation, to compare attributes by.'
-ALIKE = (
-    'On validation choices one model for all was as good as prototypes, so this run shows no differences between '
-    'people.'
-)
+ALIKE = 'On validation choices one model for all was as good as prototypes, so PAL shows no differences between people.'
 MAPS = {
     2: 'The number of people by their weight of the second prototype; that of the first is the rest to 1.',
     3: 'A corner of the triangle is a prototype, and a point a person: the nearer the corner, the larger the weight.',
@@ -187,8 +190,11 @@ def exhibit_mixed_logit(model: MixedLogit, attributes: Sequence[str], scale: np.
     errors = [[None, None]] * len(by) if model.errors is None else (model.errors / by).T.tolist()
     for name, mean, deviation, both in zip(attributes, model.mean / by, model.deviation / by, errors, strict=True):
         figures = zip((mean, deviation), both, ('+.3g', '.3g'), strict=True)
-        cells = [Estimate(float(x), error, None, None).with_error(form) for x, error, form in figures]
-        table.append([name, *cells, f'{special.ndtr(mean / max(deviation, TINY)):.0%}'])
+        # At a deviation of 0 the curvature may tell no error.
+        known = [Estimate(float(x), e if e and math.isfinite(e) else None, None, None) for x, e, _ in figures]
+        cells = [known[0].with_error('+.3g'), known[1].with_error('.3g')]
+        shown = model.errors is None or (known[1].error and deviation > 2.0 * known[1].error)
+        table.append([name, *cells, f'{special.ndtr(mean / max(deviation, TINY)):.0%}' if shown else '–'])
     return Exhibit('How much people differ', f'{MIXED}{"" if model.errors is None else ERRORS}', table)
 
 
@@ -200,13 +206,28 @@ def exhibit_by_group(data: Comparisons, scale: np.ndarray | None, p: float) -> E
     sizes = np.bincount(data.groups[data.groups >= 0], minlength=len(data.group_names))
     largest = sorted(np.argsort(-sizes, kind='stable')[:SHOWN_GROUPS])
     models = [bradley_terry.of_all(x[of_pair == g], data.users[of_pair == g]).estimates for g in largest]
-    table = [['effect of one unit', *(f'{data.group_names[g]} ({counted(int(sizes[g]), "person")})' for g in largest)]]
+    heads = [f'{data.group_names[g]} ({counted(int(sizes[g]), "person")})' for g in largest]
+    table = [['effect of one unit', *heads, *(['difference', '95 % interval'] if len(largest) == 2 else ['p'])]]
     for h, name in enumerate(data.attributes):
-        table.append([name, *(_cells(row[h], row[h].scaled(1.0 / float(by[h])))[0] for row in models)])
+        effects = [row[h].scaled(1.0 / float(by[h])) for row in models]
+        table.append([name, *(_cells(row[h], effect)[0] for row, effect in zip(models, effects, strict=True))])
+        if len(largest) == 2:
+            gap = intervals.difference(effects[1], effects[0])
+            table[-1] += [f'{gap.value:+.3g}', gap.ends('+.3g')]
+        else:
+            table[-1].append(f'{p_of_equal(effects):.3f}')
     text = GROUPS.format(p=p) + (DASH if any('–' in row for row in table) else '')
     hidden = len(sizes) - len(largest)
     text += f' {counted(hidden, "smaller group")} not shown.' if hidden else ''
     return Exhibit('What each group wants', text, table)
+
+
+def p_of_equal(effects: Sequence[Estimate]) -> float:
+    """The p-value of the hypothesis that the effects of all groups are equal, by their errors (Cochran 1954)."""
+    value, error = (np.array([getattr(effect, part) for effect in effects], float) for part in ('value', 'error'))
+    weight = 1.0 / error**2
+    spread = np.sum(weight * (value - np.sum(weight * value) / np.sum(weight)) ** 2)
+    return float(special.chdtrc(len(effects) - 1, spread))
 
 
 def _cells(mean: Estimate, scaled: Estimate) -> list[str]:
@@ -265,14 +286,18 @@ def effects_on_people(model: SplitModel) -> np.ndarray | None:
     return np.concatenate(effects)[person.reshape(-1)]
 
 
-def table_of_people(model: SplitModel, kept_out: SplitModel) -> str:
+def table_of_people(model: SplitModel, kept_out: SplitModel, known: Mapping[str, np.ndarray] | None = None) -> str:
     """The people as CSV: `participant`, `kept_out` (1 for the people of `kept_out`, whom the model was not trained on),
-    `weight_<prototype>`, and `effect_<attribute>` of one unit, which is empty for people without effects."""
+    `weight_<prototype>`, and `effect_<attribute>` of one unit, which is empty for people without effects.
+
+    `known` has the effects `[H]` of each person by name; without it they are those of the model.
+    """
     head, rows = ['participant', 'kept_out', *(f'weight_{k + 1}' for k in range(model.mixtures.shape[1]))], []
     if has_effects(model.data):
         head += [f'effect_{name}' for name in model.data.attributes]
     for number, part in enumerate((model, kept_out)):
-        effects = effects_on_people(part) if len(part.names) else None
+        effects = effects_on_people(part) if len(part.names) and known is None else None
+        effects = np.array([known[name] for name in part.names]) if len(part.names) and known else effects
         shown = () if effects is None else _in_own_units(part, effects)
         for name, weights, effect in itertools.zip_longest(part.names, part.mixtures, shown, fillvalue=()):
             cells = [str(name), str(number), *(f'{x:.6g}' for x in (*weights, *effect))]

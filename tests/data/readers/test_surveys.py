@@ -158,8 +158,9 @@ def test_what_a_table_holds_and_what_is_not_read_is_told(tmp_path):
     said = []
     data = tables.load(written(tmp_path, rows + 'bo,30,A,0,3,VW,Ford\n'), log=said.append, drop=said.append)
     assert 'not read: age' in said[0]
-    assert 'made has words that differ in capitals alone' in said[1]
-    assert comparisons.described(data).startswith('5 choices of 2 people, 1 to 4 of each; x 0 to 3, made: VW over')
+    assert 'made has words that differ in capitals alone, which are read as one word: VW, vw' in said[1]
+    assert comparisons.described(data).startswith('5 choices of 2 people, 1 to 4 of each; x 0 to 3, made: VW over Ford')
+    assert len(data.attributes) == 2
     with pytest.raises(ValueError, match=r'ana \(2\), bo \(1\)'):
         comparisons.split(data, seed=0, seen=0.5, train=0.5, validation=0.2)
     more = data._replace(
@@ -228,3 +229,16 @@ def test_the_column_group_of_people_is_read_in_every_form(tmp_path):
     twice = 'user,group,choice,price_A,price_B\nana,n,A,1,2\nana,s,A,1,2'
     with pytest.raises(ValueError, match=r"survey.*'ana'.*'n'.*'s'"):
         tables.load(written(tmp_path, twice, 'survey.csv'))
+
+
+def test_a_file_of_qualtrics_is_read(tmp_path):
+    head = 'ResponseId,condition,answer,price_A,price_B\nResponse ID,,Which?,Price,Price\n'
+    marks = '"{""ImportId"":""_recordId""}",,,,\n'
+    table = f'{head}{marks}R_1,label,Option A,1,2\nR_2,control,option b,1,999\n'
+    said = []
+    data = tables.load(written(tmp_path, table), group='condition', log=said.append)
+    assert data.names == ('R_1', 'R_2') and data.group_names == ('control', 'label') and data.groups.tolist() == [1, 0]
+    assert data.chosen.tolist() == [[1], [999]]
+    assert any('price has 999, far from all other values' in line for line in said)
+    with pytest.raises(ValueError, match="'conditions'; did you mean condition"):
+        tables.load(written(tmp_path, table), group='conditions')

@@ -16,6 +16,7 @@ from pal_jax.recipes.personal.evaluation import MethodResult
 from pal_jax.recipes.personal.figures import MODELS
 from pal_jax.recipes.personal.interface import Unfit
 from pal_jax.run import intervals
+from pal_jax.run.intervals import Estimate
 
 
 def test_accuracy_by_pair_and_by_person():
@@ -93,10 +94,11 @@ def test_the_worth_of_attributes_is_told_in_units_of_the_price():
 
 
 def test_how_much_people_differ_is_told_in_the_units_of_the_table():
-    model = MixedLogit(np.array([1.0, -0.5]), np.array([0.5, 0.0]), np.array([[0.2, 0.1], [0.3, 0.1]]))
+    model = MixedLogit(np.array([1.0, -0.5]), np.array([0.5, 0.0]), np.array([[0.2, 0.1], [0.2, np.nan]]))
     shown = portrait.exhibit_mixed_logit(model, ('a', 'b'), np.array([2.0, 1.0]))
-    assert shown.table[1] == ['a', '+0.5 ± 0.1', '0.25 ± 0.15', '98%']
-    assert shown.table[2] == ['b', '-0.5 ± 0.1', '0 ± 0.1', '0%'] and portrait.ERRORS in shown.text
+    assert shown.table[1] == ['a', '+0.5 ± 0.1', '0.25 ± 0.1', '98%']
+    # A deviation that may be 0 says nothing about the share of people.
+    assert shown.table[2] == ['b', '-0.5 ± 0.1', '0', '–'] and portrait.ERRORS in shown.text
     shown = portrait.exhibit_mixed_logit(model._replace(errors=None), ('a', 'b'), None)
     assert shown.table[1][1:3] == ['+1', '0.5'] and portrait.ERRORS not in shown.text
 
@@ -111,10 +113,23 @@ def test_each_group_has_its_own_effects():
         attributes=('a', 'b'),
     )  # fmt: skip
     shown = portrait.exhibit_by_group(data, np.array([2.0, 1.0]), 0.001)
-    assert shown.table[0][1:] == ['north (13 people)', 'south (13 people)'] and 'p = 0.001' in shown.text
+    assert shown.table[0][1:3] == ['north (13 people)', 'south (13 people)'] and 'p = 0.001' in shown.text
     south = bradley_terry.of_all(x[groups[users] == 1], users[groups[users] == 1]).estimates
     assert shown.table[1][2] == south[0].scaled(0.5).with_error('+.3g')
     assert shown.table[2][2] == south[1].with_error('+.3g') and shown.table[1][1] == '–'
+    north = bradley_terry.of_all(x[groups[users] == 0], users[groups[users] == 0]).estimates
+    gap = intervals.difference(south[1], north[1])
+    assert shown.table[2][3:] == [f'{gap.value:+.3g}', gap.ends('+.3g')]
+
+
+def test_effects_that_are_equal_but_for_their_errors_have_a_p_like_chance():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(0.0, [1.0, 2.0, 0.5], (2000, 3))
+    errors = 1.0, 2.0, 0.5
+    effects = [[Estimate(*pair, None, None) for pair in zip(row, errors, strict=True)] for row in draws]
+    p = list(map(portrait.p_of_equal, effects))
+    assert 0.04 < np.mean(np.array(p) <= 0.05) < 0.06
+    assert portrait.p_of_equal([Estimate(0.0, 0.1, None, None), Estimate(1.0, 0.1, None, None)]) < 1e-6
 
 
 def test_of_very_many_people_the_first_have_effects(monkeypatch):

@@ -13,7 +13,10 @@ from pal_jax.run import files
 
 
 class Attribute(NamedTuple):
-    """An attribute of a table: a number, or one of `words`, which are numbers as the head of `tables.py` says."""
+    """An attribute of a table: a number, or one of `words`, which are numbers as the head of `tables.py` says.
+
+    Words that differ in capitals alone are the same.
+    """
 
     name: str
     words: tuple[str, ...] = ()
@@ -28,7 +31,8 @@ class Attribute(NamedTuple):
         unknown."""
         if not self.words:
             return (to_number(value, column or self.name),)
-        if (word := str(value).strip()) not in self.words:
+        spelled = {word.casefold(): word for word in self.words}
+        if (word := spelled.get(str(value).strip().casefold())) is None:
             name = column or self.name
             if records.is_missing(value):
                 raise ValueError(f'{name} {absence(value)}')

@@ -4,7 +4,7 @@ they are read."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pal_jax.data import records
@@ -13,13 +13,22 @@ from pal_jax.run.forecast import counted
 # Names of a column that says which of a situation's options a row has, in small letters and without `_id`.
 OPTIONS = 'alt', 'alternative', 'option'
 PLACE = re.compile(r'(alt|alternative|option)?[ _-]*(\d+(\.0)?|[a-z])|left|right', re.IGNORECASE)
+CODES = 99.0, 999.0, 9999.0, -9.0, -99.0, -999.0, -9999.0  # numbers that surveys have for no answer
+FAR = 3.0
 AMOUNT = re.compile(r'(?P<before>(?:[^\w\s]|[A-Z]{3})?)\s*[-+]?\d[\d.,\s]*(?P<after>\D*)')
 
 
 def log_doubts(
-    path: str | Path, unread: Mapping[str, str], attributes: Mapping[str, Sequence[str]], log: Callable[[str], None]
+    path: str | Path,
+    unread: Mapping[str, str],
+    attributes: Mapping[str, Sequence[str]],
+    values: Mapping[str, Sequence[str]],
+    log: Callable[[str], None],
 ) -> None:
-    """Log the columns that are not read, with the reason where there is one, and doubtful words of attributes."""
+    """Log the columns that are not read, with the reason where there is one, and doubtful words and numbers.
+
+    `attributes` has the words of each, () for numbers, and `values` its cells.
+    """
     by_reason: dict[str, list[str]] = {}
     for column, reason in unread.items():
         by_reason.setdefault(reason, []).append(column)
@@ -28,13 +37,34 @@ def log_doubts(
     for name, words in attributes.items():
         if len(attributes) == 1 and any(' ' in word for word in words):
             log(f'{path}: each text of {name} is an attribute of its own; --config=pal:text reads what the texts say')
-        if len({word.lower() for word in words}) < len(words):
-            log(f'{path}: {name} has words that differ in capitals alone: {", ".join(words)}')
+        known = set(words)
+        spellings = {word for word in values[name] if words and word not in known and word.casefold() in folded(words)}
+        if spellings:
+            listed = ', '.join(sorted({*spellings, *words}))
+            log(f'{path}: {name} has words that differ in capitals alone, which are read as one word: {listed}')
+        if not words and (codes := codes_of_missing(values[name])):
+            log(
+                f'{path}: {name} has {", ".join(codes)}, far from all other values: if it stands for no answer, empty '
+                'the cell'
+            )
         if have_unit(words):
             log(
                 f'{path}: {name} has words that look like numbers ({words[0]}, ...): remove the unit to read them as '
                 'numbers'
             )
+
+
+def folded(words: Iterable[str]) -> set[str]:
+    """The words without capitals."""
+    return {word.casefold() for word in words}
+
+
+def codes_of_missing(values: Iterable[str]) -> list[str]:
+    """The cells of a column of numbers that are a code for no answer, such as 999, and far from all others."""
+    numbers = [float(value) for value in values if re.fullmatch(r'[-+]?\d+(\.\d+)?', value)]
+    others = [abs(number) for number in numbers if number not in CODES]
+    far = {number for number in numbers if number in CODES and others and abs(number) > FAR * max(others)}
+    return [f'{number:g}' for number in sorted(far)]
 
 
 def have_unit(words: Sequence[str]) -> bool:

@@ -261,11 +261,17 @@ def file_and_name(person: str) -> tuple[str, str]:
 
 
 def warn_of_one(run: TrainedPAL) -> None:
-    """Say on stderr that all people are alike to a run with one prototype."""
+    """Say on stderr that a run has one prototype, or is not shown to predict people better than one model for all."""
     if run.pal.prototypes == 1:
         print(
             f'warning: split {run.split} of {run.workdir} chose K=1, one model for all: nothing is known of a person, '
             'and all are scored alike',
+            file=sys.stderr,
+        )
+    elif not run.predicts:
+        print(
+            f'warning: {run.workdir} is not shown to predict single people better than one model for all: do not rely '
+            'on what it says of a person',
             file=sys.stderr,
         )
 

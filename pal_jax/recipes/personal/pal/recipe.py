@@ -229,7 +229,7 @@ def read(settings: Settings, log: records.Drop = lambda line: None) -> Compariso
         )
         raise ValueError(f'data={settings.data!r} is no file; {hint}')
     else:
-        data = tables.load(path, drop=drop, log=log)
+        data = tables.load(path, group=settings.group, drop=drop, log=log)
         data = comparisons.without_few(data, drop) if drop else data
     _check_data(settings, data, in_memory=not (on_disk or pictures))
     return data

@@ -42,7 +42,7 @@ from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.reader import Batching, Reader, frozen_reader
 from pal_jax.recipes.personal.pal.settings import LargeSettings, Settings
 from pal_jax.recipes.personal.panel import population
-from pal_jax.run import files
+from pal_jax.run import files, intervals
 from pal_jax.run.checkpoint import Checkpoints
 from pal_jax.run.metrics import EVALS, read_records
 from pal_jax.run.recipe import KEPT, Context
@@ -80,7 +80,8 @@ class TrainedPAL(NamedTuple):
       learner: the learner of one replica; `fit` gives the logits of new people.
       state: parameters and the table of users, without an axis of replicas.
       updates: `[splits, U]`, the updates of each user's row in each split of the run.
-      factor: makes log-odds of rewards, fitted to the split's validation choices; 1 in runs of earlier versions.
+      factor: makes log-odds of rewards, fitted to validation choices; 1 in runs of earlier versions.
+      predicts: whether the run has shown that it predicts known people better than one model for all.
       kept: users by their rows, attributes, scales, coordinates.
       reading: None in a run on a table.
     """
@@ -92,6 +93,7 @@ class TrainedPAL(NamedTuple):
     state: PALState
     updates: np.ndarray
     factor: float
+    predicts: bool
     kept: Kept
     reading: TextVectors | None
 
@@ -213,8 +215,9 @@ def open_pal(workdir: str, split: int | None = None) -> TrainedPAL:
         weights, how = trained or pal_text.load(model, ctx), {'frame': kept.frame, 'batching': Batching()}
         reading = TextVectors(model, weights, frozen_reader(model.cfg, weights, ctx.mesh, settings.text.pool, **how))
     learner, updates = pal.make_learners(settings, kept, ctx, 1)[name], np.asarray(people.users.updates)[:seeds]
-    replica, factors = jax.tree.map(lambda x: x[split], people), finals[-1].get('log_odds_factors', [1.0] * seeds)
-    return TrainedPAL(workdir, split, settings, learner, replica, updates, factors[split], kept, reading)
+    replica, factor = jax.tree.map(lambda x: x[split], people), finals[-1].get('log_odds_factor', 1.0)
+    predicts = 'seen_gain' in finals[-1] and intervals.from_record(finals[-1], 'seen_gain').place(0.0) == 1
+    return TrainedPAL(workdir, split, settings, learner, replica, updates, factor, predicts, kept, reading)
 
 
 class OpenParts(NamedTuple):

@@ -15,6 +15,7 @@ column of the user.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -58,6 +59,7 @@ def load(
     *,
     answered: bool = True,
     attributes: Sequence[str] = (),
+    group: str = 'group',
     drop: records.Drop | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Comparisons:
@@ -67,6 +69,7 @@ def load(
       answered: False where nobody has chosen yet. The row of a pair then needs neither `choice` nor `user`, its left
         side counts as chosen, and JSON lines may have `left` and `right`.
       attributes: those of earlier choices, whose words the table's attributes have.
+      group: the column with the groups of people.
       drop: takes a line about wrong rows, which are left out (`records.converted`); None: they are refused.
       log: takes a line about columns that are not read, and words of an attribute that may be the same.
 
@@ -75,7 +78,8 @@ def load(
     """
     paths = shards.files_of(str(path))
     wrong: records.Wrong = {}
-    rows = list(records.values(str(path), wrong))
+    rows = surveys.answers(list(records.values(str(path), wrong)))
+    rows = rows if group == 'group' else _with_group(path, rows, group)
     if rows and _has_texts(rows[0][1]):
         raise ValueError(f'{path} has choices between texts; take --config=pal:text')
     if not rows and wrong:
@@ -91,6 +95,21 @@ def load(
         return from_pairs(pairs, names)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
+
+
+def _with_group(path: str | Path, rows: list[records.Row], group: str) -> list[records.Row]:
+    """The rows with the column `group` of people's groups, which has another name in the file.
+
+    Raises:
+      ValueError: the file has no such column.
+    """
+    heads = dict.fromkeys(name for _, row in rows[:1] if isinstance(row, Mapping) for name in row)
+    if group not in heads:
+        near = near_name(group, heads)
+        meant = f'; did you mean {near}?' if near else ''
+        raise ValueError(f'{path} has no column group={group!r}{meant}; its columns are {", ".join(heads)}')
+    renamed = (({**row, 'group': row.get(group)} if isinstance(row, Mapping) else row) for _, row in rows)
+    return [(place, row) for (place, _), row in zip(rows, renamed, strict=True)]
 
 
 def _has_texts(row: Any) -> bool:
@@ -214,7 +233,8 @@ def _table(
     if not answered:
         rows = [(place, {**records.unanswered(row), 'choice': 'left'}) for place, row in rows]
     unread |= {c: '' for c in known_columns if c and c not in cells | unread.keys() and c not in UNLIKE}
-    notes.log_doubts(path, unread, {attribute.name: attribute.words for attribute in attributes}, log)
+    values = {a.name: [str(row[c]).strip() for _, row in rows for c in of[a.name]] for a in attributes}
+    notes.log_doubts(path, unread, {a.name: a.words for a in attributes}, values, log)
     if answered:
         notes.log_copies(path, rows, log)
     names = tuple(name for attribute in attributes for name in attribute.names)
@@ -262,7 +282,12 @@ def _words(path: str | Path, name: str, values: Iterable[Any]) -> tuple[str, ...
             continue
         # Where one value is a number the column has numbers, and words in it are wrong.
         return ()
-    words = tuple(sorted(set(said)))
+    # Of spellings that differ in capitals alone the most frequent one counts.
+    count = collections.Counter(said)
+    spelled: dict[str, str] = {}
+    for word in sorted(count, key=lambda word: (-count[word], word)):
+        spelled.setdefault(word.casefold(), word)
+    words = tuple(sorted(spelled.values()))
     if said and not 2 <= len(words) <= MOST_WORDS:
         advice = (
             'remove the unit' if notes.have_unit(words) else 'delete the column, and for texts take --config=pal:text'
