@@ -277,10 +277,8 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
     ]
     if changed:
         listed = ', '.join(f'{key}: {old.get(key)!r} -> {ours.get(key)!r}' for key in changed)
-        lost = '' if saved else ', for it has no checkpoint yet'
-        raise ValueError(
-            f'{workdir} was made by another config ({listed}); give that one, another --workdir, or delete it{lost}'
-        )
+        lost = '' if saved else ', or delete it, for it has no checkpoint yet'
+        raise ValueError(f'{workdir} was made by another config ({listed}); give that one, or another --workdir{lost}')
 
 
 def check_processes(config: dict[str, Any]) -> None:

@@ -212,7 +212,11 @@ def load(folder: Path) -> Inputs | None:
 def mended(workdir: Path) -> dict[str, int]:
     """The number of changes of each own function since a run began, by its key; nothing of functions without."""
     entries = load(folder) if (folder := kept_in(workdir)) else None
-    return {key: len(entry.changes) for key, entry in (entries or {}).items() if entry.changes}
+    counts: dict[str, int] = {}
+    for key, entry in (entries or {}).items():
+        if entry.changes:
+            counts[without_number(key)] = counts.get(without_number(key), 0) + len(entry.changes)
+    return counts
 
 
 def watched(config: dict[str, Any], workdir: Path, log: Callable[[str], None], changed: Collection[str] = ()) -> Inputs:
