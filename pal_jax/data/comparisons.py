@@ -160,12 +160,15 @@ def from_pairs(pairs: Sequence[PreferencePair], attributes: Sequence[str] = ()) 
         np.array([getattr(pair, side) for pair in pairs], np.float32) for side in ('chosen', 'rejected')
     )
     group_of: dict[str, str] = {}
+    spelled: dict[str, str] = {}
     for user, pair in zip(users, pairs, strict=True):
+        # Groups that differ in capitals alone are the same.
+        group = spelled.setdefault(pair.group.casefold(), pair.group)
         # A person's group need not stand in every row of theirs.
-        if pair.group and group_of.setdefault(user, pair.group) != pair.group:
+        if group and group_of.setdefault(user, group) != group:
             raise ValueError(
-                f'user {user!r} is in group {group_of[user]!r} and in group {pair.group!r}; rename the column group '
-                'where it is not of people'
+                f'user {user!r} is in group {group_of[user]!r} and in group {group!r}, and a person has one: name '
+                "another column by --config.group, or none by --config.group=''"
             )
     group_names = tuple(sorted(set(group_of.values())))
     groups = [group_names.index(group_of[name]) if name in group_of else -1 for name in names]
@@ -294,6 +297,9 @@ def without_few(data: Comparisons, drop: Drop) -> Comparisons:
         f'left out {forecast.counted(len(names), "person")} with fewer than {LEAST} questions: {forecast.few_of(names)}'
     )
     keep, people = enough[data.users], np.flatnonzero(enough)
+    groups = None if data.groups is None else data.groups[people]
+    # A group that nobody is left in is none.
+    left = [] if groups is None else sorted({*groups.tolist()} - {-1})
     return data._replace(
         users=np.searchsorted(people, data.users[keep]).astype(np.int32),
         situations=np.unique(data.situations[keep], return_inverse=True)[1].astype(np.int32),
@@ -301,7 +307,8 @@ def without_few(data: Comparisons, drop: Drop) -> Comparisons:
         rejected=data.rejected[keep],
         prompt=None if data.prompt is None else data.prompt[keep],
         names=tuple(data.names[person] for person in people),
-        groups=None if data.groups is None else data.groups[people],
+        groups=None if groups is None else np.array([left.index(g) if g >= 0 else -1 for g in groups], np.int32),
+        group_names=tuple(data.group_names[g] for g in left),
     )
 
 

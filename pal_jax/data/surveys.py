@@ -18,8 +18,11 @@ def person_column(columns: Iterable[str]) -> str | None:
     """The column of the person: `user`, or the first that has a name of `PEOPLE`."""
     # Programs that read a byte order mark as a letter leave it before the name of the first column.
     names = {c: c.lower().strip('\ufeff ').removesuffix('_id') for c in columns}
-    known = {*PEOPLE, *(f'{name}id' for name in PEOPLE), 'responseid'}
-    return 'user' if 'user' in names else next((column for column, name in names.items() if name in known), None)
+    known = {*PEOPLE, *(f'{name}id' for name in PEOPLE)}
+    if 'user' in names:
+        return 'user'
+    # An id of Prolific tells people apart better than that of a response does.
+    return next((c for of in (known, {'responseid'}) for c, name in names.items() if name in of), None)
 
 
 def answer_column(columns: Iterable[str]) -> str | None:

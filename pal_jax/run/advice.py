@@ -10,7 +10,7 @@ from pal_jax.run.glossary import Words
 from pal_jax.run.metrics import METRICS, read_records
 from pal_jax.run.progress import CUT
 from pal_jax.run.summary import fifths, finite_values, main_part
-from pal_jax.run.verdict import TOO_LITTLE, RunVerdict
+from pal_jax.run.verdict import TOO_LITTLE, UNLIKE, RunVerdict
 
 # Uses of every run that has trained a policy.
 POLICY = (
@@ -64,7 +64,7 @@ def advice(
     if verdict and verdict.answer.endswith(ABOVE):
         return f'The costs are above the limit: try {LIMIT}.'
     units = verdict.units if verdict else ''
-    if verdict is None:
+    if verdict is None or verdict.answer.startswith(UNLIKE):
         return ''
     if verdict.answer.startswith('Yes'):
         return _on_cut(rows, config, above=CUT)

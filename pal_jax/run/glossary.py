@@ -55,6 +55,7 @@ class Test(NamedTuple):
       name: its name in words.
       yes, no: what it has shown, where the p-value is small, and what it has not, where it is not.
       alone: what is said of a level that is not beyond noise, where the p-value is small.
+      beside: what is said of one that is, where the p-value is not small.
     """
 
     key: str
@@ -62,6 +63,7 @@ class Test(NamedTuple):
     yes: str
     no: str
     alone: str
+    beside: str
 
 
 class Question(NamedTuple):

@@ -78,6 +78,8 @@ def claims(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> lis
     """The claims of a run's last evaluation, those that decide first: levels and the leads of their rivals, or else
     changes with what stands beside them; and the cost where that has a limit."""
     before, after = _ends(rows, evals)
+    if _changed_functions(before, after):
+        return []
     listed = []
     for key in (key for key in words.levels if known(after, key)):
         listed.append(_above_level(key, before, after, words))
@@ -106,15 +108,22 @@ def constant(value: float) -> Estimate:
 def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> RunVerdict | None:
     """The verdict on a run's steps and evaluations; None where it has no figure that tells of learning."""
     before, after = _ends(rows, evals)
-    if before and (changed := before.get('mended', {})) != (now := after.get('mended', {})):
-        keys = ' and '.join(key for key in now if now[key] != changed.get(key))
-        sentence = f'{keys} has changed between the evaluations "{before["stage"]}" and "{after["stage"]}"'
-        return RunVerdict(UNLIKE, f'{sentence}, so their figures do not tell whether the run has learnt.', '')
-    verdict, limits = _learning(rows, evals, words), limits_of(after)
+    if keys := _changed_functions(before, after):
+        sentence = f'{" and ".join(keys)} has changed during the run: figures from before and after it do not compare.'
+        verdict = RunVerdict(UNLIKE, f'{sentence[0].upper()}{sentence[1:]}', '')
+    else:
+        verdict = _learning(rows, evals, words)
+    limits = limits_of(after)
     if verdict is None or not limits:
         return verdict
     kept, sentence = _kept(limits)
     return verdict._replace(answer=f'{verdict.answer}, {kept}', sentence=f'{verdict.sentence} {sentence}')
+
+
+def _changed_functions(before: Record, after: Record) -> list[str]:
+    """The keys of own functions that have changed between two evaluations, or since a run without a first one began."""
+    then, now = before.get('mended', {}), after.get('mended', {})
+    return [key for key in now if now[key] != then.get(key, 0)]
 
 
 def limits_of(record: Record) -> dict[str, Record]:
@@ -265,6 +274,7 @@ def _tested(asking: Question, after: Record, claim: Claim, sentence: str) -> tup
     alone = shown and answer(claim.gap, claim.better) != YES
     figures = sentence.removeprefix(asking.reason)
     figures = f'{figures[0].upper()}{figures[1:]}{f", {asking.test.alone}" if alone else ""}'
+    figures += f', {asking.test.beside}' if not shown and answer(claim.gap, claim.better) == YES else ''
     return YES if shown else asking.unclear, f'{proof}. {figures}'
 
 

@@ -57,8 +57,9 @@ def test_a_method_explains_what_the_core_does_not(method):
     for field in ('vocabulary', 'splits', 'steps', 'levels', 'changes', 'beside'):
         assert not getattr(own, field).keys() & getattr(CORE, field).keys(), field
     # What a verdict tells of has words, and what it calls a share is a figure of its own.
-    floors = [floor for _, floor in own.levels.values() if isinstance(floor, str)]
-    told = [*own.levels, *floors, *own.changes, *own.beside, *(other for other, *_ in own.beside.values())]
+    floors = [name for name in names if name.endswith('_of_commoner')]
+    assert {name.removesuffix('_of_commoner') for name in floors} <= {*own.levels, *CORE.levels}
+    told = [*own.levels, *own.changes, *own.beside, *(other for other, *_ in own.beside.values())]
     assert {*told, *own.shares} <= set(names) and {*own.shares, *own.less} <= {*own.levels, *own.changes}
 
 

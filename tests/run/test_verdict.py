@@ -137,12 +137,14 @@ def test_methods_that_compare_in_one_evaluation():
 @pytest.mark.parametrize(('p', 'interval', 'answer', 'not_better'), [
     (0.001, [0.02, 0.2], 'Yes', False), (0.05, [-0.02, 0.2], 'Yes', True), (0.04, [-0.2, -0.1], 'Yes', True),
     (0.051, [-0.02, 0.2], 'Not shown', False), (0.3, [-0.2, -0.1], 'Not shown', False),
+    (0.3, [0.02, 0.1], 'Not shown', False),
 ])  # fmt: skip
 def test_whether_people_differ_is_answered_by_a_test_and_not_by_a_prediction(p, interval, answer, not_better):
     figures = {'seen_gain': sum(interval) / 2, 'seen_gain_interval': interval, 'people': 30, 'differ_p': p}
     verdict = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
     assert verdict and verdict.answer == answer and f'p = {p:.3f}' in verdict.sentence
     assert ('not shown to predict' in verdict.sentence) == not_better
+    assert ('all the same' in verdict.sentence) == (p > 0.05 and interval[0] > 0)
     assert f'{interval[0]:.3f} to {interval[1]:.3f}' in verdict.sentence
 
 
@@ -178,7 +180,12 @@ def test_figures_of_an_own_function_that_has_changed_are_not_compared():
     )
     assert judge(rows, [before, after]).answer == 'Yes'
     found = judge(rows, [before, after | {'mended': {'reward.function': 1}}])
-    assert found.answer == 'Not comparable' and 'reward.function' in found.sentence
+    assert found.answer == 'Not comparable' and 'reward.function' in found.sentence.lower()
+    assert not verdict.claims(rows, [before, after | {'mended': {'reward.function': 1}}], words_of('rl'))
+    # A cost above its limit is told all the same.
+    limited = after | {'mended': {'reward.function': 1}, 'cost': 1.0, 'cost_se': 0.1, 'limit': -1.0}
+    assert judge(rows, [before, limited]).answer == 'Not comparable, above its limit'
+    assert judge(rows, [after | {'mended': {'reward.function': 1}}]).answer == 'Not comparable'
     again = {'mended': {'reward.function': 2}}
     assert judge(rows, [before | again, after | again]).answer == 'Yes'
 

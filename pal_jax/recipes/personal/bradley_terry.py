@@ -128,7 +128,9 @@ def of_all(x: np.ndarray, people: np.ndarray) -> Common:
     of_people = np.zeros((len(names), len(w)))
     np.add.at(of_people, person, _other(x @ w)[:, None] * x)
     clustered = inverse @ (of_people.T @ of_people) @ inverse * len(names) / max(len(names) - 1, 1)
-    wider = np.sqrt(np.maximum(np.diag(inverse) / np.maximum(np.diag(clustered), TINY), 1.0))
+    # An attribute that never varies has no scores at all, and its error is that of the ridge.
+    clustered += np.diag(np.where(np.diag(clustered) > TINY, 0.0, np.diag(inverse)))
+    wider = np.sqrt(np.maximum(np.diag(inverse) / np.diag(clustered), 1.0))
     return Common(w, clustered * wider[:, None] * wider, len(names))
 
 

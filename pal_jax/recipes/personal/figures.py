@@ -120,6 +120,7 @@ WORDS = Words(
                 'the choices of one person are more alike than those of different people',
                 'these choices do not show that people want different things',
                 'so PAL is not shown to predict single people better',
+                'so PAL predicts single people better all the same',
             ),
         ),
         'best_gain': Question('Does a method know the person?', 'Not shown'),
@@ -136,6 +137,5 @@ WORDS = Words(
         'The prototypes',
         'New people',
     ),
-    more='more people, or more choices of each; seeds share the same people. What people want, below, holds for all '
-    'people together',
+    more='more people, or more choices of each; seeds share the same people',
 )

@@ -43,10 +43,10 @@ WORTH = (
     ' The worth of a unit is the change of {price} that outweighs it, with its 95 % interval by Fieller (1954); a dash '
     'stands where the effect of {price} may be 0.'
 )
-DASH = ' An effect is a dash where nearly all choices go one way, so that it has no estimate.'
+DASH = ' An effect is a dash where it has no estimate, as nearly all choices go one way, or the attribute never varies.'
 MIXED = (
     'A mixed logit on all choices, in which each effect has a normal distribution over people, independent of others. '
-    'The means are further from 0 than the effects by one model for all, which averages over people who want '
+    'The means are usually further from 0 than the effects by one model for all, which averages over people who want '
     'different things.'
 )
 ERRORS = (
@@ -57,7 +57,8 @@ GROUPS = (
     'The effect of one more unit by one logit for each group, ± its standard error over people. Where the people in a '
     'group choose more at random, all its effects are nearer to 0. A test of all effects together, by permutations of '
     'people over groups, has p = {p:.3f}: groups are shown to differ where it is at most 0.05. The last columns are of '
-    'single effects, of which one in twenty differs by chance.'
+    'single effects, of which one in twenty differs by chance. All this needs groups that were asked the same '
+    'questions, or questions at random.'
 )
 CERTAIN = 20.0  # an effect of one standard deviation on the log-odds that choices cannot tell from any larger one
 SHOWN_GROUPS = 6
@@ -171,7 +172,8 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
         row = [name, *_cells(mean, scaled), f'{special.expit(scaled.value):.0%}']
         if wants.price is not None:
             worth = wants.common.worth(h, wants.price).scaled(float(scale[wants.price] / scale[h]))
-            row.append('' if h == wants.price else f'{worth.value:+.3g} ({worth.ends("+.3g")})')
+            cell = f'{worth.value:+.3g} ({worth.ends("+.3g")})' if _is_known(mean) else '–'
+            row.append('' if h == wants.price else cell)
         low, high = np.percentile(unit, (25, 75))
         row += [f'{low:+.3g} to {high:+.3g}', f'{unit.std():.3g}'] if spread else []
         table.append(row if model.scale is None else [*row, f'{mean.value:+.2f}'])
@@ -207,19 +209,28 @@ def exhibit_by_group(data: Comparisons, scale: np.ndarray | None, p: float) -> E
     largest = sorted(np.argsort(-sizes, kind='stable')[:SHOWN_GROUPS])
     models = [bradley_terry.of_all(x[of_pair == g], data.users[of_pair == g]).estimates for g in largest]
     heads = [f'{data.group_names[g]} ({counted(int(sizes[g]), "person")})' for g in largest]
-    table = [['effect of one unit', *heads, *(['difference', '95 % interval'] if len(largest) == 2 else ['p'])]]
+    table = [['effect of one unit', *heads, *(['second less first', '95 % interval'] if len(largest) == 2 else ['p'])]]
     for h, name in enumerate(data.attributes):
         effects = [row[h].scaled(1.0 / float(by[h])) for row in models]
         table.append([name, *(_cells(row[h], effect)[0] for row, effect in zip(models, effects, strict=True))])
-        if len(largest) == 2:
+        known = [effect for row, effect in zip(models, effects, strict=True) if _is_known(row[h])]
+        if len(known) < 2:
+            table[-1] += ['–'] * (len(table[0]) - len(table[-1]))
+        elif len(largest) == 2:
             gap = intervals.difference(effects[1], effects[0])
             table[-1] += [f'{gap.value:+.3g}', gap.ends('+.3g')]
         else:
-            table[-1].append(f'{p_of_equal(effects):.3f}')
+            table[-1].append(f'{p_of_equal(known):.3f}')
     text = GROUPS.format(p=p) + (DASH if any('–' in row for row in table) else '')
     hidden = len(sizes) - len(largest)
     text += f' {counted(hidden, "smaller group")} not shown.' if hidden else ''
     return Exhibit('What each group wants', text, table)
+
+
+def _is_known(mean: Estimate) -> bool:
+    """False for an effect of one standard deviation that choices cannot tell: nearly all go one way, or the attribute
+    never varies."""
+    return abs(mean.value) <= CERTAIN and (mean.error or 0.0) <= CERTAIN
 
 
 def p_of_equal(effects: Sequence[Estimate]) -> float:
@@ -232,7 +243,7 @@ def p_of_equal(effects: Sequence[Estimate]) -> float:
 
 def _cells(mean: Estimate, scaled: Estimate) -> list[str]:
     """The cells of an effect of one unit and of its interval; `mean` is the effect of one standard deviation."""
-    if abs(mean.value) > CERTAIN:
+    if not _is_known(mean):
         return ['–', '–']
     return [scaled.with_error('+.3g'), scaled.ends('+.3g')]
 

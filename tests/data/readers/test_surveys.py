@@ -242,3 +242,30 @@ def test_a_file_of_qualtrics_is_read(tmp_path):
     assert any('price has 999, far from all other values' in line for line in said)
     with pytest.raises(ValueError, match="'conditions'; did you mean condition"):
         tables.load(written(tmp_path, table), group='conditions')
+    both = 'ResponseId,PROLIFIC_PID,answer,price_A,price_B\nR_1,p,A,1,2\nR_2,p,B,1,2\n'
+    assert tables.load(written(tmp_path, both)).names == ('p',)
+
+
+def test_groups_are_of_people_and_of_nobody_else(tmp_path):
+    people = ('ana', 'N'), ('bo', 'n')
+    rows = [f'{who},{g},{i},{2 + i + j},{2 - j}' for who, g in people for i in (1, 2) for j in (1, 2)]
+    table = written(tmp_path, '\n'.join(['user,region,situation,price,chosen', *rows]))
+    data = tables.load(table, group='region')
+    assert data.group_names == ('N',) and data.groups.tolist() == [0, 0] and data.attributes == ('price',)
+    with pytest.raises(ValueError, match='price.*differs between the options'):
+        tables.load(table, group='price')
+    mixed = written(tmp_path, 'user,group,region,choice,x_A,x_B\nana,1,n,A,1,2\nana,2,n,A,1,3', 'b.csv')
+    assert tables.load(mixed, group='').groups is None
+    with pytest.raises(ValueError, match='ana.*--config.group'):
+        tables.load(mixed)
+    with pytest.raises(ValueError, match='a column group beside'):
+        tables.load(mixed, group='region')
+    # Pairs that nobody has answered have no people, and no groups.
+    assert tables.load(mixed, answered=False).groups is None
+
+
+def test_a_group_of_people_who_are_left_out_is_none(tmp_path):
+    rows = [f'{who},{side},A,{i},{i + 1}' for who, side in (('ana', 'b'), ('cy', 'c')) for i in range(4)]
+    data = tables.load(written(tmp_path, '\n'.join(['user,group,choice,x_A,x_B', 'bo,a,A,1,2', *rows])))
+    left = comparisons.without_few(data, [].append)
+    assert left.group_names == ('b', 'c') and left.groups.tolist() == [0, 1]

@@ -122,6 +122,20 @@ def test_each_group_has_its_own_effects():
     assert shown.table[2][3:] == [f'{gap.value:+.3g}', gap.ends('+.3g')]
 
 
+def test_what_a_group_has_not_chosen_between_is_a_dash():
+    rng = np.random.default_rng(0)
+    users, groups = np.repeat(np.arange(45), 10), np.arange(45) % 3
+    x = np.concatenate([rng.normal(size=(450, 2)), np.ones((450, 1))], axis=1)
+    x[:, 2] = np.where(groups[users] == 0, 0.0, rng.normal(size=450))
+    data = SimpleNamespace(
+        difference=x, users=users, groups=groups, group_names=('n', 's', 'w'), attributes=('a', 'b', 'c')
+    )
+    _, a, _, c = portrait.exhibit_by_group(data, None, 0.5).table
+    assert c[1] == '–' and '–' not in (*c[2:4], *a) and 0 <= float(c[4]) <= 1
+    everybody = bradley_terry.of_all(np.concatenate([x, np.zeros((450, 1))], axis=1), users).estimates
+    assert everybody[3].error > portrait.CERTAIN > everybody[0].error
+
+
 def test_effects_that_are_equal_but_for_their_errors_have_a_p_like_chance():
     rng = np.random.default_rng(0)
     draws = rng.normal(0.0, [1.0, 2.0, 0.5], (2000, 3))

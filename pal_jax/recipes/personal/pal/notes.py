@@ -40,7 +40,7 @@ def log_doubts(
         known = set(words)
         spellings = {word for word in values[name] if words and word not in known and word.casefold() in folded(words)}
         if spellings:
-            listed = ', '.join(sorted({*spellings, *words}))
+            listed = ', '.join(sorted(spellings | {word for word in words if word.casefold() in folded(spellings)}))
             log(f'{path}: {name} has words that differ in capitals alone, which are read as one word: {listed}')
         if not words and (codes := codes_of_missing(values[name])):
             log(

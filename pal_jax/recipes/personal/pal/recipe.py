@@ -25,7 +25,7 @@ from jaxtyping import Array
 from pal_jax.data import comparisons, records, shards
 from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.data.readers import choices, columns, opinions, votes
-from pal_jax.recipes.personal import baselines, ideal_point, panel
+from pal_jax.recipes.personal import baselines, ideal_point, panel, portrait
 from pal_jax.recipes.personal.evaluation import Evaluate, evaluate_each
 from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, NewUsers, PALState, Rates, put
 from pal_jax.recipes.personal.pal import context as pal_context
@@ -177,8 +177,8 @@ def check(settings: Settings, ways: int) -> None:
         )
     if settings.baselines.mixed_logit:
         baselines.require_xlogit()
-    if settings.text.source and settings.price:
-        raise ValueError(f'price={settings.price!r} is of tables, and texts have no attributes')
+    if settings.text.source and (settings.price or settings.group != 'group'):
+        raise ValueError('price and group are of tables: texts have no attributes, and name their groups themselves')
     if settings.text.source:
         pal_text.check(settings)
     elif count := settings.baselines.context:
@@ -214,6 +214,8 @@ def read(settings: Settings, log: records.Drop = lambda line: None) -> Compariso
     known, path = settings.data in choices.TABLES, Path(settings.data)
     pictures, on_disk = path.suffix == '.npz', not known and path.is_dir()
     drop = log if settings.wrong_rows == 'drop' else None
+    if settings.group != 'group' and (known or pictures or on_disk):
+        raise ValueError(f'group={settings.group!r} is for a table of your own, and data={settings.data!r} is none')
     if drop and (known or pictures or on_disk):
         raise ValueError(f"wrong_rows='drop' is for a table of your own, and data={settings.data!r} is none")
     if known:
@@ -243,8 +245,9 @@ def _check_data(settings: Settings, data: Comparisons, *, in_memory: bool) -> No
             'standardize, baselines.majority and baselines.mixed_logit need all items in memory; for a folder of pairs '
             'and for embeddings set them to False, or take --config=pal:large'
         )
-    if settings.price and settings.price not in data.attributes:
-        raise ValueError(f'price={settings.price!r} is no attribute of {settings.data}: {", ".join(data.attributes)}')
+    prices = [name for name in data.attributes if ' over ' not in name] if portrait.has_effects(data) else []
+    if settings.price and settings.price not in prices:
+        raise ValueError(f'price={settings.price!r} is no attribute of numbers of {settings.data}: {", ".join(prices)}')
     if settings.model.variant == 'B' and data.prompt is None:
         raise ValueError(f"model.variant='B' needs the vectors of prompts, and {settings.data} has none")
 

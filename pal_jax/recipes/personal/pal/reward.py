@@ -215,7 +215,9 @@ def open_pal(workdir: str, split: int | None = None) -> TrainedPAL:
         weights, how = trained or pal_text.load(model, ctx), {'frame': kept.frame, 'batching': Batching()}
         reading = TextVectors(model, weights, frozen_reader(model.cfg, weights, ctx.mesh, settings.text.pool, **how))
     learner, updates = pal.make_learners(settings, kept, ctx, 1)[name], np.asarray(people.users.updates)[:seeds]
-    replica, factor = jax.tree.map(lambda x: x[split], people), finals[-1].get('log_odds_factor', 1.0)
+    replica, factor = jax.tree.map(lambda x: x[split], people), finals[-1].get('log_odds_factor')
+    # Earlier versions had a factor for each split, or none.
+    factor = finals[-1].get('log_odds_factors', [1.0] * seeds)[split] if factor is None else factor
     predicts = 'seen_gain' in finals[-1] and intervals.from_record(finals[-1], 'seen_gain').place(0.0) == 1
     return TrainedPAL(workdir, split, settings, learner, replica, updates, factor, predicts, kept, reading)
 

@@ -121,7 +121,7 @@ class Settings(Run):
     # tldr:<folder>, personas:<file>, choices:<source> (data/readers/opinions.py, data/readers/crowds.py).
     data: str = 'electricity'
     price: str = ''  # of a table: the attribute that is a price, in which the report says what others are worth
-    group: str = 'group'  # of a table: the column with the group of each person, which the report compares
+    group: str = 'group'  # of a table: the column with the group of each person, which the report compares; '': none
     wrong_rows: Literal['refuse', 'drop'] = 'refuse'  # of a file of your own; drop leaves them out, and counts them
     text: TextSettings = TextSettings()
     standardize: bool = True  # attributes in units of their standard deviation

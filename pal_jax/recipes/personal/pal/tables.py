@@ -69,7 +69,7 @@ def load(
       answered: False where nobody has chosen yet. The row of a pair then needs neither `choice` nor `user`, its left
         side counts as chosen, and JSON lines may have `left` and `right`.
       attributes: those of earlier choices, whose words the table's attributes have.
-      group: the column with the groups of people.
+      group: the column with the groups of people; '': there are none.
       drop: takes a line about wrong rows, which are left out (`records.converted`); None: they are refused.
       log: takes a line about columns that are not read, and words of an attribute that may be the same.
 
@@ -79,7 +79,7 @@ def load(
     paths = shards.files_of(str(path))
     wrong: records.Wrong = {}
     rows = surveys.answers(list(records.values(str(path), wrong)))
-    rows = rows if group == 'group' else _with_group(path, rows, group)
+    rows = _with_group(path, rows, group) if group not in ('', 'group') else rows
     if rows and _has_texts(rows[0][1]):
         raise ValueError(f'{path} has choices between texts; take --config=pal:text')
     if not rows and wrong:
@@ -91,6 +91,10 @@ def load(
         names, pairs = _items(rows, answered, drop)
     if not pairs:
         raise ValueError(f'{path} holds no {"choices" if answered else "pairs"}')
+    if group not in ('', 'group') and 'group' in columns_of(names):
+        raise ValueError(f'{path}: group={group!r} differs between the options of a choice, so it is of no person')
+    if not (answered and group):
+        pairs = [dataclasses.replace(pair, group='') for pair in pairs]
     try:
         return from_pairs(pairs, names)
     except ValueError as error:
@@ -101,15 +105,20 @@ def _with_group(path: str | Path, rows: list[records.Row], group: str) -> list[r
     """The rows with the column `group` of people's groups, which has another name in the file.
 
     Raises:
-      ValueError: the file has no such column.
+      ValueError: the file has no such column, or another one that is called group.
     """
     heads = dict.fromkeys(name for _, row in rows[:1] if isinstance(row, Mapping) for name in row)
     if group not in heads:
         near = near_name(group, heads)
         meant = f'; did you mean {near}?' if near else ''
         raise ValueError(f'{path} has no column group={group!r}{meant}; its columns are {", ".join(heads)}')
-    renamed = (({**row, 'group': row.get(group)} if isinstance(row, Mapping) else row) for _, row in rows)
-    return [(place, row) for (place, _), row in zip(rows, renamed, strict=True)]
+    if 'group' in heads:
+        raise ValueError(f'{path} has a column group beside group={group!r}; rename it')
+    new = {group: 'group'}
+    return [
+        (place, {new.get(name, name): x for name, x in row.items()} if isinstance(row, Mapping) else row)
+        for place, row in rows
+    ]
 
 
 def _has_texts(row: Any) -> bool:
