@@ -38,9 +38,9 @@ def survey(rng: np.random.Generator, width: int, deviation: float, bend: float =
     left, right = rng.normal(size=(2, len(person), width))
     if bend:
         # Everybody of a half is asked the same questions.
-        asked = rng.normal(size=(2, 2, CHOICES, width))
-        asked[:, 1, :, 0] += 2.0
-        left, right = (np.concatenate([np.tile(part, (PEOPLE // 2, 1)) for part in side]) for side in asked)
+        questions = rng.normal(size=(2, 2, CHOICES, width))
+        questions[:, 1, :, 0] += 2.0
+        left, right = (np.concatenate([np.tile(part, (PEOPLE // 2, 1)) for part in side]) for side in questions)
     margin = np.sum((left - right) * wants[person], axis=1) - bend * (left[:, 0] ** 2 - right[:, 0] ** 2)
     first = (rng.random(len(person)) < 1.0 / (1.0 + np.exp(-margin)))[:, None]
     chosen, rejected = (np.where(first, *sides).astype(np.float32) for sides in ((left, right), (right, left)))

@@ -10,6 +10,7 @@ source that is no file here (a hub id, a data set of TFDS, a model inside a pack
 
 from __future__ import annotations
 
+import collections
 import functools
 import glob
 import hashlib
@@ -212,11 +213,10 @@ def load(folder: Path) -> Inputs | None:
 def mended(workdir: Path) -> dict[str, int]:
     """The number of changes of each own function since a run began, by its key; nothing of functions without."""
     entries = load(folder) if (folder := kept_in(workdir)) else None
-    counts: dict[str, int] = {}
+    counts = collections.Counter[str]()
     for key, entry in (entries or {}).items():
-        if entry.changes:
-            counts[without_number(key)] = counts.get(without_number(key), 0) + len(entry.changes)
-    return counts
+        counts[without_number(key)] += len(entry.changes)
+    return {key: count for key, count in counts.items() if count}
 
 
 def watched(config: dict[str, Any], workdir: Path, log: Callable[[str], None], changed: Collection[str] = ()) -> Inputs:

@@ -271,10 +271,11 @@ def _tested(asking: Question, after: Record, claim: Claim, sentence: str) -> tup
     p = after[asking.test.key]
     shown = p <= 1.0 - intervals.LEVEL
     proof = f'{asking.test.yes if shown else asking.test.no} ({asking.test.name}, p = {p:.3f})'
-    alone = shown and answer(claim.gap, claim.better) != YES
     figures = sentence.removeprefix(asking.reason)
-    figures = f'{figures[0].upper()}{figures[1:]}{f", {asking.test.alone}" if alone else ""}'
-    figures += f', {asking.test.beside}' if not shown and answer(claim.gap, claim.better) == YES else ''
+    figures = f'{figures[0].upper()}{figures[1:]}'
+    # A level that does not say the same as the test gets a word on it.
+    if shown != (answer(claim.gap, claim.better) == YES):
+        figures += f', {asking.test.alone if shown else asking.test.beside}'
     return YES if shown else asking.unclear, f'{proof}. {figures}'
 
 

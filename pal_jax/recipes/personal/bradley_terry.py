@@ -76,8 +76,7 @@ def logistic(x: np.ndarray, ridge: float = 1.0) -> np.ndarray:
 def scores(x: np.ndarray) -> np.ndarray:
     """The scores `[n, H]` of choices by one model of everybody, which are the derivatives of their log likelihoods with
     respect to the weights. `x` are differences chosen - rejected `[n, H]`; the sum of the scores is 0."""
-    w = fit(x[None], np.ones((1, len(x))), FREE, np.zeros(x.shape[1])).weights[0]
-    return _other(x @ w)[:, None] * x
+    return _other(x @ logistic(x, FREE))[:, None] * x
 
 
 class Common(NamedTuple):

@@ -191,9 +191,9 @@ def exhibit_mixed_logit(model: MixedLogit, attributes: Sequence[str], scale: np.
     table = [['effect of one unit', 'mean over people', 'standard deviation over people', 'people above 0']]
     errors = [[None, None]] * len(by) if model.errors is None else (model.errors / by).T.tolist()
     for name, mean, deviation, both in zip(attributes, model.mean / by, model.deviation / by, errors, strict=True):
-        figures = zip((mean, deviation), both, ('+.3g', '.3g'), strict=True)
+        figures = zip((mean, deviation), both, strict=True)
         # At a deviation of 0 the curvature may tell no error.
-        known = [Estimate(float(x), e if e and math.isfinite(e) else None, None, None) for x, e, _ in figures]
+        known = [Estimate(float(x), e if e and math.isfinite(e) else None, None, None) for x, e in figures]
         cells = [known[0].with_error('+.3g'), known[1].with_error('.3g')]
         shown = model.errors is None or (known[1].error and deviation > 2.0 * known[1].error)
         table.append([name, *cells, f'{special.ndtr(mean / max(deviation, TINY)):.0%}' if shown else '–'])
