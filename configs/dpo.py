@@ -13,7 +13,7 @@ RLPA's baseline: the best against the worst of n samples of a policy that writes
 
 from pal_jax.recipes import dpo
 from pal_jax.run import presets as p
-from pal_jax.run.language import RowSettings
+from pal_jax.run.language import RowSettings, SampleSettings
 
 
 def get_config(variant: str = '') -> dpo.Settings:
@@ -23,6 +23,7 @@ def get_config(variant: str = '') -> dpo.Settings:
         total_steps=0,  # 0: data.epochs passes over the rows
         optimizer=p.Optimizer(lr=5e-6),
         data=RowSettings(batch_size=16),
+        samples=SampleSettings(count=3),  # the report shows them before and after training
     )
     return {'smoke': p.smoke_rows, 'paper': paper}[variant](settings) if variant else settings
 

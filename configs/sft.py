@@ -8,7 +8,7 @@ pal-jax train --config=sft:paper                                               #
 
 from pal_jax.recipes import sft
 from pal_jax.run import presets as p
-from pal_jax.run.language import RowSettings
+from pal_jax.run.language import RowSettings, SampleSettings
 
 
 def get_config(variant: str = '') -> sft.Settings:
@@ -18,6 +18,7 @@ def get_config(variant: str = '') -> sft.Settings:
         total_steps=0,  # 0: data.epochs passes over the rows
         optimizer=p.Optimizer(lr=5e-5),
         data=RowSettings(batch_size=16),
+        samples=SampleSettings(count=3),  # the report shows them before and after training
     )
     return {'smoke': p.smoke_rows, 'paper': paper}[variant](settings) if variant else settings
 

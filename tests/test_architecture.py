@@ -23,6 +23,7 @@ MEETING = {
     'data/safety',
     'decode/answers',
     'decode/sampler',
+    'decode/shown_answers',
     'judges/chat_models',
     'run/ahead',
     'run/inputs',

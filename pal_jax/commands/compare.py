@@ -3,10 +3,10 @@
   pal-jax compare runs/rlpa runs/rlpa-1 runs/rlpa-2
   pal-jax compare runs/rlpa runs/pal --output=both.png --output=both.csv
 
-prints two tables in Markdown: what the evaluations say of learning, and the figure that stands for each method in the
-first and the last training steps. Of runs that differ in their seeds alone both tables have the means, too, with
-standard errors over seeds. --output names a new file: .html (a page with the picture, the tables and the verdicts),
-.png (the picture) or .csv (every figure of every evaluation, a row each).
+prints tables in Markdown: the settings in which the runs differ, what the evaluations say of learning, and the figure
+that stands for each method in the first and the last training steps. Of runs that differ in their seeds alone the last
+two tables have the means, too, with standard errors over seeds. --output names a new file: .html (a page with the
+picture, the tables and the verdicts), .png (the picture) or .csv (every figure of every evaluation, a row each).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pal_jax.run import intervals, stores
+from pal_jax.run import inputs, intervals, stores
+from pal_jax.run.checkpoint import flatten
 from pal_jax.run.curve import (
     HEADLINES,
     OWN,
@@ -48,6 +50,7 @@ from pal_jax.run.outputs import check_file, whole_file
 from pal_jax.run.overview import overview, run_row
 from pal_jax.run.pages import markdown
 from pal_jax.run.progress import print_anything
+from pal_jax.run.recipe import KEPT
 from pal_jax.run.report import turn_lists
 from pal_jax.run.summary import fifths, main_part, scalars
 from pal_jax.run.verdict import estimate, known
@@ -64,6 +67,9 @@ OVER_SEEDS = (
     'The errors of the last row are over seeds alone. The intervals of the single runs say how far a figure may have '
     'moved by the choice of the people, prompts or rows that were tested.'
 )
+# Where runs differ in a key that begins so, a figure of one name is measured on other things or by another rule.
+MEASURES = 'recipe', 'reward', 'prompts', 'data', 'eval', 'play', 'dialogue'
+UNLIKE = 'These runs differ in {}: figures of one name may then measure different things.'
 ENDINGS = '.html', '.png', '.csv'
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # records by the run's name
@@ -158,6 +164,32 @@ def are_seeds(configs: Sequence[Mapping[str, Any]]) -> bool:
     """True of two or more configs of runs that are the same but for the seed."""
     first, *others = ({**config, 'seed': None} for config in configs)
     return bool(others) and all(config == first for config in others)
+
+
+def settings_table(configs: Mapping[str, dict[str, Any]], read: Mapping[str, inputs.Inputs]) -> list[list[str]]:
+    """A table of the settings in which runs differ, a row each; of runs of several methods, the settings that all have.
+
+    A file or own function whose content differs between runs has a row, too, in which runs with the same content have
+    the same letter.
+    """
+    values = {name: flatten(config) for name, config in configs.items()}
+    shared = [key for key in next(iter(values.values())) if all(key in of for of in values.values())]
+    table = [['setting', *configs]]
+    for key in shared:
+        if len({json.dumps(of[key]) for of in values.values()}) > 1:
+            table.append([key, *(str(of[key]) for of in values.values())])
+    for key in dict.fromkeys(itertools.chain.from_iterable(read.values())):
+        contents = [(dict(of[key].files), list(of[key].changes)) if key in of else None for of in read.values()]
+        if None not in contents and any(content != contents[0] for content in contents):
+            letters = [chr(ord('A') + contents.index(content)) for content in contents]
+            table.append([f'content of {key}', *letters])
+    return table
+
+
+def describe_settings(table: list[list[str]]) -> Exhibit:
+    """The table of settings that differ, with a warning where figures of one name may measure different things."""
+    unlike = [key for key, *_ in table[1:] if key.removeprefix('content of ').partition('.')[0] in MEASURES]
+    return Exhibit('Settings that differ', UNLIKE.format(', '.join(unlike)) if unlike else '', table)
 
 
 def stage_table(evals: Runs, words: Mapping[str, Words], *, seeds: bool = False) -> list[list[str]]:
@@ -262,8 +294,12 @@ def main() -> None:
     except ValueError as error:
         parser.error(stores.shown(error))
     words = {name: words_of(config['recipe']) for name, config in zip(folders, configs, strict=True)}
-    seeds = are_seeds(configs)
-    exhibits = make_exhibits(runs, evals, words, seeds=seeds)
+    began = {name: inputs.load(path / KEPT) or {} for name, path in folders.items()}
+    differing = settings_table(dict(zip(folders, configs, strict=True)), began)
+    # Runs that read other contents under the same names are no seeds of one run.
+    by_seed = {key for key, *_ in differing[1:]} <= {'seed'}
+    exhibits = make_exhibits(runs, evals, words, seeds=by_seed and are_seeds(configs))
+    exhibits = exhibits if by_seed else [describe_settings(differing), *exhibits]
     picture = draw(runs, evals, words)
     if not picture and any(path.suffix == '.png' for path in outputs):
         parser.error('these runs have no figure to draw; give --output=compared.html or .csv')

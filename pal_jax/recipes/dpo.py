@@ -18,11 +18,12 @@ from pal_jax.data import rows as data
 from pal_jax.data.packing import PromptGroup, shared_prompt
 from pal_jax.data.rows import Rows
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.shown_answers import ShownAnswers, make_shown_answers
 from pal_jax.learners.actor import ActorState
 from pal_jax.learners.dpo import DPO, PreferenceLearner
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
-from pal_jax.run.language import SupervisedRun
+from pal_jax.run.language import SampleSettings, SupervisedRun
 from pal_jax.run.models import make_policy, trained_actor
 from pal_jax.run.planned import PlannedRun, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite
@@ -34,6 +35,7 @@ from pal_jax.types import Metrics
 class Settings(SupervisedRun):
     """The keys of a run of DPO; those that every supervised method has are in `run/language.py`."""
 
+    samples: SampleSettings = SampleSettings()
     dpo: DPO = DPO()
 
 
@@ -45,6 +47,7 @@ class DPORecipe:
     ctx: Context
     learner: PreferenceLearner
     rows: Rows
+    answers: ShownAnswers
     load: Callable[[Params], Params]
 
     def init(self) -> tuple[ActorState, Host]:
@@ -65,10 +68,11 @@ class DPORecipe:
         with self.ctx.phase('evaluate'):
             tests = self.rows.tests(self.ctx.mesh)
             batches = [(count, self.learner.compare(state, batch)[1]) for count, batch in tests]
+            shown = self.answers(self.learner.actor.weights(state))
         # Batches differ in size: a mean over pairs weighs each batch by its pairs.
         counts = [count for count, _ in batches]
         means = {name: float(np.average([m[name] for _, m in batches], weights=counts)) for name in batches[0][1]}
-        return Evaluation({'rows': sum(counts), 'moved': self.rows.moved, **means})
+        return Evaluation({'rows': sum(counts), 'moved': self.rows.moved, **means}, shown)
 
 
 def make(settings: Settings, ctx: Context) -> DPORecipe:
@@ -86,7 +90,8 @@ def make(settings: Settings, ctx: Context) -> DPORecipe:
     learner = make_pair_learner(settings, policy.cfg, ctx, data.steps_of(settings, rows))
     trained = trained_actor(settings.policy, policy, learner.actor)
     plan = data.make_plan(settings, rows, policy, learner.actor.abstract, trained)
-    return DPORecipe(plan, ctx, learner, rows, policy.source.load)
+    answers = make_shown_answers(settings.samples, rows, ['chosen', 'rejected'], policy, ctx)
+    return DPORecipe(plan, ctx, learner, rows, answers, policy.source.load)
 
 
 def make_trained(settings: Settings, ctx: Context) -> TrainedModel:

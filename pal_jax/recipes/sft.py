@@ -17,11 +17,12 @@ from pal_jax.data import rows as data
 from pal_jax.data.packing import PromptGroup, shared_prompt
 from pal_jax.data.rows import Rows
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.shown_answers import ShownAnswers, make_shown_answers
 from pal_jax.learners.actor import Actor, ActorState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.run import intervals, sharding
-from pal_jax.run.language import SupervisedRun
+from pal_jax.run.language import SampleSettings, SupervisedRun
 from pal_jax.run.models import make_policy, trained_actor
 from pal_jax.run.planned import PlannedRun, reading
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite
@@ -33,6 +34,7 @@ from pal_jax.types import Metrics
 class Settings(SupervisedRun):
     """The keys of a run of SFT; those that every supervised method has are in `run/language.py`."""
 
+    samples: SampleSettings = SampleSettings()
     max_z_coef: float = 0.0  # the weight of the squares of the largest logits (Baichuan 2: 2e-4)
 
 
@@ -44,6 +46,7 @@ class SFT:
     ctx: Context
     actor: Actor
     rows: Rows
+    answers: ShownAnswers
     load: Callable[[Params], Params]
 
     def init(self) -> tuple[ActorState, Host]:
@@ -68,11 +71,12 @@ class SFT:
                 logprobs = self.actor.logprobs(state.whole, batch)
                 sums = -(logprobs * batch.acts).sum(axis=-1), batch.acts.sum(axis=-1)
                 by_row.append(map(np.ravel, sharding.to_every_host(sums, self.ctx.mesh)))
+            shown = self.answers(self.actor.weights(state))
         total, tokens = map(np.concatenate, zip(*by_row, strict=True))
         # A mean over tokens, whatever row they stand in: rows are independent, and their tokens are not.
         loss = intervals.mean(total / np.maximum(tokens, 1), weights=tokens)
         rows = {'rows': len(self.rows.test), 'moved': self.rows.moved}
-        return Evaluation(rows | loss.named('loss') | {'perplexity': float(np.exp(loss.value))})
+        return Evaluation(rows | loss.named('loss') | {'perplexity': float(np.exp(loss.value))}, shown)
 
 
 def make(settings: Settings, ctx: Context) -> SFT:
@@ -89,7 +93,8 @@ def make(settings: Settings, ctx: Context) -> SFT:
     actor = make_actor(settings, policy.cfg, ctx, data.steps_of(settings, rows))
     trained = trained_actor(settings.policy, policy, actor)
     plan = data.make_plan(settings, rows, policy, actor.abstract, trained)
-    return SFT(plan, ctx, actor, rows, policy.source.load)
+    answers = make_shown_answers(settings.samples, rows, ['the reply of the row'], policy, ctx)
+    return SFT(plan, ctx, actor, rows, answers, policy.source.load)
 
 
 def make_trained(settings: Settings, ctx: Context) -> TrainedModel:

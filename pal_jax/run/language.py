@@ -100,6 +100,20 @@ class RowSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """Answers to test prompts, which a report shows before and after training."""
+
+    # The number of test rows whose prompts the policy answers. A device then holds a copy of the weights in the type of
+    # decoding (divided by mesh.tensor) while an evaluation samples; 0: no answers and no copy.
+    count: int = 0
+    max_tokens: int = 64  # the largest number of tokens of an answer
+
+    def __post_init__(self):
+        if self.count < 0 or self.max_tokens < 1:
+            raise ValueError(f'count={self.count} must be at least 0, and max_tokens={self.max_tokens} at least 1')
+
+
+@dataclasses.dataclass(frozen=True)
 class OracleSettings:
     """The people, all of RLPA's training, whom the oracle answers where `data.train` is 'oracle'."""
 

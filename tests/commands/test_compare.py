@@ -8,9 +8,11 @@ import json
 import pytest
 from scipy import stats
 
-from pal_jax.commands.compare import OVER_SEEDS, are_seeds, draw, rise_table, stage_table
+from pal_jax.commands.compare import OVER_SEEDS, are_seeds, draw, rise_table, settings_table, stage_table
 from pal_jax.run.glossary import words_of
+from pal_jax.run.inputs import FILE, Input
 from pal_jax.run.metrics import MetricsWriter
+from pal_jax.run.recipe import KEPT
 from tests import browser, shell
 
 WORDS = words_of('rlpa')
@@ -62,6 +64,21 @@ def test_runs_that_differ_in_their_seeds_alone_are_seeds():
     assert not are_seeds(configs[:1]) and not are_seeds([*configs, {'recipe': 'rlpa', 'seed': 3, 'total_steps': 2}])
 
 
+def test_the_settings_in_which_runs_differ_stand_in_a_table():
+    configs = {
+        'a': {'recipe': 'rl', 'seed': 0, 'ppo': {'clip': 0.2, 'kl_coef': 0.1}, 'rl': {'game': ''}},
+        'b': {'recipe': 'rl', 'seed': 0, 'ppo': {'clip': 0.3, 'kl_coef': 0.1}},
+    }
+    rewarded = {name: {'reward.function.0': Input('f.py:f', '', 'f.py', {'f.py': name})} for name in configs}
+    assert settings_table(configs, rewarded) == [
+        ['setting', 'a', 'b'],
+        ['ppo.clip', '0.2', '0.3'],
+        ['content of reward.function.0', 'A', 'B'],
+    ]
+    same = dict.fromkeys(configs, rewarded['a'])
+    assert settings_table(dict.fromkeys(configs, configs['a']), same) == [['setting', 'a', 'b']]
+
+
 def test_lists_by_turn_stand_in_the_table():
     record = {'step': 0, 'stage': 'base', 'reward': 0.5, 'f1_by_turn': [0.0, 0.5]}
     assert stage_table({'a': [record]}, {'a': WORDS})[1] == ['a', 'base', '0.500', '0.00 0.50']
@@ -107,6 +124,15 @@ def test_a_page_a_picture_and_a_table_of_numbers(two_runs):
     assert (float(last['value']), float(last['error'])) == (0.75, 0.02)
     assert OVER_SEEDS in done.stdout and compare(two_runs, f'--output={two_runs}/c.csv').returncode == 2  # it is there
     assert 'c.txt' in compare(two_runs, f'--output={two_runs}/c.txt').stderr
+    # Another version of an own reward under the same name: the runs are no seeds of one run.
+    for name in ('a', 'b <i>'):
+        (kept := two_runs / 'runs' / name / KEPT).mkdir()
+        entry = Input('f.py:f', '', 'f.py', {'f.py': name})._asdict()
+        (kept / FILE).write_text(json.dumps({'reward.function.0': entry}))
+    printed = compare(two_runs).stdout
+    assert OVER_SEEDS not in printed and '| content of reward.function.0 | A | B |' in printed
+    for name in ('a', 'b <i>'):
+        (two_runs / 'runs' / name / KEPT / FILE).unlink()
     (two_runs / 'runs' / 'a' / 'evals.jsonl').unlink()
     assert OVER_SEEDS not in compare(two_runs).stdout
 

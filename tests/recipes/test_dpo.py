@@ -110,9 +110,15 @@ def test_a_recipe_of_fake_parts_means_its_test_batches_by_their_pairs():
     groups = [shared_prompt([Example([1, 2], [3 + side] * (1 + k)) for side in range(2)]) for k in range(3)]
     rows = Rows(groups, groups, n=2, actions=8, left_out=0, batch_size=2)
     state: Any = None
-    learner: Any = SimpleNamespace(compare=lambda state, batch: (None, {'loss': float(batch.acts.sum())}))
-    recipe = dpo.DPORecipe(Plan(1, None, lambda i: None), ONE, learner, rows, lambda shardings: {})
-    record = recipe.evaluate(state, 'final').record
+    learner: Any = SimpleNamespace(
+        compare=lambda state, batch: (None, {'loss': float(batch.acts.sum())}),
+        actor=SimpleNamespace(weights=lambda state: {'weights': state}),
+    )
+    recipe: Any = dpo.DPORecipe(
+        Plan(1, None, lambda i: None), ONE, learner, rows, lambda weights: [weights], lambda shardings: {}
+    )
+    record, dialogues, *_ = recipe.evaluate(state, 'final')
+    assert dialogues == [{'weights': None}]
     assert record == {'rows': 3, 'moved': 0, 'loss': (2 * 6 + 1 * 6) / 3}
 
 

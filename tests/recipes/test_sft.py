@@ -62,6 +62,25 @@ def test_it_learns_what_it_is_shown_and_says_how_well(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_report_shows_what_the_policy_answers_before_and_after(tmp_path):
+    train = chats_file(tmp_path / 'a.jsonl')
+    changes = {'data.train': train, 'data.test': configs.other_prompts(train), 'optimizer.lr': 1e-2, 'total_steps': 24}
+    _, recipe, state = losses(ONE, steps=24, **changes, **{'samples.count': 2, 'samples.max_tokens': 8})
+    start, _ = recipe.init()
+    before, after = (recipe.evaluate(model, 'x').dialogues for model in (start, state))
+    assert (
+        [record['person'] for record in before]
+        == [record['person'] for record in after]
+        == ['test row 1', 'test row 2']
+    )
+    assert before[0]['facts'] == after[0]['facts']
+    assert before[0]['turns'][0] == after[0]['turns'][0]
+    assert before[0]['turns'][1] != after[0]['turns'][1]
+    # The learnt answer begins with a letter with which replies of the rows begin.
+    assert after[0]['turns'][1]['content'].lstrip()[:1] in tuple('ato')
+
+
+@pytest.mark.slow
 def test_a_mesh_and_packing_change_no_loss(tmp_path):
     changes = {'data.train': chats_file(tmp_path / 'a.jsonl', 24), 'data.batch_size': 16, 'data.micro_rows': 1}
     plain, *_ = losses(ONE, steps=1, **changes, **{'data.row_tokens': 0})
@@ -116,7 +135,7 @@ def test_a_recipe_of_fake_parts_makes_a_step_without_a_model():
     groups = [shared_prompt([Example([1, 2], [3] * (1 + k % 2))]) for k in range(6)]
     rows = Rows(groups, groups[:2], n=1, actions=8, left_out=2, batch_size=4)
     actor: Any = Counting()
-    recipe = sft.SFT(Plan(3, None, lambda i: None), ONE, actor, rows, lambda shardings: {})
+    recipe: Any = sft.SFT(Plan(3, None, lambda i: None), ONE, actor, rows, lambda weights: [], lambda shardings: {})
     state, host = recipe.init()
     state, _, phase, metrics = recipe.step(state, host, 0)
     tokens = sum(len(group.branches[0].tokens) for group in rows.draw(0))
