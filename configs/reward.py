@@ -9,14 +9,16 @@ pal-jax train --config=reward:smoke                                             
 from pal_jax.recipes.scorer import reward
 from pal_jax.recipes.scorer.reward import PairSettings
 from pal_jax.run import presets as p
+from pal_jax.run.language import OracleSettings
 
 
 def get_config(variant: str = '') -> reward.Settings:
     variant = p.parse_variant(variant, 'smoke')
     settings = reward.Settings(
         recipe='scorer.reward',
-        total_steps=24,  # half a pass; 0: data.epochs passes over the pairs
+        total_steps=0,  # 0: data.epochs passes over the pairs
         optimizer=p.Optimizer(lr=2e-5),
-        data=PairSettings(batch_size=16, train='recall', test_rows=192, row_tokens=512),
+        data=PairSettings(batch_size=16, train='recall', row_tokens=512),
+        oracle=OracleSettings(people=120),  # with data.train='recall', four pairs of each
     )
     return p.smoke_rows(settings) if variant else settings

@@ -169,7 +169,10 @@ def by_prompt(rows: list[Keyed], data: RowSettings, seed: int = 0) -> tuple[list
 
 
 def fewer_tests(data: RowSettings, test: Sequence[Keyed]) -> str:
-    """A warning where fewer rows are held out than the settings ask for; '' else."""
+    """A warning where fewer rows are held out than a config asks for; '' else."""
+    # The default is only the largest number: nobody has asked for it.
+    if data.test_rows == RowSettings.test_rows:
+        return ''
     return holdouts.fewer('data.test_rows', data.test_rows, len(test))
 
 

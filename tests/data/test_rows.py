@@ -121,9 +121,12 @@ def test_a_run_begins_with_a_line_about_it(tmp_path, method, record):
     path, told = write(tmp_path / 'a.jsonl', [record(f'{i % 5}') for i in range(10)]), []
     recipe = {'sft': sft, 'dpo': dpo, 'reward': reward}[method]
     mesh = devices.make_mesh(devices=jax.devices()[:1])
-    recipe.make(configs.load(method, **{'data.train': path, 'export': False}), Context(mesh, log=told.append))
+    # `:smoke` asks for 3 test rows, and nobody asks for the 64 of a default.
+    for changes in ({}, {'data.test_rows': 64}):
+        changes = {'data.train': path, 'export': False, **changes}
+        recipe.make(configs.load(method, **changes), Context(mesh, log=told.append))
     split = '8 rows to learn from, 2 to test on, of other prompts (5 rows with the prompt of another row)'
-    assert told == [split + fewer('data.test_rows', 3, 2)] and 'warning: data.test_rows=3 became 2' in told[0]
+    assert told == [split + fewer('data.test_rows', 3, 2), split] and 'warning: data.test_rows=3 became 2' in told[0]
 
 
 def test_fewer_to_test_on_than_a_setting_asks_for_are_told_with_the_reason():
