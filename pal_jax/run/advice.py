@@ -10,7 +10,7 @@ from pal_jax.run.glossary import Words
 from pal_jax.run.metrics import METRICS, read_records
 from pal_jax.run.progress import CUT
 from pal_jax.run.summary import fifths, finite_values, main_part
-from pal_jax.run.verdict import TOO_LITTLE, UNLIKE, RunVerdict
+from pal_jax.run.verdict import TOO_LITTLE, TRIALS, UNLIKE, RunVerdict
 
 # Uses of every run that has trained a policy.
 POLICY = (
@@ -21,7 +21,6 @@ SEEDS = 'more total_steps, or several seeds, which pal-jax compare puts side by 
 TESTS = 'more {units} to test on'
 ABOVE = 'above its limit', 'above its limits'
 LIMIT = 'more total_steps, a higher constraint.limit, or a handler that moves faster (docs/howto/constraints.md)'
-TRIALS = ':smoke', '-smoke'  # how the names of variants for trials end
 KL = 3.0  # nats of a token that are much
 
 

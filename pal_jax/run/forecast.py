@@ -12,6 +12,7 @@ from pal_jax.types import Metrics
 LISTED = 10  # things of one kind that a message lists
 
 ONCE = 'seconds_compile', 'seconds_load'  # seconds that the next step does not need again
+EVALUATIONS = 'evaluations'
 RECENT = 20  # steps whose mean is the pace
 
 
@@ -28,7 +29,9 @@ class Left(NamedTuple):
 
     @property
     def _time(self) -> str:
-        return f'{"up to" if self.early else "about"} {spoken(self.seconds)} left'
+        # After the last step an evaluation is all that is left.
+        of = ' for the evaluation' if self.measured == (EVALUATIONS,) and not self.unmeasured else ''
+        return f'{"up to" if self.early else "about"} {spoken(self.seconds)} left{of}'
 
     def __str__(self) -> str:
         """The time as a text: `about 14 min left`, `up to 14 min left`, or `done`.
@@ -109,10 +112,10 @@ class Forecast:
                     unmeasured.append(name or 'steps')
         if due := sum(i > step for i in self._evaluations):
             if self._evaluated is None:
-                unmeasured.append('evaluations')
+                unmeasured.append(EVALUATIONS)
             else:
                 seconds += due * self._evaluated
-                measured.append('evaluations')
+                measured.append(EVALUATIONS)
         return Left(seconds, tuple(unmeasured), tuple(measured), early)
 
     def _of_new_shapes(self, name: str, count: int) -> float:

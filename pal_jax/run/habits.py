@@ -74,6 +74,8 @@ KEYS = {
     'loss_type': ('dpo.loss', 'ppo.loss_agg'),
     'use_vllm': ('decode.driver',),
     'vllm_num_engines': ('decode.shares',),
+    'vllm_gpu_memory_utilization': ('decode.slots',),
+    'gpu_memory_utilization': ('decode.slots',),
     'vllm_mode': ('decode.driver',),
     'steps_per_generation': ('ppo.minibatches',),
     'reward_funcs': ('reward.function',),
@@ -124,6 +126,10 @@ UNITS = {
     **dict.fromkeys(
         ('zero_stage', 'deepspeed'), '-1, the default, splits parameters, gradients and optimiser as stage 3 does'
     ),
+    **dict.fromkeys(('model_name_or_path', 'model', 'pretrain'), 'with hf: before the name or folder'),
+    **dict.fromkeys(
+        ('vllm_gpu_memory_utilization', 'gpu_memory_utilization'), 'it counts the completions that are sampled at once'
+    ),
     'steps_per_generation': 'it counts updates of a pass over the samples of a step',
     **dict.fromkeys(('bf16', 'fp16'), 'bfloat16 or float32; auto takes bfloat16 where the machine has it'),
 }
@@ -134,7 +140,7 @@ UNITS_OF_KEYS = {
         'epochs * prompts / rl.rollout_batch_size',
     ),
     ('train_batch_size', 'ppo.minibatches'): 'it counts minibatches',
-    ('beta', 'ppo.kl_coef'): "with ppo.kl_in=loss for TRL's loss",
+    ('beta', 'ppo.kl_coef'): "with ppo.kl_in=loss and ppo.kl_estimator=k3 for TRL's loss",
 }
 VALUES = {'grpo': 'group_norm', 'ppo': 'gae', 'reinforce++': 'reinforce', 'bf16': 'bfloat16', 'adam': 'adamw'}
 

@@ -17,7 +17,7 @@ from pal_jax.run.forecast import counted
 from pal_jax.run.glossary import words_of
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.report import described, exhibits
-from pal_jax.run.summary import SUMMARY, headline
+from pal_jax.run.summary import headline, read_summary
 from pal_jax.run.verdict import RunVerdict, judge
 from pal_jax.run.workdir import REPORT, read_run, stage_folders
 from pal_jax.types import Exhibit
@@ -41,9 +41,9 @@ class RunRow(NamedTuple):
 def run_row(name: str, folder: Path, page: Path, *, live: bool = False) -> RunRow:
     """The row of the run in a folder, on a page that lies at `page`."""
     rows, evals = (read_records(folder / file) for file in (METRICS, EVALS))
-    config, facts = read_run(folder), headline(rows, evals)
+    config, facts, kept = read_run(folder), headline(rows, evals), read_summary(folder)
     # A stage is shown by its own recipe.
-    summary = {**_summary(folder), **({'name': ''} if config.get('part_of') else {})}
+    summary = {**kept, **({'name': ''} if config.get('part_of') else {})}
     report = folder / REPORT
     # A page outside the store does not reach a report in it.
     reached = stores.in_store(page) or not stores.in_store(folder)
@@ -51,13 +51,8 @@ def run_row(name: str, folder: Path, page: Path, *, live: bool = False) -> RunRo
     link = os.path.relpath(report.resolve(), page.resolve().parent) if there else ''
     words = words_of(config['recipe'])
     use = next((command for _, command, _ in uses(folder, config, words) if command.startswith('pal-jax')), '')
-    return RunRow(
-        name, link, described(config, summary), judge(rows, evals, words), use, facts['steps'], facts['seconds_total']
-    )
-
-
-def _summary(folder: Path) -> Mapping[str, Any]:
-    return files.read_object(path) if (path := folder / SUMMARY).exists() else {}
+    verdict = judge(rows, evals, words, kept.get('name', ''))
+    return RunRow(name, link, described(config, summary), verdict, use, facts['steps'], facts['seconds_total'])
 
 
 def write_front_page(workdir: Path) -> Path:
@@ -85,7 +80,7 @@ def front_page(workdir: Path, *, live: bool = False) -> str:
     method = configs[-1] | {'recipe': configs[-1].get('part_of') or configs[-1]['recipe'], 'policy': policy}
     title = [
         workdir.resolve().name,
-        *described(method, _summary(folders[-1])),
+        *described(method, read_summary(folders[-1])),
         counted(len(folders), 'stage'),
         pages.duration(sum(row.seconds for row in rows)),
     ]

@@ -18,13 +18,13 @@ from typing import Any
 
 import markupsafe
 
-from pal_jax.run import files, pages
+from pal_jax.run import pages
 from pal_jax.run.advice import advice, uses
 from pal_jax.run.curve import HEADLINES, learning_curve
 from pal_jax.run.files import write_whole
 from pal_jax.run.glossary import GROUPS, PHASES, Words, explained, meaning, words_of
 from pal_jax.run.metrics import DIALOGUES, EVALS, EXHIBITS, METRICS, PICTURES, ROLLOUTS, read_records
-from pal_jax.run.summary import SUMMARY, by_stage, fifths, finite_values, headline, scalars
+from pal_jax.run.summary import by_stage, fifths, finite_values, headline, read_summary, scalars
 from pal_jax.run.verdict import judge
 from pal_jax.run.workdir import REPORT, read_run
 
@@ -63,7 +63,7 @@ def make_report(workdir: Path) -> tuple[str, bytes]:
     config = read_run(workdir)
     words = words_of(config['recipe'])
     curve = learning_curve(rows) if any(finite_values(rows, key) for key in HEADLINES) else b''
-    summary = files.read_object(path) if (path := workdir / SUMMARY).exists() else {}
+    summary = read_summary(workdir)
     rollouts = read_records(workdir / ROLLOUTS)
     folder = workdir.resolve()
     name = f'{folder.parent.name}: {folder.name}' if config.get('part_of') else folder.name
@@ -119,7 +119,7 @@ def render(
     )
     evaluations, (earlier, last) = by_stage(evals), exhibits
     by_turn = [(stage, lists) for stage, record in evaluations.items() if (lists := turn_lists(record))]
-    verdict = judge(rows, evals, words)
+    verdict = judge(rows, evals, words, summary.get('name', ''))
     pairs = before_and_after(dialogues) or side_by_side(dialogues)
     return template.render(
         title=head[0],

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from pal_jax.run import memory
-from pal_jax.run.files import write_whole
+from pal_jax.run.files import read_object, write_whole
 from pal_jax.run.metrics import EVALS, METRICS, plain, read_records
 
 SUMMARY = 'summary.json'
@@ -38,6 +38,11 @@ def summarize(workdir: str | os.PathLike[str], extra: Record | None = None) -> d
     summary = headline(rows, evals) | day | machine() | dict(extra or {})
     write_whole(Path(workdir, SUMMARY), json.dumps(plain(summary), indent=2) + '\n')
     return summary
+
+
+def read_summary(workdir: Path) -> Record:
+    """The summary that a run has written; empty before its end."""
+    return read_object(path) if (path := workdir / SUMMARY).exists() else {}
 
 
 def headline(rows: Sequence[Record], evals: Sequence[Record] = ()) -> dict[str, Any]:

@@ -24,13 +24,15 @@ from pal_jax.run.forecast import counted
 from pal_jax.run.glossary import Question, Rivals, Words, meaning, words_of
 from pal_jax.run.intervals import Estimate
 from pal_jax.run.metrics import EVALS, METRICS, read_records
-from pal_jax.run.summary import fifths, finite_values, main_part
+from pal_jax.run.summary import fifths, finite_values, main_part, read_summary
 from pal_jax.run.workdir import read_run
 
 COUNTS = 'people', 'rows', 'seeds', 'prompts', 'networks', 'data_sets'  # of what an evaluation tested
 ONE = {'people': 'person'}
 YES, TOO_LITTLE, UNTESTED = 'Yes', 'Too little to tell', 'Not tested'
 UNLIKE = 'Not comparable'
+TRIAL = 'A trial does not tell'
+TRIALS = ':smoke', '-smoke'  # how the names of variants for trials end
 UNCLEAR, WORSE = 'Not beyond noise', 'No, it became worse'
 OF_COMMONER = '_of_commoner'  # ends the name of what a level is where the commoner label is always given
 BEFORE, WITHOUT, LIMIT = 'before training', 'without learning', 'the limit'
@@ -105,14 +107,20 @@ def constant(value: float) -> Estimate:
     return Estimate(value, 0.0, value, value)
 
 
-def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> RunVerdict | None:
-    """The verdict on a run's steps and evaluations; None where it has no figure that tells of learning."""
+def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words, name: str = '') -> RunVerdict | None:
+    """The verdict on a run's steps and evaluations; None where it has no figure that tells of learning.
+
+    `name` is that of the config, with its variant.
+    """
     before, after = _ends(rows, evals)
     if keys := _changed_functions(before, after):
         sentence = f'{" and ".join(keys)} has changed during the run: figures from before and after it do not compare.'
         verdict = RunVerdict(UNLIKE, f'{sentence[0].upper()}{sentence[1:]}', '')
     else:
         verdict = _learning(rows, evals, words)
+    # A random tiny model may well learn in a few steps, which says nothing of the model that is to be trained.
+    if verdict and name.endswith(TRIALS):
+        return verdict._replace(answer=TRIAL)
     limits = limits_of(after)
     if verdict is None or not limits:
         return verdict
@@ -189,7 +197,8 @@ def _ends(rows: Sequence[Record], evals: Sequence[Record]) -> tuple[Record, Reco
 def verdict_line(workdir: str | os.PathLike[str]) -> str:
     """The verdict on the run in a folder as a line with its end; nothing where there is none."""
     rows, evals = (read_records(Path(workdir, name)) for name in (METRICS, EVALS))
-    verdict = judge(rows, evals, words_of(read_run(Path(workdir))['recipe']))
+    name = read_summary(Path(workdir)).get('name', '')
+    verdict = judge(rows, evals, words_of(read_run(Path(workdir))['recipe']), name)
     return f'{verdict.question} {verdict.answer}: {verdict.sentence}\n' if verdict else ''
 
 

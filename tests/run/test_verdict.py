@@ -8,11 +8,11 @@ from scipy import signal, stats
 
 from pal_jax.run import verdict
 from pal_jax.run.glossary import words_of
-from pal_jax.run.verdict import estimate, verdict_line
+from pal_jax.run.verdict import TRIAL, estimate, verdict_line
 
 
-def judge(rows, evals, recipe='sft'):
-    return verdict.judge(rows, evals, words_of(recipe))
+def judge(rows, evals, recipe='sft', name=''):
+    return verdict.judge(rows, evals, words_of(recipe), name)
 
 
 def steps(values, key='reward', phase='rlpa', first=0):
@@ -251,6 +251,16 @@ def test_limits_that_no_group_tests_are_not_kept():
     verdict = judge(steps([0.5] * 4, 'reward'), evals)
     assert verdict and verdict.answer == 'Not beyond noise, too few prompts to tell if within its limits'
     assert 'too few prompts test a and b' in verdict.sentence.lower()
+
+
+@pytest.mark.parametrize('name', ['sft:smoke', 'pal:text-smoke'])
+def test_a_trial_tells_nothing_of_learning(name):
+    evals = [
+        evaluation(step, stage, loss=loss, loss_se=0.01) for step, stage, loss in ((0, 'base', 5.0), (6, 'x', 4.0))
+    ]
+    assert judge(steps([5.0, 4.0], 'loss'), evals).answer == 'Yes'
+    verdict = judge(steps([5.0, 4.0], 'loss'), evals, name=name)
+    assert verdict.answer == TRIAL and 'fell from 5.000 to 4.000' in verdict.sentence
 
 
 def test_what_learns_nothing_has_no_verdict(tmp_path):
