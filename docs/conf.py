@@ -66,7 +66,7 @@ def keys_page(config: Path) -> str:
         if not section.keys:
             continue
         title = section.name[:-1] or 'the run'
-        lines += ['', f'## {title}', '', f'{keys.first_sentence(section.kind)} (`{section.place}`).', '']
+        lines += ['', f'## {title}', '', f'{keys.title_of(section)} (`{section.place}`).', '']
         lines += ['| key | default | meaning |', '|---|---|---|']
         lines += [
             f'| `{key.name}` | {cell(keys.plain_text(key.value))} | {escaped(keys.with_choices(key))} |'

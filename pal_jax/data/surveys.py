@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 # Names of the column of the person in surveys, in small letters and without `_id` or `id`; Qualtrics has ResponseId.
@@ -57,11 +58,13 @@ def named(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**rest, 'chosen': row[sides[answer]], 'rejected': row[sides[1 - answer]]}
 
 
-def answers(rows: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+def answers(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """The rows of a file without the two that Qualtrics has below the head: the questions, and ids in JSON."""
-    second = rows[1][1] if len(rows) > 1 else None
+    first = list(itertools.islice(rows, 2))
+    second = first[1][1] if len(first) > 1 else None
     marked = isinstance(second, Mapping) and any('"ImportId"' in str(cell) for cell in second.values())
-    return rows[2:] if marked else rows
+    yield from () if marked else first
+    yield from rows
 
 
 def text_columns(columns: Iterable[str]) -> tuple[str, ...]:

@@ -35,11 +35,15 @@ class Key(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A section of a config: the class that explains it, its dotted name ('' for the run's own keys), and its keys."""
+    """A section of a config: the class that explains it, its dotted name ('' for the run's own keys), and its keys.
+
+    `use` is what is written of the section itself where one class explains several: which of them this one is.
+    """
 
     kind: type
     name: str
     keys: tuple[Key, ...]
+    use: str = ''
 
     @property
     def place(self) -> str:
@@ -47,7 +51,7 @@ class Section(NamedTuple):
         return f'{self.kind.__module__.replace(".", "/")}.py, class {self.kind.__name__}'
 
 
-def sections(settings: Any, at: str = '') -> Iterator[Section]:
+def sections(settings: Any, at: str = '', use: str = '') -> Iterator[Section]:
     """The sections of settings, in the order of their fields; a section's own keys come before its sections."""
     kind = type(settings)
     values = {key: getattr(settings, key) for key in keys_of(kind)}
@@ -59,17 +63,16 @@ def sections(settings: Any, at: str = '') -> Iterator[Section]:
     hints, texts = typing.get_type_hints(kind), meanings(kind)
     plain = (key for key, value in values.items() if key not in inner and not isinstance(value, Mapping))
     yield Section(
-        kind, at, tuple(Key(f'{at}{key}', values[key], texts[key], tuple(choices(hints[key]))) for key in plain)
+        kind, at, tuple(Key(f'{at}{key}', values[key], texts[key], tuple(choices(hints[key]))) for key in plain), use
     )
     for key, section in inner.items():
-        yield from sections(section, f'{at}{key}.')
+        yield from sections(section, f'{at}{key}.', texts.get(key, ''))
 
 
 def described(settings: Any) -> Iterator[str]:
     """Lines for `--help`: each section with the file that explains it, its keys as options, and what they mean."""
     for section in sections(settings):
-        title = first_sentence(section.kind)
-        yield from ('', f'{section.name[:-1] or "run"}: {title}', f'  ({section.place})')
+        yield from ('', f'{section.name[:-1] or "run"}: {title_of(section)}', f'  ({section.place})')
         for key in section.keys:
             option = f'  --config.{key.name}={plain_text(key.value)}'
             lines = textwrap.wrap(with_choices(key), WIDTH - COLUMN)
@@ -77,6 +80,11 @@ def described(settings: Any) -> Iterator[str]:
             beside = lines[:1] if len(option) < COLUMN else []
             yield f'{option:{COLUMN}}{beside[0]}' if beside else option
             yield from (' ' * COLUMN + line for line in lines[len(beside) :])
+
+
+def title_of(section: Section) -> str:
+    """The first sentence on a section's class, and the use of this one."""
+    return f'{first_sentence(section.kind)}{f"; {section.use}" if section.use else ""}'
 
 
 def with_choices(key: Key) -> str:

@@ -145,7 +145,7 @@ class ReinforcedRun(Run):
     """The keys of a run that improves a policy by PPO on its own samples."""
 
     policy: ModelSettings = ModelSettings()
-    optimizer: Optimizer
+    optimizer: Optimizer  # of the policy
     critic: Optimizer  # used by the estimator that has a critic (gae)
     ppo: PPO
     sampling: Sampling

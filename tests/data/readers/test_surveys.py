@@ -242,6 +242,12 @@ def test_a_file_of_qualtrics_is_read(tmp_path):
     assert any('price has 999, far from all other values' in line for line in said)
     with pytest.raises(ValueError, match="'conditions'; did you mean condition"):
         tables.load(written(tmp_path, table), group='conditions')
+    # So are files of texts, and every further file of people.
+    texts = (
+        'ResponseId,text_A,text_B,answer\nResponse ID,Text,Text,Which?\n"{""ImportId"":""_recordId""}",,,\nR_1,a,b,B\n'
+    )
+    (choice,) = records.read(str(written(tmp_path, texts, 'texts.csv')))
+    assert (choice.user, choice.chosen, choice.rejected) == ('R_1', 'b', 'a')
     both = 'ResponseId,PROLIFIC_PID,answer,price_A,price_B\nR_1,p,A,1,2\nR_2,p,B,1,2\n'
     assert tables.load(written(tmp_path, both)).names == ('p',)
 

@@ -78,7 +78,7 @@ def load(
     """
     paths = shards.files_of(str(path))
     wrong: records.Wrong = {}
-    rows = surveys.answers(list(records.values(str(path), wrong)))
+    rows = list(records.values(str(path), wrong))
     rows = _with_group(path, rows, group) if group not in ('', 'group') else rows
     if rows and _has_texts(rows[0][1]):
         raise ValueError(f'{path} has choices between texts; take --config=pal:text')
