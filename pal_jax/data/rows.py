@@ -28,6 +28,10 @@ from pal_jax.types import TokenBatch
 
 Keyed = tuple[str, PromptGroup]  # the content of a prompt (`PromptedReplies.content`), and a group with that prompt
 Entry = TypeVar('Entry')
+PLAIN = (
+    'the rows are texts, which the model reads as they are, without its chat template; it is applied to messages '
+    '(docs/methods/sft.md#rows)'
+)
 
 
 class Rows(NamedTuple):
@@ -43,6 +47,7 @@ class Rows(NamedTuple):
       row_tokens: the length in tokens of a row of the device batch, which several rows share; 0: each row has its own.
       seed: the seed of the order in which rows are drawn.
       fewer: a warning where fewer rows are tested on than the settings ask for (`holdouts.fewer`).
+      texts: the number of rows whose prompts are texts and no messages.
     """
 
     train: list[PromptGroup]
@@ -55,13 +60,15 @@ class Rows(NamedTuple):
     row_tokens: int = 0
     seed: int = 0
     fewer: str = ''
+    texts: int = 0
 
     @property
     def told(self) -> str:
         """The split of the rows, in a line."""
         rows = f'{counted(len(self.train), "row")} to learn from, {len(self.test)} to test on, of other prompts'
         shared = f' ({counted(self.moved, "row")} with the prompt of another row)' if self.moved else ''
-        return f'{rows}{shared}{self.fewer}'
+        plain = f'\n{counted(self.texts, "prompt")} of {PLAIN}' if self.texts else ''
+        return f'{rows}{shared}{self.fewer}{plain}'
 
     def draw(self, i: int) -> list[PromptGroup]:
         """The rows of step `i`, in shuffled passes over all rows."""
@@ -112,6 +119,7 @@ def make_rows(
         learn from or to test on.
     """
     data, read = settings.data, formats.imitated if key == 'completion' else formats.preferred
+    texts: list[str] = []
 
     def keyed(rows: Sequence[tuple[str, PromptGroup]]) -> list[Keyed]:
         by_prompt: dict[str, list[PromptGroup]] = {}
@@ -120,7 +128,10 @@ def make_rows(
         return [(content, group) for content, rows in by_prompt.items() for group in itertools.chain(*gather(rows))]
 
     def contained(record: Any) -> tuple[str, PromptGroup]:
-        return read(record).content, convert(record)
+        row = read(record)
+        if isinstance(row.prompt, str):
+            texts.append(row.prompt)
+        return row.content, convert(record)
 
     # Made-up records come in parts, one for each person; a file is one part.
     if maker := made.maker('data.train', data.train):
@@ -136,7 +147,7 @@ def make_rows(
         train, test, moved = of_people(parts, data.test_rows)
     else:
         train, test, moved = by_prompt(parts[0], data)
-    rows = short_rows(settings, train, test, moved, n)
+    rows = short_rows(settings, train, test, moved, n)._replace(texts=len(texts))
     # A file of tests is tested on as a whole, and made-up people are not cut in two.
     return rows if data.test or maker else rows._replace(fewer=fewer_tests(data, test))
 

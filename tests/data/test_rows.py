@@ -129,6 +129,16 @@ def test_a_run_begins_with_a_line_about_it(tmp_path, method, record):
     assert told == [split + fewer('data.test_rows', 3, 2), split] and 'warning: data.test_rows=3 became 2' in told[0]
 
 
+def test_prompts_that_no_chat_template_writes_are_told(tmp_path):
+    plain = [{'prompt': f'{i}?', 'chosen': 'yes', 'rejected': 'no'} for i in range(5)]
+    of_texts = make('dpo', write(tmp_path / 'a.jsonl', plain))
+    assert f'5 prompts of {rows.PLAIN}' in of_texts.told
+    mixed = make('dpo', write(tmp_path / 'b.jsonl', [*plain[:2], *(pair(f'{i}?') for i in range(5, 9))]))
+    assert f'2 prompts of {rows.PLAIN}' in mixed.told
+    of_messages = make('sft', write(tmp_path / 'c.jsonl', [chat(f'{i}?') for i in range(5)]))
+    assert rows.PLAIN not in of_messages.told
+
+
 def test_fewer_to_test_on_than_a_setting_asks_for_are_told_with_the_reason():
     assert 'eval.people=50 became 2, since a fifth at most' in fewer('eval.people', 50, 2)
     assert 'limit=9 became 2, since a.jsonl has no more' in fewer('limit', 9, 2, 'a.jsonl has no more')
