@@ -48,7 +48,7 @@ class Tiles(NamedTuple):
 
 
 def tiles_of(width: int, dtype: Any) -> Tiles:
-    """The tiles for heads of `width`: those in bfloat16 are the fastest of a sweep on an H200 (docs/gpu.md).
+    """The tiles for heads of `width`: those in bfloat16 are the fastest of a sweep on an H200 (docs/evidence/gpu.md).
 
     Float32 has no tensor cores, and its products are unrolled: 64 by 64 would take minutes to compile. Heads wider than
     128 leave no shared memory for more than 64 by 64.
