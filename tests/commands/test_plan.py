@@ -342,7 +342,7 @@ def test_what_the_compiler_says_of_memory_is_read() -> None:
     ],
 )
 def test_the_tpu_compiler_takes_the_update_of_the_paper(topology, model, choice) -> None:
-    """Rows of the table in docs/evidence/tpu.md: each fits, transfers run beside work, the logits' loop sends nothing."""
+    """Rows of the table in docs/evidence/tpu.md fit, transfers run beside work, and the logits' loop sends nothing."""
     pytest.importorskip('libtpu', reason="needs the TPU's compiler: pip install 'pal_jax[plan]'")
     config = configs.load('rlpa', 'paper', **{'ppo.micro_rows': choice.micro_rows})
     mesh = make_mesh(choice.data, choice.fsdp, choice.tensor, devices=chips.topology_devices(topology))
