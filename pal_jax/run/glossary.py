@@ -75,6 +75,8 @@ class Question(NamedTuple):
     reason: str = ''
     # The figures in words, with the names of an evaluation's figures in braces, in place of those of the level alone.
     figures: str = ''
+    # Words in place of an interval that has no width, as where two models are one and the same.
+    exact: str = ''
     test: Test | None = None  # answers the question in place of the level, where an evaluation has its figure
 
 

@@ -107,6 +107,11 @@ def of_share(value: float, error: float | None, units: int) -> Estimate:
     return _exact(value, error, _size(value, error, units) if error and units > 1 else float(units))
 
 
+def constant(value: float) -> Estimate:
+    """The estimate of a figure that is known."""
+    return Estimate(value, 0.0, value, value)
+
+
 def gain(differences: Rows, units: Units | None = None) -> Estimate:
     """The mean of paired differences of shares, from -1 to 1."""
     if not np.any(differences):

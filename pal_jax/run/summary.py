@@ -21,7 +21,7 @@ from pal_jax.run.files import read_object, write_whole
 from pal_jax.run.metrics import EVALS, METRICS, plain, read_records
 
 SUMMARY = 'summary.json'
-PACKAGES = ('pal_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'numpy')
+PACKAGES = ('pal_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'numpy', 'scipy', 'xlogit')
 
 Record = Mapping[str, Any]
 

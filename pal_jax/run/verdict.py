@@ -87,7 +87,7 @@ def claims(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> lis
         listed.append(_above_level(key, before, after, words))
         leads = words.rivals[key].leads if key in words.rivals else ()
         for rival in (rival for rival in leads if known(after, rival)):
-            lead = estimate(after, rival, ()), constant(0.0)
+            lead = estimate(after, rival, ()), intervals.constant(0.0)
             listed.append(Claim(rival, meaning(rival, words).words, -1.0, *lead, 'no lead'))
     if not listed:
         for key, change in words.changes.items():
@@ -97,14 +97,9 @@ def claims(rows: Sequence[Record], evals: Sequence[Record], words: Words) -> lis
                 if known(before, other) and known(after, other):
                     listed.append(_changed(other, (sign, said), before, after, words))
     if limit := limits_of(after).get(''):
-        cost, most = estimate(limit, 'cost', ()), constant(limit['limit'])
+        cost, most = estimate(limit, 'cost', ()), intervals.constant(limit['limit'])
         listed.append(Claim('cost', 'mean cost of an answer', -1.0, cost, most, LIMIT))
     return listed
-
-
-def constant(value: float) -> Estimate:
-    """The estimate of a figure that is known."""
-    return Estimate(value, 0.0, value, value)
 
 
 def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words, name: str = '') -> RunVerdict | None:
@@ -233,7 +228,7 @@ def _earlier(key: str, before: Record) -> float | None:
 
 def _above_level(key: str, before: Record, after: Record, words: Words) -> Claim:
     floor, earlier, better = _floor(key, after, words), _earlier(key, before), -1.0 if key in words.less else 1.0
-    control, against = constant(floor), WITHOUT
+    control, against = intervals.constant(floor), WITHOUT
     # Where the run began better than chance, to be so at its end is no news.
     if earlier is not None and better * (earlier - floor) > 0:
         control, against = estimate(before, key, words.shares), BEFORE
@@ -254,7 +249,8 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
         sentence += f', and before training it was {earlier:.3f}'
     asking = words.questions.get(key, Question())
     if asking.figures and all(known(after, name) for _, name, *_ in Formatter().parse(asking.figures) if name):
-        sentence = f'{asking.figures.format_map(after)}{between(claim.value)}'
+        exact = asking.exact if claim.value.low == claim.value.high == claim.value.value else ''
+        sentence = f'{asking.figures.format_map(after)}{exact or between(claim.value)}'
     basis = 'The last evaluation' + (' beside the one before training' if claim.against == BEFORE else '')
     said, of = answer(claim.gap, claim.better), f'{basis}{_of(after)}.'
     if said == UNCLEAR:

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import evidence
+from pal_jax.run import intervals
 from pal_jax.run.checkpoint import flatten
 from pal_jax.run.config_files import settings_of
 from pal_jax.run.glossary import words_of
@@ -16,7 +17,7 @@ from pal_jax.run.metrics import EVALS, METRICS
 from pal_jax.run.settings import to_dict
 from pal_jax.run.shipped import config_path
 from pal_jax.run.summary import SUMMARY
-from pal_jax.run.verdict import Claim, constant
+from pal_jax.run.verdict import Claim
 from pal_jax.run.workdir import CONFIG
 
 
@@ -132,7 +133,7 @@ def test_a_run_is_kept_with_its_command_and_claims(finished, tmp_path, monkeypat
 
 def test_controls_of_the_same_evaluation_are_beside_the_claim():
     key, words = 'profile', words_of('rlpa')
-    claim = Claim(key, 'mean F1', 1.0, constant(0.3), constant(0.1), 'before training')
+    claim = Claim(key, 'mean F1', 1.0, intervals.constant(0.3), intervals.constant(0.1), 'before training')
     after = {
         key: 0.3,
         'guesser_profile': 0.04,

@@ -161,6 +161,14 @@ def test_baselines_that_do_as_well_are_part_of_the_verdict(gain, lead, answer):
     assert ('mixed logit' in found.sentence) == (lead[1] > 0) and '30 people' in found.basis
 
 
+def test_two_models_that_are_the_same_have_no_interval():
+    figures = {'seen_gain': 0.0, 'seen_gain_interval': [0.0, 0.0], 'seen_pal': 0.7, 'seen_shared': 0.7, 'differ_p': 0.5}
+    verdict = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
+    assert verdict.answer == 'Not shown' and verdict.sentence.endswith(
+        '+0.000, as validation chose one model for all in each split.'
+    )
+
+
 def test_methods_that_do_as_well_stand_with_their_difference():
     figures = {'seen_gain': 0.0, 'seen_gain_interval': [-0.1, 0.1], 'people': 30, 'seen_pal': 0.74, 'seen_own': 0.695}
     figures |= {'seen_lead_own': -0.045, 'seen_lead_own_interval': [-0.098, 0.008], 'seen_mixed_logit': 0.79}

@@ -61,11 +61,15 @@ def _ballot(difference: np.ndarray) -> tuple[bytes, int]:
 
 
 class MixedLogit(NamedTuple):
-    """The mean and the standard deviation of each attribute's coefficient, and standard errors of both `[2, H]`."""
+    """The mean and the standard deviation of each attribute's coefficient, and standard errors of both `[2, H]`.
+
+    `converged` is False where the search for the largest likelihood ended early.
+    """
 
     mean: np.ndarray
     deviation: np.ndarray
     errors: np.ndarray | None = None
+    converged: bool = True
 
 
 def require_xlogit() -> None:
@@ -106,7 +110,7 @@ def fit_xlogit(difference: np.ndarray, users: np.ndarray, seed: int, *, errors: 
         raise Unfit(DIVERGED)
     of = dict(zip(model.coeff_names, model.stderr, strict=True)) if errors else {}
     both = np.array([[of[prefix + name] for name in names] for prefix in ('', 'sd.')]) if errors else None
-    return MixedLogit(mean, np.abs(deviation), both)
+    return MixedLogit(mean, np.abs(deviation), both, bool(model.convergence))
 
 
 def posterior_margins(

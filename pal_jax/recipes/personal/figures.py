@@ -114,6 +114,7 @@ WORDS = Words(
             'these data do not show that people differ; ',
             'of new choices of known people one model for all predicts {seen_shared:.1%} right, and PAL, which knows '
             'who chooses, {seen_pal:.1%}: {seen_gain:+z.3f}',
+            ', as validation chose one model for all in each split',
             test=Test(
                 'differ_p',
                 'permutation test',

@@ -35,6 +35,7 @@ from pal_jax.recipes.personal.panel import (
     shown_split,
 )
 from pal_jax.run import intervals
+from pal_jax.run.intervals import Estimate
 from pal_jax.run.recipe import Evaluation
 from pal_jax.types import Exhibit
 
@@ -43,6 +44,7 @@ COLUMNS = (
     'worst. New people were not in the training; the head of a column says how many of their choices are known. The '
     'last columns are the learnt numbers of a model, and of each person, as means over splits.'
 )
+SAME = 'Validation chose one model for all (K = 1) in each split, so PAL is this model and gains nothing.'
 GROUPS = (
     'The direction in which people differ most, by a model that was not told the groups: the chance that it puts '
     'somebody of the one group before somebody of the other (AUC; 1/2 is chance).'
@@ -129,6 +131,11 @@ class Shown(NamedTuple):
         """The K that each split with true user ids chose."""
         # They come first, and those of the control after them.
         return self.chosen[: len(self.methods['pal'].seen)]
+
+    @property
+    def is_one_model(self) -> bool:
+        """True where every split chose K = 1, so that PAL is the one model for all."""
+        return {*self.true_chosen} == {1}
 
 
 def measure(panel: Panel, state: States, *, calibrated: bool = False) -> Results:
@@ -340,14 +347,14 @@ def make_record(shown: Shown) -> dict[str, Any]:
     def values(rows: Sequence[Sequence[JudgedPairs]]) -> list[float]:
         return [alike(row).value for row in rows]
 
-    pal, shared = shown.methods['pal'], shown.methods['shared']
+    pal = shown.methods['pal']
     record: dict[str, Any] = {'people': len(together(pal.seen).people)}
     for name, method in shown.methods.items():
         record |= alike(method.seen).named(f'seen_{name}') | alike(method.new[-1]).named(f'new_{name}')
         if name in BASELINES:
             record |= gain(method.seen, pal.seen).mean.named(f'seen_lead_{name}')
-    record |= gain(pal.seen, shared.seen).mean.named('seen_gain')
-    record |= gain(pal.new[-1], shared.new[-1]).mean.named('new_gain')
+    seen, new = _gains(shown)
+    record |= seen.named('seen_gain') | new.named('new_gain')
     if 'asked' in shown.methods:
         gains = [gain(*rows).mean for rows in zip(shown.methods['asked'].new, pal.new, strict=True)]
         record['asked_gain_by_known'] = [figure.value for figure in gains]
@@ -392,16 +399,26 @@ def make_exhibits(
 
 def _accuracies(shown: Shown) -> str:
     """The sentences above the table of accuracies."""
-    pal, shared = (shown.methods[name] for name in ('pal', 'shared'))
-    seen, new = gain(pal.seen, shared.seen).mean, gain(pal.new[-1], shared.new[-1]).mean
-    true, false = (', '.join(map(str, part)) for part in (shown.true_chosen, shown.chosen[len(pal.seen) :]))
+    seen, new = _gains(shown)
+    true, false = (', '.join(map(str, part)) for part in (shown.true_chosen, shown.chosen[len(shown.true_chosen) :]))
     control = f'; with shuffled people, a control, {false}' if false else ''
-    return (
-        f'The share of choices that are predicted right, ± its standard error over people. {COLUMNS} On new choices of '
-        f'known people PAL is {seen.value:+z.3f} above one model for all (95 % interval {seen.ends("+.3f")}), and on '
-        f'those of new people {new.value:+z.3f} ({new.ends("+.3f")}). The splits chose K = {true}{control}.'
-        f'{without_rows(shown.unfit)}'
+    gained = (
+        f'On new choices of known people PAL is {seen.value:+z.3f} above one model for all (95 % interval '
+        f'{seen.ends("+.3f")}), and on those of new people {new.value:+z.3f} ({new.ends("+.3f")}).'
     )
+    return (
+        f'The share of choices that are predicted right, ± its standard error over people. {COLUMNS} '
+        f'{SAME if shown.is_one_model else gained} The splits chose K = {true}{control}.{without_rows(shown.unfit)}'
+    )
+
+
+def _gains(shown: Shown) -> tuple[Estimate, Estimate]:
+    """The gains of PAL over one model for all: on new choices of known people, and on those of new people of whom all
+    other choices are known."""
+    pal, shared = (shown.methods[name] for name in ('pal', 'shared'))
+    if shown.is_one_model:
+        return intervals.constant(0.0), intervals.constant(0.0)
+    return gain(pal.seen, shared.seen).mean, gain(pal.new[-1], shared.new[-1]).mean
 
 
 def _table(shown: Shown) -> list[list[str]]:

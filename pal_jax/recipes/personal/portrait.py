@@ -53,6 +53,10 @@ ERRORS = (
     ' ± is a standard error. Where a standard deviation is less than two of its errors, it may be 0: people are not '
     'shown to differ in this effect, and no share of people is given.'
 )
+UNCONVERGED = (
+    ' The search for the largest likelihood ended before it had converged: compare these figures with those of other '
+    'software.'
+)
 GROUPS = (
     'The effect of one more unit by one logit for each group, ± its standard error over people. Where the people in a '
     'group choose more at random, all its effects are nearer to 0. A test of all effects together, by permutations of '
@@ -177,7 +181,8 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
         low, high = np.percentile(unit, (25, 75))
         row += [f'{low:+.3g} to {high:+.3g}', f'{unit.std():.3g}'] if spread else []
         table.append(row if model.scale is None else [*row, f'{mean.value:+.2f}'])
-    text = f'{WANTS} {f"{SPREAD} {model.which}" if spread else NO_SPREAD}'
+    # PAL may predict better over all splits, and the split that is shown have one model for all.
+    text = f'{WANTS} {f"{SPREAD} {model.which}" if spread else ALIKE if wants.predicts else NO_SPREAD}'
     text += '' if model.scale is None else DEVIATIONS
     text += WORTH.format(price=price) if price else ''
     text += DASH if any(row[1] == '–' for row in table) else ''
@@ -197,7 +202,8 @@ def exhibit_mixed_logit(model: MixedLogit, attributes: Sequence[str], scale: np.
         cells = [known[0].with_error('+.3g'), known[1].with_error('.3g')]
         shown = model.errors is None or (known[1].error and deviation > 2.0 * known[1].error)
         table.append([name, *cells, f'{special.ndtr(mean / max(deviation, TINY)):.0%}' if shown else '–'])
-    return Exhibit('How much people differ', f'{MIXED}{"" if model.errors is None else ERRORS}', table)
+    text = f'{MIXED}{"" if model.errors is None else ERRORS}{"" if model.converged else UNCONVERGED}'
+    return Exhibit('How much people differ', text, table)
 
 
 def exhibit_by_group(data: Comparisons, scale: np.ndarray | None, p: float) -> Exhibit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,25 @@ def test_how_much_people_differ_is_told_in_the_units_of_the_table():
     assert shown.table[2] == ['b', '-0.5 ± 0.1', '0', '–'] and portrait.ERRORS in shown.text
     shown = portrait.exhibit_mixed_logit(model._replace(errors=None), ('a', 'b'), None)
     assert shown.table[1][1:3] == ['+1', '0.5'] and portrait.ERRORS not in shown.text
+
+
+def test_a_mixed_logit_that_has_not_converged_says_so():
+    model = MixedLogit(np.array([1.0]), np.array([0.5]), np.array([[0.2], [0.2]]))
+    shown = [
+        portrait.exhibit_mixed_logit(model._replace(converged=is_so), ('a',), None).text for is_so in (True, False)
+    ]
+    assert [portrait.UNCONVERGED in text for text in shown] == [False, True]
+
+
+@pytest.mark.parametrize('chosen', [(1, 1), (1, 2)])
+def test_pal_of_one_prototype_gains_exactly_nothing(chosen):
+    rng = np.random.default_rng(0)
+    parts = [judged.judge(rng.normal(size=60), np.repeat(np.arange(20), 3)) for _ in chosen]
+    method: Any = SimpleNamespace(seen=parts, new=[parts])
+    shown = population.Shown({'pal': method, 'shared': method}, {}, [*chosen, 3, 3], (0,), {}, {}, {})
+    record = population.make_record(shown)
+    assert record['seen_gain'] == 0.0 and (record['seen_gain_interval'] == [0.0, 0.0]) == (chosen == (1, 1))
+    assert (record['new_gain_interval'] == [0.0, 0.0]) == (chosen == (1, 1))
 
 
 def test_each_group_has_its_own_effects():
