@@ -42,13 +42,14 @@ Record = Mapping[str, Any]
 
 class RunVerdict(NamedTuple):
     """`answer` is a word or two that answers `question`, `sentence` the figures, `basis` how they were had, and `units`
-    are the things that were tested."""
+    are the things that were tested. `of_data`: the answer is that of a test of the data, which needs no training."""
 
     answer: str
     sentence: str
     basis: str
     question: str = Question().words
     units: str = 'people, prompts or rows'
+    of_data: bool = False
 
 
 class Claim(NamedTuple):
@@ -114,7 +115,7 @@ def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words, name: s
     else:
         verdict = _learning(rows, evals, words)
     # A random tiny model may well learn in a few steps, which says nothing of the model that is to be trained.
-    if verdict and name.endswith(TRIALS):
+    if verdict and name.endswith(TRIALS) and not verdict.of_data:
         return verdict._replace(answer=TRIAL)
     limits = limits_of(after)
     if verdict is None or not limits:
@@ -258,16 +259,17 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     # Where no level of before is known, it has not become anything.
     elif said == WORSE and (key in words.questions or earlier is None):
         said, sentence = asking.worse, f'{asking.reason}{sentence}'
-    if asking.test and known(after, asking.test.key):
+    of_data = asking.test is not None and known(after, asking.test.key)
+    if of_data:
         said, sentence = _tested(asking, after, claim, sentence)
     leads = _unbeaten(after, words.rivals[key]) if key in words.rivals else {}
     if not leads:
-        return RunVerdict(said, f'{sentence}.', of, asking.words)
+        return RunVerdict(said, f'{sentence}.', of, asking.words, of_data=of_data)
     method, behind = words.rivals[key].own, 1 in {lead.place(0.0) for lead in leads.values()}
     if said == YES and behind:
         said += f', but a simpler method is ahead of {method}'
     sentence += f'. {_rivals_in_words(after, words.rivals[key], leads)}'
-    return RunVerdict(said, sentence, of, asking.words)
+    return RunVerdict(said, sentence, of, asking.words, of_data=of_data)
 
 
 def _tested(asking: Question, after: Record, claim: Claim, sentence: str) -> tuple[str, str]:

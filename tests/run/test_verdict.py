@@ -269,6 +269,9 @@ def test_a_trial_tells_nothing_of_learning(name):
     assert judge(steps([5.0, 4.0], 'loss'), evals).answer == 'Yes'
     verdict = judge(steps([5.0, 4.0], 'loss'), evals, name=name)
     assert verdict.answer == TRIAL and 'fell from 5.000 to 4.000' in verdict.sentence
+    # A test of the data does not need a model that has learnt.
+    tested = evaluation(4, 'final', seen_gain=0.0, seen_gain_interval=[-0.1, 0.1], differ_p=0.001)
+    assert judge([], [tested], 'personal.pal', name).answer == 'Yes'
 
 
 def test_what_learns_nothing_has_no_verdict(tmp_path):
