@@ -62,8 +62,8 @@ class Test(NamedTuple):
     name: str
     yes: str
     no: str
-    alone: str
-    beside: str
+    alone: str = ''
+    beside: str = ''
 
 
 class Question(NamedTuple):
@@ -78,6 +78,7 @@ class Question(NamedTuple):
     # Words in place of an interval that has no width, as where two models are one and the same.
     exact: str = ''
     test: Test | None = None  # answers the question in place of the level, where an evaluation has its figure
+    also: Test | None = None  # a further test, which is told beside the first one, where an evaluation has its figure
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

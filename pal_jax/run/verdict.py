@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from pal_jax.run import intervals
 from pal_jax.run.forecast import counted
-from pal_jax.run.glossary import Question, Rivals, Words, meaning, words_of
+from pal_jax.run.glossary import Question, Rivals, Test, Words, meaning, words_of
 from pal_jax.run.intervals import Estimate
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.summary import fifths, finite_values, main_part, read_summary
@@ -42,7 +42,8 @@ Record = Mapping[str, Any]
 
 class RunVerdict(NamedTuple):
     """`answer` is a word or two that answers `question`, `sentence` the figures, `basis` how they were had, and `units`
-    are the things that were tested. `of_data`: the answer is that of a test of the data, which needs no training."""
+    are the things that were tested. `of_data`: the answer is that of a test of the data, which needs no training, and
+    `details` have the figures of what was learnt."""
 
     answer: str
     sentence: str
@@ -50,6 +51,7 @@ class RunVerdict(NamedTuple):
     question: str = Question().words
     units: str = 'people, prompts or rows'
     of_data: bool = False
+    details: str = ''
 
 
 class Claim(NamedTuple):
@@ -195,7 +197,9 @@ def verdict_line(workdir: str | os.PathLike[str]) -> str:
     rows, evals = (read_records(Path(workdir, name)) for name in (METRICS, EVALS))
     name = read_summary(Path(workdir)).get('name', '')
     verdict = judge(rows, evals, words_of(read_run(Path(workdir))['recipe']), name)
-    return f'{verdict.question} {verdict.answer}: {verdict.sentence}\n' if verdict else ''
+    if verdict is None:
+        return ''
+    return f'{verdict.question} {verdict.answer}: {" ".join(filter(None, (verdict.sentence, verdict.details)))}\n'
 
 
 def known(record: Record, key: str) -> bool:
@@ -259,31 +263,36 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     # Where no level of before is known, it has not become anything.
     elif said == WORSE and (key in words.questions or earlier is None):
         said, sentence = asking.worse, f'{asking.reason}{sentence}'
-    of_data = asking.test is not None and known(after, asking.test.key)
-    if of_data:
-        said, sentence = _tested(asking, after, claim, sentence)
     leads = _unbeaten(after, words.rivals[key]) if key in words.rivals else {}
-    if not leads:
-        return RunVerdict(said, f'{sentence}.', of, asking.words, of_data=of_data)
-    method, behind = words.rivals[key].own, 1 in {lead.place(0.0) for lead in leads.values()}
-    if said == YES and behind:
-        said += f', but a simpler method is ahead of {method}'
-    sentence += f'. {_rivals_in_words(after, words.rivals[key], leads)}'
-    return RunVerdict(said, sentence, of, asking.words, of_data=of_data)
+    compared = f' {_rivals_in_words(after, words.rivals[key], leads)}' if leads else ''
+    if asking.test and known(after, asking.test.key):
+        tested = _tested(asking, asking.test, after, claim, sentence.removeprefix(asking.reason))
+        return tested._replace(basis=of, details=f'{tested.details}{compared}')
+    if said == YES and 1 in {lead.place(0.0) for lead in leads.values()}:
+        said += f', but another method is ahead of {words.rivals[key].own}'
+    return RunVerdict(said, f'{sentence}.{compared}', of, asking.words)
 
 
-def _tested(asking: Question, after: Record, claim: Claim, sentence: str) -> tuple[str, str]:
-    """The answer by the test of a question, and the sentence with it before the figures of the level."""
-    assert asking.test
-    p = after[asking.test.key]
-    shown = p <= 1.0 - intervals.LEVEL
-    proof = f'{asking.test.yes if shown else asking.test.no} ({asking.test.name}, p = {p:.3f})'
-    figures = sentence.removeprefix(asking.reason)
-    figures = f'{figures[0].upper()}{figures[1:]}'
+def _tested(asking: Question, test: Test, after: Record, claim: Claim, figures: str) -> RunVerdict:
+    """The verdict by the test of a question, with the figures of the level as its details."""
     # A level that does not say the same as the test gets a word on it.
+    shown = _is_shown(test, after)
     if shown != (answer(claim.gap, claim.better) == YES):
-        figures += f', {asking.test.alone if shown else asking.test.beside}'
-    return YES if shown else asking.unclear, f'{proof}. {figures}'
+        figures += f', {test.alone if shown else test.beside}'
+    proofs = [_proof(test, after)]
+    if asking.also and known(after, asking.also.key):
+        proof = _proof(asking.also, after)
+        proofs.append(f'{proof[0].upper()}{proof[1:]}')
+    said, details = YES if shown else asking.unclear, f'{figures[0].upper()}{figures[1:]}.'
+    return RunVerdict(said, f'{". ".join(proofs)}.', '', asking.words, of_data=True, details=details)
+
+
+def _is_shown(test: Test, record: Record) -> bool:
+    return record[test.key] <= 1.0 - intervals.LEVEL
+
+
+def _proof(test: Test, record: Record) -> str:
+    return f'{test.yes if _is_shown(test, record) else test.no} ({test.name}, p = {record[test.key]:.3f})'
 
 
 def _unbeaten(record: Record, rivals: Rivals) -> dict[str, Estimate]:
@@ -294,13 +303,12 @@ def _unbeaten(record: Record, rivals: Rivals) -> dict[str, Estimate]:
 
 def _rivals_in_words(record: Record, rivals: Rivals, leads: Mapping[str, Estimate]) -> str:
     """The figures of the baselines that a method has no clear lead over, and theirs less the method's."""
-    method, unclear, ahead = rivals.own, [], []
+    unclear, ahead = [], []
     for name, lead in leads.items():
         rival, other = rivals.leads[name]
-        part = f'{rival} {record[other]:.1%} ({lead.value:+z.3f}, {lead.ends("+.3f")})'
+        part = f'{rival} {record[other]:.1%} (difference {lead.value:+z.3f}, 95 % interval {lead.ends("+.3f")})'
         (ahead if lead.place(0.0) == 1 else unclear).append(part)
-    unlike = f'(difference to {method}, 95 % interval)'
-    parts = {f'Within noise of {method} {unlike}': unclear, f'Ahead of {method} {unlike}': ahead}
+    parts = {f'Ahead of {rivals.own}': ahead, f'Within noise of {rivals.own}': unclear}
     return ' '.join(f'{said}: {"; ".join(part)}.' for said, part in parts.items() if part)
 
 

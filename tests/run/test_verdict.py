@@ -143,14 +143,19 @@ def test_whether_people_differ_is_answered_by_a_test_and_not_by_a_prediction(p, 
     figures = {'seen_gain': sum(interval) / 2, 'seen_gain_interval': interval, 'people': 30, 'differ_p': p}
     verdict = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
     assert verdict and verdict.answer == answer and f'p = {p:.3f}' in verdict.sentence
-    assert ('not shown to predict' in verdict.sentence) == not_better
-    assert ('all the same' in verdict.sentence) == (p > 0.05 and interval[0] > 0)
-    assert f'{interval[0]:.3f} to {interval[1]:.3f}' in verdict.sentence
+    assert ('not shown to predict' in verdict.details) == not_better
+    assert ('all the same' in verdict.details) == (p > 0.05 and interval[0] > 0)
+    assert f'{interval[0]:.3f} to {interval[1]:.3f}' in verdict.details
+    assert 'groups' not in verdict.sentence
+    grouped = evaluation(4, 'final', **figures, groups_differ_p=0.007)
+    assert (
+        'The groups choose differently (permutation test, p = 0.007).' in judge([], [grouped], 'personal.pal').sentence
+    )
 
 
 @pytest.mark.parametrize(('gain', 'lead', 'answer'), [
     (0.1, (-0.05, -0.01), 'Yes'), (0.1, (-0.05, 0.01), 'Yes'),
-    (0.1, (0.01, 0.05), 'Yes, but a simpler method is ahead of PAL'), (0.0, (0.01, 0.05), 'Not shown'),
+    (0.1, (0.01, 0.05), 'Yes, but another method is ahead of PAL'), (0.0, (0.01, 0.05), 'Not shown'),
 ])  # fmt: skip
 def test_baselines_that_do_as_well_are_part_of_the_verdict(gain, lead, answer):
     figures = {'seen_gain': gain, 'seen_gain_interval': [gain, gain], 'people': 30}
@@ -164,7 +169,7 @@ def test_baselines_that_do_as_well_are_part_of_the_verdict(gain, lead, answer):
 def test_two_models_that_are_the_same_have_no_interval():
     figures = {'seen_gain': 0.0, 'seen_gain_interval': [0.0, 0.0], 'seen_pal': 0.7, 'seen_shared': 0.7, 'differ_p': 0.5}
     verdict = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
-    assert verdict.answer == 'Not shown' and verdict.sentence.endswith(
+    assert verdict.answer == 'Not shown' and verdict.details.endswith(
         '+0.000, as validation chose one model for all in each split.'
     )
 
@@ -175,9 +180,8 @@ def test_methods_that_do_as_well_stand_with_their_difference():
     figures |= {'seen_lead_mixed_logit': 0.05, 'seen_lead_mixed_logit_interval': [0.01, 0.09]}
     found = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
     assert found.question == 'Do people differ?' and found.sentence.endswith(
-        'Within noise of PAL (difference to PAL, 95 % interval): a model of their own each 69.5% (-0.045, -0.098 to '
-        '+0.008). Ahead of PAL (difference to PAL, 95 % interval): mixed logit (xlogit) 79.0% (+0.050, +0.010 to '
-        '+0.090).'
+        'Ahead of PAL: mixed logit (xlogit) 79.0% (difference +0.050, 95 % interval +0.010 to +0.090). Within noise of '
+        'PAL: a model of their own each 69.5% (difference -0.045, 95 % interval -0.098 to +0.008).'
     )
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
-from pal_jax.recipes.personal import baselines, bradley_terry, heterogeneity, ideal_point, portrait
+from pal_jax.recipes.personal import baselines, effects, heterogeneity, ideal_point, portrait
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.baselines import MixedLogit
 from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, median_seconds, picked
@@ -42,7 +42,7 @@ from pal_jax.types import Exhibit
 COLUMNS = (
     'Each person counts alike, except in the column by pairs. The worst tenth are the known people who are predicted '
     'worst. New people were not in the training; the head of a column says how many of their choices are known. The '
-    'last columns are the learnt numbers of a model, and of each person, as means over splits.'
+    'last column has the accuracy on known people less that of one model for all, with its 95 % interval over people.'
 )
 SAME = 'Validation chose one model for all (K = 1) in each split, so PAL is this model and gains nothing.'
 GROUPS = (
@@ -244,12 +244,15 @@ def evaluate(
     model = _split_model(panel, state, chosen, split, results.factor)
     predicts = intervals.from_record(record, 'seen_gain').place(0.0) == 1
     mixed = _fit_mixed_logit(panel.data) if 'mixed_logit' in others and portrait.has_effects(panel.data) else None
-    wants, known = _wants(panel, model, record, predicts=predicts, mixed=mixed), None
+    wants, files, known = [], {}, None
+    if portrait.has_effects(panel.data):
+        units = effects.units_of(panel.data.attributes, panel.scale, panel.price)
+        wants, files = effects.describe(model, units, record, predicts=predicts, mixed=mixed)
     if mixed and len(panel.data.names) <= portrait.SHOWN_PEOPLE:
         means = baselines.conditional_means(mixed, panel.data.difference, panel.data.users)
         known = dict(zip(panel.data.names, means, strict=True))
     kept_out = _kept_out(panel, state, model, results.new)
-    files = {portrait.PEOPLE: portrait.table_of_people(model, kept_out, known)}
+    files |= {portrait.PEOPLE: portrait.table_of_people(model, kept_out, known)}
     return Evaluation(record, exhibits=make_exhibits(panel, shown, model, wants, predicts=predicts), files=files)
 
 
@@ -403,8 +406,8 @@ def _accuracies(shown: Shown) -> str:
     true, false = (', '.join(map(str, part)) for part in (shown.true_chosen, shown.chosen[len(shown.true_chosen) :]))
     control = f'; with shuffled people, a control, {false}' if false else ''
     gained = (
-        f'On new choices of known people PAL is {seen.value:+z.3f} above one model for all (95 % interval '
-        f'{seen.ends("+.3f")}), and on those of new people {new.value:+z.3f} ({new.ends("+.3f")}).'
+        f"PAL's accuracy less that of one model for all is {seen.value:+z.3f} (95 % interval {seen.ends('+.3f')}) on "
+        f'new choices of known people, and {new.value:+z.3f} ({new.ends("+.3f")}) on those of new people.'
     )
     return (
         f'The share of choices that are predicted right, ± its standard error over people. {COLUMNS} '
@@ -428,11 +431,15 @@ def _table(shown: Shown) -> list[list[str]]:
     """
     middle = len(shown.counts) // 2
     rows = [['', 'known people', 'by pairs', 'worst tenth', 'new, none known']]
-    rows[0] += [f'new, {shown.counts[middle]} known', 'new, all known', 'parameters', 'a person']
+    rows[0] += [f'new, {shown.counts[middle]} known', 'new, all known', 'known people, gain']
+    shared = shown.methods['shared']
     for name, method in shown.methods.items():
         seen, new = figures(method.seen), [alike(method.new[i]).with_error() for i in (0, middle, -1)]
         row = [MODELS[name], seen.people.with_error(), seen.pairs.with_error(), f'{seen.worst:.3f}', *new]
-        rows.append([*row, f'{method.shared:.3g}', f'{method.person:.3g}'])
+        above = gain(method.seen, shared.seen).mean
+        # PAL with K = 1 in every split is the model for all.
+        same = name == 'shared' or (name == 'pal' and shown.is_one_model)
+        rows.append([*row, '–' if same else f'{above.value:+z.3f} ({above.ends("+.3f")})'])
     return rows
 
 
@@ -480,20 +487,3 @@ def _fit_mixed_logit(data: Comparisons) -> MixedLogit | None:
         return baselines.fit_xlogit(data.difference, data.users, seed=0, errors=pairs)
     except Unfit:
         return None
-
-
-def _wants(
-    panel: Panel, model: portrait.SplitModel, record: Mapping[str, Any], *, predicts: bool, mixed: MixedLogit | None
-) -> list[Exhibit]:
-    """The exhibits of what people want, and each group; none where items have no attributes that can be read."""
-    if (effects := portrait.effects_on_people(model)) is None:
-        return []
-    data = model.data
-    common = bradley_terry.of_all(data.difference, data.users)
-    price = data.attributes.index(panel.price) if panel.price else None
-    exhibits = [portrait.exhibit_wants(model, portrait.Wants(effects, common, predicts, price))]
-    if mixed:
-        exhibits.append(portrait.exhibit_mixed_logit(mixed, data.attributes, panel.scale))
-    if (p := record.get('groups_differ_p')) is not None:
-        exhibits.append(portrait.exhibit_by_group(data, panel.scale, p))
-    return exhibits

@@ -17,11 +17,10 @@ from scipy import special
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.models.params import Params
-from pal_jax.recipes.personal import bradley_terry, ideal_point, pictures
+from pal_jax.recipes.personal import ideal_point, pictures
 from pal_jax.recipes.personal.baselines import MixedLogit
 from pal_jax.recipes.personal.bradley_terry import Common
 from pal_jax.recipes.personal.ideal_point import PAL
-from pal_jax.run import intervals
 from pal_jax.run.forecast import counted
 from pal_jax.run.intervals import Estimate
 from pal_jax.types import Exhibit
@@ -57,15 +56,7 @@ UNCONVERGED = (
     ' The search for the largest likelihood ended before it had converged: compare these figures with those of other '
     'software.'
 )
-GROUPS = (
-    'The effect of one more unit by one logit for each group, ± its standard error over people. Where the people in a '
-    'group choose more at random, all its effects are nearer to 0. A test of all effects together, by permutations of '
-    'people over groups, has p = {p:.3f}: groups are shown to differ where it is at most 0.05. The last columns are of '
-    'single effects, of which one in twenty differs by chance. All this needs groups that were asked the same '
-    'questions, or questions at random.'
-)
 CERTAIN = 20.0  # an effect of one standard deviation on the log-odds that choices cannot tell from any larger one
-SHOWN_GROUPS = 6
 TINY = 1e-300  # a deviation that is divided by
 UNSHOWN = ', not shown to predict anybody'
 NO_SPREAD = (
@@ -173,10 +164,10 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
     units = _in_own_units(model, wants.effects).T
     for h, (name, mean, unit) in enumerate(zip(attributes, wants.common.estimates, units, strict=True)):
         scaled = mean.scaled(1.0 / float(scale[h]))
-        row = [name, *_cells(mean, scaled), f'{special.expit(scaled.value):.0%}']
+        row = [name, *cells(mean, scaled), f'{special.expit(scaled.value):.0%}']
         if wants.price is not None:
             worth = wants.common.worth(h, wants.price).scaled(float(scale[wants.price] / scale[h]))
-            cell = f'{worth.value:+.3g} ({worth.ends("+.3g")})' if _is_known(mean) else '–'
+            cell = f'{worth.value:+.3g} ({worth.ends("+.3g")})' if is_known(mean) else '–'
             row.append('' if h == wants.price else cell)
         low, high = np.percentile(unit, (25, 75))
         row += [f'{low:+.3g} to {high:+.3g}', f'{unit.std():.3g}'] if spread else []
@@ -206,50 +197,15 @@ def exhibit_mixed_logit(model: MixedLogit, attributes: Sequence[str], scale: np.
     return Exhibit('How much people differ', text, table)
 
 
-def exhibit_by_group(data: Comparisons, scale: np.ndarray | None, p: float) -> Exhibit:
-    """The effects of attributes in each of the largest groups; `p` is that of the hypothesis that all want the same."""
-    assert data.groups is not None
-    x, of_pair = data.difference, data.groups[data.users]
-    by = np.ones(x.shape[1]) if scale is None else scale
-    sizes = np.bincount(data.groups[data.groups >= 0], minlength=len(data.group_names))
-    largest = sorted(np.argsort(-sizes, kind='stable')[:SHOWN_GROUPS])
-    models = [bradley_terry.of_all(x[of_pair == g], data.users[of_pair == g]).estimates for g in largest]
-    heads = [f'{data.group_names[g]} ({counted(int(sizes[g]), "person")})' for g in largest]
-    table = [['effect of one unit', *heads, *(['second less first', '95 % interval'] if len(largest) == 2 else ['p'])]]
-    for h, name in enumerate(data.attributes):
-        effects = [row[h].scaled(1.0 / float(by[h])) for row in models]
-        table.append([name, *(_cells(row[h], effect)[0] for row, effect in zip(models, effects, strict=True))])
-        known = [effect for row, effect in zip(models, effects, strict=True) if _is_known(row[h])]
-        if len(known) < 2:
-            table[-1] += ['–'] * (len(table[0]) - len(table[-1]))
-        elif len(largest) == 2:
-            gap = intervals.difference(effects[1], effects[0])
-            table[-1] += [f'{gap.value:+.3g}', gap.ends('+.3g')]
-        else:
-            table[-1].append(f'{p_of_equal(known):.3f}')
-    text = GROUPS.format(p=p) + (DASH if any('–' in row for row in table) else '')
-    hidden = len(sizes) - len(largest)
-    text += f' {counted(hidden, "smaller group")} not shown.' if hidden else ''
-    return Exhibit('What each group wants', text, table)
-
-
-def _is_known(mean: Estimate) -> bool:
+def is_known(mean: Estimate) -> bool:
     """False for an effect of one standard deviation that choices cannot tell: nearly all go one way, or the attribute
     never varies."""
     return abs(mean.value) <= CERTAIN and (mean.error or 0.0) <= CERTAIN
 
 
-def p_of_equal(effects: Sequence[Estimate]) -> float:
-    """The p-value of the hypothesis that the effects of all groups are equal, by their errors (Cochran 1954)."""
-    value, error = (np.array([getattr(effect, part) for effect in effects], float) for part in ('value', 'error'))
-    weight = 1.0 / error**2
-    spread = np.sum(weight * (value - np.sum(weight * value) / np.sum(weight)) ** 2)
-    return float(special.chdtrc(len(effects) - 1, spread))
-
-
-def _cells(mean: Estimate, scaled: Estimate) -> list[str]:
+def cells(mean: Estimate, scaled: Estimate) -> list[str]:
     """The cells of an effect of one unit and of its interval; `mean` is the effect of one standard deviation."""
-    if not _is_known(mean):
+    if not is_known(mean):
         return ['–', '–']
     return [scaled.with_error('+.3g'), scaled.ends('+.3g')]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data.comparisons import Lookup
-from pal_jax.recipes.personal import bradley_terry, ideal_point, judged, panel, population, portrait
+from pal_jax.recipes.personal import ideal_point, judged, panel, population, portrait
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.baselines import MixedLogit
 from pal_jax.recipes.personal.bradley_terry import Common
@@ -17,7 +17,6 @@ from pal_jax.recipes.personal.evaluation import MethodResult
 from pal_jax.recipes.personal.figures import MODELS
 from pal_jax.recipes.personal.interface import Unfit
 from pal_jax.run import intervals
-from pal_jax.run.intervals import Estimate
 
 
 def test_accuracy_by_pair_and_by_person():
@@ -121,49 +120,6 @@ def test_pal_of_one_prototype_gains_exactly_nothing(chosen):
     record = population.make_record(shown)
     assert record['seen_gain'] == 0.0 and (record['seen_gain_interval'] == [0.0, 0.0]) == (chosen == (1, 1))
     assert (record['new_gain_interval'] == [0.0, 0.0]) == (chosen == (1, 1))
-
-
-def test_each_group_has_its_own_effects():
-    rng = np.random.default_rng(0)
-    users, groups = np.repeat(np.arange(40), 10), np.arange(40) % 3 - 1
-    x = rng.normal(size=(400, 2))
-    x[groups[users] == 0, 0] = np.abs(x[groups[users] == 0, 0])
-    data = SimpleNamespace(
-        difference=x, users=users, groups=groups, group_names=('north', 'south'),
-        attributes=('a', 'b'),
-    )  # fmt: skip
-    shown = portrait.exhibit_by_group(data, np.array([2.0, 1.0]), 0.001)
-    assert shown.table[0][1:3] == ['north (13 people)', 'south (13 people)'] and 'p = 0.001' in shown.text
-    south = bradley_terry.of_all(x[groups[users] == 1], users[groups[users] == 1]).estimates
-    assert shown.table[1][2] == south[0].scaled(0.5).with_error('+.3g')
-    assert shown.table[2][2] == south[1].with_error('+.3g') and shown.table[1][1] == '–'
-    north = bradley_terry.of_all(x[groups[users] == 0], users[groups[users] == 0]).estimates
-    gap = intervals.difference(south[1], north[1])
-    assert shown.table[2][3:] == [f'{gap.value:+.3g}', gap.ends('+.3g')]
-
-
-def test_what_a_group_has_not_chosen_between_is_a_dash():
-    rng = np.random.default_rng(0)
-    users, groups = np.repeat(np.arange(45), 10), np.arange(45) % 3
-    x = np.concatenate([rng.normal(size=(450, 2)), np.ones((450, 1))], axis=1)
-    x[:, 2] = np.where(groups[users] == 0, 0.0, rng.normal(size=450))
-    data = SimpleNamespace(
-        difference=x, users=users, groups=groups, group_names=('n', 's', 'w'), attributes=('a', 'b', 'c')
-    )
-    _, a, _, c = portrait.exhibit_by_group(data, None, 0.5).table
-    assert c[1] == '–' and '–' not in (*c[2:4], *a) and 0 <= float(c[4]) <= 1
-    everybody = bradley_terry.of_all(np.concatenate([x, np.zeros((450, 1))], axis=1), users).estimates
-    assert everybody[3].error > portrait.CERTAIN > everybody[0].error
-
-
-def test_effects_that_are_equal_but_for_their_errors_have_a_p_like_chance():
-    rng = np.random.default_rng(0)
-    draws = rng.normal(0.0, [1.0, 2.0, 0.5], (2000, 3))
-    errors = 1.0, 2.0, 0.5
-    effects = [[Estimate(*pair, None, None) for pair in zip(row, errors, strict=True)] for row in draws]
-    p = list(map(portrait.p_of_equal, effects))
-    assert 0.04 < np.mean(np.array(p) <= 0.05) < 0.06
-    assert portrait.p_of_equal([Estimate(0.0, 0.1, None, None), Estimate(1.0, 0.1, None, None)]) < 1e-6
 
 
 def test_of_very_many_people_the_first_have_effects(monkeypatch):

@@ -1,0 +1,201 @@
+"""The effects of attributes in each group of people, and all effects as numbers for other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import special
+
+from pal_jax.data.comparisons import Comparisons
+from pal_jax.recipes.personal import bradley_terry, portrait
+from pal_jax.recipes.personal.baselines import MixedLogit
+from pal_jax.recipes.personal.bradley_terry import Common
+from pal_jax.run import intervals
+from pal_jax.run.forecast import counted
+from pal_jax.run.intervals import Estimate
+from pal_jax.types import Exhibit
+
+EFFECTS = 'effects.csv'  # the file with a row for each effect, in the folder of a run
+SHOWN_GROUPS = 6
+LEVEL = 1.0 - intervals.LEVEL
+BY_GROUP = (
+    'The effect of one more unit by one logit for each group, ± its standard error over people. {test} The comparison '
+    'needs groups that were asked the same questions, or questions drawn at random. Where the people in a group choose '
+    'more at random, all effects of the group are nearer to 0; worths (--config.price) are not.'
+)
+SINGLE = (
+    ' The last columns compare single effects. They are not corrected for their number: one in twenty differs by '
+    'chance.'
+)
+WORTHS = (
+    'The change of {price} that outweighs one more unit, by one logit for each group, with its 95 % interval by '
+    'Fieller (1954). A dash stands where the effect of {price} may be 0. A worth does not depend on how much at random '
+    'the people in a group choose.'
+)
+HEAD = (
+    'model', 'group', 'people', 'attribute', 'effect', 'error', 'low', 'high', 'worth', 'worth_low', 'worth_high',
+)  # fmt: skip
+
+
+class GroupModel(NamedTuple):
+    """One logit for a group: its name, the number of its people, and the model; '' is everybody."""
+
+    name: str
+    people: int
+    common: Common
+
+
+class Units(NamedTuple):
+    """The attributes, the divisor `[H]` of each in the table that models read, and the number of the attribute that is
+    a price; None: there is none."""
+
+    attributes: Sequence[str]
+    scale: np.ndarray
+    price: int | None = None
+
+    def effect(self, model: Common, attribute: int) -> Estimate | None:
+        """The effect of one unit of an attribute; None where choices cannot tell it."""
+        effect = model.estimates[attribute]
+        return effect.scaled(1.0 / float(self.scale[attribute])) if portrait.is_known(effect) else None
+
+    def worth(self, model: Common, attribute: int) -> Estimate | None:
+        """The worth of one unit of an attribute in units of the price; None of the price itself, without a price, and
+        where choices cannot tell the effect."""
+        if self.price in (None, attribute) or self.effect(model, attribute) is None:
+            return None
+        return model.worth(attribute, self.price).scaled(float(self.scale[self.price] / self.scale[attribute]))
+
+
+def units_of(attributes: Sequence[str], scale: np.ndarray | None, price: str = '') -> Units:
+    """The units of attributes; `price` is the name of the one that is a price."""
+    by = np.ones(len(attributes)) if scale is None else scale
+    return Units(attributes, by, attributes.index(price) if price else None)
+
+
+def describe(
+    model: portrait.SplitModel, units: Units, record: Mapping[str, Any], *, predicts: bool, mixed: MixedLogit | None
+) -> tuple[list[Exhibit], dict[str, str]]:
+    """The exhibits of what people want, and each group, and the file of all effects.
+
+    `model` and `predicts` are as `portrait.Wants` has them, and `record` is that of the evaluation.
+    """
+    data, of_people = model.data, portrait.effects_on_people(model)
+    assert of_people is not None  # the items are no texts
+    common, groups = bradley_terry.of_all(data.difference, data.users), group_models(data)
+    exhibits = [portrait.exhibit_wants(model, portrait.Wants(of_people, common, predicts, units.price))]
+    if mixed:
+        exhibits.append(portrait.exhibit_mixed_logit(mixed, units.attributes, units.scale))
+    if groups:
+        hidden = len(data.group_names) - len(groups)
+        exhibits.append(exhibit_by_group(groups, units, record['groups_differ_p'], hidden))
+        exhibits += [exhibit_worths(groups, units)] if units.price is not None else []
+    everybody = GroupModel('', len(data.names), common)
+    return exhibits, {EFFECTS: table_of_effects([everybody, *groups], units, mixed)}
+
+
+def group_models(data: Comparisons) -> list[GroupModel]:
+    """The models of the largest groups, in the order of their names; none where there are no two groups."""
+    if data.groups is None or len(data.group_names) < 2:
+        return []
+    of_pair = data.groups[data.users]
+    sizes = np.bincount(data.groups[data.groups >= 0], minlength=len(data.group_names))
+    largest = sorted(np.argsort(-sizes, kind='stable')[:SHOWN_GROUPS])
+    return [
+        GroupModel(
+            data.group_names[g],
+            int(sizes[g]),
+            bradley_terry.of_all(data.difference[of_pair == g], data.users[of_pair == g]),
+        )
+        for g in largest
+    ]
+
+
+def exhibit_by_group(models: Sequence[GroupModel], units: Units, p: float, hidden: int = 0) -> Exhibit:
+    """The effects of attributes in each of the largest groups.
+
+    `p` is that of the hypothesis that all groups choose alike, and `hidden` the number of further groups.
+    """
+    two = len(models) == 2
+    table = [['effect of one unit', *map(_head, models), *(['second less first', '95 % interval'] if two else ['p'])]]
+    for h, name in enumerate(units.attributes):
+        effects = [units.effect(model.common, h) for model in models]
+        known = [effect for effect in effects if effect]
+        table.append([name, *(effect.with_error('+.3g') if effect else '–' for effect in effects)])
+        if len(known) < 2:
+            table[-1] += ['–'] * (len(table[0]) - len(table[-1]))
+        elif two:
+            table[-1] += _gap(*known)
+        else:
+            table[-1].append(f'{p_of_equal(known):.3f}')
+    shown = 'are shown to differ' if p <= LEVEL else 'are not shown to differ'
+    test = f'Taken together, the effects of the groups {shown} (permutation test of people over groups, p = {p:.3f}).'
+    text = BY_GROUP.format(test=test) + SINGLE + (portrait.DASH if any('–' in row for row in table) else '')
+    return Exhibit(
+        'What each group wants', text + (f' {counted(hidden, "smaller group")} not shown.' if hidden else ''), table
+    )
+
+
+def exhibit_worths(models: Sequence[GroupModel], units: Units) -> Exhibit:
+    """The worth of each attribute in each of the largest groups; `units` has a price."""
+    assert units.price is not None
+    price, two = units.attributes[units.price], len(models) == 2
+    table = [[f'worth in {price}', *map(_head, models), *(['second less first', '95 % interval'] if two else [])]]
+    for h, name in enumerate(units.attributes):
+        if h != units.price:
+            worths = [units.worth(model.common, h) for model in models]
+            cells = [f'{worth.value:+.3g} ({worth.ends("+.3g")})' if worth else '–' for worth in worths]
+            gap = _gap(*(worth or Estimate(np.nan, None, None, None) for worth in worths)) if two else []
+            table.append([name, *cells, *(gap if None not in worths else ['–'] * len(gap))])
+    return Exhibit('What an attribute is worth in each group', WORTHS.format(price=price), table)
+
+
+def _head(model: GroupModel) -> str:
+    return f'{model.name} ({counted(model.people, "person")})'
+
+
+def _gap(first: Estimate, second: Estimate) -> list[str]:
+    """The cells of the second less the first, and of its interval."""
+    gap = intervals.difference(second, first)
+    return [f'{gap.value:+.3g}', gap.ends('+.3g')]
+
+
+def p_of_equal(effects: Sequence[Estimate]) -> float:
+    """The p-value of the hypothesis that the effects of all groups are equal, by their errors (Cochran 1954)."""
+    value, error = (np.array([getattr(effect, part) for effect in effects], float) for part in ('value', 'error'))
+    weight = 1.0 / error**2
+    spread = np.sum(weight * (value - np.sum(weight * value) / np.sum(weight)) ** 2)
+    return float(special.chdtrc(len(effects) - 1, spread))
+
+
+def table_of_effects(models: Sequence[GroupModel], units: Units, mixed: MixedLogit | None = None) -> str:
+    """All effects as CSV with the columns of `HEAD`, in the units of the survey; a cell is empty where there is no
+    estimate.
+
+    The models are `logit` and, where there is one, the `mean` and the `deviation` over people of the mixed logit.
+    """
+    rows: list[list[str]] = []
+    for model in models:
+        for h, name in enumerate(units.attributes):
+            effect, worth = units.effect(model.common, h), units.worth(model.common, h)
+            cells = [*_numbers(effect, 'value', 'error', 'low', 'high'), *_numbers(worth, 'value', 'low', 'high')]
+            rows.append(['logit', model.name, str(model.people), name, *cells])
+    if mixed:
+        people = str(models[0].people)
+        for k, (part, values) in enumerate((('mean', mixed.mean), ('deviation', mixed.deviation))):
+            errors = [None] * len(values) if mixed.errors is None else mixed.errors[k]
+            for name, value, error, by in zip(units.attributes, values, errors, units.scale, strict=True):
+                known = Estimate(float(value / by), None if error is None else float(error / by), None, None)
+                cells = _numbers(known, 'value', 'error')
+                rows.append([f'mixed logit {part}', '', people, name, *cells, *[''] * 5])
+    file = io.StringIO()
+    csv.writer(file, lineterminator='\n').writerows([HEAD, *rows])
+    return file.getvalue()
+
+
+def _numbers(estimate: Estimate | None, *parts: str) -> list[str]:
+    values = [getattr(estimate, part) if estimate else None for part in parts]
+    return ['' if value is None or not np.isfinite(value) else f'{value:.6g}' for value in values]

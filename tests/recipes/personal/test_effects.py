@@ -1,0 +1,103 @@
+"""The effects in each group of people, their worth, and the file with all effects as numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pal_jax.recipes.personal import bradley_terry, effects, portrait
+from pal_jax.recipes.personal.baselines import MixedLogit
+from pal_jax.recipes.personal.bradley_terry import Common
+from pal_jax.run import intervals
+from pal_jax.run.intervals import Estimate
+
+UNITS = effects.units_of(('price', 'minutes'), np.array([2.0, 4.0]), 'price')
+
+
+def group(name, price, minutes, error=0.05):
+    return effects.GroupModel(name, 30, Common(np.array([price, minutes]), np.diag([error**2, error**2]), 30))
+
+
+def test_each_group_has_its_own_effects():
+    rng = np.random.default_rng(0)
+    users, groups = np.repeat(np.arange(40), 10), np.arange(40) % 3 - 1
+    x = rng.normal(size=(400, 2))
+    x[groups[users] == 0, 0] = np.abs(x[groups[users] == 0, 0])
+    data = SimpleNamespace(
+        difference=x, users=users, groups=groups, group_names=('north', 'south'),
+        attributes=('a', 'b'),
+    )  # fmt: skip
+    shown = effects.exhibit_by_group(
+        effects.group_models(data), effects.units_of(('a', 'b'), np.array([2.0, 1.0])), 0.001
+    )
+    assert shown.table[0][1:3] == ['north (13 people)', 'south (13 people)'] and 'p = 0.001' in shown.text
+    south = bradley_terry.of_all(x[groups[users] == 1], users[groups[users] == 1]).estimates
+    assert shown.table[1][2] == south[0].scaled(0.5).with_error('+.3g')
+    assert shown.table[2][2] == south[1].with_error('+.3g') and shown.table[1][1] == '–'
+    north = bradley_terry.of_all(x[groups[users] == 0], users[groups[users] == 0]).estimates
+    gap = intervals.difference(south[1], north[1])
+    assert shown.table[2][3:] == [f'{gap.value:+.3g}', gap.ends('+.3g')]
+
+
+def test_what_a_group_has_not_chosen_between_is_a_dash():
+    rng = np.random.default_rng(0)
+    users, groups = np.repeat(np.arange(45), 10), np.arange(45) % 3
+    x = np.concatenate([rng.normal(size=(450, 2)), np.ones((450, 1))], axis=1)
+    x[:, 2] = np.where(groups[users] == 0, 0.0, rng.normal(size=450))
+    data = SimpleNamespace(
+        difference=x, users=users, groups=groups, group_names=('n', 's', 'w'), attributes=('a', 'b', 'c')
+    )
+    _, a, _, c = effects.exhibit_by_group(
+        effects.group_models(data), effects.units_of(data.attributes, None), 0.5
+    ).table
+    assert c[1] == '–' and '–' not in (*c[2:4], *a) and 0 <= float(c[4]) <= 1
+    everybody = bradley_terry.of_all(np.concatenate([x, np.zeros((450, 1))], axis=1), users).estimates
+    assert everybody[3].error > portrait.CERTAIN > everybody[0].error
+
+
+def test_effects_that_are_equal_but_for_their_errors_have_a_p_like_chance():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(0.0, [1.0, 2.0, 0.5], (2000, 3))
+    errors = 1.0, 2.0, 0.5
+    rows = [[Estimate(*pair, None, None) for pair in zip(row, errors, strict=True)] for row in draws]
+    p = list(map(effects.p_of_equal, rows))
+    assert 0.04 < np.mean(np.array(p) <= 0.05) < 0.06
+    assert effects.p_of_equal([Estimate(0.0, 0.1, None, None), Estimate(1.0, 0.1, None, None)]) < 1e-6
+
+
+def test_the_worth_in_each_group_and_its_difference():
+    models = [group('n', -0.8, -0.4), group('s', -0.8, -0.2)]
+    shown = effects.exhibit_worths(models, UNITS)
+    # A minute has the effect -.4 / 4 in the north, and a unit of the price -.8 / 2.
+    (_, row) = shown.table
+    assert row[0] == 'minutes' and row[1].startswith('-0.25 (') and row[2].startswith('-0.125 (')
+    worths = [model.common.worth(1, 0).scaled(0.5) for model in models]
+    gap = intervals.difference(worths[1], worths[0])
+    assert row[3:] == ['+0.125', gap.ends('+.3g')] and gap.low > 0
+    # Where a price may have no effect there is no interval.
+    unknown = effects.exhibit_worths([group('n', -0.8, -0.4), group('s', -0.01, -0.2)], UNITS)
+    assert unknown.table[1][2].endswith('(–)') and unknown.table[1][4] == '–'
+    assert len(effects.exhibit_worths([*models, group('w', -1.0, -0.1)], UNITS).table[0]) == 4
+
+
+def test_all_effects_are_numbers_in_the_file():
+    mixed = MixedLogit(np.array([-1.0, -0.8]), np.array([0.4, 0.2]), np.array([[0.1, 0.2], [0.3, np.nan]]))
+    models = [group('', -0.8, -0.4), group('n', -0.8, 100.0)]
+    rows = list(csv.DictReader(io.StringIO(effects.table_of_effects(models, UNITS, mixed))))
+    assert [(row['model'], row['group'], row['attribute']) for row in rows] == [
+        ('logit', '', 'price'), ('logit', '', 'minutes'), ('logit', 'n', 'price'), ('logit', 'n', 'minutes'),
+        ('mixed logit mean', '', 'price'), ('mixed logit mean', '', 'minutes'),
+        ('mixed logit deviation', '', 'price'), ('mixed logit deviation', '', 'minutes'),
+    ]  # fmt: skip
+    estimate: Any = models[0].common.estimates[1].scaled(0.25)
+    number = [float(rows[1][key]) for key in ('effect', 'error', 'low', 'high')]
+    assert number == pytest.approx([estimate.value, estimate.error, estimate.low, estimate.high], rel=1e-5)
+    assert float(rows[1]['worth']) == pytest.approx(-0.25) and rows[0]['worth'] == ''
+    # An effect that choices cannot tell has empty cells, and so has an error that is not known.
+    assert {rows[3][key] for key in ('effect', 'error', 'low', 'high', 'worth')} == {''}
+    assert (float(rows[4]['effect']), float(rows[4]['error']), rows[7]['error']) == (-0.5, 0.05, '')
