@@ -83,8 +83,7 @@ class IdealPointLearner:
         check(pal, loss, inner)
         if pal.prototypes > users:
             raise ValueError(
-                f'model.prototypes={pal.prototypes} is more than the {users} users; give more people, or fewer '
-                'prototypes'
+                f'{pal.prototypes} prototypes are more than the {users} users; give more people, or fewer prototypes'
             )
         self.pal, self.loss, self.rates, self.new, self.mesh = pal, loss, rates, new or NewUsers(), mesh
         self.inner, self.optimizer = inner, make_optimizer(rates, shared_start=inner is not None)

@@ -261,7 +261,12 @@ def make_trials(settings: Settings, data: Comparisons) -> list[Trial]:
 
 
 def make_learners(settings: Settings, kept: Kept, ctx: Context, replicas: int) -> dict[str, IdealPointLearner]:
-    """The learners: PAL for each K, named `K=...`, and the baselines that are trained in the same way."""
+    """The learners: PAL for each K, named `K=...`, and the baselines that are trained in the same way.
+
+    Raises:
+      ValueError: a model has more prototypes than there are people, or two options do not fit each other.
+    """
+    _check_people(settings, len(kept.names))
     baselines, loss, rates = settings.baselines, settings.loss, settings.optimizer
     model: dict[str, Any] = dataclasses.asdict(settings.model) | devices.precision(settings.model.dtype)
     z_std = model.pop('z_std')
@@ -287,6 +292,25 @@ def make_learners(settings: Settings, kept: Kept, ctx: Context, replicas: int) -
         known_groups = dataclasses.replace(rates, users=0.0)  # people stay where `start` puts them
         learners['groups'] = learner(0.0, settings.new.pull, known_groups, prototypes=kept.groups)
     return learners
+
+
+def _check_people(settings: Settings, people: int) -> None:
+    """Raises ValueError, with all keys at once, where a model has more prototypes than there are people."""
+    embedding, data = settings.baselines.embedding, f'the {counted(people, "person")} of {settings.data}'
+    wrong = []
+    if (largest := max(settings.prototypes)) > people:
+        wrong.append(
+            f'prototypes={settings.prototypes} has {largest}, which is more than {data}; give numbers of at most '
+            f'{people}, or more people'
+        )
+    # The user embedding has a prototype more than its vectors have numbers.
+    if embedding and embedding + 1 > people:
+        wrong.append(
+            f'baselines.embedding={embedding} takes {embedding + 1} people, which is more than {data}; give '
+            f'baselines.embedding={people - 1}, or more people'
+        )
+    if wrong:
+        raise ValueError('; '.join(wrong))
 
 
 def start(name: str, learner: IdealPointLearner, data: Comparisons, seeds: Array) -> PALState:

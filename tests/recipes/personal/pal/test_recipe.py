@@ -153,7 +153,9 @@ def test_fake_learners_update_on_the_same_pairs_which_are_put_on_the_device_once
     ('changes', 'message'),
     [
         ({'prototypes': (2, 3)}, r'prototypes=\(2, 3\) lacks 1'),
-        ({'prototypes': (1, 100)}, 'model.prototypes=100 is more than the 60 users'),
+        ({'prototypes': (1, 100)}, r'^prototypes=\(1, 100\).* 60 people'),
+        ({'baselines.embedding': 60}, r'^baselines.embedding=60.* 60 people.*baselines.embedding=59'),
+        ({'prototypes': (1, 100), 'baselines.embedding': 60}, r'^prototypes=\(1, 100\).*baselines.embedding=60'),
         ({'batch': 0}, 'batch=0 must be at least 1'),
         ({'split.train': 0.9}, 'leave nothing for the test'),
         ({'split.seen': 1.0}, 'leaves nobody seen or nobody new'),
