@@ -275,3 +275,23 @@ def test_a_group_of_people_who_are_left_out_is_none(tmp_path):
     data = tables.load(written(tmp_path, '\n'.join(['user,group,choice,x_A,x_B', 'bo,a,A,1,2', *rows])))
     left = comparisons.without_few(data, [].append)
     assert left.group_names == ('b', 'c') and left.groups.tolist() == [0, 1]
+
+
+def test_messages_name_the_columns_of_a_file_as_they_are(tmp_path):
+    table = written(tmp_path, 'Who,age,region,price_A,price_B\nana,31,north,1,2\n')
+    with pytest.raises(ValueError, match=r'a\.csv.*Who, age, region, price_A, price_B'):
+        tables.load(table, group='region')
+    options = written(tmp_path, 'user,age,region,price\nana,31,north,1\n', 'b.csv')
+    with pytest.raises(ValueError, match=r'b\.csv.*user, age, region, price'):
+        tables.load(options, group='region')
+    pairs = written(tmp_path, 'user,region,choice,price_A,price_B\nana,1.5,A,1,2\n', 'c.csv')
+    assert tables.load(pairs, group='region').group_names == ('1.5',)
+    line = '{"user": "ana", "region": 1.5, "choice": "A", "price_A": 1, "price_B": 2}'
+    with pytest.raises(ValueError, match=r"line 1: 'region' is 1\.5"):
+        tables.load(written(tmp_path, line, 'd.jsonl'), group='region')
+    # A column of the person is none of groups, nor is a column that ends like a side one of options.
+    for column in ('user', 'choice'):
+        with pytest.raises(ValueError, match=f"group='{column}'"):
+            tables.load(pairs, group=column)
+    sides = written(tmp_path, 'user,region_A,choice,price_A,price_B\nana,north,A,1,2\n', 'e.csv')
+    assert tables.load(sides, group='region_A').group_names == ('north',)

@@ -50,7 +50,7 @@ FORMS = (
 ASKED = 'left_<attribute> and right_<attribute>, a row a pair'
 SITUATIONS = 'task', 'question', 'set', 'choice_set', 'scenario'  # likely names of the column of the situation
 KEYS = 'user', 'situation', 'chosen'
-UNLIKE = *KEYS, 'choice', 'group'  # columns that are read, and are no attributes
+UNLIKE = *KEYS, 'choice'  # columns that are read, and are no attributes, beside that of the group
 CHOSEN = {'1': True, '1.0': True, 'true': True, '0': False, '0.0': False, 'false': False}
 
 
@@ -79,19 +79,20 @@ def load(
     paths = shards.files_of(str(path))
     wrong: records.Wrong = {}
     rows = list(records.values(str(path), wrong))
-    rows = _with_group(path, rows, group) if group not in ('', 'group') else rows
+    if group not in ('', 'group'):
+        _check_group(path, rows, group)
     if rows and _has_texts(rows[0][1]):
         raise ValueError(f'{path} has choices between texts; take --config=pal:text')
     if not rows and wrong:
         records.leave_out(wrong, 0, drop)
     if _is_table(rows):
         comma = any(files.format_of(file) == '.csv' and records.delimiter(file) != ',' for file in paths)
-        names, pairs = _table(path, rows, answered, comma, attributes, drop, wrong, log)
+        names, pairs = _table(path, rows, answered, comma, attributes, group or 'group', drop, wrong, log)
     else:
-        names, pairs = _items(rows, answered, drop)
+        names, pairs = _items(rows, answered, group or 'group', drop)
     if not pairs:
         raise ValueError(f'{path} holds no {"choices" if answered else "pairs"}')
-    if group not in ('', 'group') and 'group' in columns_of(names):
+    if group not in ('', 'group') and group in columns_of(names):
         raise ValueError(f'{path}: group={group!r} differs between the options of a choice, so it is of no person')
     if not (answered and group):
         pairs = [dataclasses.replace(pair, group='') for pair in pairs]
@@ -101,11 +102,11 @@ def load(
         raise ValueError(f'{path}: {error}') from None
 
 
-def _with_group(path: str | Path, rows: list[records.Row], group: str) -> list[records.Row]:
-    """The rows with the column `group` of people's groups, which has another name in the file.
+def _check_group(path: str | Path, rows: list[records.Row], group: str) -> None:
+    """Check that a column other than `group` is one of people's groups.
 
     Raises:
-      ValueError: the file has no such column, or another one that is called group.
+      ValueError: the file has no such column, has another one that is called group, or says something else in it.
     """
     heads = dict.fromkeys(name for _, row in rows[:1] if isinstance(row, Mapping) for name in row)
     if group not in heads:
@@ -114,11 +115,8 @@ def _with_group(path: str | Path, rows: list[records.Row], group: str) -> list[r
         raise ValueError(f'{path} has no column group={group!r}{meant}; its columns are {", ".join(heads)}')
     if 'group' in heads:
         raise ValueError(f'{path} has a column group beside group={group!r}; rename it')
-    new = {group: 'group'}
-    return [
-        (place, {new.get(name, name): x for name, x in row.items()} if isinstance(row, Mapping) else row)
-        for place, row in rows
-    ]
+    if group in (surveys.person_column(heads), surveys.answer_column(heads), *KEYS):
+        raise ValueError(f'{path}: group={group!r} says who chose, or which option; name a column of groups of people')
 
 
 def _has_texts(row: Any) -> bool:
@@ -155,7 +153,7 @@ def _checked(pair: PreferencePair, first: PreferencePair) -> PreferencePair:
 
 
 def _items(
-    rows: list[records.Row], answered: bool, drop: records.Drop | None
+    rows: list[records.Row], answered: bool, group: str, drop: records.Drop | None
 ) -> tuple[tuple[str, ...], list[PreferencePair]]:
     """The names of attributes, where items are objects, and the pairs of records of two items."""
     rows = rows if answered else [(place, records.unanswered(row)) for place, row in rows]
@@ -178,8 +176,8 @@ def _items(
                 raise ValueError(f'expected the attributes {", ".join(names)} in both items')
             items = [[item[name] for name in names] for item in items]
         chosen, rejected, prompt = map(_numbers, (*items, record.get('prompt', ())))
-        group = records.known('', record, 'group')
-        first.append(pair := PreferencePair(user, chosen, rejected, _situation(place, record), prompt, group))
+        of = records.known('', record, group)
+        first.append(pair := PreferencePair(user, chosen, rejected, _situation(place, record), prompt, of))
         return _checked(pair, first[0])
 
     return names, records.converted([(row[0], row) for row in rows], read, drop)
@@ -205,29 +203,30 @@ def _table(
     answered: bool,
     comma: bool,
     known: Sequence[str],
+    group: str,
     drop: records.Drop | None,
     wrong: records.Wrong,
     log: Callable[[str], None],
 ) -> tuple[tuple[str, ...], list[PreferencePair]]:
     """The names of attributes and the pairs of a table of options or of pairs; `comma`: numbers may have a decimal
-    comma."""
+    comma; `group`: the column of people's groups, where the table has one."""
     placed = _objects(rows, wrong)
     # The first row has the attributes, and others may lack them. Each of several files has its own names of columns.
     header, named = list(placed[0][1]), [(place, surveys.with_user(row)) for place, row in placed]
     known_columns = dict.fromkeys(itertools.chain.from_iterable(row for _, row in named))
     rows = [(place, {**known_columns, **row}) for place, row in named]
-    columns, sides = list(named[0][1]), _sides(path, header)
+    columns, sides = list(named[0][1]), _sides(path, [name for name in header if name != group])
     # A proper subset leaves a column at least for an attribute.
     if answered and {'user', 'situation', 'chosen'} < set(columns):
         of = {name: (name,) for name in columns if name not in KEYS}
         # A new person's few choices have the attributes of the run, even where they are alike.
         unread = notes.unread_of_options(rows, list(of), columns_of(known))
         of = {name: column for name, column in of.items() if name not in unread}
-        unread.pop('group', '')
-        read: Callable[..., list[PreferencePair]] = _options
+        unread.pop(group, '')
+        read: Callable[..., list[PreferencePair]] = functools.partial(_options, group=group)
     elif sides and (not answered or {'user', 'choice'} <= set(columns)):
         of, unread = sides, {}
-        read = functools.partial(_pairs, answer=surveys.answer_column(header) or 'choice')
+        read = functools.partial(_pairs, group=group, answer=surveys.answer_column(header) or 'choice')
     else:
         raise ValueError(f'{path}: {_lacking(header, bool(sides), answered)}')
     if '' in of:
@@ -241,7 +240,7 @@ def _table(
     ]
     if not answered:
         rows = [(place, {**records.unanswered(row), 'choice': 'left'}) for place, row in rows]
-    unread |= {c: '' for c in known_columns if c and c not in cells | unread.keys() and c not in UNLIKE}
+    unread |= {c: '' for c in known_columns if c and c not in cells | unread.keys() and c not in (*UNLIKE, group)}
     values = {a.name: [str(row[c]).strip() for _, row in rows for c in of[a.name]] for a in attributes}
     notes.log_doubts(path, unread, {a.name: a.words for a in attributes}, values, log)
     if answered:
@@ -338,9 +337,10 @@ def _pairs(
     drop: records.Drop | None,
     wrong: records.Wrong,
     *,
+    group: str,
     answer: str,
 ) -> list[PreferencePair]:
-    """The pairs of rows that have two sides each; `answer` is the column of the answers in the file."""
+    """The pairs of rows that have two sides each; `group` and `answer` are columns of the file."""
     # 1 is the left side where answers are 1 and 2, and the right one where they are 0 and 1.
     if any(str(row['choice']).strip() in ('0', '0.0') for _, row in rows):
         raise ValueError(f'{path}: {answer} is 0 in some rows; write left and right, A and B, or 1 and 2')
@@ -351,8 +351,8 @@ def _pairs(
         chosen, rejected = (
             tuple(n for a in attributes for n in a.numbers(row[of[a.name][k]], of[a.name][k])) for k in (side, 1 - side)
         )
-        user, group = records.identity('', row, 'user'), records.known('', row, 'group')
-        pair = PreferencePair(user, chosen, rejected, _situation(place, row), group=group)
+        user = records.identity('', row, 'user')
+        pair = PreferencePair(user, chosen, rejected, _situation(place, row), group=records.known('', row, group))
         return _checked(pair, pair)
 
     return records.converted([(row[0], row) for row in rows], read, drop, wrong)
@@ -365,6 +365,8 @@ def _options(
     of: Mapping[str, tuple[str, ...]],
     drop: records.Drop | None,
     wrong: records.Wrong,
+    *,
+    group: str,
 ) -> list[PreferencePair]:
     """The pairs of rows that have one option each: the chosen option with each other option of its situation."""
     # One user may be spelled in several ways, and a situation must not fall apart by that.
@@ -378,7 +380,7 @@ def _options(
             raise ValueError(f'chosen is {row["chosen"]!r}; give 0 or 1')
         numbers = tuple(n for a in attributes for n in a.numbers(row[of[a.name][0]]))
         key = who(records.identity('', row, 'user')), _situation(place, row)
-        groups[key] = '' if 'group' in of else records.known('', row, 'group')
+        groups[key] = '' if group in of else records.known('', row, group)
         return place, key, (chosen, numbers)
 
     situations: dict[tuple[str, str], list[tuple[str, choices.Option]]] = {}
