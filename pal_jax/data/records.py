@@ -71,7 +71,7 @@ def to_choice(row: Mapping[str, Any]) -> Choice:
     row = surveys.named(row)
     missing = [name for name in ('user', 'chosen', 'rejected') if row.get(name) in (None, '')]
     if missing:
-        raise ValueError(f'no {" and no ".join(missing)}; its fields are {", ".join(map(str, row))}')
+        raise ValueError(f'no {" and no ".join(missing)}; {surveys.given(row)}')
     texts = {name: '' if row.get(name) is None else row[name] for name in ('prompt', 'chosen', 'rejected')}
     for name, text in texts.items():
         if not isinstance(text, str):
@@ -389,8 +389,8 @@ def table(path: Path, columns: Iterable[str] = (), wrong: Wrong | None = None) -
     # Where most rows are so, the cells are cut wrongly.
     if (count := sum(map(len, uneven.values()))) > max(right, 2):
         raise ValueError(
-            f'{path}: {count} of {counted(count + right, "row")} have another number of cells than the header; if '
-            'numbers have decimal commas, separate the cells by semicolons (in R by write.csv2)'
+            f'{path}: {count} of {counted(count + right, "row")} have another number of cells than the header, which '
+            f'{surveys.as_read(header)}; if numbers have decimal commas, take semicolons or tabs (in R write.csv2)'
         )
     if wrong is not None:
         wrong |= uneven

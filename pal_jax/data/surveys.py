@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pal_jax.run.forecast import few_of
+
 # Names of the column of the person in surveys, in small letters and without `_id` or `id`; Qualtrics has ResponseId.
 PEOPLE = 'user', 'participant', 'person', 'respondent', 'subject', 'worker', 'prolific_pid'
 # Names of the column of the answer, in small letters.
@@ -79,6 +81,25 @@ def text_columns(columns: Iterable[str]) -> tuple[str, ...]:
         if len(both := [name for name in left if name in right]) == 1:
             return left[both[0]], right[both[0]]
     return ()
+
+
+def given(columns: Iterable[str]) -> str:
+    """The words on the fields of a row that lacks one."""
+    return f'the header {as_read(columns)}' if is_uncut(columns) else f'its fields are {", ".join(map(str, columns))}'
+
+
+def is_uncut(columns: Iterable[str]) -> bool:
+    """True for columns that a header seems to give whose cells stand between other marks, such as `user|choice`."""
+    names = [str(name).strip() for name in columns]
+    marks = sum(name.count(mark) for name in names for mark in ';|\t')
+    return marks >= len(names) or (len(names) == 1 and bool(re.search(r'\W', names[0])))
+
+
+def as_read(columns: Iterable[str]) -> str:
+    """The words on a header whose cells may be cut wrongly: how it was read, and what may stand between cells."""
+    names = list(map(repr, columns))
+    cells = f'{len(names)} cells' if len(names) > 1 else '1 cell alone'
+    return f'was read as {cells}: {few_of(names)}; separate cells by commas, semicolons or tabs'
 
 
 def columns_of_side(side: str, columns: Iterable[str]) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as arrow
 import pytest
@@ -295,3 +297,29 @@ def test_messages_name_the_columns_of_a_file_as_they_are(tmp_path):
             tables.load(pairs, group=column)
     sides = written(tmp_path, 'user,region_A,choice,price_A,price_B\nana,north,A,1,2\n', 'e.csv')
     assert tables.load(sides, group='region_A').group_names == ('north',)
+
+
+@pytest.mark.parametrize('mark', ['|', ' ', ':'])
+def test_cells_between_other_marks_are_told_with_the_header_as_it_was_read(tmp_path, mark):
+    header, row = (mark.join(cells) for cells in (PLAIN.split()[0].split(','), ['ana', 'left', '1', '9', '2', '3']))
+    with pytest.raises(ValueError, match=r'a\.csv: .*semicolons or tabs') as told:
+        tables.load(written(tmp_path, f'{header}\n{row}\n'))
+    assert repr(header) in str(told.value)
+    # Decimal commas cut the rows in pieces, and not the header.
+    with pytest.raises(ValueError, match=r'b\.csv: 3 of 3 rows .*semicolons or tabs') as told:
+        tables.load(written(tmp_path, f'{header}\n' + f'{row},5\n' * 3, 'b.csv'))
+    assert repr(header) in str(told.value)
+    with pytest.raises(ValueError, match=r'c\.csv.*semicolons or tabs') as told:
+        list(records.read(str(written(tmp_path, f'user{mark}chosen{mark}rejected\nana{mark}a{mark}b\n', 'c.csv'))))
+    assert f"'user{mark}chosen{mark}rejected'" in str(told.value)
+
+
+def test_a_table_of_pandas_that_was_read_without_its_mark_is_told(tmp_path):
+    header = ';'.join(PLAIN.split()[0].split(','))
+    line = written(tmp_path, json.dumps({header: 'ana;left;1;9;2;3'}), 'a.jsonl')
+    with pytest.raises(ValueError, match='sep=') as told:
+        tables.load(line)
+    assert repr(header) in str(told.value)
+    # A mark in a name of several is no mark between cells.
+    with pytest.raises(ValueError, match=r'the columns are user, price \| EUR'):
+        tables.load(written(tmp_path, 'user,price | EUR,time\nana,1,2\n'))

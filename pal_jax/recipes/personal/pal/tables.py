@@ -259,6 +259,8 @@ def _objects(rows: Sequence[tuple[str, Any]], wrong: records.Wrong) -> list[reco
 
 def _lacking(columns: Sequence[str], has_sides: bool, answered: bool) -> str:
     """The words that say what a table with these columns lacks."""
+    if surveys.is_uncut(columns):
+        return f'the header {surveys.as_read(columns)} (pandas reads others by sep=)'
     given = f'the columns are {", ".join(columns)}'
     if answered and has_sides and not surveys.person_column(columns):
         return f'no column says who chose; call it one of {", ".join(surveys.PEOPLE)}; {given}'
