@@ -323,3 +323,34 @@ def test_a_table_of_pandas_that_was_read_without_its_mark_is_told(tmp_path):
     # A mark in a name of several is no mark between cells.
     with pytest.raises(ValueError, match=r'the columns are user, price \| EUR'):
         tables.load(written(tmp_path, 'user,price | EUR,time\nana,1,2\n'))
+
+
+def test_a_word_of_one_row_alone_is_a_doubt(tmp_path):
+    def lines_of(words, file):
+        rows = [f'p{i % 9},A,{word},none' for i, word in enumerate(words)]
+        table, lines = '\n'.join(['user,choice,kind_A,kind_B', *rows]), []
+        tables.load(written(tmp_path, table, file), log=lines.append)
+        return [line for line in lines if 'in this row alone' in line]
+
+    (line,) = lines_of(['organic'] * 38 + ['orgnic', 'organic'], 'a.csv')
+    assert 'a.csv, row 40: kind' in line and "'orgnic'" in line and 'organic?' in line
+    (line,) = lines_of(['organic'] * 38 + ['fair', 'organic'], 'b.csv')
+    assert "row 40: kind has 'fair'" in line and 'did you mean' not in line
+    # In few rows, or in two, a word is no doubt.
+    assert not lines_of(['organic'] * 18 + ['orgnic'], 'c.csv')
+    assert not lines_of(['organic'] * 38 + ['orgnic'] * 2, 'd.csv')
+
+
+def test_many_groups_of_few_people_are_a_doubt(tmp_path):
+    def lines_of(groups, file):
+        table, lines = '\n'.join(['user,age,choice,x_A,x_B', *(f'p{i},{g},A,1,2' for i, g in enumerate(groups))]), []
+        data = tables.load(written(tmp_path, table, file), group='age', log=lines.append)
+        assert len(data.group_names) == len(set(groups))
+        return [line for line in lines if 'age' in line]
+
+    (line,) = lines_of(range(20, 70), 'a.csv')
+    assert 'age has 50 different numbers' in line and 'median of 1 person' in line and '--config.group' in line
+    (line,) = lines_of([f'place {i % 13}' for i in range(40)], 'b.csv')
+    assert 'age has 13 different words' in line and 'median of 3 people' in line
+    assert not lines_of([i % 13 for i in range(65)], 'c.csv')
+    assert not lines_of(range(12), 'd.csv')

@@ -7,7 +7,12 @@ import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from pal_jax.data import records
+from pal_jax.data.comparisons import Comparisons
+from pal_jax.recipes.personal.pal.attributes import near_name
+from pal_jax.run import files
 from pal_jax.run.forecast import counted
 
 # Names of a column that says which of a situation's options a row has, in small letters and without `_id`.
@@ -15,6 +20,8 @@ OPTIONS = 'alt', 'alternative', 'option'
 PLACE = re.compile(r'(alt|alternative|option)?[ _-]*(\d+(\.0)?|[a-z])|left|right', re.IGNORECASE)
 CODES = 99.0, 999.0, 9999.0, -9.0, -99.0, -999.0, -9999.0  # numbers that surveys have for no answer
 FAR = 3.0
+MANY = 20  # so many cells for each word of a column make a word doubtful that is in one row alone
+GROUPS, PEOPLE = 12, 5  # more groups than this, with a median of fewer people, are doubtful
 AMOUNT = re.compile(r'(?P<before>(?:[^\w\s]|[A-Z]{3})?)\s*[-+]?\d[\d.,\s]*(?P<after>\D*)')
 
 
@@ -23,11 +30,12 @@ def log_doubts(
     unread: Mapping[str, str],
     attributes: Mapping[str, Sequence[str]],
     values: Mapping[str, Sequence[str]],
+    places: Sequence[str],
     log: Callable[[str], None],
 ) -> None:
     """Log the columns that are not read, with the reason where there is one, and doubtful words and numbers.
 
-    `attributes` has the words of each, () for numbers, and `values` its cells.
+    `attributes` has the words of each, () for numbers, and `values` its cells, the same number in each row of `places`.
     """
     by_reason: dict[str, list[str]] = {}
     for column, reason in unread.items():
@@ -42,6 +50,11 @@ def log_doubts(
         if spellings:
             listed = ', '.join(sorted(spellings | {word for word in words if word.casefold() in folded(spellings)}))
             log(f'{path}: {name} has words that differ in capitals alone, which are read as one word: {listed}')
+        for place, word in lone_words(values[name], places) if words else ():
+            near = near_name(word, (other for other in words if other.casefold() != word.casefold()))
+            advice = f'did you mean {near}?' if near else 'check that it is meant so'
+            count = counted(len(places), 'row')
+            log(f'{place}: {name} has {files.short_repr(word)} in this row alone, of {count}; {advice}')
         if not words and (codes := codes_of_missing(values[name])):
             log(
                 f'{path}: {name} has {", ".join(codes)}, far from all other values: if it stands for no answer, empty '
@@ -57,6 +70,34 @@ def log_doubts(
 def folded(words: Iterable[str]) -> set[str]:
     """The words without capitals."""
     return {word.casefold() for word in words}
+
+
+def lone_words(values: Sequence[str], places: Sequence[str]) -> list[tuple[str, str]]:
+    """The words of a column that are in one row alone, and its place; none where the column has few cells for each of
+    its words."""
+    in_a_row = len(values) // max(len(places), 1)
+    cells: dict[str, list[int]] = {}
+    for number, value in enumerate(values):
+        if not records.is_missing(value):
+            cells.setdefault(value.casefold(), []).append(number)
+    if len(values) < MANY * len(cells):
+        return []
+    lone = [numbers[0] for numbers in cells.values() if len({number // in_a_row for number in numbers}) == 1]
+    return [(places[number // in_a_row], values[number]) for number in lone]
+
+
+def log_groups(path: str | Path, column: str, data: Comparisons, log: Callable[[str], None]) -> None:
+    """Log that a column has many groups of few people, as one of numbers has."""
+    if data.groups is None:
+        return
+    count, median = len(data.group_names), np.median(np.bincount(data.groups[data.groups >= 0]))
+    if count > GROUPS and median < PEOPLE:
+        are_numbers = all(re.fullmatch(r'[-+]?\d+([.,]\d+)?', name) for name in data.group_names)
+        log(
+            f'{path}: {column} has {count} different {"numbers" if are_numbers else "words"} as groups, with a median '
+            f'of {median:g} {"person" if median == 1 else "people"} in each; a group is meant to have many people: '
+            "write classes, such as 18-39, into a column, or take no groups by --config.group=''"
+        )
 
 
 def codes_of_missing(values: Iterable[str]) -> list[str]:

@@ -97,9 +97,11 @@ def load(
     if not (answered and group):
         pairs = [dataclasses.replace(pair, group='') for pair in pairs]
     try:
-        return from_pairs(pairs, names)
+        data = from_pairs(pairs, names)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
+    notes.log_groups(path, group, data, log)
+    return data
 
 
 def _check_group(path: str | Path, rows: list[records.Row], group: str) -> None:
@@ -242,7 +244,7 @@ def _table(
         rows = [(place, {**records.unanswered(row), 'choice': 'left'}) for place, row in rows]
     unread |= {c: '' for c in known_columns if c and c not in cells | unread.keys() and c not in (*UNLIKE, group)}
     values = {a.name: [str(row[c]).strip() for _, row in rows for c in of[a.name]] for a in attributes}
-    notes.log_doubts(path, unread, {a.name: a.words for a in attributes}, values, log)
+    notes.log_doubts(path, unread, {a.name: a.words for a in attributes}, values, [place for place, _ in rows], log)
     if answered:
         notes.log_copies(path, rows, log)
     names = tuple(name for attribute in attributes for name in attribute.names)
