@@ -51,6 +51,14 @@ def opener_of(source: str | os.PathLike[str]) -> Callable[[str, str], RecordScor
     return opener
 
 
+def read_file(path: str) -> list[records.Row]:
+    """The records of a file with their places. Raises ValueError where there is none, or a row cannot be read."""
+    rows = list(records.rows(path))
+    if not rows:
+        raise ValueError(f'{path} has no records; write one JSON object a line, or a CSV file with a head')
+    return rows
+
+
 def to_name(person: str | int | os.PathLike[str] | None) -> str:
     """A person as the name of a file or an id, '' for nobody. Raises ValueError where `person` is neither."""
     if person is None or person == '':

@@ -6,6 +6,7 @@
     run.model(['What is 3 + 4?'])                                       # answers of the trained model
     pal_jax.evaluate('runs/rl', reward=my_function)                     # a record of figures
     pal_jax.score('runs/reward', [{'prompt': 'Hi', 'completion': 'Hello.'}])    # numpy [records]
+    pal_jax.score('runs/pal', 'pairs.csv', person='ana.json')           # of the records of a file
     pal_jax.personalize('runs/pal', 'ana.csv')                          # {'mixture': [...], ...}
 
 Errors that a command shows as one line are ValueError (a wrong input) and RuntimeError here.
@@ -33,6 +34,7 @@ from pal_jax.data import chats
 from pal_jax.judges.local_model import LocalModel
 from pal_jax.models.files import sources
 from pal_jax.recipes.personal.pal import person as pal_person
+from pal_jax.recipes.personal.pal.attributes import with_points
 from pal_jax.recipes.personal.pal.reward import open_pal
 from pal_jax.run import devices, loop, named_files, own, trained, verdict
 from pal_jax.run.config_files import settings_of
@@ -44,7 +46,7 @@ from pal_jax.run.runs import read_settings
 from pal_jax.run.settings import Run
 from pal_jax.run.shipped import config_path
 from pal_jax.run.workdir import REPORT, read_run, run_folder
-from pal_jax.scoring import open_scorer
+from pal_jax.scoring import open_scorer, read_file
 from pal_jax.types import Chat, Sampling
 
 # A reward takes prompts, completions and further columns, and gives a number for each answer.
@@ -62,7 +64,9 @@ class CompletedRun:
 
     def __repr__(self) -> str:
         recipe, steps = read_run(self.folder)['recipe'], len(self.metrics)
-        return f'<CompletedRun of {recipe}, steps: {steps}, folder: {self.folder}, verdict: {self.verdict or None}>'
+        # The words before the first colon are the question and the short answer.
+        answer = self.verdict.partition(':')[0] or None
+        return f'<CompletedRun of {recipe}, steps: {steps}, folder: {self.folder}, verdict: {answer}>'
 
     @property
     def report(self) -> Path:
@@ -224,21 +228,31 @@ def score(
     """The scores `[records]` of records by the model of a run, see `scoring.open_scorer`, which opens it once for many
     calls.
 
-    The records are dictionaries, a pandas table or a `datasets.Dataset`. For a PAL of a table each is an option or a
-    pair in columns of its own, and pairs have probabilities. `person` may also be a record of `personalize`.
+    The records are the path of a file as `pal-jax score --texts` takes it, dictionaries, a pandas table or a
+    `datasets.Dataset`. For a PAL of a table each is an option or a pair in columns of its own, and pairs have
+    probabilities. `person` may also be a record of `personalize`.
 
     Raises:
       ValueError: the run scores nothing, or a record or the person is wrong.
     """
+    path = at_home(os.fspath(records)) if isinstance(records, str | os.PathLike) else ''
+    placed = read_file(path) if path else _placed(records)
+    if isinstance(person, Mapping):
+        with _file_of(json.dumps(plain(person))) as file, _errors({'person': file}):
+            scorer = open_scorer(source, file)
+    else:
+        scorer = open_scorer(source, person)
+    return scorer.of_placed(with_points(path, placed, scorer.attributes) if path else placed)
+
+
+def _placed(records: Any) -> list[tuple[str, Any]]:
+    """Records of this program with their numbers. Raises ValueError where they are none."""
     rows = records if isinstance(records, list | tuple) else _rows('records', records, True)
     if rows is None:
-        raise ValueError(f'records is a {type(records).__name__}; give a list of dictionaries or a pandas table')
-    rows = [plain(row) for row in rows]
-    if not isinstance(person, Mapping):
-        return open_scorer(source, person)(rows)
-    with _file_of(json.dumps(plain(person))) as file, _errors({'person': file}):
-        scorer = open_scorer(source, file)
-    return scorer(rows)
+        raise ValueError(
+            f'records is a {type(records).__name__}; give a file, a list of dictionaries or a pandas table'
+        )
+    return [(f'record {number}', plain(row)) for number, row in enumerate(rows, 1)]
 
 
 def personalize(source: str | os.PathLike[str], choices: Any, *, split: int | None = None) -> dict[str, Any]:

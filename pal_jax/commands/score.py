@@ -48,7 +48,6 @@ from rich.progress import track
 
 from pal_jax import scoring
 from pal_jax.commands.talking import CACHE, source_or_run
-from pal_jax.data import records
 from pal_jax.recipes.personal.pal.attributes import with_points
 from pal_jax.run import cli, devices
 from pal_jax.run.forecast import counted
@@ -75,9 +74,7 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
     Raises:
       ValueError: the source, the person, a line of the file or the output is wrong.
     """
-    rows = list(records.rows(str(path)))
-    if not rows:
-        raise ValueError(f'{path} has no records; write one JSON object a line, or a CSV file with a head')
+    rows = scoring.read_file(path)
     scorer = scoring.open_scorer(source, person)
     # The attributes that are written have points in their numbers, too.
     rows = with_points(path, rows, scorer.attributes) if scorer.attributes else rows

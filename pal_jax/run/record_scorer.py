@@ -37,7 +37,11 @@ class RecordScorer(NamedTuple):
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The scores `[records]` of records. Raises ValueError, with the record's number, where one is wrong."""
-        read = self.read_all((f'record {number}', record) for number, record in enumerate(records, 1))
+        return self.of_placed((f'record {number}', record) for number, record in enumerate(records, 1))
+
+    def of_placed(self, placed: Iterable[tuple[str, Any]]) -> np.ndarray:
+        """The scores `[records]` of records with places. Raises ValueError, with the place, where a record is wrong."""
+        read = self.read_all(placed)
         return self.score(read) if read else np.zeros(0, np.float32)
 
     def told(self, read: Sequence[Any]) -> list[dict[str, Any]]:

@@ -441,6 +441,14 @@ def test_a_table_of_pairs_has_probabilities_and_one_of_options_scores(run, tmp_p
         ';'.join(row) + '\n' + ';'.join(str(x).replace('.', ',') for x in row.values())
     )
     score.score(run.workdir, str(person), str(path), tmp_path / 'out.csv')
+    for file in (path, str(path)):
+        assert pal_jax.score(run.workdir, file, person=person).tolist() == pytest.approx([expected], rel=1e-4)
+    mixture = {'mixture': [0.5, 0.5]}
+    assert pal_jax.score(run.workdir, path, person=mixture).tolist() == pytest.approx([expected], rel=1e-4)
+    (wrong := tmp_path / 'wrong.jsonl').write_text(f'{json.dumps(options[0])}\n{{"x": 1}}\n')
+    for file, message in ((wrong, r'wrong\.jsonl, line 2: '), (tmp_path / 'none.csv', r'none\.csv')):
+        with pytest.raises(ValueError, match=message):
+            pal_jax.score(run.workdir, file)
     head, line = (tmp_path / 'out.csv').read_text().splitlines()
     assert head == ','.join([*row, 'probability'])
     *cells, shown = line.split(',')
