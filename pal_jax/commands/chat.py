@@ -6,7 +6,8 @@
 Options:
   --source=SOURCE     a run's folder (--workdir=FOLDER is the same), gguf:<file>, hf:<folder or hub id> or random:tiny;
                       default the embedded model
-  --system=TEXT       the system prompt; default that of a run of RLPA, or none
+  --system=TEXT       the system prompt; default: of a run of RLPA its own, of a run on rows that of
+                      all its rows, else none
   --temperature=T     0 always takes the likeliest token; default that of a run of RLPA, or 0.7
   --max_tokens=N      of an answer; default that of a run of RLPA, or 256
   --max_len=N         tokens of the whole conversation; default 2048, or what the model has room for

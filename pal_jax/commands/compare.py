@@ -181,8 +181,8 @@ def settings_table(configs: Mapping[str, dict[str, Any]], read: Mapping[str, inp
     for key in dict.fromkeys(itertools.chain.from_iterable(read.values())):
         contents = [(dict(of[key].files), list(of[key].changes)) if key in of else None for of in read.values()]
         if None not in contents and any(content != contents[0] for content in contents):
-            letters = [chr(ord('A') + contents.index(content)) for content in contents]
-            table.append([f'content of {key}', *letters])
+            distinct = [content for k, content in enumerate(contents) if contents.index(content) == k]
+            table.append([f'content of {key}', *(chr(ord('A') + distinct.index(content)) for content in contents)])
     return table
 
 

@@ -91,7 +91,8 @@ class CompletedRun:
     @property
     def tables(self) -> dict[str, list[dict[str, str]]]:
         """The tables of the report after the last evaluation, by their titles: a dictionary for each row, by the heads
-        of the columns. `pandas.DataFrame(run.tables['What people want'])` is one of them."""
+        of the columns. `pandas.DataFrame(run.tables['What people want'])` is one of them. Methods whose evaluations
+        have figures alone have no tables: see `metrics` and `evaluations`."""
         exhibits = read_records(self.folder / EXHIBITS)
         last = [exhibit for exhibit in exhibits if exhibit['step'] == exhibits[-1]['step'] and exhibit['table']]
         return {

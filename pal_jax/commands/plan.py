@@ -20,8 +20,8 @@ Options:
 
 Known without a network, by their hub ids with any suffix: SmolLM2-135M, Qwen2.5-0.5B, 3B and 7B, Llama-3.2-1B,
 Llama-3.1-8B and 70B. Every completion is taken to be as long as it may become. What does not fit is refused (exit
-status 1), with the cheapest mesh, remat and micro_rows that do. Of what fits the least remat and the most decode.slots
-are told with which it still does. docs/tpu.md explains the tables.
+status 1), with the cheapest mesh, remat and micro_rows that do. For a plan that fits, a last line names the least remat
+and the most decode.slots that fit, too, if they make a step shorter. docs/tpu.md explains the tables.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import functools
 import json
 import os
 import sys
+import warnings
 from typing import Any
 
 from absl import flags
@@ -59,6 +60,26 @@ JSON = flags.DEFINE_boolean('json', False, 'Print one JSON object.')
 
 def main() -> None:
     """Plan the run of --config, and print the plan. The exit status is 1 where it does not fit."""
+    # A compiler for other machines may end the process at a program that it cannot compile, so a child calls it.
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of a fork: no thread of jax is at work yet
+        child = os.fork()
+    if not child:
+        plan_run()
+        return
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        raise cli.Fault(
+            f'the compiler of --topology={TOPOLOGY.value or PLATFORM.value} broke off at the last program named above, '
+            'with its own message; --nodecode plans without decoding, which the compiler for TPUs refuses on a part of '
+            'some slices (docs/tpu.md)',
+            1,
+        )
+    sys.exit(os.waitstatus_to_exitcode(status))
+
+
+def plan_run() -> None:
+    """Plan the run in this process."""
     if bool(TOPOLOGY.value) == bool(PLATFORM.value):
         raise cli.Fault('name either a slice (--topology=v5e:4x4) or the devices of this machine (--platform=cpu)')
     if SLICES.value > 1 and not TOPOLOGY.value:
@@ -195,11 +216,16 @@ def duration(run_plan: FitPlan) -> str:
     seconds, roofline, share = run_plan.step_seconds, run_plan.roofline, run_plan.share_of_peak
     if not run_plan.fits or seconds is None or roofline is None or share is None:
         return ''
-    at_limits = f'{roofline:.0f} s at the rates of the device, of which arithmetic alone would take {share:.0%}'
-    text = f'; a step of full length takes {seconds:.0f} s at {EFFICIENCY.value:.0%} of these rates, {at_limits}'
+    at_limits = f'{short(roofline)} at the rates of the device, of which arithmetic alone would take {share:.0%}'
+    text = f'; a step of full length takes {short(seconds)} at {EFFICIENCY.value:.0%} of these rates, {at_limits}'
     if apart := run_plan.apart_seconds:
-        text += f'; were rollouts sampled ahead by as many devices again, {apart:.0f} s'
+        text += f'; were rollouts sampled ahead by as many devices again, {short(apart)}'
     return text
+
+
+def short(seconds: float) -> str:
+    """Seconds in words, with two digits below ten."""
+    return f'{seconds:.0f} s' if seconds >= 10 else f'{seconds:.2g} s'
 
 
 def gib(size: float) -> str:

@@ -167,10 +167,11 @@ def check_origins(origins: Sequence[str]) -> None:
 
 def make_http(source: str, token: str):
     """The HTTP application, with its model loaded, its common programs compiled and its driver running."""
+    preset = chat_preset(source)
     model, decoder = open_decoder(source)
     guard, interview, tokenizer = make_guard(), make_interview(), decoder.tokenizer
     decoder.load(with_adapters(model.load(decoder.param_shardings), decoder.cfg))
-    driver, preset = Driver(decoder, line=LINE.value), chat_preset(source)
+    driver = Driver(decoder, line=LINE.value)
     # As many tokens as a first message and its frame.
     hello = len(tokenizer.encode(preset.system)) + 40
     # The second goes on from the first, as the next turn does.

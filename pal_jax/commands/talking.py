@@ -20,7 +20,7 @@ from pal_jax.recipes.rlpa.profiles import render_completion
 from pal_jax.recipes.rlpa.settings import Dialogues
 from pal_jax.recipes.rlpa.world import make_system
 from pal_jax.run import cli, devices, sharding
-from pal_jax.run.models import Policy
+from pal_jax.run.models import SYSTEM, Policy
 from pal_jax.run.recipe import KEPT, Context
 from pal_jax.run.runs import read_settings
 from pal_jax.run.trained import open_run
@@ -104,11 +104,22 @@ def open_decoder(settings: Dialogues, source: str) -> tuple[Decoder, Tokenizer]:
 def chat_preset(source: str) -> Preset:
     """The system prompt, layout and sampling to talk with a model.
 
-    A run of RLPA is talked with as in its training, any other model plainly.
+    A run of RLPA is talked with as in its training, and one on rows with the system prompt of its rows, where all of
+    them have the same; any other model plainly.
+
+    Raises:
+      ValueError: the model is one that scores texts.
     """
     kind, _, workdir = source.partition(':')
     settings = read_settings(workdir) if kind == 'orbax' else None
+    if settings and settings.recipe.startswith('scorer.'):
+        raise ValueError(
+            f'{workdir} has a model that scores texts ({settings.recipe}) and does not talk; '
+            f'pal-jax score --source={workdir} scores with it'
+        )
+    kept = Path(workdir) / KEPT
     if not isinstance(settings, Dialogues):
-        return PLAIN
-    system = make_system(settings, Path(workdir) / KEPT)
+        is_kept = settings is not None and (kept / SYSTEM).is_file()
+        return PLAIN._replace(system=(kept / SYSTEM).read_bytes().decode()) if is_kept else PLAIN
+    system = make_system(settings, kept)
     return Preset(system, render_completion('{profile}', '{reply}'), settings.sampling)

@@ -46,8 +46,9 @@ class Rows(NamedTuple):
       batch_size: the number of rows of an update.
       row_tokens: the length in tokens of a row of the device batch, which several rows share; 0: each row has its own.
       seed: the seed of the order in which rows are drawn.
-      fewer: a warning where fewer rows are tested on than the settings ask for (`holdouts.fewer`).
+      warnings: lines on settings that cannot be kept, such as `holdouts.fewer`, each after a line break.
       texts: the number of rows whose prompts are texts and no messages.
+      system: the system prompt that all rows begin with; '' where there is none, or several.
     """
 
     train: list[PromptGroup]
@@ -59,8 +60,9 @@ class Rows(NamedTuple):
     batch_size: int = 1
     row_tokens: int = 0
     seed: int = 0
-    fewer: str = ''
+    warnings: str = ''
     texts: int = 0
+    system: str = ''
 
     @property
     def told(self) -> str:
@@ -68,7 +70,7 @@ class Rows(NamedTuple):
         rows = f'{counted(len(self.train), "row")} to learn from, {len(self.test)} to test on, of other prompts'
         shared = f' ({counted(self.moved, "row")} with the prompt of another row)' if self.moved else ''
         plain = f'\n{counted(self.texts, "prompt")} of {PLAIN}' if self.texts else ''
-        return f'{rows}{shared}{self.fewer}{plain}'
+        return f'{rows}{shared}{self.warnings}{plain}'
 
     def draw(self, i: int) -> list[PromptGroup]:
         """The rows of step `i`, in shuffled passes over all rows."""
@@ -120,6 +122,7 @@ def make_rows(
     """
     data, read = settings.data, formats.imitated if key == 'completion' else formats.preferred
     texts: list[str] = []
+    systems: set[str] = set()
 
     def keyed(rows: Sequence[tuple[str, PromptGroup]]) -> list[Keyed]:
         by_prompt: dict[str, list[PromptGroup]] = {}
@@ -131,6 +134,7 @@ def make_rows(
         row = read(record)
         if isinstance(row.prompt, str):
             texts.append(row.prompt)
+        systems.add(formats.system_of(row.prompt))
         return row.content, convert(record)
 
     # Made-up records come in parts, one for each person; a file is one part.
@@ -148,8 +152,10 @@ def make_rows(
     else:
         train, test, moved = by_prompt(parts[0], data)
     rows = short_rows(settings, train, test, moved, n)._replace(texts=len(texts))
+    rows = rows._replace(system=systems.pop() if len(systems) == 1 else '')
     # A file of tests is tested on as a whole, and made-up people are not cut in two.
-    return rows if data.test or maker else rows._replace(fewer=fewer_tests(data, test))
+    fewer = '' if data.test or maker else fewer_tests(data, test)
+    return rows._replace(warnings=f'{fewer}{unused_epochs(settings)}')
 
 
 def short_rows(settings: RowRun, train: list[Keyed], test: list[Keyed], moved: int, n: int) -> Rows:
@@ -185,6 +191,16 @@ def fewer_tests(data: RowSettings, test: Sequence[Keyed]) -> str:
     if data.test_rows == RowSettings.test_rows:
         return ''
     return holdouts.fewer('data.test_rows', data.test_rows, len(test))
+
+
+def unused_epochs(settings: RowRun) -> str:
+    """A warning where a number of passes has no effect, as `total_steps` sets the number of steps; '' else."""
+    if not settings.total_steps or settings.data.epochs == RowSettings.epochs:
+        return ''
+    return (
+        f'\nwarning: data.epochs={settings.data.epochs:g} has no effect, since total_steps={settings.total_steps} sets '
+        'the number of steps; with total_steps=0 the passes count'
+    )
 
 
 def parted(rows: Sequence[Entry], held: Sequence[bool]) -> tuple[list[Entry], list[Entry]]:
@@ -253,7 +269,7 @@ def make_plan(settings: RowRun, rows: Rows, policy: Policy, abstract: Any, train
     """The plan of a run that makes `steps_of` steps on rows, with the shapes of its state and the model it trains."""
     steps, shown = steps_of(settings, rows), settings.eval
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=shown.every, base=shown.base)
-    return Plan(steps, abstract, stage, trained, keep=keeping(policy=policy))
+    return Plan(steps, abstract, stage, trained, keep=keeping(rows.system, policy=policy))
 
 
 def steps_of(settings: RowRun, rows: Rows) -> int:

@@ -124,4 +124,4 @@ def _make_rows(settings: RowRun, read: Read, make: Make, n: int) -> Rows:
         parts = by_prompt(learnt, data, settings.seed)
     rows = short_rows(settings, *parts, n)
     # A file of tests is tested on as a whole, and dilemmas are made for each split.
-    return rows if data.test or data.train == EMBEDDED else rows._replace(fewer=fewer_tests(data, parts[1]))
+    return rows if data.test or data.train == EMBEDDED else rows._replace(warnings=fewer_tests(data, parts[1]))

@@ -21,10 +21,13 @@ from pal_jax.models.files import sources
 from pal_jax.models.files.sources import Source
 from pal_jax.models.lora import HEAD
 from pal_jax.run import devices, inputs
+from pal_jax.run.files import write_whole
 from pal_jax.run.language import ModelSettings, ReinforcedRun
 from pal_jax.run.recipe import Context, check_finite
 from pal_jax.run.trained import Adapters, Export, TrainedModel, open_run
 from pal_jax.types import Metrics, RolloutBatch, TokenBatch
+
+SYSTEM = 'system.txt'  # the file of a run with the system prompt with which its model is talked with
 
 
 class Policy(NamedTuple):
@@ -64,13 +67,15 @@ def make_source(named: str, ctx: Context, seed: int, of: str) -> Source:
     return sources.kept_source(folder, find) if folder and (folder / 'config.json').exists() else find()
 
 
-def keeping(**models: Policy) -> Callable[[Path], None]:
+def keeping(system: str = '', **models: Policy) -> Callable[[Path], None]:
     """A function that writes the record of a run's models, given by their sections of the config: see `Recipe.keep`,
-    `make_source`."""
+    `make_source`. `system` is the system prompt with which the run's model is talked with; '': none is kept."""
 
     def keep(folder: Path) -> None:
         for name, model in models.items():
             sources.keep(folder / name, model.source, model.tokenizer)
+        if system:
+            write_whole(folder / SYSTEM, system)
 
     return keep
 

@@ -41,7 +41,7 @@ function go(place) {
   for (const turn of record.turns) {
     const box = put(dialogue, 'div', turn.role === 'assistant' ? 'turn assistant' : 'turn user');
     if (turn.profile) put(box, 'span', 'profile', turn.profile);
-    box.appendChild(document.createTextNode(turn.content));
+    box.appendChild(document.createTextNode(turn.content.trim() || turn.profile ? turn.content : '(only white space)'));
   }
   put(dialogue, 'p', 'soft', record.judged === false ? 'not judged' : scores.join(' · '));
 }

@@ -112,8 +112,8 @@ def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words, name: s
     """
     before, after = _ends(rows, evals)
     if keys := _changed_functions(before, after):
-        sentence = f'{" and ".join(keys)} has changed during the run: figures from before and after it do not compare.'
-        verdict = RunVerdict(UNLIKE, f'{sentence[0].upper()}{sentence[1:]}', '')
+        sentence = f'an own function has changed during the run ({", ".join(keys)}), so earlier figures do not compare.'
+        verdict = RunVerdict(UNLIKE, sentence, '')
     else:
         verdict = _learning(rows, evals, words)
     # A random tiny model may well learn in a few steps, which says nothing of the model that is to be trained.

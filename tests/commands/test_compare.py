@@ -75,6 +75,9 @@ def test_the_settings_in_which_runs_differ_stand_in_a_table():
         ['ppo.clip', '0.2', '0.3'],
         ['content of reward.function.0', 'A', 'B'],
     ]
+    three = {**rewarded, 'c': rewarded['b'], 'd': {'reward.function.0': Input('f.py:f', '', 'f.py', {'f.py': 'd'})}}
+    (*_, contents) = settings_table(dict.fromkeys(three, configs['a']), three)
+    assert contents[1:] == ['A', 'B', 'B', 'C']
     same = dict.fromkeys(configs, rewarded['a'])
     assert settings_table(dict.fromkeys(configs, configs['a']), same) == [['setting', 'a', 'b']]
 

@@ -97,6 +97,20 @@ def test_the_page_of_a_run_of_rlpa_has_what_its_training_had(tmp_path):
     assert chat_preset('random:tiny') == PLAIN
 
 
+def test_a_run_on_rows_is_talked_with_by_their_system_prompt(tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps(to_dict(configs.load('sft'))))
+    assert chat_preset(f'orbax:{tmp_path}') == PLAIN
+    (tmp_path / 'kept').mkdir()
+    (tmp_path / 'kept' / 'system.txt').write_text('You are a pirate.')
+    assert chat_preset(f'orbax:{tmp_path}') == PLAIN._replace(system='You are a pirate.')
+
+
+def test_a_model_of_scores_does_not_talk(tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps(to_dict(configs.load('reward'))))
+    with pytest.raises(ValueError, match=r'scorer\.reward.*pal-jax score --source='):
+        chat_preset(f'orbax:{tmp_path}')
+
+
 @pytest.mark.parametrize(
     ('args', 'told'),
     [

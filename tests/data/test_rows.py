@@ -129,6 +129,24 @@ def test_a_run_begins_with_a_line_about_it(tmp_path, method, record):
     assert told == [split + fewer('data.test_rows', 3, 2), split] and 'warning: data.test_rows=3 became 2' in told[0]
 
 
+def test_passes_that_have_no_effect_are_told(tmp_path):
+    path = write(tmp_path / 'a.jsonl', [chat(f'{i}?') for i in range(5)])
+    assert 'data.epochs=3 has no effect' in make('sft', path, **{'total_steps': 6, 'data.epochs': 3.0}).told
+    assert 'has no effect' not in make('sft', path, **{'total_steps': 0, 'data.epochs': 3.0}).told
+
+
+def test_the_system_prompt_of_all_rows_is_kept(tmp_path):
+    system = {'role': 'system', 'content': 'You are a pirate.'}
+    rows_of = [{'messages': [system, *chat(f'{i}?')['messages']]} for i in range(5)]
+    path = write(tmp_path / 'a.jsonl', rows_of)
+    assert make('sft', path).system == 'You are a pirate.'
+    assert make('sft', write(tmp_path / 'b.jsonl', [*rows_of, chat('6?')])).system == ''
+    changes = {'data.train': path, 'export': False}
+    context = Context(devices.make_mesh(devices=jax.devices()[:1]))
+    sft.make(configs.load('sft', **changes), context).plan.keep(tmp_path / 'kept')
+    assert (tmp_path / 'kept' / 'system.txt').read_text() == 'You are a pirate.'
+
+
 def test_prompts_that_no_chat_template_writes_are_told(tmp_path):
     plain = [{'prompt': f'{i}?', 'chosen': 'yes', 'rejected': 'no'} for i in range(5)]
     of_texts = make('dpo', write(tmp_path / 'a.jsonl', plain))

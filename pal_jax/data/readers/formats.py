@@ -465,3 +465,9 @@ def _json(text: str, place: str) -> Any:
 
 def _short(value: Any) -> str:
     return json.dumps(value, default=str, ensure_ascii=False)[:60]
+
+
+def system_of(prompt: TextOrMessages | None) -> str:
+    """The system prompt that messages begin with; '' where there is none."""
+    first = prompt[0] if isinstance(prompt, list) and prompt else {'role': '', 'content': ''}
+    return str(first['content']) if first['role'] == 'system' else ''

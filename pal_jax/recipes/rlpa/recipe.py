@@ -50,11 +50,11 @@ from pal_jax.recipes.rlpa.rollouts import Turns, describe_sample, spread, summar
 from pal_jax.recipes.rlpa.settings import DialogueEvaluationSettings, Dialogues
 from pal_jax.recipes.rlpa.turns import Sampler, WarmupSettings, make_demonstration_batches, make_turn_sampler
 from pal_jax.recipes.rlpa.users import CountingUser
-from pal_jax.recipes.rlpa.world import SYSTEM, World, check_openings, make_world
+from pal_jax.recipes.rlpa.world import World, check_openings, make_world
 from pal_jax.run import models, sharding
 from pal_jax.run.ahead import Ahead, check_ahead, make_lines
 from pal_jax.run.files import write_whole
-from pal_jax.run.models import Policy, keeping, make_policy, trained_policy
+from pal_jax.run.models import SYSTEM, Policy, keeping, make_policy, trained_policy
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.planned import PlannedRun, sampling
 from pal_jax.run.recipe import (

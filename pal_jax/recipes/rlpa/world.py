@@ -34,10 +34,9 @@ from pal_jax.recipes.rlpa.slotting import Slotter, make_slotter, slot_people, wi
 from pal_jax.recipes.rlpa.users import CountingUser, make_scripted_user
 from pal_jax.run import files
 from pal_jax.run.forecast import counted
+from pal_jax.run.models import SYSTEM
 from pal_jax.run.processes import ALONE, Shares
 from pal_jax.types import Dialogue, Metrics, Person, ProfileMatcher, RewardFn, Sample, Turn, UserSimulator
-
-SYSTEM = 'system.txt'
 
 
 class Splits(NamedTuple):
