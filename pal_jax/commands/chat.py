@@ -8,7 +8,7 @@ Options:
                       default the embedded model
   --system=TEXT       the system prompt; default: of a run of RLPA its own, of a run on rows that of
                       all its rows, else none
-  --temperature=T     0 always takes the likeliest token; default that of a run of RLPA, or 0.7
+  --temperature=T     0 always takes the likeliest token; default 0.7; of a run of RLPA that of its training
   --max_tokens=N      of an answer; default that of a run of RLPA, or 256
   --max_len=N         tokens of the whole conversation; default 2048, or what the model has room for
   --seed=N            the same seed and the same words get the same answers; default 0

@@ -18,7 +18,7 @@ Options:
                       field `mixture` (numbers with sum 1; without it the source answers alone); HTTP only
   --mixing=KIND       factors: as pal_jax.merge --method=linear; delta: as --method=delta; default factors
   --int8              decode with weights of eight bits: less to read, and a slightly other policy
-  --exact             log-probs have the bits of a trainer's, whoever is answered beside them (docs/performance.md); a
+  --exact             log-probs equal a trainer's bit for bit, with any other requests at once (docs/performance.md); a
                       CPU takes at least 64 slots for it in float32
   --max_len=N         tokens of a prompt and its answer; default 2048, or what the model has room for
   --asking=FOLDER             a finished run of --config=pal: the chat page shows two texts at a time and learns the

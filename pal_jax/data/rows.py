@@ -67,7 +67,7 @@ class Rows(NamedTuple):
     @property
     def told(self) -> str:
         """The split of the rows, in a line."""
-        rows = f'{counted(len(self.train), "row")} to learn from, {len(self.test)} to test on, of other prompts'
+        rows = f'{counted(len(self.train), "row")} to learn from, {len(self.test)} to test on, which have other prompts'
         shared = f' ({counted(self.moved, "row")} with the prompt of another row)' if self.moved else ''
         plain = f'\n{counted(self.texts, "prompt")} of {PLAIN}' if self.texts else ''
         return f'{rows}{shared}{self.warnings}{plain}'

@@ -40,7 +40,9 @@ class PPO:
     kl_horizon: int = 10_000  # a rollout of n samples changes an adaptive kl_coef by at most 20 % * n / kl_horizon
     reward_clip: tuple[float, float] = (-10.0, 10.0)  # rewards of samples are clipped to this range
     negative_scale: float = 1.0  # negative advantages are multiplied by it
-    std_floor: float = 0.0  # added to a group's standard deviation (group_norm): what is below it is taken for noise
+    std_floor: float = (
+        0.0  # added to a group's standard deviation (group_norm), so that tiny differences of rewards count little
+    )
     loss_agg: losses.Aggregation | Literal[''] = ''  # '' is 'constant' for dr_grpo and else 'seq_mean'
     micro_train_batch_size: int = 4  # samples whose tokens loss_agg='micro_token_mean' takes the mean of
     epochs: int = 1  # passes over the samples of a step

@@ -140,7 +140,7 @@ class Progress:
         The time that the run takes is logged when the first step of a phase has been made, and after every step.
         """
         self._title, self._forecast = title, Forecast(phases, evaluations)
-        for line in (f'{title}: {self._forecast}; how long they take is measured by the first of each', *notes):
+        for line in (f'{title}: {self._forecast}; the first of each shows how long they take', *notes):
             self.log(line)
 
     @contextlib.contextmanager

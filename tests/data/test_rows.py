@@ -125,7 +125,7 @@ def test_a_run_begins_with_a_line_about_it(tmp_path, method, record):
     for changes in ({}, {'data.test_rows': 64}):
         changes = {'data.train': path, 'export': False, **changes}
         recipe.make(configs.load(method, **changes), Context(mesh, log=told.append))
-    split = '8 rows to learn from, 2 to test on, of other prompts (5 rows with the prompt of another row)'
+    split = '8 rows to learn from, 2 to test on, which have other prompts (5 rows with the prompt of another row)'
     assert told == [split + fewer('data.test_rows', 3, 2), split] and 'warning: data.test_rows=3 became 2' in told[0]
 
 

@@ -122,7 +122,7 @@ class SplitModel(NamedTuple):
         listed = ', '.join(map(str, self.chosen))
         return (
             f'From the {len(self.names)} of {counted(self.everybody, "person")} whom split {self.split} was trained on '
-            f'(--split={self.split}; the splits chose K = {listed}, and this one is the first of the median).'
+            f'(--split={self.split}; the splits chose K = {listed}, and this split has their median).'
         )
 
     def rewards(self, mixtures: np.ndarray, items: np.ndarray, prompt: np.ndarray | None) -> np.ndarray:

@@ -187,8 +187,8 @@ def make_answers(settings: Settings, policy: Policy, models: ChatModels, ctx: Co
     ctx.log(rows + fewer_tests(settings.prompts, prompts))
     if settings.prompts.train != EMBEDDED and settings.sampling.max_tokens <= SHORT:
         ctx.log(
-            f'warning: answers are cut after sampling.max_tokens={settings.sampling.max_tokens}, which suits the sums '
-            'that are embedded; give more for longer answers, such as --config.sampling.max_tokens=256'
+            f'warning: answers end after sampling.max_tokens={settings.sampling.max_tokens} tokens, which is enough '
+            'for the sums of the default prompts; for longer answers give more, as --config.sampling.max_tokens=256'
         )
     # A function may compare the answers of a step, so one process calls it for all of them.
     reward = make_rewards(settings, prompts, models)
