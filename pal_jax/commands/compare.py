@@ -68,7 +68,7 @@ OVER_SEEDS = (
     'moved by the choice of the people, prompts or rows that were tested.'
 )
 # Where runs differ in a key that begins so, a figure of one name is measured on other things or by another rule.
-MEASURES = 'recipe', 'reward', 'prompts', 'data', 'eval', 'play', 'dialogue'
+MEASURES = 'recipe', 'reward', 'prompts', 'data', 'eval', 'play', 'dialogue', 'split', 'group', 'oracle', 'evaluate'
 UNLIKE = 'These runs differ in {}: figures of one name may then measure different things.'
 ENDINGS = '.html', '.png', '.csv'
 
@@ -173,13 +173,16 @@ def settings_table(configs: Mapping[str, dict[str, Any]], read: Mapping[str, inp
     the same letter.
     """
     values = {name: flatten(config) for name, config in configs.items()}
-    shared = [key for key in next(iter(values.values())) if all(key in of for of in values.values())]
+    every = dict.fromkeys(itertools.chain.from_iterable(values.values()))
+    # Runs of one method may be of versions with other keys.
+    alike = len({of.get('recipe') for of in values.values()}) == 1
+    shared = [key for key in every if alike or all(key in of for of in values.values())]
     table = [['setting', *configs]]
     for key in shared:
-        if len({json.dumps(of[key]) for of in values.values()}) > 1:
-            table.append([key, *(str(of[key]) for of in values.values())])
+        if len({json.dumps(of[key]) if key in of else None for of in values.values()}) > 1:
+            table.append([key, *(str(of.get(key, '–')) for of in values.values())])
     for key in dict.fromkeys(itertools.chain.from_iterable(read.values())):
-        contents = [(dict(of[key].files), list(of[key].changes)) if key in of else None for of in read.values()]
+        contents = [(sorted(of[key].files.values()), [*of[key].changes]) if key in of else None for of in read.values()]
         if None not in contents and any(content != contents[0] for content in contents):
             distinct = [content for k, content in enumerate(contents) if contents.index(content) == k]
             table.append([f'content of {key}', *(chr(ord('A') + distinct.index(content)) for content in contents)])
@@ -291,10 +294,10 @@ def main() -> None:
         parser.error(f'no steps in {", ".join(empty)}; name folders of runs')
     try:
         configs = [read_run(folder) for folder in folders.values()]
+        began = {name: inputs.load(folder / KEPT) or {} for name, folder in folders.items()}
     except ValueError as error:
         parser.error(stores.shown(error))
     words = {name: words_of(config['recipe']) for name, config in zip(folders, configs, strict=True)}
-    began = {name: inputs.load(path / KEPT) or {} for name, path in folders.items()}
     differing = settings_table(dict(zip(folders, configs, strict=True)), began)
     # Runs that read other contents under the same names are no seeds of one run.
     by_seed = {key for key, *_ in differing[1:]} <= {'seed'}

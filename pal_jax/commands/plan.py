@@ -30,6 +30,7 @@ import dataclasses
 import functools
 import json
 import os
+import signal
 import sys
 import warnings
 from typing import Any
@@ -60,22 +61,28 @@ JSON = flags.DEFINE_boolean('json', False, 'Print one JSON object.')
 
 def main() -> None:
     """Plan the run of --config, and print the plan. The exit status is 1 where it does not fit."""
-    # A compiler for other machines may end the process at a program that it cannot compile, so a child calls it.
+    # The compiler for another machine may end the process at a program that it cannot compile, so a child calls it.
+    if not TOPOLOGY.value:
+        plan_run()
+        return
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of a fork: no thread of jax is at work yet
         child = os.fork()
     if not child:
         plan_run()
         return
+    # Who ends the planner ends the child, too.
+    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
     _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGABRT, signal.SIGSEGV):
         raise cli.Fault(
-            f'the compiler of --topology={TOPOLOGY.value or PLATFORM.value} broke off at the last program named above, '
-            'with its own message; --nodecode plans without decoding, which the compiler for TPUs refuses on a part of '
-            'some slices (docs/tpu.md)',
+            f'the compiler of --topology={TOPOLOGY.value} broke off at the last program named above, with its own '
+            'message; --nodecode plans without decoding, which the compiler for TPUs refuses on a part of some slices '
+            '(docs/tpu.md)',
             1,
         )
-    sys.exit(os.waitstatus_to_exitcode(status))
+    code = os.waitstatus_to_exitcode(status)
+    sys.exit(code if code >= 0 else 128 - code)
 
 
 def plan_run() -> None:
@@ -92,6 +99,11 @@ def plan_run() -> None:
     # The plan is shown before the search, which may take long.
     if not JSON.value:
         show(run_plan, request)
+        if count := getattr(getattr(settings, 'samples', None), 'count', 0):
+            print(
+                f'not in this plan: for samples.count={count} answers, a device holds a copy of the weights in the type '
+                'of decoding during an evaluation; samples.count=0 holds none'
+            )
     tell = functools.partial(console.print, style='dim')
     if run_plan.fits:
         better = cli.faults(estimate.quicker, request, run_plan, tell)

@@ -295,7 +295,8 @@ def _values(path: Path, wrong: Wrong | None) -> Iterator[tuple[str, Any]]:
         raise ValueError(f'{path} is no source; give {shards.READ}, hf:owner/name/file or tfds:name')
     if not path.exists():
         raise ValueError(f'{path} is no file; check the path')
-    return surveys.answers(readers[files.format_of(path)](path))
+    rows = readers[files.format_of(path)](path)
+    return surveys.answers(rows) if files.format_of(path) in ('.csv', '.parquet') else rows
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:

@@ -64,7 +64,7 @@ def answers(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """The rows of a file without the two that Qualtrics has below the head: the questions, and ids in JSON."""
     first = list(itertools.islice(rows, 2))
     second = first[1][1] if len(first) > 1 else None
-    marked = isinstance(second, Mapping) and any('"ImportId"' in str(cell) for cell in second.values())
+    marked = isinstance(second, Mapping) and any(str(cell).startswith('{"ImportId"') for cell in second.values())
     yield from () if marked else first
     yield from rows
 

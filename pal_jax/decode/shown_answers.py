@@ -28,7 +28,7 @@ class ShownAnswers:
     `kinds` names the branches of a group, such as 'chosen' and 'rejected'.
     """
 
-    decoder: Decoder
+    decoder: Decoder | None  # None without groups
     tokenizer: Tokenizer
     groups: Sequence[PromptGroup]
     kinds: Sequence[str]
@@ -36,7 +36,7 @@ class ShownAnswers:
 
     def __call__(self, weights: Params) -> list[Mapping[str, Any]]:
         """The prompts as dialogues of an evaluation, answered with plain decoder weights."""
-        if not self.groups:
+        if self.decoder is None:
             return []
         self.decoder.load(weights)
         prompts = [tuple(group.prompt) for group in self.groups]
@@ -63,7 +63,10 @@ class ShownAnswers:
 def make_shown_answers(
     samples: SampleSettings, rows: Rows, kinds: Sequence[str], policy: Policy, ctx: Context
 ) -> ShownAnswers:
-    """The answers that `samples` asks for, to the first test rows."""
-    decoder = sampler.make_decoder(DecodeSettings(), policy, ctx, max(samples.count, 1))
+    """The answers that `samples` asks for: to the first test rows that have a prompt (a whole text has its first token
+    alone), and one that leaves room for an answer."""
+    room = policy.cfg.max_len - samples.max_tokens
+    groups = [group for group in rows.test if 1 < len(group.prompt) <= room][: samples.count]
+    decoder = sampler.make_decoder(DecodeSettings(), policy, ctx, len(groups)) if groups else None
     sampling = Sampling(temperature=0.0, max_tokens=samples.max_tokens)
-    return ShownAnswers(decoder, policy.tokenizer, rows.test[: samples.count], kinds, sampling)
+    return ShownAnswers(decoder, policy.tokenizer, groups, kinds, sampling)

@@ -29,6 +29,8 @@ from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_finite
 from pal_jax.run.trained import TrainedModel
 from pal_jax.types import Metrics
 
+MAY_CHANGE = ('samples.*',)  # keys that may change when a run goes on
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(SupervisedRun):

@@ -118,7 +118,7 @@ def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words, name: s
         verdict = _learning(rows, evals, words)
     # A random tiny model may well learn in a few steps, which says nothing of the model that is to be trained.
     if verdict and name.endswith(TRIALS) and not verdict.of_data:
-        return verdict._replace(answer=TRIAL)
+        verdict = verdict._replace(answer=TRIAL)
     limits = limits_of(after)
     if verdict is None or not limits:
         return verdict

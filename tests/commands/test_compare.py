@@ -73,11 +73,14 @@ def test_the_settings_in_which_runs_differ_stand_in_a_table():
     assert settings_table(configs, rewarded) == [
         ['setting', 'a', 'b'],
         ['ppo.clip', '0.2', '0.3'],
+        ['rl.game', '', '–'],
         ['content of reward.function.0', 'A', 'B'],
     ]
     three = {**rewarded, 'c': rewarded['b'], 'd': {'reward.function.0': Input('f.py:f', '', 'f.py', {'f.py': 'd'})}}
     (*_, contents) = settings_table(dict.fromkeys(three, configs['a']), three)
     assert contents[1:] == ['A', 'B', 'B', 'C']
+    later = {'a': configs['a'], 'b': {**configs['a'], 'samples': {'count': 3}}}
+    assert settings_table(later, {name: {} for name in later})[1:] == [['samples.count', '–', '3']]
     same = dict.fromkeys(configs, rewarded['a'])
     assert settings_table(dict.fromkeys(configs, configs['a']), same) == [['setting', 'a', 'b']]
 

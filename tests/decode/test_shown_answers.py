@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
 
 from pal_jax.data import tokenizer
 from pal_jax.data.packing import Branch, PromptGroup
-from pal_jax.decode.shown_answers import LONGEST, ShownAnswers
+from pal_jax.decode.shown_answers import LONGEST, ShownAnswers, make_shown_answers
+from pal_jax.models import config
+from pal_jax.run import devices
 from pal_jax.run.language import SampleSettings
+from pal_jax.run.models import Policy
+from pal_jax.run.recipe import Context
 from pal_jax.types import Completion, Sampling
 
 BYTES = tokenizer.byte_tokenizer()
+ONE = Context(devices.make_mesh(devices=jax.devices()[:1]))
 
 
 class Parrot:
@@ -64,10 +72,19 @@ def test_of_a_conversation_the_first_reply_is_shown():
     assert answers('w')[0]['facts'] == ['reply: hi']
 
 
-def test_no_answers_load_no_weights():
-    answers, decoder = shown([])
-    assert answers('w') == []
-    assert decoder.events == []
+@pytest.mark.parametrize(('prompts', 'count', 'shown'), [
+    (['one?', 'two?', 'three?'], 2, ['one?', 'two?']),
+    (['x' * 40, 'two?', 'T'], 3, ['two?']),  # no room for an answer, and a whole text behind its first token
+    (['one?'], 0, []),
+])  # fmt: skip
+def test_prompts_that_leave_room_are_answered(prompts, count, shown):
+    rows: Any = SimpleNamespace(test=[group(prompt, 'reply') for prompt in prompts])
+    source: Any = None
+    cfg = dataclasses.replace(config.tiny(BYTES.vocab_size), max_len=40)
+    policy = Policy(cfg, BYTES, source)
+    answers = make_shown_answers(SampleSettings(count=count, max_tokens=8), rows, ['reply'], policy, ONE)
+    assert [BYTES.decode(of.prompt) for of in answers.groups] == shown
+    assert shown or answers({}) == []
 
 
 @pytest.mark.parametrize('values', [{'count': -1}, {'max_tokens': 0}])

@@ -20,7 +20,7 @@ from pal_jax.run.intervals import Estimate
 from pal_jax.types import Exhibit
 
 EFFECTS = 'effects.csv'  # the file with a row for each effect, in the folder of a run
-SHOWN_GROUPS = 6
+SHOWN_GROUPS, LEAST_PEOPLE = 6, 5  # groups of fewer people have no errors over people
 LEVEL = 1.0 - intervals.LEVEL
 BY_GROUP = (
     'The effect of one more unit by one logit for each group, ± its standard error over people. {test} The comparison '
@@ -64,8 +64,10 @@ class Units(NamedTuple):
 
     def worth(self, model: Common, attribute: int) -> Estimate | None:
         """The worth of one unit of an attribute in units of the price; None of the price itself, without a price, and
-        where choices cannot tell the effect."""
-        if self.price in (None, attribute) or self.effect(model, attribute) is None:
+        where choices cannot tell the effect of either."""
+        if self.price is None or self.price == attribute:
+            return None
+        if self.effect(model, attribute) is None or self.effect(model, self.price) is None:
             return None
         return model.worth(attribute, self.price).scaled(float(self.scale[self.price] / self.scale[attribute]))
 
@@ -98,12 +100,14 @@ def describe(
 
 
 def group_models(data: Comparisons) -> list[GroupModel]:
-    """The models of the largest groups, in the order of their names; none where there are no two groups."""
-    if data.groups is None or len(data.group_names) < 2:
+    """The models of the largest groups that have `LEAST_PEOPLE`, in the order of their names; none of a single one."""
+    if data.groups is None:
         return []
     of_pair = data.groups[data.users]
     sizes = np.bincount(data.groups[data.groups >= 0], minlength=len(data.group_names))
-    largest = sorted(np.argsort(-sizes, kind='stable')[:SHOWN_GROUPS])
+    largest = sorted(g for g in np.argsort(-sizes, kind='stable')[:SHOWN_GROUPS] if sizes[g] >= LEAST_PEOPLE)
+    if len(largest) < 2:
+        return []
     return [
         GroupModel(
             data.group_names[g],
@@ -130,7 +134,8 @@ def exhibit_by_group(models: Sequence[GroupModel], units: Units, p: float, hidde
         elif two:
             table[-1] += _gap(*known)
         else:
-            table[-1].append(f'{p_of_equal(known):.3f}')
+            people = [model.people for model, effect in zip(models, effects, strict=True) if effect]
+            table[-1].append(f'{p_of_equal(known, people):.3f}')
     shown = 'are shown to differ' if p <= LEVEL else 'are not shown to differ'
     test = f'Taken together, the effects of the groups {shown} (permutation test of people over groups, p = {p:.3f}).'
     text = BY_GROUP.format(test=test) + SINGLE + (portrait.DASH if any('–' in row for row in table) else '')
@@ -163,12 +168,15 @@ def _gap(first: Estimate, second: Estimate) -> list[str]:
     return [f'{gap.value:+.3g}', gap.ends('+.3g')]
 
 
-def p_of_equal(effects: Sequence[Estimate]) -> float:
-    """The p-value of the hypothesis that the effects of all groups are equal, by their errors (Cochran 1954)."""
+def p_of_equal(effects: Sequence[Estimate], people: Sequence[int]) -> float:
+    """The p-value of the hypothesis that the effects of all groups are equal, by their errors and the number of people
+    in each group (Welch 1951)."""
     value, error = (np.array([getattr(effect, part) for effect in effects], float) for part in ('value', 'error'))
-    weight = 1.0 / error**2
-    spread = np.sum(weight * (value - np.sum(weight * value) / np.sum(weight)) ** 2)
-    return float(special.chdtrc(len(effects) - 1, spread))
+    k, weight = len(effects), 1.0 / error**2
+    spread = np.sum(weight * (value - np.sum(weight * value) / np.sum(weight)) ** 2) / (k - 1)
+    # The errors are estimated, the more roughly the fewer people there are.
+    rough = np.sum((1.0 - weight / np.sum(weight)) ** 2 / (np.array(people) - 1.0)) / (k**2 - 1)
+    return float(special.fdtrc(k - 1, 1.0 / (3.0 * rough), spread / (1.0 + 2.0 * (k - 2) * rough)))
 
 
 def table_of_effects(models: Sequence[GroupModel], units: Units, mixed: MixedLogit | None = None) -> str:

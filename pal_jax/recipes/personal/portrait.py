@@ -167,7 +167,8 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
         row = [name, *cells(mean, scaled), f'{special.expit(scaled.value):.0%}']
         if wants.price is not None:
             worth = wants.common.worth(h, wants.price).scaled(float(scale[wants.price] / scale[h]))
-            cell = f'{worth.value:+.3g} ({worth.ends("+.3g")})' if is_known(mean) else '–'
+            known = is_known(mean) and is_known(wants.common.estimates[wants.price])
+            cell = f'{worth.value:+.3g} ({worth.ends("+.3g")})' if known else '–'
             row.append('' if h == wants.price else cell)
         low, high = np.percentile(unit, (25, 75))
         row += [f'{low:+.3g} to {high:+.3g}', f'{unit.std():.3g}'] if spread else []

@@ -250,6 +250,9 @@ def test_a_file_of_qualtrics_is_read(tmp_path):
     )
     (choice,) = records.read(str(written(tmp_path, texts, 'texts.csv')))
     assert (choice.user, choice.chosen, choice.rejected) == ('R_1', 'b', 'a')
+    # A text in JSON lines that has the mark is a text.
+    lines = ''.join(f'{{"user": "a", "chosen": "{{\\"ImportId\\"}} {i}", "rejected": "n"}}\n' for i in range(3))
+    assert len(list(records.read(str(written(tmp_path, lines, 'lines.jsonl'))))) == 3
     both = 'ResponseId,PROLIFIC_PID,answer,price_A,price_B\nR_1,p,A,1,2\nR_2,p,B,1,2\n'
     assert tables.load(written(tmp_path, both)).names == ('p',)
 
@@ -262,6 +265,10 @@ def test_groups_are_of_people_and_of_nobody_else(tmp_path):
     assert data.group_names == ('N',) and data.groups.tolist() == [0, 0] and data.attributes == ('price',)
     with pytest.raises(ValueError, match='price.*differs between the options'):
         tables.load(table, group='price')
+    numbered = [f'ana,{i},{j},{2 + i * j},{2 - j}' for i in (1, 2) for j in (1, 2)]
+    alternatives = written(tmp_path, '\n'.join(['user,situation,alt,price,chosen', *numbered]), 'alt.csv')
+    with pytest.raises(ValueError, match='alt.*differs between the options'):
+        tables.load(alternatives, group='alt')
     mixed = written(tmp_path, 'user,group,region,choice,x_A,x_B\nana,1,n,A,1,2\nana,2,n,A,1,3', 'b.csv')
     assert tables.load(mixed, group='').groups is None
     with pytest.raises(ValueError, match='ana.*--config.group'):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pal_jax.recipes.personal import bradley_terry, effects, portrait
 from pal_jax.recipes.personal.baselines import MixedLogit
@@ -65,9 +66,26 @@ def test_effects_that_are_equal_but_for_their_errors_have_a_p_like_chance():
     draws = rng.normal(0.0, [1.0, 2.0, 0.5], (2000, 3))
     errors = 1.0, 2.0, 0.5
     rows = [[Estimate(*pair, None, None) for pair in zip(row, errors, strict=True)] for row in draws]
-    p = list(map(effects.p_of_equal, rows))
+    p = [effects.p_of_equal(row, [10**6] * 3) for row in rows]
     assert 0.04 < np.mean(np.array(p) <= 0.05) < 0.06
-    assert effects.p_of_equal([Estimate(0.0, 0.1, None, None), Estimate(1.0, 0.1, None, None)]) < 1e-6
+    assert effects.p_of_equal([Estimate(0.0, 0.1, None, None), Estimate(1.0, 0.1, None, None)], [30, 30]) < 1e-6
+
+
+def test_p_of_equal_is_that_of_welch_for_means():
+    rng = np.random.default_rng(1)
+    samples = [rng.normal(mean, spread, n) for mean, spread, n in ((0.0, 1.0, 8), (0.5, 2.0, 12), (0.2, 0.5, 6))]
+    of_means = [Estimate(float(x.mean()), float(x.std(ddof=1) / len(x) ** 0.5), None, None) for x in samples]
+    expected = stats.f_oneway(*samples, equal_var=False).pvalue
+    assert effects.p_of_equal(of_means, [8, 12, 6]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_groups_of_few_people_have_no_model_of_their_own():
+    users, groups = np.repeat(np.arange(24), 6), np.repeat([0, 1, 2], [10, 10, 4])
+    x = np.random.default_rng(0).normal(size=(144, 2))
+    data = SimpleNamespace(difference=x, users=users, groups=groups, group_names=('n', 's', 'w'))
+    assert [model.name for model in effects.group_models(data)] == ['n', 's']
+    data.groups = np.repeat([0, 1], [20, 4])
+    assert effects.group_models(data) == []
 
 
 def test_the_worth_in_each_group_and_its_difference():
@@ -82,6 +100,8 @@ def test_the_worth_in_each_group_and_its_difference():
     # Where a price may have no effect there is no interval.
     unknown = effects.exhibit_worths([group('n', -0.8, -0.4), group('s', -0.01, -0.2)], UNITS)
     assert unknown.table[1][2].endswith('(–)') and unknown.table[1][4] == '–'
+    # A price that choices cannot tell gives no worth at all.
+    assert effects.exhibit_worths([models[0], group('s', -100.0, -0.2)], UNITS).table[1][2:] == ['–', '–', '–']
     assert len(effects.exhibit_worths([*models, group('w', -1.0, -0.1)], UNITS).table[0]) == 4
 
 

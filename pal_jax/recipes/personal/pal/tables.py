@@ -78,7 +78,7 @@ def load(
     """
     paths = shards.files_of(str(path))
     wrong: records.Wrong = {}
-    rows = list(records.values(str(path), wrong))
+    rows = list(surveys.answers(iter(records.values(str(path), wrong))))
     if group not in ('', 'group'):
         _check_group(path, rows, group)
     if rows and _has_texts(rows[0][1]):
@@ -117,7 +117,8 @@ def _check_group(path: str | Path, rows: list[records.Row], group: str) -> None:
         raise ValueError(f'{path} has no column group={group!r}{meant}; its columns are {", ".join(heads)}')
     if 'group' in heads:
         raise ValueError(f'{path} has a column group beside group={group!r}; rename it')
-    if group in (surveys.person_column(heads), surveys.answer_column(heads), *KEYS):
+    answer = None if 'chosen' in heads else surveys.answer_column(heads)
+    if group in (surveys.person_column(heads), answer, *KEYS):
         raise ValueError(f'{path}: group={group!r} says who chose, or which option; name a column of groups of people')
 
 
@@ -384,7 +385,9 @@ def _options(
             raise ValueError(f'chosen is {row["chosen"]!r}; give 0 or 1')
         numbers = tuple(n for a in attributes for n in a.numbers(row[of[a.name][0]]))
         key = who(records.identity('', row, 'user')), _situation(place, row)
-        groups[key] = '' if group in of else records.known('', row, group)
+        of_person = '' if group in of else records.known('', row, group)
+        if groups.setdefault(key, of_person) != of_person:
+            raise ValueError(f'{group} differs between the options of a choice, so it says no group of people')
         return place, key, (chosen, numbers)
 
     situations: dict[tuple[str, str], list[tuple[str, choices.Option]]] = {}
