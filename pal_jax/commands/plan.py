@@ -101,8 +101,8 @@ def plan_run() -> None:
         show(run_plan, request)
         if count := getattr(getattr(settings, 'samples', None), 'count', 0):
             print(
-                f'not in this plan: for samples.count={count} answers, a device holds a copy of the weights in the type '
-                'of decoding during an evaluation; samples.count=0 holds none'
+                f'not in this plan: for samples.count={count} answers, a device holds a copy of the weights in the '
+                'type of decoding during an evaluation; samples.count=0 holds none'
             )
     tell = functools.partial(console.print, style='dim')
     if run_plan.fits:
