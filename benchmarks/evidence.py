@@ -53,7 +53,8 @@ Record = Mapping[str, Any]
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """The summary of a finished run, as it is kept in `SUMMARIES`. A run of stages is judged by its last one.
+    """The summary of a finished run, as it is kept in `SUMMARIES`. A run of stages is judged by the last one that makes
+    claims.
 
     Raises:
       ValueError: the folder is no finished run, or its last evaluation makes no claim.
@@ -62,12 +63,10 @@ def summary_of(folder: Path) -> dict[str, Any]:
     if running := [stage for stage in stages if not (stage / SUMMARY).exists()]:
         raise ValueError(f'{running[0]}: the run has not ended; go on with it by its command')
     summaries = [files.read_object(stage / SUMMARY) for stage in stages]
-    last, summary, config = stages[-1], summaries[-1], read_run(stages[-1])
-    rows, evals = (read_records(last / name) for name in (METRICS, EVALS))
-    words = words_of(config['recipe'])
-    claims = [claim_record(claim, evals[-1], words) for claim in verdict.claims(rows, evals, words)]
+    last, claims = next(((stage, made) for stage in reversed(stages) if (made := claims_of(stage))), (folder, []))
     if not claims:
         raise ValueError(f'{folder}: its last evaluation makes no claim; add levels or changes to figures.py')
+    summary, config = files.read_object(last / SUMMARY), read_run(last)
     models = [text for stage in stages if (text := read_run(stage).get('policy', {}).get('source'))]
     machine = folder / 'machine.json'
     return {
@@ -82,6 +81,13 @@ def summary_of(folder: Path) -> dict[str, Any]:
         'machine': files.read_object(machine) if machine.exists() else measure(),
         'claims': claims,
     }
+
+
+def claims_of(folder: Path) -> list[dict[str, Any]]:
+    """The claims of the last evaluation of a run or stage."""
+    rows, evals = (read_records(folder / name) for name in (METRICS, EVALS))
+    words = words_of(read_run(folder)['recipe'])
+    return [claim_record(claim, evals[-1], words) for claim in verdict.claims(rows, evals, words)]
 
 
 def changes(name: str, folder: Path, config: Record) -> dict[str, Any]:
