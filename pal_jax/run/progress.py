@@ -140,7 +140,10 @@ class Progress:
         The time that the run takes is logged when the first step of a phase has been made, and after every step.
         """
         self._title, self._forecast = title, Forecast(phases, evaluations)
-        for line in (f'{title}: {self._forecast}; the first of each shows how long they take', *notes):
+        for line in (
+            f'{title}: {self._forecast}; the first of each shows how long they take; the first step is the slowest',
+            *notes,
+        ):
             self.log(line)
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import special
 
 from pal_jax.data.comparisons import Comparisons
-from pal_jax.recipes.personal import bradley_terry, portrait
+from pal_jax.recipes.personal import bradley_terry, pictures, portrait
 from pal_jax.recipes.personal.baselines import MixedLogit
 from pal_jax.recipes.personal.bradley_terry import Common
 from pal_jax.run import intervals
@@ -20,6 +20,7 @@ from pal_jax.run.intervals import Estimate
 from pal_jax.types import Exhibit
 
 EFFECTS = 'effects.csv'  # the file with a row for each effect, in the folder of a run
+PLOTTED = 20  # attributes of a picture
 SHOWN_GROUPS, LEAST_PEOPLE = 6, 5  # groups of fewer people have no errors over people
 LEVEL = 1.0 - intervals.LEVEL
 BY_GROUP = (
@@ -32,9 +33,9 @@ SINGLE = (
     'chance.'
 )
 WORTHS = (
-    'The change of {price} that outweighs one more unit, by one logit for each group, with its 95 % interval by '
-    'Fieller (1954). A dash stands where the effect of {price} may be 0. A worth does not depend on how much at random '
-    'the people in a group choose.'
+    'The rise of {price} that people accept for one more unit, by one logit for each group, with its 95 % interval by '
+    'Fieller (1954). A worth below 0 is the fall of {price} that makes up for one more unit. A dash stands where the '
+    'effect of {price} may be 0. A worth does not depend on how much at random the people in a group choose.'
 )
 HEAD = (
     'model', 'group', 'people', 'attribute', 'effect', 'error', 'low', 'high', 'worth', 'worth_low', 'worth_high',
@@ -96,6 +97,8 @@ def describe(
         exhibits.append(exhibit_by_group(groups, units, record['groups_differ_p'], hidden))
         exhibits += [exhibit_worths(groups, units)] if units.price is not None else []
     everybody = GroupModel('', len(data.names), common)
+    if len(units.attributes) <= PLOTTED:
+        exhibits.insert(1, exhibit_intervals([everybody, *groups], units.attributes))
     return exhibits, {EFFECTS: table_of_effects([everybody, *groups], units, mixed)}
 
 
@@ -144,6 +147,16 @@ def exhibit_by_group(models: Sequence[GroupModel], units: Units, p: float, hidde
     )
 
 
+def exhibit_intervals(models: Sequence[GroupModel], attributes: Sequence[str]) -> Exhibit:
+    """A picture of the effects of everybody and of each group, in standard deviations, so that attributes compare."""
+    rows = {
+        model.name or 'all people': [effect if portrait.is_known(effect) else None for effect in model.common.estimates]
+        for model in models
+    }
+    label = 'effect of one standard deviation on the log-odds'
+    return Exhibit('Effects in a picture', picture=pictures.plot_intervals(rows, attributes, label))
+
+
 def exhibit_worths(models: Sequence[GroupModel], units: Units) -> Exhibit:
     """The worth of each attribute in each of the largest groups; `units` has a price."""
     assert units.price is not None
@@ -183,7 +196,8 @@ def table_of_effects(models: Sequence[GroupModel], units: Units, mixed: MixedLog
     """All effects as CSV with the columns of `HEAD`, in the units of the survey; a cell is empty where there is no
     estimate.
 
-    The models are `logit` and, where there is one, the `mean` and the `deviation` over people of the mixed logit.
+    The models are `logit` and, where there is one, the `mean` and the `deviation` over people of the mixed logit. Two
+    groups have their difference, too: the second less the first.
     """
     rows: list[list[str]] = []
     for model in models:
@@ -191,6 +205,15 @@ def table_of_effects(models: Sequence[GroupModel], units: Units, mixed: MixedLog
             effect, worth = units.effect(model.common, h), units.worth(model.common, h)
             cells = [*_numbers(effect, 'value', 'error', 'low', 'high'), *_numbers(worth, 'value', 'low', 'high')]
             rows.append(['logit', model.name, str(model.people), name, *cells])
+    _, *groups = models
+    if len(groups) == 2:
+        first, second = (group.common for group in groups)
+        name_of_both = f'{groups[1].name} less {groups[0].name}'
+        for h, name in enumerate(units.attributes):
+            effect = _difference(units.effect(second, h), units.effect(first, h))
+            worth = _difference(units.worth(second, h), units.worth(first, h))
+            cells = [*_numbers(effect, 'value', 'error', 'low', 'high'), *_numbers(worth, 'value', 'low', 'high')]
+            rows.append(['logit', name_of_both, str(sum(group.people for group in groups)), name, *cells])
     if mixed:
         people = str(models[0].people)
         for k, (part, values) in enumerate((('mean', mixed.mean), ('deviation', mixed.deviation))):
@@ -202,6 +225,10 @@ def table_of_effects(models: Sequence[GroupModel], units: Units, mixed: MixedLog
     file = io.StringIO()
     csv.writer(file, lineterminator='\n').writerows([HEAD, *rows])
     return file.getvalue()
+
+
+def _difference(first: Estimate | None, second: Estimate | None) -> Estimate | None:
+    return intervals.difference(first, second) if first and second else None
 
 
 def _numbers(estimate: Estimate | None, *parts: str) -> list[str]:

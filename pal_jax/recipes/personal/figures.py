@@ -136,6 +136,7 @@ WORDS = Words(
     compared=('seen_gain', 'seen_pal', 'seen_shared', 'new_gain', 'new_pal', 'new_shared'),
     unfolded=(
         'What people want',
+        'Effects in a picture',
         'How much people differ',
         'What each group wants',
         'What an attribute is worth in each group',

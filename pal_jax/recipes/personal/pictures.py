@@ -100,6 +100,27 @@ def plot_wants(effects: np.ndarray, attributes: Sequence[str]) -> bytes:
     return png(figure)
 
 
+def plot_intervals(rows: Mapping[str, Sequence[Estimate | None]], attributes: Sequence[str], label: str) -> bytes:
+    """A picture of estimates with their intervals: a place for each attribute, and in it a point for each row, such as
+    a group of people. An estimate that is None has no point."""
+    figure, ax = _axes('Effects with 95 % intervals', label)
+    figure.set_size_inches(9, 1.6 + len(attributes) * max(0.45, 0.25 * len(rows)))
+    ax.axvline(0, color=INK, linewidth=0.8)
+    for k, ((name, estimates), colour) in enumerate(zip(rows.items(), itertools.cycle(COLOURS), strict=False)):
+        # The points of an attribute stand a little apart.
+        apart = 0.6 * (k - (len(rows) - 1) / 2) / len(rows)
+        known = [(place + apart, of) for place, of in enumerate(estimates) if of]
+        ax.plot([of.value for _, of in known], [place for place, _ in known], 'o', color=colour, label=name)
+        for place, of in known:
+            if of.interval:
+                ax.plot(of.interval, [place] * 2, color=colour, linewidth=1.5)
+    ax.set_yticks(range(len(attributes)), list(attributes))
+    ax.invert_yaxis()
+    if len(rows) > 1:
+        ax.legend(frameon=False)
+    return png(figure)
+
+
 def in_words(effects: np.ndarray, attributes: Sequence[str], count: int = 2) -> tuple[str, str]:
     """The attributes that one prototype likes most and least: 'local company +1.9, well known +1.5'."""
     order = np.argsort(effects)

@@ -437,8 +437,9 @@ def _table(shown: Shown) -> list[list[str]]:
         seen, new = figures(method.seen), [alike(method.new[i]).with_error() for i in (0, middle, -1)]
         row = [MODELS[name], seen.people.with_error(), seen.pairs.with_error(), f'{seen.worst:.3f}', *new]
         above = gain(method.seen, shared.seen).mean
-        # PAL with K = 1 in every split is the model for all.
-        same = name == 'shared' or (name == 'pal' and shown.is_one_model)
+        # PAL with K = 1 in every split is the model for all, and so is the control.
+        control = {*shown.chosen[len(shown.true_chosen) :]} == {1}
+        same = name == 'shared' or (name == 'pal' and shown.is_one_model) or (name == 'shuffled' and control)
         rows.append([*row, '–' if same else f'{above.value:+z.3f} ({above.ends("+.3f")})'])
     return rows
 

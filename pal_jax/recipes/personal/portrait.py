@@ -39,8 +39,9 @@ SPREAD = (
 )
 DOUBT = 'These prototypes predict no better than one model for all, and nothing should be read into them. '
 WORTH = (
-    ' The worth of a unit is the change of {price} that outweighs it, with its 95 % interval by Fieller (1954); a dash '
-    'stands where the effect of {price} may be 0.'
+    ' The worth of a unit is the rise of {price} that people accept for it, with its 95 % interval by Fieller (1954). '
+    'A worth below 0 is the fall of {price} that makes up for one more unit. A dash stands where the effect of {price} '
+    'may be 0.'
 )
 DASH = ' An effect is a dash where it has no estimate, as nearly all choices go one way, or the attribute never varies.'
 MIXED = (

@@ -105,6 +105,11 @@ def test_the_worth_in_each_group_and_its_difference():
     assert len(effects.exhibit_worths([*models, group('w', -1.0, -0.1)], UNITS).table[0]) == 4
 
 
+def test_effects_stand_in_a_picture_with_their_intervals():
+    shown = effects.exhibit_intervals([group('', -0.8, -0.4), group('n', -100.0, -0.3)], UNITS.attributes)
+    assert shown.picture.startswith(b'\x89PNG')
+
+
 def test_all_effects_are_numbers_in_the_file():
     mixed = MixedLogit(np.array([-1.0, -0.8]), np.array([0.4, 0.2]), np.array([[0.1, 0.2], [0.3, np.nan]]))
     models = [group('', -0.8, -0.4), group('n', -0.8, 100.0)]
@@ -118,6 +123,11 @@ def test_all_effects_are_numbers_in_the_file():
     number = [float(rows[1][key]) for key in ('effect', 'error', 'low', 'high')]
     assert number == pytest.approx([estimate.value, estimate.error, estimate.low, estimate.high], rel=1e-5)
     assert float(rows[1]['worth']) == pytest.approx(-0.25) and rows[0]['worth'] == ''
+    two = [models[0], group('n', -0.8, -0.4), group('s', -0.8, -0.2)]
+    *_, price, minutes = csv.DictReader(io.StringIO(effects.table_of_effects(two, UNITS)))
+    assert (price['group'], price['people'], float(price['effect'])) == ('s less n', '60', 0.0)
+    assert (float(minutes['effect']), float(minutes['worth'])) == (pytest.approx(0.05), pytest.approx(0.125))
+    assert float(minutes['low']) < 0.05 < float(minutes['high']) and price['worth'] == ''
     # An effect that choices cannot tell has empty cells, and so has an error that is not known.
     assert {rows[3][key] for key in ('effect', 'error', 'low', 'high', 'worth')} == {''}
     assert (float(rows[4]['effect']), float(rows[4]['error']), rows[7]['error']) == (-0.5, 0.05, '')
