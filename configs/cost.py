@@ -3,7 +3,7 @@ r"""Cost models of Safe RLHF (arXiv 2310.12773): a decoder that says how unsafe 
 pal-jax train --config=cost                                                     # made-up dilemmas, nothing harmful
 pal-jax train --config=cost --config.data.train=pairs.jsonl                                     # of PKU-SafeRLHF
 pal-jax train --config=cost --config.policy.lora.rank=0 --config.optimizer.lr=1e-4                       # all weights
-pal-jax train --config=cost:smoke                                               # a random tiny model, under a minute
+pal-jax train --config=cost:smoke                                               # a random tiny model, 1 to 3 minutes
 pal-jax train --config=cost:paper                                               # the published settings
 """
 

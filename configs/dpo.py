@@ -2,7 +2,7 @@ r"""Direct preference optimisation on pairs of answers (arXiv 2305.18290).
 
   pal-jax train --config=dpo                                                     # the oracle's answers and worse ones
   pal-jax train --config=dpo --config.data.train=pairs.jsonl --config.dpo.loss=ipo
-  pal-jax train --config=dpo:smoke                                               # a random tiny model, under a minute
+  pal-jax train --config=dpo:smoke                                               # a random tiny model, 1 to 3 minutes
   pal-jax train --config=dpo:paper                                               # the baseline of RLPA's paper
 
 RLPA's baseline: the best against the worst of n samples of a policy that writes the format:

@@ -3,7 +3,7 @@ r"""Moderation (BeaverTails, Ji et al. 2023): a decoder that says which of 14 ki
 pal-jax train --config=moderation                                               # made-up, mild questions and answers
 pal-jax train --config=moderation --config.data.train=train.jsonl --config.data.test=test.jsonl
 pal-jax train --config=moderation:paper --config.data.train=train.jsonl                          # of BeaverTails
-pal-jax train --config=moderation:smoke                                         # a random tiny model, under a minute
+pal-jax train --config=moderation:smoke                                         # a random tiny model, 1 to 3 minutes
 """
 
 from pal_jax.data.safety import SafetyRows

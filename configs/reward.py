@@ -3,7 +3,7 @@ r"""Reward models on pairs of replies (Ouyang et al. 2022): a decoder that says 
 pal-jax train --config=reward                                                     # right and wrong answers
 pal-jax train --config=reward --config.data.train=pairs.jsonl
 pal-jax train --config=reward --config.policy.lora.rank=16 --config.optimizer.lr=5e-4
-pal-jax train --config=reward:smoke                                               # a random tiny model, under a minute
+pal-jax train --config=reward:smoke                                               # a random tiny model, 1 to 3 minutes
 """
 
 from pal_jax.recipes.scorer import reward

@@ -5,7 +5,7 @@ r"""Reinforcement learning on your own prompts and rewards: GRPO by default; RLO
     --config.reward.function=my_rewards.py:score                       # a reward for each answer of your own prompts
   pal-jax train --config=rl --config.ppo.estimator=rloo
   pal-jax train --config=rl:control                                    # the control: rewards go to answers at random
-  pal-jax train --config=rl:smoke                                      # a random tiny model, under a minute
+  pal-jax train --config=rl:smoke                                      # a random tiny model, 1 to 3 minutes
 """
 
 from pal_jax.learners.training import Lora

@@ -1,7 +1,7 @@
 r"""RLPA: multi-turn PPO that learns its user's profile while talking (arXiv 2505.15456).
 
   pal-jax train --config=rlpa                                 # SmolLM2-135M and scripted users: learns on two CPU cores
-  pal-jax train --config=rlpa:smoke                           # a random tiny model, under a minute
+  pal-jax train --config=rlpa:smoke                           # a random tiny model, 1 to 3 minutes
   pal-jax train --config=rlpa:paper                           # Qwen2.5-3B-Instruct, the published settings
 
 Any value can be changed: --config.ppo.kl_coef=0.1 --config.dialogue.profiles=people.jsonl; --help lists the keys.

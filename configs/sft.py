@@ -2,7 +2,7 @@ r"""Supervised fine-tuning on chats: every token that the assistant says, and no
 
 pal-jax train --config=sft                                                     # the oracle's answers, RLPA's baseline
 pal-jax train --config=sft --config.data.train=chats.jsonl
-pal-jax train --config=sft:smoke                                               # a random tiny model, under a minute
+pal-jax train --config=sft:smoke                                               # a random tiny model, 1 to 3 minutes
 pal-jax train --config=sft:paper                                               # the baseline of RLPA's paper
 """
 

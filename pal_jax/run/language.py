@@ -88,7 +88,7 @@ class RowSettings:
     """The rows of a supervised method (formats: `data/readers/formats.py`) and their batches."""
 
     batch_size: int  # the number of rows, pairs or groups of pairs of an update
-    train: str = 'oracle'  # oracle, recall (recipes/rlpa/made), or a file: .jsonl, .json, .parquet
+    train: str = 'oracle'  # oracle, recall (recipes/rlpa/made), or a file: .jsonl, .json, .csv, .parquet
     # A file of prompts that are not learnt; '': rows of some prompts of train, a fifth at most.
     test: str = ''
     test_rows: int = 64  # the largest number of rows of an evaluation
