@@ -151,11 +151,11 @@ def make_rows(
         train, test, moved = of_people(parts, data.test_rows)
     else:
         train, test, moved = by_prompt(parts[0], data)
-    rows = short_rows(settings, train, test, moved, n)._replace(texts=len(texts))
-    rows = rows._replace(system=systems.pop() if len(systems) == 1 else '')
+    rows = short_rows(settings, train, test, moved, n)
     # A file of tests is tested on as a whole, and made-up people are not cut in two.
     fewer = '' if data.test or maker else fewer_tests(data, test)
-    return rows._replace(warnings=f'{fewer}{unused_epochs(settings)}')
+    system = systems.pop() if len(systems) == 1 else ''
+    return rows._replace(warnings=f'{fewer}{unused_epochs(settings)}', texts=len(texts), system=system)
 
 
 def short_rows(settings: RowRun, train: list[Keyed], test: list[Keyed], moved: int, n: int) -> Rows:

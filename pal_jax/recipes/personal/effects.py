@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,10 @@ WORTHS = (
 HEAD = (
     'model', 'group', 'people', 'attribute', 'effect', 'error', 'low', 'high', 'worth', 'worth_low', 'worth_high',
 )  # fmt: skip
+
+
+# `Units.effect` or `Units.worth`.
+Measure = Callable[[Common, int], Estimate | None]
 
 
 class GroupModel(NamedTuple):
@@ -132,10 +136,10 @@ def exhibit_by_group(models: Sequence[GroupModel], units: Units, p: float, hidde
         effects = [units.effect(model.common, h) for model in models]
         known = [effect for effect in effects if effect]
         table.append([name, *(effect.with_error('+.3g') if effect else '–' for effect in effects)])
-        if len(known) < 2:
-            table[-1] += ['–'] * (len(table[0]) - len(table[-1]))
-        elif two:
-            table[-1] += _gap(*known)
+        if two:
+            table[-1] += _gap(*effects)
+        elif len(known) < 2:
+            table[-1].append('–')
         else:
             people = [model.people for model, effect in zip(models, effects, strict=True) if effect]
             table[-1].append(f'{p_of_equal(known, people):.3f}')
@@ -166,8 +170,7 @@ def exhibit_worths(models: Sequence[GroupModel], units: Units) -> Exhibit:
         if h != units.price:
             worths = [units.worth(model.common, h) for model in models]
             cells = [f'{worth.value:+.3g} ({worth.ends("+.3g")})' if worth else '–' for worth in worths]
-            gap = _gap(*(worth or Estimate(np.nan, None, None, None) for worth in worths)) if two else []
-            table.append([name, *cells, *(gap if None not in worths else ['–'] * len(gap))])
+            table.append([name, *cells, *(_gap(*worths) if two else [])])
     return Exhibit('What an attribute is worth in each group', WORTHS.format(price=price), table)
 
 
@@ -175,10 +178,10 @@ def _head(model: GroupModel) -> str:
     return f'{model.name} ({counted(model.people, "person")})'
 
 
-def _gap(first: Estimate, second: Estimate) -> list[str]:
+def _gap(first: Estimate | None, second: Estimate | None) -> list[str]:
     """The cells of the second less the first, and of its interval."""
-    gap = intervals.difference(second, first)
-    return [f'{gap.value:+.3g}', gap.ends('+.3g')]
+    gap = _difference(second, first)
+    return [f'{gap.value:+.3g}', gap.ends('+.3g')] if gap else ['–', '–']
 
 
 def p_of_equal(effects: Sequence[Estimate], people: Sequence[int]) -> float:
@@ -200,20 +203,23 @@ def table_of_effects(models: Sequence[GroupModel], units: Units, mixed: MixedLog
     groups have their difference, too: the second less the first.
     """
     rows: list[list[str]] = []
-    for model in models:
+
+    def add(model: str, people: int, estimate: Callable[[Measure, int], Estimate | None]) -> None:
         for h, name in enumerate(units.attributes):
-            effect, worth = units.effect(model.common, h), units.worth(model.common, h)
+            effect, worth = estimate(units.effect, h), estimate(units.worth, h)
             cells = [*_numbers(effect, 'value', 'error', 'low', 'high'), *_numbers(worth, 'value', 'low', 'high')]
-            rows.append(['logit', model.name, str(model.people), name, *cells])
+            rows.append(['logit', model, str(people), name, *cells])
+
+    for name, size, common in models:
+        add(name, size, lambda measure, h, common=common: measure(common, h))
     _, *groups = models
     if len(groups) == 2:
-        first, second = (group.common for group in groups)
-        name_of_both = f'{groups[1].name} less {groups[0].name}'
-        for h, name in enumerate(units.attributes):
-            effect = _difference(units.effect(second, h), units.effect(first, h))
-            worth = _difference(units.worth(second, h), units.worth(first, h))
-            cells = [*_numbers(effect, 'value', 'error', 'low', 'high'), *_numbers(worth, 'value', 'low', 'high')]
-            rows.append(['logit', name_of_both, str(sum(group.people for group in groups)), name, *cells])
+        first, second = groups
+        add(
+            f'{second.name} less {first.name}',
+            first.people + second.people,
+            lambda measure, h: _difference(measure(second.common, h), measure(first.common, h)),
+        )
     if mixed:
         people = str(models[0].people)
         for k, (part, values) in enumerate((('mean', mixed.mean), ('deviation', mixed.deviation))):
