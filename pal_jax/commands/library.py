@@ -7,7 +7,7 @@
     pal_jax.evaluate('runs/rl', reward=my_function)                     # a record of figures
     pal_jax.score('runs/reward', [{'prompt': 'Hi', 'completion': 'Hello.'}])    # numpy [records]
     pal_jax.score('runs/pal', 'pairs.csv', person='ana.json')           # of the records of a file
-    pal_jax.personalize('runs/pal', 'ana.csv')                          # {'mixture': [...], ...}
+    pal_jax.personalize('runs/pal', 'ana.csv')                          # {'effects': ...} or {'mixture': ...}
 
 Errors that a command shows as one line are ValueError (a wrong input) and RuntimeError here.
 """
@@ -33,6 +33,7 @@ import numpy as np
 from pal_jax.data import chats
 from pal_jax.judges.local_model import LocalModel
 from pal_jax.models.files import sources
+from pal_jax.recipes.personal.pal import by_logit
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal.attributes import with_points
 from pal_jax.recipes.personal.pal.reward import open_pal
@@ -257,10 +258,11 @@ def _placed(records: Any) -> list[tuple[str, Any]]:
 
 
 def personalize(source: str | os.PathLike[str], choices: Any, *, split: int | None = None) -> dict[str, Any]:
-    """A new person as the mixture of a PAL's prototypes that suits the choices in a file (docs/howto/choices.md), a
-    list of dictionaries or a pandas table.
+    """A new person by the choices in a file (docs/howto/choices.md), a list of dictionaries or a pandas table: the
+    `effects` of attributes by the run's mixed logit, or the `mixture` of PAL's prototypes, whichever describes people
+    better (docs/howto/new_people.md).
 
-    `split` is that of the run whose model is taken, by default the one that the report shows.
+    With `split` the record is the mixture of this split of the run.
 
     `pal_jax.score(..., person=...)` takes the record, or a file of it.
 
@@ -268,7 +270,7 @@ def personalize(source: str | os.PathLike[str], choices: Any, *, split: int | No
       ValueError: the run is none of PAL, or a row of the file is wrong.
     """
     run = open_pal(run_folder(source), split)
-    pal_person.warn_of_one(run)
+    by_logit.warn(run)
     rows = _lines('choices', choices)
     if not rows and not isinstance(choices, str | os.PathLike):
         raise ValueError(
@@ -279,7 +281,7 @@ def personalize(source: str | os.PathLike[str], choices: Any, *, split: int | No
     else:
         with _file_of(rows) as file, _errors({'choices': file}):
             choices_of_person = pal_person.read_choices(run, str(file))
-    return pal_person.to_record(run, choices_of_person, pal_person.fit(run, choices_of_person))
+    return by_logit.learn(run, choices_of_person)
 
 
 def _by_name(reward: Reward | Sequence[Reward]) -> dict[str, Reward]:

@@ -1,4 +1,4 @@
-"""Learns a new person from a few choices: a mixture of a trained PAL's prototypes, and the pair to ask about next.
+"""Learns a new person from a few choices, by a run of PAL, and the pair to ask about next.
 
   pal-jax personalize --source=runs/pal --choices=ana.csv --output=ana.json
   pal-jax personalize --source=runs/pal --choices=ana.csv --ask=pairs.csv
@@ -14,8 +14,11 @@ Options:
                           and right_<attribute>, or JSON lines of left and right
   --forget=ID             delete the mixture of a person whom the run was trained on, and print which parts of the run
                           have learnt from the person and stay; or delete the file of a person (.json)
-  --split=N               the split of the run whose model is taken, from 0 to split.seeds - 1; by default the one
-                          whose people and prototypes the report shows
+  --split=N               the mixture of prototypes of this split of the run, from 0 to split.seeds - 1
+
+A person of a run on a table has effects of the attributes by the mixed logit where PAL is not ahead of it, or not shown
+to predict people better than one model for all. Otherwise a person is a mixture of the prototypes that the report
+shows. A line on stderr says which.
 
 Without --output the person is printed. With --ask the pairs are printed instead, a JSON object a line, the most
 informative first: `pair` is the number in the file, from 1, and `information` the nats that the answer is expected to
@@ -24,12 +27,15 @@ give about the person. --ask without --choices ranks pairs for a person without 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 from pal_jax.commands.talking import CACHE, SOURCE, source_or_run
+from pal_jax.recipes.personal.pal import by_logit
 from pal_jax.recipes.personal.pal import forget as pal_forget
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal import reward as pal_reward
@@ -72,30 +78,40 @@ def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | N
       ValueError: the run, a row of a file or the output is wrong.
     """
     run = pal_reward.open_pal(workdir, split)
-    pal_person.warn_of_one(run)
+    by_logit.warn(run)
     people = pal_person.read_people(run, choices_file) if choices_file else []
     if ask_file and len(people) > 1:
         raise ValueError(f'{choices_file} has choices of {len(people)} people, and --ask={ask_file} is for one of them')
     if output or not ask_file:
-        records = [pal_person.to_record(run, choices, pal_person.fit(run, choices)) for choices in people]
+        records = [by_logit.learn(run, choices) for choices in people]
         if output:
             pal_person.save(output, *records)
         for record in records:
             if output:
-                predicted = f'{record["agreement"]:.0%} of {counted(record["choices"], "choice")}'
-                mixture = ' '.join(f'{share:.3f}' for share in record['mixture'])
-                print(f'{record["user"]}: mixture {mixture}, which predicts {predicted} -> {output}')
+                print(f'{_in_words(record)} -> {output}')
             else:
                 cli.print_json(record)
     if ask_file:
         pairs = pal_person.read_choices(run, ask_file, answered=False)
-        expected = pal_person.information(run, pairs, people[0] if people else None)
+        expected = by_logit.information(run, pairs, people[0] if people else None)
         # The sort is stable, so pairs of equal information keep the order of the file.
         for i in np.argsort(-expected, kind='stable'):
             left, right = pairs.shown[i]
             cli.print_json(
                 {'pair': int(i) + 1, 'information': float(f'{expected[i]:.4g}'), 'left': left, 'right': right}
             )
+
+
+def _in_words(record: Mapping[str, Any]) -> str:
+    """A sentence about a person."""
+    if 'effects' in record:
+        known = f'effects {", ".join(f"{name} {effect:+.3g}" for name, effect in record["effects"].items())}'
+    else:
+        known = f'mixture {" ".join(f"{share:.3f}" for share in record["mixture"])}'
+    return (
+        f'{record["user"]}: {known}, which fit {record["agreement"]:.0%} of the '
+        f'{counted(record["choices"], "choice")} that they were estimated from'
+    )
 
 
 def forget_file(path: Path) -> str:

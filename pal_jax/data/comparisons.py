@@ -129,6 +129,11 @@ class Comparisons(NamedTuple):
         return self.chosen[:] - self.rejected[:]
 
     @property
+    def are_pairs(self) -> bool:
+        """True where each choice is between two options, so that no two pairs are of one situation."""
+        return len(np.unique(self.situations)) == len(self.situations)
+
+    @property
     def items(self) -> np.ndarray:
         """All items, chosen ones first."""
         return np.concatenate([self.chosen[:], self.rejected[:]])

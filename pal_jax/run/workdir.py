@@ -26,7 +26,7 @@ LEASE, CONFIG, REPORT, PARTS = '.pal_jax.lease', 'config.json', 'report.html', '
 NAMES = (
     'metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'exhibits.jsonl', 'rollouts.jsonl', 'report.html', 'wandb_id',
     'summary.json', 'learning_curve.png', 'checkpoints', 'unreadable', PARTS, 'pictures', 'tensorboard', 'table.md',
-    'verdicts.jsonl', 'people.csv', 'effects.csv',
+    'verdicts.jsonl', 'people.csv', 'effects.csv', 'covariance.csv', 'mixed_logit.json',
 )  # fmt: skip
 # Seconds without a renewal after which the holder of a lease is taken to be dead.
 SILENCE = 60.0

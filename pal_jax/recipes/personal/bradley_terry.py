@@ -8,6 +8,7 @@ where choices that a start predicts with certainty are flat.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ STEPS, HALVINGS = 100, 30  # at most
 NEAR = 1e-18  # nats above the optimum, by the quadratic about the weights, at which a person moves no more
 FREE = 1e-6  # a ridge that hardly pulls, and keeps weights finite where choices can be predicted without an error
 TINY = 1e-300  # a variance that is divided by
+CERTAIN = 20.0  # an effect of one standard deviation on the log-odds that choices cannot tell from any larger one
 ENOUGH = 1e-4  # the share of the fall that the slope promises, below which a step is halved (Armijo 1966)
 
 
@@ -109,6 +111,51 @@ class Common(NamedTuple):
             return Estimate(worth, None, None, None)
         half = math.sqrt(max(b**2 - a * c, 0.0))
         return Estimate(worth, None, float((-b - half) / a), float((-b + half) / a))
+
+
+class Units(NamedTuple):
+    """The attributes of a survey, the divisor `[H]` of each in the table that models read, and the number of the
+    attribute that is a price; None: there is none."""
+
+    attributes: Sequence[str]
+    scale: np.ndarray
+    price: int | None = None
+
+    @property
+    def price_name(self) -> str:
+        """The attribute that is a price; '': there is none."""
+        return '' if self.price is None else self.attributes[self.price]
+
+    def effect(self, model: Common, attribute: int) -> Estimate | None:
+        """The effect of one unit of an attribute; None where choices cannot tell it."""
+        effect = model.estimates[attribute]
+        return effect.scaled(1.0 / float(self.scale[attribute])) if is_known(effect) else None
+
+    def worth(self, model: Common, attribute: int) -> Estimate | None:
+        """The worth of one unit of an attribute in units of the price; None of the price itself, without a price, and
+        where choices cannot tell the effect of either."""
+        if self.price is None or self.price == attribute:
+            return None
+        if self.effect(model, attribute) is None or self.effect(model, self.price) is None:
+            return None
+        return model.worth(attribute, self.price).scaled(float(self.scale[self.price] / self.scale[attribute]))
+
+
+def units_of(attributes: Sequence[str], scale: np.ndarray | None, price: str = '') -> Units:
+    """The units of attributes; `scale` None divides by nothing, and `price` is the name of the one that is a price."""
+    by = np.ones(len(attributes)) if scale is None else scale
+    return Units(attributes, by, attributes.index(price) if price else None)
+
+
+def is_known(mean: Estimate) -> bool:
+    """False for an effect of one standard deviation that choices cannot tell: nearly all go one way, or the attribute
+    never varies."""
+    return abs(mean.value) <= CERTAIN and (mean.error or 0.0) <= CERTAIN
+
+
+def log_likelihood(x: np.ndarray, weights: np.ndarray) -> float:
+    """The log likelihood of choices with differences chosen - rejected `[n, H]`, by the weights `[H]` of a logit."""
+    return -float(np.sum(np.logaddexp(0.0, -x @ weights)))
 
 
 def of_all(x: np.ndarray, people: np.ndarray) -> Common:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,14 +13,15 @@ from scipy import special
 
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.recipes.personal import bradley_terry, pictures, portrait
-from pal_jax.recipes.personal.baselines import MixedLogit
-from pal_jax.recipes.personal.bradley_terry import Common
+from pal_jax.recipes.personal.bradley_terry import Common, Units
+from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from pal_jax.run import intervals
 from pal_jax.run.forecast import counted
 from pal_jax.run.intervals import Estimate
 from pal_jax.types import Exhibit
 
-EFFECTS = 'effects.csv'  # the file with a row for each effect, in the folder of a run
+# Files in the folder of a run: a row for each effect, and the covariance of the effects by one logit for all people.
+EFFECTS, COVARIANCE = 'effects.csv', 'covariance.csv'
 PLOTTED = 20  # attributes of a picture
 SHOWN_GROUPS, LEAST_PEOPLE = 6, 5  # groups of fewer people have no errors over people
 LEVEL = 1.0 - intervals.LEVEL
@@ -37,13 +39,13 @@ WORTHS = (
     'Fieller (1954). A worth below 0 is the fall of {price} that makes up for one more unit. A dash stands where the '
     'effect of {price} may be 0. A worth does not depend on how much at random the people in a group choose.'
 )
+FIT = (
+    "All models are fitted to all choices. Chance takes both options alike. McFadden's R² is 1 less the log likelihood "
+    'as a share of that of chance. The model with the lowest AIC or BIC fits best for its number of parameters.'
+)
 HEAD = (
-    'model', 'group', 'people', 'attribute', 'effect', 'error', 'low', 'high', 'worth', 'worth_low', 'worth_high',
+    'model', 'group', 'people', 'attribute', 'effect', 'error', 'low', 'high', 'p', 'worth', 'worth_low', 'worth_high',
 )  # fmt: skip
-
-
-# `Units.effect` or `Units.worth`.
-Measure = Callable[[Common, int], Estimate | None]
 
 
 class GroupModel(NamedTuple):
@@ -52,35 +54,6 @@ class GroupModel(NamedTuple):
     name: str
     people: int
     common: Common
-
-
-class Units(NamedTuple):
-    """The attributes, the divisor `[H]` of each in the table that models read, and the number of the attribute that is
-    a price; None: there is none."""
-
-    attributes: Sequence[str]
-    scale: np.ndarray
-    price: int | None = None
-
-    def effect(self, model: Common, attribute: int) -> Estimate | None:
-        """The effect of one unit of an attribute; None where choices cannot tell it."""
-        effect = model.estimates[attribute]
-        return effect.scaled(1.0 / float(self.scale[attribute])) if portrait.is_known(effect) else None
-
-    def worth(self, model: Common, attribute: int) -> Estimate | None:
-        """The worth of one unit of an attribute in units of the price; None of the price itself, without a price, and
-        where choices cannot tell the effect of either."""
-        if self.price is None or self.price == attribute:
-            return None
-        if self.effect(model, attribute) is None or self.effect(model, self.price) is None:
-            return None
-        return model.worth(attribute, self.price).scaled(float(self.scale[self.price] / self.scale[attribute]))
-
-
-def units_of(attributes: Sequence[str], scale: np.ndarray | None, price: str = '') -> Units:
-    """The units of attributes; `price` is the name of the one that is a price."""
-    by = np.ones(len(attributes)) if scale is None else scale
-    return Units(attributes, by, attributes.index(price) if price else None)
 
 
 def describe(
@@ -93,9 +66,9 @@ def describe(
     data, of_people = model.data, portrait.effects_on_people(model)
     assert of_people is not None  # the items are no texts
     common, groups = bradley_terry.of_all(data.difference, data.users), group_models(data)
-    exhibits = [portrait.exhibit_wants(model, portrait.Wants(of_people, common, predicts, units.price))]
+    exhibits = [portrait.exhibit_wants(model, portrait.Wants(of_people, common, predicts, units))]
     if mixed:
-        exhibits.append(portrait.exhibit_mixed_logit(mixed, units.attributes, units.scale))
+        exhibits.append(portrait.exhibit_mixed_logit(mixed, units, len(data.names)))
     if groups:
         hidden = len(data.group_names) - len(groups)
         exhibits.append(exhibit_by_group(groups, units, record['groups_differ_p'], hidden))
@@ -103,7 +76,10 @@ def describe(
     everybody = GroupModel('', len(data.names), common)
     if len(units.attributes) <= PLOTTED:
         exhibits.insert(1, exhibit_intervals([everybody, *groups], units.attributes))
-    return exhibits, {EFFECTS: table_of_effects([everybody, *groups], units, mixed)}
+    if data.are_pairs:
+        exhibits.append(exhibit_fit(data, common, mixed))
+    effects = table_of_effects([everybody, *groups], units, mixed)
+    return exhibits, {EFFECTS: effects, COVARIANCE: table_of_covariance(common, units)}
 
 
 def group_models(data: Comparisons) -> list[GroupModel]:
@@ -154,7 +130,9 @@ def exhibit_by_group(models: Sequence[GroupModel], units: Units, p: float, hidde
 def exhibit_intervals(models: Sequence[GroupModel], attributes: Sequence[str]) -> Exhibit:
     """A picture of the effects of everybody and of each group, in standard deviations, so that attributes compare."""
     rows = {
-        model.name or 'all people': [effect if portrait.is_known(effect) else None for effect in model.common.estimates]
+        model.name or 'all people': [
+            effect if bradley_terry.is_known(effect) else None for effect in model.common.estimates
+        ]
         for model in models
     }
     label = 'effect of one standard deviation on the log-odds'
@@ -169,8 +147,7 @@ def exhibit_worths(models: Sequence[GroupModel], units: Units) -> Exhibit:
     for h, name in enumerate(units.attributes):
         if h != units.price:
             worths = [units.worth(model.common, h) for model in models]
-            cells = [f'{worth.value:+.3g} ({worth.ends("+.3g")})' if worth else '–' for worth in worths]
-            table.append([name, *cells, *(_gap(*worths) if two else [])])
+            table.append([name, *map(portrait.in_cell, worths), *(_gap(*worths) if two else [])])
     return Exhibit('What an attribute is worth in each group', WORTHS.format(price=price), table)
 
 
@@ -199,44 +176,78 @@ def table_of_effects(models: Sequence[GroupModel], units: Units, mixed: MixedLog
     """All effects as CSV with the columns of `HEAD`, in the units of the survey; a cell is empty where there is no
     estimate.
 
-    The models are `logit` and, where there is one, the `mean` and the `deviation` over people of the mixed logit. Two
-    groups have their difference, too: the second less the first.
+    The models are `logit` and, where there is one, the `mean` and the `deviation` over people of the mixed logit, and
+    the share of people `above 0`. Two groups have their difference, too: the second less the first.
     """
     rows: list[list[str]] = []
 
-    def add(model: str, people: int, estimate: Callable[[Measure, int], Estimate | None]) -> None:
-        for h, name in enumerate(units.attributes):
-            effect, worth = estimate(units.effect, h), estimate(units.worth, h)
-            cells = [*_numbers(effect, 'value', 'error', 'low', 'high'), *_numbers(worth, 'value', 'low', 'high')]
-            rows.append(['logit', model, str(people), name, *cells])
+    def add(model: str, group: str, people: int, attribute: int, *figures: Any) -> None:
+        rows.append([model, group, str(people), units.attributes[attribute], *_cells(*figures)])
 
     for name, size, common in models:
-        add(name, size, lambda measure, h, common=common: measure(common, h))
+        for h in range(len(units.attributes)):
+            effect = units.effect(common, h)
+            p = p_of_none(effect, size - 1.0) if effect else None
+            add('logit', name, size, h, effect, p, units.worth(common, h))
     _, *groups = models
     if len(groups) == 2:
-        first, second = groups
-        add(
-            f'{second.name} less {first.name}',
-            first.people + second.people,
-            lambda measure, h: _difference(measure(second.common, h), measure(first.common, h)),
-        )
-    if mixed:
-        people = str(models[0].people)
-        for k, (part, values) in enumerate((('mean', mixed.mean), ('deviation', mixed.deviation))):
-            errors = [None] * len(values) if mixed.errors is None else mixed.errors[k]
-            for name, value, error, by in zip(units.attributes, values, errors, units.scale, strict=True):
-                known = Estimate(float(value / by), None if error is None else float(error / by), None, None)
-                cells = _numbers(known, 'value', 'error')
-                rows.append([f'mixed logit {part}', '', people, name, *cells, *[''] * 5])
+        (first, n, common), (second, m, other) = groups
+        for h in range(len(units.attributes)):
+            effects, worths = ([of(model, h) for model in (other, common)] for of in (units.effect, units.worth))
+            known = [effect for effect in effects if effect]
+            p = p_of_equal(known, [m, n]) if len(known) == 2 else None
+            add('logit', f'{second} less {first}', n + m, h, _difference(*effects), p, _difference(*worths))
+    everybody = models[0].people
+    for h, (mean, deviation) in enumerate(portrait.over_people(mixed, units, everybody) if mixed else ()):
+        add('mixed logit mean', '', everybody, h, mean, p_of_none(mean, everybody - 1.0))
+        add('mixed logit deviation', '', everybody, h, deviation)
+        above = portrait.share_above(mean, deviation)
+        add('mixed logit above 0', '', everybody, h, None if above is None else Estimate(above, None, None, None))
     file = io.StringIO()
     csv.writer(file, lineterminator='\n').writerows([HEAD, *rows])
     return file.getvalue()
 
 
+def _cells(effect: Estimate | None, p: float | None = None, worth: Estimate | None = None) -> list[str]:
+    """The cells of a row of `table_of_effects` from the effect on."""
+    numbers = [*_parts(effect, 'value', 'error', 'low', 'high'), p, *_parts(worth, 'value', 'low', 'high')]
+    return ['' if x is None or not np.isfinite(x) else f'{x:.6g}' for x in numbers]
+
+
+def _parts(estimate: Estimate | None, *names: str) -> list[float | None]:
+    return [getattr(estimate, name) if estimate else None for name in names]
+
+
+def p_of_none(effect: Estimate, freedom: float) -> float | None:
+    """The p-value of the hypothesis that an effect is 0, by Student's t with `freedom` degrees; None: it has no
+    error."""
+    return 2.0 * float(special.stdtr(freedom, -abs(effect.value) / effect.error)) if effect.error else None
+
+
+def exhibit_fit(data: Comparisons, common: Common, mixed: MixedLogit | None) -> Exhibit:
+    """The fit of the models to all choices, which are between two options each."""
+    chance, n, width = -len(data.users) * math.log(2.0), len(data.users), len(common.weights)
+    fits = [
+        ('chance', 0, chance),
+        ('one logit for all', width, bradley_terry.log_likelihood(data.difference, common.weights)),
+    ]
+    fits += [('mixed logit', 2 * width, mixed.log_likelihood)] if mixed else []
+    table = [['model', 'parameters', 'log likelihood', 'McFadden R²', 'AIC', 'BIC']]
+    for name, k, fit in fits:
+        criteria = 2.0 * (k - fit), k * math.log(n) - 2.0 * fit
+        table.append([name, str(k), f'{fit:.2f}', f'{1.0 - fit / chance:.3f}', *(f'{x:.1f}' for x in criteria)])
+    text = f'{FIT} n = {counted(n, "choice")} of {counted(len(data.names), "person")}.'
+    return Exhibit('How well the models fit', text, table)
+
+
+def table_of_covariance(common: Common, units: Units) -> str:
+    """The covariance of the effects of one unit by one logit for all people, as CSV."""
+    covariance = common.covariance / units.scale[:, None] / units.scale
+    rows = [[name, *(f'{x:.6g}' for x in row)] for name, row in zip(units.attributes, covariance, strict=True)]
+    file = io.StringIO()
+    csv.writer(file, lineterminator='\n').writerows([['attribute', *units.attributes], *rows])
+    return file.getvalue()
+
+
 def _difference(first: Estimate | None, second: Estimate | None) -> Estimate | None:
     return intervals.difference(first, second) if first and second else None
-
-
-def _numbers(estimate: Estimate | None, *parts: str) -> list[str]:
-    values = [getattr(estimate, part) if estimate else None for part in parts]
-    return ['' if value is None or not np.isfinite(value) else f'{value:.6g}' for value in values]

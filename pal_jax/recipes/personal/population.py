@@ -13,14 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
-from pal_jax.recipes.personal import baselines, effects, heterogeneity, ideal_point, portrait
+from pal_jax.recipes.personal import (
+    bradley_terry,
+    effects,
+    heterogeneity,
+    ideal_point,
+    logit_people,
+    mixed_logit,
+    portrait,
+)
 from pal_jax.recipes.personal import pictures as people
-from pal_jax.recipes.personal.baselines import MixedLogit
 from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, median_seconds, picked
 from pal_jax.recipes.personal.figures import BASELINES, MODELS
 from pal_jax.recipes.personal.interface import Unfit, without_rows
 from pal_jax.recipes.personal.judged import JudgedPairs, alike, by_person, figures, gain, judge, temperature, together
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
+from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from pal_jax.recipes.personal.panel import (
     PADDING,
     Judged,
@@ -244,13 +252,14 @@ def evaluate(
     model = _split_model(panel, state, chosen, split, results.factor)
     predicts = intervals.from_record(record, 'seen_gain').place(0.0) == 1
     mixed = _fit_mixed_logit(panel.data) if 'mixed_logit' in others and portrait.has_effects(panel.data) else None
-    wants, files, known = [], {}, None
+    wants, files, by_logit = [], {}, None
     if portrait.has_effects(panel.data):
-        units = effects.units_of(panel.data.attributes, panel.scale, panel.price)
+        units = bradley_terry.units_of(panel.data.attributes, panel.scale, panel.price)
         wants, files = effects.describe(model, units, record, predicts=predicts, mixed=mixed)
-    if mixed and len(panel.data.names) <= portrait.SHOWN_PEOPLE:
-        means = baselines.conditional_means(mixed, panel.data.difference, panel.data.users)
-        known = dict(zip(panel.data.names, means, strict=True))
+        if mixed and len(panel.data.names) <= portrait.SHOWN_PEOPLE:
+            by_logit = logit_people.population_of(mixed, panel.data)
+            files[logit_people.FILE] = logit_people.to_json(by_logit, panel.data.attributes, units.scale)
+    known = by_logit and {name: person.mean for name, person in by_logit.people.items()}
     kept_out = _kept_out(panel, state, model, results.new)
     files |= {portrait.PEOPLE: portrait.table_of_people(model, kept_out, known)}
     return Evaluation(record, exhibits=make_exhibits(panel, shown, model, wants, predicts=predicts), files=files)
@@ -482,9 +491,8 @@ def _kept_out(panel: Panel, states: States, model: portrait.SplitModel, new: New
 
 def _fit_mixed_logit(data: Comparisons) -> MixedLogit | None:
     """The mixed logit of all choices; None where it has no fit, of which the table of methods says why."""
-    # The pairs of a choice among several options are not independent, and have no standard errors.
-    pairs = len(np.unique(data.situations)) == len(data.situations)
     try:
-        return baselines.fit_xlogit(data.difference, data.users, seed=0, errors=pairs)
+        # The pairs of a choice among several options are not independent, and have no standard errors.
+        return mixed_logit.fit_xlogit(data.difference, data.users, seed=0, errors=data.are_pairs)
     except Unfit:
         return None

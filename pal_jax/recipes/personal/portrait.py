@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,9 +17,10 @@ from scipy import special
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.models.params import Params
 from pal_jax.recipes.personal import ideal_point, pictures
-from pal_jax.recipes.personal.baselines import MixedLogit
-from pal_jax.recipes.personal.bradley_terry import Common
+from pal_jax.recipes.personal.bradley_terry import Common, Units
 from pal_jax.recipes.personal.ideal_point import PAL
+from pal_jax.recipes.personal.mixed_logit import MixedLogit
+from pal_jax.run import intervals
 from pal_jax.run.forecast import counted
 from pal_jax.run.intervals import Estimate
 from pal_jax.types import Exhibit
@@ -57,8 +57,6 @@ UNCONVERGED = (
     ' The search for the largest likelihood ended before it had converged: compare these figures with those of other '
     'software.'
 )
-CERTAIN = 20.0  # an effect of one standard deviation on the log-odds that choices cannot tell from any larger one
-TINY = 1e-300  # a deviation that is divided by
 UNSHOWN = ', not shown to predict anybody'
 NO_SPREAD = (
     'PAL is not shown to predict single people better than one model for all, so no spread of its effects is given.'
@@ -144,33 +142,30 @@ class Wants(NamedTuple):
       effects: `[E, H]`, on the log-odds of the first E people of the split that is shown.
       common: one model for all people.
       predicts: whether PAL is shown to predict single people better than one model for all.
-      price: the number of the attribute that is a price; None: there is none.
+      units: those of the survey.
     """
 
     effects: np.ndarray
     common: Common
     predicts: bool
-    price: int | None = None
+    units: Units
 
 
 def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
     """The exhibit of what people want."""
-    attributes, spread = model.data.attributes, wants.predicts and model.pal.prototypes > 1
-    scale = np.ones(len(attributes)) if model.scale is None else model.scale
+    spread, common, units = wants.predicts and model.pal.prototypes > 1, wants.common, wants.units
+    attributes, price = units.attributes, units.price_name
     head = ['attribute', 'effect of one unit', '95 % interval', 'chosen']
-    price = '' if wants.price is None else attributes[wants.price]
     head += [f'worth in {price}'] if price else []
     head += ['middle half of the people', 'standard deviation over people'] if spread else []
     table = [head if model.scale is None else [*head, 'effect of one standard deviation']]
-    units = _in_own_units(model, wants.effects).T
-    for h, (name, mean, unit) in enumerate(zip(attributes, wants.common.estimates, units, strict=True)):
-        scaled = mean.scaled(1.0 / float(scale[h]))
-        row = [name, *cells(mean, scaled), f'{special.expit(scaled.value):.0%}']
-        if wants.price is not None:
-            worth = wants.common.worth(h, wants.price).scaled(float(scale[wants.price] / scale[h]))
-            known = is_known(mean) and is_known(wants.common.estimates[wants.price])
-            cell = f'{worth.value:+.3g} ({worth.ends("+.3g")})' if known else '–'
-            row.append('' if h == wants.price else cell)
+    of_people = (wants.effects / units.scale).T
+    for h, (name, mean, unit) in enumerate(zip(attributes, common.estimates, of_people, strict=True)):
+        effect = units.effect(common, h)
+        cells = [effect.with_error('+.3g'), effect.ends('+.3g')] if effect else ['–', '–']
+        row = [name, *cells, f'{special.expit(mean.value / units.scale[h]):.0%}']
+        if price:
+            row.append('' if name == price else in_cell(units.worth(common, h)))
         low, high = np.percentile(unit, (25, 75))
         row += [f'{low:+.3g} to {high:+.3g}', f'{unit.std():.3g}'] if spread else []
         table.append(row if model.scale is None else [*row, f'{mean.value:+.2f}'])
@@ -183,33 +178,40 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
     return Exhibit('What people want', text, table, picture)
 
 
-def exhibit_mixed_logit(model: MixedLogit, attributes: Sequence[str], scale: np.ndarray | None) -> Exhibit:
+def exhibit_mixed_logit(model: MixedLogit, units: Units, people: int) -> Exhibit:
     """The exhibit of how much people differ, by a mixed logit of all choices."""
-    by = np.ones(len(attributes)) if scale is None else scale
     table = [['effect of one unit', 'mean over people', 'standard deviation over people', 'people above 0']]
-    errors = [[None, None]] * len(by) if model.errors is None else (model.errors / by).T.tolist()
-    for name, mean, deviation, both in zip(attributes, model.mean / by, model.deviation / by, errors, strict=True):
-        figures = zip((mean, deviation), both, strict=True)
-        # At a deviation of 0 the curvature may tell no error.
-        known = [Estimate(float(x), e if e and math.isfinite(e) else None, None, None) for x, e in figures]
-        cells = [known[0].with_error('+.3g'), known[1].with_error('.3g')]
-        shown = model.errors is None or (known[1].error and deviation > 2.0 * known[1].error)
-        table.append([name, *cells, f'{special.ndtr(mean / max(deviation, TINY)):.0%}' if shown else '–'])
+    for name, (mean, deviation) in zip(units.attributes, over_people(model, units, people), strict=True):
+        above = share_above(mean, deviation)
+        cells = mean.with_error('+.3g'), deviation.with_error('.3g'), '–' if above is None else f'{above:.0%}'
+        table.append([name, *cells])
     text = f'{MIXED}{"" if model.errors is None else ERRORS}{"" if model.converged else UNCONVERGED}'
     return Exhibit('How much people differ', text, table)
 
 
-def is_known(mean: Estimate) -> bool:
-    """False for an effect of one standard deviation that choices cannot tell: nearly all go one way, or the attribute
-    never varies."""
-    return abs(mean.value) <= CERTAIN and (mean.error or 0.0) <= CERTAIN
+def over_people(model: MixedLogit, units: Units, people: int) -> list[tuple[Estimate, Estimate]]:
+    """The mean and the standard deviation over people of the effect of one unit of each attribute."""
+    figures = np.stack([model.mean, model.deviation]) / units.scale
+    errors = np.full(figures.shape, np.nan) if model.errors is None else model.errors / units.scale
+
+    def estimate(value: float, error: float) -> Estimate:
+        # At a deviation of 0 the curvature may tell no error.
+        return intervals.of_mean(float(value), float(error) if error > 0.0 else None, people)
+
+    means, deviations = (list(map(estimate, *rows)) for rows in zip(figures, errors, strict=True))
+    return list(zip(means, deviations, strict=True))
 
 
-def cells(mean: Estimate, scaled: Estimate) -> list[str]:
-    """The cells of an effect of one unit and of its interval; `mean` is the effect of one standard deviation."""
-    if not is_known(mean):
-        return ['–', '–']
-    return [scaled.with_error('+.3g'), scaled.ends('+.3g')]
+def share_above(mean: Estimate, deviation: Estimate) -> float | None:
+    """The share of people whose effect is above 0; None where they are not shown to differ."""
+    if deviation.error is None or deviation.value <= 2.0 * deviation.error:
+        return None
+    return float(special.ndtr(mean.value / deviation.value))
+
+
+def in_cell(worth: Estimate | None) -> str:
+    """The cell of a worth with its interval; None: choices cannot tell it."""
+    return f'{worth.value:+.3g} ({worth.ends("+.3g")})' if worth else '–'
 
 
 def exhibit_prototypes(model: SplitModel, *, predicts: bool = True) -> list[Exhibit]:

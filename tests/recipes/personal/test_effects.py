@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pal_jax.recipes.personal import bradley_terry, effects, portrait
-from pal_jax.recipes.personal.baselines import MixedLogit
+from pal_jax.recipes.personal import bradley_terry, effects
 from pal_jax.recipes.personal.bradley_terry import Common
+from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from pal_jax.run import intervals
 from pal_jax.run.intervals import Estimate
 
-UNITS = effects.units_of(('price', 'minutes'), np.array([2.0, 4.0]), 'price')
+UNITS = bradley_terry.units_of(('price', 'minutes'), np.array([2.0, 4.0]), 'price')
 
 
 def group(name, price, minutes, error=0.05):
@@ -34,7 +34,7 @@ def test_each_group_has_its_own_effects():
         attributes=('a', 'b'),
     )  # fmt: skip
     shown = effects.exhibit_by_group(
-        effects.group_models(data), effects.units_of(('a', 'b'), np.array([2.0, 1.0])), 0.001
+        effects.group_models(data), bradley_terry.units_of(('a', 'b'), np.array([2.0, 1.0])), 0.001
     )
     assert shown.table[0][1:3] == ['north (13 people)', 'south (13 people)'] and 'p = 0.001' in shown.text
     south = bradley_terry.of_all(x[groups[users] == 1], users[groups[users] == 1]).estimates
@@ -54,11 +54,11 @@ def test_what_a_group_has_not_chosen_between_is_a_dash():
         difference=x, users=users, groups=groups, group_names=('n', 's', 'w'), attributes=('a', 'b', 'c')
     )
     _, a, _, c = effects.exhibit_by_group(
-        effects.group_models(data), effects.units_of(data.attributes, None), 0.5
+        effects.group_models(data), bradley_terry.units_of(data.attributes, None), 0.5
     ).table
     assert c[1] == '–' and '–' not in (*c[2:4], *a) and 0 <= float(c[4]) <= 1
     everybody = bradley_terry.of_all(np.concatenate([x, np.zeros((450, 1))], axis=1), users).estimates
-    assert everybody[3].error > portrait.CERTAIN > everybody[0].error
+    assert everybody[3].error > bradley_terry.CERTAIN > everybody[0].error
 
 
 def test_effects_that_are_equal_but_for_their_errors_have_a_p_like_chance():
@@ -111,23 +111,51 @@ def test_effects_stand_in_a_picture_with_their_intervals():
 
 
 def test_all_effects_are_numbers_in_the_file():
-    mixed = MixedLogit(np.array([-1.0, -0.8]), np.array([0.4, 0.2]), np.array([[0.1, 0.2], [0.3, np.nan]]))
+    mixed = MixedLogit(np.array([-1.0, -0.8]), np.array([0.4, 0.2]), np.array([[0.1, 0.2], [0.1, np.nan]]))
     models = [group('', -0.8, -0.4), group('n', -0.8, 100.0)]
     rows = list(csv.DictReader(io.StringIO(effects.table_of_effects(models, UNITS, mixed))))
     assert [(row['model'], row['group'], row['attribute']) for row in rows] == [
-        ('logit', '', 'price'), ('logit', '', 'minutes'), ('logit', 'n', 'price'), ('logit', 'n', 'minutes'),
-        ('mixed logit mean', '', 'price'), ('mixed logit mean', '', 'minutes'),
-        ('mixed logit deviation', '', 'price'), ('mixed logit deviation', '', 'minutes'),
-    ]  # fmt: skip
+        *[('logit', name, attribute) for name in ('', 'n') for attribute in ('price', 'minutes')],
+        *[
+            (f'mixed logit {part}', '', attribute)
+            for attribute in ('price', 'minutes')
+            for part in ('mean', 'deviation', 'above 0')
+        ],
+    ]
     estimate: Any = models[0].common.estimates[1].scaled(0.25)
     number = [float(rows[1][key]) for key in ('effect', 'error', 'low', 'high')]
     assert number == pytest.approx([estimate.value, estimate.error, estimate.low, estimate.high], rel=1e-5)
+    assert float(rows[1]['p']) == pytest.approx(2 * stats.t.sf(8.0, 29), rel=1e-5)
     assert float(rows[1]['worth']) == pytest.approx(-0.25) and rows[0]['worth'] == ''
     two = [models[0], group('n', -0.8, -0.4), group('s', -0.8, -0.2)]
     *_, price, minutes = csv.DictReader(io.StringIO(effects.table_of_effects(two, UNITS)))
     assert (price['group'], price['people'], float(price['effect'])) == ('s less n', '60', 0.0)
     assert (float(minutes['effect']), float(minutes['worth'])) == (pytest.approx(0.05), pytest.approx(0.125))
     assert float(minutes['low']) < 0.05 < float(minutes['high']) and price['worth'] == ''
+    # Welch's test of two groups is that of the difference.
+    t = 0.2 / np.hypot(0.05, 0.05)
+    assert float(minutes['p']) == pytest.approx(2 * stats.t.sf(t, 58), rel=1e-4) and float(price['p']) == 1.0
     # An effect that choices cannot tell has empty cells, and so has an error that is not known.
-    assert {rows[3][key] for key in ('effect', 'error', 'low', 'high', 'worth')} == {''}
-    assert (float(rows[4]['effect']), float(rows[4]['error']), rows[7]['error']) == (-0.5, 0.05, '')
+    assert {rows[3][key] for key in ('effect', 'error', 'low', 'high', 'p', 'worth')} == {''}
+    assert (float(rows[4]['effect']), float(rows[4]['error']), rows[8]['error']) == (-0.5, 0.05, '')
+    t = stats.t.ppf(0.975, 29)
+    assert float(rows[4]['high']) == pytest.approx(-0.5 + 0.05 * t, rel=1e-5)
+    assert (float(rows[6]['effect']), rows[9]['effect']) == (pytest.approx(stats.norm.cdf(-2.5), rel=1e-5), '')
+
+
+def test_the_fit_of_models_is_that_of_their_likelihoods():
+    """Against statsmodels' formulas, by hand."""
+    x, users = np.array([[1.0, 0.0], [1.0, 1.0], [-1.0, 1.0], [0.5, -1.0]]), np.array([0, 0, 1, 1])
+    data: Any = SimpleNamespace(difference=x, users=users, names=('a', 'b'))
+    common, mixed = bradley_terry.of_all(x, users), MixedLogit(np.zeros(2), np.ones(2), log_likelihood=-2.0)
+    chance, logit, last = effects.exhibit_fit(data, common, mixed).table[1:]
+    fit = float(np.sum(np.log(1 / (1 + np.exp(-x @ common.weights)))))
+    assert chance == ['chance', '0', f'{-4 * np.log(2):.2f}', '0.000', f'{8 * np.log(2):.1f}', f'{8 * np.log(2):.1f}']
+    assert logit[1:3] == ['2', f'{fit:.2f}'] and logit[4:] == [f'{4 - 2 * fit:.1f}', f'{2 * np.log(4) - 2 * fit:.1f}']
+    assert last[1:] == ['4', '-2.00', f'{1 - 2 / (4 * np.log(2)):.3f}', '12.0', f'{4 * np.log(4) + 4:.1f}']
+
+
+def test_the_covariance_is_of_effects_of_one_unit():
+    common = Common(np.zeros(2), np.array([[4.0, 8.0], [8.0, 32.0]]), 30)
+    rows = list(csv.reader(io.StringIO(effects.table_of_covariance(common, UNITS))))
+    assert rows == [['attribute', 'price', 'minutes'], ['price', '1', '1'], ['minutes', '1', '2']]

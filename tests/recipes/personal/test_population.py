@@ -11,11 +11,11 @@ import pytest
 from pal_jax.data.comparisons import Lookup
 from pal_jax.recipes.personal import ideal_point, judged, panel, population, portrait
 from pal_jax.recipes.personal import pictures as people
-from pal_jax.recipes.personal.baselines import MixedLogit
-from pal_jax.recipes.personal.bradley_terry import Common
+from pal_jax.recipes.personal.bradley_terry import Common, units_of
 from pal_jax.recipes.personal.evaluation import MethodResult
 from pal_jax.recipes.personal.figures import MODELS
 from pal_jax.recipes.personal.interface import Unfit
+from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from pal_jax.run import intervals
 
 
@@ -55,7 +55,8 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
     np.testing.assert_allclose(effects, [[1.0, 0.5], [0.5, 0.5], [-1.0, 0.5]], atol=1e-5)
     np.testing.assert_allclose(portrait.effects_on_people(model._replace(factor=0.5)), effects / 2, atol=1e-5)
     common = Common(np.array([0.2, 0.5]), np.diag([0.01, 0.01]), 1000)
-    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, True))
+    units = units_of(('a', 'b'), model.scale)
+    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, True, units))
     head, a, b = shown.table
     assert a == ['a', '+0.1 ± 0.05', '+0.00188 to +0.198', '52%', '-0.125 to +0.375', '0.425', '+0.20'] and len(
         head
@@ -63,11 +64,13 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
     assert b[1:3] == ['+0.5 ± 0.1', '+0.304 to +0.696'] and portrait.SPREAD in shown.text and shown.picture
     assert 'From the 3 of 6 people whom split 1 was trained on (--split=1; the splits chose K = 2, 2' in shown.text
     # An effect of thousands is a chance of 0, too.
-    certain = portrait.exhibit_wants(model, portrait.Wants(effects, Common(np.full(2, -9e3), np.eye(2), 9), True))
+    certain = portrait.exhibit_wants(
+        model, portrait.Wants(effects, Common(np.full(2, -9e3), np.eye(2), 9), True, units)
+    )
     assert (
         certain.table[1][1:4] == ['–', '–', '0%'] and portrait.DASH in certain.text and portrait.DASH not in shown.text
     )
-    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False))
+    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False, units))
     assert (
         shown.table[1] == ['a', '+0.1 ± 0.05', '+0.00188 to +0.198', '52%', '+0.20']
         and portrait.NO_SPREAD in shown.text
@@ -84,29 +87,31 @@ def test_the_worth_of_attributes_is_told_in_units_of_the_price():
     model = split_model(np.array([[1.0, 0.0], [0.0, 1.0]], np.float32), np.array([2.0, 4.0]))
     effects = portrait.effects_on_people(model)
     common = Common(np.array([-0.8, 0.4]), np.diag([1e-4, 1e-4]), 1000)
-    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False, price=0))
+    units = units_of(('a', 'b'), model.scale, 'a')
+    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False, units))
     # Of b, a unit has the effect .4 / 4, and a unit of the price a has -.8 / 2.
     place = shown.table[0].index('worth in a')
     assert shown.table[1][place] == '' and shown.table[2][place].startswith('+0.25 (') and 'Fieller' in shown.text
     unknown = Common(np.array([-0.8, 0.4]), np.diag([1.0, 1e-4]), 1000)
-    shown = portrait.exhibit_wants(model, portrait.Wants(effects, unknown, False, price=0))
+    shown = portrait.exhibit_wants(model, portrait.Wants(effects, unknown, False, units))
     assert shown.table[2][place] == '+0.25 (–)'
 
 
 def test_how_much_people_differ_is_told_in_the_units_of_the_table():
     model = MixedLogit(np.array([1.0, -0.5]), np.array([0.5, 0.0]), np.array([[0.2, 0.1], [0.2, np.nan]]))
-    shown = portrait.exhibit_mixed_logit(model, ('a', 'b'), np.array([2.0, 1.0]))
+    shown = portrait.exhibit_mixed_logit(model, units_of(('a', 'b'), np.array([2.0, 1.0])), 30)
     assert shown.table[1] == ['a', '+0.5 ± 0.1', '0.25 ± 0.1', '98%']
     # A deviation that may be 0 says nothing about the share of people.
     assert shown.table[2] == ['b', '-0.5 ± 0.1', '0', '–'] and portrait.ERRORS in shown.text
-    shown = portrait.exhibit_mixed_logit(model._replace(errors=None), ('a', 'b'), None)
+    shown = portrait.exhibit_mixed_logit(model._replace(errors=None), units_of(('a', 'b'), None), 30)
     assert shown.table[1][1:3] == ['+1', '0.5'] and portrait.ERRORS not in shown.text
 
 
 def test_a_mixed_logit_that_has_not_converged_says_so():
     model = MixedLogit(np.array([1.0]), np.array([0.5]), np.array([[0.2], [0.2]]))
     shown = [
-        portrait.exhibit_mixed_logit(model._replace(converged=is_so), ('a',), None).text for is_so in (True, False)
+        portrait.exhibit_mixed_logit(model._replace(converged=is_so), units_of(('a',), None), 30).text
+        for is_so in (True, False)
     ]
     assert [portrait.UNCONVERGED in text for text in shown] == [False, True]
 
@@ -133,7 +138,7 @@ def test_one_model_for_all_shows_no_differences_and_says_so():
     model = split_model(np.ones((3, 1), np.float32))
     effects = portrait.effects_on_people(model)
     common = Common(np.ones(2), 0.01 * np.eye(2), 1000)
-    _, a, _ = portrait.exhibit_wants(model, portrait.Wants(effects, common, True)).table
+    _, a, _ = portrait.exhibit_wants(model, portrait.Wants(effects, common, True, units_of(('a', 'b'), None))).table
     assert a == ['a', '+1 ± 0.1', '+0.804 to +1.2', '73%']
     (people_exhibit,) = portrait.exhibit_prototypes(model)
     assert 'no differences between people' in people_exhibit.text and '--split=1' in people_exhibit.text

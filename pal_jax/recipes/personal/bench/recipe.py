@@ -22,7 +22,7 @@ import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.readers import choices, opinions
-from pal_jax.recipes.personal import baselines, evaluation, pal, population
+from pal_jax.recipes.personal import evaluation, mixed_logit, pal, population
 from pal_jax.recipes.personal.bench import audit
 from pal_jax.recipes.personal.bench import report as bench_report
 from pal_jax.recipes.personal.bench.methods import FOR_TABLES, METHODS
@@ -222,7 +222,7 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         raise ValueError(f'tables={settings.tables} and texts={settings.texts} must name data, each once')
     check_data(settings)
     if settings.tables and 'mixed_logit' in names:
-        baselines.require_xlogit()
+        mixed_logit.require_xlogit()
     for section in (settings.pal, settings.pal_text):
         pal_recipe.check(section, sharding.batch_ways(ctx.mesh))
     parts = [BenchPart(data_name, name) for name in FIRST for data_name in data]

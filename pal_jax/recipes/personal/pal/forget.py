@@ -1,5 +1,5 @@
 """Forgets a person of a finished run: drops the row from the table of users of every model and split, the name, and the
-row of `people.csv`.
+row of `people.csv`, and the person's effects by the mixed logit.
 
 What all people share has learnt from the person too, and stays as it is: `forget` says which parameters these are. A
 run is rid of a person's choices altogether only by training again without them.
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from pal_jax.data import records
-from pal_jax.recipes.personal import portrait
+from pal_jax.recipes.personal import logit_people, portrait
 from pal_jax.recipes.personal.learner import UserTable
 from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import large as pal_large
@@ -65,6 +65,8 @@ def forget(workdir: str, name: str) -> Forgotten:
     if name not in kept.rows:
         raise ValueError(f'{name!r} is not among the {len(kept.names)} people of {workdir}')
     people = _without(folder / portrait.PEOPLE, name)
+    logit = folder / logit_people.FILE
+    effects = logit_people.without_person(files.read_text(logit), name) if logit.exists() else None
     row, abstract = kept.rows[name], open_parts(workdir, settings).abstract
     with held(folder):
         # A forgetting that was stopped half-way is undone, so that the run has its checkpoints.
@@ -92,6 +94,8 @@ def forget(workdir: str, name: str) -> Forgotten:
         pal_kept.save(folder / KEPT, kept._replace(names=names))
         if people is not None:
             files.write_whole(folder / portrait.PEOPLE, people, 'backslashreplace')
+        if effects is not None:
+            files.write_whole(logit, effects)
         (folder / FOLDER).rename(folder / FRESH / OLD)
         (folder / FRESH / FOLDER).rename(folder / FOLDER)
         shutil.rmtree(folder / FRESH)

@@ -210,16 +210,7 @@ def read_person(path: str | Path, name: str = '') -> PersonRecord:
     Raises:
       ValueError: the file holds no mixture, or nobody of this name, or several people and no name is given.
     """
-    people = read_records(path)
-    name = records.spelled(name, people)
-    if not name and len(people) > 1:
-        raise ValueError(
-            f'{path} has {len(people)} people ({few_of(list(people))}); name one, as in '
-            f'--person={path}:{next(iter(people))}'
-        )
-    if name and name not in people:
-        raise ValueError(f'{path} has nobody called {name!r}; it has {few_of(list(people))}')
-    record = people[name] if name else next(iter(people.values()))
+    record = read_record(path, name)
     mixture, split, fingerprint = record.get('mixture'), record.get('split'), record.get('fingerprint', '')
     if (
         not isinstance(mixture, list)
@@ -230,6 +221,24 @@ def read_person(path: str | Path, name: str = '') -> PersonRecord:
     if ('split' in record and (type(split) is not int or split < 0)) or not isinstance(fingerprint, str):
         raise ValueError(f'{path} has split={split!r} and fingerprint={fingerprint!r}; leave both as they were written')
     return PersonRecord([float(weight) for weight in mixture], split, fingerprint)
+
+
+def read_record(path: str | Path, name: str = '') -> dict[str, Any]:
+    """The record of the person in a file; in a file of several people, of the one with this name.
+
+    Raises:
+      ValueError: the file has nobody of this name, or several people and no name is given.
+    """
+    people = read_records(path)
+    name = records.spelled(name, people)
+    if not name and len(people) > 1:
+        raise ValueError(
+            f'{path} has {len(people)} people ({few_of(list(people))}); name one, as in '
+            f'--person={path}:{next(iter(people))}'
+        )
+    if name and name not in people:
+        raise ValueError(f'{path} has nobody called {name!r}; it has {few_of(list(people))}')
+    return people[name] if name else next(iter(people.values()))
 
 
 def read_records(path: str | Path) -> dict[str, dict[str, Any]]:

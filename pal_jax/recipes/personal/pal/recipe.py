@@ -25,7 +25,7 @@ from jaxtyping import Array
 from pal_jax.data import comparisons, records, shards
 from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.data.readers import choices, columns, opinions, votes
-from pal_jax.recipes.personal import baselines, ideal_point, panel, portrait
+from pal_jax.recipes.personal import baselines, ideal_point, mixed_logit, panel, portrait
 from pal_jax.recipes.personal.evaluation import Evaluate, evaluate_each
 from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, NewUsers, PALState, Rates, put
 from pal_jax.recipes.personal.pal import context as pal_context
@@ -176,7 +176,7 @@ def check(settings: Settings, ways: int) -> None:
             'new.ask=0 chooses none'
         )
     if settings.baselines.mixed_logit:
-        baselines.require_xlogit()
+        mixed_logit.require_xlogit()
     if settings.text.source and (settings.price or settings.group != 'group'):
         raise ValueError('price and group are of tables: texts have no attributes, and name their groups themselves')
     if settings.text.source:

@@ -31,9 +31,10 @@ from numpy.typing import ArrayLike
 from pal_jax.data import records, texts
 from pal_jax.data.texts import Text
 from pal_jax.models.params import Params
-from pal_jax.recipes.personal import ideal_point
+from pal_jax.recipes.personal import ideal_point, logit_people
 from pal_jax.recipes.personal.ideal_point import PAL
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
+from pal_jax.recipes.personal.logit_people import Population
 from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import large as pal_large
 from pal_jax.recipes.personal.pal import recipe as pal
@@ -84,6 +85,9 @@ class TrainedPAL(NamedTuple):
       predicts: whether the run has shown that it predicts known people better than one model for all.
       kept: users by their rows, attributes, scales, coordinates.
       reading: None in a run on a table.
+      logit: the mixed logit of the run's choices, where it describes people better than their mixtures do; None: it
+        does not, or a split was asked for.
+      differ_p: the p-value of the hypothesis that all people want the same; 0 where the run has none.
     """
 
     workdir: str
@@ -96,6 +100,8 @@ class TrainedPAL(NamedTuple):
     predicts: bool
     kept: Kept
     reading: TextVectors | None
+    logit: Population | None = None
+    differ_p: float = 0.0
 
     @property
     def pal(self) -> PAL:
@@ -196,6 +202,7 @@ def open_pal(workdir: str, split: int | None = None) -> TrainedPAL:
         raise ValueError(f'{workdir} is not finished: K is chosen at its end; go on with its pal-jax train command')
     chosen, seeds = finals[-1]['chosen_prototypes'], settings.split.seeds
     # Runs of earlier versions, which lack the entry, showed the first split.
+    of_report = split is None
     split = finals[-1].get('shown_split', 0) if split is None else split
     if not isinstance(split, int | np.integer) or not 0 <= split < seeds:
         control = isinstance(split, int | np.integer) and seeds <= split < len(chosen)
@@ -219,7 +226,11 @@ def open_pal(workdir: str, split: int | None = None) -> TrainedPAL:
     # Earlier versions had a factor for each split, or none.
     factor = finals[-1].get('log_odds_factors', [1.0] * seeds)[split] if factor is None else factor
     predicts = 'seen_gain' in finals[-1] and intervals.from_record(finals[-1], 'seen_gain').place(0.0) == 1
-    return TrainedPAL(workdir, split, settings, learner, replica, updates, factor, predicts, kept, reading)
+    # PAL describes people where it is shown to predict them, and no worse than the mixed logit.
+    by_pal = predicts and learner.pal.prototypes > 1 and finals[-1].get('seen_lead_mixed_logit', 0.0) <= 0.0
+    logit = logit_people.load(Path(workdir), kept.attributes, kept.scale) if of_report and not by_pal else None
+    described = logit, finals[-1].get('differ_p', 0.0)
+    return TrainedPAL(workdir, split, settings, learner, replica, updates, factor, predicts, kept, reading, *described)
 
 
 class OpenParts(NamedTuple):

@@ -13,8 +13,10 @@ import numpy as np
 from jaxtyping import Array
 
 from pal_jax.data import records, surveys
+from pal_jax.recipes.personal import logit_people
+from pal_jax.recipes.personal.logit_people import Effects
+from pal_jax.recipes.personal.pal import by_logit, tables
 from pal_jax.recipes.personal.pal import reward as pal_reward
-from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.personal.pal.attributes import in_order, items_of
 from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.person import file_and_name, open_person, read_person
@@ -36,12 +38,33 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
 
     The difference of two scores is the log-odds of the choice between them.
 
+    Where the run takes its mixed logit for people (`pal/by_logit.py`), a file of effects takes the place of one of a
+    mixture, and everybody of the survey has an id.
+
     Raises:
       ValueError, RuntimeError: as `person.open_person`.
     """
+    if described := by_logit.open_effects(workdir, person):
+        return _by_effects(*described)
     run, w = open_person(workdir, person)
     # A share of all people is a mean over them, and not the choice of their mean.
     score = functools.partial(_score_rows, run, w, w[None] if person else run.mixtures)
+    return _scorer_of(run, score)
+
+
+def _by_effects(run: TrainedPAL, person: Effects) -> RecordScorer:
+    """The scorer of a person by effects of attributes: an option has its utility at their mean, and a choice between
+    two its probability, which is a mean over what the effects may be."""
+
+    def score(read: Sequence[Any]) -> np.ndarray:
+        sides = [np.concatenate([items for items, _ in side]) for side in zip(*read, strict=True)]
+        return sides[0] @ person.mean if len(sides) == 1 else logit_people.probability(person, sides[0] - sides[1])
+
+    return _scorer_of(run, score)
+
+
+def _scorer_of(run: TrainedPAL, score: Callable[[Sequence[Any]], np.ndarray]) -> RecordScorer:
+    """The scorer of records in the run's form by a function of what `to_replies` or `to_items` reads."""
 
     def details(read: Sequence[Any]) -> list[dict[str, Any]]:
         return [{KEYS[len(sides) - 1]: float(x)} for sides, x in zip(read, score(read), strict=True)]

@@ -1,0 +1,155 @@
+"""People as normal distributions of effects, by a mixed logit: what a run keeps of them, and what a person chooses.
+
+    population = load(folder, attributes, scale)     # of a run; None: it has fitted no mixed logit
+    ana = given_choices(population.model, differences)    # her effects given her choices between options
+    probability(ana, other_differences)              # of her next choices
+
+A person's posterior (Train 2009, section 11.2) is taken as the normal distribution of the same mean and covariance, so
+that a choice, whose utility has one dimension then, needs no draws. In memory effects are of one unit of an attribute
+as models see it, and on disk of one unit of the survey's own: the `scale` `[H]` is the quotient.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import special
+
+from pal_jax.data.comparisons import Comparisons
+from pal_jax.recipes.personal import mixed_logit
+from pal_jax.recipes.personal.mixed_logit import MixedLogit
+from pal_jax.run import files
+
+FILE = 'mixed_logit.json'  # in the folder of a run
+# Gauss-Hermite quadrature: nodes and weights of a standard normal distribution.
+NODES, WEIGHTS = special.roots_hermitenorm(100)
+WEIGHTS = WEIGHTS / np.sqrt(2 * np.pi)
+
+
+class Effects(NamedTuple):
+    """A normal distribution of effects on the log-odds: the mean `[H]` and the covariance `[H, H]`."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+class Population(NamedTuple):
+    """The mixed logit of a run, and the effects of each person of the survey by name, given the person's choices."""
+
+    model: MixedLogit
+    people: dict[str, Effects]
+
+    @property
+    def everybody(self) -> Effects:
+        """The distribution over people."""
+        return Effects(self.model.mean, np.diag(self.model.deviation**2))
+
+
+def given_choices(model: MixedLogit, difference: np.ndarray) -> Effects:
+    """The mean and the covariance of a person's effects, given choices with differences chosen - rejected `[n, H]`."""
+    draws, weight = mixed_logit.posterior(model, difference)
+    mean = weight @ draws
+    return Effects(mean, ((draws - mean) * weight[:, None]).T @ (draws - mean))
+
+
+def population_of(model: MixedLogit, data: Comparisons) -> Population:
+    """The population of a survey, whose mixed logit is `model`."""
+    difference = data.difference
+    of_people = (given_choices(model, difference[data.users == user]) for user in range(len(data.names)))
+    return Population(model, dict(zip(data.names, of_people, strict=True)))
+
+
+# --- choices ----------------------------------------------------------------------------------------------------------
+
+
+def probability(person: Effects, difference: np.ndarray) -> np.ndarray:
+    """The chances `[n]` that a person takes the first option of pairs with differences first - second `[n, H]`."""
+    return special.expit(_utilities(person, difference)) @ WEIGHTS
+
+
+def information(person: Effects, difference: np.ndarray) -> np.ndarray:
+    """The information in nats `[n]` that is expected of the answer to each pair: its entropy less the mean entropy of
+    somebody whose effects are known."""
+    chances = special.expit(_utilities(person, difference))
+    return _entropy(chances @ WEIGHTS) - _entropy(chances) @ WEIGHTS
+
+
+def _utilities(person: Effects, difference: np.ndarray) -> np.ndarray:
+    """The differences of utility `[n, nodes]` at the nodes of the quadrature."""
+    variance = np.sum(difference @ person.covariance * difference, axis=1)
+    return (difference @ person.mean)[:, None] + np.sqrt(np.maximum(variance, 0.0))[:, None] * NODES
+
+
+def _entropy(chance: np.ndarray) -> np.ndarray:
+    return special.entr(chance) + special.entr(1.0 - chance)
+
+
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+
+def to_json(population: Population, attributes: Sequence[str], scale: np.ndarray) -> str:
+    """The text of a run's `FILE`."""
+    model = population.model
+    record = {
+        'mean': _by_name(attributes, model.mean / scale),
+        'deviation': _by_name(attributes, model.deviation / scale),
+        'converged': model.converged,
+        'people': {name: to_record(person, attributes, scale) for name, person in population.people.items()},
+    }
+    return json.dumps(record, ensure_ascii=False) + '\n'
+
+
+def load(folder: Path, attributes: Sequence[str], scale: np.ndarray) -> Population | None:
+    """The population that a run keeps; None: it keeps none. Raises ValueError where the file is damaged."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    record = files.read_object(path)
+    try:
+        mean, deviation = (
+            np.array([record[part][name] for name in attributes], float) * scale for part in ('mean', 'deviation')
+        )
+        people = {name: from_record(person, attributes, scale) for name, person in record['people'].items()}
+        return Population(MixedLogit(mean, deviation, converged=record['converged']), people)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path} cannot be read ({error!r}); copy the folder of the run again') from None
+
+
+def without_person(text: str, name: str) -> str:
+    """The text of a run's `FILE` without a person."""
+    record = json.loads(text)
+    people = {known: person for known, person in record['people'].items() if known != name}
+    return json.dumps(record | {'people': people}, ensure_ascii=False) + '\n'
+
+
+def to_record(person: Effects, attributes: Sequence[str], scale: np.ndarray) -> dict[str, Any]:
+    """The effects of a person as JSON."""
+    covariance = person.covariance / scale[:, None] / scale
+    return {'effects': _by_name(attributes, person.mean / scale), 'covariance': covariance.tolist()}
+
+
+def from_record(record: Any, attributes: Sequence[str], scale: np.ndarray) -> Effects:
+    """The effects in a record of `to_record`; its attributes may stand in another order.
+
+    Raises:
+      ValueError: the record has other attributes, or values that are no effects.
+    """
+    effects = record.get('effects') if isinstance(record, dict) else None
+    if not isinstance(effects, dict) or effects.keys() != set(attributes):
+        raise ValueError(f'expected effects of {", ".join(attributes)}, got {files.short_repr(effects)}')
+    order = [list(effects).index(name) for name in attributes]
+    try:
+        mean, covariance = np.array([*effects.values()], float), np.array(record.get('covariance'), float)
+    except (TypeError, ValueError):
+        mean, covariance = np.empty(0), np.empty(0)
+    if covariance.shape != (len(order),) * 2 or not np.isfinite(mean).all() or not np.isfinite(covariance).all():
+        raise ValueError(f'expected finite effects and their covariance, {len(order)} rows of {len(order)} numbers')
+    return Effects(mean[order] * scale, covariance[np.ix_(order, order)] * scale[:, None] * scale)
+
+
+def _by_name(attributes: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    return dict(zip(attributes, values.tolist(), strict=True))

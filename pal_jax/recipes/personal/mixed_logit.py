@@ -1,0 +1,161 @@
+"""The mixed logit of choice modelling, and people as normal distributions of effects by it.
+
+The mixed logit (McFadden & Train 2000) is estimated by the library xlogit. A person's coefficients are drawn from a
+normal distribution, whose means and deviations are estimated. Given a person's own choices (Train 2009, chapter 11),
+the distribution is a weighted set of draws about the person's mode: draws of everybody's distribution would leave one
+of weight, where a person's choices say much.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pal_jax.data.comparisons import PairBatch
+from pal_jax.recipes.personal import bradley_terry
+from pal_jax.recipes.personal.interface import Fitted, Unfit, counted
+
+DRAWS = 200  # draws of the simulated likelihood
+POSTERIOR_DRAWS, ROUNDS = 2000, 2
+FREEDOM = 8  # degrees of freedom of the draws, whose tails are above those of any person's distribution
+NARROW = 1e-6  # the least deviation of a coefficient
+LEAST = 1e-12  # probability of a choice, whose log-odds stay finite
+DIVERGED = 'the mixed logit diverges on these choices, which attributes may predict without an error'
+
+
+class MixedLogit(NamedTuple):
+    """The mean and the standard deviation of each attribute's coefficient, and standard errors of both `[2, H]`.
+
+    `converged` is False where the search for the largest likelihood ended early, and `log_likelihood` is what it found.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    errors: np.ndarray | None = None
+    converged: bool = True
+    log_likelihood: float = float('nan')
+
+
+def require_xlogit() -> None:
+    """Raises ValueError if xlogit is not installed."""
+    if importlib.util.find_spec('xlogit') is None:
+        raise ValueError("baselines has 'mixed_logit', but xlogit is missing: pip install 'pal_jax[choice]'")
+
+
+def fit_xlogit(difference: np.ndarray, users: np.ndarray, seed: int, *, errors: bool = False) -> MixedLogit:
+    """The model estimated from differences chosen - rejected `[n, H]` of a panel of users.
+
+    Standard errors, by the curvature of the log likelihood, are those of choices between two items: the pairs of one
+    choice among several are not independent.
+
+    Raises:
+      Unfit: the estimate is not finite, as where attributes predict all choices without an error.
+    """
+    from xlogit import MixedLogit as Estimator
+
+    order = np.argsort(users, kind='stable')
+    difference, users = difference[order].astype(float), users[order]
+    n, names = len(users), [f'x{i}' for i in range(difference.shape[1])]
+    # xlogit has a row for each option: the difference stands for the chosen one, and zeros for the other.
+    long = np.stack([difference, np.zeros_like(difference)], axis=1).reshape(2 * n, -1)
+    model: Any = Estimator()
+    try:
+        with np.errstate(over='ignore', invalid='ignore'):
+            model.fit(
+                X=long, y=np.tile([1, 0], n), varnames=names, alts=np.tile([1, 2], n), ids=np.repeat(np.arange(n), 2),
+                panels=np.repeat(users, 2), randvars=dict.fromkeys(names, 'n'), n_draws=DRAWS, random_state=seed,
+                verbose=0, skip_std_errs=not errors, num_hess=errors,
+            )  # fmt: skip
+    except np.linalg.LinAlgError as error:
+        raise Unfit(f'{DIVERGED} ({error})') from None
+    estimates = dict(zip(model.coeff_names, model.coeff_, strict=True))
+    mean, deviation = (np.array([estimates[prefix + name] for name in names]) for prefix in ('', 'sd.'))
+    if not np.isfinite([mean, deviation]).all():
+        raise Unfit(DIVERGED)
+    of = dict(zip(model.coeff_names, model.stderr, strict=True)) if errors else {}
+    both = np.array([[of[prefix + name] for name in names] for prefix in ('', 'sd.')]) if errors else None
+    return MixedLogit(mean, np.abs(deviation), both, bool(model.convergence), float(model.loglikelihood))
+
+
+def posterior_margins(
+    model: MixedLogit, known: np.ndarray, known_users: np.ndarray, asked: np.ndarray, asked_users: np.ndarray
+) -> np.ndarray:
+    """The log-odds of each asked choice, given the user's known choices: P(choice) is averaged over the posterior.
+
+    Args:
+      known, asked: differences chosen - rejected `[n, H]`.
+    """
+    log_odds = np.zeros(len(asked))
+    for user in np.unique(asked_users):
+        draws, weight = posterior(model, known[known_users == user])
+        mine = asked_users == user
+        # Neither side's probability is a rest of the other's, so that swapped sides have the negative log-odds.
+        m = np.asarray(asked[mine], float) @ draws.T
+        yes, no = (np.maximum(np.exp(_log_sigmoid(sign * m)) @ weight, LEAST) for sign in (1, -1))
+        log_odds[mine] = np.log(yes) - np.log(no)
+    return log_odds
+
+
+def posterior(model: MixedLogit, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draws `[D, H]` of a person's coefficients given known choices `[n, H]`, and their weights `[D]`, which sum to 1.
+
+    They are drawn from Student's t, and weigh by the ratio of the densities (importance sampling; Geweke 1989).
+    """
+    # In units of the prior's deviations, from the prior's mean.
+    known, deviation, width = np.asarray(known, float), np.maximum(model.deviation, NARROW), len(model.mean)
+    x, at_mean, rng = known * deviation, known @ model.mean, np.random.default_rng(0)
+    mode, hessian = bradley_terry.fit(known[None], np.ones((1, len(x))), deviation**-2.0, model.mean)
+
+    def drawn(centre: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        t = rng.standard_normal((POSTERIOR_DRAWS, width))
+        t /= np.sqrt(rng.chisquare(FREEDOM, (POSTERIOR_DRAWS, 1)) / FREEDOM)
+        draws = centre + t @ np.linalg.cholesky(covariance).T
+        density = np.sum(_log_sigmoid(at_mean + draws @ x.T), axis=1) - np.sum(draws**2, axis=1) / 2
+        ratio = density + (FREEDOM + width) / 2 * np.log1p(np.sum(t**2, axis=1) / FREEDOM)
+        weight = np.exp(ratio - ratio.max())
+        return draws, weight / weight.sum()
+
+    # The first draws are about the mode, with the curvature there.
+    covariance = np.linalg.inv(hessian[0] * deviation[:, None] * deviation)
+    draws, weight = drawn((mode[0] - model.mean) / deviation, covariance)
+    # A person's distribution leans to the side where choices are certain, so the draws move to the mean and covariance
+    # of the first ones (Cappé et al. 2004).
+    for _ in range(ROUNDS):
+        centre = weight @ draws
+        spread = ((draws - centre) * weight[:, None]).T @ (draws - centre)
+        # As much of the covariance before as draws of little weight leave unknown.
+        unknown = min(width * float(np.sum(weight**2)), 1.0)
+        covariance = (1 - unknown) * spread + unknown * covariance
+        draws, weight = drawn(centre, covariance)
+    return model.mean + deviation * draws, weight
+
+
+def _log_sigmoid(x: np.ndarray) -> np.ndarray:
+    return -np.logaddexp(0.0, -x)
+
+
+# --- as a method of the bench ----------------------------------------------------------------------------------------
+
+
+class LogitPeople(NamedTuple):
+    """A mixed logit and the choices of the people it was fitted on."""
+
+    model: MixedLogit
+    seen: PairBatch
+
+
+def fit(train: PairBatch, seed: int) -> Fitted:
+    """The mixed logit of xlogit, a normal distribution of coefficients."""
+    x, users = counted(train)
+    return Fitted(LogitPeople(fit_xlogit(x, users, seed), train), 2 * x.shape[1], 0)
+
+
+def margins(fitted: Fitted, known: PairBatch | None, asked: PairBatch) -> np.ndarray:
+    """The log-odds given a person's known choices; those of seen people are their training choices."""
+    model, seen = fitted.params
+    # Padding has differences, too, and its margins are read by nobody.
+    return posterior_margins(
+        model, *counted(seen if known is None else known), asked.difference, np.asarray(asked.users)
+    )

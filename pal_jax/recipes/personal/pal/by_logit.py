@@ -1,0 +1,98 @@
+"""People by the mixed logit of a run of PAL, where it describes them better than the mixtures of prototypes do.
+
+    run = open_pal('runs/survey')
+    record = learn(run, read_choices(run, 'ana.csv'))          # her effects, or her mixture: whichever the run takes
+    nats = information(run, read_choices(run, 'pairs.csv', answered=False))
+
+A run takes the mixed logit (`TrainedPAL.logit`) where PAL is not shown to predict people better than one model for all,
+or is not ahead of the mixed logit on new choices of known people.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pal_jax.data import records
+from pal_jax.recipes.personal import logit_people
+from pal_jax.recipes.personal.logit_people import Effects
+from pal_jax.recipes.personal.pal import person as pal_person
+from pal_jax.recipes.personal.pal.person import PersonChoices
+from pal_jax.recipes.personal.pal.reward import TrainedPAL, open_pal
+from pal_jax.run import stores
+from pal_jax.run.accuracy import hits
+
+ALIKE = 0.05  # the p-value above which people are not shown to want different things
+
+
+def learn(run: TrainedPAL, choices: PersonChoices) -> dict[str, Any]:
+    """A new person as a record: `effects` of attributes by the mixed logit, or the `mixture` of prototypes."""
+    if run.logit is None:
+        return pal_person.to_record(run, choices, pal_person.fit(run, choices))
+    difference = np.asarray(choices.batch.difference)[0]
+    person = logit_people.given_choices(run.logit.model, difference)
+    return {
+        'user': choices.user,
+        **logit_people.to_record(person, run.kept.attributes, run.kept.scale),
+        'run': stores.shown(Path(run.workdir).resolve()),
+        'choices': len(choices.shown),
+        'agreement': float(np.mean(hits(difference @ person.mean))),
+    }
+
+
+def information(run: TrainedPAL, open_pairs: PersonChoices, choices: PersonChoices | None = None) -> np.ndarray:
+    """The information in nats `[n]` that is expected of the answer to each open pair, as `person.information` has it.
+
+    Raises:
+      ValueError: as `person.information`.
+    """
+    if run.logit is None:
+        return pal_person.information(run, open_pairs, choices)
+    known = np.asarray(choices.batch.difference)[0] if choices else None
+    person = run.logit.everybody if known is None else logit_people.given_choices(run.logit.model, known)
+    return logit_people.information(person, np.asarray(open_pairs.batch.difference)[0])
+
+
+def open_effects(workdir: str, person: str) -> tuple[TrainedPAL, Effects] | None:
+    """A run and the effects of a person by its mixed logit; None where a mixture describes the person.
+
+    Args:
+      person: a file of `learn`, the id of a person of the survey, or '' for the distribution over people.
+
+    Raises:
+      ValueError: as `open_pal`, or the person is unknown, or has effects of other attributes than the run.
+    """
+    file, name = pal_person.file_and_name(person)
+    record = pal_person.read_record(file, name) if file else {}
+    if file and 'effects' not in record:
+        return None
+    run = open_pal(workdir)
+    if file:
+        try:
+            return run, logit_people.from_record(record, run.kept.attributes, run.kept.scale)
+        except ValueError as error:
+            raise ValueError(f'{person}: {error}') from None
+    people = {} if run.logit is None else run.logit.people
+    person = records.spelled(person, people)
+    if run.logit is None or (person and person not in people):
+        return None
+    warn(run)
+    return run, people[person] if person else run.logit.everybody
+
+
+def warn(run: TrainedPAL) -> None:
+    """Say on stderr which model describes people, and where nothing shows that they differ."""
+    if run.logit is None:
+        pal_person.warn_of_one(run)
+        return
+    why = 'is not ahead of it' if run.predicts else 'is not shown to predict people better than one model for all'
+    print(f'{run.workdir}: the mixed logit describes people, as PAL {why}', file=sys.stderr)
+    if run.differ_p > ALIKE:
+        print(
+            f'warning: the choices of {run.workdir} do not show that people want different things (p = '
+            f'{run.differ_p:.3f}): do not rely on what it says of a person',
+            file=sys.stderr,
+        )

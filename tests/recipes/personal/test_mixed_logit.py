@@ -1,0 +1,151 @@
+"""The majority and the mixed logit: votes by hand, quadrature, and people made up of twelve strong tastes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pal_jax.recipes.personal import baselines, logit_people, mixed_logit
+from pal_jax.recipes.personal.interface import Unfit
+from pal_jax.recipes.personal.mixed_logit import MixedLogit
+
+
+def test_the_vote_is_about_the_same_two_items_in_either_order():
+    a, b, c = np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([2.0, 2.0])
+    known = np.array([a - b, a - b, b - a, c - a])
+    asked = np.array([b - a, a - b, a - c, b - c])
+    np.testing.assert_array_equal(baselines.majority(known, asked), [-1.0, 1.0, -1.0, 0.0])
+
+
+def test_one_attribute_is_as_quadrature_has_it():
+    model, known, asked = (
+        MixedLogit(np.array([0.5]), np.array([2.0])),
+        np.array([[1.5], [2.0], [-0.3]]),
+        np.array([[0.7]]),
+    )
+    z = np.linspace(-15, 15, 20001)
+    weight = np.exp(-(((z - 0.5) / 2) ** 2) / 2) / np.prod(1 + np.exp(-known * z), axis=0)
+    expected = np.sum(weight / (1 + np.exp(-0.7 * z))) / weight.sum()
+    nobody = np.zeros(3, int), np.zeros(1, int)
+    margin = mixed_logit.posterior_margins(model, known, nobody[0], asked, nobody[1])
+    np.testing.assert_allclose(1 / (1 + np.exp(-margin)), expected, atol=0.01)
+
+
+@pytest.mark.slow
+def test_no_draw_has_all_weight_on_twelve_attributes():
+    """Of 1,000 draws of everybody's distribution one had weight: accuracy .754 and log loss .744, for .843 and .323."""
+    rng = np.random.default_rng(0)
+    model, people = MixedLogit(rng.normal(size=12), np.full(12, 2.0)), np.repeat(np.arange(20), 36)
+    tastes, x = model.mean + 2 * rng.normal(size=(20, 12)), 1.2 * rng.normal(size=(2, 720, 12))
+    m = np.sum(x * tastes[people], axis=2)
+    known, asked = np.where((rng.random(m.shape) < 1 / (1 + np.exp(-m)))[..., None], x, -x)
+    for user in range(20):
+        _, weight = mixed_logit.posterior(model, known[people == user])
+        assert 1 / np.sum(weight**2) > 150
+    margins = mixed_logit.posterior_margins(model, known, people, asked, people)
+    # A forecast that is right of itself loses its own entropy.
+    p = 1 / (1 + np.exp(-margins))
+    entropy = -np.mean(p * np.log(p) + (1 - p) * np.log(1 - p))
+    assert abs(np.mean(-np.log(p)) - entropy) < 0.05
+    assert np.mean(margins > 0) > 0.8
+
+
+@pytest.mark.slow
+def test_xlogit_finds_the_distribution_that_made_the_choices():
+    pytest.importorskip('xlogit', reason="pip install 'pal_jax[choice]'")
+    rng, users = np.random.default_rng(0), np.repeat(np.arange(300), 10)
+    beta = rng.normal([1.0, -2.0], [1.0, 0.5], (300, 2))
+    difference = rng.normal(size=(3000, 2))
+    chosen = rng.random(3000) < 1 / (1 + np.exp(-np.sum(difference * beta[users], axis=1)))
+    model = mixed_logit.fit_xlogit(np.where(chosen[:, None], difference, -difference), users, seed=0, errors=True)
+    np.testing.assert_allclose(model.mean, [1.0, -2.0], atol=0.25)
+    np.testing.assert_allclose(model.deviation, [1.0, 0.5], atol=0.35)
+    assert (np.abs(model.mean - [1.0, -2.0]) < 3 * model.errors[0]).all() and (model.errors < 0.25).all()
+    assert (np.abs(model.deviation - [1.0, 0.5]) < 3 * model.errors[1]).all()
+
+
+def test_a_mixed_logit_that_diverges_has_no_fit(monkeypatch):
+    xlogit = pytest.importorskip('xlogit')
+
+    def diverge(*args, **options):
+        raise np.linalg.LinAlgError('SVD did not converge')
+
+    monkeypatch.setattr(xlogit.MixedLogit, 'fit', diverge)
+    with pytest.raises(Unfit, match=r'diverges.*SVD'):
+        mixed_logit.fit_xlogit(np.ones((4, 2)), np.arange(4), 0)
+
+
+def test_log_odds_of_a_mixed_logit_stay_finite_and_odd():
+    model = MixedLogit(np.array([1e4]), np.array([1.0]))
+    x, users = np.array([[3.0], [-3.0]]), np.zeros(2, int)
+    margins = mixed_logit.posterior_margins(model, x[:0], users[:0], x, users)
+    assert margins[0] > 20
+    assert margins[1] == pytest.approx(-margins[0], rel=1e-4)
+
+
+# --- people as normal distributions -----------------------------------------------------------------------------------
+
+
+def test_a_persons_effects_are_the_mean_and_the_variance_of_the_posterior():
+    model, known = MixedLogit(np.array([0.5]), np.array([2.0])), np.array([[1.5], [2.0], [-0.3]])
+    z = np.linspace(-15, 15, 20001)
+    weight = np.exp(-(((z - 0.5) / 2) ** 2) / 2) / np.prod(1 + np.exp(-known * z), axis=0)
+    mean = np.sum(weight * z) / weight.sum()
+    person = logit_people.given_choices(model, known)
+    np.testing.assert_allclose(person.mean, mean, atol=0.1)
+    np.testing.assert_allclose(person.covariance, np.sum(weight * (z - mean) ** 2) / weight.sum(), rtol=0.1)
+
+
+@pytest.mark.parametrize('deviation', [0.0, 0.1, 2.0, 10.0])
+def test_chances_and_information_are_integrals_over_the_effects(deviation):
+    person = logit_people.Effects(np.array([0.4, -0.2]), np.diag([deviation**2, 0.0]))
+    x = np.array([[1.0, 1.0], [-1.0, -1.0], [0.0, 3.0]])
+    z = 0.4 + deviation * np.linspace(-8, 8, 100001)
+    weight = np.exp(-(np.linspace(-8, 8, 100001) ** 2) / 2)
+    p = 1 / (1 + np.exp(-(x[:, :1] * z - 0.2 * x[:, 1:])))
+    expected = p @ weight / weight.sum()
+    np.testing.assert_allclose(logit_people.probability(person, x), expected, atol=1e-3)
+
+    def entropy(p):
+        return -p * np.log(p) - (1 - p) * np.log1p(-p)
+
+    nats = entropy(expected) - entropy(np.clip(p, 1e-12, 1 - 1e-12)) @ weight / weight.sum()
+    got = logit_people.information(person, x)
+    np.testing.assert_allclose(got, nats, atol=5e-3)
+    # Both sides of a pair have a chance of 1 together, and a pair without the uncertain attribute tells nothing.
+    assert sum(logit_people.probability(person, x)[:2]) == pytest.approx(1.0) and got[2] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_population_comes_back_from_the_file_in_the_units_of_the_survey(tmp_path):
+    names, scale = ('price', 'minutes'), np.array([2.0, 4.0])
+    ana = logit_people.Effects(np.array([1.0, -2.0]), np.array([[4.0, 1.0], [1.0, 8.0]]))
+    before = logit_people.Population(MixedLogit(np.array([-1.0, 4.0]), np.array([0.5, 2.0])), {'ana': ana})
+    text = logit_people.to_json(before, names, scale)
+    (tmp_path / logit_people.FILE).write_text(text)
+    # One unit of the survey is half a unit of the model's price.
+    assert json.loads(text)['mean'] == {'price': -0.5, 'minutes': 1.0}
+    assert json.loads(text)['people']['ana']['covariance'] == [[1.0, 0.125], [0.125, 0.5]]
+    after = logit_people.load(tmp_path, names, scale)
+    np.testing.assert_array_equal(
+        [after.model.mean, after.model.deviation], [before.model.mean, before.model.deviation]
+    )
+    turned = logit_people.load(tmp_path, names[::-1], scale[::-1]).people['ana']
+    np.testing.assert_array_equal(turned.mean, ana.mean[::-1])
+    np.testing.assert_array_equal(turned.covariance, ana.covariance[::-1, ::-1])
+    assert logit_people.load(tmp_path / 'nowhere', names, scale) is None
+    assert json.loads(logit_people.without_person(text, 'ana'))['people'] == {}
+
+
+@pytest.mark.parametrize(
+    'change',
+    [{'effects': {'price': 1.0}}, {'effects': None}, {'covariance': [[1.0]]}, {'covariance': 'ab'},
+     {'effects': {'price': 1.0, 'minutes': None}}, {'covariance': [[1.0, 0.0], [0.0, float('inf')]]}],
+    ids=str,
+)  # fmt: skip
+def test_a_record_that_is_no_person_is_refused(change):
+    record = {'effects': {'price': 1.0, 'minutes': 2.0}, 'covariance': [[1.0, 0.0], [0.0, 1.0]]}
+    assert logit_people.from_record(record, ('price', 'minutes'), np.ones(2))
+    with pytest.raises(ValueError, match='expected'):
+        logit_people.from_record(record | change, ('price', 'minutes'), np.ones(2))
