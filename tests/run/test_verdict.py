@@ -181,7 +181,7 @@ def test_methods_that_do_as_well_stand_with_their_difference():
     found = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
     assert found.question == 'Do people differ?' and found.sentence.endswith(
         'Ahead of PAL: mixed logit (xlogit) 79.0% (difference +0.050, 95 % interval +0.010 to +0.090). Within noise of '
-        'PAL: a model of their own each 69.5% (difference -0.045, 95 % interval -0.098 to +0.008).'
+        'PAL: a separate model for each person 69.5% (difference -0.045, 95 % interval -0.098 to +0.008).'
     )
 
 

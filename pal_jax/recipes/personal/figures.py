@@ -10,7 +10,7 @@ MODELS = {  # what PAL is compared with
     'asked': 'PAL, new people asked what tells most',
     'shuffled': 'PAL, shuffled user ids',
     'embedding': 'user embedding',
-    'own': 'a model of their own each',
+    'own': 'a separate model for each person',
     'groups': 'PAL that is told the groups of known people',
     'majority': 'majority vote on the same pair',
     'mixed_logit': 'mixed logit (xlogit)',
@@ -33,7 +33,7 @@ WORDS = Words(
         ('personal.pal', 'personal.pal_large'),
         (
             (
-                'learn a new person from a few choices',
+                'learn a new person from a few choices, if people are shown to differ',
                 'pal-jax personalize --source={run} --choices=ana.csv --output=ana.json',
                 'docs/howto/new_people.md',
             ),

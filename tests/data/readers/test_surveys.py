@@ -360,4 +360,15 @@ def test_many_groups_of_few_people_are_a_doubt(tmp_path):
     (line,) = lines_of([f'place {i % 13}' for i in range(40)], 'b.csv')
     assert 'age has 13 different words' in line and 'median of 3 people' in line
     assert not lines_of([i % 13 for i in range(65)], 'c.csv')
-    assert not lines_of(range(12), 'd.csv')
+    (line,) = lines_of(range(12), 'd.csv')
+    assert 'has the groups 0 (1), 1 (1)' in line
+
+
+def test_a_group_that_may_be_another_one_is_told_with_its_people(tmp_path):
+    groups = ['north'] * 3 + ['nort', 'North', 'east'] + ['south'] * 3
+    table = '\n'.join(['user,region,choice,x_A,x_B', *(f'p{i},{g},A,1,2' for i, g in enumerate(groups))])
+    lines = []
+    tables.load(written(tmp_path, table), group='region', log=lines.append)
+    listed, *doubts = [line for line in lines if 'region' in line]
+    assert 'east (1), nort (1), north (4), south (3)' in listed
+    assert len(doubts) == 1 and "'nort'" in doubts[0] and 'p3' in doubts[0] and 'did you mean north?' in doubts[0]

@@ -194,7 +194,7 @@ def test_the_report_marks_a_data_set_that_fails_and_a_gain_of_shuffled_people(ta
     assert seen[1][0] == 'one model for all (K = 1)'
     assert seen[2][seen[0].index('counts')] == 'yes'
     assert 'mixed logit (xlogit), since it diverges' in exhibits['Seen people: toys (FAILS T6)'].text
-    assert exhibits['Data and their audit'].table[1][-2].startswith('a model of their own each: +')
+    assert exhibits['Data and their audit'].table[1][-2].startswith('a separate model for each person: +')
     assert 'Not given: texts' in exhibits['Data and their audit'].text
     record = bench_report.make_record(records)
     assert record['failed_data_sets'] == 1

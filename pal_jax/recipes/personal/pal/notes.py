@@ -87,10 +87,19 @@ def lone_words(values: Sequence[str], places: Sequence[str]) -> list[tuple[str, 
 
 
 def log_groups(path: str | Path, column: str, data: Comparisons, log: Callable[[str], None]) -> None:
-    """Log that a column has many groups of few people, as one of numbers has."""
+    """Log the groups of people, that a column has many groups of few people, as one of numbers has, and names that may
+    be meant as one."""
     if data.groups is None:
         return
-    count, median = len(data.group_names), np.median(np.bincount(data.groups[data.groups >= 0]))
+    sizes = np.bincount(data.groups[data.groups >= 0], minlength=len(data.group_names))
+    people = dict(zip(data.group_names, sizes.tolist(), strict=True))
+    count, median = len(people), np.median(sizes)
+    if count <= GROUPS:
+        log(f'{path}: {column} has the groups {", ".join(f"{name} ({size})" for name, size in people.items())}')
+    for name in (name for name in people if people[name] < PEOPLE and name.isalpha()):
+        if near := near_name(name, (other for other in people if people[other] > people[name])):
+            who = f'the {column} of {counted(people[name], "person")}: {", ".join(_members(data, name))}'
+            log(f'{path}: {files.short_repr(name)} is {who}; did you mean {near}?')
     if count > GROUPS and median < PEOPLE:
         are_numbers = all(re.fullmatch(r'[-+]?\d+([.,]\d+)?', name) for name in data.group_names)
         log(
@@ -98,6 +107,13 @@ def log_groups(path: str | Path, column: str, data: Comparisons, log: Callable[[
             f'of {median:g} {"person" if median == 1 else "people"} in each; a group is meant to have many people: '
             "write classes, such as 18-39, into a column, or take no groups by --config.group=''"
         )
+
+
+def _members(data: Comparisons, group: str) -> list[str]:
+    """The first people of a group."""
+    assert data.groups is not None
+    members = [data.names[person] for person in np.flatnonzero(data.groups == data.group_names.index(group))]
+    return [*members[:3], *(['...'] if len(members) > 3 else [])]
 
 
 def codes_of_missing(values: Iterable[str]) -> list[str]:

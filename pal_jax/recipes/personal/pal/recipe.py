@@ -247,7 +247,9 @@ def _check_data(settings: Settings, data: Comparisons, *, in_memory: bool) -> No
         )
     prices = [name for name in data.attributes if ' over ' not in name] if portrait.has_effects(data) else []
     if settings.price and settings.price not in prices:
-        raise ValueError(f'price={settings.price!r} is no attribute of numbers of {settings.data}: {", ".join(prices)}')
+        near = difflib.get_close_matches(settings.price, prices, 1)
+        hint = f'did you mean {near[0]}?' if near else f'its attributes of numbers are {", ".join(prices) or "none"}'
+        raise ValueError(f'price={settings.price!r} is no attribute of numbers of {settings.data}; {hint}')
     if settings.model.variant == 'B' and data.prompt is None:
         raise ValueError(f"model.variant='B' needs the vectors of prompts, and {settings.data} has none")
 
@@ -306,8 +308,8 @@ def _check_people(settings: Settings, people: int) -> None:
     # The user embedding has a prototype more than its vectors have numbers.
     if embedding and embedding + 1 > people:
         wrong.append(
-            f'baselines.embedding={embedding} takes {embedding + 1} people, which is more than {data}; give '
-            f'baselines.embedding={people - 1}, or more people'
+            f'baselines.embedding={embedding}, a method to compare with, takes {embedding + 1} people, which is more '
+            f'than {data}; leave it out by baselines.embedding=0, or give more people'
         )
     if wrong:
         raise ValueError('; '.join(wrong))

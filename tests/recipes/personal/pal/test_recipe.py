@@ -154,7 +154,7 @@ def test_fake_learners_update_on_the_same_pairs_which_are_put_on_the_device_once
     [
         ({'prototypes': (2, 3)}, r'prototypes=\(2, 3\) lacks 1'),
         ({'prototypes': (1, 100)}, r'^prototypes=\(1, 100\).* 60 people'),
-        ({'baselines.embedding': 60}, r'^baselines.embedding=60.* 60 people.*baselines.embedding=59'),
+        ({'baselines.embedding': 60}, r'^baselines.embedding=60.* 60 people.*baselines.embedding=0'),
         ({'prototypes': (1, 100), 'baselines.embedding': 60}, r'^prototypes=\(1, 100\).*baselines.embedding=60'),
         ({'batch': 0}, 'batch=0 must be at least 1'),
         ({'split.train': 0.9}, 'leave nothing for the test'),
