@@ -3,8 +3,8 @@
   pal-jax compare runs/rlpa runs/rlpa-1 runs/rlpa-2
   pal-jax compare runs/rlpa runs/pal --output=both.png --output=both.csv
 
-prints tables in Markdown: the settings in which the runs differ, what the evaluations say of learning, and the figure
-that stands for each method in the first and the last training steps. Of runs that differ in their seeds alone the last
+prints the verdict on each run, and tables in Markdown: the settings in which the runs differ, what the evaluations say
+of learning, and the figure that stands for each method in the first and the last training steps. Of runs that differ in their seeds alone the last
 two tables have the means, too, with standard errors over seeds. --output names a new file: .html (a page with the
 picture, the tables and the verdicts), .png (the picture) or .csv (every figure of every evaluation, a row each).
 """
@@ -43,7 +43,7 @@ from pal_jax.run.curve import (
 )
 from pal_jax.run.files import arguments_at_home
 from pal_jax.run.forecast import counted
-from pal_jax.run.glossary import Words, meaning, words_of
+from pal_jax.run.glossary import Words, direction, meaning, words_of
 from pal_jax.run.interrupts import until_closed
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.outputs import check_file, whole_file
@@ -53,7 +53,7 @@ from pal_jax.run.progress import print_anything
 from pal_jax.run.recipe import KEPT
 from pal_jax.run.report import turn_lists
 from pal_jax.run.summary import fifths, main_part, scalars
-from pal_jax.run.verdict import estimate, known
+from pal_jax.run.verdict import estimate, known, verdict_line
 from pal_jax.run.workdir import read_run
 from pal_jax.types import Exhibit
 
@@ -70,6 +70,7 @@ OVER_SEEDS = (
 # Where runs differ in a key that begins so, a figure of one name is measured on other things or by another rule.
 MEASURES = 'recipe', 'reward', 'prompts', 'data', 'eval', 'play', 'dialogue', 'split', 'group', 'oracle', 'evaluate'
 UNLIKE = 'These runs differ in {}: figures of one name may then measure different things.'
+LETTERS = 'In a row "content of", runs with the same letter have read the same content.'
 ENDINGS = '.html', '.png', '.csv'
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # records by the run's name
@@ -143,9 +144,9 @@ def rise_table(runs: Runs, *, seeds: bool = False) -> list[list[str]]:
     """A table of the mean of each run's headline over the first and the last fifth of its steps.
 
     Where the runs are `seeds` of one config, the last row has their means with standard errors over seeds, and the 95 %
-    interval of the gain. A run whose steps have no headline has no row.
+    interval of the change. A run whose steps have no headline has no row.
     """
-    table = [['run', 'figure', 'first fifth', 'last fifth', 'gain']]
+    table = [['run', 'figure', 'first fifth', 'last fifth', 'change']]
     heads = {name: headline_of(rows) for name, rows in runs.items()}
     rises = {
         name: fifths(part, heads[name]) for name, rows in runs.items() if logged(part := main_part(rows), heads[name])
@@ -192,7 +193,9 @@ def settings_table(configs: Mapping[str, dict[str, Any]], read: Mapping[str, inp
 def describe_settings(table: list[list[str]]) -> Exhibit:
     """The table of settings that differ, with a warning where figures of one name may measure different things."""
     unlike = [key for key, *_ in table[1:] if key.removeprefix('content of ').partition('.')[0] in MEASURES]
-    return Exhibit('Settings that differ', UNLIKE.format(', '.join(unlike)) if unlike else '', table)
+    lettered = any(key.startswith('content of ') for key, *_ in table[1:])
+    said = [*([UNLIKE.format(', '.join(unlike))] if unlike else []), *([LETTERS] if lettered else [])]
+    return Exhibit('Settings that differ', '\n'.join(said), table)
 
 
 def stage_table(evals: Runs, words: Mapping[str, Words], *, seeds: bool = False) -> list[list[str]]:
@@ -232,10 +235,21 @@ def make_exhibits(runs: Runs, evals: Runs, words: Mapping[str, Words], *, seeds:
     pooled = len(stages) > 1 + sum(map(len, evals.values()))
     compared = {key: meaning(key, of).words for of in words.values() for key in of.compared if key in stages[0]}
     legend = [f'{key}: {said}.' for key, said in compared.items()]
-    exhibits = [Exhibit('Evaluations', '\n'.join([*legend, *([OVER_SEEDS] if pooled else [])]), stages)]
+    said = [*legend, *directions(stages[0], words), *([OVER_SEEDS] if pooled else [])]
+    exhibits = [Exhibit('Evaluations', '\n'.join(said), stages)]
     if stepped := {name: rows for name, rows in runs.items() if not words[name].compared or not evals[name]}:
-        exhibits.append(Exhibit('Figures of training steps', table=rise_table(stepped, seeds=seeds)))
+        rises = rise_table(stepped, seeds=seeds)
+        said = directions([figure for _, figure, *_ in rises], words)
+        exhibits.append(Exhibit('Figures of training steps', '\n'.join(said), rises))
     return exhibits
+
+
+def directions(figures: Sequence[str], words: Mapping[str, Words]) -> list[str]:
+    """Lines that say of which of the figures more is better, and of which less."""
+    signs = {key: next(filter(None, (direction(key, of) for of in words.values())), 0.0) for key in figures}
+    by_sign = (('Higher', 1.0), ('Lower', -1.0))
+    named = ((said, ', '.join(key for key in signs if signs[key] == sign)) for said, sign in by_sign)
+    return [f'{said} is better: {keys}.' for said, keys in named if keys]
 
 
 def telling_figures(records: Sequence[Mapping[str, Any]], words: Words) -> list[str]:
@@ -317,6 +331,9 @@ def main() -> None:
                 rows = [run_row(name, folder, path) for name, folder in folders.items()]
                 page = stores.shown(overview([counted(len(runs), 'run')], rows, [*pictures, *exhibits]))
                 partial.write_text(page, 'utf-8', 'xmlcharrefreplace')
+    for name, folder in folders.items():
+        print(f'{name}: {verdict_line(folder) or "no figure says whether it has learnt"}'.rstrip())
+    print()
     parts = ((exhibit.title, exhibit.text, markdown(exhibit.table)) for exhibit in exhibits)
     print('\n\n'.join(part for part in itertools.chain.from_iterable(parts) if part))
     written = ', '.join(map(str, outputs))

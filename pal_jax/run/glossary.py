@@ -282,6 +282,13 @@ def meaning(name: str, words: Words) -> Meaning:
     return _written(name, words) or _ended(name, words) or _of_split(name, words) or Meaning(OTHER, '')
 
 
+def direction(name: str, words: Words) -> float:
+    """1 where more of a figure is better, -1 where less is, 0 where the words of its method do not say."""
+    if name in words.levels:
+        return -1.0 if name in words.less else 1.0
+    return words.changes.get(name, (0.0,))[0]
+
+
 def figure_line(name: str, value: float, words: Words, error: float | None = None) -> str:
     """A figure as a line of the console: its value, its standard error if it has one, what it is, and its name."""
     said, number = meaning(name, words).words, f'{value:.3f}' if error is None else f'{value:.3f} ± {error:.3f}'

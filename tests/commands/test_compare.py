@@ -122,6 +122,7 @@ def compare(folder, *arguments):
 def test_a_page_a_picture_and_a_table_of_numbers(two_runs):
     done = compare(two_runs, *(f'--output={two_runs}/c.{ending}' for ending in ('html', 'png', 'csv')))
     assert done.stdout.index('Evaluations') < done.stdout.index('Figures of training steps')
+    assert done.stdout.startswith('a: Did it learn? Yes:') and '\nb <i>: Did it learn? Yes:' in done.stdout
     assert done.stdout.count('| 2 seeds |') == 2 and (two_runs / 'c.png').read_bytes().startswith(b'\x89PNG')
     page = (two_runs / 'c.html').read_text()
     assert 'href="runs/a/report.html"' in page and 'b &lt;i&gt;' in page and page.count('<b>Yes:</b>') == 2
