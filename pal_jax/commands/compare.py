@@ -40,6 +40,7 @@ from pal_jax.run.curve import (
     panels_of,
     png,
     running_mean,
+    window_of,
 )
 from pal_jax.run.files import arguments_at_home
 from pal_jax.run.forecast import counted
@@ -115,8 +116,7 @@ def _draw_steps(ax: Axes, parts: Runs, key: str, title: str) -> None:
     ax.set(xlabel='step', ylabel=key)
     for part, line in zip(parts.values(), itertools.cycle(LINES), strict=False):
         steps, values = counted_steps(part), column(part, key)
-        # The running mean is over a fifth of the steps, or over three.
-        mean, _ = running_mean(values, values * 0, max(3, len(part) // 5))
+        mean, _ = running_mean(values, values * 0, window_of(len(part), 0.2))
         ax.plot(steps, values, 'o', color=line['color'], alpha=0.35, markersize=3, markeredgewidth=0)
         ax.plot(steps, mean, **line)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

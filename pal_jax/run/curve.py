@@ -16,6 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from pal_jax.run.verdict import estimate, known
+
 # The first of these that was logged is drawn large.
 HEADLINES = {
     'reward': 'Mean reward of a step',
@@ -40,7 +42,7 @@ PANELS = {
 }
 OWN = 'own_'  # before the name of a user's function, in metrics
 WIDE = 6  # panels side by side
-INK, BLUE, GREY, RULE, RED = '#1f2937', '#2563eb', '#9ca3af', '#d1d5db', '#dc2626'
+INK, BLUE, GREY, RULE, RED, GREEN = '#1f2937', '#2563eb', '#9ca3af', '#d1d5db', '#dc2626', '#059669'
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -61,10 +63,12 @@ STYLE: Any = {
 }
 
 
-def learning_curve(rows: Rows) -> bytes:
+def learning_curve(rows: Rows, evals: Rows = (), shares: Sequence[str] = ()) -> bytes:
     """A PNG of the metric of `HEADLINES` by step, with smaller panels for those of `PANELS` that were logged.
 
-    A step's value is a mean over `samples` samples, with the standard deviation `reward_std` (or `accuracy_std`).
+    A step's value is a mean over `samples` samples, with the standard deviation `reward_std` (or `accuracy_std`). Where
+    evaluations have a figure of the same name, they stand beside the steps, with their intervals; `shares` has the
+    figures that go from 0 to 1.
     """
     headline, titles = headline_of(rows), panels_of(rows)
     with matplotlib.rc_context(STYLE):
@@ -73,10 +77,11 @@ def learning_curve(rows: Rows) -> bytes:
         figure = Figure(figsize=(9, 4.2 + 2.2 * len(lines)), layout='constrained')
         mosaic: Any = [[headline] * wide, *(line + ['.'] * (wide - len(line)) for line in lines)]
         axes = figure.subplot_mosaic(mosaic, height_ratios=[2.4, *[1] * len(lines)])
-        _draw_headline(axes[headline], rows, headline)
+        _draw_headline(axes[headline], rows, evals, shares, headline)
         for key, title in titles.items():
             axes[key].set_title(title)
             _draw_series(axes[key], rows, key, size=2)
+            _draw_evaluations(axes[key], evals, shares, key, size=3)
             # The limit stands beside the cost that it bounds.
             if key == 'mean_cost':
                 axes[key].plot(counted_steps(rows), column(rows, 'limit'), color=RED, linestyle=(0, (4, 3)))
@@ -164,11 +169,11 @@ def column(rows: Rows, key: str) -> np.ndarray:
 
 
 def running_mean(values: np.ndarray, errors: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over the last `window` steps at each step, and its standard error made from theirs.
+    """Mean over the `window` steps around each step, an odd number, and its standard error made from theirs.
 
     The error is that of sampling alone: sqrt(sum of errors^2) / count.
     """
-    spans = [slice(max(0, i - window + 1), i + 1) for i in range(len(values))]
+    spans = [slice(max(0, i - window // 2), i + window // 2 + 1) for i in range(len(values))]
     # Steps without a value (NaN) are left out.
     kept = [(values[span][seen], errors[span][seen]) for span in spans for seen in [np.isfinite(values[span])]]
     mean = [v.mean() if v.size else np.nan for v, _ in kept]
@@ -176,20 +181,41 @@ def running_mean(values: np.ndarray, errors: np.ndarray, window: int) -> tuple[n
     return np.array(mean), np.array(error)
 
 
-def _draw_headline(ax: Axes, rows: Rows, key: str) -> None:
+def window_of(count: int, share: float) -> int:
+    """The window of the running mean of so many steps: an odd number near a share of them, which is 1 of a few."""
+    return int(count * share) | 1
+
+
+def _draw_headline(ax: Axes, rows: Rows, evals: Rows, shares: Sequence[str], key: str) -> None:
     ax.set_title(HEADLINES[key], fontsize=13, fontweight='bold')
     ax.set_xlabel('step')
     window = _draw_series(ax, rows, key, size=3)
-    marks = [
-        Line2D([], [], color=GREY, marker='o', markersize=3, linestyle=''),
-        Line2D([], [], color=BLUE, linewidth=2),
-        Patch(color=BLUE, alpha=0.18, linewidth=0),
-    ]
-    labels = ['one step', f'mean of the last {window}', '± 1 s.e. of its samples']
+    if window > 1:
+        marks = {
+            'one step': Line2D([], [], color=GREY, marker='o', markersize=3, linestyle=''),
+            f'mean of {window} steps': Line2D([], [], color=BLUE, linewidth=2),
+        }
+    else:
+        marks = {'one step': Line2D([], [], color=BLUE, marker='o', markersize=5, linewidth=2)}
     # A loss has no samples whose error could be drawn.
-    shown = 3 if key == 'reward' else 2
-    style: Any = {'frameon': False, 'loc': 'lower right', 'bbox_to_anchor': (1, 1), 'ncols': shown, 'fontsize': 9}
-    ax.legend(marks[:shown], labels[:shown], **style)
+    if key == 'reward':
+        marks['± 1 s.e. of its samples'] = Patch(color=BLUE, alpha=0.18, linewidth=0)
+    if _draw_evaluations(ax, evals, shares, key, size=6):
+        marks['evaluation, 95 % interval'] = Line2D([], [], color=GREEN, marker='D', markersize=5, linewidth=1)
+    style: Any = {'frameon': False, 'loc': 'lower right', 'bbox_to_anchor': (1, 1), 'ncols': 2, 'fontsize': 9}
+    ax.legend(marks.values(), marks, **style)
+
+
+def _draw_evaluations(ax: Axes, evals: Rows, shares: Sequence[str], key: str, size: float) -> bool:
+    """Draws the figures of this name of evaluations with their intervals; the result is whether there are any."""
+    # An evaluation before step i, counted from 0, is one after i steps.
+    figures = [(row['step'], estimate(row, key, shares)) for row in evals if known(row, key)]
+    for step, figure in figures:
+        if figure.interval:
+            ax.plot([step] * 2, figure.interval, color=GREEN, linewidth=1)
+    line: Any = {'color': GREEN, 'marker': 'D', 'markersize': size, 'markeredgewidth': 0, 'linewidth': 0.8}
+    ax.plot([step for step, _ in figures], [figure.value for _, figure in figures], **line, zorder=3)
+    return bool(figures)
 
 
 def counted_steps(rows: Rows) -> np.ndarray:
@@ -206,10 +232,11 @@ def _draw_series(ax: Axes, rows: Rows, key: str, size: float) -> int:
         samples = column(part, 'samples')
         # A step of 0 samples is one in which none was judged.
         errors = column(part, f'{key}_std') / np.sqrt(np.where(samples > 0, samples, np.nan))
-        # The window is a tenth of the steps, and at least three.
-        window = max(3, int(np.isfinite(values).sum()) // 10)
+        window = window_of(int(np.isfinite(values).sum()), 0.1)
         mean, error = running_mean(values, errors, window)
-        ax.plot(steps, values, 'o', color=GREY, markersize=size, markeredgewidth=0)
+        # A line of a few steps joins their dots.
+        dots: Any = {'color': GREY, 'markersize': size} if window > 1 else {'color': BLUE, 'markersize': 2 * size}
+        ax.plot(steps, values, 'o', markeredgewidth=0, **dots)
         ax.fill_between(steps, mean - error, mean + error, color=BLUE, alpha=0.18, linewidth=0)
         ax.plot(steps, mean, color=BLUE, linewidth=size / 1.5)
     return window

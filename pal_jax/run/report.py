@@ -62,7 +62,7 @@ def make_report(workdir: Path) -> tuple[str, bytes]:
         raise ValueError(f'{workdir / METRICS}: no steps to report on; train first, or name the folder of a run')
     config = read_run(workdir)
     words = words_of(config['recipe'])
-    curve = learning_curve(rows) if any(finite_values(rows, key) for key in HEADLINES) else b''
+    curve = learning_curve(rows, evals, words.shares) if any(finite_values(rows, key) for key in HEADLINES) else b''
     summary = read_summary(workdir)
     rollouts = read_records(workdir / ROLLOUTS)
     folder = workdir.resolve()
