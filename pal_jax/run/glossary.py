@@ -41,10 +41,12 @@ class Rivals(NamedTuple):
       own: the words for the method.
       leads: by the name of a difference, the baseline's figure less the method's: the words for the baseline, and the
         name of its figure.
+      beaten: whether the baselines that the method is clearly ahead of are told of, too.
     """
 
     own: str
     leads: Mapping[str, tuple[str, str]]
+    beaten: bool = False
 
 
 class Test(NamedTuple):
@@ -166,6 +168,8 @@ CORE = Words(
             'limit': 'the limit of the mean cost',
             'limit_{group}': 'the limit of the mean cost of {group}',
             'accuracy_of_longer': 'control: share right of always taking the longer reply',
+            'accuracy_of_shorter': 'control: share right of always taking the shorter reply',
+            'lead_of_{length}': 'how far always taking the {length} reply is ahead of the model (below 0: behind)',
         },
         PARTS: {
             'own_{function}': 'what your function {function} returned, before its weight',

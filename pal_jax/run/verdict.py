@@ -263,7 +263,7 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     # Where no level of before is known, it has not become anything.
     elif said == WORSE and (key in words.questions or earlier is None):
         said, sentence = asking.worse, f'{asking.reason}{sentence}'
-    leads = _unbeaten(after, words.rivals[key]) if key in words.rivals else {}
+    leads = _leads(after, words.rivals[key]) if key in words.rivals else {}
     compared = f' {_rivals_in_words(after, words.rivals[key], leads)}' if leads else ''
     if asking.test and known(after, asking.test.key):
         tested = _tested(asking, asking.test, after, claim, sentence.removeprefix(asking.reason))
@@ -295,20 +295,20 @@ def _proof(test: Test, record: Record) -> str:
     return f'{test.yes if _is_shown(test, record) else test.no} ({test.name}, p = {record[test.key]:.3f})'
 
 
-def _unbeaten(record: Record, rivals: Rivals) -> dict[str, Estimate]:
-    """The leads of the baselines that an evaluation has not shown to be worse, by the names of their figures."""
+def _leads(record: Record, rivals: Rivals) -> dict[str, Estimate]:
+    """The leads of the baselines that a verdict tells of, by the names of their figures."""
     leads = {name: estimate(record, name, ()) for name in rivals.leads if known(record, name)}
-    return {name: lead for name, lead in leads.items() if lead.place(0.0) != -1}
+    return {name: lead for name, lead in leads.items() if rivals.beaten or lead.place(0.0) != -1}
 
 
 def _rivals_in_words(record: Record, rivals: Rivals, leads: Mapping[str, Estimate]) -> str:
-    """The figures of the baselines that a method has no clear lead over, and theirs less the method's."""
-    unclear, ahead = [], []
+    """The figures of baselines, and theirs less the method's."""
+    parts: dict[str, list[str]] = {f'{place} {rivals.own}': [] for place in ('Ahead of', 'Within noise of', 'Behind')}
+    ahead, unclear, behind = parts.values()
     for name, lead in leads.items():
         rival, other = rivals.leads[name]
         part = f'{rival} {record[other]:.1%} (difference {lead.value:+z.3f}, 95 % interval {lead.ends("+.3f")})'
-        (ahead if lead.place(0.0) == 1 else unclear).append(part)
-    parts = {f'Ahead of {rivals.own}': ahead, f'Within noise of {rivals.own}': unclear}
+        {1: ahead, -1: behind}.get(lead.place(0.0) or 0, unclear).append(part)
     return ' '.join(f'{said}: {"; ".join(part)}.' for said, part in parts.items() if part)
 
 

@@ -185,6 +185,15 @@ def test_methods_that_do_as_well_stand_with_their_difference():
     )
 
 
+def test_a_scorer_is_held_against_rules_of_length():
+    figures = {'accuracy': 0.8, 'accuracy_interval': [0.7, 0.9], 'rows': 100, 'accuracy_of_longer': 0.5}
+    figures |= {'lead_of_longer': -0.3, 'lead_of_longer_interval': [-0.4, -0.2]}
+    figures |= {'accuracy_of_shorter': 0.78, 'lead_of_shorter': -0.02, 'lead_of_shorter_interval': [-0.1, 0.1]}
+    sentence = judge([], [evaluation(4, 'final', **figures)], 'scorer.reward').sentence
+    near, behind = sentence.index('Within noise of the model'), sentence.index('Behind the model')
+    assert near < sentence.index('shorter reply 78.0%') < behind < sentence.index('longer reply 50.0%')
+
+
 def test_figures_of_an_own_function_that_has_changed_are_not_compared():
     rows = steps([0.5] * 4, 'reward')
     before, after = (

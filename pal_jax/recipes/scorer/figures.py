@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, PARTS, Words
+from pal_jax.run.glossary import COMPARED, MACHINE, OPTIMISED, PARTS, Rivals, Words
 
 WORDS = Words(
     uses=dict.fromkeys(
@@ -42,4 +42,11 @@ WORDS = Words(
     },
     levels={'sign_accuracy': ('the share of answers whose cost has the right sign', 0.5)},
     shares=('sign_accuracy',),
+    rivals={
+        'accuracy': Rivals(
+            'the model',
+            {f'lead_of_{side}': (f'always the {side} reply', f'accuracy_of_{side}') for side in ('longer', 'shorter')},
+            beaten=True,
+        )
+    },
 )

@@ -47,10 +47,12 @@ def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dic
         'length_correlation': correlation(scores.ravel(), lengths.ravel()),
         # The sign of a difference only depends on the reply that was named first, so differences are not centred.
         'length_correlation_in_pairs': correlation(gap, longer, centred=False),
-        # A rule that takes the longer reply of each pair is a baseline without a model.
-        'accuracy_of_longer': float(hits(longer).mean()),
     }
-    for name, part in (('longer', longer > 0), ('shorter', longer < 0)):
+    for name, way in (('longer', longer), ('shorter', -longer)):
+        # A rule that takes the longer reply of each pair, or the shorter one, is a baseline without a model.
+        record[f'accuracy_of_{name}'] = float(hits(way).mean())
+        record |= intervals.gain(hits(way) - right, prompts).named(f'lead_of_{name}')
+        part = way > 0
         record[f'rows_chosen_{name}'] = int(part.sum())
         if part.any():
             record[f'accuracy_chosen_{name}'] = float(right[part].mean())
@@ -68,7 +70,7 @@ def make_exhibits(scores: np.ndarray, lengths: np.ndarray, record: Mapping[str, 
     """A table of the figures of `measure`, and the reliability plot."""
     cells = [
         ['pairs right', _share(record, 'accuracy', record['rows'])],
-        ['always the longer reply', f'{record["accuracy_of_longer"]:.3f}'],
+        *([f'always the {name} reply', f'{record[f"accuracy_of_{name}"]:.3f}'] for name in ('longer', 'shorter')),
         *(
             [f'right where the chosen reply is {name}', f'{record[key]:.3f}, of {record[f"rows_chosen_{name}"]}']
             for name in ('longer', 'shorter')

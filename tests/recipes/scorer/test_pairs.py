@@ -22,6 +22,8 @@ def test_figures_of_four_pairs():
     # bins .75: two pairs, half right; .9: one, right; .5: one, a tie
     assert record['ece'] == pytest.approx((2 * 0.25 + 0.1 + 0.0) / 4)
     assert record['accuracy_of_longer'] == pytest.approx((1 + 0 + 0.5 + 1) / 4)
+    assert record['accuracy_of_shorter'] == pytest.approx(1 - record['accuracy_of_longer'])
+    assert record['lead_of_longer'] == pytest.approx(record['accuracy_of_longer'] - record['accuracy'])
     assert record['accuracy_chosen_longer'] == pytest.approx(0.75)
     assert record['accuracy_chosen_shorter'] == 0.0
     assert (record['rows_chosen_longer'], record['rows_chosen_shorter']) == (2, 1)
