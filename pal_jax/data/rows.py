@@ -33,6 +33,8 @@ PLAIN = (
     '(docs/methods/sft.md#rows)'
 )
 
+OF_PAIRS = 'pairs of replies, of which the chosen ones are learnt and the rejected ones are not read'
+
 
 class Rows(NamedTuple):
     """Rows to learn from and to test on, and their batches; a row is a group of `n` branches, such as a prompt with
@@ -48,6 +50,7 @@ class Rows(NamedTuple):
       seed: the seed of the order in which rows are drawn.
       warnings: lines on settings that cannot be kept, such as `holdouts.fewer`, each after a line break.
       texts: the number of rows whose prompts are texts and no messages.
+      pairs: the number of rows to imitate that are pairs.
       system: the system prompt that all rows begin with; '' where there is none, or several.
     """
 
@@ -62,6 +65,7 @@ class Rows(NamedTuple):
     seed: int = 0
     warnings: str = ''
     texts: int = 0
+    pairs: int = 0
     system: str = ''
 
     @property
@@ -70,7 +74,8 @@ class Rows(NamedTuple):
         rows = f'{counted(len(self.train), "row")} to learn from, {len(self.test)} to test on, which have other prompts'
         shared = f' ({counted(self.moved, "row")} with the prompt of another row)' if self.moved else ''
         plain = f'\n{counted(self.texts, "prompt")} of {PLAIN}' if self.texts else ''
-        return f'{rows}{shared}{self.warnings}{plain}'
+        pairs = f'\n{counted(self.pairs, "row")} of the file are {OF_PAIRS}' if self.pairs else ''
+        return f'{rows}{shared}{self.warnings}{plain}{pairs}'
 
     def draw(self, i: int) -> list[PromptGroup]:
         """The rows of step `i`, in shuffled passes over all rows."""
@@ -122,6 +127,7 @@ def make_rows(
     """
     data, read = settings.data, formats.imitated if key == 'completion' else formats.preferred
     texts: list[str] = []
+    pairs: list[bool] = []
     systems: set[str] = set()
 
     def keyed(rows: Sequence[tuple[str, PromptGroup]]) -> list[Keyed]:
@@ -134,6 +140,7 @@ def make_rows(
         row = read(record)
         if isinstance(row.prompt, str):
             texts.append(row.prompt)
+        pairs.append(key == 'completion' and formats.is_pair(record))
         systems.add(formats.system_of(row.prompt))
         return row.content, convert(record)
 
@@ -155,7 +162,8 @@ def make_rows(
     # A file of tests is tested on as a whole, and made-up people are not cut in two.
     fewer = '' if data.test or maker else fewer_tests(data, test)
     system = systems.pop() if len(systems) == 1 else ''
-    return rows._replace(warnings=f'{fewer}{unused_epochs(settings)}', texts=len(texts), system=system)
+    warnings = f'{fewer}{unused_epochs(settings)}'
+    return rows._replace(warnings=warnings, texts=len(texts), pairs=sum(pairs), system=system)
 
 
 def short_rows(settings: RowRun, train: list[Keyed], test: list[Keyed], moved: int, n: int) -> Rows:

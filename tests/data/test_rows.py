@@ -157,6 +157,13 @@ def test_prompts_that_no_chat_template_writes_are_told(tmp_path):
     assert rows.PLAIN not in of_messages.told
 
 
+def test_pairs_that_are_imitated_are_told(tmp_path):
+    path = write(tmp_path / 'a.jsonl', [*(pair(f'{i}') for i in range(5)), *(chat(f'{i}') for i in range(5, 9))])
+    assert f'5 rows of the file are {rows.OF_PAIRS}' in make('sft', path).told
+    alone = write(tmp_path / 'b.jsonl', [pair(f'{i}') for i in range(5)])
+    assert rows.OF_PAIRS not in make('dpo', alone).told
+
+
 def test_fewer_to_test_on_than_a_setting_asks_for_are_told_with_the_reason():
     assert 'eval.people=50 became 2, since a fifth at most' in fewer('eval.people', 50, 2)
     assert 'limit=9 became 2, since a.jsonl has no more' in fewer('limit', 9, 2, 'a.jsonl has no more')

@@ -80,6 +80,11 @@ def imitated(record: Any) -> PromptedReplies:
     return _rendered(known, row._replace(replies=row.replies[:1]))
 
 
+def is_pair(record: Any) -> bool:
+    """True of a record that `imitated` reads as a pair. Raises ValueError where it has no known format, or several."""
+    return _format(record, IMITATED, PREFERRED, (WHOLE,)) in PREFERRED
+
+
 def preferred(record: Any) -> PromptedReplies:
     """The prompt and both replies of a pair, the better one first. Raises ValueError as `imitated` does."""
     format_, known = _format(record, PREFERRED), _known(record)
