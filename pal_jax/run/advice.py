@@ -18,14 +18,15 @@ POLICY = (
     ('write a folder for transformers', 'pal-jax export --workdir={run} --output=my_model', 'docs/howto/export.md'),
 )
 SEEDS = 'more total_steps, or several seeds, which pal-jax compare puts side by side'
+TRAIN = 'train the model itself: the command of this run without the variant for trials, in another --workdir'
 TESTS = 'more {units} to test on'
 ABOVE = 'above its limit', 'above its limits'
 LIMIT = 'more total_steps, a higher constraint.limit, or a handler that moves faster (docs/howto/constraints.md)'
 KL = 3.0  # nats of a token that are much
 
 
-def uses(workdir: Path, config: Mapping[str, Any], words: Words) -> list[tuple[str, str, str]]:
-    """Uses of the run in a folder: words, a command, and the page that explains it."""
+def uses(workdir: Path, config: Mapping[str, Any], words: Words, name: str = '') -> list[tuple[str, str, str]]:
+    """Uses of the run in a folder: words, a command, and the page that explains it. `name` is that of its config."""
     known = words.uses.get(config['recipe'], ())
     trained = POLICY if not words.uses and {'policy', 'optimizer'} <= config.keys() else ()
     # A run whose number of steps follows from something else goes on by passes over its rows, or not at all. The number
@@ -36,12 +37,19 @@ def uses(workdir: Path, config: Mapping[str, Any], words: Words) -> list[tuple[s
     longer_run = 'train longer: the command of this run with a larger number'
     go_on = steps and not words.more
     longer = [(longer_run, f'--config.total_steps={2 * steps}', 'docs/howto/resume.md')] if go_on else []
+    if is_trial(name):
+        longer = [(TRAIN, f'--config={name[: -len(TRIALS[0])]}', 'docs/start/first_run.md')]
     return [(use, command.format(run=workdir), page) for use, command, page in (*known, *trained, *longer)]
+
+
+def is_trial(name: str) -> bool:
+    """True of the name of a config with a variant for trials."""
+    return name.endswith(TRIALS)
 
 
 def of_trial(name: str) -> str:
     """A sentence on a run of the config `name`, where its variant is one for trials; '' where it is not."""
-    if not name.endswith(TRIALS):
+    if not is_trial(name):
         return ''
     return f'This was a trial of the command, which hardly learns: leave {name[-6:]} out for a run that does.'
 

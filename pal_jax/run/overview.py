@@ -50,8 +50,10 @@ def run_row(name: str, folder: Path, page: Path, *, live: bool = False) -> RunRo
     there = reached and (live or report.exists())
     link = os.path.relpath(report.resolve(), page.resolve().parent) if there else ''
     words = words_of(config['recipe'])
-    use = next((command for _, command, _ in uses(folder, config, words) if command.startswith('pal-jax')), '')
-    verdict = judge(rows, evals, words, kept.get('name', ''))
+    config_name = kept.get('name', '')
+    commands = (command for _, command, _ in uses(folder, config, words, config_name))
+    use = next((command for command in commands if command.startswith('pal-jax')), '')
+    verdict = judge(rows, evals, words, config_name)
     return RunRow(name, link, described(config, summary), verdict, use, facts['steps'], facts['seconds_total'])
 
 

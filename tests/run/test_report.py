@@ -146,6 +146,11 @@ def test_only_what_can_go_on_is_told_to(config, key, tmp_path):
     )
 
 
+def test_a_trial_leads_to_the_run_itself(tmp_path):
+    longer = [line for _, line, _ in uses(tmp_path, {'recipe': 'sft', 'total_steps': 3}, words_of('sft'), 'sft:smoke')]
+    assert longer == ['--config=sft']
+
+
 @pytest.mark.parametrize(
     ('recipe', 'command'), [('scorer.cost', 'score'), ('personal.pal', 'personalize'), ('plus', 'summarize')]
 )
