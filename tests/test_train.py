@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from pal_jax.judges.functions import check_failed
 from pal_jax.run import cli, loop
 from pal_jax.run.glossary import CORE, figure_line
 from pal_jax.run.metrics import MetricsWriter
@@ -191,3 +192,7 @@ def test_a_fault_of_the_system_says_what_and_where(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(cli.Fault, match=r"Not a directory: '.*/file/runs' \(PAL_JAX_TRACEBACK=1"):
         cli.faults((tmp_path / 'file' / 'runs').mkdir)
+    # An error of this package says itself what to do.
+    with pytest.raises(cli.Fault, match='reward.max_failed') as failed:
+        cli.faults(check_failed, 1, 1, 'samples got no reward', 'reward', 0.0)
+    assert 'PAL_JAX_TRACEBACK' not in str(failed.value)

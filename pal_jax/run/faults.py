@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
 
 
 class Fault(Exception):
@@ -29,8 +33,14 @@ def faults(call: Callable, *args, **kwargs):
         if os.environ.get('PAL_JAX_TRACEBACK'):
             raise
         wrong_input = isinstance(error, ValueError)
-        hint = '' if wrong_input else ' (PAL_JAX_TRACEBACK=1 shows where)'
+        hint = '' if wrong_input or explained(error) else ' (PAL_JAX_TRACEBACK=1 shows where)'
         raise Fault(one_line(error) + hint, 2 if wrong_input else 1) from error
+
+
+def explained(error: Exception) -> bool:
+    """True of a RuntimeError of this package without another error behind it, whose message says what to do."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return type(error) is RuntimeError and not error.__cause__ and Path(frames[-1].filename).is_relative_to(PACKAGE)
 
 
 def one_line(error: Exception) -> str:

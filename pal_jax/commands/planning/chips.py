@@ -193,7 +193,7 @@ def local_devices(platform: str) -> Sequence[Any]:
     try:
         return jax.devices(platform)
     except RuntimeError:
-        message = f'this machine has no {platform} device; plan where there is one, or for a TPU slice with --topology'
+        message = f'this machine has no {platform} device; plan for other machines with --topology, such as h100:8 or v5e:4x4'
         raise RuntimeError(message) from None
 
 
