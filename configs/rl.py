@@ -23,7 +23,7 @@ def get_config(variant: str = '') -> Settings:
         optimizer=p.Optimizer(lr=3e-4, warmup_ratio=0.05, min_ratio=1.0),
         critic=p.Optimizer(lr=3e-4),
         ppo=p.PPO(estimator='group_norm', kl_coef=0.0, row_tokens=512, micro_rows=1, old_logprobs='sampler'),
-        sampling=p.Sampling(temperature=1.0, max_tokens=12),
+        sampling=p.Sampling(temperature=1.0, max_tokens=12),  # enough for sums; give more for your own prompts
     )
     return {'control': control, 'smoke': smoke}[variant](settings) if variant else settings
 

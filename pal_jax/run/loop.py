@@ -103,7 +103,7 @@ def train(settings: Run, workdir: Path, name: str = '', changed: Collection[str]
     if restored and restored[2] >= plan.total_steps and (workdir / REPORT).exists():
         progress.log(f'{workdir} is finished: {workdir / REPORT}; a larger total_steps goes on')
         return 0
-    title = workdir.name if settings.part_of else settings.recipe
+    title = workdir.name if settings.part_of else name.partition(':')[0] or settings.recipe
     progress.announce(title, plan.phases or {'': plan.total_steps}, plan.evaluations, notes)
     with StopListener(progress.log) as stopping:
         try:

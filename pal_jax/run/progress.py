@@ -32,6 +32,8 @@ DESCRIBED = (
 )  # fmt: skip
 SILENCE = 60.0  # seconds without a line, after which a log says that work goes on
 CUT = 0.2  # the console shows the share of cut answers where it is larger
+NEARLY_ALL = 0.9  # the console warns once of a share of cut answers from here on
+OF_CUT = 'of the answers are cut at their largest number of tokens; raise --config.sampling.max_tokens for longer ones'
 
 
 class Stopwatch:
@@ -130,6 +132,7 @@ class Progress:
         self._describe, self._console, self._stopwatch = describe, console or Console(), Stopwatch(clock)
         self._title, self._forecast, self._total, self._clock = '', Forecast({}), 0, clock
         self._bar: Bar | None = None
+        self._warned = False
         self._task = TaskID(0)
 
     def announce(
@@ -193,13 +196,15 @@ class Progress:
         left, seconds = self._forecast.left(step), sum(seconds_of(metrics))
         if began is not None and self._title:
             paid = f', of which {spoken(once(metrics))} of compiling comes once' if once(metrics) >= 0.5 else ''
-            first = f'the first step{f" of {began}" if began else ""} took {spoken(seconds)}{paid}'
-            self.log(f'{self._title}: {self._forecast}; {first}; {left}')
+            self.log(f'the first step{f" of {began}" if began else ""} took {spoken(seconds)}{paid}; {left}')
         latest = self._describe(metrics)
         if self._bar:
             self._bar.update(self._task, completed=step + 1, description=stage, latest=latest, eta=left.brief)
         else:
             self.log(f'{stage} {step + 1}/{self._total}  {latest}  {seconds:.1f} s  {left.brief}')
+        if metrics.get('truncated', 0.0) >= NEARLY_ALL and not self._warned:
+            self._warned = True
+            self.log(f'warning: {metrics["truncated"]:.0%} {OF_CUT}')
 
     @contextlib.contextmanager
     def silent(self, work: str, every: float = SILENCE) -> Iterator[None]:

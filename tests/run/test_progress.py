@@ -97,7 +97,7 @@ def test_what_a_run_will_do_comes_first_and_how_long_as_soon_as_it_is_measured()
     whole = 'rlpa: 2 steps of warm-up, 3 steps of PPO, 3 evaluations; '
     assert lines[0].startswith(whole) and lines[1] == '8 people'
     # The time of what is measured is never said without its name while something else is not measured.
-    assert lines[2].startswith(whole) and lines[2].endswith(
+    assert lines[2].startswith('the first step of warm-up took') and lines[2].endswith(
         'warm-up, evaluations: up to 25 s left; not measured yet: PPO'
     )
     assert '2 min of compiling' in lines[2]
@@ -106,7 +106,16 @@ def test_what_a_run_will_do_comes_first_and_how_long_as_soon_as_it_is_measured()
         'evaluations: about 20 s left; the rest is not measured yet',
         'up to 2 min left', 'about 90 s left', 'about 30 s left for the evaluation',
     ]  # fmt: skip
-    assert lines[5].startswith(whole) and lines[5].endswith('; up to 2 min left')
+    assert lines[5].startswith('the first step of PPO took') and lines[5].endswith('; up to 2 min left')
+
+
+def test_answers_that_are_nearly_all_cut_are_warned_of_once():
+    console = Console(file=io.StringIO(), width=40)
+    progress = Progress(console=console)
+    for step in range(3):
+        progress.done(step, 'rl', {'truncated': 0.5 + 0.25 * step})
+    progress.done(3, 'rl', {'truncated': 1.0})
+    assert output(console).count('sampling.max_tokens') == 1
 
 
 def test_what_is_left_is_measured_skips_what_a_run_skips_and_ends():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from pal_jax.run.language import ANSWERS, EndpointSettings, RolloutRun
 from pal_jax.run.settings import StageSettings
+from pal_jax.types import Sampling
 
 # The prompts of runs without prompts of their own, with the rule that pays the answers.
 EMBEDDED = 'sums'
@@ -62,6 +63,8 @@ class Settings(RolloutRun):
     prompts: PromptSettings = PromptSettings()
     reward: RewardSources = RewardSources()
     rl: StepSettings = StepSettings()
+    # The config's 12 tokens are enough for the sums of the default prompts; give more for prompts of your own.
+    sampling: Sampling
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
     answers: str = ANSWERS  # the file that keeps answers of endpoints, which are not asked twice; '': no file
     eval: StageSettings = StageSettings()
