@@ -15,13 +15,21 @@ import re
 import textwrap
 import tokenize
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 from pal_jax.run.settings import choices, keys_of
 
 # In --help, meanings begin at this column, and lines end at this width.
 COLUMN, WIDTH = 44, 120
+# The keys that most runs change, the first ones first: the model, the data, the steps, a batch, and the evaluations.
+FIRST = (
+    'policy.source', 'policy.lora.rank', 'data.train', 'data.test', 'prompts.train', 'prompts.test', 'reward.function',
+    'total_steps', 'data.epochs', 'data.batch_size', '*.rollout_batch_size', '*.n_samples_per_prompt',
+    'optimizer.lr', 'data.max_length', 'sampling.max_tokens', 'ppo.kl_coef', 'eval.every', 'checkpoint.every',
+    'metrics.wandb',
+)  # fmt: skip
 ENTRY = re.compile(r'^ *([a-z_]\w*(?:, [a-z_]\w*)*): (.+(?:\n(?! *[a-z_][\w, ]*: ).*\S.*)*)', re.MULTILINE)
 
 
@@ -70,16 +78,25 @@ def sections(settings: Any, at: str = '', use: str = '') -> Iterator[Section]:
 
 
 def described(settings: Any) -> Iterator[str]:
-    """Lines for `--help`: each section with the file that explains it, its keys as options, and what they mean."""
-    for section in sections(settings):
+    """Lines for `--help`: the keys that most runs change, then all keys by section, with the file that explains it."""
+    parts = list(sections(settings))
+    every = [key for section in parts for key in section.keys]
+    if first := [key for pattern in FIRST for key in every if fnmatch(key.name, pattern)]:
+        yield from ('', 'keys that most runs change', *_lines(first))
+    for section in parts:
         yield from ('', f'{section.name[:-1] or "run"}: {title_of(section)}', f'  ({section.place})')
-        for key in section.keys:
-            option = f'  --config.{key.name}={plain_text(key.value)}'
-            lines = textwrap.wrap(with_choices(key), WIDTH - COLUMN)
-            # A long option has its meaning below, and not beside it.
-            beside = lines[:1] if len(option) < COLUMN else []
-            yield f'{option:{COLUMN}}{beside[0]}' if beside else option
-            yield from (' ' * COLUMN + line for line in lines[len(beside) :])
+        yield from _lines(section.keys)
+
+
+def _lines(keys: Iterable[Key]) -> Iterator[str]:
+    """Keys as options, with their values and meanings."""
+    for key in keys:
+        option = f'  --config.{key.name}={plain_text(key.value)}'
+        lines = textwrap.wrap(with_choices(key), WIDTH - COLUMN)
+        # A long option has its meaning below, and not beside it.
+        beside = lines[:1] if len(option) < COLUMN else []
+        yield f'{option:{COLUMN}}{beside[0]}' if beside else option
+        yield from (' ' * COLUMN + line for line in lines[len(beside) :])
 
 
 def title_of(section: Section) -> str:

@@ -62,6 +62,8 @@ def test_help_has_option_value_meaning_and_choices():
     assert 'hidden' not in text
     assert all(len(line) <= keys.WIDTH for line in text.splitlines())
     of_run = '\n'.join(keys.described(configs.load('rlpa')))
+    first = of_run.partition('\nrun: ')[0]
+    assert first.index('--config.policy.source=') < first.index('--config.total_steps=') < first.index('.optimizer.lr=')
     # One class explains the optimisers of policy and critic.
     assert 'on a gradient; of the policy\n' in of_run and 'on a gradient; used by the estimator' in of_run
     assert '--config.endpoints.judge.retries=5 ' in of_run and 'pal_jax/learners/ppo_settings.py, class PPO' in of_run
