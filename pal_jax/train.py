@@ -5,7 +5,7 @@
   pal-jax train --config=rlpa --config.ppo.kl_coef=0.1 --workdir=runs/kl
 
 Options:
-  --config=FILE[:VARIANT]   what to train; read the file: it is short
+  --config=FILE[:VARIANT]   what to train: a name or a file, which shows all that a variant changes
   --config.KEY=VALUE        change one value; --config=FILE --help lists every key, and so does config.json of a run
   --changed=KEY             go on although the own function of this key has changed, as in --changed=reward.function
   --workdir=FOLDER          where checkpoints, metrics, report and export go; default runs/<name of the config>

@@ -4,9 +4,10 @@
   pal-jax compare runs/rlpa runs/pal --output=both.png --output=both.csv
 
 prints the verdict on each run, and tables in Markdown: the settings in which the runs differ, what the evaluations say
-of learning, and the figure that stands for each method in the first and the last training steps. Of runs that differ in their seeds alone the last
-two tables have the means, too, with standard errors over seeds. --output names a new file: .html (a page with the
-picture, the tables and the verdicts), .png (the picture) or .csv (every figure of every evaluation, a row each).
+of learning, and the figure that stands for each method in the first and the last training steps. Of runs that differ in
+their seeds alone the last two tables have the means, too, with standard errors over seeds. --output names a new file:
+.html (a page with the picture, the tables and the verdicts), .png (the picture) or .csv (every figure of every
+evaluation, a row each).
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ OVER_SEEDS = (
 MEASURES = 'recipe', 'reward', 'prompts', 'data', 'eval', 'play', 'dialogue', 'split', 'group', 'oracle', 'evaluate'
 UNLIKE = 'These runs differ in {}: figures of one name may then measure different things.'
 LETTERS = 'In a row "content of", runs with the same letter have read the same content.'
+UNJUDGED = 'no single figure says whether it has learnt'
 ENDINGS = '.html', '.png', '.csv'
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # records by the run's name
@@ -285,6 +287,13 @@ def named(folders: Sequence[Path]) -> dict[str, Path]:
     return dict(zip(names if len({*names}) == len(names) else map(stores.shown, folders), folders, strict=True))
 
 
+def as_text(folders: Mapping[str, Path], exhibits: Sequence[Exhibit]) -> str:
+    """The verdict on each run, and the tables, for a terminal."""
+    lines = (f'{name}: {verdict_line(folder) or UNJUDGED}'.rstrip() for name, folder in folders.items())
+    parts = ((exhibit.title, exhibit.text, markdown(exhibit.table)) for exhibit in exhibits)
+    return '\n\n'.join(['\n'.join(lines), *filter(None, itertools.chain.from_iterable(parts))])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog='pal-jax compare', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -331,11 +340,7 @@ def main() -> None:
                 rows = [run_row(name, folder, path) for name, folder in folders.items()]
                 page = stores.shown(overview([counted(len(runs), 'run')], rows, [*pictures, *exhibits]))
                 partial.write_text(page, 'utf-8', 'xmlcharrefreplace')
-    for name, folder in folders.items():
-        print(f'{name}: {verdict_line(folder) or "no figure says whether it has learnt"}'.rstrip())
-    print()
-    parts = ((exhibit.title, exhibit.text, markdown(exhibit.table)) for exhibit in exhibits)
-    print('\n\n'.join(part for part in itertools.chain.from_iterable(parts) if part))
+    print(as_text(folders, exhibits))
     written = ', '.join(map(str, outputs))
     print(f'\nwritten: {written}' if outputs else '\n--output=compared.html writes a page with the curves')
 
