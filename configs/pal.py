@@ -15,9 +15,9 @@ keys, what they mean and their defaults: pal_jax/recipes/personal/pal/settings.p
 config.json."""
 
 from pal_jax.learners.training import Lora
-from pal_jax.recipes.personal import pal, pal_large
+from pal_jax.recipes.personal import pal
 from pal_jax.recipes.personal.learner import Rates
-from pal_jax.recipes.personal.pal.settings import DecoderSettings, HoldSettings
+from pal_jax.recipes.personal.pal.settings import DecoderSettings, HoldSettings, LargeSettings
 from pal_jax.run import presets as p
 
 
@@ -57,7 +57,7 @@ def text_smoke(settings: pal.Settings) -> pal.Settings:
     )
 
 
-def text_large(settings: pal.Settings) -> pal_large.Settings:
+def text_large(settings: pal.Settings) -> LargeSettings:
     """PAL-Large: the decoder is trained too, each model's own (pal_jax/recipes/personal/pal/large.py). Give
     --config.data."""
     frozen = p.changed(
@@ -72,7 +72,7 @@ def text_large(settings: pal.Settings) -> pal_large.Settings:
     )
     adam = p.Optimizer(lr=2e-4)  # 1e-5 without adapters
     decoder = DecoderSettings(optimizer=adam, lora=Lora(rank=8))
-    return p.filled(pal_large.Settings, frozen, recipe='personal.pal_large', hold=HoldSettings(), decoder=decoder)
+    return p.filled(LargeSettings, frozen, recipe='personal.pal_large', hold=HoldSettings(), decoder=decoder)
 
 
 def large(settings: pal.Settings) -> pal.Settings:

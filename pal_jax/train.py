@@ -23,13 +23,15 @@ from __future__ import annotations
 from absl import flags
 
 from pal_jax.run import cli
-from pal_jax.run.loop import train_all
 
 CHANGED = flags.DEFINE_list('changed', [], 'Keys of own functions that have changed since the run began.')
 
 
 def main() -> int:
     """Train, and return the exit status: 0, or that of a process ended by a signal where a signal stopped the run."""
+    # A wrong key or name is told before the libraries that training alone needs are imported, which takes seconds.
+    from pal_jax.run.loop import train_all
+
     return train_all(cli.settings(), cli.workdir(), cli.faults(cli.place), cli.name(), CHANGED.value)
 
 

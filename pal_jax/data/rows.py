@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import grain
 import numpy as np
+from etils import epy
 from jax.sharding import Mesh
 
 from pal_jax.data import chats, holdouts, records
@@ -25,6 +25,10 @@ from pal_jax.run.models import Policy, keeping, make_adapters
 from pal_jax.run.recipe import Context, Plan, check_at_least, stage_before
 from pal_jax.run.trained import TrainedModel
 from pal_jax.types import TokenBatch
+
+# Grain is imported at its first use, since it takes a second, and a wrong key is told without it.
+with epy.lazy_imports():
+    import grain
 
 Keyed = tuple[str, PromptGroup]  # the content of a prompt (`PromptedReplies.content`), and a group with that prompt
 Entry = TypeVar('Entry')

@@ -19,13 +19,13 @@ import tokenizers
 from tokenizers import AddedToken, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerFast
 
 from pal_jax.data import markup, thoughts, vocabularies
 from pal_jax.run import files
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
+    from transformers import PreTrainedTokenizerFast
 
 Message = Mapping[str, Any]  # {'role': 'system' | 'user' | 'assistant', 'content': ...}, and calls of tools
 
@@ -419,7 +419,7 @@ def from_folder(folder: str | Path, ends: Sequence[int] | None = None) -> Tokeni
     if Path(folder).is_dir() and not (Path(folder) / 'tokenizer.json').exists():
         raise ValueError(f'no tokenizer.json in {folder}; save the tokenizer there with transformers first')
     try:
-        fast = PreTrainedTokenizerFast.from_pretrained(str(folder))
+        fast = vocabularies.fast_tokenizer().from_pretrained(str(folder))
     # The library raises a plain Exception for a damaged tokenizer.json, so the files are read to find which it is.
     except Exception as error:
         for path in (Path(folder) / name for name in FILES):
@@ -456,7 +456,7 @@ def byte_tokenizer() -> Tokenizer:
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
-    fast = PreTrainedTokenizerFast(
+    fast = vocabularies.fast_tokenizer()(
         tokenizer_object=backend, eos_token='<|im_end|>', pad_token='<|pad|>', chat_template=CHATML
     )
     return Tokenizer(fast)
@@ -484,7 +484,7 @@ def from_gguf(reader: GGUFReader, template: str = '') -> Tokenizer:
     vocabularies.mark_added(backend, tokens, types)
     keys = {'bos_token': 'bos', 'eos_token': 'eos', 'unk_token': 'unknown', 'pad_token': 'padding'}
     ids = {name: _field(reader, f'ggml.{key}_token_id') for name, key in keys.items()}
-    fast = PreTrainedTokenizerFast(
+    fast = vocabularies.fast_tokenizer()(
         tokenizer_object=backend,
         chat_template=_field(reader, 'chat_template') or template or None,
         add_bos_token=bool(_field(reader, 'ggml.add_bos_token')),

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import matplotlib
 import numpy as np
+import scipy
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from scipy import stats
 
 from pal_jax.run import intervals
 from pal_jax.run.bootstrap import interval, means, resampled_means
@@ -89,7 +89,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     """Rank correlation; 0 where one of them is constant."""
     if len(set(x)) < 2 or len(set(y)) < 2:
         return 0.0
-    ranks: Any = stats.spearmanr(x, y)
+    ranks: Any = scipy.stats.spearmanr(x, y)
     return float(ranks.statistic)
 
 

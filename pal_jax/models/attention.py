@@ -14,9 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from pal_jax.models.blockwise import blockwise_attention
 from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig, RopeScaling
-from pal_jax.models.flash import flash_attention
 from pal_jax.models.places import MASKED, Places, Scoring, alibi_slopes, distance, visible
-from pal_jax.models.splash import splash_attention
 from pal_jax.objectives.rounding import exponential, rounded
 
 # The queries of a causal block on CPU; smaller blocks compute fewer masked scores, but slower products.
@@ -97,13 +95,18 @@ def attention(
     half is then left out where possible.
     """
     scoring = Scoring(score_scale(cfg), kind.window, cfg.attn_softcap, cfg.alibi)
-    # An exact decoder uses the kernels of training for its caches, too.
+    # An exact decoder uses the kernels of training for its caches, too. Kernels are imported where they are used, since
+    # their compilers take a second.
     if cfg.attention == 'splash' and (causal or cfg.exact) and not cfg.alibi:
+        from pal_jax.models.splash import splash_attention
+
         return splash_attention(
             q, k, v, *queries, scale=scoring.scale, window=kind.window, soft_cap=scoring.soft_cap,
             keys=None if causal else keys, block=COLUMNS if cfg.exact else None,
         )  # fmt: skip
     if cfg.attention == 'flash' and (causal or cfg.exact):
+        from pal_jax.models.flash import flash_attention
+
         return flash_attention(q, k, v, queries, scoring, keys=None if causal else keys, in_order=cfg.exact)
     if cfg.attention in ('splash', 'flash') or (cfg.attention == 'blocks' and causal and q.shape[1] > LONG):
         return blockwise_attention(q, k, v, queries, keys, scoring, causal=causal, dtype=cfg.dtype)

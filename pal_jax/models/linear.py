@@ -12,7 +12,6 @@ from jax import lax
 from jaxtyping import Array, Float, Int8, UInt32
 
 from pal_jax.models.config import ModelConfig
-from pal_jax.models.tile_product import tile_product
 from pal_jax.objectives.rounding import rounded
 
 # The number of rows above which both orders of a product are equally fast.
@@ -175,6 +174,8 @@ def by_output(
     """The product `x @ w.T`, with `kernel` by `tile_product`."""
     narrow, w, rows = x.astype(dtype), w.astype(dtype), math.prod(x.shape[:-1])
     if kernel:
+        from pal_jax.models.tile_product import tile_product
+
         out = tile_product(narrow.reshape(rows, -1), w, out_dtype, by_output=True)
         return out.reshape(*x.shape[:-1], -1)
     if jax.default_backend() != 'cpu' or dtype != 'float32' or not 1 < rows <= FEW:
@@ -190,6 +191,8 @@ def _multiply(x: Array, w: Array, dtype: str, out_dtype: str, kernel: bool = Fal
     """The product `[..., prod(out)]` of `x [..., I]` and `w [*in, *out]`, where `I` is `prod(in)`."""
     narrow, matrix = x.astype(dtype), _matrix(w, x.shape[-1], dtype)
     if kernel:
+        from pal_jax.models.tile_product import tile_product
+
         return tile_product(narrow.reshape(-1, x.shape[-1]), matrix, out_dtype).reshape(*x.shape[:-1], -1)
     return lax.dot_general(narrow, matrix, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=out_dtype)
 

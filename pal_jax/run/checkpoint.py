@@ -19,15 +19,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
+from etils import epy
 from jaxtyping import Array, UInt32
-from orbax.checkpoint import checkpoint_managers
 
 from pal_jax.run import files, processes, stores
 from pal_jax.run.files import write_whole
 from pal_jax.run.metrics import METRICS, read_records
 from pal_jax.run.recipe import KEPT
 from pal_jax.run.workdir import CONFIG, PARTS, REPORT
+
+# Orbax is imported at its first use, since it takes a second, and most commands read this module for a config alone.
+with epy.lazy_imports():
+    import orbax.checkpoint as ocp
 
 # Seconds after which all processes see a file that one of them wrote to a shared file system.
 SEEN = 30.0
@@ -61,8 +64,8 @@ class Checkpoints:
         self.folder = stores.target(self._mirror)
         self._abstract, self._log = abstract, log
         policies = [
-            checkpoint_managers.LatestN(keep),
-            checkpoint_managers.BestN(
+            ocp.checkpoint_managers.LatestN(keep),
+            ocp.checkpoint_managers.BestN(
                 get_metric_fn=lambda metrics: metrics['reward'], n=1, keep_checkpoints_without_metrics=False
             ),
         ]
@@ -70,7 +73,7 @@ class Checkpoints:
             self.folder,
             item_handlers={'state': _array_handler(abstract), 'host': ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
                 best_fn=lambda metrics: metrics['reward'],
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,

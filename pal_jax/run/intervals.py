@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Float, Shaped
-from scipy import special
 
 LEVEL = 0.95
 # Fewer units that are all equal do not show how far others may be.
@@ -98,7 +98,7 @@ def of_mean(value: float, error: float | None, units: int) -> Estimate:
     """The estimate of a mean without bounds from its standard error over `units` units."""
     if error is None or units < 2 or (error == 0.0 and units < EQUAL):
         return Estimate(value, error, None, None)
-    half = float(special.stdtrit(units - 1, (1.0 + LEVEL) / 2.0)) * error
+    half = float(scipy.special.stdtrit(units - 1, (1.0 + LEVEL) / 2.0)) * error
     return Estimate(value, error, value - half, value + half)
 
 
@@ -176,7 +176,8 @@ def tail(units: int) -> float:
         return 0.0
     # Draws of `units` units spread by sqrt(1 - 1 / units) too little, and normal tails are shorter than Student's, so
     # the percentile interval of few units is too narrow (Hesterberg 2015, section 5.3).
-    return float(special.ndtr(-math.sqrt(_corrected(units)) * special.stdtrit(units - 1, (1.0 + LEVEL) / 2.0)))
+    student = scipy.special.stdtrit(units - 1, (1.0 + LEVEL) / 2.0)
+    return float(scipy.special.ndtr(-math.sqrt(_corrected(units)) * student))
 
 
 def _ratio(part: Rows, whole: Rows, units: Units | None) -> tuple[float, float | None, int]:
@@ -207,7 +208,7 @@ def _size(value: float, error: float | None, units: int, rows: float = 0.0) -> f
         # Without spread between units the size is the number of rows, if that is known; of a share of 0 or 1 it is the
         # number of units.
         return float(rows or units) if 0.0 < value < 1.0 and units > 1 else float(units)
-    normal, student = special.ndtri((1.0 + LEVEL) / 2.0), special.stdtrit(units - 1, (1.0 + LEVEL) / 2.0)
+    normal, student = scipy.special.ndtri((1.0 + LEVEL) / 2.0), scipy.special.stdtrit(units - 1, (1.0 + LEVEL) / 2.0)
     return value * (1.0 - value) / error**2 * float(normal / student) ** 2
 
 
@@ -216,6 +217,6 @@ def _exact(value: float, error: float | None, trials: float) -> Estimate:
     if not trials:
         return Estimate(value, error, None, None)
     hits, half = value * trials, (1.0 - LEVEL) / 2.0
-    low = 0.0 if value <= 0.0 else float(special.betaincinv(hits, trials - hits + 1.0, half))
-    high = 1.0 if value >= 1.0 else float(special.betaincinv(hits + 1.0, trials - hits, 1.0 - half))
+    low = 0.0 if value <= 0.0 else float(scipy.special.betaincinv(hits, trials - hits + 1.0, half))
+    high = 1.0 if value >= 1.0 else float(scipy.special.betaincinv(hits + 1.0, trials - hits, 1.0 - half))
     return Estimate(value, error, low, high)

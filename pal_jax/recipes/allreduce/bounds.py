@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
+import scipy
 from jaxtyping import Int
-from scipy.optimize import linprog
 
 from pal_jax.recipes.allreduce.topology import Topology
 
@@ -110,7 +110,7 @@ def send_rounds(topology: Topology) -> float:
     count, hops = topology.servers, len(topology.ends)
     links = topology.taken.T.astype(float)
     # The programme finds the most sends of a round in the fluid limit: no link carries more than one.
-    most = linprog(-np.ones(hops), A_ub=links, b_ub=np.ones(len(links)), method='highs')
+    most = scipy.optimize.linprog(-np.ones(hops), A_ub=links, b_ub=np.ones(len(links)), method='highs')
     assert most.success, most.message
     # A chunk takes `2 (N - 1)` sends: when the first server has its sum, `N - 1` have brought the contributions of the
     # others, and every other server needs one more (Harary & Schwenk 1974, for calls of one way).

@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_matrix, vstack
+import scipy
 
 from pal_jax.recipes.allreduce.schedules import Schedule, Send, mirrored
 from pal_jax.recipes.allreduce.topology import Topology
@@ -57,14 +56,14 @@ def gather(topology: Topology, rounds: int, seconds: float) -> Schedule | None:
             if through.size:
                 rows.append(_row(number, place[t, through].ravel()))
                 right.append(1.0)
-    constraint: Any = LinearConstraint  # whose annotations know single numbers alone
+    constraint: Any = scipy.optimize.LinearConstraint  # whose annotations know single numbers alone
     constraints = [
-        constraint(vstack(once).tocsr(), exactly, exactly),
-        constraint(vstack(rows).tocsr(), -np.inf, np.array(right)),
+        constraint(scipy.sparse.vstack(once).tocsr(), exactly, exactly),
+        constraint(scipy.sparse.vstack(rows).tocsr(), -np.inf, np.array(right)),
     ]
-    whole, options = {'integrality': np.ones(number), 'bounds': Bounds(0, 1)}, {'time_limit': seconds}
+    whole, options = {'integrality': np.ones(number), 'bounds': scipy.optimize.Bounds(0, 1)}, {'time_limit': seconds}
     # Every solution has so many rounds, so there is no cost: the first that is found counts.
-    solution = milp(np.zeros(number), constraints=constraints, options=options, **whole)
+    solution = scipy.optimize.milp(np.zeros(number), constraints=constraints, options=options, **whole)
     if solution.x is None:
         return None
     taken = solution.x.reshape(rounds, size, count) > 0.5
@@ -74,8 +73,8 @@ def gather(topology: Topology, rounds: int, seconds: float) -> Schedule | None:
     ]
 
 
-def _row(width: int, ones: np.ndarray | list[int], minus: np.ndarray | tuple[()] = ()) -> csr_matrix:
+def _row(width: int, ones: np.ndarray | list[int], minus: np.ndarray | tuple[()] = ()) -> scipy.sparse.csr_matrix:
     """A row of 1 at some columns and -1 at others."""
     columns = np.concatenate([np.asarray(ones, int), np.asarray(minus, int)])
     values = np.concatenate([np.ones(len(ones)), -np.ones(len(minus))])
-    return csr_matrix((values, (np.zeros(len(columns), int), columns)), shape=(1, width))
+    return scipy.sparse.csr_matrix((values, (np.zeros(len(columns), int), columns)), shape=(1, width))

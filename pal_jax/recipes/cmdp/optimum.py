@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+import scipy
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
-from scipy.optimize import linprog
 
 from pal_jax.recipes.cmdp.figures import HANDLERS
 from pal_jax.recipes.cmdp.finite import Tables
@@ -59,7 +59,7 @@ def optimum(tables: Tables, limit: float) -> ConstrainedOptimum:
     paid = tables.rewards.reshape(-1, 2)
     within: dict[str, Any] = {} if math.isinf(limit) else {'A_ub': paid[None, :, 1], 'b_ub': [limit]}
     # Rewards and costs are linear in the visits, so a linear programme finds the best policy under a limit.
-    solution = linprog(-paid[:, 0], A_eq=flow, b_eq=tables.start, method='highs', **within)
+    solution = scipy.optimize.linprog(-paid[:, 0], A_eq=flow, b_eq=tables.start, method='highs', **within)
     if not solution.success:
         raise ValueError(f'no policy keeps a cost of {limit:g} ({solution.message}); raise the limit')
     # The dual value is negative, since the programme makes the negative reward small.

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
 
 from pal_jax.data.holdouts import normal
 from pal_jax.judges.embedding import SentenceEncoder
@@ -64,5 +64,5 @@ def assigned(excess: Float[np.ndarray, 'inferred golden']) -> int:
     # The bonus is at least the sum of all excesses, so one pair more always wins over nearer pairs.
     gains = np.where(excess >= 0.0, excess + 2.0 * min(excess.shape), 0.0)
     # The facts of two profiles are assigned one to one (Hungarian algorithm), and pairs that are near enough count.
-    rows, columns = linear_sum_assignment(gains, maximize=True)
+    rows, columns = scipy.optimize.linear_sum_assignment(gains, maximize=True)
     return int(np.sum(excess[rows, columns] >= 0.0))

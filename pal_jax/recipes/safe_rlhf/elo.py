@@ -15,9 +15,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import scipy
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from scipy import optimize, special
 
 from pal_jax.judges.winrates import Pair
 from pal_jax.run.bootstrap import DRAWS, interval, resampled_counts
@@ -80,12 +80,12 @@ def fit(
 
     begin = np.zeros(len(wins)) if start is None else start / SCALE
     settings: Any = {'jac': slope, 'hess': curvature, 'method': 'trust-exact', 'options': {'gtol': 1e-13}}
-    return SCALE * optimize.minimize(loss, begin, **settings).x
+    return SCALE * scipy.optimize.minimize(loss, begin, **settings).x
 
 
 def _expected(x: Float[np.ndarray, ' systems']) -> Float[np.ndarray, 'systems systems']:
     """The chance that the row's system wins against the column's."""
-    return special.expit(x[:, None] - x[None])
+    return scipy.special.expit(x[:, None] - x[None])
 
 
 def _wins(outcomes: Outcomes) -> tuple[list[str], Float[np.ndarray, 'prompts systems systems']]:

@@ -17,10 +17,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
-from scipy.special import expit
 
 from pal_jax.data import chats, holdouts
 from pal_jax.data import rows as data
@@ -93,7 +93,7 @@ class Moderation:
 
     def with_thresholds(self, state: ModeratorState) -> ModeratorState:
         """The state with the thresholds by which its scorer does best on the validation answers."""
-        probabilities = expit(self.logits(state, self.validation))
+        probabilities = scipy.special.expit(self.logits(state, self.validation))
         chosen = harm.choose_thresholds(probabilities, labels_of(self.validation) == 1.0)
         return state.replace(thresholds=everywhere(chosen, self.taught.ctx.mesh))
 
@@ -102,7 +102,7 @@ class Moderation:
         them."""
         rows = self.taught.rows
         logits, labels = self.logits(state, rows.test), labels_of(rows.test)
-        probabilities, has = expit(logits), labels == 1.0
+        probabilities, has = scipy.special.expit(logits), labels == 1.0
         # Answers to one prompt are not independent: intervals are over prompts.
         record = harm.measure(probabilities, has, recipe.prompt_numbers(rows.test), np.asarray(state.thresholds))
         exhibits = harm.make_exhibits(probabilities, has, record, CATEGORIES)
@@ -224,7 +224,7 @@ def open_moderator(folder: str | Path, ctx: Context) -> Moderator:
             chunk = groups[start : start + CHUNK]
             row_tokens = settings.data.row_tokens
             packed = pack_replies(chunk, ctx.mesh, micro_rows=scorer.micro_rows, row_tokens=row_tokens)
-            parts.append(expit(scorer.scores(state.scorer, packed)[:, 0]))
+            parts.append(scipy.special.expit(scorer.scores(state.scorer, packed)[:, 0]))
         return np.concatenate(parts)
 
     read = functools.partial(to_group, model.tokenizer, model.cfg.max_len)
