@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -191,7 +192,7 @@ def _draw_headline(ax: Axes, rows: Rows, evals: Rows, shares: Sequence[str], key
     ax.set_xlabel('step')
     window = _draw_series(ax, rows, key, size=3)
     if window > 1:
-        marks = {
+        marks: dict[str, Artist] = {
             'one step': Line2D([], [], color=GREY, marker='o', markersize=3, linestyle=''),
             f'mean of {window} steps': Line2D([], [], color=BLUE, linewidth=2),
         }

@@ -193,8 +193,9 @@ def local_devices(platform: str) -> Sequence[Any]:
     try:
         return jax.devices(platform)
     except RuntimeError:
-        message = f'this machine has no {platform} device; plan for other machines with --topology, such as h100:8 or v5e:4x4'
-        raise RuntimeError(message) from None
+        raise RuntimeError(
+            f'this machine has no {platform} device; plan for other machines with --topology, such as h100:8 or v5e:4x4'
+        ) from None
 
 
 def chip(device: Any, host: int = 0) -> Chip:
