@@ -12,15 +12,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import typing
 from typing import get_args
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pal_jax.learners.actor import Actor, ActorState
 from pal_jax.learners.training import any_of, floats
-from pal_jax.objectives.dpo import PairLoss, preference, real_pairs
+from pal_jax.objectives.dpo import CompletionLoss, PairLoss, preference, real_pairs
+from pal_jax.run import own
 from pal_jax.types import Metrics, TokenBatch
+
+# The parameters of a loss in a user's file: those that it has, and those that it may have.
+LOSS_READS, LOSS_MAY_READ = ('chosen', 'rejected'), ('chosen_tokens', 'rejected_tokens', 'beta')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,29 +37,55 @@ class DPO:
       ValueError: a value is unknown or out of its range.
     """
 
-    loss: PairLoss = 'sigmoid'  # the loss of a pair
+    # The loss of a pair: sigmoid, hinge, ipo, or FILE.py:NAME, a function of yours (docs/howto/own_method.md).
+    loss: str = 'sigmoid'
     beta: float = 0.1  # the strength of the pull towards the reference
     label_smoothing: float = 0.0  # the chance that a pair is the wrong way round; with 'sigmoid' alone
     reference_free: bool = False  # True: a reference that likes all answers alike
 
     def __post_init__(self):
-        if self.loss not in get_args(PairLoss):
-            raise ValueError(f'dpo.loss={self.loss!r}; use one of {", ".join(get_args(PairLoss))}')
+        if self.loss not in get_args(PairLoss) and not own.is_own(self.loss):
+            raise ValueError(f'dpo.loss={self.loss!r}; use one of {", ".join(get_args(PairLoss))}, or FILE.py:NAME')
         if self.beta <= 0:
             raise ValueError(f'dpo.beta={self.beta} must be above 0')
         if not 0 <= self.label_smoothing < 0.5 or (self.label_smoothing and self.loss != 'sigmoid'):
             raise ValueError(f"dpo.label_smoothing={self.label_smoothing} must be in [0, 0.5), and 0 unless 'sigmoid'")
 
 
+def open_loss(dpo: DPO) -> PairLoss | CompletionLoss:
+    """The loss that `dpo.loss` names: one of `PairLoss`, or a function of a user's file.
+
+    Raises:
+      ValueError: there is no such function, it takes other parameters, or it gives anything but a number a pair.
+      RuntimeError: the function fails.
+    """
+    if not own.is_own(dpo.loss):
+        return typing.cast(PairLoss, dpo.loss)
+    call = own.load('dpo.loss', dpo.loss, *LOSS_READS, may=LOSS_MAY_READ)
+    read = [name for name in (*LOSS_READS, *LOSS_MAY_READ) if own.takes(call, name)]
+
+    def loss(*arrays: Array) -> Array:
+        values = dict(zip((*LOSS_READS, *LOSS_MAY_READ), (*arrays, dpo.beta), strict=True))
+        return call(**{name: values[name] for name in read})
+
+    given = jax.eval_shape(loss, *[jax.ShapeDtypeStruct((3,), jnp.float32)] * 4)
+    if getattr(given, 'shape', None) != (3,) or given.dtype != jnp.float32:
+        raise ValueError(
+            f'dpo.loss={dpo.loss!r} must return an array of a float for each pair, got {given} for 3 pairs'
+        )
+    return loss
+
+
 @dataclasses.dataclass(frozen=True)
 class PreferenceLearner:
     """Steps of an actor on batches whose neighbouring completions are pairs, the chosen one first.
 
-    The actor keeps a reference unless the loss is free of one.
+    The actor keeps a reference unless the loss is free of one. `loss` is that of `open_loss`.
     """
 
     actor: Actor
     dpo: DPO
+    loss: PairLoss | CompletionLoss
 
     def prefer(self, state: ActorState, batch: TokenBatch) -> tuple[ActorState, Metrics]:
         """One step on the mean loss of the pairs; a batch without pairs makes no step and has no figures."""
@@ -79,4 +111,4 @@ class PreferenceLearner:
     @functools.partial(jax.jit, static_argnums=0)
     def _preference(self, logprobs: Array, reference: Array | None, acts: Array) -> tuple[Array, dict[str, Array]]:
         dpo = self.dpo
-        return preference(logprobs, reference, acts, loss=dpo.loss, beta=dpo.beta, label_smoothing=dpo.label_smoothing)
+        return preference(logprobs, reference, acts, loss=self.loss, beta=dpo.beta, label_smoothing=dpo.label_smoothing)

@@ -4,11 +4,13 @@ A completion's log-ratio is log π(y|x) - log π_ref(y|x), or without a referenc
 completion's log-ratio minus the rejected one's:
 - sigmoid: -log σ(β h), with `label_smoothing` ε: -(1 - ε) log σ(β h) - ε log σ(-β h) (DPO; cDPO, Mitchell 2023);
 - hinge: max(0, 1 - β h) (SLiC, Zhao et al. 2023);
-- ipo: (h - 1 / (2β))², with log-ratios that are means over tokens (IPO, Azar et al. 2023; Hugging Face's correction).
+- ipo: (h - 1 / (2β))², with log-ratios that are means over tokens (IPO, Azar et al. 2023; Hugging Face's correction);
+- or any function of the log-ratios and the numbers of tokens of both completions, `CompletionLoss`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -18,10 +20,16 @@ from jaxtyping import Array, Bool, Float
 from pal_jax.objectives.masked import keep, masked_mean
 
 PairLoss = Literal['sigmoid', 'hinge', 'ipo']
+# The loss of each pair by four arrays [pairs]: the log-ratios of the chosen and of the rejected completions, sums over
+# tokens, and their numbers of tokens.
+CompletionLoss = Callable[[Array, Array, Array, Array], Array]
 
 
 def log_ratios(
-    logprobs: Float[Array, '*S A'], reference: Float[Array, '*S A'] | None, acts: Bool[Array, '*S A'], loss: PairLoss
+    logprobs: Float[Array, '*S A'],
+    reference: Float[Array, '*S A'] | None,
+    acts: Bool[Array, '*S A'],
+    loss: PairLoss | CompletionLoss,
 ) -> Float[Array, '*S']:
     """The log-ratio of each completion: the sum over its tokens, or for `ipo` their mean; 0 where nothing acts."""
     ratio = logprobs if reference is None else logprobs - reference
@@ -55,7 +63,7 @@ def preference(
     reference: Float[Array, '*S A'] | None,
     acts: Bool[Array, '*S A'],
     *,
-    loss: PairLoss,
+    loss: PairLoss | CompletionLoss,
     beta: float,
     label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, '*S A'], dict[str, Float[Array, '']]]:
@@ -65,10 +73,15 @@ def preference(
     share of pairs whose chosen log-ratio is the larger (a tie counts one half), `margin` the mean of β h.
     """
     pairs = real_pairs(acts)
+    # Padding has no tokens, by which a function may divide.
+    tokens = jnp.maximum(jnp.sum(acts, axis=-1).reshape(-1, 2), 1).astype(logprobs.dtype)
 
     def mean_loss(logprobs: Array) -> tuple[Array, Array]:
         ratios = log_ratios(logprobs, reference, acts, loss).reshape(-1, 2)
-        losses = pair_loss(ratios[:, 0] - ratios[:, 1], loss=loss, beta=beta, label_smoothing=label_smoothing)
+        if callable(loss):
+            losses = loss(ratios[:, 0], ratios[:, 1], tokens[:, 0], tokens[:, 1])
+        else:
+            losses = pair_loss(ratios[:, 0] - ratios[:, 1], loss=loss, beta=beta, label_smoothing=label_smoothing)
         return masked_mean(losses, pairs), ratios
 
     # A policy's gradient is that of `sum(gradient * logprobs)`, a sum over tokens, which may be cut into parts.

@@ -19,8 +19,8 @@ from pal_jax.data.packing import PromptGroup, shared_prompt
 from pal_jax.data.rows import Rows
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.shown_answers import ShownAnswers, make_shown_answers
-from pal_jax.learners.actor import ActorState
-from pal_jax.learners.dpo import DPO, PreferenceLearner
+from pal_jax.learners.actor import Actor, ActorState
+from pal_jax.learners.dpo import DPO, PreferenceLearner, open_loss
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.run.language import SampleSettings, SupervisedRun
@@ -99,7 +99,7 @@ def make(settings: Settings, ctx: Context) -> DPORecipe:
 def make_trained(settings: Settings, ctx: Context) -> TrainedModel:
     """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
-    return trained_actor(settings.policy, policy, make_pair_learner(settings, policy.cfg, ctx).actor)
+    return trained_actor(settings.policy, policy, make_actor(settings, policy.cfg, ctx))
 
 
 def to_group(tokenizer: Tokenizer, record: object) -> PromptGroup:
@@ -114,6 +114,10 @@ def planned(settings: Settings, prompt: int) -> PlannedRun:
 
 def make_pair_learner(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> PreferenceLearner:
     """The learner of pairs that the settings describe, for so many steps."""
+    return PreferenceLearner(make_actor(settings, cfg, ctx, steps), settings.dpo, open_loss(settings.dpo))
+
+
+def make_actor(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Actor:
+    """The actor of that learner."""
     # No reference is kept where the loss is free of one: that saves a copy of the weights.
-    actor = data.make_actor(settings, cfg, ctx, steps, anchored=not settings.dpo.reference_free)
-    return PreferenceLearner(actor, settings.dpo)
+    return data.make_actor(settings, cfg, ctx, steps, anchored=not settings.dpo.reference_free)

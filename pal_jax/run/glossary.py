@@ -254,6 +254,9 @@ def words_of(recipe: str) -> Words:
     Raises:
       ValueError: there is no such method.
     """
+    # A method in a user's file, FILE.py:make, has no words of its own.
+    if ':' in recipe:
+        return CORE
     method = RECIPES / recipe.partition('.')[0]
     if not method.is_dir() and not method.with_suffix('.py').is_file():
         raise ValueError(f'recipe={recipe!r} is no method of this package; see pal_jax/recipes')

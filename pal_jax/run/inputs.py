@@ -20,12 +20,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from fnmatch import fnmatch
 from os.path import exists, isfile  # False, and no error, for a text that is too long for a path
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 
 from pal_jax.data.readers import choices, votes
 from pal_jax.models.files import packages
+from pal_jax.objectives.dpo import PairLoss
 from pal_jax.run import made, own, processes, stores
 from pal_jax.run.checkpoint import CONFIG, FOLDER, flatten, kept_in
 from pal_jax.run.files import write_whole
@@ -60,10 +61,11 @@ Inputs = dict[str, Input]  # the inputs by their keys in the config
 def look(config: dict[str, Any]) -> Inputs:
     """The files that a config names under `KEYS`."""
     inputs: Inputs = {}
-    method = config.get('recipe', '').partition('.')[0]
-    words = getattr(recipe_module(method), 'MADE', ()) if method else ()
+    recipe = config.get('recipe', '')
+    method = recipe if own.is_own(recipe) else recipe.partition('.')[0]
+    words = (recipe, *getattr(recipe_module(method), 'MADE', ())) if method else ()
     for key, value in _entries(flatten(config)):
-        if value in words or not any(fnmatch(key, pattern) for pattern in KEYS):
+        if (value in words and not own.is_own(value)) or not any(fnmatch(key, pattern) for pattern in KEYS):
             continue
         # A user's own files have an entry each, and so have functions of a Python program.
         if functions := [*own.named_in(value), *own.given_in(value)]:
@@ -105,8 +107,8 @@ def path_of(value: Any) -> Path | None:
 
 @functools.cache
 def _made() -> frozenset[str]:
-    """The names of data that are made here and of models inside packages, which are no files."""
-    return frozenset((*WORDS, *choices.TABLES, *made.names(), *packages.DECODERS))
+    """The names of data that are made here, of models inside packages and of losses, which are no files."""
+    return frozenset((*WORDS, *choices.TABLES, *made.names(), *packages.DECODERS, *get_args(PairLoss)))
 
 
 def _ending(value: str) -> str:

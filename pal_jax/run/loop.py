@@ -21,7 +21,7 @@ from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.metrics import MetricsWriter, require_wandb
 from pal_jax.run.processes import Place
 from pal_jax.run.progress import Progress, evaluation_text
-from pal_jax.run.recipe import KEPT, Context, Evaluation, Host, Plan, Recipe
+from pal_jax.run.recipe import KEPT, Context, Evaluation, Host, Plan, Recipe, check_recipe
 from pal_jax.run.runs import is_finished, recipe_module
 from pal_jax.run.settings import Run, to_dict
 from pal_jax.run.stages import may_change, unfinished
@@ -141,6 +141,7 @@ def prepare(
     mesh = devices.make_mesh(**dataclasses.asdict(settings.mesh))
     context = Context(mesh, progress.phase, show, workdir, checkpoint.kept_in(workdir), log)
     recipe = recipe_module(settings.recipe).make(settings, context)
+    check_recipe(recipe, settings.recipe)
     keep = recipe.plan.keep
     # A run keeps the hashes of what it reads beside the recipe's own files.
     plan = recipe.plan._replace(keep=lambda folder: (inputs.save(folder, read), keep(folder)))

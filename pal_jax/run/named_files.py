@@ -19,7 +19,7 @@ KEYS = (
     'data', 'data.train', 'data.test', 'dialogue.profiles', 'dialogue.personalities', 'dialogue.system',
     'dialogue.user', 'dialogue.slotter', 'reward.matcher', 'reward.judge', 'reward.function', 'play.games',
     'preferences', 'prompts.train', 'prompts.test', 'annotate.annotator', 'annotate.second', 'evaluate.judge',
-    'rl.reward', 'rl.person', 'rl.game', '*.source', 'texts.*', 'tables.*',
+    'rl.reward', 'rl.person', 'rl.game', 'dpo.loss', 'recipe', '*.source', 'texts.*', 'tables.*',
 )  # fmt: skip
 LISTS = 'texts', 'tables'  # keys whose values are lists of such names
 # Keys and flags of commands whose values name files that may change while a run goes on.

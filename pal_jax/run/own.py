@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -28,6 +29,7 @@ from typing import Any
 
 from pal_jax.run.files import short_repr
 from pal_jax.run.forecast import counted
+from pal_jax.run.settings import Run
 
 NAMED = re.compile(r'(?P<file>[^,:]+\.py):(?P<name>[A-Za-z_]\w*)')
 # This text stands before the name of a function that the Python program gives.
@@ -224,6 +226,20 @@ def load_game(key: str, text: str, parts: Sequence[str], roles: int | None = Non
         return numbers
 
     return _Guarded(guarded._inner, guarded._guard, rewards=checked)
+
+
+def load_method(key: str, text: str) -> ModuleType:
+    """The module of a method whose `make(settings, ctx)` the text names; `Settings` is beside it.
+
+    Raises:
+      ValueError: the function cannot be had or takes other parameters, or there are no `Settings`.
+    """
+    load(key, text, 'settings', 'ctx')
+    module = sys.modules[_found(key, text)[2].__module__]
+    settings = getattr(module, 'Settings', None)
+    if not (dataclasses.is_dataclass(settings) and isinstance(settings, type) and issubclass(settings, Run)):
+        raise ValueError(f'{key}={text!r} has no dataclass Settings of a Run beside it; see docs/howto/own_method.md')
+    return module
 
 
 def _unmet(call: Callable[..., Any], given: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter
@@ -127,6 +128,14 @@ class Recipe(Protocol):
     def evaluate(self, state: Any, stage: str, /) -> Evaluation:
         """Figures of a state, which stays as it is."""
         ...
+
+
+def check_recipe(recipe: Any, text: str) -> None:
+    """Raises ValueError where `recipe`, which a user's function `make` gave, lacks a part of `Recipe`."""
+    missing = [name for name in ('plan', 'init', 'step', 'evaluate') if not hasattr(recipe, name)]
+    if missing or not dataclasses.is_dataclass(recipe):
+        lacking = f', with {", ".join(missing)}' if missing else ''
+        raise ValueError(f'recipe={text!r} must return a dataclass{lacking}; see pal_jax/run/recipe.py, Recipe')
 
 
 # This number stands in place of a training step's number in seeds.

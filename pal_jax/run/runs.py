@@ -8,13 +8,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pal_jax.run import stores
+from pal_jax.run import own, stores
 from pal_jax.run.settings import Run, parse
 from pal_jax.run.workdir import REPORT, read_run
 
 
 def recipe_module(recipe: str) -> Any:
-    """The module `pal_jax.recipes.<recipe>`, such as `rlpa` or `psoups.rl`. Raises ValueError where there is none."""
+    """The module `pal_jax.recipes.<recipe>`, such as `rlpa` or `psoups.rl`, or the user's of `my_method.py:make`.
+
+    Raises:
+      ValueError: there is no such module, or the user's lacks a part of a method.
+    """
+    if own.is_own(recipe):
+        return own.load_method('recipe', recipe)
     try:
         return importlib.import_module(f'pal_jax.recipes.{recipe}')
     except ModuleNotFoundError as error:

@@ -58,7 +58,7 @@ class MetricSettings:
 class Run:
     """The keys of every run; each method explains the steps that `total_steps` counts."""
 
-    recipe: str  # the module of `pal_jax/recipes` that makes the run
+    recipe: str  # the module of `pal_jax/recipes` that makes the run, or FILE.py:make of a method of yours
     total_steps: int  # the number of steps; a larger number goes on from a finished run
     seed: int = 0  # the seed of everything random: the same seed makes the same run
     mesh: MeshSettings = MeshSettings()
