@@ -77,7 +77,7 @@ class Forecast:
 
     def stepped(self, step: int, metrics: Metrics) -> str | None:
         """Take the `seconds_` metrics of a step. The result is the name of its phase if no step of it came before."""
-        name = next((name for name, span in self._spans.items() if step in span), '')
+        name = self._phase_of(step)
         # The seconds of compiling and loading are no part of the pace, see `_of_new_shapes`.
         seconds = sum(seconds_of(metrics)) - once(metrics)
         pace = self._paces.setdefault(name, collections.deque(maxlen=RECENT))
@@ -90,6 +90,13 @@ class Forecast:
             return None
         pace.append(seconds)
         return name if len(pace) == 1 else None
+
+    def is_measured(self, step: int) -> bool:
+        """True for a step of a phase of which a step has been made."""
+        return self._phase_of(step) in self._paces
+
+    def _phase_of(self, step: int) -> str:
+        return next((name for name, span in self._spans.items() if step in span), '')
 
     def evaluated(self, metrics: Metrics) -> None:
         """Take the `seconds_` metrics of an evaluation."""

@@ -20,7 +20,7 @@ from pal_jax.run.forecast import counted
 from pal_jax.run.glossary import Words, words_of
 from pal_jax.run.metrics import MetricsWriter, require_wandb
 from pal_jax.run.processes import Place
-from pal_jax.run.progress import Progress, evaluation_text
+from pal_jax.run.progress import PATIENCE, Progress, evaluation_text
 from pal_jax.run.recipe import KEPT, Context, Evaluation, Host, Plan, Recipe, check_recipe
 from pal_jax.run.runs import is_finished, recipe_module
 from pal_jax.run.settings import Run, to_dict
@@ -172,7 +172,7 @@ def run(
         checkpoints.set_aside_after(first)
         progress.log(f'resuming {workdir} at step {first} of {plan.total_steps}')
     else:
-        with progress.phase('load'):
+        with progress.phase('load'), progress.silent('loading the first state', after=PATIENCE):
             (state, host), first = recipe.init(), 0
     with (
         MetricsWriter(workdir, first, wandb=settings.metrics.wandb or None) as writer,
@@ -186,7 +186,8 @@ def run(
                     push(workdir)
                 if i == plan.total_steps:
                     break
-                state, host, phase, metrics = recipe.step(state, host, i)
+                with progress.step(i):
+                    state, host, phase, metrics = recipe.step(state, host, i)
             seconds = progress.take_seconds()
             writer.write(i, phase, metrics | seconds)
             writer.rollouts(i, phase, rollouts)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import jax
@@ -31,6 +32,7 @@ DESCRIBED = (
     'overrefusal', 'cost', 'mean_cost', 'limit', 'multiplier', 'kl',
 )  # fmt: skip
 SILENCE = 60.0  # seconds without a line, after which a log says that work goes on
+PATIENCE = 10.0  # seconds of a first step, after which a log says what it does
 CUT = 0.2  # the console shows the share of cut answers where it is larger
 NEARLY_ALL = 0.9  # the console warns once of a share of cut answers from here on
 OF_CUT = 'of the answers are cut at their largest number of tokens; raise --config.sampling.max_tokens for longer ones'
@@ -206,13 +208,27 @@ class Progress:
             self._warned = True
             self.log(f'warning: {metrics["truncated"]:.0%} {OF_CUT}')
 
+    def step(self, step: int, after: float = PATIENCE) -> AbstractContextManager[None]:
+        """A block of step number `step`, from 0. The first of its phase is logged if it lasts `after` seconds."""
+        if self._forecast.is_measured(step):
+            return contextlib.nullcontext()
+        return self.silent(f'compiling and making step {step + 1} of {self._total}, the first of its kind', after=after)
+
     @contextlib.contextmanager
-    def silent(self, work: str, every: float = SILENCE) -> Iterator[None]:
-        """Log `work`, which says nothing before its end, and after each `every` seconds for how long it has gone on."""
-        self.log(work)
+    def silent(self, work: str, every: float = SILENCE, after: float = 0.0) -> Iterator[None]:
+        """Log `work`, which says nothing before its end, once it has gone on for `after` seconds.
+
+        After each `every` further seconds a line says for how long it has gone on.
+        """
+        if not after:
+            self.log(work)
         ended, began = threading.Event(), self._clock()
 
         def tell() -> None:
+            if after:
+                if ended.wait(after):
+                    return
+                self.log(work)
             while not ended.wait(every):
                 self.log(f'{work}: {spoken(self._clock() - began)} so far')
 

@@ -196,6 +196,22 @@ def test_work_that_says_nothing_is_known_to_go_on():
     assert out.getvalue().splitlines() == lines
 
 
+def test_a_first_step_that_lasts_is_said_to_compile_and_others_are_not():
+    out = io.StringIO()
+    progress = Progress(console=Console(file=out, width=100))
+    with progress.start(4):
+        with progress.step(0):
+            assert not out.getvalue()
+        with progress.step(0, after=0.01):
+            while 'compiling' not in out.getvalue():
+                time.sleep(0.01)
+        progress.done(0, 'dpo', {'seconds_update': 1.0})
+        lines = out.getvalue().splitlines()
+        with progress.step(1, after=0.001):
+            time.sleep(0.05)
+    assert out.getvalue().splitlines() == lines and len(lines) == 2
+
+
 def test_only_the_metrics_that_matter_are_described():
     assert describe({'kl': 0.0123, 'reward': 1.0, 'grad_norm': 3.0}) == 'reward 1  kl 0.0123'
     assert describe({'reward': 1.0, 'truncated': 0.2}) == 'reward 1'
