@@ -145,7 +145,7 @@ def test_wandb_gets_the_same_numbers_and_one_identity_for_life(tmp_path, monkeyp
 
     find = importlib.util.find_spec
     # Other modules that are imported meanwhile look for theirs.
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: name == 'wandb' or find(name, *rest))
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *more: name == 'wandb' or find(name, *more))
     monkeypatch.setitem(sys.modules, 'wandb', FakeWandb())
     for first in (0, 1):
         with MetricsWriter(tmp_path, first, wandb='mine') as writer:
