@@ -98,6 +98,15 @@ def test_a_persons_effects_are_the_mean_and_the_variance_of_the_posterior():
     np.testing.assert_allclose(person.covariance, np.sum(weight * (z - mean) ** 2) / weight.sum(), rtol=0.1)
 
 
+def test_the_normal_distribution_has_nearly_the_chances_of_the_draws():
+    """At most .0085 off for 2,000 choices of 40 people."""
+    rng, model = np.random.default_rng(0), MixedLogit(np.array([1.0, -1.0, 0.5]), np.ones(3))
+    known, asked = rng.normal(size=(10, 3)), rng.normal(size=(50, 3))
+    margins = mixed_logit.posterior_margins(model, known, np.zeros(10, int), asked, np.zeros(50, int))
+    chances = logit_people.probability(logit_people.given_choices(model, known), asked)
+    np.testing.assert_allclose(chances, 1 / (1 + np.exp(-margins)), atol=0.01)
+
+
 @pytest.mark.parametrize('deviation', [0.0, 0.1, 2.0, 10.0])
 def test_chances_and_information_are_integrals_over_the_effects(deviation):
     person = logit_people.Effects(np.array([0.4, -0.2]), np.diag([deviation**2, 0.0]))
