@@ -16,9 +16,9 @@ Options:
                           have learnt from the person and stay; or delete the file of a person (.json)
   --split=N               the mixture of prototypes of this split of the run, from 0 to split.seeds - 1
 
-A person of a run on a table has effects of the attributes by the mixed logit where PAL is not ahead of it, or not shown
-to predict people better than one model for all. Otherwise a person is a mixture of the prototypes that the report
-shows. A line on stderr says which.
+A person of a run on a table has effects of the attributes by the mixed logit where PAL is behind it, has one prototype,
+or is not shown to predict people better than one model for all; a line on stderr says so. Otherwise a person is a
+mixture of the prototypes that the report shows.
 
 Without --output the person is printed. With --ask the pairs are printed instead, a JSON object a line, the most
 informative first: `pair` is the number in the file, from 1, and `information` the nats that the answer is expected to
@@ -121,7 +121,8 @@ def forget_file(path: Path) -> str:
     if len(people := pal_person.read_records(path)) > 1:
         raise ValueError(f'--forget={path}: the file has {len(people)} people; delete the line of one in an editor')
     # Only the file of a person is deleted.
-    pal_person.read_person(path)
+    if 'effects' not in pal_person.read_record(path):
+        pal_person.read_person(path)
     path.unlink()
     return f'{path} is deleted. No shared parameter has learnt from these choices.'
 

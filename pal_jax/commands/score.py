@@ -6,9 +6,10 @@
 Options:
   --source=FOLDER         a run of --config=reward, cost, moderation, plus or pal; --workdir=FOLDER is the same
   --person=FILE|ID        who prefers: for PAL a file of `pal-jax personalize`, with a name behind it where it has
-                          several people (two.json:anna), or the id of a person of the training (a person who was held
-                          out in the split of the report is scored by the first split that was trained on the person),
-                          or nothing for the mean over them; for PLUS a file with the person's summary, such as a line
+                          several people (two.json:anna), or the id of a person of the training (by a mixture, a person
+                          who was held out in the split of the report is scored by the first split that was trained on
+                          the person), or nothing for the mean over them (by the mixed logit, over its
+                          distribution); for PLUS a file with the person's summary, such as a line
                           that `pal-jax summarize` printed; others take none. What exists as a file is one
   --texts=FILE            records, JSON lines or a CSV file:
                           {"prompt": ..., "completion": ...}    both texts, or both lists of messages

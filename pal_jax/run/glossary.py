@@ -291,7 +291,7 @@ def meaning(name: str, words: Words) -> Meaning:
 
 def direction(name: str, words: Words) -> float:
     """1 where more of a figure is better, -1 where less is, 0 where the words of its method do not say."""
-    if name in words.levels:
+    if name in words.levels or name in words.compared:
         return -1.0 if name in words.less else 1.0
     return words.changes.get(name, (0.0,))[0]
 

@@ -18,13 +18,14 @@ import hashlib
 import importlib.util
 import inspect
 import math
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from types import CodeType, MappingProxyType, ModuleType
+from types import CodeType, MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any
 
 from pal_jax.run.files import short_repr
@@ -228,18 +229,20 @@ def load_game(key: str, text: str, parts: Sequence[str], roles: int | None = Non
     return _Guarded(guarded._inner, guarded._guard, rewards=checked)
 
 
-def load_method(key: str, text: str) -> ModuleType:
-    """The module of a method whose `make(settings, ctx)` the text names; `Settings` is beside it.
+def load_method(key: str, text: str) -> SimpleNamespace:
+    """The names of a file with a method, whose `make(settings, ctx)` the text names; `Settings` is beside it.
 
     Raises:
-      ValueError: the function cannot be had or takes other parameters, or there are no `Settings`.
+      ValueError: the function cannot be had, has another name or takes other parameters, or there are no `Settings`.
     """
-    load(key, text, 'settings', 'ctx')
-    module = sys.modules[_found(key, text)[2].__module__]
-    settings = getattr(module, 'Settings', None)
+    path, name, _ = _found(key, text)
+    if name != 'make':
+        raise ValueError(f'{key}={text!r}: the function of a method is called make; see docs/howto/own_method.md')
+    make, names = load(key, text, 'settings', 'ctx'), vars(_module(path.absolute(), path.stat().st_mtime_ns))
+    settings = names.get('Settings')
     if not (dataclasses.is_dataclass(settings) and isinstance(settings, type) and issubclass(settings, Run)):
         raise ValueError(f'{key}={text!r} has no dataclass Settings of a Run beside it; see docs/howto/own_method.md')
-    return module
+    return SimpleNamespace(**{**names, 'make': make})
 
 
 def _unmet(call: Callable[..., Any], given: Sequence[str]) -> str:
@@ -270,7 +273,10 @@ def _found(key: str, text: str) -> tuple[Path, str, Callable[..., Any]]:
     if not path.is_file():
         raise ValueError(f'{key}={text!r}: there is no file {path}')
     # A file that has changed is read anew.
-    module = _module(path.absolute(), path.stat().st_mtime_ns, key, text)
+    try:
+        module = _module(path.absolute(), path.stat().st_mtime_ns)
+    except Exception as error:
+        raise ValueError(f'{key}={text!r} cannot be read: {_where_it_failed(error, path)}') from None
     call = getattr(module, name, None)
     if not callable(call):
         public = [n for n, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
@@ -295,9 +301,11 @@ def takes(call: Callable[..., Any], name: str) -> bool:
 
 
 @functools.cache
-def _module(path: Path, changed: int, key: str, text: str) -> ModuleType:
-    """The module of a file, read once. Raises ValueError where the file fails."""
-    spec = importlib.util.spec_from_file_location(f'own_{path.stem}', path)
+def _module(path: Path, changed: int) -> ModuleType:
+    """The module of a file, read once. Raises whatever the file raises."""
+    # Files of one name in two folders are two modules.
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f'own_{path.stem}_{digest}', path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     # What the file imports may lie beside it.
@@ -305,10 +313,7 @@ def _module(path: Path, changed: int, key: str, text: str) -> ModuleType:
         sys.path.append(str(path.parent))
     # Dataclasses look their module up by its name.
     sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f'{key}={text!r} cannot be read: {_where_it_failed(error, path)}') from None
+    spec.loader.exec_module(module)
     return module
 
 

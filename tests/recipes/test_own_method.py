@@ -121,3 +121,20 @@ def test_a_file_without_the_parts_of_a_method_is_refused_with_the_key(tmp_path, 
 def test_what_make_returns_has_the_parts_of_a_recipe(recipe):
     with pytest.raises(ValueError, match=r"recipe='bad.py:make'"):
         check_recipe(recipe, 'bad.py:make')
+
+
+def test_a_method_is_the_make_of_its_own_file(tmp_path):
+    settings = 'from pal_jax.run.settings import Run as Settings\n'
+    for folder in ('a', 'b'):
+        (tmp_path / folder).mkdir()
+        loss = 'def loss(chosen, rejected): return chosen\n'
+        (tmp_path / folder / 'parts.py').write_text(f'{settings}{loss}def make(settings, ctx): return {folder!r}[9]')
+    first, second = (recipe_module(f'{folder}/parts.py:make') for folder in ('a', 'b'))
+    assert first.make is not second.make
+    # A loss in the same file reads the file no second time.
+    open_loss(DPO(loss='a/parts.py:loss'))
+    assert recipe_module('a/parts.py:make').loss is first.loss
+    with pytest.raises(RuntimeError, match=r"recipe='a/parts.py:make' failed.*IndexError"):
+        first.make(None, None)
+    with pytest.raises(ValueError, match='called make'):
+        recipe_module('a/parts.py:loss')

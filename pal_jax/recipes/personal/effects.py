@@ -201,8 +201,8 @@ def table_of_effects(models: Sequence[GroupModel], units: Units, mixed: MixedLog
     for h, (mean, deviation) in enumerate(portrait.over_people(mixed, units, everybody) if mixed else ()):
         add('mixed logit mean', '', everybody, h, mean, p_of_none(mean, everybody - 1.0))
         add('mixed logit deviation', '', everybody, h, deviation)
-        above = portrait.share_above(mean, deviation)
-        add('mixed logit above 0', '', everybody, h, None if above is None else Estimate(above, None, None, None))
+        if (above := portrait.share_above(mean, deviation)) is not None:
+            add('mixed logit above 0', '', everybody, h, Estimate(above, None, None, None))
     file = io.StringIO()
     csv.writer(file, lineterminator='\n').writerows([HEAD, *rows])
     return file.getvalue()
@@ -236,14 +236,18 @@ def exhibit_fit(data: Comparisons, common: Common, mixed: MixedLogit | None) -> 
     for name, k, fit in fits:
         criteria = 2.0 * (k - fit), k * math.log(n) - 2.0 * fit
         table.append([name, str(k), f'{fit:.2f}', f'{1.0 - fit / chance:.3f}', *(f'{x:.1f}' for x in criteria)])
-    text = f'{FIT} n = {counted(n, "choice")} of {counted(len(data.names), "person")}.'
+    doubt = '' if mixed is None or mixed.converged else portrait.UNCONVERGED
+    text = f'{FIT}{doubt} n = {counted(n, "choice")} of {counted(len(data.names), "person")}.'
     return Exhibit('How well the models fit', text, table)
 
 
 def table_of_covariance(common: Common, units: Units) -> str:
-    """The covariance of the effects of one unit by one logit for all people, as CSV."""
-    covariance = common.covariance / units.scale[:, None] / units.scale
-    rows = [[name, *(f'{x:.6g}' for x in row)] for name, row in zip(units.attributes, covariance, strict=True)]
+    """The covariance of the effects of one unit by one logit for all people, as CSV; cells of effects that choices
+    cannot tell are empty."""
+    known = np.array([units.effect(common, h) is not None for h in range(len(units.attributes))])
+    covariance = np.where(known[:, None] & known, common.covariance / units.scale[:, None] / units.scale, np.nan)
+    cells = [['' if np.isnan(x) else f'{x:.6g}' for x in row] for row in covariance]
+    rows = [[name, *row] for name, row in zip(units.attributes, cells, strict=True)]
     file = io.StringIO()
     csv.writer(file, lineterminator='\n').writerows([['attribute', *units.attributes], *rows])
     return file.getvalue()

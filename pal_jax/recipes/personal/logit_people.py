@@ -51,9 +51,8 @@ class Population(NamedTuple):
 
 def given_choices(model: MixedLogit, difference: np.ndarray) -> Effects:
     """The mean and the covariance of a person's effects, given choices with differences chosen - rejected `[n, H]`."""
-    draws, weight = mixed_logit.posterior(model, difference)
-    mean = weight @ draws
-    return Effects(mean, ((draws - mean) * weight[:, None]).T @ (draws - mean))
+    draws, weight, covariance = mixed_logit.posterior(model, difference)
+    return Effects(weight @ draws, covariance)
 
 
 def population_of(model: MixedLogit, data: Comparisons) -> Population:
@@ -108,8 +107,8 @@ def load(folder: Path, attributes: Sequence[str], scale: np.ndarray) -> Populati
     path = folder / FILE
     if not path.is_file():
         return None
-    record = files.read_object(path)
     try:
+        record = files.read_object(path)
         mean, deviation = (
             np.array([record[part][name] for name in attributes], float) * scale for part in ('mean', 'deviation')
         )
@@ -119,17 +118,18 @@ def load(folder: Path, attributes: Sequence[str], scale: np.ndarray) -> Populati
         raise ValueError(f'{path} cannot be read ({error!r}); copy the folder of the run again') from None
 
 
-def without_person(text: str, name: str) -> str:
-    """The text of a run's `FILE` without a person."""
-    record = json.loads(text)
-    people = {known: person for known, person in record['people'].items() if known != name}
-    return json.dumps(record | {'people': people}, ensure_ascii=False) + '\n'
+def without_person(population: Population, name: str) -> Population:
+    """The population without a person."""
+    return population._replace(people={known: x for known, x in population.people.items() if known != name})
 
 
 def to_record(person: Effects, attributes: Sequence[str], scale: np.ndarray) -> dict[str, Any]:
     """The effects of a person as JSON."""
     covariance = person.covariance / scale[:, None] / scale
-    return {'effects': _by_name(attributes, person.mean / scale), 'covariance': covariance.tolist()}
+    return {
+        'effects': _by_name(attributes, person.mean / scale),
+        'covariance': [[float(f'{x:.6g}') for x in row] for row in covariance],
+    }
 
 
 def from_record(record: Any, attributes: Sequence[str], scale: np.ndarray) -> Effects:
@@ -152,4 +152,5 @@ def from_record(record: Any, attributes: Sequence[str], scale: np.ndarray) -> Ef
 
 
 def _by_name(attributes: Sequence[str], values: np.ndarray) -> dict[str, float]:
-    return dict(zip(attributes, values.tolist(), strict=True))
+    # Six digits are more than choices tell.
+    return {name: float(f'{value:.6g}') for name, value in zip(attributes, values, strict=True)}

@@ -48,7 +48,7 @@ def fit_xlogit(difference: np.ndarray, users: np.ndarray, seed: int, *, errors: 
     """The model estimated from differences chosen - rejected `[n, H]` of a panel of users.
 
     Standard errors, by the curvature of the log likelihood, are those of choices between two items: the pairs of one
-    choice among several are not independent.
+    choice among several are not independent. There are none where the curvature has no inverse.
 
     Raises:
       Unfit: the estimate is not finite, as where attributes predict all choices without an error.
@@ -69,6 +69,9 @@ def fit_xlogit(difference: np.ndarray, users: np.ndarray, seed: int, *, errors: 
                 verbose=0, skip_std_errs=not errors, num_hess=errors,
             )  # fmt: skip
     except np.linalg.LinAlgError as error:
+        if errors:
+            # An attribute that never varies has no errors, and all others have their estimates.
+            return fit_xlogit(difference, users, seed)
         raise Unfit(f'{DIVERGED} ({error})') from None
     estimates = dict(zip(model.coeff_names, model.coeff_, strict=True))
     mean, deviation = (np.array([estimates[prefix + name] for name in names]) for prefix in ('', 'sd.'))
@@ -89,7 +92,7 @@ def posterior_margins(
     """
     log_odds = np.zeros(len(asked))
     for user in np.unique(asked_users):
-        draws, weight = posterior(model, known[known_users == user])
+        draws, weight, _ = posterior(model, known[known_users == user])
         mine = asked_users == user
         # Neither side's probability is a rest of the other's, so that swapped sides have the negative log-odds.
         m = np.asarray(asked[mine], float) @ draws.T
@@ -98,8 +101,16 @@ def posterior_margins(
     return log_odds
 
 
-def posterior(model: MixedLogit, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draws `[D, H]` of a person's coefficients given known choices `[n, H]`, and their weights `[D]`, which sum to 1.
+class Posterior(NamedTuple):
+    """Draws `[D, H]` of a person's coefficients, their weights `[D]`, which sum to 1, and the covariance `[H, H]`."""
+
+    draws: np.ndarray
+    weight: np.ndarray
+    covariance: np.ndarray
+
+
+def posterior(model: MixedLogit, known: np.ndarray) -> Posterior:
+    """A person's coefficients given known choices `[n, H]`.
 
     They are drawn from Student's t, and weigh by the ratio of the densities (importance sampling; Geweke 1989).
     """
@@ -122,14 +133,15 @@ def posterior(model: MixedLogit, known: np.ndarray) -> tuple[np.ndarray, np.ndar
     draws, weight = drawn((mode[0] - model.mean) / deviation, covariance)
     # A person's distribution leans to the side where choices are certain, so the draws move to the mean and covariance
     # of the first ones (Cappé et al. 2004).
-    for _ in range(ROUNDS):
+    for last in range(ROUNDS + 1):
         centre = weight @ draws
         spread = ((draws - centre) * weight[:, None]).T @ (draws - centre)
         # As much of the covariance before as draws of little weight leave unknown.
         unknown = min(width * float(np.sum(weight**2)), 1.0)
         covariance = (1 - unknown) * spread + unknown * covariance
-        draws, weight = drawn(centre, covariance)
-    return model.mean + deviation * draws, weight
+        if last < ROUNDS:
+            draws, weight = drawn(centre, covariance)
+    return Posterior(model.mean + deviation * draws, weight, covariance * deviation[:, None] * deviation)
 
 
 def _log_sigmoid(x: np.ndarray) -> np.ndarray:

@@ -251,7 +251,7 @@ def evaluate(
     split = shown_split(chosen)
     model = _split_model(panel, state, chosen, split, results.factor)
     predicts = intervals.from_record(record, 'seen_gain').place(0.0) == 1
-    mixed = _fit_mixed_logit(panel.data) if 'mixed_logit' in others and portrait.has_effects(panel.data) else None
+    mixed = _fit_mixed_logit(panel.data, log) if 'mixed_logit' in others and portrait.has_effects(panel.data) else None
     wants, files, by_logit = [], {}, None
     if portrait.has_effects(panel.data):
         units = bradley_terry.units_of(panel.data.attributes, panel.scale, panel.price)
@@ -489,10 +489,11 @@ def _kept_out(panel: Panel, states: States, model: portrait.SplitModel, new: New
     return model._replace(names=[data.names[u] for u in people], mixtures=mixtures)
 
 
-def _fit_mixed_logit(data: Comparisons) -> MixedLogit | None:
-    """The mixed logit of all choices; None where it has no fit, of which the table of methods says why."""
+def _fit_mixed_logit(data: Comparisons, log: Callable[[str], None]) -> MixedLogit | None:
+    """The mixed logit of all choices; None where it has no fit, of which `log` takes the reason."""
     try:
         # The pairs of a choice among several options are not independent, and have no standard errors.
         return mixed_logit.fit_xlogit(data.difference, data.users, seed=0, errors=data.are_pairs)
-    except Unfit:
+    except Unfit as reason:
+        log(f'without a mixed logit of all choices: {reason}')
         return None

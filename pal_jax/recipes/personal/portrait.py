@@ -32,8 +32,8 @@ WANTS = (
     'option by 2.7. "Chosen" is how often the option with one more unit is chosen from two that are alike otherwise.'
 )
 SPREAD = (
-    f'The columns on people have the effects of each person by PAL, of which {PEOPLE} has all. They are usually '
-    'further from 0 than those of one model for all, which averages over people who want different things. They are '
+    'The columns on people have the effects of each person by PAL. They are usually further from 0 than those of one '
+    'model for all, which averages over people who want different things. They are '
     'estimated from few choices, so they differ more than the people do: the effect of a single person may have the '
     'wrong sign.'
 )
@@ -52,6 +52,10 @@ MIXED = (
 ERRORS = (
     ' ± is a standard error. Where a standard deviation is less than two of its errors, it may be 0: people are not '
     'shown to differ in this effect, and no share of people is given.'
+)
+WITHOUT_ERRORS = (
+    ' There are no standard errors: the choices are among several options, whose pairs are not independent, or cannot '
+    'tell some of the figures.'
 )
 UNCONVERGED = (
     ' The search for the largest likelihood ended before it had converged: compare these figures with those of other '
@@ -180,12 +184,16 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
 
 def exhibit_mixed_logit(model: MixedLogit, units: Units, people: int) -> Exhibit:
     """The exhibit of how much people differ, by a mixed logit of all choices."""
-    table = [['effect of one unit', 'mean over people', 'standard deviation over people', 'people above 0']]
+    table, known = (
+        [['effect of one unit', 'mean over people', 'standard deviation over people']],
+        model.errors is not None,
+    )
+    table[0] += ['people above 0'] if known else []
     for name, (mean, deviation) in zip(units.attributes, over_people(model, units, people), strict=True):
         above = share_above(mean, deviation)
-        cells = mean.with_error('+.3g'), deviation.with_error('.3g'), '–' if above is None else f'{above:.0%}'
-        table.append([name, *cells])
-    text = f'{MIXED}{"" if model.errors is None else ERRORS}{"" if model.converged else UNCONVERGED}'
+        table.append([name, mean.with_error('+.3g'), deviation.with_error('.3g')])
+        table[-1] += ['–' if above is None else f'{above:.0%}'] if known else []
+    text = f'{MIXED}{ERRORS if known else WITHOUT_ERRORS}{"" if model.converged else UNCONVERGED}'
     return Exhibit('How much people differ', text, table)
 
 

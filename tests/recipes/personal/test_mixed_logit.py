@@ -42,7 +42,7 @@ def test_no_draw_has_all_weight_on_twelve_attributes():
     m = np.sum(x * tastes[people], axis=2)
     known, asked = np.where((rng.random(m.shape) < 1 / (1 + np.exp(-m)))[..., None], x, -x)
     for user in range(20):
-        _, weight = mixed_logit.posterior(model, known[people == user])
+        weight = mixed_logit.posterior(model, known[people == user]).weight
         assert 1 / np.sum(weight**2) > 150
     margins = mixed_logit.posterior_margins(model, known, people, asked, people)
     # A forecast that is right of itself loses its own entropy.
@@ -75,6 +75,15 @@ def test_a_mixed_logit_that_diverges_has_no_fit(monkeypatch):
     monkeypatch.setattr(xlogit.MixedLogit, 'fit', diverge)
     with pytest.raises(Unfit, match=r'diverges.*SVD'):
         mixed_logit.fit_xlogit(np.ones((4, 2)), np.arange(4), 0)
+
+
+def test_an_attribute_that_never_varies_leaves_the_others_their_estimates_without_errors():
+    pytest.importorskip('xlogit', reason="pip install 'pal_jax[choice]'")
+    rng, users = np.random.default_rng(0), np.repeat(np.arange(30), 6)
+    x = np.stack([rng.normal(size=180), np.zeros(180)], axis=1)
+    x *= np.sign(rng.random(180) - 0.2)[:, None] * np.sign(x[:, :1])
+    model = mixed_logit.fit_xlogit(x, users, 0, errors=True)
+    assert model.mean[0] > 0.5 and model.errors is None
 
 
 def test_log_odds_of_a_mixed_logit_stay_finite_and_odd():
@@ -144,7 +153,10 @@ def test_a_population_comes_back_from_the_file_in_the_units_of_the_survey(tmp_pa
     np.testing.assert_array_equal(turned.mean, ana.mean[::-1])
     np.testing.assert_array_equal(turned.covariance, ana.covariance[::-1, ::-1])
     assert logit_people.load(tmp_path / 'nowhere', names, scale) is None
-    assert json.loads(logit_people.without_person(text, 'ana'))['people'] == {}
+    assert logit_people.without_person(after, 'ana').people == {}
+    (tmp_path / logit_people.FILE).write_text('{}')
+    with pytest.raises(ValueError, match='cannot be read'):
+        logit_people.load(tmp_path, names, scale)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@
     nats = information(run, read_choices(run, 'pairs.csv', answered=False))
 
 A run takes the mixed logit (`TrainedPAL.logit`) where PAL is not shown to predict people better than one model for all,
-or is not ahead of the mixed logit on new choices of known people.
+has one prototype, or is behind the mixed logit on new choices of known people.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pal_jax.recipes.personal.pal.person import PersonChoices
 from pal_jax.recipes.personal.pal.reward import TrainedPAL, open_pal
 from pal_jax.run import stores
 from pal_jax.run.accuracy import hits
+from pal_jax.run.workdir import run_folder
 
 ALIKE = 0.05  # the p-value above which people are not shown to want different things
 
@@ -56,40 +57,48 @@ def information(run: TrainedPAL, open_pairs: PersonChoices, choices: PersonChoic
     return logit_people.information(person, np.asarray(open_pairs.batch.difference)[0])
 
 
-def open_effects(workdir: str, person: str) -> tuple[TrainedPAL, Effects] | None:
-    """A run and the effects of a person by its mixed logit; None where a mixture describes the person.
+def open_effects(workdir: str, person: str) -> tuple[TrainedPAL | None, Effects | None]:
+    """A run and the effects of a person by its mixed logit. None: a mixture describes the person; the run is None where
+    it was not opened to find that out.
 
     Args:
       person: a file of `learn`, the id of a person of the survey, or '' for the distribution over people.
 
     Raises:
-      ValueError: as `open_pal`, or the person is unknown, or has effects of other attributes than the run.
+      ValueError: as `open_pal`, or the person has effects of other attributes than the run.
     """
     file, name = pal_person.file_and_name(person)
-    record = pal_person.read_record(file, name) if file else {}
-    if file and 'effects' not in record:
-        return None
-    run = open_pal(workdir)
+    has_logit = Path(run_folder(workdir), logit_people.FILE).is_file()
     if file:
+        record = pal_person.read_record(file, name)
+        run = open_pal(workdir) if 'effects' in record else None
         try:
-            return run, logit_people.from_record(record, run.kept.attributes, run.kept.scale)
+            return run, run and logit_people.from_record(record, run.kept.attributes, run.kept.scale)
         except ValueError as error:
             raise ValueError(f'{person}: {error}') from None
-    people = {} if run.logit is None else run.logit.people
+    run = open_pal(workdir) if has_logit else None
+    if run is None or run.logit is None:
+        return run, None
+    people = run.logit.people
     person = records.spelled(person, people)
-    if run.logit is None or (person and person not in people):
-        return None
+    if person and person not in people:
+        return run, None
     warn(run)
     return run, people[person] if person else run.logit.everybody
 
 
 def warn(run: TrainedPAL) -> None:
-    """Say on stderr which model describes people, and where nothing shows that they differ."""
+    """Say on stderr where the mixed logit describes people, and why, and where nothing shows that people differ."""
     if run.logit is None:
         pal_person.warn_of_one(run)
         return
-    why = 'is not ahead of it' if run.predicts else 'is not shown to predict people better than one model for all'
-    print(f'{run.workdir}: the mixed logit describes people, as PAL {why}', file=sys.stderr)
+    if run.pal.prototypes == 1:
+        why = 'PAL chose one prototype for all'
+    elif run.predicts:
+        why = 'PAL predicts them less well'
+    else:
+        why = 'PAL is not shown to predict them better than one model for all'
+    print(f'{run.workdir}: the mixed logit describes people, as {why}', file=sys.stderr)
     if run.differ_p > ALIKE:
         print(
             f'warning: the choices of {run.workdir} do not show that people want different things (p = '

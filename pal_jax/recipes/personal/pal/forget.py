@@ -31,23 +31,28 @@ FRESH, OLD = 'forgetting', 'old'  # the folder in which the new checkpoint is ma
 
 class Forgotten(NamedTuple):
     """The traces of a person in a run: the number of splits that learnt from the person, of how many, the most updates
-    in which a model did so, and the names of the parameters that all people share."""
+    in which a model did so, the names of the parameters that all people share, and whether there is a mixed logit."""
 
     splits: int
     of: int
     updates: int
     shared: tuple[str, ...]
+    logit: bool
 
     def in_words(self, workdir: str, name: str) -> str:
         """A sentence about what was dropped, and what has learnt from the person and stays."""
         dropped = f'{name}: the row and the name are dropped from {workdir}.'
-        if not self.updates:
+        if not self.updates and not self.logit:
             return f'{dropped} No parameter has learnt from this person, who was new to all {self.of} splits.'
+        learnt = (
+            f'What all people share ({", ".join(self.shared)}) has learnt from this person in up to '
+            f'{counted(self.updates, "update")} in {self.splits} of {self.of} splits, and stays'
+        )
+        logit = 'The mixed logit of all people was estimated from the choices of this person, too, and stays'
+        stays = '. '.join([*([learnt] if self.updates else []), *([logit] if self.logit else [])])
         return (
-            f'{dropped} What all people share ({", ".join(self.shared)}) has learnt from this person in up to '
-            f'{counted(self.updates, "update")} in {self.splits} of {self.of} splits, and stays; so do the figures of '
-            'the report. To be rid of that, delete the rows of this person in the data and train again in another '
-            '--workdir.'
+            f'{dropped} {stays}; so do the figures of the report. To be rid of that, delete the rows of this person in '
+            'the data and train again in another --workdir.'
         )
 
 
@@ -65,8 +70,7 @@ def forget(workdir: str, name: str) -> Forgotten:
     if name not in kept.rows:
         raise ValueError(f'{name!r} is not among the {len(kept.names)} people of {workdir}')
     people = _without(folder / portrait.PEOPLE, name)
-    logit = folder / logit_people.FILE
-    effects = logit_people.without_person(files.read_text(logit), name) if logit.exists() else None
+    population = logit_people.load(folder, kept.attributes, kept.scale)
     row, abstract = kept.rows[name], open_parts(workdir, settings).abstract
     with held(folder):
         # A forgetting that was stopped half-way is undone, so that the run has its checkpoints.
@@ -94,14 +98,17 @@ def forget(workdir: str, name: str) -> Forgotten:
         pal_kept.save(folder / KEPT, kept._replace(names=names))
         if people is not None:
             files.write_whole(folder / portrait.PEOPLE, people, 'backslashreplace')
-        if effects is not None:
-            files.write_whole(logit, effects)
+        if population is not None:
+            others = logit_people.without_person(population, name)
+            text = logit_people.to_json(others, kept.attributes, kept.scale)
+            files.write_whole(folder / logit_people.FILE, text, 'backslashreplace')
         (folder / FOLDER).rename(folder / FRESH / OLD)
         (folder / FRESH / FOLDER).rename(folder / FOLDER)
         shutil.rmtree(folder / FRESH)
     # Only splits with true ids are of this person; the others came after them.
     by_split = np.max(learnt, axis=0)[: settings.split.seeds]
-    return Forgotten(int(np.sum(by_split > 0)), len(by_split), int(by_split.max()), _shared(state))
+    learnt_by = int(np.sum(by_split > 0)), len(by_split), int(by_split.max())
+    return Forgotten(*learnt_by, _shared(state), population is not None)
 
 
 def _without(people: Path, name: str) -> str | None:

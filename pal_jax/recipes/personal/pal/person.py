@@ -294,20 +294,21 @@ def is_left_out(run: TrainedPAL, person: str) -> bool:
     return all(row['participant'] != person for _, row in records.table(path, ('participant',)))
 
 
-def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
+def open_person(workdir: str, person: str, run: TrainedPAL | None = None) -> tuple[TrainedPAL, Array]:
     """A run and a person's mixture `[K]` of its prototypes. A line on stderr says where the run knows less than that.
 
     Args:
       person: a file of a mixture, with a name behind it where it has several people (`two.json:anna`), the id of a
         person of the training, or '' for the population's mean. Of a person who was held out in the split of the
         report, the first split is taken that was trained on the person.
+      run: the run, where it is open.
 
     Raises:
       ValueError: as `open_pal`; the person is unknown, or the file's mixture is of another run's prototypes.
     """
     file, name = file_and_name(person)
     if not file:
-        run = open_pal(workdir)
+        run = run or open_pal(workdir)
         person = records.spelled(person, run.kept.names)
         splits = run.splits_of(person)
         if person and not splits and is_left_out(run, person):

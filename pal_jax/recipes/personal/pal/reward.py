@@ -226,10 +226,11 @@ def open_pal(workdir: str, split: int | None = None) -> TrainedPAL:
     # Earlier versions had a factor for each split, or none.
     factor = finals[-1].get('log_odds_factors', [1.0] * seeds)[split] if factor is None else factor
     predicts = 'seen_gain' in finals[-1] and intervals.from_record(finals[-1], 'seen_gain').place(0.0) == 1
-    # PAL describes people where it is shown to predict them, and no worse than the mixed logit.
-    by_pal = predicts and learner.pal.prototypes > 1 and finals[-1].get('seen_lead_mixed_logit', 0.0) <= 0.0
+    # PAL describes people where it is shown to predict them, and is not behind the mixed logit.
+    lead = finals[-1].get('seen_lead_mixed_logit') or 0.0
+    by_pal = predicts and learner.pal.prototypes > 1 and lead <= 0.0
     logit = logit_people.load(Path(workdir), kept.attributes, kept.scale) if of_report and not by_pal else None
-    described = logit, finals[-1].get('differ_p', 0.0)
+    described = logit, finals[-1].get('differ_p') or 0.0
     return TrainedPAL(workdir, split, settings, learner, replica, updates, factor, predicts, kept, reading, *described)
 
 

@@ -44,9 +44,10 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
     Raises:
       ValueError, RuntimeError: as `person.open_person`.
     """
-    if described := by_logit.open_effects(workdir, person):
-        return _by_effects(*described)
-    run, w = open_person(workdir, person)
+    run, effects = by_logit.open_effects(workdir, person)
+    if run and effects:
+        return _by_effects(run, effects)
+    run, w = open_person(workdir, person, run)
     # A share of all people is a mean over them, and not the choice of their mean.
     score = functools.partial(_score_rows, run, w, w[None] if person else run.mixtures)
     return _scorer_of(run, score)

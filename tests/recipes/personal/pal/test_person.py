@@ -535,7 +535,11 @@ def test_a_person_by_the_mixed_logit_scores_asks_and_is_forgotten(run, tmp_path,
     wrong = record | {'effects': {'price': 1.0}}
     with pytest.raises(ValueError, match='years'):
         pal_jax.score(source, [dear], person=wrong)
-    pal_forget.forget(source, 'p0')
+    # The file of a person who has effects is deleted like any other one.
+    (kept := tmp_path / 'kept.json').write_text(json.dumps(record))
+    assert 'No shared parameter' in personalize.forget_file(kept) and not kept.exists()
+    said = pal_forget.forget(source, 'p0').in_words(source, 'p0')
+    assert 'mixed logit' in said
     assert '"p0"' not in (tmp_path / 'run' / 'mixed_logit.json').read_text()
     with pytest.raises(ValueError, match='p0'):
         pal_jax.score(source, [dear], person='p0')
