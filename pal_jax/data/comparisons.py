@@ -172,8 +172,8 @@ def from_pairs(pairs: Sequence[PreferencePair], attributes: Sequence[str] = ()) 
         # A person's group need not stand in every row of theirs.
         if group and group_of.setdefault(user, group) != group:
             raise ValueError(
-                f'user {user!r} is in group {group_of[user]!r} and in group {group!r}, and a person has one: name '
-                "another column by --config.group, or none by --config.group=''"
+                f'user {user!r} is in group {group_of[user]!r} and in group {group!r}, and a person has one: if one is '
+                "misspelt, mend it; else name another column by --config.group, or none by --config.group=''"
             )
     group_names = tuple(sorted(set(group_of.values())))
     groups = [group_names.index(group_of[name]) if name in group_of else -1 for name in names]

@@ -292,7 +292,7 @@ def _values(path: Path, wrong: Wrong | None) -> Iterator[tuple[str, Any]]:
         **dict.fromkeys(('.jsonl', '.ndjson', '.json'), _json),
     }
     if files.format_of(path) not in readers:
-        raise ValueError(f'{path} is no source; give {shards.READ}, hf:owner/name/file or tfds:name')
+        raise ValueError(f'{path} is no source; give {shards.READ} (sheets as CSV), hf:owner/name/file or tfds:name')
     if not path.exists():
         raise ValueError(f'{path} is no file; check the path')
     rows = readers[files.format_of(path)](path)

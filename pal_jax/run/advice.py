@@ -17,6 +17,10 @@ POLICY = (
     ('talk with it', 'pal-jax chat --source={run}', 'docs/tutorials/serve.md'),
     ('write a folder for transformers', 'pal-jax export --workdir={run} --output=my_model', 'docs/howto/export.md'),
 )
+OF_DATA_TRIAL = (
+    'This was a trial: what the methods learn is rough. The tests and effects that are of all data are those of the '
+    'full run, without :smoke.'
+)
 SEEDS = 'more total_steps, or several seeds, which pal-jax compare puts side by side'
 TRAIN = 'train the model itself: the command of this run without the variant for trials, in another --workdir'
 TESTS = 'more {units} to test on'
@@ -67,7 +71,7 @@ def advice(
     `name` is that of the config, with its variant, and `more` is what tells more by the method's words, if they say so.
     """
     if sentence := of_trial(name):
-        return sentence
+        return OF_DATA_TRIAL if verdict and verdict.of_data else sentence
     if verdict and verdict.answer.endswith(ABOVE):
         return f'The costs are above the limit: try {LIMIT}.'
     units = verdict.units if verdict else ''

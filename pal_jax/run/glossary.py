@@ -42,11 +42,15 @@ class Rivals(NamedTuple):
       leads: by the name of a difference, the baseline's figure less the method's: the words for the baseline, and the
         name of its figure.
       beaten: whether the baselines that the method is clearly ahead of are told of, too.
+      gains: by the name of a difference, that of the baseline's gain over what the level is held against.
+      over: the words for that.
     """
 
     own: str
     leads: Mapping[str, tuple[str, str]]
     beaten: bool = False
+    gains: Mapping[str, str] = {}
+    over: str = ''
 
 
 class Test(NamedTuple):

@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pal_jax.data import chats, texts, tokenizer
 from pal_jax.data.texts import Text
@@ -137,6 +137,6 @@ def test_an_opening_is_seen_whatever_the_vocabulary_holds():
     bare.pre_tokenizer = pre_tokenizers.Whitespace()
     bare.add_special_tokens(['<s>', '</s>'])
     bare.post_processor = processors.TemplateProcessing(single='<s> $A </s>', special_tokens=[('<s>', 0), ('</s>', 1)])
-    words = Tokenizer(tokenizer.PreTrainedTokenizerFast(tokenizer_object=bare, eos_token='</s>'))
+    words = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=bare, eos_token='</s>'))
     example = chats.to_imitate({'prompt': 'hi', 'completion': 'yo'}, words)
     assert [*example.prompt, *example.completion] == [0, 2, 3, 1]

@@ -147,6 +147,12 @@ def units_of(attributes: Sequence[str], scale: np.ndarray | None, price: str = '
     return Units(attributes, by, attributes.index(price) if price else None)
 
 
+def p_of_none(effect: Estimate, people: int) -> float | None:
+    """The two-sided p-value of the hypothesis that an effect is 0, by Student's t with one degree of freedom less than
+    there are people; None: it has no error."""
+    return 2.0 * float(special.stdtr(people - 1.0, -abs(effect.value) / effect.error)) if effect.error else None
+
+
 def is_known(mean: Estimate) -> bool:
     """False for an effect of one standard deviation that choices cannot tell: nearly all go one way, or the attribute
     never varies."""

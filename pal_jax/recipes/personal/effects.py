@@ -22,6 +22,7 @@ from pal_jax.types import Exhibit
 
 # Files in the folder of a run: a row for each effect, and the covariance of the effects by one logit for all people.
 EFFECTS, COVARIANCE = 'effects.csv', 'covariance.csv'
+EVERYBODY = 'all people'  # the name of the group of everybody
 PLOTTED = 20  # attributes of a picture
 SHOWN_GROUPS, LEAST_PEOPLE = 6, 5  # groups of fewer people have no errors over people
 LEVEL = 1.0 - intervals.LEVEL
@@ -49,7 +50,7 @@ HEAD = (
 
 
 class GroupModel(NamedTuple):
-    """One logit for a group: its name, the number of its people, and the model; '' is everybody."""
+    """One logit for a group: its name, the number of its people, and the model."""
 
     name: str
     people: int
@@ -73,7 +74,7 @@ def describe(
         hidden = len(data.group_names) - len(groups)
         exhibits.append(exhibit_by_group(groups, units, record['groups_differ_p'], hidden))
         exhibits += [exhibit_worths(groups, units)] if units.price is not None else []
-    everybody = GroupModel('', len(data.names), common)
+    everybody = GroupModel(EVERYBODY, len(data.names), common)
     if len(units.attributes) <= PLOTTED:
         exhibits.insert(1, exhibit_intervals([everybody, *groups], units.attributes))
     if data.are_pairs:
@@ -107,7 +108,7 @@ def exhibit_by_group(models: Sequence[GroupModel], units: Units, p: float, hidde
     `p` is that of the hypothesis that all groups choose alike, and `hidden` the number of further groups.
     """
     two = len(models) == 2
-    table = [['effect of one unit', *map(_head, models), *(['second less first', '95 % interval'] if two else ['p'])]]
+    table = [['effect of one unit', *map(_head, models), *(_gap_head(models) if two else ['p'])]]
     for h, name in enumerate(units.attributes):
         effects = [units.effect(model.common, h) for model in models]
         known = [effect for effect in effects if effect]
@@ -130,9 +131,7 @@ def exhibit_by_group(models: Sequence[GroupModel], units: Units, p: float, hidde
 def exhibit_intervals(models: Sequence[GroupModel], attributes: Sequence[str]) -> Exhibit:
     """A picture of the effects of everybody and of each group, in standard deviations, so that attributes compare."""
     rows = {
-        model.name or 'all people': [
-            effect if bradley_terry.is_known(effect) else None for effect in model.common.estimates
-        ]
+        model.name: [effect if bradley_terry.is_known(effect) else None for effect in model.common.estimates]
         for model in models
     }
     label = 'effect of one standard deviation on the log-odds'
@@ -143,7 +142,7 @@ def exhibit_worths(models: Sequence[GroupModel], units: Units) -> Exhibit:
     """The worth of each attribute in each of the largest groups; `units` has a price."""
     assert units.price is not None
     price, two = units.attributes[units.price], len(models) == 2
-    table = [[f'worth in {price}', *map(_head, models), *(['second less first', '95 % interval'] if two else [])]]
+    table = [[f'worth in {price}', *map(_head, models), *(_gap_head(models) if two else [])]]
     for h, name in enumerate(units.attributes):
         if h != units.price:
             worths = [units.worth(model.common, h) for model in models]
@@ -153,6 +152,11 @@ def exhibit_worths(models: Sequence[GroupModel], units: Units) -> Exhibit:
 
 def _head(model: GroupModel) -> str:
     return f'{model.name} ({counted(model.people, "person")})'
+
+
+def _gap_head(models: Sequence[GroupModel]) -> list[str]:
+    first, second = models
+    return [f'{second.name} less {first.name}', '95 % interval']
 
 
 def _gap(first: Estimate | None, second: Estimate | None) -> list[str]:
@@ -187,7 +191,7 @@ def table_of_effects(models: Sequence[GroupModel], units: Units, mixed: MixedLog
     for name, size, common in models:
         for h in range(len(units.attributes)):
             effect = units.effect(common, h)
-            p = p_of_none(effect, size - 1.0) if effect else None
+            p = bradley_terry.p_of_none(effect, size) if effect else None
             add('logit', name, size, h, effect, p, units.worth(common, h))
     _, *groups = models
     if len(groups) == 2:
@@ -199,10 +203,10 @@ def table_of_effects(models: Sequence[GroupModel], units: Units, mixed: MixedLog
             add('logit', f'{second} less {first}', n + m, h, _difference(*effects), p, _difference(*worths))
     everybody = models[0].people
     for h, (mean, deviation) in enumerate(portrait.over_people(mixed, units, everybody) if mixed else ()):
-        add('mixed logit mean', '', everybody, h, mean, p_of_none(mean, everybody - 1.0))
-        add('mixed logit deviation', '', everybody, h, deviation)
+        add('mixed logit mean', EVERYBODY, everybody, h, mean, bradley_terry.p_of_none(mean, everybody))
+        add('mixed logit deviation', EVERYBODY, everybody, h, deviation)
         if (above := portrait.share_above(mean, deviation)) is not None:
-            add('mixed logit above 0', '', everybody, h, Estimate(above, None, None, None))
+            add('mixed logit above 0', EVERYBODY, everybody, h, Estimate(above, None, None, None))
     file = io.StringIO()
     csv.writer(file, lineterminator='\n').writerows([HEAD, *rows])
     return file.getvalue()
@@ -216,12 +220,6 @@ def _cells(effect: Estimate | None, p: float | None = None, worth: Estimate | No
 
 def _parts(estimate: Estimate | None, *names: str) -> list[float | None]:
     return [getattr(estimate, name) if estimate else None for name in names]
-
-
-def p_of_none(effect: Estimate, freedom: float) -> float | None:
-    """The p-value of the hypothesis that an effect is 0, by Student's t with `freedom` degrees; None: it has no
-    error."""
-    return 2.0 * float(special.stdtr(freedom, -abs(effect.value) / effect.error)) if effect.error else None
 
 
 def exhibit_fit(data: Comparisons, common: Common, mixed: MixedLogit | None) -> Exhibit:

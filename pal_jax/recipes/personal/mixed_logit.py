@@ -9,11 +9,12 @@ of weight, where a person's choices say much.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.data.comparisons import PairBatch
+from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.recipes.personal import bradley_terry
 from pal_jax.recipes.personal.interface import Fitted, Unfit, counted
 
@@ -99,6 +100,16 @@ def posterior_margins(
         yes, no = (np.maximum(np.exp(_log_sigmoid(sign * m)) @ weight, LEAST) for sign in (1, -1))
         log_odds[mine] = np.log(yes) - np.log(no)
     return log_odds
+
+
+def fit_all(data: Comparisons, log: Callable[[str], None]) -> MixedLogit | None:
+    """The model of all choices; None where it has no fit, of which `log` takes the reason."""
+    try:
+        # The pairs of a choice among several options are not independent, and have no standard errors.
+        return fit_xlogit(data.difference, data.users, seed=0, errors=data.are_pairs)
+    except Unfit as reason:
+        log(f'without a mixed logit of all choices: {reason}')
+        return None
 
 
 class Posterior(NamedTuple):

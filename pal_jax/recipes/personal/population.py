@@ -24,11 +24,10 @@ from pal_jax.recipes.personal import (
 )
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, median_seconds, picked
-from pal_jax.recipes.personal.figures import BASELINES, MODELS
+from pal_jax.recipes.personal.figures import BASELINES, CURVES, MODELS
 from pal_jax.recipes.personal.interface import Unfit, without_rows
 from pal_jax.recipes.personal.judged import JudgedPairs, alike, by_person, figures, gain, judge, temperature, together
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
-from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from pal_jax.recipes.personal.panel import (
     PADDING,
     Judged,
@@ -251,7 +250,9 @@ def evaluate(
     split = shown_split(chosen)
     model = _split_model(panel, state, chosen, split, results.factor)
     predicts = intervals.from_record(record, 'seen_gain').place(0.0) == 1
-    mixed = _fit_mixed_logit(panel.data, log) if 'mixed_logit' in others and portrait.has_effects(panel.data) else None
+    mixed = (
+        mixed_logit.fit_all(panel.data, log) if 'mixed_logit' in others and portrait.has_effects(panel.data) else None
+    )
     wants, files, by_logit = [], {}, None
     if portrait.has_effects(panel.data):
         units = bradley_terry.units_of(panel.data.attributes, panel.scale, panel.price)
@@ -359,12 +360,13 @@ def make_record(shown: Shown) -> dict[str, Any]:
     def values(rows: Sequence[Sequence[JudgedPairs]]) -> list[float]:
         return [alike(row).value for row in rows]
 
-    pal = shown.methods['pal']
+    pal, shared = shown.methods['pal'], shown.methods['shared']
     record: dict[str, Any] = {'people': len(together(pal.seen).people)}
     for name, method in shown.methods.items():
         record |= alike(method.seen).named(f'seen_{name}') | alike(method.new[-1]).named(f'new_{name}')
         if name in BASELINES:
             record |= gain(method.seen, pal.seen).mean.named(f'seen_lead_{name}')
+            record |= gain(method.seen, shared.seen).mean.named(f'seen_gain_{name}')
     seen, new = _gains(shown)
     record |= seen.named('seen_gain') | new.named('new_gain')
     if 'asked' in shown.methods:
@@ -391,7 +393,7 @@ def make_exhibits(
     def curve(rows: Sequence[Sequence[JudgedPairs]]) -> people.Curve:
         return [alike(row) for row in rows]
 
-    curves = {MODELS[name]: curve(method.new) for name, method in shown.methods.items()}
+    curves = {MODELS[name]: curve(method.new) for name, method in shown.methods.items() if name in CURVES}
     by_prototypes = {part: curve(list(rows.values())) for part, rows in shown.by_prototypes.items()}
     exhibits = [
         Exhibit('Who is predicted how well', _accuracies(shown), table=_table(shown)),
@@ -487,13 +489,3 @@ def _kept_out(panel: Panel, states: States, model: portrait.SplitModel, new: New
     people = new.people[r]
     mixtures = np.asarray(ideal_point.weights(learner.pal, z[r][: len(people)]))
     return model._replace(names=[data.names[u] for u in people], mixtures=mixtures)
-
-
-def _fit_mixed_logit(data: Comparisons, log: Callable[[str], None]) -> MixedLogit | None:
-    """The mixed logit of all choices; None where it has no fit, of which `log` takes the reason."""
-    try:
-        # The pairs of a choice among several options are not independent, and have no standard errors.
-        return mixed_logit.fit_xlogit(data.difference, data.users, seed=0, errors=data.are_pairs)
-    except Unfit as reason:
-        log(f'without a mixed logit of all choices: {reason}')
-        return None

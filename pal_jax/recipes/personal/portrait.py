@@ -16,7 +16,7 @@ from scipy import special
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.models.params import Params
-from pal_jax.recipes.personal import ideal_point, pictures
+from pal_jax.recipes.personal import bradley_terry, ideal_point, pictures
 from pal_jax.recipes.personal.bradley_terry import Common, Units
 from pal_jax.recipes.personal.ideal_point import PAL
 from pal_jax.recipes.personal.mixed_logit import MixedLogit
@@ -159,14 +159,16 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
     """The exhibit of what people want."""
     spread, common, units = wants.predicts and model.pal.prototypes > 1, wants.common, wants.units
     attributes, price = units.attributes, units.price_name
-    head = ['attribute', 'effect of one unit', '95 % interval', 'chosen']
+    head = ['attribute', 'effect of one unit', '95 % interval', 'p', 'chosen']
     head += [f'worth in {price}'] if price else []
     head += ['middle half of the people', 'standard deviation over people'] if spread else []
     table = [head if model.scale is None else [*head, 'effect of one standard deviation']]
     of_people = (wants.effects / units.scale).T
     for h, (name, mean, unit) in enumerate(zip(attributes, common.estimates, of_people, strict=True)):
         effect = units.effect(common, h)
-        cells = [effect.with_error('+.3g'), effect.ends('+.3g')] if effect else ['–', '–']
+        p = bradley_terry.p_of_none(effect, common.people) if effect else None
+        shown = '–' if p is None else '< .001' if p < 0.001 else f'{p:.3f}'
+        cells = [effect.with_error('+.3g'), effect.ends('+.3g'), shown] if effect else ['–'] * 3
         row = [name, *cells, f'{special.expit(mean.value / units.scale[h]):.0%}']
         if price:
             row.append('' if name == price else in_cell(units.worth(common, h)))

@@ -106,18 +106,20 @@ def test_the_worth_in_each_group_and_its_difference():
 
 
 def test_effects_stand_in_a_picture_with_their_intervals():
-    shown = effects.exhibit_intervals([group('', -0.8, -0.4), group('n', -100.0, -0.3)], UNITS.attributes)
+    shown = effects.exhibit_intervals(
+        [group(effects.EVERYBODY, -0.8, -0.4), group('n', -100.0, -0.3)], UNITS.attributes
+    )
     assert shown.picture.startswith(b'\x89PNG')
 
 
 def test_all_effects_are_numbers_in_the_file():
     mixed = MixedLogit(np.array([-1.0, -0.8]), np.array([0.4, 0.2]), np.array([[0.1, 0.2], [0.1, np.nan]]))
-    models = [group('', -0.8, -0.4), group('n', -0.8, 100.0)]
+    models = [group(effects.EVERYBODY, -0.8, -0.4), group('n', -0.8, 100.0)]
     rows = list(csv.DictReader(io.StringIO(effects.table_of_effects(models, UNITS, mixed))))
     assert [(row['model'], row['group'], row['attribute']) for row in rows] == [
-        *[('logit', name, attribute) for name in ('', 'n') for attribute in ('price', 'minutes')],
+        *[('logit', name, attribute) for name in (effects.EVERYBODY, 'n') for attribute in ('price', 'minutes')],
         *[
-            (f'mixed logit {part}', '', attribute)
+            (f'mixed logit {part}', effects.EVERYBODY, attribute)
             for attribute in ('price', 'minutes')
             for part in ('mean', 'deviation', *(['above 0'] if attribute == 'price' else []))
         ],

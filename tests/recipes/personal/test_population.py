@@ -58,9 +58,16 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
     units = units_of(('a', 'b'), model.scale)
     shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, True, units))
     head, a, b = shown.table
-    assert a == ['a', '+0.1 ± 0.05', '+0.00188 to +0.198', '52%', '-0.125 to +0.375', '0.425', '+0.20'] and len(
-        head
-    ) == len(a)
+    assert a == [
+        'a',
+        '+0.1 ± 0.05',
+        '+0.00188 to +0.198',
+        '0.046',
+        '52%',
+        '-0.125 to +0.375',
+        '0.425',
+        '+0.20',
+    ] and len(head) == len(a)
     assert b[1:3] == ['+0.5 ± 0.1', '+0.304 to +0.696'] and portrait.SPREAD in shown.text and shown.picture
     assert 'From the 3 of 6 people whom split 1 was trained on (--split=1; the splits chose K = 2, 2' in shown.text
     # An effect of thousands is a chance of 0, too.
@@ -68,11 +75,13 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
         model, portrait.Wants(effects, Common(np.full(2, -9e3), np.eye(2), 9), True, units)
     )
     assert (
-        certain.table[1][1:4] == ['–', '–', '0%'] and portrait.DASH in certain.text and portrait.DASH not in shown.text
+        certain.table[1][1:5] == ['–', '–', '–', '0%']
+        and portrait.DASH in certain.text
+        and portrait.DASH not in shown.text
     )
     shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False, units))
     assert (
-        shown.table[1] == ['a', '+0.1 ± 0.05', '+0.00188 to +0.198', '52%', '+0.20']
+        shown.table[1] == ['a', '+0.1 ± 0.05', '+0.00188 to +0.198', '0.046', '52%', '+0.20']
         and portrait.NO_SPREAD in shown.text
         and not shown.picture
     )
@@ -139,7 +148,7 @@ def test_one_model_for_all_shows_no_differences_and_says_so():
     effects = portrait.effects_on_people(model)
     common = Common(np.ones(2), 0.01 * np.eye(2), 1000)
     _, a, _ = portrait.exhibit_wants(model, portrait.Wants(effects, common, True, units_of(('a', 'b'), None))).table
-    assert a == ['a', '+1 ± 0.1', '+0.804 to +1.2', '73%']
+    assert a == ['a', '+1 ± 0.1', '+0.804 to +1.2', '< .001', '73%']
     (people_exhibit,) = portrait.exhibit_prototypes(model)
     assert 'no differences between people' in people_exhibit.text and '--split=1' in people_exhibit.text
 

@@ -22,7 +22,7 @@ from pal_jax.recipes.personal.logit_people import Effects
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal.person import PersonChoices
 from pal_jax.recipes.personal.pal.reward import TrainedPAL, open_pal
-from pal_jax.run import stores
+from pal_jax.run import intervals, stores
 from pal_jax.run.accuracy import hits
 from pal_jax.run.workdir import run_folder
 
@@ -65,7 +65,7 @@ def open_effects(workdir: str, person: str) -> tuple[TrainedPAL | None, Effects 
       person: a file of `learn`, the id of a person of the survey, or '' for the distribution over people.
 
     Raises:
-      ValueError: as `open_pal`, or the person has effects of other attributes than the run.
+      ValueError: as `open_pal`, the person is unknown, or has effects of other attributes than the run.
     """
     file, name = pal_person.file_and_name(person)
     has_logit = Path(run_folder(workdir), logit_people.FILE).is_file()
@@ -81,8 +81,15 @@ def open_effects(workdir: str, person: str) -> tuple[TrainedPAL | None, Effects 
         return run, None
     people = run.logit.people
     person = records.spelled(person, people)
-    if person and person not in people:
+    # Only of up to 5,000 people a run keeps the effects; others have a mixture.
+    if person and not people:
         return run, None
+    if person and person not in people:
+        raise ValueError(
+            f'person={person!r} is no file, and not among the {len(people)} people of {workdir}, such as '
+            f'{", ".join(list(people)[:3])}; give a file that pal-jax personalize wrote, the id of one of these '
+            'people, or leave person out for all of them'
+        )
     warn(run)
     return run, people[person] if person else run.logit.everybody
 
@@ -99,9 +106,13 @@ def warn(run: TrainedPAL) -> None:
     else:
         why = 'PAL is not shown to predict them better than one model for all'
     print(f'{run.workdir}: the mixed logit describes people, as {why}', file=sys.stderr)
-    if run.differ_p > ALIKE:
-        print(
-            f'warning: the choices of {run.workdir} do not show that people want different things (p = '
-            f'{run.differ_p:.3f}): do not rely on what it says of a person',
-            file=sys.stderr,
-        )
+    p = run.record.get('differ_p') or 0.0
+    gain = 'seen_gain_mixed_logit'
+    shown = gain in run.record and intervals.from_record(run.record, gain).place(0.0) == 1
+    if p > ALIKE:
+        doubt = f'the choices of {run.workdir} do not show that people want different things (p = {p:.3f})'
+    elif not shown:
+        doubt = 'the mixed logit is not shown to predict single people better than one model for all, either'
+    else:
+        return
+    print(f'warning: {doubt}: do not rely on what it says of a person', file=sys.stderr)

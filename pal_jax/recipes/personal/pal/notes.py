@@ -94,8 +94,11 @@ def log_groups(path: str | Path, column: str, data: Comparisons, log: Callable[[
     sizes = np.bincount(data.groups[data.groups >= 0], minlength=len(data.group_names))
     people = dict(zip(data.group_names, sizes.tolist(), strict=True))
     count, median = len(people), np.median(sizes)
+    without = int(np.sum(data.groups < 0))
     if count <= GROUPS:
-        log(f'{path}: {column} has the groups {", ".join(f"{name} ({size})" for name, size in people.items())}')
+        listed = ', '.join(f'{name} ({size})' for name, size in people.items())
+        none = f'; {counted(without, "person")} in none, who count in no comparison of groups' if without else ''
+        log(f'{path}: {column} has the groups {listed}{none}')
     for name in (name for name in people if people[name] < PEOPLE and name.isalpha()):
         if near := near_name(name, (other for other in people if people[other] > people[name])):
             who = f'the {column} of {counted(people[name], "person")}: {", ".join(_members(data, name))}'

@@ -17,7 +17,7 @@ model (`person.py` writes and reads such lines). These are the parts, for fits a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +87,7 @@ class TrainedPAL(NamedTuple):
       reading: None in a run on a table.
       logit: the mixed logit of the run's choices, where it describes people better than their mixtures do; None: it
         does not, or a split was asked for.
-      differ_p: the p-value of the hypothesis that all people want the same; 0 where the run has none.
+      record: the last evaluation.
     """
 
     workdir: str
@@ -101,7 +101,7 @@ class TrainedPAL(NamedTuple):
     kept: Kept
     reading: TextVectors | None
     logit: Population | None = None
-    differ_p: float = 0.0
+    record: Mapping[str, Any] = {}
 
     @property
     def pal(self) -> PAL:
@@ -230,7 +230,7 @@ def open_pal(workdir: str, split: int | None = None) -> TrainedPAL:
     lead = finals[-1].get('seen_lead_mixed_logit') or 0.0
     by_pal = predicts and learner.pal.prototypes > 1 and lead <= 0.0
     logit = logit_people.load(Path(workdir), kept.attributes, kept.scale) if of_report and not by_pal else None
-    described = logit, finals[-1].get('differ_p') or 0.0
+    described = logit, finals[-1]
     return TrainedPAL(workdir, split, settings, learner, replica, updates, factor, predicts, kept, reading, *described)
 
 

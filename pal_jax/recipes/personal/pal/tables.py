@@ -49,6 +49,7 @@ FORMS = (
 )
 ASKED = 'left_<attribute> and right_<attribute>, a row a pair'
 SITUATIONS = 'task', 'question', 'set', 'choice_set', 'scenario'  # likely names of the column of the situation
+QUESTION = re.compile(r'[a-z]+_?\d+', re.IGNORECASE)  # a column of a table with a row for each person, such as q12
 KEYS = 'user', 'situation', 'chosen'
 UNLIKE = *KEYS, 'choice'  # columns that are read, and are no attributes, beside that of the group
 CHOSEN = {'1': True, '1.0': True, 'true': True, '0': False, '0.0': False, 'false': False}
@@ -265,8 +266,15 @@ def _lacking(columns: Sequence[str], has_sides: bool, answered: bool) -> str:
     if surveys.is_uncut(columns):
         return f'the header {surveys.as_read(columns)} (pandas reads others by sep=)'
     given = f'the columns are {", ".join(columns)}'
-    if answered and has_sides and not surveys.person_column(columns):
-        return f'no column says who chose; call it one of {", ".join(surveys.PEOPLE)}; {given}'
+    person, by_person = (
+        surveys.person_column(columns),
+        'docs/howto/choices.md turns a row per person into rows of answers',
+    )
+    if answered and person is None and (has_sides or 'chosen' in columns):
+        meant = next((f', as {c} may be' for c in columns if c.lower() == 'id'), '')
+        return f'no column says who chose{meant}; call it one of {", ".join(surveys.PEOPLE)}; {given}'
+    if answered and sum(bool(QUESTION.fullmatch(c)) for c in columns) > 1 and not surveys.answer_column(columns):
+        return f'no column says which side was chosen; {given}; {by_person}'
     if answered and has_sides:
         return f'no column says which side was chosen; call it one of {", ".join(surveys.ANSWERS)}; {given}'
     if answered and 'chosen' in columns and 'situation' not in columns:
