@@ -70,7 +70,10 @@ OVER_SEEDS = (
     'moved by the choice of the people, prompts or rows that were tested.'
 )
 # Where runs differ in a key that begins so, a figure of one name is measured on other things or by another rule.
-MEASURES = 'recipe', 'reward', 'prompts', 'data', 'eval', 'play', 'dialogue', 'split', 'group', 'oracle', 'evaluate'
+MEASURES = (
+    'recipe', 'reward', 'prompts', 'data', 'eval', 'play', 'dialogue', 'split', 'group', 'oracle', 'evaluate', 'dpo',
+    'loss',
+)  # fmt: skip
 UNLIKE = 'These runs differ in {}: figures of one name may then measure different things.'
 LETTERS = 'In a row "content of", runs with the same letter have read the same content.'
 UNJUDGED = 'no single figure says whether it has learnt'

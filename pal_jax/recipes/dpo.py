@@ -66,7 +66,11 @@ class DPORecipe:
         return state, host, 'dpo', metrics | {'left_out': float(self.rows.left_out)}
 
     def evaluate(self, state: ActorState, stage: str) -> Evaluation:
-        """The figures of a training step, on held-out pairs."""
+        """The figures of a training step, on held-out pairs.
+
+        Raises:
+          RuntimeError: the loss is not finite.
+        """
         with self.ctx.phase('evaluate'):
             tests = self.rows.tests(self.ctx.mesh)
             batches = [(count, self.learner.compare(state, batch)[1]) for count, batch in tests]
@@ -74,6 +78,9 @@ class DPORecipe:
         # Batches differ in size: a mean over pairs weighs each batch by its pairs.
         counts = [count for count, _ in batches]
         means = {name: float(np.average([m[name] for _, m in batches], weights=counts)) for name in batches[0][1]}
+        if not np.isfinite(means['loss']):
+            began = ' before any update, so that no other optimizer.lr helps: mend it' if stage == 'base' else ''
+            raise RuntimeError(f'dpo.loss={self.learner.dpo.loss!r} is {means["loss"]} on held-out pairs{began}')
         return Evaluation({'rows': sum(counts), 'moved': self.rows.moved, **means}, shown)
 
 

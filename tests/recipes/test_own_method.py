@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
 import runpy
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pal_jax.learners.dpo import DPO, open_loss
 from pal_jax.objectives.dpo import preference
-from pal_jax.run import inputs
+from pal_jax.run import devices, inputs
 from pal_jax.run.config_files import settings_of
 from pal_jax.run.glossary import CORE, words_of
-from pal_jax.run.recipe import check_recipe
+from pal_jax.run.recipe import Context, check_recipe
 from pal_jax.run.runs import read_settings, recipe_module
 from pal_jax.run.settings import to_dict
 from pal_jax.run.workdir import CONFIG
-from tests import pages
+from tests import configs, pages
 
 LOSS, METHOD = 'my_losses.py:short_and_likely', 'my_method.py:make'
 
@@ -121,6 +123,20 @@ def test_a_file_without_the_parts_of_a_method_is_refused_with_the_key(tmp_path, 
 def test_what_make_returns_has_the_parts_of_a_recipe(recipe):
     with pytest.raises(ValueError, match=r"recipe='bad.py:make'"):
         check_recipe(recipe, 'bad.py:make')
+
+
+def test_a_loss_that_is_not_a_number_before_any_update_ends_the_run(tmp_path):
+    (tmp_path / 'nan.py').write_text(
+        'import jax.numpy as jnp\ndef loss(chosen, rejected): return jnp.log(-1.0 - 0.0 * chosen)\n'
+    )
+    rows = [{'prompt': f'q{i}', 'chosen': 'yes', 'rejected': 'no'} for i in range(8)]
+    (tmp_path / 'pairs.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    settings = configs.load('dpo', 'smoke', **{'data.train': 'pairs.jsonl', 'dpo.loss': 'nan.py:loss'})
+    mesh = devices.make_mesh(devices=jax.devices()[:1])
+    recipe = configs.make(settings, Context(mesh, lambda name: contextlib.nullcontext()))
+    state, _ = recipe.init()
+    with pytest.raises(RuntimeError, match=r"dpo.loss='nan.py:loss' is nan.*before any update"):
+        recipe.evaluate(state, 'base')
 
 
 def test_a_method_is_the_make_of_its_own_file(tmp_path):
