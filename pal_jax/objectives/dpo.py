@@ -70,7 +70,8 @@ def preference(
     """The gradient of the mean loss by each log-probability, and figures of the pairs.
 
     Completions of a pair are neighbours, the chosen one first; a pair without actions is padding. `accuracy` is the
-    share of pairs whose chosen log-ratio is the larger (a tie counts one half), `margin` the mean of β h.
+    share of pairs whose chosen log-ratio is the larger (a tie counts one half), `margin` the mean of β h. Without a
+    reference the share is called `likelier`: it begins where the lengths of the answers put it, and not at one half.
     """
     pairs = real_pairs(acts)
     # Padding has no tokens, by which a function may divide.
@@ -89,7 +90,7 @@ def preference(
     h = ratios[:, 0] - ratios[:, 1]
     metrics = {
         'loss': value,
-        'accuracy': masked_mean((jnp.sign(h) + 1.0) / 2.0, pairs),
+        'likelier' if reference is None else 'accuracy': masked_mean((jnp.sign(h) + 1.0) / 2.0, pairs),
         'margin': beta * masked_mean(h, pairs),
         'chosen': beta * masked_mean(ratios[:, 0], pairs),
         'rejected': beta * masked_mean(ratios[:, 1], pairs),

@@ -23,6 +23,7 @@ from pal_jax.run.verdict import estimate, known
 HEADLINES = {
     'reward': 'Mean reward of a step',
     'accuracy': 'Accuracy on the training pairs of a step',
+    'likelier': 'Training pairs whose chosen answer is likelier',
     'training_accuracy': 'Training accuracy, the largest K',
     'loss': 'Mean loss of a step',
     'legal': 'Share of legal moves',

@@ -159,6 +159,7 @@ CORE = Words(
             'reward': 'mean reward, which training raises',
             'loss': 'mean loss, which training lowers',
             'accuracy': 'share of choices or labels that it gets right',
+            'likelier': 'share of pairs whose chosen answer is likelier than the other, without a reference',
             'cost': 'mean cost of an answer, which the limit bounds',
             'mean_cost': 'mean of the last costs, which is compared with the limit',
             'mean_cost_{group}': 'mean of the last costs of {group}, which is compared with the limit of the group',
@@ -246,8 +247,12 @@ CORE = Words(
         'auc': ('the chance that it has an unsafe held-out answer above a safe one (AUC)', 0.5),
         'accuracy': ('the share of held-out choices, or labels, that it gets right', 0.5),
     },
-    changes={'reward': (1.0, 'mean reward'), 'loss': (-1.0, 'mean loss')},
-    shares=('accuracy', 'auc'),
+    changes={
+        'reward': (1.0, 'mean reward'),
+        'likelier': (1.0, 'share of held-out pairs whose chosen answer is likelier than the other'),
+        'loss': (-1.0, 'mean loss'),
+    },
+    shares=('accuracy', 'auc', 'likelier'),
 )
 
 

@@ -28,7 +28,7 @@ from pal_jax.types import Exhibit, Metrics
 OTHER = 'other'  # the phase of all time outside the named phases
 # The figures of a step that the console shows.
 DESCRIBED = (
-    'loss', 'accuracy', 'training_accuracy', 'reward', 'format', 'legal', 'attack_success', 'plain_success',
+    'loss', 'accuracy', 'likelier', 'training_accuracy', 'reward', 'format', 'legal', 'attack_success', 'plain_success',
     'overrefusal', 'cost', 'mean_cost', 'limit', 'multiplier', 'kl',
 )  # fmt: skip
 SILENCE = 60.0  # seconds without a line, after which a log says that work goes on

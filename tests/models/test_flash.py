@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.models import attention
+from pal_jax.models import attention, flash
 from pal_jax.models.blockwise import blockwise_attention
 from pal_jax.models.config import LayerKind, tiny
 from pal_jax.models.flash import Tile, Tiles, flash_attention
@@ -166,7 +166,7 @@ def test_rows_and_heads_are_spread_over_a_mesh() -> None:
 
 
 def test_a_model_asks_for_either_with_its_own_settings(monkeypatch) -> None:
-    monkeypatch.setattr(attention, 'flash_attention', WAYS['kernels'])
+    monkeypatch.setattr(flash, 'flash_attention', WAYS['kernels'])
     cfg = dataclasses.replace(tiny(), attn_softcap=3.0, query_scalar=9.0, alibi=True)
     places = Places(*(x[:, :128] for x in packed(LENGTH)))
     inputs = heads(128, cfg.head_dim)[:3]

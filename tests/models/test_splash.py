@@ -91,7 +91,7 @@ def test_a_mesh_in_context_spreads_rows_and_heads(monkeypatch) -> None:
 
 def test_a_model_asks_for_it_with_its_own_settings(monkeypatch) -> None:
     kernels = functools.partial(splash_attention, interpret=True)
-    monkeypatch.setattr(attention, 'splash_attention', kernels)
+    monkeypatch.setattr(splash, 'splash_attention', kernels)
     cfg = dataclasses.replace(tiny(), attn_softcap=3.0, query_scalar=9.0)
     places = attention.Places(*(x[:, :128] for x in packed(220)))
     inputs = heads(128, cfg.head_dim)[:3]

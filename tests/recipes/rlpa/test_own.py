@@ -76,7 +76,7 @@ def test_a_function_reads_what_it_names_and_none_is_no_reward(tmp_path):
     reward = with_functions(lambda samples, seed: list(samples), [score, trl], messages, weights={}, apart=False)
     first, second = reward([ASKS, TELLS], 7)
     assert (first.ok, first.reward, second.ok, second.reward) == (False, 0.0, True, 2.0)
-    seen = own._module(Path(file), Path(file).stat().st_mtime_ns, KEY, f'{file}:score').seen
+    seen = own._module(Path(file), Path(file).stat().st_mtime_ns).seen
     assert seen['prompts'][0] == [{'role': 'user', 'content': 'Hello'}]
     assert (seen['people'], seen['rounds'], seen['seed']) == ([['pet: cat']] * 2, [0, 0], 7)
 
