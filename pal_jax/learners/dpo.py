@@ -70,9 +70,9 @@ def open_loss(dpo: DPO) -> PairLoss | CompletionLoss:
 
     given = jax.eval_shape(loss, *[jax.ShapeDtypeStruct((3,), jnp.float32)] * 4)
     if getattr(given, 'shape', None) != (3,) or given.dtype != jnp.float32:
-        raise ValueError(
-            f'dpo.loss={dpo.loss!r} must return an array of a float for each pair, got {given} for 3 pairs'
-        )
+        got = f'an array of {given.dtype}{list(given.shape)}' if hasattr(given, 'shape') else type(given).__name__
+        mean = ': leave out the mean over pairs' if getattr(given, 'shape', None) == () else ''
+        raise ValueError(f'dpo.loss={dpo.loss!r} must return a float for each pair, got {got} for 3 pairs{mean}')
     return loss
 
 

@@ -74,7 +74,7 @@ def read_choices(run: TrainedPAL, path: str | Path, *, answered: bool = True) ->
     people = read_people(run, path, answered=answered)
     if answered and len(people) > 1:
         named = ', '.join([*(person.user for person in people[:3]), *(['...'] if len(people) > 3 else [])])
-        raise ValueError(f'{path} has choices of {len(people)} people ({named}); give a file for each')
+        raise ValueError(f'{path} has choices of {len(people)} people ({named}); give those of one person')
     return people[0]
 
 
