@@ -10,7 +10,7 @@ from pal_jax.run.glossary import Words
 from pal_jax.run.metrics import METRICS, read_records
 from pal_jax.run.progress import CUT
 from pal_jax.run.summary import fifths, finite_values, main_part
-from pal_jax.run.verdict import TOO_LITTLE, TRIALS, UNLIKE, RunVerdict
+from pal_jax.run.verdict import TOO_LITTLE, TRIALS, UNLIKE, RunVerdict, is_trial
 
 # Uses of every run that has trained a policy.
 POLICY = (
@@ -44,11 +44,6 @@ def uses(workdir: Path, config: Mapping[str, Any], words: Words, name: str = '')
     if is_trial(name):
         longer = [(TRAIN, f'--config={name[: -len(TRIALS[0])]}', 'docs/start/first_run.md')]
     return [(use, command.format(run=workdir), page) for use, command, page in (*known, *trained, *longer)]
-
-
-def is_trial(name: str) -> bool:
-    """True of the name of a config with a variant for trials."""
-    return name.endswith(TRIALS)
 
 
 def of_trial(name: str) -> str:

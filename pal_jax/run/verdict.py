@@ -117,13 +117,18 @@ def judge(rows: Sequence[Record], evals: Sequence[Record], words: Words, name: s
     else:
         verdict = _learning(rows, evals, words)
     # A random tiny model may well learn in a few steps, which says nothing of the model that is to be trained.
-    if verdict and name.endswith(TRIALS) and not verdict.of_data:
+    if verdict and is_trial(name) and not verdict.of_data:
         verdict = verdict._replace(answer=TRIAL)
     limits = limits_of(after)
     if verdict is None or not limits:
         return verdict
     kept, sentence = _kept(limits)
     return verdict._replace(answer=f'{verdict.answer}, {kept}', sentence=f'{verdict.sentence} {sentence}')
+
+
+def is_trial(name: str) -> bool:
+    """True of the name of a config with a variant for trials."""
+    return name.endswith(TRIALS)
 
 
 def _changed_functions(before: Record, after: Record) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -207,9 +205,7 @@ def table_of_effects(models: Sequence[GroupModel], units: Units, mixed: MixedLog
         add('mixed logit deviation', EVERYBODY, everybody, h, deviation)
         if (above := portrait.share_above(mean, deviation)) is not None:
             add('mixed logit above 0', EVERYBODY, everybody, h, Estimate(above, None, None, None))
-    file = io.StringIO()
-    csv.writer(file, lineterminator='\n').writerows([HEAD, *rows])
-    return file.getvalue()
+    return portrait.as_csv([HEAD, *rows])
 
 
 def _cells(effect: Estimate | None, p: float | None = None, worth: Estimate | None = None) -> list[str]:
@@ -246,9 +242,7 @@ def table_of_covariance(common: Common, units: Units) -> str:
     covariance = np.where(known[:, None] & known, common.covariance / units.scale[:, None] / units.scale, np.nan)
     cells = [['' if np.isnan(x) else f'{x:.6g}' for x in row] for row in covariance]
     rows = [[name, *row] for name, row in zip(units.attributes, cells, strict=True)]
-    file = io.StringIO()
-    csv.writer(file, lineterminator='\n').writerows([['attribute', *units.attributes], *rows])
-    return file.getvalue()
+    return portrait.as_csv([['attribute', *units.attributes], *rows])
 
 
 def _difference(first: Estimate | None, second: Estimate | None) -> Estimate | None:

@@ -243,18 +243,15 @@ def evaluate(
         log(without_rows(shown.unfit).strip())
     record, chosen = make_record(shown), shown.true_chosen
     record['log_odds_factor'] = results.factor
+    split = shown_split(chosen)
+    model = _split_model(panel, state, chosen, split, results.factor)
+    predicts = intervals.from_record(record, 'seen_gain').place(0.0) == 1
+    wants, files, by_logit = [], {}, None
     if portrait.has_effects(panel.data):
         record['differ_p'] = heterogeneity.p_of_same_wants(panel.data)
         if panel.data.groups is not None and len(panel.data.group_names) > 1:
             record['groups_differ_p'] = heterogeneity.p_of_same_groups(panel.data)
-    split = shown_split(chosen)
-    model = _split_model(panel, state, chosen, split, results.factor)
-    predicts = intervals.from_record(record, 'seen_gain').place(0.0) == 1
-    mixed = (
-        mixed_logit.fit_all(panel.data, log) if 'mixed_logit' in others and portrait.has_effects(panel.data) else None
-    )
-    wants, files, by_logit = [], {}, None
-    if portrait.has_effects(panel.data):
+        mixed = mixed_logit.fit_all(panel.data, log) if 'mixed_logit' in others else None
         units = bradley_terry.units_of(panel.data.attributes, panel.scale, panel.price)
         wants, files = effects.describe(model, units, record, predicts=predicts, mixed=mixed)
         if mixed and len(panel.data.names) <= portrait.SHOWN_PEOPLE:

@@ -186,11 +186,9 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
 
 def exhibit_mixed_logit(model: MixedLogit, units: Units, people: int) -> Exhibit:
     """The exhibit of how much people differ, by a mixed logit of all choices."""
-    table, known = (
-        [['effect of one unit', 'mean over people', 'standard deviation over people']],
-        model.errors is not None,
-    )
-    table[0] += ['people above 0'] if known else []
+    known = model.errors is not None
+    head = ['effect of one unit', 'mean over people', 'standard deviation over people']
+    table = [[*head, 'people above 0'] if known else head]
     for name, (mean, deviation) in zip(units.attributes, over_people(model, units, people), strict=True):
         above = share_above(mean, deviation)
         table.append([name, mean.with_error('+.3g'), deviation.with_error('.3g')])
@@ -289,15 +287,19 @@ def table_of_people(model: SplitModel, kept_out: SplitModel, known: Mapping[str,
         for name, weights, effect in itertools.zip_longest(part.names, part.mixtures, shown, fillvalue=()):
             cells = [str(name), str(number), *(f'{x:.6g}' for x in (*weights, *effect))]
             rows.append(cells + [''] * (len(head) - len(cells)))
-    file = io.StringIO()
-    csv.writer(file, lineterminator='\n').writerows([head, *rows])
-    return file.getvalue()
+    return as_csv([head, *rows])
 
 
 def without_person(table: str, name: str) -> str:
     """The CSV of `table_of_people` without the row of a person."""
-    (head, *rows), file = csv.reader(io.StringIO(table)), io.StringIO()
-    csv.writer(file, lineterminator='\n').writerows([head, *(row for row in rows if row[:1] != [name])])
+    head, *rows = csv.reader(io.StringIO(table))
+    return as_csv([head, *(row for row in rows if row[:1] != [name])])
+
+
+def as_csv(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as CSV."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator='\n').writerows(rows)
     return file.getvalue()
 
 

@@ -26,8 +26,6 @@ from pal_jax.run import intervals, stores
 from pal_jax.run.accuracy import hits
 from pal_jax.run.workdir import run_folder
 
-ALIKE = 0.05  # the p-value above which people are not shown to want different things
-
 
 def learn(run: TrainedPAL, choices: PersonChoices) -> dict[str, Any]:
     """A new person as a record: `effects` of attributes by the mixed logit, or the `mixture` of prototypes."""
@@ -109,7 +107,7 @@ def warn(run: TrainedPAL) -> None:
     p = run.record.get('differ_p') or 0.0
     gain = 'seen_gain_mixed_logit'
     shown = gain in run.record and intervals.from_record(run.record, gain).place(0.0) == 1
-    if p > ALIKE:
+    if p > 1.0 - intervals.LEVEL:
         doubt = f'the choices of {run.workdir} do not show that people want different things (p = {p:.3f})'
     elif not shown:
         doubt = 'the mixed logit is not shown to predict single people better than one model for all, either'

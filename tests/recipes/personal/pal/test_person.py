@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -15,7 +14,6 @@ import pal_jax
 from pal_jax import scoring
 from pal_jax.commands import personalize, score
 from pal_jax.recipes.personal import ideal_point
-from pal_jax.recipes.personal.pal import forget as pal_forget
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.recipes.personal.pal import scores as pal_scores
@@ -476,70 +474,3 @@ def test_the_name_of_a_person_may_be_almost_right(run):
     name = next(iter(run.people))
     with pytest.raises(ValueError, match=f'did you mean {name}'):
         scoring.open_scorer(run.workdir, f'{name[0]}0{name[1:]}')
-
-
-# --- people by the mixed logit ----------------------------------------------------------------------------------------
-
-
-def with_logit(run, folder, **changes):
-    """A copy of a run whose mixed logit has people who like cheap tariffs, and dear `p1`; its last record has
-    `changes`."""
-    shutil.copytree(run.workdir, folder)
-    effects = {'price': -0.05, 'years': 0.0}
-    ana, people = {'effects': effects, 'covariance': [[1e-4, 0.0], [0.0, 1e-4]]}, {}
-    for name, price in (('p0', -0.05), ('p1', 0.05)):
-        people[name] = ana | {'effects': effects | {'price': price}}
-    logit = {'mean': effects, 'deviation': {'price': 0.05, 'years': 0.1}, 'converged': True, 'people': people}
-    (folder / 'mixed_logit.json').write_text(json.dumps(logit))
-    *_, last = (folder / 'evals.jsonl').read_text().splitlines()
-    record = {'seen_gain': 0.2, 'seen_gain_interval': [0.1, 0.3], 'seen_lead_mixed_logit': -0.01}
-    (folder / 'evals.jsonl').write_text(json.dumps(json.loads(last) | record | changes) + '\n')
-    return str(folder)
-
-
-@pytest.mark.parametrize(
-    ('changes', 'takes'),
-    [
-        ({}, False),
-        ({'seen_lead_mixed_logit': 0.01}, True),
-        ({'seen_gain_interval': [-0.1, 0.3]}, True),
-        ({'chosen_prototypes': [1]}, True),
-    ],
-    ids=['PAL predicts', 'the logit is ahead', 'PAL is not shown to predict', 'one prototype'],
-)
-def test_a_run_takes_the_model_that_describes_people_better(run, tmp_path, changes, takes):
-    source = with_logit(run, tmp_path / 'run', **changes)
-    assert (pal_reward.open_pal(source).logit is not None) == takes
-    assert pal_reward.open_pal(source, 0).logit is None
-    record = pal_jax.personalize(source, str(of_person(tmp_path / 'ana.jsonl', 1)))
-    assert ('effects' in record, 'mixture' in record) == (takes, not takes)
-
-
-def test_a_person_by_the_mixed_logit_scores_asks_and_is_forgotten(run, tmp_path, capsys):
-    source = with_logit(run, tmp_path / 'run', seen_lead_mixed_logit=0.01, differ_p=0.5)
-    record = pal_jax.personalize(source, str(of_person(tmp_path / 'ana.jsonl', 0)))
-    assert 'p = 0.500' in capsys.readouterr().err
-    assert record['effects']['price'] > 0.0 and record['agreement'] > 0.8
-    dear, cheap = {'item': {'price': 120.0, 'years': 3.0}}, {'item': [80.0, 3.0]}
-    pair = [{'price_A': 120.0, 'years_A': 3.0, 'price_B': 80.0, 'years_B': 3.0}]
-    for person, likes_dear in ((record, True), ('p0', False), ('p1', True), ('', False)):
-        scores = pal_jax.score(source, [dear, cheap], person=person)
-        chance = pal_jax.score(source, pair, person=person)
-        assert (scores[0] > scores[1], chance[0] > 0.5) == (likes_dear, likes_dear)
-    np.testing.assert_allclose(pal_jax.score(source, [dear, cheap], person='p0'), [-6.0, -4.0], rtol=1e-5)
-    # The least informative of two pairs has nearly equal prices.
-    rows = [{'left': [100, 1], 'right': [100.1, 1]}, {'left': [100, 1], 'right': [60, 1]}]
-    (pairs := tmp_path / 'pairs.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    personalize.personalize(source, '', str(pairs), None, None)
-    assert [json.loads(line)['pair'] for line in capsys.readouterr().out.splitlines()] == [2, 1]
-    wrong = record | {'effects': {'price': 1.0}}
-    with pytest.raises(ValueError, match='years'):
-        pal_jax.score(source, [dear], person=wrong)
-    # The file of a person who has effects is deleted like any other one.
-    (kept := tmp_path / 'kept.json').write_text(json.dumps(record))
-    assert 'No shared parameter' in personalize.forget_file(kept) and not kept.exists()
-    said = pal_forget.forget(source, 'p0').in_words(source, 'p0')
-    assert 'mixed logit' in said
-    assert '"p0"' not in (tmp_path / 'run' / 'mixed_logit.json').read_text()
-    with pytest.raises(ValueError, match='p0'):
-        pal_jax.score(source, [dear], person='p0')
