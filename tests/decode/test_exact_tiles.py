@@ -15,7 +15,7 @@ from pal_jax.data.packing import pack_rollouts
 from pal_jax.decode import requests
 from pal_jax.decode.choose import check_exact
 from pal_jax.decode.local import LocalDecoder
-from pal_jax.models import attention, flash, linear, lora, params, soups, splash, tile_product
+from pal_jax.models import attention, flash, lora, params, soups, splash, tile_product
 from pal_jax.models.config import ModelConfig, exact_config, tiny
 from pal_jax.objectives.rounding import by_tile
 from pal_jax.run.devices import make_mesh
@@ -30,11 +30,12 @@ in_order = pytest.mark.skipif(not attention.adds_in_order(), reason="its attenti
 def interpreted(monkeypatch):
     """Kernels run on this machine, and a decoder has no more slots than it is asked for."""
     tiles = flash.Tiles(TILE, TILE, TILE)
-    monkeypatch.setattr(
-        attention, 'flash_attention', functools.partial(flash.flash_attention, tiles=tiles, interpret=True)
-    )
-    monkeypatch.setattr(attention, 'splash_attention', functools.partial(splash.splash_attention, interpret=True))
-    monkeypatch.setattr(linear, 'tile_product', functools.partial(tile_product.tile_product, interpret=True))
+    for module, name, settings in (
+        (flash, 'flash_attention', {'tiles': tiles}),
+        (splash, 'splash_attention', {}),
+        (tile_product, 'tile_product', {}),
+    ):
+        monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True, **settings))
     monkeypatch.setattr(requests, 'EXACT_SLOTS', {'float32': 8, 'bfloat16': 8})
 
 
