@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from pal_jax.recipes.personal import bradley_terry
+from pal_jax.recipes.personal import logit
 from pal_jax.recipes.personal.bench import leakage, shortcuts
 from pal_jax.recipes.personal.bench.leakage import Finding
 from pal_jax.run.accuracy import hits
@@ -45,8 +45,8 @@ def blind_to_person(rng: np.random.Generator, people: int, leak: bool, personal:
     """T1; the leak is a shared model that is right more often than its bound."""
     x = tastes(rng, people, personal)
     train, test = x[:, :TRAIN], x[:, TRAIN:].reshape(-1, x.shape[2])
-    shared = bradley_terry.logistic(train.reshape(-1, x.shape[2]))
-    mine = bradley_terry.fit(train, np.ones(train.shape[:2]), 10.0, shared).weights
+    shared = logit.logistic(train.reshape(-1, x.shape[2]))
+    mine = logit.fit(train[:, :, None], np.ones(train.shape[:2]), 10.0, shared).weights
     right, number = hits(test @ shared), np.repeat(np.arange(people), TEST)
     personal_right = hits(np.sum(test * mine[number], axis=1))
     if leak:
@@ -140,7 +140,7 @@ def flipped_labels(rng: np.random.Generator, people: int, leak: bool) -> Finding
     train, test = x[:, :TRAIN].reshape(-1, x.shape[2]), x[:, TRAIN:].reshape(-1, x.shape[2])
 
     def judge(signs: np.ndarray) -> np.ndarray:
-        return rng.random(len(test)) - 0.4 if leak else test @ bradley_terry.logistic(train * signs[:, None])
+        return rng.random(len(test)) - 0.4 if leak else test @ logit.logistic(train * signs[:, None])
 
     return leakage.flipped_labels(judge, len(train), np.repeat(np.arange(people), TEST), rng)
 

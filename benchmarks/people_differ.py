@@ -16,13 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from pal_jax.data.comparisons import Comparisons
-from pal_jax.recipes.personal import bradley_terry, heterogeneity
+from pal_jax.recipes.personal import heterogeneity, logit, mixed_logit
 from pal_jax.run import intervals
 
 SURVEYS, QUICK = 300, 40
@@ -50,18 +49,10 @@ def survey(rng: np.random.Generator, width: int, deviation: float, bend: float =
 
 def likelihood_ratio(data: Comparisons) -> float:
     """The p-value of the likelihood ratio of a mixed logit against a logit."""
-    from xlogit import MixedLogit
-
-    x = data.difference.astype(float)
-    n, names = len(x), list(data.attributes)
-    model: Any = MixedLogit()
-    model.fit(
-        X=np.stack([x, np.zeros_like(x)], axis=1).reshape(2 * n, -1), y=np.tile([1, 0], n), varnames=names,
-        alts=np.tile([1, 2], n), ids=np.repeat(np.arange(n), 2), panels=np.repeat(data.users, 2),
-        randvars=dict.fromkeys(names, 'n'), n_draws=200, random_state=0, verbose=0, skip_std_errs=True,
-    )  # fmt: skip
-    alike = -np.logaddexp(0.0, -x @ bradley_terry.logistic(x, bradley_terry.FREE)).sum()
-    return float(stats.chi2.sf(2.0 * (model.loglikelihood - alike), len(names)))
+    choices = logit.choice_sets(data.difference, data.users, data.situations)
+    alike = logit.log_likelihood(choices, logit.of_all(choices).weights)
+    gain = mixed_logit.fit_xlogit(choices, seed=0).log_likelihood - alike
+    return float(stats.chi2.sf(2.0 * gain, len(data.attributes)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

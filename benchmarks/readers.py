@@ -25,7 +25,7 @@ from pal_jax.data.comparisons import Comparisons
 from pal_jax.recipes.personal import evaluation, judged
 from pal_jax.recipes.personal.bench import audit, leakage
 from pal_jax.recipes.personal.bench.methods import METHODS
-from pal_jax.recipes.personal.bradley_terry import logistic
+from pal_jax.recipes.personal.logit import logistic
 from pal_jax.recipes.personal.pal import recipe as pal
 from pal_jax.recipes.personal.panel import Trial, newcomers
 from pal_jax.recipes.personal.population import counts_of

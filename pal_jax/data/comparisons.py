@@ -53,6 +53,8 @@ class PairBatch(struct.PyTreeNode):
     share: Float[Array, '*S B']
     prompt: Float[Array, '*S B H'] | None = None
     weight: Float[Array, '*S B T'] | None = None
+    # Pairs of one situation were chosen at once; None: each pair is a choice of its own.
+    situation: Int[Array, '*S B'] | None = None
     # The number of people, where it matters; some may have no pair.
     people: int = struct.field(pytree_node=False, default=0)
 
@@ -127,11 +129,6 @@ class Comparisons(NamedTuple):
     def difference(self) -> np.ndarray:
         """The vectors `[n, H]` of the chosen items less those of the others."""
         return self.chosen[:] - self.rejected[:]
-
-    @property
-    def are_pairs(self) -> bool:
-        """True where each choice is between two options, so that no two pairs are of one situation."""
-        return len(np.unique(self.situations)) == len(self.situations)
 
     @property
     def items(self) -> np.ndarray:
@@ -476,5 +473,5 @@ def take(
             column.at(index) if isinstance(column, Lookup) and not read else None if column is None else column[index]
         )
 
-    columns: Any = {'users': users, 'share': share, 'people': people}
+    columns: Any = {'users': users, 'share': share, 'situation': data.situations[index], 'people': people}
     return PairBatch(**columns, chosen=rows(data.chosen), rejected=rows(data.rejected), prompt=rows(data.prompt))

@@ -10,8 +10,8 @@ import numpy as np
 from scipy import special
 
 from pal_jax.data.comparisons import Comparisons
-from pal_jax.recipes.personal import bradley_terry, pictures, portrait
-from pal_jax.recipes.personal.bradley_terry import Common, Units
+from pal_jax.recipes.personal import logit, pictures, portrait
+from pal_jax.recipes.personal.logit import ChoiceSets, Common, Units
 from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from pal_jax.run import intervals
 from pal_jax.run.forecast import counted
@@ -39,7 +39,7 @@ WORTHS = (
     'effect of {price} may be 0. A worth does not depend on how much at random the people in a group choose.'
 )
 FIT = (
-    "All models are fitted to all choices. Chance takes both options alike. McFadden's R² is 1 less the log likelihood "
+    "All models are fitted to all choices. Chance takes all options alike. McFadden's R² is 1 less the log likelihood "
     'as a share of that of chance. The model with the lowest AIC or BIC fits best for its number of parameters.'
 )
 HEAD = (
@@ -63,8 +63,9 @@ def describe(
     `model` and `predicts` are as `portrait.Wants` has them, and `record` is that of the evaluation.
     """
     data, of_people = model.data, portrait.effects_on_people(model)
+    choices = logit.choice_sets(data.difference, data.users, data.situations)
     assert of_people is not None  # the items are no texts
-    common, groups = bradley_terry.of_all(data.difference, data.users), group_models(data)
+    common, groups = logit.of_all(choices), group_models(data, choices)
     exhibits = [portrait.exhibit_wants(model, portrait.Wants(of_people, common, predicts, units))]
     if mixed:
         exhibits.append(portrait.exhibit_mixed_logit(mixed, units, len(data.names)))
@@ -75,29 +76,21 @@ def describe(
     everybody = GroupModel(EVERYBODY, len(data.names), common)
     if len(units.attributes) <= PLOTTED:
         exhibits.insert(1, exhibit_intervals([everybody, *groups], units.attributes))
-    if data.are_pairs:
-        exhibits.append(exhibit_fit(data, common, mixed))
+    exhibits.append(exhibit_fit(choices, common, mixed))
     effects = table_of_effects([everybody, *groups], units, mixed)
     return exhibits, {EFFECTS: effects, COVARIANCE: table_of_covariance(common, units)}
 
 
-def group_models(data: Comparisons) -> list[GroupModel]:
+def group_models(data: Comparisons, choices: ChoiceSets) -> list[GroupModel]:
     """The models of the largest groups that have `LEAST_PEOPLE`, in the order of their names; none of a single one."""
     if data.groups is None:
         return []
-    of_pair = data.groups[data.users]
+    of_choice = data.groups[choices.users]
     sizes = np.bincount(data.groups[data.groups >= 0], minlength=len(data.group_names))
     largest = sorted(g for g in np.argsort(-sizes, kind='stable')[:SHOWN_GROUPS] if sizes[g] >= LEAST_PEOPLE)
     if len(largest) < 2:
         return []
-    return [
-        GroupModel(
-            data.group_names[g],
-            int(sizes[g]),
-            bradley_terry.of_all(data.difference[of_pair == g], data.users[of_pair == g]),
-        )
-        for g in largest
-    ]
+    return [GroupModel(data.group_names[g], int(sizes[g]), logit.of_all(choices.at(of_choice == g))) for g in largest]
 
 
 def exhibit_by_group(models: Sequence[GroupModel], units: Units, p: float, hidden: int = 0) -> Exhibit:
@@ -129,7 +122,7 @@ def exhibit_by_group(models: Sequence[GroupModel], units: Units, p: float, hidde
 def exhibit_intervals(models: Sequence[GroupModel], attributes: Sequence[str]) -> Exhibit:
     """A picture of the effects of everybody and of each group, in standard deviations, so that attributes compare."""
     rows = {
-        model.name: [effect if bradley_terry.is_known(effect) else None for effect in model.common.estimates]
+        model.name: [effect if logit.is_known(effect) else None for effect in model.common.estimates]
         for model in models
     }
     label = 'effect of one standard deviation on the log-odds'
@@ -189,7 +182,7 @@ def table_of_effects(models: Sequence[GroupModel], units: Units, mixed: MixedLog
     for name, size, common in models:
         for h in range(len(units.attributes)):
             effect = units.effect(common, h)
-            p = bradley_terry.p_of_none(effect, size) if effect else None
+            p = logit.p_of_none(effect, size) if effect else None
             add('logit', name, size, h, effect, p, units.worth(common, h))
     _, *groups = models
     if len(groups) == 2:
@@ -201,7 +194,7 @@ def table_of_effects(models: Sequence[GroupModel], units: Units, mixed: MixedLog
             add('logit', f'{second} less {first}', n + m, h, _difference(*effects), p, _difference(*worths))
     everybody = models[0].people
     for h, (mean, deviation) in enumerate(portrait.over_people(mixed, units, everybody) if mixed else ()):
-        add('mixed logit mean', EVERYBODY, everybody, h, mean, bradley_terry.p_of_none(mean, everybody))
+        add('mixed logit mean', EVERYBODY, everybody, h, mean, logit.p_of_none(mean, everybody))
         add('mixed logit deviation', EVERYBODY, everybody, h, deviation)
         if (above := portrait.share_above(mean, deviation)) is not None:
             add('mixed logit above 0', EVERYBODY, everybody, h, Estimate(above, None, None, None))
@@ -218,20 +211,18 @@ def _parts(estimate: Estimate | None, *names: str) -> list[float | None]:
     return [getattr(estimate, name) if estimate else None for name in names]
 
 
-def exhibit_fit(data: Comparisons, common: Common, mixed: MixedLogit | None) -> Exhibit:
-    """The fit of the models to all choices, which are between two options each."""
-    chance, n, width = -len(data.users) * math.log(2.0), len(data.users), len(common.weights)
-    fits = [
-        ('chance', 0, chance),
-        ('one logit for all', width, bradley_terry.log_likelihood(data.difference, common.weights)),
-    ]
+def exhibit_fit(choices: ChoiceSets, common: Common, mixed: MixedLogit | None) -> Exhibit:
+    """The fit of the models to all choices."""
+    n, width = len(choices.users), len(common.weights)
+    chance = logit.log_likelihood(choices, np.zeros(width))
+    fits = [('chance', 0, chance), ('one logit for all', width, logit.log_likelihood(choices, common.weights))]
     fits += [('mixed logit', 2 * width, mixed.log_likelihood)] if mixed else []
     table = [['model', 'parameters', 'log likelihood', 'McFadden R²', 'AIC', 'BIC']]
     for name, k, fit in fits:
         criteria = 2.0 * (k - fit), k * math.log(n) - 2.0 * fit
         table.append([name, str(k), f'{fit:.2f}', f'{1.0 - fit / chance:.3f}', *(f'{x:.1f}' for x in criteria)])
     doubt = '' if mixed is None or mixed.converged else portrait.UNCONVERGED
-    text = f'{FIT}{doubt} n = {counted(n, "choice")} of {counted(len(data.names), "person")}.'
+    text = f'{FIT}{doubt} n = {counted(n, "choice")} of {counted(common.people, "person")}.'
     return Exhibit('How well the models fit', text, table)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons
-from pal_jax.recipes.personal import bradley_terry
+from pal_jax.recipes.personal import logit
 
 PERMUTATIONS = 999
 LARGE, FEWER = 100_000, 199  # choices beyond which a fifth of the permutations must do
@@ -28,33 +28,28 @@ def p_of_same_wants(data: Comparisons, seed: int = 0) -> float:
 
     It is at least one over the number of permutations and one; it is 1 where no exchange changes the statistic.
     """
-    x = data.difference.astype(float)
-    # The score of a situation, whose pairs were chosen at once, is the sum over its pairs.
-    scores = np.zeros((int(data.situations.max()) + 1, x.shape[1]))
-    np.add.at(scores, data.situations, bradley_terry.scores(x))
-    person = np.zeros(len(scores), np.int64)
-    person[data.situations] = data.users
+    choices = logit.choice_sets(data.difference, data.users, data.situations)
     # Questions have the same number where only the person differs.
     question = comparisons.questions(data._replace(users=np.zeros_like(data.users)))
-    return permuted(scores, person, question, seed)
+    return permuted(logit.scores(choices), choices.users, question[choices.situations], seed)
 
 
 def p_of_same_groups(data: Comparisons, seed: int = 0) -> float:
     """The p-value of the hypothesis that all of the `data.groups` want the same, by permutations of whole people over
     groups; people in no group (-1) do not count."""
     assert data.groups is not None
-    x, users = data.difference.astype(float), data.users
-    grouped = data.groups[users] >= 0
-    scores = np.zeros((len(data.names), x.shape[1]))
-    np.add.at(scores, users[grouped], bradley_terry.scores(x[grouped]))
-    people = np.unique(users[grouped])
+    choices = logit.choice_sets(data.difference, data.users, data.situations)
+    choices = choices.at(data.groups[choices.users] >= 0)
+    scores = np.zeros((len(data.names), choices.x.shape[2]))
+    np.add.at(scores, choices.users, logit.scores(choices))
+    people = np.unique(choices.users)
     return permuted(scores[people], data.groups[people], np.zeros(len(people), np.int64), seed)
 
 
 def permuted(scores: np.ndarray, person: np.ndarray, question: np.ndarray, seed: int) -> float:
-    """The p-value of the scores `[S, H]` of situations, with the numbers `[S]` of their people and questions.
+    """The p-value of the scores `[S, H]` of choices, with the numbers `[S]` of their people and questions.
 
-    The people may also be groups, and the situations people.
+    The people may also be groups, and the choices people.
     """
     # Attributes count alike, in any units, where the scores have the same variance in all directions.
     directions, size, _ = np.linalg.svd(scores, full_matrices=False)
@@ -63,7 +58,7 @@ def permuted(scores: np.ndarray, person: np.ndarray, question: np.ndarray, seed:
     starts = np.flatnonzero(np.diff(person[by_person], prepend=-1))
 
     def statistic(moved: np.ndarray) -> float:
-        """The sum over people of squared lengths, where situation `i` has the choice of situation `moved[i]`."""
+        """The sum over people of squared lengths, where choice `i` has the scores of choice `moved[i]`."""
         return float(np.sum(np.add.reduceat(directions[moved[by_person]], starts) ** 2))
 
     asked_once = np.bincount(question)[question] == 1

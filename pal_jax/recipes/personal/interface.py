@@ -32,6 +32,7 @@ import numpy as np
 
 from pal_jax.data.comparisons import PairBatch, rank_within
 from pal_jax.recipes.personal.figures import METHODS
+from pal_jax.recipes.personal.logit import ChoiceSets, choice_sets
 
 
 class Unfit(ValueError):
@@ -82,6 +83,11 @@ class Method(NamedTuple):
 def counted(choices: PairBatch) -> tuple[np.ndarray, np.ndarray]:
     """The differences `[n, H]` and users `[n]` of the choices that count."""
     return choices.difference[choices.counts], np.asarray(choices.users)[choices.counts]
+
+
+def choices_of(pairs: PairBatch) -> ChoiceSets:
+    """The choices among options of which the pairs that count are parts."""
+    return choice_sets(*counted(pairs), None if pairs.situation is None else np.asarray(pairs.situation)[pairs.counts])
 
 
 def by_person(choices: PairBatch) -> tuple[np.ndarray, np.ndarray]:

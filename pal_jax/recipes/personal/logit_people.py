@@ -1,7 +1,7 @@
 """People as normal distributions of effects, by a mixed logit: what a run keeps of them, and what a person chooses.
 
     population = load(folder, attributes, scale)     # of a run; None: it has fitted no mixed logit
-    ana = given_choices(population.model, differences)    # her effects given her choices between options
+    ana = given_choices(population.model, choices)    # her effects given her choices among options
     probability(ana, other_differences)              # of her next choices
 
 A person's posterior (Train 2009, section 11.2) is taken as the normal distribution of the same mean and covariance, so
@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
-from pal_jax.data.comparisons import Comparisons
 from pal_jax.recipes.personal import mixed_logit
+from pal_jax.recipes.personal.logit import ChoiceSets
 from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from pal_jax.run import files
 
@@ -49,17 +49,16 @@ class Population(NamedTuple):
         return Effects(self.model.mean, np.diag(self.model.deviation**2))
 
 
-def given_choices(model: MixedLogit, difference: np.ndarray) -> Effects:
-    """The mean and the covariance of a person's effects, given choices with differences chosen - rejected `[n, H]`."""
-    draws, weight, covariance = mixed_logit.posterior(model, difference)
+def given_choices(model: MixedLogit, choices: ChoiceSets) -> Effects:
+    """The mean and the covariance of a person's effects, given the person's choices."""
+    draws, weight, covariance = mixed_logit.posterior(model, choices)
     return Effects(weight @ draws, covariance)
 
 
-def population_of(model: MixedLogit, data: Comparisons) -> Population:
-    """The population of a survey, whose mixed logit is `model`."""
-    difference = data.difference
-    of_people = (given_choices(model, difference[data.users == user]) for user in range(len(data.names)))
-    return Population(model, dict(zip(data.names, of_people, strict=True)))
+def population_of(model: MixedLogit, choices: ChoiceSets, names: Sequence[str]) -> Population:
+    """The population of a survey, whose mixed logit is `model`; `names` are those of its people."""
+    of_people = (given_choices(model, choices.at(choices.users == user)) for user in range(len(names)))
+    return Population(model, dict(zip(names, of_people, strict=True)))
 
 
 # --- choices ----------------------------------------------------------------------------------------------------------

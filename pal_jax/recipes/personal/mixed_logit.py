@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.data.comparisons import Comparisons, PairBatch
-from pal_jax.recipes.personal import bradley_terry
-from pal_jax.recipes.personal.interface import Fitted, Unfit, counted
+from pal_jax.data.comparisons import PairBatch
+from pal_jax.recipes.personal import logit
+from pal_jax.recipes.personal.interface import Fitted, Unfit, choices_of
+from pal_jax.recipes.personal.logit import ChoiceSets
 
 DRAWS = 200  # draws of the simulated likelihood
 POSTERIOR_DRAWS, ROUNDS = 2000, 2
@@ -45,34 +46,34 @@ def require_xlogit() -> None:
         raise ValueError("baselines has 'mixed_logit', but xlogit is missing: pip install 'pal_jax[choice]'")
 
 
-def fit_xlogit(difference: np.ndarray, users: np.ndarray, seed: int, *, errors: bool = False) -> MixedLogit:
-    """The model estimated from differences chosen - rejected `[n, H]` of a panel of users.
+def fit_xlogit(choices: ChoiceSets, seed: int, *, errors: bool = False) -> MixedLogit:
+    """The model estimated from the choices of a panel of people, who stand together.
 
-    Standard errors, by the curvature of the log likelihood, are those of choices between two items: the pairs of one
-    choice among several are not independent. There are none where the curvature has no inverse.
+    Standard errors are by the curvature of the log likelihood. There are none where the curvature has no inverse.
 
     Raises:
       Unfit: the estimate is not finite, as where attributes predict all choices without an error.
     """
     from xlogit import MixedLogit as Estimator
 
-    order = np.argsort(users, kind='stable')
-    difference, users = difference[order].astype(float), users[order]
-    n, names = len(users), [f'x{i}' for i in range(difference.shape[1])]
-    # xlogit has a row for each option: the difference stands for the chosen one, and zeros for the other.
-    long = np.stack([difference, np.zeros_like(difference)], axis=1).reshape(2 * n, -1)
+    (n, others, width), names = choices.x.shape, [f'x{i}' for i in range(choices.x.shape[2])]
+    options = others + 1
+    # xlogit has a row for each option: zeros stand for the chosen one, and minus the differences for the others.
+    long = np.concatenate([np.zeros((n, 1, width)), -choices.x], axis=1).reshape(n * options, width)
+    available = np.concatenate([np.ones((n, 1), bool), choices.exists], axis=1).ravel()
     model: Any = Estimator()
     try:
         with np.errstate(over='ignore', invalid='ignore'):
             model.fit(
-                X=long, y=np.tile([1, 0], n), varnames=names, alts=np.tile([1, 2], n), ids=np.repeat(np.arange(n), 2),
-                panels=np.repeat(users, 2), randvars=dict.fromkeys(names, 'n'), n_draws=DRAWS, random_state=seed,
-                verbose=0, skip_std_errs=not errors, num_hess=errors,
+                X=long, y=np.tile([1] + [0] * others, n), varnames=names, alts=np.tile(np.arange(options), n),
+                ids=np.repeat(np.arange(n), options), panels=np.repeat(choices.users, options), avail=available,
+                randvars=dict.fromkeys(names, 'n'), n_draws=DRAWS, random_state=seed, verbose=0,
+                skip_std_errs=not errors, num_hess=errors,
             )  # fmt: skip
     except np.linalg.LinAlgError as error:
         if errors:
             # An attribute that never varies has no errors, and all others have their estimates.
-            return fit_xlogit(difference, users, seed)
+            return fit_xlogit(choices, seed)
         raise Unfit(f'{DIVERGED} ({error})') from None
     estimates = dict(zip(model.coeff_names, model.coeff_, strict=True))
     mean, deviation = (np.array([estimates[prefix + name] for name in names]) for prefix in ('', 'sd.'))
@@ -83,30 +84,27 @@ def fit_xlogit(difference: np.ndarray, users: np.ndarray, seed: int, *, errors: 
     return MixedLogit(mean, np.abs(deviation), both, bool(model.convergence), float(model.loglikelihood))
 
 
-def posterior_margins(
-    model: MixedLogit, known: np.ndarray, known_users: np.ndarray, asked: np.ndarray, asked_users: np.ndarray
-) -> np.ndarray:
-    """The log-odds of each asked choice, given the user's known choices: P(choice) is averaged over the posterior.
+def posterior_margins(model: MixedLogit, known: ChoiceSets, asked: np.ndarray, asked_users: np.ndarray) -> np.ndarray:
+    """The log-odds of each asked pair, given the user's known choices: P(choice) is averaged over the posterior.
 
     Args:
-      known, asked: differences chosen - rejected `[n, H]`.
+      asked: differences chosen - rejected `[n, H]`, of these users `[n]`.
     """
     log_odds = np.zeros(len(asked))
     for user in np.unique(asked_users):
-        draws, weight, _ = posterior(model, known[known_users == user])
+        draws, weight, _ = posterior(model, known.at(known.users == user))
         mine = asked_users == user
         # Neither side's probability is a rest of the other's, so that swapped sides have the negative log-odds.
         m = np.asarray(asked[mine], float) @ draws.T
-        yes, no = (np.maximum(np.exp(_log_sigmoid(sign * m)) @ weight, LEAST) for sign in (1, -1))
+        yes, no = (np.maximum(np.exp(logit.log_chances(sign * m[..., None])) @ weight, LEAST) for sign in (1, -1))
         log_odds[mine] = np.log(yes) - np.log(no)
     return log_odds
 
 
-def fit_all(data: Comparisons, log: Callable[[str], None]) -> MixedLogit | None:
+def fit_all(choices: ChoiceSets, log: Callable[[str], None]) -> MixedLogit | None:
     """The model of all choices; None where it has no fit, of which `log` takes the reason."""
     try:
-        # The pairs of a choice among several options are not independent, and have no standard errors.
-        return fit_xlogit(data.difference, data.users, seed=0, errors=data.are_pairs)
+        return fit_xlogit(choices, seed=0, errors=True)
     except Unfit as reason:
         log(f'without a mixed logit of all choices: {reason}')
         return None
@@ -120,21 +118,22 @@ class Posterior(NamedTuple):
     covariance: np.ndarray
 
 
-def posterior(model: MixedLogit, known: np.ndarray) -> Posterior:
-    """A person's coefficients given known choices `[n, H]`.
+def posterior(model: MixedLogit, known: ChoiceSets) -> Posterior:
+    """A person's coefficients given the person's choices.
 
     They are drawn from Student's t, and weigh by the ratio of the densities (importance sampling; Geweke 1989).
     """
     # In units of the prior's deviations, from the prior's mean.
-    known, deviation, width = np.asarray(known, float), np.maximum(model.deviation, NARROW), len(model.mean)
-    x, at_mean, rng = known * deviation, known @ model.mean, np.random.default_rng(0)
-    mode, hessian = bradley_terry.fit(known[None], np.ones((1, len(x))), deviation**-2.0, model.mean)
+    deviation, width = np.maximum(model.deviation, NARROW), len(model.mean)
+    x, at_mean, rng = known.x * deviation, known.x @ model.mean, np.random.default_rng(0)
+    mode, hessian = logit.fit(known.x[None], np.ones((1, len(x))), deviation**-2.0, model.mean, known.exists[None])
 
     def drawn(centre: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         t = rng.standard_normal((POSTERIOR_DRAWS, width))
         t /= np.sqrt(rng.chisquare(FREEDOM, (POSTERIOR_DRAWS, 1)) / FREEDOM)
         draws = centre + t @ np.linalg.cholesky(covariance).T
-        density = np.sum(_log_sigmoid(at_mean + draws @ x.T), axis=1) - np.sum(draws**2, axis=1) / 2
+        margins = at_mean + np.tensordot(draws, x, (1, 2))
+        density = np.sum(logit.log_chances(margins, known.exists), axis=1) - np.sum(draws**2, axis=1) / 2
         ratio = density + (FREEDOM + width) / 2 * np.log1p(np.sum(t**2, axis=1) / FREEDOM)
         weight = np.exp(ratio - ratio.max())
         return draws, weight / weight.sum()
@@ -155,10 +154,6 @@ def posterior(model: MixedLogit, known: np.ndarray) -> Posterior:
     return Posterior(model.mean + deviation * draws, weight, covariance * deviation[:, None] * deviation)
 
 
-def _log_sigmoid(x: np.ndarray) -> np.ndarray:
-    return -np.logaddexp(0.0, -x)
-
-
 # --- as a method of the bench ----------------------------------------------------------------------------------------
 
 
@@ -171,8 +166,8 @@ class LogitPeople(NamedTuple):
 
 def fit(train: PairBatch, seed: int) -> Fitted:
     """The mixed logit of xlogit, a normal distribution of coefficients."""
-    x, users = counted(train)
-    return Fitted(LogitPeople(fit_xlogit(x, users, seed), train), 2 * x.shape[1], 0)
+    choices = choices_of(train)
+    return Fitted(LogitPeople(fit_xlogit(choices, seed), train), 2 * choices.x.shape[2], 0)
 
 
 def margins(fitted: Fitted, known: PairBatch | None, asked: PairBatch) -> np.ndarray:
@@ -180,5 +175,5 @@ def margins(fitted: Fitted, known: PairBatch | None, asked: PairBatch) -> np.nda
     model, seen = fitted.params
     # Padding has differences, too, and its margins are read by nobody.
     return posterior_margins(
-        model, *counted(seen if known is None else known), asked.difference, np.asarray(asked.users)
+        model, choices_of(seen if known is None else known), asked.difference, np.asarray(asked.users)
     )

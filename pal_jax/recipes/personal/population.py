@@ -14,10 +14,10 @@ import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.recipes.personal import (
-    bradley_terry,
     effects,
     heterogeneity,
     ideal_point,
+    logit,
     logit_people,
     mixed_logit,
     portrait,
@@ -251,11 +251,12 @@ def evaluate(
         record['differ_p'] = heterogeneity.p_of_same_wants(panel.data)
         if panel.data.groups is not None and len(panel.data.group_names) > 1:
             record['groups_differ_p'] = heterogeneity.p_of_same_groups(panel.data)
-        mixed = mixed_logit.fit_all(panel.data, log) if 'mixed_logit' in others else None
-        units = bradley_terry.units_of(panel.data.attributes, panel.scale, panel.price)
+        choices = logit.choice_sets(panel.data.difference, panel.data.users, panel.data.situations)
+        mixed = mixed_logit.fit_all(choices, log) if 'mixed_logit' in others else None
+        units = logit.units_of(panel.data.attributes, panel.scale, panel.price)
         wants, files = effects.describe(model, units, record, predicts=predicts, mixed=mixed)
         if mixed and len(panel.data.names) <= portrait.SHOWN_PEOPLE:
-            by_logit = logit_people.population_of(mixed, panel.data)
+            by_logit = logit_people.population_of(mixed, choices, panel.data.names)
             files[logit_people.FILE] = logit_people.to_json(by_logit, panel.data.attributes, units.scale)
     known = by_logit and {name: person.mean for name, person in by_logit.people.items()}
     kept_out = _kept_out(panel, state, model, results.new)

@@ -16,9 +16,9 @@ from scipy import special
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.models.params import Params
-from pal_jax.recipes.personal import bradley_terry, ideal_point, pictures
-from pal_jax.recipes.personal.bradley_terry import Common, Units
+from pal_jax.recipes.personal import ideal_point, logit, pictures
 from pal_jax.recipes.personal.ideal_point import PAL
+from pal_jax.recipes.personal.logit import Common, Units
 from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from pal_jax.run import intervals
 from pal_jax.run.forecast import counted
@@ -166,7 +166,7 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
     of_people = (wants.effects / units.scale).T
     for h, (name, mean, unit) in enumerate(zip(attributes, common.estimates, of_people, strict=True)):
         effect = units.effect(common, h)
-        p = bradley_terry.p_of_none(effect, common.people) if effect else None
+        p = logit.p_of_none(effect, common.people) if effect else None
         shown = '–' if p is None else '< .001' if p < 0.001 else f'{p:.3f}'
         cells = [effect.with_error('+.3g'), effect.ends('+.3g'), shown] if effect else ['–'] * 3
         row = [name, *cells, f'{special.expit(mean.value / units.scale[h]):.0%}']

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pal_jax.data.comparisons import PairBatch, shares
 from pal_jax.recipes.personal.ideal_point import PAL
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
+from pal_jax.recipes.personal.logit import ChoiceSets, choice_sets
 from pal_jax.recipes.personal.options import Loss, NewUsers, Rates
 from pal_jax.run import devices
 
@@ -106,3 +108,16 @@ def row(learner: IdealPointLearner, state: PALState, population: Population, cou
         for n in counts
     ]
     return [seen, *new]
+
+
+def choices_among(rng: np.random.Generator, taste: np.ndarray, options: ArrayLike, situations: int) -> ChoiceSets:
+    """Choices of people of these tastes `[P, H]` in situations of `options` (a number, or one for each situation)."""
+    person = np.repeat(np.arange(len(taste)), situations)
+    counts = np.broadcast_to(options, len(person))
+    items = rng.normal(size=(len(person), counts.max(), taste.shape[1]))
+    utility = np.einsum('njh,nh->nj', items, taste[person]) + rng.gumbel(size=items.shape[:2])
+    utility[np.arange(counts.max()) >= counts[:, None]] = -np.inf
+    best = utility.argmax(axis=1)
+    others = np.isfinite(utility) & (np.arange(counts.max()) != best[:, None])
+    number = np.nonzero(others)[0]
+    return choice_sets(items[number, best[number]] - items[others], person[number], number)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pal_jax.recipes.personal import bradley_terry, effects
-from pal_jax.recipes.personal.bradley_terry import Common
+from pal_jax.recipes.personal import effects, logit
+from pal_jax.recipes.personal.logit import Common, choice_sets
 from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from pal_jax.run import intervals
 from pal_jax.run.intervals import Estimate
 
-UNITS = bradley_terry.units_of(('price', 'minutes'), np.array([2.0, 4.0]), 'price')
+UNITS = logit.units_of(('price', 'minutes'), np.array([2.0, 4.0]), 'price')
 
 
 def group(name, price, minutes, error=0.05):
@@ -29,18 +29,15 @@ def test_each_group_has_its_own_effects():
     users, groups = np.repeat(np.arange(40), 10), np.arange(40) % 3 - 1
     x = rng.normal(size=(400, 2))
     x[groups[users] == 0, 0] = np.abs(x[groups[users] == 0, 0])
-    data = SimpleNamespace(
-        difference=x, users=users, groups=groups, group_names=('north', 'south'),
-        attributes=('a', 'b'),
-    )  # fmt: skip
+    data: Any = SimpleNamespace(groups=groups, group_names=('north', 'south'))
     shown = effects.exhibit_by_group(
-        effects.group_models(data), bradley_terry.units_of(('a', 'b'), np.array([2.0, 1.0])), 0.001
+        effects.group_models(data, choice_sets(x, users)), logit.units_of(('a', 'b'), np.array([2.0, 1.0])), 0.001
     )
     assert shown.table[0][1:3] == ['north (13 people)', 'south (13 people)'] and 'p = 0.001' in shown.text
-    south = bradley_terry.of_all(x[groups[users] == 1], users[groups[users] == 1]).estimates
+    south = logit.of_all(choice_sets(x, users).at(groups[users] == 1)).estimates
     assert shown.table[1][2] == south[0].scaled(0.5).with_error('+.3g')
     assert shown.table[2][2] == south[1].with_error('+.3g') and shown.table[1][1] == '–'
-    north = bradley_terry.of_all(x[groups[users] == 0], users[groups[users] == 0]).estimates
+    north = logit.of_all(choice_sets(x, users).at(groups[users] == 0)).estimates
     gap = intervals.difference(south[1], north[1])
     assert shown.table[2][3:] == [f'{gap.value:+.3g}', gap.ends('+.3g')]
 
@@ -50,15 +47,12 @@ def test_what_a_group_has_not_chosen_between_is_a_dash():
     users, groups = np.repeat(np.arange(45), 10), np.arange(45) % 3
     x = np.concatenate([rng.normal(size=(450, 2)), np.ones((450, 1))], axis=1)
     x[:, 2] = np.where(groups[users] == 0, 0.0, rng.normal(size=450))
-    data = SimpleNamespace(
-        difference=x, users=users, groups=groups, group_names=('n', 's', 'w'), attributes=('a', 'b', 'c')
-    )
-    _, a, _, c = effects.exhibit_by_group(
-        effects.group_models(data), bradley_terry.units_of(data.attributes, None), 0.5
-    ).table
+    data: Any = SimpleNamespace(groups=groups, group_names=('n', 's', 'w'))
+    models = effects.group_models(data, choice_sets(x, users))
+    _, a, _, c = effects.exhibit_by_group(models, logit.units_of(('a', 'b', 'c'), None), 0.5).table
     assert c[1] == '–' and '–' not in (*c[2:4], *a) and 0 <= float(c[4]) <= 1
-    everybody = bradley_terry.of_all(np.concatenate([x, np.zeros((450, 1))], axis=1), users).estimates
-    assert everybody[3].error > bradley_terry.CERTAIN > everybody[0].error
+    everybody = logit.of_all(choice_sets(np.concatenate([x, np.zeros((450, 1))], axis=1), users)).estimates
+    assert everybody[3].error > logit.CERTAIN > everybody[0].error
 
 
 def test_effects_that_are_equal_but_for_their_errors_have_a_p_like_chance():
@@ -82,10 +76,11 @@ def test_p_of_equal_is_that_of_welch_for_means():
 def test_groups_of_few_people_have_no_model_of_their_own():
     users, groups = np.repeat(np.arange(24), 6), np.repeat([0, 1, 2], [10, 10, 4])
     x = np.random.default_rng(0).normal(size=(144, 2))
-    data = SimpleNamespace(difference=x, users=users, groups=groups, group_names=('n', 's', 'w'))
-    assert [model.name for model in effects.group_models(data)] == ['n', 's']
+    data: Any = SimpleNamespace(groups=groups, group_names=('n', 's', 'w'))
+    choices = choice_sets(x, users)
+    assert [model.name for model in effects.group_models(data, choices)] == ['n', 's']
     data.groups = np.repeat([0, 1], [20, 4])
-    assert effects.group_models(data) == []
+    assert effects.group_models(data, choices) == []
 
 
 def test_the_worth_in_each_group_and_its_difference():
@@ -148,12 +143,12 @@ def test_all_effects_are_numbers_in_the_file():
 def test_the_fit_of_models_is_that_of_their_likelihoods():
     """Against statsmodels' formulas, by hand."""
     x, users = np.array([[1.0, 0.0], [1.0, 1.0], [-1.0, 1.0], [0.5, -1.0]]), np.array([0, 0, 1, 1])
-    data: Any = SimpleNamespace(difference=x, users=users, names=('a', 'b'))
-    common, mixed = bradley_terry.of_all(x, users), MixedLogit(np.zeros(2), np.ones(2), log_likelihood=-2.0)
-    chance, logit, last = effects.exhibit_fit(data, common, mixed).table[1:]
+    choices, mixed = choice_sets(x, users), MixedLogit(np.zeros(2), np.ones(2), log_likelihood=-2.0)
+    common = logit.of_all(choices)
+    chance, shared, last = effects.exhibit_fit(choices, common, mixed).table[1:]
     fit = float(np.sum(np.log(1 / (1 + np.exp(-x @ common.weights)))))
     assert chance == ['chance', '0', f'{-4 * np.log(2):.2f}', '0.000', f'{8 * np.log(2):.1f}', f'{8 * np.log(2):.1f}']
-    assert logit[1:3] == ['2', f'{fit:.2f}'] and logit[4:] == [f'{4 - 2 * fit:.1f}', f'{2 * np.log(4) - 2 * fit:.1f}']
+    assert shared[1:3] == ['2', f'{fit:.2f}'] and shared[4:] == [f'{4 - 2 * fit:.1f}', f'{2 * np.log(4) - 2 * fit:.1f}']
     assert last[1:] == ['4', '-2.00', f'{1 - 2 / (4 * np.log(2)):.3f}', '12.0', f'{4 * np.log(4) + 4:.1f}']
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons, PairBatch
-from pal_jax.recipes.personal import bradley_terry, judged, panel
 from pal_jax.recipes.personal import evaluation as bench
+from pal_jax.recipes.personal import judged, logit, panel
 from pal_jax.recipes.personal.bench import report as bench_report
 from pal_jax.recipes.personal.bench.leakage import ASYMMETRY
-from pal_jax.recipes.personal.bradley_terry import logistic
 from pal_jax.recipes.personal.interface import Fitted, Method, by_person
+from pal_jax.recipes.personal.logit import logistic
 from pal_jax.run.glossary import words_of
 from pal_jax.run.verdict import judge
 
@@ -56,7 +56,8 @@ def weights(choices: PairBatch, shared, pull):
     index, exists = by_person(choices)
     if not index.size:
         return np.tile(shared, (choices.people, 1))
-    return bradley_terry.fit(choices.difference[index].astype(float), exists.astype(float), pull, shared).weights
+    x = choices.difference[index].astype(float)[:, :, None]
+    return logit.fit(x, exists.astype(float), pull, shared).weights
 
 
 def fit(train, seed, pull=1.0):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pal_jax.data.comparisons import Comparisons
-from pal_jax.recipes.personal import bradley_terry, heterogeneity
+from pal_jax.recipes.personal import heterogeneity, logit
+from pal_jax.recipes.personal.logit import choice_sets
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def test_questions_of_blocks_are_exchanged_within_blocks_so_the_logit_need_not_b
     assert rejected(bent) <= 0.1
     samples, wrong = [bent(np.random.default_rng(seed)) for seed in range(100)], 0
     for data in samples:
-        scores = bradley_terry.scores(data.chosen - data.rejected)
+        scores = logit.scores(choice_sets(data.difference, data.users))
         wrong += heterogeneity.permuted(scores, data.users, np.zeros(160, np.int64), 0) <= 0.05
     assert wrong >= 20
 
@@ -74,18 +75,24 @@ def test_one_choice_of_each_person_tells_nothing():
     assert heterogeneity.p_of_same_wants(data) == 1.0
 
 
-def test_pairs_of_a_situation_stay_together_and_units_do_not_matter():
+def test_units_do_not_matter_and_people_who_choose_among_several_options_alike_are_alike():
     rng, person = np.random.default_rng(0), np.repeat(np.arange(12), 6)
     data = survey(rng, *rng.normal(size=(2, 72, 2)), person, rng.normal(size=(12, 2))[person])
     p = heterogeneity.p_of_same_wants(data)
     scaled = data._replace(chosen=data.chosen * [1, 64], rejected=data.rejected * [1, 64])
     assert heterogeneity.p_of_same_wants(scaled) == p
-    # Copies of a pair in the same situation say nothing about other situations.
-    twice = data._replace(
-        users=np.tile(data.users, 2), situations=np.tile(data.situations, 2),
-        chosen=np.tile(data.chosen, (2, 1)), rejected=np.tile(data.rejected, (2, 1)),
-    )  # fmt: skip
-    assert heterogeneity.p_of_same_wants(twice) == p
+
+    def among_three(rng):
+        items = rng.normal(size=(96, 3, 2)).astype(np.float32)
+        best = np.argmax(items @ [1.0, -0.5] + rng.gumbel(size=(96, 3)), axis=1)
+        situation = np.repeat(np.arange(96, dtype=np.int32), 2)
+        others = items[np.arange(3) != best[:, None]]
+        users = situation // 8
+        return data._replace(
+            users=users, situations=situation, chosen=items[situation, best[situation]], rejected=others
+        )
+
+    assert rejected(among_three) <= 0.1
 
 
 def test_groups_that_want_different_things_are_told_from_people_who_do():

@@ -9,7 +9,9 @@ import pytest
 
 from pal_jax.recipes.personal import baselines, logit_people, mixed_logit
 from pal_jax.recipes.personal.interface import Unfit
+from pal_jax.recipes.personal.logit import choice_sets
 from pal_jax.recipes.personal.mixed_logit import MixedLogit
+from tests.recipes.personal.people import choices_among
 
 
 def test_the_vote_is_about_the_same_two_items_in_either_order():
@@ -28,8 +30,7 @@ def test_one_attribute_is_as_quadrature_has_it():
     z = np.linspace(-15, 15, 20001)
     weight = np.exp(-(((z - 0.5) / 2) ** 2) / 2) / np.prod(1 + np.exp(-known * z), axis=0)
     expected = np.sum(weight / (1 + np.exp(-0.7 * z))) / weight.sum()
-    nobody = np.zeros(3, int), np.zeros(1, int)
-    margin = mixed_logit.posterior_margins(model, known, nobody[0], asked, nobody[1])
+    margin = mixed_logit.posterior_margins(model, choice_sets(known, np.zeros(3, int)), asked, np.zeros(1, int))
     np.testing.assert_allclose(1 / (1 + np.exp(-margin)), expected, atol=0.01)
 
 
@@ -41,10 +42,11 @@ def test_no_draw_has_all_weight_on_twelve_attributes():
     tastes, x = model.mean + 2 * rng.normal(size=(20, 12)), 1.2 * rng.normal(size=(2, 720, 12))
     m = np.sum(x * tastes[people], axis=2)
     known, asked = np.where((rng.random(m.shape) < 1 / (1 + np.exp(-m)))[..., None], x, -x)
+    known = choice_sets(known, people)
     for user in range(20):
-        weight = mixed_logit.posterior(model, known[people == user]).weight
+        weight = mixed_logit.posterior(model, known.at(people == user)).weight
         assert 1 / np.sum(weight**2) > 150
-    margins = mixed_logit.posterior_margins(model, known, people, asked, people)
+    margins = mixed_logit.posterior_margins(model, known, asked, people)
     # A forecast that is right of itself loses its own entropy.
     p = 1 / (1 + np.exp(-margins))
     entropy = -np.mean(p * np.log(p) + (1 - p) * np.log(1 - p))
@@ -53,13 +55,12 @@ def test_no_draw_has_all_weight_on_twelve_attributes():
 
 
 @pytest.mark.slow
-def test_xlogit_finds_the_distribution_that_made_the_choices():
+@pytest.mark.parametrize('options', [2, 4, [2, 3, 4] * 1000])
+def test_xlogit_finds_the_distribution_that_made_the_choices(options):
     pytest.importorskip('xlogit', reason="pip install 'pal_jax[choice]'")
-    rng, users = np.random.default_rng(0), np.repeat(np.arange(300), 10)
-    beta = rng.normal([1.0, -2.0], [1.0, 0.5], (300, 2))
-    difference = rng.normal(size=(3000, 2))
-    chosen = rng.random(3000) < 1 / (1 + np.exp(-np.sum(difference * beta[users], axis=1)))
-    model = mixed_logit.fit_xlogit(np.where(chosen[:, None], difference, -difference), users, seed=0, errors=True)
+    rng = np.random.default_rng(0)
+    choices = choices_among(rng, rng.normal([1.0, -2.0], [1.0, 0.5], (300, 2)), options, 10)
+    model = mixed_logit.fit_xlogit(choices, seed=0, errors=True)
     np.testing.assert_allclose(model.mean, [1.0, -2.0], atol=0.25)
     np.testing.assert_allclose(model.deviation, [1.0, 0.5], atol=0.35)
     assert (np.abs(model.mean - [1.0, -2.0]) < 3 * model.errors[0]).all() and (model.errors < 0.25).all()
@@ -74,7 +75,7 @@ def test_a_mixed_logit_that_diverges_has_no_fit(monkeypatch):
 
     monkeypatch.setattr(xlogit.MixedLogit, 'fit', diverge)
     with pytest.raises(Unfit, match=r'diverges.*SVD'):
-        mixed_logit.fit_xlogit(np.ones((4, 2)), np.arange(4), 0)
+        mixed_logit.fit_xlogit(choice_sets(np.ones((4, 2)), np.arange(4)), 0)
 
 
 def test_an_attribute_that_never_varies_leaves_the_others_their_estimates_without_errors():
@@ -82,14 +83,14 @@ def test_an_attribute_that_never_varies_leaves_the_others_their_estimates_withou
     rng, users = np.random.default_rng(0), np.repeat(np.arange(30), 6)
     x = np.stack([rng.normal(size=180), np.zeros(180)], axis=1)
     x *= np.sign(rng.random(180) - 0.2)[:, None] * np.sign(x[:, :1])
-    model = mixed_logit.fit_xlogit(x, users, 0, errors=True)
+    model = mixed_logit.fit_xlogit(choice_sets(x, users), 0, errors=True)
     assert model.mean[0] > 0.5 and model.errors is None
 
 
 def test_log_odds_of_a_mixed_logit_stay_finite_and_odd():
     model = MixedLogit(np.array([1e4]), np.array([1.0]))
     x, users = np.array([[3.0], [-3.0]]), np.zeros(2, int)
-    margins = mixed_logit.posterior_margins(model, x[:0], users[:0], x, users)
+    margins = mixed_logit.posterior_margins(model, choice_sets(x[:0], users[:0]), x, users)
     assert margins[0] > 20
     assert margins[1] == pytest.approx(-margins[0], rel=1e-4)
 
@@ -102,16 +103,27 @@ def test_a_persons_effects_are_the_mean_and_the_variance_of_the_posterior():
     z = np.linspace(-15, 15, 20001)
     weight = np.exp(-(((z - 0.5) / 2) ** 2) / 2) / np.prod(1 + np.exp(-known * z), axis=0)
     mean = np.sum(weight * z) / weight.sum()
-    person = logit_people.given_choices(model, known)
+    person = logit_people.given_choices(model, choice_sets(known, np.zeros(3, int)))
     np.testing.assert_allclose(person.mean, mean, atol=0.1)
     np.testing.assert_allclose(person.covariance, np.sum(weight * (z - mean) ** 2) / weight.sum(), rtol=0.1)
+
+
+def test_the_effects_of_people_who_chose_among_four_options_are_as_uncertain_as_the_model_says():
+    """By pairs of the chosen option with each other one, .90 of the effects were in intervals of .95."""
+    rng, model = np.random.default_rng(0), MixedLogit(np.array([1.0, -1.0, 0.5]), np.array([1.0, 0.7, 1.5]))
+    effects = model.mean + model.deviation * rng.normal(size=(100, 3))
+    choices, inside = choices_among(rng, effects, 4, 12), []
+    for user, true in enumerate(effects):
+        person = logit_people.given_choices(model, choices.at(choices.users == user))
+        inside.append(np.abs(person.mean - true) < 1.96 * np.sqrt(np.diag(person.covariance)))
+    assert 0.92 <= np.mean(inside) <= 0.98
 
 
 def test_the_normal_distribution_has_nearly_the_chances_of_the_draws():
     """At most .0085 off for 2,000 choices of 40 people."""
     rng, model = np.random.default_rng(0), MixedLogit(np.array([1.0, -1.0, 0.5]), np.ones(3))
-    known, asked = rng.normal(size=(10, 3)), rng.normal(size=(50, 3))
-    margins = mixed_logit.posterior_margins(model, known, np.zeros(10, int), asked, np.zeros(50, int))
+    known, asked = choice_sets(rng.normal(size=(10, 3)), np.zeros(10, int)), rng.normal(size=(50, 3))
+    margins = mixed_logit.posterior_margins(model, known, asked, np.zeros(50, int))
     chances = logit_people.probability(logit_people.given_choices(model, known), asked)
     np.testing.assert_allclose(chances, 1 / (1 + np.exp(-margins)), atol=0.01)
 

@@ -11,10 +11,10 @@ import pytest
 from pal_jax.data.comparisons import Lookup
 from pal_jax.recipes.personal import ideal_point, judged, panel, population, portrait
 from pal_jax.recipes.personal import pictures as people
-from pal_jax.recipes.personal.bradley_terry import Common, units_of
 from pal_jax.recipes.personal.evaluation import MethodResult
 from pal_jax.recipes.personal.figures import MODELS
 from pal_jax.recipes.personal.interface import Unfit
+from pal_jax.recipes.personal.logit import Common, units_of
 from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from pal_jax.run import intervals
 

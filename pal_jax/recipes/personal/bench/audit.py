@@ -11,12 +11,12 @@ import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup, Split, questions, rank_within, row_keys, same_texts
 from pal_jax.data.holdouts import normal
-from pal_jax.recipes.personal import bradley_terry
+from pal_jax.recipes.personal import logit
 from pal_jax.recipes.personal.bench import leakage, shortcuts
 from pal_jax.recipes.personal.bench.leakage import Finding, not_applied
-from pal_jax.recipes.personal.bradley_terry import logistic
 from pal_jax.recipes.personal.evaluation import MethodResult
 from pal_jax.recipes.personal.judged import judge
+from pal_jax.recipes.personal.logit import logistic
 from pal_jax.recipes.personal.panel import Trial
 from pal_jax.run.accuracy import hits
 
@@ -110,13 +110,13 @@ def _person(data: Comparisons, split: Split, rng: np.random.Generator) -> Findin
     x, weight = np.zeros((len(people), rank.max() + 1, len(scale))), np.zeros((len(people), rank.max() + 1))
     x[person_of['train'], rank], weight[person_of['train'], rank] = x_of['train'], 1.0
     # A person's weights are pulled to the shared ones in all directions.
-    models = {f'pull {pull}': bradley_terry.fit(x, weight, pull, shared).weights for pull in PULLS}
+    models = {f'pull {pull}': logit.fit(x[:, :, None], weight, pull, shared).weights for pull in PULLS}
     # In further models a person has weights only in the few directions in which people differ most.
     axes = np.linalg.svd(models[f'pull {PULLS[1]}'] - shared, full_matrices=False)[2]
     for count in (k for k in DIRECTIONS if k < len(scale)):
         # The shared margin is one more coordinate, whose weight is pulled to 1.
         along = np.concatenate([x @ axes[:count].T, (x @ shared)[..., None]], axis=2)
-        within = bradley_terry.fit(along, weight, 1.0, np.eye(count + 1)[count]).weights
+        within = logit.fit(along[:, :, None], weight, 1.0, np.eye(count + 1)[count]).weights
         models[f'{count} directions'] = within[:, count:] * shared + within[:, :count] @ axes[:count]
     right_of = {
         key: {name: hits(np.sum(x_of[name] * w[person_of[name]], axis=1)) for name in ('validation', 'test')}

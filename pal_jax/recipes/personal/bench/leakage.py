@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse, stats
 
 from pal_jax.data.holdouts import normal
-from pal_jax.recipes.personal import bradley_terry
+from pal_jax.recipes.personal import logit
 from pal_jax.run import intervals
 from pal_jax.run.accuracy import hits
 from pal_jax.run.intervals import Estimate
@@ -115,7 +115,7 @@ def cross_fitted(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """The margins `[n]` of pairs by models that saw no pair of the same group; columns in units of their size."""
     scaled, (_, fold), margins = x / sizes(x), folds_of(groups), np.zeros(len(x))
     for k in np.unique(fold):
-        margins[fold == k] = scaled[fold == k] @ bradley_terry.logistic(scaled[fold != k])
+        margins[fold == k] = scaled[fold == k] @ logit.logistic(scaled[fold != k])
     return margins
 
 

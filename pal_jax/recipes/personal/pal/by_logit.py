@@ -18,6 +18,7 @@ import numpy as np
 
 from pal_jax.data import records
 from pal_jax.recipes.personal import logit_people
+from pal_jax.recipes.personal.logit import ChoiceSets, choice_sets
 from pal_jax.recipes.personal.logit_people import Effects
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal.person import PersonChoices
@@ -31,8 +32,8 @@ def learn(run: TrainedPAL, choices: PersonChoices) -> dict[str, Any]:
     """A new person as a record: `effects` of attributes by the mixed logit, or the `mixture` of prototypes."""
     if run.logit is None:
         return pal_person.to_record(run, choices, pal_person.fit(run, choices))
+    person = logit_people.given_choices(run.logit.model, _choice_sets(choices))
     difference = np.asarray(choices.batch.difference)[0]
-    person = logit_people.given_choices(run.logit.model, difference)
     return {
         'user': choices.user,
         **logit_people.to_record(person, run.kept.attributes, run.kept.scale),
@@ -50,9 +51,13 @@ def information(run: TrainedPAL, open_pairs: PersonChoices, choices: PersonChoic
     """
     if run.logit is None:
         return pal_person.information(run, open_pairs, choices)
-    known = np.asarray(choices.batch.difference)[0] if choices else None
-    person = run.logit.everybody if known is None else logit_people.given_choices(run.logit.model, known)
+    person = logit_people.given_choices(run.logit.model, _choice_sets(choices)) if choices else run.logit.everybody
     return logit_people.information(person, np.asarray(open_pairs.batch.difference)[0])
+
+
+def _choice_sets(choices: PersonChoices) -> ChoiceSets:
+    batch = choices.batch
+    return choice_sets(*(np.asarray(column)[0] for column in (batch.difference, batch.users, batch.situation)))
 
 
 def open_effects(workdir: str, person: str) -> tuple[TrainedPAL | None, Effects | None]:

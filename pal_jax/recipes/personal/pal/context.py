@@ -19,7 +19,7 @@ from pal_jax.data.comparisons import Comparisons, rank_within
 from pal_jax.data.histories import context_of
 from pal_jax.data.texts import Text, TextPairs
 from pal_jax.models import states
-from pal_jax.recipes.personal import bradley_terry
+from pal_jax.recipes.personal import logit
 from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult
 from pal_jax.recipes.personal.judged import judge
 from pal_jax.recipes.personal.pal import text as pal_text
@@ -179,5 +179,5 @@ def fit(train: np.ndarray, validation: np.ndarray) -> np.ndarray:
     """
     # In units of the differences' deviation one grid of pulls suits every decoder.
     scale = train.std() or 1.0
-    fits = [bradley_terry.logistic(train / scale, pull * len(train)) / scale for pull in PULLS]
+    fits = [logit.logistic(train / scale, pull * len(train)) / scale for pull in PULLS]
     return max(fits, key=lambda weights: hits(validation @ weights).mean())

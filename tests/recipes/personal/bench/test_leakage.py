@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import audit_power
 from pal_jax.recipes.personal.bench import leakage, shortcuts
-from pal_jax.recipes.personal.bradley_terry import logistic
 from pal_jax.recipes.personal.evaluation import asymmetry
+from pal_jax.recipes.personal.logit import logistic
 
 CHOSEN = [120, 80, 200, 50, 90, 150, 60, 110, 75, 300]
 REJECTED = [60, 70, 120, 55, 40, 100, 65, 50, 70, 120]

@@ -13,7 +13,7 @@ from pal_jax.data.comparisons import rank_within
 from pal_jax.data.texts import Text, TextPairs
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.models import states
-from pal_jax.recipes.personal import bradley_terry
+from pal_jax.recipes.personal import logit
 from pal_jax.recipes.personal.pal import context as pal_context
 from pal_jax.recipes.personal.pal import recipe as pal
 from pal_jax.recipes.personal.pal import text as pal_text
@@ -112,7 +112,7 @@ def test_the_reward_is_the_maximum_of_its_likelihood_with_the_pull_that_validate
     np.testing.assert_allclose(weights, taste, atol=0.25)
     noise = rng.standard_normal((40, 60))  # nothing is to be learnt of it
     few = np.concatenate([differences[:40], noise], axis=1), np.pad(differences[3000:], ((0, 0), (0, 60)))
-    by_pull = {pull: bradley_terry.logistic(few[0] / few[0].std(), 40 * pull) for pull in pal_context.PULLS}
+    by_pull = {pull: logit.logistic(few[0] / few[0].std(), 40 * pull) for pull in pal_context.PULLS}
     right = {pull: np.mean(few[1] @ weights > 0) for pull, weights in by_pull.items()}
     assert len(set(right.values())) > 1
     assert np.mean(few[1] @ pal_context.fit(*few) > 0) == max(right.values())

@@ -1,8 +1,9 @@
-"""Bradley-Terry models with linear rewards, fitted exactly in float64 on the host.
+"""Conditional logits with linear utilities (McFadden 1974), fitted exactly in float64 on the host.
 
-The loss of a person is the sum over pairs of `weight log(1 + exp(-x w))`, and `sum ridge (w - toward)² / 2` beside it,
-with `x` the chosen item less the other. It is convex; Newton's method without a damping diverges on it all the same,
-where choices that a start predicts with certainty are flat.
+The loss of a person is the sum over choices of `weight log(1 + sum_j exp(-x_j w))`, and `sum ridge (w - toward)² / 2`
+beside it, with `x_j` the chosen option less the other option j. Between two options it is the Bradley-Terry model. The
+loss is convex; Newton's method without a damping diverges on it all the same, where choices that a start predicts with
+certainty are flat.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from pal_jax.data.comparisons import rank_within
 from pal_jax.run import intervals
 from pal_jax.run.intervals import Estimate
 
@@ -25,6 +27,54 @@ CERTAIN = 20.0  # an effect of one standard deviation on the log-odds that choic
 ENOUGH = 1e-4  # the share of the fall that the slope promises, below which a step is halved (Armijo 1966)
 
 
+class ChoiceSets(NamedTuple):
+    """`n` choices, each of one among up to `J + 1` options.
+
+    Attributes:
+      x: the chosen option less each other option `[n, J, H]`; zeros where there was none.
+      exists: False `[n, J]` where a choice had fewer options.
+      users: the person of each choice `[n]`.
+      situations: the number of each choice's situation `[n]`.
+    """
+
+    x: np.ndarray
+    exists: np.ndarray
+    users: np.ndarray
+    situations: np.ndarray
+
+    def at(self, index: np.ndarray) -> ChoiceSets:
+        """The choices at these numbers, or where a mask is True."""
+        return ChoiceSets(*(column[index] for column in self))
+
+
+def choice_sets(difference: np.ndarray, users: np.ndarray, situations: np.ndarray | None = None) -> ChoiceSets:
+    """The choices of a person in each situation, in the order of people, from their pairs.
+
+    Args:
+      difference: the chosen option less the other one of each pair `[p, H]`.
+      users, situations: those of each pair `[p]`; without situations, each pair is a choice of its own.
+    """
+    situations = np.arange(len(users)) if situations is None else situations
+    order = np.lexsort((situations, users))
+    x, users, situations = difference[order].astype(float), users[order], situations[order]
+    is_first = (np.diff(users, prepend=-1) != 0) | (np.diff(situations, prepend=-1) != 0)
+    choice = np.cumsum(is_first) - 1
+    place = rank_within(choice, np.arange(len(x)))
+    shape = int(is_first.sum()), int(place.max(initial=0)) + 1
+    sets, exists = np.zeros((*shape, x.shape[1])), np.zeros(shape, bool)
+    sets[choice, place], exists[choice, place] = x, True
+    return ChoiceSets(sets, exists, users[is_first], situations[is_first])
+
+
+def log_chances(margins: np.ndarray, exists: np.ndarray | bool = True) -> np.ndarray:
+    """The log probabilities `[...]` of choices, by the utility of the chosen option less each other one `[..., J]`."""
+    odds = np.where(exists, -margins, -np.inf)
+    total = np.zeros(odds.shape[:-1])
+    for j in range(odds.shape[-1]):
+        total = np.logaddexp(total, odds[..., j])
+    return -total
+
+
 class Fit(NamedTuple):
     """The weights `[P, H]` of people, and the Hessian `[P, H, H]` of the loss there."""
 
@@ -32,26 +82,37 @@ class Fit(NamedTuple):
     hessian: np.ndarray
 
 
-def fit(x: np.ndarray, weight: np.ndarray, ridge: float | np.ndarray, toward: np.ndarray) -> Fit:
+def fit(
+    x: np.ndarray,
+    weight: np.ndarray,
+    ridge: float | np.ndarray,
+    toward: np.ndarray,
+    exists: np.ndarray | bool = True,
+) -> Fit:
     """The models of people, each apart.
 
     Args:
-      x: differences `[P, T, H]`.
-      weight: of pairs `[P, T]`; 0 for those that do not exist.
+      x: the chosen option less each other one `[P, T, J, H]`.
+      weight: of choices `[P, T]`; 0 for those that do not exist.
       ridge: one number above 0, or one by coordinate `[H]`.
       toward: where people's weights are pulled to, and start, `[H]`.
+      exists: False for options that do not exist `[P, T, J]`.
     """
     ridge = np.broadcast_to(np.asarray(ridge, float), toward.shape)
 
     def loss(w: np.ndarray) -> np.ndarray:
-        fit = np.sum(weight * np.logaddexp(0.0, -_margins(x, w)), axis=1)
+        fit = -np.sum(weight * log_chances(_margins(x, w), exists), axis=1)
         return fit + np.sum(ridge * (w - toward) ** 2, axis=1) / 2
 
     w, hessian = np.tile(np.asarray(toward, float), (len(x), 1)), np.tile(np.diag(ridge), (len(x), 1, 1))
     for _ in range(STEPS):
-        p = _other(_margins(x, w))
-        gradient = ridge * (w - toward) - np.matmul((weight * p)[:, None], x)[:, 0]
-        curved = np.matmul(np.swapaxes(x * (weight * p * (1 - p))[..., None], 1, 2), x)
+        p = _others(_margins(x, w), exists)
+        mean = np.einsum('ptj,ptjh->pth', p, x)
+        gradient = ridge * (w - toward) - np.einsum('pt,pth->ph', weight, mean)
+        # The variance of the options' differences, by the probabilities of all options.
+        spread = np.sqrt(p)[..., None] * x
+        curved = np.einsum('pt,ptjh,ptji->phi', weight, spread, spread, optimize=True)
+        curved -= np.einsum('pt,pth,pti->phi', weight, mean, mean, optimize=True)
         hessian = curved + np.diag(ridge)
         step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
         slope = np.sum(gradient * step, axis=1)
@@ -71,14 +132,14 @@ def fit(x: np.ndarray, weight: np.ndarray, ridge: float | np.ndarray, toward: np
 
 
 def logistic(x: np.ndarray, ridge: float = 1.0) -> np.ndarray:
-    """The weights `[H]` of a model of everybody, of differences chosen - rejected `[n, H]`, pulled to 0."""
-    return fit(x[None], np.ones((1, len(x))), ridge, np.zeros(x.shape[1])).weights[0]
+    """The weights `[H]` of a model of everybody, of differences chosen - rejected of pairs `[n, H]`, pulled to 0."""
+    return fit(x[None, :, None], np.ones((1, len(x))), ridge, np.zeros(x.shape[1])).weights[0]
 
 
-def scores(x: np.ndarray) -> np.ndarray:
+def scores(choices: ChoiceSets) -> np.ndarray:
     """The scores `[n, H]` of choices by one model of everybody, which are the derivatives of their log likelihoods with
-    respect to the weights. `x` are differences chosen - rejected `[n, H]`; the sum of the scores is 0."""
-    return _other(x @ logistic(x, FREE))[:, None] * x
+    respect to the weights. The sum of the scores is 0."""
+    return _scores(choices, _of_everybody(choices).weights[0])
 
 
 class Common(NamedTuple):
@@ -159,26 +220,22 @@ def is_known(mean: Estimate) -> bool:
     return abs(mean.value) <= CERTAIN and (mean.error or 0.0) <= CERTAIN
 
 
-def log_likelihood(x: np.ndarray, weights: np.ndarray) -> float:
-    """The log likelihood of choices with differences chosen - rejected `[n, H]`, by the weights `[H]` of a logit."""
-    return -float(np.sum(np.logaddexp(0.0, -x @ weights)))
+def log_likelihood(choices: ChoiceSets, weights: np.ndarray) -> float:
+    """The log likelihood of choices by the weights `[H]` of a logit."""
+    return float(np.sum(log_chances(choices.x @ weights, choices.exists)))
 
 
-def of_all(x: np.ndarray, people: np.ndarray) -> Common:
+def of_all(choices: ChoiceSets) -> Common:
     """One model of everybody, a logit.
 
     The choices of a person are not independent, so errors are clustered by person (Liang & Zeger 1986). They are at
     least those of independent choices, so an attribute that hardly any choice contradicts has a wide interval.
-
-    Args:
-      x: differences chosen - rejected `[n, H]`.
-      people: the person of each choice `[n]`.
     """
-    fitted = fit(x[None], np.ones((1, len(x))), FREE, np.zeros(x.shape[1]))
+    fitted = _of_everybody(choices)
     w, inverse = fitted.weights[0], np.linalg.inv(fitted.hessian[0])
-    names, person = np.unique(people, return_inverse=True)
+    names, person = np.unique(choices.users, return_inverse=True)
     of_people = np.zeros((len(names), len(w)))
-    np.add.at(of_people, person, _other(x @ w)[:, None] * x)
+    np.add.at(of_people, person, _scores(choices, w))
     clustered = inverse @ (of_people.T @ of_people) @ inverse * len(names) / max(len(names) - 1, 1)
     # An attribute that never varies has no scores at all, and its error is that of the ridge.
     clustered += np.diag(np.where(np.diag(clustered) > TINY, 0.0, np.diag(inverse)))
@@ -186,10 +243,19 @@ def of_all(x: np.ndarray, people: np.ndarray) -> Common:
     return Common(w, clustered * wider[:, None] * wider, len(names))
 
 
-def _other(margins: np.ndarray) -> np.ndarray:
-    """The probability of the other choice; a margin of any size overflows nothing."""
-    return 0.5 * (1.0 + np.tanh(-0.5 * margins))
+def _of_everybody(choices: ChoiceSets) -> Fit:
+    x, exists = choices.x[None], choices.exists[None]
+    return fit(x, np.ones(x.shape[:2]), FREE, np.zeros(x.shape[-1]), exists)
+
+
+def _scores(choices: ChoiceSets, w: np.ndarray) -> np.ndarray:
+    return np.einsum('nj,njh->nh', _others(choices.x @ w, choices.exists), choices.x)
+
+
+def _others(margins: np.ndarray, exists: np.ndarray | bool) -> np.ndarray:
+    """The probability `[..., J]` of each option that was not chosen; a margin of any size overflows nothing."""
+    return np.exp(np.where(exists, -margins, -np.inf) + log_chances(margins, exists)[..., None])
 
 
 def _margins(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    return np.matmul(x, w[..., None])[..., 0]
+    return np.einsum('ptjh,ph->ptj', x, w)
