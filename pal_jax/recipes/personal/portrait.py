@@ -53,10 +53,7 @@ ERRORS = (
     ' ± is a standard error. Where a standard deviation is less than two of its errors, it may be 0: people are not '
     'shown to differ in this effect, and no share of people is given.'
 )
-WITHOUT_ERRORS = (
-    ' There are no standard errors: the choices are among several options, whose pairs are not independent, or cannot '
-    'tell some of the figures.'
-)
+WITHOUT_ERRORS = ' There are no standard errors, as the choices cannot tell some of the figures.'
 UNCONVERGED = (
     ' The search for the largest likelihood ended before it had converged: compare these figures with those of other '
     'software.'

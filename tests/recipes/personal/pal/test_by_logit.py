@@ -83,3 +83,16 @@ def test_a_person_by_the_mixed_logit_scores_asks_and_is_forgotten(run, tmp_path,
     assert '"p0"' not in (tmp_path / 'run' / 'mixed_logit.json').read_text()
     with pytest.raises(ValueError, match='p0'):
         pal_jax.score(source, [dear], person='p0')
+
+
+def test_the_pairs_of_a_situation_are_one_choice(run, tmp_path):
+    """One choice among three tariffs says less about a person than two choices between two of them."""
+    source, variance = with_logit(run, tmp_path / 'run', seen_lead_mixed_logit=0.01), {}
+    for name, situations in (('one', ('s', 's')), ('two', ('s', 't'))):
+        rows = [
+            {'user': 'ana', 'situation': situation, 'chosen': [60.0, 3.0], 'rejected': [price, 3.0]}
+            for situation, price in zip(situations, (80.0, 90.0), strict=True)
+        ]
+        (path := tmp_path / f'{name}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+        variance[name] = pal_jax.personalize(source, str(path))['covariance'][0][0]
+    assert variance['one'] > 1.02 * variance['two']
