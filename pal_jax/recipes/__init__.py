@@ -2,4 +2,12 @@
 
 RENAMED = {name: f'scorer.{name}' for name in ('reward', 'cost', 'moderation')}
 # Names of methods in TRL and OpenRLHF, with the configs that have them here.
-ELSEWHERE = dict.fromkeys(('grpo', 'rloo', 'ppo', 'reinforce', 'reinforce++'), 'rl') | {'ipo': 'dpo', 'rm': 'reward'}
+ELSEWHERE = {
+    'grpo': 'rl',
+    'rloo': 'rl --config.ppo.estimator=rloo',
+    'ppo': 'rl --config.ppo.estimator=gae',
+    'reinforce': 'rl --config.ppo.estimator=reinforce',
+    'reinforce++': 'rl --config.ppo.estimator=reinforce',
+    'ipo': 'dpo --config.dpo.loss=ipo',
+    'rm': 'reward',
+}

@@ -46,10 +46,12 @@ def uses(workdir: Path, config: Mapping[str, Any], words: Words, name: str = '')
     return [(use, command.format(run=workdir), page) for use, command, page in (*known, *trained, *longer)]
 
 
-def of_trial(name: str) -> str:
+def of_trial(name: str, verdict: RunVerdict | None) -> str:
     """A sentence on a run of the config `name`, where its variant is one for trials; '' where it is not."""
     if not is_trial(name):
         return ''
+    if verdict and verdict.of_data:
+        return OF_DATA_TRIAL
     return f'This was a trial of the command, which hardly learns: leave {name[-6:]} out for a run that does.'
 
 
@@ -65,8 +67,8 @@ def advice(
 
     `name` is that of the config, with its variant, and `more` is what tells more by the method's words, if they say so.
     """
-    if sentence := of_trial(name):
-        return OF_DATA_TRIAL if verdict and verdict.of_data else sentence
+    if sentence := of_trial(name, verdict):
+        return sentence
     if verdict and verdict.answer.endswith(ABOVE):
         return f'The costs are above the limit: try {LIMIT}.'
     units = verdict.units if verdict else ''

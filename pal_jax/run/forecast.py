@@ -36,11 +36,11 @@ class Left(NamedTuple):
     def __str__(self) -> str:
         """The time as a text: `about 14 min left`, `up to 14 min left`, or `done`.
 
-        Where a phase is not measured: `warm-up: about 2 min left; not measured yet: PPO, evaluations`.
+        Where a phase is not measured: `warm-up: about 2 min left; not known yet: PPO, evaluations`.
         """
         if not self.unmeasured:
             return self._time if self.seconds else 'done'
-        unknown = f'not measured yet: {", ".join(self.unmeasured)}'
+        unknown = f'not known yet: {", ".join(self.unmeasured)}'
         known = f'{", ".join(self.measured)}: {self._time}; '
         return f'{known if self.measured else ""}{unknown}'
 
@@ -50,8 +50,8 @@ class Left(NamedTuple):
         if not self.unmeasured:
             return str(self)
         if not self.measured:
-            return 'what is left is not measured yet'
-        return f'{", ".join(self.measured)}: {self._time}; the rest is not measured yet'
+            return 'time left: not known yet'
+        return f'{", ".join(self.measured)}: {self._time}; the time of other phases is not known yet'
 
 
 class Forecast:

@@ -245,7 +245,7 @@ CORE = Words(
     steps={'warm-up': 'imitation of examples, to learn the format'},
     levels={
         'auc': ('the chance that it has an unsafe held-out answer above a safe one (AUC)', 0.5),
-        'accuracy': ('the share of held-out choices, or labels, that it gets right', 0.5),
+        'accuracy': ('the accuracy on held-out examples', 0.5),
     },
     changes={
         'reward': (1.0, 'mean reward'),

@@ -306,5 +306,6 @@ def finish(
         from pal_jax.run.report import write_report
 
         write_report(workdir)
-        trial = f'{sentence}\n' if (sentence := of_trial(name)) else ''
-        progress.log(f'{verdict.verdict_line(workdir)}{trial}report: {workdir / REPORT}')
+        judged = verdict.of_folder(workdir)
+        trial = f'{sentence}\n' if (sentence := of_trial(name, judged)) else ''
+        progress.log(f'{judged.line if judged else ""}{trial}report: {workdir / REPORT}')

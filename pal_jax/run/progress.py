@@ -146,7 +146,8 @@ class Progress:
         """
         self._title, self._forecast = title, Forecast(phases, evaluations)
         for line in (
-            f'{title}: {self._forecast}; the first of each shows how long they take; the first step is the slowest',
+            f'{title}: {self._forecast}; the time left is known after the first one of each; the first step compiles, '
+            'so it is the slowest',
             *notes,
         ):
             self.log(line)

@@ -42,7 +42,7 @@ def missing_config(name: str) -> str:
     near = difflib.get_close_matches(file, config_names(), 1)
     meant = f'; did you mean {near[0]}?' if near else ''
     if file in ours:
-        meant = f'; what {file} names elsewhere is --config={ours[file]} here'
+        meant = f'; for {file}, give --config={ours[file]}'
     return f'there is no configuration file {file}{meant}; give one, or a name: {", ".join(config_names())}'
 
 

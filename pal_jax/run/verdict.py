@@ -53,6 +53,11 @@ class RunVerdict(NamedTuple):
     of_data: bool = False
     details: str = ''
 
+    @property
+    def line(self) -> str:
+        """The verdict in one line with its end."""
+        return f'{self.question} {self.answer}: {" ".join(filter(None, (self.sentence, self.details)))}\n'
+
 
 class Claim(NamedTuple):
     """A figure of the last evaluation that tells of learning, and its control.
@@ -197,14 +202,17 @@ def _ends(rows: Sequence[Record], evals: Sequence[Record]) -> tuple[Record, Reco
     return before, evals[-1] if evals else {}
 
 
-def verdict_line(workdir: str | os.PathLike[str]) -> str:
-    """The verdict on the run in a folder as a line with its end; nothing where there is none."""
+def of_folder(workdir: str | os.PathLike[str]) -> RunVerdict | None:
+    """The verdict on the run in a folder; None where there is none."""
     rows, evals = (read_records(Path(workdir, name)) for name in (METRICS, EVALS))
     name = read_summary(Path(workdir)).get('name', '')
-    verdict = judge(rows, evals, words_of(read_run(Path(workdir))['recipe']), name)
-    if verdict is None:
-        return ''
-    return f'{verdict.question} {verdict.answer}: {" ".join(filter(None, (verdict.sentence, verdict.details)))}\n'
+    return judge(rows, evals, words_of(read_run(Path(workdir))['recipe']), name)
+
+
+def verdict_line(workdir: str | os.PathLike[str]) -> str:
+    """The verdict on the run in a folder as a line with its end; nothing where there is none."""
+    verdict = of_folder(workdir)
+    return verdict.line if verdict else ''
 
 
 def known(record: Record, key: str) -> bool:
@@ -308,7 +316,8 @@ def _leads(record: Record, rivals: Rivals) -> dict[str, Estimate]:
 
 def _rivals_in_words(record: Record, rivals: Rivals, leads: Mapping[str, Estimate]) -> str:
     """The figures of baselines, and theirs less the method's."""
-    parts: dict[str, list[str]] = {f'{place} {rivals.own}': [] for place in ('Ahead of', 'Within noise of', 'Behind')}
+    places = 'Better than', 'Not shown to be better or worse than', 'Worse than'
+    parts: dict[str, list[str]] = {f'{place} {rivals.own}': [] for place in places}
     ahead, unclear, behind = parts.values()
     for name, lead in leads.items():
         rival, other = rivals.leads[name]

@@ -98,12 +98,12 @@ def test_what_a_run_will_do_comes_first_and_how_long_as_soon_as_it_is_measured()
     assert lines[0].startswith(whole) and lines[1] == '8 people'
     # The time of what is measured is never said without its name while something else is not measured.
     assert lines[2].startswith('the first step of warm-up took') and lines[2].endswith(
-        'warm-up, evaluations: up to 25 s left; not measured yet: PPO'
+        'warm-up, evaluations: up to 25 s left; not known yet: PPO'
     )
     assert '2 min of compiling' in lines[2]
     assert [line.split('  ')[-1] for line in (*lines[3:5], *lines[6:])] == [
-        'warm-up, evaluations: up to 25 s left; the rest is not measured yet',
-        'evaluations: about 20 s left; the rest is not measured yet',
+        'warm-up, evaluations: up to 25 s left; the time of other phases is not known yet',
+        'evaluations: about 20 s left; the time of other phases is not known yet',
         'up to 2 min left', 'about 90 s left', 'about 30 s left for the evaluation',
     ]  # fmt: skip
     assert lines[5].startswith('the first step of PPO took') and lines[5].endswith('; up to 2 min left')
@@ -121,7 +121,7 @@ def test_answers_that_are_nearly_all_cut_are_warned_of_once():
 def test_what_is_left_is_measured_skips_what_a_run_skips_and_ends():
     forecast = Forecast({'waiting, at most': 4, '': 4}, (0, 8))
     assert forecast.left(-1) == (0.0, ('waiting, at most', 'steps', 'evaluations'), (), False)
-    assert forecast.left(-1).brief == 'what is left is not measured yet'
+    assert forecast.left(-1).brief == 'time left: not known yet'
     forecast.evaluated({'seconds_evaluate': 5.0})
     assert forecast.stepped(0, {'seconds_read': 100.0}) == 'waiting, at most'
     assert forecast.stepped(1, {'seconds_read': 2.0}) is None

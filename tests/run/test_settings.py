@@ -178,5 +178,6 @@ def test_every_name_of_a_habit_is_a_key_of_some_method():
         for key in section.keys
     }
     assert {key for meant in habits.KEYS.values() for key in meant} <= names | {'--workdir'}
-    assert set(recipes.ELSEWHERE.values()) <= set(shipped.config_names())
+    for config, *changes in map(str.split, recipes.ELSEWHERE.values()):
+        assert settings_of(shipped.config_path(config), tuple(change.removeprefix('--config.') for change in changes))
     assert habits.hint('learning-rate') == '; here it is --config.optimizer.lr' and habits.hint('nonsense') == ''

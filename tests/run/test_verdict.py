@@ -180,8 +180,9 @@ def test_methods_that_do_as_well_stand_with_their_difference():
     figures |= {'seen_lead_mixed_logit': 0.05, 'seen_lead_mixed_logit_interval': [0.01, 0.09]}
     found = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
     assert found.question == 'Do people differ?' and found.sentence.endswith(
-        'Ahead of PAL: mixed logit (xlogit) 79.0% (difference +0.050, 95 % interval +0.010 to +0.090). Within noise of '
-        'PAL: a separate model for each person 69.5% (difference -0.045, 95 % interval -0.098 to +0.008).'
+        'Better than PAL: mixed logit (xlogit) 79.0% (difference +0.050, 95 % interval +0.010 to +0.090). Not shown to '
+        'be better or worse than PAL: a separate model for each person 69.5% (difference -0.045, 95 % interval -0.098 '
+        'to +0.008).'
     )
 
 
@@ -190,7 +191,10 @@ def test_a_scorer_is_held_against_rules_of_length():
     figures |= {'lead_of_longer': -0.3, 'lead_of_longer_interval': [-0.4, -0.2]}
     figures |= {'accuracy_of_shorter': 0.78, 'lead_of_shorter': -0.02, 'lead_of_shorter_interval': [-0.1, 0.1]}
     sentence = judge([], [evaluation(4, 'final', **figures)], 'scorer.reward').sentence
-    near, behind = sentence.index('Within noise of the model'), sentence.index('Behind the model')
+    near, behind = (
+        sentence.index('Not shown to be better'),
+        sentence.index('Worse than the model'),
+    )
     assert near < sentence.index('shorter reply 78.0%') < behind < sentence.index('longer reply 50.0%')
 
 

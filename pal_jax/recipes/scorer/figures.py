@@ -45,7 +45,10 @@ WORDS = Words(
     rivals={
         'accuracy': Rivals(
             'the model',
-            {f'lead_of_{side}': (f'always the {side} reply', f'accuracy_of_{side}') for side in ('longer', 'shorter')},
+            {
+                f'lead_of_{side}': (f'a rule that takes the {side} reply', f'accuracy_of_{side}')
+                for side in ('longer', 'shorter')
+            },
             beaten=True,
         )
     },
