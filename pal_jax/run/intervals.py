@@ -45,6 +45,13 @@ class Estimate(NamedTuple):
         """The ends of the interval, if there is one."""
         return None if self.low is None or self.high is None else [self.low, self.high]
 
+    @property
+    def form(self) -> str:
+        """The format that shows two digits of the error, or of half the interval; '.3g' where both are unknown."""
+        half = (self.high - self.low) / 2.0 if self.high is not None and self.low is not None else 0.0
+        error = self.error or half
+        return f'.{max(1 - math.floor(math.log10(error)), 0)}f' if 0.0 < error < math.inf else '.3g'
+
     def ends(self, form: str = '.3f') -> str:
         """The interval in words."""
         return '–' if self.low is None or self.high is None else f'{self.low:{form}} to {self.high:{form}}'

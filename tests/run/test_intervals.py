@@ -8,6 +8,7 @@ from scipy import stats
 
 from pal_jax.run import intervals
 from pal_jax.run.bootstrap import interval, resampled_means
+from pal_jax.run.intervals import Estimate
 
 SIZES = 5, 8, 20
 DRAWS = 1500
@@ -135,3 +136,16 @@ def test_a_record_keeps_the_figure():
     assert figure.named('cost').keys() == {'cost', 'cost_se', 'cost_interval'}
     assert intervals.from_record({'cost': 1.0, 'cost_interval': None}, 'cost').interval is None
     assert figure.with_error('+.2f') == '+2.33 ± 0.88' and figure.ends('.1f') == '-1.5 to 6.1'
+
+
+@pytest.mark.parametrize(
+    ('error', 'interval', 'form'),
+    [
+        (0.0412, (None, None), '.3f'),
+        (12.3, (None, None), '.0f'),
+        (None, (1.0, 1.5), '.2f'),
+        (None, (None, None), '.3g'),
+    ],
+)
+def test_a_figure_has_two_digits_of_its_error(error, interval, form):
+    assert Estimate(1.25, error, *interval).form == form

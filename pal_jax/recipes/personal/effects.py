@@ -103,7 +103,7 @@ def exhibit_by_group(models: Sequence[GroupModel], units: Units, p: float, hidde
     for h, name in enumerate(units.attributes):
         effects = [units.effect(model.common, h) for model in models]
         known = [effect for effect in effects if effect]
-        table.append([name, *(effect.with_error('+.3g') if effect else '–' for effect in effects)])
+        table.append([name, *(effect.with_error(f'+{effect.form}') if effect else '–' for effect in effects)])
         if two:
             table[-1] += _gap(*effects)
         elif len(known) < 2:
@@ -153,7 +153,7 @@ def _gap_head(models: Sequence[GroupModel]) -> list[str]:
 def _gap(first: Estimate | None, second: Estimate | None) -> list[str]:
     """The cells of the second less the first, and of its interval."""
     gap = _difference(second, first)
-    return [f'{gap.value:+.3g}', gap.ends('+.3g')] if gap else ['–', '–']
+    return [f'{gap.value:+{gap.form}}', gap.ends(f'+{gap.form}')] if gap else ['–', '–']
 
 
 def p_of_equal(effects: Sequence[Estimate], people: Sequence[int]) -> float:

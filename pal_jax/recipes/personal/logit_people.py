@@ -36,6 +36,11 @@ class Effects(NamedTuple):
     mean: np.ndarray
     covariance: np.ndarray
 
+    @property
+    def deviation(self) -> np.ndarray:
+        """The standard deviations `[H]`."""
+        return np.sqrt(np.diag(self.covariance))
+
 
 class Population(NamedTuple):
     """The mixed logit of a run, and the effects of each person of the survey by name, given the person's choices."""

@@ -258,7 +258,7 @@ def evaluate(
         if mixed and len(panel.data.names) <= portrait.SHOWN_PEOPLE:
             by_logit = logit_people.population_of(mixed, choices, panel.data.names)
             files[logit_people.FILE] = logit_people.to_json(by_logit, panel.data.attributes, units.scale)
-    known = by_logit and {name: person.mean for name, person in by_logit.people.items()}
+    known = by_logit and {name: np.stack([x.mean, x.deviation]) for name, x in by_logit.people.items()}
     kept_out = _kept_out(panel, state, model, results.new)
     files |= {portrait.PEOPLE: portrait.table_of_people(model, kept_out, known)}
     return Evaluation(record, exhibits=make_exhibits(panel, shown, model, wants, predicts=predicts), files=files)

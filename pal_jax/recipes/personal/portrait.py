@@ -165,12 +165,13 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
         effect = units.effect(common, h)
         p = logit.p_of_none(effect, common.people) if effect else None
         shown = '–' if p is None else '< .001' if p < 0.001 else f'{p:.3f}'
-        cells = [effect.with_error('+.3g'), effect.ends('+.3g'), shown] if effect else ['–'] * 3
+        form = effect.form if effect else '.3g'
+        cells = [effect.with_error(f'+{form}'), effect.ends(f'+{form}'), shown] if effect else ['–'] * 3
         row = [name, *cells, f'{special.expit(mean.value / units.scale[h]):.0%}']
         if price:
             row.append('' if name == price else in_cell(units.worth(common, h)))
         low, high = np.percentile(unit, (25, 75))
-        row += [f'{low:+.3g} to {high:+.3g}', f'{unit.std():.3g}'] if spread else []
+        row += [f'{low:+{form}} to {high:+{form}}', f'{unit.std():{form}}'] if spread else []
         table.append(row if model.scale is None else [*row, f'{mean.value:+.2f}'])
     # PAL may predict better over all splits, and the split that is shown have one model for all.
     text = f'{WANTS} {f"{SPREAD} {model.which}" if spread else ALIKE if wants.predicts else NO_SPREAD}'
@@ -188,7 +189,7 @@ def exhibit_mixed_logit(model: MixedLogit, units: Units, people: int) -> Exhibit
     table = [[*head, 'people above 0'] if known else head]
     for name, (mean, deviation) in zip(units.attributes, over_people(model, units, people), strict=True):
         above = share_above(mean, deviation)
-        table.append([name, mean.with_error('+.3g'), deviation.with_error('.3g')])
+        table.append([name, mean.with_error(f'+{mean.form}'), deviation.with_error(deviation.form)])
         table[-1] += ['–' if above is None else f'{above:.0%}'] if known else []
     text = f'{MIXED}{ERRORS if known else WITHOUT_ERRORS}{"" if model.converged else UNCONVERGED}'
     return Exhibit('How much people differ', text, table)
@@ -216,7 +217,7 @@ def share_above(mean: Estimate, deviation: Estimate) -> float | None:
 
 def in_cell(worth: Estimate | None) -> str:
     """The cell of a worth with its interval; None: choices cannot tell it."""
-    return f'{worth.value:+.3g} ({worth.ends("+.3g")})' if worth else '–'
+    return f'{worth.value:+{worth.form}} ({worth.ends(f"+{worth.form}")})' if worth else '–'
 
 
 def exhibit_prototypes(model: SplitModel, *, predicts: bool = True) -> list[Exhibit]:
@@ -270,19 +271,25 @@ def effects_on_people(model: SplitModel) -> np.ndarray | None:
 
 def table_of_people(model: SplitModel, kept_out: SplitModel, known: Mapping[str, np.ndarray] | None = None) -> str:
     """The people as CSV: `participant`, `kept_out` (1 for the people of `kept_out`, whom the model was not trained on),
-    `weight_<prototype>`, and `effect_<attribute>` of one unit, which is empty for people without effects.
+    `group` where people have some, `weight_<prototype>`, and `effect_<attribute>` of one unit, which is empty for
+    people without effects.
 
-    `known` has the effects `[H]` of each person by name; without it they are those of the model.
+    `known` has the effects of each person and their standard deviations `[2, H]` by name, and these are
+    `error_<attribute>`; without it the effects are those of the model.
     """
-    head, rows = ['participant', 'kept_out', *(f'weight_{k + 1}' for k in range(model.mixtures.shape[1]))], []
-    if has_effects(model.data):
-        head += [f'effect_{name}' for name in model.data.attributes]
+    data, rows = model.data, []
+    group_of = {} if data.groups is None else dict(zip(data.names, data.groups, strict=True))
+    head = ['participant', 'kept_out', *(['group'] if group_of else [])]
+    head += [f'weight_{k + 1}' for k in range(model.mixtures.shape[1])]
+    if has_effects(data):
+        head += [f'{figure}_{name}' for figure in ('effect', *(['error'] if known else [])) for name in data.attributes]
     for number, part in enumerate((model, kept_out)):
         effects = effects_on_people(part) if len(part.names) and known is None else None
         effects = np.array([known[name] for name in part.names]) if len(part.names) and known else effects
-        shown = () if effects is None else _in_own_units(part, effects)
+        shown = () if effects is None else _in_own_units(part, effects).reshape(len(part.names), -1)
         for name, weights, effect in itertools.zip_longest(part.names, part.mixtures, shown, fillvalue=()):
-            cells = [str(name), str(number), *(f'{x:.6g}' for x in (*weights, *effect))]
+            group = [data.group_names[group_of[name]] if group_of[name] >= 0 else ''] if group_of else []
+            cells = [str(name), str(number), *group, *(f'{x:.6g}' for x in (*weights, *effect))]
             rows.append(cells + [''] * (len(head) - len(cells)))
     return as_csv([head, *rows])
 
@@ -301,7 +308,7 @@ def as_csv(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _in_own_units(model: SplitModel, effects: np.ndarray) -> np.ndarray:
-    """Effects `[P, H]` of one unit of the table's own."""
+    """Effects `[P, ..., H]` of one unit of the table's own."""
     return effects if model.scale is None else effects / model.scale
 
 

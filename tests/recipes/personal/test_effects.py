@@ -35,11 +35,11 @@ def test_each_group_has_its_own_effects():
     )
     assert shown.table[0][1:3] == ['north (13 people)', 'south (13 people)'] and 'p = 0.001' in shown.text
     south = logit.of_all(choice_sets(x, users).at(groups[users] == 1)).estimates
-    assert shown.table[1][2] == south[0].scaled(0.5).with_error('+.3g')
-    assert shown.table[2][2] == south[1].with_error('+.3g') and shown.table[1][1] == '–'
+    assert shown.table[1][2] == (half := south[0].scaled(0.5)).with_error(f'+{half.form}')
+    assert shown.table[2][2] == south[1].with_error(f'+{south[1].form}') and shown.table[1][1] == '–'
     north = logit.of_all(choice_sets(x, users).at(groups[users] == 0)).estimates
     gap = intervals.difference(south[1], north[1])
-    assert shown.table[2][3:] == [f'{gap.value:+.3g}', gap.ends('+.3g')]
+    assert shown.table[2][3:] == [f'{gap.value:+{gap.form}}', gap.ends(f'+{gap.form}')]
 
 
 def test_what_a_group_has_not_chosen_between_is_a_dash():
@@ -88,10 +88,10 @@ def test_the_worth_in_each_group_and_its_difference():
     shown = effects.exhibit_worths(models, UNITS)
     # A minute has the effect -.4 / 4 in the north, and a unit of the price -.8 / 2.
     (_, row) = shown.table
-    assert row[0] == 'minutes' and row[1].startswith('-0.25 (') and row[2].startswith('-0.125 (')
+    assert row[0] == 'minutes' and row[1].startswith('-0.250 (') and row[2].startswith('-0.125 (')
     worths = [model.common.worth(1, 0).scaled(0.5) for model in models]
     gap = intervals.difference(worths[1], worths[0])
-    assert row[3:] == ['+0.125', gap.ends('+.3g')] and gap.low > 0
+    assert row[3:] == ['+0.125', gap.ends('+.3f')] and gap.low > 0
     # Where a price may have no effect there is no interval.
     unknown = effects.exhibit_worths([group('n', -0.8, -0.4), group('s', -0.01, -0.2)], UNITS)
     assert unknown.table[1][2].endswith('(–)') and unknown.table[1][4] == '–'

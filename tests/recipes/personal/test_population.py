@@ -40,7 +40,7 @@ def split_model(mixtures, scale=None):
     """A model with the rule dot, whose two prototypes want one more, or one less, of the first attribute `a`."""
     data = SimpleNamespace(
         chosen=np.random.default_rng(0).normal(size=(30, 2)), prompt=None, texts=(), attributes=('a', 'b'),
-        users=np.zeros(30),
+        users=np.zeros(30), groups=None,
     )  # fmt: skip
     K = mixtures.shape[1]
     params = {'P': np.array([[1.0, 0.5], [-1.0, 0.5]], np.float32)[:K]}
@@ -60,15 +60,15 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
     head, a, b = shown.table
     assert a == [
         'a',
-        '+0.1 ± 0.05',
-        '+0.00188 to +0.198',
+        '+0.100 ± 0.050',
+        '+0.002 to +0.198',
         '0.046',
         '52%',
         '-0.125 to +0.375',
         '0.425',
         '+0.20',
     ] and len(head) == len(a)
-    assert b[1:3] == ['+0.5 ± 0.1', '+0.304 to +0.696'] and portrait.SPREAD in shown.text and shown.picture
+    assert b[1:3] == ['+0.50 ± 0.10', '+0.30 to +0.70'] and portrait.SPREAD in shown.text and shown.picture
     assert 'From the 3 of 6 people whom split 1 was trained on (--split=1; the splits chose K = 2, 2' in shown.text
     # An effect of thousands is a chance of 0, too.
     certain = portrait.exhibit_wants(
@@ -81,7 +81,7 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
     )
     shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False, units))
     assert (
-        shown.table[1] == ['a', '+0.1 ± 0.05', '+0.00188 to +0.198', '0.046', '52%', '+0.20']
+        shown.table[1] == ['a', '+0.100 ± 0.050', '+0.002 to +0.198', '0.046', '52%', '+0.20']
         and portrait.NO_SPREAD in shown.text
         and not shown.picture
     )
@@ -92,6 +92,19 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
     assert portrait.without_person(table, 'p1').count('p') == table.count('p') - 1
 
 
+def test_people_have_their_group_and_the_errors_of_effects_that_are_known():
+    model = split_model(np.array([[1.0, 0.0], [0.5, 0.5]], np.float32), np.array([2.0, 4.0]))
+    groups = {'names': ('p0', 'p1'), 'groups': np.array([1, -1]), 'group_names': ('north', 'south')}
+    model = model._replace(data=SimpleNamespace(**vars(model.data) | groups))
+    known = {name: np.array([[1.0, -2.0], [0.5, 0.25]]) for name in ('p0', 'p1')}
+    table = portrait.table_of_people(model, model._replace(names=[], mixtures=model.mixtures[:0]), known)
+    assert table.splitlines() == [
+        'participant,kept_out,group,weight_1,weight_2,effect_a,effect_b,error_a,error_b',
+        'p0,0,south,1,0,0.5,-0.5,0.25,0.0625',
+        'p1,0,,0.5,0.5,0.5,-0.5,0.25,0.0625',
+    ]
+
+
 def test_the_worth_of_attributes_is_told_in_units_of_the_price():
     model = split_model(np.array([[1.0, 0.0], [0.0, 1.0]], np.float32), np.array([2.0, 4.0]))
     effects = portrait.effects_on_people(model)
@@ -100,7 +113,7 @@ def test_the_worth_of_attributes_is_told_in_units_of_the_price():
     shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False, units))
     # Of b, a unit has the effect .4 / 4, and a unit of the price a has -.8 / 2.
     place = shown.table[0].index('worth in a')
-    assert shown.table[1][place] == '' and shown.table[2][place].startswith('+0.25 (') and 'Fieller' in shown.text
+    assert shown.table[1][place] == '' and shown.table[2][place].startswith('+0.250 (') and 'Fieller' in shown.text
     unknown = Common(np.array([-0.8, 0.4]), np.diag([1.0, 1e-4]), 1000)
     shown = portrait.exhibit_wants(model, portrait.Wants(effects, unknown, False, units))
     assert shown.table[2][place] == '+0.25 (–)'
@@ -109,9 +122,9 @@ def test_the_worth_of_attributes_is_told_in_units_of_the_price():
 def test_how_much_people_differ_is_told_in_the_units_of_the_table():
     model = MixedLogit(np.array([1.0, -0.5]), np.array([0.5, 0.0]), np.array([[0.2, 0.1], [0.2, np.nan]]))
     shown = portrait.exhibit_mixed_logit(model, units_of(('a', 'b'), np.array([2.0, 1.0])), 30)
-    assert shown.table[1] == ['a', '+0.5 ± 0.1', '0.25 ± 0.1', '98%']
+    assert shown.table[1] == ['a', '+0.50 ± 0.10', '0.25 ± 0.10', '98%']
     # A deviation that may be 0 says nothing about the share of people.
-    assert shown.table[2] == ['b', '-0.5 ± 0.1', '0', '–'] and portrait.ERRORS in shown.text
+    assert shown.table[2] == ['b', '-0.50 ± 0.10', '0', '–'] and portrait.ERRORS in shown.text
     shown = portrait.exhibit_mixed_logit(model._replace(errors=None), units_of(('a', 'b'), None), 30)
     assert shown.table[1][1:] == ['+1', '0.5'] and portrait.ERRORS not in shown.text
 
@@ -148,7 +161,7 @@ def test_one_model_for_all_shows_no_differences_and_says_so():
     effects = portrait.effects_on_people(model)
     common = Common(np.ones(2), 0.01 * np.eye(2), 1000)
     _, a, _ = portrait.exhibit_wants(model, portrait.Wants(effects, common, True, units_of(('a', 'b'), None))).table
-    assert a == ['a', '+1 ± 0.1', '+0.804 to +1.2', '< .001', '73%']
+    assert a == ['a', '+1.00 ± 0.10', '+0.80 to +1.20', '< .001', '73%']
     (people_exhibit,) = portrait.exhibit_prototypes(model)
     assert 'no differences between people' in people_exhibit.text and '--split=1' in people_exhibit.text
 
