@@ -286,9 +286,10 @@ def table_of_people(model: SplitModel, kept_out: SplitModel, known: Mapping[str,
     for number, part in enumerate((model, kept_out)):
         effects = effects_on_people(part) if len(part.names) and known is None else None
         effects = np.array([known[name] for name in part.names]) if len(part.names) and known else effects
-        shown = () if effects is None else _in_own_units(part, effects).reshape(len(part.names), -1)
+        shown = () if effects is None else _in_own_units(part, effects).reshape(len(effects), -1)
         for name, weights, effect in itertools.zip_longest(part.names, part.mixtures, shown, fillvalue=()):
-            group = [data.group_names[group_of[name]] if group_of[name] >= 0 else ''] if group_of else []
+            place = group_of.get(str(name), -1)
+            group = [data.group_names[place] if place >= 0 else ''] if group_of else []
             cells = [str(name), str(number), *group, *(f'{x:.6g}' for x in (*weights, *effect))]
             rows.append(cells + [''] * (len(head) - len(cells)))
     return as_csv([head, *rows])
