@@ -29,7 +29,7 @@ OTHER = 'other'  # the phase of all time outside the named phases
 # The figures of a step that the console shows.
 DESCRIBED = (
     'loss', 'accuracy', 'likelier', 'training_accuracy', 'reward', 'format', 'legal', 'attack_success', 'plain_success',
-    'overrefusal', 'cost', 'mean_cost', 'limit', 'multiplier', 'kl',
+    'overrefusal', 'cost', 'mean_cost', 'limit', 'multiplier', 'margin', 'kl', 'grad_norm',
 )  # fmt: skip
 SILENCE = 60.0  # seconds without a line, after which a log says that work goes on
 PATIENCE = 10.0  # seconds of a first step, after which a log says what it does
@@ -204,7 +204,9 @@ class Progress:
         if self._bar:
             self._bar.update(self._task, completed=step + 1, description=stage, latest=latest, eta=left.brief)
         else:
-            self.log(f'{stage} {step + 1}/{self._total}  {latest}  {seconds:.1f} s  {left.brief}')
+            # The first step of a phase has said so already.
+            again = f' ({once(metrics):.1f} s compiling)' if began is None and once(metrics) >= 1.0 else ''
+            self.log(f'{stage} {step + 1}/{self._total}  {latest}  {seconds:.1f} s{again}  {left.brief}')
         if metrics.get('truncated', 0.0) >= NEARLY_ALL and not self._warned:
             self._warned = True
             self.log(f'warning: {metrics["truncated"]:.0%} {OF_CUT}')

@@ -75,9 +75,11 @@ def test_a_log_gets_a_line_a_step_with_the_time_left():
     with Progress(console=console).start(10, first=7) as progress:
         progress.done(7, 'rlpa', {'reward': 0.41234, 'kl': 0.01, 'seconds_update': 60.0, 'seconds_other': 30.0})
         progress.done(8, 'rlpa', {'reward': 0.5, 'seconds_update': 30.0})
+        progress.done(9, 'rlpa', {'reward': 0.5, 'seconds_update': 30.0, 'seconds_compile': 3.0})
     assert output(console).splitlines() == [
         'rlpa 8/10  reward 0.412  kl 0.01  90.0 s  up to 3 min left',
         'rlpa 9/10  reward 0.5  30.0 s  about 30 s left',
+        'rlpa 10/10  reward 0.5  33.0 s (3.0 s compiling)  done',
     ]
 
 
@@ -213,7 +215,7 @@ def test_a_first_step_that_lasts_is_said_to_compile_and_others_are_not():
 
 
 def test_only_the_metrics_that_matter_are_described():
-    assert describe({'kl': 0.0123, 'reward': 1.0, 'grad_norm': 3.0}) == 'reward 1  kl 0.0123'
+    assert describe({'kl': 0.0123, 'reward': 1.0, 'grad_norm': 3.0}) == 'reward 1  kl 0.0123  grad_norm 3'
     assert describe({'reward': 1.0, 'truncated': 0.2}) == 'reward 1'
     assert describe({'reward': 1.0, 'truncated': 0.25}) == 'reward 1  cut 25%'
 
