@@ -165,8 +165,10 @@ def show(run_plan: FitPlan, request: PlanRequest) -> None:
     console.print(
         f'{len(request.devices)} x {request.devices[0].device_kind}, {run_plan.chip.memory / GIB:.2f} GiB each'
     )
+    # Where the arrays of a run alone do not fit, no program is compiled, and its tables have no rows.
     for table in (memory_table(run_plan), bytes_table(run_plan), work_table(run_plan)):
-        console.print(table)
+        if table.row_count:
+            console.print(table)
     console.print(verdict(run_plan, request), soft_wrap=True)
 
 

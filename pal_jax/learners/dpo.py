@@ -68,7 +68,15 @@ def open_loss(dpo: DPO) -> PairLoss | CompletionLoss:
         values = dict(zip((*LOSS_READS, *LOSS_MAY_READ), (*arrays, dpo.beta), strict=True))
         return call(**{name: values[name] for name in read})
 
-    given = jax.eval_shape(loss, *[jax.ShapeDtypeStruct((3,), jnp.float32)] * 4)
+    try:
+        given = jax.eval_shape(loss, *[jax.ShapeDtypeStruct((3,), jnp.float32)] * 4)
+    except RuntimeError as error:
+        if isinstance(error.__cause__, jax.errors.TracerArrayConversionError | jax.errors.ConcretizationTypeError):
+            raise ValueError(
+                f'dpo.loss={dpo.loss!r} reads values while it is compiled: take functions of jax.numpy in place of '
+                "numpy's, and jnp.where in place of `if`"
+            ) from None
+        raise
     if getattr(given, 'shape', None) != (3,) or given.dtype != jnp.float32:
         got = f'an array of {given.dtype}{list(given.shape)}' if hasattr(given, 'shape') else type(given).__name__
         mean = ': leave out the mean over pairs' if getattr(given, 'shape', None) == () else ''

@@ -59,6 +59,8 @@ def test_an_own_loss_gets_what_its_formula_reads_and_padding_has_no_gradient():
     [
         ('def loss(chosen, rejected):\n    return chosen.mean()', ValueError),
         ('def loss(chosen, rejected):\n    return [0.0]', ValueError),
+        ('import numpy\ndef loss(chosen, rejected):\n    return numpy.log(chosen)', ValueError),
+        ('def loss(chosen, rejected):\n    return chosen if chosen[0] > 0 else rejected', ValueError),
         ('def loss(chosen, losers):\n    return chosen', ValueError),
         ('def other(chosen, rejected):\n    return chosen', ValueError),
         ('def loss(chosen, rejected):\n    return chosen.size.nothing', RuntimeError),

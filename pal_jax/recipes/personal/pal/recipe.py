@@ -43,6 +43,7 @@ from pal_jax.run.forecast import counted
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, stage_before
 from pal_jax.types import Metrics
 
+FEW = 15  # people, below which a survey shows hardly anything
 CERTAIN = 20.0  # a logit beside which the other prototypes have no weight
 SHOWN = 'seen_shared', 'seen_pal', 'new_shared', 'new_pal'
 OPTIONS = {'logistic': ('margin', 'label_smoothing'), 'hinge': ('margin',), 'smooth_hinge': ('margin', 'gamma')}
@@ -145,6 +146,11 @@ def read_parts(settings: Settings, ctx: Context) -> RunParts:
     text = pal_text.read(settings, ctx, reader, before and before.frame) if reader else None
     data = text.items if text else read(settings, ctx.log)
     ctx.log(f'{settings.data}: {comparisons.described(data)}')
+    if len(data.names) < FEW:
+        ctx.log(
+            f'warning: with {counted(len(data.names), "person")} the intervals over people are wide, and hardly '
+            'any difference between people can be shown; ask tens of people'
+        )
     kept = pal_kept.going_on(settings.data, before, pal_kept.of(settings, data, text))
     data = comparisons.standardized(data, kept.scale) if settings.standardize else data
     trials = make_trials(settings, data)
