@@ -175,7 +175,11 @@ def test_three_forms_of_a_file_are_the_same_choices(tmp_path):
         tmp_path, 'b.csv',
         'user,situation,chosen,price,time\nana,1,1,1,9\nana,1,0,2,3\nbo,1,0,1,9\nbo,1,1,2,3\n',
     )  # fmt: skip
-    for path in (lines, pairs, options):
+    renamed = written(
+        tmp_path, 'c.csv',
+        'choice;chid;Participant;price;time\nTRUE;1;ana;1;9\nFALSE;1;ana;2;3\nFALSE;1;bo;1;9\nTRUE;1;bo;2;3\n',
+    )  # fmt: skip
+    for path in (lines, pairs, options, renamed):
         data = tables.load(path)
         assert data.names == ('ana', 'bo')
         assert data.attributes == ('price', 'time')
@@ -241,7 +245,7 @@ PAIRS = 'user,choice,left_x,right_x\n'
         ('a.csv', PAIRS + ',left,1,2\n', 'row 2: no user'),
         ('a.csv', 'who,x\na,1\n', 'the columns are who, x'),
         ('a.csv', 'user,situation,chosen,x\na,1,1,1\na,1,1,2\n', "row 2: situation '1' of 'a' has 2 chosen of 2"),
-        ('a.csv', 'user,situation,chosen,x\na,1,yes,1\n', "row 2: chosen is 'yes'; give 0 or 1"),
+        ('a.csv', 'user,situation,chosen,x\na,1,yes,1\n', "(chosen) of a row of an option is 'yes'"),
         ('a.parquet', '', 'is no Parquet file'),
     ],
 )

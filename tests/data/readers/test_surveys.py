@@ -105,7 +105,7 @@ def test_rows_with_the_same_fault_are_listed_together(tmp_path):
         ('who,choice,left_x,right_x\nana,left,1,2\n', 'no column says who chose.*participant'),
         ('user,pick,left_x,right_x\nana,left,1,2\n', 'no column says which side was chosen.*answer'),
         ('user,situation,chosen,x\nana,1,1,red\nana,1,0,red\n', 'column x has 1 different words'),
-        ('user,task,chosen,x\nana,1,1,1\nana,1,0,2\n', 'task.*call it situation'),
+        ('user,round,chosen,x\nana,1,1,1\nana,1,0,2\n', 'situation.*round'),
         ('user,situation,chosen,x,,y\nana,1,1,1,1,1\nana,1,0,2,2,2\n', 'a column has no name'),
     ],
 )

@@ -48,7 +48,8 @@ FORMS = (
     'right_<attribute> (a row a pair)'
 )
 ASKED = 'left_<attribute> and right_<attribute>, a row a pair'
-SITUATIONS = 'task', 'question', 'set', 'choice_set', 'scenario'  # likely names of the column of the situation
+# Names of the column of the situation in tables with a row for each option, in small letters and without `_id`.
+SITUATIONS = 'situation', 'task', 'question', 'set', 'choice_set', 'choiceset', 'scenario', 'chid', 'obs', 'obsid'
 QUESTION = re.compile(r'[a-z]+_?\d+', re.IGNORECASE)  # a column of a table with a row for each person, such as q12
 KEYS = 'user', 'situation', 'chosen'
 UNLIKE = *KEYS, 'choice'  # columns that are read, and are no attributes, beside that of the group
@@ -217,9 +218,12 @@ def _table(
     placed = _objects(rows, wrong)
     # The first row has the attributes, and others may lack them. Each of several files has its own names of columns.
     header, named = list(placed[0][1]), [(place, surveys.with_user(row)) for place, row in placed]
+    sides = _sides(path, [name for name in header if name != group])
+    if answered and not sides:
+        named = [(place, _option(row)) for place, row in named]
     known_columns = dict.fromkeys(itertools.chain.from_iterable(row for _, row in named))
     rows = [(place, {**known_columns, **row}) for place, row in named]
-    columns, sides = list(named[0][1]), _sides(path, [name for name in header if name != group])
+    columns = list(named[0][1])
     # A proper subset leaves a column at least for an attribute.
     if answered and {'user', 'situation', 'chosen'} < set(columns):
         of = {name: (name,) for name in columns if name not in KEYS}
@@ -253,6 +257,16 @@ def _table(
     return names, read(path, rows, attributes, of, drop, wrong)
 
 
+def _option(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of an option whose columns of the situation and of the answer are called `situation` and `chosen`."""
+    situation = next((c for c in row if c.lower().removesuffix('_id') in SITUATIONS), None)
+    if situation is None or ('chosen' not in row and 'choice' not in row):
+        return row
+    new = {} if 'situation' in row else {situation: 'situation'}
+    new |= {} if 'chosen' in row else {'choice': 'chosen'}
+    return {new.get(name, name): value for name, value in row.items()}
+
+
 def _objects(rows: Sequence[tuple[str, Any]], wrong: records.Wrong) -> list[records.Row]:
     """The rows that are objects; others are added to `wrong`."""
     for place, row in rows:
@@ -278,9 +292,7 @@ def _lacking(columns: Sequence[str], has_sides: bool, answered: bool) -> str:
     if answered and has_sides:
         return f'no column says which side was chosen; call it one of {", ".join(surveys.ANSWERS)}; {given}'
     if answered and 'chosen' in columns and 'situation' not in columns:
-        near = [c for c in columns if c.lower().removesuffix('_id') in SITUATIONS]
-        meant = f', as {near[0]} may be' if near else ''
-        return f'no column says which rows are one choice{meant}; call it situation; {given}'
+        return f'no column says which rows are one choice; call it one of {", ".join(SITUATIONS)}; {given}'
     return f'{given}; give {FORMS if answered else ASKED}'
 
 
@@ -390,7 +402,7 @@ def _options(
         place, row = placed
         chosen = CHOSEN.get(str(row['chosen']).strip().lower())
         if chosen is None:
-            raise ValueError(f'chosen is {row["chosen"]!r}; give 0 or 1')
+            raise ValueError(f'the answer (chosen) of a row of an option is {row["chosen"]!r}; give 0 or 1')
         numbers = tuple(n for a in attributes for n in a.numbers(row[of[a.name][0]]))
         key = who(records.identity('', row, 'user')), _situation(place, row)
         of_person = '' if group in of else records.known('', row, group)
