@@ -49,7 +49,7 @@ from pal_jax.types import Exhibit
 COLUMNS = (
     'Each person counts alike, except in the column by pairs. The worst tenth are the known people who are predicted '
     'worst. New people were not in the training; the head of a column says how many of their choices are known. The '
-    'last column has the accuracy on known people less that of one model for all, with its 95 % interval over people.'
+    'gain is the accuracy on known people less that of one model for all, with its 95 % interval over people.'
 )
 SAME = 'Validation chose one model for all (K = 1) in each split, so PAL is this model and gains nothing.'
 GROUPS = (
@@ -439,17 +439,18 @@ def _table(shown: Shown) -> list[list[str]]:
     The column by pairs and that of the worst tenth of people are of known people.
     """
     middle = len(shown.counts) // 2
-    rows = [['', 'known people', 'by pairs', 'worst tenth', 'new, none known']]
-    rows[0] += [f'new, {shown.counts[middle]} known', 'new, all known', 'known people, gain']
+    rows = [['', 'known people', 'gain over one model', 'by pairs', 'worst tenth', 'new, none known']]
+    rows[0] += [f'new, {shown.counts[middle]} known', 'new, all known']
     shared = shown.methods['shared']
     for name, method in shown.methods.items():
         seen, new = figures(method.seen), [alike(method.new[i]).with_error() for i in (0, middle, -1)]
-        row = [MODELS[name], seen.people.with_error(), seen.pairs.with_error(), f'{seen.worst:.3f}', *new]
         above = gain(method.seen, shared.seen).mean
         # PAL with K = 1 in every split is the model for all, and so is the control.
         control = {*shown.chosen[len(shown.true_chosen) :]} == {1}
         same = name == 'shared' or (name == 'pal' and shown.is_one_model) or (name == 'shuffled' and control)
-        rows.append([*row, '–' if same else f'{above.value:+z.3f} ({above.ends("+.3f")})'])
+        over = '–' if same else f'{above.value:+z.3f} ({above.ends("+.3f")})'
+        further = f'{seen.pairs.value:.3f}', f'{seen.worst:.3f}', *new
+        rows.append([MODELS[name], seen.people.with_error(), over, *further])
     return rows
 
 
