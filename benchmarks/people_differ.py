@@ -49,7 +49,7 @@ def survey(rng: np.random.Generator, width: int, deviation: float, bend: float =
 
 def likelihood_ratio(data: Comparisons) -> float:
     """The p-value of the likelihood ratio of a mixed logit against a logit."""
-    choices = logit.choice_sets(data.difference, data.users, data.situations)
+    choices = logit.choices_in(data)
     alike = logit.log_likelihood(choices, logit.of_all(choices).weights)
     gain = mixed_logit.fit_xlogit(choices, seed=0).log_likelihood - alike
     return float(stats.chi2.sf(2.0 * gain, len(data.attributes)))

@@ -53,7 +53,7 @@ class PairBatch(struct.PyTreeNode):
     share: Float[Array, '*S B']
     prompt: Float[Array, '*S B H'] | None = None
     weight: Float[Array, '*S B T'] | None = None
-    # Pairs of one situation were chosen at once; None: each pair is a choice of its own.
+    # The situation of each pair, see `choice_numbers`; None: each pair is a choice of its own.
     situation: Int[Array, '*S B'] | None = None
     # The number of people, where it matters; some may have no pair.
     people: int = struct.field(pytree_node=False, default=0)
@@ -421,6 +421,20 @@ def questions(data: Comparisons) -> np.ndarray:
     # `np.unique` numbers by key, and the ranks of first places number by occurrence.
     _, first, number = np.unique(keys, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[number]
+
+
+def choice_numbers(situations: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+    """The number of each pair's choice `[n]`: pairs of a situation with the same chosen item `[n, H]` are one choice.
+
+    A pair that comes again in its situation is of another choice, as of a question that was asked twice.
+    """
+    winner, loser = (_hashes(side).view(np.int64) for side in (chosen, rejected))
+
+    def numbered(*columns: np.ndarray) -> np.ndarray:
+        return np.unique(np.stack(columns), axis=1, return_inverse=True)[1].reshape(-1)
+
+    again = rank_within(numbered(situations, winner, loser), np.arange(len(situations)))
+    return numbered(situations, winner, again)
 
 
 def _owners(data: Comparisons, number: np.ndarray) -> np.ndarray:

@@ -13,6 +13,9 @@ from pal_jax.run.forecast import few_of
 PEOPLE = 'user', 'participant', 'person', 'respondent', 'subject', 'worker', 'prolific_pid'
 # Names of the column of the answer, in small letters.
 ANSWERS = 'choice', 'answer', 'preferred', 'preference'
+# Names of the column of the situation in tables with a row for each option, in small letters and without `_id`. The
+# first one that a table has counts, as a block or a set may have several questions.
+SITUATIONS = 'situation', 'chid', 'obsid', 'choice_set', 'choiceset', 'task', 'question', 'scenario', 'set'
 # Names of the two sides of a pair, in small letters; an answer names a side.
 SIDES = ('left', 'right'), ('a', 'b'), ('1', '2')
 
@@ -31,6 +34,12 @@ def person_column(columns: Iterable[str]) -> str | None:
 def answer_column(columns: Iterable[str]) -> str | None:
     """The column of the answer: `choice`, or the first that has a name of `ANSWERS`."""
     return 'choice' if 'choice' in columns else next((c for c in columns if c.lower() in ANSWERS), None)
+
+
+def situation_column(columns: Iterable[str]) -> str | None:
+    """The column of the situation: the one with the first name of `SITUATIONS`."""
+    names = {c.lower().removesuffix('_id'): c for c in columns}
+    return next((names[name] for name in SITUATIONS if name in names), None)
 
 
 def with_user(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -47,9 +47,12 @@ class Estimate(NamedTuple):
 
     @property
     def form(self) -> str:
-        """The format that shows two digits of the error, or of half the interval; '.3g' where both are unknown."""
+        """The format that shows two digits of the error; '.3g' where it is unknown, and there is no interval.
+
+        Without an error it is the smaller of half the interval and the figure, as the interval of a ratio may be wide.
+        """
         half = (self.high - self.low) / 2.0 if self.high is not None and self.low is not None else 0.0
-        error = self.error or half
+        error = self.error or min(half, abs(self.value) or half)
         return f'.{max(1 - math.floor(math.log10(error)), 0)}f' if 0.0 < error < math.inf else '.3g'
 
     def ends(self, form: str = '.3f') -> str:

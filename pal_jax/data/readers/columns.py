@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -119,7 +120,9 @@ def read_arrays(path: str | Path, *, mapped: bool = False) -> Any:
     if not Path(path).is_file():
         raise ValueError(f'there is no file {path}')
     try:
-        with Path(path).open('rb') as file:
+        with Path(path).open('rb') as file, warnings.catch_warnings():
+            # A header of Python 2 is read all the same.
+            warnings.filterwarnings('ignore', 'Reading `.npy`', UserWarning)
             # An .npz is a zip archive, which cannot be mapped.
             zipped = file.read(2) == b'PK'
             file.seek(0)

@@ -63,7 +63,7 @@ def describe(
     `model` and `predicts` are as `portrait.Wants` has them, and `record` is that of the evaluation.
     """
     data, of_people = model.data, portrait.effects_on_people(model)
-    choices = logit.choice_sets(data.difference, data.users, data.situations)
+    choices = logit.choices_in(data)
     assert of_people is not None  # the items are no texts
     common, groups = logit.of_all(choices), group_models(data, choices)
     exhibits = [portrait.exhibit_wants(model, portrait.Wants(of_people, common, predicts, units))]
@@ -103,7 +103,7 @@ def exhibit_by_group(models: Sequence[GroupModel], units: Units, p: float, hidde
     for h, name in enumerate(units.attributes):
         effects = [units.effect(model.common, h) for model in models]
         known = [effect for effect in effects if effect]
-        table.append([name, *(effect.with_error(f'+{effect.form}') if effect else '–' for effect in effects)])
+        table.append([name, *(effect.with_error(f'+z{effect.form}') if effect else '–' for effect in effects)])
         if two:
             table[-1] += _gap(*effects)
         elif len(known) < 2:
@@ -153,7 +153,7 @@ def _gap_head(models: Sequence[GroupModel]) -> list[str]:
 def _gap(first: Estimate | None, second: Estimate | None) -> list[str]:
     """The cells of the second less the first, and of its interval."""
     gap = _difference(second, first)
-    return [f'{gap.value:+{gap.form}}', gap.ends(f'+{gap.form}')] if gap else ['–', '–']
+    return [f'{gap.value:+z{gap.form}}', gap.ends(f'+z{gap.form}')] if gap else ['–', '–']
 
 
 def p_of_equal(effects: Sequence[Estimate], people: Sequence[int]) -> float:

@@ -28,7 +28,7 @@ def p_of_same_wants(data: Comparisons, seed: int = 0) -> float:
 
     It is at least one over the number of permutations and one; it is 1 where no exchange changes the statistic.
     """
-    choices = logit.choice_sets(data.difference, data.users, data.situations)
+    choices = logit.choices_in(data)
     # Questions have the same number where only the person differs.
     question = comparisons.questions(data._replace(users=np.zeros_like(data.users)))
     return permuted(logit.scores(choices), choices.users, question[choices.situations], seed)
@@ -38,7 +38,7 @@ def p_of_same_groups(data: Comparisons, seed: int = 0) -> float:
     """The p-value of the hypothesis that all of the `data.groups` want the same, by permutations of whole people over
     groups; people in no group (-1) do not count."""
     assert data.groups is not None
-    choices = logit.choice_sets(data.difference, data.users, data.situations)
+    choices = logit.choices_in(data)
     choices = choices.at(data.groups[choices.users] >= 0)
     scores = np.zeros((len(data.names), choices.x.shape[2]))
     np.add.at(scores, choices.users, logit.scores(choices))

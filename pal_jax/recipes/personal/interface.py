@@ -5,9 +5,9 @@
     margins = method.margins(fitted, known, asked)       # new people: what they are is read from their known choices
     rank = method.ask(fitted, pool, questions)           # optional: the order of questions to new people
 
-Choices are a `PairBatch` of arrays of the host: `B` choices of `people` people, who are numbered from 0. All splits are
-padded to the same `B`, so that one compiled program serves them. Padding has no share, and so have choices that are not
-known yet; a method gives them no influence.
+Choices are a `PairBatch` of arrays of the host: `B` pairs of `people` people, who are numbered from 0. All splits are
+padded to the same `B`, so that one compiled program serves them. Padding has no share, and so have pairs that are not
+known yet; a method gives them no influence. Pairs of one choice among several options share a situation (`choices_of`).
 
 To add a method of your own, write these functions in a file and a line in the table `METHODS` of
 `recipes/personal/bench/methods.py`, with the method's name in words in `recipes/personal/figures.py` (`METHODS`):
@@ -81,13 +81,15 @@ class Method(NamedTuple):
 
 
 def counted(choices: PairBatch) -> tuple[np.ndarray, np.ndarray]:
-    """The differences `[n, H]` and users `[n]` of the choices that count."""
+    """The differences `[n, H]` and users `[n]` of the pairs that count."""
     return choices.difference[choices.counts], np.asarray(choices.users)[choices.counts]
 
 
 def choices_of(pairs: PairBatch) -> ChoiceSets:
     """The choices among options of which the pairs that count are parts."""
-    return choice_sets(*counted(pairs), None if pairs.situation is None else np.asarray(pairs.situation)[pairs.counts])
+    chosen, rejected, users = (np.asarray(x)[pairs.counts] for x in (pairs.chosen, pairs.rejected, pairs.users))
+    situations = None if pairs.situation is None else np.asarray(pairs.situation)[pairs.counts]
+    return choice_sets(chosen, rejected, users, situations)
 
 
 def by_person(choices: PairBatch) -> tuple[np.ndarray, np.ndarray]:

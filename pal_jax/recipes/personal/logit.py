@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from pal_jax.data.comparisons import rank_within
+from pal_jax.data.comparisons import Comparisons, choice_numbers, rank_within
 from pal_jax.run import intervals
 from pal_jax.run.intervals import Estimate
 
@@ -47,23 +47,33 @@ class ChoiceSets(NamedTuple):
         return ChoiceSets(*(column[index] for column in self))
 
 
-def choice_sets(difference: np.ndarray, users: np.ndarray, situations: np.ndarray | None = None) -> ChoiceSets:
-    """The choices of a person in each situation, in the order of people, from their pairs.
+def choice_sets(
+    chosen: np.ndarray, rejected: np.ndarray, users: np.ndarray, situations: np.ndarray | None = None
+) -> ChoiceSets:
+    """The choices of people, in the order of people, from pairs, which `comparisons.choice_numbers` puts together.
 
     Args:
-      difference: the chosen option less the other one of each pair `[p, H]`.
+      chosen, rejected: the options of each pair `[p, H]`.
       users, situations: those of each pair `[p]`; without situations, each pair is a choice of its own.
     """
-    situations = np.arange(len(users)) if situations is None else situations
-    order = np.lexsort((situations, users))
-    x, users, situations = difference[order].astype(float), users[order], situations[order]
-    is_first = (np.diff(users, prepend=-1) != 0) | (np.diff(situations, prepend=-1) != 0)
+    if situations is None:
+        situations = number = np.arange(len(users))
+    else:
+        number = choice_numbers(situations, chosen, rejected)
+    order = np.lexsort((number, users))
+    x, users, number, situations = (column[order] for column in (chosen - rejected, users, number, situations))
+    is_first = (np.diff(users, prepend=-1) != 0) | (np.diff(number, prepend=-1) != 0)
     choice = np.cumsum(is_first) - 1
     place = rank_within(choice, np.arange(len(x)))
     shape = int(is_first.sum()), int(place.max(initial=0)) + 1
     sets, exists = np.zeros((*shape, x.shape[1])), np.zeros(shape, bool)
     sets[choice, place], exists[choice, place] = x, True
     return ChoiceSets(sets, exists, users[is_first], situations[is_first])
+
+
+def choices_in(data: Comparisons) -> ChoiceSets:
+    """The choices of a table."""
+    return choice_sets(data.chosen[:], data.rejected[:], data.users, data.situations)
 
 
 def log_chances(margins: np.ndarray, exists: np.ndarray | bool = True) -> np.ndarray:
@@ -106,14 +116,14 @@ def fit(
 
     w, hessian = np.tile(np.asarray(toward, float), (len(x), 1)), np.tile(np.diag(ridge), (len(x), 1, 1))
     for _ in range(STEPS):
-        p = _others(_margins(x, w), exists)
-        mean = np.einsum('ptj,ptjh->pth', p, x)
-        gradient = ridge * (w - toward) - np.einsum('pt,pth->ph', weight, mean)
-        # The variance of the options' differences, by the probabilities of all options.
-        spread = np.sqrt(p)[..., None] * x
-        curved = np.einsum('pt,ptjh,ptji->phi', weight, spread, spread, optimize=True)
-        curved -= np.einsum('pt,pth,pti->phi', weight, mean, mean, optimize=True)
-        hessian = curved + np.diag(ridge)
+        p = weight[..., None] * _others(_margins(x, w), exists)
+        mean = np.matmul(p[..., None, :], x)[..., 0, :]
+        gradient = ridge * (w - toward) - np.sum(mean, axis=1)
+        # The covariance of the options' differences, by the probabilities of all options.
+        flat = x.reshape(len(x), -1, x.shape[-1])
+        squares = np.matmul(np.swapaxes(flat * p.reshape(len(x), -1, 1), 1, 2), flat)
+        of_means = np.matmul(np.swapaxes(mean / np.where(weight > 0, weight, 1.0)[..., None], 1, 2), mean)
+        hessian = squares - of_means + np.diag(ridge)
         step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
         slope = np.sum(gradient * step, axis=1)
         if np.all(slope <= 2 * NEAR):
@@ -258,4 +268,4 @@ def _others(margins: np.ndarray, exists: np.ndarray | bool) -> np.ndarray:
 
 
 def _margins(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    return np.einsum('ptjh,ph->ptj', x, w)
+    return np.matmul(x, w[:, None, :, None])[..., 0]

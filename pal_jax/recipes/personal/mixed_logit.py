@@ -47,7 +47,7 @@ def require_xlogit() -> None:
 
 
 def fit_xlogit(choices: ChoiceSets, seed: int, *, errors: bool = False) -> MixedLogit:
-    """The model estimated from the choices of a panel of people, who stand together.
+    """The model estimated from a panel's choices; those of a person must stand together, as in `choice_sets`.
 
     Standard errors are by the curvature of the log likelihood. There are none where the curvature has no inverse.
 

@@ -251,7 +251,7 @@ def evaluate(
         record['differ_p'] = heterogeneity.p_of_same_wants(panel.data)
         if panel.data.groups is not None and len(panel.data.group_names) > 1:
             record['groups_differ_p'] = heterogeneity.p_of_same_groups(panel.data)
-        choices = logit.choice_sets(panel.data.difference, panel.data.users, panel.data.situations)
+        choices = logit.choices_in(panel.data)
         mixed = mixed_logit.fit_all(choices, log) if 'mixed_logit' in others else None
         units = logit.units_of(panel.data.attributes, panel.scale, panel.price)
         wants, files = effects.describe(model, units, record, predicts=predicts, mixed=mixed)

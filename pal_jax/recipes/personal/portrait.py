@@ -166,12 +166,12 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
         p = logit.p_of_none(effect, common.people) if effect else None
         shown = '–' if p is None else '< .001' if p < 0.001 else f'{p:.3f}'
         form = effect.form if effect else '.3g'
-        cells = [effect.with_error(f'+{form}'), effect.ends(f'+{form}'), shown] if effect else ['–'] * 3
+        cells = [effect.with_error(f'+z{form}'), effect.ends(f'+z{form}'), shown] if effect else ['–'] * 3
         row = [name, *cells, f'{special.expit(mean.value / units.scale[h]):.0%}']
         if price:
             row.append('' if name == price else in_cell(units.worth(common, h)))
         low, high = np.percentile(unit, (25, 75))
-        row += [f'{low:+{form}} to {high:+{form}}', f'{unit.std():{form}}'] if spread else []
+        row += [f'{low:+z{form}} to {high:+z{form}}', f'{unit.std():{form}}'] if spread else []
         table.append(row if model.scale is None else [*row, f'{mean.value:+.2f}'])
     # PAL may predict better over all splits, and the split that is shown have one model for all.
     text = f'{WANTS} {f"{SPREAD} {model.which}" if spread else ALIKE if wants.predicts else NO_SPREAD}'
@@ -189,7 +189,7 @@ def exhibit_mixed_logit(model: MixedLogit, units: Units, people: int) -> Exhibit
     table = [[*head, 'people above 0'] if known else head]
     for name, (mean, deviation) in zip(units.attributes, over_people(model, units, people), strict=True):
         above = share_above(mean, deviation)
-        table.append([name, mean.with_error(f'+{mean.form}'), deviation.with_error(deviation.form)])
+        table.append([name, mean.with_error(f'+z{mean.form}'), deviation.with_error(deviation.form)])
         table[-1] += ['–' if above is None else f'{above:.0%}'] if known else []
     text = f'{MIXED}{ERRORS if known else WITHOUT_ERRORS}{"" if model.converged else UNCONVERGED}'
     return Exhibit('How much people differ', text, table)
@@ -217,7 +217,7 @@ def share_above(mean: Estimate, deviation: Estimate) -> float | None:
 
 def in_cell(worth: Estimate | None) -> str:
     """The cell of a worth with its interval; None: choices cannot tell it."""
-    return f'{worth.value:+{worth.form}} ({worth.ends(f"+{worth.form}")})' if worth else '–'
+    return f'{worth.value:+z{worth.form}} ({worth.ends(f"+z{worth.form}")})' if worth else '–'
 
 
 def exhibit_prototypes(model: SplitModel, *, predicts: bool = True) -> list[Exhibit]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data import comparisons, records
-from pal_jax.data.comparisons import PreferencePair, from_pairs
+from pal_jax.data.comparisons import PreferencePair, choice_numbers, from_pairs
 from pal_jax.data.passes import shuffled
 from pal_jax.data.readers import choices
 from pal_jax.recipes.personal.pal import tables
@@ -338,3 +338,12 @@ def test_the_wheel_holds_what_the_slices_of_the_same_people_hold(name):
     with (SLICES / f'{name}.csv').open() as file:
         people = {row['id'] for row in csv.DictReader(file)}
     assert people <= set(choices.load(name).names)
+
+
+def test_pairs_of_a_situation_are_one_choice_where_the_same_option_was_chosen_once():
+    """A choice among three options, a question with both answers, and one with the same answer twice."""
+    a, b, c = np.eye(3, dtype=np.float32)
+    chosen = np.stack([a, a, a, b, b, c, c])
+    rejected = np.stack([b, c, b, a, c, a, a])
+    number = choice_numbers(np.array([0, 0, 1, 1, 2, 2, 2]), chosen, rejected)
+    assert len(set(number)) == 6 and number[0] == number[1]

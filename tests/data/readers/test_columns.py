@@ -126,3 +126,9 @@ def test_draws_from_many_pairs_are_a_function_of_their_place():
     together = shuffled(total, start=total - 5, size=10, seed=1)  # across two passes
     np.testing.assert_array_equal(together[3:6], shuffled(total, start=total - 2, size=3, seed=1))
     assert len(set(shuffled(total, start=0, size=total, seed=1))) == total
+
+
+def test_an_array_with_a_header_of_python_2_is_read_without_a_warning(tmp_path):
+    header = b"{'descr': '<i4', 'fortran_order': False, 'shape': (2L,), }".ljust(117) + b'\n'
+    (path := tmp_path / 'a.npy').write_bytes(b'\x93NUMPY\x01\x00v\x00' + header + np.arange(2, dtype='<i4').tobytes())
+    np.testing.assert_array_equal(columns.read_arrays(path, mapped=True), [0, 1])

@@ -372,3 +372,44 @@ def test_a_group_that_may_be_another_one_is_told_with_its_people(tmp_path):
     listed, *doubts = [line for line in lines if 'region' in line]
     assert 'east (1), nort (1), north (4), south (3)' in listed
     assert len(doubts) == 1 and "'nort'" in doubts[0] and 'p3' in doubts[0] and 'did you mean north?' in doubts[0]
+
+
+@pytest.mark.parametrize(
+    ('head', 'attributes'),
+    [
+        ('user,task,chosen,x1,x2', ('x1', 'x2')),
+        ('user,chid,choice,x1,x2', ('x1', 'x2')),
+        ('respondent,Task,Chosen,price,time', ('price', 'time')),
+        ('user,task,chosen,price,left', ('price', 'left')),
+    ],
+)
+def test_a_row_for_each_option_is_known_by_its_situation_and_answer(tmp_path, head, attributes):
+    rows = [f'{user},1,{chosen},{x},{y}' for user in 'ab' for chosen, x, y in ((1, 5, 1), (0, 7, 2), (0, 6, 3))]
+    logged: list[str] = []
+    data = tables.load(written(tmp_path, '\n'.join([head, *rows])), log=logged.append)
+    assert data.attributes == attributes and len(data.users) == 4 and len(set(data.situations)) == 2
+    assert any(head.split(',')[1] in line for line in logged)
+
+
+def test_of_several_columns_that_may_be_the_situation_the_most_telling_one_counts_and_never_the_group(tmp_path):
+    rows = ['a,1,7,1,5', 'a,1,7,0,6', 'a,1,8,1,5', 'a,1,8,0,7']
+    data = tables.load(written(tmp_path, '\n'.join(['user,set,task,chosen,price', *rows])))
+    assert len(set(data.situations)) == 2
+    data = tables.load(written(tmp_path, '\n'.join(['user,scenario,task,chosen,price', *rows])), group='scenario')
+    assert len(set(data.situations)) == 2 and data.group_names == ('1',)
+    with pytest.raises(ValueError, match='situation'):
+        tables.load(written(tmp_path, 'user,task,chosen,price\na,1,1,5\na,1,0,6\n'), group='task')
+
+
+def test_numbers_of_options_and_profiles_are_no_attributes(tmp_path):
+    rows = [f'a,{s},{alt},{10 * s + alt},{chosen},{x}' for s in (1, 2) for alt, chosen, x in ((1, 1, 5), (2, 0, s + 5))]
+    text = '\n'.join(['respondent,obsID,altID,profileID,choice,price', *rows])
+    assert tables.load(written(tmp_path, text)).attributes == ('price',)
+
+
+def test_a_situation_with_equal_options_is_wrong_whichever_was_chosen(tmp_path):
+    rows = ['a,1,1,5', 'a,1,0,6', 'a,1,0,6', 'a,2,1,5', 'a,2,0,5', 'a,3,1,5', 'a,3,0,6']
+    path = written(tmp_path, '\n'.join(['user,situation,chosen,price', *rows]))
+    with pytest.raises(ValueError, match=r"situation '1'.*situation '2'"):
+        tables.load(path)
+    assert len(tables.load(path, drop=lambda line: None).users) == 1

@@ -120,4 +120,9 @@ def choices_among(rng: np.random.Generator, taste: np.ndarray, options: ArrayLik
     best = utility.argmax(axis=1)
     others = np.isfinite(utility) & (np.arange(counts.max()) != best[:, None])
     number = np.nonzero(others)[0]
-    return choice_sets(items[number, best[number]] - items[others], person[number], number)
+    return choice_sets(items[number, best[number]], items[others], person[number], number)
+
+
+def apart(difference: np.ndarray, users: np.ndarray) -> ChoiceSets:
+    """Choices between two options, from differences chosen - rejected `[n, H]`."""
+    return choice_sets(difference, np.zeros_like(difference), users)

@@ -12,10 +12,11 @@ import pytest
 from scipy import stats
 
 from pal_jax.recipes.personal import effects, logit
-from pal_jax.recipes.personal.logit import Common, choice_sets
+from pal_jax.recipes.personal.logit import Common
 from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from pal_jax.run import intervals
 from pal_jax.run.intervals import Estimate
+from tests.recipes.personal.people import apart
 
 UNITS = logit.units_of(('price', 'minutes'), np.array([2.0, 4.0]), 'price')
 
@@ -31,13 +32,13 @@ def test_each_group_has_its_own_effects():
     x[groups[users] == 0, 0] = np.abs(x[groups[users] == 0, 0])
     data: Any = SimpleNamespace(groups=groups, group_names=('north', 'south'))
     shown = effects.exhibit_by_group(
-        effects.group_models(data, choice_sets(x, users)), logit.units_of(('a', 'b'), np.array([2.0, 1.0])), 0.001
+        effects.group_models(data, apart(x, users)), logit.units_of(('a', 'b'), np.array([2.0, 1.0])), 0.001
     )
     assert shown.table[0][1:3] == ['north (13 people)', 'south (13 people)'] and 'p = 0.001' in shown.text
-    south = logit.of_all(choice_sets(x, users).at(groups[users] == 1)).estimates
+    south = logit.of_all(apart(x, users).at(groups[users] == 1)).estimates
     assert shown.table[1][2] == (half := south[0].scaled(0.5)).with_error(f'+{half.form}')
     assert shown.table[2][2] == south[1].with_error(f'+{south[1].form}') and shown.table[1][1] == '–'
-    north = logit.of_all(choice_sets(x, users).at(groups[users] == 0)).estimates
+    north = logit.of_all(apart(x, users).at(groups[users] == 0)).estimates
     gap = intervals.difference(south[1], north[1])
     assert shown.table[2][3:] == [f'{gap.value:+{gap.form}}', gap.ends(f'+{gap.form}')]
 
@@ -48,10 +49,10 @@ def test_what_a_group_has_not_chosen_between_is_a_dash():
     x = np.concatenate([rng.normal(size=(450, 2)), np.ones((450, 1))], axis=1)
     x[:, 2] = np.where(groups[users] == 0, 0.0, rng.normal(size=450))
     data: Any = SimpleNamespace(groups=groups, group_names=('n', 's', 'w'))
-    models = effects.group_models(data, choice_sets(x, users))
+    models = effects.group_models(data, apart(x, users))
     _, a, _, c = effects.exhibit_by_group(models, logit.units_of(('a', 'b', 'c'), None), 0.5).table
     assert c[1] == '–' and '–' not in (*c[2:4], *a) and 0 <= float(c[4]) <= 1
-    everybody = logit.of_all(choice_sets(np.concatenate([x, np.zeros((450, 1))], axis=1), users)).estimates
+    everybody = logit.of_all(apart(np.concatenate([x, np.zeros((450, 1))], axis=1), users)).estimates
     assert everybody[3].error > logit.CERTAIN > everybody[0].error
 
 
@@ -77,7 +78,7 @@ def test_groups_of_few_people_have_no_model_of_their_own():
     users, groups = np.repeat(np.arange(24), 6), np.repeat([0, 1, 2], [10, 10, 4])
     x = np.random.default_rng(0).normal(size=(144, 2))
     data: Any = SimpleNamespace(groups=groups, group_names=('n', 's', 'w'))
-    choices = choice_sets(x, users)
+    choices = apart(x, users)
     assert [model.name for model in effects.group_models(data, choices)] == ['n', 's']
     data.groups = np.repeat([0, 1], [20, 4])
     assert effects.group_models(data, choices) == []
@@ -143,7 +144,7 @@ def test_all_effects_are_numbers_in_the_file():
 def test_the_fit_of_models_is_that_of_their_likelihoods():
     """Against statsmodels' formulas, by hand."""
     x, users = np.array([[1.0, 0.0], [1.0, 1.0], [-1.0, 1.0], [0.5, -1.0]]), np.array([0, 0, 1, 1])
-    choices, mixed = choice_sets(x, users), MixedLogit(np.zeros(2), np.ones(2), log_likelihood=-2.0)
+    choices, mixed = apart(x, users), MixedLogit(np.zeros(2), np.ones(2), log_likelihood=-2.0)
     common = logit.of_all(choices)
     chance, shared, last = effects.exhibit_fit(choices, common, mixed).table[1:]
     fit = float(np.sum(np.log(1 / (1 + np.exp(-x @ common.weights)))))

@@ -7,7 +7,7 @@ import pytest
 
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.recipes.personal import heterogeneity, logit
-from pal_jax.recipes.personal.logit import choice_sets
+from tests.recipes.personal.people import apart
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def test_questions_of_blocks_are_exchanged_within_blocks_so_the_logit_need_not_b
     assert rejected(bent) <= 0.1
     samples, wrong = [bent(np.random.default_rng(seed)) for seed in range(100)], 0
     for data in samples:
-        scores = logit.scores(choice_sets(data.difference, data.users))
+        scores = logit.scores(apart(data.difference, data.users))
         wrong += heterogeneity.permuted(scores, data.users, np.zeros(160, np.int64), 0) <= 0.05
     assert wrong >= 20
 

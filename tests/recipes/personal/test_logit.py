@@ -7,8 +7,7 @@ import pytest
 from scipy import optimize
 
 from pal_jax.recipes.personal import logit
-from pal_jax.recipes.personal.logit import choice_sets
-from tests.recipes.personal.people import choices_among
+from tests.recipes.personal.people import apart, choices_among
 
 
 def test_the_gradient_is_0_and_the_hessian_is_that_of_the_optimum():
@@ -39,7 +38,7 @@ def choices_of_people(rng, people, count):
     person = np.repeat(np.arange(people), count)
     x = rng.normal(size=(len(person), 2))
     chosen = rng.random(len(x)) < 1 / (1 + np.exp(-np.sum(x * taste[person], axis=1)))
-    return choice_sets(np.where(chosen[:, None], x, -x), person)
+    return apart(np.where(chosen[:, None], x, -x), person)
 
 
 def test_choices_among_several_options_are_a_multinomial_logit():
@@ -94,7 +93,7 @@ def test_intervals_of_one_model_for_all_cover_and_what_nobody_contradicts_is_ope
         inside.append([figure.low <= true <= figure.high for figure, true in zip(estimates, truth, strict=True)])
     assert 0.9 <= np.mean(inside) <= 0.99
     always = np.abs(rng.normal(size=(60, 1)))
-    (figure,) = logit.of_all(choice_sets(always, np.repeat(np.arange(6), 10))).estimates
+    (figure,) = logit.of_all(apart(always, np.repeat(np.arange(6), 10))).estimates
     assert figure.low < 0 < figure.value
 
 

@@ -7,11 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from pal_jax.recipes.personal import baselines, logit_people, mixed_logit
+from pal_jax.recipes.personal import baselines, logit, logit_people, mixed_logit
 from pal_jax.recipes.personal.interface import Unfit
-from pal_jax.recipes.personal.logit import choice_sets
 from pal_jax.recipes.personal.mixed_logit import MixedLogit
-from tests.recipes.personal.people import choices_among
+from tests.recipes.personal.people import apart, choices_among
 
 
 def test_the_vote_is_about_the_same_two_items_in_either_order():
@@ -30,7 +29,7 @@ def test_one_attribute_is_as_quadrature_has_it():
     z = np.linspace(-15, 15, 20001)
     weight = np.exp(-(((z - 0.5) / 2) ** 2) / 2) / np.prod(1 + np.exp(-known * z), axis=0)
     expected = np.sum(weight / (1 + np.exp(-0.7 * z))) / weight.sum()
-    margin = mixed_logit.posterior_margins(model, choice_sets(known, np.zeros(3, int)), asked, np.zeros(1, int))
+    margin = mixed_logit.posterior_margins(model, apart(known, np.zeros(3, int)), asked, np.zeros(1, int))
     np.testing.assert_allclose(1 / (1 + np.exp(-margin)), expected, atol=0.01)
 
 
@@ -42,7 +41,7 @@ def test_no_draw_has_all_weight_on_twelve_attributes():
     tastes, x = model.mean + 2 * rng.normal(size=(20, 12)), 1.2 * rng.normal(size=(2, 720, 12))
     m = np.sum(x * tastes[people], axis=2)
     known, asked = np.where((rng.random(m.shape) < 1 / (1 + np.exp(-m)))[..., None], x, -x)
-    known = choice_sets(known, people)
+    known = apart(known, people)
     for user in range(20):
         weight = mixed_logit.posterior(model, known.at(people == user)).weight
         assert 1 / np.sum(weight**2) > 150
@@ -75,7 +74,7 @@ def test_a_mixed_logit_that_diverges_has_no_fit(monkeypatch):
 
     monkeypatch.setattr(xlogit.MixedLogit, 'fit', diverge)
     with pytest.raises(Unfit, match=r'diverges.*SVD'):
-        mixed_logit.fit_xlogit(choice_sets(np.ones((4, 2)), np.arange(4)), 0)
+        mixed_logit.fit_xlogit(apart(np.ones((4, 2)), np.arange(4)), 0)
 
 
 def test_an_attribute_that_never_varies_leaves_the_others_their_estimates_without_errors():
@@ -83,14 +82,14 @@ def test_an_attribute_that_never_varies_leaves_the_others_their_estimates_withou
     rng, users = np.random.default_rng(0), np.repeat(np.arange(30), 6)
     x = np.stack([rng.normal(size=180), np.zeros(180)], axis=1)
     x *= np.sign(rng.random(180) - 0.2)[:, None] * np.sign(x[:, :1])
-    model = mixed_logit.fit_xlogit(choice_sets(x, users), 0, errors=True)
+    model = mixed_logit.fit_xlogit(apart(x, users), 0, errors=True)
     assert model.mean[0] > 0.5 and model.errors is None
 
 
 def test_log_odds_of_a_mixed_logit_stay_finite_and_odd():
     model = MixedLogit(np.array([1e4]), np.array([1.0]))
     x, users = np.array([[3.0], [-3.0]]), np.zeros(2, int)
-    margins = mixed_logit.posterior_margins(model, choice_sets(x[:0], users[:0]), x, users)
+    margins = mixed_logit.posterior_margins(model, apart(x[:0], users[:0]), x, users)
     assert margins[0] > 20
     assert margins[1] == pytest.approx(-margins[0], rel=1e-4)
 
@@ -103,9 +102,21 @@ def test_a_persons_effects_are_the_mean_and_the_variance_of_the_posterior():
     z = np.linspace(-15, 15, 20001)
     weight = np.exp(-(((z - 0.5) / 2) ** 2) / 2) / np.prod(1 + np.exp(-known * z), axis=0)
     mean = np.sum(weight * z) / weight.sum()
-    person = logit_people.given_choices(model, choice_sets(known, np.zeros(3, int)))
+    person = logit_people.given_choices(model, apart(known, np.zeros(3, int)))
     np.testing.assert_allclose(person.mean, mean, atol=0.1)
     np.testing.assert_allclose(person.covariance, np.sum(weight * (z - mean) ** 2) / weight.sum(), rtol=0.1)
+
+
+def test_a_choice_among_three_options_and_one_between_two_are_as_quadrature_has_them():
+    model, a, b, c = MixedLogit(np.array([0.5]), np.array([2.0])), 1.5, 2.0, -0.3
+    chosen, rejected = np.array([[a], [a], [b]]), np.array([[b], [c], [c]])
+    known = logit.choice_sets(chosen, rejected, np.zeros(3, int), np.array([0, 0, 1]))
+    assert known.exists.tolist() == [[True, True], [True, False]]
+    z = np.linspace(-15, 15, 20001)
+    chance = 1 / (1 + np.exp((b - a) * z) + np.exp((c - a) * z)) / (1 + np.exp((c - b) * z))
+    weight = np.exp(-(((z - 0.5) / 2) ** 2) / 2) * chance
+    person = logit_people.given_choices(model, known)
+    np.testing.assert_allclose(person.mean, np.sum(weight * z) / weight.sum(), atol=0.1)
 
 
 def test_the_effects_of_people_who_chose_among_four_options_are_as_uncertain_as_the_model_says():
@@ -122,7 +133,7 @@ def test_the_effects_of_people_who_chose_among_four_options_are_as_uncertain_as_
 def test_the_normal_distribution_has_nearly_the_chances_of_the_draws():
     """At most .0085 off for 2,000 choices of 40 people."""
     rng, model = np.random.default_rng(0), MixedLogit(np.array([1.0, -1.0, 0.5]), np.ones(3))
-    known, asked = choice_sets(rng.normal(size=(10, 3)), np.zeros(10, int)), rng.normal(size=(50, 3))
+    known, asked = apart(rng.normal(size=(10, 3)), np.zeros(10, int)), rng.normal(size=(50, 3))
     margins = mixed_logit.posterior_margins(model, known, asked, np.zeros(50, int))
     chances = logit_people.probability(logit_people.given_choices(model, known), asked)
     np.testing.assert_allclose(chances, 1 / (1 + np.exp(-margins)), atol=0.01)

@@ -57,7 +57,8 @@ def information(run: TrainedPAL, open_pairs: PersonChoices, choices: PersonChoic
 
 def _choice_sets(choices: PersonChoices) -> ChoiceSets:
     batch = choices.batch
-    return choice_sets(*(np.asarray(column)[0] for column in (batch.difference, batch.users, batch.situation)))
+    columns = batch.chosen, batch.rejected, batch.users, batch.situation
+    return choice_sets(*(np.asarray(column)[0] for column in columns))
 
 
 def open_effects(workdir: str, person: str) -> tuple[TrainedPAL | None, Effects | None]:

@@ -15,8 +15,9 @@ from pal_jax.recipes.personal.pal.attributes import near_name
 from pal_jax.run import files
 from pal_jax.run.forecast import counted
 
-# Names of a column that says which of a situation's options a row has, in small letters and without `_id`.
+# Names of a column that says which of a situation's options a row has, in small letters and without `_id` or `id`.
 OPTIONS = 'alt', 'alternative', 'option'
+PROFILES = 'profileid', 'profile_id'  # of a column that numbers the options of a design, as cbcTools has it
 PLACE = re.compile(r'(alt|alternative|option)?[ _-]*(\d+(\.0)?|[a-z])|left|right', re.IGNORECASE)
 CODES = 99.0, 999.0, 9999.0, -9.0, -99.0, -999.0, -9999.0  # numbers that surveys have for no answer
 FAR = 3.0
@@ -147,7 +148,9 @@ def unread_of_options(
         values = {frozenset(cells[column] for cells in options) for options in situations.values()}
         if all(len(same) == 1 for same in values):
             reasons[column] = ' (the same for all options of a choice)'
-        elif column.lower().removesuffix('_id') in OPTIONS and len(values) == 1 and all(map(PLACE.fullmatch, *values)):
+        name = column.lower().removesuffix('id').removesuffix('_')
+        numbers = name in OPTIONS and len(values) == 1 and all(map(PLACE.fullmatch, *values))
+        if numbers or column.lower() in PROFILES:
             reasons[column] = ' (numbers the options; rename it if it is an attribute)'
     several = any(len(options) > 1 for options in situations.values())
     return reasons if several and len(reasons) < len(columns) else {}

@@ -2,7 +2,8 @@
 
 Items: {"user": "ana", "chosen": [1.5, 0], "rejected": [2, 1]}; items are lists of numbers, or objects of named
     numbers; "situation" names the decision that a row belongs to, "prompt" is the vector of a prompt (PAL-B).
-Table with a row for each option: columns user, situation, chosen (0 or 1), and one for each attribute.
+Table with a row for each option: columns user, situation (or another of `surveys.SITUATIONS`), chosen (0 or 1; also
+    called choice), and one for each attribute.
 Table with a row for each pair: columns user, choice, and two for each attribute; situation is optional. The answers and
     the columns of the two sides may be called left and right, A and B, or 1 and 2: left_price, price_B, price1.
 
@@ -48,8 +49,6 @@ FORMS = (
     'right_<attribute> (a row a pair)'
 )
 ASKED = 'left_<attribute> and right_<attribute>, a row a pair'
-# Names of the column of the situation in tables with a row for each option, in small letters and without `_id`.
-SITUATIONS = 'situation', 'task', 'question', 'set', 'choice_set', 'choiceset', 'scenario', 'chid', 'obs', 'obsid'
 QUESTION = re.compile(r'[a-z]+_?\d+', re.IGNORECASE)  # a column of a table with a row for each person, such as q12
 KEYS = 'user', 'situation', 'chosen'
 UNLIKE = *KEYS, 'choice'  # columns that are read, and are no attributes, beside that of the group
@@ -83,7 +82,7 @@ def load(
     rows = list(surveys.answers(iter(records.values(str(path), wrong))))
     if group not in ('', 'group'):
         _check_group(path, rows, group)
-    if rows and _has_texts(rows[0][1]):
+    if rows and _has_texts(rows[0][1]) and not _option_columns(rows, group):
         raise ValueError(f'{path} has choices between texts; take --config=pal:text')
     if not rows and wrong:
         records.leave_out(wrong, 0, drop)
@@ -217,10 +216,13 @@ def _table(
     comma; `group`: the column of people's groups, where the table has one."""
     placed = _objects(rows, wrong)
     # The first row has the attributes, and others may lack them. Each of several files has its own names of columns.
-    header, named = list(placed[0][1]), [(place, surveys.with_user(row)) for place, row in placed]
-    sides = _sides(path, [name for name in header if name != group])
-    if answered and not sides:
-        named = [(place, _option(row)) for place, row in named]
+    header, options = list(placed[0][1]), _option_columns(placed, group) if answered else {}
+    named = [(place, surveys.with_user(row)) for place, row in placed]
+    if options:
+        if (situation := next(iter(options))) != 'situation':
+            log(f'{path}: rows of a person with the same {situation} are one choice')
+        named = [(place, {options.get(name, name): cell for name, cell in row.items()}) for place, row in named]
+    sides = {} if options else _sides(path, [name for name in header if name != group])
     known_columns = dict.fromkeys(itertools.chain.from_iterable(row for _, row in named))
     rows = [(place, {**known_columns, **row}) for place, row in named]
     columns = list(named[0][1])
@@ -257,14 +259,18 @@ def _table(
     return names, read(path, rows, attributes, of, drop, wrong)
 
 
-def _option(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row of an option whose columns of the situation and of the answer are called `situation` and `chosen`."""
-    situation = next((c for c in row if c.lower().removesuffix('_id') in SITUATIONS), None)
-    if situation is None or ('chosen' not in row and 'choice' not in row):
-        return row
-    new = {} if 'situation' in row else {situation: 'situation'}
-    new |= {} if 'chosen' in row else {'choice': 'chosen'}
-    return {new.get(name, name): value for name, value in row.items()}
+def _option_columns(rows: Sequence[records.Row], group: str) -> dict[str, str]:
+    """The columns of the situation and of the answer in a table with a row for each option, with the names that this
+    package reads; none in another table. A column `choice` is such an answer where it has both 0 and 1."""
+    rows = [(place, row) for place, row in rows if isinstance(row, Mapping)]
+    columns = [column for column in rows[0][1] if column != group] if rows else []
+    situation, small = surveys.situation_column(columns), {column.lower(): column for column in columns}
+    answer = small.get('chosen')
+    if answer is None and (choice := small.get('choice')):
+        cells = [row.get(choice) for _, row in rows]
+        said = {CHOSEN.get(str(cell).strip().lower()) for cell in cells if not records.is_missing(cell)}
+        answer = choice if said == {True, False} else None
+    return {situation: 'situation', answer: 'chosen'} if situation and answer else {}
 
 
 def _objects(rows: Sequence[tuple[str, Any]], wrong: records.Wrong) -> list[records.Row]:
@@ -284,15 +290,16 @@ def _lacking(columns: Sequence[str], has_sides: bool, answered: bool) -> str:
         surveys.person_column(columns),
         'docs/howto/choices.md turns a row per person into rows of answers',
     )
-    if answered and person is None and (has_sides or 'chosen' in columns):
+    has_options = 'chosen' in [column.lower() for column in columns]
+    if answered and person is None and (has_sides or has_options):
         meant = next((f', as {c} may be' for c in columns if c.lower() == 'id'), '')
         return f'no column says who chose{meant}; call it one of {", ".join(surveys.PEOPLE)}; {given}'
     if answered and sum(bool(QUESTION.fullmatch(c)) for c in columns) > 1 and not surveys.answer_column(columns):
         return f'no column says which side was chosen; {given}; {by_person}'
     if answered and has_sides:
         return f'no column says which side was chosen; call it one of {", ".join(surveys.ANSWERS)}; {given}'
-    if answered and 'chosen' in columns and 'situation' not in columns:
-        return f'no column says which rows are one choice; call it one of {", ".join(SITUATIONS)}; {given}'
+    if answered and has_options and surveys.situation_column(columns) is None:
+        return f'no column says which rows are one choice; call it one of {", ".join(surveys.SITUATIONS)}; {given}'
     return f'{given}; give {FORMS if answered else ASKED}'
 
 
@@ -423,6 +430,8 @@ def _options(
         if count != 1 or len(options) < 2:
             copied = ' (rows may be duplicated)' if len(set(options)) < len(options) else ''
             raise ValueError(f'situation {name!r} of {user!r} has {count} chosen of {len(options)} options{copied}')
+        if len({values for _, values in options}) < len(options):
+            raise ValueError(f'situation {name!r} of {user!r} has options that are equal in all attributes')
         # A choice among several options is a pair with each option that was not chosen.
         pairs = choices.pairs([(user, name, options)])
         return [(placed[0][0], dataclasses.replace(pair, group=groups[user, name])) for pair in pairs]
