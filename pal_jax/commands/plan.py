@@ -9,7 +9,7 @@ Options:
   --config=FILE[:VARIANT]   the run; --config.KEY=VALUE changes one value, such as --config.mesh.tensor=2
   --topology=SLICE          a TPU slice: v5e:4x4, v6e:2x4, v5p:4x4x4; needs pip install 'pal_jax[plan]'
                             or GPUs, a100, h100, h200 or b200, a node of eight or eight such nodes: h100:8, h100:8x8;
-                            needs pip install 'pal_jax[plan-cuda]'
+                            needs CUDA's compiler (docs/gpu.md), 0.4 GB
   --slices=N                so many TPU slices, which the network of the data centre joins
   --platform=cpu|cuda       the devices of this machine instead
   --model=NAME              another model: a hub id, or a folder with a config.json; default config.policy.source

@@ -11,3 +11,5 @@ ELSEWHERE = {
     'ipo': 'dpo --config.dpo.loss=ipo',
     'rm': 'reward',
 }
+# Methods that are not here, and the config of the one that learns from the same data.
+NEAREST = dict.fromkeys(('kto', 'orpo', 'simpo', 'cpo'), 'dpo')

@@ -35,6 +35,7 @@ SILENCE = 60.0  # seconds without a line, after which a log says that work goes 
 PATIENCE = 10.0  # seconds of a first step, after which a log says what it does
 CUT = 0.2  # the console shows the share of cut answers where it is larger
 NEARLY_ALL = 0.9  # the console warns once of a share of cut answers from here on
+OF_ALIKE = 'of the prompts have answers that were all paid the same, so nothing is learnt from this step'
 OF_CUT = 'of the answers are cut at their largest number of tokens; raise --config.sampling.max_tokens for longer ones'
 
 
@@ -87,7 +88,7 @@ def describe(metrics: Metrics) -> str:
     """A short text with the latest values of a step: `reward 0.412  format 0.98`."""
     figures = [f'{key} {metrics[key]:.3g}' for key in DESCRIBED if key in metrics]
     if (cut := metrics.get('truncated', 0.0)) > CUT:
-        figures.append(f'cut {cut:.0%}')
+        figures.append(f'answers cut {cut:.0%}')
     return '  '.join(figures)
 
 
@@ -134,7 +135,7 @@ class Progress:
         self._describe, self._console, self._stopwatch = describe, console or Console(), Stopwatch(clock)
         self._title, self._forecast, self._total, self._clock = '', Forecast({}), 0, clock
         self._bar: Bar | None = None
-        self._warned = False
+        self._warned: set[str] = set()
         self._task = TaskID(0)
 
     def announce(
@@ -207,9 +208,10 @@ class Progress:
             # The first step of a phase has said so already.
             again = f' ({once(metrics):.1f} s compiling)' if began is None and once(metrics) >= 1.0 else ''
             self.log(f'{stage} {step + 1}/{self._total}  {latest}  {seconds:.1f} s{again}  {left.brief}')
-        if metrics.get('truncated', 0.0) >= NEARLY_ALL and not self._warned:
-            self._warned = True
-            self.log(f'warning: {metrics["truncated"]:.0%} {OF_CUT}')
+        for name, least, said in (('truncated', NEARLY_ALL, OF_CUT), ('alike', 1.0, OF_ALIKE)):
+            if metrics.get(name, 0.0) >= least and name not in self._warned:
+                self._warned.add(name)
+                self.log(f'warning: {metrics[name]:.0%} {said}')
 
     def step(self, step: int, after: float = PATIENCE) -> AbstractContextManager[None]:
         """A block of step number `step`, from 0. The first of its phase is logged if it lasts `after` seconds."""

@@ -38,11 +38,13 @@ def missing_config(name: str) -> str:
     file = name.partition(':')[0]
     if Path(file).is_file():
         return ''
-    ours = importlib.import_module('pal_jax.recipes').ELSEWHERE
+    recipes = importlib.import_module('pal_jax.recipes')
+    if file in recipes.ELSEWHERE:
+        return f'there is no config {file}; what you mean is --config={recipes.ELSEWHERE[file]}'
+    if file in recipes.NEAREST:
+        return f'there is no config {file}; the nearest method is --config={recipes.NEAREST[file]}'
     near = difflib.get_close_matches(file, config_names(), 1)
     meant = f'; did you mean {near[0]}?' if near else ''
-    if file in ours:
-        meant = f'; for {file}, give --config={ours[file]}'
     return f'there is no configuration file {file}{meant}; give one, or a name: {", ".join(config_names())}'
 
 

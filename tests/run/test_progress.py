@@ -217,7 +217,7 @@ def test_a_first_step_that_lasts_is_said_to_compile_and_others_are_not():
 def test_only_the_metrics_that_matter_are_described():
     assert describe({'kl': 0.0123, 'reward': 1.0, 'grad_norm': 3.0}) == 'reward 1  kl 0.0123  grad_norm 3'
     assert describe({'reward': 1.0, 'truncated': 0.2}) == 'reward 1'
-    assert describe({'reward': 1.0, 'truncated': 0.25}) == 'reward 1  cut 25%'
+    assert describe({'reward': 1.0, 'truncated': 0.25}) == 'reward 1  answers cut 25%'
 
 
 def output(console: Console) -> str:
@@ -232,3 +232,13 @@ def test_the_time_left_counts_what_new_shapes_compile_and_no_more_of_it_than_has
         forecast.stepped(step, {'seconds_update': 2.0, 'seconds_compile': compiled, 'seconds_load': 7.0})
     assert forecast.left(4).seconds == 95 * 2.0 + 10.0  # two of the coming steps as the last two
     assert forecast.left(98).seconds == 2.0 + 5.0
+
+
+def test_a_run_warns_once_of_answers_that_are_all_paid_the_same():
+    console = Console(file=io.StringIO(), width=200)
+    with Progress(console=console).start(3) as progress:
+        for step, alike in enumerate((0.9, 1.0, 1.0)):
+            progress.done(step, 'rl', {'reward': 0.0, 'alike': alike})
+    assert [line for line in output(console).splitlines() if 'paid the same' in line] == [
+        'warning: 100% of the prompts have answers that were all paid the same, so nothing is learnt from this step'
+    ]

@@ -147,7 +147,8 @@ def cuda_devices(name: str) -> Sequence[Any]:
         )
     # `find_spec` raises where the parent is not there.
     if not all(map(importlib.util.find_spec, ('jax_plugins', 'jax_plugins.xla_cuda13'))):
-        raise RuntimeError("CUDA's compiler is not installed; run pip install 'pal_jax[plan-cuda]'")
+        wheels = (f'{wheel}=={jax.__version__}' for wheel in ('jax-cuda13-plugin', 'jax-cuda13-pjrt'))
+        raise RuntimeError(f"CUDA's compiler is not installed; run pip install --no-deps {' '.join(wheels)} (0.4 GB)")
     overlap_on_cuda()
     # No driver is checked, since this only compiles.
     os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')

@@ -111,7 +111,7 @@ def test_a_machine_without_the_compiler_says_what_to_install(monkeypatch) -> Non
             raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(chips.importlib.util, 'find_spec', find)
-    with pytest.raises(RuntimeError, match='plan-cuda'):
+    with pytest.raises(RuntimeError, match='jax-cuda13-plugin=='):
         chips.topology_devices('h100:8')
 
 
