@@ -192,12 +192,6 @@ def default_names(width: int) -> tuple[str, ...]:
     return tuple(f'x{i}' for i in range(width))
 
 
-def scales(data: Comparisons) -> np.ndarray:
-    """The standard deviation of each attribute `[H]` over all items, in float64; 1 for a constant attribute."""
-    items = data.items.astype(np.float64)
-    return np.where(np.ptp(items, axis=0) > 0, items.std(axis=0), 1.0)
-
-
 def in_units(items: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Items `[..., H]`, each attribute divided by its scale `[H]`; infinite where float32 has no such number."""
     # A value that overflows becomes infinite, and the caller decides what that means.
@@ -205,13 +199,12 @@ def in_units(items: np.ndarray, scale: np.ndarray) -> np.ndarray:
         return (items / scale).astype(np.float32)
 
 
-def standardized(data: Comparisons, scale: np.ndarray | None = None) -> Comparisons:
-    """The pairs with each attribute in units of its standard deviation, or of `scale` `[H]`.
+def standardized(data: Comparisons, scale: np.ndarray) -> Comparisons:
+    """The pairs with each attribute in units of `scale` `[H]`, its standard deviation.
 
     Raises:
       ValueError: the two items of a pair are equal in these units in float32.
     """
-    scale = scales(data) if scale is None else scale
     chosen, rejected = (in_units(side[:], scale) for side in (data.chosen, data.rejected))
     if (same := (chosen == rejected).all(axis=1)).any():
         pair = int(same.argmax())
@@ -312,26 +305,6 @@ def without_few(data: Comparisons, drop: Drop) -> Comparisons:
         groups=None if groups is None else np.array([left.index(g) if g >= 0 else -1 for g in groups], np.int32),
         group_names=tuple(data.group_names[g] for g in left),
     )
-
-
-def described(data: Comparisons) -> str:
-    """The numbers of choices and people in words, and the attributes with the range of their values."""
-    users = data.users[np.unique(data.situations, return_index=True)[1]]
-    counts = np.bincount(users)
-    words = (
-        f'{forecast.counted(len(users), "choice")} of {forecast.counted(len(data.names), "person")}, '
-        f'{counts.min()} to {counts.max()} of each'
-    )
-    # Items that are looked up are texts or lie on disk, so their attributes say nothing or cost a pass.
-    if isinstance(data.chosen, Lookup):
-        return words + (f'; {forecast.counted(len(data.texts), "text")}' if data.texts else '')
-    low, high = data.items.min(axis=0), data.items.max(axis=0)
-    # A word of an attribute is 0 or 1, see `recipes/personal/pal/attributes.py`.
-    ranges = [
-        name if ' over ' in name else f'{name} {a:.4g} to {b:.4g}'
-        for name, a, b in zip(data.attributes, low, high, strict=True)
-    ]
-    return f'{words}; {", ".join(ranges[: forecast.LISTED])}' + (', ...' if len(ranges) > forecast.LISTED else '')
 
 
 def split_items(data: Comparisons, *, seed: int, seen: float, train: float, validation: float) -> Split:

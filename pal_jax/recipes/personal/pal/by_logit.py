@@ -32,14 +32,16 @@ def learn(run: TrainedPAL, choices: PersonChoices) -> dict[str, Any]:
     """A new person as a record: `effects` of attributes by the mixed logit, or the `mixture` of prototypes."""
     if run.logit is None:
         return pal_person.to_record(run, choices, pal_person.fit(run, choices))
-    person = logit_people.given_choices(run.logit.model, _choice_sets(choices))
-    difference = np.asarray(choices.batch.difference)[0]
+    sets = _choice_sets(choices)
+    person = logit_people.given_choices(run.logit.model, sets)
+    # A choice is right where the chosen option is ahead of all others; a tie counts as half.
+    worst = np.where(sets.exists, sets.x @ person.mean, np.inf).min(axis=1)
     return {
         'user': choices.user,
         **logit_people.to_record(person, run.kept.attributes, run.kept.scale),
         'run': stores.shown(Path(run.workdir).resolve()),
-        'choices': len(choices.shown),
-        'agreement': float(np.mean(hits(difference @ person.mean))),
+        'choices': len(worst),
+        'agreement': float(np.mean(hits(worst))),
     }
 
 

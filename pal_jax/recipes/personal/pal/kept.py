@@ -22,6 +22,7 @@ from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.holdouts import normal
 from pal_jax.models.states import Frame
 from pal_jax.recipes.personal import panel
+from pal_jax.recipes.personal.pal import offers
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.attributes import lacking, with_numbers
 from pal_jax.recipes.personal.pal.settings import Settings
@@ -120,14 +121,13 @@ def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> K
         name = next(name for name, count in counts.items() if count > 1)
         raise ValueError(f'data={settings.data!r} has two users called {name!r}; give each a name of their own')
     # The scale is kept: a new person's items have to be divided by the same numbers.
-    scale = comparisons.scales(data) if settings.standardize else np.ones(data.chosen.shape[1])
+    scale = offers.scales(data) if settings.standardize else np.ones(data.chosen.shape[1])
     groups, first = 0 if data.groups is None else int(data.groups.max()) + 1, panel.first_split(settings.seed)
     if text is None:
         # Numbers of vectors say nothing by themselves.
         unnamed = data.attributes == comparisons.default_names(len(data.attributes))
         without = unnamed or isinstance(data.chosen, Lookup)
-        ends = () if without else (data.items.min(axis=0).tolist(), data.items.max(axis=0).tolist())
-        ranges = tuple(zip(*ends, strict=True))
+        ranges = () if without else tuple(offers.ranges(data))
         return Kept(data.names, data.attributes, scale, groups=groups, ranges=ranges, first_split=first)
     prompted, chat = text.pairs.prompt is not None, text.pairs.chat
     return Kept(data.names, data.attributes, scale, text.frame, groups, prompted, chat, first_split=first)

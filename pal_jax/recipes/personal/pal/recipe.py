@@ -30,7 +30,7 @@ from pal_jax.recipes.personal.evaluation import Evaluate, evaluate_each
 from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, NewUsers, PALState, Rates, put
 from pal_jax.recipes.personal.pal import context as pal_context
 from pal_jax.recipes.personal.pal import kept as pal_kept
-from pal_jax.recipes.personal.pal import tables
+from pal_jax.recipes.personal.pal import offers, tables
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.batches import make_draw
 from pal_jax.recipes.personal.pal.kept import Kept
@@ -145,7 +145,7 @@ def read_parts(settings: Settings, ctx: Context) -> RunParts:
     reader = pal_text.open_reader(settings.text, ctx, settings.seed) if settings.text.source else None
     text = pal_text.read(settings, ctx, reader, before and before.frame) if reader else None
     data = text.items if text else read(settings, ctx.log)
-    ctx.log(f'{settings.data}: {comparisons.described(data)}')
+    ctx.log(f'{settings.data}: {offers.described(data)}')
     if len(data.names) < FEW:
         ctx.log(
             f'warning: with {counted(len(data.names), "person")} the intervals over people are wide, and hardly '
@@ -157,12 +157,14 @@ def read_parts(settings: Settings, ctx: Context) -> RunParts:
     learners = make_learners(settings, kept, ctx, len(trials))
     panel = Panel(data, trials, learners, settings.prototypes, settings.new.counts, settings.new.toward)
     panel = panel._replace(scale=kept.scale if settings.standardize else None, price=settings.price)
+    panel = panel._replace(draws=settings.baselines.draws)
     return RunParts(panel, kept, text, reader)
 
 
 def check(settings: Settings, ways: int) -> None:
     """Raises ValueError for everything that can be wrong before a file is read."""
     check_at_least(settings, 1, 'total_steps', 'batch', 'updates', 'split.seeds', 'new.steps', 'checkpoint.every')
+    check_at_least(settings, 1, 'baselines.draws')
     check_at_least(settings, 0, 'baselines.context', 'new.ask')
     split, new = settings.split, settings.new
     if not (split.train > 0 and split.validation > 0 and split.train + split.validation < 1):

@@ -102,6 +102,7 @@ class BaselineSettings:
     groups: bool = False  # a prototype for each known group; seen people stand at their group's
     majority: bool = True  # what most people choose
     mixed_logit: bool = True  # the mixed logit of xlogit, for tables
+    draws: int = 200  # of the likelihood of the mixed logit of all choices, for each person
     context: int = 0  # with texts: the number of earlier choices in front of each pair; 0: none
 
 

@@ -17,6 +17,7 @@ column of the user.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -41,6 +42,7 @@ from pal_jax.recipes.personal.pal.attributes import (
     with_point,
 )
 from pal_jax.run import files
+from pal_jax.run.forecast import counted, few_of
 
 LARGEST = float(np.finfo(np.float32).max)
 MOST_WORDS = 20  # of an attribute; a column of more is a text or a name
@@ -52,7 +54,7 @@ ASKED = 'left_<attribute> and right_<attribute>, a row a pair'
 QUESTION = re.compile(r'[a-z]+_?\d+', re.IGNORECASE)  # a column of a table with a row for each person, such as q12
 KEYS = 'user', 'situation', 'chosen'
 UNLIKE = *KEYS, 'choice'  # columns that are read, and are no attributes, beside that of the group
-CHOSEN = {'1': True, '1.0': True, 'true': True, '0': False, '0.0': False, 'false': False}
+CHOSEN = {'1': True, '1.0': True, 'true': True, 'yes': True, '0': False, '0.0': False, 'false': False, 'no': False}
 
 
 def load(
@@ -256,7 +258,22 @@ def _table(
     if answered:
         notes.log_copies(path, rows, log)
     names = tuple(name for attribute in attributes for name in attribute.names)
-    return names, read(path, rows, attributes, of, drop, wrong)
+    pairs = read(path, rows, attributes, of, drop, wrong)
+    if drop and answered:
+        _tell_of_lost(rows, pairs, drop)
+    return names, pairs
+
+
+def _tell_of_lost(rows: Sequence[records.Row], pairs: Sequence[PreferencePair], drop: records.Drop) -> None:
+    """Tell `drop` of the people whose rows are all left out."""
+    who, people = records.first_spelling(), dict[str, None]()
+    for _, row in rows:
+        # A row without an id is wrong, and is told already.
+        with contextlib.suppress(ValueError):
+            people[who(records.identity('', row, 'user'))] = None
+    left = {who(pair.user) for pair in pairs}
+    if lost := [name for name in people if name not in left]:
+        drop(f'left out {counted(len(lost), "person")} without a choice that is left: {few_of(lost)}')
 
 
 def _option_columns(rows: Sequence[records.Row], group: str) -> dict[str, str]:

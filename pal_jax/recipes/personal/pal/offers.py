@@ -1,0 +1,72 @@
+"""The ranges and scales of what a table's options offer, and an option that everybody always has.
+
+An option that every situation has, such as "none of these", offers nothing: its zeros would widen the ranges and the
+standard deviations of attributes, by which effects are compared.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pal_jax.data.comparisons import Comparisons, Lookup, row_keys
+from pal_jax.run import forecast
+
+LEAST = 10  # situations; an option may be in fewer ones by chance
+
+
+def constant_option(data: Comparisons) -> np.ndarray | None:
+    """The only option `[H]` that every situation has; None: there is none, or all options are of this kind."""
+    items, situations = data.items, np.tile(data.situations, 2)
+    keys, first, number = np.unique(row_keys(items), return_index=True, return_inverse=True)
+    _, once = np.unique(np.stack([situations, number.reshape(-1)]), axis=1, return_index=True)
+    everywhere = np.bincount(number.reshape(-1)[once], minlength=len(keys)) == len(np.unique(data.situations))
+    if everywhere.sum() != 1 or len(keys) < 3 or len(np.unique(data.situations)) < LEAST:
+        return None
+    return items[first[everywhere.argmax()]]
+
+
+def varied(data: Comparisons) -> np.ndarray:
+    """All items of a table `[2 n, H]`, chosen ones first, without a constant option."""
+    option, items = constant_option(data), data.items
+    return items if option is None else items[(items != option).any(axis=1)]
+
+
+def scales(data: Comparisons) -> np.ndarray:
+    """The standard deviation of each attribute `[H]` over the items, in float64; 1 for an attribute that is constant
+    but for the constant option."""
+    items = varied(data).astype(np.float64)
+    return np.where(np.ptp(items, axis=0) > 0, items.std(axis=0), 1.0)
+
+
+def ranges(data: Comparisons) -> list[tuple[float, float]]:
+    """The least and the largest value of each attribute; with the constant option where other items do not vary."""
+    (low, high), everywhere = ([x.min(axis=0), x.max(axis=0)] for x in (varied(data), data.items))
+    alone = low == high
+    ends = (np.where(alone, end, of_items) for end, of_items in zip(everywhere, (low, high), strict=True))
+    return list(zip(*(end.tolist() for end in ends), strict=True))
+
+
+def described(data: Comparisons) -> str:
+    """The numbers of choices and people in words, the attributes with the range of their values, and how often a
+    constant option is chosen."""
+    pairs = np.unique(data.situations, return_index=True)[1]
+    counts = np.bincount(data.users[pairs])
+    words = (
+        f'{forecast.counted(len(pairs), "choice")} of {forecast.counted(len(data.names), "person")}, '
+        f'{counts.min()} to {counts.max()} of each'
+    )
+    # Items that are looked up are texts or lie on disk, so their attributes say nothing or cost a pass.
+    if isinstance(data.chosen, Lookup):
+        return words + (f'; {forecast.counted(len(data.texts), "text")}' if data.texts else '')
+    # A word of an attribute is 0 or 1, see `recipes/personal/pal/attributes.py`.
+    listed = [
+        name if ' over ' in name else f'{name} {low:.4g} to {high:.4g}'
+        for name, (low, high) in zip(data.attributes, ranges(data), strict=True)
+    ]
+    words += f'; {", ".join(listed[: forecast.LISTED])}' + (', ...' if len(listed) > forecast.LISTED else '')
+    option = constant_option(data)
+    if option is None:
+        return words
+    share = float(np.mean((data.chosen[pairs] == option).all(axis=1)))
+    values = ', '.join(f'{name} {x:.4g}' for name, x in zip(data.attributes, option.tolist(), strict=True))
+    return f'{words}; one option is in every choice ({values}), and was chosen in {share:.0%} of them'

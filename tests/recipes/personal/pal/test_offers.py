@@ -1,0 +1,42 @@
+"""The ranges and scales of a table's options, without an option that everybody always has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pal_jax.data.comparisons import PreferencePair, from_pairs
+from pal_jax.recipes.personal.pal import offers
+
+
+def survey(situations=12, neither=True):
+    """Two offers of price 2 to 6 a situation, of which the cheaper one is chosen, and in every third one neither."""
+    rng, pairs = np.random.default_rng(0), []
+    for s in range(situations):
+        prices = sorted((float(x), 0.0) for x in 2 + 4 * rng.random(2))
+        chosen, *rejected = [*prices, (0.0, 1.0)] if neither else prices
+        if neither and s % 3 == 0:
+            chosen, rejected = (0.0, 1.0), prices
+        pairs += [PreferencePair(f'p{s % 2}', chosen, other, str(s)) for other in rejected]
+    return from_pairs(pairs, ('price', 'neither'))
+
+
+def test_an_option_of_every_choice_widens_no_range_and_no_deviation():
+    data = survey()
+    np.testing.assert_array_equal(offers.constant_option(data), [0.0, 1.0])
+    prices = data.items[data.items[:, 1] == 0.0][:, 0].astype(float)
+    np.testing.assert_allclose(offers.scales(data), [prices.std(), 1.0])
+    assert offers.ranges(data) == [(pytest.approx(prices.min()), pytest.approx(prices.max())), (0.0, 1.0)]
+    assert 'one option is in every choice (price 0, neither 1), and was chosen in 33% of them' in offers.described(data)
+
+
+@pytest.mark.parametrize('data', [survey(neither=False), survey(situations=6)], ids=['none', 'few'])
+def test_other_tables_are_described_by_all_options(data):
+    assert offers.constant_option(data) is None and 'every choice' not in offers.described(data)
+    np.testing.assert_allclose(offers.scales(data)[0], data.items[:, 0].astype(float).std())
+
+
+def test_labels_that_every_choice_has_are_no_constant_option():
+    labels = np.eye(3)
+    pairs = [PreferencePair('a', tuple(labels[0]), tuple(other), str(s)) for s in range(12) for other in labels[1:]]
+    assert offers.constant_option(from_pairs(pairs)) is None
