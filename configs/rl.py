@@ -1,4 +1,4 @@
-r"""Reinforcement learning on your own prompts and rewards: GRPO by default; RLOO, REINFORCE and PPO are one word.
+r"""Reinforcement learning on your own prompts and rewards: GRPO by default; ppo.estimator has RLOO, REINFORCE and PPO.
 
   pal-jax train --config=rl                                            # sums of two numbers, for a first look
   pal-jax train --config=rl --config.prompts.train=prompts.jsonl \
