@@ -221,7 +221,7 @@ def row_keys(table: np.ndarray) -> np.ndarray:
     factors = np.random.default_rng(0).integers(1, 2**63, table.shape[1], np.uint64, endpoint=True)
     # The table may lie on disk, so it is read a chunk at a time.
     chunk = max((1 << 22) // max(table.shape[1], 1), 1)
-    starts = range(0, len(table), chunk)
+    starts = range(0, max(len(table), 1), chunk)
     # The sum with 0 makes -0 the same as 0, since the bits of the rows are hashed.
     parts = (np.asarray(table[s : s + chunk], np.float32) + np.float32(0) for s in starts)
     return np.concatenate([np.sum(part.view(np.uint32) * factors, axis=1, dtype=np.uint64) for part in parts])

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from pal_jax.data.comparisons import PairBatch
 from pal_jax.recipes.personal import baselines, logit, logit_people, mixed_logit
-from pal_jax.recipes.personal.interface import Unfit
+from pal_jax.recipes.personal.interface import Fitted, Unfit
 from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from tests.recipes.personal.people import apart, choices_among
 
@@ -92,6 +93,15 @@ def test_log_odds_of_a_mixed_logit_stay_finite_and_odd():
     margins = mixed_logit.posterior_margins(model, apart(x[:0], users[:0]), x, users)
     assert margins[0] > 20
     assert margins[1] == pytest.approx(-margins[0], rel=1e-4)
+
+
+def test_somebody_of_whom_no_choice_is_known_is_predicted_by_everybody():
+    """As the bench asks for: pairs with situations, none of which counts yet."""
+    users, x = np.zeros(4, np.int32), np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    pairs = PairBatch(users, x, np.zeros_like(x), np.zeros(4, np.float32), situation=users, people=1)  # type: ignore
+    model = MixedLogit(np.array([1.0, -1.0]), np.array([0.5, 0.5]))
+    margins = mixed_logit.margins(Fitted(mixed_logit.LogitPeople(model, pairs), 4, 0), pairs, pairs)
+    assert (np.sign(margins) == np.sign(x @ model.mean)).all()
 
 
 # --- people as normal distributions -----------------------------------------------------------------------------------
