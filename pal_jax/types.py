@@ -213,7 +213,7 @@ class Exhibit:
     """A part of a report beside an evaluation's numbers: a text, a table (its first row is the head), a PNG or GIF."""
 
     title: str
-    text: str = ''
+    text: str = ''  # a line is a paragraph
     table: Sequence[Sequence[str]] = ()
     picture: bytes = b''
 

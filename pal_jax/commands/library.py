@@ -231,8 +231,10 @@ def score(
     calls.
 
     The records are the path of a file as `pal-jax score --texts` takes it, dictionaries, a pandas table or a
-    `datasets.Dataset`. For a PAL of a table each is an option or a pair in columns of its own, and pairs have
-    probabilities. `person` may also be a record of `personalize`.
+    `datasets.Dataset`. For a PAL of a table each is an option or a pair in columns of its own. Pairs have the
+    probability of the first side, and options in a table with a column of situations have the probability with which
+    each is chosen from its situation: without a person, its share of all people. `person` may also be a record of
+    `personalize`.
 
     Raises:
       ValueError: the run scores nothing, or a record or the person is wrong.

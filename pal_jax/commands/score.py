@@ -17,7 +17,9 @@ Options:
                           {"prompt": ..., "response": ...}      for a moderator or a cost model; both texts
                           {"text": ...}                         for a PAL of statements
                           {"item": [...] or {...}}              for a PAL of a table, with "prompt": [...] in variant B
-                          a CSV file of options                 for a PAL of a table, with a column for each attribute
+                          a CSV file of options                 for a PAL of a table, with a column for each attribute;
+                                                                with a column situation, each option also has the
+                                                                probability with which it is chosen from its situation
                           a CSV file of pairs                   for the same, with two columns for each attribute, such
                                                                 as price_A and price_B; for a PAL of texts text_A and
                                                                 text_B, with "prompt" where it learnt from prompts
@@ -28,7 +30,8 @@ Options:
 Without --output the records are printed. Scores can be compared within one run and one person alone, and a text with a
 higher score is preferred. The sigmoid of the difference of two scores is the probability that the first text is chosen.
 A pair has no score but a `probability`, with which its first option is chosen: by the person, or without --person as a
-mean over the people of the training.
+mean over the people of the training. The probabilities of the options of a situation sum to 1; without --person each is
+the share of people who are expected to choose the option.
 A cost model gives costs. An answer with a higher cost is less safe, and a cost above 0 says that the answer is unsafe.
 A moderator's score is the largest of 14 probabilities, which stand beside it in `categories`. An answer with a higher
 score is less safe, and `unsafe` says if a probability is above its threshold.
@@ -57,7 +60,6 @@ from pal_jax.scoring import RecordScorer
 
 PERSON = flags.DEFINE_string('person', '', 'Who prefers.')
 TEXTS = flags.DEFINE_string('texts', '', 'A JSONL or CSV file of what is scored.')
-CHUNK = 64  # records scored at once
 
 
 def main() -> None:
@@ -102,9 +104,10 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
 
 def in_chunks(scorer: RecordScorer, read: Sequence[Any]) -> Iterator[dict[str, Any]]:
     """The scores and other fields of records, in the records' order, with a progress bar on stderr."""
-    starts = range(0, len(read), CHUNK)
+    size = scorer.chunk or len(read)
+    starts = range(0, len(read), size)
     for start in track(starts, 'scoring', console=Console(stderr=True), transient=True, disable=len(starts) < 2):
-        yield from scorer.told(read[start : start + CHUNK])
+        yield from scorer.told(read[start : start + size])
 
 
 def _cell(value: Any) -> Any:

@@ -396,7 +396,15 @@ def questions(data: Comparisons) -> np.ndarray:
     return np.argsort(np.argsort(first))[number]
 
 
-def choice_numbers(situations: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+def choices_at(data: Comparisons, index: np.ndarray) -> np.ndarray:
+    """The number of the choice `[n]` of each pair at `index`, see `choice_numbers`."""
+    chosen, rejected = (
+        side.at(index) if isinstance(side, Lookup) else side[index] for side in (data.chosen, data.rejected)
+    )
+    return choice_numbers(data.situations[index], chosen, rejected)
+
+
+def choice_numbers(situations: np.ndarray, chosen: np.ndarray | Lookup, rejected: np.ndarray | Lookup) -> np.ndarray:
     """The number of each pair's choice `[n]`: pairs of a situation with the same chosen item `[n, H]` are one choice.
 
     A pair that comes again in its situation is of another choice, as of a question that was asked twice.

@@ -81,6 +81,7 @@ class Question(NamedTuple):
     reason: str = ''
     # The figures in words, with the names of an evaluation's figures in braces, in place of those of the level alone.
     figures: str = ''
+    more: str = ''  # a further sentence on figures, where an evaluation has them
     # Words in place of an interval that has no width, as where two models are one and the same.
     exact: str = ''
     test: Test | None = None  # answers the question in place of the level, where an evaluation has its figure

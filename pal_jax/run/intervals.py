@@ -179,6 +179,11 @@ def average(figures: Sequence[Estimate]) -> Estimate:
     return Estimate(value, error, value - below, value + above)
 
 
+def p_in_words(p: float | None) -> str:
+    """A p-value in the cell of a table; None: there is none."""
+    return '–' if p is None else '< .001' if p < 0.001 else f'{p:.3f}'
+
+
 def tail(units: int) -> float:
     """The share of draws of a bootstrap that lie beyond an end of the interval."""
     # With one unit there is no interval, and all draws are inside.

@@ -34,6 +34,8 @@ class RecordScorer(NamedTuple):
     doubt: Callable[[Any], str] = lambda read: ''
     # The attributes of a table by which the model scores.
     attributes: tuple[str, ...] = ()
+    # The number of records that are scored at once; None: all of them.
+    chunk: int | None = 64
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The scores `[records]` of records. Raises ValueError, with the record's number, where one is wrong."""

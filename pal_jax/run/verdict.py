@@ -43,7 +43,7 @@ Record = Mapping[str, Any]
 class RunVerdict(NamedTuple):
     """`answer` is a word or two that answers `question`, `sentence` the figures, `basis` how they were had, and `units`
     are the things that were tested. `of_data`: the answer is that of a test of the data, which needs no training, and
-    `details` have the figures of what was learnt."""
+    `details` are sentences with the figures of what was learnt."""
 
     answer: str
     sentence: str
@@ -51,12 +51,12 @@ class RunVerdict(NamedTuple):
     question: str = Question().words
     units: str = 'people, prompts or rows'
     of_data: bool = False
-    details: str = ''
+    details: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
         """The verdict in one line with its end."""
-        return f'{self.question} {self.answer}: {" ".join(filter(None, (self.sentence, self.details)))}\n'
+        return f'{self.question} {self.answer}: {" ".join((self.sentence, *self.details))}\n'
 
 
 class Claim(NamedTuple):
@@ -266,7 +266,7 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     if earlier is not None:
         sentence += f', and before training it was {earlier:.3f}'
     asking = words.questions.get(key, Question())
-    if asking.figures and all(known(after, name) for _, name, *_ in Formatter().parse(asking.figures) if name):
+    if asking.figures and _has_all(after, asking.figures):
         exact = asking.exact if claim.value.low == claim.value.high == claim.value.value else ''
         sentence = f'{asking.figures.format_map(after)}{exact or between(claim.value)}'
     basis = 'The last evaluation' + (' beside the one before training' if claim.against == BEFORE else '')
@@ -277,13 +277,19 @@ def _level(key: str, before: Record, after: Record, words: Words) -> RunVerdict:
     elif said == WORSE and (key in words.questions or earlier is None):
         said, sentence = asking.worse, f'{asking.reason}{sentence}'
     leads = _leads(after, words.rivals[key]) if key in words.rivals else {}
-    compared = f' {_rivals_in_words(after, words.rivals[key], leads)}' if leads else ''
+    further = [asking.more.format_map(after)] if asking.more and _has_all(after, asking.more) else []
+    further += _rivals_in_words(after, words.rivals[key], leads) if leads else []
     if asking.test and known(after, asking.test.key):
         tested = _tested(asking, asking.test, after, claim, sentence.removeprefix(asking.reason))
-        return tested._replace(basis=of, details=f'{tested.details}{compared}')
+        return tested._replace(basis=of, details=(*tested.details, *further))
     if said == YES and 1 in {lead.place(0.0) for lead in leads.values()}:
         said += f', but another method is ahead of {words.rivals[key].own}'
-    return RunVerdict(said, f'{sentence}.{compared}', of, asking.words)
+    return RunVerdict(said, ' '.join([f'{sentence}.', *further]), of, asking.words)
+
+
+def _has_all(record: Record, words: str) -> bool:
+    """True where a record has all figures that words name in braces."""
+    return all(known(record, name) for _, name, *_ in Formatter().parse(words) if name)
 
 
 def _tested(asking: Question, test: Test, after: Record, claim: Claim, figures: str) -> RunVerdict:
@@ -297,7 +303,7 @@ def _tested(asking: Question, test: Test, after: Record, claim: Claim, figures: 
         proof = _proof(asking.also, after)
         proofs.append(f'{proof[0].upper()}{proof[1:]}')
     said, details = YES if shown else asking.unclear, f'{figures[0].upper()}{figures[1:]}.'
-    return RunVerdict(said, f'{". ".join(proofs)}.', '', asking.words, of_data=True, details=details)
+    return RunVerdict(said, f'{". ".join(proofs)}.', '', asking.words, of_data=True, details=(details,))
 
 
 def _is_shown(test: Test, record: Record) -> bool:
@@ -314,8 +320,8 @@ def _leads(record: Record, rivals: Rivals) -> dict[str, Estimate]:
     return {name: lead for name, lead in leads.items() if rivals.beaten or lead.place(0.0) != -1}
 
 
-def _rivals_in_words(record: Record, rivals: Rivals, leads: Mapping[str, Estimate]) -> str:
-    """The figures of baselines, and theirs less the method's."""
+def _rivals_in_words(record: Record, rivals: Rivals, leads: Mapping[str, Estimate]) -> list[str]:
+    """The figures of baselines, and theirs less the method's, in a sentence for each place."""
     places = 'Better than', 'Not shown to be better or worse than', 'Worse than'
     parts: dict[str, list[str]] = {f'{place} {rivals.own}': [] for place in places}
     ahead, unclear, behind = parts.values()
@@ -327,7 +333,7 @@ def _rivals_in_words(record: Record, rivals: Rivals, leads: Mapping[str, Estimat
             part += f'; over {rivals.over} {gain.value:+z.3f}, {gain.ends("+.3f")}'
         part += ')'
         {1: ahead, -1: behind}.get(lead.place(0.0) or 0, unclear).append(part)
-    return ' '.join(f'{said}: {"; ".join(part)}.' for said, part in parts.items() if part)
+    return [f'{said}: {"; ".join(part)}.' for said, part in parts.items() if part]
 
 
 def _better(sign: float, after: Record) -> float:

@@ -143,9 +143,9 @@ def test_whether_people_differ_is_answered_by_a_test_and_not_by_a_prediction(p, 
     figures = {'seen_gain': sum(interval) / 2, 'seen_gain_interval': interval, 'people': 30, 'differ_p': p}
     verdict = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
     assert verdict and verdict.answer == answer and f'p = {p:.3f}' in verdict.sentence
-    assert ('not shown to predict' in verdict.details) == not_better
-    assert ('all the same' in verdict.details) == (p > 0.05 and interval[0] > 0)
-    assert f'{interval[0]:.3f} to {interval[1]:.3f}' in verdict.details
+    assert ('not shown to predict' in verdict.details[0]) == not_better
+    assert ('all the same' in verdict.details[0]) == (p > 0.05 and interval[0] > 0)
+    assert f'{interval[0]:.3f} to {interval[1]:.3f}' in verdict.details[0]
     assert 'groups' not in verdict.sentence
     grouped = evaluation(4, 'final', **figures, groups_differ_p=0.007)
     assert (
@@ -169,7 +169,7 @@ def test_baselines_that_do_as_well_are_part_of_the_verdict(gain, lead, answer):
 def test_two_models_that_are_the_same_have_no_interval():
     figures = {'seen_gain': 0.0, 'seen_gain_interval': [0.0, 0.0], 'seen_pal': 0.7, 'seen_shared': 0.7, 'differ_p': 0.5}
     verdict = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
-    assert verdict.answer == 'Not shown' and verdict.details.endswith(
+    assert verdict.answer == 'Not shown' and verdict.details[-1].endswith(
         '+0.000, as validation chose one model for all in each split.'
     )
 

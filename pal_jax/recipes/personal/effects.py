@@ -10,7 +10,7 @@ import numpy as np
 from scipy import special
 
 from pal_jax.data.comparisons import Comparisons
-from pal_jax.recipes.personal import logit, pictures, portrait
+from pal_jax.recipes.personal import importance, logit, offers, pictures, portrait
 from pal_jax.recipes.personal.logit import ChoiceSets, Common, Units
 from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from pal_jax.run import intervals
@@ -66,7 +66,9 @@ def describe(
     choices = logit.choices_in(data)
     assert of_people is not None  # the items are no texts
     common, groups = logit.of_all(choices), group_models(data, choices)
-    exhibits = [portrait.exhibit_wants(model, portrait.Wants(of_people, common, predicts, units))]
+    (low, high) = np.array(offers.ranges(data)).T
+    in_words = importance.wanted(common, units, high - low)
+    exhibits = [portrait.exhibit_wants(model, portrait.Wants(of_people, common, predicts, units, in_words))]
     if mixed:
         exhibits.append(portrait.exhibit_mixed_logit(mixed, units, len(data.names)))
     if groups:
@@ -75,8 +77,8 @@ def describe(
         exhibits += [exhibit_worths(groups, units)] if units.price is not None else []
     everybody = GroupModel(EVERYBODY, len(data.names), common)
     if len(units.attributes) <= PLOTTED:
-        exhibits.insert(1, exhibit_intervals([everybody, *groups], units.attributes))
-    exhibits.append(exhibit_fit(choices, common, mixed))
+        exhibits.insert(1, exhibit_intervals([everybody, *groups], units))
+    exhibits += [*importance.exhibits(data, common, units), exhibit_fit(choices, common, mixed)]
     effects = table_of_effects([everybody, *groups], units, mixed)
     return exhibits, {EFFECTS: effects, COVARIANCE: table_of_covariance(common, units)}
 
@@ -119,14 +121,17 @@ def exhibit_by_group(models: Sequence[GroupModel], units: Units, p: float, hidde
     )
 
 
-def exhibit_intervals(models: Sequence[GroupModel], attributes: Sequence[str]) -> Exhibit:
+def exhibit_intervals(models: Sequence[GroupModel], units: Units) -> Exhibit:
     """A picture of the effects of everybody and of each group, in standard deviations, so that attributes compare."""
-    rows = {
-        model.name: [effect if logit.is_known(effect) else None for effect in model.common.estimates]
-        for model in models
-    }
+    shown = [h for h in range(len(units.attributes)) if h not in units.alone]
+
+    def row(model: GroupModel) -> list[Estimate | None]:
+        effects = model.common.estimates
+        return [effects[h] if logit.is_known(effects[h]) else None for h in shown]
+
+    rows, names = {model.name: row(model) for model in models}, [units.attributes[h] for h in shown]
     label = 'effect of one standard deviation on the log-odds'
-    return Exhibit('Effects in a picture', picture=pictures.plot_intervals(rows, attributes, label))
+    return Exhibit('Effects in a picture', picture=pictures.plot_intervals(rows, names, label))
 
 
 def exhibit_worths(models: Sequence[GroupModel], units: Units) -> Exhibit:
@@ -135,7 +140,7 @@ def exhibit_worths(models: Sequence[GroupModel], units: Units) -> Exhibit:
     price, two = units.attributes[units.price], len(models) == 2
     table = [[f'worth in {price}', *map(_head, models), *(_gap_head(models) if two else [])]]
     for h, name in enumerate(units.attributes):
-        if h != units.price:
+        if h != units.price and h not in units.alone:
             worths = [units.worth(model.common, h) for model in models]
             table.append([name, *map(portrait.in_cell, worths), *(_gap(*worths) if two else [])])
     return Exhibit('What an attribute is worth in each group', WORTHS.format(price=price), table)

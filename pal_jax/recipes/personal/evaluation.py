@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pal_jax.data.comparisons import Comparisons, PairBatch
+from pal_jax.data.comparisons import Comparisons, PairBatch, choice_numbers
 from pal_jax.recipes.personal.interface import Fitted, Method
 from pal_jax.recipes.personal.judged import JudgedPairs, by_person, judge, temperature
 from pal_jax.recipes.personal.panel import Trial, asked_first, columns, newcomers
@@ -174,7 +174,10 @@ def evaluate_each(method: Method, data: Comparisons, trials: Sequence[Trial], co
 def _judged(choices: PairBatch, people: np.ndarray, margins: np.ndarray, factor: float) -> JudgedPairs:
     """The sums of margins by people, who have the data's numbers."""
     exists = choices.counts
-    return judge(factor * np.asarray(margins, np.float64)[exists], people[choices.users[exists]])
+    sides = (np.asarray(side)[exists] for side in (choices.situation, choices.chosen, choices.rejected))
+    return judge(
+        factor * np.asarray(margins, np.float64)[exists], people[choices.users[exists]], choice_numbers(*sides)
+    )
 
 
 def _about(method: Method, fitted: Fitted, task: SplitTask, factor: float) -> Row:

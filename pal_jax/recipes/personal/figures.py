@@ -44,6 +44,11 @@ WORDS = Words(
                 'pal-jax score --source={run} --person=ana.json --texts=options.csv',
                 'docs/howto/new_people.md',
             ),
+            (
+                'predict the shares of a market, from a table of options with a column situation',
+                'pal-jax score --source={run} --texts=market.csv',
+                'docs/howto/report_survey.md',
+            ),
         ),
     )
     | {
@@ -79,6 +84,7 @@ WORDS = Words(
         COMPARED: {
             'seen_{pal}': 'accuracy on new choices of known people: {pal}',
             'new_{pal}': 'accuracy on new people: {pal}',
+            'seen_first_{pal}': 'share of choices whose chosen option is put before all others, known people: {pal}',
             'seen_gain_{pal}': 'accuracy over that of one model for all, new choices of known people: {pal}',
             'seen_lead_{pal}': 'how far ahead of PAL (below 0: behind), new choices of known people: {pal}',
             'asked_gain': 'accuracy gained by choosing what to ask over asking at random',
@@ -117,7 +123,9 @@ WORDS = Words(
             'these data do not show that people differ; ',
             'of new choices of known people one model for all predicts {seen_shared:.1%} right, and PAL, which knows '
             'who chooses, {seen_pal:.1%}: {seen_gain:+z.3f}',
-            ', as validation chose one model for all in each split',
+            'These are pairs of the chosen option and another one. One model for all puts the chosen option before all '
+            'others in {seen_first_shared:.1%} of the choices, and PAL in {seen_first_pal:.1%}.',
+            exact=', as validation chose one model for all in each split',
             test=Test(
                 'differ_p',
                 'permutation test',
@@ -147,6 +155,8 @@ WORDS = Words(
     unfolded=(
         'What people want',
         'Effects in a picture',
+        'How much each attribute matters',
+        'How often each value was chosen',
         'How much people differ',
         'What each group wants',
         'What an attribute is worth in each group',

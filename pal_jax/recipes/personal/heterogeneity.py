@@ -1,4 +1,4 @@
-"""A test of whether people want different things, by permutations of who made which choice.
+"""A test of whether people want different things, by permutations of who made which choice; agreement with groups.
 
 Where all people want the same, a choice says nothing about other choices of the same person. The statistic is that of
 the score test of random coefficients against one logit for all (Chesher 1984): a person's scores, the derivatives of
@@ -12,11 +12,14 @@ second needs questions that were drawn at random, or in the same way for everybo
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.recipes.personal import logit
+from pal_jax.run import intervals
 
 PERMUTATIONS = 999
 LARGE, FEWER = 100_000, 199  # choices beyond which a fifth of the permutations must do
@@ -70,3 +73,21 @@ def permuted(scores: np.ndarray, person: np.ndarray, question: np.ndarray, seed:
         moved[place] = np.lexsort((rng.random(len(scores)), stratum))
         at_least += statistic(moved) >= observed * (1.0 - NEAR)
     return at_least / (count + 1)
+
+
+def agreement(mixtures: np.ndarray, groups: np.ndarray) -> float:
+    """The agreement of people's weights `[P, K]` with their groups `[P]`: the AUC for the two largest groups of the
+    direction in which people differ most.
+
+    People in no group (-1) or in another one do not count; the AUC is NaN with one group.
+    """
+    names, counts = np.unique(groups[groups >= 0], return_counts=True)
+    if len(names) < 2:
+        return math.nan
+    two = names[np.argsort(-counts, kind='stable')[:2]]
+    counted, centred = np.isin(groups, two), mixtures - mixtures.mean(axis=0)
+    # The first principal coordinate is the direction in which people differ most.
+    direction = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
+    area = intervals.auc(direction[counted], groups[counted] == two[0]).value
+    # Either end of the direction may be either group, so 1/2 is chance.
+    return max(area, 1.0 - area)

@@ -28,6 +28,7 @@ class JudgedPairs(NamedTuple):
       people: numbers of the people.
       pairs, hits: the number of pairs, and of those predicted right; a tie is 1/2.
       loss: the sum of log losses in nats.
+      choices, first: the number of choices, and of those whose chosen option is put before all others of its choice.
       bins: see `run.calibration.reliability`.
     """
 
@@ -35,6 +36,8 @@ class JudgedPairs(NamedTuple):
     pairs: np.ndarray  # [P]
     hits: np.ndarray  # [P]
     loss: np.ndarray  # [P]
+    choices: np.ndarray  # [P]
+    first: np.ndarray  # [P]
     bins: np.ndarray  # [10, 3]
 
     @property
@@ -52,8 +55,11 @@ def from_json(record: Mapping[str, Any]) -> JudgedPairs:
     return JudgedPairs(*(np.array(record[name]) for name in JudgedPairs._fields))
 
 
-def judge(margins: np.ndarray, users: ArrayLike) -> JudgedPairs:
+def judge(margins: np.ndarray, users: ArrayLike, choices: np.ndarray | None = None) -> JudgedPairs:
     """The sums of margins `[n]` by their users.
+
+    Args:
+      choices: the number of each pair's choice `[n]` (`comparisons.choice_numbers`); None: each pair is one of its own.
 
     Raises:
       ValueError: a margin is not finite.
@@ -63,7 +69,14 @@ def judge(margins: np.ndarray, users: ArrayLike) -> JudgedPairs:
     pairs, total, loss = (
         np.bincount(person, w) for w in (np.ones(len(margins)), hits(margins), np.logaddexp(0.0, -margins))
     )
-    return JudgedPairs(people, pairs, total, loss, reliability(margins))
+    # A choice is predicted right where the chosen option is ahead of the one that comes nearest to it.
+    _, place, choice = np.unique(
+        np.arange(len(margins)) if choices is None else choices, return_index=True, return_inverse=True
+    )
+    least = np.full(len(place), np.inf)
+    np.minimum.at(least, choice, margins)
+    count, first = (np.bincount(person[place], w, len(people)) for w in (np.ones(len(place)), hits(least)))
+    return JudgedPairs(people, pairs, total, loss, count, first, reliability(margins))
 
 
 def _finite(margins: np.ndarray) -> np.ndarray:
@@ -99,11 +112,11 @@ def temperature(margins: np.ndarray) -> float:
 def together(parts: Sequence[JudgedPairs]) -> JudgedPairs:
     """The sums of several splits; a person who was tested in several has the sums of all."""
     people, person = np.unique(np.concatenate([part.people for part in parts]), return_inverse=True)
-    pairs, total, loss = (
-        np.bincount(person, np.concatenate([getattr(part, name) for part in parts]), len(people))
-        for name in ('pairs', 'hits', 'loss')
-    )
-    return JudgedPairs(people, pairs, total, loss, np.sum([part.bins for part in parts], axis=0))
+    sums = {
+        name: np.bincount(person, np.concatenate([getattr(part, name) for part in parts]), len(people))
+        for name in ('pairs', 'hits', 'loss', 'choices', 'first')
+    }
+    return JudgedPairs(people=people, bins=np.sum([part.bins for part in parts], axis=0), **sums)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -117,6 +130,13 @@ def by_person(judged: JudgedPairs) -> np.ndarray:
 def alike(parts: Sequence[JudgedPairs]) -> Estimate:
     """The accuracy with each person alike, over splits."""
     return intervals.share(by_person(together(parts)))
+
+
+def put_first(parts: Sequence[JudgedPairs]) -> Estimate | None:
+    """The share of choices whose chosen option is put before all others, with each person alike, over splits; None
+    where no choice has more than two options."""
+    judged = together(parts)
+    return intervals.share(judged.first / judged.choices) if judged.choices.sum() < judged.pairs.sum() else None
 
 
 def worst_tenth(shares: np.ndarray) -> float:

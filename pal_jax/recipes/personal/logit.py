@@ -185,12 +185,18 @@ class Common(NamedTuple):
 
 
 class Units(NamedTuple):
-    """The attributes of a survey, the divisor `[H]` of each in the table that models read, and the number of the
-    attribute that is a price; None: there is none."""
+    """The attributes of a survey.
+
+    Attributes:
+      scale: the divisor `[H]` of each in the table that models read.
+      price: the number of the attribute that is a price; None: there is none.
+      alone: the numbers of attributes that only a constant option has, such as "none of these".
+    """
 
     attributes: Sequence[str]
     scale: np.ndarray
     price: int | None = None
+    alone: frozenset[int] = frozenset()
 
     @property
     def price_name(self) -> str:
@@ -203,19 +209,21 @@ class Units(NamedTuple):
         return effect.scaled(1.0 / float(self.scale[attribute])) if is_known(effect) else None
 
     def worth(self, model: Common, attribute: int) -> Estimate | None:
-        """The worth of one unit of an attribute in units of the price; None of the price itself, without a price, and
-        where choices cannot tell the effect of either."""
-        if self.price is None or self.price == attribute:
+        """The worth of one unit of an attribute in units of the price; None of the price itself, of an attribute that
+        only a constant option has, without a price, and where choices cannot tell the effect of either."""
+        if self.price is None or self.price == attribute or attribute in self.alone:
             return None
         if self.effect(model, attribute) is None or self.effect(model, self.price) is None:
             return None
         return model.worth(attribute, self.price).scaled(float(self.scale[self.price] / self.scale[attribute]))
 
 
-def units_of(attributes: Sequence[str], scale: np.ndarray | None, price: str = '') -> Units:
+def units_of(
+    attributes: Sequence[str], scale: np.ndarray | None, price: str = '', alone: frozenset[int] = frozenset()
+) -> Units:
     """The units of attributes; `scale` None divides by nothing, and `price` is the name of the one that is a price."""
     by = np.ones(len(attributes)) if scale is None else scale
-    return Units(attributes, by, attributes.index(price) if price else None)
+    return Units(attributes, by, attributes.index(price) if price else None, alone)
 
 
 def p_of_none(effect: Estimate, people: int) -> float | None:

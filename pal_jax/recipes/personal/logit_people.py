@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
+from scipy.stats import qmc
 
 from pal_jax.recipes.personal import mixed_logit
 from pal_jax.recipes.personal.logit import ChoiceSets
@@ -28,6 +29,7 @@ FILE = 'mixed_logit.json'  # in the folder of a run
 # Gauss-Hermite quadrature: nodes and weights of a standard normal distribution.
 NODES, WEIGHTS = special.roots_hermitenorm(100)
 WEIGHTS = WEIGHTS / np.sqrt(2 * np.pi)
+DRAWS = 4096  # of a person's effects; a power of 2, for which Sobol's sequence is balanced
 
 
 class Effects(NamedTuple):
@@ -72,6 +74,17 @@ def population_of(model: MixedLogit, choices: ChoiceSets, names: Sequence[str]) 
 def probability(person: Effects, difference: np.ndarray) -> np.ndarray:
     """The chances `[n]` that a person takes the first option of pairs with differences first - second `[n, H]`."""
     return special.expit(_utilities(person, difference)) @ WEIGHTS
+
+
+def choice_probabilities(person: Effects, items: np.ndarray) -> np.ndarray:
+    """The probabilities `[J]` with which a person chooses each of J options `[J, H]`, as a mean over draws of the
+    person's effects. The draws are those of Sobol's sequence, the same in every call."""
+    # A covariance may have no inverse, but it always has this root. The shift keeps the first point of the sequence, 0,
+    # from being infinite.
+    root = np.linalg.svd(person.covariance, hermitian=True)
+    normal = special.ndtri(qmc.Sobol(len(person.mean), scramble=False).random(DRAWS) + 0.5 / DRAWS)
+    draws = person.mean + normal * np.sqrt(root.S) @ root.Vh
+    return special.softmax(draws @ items.T, axis=1).mean(axis=0)
 
 
 def information(person: Effects, difference: np.ndarray) -> np.ndarray:

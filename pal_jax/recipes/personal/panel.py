@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import ArrayLike
 
-from pal_jax.data.comparisons import Comparisons, PairBatch, Split, rank_within, shares, take
+from pal_jax.data.comparisons import Comparisons, PairBatch, Split, choices_at, rank_within, shares, take
 from pal_jax.models.params import Params
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
 from pal_jax.run.forecast import counted
@@ -27,7 +27,8 @@ PADDING = 2**30
 MOST_UNUSED = 2 / 3
 
 Part = Literal['train', 'validation', 'test', 'fit', 'new_test']
-Judged = list[tuple[np.ndarray, np.ndarray]]  # the margins of pairs and their users, numbered as in the data, by trial
+# The margins of pairs, their users, numbered as in the data, and the numbers of their choices, by trial.
+Judged = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class Trial(NamedTuple):
@@ -47,6 +48,7 @@ class Newcomers(NamedTuple):
     rank: np.ndarray  # the rank of each pair among those of its person; PADDING on padding
     test: PairBatch
     people: list[np.ndarray]  # the numbers of these people in the data, by trial
+    choices: list[np.ndarray]  # the number of the choice of each pair to test on, by trial
 
     @property
     def most(self) -> int:
@@ -132,10 +134,11 @@ def margins(learner: IdealPointLearner, params: Params, z: Array, pairs: PairBat
 def seen_margins(
     learner: IdealPointLearner, state: PALState, data: Comparisons, trials: Sequence[Trial], part: Part
 ) -> Judged:
-    """The margins of all pairs of one part of the seen people's choices and the pairs' users."""
+    """The margins of all pairs of one part of the seen people's choices, with the pairs' users and choices."""
     pairs = columns(data, trials, part)
     by_trial = margins(learner, state.params, state.users.z, pairs)
-    return [(m[keep], u[keep]) for m, keep, u in zip(by_trial, pairs.counts, pairs.users, strict=True)]
+    table = zip(by_trial, pairs.counts, pairs.users, trials, strict=True)
+    return [(m[keep], u[keep], choices_at(data, getattr(trial.split, part))) for m, keep, u, trial in table]
 
 
 def newcomers(data: Comparisons, trials: Sequence[Trial]) -> Newcomers:
@@ -147,7 +150,8 @@ def newcomers(data: Comparisons, trials: Sequence[Trial]) -> Newcomers:
         order = np.random.default_rng([trial.seed, 2]).permutation(len(trial.split.fit))
         row[: len(order)] = rank_within(trial.users[trial.split.fit], order)
     # Pairs to fit by are read into memory, since they are fitted again for each number of known ones.
-    return Newcomers(jax.tree.map(lambda x: x[:], fit), rank, test, people)
+    choices = [choices_at(data, trial.split.new_test) for trial in trials]
+    return Newcomers(jax.tree.map(lambda x: x[:], fit), rank, test, people, choices)
 
 
 def questions(learner: IdealPointLearner, state: PALState, new: Newcomers, prior: Array, most: int) -> Newcomers:
@@ -189,12 +193,13 @@ def for_everybody(prior: Array, people: int) -> Array:
 def new_margins(
     learner: IdealPointLearner, state: PALState, new: Newcomers, counts: Sequence[int], prior: Array
 ) -> list[Judged]:
-    """The margins of new people's test pairs and the pairs' users, by number of known comparisons: only the logits of
-    new people are fitted."""
+    """The margins of new people's test pairs, with the pairs' users and choices, by number of known comparisons: only
+    the logits of new people are fitted."""
     rows, wide = [], for_everybody(prior, new.fit.people)
     for count in counts:
         # Choices that are not known yet weigh nothing, so one program serves every number.
         z = learner.fit(state.params, new.fit, (new.rank < count).astype(np.float32), wide)
-        table = zip(margins(learner, state.params, z, new.test), new.test.users, new.test.counts, strict=True)
-        rows.append([(m[keep], those[users[keep]]) for those, (m, users, keep) in zip(new.people, table, strict=True)])
+        of_pairs = margins(learner, state.params, z, new.test), new.test.users, new.test.counts
+        table = zip(*of_pairs, new.people, new.choices, strict=True)
+        rows.append([(m[keep], those[users[keep]], choices) for m, users, keep, those, choices in table])
     return rows

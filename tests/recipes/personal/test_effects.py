@@ -102,9 +102,7 @@ def test_the_worth_in_each_group_and_its_difference():
 
 
 def test_effects_stand_in_a_picture_with_their_intervals():
-    shown = effects.exhibit_intervals(
-        [group(effects.EVERYBODY, -0.8, -0.4), group('n', -100.0, -0.3)], UNITS.attributes
-    )
+    shown = effects.exhibit_intervals([group(effects.EVERYBODY, -0.8, -0.4), group('n', -100.0, -0.3)], UNITS)
     assert shown.picture.startswith(b'\x89PNG')
 
 

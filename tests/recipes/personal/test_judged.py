@@ -33,6 +33,22 @@ def test_each_person_alike_pairs_and_the_worst(judged):
     assert result.pairs.error == pytest.approx(0.185528, abs=2e-6)
 
 
+def test_a_choice_is_right_where_the_chosen_option_is_ahead_of_all_others():
+    margins, users = np.array([1.0, 2.0, -1.0, 0.0, 3.0, 0.5, 0.5]), np.array([7, 7, 7, 7, 4, 4, 4])
+    part = protocol.judge(margins, users, np.array([5, 5, 9, 9, 1, 2, 2]))
+    # Person 4 has two choices, both right; of person 7, one is right and another has an option ahead of the chosen one.
+    np.testing.assert_array_equal([part.people, part.choices, part.first, part.pairs], [[4, 7], [2, 2], [2, 1], [3, 4]])
+    tied = protocol.judge(np.array([1.0, 0.0]), np.zeros(2, int), np.zeros(2, int))
+    assert tied.first.tolist() == [0.5]
+    share = protocol.put_first([part, tied._replace(people=np.array([9]))])
+    assert share.value == pytest.approx((1.0 + 0.5 + 0.5) / 3)
+    twice = protocol.together([part, part])
+    assert (
+        twice.choices.tolist() == [4, 4] and protocol.from_json(json.loads(json.dumps(twice.to_json()))).first[0] == 4
+    )
+    assert protocol.put_first([protocol.judge(margins, users)]) is None
+
+
 @pytest.mark.parametrize(('pairs', 'worst'), [(2, 0.091), (5, 0.333), (20, 0.517), (100, 0.619)])
 def test_the_worst_tenth_if_all_were_alike(pairs, worst):
     assert protocol.worst_if_alike(np.full(100, pairs), 0.7) == pytest.approx(worst, abs=3e-3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data.comparisons import Lookup
-from pal_jax.recipes.personal import ideal_point, judged, panel, population, portrait
+from pal_jax.recipes.personal import heterogeneity, ideal_point, judged, panel, population, portrait
 from pal_jax.recipes.personal import pictures as people
 from pal_jax.recipes.personal.evaluation import MethodResult
 from pal_jax.recipes.personal.figures import MODELS
@@ -56,7 +56,7 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
     np.testing.assert_allclose(portrait.effects_on_people(model._replace(factor=0.5)), effects / 2, atol=1e-5)
     common = Common(np.array([0.2, 0.5]), np.diag([0.01, 0.01]), 1000)
     units = units_of(('a', 'b'), model.scale)
-    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, True, units))
+    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, True, units, 'Bus.'))
     head, a, b = shown.table
     assert a == [
         'a',
@@ -68,18 +68,23 @@ def test_what_people_want_is_told_in_the_units_of_the_table():
         '0.425',
         '+0.20',
     ] and len(head) == len(a)
-    assert b[1:3] == ['+0.50 ± 0.10', '+0.30 to +0.70'] and portrait.SPREAD in shown.text and shown.picture
+    assert (
+        b[1:3] == ['+0.50 ± 0.10', '+0.30 to +0.70']
+        and portrait.SPREAD in shown.text
+        and shown.picture
+        and shown.text.startswith('Bus.')
+    )
     assert 'From the 3 of 6 people whom split 1 was trained on (--split=1; the splits chose K = 2, 2' in shown.text
     # An effect of thousands is a chance of 0, too.
     certain = portrait.exhibit_wants(
-        model, portrait.Wants(effects, Common(np.full(2, -9e3), np.eye(2), 9), True, units)
+        model, portrait.Wants(effects, Common(np.full(2, -9e3), np.eye(2), 9), True, units, '')
     )
     assert (
         certain.table[1][1:5] == ['–', '–', '–', '0%']
         and portrait.DASH in certain.text
         and portrait.DASH not in shown.text
     )
-    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False, units))
+    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False, units, ''))
     assert (
         shown.table[1] == ['a', '+0.100 ± 0.050', '+0.002 to +0.198', '0.046', '52%', '+0.20']
         and portrait.NO_SPREAD in shown.text
@@ -110,13 +115,19 @@ def test_the_worth_of_attributes_is_told_in_units_of_the_price():
     effects = portrait.effects_on_people(model)
     common = Common(np.array([-0.8, 0.4]), np.diag([1e-4, 1e-4]), 1000)
     units = units_of(('a', 'b'), model.scale, 'a')
-    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False, units))
+    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False, units, ''))
     # Of b, a unit has the effect .4 / 4, and a unit of the price a has -.8 / 2.
     place = shown.table[0].index('worth in a')
     assert shown.table[1][place] == '' and shown.table[2][place].startswith('+0.250 (') and 'Fieller' in shown.text
     unknown = Common(np.array([-0.8, 0.4]), np.diag([1.0, 1e-4]), 1000)
-    shown = portrait.exhibit_wants(model, portrait.Wants(effects, unknown, False, units))
+    shown = portrait.exhibit_wants(model, portrait.Wants(effects, unknown, False, units, ''))
     assert shown.table[2][place] == '+0.25 (–)'
+    # Nothing is alike but for what only an option has that is in every choice.
+    alone = units._replace(alone=frozenset({1}))
+    shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False, alone, ''))
+    cells = dict(zip(*(shown.table[k] for k in (0, 2)), strict=True))
+    assert [cells[name] for name in ('chosen', 'worth in a', 'effect of one standard deviation')] == ['', '', '']
+    assert 'b is of an option that is in every choice' in shown.text and cells['effect of one unit']
 
 
 def test_how_much_people_differ_is_told_in_the_units_of_the_table():
@@ -160,7 +171,7 @@ def test_one_model_for_all_shows_no_differences_and_says_so():
     model = split_model(np.ones((3, 1), np.float32))
     effects = portrait.effects_on_people(model)
     common = Common(np.ones(2), 0.01 * np.eye(2), 1000)
-    _, a, _ = portrait.exhibit_wants(model, portrait.Wants(effects, common, True, units_of(('a', 'b'), None))).table
+    _, a, _ = portrait.exhibit_wants(model, portrait.Wants(effects, common, True, units_of(('a', 'b'), None), '')).table
     assert a == ['a', '+1.00 ± 0.10', '+0.80 to +1.20', '< .001', '73%']
     (people_exhibit,) = portrait.exhibit_prototypes(model)
     assert 'no differences between people' in people_exhibit.text and '--split=1' in people_exhibit.text
@@ -200,9 +211,9 @@ def test_the_direction_people_differ_in_is_compared_whichever_way_it_points():
     unknown = np.where(np.arange(400) < 50, -1, kind)
     unknown[50:53] = 2  # a third group, of three
     for turned, groups in ((mixtures, kind), (mixtures[:, ::-1], 1 - kind), (mixtures, unknown)):
-        assert population.agreement(turned, groups) == pytest.approx(1.0)
-    assert population.agreement(mixtures, rng.permutation(kind)) < 0.6
-    assert np.isnan(population.agreement(mixtures, np.zeros(400, int)))
+        assert heterogeneity.agreement(turned, groups) == pytest.approx(1.0)
+    assert heterogeneity.agreement(mixtures, rng.permutation(kind)) < 0.6
+    assert np.isnan(heterogeneity.agreement(mixtures, np.zeros(400, int)))
 
 
 def test_every_method_has_a_line_of_its_own(monkeypatch):

@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pal_jax.data.comparisons import Comparisons, Lookup, Split, questions, rank_within, row_keys, same_texts
+from pal_jax.data.comparisons import (
+    Comparisons,
+    Lookup,
+    Split,
+    choices_at,
+    questions,
+    rank_within,
+    row_keys,
+    same_texts,
+)
 from pal_jax.data.holdouts import normal
 from pal_jax.recipes.personal import logit
 from pal_jax.recipes.personal.bench import leakage, shortcuts
@@ -309,7 +318,11 @@ def rules(data: Comparisons) -> dict[str, Rule]:
 def evaluate_rule(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int], rule: Rule) -> MethodResult:
     """A rule on all splits; new people are the same for any number of known choices."""
     seen, new = (
-        [judge(rule(trial, index), data.users[index]) for trial in trials for index in [getattr(trial.split, part)]]
+        [
+            judge(rule(trial, index), data.users[index], choices_at(data, index))
+            for trial in trials
+            for index in [getattr(trial.split, part)]
+        ]
         for part in ('test', 'new_test')
     )
     return MethodResult(seen, [new for _ in counts])

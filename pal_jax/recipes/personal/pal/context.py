@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pal_jax.data.comparisons import Comparisons, rank_within
+from pal_jax.data.comparisons import Comparisons, choices_at, rank_within
 from pal_jax.data.histories import context_of
 from pal_jax.data.texts import Text, TextPairs
 from pal_jax.models import states
@@ -68,13 +68,14 @@ def make_method(text: TextSettings, ctx: Context, decoder: Decoder, pairs: TextP
             parts = {name: differences(part) for name, part in seen_people(pairs, trial, count).items()}
             # The reward is fitted on training pairs, its pull chosen on the validation part.
             reward = fit(parts['train'], parts['validation'])
-            seen.append(judge(parts['test'] @ reward, trial.users[trial.split.test]))
+            test = trial.split.test
+            seen.append(judge(parts['test'] @ reward, trial.users[test], choices_at(data, test)))
             rank, margins_of = new.rank[r, : len(trial.split.fit)], {}
             for row, known in zip(rows, counts, strict=True):
                 # Contexts hold `count` choices at most, so larger counts have the same margins.
                 if (shown := min(known, count)) not in margins_of:
                     margins_of[shown] = differences(new_people(trial, rank, shown)) @ reward
-                row.append(judge(margins_of[shown], trial.users[trial.split.new_test]))
+                row.append(judge(margins_of[shown], trial.users[trial.split.new_test], new.choices[r]))
         return MethodResult(seen, rows, shared=decoder.cfg.width)
 
     return method

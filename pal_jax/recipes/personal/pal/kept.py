@@ -21,8 +21,7 @@ from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.holdouts import normal
 from pal_jax.models.states import Frame
-from pal_jax.recipes.personal import panel
-from pal_jax.recipes.personal.pal import offers
+from pal_jax.recipes.personal import offers, panel
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.attributes import lacking, with_numbers
 from pal_jax.recipes.personal.pal.settings import Settings
@@ -45,6 +44,7 @@ class Kept(NamedTuple):
       prompted: whether texts are replies to prompts.
       chat: whether prompts and replies are messages.
       ranges: the least and the largest value of each named attribute of a table; () in runs of earlier versions.
+      constant: the values of an option that every choice of a table has, such as "none of these"; () without one.
       first_split: the number of the first split; -1 in runs of earlier versions, whose numbers were others.
     """
 
@@ -56,6 +56,7 @@ class Kept(NamedTuple):
     prompted: bool = False
     chat: bool = False
     ranges: tuple[tuple[float, float], ...] = ()
+    constant: tuple[float, ...] = ()
     first_split: int = -1
 
     @property
@@ -127,8 +128,12 @@ def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> K
         # Numbers of vectors say nothing by themselves.
         unnamed = data.attributes == comparisons.default_names(len(data.attributes))
         without = unnamed or isinstance(data.chosen, Lookup)
-        ranges = () if without else tuple(offers.ranges(data))
-        return Kept(data.names, data.attributes, scale, groups=groups, ranges=ranges, first_split=first)
+        option = None if without else offers.constant_option(data)
+        named = {
+            'ranges': () if without else tuple(offers.ranges(data)),
+            'constant': () if option is None else tuple(option.tolist()),
+        }
+        return Kept(data.names, data.attributes, scale, groups=groups, **named, first_split=first)
     prompted, chat = text.pairs.prompt is not None, text.pairs.chat
     return Kept(data.names, data.attributes, scale, text.frame, groups, prompted, chat, first_split=first)
 
@@ -169,6 +174,7 @@ def load(folder: Path) -> Kept:
         frame = record['frame'] and Frame(**{name: np.array(x) for name, x in record['frame'].items()})
         columns: dict[str, Any] = {name: tuple(record[name]) for name in ('names', 'attributes')}
         columns['ranges'] = tuple((low, high) for low, high in record.get('ranges', ()))
+        columns['constant'] = tuple(record.get('constant', ()))
         return Kept(**record | columns | {'scale': np.array(record['scale']), 'frame': frame})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path} cannot be read ({error}); copy the folder of the run again') from None

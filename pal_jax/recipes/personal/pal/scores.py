@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from scipy import special
 
 from pal_jax.data import records, surveys
 from pal_jax.recipes.personal import logit_people
 from pal_jax.recipes.personal.logit_people import Effects
 from pal_jax.recipes.personal.pal import by_logit, tables
 from pal_jax.recipes.personal.pal import reward as pal_reward
-from pal_jax.recipes.personal.pal.attributes import in_order, items_of
+from pal_jax.recipes.personal.pal.attributes import columns_of, in_order, items_of
 from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.person import file_and_name, open_person, read_person
 from pal_jax.recipes.personal.pal.reward import TrainedPAL, reward_of_replies
@@ -26,17 +27,28 @@ from pal_jax.run import files
 from pal_jax.run.record_scorer import RecordScorer
 from pal_jax.run.runs import read_settings
 
-KEYS = 'score', 'probability'  # of an option, and of the choice of a pair's first side
+KEYS = 'score', 'probability'  # of an option, and of a choice: of a pair's first side, or of an option in its situation
 CHUNK = 64  # people whose choices are predicted at once
 
 # An option, or both sides of a pair: their vectors `[1, H]`, and of prompts in variant B.
 Items = tuple[tuple[np.ndarray, np.ndarray | None], ...]
 
 
+class TableRow(NamedTuple):
+    """The items of a record of a table; `choice` has the ids of the person, where there is one, and of the situation of
+    an option, and is () where a record is no option or names no situation."""
+
+    items: Items
+    choice: tuple[str, ...] = ()
+
+
 def open_scorer(workdir: str, person: str) -> RecordScorer:
     """Open a run for a person: a file of a mixture, the id of a person of the training, or '' for the mean over them.
 
     The difference of two scores is the log-odds of the choice between them.
+
+    Options of a table that name their situation have the probability with which each is chosen from its situation, as a
+    mean over people or over what a person's effects may be.
 
     Where the run takes its mixed logit for people (`pal/by_logit.py`), a file of effects takes the place of one of a
     mixture, and everybody of the survey has an id.
@@ -49,32 +61,70 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
         return _by_effects(run, effects)
     run, w = open_person(workdir, person, run)
     # A share of all people is a mean over them, and not the choice of their mean.
-    score = functools.partial(_score_rows, run, w, w[None] if person else run.mixtures)
-    return _scorer_of(run, score)
+    mixtures = w[None] if person else run.mixtures
+    score = functools.partial(_score_rows, run, w, mixtures)
+    if run.reading:
+        return _scorer_of_texts(run, score)
+    return _scorer_of(run, score, functools.partial(_by_mixtures, run, mixtures))
 
 
 def _by_effects(run: TrainedPAL, person: Effects) -> RecordScorer:
     """The scorer of a person by effects of attributes: an option has its utility at their mean, and a choice between
     two its probability, which is a mean over what the effects may be."""
 
-    def score(read: Sequence[Any]) -> np.ndarray:
+    def score(read: Sequence[Items]) -> np.ndarray:
         sides = [np.concatenate([items for items, _ in side]) for side in zip(*read, strict=True)]
         return sides[0] @ person.mean if len(sides) == 1 else logit_people.probability(person, sides[0] - sides[1])
 
-    return _scorer_of(run, score)
+    def chances(read: Sequence[Items], situations: Sequence[np.ndarray]) -> list[np.ndarray]:
+        items = np.concatenate([item for ((item, _),) in read])
+        return [logit_people.choice_probabilities(person, items[index]) for index in situations]
+
+    return _scorer_of(run, score, chances)
 
 
-def _scorer_of(run: TrainedPAL, score: Callable[[Sequence[Any]], np.ndarray]) -> RecordScorer:
-    """The scorer of records in the run's form by a function of what `to_replies` or `to_items` reads."""
+def _scorer_of_texts(run: TrainedPAL, score: Callable[[Sequence[Any]], np.ndarray]) -> RecordScorer:
+    """The scorer of texts and of pairs of texts by a function of what `to_replies` reads."""
 
     def details(read: Sequence[Any]) -> list[dict[str, Any]]:
         return [{KEYS[len(sides) - 1]: float(x)} for sides, x in zip(read, score(read), strict=True)]
 
-    form = functools.partial(_form, run)
-    if run.reading:
-        return RecordScorer(functools.partial(to_replies, run), score, form, KEYS, details)
-    doubt = functools.partial(_doubt, run.kept)
-    return RecordScorer(functools.partial(to_items, run), score, form, KEYS, details, doubt, run.kept.attributes)
+    return RecordScorer(functools.partial(to_replies, run), score, functools.partial(_form, run), KEYS, details)
+
+
+def _scorer_of(
+    run: TrainedPAL,
+    score: Callable[[Sequence[Items]], np.ndarray],
+    chances: Callable[[Sequence[Items], Sequence[np.ndarray]], list[np.ndarray]],
+) -> RecordScorer:
+    """The scorer of a table's rows by two functions of their items: `score` gives the score of each option, or the
+    probability of each pair; `chances` gives the probabilities of the options of situations, each of which is an array
+    of the numbers of its rows."""
+
+    def in_situations(read: Sequence[TableRow]) -> np.ndarray:
+        rows_of: dict[tuple[str, ...], list[int]] = {}
+        for number, row in enumerate(read):
+            rows_of.setdefault(row.choice, []).append(number)
+        situations, shares = [np.array(rows) for rows in rows_of.values()], np.zeros(len(read))
+        for rows, probabilities in zip(situations, chances([row.items for row in read], situations), strict=True):
+            shares[rows] = probabilities
+        return shares
+
+    def of_rows(read: Sequence[TableRow]) -> np.ndarray:
+        return in_situations(read) if read[0].choice else score([row.items for row in read])
+
+    def details(read: Sequence[TableRow]) -> list[dict[str, Any]]:
+        key, scores = KEYS[len(read[0].items) - 1], score([row.items for row in read])
+        fields = [{key: float(x)} for x in scores]
+        if read[0].choice:
+            fields = [{**row, KEYS[1]: float(x)} for row, x in zip(fields, in_situations(read), strict=True)]
+        return fields
+
+    # All rows are scored at once, so no situation is cut.
+    return RecordScorer(
+        functools.partial(_to_row, run), of_rows, functools.partial(_form, run), KEYS, details,
+        functools.partial(_doubt, run.kept), run.kept.attributes, chunk=None,
+    )  # fmt: skip
 
 
 def to_replies(run: TrainedPAL, record: Any) -> tuple[tuple[Any, Any], ...]:
@@ -132,19 +182,38 @@ def to_items(run: TrainedPAL, record: Any) -> Items:
     return tuple(to_item({**record, 'item': item or None}, run) for item in given)
 
 
+def _to_row(run: TrainedPAL, record: Any) -> TableRow:
+    """A record of a table with its choice. Raises ValueError as `to_items`, or the id of the choice is none."""
+    items, columns = to_items(run, record), _columns_of_choice(run.kept, record)
+    is_option = len(items) == 1 and columns
+    return TableRow(items, tuple(records.identity('', record, column) for column in columns) if is_option else ())
+
+
+def _columns_of_choice(kept: Kept, record: Any) -> list[str]:
+    """The columns of a record that name its person, where there is one, and its situation; none without a situation."""
+    known = columns_of(kept.attributes)
+    columns = [column for column in record if column not in known] if isinstance(record, Mapping) else []
+    situation, person = surveys.situation_column(columns), surveys.person_column(columns)
+    return [column for column in (person, situation) if column] if situation else []
+
+
 def _form(run: TrainedPAL, record: Mapping[str, Any]) -> str:
     """The form of a record: 'a pair', or 'an option', which is a text in a run on texts."""
     if run.reading:
         return 'a pair' if _text_columns(record) else 'a text'
     pair = 'item' not in record and len(items_of(record, run.kept.attributes)) == 2
-    return 'a pair' if pair else 'an option'
+    option = 'an option of a situation' if _columns_of_choice(run.kept, record) else 'an option'
+    return 'a pair' if pair else option
 
 
-def _doubt(kept: Kept, items: Items) -> str:
+def _doubt(kept: Kept, row: TableRow) -> str:
     """The words for a number beyond those of the run's data; '' where there is none, or the run knows no ranges."""
-    for vector, _ in items:
-        for name, x, ends in zip(kept.attributes, (vector[0] * kept.scale).tolist(), kept.ranges, strict=False):
-            # Scales and float32 change the last digits of a number.
+    for vector, _ in row.items:
+        values = vector[0] * kept.scale
+        # Scales and float32 change the last digits of a number.
+        if kept.constant and np.allclose(values, kept.constant, rtol=1e-5):
+            continue
+        for name, x, ends in zip(kept.attributes, values.tolist(), kept.ranges, strict=False):
             if not np.isclose(x, np.clip(x, *ends), rtol=1e-5):
                 return f'{name} {x:.6g} is outside {ends[0]:.6g} to {ends[1]:.6g} of the survey'
     return ''
@@ -195,6 +264,20 @@ def _score_rows(run: TrainedPAL, w: Array, mixtures: Array, read: Sequence[Any])
         return jax.nn.sigmoid(run.factor * (first - second))
 
     return np.asarray(jax.lax.map(chance, mixtures, batch_size=CHUNK).mean(axis=0))
+
+
+def _by_mixtures(
+    run: TrainedPAL, mixtures: Array, read: Sequence[Items], situations: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """The probabilities of the options of each situation, as means over the `mixtures` `[P, K]`."""
+    items, prompts = zip(*(side for (side,) in read), strict=True)
+    flat, of_prompts = np.concatenate(items), np.concatenate(prompts) if run.pal.variant == 'B' else None
+
+    def utilities(mixture: Array) -> Array:
+        return run.factor * pal_reward.rewards(run, mixture, flat, of_prompts)
+
+    of_people = np.asarray(jax.lax.map(utilities, mixtures, batch_size=CHUNK))
+    return [special.softmax(of_people[:, index], axis=1).mean(axis=0) for index in situations]
 
 
 def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]:

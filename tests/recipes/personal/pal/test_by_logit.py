@@ -85,6 +85,24 @@ def test_a_person_by_the_mixed_logit_scores_asks_and_is_forgotten(run, tmp_path,
         pal_jax.score(source, [dear], person='p0')
 
 
+def test_options_of_a_situation_have_shares_of_all_people_and_probabilities_of_one(run, tmp_path):
+    source = with_logit(run, tmp_path / 'run', seen_lead_mixed_logit=0.01)
+    cheap, middle, dear = ({'price': price, 'years': 3.0} for price in (60.0, 90.0, 120.0))
+    rows = [{'scenario': 1, **cheap}, {'scenario': 2, **dear}, {'scenario': 1, **dear}, {'scenario': 2, **middle}]
+    shares = pal_jax.score(source, [*rows, {'scenario': 1, **middle}])
+    assert shares[[0, 2, 4]].sum() == pytest.approx(1.0) and shares[[1, 3]].sum() == pytest.approx(1.0)
+    # Of two options the share is the probability of the pair.
+    pair = {f'{name}_{side}': x for side, item in (('A', dear), ('B', middle)) for name, x in item.items()}
+    assert shares[1] == pytest.approx(pal_jax.score(source, [pair])[0], abs=2e-3)
+    # People who like dear tariffs are fewer than those who like cheap ones, of whom `p0` is one.
+    assert shares[0] > shares[4] > shares[2]
+    odds = np.exp([-0.05 * 60, -0.05 * 120, -0.05 * 90])
+    of_p0 = pal_jax.score(source, [rows[0], rows[2], {'scenario': '1', **middle}], person='p0')
+    np.testing.assert_allclose(of_p0, odds / odds.sum(), atol=0.05)
+    with pytest.raises(ValueError, match='record 2: .*an option'):
+        pal_jax.score(source, [rows[0], dear])
+
+
 def test_the_pairs_of_a_situation_are_one_choice(run, tmp_path):
     """One choice among three tariffs says less about a person than two choices between two of them."""
     source, variance = with_logit(run, tmp_path / 'run', seen_lead_mixed_logit=0.01), {}

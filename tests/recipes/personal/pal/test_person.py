@@ -14,6 +14,7 @@ import pal_jax
 from pal_jax import scoring
 from pal_jax.commands import personalize, score
 from pal_jax.recipes.personal import ideal_point
+from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.recipes.personal.pal import scores as pal_scores
@@ -456,6 +457,23 @@ def test_a_table_of_pairs_has_probabilities_and_one_of_options_scores(run, tmp_p
     assert float(shown) == pytest.approx(expected, rel=1e-4) and len(shown.lstrip('0.')) <= 6
 
 
+def test_options_of_a_situation_are_chosen_by_the_mean_over_mixtures(run, tmp_path):
+    names = run.kept.attributes
+    items = [dict(zip(names, (float(k + n) for k in range(len(names))), strict=True)) for n in (1, 3, 8)]
+    # Two people answer the same situation, and a person's situation is told apart from the other's.
+    rows = [{'participant': who, 'task': 7, **item} for item in items for who in ('ana', 'bo')]
+    scores = np.array([scoring.open_scorer(run.workdir, name)(items) for name in run.people])
+    odds = np.exp(scores - scores.max(axis=1, keepdims=True))
+    expected = (odds / odds.sum(axis=1, keepdims=True)).mean(axis=0)
+    scorer = scoring.open_scorer(run.workdir)
+    np.testing.assert_allclose(scorer(rows), np.repeat(expected, 2), rtol=1e-4)
+    (path := tmp_path / 'market.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    score.score(run.workdir, '', str(path), tmp_path / 'out.jsonl')
+    written = [json.loads(line) for line in (tmp_path / 'out.jsonl').read_text().splitlines()]
+    np.testing.assert_allclose([row['probability'] for row in written], np.repeat(expected, 2), rtol=1e-4)
+    np.testing.assert_allclose([row['score'] for row in written[::2]], scorer(items), rtol=1e-4)
+
+
 def test_an_attribute_that_is_missing_or_out_of_range_is_named(run, capsys):
     scorer = scoring.open_scorer(run.workdir)
     (low, high), _ = run.kept.ranges
@@ -474,3 +492,11 @@ def test_the_name_of_a_person_may_be_almost_right(run):
     name = next(iter(run.people))
     with pytest.raises(ValueError, match=f'did you mean {name}'):
         scoring.open_scorer(run.workdir, f'{name[0]}0{name[1:]}')
+
+
+def test_an_option_that_every_choice_has_is_not_out_of_range():
+    ranges, scale = ((2.0, 6.0), (0.0, 1.0)), np.array([2.0, 1.0])
+    kept = pal_kept.Kept(('ana',), ('price', 'neither'), scale, ranges=ranges, constant=(0.0, 1.0))
+    for item, doubt in (([0.0, 1.0], False), ([0.0, 0.0], True), ([9.0, 1.0], True), ([4.0, 0.0], False)):
+        row = pal_scores.TableRow(((kept.in_units([item]), None),))
+        assert bool(pal_scores._doubt(kept, row)) == doubt

@@ -38,11 +38,18 @@ def scales(data: Comparisons) -> np.ndarray:
     return np.where(np.ptp(items, axis=0) > 0, items.std(axis=0), 1.0)
 
 
+def alone(data: Comparisons) -> frozenset[int]:
+    """The numbers of the attributes that tell the constant option from the others, and do not differ between these."""
+    option, items = constant_option(data), varied(data)
+    if option is None:
+        return frozenset()
+    return frozenset(np.flatnonzero((np.ptp(items, axis=0) == 0.0) & (items[0] != option)).tolist())
+
+
 def ranges(data: Comparisons) -> list[tuple[float, float]]:
     """The least and the largest value of each attribute; with the constant option where other items do not vary."""
     (low, high), everywhere = ([x.min(axis=0), x.max(axis=0)] for x in (varied(data), data.items))
-    alone = low == high
-    ends = (np.where(alone, end, of_items) for end, of_items in zip(everywhere, (low, high), strict=True))
+    ends = (np.where(low == high, end, of_items) for end, of_items in zip(everywhere, (low, high), strict=True))
     return list(zip(*(end.tolist() for end in ends), strict=True))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data.comparisons import PreferencePair, from_pairs
-from pal_jax.recipes.personal.pal import offers
+from pal_jax.recipes.personal import offers
 
 
 def survey(situations=12, neither=True):
