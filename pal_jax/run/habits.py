@@ -26,7 +26,7 @@ KEYS = {
     'lr': ('optimizer.lr',),
     'max_grad_norm': ('optimizer.max_norm',),
     'optim': ('optimizer.name',),
-    'lr_scheduler_type': ('optimizer.min_ratio',),
+    'lr_scheduler_type': ('optimizer.decay', 'optimizer.min_ratio'),
     'warmup_ratio': ('optimizer.warmup_ratio',),
     'warmup_steps': ('optimizer.warmup_ratio',),
     'adam_beta1': ('optimizer.b1',),
@@ -121,7 +121,7 @@ UNITS = {
     ),
     'gradient_accumulation_steps': 'it counts the rows of a part, and the number of parts follows',
     'warmup_steps': 'it is a share of the updates',
-    'lr_scheduler_type': '0 is the cosine, 1 a constant rate',
+    'lr_scheduler_type': 'linear or cosine; min_ratio is the last rate as a share of the highest, 1 a constant one',
     'scale_rewards': 'group_norm divides by the deviation of a prompt, dr_grpo does not',
     **dict.fromkeys(
         ('zero_stage', 'deepspeed'), '-1, the default, splits parameters, gradients and optimiser as stage 3 does'

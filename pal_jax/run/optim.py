@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from optax import contrib
 
 from pal_jax.run import sharding
 from pal_jax.types import derived
+
+Decay = Literal['cosine', 'linear']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +40,10 @@ class Optimizer:
     lr: float = dataclasses.field(kw_only=True)
     # The share of the updates in which the rate rises to `lr`.
     warmup_ratio: float = 0.03
-    # The last rate as a share of `lr`, to which it falls by a cosine.
+    # The last rate as a share of `lr`.
     min_ratio: float = 0.1
+    # The way to the last rate: by a cosine, or by a straight line (linear).
+    decay: Decay = 'cosine'
     # The decay of the first moment.
     b1: float = 0.9
     # The decay of the second moment.
@@ -81,6 +85,7 @@ class Optimizer:
             'total_steps': self.total_steps,
             'warmup_ratio': self.warmup_ratio,
             'min_ratio': self.min_ratio,
+            'decay': self.decay,
         }
 
     @functools.cached_property
@@ -142,21 +147,33 @@ def with_numbers(state: Any, **numbers: float) -> Any:
 
 
 def make_schedule(
-    *, lr: float, total_steps: int, warmup_ratio: float = 0.03, min_ratio: float = 0.1, held: int = 0
+    *,
+    lr: float,
+    total_steps: int,
+    warmup_ratio: float = 0.03,
+    min_ratio: float = 0.1,
+    decay: str = 'cosine',
+    held: int = 0,
 ) -> optax.Schedule:
     """The rate as a function of the number of updates.
 
     It rises linearly to `lr` in `W = ceil(warmup_ratio * total_steps)` updates, of which the first has the rate
-    `lr / W`, stays at `lr` for `held` updates, and falls to `min_ratio * lr` by a cosine.
+    `lr / W`, stays at `lr` for `held` updates, and falls to `min_ratio * lr` by a cosine or a straight line.
     """
     if total_steps < 1 or not 0.0 <= warmup_ratio < 1.0:
         raise ValueError(
             f'a schedule needs total_steps >= 1 and warmup_ratio in [0, 1), got {total_steps}, {warmup_ratio}'
         )
     warmup = min(math.ceil(warmup_ratio * total_steps), total_steps - 1)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, lr, warmup, total_steps, end_value=min_ratio * lr)
+    if decay not in get_args(Decay):
+        raise ValueError(f'decay={decay!r} is unknown; give one of {", ".join(get_args(Decay))}')
+    if decay == 'linear':
+        parts = optax.linear_schedule(0.0, lr, warmup), optax.linear_schedule(lr, min_ratio * lr, total_steps - warmup)
+        schedule = optax.join_schedules(parts, [warmup])
+    else:
+        schedule = optax.warmup_cosine_decay_schedule(0.0, lr, warmup, total_steps, end_value=min_ratio * lr)
     # While the rate rises an update has the rate that it rises to: from 0 the first one would learn nothing.
-    # Between rise and cosine the count stands still for `held` updates.
+    # Between rise and fall the count stands still for `held` updates.
     return lambda count: schedule(jnp.maximum(jnp.minimum(count + 1, warmup), count - held))
 
 

@@ -30,8 +30,19 @@ def test_schedule_equals_the_formula():
     np.testing.assert_allclose(schedule(jnp.asarray(steps)), expected, rtol=1e-5)
 
 
-def test_a_rate_may_be_held_before_it_falls():
-    shape = {'lr': 2.0, 'total_steps': 50, 'warmup_ratio': 0.1, 'min_ratio': 0.25}
+def test_a_linear_schedule_falls_along_a_line():
+    schedule = make_schedule(lr=2.0, total_steps=50, warmup_ratio=0.1, min_ratio=0.25, decay='linear')
+    steps = np.arange(60)
+    expected = 2.0 * np.where(steps < 5, (steps + 1) / 5, np.maximum(1 - 0.75 * (steps - 5) / 45, 0.25))
+    np.testing.assert_allclose(schedule(jnp.asarray(steps)), expected, rtol=1e-5)
+    assert Optimizer(lr=2.0, decay='linear').over(50).rate(30) == pytest.approx(expected[30], rel=0.2)
+    with pytest.raises(ValueError, match='decay=.*linear'):
+        Optimizer(lr=2.0, decay='line')  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize('decay', ['cosine', 'linear'])
+def test_a_rate_may_be_held_before_it_falls(decay):
+    shape = {'lr': 2.0, 'total_steps': 50, 'warmup_ratio': 0.1, 'min_ratio': 0.25, 'decay': decay}
     plain, held = make_schedule(**shape), make_schedule(**shape, held=7)
     expected = [plain(i) for i in range(5)] + [2.0] * 7 + [plain(i) for i in range(5, 60)]
     np.testing.assert_allclose([held(i) for i in range(67)], expected, rtol=1e-6)

@@ -65,4 +65,4 @@ def make_summary_scorer(settings: RewardModelSettings, cfg: ModelConfig, mesh: M
 def make_rate(settings: Settings) -> Callable[[int], Any]:
     """A factor of the reward model's rate, by the number of the step: 1 while the summariser waits, then falling."""
     shape, steps = settings.reward_model.optimizer, {'total_steps': settings.total_steps, 'held': settings.hold.steps}
-    return make_schedule(lr=1.0, warmup_ratio=shape.warmup_ratio, min_ratio=shape.min_ratio, **steps)
+    return make_schedule(lr=1.0, warmup_ratio=shape.warmup_ratio, min_ratio=shape.min_ratio, decay=shape.decay, **steps)
