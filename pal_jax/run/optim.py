@@ -66,7 +66,7 @@ class Optimizer:
             if not fits:
                 raise ValueError(f'{key}={getattr(self, key)} must be {bounds}')
         # The schedule checks the other values.
-        make_schedule(**self._schedule | {'total_steps': self.total_steps or 1})
+        self._schedule(self.total_steps or 1)
         _direction(self.name, self.b1, self.b2)
 
     def over(self, total_steps: int) -> Optimizer:
@@ -75,18 +75,12 @@ class Optimizer:
         Raises:
           ValueError: `total_steps` is below 1.
         """
-        make_schedule(**self._schedule | {'total_steps': total_steps})
+        self._schedule(total_steps)
         return dataclasses.replace(self, total_steps=total_steps)
 
-    @property
-    def _schedule(self) -> dict[str, Any]:
-        return {
-            'lr': self.lr,
-            'total_steps': self.total_steps,
-            'warmup_ratio': self.warmup_ratio,
-            'min_ratio': self.min_ratio,
-            'decay': self.decay,
-        }
+    def _schedule(self, total_steps: int) -> optax.Schedule:
+        shape: Any = {'warmup_ratio': self.warmup_ratio, 'min_ratio': self.min_ratio, 'decay': self.decay}
+        return make_schedule(lr=self.lr, total_steps=total_steps, **shape)
 
     @functools.cached_property
     def _chain(self) -> optax.GradientTransformation:
@@ -94,12 +88,12 @@ class Optimizer:
             optax.clip_by_global_norm(self.max_norm),
             _direction(self.name, self.b1, self.b2),
             optax.add_decayed_weights(self.weight_decay, mask=decays),
-            optax.scale_by_learning_rate(make_schedule(**self._schedule)),
+            optax.scale_by_learning_rate(self._schedule(self.total_steps)),
         )
 
     def rate(self, updates: int) -> float:
         """The rate of the update after so many others."""
-        return float(np.asarray(make_schedule(**self._schedule)(updates)))
+        return float(np.asarray(self._schedule(self.total_steps)(updates)))
 
     def init(self, params: optax.Params) -> optax.OptState:
         """The state before the first update."""
@@ -152,7 +146,7 @@ def make_schedule(
     total_steps: int,
     warmup_ratio: float = 0.03,
     min_ratio: float = 0.1,
-    decay: str = 'cosine',
+    decay: Decay = 'cosine',
     held: int = 0,
 ) -> optax.Schedule:
     """The rate as a function of the number of updates.
