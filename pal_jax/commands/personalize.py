@@ -1,4 +1,4 @@
-"""Learns a new person from a few choices, by a run of PAL, and the pair to ask about next.
+"""Learns a new person from a few choices, by a run of PAL, and the question to ask next.
 
   pal-jax personalize --source=runs/pal --choices=ana.csv --output=ana.json
   pal-jax personalize --source=runs/pal --choices=ana.csv --ask=pairs.csv
@@ -10,8 +10,9 @@ Options:
   --source=FOLDER         a finished run of --config=pal; --workdir=FOLDER is the same
   --choices=FILE          choices of one person or of several, in the format the run learnt from (docs/howto/choices.md)
   --output=FILE           where each person is written, as a line of JSON; a file that exists is refused
-  --ask=FILE              pairs that nobody has answered, in the same format without user and choice: left_<attribute>
-                          and right_<attribute>, or JSON lines of left and right
+  --ask=FILE              questions that nobody has answered, in the same format without user and choice: pairs with
+                          left_<attribute> and right_<attribute>, or JSON lines of left and right; or options, a row
+                          each, with a column situation
   --forget=ID             delete the mixture of a person whom the run was trained on, and print which parts of the run
                           have learnt from the person and stay; or delete the file of a person (.json)
   --split=N               the mixture of prototypes of this split of the run, from 0 to split.seeds - 1
@@ -20,9 +21,10 @@ A person of a run on a table has effects of the attributes by the mixed logit wh
 or is not shown to predict people better than one model for all; a line on stderr says so. Otherwise a person is a
 mixture of the prototypes that the report shows.
 
-Without --output the person is printed. With --ask the pairs are printed instead, a JSON object a line, the most
-informative first: `pair` is the number in the file, from 1, and `information` the nats that the answer is expected to
-give about the person. --ask without --choices ranks pairs for a person without choices.
+Without --output the person is printed. With --ask the questions are printed instead, a JSON object a line, the most
+informative first: `pair` is the number in the file, from 1, or `situation` the id there, and `information` the nats
+that the answer is expected to give about the person. --ask without --choices ranks questions for a person without
+choices.
 """
 
 from __future__ import annotations
@@ -31,11 +33,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from pal_jax.commands.talking import CACHE, SOURCE, source_or_run
-from pal_jax.recipes.personal.pal import by_logit
+from pal_jax.recipes.personal.pal import by_logit, questions
 from pal_jax.recipes.personal.pal import forget as pal_forget
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal import reward as pal_reward
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | None, split: int | None) -> None:
-    """Fit each person and write or print the mixtures, then print the pairs of `ask_file` by expected information.
+    """Fit each person and write or print the mixtures, then print the questions of `ask_file` by expected information.
 
     Raises:
       ValueError: the run, a row of a file or the output is wrong.
@@ -92,14 +93,8 @@ def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | N
             else:
                 cli.print_json(record)
     if ask_file:
-        pairs = pal_person.read_choices(run, ask_file, answered=False)
-        expected = by_logit.information(run, pairs, people[0] if people else None)
-        # The sort is stable, so pairs of equal information keep the order of the file.
-        for i in np.argsort(-expected, kind='stable'):
-            left, right = pairs.shown[i]
-            cli.print_json(
-                {'pair': int(i) + 1, 'information': float(f'{expected[i]:.4g}'), 'left': left, 'right': right}
-            )
+        for question in questions.ranked(run, ask_file, people[0] if people else None):
+            cli.print_json(question)
 
 
 def _in_words(record: Mapping[str, Any]) -> str:

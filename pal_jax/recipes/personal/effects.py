@@ -56,14 +56,20 @@ class GroupModel(NamedTuple):
 
 
 def describe(
-    model: portrait.SplitModel, units: Units, record: Mapping[str, Any], *, predicts: bool, mixed: MixedLogit | None
+    model: portrait.SplitModel,
+    choices: ChoiceSets,
+    units: Units,
+    record: Mapping[str, Any],
+    *,
+    predicts: bool,
+    mixed: MixedLogit | None,
 ) -> tuple[list[Exhibit], dict[str, str]]:
     """The exhibits of what people want, and each group, and the file of all effects.
 
-    `model` and `predicts` are as `portrait.Wants` has them, and `record` is that of the evaluation.
+    `model` and `predicts` are as `portrait.Wants` has them, `choices` are all of the survey, and `record` is of the
+    evaluation.
     """
     data, of_people = model.data, portrait.effects_on_people(model)
-    choices = logit.choices_in(data)
     assert of_people is not None  # the items are no texts
     common, groups = logit.of_all(choices), group_models(data, choices)
     (low, high) = np.array(offers.ranges(data)).T

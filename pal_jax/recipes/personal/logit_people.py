@@ -76,15 +76,21 @@ def probability(person: Effects, difference: np.ndarray) -> np.ndarray:
     return special.expit(_utilities(person, difference)) @ WEIGHTS
 
 
-def choice_probabilities(person: Effects, items: np.ndarray) -> np.ndarray:
-    """The probabilities `[J]` with which a person chooses each of J options `[J, H]`, as a mean over draws of the
-    person's effects. The draws are those of Sobol's sequence, the same in every call."""
+def chances_of_options(person: Effects, items: np.ndarray) -> np.ndarray:
+    """The probabilities `[D, J]` with which a person chooses each of J options `[J, H]`, by D draws of the person's
+    effects. The draws are those of Sobol's sequence, the same in every call."""
     # A covariance may have no inverse, but it always has this root. The shift keeps the first point of the sequence, 0,
     # from being infinite.
     root = np.linalg.svd(person.covariance, hermitian=True)
     normal = special.ndtri(qmc.Sobol(len(person.mean), scramble=False).random(DRAWS) + 0.5 / DRAWS)
     draws = person.mean + normal * np.sqrt(root.S) @ root.Vh
-    return special.softmax(draws @ items.T, axis=1).mean(axis=0)
+    return special.softmax(draws @ items.T, axis=1)
+
+
+def information_of_choice(chances: np.ndarray) -> float:
+    """The information in nats that is expected of a choice among options, by the chances `[D, J]` that each of D people
+    gives them who could be the person: the entropy of their mean less their mean entropy."""
+    return float(special.entr(chances.mean(axis=0)).sum() - special.entr(chances).sum(axis=1).mean())
 
 
 def information(person: Effects, difference: np.ndarray) -> np.ndarray:

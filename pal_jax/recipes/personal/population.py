@@ -268,7 +268,7 @@ def evaluate(
         choices = logit.choices_in(panel.data)
         mixed = mixed_logit.fit_all(choices, panel.draws, log) if 'mixed_logit' in others else None
         units = logit.units_of(panel.data.attributes, panel.scale, panel.price, offers.alone(panel.data))
-        wants, files = effects.describe(model, units, record, predicts=predicts, mixed=mixed)
+        wants, files = effects.describe(model, choices, units, record, predicts=predicts, mixed=mixed)
         if mixed and len(panel.data.names) <= portrait.SHOWN_PEOPLE:
             by_logit = logit_people.population_of(mixed, choices, panel.data.names)
             files[logit_people.FILE] = logit_people.to_json(by_logit, panel.data.attributes, units.scale)

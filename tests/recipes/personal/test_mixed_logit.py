@@ -174,14 +174,17 @@ def test_a_choice_among_options_has_the_probabilities_of_a_pair_and_of_independe
     covariance = deviation**2 * np.array([[1.0, 0.3, 0.0], [0.3, 0.5, 0.0], [0.0, 0.0, 0.0]])
     person = logit_people.Effects(np.array([0.4, -0.2, 0.7]), covariance)
     items = np.random.default_rng(0).normal(size=(4, 3))
-    pair = logit_people.choice_probabilities(person, items[:2])
+    pair = logit_people.chances_of_options(person, items[:2]).mean(axis=0)
     np.testing.assert_allclose(pair[0], logit_people.probability(person, items[:1] - items[1:2])[0], atol=2e-3)
     draws = np.random.default_rng(1).multivariate_normal(person.mean, covariance, 400_000, method='eigh')
     odds = np.exp(draws @ items.T)
     expected = (odds / odds.sum(axis=1, keepdims=True)).mean(axis=0)
-    of_four = logit_people.choice_probabilities(person, items)
+    of_four = logit_people.chances_of_options(person, items).mean(axis=0)
     np.testing.assert_allclose(of_four, expected, atol=3e-3)
     assert of_four.sum() == pytest.approx(1.0)
+    # A choice between two options tells what the answer to a pair does.
+    nats = logit_people.information_of_choice(logit_people.chances_of_options(person, items[:2]))
+    assert nats == pytest.approx(logit_people.information(person, items[:1] - items[1:2])[0], abs=2e-3)
 
 
 def test_a_population_comes_back_from_the_file_in_the_units_of_the_survey(tmp_path):

@@ -68,7 +68,7 @@ def items_of(row: Mapping[str, Any], attributes: Sequence[str]) -> list[dict[str
     """The items of a row of a table by their attributes: the two sides of a pair, or one option. Other columns are left
     out. Raises ValueError where an attribute is missing, or a number is none."""
     names = columns_of(attributes)
-    columns = _sides_of(row, names)
+    columns = sides_of(row, names)
     for side in columns:
         if (missing := [name for name in names if name not in side]) and len(missing) < len(names):
             raise ValueError(f'it has {lacking(missing[0], side, attributes)}')
@@ -82,7 +82,7 @@ def items_of(row: Mapping[str, Any], attributes: Sequence[str]) -> list[dict[str
     ]
 
 
-def _sides_of(row: Mapping[str, Any], names: Mapping[str, None]) -> list[dict[str, str]]:
+def sides_of(row: Mapping[str, Any], names: Mapping[str, None]) -> list[dict[str, str]]:
     """The columns of both sides of a pair, or of one option, by the names that they have in it."""
     by_side = ([surveys.columns_of_side(side, list(row)) for side in sides] for sides in surveys.SIDES)
     option = [{name: name for name in row}]
@@ -93,7 +93,7 @@ def with_points(path: str, rows: list[records.Row], attributes: Sequence[str]) -
     """The rows of a file, with a point in numbers of the attributes that have a decimal comma, which CSV has between
     semicolons or tabs."""
     names = columns_of(attributes)
-    numeric = {c for _, row in rows[:1] for side in _sides_of(row, names) for name, c in side.items() if name in names}
+    numeric = {c for _, row in rows[:1] for side in sides_of(row, names) for name, c in side.items() if name in names}
     comma = files.format_of(Path(path)) == '.csv' and Path(path).is_file() and records.delimiter(Path(path)) != ','
     converted = ((place, {c: with_point(x) if c in numeric else x for c, x in row.items()}) for place, row in rows)
     return list(converted) if comma else rows

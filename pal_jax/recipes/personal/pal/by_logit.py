@@ -53,8 +53,14 @@ def information(run: TrainedPAL, open_pairs: PersonChoices, choices: PersonChoic
     """
     if run.logit is None:
         return pal_person.information(run, open_pairs, choices)
-    person = logit_people.given_choices(run.logit.model, _choice_sets(choices)) if choices else run.logit.everybody
-    return logit_people.information(person, np.asarray(open_pairs.batch.difference)[0])
+    return logit_people.information(effects_of(run, choices), np.asarray(open_pairs.batch.difference)[0])
+
+
+def effects_of(run: TrainedPAL, choices: PersonChoices | None) -> Effects:
+    """The effects of a person given the person's choices, by the mixed logit that the run has; without choices, those
+    over people."""
+    assert run.logit is not None
+    return logit_people.given_choices(run.logit.model, _choice_sets(choices)) if choices else run.logit.everybody
 
 
 def _choice_sets(choices: PersonChoices) -> ChoiceSets:

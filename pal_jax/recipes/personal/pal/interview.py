@@ -35,7 +35,7 @@ from pal_jax.run.forecast import counted
 
 Click = tuple[int, str]  # the number of a pair, from 0, and the side that was clicked
 SIDES = 'left', 'right'
-DRAWS, BETWEEN = 2000, (10, 90)  # people drawn from what is known, and the percentiles that are told of them
+BETWEEN = 10, 90  # the percentiles that are told of people drawn from what is known
 SHOWN = 70  # characters of a text in a sentence
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}')
 
@@ -91,9 +91,7 @@ class Interview:
         # 1. The likeliest mixture given the clicks, and people who could have clicked so, drawn about it by Laplace's
         # approximation; the same clicks give the same draws.
         person = pal_person.fit(self.run, pairs, weight)
-        mode, precision = learner.posterior(params, pairs.batch, known, prior)
-        spread = np.linalg.inv(np.linalg.cholesky(np.asarray(precision, np.float64)[0, 0]))
-        z = np.asarray(mode)[0, 0] + np.random.default_rng(0).normal(size=(DRAWS, len(spread))) @ spread
+        z = pal_person.drawn_logits(self.run, pairs, weight)
         drawn = np.asarray(ideal_point.weights(self.run.pal, jnp.asarray(z, jnp.float32)))
         low, high = np.percentile(drawn, BETWEEN, axis=0)
         # 2. The pair whose answer is expected to tell most.

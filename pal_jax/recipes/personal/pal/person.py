@@ -41,6 +41,8 @@ from pal_jax.run.accuracy import hits
 from pal_jax.run.forecast import few_of
 from pal_jax.run.outputs import whole_file
 
+DRAWS = 2000  # people drawn from what is known of a person
+
 
 class PersonChoices(NamedTuple):
     """One person's pairs as a trained run sees them; `shown` has both sides of each pair in the file's own words, and
@@ -150,6 +152,28 @@ def fit(run: TrainedPAL, choices: PersonChoices, known: np.ndarray | None = None
     z = run.learner.fit(params, batch, jnp.asarray(known[None], jnp.float32), run.prior)
     margins = np.asarray(run.learner.margins(params, z, batch))[0][known]
     return FittedPerson(ideal_point.weights(run.pal, z[0, 0]), float(np.mean(hits(margins))) if known.any() else 0.0)
+
+
+def drawn_logits(run: TrainedPAL, choices: PersonChoices | None, known: np.ndarray | None = None) -> np.ndarray:
+    """Logits `[DRAWS, K]` of people who could have made a person's choices, or the `known` ones `[n]`, drawn about the
+    likeliest ones by Laplace's approximation. Without choices they are drawn from the prior of new people. The same
+    choices give the same draws.
+
+    Raises:
+      ValueError: the run's `new.pull` is 0, so nobody can say who a new person could be.
+    """
+    if choices is None:
+        # One pair of nothing, which was not answered.
+        vector: Any = np.zeros((1, 1, run.kept.width), np.float32)
+        number: Any = np.zeros((1, 1), np.int32)
+        prompt = vector if run.pal.variant == 'B' else None
+        batch, known = PairBatch(number, vector, vector, number.astype(np.float32), prompt), np.zeros(1, bool)
+    else:
+        batch, known = choices.batch, np.ones(choices.batch.users.shape[1], bool) if known is None else known
+    likely = run.learner.posterior(run.replica.params, batch, jnp.asarray(known[None]), run.prior)
+    mode, precision = (np.asarray(part, np.float64)[0, 0] for part in likely)
+    spread = np.linalg.inv(np.linalg.cholesky(precision))
+    return mode + np.random.default_rng(0).normal(size=(DRAWS, len(spread))) @ spread
 
 
 def information(run: TrainedPAL, open_pairs: PersonChoices, choices: PersonChoices | None = None) -> np.ndarray:

@@ -156,8 +156,8 @@ def read_parts(settings: Settings, ctx: Context) -> RunParts:
     trials = make_trials(settings, data)
     learners = make_learners(settings, kept, ctx, len(trials))
     panel = Panel(data, trials, learners, settings.prototypes, settings.new.counts, settings.new.toward)
-    panel = panel._replace(scale=kept.scale if settings.standardize else None, price=settings.price)
-    panel = panel._replace(draws=settings.baselines.draws)
+    scale = kept.scale if settings.standardize else None
+    panel = panel._replace(scale=scale, price=settings.price, draws=settings.baselines.draws)
     return RunParts(panel, kept, text, reader)
 
 

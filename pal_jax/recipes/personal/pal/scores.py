@@ -78,7 +78,7 @@ def _by_effects(run: TrainedPAL, person: Effects) -> RecordScorer:
 
     def chances(read: Sequence[Items], situations: Sequence[np.ndarray]) -> list[np.ndarray]:
         items = np.concatenate([item for ((item, _),) in read])
-        return [logit_people.choice_probabilities(person, items[index]) for index in situations]
+        return [logit_people.chances_of_options(person, items[index]).mean(axis=0) for index in situations]
 
     return _scorer_of(run, score, chances)
 
@@ -102,10 +102,7 @@ def _scorer_of(
     of the numbers of its rows."""
 
     def in_situations(read: Sequence[TableRow]) -> np.ndarray:
-        rows_of: dict[tuple[str, ...], list[int]] = {}
-        for number, row in enumerate(read):
-            rows_of.setdefault(row.choice, []).append(number)
-        situations, shares = [np.array(rows) for rows in rows_of.values()], np.zeros(len(read))
+        situations, shares = list(situations_of(read).values()), np.zeros(len(read))
         for rows, probabilities in zip(situations, chances([row.items for row in read], situations), strict=True):
             shares[rows] = probabilities
         return shares
@@ -122,9 +119,17 @@ def _scorer_of(
 
     # All rows are scored at once, so no situation is cut.
     return RecordScorer(
-        functools.partial(_to_row, run), of_rows, functools.partial(_form, run), KEYS, details,
+        functools.partial(to_row, run), of_rows, functools.partial(_form, run), KEYS, details,
         functools.partial(_doubt, run.kept), run.kept.attributes, chunk=None,
     )  # fmt: skip
+
+
+def situations_of(read: Sequence[TableRow]) -> dict[tuple[str, ...], np.ndarray]:
+    """The numbers of the rows of each situation."""
+    rows_of: dict[tuple[str, ...], list[int]] = {}
+    for number, row in enumerate(read):
+        rows_of.setdefault(row.choice, []).append(number)
+    return {choice: np.array(rows) for choice, rows in rows_of.items()}
 
 
 def to_replies(run: TrainedPAL, record: Any) -> tuple[tuple[Any, Any], ...]:
@@ -182,7 +187,7 @@ def to_items(run: TrainedPAL, record: Any) -> Items:
     return tuple(to_item({**record, 'item': item or None}, run) for item in given)
 
 
-def _to_row(run: TrainedPAL, record: Any) -> TableRow:
+def to_row(run: TrainedPAL, record: Any) -> TableRow:
     """A record of a table with its choice. Raises ValueError as `to_items`, or the id of the choice is none."""
     items, columns = to_items(run, record), _columns_of_choice(run.kept, record)
     is_option = len(items) == 1 and columns
@@ -270,14 +275,19 @@ def _by_mixtures(
     run: TrainedPAL, mixtures: Array, read: Sequence[Items], situations: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
     """The probabilities of the options of each situation, as means over the `mixtures` `[P, K]`."""
+    of_people = run.factor * utilities(run, mixtures, read)
+    return [special.softmax(of_people[:, index], axis=1).mean(axis=0) for index in situations]
+
+
+def utilities(run: TrainedPAL, mixtures: Array, read: Sequence[Items]) -> np.ndarray:
+    """The rewards `[P, n]` of options to the `mixtures` `[P, K]`."""
     items, prompts = zip(*(side for (side,) in read), strict=True)
     flat, of_prompts = np.concatenate(items), np.concatenate(prompts) if run.pal.variant == 'B' else None
 
-    def utilities(mixture: Array) -> Array:
-        return run.factor * pal_reward.rewards(run, mixture, flat, of_prompts)
+    def of_person(mixture: Array) -> Array:
+        return pal_reward.rewards(run, mixture, flat, of_prompts)
 
-    of_people = np.asarray(jax.lax.map(utilities, mixtures, batch_size=CHUNK))
-    return [special.softmax(of_people[:, index], axis=1).mean(axis=0) for index in situations]
+    return np.asarray(jax.lax.map(of_person, mixtures, batch_size=CHUNK))
 
 
 def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]:

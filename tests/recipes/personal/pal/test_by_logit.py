@@ -103,6 +103,41 @@ def test_options_of_a_situation_have_shares_of_all_people_and_probabilities_of_o
         pal_jax.score(source, [rows[0], dear])
 
 
+QUESTIONS = """situation;price;years
+near;90,0;3
+near;90,1;3
+far;60;3
+far;120;3
+three;60;3
+three;90;3
+three;120;3
+"""
+
+
+@pytest.mark.parametrize('by_logit', [False, True], ids=['PAL', 'mixed logit'])
+def test_situations_are_asked_in_the_order_of_what_a_choice_tells(run, tmp_path, capsys, by_logit):
+    source = with_logit(run, tmp_path / 'run', seen_lead_mixed_logit=0.01) if by_logit else run.workdir
+    (path := tmp_path / 'questions.csv').write_text(QUESTIONS)
+    personalize.personalize(source, '', str(path), None, None)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows[-1]['situation'] == 'near' and rows[-1]['information'] < 1e-3
+    assert rows[-1]['options'] == [{'price': 90.0, 'years': 3.0}, {'price': 90.1, 'years': 3.0}]
+    nats = {row['situation']: row['information'] for row in rows}
+    # A situation of two options tells what the pair of them does.
+    (pairs := tmp_path / 'pairs.jsonl').write_text(json.dumps({'left': [60, 3], 'right': [120, 3]}))
+    personalize.personalize(source, '', str(pairs), None, None)
+    # PAL takes 64 draws for a pair.
+    assert nats['far'] == pytest.approx(json.loads(capsys.readouterr().out)['information'], abs=0.05)
+    assert rows[0]['information'] == max(nats['far'], nats['three']) > 0.05
+    # After somebody's choices a further answer tells less.
+    personalize.personalize(source, str(of_person(tmp_path / 'ana.jsonl', 1)), str(path), None, None)
+    after = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert after[0]['information'] < rows[0]['information']
+    path.write_text(QUESTIONS.replace('60;3', 'x;3'))
+    with pytest.raises(ValueError, match=r'questions\.csv, row 4.*price'):
+        personalize.personalize(source, '', str(path), None, None)
+
+
 def test_the_pairs_of_a_situation_are_one_choice(run, tmp_path):
     """One choice among three tariffs says less about a person than two choices between two of them."""
     source, variance = with_logit(run, tmp_path / 'run', seen_lead_mixed_logit=0.01), {}
