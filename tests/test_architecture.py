@@ -76,7 +76,7 @@ PURE = {
 LAZY = {
     'jetstream': {'decode/serve/jetstream/engine.py'},
     'tensorflow': set(),
-    'tensorflow_datasets': {'data/records.py'},
+    'tensorflow_datasets': {'data/tfds_rows.py'},
     'pyarrow': {'data/records.py'},
     'gguf': {'models/files/gguf.py', 'models/files/sources.py', 'data/tokenizer.py'},
     'openai': {'judges/endpoint.py'},

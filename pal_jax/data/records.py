@@ -31,9 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
-from pal_jax.data import holdouts, shards, surveys
+from pal_jax.data import holdouts, shards, surveys, tfds_rows
 from pal_jax.run import files
 from pal_jax.run.forecast import LISTED, counted, few_of
 from pal_jax.run.outputs import whole_file
@@ -230,16 +228,22 @@ def converted(
     Raises:
       ValueError: records are wrong, and there is no `drop`. The message lists each fault with its places.
     """
-    results: list[T] = []
     faults: Wrong = {}
+    results = sorted_out(placed, convert, faults)
+    # Rows that cannot be read are known when all have been read.
+    if faults := {**(wrong or {}), **faults}:
+        leave_out(faults, len(results), drop)
+    return results
+
+
+def sorted_out(placed: Iterable[tuple[str, Any]], convert: Callable[[Any], T], wrong: Wrong) -> list[T]:
+    """The results of `convert` for records that come with their places; the wrong ones are added to `wrong`."""
+    results: list[T] = []
     for place, record in placed:
         try:
             results.append(convert(record))
         except ValueError as error:
-            faults.setdefault(str(error), []).append(place)
-    # Rows that cannot be read are known when all have been read.
-    if faults := {**(wrong or {}), **faults}:
-        leave_out(faults, len(results), drop)
+            wrong.setdefault(str(error), []).append(place)
     return results
 
 
@@ -279,7 +283,7 @@ def values(source: str, wrong: Wrong | None = None) -> Iterator[tuple[str, Any]]
     if source.startswith('hf:'):
         return _hub(source)
     if source.startswith('tfds:'):
-        return _tfds(source)
+        return tfds_rows.read(source)
     # The files of all shards are looked for before the first row is read.
     return itertools.chain.from_iterable([_values(path, wrong) for path in shards.files_of(source)])
 
@@ -474,27 +478,3 @@ def _on_hub(name: str) -> str:
         paths = []
     readable = (path for path in paths if files.format_of(path) in ('.parquet', '.jsonl', '.json', '.csv'))
     return few_of([f'hf:{name}/{path}' for path in readable]) or 'hf:me/choices/data/train.parquet'
-
-
-def _tfds(source: str) -> Iterator[Row]:
-    import tensorflow_datasets as tfds
-
-    name, _, split = source.removeprefix('tfds:').partition(':')
-    try:
-        data: Any = tfds.data_source(name, split=split or 'train')
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        raise ValueError(f'{source}: {str(error).splitlines()[0]}') from None
-    for number in range(len(data)):
-        record = data[number]
-        place = f'{source}, row {number + 1}'
-        yield place, {key: _plain(place, key, value) for key, value in record.items()}
-
-
-def _plain(place: str, key: str, value: Any) -> Any:
-    """A value of TensorFlow Datasets as JSON has it. Raises ValueError where a text is no UTF-8."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    try:
-        return value.decode() if isinstance(value, bytes) else value
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{place}: {key} is no text in UTF-8, at its byte {error.start + 1}') from None

@@ -416,6 +416,20 @@ def test_a_situation_with_equal_options_is_wrong_whichever_was_chosen(tmp_path):
     assert len(tables.load(path, drop=lambda line: None).users) == 1
 
 
+def test_wrong_cells_and_wrong_situations_are_told_together(tmp_path):
+    rows = ['a,1,1,5', 'a,1,0,x', 'a,2,1,5', 'a,2,1,6', 'a,3,1,5', 'a,3,0,6', 'a,4,0,5', 'a,4,0,6']
+    path, said = written(tmp_path, '\n'.join(['user,situation,chosen,price', *rows])), []
+    with pytest.raises(
+        ValueError, match=r"5 of 8 rows are wrong: .*row 3: price has 'x'.*row 4: situation '2'.*row 5"
+    ) as told:
+        tables.load(path)
+    # What is left of the first choice is no fault of its own.
+    assert "situation '1'" not in str(told.value) and "'4'" in str(told.value)
+    assert len(tables.load(path, drop=said.append).users) == 1
+    (line, *_) = said
+    assert 'left out 6 of 8 rows' in line and "situation '1' of 'a' has 1 chosen of 1 options" in line
+
+
 def test_people_whose_choices_are_all_left_out_are_counted(tmp_path):
     rows = ['ana,A,1,2', 'ana,B,2,3', 'bo,neither,1,2', 'bo,neither,2,3', 'cy,neither,3,4']
     path, said = written(tmp_path, '\n'.join(['user,choice,x_A,x_B', *rows])), []

@@ -421,28 +421,30 @@ def _options(
     # One user may be spelled in several ways, and a situation must not fall apart by that.
     who = records.first_spelling()
     groups: dict[tuple[str, str], str] = {}
+    key_of: dict[str, tuple[str, str]] = {}
 
-    def read(placed: records.Row) -> tuple[str, tuple[str, str], choices.Option]:
+    def read(placed: records.Row) -> tuple[str, choices.Option]:
         place, row = placed
+        key = key_of[place] = who(records.identity('', row, 'user')), _situation(place, row)
         chosen = CHOSEN.get(str(row['chosen']).strip().lower())
         if chosen is None:
             raise ValueError(f'the answer (chosen) of a row of an option is {row["chosen"]!r}; give 0 or 1')
         numbers = tuple(n for a in attributes for n in a.numbers(row[of[a.name][0]]))
-        key = who(records.identity('', row, 'user')), _situation(place, row)
         of_person = '' if group in of else records.known('', row, group)
         if groups.setdefault(key, of_person) != of_person:
             raise ValueError(f'{group} differs between the options of a choice, so it says no group of people')
-        return place, key, (chosen, numbers)
+        return place, (chosen, numbers)
 
+    wrong = dict(wrong)
     situations: dict[tuple[str, str], list[tuple[str, choices.Option]]] = {}
-    for place, key, option in records.converted([(row[0], row) for row in rows], read, drop, wrong):
-        situations.setdefault(key, []).append((place, option))
+    for place, option in records.sorted_out([(row[0], row) for row in rows], read, wrong):
+        situations.setdefault(key_of[place], []).append((place, option))
+    # What is left of a choice with a wrong row is not judged before the row is mended or left out.
+    unfinished = set() if drop else {key_of[place] for place in itertools.chain(*wrong.values()) if place in key_of}
 
-    def paired(
-        situation: tuple[tuple[str, str], list[tuple[str, choices.Option]]],
-    ) -> list[tuple[str, PreferencePair]]:
-        (user, name), placed = situation
-        options = [option for _, option in placed]
+    def paired(key: tuple[str, str]) -> list[PreferencePair]:
+        user, name = key
+        options = [option for _, option in situations[key]]
         count = sum(was_chosen for was_chosen, _ in options)
         if count != 1 or len(options) < 2:
             copied = ' (rows may be duplicated)' if len(set(options)) < len(options) else ''
@@ -451,8 +453,15 @@ def _options(
             raise ValueError(f'situation {name!r} of {user!r} has options that are equal in all attributes')
         # A choice among several options is a pair with each option that was not chosen.
         pairs = choices.pairs([(user, name, options)])
-        return [(placed[0][0], dataclasses.replace(pair, group=groups[user, name])) for pair in pairs]
+        return [_checked(pair, pair) for pair in (dataclasses.replace(pair, group=groups[key]) for pair in pairs)]
 
-    placed = [(same[0][0], (key, same)) for key, same in situations.items()]
-    pairs = itertools.chain.from_iterable(records.converted(placed, paired, drop))
-    return records.converted(pairs, lambda pair: _checked(pair, pair), drop)
+    pairs: list[PreferencePair] = []
+    for key in [key for key in situations if key not in unfinished]:
+        faults: records.Wrong = {}
+        pairs += itertools.chain(*records.sorted_out([('', key)], paired, faults))
+        # All rows of a choice are wrong together.
+        wrong |= {fault: [place for place, _ in situations[key]] for fault in faults}
+    if wrong:
+        places = {*itertools.chain(*wrong.values())}
+        records.leave_out(wrong, sum(place not in places for place, _ in rows), drop)
+    return pairs
