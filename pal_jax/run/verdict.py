@@ -327,11 +327,11 @@ def _rivals_in_words(record: Record, rivals: Rivals, leads: Mapping[str, Estimat
     ahead, unclear, behind = parts.values()
     for name, lead in leads.items():
         rival, other = rivals.leads[name]
-        part = f'{rival} {record[other]:.1%} (difference {lead.value:+z.3f}, 95 % interval {lead.ends("+.3f")}'
+        differences = [(lead, rivals.own)]
         if known(record, gained := rivals.gains.get(name, '')):
-            gain = estimate(record, gained, ())
-            part += f'; over {rivals.over} {gain.value:+z.3f}, {gain.ends("+.3f")}'
-        part += ')'
+            differences.insert(0, (estimate(record, gained, ()), rivals.over))
+        over = (f'{gap.value:+z.3f} over {whom}, 95 % interval {gap.ends("+.3f")}' for gap, whom in differences)
+        part = f'{rival} {record[other]:.1%} ({"; ".join(over)})'
         {1: ahead, -1: behind}.get(lead.place(0.0) or 0, unclear).append(part)
     return [f'{said}: {"; ".join(part)}.' for said, part in parts.items() if part]
 

@@ -180,8 +180,8 @@ def test_methods_that_do_as_well_stand_with_their_difference():
     figures |= {'seen_lead_mixed_logit': 0.05, 'seen_lead_mixed_logit_interval': [0.01, 0.09]}
     found = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
     assert found.question == 'Do people differ?' and found.sentence.endswith(
-        'Better than PAL: mixed logit (xlogit) 79.0% (difference +0.050, 95 % interval +0.010 to +0.090). Not shown to '
-        'be better or worse than PAL: a separate model for each person 69.5% (difference -0.045, 95 % interval -0.098 '
+        'Better than PAL: mixed logit (xlogit) 79.0% (+0.050 over PAL, 95 % interval +0.010 to +0.090). Not shown to '
+        'be better or worse than PAL: a separate model for each person 69.5% (-0.045 over PAL, 95 % interval -0.098 '
         'to +0.008).'
     )
 

@@ -18,8 +18,9 @@ IMPORTANCE = (
     'The importance of an attribute is the difference in utility between its best and its worst value in the survey, '
     'as a share of the sum over attributes, by one logit for all people. It depends on the values that were offered, '
     'and chance makes attributes that hardly count look more important than they are. p is that of the hypothesis that '
-    'the attribute has no effect (Wald test, errors clustered by person).'
+    'the attribute has no effect (Wald test with the errors of "What people want").'
 )
+UNKNOWN = ' A dash stands where choices do not tell an effect; the other attributes share the sum without it.'
 VALUES = (
     'Counts, without a model: how often options with a value were offered, and in how many of these cases the option '
     'was chosen. Only if other attributes were drawn independently do two values differ by nothing but themselves.'
@@ -33,10 +34,13 @@ def exhibits(data: Comparisons, common: Common, units: Units) -> list[Exhibit]:
     table = [['attribute', 'importance', 'p']]
     for name, share in sorted(rows.items(), key=lambda row: -row[1]):
         table.append([name, f'{share:.0%}', intervals.p_in_words(p_of_none(common, by_column[name]))])
+    unknown = [name for name in by_column if name not in rows]
+    table += [[name, '–', '–'] for name in unknown]
     # One attribute alone has all of the importance.
-    important = Exhibit('How much each attribute matters', IMPORTANCE, table)
+    text = IMPORTANCE + (UNKNOWN if unknown else '')
+    important = Exhibit('How much each attribute matters', text, table)
     counts = Exhibit('How often each value was chosen', VALUES, of_values(data, units))
-    return [important, counts] if len(rows) > 1 else [counts]
+    return [important, counts] if len(by_column) > 1 else [counts]
 
 
 def columns_of(units: Units) -> dict[str, list[int]]:
@@ -50,12 +54,13 @@ def columns_of(units: Units) -> dict[str, list[int]]:
 
 
 def importances(common: Common, columns: Mapping[str, Sequence[int]], width: np.ndarray) -> dict[str, float]:
-    """The importance of each column; `width` `[H]` is the range of each attribute. Attributes whose effect choices
-    cannot tell count nothing."""
-    known = np.array([is_known(estimate) for estimate in common.estimates])
-    worth = np.where(known, common.weights * width, 0.0)
+    """The importance of each column whose effects choices tell; `width` `[H]` is the range of each attribute."""
+    known = [is_known(estimate) for estimate in common.estimates]
+    worth = {
+        name: common.weights[index] * width[index] for name, index in columns.items() if all(known[h] for h in index)
+    }
     # The first word of a column is worth 0, and so is the least value of a number.
-    spans = {name: max(worth[index].max(), 0.0) - min(worth[index].min(), 0.0) for name, index in columns.items()}
+    spans = {name: max(of.max(), 0.0) - min(of.min(), 0.0) for name, of in worth.items()}
     total = sum(spans.values())
     return {name: float(span / total) if total else 0.0 for name, span in spans.items()}
 
@@ -74,8 +79,9 @@ def wanted(common: Common, units: Units, width: np.ndarray) -> str:
     order = sorted(sides, key=lambda h: -abs(common.weights[h]) * width[h])
     shown = [_in_words(units.attributes[h], side) for h in order if (side := sides[h])]
     unclear = [units.attributes[h] for h in order if not sides[h]]
-    parts = [f'People want, what counts most first: {", ".join(shown)}.'] if shown else []
-    return ' '.join(parts + ([f'Not shown to count: {", ".join(unclear)}.'] if unclear else []))
+    unknown = [units.attributes[h] for h, effect in effects.items() if not effect]
+    lists = {'People want, what counts most first': shown, 'Not shown to count': unclear, 'Not known': unknown}
+    return ' '.join(f'{said}: {", ".join(names)}.' for said, names in lists.items() if names)
 
 
 def _in_words(attribute: str, side: int) -> str:

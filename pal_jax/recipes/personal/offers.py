@@ -12,6 +12,7 @@ from pal_jax.data.comparisons import Comparisons, Lookup, row_keys
 from pal_jax.run import forecast
 
 LEAST = 10  # situations; an option may be in fewer ones by chance
+SINGULAR = 1e-9  # the mean square of a combination of attributes that is 0 but for rounding
 
 
 def constant_option(data: Comparisons) -> np.ndarray | None:
@@ -51,6 +52,32 @@ def ranges(data: Comparisons) -> list[tuple[float, float]]:
     (low, high), everywhere = ([x.min(axis=0), x.max(axis=0)] for x in (varied(data), data.items))
     ends = (np.where(low == high, end, of_items) for end, of_items in zip(everywhere, (low, high), strict=True))
     return list(zip(*(end.tolist() for end in ends), strict=True))
+
+
+def doubts(data: Comparisons) -> list[str]:
+    """Warnings on options and attributes of a table whose effects choices cannot tell, or tell wrongly."""
+    said, tangled = [], _tangled(data)
+    if constant_option(data) is not None and not alone(data):
+        said.append(
+            'warning: the option that is in every choice has no column of its own. If it is "none of these", all '
+            'effects are wrong without one: add a column such as neither, which is 1 for this option and else 0'
+        )
+    if tangled:
+        said.append(
+            f'warning: {" and ".join(tangled)} cannot be told apart, as one of them follows from the others in all '
+            'choices: leave a column out, or give an option such as "none of these" a word that offers have, too'
+        )
+    return said
+
+
+def _tangled(data: Comparisons) -> list[str]:
+    """The attributes of which one follows from the others in all differences of options."""
+    x = data.difference.astype(np.float64)
+    size = np.sqrt(np.mean(x**2, axis=0))
+    varies = np.flatnonzero(size > 0)
+    values, vectors = np.linalg.eigh((x[:, varies] / size[varies]).T @ (x[:, varies] / size[varies]) / len(x))
+    nothing = vectors[:, values < SINGULAR]
+    return [data.attributes[h] for h, row in zip(varies, nothing, strict=True) if np.abs(row).max(initial=0.0) > 0.01]
 
 
 def described(data: Comparisons) -> str:

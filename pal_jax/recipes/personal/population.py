@@ -58,7 +58,7 @@ from pal_jax.types import Exhibit
 
 COLUMNS = (
     'A choice among several options counts as pairs of the chosen option with each other one. Each person counts '
-    'alike, except in a column by pairs. A column "first of all" has the share of choices whose chosen option is put '
+    'alike, except in a column "by pairs". A column "first of all" has the share of choices whose chosen option is put '
     'before all others. The worst tenth are the known people who are predicted worst. New people were not in the '
     'training; the head of a column says how many of their choices are known. The gain is the accuracy on known people '
     'less that of one model for all, with its 95 % interval over people.'

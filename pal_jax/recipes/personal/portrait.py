@@ -28,8 +28,9 @@ from pal_jax.types import Exhibit
 PEOPLE = 'people.csv'  # the file with a row for each person, in the folder of a run
 WANTS = (
     'The effect of one more unit of an attribute (for a yes or no: of having it) by one model for all people, a logit '
-    'on all choices; ± is its standard error, clustered by person. An effect of 1 multiplies the odds of choosing an '
-    'option by 2.7. "Chosen" is how often the option with one more unit is chosen from two that are alike otherwise.'
+    'on all choices; ± is its standard error, clustered by person, and not below that of independent choices. An '
+    'effect of 1 multiplies the odds of choosing an option by 2.7. "Chosen" is how often the option with one more unit '
+    'is chosen from two that are alike otherwise.'
 )
 SPREAD = (
     'The columns on people have the effects of each person by PAL. They are usually further from 0 than those of one '
@@ -43,7 +44,10 @@ WORTH = (
     'A worth below 0 is the fall of {price} that makes up for one more unit. A dash stands where the effect of {price} '
     'may be 0.'
 )
-DASH = ' An effect is a dash where it has no estimate, as nearly all choices go one way, or the attribute never varies.'
+DASH = (
+    ' An effect is a dash where it has no estimate: nearly all choices go one way, the attribute never varies, or '
+    'several attributes together say the same.'
+)
 MIXED = (
     'A mixed logit on all choices, in which each effect has a normal distribution over people, independent of others. '
     'The means are usually further from 0 than the effects by one model for all, which averages over people who want '
@@ -55,8 +59,8 @@ ERRORS = (
 )
 WITHOUT_ERRORS = ' There are no standard errors, as the choices cannot tell some of the figures.'
 ALONE = (
-    '\n{names} is of an option that is in every choice: the effect is its utility beside an option whose numbers are '
-    'all 0 and whose words are the first ones.'
+    '\nOf all options, only the one that every choice has differs in {names}. The effect is the utility of that option '
+    'beside an option whose numbers are all 0 and whose words are the first ones.'
 )
 UNCONVERGED = (
     ' The search for the largest likelihood ended before it had converged: compare these figures with those of other '
@@ -66,7 +70,9 @@ UNSHOWN = ', not shown to predict anybody'
 NO_SPREAD = (
     'PAL is not shown to predict single people better than one model for all, so no spread of its effects is given.'
 )
-DEVIATIONS = ' The last column has the effect of one standard deviation, to compare attributes by.'
+DEVIATIONS = (
+    ' The last column has the effect of one standard deviation over the options of all pairs, to compare attributes by.'
+)
 ALIKE = 'On validation choices one model for all was as good as prototypes, so PAL shows no differences between people.'
 MAPS = {
     2: 'The number of people by their weight of the second prototype; that of the first is the rest to 1.',
@@ -199,8 +205,11 @@ def exhibit_mixed_logit(model: MixedLogit, units: Units, people: int) -> Exhibit
     known = model.errors is not None
     head = ['effect of one unit', 'mean over people', 'standard deviation over people']
     table = [[*head, 'people above 0'] if known else head]
-    for name, (mean, deviation) in zip(units.attributes, over_people(model, units, people), strict=True):
-        above = share_above(mean, deviation)
+    for h, (name, (mean, deviation)) in enumerate(
+        zip(units.attributes, over_people(model, units, people), strict=True)
+    ):
+        # An option that every choice has is not beside an option of zeros, so nobody wants it more or less than that.
+        above = None if h in units.alone else share_above(mean, deviation)
         table.append([name, mean.with_error(f'+z{mean.form}'), deviation.with_error(deviation.form)])
         table[-1] += ['–' if above is None else f'{above:.0%}'] if known else []
     text = f'{MIXED}{ERRORS if known else WITHOUT_ERRORS}{"" if model.converged else UNCONVERGED}'

@@ -26,7 +26,8 @@ def test_the_importance_is_the_range_of_the_utility_of_a_column():
     assert found == pytest.approx({'price': 2.0 / 2.6, 'maker': 0.6 / 2.6})
     # An effect of thousands is one that choices cannot tell.
     unknown = COMMON._replace(weights=np.array([-9e3, 0.4, -0.6, -3.0]))
-    assert importance.importances(unknown, columns, np.ones(4)) == pytest.approx({'price': 0.0, 'maker': 1.0})
+    assert importance.importances(unknown, columns, np.ones(4)) == pytest.approx({'maker': 1.0})
+    assert importance.wanted(unknown, UNITS, np.ones(4)).endswith('Not known: price.')
     # One effect has the p-value of its own test, and several that of the F distribution.
     (price,) = [logit.p_of_none(COMMON.estimates[0], 40)]
     assert importance.p_of_none(COMMON, [0]) == pytest.approx(price)

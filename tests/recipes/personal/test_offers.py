@@ -30,6 +30,23 @@ def test_an_option_of_every_choice_widens_no_range_and_no_deviation():
     assert 'one option is in every choice (price 0, neither 1), and was chosen in 33% of them' in offers.described(data)
 
 
+def test_an_option_without_a_column_of_its_own_and_attributes_that_say_the_same_are_doubts():
+    data = survey()
+    assert offers.doubts(data) == [] and offers.alone(data) == {1}
+    prices = data._replace(chosen=data.chosen[:, :1], rejected=data.rejected[:, :1], attributes=('price',))
+    (said,) = offers.doubts(prices)
+    assert 'neither' in said and 'warning' in said
+    # A third column is 1 for all offers, so it follows from the second one.
+    wide = {
+        side: np.column_stack([getattr(data, side), 1 - getattr(data, side)[:, 1]]) for side in ('chosen', 'rejected')
+    }
+    (said,) = offers.doubts(data._replace(**wide, attributes=('price', 'neither', 'offer')))
+    assert 'neither and offer cannot be told apart' in said
+    # A column that never varies is no such doubt.
+    flat = {side: np.column_stack([getattr(data, side), np.ones(len(data.users))]) for side in ('chosen', 'rejected')}
+    assert offers.doubts(data._replace(**flat, attributes=('price', 'neither', 'one'))) == []
+
+
 @pytest.mark.parametrize('data', [survey(neither=False), survey(situations=6)], ids=['none', 'few'])
 def test_other_tables_are_described_by_all_options(data):
     assert offers.constant_option(data) is None and 'every choice' not in offers.described(data)

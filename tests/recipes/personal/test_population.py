@@ -127,7 +127,7 @@ def test_the_worth_of_attributes_is_told_in_units_of_the_price():
     shown = portrait.exhibit_wants(model, portrait.Wants(effects, common, False, alone, ''))
     cells = dict(zip(*(shown.table[k] for k in (0, 2)), strict=True))
     assert [cells[name] for name in ('chosen', 'worth in a', 'effect of one standard deviation')] == ['', '', '']
-    assert 'b is of an option that is in every choice' in shown.text and cells['effect of one unit']
+    assert 'the one that every choice has differs in b' in shown.text and cells['effect of one unit']
 
 
 def test_how_much_people_differ_is_told_in_the_units_of_the_table():

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array
 
 from pal_jax.data import comparisons, records, shards
-from pal_jax.data.comparisons import Comparisons, PairBatch
+from pal_jax.data.comparisons import Comparisons, Lookup, PairBatch
 from pal_jax.data.readers import choices, columns, opinions, votes
 from pal_jax.recipes.personal import baselines, ideal_point, mixed_logit, offers, panel, portrait
 from pal_jax.recipes.personal.evaluation import Evaluate, evaluate_each
@@ -32,13 +32,14 @@ from pal_jax.recipes.personal.pal import context as pal_context
 from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.personal.pal import text as pal_text
+from pal_jax.recipes.personal.pal.attributes import known_words
 from pal_jax.recipes.personal.pal.batches import make_draw
 from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.settings import PALSettings, Settings
 from pal_jax.recipes.personal.pal.text import TextData
 from pal_jax.recipes.personal.panel import Trial, in_words
 from pal_jax.recipes.personal.population import Panel, evaluate
-from pal_jax.run import devices, sharding
+from pal_jax.run import devices, files, sharding
 from pal_jax.run.forecast import counted
 from pal_jax.run.recipe import Context, Evaluation, Host, Plan, check_at_least, stage_before
 from pal_jax.types import Metrics
@@ -146,6 +147,8 @@ def read_parts(settings: Settings, ctx: Context) -> RunParts:
     text = pal_text.read(settings, ctx, reader, before and before.frame) if reader else None
     data = text.items if text else read(settings, ctx.log)
     ctx.log(f'{settings.data}: {offers.described(data)}')
+    for doubt in offers.doubts(data) if portrait.has_effects(data) and not isinstance(data.chosen, Lookup) else ():
+        ctx.log(doubt)
     if len(data.names) < FEW:
         ctx.log(
             f'warning: with {counted(len(data.names), "person")} the intervals over people are wide, and hardly '
@@ -255,8 +258,9 @@ def _check_data(settings: Settings, data: Comparisons, *, in_memory: bool) -> No
         )
     prices = [name for name in data.attributes if ' over ' not in name] if portrait.has_effects(data) else []
     if settings.price and settings.price not in prices:
-        near = difflib.get_close_matches(settings.price, prices, 1)
+        near, words = difflib.get_close_matches(settings.price, prices, 1), known_words(settings.price, data.attributes)
         hint = f'did you mean {near[0]}?' if near else f'its attributes of numbers are {", ".join(prices) or "none"}'
+        hint = f'it has words such as {files.short_repr(words[0])}; write numbers without a unit' if words else hint
         raise ValueError(f'price={settings.price!r} is no attribute of numbers of {settings.data}; {hint}')
     if settings.model.variant == 'B' and data.prompt is None:
         raise ValueError(f"model.variant='B' needs the vectors of prompts, and {settings.data} has none")

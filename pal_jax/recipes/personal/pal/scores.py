@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +28,8 @@ from pal_jax.recipes.personal.pal.settings import Settings
 from pal_jax.run import files
 from pal_jax.run.record_scorer import RecordScorer
 from pal_jax.run.runs import read_settings
+from pal_jax.run.summary import read_summary
+from pal_jax.run.verdict import is_trial
 
 KEYS = 'score', 'probability'  # of an option, and of a choice: of a pair's first side, or of an option in its situation
 CHUNK = 64  # people whose choices are predicted at once
@@ -56,6 +60,8 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
     Raises:
       ValueError, RuntimeError: as `person.open_person`.
     """
+    if is_trial(read_summary(Path(workdir)).get('name', '')):
+        print(f'warning: {workdir} is a trial, and what it has learnt is rough: train without :smoke', file=sys.stderr)
     run, effects = by_logit.open_effects(workdir, person)
     if run and effects:
         return _by_effects(run, effects)
