@@ -22,9 +22,9 @@ or is not shown to predict people better than one model for all; a line on stder
 mixture of the prototypes that the report shows.
 
 Without --output the person is printed. With --ask the questions are printed instead, a JSON object a line, the most
-informative first: `pair` is the number in the file, from 1, or `situation` the id there, and `information` the nats
-that the answer is expected to give about the person. --ask without --choices ranks questions for a person without
-choices.
+informative first: `pair` is the number in the file, from 1, or the column of the situation has the id there, and
+`information` is in nats, as the answer is expected to give about the person. --ask without --choices ranks questions
+for a person without choices.
 """
 
 from __future__ import annotations

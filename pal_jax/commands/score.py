@@ -104,7 +104,7 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
 
 def in_chunks(scorer: RecordScorer, read: Sequence[Any]) -> Iterator[dict[str, Any]]:
     """The scores and other fields of records, in the records' order, with a progress bar on stderr."""
-    size = scorer.chunk or len(read)
+    size = scorer.chunk or max(len(read), 1)
     starts = range(0, len(read), size)
     for start in track(starts, 'scoring', console=Console(stderr=True), transient=True, disable=len(starts) < 2):
         yield from scorer.told(read[start : start + size])

@@ -38,6 +38,7 @@ from pal_jax.run.outputs import whole_file
 from pal_jax.types import Choice
 
 T = TypeVar('T')
+P = TypeVar('P')
 Row = tuple[str, Mapping[str, Any]]  # the place of a row, and its fields
 Drop = Callable[[str], None]  # takes a line about wrong rows, which are left out
 Wrong = dict[str, list[str]]  # the places of wrong rows, by their faults
@@ -236,8 +237,9 @@ def converted(
     return results
 
 
-def sorted_out(placed: Iterable[tuple[str, Any]], convert: Callable[[Any], T], wrong: Wrong) -> list[T]:
-    """The results of `convert` for records that come with their places; the wrong ones are added to `wrong`."""
+def sorted_out(placed: Iterable[tuple[P, Any]], convert: Callable[[Any], T], wrong: dict[str, list[P]]) -> list[T]:
+    """The results of `convert` for records that come with their places, or other names; those of the wrong ones are
+    added to `wrong`, by their faults."""
     results: list[T] = []
     for place, record in placed:
         try:

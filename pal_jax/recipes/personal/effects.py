@@ -10,7 +10,7 @@ import numpy as np
 from scipy import special
 
 from pal_jax.data.comparisons import Comparisons
-from pal_jax.recipes.personal import importance, logit, offers, pictures, portrait
+from pal_jax.recipes.personal import importance, logit, pictures, portrait
 from pal_jax.recipes.personal.logit import ChoiceSets, Common, Units
 from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from pal_jax.run import intervals
@@ -72,8 +72,7 @@ def describe(
     data, of_people = model.data, portrait.effects_on_people(model)
     assert of_people is not None  # the items are no texts
     common, groups = logit.of_all(choices), group_models(data, choices)
-    (low, high) = np.array(offers.ranges(data)).T
-    in_words = importance.wanted(common, units, high - low)
+    in_words = importance.wanted(data, common, units)
     exhibits = [portrait.exhibit_wants(model, portrait.Wants(of_people, common, predicts, units, in_words))]
     if mixed:
         exhibits.append(portrait.exhibit_mixed_logit(mixed, units, len(data.names)))

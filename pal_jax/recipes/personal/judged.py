@@ -51,7 +51,8 @@ class JudgedPairs(NamedTuple):
 
 
 def from_json(record: Mapping[str, Any]) -> JudgedPairs:
-    """The inverse of `to_json`."""
+    """The inverse of `to_json`. In a record of an earlier version each pair is a choice."""
+    record = {'choices': record['pairs'], 'first': record['hits'], **record}
     return JudgedPairs(*(np.array(record[name]) for name in JudgedPairs._fields))
 
 

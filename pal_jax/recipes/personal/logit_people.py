@@ -11,6 +11,7 @@ as models see it, and on disk of one unit of the survey's own: the `scale` `[H]`
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,14 +78,23 @@ def probability(person: Effects, difference: np.ndarray) -> np.ndarray:
 
 
 def chances_of_options(person: Effects, items: np.ndarray) -> np.ndarray:
-    """The probabilities `[D, J]` with which a person chooses each of J options `[J, H]`, by D draws of the person's
+    """The probabilities `[DRAWS, J]` with which a person chooses each of J options `[J, H]`, by draws of the person's
     effects. The draws are those of Sobol's sequence, the same in every call."""
-    # A covariance may have no inverse, but it always has this root. The shift keeps the first point of the sequence, 0,
-    # from being infinite.
-    root = np.linalg.svd(person.covariance, hermitian=True)
-    normal = special.ndtri(qmc.Sobol(len(person.mean), scramble=False).random(DRAWS) + 0.5 / DRAWS)
-    draws = person.mean + normal * np.sqrt(root.S) @ root.Vh
-    return special.softmax(draws @ items.T, axis=1)
+    if len(items) == 1:
+        return np.ones((DRAWS, 1))
+    # Only the differences of utility to the last option count, and they are fewer than effects.
+    x = items[:-1] - items[-1]
+    # A covariance may have no inverse, but it always has this root.
+    root = np.linalg.svd(x @ person.covariance @ x.T, hermitian=True)
+    draws = x @ person.mean + _normal_draws(len(x)) * np.sqrt(root.S) @ root.Vh
+    return special.softmax(np.column_stack([draws, np.zeros(DRAWS)]), axis=1)
+
+
+@functools.lru_cache(maxsize=32)
+def _normal_draws(width: int) -> np.ndarray:
+    """Draws `[DRAWS, width]` of independent standard normal numbers."""
+    # The shift keeps the first point of the sequence, 0, from being infinite.
+    return special.ndtri(qmc.Sobol(width, scramble=False).random(DRAWS) + 0.5 / DRAWS)
 
 
 def information_of_choice(chances: np.ndarray) -> float:

@@ -57,7 +57,7 @@ def ranges(data: Comparisons) -> list[tuple[float, float]]:
 def doubts(data: Comparisons) -> list[str]:
     """Warnings on options and attributes of a table whose effects choices cannot tell, or tell wrongly."""
     said, tangled = [], _tangled(data)
-    if constant_option(data) is not None and not alone(data):
+    if (option := constant_option(data)) is not None and not _is_told_apart(data, option):
         said.append(
             'warning: the option that is in every choice has no column of its own. If it is "none of these", all '
             'effects are wrong without one: add a column such as neither, which is 1 for this option and else 0'
@@ -68,6 +68,15 @@ def doubts(data: Comparisons) -> list[str]:
             'choices: leave a column out, or give an option such as "none of these" a word that offers have, too'
         )
     return said
+
+
+def _is_told_apart(data: Comparisons, option: np.ndarray) -> bool:
+    """True where attributes, or their sums, are the same for all other options, and not for this one."""
+    is_option = [(side == option).all(axis=1).astype(float) for side in (data.chosen[:], data.rejected[:])]
+    difference = is_option[0] - is_option[1]
+    x = data.difference.astype(np.float64)
+    rest = difference - x @ np.linalg.lstsq(x, difference, rcond=None)[0]
+    return bool(np.sum(rest**2) <= 1e-6 * np.sum(difference**2))
 
 
 def _tangled(data: Comparisons) -> list[str]:

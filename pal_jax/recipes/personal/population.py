@@ -449,7 +449,7 @@ def _table(shown: Shown) -> list[list[str]]:
         control = {*shown.chosen[len(shown.true_chosen) :]} == {1}
         same = name == 'shared' or (name == 'pal' and shown.is_one_model) or (name == 'shuffled' and control)
         over = '–' if same else f'{above.value:+z.3f} ({above.ends("+.3f")})'
-        first = put_first(method.seen)
+        first = put_first(method.seen) if several else None
         further = first.with_error() if first else f'{seen.pairs.value:.3f}', f'{seen.worst:.3f}', *new
         rows.append([MODELS[name], seen.people.with_error(), over, *further])
     return rows

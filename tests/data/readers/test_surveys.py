@@ -430,6 +430,14 @@ def test_wrong_cells_and_wrong_situations_are_told_together(tmp_path):
     assert 'left out 6 of 8 rows' in line and "situation '1' of 'a' has 1 chosen of 1 options" in line
 
 
+def test_situations_with_the_same_fault_are_all_counted(tmp_path):
+    rows = [f'a,{s},{chosen},{x}' for s in range(5) for chosen, x in ((1, 'inf' if s else 5), (0, 6))]
+    path, said = written(tmp_path, '\n'.join(['user,situation,chosen,price', *rows])), []
+    with pytest.raises(ValueError, match='8 of 10 rows are wrong: .*not finite'):
+        tables.load(path)
+    assert len(tables.load(path, drop=said.append).users) == 1 and 'left out 8 of 10 rows' in said[0]
+
+
 def test_people_whose_choices_are_all_left_out_are_counted(tmp_path):
     rows = ['ana,A,1,2', 'ana,B,2,3', 'bo,neither,1,2', 'bo,neither,2,3', 'cy,neither,3,4']
     path, said = written(tmp_path, '\n'.join(['user,choice,x_A,x_B', *rows])), []

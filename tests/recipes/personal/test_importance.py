@@ -9,50 +9,92 @@ from scipy import stats
 from pal_jax.data.comparisons import PreferencePair, from_pairs, standardized
 from pal_jax.recipes.personal import importance, logit, offers
 from pal_jax.recipes.personal.logit import Common
+from tests.recipes.personal.people import apart
 
 NAMES = ('price', 'maker: VW over Ford', 'maker: Seat over Ford', 'neither')
 UNITS = logit.units_of(NAMES, np.array([2.0, 1.0, 1.0, 1.0]), alone=frozenset({3}))
 COMMON = Common(np.array([-0.5, 0.4, -0.6, -3.0]), np.diag([0.1, 0.1, 0.3, 0.5]) ** 2, 40)
 
 
+COLUMNS = {
+    'price': importance.Column([0], np.array([[1.0], [5.0]])),
+    'maker': importance.Column([1, 2], np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])),
+}
+
+
 def test_the_importance_is_the_range_of_the_utility_of_a_column():
-    columns = importance.columns_of(UNITS)
-    assert columns == {'price': [0], 'maker': [1, 2]}
     # Prices have 4 units of .5, and makers are from -.6 to .4, with Ford at 0.
-    found = importance.importances(COMMON, columns, np.array([4.0, 1.0, 1.0, 1.0]))
-    assert found == pytest.approx({'price': 2.0 / 3.0, 'maker': 1.0 / 3.0})
+    assert importance.importances(COMMON, COLUMNS) == pytest.approx({'price': 2.0 / 3.0, 'maker': 1.0 / 3.0})
     better = COMMON._replace(weights=np.array([-0.5, 0.4, 0.6, -3.0]))
-    found = importance.importances(better, columns, np.array([4.0, 1.0, 1.0, 1.0]))
-    assert found == pytest.approx({'price': 2.0 / 2.6, 'maker': 0.6 / 2.6})
-    # An effect of thousands is one that choices cannot tell.
+    assert importance.importances(better, COLUMNS) == pytest.approx({'price': 2.0 / 2.6, 'maker': 0.6 / 2.6})
+    # A word that only the constant option has, Ford here, is no value of an offer.
+    offered = COLUMNS | {'maker': COLUMNS['maker']._replace(values=np.array([[0.0, 1.0], [1.0, 0.0]]))}
+    assert importance.importances(better, offered)['maker'] == pytest.approx(0.2 / 2.2)
+    # An effect of thousands is one that choices cannot tell; a difference may be known all the same.
     unknown = COMMON._replace(weights=np.array([-9e3, 0.4, -0.6, -3.0]))
-    assert importance.importances(unknown, columns, np.ones(4)) == pytest.approx({'maker': 1.0})
-    assert importance.wanted(unknown, UNITS, np.ones(4)).endswith('Not known: price.')
-    # One effect has the p-value of its own test, and several that of the F distribution.
-    (price,) = [logit.p_of_none(COMMON.estimates[0], 40)]
-    assert importance.p_of_none(COMMON, [0]) == pytest.approx(price)
-    expected = stats.f.sf(((0.4 / 0.1) ** 2 + (0.6 / 0.3) ** 2) / 2, 2, 39)
-    assert importance.p_of_none(COMMON, [1, 2]) == pytest.approx(expected)
+    assert importance.importances(unknown, COLUMNS) == pytest.approx({'maker': 1.0})
+    common = np.zeros((4, 4))
+    common[1:3, 1:3] = 1e6
+    tangled = COMMON._replace(covariance=COMMON.covariance + common)
+    assert importance.importances(tangled, offered).keys() == {'price', 'maker'}
+    assert importance.importances(tangled, COLUMNS).keys() == {'price'}
 
 
-def test_the_test_of_an_attribute_errs_as_often_as_it_says():
-    rng, covariance = np.random.default_rng(0), np.array([[0.04, 0.01], [0.01, 0.02]])
-    drawn = rng.multivariate_normal(np.zeros(2), covariance, 2000)
-    p = [importance.p_of_none(Common(w, covariance, 2000), [0, 1]) for w in drawn]
-    assert 0.035 < np.mean(np.array(p) <= 0.05) < 0.065
+def test_the_p_value_of_an_attribute_is_that_of_hotelling():
+    # One effect has the p-value of its own test.
+    assert importance.p_of_none(COMMON, COLUMNS['price']) == pytest.approx(logit.p_of_none(COMMON.estimates[0], 40))
+    squares = (0.4 / 0.1) ** 2 + (0.6 / 0.3) ** 2
+    expected = stats.f.sf(squares * 38 / (2 * 39), 2, 38)
+    assert importance.p_of_none(COMMON, COLUMNS['maker']) == pytest.approx(expected)
+    assert importance.p_of_none(COMMON._replace(people=2), COLUMNS['maker']) is None
+
+
+@pytest.mark.parametrize(('people', 'words'), [(12, 6), (20, 3)])
+def test_the_test_of_an_attribute_errs_at_most_as_often_as_it_says(people, words):
+    """Choices between two random words of a column without effects, by few people."""
+    rng, wrong, trials = np.random.default_rng(0), 0, 120
+    values = np.concatenate([np.zeros((1, words)), np.eye(words)])
+    column = importance.Column(list(range(words)), values)
+    for _ in range(trials):
+        pairs = np.array([rng.permutation(words + 1)[:2] for _ in range(12 * people)])
+        x = values[pairs[:, 0]] - values[pairs[:, 1]]
+        common = logit.of_all(apart(x, np.repeat(np.arange(people), 12)))
+        p = importance.p_of_none(common, column)
+        assert p is not None and 0.0 <= p <= 1.0
+        wrong += p <= 0.05
+    assert wrong / trials < 0.1
+
+
+def survey(weights, maker=('Ford', 'VW', 'Seat'), seed=0, neither=(0.0, 0.0, 0.0, 1.0)):
+    """Choices of 30 people between two cars and neither, by a logit."""
+    rng, pairs = np.random.default_rng(seed), []
+    for s in range(360):
+        cars = []
+        for _ in range(2):
+            word = rng.choice(maker)
+            cars.append((float(rng.integers(1, 6)), float(word == 'VW'), float(word == 'Seat'), 0.0))
+        if cars[0] == cars[1]:
+            continue
+        utility = np.array([*cars, neither]) @ weights + rng.gumbel(size=3)
+        chosen, *others = np.array([*cars, neither])[np.argsort(-utility)].tolist()
+        pairs += [PreferencePair(f'p{s % 30}', tuple(chosen), tuple(other), str(s)) for other in others]
+    return from_pairs(pairs, NAMES)
 
 
 def test_what_people_want_is_said_in_words_of_the_better_end():
-    said = importance.wanted(COMMON, UNITS, np.array([4.0, 1.0, 1.0, 1.0]))
-    assert said == (
-        'People want, what counts most first: low price, maker: VW over Ford. Not shown to count: '
-        'maker: Seat over Ford.'
+    data = survey(np.array([-0.8, 0.0, -1.5, -2.0]))
+    units = logit.units_of(NAMES, None, alone=frozenset({3}))
+    common = logit.of_all(logit.choices_in(data))
+    assert importance.wanted(data, common, units) == (
+        'People want, what counts most first: low price, maker: Ford over Seat. Not shown to count: '
+        'maker: VW over Ford.'
     )
-    other = COMMON._replace(weights=np.array([0.5, -0.4, 0.0, 1.0]), covariance=np.diag([0.1, 0.1, 0.01, 0.1]) ** 2)
-    assert importance.wanted(other, UNITS, np.array([0.1, 1.0, 1.0, 1.0])) == (
-        'People want, what counts most first: maker: Ford over VW, high price. Not shown to count: '
-        'maker: Seat over Ford.'
-    )
+    # The first word is that of the constant option alone, which is its constant then.
+    data = survey(np.array([-0.8, 2.0, 0.5, 0.0]), maker=('VW', 'Seat'), neither=(0.0, 0.0, 0.0, 0.0))
+    assert offers.doubts(data) == []
+    common = logit.of_all(logit.choices_in(data))
+    said = importance.wanted(data, common, units._replace(alone=frozenset()))
+    assert said.startswith('People want, what counts most first: low price, maker: VW.')
 
 
 def test_an_option_counts_as_offered_once_in_each_choice():

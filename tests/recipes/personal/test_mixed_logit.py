@@ -187,6 +187,14 @@ def test_a_choice_among_options_has_the_probabilities_of_a_pair_and_of_independe
     assert nats == pytest.approx(logit_people.information(person, items[:1] - items[1:2])[0], abs=2e-3)
 
 
+def test_probabilities_of_options_with_many_attributes_are_those_of_pairs():
+    rng = np.random.default_rng(0)
+    person = logit_people.Effects(rng.normal(size=30), 0.25 * np.eye(30))
+    items = rng.normal(size=(2, 30))
+    chance = logit_people.chances_of_options(person, items).mean(axis=0)[0]
+    assert chance == pytest.approx(logit_people.probability(person, items[:1] - items[1:])[0], abs=2e-3)
+
+
 def test_a_population_comes_back_from_the_file_in_the_units_of_the_survey(tmp_path):
     names, scale = ('price', 'minutes'), np.array([2.0, 4.0])
     ana = logit_people.Effects(np.array([1.0, -2.0]), np.array([[4.0, 1.0], [1.0, 8.0]]))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from pal_jax.data import records, surveys
+from pal_jax.data import records
 from pal_jax.recipes.personal import ideal_point, logit_people
 from pal_jax.recipes.personal.pal import by_logit, scores
 from pal_jax.recipes.personal.pal import person as pal_person
@@ -26,8 +26,8 @@ from pal_jax.recipes.personal.pal.reward import TrainedPAL
 def ranked(run: TrainedPAL, path: str, person: PersonChoices | None = None) -> list[dict[str, Any]]:
     """The questions of a file as JSON, the most informative one first, given the choices of a person.
 
-    A pair has its number in the file, from 1, as `pair`, and `left` and `right`. A situation has its id as `situation`,
-    and its `options`. `information` is in nats.
+    A pair has its number in the file, from 1, as `pair`, and `left` and `right`. A situation has its id, and that of
+    its person where there is one, by the names of their columns, and its `options`. `information` is in nats.
 
     Raises:
       ValueError: a row is wrong, or the run cannot say who a new person could be.
@@ -46,7 +46,7 @@ def ranked(run: TrainedPAL, path: str, person: PersonChoices | None = None) -> l
 
 def _names_situation(run: TrainedPAL, record: Any) -> bool:
     """True of a row of a table with a row for each option, which names its situation."""
-    if not isinstance(record, Mapping) or surveys.situation_column(record) is None:
+    if not isinstance(record, Mapping) or not scores.columns_of_choice(run.kept, record):
         return False
     names = columns_of(run.kept.attributes)
     return len(sides_of(record, names)) == 1 and bool(names.keys() & record.keys())
@@ -55,19 +55,26 @@ def _names_situation(run: TrainedPAL, record: Any) -> bool:
 def _situations(
     run: TrainedPAL, rows: list[records.Row], person: PersonChoices | None
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """The situations of a table as JSON, and the information `[n]` that is expected of each."""
+    """The situations of a table as JSON, and the information `[n]` that is expected of each.
+
+    Raises:
+      ValueError: a row is wrong or names no situation, or a situation has one option.
+    """
 
     def read(placed: records.Row) -> tuple[scores.TableRow, dict[str, Any]]:
         row = scores.to_row(run, placed[1])
+        if not row.choice:
+            raise ValueError('it names no situation, and the first row has one; give all rows alike')
         (item,) = items_of(placed[1], run.kept.attributes)
         return row, item
 
     table = records.converted([(place, (place, row)) for place, row in rows], read)
     read_rows = [row for row, _ in table]
     situations = scores.situations_of(read_rows)
-    questions = [
-        {'situation': choice[-1], 'options': [table[k][1] for k in index]} for choice, index in situations.items()
-    ]
+    if alone := next((choice for choice, index in situations.items() if len(index) == 1), None):
+        named = ' and '.join(f'{column} {id}' for column, id in alone)
+        raise ValueError(f'{rows[0][0].partition(",")[0]}: {named} has one option; give two or more')
+    questions = [{**dict(choice), 'options': [table[k][1] for k in index]} for choice, index in situations.items()]
     if run.logit is None:
         mixtures = ideal_point.weights(run.pal, jnp.asarray(pal_person.drawn_logits(run, person), jnp.float32))
         of_people = scores.utilities(run, mixtures, [row.items for row in read_rows])

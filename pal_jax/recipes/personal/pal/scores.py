@@ -32,7 +32,7 @@ from pal_jax.run.summary import read_summary
 from pal_jax.run.verdict import is_trial
 
 KEYS = 'score', 'probability'  # of an option, and of a choice: of a pair's first side, or of an option in its situation
-CHUNK = 64  # people whose choices are predicted at once
+CHUNK, ROWS, SITUATIONS = 64, 4096, 1024  # people, rows and situations that are predicted at once
 
 # An option, or both sides of a pair: their vectors `[1, H]`, and of prompts in variant B.
 Items = tuple[tuple[np.ndarray, np.ndarray | None], ...]
@@ -40,10 +40,10 @@ Items = tuple[tuple[np.ndarray, np.ndarray | None], ...]
 
 class TableRow(NamedTuple):
     """The items of a record of a table; `choice` has the ids of the person, where there is one, and of the situation of
-    an option, and is () where a record is no option or names no situation."""
+    an option, by the names of their columns, and is empty where a record is no option or names no situation."""
 
     items: Items
-    choice: tuple[str, ...] = ()
+    choice: tuple[tuple[str, str], ...] = ()
 
 
 def open_scorer(workdir: str, person: str) -> RecordScorer:
@@ -107,19 +107,35 @@ def _scorer_of(
     probability of each pair; `chances` gives the probabilities of the options of situations, each of which is an array
     of the numbers of its rows."""
 
+    def scores(read: Sequence[TableRow]) -> np.ndarray:
+        starts = range(0, len(read), ROWS)
+        return np.concatenate([score([row.items for row in read[start : start + ROWS]]) for start in starts])
+
     def in_situations(read: Sequence[TableRow]) -> np.ndarray:
-        situations, shares = list(situations_of(read).values()), np.zeros(len(read))
-        for rows, probabilities in zip(situations, chances([row.items for row in read], situations), strict=True):
-            shares[rows] = probabilities
+        shares = np.zeros(len(read))
+        situations = list(situations_of(read).values())
+        for start in range(0, len(situations), SITUATIONS):
+            part = situations[start : start + SITUATIONS]
+            rows = np.concatenate(part)
+            places = np.split(np.arange(len(rows)), np.cumsum([len(index) for index in part])[:-1])
+            shares[rows] = np.concatenate(chances([read[row].items for row in rows], places))
         return shares
 
+    def are_chosen_among(read: Sequence[TableRow]) -> bool:
+        # A column that numbers all options, each apart, is no situation.
+        if not read[0].choice or len(situations_of(read)) == len(read):
+            return False
+        columns = ' and '.join(column for column, _ in read[0].choice)
+        print(f'options with the same {columns} are offered together', file=sys.stderr)
+        return True
+
     def of_rows(read: Sequence[TableRow]) -> np.ndarray:
-        return in_situations(read) if read[0].choice else score([row.items for row in read])
+        return in_situations(read) if are_chosen_among(read) else scores(read)
 
     def details(read: Sequence[TableRow]) -> list[dict[str, Any]]:
-        key, scores = KEYS[len(read[0].items) - 1], score([row.items for row in read])
-        fields = [{key: float(x)} for x in scores]
-        if read[0].choice:
+        key = KEYS[len(read[0].items) - 1]
+        fields = [{key: float(x)} for x in scores(read)]
+        if are_chosen_among(read):
             fields = [{**row, KEYS[1]: float(x)} for row, x in zip(fields, in_situations(read), strict=True)]
         return fields
 
@@ -130,9 +146,9 @@ def _scorer_of(
     )  # fmt: skip
 
 
-def situations_of(read: Sequence[TableRow]) -> dict[tuple[str, ...], np.ndarray]:
-    """The numbers of the rows of each situation."""
-    rows_of: dict[tuple[str, ...], list[int]] = {}
+def situations_of(read: Sequence[TableRow]) -> dict[tuple[tuple[str, str], ...], np.ndarray]:
+    """The numbers `[J]` of the rows of each situation; rows that name none have the situation ()."""
+    rows_of: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for number, row in enumerate(read):
         rows_of.setdefault(row.choice, []).append(number)
     return {choice: np.array(rows) for choice, rows in rows_of.items()}
@@ -195,12 +211,13 @@ def to_items(run: TrainedPAL, record: Any) -> Items:
 
 def to_row(run: TrainedPAL, record: Any) -> TableRow:
     """A record of a table with its choice. Raises ValueError as `to_items`, or the id of the choice is none."""
-    items, columns = to_items(run, record), _columns_of_choice(run.kept, record)
-    is_option = len(items) == 1 and columns
-    return TableRow(items, tuple(records.identity('', record, column) for column in columns) if is_option else ())
+    items, columns = to_items(run, record), columns_of_choice(run.kept, record)
+    is_option = len(items) == 1
+    choice = ((column, records.identity('', record, column)) for column in columns if is_option)
+    return TableRow(items, tuple(choice))
 
 
-def _columns_of_choice(kept: Kept, record: Any) -> list[str]:
+def columns_of_choice(kept: Kept, record: Any) -> list[str]:
     """The columns of a record that name its person, where there is one, and its situation; none without a situation."""
     known = columns_of(kept.attributes)
     columns = [column for column in record if column not in known] if isinstance(record, Mapping) else []
@@ -213,7 +230,7 @@ def _form(run: TrainedPAL, record: Mapping[str, Any]) -> str:
     if run.reading:
         return 'a pair' if _text_columns(record) else 'a text'
     pair = 'item' not in record and len(items_of(record, run.kept.attributes)) == 2
-    option = 'an option of a situation' if _columns_of_choice(run.kept, record) else 'an option'
+    option = 'an option of a situation' if columns_of_choice(run.kept, record) else 'an option'
     return 'a pair' if pair else option
 
 

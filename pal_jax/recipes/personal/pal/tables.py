@@ -50,7 +50,7 @@ FORMS = (
     'user, situation, chosen and attributes (a row an option), or user, choice, left_<attribute> and '
     'right_<attribute> (a row a pair)'
 )
-ASKED = 'left_<attribute> and right_<attribute>, a row a pair'
+ASKED = 'left_<attribute> and right_<attribute>, a row a pair; or options, a row each, with a column situation'
 QUESTION = re.compile(r'[a-z]+_?\d+', re.IGNORECASE)  # a column of a table with a row for each person, such as q12
 KEYS = 'user', 'situation', 'chosen'
 UNLIKE = *KEYS, 'choice'  # columns that are read, and are no attributes, beside that of the group
@@ -439,7 +439,8 @@ def _options(
     situations: dict[tuple[str, str], list[tuple[str, choices.Option]]] = {}
     for place, option in records.sorted_out([(row[0], row) for row in rows], read, wrong):
         situations.setdefault(key_of[place], []).append((place, option))
-    # What is left of a choice with a wrong row is not judged before the row is mended or left out.
+    # What is left of a choice with a wrong row, whose person and situation can be read, is not judged before the row is
+    # mended or left out.
     unfinished = set() if drop else {key_of[place] for place in itertools.chain(*wrong.values()) if place in key_of}
 
     def paired(key: tuple[str, str]) -> list[PreferencePair]:
@@ -455,13 +456,13 @@ def _options(
         pairs = choices.pairs([(user, name, options)])
         return [_checked(pair, pair) for pair in (dataclasses.replace(pair, group=groups[key]) for pair in pairs)]
 
-    pairs: list[PreferencePair] = []
-    for key in [key for key in situations if key not in unfinished]:
-        faults: records.Wrong = {}
-        pairs += itertools.chain(*records.sorted_out([('', key)], paired, faults))
-        # All rows of a choice are wrong together.
-        wrong |= {fault: [place for place, _ in situations[key]] for fault in faults}
+    faults: dict[str, list[tuple[str, str]]] = {}
+    judged = [(key, key) for key in situations if key not in unfinished]
+    pairs = itertools.chain.from_iterable(records.sorted_out(judged, paired, faults))
+    # All rows of a choice are wrong together.
+    for fault, keys in faults.items():
+        wrong[fault] = [*wrong.get(fault, ()), *(place for key in keys for place, _ in situations[key])]
     if wrong:
         places = {*itertools.chain(*wrong.values())}
         records.leave_out(wrong, sum(place not in places for place, _ in rows), drop)
-    return pairs
+    return list(pairs)

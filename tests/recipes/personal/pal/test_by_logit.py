@@ -85,7 +85,7 @@ def test_a_person_by_the_mixed_logit_scores_asks_and_is_forgotten(run, tmp_path,
         pal_jax.score(source, [dear], person='p0')
 
 
-def test_options_of_a_situation_have_shares_of_all_people_and_probabilities_of_one(run, tmp_path):
+def test_options_of_a_situation_have_shares_of_all_people_and_probabilities_of_one(run, tmp_path, capsys):
     source = with_logit(run, tmp_path / 'run', seen_lead_mixed_logit=0.01)
     cheap, middle, dear = ({'price': price, 'years': 3.0} for price in (60.0, 90.0, 120.0))
     rows = [{'scenario': 1, **cheap}, {'scenario': 2, **dear}, {'scenario': 1, **dear}, {'scenario': 2, **middle}]
@@ -99,8 +99,12 @@ def test_options_of_a_situation_have_shares_of_all_people_and_probabilities_of_o
     odds = np.exp([-0.05 * 60, -0.05 * 120, -0.05 * 90])
     of_p0 = pal_jax.score(source, [rows[0], rows[2], {'scenario': '1', **middle}], person='p0')
     np.testing.assert_allclose(of_p0, odds / odds.sum(), atol=0.05)
+    assert 'the same scenario' in capsys.readouterr().err
     with pytest.raises(ValueError, match='record 2: .*an option'):
         pal_jax.score(source, [rows[0], dear])
+    # A column that numbers each option apart is no situation, and options have their scores.
+    numbered = pal_jax.score(source, rows[:2])
+    np.testing.assert_allclose(numbered, pal_jax.score(source, [cheap, dear]))
 
 
 QUESTIONS = """situation;price;years
@@ -133,9 +137,13 @@ def test_situations_are_asked_in_the_order_of_what_a_choice_tells(run, tmp_path,
     personalize.personalize(source, str(of_person(tmp_path / 'ana.jsonl', 1)), str(path), None, None)
     after = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert after[0]['information'] < rows[0]['information']
-    path.write_text(QUESTIONS.replace('60;3', 'x;3'))
-    with pytest.raises(ValueError, match=r'questions\.csv, row 4.*price'):
-        personalize.personalize(source, '', str(path), None, None)
+    for wrong, named in (
+        (QUESTIONS.replace('60;3', 'x;3'), r'questions\.csv, row 4.*price'),
+        (QUESTIONS.replace('near;90,1;3\n', ''), 'situation near has one option'),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match=named):
+            personalize.personalize(source, '', str(path), None, None)
 
 
 def test_the_pairs_of_a_situation_are_one_choice(run, tmp_path):
