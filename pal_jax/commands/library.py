@@ -33,9 +33,9 @@ import numpy as np
 from pal_jax.data import chats
 from pal_jax.judges.local_model import LocalModel
 from pal_jax.models.files import sources
+from pal_jax.recipes.personal.attributes import with_points
 from pal_jax.recipes.personal.pal import by_logit
 from pal_jax.recipes.personal.pal import person as pal_person
-from pal_jax.recipes.personal.pal.attributes import with_points
 from pal_jax.recipes.personal.pal.reward import open_pal
 from pal_jax.run import devices, loop, named_files, own, trained, verdict
 from pal_jax.run.config_files import settings_of

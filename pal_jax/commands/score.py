@@ -52,7 +52,7 @@ from rich.progress import track
 
 from pal_jax import scoring
 from pal_jax.commands.talking import CACHE, source_or_run
-from pal_jax.recipes.personal.pal.attributes import with_points
+from pal_jax.recipes.personal.attributes import with_points
 from pal_jax.run import cli, devices
 from pal_jax.run.forecast import counted
 from pal_jax.run.outputs import whole_file

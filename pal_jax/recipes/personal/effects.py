@@ -72,7 +72,8 @@ def describe(
     data, of_people = model.data, portrait.effects_on_people(model)
     assert of_people is not None  # the items are no texts
     common, groups = logit.of_all(choices), group_models(data, choices)
-    in_words = importance.wanted(data, common, units)
+    columns = importance.columns_of(data, units)
+    in_words = importance.wanted(columns, common, units)
     exhibits = [portrait.exhibit_wants(model, portrait.Wants(of_people, common, predicts, units, in_words))]
     if mixed:
         exhibits.append(portrait.exhibit_mixed_logit(mixed, units, len(data.names)))
@@ -83,7 +84,7 @@ def describe(
     everybody = GroupModel(EVERYBODY, len(data.names), common)
     if len(units.attributes) <= PLOTTED:
         exhibits.insert(1, exhibit_intervals([everybody, *groups], units))
-    exhibits += [*importance.exhibits(data, common, units), exhibit_fit(choices, common, mixed)]
+    exhibits += [*importance.exhibits(data, columns, common, units), exhibit_fit(choices, common, mixed)]
     effects = table_of_effects([everybody, *groups], units, mixed)
     return exhibits, {EFFECTS: effects, COVARIANCE: table_of_covariance(common, units)}
 

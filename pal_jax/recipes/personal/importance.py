@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
 from pal_jax.data.comparisons import Comparisons, choice_numbers
-from pal_jax.recipes.personal import offers
+from pal_jax.recipes.personal import attributes, offers
+from pal_jax.recipes.personal.attributes import column_of
 from pal_jax.recipes.personal.logit import CERTAIN, Common, Units
 from pal_jax.run import intervals
-from pal_jax.run.intervals import Estimate
 from pal_jax.types import Exhibit
 
 MOST_VALUES = 8  # an attribute with more values has no rows in the table of values
@@ -42,37 +42,37 @@ class Column(NamedTuple):
         return self.values[1:] - self.values[0]
 
 
-def exhibits(data: Comparisons, common: Common, units: Units) -> list[Exhibit]:
+def exhibits(data: Comparisons, columns: Mapping[str, Column], common: Common, units: Units) -> list[Exhibit]:
     """The exhibits of what counts; `data` is in the units of models, and `common` is the logit of all its choices."""
-    columns = columns_of(data, units)
     shares, rows = importances(common, columns), []
-    for name in sorted(columns, key=lambda name: -shares.get(name, 0.0)):
+    for name in by_share(columns, shares):
         known = name in shares
         p = p_of_none(common, columns[name]) if known else None
         rows.append([name, f'{shares[name]:.0%}' if known else '–', intervals.p_in_words(p)])
     text = IMPORTANCE + (UNKNOWN if any('–' in row for row in rows) else '')
     important = Exhibit('How much each attribute matters', text, [['attribute', 'importance', 'p'], *rows])
     # One attribute alone has all of the importance.
-    shown, table = [important] if len(columns) > 1 else [], of_values(data, units)
+    shown, table = [important] if len(columns) > 1 else [], of_values(data, columns, units)
     return shown + ([Exhibit('How often each value was chosen', VALUES, table)] if len(table) > 1 else [])
 
 
 def columns_of(data: Comparisons, units: Units) -> dict[str, Column]:
     """The columns of a survey by name; attributes that only the constant option has are left out."""
-    columns: dict[str, Column] = {}
+    places: dict[str, list[int]] = {}
+    for h, name in enumerate(units.attributes):
+        if h not in units.alone:
+            places.setdefault(column_of(name), []).append(h)
     offered = offers.varied(data)
-    for name, index in _indices(units).items():
+    columns = {}
+    for name, index in places.items():
         values = np.unique(offered[:, index], axis=0)
         columns[name] = Column(index, values[[0, -1]] if len(index) == 1 and len(values) > 2 else values)
     return columns
 
 
-def _indices(units: Units) -> dict[str, list[int]]:
-    indices: dict[str, list[int]] = {}
-    for h, name in enumerate(units.attributes):
-        if h not in units.alone:
-            indices.setdefault(name.partition(': ')[0] if ' over ' in name else name, []).append(h)
-    return indices
+def by_share(columns: Mapping[str, Column], shares: Mapping[str, float]) -> list[str]:
+    """The names of columns, that with the largest importance first, and those without one last."""
+    return sorted(columns, key=lambda name: -shares.get(name, 0.0))
 
 
 def importances(common: Common, columns: Mapping[str, Column]) -> dict[str, float]:
@@ -88,15 +88,17 @@ def importances(common: Common, columns: Mapping[str, Column]) -> dict[str, floa
 
 def _is_told(common: Common, column: Column) -> bool:
     """False where choices cannot tell the differences between values, as nearly all go one way."""
-    contrasts = column.contrasts
-    value, variance = contrasts @ common.weights[column.places], contrasts @ _covariance(common, column) @ contrasts.T
+    value, covariance = _differences(common, column)
     # Of one word and another the difference may be known where their effects are not.
-    most = CERTAIN * np.abs(contrasts).max(axis=1, initial=0.0)
-    return bool(np.all(np.abs(value) <= most) and np.all(np.diag(variance) <= most**2))
+    most = CERTAIN * np.abs(column.contrasts).max(axis=1, initial=0.0)
+    return bool(np.all(np.abs(value) <= most) and np.all(np.diag(covariance) <= most**2))
 
 
-def _covariance(common: Common, column: Column) -> np.ndarray:
-    return common.covariance[np.ix_(column.places, column.places)]
+def _differences(common: Common, column: Column) -> tuple[np.ndarray, np.ndarray]:
+    """The utilities of a column's values less that of the first one `[V - 1]`, and their covariance."""
+    contrasts = column.contrasts
+    covariance = common.covariance[np.ix_(column.places, column.places)]
+    return contrasts @ common.weights[column.places], contrasts @ covariance @ contrasts.T
 
 
 def p_of_none(common: Common, column: Column) -> float | None:
@@ -106,41 +108,41 @@ def p_of_none(common: Common, column: Column) -> float | None:
     A covariance that is clustered by G people makes the statistic of q differences Hotelling's, with the F distribution
     of q and G - q degrees of freedom.
     """
-    contrasts = column.contrasts
-    q, people = len(contrasts), common.people
+    value, covariance = _differences(common, column)
+    q, people = len(value), common.people
     if not 0 < q < people:
         return None
-    value, covariance = contrasts @ common.weights[column.places], contrasts @ _covariance(common, column) @ contrasts.T
     statistic = value @ np.linalg.solve(covariance, value) * (people - q) / (q * (people - 1))
     return float(special.fdtrc(q, people - q, statistic))
 
 
-def wanted(data: Comparisons, common: Common, units: Units) -> str:
+def wanted(columns: Mapping[str, Column], common: Common, units: Units) -> str:
     """Sentences on what people want by one logit for all, the most important column first."""
-    columns = columns_of(data, units)
     shares = importances(common, columns)
-    shown, unclear, unknown = [], [], []
-    for name in sorted(columns, key=lambda name: -shares.get(name, 0.0)):
-        column = columns[name]
-        if name not in shares:
-            unknown.append(name)
-        elif len(column.places) > 1 and column.values.any(axis=1).all():
-            # The first word was never offered, so the effects of other words beside it say nothing of offers.
-            p, best = p_of_none(common, column), int((column.values @ common.weights[column.places]).argmax())
-            value = _value(column.values[best] * units.scale[column.places], units, column.places)
-            shown += [f'{name}: {value}'] if p is not None and p <= 1.0 - intervals.LEVEL else []
-            unclear += [] if p is not None and p <= 1.0 - intervals.LEVEL else [name]
-        else:
-            yes_or_no = len(column.places) == 1 and (column.values * units.scale[column.places]).ravel().tolist() == [
-                0,
-                1,
-            ]
-            for h in column.places:
-                side = (units.effect(common, h) or Estimate(0.0, None, None, None)).place(0.0)
-                shown += [_in_words(units.attributes[h], side, yes_or_no=yes_or_no)] if side else []
-                unclear += [] if side else [units.attributes[h]]
+    shown: list[str] = []
+    unclear: list[str] = []
+    for name in by_share(columns, shares):
+        for words, counts in _ends(name, columns[name], common, units) if name in shares else ():
+            (shown if counts else unclear).append(words)
+    unknown = [name for name in columns if name not in shares]
     lists = {'People want, what counts most first': shown, 'Not shown to count': unclear, 'Not known': unknown}
-    return ' '.join(f'{said}: {", ".join(names)}.' for said, names in lists.items() if names)
+    return ' '.join(f'{heading}: {", ".join(names)}.' for heading, names in lists.items() if names)
+
+
+def _ends(name: str, column: Column, common: Common, units: Units) -> Iterator[tuple[str, bool]]:
+    """The better ends of a column in words, each with whether it is shown to count; what is not has the words of its
+    attribute."""
+    if len(column.places) > 1 and column.values.any(axis=1).all():
+        # The first word was never offered, so the effects of other words beside it say nothing of offers.
+        p, best = p_of_none(common, column), int((column.values @ common.weights[column.places]).argmax())
+        counts = p is not None and p <= 1.0 - intervals.LEVEL
+        yield f'{name}: {_value(name, column.values[best], column, units)}' if counts else name, counts
+        return
+    yes_or_no = [_value(name, value, column, units) for value in column.values] == ['0', '1']
+    for h in column.places:
+        effect = units.effect(common, h)
+        side = effect.place(0.0) if effect else None
+        yield _in_words(units.attributes[h], side, yes_or_no=yes_or_no) if side else units.attributes[h], bool(side)
 
 
 def _in_words(attribute: str, side: int, *, yes_or_no: bool) -> str:
@@ -153,31 +155,28 @@ def _in_words(attribute: str, side: int, *, yes_or_no: bool) -> str:
     return f'{more if side == 1 else less}{attribute}'
 
 
-def of_values(data: Comparisons, units: Units) -> list[list[str]]:
+def of_values(data: Comparisons, columns: Mapping[str, Column], units: Units) -> list[list[str]]:
     """The table of how often each value of the columns with few values was offered and chosen."""
     _, first = np.unique(choice_numbers(data.situations, data.chosen, data.rejected), return_index=True)
     # The chosen option of a choice stands in several pairs, and was offered once.
     items = np.concatenate([data.chosen[first], data.rejected[:]])
-    chosen = np.arange(len(items)) < len(first)
-    if (option := offers.constant_option(data)) is not None:
-        keep = (items != option).any(axis=1)
-        items, chosen = items[keep], chosen[keep]
+    offered = offers.others(items, offers.constant_option(data))
+    items, chosen = items[offered], (np.arange(len(items)) < len(first))[offered]
     table = [['attribute', 'value', 'offered', 'chosen']]
-    for name, index in _indices(units).items():
-        values, number = np.unique(items[:, index], axis=0, return_inverse=True)
+    for name, column in columns.items():
+        values, number, counts = np.unique(items[:, column.places], axis=0, return_inverse=True, return_counts=True)
         if len(values) > MOST_VALUES:
             continue
-        offered, taken = np.bincount(number.reshape(-1)), np.bincount(number.reshape(-1), chosen)
-        for value, n, k in zip(values, offered, taken, strict=True):
-            table.append([name, _value(value * units.scale[index], units, index), str(n), f'{k / n:.0%}'])
-            name = ''
+        taken = np.bincount(number.reshape(-1), chosen)
+        for k, value in enumerate(values):
+            cells = _value(name, value, column, units), str(counts[k]), f'{taken[k] / counts[k]:.0%}'
+            table.append(['' if k else name, *cells])
     return table
 
 
-def _value(value: np.ndarray, units: Units, index: Sequence[int]) -> str:
-    """A value of a column in words: a number, or the word that its attributes stand for."""
-    words = [units.attributes[h].partition(': ')[2].rpartition(' over ') for h in index]
-    if not words[0][1]:
-        return f'{value[0]:.6g}'
-    # The first word has no attribute of its own: the attributes of all others are 0.
-    return next((word for (word, _, _), x in zip(words, value, strict=True) if x > 0.5), words[0][2])
+def _value(name: str, value: np.ndarray, column: Column, units: Units) -> str:
+    """A value `[W]` of a column, in the units of models, as the table has it: a number or a word."""
+    numbers = value * units.scale[column.places]
+    # Scales and float32 change the last digits of a number.
+    item = {units.attributes[h]: float(f'{x:.6g}') for h, x in zip(column.places, numbers, strict=True)}
+    return str(attributes.in_words(item)[name])

@@ -28,8 +28,12 @@ def constant_option(data: Comparisons) -> np.ndarray | None:
 
 def varied(data: Comparisons) -> np.ndarray:
     """All items of a table `[2 n, H]`, chosen ones first, without a constant option."""
-    option, items = constant_option(data), data.items
-    return items if option is None else items[(items != option).any(axis=1)]
+    return data.items[others(data.items, constant_option(data))]
+
+
+def others(items: np.ndarray, option: np.ndarray | None) -> np.ndarray:
+    """False `[n]` for the items `[n, H]` that are the constant option."""
+    return np.ones(len(items), bool) if option is None else (items != option).any(axis=1)
 
 
 def scales(data: Comparisons) -> np.ndarray:
@@ -41,9 +45,10 @@ def scales(data: Comparisons) -> np.ndarray:
 
 def alone(data: Comparisons) -> frozenset[int]:
     """The numbers of the attributes that tell the constant option from the others, and do not differ between these."""
-    option, items = constant_option(data), varied(data)
+    option = constant_option(data)
     if option is None:
         return frozenset()
+    items = data.items[others(data.items, option)]
     return frozenset(np.flatnonzero((np.ptp(items, axis=0) == 0.0) & (items[0] != option)).tolist())
 
 
@@ -72,11 +77,11 @@ def doubts(data: Comparisons) -> list[str]:
 
 def _is_told_apart(data: Comparisons, option: np.ndarray) -> bool:
     """True where attributes, or their sums, are the same for all other options, and not for this one."""
-    is_option = [(side == option).all(axis=1).astype(float) for side in (data.chosen[:], data.rejected[:])]
-    difference = is_option[0] - is_option[1]
+    of_others = others(data.items, option).astype(float)
+    difference = np.subtract(*np.split(of_others, 2))
     x = data.difference.astype(np.float64)
-    rest = difference - x @ np.linalg.lstsq(x, difference, rcond=None)[0]
-    return bool(np.sum(rest**2) <= 1e-6 * np.sum(difference**2))
+    residual = difference - x @ np.linalg.lstsq(x, difference, rcond=None)[0]
+    return bool(np.sum(residual**2) <= 1e-6 * np.sum(difference**2))
 
 
 def _tangled(data: Comparisons) -> list[str]:
@@ -84,7 +89,8 @@ def _tangled(data: Comparisons) -> list[str]:
     x = data.difference.astype(np.float64)
     size = np.sqrt(np.mean(x**2, axis=0))
     varies = np.flatnonzero(size > 0)
-    values, vectors = np.linalg.eigh((x[:, varies] / size[varies]).T @ (x[:, varies] / size[varies]) / len(x))
+    x = x[:, varies] / size[varies]
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
     nothing = vectors[:, values < SINGULAR]
     return [data.attributes[h] for h, row in zip(varies, nothing, strict=True) if np.abs(row).max(initial=0.0) > 0.01]
 
@@ -101,7 +107,7 @@ def described(data: Comparisons) -> str:
     # Items that are looked up are texts or lie on disk, so their attributes say nothing or cost a pass.
     if isinstance(data.chosen, Lookup):
         return words + (f'; {forecast.counted(len(data.texts), "text")}' if data.texts else '')
-    # A word of an attribute is 0 or 1, see `recipes/personal/pal/attributes.py`.
+    # A word of an attribute is 0 or 1, see `attributes.py`.
     listed = [
         name if ' over ' in name else f'{name} {low:.4g} to {high:.4g}'
         for name, (low, high) in zip(data.attributes, ranges(data), strict=True)

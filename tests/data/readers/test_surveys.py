@@ -11,8 +11,8 @@ from pyarrow import parquet
 
 from pal_jax.data import comparisons, records, texts
 from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.recipes.personal import attributes as attributes_of
 from pal_jax.recipes.personal import offers
-from pal_jax.recipes.personal.pal import attributes as attributes_of
 from pal_jax.recipes.personal.pal import tables
 
 PLAIN = 'user,choice,left_price,left_time,right_price,right_time\nana,left,1.5,9,2,3\nbo,right,1.5,9,2.25,3\n'

@@ -85,7 +85,7 @@ def test_what_people_want_is_said_in_words_of_the_better_end():
     data = survey(np.array([-0.8, 0.0, -1.5, -2.0]))
     units = logit.units_of(NAMES, None, alone=frozenset({3}))
     common = logit.of_all(logit.choices_in(data))
-    assert importance.wanted(data, common, units) == (
+    assert importance.wanted(importance.columns_of(data, units), common, units) == (
         'People want, what counts most first: low price, maker: Ford over Seat. Not shown to count: '
         'maker: VW over Ford.'
     )
@@ -93,7 +93,8 @@ def test_what_people_want_is_said_in_words_of_the_better_end():
     data = survey(np.array([-0.8, 2.0, 0.5, 0.0]), maker=('VW', 'Seat'), neither=(0.0, 0.0, 0.0, 0.0))
     assert offers.doubts(data) == []
     common = logit.of_all(logit.choices_in(data))
-    said = importance.wanted(data, common, units._replace(alone=frozenset()))
+    units = units._replace(alone=frozenset())
+    said = importance.wanted(importance.columns_of(data, units), common, units)
     assert said.startswith('People want, what counts most first: low price, maker: VW.')
 
 
@@ -106,7 +107,7 @@ def test_an_option_counts_as_offered_once_in_each_choice():
         pairs += [PreferencePair(f'p{s % 4}', chosen, other, str(s)) for other in others]
     data = standardized(from_pairs(pairs, NAMES), UNITS.scale)
     assert offers.alone(data) == {3}
-    assert importance.of_values(data, UNITS)[1:] == [
+    assert importance.of_values(data, importance.columns_of(data, UNITS), UNITS)[1:] == [
         ['price', '2', '6', '67%'],
         ['', '3', '6', '67%'],
         ['', '4', '6', '0%'],
@@ -114,5 +115,5 @@ def test_an_option_counts_as_offered_once_in_each_choice():
         ['maker', 'Ford', '12', '0%'],
         ['', 'VW', '12', '67%'],
     ]
-    important, counts = importance.exhibits(data, COMMON, UNITS)
+    important, counts = importance.exhibits(data, importance.columns_of(data, UNITS), COMMON, UNITS)
     assert [row[0] for row in important.table[1:]] == ['price', 'maker'] and counts.table[0][0] == 'attribute'

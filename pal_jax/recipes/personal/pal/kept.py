@@ -22,8 +22,8 @@ from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.holdouts import normal
 from pal_jax.models.states import Frame
 from pal_jax.recipes.personal import offers, panel
+from pal_jax.recipes.personal.attributes import lacking, with_numbers
 from pal_jax.recipes.personal.pal import text as pal_text
-from pal_jax.recipes.personal.pal.attributes import lacking, with_numbers
 from pal_jax.recipes.personal.pal.settings import Settings
 from pal_jax.recipes.personal.pal.text import TextData
 from pal_jax.run import files, models
@@ -128,12 +128,12 @@ def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> K
         # Numbers of vectors say nothing by themselves.
         unnamed = data.attributes == comparisons.default_names(len(data.attributes))
         without = unnamed or isinstance(data.chosen, Lookup)
-        option = None if without else offers.constant_option(data)
-        named = {
-            'ranges': () if without else tuple(offers.ranges(data)),
-            'constant': () if option is None else tuple(option.tolist()),
-        }
-        return Kept(data.names, data.attributes, scale, groups=groups, **named, first_split=first)
+        kept = Kept(data.names, data.attributes, scale, groups=groups, first_split=first)
+        if without:
+            return kept
+        option = offers.constant_option(data)
+        constant = () if option is None else tuple(option.tolist())
+        return kept._replace(ranges=tuple(offers.ranges(data)), constant=constant)
     prompted, chat = text.pairs.prompt is not None, text.pairs.chat
     return Kept(data.names, data.attributes, scale, text.frame, groups, prompted, chat, first_split=first)
 

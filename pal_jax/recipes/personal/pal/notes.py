@@ -11,7 +11,7 @@ import numpy as np
 
 from pal_jax.data import records
 from pal_jax.data.comparisons import Comparisons
-from pal_jax.recipes.personal.pal.attributes import near_name
+from pal_jax.recipes.personal.attributes import near_name
 from pal_jax.run import files
 from pal_jax.run.forecast import counted
 

@@ -31,9 +31,9 @@ from jaxtyping import Array
 from pal_jax.data import comparisons, records
 from pal_jax.data.comparisons import Comparisons, Lookup, PairBatch
 from pal_jax.recipes.personal import ideal_point
+from pal_jax.recipes.personal.attributes import in_words, lacking
 from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.personal.pal import text as pal_text
-from pal_jax.recipes.personal.pal.attributes import in_words, lacking
 from pal_jax.recipes.personal.pal.reward import TextVectors, TrainedPAL, open_pal
 from pal_jax.recipes.personal.portrait import PEOPLE
 from pal_jax.run import files, stores

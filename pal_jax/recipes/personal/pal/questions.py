@@ -16,9 +16,9 @@ from scipy import special
 
 from pal_jax.data import records
 from pal_jax.recipes.personal import ideal_point, logit_people
+from pal_jax.recipes.personal.attributes import columns_of, items_of, sides_of, with_points
 from pal_jax.recipes.personal.pal import by_logit, scores
 from pal_jax.recipes.personal.pal import person as pal_person
-from pal_jax.recipes.personal.pal.attributes import columns_of, items_of, sides_of, with_points
 from pal_jax.recipes.personal.pal.person import PersonChoices
 from pal_jax.recipes.personal.pal.reward import TrainedPAL
 

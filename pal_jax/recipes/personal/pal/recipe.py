@@ -26,13 +26,13 @@ from pal_jax.data import comparisons, records, shards
 from pal_jax.data.comparisons import Comparisons, Lookup, PairBatch
 from pal_jax.data.readers import choices, columns, opinions, votes
 from pal_jax.recipes.personal import baselines, ideal_point, mixed_logit, offers, panel, portrait
+from pal_jax.recipes.personal.attributes import known_words
 from pal_jax.recipes.personal.evaluation import Evaluate, evaluate_each
 from pal_jax.recipes.personal.learner import IdealPointLearner, Loss, NewUsers, PALState, Rates, put
 from pal_jax.recipes.personal.pal import context as pal_context
 from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import tables
 from pal_jax.recipes.personal.pal import text as pal_text
-from pal_jax.recipes.personal.pal.attributes import known_words
 from pal_jax.recipes.personal.pal.batches import make_draw
 from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.settings import PALSettings, Settings

@@ -17,10 +17,10 @@ from scipy import special
 
 from pal_jax.data import records, surveys
 from pal_jax.recipes.personal import logit_people
+from pal_jax.recipes.personal.attributes import columns_of, in_order, items_of
 from pal_jax.recipes.personal.logit_people import Effects
 from pal_jax.recipes.personal.pal import by_logit, tables
 from pal_jax.recipes.personal.pal import reward as pal_reward
-from pal_jax.recipes.personal.pal.attributes import columns_of, in_order, items_of
 from pal_jax.recipes.personal.pal.kept import Kept
 from pal_jax.recipes.personal.pal.person import file_and_name, open_person, read_person
 from pal_jax.recipes.personal.pal.reward import TrainedPAL, reward_of_replies

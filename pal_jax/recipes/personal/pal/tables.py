@@ -31,8 +31,7 @@ import numpy as np
 from pal_jax.data import records, shards, surveys
 from pal_jax.data.comparisons import Comparisons, PreferencePair, from_pairs
 from pal_jax.data.readers import choices
-from pal_jax.recipes.personal.pal import notes
-from pal_jax.recipes.personal.pal.attributes import (
+from pal_jax.recipes.personal.attributes import (
     Attribute,
     columns_of,
     has_comma,
@@ -41,6 +40,7 @@ from pal_jax.recipes.personal.pal.attributes import (
     to_number,
     with_point,
 )
+from pal_jax.recipes.personal.pal import notes
 from pal_jax.run import files
 from pal_jax.run.forecast import counted, few_of
 

@@ -11,7 +11,9 @@ import pytest
 import pal_jax
 from pal_jax.commands import personalize
 from pal_jax.recipes.personal.pal import forget as pal_forget
+from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import reward as pal_reward
+from pal_jax.recipes.personal.pal import scores as pal_scores
 from tests.recipes.personal.pal.test_kept import two_tastes
 from tests.recipes.personal.pal.test_person import of_person
 
@@ -157,3 +159,11 @@ def test_the_pairs_of_a_situation_are_one_choice(run, tmp_path):
         (path := tmp_path / f'{name}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
         variance[name] = pal_jax.personalize(source, str(path))['covariance'][0][0]
     assert variance['one'] > 1.02 * variance['two']
+
+
+def test_an_option_that_every_choice_has_is_not_out_of_range():
+    ranges, scale = ((2.0, 6.0), (0.0, 1.0)), np.array([2.0, 1.0])
+    kept = pal_kept.Kept(('ana',), ('price', 'neither'), scale, ranges=ranges, constant=(0.0, 1.0))
+    for item, doubt in (([0.0, 1.0], False), ([0.0, 0.0], True), ([9.0, 1.0], True), ([4.0, 0.0], False)):
+        row = pal_scores.TableRow(((kept.in_units([item]), None),))
+        assert bool(pal_scores._doubt(kept, row)) == doubt

@@ -14,7 +14,6 @@ import pal_jax
 from pal_jax import scoring
 from pal_jax.commands import personalize, score
 from pal_jax.recipes.personal import ideal_point
-from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.recipes.personal.pal import scores as pal_scores
@@ -492,11 +491,3 @@ def test_the_name_of_a_person_may_be_almost_right(run):
     name = next(iter(run.people))
     with pytest.raises(ValueError, match=f'did you mean {name}'):
         scoring.open_scorer(run.workdir, f'{name[0]}0{name[1:]}')
-
-
-def test_an_option_that_every_choice_has_is_not_out_of_range():
-    ranges, scale = ((2.0, 6.0), (0.0, 1.0)), np.array([2.0, 1.0])
-    kept = pal_kept.Kept(('ana',), ('price', 'neither'), scale, ranges=ranges, constant=(0.0, 1.0))
-    for item, doubt in (([0.0, 1.0], False), ([0.0, 0.0], True), ([9.0, 1.0], True), ([4.0, 0.0], False)):
-        row = pal_scores.TableRow(((kept.in_units([item]), None),))
-        assert bool(pal_scores._doubt(kept, row)) == doubt

@@ -52,7 +52,12 @@ def in_order(attributes: Sequence[str]) -> list[str]:
 
 def columns_of(attributes: Iterable[str]) -> dict[str, None]:
     """The names of attributes as a table has them: one column for all words of an attribute."""
-    return dict.fromkeys(name.partition(': ')[0] if ' over ' in name else name for name in attributes)
+    return dict.fromkeys(map(column_of, attributes))
+
+
+def column_of(attribute: str) -> str:
+    """The column of a table that an attribute is read from."""
+    return attribute.partition(': ')[0] if ' over ' in attribute else attribute
 
 
 def lacking(missing: str, given: Iterable[str], attributes: Sequence[str]) -> str:
