@@ -30,13 +30,16 @@ CACHE = '~/.cache/pal_jax/compiled'
 
 
 def source_of(name: str) -> str:
-    """The source that a flag names: the folder of a run is `orbax:FOLDER`, and any other name stays as it is.
+    """The source that a flag names: a run is `orbax:FOLDER`, a folder of transformers `hf:FOLDER`, one of an adapter
+    `peft:FOLDER`, and a GGUF file `gguf:FILE`. Any other name stays as it is.
 
     Raises:
       ValueError: the folder has the stages of a run, of which one has to be named.
     """
     folder = Path(name).expanduser()
     stages = folder.is_dir() and [*folder.glob(CONFIG), *folder.glob(f'*/{CONFIG}')]
+    if kind := sources.kind_of(folder):
+        return f'{kind}:{name}'
     return f'orbax:{name}' if stages and read_run(folder) else name
 
 

@@ -39,6 +39,29 @@ def to_prefer(record: Any, tokenizer: Tokenizer) -> ExamplePair:
     return pair
 
 
+def of_texts(record: Any, tokenizer: Tokenizer) -> Any:
+    """A record of a prompt and replies that are texts, as a record of messages; any other record as it is.
+
+    Raises:
+      ValueError: the prompt is written in the chat template already.
+    """
+    prompt = record.get('prompt') if isinstance(record, dict) else None
+    replies = {key: record[key] for key in ('completion', *formats.SIDES) if key in record} if prompt else {}
+    if not isinstance(prompt, str) or not replies or not all(isinstance(reply, str) for reply in replies.values()):
+        return record
+    if not is_plain(prompt, tokenizer):
+        raise ValueError("'prompt' has special tokens of the model, so it is written as a chat already; leave out chat")
+    return {**record, 'prompt': as_chat(prompt)} | {
+        key: [{'role': 'assistant', 'content': reply}] for key, reply in replies.items()
+    }
+
+
+def is_plain(text: str, tokenizer: Tokenizer) -> bool:
+    """True of a text that a chat template would write otherwise: there is one, and no special token in the text."""
+    special = (str(token) for token in tokenizer.fast.added_tokens_decoder.values() if token.special)
+    return bool(tokenizer.fast.chat_template) and not any(token in text for token in special)
+
+
 def as_chat(text: str) -> list[Message]:
     """A question as the messages of a chat."""
     return [{'role': 'user', 'content': text}]

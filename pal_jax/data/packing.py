@@ -9,7 +9,7 @@ prompts begin with stand in it once.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,13 +40,14 @@ class PromptGroup(NamedTuple):
     """One prompt, which is not empty, and its branches.
 
     Where the branches are replies, `compared` has the pairs that were compared, and `labels` the labels of each branch:
-    1, 0, or NaN for a label that nobody gave.
+    1, 0, or NaN for a label that nobody gave. `source` is the prompt as a row of a file has it, a text or messages.
     """
 
     prompt: Sequence[int]
     branches: Sequence[Branch]
     compared: Sequence[BranchPair] = ()
     labels: Sequence[Sequence[float]] = ()
+    source: str | Sequence[Mapping[str, Any]] | None = None
 
     @property
     def length(self) -> int:

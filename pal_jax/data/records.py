@@ -300,7 +300,9 @@ def _values(path: Path, wrong: Wrong | None) -> Iterator[tuple[str, Any]]:
     if files.format_of(path) not in readers:
         raise ValueError(f'{path} is no source; give {shards.READ} (sheets as CSV), hf:owner/name/file or tfds:name')
     if not path.exists():
-        raise ValueError(f'{path} is no file; check the path')
+        on_hub = not path.suffix and len(path.parts) == 2 and not path.parent.exists()
+        meant = f'a data set of the hub is hf:{path}/FILE, such as {_example(path)}' if on_hub else 'check the path'
+        raise ValueError(f'{path} is no file; {meant}')
     rows = readers[files.format_of(path)](path)
     return surveys.answers(rows) if files.format_of(path) in ('.csv', '.parquet') else rows
 
@@ -459,7 +461,7 @@ def _first(error: Exception) -> str:
 
 def _hub(source: str) -> Iterator[Row]:
     if not (parts := re.fullmatch(r'hf:([^/]+/[^/]+)/(.+)', source)):
-        raise ValueError(f'{source} names no file; give hf:owner/name/path, such as {_on_hub(source[3:].strip("/"))}')
+        raise ValueError(f'{source} names no file; give hf:owner/name/FILE{_on_hub(source[3:].strip("/"))}')
     from huggingface_hub import errors, hf_hub_download
 
     try:
@@ -471,12 +473,17 @@ def _hub(source: str) -> Iterator[Row]:
 
 
 def _on_hub(name: str) -> str:
-    """The files with rows of a data set of the hub as sources, or an example where the hub tells none."""
+    """Words for the files with rows of a data set of the hub, or for an example where the hub tells none."""
     try:
         from huggingface_hub import list_repo_files
 
         paths = list(map(Path, list_repo_files(name, repo_type='dataset')))
-    except Exception:  # of the client's transport, which is another library
-        paths = []
+    except Exception as error:  # of the client's transport, which is another library
+        return f', such as {_example(name)} (the hub told no files of {name}: {_first(error)})'
     readable = (path for path in paths if files.format_of(path) in ('.parquet', '.jsonl', '.json', '.csv'))
-    return few_of([f'hf:{name}/{path}' for path in readable]) or 'hf:me/choices/data/train.parquet'
+    return f': {few_of([f"hf:{name}/{path}" for path in readable]) or "it has no file of rows"}'
+
+
+def _example(name: str | Path) -> str:
+    """A file of a data set of the hub, as most data sets have one."""
+    return f'hf:{name}/data/train-00000-of-00001.parquet'

@@ -33,8 +33,8 @@ with epy.lazy_imports():
 Keyed = tuple[str, PromptGroup]  # the content of a prompt (`PromptedReplies.content`), and a group with that prompt
 Entry = TypeVar('Entry')
 PLAIN = (
-    'the rows are texts, which the model reads as they are, without its chat template; it is applied to messages '
-    '(docs/methods/sft.md#rows)'
+    'learnt as texts without the chat template, in which chat, serve and --config=rl ask; --config.chat=True learns '
+    'them as messages'
 )
 
 OF_PAIRS = 'pairs of replies, of which the chosen ones are learnt and the rejected ones are not read'
@@ -53,7 +53,7 @@ class Rows(NamedTuple):
       row_tokens: the length in tokens of a row of the device batch, which several rows share; 0: each row has its own.
       seed: the seed of the order in which rows are drawn.
       warnings: lines on settings that cannot be kept, such as `holdouts.fewer`, each after a line break.
-      texts: the number of rows whose prompts are texts and no messages.
+      plain: the number of rows whose prompts are texts, in which no token of a chat template stands.
       pairs: the number of rows to imitate that are pairs.
       system: the system prompt that all rows begin with; '' where there is none, or several.
     """
@@ -68,7 +68,7 @@ class Rows(NamedTuple):
     row_tokens: int = 0
     seed: int = 0
     warnings: str = ''
-    texts: int = 0
+    plain: int = 0
     pairs: int = 0
     system: str = ''
 
@@ -77,7 +77,7 @@ class Rows(NamedTuple):
         """The split of the rows, in a line."""
         rows = f'{counted(len(self.train), "row")} to learn from, {len(self.test)} to test on, which have other prompts'
         shared = f' ({counted(self.moved, "row")} with the prompt of another row)' if self.moved else ''
-        plain = f'\n{counted(self.texts, "prompt")} of {PLAIN}' if self.texts else ''
+        plain = f'\nwarning: {counted(self.plain, "prompt")} are {PLAIN}' if self.plain else ''
         pairs = f'\n{counted(self.pairs, "row")} of the file are {OF_PAIRS}' if self.pairs else ''
         return f'{rows}{shared}{self.warnings}{plain}{pairs}'
 
@@ -115,7 +115,8 @@ def one_group_a_row(rows: Sequence[PromptGroup]) -> list[list[PromptGroup]]:
 
 def make_rows(
     settings: SupervisedRun,
-    convert: Callable[[Any], PromptGroup],
+    tokenizer: Tokenizer,
+    convert: Callable[[Tokenizer, Any], PromptGroup],
     key: str,
     n: int,
     gather: Callable[[Sequence[PromptGroup]], list[list[PromptGroup]]] = one_group_a_row,
@@ -123,14 +124,14 @@ def make_rows(
     """The rows of every record, made by `convert`: of a file, or of the records that a method makes up by that name.
 
     The good answers of made-up records stand at `key`. `gather` makes groups to learn from of the rows of one prompt.
-    All rows of a prompt are learnt, or all are tested on.
+    All rows of a prompt are learnt, or all are tested on. With `settings.chat`, texts become messages.
 
     Raises:
       ValueError: `data.train` is neither a file nor made up, a line of a file is no record, or there is nothing to
         learn from or to test on.
     """
     data, read = settings.data, formats.imitated if key == 'completion' else formats.preferred
-    texts: list[str] = []
+    plain: list[bool] = []
     pairs: list[bool] = []
     systems: set[str] = set()
 
@@ -141,12 +142,17 @@ def make_rows(
         return [(content, group) for content, rows in by_prompt.items() for group in itertools.chain(*gather(rows))]
 
     def contained(record: Any) -> tuple[str, PromptGroup]:
+        record = chats.of_texts(record, tokenizer) if settings.chat else record
         row = read(record)
         if isinstance(row.prompt, str):
-            texts.append(row.prompt)
+            if settings.chat:
+                raise ValueError(
+                    "chat=True learns texts as chats, and the row has no 'prompt' of its own; leave it out"
+                )
+            plain.append(chats.is_plain(row.prompt, tokenizer))
         pairs.append(key == 'completion' and formats.is_pair(record))
         systems.add(formats.system_of(row.prompt))
-        return row.content, convert(record)
+        return row.content, convert(tokenizer, record)._replace(source=row.prompt)
 
     # Made-up records come in parts, one for each person; a file is one part.
     if maker := made.maker('data.train', data.train):
@@ -167,7 +173,7 @@ def make_rows(
     fewer = '' if data.test or maker else fewer_tests(data, test)
     system = systems.pop() if len(systems) == 1 else ''
     warnings = f'{fewer}{unused_epochs(settings)}'
-    return rows._replace(warnings=warnings, texts=len(texts), pairs=sum(pairs), system=system)
+    return rows._replace(warnings=warnings, plain=sum(plain), pairs=sum(pairs), system=system)
 
 
 def short_rows(settings: RowRun, train: list[Keyed], test: list[Keyed], moved: int, n: int) -> Rows:

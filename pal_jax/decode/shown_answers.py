@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pal_jax.data import chats
 from pal_jax.data.packing import Branch, PromptGroup
 from pal_jax.data.rows import Rows
 from pal_jax.data.tokenizer import Tokenizer
@@ -46,11 +47,18 @@ class ShownAnswers:
 
     def _dialogue(self, row: int, group: PromptGroup, answer: str) -> Mapping[str, Any]:
         replies = zip(self.kinds, map(self._reply, group.branches), strict=True)
-        turns = [
-            {'role': 'user', 'content': self.tokenizer.decode(group.prompt)},
-            {'role': 'assistant', 'content': answer},
-        ]
-        return {'person': f'test row {row}', 'facts': [f'{kind}: {text}' for kind, text in replies], 'turns': turns}
+        facts = [f'{kind}: {text}' for kind, text in replies]
+        # A prompt of messages is shown as such, without the marks of the chat template.
+        whole = chats.as_chat(self.tokenizer.decode(group.prompt))
+        asked = group.source if isinstance(group.source, Sequence) and not isinstance(group.source, str) else whole
+        turns = [{'role': message['role'], 'content': message.get('content') or ''} for message in asked]
+        facts += [f'system: {turn["content"]}' for turn in turns if turn['role'] == 'system']
+        turns = [turn for turn in turns if turn['role'] != 'system']
+        return {
+            'person': f'test row {row}',
+            'facts': facts,
+            'turns': [*turns, {'role': 'assistant', 'content': answer}],
+        }
 
     def _reply(self, branch: Branch) -> str:
         """The first reply of a branch, as the rows have it."""

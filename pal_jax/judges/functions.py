@@ -73,6 +73,8 @@ def values(function: RewardFunction, lists: Mapping[str, Any], count: int) -> li
     # A function is called with the lists that it names, and with no others.
     given = {name: lists[name] for name in lists if name in REQUIRED or own.takes(function.call, name)}
     results, name = _called(function, given), f'{function.key}={function.text!r}'
+    if results is None:
+        raise RuntimeError(f'{name} returned None, and no list of numbers; does it end with a return?')
     try:
         # A text such as '7' would be a number to `float`.
         if texts := [value for value in results if isinstance(value, str)]:
@@ -117,6 +119,8 @@ def check_failed(
       served: whether servers may be asked anew.
     """
     if failed > max_failed * total:
+        if failed == total and not served:
+            raise RuntimeError(f'all {total} {what} ({why}); check {whom}')
         anew = ", or with --config.answers='', by which servers are asked anew" if served else ''
         raise RuntimeError(
             f'{failed} of {total} {what}, more than {section}.max_failed={max_failed} '

@@ -22,7 +22,8 @@ class PPO:
       ValueError: a value is unknown or out of its range, or two values contradict each other.
     """
 
-    estimator: str = 'gae'  # the estimator of advantages: a name of `objectives.advantages.ESTIMATORS`
+    # The estimator of advantages: gae, reinforce, rloo, reinforce_baseline, group_norm or dr_grpo.
+    estimator: str = 'gae'
     gamma: float = 1.0  # the discount from token to token
     lam: float = 0.95  # lambda of generalised advantage estimation
     clip: float = 0.2  # PPO clips the ratio to 1 - clip, 1 + clip

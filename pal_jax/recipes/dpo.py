@@ -8,7 +8,6 @@ baseline of RLPA (section 4.1 of arXiv 2505.15456).
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -94,7 +93,7 @@ def make(settings: Settings, ctx: Context) -> DPORecipe:
     data.check(settings)
     policy = make_policy(settings.policy, ctx, settings.seed)
     # A row is a prompt with two branches: it is read once for both answers.
-    rows = data.make_rows(settings, functools.partial(to_group, policy.tokenizer), 'chosen', n=2)
+    rows = data.make_rows(settings, policy.tokenizer, to_group, 'chosen', n=2)
     ctx.log(rows.told)
     learner = make_pair_learner(settings, policy.cfg, ctx, data.steps_of(settings, rows))
     trained = trained_actor(settings.policy, policy, learner.actor)

@@ -7,7 +7,6 @@ row of the device batch. On the oracle's answers it is the baseline of RLPA (sec
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -90,7 +89,7 @@ def make(settings: Settings, ctx: Context) -> SFT:
     """
     data.check(settings)
     policy = make_policy(settings.policy, ctx, settings.seed)
-    rows = data.make_rows(settings, functools.partial(to_group, policy.tokenizer), 'completion', n=1)
+    rows = data.make_rows(settings, policy.tokenizer, to_group, 'completion', n=1)
     ctx.log(rows.told)
     actor = make_actor(settings, policy.cfg, ctx, data.steps_of(settings, rows))
     trained = trained_actor(settings.policy, policy, actor)

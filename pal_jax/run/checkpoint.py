@@ -24,6 +24,7 @@ from jaxtyping import Array, UInt32
 
 from pal_jax.run import files, processes, stores
 from pal_jax.run.files import write_whole
+from pal_jax.run.forecast import few_of
 from pal_jax.run.metrics import METRICS, read_records
 from pal_jax.run.recipe import KEPT
 from pal_jax.run.workdir import CONFIG, PARTS, REPORT
@@ -278,8 +279,10 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
         for k in sorted(old.keys() | ours.keys())
         if old.get(k) != ours.get(k) and not any(fnmatch(k, key) for key in free)
     ]
+    # Most keys of two methods differ, so the method alone is told.
+    changed = ['recipe'] if 'recipe' in changed else changed
     if changed:
-        listed = ', '.join(f'{key}: {old.get(key)!r} -> {ours.get(key)!r}' for key in changed)
+        listed = few_of([f'{key}: {old.get(key)!r} -> {ours.get(key)!r}' for key in changed])
         lost = '' if saved else ', or delete it, for it has no checkpoint yet'
         raise ValueError(f'{workdir} was made by another config ({listed}); give that one, or another --workdir{lost}')
 

@@ -40,7 +40,13 @@ PANELS = {
     'multiplier': 'Multiplier of costs',
     'kl': 'KL to the reference',
     'margin': 'Margin of pairs',
+    'chosen': 'Implied reward, chosen',
+    'rejected': 'Implied reward, rejected',
     'sign_accuracy': 'Signs right',
+    'loss': 'Loss',
+    'length': 'Tokens of an answer',
+    'grad_norm': 'Norm of the gradient',
+    'lr': 'Learning rate',
 }
 OWN = 'own_'  # before the name of a user's function, in metrics
 WIDE = 6  # panels side by side
@@ -72,7 +78,8 @@ def learning_curve(rows: Rows, evals: Rows = (), shares: Sequence[str] = ()) -> 
     evaluations have a figure of the same name, they stand beside the steps, with their intervals; `shares` has the
     figures that go from 0 to 1.
     """
-    headline, titles = headline_of(rows), panels_of(rows)
+    headline = headline_of(rows)
+    titles = {key: title for key, title in panels_of(rows).items() if key != headline}
     with matplotlib.rc_context(STYLE):
         wide = min(len(titles), WIDE) or 1
         lines = [list(titles)[k : k + wide] for k in range(0, len(titles), wide)]

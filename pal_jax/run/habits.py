@@ -34,7 +34,7 @@ KEYS = {
     'per_device_train_batch_size': ('data.batch_size', 'rl.rollout_batch_size', 'dialogue.rollout_batch_size'),
     'batch_size': ('data.batch_size', 'rl.rollout_batch_size', 'dialogue.rollout_batch_size'),
     'train_batch_size': ('data.batch_size', 'ppo.minibatches'),
-    'gradient_accumulation_steps': ('data.micro_rows', 'ppo.micro_rows'),
+    'gradient_accumulation_steps': ('data.batch_size', 'rl.rollout_batch_size', 'dialogue.rollout_batch_size'),
     'num_train_epochs': ('data.epochs', 'total_steps'),
     'epochs': ('data.epochs', 'ppo.epochs'),
     'max_steps': ('total_steps',),
@@ -72,11 +72,9 @@ KEYS = {
     'advantage_estimator': ('ppo.estimator',),
     'scale_rewards': ('ppo.estimator',),
     'loss_type': ('dpo.loss', 'ppo.loss_agg'),
-    'use_vllm': ('decode.driver',),
     'vllm_num_engines': ('decode.shares',),
     'vllm_gpu_memory_utilization': ('decode.slots',),
     'gpu_memory_utilization': ('decode.slots',),
-    'vllm_mode': ('decode.driver',),
     'steps_per_generation': ('ppo.minibatches',),
     'reward_funcs': ('reward.function',),
     'reward_weights': ('reward.weights',),
@@ -110,16 +108,22 @@ NEEDLESS = {
     **dict.fromkeys(
         ('logging_steps', 'logging_strategy', 'logging_first_step'), 'every step is written to metrics.jsonl of the run'
     ),
+    **dict.fromkeys(
+        ('use_vllm', 'vllm_mode'), 'a decoder of this package samples with the weights of the policy; leave it out'
+    ),
+    **dict.fromkeys(
+        ('load_in_4bit', 'load_in_8bit', 'use_qlora', 'quantization_config'),
+        'no weights are quantised while they are trained; --config.policy.lora.rank=16 and --config.policy.remat=full '
+        'save memory',
+    ),
     'ref_model': 'the reference is the policy as it was before training',
     'flash_attn': 'the machine decides on the kernel of attention',
 }
 # What a value means here, where the same number or word means something else.
 UNITS = {
-    **dict.fromkeys(
-        ('per_device_train_batch_size', 'batch_size', 'data.train_batch_size'),
-        'rl and rlpa count prompts of a step, sft and dpo rows',
-    ),
-    'gradient_accumulation_steps': 'it counts the rows of a part, and the number of parts follows',
+    'gradient_accumulation_steps': 'multiply it by this; data.micro_rows and ppo.micro_rows are the rows in memory',
+    'report_to': 'the name of a project; TensorBoard is always written',
+    **dict.fromkeys(('dataset', 'dataset_name', 'train_dataset'), 'a file, or hf:owner/name/FILE'),
     'warmup_steps': 'it is a share of the updates',
     'lr_scheduler_type': 'linear or cosine; min_ratio is the last rate as a share of the highest, 1 a constant one',
     'scale_rewards': 'group_norm divides by the deviation of a prompt, dr_grpo does not',
@@ -140,6 +144,18 @@ UNITS_OF_KEYS = {
         'epochs * prompts / rl.rollout_batch_size',
     ),
     ('train_batch_size', 'ppo.minibatches'): 'it counts minibatches',
+    **dict.fromkeys(
+        ((name, 'data.batch_size') for name in ('per_device_train_batch_size', 'batch_size')),
+        'the rows of an update: those of a device, times its accumulation steps, times the devices',
+    ),
+    **dict.fromkeys(
+        ((name, 'rl.rollout_batch_size') for name in ('per_device_train_batch_size', 'batch_size')),
+        'the prompts of a step: the completions of all devices, divided by rl.n_samples_per_prompt',
+    ),
+    **dict.fromkeys(
+        ((name, 'dialogue.rollout_batch_size') for name in ('per_device_train_batch_size', 'batch_size')),
+        'the people of a step',
+    ),
     ('beta', 'ppo.kl_coef'): "with ppo.kl_in=loss and ppo.kl_estimator=k3 for TRL's loss",
 }
 VALUES = {'grpo': 'group_norm', 'ppo': 'gae', 'reinforce++': 'reinforce', 'bf16': 'bfloat16', 'adam': 'adamw'}

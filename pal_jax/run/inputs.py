@@ -70,7 +70,12 @@ def look(config: dict[str, Any]) -> Inputs:
         # A user's own files have an entry each, and so have functions of a Python program.
         if functions := [*own.named_in(value), *own.given_in(value)]:
             for number, (text, file) in enumerate(functions):
-                entry = (text, {text: file}) if isinstance(file, str) else (str(file.absolute()), hashes(file))
+                if isinstance(file, str):
+                    entry = text, {text: file}
+                else:
+                    # A method is all of its file; any other function is what it uses of the file.
+                    whole = digest(file) if key == 'recipe' else own.digest(file, text.rpartition(':')[2])
+                    entry = str(file.absolute()), {file.name: whole}
                 inputs[f'{key}.{number}'] = Input(text, '', *entry)
         elif files := _several(value):
             for number, file in enumerate(files):
@@ -299,10 +304,13 @@ def check(before: Inputs, now: Inputs, run: Path, changed: Collection[str] = ())
         # Further files in a folder are no change.
         for name, old in files.items():
             if old != (new := now[key].files.get(name, '')):
+                subject = (
+                    f'{value.rpartition(":")[2]} of {place / name}, or code that it uses,' if own.is_own(value) else ''
+                )
                 how = f'has other content than {run} began with (sha256 {old[:8]} -> {new[:8]})' if new else 'is gone'
                 mended = f', or go on with what it is now by --changed={named}' if own.is_own(value) else ''
                 raise ValueError(
-                    f'{named}={value!r}: {place / name} {how}; restore it, or give another --workdir{mended}'
+                    f'{named}={value!r}: {subject or place / name} {how}; restore it, or give another --workdir{mended}'
                 )
     # A run of an earlier version has no digests of some functions.
     if new := [key for key in now if key not in before and not own.is_own(now[key].value)]:

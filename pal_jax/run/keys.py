@@ -25,9 +25,9 @@ from pal_jax.run.settings import choices, keys_of
 COLUMN, WIDTH = 44, 120
 # The keys that most runs change, the first ones first: the model, the data, the steps, a batch, and the evaluations.
 FIRST = (
-    'policy.source', 'policy.lora.rank', 'data.train', 'data.test', 'prompts.train', 'prompts.test', 'reward.function',
-    'total_steps', 'data.epochs', 'data.batch_size', '*.rollout_batch_size', '*.n_samples_per_prompt',
-    'optimizer.lr', 'data.max_length', 'sampling.max_tokens', 'ppo.kl_coef', 'eval.every', 'checkpoint.every',
+    'policy.source', 'policy.lora.rank', 'data.train', 'data.test', 'chat', 'prompts.train', 'prompts.test',
+    'reward.function', 'total_steps', 'data.epochs', 'data.batch_size', '*.rollout_batch_size',
+    '*.n_samples_per_prompt', 'optimizer.lr', 'data.max_length', 'sampling.max_tokens', 'ppo.kl_coef', 'eval.every', 'checkpoint.every',
     'metrics.wandb',
 )  # fmt: skip
 ENTRY = re.compile(r'^ *([a-z_]\w*(?:, [a-z_]\w*)*): (.+(?:\n(?! *[a-z_][\w, ]*: ).*\S.*)*)', re.MULTILINE)
@@ -78,13 +78,13 @@ def sections(settings: Any, at: str = '', use: str = '') -> Iterator[Section]:
 
 
 def described(settings: Any) -> Iterator[str]:
-    """Lines for `--help`: the keys that most runs change, then all keys by section, with the file that explains it."""
+    """Lines for `--help`: the keys that most runs change, then all keys by section."""
     parts = list(sections(settings))
     every = [key for section in parts for key in section.keys]
     if first := [key for pattern in FIRST for key in every if fnmatch(key.name, pattern)]:
         yield from ('', 'keys that most runs change', *_lines(first))
     for section in parts:
-        yield from ('', f'{section.name[:-1] or "run"}: {title_of(section)}', f'  ({section.place})')
+        yield from ('', f'{section.name[:-1] or "run"}: {title_of(section)}')
         yield from _lines(section.keys)
 
 

@@ -16,7 +16,8 @@ from pal_jax.types import Sampling
 class ModelSettings:
     """A model, its precision and its adapters."""
 
-    # The source of the model: hf:, gguf:, orbax:, peft: or random:tiny, see `models/files/sources.py`.
+    # The model: hf:<folder or hub id>, orbax:<folder of a run>, gguf:<file>, peft:<folder of an adapter>, smollm2,
+    # gemma or random:tiny.
     source: str = EMBEDDED
     dtype: str = 'auto'  # the type of matrix products: bfloat16 where the machine has it
     # 'full' or 'dots' computes layers again in the backward pass, to save memory.
@@ -137,6 +138,9 @@ class RowRun(Run):
 class SupervisedRun(RowRun):
     """The keys of a run that may learn from the answers of the oracle."""
 
+    # A prompt that is a text and its replies are messages of a chat, as prompts.chat of rl has it; False: they are
+    # learnt as they are, as in TRL.
+    chat: bool = False
     oracle: OracleSettings = OracleSettings()
 
 

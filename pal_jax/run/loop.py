@@ -92,11 +92,19 @@ def train(settings: Run, workdir: Path, name: str = '', changed: Collection[str]
 
     The result is 0, or the exit status where a signal or `stops` stopped the run. `changed` is as in `train_all`.
     """
-    progress, rollouts, notes = Progress(), [], []
+    progress, rollouts, notes = Progress(), [], list[str]()
     # An export that could not be written is told before the training.
     if settings.export and not faults(is_finished, settings, workdir):
         faults(outputs.check_folder, workdir / 'export', folders_read(to_dict(settings)))
-    recipe = faults(prepare, settings, workdir, progress, show=rollouts.extend, log=notes.append, changed=changed)
+    recipe = faults(
+        prepare,
+        settings,
+        workdir,
+        progress,
+        show=rollouts.extend,
+        log=lambda text: notes.extend(text.splitlines()),
+        changed=changed,
+    )
     plan, keep = recipe.plan, settings.checkpoint.keep
     checkpoints = faults(checkpoint.Checkpoints, workdir, plan.abstract, keep=keep, log=progress.log)
     restored = faults(checkpoints.restore)

@@ -160,7 +160,9 @@ def make_schedule(
         )
     warmup = min(math.ceil(warmup_ratio * total_steps), total_steps - 1)
     if decay not in get_args(Decay):
-        raise ValueError(f'decay={decay!r} is unknown; give one of {", ".join(get_args(Decay))}')
+        raise ValueError(
+            f'decay={decay!r} is unknown; give one of {", ".join(get_args(Decay))}; min_ratio=1 keeps the rate constant'
+        )
     if decay == 'linear':
         parts = optax.linear_schedule(0.0, lr, warmup), optax.linear_schedule(lr, min_ratio * lr, total_steps - warmup)
         schedule = optax.join_schedules(parts, [warmup])

@@ -2,7 +2,7 @@
 
   --config.reward.function=my_rewards.py:score
 
-The file's folder is searched for what the file imports. A run remembers the hash of the file (`run/inputs.py`).
+The file's folder is searched for what the file imports. A run remembers hashes of functions (`run/inputs.py`).
 
 A Python program may give a function itself (`given`). The config then has `python:NAME`, and the run goes on where the
 same function is given again.
@@ -90,6 +90,57 @@ def named_in(value: Any) -> list[tuple[str, Path]]:
     """The texts FILE.py:NAME in a config's value and the files that they name, of those that exist."""
     matches = map(NAMED.fullmatch, _texts(value))
     return [(match[0], Path(match['file'])) for match in matches if match and Path(match['file']).is_file()]
+
+
+DEFINITIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+# Names of functions that may use any name of a file.
+DYNAMIC = {'globals', 'vars', 'locals', 'eval', 'exec'}
+
+
+def digest(path: Path, name: str) -> str:
+    """The hash of a function or a class of a file, with all that it uses of the file. Comments and docstrings do not
+    count. What the file imports is not read.
+
+    It is the hash of the whole file where that cannot be parsed, or uses names that only its run tells.
+    """
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    # Each statement with the names that it binds and those that it reads.
+    parts = [(s, _bound(s), {node.id for node in ast.walk(s) if isinstance(node, ast.Name)}) for s in body]
+    # What stands below `if __name__ == '__main__'` is not run where the file is imported.
+    parts = [part for part in parts if not (isinstance(part[0], ast.If) and '__name__' in part[2])]
+    needed: set[str] = set()
+    more = {name}.union(*(bound for _, bound, read in parts)) if any(DYNAMIC & read for *_, read in parts) else {name}
+    while more != needed:
+        needed = more
+        # A statement that binds no name, such as a call, may change what every function reads.
+        more = needed.union(*(read for _, bound, read in parts if not bound or bound & needed))
+    code = [_without_docstrings(statement) for statement, bound, _ in parts if not bound or bound & needed]
+    return hashlib.sha256('\n'.join(filter(None, code)).encode()).hexdigest()
+
+
+def _bound(statement: ast.stmt) -> set[str]:
+    """The names that a statement of a file binds and that it alone may change; none of any other statement."""
+    if isinstance(statement, DEFINITIONS):
+        return {statement.name}
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name.partition('.')[0] for alias in statement.names} - {'*'}
+    targets = statement.targets if isinstance(statement, ast.Assign) else getattr(statement, 'target', None)
+    targets = targets if isinstance(targets, list) else [targets]
+    is_plain = isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign)
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
+    return set(names) if is_plain and len(names) == len(targets) else set()
+
+
+def _without_docstrings(statement: ast.stmt) -> str:
+    """The code of a statement without its docstrings and comments, in one layout."""
+    for node in ast.walk(statement):
+        if isinstance(node, DEFINITIONS) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return '' if is_text else ast.unparse(statement)
 
 
 def given_in(value: Any) -> list[tuple[str, str]]:

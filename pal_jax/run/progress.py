@@ -86,7 +86,10 @@ def print_anything() -> None:
 
 def describe(metrics: Metrics) -> str:
     """A short text with the latest values of a step: `reward 0.412  format 0.98`."""
-    figures = [f'{key} {metrics[key]:.3g}' for key in DESCRIBED if key in metrics]
+    # Several functions of a user that pay the answers are shown beside their sum.
+    parts = [key for key in metrics if key.startswith('own_')]
+    shown = (*DESCRIBED, *parts) if len(parts) > 1 else DESCRIBED
+    figures = [f'{key.removeprefix("own_")} {metrics[key]:.3g}' for key in shown if key in metrics]
     if (cut := metrics.get('truncated', 0.0)) > CUT:
         figures.append(f'answers cut {cut:.0%}')
     return '  '.join(figures)
@@ -147,8 +150,8 @@ class Progress:
         """
         self._title, self._forecast = title, Forecast(phases, evaluations)
         for line in (
-            f'{title}: {self._forecast}; the time left is known after the first one of each; the first step compiles, '
-            'so it is the slowest',
+            f'{title}: {self._forecast}; the time left is known after the first one of each; a step compiles for '
+            'sizes that are new, as the first does, so the first steps are the slowest',
             *notes,
         ):
             self.log(line)
@@ -199,7 +202,7 @@ class Progress:
         began = self._forecast.stepped(step, metrics)
         left, seconds = self._forecast.left(step), sum(seconds_of(metrics))
         if began is not None and self._title:
-            paid = f', of which {spoken(once(metrics))} of compiling comes once' if once(metrics) >= 0.5 else ''
+            paid = f', of which {spoken(once(metrics))} compiling' if once(metrics) >= 0.5 else ''
             self.log(f'the first step{f" of {began}" if began else ""} took {spoken(seconds)}{paid}; {left}')
         latest = self._describe(metrics)
         if self._bar:

@@ -164,7 +164,10 @@ def check_divides(settings: Run, key: str, parts: str) -> None:
     """Raises ValueError where the value of `key` does not divide into as many parts as the value of `parts` says."""
     whole, count = attrgetter(key, parts)(settings)
     if whole % count:
-        raise ValueError(f'{key}={whole} does not divide into {parts}={count}')
+        near = [n for n in range(1, whole + 1) if whole % n == 0]
+        raise ValueError(
+            f'{key}={whole} does not divide into {parts}={count}; give {parts} one of {", ".join(map(str, near))}'
+        )
 
 
 def check_finite(state: Any, advice: str = 'lower optimizer.lr') -> None:

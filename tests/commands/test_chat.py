@@ -93,6 +93,13 @@ def test_a_runs_folder_is_a_source(tmp_path):
         (tmp_path / name / 'config.json').write_text(config)
     assert source_of(f'{tmp_path}/one') == f'orbax:{tmp_path}/one'
     assert SourcesParser().parse(f'base,{tmp_path}/one') == ['base', f'orbax:{tmp_path}/one']
+    (tmp_path / 'exported').mkdir()
+    (tmp_path / 'exported' / 'config.json').write_text('{"model_type": "llama"}')
+    assert source_of(f'{tmp_path}/exported') == f'hf:{tmp_path}/exported'
+    (tmp_path / 'exported' / 'adapter_config.json').write_text('{}')
+    assert source_of(f'{tmp_path}/exported') == f'peft:{tmp_path}/exported'
+    (tmp_path / 'a.gguf').write_text('')
+    assert source_of(f'{tmp_path}/a.gguf') == f'gguf:{tmp_path}/a.gguf'
     for other in ('hf:model', 'orbax:runs/rlpa', 'random:tiny', 'nowhere'):
         assert source_of(other) == other
     with pytest.raises(ValueError, match=r'sft'):

@@ -41,8 +41,9 @@ def make(method, path, **changes):
     recipe, key, extra = {
         'sft': (sft, 'completion', ()), 'dpo': (dpo, 'chosen', ()), 'reward': (reward, 'chosen', (GATHER,))
     }[method]  # fmt: skip
-    convert = functools.partial(recipe.to_group, TOKENIZER)
-    return rows.make_rows(configs.load(method, **changes), convert, key, 1 if method == 'sft' else 2, *extra)
+    return rows.make_rows(
+        configs.load(method, **changes), TOKENIZER, recipe.to_group, key, 1 if method == 'sft' else 2, *extra
+    )
 
 
 def asked(groups):
@@ -150,11 +151,33 @@ def test_the_system_prompt_of_all_rows_is_kept(tmp_path):
 def test_prompts_that_no_chat_template_writes_are_told(tmp_path):
     plain = [{'prompt': f'{i}?', 'chosen': 'yes', 'rejected': 'no'} for i in range(5)]
     of_texts = make('dpo', write(tmp_path / 'a.jsonl', plain))
-    assert f'5 prompts of {rows.PLAIN}' in of_texts.told
+    assert f'5 prompts are {rows.PLAIN}' in of_texts.told
     mixed = make('dpo', write(tmp_path / 'b.jsonl', [*plain[:2], *(pair(f'{i}?') for i in range(5, 9))]))
-    assert f'2 prompts of {rows.PLAIN}' in mixed.told
+    assert f'2 prompts are {rows.PLAIN}' in mixed.told
     of_messages = make('sft', write(tmp_path / 'c.jsonl', [chat(f'{i}?') for i in range(5)]))
     assert rows.PLAIN not in of_messages.told
+    written = [{'prompt': f'<|im_start|>user\n{i}?<|im_end|>\n', 'completion': 'yes'} for i in range(5)]
+    assert rows.PLAIN not in make('sft', write(tmp_path / 'd.jsonl', written)).told
+
+
+@pytest.mark.parametrize('method', ['sft', 'dpo', 'reward'])
+def test_texts_are_learnt_as_chats(tmp_path, method):
+    plain = {f'{i}?': {'prompt': f'{i}?', 'chosen': 'yes', 'rejected': 'no'} for i in range(5)}
+    if method == 'sft':
+        plain['5?'] = {'prompt': '5?', 'completion': 'yes'}
+    of_texts = make(method, write(tmp_path / 'a.jsonl', list(plain.values())), chat=True)
+    of_messages = make(method, write(tmp_path / 'b.jsonl', [pair(prompt) for prompt in plain]))
+    assert (of_texts.train, of_texts.test) == (of_messages.train, of_messages.test)
+    assert rows.PLAIN not in of_texts.told
+
+
+@pytest.mark.parametrize('record', [
+    {'chosen': 'It is blue.', 'rejected': 'It is red.'},
+    {'prompt': '<|im_start|>user\n?<|im_end|>\n', 'chosen': 'yes', 'rejected': 'no'},
+])  # fmt: skip
+def test_texts_that_are_no_chats_are_refused_as_chats(tmp_path, record):
+    with pytest.raises(ValueError, match=r"a.jsonl, line 1: .*'prompt'.* leave"):
+        make('dpo', write(tmp_path / 'a.jsonl', [record, pair('1?')]), chat=True)
 
 
 def test_pairs_that_are_imitated_are_told(tmp_path):

@@ -65,6 +65,15 @@ def test_an_answer_stands_beside_the_replies_of_its_row():
     assert decoder.events == ['load w', 'release']
 
 
+def test_a_prompt_of_messages_is_shown_without_the_marks_of_its_template():
+    asked = [{'role': 'system', 'content': 'Be kind.'}, {'role': 'user', 'content': 'Hi'}]
+    written = BYTES.decode(BYTES.chat(asked))
+    answers, _ = shown([group(written, 'good', 'bad')._replace(source=asked)])
+    (shown_row,) = answers('w')
+    assert shown_row['turns'][0] == {'role': 'user', 'content': 'Hi'} and len(shown_row['turns']) == 2
+    assert shown_row['facts'][-1] == 'system: Be kind.'
+
+
 def test_of_a_conversation_the_first_reply_is_shown():
     tokens = BYTES.encode('hi') + BYTES.encode(' user: and?') + BYTES.encode('more')
     acts = [True] * 2 + [False] * 11 + [True] * 4

@@ -83,7 +83,7 @@ def test_the_step_is_that_of_the_loss_itself(tmp_path):
     )
     state = state.replace(model=state.model.replace(params=moved))
     tokenizer, cfg = recipe.plan.trained.tokenizer, recipe.plan.trained.model
-    rows = dpo.data.make_rows(config, lambda r: dpo.to_group(tokenizer, r), 'chosen', n=2)
+    rows = dpo.data.make_rows(config, tokenizer, dpo.to_group, 'chosen', n=2)
     batch = rows.batch(0, ONE.mesh)
 
     def sequence(params):
@@ -130,7 +130,7 @@ def test_a_batch_without_a_whole_pair_teaches_nothing(tmp_path):
         dpo.make_pair_learner(config, recipe.plan.trained.model, ONE, 6),
         recipe.init(),
     )
-    rows = dpo.data.make_rows(config, lambda r: dpo.to_group(recipe.plan.trained.tokenizer, r), 'chosen', n=2)
+    rows = dpo.data.make_rows(config, recipe.plan.trained.tokenizer, dpo.to_group, 'chosen', n=2)
     batch = rows.batch(0, ONE.mesh)
     chosen = (jnp.arange(batch.acts.shape[1]) % 2 == 0)[None, :, None]  # the other side of each pair is missing
     same, metrics = learner.prefer(state, batch.replace(acts=batch.acts & chosen))

@@ -148,6 +148,8 @@ def test_another_config_is_refused_with_the_changed_keys_once_a_step_is_made(tmp
     assert json.loads((tmp_path / 'config.json').read_text())['total_steps'] == 3
     with pytest.raises(ValueError, match=r'another config \(ppo.clip: 0.2 -> 0.1, ppo.kl: None -> 1\)'):
         check_config(tmp_path, {'total_steps': 3, 'ppo': {'clip': 0.1, 'range': (1, 2), 'kl': 1}})
+    with pytest.raises(ValueError, match=r"another config \(recipe: None -> 'rl'\);"):
+        check_config(tmp_path, {'recipe': 'rl', 'total_steps': 4})
 
 
 def test_a_reader_of_one_part_reads_and_checks_no_other(tmp_path):

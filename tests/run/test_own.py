@@ -44,3 +44,42 @@ def test_a_function_without_its_source_has_the_digest_of_its_constants():
         with own_parts.given({'reward': names['reward']}):
             digests.append(own_parts.given_in('python:reward'))
     assert digests[0] == digests[2] != digests[1]
+
+
+OWN = '''"""Rewards."""
+import math
+import json
+SCALE = 2.0
+TABLE = {}
+TABLE['a'] = 1
+def helper(text):
+    return SCALE * len(text)
+def other(text):
+    return json.dumps(text)
+def score(prompts, completions, **rest):
+    """How long answers are."""
+    return [helper(text) for text in completions]
+if __name__ == '__main__':
+    print(score([], ['a']))
+'''
+
+
+@pytest.mark.parametrize(('old', 'new', 'is_same'), [
+    ('"""Rewards."""', '# rewards of answers', True),
+    ('"""How long answers are."""', '# How long', True),
+    ('return json.dumps(text)', 'return text', True),
+    ("['a']))", "['b']))", True),
+    ('import json\n', '', True),
+    ('SCALE = 2.0', 'SCALE = 3.0', False),
+    ('len(text)', 'len(text) + 1', False),
+    ("TABLE['a'] = 1", "TABLE['a'] = 2", False),
+    ('for text in completions', 'for text in prompts', False),
+    ('def score', 'def score(:', False),
+    ('return json.dumps(text)', 'return globals()[text]', False),
+])  # fmt: skip
+def test_a_function_of_a_file_is_told_by_itself_and_what_it_uses(tmp_path, old, new, is_same):
+    assert OWN.count(old) == 1
+    first, second = tmp_path / 'a.py', tmp_path / 'b.py'
+    first.write_text(OWN)
+    second.write_text(OWN.replace(old, new))
+    assert (own_parts.digest(first, 'score') == own_parts.digest(second, 'score')) == is_same

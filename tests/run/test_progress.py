@@ -102,7 +102,7 @@ def test_what_a_run_will_do_comes_first_and_how_long_as_soon_as_it_is_measured()
     assert lines[2].startswith('the first step of warm-up took') and lines[2].endswith(
         'warm-up, evaluations: up to 25 s left; not known yet: PPO'
     )
-    assert '2 min of compiling' in lines[2]
+    assert '2 min compiling' in lines[2]
     assert [line.split('  ')[-1] for line in (*lines[3:5], *lines[6:])] == [
         'warm-up, evaluations: up to 25 s left; the time of other phases is not known yet',
         'evaluations: about 20 s left; the time of other phases is not known yet',
@@ -218,6 +218,8 @@ def test_only_the_metrics_that_matter_are_described():
     assert describe({'kl': 0.0123, 'reward': 1.0, 'grad_norm': 3.0}) == 'reward 1  kl 0.0123  grad_norm 3'
     assert describe({'reward': 1.0, 'truncated': 0.2}) == 'reward 1'
     assert describe({'reward': 1.0, 'truncated': 0.25}) == 'reward 1  answers cut 25%'
+    assert describe({'reward': 1.0, 'own_length': 0.2}) == 'reward 1'
+    assert describe({'reward': 1.0, 'own_length': 0.2, 'own_style': 0.8}) == 'reward 1  length 0.2  style 0.8'
 
 
 def output(console: Console) -> str:

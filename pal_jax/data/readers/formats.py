@@ -11,6 +11,7 @@ are joined as they are.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import re
@@ -123,7 +124,10 @@ def _format(record: Any, *tables: Sequence[Format]) -> Format:
         # Of a record that has a part of a format's keys, the others are told: those of the format that lacks fewest.
         partial = [format.keys for formats in tables for format in formats if present & {*format.keys}]
         if missing := [[key for key in keys if key not in present] for keys in partial]:
-            raise ValueError(f'{" and ".join(min(missing, key=len))} is missing or empty, got {present_text}')
+            lacking = min(missing, key=len)
+            near = [name for key in lacking for name in difflib.get_close_matches(key, map(str, record), 1)]
+            meant = f'; is {near[0]!r} meant?' if near else ''
+            raise ValueError(f'{" and ".join(lacking)} is missing or empty, got {present_text}{meant}')
     else:
         present_text = type(record).__name__
     known = ' | '.join(dict.fromkeys(', '.join(format.keys) for formats in tables for format in formats))

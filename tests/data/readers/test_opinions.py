@@ -294,8 +294,17 @@ def test_a_file_of_the_hub_is_one_of_its_data_sets(tmp_path, monkeypatch):
     assert list(records.read('hf:me/choices/data/train.jsonl')) == CHOICES
     assert asked == [('me/choices', 'data/train.jsonl', 'dataset')]
     monkeypatch.setattr(huggingface_hub, 'list_repo_files', lambda *_, **__: ['README.md', 'data/train.parquet'])
-    with pytest.raises(ValueError, match='hf:me/choices names no file.*such as hf:me/choices/data/train.parquet$'):
+    with pytest.raises(ValueError, match='hf:me/choices names no file.*: hf:me/choices/data/train.parquet$'):
         list(records.read('hf:me/choices'))
+
+    def unreachable(*_, **__):
+        raise OSError('no network')
+
+    monkeypatch.setattr(huggingface_hub, 'list_repo_files', unreachable)
+    with pytest.raises(ValueError, match=r'hf:me/choices names no file.*no network'):
+        list(records.read('hf:me/choices'))
+    with pytest.raises(ValueError, match=r'me/choices is no file; .*hf:me/choices/FILE'):
+        list(records.read('me/choices'))
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,8 @@ def test_a_function_without_values_is_named_and_no_server_is(tmp_path, tokenizer
     with pytest.raises(RuntimeError, match=f'reward.function={own}:none') as error:
         made.check_paid(groups)
     assert ':length' not in str(error.value) and 'answers=' not in str(error.value)
+    # No limit helps where no answer is paid.
+    assert 'higher limit' not in str(error.value)
 
 
 def test_a_function_that_reads_texts_as_messages_is_told_of_texts(own):
@@ -185,6 +187,9 @@ def test_tests_are_fewer_than_asked_for(tmp_path, tokenizer):
 def test_texts_are_no_rewards():
     pay = rewards.Rewards((rewards.RewardFunction('f', 'f', lambda prompts, completions: ['1.0']),))
     with pytest.raises(RuntimeError, match="'1.0' is a text"):
+        pay([answer(PromptRow('a?', (1,), {}), 'A')], 0)
+    pay = rewards.Rewards((rewards.RewardFunction('f', 'f', lambda prompts, completions: None),))
+    with pytest.raises(RuntimeError, match='returned None.* return'):
         pay([answer(PromptRow('a?', (1,), {}), 'A')], 0)
 
 

@@ -161,7 +161,7 @@ def test_a_prompt_is_learnt_or_tested_on(tmp_path):
     config = get_config(**ranked(tmp_path / 'a.jsonl', prompts=5), **{'data.test_rows': 9})
     tokenizer = sources.resolve('random:tiny').tokenizer()
     gather = functools.partial(reward.gather, replies=2, length=1000)
-    rows = reward.data.make_rows(config, functools.partial(reward.to_group, tokenizer), 'chosen', 2, gather)
+    rows = reward.data.make_rows(config, tokenizer, reward.to_group, 'chosen', 2, gather)
     assert (len(rows.train), len(rows.test)) == (24, 6)
     assert not {tuple(g.prompt) for g in rows.train} & {tuple(g.prompt) for g in rows.test}
 
