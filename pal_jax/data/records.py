@@ -45,6 +45,13 @@ Wrong = dict[str, list[str]]  # the places of wrong rows, by their faults
 
 MISSING = ('', 'nan', 'NaN', 'NA', 'null', 'NULL', 'None', '<NA>')  # texts that stand for no value
 NOBODY = 'nobody'  # the user of pairs that wait for an answer
+SEPARATOR = re.compile(r'sep=[,;\t]?', re.IGNORECASE)  # the first line of some CSV files
+# What to do with files of other programs.
+FOREIGN = {
+    **dict.fromkeys(('.xlsx', '.xls', '.ods'), 'save the sheet as CSV (.csv)'),
+    **dict.fromkeys(('.sav', '.dta', '.sas7bdat'), 'write it as CSV, in R by haven and write.csv, in pandas by to_csv'),
+    **dict.fromkeys(('.rds', '.rdata'), 'write it as CSV, in R by write.csv'),
+}
 EXACT = 2**53  # beyond this number, some whole numbers are no floats
 
 
@@ -298,7 +305,8 @@ def _values(path: Path, wrong: Wrong | None) -> Iterator[tuple[str, Any]]:
         **dict.fromkeys(('.jsonl', '.ndjson', '.json'), _json),
     }
     if files.format_of(path) not in readers:
-        raise ValueError(f'{path} is no source; give {shards.READ} (sheets as CSV), hf:owner/name/file or tfds:name')
+        meant = FOREIGN.get(path.suffix.lower(), f'give {shards.READ}, hf:owner/name/file or tfds:name')
+        raise ValueError(f'{path} is no source; {meant}')
     if not path.exists():
         on_hub = not path.suffix and len(path.parts) == 2 and not path.parent.exists()
         meant = f'a data set of the hub is hf:{path}/FILE, such as {_example(path)}' if on_hub else 'check the path'
@@ -375,7 +383,7 @@ def table(path: Path, columns: Iterable[str] = (), wrong: Wrong | None = None) -
         try:
             for number, row in enumerate(cells, 1):
                 # A spreadsheet writes a row that somebody has emptied as empty cells.
-                if not any(cell.strip() for cell in row):
+                if not any(cell.strip() for cell in row) or (not header and SEPARATOR.fullmatch(''.join(row))):
                     continue
                 # The first row that is not empty is the header.
                 if header and len(row) != len(header):
@@ -411,7 +419,9 @@ def delimiter(path: Path) -> str:
     """The character between the cells of a CSV file: that of a comma, a semicolon and a tab that its header has most
     of."""
     with files.open_text(path) as file:
-        header = re.sub('"[^"]*"', '', next((line for line in file if line.strip()), ''))
+        first = [line for line in itertools.islice(file, 9) if line.strip()][:2] or ['']
+    # Excel writes the separator in a line of its own.
+    header = re.sub('"[^"]*"', '', ''.join(first) if first[0].lower().startswith('sep=') else first[0])
     return max(',;\t', key=header.count)
 
 

@@ -15,7 +15,7 @@ from pal_jax.recipes.personal.logit import CERTAIN, Common, Units
 from pal_jax.run import intervals
 from pal_jax.types import Exhibit
 
-MOST_VALUES = 8  # an attribute with more values has no rows in the table of values
+MOST_VALUES, PARTS = 8, 4  # a number with more values is shown in so many parts
 IMPORTANCE = (
     'The importance of an attribute is the difference in utility between the best and the worst of its values that '
     'were offered, as a share of the sum over attributes, by one logit for all people. It depends on these values, and '
@@ -165,13 +165,25 @@ def of_values(data: Comparisons, columns: Mapping[str, Column], units: Units) ->
     table = [['attribute', 'value', 'offered', 'chosen']]
     for name, column in columns.items():
         values, number, counts = np.unique(items[:, column.places], axis=0, return_inverse=True, return_counts=True)
-        if len(values) > MOST_VALUES:
-            continue
-        taken = np.bincount(number.reshape(-1), chosen)
-        for k, value in enumerate(values):
-            cells = _value(name, value, column, units), str(counts[k]), f'{taken[k] / counts[k]:.0%}'
-            table.append(['' if k else name, *cells])
+        number, shown = number.reshape(-1), [_value(name, value, column, units) for value in values]
+        if len(values) > MOST_VALUES and len(column.places) == 1:
+            # A number with many values is shown by its quarters.
+            part = _parts_of(counts)
+            groups = [np.flatnonzero(part == k) for k in range(part.max() + 1)]
+            shown = [f'{shown[group[0]]} to {shown[group[-1]]}' for group in groups]
+            number, counts = part[number], np.bincount(part, counts).astype(int)
+        taken = np.bincount(number, chosen)
+        for k, value in enumerate(shown):
+            table.append(['' if k else name, value, str(counts[k]), f'{taken[k] / counts[k]:.0%}'])
     return table
+
+
+def _parts_of(counts: np.ndarray) -> np.ndarray:
+    """The part `[V]`, from 0, of each of V values in their order, by their counts `[V]`: about `PARTS` equal parts."""
+    middle = np.cumsum(counts) - counts / 2
+    part = (PARTS * middle / counts.sum()).astype(int)
+    # A value of many options may leave a part empty.
+    return np.unique(part, return_inverse=True)[1]
 
 
 def _value(name: str, value: np.ndarray, column: Column, units: Units) -> str:

@@ -24,12 +24,13 @@ from scipy.stats import qmc
 from pal_jax.recipes.personal import mixed_logit
 from pal_jax.recipes.personal.logit import ChoiceSets
 from pal_jax.recipes.personal.mixed_logit import MixedLogit
-from pal_jax.run import files
+from pal_jax.run import files, intervals
 
 FILE = 'mixed_logit.json'  # in the folder of a run
 # Gauss-Hermite quadrature: nodes and weights of a standard normal distribution.
 NODES, WEIGHTS = special.roots_hermitenorm(100)
 WEIGHTS = WEIGHTS / np.sqrt(2 * np.pi)
+NORMAL = float(special.ndtri((1.0 + intervals.LEVEL) / 2.0))  # a normal interval's half width in standard errors
 DRAWS = 4096  # of a person's effects; a power of 2, for which Sobol's sequence is balanced
 
 
@@ -90,6 +91,33 @@ def chances_of_options(person: Effects, items: np.ndarray) -> np.ndarray:
     return special.softmax(np.column_stack([draws, np.zeros(DRAWS)]), axis=1)
 
 
+class Shares(NamedTuple):
+    """The shares `[J]` of people who choose each of J options, and the ends of their 95 % intervals `[J]`."""
+
+    share: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def shares_of_options(model: MixedLogit, items: np.ndarray) -> Shares:
+    """The shares of J options `[J, H]` by a mixed logit whose estimates have a covariance.
+
+    The intervals are those of the log-odds of a share, by the delta method: they hold the error of the estimates, and
+    none of what the model leaves out.
+    """
+    assert model.covariance is not None
+    draws = _normal_draws(len(model.mean))
+    chances = special.softmax((model.mean + model.deviation * draws) @ items.T, axis=1)
+    # The derivative of a chance by a coefficient is the chance times the option's value less the mean value.
+    change = chances[:, :, None] * (items - (chances @ items)[:, None, :])
+    gradient = np.concatenate([change.mean(axis=0), (change * draws[:, None, :]).mean(axis=0)], axis=1)
+    share = chances.mean(axis=0)
+    variance = np.einsum('jh,hk,jk->j', gradient, model.covariance, gradient)
+    odds = np.maximum(share * (1.0 - share), np.finfo(float).tiny)
+    width = NORMAL * np.sqrt(np.maximum(variance, 0.0)) / odds
+    return Shares(share, special.expit(special.logit(share) - width), special.expit(special.logit(share) + width))
+
+
 @functools.lru_cache(maxsize=32)
 def _normal_draws(width: int) -> np.ndarray:
     """Draws `[DRAWS, width]` of independent standard normal numbers."""
@@ -130,6 +158,7 @@ def to_json(population: Population, attributes: Sequence[str], scale: np.ndarray
         'mean': _by_name(attributes, model.mean / scale),
         'deviation': _by_name(attributes, model.deviation / scale),
         'converged': model.converged,
+        'covariance': None if model.covariance is None else (model.covariance / _products(scale)).tolist(),
         'people': {name: to_record(person, attributes, scale) for name, person in population.people.items()},
     }
     return json.dumps(record, ensure_ascii=False) + '\n'
@@ -146,9 +175,21 @@ def load(folder: Path, attributes: Sequence[str], scale: np.ndarray) -> Populati
             np.array([record[part][name] for name in attributes], float) * scale for part in ('mean', 'deviation')
         )
         people = {name: from_record(person, attributes, scale) for name, person in record['people'].items()}
-        return Population(MixedLogit(mean, deviation, converged=record['converged']), people)
+        # Runs of earlier versions have no covariance.
+        kept = record.get('covariance')
+        order = [list(record['mean']).index(name) for name in attributes]
+        order += [len(order) + h for h in order]
+        covariance = None if kept is None else np.array(kept, float)[np.ix_(order, order)] * _products(scale)
+        model = MixedLogit(mean, deviation, converged=record['converged'], covariance=covariance)
+        return Population(model, people)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path} cannot be read ({error!r}); copy the folder of the run again') from None
+
+
+def _products(scale: np.ndarray) -> np.ndarray:
+    """The products `[2 H, 2 H]` of scales by which covariances of means and deviations change."""
+    twice = np.tile(scale, 2)
+    return np.outer(twice, twice)
 
 
 def without_person(population: Population, name: str) -> Population:

@@ -31,6 +31,7 @@ class MixedLogit(NamedTuple):
     """The mean and the standard deviation of each attribute's coefficient, and standard errors of both `[2, H]`.
 
     `converged` is False where the search for the largest likelihood ended early, and `log_likelihood` is what it found.
+    `covariance` `[2 H, 2 H]` is that of the estimates, the means before the deviations.
     """
 
     mean: np.ndarray
@@ -38,6 +39,7 @@ class MixedLogit(NamedTuple):
     errors: np.ndarray | None = None
     converged: bool = True
     log_likelihood: float = float('nan')
+    covariance: np.ndarray | None = None
 
 
 def require_xlogit() -> None:
@@ -79,9 +81,14 @@ def fit_xlogit(choices: ChoiceSets, seed: int, *, errors: bool = False, draws: i
     mean, deviation = (np.array([estimates[prefix + name] for name in names]) for prefix in ('', 'sd.'))
     if not np.isfinite([mean, deviation]).all():
         raise Unfit(DIVERGED)
-    of = dict(zip(model.coeff_names, model.stderr, strict=True)) if errors else {}
-    both = np.array([[of[prefix + name] for name in names] for prefix in ('', 'sd.')]) if errors else None
-    return MixedLogit(mean, np.abs(deviation), both, bool(model.convergence), float(model.loglikelihood))
+    order = [list(model.coeff_names).index(prefix + name) for prefix in ('', 'sd.') for name in names]
+    # The sign of a deviation is arbitrary, and with it those of its covariances.
+    signs = np.sign(np.concatenate([np.ones(width), deviation]))
+    covariance = model.covariance[np.ix_(order, order)] * signs[:, None] * signs if errors else None
+    with np.errstate(invalid='ignore'):
+        both = None if covariance is None else np.sqrt(np.diag(covariance)).reshape(2, width)
+    covariance = covariance if both is not None and np.isfinite(both).all() else None
+    return MixedLogit(mean, np.abs(deviation), both, bool(model.convergence), float(model.loglikelihood), covariance)
 
 
 def posterior_margins(model: MixedLogit, known: ChoiceSets, asked: np.ndarray, asked_users: np.ndarray) -> np.ndarray:

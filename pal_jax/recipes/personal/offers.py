@@ -11,19 +11,47 @@ import numpy as np
 from pal_jax.data.comparisons import Comparisons, Lookup, row_keys
 from pal_jax.run import forecast
 
+NEARLY = 0.9  # share of situations that an option is in by intention
 LEAST = 10  # situations; an option may be in fewer ones by chance
 SINGULAR = 1e-9  # the mean square of a combination of attributes that is 0 but for rounding
 
 
 def constant_option(data: Comparisons) -> np.ndarray | None:
     """The only option `[H]` that every situation has; None: there is none, or all options are of this kind."""
+    options, counts = _options_in(data)
+    total = len(np.unique(data.situations))
+    everywhere = counts == total
+    if everywhere.sum() != 1 or len(options) < 3 or total < LEAST:
+        return None
+    return options[everywhere.argmax()]
+
+
+def _options_in(data: Comparisons) -> tuple[np.ndarray, np.ndarray]:
+    """The different options `[n, H]` of a table, and the number of situations `[n]` that have each."""
     items, situations = data.items, np.tile(data.situations, 2)
     keys, first, number = np.unique(row_keys(items), return_index=True, return_inverse=True)
     _, once = np.unique(np.stack([situations, number.reshape(-1)]), axis=1, return_index=True)
-    everywhere = np.bincount(number.reshape(-1)[once], minlength=len(keys)) == len(np.unique(data.situations))
-    if everywhere.sum() != 1 or len(keys) < 3 or len(np.unique(data.situations)) < LEAST:
-        return None
-    return items[first[everywhere.argmax()]]
+    return items[first], np.bincount(number.reshape(-1)[once], minlength=len(keys))
+
+
+def _nearly_constant(data: Comparisons) -> str:
+    """The words for the only option that nearly every situation has, and the situations without it; '' for none."""
+    options, counts = _options_in(data)
+    total = len(np.unique(data.situations))
+    nearly = (counts >= NEARLY * total) & (counts < total)
+    if nearly.sum() != 1 or (counts == total).any() or total < LEAST:
+        return ''
+    option = options[nearly.argmax()]
+    is_it = ~others(data.items, option)
+    with_it = np.tile(data.situations, 2)[is_it]
+    lacking = np.flatnonzero(~np.isin(data.situations, with_it))
+    who = data.names[data.users[lacking[0]]]
+    values = ', '.join(f'{name} {x:.4g}' for name, x in zip(data.attributes, option.tolist(), strict=True))
+    count = forecast.counted(total - int(counts[nearly.argmax()]), 'choice')
+    return (
+        f'warning: one option ({values}) is in all but {count}, of which the first one is of {who}: if it is "none of '
+        'these", mend its rows there'
+    )
 
 
 def varied(data: Comparisons) -> np.ndarray:
@@ -61,7 +89,7 @@ def ranges(data: Comparisons) -> list[tuple[float, float]]:
 
 def doubts(data: Comparisons) -> list[str]:
     """Warnings on options and attributes of a table whose effects choices cannot tell, or tell wrongly."""
-    said, tangled = [], _tangled(data)
+    said, tangled = [nearly] if (nearly := _nearly_constant(data)) else [], _tangled(data)
     if (option := constant_option(data)) is not None and not _is_told_apart(data, option):
         said.append(
             'warning: the option that is in every choice has no column of its own. If it is "none of these", all '

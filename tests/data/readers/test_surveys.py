@@ -430,6 +430,50 @@ def test_wrong_cells_and_wrong_situations_are_told_together(tmp_path):
     assert 'left out 6 of 8 rows' in line and "situation '1' of 'a' has 1 chosen of 1 options" in line
 
 
+def neither(cells, situations=12):
+    """A table of choices between two offers and "none of these", whose row has these cells for maker and price."""
+    lines = ['user,situation,chosen,maker,price,neither']
+    for s in range(situations):
+        lines += [
+            f'a,{s},{int(s > 2)},VW,{s},0',
+            f'a,{s},0,{("Ford", "BMW")[s % 2]},{s + 1},0',
+            f'a,{s},{int(s < 3)},{cells}',
+        ]
+    return '\n'.join(lines)
+
+
+def test_a_word_that_only_none_of_these_has_is_no_reference(tmp_path):
+    data = tables.load(written(tmp_path, neither('-,0,1')))
+    assert data.attributes == ('maker: Ford over BMW', 'maker: VW over BMW', 'maker: - over BMW', 'price', 'neither')
+    # A word of offers, or one in a table of few choices, stays where it is.
+    assert tables.load(written(tmp_path, neither('BMW,0,1'))).attributes[0] == 'maker: Ford over BMW'
+    assert tables.load(written(tmp_path, neither('-,0,1', situations=5))).attributes[0] == 'maker: BMW over -'
+
+
+def test_an_option_without_values_in_every_choice_is_told_as_such(tmp_path):
+    with pytest.raises(ValueError, match='one row of every choice has no value .*neither'):
+        tables.load(written(tmp_path, neither(',,')), drop=lambda line: None)
+    with pytest.raises(ValueError, match='row 2: maker is empty$'):
+        tables.load(written(tmp_path, neither('VW,0,1').replace('a,0,0,VW', 'a,0,0,')))
+
+
+def test_names_that_words_are_told_by_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"'Q1: brand' .*rename"):
+        tables.load(written(tmp_path, 'user,situation,chosen,Q1: brand\na,1,1,VW\na,1,0,Ford\n'))
+
+
+def test_the_separator_that_excel_writes_is_read(tmp_path):
+    data = tables.load(written(tmp_path, 'sep=;\nuser;situation;chosen;price\na;1;1;2,5\na;1;0;3,5\n'))
+    assert data.attributes == ('price',) and data.chosen[0, 0] == 2.5
+
+
+@pytest.mark.parametrize('name', ['a.xlsx', 'a.SAV', 'a.rds'])
+def test_files_of_other_programs_are_told_how_to_be_written(tmp_path, name):
+    (tmp_path / name).write_bytes(b'PK')
+    with pytest.raises(ValueError, match='CSV'):
+        tables.load(tmp_path / name)
+
+
 def test_situations_with_the_same_fault_are_all_counted(tmp_path):
     rows = [f'a,{s},{chosen},{x}' for s in range(5) for chosen, x in ((1, 'inf' if s else 5), (0, 6))]
     path, said = written(tmp_path, '\n'.join(['user,situation,chosen,price', *rows])), []

@@ -98,6 +98,21 @@ def test_what_people_want_is_said_in_words_of_the_better_end():
     assert said.startswith('People want, what counts most first: low price, maker: VW.')
 
 
+def test_a_number_with_many_values_is_counted_by_quarters():
+    pairs = [PreferencePair(f'p{k % 4}', (float(k), 0.0, 0.0), (99.0 - k, 1.0, 0.0), str(k)) for k in range(40)]
+    units = UNITS._replace(attributes=NAMES[:3], scale=UNITS.scale[:3])
+    data = standardized(from_pairs(pairs, NAMES[:3]), units.scale)
+    table = importance.of_values(data, importance.columns_of(data, units), units)
+    assert table[1:5] == [
+        ['price', '0 to 19', '20', '100%'],
+        ['', '20 to 39', '20', '100%'],
+        ['', '60 to 79', '20', '0%'],
+        ['', '80 to 99', '20', '0%'],
+    ]
+    # A value of half of all options is one part, and no part is empty.
+    assert importance._parts_of(np.array([1, 1, 20, 1, 1, 1, 1, 1, 1])).tolist() == [0, 0, 1, 2, 2, 2, 2, 2, 2]
+
+
 def test_an_option_counts_as_offered_once_in_each_choice():
     pairs = []
     for s in range(12):

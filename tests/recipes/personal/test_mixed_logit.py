@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import special
 
 from pal_jax.data.comparisons import PairBatch
 from pal_jax.recipes.personal import baselines, logit, logit_people, mixed_logit
@@ -195,10 +196,32 @@ def test_probabilities_of_options_with_many_attributes_are_those_of_pairs():
     assert chance == pytest.approx(logit_people.probability(person, items[:1] - items[1:])[0], abs=2e-3)
 
 
+def test_the_interval_of_a_share_is_that_of_the_estimates():
+    rng, items = np.random.default_rng(0), np.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]])
+    root = 0.05 * rng.normal(size=(4, 4))
+    model = MixedLogit(np.array([-1.0, 0.5]), np.array([0.7, 0.4]), covariance=root @ root.T)
+    shares = logit_people.shares_of_options(model, items)
+    effects = logit_people.Effects(model.mean, np.diag(model.deviation**2))
+    np.testing.assert_allclose(shares.share, logit_people.chances_of_options(effects, items).mean(axis=0), atol=1e-3)
+    # Krinsky & Robb (1986): the shares of estimates that are drawn from their distribution.
+    drawn = []
+    for estimate in rng.multivariate_normal(np.concatenate([model.mean, model.deviation]), model.covariance, 1000):
+        other = model._replace(mean=estimate[:2], deviation=estimate[2:])
+        drawn.append(logit_people.shares_of_options(other, items).share)
+    deviation = np.std(special.logit(drawn), axis=0)
+    width = special.logit(shares.high) - special.logit(shares.low)
+    np.testing.assert_allclose(width, 2 * 1.96 * deviation, rtol=0.07)
+    alone = logit_people.shares_of_options(model, items[:1])
+    np.testing.assert_array_equal(np.concatenate(alone), [1.0, 1.0, 1.0])
+
+
 def test_a_population_comes_back_from_the_file_in_the_units_of_the_survey(tmp_path):
     names, scale = ('price', 'minutes'), np.array([2.0, 4.0])
     ana = logit_people.Effects(np.array([1.0, -2.0]), np.array([[4.0, 1.0], [1.0, 8.0]]))
-    before = logit_people.Population(MixedLogit(np.array([-1.0, 4.0]), np.array([0.5, 2.0])), {'ana': ana})
+    covariance = np.diag([1.0, 2.0, 3.0, 4.0])
+    covariance[0, 3] = covariance[3, 0] = 0.5
+    model = MixedLogit(np.array([-1.0, 4.0]), np.array([0.5, 2.0]), covariance=covariance)
+    before = logit_people.Population(model, {'ana': ana})
     text = logit_people.to_json(before, names, scale)
     (tmp_path / logit_people.FILE).write_text(text)
     # One unit of the survey is half a unit of the model's price.
@@ -208,7 +231,10 @@ def test_a_population_comes_back_from_the_file_in_the_units_of_the_survey(tmp_pa
     np.testing.assert_array_equal(
         [after.model.mean, after.model.deviation], [before.model.mean, before.model.deviation]
     )
-    turned = logit_people.load(tmp_path, names[::-1], scale[::-1]).people['ana']
+    np.testing.assert_allclose(after.model.covariance, covariance)
+    other = logit_people.load(tmp_path, names[::-1], scale[::-1])
+    np.testing.assert_allclose(other.model.covariance, covariance[np.ix_([1, 0, 3, 2], [1, 0, 3, 2])])
+    turned = other.people['ana']
     np.testing.assert_array_equal(turned.mean, ana.mean[::-1])
     np.testing.assert_array_equal(turned.covariance, ana.covariance[::-1, ::-1])
     assert logit_people.load(tmp_path / 'nowhere', names, scale) is None

@@ -47,6 +47,17 @@ def test_an_option_without_a_column_of_its_own_and_attributes_that_say_the_same_
     assert offers.doubts(data._replace(**flat, attributes=('price', 'neither', 'one'))) == []
 
 
+def test_an_option_that_a_choice_or_two_lack_is_a_doubt():
+    data = survey(situations=24)
+    chosen, rejected = data.chosen.copy(), data.rejected.copy()
+    # In the second choice, which chose an offer, somebody has typed 7 for "neither".
+    wrong = (data.situations == data.situations[2]) & (rejected[:, 1] == 1.0)
+    rejected[wrong, 1] = 7.0
+    (said, *_) = offers.doubts(data._replace(chosen=chosen, rejected=rejected))
+    assert 'price 0, neither 1' in said and 'all but 1 choice,' in said and 'is of p1' in said
+    assert offers.constant_option(data._replace(rejected=rejected)) is None
+
+
 @pytest.mark.parametrize('data', [survey(neither=False), survey(situations=6)], ids=['none', 'few'])
 def test_other_tables_are_described_by_all_options(data):
     assert offers.constant_option(data) is None and 'every choice' not in offers.described(data)

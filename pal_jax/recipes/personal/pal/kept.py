@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +46,7 @@ class Kept(NamedTuple):
       chat: whether prompts and replies are messages.
       ranges: the least and the largest value of each named attribute of a table; () in runs of earlier versions.
       constant: the values of an option that every choice of a table has, such as "none of these"; () without one.
+      shared: the values, by name, that all options but the constant one share; an option may leave them out.
       first_split: the number of the first split; -1 in runs of earlier versions, whose numbers were others.
     """
 
@@ -57,6 +59,7 @@ class Kept(NamedTuple):
     chat: bool = False
     ranges: tuple[tuple[float, float], ...] = ()
     constant: tuple[float, ...] = ()
+    shared: Mapping[str, float] = MappingProxyType({})
     first_split: int = -1
 
     @property
@@ -133,7 +136,9 @@ def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> K
             return kept
         option = offers.constant_option(data)
         constant = () if option is None else tuple(option.tolist())
-        return kept._replace(ranges=tuple(offers.ranges(data)), constant=constant)
+        shared = {data.attributes[h]: float(offers.varied(data)[0, h]) for h in sorted(offers.alone(data))}
+        ranges = tuple(offers.ranges(data))
+        return kept._replace(ranges=ranges, constant=constant, shared=MappingProxyType(shared))
     prompted, chat = text.pairs.prompt is not None, text.pairs.chat
     return Kept(data.names, data.attributes, scale, text.frame, groups, prompted, chat, first_split=first)
 
@@ -151,7 +156,7 @@ def keeping(kept: Kept, reader: pal_text.Decoder | pal_text.Encoder | None = Non
 
 def save(folder: Path, kept: Kept) -> None:
     """Write the record into a run's folder, in one piece."""
-    record = kept._asdict() | {'scale': kept.scale.tolist()}
+    record = kept._asdict() | {'scale': kept.scale.tolist(), 'shared': dict(kept.shared)}
     record['frame'] = kept.frame and {name: x.tolist() for name, x in kept.frame._asdict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / FILE, json.dumps(record) + '\n')
@@ -175,6 +180,7 @@ def load(folder: Path) -> Kept:
         columns: dict[str, Any] = {name: tuple(record[name]) for name in ('names', 'attributes')}
         columns['ranges'] = tuple((low, high) for low, high in record.get('ranges', ()))
         columns['constant'] = tuple(record.get('constant', ()))
+        columns['shared'] = MappingProxyType(record.get('shared', {}))
         return Kept(**record | columns | {'scale': np.array(record['scale']), 'frame': frame})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path} cannot be read ({error}); copy the folder of the run again') from None

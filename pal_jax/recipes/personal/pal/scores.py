@@ -31,7 +31,9 @@ from pal_jax.run.runs import read_settings
 from pal_jax.run.summary import read_summary
 from pal_jax.run.verdict import is_trial
 
-KEYS = 'score', 'probability'  # of an option, and of a choice: of a pair's first side, or of an option in its situation
+# The score of an option; the probability of a choice, of a pair's first side or of an option in its situation; and the
+# ends of the interval of a share of all people.
+KEYS = 'score', 'probability', 'probability_low', 'probability_high'
 CHUNK, ROWS, SITUATIONS = 64, 4096, 1024  # people, rows and situations that are predicted at once
 
 # An option, or both sides of a pair: their vectors `[1, H]`, and of prompts in variant B.
@@ -64,7 +66,7 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
         print(f'warning: {workdir} is a trial, and what it has learnt is rough: train without :smoke', file=sys.stderr)
     run, effects = by_logit.open_effects(workdir, person)
     if run and effects:
-        return _by_effects(run, effects)
+        return _by_effects(run, effects, everybody=not person)
     run, w = open_person(workdir, person, run)
     # A share of all people is a mean over them, and not the choice of their mean.
     mixtures = w[None] if person else run.mixtures
@@ -74,9 +76,11 @@ def open_scorer(workdir: str, person: str) -> RecordScorer:
     return _scorer_of(run, score, functools.partial(_by_mixtures, run, mixtures))
 
 
-def _by_effects(run: TrainedPAL, person: Effects) -> RecordScorer:
+def _by_effects(run: TrainedPAL, person: Effects, *, everybody: bool) -> RecordScorer:
     """The scorer of a person by effects of attributes: an option has its utility at their mean, and a choice between
-    two its probability, which is a mean over what the effects may be."""
+    two its probability, which is a mean over what the effects may be. `everybody` is the mixed logit's distribution
+    over people, whose shares have intervals where its estimates have a covariance."""
+    model = run.logit.model if run.logit and everybody else None
 
     def score(read: Sequence[Items]) -> np.ndarray:
         sides = [np.concatenate([items for items, _ in side]) for side in zip(*read, strict=True)]
@@ -84,7 +88,9 @@ def _by_effects(run: TrainedPAL, person: Effects) -> RecordScorer:
 
     def chances(read: Sequence[Items], situations: Sequence[np.ndarray]) -> list[np.ndarray]:
         items = np.concatenate([item for ((item, _),) in read])
-        return [logit_people.chances_of_options(person, items[index]).mean(axis=0) for index in situations]
+        if model is None or model.covariance is None:
+            return [logit_people.chances_of_options(person, items[index]).mean(axis=0)[:, None] for index in situations]
+        return [np.stack(logit_people.shares_of_options(model, items[index]), axis=1) for index in situations]
 
     return _scorer_of(run, score, chances)
 
@@ -104,22 +110,24 @@ def _scorer_of(
     chances: Callable[[Sequence[Items], Sequence[np.ndarray]], list[np.ndarray]],
 ) -> RecordScorer:
     """The scorer of a table's rows by two functions of their items: `score` gives the score of each option, or the
-    probability of each pair; `chances` gives the probabilities of the options of situations, each of which is an array
-    of the numbers of its rows."""
+    probability of each pair; `chances` gives the probabilities `[J, F]` of the J options of situations, and where F is
+    3 the ends of their intervals. A situation is an array of the numbers of its rows."""
 
     def scores(read: Sequence[TableRow]) -> np.ndarray:
         starts = range(0, len(read), ROWS)
         return np.concatenate([score([row.items for row in read[start : start + ROWS]]) for start in starts])
 
     def in_situations(read: Sequence[TableRow]) -> np.ndarray:
-        shares = np.zeros(len(read))
+        shares: dict[int, np.ndarray] = {}
         situations = list(situations_of(read).values())
         for start in range(0, len(situations), SITUATIONS):
             part = situations[start : start + SITUATIONS]
             rows = np.concatenate(part)
             places = np.split(np.arange(len(rows)), np.cumsum([len(index) for index in part])[:-1])
-            shares[rows] = np.concatenate(chances([read[row].items for row in rows], places))
-        return shares
+            shares |= zip(
+                rows.tolist(), np.concatenate(chances([read[row].items for row in rows], places)), strict=True
+            )
+        return np.stack([shares[row] for row in range(len(read))])
 
     def are_chosen_among(read: Sequence[TableRow]) -> bool:
         # A column that numbers all options, each apart, is no situation.
@@ -130,13 +138,14 @@ def _scorer_of(
         return True
 
     def of_rows(read: Sequence[TableRow]) -> np.ndarray:
-        return in_situations(read) if are_chosen_among(read) else scores(read)
+        return in_situations(read)[:, 0] if are_chosen_among(read) else scores(read)
 
     def details(read: Sequence[TableRow]) -> list[dict[str, Any]]:
         key = KEYS[len(read[0].items) - 1]
         fields = [{key: float(x)} for x in scores(read)]
         if are_chosen_among(read):
-            fields = [{**row, KEYS[1]: float(x)} for row, x in zip(fields, in_situations(read), strict=True)]
+            shares = in_situations(read).tolist()
+            fields = [row | dict(zip(KEYS[1:], share, strict=False)) for row, share in zip(fields, shares, strict=True)]
         return fields
 
     # All rows are scored at once, so no situation is cut.
@@ -205,7 +214,7 @@ def to_items(run: TrainedPAL, record: Any) -> Items:
     """
     if not isinstance(record, Mapping) or 'item' in record:
         return (to_item(record, run),)
-    given = items_of(record, run.kept.attributes)
+    given = items_of({**run.kept.shared, **record}, run.kept.attributes)
     return tuple(to_item({**record, 'item': item or None}, run) for item in given)
 
 
@@ -299,7 +308,7 @@ def _by_mixtures(
 ) -> list[np.ndarray]:
     """The probabilities of the options of each situation, as means over the `mixtures` `[P, K]`."""
     of_people = run.factor * utilities(run, mixtures, read)
-    return [special.softmax(of_people[:, index], axis=1).mean(axis=0) for index in situations]
+    return [special.softmax(of_people[:, index], axis=1).mean(axis=0)[:, None] for index in situations]
 
 
 def utilities(run: TrainedPAL, mixtures: Array, read: Sequence[Items]) -> np.ndarray:

@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -236,18 +236,22 @@ def _table(
         of = {name: column for name, column in of.items() if name not in unread}
         unread.pop(group, '')
         read: Callable[..., list[PreferencePair]] = functools.partial(_options, group=group)
+        last = notes.words_of_constant(rows, list(of))
     elif sides and (not answered or {'user', 'choice'} <= set(columns)):
-        of, unread = sides, {}
+        of, unread, last = sides, {}, {}
         read = functools.partial(_pairs, group=group, answer=surveys.answer_column(header) or 'choice')
     else:
         raise ValueError(f'{path}: {_lacking(header, bool(sides), answered)}')
-    if '' in of:
-        raise ValueError(f'{path}: a column has no name; name the attribute, or delete the column of row numbers')
+    _check_names(path, of)
     cells = {c for names in of.values() for c in names}
     if comma:
         rows = [(place, {c: with_point(x) if c in cells else x for c, x in row.items()}) for place, row in rows]
     attributes = [
-        Attribute(name, known_words(name, known) or _words(path, name, [row[c] for _, row in rows for c in of[name]]))
+        Attribute(
+            name,
+            known_words(name, known)
+            or _words(path, name, [row[c] for _, row in rows for c in of[name]], last.get(name, '')),
+        )
         for name in of
     ]
     if not answered:
@@ -262,6 +266,16 @@ def _table(
     if drop and answered:
         _tell_of_lost(rows, pairs, drop)
     return names, pairs
+
+
+def _check_names(path: str | Path, names: Collection[str]) -> None:
+    """Check the names of attributes. Raises ValueError where one is empty, or holds what words are named by."""
+    if '' in names:
+        raise ValueError(f'{path}: a column has no name; name the attribute, or delete the column of row numbers')
+    if unsure := [name for name in names if ': ' in name or ' over ' in name]:
+        raise ValueError(
+            f"{path}: column {unsure[0]!r} holds ': ' or ' over ', by which words of attributes are named; rename it"
+        )
 
 
 def _tell_of_lost(rows: Sequence[records.Row], pairs: Sequence[PreferencePair], drop: records.Drop) -> None:
@@ -320,8 +334,9 @@ def _lacking(columns: Sequence[str], has_sides: bool, answered: bool) -> str:
     return f'{given}; give {FORMS if answered else ASKED}'
 
 
-def _words(path: str | Path, name: str, values: Iterable[Any]) -> tuple[str, ...]:
-    """The words of a column in the order of the alphabet; none where a value is a number, or all are missing.
+def _words(path: str | Path, name: str, values: Iterable[Any], last: str = '') -> tuple[str, ...]:
+    """The words of a column in the order of the alphabet, but for the `last` one, in small letters, which is no
+    reference of others; none where a value is a number, or all are missing.
 
     Raises:
       ValueError: the column has one word alone, too many for an attribute, or numbers with decimal commas.
@@ -344,7 +359,7 @@ def _words(path: str | Path, name: str, values: Iterable[Any]) -> tuple[str, ...
     spelled: dict[str, str] = {}
     for word in sorted(count, key=lambda word: (-count[word], word)):
         spelled.setdefault(word.casefold(), word)
-    words = tuple(sorted(spelled.values()))
+    words = tuple(sorted(spelled.values(), key=lambda word: (word.casefold() == last, word)))
     if said and not 2 <= len(words) <= MOST_WORDS:
         advice = (
             'remove the unit' if notes.have_unit(words) else 'delete the column, and for texts take --config=pal:text'
@@ -442,6 +457,8 @@ def _options(
     # What is left of a choice with a wrong row, whose person and situation can be read, is not judged before the row is
     # mended or left out.
     unfinished = set() if drop else {key_of[place] for place in itertools.chain(*wrong.values()) if place in key_of}
+
+    notes.check_blank_option(path, wrong, key_of)
 
     def paired(key: tuple[str, str]) -> list[PreferencePair]:
         user, name = key

@@ -14,8 +14,10 @@ from pal_jax.recipes.personal.pal import forget as pal_forget
 from pal_jax.recipes.personal.pal import kept as pal_kept
 from pal_jax.recipes.personal.pal import reward as pal_reward
 from pal_jax.recipes.personal.pal import scores as pal_scores
+from tests import configs
 from tests.recipes.personal.pal.test_kept import two_tastes
 from tests.recipes.personal.pal.test_person import of_person
+from tests.recipes.personal.test_offers import survey
 
 
 @pytest.fixture(scope='module')
@@ -102,11 +104,30 @@ def test_options_of_a_situation_have_shares_of_all_people_and_probabilities_of_o
     of_p0 = pal_jax.score(source, [rows[0], rows[2], {'scenario': '1', **middle}], person='p0')
     np.testing.assert_allclose(of_p0, odds / odds.sum(), atol=0.05)
     assert 'the same scenario' in capsys.readouterr().err
+    # Shares of all people have intervals where the estimates have a covariance, and one person's probability has none.
+    logit = json.loads((tmp_path / 'run' / 'mixed_logit.json').read_text())
+    errors = np.diag([0.01, 0.01, 0.01, 0.01]) ** 2
+    (tmp_path / 'run' / 'mixed_logit.json').write_text(json.dumps(logit | {'covariance': errors.tolist()}))
+    for person, keys in (('', 4), ('p0', 2)):
+        scorer = pal_scores.open_scorer(source, person)
+        fields = scorer.told([scorer.read(row) for row in [*rows, {'scenario': 1, **middle}]])
+        assert [len(row) for row in fields] == [keys] * 5
+        assert all(row['probability_low'] < row['probability'] < row['probability_high'] for row in fields if keys > 2)
     with pytest.raises(ValueError, match='record 2: .*an option'):
         pal_jax.score(source, [rows[0], dear])
     # A column that numbers each option apart is no situation, and options have their scores.
     numbered = pal_jax.score(source, rows[:2])
     np.testing.assert_allclose(numbered, pal_jax.score(source, [cheap, dear]))
+
+
+def test_an_option_may_leave_out_what_all_offers_share(run):
+    kept = run.kept._replace(shared={'years': 3.0})
+    (item,) = pal_scores.to_items(run._replace(kept=kept), {'price': 80.0})
+    (whole,) = pal_scores.to_items(run, {'price': 80.0, 'years': 3.0})
+    np.testing.assert_array_equal(item[0], whole[0])
+    with pytest.raises(ValueError, match='years'):
+        pal_scores.to_items(run, {'price': 80.0})
+    assert pal_kept.of(configs.load('pal', standardize=False), survey()).shared == {'neither': 0.0}
 
 
 QUESTIONS = """situation;price;years
