@@ -137,6 +137,7 @@ def test_what_is_wrong_is_one_line(args, told, monkeypatch):
     assert told in shell.refusal('pal_jax.serve', '--source=random:tiny', '--port=0', *args)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('driver', ['local', 'jetstream'])
 def test_an_ipv6_address_is_told_in_brackets_and_a_token_may_end_with_a_newline(driver):
     with serve('--port=0', '--host=::1', f'--driver={driver}', PAL_JAX_TOKEN='wonderland\n') as process:

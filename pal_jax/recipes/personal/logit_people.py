@@ -23,7 +23,7 @@ from scipy.stats import qmc
 
 from pal_jax.recipes.personal import mixed_logit
 from pal_jax.recipes.personal.logit import ChoiceSets
-from pal_jax.recipes.personal.mixed_logit import MixedLogit
+from pal_jax.recipes.personal.mixed_logit import LEAST, MixedLogit
 from pal_jax.run import files, intervals
 
 FILE = 'mixed_logit.json'  # in the folder of a run
@@ -111,11 +111,10 @@ def shares_of_options(model: MixedLogit, items: np.ndarray) -> Shares:
     # The derivative of a chance by a coefficient is the chance times the option's value less the mean value.
     change = chances[:, :, None] * (items - (chances @ items)[:, None, :])
     gradient = np.concatenate([change.mean(axis=0), (change * draws[:, None, :]).mean(axis=0)], axis=1)
-    share = chances.mean(axis=0)
+    share = np.clip(chances.mean(axis=0), LEAST, 1.0 - LEAST)
     variance = np.einsum('jh,hk,jk->j', gradient, model.covariance, gradient)
-    odds = np.maximum(share * (1.0 - share), np.finfo(float).tiny)
-    width = NORMAL * np.sqrt(np.maximum(variance, 0.0)) / odds
-    return Shares(share, special.expit(special.logit(share) - width), special.expit(special.logit(share) + width))
+    log_odds, width = special.logit(share), NORMAL * np.sqrt(np.maximum(variance, 0.0)) / (share * (1.0 - share))
+    return Shares(share, special.expit(log_odds - width), special.expit(log_odds + width))
 
 
 @functools.lru_cache(maxsize=32)

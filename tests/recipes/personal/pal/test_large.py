@@ -205,7 +205,7 @@ def learner_and_draw(config, name):
     return learners[name], pal_batches.make_draw(data.items, trials, settings.updates, settings.batch, data)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_span_judged_by_its_last_token_is_the_text_judged_by_its_last(replies_file):
     ends = []
     for span in ('', 'only_last'):
@@ -215,7 +215,7 @@ def test_a_span_judged_by_its_last_token_is_the_text_judged_by_its_last(replies_
 
 
 @pytest.mark.parametrize('span', ['mean', 'cumulative'])
-@pytest.mark.slow
+@pytest.mark.long
 def test_spans_teach_too(statements_file, span):
     recipe, state = run(small(statements_file, 'text', **{'text.pool': 'last', 'text.span': span}), 6)
     assert recipe.evaluate(state, 'final').record['seen_pal'] > 0.75
