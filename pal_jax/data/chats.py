@@ -7,6 +7,8 @@ added to a completion that does not end with one.
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -46,7 +48,9 @@ def of_texts(record: Any, tokenizer: Tokenizer) -> Any:
       ValueError: the prompt is written in the chat template already.
     """
     prompt = record.get('prompt') if isinstance(record, dict) else None
-    replies = {key: record[key] for key in ('completion', *formats.SIDES) if key in record} if prompt else {}
+    replies = (
+        {key: record[key] for key in ('completion', *formats.SIDES) if record.get(key) is not None} if prompt else {}
+    )
     if not isinstance(prompt, str) or not replies or not all(isinstance(reply, str) for reply in replies.values()):
         return record
     if not is_plain(prompt, tokenizer):
@@ -58,8 +62,15 @@ def of_texts(record: Any, tokenizer: Tokenizer) -> Any:
 
 def is_plain(text: str, tokenizer: Tokenizer) -> bool:
     """True of a text that a chat template would write otherwise: there is one, and no special token in the text."""
-    special = (str(token) for token in tokenizer.fast.added_tokens_decoder.values() if token.special)
-    return bool(tokenizer.fast.chat_template) and not any(token in text for token in special)
+    return bool(tokenizer.fast.chat_template) and not _special(tokenizer).search(text)
+
+
+# A tokenizer makes the list of its tokens anew for each question, and there are thousands of them.
+@functools.lru_cache(maxsize=4)
+def _special(tokenizer: Tokenizer) -> re.Pattern[str]:
+    """A pattern of the special tokens."""
+    special = [re.escape(str(token)) for token in tokenizer.fast.added_tokens_decoder.values() if token.special]
+    return re.compile('|'.join(special) or '(?!)')
 
 
 def as_chat(text: str) -> list[Message]:

@@ -419,7 +419,7 @@ def delimiter(path: Path) -> str:
     """The character between the cells of a CSV file: that of a comma, a semicolon and a tab that its header has most
     of."""
     with files.open_text(path) as file:
-        first = [line for line in itertools.islice(file, 9) if line.strip()][:2] or ['']
+        first = list(itertools.islice((line for line in file if line.strip()), 2)) or ['']
     # Excel writes the separator in a line of its own.
     header = re.sub('"[^"]*"', '', ''.join(first) if first[0].lower().startswith('sep=') else first[0])
     return max(',;\t', key=header.count)

@@ -93,8 +93,9 @@ def named_in(value: Any) -> list[tuple[str, Path]]:
 
 
 DEFINITIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
-# Names of functions that may use any name of a file.
-DYNAMIC = {'globals', 'vars', 'locals', 'eval', 'exec'}
+# Names and attributes by which a function may use any name of a file, or its docstrings.
+DYNAMIC = {'globals', 'vars', 'locals', 'eval', 'exec', 'getattr', 'modules', '__name__', '__doc__', '__subclasses__'}
+MAIN = "__name__ == '__main__'"
 
 
 def digest(path: Path, name: str) -> str:
@@ -106,30 +107,36 @@ def digest(path: Path, name: str) -> str:
     try:
         body = ast.parse(path.read_bytes()).body
     except (SyntaxError, ValueError):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        body = None
+    # What stands below `if __name__ == '__main__'` is not run where the file is imported.
+    body = [s for s in body or () if not (isinstance(s, ast.If) and ast.unparse(s.test) == MAIN and not s.orelse)]
+    attributes = {node.attr for s in body for node in ast.walk(s) if isinstance(node, ast.Attribute)}
     # Each statement with the names that it binds and those that it reads.
     parts = [(s, _bound(s), {node.id for node in ast.walk(s) if isinstance(node, ast.Name)}) for s in body]
-    # What stands below `if __name__ == '__main__'` is not run where the file is imported.
-    parts = [part for part in parts if not (isinstance(part[0], ast.If) and '__name__' in part[2])]
+    if not parts or DYNAMIC & attributes.union(*(read for *_, read in parts)):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     needed: set[str] = set()
-    more = {name}.union(*(bound for _, bound, read in parts)) if any(DYNAMIC & read for *_, read in parts) else {name}
+    more = {name}
     while more != needed:
         needed = more
-        # A statement that binds no name, such as a call, may change what every function reads.
+        # A statement that does more than to bind names may change what every function reads.
         more = needed.union(*(read for _, bound, read in parts if not bound or bound & needed))
     code = [_without_docstrings(statement) for statement, bound, _ in parts if not bound or bound & needed]
     return hashlib.sha256('\n'.join(filter(None, code)).encode()).hexdigest()
 
 
 def _bound(statement: ast.stmt) -> set[str]:
-    """The names that a statement of a file binds and that it alone may change; none of any other statement."""
+    """The names that a statement of a file binds; none where it may do more than that, such as to call a function."""
+    # A decorator, and the class that another one is made from, may keep what is defined.
     if isinstance(statement, DEFINITIONS):
-        return {statement.name}
+        does_more = statement.decorator_list or (isinstance(statement, ast.ClassDef) and statement.bases)
+        return set() if does_more else {statement.name}
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return {alias.asname or alias.name.partition('.')[0] for alias in statement.names} - {'*'}
     targets = statement.targets if isinstance(statement, ast.Assign) else getattr(statement, 'target', None)
     targets = targets if isinstance(targets, list) else [targets]
-    is_plain = isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign)
+    calls = any(isinstance(node, ast.Call | ast.NamedExpr) for node in ast.walk(statement))
+    is_plain = isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign) and not calls
     names = [target.id for target in targets if isinstance(target, ast.Name)]
     return set(names) if is_plain and len(names) == len(targets) else set()
 

@@ -164,7 +164,7 @@ def test_prompts_that_no_chat_template_writes_are_told(tmp_path):
 def test_texts_are_learnt_as_chats(tmp_path, method):
     plain = {f'{i}?': {'prompt': f'{i}?', 'chosen': 'yes', 'rejected': 'no'} for i in range(5)}
     if method == 'sft':
-        plain['5?'] = {'prompt': '5?', 'completion': 'yes'}
+        plain['5?'] = {'prompt': '5?', 'completion': 'yes', 'chosen': None, 'rejected': None}
     of_texts = make(method, write(tmp_path / 'a.jsonl', list(plain.values())), chat=True)
     of_messages = make(method, write(tmp_path / 'b.jsonl', [pair(prompt) for prompt in plain]))
     assert (of_texts.train, of_texts.test) == (of_messages.train, of_messages.test)

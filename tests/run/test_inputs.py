@@ -79,6 +79,23 @@ def test_a_file_that_has_changed_is_named_with_its_key(begun, file, key):
     watch(tmp_path, config)
 
 
+def test_a_function_is_compared_by_what_it_uses_and_in_runs_of_earlier_versions_by_its_file(begun):
+    tmp_path, config, _ = begun
+    own = tmp_path / 'mine.py'
+    own.write_text('def score(prompts):\n    return 1\n')
+    config = config | {'reward': {'function': f'{own}:score'}}
+    now = inputs.look(config)
+    inputs.save(tmp_path / 'run' / KEPT, now)
+    own.write_text(own.read_text() + '# more\n')
+    assert not any(entry.changes for entry in watch(tmp_path, config).values())
+    key = 'reward.function.0'
+    inputs.save(tmp_path / 'run' / KEPT, now | {key: now[key]._replace(files={'mine.py': inputs.digest(own)})})
+    assert not any(entry.changes for entry in watch(tmp_path, config).values())
+    own.write_text('def score(prompts):\n    return 2\n')
+    with pytest.raises(ValueError, match=r'reward\.function=.*score of .*mine\.py, or code that it uses, has other'):
+        watch(tmp_path, config)
+
+
 def test_files_that_are_gone_or_new_are_named(begun):
     tmp_path, config, _ = begun
     (tmp_path / 'pairs.jsonl').rename(tmp_path / 'elsewhere.jsonl')

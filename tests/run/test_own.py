@@ -59,6 +59,13 @@ def other(text):
 def score(prompts, completions, **rest):
     """How long answers are."""
     return [helper(text) for text in completions]
+@keep
+def kept(text):
+    return text
+class Listed(Base):
+    a = 1
+unused = other
+READY = setup(1)
 if __name__ == '__main__':
     print(score([], ['a']))
 '''
@@ -76,6 +83,13 @@ if __name__ == '__main__':
     ('for text in completions', 'for text in prompts', False),
     ('def score', 'def score(:', False),
     ('return json.dumps(text)', 'return globals()[text]', False),
+    ('return json.dumps(text)', 'return score.__doc__', False),
+    ('unused = other', 'unused = 1', True),
+    ('unused = other', 'unused = SCALE', True),
+    ('READY = setup(1)', 'READY = setup(2)', False),
+    ('def kept(text):\n    return text', 'def kept(text):\n    return 1', False),
+    ('a = 1', 'a = 2', False),
+    ("if __name__ == '__main__'", "if __name__ != '__main__'", False),
 ])  # fmt: skip
 def test_a_function_of_a_file_is_told_by_itself_and_what_it_uses(tmp_path, old, new, is_same):
     assert OWN.count(old) == 1

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pal_jax.data import records, surveys
@@ -69,22 +70,28 @@ def lacking(missing: str, given: Iterable[str], attributes: Sequence[str]) -> st
     return f'no {name!r}; give {", ".join(in_order(attributes))}; it has {", ".join(has) or "nothing"}{meant}'
 
 
-def items_of(row: Mapping[str, Any], attributes: Sequence[str]) -> list[dict[str, Any]]:
+def items_of(
+    row: Mapping[str, Any], attributes: Sequence[str], shared: Mapping[str, float] = MappingProxyType({})
+) -> list[dict[str, Any]]:
     """The items of a row of a table by their attributes: the two sides of a pair, or one option. Other columns are left
-    out. Raises ValueError where an attribute is missing, or a number is none."""
+    out. `shared` has values of attributes that an item may leave out. Raises ValueError where another attribute is
+    missing, or a number is none."""
     names = columns_of(attributes)
-    columns = sides_of(row, names)
-    for side in columns:
-        if (missing := [name for name in names if name not in side]) and len(missing) < len(names):
-            raise ValueError(f'it has {lacking(missing[0], side, attributes)}')
-    return [
-        {
+    items = []
+    for side in sides_of(row, names):
+        item = {
             name: row[column] if known_words(name, attributes) else to_number(row[column], column)
             for name, column in side.items()
             if name in names
         }
-        for side in columns
-    ]
+        missing = [name for name in names if name not in side]
+        # A column that is almost called so may be meant.
+        others = [column.casefold() for column in side if column not in names]
+        left_out = {name: shared[name] for name in missing if name in shared and not near_name(name.casefold(), others)}
+        if item and (unknown := [name for name in missing if name not in left_out]):
+            raise ValueError(f'it has {lacking(unknown[0], side, attributes)}')
+        items.append({**item, **left_out} if item else item)
+    return items
 
 
 def sides_of(row: Mapping[str, Any], names: Mapping[str, None]) -> list[dict[str, str]]:

@@ -156,7 +156,7 @@ def _in_words(attribute: str, side: int, *, yes_or_no: bool) -> str:
 
 
 def of_values(data: Comparisons, columns: Mapping[str, Column], units: Units) -> list[list[str]]:
-    """The table of how often each value of the columns with few values was offered and chosen."""
+    """The table of how often each value of the columns was offered and chosen, or each part of many numbers."""
     _, first = np.unique(choice_numbers(data.situations, data.chosen, data.rejected), return_index=True)
     # The chosen option of a choice stands in several pairs, and was offered once.
     items = np.concatenate([data.chosen[first], data.rejected[:]])
@@ -165,16 +165,14 @@ def of_values(data: Comparisons, columns: Mapping[str, Column], units: Units) ->
     table = [['attribute', 'value', 'offered', 'chosen']]
     for name, column in columns.items():
         values, number, counts = np.unique(items[:, column.places], axis=0, return_inverse=True, return_counts=True)
-        number, shown = number.reshape(-1), [_value(name, value, column, units) for value in values]
-        if len(values) > MOST_VALUES and len(column.places) == 1:
-            # A number with many values is shown by its quarters.
-            part = _parts_of(counts)
-            groups = [np.flatnonzero(part == k) for k in range(part.max() + 1)]
-            shown = [f'{shown[group[0]]} to {shown[group[-1]]}' for group in groups]
-            number, counts = part[number], np.bincount(part, counts).astype(int)
-        taken = np.bincount(number, chosen)
-        for k, value in enumerate(shown):
-            table.append(['' if k else name, value, str(counts[k]), f'{taken[k] / counts[k]:.0%}'])
+        # A number with many values is shown by its quarters.
+        in_parts = len(values) > MOST_VALUES and len(column.places) == 1
+        part = _parts_of(counts) if in_parts else np.arange(len(values))
+        taken, offered = np.bincount(part[number.reshape(-1)], chosen), np.bincount(part, counts)
+        for k in range(len(taken)):
+            low, *_, high = [*(group := values[part == k]), group[-1]]
+            ends = dict.fromkeys(_value(name, end, column, units) for end in (low, high))
+            table.append(['' if k else name, ' to '.join(ends), f'{offered[k]:.0f}', f'{taken[k] / offered[k]:.0%}'])
     return table
 
 

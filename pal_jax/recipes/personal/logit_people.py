@@ -108,9 +108,12 @@ def shares_of_options(model: MixedLogit, items: np.ndarray) -> Shares:
     assert model.covariance is not None
     draws = _normal_draws(len(model.mean))
     chances = special.softmax((model.mean + model.deviation * draws) @ items.T, axis=1)
-    # The derivative of a chance by a coefficient is the chance times the option's value less the mean value.
-    change = chances[:, :, None] * (items - (chances @ items)[:, None, :])
-    gradient = np.concatenate([change.mean(axis=0), (change * draws[:, None, :]).mean(axis=0)], axis=1)
+    # The derivative of a chance by a coefficient is the chance times the option's value less the mean value, which is a
+    # mean over options; by a deviation it is that times the draw.
+    expected, weights = chances @ items, chances.T / len(chances)
+    by_mean = weights.sum(axis=1)[:, None] * items - weights @ expected
+    by_deviation = (weights @ draws) * items - weights @ (expected * draws)
+    gradient = np.concatenate([by_mean, by_deviation], axis=1)
     share = np.clip(chances.mean(axis=0), LEAST, 1.0 - LEAST)
     variance = np.einsum('jh,hk,jk->j', gradient, model.covariance, gradient)
     log_odds, width = special.logit(share), NORMAL * np.sqrt(np.maximum(variance, 0.0)) / (share * (1.0 - share))
@@ -178,7 +181,11 @@ def load(folder: Path, attributes: Sequence[str], scale: np.ndarray) -> Populati
         kept = record.get('covariance')
         order = [list(record['mean']).index(name) for name in attributes]
         order += [len(order) + h for h in order]
-        covariance = None if kept is None else np.array(kept, float)[np.ix_(order, order)] * _products(scale)
+        covariance = None if kept is None else np.array(kept, float)
+        if covariance is not None:
+            if covariance.shape != (len(order),) * 2 or not np.isfinite(covariance).all():
+                raise ValueError(f'expected a covariance of {len(order)} rows of {len(order)} finite numbers')
+            covariance = covariance[np.ix_(order, order)] * _products(scale)
         model = MixedLogit(mean, deviation, converged=record['converged'], covariance=covariance)
         return Population(model, people)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

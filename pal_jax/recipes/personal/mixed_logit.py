@@ -87,7 +87,9 @@ def fit_xlogit(choices: ChoiceSets, seed: int, *, errors: bool = False, draws: i
     covariance = model.covariance[np.ix_(order, order)] * signs[:, None] * signs if errors else None
     with np.errstate(invalid='ignore'):
         both = None if covariance is None else np.sqrt(np.diag(covariance)).reshape(2, width)
-    covariance = covariance if both is not None and np.isfinite(both).all() else None
+    if covariance is None or not np.isfinite(covariance).all() or np.linalg.eigvalsh(covariance).min() <= 0.0:
+        # The curvature tells the errors of no combination of estimates.
+        covariance = None
     return MixedLogit(mean, np.abs(deviation), both, bool(model.convergence), float(model.loglikelihood), covariance)
 
 

@@ -445,14 +445,21 @@ def neither(cells, situations=12):
 def test_a_word_that_only_none_of_these_has_is_no_reference(tmp_path):
     data = tables.load(written(tmp_path, neither('-,0,1')))
     assert data.attributes == ('maker: Ford over BMW', 'maker: VW over BMW', 'maker: - over BMW', 'price', 'neither')
+    # Equal numbers, and equal ids of a person, are told by what they mean.
+    text = neither('-,0,1').replace('a,5,0,-,0,1', 'A,5,0,-,0.0,1').replace('a,5,', 'A,5,')
+    assert tables.load(written(tmp_path, text)).attributes == data.attributes
     # A word of offers, or one in a table of few choices, stays where it is.
     assert tables.load(written(tmp_path, neither('BMW,0,1'))).attributes[0] == 'maker: Ford over BMW'
     assert tables.load(written(tmp_path, neither('-,0,1', situations=5))).attributes[0] == 'maker: BMW over -'
 
 
 def test_an_option_without_values_in_every_choice_is_told_as_such(tmp_path):
-    with pytest.raises(ValueError, match='one row of every choice has no value .*neither'):
-        tables.load(written(tmp_path, neither(',,')), drop=lambda line: None)
+    with pytest.raises(ValueError, match='one row of every choice has no maker, price, neither:'):
+        tables.load(written(tmp_path, neither(',,')))
+    # Rows are left out on request, and an option that lacks one value of three is no such option.
+    assert len(tables.load(written(tmp_path, neither(',,')), drop=lambda line: None).users) == 9
+    with pytest.raises(ValueError, match='rows are wrong: .*maker is empty'):
+        tables.load(written(tmp_path, neither(',0,1')))
     with pytest.raises(ValueError, match='row 2: maker is empty$'):
         tables.load(written(tmp_path, neither('VW,0,1').replace('a,0,0,VW', 'a,0,0,')))
 
@@ -460,6 +467,9 @@ def test_an_option_without_values_in_every_choice_is_told_as_such(tmp_path):
 def test_names_that_words_are_told_by_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"'Q1: brand' .*rename"):
         tables.load(written(tmp_path, 'user,situation,chosen,Q1: brand\na,1,1,VW\na,1,0,Ford\n'))
+    for name in ('Q1: price', 'hours over 40'):
+        data = tables.load(written(tmp_path, f'user,situation,chosen,{name}\na,1,1,2\na,1,0,3\n'))
+        assert data.attributes == (name,)
 
 
 def test_the_separator_that_excel_writes_is_read(tmp_path):

@@ -109,6 +109,11 @@ def test_a_number_with_many_values_is_counted_by_quarters():
         ['', '60 to 79', '20', '0%'],
         ['', '80 to 99', '20', '0%'],
     ]
+    mostly = from_pairs(
+        [PreferencePair('p', (0.0, float(k % 2), 0.0), (1.0 + k, 1.0, 0.0), str(k)) for k in range(20)], NAMES[:3]
+    )
+    table = importance.of_values(mostly, importance.columns_of(mostly, units), units._replace(scale=np.ones(3)))
+    assert table[1] == ['price', '0', '20', '100%']
     # A value of half of all options is one part, and no part is empty.
     assert importance._parts_of(np.array([1, 1, 20, 1, 1, 1, 1, 1, 1])).tolist() == [0, 0, 1, 2, 2, 2, 2, 2, 2]
 

@@ -239,6 +239,11 @@ def test_a_population_comes_back_from_the_file_in_the_units_of_the_survey(tmp_pa
     np.testing.assert_array_equal(turned.covariance, ana.covariance[::-1, ::-1])
     assert logit_people.load(tmp_path / 'nowhere', names, scale) is None
     assert logit_people.without_person(after, 'ana').people == {}
+    record = json.loads(text)
+    for wrong in ([[1.0]], [[None] * 4] * 4):
+        (tmp_path / logit_people.FILE).write_text(json.dumps(record | {'covariance': wrong}))
+        with pytest.raises(ValueError, match='covariance|cannot be read'):
+            logit_people.load(tmp_path, names, scale)
     (tmp_path / logit_people.FILE).write_text('{}')
     with pytest.raises(ValueError, match='cannot be read'):
         logit_people.load(tmp_path, names, scale)

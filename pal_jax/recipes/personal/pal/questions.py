@@ -65,7 +65,7 @@ def _situations(
         row = scores.to_row(run, placed[1])
         if not row.choice:
             raise ValueError('it names no situation, and the first row has one; give all rows alike')
-        (item,) = items_of(placed[1], run.kept.attributes)
+        (item,) = items_of(placed[1], run.kept.attributes, run.kept.shared)
         return row, item
 
     table = records.converted([(place, (place, row)) for place, row in rows], read)

@@ -214,7 +214,7 @@ def to_items(run: TrainedPAL, record: Any) -> Items:
     """
     if not isinstance(record, Mapping) or 'item' in record:
         return (to_item(record, run),)
-    given = items_of({**run.kept.shared, **record}, run.kept.attributes)
+    given = items_of(record, run.kept.attributes, run.kept.shared)
     return tuple(to_item({**record, 'item': item or None}, run) for item in given)
 
 
@@ -238,7 +238,7 @@ def _form(run: TrainedPAL, record: Mapping[str, Any]) -> str:
     """The form of a record: 'a pair', or 'an option', which is a text in a run on texts."""
     if run.reading:
         return 'a pair' if _text_columns(record) else 'a text'
-    pair = 'item' not in record and len(items_of(record, run.kept.attributes)) == 2
+    pair = 'item' not in record and len(items_of(record, run.kept.attributes, run.kept.shared)) == 2
     option = 'an option of a situation' if columns_of_choice(run.kept, record) else 'an option'
     return 'a pair' if pair else option
 

@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from pal_jax.data.comparisons import Comparisons, PreferencePair, from_pairs
 from pal_jax.data.readers import choices
 from pal_jax.recipes.personal.attributes import (
     Attribute,
+    column_of,
     columns_of,
     has_comma,
     known_words,
@@ -242,23 +243,18 @@ def _table(
         read = functools.partial(_pairs, group=group, answer=surveys.answer_column(header) or 'choice')
     else:
         raise ValueError(f'{path}: {_lacking(header, bool(sides), answered)}')
-    _check_names(path, of)
+    if '' in of:
+        raise ValueError(f'{path}: a column has no name; name the attribute, or delete the column of row numbers')
     cells = {c for names in of.values() for c in names}
     if comma:
         rows = [(place, {c: with_point(x) if c in cells else x for c, x in row.items()}) for place, row in rows]
-    attributes = [
-        Attribute(
-            name,
-            known_words(name, known)
-            or _words(path, name, [row[c] for _, row in rows for c in of[name]], last.get(name, '')),
-        )
-        for name in of
-    ]
+    values = {name: [str(row[c]).strip() for _, row in rows for c in columns] for name, columns in of.items()}
+    words = {name: known_words(name, known) or _words(path, name, x, last.get(name, '')) for name, x in values.items()}
+    attributes = [_attribute(path, name, of_name) for name, of_name in words.items()]
     if not answered:
         rows = [(place, {**records.unanswered(row), 'choice': 'left'}) for place, row in rows]
     unread |= {c: '' for c in known_columns if c and c not in cells | unread.keys() and c not in (*UNLIKE, group)}
-    values = {a.name: [str(row[c]).strip() for _, row in rows for c in of[a.name]] for a in attributes}
-    notes.log_doubts(path, unread, {a.name: a.words for a in attributes}, values, [place for place, _ in rows], log)
+    notes.log_doubts(path, unread, words, values, [place for place, _ in rows], log)
     if answered:
         notes.log_copies(path, rows, log)
     names = tuple(name for attribute in attributes for name in attribute.names)
@@ -268,14 +264,12 @@ def _table(
     return names, pairs
 
 
-def _check_names(path: str | Path, names: Collection[str]) -> None:
-    """Check the names of attributes. Raises ValueError where one is empty, or holds what words are named by."""
-    if '' in names:
-        raise ValueError(f'{path}: a column has no name; name the attribute, or delete the column of row numbers')
-    if unsure := [name for name in names if ': ' in name or ' over ' in name]:
-        raise ValueError(
-            f"{path}: column {unsure[0]!r} holds ': ' or ' over ', by which words of attributes are named; rename it"
-        )
+def _attribute(path: str | Path, name: str, words: tuple[str, ...]) -> Attribute:
+    """An attribute. Raises ValueError where its numbers would not be known as those of its column."""
+    attribute = Attribute(name, words)
+    if any(column_of(number) != name for number in attribute.names):
+        raise ValueError(f"{path}: column {name!r} holds ': ', which stands before words of attributes; rename it")
+    return attribute
 
 
 def _tell_of_lost(rows: Sequence[records.Row], pairs: Sequence[PreferencePair], drop: records.Drop) -> None:
@@ -335,8 +329,8 @@ def _lacking(columns: Sequence[str], has_sides: bool, answered: bool) -> str:
 
 
 def _words(path: str | Path, name: str, values: Iterable[Any], last: str = '') -> tuple[str, ...]:
-    """The words of a column in the order of the alphabet, but for the `last` one, in small letters, which is no
-    reference of others; none where a value is a number, or all are missing.
+    """The words of a column in the order of the alphabet; none where a value is a number, or all are missing. The
+    `last` word, in small letters, stands at the end, so it is never the reference.
 
     Raises:
       ValueError: the column has one word alone, too many for an attribute, or numbers with decimal commas.
@@ -458,7 +452,8 @@ def _options(
     # mended or left out.
     unfinished = set() if drop else {key_of[place] for place in itertools.chain(*wrong.values()) if place in key_of}
 
-    notes.check_blank_option(path, wrong, key_of)
+    # On request such rows are left out as any wrong row is.
+    notes.check_blank_option(path, rows, [] if drop else [of[a.name][0] for a in attributes], key_of)
 
     def paired(key: tuple[str, str]) -> list[PreferencePair]:
         user, name = key

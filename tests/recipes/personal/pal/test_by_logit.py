@@ -127,6 +127,15 @@ def test_an_option_may_leave_out_what_all_offers_share(run):
     np.testing.assert_array_equal(item[0], whole[0])
     with pytest.raises(ValueError, match='years'):
         pal_scores.to_items(run, {'price': 80.0})
+    # A column that may be meant is told, and a pair leaves the attribute out on both sides.
+    with pytest.raises(ValueError, match='no .years.*Years'):
+        pal_scores.to_items(run._replace(kept=kept), {'price': 80.0, 'Years': 3.0})
+    first, second = pal_scores.to_items(run._replace(kept=kept), {'price_A': 80.0, 'price_B': 90.0})
+    np.testing.assert_array_equal(first[0], whole[0])
+    assert second[0][0, 1] == whole[0][0, 1] and second[0][0, 0] > whole[0][0, 0]
+    rows = [{'situation': 1, 'price': price} for price in (80.0, 90.0)]
+    scorer = pal_scores._scorer_of(run._replace(kept=kept), lambda read: np.arange(2.0), lambda read, situations: [])
+    assert len(scorer.read_all(enumerate(rows))) == 2
     assert pal_kept.of(configs.load('pal', standardize=False), survey()).shared == {'neither': 0.0}
 
 
