@@ -61,6 +61,7 @@ class Test(NamedTuple):
       name: its name in words.
       yes, no: what it has shown, where the p-value is small, and what it has not, where it is not.
       alone: what is said of a level that is not beyond noise, where the p-value is small.
+      worse: the same of a level that is beyond noise, and worse.
       beside: what is said of one that is, where the p-value is not small.
     """
 
@@ -70,6 +71,7 @@ class Test(NamedTuple):
     no: str
     alone: str = ''
     beside: str = ''
+    worse: str = ''
 
 
 class Question(NamedTuple):

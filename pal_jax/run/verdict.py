@@ -295,9 +295,10 @@ def _has_all(record: Record, words: str) -> bool:
 def _tested(asking: Question, test: Test, after: Record, claim: Claim, figures: str) -> RunVerdict:
     """The verdict by the test of a question, with the figures of the level as its details."""
     # A level that does not say the same as the test gets a word on it.
-    shown = _is_shown(test, after)
-    if shown != (answer(claim.gap, claim.better) == YES):
-        figures += f', {test.alone if shown else test.beside}'
+    shown, by_level = _is_shown(test, after), answer(claim.gap, claim.better)
+    if shown != (by_level == YES):
+        alone = test.worse if by_level == WORSE and test.worse else test.alone
+        figures += f', {alone if shown else test.beside}'
     proofs = [_proof(test, after)]
     if asking.also and known(after, asking.also.key):
         proof = _proof(asking.also, after)

@@ -143,7 +143,9 @@ def test_whether_people_differ_is_answered_by_a_test_and_not_by_a_prediction(p, 
     figures = {'seen_gain': sum(interval) / 2, 'seen_gain_interval': interval, 'people': 30, 'differ_p': p}
     verdict = judge([], [evaluation(4, 'final', **figures)], 'personal.pal')
     assert verdict and verdict.answer == answer and f'p = {p:.3f}' in verdict.sentence
-    assert ('not shown to predict' in verdict.details[0]) == not_better
+    is_worse = p <= 0.05 and interval[1] < 0
+    assert ('not shown to predict' in verdict.details[0]) == (not_better and not is_worse)
+    assert ('shown to predict single people worse' in verdict.details[0]) == is_worse
     assert ('all the same' in verdict.details[0]) == (p > 0.05 and interval[0] > 0)
     assert f'{interval[0]:.3f} to {interval[1]:.3f}' in verdict.details[0]
     assert 'groups' not in verdict.sentence

@@ -82,9 +82,9 @@ def items_of(
         item = {
             name: row[column] if known_words(name, attributes) else to_number(row[column], column)
             for name, column in side.items()
-            if name in names
+            if name in names and not (name in shared and records.is_missing(row[column]))
         }
-        missing = [name for name in names if name not in side]
+        missing = [name for name in names if name not in item]
         # A column that is almost called so may be meant.
         others = [column.casefold() for column in side if column not in names]
         left_out = {name: shared[name] for name in missing if name in shared and not near_name(name.casefold(), others)}

@@ -226,8 +226,8 @@ def _parts(estimate: Estimate | None, *names: str) -> list[float | None]:
 
 def exhibit_fit(choices: ChoiceSets, common: Common, mixed: MixedLogit | None) -> Exhibit:
     """The fit of the models to all choices."""
-    n, width = len(choices.users), len(common.weights)
-    chance = logit.log_likelihood(choices, np.zeros(width))
+    n, width = len(choices.users), logit.rank(choices.x)
+    chance = logit.log_likelihood(choices, np.zeros(len(common.weights)))
     fits = [('chance', 0, chance), ('one logit for all', width, logit.log_likelihood(choices, common.weights))]
     fits += [('mixed logit', 2 * width, mixed.log_likelihood)] if mixed else []
     table = [['model', 'parameters', 'log likelihood', 'McFadden R²', 'AIC', 'BIC']]

@@ -133,6 +133,7 @@ WORDS = Words(
                 'these choices do not show that people want different things',
                 'so PAL is not shown to predict single people better',
                 'so PAL predicts single people better all the same',
+                'so PAL is shown to predict single people worse than one model for all',
             ),
             also=Test(
                 'groups_differ_p',

@@ -27,6 +27,17 @@ CERTAIN = 20.0  # an effect of one standard deviation on the log-odds that choic
 ENOUGH = 1e-4  # the share of the fall that the slope promises, below which a step is halved (Armijo 1966)
 
 
+SINGULAR = 1e-9  # the mean square of a combination of attributes that is 0 but for rounding
+
+
+def rank(difference: np.ndarray) -> int:
+    """The number of attributes, of those in differences of options `[..., H]`, that do not follow from the others."""
+    x = difference.reshape(-1, difference.shape[-1]).astype(np.float64)
+    size = np.sqrt(np.mean(x**2, axis=0))
+    x = x[:, size > 0] / size[size > 0]
+    return int(np.sum(np.linalg.eigvalsh(x.T @ x / len(x)) > SINGULAR))
+
+
 class ChoiceSets(NamedTuple):
     """`n` choices, each of one among up to `J + 1` options.
 

@@ -58,6 +58,8 @@ def fit_xlogit(choices: ChoiceSets, seed: int, *, errors: bool = False, draws: i
     """
     from xlogit import MixedLogit as Estimator
 
+    # Where an attribute follows from others, the curvature of the likelihood tells no errors.
+    errors = errors and logit.rank(choices.x) == choices.x.shape[2]
     (n, others, width), names = choices.x.shape, [f'x{i}' for i in range(choices.x.shape[2])]
     options = others + 1
     # xlogit has a row for each option: zeros stand for the chosen one, and minus the differences for the others.

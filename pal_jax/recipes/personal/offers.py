@@ -6,14 +6,16 @@ standard deviations of attributes, by which effects are compared.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup, row_keys
+from pal_jax.recipes.personal.logit import SINGULAR
 from pal_jax.run import forecast
 
 NEARLY = 0.9  # share of situations that an option is in by intention
 LEAST = 10  # situations; an option may be in fewer ones by chance
-SINGULAR = 1e-9  # the mean square of a combination of attributes that is 0 but for rounding
 
 
 def constant_option(data: Comparisons) -> np.ndarray | None:
@@ -98,9 +100,16 @@ def doubts(data: Comparisons) -> list[str]:
     if tangled:
         said.append(
             f'warning: {" and ".join(tangled)} cannot be told apart, as one of them follows from the others in all '
-            'choices: leave a column out, or give an option such as "none of these" a word that offers have, too'
+            f'choices: leave a column out, or give an option such as "none of these" a word that offers have, '
+            f'{_word_of_offers(tangled)}'
         )
     return said
+
+
+def _word_of_offers(tangled: Sequence[str]) -> str:
+    """An example of a word that is the reference of an attribute, in words."""
+    first = next((name.rpartition(' over ')[2] for name in tangled if ' over ' in name), '')
+    return f'such as {first}, in place of its own' if first else 'too'
 
 
 def _is_told_apart(data: Comparisons, option: np.ndarray) -> bool:

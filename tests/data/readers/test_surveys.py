@@ -349,6 +349,21 @@ def test_a_word_of_one_row_alone_is_a_doubt(tmp_path):
     assert not lines_of(['organic'] * 38 + ['orgnic'] * 2, 'd.csv')
 
 
+def test_a_number_that_is_ten_times_all_others_is_a_doubt(tmp_path):
+    rows = [f'a,{s},{int(k == 0)},{s + k + 10}' for s in range(6) for k in range(2)]
+    table, said = 'user,situation,chosen,price\n' + '\n'.join(rows), []
+    tables.load(written(tmp_path, table), log=said.append)
+    assert not said
+    tables.load(written(tmp_path, table.replace('a,2,0,13', 'a,2,0,1750')), log=said.append)
+    assert len(said) == 1 and 'row 7: price has 1750, ten times' in said[0]
+
+
+@pytest.mark.parametrize('text', ['', 'user,situation,chosen,price\n'])
+def test_a_table_without_rows_says_so(tmp_path, text):
+    with pytest.raises(ValueError, match='no rows'):
+        tables.load(written(tmp_path, text), group='region')
+
+
 def test_many_groups_of_few_people_are_a_doubt(tmp_path):
     def lines_of(groups, file):
         table, lines = '\n'.join(['user,age,choice,x_A,x_B', *(f'p{i},{g},A,1,2' for i, g in enumerate(groups))]), []

@@ -148,6 +148,11 @@ def test_the_fit_of_models_is_that_of_their_likelihoods():
     fit = float(np.sum(np.log(1 / (1 + np.exp(-x @ common.weights)))))
     assert chance == ['chance', '0', f'{-4 * np.log(2):.2f}', '0.000', f'{8 * np.log(2):.1f}', f'{8 * np.log(2):.1f}']
     assert shared[1:3] == ['2', f'{fit:.2f}'] and shared[4:] == [f'{4 - 2 * fit:.1f}', f'{2 * np.log(4) - 2 * fit:.1f}']
+    # An attribute that follows from the others is no parameter of its own.
+    twice = np.column_stack([x, x.sum(axis=1)])
+    mixed_of_three = MixedLogit(np.zeros(3), np.ones(3), log_likelihood=-2.0)
+    fits = effects.exhibit_fit(apart(twice, users), common._replace(weights=np.zeros(3)), mixed_of_three).table[2:]
+    assert [row[1] for row in fits] == ['2', '4']
     assert last[1:] == ['4', '-2.00', f'{1 - 2 / (4 * np.log(2)):.3f}', '12.0', f'{4 * np.log(4) + 4:.1f}']
 
 

@@ -102,12 +102,13 @@ def open_effects(workdir: str, person: str) -> tuple[TrainedPAL | None, Effects 
             f'{", ".join(list(people)[:3])}; give a file that pal-jax personalize wrote, the id of one of these '
             'people, or leave person out for all of them'
         )
-    warn(run)
+    warn(run, of_person=bool(person))
     return run, people[person] if person else run.logit.everybody
 
 
-def warn(run: TrainedPAL) -> None:
-    """Say on stderr where the mixed logit describes people, and why, and where nothing shows that people differ."""
+def warn(run: TrainedPAL, *, of_person: bool = True) -> None:
+    """Say on stderr where the mixed logit describes people, and why, and where nothing shows that people differ, if a
+    person is asked for."""
     if run.logit is None:
         pal_person.warn_of_one(run)
         return
@@ -118,6 +119,8 @@ def warn(run: TrainedPAL) -> None:
     else:
         why = 'PAL is not shown to predict them better than one model for all'
     print(f'{run.workdir}: the mixed logit describes people, as {why}', file=sys.stderr)
+    if not of_person:
+        return
     p = run.record.get('differ_p') or 0.0
     gain = 'seen_gain_mixed_logit'
     shown = gain in run.record and intervals.from_record(run.record, gain).place(0.0) == 1

@@ -58,6 +58,9 @@ def log_doubts(
             advice = f'did you mean {near}?' if near else 'check that it is meant so'
             count = counted(len(places), 'row')
             log(f'{place}: {name} has {files.short_repr(word)} in this row alone, of {count}; {advice}')
+        if not words and (far := far_value(values[name])):
+            place = places[values[name].index(far) // (len(values[name]) // len(places))]
+            log(f'{place}: {name} has {far}, ten times any other value and more; check that it is meant so')
         if not words and (codes := codes_of_missing(values[name])):
             log(
                 f'{path}: {name} has {", ".join(codes)}, far from all other values: if it stands for no answer, empty '
@@ -128,6 +131,17 @@ def codes_of_missing(values: Iterable[str]) -> list[str]:
     others = [abs(number) for number in numbers if number not in CODES]
     far = {number for number in numbers if number in CODES and others and abs(number) > FAR * max(others)}
     return [f'{number:g}' for number in sorted(far)]
+
+
+def far_value(values: Sequence[str]) -> str:
+    """The largest number of a column where it is in one or two cells alone, at least ten times any other number, and no
+    code for no answer; '' for none."""
+    sizes = sorted((abs(float(value)), value) for value in {*values} if re.fullmatch(r'[-+]?\d+(\.\d+)?', value))
+    if len(sizes) < 3:
+        return ''
+    (second, _), (largest, far) = sizes[-2:]
+    is_far = 0.0 < 10.0 * second <= largest and float(far) not in CODES
+    return far if is_far and values.count(far) <= 2 else ''
 
 
 def have_unit(words: Sequence[str]) -> bool:

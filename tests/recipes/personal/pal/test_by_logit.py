@@ -136,6 +136,8 @@ def test_an_option_may_leave_out_what_all_offers_share(run):
     rows = [{'situation': 1, 'price': price} for price in (80.0, 90.0)]
     scorer = pal_scores._scorer_of(run._replace(kept=kept), lambda read: np.arange(2.0), lambda read, situations: [])
     assert len(scorer.read_all(enumerate(rows))) == 2
+    (item,) = pal_scores.to_items(run._replace(kept=kept), {'price': 80.0, 'years': ''})
+    np.testing.assert_array_equal(item[0], whole[0])
     assert pal_kept.of(configs.load('pal', standardize=False), survey()).shared == {'neither': 0.0}
 
 
