@@ -9,7 +9,7 @@ takes `prompts` and `completions`, and of the further lists those that it names,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pal_jax.run import own
@@ -75,6 +75,9 @@ def values(function: RewardFunction, lists: Mapping[str, Any], count: int) -> li
     results, name = _called(function, given), f'{function.key}={function.text!r}'
     if results is None:
         raise RuntimeError(f'{name} returned None, and no list of numbers; does it end with a return?')
+    if isinstance(results, Iterable):
+        # A generator gives its values once.
+        results = list(results)
     try:
         # A text such as '7' would be a number to `float`.
         if texts := [value for value in results if isinstance(value, str)]:

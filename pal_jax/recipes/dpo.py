@@ -80,7 +80,8 @@ class DPORecipe:
         if not np.isfinite(means['loss']):
             began = ' before any update, so that no other optimizer.lr helps: mend it' if stage == 'base' else ''
             raise RuntimeError(f'dpo.loss={self.learner.dpo.loss!r} is {means["loss"]} on held-out pairs{began}')
-        return Evaluation({'rows': sum(counts), 'moved': self.rows.moved, **means}, shown)
+        prompts = len({tuple(group.prompt) for group in self.rows.test})
+        return Evaluation({'rows': sum(counts), 'prompts': prompts, 'moved': self.rows.moved, **means}, shown)
 
 
 def make(settings: Settings, ctx: Context) -> DPORecipe:

@@ -99,6 +99,8 @@ def _on_cut(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], *, abo
     """A sentence where, at the end of a run, a larger share of the answers than `above` is cut; '' else."""
     steps = main_part(rows)
     share = fifths(steps, 'truncated')['last'] if finite_values(steps, 'truncated') else 0.0
-    most = config.get('sampling', {}).get('max_tokens', 'its value')
-    line = f'{share:.0%} of the answers are cut at sampling.max_tokens={most}: give more of them.'
+    # The report of a run that is not finished has no config.
+    most = config.get('sampling', {}).get('max_tokens')
+    value = f'={most}' if most else ''
+    line = f'{share:.0%} of the answers are cut at sampling.max_tokens{value}: give more of them.'
     return line if share > above else ''

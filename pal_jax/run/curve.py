@@ -40,8 +40,8 @@ PANELS = {
     'multiplier': 'Multiplier of costs',
     'kl': 'KL to the reference',
     'margin': 'Margin of pairs',
-    'chosen': 'Implied reward, chosen',
-    'rejected': 'Implied reward, rejected',
+    'chosen': 'Reward of chosen',
+    'rejected': 'Reward of rejected',
     'sign_accuracy': 'Signs right',
     'loss': 'Loss',
     'length': 'Tokens of an answer',
@@ -49,7 +49,7 @@ PANELS = {
     'lr': 'Learning rate',
 }
 OWN = 'own_'  # before the name of a user's function, in metrics
-WIDE = 6  # panels side by side
+WIDE = 4  # panels side by side
 INK, BLUE, GREY, RULE, RED, GREEN = '#1f2937', '#2563eb', '#9ca3af', '#d1d5db', '#dc2626', '#059669'
 
 Rows = Sequence[Mapping[str, Any]]

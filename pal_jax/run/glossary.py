@@ -198,11 +198,11 @@ CORE = Words(
         MACHINE: {
             'people': 'people in the evaluation',
             'rows': 'rows, pairs or answers looked at',
-            'moved': 'rows kept from testing because training has their prompt',
+            'moved': 'rows with the prompt of another row, which are trained or tested on with it, or left out',
             'left_out': 'rows left out because they are too long',
             'samples': 'samples that count',
             'failed': 'samples that nobody could judge, and so do not count',
-            'prompts': 'prompts of the step',
+            'prompts': 'prompts of the step, or of the evaluation',
             'multiplier': 'lambda: what costs count against rewards',
             'multiplier_{group}': 'lambda of {group}: what its costs count against rewards',
             'answers': 'answers of the step',
@@ -216,14 +216,17 @@ CORE = Words(
             'value_loss': 'loss of the critic',
             'explained_variance': 'how well the critic foresees rewards (1: all, 0: nothing)',
             'kl': 'how far the policy is from its start (KL divergence, nats a token)',
-            'kl_coef': 'weight of that KL divergence in the objective',
+            'kl_coef': 'weight of the KL divergence from the start in the objective',
             'approx_kl': 'how far one update moved the policy (KL divergence)',
             'clip_fraction': "share of tokens at PPO's limit of change",
             'ratio_deviation': (
                 "largest relative change of a token's probability before an update; 0 if it is the only one"
             ),
             'step_scale': 'what the line search left of steps within the trust region (0: the policy stays)',
-            'first_ratio_deviation': 'the same before the first update; near 0 if training and sampling agree',
+            'first_ratio_deviation': (
+                "largest relative change of a token's probability before the first update; near 0 if training and "
+                'sampling agree'
+            ),
             'sampler_drift': 'how far sampled and trained log-probabilities differ, mean',
             'sampler_drift_max': 'how far sampled and trained log-probabilities differ, at most',
             'sampler_ratio': "ratio of trained to sampled tokens' probabilities, mean",

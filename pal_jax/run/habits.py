@@ -116,16 +116,18 @@ NEEDLESS = {
         'no weights are quantised while they are trained; --config.policy.lora.rank=16 and --config.policy.remat=full '
         'save memory',
     ),
+    'precompute_ref_log_probs': 'the reference scores the pairs of each step; dpo.reference_free=True has none',
     'ref_model': 'the reference is the policy as it was before training',
     'flash_attn': 'the machine decides on the kernel of attention',
 }
 # What a value means here, where the same number or word means something else.
 UNITS = {
     'gradient_accumulation_steps': 'multiply it by this; data.micro_rows and ppo.micro_rows are the rows in memory',
+    'gradient_checkpointing': 'full computes layers again in the backward pass',
     'report_to': 'the name of a project; TensorBoard is always written',
     **dict.fromkeys(('dataset', 'dataset_name', 'train_dataset'), 'a file, or hf:owner/name/FILE'),
     'warmup_steps': 'it is a share of the updates',
-    'lr_scheduler_type': 'linear or cosine; min_ratio is the last rate as a share of the highest, 1 a constant one',
+    'lr_scheduler_type': 'linear or cosine; for a constant rate optimizer.min_ratio=1 and optimizer.warmup_ratio=0',
     'scale_rewards': 'group_norm divides by the deviation of a prompt, dr_grpo does not',
     **dict.fromkeys(
         ('zero_stage', 'deepspeed'), '-1, the default, splits parameters, gradients and optimiser as stage 3 does'

@@ -150,8 +150,8 @@ class Progress:
         """
         self._title, self._forecast = title, Forecast(phases, evaluations)
         for line in (
-            f'{title}: {self._forecast}; the time left is known after the first one of each; a step compiles for '
-            'sizes that are new, as the first does, so the first steps are the slowest',
+            f'{title}: {self._forecast}. The time left is known after the first one of each. The first steps compile, '
+            'and are the slowest.',
             *notes,
         ):
             self.log(line)

@@ -27,7 +27,8 @@ from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.summary import fifths, finite_values, main_part, read_summary
 from pal_jax.run.workdir import read_run
 
-COUNTS = 'people', 'rows', 'seeds', 'prompts', 'networks', 'data_sets'  # of what an evaluation tested
+# Of what an evaluation tested: rows of one prompt are not independent, so its prompts come before its rows.
+COUNTS = 'people', 'prompts', 'rows', 'seeds', 'networks', 'data_sets'
 ONE = {'people': 'person'}
 YES, TOO_LITTLE, UNTESTED = 'Yes', 'Too little to tell', 'Not tested'
 UNLIKE = 'Not comparable'
@@ -376,7 +377,7 @@ def answer(gap: Estimate, better: float = 1.0) -> str:
 
 def between(figure: Estimate) -> str:
     if figure.low is None or figure.high is None:
-        return ' (too few to give an interval)'
+        return ' (too few, or all alike, which gives no interval)'
     return f' (95 % interval {figure.low:.3f} to {figure.high:.3f})'
 
 

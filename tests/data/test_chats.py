@@ -92,6 +92,8 @@ def test_wrong_rows_are_told_by_file_and_line(tmp_path, line, message):
 def test_wrong_pairs_and_files_are_told(tmp_path):
     with pytest.raises(ValueError, match='rejected is missing or empty, got keys prompt, chosen'):
         chats.to_prefer({'prompt': 'a', 'chosen': 'b'}, TOKENIZER)
+    with pytest.raises(ValueError, match='rejected is null, got keys prompt, chosen, rejected$'):
+        chats.to_prefer({'prompt': 'a', 'chosen': 'b', 'rejected': None}, TOKENIZER)
     with pytest.raises(ValueError, match="rejected is missing.*'reject' meant"):
         chats.to_prefer({'prompt': 'a', 'chosen': 'b', 'reject': 'c'}, TOKENIZER)
     with pytest.raises(ValueError, match='begin differently'):

@@ -120,7 +120,7 @@ def test_a_recipe_of_fake_parts_means_its_test_batches_by_their_pairs():
     )
     record, dialogues, *_ = recipe.evaluate(state, 'final')
     assert dialogues == [{'weights': None}]
-    assert record == {'rows': 3, 'moved': 0, 'loss': (2 * 6 + 1 * 6) / 3}
+    assert record == {'rows': 3, 'prompts': 1, 'moved': 0, 'loss': (2 * 6 + 1 * 6) / 3}
 
 
 def test_a_batch_without_a_whole_pair_teaches_nothing(tmp_path):

@@ -96,7 +96,7 @@ def test_what_a_run_will_do_comes_first_and_how_long_as_soon_as_it_is_measured()
             progress.done(step, 'rlpa', {'seconds_update': 60.0})
         progress.evaluated({'seconds_evaluate': 30.0})
     lines = [line for line in output(console).splitlines() if line]
-    whole = 'rlpa: 2 steps of warm-up, 3 steps of PPO, 3 evaluations; '
+    whole = 'rlpa: 2 steps of warm-up, 3 steps of PPO, 3 evaluations. '
     assert lines[0].startswith(whole) and lines[1] == '8 people'
     # The time of what is measured is never said without its name while something else is not measured.
     assert lines[2].startswith('the first step of warm-up took') and lines[2].endswith(

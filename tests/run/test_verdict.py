@@ -134,6 +134,16 @@ def test_methods_that_compare_in_one_evaluation():
     assert found and found.answer == 'Yes'
 
 
+def test_rows_of_one_prompt_are_not_independent():
+    alone, shared = (
+        judge([], [evaluation(4, 'final', accuracy=1.0, people=None, rows=20, **more)], 'dpo')
+        for more in ({}, {'prompts': 7})
+    )
+    assert (
+        f'{0.025 ** (1 / 20):.3f} to 1.000' in alone.sentence and f'{0.025 ** (1 / 7):.3f} to 1.000' in shared.sentence
+    )
+
+
 @pytest.mark.parametrize(('p', 'interval', 'answer', 'not_better'), [
     (0.001, [0.02, 0.2], 'Yes', False), (0.05, [-0.02, 0.2], 'Yes', True), (0.04, [-0.2, -0.1], 'Yes', True),
     (0.051, [-0.02, 0.2], 'Not shown', False), (0.3, [-0.2, -0.1], 'Not shown', False),

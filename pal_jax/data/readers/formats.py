@@ -125,9 +125,11 @@ def _format(record: Any, *tables: Sequence[Format]) -> Format:
         partial = [format.keys for formats in tables for format in formats if present & {*format.keys}]
         if missing := [[key for key in keys if key not in present] for keys in partial]:
             lacking = min(missing, key=len)
-            near = [name for key in lacking for name in difflib.get_close_matches(key, map(str, record), 1)]
+            others = [str(key) for key in record if key not in lacking]
+            near = [name for key in lacking for name in difflib.get_close_matches(key, others, 1)]
             meant = f'; is {near[0]!r} meant?' if near else ''
-            raise ValueError(f'{" and ".join(lacking)} is missing or empty, got {present_text}{meant}')
+            fault = 'null' if all(key in record for key in lacking) else 'missing or empty'
+            raise ValueError(f'{" and ".join(lacking)} is {fault}, got {present_text}{meant}')
     else:
         present_text = type(record).__name__
     known = ' | '.join(dict.fromkeys(', '.join(format.keys) for formats in tables for format in formats))

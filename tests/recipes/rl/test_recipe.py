@@ -191,6 +191,9 @@ def test_texts_are_no_rewards():
     pay = rewards.Rewards((rewards.RewardFunction('f', 'f', lambda prompts, completions: None),))
     with pytest.raises(RuntimeError, match='returned None.* return'):
         pay([answer(PromptRow('a?', (1,), {}), 'A')], 0)
+    # A generator is read once.
+    pay = rewards.Rewards((rewards.RewardFunction('f', 'f', lambda prompts, completions: (1.0 for _ in completions)),))
+    assert [sample.reward for sample in pay([answer(PromptRow('a?', (1,), {}), 'A')], 0)] == [1.0]
 
 
 def test_a_function_gets_an_answer_to_messages_as_a_message():
