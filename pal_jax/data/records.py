@@ -127,7 +127,7 @@ def field(place: str, row: Mapping[str, Any], name: str) -> Any:
     value = row.get(name)
     # Tables write NaN for a missing value, and NaN alone differs from itself.
     if value is None or value == '' or value != value:
-        raise ValueError(f'{place}: no {name}; its fields are {", ".join(map(str, row))}')
+        raise ValueError(f'{place}: no {name}; its fields are {surveys.listed(row)}')
     return value
 
 

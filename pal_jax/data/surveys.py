@@ -96,7 +96,12 @@ def text_columns(columns: Iterable[str]) -> tuple[str, ...]:
 
 def given(columns: Iterable[str]) -> str:
     """The words on the fields of a row that lacks one."""
-    return f'the header {as_read(columns)}' if is_uncut(columns) else f'its fields are {", ".join(map(str, columns))}'
+    return f'the header {as_read(columns)}' if is_uncut(columns) else f'its fields are {listed(columns)}'
+
+
+def listed(columns: Iterable[str]) -> str:
+    """The names of columns in one line."""
+    return ', '.join(' '.join(str(name).split()) for name in columns)
 
 
 def is_uncut(columns: Iterable[str]) -> bool:

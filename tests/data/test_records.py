@@ -156,3 +156,8 @@ def test_texts_that_wait_for_an_answer_need_no_user(tmp_path):
             read()
     with pytest.raises(ValueError, match=r'a\.csv, row 2.*user'):
         texts.read(table, byte_tokenizer(), alone=False)
+
+
+def test_names_of_columns_stay_in_one_line():
+    with pytest.raises(ValueError, match='no user; its fields are a b, c$'):
+        records.field('row 1', {'a\n b': '1', 'c': '2'}, 'user')

@@ -189,5 +189,5 @@ def test_a_run_remembers_the_files_of_its_functions(tmp_path):
     before = inputs.look(config)
     assert set(before) == {'reward.function.0', 'reward.function.1', 'play.games.0'}
     write(tmp_path, 'def a(prompts, completions): return [0]')
-    with pytest.raises(ValueError, match=r'mine\.py has other content'):
+    with pytest.raises(ValueError, match=r'a of .*mine\.py, or code that it uses, has other content'):
         inputs.check(before, inputs.look(config), tmp_path)

@@ -84,7 +84,7 @@ def load(
     wrong: records.Wrong = {}
     rows = list(surveys.answers(iter(records.values(str(path), wrong))))
     if not rows and not wrong:
-        raise ValueError(f'{path} has no rows; write a header and a row for each answer')
+        raise ValueError(f'{path} holds no {"choices" if answered else "pairs"}: it has no rows')
     if group not in ('', 'group'):
         _check_group(path, rows, group)
     if rows and _has_texts(rows[0][1]) and not _option_columns(rows, group):
