@@ -315,14 +315,11 @@ def check(before: Inputs, now: Inputs, run: Path, changed: Collection[str] = ())
         for name, old in files.items():
             if not _is_same(now[key], name, old):
                 new = now[key].files.get(name, '')
-                subject = (
-                    f'{value.rpartition(":")[2]} of {place / name}, or code that it uses,' if own.is_own(value) else ''
-                )
+                function = value.rpartition(':')[2] if own.NAMED.fullmatch(value) else ''
+                subject = f'{function} of {place / name}, or code that it uses,' if function else place / name
                 how = f'has other content than {run} began with (sha256 {old[:8]} -> {new[:8]})' if new else 'is gone'
                 mended = f', or go on with what it is now by --changed={named}' if own.is_own(value) else ''
-                raise ValueError(
-                    f'{named}={value!r}: {subject or place / name} {how}; restore it, or give another --workdir{mended}'
-                )
+                raise ValueError(f'{named}={value!r}: {subject} {how}; restore it, or give another --workdir{mended}')
     # A run of an earlier version has no digests of some functions.
     if new := [key for key in now if key not in before and not own.is_own(now[key].value)]:
         entry = now[new[0]]
