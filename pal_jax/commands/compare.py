@@ -31,7 +31,6 @@ from pal_jax.run import inputs, intervals, stores
 from pal_jax.run.checkpoint import flatten
 from pal_jax.run.curve import (
     HEADLINES,
-    OWN,
     PANELS,
     STYLE,
     column,
@@ -45,7 +44,7 @@ from pal_jax.run.curve import (
 )
 from pal_jax.run.files import arguments_at_home
 from pal_jax.run.forecast import counted
-from pal_jax.run.glossary import Words, direction, meaning, words_of
+from pal_jax.run.glossary import OWN, Words, direction, meaning, words_of
 from pal_jax.run.interrupts import until_closed
 from pal_jax.run.metrics import EVALS, METRICS, read_records
 from pal_jax.run.outputs import check_file, whole_file

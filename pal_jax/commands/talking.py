@@ -37,9 +37,9 @@ def source_of(name: str) -> str:
       ValueError: the folder has the stages of a run, of which one has to be named.
     """
     folder = Path(name).expanduser()
-    stages = folder.is_dir() and [*folder.glob(CONFIG), *folder.glob(f'*/{CONFIG}')]
     if kind := sources.kind_of(folder):
         return f'{kind}:{name}'
+    stages = folder.is_dir() and [*folder.glob(CONFIG), *folder.glob(f'*/{CONFIG}')]
     return f'orbax:{name}' if stages and read_run(folder) else name
 
 

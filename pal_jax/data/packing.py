@@ -9,7 +9,7 @@ prompts begin with stand in it once.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +47,7 @@ class PromptGroup(NamedTuple):
     branches: Sequence[Branch]
     compared: Sequence[BranchPair] = ()
     labels: Sequence[Sequence[float]] = ()
-    source: str | Sequence[Mapping[str, Any]] | None = None
+    source: str | list[dict[str, Any]] | None = None
 
     @property
     def length(self) -> int:

@@ -49,9 +49,9 @@ class ShownAnswers:
         replies = zip(self.kinds, map(self._reply, group.branches), strict=True)
         facts = [f'{kind}: {text}' for kind, text in replies]
         # A prompt of messages is shown as such, without the marks of the chat template.
-        whole = chats.as_chat(self.tokenizer.decode(group.prompt))
-        asked = group.source if isinstance(group.source, Sequence) and not isinstance(group.source, str) else whole
-        turns = [{'role': message['role'], 'content': message.get('content') or ''} for message in asked]
+        source = group.source
+        messages = source if isinstance(source, list) else chats.as_chat(self.tokenizer.decode(group.prompt))
+        turns = [{'role': message['role'], 'content': message.get('content') or ''} for message in messages]
         facts += [f'system: {turn["content"]}' for turn in turns if turn['role'] == 'system']
         turns = [turn for turn in turns if turn['role'] != 'system']
         return {

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from pal_jax.run.glossary import OWN
 from pal_jax.run.verdict import estimate, known
 
 # The first of these that was logged is drawn large.
@@ -48,7 +49,6 @@ PANELS = {
     'grad_norm': 'Norm of the gradient',
     'lr': 'Learning rate',
 }
-OWN = 'own_'  # before the name of a user's function, in metrics
 WIDE = 4  # panels side by side
 INK, BLUE, GREY, RULE, RED, GREEN = '#1f2937', '#2563eb', '#9ca3af', '#d1d5db', '#dc2626', '#059669'
 

@@ -25,6 +25,7 @@ PARTS = 'What it is made of: the parts of the judgement, and the texts'
 MACHINE = 'How the training and the machine did'
 OTHER = 'Other figures'
 GROUPS = (OPTIMISED, COMPARED, PARTS, MACHINE, OTHER)
+OWN = 'own_'  # before the name of a user's function, in metrics
 
 
 class Meaning(NamedTuple):
@@ -180,7 +181,7 @@ CORE = Words(
             'lead_of_{length}': 'how far always taking the {length} reply is ahead of the model (below 0: behind)',
         },
         PARTS: {
-            'own_{function}': 'what your function {function} returned, before its weight',
+            f'{OWN}{{function}}': 'what your function {function} returned, before its weight',
             'words': 'words of a text',
             'length': 'tokens of an answer',
             'truncated': 'share of answers cut at the length limit',

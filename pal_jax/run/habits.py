@@ -120,6 +120,7 @@ NEEDLESS = {
     'ref_model': 'the reference is the policy as it was before training',
     'flash_attn': 'the machine decides on the kernel of attention',
 }
+BATCHES = 'per_device_train_batch_size', 'batch_size'
 # What a value means here, where the same number or word means something else.
 UNITS = {
     'gradient_accumulation_steps': 'multiply it by this; data.micro_rows and ppo.micro_rows are the rows in memory',
@@ -146,18 +147,17 @@ UNITS_OF_KEYS = {
         'epochs * prompts / rl.rollout_batch_size',
     ),
     ('train_batch_size', 'ppo.minibatches'): 'it counts minibatches',
-    **dict.fromkeys(
-        ((name, 'data.batch_size') for name in ('per_device_train_batch_size', 'batch_size')),
-        'the rows of an update: those of a device, times its accumulation steps, times the devices',
-    ),
-    **dict.fromkeys(
-        ((name, 'rl.rollout_batch_size') for name in ('per_device_train_batch_size', 'batch_size')),
-        'the prompts of a step: the completions of all devices, divided by rl.n_samples_per_prompt',
-    ),
-    **dict.fromkeys(
-        ((name, 'dialogue.rollout_batch_size') for name in ('per_device_train_batch_size', 'batch_size')),
-        'the people of a step',
-    ),
+    **{
+        (option, 'data.batch_size'): 'the rows of an update: those of a device, times its accumulation steps, times '
+        'the devices'
+        for option in BATCHES
+    },
+    **{
+        (option, 'rl.rollout_batch_size'): 'the prompts of a step: the completions of all devices, divided by '
+        'rl.n_samples_per_prompt'
+        for option in BATCHES
+    },
+    **{(option, 'dialogue.rollout_batch_size'): 'the people of a step' for option in BATCHES},
     ('beta', 'ppo.kl_coef'): "with ppo.kl_in=loss and ppo.kl_estimator=k3 for TRL's loss",
 }
 VALUES = {'grpo': 'group_norm', 'ppo': 'gae', 'reinforce++': 'reinforce', 'bf16': 'bfloat16', 'adam': 'adamw'}

@@ -28,8 +28,7 @@ FIRST = (
     'policy.source', 'policy.lora.rank', 'data.train', 'data.test', 'chat', 'prompts.train', 'prompts.test',
     'reward.function', 'total_steps', 'data.epochs', 'data.batch_size', '*.rollout_batch_size',
     '*.n_samples_per_prompt', 'optimizer.lr', 'data.max_length', 'sampling.max_tokens', 'ppo.kl_coef', 'eval.every',
-    'checkpoint.every',
-    'metrics.wandb',
+    'checkpoint.every', 'metrics.wandb',
 )  # fmt: skip
 ENTRY = re.compile(r'^ *([a-z_]\w*(?:, [a-z_]\w*)*): (.+(?:\n(?! *[a-z_][\w, ]*: ).*\S.*)*)', re.MULTILINE)
 

@@ -107,9 +107,9 @@ def digest(path: Path, name: str) -> str:
     try:
         body = ast.parse(path.read_bytes()).body
     except (SyntaxError, ValueError):
-        body = None
+        body = []
     # What stands below `if __name__ == '__main__'` is not run where the file is imported.
-    body = [s for s in body or () if not (isinstance(s, ast.If) and ast.unparse(s.test) == MAIN and not s.orelse)]
+    body = [s for s in body if not (isinstance(s, ast.If) and ast.unparse(s.test) == MAIN and not s.orelse)]
     attributes = {node.attr for s in body for node in ast.walk(s) if isinstance(node, ast.Attribute)}
     # Each statement with the names that it binds and those that it reads.
     parts = [(s, _bound(s), {node.id for node in ast.walk(s) if isinstance(node, ast.Name)}) for s in body]

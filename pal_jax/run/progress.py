@@ -22,7 +22,7 @@ from rich.progress import Progress as Bar
 
 from pal_jax.run import memory, stores
 from pal_jax.run.forecast import Forecast, once, seconds_of, spoken
-from pal_jax.run.glossary import Words, figure_line
+from pal_jax.run.glossary import OWN, Words, figure_line
 from pal_jax.types import Exhibit, Metrics
 
 OTHER = 'other'  # the phase of all time outside the named phases
@@ -87,9 +87,9 @@ def print_anything() -> None:
 def describe(metrics: Metrics) -> str:
     """A short text with the latest values of a step: `reward 0.412  format 0.98`."""
     # Several functions of a user that pay the answers are shown beside their sum.
-    parts = [key for key in metrics if key.startswith('own_')]
+    parts = [key for key in metrics if key.startswith(OWN)]
     shown = (*DESCRIBED, *parts) if len(parts) > 1 else DESCRIBED
-    figures = [f'{key.removeprefix("own_")} {metrics[key]:.3g}' for key in shown if key in metrics]
+    figures = [f'{key.removeprefix(OWN)} {metrics[key]:.3g}' for key in shown if key in metrics]
     if (cut := metrics.get('truncated', 0.0)) > CUT:
         figures.append(f'answers cut {cut:.0%}')
     return '  '.join(figures)

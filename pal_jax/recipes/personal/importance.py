@@ -170,8 +170,9 @@ def of_values(data: Comparisons, columns: Mapping[str, Column], units: Units) ->
         part = _parts_of(counts) if in_parts else np.arange(len(values))
         taken, offered = np.bincount(part[number.reshape(-1)], chosen), np.bincount(part, counts)
         for k in range(len(taken)):
-            low, *_, high = [*(group := values[part == k]), group[-1]]
-            ends = dict.fromkeys(_value(name, end, column, units) for end in (low, high))
+            group = values[part == k]
+            # A part of one value has that alone.
+            ends = dict.fromkeys(_value(name, end, column, units) for end in (group[0], group[-1]))
             table.append(['' if k else name, ' to '.join(ends), f'{offered[k]:.0f}', f'{taken[k] / offered[k]:.0%}'])
     return table
 

@@ -30,12 +30,20 @@ ENOUGH = 1e-4  # the share of the fall that the slope promises, below which a st
 SINGULAR = 1e-9  # the mean square of a combination of attributes that is 0 but for rounding
 
 
-def rank(difference: np.ndarray) -> int:
-    """The number of attributes, of those in differences of options `[..., H]`, that do not follow from the others."""
+def mean_products(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers `[V]` of the attributes that vary in differences of options `[..., H]`, and the mean products
+    `[V, V]` of these attributes, each divided by its root mean square."""
     x = difference.reshape(-1, difference.shape[-1]).astype(np.float64)
     size = np.sqrt(np.mean(x**2, axis=0))
-    x = x[:, size > 0] / size[size > 0]
-    return int(np.sum(np.linalg.eigvalsh(x.T @ x / len(x)) > SINGULAR))
+    varies = np.flatnonzero(size > 0)
+    x = x[:, varies] / size[varies]
+    return varies, x.T @ x / len(x)
+
+
+def rank(difference: np.ndarray) -> int:
+    """The number of attributes, of those in differences of options `[..., H]`, that do not follow from the others."""
+    _, products = mean_products(difference)
+    return int(np.sum(np.linalg.eigvalsh(products) > SINGULAR))
 
 
 class ChoiceSets(NamedTuple):

@@ -91,7 +91,7 @@ def chances_of_options(person: Effects, items: np.ndarray) -> np.ndarray:
     return special.softmax(np.column_stack([draws, np.zeros(DRAWS)]), axis=1)
 
 
-class Shares(NamedTuple):
+class MarketShares(NamedTuple):
     """The shares `[J]` of people who choose each of J options, and the ends of their 95 % intervals `[J]`."""
 
     share: np.ndarray
@@ -99,7 +99,7 @@ class Shares(NamedTuple):
     high: np.ndarray
 
 
-def shares_of_options(model: MixedLogit, items: np.ndarray) -> Shares:
+def shares_of_options(model: MixedLogit, items: np.ndarray) -> MarketShares:
     """The shares of J options `[J, H]` by a mixed logit whose estimates have a covariance.
 
     The intervals are those of the log-odds of a share, by the delta method: they hold the error of the estimates, and
@@ -117,7 +117,7 @@ def shares_of_options(model: MixedLogit, items: np.ndarray) -> Shares:
     share = np.clip(chances.mean(axis=0), LEAST, 1.0 - LEAST)
     variance = np.einsum('jh,hk,jk->j', gradient, model.covariance, gradient)
     log_odds, width = special.logit(share), NORMAL * np.sqrt(np.maximum(variance, 0.0)) / (share * (1.0 - share))
-    return Shares(share, special.expit(log_odds - width), special.expit(log_odds + width))
+    return MarketShares(share, special.expit(log_odds - width), special.expit(log_odds + width))
 
 
 @functools.lru_cache(maxsize=32)
@@ -177,19 +177,27 @@ def load(folder: Path, attributes: Sequence[str], scale: np.ndarray) -> Populati
             np.array([record[part][name] for name in attributes], float) * scale for part in ('mean', 'deviation')
         )
         people = {name: from_record(person, attributes, scale) for name, person in record['people'].items()}
-        # Runs of earlier versions have no covariance.
-        kept = record.get('covariance')
-        order = [list(record['mean']).index(name) for name in attributes]
-        order += [len(order) + h for h in order]
-        covariance = None if kept is None else np.array(kept, float)
-        if covariance is not None:
-            if covariance.shape != (len(order),) * 2 or not np.isfinite(covariance).all():
-                raise ValueError(f'expected a covariance of {len(order)} rows of {len(order)} finite numbers')
-            covariance = covariance[np.ix_(order, order)] * _products(scale)
+        covariance = _covariance_of(record, attributes, scale)
         model = MixedLogit(mean, deviation, converged=record['converged'], covariance=covariance)
         return Population(model, people)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path} cannot be read ({error!r}); copy the folder of the run again') from None
+
+
+def _covariance_of(record: dict[str, Any], attributes: Sequence[str], scale: np.ndarray) -> np.ndarray | None:
+    """The covariance of a run's estimates; None where they have none, or the run is of an earlier version.
+
+    Raises:
+      ValueError: it is no square of finite numbers for these attributes.
+    """
+    if record.get('covariance') is None:
+        return None
+    order = [list(record['mean']).index(name) for name in attributes]
+    order += [len(order) + h for h in order]
+    covariance = np.array(record['covariance'], float)
+    if covariance.shape != (len(order),) * 2 or not np.isfinite(covariance).all():
+        raise ValueError(f'expected a covariance of {len(order)} rows of {len(order)} finite numbers')
+    return covariance[np.ix_(order, order)] * _products(scale)
 
 
 def _products(scale: np.ndarray) -> np.ndarray:

@@ -83,16 +83,18 @@ def fit_xlogit(choices: ChoiceSets, seed: int, *, errors: bool = False, draws: i
     mean, deviation = (np.array([estimates[prefix + name] for name in names]) for prefix in ('', 'sd.'))
     if not np.isfinite([mean, deviation]).all():
         raise Unfit(DIVERGED)
+    fit = MixedLogit(mean, np.abs(deviation), None, bool(model.convergence), float(model.loglikelihood))
+    if not errors:
+        return fit
     order = [list(model.coeff_names).index(prefix + name) for prefix in ('', 'sd.') for name in names]
     # The sign of a deviation is arbitrary, and with it those of its covariances.
     signs = np.sign(np.concatenate([np.ones(width), deviation]))
-    covariance = model.covariance[np.ix_(order, order)] * signs[:, None] * signs if errors else None
+    covariance = model.covariance[np.ix_(order, order)] * signs[:, None] * signs
     with np.errstate(invalid='ignore'):
-        both = None if covariance is None else np.sqrt(np.diag(covariance)).reshape(2, width)
-    if covariance is None or not np.isfinite(covariance).all() or np.linalg.eigvalsh(covariance).min() <= 0.0:
-        # The curvature tells the errors of no combination of estimates.
-        covariance = None
-    return MixedLogit(mean, np.abs(deviation), both, bool(model.convergence), float(model.loglikelihood), covariance)
+        both = np.sqrt(np.diag(covariance)).reshape(2, width)
+    # Otherwise the curvature tells the errors of no combination of estimates.
+    is_definite = np.isfinite(covariance).all() and np.linalg.eigvalsh(covariance).min() > 0.0
+    return fit._replace(errors=both, covariance=covariance if is_definite else None)
 
 
 def posterior_margins(model: MixedLogit, known: ChoiceSets, asked: np.ndarray, asked_users: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup, row_keys
-from pal_jax.recipes.personal.logit import SINGULAR
+from pal_jax.recipes.personal.logit import SINGULAR, mean_products
 from pal_jax.run import forecast
 
 NEARLY = 0.9  # share of situations that an option is in by intention
@@ -20,26 +20,25 @@ LEAST = 10  # situations; an option may be in fewer ones by chance
 
 def constant_option(data: Comparisons) -> np.ndarray | None:
     """The only option `[H]` that every situation has; None: there is none, or all options are of this kind."""
-    options, counts = _options_in(data)
-    total = len(np.unique(data.situations))
+    options, counts, total = _options_in(data)
     everywhere = counts == total
     if everywhere.sum() != 1 or len(options) < 3 or total < LEAST:
         return None
     return options[everywhere.argmax()]
 
 
-def _options_in(data: Comparisons) -> tuple[np.ndarray, np.ndarray]:
-    """The different options `[n, H]` of a table, and the number of situations `[n]` that have each."""
+def _options_in(data: Comparisons) -> tuple[np.ndarray, np.ndarray, int]:
+    """The different options `[n, H]` of a table, the number of situations `[n]` that have each, and that of all."""
     items, situations = data.items, np.tile(data.situations, 2)
     keys, first, number = np.unique(row_keys(items), return_index=True, return_inverse=True)
     _, once = np.unique(np.stack([situations, number.reshape(-1)]), axis=1, return_index=True)
-    return items[first], np.bincount(number.reshape(-1)[once], minlength=len(keys))
+    counts = np.bincount(number.reshape(-1)[once], minlength=len(keys))
+    return items[first], counts, len(np.unique(data.situations))
 
 
 def _nearly_constant(data: Comparisons) -> str:
     """The words for the only option that nearly every situation has, and the situations without it; '' for none."""
-    options, counts = _options_in(data)
-    total = len(np.unique(data.situations))
+    options, counts, total = _options_in(data)
     nearly = (counts >= NEARLY * total) & (counts < total)
     if nearly.sum() != 1 or (counts == total).any() or total < LEAST:
         return ''
@@ -48,11 +47,10 @@ def _nearly_constant(data: Comparisons) -> str:
     with_it = np.tile(data.situations, 2)[is_it]
     lacking = np.flatnonzero(~np.isin(data.situations, with_it))
     who = data.names[data.users[lacking[0]]]
-    values = ', '.join(f'{name} {x:.4g}' for name, x in zip(data.attributes, option.tolist(), strict=True))
     count = forecast.counted(total - int(counts[nearly.argmax()]), 'choice')
     return (
-        f'warning: one option ({values}) is in all but {count}, of which the first one is of {who}: if it is "none of '
-        'these", mend its rows there'
+        f'warning: one option ({_in_words(data, option)}) is in all but {count}, of which the first one is of {who}: '
+        'if it is "none of these", mend its rows there'
     )
 
 
@@ -123,11 +121,8 @@ def _is_told_apart(data: Comparisons, option: np.ndarray) -> bool:
 
 def _tangled(data: Comparisons) -> list[str]:
     """The attributes of which one follows from the others in all differences of options."""
-    x = data.difference.astype(np.float64)
-    size = np.sqrt(np.mean(x**2, axis=0))
-    varies = np.flatnonzero(size > 0)
-    x = x[:, varies] / size[varies]
-    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    varies, products = mean_products(data.difference)
+    values, vectors = np.linalg.eigh(products)
     nothing = vectors[:, values < SINGULAR]
     return [data.attributes[h] for h, row in zip(varies, nothing, strict=True) if np.abs(row).max(initial=0.0) > 0.01]
 
@@ -154,5 +149,9 @@ def described(data: Comparisons) -> str:
     if option is None:
         return words
     share = float(np.mean((data.chosen[pairs] == option).all(axis=1)))
-    values = ', '.join(f'{name} {x:.4g}' for name, x in zip(data.attributes, option.tolist(), strict=True))
-    return f'{words}; one option is in every choice ({values}), and was chosen in {share:.0%} of them'
+    return f'{words}; one option is in every choice ({_in_words(data, option)}), and was chosen in {share:.0%} of them'
+
+
+def _in_words(data: Comparisons, option: np.ndarray) -> str:
+    """The attributes of an option `[H]` with their values."""
+    return ', '.join(f'{name} {x:.4g}' for name, x in zip(data.attributes, option.tolist(), strict=True))

@@ -17,6 +17,7 @@ from pal_jax.judges.prompts import quoted
 from pal_jax.recipes.rl import sums
 from pal_jax.recipes.rl.prompts import Prompts
 from pal_jax.recipes.rl.settings import EMBEDDED, Settings
+from pal_jax.run.glossary import OWN
 from pal_jax.run.record_scorer import RecordScorer
 from pal_jax.scoring import open_scorer, opener_of, to_name
 from pal_jax.types import Chat, ChatModel, Sample
@@ -54,14 +55,14 @@ class Rewards(NamedTuple):
     @property
     def payers(self) -> dict[str, str]:
         """The key and value of the config behind each name in `info`."""
-        return {f'own_{f.name}': f'{f.key}={f.text}' for f in self.functions}
+        return {f'{OWN}{f.name}': f'{f.key}={f.text}' for f in self.functions}
 
     def _paid(self, sample: Sample, row: Sequence[float | None]) -> Sample:
         # A sample is `ok=False` where a function had no value for it.
         pairs = [(f, number) for f, number in zip(self.functions, row, strict=True) if number is not None]
         ok = len(pairs) == len(row)
         total = sum(function.weight * number for function, number in pairs) if ok else 0.0
-        info = {f'own_{function.name}': number for function, number in pairs}
+        info = {f'{OWN}{function.name}': number for function, number in pairs}
         return dataclasses.replace(sample, rewards=(total,), info=info, ok=ok)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from pal_jax.judges.functions import RewardFunction, values
 from pal_jax.recipes.rlpa.criteria import SCORES
 from pal_jax.run import own
+from pal_jax.run.glossary import OWN
 from pal_jax.types import Dialogue, RewardFn, Sample, Verdict
 
 EXTRA = 'replies', 'profiles', 'people', 'rounds', 'seed'
@@ -88,7 +89,7 @@ def _joined(
     return dataclasses.replace(
         sample,
         rewards=(sample.reward + added if ok else 0.0, *((*parts, *known) if weights else ())),
-        info={**sample.info, **{f'own_{f.name}': number for f, number in zip(functions, known, strict=True)}},
+        info={**sample.info, **{f'{OWN}{f.name}': number for f, number in zip(functions, known, strict=True)}},
         ok=ok,
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 from pal_jax.decode import sampler
 from pal_jax.recipes.rlpa.profiles import parse_completion
 from pal_jax.recipes.rlpa.queue import dialogue_of
+from pal_jax.run.glossary import OWN
 from pal_jax.types import Metrics, Sample
 
 Turns = list[list[list[Sample]]]  # rewarded samples as `[turn][dialogue][sample]`
@@ -67,7 +68,7 @@ def describe_sample(sample: Sample) -> Mapping[str, Any]:
 
 def scores_of(sample: Sample, *names: str) -> dict[str, float]:
     """The scores of these names, and those of a user's own functions."""
-    custom = (name for name in sample.info if name.startswith('own_'))
+    custom = (name for name in sample.info if name.startswith(OWN))
     return {name: sample.info[name] for name in (*names, *custom)}
 
 

@@ -136,7 +136,8 @@ def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> K
             return kept
         option = offers.constant_option(data)
         constant = () if option is None else tuple(option.tolist())
-        shared = {data.attributes[h]: float(offers.varied(data)[0, h]) for h in sorted(offers.alone(data))}
+        offer = offers.varied(data)[0]
+        shared = {data.attributes[h]: float(offer[h]) for h in sorted(offers.alone(data))}
         ranges = tuple(offers.ranges(data))
         return kept._replace(ranges=ranges, constant=constant, shared=MappingProxyType(shared))
     prompted, chat = text.pairs.prompt is not None, text.pairs.chat
