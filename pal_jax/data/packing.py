@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from pal_jax.data.passes import shuffled
 from pal_jax.run import sharding
@@ -302,6 +303,15 @@ def pack_whole(
     """One batch of tokens with all groups."""
     layout = lay_out_groups(groups, ways=ways, row_tokens=row_tokens)
     return pack_groups(groups, layout, n=n, actions=actions)
+
+
+def branch_places(layout: Layout, n: int) -> Int[np.ndarray, 'R K']:
+    """The index of the group that has each branch of a packed batch, `-1` where there is none: `[rows, groups * n]`."""
+    places = np.full((layout.height, layout.groups * n), -1)
+    for r, row in enumerate(layout.rows):
+        for place, i in enumerate(row):
+            places[r, place * n : (place + 1) * n] = i
+    return places
 
 
 def most_actions(groups: Sequence[PromptGroup]) -> int:

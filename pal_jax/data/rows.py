@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from etils import epy
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from pal_jax.data import chats, holdouts, records
-from pal_jax.data.packing import PromptGroup, most_actions, pack_whole, shared_prompt
+from pal_jax.data.packing import PromptGroup, branch_places, lay_out_groups, most_actions, pack_groups, shared_prompt
 from pal_jax.data.readers import formats
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.actor import Actor
@@ -56,6 +57,7 @@ class Rows(NamedTuple):
       plain: the number of rows whose prompts are texts, in which no token of a chat template stands.
       pairs: the number of rows to imitate that are pairs.
       system: the system prompt that all rows begin with; '' where there is none, or several.
+      test_prompts: the contents of the prompts of `test`, by which rows are compared.
     """
 
     train: list[PromptGroup]
@@ -71,6 +73,7 @@ class Rows(NamedTuple):
     plain: int = 0
     pairs: int = 0
     system: str = ''
+    test_prompts: Sequence[str] = ()
 
     @property
     def told(self) -> str:
@@ -90,22 +93,26 @@ class Rows(NamedTuple):
 
     def batch(self, i: int, mesh: Mesh) -> TokenBatch:
         """The rows of step `i` on the devices."""
-        return self._packed(self.draw(i), mesh)
+        return self._packed(self.draw(i), mesh)[1]
 
-    def tests(self, mesh: Mesh) -> Iterator[tuple[int, TokenBatch]]:
-        """All test rows on the devices, in batches with their number of rows."""
+    def tests(self, mesh: Mesh) -> Iterator[tuple[Int[np.ndarray, 'R K'], TokenBatch]]:
+        """All test rows on the devices, in batches with the index in `test` of the row that has each branch; -1: none.
+        """
+        start = 0
         for groups in self.test_groups():
-            yield len(groups), self._packed(groups, mesh)
+            places, batch = self._packed(groups, mesh)
+            yield np.where(places < 0, -1, start + places), batch
+            start += len(groups)
 
     def test_groups(self) -> Iterator[list[PromptGroup]]:
         """All test rows, as many at once as a step has."""
         for start in range(0, len(self.test), self.batch_size):
             yield self.test[start : start + self.batch_size]
 
-    def _packed(self, groups: list[PromptGroup], mesh: Mesh) -> TokenBatch:
-        ways = sharding.batch_ways(mesh)
-        packed = pack_whole(groups, n=self.n, actions=self.actions, ways=ways, row_tokens=self.row_tokens)
-        return sharding.put_batch(packed, mesh)
+    def _packed(self, groups: list[PromptGroup], mesh: Mesh) -> tuple[Int[np.ndarray, 'R K'], TokenBatch]:
+        layout = lay_out_groups(groups, ways=sharding.batch_ways(mesh), row_tokens=self.row_tokens)
+        batch = pack_groups(groups, layout, n=self.n, actions=self.actions)
+        return branch_places(layout, self.n), sharding.put_batch(batch, mesh)
 
 
 def one_group_a_row(rows: Sequence[PromptGroup]) -> list[list[PromptGroup]]:
@@ -180,7 +187,7 @@ def short_rows(settings: RowRun, train: list[Keyed], test: list[Keyed], moved: i
     """The rows of at most `data.max_length` tokens. Raises ValueError where none is left to learn from or to test
     on."""
     data = settings.data
-    kept, tested = ([group for _, group in part if group.length <= data.max_length] for part in (train, test))
+    kept, tested = ([row for row in part if row[1].length <= data.max_length] for part in (train, test))
     if not kept or not tested:
         raise ValueError(
             f'{len(kept)} rows to learn from and {len(tested)} to test on, of {len(train)} and {len(test)}, are of at '
@@ -188,8 +195,9 @@ def short_rows(settings: RowRun, train: list[Keyed], test: list[Keyed], moved: i
         )
     # The report says how many rows were too long.
     left_out = len(train) + len(test) - len(kept) - len(tested)
-    actions, batching = most_actions([*kept, *tested]), (data.batch_size, data.row_tokens, settings.seed)
-    return Rows(kept, tested, n, actions, left_out, moved, *batching)
+    learnt, back = ([group for _, group in part] for part in (kept, tested))
+    actions, batching = most_actions([*learnt, *back]), (data.batch_size, data.row_tokens, settings.seed)
+    return Rows(learnt, back, n, actions, left_out, moved, *batching, test_prompts=[content for content, _ in tested])
 
 
 def by_prompt(rows: list[Keyed], data: RowSettings, seed: int = 0) -> tuple[list[Keyed], list[Keyed], int]:

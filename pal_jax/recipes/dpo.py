@@ -72,7 +72,7 @@ class DPORecipe:
         """
         with self.ctx.phase('evaluate'):
             tests = self.rows.tests(self.ctx.mesh)
-            batches = [(count, self.learner.compare(state, batch)[1]) for count, batch in tests]
+            batches = [(len(np.unique(rows[rows >= 0])), self.learner.compare(state, batch)[1]) for rows, batch in tests]
             shown = self.answers(self.learner.actor.weights(state))
         # Batches differ in size: a mean over pairs weighs each batch by its pairs.
         counts = [count for count, _ in batches]
@@ -80,7 +80,7 @@ class DPORecipe:
         if not np.isfinite(means['loss']):
             began = ' before any update, so that no other optimizer.lr helps: mend it' if stage == 'base' else ''
             raise RuntimeError(f'dpo.loss={self.learner.dpo.loss!r} is {means["loss"]} on held-out pairs{began}')
-        prompts = len({tuple(group.prompt) for group in self.rows.test})
+        prompts = len(set(self.rows.test_prompts))
         return Evaluation({'rows': sum(counts), 'prompts': prompts, 'moved': self.rows.moved, **means}, shown)
 
 

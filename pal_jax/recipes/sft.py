@@ -65,18 +65,20 @@ class SFT:
         return state, host, 'sft', metrics | {'tokens': tokens, 'left_out': left_out}
 
     def evaluate(self, state: ActorState, stage: str) -> Evaluation:
-        """The mean cross-entropy of held-out rows, in nats a token, and its standard error over rows."""
+        """The mean cross-entropy of held-out rows, in nats a token, and its standard error over prompts."""
         by_row = []
         with self.ctx.phase('evaluate'):
-            for _, batch in self.rows.tests(self.ctx.mesh):
+            for rows, batch in self.rows.tests(self.ctx.mesh):
                 logprobs = self.actor.logprobs(state.whole, batch)
                 sums = -(logprobs * batch.acts).sum(axis=-1), batch.acts.sum(axis=-1)
-                by_row.append(map(np.ravel, sharding.to_every_host(sums, self.ctx.mesh)))
+                by_row.append(map(np.ravel, (rows, *sharding.to_every_host(sums, self.ctx.mesh))))
             shown = self.answers(self.actor.weights(state))
-        total, tokens = map(np.concatenate, zip(*by_row, strict=True))
-        # A mean over tokens, whatever row they stand in: rows are independent, and their tokens are not.
-        loss = intervals.mean(total / np.maximum(tokens, 1), weights=tokens)
-        rows = {'rows': len(self.rows.test), 'moved': self.rows.moved}
+        row, total, tokens = map(np.concatenate, zip(*by_row, strict=True))
+        # A mean over tokens, whatever row they stand in. Prompts are independent; the rows of one prompt are not.
+        # Padding has no tokens, so the last prompt, which its index -1 names, does not count it.
+        prompts = np.array(self.rows.test_prompts)[row]
+        loss = intervals.mean(total / np.maximum(tokens, 1), prompts, weights=tokens)
+        rows = {'rows': len(self.rows.test), 'prompts': len(set(prompts)), 'moved': self.rows.moved}
         return Evaluation(rows | loss.named('loss') | {'perplexity': float(np.exp(loss.value))}, shown)
 
 

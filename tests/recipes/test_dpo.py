@@ -109,7 +109,7 @@ def test_the_step_is_that_of_the_loss_itself(tmp_path):
 
 def test_a_recipe_of_fake_parts_means_its_test_batches_by_their_pairs():
     groups = [shared_prompt([Example([1, 2], [3 + side] * (1 + k)) for side in range(2)]) for k in range(3)]
-    rows = Rows(groups, groups, n=2, actions=8, left_out=0, batch_size=2)
+    rows = Rows(groups, groups, n=2, actions=8, left_out=0, batch_size=2, test_prompts=['a', 'b', 'a'])
     state: Any = None
     learner: Any = SimpleNamespace(
         compare=lambda state, batch: (None, {'loss': float(batch.acts.sum())}),
@@ -120,7 +120,7 @@ def test_a_recipe_of_fake_parts_means_its_test_batches_by_their_pairs():
     )
     record, dialogues, *_ = recipe.evaluate(state, 'final')
     assert dialogues == [{'weights': None}]
-    assert record == {'rows': 3, 'prompts': 1, 'moved': 0, 'loss': (2 * 6 + 1 * 6) / 3}
+    assert record == {'rows': 3, 'prompts': 2, 'moved': 0, 'loss': (2 * 6 + 1 * 6) / 3}
 
 
 def test_a_batch_without_a_whole_pair_teaches_nothing(tmp_path):

@@ -143,6 +143,27 @@ def test_a_recipe_of_fake_parts_makes_a_step_without_a_model():
     assert metrics == {'loss': 1.0, 'tokens': float(tokens), 'left_out': 2.0}
 
 
+@pytest.mark.parametrize('row_tokens', [0, 256])
+def test_the_interval_of_the_loss_is_over_prompts(row_tokens):
+    groups = [shared_prompt([Example([1, 2], [3] * (2 + k))]) for k in range(5)]
+    prompts = ['a', 'a', 'b', 'c', 'c']
+    rows = Rows([], groups, n=1, actions=8, left_out=0, batch_size=2, row_tokens=row_tokens, test_prompts=prompts)
+    # A token of a row with l tokens costs l nats.
+    actor: Any = SimpleNamespace(
+        logprobs=lambda state, batch: -batch.acts.sum(-1, keepdims=True) * np.ones(batch.acts.shape),
+        weights=lambda state: {},
+    )
+    recipe: Any = sft.SFT(Plan(1, None, lambda i: None), ONE, actor, rows, lambda weights: [], lambda shardings: {})
+    record = recipe.evaluate(SimpleNamespace(whole={}), 'final')[0]
+    sums, tokens = np.array([4 + 9, 16, 25 + 36]), np.array([2 + 3, 4, 5 + 6])  # by prompt
+    loss = sums.sum() / tokens.sum()
+    error = np.sqrt(3 / 2 * np.sum((sums - loss * tokens) ** 2)) / tokens.sum()
+    assert record['loss'] == pytest.approx(loss)
+    assert record['loss_se'] == pytest.approx(error)
+    assert record['loss_interval'] == pytest.approx([loss - 4.302653 * error, loss + 4.302653 * error])
+    assert (record['rows'], record['prompts']) == (5, 3)
+
+
 def test_rows_are_drawn_by_the_number_of_the_step_each_once_a_pass():
     numbers: Any = list(range(10))
     rows = Rows(train=numbers, test=[], n=1, actions=1, left_out=0, batch_size=4, seed=3)
