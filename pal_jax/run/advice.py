@@ -23,14 +23,19 @@ OF_DATA_TRIAL = (
 )
 SEEDS = 'more total_steps, or several seeds, which pal-jax compare puts side by side'
 TRAIN = 'train the model itself: the command of this run without the variant for trials, in another --workdir'
+LONGER = 'train longer: the command of this run with a larger number'
+UNFINISHED = 'go on to the end, for this run has stopped or is under way: its command again, with the same folder'
 TESTS = 'more {units} to test on'
 ABOVE = 'above its limit', 'above its limits'
 LIMIT = 'more total_steps, a higher constraint.limit, or a handler that moves faster (docs/howto/constraints.md)'
 KL = 3.0  # nats of a token that are much
 
 
-def uses(workdir: Path, config: Mapping[str, Any], words: Words, name: str = '') -> list[tuple[str, str, str]]:
-    """Uses of the run in a folder: words, a command, and the page that explains it. `name` is that of its config."""
+def uses(
+    workdir: Path, config: Mapping[str, Any], words: Words, summary: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
+    """Uses of the run in a folder: words, a command, and the page that explains it. `summary` is empty before its end.
+    """
     known = words.uses.get(config['recipe'], ())
     trained = POLICY if not words.uses and {'policy', 'optimizer'} <= config.keys() else ()
     # A run whose number of steps follows from something else goes on by passes over its rows, or not at all. The number
@@ -38,9 +43,11 @@ def uses(workdir: Path, config: Mapping[str, Any], words: Words, name: str = '')
     data = config.get('data')
     passes = data.get('epochs', 0) if isinstance(data, Mapping) else 0
     steps = config.get('total_steps', 0) or (len(read_records(workdir / METRICS)) if passes else 0)
-    longer_run = 'train longer: the command of this run with a larger number'
-    go_on = steps and not words.more
-    longer = [(longer_run, f'--config.total_steps={2 * steps}', 'docs/howto/resume.md')] if go_on else []
+    name, longer = summary.get('name', ''), []
+    if summary.get('config', {}).get('total_steps') != config.get('total_steps') or not summary:
+        longer = [(UNFINISHED, f'--workdir={workdir}', 'docs/howto/resume.md')]
+    elif steps and not words.more:
+        longer = [(LONGER, f'--config.total_steps={2 * steps}', 'docs/howto/resume.md')]
     if is_trial(name):
         longer = [(TRAIN, f'--config={name[: -len(TRIALS[0])]}', 'docs/start/first_run.md')]
     return [(use, command.format(run=workdir), page) for use, command, page in (*known, *trained, *longer)]

@@ -218,13 +218,16 @@ def _draw_headline(ax: Axes, rows: Rows, evals: Rows, shares: Sequence[str], key
 def _draw_evaluations(ax: Axes, evals: Rows, shares: Sequence[str], key: str, size: float) -> bool:
     """Draws the figures of this name of evaluations with their intervals; the result is whether there are any."""
     # An evaluation before step i, counted from 0, is one after i steps.
-    figures = [(row['step'], estimate(row, key, shares)) for row in evals if known(row, key)]
-    for step, figure in figures:
-        if figure.interval:
-            ax.plot([step] * 2, figure.interval, color=GREEN, linewidth=1)
+    shown = [row for row in evals if known(row, key)]
     line: Any = {'color': GREEN, 'marker': 'D', 'markersize': size, 'markeredgewidth': 0, 'linewidth': 0.8}
-    ax.plot([step for step, _ in figures], [figure.value for _, figure in figures], **line, zorder=3)
-    return bool(figures)
+    # A line joins only figures of the same own functions.
+    for _, alike in itertools.groupby(shown, key=lambda row: row.get('mended', {})):
+        figures = [(row['step'], estimate(row, key, shares)) for row in alike]
+        for step, figure in figures:
+            if figure.interval:
+                ax.plot([step] * 2, figure.interval, color=GREEN, linewidth=1)
+        ax.plot([step for step, _ in figures], [figure.value for _, figure in figures], **line, zorder=3)
+    return bool(shown)
 
 
 def counted_steps(rows: Rows) -> np.ndarray:

@@ -50,10 +50,9 @@ def run_row(name: str, folder: Path, page: Path, *, live: bool = False) -> RunRo
     there = reached and (live or report.exists())
     link = os.path.relpath(report.resolve(), page.resolve().parent) if there else ''
     words = words_of(config['recipe'])
-    config_name = kept.get('name', '')
-    commands = (command for _, command, _ in uses(folder, config, words, config_name))
+    commands = (command for _, command, _ in uses(folder, config, words, kept))
     use = next((command for command in commands if command.startswith('pal-jax')), '')
-    verdict = judge(rows, evals, words, config_name)
+    verdict = judge(rows, evals, words, kept.get('name', ''))
     return RunRow(name, link, described(config, summary), verdict, use, facts['steps'], facts['seconds_total'])
 
 

@@ -67,7 +67,7 @@ def make_report(workdir: Path) -> tuple[str, bytes]:
     rollouts = read_records(workdir / ROLLOUTS)
     folder = workdir.resolve()
     name = f'{folder.parent.name}: {folder.name}' if config.get('part_of') else folder.name
-    head = [name, *described(config, summary)], uses(workdir, config, words, summary.get('name', ''))
+    head = [name, *described(config, summary)], uses(workdir, config, words, summary)
     return render(head, words, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts), curve
 
 

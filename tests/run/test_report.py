@@ -116,7 +116,7 @@ def test_the_page_says_what_it_is_of_and_what_to_do_next(workdir):
     config = {'recipe': 'rlpa', 'seed': 3, 'total_steps': 4, 'optimizer': {}}
     config |= {'policy': {'source': 'hf:Qwen/Qwen3-0.6B'}}
     (workdir / 'config.json').write_text(json.dumps(config))
-    summarize(workdir, {'day': '2026-01-02'})
+    summarize(workdir, {'day': '2026-01-02', 'config': config})
     page = write_report(workdir).read_text()
     title = re.findall('<title>(.*?)</title>', page)[0]
     assert title == 'a &amp; b · rlpa · Qwen/Qwen3-0.6B · seed 3 · 2026-01-02'
@@ -135,17 +135,22 @@ def test_only_what_can_go_on_is_told_to(config, key, tmp_path):
     with MetricsWriter(tmp_path) as writer:
         for step in range(3):
             writer.write(step, 'sft', {'loss': 1.0})
-    again = [
-        line for _, line, page in uses(tmp_path, {'recipe': 'cmdp', **config}, words_of('cmdp')) if 'resume' in page
-    ]
-    assert again == ([f'--config.{key}'] if key else [])
-    assert not any(
-        'resume' in page for *_, page in uses(tmp_path, {'recipe': 'personal.pal', **config}, words_of('personal.pal'))
-    )
+    summary = {'name': '', 'config': config}
+
+    def again(recipe, summary):
+        shown = uses(tmp_path, {'recipe': recipe, **config}, words_of(recipe), summary)
+        return [line for _, line, page in shown if 'resume' in page]
+
+    assert again('cmdp', summary) == ([f'--config.{key}'] if key else [])
+    assert not again('personal.pal', summary)
+    # A run that has stopped goes on by the same command; so does one that was to go on, and stopped.
+    assert again('cmdp', {}) == [f'--workdir={tmp_path}']
+    assert again('personal.pal', {'config': {'total_steps': 2}}) == [f'--workdir={tmp_path}']
 
 
 def test_a_trial_leads_to_the_run_itself(tmp_path):
-    longer = [line for _, line, _ in uses(tmp_path, {'recipe': 'sft', 'total_steps': 3}, words_of('sft'), 'sft:smoke')]
+    config = {'recipe': 'sft', 'total_steps': 3}
+    longer = [line for _, line, _ in uses(tmp_path, config, words_of('sft'), {'name': 'sft:smoke', 'config': config})]
     assert longer == ['--config=sft']
 
 
@@ -153,7 +158,7 @@ def test_a_trial_leads_to_the_run_itself(tmp_path):
     ('recipe', 'command'), [('scorer.cost', 'score'), ('personal.pal', 'personalize'), ('plus', 'summarize')]
 )
 def test_methods_have_uses_of_their_own(recipe, command, tmp_path):
-    found = uses(tmp_path, {'recipe': recipe, 'policy': {}, 'optimizer': {}}, words_of(recipe))
+    found = uses(tmp_path, {'recipe': recipe, 'policy': {}, 'optimizer': {}}, words_of(recipe), {})
     assert any(f'pal-jax {command} --source={tmp_path}' in line for _, line, _ in found)
     assert not any('chat' in line for _, line, _ in found)
     for _, line, page in found:
