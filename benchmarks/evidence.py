@@ -73,7 +73,8 @@ def summary_of(folder: Path) -> dict[str, Any]:
         'config': summary['name'],
         'changes': changes(summary['name'], last, config),
         'seed': config['seed'],
-        'seeds': config.get('seeds', 1),
+        # Self-RedTeam's `seeds` are prompts, and its `repeats` are what others call so.
+        'seeds': seeds if isinstance(seeds := config.get('seeds', 1), int) else config['repeats'],
         'model': models[0] if models else '',
         'version': summary['versions']['pal_jax'],
         'day': summary['day'],

@@ -131,6 +131,13 @@ def test_a_run_is_kept_with_its_command_and_claims(finished, tmp_path, monkeypat
         evidence.main([str(finished)])
 
 
+def test_the_number_of_seeds_is_no_setting_of_prompts(finished):
+    config = {**to_dict(settings_of(config_path('redteam'), ())), 'recipe': 'rl'}
+    assert isinstance(config['seeds'], dict)
+    (finished / CONFIG).write_text(json.dumps(config))
+    assert evidence.summary_of(finished)['seeds'] == 1
+
+
 def test_controls_of_the_same_evaluation_are_beside_the_claim():
     key, words = 'profile', words_of('rlpa')
     claim = Claim(key, 'mean F1', 1.0, intervals.constant(0.3), intervals.constant(0.1), 'before training')
