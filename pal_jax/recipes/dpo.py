@@ -72,7 +72,9 @@ class DPORecipe:
         """
         with self.ctx.phase('evaluate'):
             tests = self.rows.tests(self.ctx.mesh)
-            batches = [(len(np.unique(rows[rows >= 0])), self.learner.compare(state, batch)[1]) for rows, batch in tests]
+            batches = [
+                (len(np.unique(rows[rows >= 0])), self.learner.compare(state, batch)[1]) for rows, batch in tests
+            ]
             shown = self.answers(self.learner.actor.weights(state))
         # Batches differ in size: a mean over pairs weighs each batch by its pairs.
         counts = [count for count, _ in batches]
