@@ -96,7 +96,7 @@ class Rows(NamedTuple):
         return self._packed(self.draw(i), mesh)[1]
 
     def tests(self, mesh: Mesh) -> Iterator[tuple[Int[np.ndarray, 'R K'], TokenBatch]]:
-        """All test rows on the devices, in batches with the index in `test` of the row that has each branch; -1: none."""
+        """All test rows on the devices, in batches with the index in `test` of each branch's row; -1: no branch."""
         start = 0
         for groups in self.test_groups():
             places, batch = self._packed(groups, mesh)

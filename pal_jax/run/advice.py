@@ -34,7 +34,8 @@ KL = 3.0  # nats of a token that are much
 def uses(
     workdir: Path, config: Mapping[str, Any], words: Words, summary: Mapping[str, Any]
 ) -> list[tuple[str, str, str]]:
-    """Uses of the run in a folder: words, a command, and the page that explains it. `summary` is empty before its end."""
+    """Uses of the run in a folder: words, a command, and the page that explains it. Before its end, `summary` is
+    empty."""
     known = words.uses.get(config['recipe'], ())
     trained = POLICY if not words.uses and {'policy', 'optimizer'} <= config.keys() else ()
     # A run whose number of steps follows from something else goes on by passes over its rows, or not at all. The number

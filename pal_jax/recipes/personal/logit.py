@@ -135,7 +135,7 @@ def fit(
 
     w, hessian = np.tile(np.asarray(toward, float), (len(x), 1)), np.tile(np.diag(ridge), (len(x), 1, 1))
     for _ in range(STEPS):
-        p = weight[..., None] * _others(_margins(x, w), exists)
+        p = weight[..., None] * other_chances(_margins(x, w), exists)
         mean = np.matmul(p[..., None, :], x)[..., 0, :]
         gradient = ridge * (w - toward) - np.sum(mean, axis=1)
         # The covariance of the options' differences, by the probabilities of all options.
@@ -286,10 +286,10 @@ def _of_everybody(choices: ChoiceSets) -> Fit:
 
 
 def _scores(choices: ChoiceSets, w: np.ndarray) -> np.ndarray:
-    return np.einsum('nj,njh->nh', _others(choices.x @ w, choices.exists), choices.x)
+    return np.einsum('nj,njh->nh', other_chances(choices.x @ w, choices.exists), choices.x)
 
 
-def _others(margins: np.ndarray, exists: np.ndarray | bool) -> np.ndarray:
+def other_chances(margins: np.ndarray, exists: np.ndarray | bool) -> np.ndarray:
     """The probability `[..., J]` of each option that was not chosen; a margin of any size overflows nothing."""
     return np.exp(np.where(exists, -margins, -np.inf) + log_chances(margins, exists)[..., None])
 

@@ -60,8 +60,8 @@ class Population(NamedTuple):
 
 def given_choices(model: MixedLogit, choices: ChoiceSets) -> Effects:
     """The mean and the covariance of a person's effects, given the person's choices."""
-    draws, weight, covariance = mixed_logit.posterior(model, choices)
-    return Effects(weight @ draws, covariance)
+    posterior = mixed_logit.posterior(model, choices)
+    return Effects(posterior.weight @ posterior.draws, posterior.covariance)
 
 
 def population_of(model: MixedLogit, choices: ChoiceSets, names: Sequence[str]) -> Population:

@@ -79,7 +79,6 @@ class Panel(NamedTuple):
     is the number of a decoder's trained parameters. `prototypes` has the values of K, `counts` the numbers of known
     comparisons of new people, and `toward` the mean of the prior on their logits. `scale` `[H]` is what the attributes
     of a table were divided by; None: by nothing. `price` is the attribute that is a price; '': none is.
-    `draws` is the number of draws of the mixed logit of all choices.
     """
 
     data: Comparisons
@@ -93,7 +92,6 @@ class Panel(NamedTuple):
     ask: int = 0  # questions to new people, chosen one by one; 0: none
     scale: np.ndarray | None = None
     price: str = ''
-    draws: int = mixed_logit.DRAWS
 
     def seen_by(self, model: str) -> Comparisons:
         """The data as this model reads them."""
@@ -266,7 +264,7 @@ def evaluate(
         if panel.data.groups is not None and len(panel.data.group_names) > 1:
             record['groups_differ_p'] = heterogeneity.p_of_same_groups(panel.data)
         choices = logit.choices_in(panel.data)
-        mixed = mixed_logit.fit_all(choices, panel.draws, log) if 'mixed_logit' in others else None
+        mixed = mixed_logit.fit_all(choices, log) if 'mixed_logit' in others else None
         units = logit.units_of(panel.data.attributes, panel.scale, panel.price, offers.alone(panel.data))
         wants, files = effects.describe(model, choices, units, record, predicts=predicts, mixed=mixed)
         if mixed and len(panel.data.names) <= portrait.SHOWN_PEOPLE:

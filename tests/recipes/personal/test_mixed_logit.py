@@ -15,6 +15,12 @@ from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from tests.recipes.personal.people import apart, choices_among
 
 
+def fitted(choices):
+    model = mixed_logit.fit_all(choices, pytest.fail)
+    assert model and model.converged
+    return model
+
+
 def test_the_vote_is_about_the_same_two_items_in_either_order():
     a, b, c = np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([2.0, 2.0])
     known = np.array([a - b, a - b, b - a, c - a])
@@ -33,6 +39,40 @@ def test_one_attribute_is_as_quadrature_has_it():
     expected = np.sum(weight / (1 + np.exp(-0.7 * z))) / weight.sum()
     margin = mixed_logit.posterior_margins(model, apart(known, np.zeros(3, int)), asked, np.zeros(1, int))
     np.testing.assert_allclose(1 / (1 + np.exp(-margin)), expected, atol=0.01)
+
+
+@pytest.mark.parametrize('deviation', [2.0, 0.3, 1e-3])
+def test_the_likelihood_and_its_derivatives_are_as_quadrature_has_them(deviation):
+    known = np.array([[[1.5, 0.3]], [[2.0, -1.0]], [[-0.3, 0.5]]]).transpose(0, 2, 1)  # choices among three options
+    choices, z = apart(known[..., 0, :], np.zeros(3, int)), np.linspace(-12, 12, 8001)
+    choices = choices._replace(x=known, exists=np.ones((3, 2), bool))
+
+    def likelihood(mean, deviation):
+        others = np.exp(-known[:, :, 0, None] * (mean + deviation * z)).sum(axis=1)
+        return np.log(np.trapezoid(np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) / np.prod(1 + others, axis=0), z))
+
+    at = mixed_logit.derivatives(MixedLogit(np.array([0.5]), np.array([deviation])), choices)
+    h, steps = 1e-3, np.eye(2) * 1e-3
+    here, centre = likelihood(0.5, deviation), np.array([0.5, deviation])
+    above, below = ([likelihood(*(centre + sign * step)) for step in steps] for sign in (1, -1))
+    corners = [likelihood(*(centre + h * np.array(signs))) for signs in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
+    second = np.diag((2 * here - np.add(above, below)) / h**2)
+    second[0, 1] = second[1, 0] = -np.dot([1, -1, -1, 1], corners) / (4 * h**2)
+    assert at.log_likelihood == pytest.approx(here, abs=0.01)
+    np.testing.assert_allclose(at.gradient, np.subtract(above, below) / (2 * h), atol=0.01)
+    np.testing.assert_allclose(at.information, second, atol=0.02)
+
+
+def test_the_fit_does_not_depend_on_where_it_begins():
+    """Of 200 draws of everybody's distribution, other ones moved means by a standard error."""
+    rng = np.random.default_rng(0)
+    choices = choices_among(rng, rng.normal([1.0, -2.0, 0.5], [1.0, 0.5, 0.0], (60, 3)), 3, 8)
+    starts = [([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]), ([1.0, -1.0, 1.0], [0.1, 2.0, 0.5])]
+    fits = [mixed_logit.improved(MixedLogit(np.array(mean), np.array(dev)), choices) for mean, dev in starts]
+    assert all(fit.converged and fit.errors is not None for fit in fits)
+    first, second = (np.stack([fit.mean, fit.deviation]) for fit in fits)
+    assert (np.abs(first - second) < 0.1 * fits[0].errors).all()
+    assert abs(fits[0].log_likelihood - fits[1].log_likelihood) < 0.05
 
 
 @pytest.mark.slow
@@ -57,11 +97,11 @@ def test_no_draw_has_all_weight_on_twelve_attributes():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('options', [2, 4, [2, 3, 4] * 1000])
-def test_xlogit_finds_the_distribution_that_made_the_choices(options):
+def test_the_fit_finds_the_distribution_that_made_the_choices(options):
     pytest.importorskip('xlogit', reason="pip install 'pal_jax[choice]'")
     rng = np.random.default_rng(0)
     choices = choices_among(rng, rng.normal([1.0, -2.0], [1.0, 0.5], (300, 2)), options, 10)
-    model = mixed_logit.fit_xlogit(choices, seed=0, errors=True)
+    model = fitted(choices)
     np.testing.assert_allclose(model.mean, [1.0, -2.0], atol=0.25)
     np.testing.assert_allclose(model.deviation, [1.0, 0.5], atol=0.35)
     assert (np.abs(model.mean - [1.0, -2.0]) < 3 * model.errors[0]).all() and (model.errors < 0.25).all()
@@ -84,7 +124,7 @@ def test_an_attribute_that_never_varies_leaves_the_others_their_estimates_withou
     rng, users = np.random.default_rng(0), np.repeat(np.arange(30), 6)
     x = np.stack([rng.normal(size=180), np.zeros(180)], axis=1)
     x *= np.sign(rng.random(180) - 0.2)[:, None] * np.sign(x[:, :1])
-    model = mixed_logit.fit_xlogit(apart(x, users), 0, errors=True)
+    model = fitted(apart(x, users))
     assert model.mean[0] > 0.5 and model.errors is None
 
 

@@ -160,14 +160,13 @@ def read_parts(settings: Settings, ctx: Context) -> RunParts:
     learners = make_learners(settings, kept, ctx, len(trials))
     panel = Panel(data, trials, learners, settings.prototypes, settings.new.counts, settings.new.toward)
     scale = kept.scale if settings.standardize else None
-    panel = panel._replace(scale=scale, price=settings.price, draws=settings.baselines.draws)
+    panel = panel._replace(scale=scale, price=settings.price)
     return RunParts(panel, kept, text, reader)
 
 
 def check(settings: Settings, ways: int) -> None:
     """Raises ValueError for everything that can be wrong before a file is read."""
     check_at_least(settings, 1, 'total_steps', 'batch', 'updates', 'split.seeds', 'new.steps', 'checkpoint.every')
-    check_at_least(settings, 1, 'baselines.draws')
     check_at_least(settings, 0, 'baselines.context', 'new.ask')
     split, new = settings.split, settings.new
     if not (split.train > 0 and split.validation > 0 and split.train + split.validation < 1):

@@ -11,7 +11,6 @@ from pal_jax.objectives.preference import PairLoss, TokenWeighting
 from pal_jax.recipes.personal.asking import Question
 from pal_jax.recipes.personal.ideal_point import Mixture, Point, Rule
 from pal_jax.recipes.personal.learner import Rates
-from pal_jax.recipes.personal.mixed_logit import DRAWS
 from pal_jax.run.optim import Optimizer
 from pal_jax.run.settings import Run
 
@@ -103,7 +102,6 @@ class BaselineSettings:
     groups: bool = False  # a prototype for each known group; seen people stand at their group's
     majority: bool = True  # what most people choose
     mixed_logit: bool = True  # the mixed logit of xlogit, for tables
-    draws: int = DRAWS  # of the likelihood of the mixed logit of all choices, for each person
     context: int = 0  # with texts: the number of earlier choices in front of each pair; 0: none
 
 
