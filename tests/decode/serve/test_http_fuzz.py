@@ -54,7 +54,7 @@ def address(serve):
 
 @pytest.fixture(scope='module')
 def described(address):
-    return schemathesis.openapi.from_url(f'{address}/openapi.json')
+    return schemathesis.openapi.from_url(f'{address}/openapi.json', timeout=120)
 
 
 @pytest.mark.parametrize('mode', [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value)

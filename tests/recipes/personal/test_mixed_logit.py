@@ -63,6 +63,7 @@ def test_the_likelihood_and_its_derivatives_are_as_quadrature_has_them(deviation
     np.testing.assert_allclose(at.information, second, atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_fit_does_not_depend_on_where_it_begins():
     """Of 200 draws of everybody's distribution, other ones moved means by a standard error."""
     rng = np.random.default_rng(0)
