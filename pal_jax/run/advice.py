@@ -21,7 +21,7 @@ OF_DATA_TRIAL = (
     'This was a trial: what the methods learn is rough. The tests and effects that are of all data are those of the '
     'full run, without :smoke.'
 )
-SEEDS = 'more total_steps, or several seeds, which pal-jax compare puts side by side'
+SEEDS = 'more total_steps, more {units} to test on, or several seeds, which pal-jax compare puts side by side'
 TRAIN = 'train the model itself: the command of this run without the variant for trials, in another --workdir'
 LONGER = 'train longer: the command of this run with a larger number'
 UNFINISHED = 'go on to the end, for this run has stopped or is under way: its command again, with the same folder'
@@ -99,7 +99,7 @@ def advice(
             f'All answers to a prompt are paid alike in {alike:.0%} of the prompts: give more samples a prompt '
             '(n_samples_per_prompt) or a higher sampling.temperature.'
         )
-    return f'To tell more: {more or (SEEDS if config.get("total_steps") else TESTS.format(units=units))}.'
+    return f'To tell more: {more or (SEEDS if config.get("total_steps") else TESTS).format(units=units)}.'
 
 
 def _on_cut(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], *, above: float) -> str:

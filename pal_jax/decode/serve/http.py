@@ -365,6 +365,7 @@ PLAINLY = {
     'extra_forbidden': 'is not supported',
     'model_attributes_type': 'should be a JSON object',
     'missing': 'is required, got nothing',
+    'literal_error': 'only {expected} is supported',
 }
 # The reasons for which the JSON of a body could not be read.
 UNREADABLE = {
@@ -390,7 +391,8 @@ def _answer_errors(app: FastAPI) -> None:
         steps = [str(part) for part in first['loc'][1:]]
         # Pydantic also names the types that it tried.
         where = '.'.join(step for step in steps if '[' not in step) or None
-        why = str(PLAINLY.get(first['type'], first['msg'])).removeprefix('Value error, ')
+        plain = PLAINLY.get(first['type'], '').format_map(first.get('ctx', {}))
+        why = plain or str(first['msg']).removeprefix('Value error, ')
         return Refusal(400, f'{where or "body"}: {why}', param=where).response()
 
     @app.exception_handler(HTTPException)
