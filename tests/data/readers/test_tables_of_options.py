@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pal_jax.recipes.personal.pal import tables
@@ -86,11 +87,30 @@ def test_a_word_that_only_none_of_these_has_is_no_reference(tmp_path):
     assert tables.load(written(tmp_path, neither('-,0,1', situations=5))).attributes[0] == 'maker: BMW over -'
 
 
-def test_an_option_without_values_in_every_choice_is_told_as_such(tmp_path):
-    with pytest.raises(ValueError, match='one row of every choice has no maker, price, neither:'):
-        tables.load(written(tmp_path, neither(',,')))
-    # Rows are left out on request, and an option that lacks one value of three is no such option.
-    assert len(tables.load(written(tmp_path, neither(',,')), drop=lambda line: None).users) == 9
+@pytest.mark.parametrize('drop', [None, pytest.fail])
+def test_an_option_without_values_in_every_choice_is_none_of_these(tmp_path, drop):
+    said: list[str] = []
+    expected = tables.load(written(tmp_path, neither('BMW,0,1')))
+    text = neither(',,')
+    without = '\n'.join(line.rpartition(',')[0] for line in text.splitlines())
+    marked = '\n'.join(f'{line},{("no", "none")[line.endswith(",,")]}' for line in text.splitlines()[1:])
+    # A column of zeros is filled, and one that lacks is added.
+    for table in (text, without):
+        data = tables.load(written(tmp_path, table), drop=drop, log=said.append)
+        assert data.attributes == expected.attributes
+        np.testing.assert_array_equal(data.items, expected.items)
+        assert any('no maker, price' in line and 'column neither' in line for line in said)
+        said.clear()
+    # Another column that has a value of its own there takes its place.
+    words = tables.load(written(tmp_path, f'user,situation,chosen,maker,price,a,kind\n{marked}'), log=said.append)
+    assert words.attributes[-1] == 'kind: none over no' and not any('column neither' in line for line in said)
+
+
+def test_an_option_without_some_values_or_in_some_choices_is_no_none_of_these(tmp_path):
+    lines = neither(',,').splitlines()
+    half = written(tmp_path, '\n'.join(lines[:19] + [line for line in lines[19:] if not line.endswith(',,')]))
+    with pytest.raises(ValueError, match='6 of .* rows are wrong: .*maker is empty'):
+        tables.load(half)
     with pytest.raises(ValueError, match='rows are wrong: .*maker is empty'):
         tables.load(written(tmp_path, neither(',0,1')))
     with pytest.raises(ValueError, match='row 2: maker is empty$'):

@@ -6,14 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pal_jax.data import records
 from pal_jax.data.comparisons import Comparisons
-from pal_jax.recipes.personal import offers
-from pal_jax.recipes.personal.attributes import near_name, with_point
+from pal_jax.recipes.personal.attributes import near_name
 from pal_jax.run import files
 from pal_jax.run.forecast import counted
 
@@ -187,51 +185,3 @@ def log_copies(path: str | Path, rows: Sequence[records.Row], log: Callable[[str
             f'{path}: {counted(len(copies), "row")} {are} of another row of the same person: '
             f'{records.few_places(copies, copies[0])}; drop {them} if this is a mistake'
         )
-
-
-def words_of_constant(rows: Sequence[records.Row], columns: Sequence[str]) -> dict[str, str]:
-    """The values in small letters, by columns, that only the option has that every choice of a table has; such as
-    "none of these". None where no option, or several, are in all choices."""
-    who = records.first_spelling()
-    every: set[tuple[str, str]] = set()
-    choices_of: dict[tuple[str, ...], set[tuple[str, str]]] = {}
-    for _, row in rows:
-        key = who(str(row['user']).strip()), str(row['situation']).strip()
-        every.add(key)
-        choices_of.setdefault(tuple(_value_of(row[c]) for c in columns), set()).add(key)
-    constant = [option for option, keys in choices_of.items() if keys == every]
-    if len(constant) != 1 or len(every) < offers.LEAST:
-        return {}
-    others = [{option[i] for option in choices_of if option != constant[0]} for i in range(len(columns))]
-    return {c: word for c, word, known in zip(columns, constant[0], others, strict=True) if word not in known}
-
-
-def _value_of(cell: Any) -> str:
-    """A cell as a text that is the same for equal numbers, and for words that differ in capitals alone."""
-    text = str(with_point(str(cell).strip())).casefold()
-    try:
-        return f'{float(text):.9g}'
-    except ValueError:
-        return text
-
-
-def check_blank_option(
-    path: str | Path, rows: Sequence[records.Row], columns: Sequence[str], key_of: Mapping[str, tuple[str, str]]
-) -> None:
-    """Check that not every choice has one option without values, as "none of these"; `key_of` has the choices of rows.
-
-    Raises:
-      ValueError: that is so.
-    """
-    lacks = {place: tuple(c for c in columns if records.is_missing(row[c])) for place, row in rows if place in key_of}
-    blank = {place: missing for place, missing in lacks.items() if missing and len(missing) >= len(columns) - 1}
-    choices_of, every = [key_of[place] for place in blank], {*key_of.values()}
-    if len(every) < offers.LEAST or len(choices_of) != len(every) or {*choices_of} != every:
-        return
-    if len({*blank.values()}) > 1:
-        return
-    names = ', '.join(next(iter(blank.values())))
-    raise ValueError(
-        f'{path}: one row of every choice has no {names}: if it is "none of these", write 0 there for '
-        'numbers and a word of the offers for words, and add a column neither, which is 1 in these rows and else 0'
-    )

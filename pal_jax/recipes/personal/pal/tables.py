@@ -41,7 +41,7 @@ from pal_jax.recipes.personal.attributes import (
     to_number,
     with_point,
 )
-from pal_jax.recipes.personal.pal import notes
+from pal_jax.recipes.personal.pal import neither, notes
 from pal_jax.run import files
 from pal_jax.run.forecast import counted, few_of
 
@@ -239,9 +239,10 @@ def _table(
         of = {name: column for name, column in of.items() if name not in unread}
         unread.pop(group, '')
         read: Callable[..., list[PreferencePair]] = functools.partial(_options, group=group)
-        last = notes.words_of_constant(rows, list(of))
+        last = neither.words_of_constant(rows, list(of))
+        rows, of, blank = neither.recognised(path, rows, of, columns_of(known), log)
     elif sides and (not answered or {'user', 'choice'} <= set(columns)):
-        of, unread, last = sides, {}, {}
+        of, unread, last, blank = sides, {}, {}, {}
         read = functools.partial(_pairs, group=group, answer=surveys.answer_column(header) or 'choice')
     else:
         raise ValueError(f'{path}: {_lacking(header, bool(sides), answered)}')
@@ -253,6 +254,7 @@ def _table(
     values = {name: [str(row[c]).strip() for _, row in rows for c in columns] for name, columns in of.items()}
     words = {name: known_words(name, known) or _words(path, name, x, last.get(name, '')) for name, x in values.items()}
     attributes = [_attribute(path, name, of_name) for name, of_name in words.items()]
+    rows = neither.filled(rows, {column: words[name] for name, columns in of.items() for column in columns}, blank)
     if not answered:
         rows = [(place, {**records.unanswered(row), 'choice': 'left'}) for place, row in rows]
     unread |= {c: '' for c in known_columns if c and c not in cells | unread.keys() and c not in (*UNLIKE, group)}
@@ -453,9 +455,6 @@ def _options(
     # What is left of a choice with a wrong row, whose person and situation can be read, is not judged before the row is
     # mended or left out.
     unfinished = set() if drop else {key_of[place] for place in itertools.chain(*wrong.values()) if place in key_of}
-
-    # On request such rows are left out as any wrong row is.
-    notes.check_blank_option(path, rows, [] if drop else [of[a.name][0] for a in attributes], key_of)
 
     def paired(key: tuple[str, str]) -> list[PreferencePair]:
         user, name = key
