@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pal_jax.data import records, surveys
 from pal_jax.run import files
 
@@ -71,14 +73,20 @@ def lacking(missing: str, given: Iterable[str], attributes: Sequence[str]) -> st
 
 
 def items_of(
-    row: Mapping[str, Any], attributes: Sequence[str], shared: Mapping[str, float] = MappingProxyType({})
+    row: Mapping[str, Any],
+    attributes: Sequence[str],
+    shared: Mapping[str, float] = MappingProxyType({}),
+    constant: Sequence[float] = (),
 ) -> list[dict[str, Any]]:
     """The items of a row of a table by their attributes: the two sides of a pair, or one option. Other columns are left
-    out. `shared` has values of attributes that an item may leave out. Raises ValueError where another attribute is
-    missing, or a number is none."""
+    out. `shared` has values of attributes that an item may leave out, and `constant` those of an option that may leave
+    out all but one. Raises ValueError where another attribute is missing, or a number is none."""
     names = columns_of(attributes)
     items = []
     for side in sides_of(row, names):
+        if constant and _is_constant({name: row[side[name]] for name in names if name in side}, attributes, constant):
+            items.append(in_words(dict(zip(attributes, constant, strict=True))))
+            continue
         item = {
             name: row[column] if known_words(name, attributes) else to_number(row[column], column)
             for name, column in side.items()
@@ -92,6 +100,18 @@ def items_of(
             raise ValueError(f'it has {lacking(unknown[0], side, attributes)}')
         items.append({**item, **left_out} if item else item)
     return items
+
+
+def _is_constant(cells: Mapping[str, Any], attributes: Sequence[str], constant: Sequence[float]) -> bool:
+    """Whether an option's cells by column are those of the `constant` one, "none of these": at most one has a value,
+    which it has, too, and the others are empty."""
+    given = {name: cell for name, cell in cells.items() if not records.is_missing(cell)}
+    # Any other option that all choices have, as what people do today, has values that are worth writing.
+    if len(given) == len(cells) or len(given) > 1 or np.count_nonzero(constant) != 1:
+        return False
+    numbers = dict(zip(attributes, constant, strict=True))
+    known = [Attribute(name, known_words(name, attributes)) for name in given]
+    return all(a.numbers(given[a.name]) == tuple(numbers[name] for name in a.names) for a in known)
 
 
 def sides_of(row: Mapping[str, Any], names: Mapping[str, None]) -> list[dict[str, str]]:

@@ -70,7 +70,7 @@ def fit_xlogit(choices: ChoiceSets, seed: int) -> MixedLogit:
     available = np.concatenate([np.ones((n, 1), bool), choices.exists], axis=1).ravel()
     model: Any = Estimator()
     try:
-        with np.errstate(over='ignore', invalid='ignore'):
+        with np.errstate(over='ignore', invalid='ignore', divide='ignore'):
             model.fit(
                 X=long, y=np.tile([1] + [0] * others, n), varnames=names, alts=np.tile(np.arange(options), n),
                 ids=np.repeat(np.arange(n), options), panels=np.repeat(choices.users, options), avail=available,

@@ -101,9 +101,21 @@ def test_an_option_without_values_in_every_choice_is_none_of_these(tmp_path, dro
         np.testing.assert_array_equal(data.items, expected.items)
         assert any('no maker, price' in line and 'column neither' in line for line in said)
         said.clear()
-    # Another column that has a value of its own there takes its place.
+    # Another column that has a word of its own there takes its place, and a price of 0 does not.
     words = tables.load(written(tmp_path, f'user,situation,chosen,maker,price,a,kind\n{marked}'), log=said.append)
     assert words.attributes[-1] == 'kind: none over no' and not any('column neither' in line for line in said)
+    rows = (f'a,{s},1,VW,{s + 1}\na,{s},0,BMW,{s + 2}\na,{s},0,,0' for s in range(12))
+    free = tables.load(written(tmp_path, '\n'.join(['user,situation,chosen,maker,price', *rows])))
+    assert free.attributes == ('maker: VW over BMW', 'price', 'neither')
+
+
+def test_few_choices_of_a_new_person_may_have_none_of_these(tmp_path):
+    known = tables.load(written(tmp_path, neither(',,')))
+    data = tables.load(written(tmp_path, neither(',,', situations=2)), attributes=known.attributes)
+    np.testing.assert_array_equal(data.chosen[0], [0.0, 0.0, 0.0, 1.0])
+    # The run knows of no such option.
+    with pytest.raises(ValueError, match='maker is empty'):
+        tables.load(written(tmp_path, neither(',,', situations=2)), attributes=known.attributes[:3])
 
 
 def test_an_option_without_some_values_or_in_some_choices_is_no_none_of_these(tmp_path):

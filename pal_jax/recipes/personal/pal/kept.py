@@ -23,7 +23,7 @@ from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.holdouts import normal
 from pal_jax.models.states import Frame
 from pal_jax.recipes.personal import offers, panel
-from pal_jax.recipes.personal.attributes import lacking, with_numbers
+from pal_jax.recipes.personal.attributes import items_of, lacking, with_numbers
 from pal_jax.recipes.personal.pal import text as pal_text
 from pal_jax.recipes.personal.pal.settings import Settings
 from pal_jax.recipes.personal.pal.text import TextData
@@ -70,6 +70,10 @@ class Kept(NamedTuple):
     def rows(self) -> dict[str, int]:
         """The rows of users by name."""
         return {name: row for row, name in enumerate(self.names)}
+
+    def items(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The items of a row of a table by their attributes, as `attributes.items_of`."""
+        return items_of(record, self.attributes, self.shared, self.constant)
 
     def in_units(self, items: ArrayLike) -> np.ndarray:
         """Items `[..., H]` in the table's own units, as the model sees them."""

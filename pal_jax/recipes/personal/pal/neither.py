@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def recognised(
     path: str | Path,
     rows: list[records.Row],
     of: dict[str, tuple[str, ...]],
-    earlier: Container[str],
+    earlier: Collection[str],
     log: Callable[[str], None],
 ) -> tuple[list[records.Row], dict[str, tuple[str, ...]], dict[str, None]]:
     """The rows and the columns of attributes with a column for "none of these", and the places of its rows, where one
@@ -43,35 +43,39 @@ def recognised(
         return rows, of, blank
     row = next(row for place, row in rows if place in blank)
     empty = ', '.join(column for column in of if records.is_missing(row[column]))
-    rows = _marked(rows, list(of), blank)
-    added = {NEITHER: (NEITHER,)} if NEITHER in rows[0][1] else {}
+    with_column = _marked(rows, list(of), blank)
+    added = {NEITHER: (NEITHER,)} if NEITHER in with_column[0][1] else {}
+    if earlier and not added.keys() <= set(earlier):
+        return rows, of, {}
     column = f' and 1 in the column {NEITHER}' if added else ''
     log(
         f'{path}: one row of every choice has no {empty}: it is read as "none of these", with 0 for numbers, the first '
         f'word for words{"," if column else ""}{column}'
     )
-    return rows, of | added, blank
+    return with_column, of | added, blank
 
 
-def _without_values(rows: Sequence[records.Row], columns: Sequence[str], earlier: Container[str]) -> dict[str, None]:
+def _without_values(rows: Sequence[records.Row], columns: Sequence[str], earlier: Collection[str]) -> dict[str, None]:
     """The places of the rows of "none of these", where nearly every choice has one row without a value in any of the
-    columns, or in all but one; none in other tables. Few choices are enough where `earlier` choices have `NEITHER`."""
+    columns, or in all but one; none in other tables. Few choices are enough after `earlier` ones."""
     choices = _choices(rows)
     lacks = {place: tuple(c for c in columns if records.is_missing(row[c])) for place, row in rows}
     blank = {place: missing for place, missing in lacks.items() if missing and len(missing) >= len(columns) - 1}
     counts, every = collections.Counter(choices[place] for place in blank), {*choices.values()}
     if len({*blank.values()}) != 1 or len(counts) < offers.NEARLY * len(every):
         return {}
-    return dict.fromkeys(blank) if len(every) >= offers.LEAST or NEITHER in earlier else {}
+    return dict.fromkeys(blank) if len(every) >= offers.LEAST or earlier else {}
 
 
 def _marked(rows: Sequence[records.Row], columns: Sequence[str], blank: Container[str]) -> list[records.Row]:
-    """The rows with a column `NEITHER`, which is 1 in the `blank` ones and else 0, unless a column has a value that
-    only the blank rows have."""
+    """The rows with a column `NEITHER`, which is 1 in the `blank` ones and else 0, unless a column has a word, or the
+    other of two numbers, that only the blank rows have."""
     for column in columns:
         cells = [(place in blank, row[column]) for place, row in rows]
         of_blank = {_value_of(cell) for is_blank, cell in cells if is_blank and not records.is_missing(cell)}
-        if len(of_blank) == 1 and not of_blank & {_value_of(cell) for is_blank, cell in cells if not is_blank}:
+        others = {_value_of(cell) for is_blank, cell in cells if not is_blank}
+        # A price of 0 is no such number: its effect is that of the price.
+        if len(of_blank) == 1 and not of_blank & others and (len(others) == 1 or not _is_number(*of_blank)):
             return list(rows)
     return [(place, {**row, NEITHER: '1' if place in blank else row.get(NEITHER, '0')}) for place, row in rows]
 
@@ -93,10 +97,15 @@ def _choices(rows: Sequence[records.Row]) -> dict[str, tuple[str, str]]:
     return {place: (who(str(row['user']).strip()), str(row['situation']).strip()) for place, row in rows}
 
 
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
 def _value_of(cell: Any) -> str:
     """A cell as a text that is the same for equal numbers, and for words that differ in capitals alone."""
     text = str(with_point(str(cell).strip())).casefold()
-    try:
-        return f'{float(text):.9g}'
-    except ValueError:
-        return text
+    return f'{float(text):.9g}' if _is_number(text) else text

@@ -16,7 +16,7 @@ from scipy import special
 
 from pal_jax.data import records
 from pal_jax.recipes.personal import ideal_point, logit_people
-from pal_jax.recipes.personal.attributes import columns_of, items_of, sides_of, with_points
+from pal_jax.recipes.personal.attributes import columns_of, sides_of, with_points
 from pal_jax.recipes.personal.pal import by_logit, scores
 from pal_jax.recipes.personal.pal import person as pal_person
 from pal_jax.recipes.personal.pal.person import PersonChoices
@@ -65,7 +65,7 @@ def _situations(
         row = scores.to_row(run, placed[1])
         if not row.choice:
             raise ValueError('it names no situation, and the first row has one; give all rows alike')
-        (item,) = items_of(placed[1], run.kept.attributes, run.kept.shared)
+        (item,) = run.kept.items(placed[1])
         return row, item
 
     table = records.converted([(place, (place, row)) for place, row in rows], read)

@@ -17,7 +17,7 @@ from scipy import special
 
 from pal_jax.data import records, surveys
 from pal_jax.recipes.personal import logit_people
-from pal_jax.recipes.personal.attributes import columns_of, in_order, items_of
+from pal_jax.recipes.personal.attributes import columns_of, in_order
 from pal_jax.recipes.personal.logit_people import Effects
 from pal_jax.recipes.personal.pal import by_logit, tables
 from pal_jax.recipes.personal.pal import reward as pal_reward
@@ -214,8 +214,7 @@ def to_items(run: TrainedPAL, record: Any) -> Items:
     """
     if not isinstance(record, Mapping) or 'item' in record:
         return (to_item(record, run),)
-    given = items_of(record, run.kept.attributes, run.kept.shared)
-    return tuple(to_item({**record, 'item': item or None}, run) for item in given)
+    return tuple(to_item({**record, 'item': item or None}, run) for item in run.kept.items(record))
 
 
 def to_row(run: TrainedPAL, record: Any) -> TableRow:
@@ -238,7 +237,7 @@ def _form(run: TrainedPAL, record: Mapping[str, Any]) -> str:
     """The form of a record: 'a pair', or 'an option', which is a text in a run on texts."""
     if run.reading:
         return 'a pair' if _text_columns(record) else 'a text'
-    pair = 'item' not in record and len(items_of(record, run.kept.attributes, run.kept.shared)) == 2
+    pair = 'item' not in record and len(run.kept.items(record)) == 2
     option = 'an option of a situation' if columns_of_choice(run.kept, record) else 'an option'
     return 'a pair' if pair else option
 

@@ -141,6 +141,17 @@ def test_an_option_may_leave_out_what_all_offers_share(run):
     assert pal_kept.of(configs.load('pal', standardize=False), survey()).shared == {'neither': 0.0}
 
 
+def test_an_option_without_values_is_none_of_these():
+    attributes = 'option: B over A', 'option: none over A', 'price'
+    kept = pal_kept.Kept(('ana',), attributes, np.ones(3), constant=(0.0, 1.0, 0.0))
+    none = {'option': 'none', 'price': 0}
+    assert kept.items({'option': 'None', 'price': ''}) == kept.items({'option': '', 'price': None}) == [none]
+    # An option of another name lacks its price, as does one of a run without such an option.
+    for known, option in ((kept, 'B'), (kept._replace(constant=()), 'none')):
+        with pytest.raises(ValueError, match='price is empty'):
+            known.items({'option': option, 'price': ''})
+
+
 QUESTIONS = """situation;price;years
 near;90,0;3
 near;90,1;3
