@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup, row_keys
+from pal_jax.recipes.personal import attributes
 from pal_jax.recipes.personal.logit import SINGULAR, mean_products
 from pal_jax.run import forecast
 
@@ -153,5 +154,6 @@ def described(data: Comparisons) -> str:
 
 
 def _in_words(data: Comparisons, option: np.ndarray) -> str:
-    """The attributes of an option `[H]` with their values."""
-    return ', '.join(f'{name} {x:.4g}' for name, x in zip(data.attributes, option.tolist(), strict=True))
+    """The columns of an option `[H]` with their values."""
+    columns = attributes.in_words(dict(zip(data.attributes, option.tolist(), strict=True)))
+    return ', '.join(f'{name} {value}' for name, value in columns.items())
