@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from pal_jax.run import intervals
 from pal_jax.run.accuracy import hits
@@ -169,7 +169,7 @@ def paired(ours: np.ndarray, theirs: np.ndarray) -> Paired:
 def people_needed(gain: float, spread: float, *, power: float = 0.8, level: float = 0.05) -> int:
     """The number of people that show a gain at a level with a power, if gains have a deviation of `spread`."""
     # The formula is that of a two-sided test of a mean whose deviation is known.
-    quantiles = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
+    quantiles = special.ndtri(1 - level / 2) + special.ndtri(power)
     return math.ceil((quantiles * spread / gain) ** 2)
 
 

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
-from scipy.stats import qmc
 
 from pal_jax.recipes.personal import mixed_logit
 from pal_jax.recipes.personal.logit import ChoiceSets
@@ -123,6 +122,9 @@ def shares_of_options(model: MixedLogit, items: np.ndarray) -> MarketShares:
 @functools.lru_cache(maxsize=32)
 def _normal_draws(width: int) -> np.ndarray:
     """Draws `[DRAWS, width]` of independent standard normal numbers."""
+    # This import is late for the reason in `mixed_logit.student_draws`.
+    from scipy.stats import qmc
+
     # The shift keeps the first point of the sequence, 0, from being infinite.
     return special.ndtri(qmc.Sobol(width, scramble=False).random(DRAWS) + 0.5 / DRAWS)
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
-from scipy.stats import qmc
 
 from pal_jax.data.comparisons import PairBatch
 from pal_jax.recipes.personal import logit
@@ -248,6 +247,9 @@ def student_draws(width: int) -> np.ndarray:
 
     They are the same for everybody, and their moments are far nearer to the distribution's than those of random ones.
     """
+    # An error in the data is told before scipy.stats is imported, which takes as long as half of jax.
+    from scipy.stats import qmc
+
     points = qmc.Sobol(width + 1, rng=0).random(POSTERIOR_DRAWS)
     return special.ndtri(points[:, 1:]) / np.sqrt(special.chdtri(FREEDOM, points[:, :1]) / FREEDOM)
 
