@@ -10,7 +10,7 @@ from typing import Any
 from pal_jax.run.forecast import few_of
 
 # Names of the column of the person in surveys, in small letters and without `_id` or `id`; Qualtrics has ResponseId.
-PEOPLE = 'user', 'participant', 'person', 'respondent', 'subject', 'worker', 'prolific_pid'
+PEOPLE = 'user', 'participant', 'person', 'respondent', 'resp', 'subject', 'worker', 'prolific_pid'
 # Names of the column of the answer, in small letters.
 ANSWERS = 'choice', 'answer', 'preferred', 'preference'
 # Names of the column of the situation in tables with a row for each option, in small letters and without `_id`. The

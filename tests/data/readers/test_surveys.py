@@ -174,12 +174,13 @@ def test_what_a_table_holds_and_what_is_not_read_is_told(tmp_path):
     assert said[-1].endswith('questions: bo')
 
 
-def test_a_persons_age_and_the_number_of_an_option_are_no_attributes(tmp_path):
+@pytest.mark.parametrize('alt', ['alt', 'Concept'])
+def test_a_persons_age_and_the_number_of_an_option_are_no_attributes(tmp_path, alt):
     rows = [(1, 1, 1, 5), (1, 0, 2, 6), (2, 0, 1, 7), (2, 1, 2, 8)]
-    text = 'user,situation,chosen,age,alt,price\n' + ''.join(f'ana,{s},{c},40,{alt},{x}\n' for s, c, alt, x in rows)
+    text = f'user,situation,chosen,age,{alt},price\n' + ''.join(f'ana,{s},{c},40,{k},{x}\n' for s, c, k, x in rows)
     said = []
     assert tables.load(written(tmp_path, text), log=said.append).attributes == ('price',)
-    assert len(said) == 1 and 'not read: age' in said[0] and 'alt' in said[0]
+    assert len(said) == 1 and 'not read: age' in said[0] and alt in said[0]
     # Ways to travel are attributes, though every choice has all of them.
     labelled = written(tmp_path, text.replace(',40,1,', ',40,bus,').replace(',40,2,', ',40,car,'), 'b.csv')
     assert tables.load(labelled).attributes[-1] == 'price' and len(tables.load(labelled).attributes) == 2

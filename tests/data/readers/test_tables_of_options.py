@@ -14,6 +14,7 @@ from tests.data.readers.test_surveys import written
     [
         ('user,task,chosen,x1,x2', ('x1', 'x2')),
         ('user,chid,choice,x1,x2', ('x1', 'x2')),
+        ('respID,obsID,choice,x1,x2', ('x1', 'x2')),
         ('respondent,Task,Chosen,price,time', ('price', 'time')),
         ('user,task,chosen,price,left', ('price', 'left')),
     ],

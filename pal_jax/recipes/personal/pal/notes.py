@@ -16,7 +16,7 @@ from pal_jax.run import files
 from pal_jax.run.forecast import counted
 
 # Names of a column that says which of a situation's options a row has, in small letters and without `_id` or `id`.
-OPTIONS = 'alt', 'alternative', 'option'
+OPTIONS = 'alt', 'alternative', 'option', 'concept'
 PROFILES = 'profileid', 'profile_id'  # of a column that numbers the options of a design, as cbcTools has it
 PLACE = re.compile(r'(alt|alternative|option)?[ _-]*(\d+(\.0)?|[a-z])|left|right', re.IGNORECASE)
 CODES = 99.0, 999.0, 9999.0, -9.0, -99.0, -999.0, -9999.0  # numbers that surveys have for no answer
