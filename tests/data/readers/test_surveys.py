@@ -392,9 +392,9 @@ def test_a_group_that_may_be_another_one_is_told_with_its_people(tmp_path):
 
 
 def test_people_whose_choices_are_all_left_out_are_counted(tmp_path):
-    rows = ['ana,A,1,2', 'ana,B,2,3', 'bo,neither,1,2', 'bo,neither,2,3', 'cy,neither,3,4']
+    rows = ['ana,A,1,2', 'ana,B,2,3', 'bo,both,1,2', 'bo,both,2,3', 'cy,both,3,4']
     path, said = written(tmp_path, '\n'.join(['user,choice,x_A,x_B', *rows])), []
-    with pytest.raises(ValueError, match=r"'neither'.*choices.md"):
+    with pytest.raises(ValueError, match="'both'.*give left or right"):
         tables.load(path)
     assert tables.load(path, drop=said.append).names == ('ana',)
     assert (

@@ -5,7 +5,8 @@ Items: {"user": "ana", "chosen": [1.5, 0], "rejected": [2, 1]}; items are lists 
 Table with a row for each option: columns user, situation (or another of `surveys.SITUATIONS`), chosen (0 or 1; also
     called choice), and one for each attribute.
 Table with a row for each pair: columns user, choice, and two for each attribute; situation is optional. The answers and
-    the columns of the two sides may be called left and right, A and B, or 1 and 2: left_price, price_B, price1.
+    the columns of the two sides may be called left and right, A and B, or 1 and 2: left_price, price_B, price1. Of more
+    options (`wide.py`) each attribute has a column for each: price_3, price_C.
 
 A column `group` is the group of the person, such as a region; a table of options may have it as an attribute, too.
 Files are those of `records.values`. Numbers may be written as texts; in CSV between semicolons or tabs they may have a
@@ -41,7 +42,7 @@ from pal_jax.recipes.personal.attributes import (
     to_number,
     with_point,
 )
-from pal_jax.recipes.personal.pal import neither, notes
+from pal_jax.recipes.personal.pal import neither, notes, wide
 from pal_jax.run import files
 from pal_jax.run.forecast import counted, few_of
 
@@ -220,6 +221,7 @@ def _table(
     """The names of attributes and the pairs of a table of options or of pairs; `comma`: numbers may have a decimal
     comma; `group`: the column of people's groups, where the table has one."""
     placed = _objects(rows, wrong)
+    placed = wide.to_options(path, placed, group, columns_of(known), drop, log) if answered else placed
     # The first row has the attributes, and others may lack them. Each of several files has its own names of columns.
     header, options = list(placed[0][1]), _option_columns(placed, group) if answered else {}
     named = [(place, surveys.with_user(row)) for place, row in placed]
