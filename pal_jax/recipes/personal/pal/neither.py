@@ -49,16 +49,16 @@ def recognised(
         return rows, of, {}
     column = f' and 1 in the column {NEITHER}' if added else ''
     log(
-        f'{path}: one option of every choice has no {empty}: it is read as "none of these", with 0 for numbers, the first '
-        f'word for words{"," if column else ""}{column}'
+        f'{path}: one option of every choice has no {empty}: it is read as "none of these", with 0 for numbers, the '
+        f'first word for words{"," if column else ""}{column}'
     )
     return with_column, of | added, blank
 
 
 def _without_values(rows: Sequence[records.Row], columns: Sequence[str], earlier: Collection[str]) -> dict[str, None]:
     """The places of the rows of "none of these", where nearly every choice has one row without a value in any of the
-    columns, or in all but one; none in other tables. Few choices are enough after `earlier` ones,
-    or where a column is called `NEITHER`."""
+    columns, or in all but one; none in other tables. Few choices are enough after `earlier` ones, or where a column is
+    called `NEITHER`."""
     choices = _choices(rows)
     lacks = {place: tuple(c for c in columns if records.is_missing(row[c])) for place, row in rows}
     blank = {place: missing for place, missing in lacks.items() if missing and len(missing) >= len(columns) - 1}
