@@ -128,12 +128,17 @@ def columns_of_side(side: str, columns: Iterable[str]) -> dict[str, str]:
     return {(match[1] or match[2]).strip('_ .:-'): column for match, column in matches}
 
 
+def plain(answer: Any) -> str:
+    """An answer in small letters, without what may stand around the name of an option."""
+    return str(answer).strip().lower().removesuffix('.0').removeprefix('option ')
+
+
 def side_of(answer: Any, column: str = 'choice') -> int:
     """The number of the side that an answer names, 0 or 1. Raises ValueError, with its column, where it names none."""
-    plain = str(answer).strip().lower().removesuffix('.0').removeprefix('option ')
+    word = plain(answer)
     for sides in SIDES:
-        if plain in sides:
-            return sides.index(plain)
+        if word in sides:
+            return sides.index(word)
     shown = 'empty' if answer is None or not str(answer).strip() else repr(answer)
-    neither = '; "neither" is an option of its own, see docs/howto/choices.md#a-table' if plain in NEITHER else ''
+    neither = '; "neither" is an option of its own, see docs/howto/choices.md#a-table' if word in NEITHER else ''
     raise ValueError(f'{column} is {shown}; give left or right, A or B, or 1 or 2{neither}')

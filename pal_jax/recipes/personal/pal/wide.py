@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pal_jax.data import records, surveys
+from pal_jax.recipes.personal.attributes import absence
 from pal_jax.recipes.personal.pal.neither import NEITHER
 
 # What may number the options of a choice, in columns and in answers.
@@ -28,13 +29,13 @@ class Layout(NamedTuple):
       sides: the numbers of the options in the names of columns.
       columns: for each option, the column of each attribute.
       answer: the column of the answers.
-      none: the answers that take none of the options.
+      none: the answers that take none of the options, each with the number after the last option's.
     """
 
     sides: tuple[str, ...]
     columns: tuple[Mapping[str, str], ...]
     answer: str
-    none: frozenset[str]
+    none: Mapping[str, int]
 
 
 def to_options(
@@ -68,15 +69,15 @@ def to_options(
     wrong: records.Wrong = {}
     for place, row in rows:
         answer = row.get(layout.answer)
-        chosen = len(layout.sides) if _plain(answer) in layout.none else _number(answer)
-        if chosen is None or chosen >= len(layout.sides) + has_none:
-            shown = 'empty' if records.is_missing(answer) else repr(answer)
-            fault = f'{layout.answer} is {shown}; give one of {", ".join(layout.sides)}'
+        if (chosen := _number(answer, layout.none)) is None or chosen >= len(layout.sides) + has_none:
+            has = absence(answer) if records.is_missing(answer) else f'is {answer!r}'
+            fault = f'{layout.answer} {has}; give one of {", ".join(layout.sides)}'
             wrong.setdefault(fault, []).append(place)
             continue
         of_choice = {c: row.get(c) for c in of_row} | {'situation': row.get('situation', place)}
         of_place = list(_options(place, row, layout, of_choice, chosen, has_none=has_none))
-        if len({tuple(map(_plain, {**option, 'chosen': ''}.values())) for _, option in of_place}) < len(of_place):
+        items = {tuple(map(surveys.plain, {**option, 'chosen': ''}.values())) for _, option in of_place}
+        if len(items) < len(of_place):
             wrong.setdefault('two options are equal in all attributes', []).append(place)
         else:
             options += of_place
@@ -120,20 +121,17 @@ def _layout(path: str | Path, header: Sequence[str], group: str, rows: Sequence[
                     f'{path}: {of_sides[0][lacking]} and {of_sides[1][lacking]} have no partner for option {side}; add '
                     'the column, or rename columns that are no attributes'
                 )
-        answers = {_plain(row.get(answer)) for _, row in rows}
-        none = {said for said in answers & {*surveys.NEITHER} if (_number(said) or count) >= count}
+        answers = {surveys.plain(row[answer]) for _, row in rows if not records.is_missing(row.get(answer))}
+        none = {word: count for word in surveys.NEITHER if word in answers and (_number(word, {}) or count) >= count}
         of_names = tuple({name: of_side[name] for name in names} for of_side in of_sides[:count])
-        return Layout(family[:count], of_names, answer, frozenset(none))
+        return Layout(family[:count], of_names, answer, none)
     return None
 
 
-def _number(answer: Any) -> int | None:
-    """The number of the option that an answer names, from 0; None where it names none."""
-    return next((family.index(_plain(answer)) for family in FAMILIES if _plain(answer) in family), None)
-
-
-def _plain(answer: Any) -> str:
-    """An answer in small letters, as it names an option; '' where it is missing."""
+def _number(answer: Any, none: Mapping[str, int]) -> int | None:
+    """The number of the option that an answer names, from 0; `none` has the numbers of other answers. None where it
+    names none."""
+    word = surveys.plain(answer)
     if records.is_missing(answer):
-        return ''
-    return str(answer).strip().lower().removesuffix('.0').removeprefix('option ')
+        return None
+    return none.get(word, next((family.index(word) for family in FAMILIES if word in family), None))
