@@ -10,7 +10,7 @@ import numpy as np
 from scipy import special
 
 from pal_jax.data.comparisons import Comparisons
-from pal_jax.recipes.personal import importance, logit, pictures, portrait
+from pal_jax.recipes.personal import importance, logit, offers, pictures, portrait
 from pal_jax.recipes.personal.logit import ChoiceSets, Common, Units
 from pal_jax.recipes.personal.mixed_logit import MixedLogit
 from pal_jax.run import intervals
@@ -72,9 +72,11 @@ def describe(
     data, of_people = model.data, portrait.effects_on_people(model)
     assert of_people is not None  # the items are no texts
     common, groups = logit.of_all(choices), group_models(data, choices)
-    columns = importance.columns_of(data, units)
-    in_words = importance.wanted(columns, common, units)
-    exhibits = [portrait.exhibit_wants(model, portrait.Wants(of_people, common, predicts, units, in_words))]
+    tied = offers.tied(data)
+    columns = importance.columns_of(data, units, tied)
+    in_words = importance.wanted(columns, common, units, tied)
+    wants = portrait.Wants(of_people, common, predicts, units, in_words, {h for x in tied for h, _, _ in x.ends})
+    exhibits = [portrait.exhibit_wants(model, wants)]
     if mixed:
         exhibits.append(portrait.exhibit_mixed_logit(mixed, units, len(data.names)))
     if groups:
@@ -84,7 +86,7 @@ def describe(
     everybody = GroupModel(EVERYBODY, len(data.names), common)
     if len(units.attributes) <= PLOTTED:
         exhibits.insert(1, exhibit_intervals([everybody, *groups], units))
-    exhibits += [*importance.exhibits(data, columns, common, units), exhibit_fit(choices, common, mixed)]
+    exhibits += [*importance.exhibits(data, columns, common, units, tied), exhibit_fit(choices, common, mixed)]
     effects = table_of_effects([everybody, *groups], units, mixed)
     return exhibits, {EFFECTS: effects, COVARIANCE: table_of_covariance(common, units)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from pal_jax.data.comparisons import Comparisons, choice_numbers
 from pal_jax.recipes.personal import attributes, offers
 from pal_jax.recipes.personal.attributes import column_of
 from pal_jax.recipes.personal.logit import CERTAIN, Common, Units
+from pal_jax.recipes.personal.offers import Tied
 from pal_jax.run import intervals
 from pal_jax.types import Exhibit
 
@@ -23,6 +24,10 @@ IMPORTANCE = (
     'attribute has no effect (Wald test with the errors of "What people want").'
 )
 UNKNOWN = ' A dash stands where choices do not tell an effect, or too few people tell its p.'
+ONLY_TOGETHER = (
+    ' So it does for attributes that differ only together with another one (see "What people want"), of which the '
+    'values of all other options count.'
+)
 VALUES = (
     'Counts, without a model: how often options with a value were offered, and which share of them was chosen. Only if '
     'other attributes were drawn independently do two values differ by nothing but themselves.'
@@ -42,22 +47,25 @@ class Column(NamedTuple):
         return self.values[1:] - self.values[0]
 
 
-def exhibits(data: Comparisons, columns: Mapping[str, Column], common: Common, units: Units) -> list[Exhibit]:
+def exhibits(
+    data: Comparisons, columns: Mapping[str, Column], common: Common, units: Units, tied: Sequence[Tied] = ()
+) -> list[Exhibit]:
     """The exhibits of what counts; `data` is in the units of models, and `common` is the logit of all its choices."""
-    shares, rows = importances(common, columns), []
+    shares, rows = importances(common, untied(columns, tied)), []
     for name in by_share(columns, shares):
         known = name in shares
         p = p_of_none(common, columns[name]) if known else None
         rows.append([name, f'{shares[name]:.0%}' if known else '–', intervals.p_in_words(p)])
-    text = IMPORTANCE + (UNKNOWN if any('–' in row for row in rows) else '')
+    text = IMPORTANCE + (UNKNOWN if any('–' in row for row in rows) else '') + (ONLY_TOGETHER if tied else '')
     important = Exhibit('How much each attribute matters', text, [['attribute', 'importance', 'p'], *rows])
     # One attribute alone has all of the importance.
     shown, table = [important] if len(columns) > 1 else [], of_values(data, columns, units)
     return shown + ([Exhibit('How often each value was chosen', VALUES, table)] if len(table) > 1 else [])
 
 
-def columns_of(data: Comparisons, units: Units) -> dict[str, Column]:
-    """The columns of a survey by name; attributes that only the constant option has are left out."""
+def columns_of(data: Comparisons, units: Units, tied: Sequence[Tied] = ()) -> dict[str, Column]:
+    """The columns of a survey by name; attributes that only the constant option has are left out, and of the partners
+    of `tied` ones the value that these come with."""
     places: dict[str, list[int]] = {}
     for h, name in enumerate(units.attributes):
         if h not in units.alone:
@@ -65,9 +73,16 @@ def columns_of(data: Comparisons, units: Units) -> dict[str, Column]:
     offered = offers.varied(data)
     columns = {}
     for name, index in places.items():
-        values = np.unique(offered[:, index], axis=0)
+        own = [x.value for x in tied if [x.partner] == index]
+        values = np.unique(offered[~np.isin(offered[:, index[0]], own)][:, index], axis=0)
         columns[name] = Column(index, values[[0, -1]] if len(index) == 1 and len(values) > 2 else values)
     return columns
+
+
+def untied(columns: Mapping[str, Column], tied: Sequence[Tied]) -> dict[str, Column]:
+    """The columns without `tied` attributes."""
+    numbers = {h for x in tied for h, _, _ in x.ends}
+    return {name: column for name, column in columns.items() if not numbers & {*column.places}}
 
 
 def by_share(columns: Mapping[str, Column], shares: Mapping[str, float]) -> list[str]:
@@ -116,8 +131,9 @@ def p_of_none(common: Common, column: Column) -> float | None:
     return float(special.fdtrc(q, people - q, statistic))
 
 
-def wanted(columns: Mapping[str, Column], common: Common, units: Units) -> str:
+def wanted(columns: Mapping[str, Column], common: Common, units: Units, tied: Sequence[Tied] = ()) -> str:
     """Sentences on what people want by one logit for all, the most important column first."""
+    columns = untied(columns, tied)
     shares = importances(common, columns)
     shown: list[str] = []
     unclear: list[str] = []
@@ -126,7 +142,26 @@ def wanted(columns: Mapping[str, Column], common: Common, units: Units) -> str:
             (shown if counts else unclear).append(words)
     unknown = [name for name in columns if name not in shares]
     lists = {'People want, what counts most first': shown, 'Not shown to count': unclear, 'Not known': unknown}
-    return ' '.join(f'{heading}: {", ".join(names)}.' for heading, names in lists.items() if names)
+    said = [f'{heading}: {", ".join(names)}.' for heading, names in lists.items() if names]
+    return ' '.join([*said, *(_with_partner(x, common, units) for x in tied)])
+
+
+def _with_partner(tied: Tied, common: Common, units: Units) -> str:
+    """A sentence on `tied` attributes, with the utility of each together with the difference of its partner."""
+    partner, names, utilities = tied.partner, [], []
+    for h, end, other in tied.ends:
+        names.append(_in_words(units.attributes[h], 1 if end > other else -1, yes_or_no=True))
+        of_both, places = np.array([end - other, tied.value - tied.mean]), [h, partner]
+        error = float(np.sqrt(of_both @ common.covariance[np.ix_(places, places)] @ of_both))
+        utility = intervals.of_mean(float(of_both @ common.weights[places]), error, common.people)
+        utilities.append(f'{names[-1]} {utility.value:+z.2f} ({utility.ends("+z.2f")})')
+    name = units.attributes[partner]
+    value, mean = (f'{x * units.scale[partner]:.3g}' for x in (tied.value, tied.mean))
+    return (
+        f'Every option with {" or ".join(names)} has the {name} {value}, and no other option has, so the effect in the '
+        f'table is beside an option that nobody was offered. Beside the mean {name} of the other options, {mean}, the '
+        f'utility is (95 % intervals): {", ".join(utilities)}.'
+    )
 
 
 def _ends(name: str, column: Column, common: Common, units: Units) -> Iterator[tuple[str, bool]]:

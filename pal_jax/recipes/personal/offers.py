@@ -7,6 +7,7 @@ standard deviations of attributes, by which effects are compared.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -79,6 +80,42 @@ def alone(data: Comparisons) -> frozenset[int]:
         return frozenset()
     items = data.items[others(data.items, option)]
     return frozenset(np.flatnonzero((np.ptp(items, axis=0) == 0.0) & (items[0] != option)).tolist())
+
+
+class Tied(NamedTuple):
+    """Attributes of two values, one of which comes with a value of another attribute that no other option has, as some
+    rates of a tariff have a fixed price of 0.
+
+    Attributes:
+      ends: the number of each attribute, with its value that is so, and its other one.
+      partner: the number of the other attribute.
+      value: the value of the partner.
+      mean: the mean of the partner over the other options.
+    """
+
+    ends: tuple[tuple[int, float, float], ...]
+    partner: int
+    value: float
+    mean: float
+
+
+def tied(data: Comparisons) -> list[Tied]:
+    """The attributes of a table whose effects are beside options that nobody was offered."""
+    items = varied(data).astype(np.float64)
+    values = [np.unique(column) for column in items.T]
+    result = []
+    for g, of_partner in enumerate(values):
+        together: dict[float, list[tuple[int, float, float]]] = {}
+        for h in (h for h, x in enumerate(values) if len(x) == 2 < len(of_partner)):
+            for end, other in (values[h], values[h][::-1]):
+                with_end = np.unique(items[items[:, h] == end, g])
+                if len(with_end) == 1:
+                    together.setdefault(float(with_end[0]), []).append((h, float(end), float(other)))
+        for value, ends in together.items():
+            free = items[np.all([items[:, h] != end for h, end, _ in ends], axis=0), g]
+            if len(free) and not free.min() <= value <= free.max():
+                result.append(Tied(tuple(ends), g, value, float(free.mean())))
+    return result
 
 
 def ranges(data: Comparisons) -> list[tuple[float, float]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -155,6 +155,7 @@ class Wants(NamedTuple):
       predicts: whether PAL is shown to predict single people better than one model for all.
       units: those of the survey.
       in_words: sentences on what people want.
+      tied: the numbers of attributes that differ only together with another one (`offers.Tied`).
     """
 
     effects: np.ndarray
@@ -162,6 +163,7 @@ class Wants(NamedTuple):
     predicts: bool
     units: Units
     in_words: str
+    tied: Collection[int] = ()
 
 
 def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
@@ -180,9 +182,9 @@ def exhibit_wants(model: SplitModel, wants: Wants) -> Exhibit:
         cells = (
             [effect.with_error(f'+z{form}'), effect.ends(f'+z{form}'), intervals.p_in_words(p)] if effect else ['–'] * 3
         )
-        # No two options are alike but for what only the constant option has.
+        # No two options are alike but for what only the constant option has, or for what is tied.
         alone = h in units.alone
-        row = [name, *cells, '' if alone else f'{special.expit(mean.value / units.scale[h]):.0%}']
+        row = [name, *cells, '' if alone or h in wants.tied else f'{special.expit(mean.value / units.scale[h]):.0%}']
         if price:
             row.append('' if name == price or alone else in_cell(units.worth(common, h)))
         low, high = np.percentile(unit, (25, 75))

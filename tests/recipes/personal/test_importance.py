@@ -98,6 +98,41 @@ def test_what_people_want_is_said_in_words_of_the_better_end():
     assert said.startswith('People want, what counts most first: low price, maker: VW.')
 
 
+def tariffs(flat):
+    """Choices between tariffs, some of which are `flat` of a column of 0 and 1, and cost nothing by use."""
+    rng, pairs = np.random.default_rng(0), []
+    for s in range(300):
+        first, second = rng.integers(2, 7, 2).astype(float).tolist()
+        by_use = (second, 1.0 - flat, 1.0)
+        options = [(0.0, flat, 0.0) if s % 2 else (first, 1.0 - flat, 0.0), by_use]
+        utility = [rng.gumbel() + local - price - 3.0 * (of_kind == flat) for price, of_kind, local in options]
+        chosen, rejected = options[:: 1 if utility[0] > utility[1] else -1]
+        pairs.append(PreferencePair(f'p{s % 30}', chosen, rejected, str(s)))
+    return pairs
+
+
+@pytest.mark.parametrize('flat', [0.0, 1.0])
+def test_an_attribute_that_differs_only_together_with_another_is_told_with_both(flat):
+    """The effect of some rates, beside other rates at their price of 0, was said to count most."""
+    names = 'price', 'flat', 'local'
+    data = from_pairs(tariffs(flat), names)
+    (tied,) = offers.tied(data)
+    assert (tied.ends, tied.partner, tied.value) == (((1, flat, 1.0 - flat),), 0, 0.0)
+    assert tied.mean == pytest.approx(data.items[data.items[:, 1] != flat, 0].mean())
+    units, common = logit.units_of(names, None), logit.of_all(logit.choices_in(data))
+    columns = importance.columns_of(data, units, [tied])
+    assert columns['price'].values.ravel().tolist() == [2.0, 6.0]
+    first, _, of_both = importance.wanted(columns, common, units, [tied]).partition('Every option with ')
+    assert 'flat' not in first and of_both.startswith(f'{"" if flat else "no "}flat has the price 0')
+    utility = (2.0 * flat - 1.0) * common.weights[1] - tied.mean * common.weights[0]
+    assert f'flat {utility:+.2f} (' in of_both
+    important, _ = importance.exhibits(data, columns, common, units, [tied])
+    assert important.table[-1][:2] == ['flat', '–'] and len(important.table) == 4
+    # Where other rates have this price, too, their effects are beside an offer that was made.
+    cheap = PreferencePair('p0', (0.0, 1.0 - flat, 0.0), (3.0, 1.0 - flat, 1.0), 'last')
+    assert offers.tied(from_pairs([*tariffs(flat), cheap], names)) == []
+
+
 def test_a_number_with_many_values_is_counted_by_quarters():
     pairs = [PreferencePair(f'p{k % 4}', (float(k), 0.0, 0.0), (99.0 - k, 1.0, 0.0), str(k)) for k in range(40)]
     units = UNITS._replace(attributes=NAMES[:3], scale=UNITS.scale[:3])
