@@ -55,7 +55,7 @@ rlpa: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py $(ARGS)
 
 pal: $(READY)
-	$(call SAY,under 5 minutes on two cores)
+	$(call SAY,under 5 minutes on two idle cores; 7 beside other work)
 	$(RUN) -m pal_jax.train --config=configs/pal.py $(ARGS)
 
 bench: $(READY)

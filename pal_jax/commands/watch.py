@@ -25,7 +25,7 @@ from pal_jax.run.files import arguments_at_home
 from pal_jax.run.interrupts import until_closed
 from pal_jax.run.overview import front_page
 from pal_jax.run.report import make_report
-from pal_jax.run.workdir import read_run, stage_folders
+from pal_jax.run.workdir import CONFIG, read_run, stage_folders
 
 LOCAL = '127.0.0.1'
 
@@ -74,7 +74,8 @@ def main() -> None:
             read_run(arguments.run)
         listener, _ = listen(LOCAL, arguments.port)
     except (ValueError, OSError) as error:
-        parser.error(stores.shown(error))
+        begun = isinstance(error, OSError) or (arguments.run / CONFIG).is_file()
+        parser.error(stores.shown(error) + ('' if begun else '; a run that has just been started has none for a while'))
     with contextlib.closing(listener):
         print(f'http://{LOCAL}:{listener.getsockname()[1]} (Ctrl-C ends it)', flush=True)
         config = uvicorn.Config(make_app(arguments.run, arguments.every), log_level='warning')

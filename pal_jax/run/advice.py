@@ -28,6 +28,7 @@ UNFINISHED = 'go on to the end, for this run has stopped or is under way: its co
 TESTS = 'more {units} to test on'
 ABOVE = 'above its limit', 'above its limits'
 LIMIT = 'more total_steps, a higher constraint.limit, or a handler that moves faster (docs/howto/constraints.md)'
+OWN = 'The reward is what your own function pays: read whether the answers are what you meant.'
 KL = 3.0  # nats of a token that are much
 
 
@@ -69,8 +70,8 @@ def advice(
     name: str = '',
     more: str = '',
 ) -> str:
-    """A sentence on what to try, by a run's own figures; '' where it has learnt and few answers are cut, or where it
-    has no verdict.
+    """A sentence on what to try, by a run's own figures; '' where it has learnt from no reward of one's own and few
+    answers are cut, or where it has no verdict.
 
     `name` is that of the config, with its variant, and `more` is what tells more by the method's words, if they say so.
     """
@@ -82,7 +83,9 @@ def advice(
     if verdict is None or verdict.answer.startswith(UNLIKE):
         return ''
     if verdict.answer.startswith('Yes'):
-        return _on_cut(rows, config, above=CUT)
+        reward = config.get('reward')
+        own = OWN if isinstance(reward, Mapping) and reward.get('function') else ''
+        return ' '.join(filter(None, (own, _on_cut(rows, config, above=CUT))))
     if verdict.answer.startswith(TOO_LITTLE):
         return f'The tests are too few: give {TESTS.format(units=units)}.'
     steps = main_part(rows)

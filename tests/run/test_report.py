@@ -184,6 +184,8 @@ def test_a_run_that_has_not_learnt_gets_the_advice_of_its_own_figures(figures, k
     assert 'sampling.max_tokens' in advice(cut, RunVerdict('Yes', '', ''), {}) and advice(cut, None, {}) == ''
     few_cut = [row | {'truncated': 0.1} for row in rows]
     assert advice(few_cut, RunVerdict('Yes', '', ''), {}) == ''
+    paid = advice(cut, RunVerdict('Yes', '', ''), {'reward': {'function': 'my.py:score'}})
+    assert 'your own function' in paid and 'sampling.max_tokens' in paid
 
 
 @pytest.mark.parametrize(

@@ -391,7 +391,8 @@ def _answer_errors(app: FastAPI) -> None:
         steps = [str(part) for part in first['loc'][1:]]
         # Pydantic also names the types that it tried.
         where = '.'.join(step for step in steps if '[' not in step) or None
-        plain = PLAINLY.get(first['type'], '').format_map(first.get('ctx', {}))
+        kind = 'extra_forbidden' if first.get('ctx', {}).get('max_length') == 0 else first['type']
+        plain = PLAINLY.get(kind, '').format_map(first.get('ctx', {}))
         why = plain or str(first['msg']).removeprefix('Value error, ')
         return Refusal(400, f'{where or "body"}: {why}', param=where).response()
 
