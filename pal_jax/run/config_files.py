@@ -37,9 +37,10 @@ def settings_of(name: str, changes: Sequence[str]) -> Run:
         return faults(lambda: homed(overridden(config, texts)))
     except Fault as fault:
         known = [key.name for section in keys.sections(config) for key in section.keys]
-        for key, text in texts.items():
-            if key not in known and (meant := habits.hint(key, known)):
-                raise Fault(f'unknown key {key}{meant}') from None
+        meant = {key: habits.hint(key, known) for key in texts if key not in known}
+        if any(meant.values()):
+            raise Fault('; '.join(f'unknown key {key}{hint}' for key, hint in meant.items())) from None
+        for text in texts.values():
             if (same := habits.VALUES.get(text)) and same in str(fault):
                 raise Fault(f'{fault}; {text} is {same} here') from None
         raise

@@ -160,7 +160,10 @@ UNITS_OF_KEYS = {
     **{(option, 'dialogue.rollout_batch_size'): 'the people of a step' for option in BATCHES},
     ('beta', 'ppo.kl_coef'): "with ppo.kl_in=loss and ppo.kl_estimator=k3 for TRL's loss",
 }
-VALUES = {'grpo': 'group_norm', 'ppo': 'gae', 'reinforce++': 'reinforce', 'bf16': 'bfloat16', 'adam': 'adamw'}
+VALUES = {
+    'grpo': 'group_norm', 'ppo': 'gae', 'reinforce++': 'reinforce', 'bf16': 'bfloat16', 'adam': 'adamw',
+    'dapo': 'token_mean', 'bnpo': 'micro_token_mean', 'dr_grpo': 'constant',
+}  # fmt: skip
 
 
 def hint(name: str, known: Iterable[str] = ()) -> str:

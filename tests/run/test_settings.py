@@ -168,6 +168,7 @@ def test_a_tilde_in_a_config_file_is_the_home_folder(monkeypatch):
         ('sft', 'output_dir=runs/a', '--workdir'),
         ('rl', 'logging_steps=1', 'metrics.jsonl'),
         ('rl', 'ppo.estimator=grpo', 'grpo is group_norm'),
+        ('rl', 'ppo.loss_agg=dapo', 'dapo is token_mean'),
         ('grpo', 'seed=1', '--config=rl'),
         ('rl', 'ppo.clp=1', 'did you mean ppo.clip'),
     ],
@@ -175,6 +176,11 @@ def test_a_tilde_in_a_config_file_is_the_home_folder(monkeypatch):
 def test_habits_of_other_libraries_are_answered_with_our_key(config, change, message):
     with pytest.raises(Fault, match=re.escape(message)):
         settings_of(shipped.config_path(config), (change,))
+
+
+def test_all_unknown_keys_are_told_at_once():
+    with pytest.raises(Fault, match=r'unknown key lr; .*optimizer.lr; unknown key foo; .*beta; .*ppo.kl_coef'):
+        settings_of(shipped.config_path('rl'), ('lr=1', 'foo=2', 'beta=3'))
 
 
 def test_every_name_of_a_habit_is_a_key_of_some_method():
