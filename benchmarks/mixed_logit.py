@@ -30,7 +30,7 @@ OFFERS = np.random.default_rng(0).normal(size=(3, len(MEAN)))
 
 
 class Contained(NamedTuple):
-    """Whether a survey's intervals contain the means `[H]`, the deviations `[H]` and the shares of offers `[J]`."""
+    """The truths that a survey's intervals contain: means `[H]`, deviations `[H]` and shares of offers `[J]`."""
 
     means: np.ndarray
     deviations: np.ndarray

@@ -112,5 +112,5 @@ def _on_cut(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], *, abo
     # The report of a run that is not finished has no config.
     most = config.get('sampling', {}).get('max_tokens')
     value = f'={most}' if most else ''
-    line = f'{share:.0%} of the answers are cut at sampling.max_tokens{value}: give more of them.'
+    line = f'{share:.0%} of the answers of the last steps are cut at sampling.max_tokens{value}: give more of them.'
     return line if share > above else ''

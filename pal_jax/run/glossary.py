@@ -226,7 +226,7 @@ CORE = Words(
             'step_scale': 'what the line search left of steps within the trust region (0: the policy stays)',
             'first_ratio_deviation': (
                 "largest relative change of a token's probability before the first update; near 0 if training and "
-                'sampling agree'
+                'sampling agree, and with products in bfloat16 some tenths, the largest of thousands of tokens'
             ),
             'sampler_drift': 'how far sampled and trained log-probabilities differ, mean',
             'sampler_drift_max': 'how far sampled and trained log-probabilities differ, at most',
