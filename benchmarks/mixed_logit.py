@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of the mixed logit contain the truth, in surveys of made-up people.
+"""The share of surveys of made-up people in which 95 % intervals of the mixed logit contain the truth.
 
   python -m benchmarks.mixed_logit             200 surveys: about 20 minutes
   python -m benchmarks.mixed_logit --quick     20 surveys
@@ -49,7 +49,7 @@ def survey(rng: np.random.Generator) -> logit.ChoiceSets:
 
 
 def contained(rng: np.random.Generator, true_shares: np.ndarray) -> Contained | None:
-    """What the intervals of a survey contain; None where its estimates have no standard errors."""
+    """The truths that the intervals of a survey contain; None where its estimates have no standard errors."""
     choices = survey(rng)
     try:
         model = mixed_logit.improved(mixed_logit.fit_xlogit(choices, seed=0), choices)

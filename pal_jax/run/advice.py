@@ -28,7 +28,7 @@ UNFINISHED = 'go on to the end, for this run has stopped or is under way: its co
 TESTS = 'more {units} to test on'
 ABOVE = 'above its limit', 'above its limits'
 LIMIT = 'more total_steps, a higher constraint.limit, or a handler that moves faster (docs/howto/constraints.md)'
-OWN = 'The reward is what your own function pays: read whether the answers are what you meant.'
+READ = 'The reward is what your own function pays: read whether the answers are what you meant.'
 KL = 3.0  # nats of a token that are much
 
 
@@ -84,8 +84,8 @@ def advice(
         return ''
     if verdict.answer.startswith('Yes'):
         reward = config.get('reward')
-        own = OWN if isinstance(reward, Mapping) and reward.get('function') else ''
-        return ' '.join(filter(None, (own, _on_cut(rows, config, above=CUT))))
+        to_read = READ if isinstance(reward, Mapping) and reward.get('function') else ''
+        return ' '.join(filter(None, (to_read, _on_cut(rows, config, above=CUT))))
     if verdict.answer.startswith(TOO_LITTLE):
         return f'The tests are too few: give {TESTS.format(units=units)}.'
     steps = main_part(rows)

@@ -103,7 +103,7 @@ def items_of(
 
 
 def _is_constant(cells: Mapping[str, Any], attributes: Sequence[str], constant: Sequence[float]) -> bool:
-    """Whether an option's cells by column are those of the `constant` one, "none of these": at most one has a value,
+    """True where an option's cells by column are those of the `constant` one, "none of these": at most one has a value,
     which it has, too, and the others are empty."""
     given = {name: cell for name, cell in cells.items() if not records.is_missing(cell)}
     # Any other option that all choices have, as what people do today, has values that are worth writing.

@@ -73,8 +73,8 @@ def columns_of(data: Comparisons, units: Units, tied: Sequence[Tied] = ()) -> di
     offered = offers.varied(data)
     columns = {}
     for name, index in places.items():
-        own = [x.value for x in tied if [x.partner] == index]
-        values = np.unique(offered[~np.isin(offered[:, index[0]], own)][:, index], axis=0)
+        with_tied = [x.value for x in tied if [x.partner] == index]
+        values = np.unique(offered[~np.isin(offered[:, index[0]], with_tied)][:, index], axis=0)
         columns[name] = Column(index, values[[0, -1]] if len(index) == 1 and len(values) > 2 else values)
     return columns
 
